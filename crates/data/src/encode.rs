@@ -1,0 +1,315 @@
+//! Records to token ids and the mask of the tokens that are learned.
+//!
+//! What is learned follows from the record: all of a text, what the assistant says in a conversation (its end-of-turn token
+//! included), the answers of a preference. Which tokens are the assistant's is derived from the chat template, never declared.
+//! A token is learned if it shares a character with what the assistant says; added special tokens share none.
+//!
+//! Sources: the conventions of Hugging Face's TRL (completion masks, common-prefix rule, truncation that keeps the start).
+
+mod assistant;
+mod show;
+
+use serde_json::Value;
+
+use crate::record::{Message, Record};
+use crate::template::{ChatTemplate, Conversation};
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// Token ids with the mask of what is learned.
+///
+/// ```
+/// use espalier_data::encode::Example;
+/// let example = Example::new(vec![5, 6, 7], vec![false, true, true]);
+/// assert_eq!(example.target_count(), 2);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Example {
+    /// Token ids, `[time]`.
+    pub ids: Vec<u32>,
+    /// `targets[t]`: the loss asks for token `t` (predicted from the tokens before it), `[time]`.
+    pub targets: Vec<bool>,
+}
+
+impl Example {
+    /// Joins ids and their mask, which must have the same length.
+    pub fn new(ids: Vec<u32>, targets: Vec<bool>) -> Self {
+        debug_assert_eq!(ids.len(), targets.len());
+        Self { ids, targets }
+    }
+
+    /// Number of tokens that the loss asks for. The first token has nothing before it and never counts.
+    pub fn target_count(&self) -> usize {
+        self.targets.iter().skip(1).filter(|target| **target).count()
+    }
+}
+
+/// A better and a worse continuation of the same prompt; `targets` marks the continuation.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pair {
+    /// Prompt and better answer.
+    pub chosen: Example,
+    /// Prompt and worse answer.
+    pub rejected: Example,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encoded {
+    /// A text or a conversation.
+    Example(Example),
+    /// A preference.
+    Pair(Pair),
+    /// Nothing is left to learn, so the record is left out; callers count these.
+    Dropped {
+        /// Why, without details of the record, so that equal reasons can be counted together.
+        reason: String,
+    },
+}
+
+/// Turns records into token ids and masks.
+///
+/// ```
+/// use espalier_data::encode::{Encoded, Encoder};
+/// use espalier_data::record::{Message, Record};
+/// use espalier_data::template::{CHATML, ChatTemplate};
+/// use espalier_data::tokenizer::{BpeOptions, Tokenizer};
+/// let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &BpeOptions { vocabulary: 259, ..Default::default() })?;
+/// let encoder = Encoder::new(tokenizer.with_template(ChatTemplate::new(CHATML)?), 1024);
+/// let messages = vec![Message::user("2+2?"), Message::assistant("4")];
+/// let Encoded::Example(example) = encoder.encode(&Record::Chat { messages, tools: None })? else { unreachable!() };
+/// assert_eq!(example.target_count(), 2); // "4" and "<|im_end|>"
+/// # Ok::<(), espalier_data::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Encoder {
+    /// The tokenizer, with the chat template that conversations need.
+    pub tokenizer: Tokenizer,
+    /// Longer examples keep their first `max_length` tokens.
+    pub max_length: usize,
+    /// Put the beginning-of-sequence token before plain texts, even if the tokenizer itself does not.
+    pub add_bos: bool,
+}
+
+impl Encoder {
+    /// An encoder that adds to plain texts what the tokenizer adds, and the end-of-sequence token.
+    pub fn new(tokenizer: Tokenizer, max_length: usize) -> Self {
+        Self { tokenizer, max_length, add_bos: false }
+    }
+
+    /// Encodes one record.
+    ///
+    /// # Errors
+    /// [`Error::Template`] when a conversation meets no chat template, one that refuses it, or one from which the assistant's
+    /// part cannot be told; [`Error::Tokenizer`] when the text cannot be encoded.
+    pub fn encode(&self, record: &Record) -> Result<Encoded> {
+        match record {
+            Record::Text { text } => Ok(keep(self.text(text)?)),
+            Record::Chat { messages, tools } => Ok(keep(self.chat(messages, tools.as_ref())?)),
+            Record::Preference { prompt, chosen, rejected, tools } => {
+                self.preference(prompt, chosen, rejected, tools.as_ref())
+            }
+        }
+    }
+
+    /// A text with its end; every token is learned. Without an end-of-sequence token on the tokenizer, no end is added.
+    fn text(&self, text: &str) -> Result<Example> {
+        let mut ids = self.tokenizer.encode_ids(text, true)?;
+        let special = self.tokenizer.special();
+        let id = |token: &Option<String>| self.tokenizer.id(token.as_deref()?);
+        if let Some(bos) = id(&special.bos).filter(|bos| self.add_bos && ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        if let Some(eos) = id(&special.eos).filter(|eos| ids.last() != Some(eos)) {
+            ids.push(eos);
+        }
+        let targets = vec![true; ids.len()];
+        Ok(self.truncated(ids, targets))
+    }
+
+    /// A conversation; what the assistant says is learned.
+    fn chat(&self, messages: &[Message], tools: Option<&Value>) -> Result<Example> {
+        let special = self.tokenizer.special();
+        let conversation = Conversation { tools, ..Conversation::new(messages, special) };
+        let rendered = assistant::render_marked(self.template()?, &conversation, &self.tokenizer.special_texts())?;
+        let encoding = self.tokenizer.encode(&rendered.text, false)?;
+        let targets = overlapping(&encoding.offsets, &rendered.generation);
+        Ok(self.truncated(encoding.ids, targets))
+    }
+
+    /// A pair; the ids after the longest common prefix of the prompt with both whole conversations are the answers.
+    fn preference(
+        &self,
+        prompt: &[Message],
+        chosen: &Message,
+        rejected: &Message,
+        tools: Option<&Value>,
+    ) -> Result<Encoded> {
+        let start = self.ids(prompt, tools, true)?;
+        let whole = |answer: &Message| self.ids(&[prompt, std::slice::from_ref(answer)].concat(), tools, false);
+        let (chosen, rejected) = (whole(chosen)?, whole(rejected)?);
+        let prompt_length = common_prefix(&start, &chosen).min(common_prefix(&start, &rejected));
+        let example = |ids: Vec<u32>| {
+            let targets = (0..ids.len()).map(|place| place >= prompt_length).collect();
+            self.truncated(ids, targets)
+        };
+        let pair = Pair { chosen: example(chosen), rejected: example(rejected) };
+        if pair.chosen.target_count() == 0 || pair.rejected.target_count() == 0 {
+            return Ok(dropped("no token of an answer is left within max_length"));
+        }
+        Ok(Encoded::Pair(pair))
+    }
+
+    fn ids(&self, messages: &[Message], tools: Option<&Value>, add_generation_prompt: bool) -> Result<Vec<u32>> {
+        let special = self.tokenizer.special();
+        let conversation = Conversation { tools, add_generation_prompt, ..Conversation::new(messages, special) };
+        self.tokenizer.encode_ids(&self.template()?.render(&conversation)?.text, false)
+    }
+
+    fn template(&self) -> Result<&ChatTemplate> {
+        self.tokenizer.template().ok_or_else(|| {
+            Error::Template(
+                "the tokenizer has none, and conversations need one; choose one, such as template = \"chatml\"".into(),
+            )
+        })
+    }
+
+    fn truncated(&self, mut ids: Vec<u32>, mut targets: Vec<bool>) -> Example {
+        ids.truncate(self.max_length);
+        targets.truncate(self.max_length);
+        Example::new(ids, targets)
+    }
+}
+
+fn keep(example: Example) -> Encoded {
+    match example.target_count() {
+        0 => dropped("no token to learn is left within max_length"),
+        _ => Encoded::Example(example),
+    }
+}
+
+fn dropped(reason: &str) -> Encoded {
+    Encoded::Dropped { reason: reason.into() }
+}
+
+/// Whether each token's characters meet one of the spans, both half-open.
+fn overlapping(offsets: &[(usize, usize)], spans: &[(usize, usize)]) -> Vec<bool> {
+    let meets = |start: usize, end: usize| spans.iter().any(|span| start.max(span.0) < end.min(span.1));
+    offsets.iter().map(|(start, end)| meets(*start, *end)).collect()
+}
+
+fn common_prefix(left: &[u32], right: &[u32]) -> usize {
+    left.iter().zip(right).take_while(|(left, right)| left == right).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::template::CHATML;
+    use crate::tokenizer::BpeOptions;
+
+    pub(super) fn tokenizer() -> Tokenizer {
+        let texts = vec!["what is the sum of two and three? the sum is five.".to_string(); 4];
+        Tokenizer::train_byte_level_bpe(texts.into_iter(), &BpeOptions { vocabulary: 300, ..Default::default() })
+            .unwrap()
+    }
+
+    pub(super) fn encoder() -> Encoder {
+        Encoder::new(tokenizer().with_template(ChatTemplate::new(CHATML).unwrap()), 1000)
+    }
+
+    fn example(encoder: &Encoder, record: Record) -> Example {
+        match encoder.encode(&record).unwrap() {
+            Encoded::Example(example) => example,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Text of the tokens that are learned.
+    fn learned(encoder: &Encoder, example: &Example) -> String {
+        let ids = example.ids.iter().zip(&example.targets).filter(|(_, target)| **target).map(|(id, _)| *id);
+        encoder.tokenizer.decode(&ids.collect::<Vec<_>>(), false).unwrap()
+    }
+
+    #[test]
+    fn a_text_is_learned_whole_with_its_end() {
+        let mut encoder = encoder();
+        let whole = example(&encoder, Record::Text { text: "the sum".into() });
+        assert_eq!(learned(&encoder, &whole), "the sum<|im_end|>");
+        assert!(whole.targets.iter().all(|target| *target));
+        let ended = example(&encoder, Record::Text { text: "the sum<|im_end|>".into() });
+        assert_eq!(ended, whole);
+        let special =
+            crate::tokenizer::SpecialTokens { bos: Some("<|im_start|>".into()), ..encoder.tokenizer.special().clone() };
+        encoder.tokenizer = encoder.tokenizer.with_special(special);
+        encoder.add_bos = true;
+        assert_eq!(example(&encoder, Record::Text { text: "the sum".into() }).ids[0], 1);
+    }
+
+    fn chat() -> Record {
+        let messages = vec![
+            Message::system("Be brief."),
+            Message::user("two and three?"),
+            Message::assistant("fünf 👍"),
+            Message::user("the sum?"),
+            Message::assistant("the sum is five."),
+        ];
+        Record::Chat { messages, tools: None }
+    }
+
+    #[test]
+    fn only_the_assistant_is_learned() {
+        let encoder = encoder();
+        let example = example(&encoder, chat());
+        assert_eq!(learned(&encoder, &example), "fünf 👍<|im_end|>the sum is five.<|im_end|>");
+    }
+
+    #[test]
+    fn unmarked_templates_give_the_same_mask() {
+        let marked = encoder();
+        let source = CHATML.replace("{%- generation %}", "").replace("{%- endgeneration %}", "");
+        let template = ChatTemplate::new(&source).unwrap();
+        assert!(!template.marks_generation());
+        let unmarked = Encoder::new(tokenizer().with_template(template), 1000);
+        assert_eq!(example(&marked, chat()), example(&unmarked, chat()));
+    }
+
+    #[test]
+    fn long_examples_keep_their_start() {
+        let mut encoder = encoder();
+        let whole = example(&encoder, chat());
+        let first = whole.targets.iter().position(|target| *target).unwrap();
+        encoder.max_length = first + 1;
+        assert_eq!(example(&encoder, chat()).ids, whole.ids[..=first]);
+        encoder.max_length = first;
+        assert!(matches!(encoder.encode(&chat()).unwrap(), Encoded::Dropped { .. }));
+    }
+
+    #[test]
+    fn a_conversation_without_answers_is_dropped() {
+        let record = Record::Chat { messages: vec![Message::user("Hi")], tools: None };
+        assert!(matches!(encoder().encode(&record).unwrap(), Encoded::Dropped { .. }));
+    }
+
+    #[test]
+    fn answers_begin_after_the_common_prefix() {
+        let (encoder, prompt) = (encoder(), vec![Message::user("two and three?")]);
+        let (chosen, rejected) = (Message::assistant("five"), Message::assistant("I do not know"));
+        let record = Record::Preference { prompt, chosen, rejected, tools: None };
+        let Encoded::Pair(pair) = encoder.encode(&record).unwrap() else { panic!() };
+        assert_eq!(learned(&encoder, &pair.chosen), "five<|im_end|>\n");
+        assert_eq!(learned(&encoder, &pair.rejected), "I do not know<|im_end|>\n");
+    }
+
+    #[test]
+    fn a_prompt_that_merges_into_the_answer_shortens_the_prefix() {
+        assert_eq!(common_prefix(&[1, 2, 3], &[1, 2, 9, 4]), 2);
+        assert_eq!(overlapping(&[(0, 0), (0, 3), (3, 5), (5, 9)], &[(4, 6)]), [false, false, true, true]);
+    }
+
+    #[test]
+    fn a_missing_template_says_how_to_choose_one() {
+        let error = Encoder::new(tokenizer(), 10).encode(&chat()).unwrap_err();
+        assert!(error.to_string().contains("template = \"chatml\""));
+    }
+}

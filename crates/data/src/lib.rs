@@ -1,0 +1,14 @@
+//! Text in, token ids out: records, readers, tokenizers, chat templates, packing and the generated worlds.
+//!
+//! The crate knows nothing of tensors, so it can be used alone.
+
+pub mod encode;
+pub mod error;
+pub mod packing;
+pub mod readers;
+pub mod record;
+pub mod template;
+pub mod tokenizer;
+pub mod worlds;
+
+pub use error::{Error, Result};

@@ -1,0 +1,104 @@
+//! The keys and values of one record, with errors that say what is missing and what was found.
+
+use serde_json::{Map, Value};
+
+use super::forms::Form;
+use super::nearest::nearest;
+
+/// Keys named in an error; a record can have any number.
+const MOST_KEYS_NAMED: usize = 12;
+
+/// One record of a known form.
+pub(super) struct Fields {
+    form: Form,
+    map: Map<String, Value>,
+}
+
+impl Fields {
+    pub fn new(form: Form, map: Map<String, Value>) -> Self {
+        Self { form, map }
+    }
+
+    /// The value of a key; `null` counts as absent.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    pub fn required(&self, name: &str) -> Result<&Value, String> {
+        self.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The text of a key that may be absent.
+    pub fn text(&self, name: &str) -> Result<Option<&str>, String> {
+        self.get(name).map(|value| text(name, value)).transpose()
+    }
+
+    pub fn required_text(&self, name: &str) -> Result<&str, String> {
+        text(name, self.required(name)?)
+    }
+
+    fn missing(&self, name: &str) -> String {
+        format!("{} record without `{name}` ({})", self.form, found(&self.map, name, self.form.keys()))
+    }
+}
+
+/// `keys found: ...`, and the key that was probably meant by one of them.
+pub(super) fn found(map: &Map<String, Value>, missing: &str, known: &[&str]) -> String {
+    let keys: Vec<&str> = map.keys().map(String::as_str).collect();
+    let strange = || keys.iter().filter(|key| !known.contains(key));
+    let meant =
+        strange().find_map(|key| nearest(key, &[missing])).or_else(|| strange().find_map(|key| nearest(key, known)));
+    let hint = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
+    let more = if keys.len() > MOST_KEYS_NAMED { ", ..." } else { "" };
+    let named: Vec<String> = keys.iter().take(MOST_KEYS_NAMED).map(|key| key.chars().take(40).collect()).collect();
+    let named = if named.is_empty() { "none".to_string() } else { named.join(", ") };
+    format!("keys found: {named}{more}{hint}")
+}
+
+/// The text of a value that must be text.
+pub(super) fn text<'a>(name: &str, value: &'a Value) -> Result<&'a str, String> {
+    value.as_str().ok_or_else(|| format!("`{name}` must be text, found {}", kind(value)))
+}
+
+/// The list of a value that must be one.
+pub(super) fn list<'a>(name: &str, value: &'a Value) -> Result<&'a Vec<Value>, String> {
+    value.as_array().ok_or_else(|| format!("`{name}` must be a list, found {}", kind(value)))
+}
+
+/// What a value is, in words.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn missing_keys_name_what_was_found_and_meant() {
+        let Value::Object(map) = json!({"instruction": "a", "inputs": "b"}) else { panic!() };
+        let fields = Fields::new(Form::Alpaca, map);
+        assert_eq!(
+            fields.required("output").unwrap_err(),
+            "alpaca record without `output` (keys found: instruction, inputs; did you mean `input`?)"
+        );
+    }
+
+    #[test]
+    fn wrong_kinds_are_named() {
+        assert_eq!(text("output", &json!(3)).unwrap_err(), "`output` must be text, found a number");
+        assert_eq!(list("messages", &json!({})).unwrap_err(), "`messages` must be a list, found an object");
+    }
+}

@@ -1,0 +1,177 @@
+//! The forms of records: their names, keys, detection, and the two that need no file of their own.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::fields::{Fields, found};
+use super::nearest::suggestion;
+use super::turns::{Last, check};
+use super::{alpaca, openai, sharegpt};
+use crate::record::{Message, Record};
+use crate::{Error, Result};
+
+/// The shape of the records of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    /// `instruction`, `input`, `output`.
+    Alpaca,
+    /// `conversations` of `{from, value}`.
+    ShareGpt,
+    /// `messages` of `{role, content}`, OpenAI's form.
+    Messages,
+    /// `prompt`, `chosen`, `rejected`.
+    Preference,
+    /// `prompt` and `completion`, or `question` and `answer`.
+    Completion,
+    /// `text`.
+    Text,
+}
+
+const FORMS: [(Form, &str, &[&str]); 6] = [
+    (Form::Alpaca, "alpaca", &["instruction", "input", "output", "system", "history", "chosen", "rejected"]),
+    (Form::ShareGpt, "sharegpt", &["conversations", "system", "tools", "chosen", "rejected"]),
+    (Form::Messages, "messages", &["messages", "tools"]),
+    (Form::Preference, "preference", &["prompt", "chosen", "rejected", "tools"]),
+    (Form::Completion, "completion", &["prompt", "completion", "question", "answer"]),
+    (Form::Text, "text", &["text"]),
+];
+
+impl Form {
+    /// The keys that records of this form can have.
+    pub(super) fn keys(self) -> &'static [&'static str] {
+        FORMS.iter().find(|(form, ..)| *form == self).map_or(&[], |(_, _, keys)| *keys)
+    }
+
+    /// The form that the keys of a record show.
+    pub(super) fn detect(map: &Map<String, Value>) -> Result<Self, String> {
+        let has = |name| map.contains_key(name);
+        let rules = [
+            (has("conversations"), Self::ShareGpt),
+            (has("messages"), Self::Messages),
+            (has("instruction"), Self::Alpaca),
+            (has("chosen") && has("rejected"), Self::Preference),
+            (has("prompt") && has("completion"), Self::Completion),
+            (has("question") && has("answer"), Self::Completion),
+            (has("text"), Self::Text),
+        ];
+        rules.iter().find(|(holds, _)| *holds).map(|(_, form)| *form).ok_or_else(|| {
+            let known: Vec<&str> = FORMS.iter().flat_map(|(_, _, keys)| keys.iter().copied()).collect();
+            let expected = "`messages`, `conversations`, `instruction`, `prompt` and `completion`, `chosen` and `rejected`, or `text`";
+            format!("the keys show no known form ({}); expected {expected}", found(map, "", &known))
+        })
+    }
+
+    pub(super) fn read(self, fields: &Fields) -> Result<Record, String> {
+        refuse_unpaired(self, fields)?;
+        match self {
+            Self::Alpaca => alpaca::read(fields),
+            Self::ShareGpt => sharegpt::read(fields),
+            Self::Messages => openai::read_messages(fields),
+            Self::Preference => openai::read_preference(fields),
+            Self::Completion => read_completion(fields),
+            Self::Text => Ok(Record::Text { text: fields.required_text("text")?.to_string() }),
+        }
+    }
+}
+
+/// Unpaired preferences look like conversations, but learning their bad answers would be wrong.
+fn refuse_unpaired(form: Form, fields: &Fields) -> Result<(), String> {
+    let label = ["kto_tag", "label"].into_iter().find(|name| fields.get(name).is_some_and(Value::is_boolean));
+    match label {
+        Some(label) if form != Form::Text => Err(format!(
+            "unpaired preferences (`{label}` is true or false) are not supported: use pairs of `chosen` and `rejected`"
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn read_completion(fields: &Fields) -> Result<Record, String> {
+    let asked = if fields.has("question") && !fields.has("prompt") { "question" } else { "prompt" };
+    let answered = if asked == "question" { "answer" } else { "completion" };
+    let mut messages = openai::turns(asked, fields.required(asked)?, Message::user)?;
+    messages.extend(openai::turns(answered, fields.required(answered)?, Message::assistant)?);
+    check(&messages, Last::Assistant)?;
+    Ok(Record::Chat { messages, tools: None })
+}
+
+/// Whether a column name is one of ours.
+pub(super) fn check_column(name: &str) -> Result<()> {
+    let mut known: Vec<&str> = FORMS.iter().flat_map(|(_, _, keys)| keys.iter().copied()).collect();
+    if known.contains(&name) {
+        return Ok(());
+    }
+    known.sort_unstable();
+    known.dedup();
+    let hint = suggestion(name, &known);
+    Err(Error::Invalid(format!("no column `{name}`{hint}; there are: {}", known.join(", "))))
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(FORMS.iter().find(|(form, ..)| form == self).map_or("", |(_, name, _)| *name))
+    }
+}
+
+impl FromStr for Form {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let name = if text == "openai" { "messages" } else { text };
+        let names = FORMS.map(|(_, name, _)| name);
+        FORMS.iter().find(|(_, known, _)| *known == name).map(|(form, ..)| *form).ok_or_else(|| {
+            let hint = suggestion(name, &names);
+            Error::Invalid(format!("no data form `{text}`{hint}; there are: {}", names.join(", ")))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(value: Value) -> Result<Record, String> {
+        let Value::Object(map) = value else { panic!("no object") };
+        let form = Form::detect(&map)?;
+        form.read(&Fields::new(form, map))
+    }
+
+    #[test]
+    fn names_are_parsed_and_suggested() {
+        for (form, name, _) in FORMS {
+            assert_eq!(name.parse::<Form>().unwrap(), form);
+            assert_eq!(form.to_string(), name);
+        }
+        assert_eq!("openai".parse::<Form>().unwrap(), Form::Messages);
+        assert!("sharegtp".parse::<Form>().unwrap_err().to_string().contains("did you mean `sharegpt`?"));
+    }
+
+    #[test]
+    fn unknown_keys_are_named() {
+        let message = read(json!({"massages": []})).unwrap_err();
+        assert!(message.contains("keys found: massages; did you mean `messages`?"), "{message}");
+    }
+
+    #[test]
+    fn unpaired_preferences_are_refused() {
+        let message = read(json!({"messages": [], "label": true})).unwrap_err();
+        assert!(message.starts_with("unpaired preferences (`label` is true or false)"), "{message}");
+        assert!(read(json!({"text": "a", "label": true})).is_ok());
+    }
+
+    #[test]
+    fn completions_of_text_and_of_messages() {
+        let expected = Record::Chat { messages: vec![Message::user("a"), Message::assistant("b")], tools: None };
+        assert_eq!(read(json!({"question": "a", "answer": "b"})).unwrap(), expected);
+        let messages = json!({
+            "prompt": [{"role": "user", "content": "a"}],
+            "completion": [{"role": "assistant", "content": "b"}],
+        });
+        assert_eq!(read(messages).unwrap(), expected);
+        assert!(read(json!({"prompt": "a", "completion": 1})).is_err());
+    }
+}

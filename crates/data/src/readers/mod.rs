@@ -1,0 +1,370 @@
+//! Reading data sets in the forms that people have them, one record at a time.
+//!
+//! A file is never held in memory: jsonl is read by lines, a JSON array element by element, plain text by paragraphs. The
+//! form is detected from the keys of the first record or given by name; columns can be renamed. A malformed record is an
+//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files, unpaired preferences (KTO).
+//!
+//! | form | keys |
+//! |---|---|
+//! | `alpaca` | `instruction`, `input`, `output`, `system`, `history`; ranking: `chosen`, `rejected` |
+//! | `sharegpt` | `conversations` of `{from, value}`, `system`, `tools`; ranking: `chosen`, `rejected` |
+//! | `messages` | `messages` of `{role, content}`, `tools` |
+//! | `preference` | `prompt` (or the common start of the two), `chosen`, `rejected`, `tools` |
+//! | `completion` | `prompt` and `completion`, or `question` and `answer` |
+//! | `text` | `text`, or a `.txt` file |
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::record::Record;
+use crate::{Error, Result};
+use elements::{Element, Elements};
+use fields::{Fields, kind};
+pub use forms::Form;
+pub use write::{to_json, write_jsonl};
+
+mod alpaca;
+mod elements;
+mod fields;
+mod forms;
+pub mod nearest;
+mod openai;
+mod sharegpt;
+mod turns;
+mod write;
+
+/// A data file and how to read it.
+///
+/// ```
+/// use espalier_data::{readers::{read_all, Source}, record::Record};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("data.jsonl");
+/// std::fs::write(&path, "{\"question\": \"1 + 1?\", \"answer\": \"2\"}\n")?;
+/// let loaded = read_all(&Source::new(&path), false)?;
+/// assert!(matches!(&loaded.records[0], Record::Chat { messages, .. } if messages[1].content == "2"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Source {
+    /// The file: `.json`, `.jsonl`, `.ndjson`, `.txt`, `.text` or `.md`.
+    pub path: PathBuf,
+    /// The form of its records; detected when absent.
+    pub form: Option<Form>,
+    /// Names of columns: ours to the file's, such as `output` to `response`.
+    pub columns: BTreeMap<String, String>,
+}
+
+impl Source {
+    /// A file whose form is detected.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), form: None, columns: BTreeMap::new() }
+    }
+}
+
+/// The records of a file, in order.
+pub struct Reader {
+    path: PathBuf,
+    elements: Elements,
+    form: Option<Form>,
+    columns: BTreeMap<String, String>,
+    plain: bool,
+    failed: bool,
+}
+
+/// A whole data set in memory.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The records, in order; at least one.
+    pub records: Vec<Record>,
+    /// The malformed records that were left out.
+    pub skipped: Vec<Error>,
+}
+
+/// What is wrong with a record, and how many lines after its first.
+struct Problem {
+    offset: usize,
+    reason: String,
+}
+
+impl From<String> for Problem {
+    fn from(reason: String) -> Self {
+        Self { offset: 0, reason }
+    }
+}
+
+/// Opens a data file.
+///
+/// # Errors
+/// When it cannot be read, its kind is not known or a column name is not one of ours. Malformed records are errors of the
+/// iterator.
+pub fn open(source: &Source) -> Result<Reader> {
+    let plain = is_plain(&source.path)?;
+    if plain && source.form.is_some_and(|form| form != Form::Text) {
+        let reason = "a plain text file has only the form `text`; the other forms are read from .json and .jsonl";
+        return Err(Error::Invalid(format!("{}: {reason}", source.path.display())));
+    }
+    source.columns.keys().try_for_each(|name| forms::check_column(name))?;
+    let file = File::open(&source.path).map_err(|error| Error::file(&source.path, error))?;
+    let input = without_mark(file).map_err(|error| Error::file(&source.path, error))?;
+    let elements = elements::split(input, &source.path, plain)?;
+    Ok(Reader {
+        path: source.path.clone(),
+        elements,
+        form: source.form,
+        columns: source.columns.clone(),
+        plain,
+        failed: false,
+    })
+}
+
+/// Reads a whole file.
+///
+/// # Errors
+/// The first malformed record, unless `skip_malformed`; a file that cannot be read; a file without a usable record.
+pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
+    let mut loaded = Loaded { records: Vec::new(), skipped: Vec::new() };
+    for record in open(source)? {
+        match record {
+            Ok(record) => loaded.records.push(record),
+            Err(error @ Error::Record { .. }) if skip_malformed => loaded.skipped.push(error),
+            Err(error) => return Err(error),
+        }
+    }
+    if loaded.records.is_empty() {
+        let why = loaded.skipped.first().map(|first| format!("; the first malformed one: {first}")).unwrap_or_default();
+        return Err(Error::Invalid(format!("{}: no records{why}", source.path.display())));
+    }
+    Ok(loaded)
+}
+
+/// Whether a file is plain text (or JSON), by its ending.
+fn is_plain(path: &Path) -> Result<bool> {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+    match ending.as_str() {
+        "json" | "jsonl" | "ndjson" => Ok(false),
+        "txt" | "text" | "md" => Ok(true),
+        _ => {
+            let reason = format!("cannot read a data file that ends in `{ending}`: expected .jsonl, .json or .txt");
+            Err(Error::Invalid(format!("{}: {reason}", path.display())))
+        }
+    }
+}
+
+/// The file from after its UTF-8 byte order mark, if it has one.
+fn without_mark(file: File) -> std::io::Result<Box<dyn BufRead + Send>> {
+    let mut input = BufReader::new(file);
+    let mut head = Vec::new();
+    (&mut input).take(3).read_to_end(&mut head)?;
+    if head == b"\xef\xbb\xbf" {
+        head.clear();
+    }
+    Ok(Box::new(std::io::Cursor::new(head).chain(input)))
+}
+
+impl Reader {
+    /// The form, once it is given or a record has shown it.
+    pub fn form(&self) -> Option<Form> {
+        self.form
+    }
+
+    fn read(&mut self, element: &Element) -> Result<Record, Problem> {
+        let text = std::str::from_utf8(&element.bytes)
+            .map_err(|error| format!("invalid UTF-8 after {} bytes of the record", error.valid_up_to()))?;
+        if self.plain {
+            return Ok(Record::Text { text: text.trim_end().to_string() });
+        }
+        let map = self.rename(object(text)?);
+        let form = match self.form {
+            Some(form) => form,
+            None => *self.form.insert(Form::detect(&map)?),
+        };
+        Ok(form.read(&Fields::new(form, map))?)
+    }
+
+    /// Our names for the file's columns.
+    fn rename(&self, mut map: Map<String, Value>) -> Map<String, Value> {
+        let taken: Vec<(&String, Option<Value>)> =
+            self.columns.iter().map(|(ours, theirs)| (ours, map.shift_remove(theirs))).collect();
+        map.extend(taken.into_iter().filter_map(|(ours, value)| Some((ours.clone(), value?))));
+        map
+    }
+}
+
+fn object(text: &str) -> Result<Map<String, Value>, Problem> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => Err(format!("expected an object, found {}", kind(&other)).into()),
+        Err(error) => {
+            let (line, column) = (error.line(), error.column());
+            let message = error.to_string();
+            let message = message.split(" at line ").next().unwrap_or(&message);
+            let reason = format!("invalid JSON at column {column}: {message}");
+            Err(Problem { offset: line.saturating_sub(1), reason })
+        }
+    }
+}
+
+impl Iterator for Reader {
+    type Item = Result<Record>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let element = match self.elements.next()? {
+            Ok(element) => element,
+            Err(error) => {
+                // A file that cannot be read would give the same error for ever.
+                self.failed = matches!(error, Error::File { .. });
+                return Some(Err(error));
+            }
+        };
+        Some(self.read(&element).map_err(|Problem { offset, reason }| Error::Record {
+            path: self.path.clone(),
+            line: element.line + offset,
+            reason,
+        }))
+    }
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Reader").field("path", &self.path).field("form", &self.form).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Message;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn load(name: &str, bytes: &[u8]) -> (Vec<Record>, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let (records, errors): (Vec<_>, Vec<_>) = open(&Source::new(path)).unwrap().partition(Result::is_ok);
+        let errors = errors.into_iter().map(|error| error.unwrap_err().to_string());
+        (
+            records.into_iter().flatten().collect(),
+            errors.map(|error| error.replace(folder.path().to_str().unwrap(), "")).collect(),
+        )
+    }
+
+    fn chat(turns: &[(&str, &str)]) -> Record {
+        let messages = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
+        Record::Chat { messages, tools: None }
+    }
+
+    #[test]
+    fn lines_and_arrays_read_alike_and_go_on_after_errors() {
+        let good = r#"{"question": "a", "answer": "b"}"#;
+        let expected = chat(&[("user", "a"), ("assistant", "b")]);
+        let (records, errors) = load("x.jsonl", format!("{good}\n{{\"question\n\n{good}\n[1]\n").as_bytes());
+        assert_eq!(records, [expected.clone(), expected.clone()]);
+        assert!(errors[0].starts_with("/x.jsonl:2: invalid JSON at column "), "{errors:?}");
+        assert_eq!(errors[1], "/x.jsonl:5: expected an object, found a list");
+        let (records, errors) =
+            load("x.json", format!("\u{feff}[\n{good},\n{{\"question\":\n 3x}}, {good}]\n").as_bytes());
+        assert_eq!(records, [expected.clone(), expected]);
+        assert!(errors.len() == 1 && errors[0].starts_with("/x.json:4: invalid JSON at column 3"), "{errors:?}");
+    }
+
+    #[test]
+    fn text_files_split_at_blank_lines() {
+        let (records, errors) = load("x.txt", b"\xef\xbb\xbfa\r\nb\r\n\r\n \nc\n\n\xff\n\nd");
+        let texts: Vec<&str> =
+            records.iter().map(|record| if let Record::Text { text } = record { text.as_str() } else { "" }).collect();
+        assert_eq!(texts, ["a\nb", "c", "d"]);
+        assert_eq!(errors, ["/x.txt:7: invalid UTF-8 after 0 bytes of the record"]);
+    }
+
+    #[test]
+    fn columns_are_renamed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.jsonl");
+        std::fs::write(&path, r#"{"input": "ask", "reply": "say"}"#).unwrap();
+        let columns = [("prompt", "input"), ("completion", "reply")];
+        let columns = columns.into_iter().map(|(ours, theirs)| (ours.to_string(), theirs.to_string()));
+        let mut source = Source { columns: columns.collect(), ..Source::new(path) };
+        assert_eq!(read_all(&source, false).unwrap().records, [chat(&[("user", "ask"), ("assistant", "say")])]);
+        source.columns.insert("promt".into(), "input".into());
+        let message = read_all(&source, false).unwrap_err().to_string();
+        assert!(message.contains("did you mean `prompt`?"), "{message}");
+    }
+
+    #[test]
+    fn empty_sets_and_unknown_files_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content, reason) in [
+            ("a.jsonl", "\n", "no records"),
+            ("b.json", " [ ] ", "no records"),
+            ("c.txt", " \n", "no records"),
+            ("d.jsonl", "{}", "the first malformed one"),
+            ("e.parquet", "PAR1", "ends in `parquet`: expected .jsonl"),
+        ] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            let message = read_all(&Source::new(path), true).unwrap_err().to_string();
+            assert!(message.contains(reason), "{message}");
+        }
+        let missing = read_all(&Source::new(folder.path().join("none.json")), true).unwrap_err();
+        assert!(matches!(missing, Error::File { .. }));
+    }
+
+    #[test]
+    fn without_skipping_the_first_error_is_returned() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.jsonl");
+        std::fs::write(&path, "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n").unwrap();
+        let message = read_all(&Source::new(&path), false).unwrap_err().to_string();
+        assert!(
+            message.ends_with("x.jsonl:2: text record without `text` (keys found: txt; did you mean `text`?)"),
+            "{message}"
+        );
+        assert_eq!(read_all(&Source::new(&path), true).unwrap().skipped.len(), 1);
+    }
+
+    fn messages(count: usize) -> impl Strategy<Value = Vec<Message>> {
+        proptest::collection::vec(any::<String>(), count).prop_map(|contents| {
+            let turns = contents.into_iter().enumerate();
+            turns.map(|(turn, content)| Message::new(["user", "assistant"][turn % 2], content)).collect()
+        })
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        let tools = proptest::option::of(Just(json!([{"type": "function", "function": {"name": "f"}}])));
+        prop_oneof![
+            any::<String>().prop_map(|text| Record::Text { text }),
+            (messages(4), tools.clone()).prop_map(|(messages, tools)| Record::Chat { messages, tools }),
+            (messages(3), any::<String>(), any::<String>(), tools).prop_map(|(prompt, chosen, rejected, tools)| {
+                let (chosen, rejected) = (Message::assistant(chosen), Message::assistant(rejected));
+                Record::Preference { prompt, chosen, rejected, tools }
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>, structure in r#"[\[\]{},:"\\a1 \n]{0,40}"#) {
+            for name in ["x.json", "x.jsonl", "x.txt"] {
+                load(name, &bytes);
+                load(name, structure.as_bytes());
+                load(name, format!("[{structure}").as_bytes());
+            }
+        }
+
+        #[test]
+        fn written_records_read_back(record in record()) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("x.jsonl");
+            write_jsonl(&path, [to_json(&record), to_json(&record)]).unwrap();
+            prop_assert_eq!(read_all(&Source::new(path), false).unwrap().records, vec![record.clone(), record]);
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! A tokenizer's folder, laid out as Hugging Face's: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
+//! `chat_template.jinja`, `additional_chat_templates/`, or GPT-2's older `vocab.json` and `merges.txt`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use tokenizers::AddedToken;
+use tokenizers::models::bpe::{BPE, Vocab};
+
+use super::{Companion, DEFAULT_TEMPLATE, SpecialTokens, Tokenizer};
+use crate::template::ChatTemplate;
+use crate::{Error, Result};
+
+const TOKENIZER: &str = "tokenizer.json";
+const CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_MAP: &str = "special_tokens_map.json";
+const TEMPLATE: &str = "chat_template.jinja";
+const MORE_TEMPLATES: &str = "additional_chat_templates";
+/// GPT-2's only special token, which its two files do not mark as such.
+const END_OF_TEXT: &str = "<|endoftext|>";
+/// No known tokenizer comes near this size.
+const LARGEST_FILE: u64 = 512 << 20;
+
+impl Tokenizer {
+    /// Reads a model folder.
+    ///
+    /// The chat template is that of `chat_template.jinja`, else of `tokenizer_config.json`; special tokens are those of
+    /// `tokenizer_config.json`, then of `special_tokens_map.json`.
+    ///
+    /// # Errors
+    /// [`Error::File`] when a file cannot be read, [`Error::Tokenizer`] when the folder has no tokenizer or a malformed one,
+    /// [`Error::Template`] when a chat template is malformed.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let config = read_object(&folder.join(CONFIG))?;
+        let mut special = SpecialTokens::default();
+        special.fill_from(&config);
+        special.fill_from(&read_object(&folder.join(SPECIAL_MAP))?);
+        let mut tokenizer = match read_if_there(&folder.join(TOKENIZER))? {
+            Some(text) => Self::from_json(text.as_bytes()).map_err(|reason| in_folder(folder, reason))?,
+            None => from_two_files(folder, &mut special)?,
+        };
+        let templates = read_templates(folder, &config)?;
+        tokenizer.companion = Arc::new(Companion { special, templates, config });
+        Ok(tokenizer)
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder, which is made if need be. Keys of a loaded
+    /// `tokenizer_config.json` that this crate does not know are kept.
+    ///
+    /// # Errors
+    /// [`Error::File`] when a file cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|source| Error::file(folder, source))?;
+        write(&folder.join(TOKENIZER), &self.json()?)?;
+        let config =
+            serde_json::to_string_pretty(&self.config()).map_err(|reason| Error::Tokenizer(reason.to_string()))?;
+        write(&folder.join(CONFIG), &config)?;
+        // A template file left from before would win over the one just written.
+        match (self.template(), folder.join(TEMPLATE)) {
+            (Some(template), path) if path.exists() => write(&path, template.source()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The contents of `tokenizer_config.json`.
+    fn config(&self) -> Map<String, Value> {
+        let mut config = self.companion.config.clone();
+        config.entry("tokenizer_class").or_insert_with(|| json!("PreTrainedTokenizerFast"));
+        for (name, token) in self.special().named() {
+            config.insert(name.into(), json!(token));
+        }
+        let templates = &self.companion.templates;
+        match (self.template(), templates.len()) {
+            (_, 0) => _ = config.shift_remove("chat_template"),
+            (Some(template), 1) => _ = config.insert("chat_template".into(), json!(template.source())),
+            _ => _ = config.insert("chat_template".into(), named_list(templates)),
+        }
+        config
+    }
+}
+
+fn named_list(templates: &BTreeMap<String, ChatTemplate>) -> Value {
+    templates.iter().map(|(name, template)| json!({ "name": name, "template": template.source() })).collect()
+}
+
+/// The templates of a folder by name; a file wins over the configuration.
+fn read_templates(folder: &Path, config: &Map<String, Value>) -> Result<BTreeMap<String, ChatTemplate>> {
+    let mut sources = config.get("chat_template").map(config_templates).unwrap_or_default();
+    for (name, path) in template_files(&folder.join(MORE_TEMPLATES))? {
+        sources.insert(name, read(&path)?);
+    }
+    if let Some(source) = read_if_there(&folder.join(TEMPLATE))? {
+        sources.insert(DEFAULT_TEMPLATE.into(), source);
+    }
+    let parse = |(name, source): (String, String)| {
+        let template = ChatTemplate::new(&source).map_err(|reason| in_folder(folder, reason))?;
+        Ok((name, template))
+    };
+    sources.into_iter().map(parse).collect()
+}
+
+/// One template, or a list of `{name, template}`.
+fn config_templates(value: &Value) -> BTreeMap<String, String> {
+    let named = |entry: &Value| {
+        let field = |key| Some(entry.get(key)?.as_str()?.to_string());
+        Some((field("name")?, field("template")?))
+    };
+    match value {
+        Value::String(source) => BTreeMap::from([(DEFAULT_TEMPLATE.into(), source.clone())]),
+        Value::Array(list) => list.iter().filter_map(named).collect(),
+        _ => BTreeMap::new(),
+    }
+}
+
+fn template_files(folder: &Path) -> Result<Vec<(String, std::path::PathBuf)>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|source| Error::file(folder, source))? {
+        let path = entry.map_err(|source| Error::file(folder, source))?.path();
+        if let (Some("jinja"), Some(name)) = (extension(&path), path.file_stem().and_then(|name| name.to_str())) {
+            files.push((name.to_string(), path.clone()));
+        }
+    }
+    Ok(files)
+}
+
+fn extension(path: &Path) -> Option<&str> {
+    path.extension()?.to_str()
+}
+
+/// GPT-2's `vocab.json` and `merges.txt`.
+fn from_two_files(folder: &Path, special: &mut SpecialTokens) -> Result<Tokenizer> {
+    let (vocabulary, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+    let (Some(vocabulary_text), Some(merges_text)) = (read_if_there(&vocabulary)?, read_if_there(&merges)?) else {
+        return Err(Error::Tokenizer(format!(
+            "{}: no {TOKENIZER} here (nor vocab.json with merges.txt); name the folder of a model or train a tokenizer",
+            folder.display()
+        )));
+    };
+    let ids: std::collections::HashMap<String, u32> = serde_json::from_str(&vocabulary_text)
+        .map_err(|reason| Error::Tokenizer(format!("{}: {reason}", vocabulary.display())))?;
+    if ids.contains_key(END_OF_TEXT) {
+        for role in [&mut special.bos, &mut special.eos, &mut special.unk] {
+            role.get_or_insert_with(|| END_OF_TEXT.into());
+        }
+    }
+    let known: Vec<AddedToken> = special
+        .named()
+        .filter(|(_, token)| ids.contains_key(*token))
+        .map(|(_, token)| AddedToken::from(token, true))
+        .collect();
+    let model =
+        BPE::builder().vocab_and_merges(ids.into_iter().collect::<Vocab>(), parse_merges(&merges, &merges_text)?);
+    let model = model.build().map_err(|reason| Error::Tokenizer(format!("{}: {reason}", merges.display())))?;
+    Tokenizer::from_byte_level_model(model, &known)
+}
+
+/// One "left right" a line, after an optional `#version` line.
+fn parse_merges(path: &Path, text: &str) -> Result<Vec<(String, String)>> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
+    let parse = |(number, line): (usize, &str)| {
+        let pair = line.split_once(' ').filter(|(_, right)| !right.contains(' '));
+        let (left, right) = pair.ok_or_else(|| {
+            Error::Tokenizer(format!("{}:{}: expected two tokens with a space between", path.display(), number + 1))
+        })?;
+        Ok((left.to_string(), right.to_string()))
+    };
+    lines.map(parse).collect()
+}
+
+/// Puts the folder before the reason.
+fn in_folder(folder: &Path, error: Error) -> Error {
+    match error {
+        Error::Tokenizer(reason) => Error::Tokenizer(format!("{}: {reason}", folder.display())),
+        Error::Template(reason) => Error::Template(format!("{}: {reason}", folder.display())),
+        other => other,
+    }
+}
+
+/// A JSON object; an empty one when there is no such file.
+fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    let Some(text) = read_if_there(path)? else { return Ok(Map::new()) };
+    serde_json::from_str(&text).map_err(|reason| Error::Tokenizer(format!("{}: {reason}", path.display())))
+}
+
+fn read_if_there(path: &Path) -> Result<Option<String>> {
+    if path.exists() { read(path).map(Some) } else { Ok(None) }
+}
+
+fn read(path: &Path) -> Result<String> {
+    let size = std::fs::metadata(path).map_err(|source| Error::file(path, source))?.len();
+    if size > LARGEST_FILE {
+        return Err(Error::Tokenizer(format!("{}: {size} bytes; expected at most {LARGEST_FILE}", path.display())));
+    }
+    std::fs::read_to_string(path).map_err(|source| Error::file(path, source))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(|source| Error::file(path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::template::CHATML;
+    use crate::tokenizer::BpeOptions;
+
+    fn trained() -> Tokenizer {
+        let texts = vec!["the cat sat on the mat".to_string(); 4];
+        Tokenizer::train_byte_level_bpe(texts.into_iter(), &BpeOptions { vocabulary: 280, ..Default::default() })
+            .unwrap()
+    }
+
+    #[test]
+    fn saved_and_loaded_is_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = trained().with_template(ChatTemplate::new(CHATML).unwrap());
+        tokenizer.save(folder.path()).unwrap();
+        let loaded = Tokenizer::load(folder.path()).unwrap();
+        let text = "the rat sat <|im_end|> ünder\n";
+        assert_eq!(loaded.encode(text, true).unwrap(), tokenizer.encode(text, true).unwrap());
+        assert_eq!(loaded.fingerprint(), tokenizer.fingerprint());
+        assert_eq!(loaded.special(), tokenizer.special());
+        assert_eq!(loaded.template().unwrap().source(), CHATML);
+    }
+
+    #[test]
+    fn unknown_keys_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        trained().save(folder.path()).unwrap();
+        let config =
+            r#"{"model_max_length":1024,"mystery":{"a":[1]},"eos_token":{"content":"<|im_end|>"},"mask_token":"<m>"}"#;
+        write(&folder.path().join(CONFIG), config).unwrap();
+        let loaded = Tokenizer::load(folder.path()).unwrap();
+        assert_eq!(loaded.model_max_length(), Some(1024));
+        let again = tempfile::tempdir().unwrap();
+        loaded.save(again.path()).unwrap();
+        let config = read_object(&again.path().join(CONFIG)).unwrap();
+        assert_eq!(config["mystery"], json!({"a": [1]}));
+        assert_eq!(config["mask_token"], json!("<m>"));
+        assert_eq!(config["eos_token"], json!("<|im_end|>"));
+    }
+
+    #[test]
+    fn templates_are_found_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        trained().save(folder.path()).unwrap();
+        let list = r#"{"chat_template":[{"name":"default","template":"one"},{"name":"rag","template":"two"}]}"#;
+        write(&folder.path().join(CONFIG), list).unwrap();
+        let source =
+            |name| Tokenizer::load(folder.path()).unwrap().template_named(name).map(|t| t.source().to_string());
+        assert_eq!(source("default").as_deref(), Some("one"));
+        assert_eq!(source("rag").as_deref(), Some("two"));
+        std::fs::create_dir(folder.path().join(MORE_TEMPLATES)).unwrap();
+        write(&folder.path().join(MORE_TEMPLATES).join("tool_use.jinja"), "three").unwrap();
+        write(&folder.path().join(TEMPLATE), "four").unwrap();
+        assert_eq!(source("tool_use").as_deref(), Some("three"));
+        assert_eq!(source("default").as_deref(), Some("four"));
+        let loaded = Tokenizer::load(folder.path()).unwrap().with_template(ChatTemplate::new("five").unwrap());
+        loaded.save(folder.path()).unwrap();
+        assert_eq!(source("default").as_deref(), Some("five"));
+        assert_eq!(source("rag").as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn reads_vocabulary_and_merges() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("vocab.json"), r#"{"a":0,"b":1,"Ġ":2,"ab":3,"<|endoftext|>":4}"#).unwrap();
+        write(&folder.path().join("merges.txt"), "#version: 0.2\na b\n").unwrap();
+        let tokenizer = Tokenizer::load(folder.path()).unwrap();
+        assert_eq!(tokenizer.encode("ab ba<|endoftext|>", true).unwrap().ids, [3, 2, 1, 0, 4]);
+        assert_eq!(tokenizer.special().eos.as_deref(), Some("<|endoftext|>"));
+        write(&folder.path().join("merges.txt"), "a b\nabc\n").unwrap();
+        assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("merges.txt:2"));
+    }
+
+    #[test]
+    fn an_empty_folder_says_what_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("no tokenizer.json here"));
+    }
+}

@@ -1,0 +1,349 @@
+//! Text to token ids and back.
+//!
+//! The text pipeline itself (normalizer, pre-tokenizer, model, post-processor, decoder of a `tokenizer.json`) is the
+//! `tokenizers` library's, so ids equal the reference's. This module adds what surrounds it: a model folder's companion files,
+//! training, streaming and special tokens.
+//!
+//! Left out: SentencePiece's `tokenizer.model` (convert it to `tokenizer.json` first), and the flags `add_bos_token` and
+//! `add_eos_token` of `tokenizer_config.json`: the post-processor of `tokenizer.json` alone decides which special tokens are
+//! added. Truncation and padding stored in `tokenizer.json` are dropped, for they would cut texts unasked.
+
+mod files;
+mod special;
+mod stream;
+mod train;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use serde_json::{Map, Value};
+
+use crate::template::ChatTemplate;
+use crate::{Error, Result};
+pub use special::SpecialTokens;
+pub use stream::TextStream;
+pub use train::BpeOptions;
+
+/// Token ids with the characters that each came from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Encoding {
+    /// Token ids, `[time]`.
+    pub ids: Vec<u32>,
+    /// Half-open range of characters (not bytes) of the text for each token, `[time]`; `(0, 0)` for an added special token.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+/// A tokenizer with its special tokens and chat template. Cloning it is cheap.
+///
+/// ```
+/// use espalier_data::tokenizer::{BpeOptions, Tokenizer};
+/// let texts = vec!["the cat and the hat".to_string(); 3];
+/// let tokenizer = Tokenizer::train_byte_level_bpe(texts.into_iter(), &BpeOptions { vocabulary: 270, ..Default::default() })?;
+/// let ids = tokenizer.encode("the bat", false)?.ids;
+/// assert_eq!(tokenizer.decode(&ids, true)?, "the bat");
+/// # Ok::<(), espalier_data::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    pipeline: Arc<Pipeline>,
+    companion: Arc<Companion>,
+}
+
+/// What `tokenizer.json` says, with what is derived from it on first use.
+#[derive(Debug)]
+struct Pipeline {
+    library: tokenizers::Tokenizer,
+    without_special: OnceLock<tokenizers::Tokenizer>,
+    vocabulary: OnceLock<usize>,
+    fingerprint: OnceLock<u64>,
+}
+
+/// What the files next to `tokenizer.json` say.
+#[derive(Debug, Clone, Default)]
+struct Companion {
+    special: SpecialTokens,
+    /// By name; the usual one is called `default`.
+    templates: BTreeMap<String, ChatTemplate>,
+    /// `tokenizer_config.json` as it was read.
+    config: Map<String, Value>,
+}
+
+/// The name of the template that is used when none is asked for.
+const DEFAULT_TEMPLATE: &str = "default";
+
+impl Tokenizer {
+    /// Reads the text of a `tokenizer.json`. It names no special tokens and no template: see [`Tokenizer::with_special`] and
+    /// [`Tokenizer::with_template`].
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the text is not a tokenizer that the library knows.
+    pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        // The library panics on some malformed parts.
+        let parsed = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(bytes)));
+        let library = parsed.map_err(|_| Error::Tokenizer("tokenizer.json has a part that cannot be read".into()))?;
+        Self::from_library(library.map_err(|reason| Error::Tokenizer(format!("tokenizer.json: {reason}")))?)
+    }
+
+    fn from_library(mut library: tokenizers::Tokenizer) -> Result<Self> {
+        library.with_truncation(None).map_err(library_error)?;
+        library.with_padding(None);
+        let pipeline = Pipeline {
+            library,
+            without_special: OnceLock::new(),
+            vocabulary: OnceLock::new(),
+            fingerprint: OnceLock::new(),
+        };
+        Ok(Self { pipeline: Arc::new(pipeline), companion: Arc::default() })
+    }
+
+    /// Encodes a text. `add_special` adds what the post-processor adds (a beginning-of-sequence token, say); a text rendered by
+    /// a chat template has those already.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the model of the tokenizer cannot hold the text (an unknown piece without an unknown token).
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoding> {
+        let encoding = self.pipeline.library.encode_char_offsets(text, add_special).map_err(library_error)?;
+        Ok(Encoding { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+    }
+
+    /// The ids of [`Tokenizer::encode`] alone, which is faster.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_ids(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.pipeline.library.encode_fast(text, add_special).map_err(library_error)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Encodes what a user typed: a special token written out in the text becomes ordinary pieces. Added tokens that are not
+    /// flagged special are still matched.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_user_text(&self, text: &str) -> Result<Vec<u32>> {
+        let library = self.pipeline.without_special.get_or_init(|| {
+            let mut library = self.pipeline.library.clone();
+            library.set_encode_special_tokens(true);
+            library
+        });
+        Ok(library.encode_fast(text, false).map_err(library_error)?.get_ids().to_vec())
+    }
+
+    /// Text of the ids, without the special tokens if `skip_special`. An id outside the vocabulary gives no text, as models
+    /// may have more rows than the tokenizer has tokens.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the decoder refuses the tokens.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.pipeline.library.decode(ids, skip_special).map_err(library_error)
+    }
+
+    /// Number of ids, holes counted: one above the largest.
+    pub fn vocabulary_size(&self) -> usize {
+        let largest = || self.pipeline.library.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        *self.pipeline.vocabulary.get_or_init(largest)
+    }
+
+    /// The id of a token, written as in the vocabulary.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.pipeline.library.token_to_id(token)
+    }
+
+    /// The token of an id, written as in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.pipeline.library.id_to_token(id)
+    }
+
+    /// Whether decoding with `skip_special` leaves this token out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.token(id).is_some_and(|token| self.pipeline.library.get_added_vocabulary().is_special_token(&token))
+    }
+
+    /// Every added token that is flagged special, as text, by id.
+    pub fn special_texts(&self) -> Vec<String> {
+        let added = self.pipeline.library.get_added_tokens_decoder();
+        let special: BTreeMap<u32, String> =
+            added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
+        special.into_values().collect()
+    }
+
+    /// The special tokens by their role.
+    pub fn special(&self) -> &SpecialTokens {
+        &self.companion.special
+    }
+
+    /// The same tokenizer with other roles for its special tokens.
+    #[must_use]
+    pub fn with_special(mut self, special: SpecialTokens) -> Self {
+        Arc::make_mut(&mut self.companion).special = special;
+        self
+    }
+
+    /// The chat template that is used when none is asked for.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template_named(DEFAULT_TEMPLATE)
+    }
+
+    /// The chat template of that name (`default`, `tool_use`, `rag`, ...).
+    pub fn template_named(&self, name: &str) -> Option<&ChatTemplate> {
+        self.companion.templates.get(name)
+    }
+
+    /// The same tokenizer with another default template.
+    #[must_use]
+    pub fn with_template(mut self, template: ChatTemplate) -> Self {
+        Arc::make_mut(&mut self.companion).templates.insert(DEFAULT_TEMPLATE.into(), template);
+        self
+    }
+
+    /// The longest input in tokens that the model's makers name, if they name one.
+    pub fn model_max_length(&self) -> Option<usize> {
+        // "No limit" is written as a float of about 1e30.
+        let length = self.companion.config.get("model_max_length")?.as_u64()?;
+        usize::try_from(length).ok().filter(|length| *length < 1 << 40)
+    }
+
+    /// A decoder that takes ids one by one and gives text as soon as it is complete; special tokens give none.
+    pub fn stream(&self) -> TextStream {
+        TextStream::new(self.clone(), true)
+    }
+
+    /// As [`Tokenizer::stream`], with the special tokens' text.
+    pub fn stream_with_special(&self) -> TextStream {
+        TextStream::new(self.clone(), false)
+    }
+
+    /// A number that tells tokenizers apart: 64-bit FNV-1a of the `tokenizer.json` as [`Tokenizer::save`] writes it.
+    pub fn fingerprint(&self) -> u64 {
+        *self.pipeline.fingerprint.get_or_init(|| fnv1a(self.json().unwrap_or_default().as_bytes()))
+    }
+
+    /// The text of `tokenizer.json`.
+    fn json(&self) -> Result<String> {
+        self.pipeline.library.to_string(false).map_err(library_error)
+    }
+}
+
+/// Fowler, Noll and Vo's 64-bit hash, variant 1a.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+fn library_error(reason: tokenizers::Error) -> Error {
+    Error::Tokenizer(reason.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        text: String,
+        ids: Vec<u32>,
+        ids_no_special: Vec<u32>,
+        offsets: Vec<(usize, usize)>,
+        decoded: String,
+    }
+
+    const KINDS: [&str; 4] = ["bpe-bytelevel", "bpe-metaspace", "unigram", "wordpiece"];
+
+    fn fixture(kind: &str, file: &str) -> Vec<u8> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tokenizers");
+        std::fs::read(format!("{folder}/{kind}/{file}")).unwrap()
+    }
+
+    #[test]
+    fn fixtures_agree_with_the_reference() {
+        for kind in KINDS {
+            let tokenizer = Tokenizer::from_json(&fixture(kind, "tokenizer.json")).unwrap();
+            let cases: Vec<Case> = serde_json::from_slice(&fixture(kind, "cases.json")).unwrap();
+            assert!(cases.len() >= 40);
+            for case in cases {
+                let encoding = tokenizer.encode(&case.text, true).unwrap();
+                assert_eq!(encoding.ids, case.ids, "{kind} {:?}", case.text);
+                assert_eq!(encoding.offsets, case.offsets, "{kind} {:?}", case.text);
+                assert_eq!(tokenizer.encode_ids(&case.text, true).unwrap(), case.ids);
+                assert_eq!(tokenizer.encode(&case.text, false).unwrap().ids, case.ids_no_special, "{kind}");
+                assert_eq!(tokenizer.decode(&case.ids, true).unwrap(), case.decoded, "{kind} {:?}", case.text);
+            }
+        }
+    }
+
+    #[test]
+    fn streams_equal_whole_decoding() {
+        for kind in KINDS {
+            let tokenizer = Tokenizer::from_json(&fixture(kind, "tokenizer.json")).unwrap();
+            let cases: Vec<Case> = serde_json::from_slice(&fixture(kind, "cases.json")).unwrap();
+            for case in cases {
+                let mut stream = tokenizer.stream();
+                let mut text: String = case.ids.iter().filter_map(|id| stream.push(*id).unwrap()).collect();
+                text += &stream.finish().unwrap().unwrap_or_default();
+                assert_eq!(text, case.decoded, "{kind} {:?}", case.text);
+            }
+        }
+    }
+
+    fn small(model: &str) -> Tokenizer {
+        let json = format!(
+            r#"{{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,"pre_tokenizer":null,"post_processor":null,"decoder":null,"model":{model}}}"#
+        );
+        Tokenizer::from_json(json.as_bytes()).unwrap()
+    }
+
+    fn bpe(vocabulary: &str, merges: &str, unknown: &str, fuse: bool, fallback: bool) -> Tokenizer {
+        small(&format!(
+            r#"{{"type":"BPE","dropout":null,"unk_token":{unknown},"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":{fuse},"byte_fallback":{fallback},"ignore_merges":false,"vocab":{vocabulary},"merges":{merges}}}"#
+        ))
+    }
+
+    fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+        tokenizer.encode(text, false).unwrap().ids
+    }
+
+    #[test]
+    fn merges_go_by_rank() {
+        for merges in [r#"[["b","c"],["a","b"],["a","bc"]]"#, r#"["b c","a b","a bc"]"#] {
+            let tokenizer = bpe(r#"{"a":0,"b":1,"c":2,"ab":3,"bc":4,"abc":5}"#, merges, "null", false, false);
+            assert_eq!(ids(&tokenizer, "abc"), [5]);
+            assert_eq!(ids(&tokenizer, "aabc"), [0, 5]);
+        }
+    }
+
+    #[test]
+    fn unknown_characters_fall_back_to_bytes() {
+        let vocabulary = r#"{"<unk>":0,"a":1,"<0xE2>":2,"<0x82>":3,"<0xAC>":4}"#;
+        assert_eq!(ids(&bpe(vocabulary, "[]", r#""<unk>""#, true, true), "a€zz"), [1, 2, 3, 4, 0]);
+        assert_eq!(ids(&bpe(vocabulary, "[]", r#""<unk>""#, false, false), "azz"), [1, 0, 0]);
+        assert_eq!(ids(&bpe(vocabulary, "[]", r#""<unk>""#, true, false), "azz"), [1, 0]);
+        assert_eq!(ids(&bpe(r#"{"a":0}"#, "[]", "null", false, false), "aza"), [0, 0]);
+    }
+
+    #[test]
+    fn a_user_cannot_type_a_special_token() {
+        let tokenizer = Tokenizer::from_json(&fixture("bpe-bytelevel", "tokenizer.json")).unwrap();
+        let special = tokenizer.id("<|user|>").unwrap();
+        assert!(tokenizer.is_special(special));
+        assert!(ids(&tokenizer, "a<|user|>b").contains(&special));
+        let typed = tokenizer.encode_user_text("a<|user|>b").unwrap();
+        assert!(!typed.contains(&special));
+        assert_eq!(tokenizer.decode(&typed, true).unwrap(), "a<|user|>b");
+    }
+
+    #[test]
+    fn malformed_files_are_errors() {
+        let good = String::from_utf8(fixture("bpe-bytelevel", "tokenizer.json")).unwrap();
+        let decoder = good.replacen("\"decoder\":{", "\"decoder\":[{},{", 1);
+        for text in ["", "{}", "[1]", "nonsense", &good[..good.len() / 2], decoder.as_str()] {
+            assert!(matches!(Tokenizer::from_json(text.as_bytes()), Err(Error::Tokenizer(_))));
+        }
+    }
+
+    #[test]
+    fn hash_is_the_published_one() {
+        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+    }
+}

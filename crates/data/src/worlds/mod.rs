@@ -1,0 +1,312 @@
+//! Generated worlds: corpora that need no download, with unlimited items, exact checkers and splits that cannot leak.
+//!
+//! A world is one file with a generator and a checker, and one line in [`WORLDS`]. An item is a pure function of its task,
+//! split, index and seed. Its *key* names what makes it the same question; a hash of the key decides the split, so no
+//! key occurs in two splits. Duplicates inside a split are possible in small key spaces: drop them by key where a set is
+//! wanted. Pass or fail is decided by the checker, never by equality with the solution.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+
+use crate::readers::nearest::suggestion;
+use crate::record::{Message, Record};
+use crate::{Error, Result};
+use random::{Random, fnv, mix};
+
+pub mod arithmetic;
+pub mod constraints;
+pub mod facts;
+pub mod instructions;
+pub mod lists;
+pub mod preferences;
+pub mod random;
+pub mod sentences;
+pub mod stories;
+
+/// Every world. A new one is one file and one line here.
+pub const WORLDS: &[World] = &[arithmetic::WORLD, facts::WORLD, instructions::WORLD, sentences::WORLD, stories::WORLD];
+
+/// Attempts to draw an item of the wanted split before giving up; about 20 are needed.
+const MOST_ATTEMPTS: u64 = 10_000;
+
+/// Which part of a world an item belongs to: 90, 5 and 5 percent of the keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Split {
+    /// `train`, for learning.
+    Train,
+    /// `val`, for choosing.
+    Validation,
+    /// `test`, for reporting.
+    Test,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Train => "train",
+            Self::Validation => "val",
+            Self::Test => "test",
+        })
+    }
+}
+
+impl FromStr for Split {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "train" => Ok(Self::Train),
+            "val" | "validation" => Ok(Self::Validation),
+            "test" => Ok(Self::Test),
+            other => Err(Error::Invalid(format!("no split `{other}`: expected `train`, `val` or `test`"))),
+        }
+    }
+}
+
+/// What a generator draws: an item that has no task, split and index yet.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Draft {
+    /// The question; may be empty.
+    pub prompt: String,
+    /// The gold text that follows the prompt.
+    pub solution: String,
+    /// The short answer.
+    pub answer: String,
+    /// What makes two items the same question.
+    pub key: String,
+    /// Whatever else the checker needs.
+    pub fields: Map<String, Value>,
+}
+
+/// One generated example.
+///
+/// ```
+/// use espalier_data::worlds::{self, Split};
+/// let item = worlds::item("g1/1", Split::Train, 0, 0)?;
+/// assert_eq!(item.text(), "12 * 6 = 72");
+/// assert!(worlds::check(&item, " 72\n")?);
+/// # Ok::<(), espalier_data::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// The task, such as `g1/2`.
+    pub task: String,
+    /// The split it belongs to.
+    pub split: Split,
+    /// Its number in the split.
+    pub index: u64,
+    /// The question; empty for free text.
+    pub prompt: String,
+    /// The gold text that follows the prompt.
+    pub solution: String,
+    /// The short answer.
+    pub answer: String,
+    /// What makes two items the same question; decides the split.
+    pub key: String,
+    /// Fields of the task, such as `instruction_id_list` or `support`.
+    pub fields: Map<String, Value>,
+}
+
+impl Item {
+    /// The text for language modelling: prompt, a space and the solution, or the solution alone.
+    pub fn text(&self) -> String {
+        if self.prompt.is_empty() { self.solution.clone() } else { format!("{} {}", self.prompt, self.solution) }
+    }
+
+    /// A conversation: the prompt (possibly empty) asked, the solution answered.
+    pub fn record_chat(&self) -> Record {
+        let messages = vec![Message::user(&self.prompt), Message::assistant(&self.solution)];
+        Record::Chat { messages, tools: None }
+    }
+
+    /// The text for language modelling as a record.
+    pub fn record_text(&self) -> Record {
+        Record::Text { text: self.text() }
+    }
+
+    /// The item as a line of a data file, the task's own fields last.
+    pub fn to_json(&self) -> Value {
+        let mut object = Map::new();
+        object.insert("task".into(), self.task.clone().into());
+        object.insert("split".into(), self.split.to_string().into());
+        object.insert("index".into(), self.index.into());
+        for (name, text) in [("prompt", &self.prompt), ("solution", &self.solution), ("answer", &self.answer)] {
+            object.insert(name.into(), text.clone().into());
+        }
+        object.insert("key".into(), self.key.clone().into());
+        object.extend(self.fields.clone());
+        Value::Object(object)
+    }
+
+    /// A text field of the task, empty when absent.
+    pub(crate) fn field(&self, name: &str) -> &str {
+        self.fields.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+/// A family of generated tasks.
+#[derive(Debug)]
+pub struct World {
+    /// Name of the family, such as `g1`.
+    pub name: &'static str,
+    /// One line about it.
+    pub description: &'static str,
+    /// The tasks, such as `g1/1`.
+    pub tasks: &'static [&'static str],
+    generate: fn(task: &str, split: Split, random: &mut Random) -> Draft,
+    check: fn(item: &Item, output: &str) -> bool,
+}
+
+/// The world of a family name (`g1`) or a task (`g1/2`).
+///
+/// # Errors
+/// When there is none; the message names the nearest.
+pub fn world(name: &str) -> Result<&'static World> {
+    let found = WORLDS.iter().find(|world| world.name == name || world.tasks.contains(&name));
+    found.ok_or_else(|| unknown_task(name))
+}
+
+/// Every task of every world.
+pub fn tasks() -> impl Iterator<Item = &'static str> {
+    WORLDS.iter().flat_map(|world| world.tasks.iter().copied())
+}
+
+fn unknown_task(name: &str) -> Error {
+    let known: Vec<&str> = tasks().collect();
+    let hint = suggestion(name, &known);
+    Error::Invalid(format!("no generated task `{name}`{hint}; there are: {}", known.join(", ")))
+}
+
+/// Item number `index` of a split of a task.
+///
+/// # Errors
+/// When there is no such task.
+pub fn item(task: &str, split: Split, index: u64, seed: u64) -> Result<Item> {
+    let world = WORLDS.iter().find(|world| world.tasks.contains(&task)).ok_or_else(|| unknown_task(task))?;
+    let draft = (0..MOST_ATTEMPTS)
+        .map(|attempt| {
+            (world.generate)(task, split, &mut Random::named(&format!("{task}|{split}|{index}|{seed}|{attempt}")))
+        })
+        .find(|draft| split_of(task, &draft.key) == split)
+        .ok_or_else(|| Error::Invalid(format!("`{task}` has no items in the split `{split}`")))?;
+    let Draft { prompt, solution, answer, key, fields } = draft;
+    Ok(Item { task: task.to_string(), split, index, prompt, solution, answer, key, fields })
+}
+
+/// Whether `output` is a right answer to the item.
+///
+/// # Errors
+/// When the item's task does not exist.
+pub fn check(item: &Item, output: &str) -> Result<bool> {
+    Ok((world(&item.task)?.check)(item, output))
+}
+
+/// The split of a key: a hash of task and key, so that it depends on nothing else.
+pub fn split_of(task: &str, key: &str) -> Split {
+    match mix(fnv(&format!("{task}|{key}"))) % 100 {
+        0..90 => Split::Train,
+        90..95 => Split::Validation,
+        _ => Split::Test,
+    }
+}
+
+/// A fingerprint of a task: the FNV hash of its first 100 training items of seed 0.
+///
+/// # Errors
+/// When there is no such task.
+pub fn golden_hash(task: &str) -> Result<u64> {
+    let items = (0..100).map(|index| item(task, Split::Train, index, 0)).collect::<Result<Vec<_>>>()?;
+    let lines: Vec<String> = items.iter().map(|item| format!("{}\t{}", item.prompt, item.solution)).collect();
+    Ok(fnv(&lines.join("\n")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn golden_hashes() {
+        for (task, hash) in [
+            ("g1/1", 0xee02_ce71_e568_fad7),
+            ("g1/2", 0xa29d_91c0_e979_c09a),
+            ("g1/3", 0xb2cd_2d3e_51a2_f268),
+            ("g1/4", 0x2250_0591_9b9c_368f),
+            ("g6/1", 0xa9e7_7c23_2cdd_42c5),
+            ("g6/2", 0x5ae1_a8a5_f86e_c25b),
+            ("g6/3", 0x211c_7af5_993b_5ba9),
+            ("g7/2", 0x534d_b469_abf1_8d70),
+            ("g8", 0xc551_a4da_7156_3740),
+        ] {
+            assert_eq!(golden_hash(task).unwrap(), hash, "{task}");
+        }
+    }
+
+    #[test]
+    fn first_items() {
+        let first = |task| item(task, Split::Train, 0, 0).unwrap();
+        assert_eq!(first("g1/1").text(), "12 * 6 = 72");
+        let second = first("g1/2");
+        assert_eq!(second.prompt, "Jack has 9 dolls. A friend gives Jack 3 dolls. How many dolls does Jack have now?");
+        assert_eq!(second.solution, "9 + 3 = 12\n#### 12");
+        assert_eq!(first("g1/3").solution, "8 + 16 = 24\n24 + 17 = 41\n#### 41");
+        assert_eq!(first("g1/4").solution, "8 / 2 = 4\n4 + 23 = 27\n27 - 10 = 17\n17 - 11 = 6\n#### 6");
+        assert!(first("g6/1").prompt.ends_with("Dan is 72 years old. Question: Where does Cleo live? Answer:"));
+        assert_eq!(first("g6/1").answer, "Milan");
+        assert!(first("g6/2").prompt.ends_with("Question: How old is the best friend of Pam? Answer:"));
+        assert_eq!(first("g6/2").answer, "77");
+        assert!(first("g6/3").text().ends_with("the boss of the boss of Olga like? Answer: teal"));
+        assert!(first("g7/2").prompt.ends_with("Wrap the whole answer in double quotes. Use only capital letters."));
+        assert!(first("g7/2").solution.starts_with("\"IN A SCHOOL LIVED A LONELY FOX NAMED ROSA. IT WAS"));
+        assert!(first("g8").text().starts_with("In a village lived a gentle duck named Pam. It was a sunny day in"));
+    }
+
+    #[test]
+    fn gold_answers_pass() {
+        for task in tasks() {
+            for index in 0..1000 {
+                let item = item(task, Split::Train, index, 1).unwrap();
+                assert!(check(&item, &item.solution).unwrap(), "{}", item.to_json());
+                assert!(!check(&item, "").unwrap(), "an empty answer to {}", item.to_json());
+            }
+        }
+    }
+
+    #[test]
+    fn splits_share_no_key() {
+        for task in tasks() {
+            let keys = |split, count| -> HashSet<String> {
+                (0..count).map(|index| item(task, split, index, 0).unwrap().key).collect()
+            };
+            let (train, validation, test) =
+                (keys(Split::Train, 2000), keys(Split::Validation, 2000), keys(Split::Test, 2000));
+            assert!(train.is_disjoint(&validation) && train.is_disjoint(&test) && validation.is_disjoint(&test));
+        }
+    }
+
+    #[test]
+    fn items_depend_on_every_argument() {
+        let base = item("g1/4", Split::Train, 3, 5).unwrap();
+        assert_eq!(base, item("g1/4", Split::Train, 3, 5).unwrap());
+        assert_ne!(base.key, item("g1/4", Split::Train, 4, 5).unwrap().key);
+        assert_ne!(base.key, item("g1/4", Split::Train, 3, 6).unwrap().key);
+        assert_ne!(base.key, item("g1/4", Split::Test, 3, 5).unwrap().key);
+    }
+
+    #[test]
+    fn unknown_tasks_name_the_nearest() {
+        let message = item("sentense/2", Split::Train, 0, 0).unwrap_err().to_string();
+        assert!(message.contains("did you mean `sentence/2`?"), "{message}");
+        assert!(item("g1", Split::Train, 0, 0).is_err());
+        assert_eq!(world("g1").unwrap().name, world("g1/4").unwrap().name);
+    }
+
+    #[test]
+    fn json_has_the_fields_of_the_task() {
+        let json = item("g6/2", Split::Test, 0, 0).unwrap().to_json();
+        assert_eq!(json["split"], "test");
+        assert_eq!(json["support"].as_array().unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,231 @@
+//! The decoding loop: a batch of prompts, one cache, one sampler a row.
+//!
+//! Prompts of different lengths are padded on the left; padding is a segment of its own, so no token sees it, and positions
+//! count from each row's first token. A row's tokens do not depend on what else is in the batch.
+
+use espalier_models::{
+    model::{Input, LanguageModel},
+    state::SequenceState,
+};
+
+use crate::{
+    Error, Result,
+    sampler::{Sampler, SamplerOptions},
+};
+
+/// When and how to stop.
+#[derive(Debug, Clone)]
+pub struct DecodeOptions {
+    /// Most tokens to generate for a row.
+    pub max_new_tokens: usize,
+    /// How tokens are drawn.
+    pub sampler: SamplerOptions,
+    /// Tokens that end a row; the row keeps them.
+    pub end: Vec<u32>,
+    /// Tokens that may not be drawn.
+    pub forbidden: Vec<u32>,
+}
+
+/// Why a row ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// An end token was drawn.
+    End,
+    /// The caller asked to stop.
+    Stopped,
+    /// `max_new_tokens` were generated.
+    Length,
+    /// The model's learned positions are used up.
+    Context,
+}
+
+/// What was generated for one prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generated {
+    /// The new tokens, an end token included.
+    pub ids: Vec<u32>,
+    /// Why the row ended.
+    pub finish: Finish,
+}
+
+/// One row under way.
+struct Row {
+    history: Vec<u32>,
+    prompt: usize,
+    sampler: Sampler,
+    finish: Option<Finish>,
+}
+
+/// Generates for every prompt. `on_token(row, token)` sees each token and returns whether the row goes on.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use espalier_engine::{decode::{DecodeOptions, decode}, sampler::SamplerOptions};
+/// use espalier_models::{model::LanguageModel, source::Seed, spec::ModelSpec};
+/// let model = LanguageModel::build(ModelSpec::llama(64, 16, 2, 2, 1, 32, 32), &mut Seed(0), &Device::flex())?;
+/// let sampler = SamplerOptions { temperature: 0.0, ..Default::default() };
+/// let options = DecodeOptions { max_new_tokens: 4, sampler, end: vec![], forbidden: vec![] };
+/// let generated = decode(&model, &[vec![1, 2], vec![3]], &options, &mut |_, _| true)?;
+/// assert_eq!(generated[0].ids.len(), 4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// When a prompt is empty, a token id is outside the vocabulary, or the logits are not finite.
+pub fn decode(
+    model: &LanguageModel,
+    prompts: &[Vec<u32>],
+    options: &DecodeOptions,
+    on_token: &mut dyn FnMut(usize, u32) -> bool,
+) -> Result<Vec<Generated>> {
+    if prompts.iter().any(Vec::is_empty) {
+        return Err(Error::EmptyPrompt);
+    }
+    let mut rows =
+        prompts.iter().enumerate().map(|(i, prompt)| Row::new(i, prompt, options)).collect::<Result<Vec<_>>>()?;
+    let mut state = SequenceState::new(model.spec());
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let mut input = padded(prompts, longest);
+    let limit = model.spec().learned_positions.unwrap_or(usize::MAX);
+    for produced in 0..options.max_new_tokens {
+        if rows.iter().all(|row| row.finish.is_some()) {
+            break;
+        }
+        if longest + produced > limit {
+            rows.iter_mut().for_each(|row| row.finish = row.finish.or(Some(Finish::Context)));
+            break;
+        }
+        let logits = last_logits(model, &input, &mut state)?;
+        let vocabulary = model.spec().vocabulary;
+        let mut next = Vec::with_capacity(rows.len());
+        for (i, (row, logits)) in rows.iter_mut().zip(logits.chunks(vocabulary)).enumerate() {
+            next.push(row.advance(i, logits, options, on_token)?);
+        }
+        let positions = rows.iter().map(|row| row.position()).collect();
+        input = Input { ids: next, batch: rows.len(), positions: Some(positions), segments: None };
+    }
+    Ok(rows.into_iter().map(Row::into_generated).collect())
+}
+
+/// Prompts on the right of a rectangle; padding has segment 0.
+fn padded(prompts: &[Vec<u32>], longest: usize) -> Input {
+    let mut input = Input { ids: Vec::new(), batch: prompts.len(), positions: None, segments: None };
+    if prompts.iter().all(|prompt| prompt.len() == longest) {
+        input.ids = prompts.concat();
+        return input;
+    }
+    let (mut positions, mut segments) = (Vec::new(), Vec::new());
+    for prompt in prompts {
+        let padding = longest - prompt.len();
+        input.ids.extend(std::iter::repeat_n(0, padding).chain(prompt.iter().copied()));
+        positions.extend(std::iter::repeat_n(0, padding).chain(0..prompt.len() as u32));
+        segments.extend(std::iter::repeat_n(0, padding).chain(std::iter::repeat_n(1, prompt.len())));
+    }
+    Input { positions: Some(positions), segments: Some(segments), ..input }
+}
+
+/// Logits of the last position of every row, `[batch * vocabulary]`.
+fn last_logits(model: &LanguageModel, input: &Input, state: &mut SequenceState) -> Result<Vec<f32>> {
+    let hidden = model.hidden(input, Some(state))?;
+    let [batch, time, width] = hidden.dims();
+    let last = hidden.narrow(1, time - 1, 1).reshape([batch, width]);
+    Ok(model.head(last).into_data().try_into_vec::<f32>().unwrap_or_default())
+}
+
+impl Row {
+    fn new(index: usize, prompt: &[u32], options: &DecodeOptions) -> Result<Self> {
+        let seed = options.sampler.seed.wrapping_add(index as u64);
+        let sampler = Sampler::new(SamplerOptions { seed, ..options.sampler.clone() })?;
+        Ok(Self { history: prompt.to_vec(), prompt: prompt.len(), sampler, finish: None })
+    }
+
+    /// Draws the row's next token, unless it has ended; an ended row repeats its last token, which nobody reads.
+    fn advance(
+        &mut self,
+        index: usize,
+        logits: &[f32],
+        options: &DecodeOptions,
+        on_token: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<u32> {
+        if self.finish.is_none() {
+            let token = self.sampler.sample(&mut logits.to_vec(), &self.history, &options.forbidden)?;
+            self.history.push(token);
+            let go_on = on_token(index, token);
+            self.finish = match () {
+                () if options.end.contains(&token) => Some(Finish::End),
+                () if !go_on => Some(Finish::Stopped),
+                () if self.history.len() - self.prompt >= options.max_new_tokens => Some(Finish::Length),
+                () => None,
+            };
+        }
+        Ok(self.history[self.history.len() - 1])
+    }
+
+    /// Position of the newest token.
+    fn position(&self) -> u32 {
+        (self.history.len() - 1) as u32
+    }
+
+    fn into_generated(self) -> Generated {
+        Generated { ids: self.history[self.prompt..].to_vec(), finish: self.finish.unwrap_or(Finish::Length) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+    use espalier_models::{source::Seed, spec::ModelSpec};
+
+    fn model() -> LanguageModel {
+        let mut spec = ModelSpec::llama(61, 16, 2, 4, 2, 32, 64);
+        spec.initializer_range = 0.5;
+        LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap()
+    }
+
+    fn options(temperature: f32) -> DecodeOptions {
+        let sampler = SamplerOptions { temperature, seed: 11, ..Default::default() };
+        DecodeOptions { max_new_tokens: 12, sampler, end: vec![], forbidden: vec![] }
+    }
+
+    #[test]
+    fn cached_decoding_equals_the_full_forward() {
+        let model = model();
+        let generated = decode(&model, &[vec![5, 9, 2]], &options(0.0), &mut |_, _| true).unwrap();
+        let mut history = vec![5, 9, 2];
+        for token in &generated[0].ids {
+            let logits = model.logits(&Input::rows(&[history.clone()]).unwrap()).unwrap();
+            let last = logits.narrow(1, history.len() - 1, 1).into_data().try_into_vec::<f32>().unwrap();
+            let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b]).then(b.cmp(a))).unwrap();
+            assert_eq!(*token as usize, best);
+            history.push(*token);
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_batch() {
+        let model = model();
+        for temperature in [0.0, 1.0] {
+            let prompts = [vec![5, 9, 2, 7, 7, 1], vec![3], vec![8, 8, 4]];
+            let together = decode(&model, &prompts, &options(temperature), &mut |_, _| true).unwrap();
+            for (i, prompt) in prompts.iter().enumerate() {
+                let mut alone = options(temperature);
+                alone.sampler.seed += i as u64;
+                let alone = decode(&model, std::slice::from_ref(prompt), &alone, &mut |_, _| true).unwrap();
+                assert_eq!(alone[0], together[i], "row {i} at temperature {temperature}");
+            }
+        }
+    }
+
+    #[test]
+    fn end_tokens_end_and_forbidden_tokens_never_come() {
+        let model = model();
+        let first = decode(&model, &[vec![5]], &options(0.0), &mut |_, _| true).unwrap()[0].ids[0];
+        let ending = DecodeOptions { end: vec![first], ..options(0.0) };
+        let generated = decode(&model, &[vec![5]], &ending, &mut |_, _| true).unwrap();
+        assert_eq!((generated[0].ids.as_slice(), generated[0].finish), ([first].as_slice(), Finish::End));
+        let forbidding = DecodeOptions { forbidden: vec![first], ..options(0.0) };
+        let generated = decode(&model, &[vec![5]], &forbidding, &mut |_, _| true).unwrap();
+        assert!(!generated[0].ids.contains(&first));
+    }
+}

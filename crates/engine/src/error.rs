@@ -1,0 +1,22 @@
+//! What can go wrong while generating.
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error with the context that the caller has not got.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model refused its input.
+    #[error(transparent)]
+    Model(#[from] espalier_models::Error),
+    /// The tokenizer or the template.
+    #[error(transparent)]
+    Data(#[from] espalier_data::Error),
+    /// A sampling option makes no sense, or the logits are not numbers.
+    #[error("{0}")]
+    Sampling(String),
+    /// A prompt without tokens.
+    #[error("the prompt is empty; give at least one token")]
+    EmptyPrompt,
+}

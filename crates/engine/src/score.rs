@@ -1,0 +1,81 @@
+//! Log-probabilities of given texts, in batches.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use espalier_data::encode::Example;
+use espalier_kernels::cross_entropy::log_probabilities;
+use espalier_models::model::{Input, LanguageModel};
+
+use crate::Result;
+
+/// How likely one example's targets are.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Score {
+    /// Sum of the targets' natural log-probabilities.
+    pub log_probability: f64,
+    /// Number of targets.
+    pub targets: usize,
+    /// Targets that are the model's first choice.
+    pub first_choices: usize,
+}
+
+/// Scores every example; examples of like length share a batch, so little is padded.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use espalier_data::encode::Example;
+/// use espalier_engine::score::score;
+/// use espalier_models::{model::LanguageModel, source::Seed, spec::ModelSpec};
+/// let model = LanguageModel::build(ModelSpec::llama(64, 16, 2, 2, 1, 32, 32), &mut Seed(0), &Device::flex())?;
+/// let scores = score(&model, &[Example::new(vec![1, 2, 3], vec![false, true, true])], 8)?;
+/// assert_eq!(scores[0].targets, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// When a token id is outside the vocabulary.
+pub fn score(model: &LanguageModel, examples: &[Example], batch: usize) -> Result<Vec<Score>> {
+    let mut order: Vec<usize> = (0..examples.len()).filter(|i| examples[*i].target_count() > 0).collect();
+    order.sort_by_key(|i| examples[*i].ids.len());
+    let mut scores = vec![Score::default(); examples.len()];
+    for chunk in order.chunks(batch.max(1)) {
+        let rows: Vec<&Example> = chunk.iter().map(|i| &examples[*i]).collect();
+        for (i, score) in chunk.iter().zip(score_rows(model, &rows)?) {
+            scores[*i] = score;
+        }
+    }
+    Ok(scores)
+}
+
+fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {
+    let time = rows.iter().map(|row| row.ids.len()).max().unwrap_or(1);
+    let padded = |row: &&Example| {
+        let mut ids = row.ids.clone();
+        ids.resize(time, 0);
+        ids
+    };
+    let input =
+        Input { ids: rows.iter().flat_map(padded).collect(), batch: rows.len(), positions: None, segments: None };
+    let mut places = Vec::new();
+    for (r, row) in rows.iter().enumerate() {
+        places.extend((1..row.ids.len()).filter(|t| row.targets[*t]).map(|t| (r, t)));
+    }
+    let hidden = model.hidden(&input, None)?;
+    let [_, _, width] = hidden.dims();
+    let integers = |values: Vec<i32>| {
+        let count = values.len();
+        Tensor::<1, Int>::from_data(TensorData::new(values, [count]), model.device())
+    };
+    let predictors = integers(places.iter().map(|(r, t)| (r * time + t - 1) as i32).collect());
+    let targets: Vec<i32> = places.iter().map(|(r, t)| rows[*r].ids[*t] as i32).collect();
+    let logits = model.head(hidden.reshape([rows.len() * time, width]).select(0, predictors));
+    let choices = logits.clone().argmax(1).into_data().convert::<i32>().try_into_vec::<i32>().unwrap_or_default();
+    let values =
+        log_probabilities(logits, integers(targets.clone())).into_data().try_into_vec::<f32>().unwrap_or_default();
+    let mut scores = vec![Score::default(); rows.len()];
+    for (i, (r, _)) in places.iter().enumerate() {
+        scores[*r].log_probability += f64::from(values[i]);
+        scores[*r].targets += 1;
+        scores[*r].first_choices += usize::from(choices[i] == targets[i]);
+    }
+    Ok(scores)
+}

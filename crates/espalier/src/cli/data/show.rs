@@ -1,0 +1,190 @@
+//! `espalier data show`: records, or with a tokenizer the tokens that a model reads and those that it learns.
+
+use std::path::{Path, PathBuf};
+
+use espalier_data::{
+    encode::{Encoded, Encoder, Example},
+    readers::{self, Form, Source, to_json},
+    record::{Message, Record},
+    template::{CHATML, ChatTemplate},
+    tokenizer::Tokenizer,
+    worlds::{self, Split},
+};
+use espalier_models::checkpoint::PeftConfig;
+use serde_json::{Value, json};
+
+use super::{WorldForm, world_record};
+use crate::cli::Context;
+use crate::{Error, Result, model_path, terminal::harmless};
+
+/// Show records of a file or a world; with a tokenizer, what a model learns of them.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  espalier data show conversations.jsonl --tokenizer MODEL --count 2
+  espalier data show g1/2 --tokenizer MODEL --template chatml
+
+With a tokenizer, what the loss asks for is green, or between ⟦ and ⟧ where there are no colours.")]
+pub struct ShowArgs {
+    /// A data file (.jsonl, .json, .txt), or a task of a generated world
+    #[arg(value_name = "FILE|WORLD")]
+    pub data: String,
+    /// A model's folder, whose tokenizer and chat template are used
+    #[arg(long, value_name = "MODEL")]
+    pub tokenizer: Option<PathBuf>,
+    /// Another chat template: `chatml`, or a Jinja file
+    #[arg(long, value_name = "NAME|FILE", requires = "tokenizer")]
+    pub template: Option<String>,
+    /// Longer examples keep their first tokens
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024)]
+    pub max_length: usize,
+    /// How many records
+    #[arg(long, value_name = "COUNT", default_value_t = 3)]
+    pub count: usize,
+    /// The file's form (alpaca, sharegpt, messages, preference, completion, text), or a world's (chat, text, preference)
+    #[arg(long, value_name = "FORM")]
+    pub form: Option<String>,
+}
+
+/// Shows the first records.
+///
+/// # Errors
+/// When the data or the tokenizer cannot be read, or a record cannot be encoded.
+pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
+    let records = records(args)?;
+    let encoder = args.tokenizer.as_ref().map(|path| encoder(path, args)).transpose()?;
+    for (index, record) in records.iter().enumerate() {
+        match (&encoder, context.json) {
+            (None, true) => context.terminal.json(&to_json(record))?,
+            (None, false) => show_structure(index, record, context)?,
+            (Some(encoder), true) => context.terminal.json(&encoded_json(encoder, record)?)?,
+            (Some(encoder), false) => show_encoded(index, encoder, record, context)?,
+        }
+    }
+    Ok(())
+}
+
+fn records(args: &ShowArgs) -> Result<Vec<Record>> {
+    let path = Path::new(&args.data);
+    if path.exists() {
+        let form = args.form.as_deref().map(str::parse::<Form>).transpose().map_err(usage)?;
+        let reader = readers::open(&Source { form, ..Source::new(path) })?;
+        return Ok(reader.take(args.count).collect::<Result<_, _>>()?);
+    }
+    if let Err(error) = worlds::world(&args.data) {
+        return Err(Error::Usage(format!("`{}`: no such file, and {error}", args.data)));
+    }
+    let form = world_form(args.form.as_deref())?;
+    (0..args.count as u64).map(|index| world_record(&args.data, Split::Train, index, 0, form)).collect()
+}
+
+fn world_form(name: Option<&str>) -> Result<WorldForm> {
+    match name {
+        None | Some("chat") => Ok(WorldForm::Chat),
+        Some("text") => Ok(WorldForm::Text),
+        Some("preference") => Ok(WorldForm::Preference),
+        Some(other) => Err(Error::Usage(format!("`--form {other}`: a world's is `chat`, `text` or `preference`"))),
+    }
+}
+
+fn usage(error: espalier_data::Error) -> Error {
+    Error::Usage(error.to_string())
+}
+
+/// The encoder of a model's folder, which may hold a tokenizer and nothing else.
+fn encoder(path: &Path, args: &ShowArgs) -> Result<Encoder> {
+    let folder =
+        if path.join("tokenizer.json").is_file() { path.to_path_buf() } else { model_path::resolve_model(path)? };
+    let adapter = folder.join("adapter_config.json");
+    let base = match adapter.is_file() {
+        true => folder.join(PeftConfig::read(&adapter)?.base_model.unwrap_or_default()),
+        false => folder.clone(),
+    };
+    let mut tokenizer = Tokenizer::load(&model_path::tokenizer_folder(&folder, &base))?;
+    if let Some(name) = &args.template {
+        tokenizer = tokenizer.with_template(template(name)?);
+    }
+    Ok(Encoder::new(tokenizer, args.max_length))
+}
+
+fn template(name: &str) -> Result<ChatTemplate> {
+    if name == "chatml" {
+        return Ok(ChatTemplate::new(CHATML)?);
+    }
+    let source = std::fs::read_to_string(name).map_err(Error::file(name))?;
+    Ok(ChatTemplate::new(&source)?)
+}
+
+fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()> {
+    let terminal = &context.terminal;
+    let tools = |tools: &Option<Value>| if tools.is_some() { ", with tools" } else { "" };
+    let line = |name: &str, text: &str| terminal.line(&format!("{}  {}", terminal.faint(name), harmless(text)));
+    let turns = |turns: &[Message]| turns.iter().try_for_each(|turn| line(&turn.role, &turn.content));
+    match record {
+        Record::Text { text } => {
+            heading(index, "text", context)?;
+            line("text", text)?;
+        }
+        Record::Chat { messages, tools: offered } => {
+            heading(index, &format!("conversation{}", tools(offered)), context)?;
+            turns(messages)?;
+        }
+        Record::Preference { prompt, chosen, rejected, tools: offered } => {
+            heading(index, &format!("preference{}", tools(offered)), context)?;
+            turns(prompt)?;
+            line("chosen", &chosen.content)?;
+            line("rejected", &rejected.content)?;
+        }
+    }
+    terminal.line("")
+}
+
+fn heading(index: usize, text: &str, context: &Context) -> Result<()> {
+    context.terminal.line(&context.terminal.bold(&format!("record {}: {text}", index + 1)))
+}
+
+fn show_encoded(index: usize, encoder: &Encoder, record: &Record, context: &Context) -> Result<()> {
+    let terminal = &context.terminal;
+    let show = |example: &Example| -> Result<()> { terminal.line(&shown(encoder, example, terminal.colour())?) };
+    let sizes = |example: &Example| format!("{} tokens, {} learned", example.ids.len(), example.target_count());
+    match encoder.encode(record)? {
+        Encoded::Example(example) => {
+            heading(index, &sizes(&example), context)?;
+            show(&example)?;
+        }
+        Encoded::Pair(pair) => {
+            heading(index, &format!("chosen, {}", sizes(&pair.chosen)), context)?;
+            show(&pair.chosen)?;
+            heading(index, &format!("rejected, {}", sizes(&pair.rejected)), context)?;
+            show(&pair.rejected)?;
+        }
+        Encoded::Dropped { reason } => heading(index, &format!("left out: {reason}"), context)?,
+    }
+    terminal.line("")
+}
+
+/// The example's text without control characters other than the colours.
+fn shown(encoder: &Encoder, example: &Example, colour: bool) -> Result<String> {
+    const COLOURS: [&str; 3] = ["[0m", "[2m", "[32m"];
+    let text = encoder.show(example, colour)?;
+    let mut kept = String::with_capacity(text.len());
+    for (index, piece) in text.split('\x1b').enumerate() {
+        if colour && index > 0 && COLOURS.iter().any(|code| piece.starts_with(code)) {
+            kept.push('\x1b');
+        }
+        kept.push_str(&harmless(piece));
+    }
+    Ok(kept)
+}
+
+fn encoded_json(encoder: &Encoder, record: &Record) -> Result<Value> {
+    let example = |example: &Example| -> Result<Value> {
+        let text = encoder.show(example, false)?;
+        let (tokens, learned) = (example.ids.len(), example.target_count());
+        Ok(json!({"tokens": tokens, "learned": learned, "shown": text, "ids": example.ids, "targets": example.targets}))
+    };
+    Ok(match encoder.encode(record)? {
+        Encoded::Example(one) => example(&one)?,
+        Encoded::Pair(pair) => json!({"chosen": example(&pair.chosen)?, "rejected": example(&pair.rejected)?}),
+        Encoded::Dropped { reason } => json!({"dropped": reason}),
+    })
+}

@@ -1,0 +1,73 @@
+//! `espalier eval`: perplexity on data, accuracy on generated worlds.
+
+use std::path::PathBuf;
+
+use super::Context;
+use crate::{
+    Error, Result,
+    model_path::resolve_model,
+    recipe::{DataOptions, EvaluateStage},
+    stages::{Workshop, evaluate},
+    voice::TerminalVoice,
+};
+
+/// Measure a model: perplexity on a data file, accuracy on the held-out items of generated worlds.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  espalier eval runs/quickstart --world sentence/2 --items 200\n  espalier eval path/to/model --data held-out.jsonl"
+)]
+pub struct EvalArgs {
+    /// A model folder, an adapter folder or a run.
+    pub model: PathBuf,
+    /// Data whose perplexity is measured; may be given again.
+    #[arg(long)]
+    pub data: Vec<PathBuf>,
+    /// A task of a generated world, such as `g1/1` or `sentence/2`; may be given again.
+    #[arg(long)]
+    pub world: Vec<String>,
+    /// Items of each task.
+    #[arg(long, default_value_t = 200)]
+    pub items: usize,
+    /// Longest example in tokens.
+    #[arg(long, default_value_t = 1024)]
+    pub length: usize,
+    /// Sample answers at temperature 1 instead of greedy ones.
+    #[arg(long)]
+    pub sample: bool,
+    /// Seed of sampled answers.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When nothing is asked for, or model and data do not fit.
+pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
+    if args.data.is_empty() && args.world.is_empty() {
+        return Err(Error::usage("give at least one of --data and --world"));
+    }
+    let (worlds, sampled_worlds) =
+        if args.sample { (vec![], args.world.clone()) } else { (args.world.clone(), vec![]) };
+    let source = |path: &PathBuf| DataOptions { path: Some(path.clone()), ..DataOptions::default() };
+    let stage = EvaluateStage {
+        model: resolve_model(&args.model)?.to_string_lossy().into_owned(),
+        data: args.data.iter().map(source).collect(),
+        baseline: Vec::new(),
+        preferences: Vec::new(),
+        worlds,
+        sampled_worlds,
+        seed: args.seed,
+        items: args.items,
+        length: args.length,
+    };
+    let mut voice = TerminalVoice::new(context.terminal);
+    let mut workshop = Workshop {
+        device: context.device.clone(),
+        folder: PathBuf::new(),
+        models: Default::default(),
+        voice: &mut voice,
+    };
+    let result = evaluate::run(&mut workshop, &stage)?;
+    if context.json { context.terminal.json(&result) } else { Ok(()) }
+}

@@ -1,0 +1,173 @@
+//! `espalier generate`: texts that continue prompts, or answer them.
+
+mod benchmark;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use espalier_data::record::Message;
+use espalier_engine::{
+    decode::Finish,
+    text::{GeneratedText, TextModel, TextOptions},
+};
+use serde_json::json;
+
+use super::{Context, sampling::SamplingArgs};
+use crate::{Error, Result, model_path, units};
+pub use benchmark::BenchmarkArgs;
+
+/// Prompts that are computed together.
+const BATCH: usize = 16;
+
+/// Continue or answer prompts.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  espalier generate MODEL 'Once upon a time' --max-new-tokens 100 --temperature 0.8
+  espalier generate MODEL --chat --file questions.txt --json > answers.jsonl
+  espalier generate MODEL --benchmark --prompt-tokens 512 --new-tokens 128")]
+pub struct GenerateArgs {
+    /// A model folder, an adapter folder, or a run's output
+    pub model: PathBuf,
+    /// The prompts
+    #[arg(value_name = "PROMPT", conflicts_with = "benchmark")]
+    pub prompts: Vec<String>,
+    /// Further prompts, one a line
+    #[arg(long, value_name = "FILE", conflicts_with = "benchmark")]
+    pub file: Option<PathBuf>,
+    /// Put each prompt as a question, in the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// The system message of `--chat`
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+    /// End a text before this string; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub benchmark: BenchmarkArgs,
+}
+
+/// Generates for every prompt, or measures speed.
+///
+/// # Errors
+/// When the model cannot be loaded, there are no prompts, or a prompt does not fit the model.
+pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
+    if args.benchmark.benchmark {
+        return benchmark::run(&args.model, &args.benchmark, context);
+    }
+    let prompts = prompts(args)?;
+    let opened = model_path::open_text_model(&args.model, &context.device)?;
+    let sampler = args.sampling.options(&opened.base)?;
+    let options = TextOptions { max_new_tokens: args.sampling.max_new_tokens, sampler, stops: args.stop.clone() };
+    let encoded = prompts.iter().map(|prompt| encode(&opened.text, prompt, args)).collect::<Result<Vec<_>>>()?;
+    match (&prompts[..], context.json) {
+        ([_], false) => stream(&opened.text, &encoded[0], &options, context),
+        _ => generate_all(&opened.text, &prompts, &encoded, &options, context),
+    }
+}
+
+/// Why a text ended, in a word.
+pub fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::End => "end",
+        Finish::Stopped => "stop",
+        Finish::Length => "length",
+        Finish::Context => "context",
+    }
+}
+
+fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
+    let mut prompts = args.prompts.clone();
+    if let Some(path) = &args.file {
+        let text = fs::read_to_string(path).map_err(Error::file(path))?;
+        prompts.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string));
+    }
+    if prompts.is_empty() {
+        return Err(Error::Usage("there is no prompt; give one after the model, or `--file prompts.txt`".into()));
+    }
+    Ok(prompts)
+}
+
+fn encode(model: &TextModel, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>> {
+    if !args.chat {
+        return Ok(model.tokenizer.encode_ids(prompt, true)?);
+    }
+    let system = args.system.as_deref().map(Message::system);
+    let messages: Vec<Message> = system.into_iter().chain([Message::user(prompt)]).collect();
+    Ok(model.chat_prompt(&messages)?)
+}
+
+/// One text, shown while it is made.
+fn stream(model: &TextModel, prompt: &[u32], options: &TextOptions, context: &Context) -> Result<()> {
+    let (start, mut unwritten) = (Instant::now(), None);
+    let generated = model.generate(prompt, options, &mut |piece| {
+        if unwritten.is_none() {
+            unwritten = context.terminal.foreign(piece).err();
+        }
+    })?;
+    if let Some(error) = unwritten {
+        return Err(error);
+    }
+    context.terminal.line("")?;
+    let (tokens, finish) = (generated.tokens, finish_name(generated.finish));
+    let rate = units::rate(tokens as f64 / start.elapsed().as_secs_f64());
+    context.terminal.note(&format!("({tokens} tokens, {rate} a second; ended by {finish})"));
+    Ok(())
+}
+
+/// Many texts, a batch at a time; what a prompt gets does not depend on how they fall into batches.
+fn generate_all(
+    model: &TextModel,
+    prompts: &[String],
+    encoded: &[Vec<u32>],
+    options: &TextOptions,
+    context: &Context,
+) -> Result<()> {
+    let progress = context.terminal.progress(prompts.len() as u64, "generate");
+    let start = Instant::now();
+    let mut tokens = 0;
+    for first in (0..prompts.len()).step_by(BATCH) {
+        let last = prompts.len().min(first + BATCH);
+        let mut options = options.clone();
+        options.sampler.seed = options.sampler.seed.wrapping_add(first as u64);
+        let batch_start = Instant::now();
+        let generated = model.generate_batch(&encoded[first..last], &options)?;
+        let seconds = batch_start.elapsed().as_secs_f64();
+        tokens += generated.iter().map(|text| text.tokens).sum::<usize>();
+        for (index, text) in (first..last).zip(&generated) {
+            show(index, &prompts[index], encoded[index].len(), text, seconds, context)?;
+        }
+        progress.set(last as u64, "");
+    }
+    let rate = units::rate(tokens as f64 / start.elapsed().as_secs_f64());
+    progress.finish(&format!("{tokens} tokens, {rate} a second"));
+    Ok(())
+}
+
+fn show(
+    index: usize,
+    prompt: &str,
+    prompt_tokens: usize,
+    text: &GeneratedText,
+    batch_seconds: f64,
+    context: &Context,
+) -> Result<()> {
+    let terminal = &context.terminal;
+    if context.json {
+        return terminal.json(&json!({
+            "prompt": prompt, "text": text.text, "prompt_tokens": prompt_tokens, "tokens": text.tokens,
+            "finish": finish_name(text.finish), "tokens_per_second": text.tokens as f64 / batch_seconds,
+        }));
+    }
+    terminal.line(&terminal.faint(&format!("[{}] {}", index + 1, crate::terminal::harmless(prompt))))?;
+    terminal.foreign(&text.text)?;
+    terminal.line("\n")
+}
+
+/// The model's folder for messages.
+fn display(path: &Path) -> String {
+    path.display().to_string()
+}

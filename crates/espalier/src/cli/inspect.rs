@@ -1,0 +1,201 @@
+//! `espalier inspect`: what a model is and what it needs, read from its files without loading its weights.
+
+mod describe;
+
+use std::path::{Path, PathBuf};
+
+use espalier_data::{record::Message, template::Conversation, tokenizer::Tokenizer};
+use espalier_models::{
+    checkpoint::{Checkpoint, PeftConfig},
+    families::{self, Config},
+    spec::ModelSpec,
+};
+use serde_json::{Value, json};
+
+use super::Context;
+use crate::{Error, Result, model_path, units};
+
+/// The rank for which the memory of low-rank tuning is told.
+const RANK: u64 = 16;
+
+/// Show what a model is and the memory that it needs.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  espalier inspect MODEL
+  espalier inspect runs/quickstart --json")]
+pub struct InspectArgs {
+    /// A model folder, an adapter folder, or a run's output
+    pub model: PathBuf,
+}
+
+/// What the files of a model say.
+struct Inspected {
+    folder: PathBuf,
+    base: PathBuf,
+    adapter: Option<PeftConfig>,
+    architecture: &'static str,
+    spec: ModelSpec,
+    dtype: String,
+    file_bytes: u64,
+    tokenizer: Option<Tokenizer>,
+}
+
+/// Bytes that the model takes, all in f32; activations are not counted.
+struct Memory {
+    load: u64,
+    cache_per_token: u64,
+    train: u64,
+    tune: u64,
+}
+
+/// Reads the files and prints.
+///
+/// # Errors
+/// When there is no model, or its files are damaged.
+pub fn run(args: &InspectArgs, context: &Context) -> Result<()> {
+    let inspected = Inspected::read(&model_path::resolve_model(&args.model)?)?;
+    match context.json {
+        true => context.terminal.json(&inspected.json()?),
+        false => inspected.print(context),
+    }
+}
+
+impl Inspected {
+    fn read(folder: &Path) -> Result<Self> {
+        let adapter = folder.join("adapter_config.json");
+        let adapter = adapter.is_file().then(|| PeftConfig::read(&adapter)).transpose()?;
+        let base = match &adapter {
+            Some(adapter) => base_folder(folder, adapter)?,
+            None => folder.to_path_buf(),
+        };
+        let config = Config::load(&base.join("config.json"))?;
+        let family = families::family(&config)?;
+        let mut spec = (family.read)(&config)?;
+        let checkpoint = Checkpoint::open(&base)?;
+        // As when loading: a file without an output matrix means a tied one.
+        spec.tied_head |= !checkpoint.names().any(|name| name == "lm_head.weight" || name == "output.weight");
+        let home = model_path::tokenizer_folder(folder, &base);
+        let has_tokenizer = ["tokenizer.json", "vocab.json"].iter().any(|name| home.join(name).is_file());
+        let tokenizer = has_tokenizer.then(|| Tokenizer::load(&home)).transpose()?;
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            base,
+            adapter,
+            architecture: family.architecture,
+            spec,
+            dtype: format!("{:?}", checkpoint.dtype()).to_lowercase(),
+            file_bytes: checkpoint.total_bytes(),
+            tokenizer,
+        })
+    }
+
+    fn print(&self, context: &Context) -> Result<()> {
+        let (spec, memory) = (&self.spec, Memory::of(&self.spec));
+        let mut facts = vec![("model", self.folder.display().to_string())];
+        if let Some(adapter) = &self.adapter {
+            facts.push(("adapter", format!("low rank, r = {}, alpha = {}", adapter.rank, adapter.alpha)));
+            facts.push(("base model", self.base.display().to_string()));
+        }
+        facts.push(("family", format!("{} ({})", spec.family, self.architecture)));
+        facts.push(("sizes", describe::sizes(spec)));
+        let names = ["blocks"].into_iter().chain(std::iter::repeat(""));
+        facts.extend(names.zip(describe::blocks(spec)));
+        facts.push(("parameters", describe::parameters(spec)));
+        facts.push(("in the file", format!("{} in {}", units::bytes(self.file_bytes), self.dtype)));
+        facts.push(("memory to run", memory.to_run(spec)));
+        facts.push(("to train", format!("{}, all weights with AdamW, and activations", units::bytes(memory.train))));
+        facts.push(("to tune", format!("{}, LoRA of rank {RANK}, and activations", units::bytes(memory.tune))));
+        facts.extend(self.tokenizer_facts());
+        context.terminal.facts(&facts)?;
+        if let Some(example) = self.example() {
+            context.terminal.line(&context.terminal.faint("chat template, as a conversation looks to the model"))?;
+            context.terminal.foreign(&indented(&example.unwrap_or_else(|reason| reason)))?;
+        }
+        Ok(())
+    }
+
+    fn tokenizer_facts(&self) -> Vec<(&'static str, String)> {
+        let Some(tokenizer) = &self.tokenizer else {
+            return vec![("tokenizer", "none in the folder".into())];
+        };
+        let special: Vec<String> = tokenizer
+            .special()
+            .named()
+            .map(|(role, token)| format!("{} {token}", role.trim_end_matches("_token")))
+            .collect();
+        let template = match tokenizer.template() {
+            Some(template) if template.marks_generation() => "yes; it marks what the assistant says",
+            Some(_) => "yes",
+            None => "none: the model completes text",
+        };
+        vec![
+            ("tokenizer", format!("{} tokens", tokenizer.vocabulary_size())),
+            ("special tokens", if special.is_empty() { "none named".into() } else { special.join(", ") }),
+            ("chat template", template.into()),
+        ]
+    }
+
+    /// A conversation of two turns in the chat template, or why the template refuses it.
+    fn example(&self) -> Option<Result<String, String>> {
+        let tokenizer = self.tokenizer.as_ref()?;
+        let messages = [Message::user("Hello"), Message::assistant("Hi!"), Message::user("How are you?")];
+        let conversation =
+            Conversation { add_generation_prompt: true, ..Conversation::new(&messages, tokenizer.special()) };
+        let rendered = tokenizer.template()?.render(&conversation);
+        Some(rendered.map(|rendered| rendered.text).map_err(|error| error.to_string()))
+    }
+
+    fn json(&self) -> Result<Value> {
+        let memory = Memory::of(&self.spec);
+        let spec = serde_json::to_value(&self.spec).map_err(|error| Error::Work(error.to_string()))?;
+        let tokenizer = self.tokenizer.as_ref().map(|tokenizer| {
+            let special: serde_json::Map<String, Value> =
+                tokenizer.special().named().map(|(role, token)| (role.to_string(), token.into())).collect();
+            json!({"vocabulary": tokenizer.vocabulary_size(), "special": special, "template": tokenizer.template().is_some()})
+        });
+        Ok(json!({
+            "model": self.folder, "base": self.base, "adapter_rank": self.adapter.as_ref().map(|adapter| adapter.rank),
+            "family": self.spec.family, "architecture": self.architecture, "spec": spec,
+            "parameters": self.spec.parameter_count(), "embedding_parameters": describe::embedding(&self.spec),
+            "block_parameters": describe::per_block(&self.spec), "dtype": self.dtype, "file_bytes": self.file_bytes,
+            "memory": {
+                "load_bytes": memory.load, "cache_bytes_per_token": memory.cache_per_token,
+                "train_bytes": memory.train, "tune_bytes": memory.tune, "tune_rank": RANK,
+            },
+            "tokenizer": tokenizer, "chat_example": self.example().and_then(Result::ok),
+        }))
+    }
+}
+
+fn base_folder(folder: &Path, adapter: &PeftConfig) -> Result<PathBuf> {
+    let name = adapter.base_model.as_deref().unwrap_or_default();
+    let places = [folder.join(name), PathBuf::from(name)];
+    places.into_iter().find(|place| !name.is_empty() && place.is_dir()).ok_or_else(|| {
+        let file = folder.join("adapter_config.json");
+        let fix = "put the base model there, or change `base_model_name_or_path`";
+        Error::Work(format!("{}: the base model `{name}` is no folder here; {fix}", file.display()))
+    })
+}
+
+impl Memory {
+    fn of(spec: &ModelSpec) -> Self {
+        let load = spec.parameter_count().saturating_mul(4);
+        Self {
+            load,
+            cache_per_token: describe::cache_per_token(spec),
+            // Weights, gradients and AdamW's two moments.
+            train: load.saturating_mul(4),
+            tune: load.saturating_add(describe::low_rank_parameters(spec, RANK).saturating_mul(16)),
+        }
+    }
+
+    fn to_run(&self, spec: &ModelSpec) -> String {
+        let (load, token) = (units::bytes(self.load), units::bytes(self.cache_per_token));
+        let whole = units::bytes(self.cache_per_token.saturating_mul(spec.context as u64));
+        format!("{load} in f32, and {token} for each token of context ({whole} for {})", spec.context)
+    }
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}

@@ -1,0 +1,144 @@
+//! A specification in words and numbers.
+
+use espalier_models::{
+    families::config::activation_name,
+    spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, RotaryScaling, RotarySpec},
+};
+
+use crate::units;
+
+/// Vocabulary, width and context.
+pub fn sizes(spec: &ModelSpec) -> String {
+    let head = if spec.tied_head { "head tied to the embedding" } else { "a head of its own" };
+    let positions = spec.learned_positions.map(|count| format!(", {count} learned positions")).unwrap_or_default();
+    format!("vocabulary {}, width {}, context {}{positions}, {head}", spec.vocabulary, spec.width, spec.context)
+}
+
+/// The blocks, equal neighbours in one line: `12 x attention 12/4 heads of 64, rotary 10000, gated MLP 1536 silu, RMSNorm`.
+pub fn blocks(spec: &ModelSpec) -> Vec<String> {
+    let mut groups: Vec<(usize, &BlockSpec)> = Vec::new();
+    for block in &spec.blocks {
+        match groups.last_mut() {
+            Some((count, known)) if *known == block => *count += 1,
+            _ => groups.push((1, block)),
+        }
+    }
+    groups.into_iter().map(|(count, block)| format!("{count} x {}", describe(block))).collect()
+}
+
+/// All parameters, and what of them is in the embedding and in a block.
+pub fn parameters(spec: &ModelSpec) -> String {
+    let (all, embedding) = (spec.parameter_count(), embedding(spec));
+    let blocks = per_block(spec);
+    let block = match (blocks.iter().min(), blocks.iter().max()) {
+        (Some(least), Some(most)) if least == most => format!(", {} in each block", units::count(*most)),
+        (Some(least), Some(most)) => format!(", {} to {} in each block", units::count(*least), units::count(*most)),
+        _ => String::new(),
+    };
+    format!("{} ({all}): {} in the embedding{block}", units::count(all), units::count(embedding))
+}
+
+/// Parameters of the embedding table.
+pub fn embedding(spec: &ModelSpec) -> u64 {
+    (spec.vocabulary as u64).saturating_mul(spec.width as u64)
+}
+
+/// Parameters of every block.
+pub fn per_block(spec: &ModelSpec) -> Vec<u64> {
+    let mut counts = vec![0u64; spec.blocks.len()];
+    for (name, shape) in spec.parameters() {
+        let number = name.strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        if let Some(count) = number.and_then(|number| counts.get_mut(number)) {
+            *count = count.saturating_add(product(&shape));
+        }
+    }
+    counts
+}
+
+/// Bytes of keys and values in f32 that a token leaves behind.
+pub fn cache_per_token(spec: &ModelSpec) -> u64 {
+    let numbers = |block: &BlockSpec| match &block.mixer {
+        MixerSpec::Attention(attention) => 2 * attention.kv_heads as u64 * attention.head_dim as u64,
+    };
+    spec.blocks.iter().map(numbers).fold(0, u64::saturating_add).saturating_mul(4)
+}
+
+/// Parameters of adapters of this rank on every matrix of the blocks.
+pub fn low_rank_parameters(spec: &ModelSpec, rank: u64) -> u64 {
+    let matrix = |(name, shape): &(String, Vec<usize>)| match shape[..] {
+        [rows, columns] if name.starts_with("blocks.") => (rows as u64).saturating_add(columns as u64),
+        _ => 0,
+    };
+    spec.parameters().iter().map(matrix).fold(0, u64::saturating_add).saturating_mul(rank)
+}
+
+fn product(shape: &[usize]) -> u64 {
+    shape.iter().fold(1, |product, axis| product.saturating_mul(*axis as u64))
+}
+
+fn describe(block: &BlockSpec) -> String {
+    let MixerSpec::Attention(mixer) = &block.mixer;
+    let channel = match &block.channel {
+        ChannelSpec::Mlp(mlp) => feed_forward("MLP", mlp),
+        ChannelSpec::GatedMlp(mlp) => feed_forward("gated MLP", mlp),
+    };
+    let norm = match block.mixer_norm {
+        NormSpec::LayerNorm { .. } => "LayerNorm",
+        NormSpec::RmsNorm { .. } => "RMSNorm",
+    };
+    format!("{}, {channel}, {norm}", attention(mixer))
+}
+
+fn attention(attention: &AttentionSpec) -> String {
+    let heads = match attention.heads == attention.kv_heads {
+        true => attention.heads.to_string(),
+        false => format!("{}/{}", attention.heads, attention.kv_heads),
+    };
+    let rotary = attention.rotary.as_ref().map(|positions| format!(", {}", rotary(positions))).unwrap_or_default();
+    let window = attention.window.map(|keys| format!(", window {keys}")).unwrap_or_default();
+    let norm = if attention.qk_norm.is_some() { ", normed queries and keys" } else { "" };
+    let bias = if attention.qkv_bias { ", biases" } else { "" };
+    format!("attention {heads} heads of {}{rotary}{window}{norm}{bias}", attention.head_dim)
+}
+
+fn rotary(rotary: &RotarySpec) -> String {
+    let scaling = match &rotary.scaling {
+        RotaryScaling::None => String::new(),
+        RotaryScaling::Linear { factor } => format!(" interpolated {factor} x"),
+        RotaryScaling::Llama3 { factor, .. } => format!(" stretched {factor} x as in LLaMA 3.1"),
+        RotaryScaling::Yarn { factor, .. } => format!(" YaRN {factor} x"),
+    };
+    format!("rotary {}{scaling}", rotary.theta)
+}
+
+fn feed_forward(kind: &str, mlp: &MlpSpec) -> String {
+    let bias = if mlp.bias { " with biases" } else { "" };
+    format!("{kind} {} {}{bias}", mlp.inner, activation_name(mlp.activation))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_blocks_are_one_line() {
+        let mut spec = ModelSpec::llama(100, 768, 3, 12, 4, 1536, 64);
+        assert_eq!(blocks(&spec), ["3 x attention 12/4 heads of 64, rotary 10000, gated MLP 1536 silu, RMSNorm"]);
+        let MixerSpec::Attention(attention) = &mut spec.blocks[1].mixer;
+        attention.window = Some(32);
+        assert_eq!(blocks(&spec).len(), 3);
+        assert!(blocks(&spec)[1].contains("window 32"));
+    }
+
+    #[test]
+    fn numbers_follow_the_shapes() {
+        // Per block: two norms of 8, queries and outputs of 8 x 8, keys and values of 4 x 8, three matrices of 8 x 16.
+        let spec = ModelSpec::llama(10, 8, 2, 2, 1, 16, 32);
+        assert_eq!(per_block(&spec), [16 + 128 + 64 + 384; 2]);
+        assert_eq!(embedding(&spec) + 2 * per_block(&spec)[0] + 8, spec.parameter_count());
+        // Two blocks, keys and values, one head of 4, four bytes.
+        assert_eq!(cache_per_token(&spec), 2 * 2 * 4 * 4);
+        // Per block: (8 + 8) twice, (4 + 8) twice, (8 + 16) three times.
+        assert_eq!(low_rank_parameters(&spec, 3), 3 * 2 * (32 + 24 + 72));
+    }
+}

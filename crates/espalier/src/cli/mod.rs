@@ -1,0 +1,186 @@
+//! The command line: global options, one file for each verb, and what becomes of errors.
+
+pub mod chat;
+pub mod data;
+pub mod doctor;
+pub mod eval;
+pub mod generate;
+pub mod inspect;
+pub mod quickstart;
+pub mod run;
+pub mod sampling;
+pub mod trace;
+pub mod train;
+
+use std::io::Write;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::tensor::Device;
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+use crate::{Error, Result, device, terminal::Terminal};
+
+/// What every verb is given besides its arguments.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Whether results are written as JSON.
+    pub json: bool,
+    /// Whether progress and remarks are left out.
+    pub quiet: bool,
+    /// Where tensors live.
+    pub device: Device,
+    /// Where output goes.
+    pub terminal: Terminal,
+}
+
+/// Train, tune, align, evaluate and talk to language models: one program, no Python.
+#[derive(Debug, Parser)]
+#[command(name = "espalier", version, arg_required_else_help = true, infer_subcommands = false)]
+#[command(
+    after_help = "Example:\n  espalier quickstart                  the whole life of a small model, in minutes\n  espalier train --help                a verb's options, with an example"
+)]
+struct Cli {
+    /// Write results as JSON on standard output, errors too.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Where to compute: `cpu`, or `cuda:0`, `vulkan:0`, ... where the program was built with that feature.
+    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
+    device: String,
+    /// No progress and no remarks; results and errors only.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Quickstart(quickstart::QuickstartArgs),
+    Run(run::RunArgs),
+    Train(train::TrainArgs),
+    Chat(chat::ChatArgs),
+    Generate(generate::GenerateArgs),
+    Eval(eval::EvalArgs),
+    Data(data::DataArgs),
+    Inspect(inspect::InspectArgs),
+    Trace(trace::TraceArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+impl Verb {
+    fn run(&self, context: &Context) -> Result<()> {
+        match self {
+            Self::Quickstart(args) => quickstart::run(args, context),
+            Self::Run(args) => run::run(args, context),
+            Self::Train(args) => train::run(args, context),
+            Self::Chat(args) => chat::run(args, context),
+            Self::Generate(args) => generate::run(args, context),
+            Self::Eval(args) => eval::run(args, context),
+            Self::Data(args) => data::run(args, context),
+            Self::Inspect(args) => inspect::run(args, context),
+            Self::Trace(args) => trace::run(args, context),
+            Self::Doctor(args) => doctor::run(args, context),
+        }
+    }
+}
+
+/// Runs the command of the process's arguments and gives its exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let bug = record_panics();
+    match panic::catch_unwind(AssertUnwindSafe(|| execute(&cli))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => report(&error, cli.json),
+        Err(_) => report_bug(&bug.lock().unwrap_or_else(PoisonError::into_inner), cli.json),
+    }
+}
+
+fn execute(cli: &Cli) -> Result<()> {
+    let device = device::parse(&cli.device)?;
+    let terminal = Terminal::new(cli.quiet);
+    cli.verb.run(&Context { json: cli.json, quiet: cli.quiet, device, terminal })
+}
+
+/// Help and version as asked for; wrong arguments with the parser's own advice.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        _ if json => report(&Error::Usage(first_paragraph(&error.to_string())), true),
+        _ => {
+            let _ = error.print();
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn first_paragraph(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    text.split("\n\n").next().unwrap_or(text).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Tells of an error. The message may go unread, as after `| head`; the exit code stands all the same.
+fn report(error: &Error, json: bool) -> ExitCode {
+    if !error.is_closed_pipe() {
+        let _ = match json {
+            true => writeln!(std::io::stdout(), "{}", error.to_json()),
+            false => writeln!(std::io::stderr(), "error: {error}"),
+        };
+    }
+    ExitCode::from(error.exit_code())
+}
+
+/// Panics are kept for [`report_bug`] instead of being printed: some are caught on the way, and then were none.
+fn record_panics() -> Arc<Mutex<String>> {
+    let last = Arc::new(Mutex::new(String::new()));
+    let slot = Arc::clone(&last);
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |information| {
+        let place = information.location().map(|place| format!(" at {}:{}", place.file(), place.line()));
+        let message = information.payload_as_str().unwrap_or("a panic without words");
+        let text = format!("{message}{}", place.unwrap_or_default());
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            usual(information);
+        }
+    }));
+    last
+}
+
+fn report_bug(what: &str, json: bool) -> ExitCode {
+    let message = format!("this is a bug of espalier ({what}); please report it with the command that shows it");
+    let _ = match json {
+        true => writeln!(
+            std::io::stdout(),
+            "{}",
+            serde_json::json!({"error": {"kind": "bug", "code": 101, "message": message}})
+        ),
+        false => writeln!(std::io::stderr(), "error: {message}"),
+    };
+    ExitCode::from(101)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_parsers_advice_fits_one_line() {
+        let error = Cli::try_parse_from(["espalier", "chat", "m", "--top-q", "1"]).unwrap_err();
+        assert_eq!(first_paragraph(&error.to_string()), "unexpected argument '--top-q' found");
+    }
+}

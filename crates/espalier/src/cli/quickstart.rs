@@ -1,0 +1,128 @@
+//! `espalier quickstart`: the whole life of a small model in one command, without a network.
+
+use std::{path::PathBuf, time::Instant};
+
+use espalier_evaluate::report::Table;
+use serde_json::Value;
+
+use super::Context;
+use crate::{
+    Result,
+    recipe::{Recipe, document},
+    stages::{self, Voice},
+    units,
+    voice::TerminalVoice,
+};
+
+/// The recipe that the quickstart runs; a reader finds it in `recipes/quickstart.toml`.
+const RECIPE: &str = include_str!("../../../../recipes/quickstart.toml");
+
+/// Grow, tune and align a small model on this machine, measure each step, and write a report.
+///
+/// Needs no network and no arguments. Interrupted, the same command goes on where it stopped.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  espalier quickstart\n  espalier chat runs/quickstart")]
+pub struct QuickstartArgs {
+    /// The run's folder.
+    #[arg(long, default_value = "runs/quickstart")]
+    pub output: PathBuf,
+    /// Seed of weights, data order and sampled answers.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// A few steps of each stage: shows that everything works, teaches nothing.
+    #[arg(long)]
+    pub short: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When a stage fails, or the disk is full.
+pub fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
+    let started = Instant::now();
+    let recipe = recipe(args)?;
+    let mut voice = TerminalVoice::new(context.terminal);
+    let results = stages::run(&recipe, &context.device, &mut voice)?;
+    let table = table(&results);
+    voice.say(&format!("done in {}", units::duration(started.elapsed().as_secs_f64())));
+    if context.json {
+        return context.terminal.json(&results);
+    }
+    context.terminal.line(&table.text())?;
+    for line in farewell(args, &results) {
+        context.terminal.line(&line)?;
+    }
+    Ok(())
+}
+
+fn recipe(args: &QuickstartArgs) -> Result<Recipe> {
+    let mut recipe: Recipe = document::parse(RECIPE, "quickstart.toml", &[])?;
+    recipe.output = args.output.clone();
+    for stage in &mut recipe.stage {
+        if let Some(train) = &mut stage.train {
+            train.options.seed = args.seed;
+            if args.short {
+                train.options.steps = Some(3);
+                train.data.iter_mut().for_each(|data| data.limit = Some(64));
+            }
+        }
+        if let Some(evaluate) = &mut stage.evaluate {
+            evaluate.seed = args.seed;
+            if args.short {
+                evaluate.items = 8;
+                let sources = [&mut evaluate.data, &mut evaluate.baseline, &mut evaluate.preferences];
+                sources.into_iter().flatten().for_each(|data| data.limit = Some(16));
+            }
+        }
+    }
+    Ok(recipe)
+}
+
+/// The task on which instruction following is measured.
+const TASK: &str = "sentence/2";
+
+fn table(results: &Value) -> Table {
+    let stages = ["evaluate-pretrained", "evaluate-tuned", "evaluate-aligned"];
+    let figure = |stage: &str, path: &[&str], share: bool| {
+        let value = path.iter().fold(&results[stage], |value, key| &value[*key]).as_f64();
+        match value {
+            Some(value) if share => format!("{:.1} %", 100.0 * value),
+            Some(value) => format!("{value:.3}"),
+            None => "-".into(),
+        }
+    };
+    let row = |name: &str, path: &[&str], share: bool| {
+        std::iter::once(name.to_owned()).chain(stages.iter().map(|stage| figure(stage, path, share))).collect()
+    };
+    Table {
+        title: "What each step did, on held-out items".into(),
+        note: "perplexity on stories; instructions: every constraint of the prompt met".into(),
+        columns: ["", "pre-trained", "tuned", "aligned"].map(str::to_owned).to_vec(),
+        rows: vec![
+            row("perplexity", &["perplexity", "per_token"], false),
+            row("  of a 5-gram model", &["perplexity", "5-gram"], false),
+            row("  of a unigram model", &["perplexity", "unigram"], false),
+            row("instructions followed, greedy", &["worlds", TASK, "accuracy"], true),
+            row("instructions followed, sampled", &["sampled_worlds", TASK, "accuracy"], true),
+            row("better answer preferred", &["preferences", "accuracy"], true),
+        ],
+    }
+}
+
+/// Sample conversations, and what to do next.
+fn farewell(args: &QuickstartArgs, results: &Value) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let samples = results["evaluate-aligned"]["worlds"][TASK]["samples"].as_array();
+    for sample in samples.into_iter().flatten().take(2) {
+        lines.push(format!("user       {}", sample["prompt"].as_str().unwrap_or_default()));
+        lines.push(format!("assistant  {}", sample["answer"].as_str().unwrap_or_default()));
+        lines.push(String::new());
+    }
+    let output = args.output.display();
+    lines.push(format!("report             {output}/report.html"));
+    lines.push(format!("talk to it         espalier chat {output}"));
+    lines.push(
+        "your own model     espalier train --model FOLDER --data FILE.jsonl --adapter lora --output runs/mine".into(),
+    );
+    lines
+}

@@ -1,0 +1,114 @@
+//! The options of sampling that `chat` and `generate` share.
+//!
+//! What the command line leaves open is taken from the model's `generation_config.json`, as its makers published it, and else
+//! from two common values.
+
+use std::path::Path;
+
+use espalier_engine::sampler::SamplerOptions;
+use espalier_models::families::Config;
+
+use crate::{Error, Result};
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Divides the logits; 0 takes the likeliest token [default: the model's own, else 0.7]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Keep the likeliest tokens until they have this share of the probability; 1 is off [default: the model's own, else 0.95]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Keep this many of the likeliest tokens; 0 is off [default: the model's own, else 0]
+    #[arg(long, value_name = "COUNT")]
+    pub top_k: Option<usize>,
+    /// Keep tokens at least this many times as likely as the likeliest; 0 is off [default: the model's own, else 0]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Makes tokens that have occurred less likely; 1 is off [default: the model's own, else 1]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub seed: u64,
+    /// Most tokens of one text
+    #[arg(long, value_name = "COUNT", default_value_t = 512)]
+    pub max_new_tokens: usize,
+}
+
+impl SamplingArgs {
+    /// The options, with those of the model folder `base` where none were given.
+    ///
+    /// # Errors
+    /// When an option is out of range, or `generation_config.json` is malformed.
+    pub fn options(&self, base: &Path) -> Result<SamplerOptions> {
+        let own = published(&base.join("generation_config.json"))?;
+        let options = SamplerOptions {
+            temperature: self.temperature.unwrap_or(own.temperature),
+            top_p: self.top_p.unwrap_or(own.top_p),
+            top_k: self.top_k.unwrap_or(own.top_k),
+            min_p: self.min_p.unwrap_or(own.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
+            seed: self.seed,
+        };
+        options.validate().map_err(|error| Error::Usage(error.to_string()))?;
+        Ok(options)
+    }
+}
+
+/// What the makers of a model recommend.
+fn published(path: &Path) -> Result<SamplerOptions> {
+    let usual = SamplerOptions { temperature: 0.7, top_p: 0.95, ..SamplerOptions::default() };
+    if !path.is_file() {
+        return Ok(usual);
+    }
+    let config = Config::load(path)?;
+    let number = |key, usual: f32| -> Result<f32> { Ok(config.optional_number(key)?.map_or(usual, |own| own as f32)) };
+    let temperature = match config.flag_or("do_sample", true)? {
+        true => number("temperature", usual.temperature)?,
+        false => 0.0,
+    };
+    Ok(SamplerOptions {
+        temperature,
+        top_p: number("top_p", usual.top_p)?,
+        top_k: number("top_k", 0.0)? as usize,
+        min_p: number("min_p", usual.min_p)?,
+        repetition_penalty: number("repetition_penalty", usual.repetition_penalty)?,
+        seed: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: SamplingArgs = SamplingArgs {
+        temperature: None,
+        top_p: None,
+        top_k: None,
+        min_p: None,
+        repetition_penalty: None,
+        seed: 3,
+        max_new_tokens: 1,
+    };
+
+    #[test]
+    fn the_command_line_wins_over_the_models_own() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(NONE.options(folder.path()).unwrap().temperature, 0.7);
+        let text = r#"{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.9}"#;
+        std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
+        let options = SamplingArgs { top_p: Some(0.5), ..NONE }.options(folder.path()).unwrap();
+        assert_eq!((options.temperature, options.top_k, options.top_p, options.seed), (0.6, 20, 0.5, 3));
+        std::fs::write(folder.path().join("generation_config.json"), r#"{"do_sample": false}"#).unwrap();
+        assert_eq!(NONE.options(folder.path()).unwrap().temperature, 0.0);
+    }
+
+    #[test]
+    fn values_out_of_range_name_the_option() {
+        let error = SamplingArgs { top_p: Some(1.5), ..NONE }.options(Path::new("nowhere")).unwrap_err();
+        assert_eq!(error.to_string(), "`--top-p 1.5`: expected more than 0, at most 1 (off)");
+        assert_eq!(error.exit_code(), 2);
+    }
+}

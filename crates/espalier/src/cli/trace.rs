@@ -1,0 +1,206 @@
+//! `espalier trace`: what a model computes on given tokens, for whoever ports a model and checks it.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use burn::tensor::{Gradients, Tensor};
+use espalier_engine::{
+    decode::{DecodeOptions, decode},
+    sampler::SamplerOptions,
+};
+use espalier_kernels::cross_entropy::cross_entropy;
+use espalier_models::{
+    checkpoint::{Dtype, TensorFile, TensorPlan, TensorWriter},
+    folder::{self, LoadedModel},
+    layout::{adapter_tensors, stored_tensors},
+    model::Input,
+    parameter::Parameter,
+};
+use espalier_train::batch::integers;
+
+use super::Context;
+use crate::{Error, Result};
+
+/// Write logits, loss, gradients and a greedy continuation of given token ids.
+///
+/// INPUT holds `input_ids` [batch, time] and, where wanted, `attention_mask` (0 marks padding) and `labels` (-100 is not
+/// asked for; labels are the ids when absent). OUTPUT gets `logits`, `loss` (mean next-token cross-entropy), with
+/// --gradients `grad.<tensor>` under the checkpoint's names and layouts, with --generate `generated` (row 0 and N greedy
+/// tokens, end-of-sequence forbidden).
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  espalier trace path/to/model input.safetensors output.safetensors --gradients --generate 12"
+)]
+pub struct TraceArgs {
+    /// A model or adapter folder.
+    pub model: PathBuf,
+    /// Token ids.
+    pub input: PathBuf,
+    /// Where the results go.
+    pub output: PathBuf,
+    /// Write the gradient of the loss for every parameter.
+    #[arg(long)]
+    pub gradients: bool,
+    /// Write the greedy continuation of row 0 by this many tokens.
+    #[arg(long, value_name = "N")]
+    pub generate: Option<usize>,
+}
+
+/// A tensor to be written.
+type Written = (String, Vec<usize>, Dtype, Vec<f32>);
+
+/// Runs the command.
+///
+/// # Errors
+/// When a file is missing or damaged, or an id is outside the vocabulary.
+pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
+    let mut loaded = folder::load(&args.model, &context.device)?;
+    let request = Request::read(&args.input)?;
+    request.check_labels(loaded.model.spec().vocabulary)?;
+    if args.gradients {
+        mark(&mut loaded)?;
+    }
+    let hidden = loaded.model.hidden(&request.input, None)?;
+    let [batch, time, width] = hidden.dims();
+    let logits = loaded.model.head(hidden.clone()).inner();
+    let vocabulary = logits.dims()[2];
+    let (predictors, targets) = request.predictions();
+    let chosen = hidden.reshape([batch * time, width]).select(0, integers(predictors.into_iter(), &context.device));
+    let count = targets.len().max(1) as f64;
+    let loss = cross_entropy(loaded.model.head(chosen), integers(targets.into_iter(), &context.device)) / count;
+    let mut written: Vec<Written> = vec![
+        (
+            "logits".into(),
+            vec![batch, time, vocabulary],
+            Dtype::F32,
+            values(logits.reshape([batch * time * vocabulary])),
+        ),
+        ("loss".into(), vec![], Dtype::F32, values(loss.clone().inner())),
+    ];
+    if args.gradients {
+        written.extend(gradients(&loaded, &loss.backward())?);
+    }
+    if let Some(count) = args.generate {
+        written.push(generated(&loaded, &request, count)?);
+    }
+    write(args, written)
+}
+
+/// Everything is trained, or of an adapted model what its adapter trains.
+fn mark(loaded: &mut LoadedModel) -> Result<()> {
+    let family = loaded.family()?;
+    match &loaded.adapter {
+        Some(config) => espalier_models::adapter::mark_trainable(&mut loaded.model, family, config),
+        None => loaded.model.set_trainable(|_| true),
+    }
+    Ok(())
+}
+
+fn gradients(loaded: &LoadedModel, gradients: &Gradients) -> Result<Vec<Written>> {
+    let family = loaded.family()?;
+    let tensors = match &loaded.adapter {
+        Some(config) => adapter_tensors(&loaded.model, family, &config.modules_to_save),
+        None => stored_tensors(&loaded.model, family),
+    };
+    // A parameter that the loss does not reach has gradient zero.
+    let gradient = |p: &Parameter| p.leaf().grad(gradients).map_or_else(|| vec![0.0; p.len()], values);
+    let one = |t: espalier_models::layout::StoredTensor| {
+        let gradient = t.assemble(&gradient);
+        (format!("grad.{}", t.name), t.shape, Dtype::F32, gradient)
+    };
+    Ok(tensors.into_iter().map(one).collect())
+}
+
+fn generated(loaded: &LoadedModel, request: &Request, count: usize) -> Result<Written> {
+    let prompt = request.first_row();
+    let options = DecodeOptions {
+        max_new_tokens: count,
+        sampler: SamplerOptions { temperature: 0.0, ..SamplerOptions::default() },
+        end: Vec::new(),
+        forbidden: loaded.model.spec().eos.clone(),
+    };
+    let model = loaded.model.frozen();
+    let new = decode(&model, std::slice::from_ref(&prompt), &options, &mut |_, _| true)?;
+    let ids: Vec<f32> = prompt.iter().chain(&new[0].ids).map(|id| *id as f32).collect();
+    Ok(("generated".into(), vec![1, ids.len()], Dtype::I64, ids))
+}
+
+fn values(tensor: Tensor<1>) -> Vec<f32> {
+    tensor.into_data().try_into_vec::<f32>().unwrap_or_default()
+}
+
+fn write(args: &TraceArgs, written: Vec<Written>) -> Result<()> {
+    let plan =
+        |(name, shape, dtype, _): &Written| TensorPlan { name: name.clone(), dtype: *dtype, shape: shape.clone() };
+    let plans = written.iter().map(plan).collect();
+    let mut by_name: HashMap<String, Vec<f32>> = written.into_iter().map(|(name, .., values)| (name, values)).collect();
+    Ok(TensorWriter::new(plans)?.write_file(&args.output, |name| Ok(by_name.remove(name).unwrap_or_default()))?)
+}
+
+/// The tokens that the user asks about.
+struct Request {
+    input: Input,
+    /// 1 for tokens, 0 for padding, `[batch * time]`.
+    mask: Vec<bool>,
+    labels: Vec<i64>,
+}
+
+impl Request {
+    fn read(path: &std::path::Path) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let wrong = |reason: &str| Error::work(format!("{}: {reason}", path.display()));
+        let shape = file.info("input_ids").map(|info| info.shape.clone());
+        let Some([batch, time]) = shape.and_then(|shape| <[usize; 2]>::try_from(shape).ok()) else {
+            return Err(wrong("needs `input_ids` of shape [batch, time]"));
+        };
+        let ids = file.read_i64("input_ids")?;
+        let id = |id: &i64| u32::try_from(*id).map_err(|_| wrong(&format!("token id {id} is out of range")));
+        let same_size = |name: &str| -> Result<Option<Vec<i64>>> {
+            let values = file.info(name).map(|_| file.read_i64(name)).transpose()?;
+            match values {
+                Some(values) if values.len() != batch * time => {
+                    Err(wrong(&format!("`{name}` needs the shape of `input_ids`")))
+                }
+                values => Ok(values),
+            }
+        };
+        let mask: Option<Vec<bool>> = same_size("attention_mask")?.map(|m| m.iter().map(|v| *v != 0).collect());
+        let labels = same_size("labels")?.unwrap_or_else(|| ids.clone());
+        let mut input =
+            Input { ids: ids.iter().map(id).collect::<Result<_>>()?, batch, positions: None, segments: None };
+        if let Some(mask) = &mask {
+            input.positions = Some(mask.chunks(time.max(1)).flat_map(positions).collect());
+            input.segments = Some(mask.iter().map(|real| u32::from(*real)).collect());
+        }
+        Ok(Self { input, mask: mask.unwrap_or_else(|| vec![true; batch * time]), labels })
+    }
+
+    fn check_labels(&self, vocabulary: usize) -> Result<()> {
+        match self.labels.iter().find(|label| **label >= vocabulary as i64) {
+            Some(label) => Err(Error::work(format!("label {label} is outside the vocabulary of {vocabulary}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Flat indices of predicting positions, and the tokens they predict. As in the reference, only `labels` decide.
+    fn predictions(&self) -> (Vec<i32>, Vec<i32>) {
+        let time = self.input.time();
+        let asked = |i: &usize| i % time != 0 && self.labels[*i] >= 0;
+        (0..self.labels.len()).filter(asked).map(|i| (i as i32 - 1, self.labels[i] as i32)).unzip()
+    }
+
+    /// Row 0 without its padding.
+    fn first_row(&self) -> Vec<u32> {
+        let time = self.input.time();
+        (0..time).filter(|t| self.mask[*t]).map(|t| self.input.ids[t]).collect()
+    }
+}
+
+/// Positions count real tokens; padding stands at position 0.
+fn positions(mask: &[bool]) -> Vec<u32> {
+    let mut seen = 0;
+    let position = |real: &bool| {
+        seen += u32::from(*real);
+        seen.saturating_sub(1)
+    };
+    mask.iter().map(position).collect()
+}

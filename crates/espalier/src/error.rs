@@ -1,0 +1,130 @@
+//! What the binary tells its user when something goes wrong: one message, and an exit code that scripts can trust.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done; also when the reader of the output went away |
+//! | 1 | the work failed: a file, a model, the data |
+//! | 2 | the command was wrong: an argument, a recipe's key, an override |
+//! | 101 | a bug of this program |
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::recipe::document::RecipeError;
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a command did not do what it was asked for.
+///
+/// ```
+/// use espalier::Error;
+/// let error = Error::Usage("`--count 0`: expected at least 1".into());
+/// assert_eq!(error.exit_code(), 2);
+/// assert_eq!(error.to_json()["error"]["kind"], "usage");
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The command is wrong; the text names the argument, what was expected and the nearest valid choice.
+    #[error("{0}")]
+    Usage(String),
+    /// The work failed; the text names the file, the cause and the fix.
+    #[error("{0}")]
+    Work(String),
+    /// A recipe cannot be read or is wrong.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The model or its files.
+    #[error(transparent)]
+    Model(#[from] espalier_models::Error),
+    /// The data, the tokenizer or the template.
+    #[error(transparent)]
+    Data(#[from] espalier_data::Error),
+    /// Generation.
+    #[error(transparent)]
+    Engine(#[from] espalier_engine::Error),
+    /// Training.
+    #[error(transparent)]
+    Train(#[from] espalier_train::Error),
+    /// Evaluation.
+    #[error(transparent)]
+    Evaluate(#[from] espalier_evaluate::Error),
+    /// A file of the command itself.
+    #[error("{}: {source}; check that the path exists and its disk has room and permits access", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Standard input or output.
+    #[error("standard input or output: {0}")]
+    Stream(#[from] io::Error),
+}
+
+impl Error {
+    /// A [`Error::Usage`].
+    pub fn usage(text: impl Into<String>) -> Self {
+        Self::Usage(text.into())
+    }
+
+    /// A [`Error::Work`].
+    pub fn work(text: impl Into<String>) -> Self {
+        Self::Work(text.into())
+    }
+
+    /// A [`Error::File`] at `path`, for `map_err`.
+    pub fn file(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::File { path, source }
+    }
+
+    /// Whether the command, and not its work, is at fault.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Usage(_) => true,
+            Self::Recipe(error) => !matches!(error, RecipeError::File { .. }),
+            _ => false,
+        }
+    }
+
+    /// Whether the reader of the output went away (`espalier ... | head`), which is no failure.
+    pub fn is_closed_pipe(&self) -> bool {
+        matches!(self, Self::Stream(error) if error.kind() == ErrorKind::BrokenPipe)
+    }
+
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match () {
+            () if self.is_closed_pipe() => 0,
+            () if self.is_usage() => 2,
+            () => 1,
+        }
+    }
+
+    /// The error for machines: `{"error": {"kind", "code", "message"}}`.
+    pub fn to_json(&self) -> Value {
+        let kind = if self.is_usage() { "usage" } else { "work" };
+        json!({"error": {"kind": kind, "code": self.exit_code(), "message": self.to_string()}})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_follow_the_kind() {
+        assert_eq!(Error::Work("no".into()).exit_code(), 1);
+        assert_eq!(Error::file("a")(io::Error::other("gone")).exit_code(), 1);
+        assert_eq!(Error::Stream(ErrorKind::BrokenPipe.into()).exit_code(), 0);
+        assert_eq!(Error::Stream(ErrorKind::InvalidData.into()).exit_code(), 1);
+        let missing = RecipeError::File { path: "r.toml".into(), source: ErrorKind::NotFound.into() };
+        assert_eq!(Error::from(missing).exit_code(), 1);
+        let change = RecipeError::Override { text: "a".into(), reason: "expected `key=value`".into() };
+        assert_eq!(Error::from(change).exit_code(), 2);
+    }
+}

@@ -1,0 +1,203 @@
+//! From what a user calls a model to the model: a model folder, an adapter folder, or what a run left behind.
+//!
+//! Left out: GGUF files and models of hubs, which are named in the error instead.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use espalier_data::{readers::nearest::suggestion, tokenizer::Tokenizer};
+use espalier_engine::text::TextModel;
+use espalier_models::folder::{self, LoadedModel};
+
+use crate::{Error, Result};
+
+/// A model that speaks, and where it came from.
+#[derive(Debug, Clone)]
+pub struct OpenedModel {
+    /// Weights, adapters merged, and tokenizer.
+    pub text: TextModel,
+    /// The folder that was meant, an adapter's own.
+    pub folder: PathBuf,
+    /// The folder of the weights: the base model's where an adapter was meant.
+    pub base: PathBuf,
+}
+
+/// The model or adapter folder that `path` means: itself, its `model/`, or the `model/` of its last stage (`NN-*/model`).
+///
+/// ```
+/// let error = espalier::model_path::resolve_model("some-org/some-model".as_ref()).unwrap_err();
+/// assert!(error.to_string().contains("hubs cannot be reached yet"));
+/// ```
+///
+/// # Errors
+/// When there is no such folder, or no model in it; the message says what is there and what to do.
+pub fn resolve_model(path: &Path) -> Result<PathBuf> {
+    if !path.exists() {
+        return Err(Error::Work(missing(path)));
+    }
+    if !path.is_dir() {
+        return Err(Error::Work(no_folder(path)));
+    }
+    let inside = |folder: &Path| [folder.to_path_buf(), folder.join("model")].into_iter().find(|path| is_model(path));
+    let stage = || stages(path).into_iter().rev().find_map(|stage| inside(&stage));
+    inside(path).or_else(stage).ok_or_else(|| {
+        let expected = "has neither config.json nor adapter_config.json, and no finished run's model/";
+        Error::Work(format!("{}: {expected}; it holds {}", path.display(), contents(path)))
+    })
+}
+
+/// Loads what `path` means; adapters stay attached.
+///
+/// # Errors
+/// As [`resolve_model`], and when a file is damaged or does not fit the others.
+pub fn load_model(path: &Path, device: &Device) -> Result<LoadedModel> {
+    Ok(folder::load(&resolve_model(path)?, device)?)
+}
+
+/// Loads what `path` means together with its tokenizer, and merges adapters.
+///
+/// # Errors
+/// As [`load_model`], and when the tokenizer is missing or of another model.
+pub fn open_text_model(path: &Path, device: &Device) -> Result<OpenedModel> {
+    let folder = resolve_model(path)?;
+    let mut loaded = folder::load(&folder, device)?;
+    loaded.model.merge_adapters();
+    let model = loaded.model.frozen();
+    let home = tokenizer_folder(&folder, &loaded.base);
+    let tokenizer = Tokenizer::load(&home)?;
+    let (tokens, rows) = (tokenizer.vocabulary_size(), model.spec().vocabulary);
+    if tokens > rows {
+        let fix = "copy the tokenizer files of this model";
+        let home = home.display();
+        return Err(Error::Work(format!("{home}: the tokenizer has {tokens} tokens but the model {rows} rows; {fix}")));
+    }
+    Ok(OpenedModel { text: TextModel { model, tokenizer }, folder, base: loaded.base })
+}
+
+/// As [`open_text_model`], without the folders.
+///
+/// # Errors
+/// As [`open_text_model`].
+pub fn load_text_model(path: &Path, device: &Device) -> Result<TextModel> {
+    Ok(open_text_model(path, device)?.text)
+}
+
+/// Where the tokenizer is: in the adapter's folder where it has one, else in the base model's.
+pub fn tokenizer_folder(folder: &Path, base: &Path) -> PathBuf {
+    let own = ["tokenizer.json", "vocab.json"].iter().any(|name| folder.join(name).is_file());
+    if own { folder } else { base }.to_path_buf()
+}
+
+fn is_model(folder: &Path) -> bool {
+    ["config.json", "adapter_config.json"].iter().any(|name| folder.join(name).is_file())
+}
+
+/// Stage folders of a run (`01-pretrain`, `02-tune`, ...) by number.
+fn stages(run: &Path) -> Vec<PathBuf> {
+    let number = |name: &str| name.split_once('-').and_then(|(digits, _)| digits.parse::<u32>().ok());
+    let mut stages: Vec<(u32, String)> =
+        names(run).into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
+    stages.sort();
+    stages.into_iter().map(|(_, name)| run.join(name)).collect()
+}
+
+/// Names in a folder, sorted; none where it cannot be read.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn contents(folder: &Path) -> String {
+    let names = names(folder);
+    match names.len() {
+        0 => "nothing".into(),
+        1..=8 => names.join(", "),
+        count => format!("{}, ... ({count} in all)", names[..8].join(", ")),
+    }
+}
+
+fn missing(path: &Path) -> String {
+    if is_hub_name(path) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        return format!(
+            "{}: no such folder here, and model hubs cannot be reached yet; download it, for example with `hf download {} --local-dir {name}`, and give the folder",
+            path.display(),
+            path.display()
+        );
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let known = names(parent);
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let hint = suggestion(&path.file_name().unwrap_or_default().to_string_lossy(), &known);
+    format!("{}: no such folder{hint}; expected a model folder, an adapter folder or a run's output", path.display())
+}
+
+/// `organisation/name`, and no folder of the first name here.
+fn is_hub_name(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    let plain = |part: &str| !part.is_empty() && !part.starts_with(['.', '~']);
+    match text.split('/').collect::<Vec<_>>()[..] {
+        [organisation, name] => plain(organisation) && plain(name) && !Path::new(organisation).exists(),
+        _ => false,
+    }
+}
+
+fn no_folder(path: &Path) -> String {
+    let fix = match path.extension().and_then(|ending| ending.to_str()) {
+        Some("gguf") => "GGUF files cannot be read yet: give the folder of the safetensors",
+        Some("safetensors" | "json") => "give the folder that it is in",
+        Some("toml") => "it looks like a recipe: `espalier run` takes those",
+        _ => "expected a folder with config.json and safetensors",
+    };
+    format!("{}: a file, not a model's folder; {fix}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touch(path: PathBuf) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "{}").unwrap();
+    }
+
+    #[test]
+    fn runs_give_their_last_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path();
+        touch(run.join("2-tune/model/adapter_config.json"));
+        touch(run.join("10-align/model/config.json"));
+        touch(run.join("11-evaluate/report.html"));
+        assert_eq!(resolve_model(run).unwrap(), run.join("10-align/model"));
+        assert_eq!(resolve_model(&run.join("2-tune")).unwrap(), run.join("2-tune/model"));
+        touch(run.join("model/config.json"));
+        assert_eq!(resolve_model(run).unwrap(), run.join("model"));
+        touch(run.join("config.json"));
+        assert_eq!(resolve_model(run).unwrap(), run);
+    }
+
+    #[test]
+    fn what_is_no_model_is_explained() {
+        let folder = tempfile::tempdir().unwrap();
+        touch(folder.path().join("a.gguf"));
+        let message = |name: &str| resolve_model(&folder.path().join(name)).unwrap_err().to_string();
+        assert!(message("").contains("it holds a.gguf"));
+        assert!(message("a.gguf").contains("GGUF files cannot be read yet"));
+        assert!(message("b.gguf").contains("did you mean `a.gguf`?"));
+        let hub = resolve_model(Path::new("some-org/model-7b")).unwrap_err().to_string();
+        assert!(hub.contains("`hf download some-org/model-7b --local-dir model-7b`"), "{hub}");
+        assert!(!is_hub_name(Path::new("./a")) && !is_hub_name(Path::new("a/b/c")) && !is_hub_name(Path::new("a")));
+    }
+
+    #[test]
+    fn an_adapters_own_tokenizer_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let (adapter, base) = (folder.path().join("adapter"), folder.path().join("base"));
+        assert_eq!(tokenizer_folder(&adapter, &base), base);
+        touch(adapter.join("tokenizer.json"));
+        assert_eq!(tokenizer_folder(&adapter, &base), adapter);
+    }
+}

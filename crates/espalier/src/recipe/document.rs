@@ -1,0 +1,164 @@
+//! Loading a TOML document into any serde type, with errors that a person can act on.
+//!
+//! Every complaint names the file, the line and the column, shows the line with a caret, and offers the nearest valid
+//! choice. Command-line overrides (`train.learning_rate=1e-4`) are set in the parsed document before it is read into its
+//! type, so that they are checked exactly like the file; a complaint about one names the override instead of a line.
+//!
+//! Left out: several errors at once (serde stops at the first), and comments (the document is read, never rewritten).
+
+mod diagnosis;
+mod overrides;
+
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+
+/// The largest file that is read, in bytes: far above any document written by hand.
+const LARGEST_FILE: u64 = 1 << 20;
+
+/// Why a document was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecipeError {
+    /// The file could not be read.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is too large to be a recipe.
+    #[error("{}: larger than {LARGEST_FILE} bytes, so not a recipe; is this the right file?", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not UTF-8 text.
+    #[error("{}: not text: the byte at offset {offset} is not UTF-8; is this the right file?", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// Offset of the first wrong byte, from 0.
+        offset: usize,
+    },
+    /// The document is malformed, or does not fit its type.
+    #[error("{place}: {reason}{excerpt}")]
+    Document {
+        /// `file:line:column`, or only the file where the place is not known.
+        place: String,
+        /// What is wrong, what was expected, and the nearest valid choice.
+        reason: String,
+        /// The line with a caret below it, each on its own line after a line break; may be empty.
+        excerpt: String,
+    },
+    /// An override is malformed, ambiguous, or does not fit the document's type.
+    #[error("override `{text}`: {reason}")]
+    Override {
+        /// The override as it was given.
+        text: String,
+        /// What is wrong, what was expected, and the nearest valid choice.
+        reason: String,
+    },
+}
+
+/// Reads a TOML file, applies `key=value` overrides in order, and checks the result against `T`.
+///
+/// # Errors
+/// [`RecipeError`] when the file cannot be read, or as for [`parse`].
+pub fn load<T: DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T, RecipeError> {
+    parse(&read(path)?, &path.display().to_string(), overrides)
+}
+
+/// Parses TOML text, applies `key=value` overrides in order, and checks the result against `T`; `name` stands for the
+/// text in messages.
+///
+/// A key is a dotted path (`stage.0.train.learning_rate`), or the end of one (`learning_rate`) that fits one place. A
+/// value is TOML (`1e-4`, `true`, `[1, 2]`, `{a = 1}`, `"text"`), or else text as it stands.
+///
+/// ```
+/// use espalier::recipe::document::parse;
+///
+/// #[derive(serde::Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// struct Training {
+///     learning_rate: f64,
+/// }
+///
+/// let training: Training = parse("learning_rate = 1e-3", "recipe.toml", &["learning_rate=5e-4".into()]).unwrap();
+/// assert_eq!(training.learning_rate, 5e-4);
+///
+/// let error = parse::<Training>("learning_rte = 1e-3", "recipe.toml", &[]).err().unwrap();
+/// assert!(error.to_string().starts_with("recipe.toml:1:1: unknown key `learning_rte`, did you mean `learning_rate`?"));
+/// ```
+///
+/// # Errors
+/// [`RecipeError`] when the text is not TOML, a key is unknown or missing, a value has the wrong type, or an override
+/// has no single place.
+pub fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[String]) -> Result<T, RecipeError> {
+    let root = DeTable::parse(text).map_err(|error| diagnosis::syntax(&error, text, name))?;
+    let span = root.span();
+    let mut document = Spanned::new(span, DeValue::Table(root.into_inner()));
+    for (index, change) in overrides.iter().enumerate() {
+        overrides::apply(&mut document, change, override_span(text, index))
+            .map_err(|reason| RecipeError::Override { text: change.clone(), reason })?;
+    }
+    T::deserialize(ValueDeserializer::from(document.clone()))
+        .map_err(|error| diagnosis::mismatch(&error, &document, text, name, overrides))
+}
+
+/// The nearest of the known words, if one is near enough to be a slip of the finger.
+///
+/// ```
+/// use espalier::recipe::document::suggest;
+/// assert_eq!(suggest("learning_rte", ["model", "learning_rate"].into_iter()), Some("learning_rate"));
+/// assert_eq!(suggest("banana", ["model", "learning_rate"].into_iter()), None);
+/// ```
+pub fn suggest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// A longer word is no slip, and the distance takes memory with the product of the lengths.
+    const LONGEST: usize = 64;
+    let folded = fold(wrong);
+    let near = (folded.chars().count() / 3).max(1);
+    known
+        .filter(|word| folded.len() <= LONGEST && word.len() <= LONGEST)
+        .map(|word| (strsim::damerau_levenshtein(&folded, &fold(word)), word))
+        .filter(|(distance, _)| *distance <= near)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, word)| word)
+}
+
+/// Case, hyphens and spaces are the commonest slips, and count for nothing.
+fn fold(word: &str) -> String {
+    word.to_lowercase().replace(['-', ' '], "_")
+}
+
+/// Reads a file that is small enough to be a recipe.
+fn read(path: &Path) -> Result<String, RecipeError> {
+    let file_error = |source| RecipeError::File { path: path.into(), source };
+    let file = std::fs::File::open(path).map_err(file_error)?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(file_error)?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(RecipeError::TooLarge { path: path.into() });
+    }
+    String::from_utf8(bytes)
+        .map_err(|error| RecipeError::NotText { path: path.into(), offset: error.utf8_error().valid_up_to() })
+}
+
+/// The span that marks values set by an override: one position past the text for each.
+fn override_span(text: &str, index: usize) -> Range<usize> {
+    let position = text.len() + 1 + index;
+    position..position
+}
+
+/// The override that a span made by [`override_span`] marks.
+fn override_at<'a>(text: &str, span: &Range<usize>, overrides: &'a [String]) -> Option<&'a String> {
+    overrides.get(span.start.checked_sub(text.len() + 1)?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! Overrides: `key=value` texts set in a parsed document.
+//!
+//! A key is a path from the root, or the end of one path that is in the document, or such an end and further keys below
+//! it. What is in none of them goes to the table of the only stage. Every value set here carries a span of the caller's,
+//! so that a later complaint can name the override.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// A value of the document with its place in the text.
+type Value<'a> = Spanned<DeValue<'a>>;
+
+/// The most keys in one path; recursion below is as deep as a path.
+const LONGEST_PATH: usize = 32;
+
+/// Sets one override, or says what is wrong with it.
+pub(super) fn apply<'a>(document: &mut Value<'a>, text: &'a str, span: Range<usize>) -> Result<(), String> {
+    let (keys, value) = text.split_once('=').ok_or("expected `key=value`, as in `train.learning_rate=1e-4`")?;
+    let keys: Vec<&str> = keys.split('.').map(str::trim).collect();
+    if keys.iter().any(|key| key.is_empty()) {
+        return Err("expected `key=value` with dots between the keys, as in `train.learning_rate=1e-4`".into());
+    }
+    if keys.len() > LONGEST_PATH {
+        return Err(format!("the path has {} keys, the limit is {LONGEST_PATH}", keys.len()));
+    }
+    let path = resolve(document.get_ref(), &keys)?;
+    set(document, &path, parse_value(value.trim(), &span), &span)
+}
+
+/// TOML where the text is TOML, else the text itself.
+fn parse_value<'a>(text: &'a str, span: &Range<usize>) -> Value<'a> {
+    match DeValue::parse(text) {
+        Ok(value) => marked(value.into_inner(), span),
+        Err(_) => Spanned::new(span.clone(), DeValue::String(Cow::Borrowed(text))),
+    }
+}
+
+/// The value with every span in it replaced: its own positions belong to the override's text.
+fn marked<'a>(value: DeValue<'a>, span: &Range<usize>) -> Value<'a> {
+    let value = match value {
+        DeValue::Table(table) => DeValue::Table(
+            table
+                .into_iter()
+                .map(|(key, value)| (Spanned::new(span.clone(), key.into_inner()), marked(value.into_inner(), span)))
+                .collect(),
+        ),
+        DeValue::Array(array) => {
+            DeValue::Array(array.into_iter().map(|value| marked(value.into_inner(), span)).collect())
+        }
+        scalar => scalar,
+    };
+    Spanned::new(span.clone(), value)
+}
+
+/// The whole path that the given keys mean in this document.
+fn resolve(document: &DeValue<'_>, keys: &[&str]) -> Result<Vec<String>, String> {
+    let given = || keys.iter().map(|key| key.to_string());
+    if document.get(keys[0]).is_some() {
+        return Ok(given().collect());
+    }
+    let mut known = Vec::new();
+    collect_paths(document, &mut Vec::new(), &mut known);
+    for length in (1..=keys.len()).rev() {
+        let whole = |path: &Vec<String>| path.iter().cloned().chain(given().skip(length)).collect::<Vec<_>>();
+        let places: Vec<Vec<String>> =
+            known.iter().filter(|path| ends_with(path, &keys[..length])).map(whole).collect();
+        match places.as_slice() {
+            [] => {}
+            [place] => return Ok(place.clone()),
+            _ => return Err(ambiguous(keys, &places)),
+        }
+    }
+    in_only_stage(document, keys)
+}
+
+fn ends_with(path: &[String], keys: &[&str]) -> bool {
+    path.len() >= keys.len() && path[path.len() - keys.len()..].iter().eq(keys)
+}
+
+fn ambiguous(keys: &[&str], places: &[Vec<String>]) -> String {
+    let places: Vec<String> = places.iter().take(8).map(|path| format!("`{}`", path.join("."))).collect();
+    format!("`{}` fits several places; write one of {}", keys.join("."), places.join(", "))
+}
+
+/// The path of every key in the document, in its order; elements of an array are keys too where they are tables.
+fn collect_paths(value: &DeValue<'_>, here: &mut Vec<String>, paths: &mut Vec<Vec<String>>) {
+    for (key, child) in children(value) {
+        here.push(key);
+        paths.push(here.clone());
+        collect_paths(child, here, paths);
+        here.pop();
+    }
+}
+
+fn children<'v, 'a>(value: &'v DeValue<'a>) -> Vec<(String, &'v DeValue<'a>)> {
+    match value {
+        DeValue::Table(table) => {
+            table.iter().map(|(key, child)| (key.get_ref().to_string(), child.get_ref())).collect()
+        }
+        DeValue::Array(array) => {
+            let elements = array.iter().enumerate().map(|(index, child)| (index.to_string(), child.get_ref()));
+            elements.filter(|(_, child)| child.is_table() || child.is_array()).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// A key that is nowhere in the document belongs to the table of its only stage.
+fn in_only_stage(document: &DeValue<'_>, keys: &[&str]) -> Result<Vec<String>, String> {
+    let key = keys.join(".");
+    let Some(stages) = document.get("stage").and_then(|stage| stage.get_ref().as_array()) else {
+        return Ok(keys.iter().map(|key| key.to_string()).collect());
+    };
+    let [stage] = &stages[..] else {
+        let count = stages.len();
+        return Err(format!(
+            "`{key}` is in none of the {count} stages; write its whole path, as in `stage.0.train.{key}`"
+        ));
+    };
+    let tables: Vec<String> =
+        children(stage.get_ref()).into_iter().filter(|(_, child)| child.is_table()).map(|(key, _)| key).collect();
+    let [table] = tables.as_slice() else {
+        return Err(format!("`{key}` is not in the stage; write its whole path, as in `stage.0.train.{key}`"));
+    };
+    Ok(["stage", "0", table].iter().chain(keys).map(|key| key.to_string()).collect())
+}
+
+/// Sets the value at a path, making the tables on the way that are missing.
+fn set<'a>(document: &mut Value<'a>, path: &[String], new: Value<'a>, span: &Range<usize>) -> Result<(), String> {
+    let mut place = document;
+    for (depth, key) in path.iter().enumerate() {
+        let parent = path[..depth].join(".");
+        place = match place.get_mut() {
+            DeValue::Table(table) => table
+                .entry(Spanned::new(span.clone(), Cow::Owned(key.clone())))
+                .or_insert_with(|| Spanned::new(span.clone(), DeValue::Table(DeTable::new()))),
+            DeValue::Array(array) => {
+                let reason = format!("`{parent}` is a list of {}, so it has no element `{key}`", array.len());
+                key.parse::<usize>().ok().and_then(|index| array.get_mut(index)).ok_or(reason)?
+            }
+            other => return Err(format!("`{parent}` is a {}, so it has no key `{key}`", other.type_str())),
+        };
+    }
+    *place = new;
+    Ok(())
+}

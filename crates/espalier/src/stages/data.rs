@@ -1,0 +1,134 @@
+//! Data for a stage: records from files and worlds, encoded and packed.
+
+use std::collections::BTreeMap;
+
+use espalier_data::{
+    encode::{Encoded, Encoder},
+    packing::{self, Strategy},
+    readers::{self, Source},
+    record::{Message, Record},
+    tokenizer::Tokenizer,
+    worlds::{
+        self, Split, preferences,
+        random::{Random, fnv},
+    },
+};
+use espalier_train::batch::{Sample, single};
+
+use super::Voice;
+use crate::{
+    Error, Result,
+    recipe::{DataOptions, WorldShape},
+};
+
+/// Records of all sources, in order. What was left out is counted and said.
+///
+/// # Errors
+/// When a file cannot be read, a record is malformed, or a world is unknown.
+pub fn records(sources: &[DataOptions], voice: &mut dyn Voice) -> Result<Vec<Record>> {
+    let mut all = Vec::new();
+    for source in sources {
+        match (&source.path, &source.world) {
+            (Some(_), None) => all.extend(of_file(source, voice)?),
+            (None, Some(task)) => all.extend(of_world(source, task)?),
+            _ => return Err(Error::usage("a data source needs one of `path` and `world`")),
+        }
+    }
+    Ok(all)
+}
+
+fn of_file(source: &DataOptions, voice: &mut dyn Voice) -> Result<Vec<Record>> {
+    let path = source.path.clone().unwrap_or_default();
+    let file = Source { path: path.clone(), form: source.form, columns: source.columns.clone() };
+    let loaded = readers::read_all(&file, source.skip_malformed)?;
+    if let Some(first) = loaded.skipped.first() {
+        voice.say(&format!(
+            "{}: {} malformed records left out; the first: {first}",
+            path.display(),
+            loaded.skipped.len()
+        ));
+    }
+    let mut records = loaded.records;
+    records.truncate(source.limit.unwrap_or(usize::MAX));
+    Ok(records)
+}
+
+/// Items of a world when a recipe does not say how many.
+const DEFAULT_ITEMS: usize = 1000;
+
+fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
+    let split: Split = source.split.parse()?;
+    let record = |index: u64| -> Result<Record> {
+        Ok(match source.shape {
+            WorldShape::Preference => preferences::preference(task, split, index, source.seed)?,
+            WorldShape::Text => worlds::item(task, split, index, source.seed)?.record_text(),
+            WorldShape::Answer => Record::Text { text: worlds::item(task, split, index, source.seed)?.solution },
+            WorldShape::Chat => demonstration(source, task, split, index)?,
+        })
+    };
+    (0..source.limit.unwrap_or(DEFAULT_ITEMS) as u64).map(record).collect()
+}
+
+/// A question and its answer; with the source's probability, an answer with a natural mistake.
+fn demonstration(source: &DataOptions, task: &str, split: Split, index: u64) -> Result<Record> {
+    let item = worlds::item(task, split, index, source.seed)?;
+    let mut random = Random::new(fnv(&format!("mistakes|{task}|{index}|{}", source.seed)));
+    let wrong = random.chance(source.mistakes).then(|| preferences::corrupt(&item, &mut random)).flatten();
+    Ok(match wrong {
+        Some(answer) => {
+            Record::Chat { messages: vec![Message::user(item.prompt), Message::assistant(answer)], tools: None }
+        }
+        None => item.record_chat(),
+    })
+}
+
+/// The plain text of a record, on which a tokenizer can be trained.
+pub fn text_of(record: &Record) -> String {
+    let contents = |messages: &[Message]| messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n");
+    match record {
+        Record::Text { text } => text.clone(),
+        Record::Chat { messages, .. } => contents(messages),
+        Record::Preference { prompt, chosen, .. } => format!("{}\n{}", contents(prompt), chosen.content),
+    }
+}
+
+/// Encodes records; those with nothing to learn are counted and said.
+///
+/// # Errors
+/// When a record cannot be encoded, or nothing is left.
+pub fn encode(tokenizer: &Tokenizer, records: &[Record], length: usize, voice: &mut dyn Voice) -> Result<Vec<Encoded>> {
+    let encoder = Encoder::new(tokenizer.clone(), length);
+    let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
+    let mut kept = Vec::with_capacity(records.len());
+    for record in records {
+        match encoder.encode(record)? {
+            Encoded::Dropped { reason } => *dropped.entry(reason).or_default() += 1,
+            encoded => kept.push(encoded),
+        }
+    }
+    for (reason, count) in &dropped {
+        voice.say(&format!("{count} of {} records left out: {reason}", records.len()));
+    }
+    if kept.is_empty() && !records.is_empty() {
+        return Err(Error::work("no record is left to learn from; raise `options.length` or check the data"));
+    }
+    Ok(kept)
+}
+
+/// Samples of the trainer, packed into rows where asked.
+pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> {
+    let mut examples = Vec::new();
+    let mut samples = Vec::new();
+    for encoded in encoded {
+        match encoded {
+            Encoded::Example(example) => examples.push(example),
+            Encoded::Pair(pair) => samples.push(Sample::Pair(pair, [0.0; 2])),
+            Encoded::Dropped { .. } => {}
+        }
+    }
+    match pack {
+        true => samples.extend(packing::pack(&examples, length, Strategy::BestFit).into_iter().map(Sample::Row)),
+        false => samples.extend(examples.iter().map(|example| Sample::Row(single(example)))),
+    }
+    samples
+}

@@ -1,0 +1,143 @@
+//! The evaluation stage: perplexity on data, accuracy on worlds.
+
+use espalier_data::{
+    encode::{Encoded, Example},
+    worlds::Split,
+};
+use espalier_engine::{
+    sampler::SamplerOptions,
+    text::{TextModel, TextOptions},
+};
+use espalier_evaluate::{ngram::NgramModel, perplexity, preference::preference_accuracy, statistics::Accuracy, world};
+use serde_json::{Map, Value, json};
+
+use super::{Voice, Workshop, data, model};
+use crate::{
+    Result,
+    recipe::{DataOptions, EvaluateStage},
+};
+
+/// Rows that are scored or decoded at once.
+const BATCH: usize = 16;
+
+/// Longest answer to an item of a world.
+const MAX_ANSWER: usize = 160;
+
+/// Evaluates and returns the figures.
+///
+/// # Errors
+/// When model or data do not fit.
+pub fn run(workshop: &mut Workshop, stage: &EvaluateStage) -> Result<Value> {
+    let start = model::open(&workshop.model_path(&stage.model), None, &workshop.device)?;
+    let mut language_model = start.loaded.model;
+    language_model.merge_adapters();
+    let model = TextModel { model: language_model, tokenizer: start.tokenizer };
+    let voice = &mut *workshop.voice;
+    let mut result = Map::from_iter([("kind".to_owned(), "evaluate".into())]);
+    if !stage.data.is_empty() {
+        result.insert("perplexity".into(), likelihood(&model, stage, voice)?);
+    }
+    if !stage.preferences.is_empty() {
+        result.insert("preferences".into(), preferences(&model, stage, voice)?);
+    }
+    for (key, tasks, temperature) in [("worlds", &stage.worlds, 0.0), ("sampled_worlds", &stage.sampled_worlds, 1.0)] {
+        let mut figures = Map::new();
+        for task in tasks {
+            figures.insert(task.clone(), accuracy(&model, task, stage, temperature, voice)?);
+        }
+        if !figures.is_empty() {
+            result.insert(key.into(), Value::Object(figures));
+        }
+    }
+    Ok(Value::Object(result))
+}
+
+/// Encoded records and their bytes.
+fn load(
+    model: &TextModel,
+    data: &[DataOptions],
+    length: usize,
+    voice: &mut dyn Voice,
+) -> Result<(Vec<Encoded>, usize)> {
+    let records = data::records(data, voice)?;
+    let bytes = records.iter().map(|record| data::text_of(record).len()).sum();
+    Ok((data::encode(&model.tokenizer, &records, length, voice)?, bytes))
+}
+
+/// Perplexity, beside that of n-gram models where the stage names data for them.
+fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
+    let (encoded, bytes) = load(model, &stage.data, stage.length, voice)?;
+    let held_out = examples(encoded);
+    let measured = perplexity::perplexity(&model.model, &held_out, bytes, BATCH)?;
+    let mut figures = json!({
+        "per_token": measured.per_token(),
+        "bits_per_byte": measured.bits_per_byte(),
+        "tokens": measured.tokens,
+    });
+    let mut line = format!("   perplexity {:.3} over {} tokens", measured.per_token(), measured.tokens);
+    if !stage.baseline.is_empty() {
+        let (encoded, _) = load(model, &stage.baseline, stage.length, voice)?;
+        let training = examples(encoded);
+        for (name, order) in [("unigram", 1), ("5-gram", 5)] {
+            let documents = training.iter().map(|example| example.ids.as_slice());
+            let baseline = NgramModel::train(order, model.model.spec().vocabulary, documents);
+            let perplexity = baseline.perplexity(held_out.iter().map(|example| example.ids.as_slice())).value();
+            line.push_str(&format!(", {name} {perplexity:.3}"));
+            figures[name] = perplexity.into();
+        }
+    }
+    voice.say(&line);
+    Ok(figures)
+}
+
+/// How often the better answer of a pair is the likelier one.
+fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
+    let (encoded, _) = load(model, &stage.preferences, stage.length, voice)?;
+    let pairs: Vec<_> = encoded
+        .into_iter()
+        .filter_map(|encoded| match encoded {
+            Encoded::Pair(pair) => Some(pair),
+            _ => None,
+        })
+        .collect();
+    let accuracy = preference_accuracy(&model.model, &pairs, BATCH)?;
+    voice.say(&format!("   preferences: {accuracy}"));
+    Ok(figures(&accuracy))
+}
+
+fn figures(accuracy: &Accuracy) -> Value {
+    let (low, high) = accuracy.interval();
+    json!({"accuracy": accuracy.value(), "low": low, "high": high, "items": accuracy.total})
+}
+
+fn accuracy(
+    model: &TextModel,
+    task: &str,
+    stage: &EvaluateStage,
+    temperature: f32,
+    voice: &mut dyn Voice,
+) -> Result<Value> {
+    let items = world::items(task, Split::Test, stage.items, 0)?;
+    let sampler = SamplerOptions { temperature, seed: stage.seed, ..SamplerOptions::default() };
+    let options = TextOptions { max_new_tokens: MAX_ANSWER, sampler, stops: Vec::new() };
+    let mut progress = |done: usize| voice.progress(&format!("   {task}"), done, stage.items, "");
+    let answers = world::answer(model, &items, &options, BATCH, &mut progress)?;
+    let accuracy = world::accuracy(&answers);
+    let sample =
+        |answer: &world::Answer| json!({"prompt": answer.item.prompt, "answer": answer.text, "right": answer.right});
+    let kind = if temperature == 0.0 { "greedy" } else { "sampled" };
+    voice.say(&format!("   {task}, {kind}: {accuracy}"));
+    let mut figures = figures(&accuracy);
+    figures["samples"] = answers.iter().take(5).map(sample).collect();
+    Ok(figures)
+}
+
+/// The examples whose perplexity is measured; a pair counts as its better answer.
+pub fn examples(encoded: Vec<Encoded>) -> Vec<Example> {
+    let example = |encoded| match encoded {
+        Encoded::Example(example) => Some(example),
+        Encoded::Pair(pair) => Some(pair.chosen),
+        Encoded::Dropped { .. } => None,
+    };
+    encoded.into_iter().filter_map(example).collect()
+}

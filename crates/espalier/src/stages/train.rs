@@ -1,0 +1,143 @@
+//! The training stage: model, data, plan, run, model folder.
+
+use std::path::Path;
+
+use espalier_models::parameter::Parameters;
+use espalier_train::{
+    batch::Sample,
+    plan::{Plan, plan},
+    trainer::{self, Event, Outcome, Run},
+};
+use serde_json::{Value, json};
+
+use super::{
+    Voice, Workshop, data,
+    model::{self, Start},
+};
+use crate::{
+    Error, Result,
+    memory::peak_bytes,
+    recipe::TrainStage,
+    units::{bytes, count, duration},
+};
+
+/// Trains and leaves `model/` in the stage's folder.
+///
+/// # Errors
+/// When model, data or options do not fit, the loss is not finite, or the disk is full.
+pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerprint: &str) -> Result<Value> {
+    let (mut start, training, validation) = prepare(workshop, stage)?;
+    let family = start.loaded.family()?;
+    let peft = match (&stage.adapter, start.loaded.adapter.take()) {
+        (None, None) => {
+            start.loaded.model.set_trainable(|_| true);
+            None
+        }
+        (Some(options), None) => Some(options.attach(&mut start.loaded.model, family, stage.options.seed)?),
+        (None, Some(earlier)) => {
+            espalier_models::adapter::mark_trainable(&mut start.loaded.model, family, &earlier);
+            Some(earlier)
+        }
+        (Some(_), Some(_)) => {
+            return Err(Error::usage(
+                "the model is an adapter already: leave `adapter` out to train it on, or merge it first",
+            ));
+        }
+    };
+    let planned = plan(&start.loaded.model, &training, &stage.options)?;
+    say_plan(&planned, workshop.voice);
+    let objective = stage.objective.build()?;
+    let run = Run {
+        model: start.loaded.model.clone(),
+        objective: objective.as_ref(),
+        samples: training,
+        validation,
+        options: stage.options.clone(),
+        folder: folder.to_owned(),
+        fingerprint: fingerprint.to_owned(),
+    };
+    let voice = &mut *workshop.voice;
+    let outcome = trainer::train(run, &mut |event| say_event(event, voice))?;
+    model::save(&folder.join("model"), &outcome.model, &start.loaded, peft.as_ref(), &start.tokenizer)?;
+    say_outcome(&outcome, &planned, workshop.voice);
+    Ok(summary(&outcome, &planned))
+}
+
+/// The model to start from, and training and held-out samples.
+fn prepare(workshop: &mut Workshop, stage: &TrainStage) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
+    let mut records = data::records(&stage.data, workshop.voice)?;
+    let mut held_out = data::records(&stage.validation, workshop.voice)?;
+    if held_out.is_empty() && stage.validation_share > 0.0 {
+        if stage.validation_share >= 1.0 {
+            return Err(Error::usage("`validation_share` must be below 1"));
+        }
+        let share = (records.len() as f64 * stage.validation_share).ceil() as usize;
+        held_out = records.split_off(records.len() - share.min(records.len() - 1));
+    }
+    let template = stage.template.as_deref();
+    let start = match (&stage.model, &stage.new) {
+        (Some(name), None) => model::open(&workshop.model_path(name), template, &workshop.device)?,
+        (None, Some(new)) => model::create(new, &records, template, stage.options.seed, &workshop.device)?,
+        _ => return Err(Error::usage("a train stage needs one of `model` and `new`")),
+    };
+    let options = &stage.options;
+    let mut prepare = |records: &[_]| -> Result<Vec<Sample>> {
+        let encoded = data::encode(&start.tokenizer, records, options.length, workshop.voice)?;
+        Ok(data::samples(encoded, options.packing, options.length))
+    };
+    let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
+    Ok((start, training, validation))
+}
+
+fn say_plan(plan: &Plan, voice: &mut dyn Voice) {
+    let share = 100.0 * plan.trainable as f64 / plan.parameters.max(1) as f64;
+    voice.say(&format!(
+        "   plan: {} parameters, {} trained ({share:.1} %); {} samples, {} steps, {} tokens; about {} and {}",
+        count(plan.parameters),
+        count(plan.trainable),
+        plan.samples,
+        plan.steps,
+        count(plan.tokens),
+        bytes(plan.memory),
+        duration(plan.seconds),
+    ));
+}
+
+fn say_event(event: &Event, voice: &mut dyn Voice) {
+    match event {
+        Event::Resumed(step) => voice.say(&format!("   goes on after step {step}")),
+        Event::Step { step, total, loss, speed: (tokens, elapsed) } => {
+            let rate = *tokens as f64 / elapsed.max(1e-9);
+            voice.progress("   train", *step, *total, &format!("loss {loss:.4}  {rate:.0} tokens/s"));
+        }
+        Event::Evaluated { step, loss } => voice.say(&format!("   step {step}: held-out loss {loss:.4}")),
+    }
+}
+
+fn say_outcome(outcome: &Outcome, plan: &Plan, voice: &mut dyn Voice) {
+    let peak = peak_bytes().map(|peak| format!(", peak memory {} (planned {})", bytes(peak), bytes(plan.memory)));
+    voice.say(&format!(
+        "   used: {} for {} tokens (planned {}){}",
+        duration(outcome.seconds),
+        count(outcome.tokens),
+        duration(plan.seconds),
+        peak.unwrap_or_default()
+    ));
+}
+
+fn summary(outcome: &Outcome, plan: &Plan) -> Value {
+    let mut trained = 0;
+    outcome.model.visit(&mut |p| trained += p.len());
+    json!({
+        "kind": "train",
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "seconds": outcome.seconds,
+        "validation_loss": outcome.validation_loss,
+        "parameters": trained,
+        "trainable": plan.trainable,
+        "planned_seconds": plan.seconds,
+        "planned_bytes": plan.memory,
+        "peak_bytes": peak_bytes(),
+    })
+}

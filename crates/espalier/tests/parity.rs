@@ -1,0 +1,63 @@
+//! Parity with Hugging Face transformers and PEFT through the real binary: logits, loss, every gradient, greedy tokens.
+
+use std::{path::PathBuf, process::Command};
+
+use espalier::models::checkpoint::TensorFile;
+
+/// Absolute tolerance in f32.
+const TOLERANCE: f32 = 1e-4;
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(name)
+}
+
+/// Runs `trace` on a fixture and compares everything that its expectations hold.
+fn check(name: &str) {
+    let folder = fixture(name);
+    let output = tempfile::tempdir().unwrap();
+    let traced = output.path().join("traced.safetensors");
+    let expected_path = folder.join("expected.safetensors");
+    let run = Command::new(env!("CARGO_BIN_EXE_espalier"))
+        .args(["trace", "--gradients", "--generate", "12"])
+        .args([&folder, &expected_path, &traced])
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let (expected, found) = (TensorFile::open(&expected_path).unwrap(), TensorFile::open(&traced).unwrap());
+    for tensor in expected.names().filter(|tensor| *tensor != "input_ids") {
+        let info = found.info(tensor).unwrap_or_else(|| panic!("{name}: `{tensor}` was not written"));
+        assert_eq!(info.shape, expected.info(tensor).unwrap().shape, "{name}: shape of `{tensor}`");
+        if tensor == "generated" {
+            assert_eq!(found.read_i64(tensor).unwrap(), expected.read_i64(tensor).unwrap(), "{name}: greedy tokens");
+            continue;
+        }
+        let (ours, theirs) = (found.read_f32(tensor, None).unwrap(), expected.read_f32(tensor, None).unwrap());
+        let gap = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(gap <= TOLERANCE, "{name}: `{tensor}` differs by {gap}");
+    }
+    let gradients = found.names().filter(|tensor| tensor.starts_with("grad.")).count();
+    let wanted = expected.names().filter(|tensor| tensor.starts_with("grad.")).count();
+    assert_eq!(gradients, wanted, "{name}: number of gradients");
+}
+
+macro_rules! families {
+    ($($test:ident: $name:literal),+ $(,)?) => {
+        $(#[test]
+        fn $test() {
+            check($name);
+        })+
+    };
+}
+
+families! {
+    gpt2: "gpt2",
+    llama: "llama",
+    llama3_rope: "llama3-rope",
+    llama_linear_interpolation: "llama-linear-pi",
+    llama_yarn: "llama-yarn",
+    mistral: "mistral",
+    qwen2: "qwen2",
+    qwen3: "qwen3",
+    peft_lora: "peft-lora",
+    peft_lora_with_head: "peft-lora-head",
+}

@@ -1,0 +1,12 @@
+//! Evaluation: perplexity, baselines, the worlds' checkers and report pages.
+
+pub mod curves;
+pub mod error;
+pub mod ngram;
+pub mod perplexity;
+pub mod preference;
+pub mod report;
+pub mod statistics;
+pub mod world;
+
+pub use error::{Error, Result};

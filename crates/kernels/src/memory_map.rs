@@ -1,0 +1,48 @@
+//! Read-only memory maps of files: weights are paged in as they are read, and never copied whole.
+//!
+//! This is the one place of the workspace that maps a file. Left out: writable maps.
+
+use memmap2::Mmap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// Maps the whole file at `path` for reading; an empty file gives an empty map.
+///
+/// The bytes must be treated as untrusted. The file must not be shortened while the map lives: reading past the new
+/// end stops the process (`SIGBUS` on Unix). Writers that replace a file by renaming a new one over it, as the
+/// checkpoint writer does, never change a mapped file.
+///
+/// # Errors
+/// When the file cannot be opened, is a folder, or cannot be mapped.
+#[allow(unsafe_code)]
+pub fn map_file(path: &Path) -> io::Result<Mmap> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    // SAFETY: the map is read-only and outlives the handle by design of `mmap`. Another process may still change the
+    // file's bytes under us; they are plain `u8`, for which every value is valid, and the rule above asks for no more.
+    unsafe { Mmap::map(&file) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_what_the_file_holds() {
+        let path = std::env::temp_dir().join(format!("espalier-memory-map-{}", std::process::id()));
+        std::fs::write(&path, b"abc").unwrap();
+        assert_eq!(&map_file(&path).unwrap()[..], b"abc");
+        std::fs::write(&path, b"").unwrap();
+        assert!(map_file(&path).unwrap().is_empty());
+        std::fs::remove_file(&path).unwrap();
+        assert!(map_file(&path).is_err());
+    }
+
+    #[test]
+    fn refuses_folders() {
+        assert!(map_file(&std::env::temp_dir()).is_err());
+    }
+}

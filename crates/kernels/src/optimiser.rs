@@ -1,0 +1,144 @@
+//! Optimiser steps on flat tensors.
+//!
+//! On the CPU a step is one pass over memory; elsewhere it is the same formula in tensor operations. Sums run in a fixed
+//! order, so that a resumed run repeats the interrupted one bit for bit.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+/// The numbers of one AdamW step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWStep {
+    /// Step size.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled decay: the weight loses `learning_rate * weight_decay` of itself.
+    pub weight_decay: f64,
+    /// Number of this step, from 1.
+    pub step: u64,
+    /// Factor on the gradient (clipping).
+    pub gradient_scale: f64,
+}
+
+/// Weight, first and second moment: `[len]` each.
+#[derive(Debug, Clone)]
+pub struct AdamWState {
+    /// The weight.
+    pub weight: Tensor<1>,
+    /// Running mean of gradients.
+    pub first: Tensor<1>,
+    /// Running mean of squared gradients.
+    pub second: Tensor<1>,
+}
+
+/// AdamW (arXiv 1711.05101, Algorithm 2) with bias correction; `gradient`: `[len]`, f32 throughout.
+pub fn adamw(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWState {
+    let device = gradient.device();
+    if device == Device::flex() { on_host(state, gradient, step, &device) } else { in_tensors(state, gradient, step) }
+}
+
+/// Corrections by which the moments of a finite history are divided.
+fn corrections(step: &AdamWStep) -> (f64, f64) {
+    (1.0 - step.beta1.powf(step.step as f64), 1.0 - step.beta2.powf(step.step as f64))
+}
+
+fn in_tensors(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWState {
+    let (correct1, correct2) = corrections(&step);
+    let gradient = gradient * step.gradient_scale;
+    let first = state.first * step.beta1 + gradient.clone() * (1.0 - step.beta1);
+    let second = state.second * step.beta2 + gradient.clone() * gradient * (1.0 - step.beta2);
+    let denominator = (second.clone() / correct2).sqrt() + step.epsilon;
+    let update = first.clone() / denominator * (step.learning_rate / correct1);
+    let weight = state.weight * (1.0 - step.learning_rate * step.weight_decay) - update;
+    AdamWState { weight, first, second }
+}
+
+/// Elements that one thread takes at a time.
+const CHUNK: usize = 1 << 14;
+
+fn on_host(state: AdamWState, gradient: Tensor<1>, step: AdamWStep, device: &Device) -> AdamWState {
+    let (mut weight, mut first, mut second) = (host(state.weight), host(state.first), host(state.second));
+    let gradient = host(gradient);
+    let chunks = weight.par_chunks_mut(CHUNK).zip(first.par_chunks_mut(CHUNK)).zip(second.par_chunks_mut(CHUNK));
+    chunks.zip(gradient.par_chunks(CHUNK)).for_each(|(((weight, first), second), gradient)| {
+        step_chunk(weight, first, second, gradient, &step);
+    });
+    let tensor = |values: Vec<f32>| {
+        let count = values.len();
+        Tensor::from_data(TensorData::new(values, [count]), device)
+    };
+    AdamWState { weight: tensor(weight), first: tensor(first), second: tensor(second) }
+}
+
+fn step_chunk(weight: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32], step: &AdamWStep) {
+    let (correct1, correct2) = corrections(step);
+    let keep = (1.0 - step.learning_rate * step.weight_decay) as f32;
+    let (beta1, beta2, epsilon) = (step.beta1 as f32, step.beta2 as f32, step.epsilon as f32);
+    let (scale, rate) = (step.gradient_scale as f32, (step.learning_rate / correct1) as f32);
+    let inverse2 = (1.0 / correct2) as f32;
+    for (((weight, first), second), gradient) in weight.iter_mut().zip(first).zip(second).zip(gradient) {
+        let gradient = gradient * scale;
+        *first = beta1 * *first + (1.0 - beta1) * gradient;
+        *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
+        *weight = *weight * keep - rate * *first / ((*second * inverse2).sqrt() + epsilon);
+    }
+}
+
+fn host(tensor: Tensor<1>) -> Vec<f32> {
+    // A float tensor always reads back as f32 here: the workspace trains in f32.
+    tensor.into_data().try_into_vec::<f32>().unwrap_or_default()
+}
+
+/// Sum of squares in f64, in a fixed order. `values`: `[len]`.
+pub fn sum_of_squares(values: Tensor<1>) -> f64 {
+    let values = host(values);
+    let partial = |chunk: &[f32]| chunk.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
+    let sums: Vec<f64> = values.par_chunks(CHUNK).map(partial).collect();
+    sums.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+
+    fn step(number: u64) -> AdamWStep {
+        AdamWStep {
+            learning_rate: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            step: number,
+            gradient_scale: 0.5,
+        }
+    }
+
+    #[test]
+    fn first_step_moves_by_the_learning_rate() {
+        let device = Device::flex();
+        let zero = Tensor::<1>::zeros([2], &device);
+        let state = AdamWState { weight: Tensor::ones([2], &device), first: zero.clone(), second: zero };
+        let after = adamw(state, Tensor::from_floats([3.0, -4.0], &device), step(1));
+        let weight = after.weight.into_data().try_to_vec::<f32>().unwrap();
+        assert!((weight[0] - (0.999 - 0.1)).abs() < 1e-6 && (weight[1] - (0.999 + 0.1)).abs() < 1e-6, "{weight:?}");
+    }
+
+    #[test]
+    fn host_and_tensor_forms_agree() {
+        let device = Device::flex();
+        let random = || Tensor::<1>::random([40_000], Distribution::Uniform(0.0, 1.0), &device);
+        let state = AdamWState { weight: random(), first: random(), second: random() };
+        let gradient = random();
+        let host = adamw(state.clone(), gradient.clone(), step(7));
+        let tensors = in_tensors(state, gradient, step(7));
+        for (a, b) in [(host.weight, tensors.weight), (host.first, tensors.first), (host.second, tensors.second)] {
+            assert!((a - b).abs().max().into_scalar::<f32>() < 1e-6);
+        }
+    }
+}

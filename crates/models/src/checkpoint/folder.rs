@@ -1,0 +1,240 @@
+//! The weights of a model folder: one `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+//!
+//! The index decides which tensors count: each must be in the shard it names, and a tensor that only a shard knows is
+//! not part of the model. Left out: `pytorch_model.bin`, whose pickles can run code; it must be converted first.
+
+use super::safetensors::{Dtype, TensorFile, TensorInfo};
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+/// The file of an unsharded checkpoint.
+pub const SINGLE_FILE: &str = "model.safetensors";
+/// The list of a sharded checkpoint's tensors.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+/// An index lists a few hundred bytes per tensor; more than this is no index.
+const INDEX_LIMIT: u64 = 64 << 20;
+const PICKLES: [&str; 3] = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"];
+
+/// The tensors of a model folder, over however many files.
+///
+/// ```no_run
+/// use espalier_models::checkpoint::Checkpoint;
+/// let checkpoint = Checkpoint::open("model".as_ref())?;
+/// let embedding = checkpoint.read_f32("model.embed_tokens.weight", Some(0..10))?;
+/// # Ok::<(), espalier_models::error::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    files: Vec<TensorFile>,
+    /// For each tensor, which of `files` holds it.
+    places: BTreeMap<String, usize>,
+}
+
+impl Checkpoint {
+    /// Opens the weights in `folder`.
+    ///
+    /// # Errors
+    /// When there are none, the index does not match the shards, or a file breaks its format.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let exists = |name: &str| folder.join(name).is_file();
+        if exists(SINGLE_FILE) {
+            Self::open_single(folder)
+        } else if exists(INDEX_FILE) {
+            Self::open_shards(folder)
+        } else {
+            Err(no_weights(folder, PICKLES.into_iter().find(|name| exists(name))))
+        }
+    }
+
+    fn open_single(folder: &Path) -> Result<Self> {
+        let file = TensorFile::open(&folder.join(SINGLE_FILE))?;
+        let places = file.names().map(|name| (name.to_owned(), 0)).collect();
+        Ok(Self { folder: folder.to_path_buf(), files: vec![file], places })
+    }
+
+    fn open_shards(folder: &Path) -> Result<Self> {
+        let index = folder.join(INDEX_FILE);
+        let (mut files, mut places, mut numbers) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        for (tensor, shard) in read_index(&index)? {
+            if !numbers.contains_key(&shard) {
+                files.push(open_shard(&index, folder, &shard)?);
+                numbers.insert(shard.clone(), files.len() - 1);
+            }
+            let number = numbers[&shard];
+            if files[number].info(&tensor).is_none() {
+                return Err(Error::checkpoint(
+                    &index,
+                    format!("tensor `{tensor}` is not in {shard}; download both again"),
+                ));
+            }
+            places.insert(tensor, number);
+        }
+        Ok(Self { folder: folder.to_path_buf(), files, places })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// The type and shape of the tensor `name`, if the checkpoint has it.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.files.get(*self.places.get(name)?)?.info(name)
+    }
+
+    /// The stored bytes of the tensor `name`, little-endian and row-major.
+    ///
+    /// # Errors
+    /// When the checkpoint lacks the tensor.
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        self.file(name)?.bytes(name)
+    }
+
+    /// The tensor `name` as `f32`, row-major; only `rows` of its first axis when given.
+    ///
+    /// # Errors
+    /// When the checkpoint lacks the tensor or the rows, or the tensor is not of a floating type.
+    pub fn read_f32(&self, name: &str, rows: Option<Range<usize>>) -> Result<Vec<f32>> {
+        self.file(name)?.read_f32(name, rows)
+    }
+
+    /// The type that most of the elements have; F32 for a checkpoint without tensors.
+    pub fn dtype(&self) -> Dtype {
+        let mut elements: BTreeMap<Dtype, usize> = BTreeMap::new();
+        for info in self.names().filter_map(|name| self.info(name)) {
+            *elements.entry(info.dtype).or_default() += info.elements();
+        }
+        elements.into_iter().max_by_key(|(_, count)| *count).map_or(Dtype::F32, |(dtype, _)| dtype)
+    }
+
+    /// Bytes of all tensors together, headers left out.
+    pub fn total_bytes(&self) -> u64 {
+        self.names().filter_map(|name| self.bytes(name).ok()).map(|bytes| bytes.len() as u64).sum()
+    }
+
+    fn file(&self, name: &str) -> Result<&TensorFile> {
+        let file = self.places.get(name).and_then(|number| self.files.get(*number));
+        file.ok_or_else(|| {
+            Error::checkpoint(
+                &self.folder,
+                format!("has no tensor `{name}`; check that config.json belongs to these weights"),
+            )
+        })
+    }
+}
+
+fn no_weights(folder: &Path, pickle: Option<&str>) -> Error {
+    let reason = match pickle {
+        Some(pickle) => format!(
+            "has {pickle} but no {SINGLE_FILE}; pickles can run code and are not read: convert the weights to safetensors"
+        ),
+        None => format!("has neither {SINGLE_FILE} nor {INDEX_FILE}; check that this is a model's folder"),
+    };
+    Error::checkpoint(folder, reason)
+}
+
+/// The `weight_map` of the index at `path`: tensor to shard.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    if std::fs::metadata(path).map_err(Error::file(path))?.len() > INDEX_LIMIT {
+        return Err(Error::checkpoint(path, "larger than 64 MiB, so not an index; download it again"));
+    }
+    let text = std::fs::read(path).map_err(Error::file(path))?;
+    let index: Index = serde_json::from_slice(&text)
+        .map_err(|error| Error::checkpoint(path, format!("not a safetensors index ({error}); download it again")))?;
+    Ok(index.weight_map)
+}
+
+/// Opens a shard, which must be a file of the folder itself.
+fn open_shard(index: &Path, folder: &Path, shard: &str) -> Result<TensorFile> {
+    let mut components = Path::new(shard).components();
+    let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+    if !plain || shard.contains(['/', '\\', ':']) {
+        return Err(Error::checkpoint(
+            index,
+            format!("shard `{shard}` must be the plain name of a file in this folder"),
+        ));
+    }
+    let path = folder.join(shard);
+    if !path.is_file() {
+        return Err(Error::checkpoint(index, format!("shard `{shard}` is missing; download it into this folder")));
+    }
+    TensorFile::open(&path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+
+    fn folder_with_index(weight_map: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(format!("{FIXTURES}/gpt2/model.safetensors"), folder.path().join("shard.safetensors")).unwrap();
+        fs::write(folder.path().join(INDEX_FILE), format!(r#"{{"weight_map":{weight_map}}}"#)).unwrap();
+        folder
+    }
+
+    fn error(folder: &Path) -> String {
+        Checkpoint::open(folder).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn reads_a_single_file() {
+        let checkpoint = Checkpoint::open(format!("{FIXTURES}/gpt2").as_ref()).unwrap();
+        assert_eq!(checkpoint.dtype(), Dtype::F32);
+        assert_eq!(checkpoint.info("transformer.wte.weight").unwrap().shape, [61, 24]);
+        assert_eq!(checkpoint.read_f32("transformer.wte.weight", Some(60..61)).unwrap().len(), 24);
+        // V d + P d + N (12 d^2 + 13 d) + 2 d numbers of four bytes.
+        assert_eq!(checkpoint.total_bytes(), 4 * (61 * 24 + 64 * 24 + 3 * (12 * 576 + 13 * 24) + 48));
+        assert!(checkpoint.read_f32("nothing", None).unwrap_err().to_string().contains("no tensor `nothing`"));
+    }
+
+    #[test]
+    fn the_index_decides_what_counts() {
+        let folder = folder_with_index(r#"{"transformer.ln_f.bias":"shard.safetensors"}"#);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["transformer.ln_f.bias"]);
+        assert_eq!(checkpoint.read_f32("transformer.ln_f.bias", None).unwrap().len(), 24);
+    }
+
+    #[test]
+    fn missing_shards_and_tensors_are_named() {
+        let folder = folder_with_index(r#"{"a":"gone.safetensors"}"#);
+        assert!(error(folder.path()).contains("shard `gone.safetensors` is missing"));
+        let folder = folder_with_index(r#"{"a":"shard.safetensors"}"#);
+        assert!(error(folder.path()).contains("tensor `a` is not in shard.safetensors"));
+    }
+
+    #[test]
+    fn shards_cannot_escape_the_folder() {
+        for shard in
+            ["../shard.safetensors", "/etc/passwd", "a/../shard.safetensors", "..", ".", "", "C:\\\\x", "a\\\\b"]
+        {
+            let folder = folder_with_index(&format!(r#"{{"a":"{shard}"}}"#));
+            assert!(error(folder.path()).contains("must be the plain name"), "{shard}");
+        }
+    }
+
+    #[test]
+    fn broken_indices_and_empty_folders_are_errors() {
+        let folder = folder_with_index("[3]");
+        assert!(error(folder.path()).contains("not a safetensors index"));
+        let folder = tempfile::tempdir().unwrap();
+        assert!(error(folder.path()).contains("neither model.safetensors"));
+        fs::write(folder.path().join("pytorch_model.bin"), b"PK").unwrap();
+        assert!(error(folder.path()).contains("convert the weights to safetensors"));
+    }
+}

@@ -1,0 +1,457 @@
+//! `adapter_config.json` of a LoRA adapter, in and out, as the PEFT library writes it.
+//!
+//! LoRA is arXiv 2106.09685, the `use_rslora` scale 2312.03732. A key that is unset or at its default is ignored; one
+//! that is set and would change the result is refused by name. Left out: DoRA, trained biases, and initialisations that
+//! change the base model (PiSSA, OLoRA, CorDA, LoftQ).
+
+use super::partial_file::write_whole;
+use super::peft_targets::ends_with;
+pub use super::peft_targets::{Pattern, Targets};
+use crate::error::Result;
+use crate::families::config::{Config, is_unset};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+const RANK_LIMIT: usize = 1 << 16;
+const LAYER_LIMIT: usize = 1 << 20;
+
+/// Keys that this file reads, and those that may hold anything because they change nothing here.
+const KNOWN: &[&str] = &[
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "bias",
+    "fan_in_fan_out",
+    "init_lora_weights",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "inference_mode",
+    "auto_mapping",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+];
+
+/// The configuration of a LoRA adapter.
+///
+/// ```
+/// use espalier_models::checkpoint::peft_config::{PeftConfig, Targets};
+/// let config = PeftConfig::new(8, 16.0, Targets::List(vec!["q_proj".into(), "v_proj".into()]));
+/// assert!(config.matches("model.layers.0.self_attn.q_proj"));
+/// assert!(!config.matches("model.layers.0.self_attn.k_proj"));
+/// assert_eq!(config.scale_for("model.layers.0.self_attn.q_proj"), 2.0);
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeftConfig {
+    /// The model that the adapter was trained on: a folder or a hub's name.
+    pub base_model: Option<String>,
+    /// What the model is for, such as `CAUSAL_LM`.
+    pub task_type: Option<String>,
+    /// The rank, where no pattern says otherwise.
+    pub rank: usize,
+    /// The numerator of the scale, where no pattern says otherwise.
+    pub alpha: f64,
+    /// Dropout on the adapter's input while training, from 0 to 1.
+    pub dropout: f64,
+    /// The modules that have an adapter.
+    pub target_modules: Targets,
+    /// Modules that have none even so.
+    pub exclude_modules: Option<Targets>,
+    /// Modules that are trained and stored whole, by the end of their names.
+    pub modules_to_save: Vec<String>,
+    /// Whether the scale is `alpha / sqrt(rank)` and not `alpha / rank`.
+    pub use_rslora: bool,
+    /// Which biases were trained; only `none` is supported.
+    pub bias: String,
+    /// Whether the base stores its matrices `[in, out]`, as GPT-2 does.
+    pub fan_in_fan_out: bool,
+    /// Ranks of modules that differ; the first pattern that matches counts.
+    pub rank_pattern: Vec<(Pattern, usize)>,
+    /// Alphas of modules that differ; the first pattern that matches counts.
+    pub alpha_pattern: Vec<(Pattern, f64)>,
+    /// The only layers that have adapters.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// The names before the layer's number, such as `layers`; any name when empty.
+    pub layers_pattern: Vec<Pattern>,
+}
+
+impl PeftConfig {
+    /// A plain LoRA of this rank and alpha on `target_modules`.
+    pub fn new(rank: usize, alpha: f64, target_modules: Targets) -> Self {
+        Self {
+            base_model: None,
+            task_type: Some("CAUSAL_LM".into()),
+            rank,
+            alpha,
+            dropout: 0.0,
+            target_modules,
+            exclude_modules: None,
+            modules_to_save: Vec::new(),
+            use_rslora: false,
+            bias: "none".into(),
+            fan_in_fan_out: false,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
+        }
+    }
+
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be read, a value is out of range, or a key is set that is not supported.
+    pub fn read(path: &Path) -> Result<Self> {
+        let config = Config::load(path)?;
+        check_supported(&config)?;
+        Ok(Self {
+            base_model: config.optional_text("base_model_name_or_path")?.map(Into::into),
+            task_type: config.optional_text("task_type")?.map(Into::into),
+            rank: config.size("r", RANK_LIMIT)?,
+            alpha: config.optional_number("lora_alpha")?.unwrap_or(8.0),
+            dropout: dropout(&config)?,
+            target_modules: read_targets(&config, "target_modules")?.ok_or_else(|| {
+                config.error("target_modules", "missing; add a list of module names or \"all-linear\"")
+            })?,
+            exclude_modules: read_targets(&config, "exclude_modules")?,
+            modules_to_save: texts(&config, "modules_to_save")?,
+            use_rslora: config.flag_or("use_rslora", false)?,
+            bias: config.optional_text("bias")?.unwrap_or("none").into(),
+            fan_in_fan_out: config.flag_or("fan_in_fan_out", false)?,
+            rank_pattern: patterns(&config, "rank_pattern", |config, key| config.size(key, RANK_LIMIT))?,
+            alpha_pattern: patterns(&config, "alpha_pattern", Config::positive)?,
+            layers_to_transform: config.optional_counts("layers_to_transform", LAYER_LIMIT)?,
+            layers_pattern: layers_pattern(&config)?,
+        })
+    }
+
+    /// Writes the file at `path`, whole or not at all.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        write_whole(path, format!("{:#}\n", self.to_json()).as_bytes())
+    }
+
+    fn to_json(&self) -> Value {
+        let sources: Vec<&str> = self.layers_pattern.iter().map(Pattern::source).collect();
+        let ranks: Map<String, Value> =
+            self.rank_pattern.iter().map(|(key, rank)| (key.source().to_owned(), json!(rank))).collect();
+        let alphas: Map<String, Value> =
+            self.alpha_pattern.iter().map(|(key, alpha)| (key.source().to_owned(), number(*alpha))).collect();
+        json!({
+            "peft_type": "LORA",
+            "task_type": self.task_type,
+            "base_model_name_or_path": self.base_model,
+            "r": self.rank,
+            "lora_alpha": number(self.alpha),
+            "lora_dropout": self.dropout,
+            "target_modules": self.target_modules.write(),
+            "exclude_modules": self.exclude_modules.as_ref().map(Targets::write),
+            "modules_to_save": some_unless_empty(&self.modules_to_save),
+            "bias": self.bias,
+            "fan_in_fan_out": self.fan_in_fan_out,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "use_rslora": self.use_rslora,
+            "use_dora": false,
+            "rank_pattern": ranks,
+            "alpha_pattern": alphas,
+            "layers_to_transform": self.layers_to_transform,
+            "layers_pattern": some_unless_empty(&sources),
+        })
+    }
+
+    /// Whether the linear layer or embedding of this full checkpoint name, without `.weight`, has an adapter.
+    pub fn matches(&self, module_name: &str) -> bool {
+        let excluded = self.exclude_modules.as_ref().is_some_and(|targets| targets.matches(module_name));
+        if excluded || !self.target_modules.matches(module_name) {
+            return false;
+        }
+        // A list entry that is the whole name means that one module, whatever its layer.
+        let named =
+            matches!(&self.target_modules, Targets::List(entries) if entries.iter().any(|entry| entry == module_name));
+        named || self.has_layer(module_name)
+    }
+
+    /// Whether the targets mean the module itself, and not only as one of all linear layers.
+    pub fn names(&self, module_name: &str) -> bool {
+        self.target_modules != Targets::AllLinear && self.matches(module_name)
+    }
+
+    /// Gives this one module a rank and a scale of its own, before all other patterns.
+    pub fn set_pattern(&mut self, module_name: &str, rank: usize, scale: f64) {
+        let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        // An escaped name is always an expression.
+        if let Ok(pattern) = Pattern::suffix(&regex::escape(module_name)) {
+            self.rank_pattern.insert(0, (pattern.clone(), rank));
+            self.alpha_pattern.insert(0, (pattern, scale * divisor));
+        }
+    }
+
+    /// Whether the module is stored whole.
+    pub fn saves(&self, module_name: &str) -> bool {
+        self.modules_to_save.iter().any(|entry| ends_with(module_name, entry))
+    }
+
+    /// The rank of the module's adapter.
+    pub fn rank_for(&self, module_name: &str) -> usize {
+        first_match(&self.rank_pattern, module_name).unwrap_or(self.rank)
+    }
+
+    /// The factor on the module's `B A`: `alpha / rank`, or `alpha / sqrt(rank)` with `use_rslora`.
+    pub fn scale_for(&self, module_name: &str) -> f64 {
+        let alpha = first_match(&self.alpha_pattern, module_name).unwrap_or(self.alpha);
+        let rank = self.rank_for(module_name) as f64;
+        alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    fn has_layer(&self, module: &str) -> bool {
+        let Some(layers) = self.layers_to_transform.as_ref().filter(|layers| !layers.is_empty()) else { return true };
+        let layer = match &self.layers_pattern[..] {
+            [] => numbered_part(module),
+            patterns => patterns.iter().find_map(|pattern| pattern.layer_of(module)),
+        };
+        layer.is_some_and(|layer| layers.contains(&layer))
+    }
+}
+
+/// The last part of a name that is a number between two others.
+fn numbered_part(module: &str) -> Option<usize> {
+    let parts: Vec<&str> = module.split('.').collect();
+    let inner = parts.get(1..parts.len() - 1)?;
+    inner.iter().rev().find_map(|part| part.parse().ok())
+}
+
+fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.matches(module)).map(|(_, value)| *value)
+}
+
+/// Refuses what would change the result without being understood.
+fn check_supported(config: &Config) -> Result<()> {
+    if let Some(key) = config.map().keys().find(|key| !KNOWN.contains(&key.as_str()) && !is_unset(&config.map()[*key]))
+    {
+        let reason = "is set, and this key is not supported yet; retrain or convert the adapter without it";
+        return Err(config.error(key, reason));
+    }
+    match config.optional_text("peft_type")? {
+        Some("LORA") => {}
+        other => return Err(config.error("peft_type", format!("expected \"LORA\", found {other:?}"))),
+    }
+    if config.flag_or("use_dora", false)? {
+        return Err(
+            config.error("use_dora", "DoRA adapters are not supported yet; merge the adapter where it was trained")
+        );
+    }
+    if let Some(bias @ ("all" | "lora_only")) = config.optional_text("bias")? {
+        return Err(config.error("bias", format!("trained biases (`{bias}`) are not supported yet; only \"none\" is")));
+    }
+    check_one_of(config, "bias", &["none"])?;
+    check_initialisation(config)
+}
+
+fn check_one_of(config: &Config, key: &str, allowed: &[&str]) -> Result<()> {
+    match config.optional_text(key)? {
+        Some(text) if !allowed.contains(&text) => {
+            Err(config.error(key, format!("expected {allowed:?}, found `{text}`")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Initialisations that take the adapter out of the base model would need the same change of the base on loading.
+fn check_initialisation(config: &Config) -> Result<()> {
+    match config.get("init_lora_weights") {
+        None | Some(Value::Bool(_)) => Ok(()),
+        Some(Value::String(name)) if name == "gaussian" || name == "orthogonal" => Ok(()),
+        Some(other) => {
+            let reason =
+                format!("{other} changes the base model and is not supported yet; convert it to plain LoRA first");
+            Err(config.error("init_lora_weights", reason))
+        }
+    }
+}
+
+fn dropout(config: &Config) -> Result<f64> {
+    let dropout = config.optional_number("lora_dropout")?.unwrap_or(0.0);
+    let valid = (0.0..1.0).contains(&dropout);
+    valid
+        .then_some(dropout)
+        .ok_or_else(|| config.error("lora_dropout", format!("expected 0 to below 1, found {dropout}")))
+}
+
+/// A list of names, `"all-linear"`, a regular expression, or nothing.
+fn read_targets(config: &Config, key: &str) -> Result<Option<Targets>> {
+    Ok(match config.get(key) {
+        None => None,
+        Some(Value::String(text)) if text == "all-linear" => Some(Targets::AllLinear),
+        Some(Value::String(text)) => Some(Targets::Regex(pattern(config, key, Pattern::whole(text))?)),
+        Some(_) => Some(Targets::List(texts(config, key)?)).filter(|targets| *targets != Targets::List(Vec::new())),
+    })
+}
+
+fn texts(config: &Config, key: &str) -> Result<Vec<String>> {
+    Ok(config.optional_texts(key)?.unwrap_or_default().into_iter().map(Into::into).collect())
+}
+
+fn layers_pattern(config: &Config) -> Result<Vec<Pattern>> {
+    let texts = config.optional_texts("layers_pattern")?.unwrap_or_default();
+    let texts = texts.into_iter().filter(|text| !text.is_empty());
+    texts.map(|text| pattern(config, "layers_pattern", Pattern::layer(text))).collect()
+}
+
+/// An object from expressions to values.
+fn patterns<T>(config: &Config, key: &str, value: impl Fn(&Config, &str) -> Result<T>) -> Result<Vec<(Pattern, T)>> {
+    let Some(object) = config.optional_object(key)? else { return Ok(Vec::new()) };
+    let entry = |name: &String| Ok((pattern(config, key, Pattern::suffix(name))?, value(&object, name)?));
+    object.map().keys().map(entry).collect()
+}
+
+/// Adds the file and key to an error of a pattern.
+fn pattern(config: &Config, key: &str, pattern: Result<Pattern>) -> Result<Pattern> {
+    pattern.map_err(|error| config.error(key, error.to_string()))
+}
+
+/// Whole numbers without a point, as PEFT writes them.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
+}
+
+fn some_unless_empty<T>(list: &[T]) -> Option<&[T]> {
+    (!list.is_empty()).then_some(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+    const QUERY: &str = "model.layers.1.self_attn.q_proj";
+
+    fn fixture(name: &str) -> PeftConfig {
+        PeftConfig::read(format!("{FIXTURES}/{name}/adapter_config.json").as_ref()).unwrap()
+    }
+
+    /// The fixture with some keys changed.
+    fn changed(changes: Value) -> Result<PeftConfig> {
+        let path = format!("{FIXTURES}/peft-lora/adapter_config.json");
+        let mut map = Config::load(path.as_ref()).unwrap().map().clone();
+        map.extend(changes.as_object().unwrap().clone());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("adapter_config.json");
+        std::fs::write(&path, Value::Object(map).to_string()).unwrap();
+        PeftConfig::read(&path)
+    }
+
+    #[test]
+    fn reads_the_fixtures() {
+        let config = fixture("peft-lora");
+        assert_eq!((config.rank, config.alpha, config.base_model.as_deref()), (4, 8.0, Some("../llama")));
+        assert!(config.matches(QUERY) && config.matches("model.layers.2.mlp.down_proj"));
+        assert!(!config.matches("lm_head") && !config.matches("model.layers.1.self_attn.xq_proj"));
+        assert_eq!((config.rank_for(QUERY), config.scale_for(QUERY)), (4, 2.0));
+        let config = fixture("peft-lora-head");
+        assert!(config.matches(QUERY) && !config.matches("model.layers.1.self_attn.k_proj"));
+        assert!(config.saves("lm_head") && !config.saves("model.embed_tokens"));
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("adapter_config.json");
+        let mut config = fixture("peft-lora-head");
+        config.rank_pattern = vec![(Pattern::suffix("q_proj").unwrap(), 2)];
+        config.alpha_pattern = vec![(Pattern::suffix("v_proj").unwrap(), 2.5)];
+        config.layers_to_transform = Some(vec![0, 2]);
+        config.layers_pattern = vec![Pattern::layer("layers").unwrap()];
+        let all = PeftConfig { target_modules: Targets::AllLinear, ..config.clone() };
+        let regex = Targets::Regex(Pattern::whole(r".*\.(q|v)_proj").unwrap());
+        for config in [fixture("peft-lora"), config.clone(), all, PeftConfig { target_modules: regex, ..config }] {
+            config.write(&path).unwrap();
+            assert_eq!(PeftConfig::read(&path).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn scales_follow_rank_alpha_and_rslora() {
+        let scale = |rank: usize, rslora: bool| {
+            changed(json!({ "r": rank, "lora_alpha": 16, "use_rslora": rslora })).unwrap().scale_for(QUERY)
+        };
+        assert_eq!([4, 16, 64].map(|rank| scale(rank, true)), [8.0, 4.0, 2.0]);
+        assert_eq!([4, 16, 64].map(|rank| scale(rank, false)), [4.0, 1.0, 0.25]);
+        let keys = json!({ "rank_pattern": { "q_proj": 2, r"layers\.1\..*": 8 }, "alpha_pattern": { "1.self_attn.q_proj": 3 } });
+        let config = changed(keys).unwrap();
+        assert_eq!((config.rank_for(QUERY), config.rank_for("model.layers.1.mlp.up_proj")), (2, 8));
+        assert_eq!((config.rank_for("model.layers.0.mlp.up_proj"), config.rank_for("model.layers.0.xq_proj")), (4, 4));
+        assert_eq!(config.scale_for(QUERY), 1.5);
+    }
+
+    #[test]
+    fn one_module_can_have_its_own_rank_and_scale() {
+        for rslora in [false, true] {
+            let mut config = changed(json!({ "use_rslora": rslora, "rank_pattern": { "q_proj": 2 } })).unwrap();
+            config.set_pattern(QUERY, 12, 0.5);
+            assert_eq!(config.rank_for(QUERY), 12);
+            assert!((config.scale_for(QUERY) - 0.5).abs() < 1e-12);
+            assert_eq!(config.rank_for("model.layers.0.self_attn.q_proj"), 2);
+        }
+    }
+
+    #[test]
+    fn targets_have_three_forms() {
+        let regex = changed(json!({ "target_modules": r".*layers\.[01]\..*q_proj" })).unwrap();
+        assert!(regex.matches(QUERY) && !regex.matches("model.layers.2.self_attn.q_proj"));
+        assert!(!regex.matches("model.layers.1.self_attn.q_proj.extra"));
+        let all = changed(json!({ "target_modules": "all-linear", "exclude_modules": ["up_proj"] })).unwrap();
+        assert!(regex.names(QUERY) && !all.names(QUERY));
+        assert!(all.matches(QUERY) && !all.matches("lm_head") && !all.matches("model.layers.0.mlp.up_proj"));
+    }
+
+    #[test]
+    fn layers_can_be_chosen() {
+        let config = changed(json!({ "layers_to_transform": [0, 2] })).unwrap();
+        assert!(!config.matches(QUERY) && config.matches("model.layers.2.self_attn.q_proj"));
+        let config = changed(json!({ "layers_to_transform": 1, "layers_pattern": "layers" })).unwrap();
+        assert!(config.matches(QUERY) && !config.matches("transformer.h.1.self_attn.q_proj"));
+        let config = changed(json!({ "layers_to_transform": [0], "target_modules": [QUERY] })).unwrap();
+        assert!(config.matches(QUERY));
+    }
+
+    #[test]
+    fn keys_that_would_change_the_result_are_refused_by_name() {
+        let cases = [
+            (json!({ "use_dora": true }), "key `use_dora`: DoRA adapters are not supported yet"),
+            (json!({ "bias": "all" }), "key `bias`: trained biases"),
+            (json!({ "bias": "some" }), "key `bias`"),
+            (json!({ "lora_bias": true }), "key `lora_bias`: is set"),
+            (json!({ "trainable_token_indices": [1] }), "key `trainable_token_indices`"),
+            (json!({ "a_new_key": 3 }), "key `a_new_key`"),
+            (json!({ "init_lora_weights": "pissa" }), "key `init_lora_weights`"),
+            (json!({ "peft_type": "IA3" }), "key `peft_type`: expected \"LORA\""),
+            (json!({ "r": 0 }), "key `r`"),
+            (json!({ "r": -4 }), "key `r`"),
+            (json!({ "lora_alpha": "8" }), "key `lora_alpha`"),
+            (json!({ "lora_dropout": 1.5 }), "key `lora_dropout`"),
+            (json!({ "target_modules": null }), "key `target_modules`: missing"),
+            (json!({ "target_modules": [] }), "key `target_modules`: missing"),
+            (json!({ "target_modules": "(" }), "not a supported regular expression"),
+            (json!({ "rank_pattern": { "q_proj": 0 } }), "key `rank_pattern.q_proj`"),
+        ];
+        for (changes, part) in cases {
+            let error = changed(changes).unwrap_err().to_string();
+            assert!(error.contains(part) && !error.contains('\n'), "{error}");
+        }
+        assert!(changed(json!({ "a_new_key": null, "another": {}, "revision": "main" })).is_ok());
+    }
+}

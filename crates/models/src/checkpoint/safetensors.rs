@@ -1,0 +1,369 @@
+//! Reads one safetensors file through a memory map.
+//!
+//! The format is that of huggingface/safetensors: a `u64` header length, a JSON header, then the tensors' bytes. The
+//! header comes from outside, so nothing in it is believed: the `safetensors` crate checks its length, its JSON, and
+//! that shapes, types and offsets cover the buffer without overlap or hole; this file adds duplicate names. Nothing is
+//! allocated by a size that the file only claims. Left out: 8-bit and 4-bit floats, which have readers of their own.
+
+use crate::error::{Error, Result};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use memmap2::Mmap;
+pub use safetensors::Dtype;
+use safetensors::{SafeTensors, tensor::TensorInfo as Entry};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// The type and shape of one stored tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// How each element is stored.
+    pub dtype: Dtype,
+    /// The length of each axis, row-major.
+    pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Elements of the tensor.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().fold(1, |product, &axis| product.saturating_mul(axis))
+    }
+}
+
+/// One safetensors file, memory-mapped and checked.
+///
+/// ```no_run
+/// use espalier_models::checkpoint::TensorFile;
+/// let file = TensorFile::open("model/model.safetensors".as_ref())?;
+/// for name in file.names() {
+///     println!("{name}: {} numbers", file.read_f32(name, None)?.len());
+/// }
+/// # Ok::<(), espalier_models::error::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    tensors: BTreeMap<String, Stored>,
+}
+
+/// Where a tensor lies in the map.
+#[derive(Debug, Clone, PartialEq)]
+struct Stored {
+    info: TensorInfo,
+    bytes: Range<usize>,
+}
+
+impl TensorFile {
+    /// Maps the file at `path` and checks its header.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or its header breaks the format in any way.
+    pub fn open(path: &Path) -> Result<Self> {
+        let map = espalier_kernels::memory_map::map_file(path).map_err(Error::file(path))?;
+        let tensors = parse_header(&map).map_err(|reason| Error::checkpoint(path, reason))?;
+        Ok(Self { path: path.to_path_buf(), map, tensors })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The type and shape of the tensor `name`, if the file has it.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name).map(|stored| &stored.info)
+    }
+
+    /// The stored bytes of the tensor `name`, little-endian and row-major.
+    ///
+    /// # Errors
+    /// When the file lacks the tensor.
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        let stored = self.stored(name)?;
+        self.map.get(stored.bytes.clone()).ok_or_else(|| self.error(format!("tensor `{name}` lies outside the file")))
+    }
+
+    /// The tensor `name` as `f32`, row-major; only `rows` of its first axis when given.
+    ///
+    /// # Errors
+    /// When the file lacks the tensor or the rows, or the tensor is not F32, F16, BF16 or F64.
+    pub fn read_f32(&self, name: &str, rows: Option<Range<usize>>) -> Result<Vec<f32>> {
+        let info = &self.stored(name)?.info;
+        let mut bytes = self.bytes(name)?;
+        if let Some(rows) = rows {
+            let part = row_bytes(info, bytes.len(), &rows).ok_or_else(|| self.missing_rows(name, info, &rows))?;
+            bytes = &bytes[part];
+        }
+        floats(info.dtype, bytes).ok_or_else(|| {
+            self.error(format!(
+                "tensor `{name}` holds {:?}; expected F32, F16, BF16 or F64: convert the file",
+                info.dtype
+            ))
+        })
+    }
+
+    /// The integer tensor `name`, row-major.
+    ///
+    /// # Errors
+    /// When the file lacks the tensor, it is not of an integer type, or a `u64` does not fit.
+    pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
+        let info = &self.stored(name)?.info;
+        integers(info.dtype, self.bytes(name)?).ok_or_else(|| {
+            self.error(format!("tensor `{name}` holds {:?}; expected integers that fit 64 signed bits", info.dtype))
+        })
+    }
+
+    fn stored(&self, name: &str) -> Result<&Stored> {
+        self.tensors.get(name).ok_or_else(|| self.error(format!("has no tensor `{name}`; `names` lists what it has")))
+    }
+
+    fn error(&self, reason: String) -> Error {
+        Error::checkpoint(&self.path, reason)
+    }
+
+    fn missing_rows(&self, name: &str, info: &TensorInfo, rows: &Range<usize>) -> Error {
+        self.error(format!("tensor `{name}` of shape {:?} has no rows {}..{}", info.shape, rows.start, rows.end))
+    }
+}
+
+/// The byte range of `rows`, or nothing if the tensor lacks them.
+fn row_bytes(info: &TensorInfo, length: usize, rows: &Range<usize>) -> Option<Range<usize>> {
+    let count = *info.shape.first()?;
+    if rows.start > rows.end || rows.end > count {
+        return None;
+    }
+    let row = length.checked_div(count).unwrap_or(0);
+    Some(rows.start * row..rows.end * row)
+}
+
+/// Checks the header of `file`, which may be anything, and gives each tensor's place.
+fn parse_header(file: &[u8]) -> std::result::Result<BTreeMap<String, Stored>, String> {
+    if file.is_empty() {
+        return Err("the file is empty; download or save it again".into());
+    }
+    let broken = |reason| format!("not a whole safetensors file ({reason}); download or save it again");
+    let (length, metadata) = SafeTensors::read_metadata(file).map_err(|error| broken(error.to_string()))?;
+    let start = 8 + length;
+    check_duplicates(file.get(8..start).unwrap_or_default()).map_err(|error| broken(error.to_string()))?;
+    let place = |(name, entry): (String, &Entry)| {
+        let (begin, end) = entry.data_offsets;
+        let info = TensorInfo { dtype: entry.dtype, shape: entry.shape.clone() };
+        (name, Stored { info, bytes: start + begin..start + end })
+    };
+    Ok(metadata.tensors().into_iter().map(place).collect())
+}
+
+/// A JSON object may name a key twice and readers then disagree on which counts.
+fn check_duplicates(header: &[u8]) -> serde_json::Result<()> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = ();
+        fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+            formatter.write_str("a JSON object of tensors")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+            let mut seen = HashSet::new();
+            while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
+                if let Some(name) = seen.replace(name) {
+                    return Err(A::Error::custom(format!("tensor `{name}` is named twice")));
+                }
+            }
+            Ok(())
+        }
+    }
+    serde_json::Deserializer::from_slice(header).deserialize_map(Names)
+}
+
+/// Little-endian `bytes` of a floating type as `f32`.
+fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    Some(match dtype {
+        Dtype::F32 => elements(bytes, f32::from_le_bytes),
+        Dtype::F64 => elements(bytes, |element| f64::from_le_bytes(element) as f32),
+        Dtype::F16 => elements(bytes, f16::from_le_bytes).to_f32_vec(),
+        Dtype::BF16 => elements(bytes, bf16::from_le_bytes).to_f32_vec(),
+        _ => return None,
+    })
+}
+
+/// Little-endian `bytes` of an integer type as `i64`.
+fn integers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {
+    Some(match dtype {
+        Dtype::I64 => elements(bytes, i64::from_le_bytes),
+        Dtype::I32 => elements(bytes, |element| i32::from_le_bytes(element).into()),
+        Dtype::U32 => elements(bytes, |element| u32::from_le_bytes(element).into()),
+        Dtype::I16 => elements(bytes, |element| i16::from_le_bytes(element).into()),
+        Dtype::U16 => elements(bytes, |element| u16::from_le_bytes(element).into()),
+        Dtype::I8 => elements(bytes, |element| i8::from_le_bytes(element).into()),
+        Dtype::U8 | Dtype::BOOL => elements(bytes, |[element]| element.into()),
+        Dtype::U64 => {
+            let checked = elements(bytes, |element| i64::try_from(u64::from_le_bytes(element)).ok());
+            return checked.into_iter().collect();
+        }
+        _ => return None,
+    })
+}
+
+fn elements<const N: usize, T>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|element| convert(*element)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+
+    /// A file with this header and this many bytes of data.
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend((0..data).map(|index| index as u8));
+        bytes
+    }
+
+    fn open(bytes: &[u8]) -> Result<TensorFile> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        std::fs::write(&path, bytes).unwrap();
+        TensorFile::open(&path)
+    }
+
+    const VALID: &str = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"b":{"dtype":"U8","shape":[3],"data_offsets":[16,19]}}"#;
+
+    #[test]
+    fn reads_names_rows_and_integers() {
+        let read = open(&file(VALID, 19)).unwrap();
+        assert_eq!(read.names().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(read.info("a").unwrap(), &TensorInfo { dtype: Dtype::F32, shape: vec![2, 2] });
+        assert_eq!(read.bytes("b").unwrap(), [16, 17, 18]);
+        let all = read.read_f32("a", None).unwrap();
+        assert_eq!(all[1], f32::from_le_bytes([4, 5, 6, 7]));
+        assert_eq!(read.read_f32("a", Some(1..2)).unwrap(), all[2..]);
+        assert!(read.read_f32("a", Some(2..2)).unwrap().is_empty());
+        assert_eq!(read.read_i64("b").unwrap(), [16, 17, 18]);
+    }
+
+    #[test]
+    #[allow(clippy::reversed_empty_ranges)]
+    fn refuses_missing_tensors_rows_and_types() {
+        let read = open(&file(VALID, 19)).unwrap();
+        assert!(read.read_f32("c", None).unwrap_err().to_string().contains("no tensor `c`"));
+        assert!(read.read_f32("a", Some(1..3)).unwrap_err().to_string().contains("no rows 1..3"));
+        assert!(read.read_f32("a", Some(2..1)).is_err());
+        assert!(read.read_f32("b", None).unwrap_err().to_string().contains("U8"));
+        assert!(read.read_i64("a").is_err());
+    }
+
+    #[test]
+    fn converts_every_float_type() {
+        let header =
+            |dtype: &str, size: usize| format!(r#"{{"a":{{"dtype":"{dtype}","shape":[],"data_offsets":[0,{size}]}}}}"#);
+        let read = |dtype: &str, bytes: &[u8]| {
+            let mut file = file(&header(dtype, bytes.len()), 0);
+            file.extend(bytes);
+            open(&file).unwrap().read_f32("a", None).unwrap()
+        };
+        assert_eq!(read("F32", &1.5f32.to_le_bytes()), [1.5]);
+        assert_eq!(read("F64", &(-2.25f64).to_le_bytes()), [-2.25]);
+        assert_eq!(read("F16", &f16::from_f32(0.125).to_le_bytes()), [0.125]);
+        assert_eq!(read("BF16", &bf16::from_f32(96.0).to_le_bytes()), [96.0]);
+    }
+
+    #[test]
+    fn converts_every_integer_type() {
+        assert_eq!(integers(Dtype::I8, &[255]), Some(vec![-1]));
+        assert_eq!(integers(Dtype::U16, &[255, 255]), Some(vec![65535]));
+        assert_eq!(integers(Dtype::I16, &[255, 255]), Some(vec![-1]));
+        assert_eq!(integers(Dtype::U32, &[1, 0, 0, 128]), Some(vec![0x8000_0001]));
+        assert_eq!(integers(Dtype::I32, &[254, 255, 255, 255]), Some(vec![-2]));
+        assert_eq!(integers(Dtype::U64, &[255; 8]), None);
+        assert_eq!(integers(Dtype::I64, &[255; 8]), Some(vec![-1]));
+        assert_eq!(integers(Dtype::F32, &[0; 4]), None);
+    }
+
+    #[test]
+    fn hostile_headers_are_errors() {
+        let one = |dtype: &str, shape: &str, offsets: &str| {
+            format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+        };
+        let two = |first: &str, second: &str| {
+            let entry = |offsets| format!(r#"{{"dtype":"U8","shape":[4],"data_offsets":{offsets}}}"#);
+            format!(r#"{{"a":{},"b":{}}}"#, entry(first), entry(second))
+        };
+        let cases: Vec<(&str, Vec<u8>)> = vec![
+            ("empty file", vec![]),
+            ("five bytes", vec![1, 0, 0, 0, 0]),
+            ("header of 2^63 bytes", (1u64 << 63).to_le_bytes().to_vec()),
+            ("header longer than the file", 100u64.to_le_bytes().to_vec()),
+            ("truncated data", file(VALID, 18)),
+            ("bytes after the data", file(VALID, 20)),
+            ("not JSON", file("{not json", 0)),
+            ("not an object", file("[1, 2]", 0)),
+            ("not UTF-8", [&2u64.to_le_bytes()[..], &[0xff, 0xfe]].concat()),
+            ("unknown dtype", file(&one("F31", "[1]", "[0,4]"), 4)),
+            ("negative shape", file(&one("F32", "[-1]", "[0,4]"), 4)),
+            ("shape product overflows", file(&one("F32", "[4294967296,4294967296,4]", "[0,4]"), 4)),
+            ("byte count overflows", file(&one("F64", "[4611686018427387904]", "[0,8]"), 8)),
+            ("wrong byte count", file(&one("F32", "[2]", "[0,4]"), 4)),
+            ("offsets reversed", file(&one("U8", "[4]", "[4,0]"), 4)),
+            ("offsets outside", file(&one("U8", "[4]", "[1000000,1000004]"), 4)),
+            ("overlap", file(&two("[0,4]", "[2,6]"), 6)),
+            ("hole", file(&two("[0,4]", "[5,9]"), 9)),
+            ("same bytes twice", file(&two("[0,4]", "[0,4]"), 4)),
+            ("a name twice", file(&two("[0,4]", "[0,4]").replace("\"b\"", "\"a\""), 4)),
+        ];
+        for (case, bytes) in cases {
+            let error = open(&bytes).expect_err(case);
+            assert!(matches!(error, Error::Checkpoint { .. }), "{case}: {error}");
+            assert!(error.to_string().contains("download or save it again"), "{case}: {error}");
+        }
+        let twice = file(&two("[0,4]", "[0,4]").replace("\"b\"", "\"a\""), 4);
+        assert!(open(&twice).unwrap_err().to_string().contains("`a` is named twice"));
+    }
+
+    /// Reads everything that a file offers; nothing read may be longer than the file allows.
+    fn read_all(bytes: &[u8]) {
+        let Ok(read) = open(bytes) else { return };
+        for name in read.names() {
+            assert!(read.bytes(name).unwrap().len() <= bytes.len());
+            let rows = read.info(name).unwrap().shape.first().copied();
+            for rows in [None, rows.map(|rows| 0..rows)] {
+                assert!(read.read_f32(name, rows).map_or(0, |numbers| numbers.len()) * 2 <= bytes.len());
+            }
+            assert!(read.read_i64(name).map_or(0, |numbers| numbers.len()) <= bytes.len());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            read_all(&bytes);
+        }
+
+        #[test]
+        fn arbitrary_headers_never_panic(header in r#"\{("[ab]":\{"dtype":"(F32|F4|BOOL)","shape":\[[0-9]{1,20}(,[0-9]{1,3})?\],"data_offsets":\[[0-9],[0-9]{1,20}\]\},?){0,2}\}"#) {
+            read_all(&file(&header, 9));
+        }
+
+        #[test]
+        fn flipped_bits_never_panic(flips in proptest::collection::vec((any::<proptest::sample::Index>(), 0u8..8), 1..6)) {
+            let mut bytes = std::fs::read(format!("{FIXTURES}/gpt2/model.safetensors")).unwrap();
+            // Most of the file is data, in which any bit is as good as any other.
+            let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            for (place, bit) in flips {
+                bytes[place.index(header)] ^= 1 << bit;
+            }
+            read_all(&bytes);
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! `config.json` with typed access: every wrong value is an error that names the file, the key and what would fit.
+//!
+//! Sizes are bounded as they are read, so that products of them cannot overflow and nobody allocates a file's fancies.
+
+use crate::error::{Error, Result};
+use crate::spec::Activation;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// Largest configuration file that is read.
+const FILE_LIMIT: u64 = 16 << 20;
+/// Largest width of the residual stream.
+pub const WIDTH_LIMIT: usize = 1 << 20;
+/// Most blocks.
+pub const LAYER_LIMIT: usize = 4096;
+/// Most rows of the embedding table.
+pub const VOCABULARY_LIMIT: usize = 1 << 24;
+/// Longest context.
+pub const CONTEXT_LIMIT: usize = 1 << 30;
+/// Most heads, and the widest head.
+pub const HEAD_LIMIT: usize = 1 << 16;
+/// Largest inner width of a feed-forward layer, and largest `heads * head_dim`.
+pub const INNER_LIMIT: usize = 1 << 24;
+
+/// A configuration file as it stands, or one of its nested objects.
+///
+/// ```
+/// use espalier_models::families::Config;
+/// let config = Config::parse("config.json".as_ref(), r#"{"hidden_size": 64}"#)?;
+/// assert_eq!(config.size("hidden_size", 1024)?, 64);
+/// assert!(config.size("hidden_size", 32).is_err());
+/// # Ok::<(), espalier_models::error::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    path: PathBuf,
+    prefix: String,
+    map: Map<String, Value>,
+}
+
+impl Config {
+    /// Reads the file at `path`, or `config.json` of the folder at `path`.
+    ///
+    /// # Errors
+    /// When it is missing, larger than 16 MiB or not a JSON object.
+    pub fn load(path: &Path) -> Result<Self> {
+        let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+        let size = std::fs::metadata(&path).map_err(Error::file(&path))?.len();
+        if size > FILE_LIMIT {
+            return Err(Error::Invalid(format!("{}: {size} bytes are too many for a configuration", path.display())));
+        }
+        Self::parse(&path, &std::fs::read_to_string(&path).map_err(Error::file(&path))?)
+    }
+
+    /// Parses `text`, which came from `path`.
+    ///
+    /// # Errors
+    /// When the text is not a JSON object.
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        let map = serde_json::from_str(text)
+            .map_err(|error| Error::Invalid(format!("{}: not a JSON object: {error}", path.display())))?;
+        Ok(Self::from_map(path, map))
+    }
+
+    /// A configuration that is already in memory; `path` is for messages.
+    pub fn from_map(path: &Path, map: Map<String, Value>) -> Self {
+        Self { path: path.to_path_buf(), prefix: String::new(), map }
+    }
+
+    /// Where the configuration came from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All keys and values, unknown ones included.
+    pub fn map(&self) -> &Map<String, Value> {
+        &self.map
+    }
+
+    /// The same configuration with `key` set to `value`.
+    pub fn with(mut self, key: &str, value: Value) -> Self {
+        self.map.insert(key.to_owned(), value);
+        self
+    }
+
+    /// The value of `key`, if there is one and it is not null.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// An error about `key`.
+    pub fn error(&self, key: &str, reason: impl Into<String>) -> Error {
+        Error::Config { path: self.path.clone(), key: format!("{}{key}", self.prefix), reason: reason.into() }
+    }
+
+    fn expected(&self, key: &str, what: &str, found: &Value) -> Error {
+        let mut found = found.to_string();
+        if let Some((end, _)) = found.char_indices().nth(60) {
+            found.truncate(end);
+        }
+        self.error(key, format!("expected {what}, found {found}"))
+    }
+
+    /// The value of `key` where it is there and fits `convert`; `what` names what would.
+    fn typed<'a, T>(&'a self, key: &str, what: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        convert(value).map(Some).ok_or_else(|| self.expected(key, what, value))
+    }
+
+    /// `value`, or an error that `key` is missing.
+    fn required<T>(&self, key: &str, value: Option<T>) -> Result<T> {
+        value.ok_or_else(|| self.error(key, "missing; add it, or take the configuration that came with the weights"))
+    }
+
+    /// An integer from 1 to `limit`, or nothing where the key is absent or null.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn optional_size(&self, key: &str, limit: usize) -> Result<Option<usize>> {
+        let what = format!("an integer from 1 to {limit}");
+        self.typed(key, &what, |value| in_range(value, 1, limit))
+    }
+
+    /// An integer from 1 to `limit`.
+    ///
+    /// # Errors
+    /// When it is missing or anything else.
+    pub fn size(&self, key: &str, limit: usize) -> Result<usize> {
+        self.required(key, self.optional_size(key, limit)?)
+    }
+
+    /// An integer from 0 to `limit`, or `default`.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn count_or(&self, key: &str, default: usize, limit: usize) -> Result<usize> {
+        let what = format!("an integer from 0 to {limit}");
+        Ok(self.typed(key, &what, |value| in_range(value, 0, limit))?.unwrap_or(default))
+    }
+
+    /// A list of integers from 0 to `limit`, or nothing; a single integer is a list of one.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn optional_counts(&self, key: &str, limit: usize) -> Result<Option<Vec<usize>>> {
+        let what = format!("integers from 0 to {limit}");
+        self.typed(key, &what, |value| listed(value).iter().map(|value| in_range(value, 0, limit)).collect())
+    }
+
+    /// A finite number, or nothing.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn optional_number(&self, key: &str) -> Result<Option<f64>> {
+        self.typed(key, "a finite number", |value| value.as_f64().filter(|number| number.is_finite()))
+    }
+
+    /// A positive number, or nothing.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn optional_positive(&self, key: &str) -> Result<Option<f64>> {
+        let positive = |number: &f64| number.is_finite() && *number > 0.0;
+        self.typed(key, "a positive number", |value| value.as_f64().filter(positive))
+    }
+
+    /// A positive number, or `default`.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn positive_or(&self, key: &str, default: f64) -> Result<f64> {
+        Ok(self.optional_positive(key)?.unwrap_or(default))
+    }
+
+    /// A positive number.
+    ///
+    /// # Errors
+    /// When it is missing or anything else.
+    pub fn positive(&self, key: &str) -> Result<f64> {
+        self.required(key, self.optional_positive(key)?)
+    }
+
+    /// `true` or `false`, or `default`.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+        Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    }
+
+    /// A string, or nothing.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn optional_text(&self, key: &str) -> Result<Option<&str>> {
+        self.typed(key, "a string", Value::as_str)
+    }
+
+    /// A list of strings, or nothing; a single string is a list of one.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn optional_texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        self.typed(key, "strings", |value| listed(value).iter().map(Value::as_str).collect())
+    }
+
+    /// A nested object, or nothing.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn optional_object(&self, key: &str) -> Result<Option<Self>> {
+        let map = self.typed(key, "an object", Value::as_object)?;
+        let prefix = format!("{}{key}.", self.prefix);
+        Ok(map.map(|map| Self { path: self.path.clone(), prefix, map: map.clone() }))
+    }
+
+    /// Token ids: a list, one id, or none; -1 also stands for none, as in old LLaMA files.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn tokens(&self, key: &str) -> Result<Vec<u32>> {
+        if self.get(key).and_then(Value::as_i64) == Some(-1) {
+            return Ok(Vec::new());
+        }
+        let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let tokens =
+            self.typed(key, "a token id or a list of them", |value| listed(value).iter().map(token).collect())?;
+        Ok(tokens.unwrap_or_default())
+    }
+
+    /// One token id, or none.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn token(&self, key: &str) -> Result<Option<u32>> {
+        match self.tokens(key)?[..] {
+            [] => Ok(None),
+            [token] => Ok(Some(token)),
+            _ => Err(self.error(key, "expected one token id, found a list; keep the first")),
+        }
+    }
+
+    /// The nonlinearity that `key` names, or `default`.
+    ///
+    /// # Errors
+    /// When the name is unknown.
+    pub fn activation_or(&self, key: &str, default: Activation) -> Result<Activation> {
+        let Some(name) = self.optional_text(key)? else { return Ok(default) };
+        Ok(match name {
+            "silu" | "swish" => Activation::Silu,
+            "gelu" => Activation::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            "relu2" => Activation::Relu2,
+            "quick_gelu" => Activation::QuickGelu,
+            _ => {
+                let known = "silu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, relu2 and quick_gelu";
+                return Err(self.error(key, format!("unknown activation `{name}`; known are {known}")));
+            }
+        })
+    }
+
+    /// The type of the weights by the file: `dtype`, or `torch_dtype` in older files.
+    ///
+    /// # Errors
+    /// When the value is not a string.
+    pub fn dtype(&self) -> Result<Option<&str>> {
+        let dtype = self.optional_text("dtype")?;
+        dtype.map_or_else(|| self.optional_text("torch_dtype"), |dtype| Ok(Some(dtype)))
+    }
+
+    /// Refuses `key` if it is set to anything but null, false or nothing.
+    ///
+    /// # Errors
+    /// When it is set.
+    pub fn refuse(&self, key: &str) -> Result<()> {
+        match self.get(key) {
+            Some(value) if !is_unset(value) => {
+                Err(self.error(key, format!("set to {value}, which is not supported yet")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a value says nothing: null, false, or an empty text, list or object.
+pub fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+/// The key's name in `config.json`'s `hidden_act` and `activation_function`.
+pub fn activation_name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Silu => "silu",
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh => "gelu_new",
+        Activation::Relu => "relu",
+        Activation::Relu2 => "relu2",
+        Activation::QuickGelu => "quick_gelu",
+    }
+}
+
+fn in_range(value: &Value, least: usize, limit: usize) -> Option<usize> {
+    let number = usize::try_from(value.as_u64()?).ok()?;
+    (least..=limit).contains(&number).then_some(number)
+}
+
+fn listed(value: &Value) -> &[Value] {
+    value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::parse("config.json".as_ref(), text).unwrap()
+    }
+
+    #[test]
+    fn sizes_are_whole_positive_and_bounded() {
+        for wrong in
+            ["0", "-4", "24.0", "1e18", "1000000000000000000", "\"24\"", "true", "[24]", "99999999999999999999999"]
+        {
+            let error = config(&format!(r#"{{"n":{wrong}}}"#)).size("n", 1 << 20).unwrap_err().to_string();
+            assert!(
+                error.starts_with("config.json: key `n`: expected an integer from 1 to 1048576, found "),
+                "{error}"
+            );
+        }
+        assert!(config("{}").size("n", 9).unwrap_err().to_string().contains("missing"));
+        assert_eq!(config(r#"{"n":null}"#).optional_size("n", 9).unwrap(), None);
+    }
+
+    #[test]
+    fn tokens_come_in_four_forms() {
+        let tokens = |value: &str| config(&format!(r#"{{"eos":{value}}}"#)).tokens("eos");
+        assert_eq!(tokens("2").unwrap(), [2]);
+        assert_eq!(tokens("[2, 5]").unwrap(), [2, 5]);
+        assert_eq!(tokens("null").unwrap(), []);
+        assert_eq!(tokens("-1").unwrap(), []);
+        assert!(tokens("-2").is_err() && tokens("4294967296").is_err() && tokens("[1.5]").is_err());
+        assert!(config(r#"{"bos":[1,2]}"#).token("bos").is_err());
+    }
+
+    #[test]
+    fn nested_keys_are_named_in_full() {
+        let nested = config(r#"{"rope":{"factor":-1}}"#).optional_object("rope").unwrap().unwrap();
+        assert!(nested.positive("factor").unwrap_err().to_string().contains("key `rope.factor`"));
+        assert!(nested.positive("theta").unwrap_err().to_string().contains("key `rope.theta`: missing"));
+    }
+
+    #[test]
+    fn activations_and_types_have_old_names() {
+        let read = |name: &str| config(&format!(r#"{{"act":"{name}"}}"#)).activation_or("act", Activation::Relu);
+        assert_eq!(read("swish").unwrap(), Activation::Silu);
+        assert_eq!(read("gelu_fast").unwrap(), Activation::GeluTanh);
+        assert!(read("mish").unwrap_err().to_string().contains("unknown activation `mish`"));
+        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu2] {
+            assert_eq!(read(activation_name(activation)).unwrap(), activation);
+        }
+        assert_eq!(config(r#"{"torch_dtype":"bfloat16"}"#).dtype().unwrap(), Some("bfloat16"));
+    }
+
+    #[test]
+    fn files_that_are_no_configuration_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(Config::load(folder.path()), Err(Error::File { .. })));
+        std::fs::write(folder.path().join("config.json"), "[1]").unwrap();
+        assert!(Config::load(folder.path()).unwrap_err().to_string().contains("not a JSON object"));
+        assert!(Config::parse("c".as_ref(), &"[".repeat(100_000)).is_err());
+    }
+}

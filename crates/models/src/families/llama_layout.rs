@@ -1,0 +1,146 @@
+//! The keys and tensor names that LLaMA, Mistral, Qwen2 and Qwen3 share: one decoder with a few switches.
+
+use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
+use super::{Family, Frame, TensorEntry, attention, epsilon, even_head_dim, mlp, rename, rope, write_frame};
+use crate::error::Result;
+use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
+use serde_json::{Map, Value, json};
+
+/// What base-model files leave out before tensor names.
+pub(super) const PREFIX: &str = "model.";
+/// Buffers that old files carry.
+pub(super) const IGNORED: &[&str] = &["rotary_emb.inv_freq"];
+
+/// Where the families differ.
+pub(super) struct Switches {
+    /// `max_position_embeddings` where the file has none.
+    pub context: usize,
+    /// `head_dim` where the file has none; the width over the heads if this is absent too.
+    pub head_dim: Option<usize>,
+    /// Biases on queries, keys and values.
+    pub qkv_bias: bool,
+    /// A bias on the output projection.
+    pub output_bias: bool,
+    /// Biases on the feed-forward layer.
+    pub mlp_bias: bool,
+    /// Norms on queries and keys.
+    pub qk_norm: bool,
+    /// The window of each block.
+    pub windows: Vec<Option<usize>>,
+}
+
+/// The number of blocks.
+pub(super) fn layers(config: &Config) -> Result<usize> {
+    config.size("num_hidden_layers", LAYER_LIMIT)
+}
+
+/// Reads a configuration of `family`.
+pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Result<ModelSpec> {
+    let width = config.size("hidden_size", WIDTH_LIMIT)?;
+    let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(switches.context);
+    let norm = NormSpec::RmsNorm { epsilon: config.positive_or("rms_norm_eps", 1e-6)? };
+    let attention = read_attention(config, switches, width, context, norm)?;
+    let channel = ChannelSpec::GatedMlp(MlpSpec {
+        inner: config.size("intermediate_size", INNER_LIMIT)?,
+        activation: config.activation_or("hidden_act", Activation::Silu)?,
+        bias: switches.mlp_bias,
+    });
+    let block = |window: &Option<usize>| {
+        let mixer = MixerSpec::Attention(AttentionSpec { window: *window, ..attention.clone() });
+        BlockSpec { mixer, mixer_norm: norm, channel: channel.clone(), channel_norm: norm }
+    };
+    let blocks = switches.windows.iter().map(block).collect();
+    Frame { width, context, blocks, final_norm: norm, tied_by_default: false }.read(config, family)
+}
+
+fn read_attention(
+    config: &Config,
+    switches: &Switches,
+    width: usize,
+    context: usize,
+    norm: NormSpec,
+) -> Result<AttentionSpec> {
+    let heads = config.size("num_attention_heads", HEAD_LIMIT)?;
+    let kv_heads = config.optional_size("num_key_value_heads", HEAD_LIMIT)?.unwrap_or(heads);
+    if !heads.is_multiple_of(kv_heads) {
+        let reason = format!("{kv_heads} key heads do not divide the {heads} query heads; choose a divisor");
+        return Err(config.error("num_key_value_heads", reason));
+    }
+    let head_dim = head_dim(config, switches, width, heads)?;
+    Ok(AttentionSpec {
+        heads,
+        kv_heads,
+        head_dim,
+        scale: (head_dim as f64).powf(-0.5),
+        rotary: Some(rope::read(config, head_dim, context)?),
+        window: None,
+        qkv_bias: switches.qkv_bias,
+        output_bias: switches.output_bias,
+        qk_norm: switches.qk_norm.then_some(norm),
+    })
+}
+
+fn head_dim(config: &Config, switches: &Switches, width: usize, heads: usize) -> Result<usize> {
+    let head_dim = match config.optional_size("head_dim", HEAD_LIMIT)?.or(switches.head_dim) {
+        Some(head_dim) => head_dim,
+        None => even_head_dim(config, "num_attention_heads", width, heads)?,
+    };
+    if heads.checked_mul(head_dim).is_none_or(|all| all > INNER_LIMIT) {
+        let reason = format!("{heads} heads of width {head_dim} are together wider than {INNER_LIMIT}");
+        return Err(config.error("head_dim", reason));
+    }
+    Ok(head_dim)
+}
+
+/// Writes the keys that the families share.
+pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
+    let mut map = write_frame(spec, family);
+    let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
+    set("hidden_size", json!(spec.width));
+    set("num_hidden_layers", json!(spec.blocks.len()));
+    set("max_position_embeddings", json!(spec.context));
+    set("rms_norm_eps", json!(epsilon(spec.final_norm)));
+    set("attention_dropout", json!(0.0));
+    if let Some(mlp) = spec.blocks.first().map(mlp) {
+        set("intermediate_size", json!(mlp.inner));
+        set("hidden_act", json!(activation_name(mlp.activation)));
+    }
+    if let Some(attention) = spec.blocks.first().and_then(attention) {
+        set("num_attention_heads", json!(attention.heads));
+        set("num_key_value_heads", json!(attention.kv_heads));
+        set("head_dim", json!(attention.head_dim));
+        let rotary = attention.rotary.as_ref();
+        set("rope_parameters", rotary.map_or(Value::Null, |rotary| rope::write(rotary, attention.head_dim)));
+    }
+    map
+}
+
+/// Whether the first block has biases on its attention's output projection.
+pub(super) fn output_bias(spec: &ModelSpec) -> bool {
+    spec.blocks.first().and_then(attention).is_some_and(|attention| attention.output_bias)
+}
+
+/// The tensors, one for each parameter.
+pub(super) fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
+    const NAMES: &[(&str, &str)] = &[
+        ("embedding.", "model.embed_tokens."),
+        ("final_norm.", "model.norm."),
+        ("head.", "lm_head."),
+        ("blocks.", "model.layers."),
+        (".mixer_norm.", ".input_layernorm."),
+        (".channel_norm.", ".post_attention_layernorm."),
+        (".mixer.", ".self_attn."),
+        (".query.", ".q_proj."),
+        (".key.", ".k_proj."),
+        (".value.", ".v_proj."),
+        (".output.", ".o_proj."),
+        (".query_norm.", ".q_norm."),
+        (".key_norm.", ".k_norm."),
+        (".channel.", ".mlp."),
+        (".gate.", ".gate_proj."),
+        (".up.", ".up_proj."),
+        (".down.", ".down_proj."),
+    ];
+    let entry = |name: String| TensorEntry { name: rename(&name, NAMES), parts: vec![name], transposed: false };
+    spec.parameters().into_iter().map(|(name, _)| entry(name)).collect()
+}

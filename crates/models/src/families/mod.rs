@@ -1,0 +1,343 @@
+//! The model families: how each one's `config.json` becomes a [`ModelSpec`], and its tensor names become ours.
+//!
+//! A family is one file and one line in [`FAMILIES`]. Everything else, from loading to training, knows only the spec.
+
+pub mod config;
+pub mod gpt2;
+pub mod llama;
+mod llama_layout;
+pub mod mistral;
+pub mod qwen2;
+pub mod qwen3;
+mod qwen_windows;
+pub mod rope;
+
+pub use config::Config;
+
+use crate::error::{Error, Result};
+use crate::spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
+use config::VOCABULARY_LIMIT;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// What the rest of the crate needs to know of a family.
+#[derive(Debug)]
+pub struct Family {
+    /// `model_type` of `config.json`, and [`ModelSpec::family`].
+    pub model_type: &'static str,
+    /// `architectures[0]` of `config.json`.
+    pub architecture: &'static str,
+    /// Reads a configuration.
+    pub read: fn(&Config) -> Result<ModelSpec>,
+    /// Writes a configuration in today's form; use [`write_config`], which checks that nothing was lost.
+    pub write: fn(&ModelSpec) -> Map<String, Value>,
+    /// The checkpoint's tensors, in the order of [`ModelSpec::parameters`].
+    pub tensors: fn(&ModelSpec) -> Vec<TensorEntry>,
+    /// What base-model files leave out before tensor names.
+    pub prefix: &'static str,
+    /// Ends of the names of derived buffers in old files, to be ignored.
+    pub ignored: &'static [&'static str],
+}
+
+/// All families, one line each.
+pub const FAMILIES: &[Family] = &[gpt2::FAMILY, llama::FAMILY, mistral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+
+/// How one tensor of a checkpoint makes up our parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorEntry {
+    /// The name in the checkpoint.
+    pub name: String,
+    /// Our parameters, which lie in it one after another along our first axis (the outputs).
+    pub parts: Vec<String>,
+    /// Whether it is stored `[in, out]`; ours are `[out, in]`.
+    pub transposed: bool,
+}
+
+/// The family of a configuration: by `architectures[0]`, else by `model_type`.
+///
+/// # Errors
+/// When neither is there, or the name is not known; the error lists the known ones and the nearest.
+pub fn family(config: &Config) -> Result<&'static Family> {
+    let architectures = config.optional_texts("architectures")?.unwrap_or_default();
+    let model_type = config.optional_text("model_type")?;
+    let (name, found) = match (architectures.first(), model_type) {
+        (Some(&name), _) => (name, FAMILIES.iter().find(|family| family.is_architecture(name))),
+        (None, Some(name)) => return by_name(name),
+        (None, None) => return Err(config.error("architectures", "missing; add for example [\"LlamaForCausalLM\"]")),
+    };
+    found.ok_or_else(|| unknown(name))
+}
+
+/// The family of this `model_type`.
+///
+/// # Errors
+/// When it is not known; the error lists the known ones and the nearest.
+pub fn by_name(model_type: &str) -> Result<&'static Family> {
+    FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| unknown(model_type))
+}
+
+/// The configuration of `spec` in its family's form, with `dtype` float32 until the caller says otherwise.
+///
+/// ```
+/// use espalier_models::families::write_config;
+/// use espalier_models::spec::ModelSpec;
+/// let mut spec = ModelSpec::llama(512, 64, 2, 4, 2, 160, 128);
+/// assert_eq!(write_config(&spec)?["num_key_value_heads"], 2);
+/// spec.blocks[1].mixer_norm = espalier_models::spec::NormSpec::LayerNorm { epsilon: 1e-5 };
+/// assert!(write_config(&spec).is_err());
+/// # Ok::<(), espalier_models::error::Error>(())
+/// ```
+///
+/// # Errors
+/// When the family is not known, or its configuration cannot express the spec, for example blocks of unequal width.
+pub fn write_config(spec: &ModelSpec) -> Result<Map<String, Value>> {
+    let family = by_name(&spec.family)?;
+    let map = (family.write)(spec);
+    let again = (family.read)(&Config::from_map(Path::new("config.json"), map.clone()))?;
+    if again != *spec {
+        let reason = format!("a configuration of the family `{}` cannot express this model", spec.family);
+        return Err(Error::Invalid(format!("{reason}; all blocks must be alike and of the family's kind")));
+    }
+    Ok(map)
+}
+
+impl Family {
+    /// Whether `name` is the architecture or its base model without a head.
+    fn is_architecture(&self, name: &str) -> bool {
+        let base = self.architecture.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model");
+        name == self.architecture || name == base
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    let name: &str = &name.chars().take(64).collect::<String>();
+    let known: Vec<&str> = FAMILIES.iter().flat_map(|family| [family.architecture, family.model_type]).collect();
+    let distance = |known: &&str| edit_distance(known, name);
+    let nearest = known.iter().copied().min_by_key(distance).filter(|known| distance(known) <= known.len() / 3);
+    Error::UnknownArchitecture { name: name.into(), nearest: nearest.map(Into::into), known: known.join(", ") }
+}
+
+/// Insertions, deletions and replacements between two names (Levenshtein).
+fn edit_distance(left: &str, right: &str) -> usize {
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (line, a) in left.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], line + 1);
+        for (column, b) in right.bytes().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[right.len()]
+}
+
+/// The keys that all families share, read into the spec around `blocks`.
+struct Frame {
+    width: usize,
+    context: usize,
+    blocks: Vec<BlockSpec>,
+    final_norm: NormSpec,
+    tied_by_default: bool,
+}
+
+impl Frame {
+    fn read(self, config: &Config, family: &Family) -> Result<ModelSpec> {
+        config.refuse("quantization_config")?;
+        config.refuse("add_cross_attention")?;
+        config.refuse("is_encoder_decoder")?;
+        Ok(ModelSpec {
+            family: family.model_type.into(),
+            vocabulary: config.size("vocab_size", VOCABULARY_LIMIT)?,
+            width: self.width,
+            context: self.context,
+            learned_positions: None,
+            blocks: self.blocks,
+            final_norm: self.final_norm,
+            tied_head: config.flag_or("tie_word_embeddings", self.tied_by_default)?,
+            initializer_range: config.positive_or("initializer_range", 0.02)?,
+            bos: config.token("bos_token_id")?,
+            eos: config.tokens("eos_token_id")?,
+            pad: config.token("pad_token_id")?,
+        })
+    }
+}
+
+/// The keys that all families share.
+fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
+    let eos = match spec.eos[..] {
+        [] => Value::Null,
+        [token] => json!(token),
+        _ => json!(spec.eos),
+    };
+    Map::from_iter(
+        [
+            ("architectures", json!([family.architecture])),
+            ("model_type", json!(family.model_type)),
+            ("dtype", json!("float32")),
+            ("vocab_size", json!(spec.vocabulary)),
+            ("tie_word_embeddings", json!(spec.tied_head)),
+            ("initializer_range", json!(spec.initializer_range)),
+            ("bos_token_id", json!(spec.bos)),
+            ("eos_token_id", eos),
+            ("pad_token_id", json!(spec.pad)),
+            ("use_cache", json!(true)),
+        ]
+        .map(|(key, value)| (key.to_owned(), value)),
+    )
+}
+
+/// The attention of a block, if that is its mixer.
+fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
+    match &block.mixer {
+        MixerSpec::Attention(attention) => Some(attention),
+    }
+}
+
+/// The sizes of a block's feed-forward layer.
+fn mlp(block: &BlockSpec) -> &MlpSpec {
+    match &block.channel {
+        ChannelSpec::Mlp(mlp) | ChannelSpec::GatedMlp(mlp) => mlp,
+    }
+}
+
+fn epsilon(norm: NormSpec) -> f64 {
+    match norm {
+        NormSpec::LayerNorm { epsilon } | NormSpec::RmsNorm { epsilon } => epsilon,
+    }
+}
+
+/// `width / heads`, which must be whole.
+fn even_head_dim(config: &Config, heads_key: &str, width: usize, heads: usize) -> Result<usize> {
+    if !width.is_multiple_of(heads) {
+        return Err(config.error(heads_key, format!("{heads} heads do not divide the width {width}; choose a divisor")));
+    }
+    Ok(width / heads)
+}
+
+/// `name` with each of our names replaced by the checkpoint's.
+fn rename(name: &str, table: &[(&str, &str)]) -> String {
+    table.iter().fold(name.to_owned(), |name, (ours, theirs)| name.replace(ours, theirs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+    const MODELS: [&str; 8] =
+        ["gpt2", "llama", "llama3-rope", "llama-linear-pi", "llama-yarn", "mistral", "qwen2", "qwen3"];
+
+    fn config(model: &str) -> Config {
+        Config::load(format!("{FIXTURES}/{model}").as_ref()).unwrap()
+    }
+
+    /// The fixture's configuration with some keys set or, by null, unset.
+    pub(super) fn changed(model: &str, changes: Value) -> Result<ModelSpec> {
+        let mut map = config(model).map().clone();
+        map.extend(changes.as_object().unwrap().clone());
+        let config = Config::from_map("config.json".as_ref(), map);
+        (family(&config)?.read)(&config)
+    }
+
+    pub(super) fn fixture(model: &str) -> ModelSpec {
+        changed(model, json!({})).unwrap()
+    }
+
+    #[test]
+    fn every_tensor_of_a_checkpoint_is_consumed_once_and_fits() {
+        for model in MODELS {
+            let spec = fixture(model);
+            let checkpoint = Checkpoint::open(format!("{FIXTURES}/{model}").as_ref()).unwrap();
+            let entries = (family(&config(model)).unwrap().tensors)(&spec);
+            let names: BTreeSet<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+            assert_eq!(names.len(), entries.len(), "{model}");
+            assert!(names.iter().copied().eq(checkpoint.names()), "{model}");
+            let shapes: BTreeMap<String, Vec<usize>> = spec.parameters().into_iter().collect();
+            for entry in &entries {
+                let mut stored = checkpoint.info(&entry.name).unwrap().shape.clone();
+                if entry.transposed {
+                    stored.reverse();
+                }
+                let mut whole = shapes[&entry.parts[0]].clone();
+                whole[0] = entry.parts.iter().map(|part| shapes[part][0]).sum();
+                assert_eq!(stored, whole, "{model}: {}", entry.name);
+            }
+            let parts: Vec<&String> = entries.iter().flat_map(|entry| &entry.parts).collect();
+            assert_eq!(parts.len(), shapes.len(), "{model}");
+            assert_eq!(parts.into_iter().collect::<BTreeSet<_>>(), shapes.keys().collect(), "{model}");
+            let numbers: usize = checkpoint.names().map(|name| checkpoint.info(name).unwrap().elements()).sum();
+            assert_eq!(spec.parameter_count(), numbers as u64);
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for model in MODELS {
+            let spec = fixture(model);
+            let map = write_config(&spec).unwrap();
+            let text = serde_json::to_string(&map).unwrap();
+            let again = Config::parse("config.json".as_ref(), &text).unwrap();
+            assert_eq!((family(&again).unwrap().read)(&again).unwrap(), spec, "{model}");
+            for key in config(model).map().keys().filter(|key| key.ends_with("size") || key.starts_with("num_")) {
+                assert_eq!(map.get(key), config(model).map().get(key), "{model}: {key}");
+            }
+        }
+    }
+
+    #[test]
+    fn architectures_come_by_name_base_name_and_type() {
+        let find =
+            |text: &str| family(&Config::parse("config.json".as_ref(), text).unwrap()).map(|family| family.model_type);
+        assert_eq!(find(r#"{"architectures":["Qwen2ForCausalLM"],"model_type":"qwen3"}"#).unwrap(), "qwen2");
+        assert_eq!(find(r#"{"architectures":["GPT2Model"]}"#).unwrap(), "gpt2");
+        assert_eq!(find(r#"{"architectures":[],"model_type":"mistral"}"#).unwrap(), "mistral");
+        assert!(find("{}").unwrap_err().to_string().contains("key `architectures`: missing"));
+        assert!(find(r#"{"architectures":["LlamaForSequenceClassification"],"model_type":"llama"}"#).is_err());
+        let error = find(r#"{"architectures":["LlamaForCausalML"]}"#).unwrap_err().to_string();
+        assert!(error.contains("did you mean `LlamaForCausalLM`?") && error.contains("GPT2LMHeadModel"), "{error}");
+        assert!(!find(r#"{"model_type":"zebra_transformer"}"#).unwrap_err().to_string().contains("did you mean"));
+    }
+
+    #[test]
+    fn names_are_compared_by_edits() {
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!((edit_distance("", "abc"), edit_distance("abc", ""), edit_distance("abc", "abc")), (3, 3, 0));
+    }
+
+    #[test]
+    fn hostile_sizes_are_errors_in_every_family() {
+        let keys = |model| match model {
+            "gpt2" => ["n_embd", "n_head", "n_layer", "vocab_size", "n_positions"],
+            _ => ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size"],
+        };
+        for model in MODELS {
+            for key in keys(model) {
+                for value in
+                    [json!(0), json!(-3), json!(1e18), json!(1_000_000_000_000_000_000u64), json!(2.5), json!("4")]
+                {
+                    let error = changed(model, json!({ key: value.clone() })).unwrap_err().to_string();
+                    assert!(error.contains(&format!("key `{key}`")), "{model} {key} {value}: {error}");
+                }
+            }
+            let error = changed(model, json!({ "vocab_size": null })).unwrap_err().to_string();
+            assert!(error.contains("key `vocab_size`: missing"), "{error}");
+            assert!(changed(model, json!({ "quantization_config": { "bits": 4 } })).is_err());
+        }
+    }
+
+    #[test]
+    fn models_that_a_family_cannot_express_are_not_written() {
+        let mut unequal = fixture("mistral");
+        if let ChannelSpec::GatedMlp(mlp) = &mut unequal.blocks[2].channel {
+            mlp.inner = 8;
+        }
+        assert!(write_config(&unequal).unwrap_err().to_string().contains("cannot express"));
+        let mut empty = fixture("gpt2");
+        empty.blocks.clear();
+        assert!(write_config(&empty).is_err());
+        let foreign = ModelSpec { family: "gpt3".into(), ..fixture("gpt2") };
+        assert!(write_config(&foreign).unwrap_err().to_string().contains("did you mean `gpt2`?"));
+    }
+}

@@ -1,0 +1,256 @@
+//! The rotary keys of `config.json`, in today's form and the older one.
+//!
+//! Today all of it is in `rope_parameters`; older files have `rope_theta` and `rope_scaling`, whose kind is `type` or
+//! `rope_type`. Left out: `dynamic` and `longrope`, whose frequencies depend on the length of the text.
+
+use super::config::{CONTEXT_LIMIT, Config};
+use crate::error::Result;
+use crate::spec::{RotaryScaling, RotarySpec};
+use serde_json::{Map, Value, json};
+
+const DEFAULT_THETA: f64 = 10_000.0;
+
+/// Reads the rotary positions of heads of width `head_dim` in a model made for `context` tokens.
+///
+/// # Errors
+/// When a value is out of range or the kind of scaling is not known.
+pub fn read(config: &Config, head_dim: usize, context: usize) -> Result<RotarySpec> {
+    let (key, parameters) = parameters(config)?;
+    let number = |name: &str| match parameters.optional_positive(name)? {
+        None => config.optional_positive(name),
+        found => Ok(found),
+    };
+    let theta = number("rope_theta")?.unwrap_or(DEFAULT_THETA);
+    let share = number("partial_rotary_factor")?.unwrap_or(1.0);
+    let dim = (head_dim as f64 * share) as usize;
+    if theta <= 1.0 {
+        return Err(config.error("rope_theta", format!("expected a number above 1, found {theta}")));
+    }
+    if dim == 0 || !dim.is_multiple_of(2) || dim > head_dim {
+        let reason =
+            format!("rotary positions need an even number of channels, at most the head's {head_dim}; found {dim}");
+        return Err(config.error("head_dim", reason));
+    }
+    let scaling = scaling(config, key, &parameters, context)?;
+    Ok(RotarySpec { dim, theta, scaling })
+}
+
+/// Writes the rotary positions of heads of width `head_dim` in today's form.
+pub fn write(rotary: &RotarySpec, head_dim: usize) -> Value {
+    let mut parameters = Map::from_iter([("rope_theta".to_owned(), json!(rotary.theta))]);
+    if rotary.dim != head_dim {
+        parameters.insert("partial_rotary_factor".into(), json!(rotary.dim as f64 / head_dim as f64));
+    }
+    let scaling = match rotary.scaling {
+        RotaryScaling::None => json!({ "rope_type": "default" }),
+        RotaryScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RotaryScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_context,
+        }),
+        RotaryScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, truncate } => json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original_context,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "attention_factor": attention_factor,
+            "truncate": truncate,
+        }),
+    };
+    if let Value::Object(scaling) = scaling {
+        parameters.extend(scaling);
+    }
+    Value::Object(parameters)
+}
+
+/// The object that holds the scaling, with its key; an empty one if the file has neither form.
+fn parameters(config: &Config) -> Result<(&'static str, Config)> {
+    for key in ["rope_parameters", "rope_scaling"] {
+        if let Some(object) = config.optional_object(key)? {
+            return Ok((key, one_for_all_layers(config, key, object)?));
+        }
+    }
+    Ok(("rope_scaling", Config::from_map(config.path(), Map::new())))
+}
+
+/// Unwraps parameters that are nested by layer type, which must agree: these families have one table for all layers.
+fn one_for_all_layers(config: &Config, key: &str, object: Config) -> Result<Config> {
+    let Some(full) = object.optional_object("full_attention")? else { return Ok(object) };
+    if object.map().values().any(|value| value.as_object() != Some(full.map())) {
+        return Err(config.error(key, "rotary parameters that differ between layer types are not supported yet"));
+    }
+    Ok(full)
+}
+
+fn scaling(config: &Config, key: &str, parameters: &Config, context: usize) -> Result<RotaryScaling> {
+    let kind = match parameters.optional_text("rope_type")? {
+        None => parameters.optional_text("type")?,
+        found => found,
+    };
+    match kind.unwrap_or("default") {
+        "default" => Ok(RotaryScaling::None),
+        "linear" => Ok(RotaryScaling::Linear { factor: parameters.positive("factor")? }),
+        "llama3" => llama3(parameters, original_context(config, parameters, context)?),
+        "yarn" => yarn(parameters, context, original_context(config, parameters, context)?),
+        kind @ ("dynamic" | "longrope" | "su") => Err(config.error(
+            key,
+            format!("rope_type `{kind}` is not supported yet; supported are default, linear, llama3, yarn"),
+        )),
+        kind => Err(config.error(key, format!("unknown rope_type `{kind}`; known are default, linear, llama3, yarn"))),
+    }
+}
+
+/// A value beside the scaling overrides the one inside it; without either, the model was not extended.
+fn original_context(config: &Config, parameters: &Config, context: usize) -> Result<usize> {
+    const KEY: &str = "original_max_position_embeddings";
+    let outer = config.optional_size(KEY, CONTEXT_LIMIT)?;
+    Ok(outer.or(parameters.optional_size(KEY, CONTEXT_LIMIT)?).unwrap_or(context))
+}
+
+fn llama3(parameters: &Config, original_context: usize) -> Result<RotaryScaling> {
+    let low_freq_factor = parameters.positive("low_freq_factor")?;
+    let high_freq_factor = parameters.positive("high_freq_factor")?;
+    if high_freq_factor <= low_freq_factor {
+        return Err(parameters.error("high_freq_factor", format!("must be above low_freq_factor, {low_freq_factor}")));
+    }
+    Ok(RotaryScaling::Llama3 {
+        factor: parameters.positive("factor")?,
+        low_freq_factor,
+        high_freq_factor,
+        original_context,
+    })
+}
+
+fn yarn(parameters: &Config, context: usize, original_context: usize) -> Result<RotaryScaling> {
+    let factor = parameters.positive_or("factor", context as f64 / original_context as f64)?;
+    Ok(RotaryScaling::Yarn {
+        factor,
+        original_context,
+        beta_fast: parameters.positive_or("beta_fast", 32.0)?,
+        beta_slow: parameters.positive_or("beta_slow", 1.0)?,
+        attention_factor: yarn_attention_factor(parameters, factor)?,
+        truncate: parameters.flag_or("truncate", true)?,
+    })
+}
+
+/// The factor as given, or by the two `mscale`s, or by the paper's rule; an `mscale` of zero counts as absent.
+fn yarn_attention_factor(parameters: &Config, factor: f64) -> Result<f64> {
+    if let Some(given) = parameters.optional_positive("attention_factor")? {
+        return Ok(given);
+    }
+    let rule = |mscale: f64| if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 };
+    let mscale =
+        |key: &str| -> Result<Option<f64>> { Ok(parameters.optional_number(key)?.filter(|mscale| *mscale != 0.0)) };
+    let resolved = match (mscale("mscale")?, mscale("mscale_all_dim")?) {
+        (Some(mscale), Some(all)) => rule(mscale) / rule(all),
+        _ => rule(1.0),
+    };
+    let positive = resolved.is_finite() && resolved > 0.0;
+    positive.then_some(resolved).ok_or_else(|| parameters.error("mscale", "gives a factor that is not positive"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<RotarySpec> {
+        read(&Config::parse("config.json".as_ref(), text)?, 8, 2048)
+    }
+
+    #[test]
+    fn old_and_new_forms_agree() {
+        let new = parse(r#"{"rope_parameters":{"rope_theta":5e5,"rope_type":"linear","factor":2}}"#).unwrap();
+        for scaling in [r#"{"type":"linear","factor":2.0}"#, r#"{"rope_type":"linear","factor":2.0}"#] {
+            assert_eq!(parse(&format!(r#"{{"rope_theta":500000,"rope_scaling":{scaling}}}"#)).unwrap(), new);
+        }
+        let nested = r#"{"rope_parameters":{"full_attention":{"rope_theta":5e5,"rope_type":"linear","factor":2}}}"#;
+        assert_eq!(parse(nested).unwrap(), new);
+        assert_eq!(
+            parse(r#"{"rope_scaling":null}"#).unwrap(),
+            RotarySpec { dim: 8, theta: 1e4, scaling: RotaryScaling::None }
+        );
+    }
+
+    #[test]
+    fn yarn_resolves_its_attention_factor() {
+        let factor = |extra: &str| {
+            let text = format!(r#"{{"rope_scaling":{{"type":"yarn","original_max_position_embeddings":512{extra}}}}}"#);
+            match parse(&text).unwrap().scaling {
+                RotaryScaling::Yarn { factor, attention_factor, .. } => (factor, attention_factor),
+                other => panic!("{other:?}"),
+            }
+        };
+        let near = |left: f64, right: f64| (left - right).abs() < 1e-7;
+        assert_eq!(factor("").0, 4.0);
+        assert!(near(factor("").1, 1.138_629_4));
+        assert_eq!(factor(r#","factor":4,"attention_factor":0.5"#), (4.0, 0.5));
+        assert!(near(factor(r#","mscale":1,"mscale_all_dim":1"#).1, 1.0));
+        assert!(near(factor(r#","mscale":0.707,"mscale_all_dim":0"#).1, 1.138_629_4));
+        assert!(near(factor(r#","mscale":2,"mscale_all_dim":1"#).1, 1.277_258_87 / 1.138_629_44));
+        assert_eq!(factor(r#","factor":1"#), (1.0, 1.0));
+    }
+
+    #[test]
+    fn the_outer_original_length_wins() {
+        let text = r#"{"original_max_position_embeddings":64,"rope_scaling":{"type":"yarn","original_max_position_embeddings":512}}"#;
+        assert!(matches!(parse(text).unwrap().scaling, RotaryScaling::Yarn { original_context: 64, .. }));
+        let text = r#"{"rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4}}"#;
+        assert!(matches!(parse(text).unwrap().scaling, RotaryScaling::Llama3 { original_context: 2048, .. }));
+    }
+
+    #[test]
+    fn wrong_parameters_name_their_key() {
+        let cases = [
+            (
+                r#"{"rope_scaling":{"type":"dynamic","factor":2}}"#,
+                "key `rope_scaling`: rope_type `dynamic` is not supported yet",
+            ),
+            (
+                r#"{"rope_parameters":{"rope_type":"longrope"}}"#,
+                "key `rope_parameters`: rope_type `longrope` is not supported",
+            ),
+            (r#"{"rope_scaling":{"type":"liner","factor":2}}"#, "unknown rope_type `liner`"),
+            (r#"{"rope_scaling":{"type":"linear"}}"#, "key `rope_scaling.factor`: missing"),
+            (r#"{"rope_scaling":{"type":"linear","factor":-2}}"#, "expected a positive number, found -2"),
+            (
+                r#"{"rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4}}"#,
+                "must be above",
+            ),
+            (r#"{"rope_theta":1}"#, "key `rope_theta`"),
+            (r#"{"partial_rotary_factor":0.4}"#, "even number of channels"),
+            (r#"{"partial_rotary_factor":1e300}"#, "even number of channels"),
+            (r#"{"rope_parameters":[1]}"#, "expected an object"),
+        ];
+        for (text, part) in cases {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let original_context = 512;
+        let scalings = [
+            RotaryScaling::None,
+            RotaryScaling::Linear { factor: 3.5 },
+            RotaryScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context },
+            RotaryScaling::Yarn {
+                factor: 4.0,
+                original_context,
+                beta_fast: 16.0,
+                beta_slow: 2.0,
+                attention_factor: 1.25,
+                truncate: false,
+            },
+        ];
+        for (dim, scaling) in [8, 4, 8, 2].into_iter().zip(scalings) {
+            let rotary = RotarySpec { dim, theta: 1e6, scaling };
+            let map = Map::from_iter([("rope_parameters".to_owned(), write(&rotary, 8))]);
+            assert_eq!(read(&Config::from_map("config.json".as_ref(), map), 8, 2048).unwrap(), rotary);
+        }
+    }
+}

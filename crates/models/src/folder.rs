@@ -1,0 +1,157 @@
+//! Models as Hugging Face folders: `config.json`, safetensors, `generation_config.json`; adapter folders on top of them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::Device;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Error, Result, adapter,
+    checkpoint::{Checkpoint, Dtype, PeftConfig, TensorPlan, TensorWriter, partial_file::write_whole},
+    families::{self, Family, config::Config},
+    layout::stored_tensors,
+    model::LanguageModel,
+    source::CheckpointSource,
+};
+
+/// A model with what its folder says of it.
+#[derive(Debug, Clone)]
+pub struct LoadedModel {
+    /// The model, adapters attached.
+    pub model: LanguageModel,
+    /// `config.json` as it was, unknown keys included; written back on save.
+    pub config: Map<String, Value>,
+    /// The folder of the weights and the tokenizer: the base model's when the model was given as an adapter.
+    pub base: PathBuf,
+    /// The type of most tensors in the file.
+    pub dtype: Dtype,
+    /// The adapter's configuration, when the model was given as an adapter.
+    pub adapter: Option<PeftConfig>,
+}
+
+impl LoadedModel {
+    /// The registered family.
+    ///
+    /// # Errors
+    /// When the family is not registered.
+    pub fn family(&self) -> Result<&'static Family> {
+        families::by_name(&self.model.spec().family)
+    }
+}
+
+/// Largest weight file that is written; larger models are sharded.
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Loads a model folder, or an adapter folder together with its base.
+///
+/// # Errors
+/// When a file is missing, damaged or does not fit the others.
+pub fn load(folder: &Path, device: &Device) -> Result<LoadedModel> {
+    if folder.join("adapter_config.json").is_file() {
+        return adapter::load(folder, device);
+    }
+    let mut config = Config::load(&folder.join("config.json"))?;
+    let generation = folder.join("generation_config.json");
+    if generation.is_file() {
+        // Its end-of-sequence list is the one that counts when generating.
+        let generation = Config::load(&generation)?;
+        if let Some(eos) = generation.get("eos_token_id").filter(|eos| !eos.is_null()) {
+            config = config.with("eos_token_id", eos.clone());
+        }
+    }
+    let family = families::family(&config)?;
+    let mut spec = (family.read)(&config)?;
+    let checkpoint = Checkpoint::open(folder)?;
+    if !spec.tied_head && !has_head(&checkpoint) {
+        spec.tied_head = true;
+    }
+    check_names(&checkpoint, family, &(family.tensors)(&spec))?;
+    let mut source = CheckpointSource::new(&checkpoint, family, &spec);
+    let model = LanguageModel::build(spec, &mut source, device)?;
+    let config = config.map().clone();
+    Ok(LoadedModel { model, config, base: folder.to_owned(), dtype: checkpoint.dtype(), adapter: None })
+}
+
+/// A file without an output matrix means a tied one, whatever the configuration says.
+fn has_head(checkpoint: &Checkpoint) -> bool {
+    checkpoint.names().any(|name| name == "lm_head.weight" || name == "output.weight")
+}
+
+/// Every tensor of the file must be known: one that would be left out silently is an error.
+fn check_names(checkpoint: &Checkpoint, family: &Family, entries: &[families::TensorEntry]) -> Result<()> {
+    let known = |name: &str| {
+        let full = format!("{}{name}", family.prefix);
+        let derived = family.ignored.iter().any(|suffix| name.ends_with(suffix));
+        derived || name == "lm_head.weight" || entries.iter().any(|entry| entry.name == name || entry.name == full)
+    };
+    let unknown: Vec<&str> = checkpoint.names().filter(|name| !known(name)).take(5).collect();
+    match unknown.is_empty() {
+        true => Ok(()),
+        false => Err(Error::checkpoint(
+            checkpoint.folder(),
+            format!("has tensors that `{}` does not know: {}", family.model_type, unknown.join(", ")),
+        )),
+    }
+}
+
+/// Writes a model folder: `config.json`, weights in `dtype`, `generation_config.json`. Adapters must have been merged.
+///
+/// `config` is the original `config.json`, whose unknown keys are kept. The weights come last: a folder without them is no model.
+///
+/// # Errors
+/// When the disk is full; nothing half-written keeps its name.
+pub fn save(model: &LanguageModel, folder: &Path, config: Option<&Map<String, Value>>, dtype: Dtype) -> Result<()> {
+    let family = families::by_name(&model.spec().family)?;
+    fs::create_dir_all(folder).map_err(Error::file(folder))?;
+    write_json(&folder.join("config.json"), &configuration(model, config, dtype)?)?;
+    let spec = model.spec();
+    let ids = json!({"bos_token_id": spec.bos, "eos_token_id": ids(&spec.eos), "pad_token_id": spec.pad});
+    write_json(&folder.join("generation_config.json"), &ids)?;
+    write_weights(model, family, folder, dtype)
+}
+
+fn write_weights(model: &LanguageModel, family: &Family, folder: &Path, dtype: Dtype) -> Result<()> {
+    let tensors = stored_tensors(model, family);
+    let plan = |t: &crate::layout::StoredTensor| TensorPlan { name: t.name.clone(), dtype, shape: t.shape.clone() };
+    let writer = TensorWriter::new(tensors.iter().map(plan).collect())?;
+    let values = |name: &str| {
+        let tensor = tensors.iter().find(|tensor| tensor.name == name);
+        Ok(tensor.map(|t| t.assemble(&|p| p.to_vec())).unwrap_or_default())
+    };
+    writer.write_sharded(folder, MAX_SHARD_BYTES, values)?;
+    Ok(())
+}
+
+/// One id as a number, several as a list, none as null: the ecosystem's habit.
+fn ids(list: &[u32]) -> Value {
+    match list {
+        [] => Value::Null,
+        [one] => json!(one),
+        many => json!(many),
+    }
+}
+
+fn configuration(model: &LanguageModel, config: Option<&Map<String, Value>>, dtype: Dtype) -> Result<Value> {
+    // What the model is overrides what the folder said; keys that we do not know stay.
+    let mut map = config.cloned().unwrap_or_default();
+    map.extend(families::write_config(model.spec())?);
+    let name = match dtype {
+        Dtype::BF16 => "bfloat16",
+        Dtype::F16 => "float16",
+        _ => "float32",
+    };
+    map.remove("torch_dtype");
+    map.insert("dtype".into(), name.into());
+    Ok(Value::Object(map))
+}
+
+/// Writes JSON beside its name and renames it.
+///
+/// # Errors
+/// When the disk is full.
+pub fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_whole(path, format!("{value:#}\n").as_bytes())
+}

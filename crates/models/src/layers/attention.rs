@@ -1,0 +1,70 @@
+//! Softmax attention with grouped heads, rotary positions, windows and a cache.
+
+use burn::tensor::Tensor;
+use espalier_kernels::attention::attention;
+
+use super::{Builder, linear::Linear, norm::Norm};
+use crate::{Result, model::Context, parameter::parameters, spec::AttentionSpec, state::KeyValues};
+
+/// The attention mixer of one block.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    spec: AttentionSpec,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    query_norm: Option<Norm>,
+    key_norm: Option<Norm>,
+}
+
+parameters!(Attention: query, key, value, output, query_norm, key_norm);
+
+impl Attention {
+    /// Builds `{name}.query`, `key`, `value`, `output` and, where the spec has them, `query_norm` and `key_norm`.
+    ///
+    /// # Errors
+    /// When the source lacks a weight.
+    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &AttentionSpec) -> Result<Self> {
+        let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let (deviation, residual) = (builder.deviation, builder.residual_deviation);
+        let mut project = |part: &str, size, bias, deviation| {
+            Linear::build(builder, &format!("{name}.{part}"), size, bias, deviation)
+        };
+        let query = project("query", [queries, width], spec.qkv_bias, deviation)?;
+        let key = project("key", [keys, width], spec.qkv_bias, deviation)?;
+        let value = project("value", [keys, width], spec.qkv_bias, deviation)?;
+        let output = project("output", [width, queries], spec.output_bias, residual)?;
+        let mut norm = |part: &str| {
+            spec.qk_norm.map(|n| Norm::build(builder, &format!("{name}.{part}"), spec.head_dim, n)).transpose()
+        };
+        let (query_norm, key_norm) = (norm("query_norm")?, norm("key_norm")?);
+        Ok(Self { spec: spec.clone(), query, key, value, output, query_norm, key_norm })
+    }
+
+    /// `x`: `[batch, time, width]`; the same shape comes back. With a cache, the new keys and values are added to it
+    /// and the queries see all of them.
+    pub fn forward(&self, x: Tensor<3>, context: &Context, cache: Option<&mut KeyValues>) -> Tensor<3> {
+        let [batch, time, _] = x.dims();
+        let mut query = self.split(self.query.forward(x.clone()), self.spec.heads);
+        let mut key = self.split(self.key.forward(x.clone()), self.spec.kv_heads);
+        let mut value = self.split(self.value.forward(x), self.spec.kv_heads);
+        if let (Some(query_norm), Some(key_norm)) = (&self.query_norm, &self.key_norm) {
+            (query, key) = (query_norm.forward(query), key_norm.forward(key));
+        }
+        if let Some(rotation) = &context.rotation {
+            (query, key) = (rotation.apply(query), rotation.apply(key));
+        }
+        if let Some(cache) = cache {
+            (key, value) = cache.append(key, value);
+        }
+        let mixed = attention(query, key, value, &context.mask, self.spec.scale);
+        self.output.forward(mixed.swap_dims(1, 2).reshape([batch, time, self.spec.heads * self.spec.head_dim]))
+    }
+
+    /// `[batch, time, heads * head_dim]` to `[batch, heads, time, head_dim]`.
+    fn split(&self, x: Tensor<3>, heads: usize) -> Tensor<4> {
+        let [batch, time, _] = x.dims();
+        x.reshape([batch, time, heads, self.spec.head_dim]).swap_dims(1, 2)
+    }
+}

@@ -1,0 +1,91 @@
+//! One residual block: a sequence mixer and a channel mixer, each behind its norm.
+
+use burn::tensor::Tensor;
+
+use super::{Builder, attention::Attention, channel::FeedForward, linear::Linear, norm::Norm};
+use crate::{
+    Result,
+    model::Context,
+    parameter::{Parameter, Parameters, parameters},
+    spec::{BlockSpec, MixerSpec},
+    state::MixerState,
+};
+
+/// `x += mixer(norm(x)); x += channel(norm(x))`.
+#[derive(Debug, Clone)]
+pub struct Block {
+    mixer_norm: Norm,
+    mixer: Mixer,
+    channel_norm: Norm,
+    channel: FeedForward,
+}
+
+parameters!(Block: mixer_norm, mixer, channel_norm, channel);
+
+/// What mixes along time. A new mixer adds a variant here and its state in [`MixerState`].
+#[derive(Debug, Clone)]
+pub enum Mixer {
+    /// Softmax attention.
+    Attention(Attention),
+}
+
+impl Block {
+    /// Builds `{name}.mixer_norm`, `{name}.mixer`, `{name}.channel_norm`, `{name}.channel`.
+    ///
+    /// # Errors
+    /// When the source lacks a weight.
+    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &BlockSpec) -> Result<Self> {
+        let mixer_norm = Norm::build(builder, &format!("{name}.mixer_norm"), width, spec.mixer_norm)?;
+        let mixer = match &spec.mixer {
+            MixerSpec::Attention(attention) => {
+                Mixer::Attention(Attention::build(builder, &format!("{name}.mixer"), width, attention)?)
+            }
+        };
+        let channel_norm = Norm::build(builder, &format!("{name}.channel_norm"), width, spec.channel_norm)?;
+        let channel = FeedForward::build(builder, &format!("{name}.channel"), width, &spec.channel)?;
+        Ok(Self { mixer_norm, mixer, channel_norm, channel })
+    }
+
+    /// `x`: `[batch, time, width]`; the same shape comes back.
+    pub fn forward(&self, x: Tensor<3>, context: &Context, state: Option<&mut MixerState>) -> Tensor<3> {
+        let x = x.clone() + self.mixer.forward(self.mixer_norm.forward(x), context, state);
+        x.clone() + self.channel.forward(self.channel_norm.forward(x))
+    }
+}
+
+impl Mixer {
+    fn forward(&self, x: Tensor<3>, context: &Context, state: Option<&mut MixerState>) -> Tensor<3> {
+        match self {
+            Self::Attention(attention) => {
+                let cache = state.map(|MixerState::Attention(cache)| cache);
+                attention.forward(x, context, cache)
+            }
+        }
+    }
+}
+
+impl Parameters for Mixer {
+    fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
+        match self {
+            Self::Attention(attention) => attention.visit(visitor),
+        }
+    }
+
+    fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
+        match self {
+            Self::Attention(attention) => attention.visit_mut(visitor),
+        }
+    }
+
+    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut Linear)) {
+        match self {
+            Self::Attention(attention) => attention.visit_linears_mut(visitor),
+        }
+    }
+
+    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a Linear)) {
+        match self {
+            Self::Attention(attention) => attention.visit_linears(visitor),
+        }
+    }
+}

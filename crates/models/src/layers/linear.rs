@@ -1,0 +1,147 @@
+//! The linear layer: a weight and at most one adapter.
+
+use burn::tensor::Tensor;
+
+use super::Builder;
+use crate::{
+    Result,
+    parameter::{Parameter, Parameters, parameters},
+    source::Initial,
+};
+
+/// `y = x W^T + b`, plus the adapter where there is one.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    name: String,
+    /// `[out, in]`.
+    pub weight: Parameter,
+    /// `[out]`.
+    pub bias: Option<Parameter>,
+    /// A low-rank addition to the weight.
+    pub adapter: Option<LowRank>,
+}
+
+/// LoRA (arXiv 2106.09685): `W + scale * B A`, with `A` (`down`) `[rank, in]` and `B` (`up`) `[out, rank]`.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// `A`, `[rank, in]`.
+    pub down: Parameter,
+    /// `B`, `[out, rank]`.
+    pub up: Parameter,
+    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
+    pub scale: f64,
+}
+
+parameters!(LowRank: down, up);
+
+impl Linear {
+    /// Builds `{name}.weight` `[outputs, inputs]` and, where asked, `{name}.bias`.
+    ///
+    /// # Errors
+    /// When the source lacks a weight.
+    pub fn build(builder: &mut Builder, name: &str, size: [usize; 2], bias: bool, deviation: f64) -> Result<Self> {
+        let weight = builder.parameter(format!("{name}.weight"), size.to_vec(), Initial::Normal(deviation))?;
+        let bias = match bias {
+            true => Some(builder.parameter(format!("{name}.bias"), vec![size[0]], Initial::Zeros)?),
+            false => None,
+        };
+        Ok(Self { name: name.to_owned(), weight, bias, adapter: None })
+    }
+
+    /// A layer without bias over an existing weight `[out, in]`.
+    pub fn from_weight(name: &str, weight: Parameter) -> Self {
+        Self { name: name.to_owned(), weight, bias: None, adapter: None }
+    }
+
+    /// Our name of the layer, such as `blocks.0.mixer.query`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Output and input width.
+    pub fn size(&self) -> [usize; 2] {
+        [self.weight.shape()[0], self.weight.shape()[1]]
+    }
+
+    /// `x`: `[.., in]`; returns `[.., out]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let mut shape = x.dims();
+        let rows = shape[..D - 1].iter().product::<usize>();
+        let x = x.reshape([rows, shape[D - 1]]);
+        shape[D - 1] = self.size()[0];
+        self.forward_rows(x).reshape(shape)
+    }
+
+    fn forward_rows(&self, x: Tensor<2>) -> Tensor<2> {
+        let mut y = x.clone().matmul(self.weight.value::<2>().transpose());
+        if let Some(adapter) = &self.adapter {
+            y = y + adapter.forward(x);
+        }
+        match &self.bias {
+            Some(bias) => y + bias.value::<1>().unsqueeze_dim(0),
+            None => y,
+        }
+    }
+
+    /// Adds the adapter into the weight, in f32, and removes it.
+    pub fn merge(&mut self) {
+        if let Some(adapter) = self.adapter.take() {
+            let delta = adapter.up.value::<2>().inner().matmul(adapter.down.value::<2>().inner()) * adapter.scale;
+            let count = self.weight.len();
+            self.weight.set_flat(self.weight.flat() + delta.reshape([count]));
+        }
+    }
+}
+
+impl LowRank {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let narrow = x.matmul(self.down.value::<2>().transpose());
+        narrow.matmul(self.up.value::<2>().transpose()) * self.scale
+    }
+}
+
+impl Parameters for Linear {
+    fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
+        self.weight.visit(visitor);
+        self.bias.visit(visitor);
+        self.adapter.visit(visitor);
+    }
+
+    fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
+        self.weight.visit_mut(visitor);
+        self.bias.visit_mut(visitor);
+        self.adapter.visit_mut(visitor);
+    }
+
+    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut Linear)) {
+        visitor(self);
+    }
+
+    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a Linear)) {
+        visitor(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, Tensor};
+
+    #[test]
+    fn merging_gives_the_worked_example() {
+        let device = Device::flex();
+        let parameter = |name: &str, shape: [usize; 2], values: &[f32]| {
+            Parameter::new(name, shape.to_vec(), Tensor::from_floats(values, &device))
+        };
+        let weight = parameter("w", [2, 3], &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+        let mut linear = Linear::from_weight("layer", weight);
+        let down = parameter("a", [1, 3], &[1.0, 2.0, 0.0]);
+        linear.adapter = Some(LowRank { down, up: parameter("b", [2, 1], &[0.5, 1.0]), scale: 2.0 });
+        let x = Tensor::<2>::from_floats([[1.0, -1.0, 3.0]], &device);
+        let adapted = linear.forward(x.clone());
+        linear.merge();
+        assert_eq!(linear.weight.to_vec(), [2.0, 2.0, 0.0, 2.0, 5.0, 0.0]);
+        let gap = (linear.forward(x) - adapted).abs().max().into_scalar::<f32>();
+        assert!(gap < 1e-6);
+    }
+}

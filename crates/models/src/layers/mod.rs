@@ -1,0 +1,40 @@
+//! The layers that blocks are made of.
+
+pub mod attention;
+pub mod block;
+pub mod channel;
+pub mod linear;
+pub mod norm;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::{
+    Result,
+    parameter::Parameter,
+    source::{Initial, ParameterSource},
+};
+
+/// Builds layers from a source of weights.
+pub struct Builder<'a> {
+    /// Gives the weights.
+    pub source: &'a mut dyn ParameterSource,
+    /// Where the weights are put.
+    pub device: Device,
+    /// Standard deviation of a fresh weight.
+    pub deviation: f64,
+    /// Standard deviation of a fresh projection into the residual stream: smaller, so that depth does not add up (GPT-2).
+    pub residual_deviation: f64,
+}
+
+impl Builder<'_> {
+    /// One weight under its full name.
+    ///
+    /// # Errors
+    /// When the source has no such weight or another shape.
+    pub fn parameter(&mut self, name: String, shape: Vec<usize>, initial: Initial) -> Result<Parameter> {
+        let values = self.source.parameter(&name, &shape, initial)?;
+        let count = values.len();
+        let flat = Tensor::from_data(TensorData::new(values, [count]), &self.device);
+        Ok(Parameter::new(name, shape, flat))
+    }
+}

@@ -1,0 +1,142 @@
+//! The model's parameters as a checkpoint stores them: names, fused tensors, transposed layouts, adapters.
+
+use std::collections::HashMap;
+
+use crate::{
+    families::Family,
+    layers::linear::Linear,
+    model::LanguageModel,
+    parameter::{Parameter, Parameters},
+};
+
+/// One checkpoint tensor, assembled from one or several of our parameters.
+#[derive(Debug, Clone)]
+pub struct StoredTensor<'a> {
+    /// The name in the file.
+    pub name: String,
+    /// The shape in the file.
+    pub shape: Vec<usize>,
+    parts: Vec<&'a Parameter>,
+    assembly: Assembly,
+}
+
+/// How the parts make up the stored tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Assembly {
+    /// Rows of the parts one after another.
+    Rows,
+    /// The same, transposed: stored `[in, out]`.
+    Transposed,
+    /// Each part in its own rows and columns, zero elsewhere: the `B` of an adapter on a fused weight.
+    BlockDiagonal,
+}
+
+impl StoredTensor<'_> {
+    /// The stored elements; `values` gives those of one parameter (its weight, or its gradient) in row-major order.
+    pub fn assemble(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
+        match self.assembly {
+            Assembly::Rows => self.parts.iter().flat_map(|part| values(part)).collect(),
+            Assembly::Transposed => {
+                let rows: Vec<f32> = self.parts.iter().flat_map(|part| values(part)).collect();
+                let (outputs, inputs) = (self.shape[self.shape.len() - 1], self.shape[0]);
+                if self.shape.len() < 2 { rows } else { transpose(&rows, outputs, inputs) }
+            }
+            Assembly::BlockDiagonal => self.block_diagonal(values),
+        }
+    }
+
+    fn block_diagonal(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
+        let width = self.shape[1];
+        let mut whole = Vec::with_capacity(self.shape.iter().product());
+        let mut column = 0;
+        for part in &self.parts {
+            let columns = part.shape()[1];
+            for row in values(part).chunks(columns) {
+                let mut wide = vec![0.0; width];
+                wide[column..column + columns].copy_from_slice(row);
+                whole.extend(wide);
+            }
+            column += columns;
+        }
+        whole
+    }
+}
+
+/// `[rows, columns]` to `[columns, rows]`.
+fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|c| (0..rows).map(move |r| matrix[r * columns + c])).collect()
+}
+
+/// Every weight of the model (adapters aside) under its checkpoint name.
+pub fn stored_tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<StoredTensor<'a>> {
+    let parameters: HashMap<&str, &Parameter> = model.parameters().into_iter().map(|p| (p.name(), p)).collect();
+    let store = |entry: crate::families::TensorEntry| {
+        let parts: Vec<&Parameter> = entry.parts.iter().filter_map(|p| parameters.get(p.as_str()).copied()).collect();
+        let mut shape = parts.first().map(|p| p.shape().to_vec()).unwrap_or_default();
+        shape[0] = parts.iter().map(|p| p.shape()[0]).sum();
+        if entry.transposed {
+            shape.reverse();
+        }
+        let assembly = if entry.transposed { Assembly::Transposed } else { Assembly::Rows };
+        StoredTensor { name: entry.name, shape, parts, assembly }
+    };
+    (family.tensors)(model.spec()).into_iter().map(store).collect()
+}
+
+/// A module of the checkpoint that holds linear weights: its name, and our layers that make it up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    /// The checkpoint's name of the module, such as `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// Our names of the layers whose outputs it concatenates, such as `blocks.0.mixer.query`.
+    pub layers: Vec<String>,
+}
+
+/// The linear modules of a model by checkpoint name, the head last.
+pub fn modules(model: &LanguageModel, family: &Family) -> Vec<Module> {
+    let mut linears = Vec::new();
+    model.visit_linears(&mut |linear| linears.push(linear.name()));
+    let weight = |name: &str| name.strip_suffix(".weight").map(str::to_owned);
+    let module = |entry: crate::families::TensorEntry| {
+        let layers: Vec<String> = entry.parts.iter().filter_map(|part| weight(part)).collect();
+        let linear = !layers.is_empty() && layers.iter().all(|layer| linears.contains(&layer.as_str()));
+        Some(Module { name: weight(&entry.name)?, layers }).filter(|_| linear)
+    };
+    (family.tensors)(model.spec()).into_iter().filter_map(module).collect()
+}
+
+/// Prefix of every tensor in a PEFT adapter.
+pub const PEFT_PREFIX: &str = "base_model.model.";
+
+/// The tensors of the model's adapter under PEFT's names: low-rank pairs, then whole modules named in `saved`.
+pub fn adapter_tensors<'a>(model: &'a LanguageModel, family: &Family, saved: &[String]) -> Vec<StoredTensor<'a>> {
+    let mut linears: HashMap<&str, &Linear> = HashMap::new();
+    model.visit_linears(&mut |linear| {
+        linears.insert(linear.name(), linear);
+    });
+    let mut tensors = Vec::new();
+    for module in modules(model, family) {
+        let layers = module.layers.iter().filter_map(|layer| linears.get(layer.as_str()));
+        let adapters: Vec<_> = layers.filter_map(|linear| linear.adapter.as_ref()).collect();
+        if adapters.len() == module.layers.len() {
+            let down: Vec<&Parameter> = adapters.iter().map(|a| &a.down).collect();
+            let up: Vec<&Parameter> = adapters.iter().map(|a| &a.up).collect();
+            let rows = |parts: &[&Parameter]| parts.iter().map(|p| p.shape()[0]).sum::<usize>();
+            let name = |part| format!("{PEFT_PREFIX}{}.{part}.weight", module.name);
+            let (rank, inputs, outputs) = (rows(&down), down[0].shape()[1], rows(&up));
+            let assembly = Assembly::Rows;
+            tensors.push(StoredTensor { name: name("lora_A"), shape: vec![rank, inputs], parts: down, assembly });
+            let assembly = Assembly::BlockDiagonal;
+            tensors.push(StoredTensor { name: name("lora_B"), shape: vec![outputs, rank], parts: up, assembly });
+        }
+    }
+    let whole = stored_tensors(model, family).into_iter().filter(|tensor| is_saved(&tensor.name, saved));
+    tensors.extend(whole.map(|tensor| StoredTensor { name: format!("{PEFT_PREFIX}{}", tensor.name), ..tensor }));
+    tensors
+}
+
+/// Whether a checkpoint tensor belongs to a module that `saved` names by its full name or its last parts.
+pub fn is_saved(tensor: &str, saved: &[String]) -> bool {
+    let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
+    saved.iter().any(|name| module == name || module.ends_with(&format!(".{name}")))
+}

@@ -1,0 +1,22 @@
+//! One composable model for many families: specification, layers, checkpoints and adapters.
+//!
+//! A family is data: `families/` maps `config.json` to a [`spec::ModelSpec`] and checkpoint tensor names to ours.
+//! [`model::LanguageModel`] is the one decoder that computes them all.
+
+pub mod adapter;
+pub mod checkpoint;
+pub mod error;
+pub mod families;
+pub mod folder;
+pub mod layers;
+pub mod layout;
+pub mod model;
+pub mod parameter;
+mod rotary_frequencies;
+pub mod source;
+pub mod spec;
+mod spec_parameters;
+pub mod state;
+pub mod taps;
+
+pub use error::{Error, Result};

@@ -1,0 +1,178 @@
+//! Named weights, and the one way to walk over them.
+//!
+//! A [`Parameter`] keeps its values flat, so that optimisers, norms and files treat all of them alike; layers ask for the
+//! shape they need. Copies share memory until one of them is changed, which makes snapshots free.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// A named weight.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use espalier_models::parameter::Parameter;
+/// let parameter = Parameter::new("head.weight", vec![2, 3], Tensor::zeros([6], &Device::flex()));
+/// assert_eq!(parameter.value::<2>().dims(), [2, 3]);
+/// assert!(!parameter.is_trainable());
+/// ```
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    name: String,
+    shape: Vec<usize>,
+    flat: Tensor<1>,
+    trainable: bool,
+}
+
+impl Parameter {
+    /// A weight that is not trained yet; `flat` holds the elements in row-major order.
+    pub fn new(name: impl Into<String>, shape: Vec<usize>, flat: Tensor<1>) -> Self {
+        debug_assert_eq!(shape.iter().product::<usize>(), flat.dims()[0]);
+        Self { name: name.into(), shape, flat: flat.inner(), trainable: false }
+    }
+
+    /// Our name of the weight, such as `blocks.0.mixer.query.weight`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The shape; linear weights are `[out, in]`.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the weight has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The weight in its shape, tracked by autodiff where it is trained. `D` is the rank of [`Parameter::shape`].
+    pub fn value<const D: usize>(&self) -> Tensor<D> {
+        let mut shape = [1; D];
+        shape.copy_from_slice(&self.shape);
+        self.flat.clone().reshape(shape)
+    }
+
+    /// The elements, outside autodiff: `[len]`.
+    pub fn flat(&self) -> Tensor<1> {
+        self.flat.clone().inner()
+    }
+
+    /// The tracked leaf whose gradient [`burn::tensor::Gradients`] holds after a backward pass: `[len]`.
+    pub fn leaf(&self) -> &Tensor<1> {
+        &self.flat
+    }
+
+    /// Replaces the elements (`[len]`); a trained weight becomes a new leaf.
+    pub fn set_flat(&mut self, flat: Tensor<1>) {
+        let flat = flat.inner();
+        self.flat = if self.trainable { flat.autodiff().require_grad() } else { flat };
+    }
+
+    /// Replaces the elements from memory, in row-major order.
+    pub fn set_data(&mut self, values: Vec<f32>, device: &Device) {
+        let count = values.len();
+        self.set_flat(Tensor::from_data(TensorData::new(values, [count]), &device.clone().inner()));
+    }
+
+    /// The elements in row-major order.
+    pub fn to_vec(&self) -> Vec<f32> {
+        self.flat().into_data().try_into_vec::<f32>().unwrap_or_default()
+    }
+
+    /// Whether gradients are asked for.
+    pub fn is_trainable(&self) -> bool {
+        self.trainable
+    }
+
+    /// Asks for gradients, or stops asking.
+    pub fn set_trainable(&mut self, trainable: bool) {
+        self.trainable = trainable;
+        self.set_flat(self.flat());
+    }
+}
+
+use crate::layers::linear::Linear;
+
+/// Whatever holds parameters: layers, blocks, models.
+pub trait Parameters {
+    /// Shows every parameter, in a fixed order.
+    fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter));
+
+    /// Shows every parameter for change, in the same order.
+    fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter));
+
+    /// Shows every linear layer for change, in the same order.
+    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut Linear));
+
+    /// Shows every linear layer, in the same order.
+    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a Linear));
+}
+
+impl Parameters for Parameter {
+    fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
+        visitor(self);
+    }
+
+    fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
+        visitor(self);
+    }
+
+    fn visit_linears_mut(&mut self, _: &mut dyn FnMut(&mut Linear)) {}
+
+    fn visit_linears<'a>(&'a self, _: &mut dyn FnMut(&'a Linear)) {}
+}
+
+/// Implements [`Parameters`] for a collection that iterates over its parts.
+macro_rules! collection_of_parameters {
+    ($collection:ident) => {
+        impl<T: Parameters> Parameters for $collection<T> {
+            fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
+                self.iter().for_each(|part| part.visit(visitor));
+            }
+
+            fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
+                self.iter_mut().for_each(|part| part.visit_mut(visitor));
+            }
+
+            fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut Linear)) {
+                self.iter_mut().for_each(|part| part.visit_linears_mut(visitor));
+            }
+
+            fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a Linear)) {
+                self.iter().for_each(|part| part.visit_linears(visitor));
+            }
+        }
+    };
+}
+
+collection_of_parameters!(Option);
+collection_of_parameters!(Vec);
+
+/// Implements [`Parameters`] for a struct by naming its fields in order.
+macro_rules! parameters {
+    ($type:ty: $($field:ident),+) => {
+        impl $crate::parameter::Parameters for $type {
+            fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a $crate::parameter::Parameter)) {
+                $($crate::parameter::Parameters::visit(&self.$field, visitor);)+
+            }
+
+            fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut $crate::parameter::Parameter)) {
+                $($crate::parameter::Parameters::visit_mut(&mut self.$field, visitor);)+
+            }
+
+            fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut $crate::layers::linear::Linear)) {
+                $($crate::parameter::Parameters::visit_linears_mut(&mut self.$field, visitor);)+
+            }
+
+            fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a $crate::layers::linear::Linear)) {
+                $($crate::parameter::Parameters::visit_linears(&self.$field, visitor);)+
+            }
+        }
+    };
+}
+
+pub(crate) use parameters;

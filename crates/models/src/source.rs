@@ -1,0 +1,127 @@
+//! Where a model's weights come from: a seed, or a checkpoint.
+
+use std::collections::HashMap;
+
+use espalier_data::worlds::random::{Random, fnv};
+
+use crate::{
+    Error, Result,
+    checkpoint::Checkpoint,
+    families::{Family, TensorEntry},
+    spec::ModelSpec,
+};
+
+/// How a weight starts when nothing is known of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Initial {
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+}
+
+/// Gives a model its weights one at a time, so that building peaks at the model and one tensor.
+pub trait ParameterSource {
+    /// The elements of our parameter `name` in row-major order; `shape` is what the model expects.
+    ///
+    /// # Errors
+    /// When the source has no such weight or another shape.
+    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Vec<f32>>;
+}
+
+/// Fresh weights. Each tensor has its own stream, so one weight's values do not depend on the others.
+#[derive(Debug, Clone, Copy)]
+pub struct Seed(pub u64);
+
+impl ParameterSource for Seed {
+    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Vec<f32>> {
+        let count = shape.iter().product();
+        Ok(match initial {
+            Initial::Zeros => vec![0.0; count],
+            Initial::Ones => vec![1.0; count],
+            Initial::Normal(deviation) => {
+                let mut random = Random::new(fnv(&format!("{}|{name}", self.0)));
+                (0..count).map(|_| (random.normal() * deviation) as f32).collect()
+            }
+        })
+    }
+}
+
+/// Weights of a Hugging Face folder, read through the family's table of names.
+pub struct CheckpointSource<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: &'static str,
+    places: HashMap<String, Place>,
+}
+
+/// Where one of our parameters lies in a checkpoint.
+struct Place {
+    tensor: String,
+    /// First of our rows within the (possibly fused) tensor.
+    start: usize,
+    /// Our rows of the whole fused tensor.
+    total: usize,
+    transposed: bool,
+}
+
+impl<'a> CheckpointSource<'a> {
+    /// Prepares to read `spec`'s parameters from `checkpoint`.
+    pub fn new(checkpoint: &'a Checkpoint, family: &Family, spec: &ModelSpec) -> Self {
+        let shapes: HashMap<String, Vec<usize>> = spec.parameters().into_iter().collect();
+        let places = (family.tensors)(spec).iter().flat_map(|entry| places(entry, &shapes)).collect();
+        Self { checkpoint, prefix: family.prefix, places }
+    }
+
+    /// The tensor's name as this file has it: base-model files lack the prefix.
+    fn stored_name(&self, name: &str) -> Option<String> {
+        let bare = name.strip_prefix(self.prefix).unwrap_or(name);
+        [name, bare].into_iter().find(|n| self.checkpoint.info(n).is_some()).map(str::to_owned)
+    }
+}
+
+/// The places of all parts of one checkpoint tensor.
+fn places(entry: &TensorEntry, shapes: &HashMap<String, Vec<usize>>) -> Vec<(String, Place)> {
+    let rows = |part: &String| shapes.get(part).map_or(0, |shape| shape[0]);
+    let total = entry.parts.iter().map(rows).sum();
+    let mut start = 0;
+    let mut found = Vec::new();
+    for part in &entry.parts {
+        let place = Place { tensor: entry.name.clone(), start, total, transposed: entry.transposed };
+        found.push((part.clone(), place));
+        start += rows(part);
+    }
+    found
+}
+
+impl ParameterSource for CheckpointSource<'_> {
+    fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Vec<f32>> {
+        let missing = |tensor: &str| Error::Checkpoint {
+            path: self.checkpoint.folder().to_owned(),
+            reason: format!("tensor `{tensor}` is missing; is config.json of another model?"),
+        };
+        let place = self.places.get(name).ok_or_else(|| missing(name))?;
+        let tensor = self.stored_name(&place.tensor).ok_or_else(|| missing(&place.tensor))?;
+        let found = self.checkpoint.info(&tensor).map(|info| info.shape.clone()).unwrap_or_default();
+        let mut expected = shape.to_vec();
+        expected[0] = place.total;
+        if place.transposed {
+            expected.reverse();
+        }
+        if found != expected {
+            return Err(Error::Shape { operator: tensor, expected: format!("{expected:?}"), found });
+        }
+        if place.transposed && shape.len() == 2 {
+            let whole = self.checkpoint.read_f32(&tensor, None)?;
+            return Ok(transposed_columns(&whole, place.total, place.start, shape[0]));
+        }
+        self.checkpoint.read_f32(&tensor, Some(place.start..place.start + shape[0]))
+    }
+}
+
+/// Columns `start..start + count` of a row-major matrix with `width` columns, as rows.
+fn transposed_columns(matrix: &[f32], width: usize, start: usize, count: usize) -> Vec<f32> {
+    let rows = matrix.len() / width.max(1);
+    (start..start + count).flat_map(|column| (0..rows).map(move |row| matrix[row * width + column])).collect()
+}

@@ -1,0 +1,174 @@
+//! The parameters that a [`ModelSpec`] asks for: their names, shapes and count; and the preset of a small LLaMA.
+//!
+//! These names are the crate's own; `families/` maps each family's checkpoint names to them. Every matrix is
+//! `[out, in]`.
+
+use crate::spec::{
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, RotaryScaling,
+    RotarySpec,
+};
+
+type Parameters = Vec<(String, Vec<usize>)>;
+
+impl ModelSpec {
+    /// A LLaMA of the given sizes with a tied head: RMSNorm, rotary positions, grouped queries and a gated SiLU layer.
+    ///
+    /// Heads are `width / heads` wide. Special tokens are left for the caller to set.
+    pub fn llama(
+        vocabulary: usize,
+        width: usize,
+        layers: usize,
+        heads: usize,
+        kv_heads: usize,
+        inner: usize,
+        context: usize,
+    ) -> Self {
+        let head_dim = width / heads.max(1);
+        let norm = NormSpec::RmsNorm { epsilon: 1e-6 };
+        let attention = AttentionSpec {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: (head_dim as f64).powf(-0.5),
+            rotary: Some(RotarySpec { dim: head_dim, theta: 10_000.0, scaling: RotaryScaling::None }),
+            window: None,
+            qkv_bias: false,
+            output_bias: false,
+            qk_norm: None,
+        };
+        let channel = ChannelSpec::GatedMlp(MlpSpec { inner, activation: Activation::Silu, bias: false });
+        let block = BlockSpec { mixer: MixerSpec::Attention(attention), mixer_norm: norm, channel, channel_norm: norm };
+        Self {
+            family: "llama".into(),
+            vocabulary,
+            width,
+            context,
+            learned_positions: None,
+            blocks: vec![block; layers],
+            final_norm: norm,
+            tied_head: true,
+            initializer_range: 0.02,
+            bos: None,
+            eos: Vec::new(),
+            pad: None,
+        }
+    }
+
+    /// Numbers in all parameters together; a tied head counts once.
+    ///
+    /// ```
+    /// use espalier_models::spec::ModelSpec;
+    /// // Per block: two norms of 8, queries and outputs of 64, keys and values of 32, three matrices of 8 x 16.
+    /// let count = ModelSpec::llama(10, 8, 1, 2, 1, 16, 32).parameter_count();
+    /// assert_eq!(count, 10 * 8 + (2 * 8 + 2 * 64 + 2 * 32 + 3 * 128) + 8);
+    /// ```
+    pub fn parameter_count(&self) -> u64 {
+        let size = |shape: &[usize]| shape.iter().fold(1u64, |product, &axis| product.saturating_mul(axis as u64));
+        self.parameters().iter().fold(0, |total, (_, shape)| total.saturating_add(size(shape)))
+    }
+
+    /// The name and shape of every parameter, in the order of computation.
+    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        let mut list = vec![("embedding.weight".to_owned(), vec![self.vocabulary, self.width])];
+        if let Some(rows) = self.learned_positions {
+            list.push(("positions.weight".into(), vec![rows, self.width]));
+        }
+        for (number, block) in self.blocks.iter().enumerate() {
+            block_parameters(&mut list, &format!("blocks.{number}"), block, self.width);
+        }
+        norm(&mut list, "final_norm", self.final_norm, self.width);
+        if !self.tied_head {
+            list.push(("head.weight".into(), vec![self.vocabulary, self.width]));
+        }
+        list
+    }
+}
+
+fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width: usize) {
+    norm(list, &format!("{path}.mixer_norm"), block.mixer_norm, width);
+    match &block.mixer {
+        MixerSpec::Attention(attention) => attention_parameters(list, &format!("{path}.mixer"), attention, width),
+    }
+    norm(list, &format!("{path}.channel_norm"), block.channel_norm, width);
+    let path = format!("{path}.channel");
+    match &block.channel {
+        ChannelSpec::Mlp(mlp) => mlp_parameters(list, &path, mlp, width),
+        ChannelSpec::GatedMlp(mlp) => {
+            linear(list, &format!("{path}.gate"), mlp.inner, width, mlp.bias);
+            mlp_parameters(list, &path, mlp, width);
+        }
+    }
+}
+
+fn attention_parameters(list: &mut Parameters, path: &str, attention: &AttentionSpec, width: usize) {
+    let queries = attention.heads.saturating_mul(attention.head_dim);
+    let keys = attention.kv_heads.saturating_mul(attention.head_dim);
+    for (name, rows) in [("query", queries), ("key", keys), ("value", keys)] {
+        linear(list, &format!("{path}.{name}"), rows, width, attention.qkv_bias);
+    }
+    linear(list, &format!("{path}.output"), width, queries, attention.output_bias);
+    if let Some(kind) = attention.qk_norm {
+        norm(list, &format!("{path}.query_norm"), kind, attention.head_dim);
+        norm(list, &format!("{path}.key_norm"), kind, attention.head_dim);
+    }
+}
+
+fn mlp_parameters(list: &mut Parameters, path: &str, mlp: &MlpSpec, width: usize) {
+    linear(list, &format!("{path}.up"), mlp.inner, width, mlp.bias);
+    linear(list, &format!("{path}.down"), width, mlp.inner, mlp.bias);
+}
+
+fn linear(list: &mut Parameters, path: &str, rows: usize, columns: usize, bias: bool) {
+    list.push((format!("{path}.weight"), vec![rows, columns]));
+    if bias {
+        list.push((format!("{path}.bias"), vec![rows]));
+    }
+}
+
+fn norm(list: &mut Parameters, path: &str, kind: NormSpec, width: usize) {
+    list.push((format!("{path}.weight"), vec![width]));
+    if matches!(kind, NormSpec::LayerNorm { .. }) {
+        list.push((format!("{path}.bias"), vec![width]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::families::{Config, gpt2};
+
+    #[test]
+    fn the_small_gpt2_has_its_published_count() {
+        let text = r#"{"vocab_size":50257,"n_positions":1024,"n_embd":768,"n_layer":12,"n_head":12}"#;
+        let spec = (gpt2::FAMILY.read)(&Config::parse("config.json".as_ref(), text).unwrap()).unwrap();
+        assert_eq!(spec.parameter_count(), 124_439_808);
+    }
+
+    #[test]
+    fn names_follow_the_computation() {
+        let mut spec = ModelSpec::llama(10, 8, 1, 2, 1, 16, 32);
+        spec.tied_head = false;
+        let names: Vec<String> = spec.parameters().into_iter().map(|(name, _)| name).collect();
+        let expected = [
+            "embedding.weight",
+            "blocks.0.mixer_norm.weight",
+            "blocks.0.mixer.query.weight",
+            "blocks.0.mixer.key.weight",
+            "blocks.0.mixer.value.weight",
+            "blocks.0.mixer.output.weight",
+            "blocks.0.channel_norm.weight",
+            "blocks.0.channel.gate.weight",
+            "blocks.0.channel.up.weight",
+            "blocks.0.channel.down.weight",
+            "final_norm.weight",
+            "head.weight",
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn senseless_sizes_do_not_panic() {
+        let spec = ModelSpec::llama(usize::MAX, usize::MAX, 1, 0, 3, usize::MAX, 0);
+        assert_eq!(spec.parameter_count(), u64::MAX);
+    }
+}

@@ -1,0 +1,202 @@
+//! Loading, caching, merging and saving, on every fixture.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use espalier_models::{
+    checkpoint::{Checkpoint, Dtype, TensorFile},
+    folder,
+    model::{Input, LanguageModel},
+    state::SequenceState,
+};
+
+const FAMILIES: [&str; 8] =
+    ["gpt2", "llama", "llama3-rope", "llama-linear-pi", "llama-yarn", "mistral", "qwen2", "qwen3"];
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(name)
+}
+
+fn input(name: &str) -> Input {
+    let file = TensorFile::open(&fixture(name).join("expected.safetensors")).unwrap();
+    let batch = file.info("input_ids").unwrap().shape[0];
+    let ids = file.read_i64("input_ids").unwrap().into_iter().map(|id| id as u32).collect();
+    Input { ids, batch, positions: None, segments: None }
+}
+
+fn values(model: &LanguageModel, input: &Input) -> Vec<f32> {
+    model.logits(input).unwrap().into_data().try_into_vec::<f32>().unwrap()
+}
+
+fn gap(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn a_cached_pass_equals_the_whole_one() {
+    for name in FAMILIES {
+        let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
+        let input = input(name);
+        let (batch, time, vocabulary) = (input.batch, input.time(), model.spec().vocabulary);
+        let whole = values(&model, &input);
+        let mut state = SequenceState::new(model.spec());
+        for (start, end) in std::iter::once((0, 5)).chain((5..time).map(|t| (t, t + 1))) {
+            let part = |row: usize| input.ids[row * time + start..row * time + end].to_vec();
+            let step = Input::rows(&(0..batch).map(part).collect::<Vec<_>>()).unwrap();
+            let hidden = model.hidden(&step, Some(&mut state)).unwrap();
+            let logits = model.head(hidden).into_data().try_into_vec::<f32>().unwrap();
+            for row in 0..batch {
+                let expected = &whole[(row * time + start) * vocabulary..(row * time + end) * vocabulary];
+                let width = (end - start) * vocabulary;
+                let gap = gap(&logits[row * width..(row + 1) * width], expected);
+                assert!(gap < 1e-5, "{name}: positions {start} to {end} differ by {gap}");
+            }
+        }
+    }
+}
+
+#[test]
+fn left_padding_changes_nothing() {
+    for name in FAMILIES {
+        let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
+        let ids: Vec<u32> = input(name).ids[..9].to_vec();
+        let plain = values(&model, &Input::rows(&[ids.clone()]).unwrap());
+        let padded = Input {
+            ids: [vec![0; 4], ids].concat(),
+            batch: 1,
+            positions: Some([vec![0; 4], (0..9).collect()].concat()),
+            segments: Some([vec![0; 4], vec![1; 9]].concat()),
+        };
+        let padded = values(&model, &padded);
+        let gap = gap(&padded[4 * model.spec().vocabulary..], &plain);
+        assert!(gap < 1e-5, "{name}: {gap}");
+    }
+}
+
+#[test]
+fn packed_documents_do_not_see_each_other() {
+    for name in FAMILIES {
+        let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
+        let ids = input(name).ids;
+        let (first, second) = (ids[..7].to_vec(), ids[7..12].to_vec());
+        let packed = Input {
+            ids: [first.clone(), second.clone()].concat(),
+            batch: 1,
+            positions: Some((0..7).chain(0..5).collect()),
+            segments: Some([vec![1; 7], vec![2; 5]].concat()),
+        };
+        let apart = [first, second].map(|row| values(&model, &Input::rows(&[row]).unwrap())).concat();
+        let gap = gap(&values(&model, &packed), &apart);
+        assert!(gap < 1e-5, "{name}: {gap}");
+    }
+}
+
+/// Names and values of a model folder's tensors.
+fn tensors(folder: &Path) -> Vec<(String, Vec<f32>)> {
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let mut names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
+    names.sort();
+    names.into_iter().map(|name| (name.clone(), checkpoint.read_f32(&name, None).unwrap())).collect()
+}
+
+#[test]
+fn saving_after_loading_gives_the_same_tensors() {
+    for name in FAMILIES {
+        let loaded = folder::load(&fixture(name), &Device::flex()).unwrap();
+        let saved = tempfile::tempdir().unwrap();
+        folder::save(&loaded.model, saved.path(), Some(&loaded.config), Dtype::F32).unwrap();
+        assert_eq!(tensors(saved.path()), tensors(&fixture(name)), "{name}");
+        let again = folder::load(saved.path(), &Device::flex()).unwrap();
+        assert_eq!(again.model.spec(), loaded.model.spec(), "{name}");
+    }
+}
+
+#[test]
+fn half_precision_files_load() {
+    let loaded = folder::load(&fixture("llama"), &Device::flex()).unwrap();
+    let exact = values(&loaded.model, &input("llama"));
+    for (dtype, tolerance) in [(Dtype::BF16, 0.1), (Dtype::F16, 0.01)] {
+        let saved = tempfile::tempdir().unwrap();
+        folder::save(&loaded.model, saved.path(), Some(&loaded.config), dtype).unwrap();
+        let again = folder::load(saved.path(), &Device::flex()).unwrap();
+        assert_eq!(again.dtype, dtype);
+        let gap = gap(&values(&again.model, &input("llama")), &exact);
+        assert!(gap < tolerance && gap > 0.0, "{dtype:?}: {gap}");
+    }
+}
+
+#[test]
+fn merged_adapters_equal_peft_and_the_adapted_model() {
+    for name in ["peft-lora", "peft-lora-head"] {
+        let loaded = folder::load(&fixture(name), &Device::flex()).unwrap();
+        let adapted = values(&loaded.model, &input("llama"));
+        let mut merged = loaded.model.clone();
+        merged.merge_adapters();
+        let difference = gap(&values(&merged, &input("llama")), &adapted);
+        assert!(difference < 1e-5, "{name}: merged differs from adapted by {difference}");
+        let saved = tempfile::tempdir().unwrap();
+        folder::save(&merged, saved.path(), Some(&loaded.config), Dtype::F32).unwrap();
+        let expected = TensorFile::open(&fixture(name).join("merged.safetensors")).unwrap();
+        for (tensor, ours) in tensors(saved.path()) {
+            let difference = gap(&ours, &expected.read_f32(&tensor, None).unwrap());
+            assert!(difference < 1e-4, "{name}: `{tensor}` differs by {difference}");
+        }
+    }
+}
+
+#[test]
+fn adapters_survive_saving() {
+    for name in ["peft-lora", "peft-lora-head"] {
+        let loaded = folder::load(&fixture(name), &Device::flex()).unwrap();
+        let mut peft = loaded.adapter.clone().unwrap();
+        let saved = tempfile::tempdir().unwrap();
+        peft.base_model = Some(fixture("llama").to_string_lossy().into_owned());
+        espalier_models::adapter::save(&loaded.model, loaded.family().unwrap(), &peft, saved.path()).unwrap();
+        let file = |folder: &Path| TensorFile::open(&folder.join("adapter_model.safetensors")).unwrap();
+        let (ours, theirs) = (file(saved.path()), file(&fixture(name)));
+        assert_eq!(ours.names().count(), theirs.names().count());
+        for tensor in theirs.names() {
+            assert_eq!(ours.read_f32(tensor, None).unwrap(), theirs.read_f32(tensor, None).unwrap(), "{tensor}");
+        }
+        let again = folder::load(saved.path(), &Device::flex()).unwrap();
+        assert_eq!(values(&again.model, &input("llama")), values(&loaded.model, &input("llama")));
+    }
+}
+
+#[test]
+fn adapters_on_a_fused_weight_survive_saving() {
+    let mut loaded = folder::load(&fixture("gpt2"), &Device::flex()).unwrap();
+    let family = loaded.family().unwrap();
+    let mut peft = espalier_models::checkpoint::PeftConfig::new(
+        2,
+        4.0,
+        espalier_models::checkpoint::peft_config::Targets::AllLinear,
+    );
+    peft.base_model = Some(fixture("gpt2").to_string_lossy().into_owned());
+    espalier_models::adapter::attach(&mut loaded.model, family, &peft, 5).unwrap();
+    use espalier_models::parameter::Parameters;
+    loaded.model.visit_mut(&mut |p| {
+        if p.name().ends_with("adapter.up") {
+            let values = (0..p.len()).map(|i| 0.05 * ((i % 7) as f32 - 3.0)).collect();
+            p.set_data(values, &Device::flex());
+        }
+    });
+    let adapted = values(&loaded.model.frozen(), &input("gpt2"));
+    let saved = tempfile::tempdir().unwrap();
+    espalier_models::adapter::save(&loaded.model, family, &peft, saved.path()).unwrap();
+    let again = folder::load(saved.path(), &Device::flex()).unwrap();
+    let gap = gap(&values(&again.model, &input("gpt2")), &adapted);
+    assert!(gap < 1e-5, "{gap}");
+}
+
+#[test]
+fn wrong_inputs_are_errors() {
+    let model = folder::load(&fixture("gpt2"), &Device::flex()).unwrap().model;
+    let outside = model.logits(&Input::rows(&[vec![1, 61]]).unwrap()).unwrap_err().to_string();
+    assert!(outside.contains("61"), "{outside}");
+    let long = model.logits(&Input::rows(&[vec![1; 65]]).unwrap()).unwrap_err().to_string();
+    assert!(long.contains("position 64"), "{long}");
+    assert!(Input::rows(&[vec![1, 2], vec![1]]).is_err());
+    assert!(Input::rows(&[]).is_err());
+}

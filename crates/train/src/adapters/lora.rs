@@ -1,0 +1,63 @@
+//! LoRA (arXiv 2106.09685) and rsLoRA (arXiv 2312.03732): `y = x W^T + s x A^T B^T`.
+//!
+//! `s = alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA. `A` starts uniform within `1 / sqrt(inputs)`, `B` at zero, so the
+//! model starts unchanged. Recipe: `sft-lora.toml`. Left out: dropout on the adapter's input.
+
+use espalier_models::{
+    adapter,
+    checkpoint::{PeftConfig, peft_config::Targets},
+    families::Family,
+    model::LanguageModel,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The options of LoRA.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraOptions {
+    /// Rank of the addition.
+    pub rank: usize,
+    /// Numerator of its scale; twice the rank when absent.
+    pub alpha: Option<f64>,
+    /// Names of the modules in the checkpoint (`q_proj`, ...); every linear layer but the head when absent.
+    pub target_modules: Option<Vec<String>>,
+    /// Modules that are trained and saved whole, such as `lm_head`.
+    pub modules_to_save: Vec<String>,
+    /// Scale by the root of the rank.
+    pub rslora: bool,
+}
+
+impl Default for LoraOptions {
+    fn default() -> Self {
+        Self { rank: 8, alpha: None, target_modules: None, modules_to_save: Vec::new(), rslora: false }
+    }
+}
+
+impl LoraOptions {
+    /// Attaches fresh adapters and marks them as trained.
+    ///
+    /// # Errors
+    /// When the rank is zero or no module matches.
+    pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<PeftConfig> {
+        if self.rank == 0 {
+            return Err(Error::Option { key: "rank", reason: "must be at least 1".into() });
+        }
+        let config = self.configuration();
+        adapter::attach(model, family, &config, seed)?;
+        Ok(config)
+    }
+
+    fn configuration(&self) -> PeftConfig {
+        let target_modules = match &self.target_modules {
+            Some(names) => Targets::List(names.clone()),
+            None => Targets::AllLinear,
+        };
+        let alpha = self.alpha.unwrap_or(2.0 * self.rank as f64);
+        let mut config = PeftConfig::new(self.rank, alpha, target_modules);
+        config.modules_to_save = self.modules_to_save.clone();
+        config.use_rslora = self.rslora;
+        config
+    }
+}

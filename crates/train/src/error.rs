@@ -1,0 +1,58 @@
+//! What can go wrong in a training run.
+
+use std::path::PathBuf;
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error with the context that the caller has not got.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model or its files.
+    #[error(transparent)]
+    Model(#[from] espalier_models::Error),
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] espalier_data::Error),
+    /// A file of the run.
+    #[error("{}: {source}; check that the path exists and the disk has room", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// An option makes no sense.
+    #[error("`{key}`: {reason}")]
+    Option {
+        /// The option's key.
+        key: &'static str,
+        /// What is wrong, and the fix.
+        reason: String,
+    },
+    /// The loss or a gradient is not a finite number.
+    #[error("step {step}: {what} is not finite; lower `learning_rate`, or check the data of this step")]
+    NotFinite {
+        /// The step, from 1.
+        step: usize,
+        /// The loss, or the tensor's name.
+        what: String,
+    },
+    /// A checkpoint does not belong to this run.
+    #[error("{}: {reason}", path.display())]
+    Checkpoint {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What does not fit, and the fix.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Wraps an I/O error with its path.
+    pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { path, source }
+    }
+}

@@ -1,0 +1,187 @@
+//! Direct Preference Optimization (arXiv 2305.18290, Eq. 7).
+//!
+//! With `a = log pi(y_w) - log ref(y_w)` and `b` likewise for the worse answer (sums over the answer's tokens),
+//! `loss = -log sigmoid(beta (a - b))`, a mean over pairs. The reference is the model as it was before the first step;
+//! its log-probabilities are computed once. `sft_weight` adds the mean negative log-likelihood of the better answers' tokens
+//! (RPO), which keeps their likelihood from falling. Recipe: `dpo.toml`.
+
+use burn::tensor::{Tensor, TensorData, activation::log_sigmoid};
+use espalier_models::model::LanguageModel;
+use serde::{Deserialize, Serialize};
+
+use super::{Batch, Loss, Metric, Objective};
+use crate::{
+    Error, Result,
+    batch::{Sample, TokenBatch, integers, single},
+};
+
+/// The options of DPO.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DpoOptions {
+    /// How far the model may leave the reference: the smaller, the further.
+    pub beta: f64,
+    /// Weight of the negative log-likelihood of the better answers.
+    pub sft_weight: f64,
+}
+
+impl Default for DpoOptions {
+    fn default() -> Self {
+        Self { beta: 0.1, sft_weight: 0.0 }
+    }
+}
+
+/// The objective.
+#[derive(Debug, Clone)]
+pub struct Dpo {
+    options: DpoOptions,
+}
+
+impl Dpo {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// When `beta` is not positive or `sft_weight` is negative.
+    pub fn new(options: DpoOptions) -> Result<Self> {
+        if !(options.beta > 0.0 && options.beta.is_finite()) {
+            return Err(Error::Option { key: "beta", reason: format!("{} is not a positive number", options.beta) });
+        }
+        if !(options.sft_weight >= 0.0 && options.sft_weight.is_finite()) {
+            return Err(Error::Option { key: "sft_weight", reason: format!("{} is negative", options.sft_weight) });
+        }
+        Ok(Self { options })
+    }
+}
+
+/// Pairs that are scored by the reference at once.
+const REFERENCE_BATCH: usize = 16;
+
+impl Objective for Dpo {
+    fn name(&self) -> &'static str {
+        "dpo"
+    }
+
+    fn prepare(&self, model: &LanguageModel, samples: &mut [Sample]) -> Result<()> {
+        let reference = model.frozen();
+        for chunk in samples.chunks_mut(REFERENCE_BATCH) {
+            let batch = self.collate(&chunk.iter().collect::<Vec<_>>())?;
+            let scores = sequence_log_probabilities(&reference, &batch.tokens)?.0;
+            let scores = scores.into_data().try_into_vec::<f32>().unwrap_or_default();
+            for (i, sample) in chunk.iter_mut().enumerate() {
+                if let Sample::Pair(_, reference) = sample {
+                    *reference = [f64::from(scores[i]), f64::from(scores[i + batch.reference.len()])];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All better answers come first, then all worse ones.
+    fn collate(&self, samples: &[&Sample]) -> Result<Batch> {
+        let pairs = samples.iter().map(|sample| match sample {
+            Sample::Pair(pair, reference) => Ok((pair, *reference)),
+            Sample::Row(_) => {
+                Err(Error::Option { key: "objective", reason: "`dpo` learns from preference pairs".into() })
+            }
+        });
+        let pairs = pairs.collect::<Result<Vec<_>>>()?;
+        let chosen = pairs.iter().map(|(pair, _)| single(&pair.chosen));
+        let rows: Vec<_> = chosen.chain(pairs.iter().map(|(pair, _)| single(&pair.rejected))).collect();
+        let tokens = TokenBatch::new(&rows.iter().collect::<Vec<_>>());
+        let reference: Vec<_> = pairs.into_iter().map(|(_, reference)| reference).collect();
+        Ok(Batch { units: reference.len() as f64, tokens, reference })
+    }
+
+    fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
+        let count = batch.reference.len();
+        let (scores, tokens) = sequence_log_probabilities(model, &batch.tokens)?;
+        let reference = |side: usize| {
+            let values: Vec<f32> = batch.reference.iter().map(|r| r[side] as f32).collect();
+            Tensor::<1>::from_data(TensorData::new(values, [count]), model.device())
+        };
+        let chosen = scores.clone().narrow(0, 0, count) - reference(0);
+        let rejected = scores.narrow(0, count, count) - reference(1);
+        let metrics = metrics(chosen.clone(), rejected.clone(), self.options.beta);
+        let mut sum = preference_loss(chosen, rejected, self.options.beta);
+        if self.options.sft_weight > 0.0 {
+            let better = batch.tokens.rows.iter().filter(|row| **row < count).count();
+            let mean = -tokens.narrow(0, 0, better).sum() / better.max(1) as f64;
+            sum = sum + mean * (self.options.sft_weight * count as f64);
+        }
+        Ok(Loss { sum, metrics })
+    }
+}
+
+/// Eq. 7 summed over pairs; `chosen` and `rejected` are log-ratios to the reference, `[pairs]`.
+pub fn preference_loss(chosen: Tensor<1>, rejected: Tensor<1>, beta: f64) -> Tensor<1> {
+    -log_sigmoid((chosen - rejected) * beta).sum()
+}
+
+/// Log-probability of every row's targets, `[rows]`, and of every target, `[targets]`.
+///
+/// # Errors
+/// When a token id is outside the vocabulary.
+pub fn sequence_log_probabilities(model: &LanguageModel, batch: &TokenBatch) -> Result<(Tensor<1>, Tensor<1>)> {
+    let tokens = batch.log_probabilities(model)?;
+    let rows = integers(batch.rows.iter().map(|row| *row as i32), model.device());
+    let zeros = Tensor::<1>::zeros([batch.input.batch], model.device());
+    let sums = zeros.select_assign(0, rows, tokens.clone(), burn::tensor::IndexingUpdateOp::Add);
+    Ok((sums, tokens))
+}
+
+fn metrics(chosen: Tensor<1>, rejected: Tensor<1>, beta: f64) -> Vec<Metric> {
+    let host = |tensor: Tensor<1>| tensor.inner().into_data().try_into_vec::<f32>().unwrap_or_default();
+    let (chosen, rejected) = (host(chosen), host(rejected));
+    let units = chosen.len() as f64;
+    let sum = |values: &[f32]| values.iter().map(|v| beta * f64::from(*v)).sum::<f64>();
+    let right = chosen.iter().zip(&rejected).filter(|(c, r)| c > r).count() as f64;
+    vec![
+        Metric { name: "rewards/chosen", sum: sum(&chosen), units },
+        Metric { name: "rewards/rejected", sum: sum(&rejected), units },
+        Metric { name: "rewards/margins", sum: sum(&chosen) - sum(&rejected), units },
+        Metric { name: "rewards/accuracies", sum: right, units },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    /// Loss and gradients of the log-probabilities for one pair.
+    fn worked(chosen: f32, rejected: f32, beta: f64) -> (f32, f32, f32) {
+        let leaf = |value: f32| Tensor::<1>::from_floats([value], &Device::flex()).autodiff().require_grad();
+        let (a, b) = (leaf(chosen), leaf(rejected));
+        let loss = preference_loss(a.clone(), b.clone(), beta);
+        let gradients = loss.backward();
+        let read = |tensor: Tensor<1>| tensor.into_data().try_into_vec::<f32>().unwrap()[0];
+        (read(loss.inner()), read(a.grad(&gradients).unwrap()), read(b.grad(&gradients).unwrap()))
+    }
+
+    #[test]
+    fn worked_example() {
+        // log-probabilities -12 and -15, reference -13 and -14.5, beta 0.1
+        let (loss, chosen, rejected) = worked(1.0, -0.5, 0.1);
+        assert!((loss - 0.620957).abs() < 2e-6, "{loss}");
+        assert!((chosen + 0.046257).abs() < 2e-6 && (rejected - 0.046257).abs() < 2e-6, "{chosen} {rejected}");
+    }
+
+    #[test]
+    fn a_model_equal_to_its_reference_costs_ln_2() {
+        let (loss, chosen, rejected) = worked(0.0, 0.0, 0.1);
+        assert!((loss - 2f32.ln()).abs() < 1e-6);
+        assert!((chosen + 0.05).abs() < 1e-6 && (rejected - 0.05).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_log_sigmoid_stays_finite_for_hopeless_pairs() {
+        let (loss, chosen, _) = worked(-5000.0, 5000.0, 0.1);
+        assert!((loss - 1000.0).abs() < 1e-3 && (chosen + 0.1).abs() < 1e-6);
+    }
+
+    #[test]
+    fn senseless_options_are_refused() {
+        assert!(Dpo::new(DpoOptions { beta: 0.0, ..Default::default() }).is_err());
+        assert!(Dpo::new(DpoOptions { sft_weight: -1.0, ..Default::default() }).is_err());
+    }
+}

@@ -1,0 +1,100 @@
+//! Objectives: what a training step minimises.
+//!
+//! An objective is one file here and one variant of [`ObjectiveOptions`]. It sums its loss over units (tokens, pairs) and
+//! says how many units a batch has before the forward pass, so that accumulation divides by the units of the whole step.
+
+pub mod dpo;
+pub mod language;
+
+use burn::tensor::Tensor;
+use espalier_models::model::LanguageModel;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Result,
+    batch::{Sample, TokenBatch},
+};
+
+/// A batch as the objective that collated it reads it.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// The tokens of all rows.
+    pub tokens: TokenBatch,
+    /// Units over which the loss is a mean.
+    pub units: f64,
+    /// Reference log-probabilities of chosen and rejected answers, for objectives on pairs.
+    pub reference: Vec<[f64; 2]>,
+}
+
+/// The loss of one batch, summed over its units.
+#[derive(Debug)]
+pub struct Loss {
+    /// `[1]`.
+    pub sum: Tensor<1>,
+    /// Named values to be averaged for the log.
+    pub metrics: Vec<Metric>,
+}
+
+/// A value to be averaged over batches.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Metric {
+    /// The name that users of other trainers know.
+    pub name: &'static str,
+    /// Sum over units.
+    pub sum: f64,
+    /// Number of units.
+    pub units: f64,
+}
+
+/// What a training step minimises.
+pub trait Objective {
+    /// The objective's name in recipes.
+    fn name(&self) -> &'static str;
+
+    /// Computes, once and before training, what depends on the starting model alone.
+    ///
+    /// # Errors
+    /// When a sample does not fit the model.
+    fn prepare(&self, model: &LanguageModel, samples: &mut [Sample]) -> Result<()> {
+        let _ = (model, samples);
+        Ok(())
+    }
+
+    /// Makes a batch of samples.
+    ///
+    /// # Errors
+    /// When the samples are of another kind than the objective learns from.
+    fn collate(&self, samples: &[&Sample]) -> Result<Batch>;
+
+    /// The loss of a batch.
+    ///
+    /// # Errors
+    /// When a token id is outside the vocabulary.
+    fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss>;
+}
+
+/// The objectives by name, with their options: `objective = "sft"` or `objective = { dpo = { beta = 0.1 } }`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveOptions {
+    /// Every token of every document.
+    Pretrain,
+    /// The assistant's tokens.
+    Sft,
+    /// Better against worse answers, with default options where none are given.
+    Dpo(dpo::DpoOptions),
+}
+
+impl ObjectiveOptions {
+    /// The objective itself.
+    ///
+    /// # Errors
+    /// When an option makes no sense.
+    pub fn build(&self) -> Result<Box<dyn Objective>> {
+        Ok(match self {
+            Self::Pretrain => Box::new(language::NextToken { name: "pretrain" }),
+            Self::Sft => Box::new(language::NextToken { name: "sft" }),
+            Self::Dpo(options) => Box::new(dpo::Dpo::new(options.clone())?),
+        })
+    }
+}

@@ -1,0 +1,186 @@
+//! The options of a training run, with the defaults that users of other tools expect.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How long, how fast and how often. Every key may stand in a recipe's `train` table.
+///
+/// ```
+/// use espalier_train::options::TrainOptions;
+/// let options = TrainOptions::default();
+/// assert_eq!(options.total_steps(100)?, 13); // one epoch of 100 examples by 8
+/// # Ok::<(), espalier_train::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainOptions {
+    /// Optimiser steps; overrides `epochs`.
+    pub steps: Option<usize>,
+    /// Passes over the data.
+    pub epochs: f64,
+    /// Examples (or packed rows) of one forward pass.
+    pub batch: usize,
+    /// Forward passes of one optimiser step.
+    pub accumulation: usize,
+    /// Longest example in tokens; longer ones keep their beginning.
+    pub length: usize,
+    /// Fill rows with several examples that cannot see each other.
+    pub packing: bool,
+    /// Peak step size.
+    pub learning_rate: f64,
+    /// Its course after warm-up.
+    pub schedule: Schedule,
+    /// Steps of linear warm-up; below 1, a share of all steps.
+    pub warmup: f64,
+    /// Step size at the end, as a share of the peak (cosine and linear).
+    pub final_learning_rate: f64,
+    /// Decoupled weight decay, on matrices only.
+    pub weight_decay: f64,
+    /// Decay of Adam's first moment.
+    pub beta1: f64,
+    /// Decay of Adam's second moment.
+    pub beta2: f64,
+    /// Adam's epsilon.
+    pub epsilon: f64,
+    /// Longest gradient, in the L2 norm over all parameters; 0 turns clipping off.
+    pub clip: f64,
+    /// Seed of data order and fresh weights.
+    pub seed: u64,
+    /// Steps between lines of the log.
+    pub log_every: usize,
+    /// Steps between evaluations; 0 evaluates at the end only.
+    pub evaluate_every: usize,
+    /// Steps between checkpoints; 0 writes none before the end.
+    pub checkpoint_every: usize,
+    /// Checkpoints that are kept.
+    pub keep_checkpoints: usize,
+}
+
+/// The course of the step size after warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Half a cosine from the peak to the end value.
+    #[default]
+    Cosine,
+    /// A straight line from the peak to the end value.
+    Linear,
+    /// The peak throughout.
+    Constant,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            steps: None,
+            epochs: 1.0,
+            batch: 8,
+            accumulation: 1,
+            length: 1024,
+            packing: false,
+            learning_rate: 2e-5,
+            schedule: Schedule::Cosine,
+            warmup: 0.03,
+            final_learning_rate: 0.0,
+            weight_decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            clip: 1.0,
+            seed: 0,
+            log_every: 10,
+            evaluate_every: 0,
+            checkpoint_every: 100,
+            keep_checkpoints: 2,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// Examples of one optimiser step.
+    pub fn examples_per_step(&self) -> usize {
+        self.batch * self.accumulation
+    }
+
+    /// Optimiser steps for `examples` examples.
+    ///
+    /// # Errors
+    /// When an option makes no sense.
+    pub fn total_steps(&self, examples: usize) -> Result<usize> {
+        self.check()?;
+        let by_epochs = || (self.epochs * examples as f64 / self.examples_per_step() as f64).ceil().max(1.0) as usize;
+        Ok(self.steps.unwrap_or_else(by_epochs))
+    }
+
+    fn check(&self) -> Result<()> {
+        let positive = |key, value: usize| match value {
+            0 => Err(Error::Option { key, reason: "must be at least 1".into() }),
+            _ => Ok(()),
+        };
+        let within = |key, value: f64, low: f64, high: f64| match value >= low && value <= high {
+            true => Ok(()),
+            false => Err(Error::Option { key, reason: format!("{value} is outside {low} to {high}") }),
+        };
+        positive("batch", self.batch)?;
+        positive("accumulation", self.accumulation)?;
+        positive("length", self.length.saturating_sub(1))?;
+        positive("steps", self.steps.unwrap_or(1))?;
+        positive("log_every", self.log_every)?;
+        positive("keep_checkpoints", self.keep_checkpoints)?;
+        within("epochs", self.epochs, f64::MIN_POSITIVE, 1e6)?;
+        within("learning_rate", self.learning_rate, 0.0, 1e3)?;
+        within("warmup", self.warmup, 0.0, 1e9)?;
+        within("final_learning_rate", self.final_learning_rate, 0.0, 1.0)?;
+        within("weight_decay", self.weight_decay, 0.0, 1e3)?;
+        within("beta1", self.beta1, 0.0, 0.999_999_9)?;
+        within("beta2", self.beta2, 0.0, 0.999_999_9)?;
+        within("epsilon", self.epsilon, 0.0, 1.0)?;
+        within("clip", self.clip, 0.0, 1e9)
+    }
+
+    /// Step size of step `step` (from 0) of `total`.
+    pub fn learning_rate_at(&self, step: usize, total: usize) -> f64 {
+        let warmup = if self.warmup < 1.0 { (self.warmup * total as f64).ceil() } else { self.warmup };
+        let step = step as f64;
+        if step < warmup {
+            return self.learning_rate * (step + 1.0) / warmup;
+        }
+        let progress = ((step - warmup) / (total as f64 - warmup).max(1.0)).min(1.0);
+        let share = match self.schedule {
+            Schedule::Constant => 1.0,
+            Schedule::Linear => 1.0 - (1.0 - self.final_learning_rate) * progress,
+            Schedule::Cosine => {
+                let wave = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+                self.final_learning_rate + (1.0 - self.final_learning_rate) * wave
+            }
+        };
+        self.learning_rate * share
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_begin_peak_and_end_where_they_should() {
+        let options = TrainOptions { learning_rate: 1.0, warmup: 10.0, final_learning_rate: 0.1, ..Default::default() };
+        assert!((options.learning_rate_at(0, 110) - 0.1).abs() < 1e-12);
+        assert!((options.learning_rate_at(10, 110) - 1.0).abs() < 1e-12);
+        assert!((options.learning_rate_at(60, 110) - 0.55).abs() < 1e-12);
+        assert!((options.learning_rate_at(110, 110) - 0.1).abs() < 1e-12);
+        let linear = TrainOptions { schedule: Schedule::Linear, ..options.clone() };
+        assert!((linear.learning_rate_at(35, 110) - 0.775).abs() < 1e-12);
+        let constant = TrainOptions { schedule: Schedule::Constant, ..options };
+        assert_eq!(constant.learning_rate_at(100, 110), 1.0);
+    }
+
+    #[test]
+    fn senseless_options_are_refused() {
+        let wrong = TrainOptions { batch: 0, ..Default::default() };
+        assert_eq!(wrong.total_steps(10).unwrap_err().to_string(), "`batch`: must be at least 1");
+        let wrong = TrainOptions { learning_rate: f64::NAN, ..Default::default() };
+        assert!(wrong.total_steps(10).is_err());
+    }
+}

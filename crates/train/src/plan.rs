@@ -1,0 +1,86 @@
+//! The plan of a run: what it will cost, said before it starts.
+//!
+//! Memory counts weights, gradients, two moments and the activations of one batch; time counts six operations a parameter
+//! and token (four where only an adapter is trained) at the speed of a matrix product on this machine. Both are estimates
+//! to be compared with what the run then used.
+
+use std::time::Instant;
+
+use burn::tensor::{Device, Distribution, Tensor};
+use espalier_models::{
+    model::LanguageModel,
+    spec::{ChannelSpec, MixerSpec, ModelSpec},
+};
+
+use crate::{Result, batch::Sample, options::TrainOptions};
+
+/// The plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Parameters in all.
+    pub parameters: u64,
+    /// Parameters that are trained.
+    pub trainable: u64,
+    /// Examples or packed rows.
+    pub samples: usize,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Tokens that will be read.
+    pub tokens: u64,
+    /// Estimated peak memory in bytes.
+    pub memory: u64,
+    /// Estimated seconds.
+    pub seconds: f64,
+}
+
+/// Share of the matrix product's speed that a whole training step reaches in practice.
+const STEP_EFFICIENCY: f64 = 0.4;
+
+/// Plans a run of `model` on `samples`.
+///
+/// # Errors
+/// When an option makes no sense.
+pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -> Result<Plan> {
+    let steps = options.total_steps(samples.len())?;
+    let count = |trained: bool| {
+        model.parameters().iter().filter(|p| !trained || p.is_trainable()).map(|p| p.len() as u64).sum::<u64>()
+    };
+    let (parameters, trainable) = (count(false), count(true));
+    let mean = samples.iter().map(|s| s.tokens() as f64).sum::<f64>() / samples.len().max(1) as f64;
+    let tokens = (mean * (steps * options.examples_per_step()) as f64) as u64;
+    let longest = samples.iter().map(Sample::tokens).max().unwrap_or(0);
+    let activations = activation_bytes(model.spec(), longest * options.batch, longest);
+    let memory = 4 * parameters + 12 * trainable + activations;
+    let passes = if trainable < parameters { 4.0 } else { 6.0 };
+    let seconds = passes * parameters as f64 * tokens as f64 / (matrix_speed(model.device()) * STEP_EFFICIENCY);
+    Ok(Plan { parameters, trainable, samples: samples.len(), steps, tokens, memory, seconds })
+}
+
+/// Bytes of what the forward pass keeps for the backward pass, all in f32.
+fn activation_bytes(spec: &ModelSpec, tokens: usize, length: usize) -> u64 {
+    let block = |block: &espalier_models::spec::BlockSpec| {
+        let MixerSpec::Attention(attention) = &block.mixer;
+        let (ChannelSpec::Mlp(mlp) | ChannelSpec::GatedMlp(mlp)) = &block.channel;
+        let scores = 4 * attention.heads * length;
+        let projections = 4 * attention.head_dim * (attention.heads + 2 * attention.kv_heads);
+        10 * spec.width + projections + scores + 6 * mlp.inner
+    };
+    let blocks: usize = spec.blocks.iter().map(block).sum();
+    4 * tokens as u64 * (blocks + 4 * spec.vocabulary) as u64
+}
+
+/// Floating-point operations a second of a matrix product, measured in a few hundredths of a second.
+pub fn matrix_speed(device: &Device) -> f64 {
+    let device = device.clone().inner();
+    let matrix = || Tensor::<2>::random([512, 512], Distribution::Default, &device);
+    let (a, b) = (matrix(), matrix());
+    let multiply = || a.clone().matmul(b.clone()).sum().into_data();
+    multiply();
+    let started = Instant::now();
+    let mut count = 0;
+    while started.elapsed().as_secs_f64() < 0.05 {
+        multiply();
+        count += 1;
+    }
+    f64::from(count) * 2.0 * 512f64.powi(3) / started.elapsed().as_secs_f64()
+}

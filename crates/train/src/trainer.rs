@@ -1,0 +1,312 @@
+//! The trainer: one loop for every objective.
+//!
+//! It owns data order, accumulation, clipping, the schedule, evaluation, checkpoints and metrics. Interrupted at any
+//! moment, the same call goes on from the newest checkpoint and ends with the same weights, bit for bit in f32.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use burn::tensor::Tensor;
+use espalier_kernels::optimiser::sum_of_squares;
+use espalier_models::{model::LanguageModel, parameter::Parameters};
+
+use crate::{
+    Error, Result,
+    batch::Sample,
+    checkpoint::{self, Progress},
+    metrics::MetricsLog,
+    objectives::{Batch, Metric, Objective},
+    optimisers::AdamW,
+    options::TrainOptions,
+    order::Order,
+};
+
+/// Everything that a run needs.
+pub struct Run<'a> {
+    /// The model to start from; its trainable parameters are trained.
+    pub model: LanguageModel,
+    /// What a step minimises.
+    pub objective: &'a dyn Objective,
+    /// Training data.
+    pub samples: Vec<Sample>,
+    /// Held-out data, for evaluation.
+    pub validation: Vec<Sample>,
+    /// Options.
+    pub options: TrainOptions,
+    /// The run's folder: `metrics.jsonl` and `checkpoints/`.
+    pub folder: PathBuf,
+    /// Hash of everything that decides the trajectory; a checkpoint with another one is refused.
+    pub fingerprint: String,
+}
+
+/// What happens during a run, for progress bars.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Training goes on from a checkpoint after this step.
+    Resumed(usize),
+    /// A step is done.
+    Step {
+        /// The step, from 1.
+        step: usize,
+        /// All steps.
+        total: usize,
+        /// Loss of the step.
+        loss: f64,
+        /// Tokens read since the process started, and the seconds that took.
+        speed: (u64, f64),
+    },
+    /// The held-out loss was measured after this step.
+    Evaluated {
+        /// The step.
+        step: usize,
+        /// Mean loss on held-out data.
+        loss: f64,
+    },
+}
+
+/// The end of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The trained model, outside autodiff.
+    pub model: LanguageModel,
+    /// Steps in all.
+    pub steps: usize,
+    /// Tokens read in all.
+    pub tokens: u64,
+    /// Seconds of this process.
+    pub seconds: f64,
+    /// Held-out loss at the end, where there is held-out data.
+    pub validation_loss: Option<f64>,
+}
+
+/// Trains to the end of the schedule.
+///
+/// # Errors
+/// When an option makes no sense, a sample does not fit, the loss or a gradient is not finite, or the disk is full.
+pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome> {
+    if run.samples.is_empty() {
+        return Err(Error::Option { key: "data", reason: "no example is left to train on".into() });
+    }
+    let total = run.options.total_steps(run.samples.len())?;
+    let checkpoints = run.folder.join("checkpoints");
+    fs::create_dir_all(&checkpoints).map_err(Error::file(&checkpoints))?;
+    run.objective.prepare(&run.model, &mut run.samples)?;
+    run.objective.prepare(&run.model, &mut run.validation)?;
+    let mut optimiser = AdamW::default();
+    let resumed = checkpoint::resume(&checkpoints, &mut run.model, &mut optimiser, &run.fingerprint)?;
+    if let Some(progress) = &resumed {
+        events(&Event::Resumed(progress.step));
+    }
+    let progress = resumed.unwrap_or(Progress { step: 0, fingerprint: run.fingerprint.clone(), tokens: 0 });
+    let log = MetricsLog::open(&run.folder.join("metrics.jsonl"), progress.step)?;
+    let order = Order::new(run.samples.len(), run.options.seed);
+    let started = Instant::now();
+    let read_before = progress.tokens;
+    let mut state = State { run, total, optimiser, progress, log, order, window: Window::default() };
+    while state.progress.step < total {
+        let loss = state.step()?;
+        let speed = (state.progress.tokens - read_before, started.elapsed().as_secs_f64());
+        events(&Event::Step { step: state.progress.step, total, loss, speed });
+        state.after_step(&checkpoints, events)?;
+    }
+    state.finish(started, events)
+}
+
+/// A run under way.
+struct State<'a> {
+    run: Run<'a>,
+    total: usize,
+    optimiser: AdamW,
+    progress: Progress,
+    log: MetricsLog,
+    order: Order,
+    window: Window,
+}
+
+/// What was measured since the last line of the log.
+#[derive(Default)]
+struct Window {
+    metrics: BTreeMap<&'static str, (f64, f64)>,
+}
+
+impl Window {
+    fn add(&mut self, metrics: &[Metric]) {
+        for metric in metrics {
+            let entry = self.metrics.entry(metric.name).or_default();
+            *entry = (entry.0 + metric.sum, entry.1 + metric.units);
+        }
+    }
+
+    fn means(&mut self) -> Vec<(String, f64)> {
+        let mean = |(name, (sum, units)): (&'static str, (f64, f64))| (name.to_owned(), sum / units.max(1.0));
+        std::mem::take(&mut self.metrics).into_iter().map(mean).collect()
+    }
+}
+
+impl State<'_> {
+    /// One optimiser step; returns its loss.
+    fn step(&mut self) -> Result<f64> {
+        let number = self.progress.step + 1;
+        let batches = self.batches()?;
+        let units = batches.iter().map(|batch| batch.units).sum::<f64>().max(1.0);
+        let mut gradients = BTreeMap::new();
+        let mut loss = 0.0;
+        for batch in &batches {
+            loss += self.backward(batch, units, &mut gradients, number)?;
+        }
+        let norm = self.update(gradients, number)?;
+        self.progress.step = number;
+        self.progress.tokens += batches.iter().map(|batch| batch.tokens.input.ids.len() as u64).sum::<u64>();
+        self.window.add(&[Metric { name: "loss", sum: loss, units: 1.0 }]);
+        self.window.add(&[Metric { name: "gradient_norm", sum: norm, units: 1.0 }]);
+        Ok(loss)
+    }
+
+    /// The batches of the next step, a function of the step alone.
+    fn batches(&mut self) -> Result<Vec<Batch>> {
+        let options = &self.run.options;
+        let start = self.progress.step * options.examples_per_step();
+        let mut batches = Vec::with_capacity(options.accumulation);
+        for micro in 0..options.accumulation {
+            let positions = start + micro * options.batch..start + (micro + 1) * options.batch;
+            let samples: Vec<&Sample> = positions.map(|p| &self.run.samples[self.order.example(p)]).collect();
+            batches.push(self.run.objective.collate(&samples)?);
+        }
+        Ok(batches)
+    }
+
+    /// Adds one batch's gradients; returns its share of the step's loss.
+    fn backward(
+        &mut self,
+        batch: &Batch,
+        units: f64,
+        gradients: &mut BTreeMap<String, Tensor<1>>,
+        step: usize,
+    ) -> Result<f64> {
+        if batch.units == 0.0 {
+            return Ok(0.0);
+        }
+        let loss = self.run.objective.loss(&self.run.model, batch)?;
+        let value = scalar(&loss.sum) / units;
+        if !value.is_finite() {
+            return Err(Error::NotFinite { step, what: "the loss".into() });
+        }
+        self.window.add(&loss.metrics);
+        let mut found = (loss.sum / units).backward();
+        self.run.model.visit(&mut |p| {
+            if let Some(gradient) = p.leaf().grad_remove(&mut found) {
+                let sum = match gradients.remove(p.name()) {
+                    Some(earlier) => earlier + gradient,
+                    None => gradient,
+                };
+                gradients.insert(p.name().to_owned(), sum);
+            }
+        });
+        Ok(value)
+    }
+
+    /// Clips and applies the gradients; returns their norm before clipping.
+    fn update(&mut self, mut gradients: BTreeMap<String, Tensor<1>>, step: usize) -> Result<f64> {
+        let mut total = 0.0f64;
+        for (name, gradient) in &gradients {
+            let squares = sum_of_squares(gradient.clone());
+            if !squares.is_finite() {
+                return Err(Error::NotFinite { step, what: format!("the gradient of `{name}`") });
+            }
+            total += squares;
+        }
+        let norm = total.sqrt();
+        let options = &self.run.options;
+        let scale = if options.clip > 0.0 && norm > options.clip { options.clip / norm } else { 1.0 };
+        let learning_rate = options.learning_rate_at(step - 1, self.total);
+        let optimiser = &mut self.optimiser;
+        self.run.model.visit_mut(&mut |p| {
+            if let Some(gradient) = gradients.remove(p.name()) {
+                optimiser.step(p, gradient, options, learning_rate, step as u64, scale);
+            }
+        });
+        Ok(norm)
+    }
+
+    /// The log, the evaluation and the checkpoint that are due.
+    fn after_step(&mut self, checkpoints: &Path, events: &mut dyn FnMut(&Event)) -> Result<()> {
+        let (step, last) = (self.progress.step, self.progress.step == self.total);
+        let due = |every: usize| every > 0 && step.is_multiple_of(every);
+        if due(self.run.options.log_every) || last {
+            let mut values = self.window.means();
+            values.push(("learning_rate".into(), self.run.options.learning_rate_at(step - 1, self.total)));
+            values.push(("tokens".into(), self.progress.tokens as f64));
+            self.log.write(step, &values)?;
+        }
+        if due(self.run.options.evaluate_every) && !last {
+            self.evaluate(events)?;
+        }
+        if due(self.run.options.checkpoint_every) && !last {
+            let keep = self.run.options.keep_checkpoints;
+            checkpoint::write(checkpoints, &self.run.model, &self.optimiser, &self.progress, keep)?;
+        }
+        Ok(())
+    }
+
+    /// Mean loss on held-out data, where there is any.
+    fn evaluate(&mut self, events: &mut dyn FnMut(&Event)) -> Result<Option<f64>> {
+        if self.run.validation.is_empty() {
+            return Ok(None);
+        }
+        let (loss, metrics) =
+            evaluate(&self.run.model, self.run.objective, &self.run.validation, self.run.options.batch)?;
+        let step = self.progress.step;
+        let mut values = vec![("eval_loss".to_owned(), loss)];
+        values.extend(metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), value)));
+        self.log.write(step, &values)?;
+        events(&Event::Evaluated { step, loss });
+        Ok(Some(loss))
+    }
+
+    fn finish(mut self, started: Instant, events: &mut dyn FnMut(&Event)) -> Result<Outcome> {
+        let validation_loss = self.evaluate(events)?;
+        let checkpoints = self.run.folder.join("checkpoints");
+        checkpoint::write(&checkpoints, &self.run.model, &self.optimiser, &self.progress, 1)?;
+        Ok(Outcome {
+            model: self.run.model.frozen(),
+            steps: self.progress.step,
+            tokens: self.progress.tokens,
+            seconds: started.elapsed().as_secs_f64(),
+            validation_loss,
+        })
+    }
+}
+
+/// Mean loss and named metrics of `samples` under `model`, without gradients.
+///
+/// # Errors
+/// When a sample does not fit the objective or the model.
+pub fn evaluate(
+    model: &LanguageModel,
+    objective: &dyn Objective,
+    samples: &[Sample],
+    batch: usize,
+) -> Result<(f64, Vec<(String, f64)>)> {
+    let model = model.frozen();
+    let mut window = Window::default();
+    let (mut sum, mut units) = (0.0, 0.0);
+    for chunk in samples.chunks(batch.max(1)) {
+        let batch = objective.collate(&chunk.iter().collect::<Vec<_>>())?;
+        if batch.units > 0.0 {
+            let loss = objective.loss(&model, &batch)?;
+            sum += scalar(&loss.sum);
+            units += batch.units;
+            window.add(&loss.metrics);
+        }
+    }
+    Ok((sum / units.max(1.0), window.means()))
+}
+
+fn scalar(tensor: &Tensor<1>) -> f64 {
+    let values = tensor.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
+    values.first().map_or(f64::NAN, |value| f64::from(*value))
+}
