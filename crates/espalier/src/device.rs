@@ -1,9 +1,8 @@
 //! Where tensors live: the `--device` option.
 
 use burn::tensor::Device;
-use espalier_data::readers::nearest::suggestion;
 
-use crate::{Error, Result};
+use crate::{Error, Result, recipe::document::suggest};
 
 /// The kinds of device, and whether this program was built with them; every kind but `cpu` is a feature of the same name.
 pub const DEVICES: [(&str, bool); 6] = [
@@ -42,7 +41,10 @@ pub fn parse(text: &str) -> Result<Device> {
         Some((_, false)) => Err(usage(format!(
             "this program was built without the feature `{kind}`; build it with `cargo build --release --features {kind}`"
         ))),
-        None => Err(usage(format!("no such device{}; there are: {}", suggestion(kind, &names), names.join(", ")))),
+        None => {
+            let hint = suggest(kind, names.into_iter()).map(|name| format!("; did you mean `{name}`?"));
+            Err(usage(format!("no such device{}; there are: {}", hint.unwrap_or_default(), names.join(", "))))
+        }
     }
 }
 

@@ -183,10 +183,16 @@ impl Progress {
 
     /// Shows a line above the display.
     pub fn note(&self, text: &str) {
+        if !matches!(self.display, Display::Nothing) {
+            self.suspend(|| _ = writeln!(io::stderr(), "{text}"));
+        }
+    }
+
+    /// Does something that writes to the terminal while the display is out of the way.
+    pub fn suspend<R>(&self, work: impl FnOnce() -> R) -> R {
         match &self.display {
-            Display::Bar(bar) => bar.suspend(|| _ = writeln!(io::stderr(), "{text}")),
-            Display::Lines(_) => _ = writeln!(io::stderr(), "{text}"),
-            Display::Nothing => {}
+            Display::Bar(bar) => bar.suspend(work),
+            _ => work(),
         }
     }
 

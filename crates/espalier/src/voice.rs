@@ -32,10 +32,10 @@ impl Voice for TerminalVoice {
             _ => self.bar.insert((label.to_owned(), self.terminal.progress(total as u64, label))),
         };
         progress.set(done as u64, message);
-        if done >= total {
-            if let Some((_, progress)) = self.bar.take() {
-                progress.finish(&format!("{label}: {done}/{total}  {message}"));
-            }
+        if done >= total
+            && let Some((_, progress)) = self.bar.take()
+        {
+            progress.finish(message);
         }
     }
 }

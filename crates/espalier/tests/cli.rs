@@ -91,7 +91,7 @@ fn wrong_commands_exit_with_two() {
         (&["chat", "m", "--device", "cdua"], "did you mean `cuda`?"),
         (&["doctor", "--device", "metal"], "--features metal"),
         (&["generate", "m"], "there is no prompt"),
-        (&["generate", model(), "a", "--top-p", "1.5"], "`--top-p 1.5`: expected more than 0"),
+        (&["generate", model(), "a", "--top-p", "1.5"], "top_p = 1.5: expected more than 0"),
         (&["data", "generate", "sentense/2"], "did you mean `sentence/2`?"),
         (&["data", "generate", "g1/1", "--split", "training"], "expected `train`, `val` or `test`"),
         (&["data", "show", "nothing.jsonl"], "`nothing.jsonl`: no such file, and no generated task"),

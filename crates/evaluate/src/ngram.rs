@@ -163,7 +163,8 @@ fn discounts(counted: &[(Key, u32)]) -> [f64; 3] {
     let [_, n1, n2, n3, n4] = with_count;
     let y = n1 / (n1 + 2.0 * n2);
     let estimate = [1.0 - 2.0 * y * n2 / n1, 2.0 - 3.0 * y * n3 / n2, 3.0 - 4.0 * y * n4 / n3];
-    if estimate.iter().all(|discount| discount.is_finite() && *discount > 0.0) { estimate } else { [0.5, 1.0, 1.5] }
+    let sound = n4 > 0.0 && estimate.iter().all(|discount| discount.is_finite() && *discount > 0.0);
+    if sound { estimate } else { [0.5, 1.0, 1.5] }
 }
 
 fn discount(discounts: &[f64; 3], count: u32) -> f64 {

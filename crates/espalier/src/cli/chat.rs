@@ -18,7 +18,7 @@ use super::{Context, generate::finish_name, sampling::SamplingArgs};
 use crate::{Error, Result, model_path, units};
 
 const HELP: &str = "/reset forgets the conversation, /system TEXT sets the system message, /quit or Ctrl-D ends";
-const COMMANDS: [&str; 5] = ["help", "quit", "exit", "reset", "system"];
+const COMMANDS: [&str; 5] = ["/help", "/quit", "/exit", "/reset", "/system"];
 
 /// Talk to a model.
 #[derive(Debug, clap::Args)]
@@ -37,6 +37,7 @@ pub struct ChatArgs {
     /// Answer this and exit
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
+    /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
 }
@@ -156,7 +157,7 @@ impl Chat<'_> {
                 terminal.note("the conversation starts anew with this system message");
             }
             Line::Unknown(name) => {
-                let hint = suggestion(name, &COMMANDS);
+                let hint = suggestion(&format!("/{name}"), &COMMANDS);
                 terminal.note(&format!("no command /{name}{hint}; {HELP}"));
             }
             Line::Say(text) => self.answer(text)?,

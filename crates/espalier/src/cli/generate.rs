@@ -44,8 +44,10 @@ pub struct GenerateArgs {
     /// End a text before this string; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
+    /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// The benchmark's sizes.
     #[command(flatten)]
     pub benchmark: BenchmarkArgs,
 }
@@ -138,7 +140,7 @@ fn generate_all(
         let seconds = batch_start.elapsed().as_secs_f64();
         tokens += generated.iter().map(|text| text.tokens).sum::<usize>();
         for (index, text) in (first..last).zip(&generated) {
-            show(index, &prompts[index], encoded[index].len(), text, seconds, context)?;
+            progress.suspend(|| show(index, &prompts[index], encoded[index].len(), text, seconds, context))?;
         }
         progress.set(last as u64, "");
     }

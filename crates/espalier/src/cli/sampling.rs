@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn values_out_of_range_name_the_option() {
         let error = SamplingArgs { top_p: Some(1.5), ..NONE }.options(Path::new("nowhere")).unwrap_err();
-        assert_eq!(error.to_string(), "`--top-p 1.5`: expected more than 0, at most 1 (off)");
+        assert_eq!(error.to_string(), "top_p = 1.5: expected more than 0, at most 1 (off)");
         assert_eq!(error.exit_code(), 2);
     }
 }

@@ -184,7 +184,7 @@ impl Request {
     /// Flat indices of predicting positions, and the tokens they predict. As in the reference, only `labels` decide.
     fn predictions(&self) -> (Vec<i32>, Vec<i32>) {
         let time = self.input.time();
-        let asked = |i: &usize| i % time != 0 && self.labels[*i] >= 0;
+        let asked = |i: &usize| !i.is_multiple_of(time) && self.labels[*i] >= 0;
         (0..self.labels.len()).filter(asked).map(|i| (i as i32 - 1, self.labels[i] as i32)).unzip()
     }
 

@@ -34,9 +34,11 @@ impl TensorPlan {
         let width = match self.dtype {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::BF16 => 2,
+            // Token ids, which f32 holds exactly up to 2^24.
+            Dtype::I64 => 8,
             other => {
                 return Err(Error::Invalid(format!(
-                    "`{}`: {other:?} cannot be written; use F32, F16 or BF16",
+                    "`{}`: {other:?} cannot be written; use F32, F16, BF16 or I64",
                     self.name
                 )));
             }
@@ -206,6 +208,7 @@ fn write_numbers(file: &mut PartialFile, dtype: Dtype, values: &[f32]) -> Result
             Dtype::BF16 => {
                 bytes.extend(Vec::<bf16>::from_f32_slice(piece).iter().flat_map(|value| value.to_le_bytes()))
             }
+            Dtype::I64 => bytes.extend(piece.iter().flat_map(|value| (*value as i64).to_le_bytes())),
             _ => bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes())),
         }
         file.write(&bytes)?;
@@ -321,7 +324,7 @@ mod tests {
         let tensor = |name: &str, dtype, shape: &[usize]| TensorPlan { name: name.into(), dtype, shape: shape.into() };
         let refused = |tensors| TensorWriter::new(tensors).unwrap_err().to_string();
         assert!(refused(vec![tensor("a", Dtype::F32, &[1]), tensor("a", Dtype::F32, &[1])]).contains("planned twice"));
-        assert!(refused(vec![tensor("a", Dtype::I8, &[1])]).contains("use F32, F16 or BF16"));
+        assert!(refused(vec![tensor("a", Dtype::I8, &[1])]).contains("use F32, F16, BF16 or I64"));
         assert!(refused(vec![tensor("a", Dtype::F32, &[usize::MAX, 2])]).contains("overflows"));
         assert!(refused(vec![tensor("__metadata__", Dtype::F32, &[1])]).contains("`__metadata__`"));
     }
