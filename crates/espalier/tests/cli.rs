@@ -1,4 +1,5 @@
 //! The commands through the real binary: exit codes, messages, JSON, and help.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! Hostile and broken input through the real binary: one line with the fix, the right exit code, nothing half-written.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
 
 use std::{
     fs,

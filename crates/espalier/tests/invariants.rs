@@ -1,4 +1,5 @@
 //! What must hold of every training run, through the real binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
 
 use std::{
     fs,

@@ -65,6 +65,7 @@ fn mix(frequency: f64, factor: f64, kept: f64) -> f64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::excessive_precision, reason = "the numbers stand as they were published")]
 mod tests {
     use super::*;
 

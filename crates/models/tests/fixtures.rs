@@ -1,4 +1,5 @@
 //! Loading, caching, merging and saving, on every fixture.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
 
 use std::path::{Path, PathBuf};
 
@@ -61,7 +62,7 @@ fn left_padding_changes_nothing() {
     for name in FAMILIES {
         let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
         let ids: Vec<u32> = input(name).ids[..9].to_vec();
-        let plain = values(&model, &Input::rows(&[ids.clone()]).unwrap());
+        let plain = values(&model, &Input::rows(std::slice::from_ref(&ids)).unwrap());
         let padded = Input {
             ids: [vec![0; 4], ids].concat(),
             batch: 1,

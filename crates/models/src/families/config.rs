@@ -343,8 +343,8 @@ mod tests {
         let tokens = |value: &str| config(&format!(r#"{{"eos":{value}}}"#)).tokens("eos");
         assert_eq!(tokens("2").unwrap(), [2]);
         assert_eq!(tokens("[2, 5]").unwrap(), [2, 5]);
-        assert_eq!(tokens("null").unwrap(), []);
-        assert_eq!(tokens("-1").unwrap(), []);
+        assert_eq!(tokens("null").unwrap(), Vec::<u32>::new());
+        assert_eq!(tokens("-1").unwrap(), Vec::<u32>::new());
         assert!(tokens("-2").is_err() && tokens("4294967296").is_err() && tokens("[1.5]").is_err());
         assert!(config(r#"{"bos":[1,2]}"#).token("bos").is_err());
     }
