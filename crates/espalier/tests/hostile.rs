@@ -148,7 +148,7 @@ fn wrong_recipes_exit_with_2() {
     let text = fs::read_to_string(&path).unwrap().replace("steps = 2", "stepps = 2");
     fs::write(&path, text).unwrap();
     let error = String::from_utf8_lossy(&run(&[]).stderr).into_owned();
-    assert!(error.contains("recipe.toml:8:1") && error.contains("did you mean `steps`"), "{error}");
+    assert!(error.contains("recipe.toml:9:1") && error.contains("did you mean `steps`"), "{error}");
 }
 
 #[cfg(unix)]

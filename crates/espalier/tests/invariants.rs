@@ -121,11 +121,21 @@ fn a_killed_run_goes_on_to_the_same_weights_and_the_same_curve() {
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_with_its_step() {
     let folder = tempfile::tempdir().unwrap();
-    let output = command(folder.path(), &["learning_rate=1e3", "clip=0", "warmup=0", "steps=40"]).output().unwrap();
+    train(folder.path(), &["steps=1"]);
+    let path = folder.path().join("run/01-train/model/model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let fresh = RECIPE.lines().find(|line| line.starts_with("new")).unwrap();
+    let recipe = RECIPE.replace(fresh, "model = 'run/01-train/model'").replace("\"run\"", "\"second\"");
+    fs::write(folder.path().join("second.toml"), recipe).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_espalier"));
+    let output = command.current_dir(folder.path()).args(["--quiet", "run", "second.toml"]).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(error.contains("step ") && error.contains("not finite"), "{error}");
-    assert!(!folder.path().join("run/01-train/model").exists());
+    assert!(error.contains("step 1: the loss is not finite"), "{error}");
+    assert!(!folder.path().join("second/01-train/model").exists());
 }
 
 #[test]

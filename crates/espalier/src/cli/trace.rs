@@ -55,11 +55,11 @@ type Written = (String, Vec<usize>, Dtype, Vec<f32>);
 pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     let mut loaded = folder::load(&args.model, &context.device)?;
     let request = Request::read(&args.input)?;
-    request.check_labels(loaded.model.spec().vocabulary)?;
     if args.gradients {
         mark(&mut loaded)?;
     }
     let hidden = loaded.model.hidden(&request.input, None)?;
+    request.check_labels(loaded.model.spec().vocabulary)?;
     let [batch, time, width] = hidden.dims();
     let logits = loaded.model.head(hidden.clone()).inner();
     let vocabulary = logits.dims()[2];

@@ -100,15 +100,54 @@ pub fn load<T: DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T,
 /// [`RecipeError`] when the text is not TOML, a key is unknown or missing, a value has the wrong type, or an override
 /// has no single place.
 pub fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[String]) -> Result<T, RecipeError> {
+    let mut below = vec![false; overrides.len()];
+    let mut first = None;
+    loop {
+        let (index, error) = match attempt(text, name, overrides, &below)? {
+            Ok(value) => return Ok(value),
+            Err(refused) => refused,
+        };
+        match index {
+            // A short key that the stage's own table does not know may be one of its options.
+            Some(index) if !below[index] && error.to_string().contains("unknown key") => {
+                below[index] = true;
+                first.get_or_insert(error);
+            }
+            _ => return Err(first.filter(|first| suggests(first) || !has_options(&error)).unwrap_or(error)),
+        }
+    }
+}
+
+fn suggests(error: &RecipeError) -> bool {
+    error.to_string().contains("did you mean")
+}
+
+/// Whether the document's type has options at all.
+fn has_options(error: &RecipeError) -> bool {
+    !error.to_string().contains("unknown key `options`")
+}
+
+/// A value, or why there is none and which override is to blame.
+type Attempt<T> = Result<T, (Option<usize>, RecipeError)>;
+
+/// Reads the document with its overrides, those marked in `below` one table deeper, in the stage's options.
+fn attempt<T: DeserializeOwned>(
+    text: &str,
+    name: &str,
+    overrides: &[String],
+    below: &[bool],
+) -> Result<Attempt<T>, RecipeError> {
     let root = DeTable::parse(text).map_err(|error| diagnosis::syntax(&error, text, name))?;
     let span = root.span();
     let mut document = Spanned::new(span, DeValue::Table(root.into_inner()));
     for (index, change) in overrides.iter().enumerate() {
-        overrides::apply(&mut document, change, override_span(text, index))
+        overrides::apply(&mut document, change, override_span(text, index), below[index])
             .map_err(|reason| RecipeError::Override { text: change.clone(), reason })?;
     }
-    T::deserialize(ValueDeserializer::from(document.clone()))
-        .map_err(|error| diagnosis::mismatch(&error, &document, text, name, overrides))
+    Ok(T::deserialize(ValueDeserializer::from(document.clone())).map_err(|error| {
+        let blamed = (0..overrides.len()).find(|index| error.span() == Some(override_span(text, *index)));
+        (blamed, diagnosis::mismatch(&error, &document, text, name, overrides))
+    }))
 }
 
 /// The nearest of the known words, if one is near enough to be a slip of the finger.

@@ -17,7 +17,14 @@ type Value<'a> = Spanned<DeValue<'a>>;
 const LONGEST_PATH: usize = 32;
 
 /// Sets one override, or says what is wrong with it.
-pub(super) fn apply<'a>(document: &mut Value<'a>, text: &'a str, span: Range<usize>) -> Result<(), String> {
+///
+/// With `below_options`, a key that is nowhere in the document goes to the `options` of the only stage.
+pub(super) fn apply<'a>(
+    document: &mut Value<'a>,
+    text: &'a str,
+    span: Range<usize>,
+    below_options: bool,
+) -> Result<(), String> {
     let (keys, value) = text.split_once('=').ok_or("expected `key=value`, as in `train.learning_rate=1e-4`")?;
     let keys: Vec<&str> = keys.split('.').map(str::trim).collect();
     if keys.iter().any(|key| key.is_empty()) {
@@ -26,7 +33,7 @@ pub(super) fn apply<'a>(document: &mut Value<'a>, text: &'a str, span: Range<usi
     if keys.len() > LONGEST_PATH {
         return Err(format!("the path has {} keys, the limit is {LONGEST_PATH}", keys.len()));
     }
-    let path = resolve(document.get_ref(), &keys)?;
+    let path = resolve(document.get_ref(), &keys, below_options)?;
     set(document, &path, parse_value(value.trim(), &span), &span)
 }
 
@@ -56,7 +63,7 @@ fn marked<'a>(value: DeValue<'a>, span: &Range<usize>) -> Value<'a> {
 }
 
 /// The whole path that the given keys mean in this document.
-fn resolve(document: &DeValue<'_>, keys: &[&str]) -> Result<Vec<String>, String> {
+fn resolve(document: &DeValue<'_>, keys: &[&str], below_options: bool) -> Result<Vec<String>, String> {
     let given = || keys.iter().map(|key| key.to_string());
     if document.get(keys[0]).is_some() {
         return Ok(given().collect());
@@ -73,7 +80,7 @@ fn resolve(document: &DeValue<'_>, keys: &[&str]) -> Result<Vec<String>, String>
             _ => return Err(ambiguous(keys, &places)),
         }
     }
-    in_only_stage(document, keys)
+    in_only_stage(document, keys, below_options)
 }
 
 fn ends_with(path: &[String], keys: &[&str]) -> bool {
@@ -109,7 +116,7 @@ fn children<'v, 'a>(value: &'v DeValue<'a>) -> Vec<(String, &'v DeValue<'a>)> {
 }
 
 /// A key that is nowhere in the document belongs to the table of its only stage.
-fn in_only_stage(document: &DeValue<'_>, keys: &[&str]) -> Result<Vec<String>, String> {
+fn in_only_stage(document: &DeValue<'_>, keys: &[&str], below_options: bool) -> Result<Vec<String>, String> {
     let key = keys.join(".");
     let Some(stages) = document.get("stage").and_then(|stage| stage.get_ref().as_array()) else {
         return Ok(keys.iter().map(|key| key.to_string()).collect());
@@ -125,7 +132,8 @@ fn in_only_stage(document: &DeValue<'_>, keys: &[&str]) -> Result<Vec<String>, S
     let [table] = tables.as_slice() else {
         return Err(format!("`{key}` is not in the stage; write its whole path, as in `stage.0.train.{key}`"));
     };
-    Ok(["stage", "0", table].iter().chain(keys).map(|key| key.to_string()).collect())
+    let options = below_options.then_some("options");
+    Ok(["stage", "0", table].into_iter().chain(options).chain(keys.iter().copied()).map(str::to_owned).collect())
 }
 
 /// Sets the value at a path, making the tables on the way that are missing.

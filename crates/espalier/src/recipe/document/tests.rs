@@ -148,7 +148,7 @@ fn missing_keys_name_their_table() {
 
 #[test]
 fn syntax_errors_show_the_line() {
-    let expected = "recipe.toml:2:8: string values must be quoted, expected literal string\n  \
+    let expected = "recipe.toml:2:8: invalid boolean, expected `true`\n  \
                     2 | name = tiny\n    |        ^^^^";
     assert_eq!(complaint("# a\nname = tiny\n"), expected);
     assert_eq!(
