@@ -39,7 +39,7 @@ pub struct Context {
 #[derive(Debug, Parser)]
 #[command(name = "espalier", version, arg_required_else_help = true, infer_subcommands = false)]
 #[command(
-    after_help = "Example:\n  espalier quickstart                  the whole life of a small model, in minutes\n  espalier train --help                a verb's options, with an example"
+    after_help = "Example:\n  espalier quickstart                  the whole life of a small model\n  espalier train --help                a verb's options, with an example"
 )]
 struct Cli {
     /// Write results as JSON on standard output, errors too.
