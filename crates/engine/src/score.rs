@@ -1,8 +1,7 @@
 //! Log-probabilities of given texts, in batches.
 
-use burn::tensor::{Int, Tensor, TensorData};
 use espalier_data::encode::Example;
-use espalier_kernels::cross_entropy::log_probabilities;
+use espalier_kernels::{cross_entropy::log_probabilities, embedding::embedding};
 use espalier_models::model::{Input, LanguageModel};
 
 use crate::Result;
@@ -61,21 +60,16 @@ fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {
     }
     let hidden = model.hidden(&input, None)?;
     let [_, _, width] = hidden.dims();
-    let integers = |values: Vec<i32>| {
-        let count = values.len();
-        Tensor::<1, Int>::from_data(TensorData::new(values, [count]), model.device())
-    };
-    let predictors = integers(places.iter().map(|(r, t)| (r * time + t - 1) as i32).collect());
-    let targets: Vec<i32> = places.iter().map(|(r, t)| rows[*r].ids[*t] as i32).collect();
-    let logits = model.head(hidden.reshape([rows.len() * time, width]).select(0, predictors));
+    let predictors: Vec<u32> = places.iter().map(|(r, t)| (r * time + t - 1) as u32).collect();
+    let targets: Vec<u32> = places.iter().map(|(r, t)| rows[*r].ids[*t]).collect();
+    let logits = model.head(embedding(hidden.reshape([rows.len() * time, width]), &predictors));
     let choices = logits.clone().argmax(1).into_data().convert::<i32>().try_into_vec::<i32>().unwrap_or_default();
-    let values =
-        log_probabilities(logits, integers(targets.clone())).into_data().try_into_vec::<f32>().unwrap_or_default();
+    let values = log_probabilities(logits, &targets).into_data().try_into_vec::<f32>().unwrap_or_default();
     let mut scores = vec![Score::default(); rows.len()];
     for (i, (r, _)) in places.iter().enumerate() {
         scores[*r].log_probability += f64::from(values[i]);
         scores[*r].targets += 1;
-        scores[*r].first_choices += usize::from(choices[i] == targets[i]);
+        scores[*r].first_choices += usize::from(choices[i] as u32 == targets[i]);
     }
     Ok(scores)
 }

@@ -1,15 +1,24 @@
-//! Differentiable operators on Burn tensors: attention, norms, rotary positions, activations, cross-entropy.
+//! Differentiable operators on Burn tensors: linear maps, attention, norms, rotary positions, activations, cross-entropy.
 //!
-//! Each operator is one file: its shapes, its mathematics, and its definition in plain Burn operations. A faster
-//! implementation of an operator stands beside its definition and is tested against it.
+//! Each operator is a folder: its shapes and mathematics in `mod.rs`, its definition in plain Burn operations in
+//! `reference.rs`, and the fused form for the CPU in `cpu.rs`, which the module `host` makes differentiable and which is
+//! tested against the definition. Other devices run the definition.
 //!
 //! Left out on purpose: anything that knows of models, files or tokens. Shapes are checked by the callers; an operator
-//! called with wrong shapes is a broken invariant and panics inside Burn.
+//! called with wrong shapes is a broken invariant and panics.
 
 pub mod activation;
 pub mod attention;
 pub mod cross_entropy;
+pub mod embedding;
+mod host;
+pub mod linear;
+mod matmul;
 pub mod memory_map;
 pub mod norm;
 pub mod optimiser;
+mod parallel;
 pub mod rotary;
+pub mod simd;
+#[cfg(test)]
+mod testing;

@@ -1,10 +1,12 @@
 //! The one decoder: embedding, blocks, norm, head.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use espalier_kernels::{
     attention::{Mask, MaskSpec},
+    cross_entropy::{linear_log_probabilities, log_probabilities},
+    embedding::embedding,
     rotary::Rotation,
 };
 
@@ -27,7 +29,7 @@ pub struct Input {
     pub batch: usize,
     /// Position of each token, `[batch * time]`; counts on from the state when absent.
     pub positions: Option<Vec<u32>>,
-    /// Segment of each token, `[batch * time]`: tokens see their own segment only. One segment when absent.
+    /// Segment of each token, `[batch * time]`, in runs: tokens see their own segment only. One segment when absent.
     pub segments: Option<Vec<u32>>,
 }
 
@@ -160,6 +162,21 @@ impl LanguageModel {
         }
     }
 
+    /// Log-probability of `targets` `[tokens]` as the head sees them from `hidden` `[tokens, width]`: `[tokens]`.
+    ///
+    /// # Errors
+    /// When a target is outside the vocabulary.
+    pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
+        self.check_ids(targets)?;
+        Ok(match &self.head {
+            Some(head) if head.bias.is_some() || head.adapter.is_some() => {
+                log_probabilities(head.forward(hidden), targets)
+            }
+            Some(head) => linear_log_probabilities(hidden, head.weight.value(), targets),
+            None => linear_log_probabilities(hidden, self.embedding.value(), targets),
+        })
+    }
+
     /// Logits of every position, `[batch, time, vocabulary]`.
     ///
     /// # Errors
@@ -210,7 +227,15 @@ impl LanguageModel {
         if !sized(&input.positions) || !sized(&input.segments) {
             return Err(Error::Invalid("positions and segments need one entry a token".into()));
         }
-        match input.ids.iter().find(|id| **id as usize >= self.spec.vocabulary) {
+        if input.segments.as_ref().is_some_and(|s| s.chunks(input.time()).any(|row| !comes_in_runs(row))) {
+            let reason = "the tokens of a segment must stand together: padding belongs to the ends of a row";
+            return Err(Error::Invalid(reason.into()));
+        }
+        self.check_ids(&input.ids)
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        match ids.iter().find(|id| **id as usize >= self.spec.vocabulary) {
             Some(id) => Err(Error::Token { id: *id, vocabulary: self.spec.vocabulary }),
             None => Ok(()),
         }
@@ -230,9 +255,7 @@ impl LanguageModel {
     }
 
     fn rows_of(&self, table: &Parameter, rows: &[u32], [batch, time]: [usize; 2]) -> Tensor<3> {
-        let indices: Vec<i32> = rows.iter().map(|id| *id as i32).collect();
-        let indices = Tensor::<2, Int>::from_data(TensorData::new(indices, [batch, time]), &self.device);
-        burn::tensor::module::embedding(table.value(), indices)
+        embedding(table.value(), rows).reshape([batch, time, self.spec.width])
     }
 
     /// The positions of the new tokens, and each block's context. Advances the state's count.
@@ -256,14 +279,20 @@ impl LanguageModel {
             let MixerSpec::Attention(attention) = &block.mixer;
             let rotation = attention.rotary.as_ref().map(|rotary| {
                 let frequencies = rotary.inverse_frequencies();
-                Rotation::new(&positions, batch, &frequencies, rotary.attention_factor(), &self.device)
+                Rotation::new(&positions, batch, &frequencies, rotary.attention_factor())
             });
-            let context = Context { mask: Mask::new(spec(attention.window), &self.device), rotation };
+            let context = Context { mask: Mask::new(spec(attention.window)), rotation };
             made.push((&block.mixer, context.clone()));
             contexts.push(context);
         }
         (positions, contexts)
     }
+}
+
+/// Whether no number comes back after another one.
+fn comes_in_runs(segments: &[u32]) -> bool {
+    let mut seen = HashSet::new();
+    segments.chunk_by(|a, b| a == b).all(|run| seen.insert(run[0]))
 }
 
 impl SequenceState {

@@ -2,6 +2,7 @@
 //!
 //! A [`ModelSpec`] describes any decoder as a list of blocks; each block names its sequence mixer and its channel mixer.
 
+pub use espalier_kernels::activation::Activation;
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides a model's shape and arithmetic.
@@ -153,24 +154,6 @@ pub struct MlpSpec {
     pub activation: Activation,
     /// Biases on all projections.
     pub bias: bool,
-}
-
-/// The nonlinearities of `hidden_act`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// `x * sigmoid(x)`; also called `swish`.
-    Silu,
-    /// GELU by the error function.
-    Gelu,
-    /// GELU by `tanh`: `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`.
-    GeluTanh,
-    /// `max(0, x)`.
-    Relu,
-    /// `max(0, x)^2`.
-    Relu2,
-    /// `x * sigmoid(1.702 x)`.
-    QuickGelu,
 }
 
 /// A norm over the width.

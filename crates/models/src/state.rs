@@ -50,9 +50,9 @@ pub struct KeyValues {
 }
 
 impl KeyValues {
-    /// Adds new positions and returns all of them; both tensors are `[batch, kv_heads, time, head_dim]`.
+    /// Adds new positions and returns all of them; both tensors are `[batch, time, kv_heads, head_dim]`.
     pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let total = self.length + key.dims()[2];
+        let total = self.length + key.dims()[1];
         let keys = append(&mut self.key, key, self.length, total);
         let values = append(&mut self.value, value, self.length, total);
         self.length = total;
@@ -61,19 +61,19 @@ impl KeyValues {
 }
 
 fn append(buffer: &mut Option<Tensor<4>>, new: Tensor<4>, start: usize, total: usize) -> Tensor<4> {
-    let [batch, heads, _, width] = new.dims();
+    let [batch, _, heads, width] = new.dims();
     let roomy = match buffer.take() {
-        Some(old) if old.dims()[2] >= total => old,
+        Some(old) if old.dims()[1] >= total => old,
         old => {
-            let grown = Tensor::zeros([batch, heads, total.next_power_of_two().max(64), width], &new.device());
+            let grown = Tensor::zeros([batch, total.next_power_of_two().max(64), heads, width], &new.device());
             match old {
-                Some(old) => grown.slice_assign(s![.., .., 0..start, ..], old.slice(s![.., .., 0..start, ..])),
+                Some(old) => grown.slice_assign(s![.., 0..start], old.slice(s![.., 0..start])),
                 None => grown,
             }
         }
     };
-    let filled = roomy.slice_assign(s![.., .., start..total, ..], new);
-    let view = filled.clone().slice(s![.., .., 0..total, ..]);
+    let filled = roomy.slice_assign(s![.., start..total], new);
+    let view = filled.clone().slice(s![.., 0..total]);
     *buffer = Some(filled);
     view
 }
@@ -93,7 +93,7 @@ mod tests {
             expected.push(step as f32);
             let (keys, values) = cache.append(new.clone(), new);
             assert_eq!(keys.into_data().try_to_vec::<f32>().unwrap(), expected);
-            assert_eq!(values.dims()[2], step + 1);
+            assert_eq!(values.dims()[1], step + 1);
         }
     }
 }

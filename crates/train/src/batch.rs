@@ -5,7 +5,7 @@ use espalier_data::{
     encode::{Example, Pair},
     packing::Row,
 };
-use espalier_kernels::cross_entropy::log_probabilities;
+use espalier_kernels::embedding::embedding;
 use espalier_models::model::{Input, LanguageModel};
 
 use crate::Result;
@@ -50,7 +50,7 @@ pub struct TokenBatch {
     /// What the model reads.
     pub input: Input,
     /// Flat index of the hidden state that predicts each target: `[targets]`.
-    pub predictors: Vec<usize>,
+    pub predictors: Vec<u32>,
     /// The token to be predicted: `[targets]`.
     pub targets: Vec<u32>,
     /// The row of each target: `[targets]`.
@@ -80,7 +80,7 @@ impl TokenBatch {
         };
         for (r, row) in rows.iter().enumerate() {
             for t in (1..row.ids.len()).filter(|t| row.targets[*t]) {
-                batch.predictors.push(r * time + t - 1);
+                batch.predictors.push((r * time + t - 1) as u32);
                 batch.targets.push(row.ids[t]);
                 batch.rows.push(r);
             }
@@ -96,9 +96,7 @@ impl TokenBatch {
         let hidden = model.hidden(&self.input, None)?;
         let [batch, time, width] = hidden.dims();
         let hidden = hidden.reshape([batch * time, width]);
-        let indices = integers(self.predictors.iter().map(|i| *i as i32), model.device());
-        let targets = integers(self.targets.iter().map(|i| *i as i32), model.device());
-        Ok(log_probabilities(model.head(hidden.select(0, indices)), targets))
+        Ok(model.log_probabilities(embedding(hidden, &self.predictors), &self.targets)?)
     }
 }
 

@@ -7,7 +7,7 @@ use espalier_engine::{
     decode::{DecodeOptions, decode},
     sampler::SamplerOptions,
 };
-use espalier_kernels::cross_entropy::cross_entropy;
+use espalier_kernels::embedding::embedding;
 use espalier_models::{
     checkpoint::{Dtype, TensorFile, TensorPlan, TensorWriter},
     folder::{self, LoadedModel},
@@ -15,7 +15,6 @@ use espalier_models::{
     model::Input,
     parameter::Parameter,
 };
-use espalier_train::batch::integers;
 
 use super::Context;
 use crate::{Error, Result};
@@ -64,9 +63,9 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     let logits = loaded.model.head(hidden.clone()).inner();
     let vocabulary = logits.dims()[2];
     let (predictors, targets) = request.predictions();
-    let chosen = hidden.reshape([batch * time, width]).select(0, integers(predictors.into_iter(), &context.device));
+    let chosen = embedding(hidden.reshape([batch * time, width]), &predictors);
     let count = targets.len().max(1) as f64;
-    let loss = cross_entropy(loaded.model.head(chosen), integers(targets.into_iter(), &context.device)) / count;
+    let loss = -loaded.model.log_probabilities(chosen, &targets)?.sum() / count;
     let mut written: Vec<Written> = vec![
         (
             "logits".into(),
@@ -182,10 +181,10 @@ impl Request {
     }
 
     /// Flat indices of predicting positions, and the tokens they predict. As in the reference, only `labels` decide.
-    fn predictions(&self) -> (Vec<i32>, Vec<i32>) {
+    fn predictions(&self) -> (Vec<u32>, Vec<u32>) {
         let time = self.input.time();
         let asked = |i: &usize| !i.is_multiple_of(time) && self.labels[*i] >= 0;
-        (0..self.labels.len()).filter(asked).map(|i| (i as i32 - 1, self.labels[i] as i32)).unzip()
+        (0..self.labels.len()).filter(asked).map(|i| (i as u32 - 1, self.labels[i] as u32)).unzip()
     }
 
     /// Row 0 without its padding.

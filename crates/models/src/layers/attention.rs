@@ -59,12 +59,12 @@ impl Attention {
             (key, value) = cache.append(key, value);
         }
         let mixed = attention(query, key, value, &context.mask, self.spec.scale);
-        self.output.forward(mixed.swap_dims(1, 2).reshape([batch, time, self.spec.heads * self.spec.head_dim]))
+        self.output.forward(mixed.reshape([batch, time, self.spec.heads * self.spec.head_dim]))
     }
 
-    /// `[batch, time, heads * head_dim]` to `[batch, heads, time, head_dim]`.
+    /// `[batch, time, heads * head_dim]` to `[batch, time, heads, head_dim]`.
     fn split(&self, x: Tensor<3>, heads: usize) -> Tensor<4> {
         let [batch, time, _] = x.dims();
-        x.reshape([batch, time, heads, self.spec.head_dim]).swap_dims(1, 2)
+        x.reshape([batch, time, heads, self.spec.head_dim])
     }
 }

@@ -1,14 +1,10 @@
 //! What mixes along width: plain and gated feed-forward layers (GLU variants, arXiv 2002.05202).
 
 use burn::tensor::Tensor;
-use espalier_kernels::activation;
+use espalier_kernels::activation::{Activation, activate, gated};
 
 use super::{Builder, linear::Linear};
-use crate::{
-    Result,
-    parameter::parameters,
-    spec::{Activation, ChannelSpec},
-};
+use crate::{Result, parameter::parameters, spec::ChannelSpec};
 
 /// `down(activation(up(x)))`, or with a gate `down(activation(gate(x)) * up(x))`.
 #[derive(Debug, Clone)]
@@ -45,20 +41,9 @@ impl FeedForward {
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let inner = match &self.gate {
-            Some(gate) => activate(self.activation, gate.forward(x.clone())) * self.up.forward(x),
+            Some(gate) => gated(self.activation, gate.forward(x.clone()), self.up.forward(x)),
             None => activate(self.activation, self.up.forward(x)),
         };
         self.down.forward(inner)
-    }
-}
-
-fn activate(kind: Activation, x: Tensor<3>) -> Tensor<3> {
-    match kind {
-        Activation::Silu => activation::silu(x),
-        Activation::Gelu => activation::gelu(x),
-        Activation::GeluTanh => activation::gelu_tanh(x),
-        Activation::Relu => activation::relu(x),
-        Activation::Relu2 => activation::relu2(x),
-        Activation::QuickGelu => activation::quick_gelu(x),
     }
 }

@@ -1,6 +1,7 @@
 //! The linear layer: a weight and at most one adapter.
 
 use burn::tensor::Tensor;
+use espalier_kernels::linear::linear;
 
 use super::Builder;
 use crate::{
@@ -65,20 +66,10 @@ impl Linear {
 
     /// `x`: `[.., in]`; returns `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let mut shape = x.dims();
-        let rows = shape[..D - 1].iter().product::<usize>();
-        let x = x.reshape([rows, shape[D - 1]]);
-        shape[D - 1] = self.size()[0];
-        self.forward_rows(x).reshape(shape)
-    }
-
-    fn forward_rows(&self, x: Tensor<2>) -> Tensor<2> {
-        let mut y = x.clone().matmul(self.weight.value::<2>().transpose());
-        if let Some(adapter) = &self.adapter {
-            y = y + adapter.forward(x);
-        }
-        match &self.bias {
-            Some(bias) => y + bias.value::<1>().unsqueeze_dim(0),
+        let bias = self.bias.as_ref().map(Parameter::value);
+        let y = linear(x.clone(), self.weight.value(), bias);
+        match &self.adapter {
+            Some(adapter) => y + adapter.forward(x),
             None => y,
         }
     }
@@ -94,9 +85,9 @@ impl Linear {
 }
 
 impl LowRank {
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let narrow = x.matmul(self.down.value::<2>().transpose());
-        narrow.matmul(self.up.value::<2>().transpose()) * self.scale
+    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let narrow = linear(x, self.down.value(), None) * self.scale;
+        linear(narrow, self.up.value(), None)
     }
 }
 

@@ -1,38 +1,38 @@
 //! LayerNorm (arXiv 1607.06450) and RMSNorm (arXiv 1910.07467) over the last axis.
 
+mod cpu;
+pub mod reference;
+
 use burn::tensor::Tensor;
+
+use crate::host;
 
 /// `x / sqrt(mean(x^2) + epsilon) * weight`.
 ///
 /// `x`: any shape `[.., width]`, `weight`: `[width]`; statistics in f32.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
-    let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
-    let inverse = (mean_square + epsilon).sqrt().recip();
-    x * inverse * broadcast(weight)
+    match host::on_host(&x) {
+        true => host::two(x, weight, cpu::RmsNorm { epsilon: epsilon as f32 }),
+        false => reference::rms_norm(x, weight, epsilon),
+    }
 }
 
 /// `(x - mean) / sqrt(var + epsilon) * weight + bias` with the biased variance.
 ///
 /// `x`: any shape `[.., width]`, `weight` and `bias`: `[width]`; statistics in f32.
 pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<D> {
-    let centred = x.clone() - x.mean_dim(D - 1);
-    let variance = (centred.clone() * centred.clone()).mean_dim(D - 1);
-    let inverse = (variance + epsilon).sqrt().recip();
-    centred * inverse * broadcast(weight) + broadcast(bias)
-}
-
-/// A vector over the last axis, with leading axes of one.
-fn broadcast<const D: usize>(vector: Tensor<1>) -> Tensor<D> {
-    let width = vector.dims()[0];
-    let mut shape = [1; D];
-    shape[D - 1] = width;
-    vector.reshape(shape)
+    match host::on_host(&x) {
+        true => host::three(x, weight, bias, cpu::LayerNorm { epsilon: epsilon as f32 }),
+        false => reference::layer_norm(x, weight, bias, epsilon),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::agree;
     use burn::tensor::Device;
+    use proptest::prelude::*;
 
     fn near(output: Tensor<2>, expected: &[f32]) {
         for (value, expected) in output.into_data().try_to_vec::<f32>().unwrap().iter().zip(expected) {
@@ -48,5 +48,17 @@ mod tests {
         let x = Tensor::from_floats([[1.0, 2.0, 3.0, 4.0]], &device);
         let normed = layer_norm(x, ones(4), Tensor::zeros([4], &device), 0.0);
         near(normed, &[-1.341641, -0.447214, 0.447214, 1.341641]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn agree_with_the_reference(rows in 1usize..150, width in 2usize..90) {
+            let shapes: [&[usize]; 3] = [&[rows, 2, width], &[width], &[width]];
+            agree(&shapes[..2], 1e-5, |t| rms_norm(t[0].get::<3>(), t[1].get(), 1e-3).reshape([-1]),
+                |t| reference::rms_norm(t[0].get::<3>(), t[1].get(), 1e-3).reshape([-1]));
+            agree(&shapes, 1e-5, |t| layer_norm(t[0].get::<3>(), t[1].get(), t[2].get(), 1e-3).reshape([-1]),
+                |t| reference::layer_norm(t[0].get::<3>(), t[1].get(), t[2].get(), 1e-3).reshape([-1]));
+        }
     }
 }

@@ -1,0 +1,173 @@
+//! Activations and gates in one pass over memory, forward and backward.
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::Activation;
+use crate::{
+    host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
+    simd::{erf, exp, sigmoid, tanh, vectorised},
+};
+
+/// `activation(x)`.
+#[derive(Debug)]
+pub(super) struct Plain(pub Activation);
+
+/// `activation(gate) * up`.
+#[derive(Debug)]
+pub(super) struct Gated(pub Activation);
+
+/// Elements that one task takes.
+const CHUNK: usize = 1 << 13;
+
+impl HostOperator<1> for Plain {
+    fn forward(&self, [x]: &[FlexTensor; 1]) -> (FlexTensor, Vec<f32>) {
+        let x = contiguous(x);
+        let mut y = vec![0.0; slice(&x).len()];
+        let chunks = y.par_chunks_mut(CHUNK).zip(slice(&x).par_chunks(CHUNK));
+        chunks.for_each(|(y, x)| plain(self.0, y, x));
+        (tensor(y, &dimensions(&x)), Vec::new())
+    }
+
+    fn backward(&self, given: &Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let x = contiguous(&given.inputs[0]);
+        let mut of_x = vec![0.0; slice(&x).len()];
+        let chunks = of_x.par_chunks_mut(CHUNK).zip(slice(&x).par_chunks(CHUNK));
+        let chunks = chunks.zip(slice(&given.gradient).par_chunks(CHUNK));
+        chunks.for_each(|((of_x, x), gradient)| plain_backward(self.0, of_x, x, gradient));
+        [Some(tensor(of_x, &dimensions(&x)))]
+    }
+}
+
+impl HostOperator<2> for Gated {
+    fn forward(&self, [gate, up]: &[FlexTensor; 2]) -> (FlexTensor, Vec<f32>) {
+        let (gate, up) = (contiguous(gate), contiguous(up));
+        let mut y = vec![0.0; slice(&gate).len()];
+        let chunks = y.par_chunks_mut(CHUNK).zip(slice(&gate).par_chunks(CHUNK)).zip(slice(&up).par_chunks(CHUNK));
+        chunks.for_each(|((y, gate), up)| gated(self.0, y, gate, up));
+        (tensor(y, &dimensions(&gate)), Vec::new())
+    }
+
+    fn backward(&self, given: &Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let [gate, up] = given.inputs.each_ref().map(contiguous);
+        let (mut of_gate, mut of_up) = (vec![0.0; slice(&gate).len()], vec![0.0; slice(&up).len()]);
+        let outputs = of_gate.par_chunks_mut(CHUNK).zip(of_up.par_chunks_mut(CHUNK));
+        let inputs = slice(&gate).par_chunks(CHUNK).zip(slice(&up).par_chunks(CHUNK));
+        let chunks = outputs.zip(inputs).zip(slice(&given.gradient).par_chunks(CHUNK));
+        chunks.for_each(|(((of_gate, of_up), (gate, up)), gradient)| {
+            gated_backward(self.0, of_gate, of_up, gate, up, gradient);
+        });
+        let shape = dimensions(&gate);
+        [Some(tensor(of_gate, &shape)), Some(tensor(of_up, &shape))]
+    }
+}
+
+/// Runs `$body` with `$function` bound to the pair `(value, derivative)` of the chosen activation, one loop for each.
+macro_rules! each {
+    ($kind:expr, $function:ident => $body:block) => {
+        match $kind {
+            Activation::Silu => {
+                let $function = silu;
+                $body
+            }
+            Activation::Gelu => {
+                let $function = gelu;
+                $body
+            }
+            Activation::GeluTanh => {
+                let $function = gelu_tanh;
+                $body
+            }
+            Activation::Relu => {
+                let $function = relu;
+                $body
+            }
+            Activation::Relu2 => {
+                let $function = relu2;
+                $body
+            }
+            Activation::QuickGelu => {
+                let $function = quick_gelu;
+                $body
+            }
+        }
+    };
+}
+
+vectorised! {
+    fn plain(kind: Activation, y: &mut [f32], x: &[f32]) {
+        each!(kind, function => { y.iter_mut().zip(x).for_each(|(y, x)| *y = function(*x).0) })
+    }
+}
+
+vectorised! {
+    fn plain_backward(kind: Activation, of_x: &mut [f32], x: &[f32], gradient: &[f32]) {
+        each!(kind, function => {
+            for ((of_x, x), gradient) in of_x.iter_mut().zip(x).zip(gradient) {
+                *of_x = function(*x).1 * gradient;
+            }
+        })
+    }
+}
+
+vectorised! {
+    fn gated(kind: Activation, y: &mut [f32], gate: &[f32], up: &[f32]) {
+        each!(kind, function => {
+            for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                *y = function(*gate).0 * up;
+            }
+        })
+    }
+}
+
+vectorised! {
+    fn gated_backward(kind: Activation, of_gate: &mut [f32], of_up: &mut [f32], gate: &[f32], up: &[f32], gradient: &[f32]) {
+        each!(kind, function => {
+            let outputs = of_gate.iter_mut().zip(of_up);
+            for ((((of_gate, of_up), gate), up), gradient) in outputs.zip(gate).zip(up).zip(gradient) {
+                let (value, derivative) = function(*gate);
+                *of_gate = derivative * up * gradient;
+                *of_up = value * gradient;
+            }
+        })
+    }
+}
+
+#[inline(always)]
+fn silu(x: f32) -> (f32, f32) {
+    let gate = sigmoid(x);
+    (x * gate, gate * (1.0 + x * (1.0 - gate)))
+}
+
+#[inline(always)]
+fn quick_gelu(x: f32) -> (f32, f32) {
+    let gate = sigmoid(1.702 * x);
+    (x * gate, gate * (1.0 + 1.702 * x * (1.0 - gate)))
+}
+
+#[inline(always)]
+fn gelu(x: f32) -> (f32, f32) {
+    let cumulative = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+    let density = exp(-0.5 * x * x) * 0.398_942_3;
+    (x * cumulative, cumulative + x * density)
+}
+
+#[inline(always)]
+fn gelu_tanh(x: f32) -> (f32, f32) {
+    const SCALE: f32 = 0.797_884_56;
+    let bent = tanh(SCALE * (x + 0.044_715 * x * x * x));
+    let slope = SCALE * (1.0 + 3.0 * 0.044_715 * x * x);
+    (0.5 * x * (1.0 + bent), 0.5 * (1.0 + bent) + 0.5 * x * (1.0 - bent * bent) * slope)
+}
+
+#[inline(always)]
+fn relu(x: f32) -> (f32, f32) {
+    // Written so that NaN stays NaN.
+    (if x < 0.0 { 0.0 } else { x }, if x > 0.0 { 1.0 } else { 0.0 })
+}
+
+#[inline(always)]
+fn relu2(x: f32) -> (f32, f32) {
+    let positive = if x < 0.0 { 0.0 } else { x };
+    (positive * positive, 2.0 * positive)
+}

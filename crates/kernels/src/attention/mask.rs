@@ -1,0 +1,99 @@
+//! What a query may see: an interval of keys.
+//!
+//! Causal order, windows, packed documents and padding are all intervals, so the mask of a whole batch is two numbers a
+//! query, and whole blocks of forbidden keys are skipped without being looked at.
+
+use std::{ops::Range, sync::Arc};
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// The description from which a [`Mask`] is made.
+#[derive(Debug, Clone, Copy)]
+pub struct MaskSpec<'a> {
+    /// Rows of the batch.
+    pub batch: usize,
+    /// New positions, whose queries are computed.
+    pub queries: usize,
+    /// All positions, cached ones first; query `i` stands at position `keys - queries + i`.
+    pub keys: usize,
+    /// Each query sees this many keys, itself included.
+    pub window: Option<usize>,
+    /// Segment of every position, `[batch * keys]`, in runs of equal numbers; a query sees its own run only. One run
+    /// when absent.
+    pub segments: Option<&'a [u32]>,
+}
+
+/// What the queries of a batch may see.
+#[derive(Debug, Clone)]
+pub struct Mask {
+    /// First key and the key after the last, for each query of each row; one row stands for all where they are alike.
+    intervals: Arc<Vec<(u32, u32)>>,
+    queries: usize,
+    keys: usize,
+    rows: usize,
+}
+
+/// The bias of a forbidden key. Finite, so that no row can turn into NaN; far below any score, so that it vanishes.
+const FORBIDDEN: f32 = -1e30;
+
+impl Mask {
+    /// Builds the mask of `spec`.
+    pub fn new(spec: MaskSpec<'_>) -> Self {
+        let rows = if spec.segments.is_some() { spec.batch } else { 1 };
+        let mut intervals = Vec::with_capacity(rows * spec.queries);
+        for row in 0..rows {
+            let mut run = 0;
+            for key in 0..spec.keys {
+                if let Some(segments) = spec.segments {
+                    let segments = &segments[row * spec.keys..];
+                    if key > 0 && segments[key] != segments[key - 1] {
+                        run = key;
+                    }
+                }
+                if key >= spec.keys - spec.queries {
+                    let first = spec.window.map_or(run, |window| run.max((key + 1).saturating_sub(window)));
+                    intervals.push((first as u32, key as u32 + 1));
+                }
+            }
+        }
+        Self { intervals: Arc::new(intervals), queries: spec.queries, keys: spec.keys, rows }
+    }
+
+    /// The keys that some queries of a row may see, one interval each.
+    pub(super) fn intervals(&self, row: usize, queries: Range<usize>) -> &[(u32, u32)] {
+        let row = if self.rows == 1 { 0 } else { row };
+        &self.intervals[row * self.queries + queries.start..row * self.queries + queries.end]
+    }
+
+    /// 0 where a query may look and a very negative number elsewhere: `[batch or 1, 1, queries, keys]`.
+    pub(super) fn bias(&self, device: &Device) -> Tensor<4> {
+        let row = |(first, end): &(u32, u32)| {
+            let allowed = *first..*end;
+            (0..self.keys as u32).map(move |key| if allowed.contains(&key) { 0.0 } else { FORBIDDEN })
+        };
+        let bias: Vec<f32> = self.intervals.iter().flat_map(row).collect();
+        let data = TensorData::new(bias, [self.rows, 1, self.queries, self.keys]);
+        Tensor::from_data(data, &device.clone().inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn allowed(spec: MaskSpec<'_>) -> Vec<bool> {
+        let bias = Mask::new(spec).bias(&Device::flex());
+        bias.into_data().try_to_vec::<f32>().unwrap().iter().map(|b| *b == 0.0).collect()
+    }
+
+    #[test]
+    fn masks_follow_the_one_rule() {
+        let free = |queries, keys| MaskSpec { batch: 1, queries, keys, window: None, segments: None };
+        assert_eq!(allowed(free(2, 3)), [true, true, false, true, true, true]);
+        let window = MaskSpec { window: Some(1), ..free(2, 2) };
+        assert_eq!(allowed(window), [true, false, false, true]);
+        let segments = [1, 1, 2];
+        let packed = MaskSpec { segments: Some(&segments), ..free(3, 3) };
+        assert_eq!(allowed(packed), [true, false, false, true, true, false, false, false, true]);
+    }
+}

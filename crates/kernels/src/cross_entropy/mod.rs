@@ -1,0 +1,92 @@
+//! The log-probability of given tokens, from hidden states or from logits; its negative sum is the cross-entropy.
+
+mod cpu;
+pub mod reference;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::{host, linear};
+
+/// Log-probability of `targets` under the logits `hidden weight^T`, which are never whole in memory.
+///
+/// `hidden`: `[tokens, width]`, `weight`: `[vocabulary, width]`, `targets`: `[tokens]`, below the vocabulary's size;
+/// returns `[tokens]`, in f32. The backward computes the logits a second time, some rows at once.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use espalier_kernels::cross_entropy::linear_log_probabilities;
+/// let device = Device::flex();
+/// let (hidden, weight) = (Tensor::<2>::ones([1, 3], &device), Tensor::<2>::zeros([4, 3], &device));
+/// let log_probability = linear_log_probabilities(hidden, weight, &[2]).into_scalar::<f32>();
+/// assert!((log_probability + 4f32.ln()).abs() < 1e-6);
+/// ```
+pub fn linear_log_probabilities(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+    match host::on_host(&hidden) {
+        true => host::two(hidden, weight, cpu::LinearLogProbabilities { targets: targets.to_vec() }),
+        false => log_probabilities(linear::reference::linear(hidden, weight, None), targets),
+    }
+}
+
+/// Log-probability of `targets` `[tokens]` under `logits` `[tokens, vocabulary]`, in f32: `[tokens]`.
+pub fn log_probabilities(logits: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+    let targets = integers(targets, &logits.device());
+    reference::log_probabilities(logits, targets)
+}
+
+fn integers(values: &[u32], device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i32> = values.iter().map(|v| *v as i32).collect();
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), &device.clone().inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::agree;
+    use proptest::prelude::*;
+
+    #[test]
+    fn uniform_logits_cost_the_log_of_the_vocabulary() {
+        let device = Device::flex();
+        let loss = -log_probabilities(Tensor::ones([3, 4], &device), &[0, 3, 1]).sum().into_scalar::<f32>();
+        assert!((loss - 3.0 * 4f32.ln()).abs() < 1e-6);
+    }
+
+    /// Logits 1000, 999 and -1000 by way of an identity head.
+    #[test]
+    fn huge_logits_stay_finite_and_the_gradient_is_probability_minus_target() {
+        let device = Device::flex();
+        let hidden = Tensor::<2>::from_floats([[1000.0, 999.0, -1000.0]], &device).autodiff().require_grad();
+        let identity = || Tensor::<2>::eye(3, &device);
+        for loss in [
+            -linear_log_probabilities(hidden.clone(), identity(), &[1]),
+            -log_probabilities(hidden.clone().matmul(identity()), &[1]),
+        ] {
+            assert!((loss.clone().into_scalar::<f32>() - 1.313262).abs() < 1e-5);
+            let gradient = hidden.grad(&loss.backward()).unwrap().into_data().try_to_vec::<f32>().unwrap();
+            for (value, expected) in gradient.iter().zip([0.731059, -0.731059, 0.0]) {
+                assert!((value - expected).abs() < 1e-5);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn agrees_with_the_reference(tokens in 1usize..60, width in 1usize..20, vocabulary in 2usize..90) {
+            let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % vocabulary) as u32).collect();
+            agree(&[&[tokens, width], &[vocabulary, width]], 1e-5,
+                |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets),
+                |t| log_probabilities(linear::reference::linear(t[0].get::<2>(), t[1].get(), None), &targets));
+        }
+
+        #[test]
+        fn chunks_join(tokens in 500usize..700) {
+            // A vocabulary large enough that the rows take several chunks.
+            let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % 5000) as u32).collect();
+            agree(&[&[tokens, 2], &[5000, 2]], 1e-5,
+                |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets),
+                |t| log_probabilities(linear::reference::linear(t[0].get::<2>(), t[1].get(), None), &targets));
+        }
+    }
+}

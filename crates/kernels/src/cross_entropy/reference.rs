@@ -1,0 +1,16 @@
+//! The definition in Burn operations.
+
+use burn::tensor::{Int, Tensor};
+
+/// Log-probability of `targets` `[tokens]` under `logits` `[tokens, vocabulary]`, in f32: `[tokens]`.
+///
+/// The log of the sum is taken after the row's maximum is subtracted, and the whole table of log-probabilities is never
+/// made.
+pub fn log_probabilities(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    let count = targets.dims()[0];
+    let maximum = logits.clone().detach().max_dim(1);
+    let shifted = logits - maximum;
+    let chosen = shifted.clone().gather(1, targets.reshape([count, 1]));
+    let normaliser = shifted.exp().sum_dim(1).log();
+    (chosen - normaliser).reshape([count])
+}

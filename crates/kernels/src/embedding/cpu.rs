@@ -1,0 +1,33 @@
+//! Gather, and its scatter in the order of the ids.
+
+use burn_flex::FlexTensor;
+
+use crate::host::{Given, HostOperator, contiguous, dimensions, slice, tensor};
+
+#[derive(Debug)]
+pub(super) struct Embedding {
+    pub ids: Vec<u32>,
+}
+
+impl HostOperator<1> for Embedding {
+    fn forward(&self, [table]: &[FlexTensor; 1]) -> (FlexTensor, Vec<f32>) {
+        let (table, width) = (contiguous(table), dimensions(table)[1]);
+        let rows = slice(&table);
+        let mut gathered = Vec::with_capacity(self.ids.len() * width);
+        for id in &self.ids {
+            gathered.extend_from_slice(&rows[*id as usize * width..(*id as usize + 1) * width]);
+        }
+        (tensor(gathered, &[self.ids.len(), width]), Vec::new())
+    }
+
+    fn backward(&self, given: &Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let shape = dimensions(&given.inputs[0]);
+        let width = shape[1];
+        let mut of_table = vec![0.0; shape[0] * width];
+        for (id, gradient) in self.ids.iter().zip(slice(&given.gradient).chunks_exact(width.max(1))) {
+            let row = &mut of_table[*id as usize * width..(*id as usize + 1) * width];
+            row.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+        }
+        [Some(tensor(of_table, &shape))]
+    }
+}

@@ -1,0 +1,187 @@
+//! Operators on host memory: one mechanism that makes a pair of plain functions, a forward and its backward, an operator
+//! that Burn can differentiate.
+//!
+//! An operator implements [`HostOperator`] on f32 buffers and is applied by [`one`], [`two`] or [`three`]. Only the CPU
+//! backend runs it; the public functions of this crate fall back to their definition in Burn operations elsewhere.
+
+use std::{fmt::Debug, sync::Arc};
+
+use burn::{
+    backend::{
+        Autodiff, Backend, Dispatch, Flex, TensorMetadata,
+        autodiff::{
+            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+            grads::Gradients,
+            ops::{Backward, Ops, OpsKind},
+        },
+        backend_extension,
+        tensor::FloatTensor,
+    },
+    tensor::{DType, Device, Tensor, TensorData},
+};
+use burn_flex::FlexTensor;
+
+/// A forward and a backward on host memory, over `N` f32 tensors.
+pub(crate) trait HostOperator<const N: usize>: Debug + Send + Sync + 'static {
+    /// The output, and what the backward needs besides inputs and output.
+    fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, Vec<f32>);
+
+    /// Gradients of the wanted inputs, in their shapes.
+    fn backward(&self, given: &Given<N>, wanted: [bool; N]) -> [Option<FlexTensor>; N];
+}
+
+/// What a backward reads.
+pub(crate) struct Given<'a, const N: usize> {
+    /// The inputs of the forward.
+    pub inputs: &'a [FlexTensor; N],
+    /// Its output.
+    pub output: &'a FlexTensor,
+    /// What it saved besides.
+    pub saved: &'a [f32],
+    /// Gradient of the output, contiguous.
+    pub gradient: FlexTensor,
+}
+
+/// Whether `x` is f32 in host memory, where the operators of this module run.
+pub(crate) fn on_host<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32 && x.device().inner() == Device::flex()
+}
+
+/// The elements of a contiguous tensor.
+///
+/// Operators call it on what [`contiguous`] or [`tensor`] made; anything else would be a broken invariant.
+pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().unwrap_or_default()
+}
+
+/// The tensor itself where its elements lie in order, else a copy that does.
+pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
+    if tensor.is_contiguous() { tensor.clone() } else { tensor.to_contiguous() }
+}
+
+/// A tensor over `values`.
+pub(crate) fn tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape))
+}
+
+/// The dimensions of a tensor.
+pub(crate) fn dimensions(tensor: &FlexTensor) -> Vec<usize> {
+    tensor.shape().to_vec()
+}
+
+/// What the graph keeps of one application.
+#[derive(Debug, Clone)]
+struct Kept<const N: usize> {
+    operator: Arc<dyn HostOperator<N>>,
+    inputs: [FlexTensor; N],
+    output: FlexTensor,
+    saved: Arc<Vec<f32>>,
+}
+
+#[derive(Debug)]
+struct HostBackward;
+
+impl<const N: usize> Backward<Flex, N> for HostBackward {
+    type State = Kept<N>;
+
+    fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = contiguous(&gradients.consume::<Flex>(&ops.node));
+        let Kept { operator, inputs, output, saved } = ops.state;
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let given = Given { inputs: &inputs, output: &output, saved: &saved, gradient };
+        let found = operator.backward(&given, wanted);
+        for (parent, gradient) in ops.parents.into_iter().zip(found) {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                gradients.register::<Flex>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+/// Burn's door to the operators, one method for each number of tensors.
+#[backend_extension(Flex, Autodiff)]
+trait HostOperators: Backend {
+    fn host_one(a: FloatTensor<Self>, operator: Arc<dyn HostOperator<1>>) -> FloatTensor<Self>;
+    fn host_two(a: FloatTensor<Self>, b: FloatTensor<Self>, operator: Arc<dyn HostOperator<2>>) -> FloatTensor<Self>;
+    fn host_three(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        operator: Arc<dyn HostOperator<3>>,
+    ) -> FloatTensor<Self>;
+}
+
+impl HostOperators for Flex {
+    fn host_one(a: FlexTensor, operator: Arc<dyn HostOperator<1>>) -> FlexTensor {
+        operator.forward(&[a]).0
+    }
+
+    fn host_two(a: FlexTensor, b: FlexTensor, operator: Arc<dyn HostOperator<2>>) -> FlexTensor {
+        operator.forward(&[a, b]).0
+    }
+
+    fn host_three(a: FlexTensor, b: FlexTensor, c: FlexTensor, operator: Arc<dyn HostOperator<3>>) -> FlexTensor {
+        operator.forward(&[a, b, c]).0
+    }
+}
+
+/// Applies the operator to tracked tensors and keeps what the backward needs, where any of them is tracked.
+macro_rules! tracked {
+    ($operator:ident, $($input:ident),+) => {{
+        let nodes = [$($input.node()),+];
+        let prepared = HostBackward.prepare::<C>(nodes).compute_bound().stateful();
+        let inputs = [$($input.into_primitive()),+];
+        let (output, saved) = $operator.forward(&inputs);
+        match prepared {
+            OpsKind::Tracked(prepared) => {
+                let kept = Kept { operator: $operator, inputs, output: output.clone(), saved: Arc::new(saved) };
+                prepared.finish(kept, output)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(output),
+        }
+    }};
+}
+
+impl<C: CheckpointStrategy> HostOperators for Autodiff<Flex, C> {
+    fn host_one(a: FloatTensor<Self>, operator: Arc<dyn HostOperator<1>>) -> FloatTensor<Self> {
+        tracked!(operator, a)
+    }
+
+    fn host_two(a: FloatTensor<Self>, b: FloatTensor<Self>, operator: Arc<dyn HostOperator<2>>) -> FloatTensor<Self> {
+        tracked!(operator, a, b)
+    }
+
+    fn host_three(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        operator: Arc<dyn HostOperator<3>>,
+    ) -> FloatTensor<Self> {
+        tracked!(operator, a, b, c)
+    }
+}
+
+/// Applies an operator of one tensor.
+pub(crate) fn one<const A: usize, const OUT: usize>(a: Tensor<A>, operator: impl HostOperator<1>) -> Tensor<OUT> {
+    Tensor::from_dispatch(Dispatch::host_one(a.into_dispatch(), Arc::new(operator)))
+}
+
+/// Applies an operator of two tensors.
+pub(crate) fn two<const A: usize, const B: usize, const OUT: usize>(
+    a: Tensor<A>,
+    b: Tensor<B>,
+    operator: impl HostOperator<2>,
+) -> Tensor<OUT> {
+    Tensor::from_dispatch(Dispatch::host_two(a.into_dispatch(), b.into_dispatch(), Arc::new(operator)))
+}
+
+/// Applies an operator of three tensors.
+pub(crate) fn three<const A: usize, const B: usize, const C: usize, const OUT: usize>(
+    a: Tensor<A>,
+    b: Tensor<B>,
+    c: Tensor<C>,
+    operator: impl HostOperator<3>,
+) -> Tensor<OUT> {
+    let (a, b, c) = (a.into_dispatch(), b.into_dispatch(), c.into_dispatch());
+    Tensor::from_dispatch(Dispatch::host_three(a, b, c, Arc::new(operator)))
+}

@@ -1,0 +1,86 @@
+//! Three products on host memory: `y = x W^T`, `dx = dy W`, `dW = dy^T x`; the bias rides along.
+
+use burn_flex::FlexTensor;
+
+use crate::{
+    host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
+    matmul::{Matrix, Threads, product},
+};
+
+/// The operator, with and without bias.
+#[derive(Debug)]
+pub(super) struct Linear;
+
+impl HostOperator<2> for Linear {
+    fn forward(&self, [x, weight]: &[FlexTensor; 2]) -> (FlexTensor, Vec<f32>) {
+        (forward(x, weight, None), Vec::new())
+    }
+
+    fn backward(&self, given: &Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let [x, weight] = given.inputs;
+        backward(x, weight, &given.gradient, wanted)
+    }
+}
+
+impl HostOperator<3> for Linear {
+    fn forward(&self, [x, weight, bias]: &[FlexTensor; 3]) -> (FlexTensor, Vec<f32>) {
+        (forward(x, weight, Some(bias)), Vec::new())
+    }
+
+    fn backward(&self, given: &Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [x, weight, bias] = given.inputs;
+        let [of_x, of_weight] = backward(x, weight, &given.gradient, [wanted[0], wanted[1]]);
+        let of_bias =
+            wanted[2].then(|| tensor(column_sums(slice(&given.gradient), dimensions(bias)[0]), &dimensions(bias)));
+        [of_x, of_weight, of_bias]
+    }
+}
+
+fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
+    let (x, weight) = (contiguous(x), contiguous(weight));
+    let ([outputs, inputs], mut shape) = (sizes(&weight), dimensions(&x));
+    let rows = slice(&x).len() / inputs.max(1);
+    let mut y = match bias {
+        Some(bias) => slice(&contiguous(bias)).repeat(rows),
+        None => vec![0.0; rows * outputs],
+    };
+    let (left, right) = (Matrix::new(slice(&x), rows, inputs), Matrix::new(slice(&weight), outputs, inputs));
+    product(&mut y, left, right.transposed(), bias.is_some(), Threads::All);
+    if let Some(last) = shape.last_mut() {
+        *last = outputs;
+    }
+    tensor(y, &shape)
+}
+
+fn backward(x: &FlexTensor, weight: &FlexTensor, gradient: &FlexTensor, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+    let [outputs, inputs] = sizes(weight);
+    let rows = slice(gradient).len() / outputs.max(1);
+    let upstream = Matrix::new(slice(gradient), rows, outputs);
+    let of_x = wanted[0].then(|| {
+        let weight = contiguous(weight);
+        let mut result = vec![0.0; rows * inputs];
+        product(&mut result, upstream, Matrix::new(slice(&weight), outputs, inputs), false, Threads::All);
+        tensor(result, &dimensions(x))
+    });
+    let of_weight = wanted[1].then(|| {
+        let x = contiguous(x);
+        let mut result = vec![0.0; outputs * inputs];
+        product(&mut result, upstream.transposed(), Matrix::new(slice(&x), rows, inputs), false, Threads::All);
+        tensor(result, &[outputs, inputs])
+    });
+    [of_x, of_weight]
+}
+
+fn sizes(weight: &FlexTensor) -> [usize; 2] {
+    let shape = dimensions(weight);
+    [shape[0], shape[1]]
+}
+
+/// The sum of all rows.
+fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; width];
+    for row in values.chunks_exact(width.max(1)) {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    }
+    sums
+}

@@ -1,0 +1,150 @@
+//! Norms in one pass over each row, forward and backward.
+//!
+//! With `n = (x - mean) inverse` (RMSNorm: no mean), `h = dy weight` and `width` elements a row,
+//! `dx = inverse (h - n mean(h n) - mean(h))` (RMSNorm: no last term), `dweight = sum dy n`, `dbias = sum dy`.
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::{
+    host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
+    simd::{dot, sum, vectorised},
+};
+
+#[derive(Debug)]
+pub(super) struct RmsNorm {
+    pub epsilon: f32,
+}
+
+#[derive(Debug)]
+pub(super) struct LayerNorm {
+    pub epsilon: f32,
+}
+
+/// Rows that one task takes. Fixed, so that sums over rows do not depend on the number of threads.
+const ROWS: usize = 64;
+
+impl HostOperator<2> for RmsNorm {
+    fn forward(&self, [x, weight]: &[FlexTensor; 2]) -> (FlexTensor, Vec<f32>) {
+        forward(x, weight, None, self.epsilon)
+    }
+
+    fn backward(&self, given: &Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let [x, weight] = given.inputs;
+        let [of_x, of_weight, _] = backward(x, weight, given.saved, &given.gradient, false, wanted[0]);
+        [of_x, of_weight]
+    }
+}
+
+impl HostOperator<3> for LayerNorm {
+    fn forward(&self, [x, weight, bias]: &[FlexTensor; 3]) -> (FlexTensor, Vec<f32>) {
+        forward(x, weight, Some(bias), self.epsilon)
+    }
+
+    fn backward(&self, given: &Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [x, weight, _] = given.inputs;
+        backward(x, weight, given.saved, &given.gradient, true, wanted[0])
+    }
+}
+
+/// The output, and mean and inverse deviation of every row. A bias makes it LayerNorm.
+fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>, epsilon: f32) -> (FlexTensor, Vec<f32>) {
+    let (x, weight) = (contiguous(x), contiguous(weight));
+    let bias = bias.map(contiguous);
+    let width = slice(&weight).len().max(1);
+    let mut y = vec![0.0; slice(&x).len()];
+    let mut statistics = vec![0.0; slice(&x).len() / width * 2];
+    let rows = y.par_chunks_mut(ROWS * width).zip(statistics.par_chunks_mut(ROWS * 2));
+    rows.zip(slice(&x).par_chunks(ROWS * width)).for_each(|((y, statistics), x)| {
+        forward_rows(y, statistics, x, slice(&weight), bias.as_ref().map(slice), epsilon);
+    });
+    (tensor(y, &dimensions(&x)), statistics)
+}
+
+vectorised! {
+    fn forward_rows(y: &mut [f32], statistics: &mut [f32], x: &[f32], weight: &[f32], bias: Option<&[f32]>, epsilon: f32) {
+        let width = weight.len();
+        let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(statistics.chunks_exact_mut(2));
+        for ((y, x), statistics) in rows {
+            let Some(bias) = bias else {
+                let inverse = 1.0 / (dot(x, x) / width as f32 + epsilon).sqrt();
+                statistics[1] = inverse;
+                for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+                    *y = x * inverse * weight;
+                }
+                continue;
+            };
+            let mean = sum(x) / width as f32;
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = x - mean);
+            let inverse = 1.0 / (dot(y, y) / width as f32 + epsilon).sqrt();
+            statistics.copy_from_slice(&[mean, inverse]);
+            for ((y, weight), bias) in y.iter_mut().zip(weight).zip(bias) {
+                *y = *y * inverse * weight + bias;
+            }
+        }
+    }
+}
+
+fn backward(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    statistics: &[f32],
+    gradient: &FlexTensor,
+    centred: bool,
+    want_x: bool,
+) -> [Option<FlexTensor>; 3] {
+    let (x, weight) = (contiguous(x), contiguous(weight));
+    let width = slice(&weight).len().max(1);
+    let mut of_x = vec![0.0; if want_x { slice(&x).len() } else { 0 }];
+    let tasks = slice(&x).len().div_ceil(ROWS * width);
+    // Each task's sums for weight and bias, added up in order below.
+    let mut partial = vec![0.0; tasks * width * 2];
+    let inputs = slice(&x).par_chunks(ROWS * width).zip(slice(gradient).par_chunks(ROWS * width));
+    let inputs = inputs.zip(statistics.par_chunks(ROWS * 2)).zip(partial.par_chunks_mut(width * 2));
+    let task = |(((x, gradient), statistics), partial): (((&[f32], &[f32]), &[f32]), &mut [f32]), of_x: &mut [f32]| {
+        backward_rows(of_x, partial, x, gradient, statistics, slice(&weight), centred);
+    };
+    match want_x {
+        true => inputs.zip(of_x.par_chunks_mut(ROWS * width)).for_each(|(inputs, of_x)| task(inputs, of_x)),
+        false => inputs.for_each(|inputs| task(inputs, &mut [])),
+    }
+    let mut sums = vec![0.0; width * 2];
+    for partial in partial.chunks_exact(width * 2) {
+        sums.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
+    }
+    let of_bias = sums.split_off(width);
+    let shape = dimensions(&weight);
+    [
+        want_x.then(|| tensor(of_x, &dimensions(&x))),
+        Some(tensor(sums, &shape)),
+        centred.then(|| tensor(of_bias, &shape)),
+    ]
+}
+
+vectorised! {
+    fn backward_rows(of_x: &mut [f32], partial: &mut [f32], x: &[f32], gradient: &[f32], statistics: &[f32], weight: &[f32], centred: bool) {
+        let width = weight.len();
+        let (of_weight, of_bias) = partial.split_at_mut(width);
+        let (mut normed, mut scaled) = (vec![0.0; width], vec![0.0; width]);
+        let rows = x.chunks_exact(width).zip(gradient.chunks_exact(width)).zip(statistics.chunks_exact(2));
+        let mut of_x = of_x.chunks_exact_mut(width);
+        for ((x, gradient), statistics) in rows {
+            let (mean, inverse) = (statistics[0], statistics[1]);
+            for i in 0..width {
+                normed[i] = (x[i] - mean) * inverse;
+                scaled[i] = gradient[i] * weight[i];
+                of_weight[i] += gradient[i] * normed[i];
+            }
+            if centred {
+                of_bias.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+            }
+            if let Some(of_x) = of_x.next() {
+                let along = dot(&scaled, &normed) / width as f32;
+                let shift = if centred { sum(&scaled) / width as f32 } else { 0.0 };
+                for i in 0..width {
+                    of_x[i] = inverse * (scaled[i] - normed[i] * along - shift);
+                }
+            }
+        }
+    }
+}

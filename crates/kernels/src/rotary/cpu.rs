@@ -1,0 +1,54 @@
+//! The rotation in one pass; its gradient is the rotation by the opposite angles.
+
+use std::sync::Arc;
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::Tables;
+use crate::{
+    host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
+    simd::vectorised,
+};
+
+#[derive(Debug)]
+pub(super) struct Rotate(pub Arc<Tables>);
+
+impl HostOperator<1> for Rotate {
+    fn forward(&self, [x]: &[FlexTensor; 1]) -> (FlexTensor, Vec<f32>) {
+        (rotate(x, &self.0, 1.0), Vec::new())
+    }
+
+    fn backward(&self, given: &Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        [Some(rotate(&given.gradient, &self.0, -1.0))]
+    }
+}
+
+fn rotate(x: &FlexTensor, tables: &Tables, direction: f32) -> FlexTensor {
+    let (x, shape) = (contiguous(x), dimensions(x));
+    let (width, token) = (shape[3], shape[2] * shape[3]);
+    let (half, period) = (tables.half, tables.batch * tables.time);
+    let mut y = vec![0.0; slice(&x).len()];
+    let tokens = y.par_chunks_mut(token.max(1)).zip(slice(&x).par_chunks(token.max(1))).enumerate();
+    tokens.with_min_len(16).for_each(|(i, (y, x))| {
+        let row = i % period * half;
+        rotate_token(y, x, &tables.cosine[row..row + half], &tables.sine[row..row + half], width, direction);
+    });
+    tensor(y, &shape)
+}
+
+vectorised! {
+    fn rotate_token(y: &mut [f32], x: &[f32], cosine: &[f32], sine: &[f32], width: usize, direction: f32) {
+        let half = cosine.len();
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let ((y_low, y_rest), (x_low, x_rest)) = (y.split_at_mut(half), x.split_at(half));
+            let ((y_high, y_rest), (x_high, x_rest)) = (y_rest.split_at_mut(half), x_rest.split_at(half));
+            for i in 0..half {
+                let sine = sine[i] * direction;
+                y_low[i] = x_low[i] * cosine[i] - x_high[i] * sine;
+                y_high[i] = x_high[i] * cosine[i] + x_low[i] * sine;
+            }
+            y_rest.copy_from_slice(x_rest);
+        }
+    }
+}

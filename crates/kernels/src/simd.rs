@@ -1,0 +1,231 @@
+//! Vector code without intrinsics: plain loops over lanes, compiled once for each instruction set and chosen at run time.
+//!
+//! The loops never fuse a multiplication with an addition, so all instruction sets give the same bits.
+
+use std::sync::OnceLock;
+
+/// An instruction set for which the loops are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Whatever the target has at least.
+    Portable,
+    /// AVX2.
+    Avx2,
+    /// AVX-512 F, VL, DQ and BW.
+    Avx512,
+}
+
+/// Environment variable that lowers the level: `portable`, `avx2` or `avx512`.
+pub const LEVEL_VARIABLE: &str = "ESPALIER_SIMD";
+
+/// The level in use: the best that this processor has, or the lower one that [`LEVEL_VARIABLE`] asks for.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let asked = match std::env::var(LEVEL_VARIABLE).as_deref() {
+            Ok("portable") => Level::Portable,
+            Ok("avx2") => Level::Avx2,
+            _ => Level::Avx512,
+        };
+        asked.min(best())
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn best() -> Level {
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512bw");
+    match (avx512, is_x86_feature_detected!("avx2")) {
+        (true, true) => Level::Avx512,
+        (false, true) => Level::Avx2,
+        _ => Level::Portable,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn best() -> Level {
+    Level::Portable
+}
+
+/// Defines a function whose body is compiled for every [`Level`]; what the body calls must be `#[inline(always)]`.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(unsafe_code)]
+        $visibility fn $name($($argument: $type),*) $(-> $output)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments)]
+            fn body($($argument: $type),*) $(-> $output)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2($($argument: $type),*) $(-> $output)? {
+                    body($($argument),*)
+                }
+                #[target_feature(enable = "avx2,avx512f,avx512vl,avx512dq,avx512bw")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($argument: $type),*) $(-> $output)? {
+                    body($($argument),*)
+                }
+                match $crate::simd::level() {
+                    // SAFETY: `level` never exceeds what the processor was seen to have.
+                    $crate::simd::Level::Avx512 => unsafe { avx512($($argument),*) },
+                    // SAFETY: as above.
+                    $crate::simd::Level::Avx2 => unsafe { avx2($($argument),*) },
+                    $crate::simd::Level::Portable => body($($argument),*),
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            body($($argument),*)
+        }
+    };
+}
+
+pub(crate) use vectorised;
+
+/// Partial sums of a reduction: the order of additions is fixed by this number, not by the processor.
+const LANES: usize = 32;
+
+#[inline(always)]
+fn fold(lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = lanes;
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = combine(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// `sum(a_i b_i)`.
+#[inline(always)]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for l in 0..LANES {
+            lanes[l] += a[l] * b[l];
+        }
+    }
+    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
+        *lane += a * b;
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// `sum(x_i)`.
+#[inline(always)]
+pub(crate) fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (x, rest) = x.as_chunks::<LANES>();
+    for x in x {
+        for l in 0..LANES {
+            lanes[l] += x[l];
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += x;
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// `max(x_i)`, negative infinity for nothing.
+#[inline(always)]
+pub(crate) fn maximum(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (x, rest) = x.as_chunks::<LANES>();
+    for x in x {
+        for l in 0..LANES {
+            lanes[l] = larger(x[l], lanes[l]);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*x, *lane);
+    }
+    fold(lanes, larger)
+}
+
+/// `e^x` to about two units in the last place (Cephes' polynomial); 0 below -87.3, infinite above 88.3, NaN of NaN.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let power = shifted - ROUND;
+    let rest = x - power * 0.693_359_4 + power * 2.121_944_4e-4;
+    let mut series = 1.987_569_1e-4;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
+        series = series * rest + coefficient;
+    }
+    let mantissa = series * rest * rest + rest + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    let value = mantissa * f32::from_bits(exponent);
+    let value = if x < -87.3 { 0.0 } else { value };
+    if x > 88.3 { f32::INFINITY } else { value }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The hyperbolic tangent, to 2e-7.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+/// The error function, to 2e-7 (Abramowitz and Stegun 7.1.26).
+#[inline(always)]
+pub(crate) fn erf(x: f32) -> f32 {
+    let size = x.abs();
+    let t = 1.0 / (1.0 + 0.327_591_1 * size);
+    let mut series = 1.061_405_4;
+    for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+        series = series * t + coefficient;
+    }
+    let value = 1.0 - series * t * exp(-size * size);
+    if x < 0.0 { -value } else { value }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_agree_with_the_standard_library() {
+        for i in -8700..8800 {
+            let x = i as f32 * 0.01 + 0.003;
+            let (value, expected) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!(((value - expected) / expected).abs() < 3e-7, "{x}: {value} against {expected}");
+        }
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert_eq!((exp(-1e30), exp(0.0)), (0.0, 1.0));
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn error_function_and_tangent() {
+        for (x, expected) in [(0.5f32, 0.520_499_9f32), (1.0, 0.842_700_8), (2.5, 0.999_593), (0.0, 0.0)] {
+            assert!((erf(x) - expected).abs() < 2e-7 && (erf(-x) + expected).abs() < 2e-7, "{x}");
+            assert!((tanh(x) - x.tanh()).abs() < 2e-7, "{x}");
+        }
+    }
+
+    #[test]
+    fn reductions_see_every_element() {
+        for count in [0, 1, 31, 32, 33, 100] {
+            let x: Vec<f32> = (0..count).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
+            assert_eq!(sum(&x), x.iter().sum::<f32>());
+            assert_eq!(dot(&x, &x), x.iter().map(|v| v * v).sum::<f32>());
+            assert_eq!(maximum(&x), x.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b)));
+        }
+    }
+}
