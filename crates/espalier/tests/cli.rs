@@ -155,13 +155,24 @@ fn prompts_come_from_files() {
 }
 
 #[test]
-fn the_benchmark_reports_speed() {
-    let arguments = ["generate", model(), "--benchmark", "--prompt-tokens", "8", "--new-tokens", "4", "--batch", "2"];
-    let value = json(&espalier(&[&arguments[..], &["--json"]].concat()));
-    assert!(value["prefill_tokens_per_second"].as_f64().unwrap() > 0.0);
-    assert!(value["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
-    assert_eq!((&value["batch"], &value["new"]), (&2.into(), &4.into()));
-    assert_eq!(espalier(&["generate", model(), "--benchmark", "--new-tokens", "1"]).status.code(), Some(2));
+fn benchmarks_report_speed() {
+    let bench = |job: &str, more: &[&str]| {
+        let mut arguments = vec!["bench", job];
+        arguments.extend((job != "attention" && job != "matmul").then(model));
+        json(&espalier(&[&arguments[..], more, &["--json"]].concat()))
+    };
+    let generate = bench("generate", &["--prompt", "8", "--new", "4", "--batch", "2"]);
+    assert!(generate["prefill_tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert!(generate["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert_eq!((&generate["batch"], &generate["new"]), (&2.into(), &4.into()));
+    for (job, more) in [("train", "--batch"), ("lora", "--batch"), ("dpo", "--pairs")] {
+        let figures = bench(job, &[more, "2", "--length", "8", "--runs", "1"]);
+        assert!(figures["tokens_per_second"].as_f64().unwrap() > 0.0, "{figures}");
+    }
+    let attention = bench("attention", &["--length", "70", "--heads", "2", "--runs", "1"]);
+    assert!(attention["gflops"].as_f64().unwrap() > 0.0);
+    assert!(bench("matmul", &["--rows", "16", "--runs", "1"])["peak_gflops"].as_f64().unwrap() > 0.0);
+    assert_eq!(espalier(&["bench", "generate", model(), "--new", "1"]).status.code(), Some(2));
 }
 
 #[test]

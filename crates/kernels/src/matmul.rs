@@ -49,15 +49,42 @@ pub(crate) enum Threads {
 
 /// `out = left right`, or `out += left right` when `add` is set; `out` holds rows of `right.columns` elements.
 pub(crate) fn product(out: &mut [f32], left: Matrix<'_>, right: Matrix<'_>, add: bool, threads: Threads) {
+    assert_eq!(out.len(), left.rows * right.columns, "output of a product");
+    #[allow(unsafe_code)]
+    // SAFETY: `out` has room for the result by the assertion above, and its elements are initialised.
+    unsafe {
+        run(out.as_mut_ptr(), left, right, add, threads);
+    }
+}
+
+/// `left right` in new memory, which is not cleared first.
+pub(crate) fn multiplied(left: Matrix<'_>, right: Matrix<'_>, threads: Threads) -> Vec<f32> {
+    let count = left.rows * right.columns;
+    let mut out = Vec::with_capacity(count);
+    #[allow(unsafe_code)]
+    // SAFETY: the vector has room for the result, and without `add` all of it is written and nothing of it is read.
+    unsafe {
+        run(out.as_mut_ptr(), left, right, false, threads);
+        out.set_len(count);
+    }
+    out
+}
+
+/// The product.
+///
+/// # Safety
+/// `out` has room for `left.rows * right.columns` elements, which are initialised where `add` is set.
+#[allow(unsafe_code)]
+unsafe fn run(out: *mut f32, left: Matrix<'_>, right: Matrix<'_>, add: bool, threads: Threads) {
     let (rows, columns, depth) = (left.rows, right.columns, left.columns);
     assert_eq!(depth, right.rows, "inner sizes of a product");
-    assert_eq!(out.len(), rows * columns, "output of a product");
     if rows * columns == 0 {
         return;
     }
     if depth == 0 {
         if !add {
-            out.fill(0.0);
+            // SAFETY: `out` has room for this many elements, and zero is a valid one.
+            unsafe { out.write_bytes(0, rows * columns) };
         }
         return;
     }
@@ -65,15 +92,14 @@ pub(crate) fn product(out: &mut [f32], left: Matrix<'_>, right: Matrix<'_>, add:
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),
     };
-    #[allow(unsafe_code)]
-    // SAFETY: all three matrices lie inside their slices: the inputs by the assertion of `Matrix`, the output by the
-    // assertion above.
+    // SAFETY: all three matrices lie inside their memory: the inputs by the assertion of `Matrix`, the output by the
+    // caller's promise.
     unsafe {
         gemm::gemm(
             rows,
             columns,
             depth,
-            out.as_mut_ptr(),
+            out,
             1,
             columns as isize,
             add,
@@ -106,5 +132,8 @@ mod tests {
         assert_eq!(out, [5.0, 2.0, 11.0, 4.0]);
         product(&mut out, Matrix::new(&right, 2, 2).transposed(), Matrix::new(&right, 2, 2), true, Threads::All);
         assert_eq!(out, [10.0, 4.0, 13.0, 5.0]);
+        let fresh = multiplied(Matrix::strided(&left, 2, 2, 3), Matrix::new(&right, 2, 2), Threads::One);
+        assert_eq!(fresh, [5.0, 2.0, 11.0, 4.0]);
+        assert_eq!(multiplied(Matrix::new(&[], 1, 0), Matrix::new(&[], 0, 2), Threads::One), [0.0, 0.0]);
     }
 }

@@ -26,6 +26,21 @@ pub fn map_file(path: &Path) -> io::Result<Mmap> {
     unsafe { Mmap::map(&file) }
 }
 
+/// Gives the pages of `range` back: they do not count as the process's memory until they are read again.
+///
+/// A tensor that was copied out of a map is not needed twice. Failing to release it costs memory, not correctness, so that
+/// an error passes silently; other systems than Unix keep the pages.
+pub fn release(map: &Mmap, range: std::ops::Range<usize>) {
+    #[cfg(unix)]
+    if range.end <= map.len() && !range.is_empty() {
+        #[allow(unsafe_code)]
+        // SAFETY: the map is read-only and backed by its file: dropped pages come back with the same bytes.
+        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+    }
+    #[cfg(not(unix))]
+    let _ = (map, range);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +54,17 @@ mod tests {
         assert!(map_file(&path).unwrap().is_empty());
         std::fs::remove_file(&path).unwrap();
         assert!(map_file(&path).is_err());
+    }
+
+    #[test]
+    fn released_pages_read_the_same() {
+        let path = std::env::temp_dir().join(format!("espalier-memory-release-{}", std::process::id()));
+        std::fs::write(&path, vec![7u8; 100_000]).unwrap();
+        let map = map_file(&path).unwrap();
+        release(&map, 10..90_000);
+        release(&map, 0..200_000);
+        assert!(map.iter().all(|byte| *byte == 7));
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -3,8 +3,17 @@
 //! On the CPU a step is one pass over memory; elsewhere it is the same formula in tensor operations. Sums run in a fixed
 //! order, so that a resumed run repeats the interrupted one bit for bit.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::{
+    backend::Flex,
+    tensor::{DType, Tensor},
+};
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
+
+use crate::{
+    host::{contiguous, slice},
+    simd::vectorised,
+};
 
 /// The numbers of one AdamW step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,10 +45,11 @@ pub struct AdamWState {
     pub second: Tensor<1>,
 }
 
-/// AdamW (arXiv 1711.05101, Algorithm 2) with bias correction; `gradient`: `[len]`, f32 throughout.
+/// AdamW (arXiv 1711.05101, Algorithm 2) with bias correction; `gradient`: `[len]`, f32 throughout. On the CPU the state is
+/// changed in place where nobody else holds it.
 pub fn adamw(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWState {
-    let device = gradient.device();
-    if device == Device::flex() { on_host(state, gradient, step, &device) } else { in_tensors(state, gradient, step) }
+    let Some(on_cpu) = primitive(gradient.clone()) else { return in_tensors(state, gradient, step) };
+    on_host(state, on_cpu, &step).unwrap_or_else(|state| in_tensors(state, gradient, step))
 }
 
 /// Corrections by which the moments of a finite history are divided.
@@ -61,51 +71,59 @@ fn in_tensors(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWS
 /// Elements that one thread takes at a time.
 const CHUNK: usize = 1 << 14;
 
-fn on_host(state: AdamWState, gradient: Tensor<1>, step: AdamWStep, device: &Device) -> AdamWState {
-    let (mut weight, mut first, mut second) = (host(state.weight), host(state.first), host(state.second));
-    let gradient = host(gradient);
-    let chunks = weight.par_chunks_mut(CHUNK).zip(first.par_chunks_mut(CHUNK)).zip(second.par_chunks_mut(CHUNK));
-    chunks.zip(gradient.par_chunks(CHUNK)).for_each(|(((weight, first), second), gradient)| {
-        step_chunk(weight, first, second, gradient, &step);
+fn on_host(state: AdamWState, gradient: FlexTensor, step: &AdamWStep) -> Result<AdamWState, AdamWState> {
+    let tensors = [state.weight.clone(), state.first.clone(), state.second.clone()].map(primitive);
+    let [Some(mut weight), Some(mut first), Some(mut second)] = tensors else { return Err(state) };
+    // From here on the tensors are the only owners, where the caller gave them away: then the step is in place.
+    drop(state);
+    let gradient = contiguous(&gradient);
+    let chunks = weight.storage_mut::<f32>().par_chunks_mut(CHUNK);
+    let chunks = chunks.zip(first.storage_mut::<f32>().par_chunks_mut(CHUNK));
+    let chunks = chunks.zip(second.storage_mut::<f32>().par_chunks_mut(CHUNK));
+    chunks.zip(slice(&gradient).par_chunks(CHUNK)).for_each(|(((weight, first), second), gradient)| {
+        step_chunk(weight, first, second, gradient, step);
     });
-    let tensor = |values: Vec<f32>| {
-        let count = values.len();
-        Tensor::from_data(TensorData::new(values, [count]), device)
-    };
-    AdamWState { weight: tensor(weight), first: tensor(first), second: tensor(second) }
+    let [weight, first, second] = [weight, first, second].map(Tensor::from_primitive::<Flex>);
+    Ok(AdamWState { weight, first, second })
 }
 
-fn step_chunk(weight: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32], step: &AdamWStep) {
-    let (correct1, correct2) = corrections(step);
-    let keep = (1.0 - step.learning_rate * step.weight_decay) as f32;
-    let (beta1, beta2, epsilon) = (step.beta1 as f32, step.beta2 as f32, step.epsilon as f32);
-    let (scale, rate) = (step.gradient_scale as f32, (step.learning_rate / correct1) as f32);
-    let inverse2 = (1.0 / correct2) as f32;
-    for (((weight, first), second), gradient) in weight.iter_mut().zip(first).zip(second).zip(gradient) {
-        let gradient = gradient * scale;
-        *first = beta1 * *first + (1.0 - beta1) * gradient;
-        *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
-        *weight = *weight * keep - rate * *first / ((*second * inverse2).sqrt() + epsilon);
+/// The tensor's own memory, where it is whole, in order and on the host.
+fn primitive(tensor: Tensor<1>) -> Option<FlexTensor> {
+    let tensor = tensor.inner().try_into_primitive::<Flex>().ok()?;
+    let whole = slice(&tensor).len() == tensor.bytes().len() / size_of::<f32>();
+    (tensor.dtype() == DType::F32 && tensor.is_contiguous() && whole).then_some(tensor)
+}
+
+vectorised! {
+    fn step_chunk(weight: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32], step: &AdamWStep) {
+        let (correct1, correct2) = corrections(step);
+        let keep = (1.0 - step.learning_rate * step.weight_decay) as f32;
+        let (beta1, beta2, epsilon) = (step.beta1 as f32, step.beta2 as f32, step.epsilon as f32);
+        let (scale, rate) = (step.gradient_scale as f32, (step.learning_rate / correct1) as f32);
+        let inverse2 = (1.0 / correct2) as f32;
+        for (((weight, first), second), gradient) in weight.iter_mut().zip(first).zip(second).zip(gradient) {
+            let gradient = gradient * scale;
+            *first = beta1 * *first + (1.0 - beta1) * gradient;
+            *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
+            *weight = *weight * keep - rate * *first / ((*second * inverse2).sqrt() + epsilon);
+        }
     }
-}
-
-fn host(tensor: Tensor<1>) -> Vec<f32> {
-    // A float tensor always reads back as f32 here: the workspace trains in f32.
-    tensor.into_data().try_into_vec::<f32>().unwrap_or_default()
 }
 
 /// Sum of squares in f64, in a fixed order. `values`: `[len]`.
 pub fn sum_of_squares(values: Tensor<1>) -> f64 {
-    let values = host(values);
     let partial = |chunk: &[f32]| chunk.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
-    let sums: Vec<f64> = values.par_chunks(CHUNK).map(partial).collect();
-    sums.iter().sum()
+    let total = |values: &[f32]| values.par_chunks(CHUNK).map(partial).collect::<Vec<f64>>().iter().sum();
+    match primitive(values.clone()) {
+        Some(values) => total(slice(&values)),
+        None => total(&values.into_data().convert::<f32>().try_into_vec::<f32>().unwrap_or_default()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Distribution;
+    use burn::tensor::{Device, Distribution};
 
     fn step(number: u64) -> AdamWStep {
         AdamWStep {

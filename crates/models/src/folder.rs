@@ -77,7 +77,7 @@ pub fn load(folder: &Path, device: &Device) -> Result<LoadedModel> {
 
 /// A file without an output matrix means a tied one, whatever the configuration says.
 fn has_head(checkpoint: &Checkpoint) -> bool {
-    checkpoint.names().any(|name| name == "lm_head.weight" || name == "output.weight")
+    checkpoint.names().any(|name| name == "lm_head.weight")
 }
 
 /// Every tensor of the file must be known: one that would be left out silently is an error.

@@ -72,6 +72,14 @@ impl Parameter {
         self.flat = if self.trainable { flat.autodiff().require_grad() } else { flat };
     }
 
+    /// Replaces the elements by what `change` makes of them. The old tensor is given away, so that a change in place costs
+    /// no copy.
+    pub fn update(&mut self, change: impl FnOnce(Tensor<1>) -> Tensor<1>) {
+        let device = self.flat.device().inner();
+        let flat = std::mem::replace(&mut self.flat, Tensor::empty([0], &device));
+        self.set_flat(change(flat.inner()));
+    }
+
     /// Replaces the elements from memory, in row-major order.
     pub fn set_data(&mut self, values: Vec<f32>, device: &Device) {
         let count = values.len();

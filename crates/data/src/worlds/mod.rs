@@ -22,11 +22,13 @@ pub mod instructions;
 pub mod lists;
 pub mod preferences;
 pub mod random;
+pub mod recall;
 pub mod sentences;
 pub mod stories;
 
 /// Every world. A new one is one file and one line here.
-pub const WORLDS: &[World] = &[arithmetic::WORLD, facts::WORLD, instructions::WORLD, sentences::WORLD, stories::WORLD];
+pub const WORLDS: &[World] =
+    &[arithmetic::WORLD, recall::WORLD, facts::WORLD, instructions::WORLD, sentences::WORLD, stories::WORLD];
 
 /// Attempts to draw an item of the wanted split before giving up; about 20 are needed.
 const MOST_ATTEMPTS: u64 = 10_000;
@@ -234,6 +236,8 @@ mod tests {
             ("g1/2", 0xa29d_91c0_e979_c09a),
             ("g1/3", 0xb2cd_2d3e_51a2_f268),
             ("g1/4", 0x2250_0591_9b9c_368f),
+            ("g3/8", 0x5489_97b9_2664_9263),
+            ("g3/16", 0x61f4_918f_77b6_6d05),
             ("g6/1", 0xa9e7_7c23_2cdd_42c5),
             ("g6/2", 0x5ae1_a8a5_f86e_c25b),
             ("g6/3", 0x211c_7af5_993b_5ba9),

@@ -1,7 +1,7 @@
 //! G8, short stories from a grammar of about 250 word forms, after TinyStories (2305.07759).
 //!
 //! A story fixes its slots (name, hero, object, ...) once and uses them throughout, so that the consistency of a model's
-//! continuation can be measured exactly: see [`consistency`].
+//! continuation can be measured exactly: see [`consistency`]. `g8/titled` puts a title before the story.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,8 +21,8 @@ use super::{Draft, Item, World};
 pub const WORLD: World = World {
     name: "g8",
     description: "short stories from a small grammar; the checker tests their consistency",
-    tasks: &["g8"],
-    generate: |_, _, random| Story::draw(random).draft(),
+    tasks: &["g8", "g8/titled"],
+    generate: |task, _, random| Story::draw(random).draft(task == "g8/titled"),
     check,
 };
 
@@ -133,9 +133,13 @@ impl Story {
         slots.into_iter().map(|(slot, word)| (slot.to_string(), Value::from(word))).collect()
     }
 
-    fn draft(self) -> Draft {
+    /// Where a title stands first, it names what the story is about: whoever goes on from it has to look back.
+    fn draft(self, titled: bool) -> Draft {
         let (key, fields) = (self.key(), self.fields());
-        Draft { prompt: String::new(), solution: self.text.clone(), answer: self.text, key, fields }
+        let Self { adjective, hero, name, object_adjective, object, .. } = self;
+        let title = format!("About a {adjective} {hero} named {name} and a {object_adjective} {object}:");
+        let prompt = if titled { title } else { String::new() };
+        Draft { prompt, solution: self.text.clone(), answer: self.text, key, fields }
     }
 }
 

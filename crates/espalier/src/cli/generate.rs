@@ -1,9 +1,7 @@
 //! `espalier generate`: texts that continue prompts, or answer them.
 
-mod benchmark;
-
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use espalier_data::record::Message;
@@ -15,7 +13,6 @@ use serde_json::json;
 
 use super::{Context, sampling::SamplingArgs};
 use crate::{Error, Result, model_path, units};
-pub use benchmark::BenchmarkArgs;
 
 /// Prompts that are computed together.
 const BATCH: usize = 16;
@@ -24,16 +21,15 @@ const BATCH: usize = 16;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   espalier generate MODEL 'Once upon a time' --max-new-tokens 100 --temperature 0.8
-  espalier generate MODEL --chat --file questions.txt --json > answers.jsonl
-  espalier generate MODEL --benchmark --prompt-tokens 512 --new-tokens 128")]
+  espalier generate MODEL --chat --file questions.txt --json > answers.jsonl")]
 pub struct GenerateArgs {
     /// A model folder, an adapter folder, or a run's output
     pub model: PathBuf,
     /// The prompts
-    #[arg(value_name = "PROMPT", conflicts_with = "benchmark")]
+    #[arg(value_name = "PROMPT")]
     pub prompts: Vec<String>,
     /// Further prompts, one a line
-    #[arg(long, value_name = "FILE", conflicts_with = "benchmark")]
+    #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Put each prompt as a question, in the model's chat template
     #[arg(long)]
@@ -47,19 +43,13 @@ pub struct GenerateArgs {
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// The benchmark's sizes.
-    #[command(flatten)]
-    pub benchmark: BenchmarkArgs,
 }
 
-/// Generates for every prompt, or measures speed.
+/// Generates for every prompt.
 ///
 /// # Errors
 /// When the model cannot be loaded, there are no prompts, or a prompt does not fit the model.
 pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
-    if args.benchmark.benchmark {
-        return benchmark::run(&args.model, &args.benchmark, context);
-    }
     let prompts = prompts(args)?;
     let opened = model_path::open_text_model(&args.model, &context.device)?;
     let sampler = args.sampling.options(&opened.base)?;
@@ -167,9 +157,4 @@ fn show(
     terminal.line(&terminal.faint(&format!("[{}] {}", index + 1, crate::terminal::harmless(prompt))))?;
     terminal.foreign(&text.text)?;
     terminal.line("\n")
-}
-
-/// The model's folder for messages.
-fn display(path: &Path) -> String {
-    path.display().to_string()
 }

@@ -1,5 +1,6 @@
 //! The command line: global options, one file for each verb, and what becomes of errors.
 
+pub mod bench;
 pub mod chat;
 pub mod data;
 pub mod doctor;
@@ -66,6 +67,7 @@ enum Verb {
     Data(data::DataArgs),
     Inspect(inspect::InspectArgs),
     Trace(trace::TraceArgs),
+    Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -81,6 +83,7 @@ impl Verb {
             Self::Data(args) => data::run(args, context),
             Self::Inspect(args) => inspect::run(args, context),
             Self::Trace(args) => trace::run(args, context),
+            Self::Bench(args) => bench::run(args, context),
             Self::Doctor(args) => doctor::run(args, context),
         }
     }
@@ -101,6 +104,9 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(cli: &Cli) -> Result<()> {
+    // This thread becomes one of the workers, so that it computes instead of waiting for them. An error means that the
+    // pool exists already, which is as good.
+    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
     let device = device::parse(&cli.device)?;
     let terminal = Terminal::new(cli.quiet);
     cli.verb.run(&Context { json: cli.json, quiet: cli.quiet, device, terminal })

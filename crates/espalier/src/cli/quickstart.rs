@@ -9,8 +9,7 @@ use super::Context;
 use crate::{
     Result,
     recipe::{Recipe, document},
-    stages::{self, Voice},
-    units,
+    stages, units,
     voice::TerminalVoice,
 };
 
@@ -44,11 +43,13 @@ pub fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     let mut voice = TerminalVoice::new(context.terminal);
     let results = stages::run(&recipe, &context.device, &mut voice)?;
     let table = table(&results);
-    voice.say(&format!("done in {}", units::duration(started.elapsed().as_secs_f64())));
     if context.json {
         return context.terminal.json(&results);
     }
     context.terminal.line(&table.text())?;
+    for line in times(&recipe, &results, started.elapsed().as_secs_f64()) {
+        context.terminal.line(&line)?;
+    }
     for line in farewell(args, &results) {
         context.terminal.line(&line)?;
     }
@@ -107,6 +108,15 @@ fn table(results: &Value) -> Table {
             row("better answer preferred", &["preferences", "accuracy"], true),
         ],
     }
+}
+
+/// How long each stage took; of a stage that was done before, how long it took then.
+fn times(recipe: &Recipe, results: &Value, total: f64) -> Vec<String> {
+    let took = |name: &str| results[name]["stage_seconds"].as_f64().map_or("-".into(), units::duration);
+    let line = |name: &str, time: String| format!("{name:<22}{time:>14}");
+    let mut lines: Vec<String> = recipe.stage.iter().map(|stage| line(&stage.name, took(&stage.name))).collect();
+    lines.push(line("all together", units::duration(total)));
+    lines
 }
 
 /// Sample conversations, and what to do next.

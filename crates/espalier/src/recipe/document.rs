@@ -13,6 +13,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use diagnosis::Mismatch;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
@@ -101,34 +102,31 @@ pub fn load<T: DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T,
 /// has no single place.
 pub fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[String]) -> Result<T, RecipeError> {
     let mut below = vec![false; overrides.len()];
-    let mut first = None;
+    let mut first: Option<Mismatch> = None;
     loop {
-        let (index, error) = match attempt(text, name, overrides, &below)? {
+        let (index, mismatch) = match attempt(text, name, overrides, &below)? {
             Ok(value) => return Ok(value),
             Err(refused) => refused,
         };
         match index {
             // A short key that the stage's own table does not know may be one of its options.
-            Some(index) if !below[index] && error.to_string().contains("unknown key") => {
+            Some(index) if !below[index] && mismatch.unknown.is_some() => {
                 below[index] = true;
-                first.get_or_insert(error);
+                first.get_or_insert(mismatch);
             }
-            _ => return Err(first.filter(|first| suggests(first) || !has_options(&error)).unwrap_or(error)),
+            _ => {
+                // The first complaint is the better one where it has a suggestion, or where there are no options at all.
+                let no_options = mismatch.unknown.as_ref().is_some_and(|unknown| unknown.key == "options");
+                let suggests = |first: &Mismatch| first.unknown.as_ref().is_some_and(|unknown| unknown.near);
+                let better = first.filter(|first| no_options || suggests(first));
+                return Err(better.unwrap_or(mismatch).error);
+            }
         }
     }
 }
 
-fn suggests(error: &RecipeError) -> bool {
-    error.to_string().contains("did you mean")
-}
-
-/// Whether the document's type has options at all.
-fn has_options(error: &RecipeError) -> bool {
-    !error.to_string().contains("unknown key `options`")
-}
-
 /// A value, or why there is none and which override is to blame.
-type Attempt<T> = Result<T, (Option<usize>, RecipeError)>;
+type Attempt<T> = Result<T, (Option<usize>, Mismatch)>;
 
 /// Reads the document with its overrides, those marked in `below` one table deeper, in the stage's options.
 fn attempt<T: DeserializeOwned>(

@@ -97,6 +97,8 @@ pub struct NewModel {
     pub inner: usize,
     /// Longest sequence.
     pub context: usize,
+    /// Standard deviation of fresh weights.
+    pub initializer_range: f64,
     /// A folder whose tokenizer is used instead of training one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
@@ -112,6 +114,7 @@ impl Default for NewModel {
             kv_heads: 2,
             inner: 704,
             context: 512,
+            initializer_range: 0.02,
             tokenizer: None,
         }
     }

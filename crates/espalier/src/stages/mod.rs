@@ -14,6 +14,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use burn::tensor::Device;
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 use crate::{
     Error, Result,
     recipe::{Recipe, Stage},
+    units,
 };
 
 /// Where a run's words go: a terminal, a log, nowhere.
@@ -126,7 +128,13 @@ fn run_stage(workshop: &mut Workshop, number: usize, stage: &Stage) -> Result<Va
         }
         None => {
             workshop.voice.say(&format!("{number:02} {}", stage.name));
-            let result = perform(workshop, stage, &folder, &fingerprint)?;
+            let started = Instant::now();
+            let mut result = perform(workshop, stage, &folder, &fingerprint)?;
+            let seconds = started.elapsed().as_secs_f64();
+            if let Some(figures) = result.as_object_mut() {
+                figures.insert("stage_seconds".into(), seconds.into());
+            }
+            workshop.voice.say(&format!("   stage done in {}", units::duration(seconds)));
             let record = json!({"fingerprint": fingerprint, "result": result});
             write_whole(&done, format!("{record:#}\n").as_bytes())?;
             result

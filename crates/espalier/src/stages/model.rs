@@ -87,6 +87,9 @@ fn specification(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
         && new.width.is_multiple_of(new.heads)
         && new.heads.is_multiple_of(new.kv_heads)
         && (new.width / new.heads).is_multiple_of(2);
+    if !(new.initializer_range > 0.0 && new.initializer_range.is_finite()) {
+        return Err(Error::usage("`new.initializer_range` must be a positive number"));
+    }
     if !fits {
         return Err(Error::usage(
             "`new`: all sizes must be positive, `heads` divide `width` into even parts and `kv_heads` divide `heads`",
@@ -94,6 +97,7 @@ fn specification(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
     }
     let vocabulary = tokenizer.vocabulary_size();
     let mut spec = ModelSpec::llama(vocabulary, new.width, new.layers, new.heads, new.kv_heads, new.inner, new.context);
+    spec.initializer_range = new.initializer_range;
     let id = |token: &Option<String>| tokenizer.id(token.as_deref()?);
     let special = tokenizer.special();
     (spec.bos, spec.pad) = (id(&special.bos), id(&special.pad));

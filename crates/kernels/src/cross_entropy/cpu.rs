@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::{
     host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
-    matmul::{Matrix, Threads, product},
+    matmul::{Matrix, Threads, multiplied, product},
     simd::{exp, maximum, vectorised},
 };
 
@@ -35,10 +35,8 @@ impl Sizes {
     /// Logits of some rows of hidden states.
     fn logits(&self, hidden: &[f32], weight: &[f32]) -> Vec<f32> {
         let rows = hidden.len() / self.width;
-        let mut logits = vec![0.0; rows * self.vocabulary];
         let (left, right) = (Matrix::new(hidden, rows, self.width), Matrix::new(weight, self.vocabulary, self.width));
-        product(&mut logits, left, right.transposed(), false, Threads::All);
-        logits
+        multiplied(left, right.transposed(), Threads::All)
     }
 }
 

@@ -4,7 +4,7 @@ use burn_flex::FlexTensor;
 
 use crate::{
     host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
-    matmul::{Matrix, Threads, product},
+    matmul::{Matrix, Threads, multiplied, product},
 };
 
 /// The operator, with and without bias.
@@ -40,12 +40,16 @@ fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> Fl
     let (x, weight) = (contiguous(x), contiguous(weight));
     let ([outputs, inputs], mut shape) = (sizes(&weight), dimensions(&x));
     let rows = slice(&x).len() / inputs.max(1);
-    let mut y = match bias {
-        Some(bias) => slice(&contiguous(bias)).repeat(rows),
-        None => vec![0.0; rows * outputs],
+    let left = Matrix::new(slice(&x), rows, inputs);
+    let right = Matrix::new(slice(&weight), outputs, inputs).transposed();
+    let y = match bias {
+        Some(bias) => {
+            let mut y = slice(&contiguous(bias)).repeat(rows);
+            product(&mut y, left, right, true, Threads::All);
+            y
+        }
+        None => multiplied(left, right, Threads::All),
     };
-    let (left, right) = (Matrix::new(slice(&x), rows, inputs), Matrix::new(slice(&weight), outputs, inputs));
-    product(&mut y, left, right.transposed(), bias.is_some(), Threads::All);
     if let Some(last) = shape.last_mut() {
         *last = outputs;
     }
@@ -58,14 +62,12 @@ fn backward(x: &FlexTensor, weight: &FlexTensor, gradient: &FlexTensor, wanted: 
     let upstream = Matrix::new(slice(gradient), rows, outputs);
     let of_x = wanted[0].then(|| {
         let weight = contiguous(weight);
-        let mut result = vec![0.0; rows * inputs];
-        product(&mut result, upstream, Matrix::new(slice(&weight), outputs, inputs), false, Threads::All);
+        let result = multiplied(upstream, Matrix::new(slice(&weight), outputs, inputs), Threads::All);
         tensor(result, &dimensions(x))
     });
     let of_weight = wanted[1].then(|| {
         let x = contiguous(x);
-        let mut result = vec![0.0; outputs * inputs];
-        product(&mut result, upstream.transposed(), Matrix::new(slice(&x), rows, inputs), false, Threads::All);
+        let result = multiplied(upstream.transposed(), Matrix::new(slice(&x), rows, inputs), Threads::All);
         tensor(result, &[outputs, inputs])
     });
     [of_x, of_weight]

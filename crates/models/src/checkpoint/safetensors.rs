@@ -103,12 +103,15 @@ impl TensorFile {
             let part = row_bytes(info, bytes.len(), &rows).ok_or_else(|| self.missing_rows(name, info, &rows))?;
             bytes = &bytes[part];
         }
-        floats(info.dtype, bytes).ok_or_else(|| {
+        let values = floats(info.dtype, bytes).ok_or_else(|| {
             self.error(format!(
                 "tensor `{name}` holds {:?}; expected F32, F16, BF16 or F64: convert the file",
                 info.dtype
             ))
-        })
+        });
+        // The copy is what stays in memory, not the map beside it.
+        espalier_kernels::memory_map::release(&self.map, self.stored(name)?.bytes.clone());
+        values
     }
 
     /// The integer tensor `name`, row-major.

@@ -34,9 +34,12 @@ impl AdamW {
         let weight_decay = if parameter.shape().len() > 1 { options.weight_decay } else { 0.0 };
         let (beta1, beta2, epsilon) = (options.beta1, options.beta2, options.epsilon);
         let step = AdamWStep { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale };
-        let after = adamw(AdamWState { weight: parameter.flat(), first, second }, gradient, step);
-        parameter.set_flat(after.weight);
-        self.moments.insert(parameter.name().to_owned(), [after.first, after.second]);
+        let name = parameter.name().to_owned();
+        parameter.update(|weight| {
+            let after = adamw(AdamWState { weight, first, second }, gradient, step);
+            self.moments.insert(name, [after.first, after.second]);
+            after.weight
+        });
     }
 
     /// The moments by name, for a checkpoint: `first.<parameter>` and `second.<parameter>`.

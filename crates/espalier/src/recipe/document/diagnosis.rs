@@ -18,6 +18,22 @@ pub(super) fn syntax(error: &Error, text: &str, name: &str) -> RecipeError {
     located(one_line(error.message()), error.span(), text, name)
 }
 
+/// A document that does not fit its type.
+pub(super) struct Mismatch {
+    /// What the user is told.
+    pub error: RecipeError,
+    /// The key that the type does not have, where that is the fault.
+    pub unknown: Option<UnknownKey>,
+}
+
+/// A key that a type does not have.
+pub(super) struct UnknownKey {
+    /// The key.
+    pub key: String,
+    /// Whether the type has a key much like it.
+    pub near: bool,
+}
+
 /// The document does not fit the type.
 pub(super) fn mismatch(
     error: &Error,
@@ -25,13 +41,15 @@ pub(super) fn mismatch(
     text: &str,
     name: &str,
     overrides: &[String],
-) -> RecipeError {
+) -> Mismatch {
     let finding = Finding::of(error);
+    let unknown = finding.unknown_key();
     let span = finding.wrong_key().and_then(|key| key_span(document, key, error.span()?)).or(error.span());
     if let Some(change) = span.as_ref().and_then(|span| override_at(text, span, overrides)) {
-        return RecipeError::Override { text: change.clone(), reason: finding.to_string() };
+        let error = RecipeError::Override { text: change.clone(), reason: finding.to_string() };
+        return Mismatch { error, unknown };
     }
-    located(finding.to_string(), span, text, name)
+    Mismatch { error: located(finding.to_string(), span, text, name), unknown }
 }
 
 /// What serde found.
@@ -64,6 +82,16 @@ impl Finding {
             Self::WrongType(key, expected, found)
         } else {
             Self::Other(one_line(message), key)
+        }
+    }
+
+    fn unknown_key(&self) -> Option<UnknownKey> {
+        match self {
+            Self::UnknownKey(key, known) => {
+                let near = suggest(key, known.iter().map(String::as_str)).is_some();
+                Some(UnknownKey { key: key.clone(), near })
+            }
+            _ => None,
         }
     }
 

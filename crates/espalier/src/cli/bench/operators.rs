@@ -1,0 +1,147 @@
+//! Single operators, on random numbers.
+
+use std::time::Instant;
+
+use burn::tensor::{Device, Distribution, Tensor};
+use espalier_kernels::{
+    attention::{self, Mask, MaskSpec},
+    linear::linear,
+};
+
+use super::{Figures, median};
+use crate::{Error, Result, cli::Context};
+
+/// The size of the attention.
+#[derive(Debug, clap::Args)]
+pub struct AttentionArgs {
+    /// Rows of the batch
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Query, key and value heads
+    #[arg(long, default_value_t = 8)]
+    pub heads: usize,
+    /// Tokens
+    #[arg(long, default_value_t = 2048)]
+    pub length: usize,
+    /// Width of a head
+    #[arg(long, default_value_t = 64)]
+    pub width: usize,
+    /// Runs that are counted
+    #[arg(long, default_value_t = 5)]
+    pub runs: usize,
+}
+
+/// The size of the products.
+#[derive(Debug, clap::Args)]
+pub struct MatmulArgs {
+    /// Rows of the input: tokens
+    #[arg(long, default_value_t = 2048)]
+    pub rows: usize,
+    /// Width of the input
+    #[arg(long, default_value_t = 512)]
+    pub inputs: usize,
+    /// Width of the output
+    #[arg(long, default_value_t = 1536)]
+    pub outputs: usize,
+    /// Runs that are counted
+    #[arg(long, default_value_t = 9)]
+    pub runs: usize,
+}
+
+/// Causal attention, forward and backward.
+///
+/// # Errors
+/// When a size is zero.
+pub fn attention(args: &AttentionArgs, context: &Context) -> Result<()> {
+    check(&[args.batch, args.heads, args.length, args.width, args.runs])?;
+    let shape = [args.batch, args.length, args.heads, args.width];
+    let random = || tracked(Tensor::<4>::random(shape, Distribution::Default, &context.device));
+    let (query, key, value) = (random(), random(), random());
+    let spec = MaskSpec { batch: args.batch, queries: args.length, keys: args.length, window: None, segments: None };
+    let (mask, scale) = (Mask::new(spec), (args.width as f64).sqrt().recip());
+    let seconds = time(args.runs, || {
+        let mixed = attention::attention(query.clone(), key.clone(), value.clone(), &mask, scale);
+        let gradients = mixed.sum().backward();
+        query.grad(&gradients).map(Tensor::into_data);
+    });
+    // Two products forward and five backward, of which the causal half counts.
+    let pairs = (args.batch * args.heads * args.length) as f64 * (args.length + 1) as f64 / 2.0;
+    let operations = 7.0 * 2.0 * pairs * args.width as f64;
+    let sizes = vec![
+        ("batch", args.batch.into()),
+        ("heads", args.heads.into()),
+        ("length", args.length.into()),
+        ("width", args.width.into()),
+        ("precision", "f32".into()),
+    ];
+    let measured = vec![("seconds", "s", seconds), ("gflops", "GFLOP/s", operations / seconds * 1e-9)];
+    Figures { job: "attention", model: None, sizes, measured }.show(context)
+}
+
+/// A linear layer: forward, gradient of the input, gradient of the weight.
+///
+/// # Errors
+/// When a size is zero.
+pub fn matmul(args: &MatmulArgs, context: &Context) -> Result<()> {
+    check(&[args.rows, args.inputs, args.outputs, args.runs])?;
+    let device = &context.device;
+    let random = |shape| Tensor::<2>::random(shape, Distribution::Default, device);
+    let (x, weight) = (random([args.rows, args.inputs]), random([args.outputs, args.inputs]));
+    let forward = time(args.runs, || {
+        linear(x.clone(), weight.clone(), None).into_data();
+    });
+    let (x, weight) = (tracked(x), tracked(weight));
+    let both = time(args.runs, || {
+        let gradients = linear(x.clone(), weight.clone(), None).sum().backward();
+        (x.grad(&gradients).map(Tensor::into_data), weight.grad(&gradients).map(Tensor::into_data));
+    });
+    let operations = 2.0 * args.rows as f64 * args.inputs as f64 * args.outputs as f64;
+    let peak = peak(device, args.runs);
+    let sizes = vec![
+        ("rows", args.rows.into()),
+        ("inputs", args.inputs.into()),
+        ("outputs", args.outputs.into()),
+        ("precision", "f32".into()),
+    ];
+    let (forward, both) = (operations / forward * 1e-9, 3.0 * operations / both * 1e-9);
+    let measured = vec![
+        ("forward_gflops", "GFLOP/s", forward),
+        ("gflops", "GFLOP/s", both),
+        ("peak_gflops", "GFLOP/s", peak),
+        ("share_of_peak", "", both / peak),
+    ];
+    Figures { job: "matmul", model: None, sizes, measured }.show(context)
+}
+
+/// The best that a product reaches here: a large square one.
+fn peak(device: &Device, runs: usize) -> f64 {
+    const SIZE: usize = 1536;
+    let random = || Tensor::<2>::random([SIZE, SIZE], Distribution::Default, device);
+    let (x, weight) = (random(), random());
+    let seconds = time(runs, || {
+        linear(x.clone(), weight.clone(), None).into_data();
+    });
+    2.0 * (SIZE as f64).powi(3) / seconds * 1e-9
+}
+
+fn tracked<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    tensor.autodiff().require_grad()
+}
+
+/// Median seconds of some runs after one that is not counted.
+fn time(runs: usize, mut work: impl FnMut()) -> f64 {
+    work();
+    let one = |_| {
+        let started = Instant::now();
+        work();
+        started.elapsed().as_secs_f64()
+    };
+    median(&(0..runs).map(one).collect::<Vec<_>>())
+}
+
+fn check(sizes: &[usize]) -> Result<()> {
+    match sizes.contains(&0) {
+        true => Err(Error::Usage("every size and the number of runs must be at least 1".into())),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,214 @@
+//! Steps of training, by the trainer itself: one fixed batch of random tokens, again and again.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use espalier_data::encode::{Example, Pair};
+use espalier_models::{folder::LoadedModel, model::LanguageModel};
+use espalier_train::{
+    adapters::lora::LoraOptions,
+    batch::Sample,
+    objectives::{Objective, ObjectiveOptions, dpo::DpoOptions},
+    options::TrainOptions,
+    trainer::{self, Event, Run},
+};
+
+use super::{Figures, median, random_tokens};
+use crate::{Error, Result, cli::Context, model_path};
+
+/// The size of a step.
+#[derive(Debug, clap::Args)]
+pub struct TrainArgs {
+    /// A model folder
+    pub model: PathBuf,
+    /// Rows of a batch
+    #[arg(long, default_value_t = 8)]
+    pub batch: usize,
+    /// Tokens of a row
+    #[arg(long, default_value_t = 256)]
+    pub length: usize,
+    /// Steps that are counted, after two that are not
+    #[arg(long, default_value_t = 5)]
+    pub runs: usize,
+}
+
+/// The size of a LoRA step.
+#[derive(Debug, clap::Args)]
+pub struct LoraArgs {
+    /// Model and sizes.
+    #[command(flatten)]
+    pub step: TrainArgs,
+    /// Rank of the adapters
+    #[arg(long, default_value_t = 16)]
+    pub rank: usize,
+}
+
+/// The size of a DPO step.
+#[derive(Debug, clap::Args)]
+pub struct DpoArgs {
+    /// A model folder
+    pub model: PathBuf,
+    /// Pairs of a batch; the second half of each row is the answer
+    #[arg(long, default_value_t = 4)]
+    pub pairs: usize,
+    /// Tokens of a row
+    #[arg(long, default_value_t = 256)]
+    pub length: usize,
+    /// Steps that are counted, after two that are not
+    #[arg(long, default_value_t = 5)]
+    pub runs: usize,
+}
+
+/// Steps before those that are counted: the first one makes the optimiser's memory.
+const WARM_UP: usize = 2;
+
+/// A step of full fine-tuning.
+///
+/// # Errors
+/// When the model cannot be loaded or the sizes do not fit it.
+pub fn train(args: &TrainArgs, context: &Context) -> Result<()> {
+    let mut loaded = load(&args.model, args.length, context)?;
+    loaded.model.set_trainable(|_| true);
+    let seconds = measure_rows(loaded.model, args)?;
+    show("train_step", args, vec![], seconds, context)
+}
+
+/// A LoRA step on every linear layer but the head.
+///
+/// # Errors
+/// As [`train`].
+pub fn lora(args: &LoraArgs, context: &Context) -> Result<()> {
+    let mut loaded = load(&args.step.model, args.step.length, context)?;
+    let options = LoraOptions { rank: args.rank, ..LoraOptions::default() };
+    let family = loaded.family()?;
+    options.attach(&mut loaded.model, family, 0)?;
+    let seconds = measure_rows(loaded.model, &args.step)?;
+    show("lora_step", &args.step, vec![("rank", args.rank.into())], seconds, context)
+}
+
+/// A DPO step. The trainer computes the reference's forward once for all; here it is counted in every step, as in tools
+/// that compute it there.
+///
+/// # Errors
+/// As [`train`].
+pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
+    let mut loaded = load(&args.model, args.length, context)?;
+    loaded.model.set_trainable(|_| true);
+    let rows = random_tokens(loaded.model.spec().vocabulary, 2 * args.pairs, args.length);
+    let example = |row: &Vec<u32>| {
+        let targets = (0..args.length).map(|t| t >= args.length / 2).collect();
+        Example::new(row.clone(), targets)
+    };
+    let pair = |both: &[Vec<u32>]| Pair { chosen: example(&both[0]), rejected: example(&both[1]) };
+    let samples: Vec<Sample> = rows.chunks_exact(2).map(|both| Sample::Pair(pair(both), [0.0; 2])).collect();
+    let objective = ObjectiveOptions::Dpo(DpoOptions::default()).build()?;
+    let mut reference = Vec::with_capacity(args.runs);
+    for run in 0..=args.runs {
+        let started = Instant::now();
+        objective.prepare(&loaded.model, &mut samples.clone())?;
+        if run > 0 {
+            reference.push(started.elapsed().as_secs_f64());
+        }
+    }
+    let step = measure(loaded.model, objective.as_ref(), samples, args.pairs, args.length, args.runs)?;
+    let seconds: Vec<f64> = step.iter().map(|seconds| seconds + median(&reference)).collect();
+    let sizes = vec![("pairs", args.pairs.into()), ("length", args.length.into())];
+    figures("dpo_step", &args.model, sizes, 2 * args.pairs * args.length, &seconds).show(context)
+}
+
+fn load(path: &Path, length: usize, context: &Context) -> Result<LoadedModel> {
+    let loaded = model_path::load_model(path, &context.device)?;
+    match loaded.model.spec().learned_positions {
+        Some(rows) if length > rows => {
+            Err(Error::Usage(format!("`--length` is {length} but the model has {rows} positions; ask for fewer")))
+        }
+        _ => Ok(loaded),
+    }
+}
+
+fn measure_rows(model: LanguageModel, args: &TrainArgs) -> Result<Vec<f64>> {
+    let rows = random_tokens(model.spec().vocabulary, args.batch, args.length);
+    let sample = |ids: Vec<u32>| {
+        let targets = vec![true; ids.len()];
+        Sample::example(Example::new(ids, targets))
+    };
+    let samples = rows.into_iter().map(sample).collect();
+    let objective = ObjectiveOptions::Pretrain.build()?;
+    measure(model, objective.as_ref(), samples, args.batch, args.length, args.runs)
+}
+
+/// Seconds of each counted step.
+fn measure(
+    model: LanguageModel,
+    objective: &dyn Objective,
+    samples: Vec<Sample>,
+    batch: usize,
+    length: usize,
+    runs: usize,
+) -> Result<Vec<f64>> {
+    if batch == 0 || length < 2 || runs == 0 {
+        return Err(Error::Usage("expected at least 1 row or pair, 2 tokens and 1 run".into()));
+    }
+    let options = TrainOptions {
+        steps: Some(WARM_UP + runs),
+        batch,
+        length,
+        learning_rate: 1e-4,
+        checkpoint_every: 0,
+        ..TrainOptions::default()
+    };
+    let folder = std::env::temp_dir().join(format!("espalier-bench-{}", std::process::id()));
+    let run = Run {
+        model,
+        objective,
+        samples,
+        validation: Vec::new(),
+        options,
+        folder: folder.clone(),
+        fingerprint: "bench".into(),
+    };
+    let mut ends = Vec::with_capacity(WARM_UP + runs);
+    let outcome = trainer::train(run, &mut |event| {
+        if let Event::Step { .. } = event {
+            ends.push(Instant::now());
+        }
+    });
+    // What the trainer left behind is of no use; failing to remove it does no harm.
+    let _ = std::fs::remove_dir_all(&folder);
+    outcome?;
+    Ok(ends.windows(2).skip(WARM_UP - 1).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect())
+}
+
+fn show(
+    job: &str,
+    args: &TrainArgs,
+    more: Vec<(&'static str, serde_json::Value)>,
+    seconds: Vec<f64>,
+    context: &Context,
+) -> Result<()> {
+    let mut sizes = vec![("batch", args.batch.into()), ("length", args.length.into())];
+    sizes.extend(more);
+    figures(job, &args.model, sizes, args.batch * args.length, &seconds).show(context)
+}
+
+fn figures<'a>(
+    job: &'a str,
+    model: &'a Path,
+    mut sizes: Vec<(&'a str, serde_json::Value)>,
+    tokens: usize,
+    seconds: &[f64],
+) -> Figures<'a> {
+    sizes.push(("precision", "f32".into()));
+    let middle = median(seconds);
+    let least = seconds.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = seconds.iter().copied().fold(0.0, f64::max);
+    let measured = vec![
+        ("tokens_per_second", "", tokens as f64 / middle),
+        ("seconds", "s", middle),
+        ("seconds_min", "s", least),
+        ("seconds_max", "s", most),
+    ];
+    Figures { job, model: Some(model), sizes, measured }
+}
