@@ -23,21 +23,30 @@ use burn_flex::FlexTensor;
 
 /// A forward and a backward on host memory, over `N` f32 tensors.
 pub(crate) trait HostOperator<const N: usize>: Debug + Send + Sync + 'static {
-    /// The output, and what the backward needs besides inputs and output.
-    fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, Vec<f32>);
+    /// The output, and what the backward needs besides inputs and output. `wanted` says which inputs will ask for a
+    /// gradient; where none does, nothing need be saved.
+    fn forward(&self, inputs: &[FlexTensor; N], wanted: [bool; N]) -> (FlexTensor, Saved);
+
+    /// Whether the backward reads the output, which then stays in memory until it runs.
+    fn keeps_output(&self) -> bool {
+        false
+    }
 
     /// Gradients of the wanted inputs, in their shapes.
-    fn backward(&self, given: &Given<N>, wanted: [bool; N]) -> [Option<FlexTensor>; N];
+    fn backward(&self, given: Given<N>, wanted: [bool; N]) -> [Option<FlexTensor>; N];
 }
 
-/// What a backward reads.
-pub(crate) struct Given<'a, const N: usize> {
+/// What a forward keeps for its backward.
+pub(crate) type Saved = Vec<Vec<f32>>;
+
+/// What a backward is given.
+pub(crate) struct Given<const N: usize> {
     /// The inputs of the forward.
-    pub inputs: &'a [FlexTensor; N],
-    /// Its output.
-    pub output: &'a FlexTensor,
+    pub inputs: [FlexTensor; N],
+    /// Its output, where the operator keeps it.
+    pub output: Option<FlexTensor>,
     /// What it saved besides.
-    pub saved: &'a [f32],
+    pub saved: Saved,
     /// Gradient of the output, contiguous.
     pub gradient: FlexTensor,
 }
@@ -74,8 +83,8 @@ pub(crate) fn dimensions(tensor: &FlexTensor) -> Vec<usize> {
 struct Kept<const N: usize> {
     operator: Arc<dyn HostOperator<N>>,
     inputs: [FlexTensor; N],
-    output: FlexTensor,
-    saved: Arc<Vec<f32>>,
+    output: Option<FlexTensor>,
+    saved: Arc<Saved>,
 }
 
 #[derive(Debug)]
@@ -88,8 +97,9 @@ impl<const N: usize> Backward<Flex, N> for HostBackward {
         let gradient = contiguous(&gradients.consume::<Flex>(&ops.node));
         let Kept { operator, inputs, output, saved } = ops.state;
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let given = Given { inputs: &inputs, output: &output, saved: &saved, gradient };
-        let found = operator.backward(&given, wanted);
+        // The graph runs once, so that this is the only owner and nothing is copied.
+        let given = Given { inputs, output, saved: Arc::unwrap_or_clone(saved), gradient };
+        let found = operator.backward(given, wanted);
         for (parent, gradient) in ops.parents.into_iter().zip(found) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 gradients.register::<Flex>(parent.id, gradient);
@@ -113,15 +123,15 @@ trait HostOperators: Backend {
 
 impl HostOperators for Flex {
     fn host_one(a: FlexTensor, operator: Arc<dyn HostOperator<1>>) -> FlexTensor {
-        operator.forward(&[a]).0
+        operator.forward(&[a], [false]).0
     }
 
     fn host_two(a: FlexTensor, b: FlexTensor, operator: Arc<dyn HostOperator<2>>) -> FlexTensor {
-        operator.forward(&[a, b]).0
+        operator.forward(&[a, b], [false; 2]).0
     }
 
     fn host_three(a: FlexTensor, b: FlexTensor, c: FlexTensor, operator: Arc<dyn HostOperator<3>>) -> FlexTensor {
-        operator.forward(&[a, b, c]).0
+        operator.forward(&[a, b, c], [false; 3]).0
     }
 }
 
@@ -129,12 +139,14 @@ impl HostOperators for Flex {
 macro_rules! tracked {
     ($operator:ident, $($input:ident),+) => {{
         let nodes = [$($input.node()),+];
+        let wanted = [$($input.is_tracked()),+];
         let prepared = HostBackward.prepare::<C>(nodes).compute_bound().stateful();
         let inputs = [$($input.into_primitive()),+];
-        let (output, saved) = $operator.forward(&inputs);
+        let (output, saved) = $operator.forward(&inputs, wanted);
         match prepared {
             OpsKind::Tracked(prepared) => {
-                let kept = Kept { operator: $operator, inputs, output: output.clone(), saved: Arc::new(saved) };
+                let kept_output = $operator.keeps_output().then(|| output.clone());
+                let kept = Kept { operator: $operator, inputs, output: kept_output, saved: Arc::new(saved) };
                 prepared.finish(kept, output)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(output),

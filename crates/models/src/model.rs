@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use burn::tensor::{Device, Tensor};
 use espalier_kernels::{
     attention::{Mask, MaskSpec},
-    cross_entropy::{linear_log_probabilities, log_probabilities},
+    cross_entropy::{linear_cross_entropy, linear_log_probabilities, log_probabilities},
     embedding::embedding,
     rotary::Rotation,
 };
@@ -162,19 +162,37 @@ impl LanguageModel {
         }
     }
 
+    /// The negative sum of the log-probabilities of `targets` `[tokens]`, from `hidden` `[tokens, width]`: `[1]`.
+    ///
+    /// # Errors
+    /// When a target is outside the vocabulary.
+    pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
+        self.check_ids(targets)?;
+        Ok(match self.plain_head() {
+            Some(weight) => linear_cross_entropy(hidden, weight, targets),
+            None => -log_probabilities(self.head(hidden), targets).sum(),
+        })
+    }
+
     /// Log-probability of `targets` `[tokens]` as the head sees them from `hidden` `[tokens, width]`: `[tokens]`.
     ///
     /// # Errors
     /// When a target is outside the vocabulary.
     pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
-        Ok(match &self.head {
-            Some(head) if head.bias.is_some() || head.adapter.is_some() => {
-                log_probabilities(head.forward(hidden), targets)
-            }
-            Some(head) => linear_log_probabilities(hidden, head.weight.value(), targets),
-            None => linear_log_probabilities(hidden, self.embedding.value(), targets),
+        Ok(match self.plain_head() {
+            Some(weight) => linear_log_probabilities(hidden, weight, targets),
+            None => log_probabilities(self.head(hidden), targets),
         })
+    }
+
+    /// The head's weight, where it is all there is to the head.
+    fn plain_head(&self) -> Option<Tensor<2>> {
+        match &self.head {
+            Some(head) if head.bias.is_some() || head.adapter.is_some() => None,
+            Some(head) => Some(head.weight.value()),
+            None => Some(self.embedding.value()),
+        }
     }
 
     /// Logits of every position, `[batch, time, vocabulary]`.

@@ -93,10 +93,22 @@ impl TokenBatch {
     /// # Errors
     /// When a token id is outside the vocabulary.
     pub fn log_probabilities(&self, model: &LanguageModel) -> Result<Tensor<1>> {
+        Ok(model.log_probabilities(self.predicting(model)?, &self.targets)?)
+    }
+
+    /// Negative sum of the targets' log-probabilities, `[1]`.
+    ///
+    /// # Errors
+    /// When a token id is outside the vocabulary.
+    pub fn cross_entropy(&self, model: &LanguageModel) -> Result<Tensor<1>> {
+        Ok(model.cross_entropy(self.predicting(model)?, &self.targets)?)
+    }
+
+    /// The hidden states that predict the targets, `[targets, width]`.
+    fn predicting(&self, model: &LanguageModel) -> Result<Tensor<2>> {
         let hidden = model.hidden(&self.input, None)?;
         let [batch, time, width] = hidden.dims();
-        let hidden = hidden.reshape([batch * time, width]);
-        Ok(model.log_probabilities(embedding(hidden, &self.predictors), &self.targets)?)
+        Ok(embedding(hidden.reshape([batch * time, width]), &self.predictors))
     }
 }
 

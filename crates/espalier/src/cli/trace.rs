@@ -65,7 +65,7 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     let (predictors, targets) = request.predictions();
     let chosen = embedding(hidden.reshape([batch * time, width]), &predictors);
     let count = targets.len().max(1) as f64;
-    let loss = -loaded.model.log_probabilities(chosen, &targets)?.sum() / count;
+    let loss = loaded.model.cross_entropy(chosen, &targets)? / count;
     let mut written: Vec<Written> = vec![
         (
             "logits".into(),

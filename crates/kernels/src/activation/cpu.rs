@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::Activation;
 use crate::{
-    host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
+    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     simd::{erf, exp, sigmoid, tanh, vectorised},
 };
 
@@ -21,7 +21,7 @@ pub(super) struct Gated(pub Activation);
 const CHUNK: usize = 1 << 13;
 
 impl HostOperator<1> for Plain {
-    fn forward(&self, [x]: &[FlexTensor; 1]) -> (FlexTensor, Vec<f32>) {
+    fn forward(&self, [x]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let x = contiguous(x);
         let mut y = vec![0.0; slice(&x).len()];
         let chunks = y.par_chunks_mut(CHUNK).zip(slice(&x).par_chunks(CHUNK));
@@ -29,7 +29,7 @@ impl HostOperator<1> for Plain {
         (tensor(y, &dimensions(&x)), Vec::new())
     }
 
-    fn backward(&self, given: &Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+    fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let x = contiguous(&given.inputs[0]);
         let mut of_x = vec![0.0; slice(&x).len()];
         let chunks = of_x.par_chunks_mut(CHUNK).zip(slice(&x).par_chunks(CHUNK));
@@ -40,7 +40,7 @@ impl HostOperator<1> for Plain {
 }
 
 impl HostOperator<2> for Gated {
-    fn forward(&self, [gate, up]: &[FlexTensor; 2]) -> (FlexTensor, Vec<f32>) {
+    fn forward(&self, [gate, up]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let (gate, up) = (contiguous(gate), contiguous(up));
         let mut y = vec![0.0; slice(&gate).len()];
         let chunks = y.par_chunks_mut(CHUNK).zip(slice(&gate).par_chunks(CHUNK)).zip(slice(&up).par_chunks(CHUNK));
@@ -48,7 +48,7 @@ impl HostOperator<2> for Gated {
         (tensor(y, &dimensions(&gate)), Vec::new())
     }
 
-    fn backward(&self, given: &Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+    fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [gate, up] = given.inputs.each_ref().map(contiguous);
         let (mut of_gate, mut of_up) = (vec![0.0; slice(&gate).len()], vec![0.0; slice(&up).len()]);
         let outputs = of_gate.par_chunks_mut(CHUNK).zip(of_up.par_chunks_mut(CHUNK));

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::Mask;
 use crate::{
-    host::{Given, HostOperator, dimensions, slice, tensor},
+    host::{Given, HostOperator, Saved, dimensions, slice, tensor},
     matmul::{Matrix, Threads, product},
     parallel::DisjointRows,
     simd::{dot, exp, maximum, sum, vectorised},
@@ -89,7 +89,7 @@ fn span(intervals: &[(u32, u32)]) -> Range<usize> {
 
 impl HostOperator<3> for Flash {
     /// Saves the log of each softmax's denominator, in the order of the output's rows.
-    fn forward(&self, inputs: &[FlexTensor; 3]) -> (FlexTensor, Vec<f32>) {
+    fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         let inputs = inputs.each_ref().map(readable);
         let [query, key, value] = inputs.each_ref().map(Heads::new);
         let mut output = vec![0.0; query.batch * query.time * query.heads * query.width];
@@ -112,13 +112,18 @@ impl HostOperator<3> for Flash {
             }
         });
         let shape = [query.batch, query.time, query.heads, query.width];
-        (tensor(output, &shape), saved)
+        (tensor(output, &shape), vec![saved])
     }
 
-    fn backward(&self, given: &Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
+    fn keeps_output(&self) -> bool {
+        true
+    }
+
+    fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let inputs = given.inputs.each_ref().map(readable);
         let [query, key, value] = inputs.each_ref().map(Heads::new);
-        let (gradient, output) = (Heads::new(&given.gradient), Heads::new(given.output));
+        let Some(output) = &given.output else { return [None, None, None] };
+        let (gradient, output) = (Heads::new(&given.gradient), Heads::new(output));
         let mut of_query = vec![0.0; slice(&given.gradient).len()];
         let mut of_key = vec![0.0; key.batch * key.time * key.heads * key.width];
         let mut of_value = vec![0.0; of_key.len()];
@@ -126,7 +131,7 @@ impl HostOperator<3> for Flash {
             let query_rows = DisjointRows::new(&mut of_query, query.width);
             let key_rows = DisjointRows::new(&mut of_key, key.width);
             let value_rows = DisjointRows::new(&mut of_value, key.width);
-            let task = Backward { flash: self, query, key, value, output, gradient, log_sums: given.saved };
+            let task = Backward { flash: self, query, key, value, output, gradient, log_sums: &given.saved[0] };
             let (batch, kv_heads) = (task.key.batch, task.key.heads);
             (0..batch * kv_heads).into_par_iter().for_each(|pair| {
                 task.run(pair / kv_heads, pair % kv_heads, &query_rows, &key_rows, &value_rows);

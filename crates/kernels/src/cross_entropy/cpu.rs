@@ -2,99 +2,183 @@
 //!
 //! With `p = softmax(h W^T)`: `d/dlogits log p_target = onehot(target) - p`, multiplied by the gradient of each row.
 
+use std::ops::Range;
+
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::{
-    host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
+    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     matmul::{Matrix, Threads, multiplied, product},
     simd::{exp, maximum, vectorised},
 };
 
+/// The log-probability of every target: `[tokens]`. Its backward computes the logits again.
 #[derive(Debug)]
 pub(super) struct LinearLogProbabilities {
     pub targets: Vec<u32>,
 }
 
-/// Logits that exist at once.
-const CHUNK: usize = 1 << 20;
-
-/// Sizes of the operands, and how many rows make a chunk.
-struct Sizes {
-    width: usize,
-    vocabulary: usize,
-    rows: usize,
+/// The negative sum of all: `[1]`. Every target has the same weight, so that the gradients are computed with the loss.
+#[derive(Debug)]
+pub(super) struct LinearCrossEntropy {
+    pub targets: Vec<u32>,
 }
 
-impl Sizes {
-    fn of(weight: &FlexTensor) -> Self {
+/// Logits that exist at once, unless that are few rows.
+const CHUNK: usize = 1 << 22;
+/// Rows of a chunk at least: with fewer, adding to the weight's gradient costs more than computing it.
+const ROWS: usize = 256;
+
+/// Hidden states, the head's weight, and their sizes.
+struct Head<'a> {
+    hidden: &'a [f32],
+    weight: &'a [f32],
+    targets: &'a [u32],
+    width: usize,
+    vocabulary: usize,
+}
+
+/// Gradients of hidden states and weight, each empty where it is not wanted.
+struct Gradients {
+    hidden: Vec<f32>,
+    weight: Vec<f32>,
+}
+
+impl<'a> Head<'a> {
+    fn new(hidden: &'a FlexTensor, weight: &'a FlexTensor, targets: &'a [u32]) -> Self {
         let shape = dimensions(weight);
-        Self { width: shape[1], vocabulary: shape[0], rows: (CHUNK / shape[0].max(1)).max(16) }
+        Self { hidden: slice(hidden), weight: slice(weight), targets, width: shape[1], vocabulary: shape[0] }
     }
 
-    /// Logits of some rows of hidden states.
-    fn logits(&self, hidden: &[f32], weight: &[f32]) -> Vec<f32> {
-        let rows = hidden.len() / self.width;
-        let (left, right) = (Matrix::new(hidden, rows, self.width), Matrix::new(weight, self.vocabulary, self.width));
-        multiplied(left, right.transposed(), Threads::All)
+    /// Ranges of rows that are computed together.
+    fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (rows, count) = ((CHUNK / self.vocabulary.max(1)).max(ROWS), self.targets.len());
+        (0..count).step_by(rows).map(move |start| start..(start + rows).min(count))
     }
+
+    fn hidden(&self, rows: &Range<usize>) -> Matrix<'a> {
+        Matrix::new(&self.hidden[rows.start * self.width..rows.end * self.width], rows.len(), self.width)
+    }
+
+    fn weight(&self) -> Matrix<'a> {
+        Matrix::new(self.weight, self.vocabulary, self.width)
+    }
+
+    fn logits(&self, rows: &Range<usize>) -> Vec<f32> {
+        multiplied(self.hidden(rows), self.weight().transposed(), Threads::All)
+    }
+
+    /// Each row's largest logit and the log of its sum of exponentials relative to it: apart, huge logits lose nothing.
+    fn statistics(&self, logits: &[f32]) -> Vec<(f32, f32)> {
+        logits.par_chunks(self.vocabulary).map(log_sum).collect()
+    }
+
+    fn gradients(&self, wanted: [bool; 2]) -> Gradients {
+        let zeros = |wanted: bool, count: usize| vec![0.0; if wanted { count } else { 0 }];
+        Gradients { hidden: zeros(wanted[0], self.hidden.len()), weight: zeros(wanted[1], self.weight.len()) }
+    }
+
+    /// Turns logits into `factor (onehot(target) - p)`, with one factor a row.
+    fn differentiate(&self, rows: &Range<usize>, logits: &mut [f32], statistics: &[(f32, f32)], factors: &[f32]) {
+        let given = self.targets[rows.clone()].par_iter().zip(statistics).zip(factors);
+        logits.par_chunks_mut(self.vocabulary).zip(given).for_each(|(logits, ((target, statistics), factor))| {
+            probabilities(logits, statistics.0, statistics.1, -*factor);
+            logits[*target as usize] += factor;
+        });
+    }
+
+    /// Adds what the gradients of some rows' logits mean for hidden states and weight.
+    fn accumulate(&self, rows: &Range<usize>, of_logits: &[f32], gradients: &mut Gradients) {
+        let of_logits = Matrix::new(of_logits, rows.len(), self.vocabulary);
+        if !gradients.hidden.is_empty() {
+            let part = &mut gradients.hidden[rows.start * self.width..rows.end * self.width];
+            product(part, of_logits, self.weight(), false, Threads::All);
+        }
+        if !gradients.weight.is_empty() {
+            product(&mut gradients.weight, of_logits.transposed(), self.hidden(rows), true, Threads::All);
+        }
+    }
+}
+
+/// The gradients as tensors in the shapes of the inputs.
+fn tensors(gradients: Gradients, inputs: &[FlexTensor; 2], wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+    let [hidden, weight] = inputs.each_ref().map(dimensions);
+    [wanted[0].then(|| tensor(gradients.hidden, &hidden)), wanted[1].then(|| tensor(gradients.weight, &weight))]
 }
 
 impl HostOperator<2> for LinearLogProbabilities {
-    /// Saves each row's largest logit and the log of its sum of exponentials relative to it: apart, huge logits lose nothing.
-    fn forward(&self, [hidden, weight]: &[FlexTensor; 2]) -> (FlexTensor, Vec<f32>) {
-        let (hidden, weight) = (contiguous(hidden), contiguous(weight));
-        let sizes = Sizes::of(&weight);
-        let mut output = vec![0.0; self.targets.len()];
-        let mut saved = vec![0.0; self.targets.len() * 2];
-        let chunks = slice(&hidden).chunks(sizes.rows * sizes.width).zip(self.targets.chunks(sizes.rows));
-        for ((hidden, targets), (output, saved)) in
-            chunks.zip(output.chunks_mut(sizes.rows).zip(saved.chunks_mut(sizes.rows * 2)))
-        {
-            let logits = sizes.logits(hidden, slice(&weight));
-            let rows = logits.par_chunks(sizes.vocabulary).zip(targets).zip(output).zip(saved.par_chunks_mut(2));
-            rows.for_each(|(((logits, target), output), saved)| {
-                let (largest, log_sum) = log_sum(logits);
-                saved.copy_from_slice(&[largest, log_sum]);
-                *output = logits[*target as usize] - largest - log_sum;
-            });
+    /// Saves each row's statistics.
+    fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
+        let [hidden, weight] = inputs.each_ref().map(contiguous);
+        let head = Head::new(&hidden, &weight, &self.targets);
+        let (mut output, mut saved) = (Vec::with_capacity(self.targets.len()), Vec::new());
+        for rows in head.chunks() {
+            let logits = head.logits(&rows);
+            let statistics = head.statistics(&logits);
+            output.extend(log_probabilities(&head, &rows, &logits, &statistics));
+            saved.extend(statistics.iter().flat_map(|(largest, log_sum)| [*largest, *log_sum]));
         }
-        (tensor(output, &[self.targets.len()]), saved)
+        (tensor(output, &[self.targets.len()]), vec![saved])
     }
 
-    fn backward(&self, given: &Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+    fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [hidden, weight] = given.inputs.each_ref().map(contiguous);
-        let sizes = Sizes::of(&weight);
-        let mut of_hidden = vec![0.0; if wanted[0] { slice(&hidden).len() } else { 0 }];
-        let mut of_weight = vec![0.0; if wanted[1] { slice(&weight).len() } else { 0 }];
-        for start in (0..self.targets.len()).step_by(sizes.rows) {
-            let rows = start..(start + sizes.rows).min(self.targets.len());
-            let elements = rows.start * sizes.width..rows.end * sizes.width;
-            let chunk = &slice(&hidden)[elements.clone()];
-            let mut logits = sizes.logits(chunk, slice(&weight));
-            let saved = given.saved[rows.start * 2..rows.end * 2].par_chunks(2);
-            let given_rows = self.targets[rows.clone()].par_iter().zip(saved);
-            let given_rows = given_rows.zip(&slice(&given.gradient)[rows.clone()]);
-            let all = logits.par_chunks_mut(sizes.vocabulary).zip(given_rows);
-            all.for_each(|(logits, ((target, saved), gradient))| {
-                probabilities(logits, saved[0], saved[1], -*gradient);
-                logits[*target as usize] += gradient;
-            });
-            let of_logits = Matrix::new(&logits, rows.len(), sizes.vocabulary);
-            if wanted[0] {
-                let weight = Matrix::new(slice(&weight), sizes.vocabulary, sizes.width);
-                product(&mut of_hidden[elements], of_logits, weight, false, Threads::All);
-            }
-            if wanted[1] {
-                let hidden = Matrix::new(chunk, rows.len(), sizes.width);
-                product(&mut of_weight, of_logits.transposed(), hidden, true, Threads::All);
+        let head = Head::new(&hidden, &weight, &self.targets);
+        let mut gradients = head.gradients(wanted);
+        for rows in head.chunks() {
+            let mut logits = head.logits(&rows);
+            let saved = given.saved[0][rows.start * 2..rows.end * 2].chunks_exact(2);
+            let statistics: Vec<(f32, f32)> = saved.map(|pair| (pair[0], pair[1])).collect();
+            head.differentiate(&rows, &mut logits, &statistics, &slice(&given.gradient)[rows.clone()]);
+            head.accumulate(&rows, &logits, &mut gradients);
+        }
+        tensors(gradients, &given.inputs, wanted)
+    }
+}
+
+impl HostOperator<2> for LinearCrossEntropy {
+    /// Saves the gradients themselves, for an upstream gradient of one.
+    fn forward(&self, inputs: &[FlexTensor; 2], wanted: [bool; 2]) -> (FlexTensor, Saved) {
+        let [hidden, weight] = inputs.each_ref().map(contiguous);
+        let head = Head::new(&hidden, &weight, &self.targets);
+        let mut gradients = head.gradients(wanted);
+        let mut loss = 0.0f64;
+        for rows in head.chunks() {
+            let mut logits = head.logits(&rows);
+            let statistics = head.statistics(&logits);
+            let chosen = log_probabilities(&head, &rows, &logits, &statistics);
+            loss -= chosen.map(f64::from).sum::<f64>();
+            if wanted.contains(&true) {
+                head.differentiate(&rows, &mut logits, &statistics, &vec![-1.0; rows.len()]);
+                head.accumulate(&rows, &logits, &mut gradients);
             }
         }
-        [
-            wanted[0].then(|| tensor(of_hidden, &dimensions(&hidden))),
-            wanted[1].then(|| tensor(of_weight, &dimensions(&weight))),
-        ]
+        (tensor(vec![loss as f32], &[1]), vec![gradients.hidden, gradients.weight])
     }
+
+    fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let factor = slice(&given.gradient)[0];
+        let mut saved = given.saved.into_iter();
+        let mut scaled = || {
+            let mut values = saved.next().unwrap_or_default();
+            values.par_chunks_mut(1 << 14).for_each(|chunk| chunk.iter_mut().for_each(|value| *value *= factor));
+            values
+        };
+        let gradients = Gradients { hidden: scaled(), weight: scaled() };
+        tensors(gradients, &given.inputs, wanted)
+    }
+}
+
+/// The log-probability of each row's target.
+fn log_probabilities<'a>(
+    head: &'a Head<'_>,
+    rows: &Range<usize>,
+    logits: &'a [f32],
+    statistics: &'a [(f32, f32)],
+) -> impl Iterator<Item = f32> + 'a {
+    let logits = logits.chunks_exact(head.vocabulary).zip(&head.targets[rows.clone()]);
+    logits.zip(statistics).map(|((logits, target), (largest, log_sum))| logits[*target as usize] - largest - log_sum)
 }
 
 vectorised! {

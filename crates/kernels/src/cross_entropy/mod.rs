@@ -27,6 +27,17 @@ pub fn linear_log_probabilities(hidden: Tensor<2>, weight: Tensor<2>, targets: &
     }
 }
 
+/// The cross-entropy of `targets`: the negative sum of their log-probabilities, `[1]`.
+///
+/// Shapes as in [`linear_log_probabilities`]. A sum, not a mean: the caller divides by the number of targets of the whole
+/// optimisation step. The gradients are computed together with the loss, so that no logit is computed twice.
+pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+    match host::on_host(&hidden) {
+        true => host::two(hidden, weight, cpu::LinearCrossEntropy { targets: targets.to_vec() }),
+        false => -linear_log_probabilities(hidden, weight, targets).sum(),
+    }
+}
+
 /// Log-probability of `targets` `[tokens]` under `logits` `[tokens, vocabulary]`, in f32: `[tokens]`.
 pub fn log_probabilities(logits: Tensor<2>, targets: &[u32]) -> Tensor<1> {
     let targets = integers(targets, &logits.device());
@@ -60,6 +71,7 @@ mod tests {
         let identity = || Tensor::<2>::eye(3, &device);
         for loss in [
             -linear_log_probabilities(hidden.clone(), identity(), &[1]),
+            linear_cross_entropy(hidden.clone(), identity(), &[1]),
             -log_probabilities(hidden.clone().matmul(identity()), &[1]),
         ] {
             assert!((loss.clone().into_scalar::<f32>() - 1.313262).abs() < 1e-5);
@@ -78,15 +90,21 @@ mod tests {
             agree(&[&[tokens, width], &[vocabulary, width]], 1e-5,
                 |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets),
                 |t| log_probabilities(linear::reference::linear(t[0].get::<2>(), t[1].get(), None), &targets));
+            agree(&[&[tokens, width], &[vocabulary, width]], 1e-5,
+                |t| linear_cross_entropy(t[0].get(), t[1].get(), &targets),
+                |t| -log_probabilities(linear::reference::linear(t[0].get::<2>(), t[1].get(), None), &targets).sum());
         }
 
         #[test]
-        fn chunks_join(tokens in 500usize..700) {
+        fn chunks_join(tokens in 257usize..600) {
             // A vocabulary large enough that the rows take several chunks.
-            let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % 5000) as u32).collect();
-            agree(&[&[tokens, 2], &[5000, 2]], 1e-5,
-                |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets),
-                |t| log_probabilities(linear::reference::linear(t[0].get::<2>(), t[1].get(), None), &targets));
+            let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % 20_000) as u32).collect();
+            let shapes: [&[usize]; 2] = [&[tokens, 2], &[20_000, 2]];
+            let reference = |t: &[crate::testing::Leaf]| {
+                log_probabilities(linear::reference::linear(t[0].get::<2>(), t[1].get(), None), &targets)
+            };
+            agree(&shapes, 1e-5, |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets), reference);
+            agree(&shapes, 1e-5, |t| linear_cross_entropy(t[0].get(), t[1].get(), &targets), |t| -reference(t).sum());
         }
     }
 }

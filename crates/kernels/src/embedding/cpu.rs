@@ -2,7 +2,7 @@
 
 use burn_flex::FlexTensor;
 
-use crate::host::{Given, HostOperator, contiguous, dimensions, slice, tensor};
+use crate::host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor};
 
 #[derive(Debug)]
 pub(super) struct Embedding {
@@ -10,7 +10,7 @@ pub(super) struct Embedding {
 }
 
 impl HostOperator<1> for Embedding {
-    fn forward(&self, [table]: &[FlexTensor; 1]) -> (FlexTensor, Vec<f32>) {
+    fn forward(&self, [table]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let (table, width) = (contiguous(table), dimensions(table)[1]);
         let rows = slice(&table);
         let mut gathered = Vec::with_capacity(self.ids.len() * width);
@@ -20,7 +20,7 @@ impl HostOperator<1> for Embedding {
         (tensor(gathered, &[self.ids.len(), width]), Vec::new())
     }
 
-    fn backward(&self, given: &Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+    fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let shape = dimensions(&given.inputs[0]);
         let width = shape[1];
         let mut of_table = vec![0.0; shape[0] * width];

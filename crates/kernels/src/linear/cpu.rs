@@ -3,7 +3,7 @@
 use burn_flex::FlexTensor;
 
 use crate::{
-    host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
+    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     matmul::{Matrix, Threads, multiplied, product},
 };
 
@@ -12,23 +12,23 @@ use crate::{
 pub(super) struct Linear;
 
 impl HostOperator<2> for Linear {
-    fn forward(&self, [x, weight]: &[FlexTensor; 2]) -> (FlexTensor, Vec<f32>) {
+    fn forward(&self, [x, weight]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         (forward(x, weight, None), Vec::new())
     }
 
-    fn backward(&self, given: &Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let [x, weight] = given.inputs;
+    fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let [x, weight] = &given.inputs;
         backward(x, weight, &given.gradient, wanted)
     }
 }
 
 impl HostOperator<3> for Linear {
-    fn forward(&self, [x, weight, bias]: &[FlexTensor; 3]) -> (FlexTensor, Vec<f32>) {
+    fn forward(&self, [x, weight, bias]: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         (forward(x, weight, Some(bias)), Vec::new())
     }
 
-    fn backward(&self, given: &Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let [x, weight, bias] = given.inputs;
+    fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [x, weight, bias] = &given.inputs;
         let [of_x, of_weight] = backward(x, weight, &given.gradient, [wanted[0], wanted[1]]);
         let of_bias =
             wanted[2].then(|| tensor(column_sums(slice(&given.gradient), dimensions(bias)[0]), &dimensions(bias)));

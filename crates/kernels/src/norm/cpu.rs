@@ -7,7 +7,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::{
-    host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
+    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     simd::{dot, sum, vectorised},
 };
 
@@ -25,30 +25,30 @@ pub(super) struct LayerNorm {
 const ROWS: usize = 64;
 
 impl HostOperator<2> for RmsNorm {
-    fn forward(&self, [x, weight]: &[FlexTensor; 2]) -> (FlexTensor, Vec<f32>) {
+    fn forward(&self, [x, weight]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         forward(x, weight, None, self.epsilon)
     }
 
-    fn backward(&self, given: &Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let [x, weight] = given.inputs;
-        let [of_x, of_weight, _] = backward(x, weight, given.saved, &given.gradient, false, wanted[0]);
+    fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let [x, weight] = &given.inputs;
+        let [of_x, of_weight, _] = backward(x, weight, &given.saved[0], &given.gradient, false, wanted[0]);
         [of_x, of_weight]
     }
 }
 
 impl HostOperator<3> for LayerNorm {
-    fn forward(&self, [x, weight, bias]: &[FlexTensor; 3]) -> (FlexTensor, Vec<f32>) {
+    fn forward(&self, [x, weight, bias]: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         forward(x, weight, Some(bias), self.epsilon)
     }
 
-    fn backward(&self, given: &Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let [x, weight, _] = given.inputs;
-        backward(x, weight, given.saved, &given.gradient, true, wanted[0])
+    fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [x, weight, _] = &given.inputs;
+        backward(x, weight, &given.saved[0], &given.gradient, true, wanted[0])
     }
 }
 
 /// The output, and mean and inverse deviation of every row. A bias makes it LayerNorm.
-fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>, epsilon: f32) -> (FlexTensor, Vec<f32>) {
+fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>, epsilon: f32) -> (FlexTensor, Saved) {
     let (x, weight) = (contiguous(x), contiguous(weight));
     let bias = bias.map(contiguous);
     let width = slice(&weight).len().max(1);
@@ -58,7 +58,7 @@ fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>, epsil
     rows.zip(slice(&x).par_chunks(ROWS * width)).for_each(|((y, statistics), x)| {
         forward_rows(y, statistics, x, slice(&weight), bias.as_ref().map(slice), epsilon);
     });
-    (tensor(y, &dimensions(&x)), statistics)
+    (tensor(y, &dimensions(&x)), vec![statistics])
 }
 
 vectorised! {
@@ -130,10 +130,12 @@ vectorised! {
         let mut of_x = of_x.chunks_exact_mut(width);
         for ((x, gradient), statistics) in rows {
             let (mean, inverse) = (statistics[0], statistics[1]);
-            for i in 0..width {
-                normed[i] = (x[i] - mean) * inverse;
-                scaled[i] = gradient[i] * weight[i];
-                of_weight[i] += gradient[i] * normed[i];
+            for ((normed, x), (of_weight, gradient)) in normed.iter_mut().zip(x).zip(of_weight.iter_mut().zip(gradient)) {
+                *normed = (x - mean) * inverse;
+                *of_weight += gradient * *normed;
+            }
+            for ((scaled, gradient), weight) in scaled.iter_mut().zip(gradient).zip(weight) {
+                *scaled = gradient * weight;
             }
             if centred {
                 of_bias.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
@@ -141,8 +143,8 @@ vectorised! {
             if let Some(of_x) = of_x.next() {
                 let along = dot(&scaled, &normed) / width as f32;
                 let shift = if centred { sum(&scaled) / width as f32 } else { 0.0 };
-                for i in 0..width {
-                    of_x[i] = inverse * (scaled[i] - normed[i] * along - shift);
+                for ((of_x, scaled), normed) in of_x.iter_mut().zip(&scaled).zip(&normed) {
+                    *of_x = inverse * (scaled - normed * along - shift);
                 }
             }
         }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::Tables;
 use crate::{
-    host::{Given, HostOperator, contiguous, dimensions, slice, tensor},
+    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     simd::vectorised,
 };
 
@@ -15,11 +15,11 @@ use crate::{
 pub(super) struct Rotate(pub Arc<Tables>);
 
 impl HostOperator<1> for Rotate {
-    fn forward(&self, [x]: &[FlexTensor; 1]) -> (FlexTensor, Vec<f32>) {
+    fn forward(&self, [x]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         (rotate(x, &self.0, 1.0), Vec::new())
     }
 
-    fn backward(&self, given: &Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+    fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         [Some(rotate(&given.gradient, &self.0, -1.0))]
     }
 }

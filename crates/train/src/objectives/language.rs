@@ -38,6 +38,6 @@ impl Objective for NextToken {
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
-        Ok(Loss { sum: -batch.tokens.log_probabilities(model)?.sum(), metrics: Vec::new() })
+        Ok(Loss { sum: batch.tokens.cross_entropy(model)?, metrics: Vec::new() })
     }
 }
