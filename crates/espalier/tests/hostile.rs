@@ -166,3 +166,36 @@ fn a_full_disk_leaves_nothing_half_written() {
     assert_eq!(fs::read_dir(checkpoints).unwrap().count(), 0, "a half-written checkpoint was left");
     assert!(!folder.path().join("run/01-train/model/model.safetensors").exists());
 }
+
+/// A safetensors file of zeros with the given tensors.
+fn zeros(path: &Path, tensors: &[(&str, &[usize])]) {
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, shape) in tensors {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        let info = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
+        header.insert((*name).to_owned(), info);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.resize(bytes.len() + end, 0);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn adapters_that_do_not_fit() {
+    let down = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    let up = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
+    let shapes: [(&[usize], &[usize]); 4] = [(&[], &[]), (&[4], &[64]), (&[4, 3], &[64, 4]), (&[4, 1, 64], &[64, 4])];
+    for (down_shape, up_shape) in shapes {
+        let folder = tempfile::tempdir().unwrap();
+        let config = fs::read_to_string(fixture("peft-lora/adapter_config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        config["base_model_name_or_path"] = fixture("llama").to_string_lossy().into();
+        fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+        zeros(&folder.path().join("adapter_model.safetensors"), &[(down, down_shape), (up, up_shape)]);
+        traced(folder.path(), "do not fit the base");
+    }
+}

@@ -12,6 +12,8 @@
 
 use std::collections::HashMap;
 
+use crate::perplexity::Perplexity;
+
 /// The highest order: so many tokens fit into one packed key.
 pub const MAX_ORDER: usize = 5;
 
@@ -56,22 +58,6 @@ struct Context {
     backoff: f64,
 }
 
-/// A sum of negative log-likelihoods, in nats, over scored tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Perplexity {
-    /// Sum of `-ln p`, in nats.
-    pub nll_sum: f64,
-    /// Tokens scored.
-    pub tokens: u64,
-}
-
-impl Perplexity {
-    /// `exp` of the mean negative log-likelihood; not a number where nothing was scored.
-    pub fn value(&self) -> f64 {
-        (self.nll_sum / self.tokens as f64).exp()
-    }
-}
-
 impl NgramModel {
     /// Counts the documents' n-grams. `order` is the length of the longest n-gram, held between 1 and [`MAX_ORDER`];
     /// ids go from 0 to `vocabulary` (not included), which grows where the documents hold a larger one.
@@ -104,7 +90,7 @@ impl NgramModel {
         let mut sum = Perplexity::default();
         for document in documents {
             for position in 1..document.len() {
-                sum.nll_sum -= self.log_probability(&document[..position], document[position]);
+                sum.log_probability += self.log_probability(&document[..position], document[position]);
                 sum.tokens += 1;
             }
         }
@@ -213,7 +199,7 @@ mod tests {
     }
 
     fn perplexity(model: &NgramModel, documents: &[Vec<u32>]) -> f64 {
-        model.perplexity(documents.iter().map(Vec::as_slice)).value()
+        model.perplexity(documents.iter().map(Vec::as_slice)).per_token()
     }
 
     #[test]
@@ -270,7 +256,7 @@ mod tests {
         let model = train(3, 4, &[vec![], vec![1], vec![2, 3]]);
         let score = model.perplexity([&[][..], &[1], &[2, 3], &[1, 2, 3]].into_iter());
         assert_eq!(score.tokens, 3);
-        assert!(score.nll_sum.is_finite());
+        assert!(score.log_probability.is_finite());
         let empty = train(2, 8, &[]);
         assert!((empty.log_probability(&[1], 5).exp() - 0.125).abs() < 1e-12);
         assert_eq!(empty.log_probability(&[], 8), f64::NEG_INFINITY);

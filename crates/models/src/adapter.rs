@@ -118,13 +118,18 @@ pub fn load(folder: &Path, device: &Device) -> Result<LoadedModel> {
     Ok(loaded)
 }
 
-fn base_folder(folder: &Path, config: &PeftConfig) -> Result<PathBuf> {
+/// The base model of an adapter folder: beside the adapter, else in the working folder.
+///
+/// # Errors
+/// When the configuration names no base model, or there is none where it says.
+pub fn base_folder(folder: &Path, config: &PeftConfig) -> Result<PathBuf> {
     let missing = |reason: String| Error::Adapter { path: folder.join("adapter_config.json"), reason };
     let name = config.base_model.as_deref().ok_or_else(|| missing("`base_model_name_or_path` is missing".into()))?;
     let beside = folder.join(name);
     let found = [beside.clone(), PathBuf::from(name)].into_iter().find(|path| path.is_dir());
     found.ok_or_else(|| {
-        missing(format!("base model `{name}` is neither at {} nor in the working folder", beside.display()))
+        let fix = "put it there, or change `base_model_name_or_path`";
+        missing(format!("base model `{name}` is neither at {} nor in the working folder; {fix}", beside.display()))
     })
 }
 
@@ -138,6 +143,12 @@ fn fill(model: &mut LanguageModel, family: &Family, path: &Path, config: &PeftCo
         let names = ["lora_A", "lora_B"].map(|part| format!("{PEFT_PREFIX}{}.{part}.weight", module.name));
         let [Some(down), Some(up)] = [file.info(&names[0]), file.info(&names[1])] else { continue };
         let (down_shape, up_shape) = (down.shape.clone(), up.shape.clone());
+        let misfit = || {
+            wrong(format!("`{}` has shapes {down_shape:?} and {up_shape:?}, which do not fit the base", module.name))
+        };
+        if down_shape.len() != 2 || up_shape.len() != 2 {
+            return Err(misfit());
+        }
         let (down, up) = (file.read_f32(&names[0], None)?, file.read_f32(&names[1], None)?);
         unused.retain(|name| !names.contains(name));
         let scale = config.scale_for(&module.name);
@@ -146,7 +157,7 @@ fn fill(model: &mut LanguageModel, family: &Family, path: &Path, config: &PeftCo
         each_layer(model, &module.layers, &mut |_, layer| {
             let [outputs, inputs] = layer.size();
             let rank = down_shape[0];
-            fits &= down_shape == [rank, inputs] && up_shape.len() == 2 && up_shape[1] == rank;
+            fits &= down_shape == [rank, inputs] && up_shape[1] == rank;
             let rows = start * rank..(start + outputs) * rank;
             start += outputs;
             if fits && rows.end <= up.len() {
@@ -155,10 +166,7 @@ fn fill(model: &mut LanguageModel, family: &Family, path: &Path, config: &PeftCo
             }
         });
         if !fits || start != up_shape[0] {
-            return Err(wrong(format!(
-                "`{}` has shapes {down_shape:?} and {up_shape:?}, which do not fit the base",
-                module.name
-            )));
+            return Err(misfit());
         }
     }
     unused = fill_saved(model, family, &file, unused, &config.modules_to_save)?;

@@ -15,6 +15,7 @@ use crate::{
     layout::stored_tensors,
     model::LanguageModel,
     source::CheckpointSource,
+    spec::ModelSpec,
 };
 
 /// A model with what its folder says of it.
@@ -53,26 +54,46 @@ pub fn load(folder: &Path, device: &Device) -> Result<LoadedModel> {
     if folder.join("adapter_config.json").is_file() {
         return adapter::load(folder, device);
     }
-    let mut config = Config::load(&folder.join("config.json"))?;
-    let generation = folder.join("generation_config.json");
-    if generation.is_file() {
-        // Its end-of-sequence list is the one that counts when generating.
-        let generation = Config::load(&generation)?;
-        if let Some(eos) = generation.get("eos_token_id").filter(|eos| !eos.is_null()) {
-            config = config.with("eos_token_id", eos.clone());
-        }
-    }
-    let family = families::family(&config)?;
-    let mut spec = (family.read)(&config)?;
-    let checkpoint = Checkpoint::open(folder)?;
-    if !spec.tied_head && !has_head(&checkpoint) {
-        spec.tied_head = true;
-    }
+    let Description { config, family, spec, checkpoint } = Description::read(folder)?;
     check_names(&checkpoint, family, &(family.tensors)(&spec))?;
     let mut source = CheckpointSource::new(&checkpoint, family, &spec);
     let model = LanguageModel::build(spec, &mut source, device)?;
-    let config = config.map().clone();
     Ok(LoadedModel { model, config, base: folder.to_owned(), dtype: checkpoint.dtype(), adapter: None })
+}
+
+/// What the files of a model folder say, before any weight is read.
+pub struct Description {
+    /// `config.json`, with the end-of-sequence ids of `generation_config.json`.
+    pub config: Map<String, Value>,
+    /// The registered family.
+    pub family: &'static Family,
+    /// What the configuration and the tensors' names describe.
+    pub spec: ModelSpec,
+    /// The weights, mapped.
+    pub checkpoint: Checkpoint,
+}
+
+impl Description {
+    /// Reads the folder's configuration and the headers of its weights.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or the family is not registered.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let mut config = Config::load(&folder.join("config.json"))?;
+        let generation = folder.join("generation_config.json");
+        if generation.is_file() {
+            // Its end-of-sequence list is the one that counts when generating.
+            let generation = Config::load(&generation)?;
+            if let Some(eos) = generation.get("eos_token_id").filter(|eos| !eos.is_null()) {
+                config = config.with("eos_token_id", eos.clone());
+            }
+        }
+        let family = families::family(&config)?;
+        let mut spec = (family.read)(&config)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        spec.tied_head |= !has_head(&checkpoint);
+        Ok(Self { config: config.map().clone(), family, spec, checkpoint })
+    }
 }
 
 /// A file without an output matrix means a tied one, whatever the configuration says.

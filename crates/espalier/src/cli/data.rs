@@ -4,17 +4,17 @@ mod show;
 
 use std::path::PathBuf;
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use espalier_data::{
     readers::to_json,
     record::Record,
-    worlds::{self, Split, WORLDS, preferences},
+    worlds::{self, Split, WORLDS},
 };
 use espalier_models::checkpoint::partial_file::PartialFile;
 use serde_json::{Value, json};
 
 use super::Context;
-use crate::{Error, Result};
+use crate::{Error, Result, recipe::WorldShape, stages::data::of_item};
 pub use show::ShowArgs;
 
 /// Generate data, or look at data as a model will see it.
@@ -49,24 +49,14 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub seed: u64,
     /// What an item becomes
-    #[arg(long, value_enum, default_value_t = WorldForm::Chat)]
-    pub form: WorldForm,
+    #[arg(long, value_enum, default_value_t = WorldShape::Chat)]
+    pub form: WorldShape,
+    /// Whole items instead of records, with all that their checkers need
+    #[arg(long, conflicts_with = "form")]
+    pub items: bool,
     /// The file to write, as jsonl; standard output when absent
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
-}
-
-/// What an item of a world becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum WorldForm {
-    /// Plain text
-    Text,
-    /// A question and its answer
-    Chat,
-    /// The item with all that its checker needs
-    Items,
-    /// A question with a better and a worse answer
-    Preference,
 }
 
 /// Does what was asked for.
@@ -91,21 +81,14 @@ fn generate_help() -> String {
 }
 
 /// Record number `index` of a world, whose tasks come by turns, each with its own count.
-fn world_record(world: &str, split: Split, index: u64, seed: u64, form: WorldForm) -> Result<Record> {
+fn world_record(world: &str, split: Split, index: u64, seed: u64, form: WorldShape) -> Result<Record> {
     let (task, index) = turn(world, index)?;
-    Ok(match form {
-        WorldForm::Preference => preferences::preference(task, split, index, seed)?,
-        WorldForm::Text => worlds::item(task, split, index, seed)?.record_text(),
-        WorldForm::Chat | WorldForm::Items => worlds::item(task, split, index, seed)?.record_chat(),
-    })
+    of_item(form, task, split, index, seed)
 }
 
-fn world_value(world: &str, split: Split, index: u64, seed: u64, form: WorldForm) -> Result<Value> {
-    if form == WorldForm::Items {
-        let (task, index) = turn(world, index)?;
-        return Ok(worlds::item(task, split, index, seed)?.to_json());
-    }
-    Ok(to_json(&world_record(world, split, index, seed, form)?))
+fn world_item(world: &str, split: Split, index: u64, seed: u64) -> Result<Value> {
+    let (task, index) = turn(world, index)?;
+    Ok(worlds::item(task, split, index, seed)?.to_json())
 }
 
 /// The task that has its turn, and its own index.
@@ -123,7 +106,10 @@ fn tasks(name: &str) -> Result<Vec<&str>> {
 
 fn generate(args: &GenerateArgs, context: &Context) -> Result<()> {
     let split: Split = args.split.parse().map_err(|error| Error::Usage(format!("`--split`: {error}")))?;
-    let value = |index| world_value(&args.world, split, index, args.seed, args.form);
+    let value = |index| match args.items {
+        true => world_item(&args.world, split, index, args.seed),
+        false => Ok(to_json(&world_record(&args.world, split, index, args.seed, args.form)?)),
+    };
     let Some(path) = &args.output else {
         return (0..args.count).try_for_each(|index| context.terminal.json(&value(index)?));
     };
@@ -152,14 +138,14 @@ mod tests {
 
     #[test]
     fn a_worlds_tasks_come_by_turns() {
-        let task = |index| world_value("g1", Split::Train, index, 0, WorldForm::Items).unwrap()["task"].clone();
+        let task = |index| world_item("g1", Split::Train, index, 0).unwrap()["task"].clone();
         let names = tasks("g1").unwrap();
         assert!(names.len() > 1);
         assert_eq!(task(0), names[0]);
         assert_eq!(task(1), names[1]);
         assert_eq!(task(names.len() as u64), names[0]);
-        let first = world_value(names[0], Split::Train, 1, 0, WorldForm::Items).unwrap();
-        assert_eq!(world_value("g1", Split::Train, names.len() as u64, 0, WorldForm::Items).unwrap(), first);
+        let first = world_item(names[0], Split::Train, 1, 0).unwrap();
+        assert_eq!(world_item("g1", Split::Train, names.len() as u64, 0).unwrap(), first);
     }
 
     #[test]

@@ -5,11 +5,7 @@ mod describe;
 use std::path::{Path, PathBuf};
 
 use espalier_data::{record::Message, template::Conversation, tokenizer::Tokenizer};
-use espalier_models::{
-    checkpoint::{Checkpoint, PeftConfig},
-    families::{self, Config},
-    spec::ModelSpec,
-};
+use espalier_models::{adapter, checkpoint::PeftConfig, folder::Description, spec::ModelSpec};
 use serde_json::{Value, json};
 
 use super::Context;
@@ -65,15 +61,10 @@ impl Inspected {
         let adapter = folder.join("adapter_config.json");
         let adapter = adapter.is_file().then(|| PeftConfig::read(&adapter)).transpose()?;
         let base = match &adapter {
-            Some(adapter) => base_folder(folder, adapter)?,
+            Some(adapter) => adapter::base_folder(folder, adapter)?,
             None => folder.to_path_buf(),
         };
-        let config = Config::load(&base.join("config.json"))?;
-        let family = families::family(&config)?;
-        let mut spec = (family.read)(&config)?;
-        let checkpoint = Checkpoint::open(&base)?;
-        // As when loading: a file without an output matrix means a tied one.
-        spec.tied_head |= !checkpoint.names().any(|name| name == "lm_head.weight" || name == "output.weight");
+        let Description { family, spec, checkpoint, .. } = Description::read(&base)?;
         let home = model_path::tokenizer_folder(folder, &base);
         let has_tokenizer = ["tokenizer.json", "vocab.json"].iter().any(|name| home.join(name).is_file());
         let tokenizer = has_tokenizer.then(|| Tokenizer::load(&home)).transpose()?;
@@ -165,16 +156,6 @@ impl Inspected {
             "tokenizer": tokenizer, "chat_example": self.example().and_then(Result::ok),
         }))
     }
-}
-
-fn base_folder(folder: &Path, adapter: &PeftConfig) -> Result<PathBuf> {
-    let name = adapter.base_model.as_deref().unwrap_or_default();
-    let places = [folder.join(name), PathBuf::from(name)];
-    places.into_iter().find(|place| !name.is_empty() && place.is_dir()).ok_or_else(|| {
-        let file = folder.join("adapter_config.json");
-        let fix = "put the base model there, or change `base_model_name_or_path`";
-        Error::Work(format!("{}: the base model `{name}` is no folder here; {fix}", file.display()))
-    })
 }
 
 impl Memory {

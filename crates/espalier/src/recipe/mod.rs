@@ -152,7 +152,7 @@ pub struct DataOptions {
 }
 
 /// What a world's items become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum WorldShape {
     /// Plain text: the prompt, if any, and the answer.

@@ -58,15 +58,25 @@ const DEFAULT_ITEMS: usize = 1000;
 
 fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
     let split: Split = source.split.parse()?;
-    let record = |index: u64| -> Result<Record> {
-        Ok(match source.shape {
-            WorldShape::Preference => preferences::preference(task, split, index, source.seed)?,
-            WorldShape::Text => worlds::item(task, split, index, source.seed)?.record_text(),
-            WorldShape::Answer => Record::Text { text: worlds::item(task, split, index, source.seed)?.solution },
-            WorldShape::Chat => demonstration(source, task, split, index)?,
-        })
+    let record = |index: u64| match source.shape {
+        WorldShape::Chat => demonstration(source, task, split, index),
+        shape => of_item(shape, task, split, index, source.seed),
     };
     (0..source.limit.unwrap_or(DEFAULT_ITEMS) as u64).map(record).collect()
+}
+
+/// An item of a world as a record.
+///
+/// # Errors
+/// When there is no such task, or it has no such shape.
+pub fn of_item(shape: WorldShape, task: &str, split: Split, index: u64, seed: u64) -> Result<Record> {
+    let item = || worlds::item(task, split, index, seed);
+    Ok(match shape {
+        WorldShape::Preference => preferences::preference(task, split, index, seed)?,
+        WorldShape::Text => item()?.record_text(),
+        WorldShape::Answer => Record::Text { text: item()?.solution },
+        WorldShape::Chat => item()?.record_chat(),
+    })
 }
 
 /// A question and its answer; with the source's probability, an answer with a natural mistake.

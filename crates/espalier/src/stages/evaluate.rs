@@ -81,7 +81,7 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
         for (name, order) in [("unigram", 1), ("5-gram", 5)] {
             let documents = training.iter().map(|example| example.ids.as_slice());
             let baseline = NgramModel::train(order, model.model.spec().vocabulary, documents);
-            let perplexity = baseline.perplexity(held_out.iter().map(|example| example.ids.as_slice())).value();
+            let perplexity = baseline.perplexity(held_out.iter().map(|example| example.ids.as_slice())).per_token();
             line.push_str(&format!(", {name} {perplexity:.3}"));
             figures[name] = perplexity.into();
         }

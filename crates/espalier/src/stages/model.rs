@@ -105,7 +105,11 @@ fn specification(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Tokenizer> {
+/// The tokenizer with another chat template: `chatml`, or the template in a file.
+///
+/// # Errors
+/// When the file cannot be read or is no template.
+pub fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Tokenizer> {
     let source = match template {
         None => return Ok(tokenizer),
         Some("chatml") => CHATML.to_owned(),

@@ -2,20 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use espalier_data::{
     encode::{Encoded, Encoder, Example},
     readers::{self, Form, Source, to_json},
     record::{Message, Record},
-    template::{CHATML, ChatTemplate},
     tokenizer::Tokenizer,
     worlds::{self, Split},
 };
-use espalier_models::checkpoint::PeftConfig;
+use espalier_models::{adapter, checkpoint::PeftConfig};
 use serde_json::{Value, json};
 
-use super::{WorldForm, world_record};
+use super::world_record;
 use crate::cli::Context;
-use crate::{Error, Result, model_path, terminal::harmless};
+use crate::{Error, Result, model_path, recipe::WorldShape, stages::model::with_template, terminal::harmless};
 
 /// Show records of a file or a world; with a tokenizer, what a model learns of them.
 #[derive(Debug, clap::Args)]
@@ -77,13 +77,10 @@ fn records(args: &ShowArgs) -> Result<Vec<Record>> {
     (0..args.count as u64).map(|index| world_record(&args.data, Split::Train, index, 0, form)).collect()
 }
 
-fn world_form(name: Option<&str>) -> Result<WorldForm> {
-    match name {
-        None | Some("chat") => Ok(WorldForm::Chat),
-        Some("text") => Ok(WorldForm::Text),
-        Some("preference") => Ok(WorldForm::Preference),
-        Some(other) => Err(Error::Usage(format!("`--form {other}`: a world's is `chat`, `text` or `preference`"))),
-    }
+fn world_form(name: Option<&str>) -> Result<WorldShape> {
+    let Some(name) = name else { return Ok(WorldShape::Chat) };
+    WorldShape::from_str(name, true)
+        .map_err(|_| Error::Usage(format!("`--form {name}`: a world's is `chat`, `text`, `answer` or `preference`")))
 }
 
 fn usage(error: espalier_data::Error) -> Error {
@@ -94,24 +91,13 @@ fn usage(error: espalier_data::Error) -> Error {
 fn encoder(path: &Path, args: &ShowArgs) -> Result<Encoder> {
     let folder =
         if path.join("tokenizer.json").is_file() { path.to_path_buf() } else { model_path::resolve_model(path)? };
-    let adapter = folder.join("adapter_config.json");
-    let base = match adapter.is_file() {
-        true => folder.join(PeftConfig::read(&adapter)?.base_model.unwrap_or_default()),
+    let config = folder.join("adapter_config.json");
+    let base = match config.is_file() {
+        true => adapter::base_folder(&folder, &PeftConfig::read(&config)?)?,
         false => folder.clone(),
     };
-    let mut tokenizer = Tokenizer::load(&model_path::tokenizer_folder(&folder, &base))?;
-    if let Some(name) = &args.template {
-        tokenizer = tokenizer.with_template(template(name)?);
-    }
-    Ok(Encoder::new(tokenizer, args.max_length))
-}
-
-fn template(name: &str) -> Result<ChatTemplate> {
-    if name == "chatml" {
-        return Ok(ChatTemplate::new(CHATML)?);
-    }
-    let source = std::fs::read_to_string(name).map_err(Error::file(name))?;
-    Ok(ChatTemplate::new(&source)?)
+    let tokenizer = Tokenizer::load(&model_path::tokenizer_folder(&folder, &base))?;
+    Ok(Encoder::new(with_template(tokenizer, args.template.as_deref())?, args.max_length))
 }
 
 fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()> {
