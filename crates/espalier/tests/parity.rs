@@ -12,8 +12,15 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(name)
 }
 
-/// Runs `trace` on a fixture and compares everything that its expectations hold.
+/// Every instruction set for which the operators are compiled; those that this processor lacks fall back.
+const LEVELS: [&str; 3] = ["portable", "avx2", "avx512"];
+
+/// Runs `trace` on a fixture with every instruction set and compares everything that its expectations hold.
 fn check(name: &str) {
+    LEVELS.iter().for_each(|level| check_level(name, level));
+}
+
+fn check_level(name: &str, level: &str) {
     let folder = fixture(name);
     let output = tempfile::tempdir().unwrap();
     let traced = output.path().join("traced.safetensors");
@@ -21,6 +28,7 @@ fn check(name: &str) {
     let run = Command::new(env!("CARGO_BIN_EXE_espalier"))
         .args(["trace", "--gradients", "--generate", "12"])
         .args([&folder, &expected_path, &traced])
+        .env(espalier::kernels::simd::LEVEL_VARIABLE, level)
         .output()
         .unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
@@ -39,6 +47,24 @@ fn check(name: &str) {
     let gradients = found.names().filter(|tensor| tensor.starts_with("grad.")).count();
     let wanted = expected.names().filter(|tensor| tensor.starts_with("grad.")).count();
     assert_eq!(gradients, wanted, "{name}: number of gradients");
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let folder = fixture("qwen3");
+    let output = tempfile::tempdir().unwrap();
+    let traced = |threads: &str| {
+        let path = output.path().join(threads);
+        let run = Command::new(env!("CARGO_BIN_EXE_espalier"))
+            .args(["trace", "--gradients"])
+            .args([&folder, &folder.join("expected.safetensors"), &path])
+            .env("RAYON_NUM_THREADS", threads)
+            .status()
+            .unwrap();
+        assert!(run.success());
+        std::fs::read(path).unwrap()
+    };
+    assert_eq!(traced("1"), traced("4"));
 }
 
 macro_rules! families {

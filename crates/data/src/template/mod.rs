@@ -26,6 +26,9 @@ use generation::Sentinels;
 /// The most bytes that a template may render.
 pub const OUTPUT_LIMIT: usize = 64 << 20;
 
+/// The most instructions that one rendering may run: some seconds of work, which only a hostile template asks for.
+const MOST_WORK: u64 = 50_000_000;
+
 /// ChatML, with marks around what the assistant says and the token that ends its turn. It refuses tools, for which ChatML has
 /// no one form.
 pub const CHATML: &str = "\
@@ -216,6 +219,7 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     environment.set_lstrip_blocks(true);
     environment.set_keep_trailing_newline(false);
     environment.set_unknown_method_callback(python::method);
+    environment.set_fuel(Some(MOST_WORK));
     environment.set_formatter(python::print);
     environment.add_filter("tojson", python::to_json);
     environment.add_filter("title", |text: String| python::title(&text));
@@ -393,6 +397,8 @@ mod tests {
         }
         let long = "{% set x = 'x' * 65536 %}{% for i in range(9999) %}{{ x }}{% endfor %}";
         assert!(render(long, &[]).unwrap_err().to_string().contains("more than"));
+        let endless = "{% for i in range(9999) %}{% for j in range(9999) %}{% for k in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
+        assert!(render(endless, &[]).is_err());
         assert!(render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", &[]).is_err());
         assert!(render("{{ messages[0]['role'] }}", &[]).is_err());
     }

@@ -133,11 +133,13 @@ impl Story {
         slots.into_iter().map(|(slot, word)| (slot.to_string(), Value::from(word))).collect()
     }
 
-    /// Where a title stands first, it names what the story is about: whoever goes on from it has to look back.
+    /// Where a title stands first, it names what the story is about and a word of its end: whoever goes on from it has to
+    /// look back.
     fn draft(self, titled: bool) -> Draft {
         let (key, fields) = (self.key(), self.fields());
-        let Self { adjective, hero, name, object_adjective, object, .. } = self;
-        let title = format!("About a {adjective} {hero} named {name} and a {object_adjective} {object}:");
+        let Self { adjective, hero, name, object_adjective, object, good, .. } = self;
+        let title =
+            format!("About a {adjective} {hero} named {name} and a {object_adjective} {object}, with the word {good}:");
         let prompt = if titled { title } else { String::new() };
         Draft { prompt, solution: self.text.clone(), answer: self.text, key, fields }
     }
