@@ -3,15 +3,12 @@
 //! On the CPU a step is one pass over memory; elsewhere it is the same formula in tensor operations. Sums run in a fixed
 //! order, so that a resumed run repeats the interrupted one bit for bit.
 
-use burn::{
-    backend::Flex,
-    tensor::{DType, Tensor},
-};
+use burn::{backend::Flex, tensor::Tensor};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::{
-    host::{contiguous, slice},
+    host::{self, contiguous, dimensions, slice},
     simd::vectorised,
 };
 
@@ -48,8 +45,11 @@ pub struct AdamWState {
 /// AdamW (arXiv 1711.05101, Algorithm 2) with bias correction; `gradient`: `[len]`, f32 throughout. On the CPU the state is
 /// changed in place where nobody else holds it.
 pub fn adamw(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWState {
-    let Some(on_cpu) = primitive(gradient.clone()) else { return in_tensors(state, gradient, step) };
-    on_host(state, on_cpu, &step).unwrap_or_else(|state| in_tensors(state, gradient, step))
+    let plain = [&state.weight, &state.first, &state.second, &gradient].into_iter().all(host::on_host);
+    match plain {
+        true => on_host(state, gradient, &step),
+        false => in_tensors(state, gradient, step),
+    }
 }
 
 /// Corrections by which the moments of a finite history are divided.
@@ -71,12 +71,9 @@ fn in_tensors(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWS
 /// Elements that one thread takes at a time.
 const CHUNK: usize = 1 << 14;
 
-fn on_host(state: AdamWState, gradient: FlexTensor, step: &AdamWStep) -> Result<AdamWState, AdamWState> {
-    let tensors = [state.weight.clone(), state.first.clone(), state.second.clone()].map(primitive);
-    let [Some(mut weight), Some(mut first), Some(mut second)] = tensors else { return Err(state) };
-    // From here on the tensors are the only owners, where the caller gave them away: then the step is in place.
-    drop(state);
-    let gradient = contiguous(&gradient);
+fn on_host(state: AdamWState, gradient: Tensor<1>, step: &AdamWStep) -> AdamWState {
+    let AdamWState { weight, first, second } = state;
+    let [mut weight, mut first, mut second, gradient] = [weight, first, second, gradient].map(whole);
     let chunks = weight.storage_mut::<f32>().par_chunks_mut(CHUNK);
     let chunks = chunks.zip(first.storage_mut::<f32>().par_chunks_mut(CHUNK));
     let chunks = chunks.zip(second.storage_mut::<f32>().par_chunks_mut(CHUNK));
@@ -84,14 +81,14 @@ fn on_host(state: AdamWState, gradient: FlexTensor, step: &AdamWStep) -> Result<
         step_chunk(weight, first, second, gradient, step);
     });
     let [weight, first, second] = [weight, first, second].map(Tensor::from_primitive::<Flex>);
-    Ok(AdamWState { weight, first, second })
+    AdamWState { weight, first, second }
 }
 
-/// The tensor's own memory, where it is whole, in order and on the host.
-fn primitive(tensor: Tensor<1>) -> Option<FlexTensor> {
-    let tensor = tensor.inner().try_into_primitive::<Flex>().ok()?;
-    let whole = slice(&tensor).len() == tensor.bytes().len() / size_of::<f32>();
-    (tensor.dtype() == DType::F32 && tensor.is_contiguous() && whole).then_some(tensor)
+/// The tensor's own memory where the tensor is all of it, else a copy. The tensor is on the host.
+fn whole(tensor: Tensor<1>) -> FlexTensor {
+    let Ok(tensor) = tensor.inner().try_into_primitive::<Flex>() else { return host::tensor(Vec::new(), &[0]) };
+    let all = tensor.is_contiguous() && slice(&tensor).len() == tensor.bytes().len() / size_of::<f32>();
+    if all { tensor } else { host::tensor(slice(&contiguous(&tensor)).to_vec(), &dimensions(&tensor)) }
 }
 
 vectorised! {
@@ -114,9 +111,9 @@ vectorised! {
 pub fn sum_of_squares(values: Tensor<1>) -> f64 {
     let partial = |chunk: &[f32]| chunk.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
     let total = |values: &[f32]| values.par_chunks(CHUNK).map(partial).collect::<Vec<f64>>().iter().sum();
-    match primitive(values.clone()) {
-        Some(values) => total(slice(&values)),
-        None => total(&values.into_data().convert::<f32>().try_into_vec::<f32>().unwrap_or_default()),
+    match host::on_host(&values) {
+        true => total(slice(&whole(values))),
+        false => total(&values.into_data().convert::<f32>().try_into_vec::<f32>().unwrap_or_default()),
     }
 }
 

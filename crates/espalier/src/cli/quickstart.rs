@@ -64,7 +64,8 @@ fn recipe(args: &QuickstartArgs) -> Result<Recipe> {
             train.options.seed = args.seed;
             if args.short {
                 train.options.steps = Some(3);
-                train.data.iter_mut().for_each(|data| data.limit = Some(64));
+                let more = train.new.iter_mut().flat_map(|new| &mut new.tokenizer_data);
+                train.data.iter_mut().chain(more).for_each(|data| data.limit = Some(64));
             }
         }
         if let Some(evaluate) = &mut stage.evaluate {

@@ -79,7 +79,7 @@ pub struct TrainStage {
     pub options: TrainOptions,
 }
 
-/// A fresh model in the LLaMA form, with a byte-level BPE tokenizer trained on the stage's data.
+/// A fresh model in the LLaMA form, with a byte-level BPE tokenizer trained on the stage's data and on `tokenizer_data`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NewModel {
@@ -102,6 +102,10 @@ pub struct NewModel {
     /// A folder whose tokenizer is used instead of training one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
+    /// What else the tokenizer is trained on besides the stage's data: texts of later stages, so that they are not spelt
+    /// letter by letter.
+    #[serde(deserialize_with = "shorthand::one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub tokenizer_data: Vec<DataOptions>,
 }
 
 impl Default for NewModel {
@@ -116,6 +120,7 @@ impl Default for NewModel {
             context: 512,
             initializer_range: 0.02,
             tokenizer: None,
+            tokenizer_data: Vec::new(),
         }
     }
 }

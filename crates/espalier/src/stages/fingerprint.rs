@@ -30,11 +30,13 @@ pub fn of_stage(workshop: &Workshop, stage: &Stage) -> Result<String> {
         options.evaluate_every = defaults.evaluate_every;
         files.extend(train.model.iter().flat_map(|model| model_files(&workshop.model_path(model))));
         files.extend(train.new.iter().filter_map(|new| Some(new.tokenizer.as_ref()?.join("tokenizer.json"))));
+        files.extend(train.new.iter().flat_map(|new| data_files(&new.tokenizer_data)));
         files.extend(data_files(&train.data).chain(data_files(&train.validation)));
     }
     if let Some(evaluate) = &plain.evaluate {
         files.extend(model_files(&workshop.model_path(&evaluate.model)));
-        files.extend(data_files(&evaluate.data));
+        let sources = [&evaluate.data, &evaluate.baseline, &evaluate.preferences];
+        files.extend(sources.into_iter().flat_map(|data| data_files(data)));
     }
     let mut text = serde_json::to_string(&plain).unwrap_or_default();
     for file in files {

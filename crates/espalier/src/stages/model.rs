@@ -58,16 +58,22 @@ fn check_vocabulary(tokenizer: &Tokenizer, model: &LanguageModel) -> Result<()> 
     }
 }
 
-/// A fresh model and, unless the recipe names one, a tokenizer trained on `records`.
+/// A fresh model and, unless the recipe names one, a tokenizer trained on all of `records`.
 ///
 /// # Errors
 /// When the sizes make no sense.
-pub fn create(new: &NewModel, records: &[Record], template: Option<&str>, seed: u64, device: &Device) -> Result<Start> {
+pub fn create<'a>(
+    new: &NewModel,
+    records: impl Iterator<Item = &'a Record> + Send,
+    template: Option<&str>,
+    seed: u64,
+    device: &Device,
+) -> Result<Start> {
     let tokenizer = match &new.tokenizer {
         Some(folder) => Tokenizer::load(folder)?,
         None => {
             let options = BpeOptions { vocabulary: new.vocabulary, ..BpeOptions::default() };
-            Tokenizer::train_byte_level_bpe(records.iter().map(text_of), &options)?
+            Tokenizer::train_byte_level_bpe(records.map(text_of), &options)?
         }
     };
     let tokenizer = match (template, tokenizer.template()) {

@@ -77,7 +77,11 @@ fn prepare(workshop: &mut Workshop, stage: &TrainStage) -> Result<(Start, Vec<Sa
     let template = stage.template.as_deref();
     let start = match (&stage.model, &stage.new) {
         (Some(name), None) => model::open(&workshop.model_path(name), template, &workshop.device)?,
-        (None, Some(new)) => model::create(new, &records, template, stage.options.seed, &workshop.device)?,
+        (None, Some(new)) => {
+            let more = data::records(&new.tokenizer_data, workshop.voice)?;
+            let texts = records.iter().chain(&more);
+            model::create(new, texts, template, stage.options.seed, &workshop.device)?
+        }
         _ => return Err(Error::usage("a train stage needs one of `model` and `new`")),
     };
     let options = &stage.options;

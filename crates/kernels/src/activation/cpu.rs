@@ -154,7 +154,7 @@ fn gelu(x: f32) -> (f32, f32) {
 
 #[inline(always)]
 fn gelu_tanh(x: f32) -> (f32, f32) {
-    const SCALE: f32 = 0.797_884_56;
+    const SCALE: f32 = 0.797_884_6;
     let bent = tanh(SCALE * (x + 0.044_715 * x * x * x));
     let slope = SCALE * (1.0 + 3.0 * 0.044_715 * x * x);
     (0.5 * x * (1.0 + bent), 0.5 * (1.0 + bent) + 0.5 * x * (1.0 - bent * bent) * slope)

@@ -29,9 +29,9 @@ impl HostOperator<2> for RmsNorm {
         forward(x, weight, None, self.epsilon)
     }
 
-    fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
+    fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [x, weight] = &given.inputs;
-        let [of_x, of_weight, _] = backward(x, weight, &given.saved[0], &given.gradient, false, wanted[0]);
+        let [of_x, of_weight, _] = backward(x, weight, &given.saved[0], &given.gradient, false);
         [of_x, of_weight]
     }
 }
@@ -41,9 +41,9 @@ impl HostOperator<3> for LayerNorm {
         forward(x, weight, Some(bias), self.epsilon)
     }
 
-    fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
+    fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [x, weight, _] = &given.inputs;
-        backward(x, weight, &given.saved[0], &given.gradient, true, wanted[0])
+        backward(x, weight, &given.saved[0], &given.gradient, true)
     }
 }
 
@@ -91,34 +91,27 @@ fn backward(
     statistics: &[f32],
     gradient: &FlexTensor,
     centred: bool,
-    want_x: bool,
 ) -> [Option<FlexTensor>; 3] {
     let (x, weight) = (contiguous(x), contiguous(weight));
     let width = slice(&weight).len().max(1);
-    let mut of_x = vec![0.0; if want_x { slice(&x).len() } else { 0 }];
+    let mut of_x = vec![0.0; slice(&x).len()];
     let tasks = slice(&x).len().div_ceil(ROWS * width);
     // Each task's sums for weight and bias, added up in order below.
     let mut partial = vec![0.0; tasks * width * 2];
     let inputs = slice(&x).par_chunks(ROWS * width).zip(slice(gradient).par_chunks(ROWS * width));
-    let inputs = inputs.zip(statistics.par_chunks(ROWS * 2)).zip(partial.par_chunks_mut(width * 2));
-    let task = |(((x, gradient), statistics), partial): (((&[f32], &[f32]), &[f32]), &mut [f32]), of_x: &mut [f32]| {
+    let inputs = inputs.zip(statistics.par_chunks(ROWS * 2));
+    let outputs = of_x.par_chunks_mut(ROWS * width).zip(partial.par_chunks_mut(width * 2));
+    outputs.zip(inputs).for_each(|((of_x, partial), ((x, gradient), statistics))| {
         backward_rows(of_x, partial, x, gradient, statistics, slice(&weight), centred);
-    };
-    match want_x {
-        true => inputs.zip(of_x.par_chunks_mut(ROWS * width)).for_each(|(inputs, of_x)| task(inputs, of_x)),
-        false => inputs.for_each(|inputs| task(inputs, &mut [])),
-    }
+    });
     let mut sums = vec![0.0; width * 2];
     for partial in partial.chunks_exact(width * 2) {
         sums.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
     }
     let of_bias = sums.split_off(width);
     let shape = dimensions(&weight);
-    [
-        want_x.then(|| tensor(of_x, &dimensions(&x))),
-        Some(tensor(sums, &shape)),
-        centred.then(|| tensor(of_bias, &shape)),
-    ]
+    let of_bias = centred.then(|| tensor(of_bias, &shape));
+    [Some(tensor(of_x, &dimensions(&x))), Some(tensor(sums, &shape)), of_bias]
 }
 
 vectorised! {
@@ -127,8 +120,7 @@ vectorised! {
         let (of_weight, of_bias) = partial.split_at_mut(width);
         let (mut normed, mut scaled) = (vec![0.0; width], vec![0.0; width]);
         let rows = x.chunks_exact(width).zip(gradient.chunks_exact(width)).zip(statistics.chunks_exact(2));
-        let mut of_x = of_x.chunks_exact_mut(width);
-        for ((x, gradient), statistics) in rows {
+        for (of_x, ((x, gradient), statistics)) in of_x.chunks_exact_mut(width).zip(rows) {
             let (mean, inverse) = (statistics[0], statistics[1]);
             for ((normed, x), (of_weight, gradient)) in normed.iter_mut().zip(x).zip(of_weight.iter_mut().zip(gradient)) {
                 *normed = (x - mean) * inverse;
@@ -140,12 +132,10 @@ vectorised! {
             if centred {
                 of_bias.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
             }
-            if let Some(of_x) = of_x.next() {
-                let along = dot(&scaled, &normed) / width as f32;
-                let shift = if centred { sum(&scaled) / width as f32 } else { 0.0 };
-                for ((of_x, scaled), normed) in of_x.iter_mut().zip(&scaled).zip(&normed) {
-                    *of_x = inverse * (scaled - normed * along - shift);
-                }
+            let along = dot(&scaled, &normed) / width as f32;
+            let shift = if centred { sum(&scaled) / width as f32 } else { 0.0 };
+            for ((of_x, scaled), normed) in of_x.iter_mut().zip(&scaled).zip(&normed) {
+                *of_x = inverse * (scaled - normed * along - shift);
             }
         }
     }

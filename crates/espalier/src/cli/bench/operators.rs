@@ -93,7 +93,9 @@ pub fn matmul(args: &MatmulArgs, context: &Context) -> Result<()> {
     let (x, weight) = (tracked(x), tracked(weight));
     let both = time(args.runs, || {
         let gradients = linear(x.clone(), weight.clone(), None).sum().backward();
-        (x.grad(&gradients).map(Tensor::into_data), weight.grad(&gradients).map(Tensor::into_data));
+        for input in [&x, &weight] {
+            input.grad(&gradients).map(Tensor::into_data);
+        }
     });
     let operations = 2.0 * args.rows as f64 * args.inputs as f64 * args.outputs as f64;
     let peak = peak(device, args.runs);
