@@ -65,31 +65,14 @@ impl HostOperator<2> for Gated {
 /// Runs `$body` with `$function` bound to the pair `(value, derivative)` of the chosen activation, one loop for each.
 macro_rules! each {
     ($kind:expr, $function:ident => $body:block) => {
+        each!($kind, $function => $body; Silu silu, Gelu gelu, GeluTanh gelu_tanh, Relu relu, Relu2 relu2, QuickGelu quick_gelu)
+    };
+    ($kind:expr, $function:ident => $body:block; $($variant:ident $of:ident),+) => {
         match $kind {
-            Activation::Silu => {
-                let $function = silu;
+            $(Activation::$variant => {
+                let $function = $of;
                 $body
-            }
-            Activation::Gelu => {
-                let $function = gelu;
-                $body
-            }
-            Activation::GeluTanh => {
-                let $function = gelu_tanh;
-                $body
-            }
-            Activation::Relu => {
-                let $function = relu;
-                $body
-            }
-            Activation::Relu2 => {
-                let $function = relu2;
-                $body
-            }
-            Activation::QuickGelu => {
-                let $function = quick_gelu;
-                $body
-            }
+            })+
         }
     };
 }

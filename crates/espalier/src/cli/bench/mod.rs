@@ -95,7 +95,7 @@ impl Figures<'_> {
         let sizes = self.sizes.iter().map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ");
         let mut facts = vec![("work".to_owned(), format!("{}: {}", self.job, sizes.replace('"', "")))];
         let measured = |(name, unit, value): &(&str, &str, f64)| {
-            (name.replace('_', " "), format!("{} {unit}", units::rate(*value)).trim_end().to_owned())
+            (name.replace('_', " "), format!("{} {unit}", rounded(*value)).trim_end().to_owned())
         };
         facts.extend(self.measured.iter().map(measured));
         facts.push(("peak memory".into(), peak.map_or("unknown on this system".into(), units::bytes)));
