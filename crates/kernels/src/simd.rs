@@ -9,13 +9,15 @@ use std::sync::OnceLock;
 pub enum Level {
     /// Whatever the target has at least.
     Portable,
-    /// AVX2.
+    /// AVX2 with fused multiplication and addition.
     Avx2,
     /// AVX-512 F, VL, DQ and BW.
     Avx512,
+    /// AVX-512 with products of bf16.
+    Avx512Bf16,
 }
 
-/// Environment variable that lowers the level: `portable`, `avx2` or `avx512`.
+/// Environment variable that lowers the level: `portable`, `avx2`, `avx512` or `avx512bf16`.
 pub const LEVEL_VARIABLE: &str = "ESPALIER_SIMD";
 
 /// The level in use: the best that this processor has, or the lower one that [`LEVEL_VARIABLE`] asks for.
@@ -25,7 +27,8 @@ pub fn level() -> Level {
         let asked = match std::env::var(LEVEL_VARIABLE).as_deref() {
             Ok("portable") => Level::Portable,
             Ok("avx2") => Level::Avx2,
-            _ => Level::Avx512,
+            Ok("avx512") => Level::Avx512,
+            _ => Level::Avx512Bf16,
         };
         asked.min(best())
     })
@@ -37,10 +40,12 @@ fn best() -> Level {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512bw");
-    match (avx512, is_x86_feature_detected!("avx2")) {
-        (true, true) => Level::Avx512,
-        (false, true) => Level::Avx2,
-        _ => Level::Portable,
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    match (avx2, avx512, is_x86_feature_detected!("avx512bf16")) {
+        (true, true, true) => Level::Avx512Bf16,
+        (true, true, false) => Level::Avx512,
+        (true, false, _) => Level::Avx2,
+        (false, ..) => Level::Portable,
     }
 }
 
@@ -72,7 +77,7 @@ macro_rules! vectorised {
                 }
                 match $crate::simd::level() {
                     // SAFETY: `level` never exceeds what the processor was seen to have.
-                    $crate::simd::Level::Avx512 => unsafe { avx512($($argument),*) },
+                    $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16 => unsafe { avx512($($argument),*) },
                     // SAFETY: as above.
                     $crate::simd::Level::Avx2 => unsafe { avx2($($argument),*) },
                     $crate::simd::Level::Portable => body($($argument),*),

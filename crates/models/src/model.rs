@@ -7,6 +7,7 @@ use espalier_kernels::{
     attention::{Mask, MaskSpec},
     cross_entropy::{linear_cross_entropy, linear_log_probabilities, log_probabilities},
     embedding::embedding,
+    linear::Precision,
     rotary::Rotation,
 };
 
@@ -59,6 +60,8 @@ pub struct Context {
     pub mask: Mask,
     /// The rotation of this block's queries and keys.
     pub rotation: Option<Rotation>,
+    /// The arithmetic of products outside linear layers.
+    pub precision: Precision,
 }
 
 /// A language model of any family.
@@ -81,6 +84,7 @@ pub struct LanguageModel {
     blocks: Vec<Block>,
     final_norm: Norm,
     head: Option<Linear>,
+    precision: Precision,
 }
 
 parameters!(LanguageModel: embedding, positions, blocks, final_norm, head);
@@ -108,7 +112,16 @@ impl LanguageModel {
             true => None,
             false => Some(Linear::build(&mut builder, "head", [spec.vocabulary, width], false, deviation)?),
         };
-        Ok(Self { spec: Arc::new(spec), device, embedding, positions, blocks, final_norm, head })
+        Ok(Self {
+            spec: Arc::new(spec),
+            device,
+            embedding,
+            positions,
+            blocks,
+            final_norm,
+            head,
+            precision: Precision::F32,
+        })
     }
 
     /// The specification.
@@ -158,7 +171,7 @@ impl LanguageModel {
     pub fn head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         match &self.head {
             Some(head) => head.forward(hidden),
-            None => Linear::from_weight("head", self.embedding.clone()).forward(hidden),
+            None => Linear::from_weight("head", self.embedding.clone(), self.precision).forward(hidden),
         }
     }
 
@@ -169,7 +182,7 @@ impl LanguageModel {
     pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some(weight) => linear_cross_entropy(hidden, weight, targets),
+            Some(weight) => linear_cross_entropy(hidden, weight, targets, self.precision),
             None => -log_probabilities(self.head(hidden), targets).sum(),
         })
     }
@@ -181,7 +194,7 @@ impl LanguageModel {
     pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some(weight) => linear_log_probabilities(hidden, weight, targets),
+            Some(weight) => linear_log_probabilities(hidden, weight, targets, self.precision),
             None => log_probabilities(self.head(hidden), targets),
         })
     }
@@ -222,13 +235,24 @@ impl LanguageModel {
         self.visit_mut(&mut |parameter| parameter.set_trainable(choose(parameter)));
     }
 
+    /// The arithmetic of the model's matrix products, f32 unless it was set.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Sets the arithmetic of all matrix products, forward and backward. Weights, sums and everything else stay f32.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+        self.visit_linears_mut(&mut |linear| linear.precision = precision);
+    }
+
     /// Gives the model a head of its own where it was tied to the embedding, and returns the head.
     pub fn untied_head(&mut self) -> &mut Linear {
         Arc::make_mut(&mut self.spec).tied_head = false;
-        let embedding = &self.embedding;
+        let (embedding, precision) = (&self.embedding, self.precision);
         self.head.get_or_insert_with(|| {
             let weight = Parameter::new("head.weight", embedding.shape().to_vec(), embedding.flat());
-            Linear::from_weight("head", weight)
+            Linear::from_weight("head", weight, precision)
         })
     }
 
@@ -299,7 +323,7 @@ impl LanguageModel {
                 let frequencies = rotary.inverse_frequencies();
                 Rotation::new(&positions, batch, &frequencies, rotary.attention_factor())
             });
-            let context = Context { mask: Mask::new(spec(attention.window)), rotation };
+            let context = Context { mask: Mask::new(spec(attention.window)), rotation, precision: self.precision };
             made.push((&block.mixer, context.clone()));
             contexts.push(context);
         }

@@ -1,5 +1,6 @@
 //! The options of a training run, with the defaults that users of other tools expect.
 
+use espalier_kernels::linear::Precision;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -27,6 +28,8 @@ pub struct TrainOptions {
     pub length: usize,
     /// Fill rows with several examples that cannot see each other.
     pub packing: bool,
+    /// Arithmetic of the matrix products: `f32`, or `bf16` with f32 weights, sums and optimiser state.
+    pub precision: Precision,
     /// Peak step size.
     pub learning_rate: f64,
     /// Its course after warm-up.
@@ -79,6 +82,7 @@ impl Default for TrainOptions {
             accumulation: 1,
             length: 1024,
             packing: false,
+            precision: Precision::F32,
             learning_rate: 2e-5,
             schedule: Schedule::Cosine,
             warmup: 0.03,

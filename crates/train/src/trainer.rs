@@ -11,7 +11,7 @@ use std::{
 };
 
 use burn::tensor::Tensor;
-use espalier_kernels::optimiser::sum_of_squares;
+use espalier_kernels::{linear::Precision, optimiser::sum_of_squares};
 use espalier_models::{model::LanguageModel, parameter::Parameters};
 
 use crate::{
@@ -94,6 +94,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     let total = run.options.total_steps(run.samples.len())?;
     let checkpoints = run.folder.join("checkpoints");
     fs::create_dir_all(&checkpoints).map_err(Error::file(&checkpoints))?;
+    run.model.set_precision(run.options.precision);
     run.objective.prepare(&run.model, &mut run.samples)?;
     run.objective.prepare(&run.model, &mut run.validation)?;
     let mut optimiser = AdamW::default();
@@ -271,6 +272,7 @@ impl State<'_> {
         let validation_loss = self.evaluate(events)?;
         let checkpoints = self.run.folder.join("checkpoints");
         checkpoint::write(&checkpoints, &self.run.model, &self.optimiser, &self.progress, 1)?;
+        self.run.model.set_precision(Precision::F32);
         Ok(Outcome {
             model: self.run.model.frozen(),
             steps: self.progress.step,

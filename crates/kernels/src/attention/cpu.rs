@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::Mask;
 use crate::{
     host::{Given, HostOperator, Saved, dimensions, slice, tensor},
-    matmul::{Matrix, Threads, product},
+    matmul::{How, Matrix, Precision, product},
     parallel::DisjointRows,
     simd::{dot, exp, maximum, sum, vectorised},
 };
@@ -161,10 +161,16 @@ impl Flash {
         let mut scores = vec![0.0; count * KEYS];
         for keys in blocks(span(intervals), KEYS) {
             let scores = &mut scores[..count * keys.len()];
-            product(scores, queries, key.matrix(batch, kv_head, keys.clone()).transposed(), false, Threads::One);
+            product(
+                scores,
+                queries,
+                key.matrix(batch, kv_head, keys.clone()).transposed(),
+                false,
+                How::one(Precision::F32),
+            );
             let keys_matrix = value.matrix(batch, kv_head, keys.clone());
             online_softmax(scores, intervals, keys.start, keys.len(), self.scale, &mut largest, &mut sums, &mut mixed);
-            product(&mut mixed, Matrix::new(scores, count, keys.len()), keys_matrix, true, Threads::One);
+            product(&mut mixed, Matrix::new(scores, count, keys.len()), keys_matrix, true, How::one(Precision::F32));
         }
         for ((row, sum), largest) in mixed.chunks_exact_mut(width).zip(&sums).zip(&mut largest) {
             // A row that sees nothing stays zero.
@@ -279,14 +285,14 @@ impl Backward<'_> {
             let (weights, of_scores) = (&mut weights[..count * size], &mut of_scores[..count * size]);
             let (key, value) =
                 (self.key.matrix(batch, kv_head, keys.clone()), self.value.matrix(batch, kv_head, keys.clone()));
-            product(weights, queries, key.transposed(), false, Threads::One);
-            product(of_scores, gradients, value.transposed(), false, Threads::One);
+            product(weights, queries, key.transposed(), false, How::one(Precision::F32));
+            product(of_scores, gradients, value.transposed(), false, How::one(Precision::F32));
             score_gradients(weights, of_scores, intervals, keys.start, size, self.flash.scale, &log_sums, &along);
             let weights = Matrix::new(weights, count, size).transposed();
-            product(&mut of_value[part.clone()], weights, gradients, true, Threads::One);
+            product(&mut of_value[part.clone()], weights, gradients, true, How::one(Precision::F32));
             let of_scores = Matrix::new(of_scores, count, size);
-            product(&mut of_key[part], of_scores.transposed(), queries, true, Threads::One);
-            product(&mut of_query, of_scores, key, true, Threads::One);
+            product(&mut of_key[part], of_scores.transposed(), queries, true, How::one(Precision::F32));
+            product(&mut of_query, of_scores, key, true, How::one(Precision::F32));
         }
         of_query
     }

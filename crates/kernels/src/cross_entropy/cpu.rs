@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    matmul::{Matrix, Threads, multiplied, product},
+    matmul::{How, Matrix, Precision, multiplied, product},
     simd::{exp, maximum, vectorised},
 };
 
@@ -17,12 +17,14 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct LinearLogProbabilities {
     pub targets: Vec<u32>,
+    pub precision: Precision,
 }
 
 /// The negative sum of all: `[1]`. Every target has the same weight, so that the gradients are computed with the loss.
 #[derive(Debug)]
 pub(super) struct LinearCrossEntropy {
     pub targets: Vec<u32>,
+    pub precision: Precision,
 }
 
 /// Logits that exist at once, unless that are few rows.
@@ -35,6 +37,7 @@ struct Head<'a> {
     hidden: &'a [f32],
     weight: &'a [f32],
     targets: &'a [u32],
+    precision: Precision,
     width: usize,
     vocabulary: usize,
 }
@@ -46,9 +49,9 @@ struct Gradients {
 }
 
 impl<'a> Head<'a> {
-    fn new(hidden: &'a FlexTensor, weight: &'a FlexTensor, targets: &'a [u32]) -> Self {
+    fn new(hidden: &'a FlexTensor, weight: &'a FlexTensor, targets: &'a [u32], precision: Precision) -> Self {
         let shape = dimensions(weight);
-        Self { hidden: slice(hidden), weight: slice(weight), targets, width: shape[1], vocabulary: shape[0] }
+        Self { hidden: slice(hidden), weight: slice(weight), targets, precision, width: shape[1], vocabulary: shape[0] }
     }
 
     /// Ranges of rows that are computed together.
@@ -66,7 +69,7 @@ impl<'a> Head<'a> {
     }
 
     fn logits(&self, rows: &Range<usize>) -> Vec<f32> {
-        multiplied(self.hidden(rows), self.weight().transposed(), Threads::All)
+        multiplied(self.hidden(rows), self.weight().transposed(), How::all(self.precision))
     }
 
     /// Each row's largest logit and the log of its sum of exponentials relative to it: apart, huge logits lose nothing.
@@ -93,10 +96,10 @@ impl<'a> Head<'a> {
         let of_logits = Matrix::new(of_logits, rows.len(), self.vocabulary);
         if !gradients.hidden.is_empty() {
             let part = &mut gradients.hidden[rows.start * self.width..rows.end * self.width];
-            product(part, of_logits, self.weight(), false, Threads::All);
+            product(part, of_logits, self.weight(), false, How::all(self.precision));
         }
         if !gradients.weight.is_empty() {
-            product(&mut gradients.weight, of_logits.transposed(), self.hidden(rows), true, Threads::All);
+            product(&mut gradients.weight, of_logits.transposed(), self.hidden(rows), true, How::all(self.precision));
         }
     }
 }
@@ -111,7 +114,7 @@ impl HostOperator<2> for LinearLogProbabilities {
     /// Saves each row's statistics.
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let [hidden, weight] = inputs.each_ref().map(contiguous);
-        let head = Head::new(&hidden, &weight, &self.targets);
+        let head = Head::new(&hidden, &weight, &self.targets, self.precision);
         let (mut output, mut saved) = (Vec::with_capacity(self.targets.len()), Vec::new());
         for rows in head.chunks() {
             let logits = head.logits(&rows);
@@ -124,7 +127,7 @@ impl HostOperator<2> for LinearLogProbabilities {
 
     fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [hidden, weight] = given.inputs.each_ref().map(contiguous);
-        let head = Head::new(&hidden, &weight, &self.targets);
+        let head = Head::new(&hidden, &weight, &self.targets, self.precision);
         let mut gradients = head.gradients(wanted);
         for rows in head.chunks() {
             let mut logits = head.logits(&rows);
@@ -141,7 +144,7 @@ impl HostOperator<2> for LinearCrossEntropy {
     /// Saves the gradients themselves, for an upstream gradient of one.
     fn forward(&self, inputs: &[FlexTensor; 2], wanted: [bool; 2]) -> (FlexTensor, Saved) {
         let [hidden, weight] = inputs.each_ref().map(contiguous);
-        let head = Head::new(&hidden, &weight, &self.targets);
+        let head = Head::new(&hidden, &weight, &self.targets, self.precision);
         let mut gradients = head.gradients(wanted);
         let mut loss = 0.0f64;
         for rows in head.chunks() {

@@ -6,26 +6,33 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 use crate::host;
+pub use crate::matmul::Precision;
 
 /// `x W^T + b`.
 ///
-/// `x`: `[.., in]`, `weight`: `[out, in]`, `bias`: `[out]`; returns `[.., out]`, accumulated in f32.
+/// `x`: `[.., in]`, `weight`: `[out, in]`, `bias`: `[out]`; returns `[.., out]`. The three products, forward and backward, run in
+/// `precision`; sums are f32.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
-/// use espalier_kernels::linear::linear;
+/// use espalier_kernels::linear::{Precision, linear};
 /// let device = Device::flex();
 /// let weight = Tensor::<2>::from_floats([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &device);
-/// let y = linear(Tensor::<2>::from_floats([[1.0, 1.0]], &device), weight, None);
+/// let y = linear(Tensor::<2>::from_floats([[1.0, 1.0]], &device), weight, None, Precision::F32);
 /// assert_eq!(y.into_data().try_to_vec::<f32>().unwrap(), [3.0, 7.0, 11.0]);
 /// ```
-pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    precision: Precision,
+) -> Tensor<D> {
     if !host::on_host(&x) {
-        return reference::linear(x, weight, bias);
+        return reference::linear(x, weight, bias, precision);
     }
     match bias {
-        Some(bias) => host::three(x, weight, bias, cpu::Linear),
-        None => host::two(x, weight, cpu::Linear),
+        Some(bias) => host::three(x, weight, bias, cpu::Linear(precision)),
+        None => host::two(x, weight, cpu::Linear(precision)),
     }
 }
 
@@ -35,15 +42,31 @@ mod tests {
     use crate::testing::agree;
     use proptest::prelude::*;
 
+    fn check(rows: usize, inputs: usize, outputs: usize, precision: Precision, tolerance: f32) {
+        let shapes: [&[usize]; 3] = [&[2, rows, inputs], &[outputs, inputs], &[outputs]];
+        agree(
+            &shapes,
+            tolerance,
+            |t| linear(t[0].get::<3>(), t[1].get(), Some(t[2].get()), precision).reshape([-1]),
+            |t| reference::linear(t[0].get::<3>(), t[1].get(), Some(t[2].get()), Precision::F32).reshape([-1]),
+        );
+        agree(
+            &shapes[..2],
+            tolerance,
+            |t| linear(t[0].get::<3>(), t[1].get(), None, precision).reshape([-1]),
+            |t| reference::linear(t[0].get::<3>(), t[1].get(), None, Precision::F32).reshape([-1]),
+        );
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn agrees_with_the_reference(rows in 1usize..40, inputs in 1usize..70, outputs in 1usize..50) {
-            let shapes: [&[usize]; 3] = [&[2, rows, inputs], &[outputs, inputs], &[outputs]];
-            agree(&shapes, 1e-5, |t| linear(t[0].get::<3>(), t[1].get(), Some(t[2].get())).reshape([-1]),
-                |t| reference::linear(t[0].get::<3>(), t[1].get(), Some(t[2].get())).reshape([-1]));
-            agree(&shapes[..2], 1e-5, |t| linear(t[0].get::<3>(), t[1].get(), None).reshape([-1]),
-                |t| reference::linear(t[0].get::<3>(), t[1].get(), None).reshape([-1]));
+            check(rows, inputs, outputs, Precision::F32, 1e-5);
+            // Each factor is off by at most 2^-9 of itself, so a product of numbers up to one by 2^-8, and their sum by
+            // that times the square root of its length, errors being independent; four times that for the worst of many.
+            let longest = inputs.max(outputs).max(2 * rows) as f32;
+            check(rows, inputs, outputs, Precision::Bf16, longest.sqrt() / 64.0);
         }
     }
 }

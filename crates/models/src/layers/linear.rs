@@ -1,7 +1,7 @@
 //! The linear layer: a weight and at most one adapter.
 
 use burn::tensor::Tensor;
-use espalier_kernels::linear::linear;
+use espalier_kernels::linear::{Precision, linear};
 
 use super::Builder;
 use crate::{
@@ -20,6 +20,8 @@ pub struct Linear {
     pub bias: Option<Parameter>,
     /// A low-rank addition to the weight.
     pub adapter: Option<LowRank>,
+    /// The arithmetic of the layer's products.
+    pub precision: Precision,
 }
 
 /// LoRA (arXiv 2106.09685): `W + scale * B A`, with `A` (`down`) `[rank, in]` and `B` (`up`) `[out, rank]`.
@@ -46,12 +48,12 @@ impl Linear {
             true => Some(builder.parameter(format!("{name}.bias"), vec![size[0]], Initial::Zeros)?),
             false => None,
         };
-        Ok(Self { name: name.to_owned(), weight, bias, adapter: None })
+        Ok(Self { name: name.to_owned(), weight, bias, adapter: None, precision: Precision::F32 })
     }
 
     /// A layer without bias over an existing weight `[out, in]`.
-    pub fn from_weight(name: &str, weight: Parameter) -> Self {
-        Self { name: name.to_owned(), weight, bias: None, adapter: None }
+    pub fn from_weight(name: &str, weight: Parameter, precision: Precision) -> Self {
+        Self { name: name.to_owned(), weight, bias: None, adapter: None, precision }
     }
 
     /// Our name of the layer, such as `blocks.0.mixer.query`.
@@ -67,9 +69,9 @@ impl Linear {
     /// `x`: `[.., in]`; returns `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let bias = self.bias.as_ref().map(Parameter::value);
-        let y = linear(x.clone(), self.weight.value(), bias);
+        let y = linear(x.clone(), self.weight.value(), bias, self.precision);
         match &self.adapter {
-            Some(adapter) => y + adapter.forward(x),
+            Some(adapter) => y + adapter.forward(x, self.precision),
             None => y,
         }
     }
@@ -85,9 +87,9 @@ impl Linear {
 }
 
 impl LowRank {
-    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let narrow = linear(x, self.down.value(), None) * self.scale;
-        linear(narrow, self.up.value(), None)
+    fn forward<const D: usize>(&self, x: Tensor<D>, precision: Precision) -> Tensor<D> {
+        let narrow = linear(x, self.down.value(), None, precision) * self.scale;
+        linear(narrow, self.up.value(), None, precision)
     }
 }
 
@@ -125,7 +127,7 @@ mod tests {
             Parameter::new(name, shape.to_vec(), Tensor::from_floats(values, &device))
         };
         let weight = parameter("w", [2, 3], &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
-        let mut linear = Linear::from_weight("layer", weight);
+        let mut linear = Linear::from_weight("layer", weight, Precision::F32);
         let down = parameter("a", [1, 3], &[1.0, 2.0, 0.0]);
         linear.adapter = Some(LowRank { down, up: parameter("b", [2, 1], &[0.5, 1.0]), scale: 2.0 });
         let x = Tensor::<2>::from_floats([[1.0, -1.0, 3.0]], &device);

@@ -5,7 +5,7 @@ use std::time::Instant;
 use burn::tensor::{Device, Distribution, Tensor};
 use espalier_kernels::{
     attention::{self, Mask, MaskSpec},
-    linear::linear,
+    linear::{Precision, linear},
 };
 
 use super::{Figures, median};
@@ -43,6 +43,9 @@ pub struct MatmulArgs {
     /// Width of the output
     #[arg(long, default_value_t = 1536)]
     pub outputs: usize,
+    /// Arithmetic of the products: f32 or bf16
+    #[arg(long, default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// Runs that are counted
     #[arg(long, default_value_t = 9)]
     pub runs: usize,
@@ -84,26 +87,26 @@ pub fn attention(args: &AttentionArgs, context: &Context) -> Result<()> {
 /// When a size is zero.
 pub fn matmul(args: &MatmulArgs, context: &Context) -> Result<()> {
     check(&[args.rows, args.inputs, args.outputs, args.runs])?;
-    let device = &context.device;
+    let (device, precision) = (&context.device, args.precision);
     let random = |shape| Tensor::<2>::random(shape, Distribution::Default, device);
     let (x, weight) = (random([args.rows, args.inputs]), random([args.outputs, args.inputs]));
     let forward = time(args.runs, || {
-        linear(x.clone(), weight.clone(), None).into_data();
+        linear(x.clone(), weight.clone(), None, precision).into_data();
     });
     let (x, weight) = (tracked(x), tracked(weight));
     let both = time(args.runs, || {
-        let gradients = linear(x.clone(), weight.clone(), None).sum().backward();
+        let gradients = linear(x.clone(), weight.clone(), None, precision).sum().backward();
         for input in [&x, &weight] {
             input.grad(&gradients).map(Tensor::into_data);
         }
     });
     let operations = 2.0 * args.rows as f64 * args.inputs as f64 * args.outputs as f64;
-    let peak = peak(device, args.runs);
+    let peak = peak(device, args.runs, precision);
     let sizes = vec![
         ("rows", args.rows.into()),
         ("inputs", args.inputs.into()),
         ("outputs", args.outputs.into()),
-        ("precision", "f32".into()),
+        ("precision", precision.to_string().into()),
     ];
     let (forward, both) = (operations / forward * 1e-9, 3.0 * operations / both * 1e-9);
     let measured = vec![
@@ -116,12 +119,12 @@ pub fn matmul(args: &MatmulArgs, context: &Context) -> Result<()> {
 }
 
 /// The best that a product reaches here: a large square one.
-fn peak(device: &Device, runs: usize) -> f64 {
+fn peak(device: &Device, runs: usize, precision: Precision) -> f64 {
     const SIZE: usize = 1536;
     let random = || Tensor::<2>::random([SIZE, SIZE], Distribution::Default, device);
     let (x, weight) = (random(), random());
     let seconds = time(runs, || {
-        linear(x.clone(), weight.clone(), None).into_data();
+        linear(x.clone(), weight.clone(), None, precision).into_data();
     });
     2.0 * (SIZE as f64).powi(3) / seconds * 1e-9
 }

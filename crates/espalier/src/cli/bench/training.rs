@@ -6,6 +6,7 @@ use std::{
 };
 
 use espalier_data::encode::{Example, Pair};
+use espalier_kernels::linear::Precision;
 use espalier_models::{folder::LoadedModel, model::LanguageModel};
 use espalier_train::{
     adapters::lora::LoraOptions,
@@ -29,6 +30,9 @@ pub struct TrainArgs {
     /// Tokens of a row
     #[arg(long, default_value_t = 256)]
     pub length: usize,
+    /// Arithmetic of the matrix products: f32 or bf16
+    #[arg(long, default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// Steps that are counted, after two that are not
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
@@ -56,6 +60,9 @@ pub struct DpoArgs {
     /// Tokens of a row
     #[arg(long, default_value_t = 256)]
     pub length: usize,
+    /// Arithmetic of the matrix products: f32 or bf16
+    #[arg(long, default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// Steps that are counted, after two that are not
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
@@ -104,6 +111,7 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
     let pair = |both: &[Vec<u32>]| Pair { chosen: example(&both[0]), rejected: example(&both[1]) };
     let samples: Vec<Sample> = rows.chunks_exact(2).map(|both| Sample::Pair(pair(both), [0.0; 2])).collect();
     let objective = ObjectiveOptions::Dpo(DpoOptions::default()).build()?;
+    loaded.model.set_precision(args.precision);
     let mut reference = Vec::with_capacity(args.runs);
     for run in 0..=args.runs {
         let started = Instant::now();
@@ -112,9 +120,14 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
             reference.push(started.elapsed().as_secs_f64());
         }
     }
-    let step = measure(loaded.model, objective.as_ref(), samples, args.pairs, args.length, args.runs)?;
+    let step =
+        measure(loaded.model, objective.as_ref(), samples, [args.pairs, args.length, args.runs], args.precision)?;
     let seconds: Vec<f64> = step.iter().map(|seconds| seconds + median(&reference)).collect();
-    let sizes = vec![("pairs", args.pairs.into()), ("length", args.length.into())];
+    let sizes = vec![
+        ("pairs", args.pairs.into()),
+        ("length", args.length.into()),
+        ("precision", args.precision.to_string().into()),
+    ];
     figures("dpo_step", &args.model, sizes, 2 * args.pairs * args.length, &seconds).show(context)
 }
 
@@ -136,7 +149,7 @@ fn measure_rows(model: LanguageModel, args: &TrainArgs) -> Result<Vec<f64>> {
     };
     let samples = rows.into_iter().map(sample).collect();
     let objective = ObjectiveOptions::Pretrain.build()?;
-    measure(model, objective.as_ref(), samples, args.batch, args.length, args.runs)
+    measure(model, objective.as_ref(), samples, [args.batch, args.length, args.runs], args.precision)
 }
 
 /// Seconds of each counted step.
@@ -144,9 +157,8 @@ fn measure(
     model: LanguageModel,
     objective: &dyn Objective,
     samples: Vec<Sample>,
-    batch: usize,
-    length: usize,
-    runs: usize,
+    [batch, length, runs]: [usize; 3],
+    precision: Precision,
 ) -> Result<Vec<f64>> {
     if batch == 0 || length < 2 || runs == 0 {
         return Err(Error::Usage("expected at least 1 row or pair, 2 tokens and 1 run".into()));
@@ -155,6 +167,7 @@ fn measure(
         steps: Some(WARM_UP + runs),
         batch,
         length,
+        precision,
         learning_rate: 1e-4,
         checkpoint_every: 0,
         ..TrainOptions::default()
@@ -188,7 +201,11 @@ fn show(
     seconds: Vec<f64>,
     context: &Context,
 ) -> Result<()> {
-    let mut sizes = vec![("batch", args.batch.into()), ("length", args.length.into())];
+    let mut sizes = vec![
+        ("batch", args.batch.into()),
+        ("length", args.length.into()),
+        ("precision", args.precision.to_string().into()),
+    ];
     sizes.extend(more);
     figures(job, &args.model, sizes, args.batch * args.length, &seconds).show(context)
 }
@@ -196,11 +213,10 @@ fn show(
 fn figures<'a>(
     job: &'a str,
     model: &'a Path,
-    mut sizes: Vec<(&'a str, serde_json::Value)>,
+    sizes: Vec<(&'a str, serde_json::Value)>,
     tokens: usize,
     seconds: &[f64],
 ) -> Figures<'a> {
-    sizes.push(("precision", "f32".into()));
     let middle = median(seconds);
     let least = seconds.iter().copied().fold(f64::INFINITY, f64::min);
     let most = seconds.iter().copied().fold(0.0, f64::max);

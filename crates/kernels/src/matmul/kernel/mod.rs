@@ -1,0 +1,146 @@
+//! The inner loops of a product, one set for each instruction set, and the layout that they read.
+//!
+//! A *panel* holds some lanes (rows of the left factor or columns of the right one) over a range of the depth: for each
+//! unit of depth, one 32-bit value a lane. A unit is one f32, or where the processor multiplies bf16, a pair of bf16 from
+//! two steps of the depth, the first in the lower half. A *tile* multiplies a panel of the left factor with one of the
+//! right factor, with all its sums in registers.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use super::{Matrix, Precision};
+use crate::simd::{Level, level};
+
+/// The lanes that a pack reads: a pointer to the first, and the distances in elements between lanes and between steps.
+#[derive(Clone, Copy)]
+struct Lanes {
+    start: *const f32,
+    count: usize,
+    across: usize,
+    depth: usize,
+    along: usize,
+}
+
+/// Packs lanes into panels of `width`, one after another: `(out, width, lanes)`.
+type Pack = unsafe fn(*mut f32, usize, Lanes);
+/// Multiplies two panels: `(units, left, right, out, distance between rows of out, whether to add to out)`.
+type Tile = unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool);
+
+/// The inner loops of one instruction set in one precision.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    /// Rows of a tile.
+    pub rows: usize,
+    /// Columns of a tile.
+    pub columns: usize,
+    /// Steps of the depth in a unit.
+    pub pair: usize,
+    pack: Pack,
+    tile: Tile,
+}
+
+/// The largest tile of all instruction sets, in elements.
+pub(crate) const LARGEST_TILE: usize = 14 * 32;
+
+static PORTABLE: [Kernel; 2] = [
+    Kernel { rows: 4, columns: 8, pair: 1, pack: portable::pack, tile: portable::tile },
+    Kernel { rows: 4, columns: 8, pair: 1, pack: portable::pack_rounded, tile: portable::tile },
+];
+#[cfg(target_arch = "x86_64")]
+static AVX2: [Kernel; 2] = [
+    Kernel { rows: 6, columns: 16, pair: 1, pack: avx2::pack, tile: avx2::tile },
+    Kernel { rows: 6, columns: 16, pair: 1, pack: avx2::pack_rounded, tile: avx2::tile },
+];
+#[cfg(target_arch = "x86_64")]
+static AVX512: [Kernel; 3] = [
+    Kernel { rows: 14, columns: 32, pair: 1, pack: avx512::pack, tile: avx512::tile },
+    Kernel { rows: 14, columns: 32, pair: 1, pack: avx512::pack_rounded, tile: avx512::tile },
+    Kernel { rows: 14, columns: 32, pair: 2, pack: avx512::pack_pairs, tile: avx512::tile_pairs },
+];
+
+/// The loops for this processor.
+pub(crate) fn kernel(precision: Precision) -> &'static Kernel {
+    let index = usize::from(precision == Precision::Bf16);
+    match level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Bf16 => &AVX512[2 * index],
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => &AVX512[index],
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => &AVX2[index],
+        _ => &PORTABLE[index],
+    }
+}
+
+impl Kernel {
+    /// Units in which `depth` steps fit.
+    pub fn units(&self, depth: usize) -> usize {
+        depth.div_ceil(self.pair)
+    }
+
+    /// Length of the panels of `lanes` lanes.
+    pub fn packed_len(&self, width: usize, lanes: usize, depth: usize) -> usize {
+        lanes.div_ceil(width) * width * self.units(depth)
+    }
+
+    /// Packs the rows of `matrix` as lanes, its columns as depth, into panels of `width` lanes. Lanes that are missing in
+    /// the last panel are zero.
+    pub fn pack(&self, out: &mut [f32], width: usize, matrix: Matrix<'_>) {
+        if matrix.rows * matrix.columns == 0 {
+            return;
+        }
+        assert!(matrix.row_stride == 1 || matrix.column_stride == 1, "neither rows nor columns are adjacent");
+        let last = (matrix.rows - 1) * matrix.row_stride + (matrix.columns - 1) * matrix.column_stride;
+        assert!(last < matrix.values.len() && out.len() >= self.packed_len(width, matrix.rows, matrix.columns));
+        let lanes = Lanes {
+            start: matrix.values.as_ptr(),
+            count: matrix.rows,
+            across: matrix.row_stride,
+            depth: matrix.columns,
+            along: matrix.column_stride,
+        };
+        #[allow(unsafe_code)]
+        // SAFETY: all elements lie inside both slices by the assertions; `kernel` chose loops that the processor has.
+        unsafe {
+            (self.pack)(out.as_mut_ptr(), width, lanes);
+        }
+    }
+
+    /// `out = left right` or `out += left right` over `units` of two panels, on the first `size` rows and columns of a tile.
+    ///
+    /// # Safety
+    /// `out` points to that many rows, `stride` apart, of that many elements, which nobody else uses meanwhile.
+    #[allow(unsafe_code)]
+    pub unsafe fn tile(
+        &self,
+        units: usize,
+        left: &[f32],
+        right: &[f32],
+        out: *mut f32,
+        stride: usize,
+        size: [usize; 2],
+        add: bool,
+    ) {
+        assert!(left.len() >= units * self.rows && right.len() >= units * self.columns);
+        let (left, right) = (left.as_ptr(), right.as_ptr());
+        if size == [self.rows, self.columns] {
+            // SAFETY: the panels are long enough by the assertion, the output by the caller's promise.
+            unsafe { (self.tile)(units, left, right, out, stride, add) };
+            return;
+        }
+        let mut whole = [0.0; LARGEST_TILE];
+        // SAFETY: as above; `whole` has room for the largest tile.
+        unsafe { (self.tile)(units, left, right, whole.as_mut_ptr(), self.columns, false) };
+        for (i, row) in whole.chunks_exact(self.columns).take(size[0]).enumerate() {
+            // SAFETY: the row lies inside the output by the caller's promise.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.add(i * stride), size[1]) };
+            match add {
+                true => out.iter_mut().zip(row).for_each(|(out, value)| *out += value),
+                false => out.copy_from_slice(&row[..size[1]]),
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Matrix products on host memory, in f32 or with factors rounded to bf16 and sums in f32.
+//!
+//! Large products go through packed panels and register tiles ([`blocked`]); products with few rows, as in decoding, read
+//! the right factor once, where it lies ([`few_rows`]). An element's sum runs in an order that depends on the depth and on
+//! the instruction set alone: the number of threads changes no bit.
+
+mod blocked;
+mod few_rows;
+pub(crate) mod kernel;
+pub(crate) mod scratch;
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// The arithmetic of matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Factors and sums in f32.
+    #[default]
+    F32,
+    /// Factors rounded to bf16 (to nearest, ties to even), sums in f32. Twice as fast where the processor multiplies bf16;
+    /// elsewhere the same numbers at the speed of f32.
+    Bf16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err("expected `f32` or `bf16`".into()),
+        }
+    }
+}
+
+/// A matrix over a slice, its elements adjacent along rows or along columns.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of `columns` elements, one after another.
+    pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(values, rows, columns, columns)
+    }
+
+    /// Rows of `columns` elements, `row_stride` apart.
+    pub fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        let matrix = Self { values, rows, columns, row_stride, column_stride: 1 };
+        let last = matrix.rows.saturating_sub(1) * row_stride + columns;
+        assert!(rows == 0 || last <= values.len(), "a {rows} x {columns} matrix over {} elements", values.len());
+        matrix
+    }
+
+    /// Rows and columns exchanged.
+    pub fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// Whether a product may use all threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// The calling thread alone, for products inside parallel tasks.
+    One,
+    /// All of rayon's threads.
+    All,
+}
+
+/// How a product is computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    /// Its arithmetic.
+    pub precision: Precision,
+    /// Its threads.
+    pub threads: Threads,
+}
+
+impl How {
+    /// On all threads.
+    pub fn all(precision: Precision) -> Self {
+        Self { precision, threads: Threads::All }
+    }
+
+    /// On the calling thread.
+    pub fn one(precision: Precision) -> Self {
+        Self { precision, threads: Threads::One }
+    }
+}
+
+/// `out = left right`, or `out += left right` when `add` is set; `out` holds rows of `right.columns` elements.
+pub(crate) fn product(out: &mut [f32], left: Matrix<'_>, right: Matrix<'_>, add: bool, how: How) {
+    assert_eq!(out.len(), left.rows * right.columns, "output of a product");
+    #[allow(unsafe_code)]
+    // SAFETY: `out` has room for the result by the assertion above, and its elements are initialised.
+    unsafe {
+        run(out.as_mut_ptr(), left, right, add, how);
+    }
+}
+
+/// `left right` in new memory, which is not cleared first.
+pub(crate) fn multiplied(left: Matrix<'_>, right: Matrix<'_>, how: How) -> Vec<f32> {
+    let count = left.rows * right.columns;
+    let mut out = Vec::with_capacity(count);
+    #[allow(unsafe_code)]
+    // SAFETY: the vector has room for the result, and without `add` all of it is written and nothing of it is read.
+    unsafe {
+        run(out.as_mut_ptr(), left, right, false, how);
+        out.set_len(count);
+    }
+    out
+}
+
+/// The product.
+///
+/// # Safety
+/// `out` has room for `left.rows * right.columns` elements, which are initialised where `add` is set.
+#[allow(unsafe_code)]
+unsafe fn run(out: *mut f32, left: Matrix<'_>, right: Matrix<'_>, add: bool, how: How) {
+    assert_eq!(left.columns, right.rows, "inner sizes of a product");
+    let count = left.rows * right.columns;
+    if left.columns == 0 && !add {
+        // SAFETY: `out` has room for this many elements, and zero is a valid one.
+        unsafe { out.write_bytes(0, count) };
+    }
+    if count == 0 || left.columns == 0 {
+        return;
+    }
+    // SAFETY: by the caller's promise.
+    unsafe {
+        match left.rows <= few_rows::LIMIT {
+            true => few_rows::product(out, left, right, add, how),
+            false => blocked::product(out, left, right, add, how),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::numbers;
+    use proptest::prelude::*;
+
+    fn f32_on(threads: Threads) -> How {
+        How { precision: Precision::F32, threads }
+    }
+
+    #[test]
+    fn strided_and_transposed_products() {
+        let left = [1.0, 2.0, 9.0, 3.0, 4.0, 9.0];
+        let right = [1.0, 0.0, 2.0, 1.0];
+        let mut out = [0.0; 4];
+        let (one, all) = (f32_on(Threads::One), f32_on(Threads::All));
+        product(&mut out, Matrix::strided(&left, 2, 2, 3), Matrix::new(&right, 2, 2), false, one);
+        assert_eq!(out, [5.0, 2.0, 11.0, 4.0]);
+        product(&mut out, Matrix::new(&right, 2, 2).transposed(), Matrix::new(&right, 2, 2), true, all);
+        assert_eq!(out, [10.0, 4.0, 13.0, 5.0]);
+        let fresh = multiplied(Matrix::strided(&left, 2, 2, 3), Matrix::new(&right, 2, 2), one);
+        assert_eq!(fresh, [5.0, 2.0, 11.0, 4.0]);
+        assert_eq!(multiplied(Matrix::new(&[], 1, 0), Matrix::new(&[], 0, 2), one), [0.0, 0.0]);
+    }
+
+    /// To bf16 by definition: of the two neighbours the nearer, of two equally near the even one.
+    fn rounded(x: f32) -> f32 {
+        let below = f32::from_bits(x.to_bits() & 0xffff_0000);
+        let above = f32::from_bits((x.to_bits() & 0xffff_0000).wrapping_add(0x1_0000));
+        let (down, up) = ((f64::from(x) - f64::from(below)).abs(), (f64::from(above) - f64::from(x)).abs());
+        let even = (below.to_bits() >> 16) & 1 == 0;
+        if down < up || (down == up && even) { below } else { above }
+    }
+
+    /// Compares a product with the sum in f64 over factors in the product's precision.
+    fn check([rows, columns, depth]: [usize; 3], transposed: [bool; 2], add: bool, how: How) {
+        let gap = 3;
+        let matrix = |values: &'static [f32], [rows, columns]: [usize; 2], transposed: bool| match transposed {
+            true => Matrix::strided(values, columns, rows, rows + gap).transposed(),
+            false => Matrix::strided(values, rows, columns, columns + gap),
+        };
+        let leak = |count: usize, seed| &*numbers(count, seed).leak();
+        let (largest, room) = (rows.max(columns).max(depth), |a: usize| a + gap);
+        let (a, b) = (leak(room(largest) * largest, 1), leak(room(largest) * largest, 2));
+        let (left, right) = (matrix(a, [rows, depth], transposed[0]), matrix(b, [depth, columns], transposed[1]));
+        let mut out = numbers(rows * columns, 3);
+        let before = out.clone();
+        product(&mut out, left, right, add, how);
+        let factor = |m: &Matrix<'_>, i: usize, j: usize| {
+            let value = m.values[i * m.row_stride + j * m.column_stride];
+            f64::from(if how.precision == Precision::Bf16 && rows > few_rows::LIMIT { rounded(value) } else { value })
+        };
+        for i in 0..rows {
+            for j in 0..columns {
+                let sum: f64 = (0..depth).map(|k| factor(&left, i, k) * factor(&right, k, j)).sum();
+                let expected = sum + if add { f64::from(before[i * columns + j]) } else { 0.0 };
+                let found = f64::from(out[i * columns + j]);
+                assert!((found - expected).abs() < 1e-5 * (depth as f64).sqrt().max(1.0), "{found} for {expected}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+        #[test]
+        fn agree_with_sums_in_f64(rows in 1usize..70, columns in 1usize..70, depth in 1usize..70, left: bool,
+            right: bool, add: bool, bf16: bool, all: bool) {
+            let precision = if bf16 { Precision::Bf16 } else { Precision::F32 };
+            let how = if all { How::all(precision) } else { How::one(precision) };
+            check([rows, columns, depth], [left, right], add, how);
+        }
+    }
+
+    #[test]
+    fn several_blocks_join() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            check([200, 40, 1100], [true, false], true, How::all(precision));
+            check([40, 300, 700], [false, true], false, How::all(precision));
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so_in_both_precisions() {
+        let mut left = vec![1.0; 20 * 20];
+        (left[0], left[20], left[40]) = (f32::NAN, f32::INFINITY, f32::from_bits(0x7fff_ffff));
+        let right = vec![1.0; 20 * 20];
+        for precision in [Precision::F32, Precision::Bf16] {
+            let out = multiplied(Matrix::new(&left, 20, 20), Matrix::new(&right, 20, 20), How::one(precision));
+            assert!(out[0].is_nan() && out[20] == f32::INFINITY && out[40].is_nan());
+            assert!(out[60..].iter().all(|value| *value == 20.0));
+        }
+    }
+}
