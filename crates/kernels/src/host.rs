@@ -1,7 +1,7 @@
 //! Operators on host memory: one mechanism that makes a pair of plain functions, a forward and its backward, an operator
 //! that Burn can differentiate.
 //!
-//! An operator implements [`HostOperator`] on f32 buffers and is applied by [`one`], [`two`] or [`three`]. Only the CPU
+//! An operator implements [`HostOperator`] on f32 buffers and is applied by [`one`], [`two`], [`three`] or [`four`]. Only the CPU
 //! backend runs it; the public functions of this crate fall back to their definition in Burn operations elsewhere.
 
 use std::{fmt::Debug, sync::Arc};
@@ -119,6 +119,13 @@ trait HostOperators: Backend {
         c: FloatTensor<Self>,
         operator: Arc<dyn HostOperator<3>>,
     ) -> FloatTensor<Self>;
+    fn host_four(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        operator: Arc<dyn HostOperator<4>>,
+    ) -> FloatTensor<Self>;
 }
 
 impl HostOperators for Flex {
@@ -132,6 +139,16 @@ impl HostOperators for Flex {
 
     fn host_three(a: FlexTensor, b: FlexTensor, c: FlexTensor, operator: Arc<dyn HostOperator<3>>) -> FlexTensor {
         operator.forward(&[a, b, c], [false; 3]).0
+    }
+
+    fn host_four(
+        a: FlexTensor,
+        b: FlexTensor,
+        c: FlexTensor,
+        d: FlexTensor,
+        operator: Arc<dyn HostOperator<4>>,
+    ) -> FlexTensor {
+        operator.forward(&[a, b, c, d], [false; 4]).0
     }
 }
 
@@ -171,6 +188,16 @@ impl<C: CheckpointStrategy> HostOperators for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         tracked!(operator, a, b, c)
     }
+
+    fn host_four(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        operator: Arc<dyn HostOperator<4>>,
+    ) -> FloatTensor<Self> {
+        tracked!(operator, a, b, c, d)
+    }
 }
 
 /// Applies an operator of one tensor.
@@ -196,4 +223,16 @@ pub(crate) fn three<const A: usize, const B: usize, const C: usize, const OUT: u
 ) -> Tensor<OUT> {
     let (a, b, c) = (a.into_dispatch(), b.into_dispatch(), c.into_dispatch());
     Tensor::from_dispatch(Dispatch::host_three(a, b, c, Arc::new(operator)))
+}
+
+/// Applies an operator of four tensors.
+pub(crate) fn four<const A: usize, const B: usize, const C: usize, const D: usize, const OUT: usize>(
+    a: Tensor<A>,
+    b: Tensor<B>,
+    c: Tensor<C>,
+    d: Tensor<D>,
+    operator: impl HostOperator<4>,
+) -> Tensor<OUT> {
+    let (a, b, c, d) = (a.into_dispatch(), b.into_dispatch(), c.into_dispatch(), d.into_dispatch());
+    Tensor::from_dispatch(Dispatch::host_four(a, b, c, d, Arc::new(operator)))
 }

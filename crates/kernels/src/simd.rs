@@ -224,6 +224,19 @@ mod tests {
         }
     }
 
+    /// Runs all tests of this crate again with each lower instruction set.
+    #[test]
+    fn all_tests_pass_with_every_instruction_set() {
+        if std::env::var(LEVEL_VARIABLE).is_ok() {
+            return;
+        }
+        for name in ["portable", "avx2", "avx512"] {
+            let tests = std::process::Command::new(std::env::current_exe().unwrap()).env(LEVEL_VARIABLE, name).output();
+            let tests = tests.unwrap();
+            assert!(tests.status.success(), "{name}: {}", String::from_utf8_lossy(&tests.stdout));
+        }
+    }
+
     #[test]
     fn reductions_see_every_element() {
         for count in [0, 1, 31, 32, 33, 100] {

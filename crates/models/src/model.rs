@@ -310,7 +310,14 @@ impl LanguageModel {
             Some(state) => state.extend(input),
             None => input.segments.clone(),
         };
-        let spec = |window| MaskSpec { batch, queries: time, keys: past + time, window, segments: segments.as_deref() };
+        let spec = |window| MaskSpec {
+            batch,
+            queries: time,
+            keys: past + time,
+            causal: true,
+            window,
+            segments: segments.as_deref(),
+        };
         let mut made: Vec<(&MixerSpec, Context)> = Vec::new();
         let mut contexts = Vec::with_capacity(self.spec.blocks.len());
         for block in &self.spec.blocks {

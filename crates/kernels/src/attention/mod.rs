@@ -8,19 +8,58 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 pub use self::mask::{Mask, MaskSpec};
-use crate::host;
+use crate::{host, linear::Precision};
 
-/// Attends: `softmax(scale * q k^T) v` over the keys that `mask` allows, the softmax in f32.
+/// The numbers of an attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Options {
+    /// Factor on the scores, positive.
+    pub scale: f64,
+    /// Scores `s` become `softcap * tanh(s / softcap)` after the scale (Gemma 2).
+    pub softcap: Option<f64>,
+    /// Arithmetic of the products; softmax and sums are f32.
+    pub precision: Precision,
+}
+
+impl Options {
+    /// Plain attention in f32.
+    pub fn scaled(scale: f64) -> Self {
+        Self { scale, softcap: None, precision: Precision::F32 }
+    }
+}
+
+/// Attends: `softmax(scale * q k^T) v` over the keys that `mask` allows; a query that sees no key gives zeros.
 ///
 /// `query`: `[batch, queries, heads, head_dim]`; `key`, `value`: `[batch, keys, kv_heads, head_dim]` with `kv_heads`
-/// dividing `heads`; query head `h` reads key head `h / (heads / kv_heads)`. `scale` is positive. Returns the shape of
-/// `query`.
-pub fn attention(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, mask: &Mask, scale: f64) -> Tensor<4> {
-    match host::on_host(&query) {
-        true => host::three(query, key, value, cpu::Flash { mask: mask.clone(), scale: scale as f32 }),
-        false => {
-            let bias = mask.bias(&query.device());
-            reference::attention(query, key, value, bias, scale)
+/// dividing `heads`; query head `h` reads key head `h / (heads / kv_heads)`. Returns the shape of `query`.
+///
+/// `bias`, `[heads, queries + keys - 1]`, is added to the scores by distance: element `query - key + keys - 1`, counting
+/// both from 0. ALiBi and T5's learned positions are such biases; it has a gradient. Memory is linear in the sequence, for
+/// the bias too, which is why biases of single pairs are left out.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use espalier_kernels::attention::{Mask, MaskSpec, Options, attention};
+/// let x = || Tensor::<4>::ones([1, 3, 2, 4], &Device::flex()); // a row of three tokens, two heads of width 4
+/// let mask = Mask::new(MaskSpec { batch: 1, queries: 3, keys: 3, causal: true, window: None, segments: None });
+/// let mixed = attention(x(), x(), x(), &mask, None, Options::scaled(0.5));
+/// assert!((mixed - x()).abs().max().into_scalar::<f32>() < 1e-6);
+/// ```
+pub fn attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    mask: &Mask,
+    bias: Option<Tensor<2>>,
+    options: Options,
+) -> Tensor<4> {
+    let flash = || cpu::Flash { mask: mask.clone(), options };
+    match (host::on_host(&query), bias) {
+        (true, None) => host::three(query, key, value, flash()),
+        (true, Some(bias)) => host::four(query, key, value, bias, flash()),
+        (false, bias) => {
+            let mask = mask.bias(&query.device());
+            reference::attention(query, key, value, mask, bias, options)
         }
     }
 }
@@ -38,51 +77,121 @@ mod tests {
         let query = Tensor::<4>::from_floats([[[[1.0, 0.0]]]], &device);
         let key = Tensor::<4>::from_floats([[[[1.0, 0.0]], [[0.0, 1.0]]]], &device);
         let value = Tensor::<4>::from_floats([[[[10.0, 0.0]], [[20.0, 0.0]]]], &device);
-        let mask = Mask::new(MaskSpec { batch: 1, queries: 1, keys: 2, window: None, segments: None });
-        let output = attention(query, key, value, &mask, 0.5f64.sqrt());
+        let mask = Mask::cross(1, 2, &[(0, 2)]);
+        let output = attention(query, key, value, &mask, None, Options::scaled(0.5f64.sqrt()));
         assert!((output.into_data().try_to_vec::<f32>().unwrap()[0] - 13.3024).abs() < 1e-4);
     }
 
-    /// Compares with the reference; `segment` is the length of packed documents.
-    fn check(
+    /// The shape of a comparison.
+    #[derive(Debug, Clone, Copy)]
+    struct Case {
         batch: usize,
-        [queries, past]: [usize; 2],
-        [kv_heads, group]: [usize; 2],
+        queries: usize,
+        past: usize,
+        kv_heads: usize,
+        group: usize,
         width: usize,
+        causal: bool,
         window: Option<usize>,
+        /// Length of packed documents.
         segment: Option<usize>,
-    ) {
-        let keys = queries + past;
+        softcap: Option<f64>,
+        biased: bool,
+        precision: Precision,
+    }
+
+    const CASE: Case = Case {
+        batch: 1,
+        queries: 10,
+        past: 0,
+        kv_heads: 1,
+        group: 1,
+        width: 8,
+        causal: true,
+        window: None,
+        segment: None,
+        softcap: None,
+        biased: false,
+        precision: Precision::F32,
+    };
+
+    /// Compares with the reference in f32.
+    fn check(case: Case, tolerance: f32) {
+        let Case { batch, queries, kv_heads, width, causal, window, .. } = case;
+        let (keys, heads) = (queries + case.past, kv_heads * case.group);
         let segments: Option<Vec<u32>> =
-            segment.map(|length| (0..batch * keys).map(|i| ((i % keys + i / keys) / length) as u32).collect());
-        let mask = Mask::new(MaskSpec { batch, queries, keys, window, segments: segments.as_deref() });
-        let shapes: [&[usize]; 3] = [
-            &[batch, queries, kv_heads * group, width],
+            case.segment.map(|length| (0..batch * keys).map(|i| ((i % keys + i / keys) / length) as u32).collect());
+        let mask = Mask::new(MaskSpec { batch, queries, keys, causal, window, segments: segments.as_deref() });
+        compare(case, [heads, keys], width, &mask, tolerance);
+    }
+
+    fn compare(case: Case, [heads, keys]: [usize; 2], width: usize, mask: &Mask, tolerance: f32) {
+        let Case { batch, queries, kv_heads, .. } = case;
+        let shapes: [&[usize]; 4] = [
+            &[batch, queries, heads, width],
             &[batch, keys, kv_heads, width],
             &[batch, keys, kv_heads, width],
+            &[heads, queries + keys - 1],
         ];
+        let options = Options { scale: 0.7, softcap: case.softcap, precision: case.precision };
+        let plain = Options { precision: Precision::F32, ..options };
+        let bias = |t: &[crate::testing::Leaf]| case.biased.then(|| t[3].get());
         agree(
-            &shapes,
-            1e-5,
-            |t| attention(t[0].get(), t[1].get(), t[2].get(), &mask, 0.7).reshape([-1]),
-            |t| reference::attention(t[0].get(), t[1].get(), t[2].get(), mask.bias(&Device::flex()), 0.7).reshape([-1]),
+            if case.biased { &shapes } else { &shapes[..3] },
+            tolerance,
+            |t| attention(t[0].get(), t[1].get(), t[2].get(), mask, bias(t), options).reshape([-1]),
+            |t| {
+                let mask = mask.bias(&Device::flex());
+                reference::attention(t[0].get(), t[1].get(), t[2].get(), mask, bias(t), plain).reshape([-1])
+            },
         );
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn agrees_with_the_reference(batch in 1usize..3, queries in 1usize..40, past in 0usize..9, kv_heads in 1usize..3,
-            group in 1usize..4, width in 1usize..20, window in proptest::option::of(1usize..20),
-            segment in proptest::option::of(2usize..15)) {
-            check(batch, [queries, past], [kv_heads, group], width, window, segment);
+        fn agrees_with_the_reference((batch, queries, past) in (1usize..3, 1usize..70, 0usize..9), kv_heads in 1usize..3,
+            group in 1usize..4, width in 1usize..40, causal: bool, window in proptest::option::of(1usize..20),
+            segment in proptest::option::of(2usize..15), softcap in proptest::option::of(0.5f64..3.0), biased: bool) {
+            let precision = Precision::F32;
+            let case = Case { batch, queries, past, kv_heads, group, width, causal, window, segment, softcap, biased, precision };
+            check(case, 1e-5);
+            // Scores of up to `width` are off by up to 2^-8 of what they sum, and so are their exponents.
+            check(Case { precision: Precision::Bf16, ..case }, 0.05 * (width as f32).sqrt());
         }
     }
 
     #[test]
     fn several_blocks_of_queries_and_keys_agree_with_the_reference() {
-        check(1, [300, 0], [1, 1], 8, None, None);
-        check(2, [280, 5], [1, 2], 4, Some(100), None);
-        check(1, [290, 0], [1, 1], 4, None, Some(70));
+        check(Case { queries: 600, ..CASE }, 1e-5);
+        check(Case { queries: 300, causal: false, softcap: Some(1.0), biased: true, ..CASE }, 1e-5);
+        check(Case { batch: 2, queries: 280, past: 5, group: 2, width: 4, window: Some(100), ..CASE }, 1e-5);
+        check(Case { queries: 290, width: 4, segment: Some(70), ..CASE }, 1e-5);
+    }
+
+    #[test]
+    fn cross_attention_agrees_with_the_reference() {
+        for queries in [3, 50] {
+            let case = Case { batch: 2, queries, ..CASE };
+            compare(case, [1, 300], 8, &Mask::cross(queries, 300, &[(0, 300), (7, 290)]), 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_query_that_sees_nothing_gives_zeros_and_no_gradient() {
+        for queries in [2, 20] {
+            let device = Device::flex();
+            let x = || Tensor::<4>::ones([2, queries, 1, 4], &device).autodiff().require_grad();
+            let (query, key, value) = (x(), x(), x());
+            let mask = Mask::cross(queries, queries, &[(0, 0), (0, 1)]);
+            let mixed = attention(query.clone(), key.clone(), value.clone(), &mask, None, Options::scaled(1.0));
+            let gradients = mixed.clone().sum().backward();
+            let values = mixed.into_data().try_into_vec::<f32>().unwrap();
+            assert!(values[..queries * 4].iter().all(|v| *v == 0.0) && values[queries * 4..].iter().all(|v| *v == 1.0));
+            for input in [query, key, value] {
+                let gradient = input.grad(&gradients).unwrap().into_data().try_into_vec::<f32>().unwrap();
+                assert!(gradient[..queries * 4].iter().all(|g| *g == 0.0) && gradient.iter().all(|g| g.is_finite()));
+            }
+        }
     }
 }

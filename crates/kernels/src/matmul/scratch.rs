@@ -25,3 +25,16 @@ pub(crate) fn with<T>(count: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
     KEPT.set(lines);
     result
 }
+
+/// As [`with`], in parts of the given lengths, each of which starts with a cache line.
+pub(crate) fn parts<const N: usize, T>(lengths: [usize; N], work: impl FnOnce([&mut [f32]; N]) -> T) -> T {
+    let starts = lengths.map(|length| length.next_multiple_of(16));
+    with(starts.iter().sum(), |mut rest| {
+        let parts = std::array::from_fn(|i| {
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(starts[i]);
+            rest = behind;
+            &mut part[..lengths[i]]
+        });
+        work(parts)
+    })
+}

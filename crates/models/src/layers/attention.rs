@@ -1,7 +1,7 @@
 //! Softmax attention with grouped heads, rotary positions, windows and a cache.
 
 use burn::tensor::Tensor;
-use espalier_kernels::attention::attention;
+use espalier_kernels::attention::{Options, attention};
 
 use super::{Builder, linear::Linear, norm::Norm};
 use crate::{Result, model::Context, parameter::parameters, spec::AttentionSpec, state::KeyValues};
@@ -58,7 +58,8 @@ impl Attention {
         if let Some(cache) = cache {
             (key, value) = cache.append(key, value);
         }
-        let mixed = attention(query, key, value, &context.mask, self.spec.scale);
+        let options = Options { scale: self.spec.scale, softcap: None, precision: context.precision };
+        let mixed = attention(query, key, value, &context.mask, None, options);
         self.output.forward(mixed.reshape([batch, time, self.spec.heads * self.spec.head_dim]))
     }
 

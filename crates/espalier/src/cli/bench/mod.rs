@@ -51,8 +51,8 @@ pub fn run(args: &BenchArgs, context: &Context) -> Result<()> {
         Job::Lora(args) => training::lora(args, context),
         Job::Dpo(args) => training::dpo(args, context),
         Job::Generate(args) => generate::run(args, context),
-        Job::Attention(args) => operators::attention(args, context),
-        Job::Matmul(args) => operators::matmul(args, context),
+        Job::Attention(args) => operators::run_attention(args, context),
+        Job::Matmul(args) => operators::run_matmul(args, context),
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Tensor};
 use espalier_kernels::{
-    attention::{self, Mask, MaskSpec},
+    attention::{Mask, MaskSpec, Options, attention},
     linear::{Precision, linear},
 };
 
@@ -26,6 +26,9 @@ pub struct AttentionArgs {
     /// Width of a head
     #[arg(long, default_value_t = 64)]
     pub width: usize,
+    /// Arithmetic of the products: f32 or bf16
+    #[arg(long, default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// Runs that are counted
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
@@ -55,15 +58,17 @@ pub struct MatmulArgs {
 ///
 /// # Errors
 /// When a size is zero.
-pub fn attention(args: &AttentionArgs, context: &Context) -> Result<()> {
+pub fn run_attention(args: &AttentionArgs, context: &Context) -> Result<()> {
     check(&[args.batch, args.heads, args.length, args.width, args.runs])?;
     let shape = [args.batch, args.length, args.heads, args.width];
     let random = || tracked(Tensor::<4>::random(shape, Distribution::Default, &context.device));
     let (query, key, value) = (random(), random(), random());
-    let spec = MaskSpec { batch: args.batch, queries: args.length, keys: args.length, window: None, segments: None };
-    let (mask, scale) = (Mask::new(spec), (args.width as f64).sqrt().recip());
+    let spec = MaskSpec { batch: args.batch, queries: args.length, keys: args.length, causal: true, window: None, segments: None };
+    let mask = Mask::new(spec);
+    let scale = (args.width as f64).sqrt().recip();
+    let options = Options { precision: args.precision, ..Options::scaled(scale) };
     let seconds = time(args.runs, || {
-        let mixed = attention::attention(query.clone(), key.clone(), value.clone(), &mask, scale);
+        let mixed = attention(query.clone(), key.clone(), value.clone(), &mask, None, options);
         let gradients = mixed.sum().backward();
         query.grad(&gradients).map(Tensor::into_data);
     });
@@ -75,7 +80,7 @@ pub fn attention(args: &AttentionArgs, context: &Context) -> Result<()> {
         ("heads", args.heads.into()),
         ("length", args.length.into()),
         ("width", args.width.into()),
-        ("precision", "f32".into()),
+        ("precision", args.precision.to_string().into()),
     ];
     let measured = vec![("seconds", "s", seconds), ("gflops", "GFLOP/s", operations / seconds * 1e-9)];
     Figures { job: "attention", model: None, sizes, measured }.show(context)
@@ -85,7 +90,7 @@ pub fn attention(args: &AttentionArgs, context: &Context) -> Result<()> {
 ///
 /// # Errors
 /// When a size is zero.
-pub fn matmul(args: &MatmulArgs, context: &Context) -> Result<()> {
+pub fn run_matmul(args: &MatmulArgs, context: &Context) -> Result<()> {
     check(&[args.rows, args.inputs, args.outputs, args.runs])?;
     let (device, precision) = (&context.device, args.precision);
     let random = |shape| Tensor::<2>::random(shape, Distribution::Default, device);

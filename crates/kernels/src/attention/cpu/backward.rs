@@ -1,0 +1,147 @@
+//! The backward (arXiv 2205.14135, Algorithm 4): `p = e^(s - lse)`, `dv += p^T do`, `dp = do v^T`, `ds = p (dp - sum(do o))`,
+//! `dq += ds k scale`, `dk += ds^T q scale`, with scores transposed as in the forward.
+
+use super::{
+    Heads, Inputs, KEYS,
+    forward::{add_mixed, right_factor, score_tiles},
+    scores::{self, Panel},
+};
+use crate::{
+    matmul::{
+        Matrix,
+        kernel::{Kernel, kernel},
+        scratch,
+    },
+    parallel::DisjointRows,
+    simd::{dot, vectorised},
+};
+
+/// What one task reads.
+pub(super) struct Given<'a> {
+    pub inputs: &'a Inputs<'a>,
+    pub output: &'a Heads<'a>,
+    pub gradient: &'a Heads<'a>,
+    pub log_sums: &'a [f32],
+}
+
+impl Given<'_> {
+    /// One head of one row: writes the gradients of its queries and adds those of keys, values and biases.
+    pub fn run(
+        &self,
+        (batch, head): (usize, usize),
+        query_rows: &DisjointRows<'_>,
+        of_key: &mut [f32],
+        of_value: &mut [f32],
+        mut of_bias: Option<&mut [f32]>,
+    ) {
+        let (query, key, precision) = (&self.inputs.query, &self.inputs.key, self.inputs.flash.options.precision);
+        let kernel = kernel(precision);
+        let (width, high, wide) = (query.width, kernel.rows, kernel.columns);
+        let kv_head = self.inputs.kv_head(head);
+        let keys = key.matrix(batch, kv_head, 0..key.time);
+        let values = self.inputs.value.matrix(batch, kv_head, 0..key.time);
+        let of_lanes = kernel.packed_len(high, key.time, width);
+        let block = KEYS * wide;
+        let sizes = [
+            kernel.packed_len(wide, wide, width),
+            kernel.packed_len(wide, wide, width),
+            kernel.packed_len(wide, width, wide),
+            kernel.packed_len(wide, width, wide),
+            block,
+            block,
+            block,
+            width.next_multiple_of(high) * wide,
+            kernel.packed_len(high, KEYS, wide),
+            of_lanes,
+            of_lanes,
+            kernel.packed_len(high, width, key.time),
+        ];
+        scratch::parts(
+            sizes,
+            |[q, g, q_lanes, g_lanes, weights, of_scores, units, of_query, turned, k, v, k_lanes]| {
+                kernel.pack(k, high, keys);
+                kernel.pack(v, high, values);
+                kernel.pack(k_lanes, high, keys.transposed());
+                for start in (0..query.time).step_by(wide) {
+                    let queries = start..(start + wide).min(query.time);
+                    let panel = Panel::new(self.inputs, batch, head, queries.clone(), wide);
+                    let queries_matrix = query.matrix(batch, head, queries.clone());
+                    let gradients = self.gradient.matrix(batch, head, queries.clone());
+                    kernel.pack(q, wide, queries_matrix);
+                    kernel.pack(g, wide, gradients);
+                    kernel.pack(q_lanes, wide, queries_matrix.transposed());
+                    kernel.pack(g_lanes, wide, gradients.transposed());
+                    let (log_sums, along) = self.statistics(batch, head, &panel);
+                    of_query.fill(0.0);
+                    for block in panel.blocks(KEYS) {
+                        score_tiles(kernel, width, &panel, &block, 0, k, q, weights);
+                        score_tiles(kernel, width, &panel, &block, 0, v, g, of_scores);
+                        let size = block.len() * wide;
+                        let (weights, of_scores) = (&mut weights[..size], &mut of_scores[..size]);
+                        let of_bias = of_bias.as_deref_mut();
+                        scores::gradients(wide, weights, of_scores, &panel, block.start, &log_sums, &along, of_bias);
+                        let add = |out: &mut [f32], block_scores: &[f32], lanes: &[f32], turned: &mut [f32]| {
+                            let out = &mut out[block.start * width..block.end * width];
+                            add_lanes(kernel, width, queries.len(), block_scores, lanes, turned, out);
+                        };
+                        add(of_value, weights, g_lanes, turned);
+                        add(of_key, of_scores, q_lanes, turned);
+                        let right = right_factor(kernel, precision, of_scores, wide, units);
+                        add_mixed(kernel, width, key.time, block.start, block.len(), k_lanes, right, of_query);
+                    }
+                    for (lane, position) in queries.enumerate() {
+                        #[allow(unsafe_code)]
+                        // SAFETY: each task has its own batch row and its own head.
+                        let row = unsafe { query_rows.row(query.index(batch, position, head)) };
+                        row.iter_mut().zip(of_query[lane..].iter().step_by(wide)).for_each(|(to, from)| *to = *from);
+                    }
+                }
+            },
+        );
+    }
+
+    /// For each query of a panel the log of its denominator, and the product of its output with that one's gradient.
+    fn statistics(&self, batch: usize, head: usize, panel: &Panel<'_>) -> (Vec<f32>, Vec<f32>) {
+        let (mut log_sums, mut along) = (vec![0.0; panel.wide], vec![0.0; panel.wide]);
+        for (lane, position) in panel.queries.clone().enumerate() {
+            let log_sum = self.log_sums[self.inputs.query.index(batch, position, head)];
+            // A row that saw nothing has no weights; its lane is masked throughout.
+            log_sums[lane] = if log_sum == f32::NEG_INFINITY { 0.0 } else { log_sum };
+            along[lane] = dot_rows(self.gradient.row(batch, position, head), self.output.row(batch, position, head));
+        }
+        (log_sums, along)
+    }
+}
+
+/// `out += block right` over the queries of a panel: `block` is `[keys, queries]`, `out` `[keys, width]`.
+fn add_lanes(
+    kernel: &Kernel,
+    width: usize,
+    queries: usize,
+    block: &[f32],
+    right: &[f32],
+    turned: &mut [f32],
+    out: &mut [f32],
+) {
+    let (high, wide) = (kernel.rows, kernel.columns);
+    let (keys, units) = (block.len() / wide, kernel.units(queries));
+    kernel.pack(turned, high, Matrix::strided(block, keys, queries, wide));
+    for (i, left) in turned.chunks_exact(high * units).enumerate().take(keys.div_ceil(high)) {
+        for (j, right) in right.chunks_exact(wide * units).enumerate().take(width.div_ceil(wide)) {
+            let (key, column) = (i * high, j * wide);
+            let size = [high.min(keys - key), wide.min(width - column)];
+            let part = &mut out[key * width + column..(key + size[0] - 1) * width + column + size[1]];
+            #[allow(unsafe_code)]
+            // SAFETY: the part spans all rows and columns of the tile.
+            unsafe {
+                kernel.tile(units, left, right, part.as_mut_ptr(), width, size, true);
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn dot_rows(a: &[f32], b: &[f32]) -> f32 {
+        dot(a, b)
+    }
+}

@@ -1,0 +1,132 @@
+//! The forward, for each panel of queries over blocks of keys: `m' = max(m, max s)`, `l' = l e^(m - m') + sum e^(s - m')`,
+//! `o' = o e^(m - m') + v^T e^(s - m')`, all transposed: queries lie side by side.
+
+use std::ops::Range;
+
+use super::{
+    Inputs, KEYS,
+    scores::{self, Panel, Softmax},
+};
+use crate::{
+    matmul::{
+        Matrix, Precision,
+        kernel::{Kernel, kernel},
+        scratch,
+    },
+    parallel::DisjointRows,
+};
+
+/// Mixes the values for some queries of one head, and writes them and the logs of their denominators.
+pub(super) fn run(
+    inputs: &Inputs<'_>,
+    batch: usize,
+    head: usize,
+    queries: Range<usize>,
+    (outputs, log_sums): &(DisjointRows<'_>, DisjointRows<'_>),
+) {
+    let kernel = kernel(inputs.flash.options.precision);
+    let (width, wide) = (inputs.query.width, kernel.columns);
+    let seen = inputs.flash.mask.span(batch, queries.clone());
+    let kv_head = inputs.kv_head(head);
+    // Keys before the first block that anybody sees are not packed.
+    let first = seen.start / KEYS * KEYS;
+    let keys = first..seen.end.max(first);
+    let key = inputs.key.matrix(batch, kv_head, keys.clone());
+    let value = inputs.value.matrix(batch, kv_head, keys.clone()).transposed();
+    let sizes = [
+        kernel.packed_len(wide, wide, width),
+        KEYS * wide,
+        KEYS * wide,
+        width.next_multiple_of(kernel.rows) * wide,
+        kernel.packed_len(kernel.rows, keys.len(), width),
+        kernel.packed_len(kernel.rows, width, keys.len()),
+    ];
+    scratch::parts(sizes, |[of_query, scores, weights, mixed, of_key, of_value]| {
+        kernel.pack(of_key, kernel.rows, key);
+        kernel.pack(of_value, kernel.rows, value);
+        for start in queries.clone().step_by(wide) {
+            let panel = Panel::new(inputs, batch, head, start..(start + wide).min(queries.end), wide);
+            kernel.pack(of_query, wide, inputs.query.matrix(batch, head, panel.queries.clone()));
+            mixed.fill(0.0);
+            let mut softmax = Softmax::new();
+            for block in panel.blocks(KEYS) {
+                score_tiles(kernel, width, &panel, &block, first, of_key, of_query, scores);
+                let rows = &mut scores[..block.len() * wide];
+                scores::online_softmax(wide, rows, &panel, block.start, &mut softmax, mixed);
+                let weights = right_factor(kernel, inputs.flash.options.precision, rows, wide, weights);
+                add_mixed(kernel, width, keys.len(), block.start - first, block.len(), of_value, weights, mixed);
+            }
+            for (lane, position) in panel.queries.clone().enumerate() {
+                let index = inputs.query.index(batch, position, head);
+                #[allow(unsafe_code)]
+                // SAFETY: each task has its own batch row, head and positions, hence its own rows.
+                let (row, log_sum) = unsafe { (outputs.row(index), log_sums.row(index)) };
+                log_sum[0] = softmax.write(lane, wide, mixed, row);
+            }
+        }
+    });
+}
+
+/// The scores of a block, `[keys, queries]`, before any scale.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn score_tiles(
+    kernel: &Kernel,
+    width: usize,
+    panel: &Panel<'_>,
+    block: &Range<usize>,
+    first: usize,
+    left: &[f32],
+    right: &[f32],
+    out: &mut [f32],
+) {
+    let (high, wide, units) = (kernel.rows, kernel.columns, kernel.units(width));
+    debug_assert!((block.start - first).is_multiple_of(high) && panel.wide == wide);
+    let panels = left[(block.start - first) * units..].chunks_exact(high * units);
+    for (left, out) in panels.zip(out.chunks_mut(high * wide)).take(block.len().div_ceil(high)) {
+        #[allow(unsafe_code)]
+        // SAFETY: `out` holds a whole tile: blocks are made of whole panels and the buffer of whole blocks.
+        unsafe {
+            assert!(out.len() == high * wide);
+            kernel.tile(units, left, right, out.as_mut_ptr(), wide, [high, wide], false);
+        }
+    }
+}
+
+/// A block `[keys, queries]` as the right factor of a product over keys: itself, or in the kernel's units.
+pub(super) fn right_factor<'a>(
+    kernel: &Kernel,
+    precision: Precision,
+    block: &'a [f32],
+    wide: usize,
+    packed: &'a mut [f32],
+) -> &'a [f32] {
+    if precision == Precision::F32 {
+        return block;
+    }
+    kernel.pack(packed, wide, Matrix::new(block, block.len() / wide, wide).transposed());
+    packed
+}
+
+/// `out += left right` over some keys: `left` holds panels of `width` lanes over `depth` keys, `out` rows of queries.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn add_mixed(
+    kernel: &Kernel,
+    width: usize,
+    depth: usize,
+    start: usize,
+    count: usize,
+    left: &[f32],
+    right: &[f32],
+    out: &mut [f32],
+) {
+    let (high, wide, units) = (kernel.rows, kernel.columns, kernel.units(depth));
+    let panels = left.chunks_exact(high * units).take(width.div_ceil(high));
+    for (left, out) in panels.zip(out.chunks_exact_mut(high * wide)) {
+        let left = &left[start / kernel.pair * high..];
+        #[allow(unsafe_code)]
+        // SAFETY: `out` holds a whole tile.
+        unsafe {
+            kernel.tile(kernel.units(count), left, right, out.as_mut_ptr(), wide, [high, wide], true);
+        }
+    }
+}

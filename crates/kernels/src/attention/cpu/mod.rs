@@ -1,0 +1,236 @@
+//! Flash attention on host memory (arXiv 2205.14135, 2307.08691), on panels of packed keys, values and queries.
+//!
+//! Scores are computed transposed, keys by queries: a block of them is then the right factor of the products that follow,
+//! as it stands, and the softmax works on many queries at once without sums across a vector.
+
+mod backward;
+mod few_queries;
+mod forward;
+mod scores;
+
+use std::ops::Range;
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::{Mask, Options};
+use crate::{
+    host::{Given, HostOperator, Saved, dimensions, slice, tensor},
+    matmul::{Matrix, kernel::kernel},
+    parallel::DisjointRows,
+};
+
+/// The operator, without and with a bias by distance.
+#[derive(Debug)]
+pub(super) struct Flash {
+    pub mask: Mask,
+    pub options: Options,
+}
+
+/// Keys of a block: a multiple of every kernel's rows and of a pair, so that blocks begin with a panel and a unit.
+const KEYS: usize = 252;
+
+/// A tensor `[batch, time, heads, width]` with any strides but of the last axis.
+struct Heads<'a> {
+    values: &'a [f32],
+    strides: [usize; 3],
+    batch: usize,
+    time: usize,
+    heads: usize,
+    width: usize,
+}
+
+/// The tensor itself where its last axis lies in order, else a copy that does.
+fn readable(tensor: &FlexTensor) -> FlexTensor {
+    let strides = tensor.layout().strides();
+    if strides[3] == 1 && strides.iter().all(|s| *s >= 0) { tensor.clone() } else { tensor.to_contiguous() }
+}
+
+impl<'a> Heads<'a> {
+    fn new(tensor: &'a FlexTensor) -> Self {
+        let (shape, layout) = (dimensions(tensor), tensor.layout());
+        let stride = |axis: usize| layout.strides()[axis].unsigned_abs();
+        Self {
+            values: &tensor.storage::<f32>()[layout.start_offset()..],
+            strides: [stride(0), stride(1), stride(2)],
+            batch: shape[0],
+            time: shape[1],
+            heads: shape[2],
+            width: shape[3],
+        }
+    }
+
+    /// Some positions of one head: `[positions, width]`.
+    fn matrix(&self, batch: usize, head: usize, positions: Range<usize>) -> Matrix<'a> {
+        let start = batch * self.strides[0] + positions.start * self.strides[1] + head * self.strides[2];
+        Matrix::strided(&self.values[start.min(self.values.len())..], positions.len(), self.width, self.strides[1])
+    }
+
+    fn row(&self, batch: usize, position: usize, head: usize) -> &'a [f32] {
+        let start = batch * self.strides[0] + position * self.strides[1] + head * self.strides[2];
+        &self.values[start..start + self.width]
+    }
+
+    /// Index of a row in a contiguous tensor of this shape.
+    fn index(&self, batch: usize, position: usize, head: usize) -> usize {
+        (batch * self.time + position) * self.heads + head
+    }
+
+    fn len(&self) -> usize {
+        self.batch * self.time * self.heads * self.width
+    }
+}
+
+/// Query, key and value, and one row of biases a head or none.
+struct Inputs<'a> {
+    flash: &'a Flash,
+    query: Heads<'a>,
+    key: Heads<'a>,
+    value: Heads<'a>,
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> Inputs<'a> {
+    /// The head of keys and values that a query head reads.
+    fn kv_head(&self, head: usize) -> usize {
+        head / (self.query.heads / self.key.heads)
+    }
+
+    /// The biases of a head: element `query - key + keys - 1` belongs to a query and a key.
+    fn bias(&self, head: usize) -> Option<&'a [f32]> {
+        let distances = self.query.time + self.key.time - 1;
+        self.bias.map(|bias| &bias[head * distances..(head + 1) * distances])
+    }
+
+    /// The values mixed for all queries, `[batch, queries, heads, width]`, and for each row of it the log of its softmax's
+    /// denominator.
+    fn forward(&self) -> (Vec<f32>, Vec<f32>) {
+        let query = &self.query;
+        let mut output = vec![0.0; query.len()];
+        let mut log_sums = vec![f32::NEG_INFINITY; query.batch * query.time * query.heads];
+        let rows = (DisjointRows::new(&mut output, query.width), DisjointRows::new(&mut log_sums, 1));
+        let heads = query.batch * query.heads;
+        if query.time <= few_queries::LIMIT {
+            (0..heads).into_par_iter().for_each(|task| {
+                few_queries::run(self, task / query.heads, task % query.heads, &rows);
+            });
+            return (output, log_sums);
+        }
+        // Few heads are split into parts of their queries, which pack keys and values once each.
+        let parts = (8usize.div_ceil(heads)).min(query.time.div_ceil(KEYS)).max(1);
+        let part = query.time.div_ceil(parts).next_multiple_of(kernel(self.flash.options.precision).columns);
+        (0..heads * parts).into_par_iter().for_each(|task| {
+            // The last parts see the most keys; they go first, so that no thread waits for one at the end.
+            let (first, pair) = ((parts - 1 - task / heads) * part, task % heads);
+            if first < query.time {
+                let queries = first..(first + part).min(query.time);
+                forward::run(self, pair / query.heads, pair % query.heads, queries, &rows);
+            }
+        });
+        (output, log_sums)
+    }
+
+    /// Gradients of query, key, value and bias.
+    fn backward(&self, output: &Heads<'_>, gradient: &Heads<'_>, log_sums: &[f32]) -> [Vec<f32>; 4] {
+        let (query, key) = (&self.query, &self.key);
+        let distances = query.time + key.time - 1;
+        let each = query.batch * query.heads;
+        let mut of_query = vec![0.0; query.len()];
+        let (mut of_key, mut of_value) = (vec![0.0; each * key.time * key.width], vec![0.0; each * key.time * key.width]);
+        let mut of_bias = vec![0.0; self.bias.map_or(0, |_| each * distances)];
+        {
+            let query_rows = DisjointRows::new(&mut of_query, query.width);
+            let parts = of_key.par_chunks_mut(key.time * key.width).zip(of_value.par_chunks_mut(key.time * key.width));
+            // An empty part for each head where there is no bias.
+            let biases = of_bias.chunks_mut(distances).map(Some).chain(std::iter::repeat_with(|| None));
+            let biases: Vec<Option<&mut [f32]>> = biases.take(each).collect();
+            parts.zip(biases).enumerate().for_each(|(task, ((of_key, of_value), of_bias))| {
+                let place = (task / query.heads, task % query.heads);
+                let given = backward::Given { inputs: self, output, gradient, log_sums };
+                given.run(place, &query_rows, of_key, of_value, of_bias);
+            });
+        }
+        let [of_key, of_value] = [of_key, of_value].map(|parts| self.gathered(&parts));
+        [of_query, of_key, of_value, self.summed(&of_bias, distances)]
+    }
+
+    /// From `[batch, heads, keys, width]` to `[batch, keys, kv_heads, width]`: sums over the heads of a group, in order.
+    fn gathered(&self, parts: &[f32]) -> Vec<f32> {
+        let (heads, key) = (self.query.heads, &self.key);
+        let (group, width) = (heads / key.heads, key.width);
+        let mut gathered = vec![0.0; key.len()];
+        gathered.par_chunks_mut((key.heads * width).max(1)).enumerate().for_each(|(token, row)| {
+            let (batch, position) = (token / key.time, token % key.time);
+            for (kv_head, row) in row.chunks_exact_mut(width).enumerate() {
+                for head in kv_head * group..(kv_head + 1) * group {
+                    let start = ((batch * heads + head) * key.time + position) * width;
+                    row.iter_mut().zip(&parts[start..start + width]).for_each(|(sum, value)| *sum += value);
+                }
+            }
+        });
+        gathered
+    }
+
+    /// The gradient of the biases, summed over the batch.
+    fn summed(&self, parts: &[f32], distances: usize) -> Vec<f32> {
+        let mut sums = vec![0.0; if parts.is_empty() { 0 } else { self.query.heads * distances }];
+        for part in parts.chunks_exact(sums.len().max(1)) {
+            sums.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+        }
+        sums
+    }
+}
+
+/// Applies the operator to three tensors and perhaps a bias.
+fn forward(flash: &Flash, [query, key, value]: [&FlexTensor; 3], bias: Option<&FlexTensor>) -> (FlexTensor, Saved) {
+    let tensors = [query, key, value].map(readable);
+    let bias = bias.map(crate::host::contiguous);
+    let [query, key, value] = tensors.each_ref().map(Heads::new);
+    let shape = [query.batch, query.time, query.heads, query.width];
+    let inputs = Inputs { flash, query, key, value, bias: bias.as_ref().map(slice) };
+    let (output, log_sums) = inputs.forward();
+    (tensor(output, &shape), vec![log_sums])
+}
+
+fn backward<const N: usize>(flash: &Flash, given: &Given<N>) -> [Vec<f32>; 4] {
+    let tensors: Vec<FlexTensor> = given.inputs[..3].iter().map(readable).collect();
+    let bias = given.inputs.get(3).map(crate::host::contiguous);
+    let (query, key, value) = (Heads::new(&tensors[0]), Heads::new(&tensors[1]), Heads::new(&tensors[2]));
+    let inputs = Inputs { flash, query, key, value, bias: bias.as_ref().map(slice) };
+    match &given.output {
+        Some(output) => inputs.backward(&Heads::new(output), &Heads::new(&given.gradient), &given.saved[0]),
+        None => Default::default(),
+    }
+}
+
+impl HostOperator<3> for Flash {
+    fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
+        forward(self, inputs.each_ref(), None)
+    }
+
+    fn keeps_output(&self) -> bool {
+        true
+    }
+
+    fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [query, key, value, _] = backward(self, &given);
+        let shapes = given.inputs.each_ref().map(dimensions);
+        [Some(tensor(query, &shapes[0])), Some(tensor(key, &shapes[1])), Some(tensor(value, &shapes[2]))]
+    }
+}
+
+impl HostOperator<4> for Flash {
+    fn forward(&self, [query, key, value, bias]: &[FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, Saved) {
+        forward(self, [query, key, value], Some(bias))
+    }
+
+    fn keeps_output(&self) -> bool {
+        true
+    }
+
+    fn backward(&self, given: Given<4>, _: [bool; 4]) -> [Option<FlexTensor>; 4] {
+        let gradients = backward(self, &given);
+        let mut shapes = given.inputs.iter().map(dimensions);
+        gradients.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
+    }
+}
