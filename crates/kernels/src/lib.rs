@@ -8,6 +8,7 @@
 //! called with wrong shapes is a broken invariant and panics.
 
 pub mod activation;
+pub mod allocator;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;

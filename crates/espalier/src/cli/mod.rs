@@ -104,6 +104,7 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(cli: &Cli) -> Result<()> {
+    espalier_kernels::allocator::keep_freed_memory();
     // This thread becomes one of the workers, so that it computes instead of waiting for them. An error means that the
     // pool exists already, which is as good.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
