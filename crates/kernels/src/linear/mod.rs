@@ -1,6 +1,7 @@
 //! The linear map `y = x W^T + b`, with its weight in the checkpoints' layout `[out, in]`.
 
 mod cpu;
+pub mod low_rank;
 pub mod reference;
 
 use burn::tensor::Tensor;

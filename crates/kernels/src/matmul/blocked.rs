@@ -6,79 +6,221 @@
 use rayon::prelude::*;
 
 use super::{
-    How, Matrix, Threads,
-    kernel::{Kernel, kernel},
+    How, Matrix, Precision, Threads, few_rows,
+    kernel::{Kernel, Segment, kernel},
     scratch,
 };
 
 /// Units of depth that are packed at once: a panel of the left factor then stays in the first cache.
 const UNITS: usize = 256;
+/// Units that are too few for a block of their own: tiles would spend their time on the output.
+const FEW_UNITS: usize = 32;
 /// Columns that are packed at once.
 const COLUMNS: usize = 2048;
 /// Panels of a task: of packing, and of the left and the right factor in a group of tiles.
 const PACKED: usize = 8;
 const GROUP: [usize; 2] = [12, 8];
 
-/// See [`super::run`].
+/// The left factor of a product.
+#[derive(Clone, Copy)]
+pub(crate) enum Left<'a> {
+    /// As it lies in memory.
+    Plain(Matrix<'a>),
+    /// Packed before, for several products.
+    Packed(&'a Packed),
+}
+
+/// A left factor in panels: blocks of depth one after another.
+pub(crate) struct Packed {
+    panels: Vec<f32>,
+    rows: usize,
+    depth: usize,
+    precision: Precision,
+}
+
+impl Packed {
+    /// Packs a matrix.
+    fn new(matrix: Matrix<'_>, how: How) -> Self {
+        let kernel = kernel(how.precision);
+        let (rows, depth) = (matrix.rows, matrix.columns);
+        let mut panels = vec![0.0; kernel.packed_len(kernel.rows, rows, depth)];
+        let mut rest = &mut panels[..];
+        for (start, steps) in depth_blocks(kernel, depth) {
+            let (here, behind) =
+                std::mem::take(&mut rest).split_at_mut(kernel.packed_len(kernel.rows, rows, steps));
+            pack(kernel, here, kernel.rows, matrix.part(0, rows, start, steps), how.threads);
+            rest = behind;
+        }
+        Self { panels, rows, depth, precision: how.precision }
+    }
+
+    /// The panels of the block of depth that starts at `start`.
+    fn block(&self, kernel: &Kernel, start: usize, steps: usize) -> &[f32] {
+        let first = kernel.packed_len(kernel.rows, self.rows, start);
+        &self.panels[first..first + kernel.packed_len(kernel.rows, self.rows, steps)]
+    }
+}
+
+/// A left factor that several products have in common: packed once where that pays.
+pub(crate) enum Reusable<'a> {
+    Plain(Matrix<'a>),
+    Packed(Packed),
+}
+
+impl<'a> Reusable<'a> {
+    /// Packs the matrix, unless it has few rows.
+    pub fn new(matrix: Matrix<'a>, how: How) -> Self {
+        match matrix.rows <= few_rows::LIMIT {
+            true => Self::Plain(matrix),
+            false => Self::Packed(Packed::new(matrix, how)),
+        }
+    }
+
+    /// For a product.
+    pub fn left(&self) -> Left<'_> {
+        match self {
+            Self::Plain(matrix) => Left::Plain(*matrix),
+            Self::Packed(packed) => Left::Packed(packed),
+        }
+    }
+}
+
+impl<'a> Left<'a> {
+    /// The matrix, where it is not packed.
+    pub fn plain(&self) -> Option<Matrix<'a>> {
+        match self {
+            Self::Plain(matrix) => Some(*matrix),
+            Self::Packed(_) => None,
+        }
+    }
+
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Plain(matrix) => matrix.rows,
+            Self::Packed(packed) => packed.rows,
+        }
+    }
+
+    pub fn depth(&self) -> usize {
+        match self {
+            Self::Plain(matrix) => matrix.columns,
+            Self::Packed(packed) => packed.depth,
+        }
+    }
+}
+
+/// One product of a sum.
+pub(crate) type Term<'a> = (Left<'a>, Matrix<'a>);
+
+/// A range of one term's depth.
+#[derive(Clone, Copy)]
+struct Piece {
+    term: usize,
+    start: usize,
+    steps: usize,
+}
+
+/// The blocks of a depth, all but the last of whole units: `(start, steps)`.
+fn depth_blocks(kernel: &Kernel, depth: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+    let most = UNITS * kernel.pair;
+    (0..depth).step_by(most).map(move |start| (start, most.min(depth - start)))
+}
+
+/// What tiles sum at once: a piece of a term, and with it small pieces that follow.
+fn blocks(kernel: &Kernel, terms: &[Term<'_>]) -> Vec<Vec<Piece>> {
+    let mut blocks: Vec<Vec<Piece>> = Vec::new();
+    for (term, (left, _)) in terms.iter().enumerate() {
+        for (start, steps) in depth_blocks(kernel, left.depth()) {
+            let piece = Piece { term, start, steps };
+            match blocks.last_mut() {
+                Some(last) if kernel.units(steps) <= FEW_UNITS => last.push(piece),
+                _ => blocks.push(vec![piece]),
+            }
+        }
+    }
+    blocks
+}
+
+/// `out = sum` or `out += sum` of products of the same size.
 ///
 /// # Safety
-/// As there; no size is zero.
+/// `out` has room for all rows and columns, initialised where `add` is set; no size is zero.
 #[allow(unsafe_code)]
-pub(super) unsafe fn product(out: *mut f32, left: Matrix<'_>, right: Matrix<'_>, add: bool, how: How) {
+pub(super) unsafe fn sum_of_products(out: *mut f32, terms: &[Term<'_>], add: bool, how: How) {
     let kernel = kernel(how.precision);
-    let lanes = right.transposed();
-    let depth_block = UNITS * kernel.pair;
-    let (rows, columns, depth) = (left.rows, right.columns, left.columns);
-    let most = |width, lanes| kernel.packed_len(width, lanes, depth.min(depth_block));
-    let (for_left, for_right) = (most(kernel.rows, rows), most(kernel.columns, columns.min(COLUMNS)));
-    // The panels of the right factor come first: they are read as whole aligned vectors.
-    scratch::with(for_right + for_left, |panels| {
-        let (of_right, of_left) = panels.split_at_mut(for_right);
+    let Some((left, right)) = terms.first() else { return };
+    let (rows, columns) = (left.rows(), right.columns);
+    let blocks = blocks(kernel, terms);
+    let most = |length: &dyn Fn(&Piece) -> usize| {
+        blocks.iter().map(|block| block.iter().map(length).sum::<usize>()).max().unwrap_or(0)
+    };
+    let for_right = most(&|piece| kernel.packed_len(kernel.columns, columns.min(COLUMNS), piece.steps));
+    let for_left = most(&|piece| match terms[piece.term].0 {
+        Left::Plain(_) => kernel.packed_len(kernel.rows, rows, piece.steps),
+        Left::Packed(_) => 0,
+    });
+    scratch::parts([for_right, for_left], |[of_right, of_left]| {
         for first in (0..columns).step_by(COLUMNS) {
             let columns_here = COLUMNS.min(columns - first);
-            for step in (0..depth).step_by(depth_block) {
-                let steps = depth_block.min(depth - step);
-                let left = left.part(0, rows, step, steps);
-                let lanes = lanes.part(first, columns_here, step, steps);
-                pack(kernel, of_left, left, of_right, lanes, how.threads);
-                let output = Output { start: out.wrapping_add(first), stride: columns, size: [rows, columns_here] };
-                let tiles = Tiles { kernel, units: kernel.units(steps), left: of_left, right: of_right, output };
+            let output = Output { start: out.wrapping_add(first), stride: columns, size: [rows, columns_here] };
+            for (i, block) in blocks.iter().enumerate() {
+                let (mut free_left, mut free_right) = (&mut *of_left, &mut *of_right);
+                let mut panels = Vec::with_capacity(block.len());
+                for piece in block {
+                    let (left, right) = terms[piece.term];
+                    let (start, steps) = (piece.start, piece.steps);
+                    let right = right.transposed().part(first, columns_here, start, steps);
+                    let right = pack_into(kernel, &mut free_right, kernel.columns, right, how.threads);
+                    let left = match left {
+                        Left::Plain(left) => {
+                            let left = left.part(0, rows, start, steps);
+                            pack_into(kernel, &mut free_left, kernel.rows, left, how.threads)
+                        }
+                        Left::Packed(packed) => {
+                            assert!(packed.precision == how.precision, "packed for another precision");
+                            packed.block(kernel, start, steps)
+                        }
+                    };
+                    panels.push(Segment { units: kernel.units(steps), left, right });
+                }
+                let tiles = Tiles { kernel, panels: &panels, output };
                 // SAFETY: the output has room for all rows and columns by the caller's promise.
-                unsafe { tiles.run(add || step > 0, how.threads) };
+                unsafe { tiles.run(add || i > 0, how.threads) };
             }
         }
     });
 }
 
-/// Packs both factors in tasks of a few panels.
-fn pack(
+/// Packs the rows of `matrix` as lanes at the start of `free`, which loses that part.
+fn pack_into<'a>(
     kernel: &Kernel,
-    of_left: &mut [f32],
-    left: Matrix<'_>,
-    of_right: &mut [f32],
-    right: Matrix<'_>,
+    free: &mut &'a mut [f32],
+    width: usize,
+    matrix: Matrix<'_>,
     threads: Threads,
-) {
-    if threads == Threads::One {
-        kernel.pack(of_left, kernel.rows, left);
-        kernel.pack(of_right, kernel.columns, right);
+) -> &'a [f32] {
+    let (here, rest) =
+        std::mem::take(free).split_at_mut(kernel.packed_len(width, matrix.rows, matrix.columns));
+    *free = rest;
+    pack(kernel, here, width, matrix, threads);
+    here
+}
+
+/// Packs the rows of `matrix` as lanes, in tasks of a few panels.
+fn pack(kernel: &Kernel, out: &mut [f32], width: usize, matrix: Matrix<'_>, threads: Threads) {
+    let lanes = PACKED * width;
+    if threads == Threads::One || matrix.rows <= lanes {
+        kernel.pack(out, width, matrix);
         return;
     }
-    let side = |width: usize, matrix: Matrix<'_>| {
-        let lanes = PACKED * width;
-        (lanes, lanes * kernel.units(matrix.columns), matrix.rows.div_ceil(lanes))
-    };
-    let pack_side = |out: &mut [f32], width: usize, matrix: Matrix<'_>| {
-        let (lanes, length, count) = side(width, matrix);
-        out.par_chunks_mut(length).take(count).enumerate().for_each(|(task, out)| {
-            let lanes_here = lanes.min(matrix.rows - task * lanes);
-            kernel.pack(out, width, matrix.part(task * lanes, lanes_here, 0, matrix.columns));
-        });
-    };
-    rayon::join(|| pack_side(of_left, kernel.rows, left), || pack_side(of_right, kernel.columns, right));
+    out.par_chunks_mut(lanes * kernel.units(matrix.columns)).enumerate().for_each(|(task, out)| {
+        let lanes_here = lanes.min(matrix.rows - task * lanes);
+        kernel.pack(out, width, matrix.part(task * lanes, lanes_here, 0, matrix.columns));
+    });
 }
 
 /// Where the tiles go.
+#[derive(Clone, Copy)]
 struct Output {
     start: *mut f32,
     stride: usize,
@@ -88,9 +230,8 @@ struct Output {
 /// The tiles of a block.
 struct Tiles<'a> {
     kernel: &'static Kernel,
-    units: usize,
-    left: &'a [f32],
-    right: &'a [f32],
+    /// All panels of the pieces that are summed.
+    panels: &'a [Segment<'a>],
     output: Output,
 }
 
@@ -127,15 +268,18 @@ impl Tiles<'_> {
     #[allow(unsafe_code)]
     unsafe fn group(&self, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, add: bool) {
         let Kernel { rows: high, columns: wide, .. } = *self.kernel;
+        let mut segments = self.panels.to_vec();
         for i in rows {
-            let left = &self.left[i * high * self.units..(i + 1) * high * self.units];
             for j in columns.clone() {
-                let right = &self.right[j * wide * self.units..(j + 1) * wide * self.units];
+                for (segment, panels) in segments.iter_mut().zip(self.panels) {
+                    segment.left = &panels.left[i * high * panels.units..];
+                    segment.right = &panels.right[j * wide * panels.units..];
+                }
                 let (row, column) = (i * high, j * wide);
                 let size = [high.min(self.output.size[0] - row), wide.min(self.output.size[1] - column)];
                 let out = self.output.start.wrapping_add(row * self.output.stride + column);
                 // SAFETY: by the caller's promise, `size` rows and columns from here lie inside the output.
-                unsafe { self.kernel.tile(self.units, left, right, out, self.output.stride, size, add) };
+                unsafe { self.kernel.tile(&segments, out, self.output.stride, size, add) };
             }
         }
     }

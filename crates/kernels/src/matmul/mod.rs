@@ -11,6 +11,8 @@ pub(crate) mod scratch;
 
 use std::{fmt, str::FromStr};
 
+pub(crate) use blocked::{Left, Reusable, Term};
+
 use serde::{Deserialize, Serialize};
 
 /// The arithmetic of matrix products.
@@ -135,6 +137,37 @@ pub(crate) fn multiplied(left: Matrix<'_>, right: Matrix<'_>, how: How) -> Vec<f
     out
 }
 
+/// The sum of several products of one size, in new memory. Small products ride along with large ones, which costs less
+/// than adding them afterwards.
+pub(crate) fn sum_of_products(terms: &[Term<'_>], how: How) -> Vec<f32> {
+    let Some((left, right)) = terms.first() else { return Vec::new() };
+    let size = [left.rows(), right.columns];
+    for (left, right) in terms {
+        assert!([left.rows(), right.columns] == size && left.depth() == right.rows, "sizes of a sum of products");
+    }
+    let terms: Vec<Term<'_>> = terms.iter().copied().filter(|(left, _)| left.depth() > 0).collect();
+    let count = size[0] * size[1];
+    if terms.is_empty() || count == 0 {
+        return vec![0.0; count];
+    }
+    let mut out = Vec::with_capacity(count);
+    let plain: Option<Vec<_>> = terms.iter().map(|(left, right)| Some((left.plain()?, *right))).collect();
+    #[allow(unsafe_code)]
+    // SAFETY: the vector has room for the result, all of which is written before anything is added.
+    unsafe {
+        match plain {
+            Some(plain) if size[0] <= few_rows::LIMIT => {
+                for (i, (left, right)) in plain.into_iter().enumerate() {
+                    few_rows::product(out.as_mut_ptr(), left, right, i > 0, how);
+                }
+            }
+            _ => blocked::sum_of_products(out.as_mut_ptr(), &terms, false, how),
+        }
+        out.set_len(count);
+    }
+    out
+}
+
 /// The product.
 ///
 /// # Safety
@@ -154,7 +187,7 @@ unsafe fn run(out: *mut f32, left: Matrix<'_>, right: Matrix<'_>, add: bool, how
     unsafe {
         match left.rows <= few_rows::LIMIT {
             true => few_rows::product(out, left, right, add, how),
-            false => blocked::product(out, left, right, add, how),
+            false => blocked::sum_of_products(out, &[(Left::Plain(left), right)], add, how),
         }
     }
 }
@@ -237,6 +270,23 @@ mod tests {
         for precision in [Precision::F32, Precision::Bf16] {
             check([200, 40, 1100], [true, false], true, How::all(precision));
             check([40, 300, 700], [false, true], false, How::all(precision));
+        }
+    }
+
+    #[test]
+    fn sums_of_products_are_sums_of_products() {
+        let [a, b, c, d] = [(30, 900), (900, 40), (30, 5), (5, 40)];
+        let values = [a, b, c, d].map(|(rows, columns)| numbers(rows * columns, rows as u64));
+        let matrix = |i: usize, (rows, columns)| Matrix::new(&values[i], rows, columns);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let how = How::all(precision);
+            let mut expected = multiplied(matrix(0, a), matrix(1, b), how);
+            product(&mut expected, matrix(2, c), matrix(3, d), true, how);
+            let packed = Reusable::new(matrix(0, a), how);
+            for left in [Left::Plain(matrix(0, a)), packed.left()] {
+                let sum = sum_of_products(&[(left, matrix(1, b)), (Left::Plain(matrix(2, c)), matrix(3, d))], how);
+                assert!(sum.iter().zip(&expected).all(|(x, y)| (x - y).abs() < 1e-4));
+            }
         }
     }
 

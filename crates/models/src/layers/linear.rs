@@ -1,7 +1,7 @@
 //! The linear layer: a weight and at most one adapter.
 
 use burn::tensor::Tensor;
-use espalier_kernels::linear::{Precision, linear};
+use espalier_kernels::linear::{Precision, linear, low_rank::low_rank_linear};
 
 use super::Builder;
 use crate::{
@@ -69,9 +69,15 @@ impl Linear {
     /// `x`: `[.., in]`; returns `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let bias = self.bias.as_ref().map(Parameter::value);
-        let y = linear(x.clone(), self.weight.value(), bias, self.precision);
-        match &self.adapter {
-            Some(adapter) => y + adapter.forward(x, self.precision),
+        let Some(adapter) = &self.adapter else { return linear(x, self.weight.value(), bias, self.precision) };
+        let (weight, down, up) = (self.weight.value(), adapter.down.value(), adapter.up.value());
+        // The fused form gives the weight no gradient.
+        let y = match self.weight.is_trainable() {
+            true => linear(x.clone(), weight, None, self.precision) + adapter.forward(x, self.precision),
+            false => low_rank_linear(x, weight, down, up, adapter.scale, self.precision),
+        };
+        match bias {
+            Some(bias) => y + bias.unsqueeze(),
             None => y,
         }
     }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     matmul::{
         Matrix,
-        kernel::{Kernel, kernel},
+        kernel::{Kernel, Segment, kernel},
         scratch,
     },
     parallel::DisjointRows,
@@ -134,7 +134,7 @@ fn add_lanes(
             #[allow(unsafe_code)]
             // SAFETY: the part spans all rows and columns of the tile.
             unsafe {
-                kernel.tile(units, left, right, part.as_mut_ptr(), width, size, true);
+                kernel.tile(&[Segment { units, left, right }], part.as_mut_ptr(), width, size, true);
             }
         }
     }

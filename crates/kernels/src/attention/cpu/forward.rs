@@ -10,7 +10,7 @@ use super::{
 use crate::{
     matmul::{
         Matrix, Precision,
-        kernel::{Kernel, kernel},
+        kernel::{Kernel, Segment, kernel},
         scratch,
     },
     parallel::DisjointRows,
@@ -87,7 +87,7 @@ pub(super) fn score_tiles(
         // SAFETY: `out` holds a whole tile: blocks are made of whole panels and the buffer of whole blocks.
         unsafe {
             assert!(out.len() == high * wide);
-            kernel.tile(units, left, right, out.as_mut_ptr(), wide, [high, wide], false);
+            kernel.tile(&[Segment { units, left, right }], out.as_mut_ptr(), wide, [high, wide], false);
         }
     }
 }
@@ -122,11 +122,11 @@ pub(super) fn add_mixed(
     let (high, wide, units) = (kernel.rows, kernel.columns, kernel.units(depth));
     let panels = left.chunks_exact(high * units).take(width.div_ceil(high));
     for (left, out) in panels.zip(out.chunks_exact_mut(high * wide)) {
-        let left = &left[start / kernel.pair * high..];
+        let segment = Segment { units: kernel.units(count), left: &left[start / kernel.pair * high..], right };
         #[allow(unsafe_code)]
         // SAFETY: `out` holds a whole tile.
         unsafe {
-            kernel.tile(kernel.units(count), left, right, out.as_mut_ptr(), wide, [high, wide], true);
+            kernel.tile(&[segment], out.as_mut_ptr(), wide, [high, wide], true);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{
-    Lanes,
+    Lanes, Segment,
     portable::{pack_with, round_to_bf16},
 };
 
@@ -13,17 +13,20 @@ const COLUMNS: usize = 16;
 /// See [`super::Tile`].
 #[allow(unsafe_code)]
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn tile(units: usize, left: *const f32, right: *const f32, out: *mut f32, stride: usize, add: bool) {
+pub(super) unsafe fn tile(segments: &[Segment<'_>], out: *mut f32, stride: usize, add: bool) {
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
     // SAFETY: panels and output are as long as the caller promises.
     unsafe {
-        for unit in 0..units {
-            let (left, right) = (left.add(unit * ROWS), right.add(unit * COLUMNS));
-            let right = [_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8))];
-            for i in 0..ROWS {
-                let left = _mm256_broadcast_ss(&*left.add(i));
-                for j in 0..2 {
-                    sums[i][j] = _mm256_fmadd_ps(left, right[j], sums[i][j]);
+        for segment in segments {
+            let (left, right) = (segment.left.as_ptr(), segment.right.as_ptr());
+            for unit in 0..segment.units {
+                let (left, right) = (left.add(unit * ROWS), right.add(unit * COLUMNS));
+                let right = [_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8))];
+                for i in 0..ROWS {
+                    let left = _mm256_broadcast_ss(&*left.add(i));
+                    for j in 0..2 {
+                        sums[i][j] = _mm256_fmadd_ps(left, right[j], sums[i][j]);
+                    }
                 }
             }
         }

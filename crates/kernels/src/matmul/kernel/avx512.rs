@@ -2,7 +2,7 @@
 
 use std::{arch::x86_64::*, mem::transmute};
 
-use super::Lanes;
+use super::{Lanes, Segment};
 
 const ROWS: usize = 14;
 const COLUMNS: usize = 32;
@@ -15,7 +15,7 @@ macro_rules! tile {
         $(#[$meta])*
         #[allow(unsafe_code)]
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(units: usize, left: *const f32, right: *const f32, out: *mut f32, stride: usize, add: bool) {
+        pub(super) unsafe fn $name(segments: &[Segment<'_>], out: *mut f32, stride: usize, add: bool) {
             let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
             // SAFETY: panels and output are as long as the caller promises; a prefetch may point anywhere.
             unsafe {
@@ -23,13 +23,16 @@ macro_rules! tile {
                     _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(i * stride).cast());
                     _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(i * stride + VECTOR).cast());
                 }
-                for unit in 0..units {
-                    let (left, right) = (left.add(unit * ROWS), right.add(unit * COLUMNS));
-                    let right = [_mm512_loadu_ps(right), _mm512_loadu_ps(right.add(VECTOR))];
-                    for i in 0..ROWS {
-                        let left = _mm512_set1_ps(left.add(i).read());
-                        for j in 0..2 {
-                            sums[i][j] = $multiply_add(sums[i][j], left, right[j]);
+                for segment in segments {
+                    let (left, right) = (segment.left.as_ptr(), segment.right.as_ptr());
+                    for unit in 0..segment.units {
+                        let (left, right) = (left.add(unit * ROWS), right.add(unit * COLUMNS));
+                        let right = [_mm512_loadu_ps(right), _mm512_loadu_ps(right.add(VECTOR))];
+                        for i in 0..ROWS {
+                            let left = _mm512_set1_ps(left.add(i).read());
+                            for j in 0..2 {
+                                sums[i][j] = $multiply_add(sums[i][j], left, right[j]);
+                            }
                         }
                     }
                 }

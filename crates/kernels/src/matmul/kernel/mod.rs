@@ -24,10 +24,18 @@ struct Lanes {
     along: usize,
 }
 
+/// Two panels of the same units of depth, whose product is part of a tile.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Segment<'a> {
+    pub units: usize,
+    pub left: &'a [f32],
+    pub right: &'a [f32],
+}
+
 /// Packs lanes into panels of `width`, one after another: `(out, width, lanes)`.
 type Pack = unsafe fn(*mut f32, usize, Lanes);
-/// Multiplies two panels: `(units, left, right, out, distance between rows of out, whether to add to out)`.
-type Tile = unsafe fn(usize, *const f32, *const f32, *mut f32, usize, bool);
+/// Sums the products of panels: `(segments, out, distance between rows of out, whether to add to out)`.
+type Tile = unsafe fn(&[Segment<'_>], *mut f32, usize, bool);
 
 /// The inner loops of one instruction set in one precision.
 #[derive(Debug)]
@@ -109,31 +117,24 @@ impl Kernel {
         }
     }
 
-    /// `out = left right` or `out += left right` over `units` of two panels, on the first `size` rows and columns of a tile.
+    /// `out = sum` or `out += sum` of the segments' products, on the first `size` rows and columns of a tile.
     ///
     /// # Safety
     /// `out` points to that many rows, `stride` apart, of that many elements, which nobody else uses meanwhile.
     #[allow(unsafe_code)]
-    pub unsafe fn tile(
-        &self,
-        units: usize,
-        left: &[f32],
-        right: &[f32],
-        out: *mut f32,
-        stride: usize,
-        size: [usize; 2],
-        add: bool,
-    ) {
-        assert!(left.len() >= units * self.rows && right.len() >= units * self.columns);
-        let (left, right) = (left.as_ptr(), right.as_ptr());
+    pub unsafe fn tile(&self, segments: &[Segment<'_>], out: *mut f32, stride: usize, size: [usize; 2], add: bool) {
+        for segment in segments {
+            let [left, right] = [self.rows, self.columns].map(|lanes| segment.units * lanes);
+            assert!(segment.left.len() >= left && segment.right.len() >= right);
+        }
         if size == [self.rows, self.columns] {
             // SAFETY: the panels are long enough by the assertion, the output by the caller's promise.
-            unsafe { (self.tile)(units, left, right, out, stride, add) };
+            unsafe { (self.tile)(segments, out, stride, add) };
             return;
         }
         let mut whole = [0.0; LARGEST_TILE];
         // SAFETY: as above; `whole` has room for the largest tile.
-        unsafe { (self.tile)(units, left, right, whole.as_mut_ptr(), self.columns, false) };
+        unsafe { (self.tile)(segments, whole.as_mut_ptr(), self.columns, false) };
         for (i, row) in whole.chunks_exact(self.columns).take(size[0]).enumerate() {
             // SAFETY: the row lies inside the output by the caller's promise.
             let out = unsafe { std::slice::from_raw_parts_mut(out.add(i * stride), size[1]) };

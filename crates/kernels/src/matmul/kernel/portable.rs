@@ -1,6 +1,6 @@
 //! Plain loops, which compilers turn into whatever vectors the target has (NEON on 64-bit ARM).
 
-use super::Lanes;
+use super::{Lanes, Segment};
 
 const ROWS: usize = 4;
 const COLUMNS: usize = 8;
@@ -21,20 +21,20 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
 
 /// See [`super::Tile`].
 #[allow(unsafe_code)]
-pub(super) unsafe fn tile(units: usize, left: *const f32, right: *const f32, out: *mut f32, stride: usize, add: bool) {
-    // SAFETY: panels and output are as long as the caller promises.
-    let (left, right) =
-        unsafe { (std::slice::from_raw_parts(left, units * ROWS), std::slice::from_raw_parts(right, units * COLUMNS)) };
+pub(super) unsafe fn tile(segments: &[Segment<'_>], out: *mut f32, stride: usize, add: bool) {
     let mut sums = [[0f32; COLUMNS]; ROWS];
-    for (left, right) in left.as_chunks::<ROWS>().0.iter().zip(right.as_chunks::<COLUMNS>().0) {
-        for (sums, left) in sums.iter_mut().zip(left) {
-            for (sum, right) in sums.iter_mut().zip(right) {
-                *sum = multiply_add(*left, *right, *sum);
+    for segment in segments {
+        let panels = segment.left.as_chunks::<ROWS>().0.iter().zip(segment.right.as_chunks::<COLUMNS>().0);
+        for (left, right) in panels.take(segment.units) {
+            for (sums, left) in sums.iter_mut().zip(left) {
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = multiply_add(*left, *right, *sum);
+                }
             }
         }
     }
     for (i, sums) in sums.iter().enumerate() {
-        // SAFETY: as above.
+        // SAFETY: the output is as large as the caller promises.
         let out = unsafe { std::slice::from_raw_parts_mut(out.add(i * stride), COLUMNS) };
         for (out, sum) in out.iter_mut().zip(sums) {
             *out = if add { *out + sum } else { *sum };
