@@ -68,7 +68,8 @@ pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const NEVER: libc::c_int = libc::c_int::MAX;
-        for (parameter, value) in [(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, NEVER), (libc::M_TOP_PAD, 64 << 20)] {
+        for (parameter, value) in [(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, NEVER), (libc::M_TOP_PAD, 64 << 20)]
+        {
             #[allow(unsafe_code)]
             // SAFETY: `mallopt` takes two plain numbers; an unknown one changes nothing.
             unsafe {

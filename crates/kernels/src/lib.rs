@@ -10,6 +10,7 @@
 pub mod activation;
 pub mod allocator;
 pub mod attention;
+pub mod checkpoint;
 pub mod cross_entropy;
 pub mod embedding;
 mod host;

@@ -107,9 +107,23 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// Sum of squares in f64, in eight partial sums.
+    fn squares(values: &[f32]) -> f64 {
+        let mut sums = [0f64; 8];
+        let (chunks, rest) = values.as_chunks::<8>();
+        for chunk in chunks {
+            for l in 0..8 {
+                sums[l] += f64::from(chunk[l]) * f64::from(chunk[l]);
+            }
+        }
+        sums.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>()
+    }
+}
+
 /// Sum of squares in f64, in a fixed order. `values`: `[len]`.
 pub fn sum_of_squares(values: Tensor<1>) -> f64 {
-    let partial = |chunk: &[f32]| chunk.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
+    let partial = |chunk: &[f32]| squares(chunk);
     let total = |values: &[f32]| values.par_chunks(CHUNK).map(partial).collect::<Vec<f64>>().iter().sum();
     match host::on_host(&values) {
         true => total(slice(&whole(values))),

@@ -5,7 +5,8 @@ use std::{collections::HashSet, sync::Arc};
 use burn::tensor::{Device, Tensor};
 use espalier_kernels::{
     attention::{Mask, MaskSpec},
-    cross_entropy::{linear_cross_entropy, linear_log_probabilities, log_probabilities},
+    checkpoint::is_supported,
+    cross_entropy::{HeadOptions, linear_cross_entropy, linear_log_probabilities, log_probabilities},
     embedding::embedding,
     linear::Precision,
     rotary::Rotation,
@@ -85,6 +86,7 @@ pub struct LanguageModel {
     final_norm: Norm,
     head: Option<Linear>,
     precision: Precision,
+    gradient_checkpointing: bool,
 }
 
 parameters!(LanguageModel: embedding, positions, blocks, final_norm, head);
@@ -121,6 +123,7 @@ impl LanguageModel {
             final_norm,
             head,
             precision: Precision::F32,
+            gradient_checkpointing: false,
         })
     }
 
@@ -161,7 +164,11 @@ impl LanguageModel {
                 Flow::Stop(_) => break,
             };
             let mixer = state.as_deref_mut().and_then(|state| state.mixers.get_mut(i));
-            flow = observer.observe(Site::Block(i), block.forward(hidden, context, mixer));
+            let hidden = match mixer.is_none() && self.gradient_checkpointing && is_supported(&hidden) {
+                true => block.forward_recomputed(hidden, context),
+                false => block.forward(hidden, context, mixer),
+            };
+            flow = observer.observe(Site::Block(i), hidden);
         }
         let (Flow::Continue(hidden) | Flow::Stop(hidden)) = flow;
         Ok(self.final_norm.forward(hidden))
@@ -182,7 +189,7 @@ impl LanguageModel {
     pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some(weight) => linear_cross_entropy(hidden, weight, targets, self.precision),
+            Some(weight) => linear_cross_entropy(hidden, weight, targets, self.head_options()),
             None => -log_probabilities(self.head(hidden), targets).sum(),
         })
     }
@@ -194,9 +201,13 @@ impl LanguageModel {
     pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some(weight) => linear_log_probabilities(hidden, weight, targets, self.precision),
+            Some(weight) => linear_log_probabilities(hidden, weight, targets, self.head_options()),
             None => log_probabilities(self.head(hidden), targets),
         })
+    }
+
+    fn head_options(&self) -> HeadOptions {
+        HeadOptions { softcap: None, precision: self.precision }
     }
 
     /// The head's weight, where it is all there is to the head.
@@ -227,6 +238,7 @@ impl LanguageModel {
     pub fn frozen(&self) -> Self {
         let mut copy = self.clone();
         copy.visit_mut(&mut |parameter| parameter.set_trainable(false));
+        copy.gradient_checkpointing = false;
         copy
     }
 
@@ -244,6 +256,12 @@ impl LanguageModel {
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
         self.visit_linears_mut(&mut |linear| linear.precision = precision);
+    }
+
+    /// Whether each block's inner values are computed again in the backward instead of being kept: the memory of training
+    /// falls to one hidden state a block, for a third more work.
+    pub fn set_gradient_checkpointing(&mut self, on: bool) {
+        self.gradient_checkpointing = on;
     }
 
     /// Gives the model a head of its own where it was tied to the embedding, and returns the head.

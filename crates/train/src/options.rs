@@ -30,6 +30,8 @@ pub struct TrainOptions {
     pub packing: bool,
     /// Arithmetic of the matrix products: `f32`, or `bf16` with f32 weights, sums and optimiser state.
     pub precision: Precision,
+    /// Compute each block a second time in the backward instead of keeping its inner values: less memory, a third more work.
+    pub gradient_checkpointing: bool,
     /// Peak step size.
     pub learning_rate: f64,
     /// Its course after warm-up.
@@ -83,6 +85,7 @@ impl Default for TrainOptions {
             length: 1024,
             packing: false,
             precision: Precision::F32,
+            gradient_checkpointing: false,
             learning_rate: 2e-5,
             schedule: Schedule::Cosine,
             warmup: 0.03,

@@ -7,6 +7,7 @@
 use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Tensor};
+use espalier_kernels::linear::{Precision, linear};
 use espalier_models::{
     model::LanguageModel,
     spec::{ChannelSpec, MixerSpec, ModelSpec},
@@ -34,7 +35,9 @@ pub struct Plan {
 }
 
 /// Share of the matrix product's speed that a whole training step reaches in practice.
-const STEP_EFFICIENCY: f64 = 0.4;
+const STEP_EFFICIENCY: f64 = 0.6;
+/// Logits that the cross-entropy computes at once, unless that are few rows.
+const LOGITS_AT_ONCE: usize = 1 << 22;
 
 /// Plans a run of `model` on `samples`.
 ///
@@ -49,32 +52,41 @@ pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -
     let mean = samples.iter().map(|s| s.tokens() as f64).sum::<f64>() / samples.len().max(1) as f64;
     let tokens = (mean * (steps * options.examples_per_step()) as f64) as u64;
     let longest = samples.iter().map(Sample::tokens).max().unwrap_or(0);
-    let activations = activation_bytes(model.spec(), longest * options.batch, longest);
+    let activations = activation_bytes(model.spec(), longest * options.batch, options.gradient_checkpointing);
     let memory = 4 * parameters + 12 * trainable + activations;
     let passes = if trainable < parameters { 4.0 } else { 6.0 };
-    let seconds = passes * parameters as f64 * tokens as f64 / (matrix_speed(model.device()) * STEP_EFFICIENCY);
+    let passes = if options.gradient_checkpointing { passes + 2.0 } else { passes };
+    let seconds = passes * parameters as f64 * tokens as f64
+        / (matrix_speed(model.device(), options.precision) * STEP_EFFICIENCY);
     Ok(Plan { parameters, trainable, samples: samples.len(), steps, tokens, memory, seconds })
 }
 
-/// Bytes of what the forward pass keeps for the backward pass, all in f32.
-fn activation_bytes(spec: &ModelSpec, tokens: usize, length: usize) -> u64 {
+/// Bytes of what the forward pass keeps for the backward pass, all in f32, and of the logits that exist at once.
+fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
     let block = |block: &espalier_models::spec::BlockSpec| {
         let MixerSpec::Attention(attention) = &block.mixer;
-        let (ChannelSpec::Mlp(mlp) | ChannelSpec::GatedMlp(mlp)) = &block.channel;
-        let scores = 4 * attention.heads * length;
-        let projections = 4 * attention.head_dim * (attention.heads + 2 * attention.kv_heads);
-        10 * spec.width + projections + scores + 6 * mlp.inner
+        let channel = match &block.channel {
+            ChannelSpec::Mlp(mlp) => 2 * mlp.inner,
+            ChannelSpec::GatedMlp(mlp) => 3 * mlp.inner,
+        };
+        // Two norms and what they read, the attention's inputs and output, the channel's.
+        4 * spec.width + 2 * attention.head_dim * (attention.heads + attention.kv_heads) + channel
     };
-    let blocks: usize = spec.blocks.iter().map(block).sum();
-    4 * tokens as u64 * (blocks + 4 * spec.vocabulary) as u64
+    let blocks = spec.blocks.iter().map(block);
+    let kept = match recomputed {
+        true => spec.blocks.len() * spec.width + blocks.max().unwrap_or(0),
+        false => blocks.sum(),
+    };
+    let logits = LOGITS_AT_ONCE.max(256 * spec.vocabulary).min(tokens * spec.vocabulary);
+    4 * (tokens * (kept + 2 * spec.width) + logits) as u64
 }
 
 /// Floating-point operations a second of a matrix product, measured in a few hundredths of a second.
-pub fn matrix_speed(device: &Device) -> f64 {
+pub fn matrix_speed(device: &Device, precision: Precision) -> f64 {
     let device = device.clone().inner();
     let matrix = || Tensor::<2>::random([512, 512], Distribution::Default, &device);
     let (a, b) = (matrix(), matrix());
-    let multiply = || a.clone().matmul(b.clone()).sum().into_data();
+    let multiply = || linear(a.clone(), b.clone(), None, precision).into_data();
     multiply();
     let started = Instant::now();
     let mut count = 0;

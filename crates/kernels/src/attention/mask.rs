@@ -45,7 +45,8 @@ impl Mask {
         let rows = if spec.segments.is_some() { spec.batch } else { 1 };
         let mut intervals = Vec::with_capacity(rows * spec.queries);
         for row in 0..rows {
-            let same = |a: &usize, b: &usize| spec.segments.is_none_or(|s| s[row * spec.keys + a] == s[row * spec.keys + b]);
+            let same =
+                |a: &usize, b: &usize| spec.segments.is_none_or(|s| s[row * spec.keys + a] == s[row * spec.keys + b]);
             let positions: Vec<usize> = (0..spec.keys).collect();
             for run in positions.chunk_by(same) {
                 let (run, run_end) = (run[0], run[0] + run.len());

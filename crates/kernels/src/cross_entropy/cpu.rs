@@ -7,24 +7,25 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::HeadOptions;
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    matmul::{How, Matrix, Precision, multiplied, product},
-    simd::{exp, maximum, vectorised},
+    matmul::{How, Matrix, multiplied, product},
+    simd::{exp, maximum, tanh, vectorised},
 };
 
 /// The log-probability of every target: `[tokens]`. Its backward computes the logits again.
 #[derive(Debug)]
 pub(super) struct LinearLogProbabilities {
     pub targets: Vec<u32>,
-    pub precision: Precision,
+    pub options: HeadOptions,
 }
 
 /// The negative sum of all: `[1]`. Every target has the same weight, so that the gradients are computed with the loss.
 #[derive(Debug)]
 pub(super) struct LinearCrossEntropy {
     pub targets: Vec<u32>,
-    pub precision: Precision,
+    pub options: HeadOptions,
 }
 
 /// Logits that exist at once, unless that are few rows.
@@ -37,7 +38,7 @@ struct Head<'a> {
     hidden: &'a [f32],
     weight: &'a [f32],
     targets: &'a [u32],
-    precision: Precision,
+    options: HeadOptions,
     width: usize,
     vocabulary: usize,
 }
@@ -49,9 +50,9 @@ struct Gradients {
 }
 
 impl<'a> Head<'a> {
-    fn new(hidden: &'a FlexTensor, weight: &'a FlexTensor, targets: &'a [u32], precision: Precision) -> Self {
+    fn new(hidden: &'a FlexTensor, weight: &'a FlexTensor, targets: &'a [u32], options: HeadOptions) -> Self {
         let shape = dimensions(weight);
-        Self { hidden: slice(hidden), weight: slice(weight), targets, precision, width: shape[1], vocabulary: shape[0] }
+        Self { hidden: slice(hidden), weight: slice(weight), targets, options, width: shape[1], vocabulary: shape[0] }
     }
 
     /// Ranges of rows that are computed together.
@@ -69,7 +70,11 @@ impl<'a> Head<'a> {
     }
 
     fn logits(&self, rows: &Range<usize>) -> Vec<f32> {
-        multiplied(self.hidden(rows), self.weight().transposed(), How::all(self.precision))
+        let mut logits = multiplied(self.hidden(rows), self.weight().transposed(), How::all(self.options.precision));
+        if let Some(softcap) = self.options.softcap {
+            logits.par_chunks_mut(self.vocabulary).for_each(|row| cap(row, softcap as f32));
+        }
+        logits
     }
 
     /// Each row's largest logit and the log of its sum of exponentials relative to it: apart, huge logits lose nothing.
@@ -86,8 +91,13 @@ impl<'a> Head<'a> {
     fn differentiate(&self, rows: &Range<usize>, logits: &mut [f32], statistics: &[(f32, f32)], factors: &[f32]) {
         let given = self.targets[rows.clone()].par_iter().zip(statistics).zip(factors);
         logits.par_chunks_mut(self.vocabulary).zip(given).for_each(|(logits, ((target, statistics), factor))| {
-            probabilities(logits, statistics.0, statistics.1, -*factor);
-            logits[*target as usize] += factor;
+            let capped = logits[*target as usize];
+            match self.options.softcap {
+                None => probabilities(logits, statistics.0, statistics.1, -*factor),
+                Some(softcap) => capped_probabilities(logits, statistics.0, statistics.1, -*factor, softcap as f32),
+            }
+            let slope = self.options.softcap.map_or(1.0, |softcap| slope(capped, softcap as f32));
+            logits[*target as usize] += factor * slope;
         });
     }
 
@@ -96,10 +106,16 @@ impl<'a> Head<'a> {
         let of_logits = Matrix::new(of_logits, rows.len(), self.vocabulary);
         if !gradients.hidden.is_empty() {
             let part = &mut gradients.hidden[rows.start * self.width..rows.end * self.width];
-            product(part, of_logits, self.weight(), false, How::all(self.precision));
+            product(part, of_logits, self.weight(), false, How::all(self.options.precision));
         }
         if !gradients.weight.is_empty() {
-            product(&mut gradients.weight, of_logits.transposed(), self.hidden(rows), true, How::all(self.precision));
+            product(
+                &mut gradients.weight,
+                of_logits.transposed(),
+                self.hidden(rows),
+                true,
+                How::all(self.options.precision),
+            );
         }
     }
 }
@@ -114,7 +130,7 @@ impl HostOperator<2> for LinearLogProbabilities {
     /// Saves each row's statistics.
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let [hidden, weight] = inputs.each_ref().map(contiguous);
-        let head = Head::new(&hidden, &weight, &self.targets, self.precision);
+        let head = Head::new(&hidden, &weight, &self.targets, self.options);
         let (mut output, mut saved) = (Vec::with_capacity(self.targets.len()), Vec::new());
         for rows in head.chunks() {
             let logits = head.logits(&rows);
@@ -127,7 +143,7 @@ impl HostOperator<2> for LinearLogProbabilities {
 
     fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [hidden, weight] = given.inputs.each_ref().map(contiguous);
-        let head = Head::new(&hidden, &weight, &self.targets, self.precision);
+        let head = Head::new(&hidden, &weight, &self.targets, self.options);
         let mut gradients = head.gradients(wanted);
         for rows in head.chunks() {
             let mut logits = head.logits(&rows);
@@ -144,7 +160,7 @@ impl HostOperator<2> for LinearCrossEntropy {
     /// Saves the gradients themselves, for an upstream gradient of one.
     fn forward(&self, inputs: &[FlexTensor; 2], wanted: [bool; 2]) -> (FlexTensor, Saved) {
         let [hidden, weight] = inputs.each_ref().map(contiguous);
-        let head = Head::new(&hidden, &weight, &self.targets, self.precision);
+        let head = Head::new(&hidden, &weight, &self.targets, self.options);
         let mut gradients = head.gradients(wanted);
         let mut loss = 0.0f64;
         for rows in head.chunks() {
@@ -206,5 +222,25 @@ vectorised! {
     /// Turns logits into `scale * softmax`.
     fn probabilities(x: &mut [f32], largest: f32, log_sum: f32, scale: f32) {
         x.iter_mut().for_each(|x| *x = exp(*x - largest - log_sum) * scale);
+    }
+}
+
+/// The slope of the soft cap where it gives `capped`.
+#[inline(always)]
+fn slope(capped: f32, softcap: f32) -> f32 {
+    let share = capped / softcap;
+    1.0 - share * share
+}
+
+vectorised! {
+    fn cap(x: &mut [f32], softcap: f32) {
+        x.iter_mut().for_each(|x| *x = tanh(*x / softcap) * softcap);
+    }
+}
+
+vectorised! {
+    /// As [`probabilities`], with the slope of the soft cap.
+    fn capped_probabilities(x: &mut [f32], largest: f32, log_sum: f32, scale: f32, softcap: f32) {
+        x.iter_mut().for_each(|x| *x = exp(*x - largest - log_sum) * scale * slope(*x, softcap));
     }
 }

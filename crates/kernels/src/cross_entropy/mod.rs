@@ -5,30 +5,39 @@ pub mod reference;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::{host, linear, matmul::Precision};
+use crate::{host, linear::Precision};
+
+/// How the head turns hidden states into logits.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct HeadOptions {
+    /// Logits `z` become `softcap * tanh(z / softcap)` (Gemma 2).
+    pub softcap: Option<f64>,
+    /// Arithmetic of the products, forward and backward.
+    pub precision: Precision,
+}
 
 /// Log-probability of `targets` under the logits `hidden weight^T`, which are never whole in memory.
 ///
 /// `hidden`: `[tokens, width]`, `weight`: `[vocabulary, width]`, `targets`: `[tokens]`, below the vocabulary's size;
-/// returns `[tokens]`, in f32. The products run in `precision`. The backward computes the logits a second time, some rows at once.
+/// returns `[tokens]`, in f32. The backward computes the logits a second time, some rows at once.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
-/// use espalier_kernels::{cross_entropy::linear_log_probabilities, linear::Precision};
+/// use espalier_kernels::cross_entropy::{HeadOptions, linear_log_probabilities};
 /// let device = Device::flex();
 /// let (hidden, weight) = (Tensor::<2>::ones([1, 3], &device), Tensor::<2>::zeros([4, 3], &device));
-/// let log_probability = linear_log_probabilities(hidden, weight, &[2], Precision::F32).into_scalar::<f32>();
+/// let log_probability = linear_log_probabilities(hidden, weight, &[2], HeadOptions::default()).into_scalar::<f32>();
 /// assert!((log_probability + 4f32.ln()).abs() < 1e-6);
 /// ```
 pub fn linear_log_probabilities(
     hidden: Tensor<2>,
     weight: Tensor<2>,
     targets: &[u32],
-    precision: Precision,
+    options: HeadOptions,
 ) -> Tensor<1> {
     match host::on_host(&hidden) {
-        true => host::two(hidden, weight, cpu::LinearLogProbabilities { targets: targets.to_vec(), precision }),
-        false => log_probabilities(linear::reference::linear(hidden, weight, None, precision), targets),
+        true => host::two(hidden, weight, cpu::LinearLogProbabilities { targets: targets.to_vec(), options }),
+        false => log_probabilities(reference::logits(hidden, weight, options), targets),
     }
 }
 
@@ -36,10 +45,10 @@ pub fn linear_log_probabilities(
 ///
 /// Shapes as in [`linear_log_probabilities`]. A sum, not a mean: the caller divides by the number of targets of the whole
 /// optimisation step. The gradients are computed together with the loss, so that no logit is computed twice.
-pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32], precision: Precision) -> Tensor<1> {
+pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32], options: HeadOptions) -> Tensor<1> {
     match host::on_host(&hidden) {
-        true => host::two(hidden, weight, cpu::LinearCrossEntropy { targets: targets.to_vec(), precision }),
-        false => -linear_log_probabilities(hidden, weight, targets, precision).sum(),
+        true => host::two(hidden, weight, cpu::LinearCrossEntropy { targets: targets.to_vec(), options }),
+        false => -linear_log_probabilities(hidden, weight, targets, options).sum(),
     }
 }
 
@@ -75,8 +84,8 @@ mod tests {
         let hidden = Tensor::<2>::from_floats([[1000.0, 999.0, -1000.0]], &device).autodiff().require_grad();
         let identity = || Tensor::<2>::eye(3, &device);
         for loss in [
-            -linear_log_probabilities(hidden.clone(), identity(), &[1], Precision::F32),
-            linear_cross_entropy(hidden.clone(), identity(), &[1], Precision::F32),
+            -linear_log_probabilities(hidden.clone(), identity(), &[1], HeadOptions::default()),
+            linear_cross_entropy(hidden.clone(), identity(), &[1], HeadOptions::default()),
             -log_probabilities(hidden.clone().matmul(identity()), &[1]),
         ] {
             assert!((loss.clone().into_scalar::<f32>() - 1.313262).abs() < 1e-5);
@@ -90,14 +99,16 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
-        fn agrees_with_the_reference(tokens in 1usize..60, width in 1usize..20, vocabulary in 2usize..90) {
+        fn agrees_with_the_reference(tokens in 1usize..60, width in 1usize..20, vocabulary in 2usize..90,
+            softcap in proptest::option::of(0.3f64..2.0)) {
+            let options = HeadOptions { softcap, ..HeadOptions::default() };
             let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % vocabulary) as u32).collect();
             agree(&[&[tokens, width], &[vocabulary, width]], 1e-5,
-                |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets, Precision::F32),
-                |t| log_probabilities(linear::reference::linear(t[0].get::<2>(), t[1].get(), None, Precision::F32), &targets));
+                |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets, options),
+                |t| log_probabilities(reference::logits(t[0].get(), t[1].get(), options), &targets));
             agree(&[&[tokens, width], &[vocabulary, width]], 1e-5,
-                |t| linear_cross_entropy(t[0].get(), t[1].get(), &targets, Precision::F32),
-                |t| -log_probabilities(linear::reference::linear(t[0].get::<2>(), t[1].get(), None, Precision::F32), &targets).sum());
+                |t| linear_cross_entropy(t[0].get(), t[1].get(), &targets, options),
+                |t| -log_probabilities(reference::logits(t[0].get(), t[1].get(), options), &targets).sum());
         }
 
         #[test]
@@ -106,10 +117,10 @@ mod tests {
             let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % 20_000) as u32).collect();
             let shapes: [&[usize]; 2] = [&[tokens, 2], &[20_000, 2]];
             let reference = |t: &[crate::testing::Leaf]| {
-                log_probabilities(linear::reference::linear(t[0].get::<2>(), t[1].get(), None, Precision::F32), &targets)
+                log_probabilities(reference::logits(t[0].get(), t[1].get(), HeadOptions::default()), &targets)
             };
-            agree(&shapes, 1e-5, |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets, Precision::F32), reference);
-            agree(&shapes, 1e-5, |t| linear_cross_entropy(t[0].get(), t[1].get(), &targets, Precision::F32), |t| -reference(t).sum());
+            agree(&shapes, 1e-5, |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets, HeadOptions::default()), reference);
+            agree(&shapes, 1e-5, |t| linear_cross_entropy(t[0].get(), t[1].get(), &targets, HeadOptions::default()), |t| -reference(t).sum());
         }
     }
 }

@@ -2,6 +2,18 @@
 
 use burn::tensor::{Int, Tensor};
 
+use super::HeadOptions;
+use crate::linear;
+
+/// The logits `[tokens, vocabulary]`; shapes as in [`super::linear_log_probabilities`].
+pub fn logits(hidden: Tensor<2>, weight: Tensor<2>, options: HeadOptions) -> Tensor<2> {
+    let logits = linear::reference::linear(hidden, weight, None, options.precision);
+    match options.softcap {
+        Some(softcap) => (logits / softcap).tanh() * softcap,
+        None => logits,
+    }
+}
+
 /// Log-probability of `targets` `[tokens]` under `logits` `[tokens, vocabulary]`, in f32: `[tokens]`.
 ///
 /// The log of the sum is taken after the row's maximum is subtracted, and the whole table of log-probabilities is never

@@ -46,8 +46,7 @@ impl Packed {
         let mut panels = vec![0.0; kernel.packed_len(kernel.rows, rows, depth)];
         let mut rest = &mut panels[..];
         for (start, steps) in depth_blocks(kernel, depth) {
-            let (here, behind) =
-                std::mem::take(&mut rest).split_at_mut(kernel.packed_len(kernel.rows, rows, steps));
+            let (here, behind) = std::mem::take(&mut rest).split_at_mut(kernel.packed_len(kernel.rows, rows, steps));
             pack(kernel, here, kernel.rows, matrix.part(0, rows, start, steps), how.threads);
             rest = behind;
         }
@@ -199,8 +198,7 @@ fn pack_into<'a>(
     matrix: Matrix<'_>,
     threads: Threads,
 ) -> &'a [f32] {
-    let (here, rest) =
-        std::mem::take(free).split_at_mut(kernel.packed_len(width, matrix.rows, matrix.columns));
+    let (here, rest) = std::mem::take(free).split_at_mut(kernel.packed_len(width, matrix.rows, matrix.columns));
     *free = rest;
     pack(kernel, here, width, matrix, threads);
     here

@@ -1,6 +1,9 @@
 //! One residual block: a sequence mixer and a channel mixer, each behind its norm.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
+use espalier_kernels::checkpoint::{Segment, recomputed};
 
 use super::{Builder, attention::Attention, channel::FeedForward, linear::Linear, norm::Norm};
 use crate::{
@@ -51,6 +54,50 @@ impl Block {
         let x = x.clone() + self.mixer.forward(self.mixer_norm.forward(x), context, state);
         x.clone() + self.channel.forward(self.channel_norm.forward(x))
     }
+
+    /// As [`Block::forward`] without state; what the backward needs is computed again when it runs.
+    pub fn forward_recomputed(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
+        let mut block = self.clone();
+        let mut trained = Vec::new();
+        block.visit_mut(&mut |parameter| {
+            trained.push(parameter.is_trainable());
+            parameter.set_trainable(false);
+        });
+        recomputed(x, leaves(self), Arc::new(BlockSegment { block, trained, context: context.clone() }))
+    }
+}
+
+/// A block that keeps its input alone for the backward.
+#[derive(Debug)]
+struct BlockSegment {
+    /// Outside autodiff.
+    block: Block,
+    trained: Vec<bool>,
+    context: Context,
+}
+
+impl Segment for BlockSegment {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.block.forward(x, &self.context, None)
+    }
+
+    fn tracked(&self, x: Tensor<3>) -> (Tensor<3>, Vec<Tensor<1>>) {
+        let (mut block, mut trained) = (self.block.clone(), self.trained.iter());
+        block.visit_mut(&mut |parameter| parameter.set_trainable(trained.next() == Some(&true)));
+        let y = block.forward(x, &self.context, None);
+        (y, leaves(&block))
+    }
+}
+
+/// The trained parameters of a block.
+fn leaves(block: &Block) -> Vec<Tensor<1>> {
+    let mut leaves = Vec::new();
+    block.visit(&mut |parameter| {
+        if parameter.is_trainable() {
+            leaves.push(parameter.leaf().clone());
+        }
+    });
+    leaves
 }
 
 impl Mixer {

@@ -63,7 +63,14 @@ pub fn run_attention(args: &AttentionArgs, context: &Context) -> Result<()> {
     let shape = [args.batch, args.length, args.heads, args.width];
     let random = || tracked(Tensor::<4>::random(shape, Distribution::Default, &context.device));
     let (query, key, value) = (random(), random(), random());
-    let spec = MaskSpec { batch: args.batch, queries: args.length, keys: args.length, causal: true, window: None, segments: None };
+    let spec = MaskSpec {
+        batch: args.batch,
+        queries: args.length,
+        keys: args.length,
+        causal: true,
+        window: None,
+        segments: None,
+    };
     let mask = Mask::new(spec);
     let scale = (args.width as f64).sqrt().recip();
     let options = Options { precision: args.precision, ..Options::scaled(scale) };

@@ -33,6 +33,9 @@ pub struct TrainArgs {
     /// Arithmetic of the matrix products: f32 or bf16
     #[arg(long, default_value_t = Precision::F32)]
     pub precision: Precision,
+    /// Compute each block a second time in the backward instead of keeping its inner values
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
     /// Steps that are counted, after two that are not
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
@@ -63,6 +66,9 @@ pub struct DpoArgs {
     /// Arithmetic of the matrix products: f32 or bf16
     #[arg(long, default_value_t = Precision::F32)]
     pub precision: Precision,
+    /// Compute each block a second time in the backward instead of keeping its inner values
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
     /// Steps that are counted, after two that are not
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
@@ -120,13 +126,19 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
             reference.push(started.elapsed().as_secs_f64());
         }
     }
-    let step =
-        measure(loaded.model, objective.as_ref(), samples, [args.pairs, args.length, args.runs], args.precision)?;
+    let step = measure(
+        loaded.model,
+        objective.as_ref(),
+        samples,
+        [args.pairs, args.length, args.runs],
+        (args.precision, args.gradient_checkpointing),
+    )?;
     let seconds: Vec<f64> = step.iter().map(|seconds| seconds + median(&reference)).collect();
     let sizes = vec![
         ("pairs", args.pairs.into()),
         ("length", args.length.into()),
         ("precision", args.precision.to_string().into()),
+        ("gradient_checkpointing", args.gradient_checkpointing.into()),
     ];
     figures("dpo_step", &args.model, sizes, 2 * args.pairs * args.length, &seconds).show(context)
 }
@@ -149,7 +161,13 @@ fn measure_rows(model: LanguageModel, args: &TrainArgs) -> Result<Vec<f64>> {
     };
     let samples = rows.into_iter().map(sample).collect();
     let objective = ObjectiveOptions::Pretrain.build()?;
-    measure(model, objective.as_ref(), samples, [args.batch, args.length, args.runs], args.precision)
+    measure(
+        model,
+        objective.as_ref(),
+        samples,
+        [args.batch, args.length, args.runs],
+        (args.precision, args.gradient_checkpointing),
+    )
 }
 
 /// Seconds of each counted step.
@@ -158,7 +176,7 @@ fn measure(
     objective: &dyn Objective,
     samples: Vec<Sample>,
     [batch, length, runs]: [usize; 3],
-    precision: Precision,
+    (precision, gradient_checkpointing): (Precision, bool),
 ) -> Result<Vec<f64>> {
     if batch == 0 || length < 2 || runs == 0 {
         return Err(Error::Usage("expected at least 1 row or pair, 2 tokens and 1 run".into()));
@@ -168,6 +186,7 @@ fn measure(
         batch,
         length,
         precision,
+        gradient_checkpointing,
         learning_rate: 1e-4,
         checkpoint_every: 0,
         ..TrainOptions::default()
@@ -205,6 +224,7 @@ fn show(
         ("batch", args.batch.into()),
         ("length", args.length.into()),
         ("precision", args.precision.to_string().into()),
+        ("gradient_checkpointing", args.gradient_checkpointing.into()),
     ];
     sizes.extend(more);
     figures(job, &args.model, sizes, args.batch * args.length, &seconds).show(context)

@@ -136,7 +136,8 @@ impl<'a> Inputs<'a> {
         let distances = query.time + key.time - 1;
         let each = query.batch * query.heads;
         let mut of_query = vec![0.0; query.len()];
-        let (mut of_key, mut of_value) = (vec![0.0; each * key.time * key.width], vec![0.0; each * key.time * key.width]);
+        let (mut of_key, mut of_value) =
+            (vec![0.0; each * key.time * key.width], vec![0.0; each * key.time * key.width]);
         let mut of_bias = vec![0.0; self.bias.map_or(0, |_| each * distances)];
         {
             let query_rows = DisjointRows::new(&mut of_query, query.width);

@@ -122,16 +122,24 @@ impl Kernel {
     /// # Safety
     /// `out` points to that many rows, `stride` apart, of that many elements, which nobody else uses meanwhile.
     #[allow(unsafe_code)]
+    #[inline]
     pub unsafe fn tile(&self, segments: &[Segment<'_>], out: *mut f32, stride: usize, size: [usize; 2], add: bool) {
         for segment in segments {
-            let [left, right] = [self.rows, self.columns].map(|lanes| segment.units * lanes);
-            assert!(segment.left.len() >= left && segment.right.len() >= right);
+            let Segment { units, left, right } = segment;
+            assert!(left.len() >= units * self.rows && right.len() >= units * self.columns);
         }
         if size == [self.rows, self.columns] {
             // SAFETY: the panels are long enough by the assertion, the output by the caller's promise.
             unsafe { (self.tile)(segments, out, stride, add) };
             return;
         }
+        // SAFETY: as above.
+        unsafe { self.partial_tile(segments, out, stride, size, add) };
+    }
+
+    /// A tile at the edge of the output, by way of a whole one.
+    #[allow(unsafe_code)]
+    unsafe fn partial_tile(&self, segments: &[Segment<'_>], out: *mut f32, stride: usize, size: [usize; 2], add: bool) {
         let mut whole = [0.0; LARGEST_TILE];
         // SAFETY: as above; `whole` has room for the largest tile.
         unsafe { (self.tile)(segments, whole.as_mut_ptr(), self.columns, false) };
