@@ -1,15 +1,20 @@
 //! Three products on host memory: `y = x W^T`, `dx = dy W`, `dW = dy^T x`; the bias rides along.
 
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
 
+use super::group::{Factor, Group, Rows};
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    matmul::{How, Matrix, Precision, multiplied, product},
+    matmul::{How, Matrix, Precision, multiplied, sum_of_products},
 };
 
 /// The operator, with and without bias.
 #[derive(Debug)]
-pub(super) struct Linear(pub Precision);
+pub(super) struct Linear {
+    pub precision: Precision,
+    pub group: Group,
+}
 
 impl HostOperator<2> for Linear {
     fn forward(&self, [x, weight]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
@@ -38,19 +43,17 @@ impl HostOperator<3> for Linear {
 
 impl Linear {
     fn forward(&self, x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
-        let (x, weight) = (contiguous(x), contiguous(weight));
-        let ([outputs, inputs], mut shape) = (sizes(&weight), dimensions(&x));
-        let rows = slice(&x).len() / inputs.max(1);
-        let left = Matrix::new(slice(&x), rows, inputs);
-        let right = Matrix::new(slice(&weight), outputs, inputs).transposed();
-        let y = match bias {
-            Some(bias) => {
-                let mut y = slice(&contiguous(bias)).repeat(rows);
-                product(&mut y, left, right, true, How::all(self.0));
-                y
-            }
-            None => multiplied(left, right, How::all(self.0)),
-        };
+        let rows = self.group.input(x, self.precision);
+        let weight = contiguous(weight);
+        let right = matrix(&weight).transposed();
+        let mut y = sum_of_products(&[(rows.left(), right)], How::all(self.precision));
+        let (mut shape, outputs) = (dimensions(x), dimensions(&weight)[0]);
+        if let Some(bias) = bias {
+            let bias = contiguous(bias);
+            y.par_chunks_exact_mut(outputs.max(1)).with_min_len(64).for_each(|row| {
+                row.iter_mut().zip(slice(&bias)).for_each(|(y, bias)| *y += bias);
+            });
+        }
         if let Some(last) = shape.last_mut() {
             *last = outputs;
         }
@@ -64,26 +67,23 @@ impl Linear {
         gradient: &FlexTensor,
         wanted: [bool; 2],
     ) -> [Option<FlexTensor>; 2] {
-        let [outputs, inputs] = sizes(weight);
-        let rows = slice(gradient).len() / outputs.max(1);
-        let upstream = Matrix::new(slice(gradient), rows, outputs);
-        let of_x = wanted[0].then(|| {
-            let weight = contiguous(weight);
-            let result = multiplied(upstream, Matrix::new(slice(&weight), outputs, inputs), How::all(self.0));
-            tensor(result, &dimensions(x))
-        });
         let of_weight = wanted[1].then(|| {
-            let x = contiguous(x);
-            let result = multiplied(upstream.transposed(), Matrix::new(slice(&x), rows, inputs), How::all(self.0));
-            tensor(result, &[outputs, inputs])
+            let (x, upstream) = (Rows::plain(x), Rows::plain(gradient));
+            let products = multiplied(upstream.matrix().transposed(), x.matrix(), How::all(self.precision));
+            tensor(products, &dimensions(weight))
         });
-        [of_x, of_weight]
+        let of_x = wanted[0].then(|| {
+            let factor = Factor { upstream: Rows::plain(gradient), weight: contiguous(weight) };
+            self.group.gradient(vec![factor], x, self.precision)
+        });
+        [of_x.flatten(), of_weight]
     }
 }
 
-fn sizes(weight: &FlexTensor) -> [usize; 2] {
+/// A tensor of two axes.
+pub(super) fn matrix(weight: &FlexTensor) -> Matrix<'_> {
     let shape = dimensions(weight);
-    [shape[0], shape[1]]
+    Matrix::new(slice(weight), shape[0], shape[1])
 }
 
 /// The sum of all rows.

@@ -4,10 +4,15 @@
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
-use super::{Precision, reference};
+use super::{
+    Precision,
+    cpu::matrix,
+    group::{Factor, Group, Rows},
+    reference,
+};
 use crate::{
-    host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    matmul::{How, Left, Matrix, Reusable, multiplied, sum_of_products},
+    host::{self, Given, HostOperator, Saved, contiguous, dimensions, tensor},
+    matmul::{How, Left, Matrix, multiplied, sum_of_products},
 };
 
 /// `x W^T + scale (x A^T) B^T`; no gradient reaches `W`.
@@ -31,12 +36,25 @@ pub fn low_rank_linear<const D: usize>(
     scale: f64,
     precision: Precision,
 ) -> Tensor<D> {
-    match host::on_host(&x) {
-        true => host::four(x, weight, down, up, LowRankLinear { scale: scale as f32, precision }),
-        false => {
-            let narrow = reference::linear(x.clone(), down, None, precision) * scale;
-            reference::linear(x, weight.detach(), None, precision) + reference::linear(narrow, up, None, precision)
+    Group::new(1).low_rank_linear(x, weight, [down, up], scale, precision)
+}
+
+impl Group {
+    /// As [`low_rank_linear`], as one map of this group; the matrices are `down` and `up`.
+    pub fn low_rank_linear<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        weight: Tensor<2>,
+        [down, up]: [Tensor<2>; 2],
+        scale: f64,
+        precision: Precision,
+    ) -> Tensor<D> {
+        if host::on_host(&x) {
+            let operator = LowRankLinear { scale: scale as f32, precision, group: self.clone() };
+            return host::four(x, weight, down, up, operator);
         }
+        let narrow = reference::linear(x.clone(), down, None, precision) * scale;
+        reference::linear(x, weight.detach(), None, precision) + reference::linear(narrow, up, None, precision)
     }
 }
 
@@ -44,31 +62,7 @@ pub fn low_rank_linear<const D: usize>(
 struct LowRankLinear {
     scale: f32,
     precision: Precision,
-}
-
-/// The inputs as matrices.
-struct Factors<'a> {
-    x: Matrix<'a>,
-    weight: Matrix<'a>,
-    down: Matrix<'a>,
-    up: Matrix<'a>,
-    rank: usize,
-    rows: usize,
-}
-
-impl<'a> Factors<'a> {
-    fn new([x, weight, down, up]: &'a [FlexTensor; 4]) -> Self {
-        let ([outputs, inputs], rank) = ([dimensions(weight)[0], dimensions(weight)[1]], dimensions(down)[0]);
-        let rows = slice(x).len() / inputs.max(1);
-        Self {
-            x: Matrix::new(slice(x), rows, inputs),
-            weight: Matrix::new(slice(weight), outputs, inputs),
-            down: Matrix::new(slice(down), rank, inputs),
-            up: Matrix::new(slice(up), outputs, rank),
-            rank,
-            rows,
-        }
-    }
+    group: Group,
 }
 
 impl LowRankLinear {
@@ -80,38 +74,38 @@ impl LowRankLinear {
 
 impl HostOperator<4> for LowRankLinear {
     /// Saves `s x A^T`.
-    fn forward(&self, inputs: &[FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, Saved) {
-        let mut shape = dimensions(&inputs[0]);
-        let inputs = inputs.each_ref().map(contiguous);
-        let (f, how) = (Factors::new(&inputs), How::all(self.precision));
-        let packed = Reusable::new(f.x, how);
-        let narrow = self.scaled(sum_of_products(&[(packed.left(), f.down.transposed())], how));
-        let narrow_matrix = Left::Plain(Matrix::new(&narrow, f.rows, f.rank));
-        let terms = [(packed.left(), f.weight.transposed()), (narrow_matrix, f.up.transposed())];
+    fn forward(&self, [x, weight, down, up]: &[FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, Saved) {
+        let (how, mut shape) = (How::all(self.precision), dimensions(x));
+        // The input is read twice, by the weight and by `A`, so that even a single map has it packed.
+        let rows = self.group.shared_input(x, self.precision);
+        let [weight, down, up] = [weight, down, up].map(contiguous);
+        let narrow = self.scaled(sum_of_products(&[(rows.left(), matrix(&down).transposed())], how));
+        let rank = dimensions(&down)[0];
+        let narrow_rows = Matrix::new(&narrow, narrow.len() / rank.max(1), rank);
+        let terms = [(rows.left(), matrix(&weight).transposed()), (Left::Plain(narrow_rows), matrix(&up).transposed())];
         let y = sum_of_products(&terms, how);
         if let Some(last) = shape.last_mut() {
-            *last = dimensions(&inputs[1])[0];
+            *last = dimensions(&weight)[0];
         }
         (tensor(y, &shape), vec![narrow])
     }
 
     fn backward(&self, given: Given<4>, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
-        let inputs = given.inputs.each_ref().map(contiguous);
-        let (f, how) = (Factors::new(&inputs), How::all(self.precision));
-        let outputs = dimensions(&inputs[1])[0];
-        let upstream = Matrix::new(slice(&given.gradient), f.rows, outputs);
-        let packed = Reusable::new(upstream, how);
-        let of_narrow = self.scaled(sum_of_products(&[(packed.left(), f.up)], how));
-        let of_narrow = Matrix::new(&of_narrow, f.rows, f.rank);
+        let [x, weight, down, up] = given.inputs.each_ref().map(contiguous);
+        let how = How::all(self.precision);
+        let upstream = Rows::packed(&given.gradient, self.precision);
+        let of_narrow = self.scaled(sum_of_products(&[(upstream.left(), matrix(&up))], how));
+        let rank = dimensions(&down)[0];
+        let of_narrow = tensor(of_narrow, &[given.saved[0].len() / rank.max(1), rank]);
+        let narrow = Matrix::new(&given.saved[0], given.saved[0].len() / rank.max(1), rank);
+        let of_up = multiplied(upstream.matrix().transposed(), narrow, how);
+        let of_down = multiplied(matrix(&of_narrow).transposed(), Rows::plain(&x).matrix(), how);
+        let (of_down, of_up) = (tensor(of_down, &dimensions(&down)), tensor(of_up, &dimensions(&up)));
         let of_x = wanted[0].then(|| {
-            let terms = [(packed.left(), f.weight), (Left::Plain(of_narrow), f.down)];
-            tensor(sum_of_products(&terms, how), &dimensions(&inputs[0]))
+            let narrow = Factor { upstream: Rows::plain(&of_narrow), weight: down };
+            self.group.gradient(vec![Factor { upstream, weight }, narrow], &x, self.precision)
         });
-        let narrow = Matrix::new(&given.saved[0], f.rows, f.rank);
-        let of_down = multiplied(of_narrow.transposed(), f.x, how);
-        let of_up = multiplied(upstream.transposed(), narrow, how);
-        let [_, _, down, up] = inputs.each_ref().map(dimensions);
-        [of_x, None, Some(tensor(of_down, &down)), Some(tensor(of_up, &up))]
+        [of_x.flatten(), None, Some(of_down), Some(of_up)]
     }
 }
 

@@ -1,11 +1,13 @@
 //! The linear map `y = x W^T + b`, with its weight in the checkpoints' layout `[out, in]`.
 
 mod cpu;
+mod group;
 pub mod low_rank;
 pub mod reference;
 
 use burn::tensor::Tensor;
 
+pub use self::group::Group;
 use crate::host;
 pub use crate::matmul::Precision;
 
@@ -28,12 +30,26 @@ pub fn linear<const D: usize>(
     bias: Option<Tensor<1>>,
     precision: Precision,
 ) -> Tensor<D> {
-    if !host::on_host(&x) {
-        return reference::linear(x, weight, bias, precision);
-    }
-    match bias {
-        Some(bias) => host::three(x, weight, bias, cpu::Linear(precision)),
-        None => host::two(x, weight, cpu::Linear(precision)),
+    Group::new(1).linear(x, weight, bias, precision)
+}
+
+impl Group {
+    /// As [`linear`], as one map of this group.
+    pub fn linear<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        weight: Tensor<2>,
+        bias: Option<Tensor<1>>,
+        precision: Precision,
+    ) -> Tensor<D> {
+        if !host::on_host(&x) {
+            return reference::linear(x, weight, bias, precision);
+        }
+        let operator = cpu::Linear { precision, group: self.clone() };
+        match bias {
+            Some(bias) => host::three(x, weight, bias, operator),
+            None => host::two(x, weight, operator),
+        }
     }
 }
 
@@ -68,6 +84,22 @@ mod tests {
             // that times the square root of its length, errors being independent; four times that for the worst of many.
             let longest = inputs.max(outputs).max(2 * rows) as f32;
             check(rows, inputs, outputs, Precision::Bf16, longest.sqrt() / 64.0);
+        }
+
+        #[test]
+        fn groups_agree_with_single_maps(rows in 1usize..40, inputs in 1usize..70, outputs in 1usize..50) {
+            let shapes: [&[usize]; 4] = [&[rows, inputs], &[outputs, inputs], &[outputs + 3, inputs], &[3, inputs]];
+            let sum = |a: Tensor<2>, b: Tensor<2>, c: Tensor<2>| {
+                Tensor::cat(vec![a.reshape([-1]), b.reshape([-1]), c.reshape([-1])], 0)
+            };
+            agree(&shapes, 1e-5, |t| {
+                let (group, x) = (Group::new(3), t[0].get::<2>());
+                let map = |i: usize| group.linear(x.clone(), t[i].get(), None, Precision::F32);
+                sum(map(1), map(2), map(3))
+            }, |t| {
+                let map = |i: usize| reference::linear(t[0].get::<2>(), t[i].get(), None, Precision::F32);
+                sum(map(1), map(2), map(3))
+            });
         }
     }
 }

@@ -39,8 +39,11 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// Packs a matrix.
-    fn new(matrix: Matrix<'_>, how: How) -> Self {
+    /// Packs a matrix; nothing where it has so few rows that products read it where it lies.
+    pub fn new(matrix: Matrix<'_>, how: How) -> Option<Self> {
+        if matrix.rows <= few_rows::LIMIT {
+            return None;
+        }
         let kernel = kernel(how.precision);
         let (rows, depth) = (matrix.rows, matrix.columns);
         let mut panels = vec![0.0; kernel.packed_len(kernel.rows, rows, depth)];
@@ -50,37 +53,13 @@ impl Packed {
             pack(kernel, here, kernel.rows, matrix.part(0, rows, start, steps), how.threads);
             rest = behind;
         }
-        Self { panels, rows, depth, precision: how.precision }
+        Some(Self { panels, rows, depth, precision: how.precision })
     }
 
     /// The panels of the block of depth that starts at `start`.
     fn block(&self, kernel: &Kernel, start: usize, steps: usize) -> &[f32] {
         let first = kernel.packed_len(kernel.rows, self.rows, start);
         &self.panels[first..first + kernel.packed_len(kernel.rows, self.rows, steps)]
-    }
-}
-
-/// A left factor that several products have in common: packed once where that pays.
-pub(crate) enum Reusable<'a> {
-    Plain(Matrix<'a>),
-    Packed(Packed),
-}
-
-impl<'a> Reusable<'a> {
-    /// Packs the matrix, unless it has few rows.
-    pub fn new(matrix: Matrix<'a>, how: How) -> Self {
-        match matrix.rows <= few_rows::LIMIT {
-            true => Self::Plain(matrix),
-            false => Self::Packed(Packed::new(matrix, how)),
-        }
-    }
-
-    /// For a product.
-    pub fn left(&self) -> Left<'_> {
-        match self {
-            Self::Plain(matrix) => Left::Plain(*matrix),
-            Self::Packed(packed) => Left::Packed(packed),
-        }
     }
 }
 

@@ -11,7 +11,7 @@ pub(crate) mod scratch;
 
 use std::{fmt, str::FromStr};
 
-pub(crate) use blocked::{Left, Reusable, Term};
+pub(crate) use blocked::{Left, Packed, Term};
 
 use serde::{Deserialize, Serialize};
 
@@ -282,8 +282,8 @@ mod tests {
             let how = How::all(precision);
             let mut expected = multiplied(matrix(0, a), matrix(1, b), how);
             product(&mut expected, matrix(2, c), matrix(3, d), true, how);
-            let packed = Reusable::new(matrix(0, a), how);
-            for left in [Left::Plain(matrix(0, a)), packed.left()] {
+            let packed = Packed::new(matrix(0, a), how).unwrap();
+            for left in [Left::Plain(matrix(0, a)), Left::Packed(&packed)] {
                 let sum = sum_of_products(&[(left, matrix(1, b)), (Left::Plain(matrix(2, c)), matrix(3, d))], how);
                 assert!(sum.iter().zip(&expected).all(|(x, y)| (x - y).abs() < 1e-4));
             }

@@ -46,9 +46,10 @@ impl Attention {
     /// and the queries see all of them.
     pub fn forward(&self, x: Tensor<3>, context: &Context, cache: Option<&mut KeyValues>) -> Tensor<3> {
         let [batch, time, _] = x.dims();
-        let mut query = self.split(self.query.forward(x.clone()), self.spec.heads);
-        let mut key = self.split(self.key.forward(x.clone()), self.spec.kv_heads);
-        let mut value = self.split(self.value.forward(x), self.spec.kv_heads);
+        let [query, key, value] = Linear::forward_all([&self.query, &self.key, &self.value], x);
+        let mut query = self.split(query, self.spec.heads);
+        let mut key = self.split(key, self.spec.kv_heads);
+        let mut value = self.split(value, self.spec.kv_heads);
         if let (Some(query_norm), Some(key_norm)) = (&self.query_norm, &self.key_norm) {
             (query, key) = (query_norm.forward(query), key_norm.forward(key));
         }

@@ -41,7 +41,10 @@ impl FeedForward {
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let inner = match &self.gate {
-            Some(gate) => gated(self.activation, gate.forward(x.clone()), self.up.forward(x)),
+            Some(gate) => {
+                let [gate, up] = Linear::forward_all([gate, &self.up], x);
+                gated(self.activation, gate, up)
+            }
             None => activate(self.activation, self.up.forward(x)),
         };
         self.down.forward(inner)

@@ -1,7 +1,7 @@
 //! The linear layer: a weight and at most one adapter.
 
 use burn::tensor::Tensor;
-use espalier_kernels::linear::{Precision, linear, low_rank::low_rank_linear};
+use espalier_kernels::linear::{Group, Precision, linear};
 
 use super::Builder;
 use crate::{
@@ -68,13 +68,34 @@ impl Linear {
 
     /// `x`: `[.., in]`; returns `[.., out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let bias = self.bias.as_ref().map(Parameter::value);
-        let Some(adapter) = &self.adapter else { return linear(x, self.weight.value(), bias, self.precision) };
-        let (weight, down, up) = (self.weight.value(), adapter.down.value(), adapter.up.value());
-        // The fused form gives the weight no gradient.
-        let y = match self.weight.is_trainable() {
-            true => linear(x.clone(), weight, None, self.precision) + adapter.forward(x, self.precision),
-            false => low_rank_linear(x, weight, down, up, adapter.scale, self.precision),
+        let [y] = Self::forward_all([self], x);
+        y
+    }
+
+    /// Several layers on one input, which is prepared once for all of them. All outputs must take part in what is
+    /// differentiated.
+    pub fn forward_all<const N: usize, const D: usize>(layers: [&Self; N], x: Tensor<D>) -> [Tensor<D>; N] {
+        let together = layers.iter().all(|layer| !layer.trains_both());
+        let group = Group::new(N);
+        layers.map(|layer| layer.forward_in(x.clone(), if together { group.clone() } else { Group::new(1) }))
+    }
+
+    /// Whether the weight is trained beside its adapter; the fused form gives the weight no gradient.
+    fn trains_both(&self) -> bool {
+        self.adapter.is_some() && self.weight.is_trainable()
+    }
+
+    fn forward_in<const D: usize>(&self, x: Tensor<D>, group: Group) -> Tensor<D> {
+        let (weight, bias) = (self.weight.value(), self.bias.as_ref().map(Parameter::value));
+        let y = match &self.adapter {
+            None => return group.linear(x, weight, bias, self.precision),
+            Some(adapter) if self.trains_both() => {
+                linear(x.clone(), weight, None, self.precision) + adapter.forward(x, self.precision)
+            }
+            Some(adapter) => {
+                let factors = [adapter.down.value(), adapter.up.value()];
+                group.low_rank_linear(x, weight, factors, adapter.scale, self.precision)
+            }
         };
         match bias {
             Some(bias) => y + bias.unsqueeze(),

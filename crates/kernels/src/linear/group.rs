@@ -1,0 +1,128 @@
+//! Several linear maps of one input: the input is packed once for all of them, and its gradient is one sum of products.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn_flex::FlexTensor;
+
+use super::Precision;
+use crate::{
+    host::{contiguous, dimensions, slice, tensor},
+    matmul::{How, Left, Matrix, Packed, Term, sum_of_products},
+};
+
+/// Linear maps that read the same input, such as the projections of an attention.
+///
+/// All of them are applied to clones of one tensor, and where `x` needs a gradient, all outputs must take part in what is
+/// differentiated: the gradient of `x` is computed when the last of their backwards runs.
+#[derive(Debug, Clone)]
+pub struct Group {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Maps whose forward is still to come, and the packed input for them.
+    forwards: usize,
+    packed: Option<Arc<Rows>>,
+    /// Maps whose backward is still to come, and what the others leave for the input's gradient.
+    backwards: usize,
+    factors: Vec<Factor>,
+}
+
+/// Rows that are a left factor of products, in panels where that pays.
+pub(super) struct Rows {
+    x: FlexTensor,
+    packed: Option<Packed>,
+}
+
+/// A product that is part of the input's gradient: rows of upstream gradients, and a weight.
+#[derive(Debug)]
+pub(super) struct Factor {
+    pub upstream: Rows,
+    /// `[out, in]`.
+    pub weight: FlexTensor,
+}
+
+impl std::fmt::Debug for Rows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rows").field("shape", &dimensions(&self.x)).finish_non_exhaustive()
+    }
+}
+
+impl Rows {
+    /// For one product: packed when it runs.
+    pub fn plain(x: &FlexTensor) -> Self {
+        Self { x: contiguous(x), packed: None }
+    }
+
+    /// For several products.
+    pub fn packed(x: &FlexTensor, precision: Precision) -> Self {
+        let rows = Self::plain(x);
+        let packed = Packed::new(rows.matrix(), How::all(precision));
+        Self { packed, ..rows }
+    }
+
+    pub fn matrix(&self) -> Matrix<'_> {
+        let width = dimensions(&self.x).last().copied().unwrap_or(0);
+        Matrix::new(slice(&self.x), slice(&self.x).len() / width.max(1), width)
+    }
+
+    pub fn left(&self) -> Left<'_> {
+        match &self.packed {
+            Some(packed) => Left::Packed(packed),
+            None => Left::Plain(self.matrix()),
+        }
+    }
+}
+
+impl Group {
+    /// A group of `count` maps.
+    pub fn new(count: usize) -> Self {
+        let shared = Shared { forwards: count, packed: None, backwards: count, factors: Vec::new() };
+        Self { shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    /// The input, packed by the first map that asks and dropped after the last; a single map packs it itself.
+    pub(super) fn input(&self, x: &FlexTensor, precision: Precision) -> Arc<Rows> {
+        self.rows(x, precision, false)
+    }
+
+    /// As [`Group::input`], packed for a single map too.
+    pub(super) fn shared_input(&self, x: &FlexTensor, precision: Precision) -> Arc<Rows> {
+        self.rows(x, precision, true)
+    }
+
+    fn rows(&self, x: &FlexTensor, precision: Precision, several: bool) -> Arc<Rows> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.forwards = shared.forwards.saturating_sub(1);
+        let rows = shared.packed.take().unwrap_or_else(|| match several || shared.forwards > 0 {
+            true => Arc::new(Rows::packed(x, precision)),
+            false => Arc::new(Rows::plain(x)),
+        });
+        if shared.forwards > 0 {
+            shared.packed = Some(rows.clone());
+        }
+        rows
+    }
+
+    /// Takes one map's part of the input's gradient; the last one receives the whole, in the shape of `x`.
+    pub(super) fn gradient(&self, factors: Vec<Factor>, x: &FlexTensor, precision: Precision) -> Option<FlexTensor> {
+        let all = {
+            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.factors.extend(factors);
+            shared.backwards = shared.backwards.saturating_sub(1);
+            if shared.backwards > 0 {
+                return None;
+            }
+            std::mem::take(&mut shared.factors)
+        };
+        let terms: Vec<Term<'_>> = all
+            .iter()
+            .map(|factor| {
+                let shape = dimensions(&factor.weight);
+                (factor.upstream.left(), Matrix::new(slice(&factor.weight), shape[0], shape[1]))
+            })
+            .collect();
+        Some(tensor(sum_of_products(&terms, How::all(precision)), &dimensions(x)))
+    }
+}
