@@ -95,6 +95,13 @@ pub fn decode(
             rows.iter_mut().for_each(|row| row.finish = row.finish.or(Some(Finish::Context)));
             break;
         }
+        let before = if produced == 0 { 0 } else { longest + produced - 1 };
+        if produced > 0 && model.spec().stales_cache(before, longest + produced) {
+            // Frequencies of another length: all keys are computed anew.
+            let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
+            state = SequenceState::new(model.spec());
+            input = padded(&histories, histories.iter().map(Vec::len).max().unwrap_or(0));
+        }
         let logits = last_logits(model, &input, &mut state)?;
         let vocabulary = model.spec().vocabulary;
         let mut next = Vec::with_capacity(rows.len());
@@ -175,7 +182,10 @@ impl Row {
 mod tests {
     use super::*;
     use burn::tensor::Device;
-    use espalier_models::{source::Seed, spec::ModelSpec};
+    use espalier_models::{
+        source::Seed,
+        spec::{MixerSpec, ModelSpec, RotaryScaling, RotarySpec},
+    };
 
     fn model() -> LanguageModel {
         let mut spec = ModelSpec::llama(61, 16, 2, 4, 2, 32, 64);
@@ -190,8 +200,11 @@ mod tests {
 
     #[test]
     fn cached_decoding_equals_the_full_forward() {
-        let model = model();
-        let generated = decode(&model, &[vec![5, 9, 2]], &options(0.0), &mut |_, _| true).unwrap();
+        assert_greedy_is_uncached(&model());
+    }
+
+    fn assert_greedy_is_uncached(model: &LanguageModel) {
+        let generated = decode(model, &[vec![5, 9, 2]], &options(0.0), &mut |_, _| true).unwrap();
         let mut history = vec![5, 9, 2];
         for token in &generated[0].ids {
             let logits = model.logits(&Input::rows(&[history.clone()]).unwrap()).unwrap();
@@ -200,6 +213,20 @@ mod tests {
             assert_eq!(*token as usize, best);
             history.push(*token);
         }
+    }
+
+    #[test]
+    fn keys_are_computed_anew_where_their_frequencies_change() {
+        let mut spec = ModelSpec::llama(61, 16, 2, 4, 2, 32, 64);
+        spec.initializer_range = 0.5;
+        for block in &mut spec.blocks {
+            let MixerSpec::Attention(attention) = &mut block.mixer;
+            let (short, long) = (vec![1.0, 1.5], vec![3.0, 40.0]);
+            let scaling = RotaryScaling::LongRope { short, long, original_context: 8, attention_factor: 1.2 };
+            attention.rotary = attention.rotary.clone().map(|rotary| RotarySpec { scaling, ..rotary });
+        }
+        let model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
+        assert_greedy_is_uncached(&model);
     }
 
     #[test]

@@ -13,7 +13,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 /// Every instruction set for which the operators are compiled; those that this processor lacks fall back.
-const LEVELS: [&str; 3] = ["portable", "avx2", "avx512"];
+const LEVELS: [&str; 4] = ["portable", "avx2", "avx512", "avx512bf16"];
 
 /// Runs `trace` on a fixture with every instruction set and compares everything that its expectations hold.
 fn check(name: &str) {
@@ -85,6 +85,14 @@ families! {
     mistral: "mistral",
     qwen2: "qwen2",
     qwen3: "qwen3",
+    gptj: "gptj",
+    gemma: "gemma",
+    gemma2: "gemma2",
+    phi3: "phi3",
+    phi3_longrope: "phi3-longrope",
+    falcon: "falcon-mqa-parallel",
+    bloom: "bloom-alibi",
+    mpt: "mpt-alibi",
     peft_lora: "peft-lora",
     peft_lora_with_head: "peft-lora-head",
 }

@@ -17,6 +17,7 @@ pub struct StoredTensor<'a> {
     /// The shape in the file.
     pub shape: Vec<usize>,
     parts: Vec<&'a Parameter>,
+    groups: usize,
     assembly: Assembly,
 }
 
@@ -35,14 +36,24 @@ impl StoredTensor<'_> {
     /// The stored elements; `values` gives those of one parameter (its weight, or its gradient) in row-major order.
     pub fn assemble(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
         match self.assembly {
-            Assembly::Rows => self.parts.iter().flat_map(|part| values(part)).collect(),
+            Assembly::Rows => self.rows(values),
             Assembly::Transposed => {
-                let rows: Vec<f32> = self.parts.iter().flat_map(|part| values(part)).collect();
+                let rows = self.rows(values);
                 let (outputs, inputs) = (self.shape[self.shape.len() - 1], self.shape[0]);
                 if self.shape.len() < 2 { rows } else { transpose(&rows, outputs, inputs) }
             }
             Assembly::BlockDiagonal => self.block_diagonal(values),
         }
+    }
+
+    /// The rows of all parts, which take turns in as many groups as there are.
+    fn rows(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
+        let parts: Vec<Vec<f32>> = self.parts.iter().map(|part| values(part)).collect();
+        let share = |part: &Vec<f32>, group: usize| {
+            let length = part.len() / self.groups;
+            part[group * length..(group + 1) * length].to_vec()
+        };
+        (0..self.groups).flat_map(|group| parts.iter().flat_map(move |part| share(part, group))).collect()
     }
 
     fn block_diagonal(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
@@ -78,7 +89,7 @@ pub fn stored_tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<Stor
             shape.reverse();
         }
         let assembly = if entry.transposed { Assembly::Transposed } else { Assembly::Rows };
-        StoredTensor { name: entry.name, shape, parts, assembly }
+        StoredTensor { name: entry.name, shape, parts, groups: entry.groups, assembly }
     };
     (family.tensors)(model.spec()).into_iter().map(store).collect()
 }
@@ -125,9 +136,21 @@ pub fn adapter_tensors<'a>(model: &'a LanguageModel, family: &Family, saved: &[S
             let name = |part| format!("{PEFT_PREFIX}{}.{part}.weight", module.name);
             let (rank, inputs, outputs) = (rows(&down), down[0].shape()[1], rows(&up));
             let assembly = Assembly::Rows;
-            tensors.push(StoredTensor { name: name("lora_A"), shape: vec![rank, inputs], parts: down, assembly });
+            tensors.push(StoredTensor {
+                name: name("lora_A"),
+                shape: vec![rank, inputs],
+                parts: down,
+                groups: 1,
+                assembly,
+            });
             let assembly = Assembly::BlockDiagonal;
-            tensors.push(StoredTensor { name: name("lora_B"), shape: vec![outputs, rank], parts: up, assembly });
+            tensors.push(StoredTensor {
+                name: name("lora_B"),
+                shape: vec![outputs, rank],
+                parts: up,
+                groups: 1,
+                assembly,
+            });
         }
     }
     let whole = stored_tensors(model, family).into_iter().filter(|tensor| is_saved(&tensor.name, saved));

@@ -4,6 +4,7 @@
 //! [`model::LanguageModel`] is the one decoder that computes them all.
 
 pub mod adapter;
+pub mod alibi;
 pub mod checkpoint;
 pub mod error;
 pub mod families;

@@ -13,7 +13,7 @@ use espalier_kernels::{
 };
 
 use crate::{
-    Error, Result,
+    Error, Result, alibi,
     layers::{Builder, block::Block, linear::Linear, norm::Norm},
     parameter::{Parameter, Parameters, parameters},
     source::{Initial, ParameterSource},
@@ -61,6 +61,8 @@ pub struct Context {
     pub mask: Mask,
     /// The rotation of this block's queries and keys.
     pub rotation: Option<Rotation>,
+    /// Added to this block's scores by distance, `[heads, queries + keys - 1]`.
+    pub bias: Option<Tensor<2>>,
     /// The arithmetic of products outside linear layers.
     pub precision: Precision,
 }
@@ -82,6 +84,7 @@ pub struct LanguageModel {
     device: Device,
     embedding: Parameter,
     positions: Option<Parameter>,
+    embedding_norm: Option<Norm>,
     blocks: Vec<Block>,
     final_norm: Norm,
     head: Option<Linear>,
@@ -89,7 +92,7 @@ pub struct LanguageModel {
     gradient_checkpointing: bool,
 }
 
-parameters!(LanguageModel: embedding, positions, blocks, final_norm, head);
+parameters!(LanguageModel: embedding, positions, embedding_norm, blocks, final_norm, head);
 
 impl LanguageModel {
     /// Builds the model that `spec` describes with the weights of `source`.
@@ -107,18 +110,21 @@ impl LanguageModel {
             .learned_positions
             .map(|count| builder.parameter("positions.weight".into(), vec![count, width], normal))
             .transpose()?;
+        let embedding_norm =
+            spec.embedding_norm.map(|norm| Norm::build(&mut builder, "embedding_norm", width, norm)).transpose()?;
         let build_block = |(i, block)| Block::build(&mut builder, &format!("blocks.{i}"), width, block);
         let blocks = spec.blocks.iter().enumerate().map(build_block).collect::<Result<_>>()?;
         let final_norm = Norm::build(&mut builder, "final_norm", width, spec.final_norm)?;
         let head = match spec.tied_head {
             true => None,
-            false => Some(Linear::build(&mut builder, "head", [spec.vocabulary, width], false, deviation)?),
+            false => Some(Linear::build(&mut builder, "head", [spec.vocabulary, width], spec.head_bias, deviation)?),
         };
         Ok(Self {
             spec: Arc::new(spec),
             device,
             embedding,
             positions,
+            embedding_norm,
             blocks,
             final_norm,
             head,
@@ -176,9 +182,13 @@ impl LanguageModel {
 
     /// The head: `[.., width]` to logits `[.., vocabulary]`.
     pub fn head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        match &self.head {
+        let logits = match &self.head {
             Some(head) => head.forward(hidden),
             None => Linear::from_weight("head", self.embedding.clone(), self.precision).forward(hidden),
+        };
+        match self.spec.logit_softcap {
+            Some(softcap) => (logits / softcap).tanh() * softcap,
+            None => logits,
         }
     }
 
@@ -207,7 +217,7 @@ impl LanguageModel {
     }
 
     fn head_options(&self) -> HeadOptions {
-        HeadOptions { softcap: None, precision: self.precision }
+        HeadOptions { softcap: self.spec.logit_softcap, precision: self.precision }
     }
 
     /// The head's weight, where it is all there is to the head.
@@ -303,7 +313,13 @@ impl LanguageModel {
 
     fn embed(&self, input: &Input, positions: &[u32]) -> Result<Tensor<3>> {
         let [batch, time] = [input.batch, input.time()];
-        let hidden = self.rows_of(&self.embedding, &input.ids, [batch, time]);
+        let mut hidden = self.rows_of(&self.embedding, &input.ids, [batch, time]);
+        if self.spec.embedding_scale != 1.0 {
+            hidden = hidden * self.spec.embedding_scale;
+        }
+        if let Some(norm) = &self.embedding_norm {
+            hidden = norm.forward(hidden);
+        }
         let Some(table) = &self.positions else { return Ok(hidden) };
         let limit = table.shape()[0];
         match positions.iter().find(|p| **p as usize >= limit) {
@@ -345,10 +361,14 @@ impl LanguageModel {
             }
             let MixerSpec::Attention(attention) = &block.mixer;
             let rotation = attention.rotary.as_ref().map(|rotary| {
-                let frequencies = rotary.inverse_frequencies();
-                Rotation::new(&positions, batch, &frequencies, rotary.attention_factor())
+                let longest = positions.iter().max().map_or(0, |last| *last as usize + 1);
+                let frequencies = rotary.inverse_frequencies(longest);
+                Rotation::new(&positions, batch, &frequencies, rotary.attention_factor(), rotary.interleaved)
             });
-            let context = Context { mask: Mask::new(spec(attention.window)), rotation, precision: self.precision };
+            let bias =
+                attention.alibi.map(|largest| alibi::bias(attention.heads, largest, time, past + time, &self.device));
+            let context =
+                Context { bias, mask: Mask::new(spec(attention.window)), rotation, precision: self.precision };
             made.push((&block.mixer, context.clone()));
             contexts.push(context);
         }

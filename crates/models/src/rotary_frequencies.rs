@@ -3,34 +3,67 @@
 //! RoFormer (arXiv 2104.09864), Positional Interpolation (2306.15595), YaRN (2309.00071) and LLaMA 3.1. Channel pair `i`
 //! of `dim / 2` turns by `theta^(-2i / dim)` per position, before the change.
 
-use crate::spec::{RotaryScaling, RotarySpec};
+use crate::spec::{MixerSpec, ModelSpec, RotaryScaling, RotarySpec};
 use std::f64::consts::TAU;
 
+impl ModelSpec {
+    /// Whether keys that were cached for `before` positions are wrong for `after`: LongRoPE changes all its frequencies when
+    /// a sequence outgrows the original context.
+    pub fn stales_cache(&self, before: usize, after: usize) -> bool {
+        self.blocks.iter().any(|block| {
+            let MixerSpec::Attention(attention) = &block.mixer;
+            attention.rotary.as_ref().is_some_and(|rotary| rotary.changes_between(before, after))
+        })
+    }
+}
+
 impl RotarySpec {
-    /// The angle per position of each channel pair, `[dim / 2]`, in radians.
+    /// The angle per position of each channel pair, `[dim / 2]`, in radians, for a sequence of `length` positions.
     ///
     /// ```
     /// use espalier_models::spec::{RotaryScaling, RotarySpec};
-    /// let rotary = RotarySpec { dim: 4, theta: 10_000.0, scaling: RotaryScaling::Linear { factor: 2.0 } };
-    /// assert_eq!(rotary.inverse_frequencies(), [0.5, 0.005]);
+    /// let rotary = RotarySpec { dim: 4, theta: 10_000.0, interleaved: false, scaling: RotaryScaling::Linear { factor: 2.0 } };
+    /// assert_eq!(rotary.inverse_frequencies(0), [0.5, 0.005]);
     /// ```
-    pub fn inverse_frequencies(&self) -> Vec<f32> {
-        let plain = |pair: usize| self.theta.powf(-2.0 * pair as f64 / self.dim as f64);
-        (0..self.dim / 2).map(|pair| self.scaled(pair, plain(pair)) as f32).collect()
+    pub fn inverse_frequencies(&self, length: usize) -> Vec<f32> {
+        let theta = self.base(length);
+        let plain = |pair: usize| theta.powf(-2.0 * pair as f64 / self.dim as f64);
+        (0..self.dim / 2).map(|pair| self.scaled(pair, plain(pair), length) as f32).collect()
     }
 
-    /// The factor on cosines and sines; 1 but for YaRN.
+    /// The base of the frequencies, which dynamic scaling lets grow with the sequence.
+    fn base(&self, length: usize) -> f64 {
+        let RotaryScaling::Dynamic { factor, original_context } = self.scaling else { return self.theta };
+        let (length, original, dim) = (length.max(original_context) as f64, original_context as f64, self.dim as f64);
+        self.theta * (factor * length / original - (factor - 1.0)).powf(dim / (dim - 2.0).max(1.0))
+    }
+
+    /// Whether the frequencies of a sequence change when it grows from one length to another: cached keys are then stale.
+    pub fn changes_between(&self, before: usize, after: usize) -> bool {
+        match self.scaling {
+            RotaryScaling::LongRope { original_context, .. } => before <= original_context && after > original_context,
+            _ => false,
+        }
+    }
+
+    /// The factor on cosines and sines; 1 but for YaRN and LongRoPE.
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
-            RotaryScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RotaryScaling::Yarn { attention_factor, .. } | RotaryScaling::LongRope { attention_factor, .. } => {
+                attention_factor as f32
+            }
             _ => 1.0,
         }
     }
 
     /// The frequency of `pair` after the change.
-    fn scaled(&self, pair: usize, frequency: f64) -> f64 {
+    fn scaled(&self, pair: usize, frequency: f64, length: usize) -> f64 {
         match self.scaling {
-            RotaryScaling::None => frequency,
+            RotaryScaling::None | RotaryScaling::Dynamic { .. } => frequency,
+            RotaryScaling::LongRope { ref short, ref long, original_context, .. } => {
+                let divisors = if length > original_context { long } else { short };
+                frequency / divisors.get(pair).copied().unwrap_or(1.0)
+            }
             RotaryScaling::Linear { factor } => frequency / factor,
             RotaryScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 let rotations = original_context as f64 * frequency / TAU;
@@ -70,7 +103,11 @@ mod tests {
     use super::*;
 
     fn assert_near(rotary: &RotarySpec, expected: &[(usize, f32)]) {
-        let frequencies = rotary.inverse_frequencies();
+        assert_near_at(rotary, 0, expected);
+    }
+
+    fn assert_near_at(rotary: &RotarySpec, length: usize, expected: &[(usize, f32)]) {
+        let frequencies = rotary.inverse_frequencies(length);
         assert_eq!(frequencies.len(), rotary.dim / 2);
         for &(pair, value) in expected {
             let error = (frequencies[pair] - value).abs() / value;
@@ -83,16 +120,35 @@ mod tests {
         let attention_factor = 0.1 * f64::ln(factor) + 1.0;
         let scaling =
             RotaryScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, truncate };
-        RotarySpec { dim, theta, scaling }
+        RotarySpec { dim, theta, interleaved: false, scaling }
     }
 
     #[test]
     fn default_and_linear() {
-        let rotary = RotarySpec { dim: 8, theta: 1e4, scaling: RotaryScaling::None };
+        let rotary = RotarySpec { dim: 8, theta: 1e4, interleaved: false, scaling: RotaryScaling::None };
         assert_near(&rotary, &[(0, 1.0), (1, 0.1), (2, 0.01), (3, 0.001)]);
         assert_eq!(rotary.attention_factor(), 1.0);
         let rotary = RotarySpec { scaling: RotaryScaling::Linear { factor: 4.0 }, ..rotary };
         assert_near(&rotary, &[(0, 0.25), (1, 0.025), (2, 0.0025), (3, 0.00025)]);
+    }
+
+    #[test]
+    fn dynamic_and_long_rope_follow_the_length() {
+        let scaling = RotaryScaling::Dynamic { factor: 2.0, original_context: 2048 };
+        let rotary = RotarySpec { dim: 8, theta: 1e4, interleaved: false, scaling };
+        assert_near_at(&rotary, 100, &[(0, 1.0), (1, 0.1), (2, 0.01), (3, 0.001)]);
+        let grown = [(0, 1.0), (1, 0.069_336_124), (2, 0.004_807_498_3), (3, 0.000_333_333_33)];
+        assert_near_at(&rotary, 4096, &grown);
+        let scaling = RotaryScaling::LongRope {
+            short: vec![1.0, 1.1, 1.2, 1.3],
+            long: vec![1.0, 2.0, 4.0, 8.0],
+            original_context: 4096,
+            attention_factor: 1.0,
+        };
+        let rotary = RotarySpec { scaling, ..rotary };
+        assert_near_at(&rotary, 4096, &[(0, 1.0), (1, 0.1 / 1.1), (2, 0.01 / 1.2), (3, 0.001 / 1.3)]);
+        assert_near_at(&rotary, 4097, &[(0, 1.0), (1, 0.05), (2, 0.0025), (3, 0.000_125)]);
+        assert!(rotary.changes_between(4096, 4097) && !rotary.changes_between(4097, 5000));
     }
 
     #[test]
@@ -115,11 +171,11 @@ mod tests {
     #[test]
     fn yarn_without_rounded_ends_has_a_shorter_ramp() {
         let mut rotary = yarn(128, 1e6, 32768);
-        let rounded = rotary.inverse_frequencies();
+        let rounded = rotary.inverse_frequencies(0);
         if let RotaryScaling::Yarn { truncate, .. } = &mut rotary.scaling {
             *truncate = false;
         }
-        let exact = rotary.inverse_frequencies();
+        let exact = rotary.inverse_frequencies(0);
         assert_eq!((exact[10], exact[63]), (rounded[10], rounded[63]));
         assert!(exact[24] > rounded[24]);
     }
@@ -138,6 +194,6 @@ mod tests {
             (36, 7.784_655_5e-5),
             (63, 3.068_925_9e-7),
         ];
-        assert_near(&RotarySpec { dim: 128, theta: 5e5, scaling }, &expected);
+        assert_near(&RotarySpec { dim: 128, theta: 5e5, interleaved: false, scaling }, &expected);
     }
 }

@@ -59,10 +59,12 @@ pub struct CheckpointSource<'a> {
 /// Where one of our parameters lies in a checkpoint.
 struct Place {
     tensor: String,
-    /// First of our rows within the (possibly fused) tensor.
+    /// First of our rows within a group of the (possibly fused) tensor.
     start: usize,
-    /// Our rows of the whole fused tensor.
+    /// Rows of the whole fused tensor.
     total: usize,
+    /// Groups in which the fused parts take turns.
+    groups: usize,
     transposed: bool,
 }
 
@@ -88,9 +90,9 @@ fn places(entry: &TensorEntry, shapes: &HashMap<String, Vec<usize>>) -> Vec<(Str
     let mut start = 0;
     let mut found = Vec::new();
     for part in &entry.parts {
-        let place = Place { tensor: entry.name.clone(), start, total, transposed: entry.transposed };
-        found.push((part.clone(), place));
-        start += rows(part);
+        let (tensor, groups, transposed) = (entry.name.clone(), entry.groups, entry.transposed);
+        found.push((part.clone(), Place { tensor, start, total, groups, transposed }));
+        start += rows(part) / groups;
     }
     found
 }
@@ -116,7 +118,13 @@ impl ParameterSource for CheckpointSource<'_> {
             let whole = self.checkpoint.read_f32(&tensor, None)?;
             return Ok(transposed_columns(&whole, place.total, place.start, shape[0]));
         }
-        self.checkpoint.read_f32(&tensor, Some(place.start..place.start + shape[0]))
+        let (stride, rows) = (place.total / place.groups, shape[0] / place.groups);
+        let mut values = Vec::with_capacity(shape.iter().product());
+        for group in 0..place.groups {
+            let first = group * stride + place.start;
+            values.extend(self.checkpoint.read_f32(&tensor, Some(first..first + rows))?);
+        }
+        Ok(values)
     }
 }
 

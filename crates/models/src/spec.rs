@@ -29,8 +29,16 @@ pub struct ModelSpec {
     pub blocks: Vec<BlockSpec>,
     /// The norm before the head.
     pub final_norm: NormSpec,
+    /// Factor on the embedded tokens.
+    pub embedding_scale: f64,
+    /// A norm over the embedded tokens.
+    pub embedding_norm: Option<NormSpec>,
     /// Whether the head is the embedding table.
     pub tied_head: bool,
+    /// A bias on the logits.
+    pub head_bias: bool,
+    /// Logits `z` become `softcap * tanh(z / softcap)`.
+    pub logit_softcap: Option<f64>,
     /// Standard deviation of a fresh weight.
     pub initializer_range: f64,
     /// Beginning-of-sequence token.
@@ -41,7 +49,7 @@ pub struct ModelSpec {
     pub pad: Option<u32>,
 }
 
-/// One residual block: `x += mixer(norm(x)); x += channel(norm(x))`.
+/// One residual block: a sequence mixer and a channel mixer, joined as [`Residual`] says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BlockSpec {
     /// What mixes along time.
@@ -50,8 +58,44 @@ pub struct BlockSpec {
     pub mixer_norm: NormSpec,
     /// What mixes along width.
     pub channel: ChannelSpec,
-    /// The norm before the channel mixer.
-    pub channel_norm: NormSpec,
+    /// The norm before the channel mixer; without one, in parallel blocks, it reads what the mixer reads.
+    pub channel_norm: Option<NormSpec>,
+    /// A norm over what the mixer adds.
+    pub mixer_output_norm: Option<NormSpec>,
+    /// A norm over what the channel mixer adds.
+    pub channel_output_norm: Option<NormSpec>,
+    /// How the two are joined.
+    pub residual: Residual,
+}
+
+impl BlockSpec {
+    /// The usual block: `x += mixer(norm(x)); x += channel(norm(x))`.
+    pub fn sequential(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
+        Self {
+            mixer,
+            mixer_norm: norm,
+            channel,
+            channel_norm: Some(norm),
+            mixer_output_norm: None,
+            channel_output_norm: None,
+            residual: Residual::Sequential,
+        }
+    }
+
+    /// A parallel block whose two parts read the same norm: `x += mixer(norm(x)) + channel(norm(x))`.
+    pub fn parallel(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
+        Self { channel_norm: None, residual: Residual::Parallel, ..Self::sequential(mixer, channel, norm) }
+    }
+}
+
+/// How the two parts of a block are joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Residual {
+    /// One after the other: `x += mixer(norm(x)); x += channel(norm(x))`.
+    Sequential,
+    /// Side by side: `x += mixer(norm(x)) + channel(norm(x))`.
+    Parallel,
 }
 
 /// What mixes along time.
@@ -75,6 +119,10 @@ pub struct AttentionSpec {
     pub scale: f64,
     /// Rotary positions, where the family has them.
     pub rotary: Option<RotarySpec>,
+    /// ALiBi (arXiv 2108.12409): the slopes run down to `2^-this`.
+    pub alibi: Option<f64>,
+    /// Scores `s` become `softcap * tanh(s / softcap)`.
+    pub softcap: Option<f64>,
     /// Each query sees this many keys, itself included; all before it when absent.
     pub window: Option<usize>,
     /// Biases on the query, key and value projections.
@@ -85,13 +133,15 @@ pub struct AttentionSpec {
     pub qk_norm: Option<NormSpec>,
 }
 
-/// Rotary positions in the half layout of Hugging Face checkpoints: pairs `(x_i, x_{i + dim/2})`.
+/// Rotary positions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RotarySpec {
     /// Channels of a head that rotate.
     pub dim: usize,
     /// Base of the frequencies.
     pub theta: f64,
+    /// Whether channels `(x_2i, x_2i+1)` turn together (GPT-J), rather than `(x_i, x_i+dim/2)` as in most checkpoints.
+    pub interleaved: bool,
     /// How the frequencies were changed to reach longer contexts.
     pub scaling: RotaryScaling,
 }
@@ -106,6 +156,24 @@ pub enum RotaryScaling {
     Linear {
         /// New length over old length.
         factor: f64,
+    },
+    /// Dynamic NTK: beyond the original context the base grows with the sequence.
+    Dynamic {
+        /// How far the base reaches.
+        factor: f64,
+        /// Context before the extension.
+        original_context: usize,
+    },
+    /// LongRoPE (arXiv 2402.13753): a divisor for every channel pair, one list for short sequences and one for long ones.
+    LongRope {
+        /// Divisors up to the original context.
+        short: Vec<f64>,
+        /// Divisors beyond it.
+        long: Vec<f64>,
+        /// Context before the extension.
+        original_context: usize,
+        /// Factor on cosines and sines, with both lists.
+        attention_factor: f64,
     },
     /// LLaMA 3.1: long wavelengths are interpolated, short ones kept.
     Llama3 {
@@ -164,10 +232,38 @@ pub enum NormSpec {
     LayerNorm {
         /// Added to the variance.
         epsilon: f64,
+        /// Whether there is a bias.
+        bias: bool,
     },
     /// `x / sqrt(mean(x^2) + epsilon) * weight`.
     RmsNorm {
         /// Added to the mean square.
         epsilon: f64,
+        /// Whether the weight is stored as its distance from one (Gemma).
+        from_one: bool,
     },
+}
+
+impl NormSpec {
+    /// LayerNorm with a bias.
+    pub fn layer(epsilon: f64) -> Self {
+        Self::LayerNorm { epsilon, bias: true }
+    }
+
+    /// RMSNorm.
+    pub fn rms(epsilon: f64) -> Self {
+        Self::RmsNorm { epsilon, from_one: false }
+    }
+
+    /// What is added to the variance or mean square.
+    pub fn epsilon(self) -> f64 {
+        match self {
+            Self::LayerNorm { epsilon, .. } | Self::RmsNorm { epsilon, .. } => epsilon,
+        }
+    }
+
+    /// Whether there is a bias.
+    pub fn has_bias(self) -> bool {
+        matches!(self, Self::LayerNorm { bias: true, .. })
+    }
 }

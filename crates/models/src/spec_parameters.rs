@@ -24,20 +24,27 @@ impl ModelSpec {
         context: usize,
     ) -> Self {
         let head_dim = width / heads.max(1);
-        let norm = NormSpec::RmsNorm { epsilon: 1e-6 };
+        let norm = NormSpec::rms(1e-6);
         let attention = AttentionSpec {
             heads,
             kv_heads,
             head_dim,
             scale: (head_dim as f64).powf(-0.5),
-            rotary: Some(RotarySpec { dim: head_dim, theta: 10_000.0, scaling: RotaryScaling::None }),
+            rotary: Some(RotarySpec {
+                dim: head_dim,
+                theta: 10_000.0,
+                interleaved: false,
+                scaling: RotaryScaling::None,
+            }),
+            alibi: None,
+            softcap: None,
             window: None,
             qkv_bias: false,
             output_bias: false,
             qk_norm: None,
         };
         let channel = ChannelSpec::GatedMlp(MlpSpec { inner, activation: Activation::Silu, bias: false });
-        let block = BlockSpec { mixer: MixerSpec::Attention(attention), mixer_norm: norm, channel, channel_norm: norm };
+        let block = BlockSpec::sequential(MixerSpec::Attention(attention), channel, norm);
         Self {
             family: "llama".into(),
             vocabulary,
@@ -46,7 +53,11 @@ impl ModelSpec {
             learned_positions: None,
             blocks: vec![block; layers],
             final_norm: norm,
+            embedding_scale: 1.0,
+            embedding_norm: None,
             tied_head: true,
+            head_bias: false,
+            logit_softcap: None,
             initializer_range: 0.02,
             bos: None,
             eos: Vec::new(),
@@ -73,12 +84,15 @@ impl ModelSpec {
         if let Some(rows) = self.learned_positions {
             list.push(("positions.weight".into(), vec![rows, self.width]));
         }
+        if let Some(kind) = self.embedding_norm {
+            norm(&mut list, "embedding_norm", kind, self.width);
+        }
         for (number, block) in self.blocks.iter().enumerate() {
             block_parameters(&mut list, &format!("blocks.{number}"), block, self.width);
         }
         norm(&mut list, "final_norm", self.final_norm, self.width);
         if !self.tied_head {
-            list.push(("head.weight".into(), vec![self.vocabulary, self.width]));
+            linear(&mut list, "head", self.vocabulary, self.width, self.head_bias);
         }
         list
     }
@@ -89,7 +103,14 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
     match &block.mixer {
         MixerSpec::Attention(attention) => attention_parameters(list, &format!("{path}.mixer"), attention, width),
     }
-    norm(list, &format!("{path}.channel_norm"), block.channel_norm, width);
+    let mut optional = |name: &str, kind: Option<NormSpec>| {
+        if let Some(kind) = kind {
+            norm(list, &format!("{path}.{name}"), kind, width);
+        }
+    };
+    optional("mixer_output_norm", block.mixer_output_norm);
+    optional("channel_norm", block.channel_norm);
+    optional("channel_output_norm", block.channel_output_norm);
     let path = format!("{path}.channel");
     match &block.channel {
         ChannelSpec::Mlp(mlp) => mlp_parameters(list, &path, mlp, width),
@@ -127,7 +148,7 @@ fn linear(list: &mut Parameters, path: &str, rows: usize, columns: usize, bias: 
 
 fn norm(list: &mut Parameters, path: &str, kind: NormSpec, width: usize) {
     list.push((format!("{path}.weight"), vec![width]));
-    if matches!(kind, NormSpec::LayerNorm { .. }) {
+    if kind.has_bias() {
         list.push((format!("{path}.bias"), vec![width]));
     }
 }

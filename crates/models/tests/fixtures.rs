@@ -11,8 +11,23 @@ use espalier_models::{
     state::SequenceState,
 };
 
-const FAMILIES: [&str; 8] =
-    ["gpt2", "llama", "llama3-rope", "llama-linear-pi", "llama-yarn", "mistral", "qwen2", "qwen3"];
+const FAMILIES: [&str; 15] = [
+    "gpt2",
+    "llama",
+    "llama3-rope",
+    "llama-linear-pi",
+    "llama-yarn",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gptj",
+    "gemma",
+    "gemma2",
+    "phi3",
+    "falcon-mqa-parallel",
+    "bloom-alibi",
+    "mpt-alibi",
+];
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(name)

@@ -32,7 +32,11 @@ fn rotate(x: &FlexTensor, tables: &Tables, direction: f32) -> FlexTensor {
     let tokens = y.par_chunks_mut(token.max(1)).zip(slice(&x).par_chunks(token.max(1))).enumerate();
     tokens.with_min_len(16).for_each(|(i, (y, x))| {
         let row = i % period * half;
-        rotate_token(y, x, &tables.cosine[row..row + half], &tables.sine[row..row + half], width, direction);
+        let (cosine, sine) = (&tables.cosine[row..row + half], &tables.sine[row..row + half]);
+        match tables.interleaved {
+            true => rotate_pairs(y, x, cosine, sine, width, direction),
+            false => rotate_token(y, x, cosine, sine, width, direction),
+        }
     });
     tensor(y, &shape)
 }
@@ -47,6 +51,22 @@ vectorised! {
                 let sine = sine[i] * direction;
                 y_low[i] = x_low[i] * cosine[i] - x_high[i] * sine;
                 y_high[i] = x_high[i] * cosine[i] + x_low[i] * sine;
+            }
+            y_rest.copy_from_slice(x_rest);
+        }
+    }
+}
+
+vectorised! {
+    /// As [`rotate_token`], for neighbouring channels.
+    fn rotate_pairs(y: &mut [f32], x: &[f32], cosine: &[f32], sine: &[f32], width: usize, direction: f32) {
+        let half = cosine.len();
+        for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let ((y, y_rest), (x, x_rest)) = (y.split_at_mut(2 * half), x.split_at(2 * half));
+            for i in 0..half {
+                let sine = sine[i] * direction;
+                y[2 * i] = x[2 * i] * cosine[i] - x[2 * i + 1] * sine;
+                y[2 * i + 1] = x[2 * i + 1] * cosine[i] + x[2 * i] * sine;
             }
             y_rest.copy_from_slice(x_rest);
         }

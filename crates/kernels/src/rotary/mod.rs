@@ -1,4 +1,5 @@
-//! Rotary positions (RoFormer, arXiv 2104.09864) in the half layout: pairs `(x_i, x_{i + dim/2})`.
+//! Rotary positions (RoFormer, arXiv 2104.09864), in the half layout, pairs `(x_i, x_{i + dim/2})`, or interleaved, pairs
+//! `(x_2i, x_{2i + 1})`.
 
 mod cpu;
 pub mod reference;
@@ -15,7 +16,7 @@ use crate::host;
 /// use burn::tensor::{Device, Tensor};
 /// use espalier_kernels::rotary::Rotation;
 /// let device = Device::flex();
-/// let rotation = Rotation::new(&[3], 1, &[1.0, 0.01], 1.0);
+/// let rotation = Rotation::new(&[3], 1, &[1.0, 0.01], 1.0, false);
 /// let x = Tensor::<4>::from_floats([[[[1.0, 2.0, 3.0, 4.0]]]], &device);
 /// let rotated = rotation.apply(x).into_data().try_to_vec::<f32>().unwrap();
 /// assert!((rotated[0] - -1.413352).abs() < 1e-5);
@@ -31,12 +32,14 @@ struct Tables {
     batch: usize,
     time: usize,
     half: usize,
+    interleaved: bool,
 }
 
 impl Rotation {
     /// `positions`: `[batch * time]` row by row (or `[time]` for all rows, with `batch` 1); `frequencies`: `[dim / 2]`;
-    /// `factor` multiplies both tables. Angles are computed in f32, as the reference library does.
-    pub fn new(positions: &[u32], batch: usize, frequencies: &[f32], factor: f32) -> Self {
+    /// `factor` multiplies both tables;
+    /// `interleaved` chooses the layout. Angles are computed in f32, as the reference library does.
+    pub fn new(positions: &[u32], batch: usize, frequencies: &[f32], factor: f32, interleaved: bool) -> Self {
         let angles = || positions.iter().flat_map(|p| frequencies.iter().map(move |f| *p as f32 * f));
         Self(Arc::new(Tables {
             cosine: angles().map(|a| a.cos() * factor).collect(),
@@ -44,6 +47,7 @@ impl Rotation {
             batch,
             time: positions.len() / batch.max(1),
             half: frequencies.len(),
+            interleaved,
         }))
     }
 
@@ -53,7 +57,7 @@ impl Rotation {
             return host::one(x, cpu::Rotate(Arc::clone(&self.0)));
         }
         let (cosine, sine) = self.tensors(&x.device());
-        reference::rotate(x, cosine, sine)
+        reference::rotate(x, cosine, sine, self.0.interleaved)
     }
 
     fn tensors(&self, device: &Device) -> (Tensor<4>, Tensor<4>) {
@@ -70,10 +74,22 @@ mod tests {
     use crate::testing::agree;
     use proptest::prelude::*;
 
-    fn rotate(position: u32, x: [f32; 4]) -> Vec<f32> {
-        let rotation = Rotation::new(&[position], 1, &[1.0, 0.01], 1.0);
+    fn rotate_as(interleaved: bool, position: u32, x: [f32; 4]) -> Vec<f32> {
+        let rotation = Rotation::new(&[position], 1, &[1.0, 0.01], 1.0, interleaved);
         let x = Tensor::<1>::from_floats(x, &Device::flex()).reshape([1, 1, 1, 4]);
         rotation.apply(x).into_data().try_to_vec().unwrap()
+    }
+
+    fn rotate(position: u32, x: [f32; 4]) -> Vec<f32> {
+        rotate_as(false, position, x)
+    }
+
+    #[test]
+    fn worked_example_of_the_interleaved_layout() {
+        let expected = [-1.272233, -1.838865, 2.878668, 4.088187];
+        for (value, expected) in rotate_as(true, 3, [1.0, 2.0, 3.0, 4.0]).iter().zip(expected) {
+            assert!((value - expected).abs() < 1e-5);
+        }
     }
 
     #[test]
@@ -96,14 +112,14 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn agrees_with_the_reference(batch in 1usize..4, time in 1usize..9, heads in 1usize..4, half in 1usize..9,
-            rest in 0usize..3, shared: bool) {
+            rest in 0usize..3, shared: bool, interleaved: bool) {
             let rows = if shared { 1 } else { batch };
             let positions: Vec<u32> = (0..rows * time).map(|i| (i * 7 % 23) as u32).collect();
             let frequencies: Vec<f32> = (0..half).map(|i| 0.3f32.powi(i as i32)).collect();
-            let rotation = Rotation::new(&positions, rows, &frequencies, 1.3);
+            let rotation = Rotation::new(&positions, rows, &frequencies, 1.3, interleaved);
             let (cosine, sine) = rotation.tensors(&Device::flex());
             agree(&[&[batch, time, heads, 2 * half + rest]], 1e-6, |t| rotation.apply(t[0].get()).reshape([-1]),
-                |t| reference::rotate(t[0].get(), cosine.clone(), sine.clone()).reshape([-1]));
+                |t| reference::rotate(t[0].get(), cosine.clone(), sine.clone(), interleaved).reshape([-1]));
         }
     }
 }

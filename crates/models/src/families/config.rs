@@ -164,6 +164,15 @@ impl Config {
         self.typed(key, "a positive number", |value| value.as_f64().filter(positive))
     }
 
+    /// A list of positive numbers, or nothing.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn optional_positives(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let positive = |value: &Value| value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
+        self.typed(key, "positive numbers", |value| listed(value).iter().map(positive).collect())
+    }
+
     /// A positive number, or `default`.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, VOCABULARY_LIMIT, WIDTH_LIMIT, activation_name,
 };
-use super::{Family, Frame, TensorEntry, attention, epsilon, even_head_dim, mlp, rename, write_frame};
+use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, rename, write_frame};
 use crate::error::Result;
 use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -26,7 +26,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let width = config.size("n_embd", WIDTH_LIMIT)?;
     let positions = config.size("n_positions", CONTEXT_LIMIT.min(VOCABULARY_LIMIT))?;
     let layers = config.size("n_layer", LAYER_LIMIT)?;
-    let norm = NormSpec::LayerNorm { epsilon: config.positive_or("layer_norm_epsilon", 1e-5)? };
+    let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let channel = ChannelSpec::Mlp(MlpSpec {
         inner: config.optional_size("n_inner", INNER_LIMIT)?.unwrap_or(4 * width),
         activation: config.activation_or("activation_function", Activation::GeluTanh)?,
@@ -37,7 +37,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let block = |layer: usize| {
         let scale = if by_layer { attention.scale / (layer + 1) as f64 } else { attention.scale };
         let mixer = MixerSpec::Attention(AttentionSpec { scale, ..attention.clone() });
-        BlockSpec { mixer, mixer_norm: norm, channel: channel.clone(), channel_norm: norm }
+        BlockSpec::sequential(mixer, channel.clone(), norm)
     };
     let blocks = (0..layers).map(block).collect();
     let frame = Frame { width, context: positions, blocks, final_norm: norm, tied_by_default: true };
@@ -54,6 +54,8 @@ fn read_attention(config: &Config, width: usize) -> Result<AttentionSpec> {
         head_dim,
         scale: if scaled { (head_dim as f64).powf(-0.5) } else { 1.0 },
         rotary: None,
+        alibi: None,
+        softcap: None,
         window: None,
         qkv_bias: true,
         output_bias: true,
@@ -67,7 +69,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("n_embd", json!(spec.width));
     set("n_layer", json!(spec.blocks.len()));
     set("n_positions", json!(spec.context));
-    set("layer_norm_epsilon", json!(epsilon(spec.final_norm)));
+    set("layer_norm_epsilon", json!(spec.final_norm.epsilon()));
     if let Some(mlp) = spec.blocks.first().map(mlp) {
         set("n_inner", if mlp.inner == spec.width.saturating_mul(4) { Value::Null } else { json!(mlp.inner) });
         set("activation_function", json!(activation_name(mlp.activation)));
@@ -109,7 +111,7 @@ fn entry(name: String) -> TensorEntry {
         true => [".query.", ".key.", ".value."].map(part).to_vec(),
         false => vec![name.clone()],
     };
-    TensorEntry { name: rename(&name, NAMES), parts, transposed: matrix && name.ends_with(".weight") }
+    TensorEntry { name: rename(&name, NAMES), parts, groups: 1, transposed: matrix && name.ends_with(".weight") }
 }
 
 #[cfg(test)]
@@ -127,7 +129,7 @@ mod tests {
         let spec = fixture("gpt2");
         assert_eq!((spec.learned_positions, spec.context, spec.tied_head), (Some(64), 64, true));
         assert_eq!((mlp(&spec.blocks[0]).inner, mlp(&spec.blocks[0]).activation), (96, Activation::GeluTanh));
-        assert_eq!(spec.final_norm, NormSpec::LayerNorm { epsilon: 1e-5 });
+        assert_eq!(spec.final_norm, NormSpec::layer(1e-5));
         assert_eq!(scales(&spec), [6f64.powf(-0.5); 3]);
     }
 

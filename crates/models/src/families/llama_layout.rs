@@ -1,7 +1,7 @@
 //! The keys and tensor names that LLaMA, Mistral, Qwen2 and Qwen3 share: one decoder with a few switches.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
-use super::{Family, Frame, TensorEntry, attention, epsilon, even_head_dim, mlp, rename, rope, write_frame};
+use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, rename, rope, write_frame};
 use crate::error::Result;
 use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -29,6 +29,21 @@ pub(super) struct Switches {
     pub windows: Vec<Option<usize>>,
 }
 
+impl Switches {
+    /// Those of a family with no biases, no norms on queries and keys, and no windows.
+    pub fn plain(config: &Config, context: usize) -> Result<Self> {
+        Ok(Self {
+            context,
+            head_dim: None,
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            windows: vec![None; layers(config)?],
+        })
+    }
+}
+
 /// The number of blocks.
 pub(super) fn layers(config: &Config) -> Result<usize> {
     config.size("num_hidden_layers", LAYER_LIMIT)
@@ -38,16 +53,17 @@ pub(super) fn layers(config: &Config) -> Result<usize> {
 pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Result<ModelSpec> {
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
     let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(switches.context);
-    let norm = NormSpec::RmsNorm { epsilon: config.positive_or("rms_norm_eps", 1e-6)? };
+    let norm = NormSpec::rms(config.positive_or("rms_norm_eps", 1e-6)?);
     let attention = read_attention(config, switches, width, context, norm)?;
+    let activation = config.activation_or("hidden_act", Activation::Silu)?;
     let channel = ChannelSpec::GatedMlp(MlpSpec {
         inner: config.size("intermediate_size", INNER_LIMIT)?,
-        activation: config.activation_or("hidden_act", Activation::Silu)?,
+        activation,
         bias: switches.mlp_bias,
     });
     let block = |window: &Option<usize>| {
         let mixer = MixerSpec::Attention(AttentionSpec { window: *window, ..attention.clone() });
-        BlockSpec { mixer, mixer_norm: norm, channel: channel.clone(), channel_norm: norm }
+        BlockSpec::sequential(mixer, channel.clone(), norm)
     };
     let blocks = switches.windows.iter().map(block).collect();
     Frame { width, context, blocks, final_norm: norm, tied_by_default: false }.read(config, family)
@@ -73,6 +89,8 @@ fn read_attention(
         head_dim,
         scale: (head_dim as f64).powf(-0.5),
         rotary: Some(rope::read(config, head_dim, context)?),
+        alibi: None,
+        softcap: None,
         window: None,
         qkv_bias: switches.qkv_bias,
         output_bias: switches.output_bias,
@@ -99,7 +117,7 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     set("hidden_size", json!(spec.width));
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("max_position_embeddings", json!(spec.context));
-    set("rms_norm_eps", json!(epsilon(spec.final_norm)));
+    set("rms_norm_eps", json!(spec.final_norm.epsilon()));
     set("attention_dropout", json!(0.0));
     if let Some(mlp) = spec.blocks.first().map(mlp) {
         set("intermediate_size", json!(mlp.inner));
@@ -120,27 +138,30 @@ pub(super) fn output_bias(spec: &ModelSpec) -> bool {
     spec.blocks.first().and_then(attention).is_some_and(|attention| attention.output_bias)
 }
 
+/// Our names and those of the files.
+pub(super) const NAMES: &[(&str, &str)] = &[
+    ("embedding.", "model.embed_tokens."),
+    ("final_norm.", "model.norm."),
+    ("head.", "lm_head."),
+    ("blocks.", "model.layers."),
+    (".mixer_norm.", ".input_layernorm."),
+    (".channel_norm.", ".post_attention_layernorm."),
+    (".mixer.", ".self_attn."),
+    (".query.", ".q_proj."),
+    (".key.", ".k_proj."),
+    (".value.", ".v_proj."),
+    (".output.", ".o_proj."),
+    (".query_norm.", ".q_norm."),
+    (".key_norm.", ".k_norm."),
+    (".channel.", ".mlp."),
+    (".gate.", ".gate_proj."),
+    (".up.", ".up_proj."),
+    (".down.", ".down_proj."),
+];
+
 /// The tensors, one for each parameter.
 pub(super) fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
-    const NAMES: &[(&str, &str)] = &[
-        ("embedding.", "model.embed_tokens."),
-        ("final_norm.", "model.norm."),
-        ("head.", "lm_head."),
-        ("blocks.", "model.layers."),
-        (".mixer_norm.", ".input_layernorm."),
-        (".channel_norm.", ".post_attention_layernorm."),
-        (".mixer.", ".self_attn."),
-        (".query.", ".q_proj."),
-        (".key.", ".k_proj."),
-        (".value.", ".v_proj."),
-        (".output.", ".o_proj."),
-        (".query_norm.", ".q_norm."),
-        (".key_norm.", ".k_norm."),
-        (".channel.", ".mlp."),
-        (".gate.", ".gate_proj."),
-        (".up.", ".up_proj."),
-        (".down.", ".down_proj."),
-    ];
-    let entry = |name: String| TensorEntry { name: rename(&name, NAMES), parts: vec![name], transposed: false };
+    let entry =
+        |name: String| TensorEntry { name: rename(&name, NAMES), parts: vec![name], groups: 1, transposed: false };
     spec.parameters().into_iter().map(|(name, _)| entry(name)).collect()
 }

@@ -2,11 +2,18 @@
 //!
 //! A family is one file and one line in [`FAMILIES`]. Everything else, from loading to training, knows only the spec.
 
+pub mod bloom;
 pub mod config;
+pub mod falcon;
+pub mod gemma;
+pub mod gemma2;
 pub mod gpt2;
+pub mod gptj;
 pub mod llama;
 mod llama_layout;
 pub mod mistral;
+pub mod mpt;
+pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
 mod qwen_windows;
@@ -40,7 +47,20 @@ pub struct Family {
 }
 
 /// All families, one line each.
-pub const FAMILIES: &[Family] = &[gpt2::FAMILY, llama::FAMILY, mistral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    bloom::FAMILY,
+    falcon::FAMILY,
+    gemma::FAMILY,
+    gemma2::FAMILY,
+    gpt2::FAMILY,
+    gptj::FAMILY,
+    llama::FAMILY,
+    mistral::FAMILY,
+    mpt::FAMILY,
+    phi3::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+];
 
 /// How one tensor of a checkpoint makes up our parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +69,9 @@ pub struct TensorEntry {
     pub name: String,
     /// Our parameters, which lie in it one after another along our first axis (the outputs).
     pub parts: Vec<String>,
+    /// How often the parts take turns: each of so many groups has an equal share of every part's rows. One: each part is
+    /// whole.
+    pub groups: usize,
     /// Whether it is stored `[in, out]`; ours are `[out, in]`.
     pub transposed: bool,
 }
@@ -83,7 +106,7 @@ pub fn by_name(model_type: &str) -> Result<&'static Family> {
 /// use espalier_models::spec::ModelSpec;
 /// let mut spec = ModelSpec::llama(512, 64, 2, 4, 2, 160, 128);
 /// assert_eq!(write_config(&spec)?["num_key_value_heads"], 2);
-/// spec.blocks[1].mixer_norm = espalier_models::spec::NormSpec::LayerNorm { epsilon: 1e-5 };
+/// spec.blocks[1].mixer_norm = espalier_models::spec::NormSpec::layer(1e-5);
 /// assert!(write_config(&spec).is_err());
 /// # Ok::<(), espalier_models::error::Error>(())
 /// ```
@@ -153,7 +176,11 @@ impl Frame {
             learned_positions: None,
             blocks: self.blocks,
             final_norm: self.final_norm,
+            embedding_scale: 1.0,
+            embedding_norm: None,
             tied_head: config.flag_or("tie_word_embeddings", self.tied_by_default)?,
+            head_bias: false,
+            logit_softcap: None,
             initializer_range: config.positive_or("initializer_range", 0.02)?,
             bos: config.token("bos_token_id")?,
             eos: config.tokens("eos_token_id")?,
@@ -200,12 +227,6 @@ fn mlp(block: &BlockSpec) -> &MlpSpec {
     }
 }
 
-fn epsilon(norm: NormSpec) -> f64 {
-    match norm {
-        NormSpec::LayerNorm { epsilon } | NormSpec::RmsNorm { epsilon } => epsilon,
-    }
-}
-
 /// `width / heads`, which must be whole.
 fn even_head_dim(config: &Config, heads_key: &str, width: usize, heads: usize) -> Result<usize> {
     if !width.is_multiple_of(heads) {
@@ -226,8 +247,24 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
-    const MODELS: [&str; 8] =
-        ["gpt2", "llama", "llama3-rope", "llama-linear-pi", "llama-yarn", "mistral", "qwen2", "qwen3"];
+    const MODELS: [&str; 16] = [
+        "gpt2",
+        "llama",
+        "llama3-rope",
+        "llama-linear-pi",
+        "llama-yarn",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gptj",
+        "gemma",
+        "gemma2",
+        "phi3",
+        "phi3-longrope",
+        "falcon-mqa-parallel",
+        "bloom-alibi",
+        "mpt-alibi",
+    ];
 
     fn config(model: &str) -> Config {
         Config::load(format!("{FIXTURES}/{model}").as_ref()).unwrap()
@@ -309,7 +346,12 @@ mod tests {
     #[test]
     fn hostile_sizes_are_errors_in_every_family() {
         let keys = |model| match model {
-            "gpt2" => ["n_embd", "n_head", "n_layer", "vocab_size", "n_positions"],
+            "gpt2" | "gptj" => ["n_embd", "n_head", "n_layer", "vocab_size", "n_positions"],
+            "bloom-alibi" => ["hidden_size", "n_head", "n_layer", "vocab_size", "seq_length"],
+            "mpt-alibi" => ["d_model", "n_heads", "n_layers", "vocab_size", "max_seq_len"],
+            "falcon-mqa-parallel" => {
+                ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "ffn_hidden_size"]
+            }
             _ => ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size"],
         };
         for model in MODELS {

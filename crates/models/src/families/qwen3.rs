@@ -50,7 +50,7 @@ mod tests {
         let spec = fixture("qwen3");
         let attention = attention(&spec.blocks[0]).unwrap();
         assert_eq!((attention.head_dim, attention.scale), (16, 0.25));
-        assert_eq!(attention.qk_norm, Some(NormSpec::RmsNorm { epsilon: 1e-6 }));
+        assert_eq!(attention.qk_norm, Some(NormSpec::rms(1e-6)));
         assert!(!attention.qkv_bias && !attention.output_bias);
     }
 

@@ -1,7 +1,7 @@
 //! The rotary keys of `config.json`, in today's form and the older one.
 //!
 //! Today all of it is in `rope_parameters`; older files have `rope_theta` and `rope_scaling`, whose kind is `type` or
-//! `rope_type`. Left out: `dynamic` and `longrope`, whose frequencies depend on the length of the text.
+//! `rope_type`.
 
 use super::config::{CONTEXT_LIMIT, Config};
 use crate::error::Result;
@@ -31,8 +31,8 @@ pub fn read(config: &Config, head_dim: usize, context: usize) -> Result<RotarySp
             format!("rotary positions need an even number of channels, at most the head's {head_dim}; found {dim}");
         return Err(config.error("head_dim", reason));
     }
-    let scaling = scaling(config, key, &parameters, context)?;
-    Ok(RotarySpec { dim, theta, scaling })
+    let scaling = scaling(config, key, &parameters, context, dim)?;
+    Ok(RotarySpec { dim, theta, interleaved: false, scaling })
 }
 
 /// Writes the rotary positions of heads of width `head_dim` in today's form.
@@ -41,9 +41,17 @@ pub fn write(rotary: &RotarySpec, head_dim: usize) -> Value {
     if rotary.dim != head_dim {
         parameters.insert("partial_rotary_factor".into(), json!(rotary.dim as f64 / head_dim as f64));
     }
-    let scaling = match rotary.scaling {
+    let scaling = match &rotary.scaling {
         RotaryScaling::None => json!({ "rope_type": "default" }),
         RotaryScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RotaryScaling::Dynamic { factor, .. } => json!({ "rope_type": "dynamic", "factor": factor }),
+        RotaryScaling::LongRope { short, long, original_context, attention_factor } => json!({
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "original_max_position_embeddings": original_context,
+            "attention_factor": attention_factor,
+        }),
         RotaryScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
             "rope_type": "llama3",
             "factor": factor,
@@ -86,7 +94,7 @@ fn one_for_all_layers(config: &Config, key: &str, object: Config) -> Result<Conf
     Ok(full)
 }
 
-fn scaling(config: &Config, key: &str, parameters: &Config, context: usize) -> Result<RotaryScaling> {
+fn scaling(config: &Config, key: &str, parameters: &Config, context: usize, dim: usize) -> Result<RotaryScaling> {
     let kind = match parameters.optional_text("rope_type")? {
         None => parameters.optional_text("type")?,
         found => found,
@@ -96,11 +104,15 @@ fn scaling(config: &Config, key: &str, parameters: &Config, context: usize) -> R
         "linear" => Ok(RotaryScaling::Linear { factor: parameters.positive("factor")? }),
         "llama3" => llama3(parameters, original_context(config, parameters, context)?),
         "yarn" => yarn(parameters, context, original_context(config, parameters, context)?),
-        kind @ ("dynamic" | "longrope" | "su") => Err(config.error(
-            key,
-            format!("rope_type `{kind}` is not supported yet; supported are default, linear, llama3, yarn"),
-        )),
-        kind => Err(config.error(key, format!("unknown rope_type `{kind}`; known are default, linear, llama3, yarn"))),
+        "dynamic" => {
+            let factor = parameters.positive("factor")?;
+            Ok(RotaryScaling::Dynamic { factor, original_context: context })
+        }
+        "longrope" | "su" => long_rope(parameters, context, original_context(config, parameters, context)?, dim),
+        kind => {
+            let known = "default, linear, dynamic, llama3, yarn, longrope";
+            Err(config.error(key, format!("unknown rope_type `{kind}`; known are {known}")))
+        }
     }
 }
 
@@ -109,6 +121,29 @@ fn original_context(config: &Config, parameters: &Config, context: usize) -> Res
     const KEY: &str = "original_max_position_embeddings";
     let outer = config.optional_size(KEY, CONTEXT_LIMIT)?;
     Ok(outer.or(parameters.optional_size(KEY, CONTEXT_LIMIT)?).unwrap_or(context))
+}
+
+/// LongRoPE's two lists, and the factor on the rotated vectors: as given, or by the ratio of the contexts.
+fn long_rope(parameters: &Config, context: usize, original_context: usize, dim: usize) -> Result<RotaryScaling> {
+    let list = |key: &str| -> Result<Vec<f64>> {
+        let numbers = parameters.optional_positives(key)?.unwrap_or_default();
+        match numbers.len() == dim / 2 {
+            true => Ok(numbers),
+            false => {
+                let reason =
+                    format!("expected {} numbers, one for each pair of channels, found {}", dim / 2, numbers.len());
+                Err(parameters.error(key, reason))
+            }
+        }
+    };
+    let stretch = parameters.positive_or("factor", context as f64 / original_context as f64)?;
+    let rule = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original_context as f64).ln()).sqrt() };
+    Ok(RotaryScaling::LongRope {
+        short: list("short_factor")?,
+        long: list("long_factor")?,
+        original_context,
+        attention_factor: parameters.positive_or("attention_factor", rule)?,
+    })
 }
 
 fn llama3(parameters: &Config, original_context: usize) -> Result<RotaryScaling> {
@@ -171,7 +206,7 @@ mod tests {
         assert_eq!(parse(nested).unwrap(), new);
         assert_eq!(
             parse(r#"{"rope_scaling":null}"#).unwrap(),
-            RotarySpec { dim: 8, theta: 1e4, scaling: RotaryScaling::None }
+            RotarySpec { dim: 8, theta: 1e4, interleaved: false, scaling: RotaryScaling::None }
         );
     }
 
@@ -205,14 +240,8 @@ mod tests {
     #[test]
     fn wrong_parameters_name_their_key() {
         let cases = [
-            (
-                r#"{"rope_scaling":{"type":"dynamic","factor":2}}"#,
-                "key `rope_scaling`: rope_type `dynamic` is not supported yet",
-            ),
-            (
-                r#"{"rope_parameters":{"rope_type":"longrope"}}"#,
-                "key `rope_parameters`: rope_type `longrope` is not supported",
-            ),
+            (r#"{"rope_scaling":{"type":"dynamic"}}"#, "key `rope_scaling.factor`: missing"),
+            (r#"{"rope_parameters":{"rope_type":"longrope"}}"#, "`rope_parameters.short_factor`: expected 4 numbers"),
             (r#"{"rope_scaling":{"type":"liner","factor":2}}"#, "unknown rope_type `liner`"),
             (r#"{"rope_scaling":{"type":"linear"}}"#, "key `rope_scaling.factor`: missing"),
             (r#"{"rope_scaling":{"type":"linear","factor":-2}}"#, "expected a positive number, found -2"),
@@ -246,9 +275,16 @@ mod tests {
                 attention_factor: 1.25,
                 truncate: false,
             },
+            RotaryScaling::Dynamic { factor: 2.0, original_context: 2048 },
+            RotaryScaling::LongRope {
+                short: vec![1.0, 1.5],
+                long: vec![2.0, 3.0],
+                original_context,
+                attention_factor: 1.19,
+            },
         ];
-        for (dim, scaling) in [8, 4, 8, 2].into_iter().zip(scalings) {
-            let rotary = RotarySpec { dim, theta: 1e6, scaling };
+        for (dim, scaling) in [8, 4, 8, 2, 8, 4].into_iter().zip(scalings) {
+            let rotary = RotarySpec { dim, theta: 1e6, interleaved: false, scaling };
             let map = Map::from_iter([("rope_parameters".to_owned(), write(&rotary, 8))]);
             assert_eq!(read(&Config::from_map("config.json".as_ref(), map), 8, 2048).unwrap(), rotary);
         }

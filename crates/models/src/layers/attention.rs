@@ -59,8 +59,8 @@ impl Attention {
         if let Some(cache) = cache {
             (key, value) = cache.append(key, value);
         }
-        let options = Options { scale: self.spec.scale, softcap: None, precision: context.precision };
-        let mixed = attention(query, key, value, &context.mask, None, options);
+        let options = Options { scale: self.spec.scale, softcap: self.spec.softcap, precision: context.precision };
+        let mixed = attention(query, key, value, &context.mask, context.bias.clone(), options);
         self.output.forward(mixed.reshape([batch, time, self.spec.heads * self.spec.head_dim]))
     }
 

@@ -10,20 +10,23 @@ use crate::{
     Result,
     model::Context,
     parameter::{Parameter, Parameters, parameters},
-    spec::{BlockSpec, MixerSpec},
+    spec::{BlockSpec, MixerSpec, NormSpec, Residual},
     state::MixerState,
 };
 
-/// `x += mixer(norm(x)); x += channel(norm(x))`.
+/// A mixer and a channel mixer, joined as the spec's [`Residual`] says.
 #[derive(Debug, Clone)]
 pub struct Block {
+    residual: Residual,
     mixer_norm: Norm,
     mixer: Mixer,
-    channel_norm: Norm,
+    mixer_output_norm: Option<Norm>,
+    channel_norm: Option<Norm>,
     channel: FeedForward,
+    channel_output_norm: Option<Norm>,
 }
 
-parameters!(Block: mixer_norm, mixer, channel_norm, channel);
+parameters!(Block: mixer_norm, mixer, mixer_output_norm, channel_norm, channel, channel_output_norm);
 
 /// What mixes along time. A new mixer adds a variant here and its state in [`MixerState`].
 #[derive(Debug, Clone)]
@@ -33,7 +36,8 @@ pub enum Mixer {
 }
 
 impl Block {
-    /// Builds `{name}.mixer_norm`, `{name}.mixer`, `{name}.channel_norm`, `{name}.channel`.
+    /// Builds `{name}.mixer_norm`, `{name}.mixer`, `{name}.channel_norm`, `{name}.channel` and the norms over their
+    /// outputs.
     ///
     /// # Errors
     /// When the source lacks a weight.
@@ -44,15 +48,28 @@ impl Block {
                 Mixer::Attention(Attention::build(builder, &format!("{name}.mixer"), width, attention)?)
             }
         };
-        let channel_norm = Norm::build(builder, &format!("{name}.channel_norm"), width, spec.channel_norm)?;
+        let mut norm = |part: &str, spec: Option<NormSpec>| {
+            spec.map(|spec| Norm::build(builder, &format!("{name}.{part}"), width, spec)).transpose()
+        };
+        let mixer_output_norm = norm("mixer_output_norm", spec.mixer_output_norm)?;
+        let channel_norm = norm("channel_norm", spec.channel_norm)?;
+        let channel_output_norm = norm("channel_output_norm", spec.channel_output_norm)?;
         let channel = FeedForward::build(builder, &format!("{name}.channel"), width, &spec.channel)?;
-        Ok(Self { mixer_norm, mixer, channel_norm, channel })
+        let residual = spec.residual;
+        Ok(Self { residual, mixer_norm, mixer, mixer_output_norm, channel_norm, channel, channel_output_norm })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(&self, x: Tensor<3>, context: &Context, state: Option<&mut MixerState>) -> Tensor<3> {
-        let x = x.clone() + self.mixer.forward(self.mixer_norm.forward(x), context, state);
-        x.clone() + self.channel.forward(self.channel_norm.forward(x))
+        let normed = self.mixer_norm.forward(x.clone());
+        let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
+            Some(norm) => norm.forward(x.clone()),
+            None => normed.clone(),
+        });
+        let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, state));
+        let x = x + mixed;
+        let inner = beside.unwrap_or_else(|| optional(&self.channel_norm, x.clone()));
+        x + optional(&self.channel_output_norm, self.channel.forward(inner))
     }
 
     /// As [`Block::forward`] without state; what the backward needs is computed again when it runs.
@@ -64,6 +81,14 @@ impl Block {
             parameter.set_trainable(false);
         });
         recomputed(x, leaves(self), Arc::new(BlockSegment { block, trained, context: context.clone() }))
+    }
+}
+
+/// The norm, where there is one.
+fn optional(norm: &Option<Norm>, x: Tensor<3>) -> Tensor<3> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
     }
 }
 

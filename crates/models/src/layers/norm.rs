@@ -27,22 +27,29 @@ impl Norm {
     /// # Errors
     /// When the source lacks a weight.
     pub fn build(builder: &mut Builder, name: &str, width: usize, spec: NormSpec) -> Result<Self> {
-        let weight = builder.parameter(format!("{name}.weight"), vec![width], Initial::Ones)?;
-        let bias = match spec {
-            NormSpec::LayerNorm { .. } => {
-                Some(builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?)
-            }
-            NormSpec::RmsNorm { .. } => None,
+        let initial = match spec {
+            NormSpec::RmsNorm { from_one: true, .. } => Initial::Zeros,
+            _ => Initial::Ones,
+        };
+        let weight = builder.parameter(format!("{name}.weight"), vec![width], initial)?;
+        let bias = match spec.has_bias() {
+            true => Some(builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?),
+            false => None,
         };
         Ok(Self { spec, weight, bias })
     }
 
     /// `x`: `[.., width]`; the same shape comes back.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        match (self.spec, &self.bias) {
-            (NormSpec::LayerNorm { epsilon }, Some(bias)) => layer_norm(x, self.weight.value(), bias.value(), epsilon),
-            (NormSpec::LayerNorm { epsilon } | NormSpec::RmsNorm { epsilon }, _) => {
-                rms_norm(x, self.weight.value(), epsilon)
+        let weight = self.weight.value::<1>();
+        match self.spec {
+            NormSpec::LayerNorm { epsilon, .. } => {
+                let none = || Tensor::zeros(weight.dims(), &weight.device().inner());
+                let bias = self.bias.as_ref().map_or_else(none, |bias| bias.value());
+                layer_norm(x, weight, bias, epsilon)
+            }
+            NormSpec::RmsNorm { epsilon, from_one } => {
+                rms_norm(x, if from_one { weight + 1.0 } else { weight }, epsilon)
             }
         }
     }

@@ -2,7 +2,10 @@
 
 use espalier_models::{
     families::config::activation_name,
-    spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, RotaryScaling, RotarySpec},
+    spec::{
+        AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, Residual, RotaryScaling,
+        RotarySpec,
+    },
 };
 
 use crate::units;
@@ -86,7 +89,9 @@ fn describe(block: &BlockSpec) -> String {
         NormSpec::LayerNorm { .. } => "LayerNorm",
         NormSpec::RmsNorm { .. } => "RMSNorm",
     };
-    format!("{}, {channel}, {norm}", attention(mixer))
+    let parallel = if block.residual == Residual::Parallel { ", in parallel" } else { "" };
+    let outputs = if block.mixer_output_norm.is_some() { " before and after" } else { "" };
+    format!("{}, {channel}{parallel}, {norm}{outputs}", attention(mixer))
 }
 
 fn attention(attention: &AttentionSpec) -> String {
@@ -96,14 +101,18 @@ fn attention(attention: &AttentionSpec) -> String {
     };
     let rotary = attention.rotary.as_ref().map(|positions| format!(", {}", rotary(positions))).unwrap_or_default();
     let window = attention.window.map(|keys| format!(", window {keys}")).unwrap_or_default();
+    let alibi = if attention.alibi.is_some() { ", ALiBi" } else { "" };
+    let softcap = attention.softcap.map(|softcap| format!(", soft cap {softcap}")).unwrap_or_default();
     let norm = if attention.qk_norm.is_some() { ", normed queries and keys" } else { "" };
     let bias = if attention.qkv_bias { ", biases" } else { "" };
-    format!("attention {heads} heads of {}{rotary}{window}{norm}{bias}", attention.head_dim)
+    format!("attention {heads} heads of {}{rotary}{alibi}{window}{softcap}{norm}{bias}", attention.head_dim)
 }
 
 fn rotary(rotary: &RotarySpec) -> String {
     let scaling = match &rotary.scaling {
         RotaryScaling::None => String::new(),
+        RotaryScaling::Dynamic { factor, .. } => format!(" dynamic {factor} x"),
+        RotaryScaling::LongRope { original_context, .. } => format!(" LongRoPE beyond {original_context}"),
         RotaryScaling::Linear { factor } => format!(" interpolated {factor} x"),
         RotaryScaling::Llama3 { factor, .. } => format!(" stretched {factor} x as in LLaMA 3.1"),
         RotaryScaling::Yarn { factor, .. } => format!(" YaRN {factor} x"),

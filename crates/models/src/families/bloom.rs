@@ -1,0 +1,100 @@
+//! BLOOM (arXiv 2211.05100): ALiBi instead of positions, a norm over the embedding, and queries, keys and values of each head
+//! side by side in one tensor.
+
+use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
+use super::{Family, Frame, TensorEntry, attention, even_head_dim, rename, write_frame};
+use crate::error::Result;
+use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
+use serde_json::{Map, Value, json};
+
+/// The registration of BLOOM.
+pub const FAMILY: Family = Family {
+    model_type: "bloom",
+    architecture: "BloomForCausalLM",
+    read,
+    write,
+    tensors,
+    prefix: "transformer.",
+    ignored: &[],
+};
+
+fn read(config: &Config) -> Result<ModelSpec> {
+    config.refuse("apply_residual_connection_post_layernorm")?;
+    let width = match config.optional_size("hidden_size", WIDTH_LIMIT)? {
+        Some(width) => width,
+        None => config.size("n_embed", WIDTH_LIMIT)?,
+    };
+    let heads = config.size("n_head", HEAD_LIMIT)?;
+    let head_dim = even_head_dim(config, "n_head", width, heads)?;
+    let mixer = MixerSpec::Attention(AttentionSpec {
+        heads,
+        kv_heads: heads,
+        head_dim,
+        scale: (head_dim as f64).powf(-0.5),
+        rotary: None,
+        alibi: Some(8.0),
+        softcap: None,
+        window: None,
+        qkv_bias: true,
+        output_bias: true,
+        qk_norm: None,
+    });
+    let channel = ChannelSpec::Mlp(MlpSpec { inner: 4 * width, activation: Activation::GeluTanh, bias: true });
+    let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
+    let blocks = vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layer", LAYER_LIMIT)?];
+    let context = config.optional_size("seq_length", CONTEXT_LIMIT)?.unwrap_or(2048);
+    let frame = Frame { width, context, blocks, final_norm: norm, tied_by_default: true };
+    Ok(ModelSpec { embedding_norm: Some(norm), ..frame.read(config, &FAMILY)? })
+}
+
+fn write(spec: &ModelSpec) -> Map<String, Value> {
+    let mut map = write_frame(spec, &FAMILY);
+    let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
+    set("hidden_size", json!(spec.width));
+    set("n_layer", json!(spec.blocks.len()));
+    set("n_head", json!(spec.blocks.first().and_then(attention).map(|attention| attention.heads)));
+    set("seq_length", json!(spec.context));
+    set("layer_norm_epsilon", json!(spec.final_norm.epsilon()));
+    map
+}
+
+fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
+    const NAMES: &[(&str, &str)] = &[
+        ("embedding.", "transformer.word_embeddings."),
+        ("embedding_norm.", "transformer.word_embeddings_layernorm."),
+        ("final_norm.", "transformer.ln_f."),
+        ("head.", "lm_head."),
+        ("blocks.", "transformer.h."),
+        (".mixer_norm.", ".input_layernorm."),
+        (".channel_norm.", ".post_attention_layernorm."),
+        (".mixer.query.", ".self_attention.query_key_value."),
+        (".mixer.output.", ".self_attention.dense."),
+        (".channel.up.", ".mlp.dense_h_to_4h."),
+        (".channel.down.", ".mlp.dense_4h_to_h."),
+    ];
+    let heads = spec.blocks.first().and_then(attention).map_or(1, |attention| attention.heads);
+    let entry = |name: String| {
+        let part = |other: &str| name.replace(".query.", other);
+        let (parts, groups) = match name.contains(".query.") {
+            true => ([".query.", ".key.", ".value."].map(part).to_vec(), heads),
+            false => (vec![name.clone()], 1),
+        };
+        TensorEntry { name: rename(&name, NAMES), parts, groups, transposed: false }
+    };
+    let joined = |name: &String| name.contains(".mixer.key.") || name.contains(".mixer.value.");
+    spec.parameters().into_iter().map(|(name, _)| name).filter(|name| !joined(name)).map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{changed, fixture};
+    use super::*;
+
+    #[test]
+    fn reads_the_fixture() {
+        let spec = fixture("bloom-alibi");
+        assert!(spec.tied_head && spec.embedding_norm.is_some());
+        assert_eq!(attention(&spec.blocks[0]).unwrap().alibi, Some(8.0));
+        assert!(changed("bloom-alibi", json!({ "apply_residual_connection_post_layernorm": true })).is_err());
+    }
+}

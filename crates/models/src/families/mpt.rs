@@ -1,0 +1,119 @@
+//! MPT (MosaicML, 2023): ALiBi, no biases anywhere, and queries, keys and values in one tensor.
+//!
+//! As in the reference library, the feed-forward layer is four times as wide as the model whatever `expansion_ratio` says.
+//! Left out, and refused: clipped or normed queries and keys, other scales of the logits, models without ALiBi.
+
+use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
+use super::{Family, Frame, TensorEntry, attention, even_head_dim, rename, write_frame};
+use crate::error::Result;
+use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
+use serde_json::{Map, Value, json};
+
+/// The registration of MPT.
+pub const FAMILY: Family = Family {
+    model_type: "mpt",
+    architecture: "MptForCausalLM",
+    read,
+    write,
+    tensors,
+    prefix: "transformer.",
+    ignored: &[],
+};
+
+fn read(config: &Config) -> Result<ModelSpec> {
+    config.refuse("logit_scale")?;
+    let width = config.size("d_model", WIDTH_LIMIT)?;
+    let heads = config.size("n_heads", HEAD_LIMIT)?;
+    let head_dim = even_head_dim(config, "n_heads", width, heads)?;
+    if !config.flag_or("no_bias", true)? {
+        return Err(config.error("no_bias", "false is not supported: published models have no biases"));
+    }
+    let (mut scale, mut slopes) = (None, 8.0);
+    if let Some(attention) = config.optional_object("attn_config")? {
+        attention.refuse("clip_qkv")?;
+        attention.refuse("qk_ln")?;
+        attention.refuse("prefix_lm")?;
+        if !attention.flag_or("alibi", true)? {
+            return Err(attention.error("alibi", "false is not supported: the model has no other positions"));
+        }
+        scale = attention.optional_positive("softmax_scale")?;
+        slopes = attention.positive_or("alibi_bias_max", slopes)?;
+    }
+    let mixer = MixerSpec::Attention(AttentionSpec {
+        heads,
+        kv_heads: heads,
+        head_dim,
+        scale: scale.unwrap_or((head_dim as f64).powf(-0.5)),
+        rotary: None,
+        alibi: Some(slopes),
+        softcap: None,
+        window: None,
+        qkv_bias: false,
+        output_bias: false,
+        qk_norm: None,
+    });
+    let channel = ChannelSpec::Mlp(MlpSpec { inner: 4 * width, activation: Activation::Gelu, bias: false });
+    let norm = NormSpec::LayerNorm { epsilon: config.positive_or("layer_norm_epsilon", 1e-5)?, bias: false };
+    let blocks = vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layers", LAYER_LIMIT)?];
+    let context = config.optional_size("max_seq_len", CONTEXT_LIMIT)?.unwrap_or(2048);
+    Frame { width, context, blocks, final_norm: norm, tied_by_default: true }.read(config, &FAMILY)
+}
+
+fn write(spec: &ModelSpec) -> Map<String, Value> {
+    let mut map = write_frame(spec, &FAMILY);
+    let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
+    set("d_model", json!(spec.width));
+    set("n_layers", json!(spec.blocks.len()));
+    set("max_seq_len", json!(spec.context));
+    set("layer_norm_epsilon", json!(spec.final_norm.epsilon()));
+    set("no_bias", json!(true));
+    if let Some(attention) = spec.blocks.first().and_then(attention) {
+        let scale = (attention.scale != (attention.head_dim as f64).powf(-0.5)).then_some(attention.scale);
+        set("n_heads", json!(attention.heads));
+        let slopes = attention.alibi;
+        set("attn_config", json!({ "alibi": slopes.is_some(), "alibi_bias_max": slopes, "softmax_scale": scale }));
+    }
+    map
+}
+
+fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
+    const NAMES: &[(&str, &str)] = &[
+        ("embedding.", "transformer.wte."),
+        ("final_norm.", "transformer.norm_f."),
+        ("head.", "lm_head."),
+        ("blocks.", "transformer.blocks."),
+        (".mixer_norm.", ".norm_1."),
+        (".channel_norm.", ".norm_2."),
+        (".mixer.query.", ".attn.Wqkv."),
+        (".mixer.output.", ".attn.out_proj."),
+        (".channel.up.", ".ffn.up_proj."),
+        (".channel.down.", ".ffn.down_proj."),
+    ];
+    let entry = |name: String| {
+        let part = |other: &str| name.replace(".query.", other);
+        let parts = match name.contains(".query.") {
+            true => [".query.", ".key.", ".value."].map(part).to_vec(),
+            false => vec![name.clone()],
+        };
+        TensorEntry { name: rename(&name, NAMES), parts, groups: 1, transposed: false }
+    };
+    let joined = |name: &String| name.contains(".mixer.key.") || name.contains(".mixer.value.");
+    spec.parameters().into_iter().map(|(name, _)| name).filter(|name| !joined(name)).map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{changed, fixture};
+    use super::*;
+
+    #[test]
+    fn reads_the_fixture() {
+        let spec = fixture("mpt-alibi");
+        assert_eq!(spec.final_norm, NormSpec::LayerNorm { epsilon: 1e-5, bias: false });
+        assert_eq!((super::super::mlp(&spec.blocks[0]).inner, spec.context), (96, 64));
+        for wrong in [json!({ "clip_qkv": 6.0 }), json!({ "qk_ln": true }), json!({ "alibi": false })] {
+            let error = changed("mpt-alibi", json!({ "attn_config": wrong })).unwrap_err().to_string();
+            assert!(error.contains("key `attn_config."), "{error}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Phi-3 (arXiv 2404.14219): LLaMA with queries, keys and values in one tensor, gates and inputs of the feed-forward layer in
+//! another, and LongRoPE.
+
+use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
+use super::{Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, rename};
+use crate::error::Result;
+use crate::spec::{ModelSpec, RotaryScaling};
+use serde_json::{Map, Value, json};
+
+/// The registration of Phi-3.
+pub const FAMILY: Family = Family {
+    model_type: "phi3",
+    architecture: "Phi3ForCausalLM",
+    read,
+    write,
+    tensors,
+    prefix: PREFIX,
+    ignored: IGNORED,
+};
+
+fn read(config: &Config) -> Result<ModelSpec> {
+    let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
+    let switches = Switches { windows: vec![window; layers(config)?], ..Switches::plain(config, 4096)? };
+    llama_layout::read(config, &FAMILY, &switches)
+}
+
+fn write(spec: &ModelSpec) -> Map<String, Value> {
+    let mut map = llama_layout::write(spec, &FAMILY);
+    // The class computes the width of a head.
+    map.remove("head_dim");
+    let first = spec.blocks.first().and_then(attention);
+    map.insert("sliding_window".into(), json!(first.and_then(|attention| attention.window)));
+    let rotary = first.and_then(|attention| attention.rotary.as_ref());
+    if let Some(RotaryScaling::LongRope { original_context, .. }) = rotary.map(|rotary| &rotary.scaling) {
+        map.insert("original_max_position_embeddings".into(), json!(original_context));
+    }
+    map
+}
+
+/// One tensor for each parameter, but for the two that hold several.
+fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
+    let names = spec.parameters().into_iter().map(|(name, _)| name);
+    let entry = |name: String| {
+        let part = |from: &str, to: &str| name.replace(from, to);
+        let (stored, parts) = if name.contains(".mixer.query.") {
+            let parts = [".query.", ".key.", ".value."].map(|to| part(".query.", to)).to_vec();
+            (part(".mixer.query.", ".mixer.qkv_proj."), parts)
+        } else if name.contains(".gate.") {
+            (part(".gate.", ".gate_up_proj."), vec![name.clone(), part(".gate.", ".up.")])
+        } else {
+            (name.clone(), vec![name.clone()])
+        };
+        TensorEntry { name: rename(&stored, NAMES), parts, groups: 1, transposed: false }
+    };
+    let joined = |name: &String| [".mixer.key.", ".mixer.value.", ".up."].iter().any(|part| name.contains(part));
+    names.filter(|name| !joined(name)).map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{changed, fixture};
+    use super::*;
+
+    #[test]
+    fn reads_the_fixtures() {
+        assert_eq!(tensors(&fixture("phi3")).len(), 3 * 6 + 3);
+        let spec = fixture("phi3-longrope");
+        let rotary = attention(&spec.blocks[0]).unwrap().rotary.clone().unwrap();
+        let RotaryScaling::LongRope { short, long, original_context, attention_factor } = rotary.scaling else {
+            panic!()
+        };
+        assert_eq!((short, long, original_context), (vec![1.0, 1.05, 1.1], vec![1.5, 2.0, 2.5], 16));
+        assert!((attention_factor - 1.5f64.sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn lists_need_a_number_for_every_pair() {
+        let rope = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 1.0, 1.0] });
+        let error = changed("phi3", json!({ "rope_parameters": rope })).unwrap_err().to_string();
+        assert!(error.contains("rope_parameters.short_factor`: expected 3 numbers"), "{error}");
+    }
+}
