@@ -3,14 +3,15 @@
 //! On the CPU a step is one pass over memory; elsewhere it is the same formula in tensor operations. Sums run in a fixed
 //! order, so that a resumed run repeats the interrupted one bit for bit.
 
-use burn::{backend::Flex, tensor::Tensor};
-use burn_flex::FlexTensor;
-use rayon::prelude::*;
+use std::sync::OnceLock;
 
 use crate::{
     host::{self, contiguous, dimensions, slice},
+    parallel::{chunk, for_chunks, for_each},
     simd::vectorised,
 };
+use burn::{backend::Flex, tensor::Tensor};
+use burn_flex::FlexTensor;
 
 /// The numbers of one AdamW step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,11 +75,9 @@ const CHUNK: usize = 1 << 14;
 fn on_host(state: AdamWState, gradient: Tensor<1>, step: &AdamWStep) -> AdamWState {
     let AdamWState { weight, first, second } = state;
     let [mut weight, mut first, mut second, gradient] = [weight, first, second, gradient].map(whole);
-    let chunks = weight.storage_mut::<f32>().par_chunks_mut(CHUNK);
-    let chunks = chunks.zip(first.storage_mut::<f32>().par_chunks_mut(CHUNK));
-    let chunks = chunks.zip(second.storage_mut::<f32>().par_chunks_mut(CHUNK));
-    chunks.zip(slice(&gradient).par_chunks(CHUNK)).for_each(|(((weight, first), second), gradient)| {
-        step_chunk(weight, first, second, gradient, step);
+    let buffers = [&mut weight, &mut first, &mut second].map(|tensor| (tensor.storage_mut::<f32>(), CHUNK));
+    for_chunks(buffers, |i, [weight, first, second]| {
+        step_chunk(weight, first, second, chunk(slice(&gradient), CHUNK, i), step);
     });
     let [weight, first, second] = [weight, first, second].map(Tensor::from_primitive::<Flex>);
     AdamWState { weight, first, second }
@@ -123,8 +122,13 @@ vectorised! {
 
 /// Sum of squares in f64, in a fixed order. `values`: `[len]`.
 pub fn sum_of_squares(values: Tensor<1>) -> f64 {
-    let partial = |chunk: &[f32]| squares(chunk);
-    let total = |values: &[f32]| values.par_chunks(CHUNK).map(partial).collect::<Vec<f64>>().iter().sum();
+    let total = |values: &[f32]| {
+        let partial: Vec<OnceLock<f64>> = values.chunks(CHUNK).map(|_| OnceLock::new()).collect();
+        for_each(partial.len(), |i| {
+            let _ = partial[i].set(squares(chunk(values, CHUNK, i)));
+        });
+        partial.iter().filter_map(OnceLock::get).sum()
+    };
     match host::on_host(&values) {
         true => total(slice(&whole(values))),
         false => total(&values.into_data().convert::<f32>().try_into_vec::<f32>().unwrap_or_default()),

@@ -1,13 +1,12 @@
 //! Activations and gates in one pass over memory, forward and backward.
 
-use burn_flex::FlexTensor;
-use rayon::prelude::*;
-
 use super::Activation;
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    parallel::{chunk, for_chunks},
     simd::{erf, exp, sigmoid, tanh, vectorised},
 };
+use burn_flex::FlexTensor;
 
 /// `activation(x)`.
 #[derive(Debug)]
@@ -24,17 +23,16 @@ impl HostOperator<1> for Plain {
     fn forward(&self, [x]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let x = contiguous(x);
         let mut y = vec![0.0; slice(&x).len()];
-        let chunks = y.par_chunks_mut(CHUNK).zip(slice(&x).par_chunks(CHUNK));
-        chunks.for_each(|(y, x)| plain(self.0, y, x));
+        for_chunks([(&mut y, CHUNK)], |i, [y]| plain(self.0, y, chunk(slice(&x), CHUNK, i)));
         (tensor(y, &dimensions(&x)), Vec::new())
     }
 
     fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let x = contiguous(&given.inputs[0]);
         let mut of_x = vec![0.0; slice(&x).len()];
-        let chunks = of_x.par_chunks_mut(CHUNK).zip(slice(&x).par_chunks(CHUNK));
-        let chunks = chunks.zip(slice(&given.gradient).par_chunks(CHUNK));
-        chunks.for_each(|((of_x, x), gradient)| plain_backward(self.0, of_x, x, gradient));
+        for_chunks([(&mut of_x, CHUNK)], |i, [of_x]| {
+            plain_backward(self.0, of_x, chunk(slice(&x), CHUNK, i), chunk(slice(&given.gradient), CHUNK, i));
+        });
         [Some(tensor(of_x, &dimensions(&x)))]
     }
 }
@@ -43,19 +41,18 @@ impl HostOperator<2> for Gated {
     fn forward(&self, [gate, up]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let (gate, up) = (contiguous(gate), contiguous(up));
         let mut y = vec![0.0; slice(&gate).len()];
-        let chunks = y.par_chunks_mut(CHUNK).zip(slice(&gate).par_chunks(CHUNK)).zip(slice(&up).par_chunks(CHUNK));
-        chunks.for_each(|((y, gate), up)| gated(self.0, y, gate, up));
+        for_chunks([(&mut y, CHUNK)], |i, [y]| {
+            gated(self.0, y, chunk(slice(&gate), CHUNK, i), chunk(slice(&up), CHUNK, i));
+        });
         (tensor(y, &dimensions(&gate)), Vec::new())
     }
 
     fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [gate, up] = given.inputs.each_ref().map(contiguous);
         let (mut of_gate, mut of_up) = (vec![0.0; slice(&gate).len()], vec![0.0; slice(&up).len()]);
-        let outputs = of_gate.par_chunks_mut(CHUNK).zip(of_up.par_chunks_mut(CHUNK));
-        let inputs = slice(&gate).par_chunks(CHUNK).zip(slice(&up).par_chunks(CHUNK));
-        let chunks = outputs.zip(inputs).zip(slice(&given.gradient).par_chunks(CHUNK));
-        chunks.for_each(|(((of_gate, of_up), (gate, up)), gradient)| {
-            gated_backward(self.0, of_gate, of_up, gate, up, gradient);
+        for_chunks([(&mut of_gate, CHUNK), (&mut of_up, CHUNK)], |i, [of_gate, of_up]| {
+            let (gate, up) = (chunk(slice(&gate), CHUNK, i), chunk(slice(&up), CHUNK, i));
+            gated_backward(self.0, of_gate, of_up, gate, up, chunk(slice(&given.gradient), CHUNK, i));
         });
         let shape = dimensions(&gate);
         [Some(tensor(of_gate, &shape)), Some(tensor(of_up, &shape))]

@@ -4,15 +4,14 @@
 
 use std::ops::Range;
 
-use burn_flex::FlexTensor;
-use rayon::prelude::*;
-
 use super::HeadOptions;
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     matmul::{How, Matrix, multiplied, product},
+    parallel::{chunk, for_chunks},
     simd::{exp, maximum, tanh, vectorised},
 };
+use burn_flex::FlexTensor;
 
 /// The log-probability of every target: `[tokens]`. Its backward computes the logits again.
 #[derive(Debug)]
@@ -72,14 +71,19 @@ impl<'a> Head<'a> {
     fn logits(&self, rows: &Range<usize>) -> Vec<f32> {
         let mut logits = multiplied(self.hidden(rows), self.weight().transposed(), How::all(self.options.precision));
         if let Some(softcap) = self.options.softcap {
-            logits.par_chunks_mut(self.vocabulary).for_each(|row| cap(row, softcap as f32));
+            for_chunks([(&mut logits, self.vocabulary)], |_, [row]| cap(row, softcap as f32));
         }
         logits
     }
 
     /// Each row's largest logit and the log of its sum of exponentials relative to it: apart, huge logits lose nothing.
     fn statistics(&self, logits: &[f32]) -> Vec<(f32, f32)> {
-        logits.par_chunks(self.vocabulary).map(log_sum).collect()
+        let mut found = vec![0.0; logits.len() / self.vocabulary * 2];
+        for_chunks([(&mut found, 2)], |i, [found]| {
+            let (largest, log_sum) = log_sum(chunk(logits, self.vocabulary, i));
+            found.copy_from_slice(&[largest, log_sum]);
+        });
+        found.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
     }
 
     fn gradients(&self, wanted: [bool; 2]) -> Gradients {
@@ -89,15 +93,16 @@ impl<'a> Head<'a> {
 
     /// Turns logits into `factor (onehot(target) - p)`, with one factor a row.
     fn differentiate(&self, rows: &Range<usize>, logits: &mut [f32], statistics: &[(f32, f32)], factors: &[f32]) {
-        let given = self.targets[rows.clone()].par_iter().zip(statistics).zip(factors);
-        logits.par_chunks_mut(self.vocabulary).zip(given).for_each(|(logits, ((target, statistics), factor))| {
-            let capped = logits[*target as usize];
+        let targets = &self.targets[rows.clone()];
+        for_chunks([(logits, self.vocabulary)], |i, [logits]| {
+            let (target, statistics, factor) = (targets[i], statistics[i], factors[i]);
+            let capped = logits[target as usize];
             match self.options.softcap {
-                None => probabilities(logits, statistics.0, statistics.1, -*factor),
-                Some(softcap) => capped_probabilities(logits, statistics.0, statistics.1, -*factor, softcap as f32),
+                None => probabilities(logits, statistics.0, statistics.1, -factor),
+                Some(softcap) => capped_probabilities(logits, statistics.0, statistics.1, -factor, softcap as f32),
             }
             let slope = self.options.softcap.map_or(1.0, |softcap| slope(capped, softcap as f32));
-            logits[*target as usize] += factor * slope;
+            logits[target as usize] += factor * slope;
         });
     }
 
@@ -181,7 +186,7 @@ impl HostOperator<2> for LinearCrossEntropy {
         let mut saved = given.saved.into_iter();
         let mut scaled = || {
             let mut values = saved.next().unwrap_or_default();
-            values.par_chunks_mut(1 << 14).for_each(|chunk| chunk.iter_mut().for_each(|value| *value *= factor));
+            for_chunks([(&mut values, 1 << 14)], |_, [chunk]| chunk.iter_mut().for_each(|value| *value *= factor));
             values
         };
         let gradients = Gradients { hidden: scaled(), weight: scaled() };

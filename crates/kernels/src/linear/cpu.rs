@@ -1,13 +1,12 @@
 //! Three products on host memory: `y = x W^T`, `dx = dy W`, `dW = dy^T x`; the bias rides along.
 
-use burn_flex::FlexTensor;
-use rayon::prelude::*;
-
 use super::group::{Factor, Group, Rows};
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     matmul::{How, Matrix, Precision, multiplied, sum_of_products},
+    parallel::for_chunks,
 };
+use burn_flex::FlexTensor;
 
 /// The operator, with and without bias.
 #[derive(Debug)]
@@ -50,8 +49,10 @@ impl Linear {
         let (mut shape, outputs) = (dimensions(x), dimensions(&weight)[0]);
         if let Some(bias) = bias {
             let bias = contiguous(bias);
-            y.par_chunks_exact_mut(outputs.max(1)).with_min_len(64).for_each(|row| {
-                row.iter_mut().zip(slice(&bias)).for_each(|(y, bias)| *y += bias);
+            for_chunks([(&mut y, 64 * outputs)], |_, [rows]| {
+                for row in rows.chunks_exact_mut(outputs.max(1)) {
+                    row.iter_mut().zip(slice(&bias)).for_each(|(y, bias)| *y += bias);
+                }
             });
         }
         if let Some(last) = shape.last_mut() {

@@ -3,13 +3,12 @@
 //! For each block of columns and of the depth, both factors are packed, then tiles are computed, grouped so that what a
 //! group reads stays in the second cache. Both steps run on all threads.
 
-use rayon::prelude::*;
-
 use super::{
     How, Matrix, Precision, Threads, few_rows,
     kernel::{Kernel, Segment, kernel},
     scratch,
 };
+use crate::parallel::{for_each, for_items};
 
 /// Units of depth that are packed at once: a panel of the left factor then stays in the first cache.
 const UNITS: usize = 256;
@@ -47,12 +46,11 @@ impl Packed {
         let kernel = kernel(how.precision);
         let (rows, depth) = (matrix.rows, matrix.columns);
         let mut panels = vec![0.0; kernel.packed_len(kernel.rows, rows, depth)];
-        let mut rest = &mut panels[..];
+        let (mut rest, mut tasks) = (&mut panels[..], Vec::new());
         for (start, steps) in depth_blocks(kernel, depth) {
-            let (here, behind) = std::mem::take(&mut rest).split_at_mut(kernel.packed_len(kernel.rows, rows, steps));
-            pack(kernel, here, kernel.rows, matrix.part(0, rows, start, steps), how.threads);
-            rest = behind;
+            pack_later(kernel, &mut rest, kernel.rows, matrix.part(0, rows, start, steps), &mut tasks);
         }
+        run_packs(kernel, tasks, how.threads);
         Some(Self { panels, rows, depth, precision: how.precision })
     }
 
@@ -143,24 +141,37 @@ pub(super) unsafe fn sum_of_products(out: *mut f32, terms: &[Term<'_>], add: boo
             let output = Output { start: out.wrapping_add(first), stride: columns, size: [rows, columns_here] };
             for (i, block) in blocks.iter().enumerate() {
                 let (mut free_left, mut free_right) = (&mut *of_left, &mut *of_right);
-                let mut panels = Vec::with_capacity(block.len());
+                let (mut tasks, mut used) = (Vec::new(), [0, 0]);
+                let mut places = Vec::with_capacity(block.len());
                 for piece in block {
                     let (left, right) = terms[piece.term];
                     let (start, steps) = (piece.start, piece.steps);
                     let right = right.transposed().part(first, columns_here, start, steps);
-                    let right = pack_into(kernel, &mut free_right, kernel.columns, right, how.threads);
-                    let left = match left {
-                        Left::Plain(left) => {
-                            let left = left.part(0, rows, start, steps);
-                            pack_into(kernel, &mut free_left, kernel.rows, left, how.threads)
-                        }
-                        Left::Packed(packed) => {
-                            assert!(packed.precision == how.precision, "packed for another precision");
-                            packed.block(kernel, start, steps)
-                        }
-                    };
-                    panels.push(Segment { units: kernel.units(steps), left, right });
+                    let right_place = used[1]..used[1] + kernel.packed_len(kernel.columns, columns_here, steps);
+                    pack_later(kernel, &mut free_right, kernel.columns, right, &mut tasks);
+                    let left_place = left.plain().map(|left| {
+                        let left = left.part(0, rows, start, steps);
+                        pack_later(kernel, &mut free_left, kernel.rows, left, &mut tasks);
+                        used[0]..used[0] + kernel.packed_len(kernel.rows, rows, steps)
+                    });
+                    used = [left_place.as_ref().map_or(used[0], |place| place.end), right_place.end];
+                    places.push((left_place, right_place));
                 }
+                run_packs(kernel, tasks, how.threads);
+                let panels: Vec<Segment<'_>> = block
+                    .iter()
+                    .zip(places)
+                    .map(|(piece, (left, right))| {
+                        let left = match (left, terms[piece.term].0) {
+                            (None, Left::Packed(packed)) => {
+                                assert!(packed.precision == how.precision, "packed for another precision");
+                                packed.block(kernel, piece.start, piece.steps)
+                            }
+                            (place, _) => &of_left[place.unwrap_or(0..0)],
+                        };
+                        Segment { units: kernel.units(piece.steps), left, right: &of_right[right] }
+                    })
+                    .collect();
                 let tiles = Tiles { kernel, panels: &panels, output };
                 // SAFETY: the output has room for all rows and columns by the caller's promise.
                 unsafe { tiles.run(add || i > 0, how.threads) };
@@ -169,31 +180,39 @@ pub(super) unsafe fn sum_of_products(out: *mut f32, terms: &[Term<'_>], add: boo
     });
 }
 
-/// Packs the rows of `matrix` as lanes at the start of `free`, which loses that part.
-fn pack_into<'a>(
+/// Panels to be packed: where, of which width, from which lanes.
+struct PackTask<'a> {
+    out: &'a mut [f32],
+    width: usize,
+    lanes: Matrix<'a>,
+}
+
+/// Plans to pack the rows of `matrix` as lanes, in tasks of a few panels, at the start of `free`, which loses that part.
+fn pack_later<'a>(
     kernel: &Kernel,
     free: &mut &'a mut [f32],
     width: usize,
-    matrix: Matrix<'_>,
-    threads: Threads,
-) -> &'a [f32] {
-    let (here, rest) = std::mem::take(free).split_at_mut(kernel.packed_len(width, matrix.rows, matrix.columns));
+    matrix: Matrix<'a>,
+    tasks: &mut Vec<PackTask<'a>>,
+) {
+    let length = kernel.packed_len(width, matrix.rows, matrix.columns);
+    let (here, rest) = std::mem::take(free).split_at_mut(length);
     *free = rest;
-    pack(kernel, here, width, matrix, threads);
-    here
+    let lanes = PACKED * width;
+    let chunks = here.chunks_mut((lanes * kernel.units(matrix.columns)).max(1));
+    tasks.extend(chunks.enumerate().map(|(i, out)| {
+        let lanes_here = lanes.min(matrix.rows - i * lanes);
+        PackTask { out, width, lanes: matrix.part(i * lanes, lanes_here, 0, matrix.columns) }
+    }));
 }
 
-/// Packs the rows of `matrix` as lanes, in tasks of a few panels.
-fn pack(kernel: &Kernel, out: &mut [f32], width: usize, matrix: Matrix<'_>, threads: Threads) {
-    let lanes = PACKED * width;
-    if threads == Threads::One || matrix.rows <= lanes {
-        kernel.pack(out, width, matrix);
-        return;
+/// Packs everything.
+fn run_packs(kernel: &Kernel, tasks: Vec<PackTask<'_>>, threads: Threads) {
+    let run = |task: PackTask<'_>| kernel.pack(task.out, task.width, task.lanes);
+    match threads {
+        Threads::One => tasks.into_iter().for_each(run),
+        Threads::All => for_items(tasks, run),
     }
-    out.par_chunks_mut(lanes * kernel.units(matrix.columns)).enumerate().for_each(|(task, out)| {
-        let lanes_here = lanes.min(matrix.rows - task * lanes);
-        kernel.pack(out, width, matrix.part(task * lanes, lanes_here, 0, matrix.columns));
-    });
 }
 
 /// Where the tiles go.
@@ -232,7 +251,7 @@ impl Tiles<'_> {
         };
         match threads {
             Threads::One => (0..down * across).for_each(group),
-            Threads::All => (0..down * across).into_par_iter().for_each(group),
+            Threads::All => for_each(down * across, group),
         }
     }
 

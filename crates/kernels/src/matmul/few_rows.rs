@@ -1,9 +1,10 @@
 //! Products with few rows on the left, as in decoding: the right factor is read once, where it lies, in f32 throughout.
 
-use rayon::prelude::*;
-
 use super::{How, Matrix, Threads};
-use crate::simd::{dot, vectorised};
+use crate::{
+    parallel::for_each,
+    simd::{dot, vectorised},
+};
 
 /// Rows up to which packing the right factor costs more than it saves.
 pub(super) const LIMIT: usize = 6;
@@ -61,7 +62,7 @@ pub(super) unsafe fn product(out: *mut f32, left: Matrix<'_>, right: Matrix<'_>,
     };
     match how.threads {
         Threads::One => (0..columns).step_by(COLUMNS).for_each(task),
-        Threads::All => (0..columns.div_ceil(COLUMNS)).into_par_iter().for_each(|i| task(i * COLUMNS)),
+        Threads::All => for_each(columns.div_ceil(COLUMNS), |i| task(i * COLUMNS)),
     }
 }
 

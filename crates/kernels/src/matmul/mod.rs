@@ -89,7 +89,7 @@ impl<'a> Matrix<'a> {
 pub(crate) enum Threads {
     /// The calling thread alone, for products inside parallel tasks.
     One,
-    /// All of rayon's threads.
+    /// All threads.
     All,
 }
 

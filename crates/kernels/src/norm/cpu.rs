@@ -3,13 +3,12 @@
 //! With `n = (x - mean) inverse` (RMSNorm: no mean), `h = dy weight` and `width` elements a row,
 //! `dx = inverse (h - n mean(h n) - mean(h))` (RMSNorm: no last term), `dweight = sum dy n`, `dbias = sum dy`.
 
-use burn_flex::FlexTensor;
-use rayon::prelude::*;
-
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    parallel::{chunk, for_chunks},
     simd::{dot, sum, vectorised},
 };
+use burn_flex::FlexTensor;
 
 #[derive(Debug)]
 pub(super) struct RmsNorm {
@@ -54,9 +53,15 @@ fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>, epsil
     let width = slice(&weight).len().max(1);
     let mut y = vec![0.0; slice(&x).len()];
     let mut statistics = vec![0.0; slice(&x).len() / width * 2];
-    let rows = y.par_chunks_mut(ROWS * width).zip(statistics.par_chunks_mut(ROWS * 2));
-    rows.zip(slice(&x).par_chunks(ROWS * width)).for_each(|((y, statistics), x)| {
-        forward_rows(y, statistics, x, slice(&weight), bias.as_ref().map(slice), epsilon);
+    for_chunks([(&mut y, ROWS * width), (&mut statistics, ROWS * 2)], |i, [y, statistics]| {
+        forward_rows(
+            y,
+            statistics,
+            chunk(slice(&x), ROWS * width, i),
+            slice(&weight),
+            bias.as_ref().map(slice),
+            epsilon,
+        );
     });
     (tensor(y, &dimensions(&x)), vec![statistics])
 }
@@ -98,10 +103,9 @@ fn backward(
     let tasks = slice(&x).len().div_ceil(ROWS * width);
     // Each task's sums for weight and bias, added up in order below.
     let mut partial = vec![0.0; tasks * width * 2];
-    let inputs = slice(&x).par_chunks(ROWS * width).zip(slice(gradient).par_chunks(ROWS * width));
-    let inputs = inputs.zip(statistics.par_chunks(ROWS * 2));
-    let outputs = of_x.par_chunks_mut(ROWS * width).zip(partial.par_chunks_mut(width * 2));
-    outputs.zip(inputs).for_each(|((of_x, partial), ((x, gradient), statistics))| {
+    for_chunks([(&mut of_x, ROWS * width), (&mut partial, width * 2)], |i, [of_x, partial]| {
+        let (x, gradient) = (chunk(slice(&x), ROWS * width, i), chunk(slice(gradient), ROWS * width, i));
+        let statistics = chunk(statistics, ROWS * 2, i);
         backward_rows(of_x, partial, x, gradient, statistics, slice(&weight), centred);
     });
     let mut sums = vec![0.0; width * 2];

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use burn_flex::FlexTensor;
-use rayon::prelude::*;
-
 use super::Tables;
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    parallel::{chunk, for_chunks},
     simd::vectorised,
 };
+use burn_flex::FlexTensor;
 
 #[derive(Debug)]
 pub(super) struct Rotate(pub Arc<Tables>);
@@ -24,18 +23,23 @@ impl HostOperator<1> for Rotate {
     }
 }
 
+/// Tokens of a task.
+const TOKENS: usize = 64;
+
 fn rotate(x: &FlexTensor, tables: &Tables, direction: f32) -> FlexTensor {
     let (x, shape) = (contiguous(x), dimensions(x));
-    let (width, token) = (shape[3], shape[2] * shape[3]);
+    let (width, token) = (shape[3], (shape[2] * shape[3]).max(1));
     let (half, period) = (tables.half, tables.batch * tables.time);
     let mut y = vec![0.0; slice(&x).len()];
-    let tokens = y.par_chunks_mut(token.max(1)).zip(slice(&x).par_chunks(token.max(1))).enumerate();
-    tokens.with_min_len(16).for_each(|(i, (y, x))| {
-        let row = i % period * half;
-        let (cosine, sine) = (&tables.cosine[row..row + half], &tables.sine[row..row + half]);
-        match tables.interleaved {
-            true => rotate_pairs(y, x, cosine, sine, width, direction),
-            false => rotate_token(y, x, cosine, sine, width, direction),
+    for_chunks([(&mut y, TOKENS * token)], |task, [y]| {
+        let x = chunk(slice(&x), TOKENS * token, task);
+        for (i, (y, x)) in y.chunks_exact_mut(token).zip(x.chunks_exact(token)).enumerate() {
+            let row = (task * TOKENS + i) % period * half;
+            let (cosine, sine) = (&tables.cosine[row..row + half], &tables.sine[row..row + half]);
+            match tables.interleaved {
+                true => rotate_pairs(y, x, cosine, sine, width, direction),
+                false => rotate_token(y, x, cosine, sine, width, direction),
+            }
         }
     });
     tensor(y, &shape)

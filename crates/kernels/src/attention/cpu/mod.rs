@@ -10,15 +10,13 @@ mod scores;
 
 use std::ops::Range;
 
-use burn_flex::FlexTensor;
-use rayon::prelude::*;
-
 use super::{Mask, Options};
 use crate::{
     host::{Given, HostOperator, Saved, dimensions, slice, tensor},
     matmul::{Matrix, kernel::kernel},
-    parallel::DisjointRows,
+    parallel::{DisjointRows, for_chunks, for_each},
 };
+use burn_flex::FlexTensor;
 
 /// The operator, without and with a bias by distance.
 #[derive(Debug)]
@@ -29,6 +27,8 @@ pub(super) struct Flash {
 
 /// Keys of a block: a multiple of every kernel's rows and of a pair, so that blocks begin with a panel and a unit.
 const KEYS: usize = 252;
+/// Tokens whose gradients a task gathers.
+const TOKENS: usize = 64;
 
 /// A tensor `[batch, time, heads, width]` with any strides but of the last axis.
 struct Heads<'a> {
@@ -111,7 +111,7 @@ impl<'a> Inputs<'a> {
         let rows = (DisjointRows::new(&mut output, query.width), DisjointRows::new(&mut log_sums, 1));
         let heads = query.batch * query.heads;
         if query.time <= few_queries::LIMIT {
-            (0..heads).into_par_iter().for_each(|task| {
+            for_each(heads, |task| {
                 few_queries::run(self, task / query.heads, task % query.heads, &rows);
             });
             return (output, log_sums);
@@ -119,7 +119,7 @@ impl<'a> Inputs<'a> {
         // Few heads are split into parts of their queries, which pack keys and values once each.
         let parts = (8usize.div_ceil(heads)).min(query.time.div_ceil(KEYS)).max(1);
         let part = query.time.div_ceil(parts).next_multiple_of(kernel(self.flash.options.precision).columns);
-        (0..heads * parts).into_par_iter().for_each(|task| {
+        for_each(heads * parts, |task| {
             // The last parts see the most keys; they go first, so that no thread waits for one at the end.
             let (first, pair) = ((parts - 1 - task / heads) * part, task % heads);
             if first < query.time {
@@ -141,13 +141,13 @@ impl<'a> Inputs<'a> {
         let mut of_bias = vec![0.0; self.bias.map_or(0, |_| each * distances)];
         {
             let query_rows = DisjointRows::new(&mut of_query, query.width);
-            let parts = of_key.par_chunks_mut(key.time * key.width).zip(of_value.par_chunks_mut(key.time * key.width));
-            // An empty part for each head where there is no bias.
-            let biases = of_bias.chunks_mut(distances).map(Some).chain(std::iter::repeat_with(|| None));
-            let biases: Vec<Option<&mut [f32]>> = biases.take(each).collect();
-            parts.zip(biases).enumerate().for_each(|(task, ((of_key, of_value), of_bias))| {
+            let head = key.time * key.width;
+            // The part of the biases is empty where there are none.
+            let buffers = [(&mut of_key[..], head), (&mut of_value, head), (&mut of_bias, distances)];
+            for_chunks(buffers, |task, [of_key, of_value, of_bias]| {
                 let place = (task / query.heads, task % query.heads);
                 let given = backward::Given { inputs: self, output, gradient, log_sums };
+                let of_bias = (!of_bias.is_empty()).then_some(of_bias);
                 given.run(place, &query_rows, of_key, of_value, of_bias);
             });
         }
@@ -160,9 +160,10 @@ impl<'a> Inputs<'a> {
         let (heads, key) = (self.query.heads, &self.key);
         let (group, width) = (heads / key.heads, key.width);
         let mut gathered = vec![0.0; key.len()];
-        gathered.par_chunks_mut((key.heads * width).max(1)).enumerate().for_each(|(token, row)| {
-            let (batch, position) = (token / key.time, token % key.time);
-            for (kv_head, row) in row.chunks_exact_mut(width).enumerate() {
+        for_chunks([(&mut gathered, TOKENS * key.heads * width)], |task, [rows]| {
+            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                let (token, kv_head) = (task * TOKENS + i / key.heads, i % key.heads);
+                let (batch, position) = (token / key.time, token % key.time);
                 for head in kv_head * group..(kv_head + 1) * group {
                     let start = ((batch * heads + head) * key.time + position) * width;
                     row.iter_mut().zip(&parts[start..start + width]).for_each(|(sum, value)| *sum += value);
