@@ -1,5 +1,6 @@
 //! The linear map `y = x W^T + b`, with its weight in the checkpoints' layout `[out, in]`.
 
+pub mod batched;
 mod cpu;
 mod group;
 pub mod low_rank;

@@ -21,7 +21,7 @@ pub(super) struct LayerNorm {
 }
 
 /// Rows that one task takes. Fixed, so that sums over rows do not depend on the number of threads.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 impl HostOperator<2> for RmsNorm {
     fn forward(&self, [x, weight]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
@@ -47,7 +47,12 @@ impl HostOperator<3> for LayerNorm {
 }
 
 /// The output, and mean and inverse deviation of every row. A bias makes it LayerNorm.
-fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>, epsilon: f32) -> (FlexTensor, Saved) {
+pub(super) fn forward(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: Option<&FlexTensor>,
+    epsilon: f32,
+) -> (FlexTensor, Saved) {
     let (x, weight) = (contiguous(x), contiguous(weight));
     let bias = bias.map(contiguous);
     let width = slice(&weight).len().max(1);
@@ -67,7 +72,7 @@ fn forward(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>, epsil
 }
 
 vectorised! {
-    fn forward_rows(y: &mut [f32], statistics: &mut [f32], x: &[f32], weight: &[f32], bias: Option<&[f32]>, epsilon: f32) {
+    pub(super) fn forward_rows(y: &mut [f32], statistics: &mut [f32], x: &[f32], weight: &[f32], bias: Option<&[f32]>, epsilon: f32) {
         let width = weight.len();
         let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(statistics.chunks_exact_mut(2));
         for ((y, x), statistics) in rows {

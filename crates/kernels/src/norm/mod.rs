@@ -2,6 +2,7 @@
 
 mod cpu;
 pub mod reference;
+pub mod residual;
 
 use burn::tensor::Tensor;
 

@@ -67,8 +67,13 @@ impl Block {
             None => normed.clone(),
         });
         let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, state));
-        let x = x + mixed;
-        let inner = beside.unwrap_or_else(|| optional(&self.channel_norm, x.clone()));
+        let (x, inner) = match (beside, &self.channel_norm) {
+            (None, Some(norm)) => norm.forward_sum(x, mixed),
+            (beside, _) => {
+                let x = x + mixed;
+                (x.clone(), beside.unwrap_or(x))
+            }
+        };
         x + optional(&self.channel_output_norm, self.channel.forward(inner))
     }
 

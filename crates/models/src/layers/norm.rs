@@ -1,7 +1,11 @@
 //! The norm of a block.
 
 use burn::tensor::Tensor;
-use espalier_kernels::norm::{layer_norm, rms_norm};
+use espalier_kernels::norm::{
+    layer_norm,
+    residual::{add_layer_norm, add_rms_norm},
+    rms_norm,
+};
 
 use super::Builder;
 use crate::{
@@ -39,15 +43,29 @@ impl Norm {
         Ok(Self { spec, weight, bias })
     }
 
+    /// `x + y` and its norm, in one pass. `x`, `y`: `[.., width]`.
+    pub fn forward_sum<const D: usize>(&self, x: Tensor<D>, y: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+        let weight = self.weight.value::<1>();
+        match self.spec {
+            NormSpec::LayerNorm { epsilon, .. } => {
+                add_layer_norm(x, y, weight.clone(), self.bias_or_zero(&weight), epsilon)
+            }
+            NormSpec::RmsNorm { epsilon, from_one } => {
+                add_rms_norm(x, y, if from_one { weight + 1.0 } else { weight }, epsilon)
+            }
+        }
+    }
+
+    fn bias_or_zero(&self, weight: &Tensor<1>) -> Tensor<1> {
+        let none = || Tensor::zeros(weight.dims(), &weight.device().inner());
+        self.bias.as_ref().map_or_else(none, |bias| bias.value())
+    }
+
     /// `x`: `[.., width]`; the same shape comes back.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let weight = self.weight.value::<1>();
         match self.spec {
-            NormSpec::LayerNorm { epsilon, .. } => {
-                let none = || Tensor::zeros(weight.dims(), &weight.device().inner());
-                let bias = self.bias.as_ref().map_or_else(none, |bias| bias.value());
-                layer_norm(x, weight, bias, epsilon)
-            }
+            NormSpec::LayerNorm { epsilon, .. } => layer_norm(x, weight.clone(), self.bias_or_zero(&weight), epsilon),
             NormSpec::RmsNorm { epsilon, from_one } => {
                 rms_norm(x, if from_one { weight + 1.0 } else { weight }, epsilon)
             }

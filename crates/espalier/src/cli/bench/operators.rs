@@ -131,7 +131,7 @@ pub fn run_matmul(args: &MatmulArgs, context: &Context) -> Result<()> {
 }
 
 /// The best that a product reaches here: a large square one.
-fn peak(device: &Device, runs: usize, precision: Precision) -> f64 {
+pub(super) fn peak(device: &Device, runs: usize, precision: Precision) -> f64 {
     const SIZE: usize = 1536;
     let random = || Tensor::<2>::random([SIZE, SIZE], Distribution::Default, device);
     let (x, weight) = (random(), random());

@@ -7,7 +7,11 @@ use std::{
 
 use espalier_data::encode::{Example, Pair};
 use espalier_kernels::linear::Precision;
-use espalier_models::{folder::LoadedModel, model::LanguageModel};
+use espalier_models::{
+    folder::LoadedModel,
+    model::LanguageModel,
+    spec::{BlockSpec, MixerSpec, ModelSpec},
+};
 use espalier_train::{
     adapters::lora::LoraOptions,
     batch::Sample,
@@ -84,8 +88,9 @@ const WARM_UP: usize = 2;
 pub fn train(args: &TrainArgs, context: &Context) -> Result<()> {
     let mut loaded = load(&args.model, args.length, context)?;
     loaded.model.set_trainable(|_| true);
+    let work = Work::new(loaded.model.spec(), args.length, 3.0, 7.0);
     let seconds = measure_rows(loaded.model, args)?;
-    show("train_step", args, vec![], seconds, context)
+    show("train_step", args, vec![], seconds, work, context)
 }
 
 /// A LoRA step on every linear layer but the head.
@@ -97,8 +102,10 @@ pub fn lora(args: &LoraArgs, context: &Context) -> Result<()> {
     let options = LoraOptions { rank: args.rank, ..LoraOptions::default() };
     let family = loaded.family()?;
     options.attach(&mut loaded.model, family, 0)?;
+    // No gradients of the frozen weights; the adapters' own products are not counted.
+    let work = Work::new(loaded.model.spec(), args.step.length, 2.0, 7.0);
     let seconds = measure_rows(loaded.model, &args.step)?;
-    show("lora_step", &args.step, vec![("rank", args.rank.into())], seconds, context)
+    show("lora_step", &args.step, vec![("rank", args.rank.into())], seconds, work, context)
 }
 
 /// A DPO step. The trainer computes the reference's forward once for all; here it is counted in every step, as in tools
@@ -118,6 +125,9 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
     let samples: Vec<Sample> = rows.chunks_exact(2).map(|both| Sample::Pair(pair(both), [0.0; 2])).collect();
     let objective = ObjectiveOptions::Dpo(DpoOptions::default()).build()?;
     loaded.model.set_precision(args.precision);
+    // The reference's forward, and the policy's forward and backward; the head's part is smaller, as half of the tokens
+    // are answers.
+    let work = Work::new(loaded.model.spec(), args.length, 4.0, 9.0);
     let mut reference = Vec::with_capacity(args.runs);
     for run in 0..=args.runs {
         let started = Instant::now();
@@ -140,7 +150,8 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
         ("precision", args.precision.to_string().into()),
         ("gradient_checkpointing", args.gradient_checkpointing.into()),
     ];
-    figures("dpo_step", &args.model, sizes, 2 * args.pairs * args.length, &seconds).show(context)
+    let measured = measured(2 * args.pairs * args.length, &seconds, work, args.precision, context);
+    Figures { job: "dpo_step", model: Some(&args.model), sizes, measured }.show(context)
 }
 
 fn load(path: &Path, length: usize, context: &Context) -> Result<LoadedModel> {
@@ -213,11 +224,37 @@ fn measure(
     Ok(ends.windows(2).skip(WARM_UP - 1).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect())
 }
 
+/// The floating-point operations of a step, by the token.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    per_token: f64,
+}
+
+impl Work {
+    /// `passes` over every matrix of the model, each a multiplication and an addition a weight, and `products` between
+    /// queries and keys (or weights and values), of which the causal half counts.
+    fn new(spec: &ModelSpec, length: usize, passes: f64, products: f64) -> Self {
+        let matrix = |(name, shape): &(String, Vec<usize>)| match shape[..] {
+            [rows, columns] if name.starts_with("blocks.") => (rows * columns) as f64,
+            _ => 0.0,
+        };
+        let head = (spec.vocabulary * spec.width) as f64;
+        let matrices = spec.parameters().iter().map(matrix).sum::<f64>() + head;
+        let attention = |block: &BlockSpec| {
+            let MixerSpec::Attention(attention) = &block.mixer;
+            (attention.heads * attention.head_dim) as f64 * (length + 1) as f64 / 2.0
+        };
+        let pairs: f64 = spec.blocks.iter().map(attention).sum();
+        Self { per_token: 2.0 * (passes * matrices + products * pairs) }
+    }
+}
+
 fn show(
     job: &str,
     args: &TrainArgs,
     more: Vec<(&'static str, serde_json::Value)>,
     seconds: Vec<f64>,
+    work: Work,
     context: &Context,
 ) -> Result<()> {
     let mut sizes = vec![
@@ -227,24 +264,30 @@ fn show(
         ("gradient_checkpointing", args.gradient_checkpointing.into()),
     ];
     sizes.extend(more);
-    figures(job, &args.model, sizes, args.batch * args.length, &seconds).show(context)
+    let measured = measured(args.batch * args.length, &seconds, work, args.precision, context);
+    Figures { job, model: Some(&args.model), sizes, measured }.show(context)
 }
 
-fn figures<'a>(
-    job: &'a str,
-    model: &'a Path,
-    sizes: Vec<(&'a str, serde_json::Value)>,
+/// Speed, time, operations and their share of what a large product reaches.
+fn measured(
     tokens: usize,
     seconds: &[f64],
-) -> Figures<'a> {
+    work: Work,
+    precision: Precision,
+    context: &Context,
+) -> Vec<(&'static str, &'static str, f64)> {
     let middle = median(seconds);
     let least = seconds.iter().copied().fold(f64::INFINITY, f64::min);
     let most = seconds.iter().copied().fold(0.0, f64::max);
-    let measured = vec![
+    let speed = work.per_token * tokens as f64 / middle * 1e-9;
+    let peak = super::operators::peak(&context.device, 9, precision);
+    vec![
         ("tokens_per_second", "", tokens as f64 / middle),
         ("seconds", "s", middle),
         ("seconds_min", "s", least),
         ("seconds_max", "s", most),
-    ];
-    Figures { job, model: Some(model), sizes, measured }
+        ("gflops", "GFLOP/s", speed),
+        ("peak_gflops", "GFLOP/s", peak),
+        ("share_of_peak", "", speed / peak),
+    ]
 }
