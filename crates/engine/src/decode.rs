@@ -81,6 +81,9 @@ pub fn decode(
     if prompts.iter().any(Vec::is_empty) {
         return Err(Error::EmptyPrompt);
     }
+    if model.spec().bidirectional {
+        return Err(Error::Bidirectional);
+    }
     let mut rows =
         prompts.iter().enumerate().map(|(i, prompt)| Row::new(i, prompt, options)).collect::<Result<Vec<_>>>()?;
     let mut state = SequenceState::new(model.spec());

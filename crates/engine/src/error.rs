@@ -16,6 +16,9 @@ pub enum Error {
     /// A sampling option makes no sense, or the logits are not numbers.
     #[error("{0}")]
     Sampling(String),
+    /// A bidirectional model was asked to generate.
+    #[error("this model sees its whole text at once (`bidirectional` in config.json) and does not generate")]
+    Bidirectional,
     /// A prompt without tokens.
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,

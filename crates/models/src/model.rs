@@ -182,6 +182,7 @@ impl LanguageModel {
 
     /// The head: `[.., width]` to logits `[.., vocabulary]`.
     pub fn head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+        let hidden = self.scaled(hidden);
         let logits = match &self.head {
             Some(head) => head.forward(hidden),
             None => Linear::from_weight("head", self.embedding.clone(), self.precision).forward(hidden),
@@ -199,7 +200,7 @@ impl LanguageModel {
     pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some(weight) => linear_cross_entropy(hidden, weight, targets, self.head_options()),
+            Some(weight) => linear_cross_entropy(self.scaled(hidden), weight, targets, self.head_options()),
             None => -log_probabilities(self.head(hidden), targets).sum(),
         })
     }
@@ -211,9 +212,14 @@ impl LanguageModel {
     pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some(weight) => linear_log_probabilities(hidden, weight, targets, self.head_options()),
+            Some(weight) => linear_log_probabilities(self.scaled(hidden), weight, targets, self.head_options()),
             None => log_probabilities(self.head(hidden), targets),
         })
+    }
+
+    /// Hidden states for the head, whose product is linear: the factor on the logits may as well stand here.
+    fn scaled<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+        if self.spec.logit_scale == 1.0 { hidden } else { hidden * self.spec.logit_scale }
     }
 
     fn head_options(&self) -> HeadOptions {
@@ -348,7 +354,7 @@ impl LanguageModel {
             batch,
             queries: time,
             keys: past + time,
-            causal: true,
+            causal: !self.spec.bidirectional,
             window,
             segments: segments.as_deref(),
         };
@@ -367,13 +373,29 @@ impl LanguageModel {
             });
             let bias =
                 attention.alibi.map(|largest| alibi::bias(attention.heads, largest, time, past + time, &self.device));
-            let context =
-                Context { bias, mask: Mask::new(spec(attention.window)), rotation, precision: self.precision };
+            let mask = match real_tokens(segments.as_deref(), batch) {
+                // Padding sees the text too, as in the reference library; nobody sees padding.
+                Some(seen) if self.spec.bidirectional && attention.window.is_none() => {
+                    Mask::cross(time, past + time, &seen)
+                }
+                _ => Mask::new(spec(attention.window)),
+            };
+            let context = Context { bias, mask, rotation, precision: self.precision };
             made.push((&block.mixer, context.clone()));
             contexts.push(context);
         }
         (positions, contexts)
     }
+}
+
+/// The interval of real tokens of each row, where segments tell nothing but padding (0) from one text (1).
+fn real_tokens(segments: Option<&[u32]>, batch: usize) -> Option<Vec<(u32, u32)>> {
+    let segments = segments.filter(|segments| segments.iter().all(|segment| *segment <= 1))?;
+    let row = |row: &[u32]| {
+        let first = row.iter().position(|segment| *segment == 1).unwrap_or(0);
+        (first as u32, (first + row.iter().filter(|segment| **segment == 1).count()) as u32)
+    };
+    Some(segments.chunks((segments.len() / batch.max(1)).max(1)).map(row).collect())
 }
 
 /// Whether no number comes back after another one.

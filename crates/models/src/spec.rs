@@ -29,6 +29,8 @@ pub struct ModelSpec {
     pub blocks: Vec<BlockSpec>,
     /// The norm before the head.
     pub final_norm: NormSpec,
+    /// Whether every token sees the whole text, as in encoders; such a model does not generate.
+    pub bidirectional: bool,
     /// Factor on the embedded tokens.
     pub embedding_scale: f64,
     /// A norm over the embedded tokens.
@@ -37,7 +39,9 @@ pub struct ModelSpec {
     pub tied_head: bool,
     /// A bias on the logits.
     pub head_bias: bool,
-    /// Logits `z` become `softcap * tanh(z / softcap)`.
+    /// Factor on the logits.
+    pub logit_scale: f64,
+    /// Logits `z` become `softcap * tanh(z / softcap)`, after the factor.
     pub logit_softcap: Option<f64>,
     /// Standard deviation of a fresh weight.
     pub initializer_range: f64,

@@ -11,7 +11,7 @@ use espalier_models::{
     state::SequenceState,
 };
 
-const FAMILIES: [&str; 15] = [
+const FAMILIES: [&str; 16] = [
     "gpt2",
     "llama",
     "llama3-rope",
@@ -27,6 +27,7 @@ const FAMILIES: [&str; 15] = [
     "falcon-mqa-parallel",
     "bloom-alibi",
     "mpt-alibi",
+    "smollm3",
 ];
 
 fn fixture(name: &str) -> PathBuf {

@@ -24,7 +24,7 @@ use crate::{Error, Result};
 /// INPUT holds `input_ids` [batch, time] and, where wanted, `attention_mask` (0 marks padding) and `labels` (-100 is not
 /// asked for; labels are the ids when absent). OUTPUT gets `logits`, `loss` (mean next-token cross-entropy), with
 /// --gradients `grad.<tensor>` under the checkpoint's names and layouts, with --generate `generated` (row 0 and N greedy
-/// tokens, end-of-sequence forbidden).
+/// tokens, end-of-sequence forbidden). Of a bidirectional model it gets `last_hidden_state` and `mean_pooled`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  espalier trace path/to/model input.safetensors output.safetensors --gradients --generate 12"
@@ -53,7 +53,17 @@ type Written = (String, Vec<usize>, Dtype, Vec<f32>);
 /// When a file is missing or damaged, or an id is outside the vocabulary.
 pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     let mut loaded = folder::load(&args.model, &context.device)?;
-    let request = Request::read(&args.input)?;
+    let mut request = Request::read(&args.input)?;
+    if loaded.model.spec().bidirectional {
+        if args.gradients || args.generate.is_some() {
+            let reason = "an encoder has no loss and does not generate; leave --gradients and --generate out";
+            return Err(Error::Usage(reason.into()));
+        }
+        // Its padding stands where it stands.
+        request.input.positions = None;
+        let hidden = loaded.model.hidden(&request.input, None)?;
+        return write(args, encoded(hidden, &request.mask));
+    }
     if args.gradients {
         mark(&mut loaded)?;
     }
@@ -82,6 +92,24 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
         written.push(generated(&loaded, &request, count)?);
     }
     write(args, written)
+}
+
+/// What an encoder gives: hidden states, and their mean over the real tokens of each row.
+fn encoded(hidden: Tensor<3>, mask: &[bool]) -> Vec<Written> {
+    let [batch, time, width] = hidden.dims();
+    let hidden = values(hidden.reshape([batch * time * width]));
+    let mut pooled = vec![0.0; batch * width];
+    for (row, pooled) in pooled.chunks_mut(width).enumerate() {
+        let real: Vec<usize> = (row * time..(row + 1) * time).filter(|i| mask[*i]).collect();
+        for i in &real {
+            pooled.iter_mut().zip(&hidden[i * width..(i + 1) * width]).for_each(|(sum, value)| *sum += value);
+        }
+        pooled.iter_mut().for_each(|sum| *sum /= real.len().max(1) as f32);
+    }
+    vec![
+        ("last_hidden_state".into(), vec![batch, time, width], Dtype::F32, hidden),
+        ("mean_pooled".into(), vec![batch, width], Dtype::F32, pooled),
+    ]
 }
 
 /// Everything is trained, or of an adapted model what its adapter trains.

@@ -99,7 +99,9 @@ impl HostOperator<4> for LowRankLinear {
         let of_narrow = tensor(of_narrow, &[given.saved[0].len() / rank.max(1), rank]);
         let narrow = Matrix::new(&given.saved[0], given.saved[0].len() / rank.max(1), rank);
         let of_up = multiplied(upstream.matrix().transposed(), narrow, how);
-        let of_down = multiplied(matrix(&of_narrow).transposed(), Rows::plain(&x).matrix(), how);
+        // The transposed product fills its tiles; the rank alone would leave a part of them empty.
+        let of_down = multiplied(Rows::plain(&x).matrix().transposed(), matrix(&of_narrow), how);
+        let of_down: Vec<f32> = (0..rank).flat_map(|i| of_down.iter().skip(i).step_by(rank).copied()).collect();
         let (of_down, of_up) = (tensor(of_down, &dimensions(&down)), tensor(of_up, &dimensions(&up)));
         let of_x = wanted[0].then(|| {
             let narrow = Factor { upstream: Rows::plain(&of_narrow), weight: down };

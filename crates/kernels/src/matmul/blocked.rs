@@ -5,7 +5,7 @@
 
 use super::{
     How, Matrix, Precision, Threads, few_rows,
-    kernel::{Kernel, Segment, kernel},
+    kernel::{Kernel, Segment, kernel, kernel_for},
     scratch,
 };
 use crate::parallel::{for_each, for_items};
@@ -123,8 +123,8 @@ fn blocks(kernel: &Kernel, terms: &[Term<'_>]) -> Vec<Vec<Piece>> {
 /// `out` has room for all rows and columns, initialised where `add` is set; no size is zero.
 #[allow(unsafe_code)]
 pub(super) unsafe fn sum_of_products(out: *mut f32, terms: &[Term<'_>], add: bool, how: How) {
-    let kernel = kernel(how.precision);
     let Some((left, right)) = terms.first() else { return };
+    let kernel = kernel_for(how.precision, right.columns);
     let (rows, columns) = (left.rows(), right.columns);
     let blocks = blocks(kernel, terms);
     let most = |length: &dyn Fn(&Piece) -> usize| {

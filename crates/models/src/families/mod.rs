@@ -13,11 +13,14 @@ pub mod llama;
 mod llama_layout;
 pub mod mistral;
 pub mod mpt;
+pub mod openelm;
+pub mod palm;
 pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
 mod qwen_windows;
 pub mod rope;
+pub mod smollm3;
 
 pub use config::Config;
 
@@ -57,9 +60,12 @@ pub const FAMILIES: &[Family] = &[
     llama::FAMILY,
     mistral::FAMILY,
     mpt::FAMILY,
+    openelm::FAMILY,
+    palm::FAMILY,
     phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    smollm3::FAMILY,
 ];
 
 /// How one tensor of a checkpoint makes up our parameters.
@@ -154,6 +160,9 @@ fn edit_distance(left: &str, right: &str) -> usize {
     row[right.len()]
 }
 
+/// Our own key for a decoder whose mask was taken off (LLM2Vec, arXiv 2404.05961), in any family.
+const BIDIRECTIONAL: &str = "bidirectional";
+
 /// The keys that all families share, read into the spec around `blocks`.
 struct Frame {
     width: usize,
@@ -176,10 +185,12 @@ impl Frame {
             learned_positions: None,
             blocks: self.blocks,
             final_norm: self.final_norm,
+            bidirectional: config.flag_or(BIDIRECTIONAL, false)?,
             embedding_scale: 1.0,
             embedding_norm: None,
             tied_head: config.flag_or("tie_word_embeddings", self.tied_by_default)?,
             head_bias: false,
+            logit_scale: 1.0,
             logit_softcap: None,
             initializer_range: config.positive_or("initializer_range", 0.02)?,
             bos: config.token("bos_token_id")?,
@@ -196,7 +207,7 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
         [token] => json!(token),
         _ => json!(spec.eos),
     };
-    Map::from_iter(
+    let mut map = Map::from_iter(
         [
             ("architectures", json!([family.architecture])),
             ("model_type", json!(family.model_type)),
@@ -210,7 +221,11 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
             ("use_cache", json!(true)),
         ]
         .map(|(key, value)| (key.to_owned(), value)),
-    )
+    );
+    if spec.bidirectional {
+        map.insert(BIDIRECTIONAL.into(), json!(true));
+    }
+    map
 }
 
 /// The attention of a block, if that is its mixer.
@@ -247,7 +262,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
-    const MODELS: [&str; 16] = [
+    const MODELS: [&str; 18] = [
         "gpt2",
         "llama",
         "llama3-rope",
@@ -264,6 +279,8 @@ mod tests {
         "falcon-mqa-parallel",
         "bloom-alibi",
         "mpt-alibi",
+        "smollm3",
+        "llm2vec",
     ];
 
     fn config(model: &str) -> Config {

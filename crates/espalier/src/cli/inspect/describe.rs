@@ -14,7 +14,8 @@ use crate::units;
 pub fn sizes(spec: &ModelSpec) -> String {
     let head = if spec.tied_head { "head tied to the embedding" } else { "a head of its own" };
     let positions = spec.learned_positions.map(|count| format!(", {count} learned positions")).unwrap_or_default();
-    format!("vocabulary {}, width {}, context {}{positions}, {head}", spec.vocabulary, spec.width, spec.context)
+    let sight = if spec.bidirectional { ", every token sees the whole text" } else { "" };
+    format!("vocabulary {}, width {}, context {}{positions}, {head}{sight}", spec.vocabulary, spec.width, spec.context)
 }
 
 /// The blocks, equal neighbours in one line: `12 x attention 12/4 heads of 64, rotary 10000, gated MLP 1536 silu, RMSNorm`.

@@ -5,33 +5,36 @@ use std::{arch::x86_64::*, mem::transmute};
 use super::{Lanes, Segment};
 
 const ROWS: usize = 14;
-const COLUMNS: usize = 32;
 /// Units of a vector.
 const VECTOR: usize = 16;
 
-/// Defines a tile around one instruction `(sums, left, right) -> sums`.
+/// Defines a tile of some vectors in a row around one instruction `(sums, left, right) -> sums`.
 macro_rules! tile {
-    ($(#[$meta:meta])* $name:ident, $features:literal, $multiply_add:expr) => {
+    ($(#[$meta:meta])* $name:ident, $vectors:literal, $features:literal, $multiply_add:expr) => {
         $(#[$meta])*
         #[allow(unsafe_code)]
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name(segments: &[Segment<'_>], out: *mut f32, stride: usize, add: bool) {
-            let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+            let mut sums = [[_mm512_setzero_ps(); $vectors]; ROWS];
             // SAFETY: panels and output are as long as the caller promises; a prefetch may point anywhere.
             unsafe {
                 for i in 0..ROWS {
-                    _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(i * stride).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(i * stride + VECTOR).cast());
+                    for j in 0..$vectors {
+                        _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(i * stride + j * VECTOR).cast());
+                    }
                 }
                 for segment in segments {
                     let (left, right) = (segment.left.as_ptr(), segment.right.as_ptr());
                     for unit in 0..segment.units {
-                        let (left, right) = (left.add(unit * ROWS), right.add(unit * COLUMNS));
-                        let right = [_mm512_loadu_ps(right), _mm512_loadu_ps(right.add(VECTOR))];
+                        let (left, right) = (left.add(unit * ROWS), right.add(unit * $vectors * VECTOR));
+                        let mut columns = [_mm512_setzero_ps(); $vectors];
+                        for j in 0..$vectors {
+                            columns[j] = _mm512_loadu_ps(right.add(j * VECTOR));
+                        }
                         for i in 0..ROWS {
                             let left = _mm512_set1_ps(left.add(i).read());
-                            for j in 0..2 {
-                                sums[i][j] = $multiply_add(sums[i][j], left, right[j]);
+                            for j in 0..$vectors {
+                                sums[i][j] = $multiply_add(sums[i][j], left, columns[j]);
                             }
                         }
                     }
@@ -50,12 +53,23 @@ macro_rules! tile {
 
 tile! {
     /// See [`super::Tile`].
-    tile, "avx512f", |sums, left, right| _mm512_fmadd_ps(left, right, sums)
+    tile, 2, "avx512f", |sums, left, right| _mm512_fmadd_ps(left, right, sums)
+}
+tile! {
+    /// As [`tile`], half as wide.
+    narrow_tile, 1, "avx512f", |sums, left, right| _mm512_fmadd_ps(left, right, sums)
 }
 tile! {
     /// As [`tile`], over pairs of bf16.
-    tile_pairs, "avx512f,avx512bf16", |sums, left: __m512, right: __m512| {
+    tile_pairs, 2, "avx512f,avx512bf16", |sums, left: __m512, right: __m512| {
         // SAFETY: both types are 512 bits of plain data.
+        _mm512_dpbf16_ps(sums, transmute::<__m512, __m512bh>(left), transmute::<__m512, __m512bh>(right))
+    }
+}
+tile! {
+    /// As [`tile_pairs`], half as wide.
+    narrow_tile_pairs, 1, "avx512f,avx512bf16", |sums, left: __m512, right: __m512| {
+        // SAFETY: as above.
         _mm512_dpbf16_ps(sums, transmute::<__m512, __m512bh>(left), transmute::<__m512, __m512bh>(right))
     }
 }

@@ -68,6 +68,13 @@ static AVX512: [Kernel; 3] = [
     Kernel { rows: 14, columns: 32, pair: 1, pack: avx512::pack_rounded, tile: avx512::tile },
     Kernel { rows: 14, columns: 32, pair: 2, pack: avx512::pack_pairs, tile: avx512::tile_pairs },
 ];
+/// The same, half as wide.
+#[cfg(target_arch = "x86_64")]
+static AVX512_NARROW: [Kernel; 3] = [
+    Kernel { rows: 14, columns: 16, pair: 1, pack: avx512::pack, tile: avx512::narrow_tile },
+    Kernel { rows: 14, columns: 16, pair: 1, pack: avx512::pack_rounded, tile: avx512::narrow_tile },
+    Kernel { rows: 14, columns: 16, pair: 2, pack: avx512::pack_pairs, tile: avx512::narrow_tile_pairs },
+];
 
 /// The loops for this processor.
 pub(crate) fn kernel(precision: Precision) -> &'static Kernel {
@@ -81,6 +88,21 @@ pub(crate) fn kernel(precision: Precision) -> &'static Kernel {
         Level::Avx2 => &AVX2[index],
         _ => &PORTABLE[index],
     }
+}
+
+/// The loops for a product of so many columns; they read the same panels of the left factor as [`kernel`]'s.
+pub(crate) fn kernel_for(precision: Precision, columns: usize) -> &'static Kernel {
+    #[cfg(target_arch = "x86_64")]
+    if columns <= 16 {
+        let index = usize::from(precision == Precision::Bf16);
+        match level() {
+            Level::Avx512Bf16 => return &AVX512_NARROW[2 * index],
+            Level::Avx512 => return &AVX512_NARROW[index],
+            _ => {}
+        }
+    }
+    let _ = columns;
+    kernel(precision)
 }
 
 impl Kernel {
