@@ -28,7 +28,7 @@ impl Output {
     ///
     /// # Safety
     /// They lie inside the output, are initialised, and nobody else uses them.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, clippy::mut_from_ref)]
     unsafe fn row(&self, row: usize, columns: std::ops::Range<usize>) -> &mut [f32] {
         // SAFETY: by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride + columns.start), columns.len()) }

@@ -74,9 +74,7 @@ impl<'a> Panel<'a> {
     /// Scores of one key as the softmax sees them, and the slope of the soft cap.
     #[inline(always)]
     fn finish<const W: usize>(&self, scores: &mut [f32; W], slopes: &mut [f32; W], key: usize) {
-        for l in 0..W {
-            scores[l] *= self.scale;
-        }
+        scores.iter_mut().for_each(|score| *score *= self.scale);
         if self.softcap > 0.0 {
             for l in 0..W {
                 let bent = tanh(scores[l] / self.softcap);
@@ -91,9 +89,9 @@ impl<'a> Panel<'a> {
         }
         if !self.every.contains(&key) {
             let key = key as i32;
-            for l in 0..W {
-                let seen = self.first[l] <= key && key < self.end[l];
-                scores[l] = if seen { scores[l] } else { f32::NEG_INFINITY };
+            for (score, (first, end)) in scores.iter_mut().zip(self.first.iter().zip(&self.end)) {
+                let seen = *first <= key && key < *end;
+                *score = if seen { *score } else { f32::NEG_INFINITY };
             }
         }
     }

@@ -22,10 +22,10 @@ pub(super) unsafe fn tile(segments: &[Segment<'_>], out: *mut f32, stride: usize
             for unit in 0..segment.units {
                 let (left, right) = (left.add(unit * ROWS), right.add(unit * COLUMNS));
                 let right = [_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8))];
-                for i in 0..ROWS {
+                for (i, sums) in sums.iter_mut().enumerate() {
                     let left = _mm256_broadcast_ss(&*left.add(i));
-                    for j in 0..2 {
-                        sums[i][j] = _mm256_fmadd_ps(left, right[j], sums[i][j]);
+                    for (sum, right) in sums.iter_mut().zip(right) {
+                        *sum = _mm256_fmadd_ps(left, right, *sum);
                     }
                 }
             }
