@@ -137,6 +137,25 @@ pub struct AttentionSpec {
     pub qk_norm: Option<NormSpec>,
 }
 
+impl AttentionSpec {
+    /// Attention without positions, biases, norms or windows, its scores divided by the root of the head's width.
+    pub fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: (head_dim as f64).powf(-0.5),
+            rotary: None,
+            alibi: None,
+            softcap: None,
+            window: None,
+            qkv_bias: false,
+            output_bias: false,
+            qk_norm: None,
+        }
+    }
+}
+
 /// Rotary positions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RotarySpec {

@@ -25,23 +25,10 @@ impl ModelSpec {
     ) -> Self {
         let head_dim = width / heads.max(1);
         let norm = NormSpec::rms(1e-6);
+        let scaling = RotaryScaling::None;
         let attention = AttentionSpec {
-            heads,
-            kv_heads,
-            head_dim,
-            scale: (head_dim as f64).powf(-0.5),
-            rotary: Some(RotarySpec {
-                dim: head_dim,
-                theta: 10_000.0,
-                interleaved: false,
-                scaling: RotaryScaling::None,
-            }),
-            alibi: None,
-            softcap: None,
-            window: None,
-            qkv_bias: false,
-            output_bias: false,
-            qk_norm: None,
+            rotary: Some(RotarySpec { dim: head_dim, theta: 10_000.0, interleaved: false, scaling }),
+            ..AttentionSpec::plain(heads, kv_heads, head_dim)
         };
         let channel = ChannelSpec::GatedMlp(MlpSpec { inner, activation: Activation::Silu, bias: false });
         let block = BlockSpec::sequential(MixerSpec::Attention(attention), channel, norm);

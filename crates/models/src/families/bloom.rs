@@ -2,7 +2,7 @@
 //! side by side in one tensor.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, rename, write_frame};
+use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, write_frame};
 use crate::error::Result;
 use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -27,17 +27,10 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let heads = config.size("n_head", HEAD_LIMIT)?;
     let head_dim = even_head_dim(config, "n_head", width, heads)?;
     let mixer = MixerSpec::Attention(AttentionSpec {
-        heads,
-        kv_heads: heads,
-        head_dim,
-        scale: (head_dim as f64).powf(-0.5),
-        rotary: None,
         alibi: Some(8.0),
-        softcap: None,
-        window: None,
         qkv_bias: true,
         output_bias: true,
-        qk_norm: None,
+        ..AttentionSpec::plain(heads, heads, head_dim)
     });
     let channel = ChannelSpec::Mlp(MlpSpec { inner: 4 * width, activation: Activation::GeluTanh, bias: true });
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
@@ -72,17 +65,8 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel.up.", ".mlp.dense_h_to_4h."),
         (".channel.down.", ".mlp.dense_4h_to_h."),
     ];
-    let heads = spec.blocks.first().and_then(attention).map_or(1, |attention| attention.heads);
-    let entry = |name: String| {
-        let part = |other: &str| name.replace(".query.", other);
-        let (parts, groups) = match name.contains(".query.") {
-            true => ([".query.", ".key.", ".value."].map(part).to_vec(), heads),
-            false => (vec![name.clone()], 1),
-        };
-        TensorEntry { name: rename(&name, NAMES), parts, groups, transposed: false }
-    };
-    let joined = |name: &String| name.contains(".mixer.key.") || name.contains(".mixer.value.");
-    spec.parameters().into_iter().map(|(name, _)| name).filter(|name| !joined(name)).map(entry).collect()
+    let groups = spec.blocks.first().and_then(attention).map_or(1, |attention| attention.heads);
+    table(spec, NAMES, &[Fused { parts: QUERY_KEY_VALUE, groups }])
 }
 
 #[cfg(test)]

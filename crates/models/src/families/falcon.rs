@@ -4,7 +4,9 @@
 //! Left out: `alibi`, which the first small models used with biases rounded to bf16; it is refused.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, rename, rope, write_frame};
+use super::{
+    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp, rope, table, write_frame,
+};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, Residual,
@@ -60,17 +62,10 @@ fn read_attention(config: &Config, width: usize, context: usize, bias: bool) -> 
         return Err(config.error("num_kv_heads", reason));
     }
     Ok(AttentionSpec {
-        heads,
-        kv_heads,
-        head_dim,
-        scale: (head_dim as f64).powf(-0.5),
         rotary: Some(rope::read(config, head_dim, context)?),
-        alibi: None,
-        softcap: None,
-        window: None,
         qkv_bias: bias,
         output_bias: bias,
-        qk_norm: None,
+        ..AttentionSpec::plain(heads, kv_heads, head_dim)
     })
 }
 
@@ -133,16 +128,7 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         false => &[(".mixer_norm.", ".input_layernorm."), (".channel_norm.", ".post_attention_layernorm.")],
     };
     let groups = first.and_then(attention).map_or(1, |attention| attention.kv_heads);
-    let entry = |name: String| {
-        let part = |other: &str| name.replace(".query.", other);
-        let (parts, groups) = match name.contains(".query.") {
-            true => ([".query.", ".key.", ".value."].map(part).to_vec(), groups),
-            false => (vec![name.clone()], 1),
-        };
-        TensorEntry { name: rename(&rename(&name, norms), NAMES), parts, groups, transposed: false }
-    };
-    let joined = |name: &String| name.contains(".mixer.key.") || name.contains(".mixer.value.");
-    spec.parameters().into_iter().map(|(name, _)| name).filter(|name| !joined(name)).map(entry).collect()
+    table(spec, &[norms, NAMES].concat(), &[Fused { parts: QUERY_KEY_VALUE, groups }])
 }
 
 #[cfg(test)]

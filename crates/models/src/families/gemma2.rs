@@ -3,7 +3,7 @@
 
 use super::gemma::as_gemma;
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
-use super::{Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, rename};
+use super::{Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, table};
 use crate::error::Result;
 use crate::spec::{Activation, MixerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -99,13 +99,7 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel_output_norm.", ".post_feedforward_layernorm."),
         (".channel_norm.", ".pre_feedforward_layernorm."),
     ];
-    let entry = |name: String| TensorEntry {
-        name: rename(&rename(&name, NORMS), NAMES),
-        parts: vec![name],
-        groups: 1,
-        transposed: false,
-    };
-    spec.parameters().into_iter().map(|(name, _)| entry(name)).collect()
+    table(spec, &[NORMS, NAMES].concat(), &[])
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, VOCABULARY_LIMIT, WIDTH_LIMIT, activation_name,
 };
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, rename, write_frame};
+use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
 use crate::error::Result;
 use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -49,17 +49,10 @@ fn read_attention(config: &Config, width: usize) -> Result<AttentionSpec> {
     let head_dim = even_head_dim(config, "n_head", width, heads)?;
     let scaled = config.flag_or("scale_attn_weights", true)?;
     Ok(AttentionSpec {
-        heads,
-        kv_heads: heads,
-        head_dim,
         scale: if scaled { (head_dim as f64).powf(-0.5) } else { 1.0 },
-        rotary: None,
-        alibi: None,
-        softcap: None,
-        window: None,
         qkv_bias: true,
         output_bias: true,
-        qk_norm: None,
+        ..AttentionSpec::plain(heads, heads, head_dim)
     })
 }
 
@@ -97,21 +90,11 @@ const NAMES: &[(&str, &str)] = &[
     (".channel.down.", ".mlp.c_proj."),
 ];
 
-/// One tensor for each parameter, but queries, keys and values in one.
+/// One tensor for each parameter, but queries, keys and values in one; matrices are stored `[in, out]`.
 fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
-    let joined = |name: &String| name.contains(".mixer.key.") || name.contains(".mixer.value.");
-    let names = spec.parameters().into_iter().map(|(name, _)| name);
-    names.filter(|name| !joined(name)).map(entry).collect()
-}
-
-fn entry(name: String) -> TensorEntry {
-    let matrix = name.contains(".mixer.") || name.contains(".channel.");
-    let part = |other: &str| name.replace(".query.", other);
-    let parts = match name.contains(".query.") {
-        true => [".query.", ".key.", ".value."].map(part).to_vec(),
-        false => vec![name.clone()],
-    };
-    TensorEntry { name: rename(&name, NAMES), parts, groups: 1, transposed: matrix && name.ends_with(".weight") }
+    let matrix = |name: &String| (name.contains(".mixer.") || name.contains(".channel.")) && name.ends_with(".weight");
+    let entries = table(spec, NAMES, &[Fused { parts: QUERY_KEY_VALUE, groups: 1 }]).into_iter();
+    entries.map(|entry| TensorEntry { transposed: matrix(&entry.parts[0]), ..entry }).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! positions on part of each head, and a bias on the logits.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, rename, write_frame};
+use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, RotaryScaling,
@@ -31,19 +31,8 @@ fn read(config: &Config) -> Result<ModelSpec> {
         return Err(config.error("rotary_dim", reason));
     }
     let rotary = RotarySpec { dim: rotary_dim, theta: 10_000.0, interleaved: true, scaling: RotaryScaling::None };
-    let mixer = MixerSpec::Attention(AttentionSpec {
-        heads,
-        kv_heads: heads,
-        head_dim,
-        scale: (head_dim as f64).powf(-0.5),
-        rotary: Some(rotary),
-        alibi: None,
-        softcap: None,
-        window: None,
-        qkv_bias: false,
-        output_bias: false,
-        qk_norm: None,
-    });
+    let mixer =
+        MixerSpec::Attention(AttentionSpec { rotary: Some(rotary), ..AttentionSpec::plain(heads, heads, head_dim) });
     let channel = ChannelSpec::Mlp(MlpSpec {
         inner: config.optional_size("n_inner", INNER_LIMIT)?.unwrap_or(4 * width),
         activation: config.activation_or("activation_function", Activation::GeluTanh)?,
@@ -89,9 +78,7 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel.up.", ".mlp.fc_in."),
         (".channel.down.", ".mlp.fc_out."),
     ];
-    let entry =
-        |name: String| TensorEntry { name: rename(&name, NAMES), parts: vec![name], groups: 1, transposed: false };
-    spec.parameters().into_iter().map(|(name, _)| entry(name)).collect()
+    table(spec, NAMES, &[])
 }
 
 #[cfg(test)]

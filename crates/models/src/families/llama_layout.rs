@@ -1,7 +1,7 @@
 //! The keys and tensor names that LLaMA, Mistral, Qwen2 and Qwen3 share: one decoder with a few switches.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, rename, rope, write_frame};
+use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, rope, table, write_frame};
 use crate::error::Result;
 use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -84,17 +84,11 @@ fn read_attention(
     }
     let head_dim = head_dim(config, switches, width, heads)?;
     Ok(AttentionSpec {
-        heads,
-        kv_heads,
-        head_dim,
-        scale: (head_dim as f64).powf(-0.5),
         rotary: Some(rope::read(config, head_dim, context)?),
-        alibi: None,
-        softcap: None,
-        window: None,
         qkv_bias: switches.qkv_bias,
         output_bias: switches.output_bias,
         qk_norm: switches.qk_norm.then_some(norm),
+        ..AttentionSpec::plain(heads, kv_heads, head_dim)
     })
 }
 
@@ -161,7 +155,5 @@ pub(super) const NAMES: &[(&str, &str)] = &[
 
 /// The tensors, one for each parameter.
 pub(super) fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
-    let entry =
-        |name: String| TensorEntry { name: rename(&name, NAMES), parts: vec![name], groups: 1, transposed: false };
-    spec.parameters().into_iter().map(|(name, _)| entry(name)).collect()
+    table(spec, NAMES, &[])
 }

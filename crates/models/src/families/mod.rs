@@ -250,6 +250,37 @@ fn even_head_dim(config: &Config, heads_key: &str, width: usize, heads: usize) -
     Ok(width / heads)
 }
 
+/// Our parameters that one checkpoint tensor holds, as parts of their names; the first one stands for all in the table.
+struct Fused {
+    parts: &'static [&'static str],
+    /// See [`TensorEntry::groups`].
+    groups: usize,
+}
+
+/// Queries, keys and values.
+const QUERY_KEY_VALUE: &[&str] = &[".mixer.query.", ".mixer.key.", ".mixer.value."];
+/// Gates and inputs of a feed-forward layer.
+const GATE_UP: &[&str] = &[".channel.gate.", ".channel.up."];
+
+/// The checkpoint's tensors: one for each parameter, or for all that are fused, under the name that `names` makes of ours.
+fn table(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<TensorEntry> {
+    let entry = |name: String| {
+        let (mut parts, mut groups) = (vec![name.clone()], 1);
+        for fusion in fused {
+            match fusion.parts.iter().position(|part| name.contains(part)) {
+                None => {}
+                Some(0) => {
+                    parts = fusion.parts.iter().map(|part| name.replace(fusion.parts[0], part)).collect();
+                    groups = fusion.groups;
+                }
+                Some(_) => return None,
+            }
+        }
+        Some(TensorEntry { name: rename(&name, names), parts, groups, transposed: false })
+    };
+    spec.parameters().into_iter().filter_map(|(name, _)| entry(name)).collect()
+}
+
 /// `name` with each of our names replaced by the checkpoint's.
 fn rename(name: &str, table: &[(&str, &str)]) -> String {
     table.iter().fold(name.to_owned(), |name, (ours, theirs)| name.replace(ours, theirs))

@@ -4,7 +4,7 @@
 //! Left out, and refused: clipped or normed queries and keys, other scales of the logits, models without ALiBi.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, rename, write_frame};
+use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, write_frame};
 use crate::error::Result;
 use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -40,17 +40,9 @@ fn read(config: &Config) -> Result<ModelSpec> {
         slopes = attention.positive_or("alibi_bias_max", slopes)?;
     }
     let mixer = MixerSpec::Attention(AttentionSpec {
-        heads,
-        kv_heads: heads,
-        head_dim,
         scale: scale.unwrap_or((head_dim as f64).powf(-0.5)),
-        rotary: None,
         alibi: Some(slopes),
-        softcap: None,
-        window: None,
-        qkv_bias: false,
-        output_bias: false,
-        qk_norm: None,
+        ..AttentionSpec::plain(heads, heads, head_dim)
     });
     let channel = ChannelSpec::Mlp(MlpSpec { inner: 4 * width, activation: Activation::Gelu, bias: false });
     let norm = NormSpec::LayerNorm { epsilon: config.positive_or("layer_norm_epsilon", 1e-5)?, bias: false };
@@ -89,16 +81,7 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel.up.", ".ffn.up_proj."),
         (".channel.down.", ".ffn.down_proj."),
     ];
-    let entry = |name: String| {
-        let part = |other: &str| name.replace(".query.", other);
-        let parts = match name.contains(".query.") {
-            true => [".query.", ".key.", ".value."].map(part).to_vec(),
-            false => vec![name.clone()],
-        };
-        TensorEntry { name: rename(&name, NAMES), parts, groups: 1, transposed: false }
-    };
-    let joined = |name: &String| name.contains(".mixer.key.") || name.contains(".mixer.value.");
-    spec.parameters().into_iter().map(|(name, _)| name).filter(|name| !joined(name)).map(entry).collect()
+    table(spec, NAMES, &[Fused { parts: QUERY_KEY_VALUE, groups: 1 }])
 }
 
 #[cfg(test)]

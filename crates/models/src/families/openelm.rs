@@ -3,7 +3,7 @@
 //! Left out, and refused: feed-forward layers without a gate, and norms other than RMSNorm.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
-use super::{Family, Frame, TensorEntry, attention, mlp, rename, write_frame};
+use super::{Family, Frame, Fused, GATE_UP, QUERY_KEY_VALUE, TensorEntry, attention, mlp, table, write_frame};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, RotaryScaling,
@@ -39,17 +39,9 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let activation = config.activation_or("activation_fn_name", Activation::Silu)?;
     let block = |((heads, kv_heads), inner)| {
         let mixer = MixerSpec::Attention(AttentionSpec {
-            heads,
-            kv_heads,
-            head_dim,
-            scale: (head_dim as f64).powf(-0.5),
             rotary: Some(RotarySpec { dim: head_dim, theta, interleaved: false, scaling: RotaryScaling::None }),
-            alibi: None,
-            softcap: None,
-            window: None,
-            qkv_bias: false,
-            output_bias: false,
             qk_norm,
+            ..AttentionSpec::plain(heads, kv_heads, head_dim)
         });
         BlockSpec::sequential(mixer, ChannelSpec::GatedMlp(MlpSpec { inner, activation, bias: false }), norm)
     };
@@ -166,17 +158,8 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel.gate.", ".ffn.proj_1."),
         (".channel.down.", ".ffn.proj_2."),
     ];
-    let entry = |name: String| {
-        let with = |from: &str, to: &[&str]| to.iter().map(|to| name.replace(from, to)).collect::<Vec<_>>();
-        let parts = match () {
-            () if name.contains(".query.") => with(".query.", &[".query.", ".key.", ".value."]),
-            () if name.contains(".gate.") => with(".gate.", &[".gate.", ".up."]),
-            () => vec![name.clone()],
-        };
-        TensorEntry { name: rename(&name, NAMES), parts, groups: 1, transposed: false }
-    };
-    let joined = |name: &String| [".mixer.key.", ".mixer.value.", ".up."].iter().any(|part| name.contains(part));
-    spec.parameters().into_iter().map(|(name, _)| name).filter(|name| !joined(name)).map(entry).collect()
+    let fused = [Fused { parts: QUERY_KEY_VALUE, groups: 1 }, Fused { parts: GATE_UP, groups: 1 }];
+    table(spec, NAMES, &fused)
 }
 
 #[cfg(test)]

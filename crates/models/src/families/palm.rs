@@ -3,7 +3,7 @@
 //! width. No weights were published; the configuration's keys and the tensors' names are our own.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
-use super::{Family, Frame, TensorEntry, attention, mlp, rename, write_frame};
+use super::{Family, Frame, TensorEntry, attention, mlp, table, write_frame};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, RotaryScaling,
@@ -30,17 +30,8 @@ fn read(config: &Config) -> Result<ModelSpec> {
     }
     let theta = config.positive_or("rope_theta", 10_000.0)?;
     let mixer = MixerSpec::Attention(AttentionSpec {
-        heads: config.size("num_attention_heads", HEAD_LIMIT)?,
-        kv_heads: 1,
-        head_dim,
-        scale: (head_dim as f64).powf(-0.5),
         rotary: Some(RotarySpec { dim: head_dim, theta, interleaved: true, scaling: RotaryScaling::None }),
-        alibi: None,
-        softcap: None,
-        window: None,
-        qkv_bias: false,
-        output_bias: false,
-        qk_norm: None,
+        ..AttentionSpec::plain(config.size("num_attention_heads", HEAD_LIMIT)?, 1, head_dim)
     });
     let channel = ChannelSpec::GatedMlp(MlpSpec {
         inner: config.optional_size("intermediate_size", INNER_LIMIT)?.unwrap_or(4 * width),
@@ -88,9 +79,7 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel.up.", ".mlp.up_proj."),
         (".channel.down.", ".mlp.down_proj."),
     ];
-    let entry =
-        |name: String| TensorEntry { name: rename(&name, NAMES), parts: vec![name], groups: 1, transposed: false };
-    spec.parameters().into_iter().map(|(name, _)| entry(name)).collect()
+    table(spec, NAMES, &[])
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! another, and LongRoPE.
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
-use super::{Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, rename};
+use super::{Config, Family, Fused, GATE_UP, QUERY_KEY_VALUE, TensorEntry, attention, config::CONTEXT_LIMIT, table};
 use crate::error::Result;
 use crate::spec::{ModelSpec, RotaryScaling};
 use serde_json::{Map, Value, json};
@@ -39,21 +39,9 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
 
 /// One tensor for each parameter, but for the two that hold several.
 fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
-    let names = spec.parameters().into_iter().map(|(name, _)| name);
-    let entry = |name: String| {
-        let part = |from: &str, to: &str| name.replace(from, to);
-        let (stored, parts) = if name.contains(".mixer.query.") {
-            let parts = [".query.", ".key.", ".value."].map(|to| part(".query.", to)).to_vec();
-            (part(".mixer.query.", ".mixer.qkv_proj."), parts)
-        } else if name.contains(".gate.") {
-            (part(".gate.", ".gate_up_proj."), vec![name.clone(), part(".gate.", ".up.")])
-        } else {
-            (name.clone(), vec![name.clone()])
-        };
-        TensorEntry { name: rename(&stored, NAMES), parts, groups: 1, transposed: false }
-    };
-    let joined = |name: &String| [".mixer.key.", ".mixer.value.", ".up."].iter().any(|part| name.contains(part));
-    names.filter(|name| !joined(name)).map(entry).collect()
+    const FUSED: &[(&str, &str)] = &[(".mixer.query.", ".mixer.qkv_proj."), (".gate.", ".gate_up_proj.")];
+    let fused = [Fused { parts: QUERY_KEY_VALUE, groups: 1 }, Fused { parts: GATE_UP, groups: 1 }];
+    table(spec, &[FUSED, NAMES].concat(), &fused)
 }
 
 #[cfg(test)]
