@@ -32,6 +32,11 @@ pub(crate) trait HostOperator<const N: usize>: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether the backward is given this input; one that it makes again need not stay in memory.
+    fn keeps_input(&self, _input: usize) -> bool {
+        true
+    }
+
     /// Gradients of the wanted inputs, in their shapes.
     fn backward(&self, given: Given<N>, wanted: [bool; N]) -> [Option<FlexTensor>; N];
 }
@@ -41,7 +46,7 @@ pub(crate) type Saved = Vec<Vec<f32>>;
 
 /// What a backward is given.
 pub(crate) struct Given<const N: usize> {
-    /// The inputs of the forward.
+    /// The inputs of the forward; nothing in place of those that the operator does not keep.
     pub inputs: [FlexTensor; N],
     /// Its output, where the operator keeps it.
     pub output: Option<FlexTensor>,
@@ -152,6 +157,15 @@ impl HostOperators for Flex {
     }
 }
 
+/// The inputs that the operator keeps.
+fn kept<const N: usize>(operator: &dyn HostOperator<N>, inputs: [FlexTensor; N]) -> [FlexTensor; N] {
+    let mut index = 0;
+    inputs.map(|input| {
+        index += 1;
+        if operator.keeps_input(index - 1) { input } else { tensor(Vec::new(), &[0]) }
+    })
+}
+
 /// Applies the operator to tracked tensors and keeps what the backward needs, where any of them is tracked.
 macro_rules! tracked {
     ($operator:ident, $($input:ident),+) => {{
@@ -163,6 +177,7 @@ macro_rules! tracked {
         match prepared {
             OpsKind::Tracked(prepared) => {
                 let kept_output = $operator.keeps_output().then(|| output.clone());
+                let inputs = kept($operator.as_ref(), inputs);
                 let kept = Kept { operator: $operator, inputs, output: kept_output, saved: Arc::new(saved) };
                 prepared.finish(kept, output)
             }

@@ -10,6 +10,7 @@
 pub mod activation;
 pub mod allocator;
 pub mod attention;
+mod bf16;
 pub mod checkpoint;
 pub mod cross_entropy;
 pub mod embedding;
@@ -24,3 +25,4 @@ pub mod rotary;
 pub mod simd;
 #[cfg(test)]
 mod testing;
+pub mod transient;

@@ -214,9 +214,9 @@ pub(crate) fn for_items<T: Send>(items: Vec<T>, task: impl Fn(T) + Sync) {
 
 /// Calls `task` with chunk `i` of every buffer, each of which has a chunk size of its own; the first one says how many chunks
 /// there are, and a buffer that has fewer gives empty ones.
-pub(crate) fn for_chunks<const N: usize>(
-    buffers: [(&mut [f32], usize); N],
-    task: impl Fn(usize, [&mut [f32]; N]) + Sync,
+pub(crate) fn for_chunks<T: Send, const N: usize>(
+    buffers: [(&mut [T], usize); N],
+    task: impl Fn(usize, [&mut [T]; N]) + Sync,
 ) {
     let count = buffers.first().map_or(0, |(buffer, size)| buffer.len().div_ceil((*size).max(1)));
     let chunks = buffers.map(|(buffer, size)| DisjointChunks::new(buffer, size));
@@ -234,19 +234,19 @@ pub(crate) fn chunk<T>(values: &[T], size: usize, i: usize) -> &[T] {
 }
 
 /// A buffer in chunks of one size, the last perhaps shorter, each of which one task may write.
-struct DisjointChunks<'a> {
-    start: *mut f32,
+struct DisjointChunks<'a, T> {
+    start: *mut T,
     length: usize,
     size: usize,
-    buffer: PhantomData<&'a mut [f32]>,
+    buffer: PhantomData<&'a mut [T]>,
 }
 
 #[allow(unsafe_code)]
 // SAFETY: the buffer is borrowed mutably for as long as this lives, and `chunk` asks for disjoint use.
-unsafe impl Sync for DisjointChunks<'_> {}
+unsafe impl<T: Send> Sync for DisjointChunks<'_, T> {}
 
-impl<'a> DisjointChunks<'a> {
-    fn new(buffer: &'a mut [f32], size: usize) -> Self {
+impl<'a, T> DisjointChunks<'a, T> {
+    fn new(buffer: &'a mut [T], size: usize) -> Self {
         Self { start: buffer.as_mut_ptr(), length: buffer.len(), size, buffer: PhantomData }
     }
 
@@ -255,7 +255,7 @@ impl<'a> DisjointChunks<'a> {
     /// # Safety
     /// No two users may hold the same chunk at the same time.
     #[allow(unsafe_code, clippy::mut_from_ref)]
-    unsafe fn chunk(&self, index: usize) -> &mut [f32] {
+    unsafe fn chunk(&self, index: usize) -> &mut [T] {
         let (start, end) = ((index * self.size).min(self.length), ((index + 1) * self.size).min(self.length));
         // SAFETY: the chunk lies inside the buffer, and nobody else uses it by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), end - start) }
@@ -263,7 +263,7 @@ impl<'a> DisjointChunks<'a> {
 }
 
 /// A buffer as rows of one width, each of which one task may write.
-pub(crate) struct DisjointRows<'a>(DisjointChunks<'a>);
+pub(crate) struct DisjointRows<'a>(DisjointChunks<'a, f32>);
 
 impl<'a> DisjointRows<'a> {
     /// `buffer` as rows of `width` elements.

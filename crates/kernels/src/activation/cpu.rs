@@ -1,7 +1,10 @@
 //! Activations and gates in one pass over memory, forward and backward.
 
-use super::Activation;
+use std::sync::{Arc, OnceLock};
+
+use super::{Activation, Precision};
 use crate::{
+    bf16::{narrow, widen},
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, for_chunks},
     simd::{erf, exp, sigmoid, tanh, vectorised},
@@ -14,7 +17,77 @@ pub(super) struct Plain(pub Activation);
 
 /// `activation(gate) * up`.
 #[derive(Debug)]
-pub(super) struct Gated(pub Activation);
+pub(super) struct Gated {
+    activation: Activation,
+    precision: Precision,
+    factors: Arc<OnceLock<Factors>>,
+}
+
+/// Gate and up as the backward reads them.
+#[derive(Debug)]
+enum Factors {
+    Whole([FlexTensor; 2]),
+    /// In bf16.
+    Rounded([Vec<u16>; 2], Vec<usize>),
+}
+
+impl Factors {
+    fn new([gate, up]: &[FlexTensor; 2], precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::Whole([contiguous(gate), contiguous(up)]),
+            Precision::Bf16 => Self::Rounded([gate, up].map(|factor| narrowed(&contiguous(factor))), dimensions(gate)),
+        }
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Whole([gate, _]) => dimensions(gate),
+            Self::Rounded(_, shape) => shape.clone(),
+        }
+    }
+
+    /// Shows the `i`-th chunks of gate and up.
+    fn chunks(&self, i: usize, mut show: impl FnMut(&[f32], &[f32])) {
+        match self {
+            Self::Whole([gate, up]) => show(chunk(slice(gate), CHUNK, i), chunk(slice(up), CHUNK, i)),
+            Self::Rounded(halves, _) => {
+                let [gate, up] = halves.each_ref().map(|halves| {
+                    let halves = chunk(halves, CHUNK, i);
+                    let mut values = vec![0.0; halves.len()];
+                    widen(&mut values, halves);
+                    values
+                });
+                show(&gate, &up);
+            }
+        }
+    }
+
+    /// `activation(gate) * up`.
+    fn product(&self, activation: Activation) -> FlexTensor {
+        let shape = self.shape();
+        let mut y = vec![0.0; shape.iter().product()];
+        for_chunks([(&mut y, CHUNK)], |i, [y]| self.chunks(i, |gate, up| gated(activation, y, gate, up)));
+        tensor(y, &shape)
+    }
+}
+
+fn narrowed(values: &FlexTensor) -> Vec<u16> {
+    let mut halves = vec![0; slice(values).len()];
+    for_chunks([(&mut halves, CHUNK)], |i, [halves]| narrow(halves, chunk(slice(values), CHUNK, i)));
+    halves
+}
+
+impl Gated {
+    pub fn new(activation: Activation, precision: Precision) -> Self {
+        Self { activation, precision, factors: Arc::default() }
+    }
+
+    /// Computes the output again, once the operator has run.
+    pub fn remake(&self) -> impl Fn() -> FlexTensor + Send + Sync + 'static {
+        let (activation, factors) = (self.activation, self.factors.clone());
+        move || factors.get().map_or_else(|| tensor(Vec::new(), &[0]), |factors| factors.product(activation))
+    }
+}
 
 /// Elements that one task takes.
 const CHUNK: usize = 1 << 13;
@@ -38,23 +111,24 @@ impl HostOperator<1> for Plain {
 }
 
 impl HostOperator<2> for Gated {
-    fn forward(&self, [gate, up]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
-        let (gate, up) = (contiguous(gate), contiguous(up));
-        let mut y = vec![0.0; slice(&gate).len()];
-        for_chunks([(&mut y, CHUNK)], |i, [y]| {
-            gated(self.0, y, chunk(slice(&gate), CHUNK, i), chunk(slice(&up), CHUNK, i));
-        });
-        (tensor(y, &dimensions(&gate)), Vec::new())
+    fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
+        let factors = self.factors.get_or_init(|| Factors::new(inputs, self.precision));
+        (factors.product(self.activation), Vec::new())
+    }
+
+    fn keeps_input(&self, _: usize) -> bool {
+        false
     }
 
     fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let [gate, up] = given.inputs.each_ref().map(contiguous);
-        let (mut of_gate, mut of_up) = (vec![0.0; slice(&gate).len()], vec![0.0; slice(&up).len()]);
+        let Some(factors) = self.factors.get() else { return [None, None] };
+        let shape = factors.shape();
+        let count = shape.iter().product();
+        let (mut of_gate, mut of_up) = (vec![0.0; count], vec![0.0; count]);
         for_chunks([(&mut of_gate, CHUNK), (&mut of_up, CHUNK)], |i, [of_gate, of_up]| {
-            let (gate, up) = (chunk(slice(&gate), CHUNK, i), chunk(slice(&up), CHUNK, i));
-            gated_backward(self.0, of_gate, of_up, gate, up, chunk(slice(&given.gradient), CHUNK, i));
+            let gradient = chunk(slice(&given.gradient), CHUNK, i);
+            factors.chunks(i, |gate, up| gated_backward(self.activation, of_gate, of_up, gate, up, gradient));
         });
-        let shape = dimensions(&gate);
         [Some(tensor(of_gate, &shape)), Some(tensor(of_up, &shape))]
     }
 }

@@ -6,7 +6,8 @@ pub mod reference;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::host;
+pub use crate::matmul::Precision;
+use crate::{host, transient::Transient};
 
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,12 +35,21 @@ pub fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<
     }
 }
 
-/// `activation(gate) * up`, elementwise over two tensors of one shape.
-pub fn gated<const D: usize>(activation: Activation, gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    match host::on_host(&gate) {
-        true => host::two(gate, up, cpu::Gated(activation)),
-        false => reference::activate(activation, gate) * up,
+/// `activation(gate) * up`, elementwise over two tensors of one shape; to be made again in the backward.
+///
+/// With [`Precision::Bf16`] both factors are rounded to bf16 first, and kept so for the backward.
+pub fn gated<const D: usize>(
+    activation: Activation,
+    gate: Tensor<D>,
+    up: Tensor<D>,
+    precision: Precision,
+) -> Transient<D> {
+    if !host::on_host(&gate) {
+        return (reference::activate(activation, gate) * up).into();
     }
+    let operator = cpu::Gated::new(activation, precision);
+    let remake = operator.remake();
+    Transient::new(host::two(gate, up, operator), remake)
 }
 
 #[cfg(test)]
@@ -102,7 +112,7 @@ mod tests {
             let (kind, shapes) = (ALL[kind], [&[1, count][..], &[1, count][..]]);
             agree(&shapes[..1], 1e-5, |t| activate(kind, t[0].get::<2>() * 4.0).reshape([-1]),
                 |t| reference::activate(kind, t[0].get::<2>() * 4.0).reshape([-1]));
-            agree(&shapes, 1e-5, |t| gated(kind, t[0].get::<2>() * 4.0, t[1].get::<2>()).reshape([-1]),
+            agree(&shapes, 1e-5, |t| gated(kind, t[0].get::<2>() * 4.0, t[1].get::<2>(), Precision::F32).into_tensor().reshape([-1]),
                 |t| (reference::activate(kind, t[0].get::<2>() * 4.0) * t[1].get::<2>()).reshape([-1]));
         }
     }

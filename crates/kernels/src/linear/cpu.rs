@@ -5,6 +5,7 @@ use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     matmul::{How, Matrix, Precision, multiplied, sum_of_products},
     parallel::for_chunks,
+    transient::Remake,
 };
 use burn_flex::FlexTensor;
 
@@ -13,11 +14,17 @@ use burn_flex::FlexTensor;
 pub(super) struct Linear {
     pub precision: Precision,
     pub group: Group,
+    /// Gives the input again, where it is not kept.
+    pub remake: Option<Remake>,
 }
 
 impl HostOperator<2> for Linear {
     fn forward(&self, [x, weight]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         (self.forward(x, weight, None), Vec::new())
+    }
+
+    fn keeps_input(&self, input: usize) -> bool {
+        input > 0 || self.remake.is_none()
     }
 
     fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
@@ -29,6 +36,10 @@ impl HostOperator<2> for Linear {
 impl HostOperator<3> for Linear {
     fn forward(&self, [x, weight, bias]: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         (self.forward(x, weight, Some(bias)), Vec::new())
+    }
+
+    fn keeps_input(&self, input: usize) -> bool {
+        input > 0 || self.remake.is_none()
     }
 
     fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
@@ -69,16 +80,26 @@ impl Linear {
         wanted: [bool; 2],
     ) -> [Option<FlexTensor>; 2] {
         let of_weight = wanted[1].then(|| {
+            let x = self.remake.as_ref().map_or(x, Remake::get);
             let (x, upstream) = (Rows::plain(x), Rows::plain(gradient));
             let products = multiplied(upstream.matrix().transposed(), x.matrix(), How::all(self.precision));
             tensor(products, &dimensions(weight))
         });
         let of_x = wanted[0].then(|| {
             let factor = Factor { upstream: Rows::plain(gradient), weight: contiguous(weight) };
-            self.group.gradient(vec![factor], x, self.precision)
+            self.group.gradient(vec![factor], &input_shape(gradient, weight), self.precision)
         });
         [of_x.flatten(), of_weight]
     }
+}
+
+/// The shape of the input, from the gradient of the output and the weight `[out, in]`.
+pub(super) fn input_shape(gradient: &FlexTensor, weight: &FlexTensor) -> Vec<usize> {
+    let mut shape = dimensions(gradient);
+    if let Some(last) = shape.last_mut() {
+        *last = dimensions(weight)[1];
+    }
+    shape
 }
 
 /// A tensor of two axes.

@@ -106,7 +106,7 @@ impl Group {
     }
 
     /// Takes one map's part of the input's gradient; the last one receives the whole, in the shape of `x`.
-    pub(super) fn gradient(&self, factors: Vec<Factor>, x: &FlexTensor, precision: Precision) -> Option<FlexTensor> {
+    pub(super) fn gradient(&self, factors: Vec<Factor>, shape: &[usize], precision: Precision) -> Option<FlexTensor> {
         let all = {
             let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
             shared.factors.extend(factors);
@@ -123,6 +123,6 @@ impl Group {
                 (factor.upstream.left(), Matrix::new(slice(&factor.weight), shape[0], shape[1]))
             })
             .collect();
-        Some(tensor(sum_of_products(&terms, How::all(precision)), &dimensions(x)))
+        Some(tensor(sum_of_products(&terms, How::all(precision)), shape))
     }
 }

@@ -6,13 +6,14 @@ use burn_flex::FlexTensor;
 
 use super::{
     Precision,
-    cpu::matrix,
+    cpu::{input_shape, matrix},
     group::{Factor, Group, Rows},
     reference,
 };
 use crate::{
     host::{self, Given, HostOperator, Saved, contiguous, dimensions, tensor},
     matmul::{How, Left, Matrix, multiplied, sum_of_products},
+    transient::{Remake, Transient},
 };
 
 /// `x W^T + scale (x A^T) B^T`; no gradient reaches `W`.
@@ -29,7 +30,7 @@ use crate::{
 /// assert_eq!(y.into_scalar::<f32>(), 11.0 + 2.0 * 3.0 * 5.0);
 /// ```
 pub fn low_rank_linear<const D: usize>(
-    x: Tensor<D>,
+    x: impl Into<Transient<D>>,
     weight: Tensor<2>,
     down: Tensor<2>,
     up: Tensor<2>,
@@ -43,14 +44,15 @@ impl Group {
     /// As [`low_rank_linear`], as one map of this group; the matrices are `down` and `up`.
     pub fn low_rank_linear<const D: usize>(
         &self,
-        x: Tensor<D>,
+        x: impl Into<Transient<D>>,
         weight: Tensor<2>,
         [down, up]: [Tensor<2>; 2],
         scale: f64,
         precision: Precision,
     ) -> Tensor<D> {
+        let (x, remake) = x.into().into_parts();
         if host::on_host(&x) {
-            let operator = LowRankLinear { scale: scale as f32, precision, group: self.clone() };
+            let operator = LowRankLinear { scale: scale as f32, precision, group: self.clone(), remake };
             return host::four(x, weight, down, up, operator);
         }
         let narrow = reference::linear(x.clone(), down, None, precision) * scale;
@@ -63,6 +65,7 @@ struct LowRankLinear {
     scale: f32,
     precision: Precision,
     group: Group,
+    remake: Option<Remake>,
 }
 
 impl LowRankLinear {
@@ -90,8 +93,13 @@ impl HostOperator<4> for LowRankLinear {
         (tensor(y, &shape), vec![narrow])
     }
 
+    fn keeps_input(&self, input: usize) -> bool {
+        input > 0 || self.remake.is_none()
+    }
+
     fn backward(&self, given: Given<4>, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
         let [x, weight, down, up] = given.inputs.each_ref().map(contiguous);
+        let x = self.remake.as_ref().map_or(&x, Remake::get);
         let how = How::all(self.precision);
         let upstream = Rows::packed(&given.gradient, self.precision);
         let of_narrow = self.scaled(sum_of_products(&[(upstream.left(), matrix(&up))], how));
@@ -100,12 +108,13 @@ impl HostOperator<4> for LowRankLinear {
         let narrow = Matrix::new(&given.saved[0], given.saved[0].len() / rank.max(1), rank);
         let of_up = multiplied(upstream.matrix().transposed(), narrow, how);
         // The transposed product fills its tiles; the rank alone would leave a part of them empty.
-        let of_down = multiplied(Rows::plain(&x).matrix().transposed(), matrix(&of_narrow), how);
+        let of_down = multiplied(Rows::plain(x).matrix().transposed(), matrix(&of_narrow), how);
         let of_down: Vec<f32> = (0..rank).flat_map(|i| of_down.iter().skip(i).step_by(rank).copied()).collect();
         let (of_down, of_up) = (tensor(of_down, &dimensions(&down)), tensor(of_up, &dimensions(&up)));
         let of_x = wanted[0].then(|| {
             let narrow = Factor { upstream: Rows::plain(&of_narrow), weight: down };
-            self.group.gradient(vec![Factor { upstream, weight }, narrow], &x, self.precision)
+            let shape = input_shape(&given.gradient, &weight);
+            self.group.gradient(vec![Factor { upstream, weight }, narrow], &shape, self.precision)
         });
         [of_x.flatten(), None, Some(of_down), Some(of_up)]
     }

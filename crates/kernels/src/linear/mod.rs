@@ -9,8 +9,8 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 pub use self::group::Group;
-use crate::host;
 pub use crate::matmul::Precision;
+use crate::{host, transient::Transient};
 
 /// `x W^T + b`.
 ///
@@ -26,7 +26,7 @@ pub use crate::matmul::Precision;
 /// assert_eq!(y.into_data().try_to_vec::<f32>().unwrap(), [3.0, 7.0, 11.0]);
 /// ```
 pub fn linear<const D: usize>(
-    x: Tensor<D>,
+    x: impl Into<Transient<D>>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
     precision: Precision,
@@ -38,15 +38,16 @@ impl Group {
     /// As [`linear`], as one map of this group.
     pub fn linear<const D: usize>(
         &self,
-        x: Tensor<D>,
+        x: impl Into<Transient<D>>,
         weight: Tensor<2>,
         bias: Option<Tensor<1>>,
         precision: Precision,
     ) -> Tensor<D> {
+        let (x, remake) = x.into().into_parts();
         if !host::on_host(&x) {
             return reference::linear(x, weight, bias, precision);
         }
-        let operator = cpu::Linear { precision, group: self.clone() };
+        let operator = cpu::Linear { precision, group: self.clone(), remake };
         match bias {
             Some(bias) => host::three(x, weight, bias, operator),
             None => host::two(x, weight, operator),

@@ -6,7 +6,10 @@ pub mod residual;
 
 use burn::tensor::Tensor;
 
-use crate::host;
+use crate::{
+    host,
+    transient::{Transient, values},
+};
 
 /// `x / sqrt(mean(x^2) + epsilon) * weight`.
 ///
@@ -26,6 +29,36 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<
         true => host::three(x, weight, bias, cpu::LayerNorm { epsilon: epsilon as f32 }),
         false => reference::layer_norm(x, weight, bias, epsilon),
     }
+}
+
+/// As [`rms_norm`], to be made again from `x` in the backward.
+pub fn transient_rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Transient<D> {
+    remade(rms_norm(x.clone(), weight.clone(), epsilon), &x, [&weight], epsilon)
+}
+
+/// As [`layer_norm`], to be made again from `x` in the backward.
+pub fn transient_layer_norm<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    epsilon: f64,
+) -> Transient<D> {
+    let normed = layer_norm(x.clone(), weight.clone(), bias.clone(), epsilon);
+    remade(normed, &x, [&weight, &bias], epsilon)
+}
+
+/// The norm of `x` with its recipe; with one factor RMSNorm, with factor and bias LayerNorm.
+fn remade<const D: usize, const N: usize>(
+    normed: Tensor<D>,
+    x: &Tensor<D>,
+    factors: [&Tensor<1>; N],
+    epsilon: f64,
+) -> Transient<D> {
+    if !host::on_host(x) {
+        return normed.into();
+    }
+    let (x, factors) = (values(x), factors.map(values));
+    Transient::new(normed, move || cpu::forward(&x, &factors[0], factors.get(1), epsilon as f32).0)
 }
 
 #[cfg(test)]

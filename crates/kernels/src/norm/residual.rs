@@ -2,51 +2,54 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::{backend::Flex, tensor::Tensor};
+use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
 use super::cpu::{self, ROWS};
 use crate::{
     host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, for_chunks},
+    transient::{Transient, values},
 };
 
 /// `s = x + y`, and `s / sqrt(mean(s^2) + epsilon) * weight`.
 ///
-/// `x`, `y`: any shape `[.., width]`, `weight`: `[width]`.
+/// `x`, `y`: any shape `[.., width]`, `weight`: `[width]`. The norm is made again from the sum in the backward.
 pub fn add_rms_norm<const D: usize>(
     x: Tensor<D>,
     y: Tensor<D>,
     weight: Tensor<1>,
     epsilon: f64,
-) -> (Tensor<D>, Tensor<D>) {
+) -> (Tensor<D>, Transient<D>) {
     if !host::on_host(&x) {
         let sum = x + y;
-        return (sum.clone(), super::rms_norm(sum, weight, epsilon));
+        return (sum.clone(), super::rms_norm(sum, weight, epsilon).into());
     }
     let (add, norm) = operators(&weight, None, epsilon);
     let sum: Tensor<D> = host::two(x, y, add);
-    let normed = host::two(sum.clone(), weight, norm);
+    let normed = host::two(sum.clone(), weight.clone(), norm);
+    let normed = super::remade(normed, &sum, [&weight], epsilon);
     (sum, normed)
 }
 
 /// `s = x + y`, and `(s - mean) / sqrt(var + epsilon) * weight + bias`.
 ///
-/// `x`, `y`: any shape `[.., width]`, `weight` and `bias`: `[width]`.
+/// `x`, `y`: any shape `[.., width]`, `weight` and `bias`: `[width]`. The norm is made again from the sum in the backward.
 pub fn add_layer_norm<const D: usize>(
     x: Tensor<D>,
     y: Tensor<D>,
     weight: Tensor<1>,
     bias: Tensor<1>,
     epsilon: f64,
-) -> (Tensor<D>, Tensor<D>) {
+) -> (Tensor<D>, Transient<D>) {
     if !host::on_host(&x) {
         let sum = x + y;
-        return (sum.clone(), super::layer_norm(sum, weight, bias, epsilon));
+        return (sum.clone(), super::layer_norm(sum, weight, bias, epsilon).into());
     }
     let (add, norm) = operators(&weight, Some(&bias), epsilon);
     let sum: Tensor<D> = host::two(x, y, add);
-    let normed = host::three(sum.clone(), weight, bias, norm);
+    let normed = host::three(sum.clone(), weight.clone(), bias.clone(), norm);
+    let normed = super::remade(normed, &sum, [&weight, &bias], epsilon);
     (sum, normed)
 }
 
@@ -70,18 +73,9 @@ struct Norm {
 }
 
 fn operators(weight: &Tensor<1>, bias: Option<&Tensor<1>>, epsilon: f64) -> (Add, Norm) {
-    let values = |tensor: &Tensor<1>| {
-        let primitive = tensor.clone().inner().try_into_primitive::<Flex>();
-        contiguous(&primitive.unwrap_or_else(|_| tensor_of_nothing()))
-    };
     let (epsilon, prepared) = (epsilon as f32, Prepared::default());
     let add = Add { weight: values(weight), bias: bias.map(values), epsilon, prepared: prepared.clone() };
     (add, Norm { epsilon, prepared })
-}
-
-/// For a tensor that is not on the host, which the callers rule out.
-fn tensor_of_nothing() -> FlexTensor {
-    tensor(Vec::new(), &[0])
 }
 
 impl HostOperator<2> for Add {
@@ -146,14 +140,14 @@ mod tests {
         #[test]
         fn agree_with_a_sum_and_a_norm(rows in 1usize..150, width in 2usize..90) {
             let shapes: [&[usize]; 4] = [&[rows, width], &[rows, width], &[width], &[width]];
-            let both = |(sum, normed): (Tensor<2>, Tensor<2>)| (sum * 0.5 + normed).reshape([-1]);
+            let both = |(sum, normed): (Tensor<2>, Transient<2>)| (sum * 0.5 + normed.into_tensor()).reshape([-1]);
             agree(&shapes[..3], 1e-5, |t| both(add_rms_norm(t[0].get(), t[1].get(), t[2].get(), 1e-3)), |t| {
                 let sum = t[0].get::<2>() + t[1].get();
-                both((sum.clone(), reference::rms_norm(sum, t[2].get(), 1e-3)))
+                both((sum.clone(), reference::rms_norm(sum, t[2].get(), 1e-3).into()))
             });
             agree(&shapes, 1e-5, |t| both(add_layer_norm(t[0].get(), t[1].get(), t[2].get(), t[3].get(), 1e-3)), |t| {
                 let sum = t[0].get::<2>() + t[1].get();
-                both((sum.clone(), reference::layer_norm(sum, t[2].get(), t[3].get(), 1e-3)))
+                both((sum.clone(), reference::layer_norm(sum, t[2].get(), t[3].get(), 1e-3).into()))
             });
         }
     }

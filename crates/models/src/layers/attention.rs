@@ -1,7 +1,10 @@
 //! Softmax attention with grouped heads, rotary positions, windows and a cache.
 
 use burn::tensor::Tensor;
-use espalier_kernels::attention::{Options, attention};
+use espalier_kernels::{
+    attention::{Options, attention},
+    transient::Transient,
+};
 
 use super::{Builder, linear::Linear, norm::Norm};
 use crate::{Result, model::Context, parameter::parameters, spec::AttentionSpec, state::KeyValues};
@@ -44,9 +47,9 @@ impl Attention {
 
     /// `x`: `[batch, time, width]`; the same shape comes back. With a cache, the new keys and values are added to it
     /// and the queries see all of them.
-    pub fn forward(&self, x: Tensor<3>, context: &Context, cache: Option<&mut KeyValues>) -> Tensor<3> {
-        let [batch, time, _] = x.dims();
+    pub fn forward(&self, x: Transient<3>, context: &Context, cache: Option<&mut KeyValues>) -> Tensor<3> {
         let [query, key, value] = Linear::forward_all([&self.query, &self.key, &self.value], x);
+        let [batch, time, _] = query.dims();
         let mut query = self.split(query, self.spec.heads);
         let mut key = self.split(key, self.spec.kv_heads);
         let mut value = self.split(value, self.spec.kv_heads);

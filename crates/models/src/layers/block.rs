@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use espalier_kernels::checkpoint::{Segment, recomputed};
+use espalier_kernels::{
+    checkpoint::{Segment, recomputed},
+    transient::Transient,
+};
 
 use super::{Builder, attention::Attention, channel::FeedForward, linear::Linear, norm::Norm};
 use crate::{
@@ -61,9 +64,9 @@ impl Block {
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(&self, x: Tensor<3>, context: &Context, state: Option<&mut MixerState>) -> Tensor<3> {
-        let normed = self.mixer_norm.forward(x.clone());
+        let normed = self.mixer_norm.forward_transient(x.clone());
         let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
-            Some(norm) => norm.forward(x.clone()),
+            Some(norm) => norm.forward_transient(x.clone()),
             None => normed.clone(),
         });
         let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, state));
@@ -71,7 +74,7 @@ impl Block {
             (None, Some(norm)) => norm.forward_sum(x, mixed),
             (beside, _) => {
                 let x = x + mixed;
-                (x.clone(), beside.unwrap_or(x))
+                (x.clone(), beside.unwrap_or_else(|| x.into()))
             }
         };
         x + optional(&self.channel_output_norm, self.channel.forward(inner))
@@ -131,7 +134,7 @@ fn leaves(block: &Block) -> Vec<Tensor<1>> {
 }
 
 impl Mixer {
-    fn forward(&self, x: Tensor<3>, context: &Context, state: Option<&mut MixerState>) -> Tensor<3> {
+    fn forward(&self, x: Transient<3>, context: &Context, state: Option<&mut MixerState>) -> Tensor<3> {
         match self {
             Self::Attention(attention) => {
                 let cache = state.map(|MixerState::Attention(cache)| cache);

@@ -1,7 +1,10 @@
 //! What mixes along width: plain and gated feed-forward layers (GLU variants, arXiv 2002.05202).
 
 use burn::tensor::Tensor;
-use espalier_kernels::activation::{Activation, activate, gated};
+use espalier_kernels::{
+    activation::{Activation, activate, gated},
+    transient::Transient,
+};
 
 use super::{Builder, linear::Linear};
 use crate::{Result, parameter::parameters, spec::ChannelSpec};
@@ -39,14 +42,13 @@ impl FeedForward {
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let inner = match &self.gate {
+    pub fn forward(&self, x: Transient<3>) -> Tensor<3> {
+        match &self.gate {
             Some(gate) => {
                 let [gate, up] = Linear::forward_all([gate, &self.up], x);
-                gated(self.activation, gate, up)
+                self.down.forward(gated(self.activation, gate, up, self.down.precision))
             }
-            None => activate(self.activation, self.up.forward(x)),
-        };
-        self.down.forward(inner)
+            None => self.down.forward(activate(self.activation, self.up.forward(x))),
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! The linear layer: a weight and at most one adapter.
 
 use burn::tensor::Tensor;
-use espalier_kernels::linear::{Group, Precision, linear};
+use espalier_kernels::{
+    linear::{Group, Precision, linear},
+    transient::Transient,
+};
 
 use super::Builder;
 use crate::{
@@ -67,14 +70,18 @@ impl Linear {
     }
 
     /// `x`: `[.., in]`; returns `[.., out]`.
-    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+    pub fn forward<const D: usize>(&self, x: impl Into<Transient<D>>) -> Tensor<D> {
         let [y] = Self::forward_all([self], x);
         y
     }
 
     /// Several layers on one input, which is prepared once for all of them. All outputs must take part in what is
     /// differentiated.
-    pub fn forward_all<const N: usize, const D: usize>(layers: [&Self; N], x: Tensor<D>) -> [Tensor<D>; N] {
+    pub fn forward_all<const N: usize, const D: usize>(
+        layers: [&Self; N],
+        x: impl Into<Transient<D>>,
+    ) -> [Tensor<D>; N] {
+        let x = x.into();
         let together = layers.iter().all(|layer| !layer.trains_both());
         let group = Group::new(N);
         layers.map(|layer| layer.forward_in(x.clone(), if together { group.clone() } else { Group::new(1) }))
@@ -85,7 +92,7 @@ impl Linear {
         self.adapter.is_some() && self.weight.is_trainable()
     }
 
-    fn forward_in<const D: usize>(&self, x: Tensor<D>, group: Group) -> Tensor<D> {
+    fn forward_in<const D: usize>(&self, x: Transient<D>, group: Group) -> Tensor<D> {
         let (weight, bias) = (self.weight.value(), self.bias.as_ref().map(Parameter::value));
         let y = match &self.adapter {
             None => return group.linear(x, weight, bias, self.precision),
@@ -114,7 +121,7 @@ impl Linear {
 }
 
 impl LowRank {
-    fn forward<const D: usize>(&self, x: Tensor<D>, precision: Precision) -> Tensor<D> {
+    fn forward<const D: usize>(&self, x: Transient<D>, precision: Precision) -> Tensor<D> {
         let narrow = linear(x, self.down.value(), None, precision) * self.scale;
         linear(narrow, self.up.value(), None, precision)
     }

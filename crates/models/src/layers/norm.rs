@@ -4,8 +4,9 @@ use burn::tensor::Tensor;
 use espalier_kernels::norm::{
     layer_norm,
     residual::{add_layer_norm, add_rms_norm},
-    rms_norm,
+    rms_norm, transient_layer_norm, transient_rms_norm,
 };
+use espalier_kernels::transient::Transient;
 
 use super::Builder;
 use crate::{
@@ -44,7 +45,7 @@ impl Norm {
     }
 
     /// `x + y` and its norm, in one pass. `x`, `y`: `[.., width]`.
-    pub fn forward_sum<const D: usize>(&self, x: Tensor<D>, y: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+    pub fn forward_sum<const D: usize>(&self, x: Tensor<D>, y: Tensor<D>) -> (Tensor<D>, Transient<D>) {
         let weight = self.weight.value::<1>();
         match self.spec {
             NormSpec::LayerNorm { epsilon, .. } => {
@@ -59,6 +60,19 @@ impl Norm {
     fn bias_or_zero(&self, weight: &Tensor<1>) -> Tensor<1> {
         let none = || Tensor::zeros(weight.dims(), &weight.device().inner());
         self.bias.as_ref().map_or_else(none, |bias| bias.value())
+    }
+
+    /// As [`Norm::forward`], for linear maps, which then need not keep it.
+    pub fn forward_transient<const D: usize>(&self, x: Tensor<D>) -> Transient<D> {
+        let weight = self.weight.value::<1>();
+        match self.spec {
+            NormSpec::LayerNorm { epsilon, .. } => {
+                transient_layer_norm(x, weight.clone(), self.bias_or_zero(&weight), epsilon)
+            }
+            NormSpec::RmsNorm { epsilon, from_one } => {
+                transient_rms_norm(x, if from_one { weight + 1.0 } else { weight }, epsilon)
+            }
+        }
     }
 
     /// `x`: `[.., width]`; the same shape comes back.

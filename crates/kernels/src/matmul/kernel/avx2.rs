@@ -2,10 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{
-    Lanes, Segment,
-    portable::{pack_with, round_to_bf16},
-};
+use super::{Lanes, Segment, portable::pack_with};
 
 const ROWS: usize = 6;
 const COLUMNS: usize = 16;
@@ -62,7 +59,7 @@ pub(super) unsafe fn pack_rounded(out: *mut f32, width: usize, lanes: Lanes) {
         _mm256_and_ps(chosen, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32)))
     };
     // SAFETY: by the caller's promise.
-    unsafe { pack_blocks(out, width, lanes, round, round_to_bf16) }
+    unsafe { pack_blocks(out, width, lanes, round, crate::bf16::round) }
 }
 
 /// Lanes that are adjacent in memory are copied; others are turned in blocks of 8 x 8.

@@ -1,17 +1,10 @@
 //! Plain loops, which compilers turn into whatever vectors the target has (NEON on 64-bit ARM).
 
 use super::{Lanes, Segment};
+use crate::bf16::round;
 
 const ROWS: usize = 4;
 const COLUMNS: usize = 8;
-
-/// To bf16, to nearest with ties to even; NaN stays NaN.
-#[inline(always)]
-pub(super) fn round_to_bf16(x: f32) -> f32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
-    f32::from_bits(if x.is_nan() { (bits | 0x40_0000) & 0xffff_0000 } else { rounded })
-}
 
 /// `a b + c`, fused where that is one instruction of every processor of the target.
 #[inline(always)]
@@ -53,7 +46,7 @@ pub(super) unsafe fn pack(out: *mut f32, width: usize, lanes: Lanes) {
 #[allow(unsafe_code)]
 pub(super) unsafe fn pack_rounded(out: *mut f32, width: usize, lanes: Lanes) {
     // SAFETY: by the caller's promise.
-    unsafe { pack_with(out, width, lanes, round_to_bf16) }
+    unsafe { pack_with(out, width, lanes, round) }
 }
 
 #[allow(unsafe_code)]

@@ -1,0 +1,80 @@
+//! Tensors that the backward computes again instead of keeping them: what norms and gates give, cheap to make from what is
+//! kept anyway.
+
+use std::{
+    fmt::Debug,
+    sync::{Arc, OnceLock},
+};
+
+use burn::{backend::Flex, tensor::Tensor};
+use burn_flex::FlexTensor;
+
+use crate::host::{self, contiguous};
+
+/// A tensor, and how to make it again. A linear map of it keeps the recipe for its backward, not the values.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use espalier_kernels::transient::Transient;
+/// let plain: Transient<1> = Tensor::from_floats([1.0], &Device::flex()).into();
+/// assert_eq!(plain.into_tensor().dims(), [1]);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Transient<const D: usize> {
+    tensor: Tensor<D>,
+    remake: Option<Remake>,
+}
+
+impl<const D: usize> From<Tensor<D>> for Transient<D> {
+    /// A tensor that is kept as it is.
+    fn from(tensor: Tensor<D>) -> Self {
+        Self { tensor, remake: None }
+    }
+}
+
+impl<const D: usize> Transient<D> {
+    /// The values.
+    pub fn into_tensor(self) -> Tensor<D> {
+        self.tensor
+    }
+
+    /// A tensor on the host that `make` gives again, value for value.
+    pub(crate) fn new(tensor: Tensor<D>, make: impl Fn() -> FlexTensor + Send + Sync + 'static) -> Self {
+        let remake =
+            host::on_host(&tensor).then(|| Remake(Arc::new(Shared { make: Box::new(make), made: OnceLock::new() })));
+        Self { tensor, remake }
+    }
+
+    pub(crate) fn into_parts(self) -> (Tensor<D>, Option<Remake>) {
+        (self.tensor, self.remake)
+    }
+}
+
+/// The recipe of a transient tensor. Its readers share what it makes; the values go with the last of them.
+#[derive(Clone)]
+pub(crate) struct Remake(Arc<Shared>);
+
+struct Shared {
+    make: Box<dyn Fn() -> FlexTensor + Send + Sync>,
+    made: OnceLock<FlexTensor>,
+}
+
+impl Remake {
+    /// The tensor.
+    pub fn get(&self) -> &FlexTensor {
+        self.0.made.get_or_init(|| (self.0.make)())
+    }
+}
+
+impl Debug for Remake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Remake")
+    }
+}
+
+/// The values of a tensor on the host, outside autodiff; they are shared, not copied.
+pub(crate) fn values<const D: usize>(tensor: &Tensor<D>) -> FlexTensor {
+    let primitive = tensor.clone().inner().try_into_primitive::<Flex>();
+    // Callers have seen that the tensor is on the host.
+    contiguous(&primitive.unwrap_or_else(|_| host::tensor(Vec::new(), &[0])))
+}
