@@ -33,6 +33,11 @@ enum Assembly {
 }
 
 impl StoredTensor<'_> {
+    /// Whether it is never trained.
+    pub fn is_fixed(&self) -> bool {
+        self.parts.iter().all(|part| part.is_fixed())
+    }
+
     /// The stored elements; `values` gives those of one parameter (its weight, or its gradient) in row-major order.
     pub fn assemble(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
         match self.assembly {

@@ -13,10 +13,13 @@ pub mod layers;
 pub mod layout;
 pub mod model;
 pub mod parameter;
+mod positions;
+mod relative;
 mod rotary_frequencies;
 pub mod source;
 pub mod spec;
 mod spec_parameters;
+pub mod stack;
 pub mod state;
 pub mod taps;
 

@@ -73,6 +73,7 @@ impl TokenBatch {
                 batch: rows.len(),
                 positions: packed.then(|| rows.iter().flat_map(|row| pad(&row.positions, 0)).collect()),
                 segments: packed.then(|| rows.iter().flat_map(|row| pad(&row.segments, 0)).collect()),
+                ..Input::default()
             },
             predictors: Vec::new(),
             targets: Vec::new(),

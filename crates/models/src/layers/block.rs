@@ -8,13 +8,15 @@ use espalier_kernels::{
     transient::Transient,
 };
 
-use super::{Builder, attention::Attention, channel::FeedForward, linear::Linear, norm::Norm};
+use super::{
+    Builder, attention::Attention, channel::FeedForward, cross_attention::CrossAttention, linear::Linear, norm::Norm,
+};
 use crate::{
     Result,
-    model::Context,
     parameter::{Parameter, Parameters, parameters},
     spec::{BlockSpec, MixerSpec, NormSpec, Residual},
-    state::MixerState,
+    stack::Context,
+    state::{BlockState, MixerState},
 };
 
 /// A mixer and a channel mixer, joined as the spec's [`Residual`] says.
@@ -24,12 +26,22 @@ pub struct Block {
     mixer_norm: Norm,
     mixer: Mixer,
     mixer_output_norm: Option<Norm>,
+    cross: Option<Cross>,
     channel_norm: Option<Norm>,
     channel: FeedForward,
     channel_output_norm: Option<Norm>,
 }
 
-parameters!(Block: mixer_norm, mixer, mixer_output_norm, channel_norm, channel, channel_output_norm);
+parameters!(Block: mixer_norm, mixer, mixer_output_norm, cross, channel_norm, channel, channel_output_norm);
+
+/// Attention to the encoder's output, with its norm.
+#[derive(Debug, Clone)]
+struct Cross {
+    norm: Norm,
+    attention: CrossAttention,
+}
+
+parameters!(Cross: norm, attention);
 
 /// What mixes along time. A new mixer adds a variant here and its state in [`MixerState`].
 #[derive(Debug, Clone)]
@@ -39,8 +51,8 @@ pub enum Mixer {
 }
 
 impl Block {
-    /// Builds `{name}.mixer_norm`, `{name}.mixer`, `{name}.channel_norm`, `{name}.channel` and the norms over their
-    /// outputs.
+    /// Builds `{name}.mixer_norm`, `{name}.mixer`, `{name}.channel_norm`, `{name}.channel`, the norms over their outputs, and,
+    /// where the spec has it, `{name}.cross` with its norm.
     ///
     /// # Errors
     /// When the source lacks a weight.
@@ -58,18 +70,46 @@ impl Block {
         let channel_norm = norm("channel_norm", spec.channel_norm)?;
         let channel_output_norm = norm("channel_output_norm", spec.channel_output_norm)?;
         let channel = FeedForward::build(builder, &format!("{name}.channel"), width, &spec.channel)?;
+        let cross = match &spec.cross {
+            Some(cross) => Some(Cross {
+                norm: Norm::build(builder, &format!("{name}.cross_norm"), width, cross.norm)?,
+                attention: CrossAttention::build(builder, &format!("{name}.cross"), width, &cross.attention)?,
+            }),
+            None => None,
+        };
         let residual = spec.residual;
-        Ok(Self { residual, mixer_norm, mixer, mixer_output_norm, channel_norm, channel, channel_output_norm })
+        Ok(Self { residual, mixer_norm, mixer, mixer_output_norm, cross, channel_norm, channel, channel_output_norm })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
-    pub fn forward(&self, x: Tensor<3>, context: &Context, state: Option<&mut MixerState>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, context: &Context, state: Option<&mut BlockState>) -> Tensor<3> {
+        let (mixer, source) = match state {
+            Some(state) => (Some(&mut state.mixer), Some(&mut state.source)),
+            None => (None, None),
+        };
+        let cross = |x: Transient<3>| match (&self.cross, &context.memory) {
+            (Some(cross), Some(memory)) => {
+                Some((&cross.norm, dropped(cross.attention.forward(x, memory, context, source), context, 2)))
+            }
+            _ => None,
+        };
+        if self.residual == Residual::PostNorm {
+            return self.forward_post_norm(x, context, mixer, cross);
+        }
         let normed = self.mixer_norm.forward_transient(x.clone());
         let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
             Some(norm) => norm.forward_transient(x.clone()),
             None => normed.clone(),
         });
-        let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, state));
+        let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, mixer));
+        let mut mixed = dropped(mixed, context, 0);
+        let mut x = x;
+        if let Some(norm) = self.cross.as_ref().map(|cross| &cross.norm) {
+            let (sum, normed) = norm.forward_sum(x.clone(), mixed.clone());
+            if let Some((_, seen)) = cross(normed) {
+                (x, mixed) = (sum, seen);
+            }
+        }
         let (x, inner) = match (beside, &self.channel_norm) {
             (None, Some(norm)) => norm.forward_sum(x, mixed),
             (beside, _) => {
@@ -77,7 +117,28 @@ impl Block {
                 (x.clone(), beside.unwrap_or_else(|| x.into()))
             }
         };
-        x + optional(&self.channel_output_norm, self.channel.forward(inner))
+        x + dropped(optional(&self.channel_output_norm, self.channel.forward(inner)), context, 1)
+    }
+
+    /// `x = norm(x + mixer(x))`, and so on for the other parts.
+    fn forward_post_norm<'a>(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        state: Option<&mut MixerState>,
+        cross: impl FnOnce(Transient<3>) -> Option<(&'a Norm, Tensor<3>)>,
+    ) -> Tensor<3> {
+        let sum = |norm: &Norm, x, y| norm.forward_sum(x, y).1.into_tensor();
+        let mixed = dropped(self.mixer.forward(x.clone().into(), context, state), context, 0);
+        let mut x = sum(&self.mixer_norm, x, mixed);
+        if let Some((norm, seen)) = cross(x.clone().into()) {
+            x = sum(norm, x, seen);
+        }
+        let inner = dropped(self.channel.forward(x.clone().into()), context, 1);
+        match &self.channel_norm {
+            Some(norm) => sum(norm, x, inner),
+            None => x + inner,
+        }
     }
 
     /// As [`Block::forward`] without state; what the backward needs is computed again when it runs.
@@ -96,6 +157,14 @@ impl Block {
 fn optional(norm: &Option<Norm>, x: Tensor<3>) -> Tensor<3> {
     match norm {
         Some(norm) => norm.forward(x),
+        None => x,
+    }
+}
+
+/// What a part adds, with dropout where the pass has it.
+fn dropped(x: Tensor<3>, context: &Context, part: u64) -> Tensor<3> {
+    match context.dropout {
+        Some(dropout) => dropout.of(part).forward(x),
         None => x,
     }
 }

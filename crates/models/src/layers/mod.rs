@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod block;
 pub mod channel;
+pub mod cross_attention;
 pub mod linear;
 pub mod norm;
 

@@ -156,7 +156,7 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
 
 fn load(path: &Path, length: usize, context: &Context) -> Result<LoadedModel> {
     let loaded = model_path::load_model(path, &context.device)?;
-    match loaded.model.spec().learned_positions {
+    match loaded.model.spec().learned_positions() {
         Some(rows) if length > rows => {
             Err(Error::Usage(format!("`--length` is {length} but the model has {rows} positions; ask for fewer")))
         }
