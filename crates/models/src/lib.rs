@@ -13,6 +13,7 @@ pub mod layers;
 pub mod layout;
 pub mod model;
 pub mod parameter;
+pub mod pooling;
 mod positions;
 mod relative;
 mod rotary_frequencies;

@@ -67,6 +67,14 @@ impl Input {
         Self { ids, batch: rows.len(), segments, ..Self::default() }
     }
 
+    /// Sets the dropout of this pass, for the source too; none where the probability is 0.
+    pub fn set_dropout(&mut self, probability: f64, seed: u64) {
+        self.dropout = (probability > 0.0).then_some(Dropout { probability, seed });
+        if let Some(source) = &mut self.source {
+            source.dropout = self.dropout;
+        }
+    }
+
     /// Tokens of each row.
     pub fn time(&self) -> usize {
         self.ids.len() / self.batch.max(1)
@@ -333,6 +341,18 @@ impl LanguageModel {
         copy.visit_mut(&mut |parameter| parameter.set_trainable(false));
         copy.gradient_checkpointing = false;
         copy
+    }
+
+    /// Whether nothing is trained, as in evaluation.
+    pub fn is_frozen(&self) -> bool {
+        self.parameters().iter().all(|parameter| !parameter.is_trainable())
+    }
+
+    /// Takes the causal mask off a decoder, or puts it on again (LLM2Vec's first step).
+    pub fn set_bidirectional(&mut self, bidirectional: bool) {
+        let spec = Arc::make_mut(&mut self.spec);
+        spec.bidirectional = bidirectional;
+        self.decoder.set_spec(self.spec.clone());
     }
 
     /// Marks the parameters that `choose` accepts as trained, all others as not.
