@@ -56,6 +56,7 @@ impl ModelSpec {
             logit_scale: 1.0,
             logit_softcap: None,
             initializer_range: 0.02,
+            embedding_range: None,
             bos: None,
             eos: Vec::new(),
             pad: None,

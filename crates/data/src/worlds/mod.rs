@@ -25,10 +25,20 @@ pub mod random;
 pub mod recall;
 pub mod sentences;
 pub mod stories;
+pub mod symbols;
+pub mod topics;
 
 /// Every world. A new one is one file and one line here.
-pub const WORLDS: &[World] =
-    &[arithmetic::WORLD, recall::WORLD, facts::WORLD, instructions::WORLD, sentences::WORLD, stories::WORLD];
+pub const WORLDS: &[World] = &[
+    arithmetic::WORLD,
+    recall::WORLD,
+    facts::WORLD,
+    instructions::WORLD,
+    sentences::WORLD,
+    stories::WORLD,
+    symbols::WORLD,
+    topics::WORLD,
+];
 
 /// Attempts to draw an item of the wanted split before giving up; about 20 are needed.
 const MOST_ATTEMPTS: u64 = 10_000;

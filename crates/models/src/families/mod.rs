@@ -224,6 +224,7 @@ impl Frame {
             logit_scale: 1.0,
             logit_softcap: None,
             initializer_range: config.positive_or("initializer_range", 0.02)?,
+            embedding_range: None,
             bos: config.token("bos_token_id")?,
             eos: config.tokens("eos_token_id")?,
             pad: config.token("pad_token_id")?,
