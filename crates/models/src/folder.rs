@@ -105,6 +105,7 @@ impl Description {
         }
         let family = families::family(&config)?;
         let mut spec = (family.read)(&config)?;
+        config.refuse_unread()?;
         let checkpoint = Checkpoint::open(folder)?;
         fit(&mut spec, family, &checkpoint);
         Ok(Self { config: config.map().clone(), family, spec, checkpoint })

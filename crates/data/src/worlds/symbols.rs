@@ -27,6 +27,8 @@ pub const WORLD: World = World {
         "symbols/recall/32",
         "symbols/recall/64",
         "symbols/recall/128",
+        "symbols/recalls/32",
+        "symbols/recalls/128",
     ],
     generate,
     check: |item, output| output.trim() == item.answer,
@@ -40,6 +42,7 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
         Some("steps") => text(steps(random)),
         Some("doubled") => text(doubled(random)),
         Some("markov") => text(markov(length, random)),
+        Some("recalls") => recalls(length, random),
         _ => recall(length, random),
     }
 }
@@ -91,21 +94,34 @@ fn markov(length: usize, random: &mut Random) -> String {
     string
 }
 
-/// Four pairs of a letter and a digit-like capital in filler, then one of the letters: which capital was beside it?
-fn recall(length: usize, random: &mut Random) -> Draft {
+/// Four pairs of a letter and a capital, and filler that hides them.
+fn hidden_pairs(length: usize, random: &mut Random) -> (Vec<(char, char)>, String) {
     let all: Vec<char> = ('a'..='p').collect();
     let keys = random.sample(&all, 4);
-    let values: Vec<char> = keys.iter().map(|_| char::from(b'A' + random.below(16) as u8)).collect();
-    let mut filler = vec!["."; length.saturating_sub(10).max(1)];
+    let pairs: Vec<(char, char)> =
+        keys.into_iter().map(|key| (key, char::from(b'A' + random.below(16) as u8))).collect();
+    let mut filler = vec![".".to_owned(); length.saturating_sub(10).max(4)];
     let places: Vec<usize> = (0..filler.len()).collect();
-    let pairs: Vec<String> = keys.iter().zip(&values).map(|(key, value)| format!("{key}{value}")).collect();
-    for (place, pair) in random.sample(&places, 4).into_iter().zip(&pairs) {
-        filler[place] = pair;
+    for (place, (key, value)) in random.sample(&places, 4).into_iter().zip(&pairs) {
+        filler[place] = format!("{key}{value}");
     }
-    let asked = random.below(4);
-    let prompt = format!("{}?{}", filler.concat(), keys[asked]);
-    let answer = values[asked].to_string();
+    (pairs, filler.concat())
+}
+
+/// Hidden pairs, then one of the letters: which capital was beside it?
+fn recall(length: usize, random: &mut Random) -> Draft {
+    let (pairs, filler) = hidden_pairs(length, random);
+    let (key, value) = pairs[random.below(4)];
+    let (prompt, answer) = (format!("{filler}?{key}"), value.to_string());
     Draft { key: prompt.clone(), prompt, solution: answer.clone(), answer, fields: Map::new() }
+}
+
+/// Hidden pairs, then all of them again in another order.
+fn recalls(length: usize, random: &mut Random) -> Draft {
+    let (mut pairs, filler) = hidden_pairs(length, random);
+    random.shuffle(&mut pairs);
+    let asked: String = pairs.iter().map(|(key, value)| format!("?{key}{value}")).collect();
+    text(format!("{filler}{asked}"))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub const WORLD: World = World {
     description: "sentences on eight topics; the answer is the topic",
     tasks: &["topics/8"],
     generate: |_, _, random| draw(random),
-    check: |item, output| output.trim() == item.answer,
+    check: |item, output| [&item.answer, &item.solution].iter().any(|right| output.trim() == right.as_str()),
 };
 
 const TOPICS: &[(&str, &[&str])] = &[

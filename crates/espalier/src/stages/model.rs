@@ -121,7 +121,9 @@ fn configured(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
         }
     }
     let config = Config::from_map(Path::new("new.config"), map);
-    Ok((families::family(&config)?.read)(&config)?)
+    let spec = (families::family(&config)?.read)(&config)?;
+    config.refuse_unread()?;
+    Ok(spec)
 }
 
 /// The tokens that objectives may write.

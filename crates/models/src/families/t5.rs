@@ -30,6 +30,8 @@ pub const FAMILY: Family = Family {
 const BUCKET_LIMIT: usize = 1 << 16;
 
 fn read(config: &Config) -> Result<ModelSpec> {
+    // Said by `feed_forward_proj` already, or by the family.
+    config.ignore(&["dense_act_fn", "is_gated_act", "is_encoder_decoder", "output_past"]);
     let width = config.size("d_model", WIDTH_LIMIT)?;
     let heads = config.size("num_heads", HEAD_LIMIT)?;
     let head_dim = config.size("d_kv", HEAD_LIMIT)?;
