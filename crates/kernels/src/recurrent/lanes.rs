@@ -38,15 +38,18 @@ pub(super) fn store(out: &mut [f32], lane: &Lane) {
     }
 }
 
-/// Writes `function(l)` for every channel.
-#[inline(always)]
-pub(super) fn make(function: impl Fn(usize) -> f32) -> Lane {
-    let mut lane = [0.0; LANES];
-    for l in 0..LANES {
-        lane[l] = function(l);
-    }
-    lane
+/// The vector of a value for every channel `l`. No function of one, whose argument the compiler might leave as a call.
+macro_rules! lane {
+    ($l:ident => $value:expr) => {{
+        let mut lane = [0.0; $crate::recurrent::lanes::LANES];
+        for $l in 0..$crate::recurrent::lanes::LANES {
+            lane[$l] = $value;
+        }
+        lane
+    }};
 }
+
+pub(super) use lane;
 
 /// The sum over the channels, always in the same order.
 #[inline(always)]
@@ -60,6 +63,11 @@ pub(super) fn total(lane: &Lane) -> f32 {
         half /= 2;
     }
     lane[0]
+}
+
+/// A buffer as vectors.
+pub(super) fn lanes_of(values: &mut [f32]) -> &mut [Lane] {
+    values.as_chunks_mut::<LANES>().0
 }
 
 /// Sums of equal parts, in order: `parts` holds them one after another, `length` numbers each.

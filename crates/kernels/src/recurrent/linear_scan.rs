@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
 use super::{
-    lanes::{self, LANES, Lane},
+    lanes::{self, LANES, Lane, lane},
     sequence::{Sequence, readable},
 };
 use crate::{
@@ -77,7 +77,7 @@ vectorised! {
             q[l] += gradient[l];
         }
         lanes::store(of_b, q);
-        lanes::store(of_a, &lanes::make(|l| q[l] * before[l]));
+        lanes::store(of_a, &lane!(l => q[l] * before[l]));
         for l in 0..LANES {
             q[l] *= a[l];
         }

@@ -12,7 +12,10 @@ pub mod rg_lru;
 pub mod selective_scan;
 mod sequence;
 #[cfg(test)]
+mod speed;
+#[cfg(test)]
 mod testing;
 pub mod token_shift;
-
+pub mod wkv4;
+pub mod wkv6;
 

@@ -6,7 +6,7 @@
 
 use super::{
     super::{
-        lanes::{self, LANES, Lane, summed},
+        lanes::{self, LANES, Lane, lane, summed},
         sequence::{Sequence, readable},
     },
     SMALLEST, STRENGTH,
@@ -44,12 +44,12 @@ impl Step<'_> {
     #[inline(always)]
     fn coefficients(&self, decay: &Lane) -> Coefficients {
         let (recurrence, input) = (lanes::load(self.recurrence_gate), lanes::load(self.input_gate));
-        let gate = lanes::make(|l| sigmoid(input[l]));
+        let gate = lane!(l => sigmoid(input[l]));
         if self.start {
             return Coefficients { a: [0.0; LANES], root: [1.0; LANES], gate };
         }
-        let a = lanes::make(|l| exp(sigmoid(recurrence[l]) * decay[l]));
-        let root = lanes::make(|l| (1.0 - a[l] * a[l]).sqrt());
+        let a = lane!(l => exp(sigmoid(recurrence[l]) * decay[l]));
+        let root = lane!(l => (1.0 - a[l] * a[l]).sqrt());
         Coefficients { a, root, gate }
     }
 }
@@ -82,8 +82,8 @@ vectorised! {
         for l in 0..LANES {
             q[l] += gradient[l];
         }
-        lanes::store(out.x, &lanes::make(|l| q[l] * root[l] * gate[l]));
-        lanes::store(out.input_gate, &lanes::make(|l| q[l] * root[l] * x[l] * gate[l] * (1.0 - gate[l])));
+        lanes::store(out.x, &lane!(l => q[l] * root[l] * gate[l]));
+        lanes::store(out.input_gate, &lane!(l => q[l] * root[l] * x[l] * gate[l] * (1.0 - gate[l])));
         let mut of_gate = [0.0; LANES];
         if !step.start {
             for l in 0..LANES {
@@ -141,7 +141,7 @@ impl<'a> Inputs<'a> {
     /// `-8 softplus(decay)`.
     fn decay(&self, block: usize) -> Lane {
         let decay = lanes::block(self.decay, block);
-        lanes::make(|l| -STRENGTH * softplus(decay[l]))
+        lane!(l => -STRENGTH * softplus(decay[l]))
     }
 }
 
@@ -204,7 +204,7 @@ impl HostOperator<5> for Unit {
                 }
                 // The decay acts through -8 softplus.
                 let raw = lanes::block(inputs.decay, block);
-                let of_decay = lanes::make(|l| of_decay[l] * -STRENGTH * sigmoid(raw[l]));
+                let of_decay = lane!(l => of_decay[l] * -STRENGTH * sigmoid(raw[l]));
                 // SAFETY: each vector of channels comes once in a sequence.
                 unsafe {
                     lanes::store(decay_rows.part(batch, columns.clone()), &of_decay);

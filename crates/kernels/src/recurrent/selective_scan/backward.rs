@@ -6,8 +6,8 @@
 //! function.
 
 use super::{
-    super::lanes::{self, LANES, Lane, summed},
-    cpu::{CHUNK, Inputs, lanes_of},
+    super::lanes::{self, LANES, Lane, lane, lanes_of, summed},
+    cpu::{CHUNK, Inputs},
 };
 use crate::{
     matmul::scratch,
@@ -199,8 +199,8 @@ vectorised! {
         let [batch, step, block] = place;
         let x = lanes::block(inputs.x.row(batch, step), block);
         let raw = lanes::block(inputs.step.row(batch, step), block);
-        let dt = lanes::make(|l| softplus(raw[l]));
-        let driven = lanes::make(|l| dt[l] * x[l]);
+        let dt = lane!(l => softplus(raw[l]));
+        let driven = lane!(l => dt[l] * x[l]);
         let (before, after) = h.split_at_mut(transition.len());
         let states = before.iter().zip(after).zip(decays).zip(transition.iter().zip(inputs.input.row(batch, step)));
         for (((before, after), decay), (a, b)) in states {
@@ -220,8 +220,8 @@ vectorised! {
         let x = lanes::block(inputs.x.row(batch, step), block);
         let raw = lanes::block(inputs.step.row(batch, step), block);
         let skip = lanes::block(inputs.skip, block);
-        let dt = lanes::make(|l| softplus(raw[l]));
-        let driven = lanes::make(|l| dt[l] * x[l]);
+        let dt = lane!(l => softplus(raw[l]));
+        let driven = lane!(l => dt[l] * x[l]);
         // The sums over n of q B and of e A.
         let (mut along_input, mut along_transition) = ([0.0; LANES], [0.0; LANES]);
         let (before, after) = chunk.h[i * states..(i + 2) * states].split_at(states);
@@ -250,9 +250,9 @@ vectorised! {
         for l in 0..LANES {
             carried.skip[l] += dy[l] * x[l];
         }
-        lanes::store(of_x, &lanes::make(|l| skip[l] * dy[l] + dt[l] * along_input[l]));
+        lanes::store(of_x, &lane!(l => skip[l] * dy[l] + dt[l] * along_input[l]));
         // The transition was multiplied by log2(e).
-        let of_dt = |l: usize| along_transition[l] * std::f32::consts::LN_2 + x[l] * along_input[l];
-        lanes::store(of_step, &lanes::make(|l| of_dt(l) * sigmoid(raw[l])));
+        let of_dt = lane!(l => along_transition[l] * std::f32::consts::LN_2 + x[l] * along_input[l]);
+        lanes::store(of_step, &lane!(l => of_dt[l] * sigmoid(raw[l])));
     }
 }

@@ -1,7 +1,7 @@
 //! The scan with neighbouring channels side by side; groups of channels run on different threads.
 
 use super::super::{
-    lanes::{self, LANES, Lane},
+    lanes::{self, LANES, Lane, lane, lanes_of},
     sequence::{Sequence, readable},
 };
 use crate::{
@@ -146,11 +146,6 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// A buffer as vectors.
-pub(super) fn lanes_of(values: &mut [f32]) -> &mut [Lane] {
-    values.as_chunks_mut::<LANES>().0
-}
-
 vectorised! {
     /// One step of one vector of channels.
     fn advance(y: &mut [f32], h: &mut [Lane], transition: &[Lane], inputs: &Inputs<'_>, place: [usize; 3]) {
@@ -158,9 +153,9 @@ vectorised! {
         let x = lanes::block(inputs.x.row(batch, step), block);
         let raw = lanes::block(inputs.step.row(batch, step), block);
         let skip = lanes::block(inputs.skip, block);
-        let dt = lanes::make(|l| softplus(raw[l]));
-        let driven = lanes::make(|l| dt[l] * x[l]);
-        let mut sum = lanes::make(|l| skip[l] * x[l]);
+        let dt = lane!(l => softplus(raw[l]));
+        let driven = lane!(l => dt[l] * x[l]);
+        let mut sum = lane!(l => skip[l] * x[l]);
         let coefficients = inputs.input.row(batch, step).iter().zip(inputs.output.row(batch, step));
         for ((h, a), (b, c)) in h.iter_mut().zip(transition).zip(coefficients) {
             for l in 0..LANES {
