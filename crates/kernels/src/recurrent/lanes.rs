@@ -6,6 +6,19 @@ pub(super) const LANES: usize = 32;
 /// Neighbouring channels.
 pub(super) type Lane = [f32; LANES];
 
+/// The vector of a value for every channel `l`. No function of one, whose argument the compiler might leave as a call.
+macro_rules! lane {
+    ($l:ident => $value:expr) => {{
+        let mut lane = [0.0; $crate::recurrent::lanes::LANES];
+        for $l in 0..$crate::recurrent::lanes::LANES {
+            lane[$l] = $value;
+        }
+        lane
+    }};
+}
+
+pub(super) use lane;
+
 /// The channels of vector `block` among `width`.
 #[inline(always)]
 pub(super) fn columns(width: usize, block: usize) -> std::ops::Range<usize> {
@@ -15,9 +28,16 @@ pub(super) fn columns(width: usize, block: usize) -> std::ops::Range<usize> {
 /// The vector at the start of `values`; zeros behind their end.
 #[inline(always)]
 pub(super) fn load(values: &[f32]) -> Lane {
-    if let Some(lane) = values.first_chunk::<LANES>() {
-        return *lane;
+    match values.first_chunk::<LANES>() {
+        Some(lane) => *lane,
+        None => load_part(values),
     }
+}
+
+/// Apart from the rest, which the compiler then keeps in registers.
+#[cold]
+#[inline(never)]
+fn load_part(values: &[f32]) -> Lane {
     let mut lane = [0.0; LANES];
     lane[..values.len()].copy_from_slice(values);
     lane
@@ -34,22 +54,16 @@ pub(super) fn block(row: &[f32], block: usize) -> Lane {
 pub(super) fn store(out: &mut [f32], lane: &Lane) {
     match out.first_chunk_mut::<LANES>() {
         Some(out) => *out = *lane,
-        None => out.copy_from_slice(&lane[..out.len()]),
+        None => store_part(out, *lane),
     }
 }
 
-/// The vector of a value for every channel `l`. No function of one, whose argument the compiler might leave as a call.
-macro_rules! lane {
-    ($l:ident => $value:expr) => {{
-        let mut lane = [0.0; $crate::recurrent::lanes::LANES];
-        for $l in 0..$crate::recurrent::lanes::LANES {
-            lane[$l] = $value;
-        }
-        lane
-    }};
+/// See [`load_part`].
+#[cold]
+#[inline(never)]
+fn store_part(out: &mut [f32], lane: Lane) {
+    out.copy_from_slice(&lane[..out.len()]);
 }
-
-pub(super) use lane;
 
 /// The sum over the channels, always in the same order.
 #[inline(always)]

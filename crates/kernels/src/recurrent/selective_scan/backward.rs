@@ -203,11 +203,10 @@ vectorised! {
         let driven = lane!(l => dt[l] * x[l]);
         let (before, after) = h.split_at_mut(transition.len());
         let states = before.iter().zip(after).zip(decays).zip(transition.iter().zip(inputs.input.row(batch, step)));
-        for (((before, after), decay), (a, b)) in states {
-            for l in 0..LANES {
-                decay[l] = exp2(dt[l] * a[l]);
-                after[l] = decay[l] * before[l] + driven[l] * b;
-            }
+        for (((&before, after), out), (&a, &b)) in states {
+            let decay = lane!(l => exp2(dt[l] * a[l]));
+            *after = lane!(l => decay[l] * before[l] + driven[l] * b);
+            *out = decay;
         }
     }
 }
@@ -230,20 +229,20 @@ vectorised! {
         let of_output = &mut gathered.output[i * states..(i + 1) * states];
         let (b, c) = (inputs.input.row(batch, step), inputs.output.row(batch, step));
         for n in 0..states {
-            let (q, of_transition, a, decay) = (&mut carried.state[n], &mut carried.transition[n], &transition[n], &decays[n]);
-            let (mut q_driven, mut dy_h) = ([0.0; LANES], [0.0; LANES]);
-            for l in 0..LANES {
-                let full = q[l] + dy[l] * c[n];
-                let e = full * (decay[l] * before[n][l]);
-                along_input[l] += full * b[n];
-                along_transition[l] += e * a[l];
-                of_transition[l] += e * dt[l];
-                q_driven[l] = full * driven[l];
-                dy_h[l] = dy[l] * after[n][l];
-                q[l] = decay[l] * full;
-            }
+            let (of_h, b, c, a, decay) = (carried.state[n], b[n], c[n], transition[n], decays[n]);
+            let (before, after) = (before[n], after[n]);
+            let q = lane!(l => of_h[l] + dy[l] * c);
+            let e = lane!(l => q[l] * (decay[l] * before[l]));
+            along_input = lane!(l => along_input[l] + q[l] * b);
+            along_transition = lane!(l => along_transition[l] + e[l] * a[l]);
+            carried.state[n] = lane!(l => decay[l] * q[l]);
+            let of_a = carried.transition[n];
+            carried.transition[n] = lane!(l => of_a[l] + e[l] * dt[l]);
+            let (q_driven, dy_h) = (lane!(l => q[l] * driven[l]), lane!(l => dy[l] * after[l]));
             for l in 0..FOLDED {
                 of_input[n][l] += q_driven[l] + q_driven[l + FOLDED];
+            }
+            for l in 0..FOLDED {
                 of_output[n][l] += dy_h[l] + dy_h[l + FOLDED];
             }
         }

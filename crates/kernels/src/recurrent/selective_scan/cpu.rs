@@ -157,11 +157,11 @@ vectorised! {
         let driven = lane!(l => dt[l] * x[l]);
         let mut sum = lane!(l => skip[l] * x[l]);
         let coefficients = inputs.input.row(batch, step).iter().zip(inputs.output.row(batch, step));
-        for ((h, a), (b, c)) in h.iter_mut().zip(transition).zip(coefficients) {
-            for l in 0..LANES {
-                h[l] = exp2(dt[l] * a[l]) * h[l] + driven[l] * b;
-                sum[l] += h[l] * c;
-            }
+        for ((h, a), (&b, &c)) in h.iter_mut().zip(transition).zip(coefficients) {
+            let decay = lane!(l => exp2(dt[l] * a[l]));
+            let after = lane!(l => decay[l] * h[l] + driven[l] * b);
+            sum = lane!(l => sum[l] + after[l] * c);
+            *h = after;
         }
         lanes::store(y, &sum);
     }

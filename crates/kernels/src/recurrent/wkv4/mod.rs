@@ -117,7 +117,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn agrees_with_the_reference(batch in 1usize..3, time in 1usize..80, width in 1usize..70, cut in 0usize..80) {
+        fn agrees_with_the_reference(batch in 1usize..3, time in 2usize..80, width in 1usize..70, cut in 0usize..80) {
             let x: &[usize] = &[batch, time, width];
             agree(&[x, x, &[width], &[width], &[batch, 3, width]], 1e-5,
                 |t| in_parts(inputs(t), cut, wkv4),

@@ -193,11 +193,9 @@ vectorised! {
         sweep.decays[i] = w;
         let mut sum = [0.0; LANES];
         let (before, after) = sweep.s[i * dy.len()..(i + 2) * dy.len()].split_at_mut(dy.len());
-        for ((before, after), (v, dy)) in before.iter().zip(after).zip(step.value.iter().zip(dy)) {
-            for l in 0..LANES {
-                sum[l] += before[l] * dy;
-                after[l] = w[l] * before[l] + k[l] * v;
-            }
+        for ((&before, after), (&v, &dy)) in before.iter().zip(after).zip(step.value.iter().zip(dy)) {
+            sum = lane!(l => sum[l] + before[l] * dy);
+            *after = lane!(l => w[l] * before[l] + k[l] * v);
         }
         sweep.of_receptance[i] = sum;
     }
@@ -211,15 +209,13 @@ vectorised! {
         let of_value = &mut sweep.of_value[i * values..(i + 1) * values];
         let states = &sweep.s[i * values..(i + 1) * values];
         let (mut of_key, mut of_decay) = ([0.0; LANES], [0.0; LANES]);
-        for (((d, s), of_value), (v, dy)) in sweep.d.iter_mut().zip(states).zip(of_value).zip(step.value.iter().zip(dy)) {
-            let mut along = [0.0; LANES];
-            for l in 0..LANES {
-                of_key[l] += d[l] * v;
-                of_decay[l] += d[l] * s[l];
-                along[l] = d[l] * k[l];
-                d[l] = w[l] * d[l] + r[l] * dy;
-            }
-            *of_value += lanes::total(&along);
+        let rows = sweep.d.iter_mut().zip(states).zip(of_value).zip(step.value.iter().zip(dy));
+        for (((d, &s), of_value), (&v, &dy)) in rows {
+            let before = *d;
+            of_key = lane!(l => of_key[l] + before[l] * v);
+            of_decay = lane!(l => of_decay[l] + before[l] * s[l]);
+            *d = lane!(l => w[l] * before[l] + r[l] * dy);
+            *of_value += lanes::total(&lane!(l => before[l] * k[l]));
         }
         let (u, x, of_receptance) = (lanes::block(bonus, block), lanes::block(step.decay, block), sweep.of_receptance[i]);
         let along = dot(step.value, dy);

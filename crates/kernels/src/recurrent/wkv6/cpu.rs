@@ -168,11 +168,10 @@ vectorised! {
         for (block, s) in s.chunks_exact_mut(keys).enumerate() {
             let v = lanes::block(step.value, block);
             let mut sum = lane!(l => along * v[l]);
-            for (s, ((r, k), w)) in s.iter_mut().zip(step.receptance.iter().zip(step.key).zip(step.decay)) {
-                for l in 0..LANES {
-                    sum[l] += r * s[l];
-                    s[l] = w * s[l] + k * v[l];
-                }
+            for (s, ((&r, &k), &w)) in s.iter_mut().zip(step.receptance.iter().zip(step.key).zip(step.decay)) {
+                let before = *s;
+                sum = lane!(l => sum[l] + r * before[l]);
+                *s = lane!(l => w * before[l] + k * v[l]);
             }
             let columns = lanes::columns(y.len(), block);
             lanes::store(&mut y[columns], &sum);
