@@ -18,4 +18,5 @@ mod testing;
 pub mod token_shift;
 pub mod wkv4;
 pub mod wkv6;
+pub mod wkv7;
 

@@ -12,6 +12,7 @@ use super::{
     testing::tensor,
     wkv4::{Wkv4, wkv4},
     wkv6::{Wkv6, wkv6},
+    wkv7::{Wkv7, wkv7},
 };
 
 /// Sequences and steps of a measurement.
@@ -92,5 +93,11 @@ fn heads() {
     measure("wkv6 with heads of 64, a state", count * 64, &[&x, &x, &x, &x, &[WIDTH]], |t| {
         let [receptance, key, value, decay] = [0, 1, 2, 3].map(|i| t[i].clone().reshape(x));
         wkv6(Wkv6 { receptance, key, value, decay, bonus: t[4].clone().reshape([8, 64]), state: None }).0
+    });
+    measure("wkv7 with heads of 64, a state", count * 64, &[&x, &x, &x, &x, &x, &x], |t| {
+        let [receptance, log_decay, key, value, removal, replacement] =
+            [0, 1, 2, 3, 4, 5].map(|i| t[i].clone().reshape(x));
+        let (log_decay, removal) = (log_decay - 1.0, removal * 0.01);
+        wkv7(Wkv7 { receptance, log_decay, key, value, removal, replacement, heads: 8, state: None }).0
     });
 }
