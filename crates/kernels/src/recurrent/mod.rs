@@ -15,6 +15,7 @@ mod sequence;
 mod speed;
 #[cfg(test)]
 mod testing;
+pub mod ssd;
 pub mod token_shift;
 pub mod wkv4;
 pub mod wkv6;

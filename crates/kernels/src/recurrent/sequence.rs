@@ -1,8 +1,10 @@
 //! A batch of sequences as the operators read it: rows of channels, wherever they lie.
 
+use std::ops::Range;
+
 use burn_flex::FlexTensor;
 
-use crate::host::dimensions;
+use crate::{host::dimensions, matmul::Matrix};
 
 /// A tensor `[batch, time, width]` with any strides but of the last axis.
 #[derive(Clone, Copy)]
@@ -49,6 +51,12 @@ impl<'a> Sequence<'a> {
     pub fn row(&self, batch: usize, time: usize) -> &'a [f32] {
         let start = batch * self.strides[0] + time * self.strides[1];
         &self.values[start..start + self.width]
+    }
+
+    /// Some channels of some steps, `[steps, columns]`.
+    pub fn matrix(&self, batch: usize, steps: Range<usize>, columns: Range<usize>) -> Matrix<'a> {
+        let start = batch * self.strides[0] + steps.start * self.strides[1] + columns.start;
+        Matrix::strided(&self.values[start.min(self.values.len())..], steps.len(), columns.len(), self.strides[1])
     }
 
     /// How many numbers it holds.

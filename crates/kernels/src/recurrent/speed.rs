@@ -9,6 +9,7 @@ use super::{
     linear_scan::linear_scan,
     rg_lru::{RgLru, rg_lru},
     selective_scan::{SelectiveScan, selective_scan},
+    ssd::{Ssd, ssd},
     testing::tensor,
     wkv4::{Wkv4, wkv4},
     wkv6::{Wkv6, wkv6},
@@ -99,5 +100,20 @@ fn heads() {
             [0, 1, 2, 3, 4, 5].map(|i| t[i].clone().reshape(x));
         let (log_decay, removal) = (log_decay - 1.0, removal * 0.01);
         wkv7(Wkv7 { receptance, log_decay, key, value, removal, replacement, heads: 8, state: None }).0
+    });
+    // As in a Mamba-2 of width 512: 16 heads of 64, one group of 128 states.
+    let (x, each, states): ([usize; 3], _, _) = ([BATCH, TIME, 1024], [BATCH, TIME, 16], [BATCH, TIME, 128]);
+    measure("ssd with heads of 64, a state", count * 2 * 128, &[&x, &each, &[16], &states, &states, &[16]], |t| {
+        ssd(Ssd {
+            x: t[0].clone().reshape(x),
+            step: t[1].clone().reshape(each).abs(),
+            transition: -t[2].clone().exp(),
+            input: t[3].clone().reshape(states),
+            output: t[4].clone().reshape(states),
+            skip: t[5].clone(),
+            groups: 1,
+            state: None,
+        })
+        .0
     });
 }
