@@ -9,6 +9,7 @@ pub mod causal_convolution;
 mod lanes;
 pub mod linear_scan;
 pub mod rg_lru;
+pub mod s4d;
 pub mod selective_scan;
 mod sequence;
 #[cfg(test)]
