@@ -100,6 +100,8 @@ families! {
     bloom: "bloom-alibi",
     mpt: "mpt-alibi",
     smollm3: "smollm3",
+    mixtral: "mixtral",
+    jetmoe: "jetmoe",
     peft_lora: "peft-lora",
     peft_lora_with_head: "peft-lora-head",
 }

@@ -14,6 +14,7 @@ mod bf16;
 pub mod checkpoint;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod experts;
 mod host;
 pub mod linear;
 mod matmul;

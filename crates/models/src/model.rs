@@ -4,16 +4,16 @@ use std::{collections::HashSet, sync::Arc};
 
 use burn::tensor::{Device, Tensor};
 use espalier_kernels::{
-    attention::{Mask, MaskSpec},
-    checkpoint::is_supported,
     cross_entropy::{HeadOptions, linear_cross_entropy, linear_log_probabilities, log_probabilities},
     embedding::embedding,
     linear::Precision,
-    rotary::Rotation,
 };
 
+pub use crate::context::Context;
 use crate::{
-    Error, Result, alibi,
+    Error, Result,
+    auxiliary::{Auxiliary, SideOutput, Sides, auxiliary},
+    context::Tokens,
     layers::{Builder, block::Block, linear::Linear, norm::Norm},
     parameter::{Parameter, Parameters, parameters},
     source::{Initial, ParameterSource},
@@ -54,19 +54,6 @@ impl Input {
     }
 }
 
-/// What the blocks of one forward pass share: what may be seen, and where the tokens stand.
-#[derive(Debug, Clone)]
-pub struct Context {
-    /// What queries may see in this block.
-    pub mask: Mask,
-    /// The rotation of this block's queries and keys.
-    pub rotation: Option<Rotation>,
-    /// Added to this block's scores by distance, `[heads, queries + keys - 1]`.
-    pub bias: Option<Tensor<2>>,
-    /// The arithmetic of products outside linear layers.
-    pub precision: Precision,
-}
-
 /// A language model of any family.
 ///
 /// ```
@@ -90,6 +77,16 @@ pub struct LanguageModel {
     head: Option<Linear>,
     precision: Precision,
     gradient_checkpointing: bool,
+    training: bool,
+}
+
+/// What a forward pass gives.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// Hidden states after the final norm, `[batch, time, width]`.
+    pub hidden: Tensor<3>,
+    /// What the blocks' routers said on the way.
+    pub sides: Sides,
 }
 
 parameters!(LanguageModel: embedding, positions, embedding_norm, blocks, final_norm, head);
@@ -130,6 +127,7 @@ impl LanguageModel {
             head,
             precision: Precision::F32,
             gradient_checkpointing: false,
+            training: false,
         })
     }
 
@@ -158,11 +156,25 @@ impl LanguageModel {
     pub fn hidden_observed(
         &self,
         input: &Input,
-        mut state: Option<&mut SequenceState>,
+        state: Option<&mut SequenceState>,
         observer: &mut dyn Observer,
     ) -> Result<Tensor<3>> {
+        Ok(self.forward(input, state, observer)?.hidden)
+    }
+
+    /// As [`LanguageModel::hidden_observed`], with what the blocks' routers said.
+    ///
+    /// # Errors
+    /// When a token id or a position is outside the model's tables.
+    pub fn forward(
+        &self,
+        input: &Input,
+        mut state: Option<&mut SequenceState>,
+        observer: &mut dyn Observer,
+    ) -> Result<Forward> {
         self.check(input)?;
         let (positions, contexts) = self.contexts(input, state.as_deref_mut());
+        let mut sides = Sides::new();
         let mut flow = observer.observe(Site::Embedding, self.embed(input, &positions)?);
         for (i, (block, context)) in self.blocks.iter().zip(&contexts).enumerate() {
             let hidden = match flow {
@@ -170,14 +182,16 @@ impl LanguageModel {
                 Flow::Stop(_) => break,
             };
             let mixer = state.as_deref_mut().and_then(|state| state.mixers.get_mut(i));
-            let hidden = match mixer.is_none() && self.gradient_checkpointing && is_supported(&hidden) {
-                true => block.forward_recomputed(hidden, context),
-                false => block.forward(hidden, context, mixer),
-            };
+            let hidden = block.forward(hidden, context, mixer, self.gradient_checkpointing, &mut sides);
             flow = observer.observe(Site::Block(i), hidden);
         }
         let (Flow::Continue(hidden) | Flow::Stop(hidden)) = flow;
-        Ok(self.final_norm.forward(hidden))
+        Ok(Forward { hidden: self.final_norm.forward(hidden), sides })
+    }
+
+    /// The losses and measures that follow from what the blocks' routers said.
+    pub fn auxiliary(&self, sides: &[SideOutput]) -> Auxiliary {
+        auxiliary(sides, self.spec.router_losses)
     }
 
     /// The head: `[.., width]` to logits `[.., vocabulary]`.
@@ -255,6 +269,7 @@ impl LanguageModel {
         let mut copy = self.clone();
         copy.visit_mut(&mut |parameter| parameter.set_trainable(false));
         copy.gradient_checkpointing = false;
+        copy.training = false;
         copy
     }
 
@@ -278,6 +293,11 @@ impl LanguageModel {
     /// falls to one hidden state a block, for a third more work.
     pub fn set_gradient_checkpointing(&mut self, on: bool) {
         self.gradient_checkpointing = on;
+    }
+
+    /// Whether layers work as in training, where they differ: capacities of experts, the choice of depths.
+    pub fn set_training(&mut self, on: bool) {
+        self.training = on;
     }
 
     /// Gives the model a head of its own where it was tied to the embedding, and returns the head.
@@ -350,14 +370,18 @@ impl LanguageModel {
             Some(state) => state.extend(input),
             None => input.segments.clone(),
         };
-        let spec = |window| MaskSpec {
+        let tokens = Arc::new(Tokens {
             batch,
-            queries: time,
-            keys: past + time,
-            causal: !self.spec.bidirectional,
-            window,
-            segments: segments.as_deref(),
-        };
+            time,
+            past,
+            longest: positions.iter().max().map_or(0, |last| *last as usize + 1),
+            positions: positions.clone(),
+            segments,
+            bidirectional: self.spec.bidirectional,
+            training: self.training,
+            precision: self.precision,
+            device: self.device.clone(),
+        });
         let mut made: Vec<(&MixerSpec, Context)> = Vec::new();
         let mut contexts = Vec::with_capacity(self.spec.blocks.len());
         for block in &self.spec.blocks {
@@ -365,37 +389,12 @@ impl LanguageModel {
                 contexts.push(known.clone());
                 continue;
             }
-            let MixerSpec::Attention(attention) = &block.mixer;
-            let rotation = attention.rotary.as_ref().map(|rotary| {
-                let longest = positions.iter().max().map_or(0, |last| *last as usize + 1);
-                let frequencies = rotary.inverse_frequencies(longest);
-                Rotation::new(&positions, batch, &frequencies, rotary.attention_factor(), rotary.interleaved)
-            });
-            let bias =
-                attention.alibi.map(|largest| alibi::bias(attention.heads, largest, time, past + time, &self.device));
-            let mask = match real_tokens(segments.as_deref(), batch) {
-                // Padding sees the text too, as in the reference library; nobody sees padding.
-                Some(seen) if self.spec.bidirectional && attention.window.is_none() => {
-                    Mask::cross(time, past + time, &seen)
-                }
-                _ => Mask::new(spec(attention.window)),
-            };
-            let context = Context { bias, mask, rotation, precision: self.precision };
+            let context = tokens.context(&block.mixer);
             made.push((&block.mixer, context.clone()));
             contexts.push(context);
         }
         (positions, contexts)
     }
-}
-
-/// The interval of real tokens of each row, where segments tell nothing but padding (0) from one text (1).
-fn real_tokens(segments: Option<&[u32]>, batch: usize) -> Option<Vec<(u32, u32)>> {
-    let segments = segments.filter(|segments| segments.iter().all(|segment| *segment <= 1))?;
-    let row = |row: &[u32]| {
-        let first = row.iter().position(|segment| *segment == 1).unwrap_or(0);
-        (first as u32, (first + row.iter().filter(|segment| **segment == 1).count()) as u32)
-    };
-    Some(segments.chunks((segments.len() / batch.max(1)).max(1)).map(row).collect())
 }
 
 /// Whether no number comes back after another one.

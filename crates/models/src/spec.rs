@@ -2,6 +2,10 @@
 //!
 //! A [`ModelSpec`] describes any decoder as a list of blocks; each block names its sequence mixer and its channel mixer.
 
+pub use crate::spec_routing::{
+    AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthPredictor, DepthRouting, ExpertsSpec, MultiHeadExpertsSpec,
+    RouterLosses, RouterSpec,
+};
 pub use espalier_kernels::activation::Activation;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +47,8 @@ pub struct ModelSpec {
     pub logit_scale: f64,
     /// Logits `z` become `softcap * tanh(z / softcap)`, after the factor.
     pub logit_softcap: Option<f64>,
+    /// Losses of the blocks' routers, where they have any.
+    pub router_losses: Option<RouterLosses>,
     /// Standard deviation of a fresh weight.
     pub initializer_range: f64,
     /// Beginning-of-sequence token.
@@ -70,6 +76,8 @@ pub struct BlockSpec {
     pub channel_output_norm: Option<NormSpec>,
     /// How the two are joined.
     pub residual: Residual,
+    /// Which tokens pass through the block; all when absent.
+    pub routing: Option<DepthRouting>,
 }
 
 impl BlockSpec {
@@ -83,6 +91,7 @@ impl BlockSpec {
             mixer_output_norm: None,
             channel_output_norm: None,
             residual: Residual::Sequential,
+            routing: None,
         }
     }
 
@@ -108,6 +117,8 @@ pub enum Residual {
 pub enum MixerSpec {
     /// Softmax attention.
     Attention(AttentionSpec),
+    /// Softmax attention whose queries and outputs are experts.
+    AttentionExperts(AttentionExpertsSpec),
 }
 
 /// Softmax attention, multi-head to multi-query.
@@ -234,6 +245,10 @@ pub enum ChannelSpec {
     Mlp(MlpSpec),
     /// `down(activation(gate(x)) * up(x))`.
     GatedMlp(MlpSpec),
+    /// A few of many such layers for each token.
+    SparseExperts(ExpertsSpec),
+    /// A few of many such layers for each part of a token.
+    MultiHeadExperts(MultiHeadExpertsSpec),
 }
 
 /// The sizes of a feed-forward layer.

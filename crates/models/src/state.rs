@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, s};
 
-use crate::spec::{MixerSpec, ModelSpec};
+use crate::spec::{BlockSpec, MixerSpec, ModelSpec};
 
 /// The state of a batch of sequences that are decoded together.
 ///
@@ -24,15 +24,52 @@ pub struct SequenceState {
 pub enum MixerState {
     /// Keys and values of all positions so far.
     Attention(KeyValues),
+    /// That of a block through which only some tokens pass.
+    Routed(RoutedState),
+}
+
+impl MixerState {
+    fn new(mixer: &MixerSpec) -> Self {
+        match mixer {
+            MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => Self::Attention(KeyValues::default()),
+        }
+    }
+
+    /// The keys and values, of a mixer that has them.
+    pub(crate) fn key_values(&mut self) -> Option<&mut KeyValues> {
+        match self {
+            Self::Attention(cache) => Some(cache),
+            Self::Routed(_) => None,
+        }
+    }
+}
+
+/// The memory of a block through which only some tokens pass: every row has its own, as their lengths differ.
+#[derive(Debug, Clone)]
+pub struct RoutedState {
+    /// The memory before the first token.
+    pub(crate) empty: Box<MixerState>,
+    /// Each row's memory, and the segments of the tokens in it.
+    pub(crate) rows: Vec<(MixerState, Vec<u32>)>,
+}
+
+impl RoutedState {
+    /// Tokens that each row remembers.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.rows.iter().map(|(_, segments)| segments.len()).collect()
+    }
 }
 
 impl SequenceState {
     /// The state before the first token.
     pub fn new(spec: &ModelSpec) -> Self {
-        let memory = |mixer: &MixerSpec| match mixer {
-            MixerSpec::Attention(_) => MixerState::Attention(KeyValues::default()),
+        let memory = |block: &BlockSpec| match block.routing {
+            None => MixerState::new(&block.mixer),
+            Some(_) => {
+                MixerState::Routed(RoutedState { empty: Box::new(MixerState::new(&block.mixer)), rows: Vec::new() })
+            }
         };
-        Self { mixers: spec.blocks.iter().map(|b| memory(&b.mixer)).collect(), segments: Vec::new(), length: 0 }
+        Self { mixers: spec.blocks.iter().map(memory).collect(), segments: Vec::new(), length: 0 }
     }
 
     /// Positions seen, padding included.

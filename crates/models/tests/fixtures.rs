@@ -11,7 +11,7 @@ use espalier_models::{
     state::SequenceState,
 };
 
-const FAMILIES: [&str; 16] = [
+const FAMILIES: [&str; 18] = [
     "gpt2",
     "llama",
     "llama3-rope",
@@ -28,6 +28,8 @@ const FAMILIES: [&str; 16] = [
     "bloom-alibi",
     "mpt-alibi",
     "smollm3",
+    "mixtral",
+    "jetmoe",
 ];
 
 fn fixture(name: &str) -> PathBuf {

@@ -6,7 +6,11 @@ use espalier_data::{
     packing::Row,
 };
 use espalier_kernels::embedding::embedding;
-use espalier_models::model::{Input, LanguageModel};
+use espalier_models::{
+    auxiliary::Auxiliary,
+    model::{Input, LanguageModel},
+    taps::Unobserved,
+};
 
 use crate::Result;
 
@@ -58,10 +62,11 @@ pub struct TokenBatch {
 }
 
 impl TokenBatch {
-    /// Pads `rows` on the right. Nothing sees padding, because it comes after everything and is never a target.
+    /// Pads `rows` on the right. Padding is a segment of its own, so that nothing sees it and routers leave it out.
     pub fn new(rows: &[&Row]) -> Self {
         let time = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0).max(1);
         let packed = rows.iter().any(|row| row.segments.iter().any(|s| *s != 1));
+        let padded = rows.iter().any(|row| row.ids.len() < time);
         let pad = |values: &[u32], filler: u32| {
             let mut padded = values.to_vec();
             padded.resize(time, filler);
@@ -72,7 +77,7 @@ impl TokenBatch {
                 ids: rows.iter().flat_map(|row| pad(&row.ids, 0)).collect(),
                 batch: rows.len(),
                 positions: packed.then(|| rows.iter().flat_map(|row| pad(&row.positions, 0)).collect()),
-                segments: packed.then(|| rows.iter().flat_map(|row| pad(&row.segments, 0)).collect()),
+                segments: (packed || padded).then(|| rows.iter().flat_map(|row| pad(&row.segments, 0)).collect()),
             },
             predictors: Vec::new(),
             targets: Vec::new(),
@@ -88,27 +93,31 @@ impl TokenBatch {
         batch
     }
 
-    /// Log-probability of every target, `[targets]`; only the predicting positions pass the head.
+    /// Log-probability of every target, `[targets]`, and the losses that the model brings along; only the predicting
+    /// positions pass the head.
     ///
     /// # Errors
     /// When a token id is outside the vocabulary.
-    pub fn log_probabilities(&self, model: &LanguageModel) -> Result<Tensor<1>> {
-        Ok(model.log_probabilities(self.predicting(model)?, &self.targets)?)
+    pub fn log_probabilities(&self, model: &LanguageModel) -> Result<(Tensor<1>, Auxiliary)> {
+        let (predicting, auxiliary) = self.predicting(model)?;
+        Ok((model.log_probabilities(predicting, &self.targets)?, auxiliary))
     }
 
-    /// Negative sum of the targets' log-probabilities, `[1]`.
+    /// Negative sum of the targets' log-probabilities, `[1]`, and the losses that the model brings along.
     ///
     /// # Errors
     /// When a token id is outside the vocabulary.
-    pub fn cross_entropy(&self, model: &LanguageModel) -> Result<Tensor<1>> {
-        Ok(model.cross_entropy(self.predicting(model)?, &self.targets)?)
+    pub fn cross_entropy(&self, model: &LanguageModel) -> Result<(Tensor<1>, Auxiliary)> {
+        let (predicting, auxiliary) = self.predicting(model)?;
+        Ok((model.cross_entropy(predicting, &self.targets)?, auxiliary))
     }
 
     /// The hidden states that predict the targets, `[targets, width]`.
-    fn predicting(&self, model: &LanguageModel) -> Result<Tensor<2>> {
-        let hidden = model.hidden(&self.input, None)?;
-        let [batch, time, width] = hidden.dims();
-        Ok(embedding(hidden.reshape([batch * time, width]), &self.predictors))
+    fn predicting(&self, model: &LanguageModel) -> Result<(Tensor<2>, Auxiliary)> {
+        let forward = model.forward(&self.input, None, &mut Unobserved)?;
+        let [batch, time, width] = forward.hidden.dims();
+        let hidden = embedding(forward.hidden.reshape([batch * time, width]), &self.predictors);
+        Ok((hidden, model.auxiliary(&forward.sides)))
     }
 }
 
@@ -130,6 +139,6 @@ mod tests {
         let batch = TokenBatch::new(&[&first, &second]);
         assert_eq!(batch.input.ids, [5, 6, 7, 8, 9, 0]);
         assert_eq!((batch.predictors, batch.targets, batch.rows), (vec![1, 3], vec![7, 9], vec![0, 1]));
-        assert_eq!(batch.input.segments, None);
+        assert_eq!(batch.input.segments, Some(vec![1, 1, 1, 1, 1, 0]));
     }
 }

@@ -96,6 +96,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     fs::create_dir_all(&checkpoints).map_err(Error::file(&checkpoints))?;
     run.model.set_precision(run.options.precision);
     run.model.set_gradient_checkpointing(run.options.gradient_checkpointing);
+    run.model.set_training(true);
     run.objective.prepare(&run.model, &mut run.samples)?;
     run.objective.prepare(&run.model, &mut run.validation)?;
     let mut optimiser = AdamW::default();

@@ -9,9 +9,11 @@ pub mod gemma;
 pub mod gemma2;
 pub mod gpt2;
 pub mod gptj;
+pub mod jetmoe;
 pub mod llama;
 mod llama_layout;
 pub mod mistral;
+pub mod mixtral;
 pub mod mpt;
 pub mod openelm;
 pub mod palm;
@@ -20,6 +22,7 @@ pub mod qwen2;
 pub mod qwen3;
 mod qwen_windows;
 pub mod rope;
+mod routers;
 pub mod smollm3;
 
 pub use config::Config;
@@ -28,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use config::VOCABULARY_LIMIT;
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 /// What the rest of the crate needs to know of a family.
 #[derive(Debug)]
@@ -57,8 +60,10 @@ pub const FAMILIES: &[Family] = &[
     gemma2::FAMILY,
     gpt2::FAMILY,
     gptj::FAMILY,
+    jetmoe::FAMILY,
     llama::FAMILY,
     mistral::FAMILY,
+    mixtral::FAMILY,
     mpt::FAMILY,
     openelm::FAMILY,
     palm::FAMILY,
@@ -80,6 +85,9 @@ pub struct TensorEntry {
     pub groups: usize,
     /// Whether it is stored `[in, out]`; ours are `[out, in]`.
     pub transposed: bool,
+    /// Where it holds some rows of its only part, as one expert's matrix of a stack: which, counted over all axes but the
+    /// last.
+    pub rows: Option<Range<usize>>,
 }
 
 /// The family of a configuration: by `architectures[0]`, else by `model_type`.
@@ -192,6 +200,7 @@ impl Frame {
             head_bias: false,
             logit_scale: 1.0,
             logit_softcap: None,
+            router_losses: None,
             initializer_range: config.positive_or("initializer_range", 0.02)?,
             bos: config.token("bos_token_id")?,
             eos: config.tokens("eos_token_id")?,
@@ -232,13 +241,16 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
 fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
     match &block.mixer {
         MixerSpec::Attention(attention) => Some(attention),
+        MixerSpec::AttentionExperts(_) => None,
     }
 }
 
-/// The sizes of a block's feed-forward layer.
+/// The sizes of a block's feed-forward layer, or of one expert.
 fn mlp(block: &BlockSpec) -> &MlpSpec {
     match &block.channel {
         ChannelSpec::Mlp(mlp) | ChannelSpec::GatedMlp(mlp) => mlp,
+        ChannelSpec::SparseExperts(experts) => &experts.expert,
+        ChannelSpec::MultiHeadExperts(spec) => &spec.experts.expert,
     }
 }
 
@@ -276,7 +288,7 @@ fn table(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<Tenso
                 Some(_) => return None,
             }
         }
-        Some(TensorEntry { name: rename(&name, names), parts, groups, transposed: false })
+        Some(TensorEntry { name: rename(&name, names), parts, groups, transposed: false, rows: None })
     };
     spec.parameters().into_iter().filter_map(|(name, _)| entry(name)).collect()
 }
@@ -293,7 +305,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
-    const MODELS: [&str; 18] = [
+    const MODELS: [&str; 20] = [
         "gpt2",
         "llama",
         "llama3-rope",
@@ -312,6 +324,8 @@ mod tests {
         "mpt-alibi",
         "smollm3",
         "llm2vec",
+        "mixtral",
+        "jetmoe",
     ];
 
     fn config(model: &str) -> Config {
@@ -347,11 +361,22 @@ mod tests {
                 }
                 let mut whole = shapes[&entry.parts[0]].clone();
                 whole[0] = entry.parts.iter().map(|part| shapes[part][0]).sum();
+                if let Some(rows) = &entry.rows {
+                    whole = vec![rows.len(), whole[whole.len() - 1]];
+                }
                 assert_eq!(stored, whole, "{model}: {}", entry.name);
             }
-            let parts: Vec<&String> = entries.iter().flat_map(|entry| &entry.parts).collect();
-            assert_eq!(parts.len(), shapes.len(), "{model}");
-            assert_eq!(parts.into_iter().collect::<BTreeSet<_>>(), shapes.keys().collect(), "{model}");
+            let mut rows: BTreeMap<&String, Vec<Range<usize>>> = BTreeMap::new();
+            for (entry, part) in entries.iter().flat_map(|entry| entry.parts.iter().map(move |part| (entry, part))) {
+                let shape = &shapes[part];
+                let all = 0..shape[..(shape.len() - 1).max(1)].iter().product();
+                rows.entry(part).or_default().push(entry.rows.clone().unwrap_or(all));
+            }
+            assert_eq!(rows.keys().copied().collect::<BTreeSet<_>>(), shapes.keys().collect(), "{model}");
+            for (part, mut rows) in rows {
+                rows.sort_by_key(|rows| rows.start);
+                assert!(rows[0].start == 0 && rows.windows(2).all(|pair| pair[0].end == pair[1].start), "{part}");
+            }
             let numbers: usize = checkpoint.names().map(|name| checkpoint.info(name).unwrap().elements()).sum();
             assert_eq!(spec.parameter_count(), numbers as u64);
         }
@@ -396,6 +421,7 @@ mod tests {
         let keys = |model| match model {
             "gpt2" | "gptj" => ["n_embd", "n_head", "n_layer", "vocab_size", "n_positions"],
             "bloom-alibi" => ["hidden_size", "n_head", "n_layer", "vocab_size", "seq_length"],
+            "jetmoe" => ["hidden_size", "num_key_value_heads", "num_hidden_layers", "vocab_size", "intermediate_size"],
             "mpt-alibi" => ["d_model", "n_heads", "n_layers", "vocab_size", "max_seq_len"],
             "falcon-mqa-parallel" => {
                 ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "ffn_hidden_size"]

@@ -38,6 +38,7 @@ impl Objective for NextToken {
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
-        Ok(Loss { sum: batch.tokens.cross_entropy(model)?, metrics: Vec::new() })
+        let (sum, auxiliary) = batch.tokens.cross_entropy(model)?;
+        Ok(Loss::new(sum, batch.units, auxiliary))
     }
 }
