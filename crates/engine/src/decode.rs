@@ -2,9 +2,12 @@
 //!
 //! Prompts of different lengths are padded on the left; padding is a segment of its own, so no token sees it, and positions
 //! count from each row's first token. A row's tokens do not depend on what else is in the batch.
+//!
+//! An encoder-decoder reads the prompts as sources and begins with its start token.
 
 use espalier_models::{
     model::{Input, LanguageModel},
+    spec::ModelSpec,
     state::SequenceState,
 };
 
@@ -84,12 +87,18 @@ pub fn decode(
     if model.spec().bidirectional {
         return Err(Error::Bidirectional);
     }
+    let (spec, source) = (model.spec(), source(model, prompts));
+    let starts = match &spec.encoder {
+        Some(encoder) => vec![vec![encoder.decoder_start]; prompts.len()],
+        None => prompts.to_vec(),
+    };
+    let prompts = starts.as_slice();
     let mut rows =
         prompts.iter().enumerate().map(|(i, prompt)| Row::new(i, prompt, options)).collect::<Result<Vec<_>>>()?;
     let mut state = SequenceState::new(model.spec());
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let mut input = padded(prompts, longest);
-    let limit = model.spec().learned_positions.unwrap_or(usize::MAX);
+    let mut input = Input { source, ..padded(prompts, longest) };
+    let limit = spec.learned_positions().unwrap_or(usize::MAX);
     for produced in 0..options.max_new_tokens {
         if rows.iter().all(|row| row.finish.is_some()) {
             break;
@@ -99,27 +108,32 @@ pub fn decode(
             break;
         }
         let before = if produced == 0 { 0 } else { longest + produced - 1 };
-        if produced > 0 && model.spec().stales_cache(before, longest + produced) {
+        if produced > 0 && spec.stales_cache(before, longest + produced) {
             // Frequencies of another length: all keys are computed anew.
             let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
             state = SequenceState::new(model.spec());
             input = padded(&histories, histories.iter().map(Vec::len).max().unwrap_or(0));
         }
         let logits = last_logits(model, &input, &mut state)?;
-        let vocabulary = model.spec().vocabulary;
+        let vocabulary = spec.vocabulary;
         let mut next = Vec::with_capacity(rows.len());
         for (i, (row, logits)) in rows.iter_mut().zip(logits.chunks(vocabulary)).enumerate() {
-            next.push(row.advance(i, logits, options, on_token)?);
+            next.push(row.advance(i, logits, spec, options, on_token)?);
         }
         let positions = rows.iter().map(|row| row.position()).collect();
-        input = Input { ids: next, batch: rows.len(), positions: Some(positions), segments: None };
+        input = Input { ids: next, batch: rows.len(), positions: Some(positions), ..Input::default() };
     }
     Ok(rows.into_iter().map(Row::into_generated).collect())
 }
 
+/// What the encoder reads, where there is one: texts on the left of a rectangle, padding with segment 0.
+pub(crate) fn source(model: &LanguageModel, texts: &[Vec<u32>]) -> Option<Box<Input>> {
+    model.spec().encoder.as_ref().map(|_| Box::new(Input::padded(texts)))
+}
+
 /// Prompts on the right of a rectangle; padding has segment 0.
 fn padded(prompts: &[Vec<u32>], longest: usize) -> Input {
-    let mut input = Input { ids: Vec::new(), batch: prompts.len(), positions: None, segments: None };
+    let mut input = Input { batch: prompts.len(), ..Input::default() };
     if prompts.iter().all(|prompt| prompt.len() == longest) {
         input.ids = prompts.concat();
         return input;
@@ -154,11 +168,15 @@ impl Row {
         &mut self,
         index: usize,
         logits: &[f32],
+        spec: &ModelSpec,
         options: &DecodeOptions,
         on_token: &mut dyn FnMut(usize, u32) -> bool,
     ) -> Result<u32> {
         if self.finish.is_none() {
-            let token = self.sampler.sample(&mut logits.to_vec(), &self.history, &options.forbidden)?;
+            let token = match self.forced(spec, options) {
+                Some(token) => token,
+                None => self.sampler.sample(&mut logits.to_vec(), &self.history, &options.forbidden)?,
+            };
             self.history.push(token);
             let go_on = on_token(index, token);
             self.finish = match () {
@@ -169,6 +187,13 @@ impl Row {
             };
         }
         Ok(self.history[self.history.len() - 1])
+    }
+
+    /// The token that the model's configuration puts here, first or last.
+    fn forced(&self, spec: &ModelSpec, options: &DecodeOptions) -> Option<u32> {
+        let (encoder, produced) = (spec.encoder.as_ref()?, self.history.len() - self.prompt);
+        let last = encoder.forced_last.filter(|_| produced + 1 == options.max_new_tokens);
+        last.or(encoder.forced_first.filter(|_| produced == 0))
     }
 
     /// Position of the newest token.
@@ -187,7 +212,7 @@ mod tests {
     use burn::tensor::Device;
     use espalier_models::{
         source::Seed,
-        spec::{MixerSpec, ModelSpec, RotaryScaling, RotarySpec},
+        spec::{MixerSpec, RotaryScaling, RotarySpec},
     };
 
     fn model() -> LanguageModel {

@@ -52,8 +52,7 @@ fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {
         ids.resize(time, 0);
         ids
     };
-    let input =
-        Input { ids: rows.iter().flat_map(padded).collect(), batch: rows.len(), positions: None, segments: None };
+    let input = Input { ids: rows.iter().flat_map(padded).collect(), batch: rows.len(), ..Input::default() };
     let mut places = Vec::new();
     for (r, row) in rows.iter().enumerate() {
         places.extend((1..row.ids.len()).filter(|t| row.targets[*t]).map(|t| (r, t)));

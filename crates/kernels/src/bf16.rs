@@ -17,11 +17,10 @@ vectorised! {
     }
 }
 
-vectorised! {
-    /// The numbers again, in f32.
-    pub(crate) fn widen(values: &mut [f32], halves: &[u16]) {
-        values.iter_mut().zip(halves).for_each(|(value, half)| *value = f32::from_bits(u32::from(*half) << 16))
-    }
+/// The number again, in f32.
+#[inline(always)]
+pub(crate) fn wide(half: u16) -> f32 {
+    f32::from_bits(u32::from(half) << 16)
 }
 
 #[cfg(test)]
@@ -32,9 +31,9 @@ mod tests {
     fn ties_go_to_even_and_what_is_not_finite_stays() {
         let bits = |bits: u32| f32::from_bits(bits);
         let values = [bits(0x3f80_8000), bits(0x3f81_8000), bits(0x3f80_8001), f32::INFINITY, f32::NAN, -0.0];
-        let (mut halves, mut back) = ([0; 6], [0.0; 6]);
+        let mut halves = [0; 6];
         narrow(&mut halves, &values);
-        widen(&mut back, &halves);
+        let back = halves.map(wide);
         assert_eq!(halves[..4], [0x3f80, 0x3f82, 0x3f81, 0x7f80]);
         assert!(back[4].is_nan() && back[5].to_bits() == 0x8000_0000);
     }

@@ -13,6 +13,7 @@ pub mod attention;
 mod bf16;
 pub mod checkpoint;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
 pub mod experts;
 mod host;

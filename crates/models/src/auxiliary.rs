@@ -9,8 +9,8 @@ use burn::tensor::{Tensor, TensorData, activation::softmax};
 
 use crate::{
     layers::{depth::highest, router::choose},
-    model::Context,
     spec::{BalanceForm, DepthPredictor, DepthRouting, RouterLosses, RouterSpec},
+    stack::Context,
 };
 
 /// The side outputs of a forward pass, in the order of computation.

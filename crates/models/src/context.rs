@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 use espalier_kernels::{
     attention::{Mask, MaskSpec},
+    dropout::Dropout,
     linear::Precision,
     rotary::Rotation,
 };
@@ -12,6 +13,7 @@ use espalier_kernels::{
 use crate::{
     alibi,
     spec::{AttentionSpec, MixerSpec, RotarySpec},
+    stack::Memory,
 };
 
 /// What the blocks of one forward pass share: what may be seen, and where the tokens stand.
@@ -29,6 +31,10 @@ pub struct Context {
     pub training: bool,
     /// Which of the new tokens are no padding, `[batch * time]`; all of them when absent.
     pub present: Option<Arc<Vec<bool>>>,
+    /// What the block sees of the encoder.
+    pub memory: Option<Memory>,
+    /// Dropout on what the block's parts add.
+    pub dropout: Option<Dropout>,
     /// The tokens themselves.
     pub(crate) tokens: Arc<Tokens>,
 }
@@ -74,6 +80,8 @@ impl Tokens {
             precision: self.precision,
             training: self.training,
             present: self.present(),
+            memory: None,
+            dropout: None,
             tokens: self.clone(),
         }
     }
@@ -128,7 +136,7 @@ impl Tokens {
 }
 
 /// The interval of real tokens of each row, where segments tell nothing but padding (0) from one text (1).
-fn real_tokens(segments: Option<&[u32]>, batch: usize) -> Option<Vec<(u32, u32)>> {
+pub(crate) fn real_tokens(segments: Option<&[u32]>, batch: usize) -> Option<Vec<(u32, u32)>> {
     let segments = segments.filter(|segments| segments.iter().all(|segment| *segment <= 1))?;
     let row = |row: &[u32]| {
         let first = row.iter().position(|segment| *segment == 1).unwrap_or(0);

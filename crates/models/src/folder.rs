@@ -14,7 +14,7 @@ use crate::{
     families::{self, Family, config::Config},
     layout::stored_tensors,
     model::LanguageModel,
-    source::CheckpointSource,
+    source::{self, CheckpointSource},
     spec::ModelSpec,
 };
 
@@ -91,14 +91,24 @@ impl Description {
         let family = families::family(&config)?;
         let mut spec = (family.read)(&config)?;
         let checkpoint = Checkpoint::open(folder)?;
-        spec.tied_head |= !has_head(&checkpoint);
+        fit(&mut spec, family, &checkpoint);
         Ok(Self { config: config.map().clone(), family, spec, checkpoint })
     }
 }
 
-/// A file without an output matrix means a tied one, whatever the configuration says.
-fn has_head(checkpoint: &Checkpoint) -> bool {
-    checkpoint.names().any(|name| name == "lm_head.weight")
+/// What the tensors' names say beyond the configuration: a file without an output matrix means a tied one, and a pooler or
+/// next-sentence layer is there or not.
+fn fit(spec: &mut ModelSpec, family: &Family, checkpoint: &Checkpoint) {
+    spec.tied_head |= !checkpoint.names().any(|name| name == "lm_head.weight");
+    if spec.head_transform.is_some() {
+        let whole = ModelSpec { pooler: true, next_sentence: true, ..spec.clone() };
+        let table = (family.tensors)(&whole);
+        let has = |part: &str| {
+            let entry = table.iter().find(|entry| entry.parts.iter().any(|p| p == part));
+            entry.is_some_and(|entry| source::stored_name(checkpoint, family.prefix, &entry.name).is_some())
+        };
+        (spec.pooler, spec.next_sentence) = (has("pooler.weight"), has("next_sentence.weight"));
+    }
 }
 
 /// Every tensor of the file must be known: one that would be left out silently is an error.
@@ -106,6 +116,7 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, entries: &[families::Te
     let known = |name: &str| {
         let full = format!("{}{name}", family.prefix);
         let derived = family.ignored.iter().any(|suffix| name.ends_with(suffix));
+        let (name, full) = (source::todays_name(name), source::todays_name(&full));
         derived || name == "lm_head.weight" || entries.iter().any(|entry| entry.name == name || entry.name == full)
     };
     let unknown: Vec<&str> = checkpoint.names().filter(|name| !known(name)).take(5).collect();

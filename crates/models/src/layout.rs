@@ -37,6 +37,11 @@ enum Assembly {
 }
 
 impl StoredTensor<'_> {
+    /// Whether it is never trained.
+    pub fn is_fixed(&self) -> bool {
+        self.parts.iter().all(|part| part.is_fixed())
+    }
+
     /// The stored elements; `values` gives those of one parameter (its weight, or its gradient), `[len]`.
     pub fn assemble(&self, values: &dyn Fn(&Parameter) -> Tensor<1>) -> Vec<f32> {
         let values = |part: &Parameter| {

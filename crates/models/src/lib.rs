@@ -15,11 +15,15 @@ pub mod layers;
 pub mod layout;
 pub mod model;
 pub mod parameter;
+pub mod pooling;
+mod positions;
+mod relative;
 mod rotary_frequencies;
 pub mod source;
 pub mod spec;
 mod spec_parameters;
 mod spec_routing;
+pub mod stack;
 pub mod state;
 pub mod taps;
 

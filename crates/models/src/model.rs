@@ -1,29 +1,31 @@
-//! The one decoder: embedding, blocks, norm, head.
+//! The one model: embedding, encoder where there is one, decoder, head.
 
 use std::{collections::HashSet, sync::Arc};
 
 use burn::tensor::{Device, Tensor};
 use espalier_kernels::{
+    activation::activate,
+    attention::Mask,
     cross_entropy::{HeadOptions, linear_cross_entropy, linear_log_probabilities, log_probabilities},
-    embedding::embedding,
+    dropout::Dropout,
     linear::Precision,
 };
 
-pub use crate::context::Context;
 use crate::{
     Error, Result,
-    auxiliary::{Auxiliary, SideOutput, Sides, auxiliary},
-    context::Tokens,
-    layers::{Builder, block::Block, linear::Linear, norm::Norm},
+    auxiliary::{Auxiliary, SideOutput, auxiliary},
+    context::real_tokens,
+    layers::{Builder, linear::Linear, norm::Norm},
     parameter::{Parameter, Parameters, parameters},
     source::{Initial, ParameterSource},
-    spec::{MixerSpec, ModelSpec},
+    spec::{HeadTransformSpec, ModelSpec},
+    stack::{Forward, Memory, Mode, Stack},
     state::SequenceState,
-    taps::{Flow, Observer, Site, Unobserved},
+    taps::{Observer, Unobserved},
 };
 
 /// A batch of token ids as the model reads it. All rows have the same length; padding is a matter of segments.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Input {
     /// Token ids, `[batch * time]`, row by row.
     pub ids: Vec<u32>,
@@ -33,6 +35,12 @@ pub struct Input {
     pub positions: Option<Vec<u32>>,
     /// Segment of each token, `[batch * time]`, in runs: tokens see their own segment only. One segment when absent.
     pub segments: Option<Vec<u32>>,
+    /// Type of each token, `[batch * time]`, for models that have types; 0 when absent.
+    pub token_types: Option<Vec<u32>>,
+    /// What an encoder-decoder's encoder reads, one row for each row; the state remembers it between steps.
+    pub source: Option<Box<Input>>,
+    /// Dropout of this pass, in training.
+    pub dropout: Option<Dropout>,
 }
 
 impl Input {
@@ -45,7 +53,28 @@ impl Input {
         if time == 0 || rows.iter().any(|row| row.len() != time) {
             return Err(Error::Invalid("a batch needs rows of one length, at least one token long".into()));
         }
-        Ok(Self { ids: rows.concat(), batch: rows.len(), positions: None, segments: None })
+        Ok(Self { ids: rows.concat(), batch: rows.len(), ..Self::default() })
+    }
+
+    /// Rows of any lengths, padded on the right with tokens of segment 0.
+    pub fn padded(rows: &[Vec<u32>]) -> Self {
+        let time = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let pad = |mut row: Vec<u32>| {
+            row.resize(time, 0);
+            row
+        };
+        let ids = rows.iter().flat_map(|row| pad(row.clone())).collect();
+        let uneven = rows.iter().any(|row| row.len() != time);
+        let segments = uneven.then(|| rows.iter().flat_map(|row| pad(vec![1; row.len()])).collect());
+        Self { ids, batch: rows.len(), segments, ..Self::default() }
+    }
+
+    /// Sets the dropout of this pass, for the source too; none where the probability is 0.
+    pub fn set_dropout(&mut self, probability: f64, seed: u64) {
+        self.dropout = (probability > 0.0).then_some(Dropout { probability, seed });
+        if let Some(source) = &mut self.source {
+            source.dropout = self.dropout;
+        }
     }
 
     /// Tokens of each row.
@@ -70,26 +99,30 @@ pub struct LanguageModel {
     spec: Arc<ModelSpec>,
     device: Device,
     embedding: Parameter,
-    positions: Option<Parameter>,
-    embedding_norm: Option<Norm>,
-    blocks: Vec<Block>,
-    final_norm: Norm,
+    encoder: Option<Stack>,
+    decoder: Stack,
+    pooler: Option<Linear>,
+    next_sentence: Option<Linear>,
+    head_transform: Option<HeadTransform>,
     head: Option<Linear>,
+    /// The bias of a head that is tied to the embedding.
+    head_bias: Option<Parameter>,
     precision: Precision,
     gradient_checkpointing: bool,
     training: bool,
 }
 
-/// What a forward pass gives.
+parameters!(LanguageModel: embedding, encoder, decoder, pooler, next_sentence, head_transform, head, head_bias);
+
+/// `norm(activation(x W^T + b))`, before the head.
 #[derive(Debug, Clone)]
-pub struct Forward {
-    /// Hidden states after the final norm, `[batch, time, width]`.
-    pub hidden: Tensor<3>,
-    /// What the blocks' routers said on the way.
-    pub sides: Sides,
+struct HeadTransform {
+    spec: HeadTransformSpec,
+    dense: Linear,
+    norm: Norm,
 }
 
-parameters!(LanguageModel: embedding, positions, embedding_norm, blocks, final_norm, head);
+parameters!(HeadTransform: dense, norm);
 
 impl LanguageModel {
     /// Builds the model that `spec` describes with the weights of `source`.
@@ -103,28 +136,43 @@ impl LanguageModel {
         let mut builder = Builder { source, device: device.clone(), deviation, residual_deviation };
         let (width, normal) = (spec.width, Initial::Normal(deviation));
         let embedding = builder.parameter("embedding.weight".into(), vec![spec.vocabulary, width], normal)?;
-        let positions = spec
-            .learned_positions
-            .map(|count| builder.parameter("positions.weight".into(), vec![count, width], normal))
-            .transpose()?;
-        let embedding_norm =
-            spec.embedding_norm.map(|norm| Norm::build(&mut builder, "embedding_norm", width, norm)).transpose()?;
-        let build_block = |(i, block)| Block::build(&mut builder, &format!("blocks.{i}"), width, block);
-        let blocks = spec.blocks.iter().enumerate().map(build_block).collect::<Result<_>>()?;
-        let final_norm = Norm::build(&mut builder, "final_norm", width, spec.final_norm)?;
-        let head = match spec.tied_head {
-            true => None,
-            false => Some(Linear::build(&mut builder, "head", [spec.vocabulary, width], spec.head_bias, deviation)?),
+        let spec = Arc::new(spec);
+        let encoder = spec.encoder.as_ref().map(|_| Stack::build(&mut builder, &spec, true)).transpose()?;
+        let decoder = Stack::build(&mut builder, &spec, false)?;
+        let dense = |builder: &mut Builder, name: &str, rows: usize, wanted: bool| {
+            wanted.then(|| Linear::build(builder, name, [rows, width], true, deviation)).transpose()
         };
+        let pooler = dense(&mut builder, "pooler", width, spec.pooler)?;
+        let next_sentence = dense(&mut builder, "next_sentence", 2, spec.next_sentence)?;
+        let transform = dense(&mut builder, "head_transform", width, spec.head_transform.is_some())?;
+        let head_transform = match (transform, spec.head_transform) {
+            (Some(dense), Some(spec)) => {
+                let norm = Norm::build(&mut builder, "head_norm", width, spec.norm)?;
+                Some(HeadTransform { spec, dense, norm })
+            }
+            _ => None,
+        };
+        let own_head = !spec.tied_head && !spec.headless;
+        let head = match own_head {
+            true => Some(Linear::build(&mut builder, "head", [spec.vocabulary, width], spec.head_bias, deviation)?),
+            false => None,
+        };
+        let head_bias = match spec.head_bias && !own_head {
+            true => Some(builder.parameter("head.bias".into(), spec.head_bias_shape(), Initial::Zeros)?),
+            false => None,
+        };
+        let head_bias = head_bias.map(|bias| if spec.head_bias_fixed { bias.fixed() } else { bias });
         Ok(Self {
-            spec: Arc::new(spec),
+            spec,
             device,
             embedding,
-            positions,
-            embedding_norm,
-            blocks,
-            final_norm,
+            encoder,
+            decoder,
+            pooler,
+            next_sentence,
+            head_transform,
             head,
+            head_bias,
             precision: Precision::F32,
             gradient_checkpointing: false,
             training: false,
@@ -173,20 +221,8 @@ impl LanguageModel {
         observer: &mut dyn Observer,
     ) -> Result<Forward> {
         self.check(input)?;
-        let (positions, contexts) = self.contexts(input, state.as_deref_mut());
-        let mut sides = Sides::new();
-        let mut flow = observer.observe(Site::Embedding, self.embed(input, &positions)?);
-        for (i, (block, context)) in self.blocks.iter().zip(&contexts).enumerate() {
-            let hidden = match flow {
-                Flow::Continue(hidden) => hidden,
-                Flow::Stop(_) => break,
-            };
-            let mixer = state.as_deref_mut().and_then(|state| state.mixers.get_mut(i));
-            let hidden = block.forward(hidden, context, mixer, self.gradient_checkpointing, &mut sides);
-            flow = observer.observe(Site::Block(i), hidden);
-        }
-        let (Flow::Continue(hidden) | Flow::Stop(hidden)) = flow;
-        Ok(Forward { hidden: self.final_norm.forward(hidden), sides })
+        let memory = self.memory(input, state.as_deref_mut())?;
+        self.decoder.forward(&self.embedding, input, state, memory, self.mode(), observer)
     }
 
     /// The losses and measures that follow from what the blocks' routers said.
@@ -194,12 +230,64 @@ impl LanguageModel {
         auxiliary(sides, self.spec.router_losses)
     }
 
+    /// The encoder's output for a source, `[batch, time, width]`; of a model without encoder its hidden states.
+    ///
+    /// # Errors
+    /// When a token id or a position is outside the model's tables.
+    pub fn encode(&self, source: &Input) -> Result<Tensor<3>> {
+        let Some(encoder) = &self.encoder else { return self.hidden(source, None) };
+        self.check(source)?;
+        Ok(encoder.forward(&self.embedding, source, None, None, self.mode(), &mut Unobserved)?.hidden)
+    }
+
+    /// BERT's pooled state of every row, `[batch, width]`, where the model has a pooler: `tanh` of a dense layer over the
+    /// first token.
+    pub fn pooled(&self, hidden: Tensor<3>) -> Option<Tensor<2>> {
+        let [batch, _, width] = hidden.dims();
+        let first = hidden.narrow(1, 0, 1).reshape([batch, width]);
+        self.pooler.as_ref().map(|pooler| pooler.forward(first).tanh())
+    }
+
+    fn mode(&self) -> Mode {
+        Mode { precision: self.precision, gradient_checkpointing: self.gradient_checkpointing, training: self.training }
+    }
+
+    /// What the decoder sees of the source: encoded now, or remembered by the state.
+    fn memory(&self, input: &Input, state: Option<&mut SequenceState>) -> Result<Option<Memory>> {
+        let cross = |time, seen: &[(u32, u32)]| Mask::cross(input.time(), time, seen);
+        match (&self.encoder, &input.source) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(Error::Invalid("this model has no encoder; it reads no source".into())),
+            (Some(_), Some(source)) if source.batch != input.batch => {
+                Err(Error::Invalid(format!("{} sources for {} rows", source.batch, input.batch)))
+            }
+            (Some(_), Some(source)) => {
+                let hidden = self.encode(source)?;
+                let whole = || vec![(0, source.time() as u32)];
+                let seen = real_tokens(source.segments.as_deref(), source.batch).unwrap_or_else(whole);
+                let mask = cross(source.time(), &seen);
+                if let Some(state) = state {
+                    state.source = Some((source.time(), seen));
+                }
+                Ok(Some(Memory { hidden: Some(hidden), mask }))
+            }
+            (Some(_), None) => match state.and_then(|state| state.source.as_ref()) {
+                Some((time, seen)) => Ok(Some(Memory { hidden: None, mask: cross(*time, seen) })),
+                None => Err(Error::Invalid("an encoder-decoder needs a source to read".into())),
+            },
+        }
+    }
+
     /// The head: `[.., width]` to logits `[.., vocabulary]`.
     pub fn head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        let hidden = self.scaled(hidden);
+        let hidden = self.before_head(hidden);
         let logits = match &self.head {
             Some(head) => head.forward(hidden),
             None => Linear::from_weight("head", self.embedding.clone(), self.precision).forward(hidden),
+        };
+        let logits = match &self.head_bias {
+            Some(bias) => logits + bias.leaf().clone().unsqueeze(),
+            None => logits,
         };
         match self.spec.logit_softcap {
             Some(softcap) => (logits / softcap).tanh() * softcap,
@@ -214,7 +302,7 @@ impl LanguageModel {
     pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some(weight) => linear_cross_entropy(self.scaled(hidden), weight, targets, self.head_options()),
+            Some(weight) => linear_cross_entropy(self.before_head(hidden), weight, targets, self.head_options()),
             None => -log_probabilities(self.head(hidden), targets).sum(),
         })
     }
@@ -226,13 +314,17 @@ impl LanguageModel {
     pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some(weight) => linear_log_probabilities(self.scaled(hidden), weight, targets, self.head_options()),
+            Some(weight) => linear_log_probabilities(self.before_head(hidden), weight, targets, self.head_options()),
             None => log_probabilities(self.head(hidden), targets),
         })
     }
 
-    /// Hidden states for the head, whose product is linear: the factor on the logits may as well stand here.
-    fn scaled<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+    /// Hidden states for the head's product: transformed, and scaled, since the factor on the logits may as well stand here.
+    fn before_head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+        let hidden = match &self.head_transform {
+            Some(HeadTransform { spec, dense, norm }) => norm.forward(activate(spec.activation, dense.forward(hidden))),
+            None => hidden,
+        };
         if self.spec.logit_scale == 1.0 { hidden } else { hidden * self.spec.logit_scale }
     }
 
@@ -245,6 +337,7 @@ impl LanguageModel {
         match &self.head {
             Some(head) if head.bias.is_some() || head.adapter.is_some() => None,
             Some(head) => Some(head.weight.value()),
+            None if self.head_bias.is_some() => None,
             None => Some(self.embedding.value()),
         }
     }
@@ -273,6 +366,18 @@ impl LanguageModel {
         copy
     }
 
+    /// Whether nothing is trained, as in evaluation.
+    pub fn is_frozen(&self) -> bool {
+        self.parameters().iter().all(|parameter| !parameter.is_trainable())
+    }
+
+    /// Takes the causal mask off a decoder, or puts it on again (LLM2Vec's first step).
+    pub fn set_bidirectional(&mut self, bidirectional: bool) {
+        let spec = Arc::make_mut(&mut self.spec);
+        spec.bidirectional = bidirectional;
+        self.decoder.set_spec(self.spec.clone());
+    }
+
     /// Marks the parameters that `choose` accepts as trained, all others as not.
     pub fn set_trainable(&mut self, choose: impl Fn(&Parameter) -> bool) {
         self.visit_mut(&mut |parameter| parameter.set_trainable(choose(parameter)));
@@ -291,8 +396,16 @@ impl LanguageModel {
 
     /// Whether each block's inner values are computed again in the backward instead of being kept: the memory of training
     /// falls to one hidden state a block, for a third more work.
-    pub fn set_gradient_checkpointing(&mut self, on: bool) {
+    ///
+    /// # Errors
+    /// When blocks depend on more than their input and their own weights: on an encoder, or on a bias that they share.
+    pub fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
+        if on && !(self.encoder.iter().chain([&self.decoder]).all(Stack::has_independent_blocks)) {
+            let reason = "blocks that see an encoder or share a bias by distance cannot be run again one by one";
+            return Err(Error::Invalid(format!("{reason}; leave gradient checkpointing off for this model")));
+        }
         self.gradient_checkpointing = on;
+        Ok(())
     }
 
     /// Whether layers work as in training, where they differ: capacities of experts, the choice of depths.
@@ -320,8 +433,8 @@ impl LanguageModel {
         if input.ids.is_empty() || !input.ids.len().is_multiple_of(input.batch.max(1)) {
             return Err(Error::Invalid("a batch needs rows of one length, at least one token long".into()));
         }
-        if !sized(&input.positions) || !sized(&input.segments) {
-            return Err(Error::Invalid("positions and segments need one entry a token".into()));
+        if !sized(&input.positions) || !sized(&input.segments) || !sized(&input.token_types) {
+            return Err(Error::Invalid("positions, segments and types need one entry a token".into()));
         }
         if input.segments.as_ref().is_some_and(|s| s.chunks(input.time()).any(|row| !comes_in_runs(row))) {
             let reason = "the tokens of a segment must stand together: padding belongs to the ends of a row";
@@ -336,88 +449,10 @@ impl LanguageModel {
             None => Ok(()),
         }
     }
-
-    fn embed(&self, input: &Input, positions: &[u32]) -> Result<Tensor<3>> {
-        let [batch, time] = [input.batch, input.time()];
-        let mut hidden = self.rows_of(&self.embedding, &input.ids, [batch, time]);
-        if self.spec.embedding_scale != 1.0 {
-            hidden = hidden * self.spec.embedding_scale;
-        }
-        if let Some(norm) = &self.embedding_norm {
-            hidden = norm.forward(hidden);
-        }
-        let Some(table) = &self.positions else { return Ok(hidden) };
-        let limit = table.shape()[0];
-        match positions.iter().find(|p| **p as usize >= limit) {
-            Some(p) => Err(Error::Invalid(format!(
-                "position {p} is outside the model's {limit} learned positions; shorten the input"
-            ))),
-            None => Ok(hidden + self.rows_of(table, positions, [batch, time])),
-        }
-    }
-
-    fn rows_of(&self, table: &Parameter, rows: &[u32], [batch, time]: [usize; 2]) -> Tensor<3> {
-        embedding(table.value(), rows).reshape([batch, time, self.spec.width])
-    }
-
-    /// The positions of the new tokens, and each block's context. Advances the state's count.
-    fn contexts(&self, input: &Input, state: Option<&mut SequenceState>) -> (Vec<u32>, Vec<Context>) {
-        let (batch, time) = (input.batch, input.time());
-        let past = state.as_ref().map_or(0, |state| state.length);
-        let count_on = || (0..batch).flat_map(|_| (past..past + time).map(|p| p as u32)).collect();
-        let positions: Vec<u32> = input.positions.clone().unwrap_or_else(count_on);
-        let segments = match state {
-            Some(state) => state.extend(input),
-            None => input.segments.clone(),
-        };
-        let tokens = Arc::new(Tokens {
-            batch,
-            time,
-            past,
-            longest: positions.iter().max().map_or(0, |last| *last as usize + 1),
-            positions: positions.clone(),
-            segments,
-            bidirectional: self.spec.bidirectional,
-            training: self.training,
-            precision: self.precision,
-            device: self.device.clone(),
-        });
-        let mut made: Vec<(&MixerSpec, Context)> = Vec::new();
-        let mut contexts = Vec::with_capacity(self.spec.blocks.len());
-        for block in &self.spec.blocks {
-            if let Some((_, known)) = made.iter().find(|(mixer, _)| **mixer == block.mixer) {
-                contexts.push(known.clone());
-                continue;
-            }
-            let context = tokens.context(&block.mixer);
-            made.push((&block.mixer, context.clone()));
-            contexts.push(context);
-        }
-        (positions, contexts)
-    }
 }
 
 /// Whether no number comes back after another one.
 fn comes_in_runs(segments: &[u32]) -> bool {
     let mut seen = HashSet::new();
     segments.chunk_by(|a, b| a == b).all(|run| seen.insert(run[0]))
-}
-
-impl SequenceState {
-    /// Counts the new tokens; returns the segments of all positions, where any row has more than one.
-    fn extend(&mut self, input: &Input) -> Option<Vec<u32>> {
-        let (time, past) = (input.time(), self.length);
-        self.length += time;
-        if input.segments.is_none() && self.segments.is_empty() {
-            return None;
-        }
-        self.segments.resize(input.batch, vec![1; past]);
-        for (row, known) in self.segments.iter_mut().enumerate() {
-            match &input.segments {
-                Some(new) => known.extend(&new[row * time..(row + 1) * time]),
-                None => known.resize(past + time, 1),
-            }
-        }
-        Some(self.segments.concat())
-    }
 }

@@ -20,13 +20,24 @@ pub struct Parameter {
     shape: Vec<usize>,
     flat: Tensor<1>,
     trainable: bool,
+    fixed: bool,
 }
 
 impl Parameter {
     /// A weight that is not trained yet; `flat` holds the elements in row-major order.
     pub fn new(name: impl Into<String>, shape: Vec<usize>, flat: Tensor<1>) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>(), flat.dims()[0]);
-        Self { name: name.into(), shape, flat: flat.inner(), trainable: false }
+        Self { name: name.into(), shape, flat: flat.inner(), trainable: false, fixed: false }
+    }
+
+    /// The same weight, never to be trained.
+    pub fn fixed(self) -> Self {
+        Self { fixed: true, ..self }
+    }
+
+    /// Whether the weight is never trained.
+    pub fn is_fixed(&self) -> bool {
+        self.fixed
     }
 
     /// Our name of the weight, such as `blocks.0.mixer.query.weight`.
@@ -96,9 +107,9 @@ impl Parameter {
         self.trainable
     }
 
-    /// Asks for gradients, or stops asking.
+    /// Asks for gradients, or stops asking; of a fixed weight nobody gets them.
     pub fn set_trainable(&mut self, trainable: bool) {
-        self.trainable = trainable;
+        self.trainable = trainable && !self.fixed;
         self.set_flat(self.flat());
     }
 }

@@ -82,12 +82,20 @@ impl<'a> CheckpointSource<'a> {
         places.values_mut().for_each(|list| list.sort_by_key(|place| place.rows.as_ref().map(|rows| rows.start)));
         Self { checkpoint, prefix: family.prefix, places }
     }
+}
 
-    /// The tensor's name as this file has it: base-model files lack the prefix.
-    fn stored_name(&self, name: &str) -> Option<String> {
-        let bare = name.strip_prefix(self.prefix).unwrap_or(name);
-        [name, bare].into_iter().find(|n| self.checkpoint.info(n).is_some()).map(str::to_owned)
-    }
+/// The tensor's name as this file has it: base-model files lack the prefix, and norms of old files have other names.
+pub(crate) fn stored_name(checkpoint: &Checkpoint, prefix: &str, name: &str) -> Option<String> {
+    let bare = name.strip_prefix(prefix).unwrap_or(name);
+    let old =
+        |name: &str| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+    let names = [name.to_owned(), bare.to_owned(), old(name), old(bare)];
+    names.into_iter().find(|name| checkpoint.info(name).is_some())
+}
+
+/// The name that newer files give to what this one calls `name`.
+pub(crate) fn todays_name(name: &str) -> String {
+    name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 }
 
 /// The places of all parts of one checkpoint tensor.
@@ -115,7 +123,8 @@ impl CheckpointSource<'_> {
 
     /// What one tensor of the file holds of a parameter of this shape.
     fn read(&self, place: &Place, shape: &[usize]) -> Result<Vec<f32>> {
-        let tensor = self.stored_name(&place.tensor).ok_or_else(|| self.missing(&place.tensor))?;
+        let tensor =
+            stored_name(self.checkpoint, self.prefix, &place.tensor).ok_or_else(|| self.missing(&place.tensor))?;
         let found = self.checkpoint.info(&tensor).map(|info| info.shape.clone()).unwrap_or_default();
         let mut expected = match &place.rows {
             Some(rows) => vec![rows.len(), shape[shape.len() - 1]],

@@ -1,6 +1,7 @@
 //! The specification of a model: a family is data, not code.
 //!
-//! A [`ModelSpec`] describes any decoder as a list of blocks; each block names its sequence mixer and its channel mixer.
+//! A [`ModelSpec`] describes any model as a list of blocks; each block names its sequence mixer and its channel mixer. An
+//! encoder-decoder has a second list in [`EncoderSpec`].
 
 pub use crate::spec_routing::{
     AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthPredictor, DepthRouting, ExpertsSpec, MultiHeadExpertsSpec,
@@ -27,22 +28,38 @@ pub struct ModelSpec {
     pub width: usize,
     /// Longest sequence that the model was made for.
     pub context: usize,
-    /// Rows of the table of learned absolute positions, where the family has one.
-    pub learned_positions: Option<usize>,
+    /// Positions that are added to the embedded tokens.
+    pub positions: Option<PositionSpec>,
+    /// Rows of the table of token types, which is added to the embedded tokens (BERT).
+    pub token_types: Option<usize>,
+    /// A bias by distance that all blocks share (T5).
+    pub relative: Option<RelativeSpec>,
     /// The blocks, first to last.
     pub blocks: Vec<BlockSpec>,
-    /// The norm before the head.
-    pub final_norm: NormSpec,
+    /// The norm after the last block; post-norm models have none.
+    pub final_norm: Option<NormSpec>,
+    /// The encoder whose output these blocks see, which makes the model an encoder-decoder.
+    pub encoder: Option<EncoderSpec>,
     /// Whether every token sees the whole text, as in encoders; such a model does not generate.
     pub bidirectional: bool,
     /// Factor on the embedded tokens.
     pub embedding_scale: f64,
-    /// A norm over the embedded tokens.
+    /// A norm over the embedded tokens, positions and types included.
     pub embedding_norm: Option<NormSpec>,
+    /// Whether there is no head: such a model gives hidden states alone.
+    pub headless: bool,
+    /// A layer before the head (BERT).
+    pub head_transform: Option<HeadTransformSpec>,
     /// Whether the head is the embedding table.
     pub tied_head: bool,
     /// A bias on the logits.
     pub head_bias: bool,
+    /// Whether that bias is never trained (BART's `final_logits_bias`).
+    pub head_bias_fixed: bool,
+    /// A dense layer with tanh over the first token's hidden state (BERT).
+    pub pooler: bool,
+    /// A linear layer from the pooled state to two classes (BERT's next sentence).
+    pub next_sentence: bool,
     /// Factor on the logits.
     pub logit_scale: f64,
     /// Logits `z` become `softcap * tanh(z / softcap)`, after the factor.
@@ -59,6 +76,67 @@ pub struct ModelSpec {
     pub pad: Option<u32>,
 }
 
+/// Positions that are added to the embedded tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PositionSpec {
+    /// A table of vectors.
+    Learned {
+        /// Positions that there are.
+        count: usize,
+        /// Rows before that of position 0 (BART: 2).
+        offset: usize,
+    },
+    /// Sines and cosines (arXiv 1706.03762).
+    Sinusoidal {
+        /// Whether they take turns, as in the paper, rather than all sines before all cosines, as in Marian.
+        interleaved: bool,
+    },
+}
+
+/// T5's relative positions (arXiv 1910.10683): a learned bias for each head and each bucket of distances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelativeSpec {
+    /// Rows of the table.
+    pub buckets: usize,
+    /// The distance from which on all share a bucket.
+    pub max_distance: usize,
+    /// Columns of the table.
+    pub heads: usize,
+}
+
+/// The encoder of an encoder-decoder. It shares vocabulary, width, embedding and embedding scale with the decoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EncoderSpec {
+    /// The blocks, first to last.
+    pub blocks: Vec<BlockSpec>,
+    /// Positions that are added to the embedded tokens.
+    pub positions: Option<PositionSpec>,
+    /// A bias by distance that all blocks share.
+    pub relative: Option<RelativeSpec>,
+    /// A norm over the embedded tokens.
+    pub embedding_norm: Option<NormSpec>,
+    /// The norm after the last block.
+    pub final_norm: Option<NormSpec>,
+    /// The token with which the decoder starts.
+    pub decoder_start: u32,
+    /// Whether looking up the padding token trains nothing (BART and Marian, which may start the decoder with it).
+    pub fixed_padding: bool,
+    /// A token that generation puts first.
+    pub forced_first: Option<u32>,
+    /// A token that generation puts last, where it does not end before.
+    pub forced_last: Option<u32>,
+}
+
+/// A layer before the head: `norm(activation(x W^T + b))`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct HeadTransformSpec {
+    /// The nonlinearity.
+    pub activation: Activation,
+    /// The norm after it.
+    pub norm: NormSpec,
+}
+
 /// One residual block: a sequence mixer and a channel mixer, joined as [`Residual`] says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BlockSpec {
@@ -66,6 +144,8 @@ pub struct BlockSpec {
     pub mixer: MixerSpec,
     /// The norm before the mixer.
     pub mixer_norm: NormSpec,
+    /// Attention to the encoder's output, after the mixer, with its norm.
+    pub cross: Option<CrossSpec>,
     /// What mixes along width.
     pub channel: ChannelSpec,
     /// The norm before the channel mixer; without one, in parallel blocks, it reads what the mixer reads.
@@ -86,6 +166,7 @@ impl BlockSpec {
         Self {
             mixer,
             mixer_norm: norm,
+            cross: None,
             channel,
             channel_norm: Some(norm),
             mixer_output_norm: None,
@@ -99,6 +180,20 @@ impl BlockSpec {
     pub fn parallel(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
         Self { channel_norm: None, residual: Residual::Parallel, ..Self::sequential(mixer, channel, norm) }
     }
+
+    /// The block of the first Transformer, with norms over the sums: `x = norm(x + mixer(x)); x = norm(x + channel(x))`.
+    pub fn post_norm(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
+        Self { residual: Residual::PostNorm, ..Self::sequential(mixer, channel, norm) }
+    }
+}
+
+/// Attention to the encoder's output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CrossSpec {
+    /// The attention; it has no positions and no windows.
+    pub attention: AttentionSpec,
+    /// Its norm, which stands where the block's other norms do.
+    pub norm: NormSpec,
 }
 
 /// How the two parts of a block are joined.
@@ -109,6 +204,8 @@ pub enum Residual {
     Sequential,
     /// Side by side: `x += mixer(norm(x)) + channel(norm(x))`.
     Parallel,
+    /// With norms over the sums: `x = norm(x + mixer(x)); x = norm(x + channel(x))`.
+    PostNorm,
 }
 
 /// What mixes along time.

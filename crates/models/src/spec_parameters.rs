@@ -4,8 +4,8 @@
 //! `[out, in]`.
 
 use crate::spec::{
-    Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, DepthPredictor, ExpertsSpec, MixerSpec,
-    MlpSpec, ModelSpec, NormSpec, RotaryScaling, RotarySpec,
+    Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, DepthPredictor, EncoderSpec, ExpertsSpec,
+    MixerSpec, MlpSpec, ModelSpec, NormSpec, PositionSpec, RelativeSpec, RotaryScaling, RotarySpec,
 };
 
 type Parameters = Vec<(String, Vec<usize>)>;
@@ -37,14 +37,22 @@ impl ModelSpec {
             vocabulary,
             width,
             context,
-            learned_positions: None,
+            positions: None,
+            token_types: None,
+            relative: None,
             blocks: vec![block; layers],
-            final_norm: norm,
+            final_norm: Some(norm),
+            encoder: None,
             bidirectional: false,
             embedding_scale: 1.0,
             embedding_norm: None,
+            headless: false,
+            head_transform: None,
             tied_head: true,
             head_bias: false,
+            head_bias_fixed: false,
+            pooler: false,
+            next_sentence: false,
             logit_scale: 1.0,
             logit_softcap: None,
             router_losses: None,
@@ -71,20 +79,114 @@ impl ModelSpec {
     /// The name and shape of every parameter, in the order of computation.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let mut list = vec![("embedding.weight".to_owned(), vec![self.vocabulary, self.width])];
-        if let Some(rows) = self.learned_positions {
-            list.push(("positions.weight".into(), vec![rows, self.width]));
+        if let Some(encoder) = &self.encoder {
+            stack_parameters(&mut list, "encoder.", &encoder.stack(), self.width);
         }
-        if let Some(kind) = self.embedding_norm {
-            norm(&mut list, "embedding_norm", kind, self.width);
+        stack_parameters(&mut list, "", &self.stack(), self.width);
+        if self.pooler {
+            linear(&mut list, "pooler", self.width, self.width, true);
         }
-        for (number, block) in self.blocks.iter().enumerate() {
-            block_parameters(&mut list, &format!("blocks.{number}"), block, self.width);
+        if self.next_sentence {
+            linear(&mut list, "next_sentence", 2, self.width, true);
         }
-        norm(&mut list, "final_norm", self.final_norm, self.width);
-        if !self.tied_head {
-            linear(&mut list, "head", self.vocabulary, self.width, self.head_bias);
+        if let Some(transform) = self.head_transform {
+            linear(&mut list, "head_transform", self.width, self.width, true);
+            norm(&mut list, "head_norm", transform.norm, self.width);
+        }
+        match self.tied_head || self.headless {
+            true if self.head_bias => list.push(("head.bias".into(), self.head_bias_shape())),
+            true => {}
+            false => linear(&mut list, "head", self.vocabulary, self.width, self.head_bias),
         }
         list
+    }
+}
+
+/// Embedding additions, blocks and last norm, of a decoder or an encoder.
+#[derive(Debug, Clone, Copy)]
+pub struct StackSpec<'a> {
+    /// The blocks, first to last.
+    pub blocks: &'a [BlockSpec],
+    /// Positions that are added to the embedded tokens.
+    pub positions: Option<PositionSpec>,
+    /// Rows of the table of token types.
+    pub token_types: Option<usize>,
+    /// A bias by distance that all blocks share.
+    pub relative: Option<RelativeSpec>,
+    /// A norm over the embedded tokens.
+    pub embedding_norm: Option<NormSpec>,
+    /// The norm after the last block.
+    pub final_norm: Option<NormSpec>,
+    /// Whether every token sees the whole text.
+    pub bidirectional: bool,
+}
+
+impl ModelSpec {
+    /// The model without its head, and without its encoder.
+    pub fn stack(&self) -> StackSpec<'_> {
+        StackSpec {
+            blocks: &self.blocks,
+            positions: self.positions,
+            token_types: self.token_types,
+            relative: self.relative,
+            embedding_norm: self.embedding_norm,
+            final_norm: self.final_norm,
+            bidirectional: self.bidirectional,
+        }
+    }
+
+    /// Positions that the model has learned; beyond them it cannot go.
+    pub fn learned_positions(&self) -> Option<usize> {
+        match self.positions {
+            Some(PositionSpec::Learned { count, .. }) => Some(count),
+            _ => None,
+        }
+    }
+
+    /// The shape of the bias of a tied head, `[vocabulary]`; files have a fixed one as `[1, vocabulary]`.
+    pub(crate) fn head_bias_shape(&self) -> Vec<usize> {
+        if self.head_bias_fixed { vec![1, self.vocabulary] } else { vec![self.vocabulary] }
+    }
+
+    /// What is added to variances and mean squares, by the first block.
+    pub fn norm_epsilon(&self) -> Option<f64> {
+        self.blocks.first().map(|block| block.mixer_norm.epsilon())
+    }
+}
+
+impl EncoderSpec {
+    /// The encoder as a stack.
+    pub fn stack(&self) -> StackSpec<'_> {
+        StackSpec {
+            blocks: &self.blocks,
+            positions: self.positions,
+            token_types: None,
+            relative: self.relative,
+            embedding_norm: self.embedding_norm,
+            final_norm: self.final_norm,
+            bidirectional: true,
+        }
+    }
+}
+
+fn stack_parameters(list: &mut Parameters, prefix: &str, stack: &StackSpec<'_>, width: usize) {
+    if let Some(PositionSpec::Learned { count, offset }) = stack.positions {
+        list.push((format!("{prefix}positions.weight"), vec![count.saturating_add(offset), width]));
+    }
+    if let Some(rows) = stack.token_types {
+        list.push((format!("{prefix}token_types.weight"), vec![rows, width]));
+    }
+    if let Some(relative) = stack.relative {
+        list.push((format!("{prefix}relative_bias.weight"), vec![relative.buckets, relative.heads]));
+    }
+    if let Some(kind) = stack.embedding_norm {
+        norm(list, &format!("{prefix}embedding_norm"), kind, width);
+    }
+    for (number, block) in stack.blocks.iter().enumerate() {
+        block_parameters(list, &format!("{prefix}blocks.{number}"), block, width);
+    }
+    if let Some(kind) = stack.final_norm {
+        norm(list, &format!("{prefix}final_norm"), kind, width);
     }
 }
 
@@ -109,8 +211,12 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
         }
     };
     optional("mixer_output_norm", block.mixer_output_norm);
+    optional("cross_norm", block.cross.as_ref().map(|cross| cross.norm));
     optional("channel_norm", block.channel_norm);
     optional("channel_output_norm", block.channel_output_norm);
+    if let Some(cross) = &block.cross {
+        attention_parameters(list, &format!("{path}.cross"), &cross.attention, width);
+    }
     let path = format!("{path}.channel");
     match &block.channel {
         ChannelSpec::Mlp(mlp) => mlp_parameters(list, &path, mlp, width),

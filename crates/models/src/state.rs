@@ -2,7 +2,11 @@
 
 use burn::tensor::{Tensor, s};
 
-use crate::spec::{BlockSpec, MixerSpec, ModelSpec};
+use crate::{
+    layers::cross_attention::SourceKeys,
+    model::Input,
+    spec::{BlockSpec, MixerSpec, ModelSpec},
+};
 
 /// The state of a batch of sequences that are decoded together.
 ///
@@ -13,10 +17,21 @@ use crate::spec::{BlockSpec, MixerSpec, ModelSpec};
 /// ```
 #[derive(Debug, Clone)]
 pub struct SequenceState {
-    pub(crate) mixers: Vec<MixerState>,
+    pub(crate) blocks: Vec<BlockState>,
+    /// Tokens of the source, and the interval of real ones in each row, once it is encoded.
+    pub(crate) source: Option<(usize, Vec<(u32, u32)>)>,
     /// Segment of every position seen, row by row; 0 marks padding on the left. Empty until a row is padded.
     pub(crate) segments: Vec<Vec<u32>>,
     pub(crate) length: usize,
+}
+
+/// The memory of one block.
+#[derive(Debug, Clone)]
+pub struct BlockState {
+    /// What its mixer remembers.
+    pub mixer: MixerState,
+    /// Keys and values of the source.
+    pub source: Option<SourceKeys>,
 }
 
 /// The memory of one block's mixer.
@@ -48,9 +63,9 @@ impl MixerState {
 #[derive(Debug, Clone)]
 pub struct RoutedState {
     /// The memory before the first token.
-    pub(crate) empty: Box<MixerState>,
+    pub(crate) empty: Box<BlockState>,
     /// Each row's memory, and the segments of the tokens in it.
-    pub(crate) rows: Vec<(MixerState, Vec<u32>)>,
+    pub(crate) rows: Vec<(BlockState, Vec<u32>)>,
 }
 
 impl RoutedState {
@@ -63,13 +78,57 @@ impl RoutedState {
 impl SequenceState {
     /// The state before the first token.
     pub fn new(spec: &ModelSpec) -> Self {
-        let memory = |block: &BlockSpec| match block.routing {
-            None => MixerState::new(&block.mixer),
+        let plain = |block: &BlockSpec| BlockState { mixer: MixerState::new(&block.mixer), source: None };
+        let block = |block: &BlockSpec| match block.routing {
+            None => plain(block),
             Some(_) => {
-                MixerState::Routed(RoutedState { empty: Box::new(MixerState::new(&block.mixer)), rows: Vec::new() })
+                let routed = RoutedState { empty: Box::new(plain(block)), rows: Vec::new() };
+                BlockState { mixer: MixerState::Routed(routed), source: None }
             }
         };
-        Self { mixers: spec.blocks.iter().map(memory).collect(), segments: Vec::new(), length: 0 }
+        let blocks = spec.blocks.iter().map(block).collect();
+        Self { blocks, source: None, segments: Vec::new(), length: 0 }
+    }
+
+    /// The state whose row `i` is this one's row `rows[i]`, for beams.
+    #[must_use]
+    pub fn selected(&self, rows: &[usize]) -> Self {
+        let block = |block: &BlockState| BlockState {
+            mixer: match &block.mixer {
+                MixerState::Attention(cache) => MixerState::Attention(cache.selected(rows)),
+                MixerState::Routed(state) => {
+                    let picked = rows.iter().filter_map(|row| state.rows.get(*row).cloned()).collect();
+                    MixerState::Routed(RoutedState { empty: state.empty.clone(), rows: picked })
+                }
+            },
+            source: block.source.as_ref().map(|keys| keys.clone().map(|x| select(x, rows))),
+        };
+        let source = self.source.as_ref().map(|(time, seen)| {
+            let pick = |row: &usize| if seen.len() == 1 { seen[0] } else { seen[*row] };
+            (*time, rows.iter().map(pick).collect())
+        });
+        let segments = match self.segments.is_empty() {
+            true => Vec::new(),
+            false => rows.iter().map(|row| self.segments[*row].clone()).collect(),
+        };
+        Self { blocks: self.blocks.iter().map(block).collect(), source, segments, length: self.length }
+    }
+
+    /// Counts the new tokens; returns the segments of all positions, where any row has more than one.
+    pub(crate) fn extend(&mut self, input: &Input) -> Option<Vec<u32>> {
+        let (time, past) = (input.time(), self.length);
+        self.length += time;
+        if input.segments.is_none() && self.segments.is_empty() {
+            return None;
+        }
+        self.segments.resize(input.batch, vec![1; past]);
+        for (row, known) in self.segments.iter_mut().enumerate() {
+            match &input.segments {
+                Some(new) => known.extend(&new[row * time..(row + 1) * time]),
+                None => known.resize(past + time, 1),
+            }
+        }
+        Some(self.segments.concat())
     }
 
     /// Positions seen, padding included.
@@ -86,7 +145,17 @@ pub struct KeyValues {
     length: usize,
 }
 
+/// Rows of the first axis.
+fn select(x: Tensor<4>, rows: &[usize]) -> Tensor<4> {
+    Tensor::cat(rows.iter().map(|row| x.clone().slice(s![*row..*row + 1])).collect(), 0)
+}
+
 impl KeyValues {
+    fn selected(&self, rows: &[usize]) -> Self {
+        let pick = |buffer: &Option<Tensor<4>>| buffer.clone().map(|x| select(x, rows));
+        Self { key: pick(&self.key), value: pick(&self.value), length: self.length }
+    }
+
     /// Adds new positions and returns all of them; both tensors are `[batch, time, kv_heads, head_dim]`.
     pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let total = self.length + key.dims()[1];

@@ -11,6 +11,9 @@ use espalier_models::{
     state::SequenceState,
 };
 
+/// Families whose fixtures are read as source and target.
+const ENCODER_DECODERS: [&str; 4] = ["t5", "t5-v1_1", "bart", "marian-vanilla"];
+
 const FAMILIES: [&str; 18] = [
     "gpt2",
     "llama",
@@ -40,7 +43,7 @@ fn input(name: &str) -> Input {
     let file = TensorFile::open(&fixture(name).join("expected.safetensors")).unwrap();
     let batch = file.info("input_ids").unwrap().shape[0];
     let ids = file.read_i64("input_ids").unwrap().into_iter().map(|id| id as u32).collect();
-    Input { ids, batch, positions: None, segments: None }
+    Input { ids, batch, ..Input::default() }
 }
 
 fn values(model: &LanguageModel, input: &Input) -> Vec<f32> {
@@ -76,6 +79,35 @@ fn a_cached_pass_equals_the_whole_one() {
 }
 
 #[test]
+fn a_cached_decoder_equals_the_whole_one_and_reads_its_source_once() {
+    for name in ENCODER_DECODERS {
+        let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
+        let source = || Some(Box::new(Input::padded(&[(3..20).collect(), (5..12).collect()])));
+        let rows = [vec![0, 7, 9, 11, 4], vec![0, 8, 3, 3, 9]];
+        let whole = values(&model, &Input { source: source(), ..Input::rows(&rows).unwrap() });
+        let vocabulary = model.spec().vocabulary;
+        let mut state = SequenceState::new(model.spec());
+        for t in 0..5 {
+            let step = Input::rows(&rows.clone().map(|row| vec![row[t]])).unwrap();
+            let step = Input { source: source().filter(|_| t == 0), ..step };
+            let hidden = model.hidden(&step, Some(&mut state)).unwrap();
+            let logits = model.head(hidden).into_data().try_into_vec::<f32>().unwrap();
+            for row in 0..2 {
+                let expected = &whole[(row * 5 + t) * vocabulary..(row * 5 + t + 1) * vocabulary];
+                let gap = gap(&logits[row * vocabulary..(row + 1) * vocabulary], expected);
+                assert!(gap < 1e-5, "{name}: position {t} differs by {gap}");
+            }
+        }
+        let alone =
+            Input { source: Some(Box::new(Input::padded(&[(5..12).collect()]))), ..Input::rows(&rows[1..]).unwrap() };
+        let gap = gap(&values(&model, &alone), &whole[5 * vocabulary..]);
+        assert!(gap < 1e-5, "{name}: padding the source changes {gap}");
+        let error = model.logits(&Input::rows(&rows).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("source"), "{error}");
+    }
+}
+
+#[test]
 fn left_padding_changes_nothing() {
     for name in FAMILIES {
         let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
@@ -86,6 +118,7 @@ fn left_padding_changes_nothing() {
             batch: 1,
             positions: Some([vec![0; 4], (0..9).collect()].concat()),
             segments: Some([vec![0; 4], vec![1; 9]].concat()),
+            ..Input::default()
         };
         let padded = values(&model, &padded);
         let gap = gap(&padded[4 * model.spec().vocabulary..], &plain);
@@ -104,6 +137,7 @@ fn packed_documents_do_not_see_each_other() {
             batch: 1,
             positions: Some((0..7).chain(0..5).collect()),
             segments: Some([vec![1; 7], vec![2; 5]].concat()),
+            ..Input::default()
         };
         let apart = [first, second].map(|row| values(&model, &Input::rows(&[row]).unwrap())).concat();
         let gap = gap(&values(&model, &packed), &apart);
@@ -121,7 +155,7 @@ fn tensors(folder: &Path) -> Vec<(String, Vec<f32>)> {
 
 #[test]
 fn saving_after_loading_gives_the_same_tensors() {
-    for name in FAMILIES {
+    for name in FAMILIES.into_iter().chain(ENCODER_DECODERS).chain(["bert", "llm2vec"]) {
         let loaded = folder::load(&fixture(name), &Device::flex()).unwrap();
         let saved = tempfile::tempdir().unwrap();
         folder::save(&loaded.model, saved.path(), Some(&loaded.config), Dtype::F32).unwrap();

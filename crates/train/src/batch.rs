@@ -12,7 +12,10 @@ use espalier_models::{
     taps::Unobserved,
 };
 
-use crate::Result;
+use crate::{
+    Result,
+    objectives::{Loss, Metric},
+};
 
 /// One unit of training data.
 #[derive(Debug, Clone)]
@@ -78,6 +81,7 @@ impl TokenBatch {
                 batch: rows.len(),
                 positions: packed.then(|| rows.iter().flat_map(|row| pad(&row.positions, 0)).collect()),
                 segments: (packed || padded).then(|| rows.iter().flat_map(|row| pad(&row.segments, 0)).collect()),
+                ..Input::default()
             },
             predictors: Vec::new(),
             targets: Vec::new(),
@@ -93,6 +97,64 @@ impl TokenBatch {
         batch
     }
 
+    /// As [`TokenBatch::new`] for models that see the whole text: padding is told from text.
+    pub fn whole(rows: &[&Row]) -> Self {
+        let mut batch = Self::new(rows);
+        if batch.input.segments.is_none() {
+            let texts: Vec<Vec<u32>> = rows.iter().map(|row| row.ids.clone()).collect();
+            batch.input = Input::padded(&texts);
+        }
+        batch
+    }
+
+    /// Sources for an encoder and targets for its decoder, which reads `start` and its targets but the last.
+    pub fn translations(pairs: &[(Vec<u32>, Vec<u32>)], start: u32) -> Self {
+        let sources: Vec<Vec<u32>> = pairs.iter().map(|(source, _)| source.clone()).collect();
+        let read = |(_, target): &(Vec<u32>, Vec<u32>)| -> Vec<u32> {
+            std::iter::once(start).chain(target.iter().copied().take(target.len().saturating_sub(1))).collect()
+        };
+        let read: Vec<Vec<u32>> = pairs.iter().map(read).collect();
+        // Nothing sees padding, because it comes after everything and is never a target.
+        let input = Input { segments: None, source: Some(Box::new(Input::padded(&sources))), ..Input::padded(&read) };
+        let time = input.time();
+        let mut batch = Self { input, predictors: Vec::new(), targets: Vec::new(), rows: Vec::new() };
+        for (r, (_, target)) in pairs.iter().enumerate() {
+            batch.predictors.extend((0..target.len()).map(|t| (r * time + t) as u32));
+            batch.targets.extend(target);
+            batch.rows.extend(target.iter().map(|_| r));
+        }
+        batch
+    }
+
+    /// Tokens that the model reads, sources included.
+    pub fn read(&self) -> usize {
+        self.input.ids.len() + self.input.source.as_ref().map_or(0, |source| source.ids.len())
+    }
+
+    /// Which positions are text, `[batch * time]`.
+    pub fn real(&self) -> Vec<bool> {
+        match &self.input.segments {
+            Some(segments) => segments.iter().map(|segment| *segment > 0).collect(),
+            None => vec![true; self.input.ids.len()],
+        }
+    }
+
+    /// The cross-entropy of the targets, and, of a model that is not being trained, how many of them are its first choice.
+    ///
+    /// # Errors
+    /// When a token id is outside the vocabulary.
+    pub fn loss(&self, model: &LanguageModel) -> Result<Loss> {
+        let (predicting, auxiliary) = self.predicting(model)?;
+        let sum = model.cross_entropy(predicting.clone(), &self.targets)?;
+        let count = self.targets.len() as f64;
+        let mut loss = Loss::new(sum, count, auxiliary);
+        if model.is_frozen() {
+            let right = first_choices(model, predicting, &self.targets) as f64;
+            loss.metrics.push(Metric { name: "accuracy", sum: right, units: count });
+        }
+        Ok(loss)
+    }
+
     /// Log-probability of every target, `[targets]`, and the losses that the model brings along; only the predicting
     /// positions pass the head.
     ///
@@ -103,22 +165,27 @@ impl TokenBatch {
         Ok((model.log_probabilities(predicting, &self.targets)?, auxiliary))
     }
 
-    /// Negative sum of the targets' log-probabilities, `[1]`, and the losses that the model brings along.
-    ///
-    /// # Errors
-    /// When a token id is outside the vocabulary.
-    pub fn cross_entropy(&self, model: &LanguageModel) -> Result<(Tensor<1>, Auxiliary)> {
-        let (predicting, auxiliary) = self.predicting(model)?;
-        Ok((model.cross_entropy(predicting, &self.targets)?, auxiliary))
-    }
-
-    /// The hidden states that predict the targets, `[targets, width]`.
+    /// The hidden states that predict the targets, `[targets, width]`, and the losses that the model brings along.
     fn predicting(&self, model: &LanguageModel) -> Result<(Tensor<2>, Auxiliary)> {
         let forward = model.forward(&self.input, None, &mut Unobserved)?;
         let [batch, time, width] = forward.hidden.dims();
         let hidden = embedding(forward.hidden.reshape([batch * time, width]), &self.predictors);
         Ok((hidden, model.auxiliary(&forward.sides)))
     }
+}
+
+/// Rows of logits that are made at once.
+const LOGIT_ROWS: usize = 256;
+
+/// How many targets `[rows]` are the likeliest token of their row of `hidden` `[rows, width]`.
+fn first_choices(model: &LanguageModel, hidden: Tensor<2>, targets: &[u32]) -> usize {
+    let mut right = 0;
+    for (i, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
+        let rows = hidden.clone().narrow(0, i * LOGIT_ROWS, targets.len());
+        let choices = model.head(rows).argmax(1).into_data().convert::<i64>().try_into_vec::<i64>().unwrap_or_default();
+        right += choices.iter().zip(targets).filter(|(choice, target)| **choice == i64::from(**target)).count();
+    }
+    right
 }
 
 /// A vector of integers.

@@ -32,6 +32,8 @@ pub struct TrainOptions {
     pub precision: Precision,
     /// Compute each block a second time in the backward instead of keeping its inner values: less memory, a third more work.
     pub gradient_checkpointing: bool,
+    /// Share of what attention and feed-forward layers add that is dropped at random in training.
+    pub dropout: f64,
     /// Peak step size.
     pub learning_rate: f64,
     /// Its course after warm-up.
@@ -86,6 +88,7 @@ impl Default for TrainOptions {
             packing: false,
             precision: Precision::F32,
             gradient_checkpointing: false,
+            dropout: 0.0,
             learning_rate: 2e-5,
             schedule: Schedule::Cosine,
             warmup: 0.03,
@@ -136,6 +139,7 @@ impl TrainOptions {
         positive("log_every", self.log_every)?;
         positive("keep_checkpoints", self.keep_checkpoints)?;
         within("epochs", self.epochs, f64::MIN_POSITIVE, 1e6)?;
+        within("dropout", self.dropout, 0.0, 0.99)?;
         within("learning_rate", self.learning_rate, 0.0, 1e3)?;
         within("warmup", self.warmup, 0.0, 1e9)?;
         within("final_learning_rate", self.final_learning_rate, 0.0, 1.0)?;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use burn::tensor::Tensor;
+use espalier_data::worlds::random::Random;
 use espalier_kernels::{linear::Precision, optimiser::sum_of_squares};
 use espalier_models::{model::LanguageModel, parameter::Parameters};
 
@@ -65,6 +66,8 @@ pub enum Event {
         step: usize,
         /// Mean loss on held-out data.
         loss: f64,
+        /// Share of its targets that are the model's first choice, where the objective counts them.
+        accuracy: Option<f64>,
     },
 }
 
@@ -81,6 +84,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// Held-out loss at the end, where there is held-out data.
     pub validation_loss: Option<f64>,
+    /// Named metrics of held-out data at the end.
+    pub validation_metrics: Vec<(String, f64)>,
 }
 
 /// Trains to the end of the schedule.
@@ -95,8 +100,13 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     let checkpoints = run.folder.join("checkpoints");
     fs::create_dir_all(&checkpoints).map_err(Error::file(&checkpoints))?;
     run.model.set_precision(run.options.precision);
-    run.model.set_gradient_checkpointing(run.options.gradient_checkpointing);
+    run.model.set_gradient_checkpointing(run.options.gradient_checkpointing)?;
     run.model.set_training(true);
+    if run.objective.needs_dropout() && run.options.dropout == 0.0 {
+        let reason =
+            format!("`{}` compares passes under different dropout; set it, for example to 0.1", run.objective.name());
+        return Err(Error::Option { key: "dropout", reason });
+    }
     run.objective.prepare(&run.model, &mut run.samples)?;
     run.objective.prepare(&run.model, &mut run.validation)?;
     let mut optimiser = AdamW::default();
@@ -163,7 +173,8 @@ impl State<'_> {
         }
         let norm = self.update(gradients, number)?;
         self.progress.step = number;
-        self.progress.tokens += batches.iter().map(|batch| batch.tokens.input.ids.len() as u64).sum::<u64>();
+        let tokens = |batch: &Batch| batch.tokens.read() as u64;
+        self.progress.tokens += batches.iter().map(tokens).sum::<u64>();
         self.window.add(&[Metric { name: "loss", sum: loss, units: 1.0 }]);
         self.window.add(&[Metric { name: "gradient_norm", sum: norm, units: 1.0 }]);
         Ok(loss)
@@ -177,7 +188,11 @@ impl State<'_> {
         for micro in 0..options.accumulation {
             let positions = start + micro * options.batch..start + (micro + 1) * options.batch;
             let samples: Vec<&Sample> = positions.map(|p| &self.run.samples[self.order.example(p)]).collect();
-            batches.push(self.run.objective.collate(&samples)?);
+            // What is drawn is a function of seed, step and batch, so that a run that was interrupted draws it again.
+            let mut random = Random::named(&format!("batch|{}|{}|{micro}", options.seed, self.progress.step));
+            let mut batch = self.run.objective.collate(&samples, &mut random)?;
+            batch.tokens.input.set_dropout(options.dropout, random.next_u64());
+            batches.push(batch);
         }
         Ok(batches)
     }
@@ -256,7 +271,7 @@ impl State<'_> {
     }
 
     /// Mean loss on held-out data, where there is any.
-    fn evaluate(&mut self, events: &mut dyn FnMut(&Event)) -> Result<Option<f64>> {
+    fn evaluate(&mut self, events: &mut dyn FnMut(&Event)) -> Result<Option<(f64, Vec<(String, f64)>)>> {
         if self.run.validation.is_empty() {
             return Ok(None);
         }
@@ -264,14 +279,16 @@ impl State<'_> {
             evaluate(&self.run.model, self.run.objective, &self.run.validation, self.run.options.batch)?;
         let step = self.progress.step;
         let mut values = vec![("eval_loss".to_owned(), loss)];
-        values.extend(metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), value)));
+        values.extend(metrics.iter().map(|(name, value)| (format!("eval_{name}"), *value)));
         self.log.write(step, &values)?;
-        events(&Event::Evaluated { step, loss });
-        Ok(Some(loss))
+        let accuracy = metrics.iter().find(|(name, _)| name == "accuracy").map(|(_, value)| *value);
+        events(&Event::Evaluated { step, loss, accuracy });
+        Ok(Some((loss, metrics)))
     }
 
     fn finish(mut self, started: Instant, events: &mut dyn FnMut(&Event)) -> Result<Outcome> {
-        let validation_loss = self.evaluate(events)?;
+        let (validation_loss, validation_metrics) =
+            self.evaluate(events)?.map_or((None, Vec::new()), |(loss, metrics)| (Some(loss), metrics));
         let checkpoints = self.run.folder.join("checkpoints");
         checkpoint::write(&checkpoints, &self.run.model, &self.optimiser, &self.progress, 1)?;
         self.run.model.set_precision(Precision::F32);
@@ -281,6 +298,7 @@ impl State<'_> {
             tokens: self.progress.tokens,
             seconds: started.elapsed().as_secs_f64(),
             validation_loss,
+            validation_metrics,
         })
     }
 }
@@ -298,8 +316,9 @@ pub fn evaluate(
     let model = model.frozen();
     let mut window = Window::default();
     let (mut sum, mut units) = (0.0, 0.0);
-    for chunk in samples.chunks(batch.max(1)) {
-        let batch = objective.collate(&chunk.iter().collect::<Vec<_>>())?;
+    for (number, chunk) in samples.chunks(batch.max(1)).enumerate() {
+        let mut random = Random::named(&format!("evaluation|{number}"));
+        let batch = objective.collate(&chunk.iter().collect::<Vec<_>>(), &mut random)?;
         if batch.units > 0.0 {
             let loss = objective.loss(&model, &batch)?;
             sum += scalar(&loss.sum);

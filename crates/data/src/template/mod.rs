@@ -29,6 +29,19 @@ pub const OUTPUT_LIMIT: usize = 64 << 20;
 /// The most instructions that one rendering may run: some seconds of work, which only a hostile template asks for.
 const MOST_WORK: u64 = 50_000_000;
 
+/// What is said and nothing else, with the end-of-sequence token after the assistant's part: for tasks whose questions and
+/// answers carry their own marks.
+pub const PLAIN: &str = "\
+{%- for message in messages %}
+{%- if message.role == 'assistant' %}
+{%- generation %}
+{{- message.content + eos_token }}
+{%- endgeneration %}
+{%- else %}
+{{- message.content }}
+{%- endif %}
+{%- endfor %}";
+
 /// ChatML, with marks around what the assistant says and the token that ends its turn. It refuses tools, for which ChatML has
 /// no one form.
 pub const CHATML: &str = "\
@@ -309,6 +322,13 @@ mod tests {
                 (result, expected) => panic!("{}: {result:?}, expected {expected:?}", case.name),
             }
         }
+    }
+
+    #[test]
+    fn the_plain_template_adds_nothing_but_the_end() {
+        let rendered = render(PLAIN, &[Message::user("3 1 2 ="), Message::assistant(" 1 2 3")]).unwrap();
+        assert_eq!(rendered.text, "3 1 2 = 1 2 3</s>");
+        assert_eq!(rendered.generation, [(7, 17)]);
     }
 
     #[test]

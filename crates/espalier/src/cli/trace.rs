@@ -12,8 +12,9 @@ use espalier_models::{
     checkpoint::{Dtype, TensorFile, TensorPlan, TensorWriter},
     folder::{self, LoadedModel},
     layout::{adapter_tensors, stored_tensors},
-    model::{Forward, Input},
+    model::Input,
     parameter::Parameter,
+    stack::Forward,
     taps::Unobserved,
 };
 
@@ -23,10 +24,12 @@ use crate::{Error, Result};
 /// Write logits, loss, gradients and a greedy continuation of given token ids.
 ///
 /// INPUT holds `input_ids` [batch, time] and, where wanted, `attention_mask` (0 marks padding) and `labels` (-100 is not
-/// asked for; labels are the ids when absent). OUTPUT gets `logits`, `loss` (mean next-token cross-entropy, and the weighted
-/// losses of routers where the model adds them, which also come by name: `aux_loss`), with
+/// asked for; labels are the ids when absent). An encoder-decoder reads the ids as its source and needs labels. OUTPUT gets
+/// `logits`, `loss` (mean next-token cross-entropy, and the weighted losses of routers where the model adds them, which also
+/// come by name: `aux_loss`), with
 /// --gradients `grad.<tensor>` under the checkpoint's names and layouts, with --generate `generated` (row 0 and N greedy
-/// tokens, end-of-sequence forbidden). Of a bidirectional model it gets `last_hidden_state` and `mean_pooled`.
+/// tokens, end-of-sequence forbidden). Of a bidirectional model it gets `last_hidden_state`, `mean_pooled` and, of one with
+/// a pooler, `pooler_output`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  espalier trace path/to/model input.safetensors output.safetensors --gradients --generate 12"
@@ -64,10 +67,27 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
         // Its padding stands where it stands.
         request.input.positions = None;
         let hidden = loaded.model.hidden(&request.input, None)?;
-        return write(args, encoded(hidden, &request.mask));
+        let pooled = loaded.model.pooled(hidden.clone());
+        let mut written = encoded(hidden, &request.mask);
+        if let Some(pooled) = pooled {
+            let [batch, width] = pooled.dims();
+            written.push((
+                "pooler_output".into(),
+                vec![batch, width],
+                Dtype::F32,
+                values(pooled.reshape([batch * width])),
+            ));
+        }
+        return write(args, written);
     }
     if args.gradients {
         mark(&mut loaded)?;
+    }
+    if let Some(encoder) = &loaded.model.spec().encoder {
+        request = request.into_translation(encoder.decoder_start)?;
+    }
+    if request.labels.len() != request.input.ids.len() {
+        return Err(Error::work(format!("{}: `labels` needs the shape of `input_ids`", args.input.display())));
     }
     let Forward { hidden, sides } = loaded.model.forward(&request.input, None, &mut Unobserved)?;
     let auxiliary = loaded.model.auxiliary(&sides);
@@ -138,11 +158,12 @@ fn gradients(loaded: &LoadedModel, gradients: &Gradients) -> Result<Vec<Written>
     };
     // A parameter that the loss does not reach has gradient zero.
     let gradient = |p: &Parameter| p.leaf().grad(gradients).unwrap_or_else(|| p.flat().zeros_like());
+    let trained = |t: &espalier_models::layout::StoredTensor| !t.is_fixed();
     let one = |t: espalier_models::layout::StoredTensor| {
         let gradient = t.assemble(&gradient);
         (format!("grad.{}", t.name), t.shape, Dtype::F32, gradient)
     };
-    Ok(tensors.into_iter().map(one).collect())
+    Ok(tensors.into_iter().filter(trained).map(one).collect())
 }
 
 fn generated(loaded: &LoadedModel, request: &Request, count: usize) -> Result<Written> {
@@ -155,7 +176,11 @@ fn generated(loaded: &LoadedModel, request: &Request, count: usize) -> Result<Wr
     };
     let model = loaded.model.frozen();
     let new = decode(&model, std::slice::from_ref(&prompt), &options, &mut |_, _| true)?;
-    let ids: Vec<f32> = prompt.iter().chain(&new[0].ids).map(|id| *id as f32).collect();
+    let start = match &model.spec().encoder {
+        Some(encoder) => vec![encoder.decoder_start],
+        None => prompt,
+    };
+    let ids: Vec<f32> = start.iter().chain(&new[0].ids).map(|id| *id as f32).collect();
     Ok(("generated".into(), vec![1, ids.len()], Dtype::I64, ids))
 }
 
@@ -177,6 +202,8 @@ struct Request {
     /// 1 for tokens, 0 for padding, `[batch * time]`.
     mask: Vec<bool>,
     labels: Vec<i64>,
+    /// Whether the labels stand where they are predicted, rather than one token later.
+    aligned: bool,
 }
 
 impl Request {
@@ -189,24 +216,36 @@ impl Request {
         };
         let ids = file.read_i64("input_ids")?;
         let id = |id: &i64| u32::try_from(*id).map_err(|_| wrong(&format!("token id {id} is out of range")));
-        let same_size = |name: &str| -> Result<Option<Vec<i64>>> {
-            let values = file.info(name).map(|_| file.read_i64(name)).transpose()?;
-            match values {
-                Some(values) if values.len() != batch * time => {
-                    Err(wrong(&format!("`{name}` needs the shape of `input_ids`")))
-                }
-                values => Ok(values),
-            }
-        };
-        let mask: Option<Vec<bool>> = same_size("attention_mask")?.map(|m| m.iter().map(|v| *v != 0).collect());
-        let labels = same_size("labels")?.unwrap_or_else(|| ids.clone());
-        let mut input =
-            Input { ids: ids.iter().map(id).collect::<Result<_>>()?, batch, positions: None, segments: None };
+        let optional = |name: &str| file.info(name).map(|_| file.read_i64(name)).transpose();
+        let mask: Option<Vec<bool>> = optional("attention_mask")?.map(|m| m.iter().map(|v| *v != 0).collect());
+        if mask.as_ref().is_some_and(|mask| mask.len() != batch * time) {
+            return Err(wrong("`attention_mask` needs the shape of `input_ids`"));
+        }
+        let labels = optional("labels")?.unwrap_or_else(|| ids.clone());
+        let mut input = Input { ids: ids.iter().map(id).collect::<Result<_>>()?, batch, ..Input::default() };
         if let Some(mask) = &mask {
             input.positions = Some(mask.chunks(time.max(1)).flat_map(positions).collect());
             input.segments = Some(mask.iter().map(|real| u32::from(*real)).collect());
         }
-        Ok(Self { input, mask: mask.unwrap_or_else(|| vec![true; batch * time]), labels })
+        Ok(Self { input, mask: mask.unwrap_or_else(|| vec![true; batch * time]), labels, aligned: false })
+    }
+
+    /// The ids as a source, and the labels, shifted right, as what the decoder reads.
+    fn into_translation(mut self, start: u32) -> Result<Self> {
+        let batch = self.input.batch;
+        if self.labels.is_empty() || !self.labels.len().is_multiple_of(batch) {
+            return Err(Error::work("an encoder-decoder needs `labels` of shape [batch, target time]"));
+        }
+        let time = self.labels.len() / batch;
+        let shifted = |row: &[i64]| -> Vec<u32> {
+            // What is not asked for (-100) is read as padding, as in the reference.
+            let read = |label: &i64| u32::try_from(*label).unwrap_or(0);
+            std::iter::once(start).chain(row[..time - 1].iter().map(read)).collect()
+        };
+        let ids = self.labels.chunks(time).flat_map(shifted).collect();
+        let source = Input { positions: None, ..std::mem::take(&mut self.input) };
+        self.input = Input { ids, batch, source: Some(Box::new(source)), ..Input::default() };
+        Ok(Self { aligned: true, ..self })
     }
 
     fn check_labels(&self, vocabulary: usize) -> Result<()> {
@@ -219,14 +258,15 @@ impl Request {
     /// Flat indices of predicting positions, and the tokens they predict. As in the reference, only `labels` decide.
     fn predictions(&self) -> (Vec<u32>, Vec<u32>) {
         let time = self.input.time();
-        let asked = |i: &usize| !i.is_multiple_of(time) && self.labels[*i] >= 0;
-        (0..self.labels.len()).filter(asked).map(|i| (i as u32 - 1, self.labels[i] as u32)).unzip()
+        let asked = |i: &usize| (self.aligned || !i.is_multiple_of(time)) && self.labels[*i] >= 0;
+        let before = u32::from(!self.aligned);
+        (0..self.labels.len()).filter(asked).map(|i| (i as u32 - before, self.labels[i] as u32)).unzip()
     }
 
-    /// Row 0 without its padding.
+    /// Row 0 of what the model is given, without its padding.
     fn first_row(&self) -> Vec<u32> {
-        let time = self.input.time();
-        (0..time).filter(|t| self.mask[*t]).map(|t| self.input.ids[t]).collect()
+        let given = self.input.source.as_deref().unwrap_or(&self.input);
+        (0..given.time()).filter(|t| self.mask[*t]).map(|t| given.ids[t]).collect()
     }
 }
 

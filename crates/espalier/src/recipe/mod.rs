@@ -21,6 +21,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use espalier_data::readers::Form;
 use espalier_train::{adapters::AdapterOptions, objectives::ObjectiveOptions, options::TrainOptions};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// A recipe file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,7 +57,8 @@ pub struct TrainStage {
     /// A fresh model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<NewModel>,
-    /// What a step minimises: `pretrain`, `sft`, `dpo`, or a table with options such as `{ dpo = { beta = 0.1 } }`.
+    /// What a step minimises: `pretrain`, `sft`, `dpo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
+    /// table with options such as `{ dpo = { beta = 0.1 } }`.
     #[serde(deserialize_with = "shorthand::name_or_table")]
     pub objective: ObjectiveOptions,
     /// An adapter to train instead of all weights: `lora`, or a table with options.
@@ -71,7 +73,10 @@ pub struct TrainStage {
     /// Share of `data` that is held out when there is no `validation`.
     #[serde(default)]
     pub validation_share: f64,
-    /// A chat template: `chatml`, or a path to a Jinja file. The tokenizer's own when absent.
+    /// Take the causal mask off a decoder, which makes it an encoder, or put it on again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bidirectional: Option<bool>,
+    /// A chat template: `chatml`, `plain`, or a path to a Jinja file. The tokenizer's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     /// How long, how fast and how often.
@@ -79,12 +84,15 @@ pub struct TrainStage {
     pub options: TrainOptions,
 }
 
-/// A fresh model in the LLaMA form, with a byte-level BPE tokenizer trained on the stage's data and on `tokenizer_data`.
+/// A fresh model, in the LLaMA form unless `config` describes another, with a byte-level BPE tokenizer trained on the stage's data and on `tokenizer_data`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NewModel {
     /// Tokens of the vocabulary.
     pub vocabulary: usize,
+    /// A `config.json` of any family, as a table, in place of the sizes below; vocabulary and special tokens are filled in.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
     /// Width of the residual stream.
     pub width: usize,
     /// Blocks.
@@ -112,6 +120,7 @@ impl Default for NewModel {
     fn default() -> Self {
         Self {
             vocabulary: 2048,
+            config: Map::new(),
             width: 256,
             layers: 4,
             heads: 4,

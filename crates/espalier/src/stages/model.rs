@@ -5,18 +5,19 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use espalier_data::{
     record::Record,
-    template::{CHATML, ChatTemplate},
+    template::{CHATML, ChatTemplate, PLAIN},
     tokenizer::{BpeOptions, Tokenizer},
 };
 use espalier_models::{
     adapter,
     checkpoint::{Dtype, PeftConfig},
-    families,
+    families::{self, Config},
     folder::{self, LoadedModel},
     model::LanguageModel,
     source::Seed,
     spec::ModelSpec,
 };
+use espalier_train::objectives::symbols::Symbols;
 
 use super::data::text_of;
 use crate::{Error, Result, recipe::NewModel};
@@ -65,6 +66,7 @@ fn check_vocabulary(tokenizer: &Tokenizer, model: &LanguageModel) -> Result<()> 
 pub fn create<'a>(
     new: &NewModel,
     records: impl Iterator<Item = &'a Record> + Send,
+    special: &[String],
     template: Option<&str>,
     seed: u64,
     device: &Device,
@@ -72,7 +74,9 @@ pub fn create<'a>(
     let tokenizer = match &new.tokenizer {
         Some(folder) => Tokenizer::load(folder)?,
         None => {
-            let options = BpeOptions { vocabulary: new.vocabulary, ..BpeOptions::default() };
+            let usual = BpeOptions::default();
+            let special_tokens = usual.special_tokens.iter().chain(special).cloned().collect();
+            let options = BpeOptions { vocabulary: new.vocabulary, special_tokens, ..usual };
             Tokenizer::train_byte_level_bpe(records.map(text_of), &options)?
         }
     };
@@ -80,11 +84,59 @@ pub fn create<'a>(
         (None, None) => tokenizer.with_template(ChatTemplate::new(CHATML)?),
         _ => with_template(tokenizer, template)?,
     };
-    let spec = specification(new, &tokenizer)?;
+    let spec = match new.config.is_empty() {
+        true => specification(new, &tokenizer)?,
+        false => configured(new, &tokenizer)?,
+    };
     let base = PathBuf::new();
     let model = LanguageModel::build(spec, &mut Seed(seed), device)?;
-    let config = (families::by_name("llama")?.write)(model.spec());
+    let config = families::write_config(model.spec())?;
     Ok(Start { loaded: LoadedModel { model, config, base, dtype: Dtype::F32, adapter: None }, tokenizer })
+}
+
+/// What `new.config` describes, with the tokenizer's size and special tokens where it leaves them out.
+fn configured(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
+    let plain = NewModel { vocabulary: new.vocabulary, config: new.config.clone(), ..NewModel::default() };
+    let sized = NewModel { tokenizer: None, tokenizer_data: Vec::new(), ..new.clone() };
+    if sized != plain {
+        return Err(Error::usage(
+            "`new`: with `config`, sizes belong into it; leave `width`, `layers` and the like out",
+        ));
+    }
+    let special = tokenizer.special();
+    let id = |token: &Option<String>| tokenizer.id(token.as_deref()?);
+    let start = id(&special.bos).or(id(&special.pad)).or(id(&special.eos));
+    let filled = [
+        ("vocab_size", Some(tokenizer.vocabulary_size() as u32)),
+        ("bos_token_id", id(&special.bos)),
+        ("eos_token_id", id(&special.eos)),
+        ("pad_token_id", id(&special.pad)),
+        ("decoder_start_token_id", start),
+    ];
+    let mut map = new.config.clone();
+    for (key, value) in filled {
+        if !map.contains_key(key) {
+            map.insert(key.to_owned(), value.into());
+        }
+    }
+    let config = Config::from_map(Path::new("new.config"), map);
+    Ok((families::family(&config)?.read)(&config)?)
+}
+
+/// The tokens that objectives may write.
+pub fn symbols(tokenizer: &Tokenizer, model: &LanguageModel) -> Symbols {
+    let special = tokenizer.special();
+    let named = special.extra.get("mask_token").cloned();
+    let masks = named.into_iter().chain(["<mask>", "[MASK]", "_"].map(str::to_owned));
+    let sentinels = (0..).map_while(|i| tokenizer.id(&format!("<extra_id_{i}>"))).collect();
+    Symbols {
+        mask: masks.filter_map(|token| tokenizer.id(&token)).next(),
+        sentinels,
+        special: tokenizer.special_texts().iter().filter_map(|token| tokenizer.id(token)).collect(),
+        vocabulary: tokenizer.vocabulary_size().min(model.spec().vocabulary),
+        decoder_start: model.spec().encoder.as_ref().map(|encoder| encoder.decoder_start),
+        eos: model.spec().eos.first().copied(),
+    }
 }
 
 fn specification(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
@@ -119,6 +171,7 @@ pub fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Tok
     let source = match template {
         None => return Ok(tokenizer),
         Some("chatml") => CHATML.to_owned(),
+        Some("plain") => PLAIN.to_owned(),
         Some(path) => std::fs::read_to_string(path).map_err(Error::file(path))?,
     };
     Ok(tokenizer.with_template(ChatTemplate::new(&source)?))

@@ -27,6 +27,9 @@ use crate::{
 /// When model, data or options do not fit, the loss is not finite, or the disk is full.
 pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerprint: &str) -> Result<Value> {
     let (mut start, training, validation) = prepare(workshop, stage)?;
+    if let Some(bidirectional) = stage.bidirectional {
+        start.loaded.model.set_bidirectional(bidirectional);
+    }
     let family = start.loaded.family()?;
     let peft = match (&stage.adapter, start.loaded.adapter.take()) {
         (None, None) => {
@@ -46,7 +49,7 @@ pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerpri
     };
     let planned = plan(&start.loaded.model, &training, &stage.options)?;
     say_plan(&planned, workshop.voice);
-    let objective = stage.objective.build()?;
+    let objective = stage.objective.build(&model::symbols(&start.tokenizer, &start.loaded.model))?;
     let run = Run {
         model: start.loaded.model.clone(),
         objective: objective.as_ref(),
@@ -80,7 +83,8 @@ fn prepare(workshop: &mut Workshop, stage: &TrainStage) -> Result<(Start, Vec<Sa
         (None, Some(new)) => {
             let more = data::records(&new.tokenizer_data, workshop.voice)?;
             let texts = records.iter().chain(&more);
-            model::create(new, texts, template, stage.options.seed, &workshop.device)?
+            let special = stage.objective.special_tokens();
+            model::create(new, texts, &special, template, stage.options.seed, &workshop.device)?
         }
         _ => return Err(Error::usage("a train stage needs one of `model` and `new`")),
     };
@@ -114,7 +118,10 @@ fn say_event(event: &Event, voice: &mut dyn Voice) {
             let rate = *tokens as f64 / elapsed.max(1e-9);
             voice.progress("   train", *step, *total, &format!("loss {loss:.4}  {rate:.0} tokens/s"));
         }
-        Event::Evaluated { step, loss } => voice.say(&format!("   step {step}: held-out loss {loss:.4}")),
+        Event::Evaluated { step, loss, accuracy } => {
+            let accuracy = accuracy.map(|share| format!(", first choices right {:.1} %", 100.0 * share));
+            voice.say(&format!("   step {step}: held-out loss {loss:.4}{}", accuracy.unwrap_or_default()));
+        }
     }
 }
 
@@ -132,8 +139,11 @@ fn say_outcome(outcome: &Outcome, plan: &Plan, voice: &mut dyn Voice) {
 fn summary(outcome: &Outcome, plan: &Plan) -> Value {
     let mut trained = 0;
     outcome.model.visit(&mut |p| trained += p.len());
+    let metrics: serde_json::Map<String, Value> =
+        outcome.validation_metrics.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
     json!({
         "kind": "train",
+        "validation": metrics,
         "steps": outcome.steps,
         "tokens": outcome.tokens,
         "seconds": outcome.seconds,

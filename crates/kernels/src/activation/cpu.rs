@@ -4,9 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Activation, Precision};
 use crate::{
-    bf16::{narrow, widen},
+    bf16::{narrow, wide},
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{chunk, for_chunks},
+    parallel::{chunk, for_chunks, for_items},
     simd::{erf, exp, sigmoid, tanh, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -32,11 +32,24 @@ enum Factors {
 }
 
 impl Factors {
-    fn new([gate, up]: &[FlexTensor; 2], precision: Precision) -> Self {
-        match precision {
-            Precision::F32 => Self::Whole([contiguous(gate), contiguous(up)]),
-            Precision::Bf16 => Self::Rounded([gate, up].map(|factor| narrowed(&contiguous(factor))), dimensions(gate)),
+    /// The factors of `inputs`, and `activation(gate) * up`.
+    fn new(inputs: &[FlexTensor; 2], activation: Activation, precision: Precision) -> (Self, FlexTensor) {
+        let (shape, [gate, up]) = (dimensions(&inputs[0]), inputs.each_ref().map(contiguous));
+        if precision == Precision::F32 {
+            let factors = Self::Whole([gate, up]);
+            let product = factors.product(activation);
+            return (factors, product);
         }
+        let count = slice(&gate).len();
+        let (mut y, mut halves) = (vec![0.0; count], [vec![0; count], vec![0; count]]);
+        let [of_gate, of_up] = halves.each_mut().map(|halves| halves.chunks_mut(CHUNK));
+        let tasks = y.chunks_mut(CHUNK).zip(of_gate.zip(of_up)).enumerate().collect();
+        for_items(tasks, |(i, (y, (of_gate, of_up)))| {
+            narrow(of_gate, chunk(slice(&gate), CHUNK, i));
+            narrow(of_up, chunk(slice(&up), CHUNK, i));
+            gated_halves(activation, y, of_gate, of_up);
+        });
+        (Self::Rounded(halves, shape.clone()), tensor(y, &shape))
     }
 
     fn shape(&self) -> Vec<usize> {
@@ -46,35 +59,37 @@ impl Factors {
         }
     }
 
-    /// Shows the `i`-th chunks of gate and up.
-    fn chunks(&self, i: usize, mut show: impl FnMut(&[f32], &[f32])) {
-        match self {
-            Self::Whole([gate, up]) => show(chunk(slice(gate), CHUNK, i), chunk(slice(up), CHUNK, i)),
-            Self::Rounded(halves, _) => {
-                let [gate, up] = halves.each_ref().map(|halves| {
-                    let halves = chunk(halves, CHUNK, i);
-                    let mut values = vec![0.0; halves.len()];
-                    widen(&mut values, halves);
-                    values
-                });
-                show(&gate, &up);
-            }
-        }
-    }
-
     /// `activation(gate) * up`.
     fn product(&self, activation: Activation) -> FlexTensor {
         let shape = self.shape();
         let mut y = vec![0.0; shape.iter().product()];
-        for_chunks([(&mut y, CHUNK)], |i, [y]| self.chunks(i, |gate, up| gated(activation, y, gate, up)));
+        for_chunks([(&mut y, CHUNK)], |i, [y]| match self {
+            Self::Whole([gate, up]) => gated(activation, y, chunk(slice(gate), CHUNK, i), chunk(slice(up), CHUNK, i)),
+            Self::Rounded([gate, up], _) => gated_halves(activation, y, chunk(gate, CHUNK, i), chunk(up, CHUNK, i)),
+        });
         tensor(y, &shape)
     }
-}
 
-fn narrowed(values: &FlexTensor) -> Vec<u16> {
-    let mut halves = vec![0; slice(values).len()];
-    for_chunks([(&mut halves, CHUNK)], |i, [halves]| narrow(halves, chunk(slice(values), CHUNK, i)));
-    halves
+    /// Gradients of gate and up.
+    fn gradients(&self, activation: Activation, gradient: &FlexTensor) -> [Option<FlexTensor>; 2] {
+        let shape = self.shape();
+        let count = shape.iter().product();
+        let (mut of_gate, mut of_up) = (vec![0.0; count], vec![0.0; count]);
+        for_chunks([(&mut of_gate, CHUNK), (&mut of_up, CHUNK)], |i, [of_gate, of_up]| {
+            let gradient = chunk(slice(gradient), CHUNK, i);
+            match self {
+                Self::Whole([gate, up]) => {
+                    let (gate, up) = (chunk(slice(gate), CHUNK, i), chunk(slice(up), CHUNK, i));
+                    gated_backward(activation, of_gate, of_up, gate, up, gradient);
+                }
+                Self::Rounded([gate, up], _) => {
+                    let (gate, up) = (chunk(gate, CHUNK, i), chunk(up, CHUNK, i));
+                    gated_halves_backward(activation, of_gate, of_up, gate, up, gradient);
+                }
+            }
+        });
+        [Some(tensor(of_gate, &shape)), Some(tensor(of_up, &shape))]
+    }
 }
 
 impl Gated {
@@ -112,8 +127,10 @@ impl HostOperator<1> for Plain {
 
 impl HostOperator<2> for Gated {
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
-        let factors = self.factors.get_or_init(|| Factors::new(inputs, self.precision));
-        (factors.product(self.activation), Vec::new())
+        let (factors, product) = Factors::new(inputs, self.activation, self.precision);
+        // An operator runs forward once.
+        let _ = self.factors.set(factors);
+        (product, Vec::new())
     }
 
     fn keeps_input(&self, _: usize) -> bool {
@@ -121,15 +138,7 @@ impl HostOperator<2> for Gated {
     }
 
     fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let Some(factors) = self.factors.get() else { return [None, None] };
-        let shape = factors.shape();
-        let count = shape.iter().product();
-        let (mut of_gate, mut of_up) = (vec![0.0; count], vec![0.0; count]);
-        for_chunks([(&mut of_gate, CHUNK), (&mut of_up, CHUNK)], |i, [of_gate, of_up]| {
-            let gradient = chunk(slice(&given.gradient), CHUNK, i);
-            factors.chunks(i, |gate, up| gated_backward(self.activation, of_gate, of_up, gate, up, gradient));
-        });
-        [Some(tensor(of_gate, &shape)), Some(tensor(of_up, &shape))]
+        self.factors.get().map_or([None, None], |factors| factors.gradients(self.activation, &given.gradient))
     }
 }
 
@@ -175,12 +184,35 @@ vectorised! {
 }
 
 vectorised! {
+    fn gated_halves(kind: Activation, y: &mut [f32], gate: &[u16], up: &[u16]) {
+        each!(kind, function => {
+            for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                *y = function(wide(*gate)).0 * wide(*up);
+            }
+        })
+    }
+}
+
+vectorised! {
     pub(crate) fn gated_backward(kind: Activation, of_gate: &mut [f32], of_up: &mut [f32], gate: &[f32], up: &[f32], gradient: &[f32]) {
         each!(kind, function => {
             let outputs = of_gate.iter_mut().zip(of_up);
             for ((((of_gate, of_up), gate), up), gradient) in outputs.zip(gate).zip(up).zip(gradient) {
                 let (value, derivative) = function(*gate);
                 *of_gate = derivative * up * gradient;
+                *of_up = value * gradient;
+            }
+        })
+    }
+}
+
+vectorised! {
+    fn gated_halves_backward(kind: Activation, of_gate: &mut [f32], of_up: &mut [f32], gate: &[u16], up: &[u16], gradient: &[f32]) {
+        each!(kind, function => {
+            let outputs = of_gate.iter_mut().zip(of_up);
+            for ((((of_gate, of_up), gate), up), gradient) in outputs.zip(gate).zip(up).zip(gradient) {
+                let (value, derivative) = function(wide(*gate));
+                *of_gate = derivative * wide(*up) * gradient;
                 *of_up = value * gradient;
             }
         })

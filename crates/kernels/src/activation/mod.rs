@@ -112,8 +112,11 @@ mod tests {
             let (kind, shapes) = (ALL[kind], [&[1, count][..], &[1, count][..]]);
             agree(&shapes[..1], 1e-5, |t| activate(kind, t[0].get::<2>() * 4.0).reshape([-1]),
                 |t| reference::activate(kind, t[0].get::<2>() * 4.0).reshape([-1]));
-            agree(&shapes, 1e-5, |t| gated(kind, t[0].get::<2>() * 4.0, t[1].get::<2>(), Precision::F32).into_tensor().reshape([-1]),
-                |t| (reference::activate(kind, t[0].get::<2>() * 4.0) * t[1].get::<2>()).reshape([-1]));
+            // Factors that are off by 2^-9 of themselves each: values and slopes of up to 16.
+            for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.02)] {
+                agree(&shapes, tolerance, |t| gated(kind, t[0].get::<2>() * 4.0, t[1].get::<2>(), precision).into_tensor().reshape([-1]),
+                    |t| (reference::activate(kind, t[0].get::<2>() * 4.0) * t[1].get::<2>()).reshape([-1]));
+            }
         }
     }
 }

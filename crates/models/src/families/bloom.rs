@@ -36,7 +36,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let blocks = vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layer", LAYER_LIMIT)?];
     let context = config.optional_size("seq_length", CONTEXT_LIMIT)?.unwrap_or(2048);
-    let frame = Frame { width, context, blocks, final_norm: norm, tied_by_default: true };
+    let frame = Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: true };
     Ok(ModelSpec { embedding_norm: Some(norm), ..frame.read(config, &FAMILY)? })
 }
 
@@ -47,7 +47,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("n_layer", json!(spec.blocks.len()));
     set("n_head", json!(spec.blocks.first().and_then(attention).map(|attention| attention.heads)));
     set("seq_length", json!(spec.context));
-    set("layer_norm_epsilon", json!(spec.final_norm.epsilon()));
+    set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     map
 }
 

@@ -46,7 +46,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         (false, false) => BlockSpec::sequential(mixer, channel, norm),
     };
     let blocks = vec![block; config.size("num_hidden_layers", LAYER_LIMIT)?];
-    Frame { width, context, blocks, final_norm: norm, tied_by_default: true }.read(config, &FAMILY)
+    Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: true }.read(config, &FAMILY)
 }
 
 fn read_attention(config: &Config, width: usize, context: usize, bias: bool) -> Result<AttentionSpec> {
@@ -85,7 +85,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("hidden_size", json!(spec.width));
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("max_position_embeddings", json!(spec.context));
-    set("layer_norm_epsilon", json!(spec.final_norm.epsilon()));
+    set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     set("alibi", json!(false));
     set("new_decoder_architecture", json!(new));
     if let Some(block) = spec.blocks.first() {

@@ -40,7 +40,7 @@ pub(super) fn as_gemma(mut spec: ModelSpec, tied_head: bool, activation: Activat
         }
     }
     let embedding_scale = (spec.width as f64).sqrt();
-    ModelSpec { final_norm: from_one(spec.final_norm), embedding_scale, tied_head, ..spec }
+    ModelSpec { final_norm: spec.final_norm.map(from_one), embedding_scale, tied_head, ..spec }
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -61,7 +61,7 @@ mod tests {
     fn reads_the_fixture() {
         let spec = fixture("gemma");
         assert!(spec.tied_head && spec.embedding_scale == 24f64.sqrt());
-        assert_eq!(spec.final_norm, NormSpec::RmsNorm { epsilon: 1e-6, from_one: true });
+        assert_eq!(spec.final_norm, Some(NormSpec::RmsNorm { epsilon: 1e-6, from_one: true }));
     }
 
     #[test]

@@ -8,7 +8,9 @@ use super::config::{
 };
 use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
 use crate::error::Result;
-use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
+use crate::spec::{
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, PositionSpec,
+};
 use serde_json::{Map, Value, json};
 
 /// The registration of GPT-2.
@@ -40,8 +42,9 @@ fn read(config: &Config) -> Result<ModelSpec> {
         BlockSpec::sequential(mixer, channel.clone(), norm)
     };
     let blocks = (0..layers).map(block).collect();
-    let frame = Frame { width, context: positions, blocks, final_norm: norm, tied_by_default: true };
-    Ok(ModelSpec { learned_positions: Some(positions), ..frame.read(config, &FAMILY)? })
+    let frame = Frame { width, context: positions, blocks, final_norm: Some(norm), tied_by_default: true };
+    let positions = Some(PositionSpec::Learned { count: positions, offset: 0 });
+    Ok(ModelSpec { positions, ..frame.read(config, &FAMILY)? })
 }
 
 fn read_attention(config: &Config, width: usize) -> Result<AttentionSpec> {
@@ -62,7 +65,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("n_embd", json!(spec.width));
     set("n_layer", json!(spec.blocks.len()));
     set("n_positions", json!(spec.context));
-    set("layer_norm_epsilon", json!(spec.final_norm.epsilon()));
+    set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     if let Some(mlp) = spec.blocks.first().map(mlp) {
         set("n_inner", if mlp.inner == spec.width.saturating_mul(4) { Value::Null } else { json!(mlp.inner) });
         set("activation_function", json!(activation_name(mlp.activation)));
@@ -110,9 +113,9 @@ mod tests {
     #[test]
     fn reads_the_fixture() {
         let spec = fixture("gpt2");
-        assert_eq!((spec.learned_positions, spec.context, spec.tied_head), (Some(64), 64, true));
+        assert_eq!((spec.learned_positions(), spec.context, spec.tied_head), (Some(64), 64, true));
         assert_eq!((mlp(&spec.blocks[0]).inner, mlp(&spec.blocks[0]).activation), (96, Activation::GeluTanh));
-        assert_eq!(spec.final_norm, NormSpec::layer(1e-5));
+        assert_eq!(spec.final_norm, Some(NormSpec::layer(1e-5)));
         assert_eq!(scales(&spec), [6f64.powf(-0.5); 3]);
     }
 

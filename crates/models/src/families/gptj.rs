@@ -41,7 +41,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let blocks = vec![BlockSpec::parallel(mixer, channel, norm); config.size("n_layer", LAYER_LIMIT)?];
     let context = config.size("n_positions", CONTEXT_LIMIT)?;
-    let frame = Frame { width, context, blocks, final_norm: norm, tied_by_default: false };
+    let frame = Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: false };
     let spec = frame.read(config, &FAMILY)?;
     Ok(ModelSpec { head_bias: !spec.tied_head, ..spec })
 }
@@ -52,7 +52,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("n_embd", json!(spec.width));
     set("n_layer", json!(spec.blocks.len()));
     set("n_positions", json!(spec.context));
-    set("layer_norm_epsilon", json!(spec.final_norm.epsilon()));
+    set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     if let Some(mlp) = spec.blocks.first().map(mlp) {
         set("n_inner", if mlp.inner == spec.width.saturating_mul(4) { Value::Null } else { json!(mlp.inner) });
         set("activation_function", json!(activation_name(mlp.activation)));

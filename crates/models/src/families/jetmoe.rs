@@ -53,7 +53,8 @@ fn read(config: &Config) -> Result<ModelSpec> {
     routers::read_depths(config, &mut blocks)?;
     let final_norm = NormSpec::rms(config.positive_or("rms_norm_eps", 1e-6)?);
     let losses = routers::read_losses(config, BALANCE, 0.01)?;
-    let spec = Frame { width, context, blocks, final_norm, tied_by_default: true }.read(config, &FAMILY)?;
+    let spec =
+        Frame { width, context, blocks, final_norm: Some(final_norm), tied_by_default: true }.read(config, &FAMILY)?;
     Ok(ModelSpec { router_losses: Some(losses), ..spec })
 }
 
@@ -63,7 +64,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("hidden_size", json!(spec.width));
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("max_position_embeddings", json!(spec.context));
-    set("rms_norm_eps", json!(spec.final_norm.epsilon()));
+    set("rms_norm_eps", json!(spec.final_norm.map(NormSpec::epsilon)));
     if let Some(mlp) = spec.blocks.first().map(mlp) {
         set("intermediate_size", json!(mlp.inner));
         set("activation_function", json!(activation_name(mlp.activation)));
@@ -126,7 +127,7 @@ mod tests {
     #[test]
     fn only_the_final_norm_reads_the_epsilon() {
         let spec = changed("jetmoe", json!({ "rms_norm_eps": 1e-3 })).unwrap();
-        assert_eq!(spec.final_norm.epsilon(), 1e-3);
+        assert_eq!(spec.final_norm.unwrap().epsilon(), 1e-3);
         assert_eq!(spec.blocks[0].mixer_norm.epsilon(), 1e-6);
     }
 }

@@ -64,7 +64,7 @@ mod tests {
         let spec = changed("llama", absent).unwrap();
         let attention = attention(&spec.blocks[0]).unwrap();
         assert_eq!((attention.kv_heads, attention.head_dim, spec.context), (4, 6, 2048));
-        assert_eq!(spec.final_norm, NormSpec::rms(1e-6));
+        assert_eq!(spec.final_norm, Some(NormSpec::rms(1e-6)));
         let rotary = attention.rotary.as_ref().unwrap();
         assert_eq!((rotary.theta, &rotary.scaling), (1e4, &RotaryScaling::None));
         assert_eq!((spec.tied_head, &spec.eos[..]), (false, &[2, 7][..]));

@@ -67,7 +67,7 @@ pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Res
     };
     let mut blocks: Vec<BlockSpec> = switches.windows.iter().map(block).collect();
     routers::read_depths(config, &mut blocks)?;
-    Frame { width, context, blocks, final_norm: norm, tied_by_default: false }.read(config, family)
+    Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: false }.read(config, family)
 }
 
 fn read_attention(
@@ -112,7 +112,7 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     set("hidden_size", json!(spec.width));
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("max_position_embeddings", json!(spec.context));
-    set("rms_norm_eps", json!(spec.final_norm.epsilon()));
+    set("rms_norm_eps", json!(spec.norm_epsilon()));
     set("attention_dropout", json!(0.0));
     if let Some(mlp) = spec.blocks.first().map(mlp) {
         set("intermediate_size", json!(mlp.inner));

@@ -2,6 +2,8 @@
 //!
 //! A family is one file and one line in [`FAMILIES`]. Everything else, from loading to training, knows only the spec.
 
+pub mod bart;
+pub mod bert;
 pub mod bloom;
 pub mod config;
 pub mod falcon;
@@ -12,6 +14,7 @@ pub mod gptj;
 pub mod jetmoe;
 pub mod llama;
 mod llama_layout;
+pub mod marian;
 pub mod mistral;
 pub mod mixtral;
 pub mod mpt;
@@ -24,6 +27,7 @@ mod qwen_windows;
 pub mod rope;
 mod routers;
 pub mod smollm3;
+pub mod t5;
 
 pub use config::Config;
 
@@ -54,6 +58,8 @@ pub struct Family {
 
 /// All families, one line each.
 pub const FAMILIES: &[Family] = &[
+    bart::FAMILY,
+    bert::FAMILY,
     bloom::FAMILY,
     falcon::FAMILY,
     gemma::FAMILY,
@@ -62,6 +68,7 @@ pub const FAMILIES: &[Family] = &[
     gptj::FAMILY,
     jetmoe::FAMILY,
     llama::FAMILY,
+    marian::FAMILY,
     mistral::FAMILY,
     mixtral::FAMILY,
     mpt::FAMILY,
@@ -71,6 +78,7 @@ pub const FAMILIES: &[Family] = &[
     qwen2::FAMILY,
     qwen3::FAMILY,
     smollm3::FAMILY,
+    t5::FAMILY,
 ];
 
 /// How one tensor of a checkpoint makes up our parameters.
@@ -141,8 +149,17 @@ pub fn write_config(spec: &ModelSpec) -> Result<Map<String, Value>> {
 impl Family {
     /// Whether `name` is the architecture or its base model without a head.
     fn is_architecture(&self, name: &str) -> bool {
-        let base = self.architecture.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model");
-        name == self.architecture || name == base
+        let other = |end: &str| {
+            ["ForCausalLM", "LMHeadModel", "ForMaskedLM"]
+                .iter()
+                .fold(self.architecture.to_owned(), |n, e| n.replace(e, end))
+        };
+        name == self.architecture || name == other("Model") || (self.is_masked() && name == other("ForPreTraining"))
+    }
+
+    /// Whether its head predicts masked tokens.
+    fn is_masked(&self) -> bool {
+        self.architecture.ends_with("ForMaskedLM")
     }
 }
 
@@ -176,28 +193,42 @@ struct Frame {
     width: usize,
     context: usize,
     blocks: Vec<BlockSpec>,
-    final_norm: NormSpec,
+    final_norm: Option<NormSpec>,
     tied_by_default: bool,
 }
 
 impl Frame {
     fn read(self, config: &Config, family: &Family) -> Result<ModelSpec> {
-        config.refuse("quantization_config")?;
         config.refuse("add_cross_attention")?;
         config.refuse("is_encoder_decoder")?;
+        let spec = self.read_decoder(config, family)?;
+        Ok(ModelSpec { bidirectional: config.flag_or(BIDIRECTIONAL, false)?, ..spec })
+    }
+
+    /// The same of an encoder-decoder, whose encoder the family adds, or of an encoder.
+    fn read_decoder(self, config: &Config, family: &Family) -> Result<ModelSpec> {
+        config.refuse("quantization_config")?;
         Ok(ModelSpec {
             family: family.model_type.into(),
             vocabulary: config.size("vocab_size", VOCABULARY_LIMIT)?,
             width: self.width,
             context: self.context,
-            learned_positions: None,
+            positions: None,
+            token_types: None,
+            relative: None,
             blocks: self.blocks,
             final_norm: self.final_norm,
-            bidirectional: config.flag_or(BIDIRECTIONAL, false)?,
+            encoder: None,
+            bidirectional: false,
             embedding_scale: 1.0,
             embedding_norm: None,
             tied_head: config.flag_or("tie_word_embeddings", self.tied_by_default)?,
+            headless: false,
+            head_transform: None,
             head_bias: false,
+            head_bias_fixed: false,
+            pooler: false,
+            next_sentence: false,
             logit_scale: 1.0,
             logit_softcap: None,
             router_losses: None,
@@ -231,7 +262,7 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
-    if spec.bidirectional {
+    if spec.bidirectional && !family.is_masked() {
         map.insert(BIDIRECTIONAL.into(), json!(true));
     }
     map
@@ -293,9 +324,12 @@ fn table(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<Tenso
     spec.parameters().into_iter().filter_map(|(name, _)| entry(name)).collect()
 }
 
-/// `name` with each of our names replaced by the checkpoint's.
+/// `name` with each of our names replaced by the checkpoint's; after `^` ours must stand at the beginning.
 fn rename(name: &str, table: &[(&str, &str)]) -> String {
-    table.iter().fold(name.to_owned(), |name, (ours, theirs)| name.replace(ours, theirs))
+    table.iter().fold(name.to_owned(), |name, (ours, theirs)| match ours.strip_prefix('^') {
+        Some(ours) => name.strip_prefix(ours).map(|rest| format!("{theirs}{rest}")).unwrap_or(name),
+        None => name.replace(ours, theirs),
+    })
 }
 
 #[cfg(test)]
@@ -305,7 +339,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
-    const MODELS: [&str; 20] = [
+    const MODELS: [&str; 25] = [
         "gpt2",
         "llama",
         "llama3-rope",
@@ -326,6 +360,11 @@ mod tests {
         "llm2vec",
         "mixtral",
         "jetmoe",
+        "bert",
+        "t5",
+        "t5-v1_1",
+        "bart",
+        "marian-vanilla",
     ];
 
     fn config(model: &str) -> Config {
@@ -423,6 +462,10 @@ mod tests {
             "bloom-alibi" => ["hidden_size", "n_head", "n_layer", "vocab_size", "seq_length"],
             "jetmoe" => ["hidden_size", "num_key_value_heads", "num_hidden_layers", "vocab_size", "intermediate_size"],
             "mpt-alibi" => ["d_model", "n_heads", "n_layers", "vocab_size", "max_seq_len"],
+            "t5" | "t5-v1_1" => ["d_model", "num_heads", "num_layers", "vocab_size", "d_ff"],
+            "bart" | "marian-vanilla" => {
+                ["d_model", "encoder_attention_heads", "decoder_layers", "vocab_size", "decoder_ffn_dim"]
+            }
             "falcon-mqa-parallel" => {
                 ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "ffn_hidden_size"]
             }

@@ -48,7 +48,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let norm = NormSpec::LayerNorm { epsilon: config.positive_or("layer_norm_epsilon", 1e-5)?, bias: false };
     let blocks = vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layers", LAYER_LIMIT)?];
     let context = config.optional_size("max_seq_len", CONTEXT_LIMIT)?.unwrap_or(2048);
-    Frame { width, context, blocks, final_norm: norm, tied_by_default: true }.read(config, &FAMILY)
+    Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: true }.read(config, &FAMILY)
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -57,7 +57,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("d_model", json!(spec.width));
     set("n_layers", json!(spec.blocks.len()));
     set("max_seq_len", json!(spec.context));
-    set("layer_norm_epsilon", json!(spec.final_norm.epsilon()));
+    set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     set("no_bias", json!(true));
     if let Some(attention) = spec.blocks.first().and_then(attention) {
         let scale = (attention.scale != (attention.head_dim as f64).powf(-0.5)).then_some(attention.scale);
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn reads_the_fixture() {
         let spec = fixture("mpt-alibi");
-        assert_eq!(spec.final_norm, NormSpec::LayerNorm { epsilon: 1e-5, bias: false });
+        assert_eq!(spec.final_norm, Some(NormSpec::LayerNorm { epsilon: 1e-5, bias: false }));
         assert_eq!((super::super::mlp(&spec.blocks[0]).inner, spec.context), (96, 64));
         for wrong in [json!({ "clip_qkv": 6.0 }), json!({ "qk_ln": true }), json!({ "alibi": false })] {
             let error = changed("mpt-alibi", json!({ "attn_config": wrong })).unwrap_err().to_string();

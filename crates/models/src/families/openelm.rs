@@ -47,7 +47,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     };
     let blocks = sizes.map(block).collect();
     let context = config.optional_size("max_context_length", CONTEXT_LIMIT)?.unwrap_or(2048);
-    let spec = Frame { width, context, blocks, final_norm: norm, tied_by_default: true }.read(config, &FAMILY)?;
+    let spec = Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: true }.read(config, &FAMILY)?;
     Ok(ModelSpec { tied_head: config.flag_or("share_input_output_layers", true)?, ..spec })
 }
 

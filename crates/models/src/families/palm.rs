@@ -41,7 +41,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let norm = NormSpec::LayerNorm { epsilon: config.positive_or("layer_norm_epsilon", 1e-5)?, bias: false };
     let blocks = vec![BlockSpec::parallel(mixer, channel, norm); config.size("num_hidden_layers", LAYER_LIMIT)?];
     let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(2048);
-    let spec = Frame { width, context, blocks, final_norm: norm, tied_by_default: true }.read(config, &FAMILY)?;
+    let spec = Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: true }.read(config, &FAMILY)?;
     Ok(ModelSpec { logit_scale: (width as f64).powf(-0.5), ..spec })
 }
 
@@ -51,7 +51,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("hidden_size", json!(spec.width));
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("max_position_embeddings", json!(spec.context));
-    set("layer_norm_epsilon", json!(spec.final_norm.epsilon()));
+    set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     if let Some(mlp) = spec.blocks.first().map(mlp) {
         set("intermediate_size", json!(mlp.inner));
         set("hidden_act", json!(activation_name(mlp.activation)));

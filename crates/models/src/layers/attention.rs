@@ -7,7 +7,7 @@ use espalier_kernels::{
 };
 
 use super::{Builder, linear::Linear, norm::Norm};
-use crate::{Result, model::Context, parameter::parameters, spec::AttentionSpec, state::KeyValues};
+use crate::{Result, parameter::parameters, spec::AttentionSpec, stack::Context, state::KeyValues};
 
 /// The attention mixer of one block.
 #[derive(Debug, Clone)]

@@ -15,10 +15,10 @@ use super::{Builder, linear::Linear, router::Router};
 use crate::{
     Result,
     auxiliary::{SideSpec, Sides},
-    model::Context,
     parameter::{Parameter, parameters},
     source::Initial,
     spec::AttentionExpertsSpec,
+    stack::Context,
     state::KeyValues,
 };
 

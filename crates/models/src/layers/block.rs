@@ -9,15 +9,16 @@ use espalier_kernels::{
 };
 
 use super::{
-    Builder, attention::Attention, attention_experts::AttentionExperts, channel::Channel, depth::Depth, norm::Norm,
+    Builder, attention::Attention, attention_experts::AttentionExperts, channel::Channel,
+    cross_attention::CrossAttention, depth::Depth, norm::Norm,
 };
 use crate::{
     Result,
     auxiliary::{SideOutput, SideSpec, Sides},
-    model::Context,
     parameter::{Parameters, parameters},
     spec::{BlockSpec, MixerSpec, NormSpec, Residual},
-    state::MixerState,
+    stack::Context,
+    state::{BlockState, MixerState},
 };
 
 /// A mixer and a channel mixer, joined as the spec's [`Residual`] says.
@@ -28,12 +29,22 @@ pub struct Block {
     mixer_norm: Norm,
     mixer: Mixer,
     mixer_output_norm: Option<Norm>,
+    cross: Option<Cross>,
     channel_norm: Option<Norm>,
     channel: Channel,
     channel_output_norm: Option<Norm>,
 }
 
-parameters!(Block: depth, mixer_norm, mixer, mixer_output_norm, channel_norm, channel, channel_output_norm);
+parameters!(Block: depth, mixer_norm, mixer, mixer_output_norm, cross, channel_norm, channel, channel_output_norm);
+
+/// Attention to the encoder's output, with its norm.
+#[derive(Debug, Clone)]
+struct Cross {
+    norm: Norm,
+    attention: CrossAttention,
+}
+
+parameters!(Cross: norm, attention);
 
 /// What mixes along time. A new mixer adds a variant here and its state in [`MixerState`].
 #[derive(Debug, Clone)]
@@ -47,8 +58,8 @@ pub enum Mixer {
 parameters!(enum Mixer: Attention, AttentionExperts);
 
 impl Block {
-    /// Builds `{name}.mixer_norm`, `{name}.mixer`, `{name}.channel_norm`, `{name}.channel` and the norms over their
-    /// outputs.
+    /// Builds `{name}.mixer_norm`, `{name}.mixer`, `{name}.channel_norm`, `{name}.channel`, the norms over their outputs, and,
+    /// where the spec has it, `{name}.cross` with its norm.
     ///
     /// # Errors
     /// When the source lacks a weight.
@@ -73,8 +84,25 @@ impl Block {
         let channel_norm = norm("channel_norm", spec.channel_norm)?;
         let channel_output_norm = norm("channel_output_norm", spec.channel_output_norm)?;
         let channel = Channel::build(builder, &format!("{name}.channel"), width, &spec.channel)?;
+        let cross = match &spec.cross {
+            Some(cross) => Some(Cross {
+                norm: Norm::build(builder, &format!("{name}.cross_norm"), width, cross.norm)?,
+                attention: CrossAttention::build(builder, &format!("{name}.cross"), width, &cross.attention)?,
+            }),
+            None => None,
+        };
         let residual = spec.residual;
-        Ok(Self { residual, depth, mixer_norm, mixer, mixer_output_norm, channel_norm, channel, channel_output_norm })
+        Ok(Self {
+            residual,
+            depth,
+            mixer_norm,
+            mixer,
+            mixer_output_norm,
+            cross,
+            channel_norm,
+            channel,
+            channel_output_norm,
+        })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back. What routers say on the way is added to `sides`. Where
@@ -83,12 +111,12 @@ impl Block {
         &self,
         x: Tensor<3>,
         context: &Context,
-        state: Option<&mut MixerState>,
+        state: Option<&mut BlockState>,
         recompute: bool,
         sides: &mut Sides,
     ) -> Tensor<3> {
-        let mut inner =
-            |x: Tensor<3>, context: &Context, state: Option<&mut MixerState>, sides: &mut Sides| match recompute
+        let mut all =
+            |x: Tensor<3>, context: &Context, state: Option<&mut BlockState>, sides: &mut Sides| match recompute
                 && state.is_none()
                 && is_supported(&x)
             {
@@ -96,8 +124,8 @@ impl Block {
                 false => self.forward_all(x, context, state, sides),
             };
         match &self.depth {
-            None => inner(x, context, state, sides),
-            Some(depth) => depth.forward(x, context, state, sides, &mut inner),
+            None => all(x, context, state, sides),
+            Some(depth) => depth.forward(x, context, state, sides, &mut all),
         }
     }
 
@@ -111,15 +139,36 @@ impl Block {
         &self,
         x: Tensor<3>,
         context: &Context,
-        state: Option<&mut MixerState>,
+        state: Option<&mut BlockState>,
         sides: &mut Sides,
     ) -> Tensor<3> {
+        let (mixer, source) = match state {
+            Some(state) => (Some(&mut state.mixer), Some(&mut state.source)),
+            None => (None, None),
+        };
+        let cross = |x: Transient<3>| match (&self.cross, &context.memory) {
+            (Some(cross), Some(memory)) => {
+                Some((&cross.norm, dropped(cross.attention.forward(x, memory, context, source), context, 2)))
+            }
+            _ => None,
+        };
+        if self.residual == Residual::PostNorm {
+            return self.forward_post_norm(x, context, mixer, cross, sides);
+        }
         let normed = self.mixer_norm.forward_transient(x.clone());
         let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
             Some(norm) => norm.forward_transient(x.clone()),
             None => normed.clone(),
         });
-        let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, state, sides));
+        let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, mixer, sides));
+        let mut mixed = dropped(mixed, context, 0);
+        let mut x = x;
+        if let Some(norm) = self.cross.as_ref().map(|cross| &cross.norm) {
+            let (sum, normed) = norm.forward_sum(x.clone(), mixed.clone());
+            if let Some((_, seen)) = cross(normed) {
+                (x, mixed) = (sum, seen);
+            }
+        }
         let (x, inner) = match (beside, &self.channel_norm) {
             (None, Some(norm)) => norm.forward_sum(x, mixed),
             (beside, _) => {
@@ -127,7 +176,29 @@ impl Block {
                 (x.clone(), beside.unwrap_or_else(|| x.into()))
             }
         };
-        x + optional(&self.channel_output_norm, self.channel.forward(inner, context, sides))
+        x + dropped(optional(&self.channel_output_norm, self.channel.forward(inner, context, sides)), context, 1)
+    }
+
+    /// `x = norm(x + mixer(x))`, and so on for the other parts.
+    fn forward_post_norm<'a>(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        state: Option<&mut MixerState>,
+        cross: impl FnOnce(Transient<3>) -> Option<(&'a Norm, Tensor<3>)>,
+        sides: &mut Sides,
+    ) -> Tensor<3> {
+        let sum = |norm: &Norm, x, y| norm.forward_sum(x, y).1.into_tensor();
+        let mixed = dropped(self.mixer.forward(x.clone().into(), context, state, sides), context, 0);
+        let mut x = sum(&self.mixer_norm, x, mixed);
+        if let Some((norm, seen)) = cross(x.clone().into()) {
+            x = sum(norm, x, seen);
+        }
+        let inner = dropped(self.channel.forward(x.clone().into(), context, sides), context, 1);
+        match &self.channel_norm {
+            Some(norm) => sum(norm, x, inner),
+            None => x + inner,
+        }
     }
 
     /// As [`Block::forward_all`] without state; what the backward needs is computed again when it runs.
@@ -159,6 +230,14 @@ impl Block {
 fn optional(norm: &Option<Norm>, x: Tensor<3>) -> Tensor<3> {
     match norm {
         Some(norm) => norm.forward(x),
+        None => x,
+    }
+}
+
+/// What a part adds, with dropout where the pass has it.
+fn dropped(x: Tensor<3>, context: &Context, part: u64) -> Tensor<3> {
+    match context.dropout {
+        Some(dropout) => dropout.of(part).forward(x),
         None => x,
     }
 }

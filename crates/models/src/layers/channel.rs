@@ -10,9 +10,9 @@ use super::{Builder, experts::Experts, linear::Linear, multi_head_experts::Multi
 use crate::{
     Result,
     auxiliary::{SideSpec, Sides},
-    model::Context,
     parameter::parameters,
     spec::{ChannelSpec, MlpSpec},
+    stack::Context,
 };
 
 /// What mixes along width.

@@ -16,11 +16,11 @@ use super::Builder;
 use crate::{
     Result,
     auxiliary::{SideOutput, SideSpec, Sides},
-    model::Context,
     parameter::{Parameter, parameters},
     source::Initial,
     spec::{DepthPredictor, DepthRouting, MixerSpec},
-    state::MixerState,
+    stack::Context,
+    state::{BlockState, MixerState},
 };
 
 /// Chooses the tokens of a block.
@@ -46,7 +46,7 @@ struct Predictor {
 parameters!(Predictor: up, up_bias, down, down_bias);
 
 /// The block without routing, on any tokens.
-pub(super) type Inner<'a> = dyn FnMut(Tensor<3>, &Context, Option<&mut MixerState>, &mut Sides) -> Tensor<3> + 'a;
+pub(super) type Inner<'a> = dyn FnMut(Tensor<3>, &Context, Option<&mut BlockState>, &mut Sides) -> Tensor<3> + 'a;
 
 impl Depth {
     /// Builds `{name}.router` `[1, width]` and, where the spec has one, `{name}.predictor.up` and `down`.
@@ -84,7 +84,7 @@ impl Depth {
         &self,
         x: Tensor<3>,
         context: &Context,
-        state: Option<&mut MixerState>,
+        state: Option<&mut BlockState>,
         sides: &mut Sides,
         inner: &mut Inner<'_>,
     ) -> Tensor<3> {
@@ -104,7 +104,7 @@ impl Depth {
         let count = chosen.first().map_or(0, Vec::len);
         let even = chosen.iter().all(|row| row.len() == count);
         let mut passing = Passing { depth: self, context, rows, scores, size: [time, width], sides, inner };
-        match state {
+        match state.map(|state| &mut state.mixer) {
             None if even => passing.pass(&(0..batch).collect::<Vec<_>>(), &chosen, None),
             None => (0..batch).for_each(|row| passing.pass(&[row], &chosen[row..=row], None)),
             Some(MixerState::Routed(state)) => {
@@ -144,7 +144,7 @@ struct Passing<'a, 'b> {
 
 impl Passing<'_, '_> {
     /// Lets the `chosen` tokens of some rows of the batch through, equally many of each.
-    fn pass(&mut self, rows: &[usize], chosen: &[Vec<u32>], memory: Option<&mut (MixerState, Vec<u32>)>) {
+    fn pass(&mut self, rows: &[usize], chosen: &[Vec<u32>], memory: Option<&mut (BlockState, Vec<u32>)>) {
         let ([time, width], count) = (self.size, chosen.first().map_or(0, Vec::len));
         if count == 0 {
             return;
@@ -156,7 +156,7 @@ impl Passing<'_, '_> {
         let ids: Vec<u32> = rows.iter().zip(chosen).flat_map(flat).collect();
         let earlier = memory.as_ref().map_or(&[][..], |(_, segments)| segments);
         let tokens = self.context.tokens.part(rows.len(), &ids, earlier);
-        let context = tokens.context(&self.depth.mixer);
+        let context = Context { dropout: self.context.dropout, ..tokens.context(&self.depth.mixer) };
         let part = embedding(self.rows.clone(), &ids);
         let x = part.clone().reshape([rows.len(), count, width]);
         let state = memory.map(|(state, segments)| {

@@ -11,10 +11,10 @@ use super::{Builder, router::Router};
 use crate::{
     Result,
     auxiliary::{SideSpec, Sides},
-    model::Context,
     parameter::{Parameter, parameters},
     source::Initial,
     spec::ExpertsSpec,
+    stack::Context,
 };
 
 /// Experts with their router.

@@ -10,9 +10,9 @@ use super::{Builder, experts::Experts, linear::Linear};
 use crate::{
     Result,
     auxiliary::{SideSpec, Sides},
-    model::Context,
     parameter::parameters,
     spec::MultiHeadExpertsSpec,
+    stack::Context,
 };
 
 /// Experts for parts of tokens.

@@ -12,10 +12,10 @@ use super::Builder;
 use crate::{
     Result,
     auxiliary::{SideOutput, SideSpec, Sides},
-    model::Context,
     parameter::{Parameter, parameters},
     source::Initial,
     spec::RouterSpec,
+    stack::Context,
 };
 
 /// Scores experts and chooses among them.

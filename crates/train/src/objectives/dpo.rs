@@ -6,6 +6,7 @@
 //! (RPO), which keeps their likelihood from falling. Recipe: `dpo.toml`.
 
 use burn::tensor::{Tensor, TensorData, activation::log_sigmoid};
+use espalier_data::worlds::random::Random;
 use espalier_models::{auxiliary::Auxiliary, model::LanguageModel};
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +65,7 @@ impl Objective for Dpo {
     fn prepare(&self, model: &LanguageModel, samples: &mut [Sample]) -> Result<()> {
         let reference = model.frozen();
         for chunk in samples.chunks_mut(REFERENCE_BATCH) {
-            let batch = self.collate(&chunk.iter().collect::<Vec<_>>())?;
+            let batch = self.collate(&chunk.iter().collect::<Vec<_>>(), &mut Random::new(0))?;
             let scores = sequence_log_probabilities(&reference, &batch.tokens)?.by_row;
             let scores = scores.into_data().try_into_vec::<f32>().unwrap_or_default();
             for (i, sample) in chunk.iter_mut().enumerate() {
@@ -77,7 +78,7 @@ impl Objective for Dpo {
     }
 
     /// All better answers come first, then all worse ones.
-    fn collate(&self, samples: &[&Sample]) -> Result<Batch> {
+    fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
         let pairs = samples.iter().map(|sample| match sample {
             Sample::Pair(pair, reference) => Ok((pair, *reference)),
             Sample::Row(_) => {

@@ -4,9 +4,10 @@
 //! objectives differ in the mask alone, which the encoder derives from the chat template.
 //! Recipes: `pretrain.toml`, `sft-lora.toml`.
 
+use espalier_data::worlds::random::Random;
 use espalier_models::model::LanguageModel;
 
-use super::{Batch, Loss, Objective};
+use super::{Batch, Loss, Objective, rows};
 use crate::{
     Error, Result,
     batch::{Sample, TokenBatch},
@@ -24,21 +25,23 @@ impl Objective for NextToken {
         self.name
     }
 
-    fn collate(&self, samples: &[&Sample]) -> Result<Batch> {
-        let row = |sample: &&Sample| match sample {
-            Sample::Row(row) => Ok(row.clone()),
-            Sample::Pair(..) => Err(Error::Option {
-                key: "objective",
-                reason: format!("`{}` learns from texts and conversations, not from preference pairs", self.name),
-            }),
+    fn prepare(&self, model: &LanguageModel, _: &mut [Sample]) -> Result<()> {
+        let reason = match (model.spec().encoder.is_some(), model.spec().bidirectional) {
+            (true, _) => "an encoder-decoder learns by `seq2seq`, `span_corruption` or `infilling`",
+            (false, true) => {
+                "a model that sees the whole text would only learn to copy the next token; take `mlm`, `mntp` or `simcse`"
+            }
+            (false, false) => return Ok(()),
         };
-        let rows = samples.iter().map(row).collect::<Result<Vec<_>>>()?;
-        let tokens = TokenBatch::new(&rows.iter().collect::<Vec<_>>());
+        Err(Error::Option { key: "objective", reason: format!("`{}`: {reason}", self.name) })
+    }
+
+    fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
+        let tokens = TokenBatch::new(&rows(self.name, samples)?);
         Ok(Batch { units: tokens.targets.len() as f64, tokens, reference: Vec::new() })
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
-        let (sum, auxiliary) = batch.tokens.cross_entropy(model)?;
-        Ok(Loss::new(sum, batch.units, auxiliary))
+        batch.tokens.loss(model)
     }
 }

@@ -4,14 +4,22 @@
 //! says how many units a batch has before the forward pass, so that accumulation divides by the units of the whole step.
 
 pub mod dpo;
+pub mod infilling;
 pub mod language;
+pub mod masked;
+pub mod seq2seq;
+pub mod simcse;
+pub mod span_corruption;
+pub mod symbols;
 
 use burn::tensor::Tensor;
+use espalier_data::{packing::Row, worlds::random::Random};
 use espalier_models::{auxiliary::Auxiliary, model::LanguageModel};
 use serde::{Deserialize, Serialize};
 
+use self::symbols::Symbols;
 use crate::{
-    Result,
+    Error, Result,
     batch::{Sample, TokenBatch},
 };
 
@@ -79,11 +87,16 @@ pub trait Objective {
         Ok(())
     }
 
-    /// Makes a batch of samples.
+    /// Whether the objective compares passes that differ in dropout alone.
+    fn needs_dropout(&self) -> bool {
+        false
+    }
+
+    /// Makes a batch of samples; what it draws comes from `random`, so that a step can be repeated.
     ///
     /// # Errors
     /// When the samples are of another kind than the objective learns from.
-    fn collate(&self, samples: &[&Sample]) -> Result<Batch>;
+    fn collate(&self, samples: &[&Sample], random: &mut Random) -> Result<Batch>;
 
     /// The loss of a batch.
     ///
@@ -102,18 +115,60 @@ pub enum ObjectiveOptions {
     Sft,
     /// Better against worse answers, with default options where none are given.
     Dpo(dpo::DpoOptions),
+    /// Masked tokens, by an encoder.
+    Mlm(masked::MaskingOptions),
+    /// Masked tokens, by a decoder without its mask, each from the place before.
+    Mntp(masked::MaskingOptions),
+    /// What stands before the first target is read by the encoder, the rest written by the decoder.
+    Seq2seq,
+    /// Removed spans, by an encoder-decoder (T5).
+    SpanCorruption(span_corruption::SpanOptions),
+    /// Texts with masked spans, by an encoder-decoder (BART).
+    Infilling(infilling::InfillingOptions),
+    /// Two encodings of a text find each other.
+    Simcse(simcse::SimcseOptions),
 }
 
 impl ObjectiveOptions {
-    /// The objective itself.
+    /// Special tokens that a fresh vocabulary needs for the objective.
+    pub fn special_tokens(&self) -> Vec<String> {
+        match self {
+            Self::Mlm(_) | Self::Mntp(_) | Self::Infilling(_) => vec!["<mask>".into()],
+            Self::SpanCorruption(_) => (0..FRESH_SENTINELS).map(|i| format!("<extra_id_{i}>")).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The objective itself; `symbols` are the tokens that it may write.
     ///
     /// # Errors
-    /// When an option makes no sense.
-    pub fn build(&self) -> Result<Box<dyn Objective>> {
+    /// When an option makes no sense or a token is missing.
+    pub fn build(&self, symbols: &Symbols) -> Result<Box<dyn Objective>> {
         Ok(match self {
             Self::Pretrain => Box::new(language::NextToken { name: "pretrain" }),
             Self::Sft => Box::new(language::NextToken { name: "sft" }),
             Self::Dpo(options) => Box::new(dpo::Dpo::new(options.clone())?),
+            Self::Mlm(options) => Box::new(masked::Masked::new("mlm", options.clone(), symbols, 0)?),
+            Self::Mntp(options) => Box::new(masked::Masked::new("mntp", options.clone(), symbols, 1)?),
+            Self::Seq2seq => Box::new(seq2seq::SequenceToSequence::new(symbols)?),
+            Self::SpanCorruption(options) => Box::new(span_corruption::SpanCorruption::new(options.clone(), symbols)?),
+            Self::Infilling(options) => Box::new(infilling::Infilling::new(options.clone(), symbols)?),
+            Self::Simcse(options) => Box::new(simcse::Simcse::new(options.clone())?),
         })
     }
+}
+
+/// Sentinels of a fresh vocabulary.
+const FRESH_SENTINELS: usize = 32;
+
+/// The rows of samples; preference pairs are an error of the objective `name`.
+fn rows<'a>(name: &str, samples: &[&'a Sample]) -> Result<Vec<&'a Row>> {
+    let row = |sample: &&'a Sample| match sample {
+        Sample::Row(row) => Ok(row),
+        Sample::Pair(..) => Err(Error::Option {
+            key: "objective",
+            reason: format!("`{name}` learns from texts and conversations, not from preference pairs"),
+        }),
+    };
+    samples.iter().map(row).collect()
 }

@@ -66,7 +66,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
 
 fn check_room(model: &LanguageModel, args: &GenerateArgs) -> Result<()> {
     let (needed, spec) = (args.prompt + args.new, model.spec());
-    match spec.learned_positions {
+    match spec.learned_positions() {
         Some(rows) if needed > rows => Err(Error::Usage(format!(
             "`--prompt` and `--new` make {needed} tokens but the model has {rows} positions; ask for fewer"
         ))),

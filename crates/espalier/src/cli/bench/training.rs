@@ -15,7 +15,7 @@ use espalier_models::{
 use espalier_train::{
     adapters::lora::LoraOptions,
     batch::Sample,
-    objectives::{Objective, ObjectiveOptions, dpo::DpoOptions},
+    objectives::{Objective, ObjectiveOptions, dpo::DpoOptions, symbols::Symbols},
     options::TrainOptions,
     trainer::{self, Event, Run},
 };
@@ -123,7 +123,7 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
     };
     let pair = |both: &[Vec<u32>]| Pair { chosen: example(&both[0]), rejected: example(&both[1]) };
     let samples: Vec<Sample> = rows.chunks_exact(2).map(|both| Sample::Pair(pair(both), [0.0; 2])).collect();
-    let objective = ObjectiveOptions::Dpo(DpoOptions::default()).build()?;
+    let objective = ObjectiveOptions::Dpo(DpoOptions::default()).build(&Symbols::default())?;
     loaded.model.set_precision(args.precision);
     // The reference's forward, and the policy's forward and backward; the head's part is smaller, as half of the tokens
     // are answers.
@@ -156,7 +156,7 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
 
 fn load(path: &Path, length: usize, context: &Context) -> Result<LoadedModel> {
     let loaded = model_path::load_model(path, &context.device)?;
-    match loaded.model.spec().learned_positions {
+    match loaded.model.spec().learned_positions() {
         Some(rows) if length > rows => {
             Err(Error::Usage(format!("`--length` is {length} but the model has {rows} positions; ask for fewer")))
         }
@@ -171,7 +171,7 @@ fn measure_rows(model: LanguageModel, args: &TrainArgs) -> Result<Vec<f64>> {
         Sample::example(Example::new(ids, targets))
     };
     let samples = rows.into_iter().map(sample).collect();
-    let objective = ObjectiveOptions::Pretrain.build()?;
+    let objective = ObjectiveOptions::Pretrain.build(&Symbols::default())?;
     measure(
         model,
         objective.as_ref(),

@@ -13,7 +13,7 @@ use crate::units;
 /// Vocabulary, width and context.
 pub fn sizes(spec: &ModelSpec) -> String {
     let head = if spec.tied_head { "head tied to the embedding" } else { "a head of its own" };
-    let positions = spec.learned_positions.map(|count| format!(", {count} learned positions")).unwrap_or_default();
+    let positions = spec.learned_positions().map(|count| format!(", {count} learned positions")).unwrap_or_default();
     let sight = if spec.bidirectional { ", every token sees the whole text" } else { "" };
     format!("vocabulary {}, width {}, context {}{positions}, {head}{sight}", spec.vocabulary, spec.width, spec.context)
 }

@@ -1,0 +1,164 @@
+//! BART (arXiv 1910.13461): an encoder-decoder with norms over the sums, learned positions, and a bias on the logits that is
+//! never trained. The layout serves Marian too.
+
+use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
+use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
+use crate::error::Result;
+use crate::spec::{
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, CrossSpec, EncoderSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+    PositionSpec,
+};
+use serde_json::{Map, Value, json};
+
+/// The registration of BART.
+pub const FAMILY: Family = Family {
+    model_type: "bart",
+    architecture: "BartForConditionalGeneration",
+    read: read_bart,
+    write: write_bart,
+    tensors,
+    prefix: "",
+    ignored: &["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"],
+};
+
+/// Rows of the tables of positions before that of position 0.
+const OFFSET: usize = 2;
+
+fn read_bart(config: &Config) -> Result<ModelSpec> {
+    let norm = Some(NormSpec::layer(EPSILON));
+    let learned = |count| PositionSpec::Learned { count, offset: OFFSET };
+    read(config, &FAMILY, learned, norm)
+}
+
+const EPSILON: f64 = 1e-5;
+
+/// Reads the layout, with positions for a context and a norm over the embedding.
+pub(super) fn read(
+    config: &Config,
+    family: &Family,
+    positions: impl Fn(usize) -> PositionSpec,
+    embedding_norm: Option<NormSpec>,
+) -> Result<ModelSpec> {
+    for key in ["normalize_before", "add_final_layer_norm", "normalize_embedding_before"] {
+        config.refuse(key)?;
+    }
+    let width = config.size("d_model", WIDTH_LIMIT)?;
+    let norm = NormSpec::layer(EPSILON);
+    let activation = config.activation_or("activation_function", Activation::Gelu)?;
+    let side = |side: &str| -> Result<(usize, BlockSpec)> {
+        let key = format!("{side}_attention_heads");
+        let heads = config.size(&key, HEAD_LIMIT)?;
+        let head_dim = even_head_dim(config, &key, width, heads)?;
+        let plain = AttentionSpec::plain(heads, heads, head_dim);
+        let attention = AttentionSpec { qkv_bias: true, output_bias: true, ..plain };
+        let inner = config.size(&format!("{side}_ffn_dim"), INNER_LIMIT)?;
+        let channel = ChannelSpec::Mlp(MlpSpec { inner, activation, bias: true });
+        let cross = (side == "decoder").then(|| CrossSpec { attention: attention.clone(), norm });
+        let block = BlockSpec::post_norm(MixerSpec::Attention(attention), channel, norm);
+        Ok((config.size(&format!("{side}_layers"), LAYER_LIMIT)?, BlockSpec { cross, ..block }))
+    };
+    let (layers, block) = side("decoder")?;
+    let blocks = vec![block; layers];
+    let (layers, block) = side("encoder")?;
+    let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(1024);
+    let start = config.token("decoder_start_token_id")?;
+    let encoder = EncoderSpec {
+        blocks: vec![block; layers],
+        positions: Some(positions(context)),
+        relative: None,
+        embedding_norm,
+        final_norm: None,
+        decoder_start: start.ok_or_else(|| config.error("decoder_start_token_id", "missing; add it"))?,
+        fixed_padding: true,
+        forced_first: config.token("forced_bos_token_id")?,
+        forced_last: config.token("forced_eos_token_id")?,
+    };
+    let frame = Frame { width, context, blocks, final_norm: None, tied_by_default: true };
+    let scale = config.flag_or("scale_embedding", false)?;
+    let deviation = config.positive_or("init_std", 0.02)?;
+    Ok(ModelSpec {
+        positions: Some(positions(context)),
+        encoder: Some(encoder),
+        embedding_scale: if scale { (width as f64).sqrt() } else { 1.0 },
+        embedding_norm,
+        head_bias: true,
+        head_bias_fixed: true,
+        initializer_range: deviation,
+        ..frame.read_decoder(config, family)?
+    })
+}
+
+fn write_bart(spec: &ModelSpec) -> Map<String, Value> {
+    write(spec, &FAMILY)
+}
+
+/// Writes the layout.
+pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
+    let mut map = write_frame(spec, family);
+    map.remove("initializer_range");
+    let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
+    set("is_encoder_decoder", json!(true));
+    set("d_model", json!(spec.width));
+    set("max_position_embeddings", json!(spec.context));
+    set("scale_embedding", json!(spec.embedding_scale != 1.0));
+    set("init_std", json!(spec.initializer_range));
+    let mut side = |side: &str, blocks: &[BlockSpec]| {
+        set(&format!("{side}_layers"), json!(blocks.len()));
+        if let Some(block) = blocks.first() {
+            let mlp = mlp(block);
+            set(&format!("{side}_attention_heads"), json!(attention(block).map(|attention| attention.heads)));
+            set(&format!("{side}_ffn_dim"), json!(mlp.inner));
+            set("activation_function", json!(activation_name(mlp.activation)));
+        }
+    };
+    side("decoder", &spec.blocks);
+    if let Some(encoder) = &spec.encoder {
+        side("encoder", &encoder.blocks);
+        set("decoder_start_token_id", json!(encoder.decoder_start));
+        set("forced_bos_token_id", json!(encoder.forced_first));
+        set("forced_eos_token_id", json!(encoder.forced_last));
+    }
+    map
+}
+
+/// The tensors of the layout.
+pub(super) fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
+    const NAMES: &[(&str, &str)] = &[
+        ("^embedding.", "model.shared."),
+        ("^encoder.positions.", "model.encoder.embed_positions."),
+        ("^encoder.embedding_norm.", "model.encoder.layernorm_embedding."),
+        ("^encoder.blocks.", "model.encoder.layers."),
+        ("^positions.", "model.decoder.embed_positions."),
+        ("^embedding_norm.", "model.decoder.layernorm_embedding."),
+        ("^blocks.", "model.decoder.layers."),
+        ("^head.bias", "final_logits_bias"),
+        (".mixer_norm.", ".self_attn_layer_norm."),
+        (".mixer.", ".self_attn."),
+        (".cross_norm.", ".encoder_attn_layer_norm."),
+        (".cross.", ".encoder_attn."),
+        (".query.", ".q_proj."),
+        (".key.", ".k_proj."),
+        (".value.", ".v_proj."),
+        (".output.", ".out_proj."),
+        (".channel.up.", ".fc1."),
+        (".channel.down.", ".fc2."),
+        (".channel_norm.", ".final_layer_norm."),
+    ];
+    table(spec, NAMES, &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{changed, fixture};
+    use super::*;
+
+    #[test]
+    fn reads_the_fixture() {
+        let spec = fixture("bart");
+        let encoder = spec.encoder.as_ref().unwrap();
+        assert_eq!((encoder.blocks.len(), encoder.decoder_start, encoder.forced_last), (3, 2, Some(2)));
+        assert_eq!(spec.positions, Some(PositionSpec::Learned { count: 64, offset: 2 }));
+        assert!(changed("bart", json!({ "decoder_start_token_id": null })).is_err());
+        assert!(changed("bart", json!({ "normalize_before": true })).is_err());
+    }
+}

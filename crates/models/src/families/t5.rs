@@ -1,0 +1,184 @@
+//! T5 and T5 v1.1 (arXiv 1910.10683): an encoder-decoder with RMSNorm, no biases, unscaled scores, and a bias by distance that
+//! all blocks of a stack share.
+
+use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
+use super::{Family, Frame, TensorEntry, attention, mlp, table, write_frame};
+use crate::error::Result;
+use crate::spec::{
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, CrossSpec, EncoderSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+    RelativeSpec,
+};
+use serde_json::{Map, Value, json};
+
+/// The registration of T5.
+pub const FAMILY: Family = Family {
+    model_type: "t5",
+    architecture: "T5ForConditionalGeneration",
+    read,
+    write,
+    tensors,
+    prefix: "",
+    ignored: &[
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+        // An old file's table that no version has ever read.
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+    ],
+};
+
+/// Most buckets of distances.
+const BUCKET_LIMIT: usize = 1 << 16;
+
+fn read(config: &Config) -> Result<ModelSpec> {
+    let width = config.size("d_model", WIDTH_LIMIT)?;
+    let heads = config.size("num_heads", HEAD_LIMIT)?;
+    let head_dim = config.size("d_kv", HEAD_LIMIT)?;
+    if heads.checked_mul(head_dim).is_none_or(|all| all > INNER_LIMIT) {
+        let reason = format!("{heads} heads of width {head_dim} are together wider than {INNER_LIMIT}");
+        return Err(config.error("d_kv", reason));
+    }
+    let norm = NormSpec::rms(config.positive_or("layer_norm_epsilon", 1e-6)?);
+    let attention = AttentionSpec { scale: 1.0, ..AttentionSpec::plain(heads, heads, head_dim) };
+    let channel = channel(config)?;
+    let block = BlockSpec::sequential(MixerSpec::Attention(attention.clone()), channel, norm);
+    let layers = config.size("num_layers", LAYER_LIMIT)?;
+    let relative = Some(RelativeSpec {
+        buckets: config.optional_size("relative_attention_num_buckets", BUCKET_LIMIT)?.unwrap_or(32),
+        max_distance: config.optional_size("relative_attention_max_distance", CONTEXT_LIMIT)?.unwrap_or(128),
+        heads,
+    });
+    let encoder = EncoderSpec {
+        blocks: vec![block.clone(); layers],
+        positions: None,
+        relative,
+        embedding_norm: None,
+        final_norm: Some(norm),
+        decoder_start: config.token("decoder_start_token_id")?.unwrap_or(0),
+        fixed_padding: false,
+        forced_first: config.token("forced_bos_token_id")?,
+        forced_last: config.token("forced_eos_token_id")?,
+    };
+    let cross = Some(CrossSpec { attention, norm });
+    let count = config.optional_size("num_decoder_layers", LAYER_LIMIT)?.unwrap_or(layers);
+    let blocks = vec![BlockSpec { cross, ..block }; count];
+    let context = config.optional_size("n_positions", CONTEXT_LIMIT)?.unwrap_or(512);
+    let frame = Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: true };
+    let spec = frame.read_decoder(config, &FAMILY)?;
+    // Without the newer key, a head of its own says that the logits are not scaled; files may still have no such head.
+    let scaled = config.flag_or("scale_decoder_outputs", spec.tied_head)?;
+    let logit_scale = if scaled { (width as f64).powf(-0.5) } else { 1.0 };
+    Ok(ModelSpec { relative, encoder: Some(encoder), logit_scale, initializer_range: initializer(config)?, ..spec })
+}
+
+/// T5 draws every matrix by its own rule; one deviation for all is ours.
+fn initializer(config: &Config) -> Result<f64> {
+    config.positive_or("initializer_range", 0.02)
+}
+
+/// `feed_forward_proj`: an activation, gated where its name says so; `gated-gelu` stands for the tanh form.
+fn channel(config: &Config) -> Result<ChannelSpec> {
+    const KEY: &str = "feed_forward_proj";
+    let inner = config.size("d_ff", INNER_LIMIT)?;
+    let name = config.optional_text(KEY)?.unwrap_or("relu").to_owned();
+    let (gated, name) = match name.strip_prefix("gated-") {
+        Some("gelu") => (true, "gelu_new".to_owned()),
+        Some(name) => (true, name.to_owned()),
+        None => (false, name),
+    };
+    let activation = config.clone().with(KEY, json!(name)).activation_or(KEY, Activation::Relu)?;
+    let mlp = MlpSpec { inner, activation, bias: false };
+    Ok(if gated { ChannelSpec::GatedMlp(mlp) } else { ChannelSpec::Mlp(mlp) })
+}
+
+fn write(spec: &ModelSpec) -> Map<String, Value> {
+    let mut map = write_frame(spec, &FAMILY);
+    let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
+    set("is_encoder_decoder", json!(true));
+    set("d_model", json!(spec.width));
+    set("n_positions", json!(spec.context));
+    set("num_decoder_layers", json!(spec.blocks.len()));
+    set("layer_norm_epsilon", json!(spec.norm_epsilon()));
+    set("scale_decoder_outputs", json!(spec.logit_scale != 1.0));
+    if let Some(block) = spec.blocks.first() {
+        let mlp = mlp(block);
+        let name = activation_name(mlp.activation);
+        let gated = matches!(block.channel, ChannelSpec::GatedMlp(_));
+        let gated_name = if name == "gelu_new" { "gated-gelu".into() } else { format!("gated-{name}") };
+        set("d_ff", json!(mlp.inner));
+        set("feed_forward_proj", if gated { json!(gated_name) } else { json!(name) });
+        set("is_gated_act", json!(gated));
+        set("dense_act_fn", json!(name));
+        set("num_heads", json!(attention(block).map(|attention| attention.heads)));
+        set("d_kv", json!(attention(block).map(|attention| attention.head_dim)));
+    }
+    if let Some(relative) = spec.relative {
+        set("relative_attention_num_buckets", json!(relative.buckets));
+        set("relative_attention_max_distance", json!(relative.max_distance));
+    }
+    if let Some(encoder) = &spec.encoder {
+        set("num_layers", json!(encoder.blocks.len()));
+        set("decoder_start_token_id", json!(encoder.decoder_start));
+        if encoder.forced_first.is_some() {
+            set("forced_bos_token_id", json!(encoder.forced_first));
+        }
+        if encoder.forced_last.is_some() {
+            set("forced_eos_token_id", json!(encoder.forced_last));
+        }
+    }
+    map
+}
+
+fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
+    const ENCODER: &[(&str, &str)] =
+        &[(".channel_norm.", ".layer.1.layer_norm."), (".channel.", ".layer.1.DenseReluDense.")];
+    const DECODER: &[(&str, &str)] = &[
+        (".cross_norm.", ".layer.1.layer_norm."),
+        (".cross.", ".layer.1.EncDecAttention."),
+        (".channel_norm.", ".layer.2.layer_norm."),
+        (".channel.", ".layer.2.DenseReluDense."),
+    ];
+    const NAMES: &[(&str, &str)] = &[
+        ("^embedding.", "shared."),
+        ("^head.", "lm_head."),
+        ("^encoder.final_norm.", "encoder.final_layer_norm."),
+        ("^encoder.relative_bias.", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias."),
+        ("^encoder.blocks.", "encoder.block."),
+        ("^final_norm.", "decoder.final_layer_norm."),
+        ("^relative_bias.", "decoder.block.0.layer.0.SelfAttention.relative_attention_bias."),
+        ("^blocks.", "decoder.block."),
+        (".mixer_norm.", ".layer.0.layer_norm."),
+        (".mixer.", ".layer.0.SelfAttention."),
+        (".query.", ".q."),
+        (".key.", ".k."),
+        (".value.", ".v."),
+        (".output.", ".o."),
+        (".down.", ".wo."),
+    ];
+    let gated = matches!(spec.blocks.first().map(|block| &block.channel), Some(ChannelSpec::GatedMlp(_)));
+    let inner: &[(&str, &str)] = if gated { &[(".gate.", ".wi_0."), (".up.", ".wi_1.")] } else { &[(".up.", ".wi.")] };
+    let (encoder, decoder) = ([ENCODER, NAMES, inner].concat(), [DECODER, NAMES, inner].concat());
+    let mut entries = table(spec, &decoder, &[]);
+    for (entry, of_encoder) in entries.iter_mut().zip(table(spec, &encoder, &[])) {
+        if entry.name.starts_with("encoder.") {
+            *entry = of_encoder;
+        }
+    }
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{changed, fixture};
+    use super::*;
+
+    #[test]
+    fn reads_the_fixtures() {
+        let (old, new) = (fixture("t5"), fixture("t5-v1_1"));
+        assert!(
+            matches!(old.blocks[0].channel, ChannelSpec::Mlp(_)) && (old.logit_scale - 24f64.powf(-0.5)).abs() < 1e-12
+        );
+        assert!(matches!(new.blocks[0].channel, ChannelSpec::GatedMlp(_)) && new.logit_scale == 1.0);
+        assert_eq!(attention(&new.blocks[0]).unwrap().scale, 1.0);
+        assert!(changed("t5", json!({ "feed_forward_proj": "gated-mish" })).is_err());
+    }
+}

@@ -1,0 +1,241 @@
+//! A stack: embedded tokens with their positions, blocks, and the last norm. A decoder is one, an encoder is one, and an
+//! encoder-decoder has two.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use espalier_kernels::{attention::Mask, embedding::embedding, linear::Precision};
+
+pub use crate::context::Context;
+use crate::{
+    Error, Result,
+    auxiliary::Sides,
+    context::Tokens,
+    layers::{Builder, block::Block, norm::Norm},
+    model::Input,
+    parameter::{Parameter, parameters},
+    positions::Positions,
+    relative::RelativeBias,
+    source::Initial,
+    spec::{MixerSpec, ModelSpec},
+    spec_parameters::StackSpec,
+    state::SequenceState,
+    taps::{Flow, Observer, Site},
+};
+
+/// The encoder's output, as decoder blocks see it.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// `[batch, source time, width]`; absent where each block has cached its keys and values.
+    pub hidden: Option<Tensor<3>>,
+    /// The real tokens of each row.
+    pub mask: Mask,
+}
+
+/// How a stack is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mode {
+    /// The arithmetic of products outside linear layers.
+    pub precision: Precision,
+    /// Whether blocks are run again in the backward.
+    pub gradient_checkpointing: bool,
+    /// Whether layers work as in training.
+    pub training: bool,
+}
+
+/// What a forward pass gives.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// Hidden states after the final norm, `[batch, time, width]`.
+    pub hidden: Tensor<3>,
+    /// What the blocks' routers said on the way.
+    pub sides: Sides,
+}
+
+/// Positions, blocks and the last norm.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    spec: Arc<ModelSpec>,
+    is_encoder: bool,
+    device: Device,
+    positions: Option<Positions>,
+    token_types: Option<Parameter>,
+    relative: Option<RelativeBias>,
+    embedding_norm: Option<Norm>,
+    blocks: Vec<Block>,
+    final_norm: Option<Norm>,
+}
+
+parameters!(Stack: positions, token_types, relative, embedding_norm, blocks, final_norm);
+
+impl Stack {
+    /// Builds the decoder of `spec`, or its encoder, whose parameters begin with `encoder.`.
+    ///
+    /// # Errors
+    /// When the source lacks a weight.
+    pub fn build(builder: &mut Builder, spec: &Arc<ModelSpec>, is_encoder: bool) -> Result<Self> {
+        let (stack, prefix) = side(spec, is_encoder);
+        let width = spec.width;
+        let positions = stack.positions.map(|kind| Positions::build(builder, prefix, width, kind)).transpose()?;
+        let normal = Initial::Normal(builder.deviation);
+        let token_types = stack
+            .token_types
+            .map(|rows| builder.parameter(format!("{prefix}token_types.weight"), vec![rows, width], normal))
+            .transpose()?;
+        let relative =
+            stack.relative.map(|kind| RelativeBias::build(builder, prefix, kind, stack.bidirectional)).transpose()?;
+        let norm = |builder: &mut Builder, name: &str, kind: Option<_>| {
+            kind.map(|kind| Norm::build(builder, &format!("{prefix}{name}"), width, kind)).transpose()
+        };
+        let embedding_norm = norm(builder, "embedding_norm", stack.embedding_norm)?;
+        let blocks = stack
+            .blocks
+            .iter()
+            .enumerate()
+            .map(|(i, block)| Block::build(builder, &format!("{prefix}blocks.{i}"), width, block))
+            .collect::<Result<_>>()?;
+        let final_norm = norm(builder, "final_norm", stack.final_norm)?;
+        let (spec, device) = (spec.clone(), builder.device.clone());
+        Ok(Self { spec, is_encoder, device, positions, token_types, relative, embedding_norm, blocks, final_norm })
+    }
+
+    /// Hidden states after the final norm, `[batch, time, width]`. `embedding` is the table of tokens.
+    ///
+    /// # Errors
+    /// When a position or a token type is outside the model's tables.
+    pub fn forward(
+        &self,
+        embedding: &Parameter,
+        input: &Input,
+        mut state: Option<&mut SequenceState>,
+        memory: Option<Memory>,
+        mode: Mode,
+        observer: &mut dyn Observer,
+    ) -> Result<Forward> {
+        let (positions, contexts) = self.contexts(input, state.as_deref_mut(), memory, mode);
+        let mut sides = Sides::new();
+        let mut flow = observer.observe(Site::Embedding, self.embed(embedding, input, &positions)?);
+        for (i, (block, context)) in self.blocks.iter().zip(&contexts).enumerate() {
+            let hidden = match flow {
+                Flow::Continue(hidden) => hidden,
+                Flow::Stop(_) => break,
+            };
+            let memory = state.as_deref_mut().and_then(|state| state.blocks.get_mut(i));
+            let hidden = block.forward(hidden, context, memory, mode.gradient_checkpointing, &mut sides);
+            flow = observer.observe(Site::Block(i), hidden);
+        }
+        let (Flow::Continue(hidden) | Flow::Stop(hidden)) = flow;
+        let hidden = match &self.final_norm {
+            Some(norm) => norm.forward(hidden),
+            None => hidden,
+        };
+        Ok(Forward { hidden, sides })
+    }
+
+    /// The same stack under a specification that differs in what weights do not know of.
+    pub(crate) fn set_spec(&mut self, spec: Arc<ModelSpec>) {
+        self.spec = spec;
+    }
+
+    /// Whether each block depends on its input and its own weights alone, as running it again in the backward asks for.
+    pub fn has_independent_blocks(&self) -> bool {
+        self.relative.is_none() && self.stack().blocks.iter().all(|block| block.cross.is_none())
+    }
+
+    fn stack(&self) -> StackSpec<'_> {
+        side(&self.spec, self.is_encoder).0
+    }
+
+    fn embed(&self, table: &Parameter, input: &Input, positions: &[u32]) -> Result<Tensor<3>> {
+        let [batch, time] = [input.batch, input.time()];
+        let rows = |table: &Parameter, rows: &[u32]| -> Tensor<3> {
+            embedding(table.value(), rows).reshape([batch, time, self.spec.width])
+        };
+        let mut hidden = rows(table, &input.ids);
+        if let Some(trained) = self.trained_lookups(input) {
+            hidden = hidden.clone() * trained.clone() + hidden.detach() * (trained.neg() + 1.0);
+        }
+        if self.spec.embedding_scale != 1.0 {
+            hidden = hidden * self.spec.embedding_scale;
+        }
+        if let Some(kinds) = &self.token_types {
+            let zeros = || vec![0; input.ids.len()];
+            let types = input.token_types.clone().unwrap_or_else(zeros);
+            let count = kinds.shape()[0];
+            if let Some(kind) = types.iter().find(|kind| **kind as usize >= count) {
+                return Err(Error::Invalid(format!("token type {kind} is outside the model's {count} types")));
+            }
+            hidden = hidden + rows(kinds, &types);
+        }
+        if let Some(table) = &self.positions {
+            hidden = hidden + table.forward(positions, [batch, time], &self.device)?;
+        }
+        Ok(match &self.embedding_norm {
+            Some(norm) => norm.forward(hidden),
+            None => hidden,
+        })
+    }
+
+    /// 0 where a lookup trains nothing and 1 elsewhere, `[batch, time, 1]`; nothing where all are 1.
+    fn trained_lookups(&self, input: &Input) -> Option<Tensor<3>> {
+        let pad = self.spec.pad.filter(|_| self.spec.encoder.as_ref().is_some_and(|encoder| encoder.fixed_padding))?;
+        let trained: Vec<f32> = input.ids.iter().map(|id| if *id == pad { 0.0 } else { 1.0 }).collect();
+        let shape = [input.batch, input.time(), 1];
+        trained.contains(&0.0).then(|| Tensor::from_data(TensorData::new(trained, shape), &self.device))
+    }
+
+    /// The positions of the new tokens, and each block's context. Advances the state's count.
+    fn contexts(
+        &self,
+        input: &Input,
+        state: Option<&mut SequenceState>,
+        memory: Option<Memory>,
+        mode: Mode,
+    ) -> (Vec<u32>, Vec<Context>) {
+        let (batch, time) = (input.batch, input.time());
+        let past = state.as_ref().map_or(0, |state| state.length);
+        let count_on = || (0..batch).flat_map(|_| (past..past + time).map(|p| p as u32)).collect();
+        let positions: Vec<u32> = input.positions.clone().unwrap_or_else(count_on);
+        let segments = match state {
+            Some(state) => state.extend(input),
+            None => input.segments.clone(),
+        };
+        let stack = self.stack();
+        let tokens = Arc::new(Tokens {
+            batch,
+            time,
+            past,
+            longest: positions.iter().max().map_or(0, |last| *last as usize + 1),
+            positions: positions.clone(),
+            segments,
+            bidirectional: stack.bidirectional,
+            training: mode.training,
+            precision: mode.precision,
+            device: self.device.clone(),
+        });
+        let shared = self.relative.as_ref().map(|relative| relative.forward(time, past + time));
+        let mut made: Vec<(&MixerSpec, Context)> = Vec::new();
+        let mut contexts = Vec::with_capacity(stack.blocks.len());
+        for (i, block) in stack.blocks.iter().enumerate() {
+            let dropout = input.dropout.map(|dropout| dropout.of(2 * i as u64 + u64::from(self.is_encoder)));
+            if let Some((_, known)) = made.iter().find(|(mixer, _)| **mixer == block.mixer) {
+                contexts.push(Context { dropout, ..known.clone() });
+                continue;
+            }
+            let own = tokens.context(&block.mixer);
+            let bias = own.bias.clone().or_else(|| shared.clone());
+            let context = Context { bias, memory: memory.clone(), dropout, ..own };
+            made.push((&block.mixer, context.clone()));
+            contexts.push(context);
+        }
+        (positions, contexts)
+    }
+}
+
+/// The decoder, or the encoder with its prefix.
+fn side(spec: &ModelSpec, is_encoder: bool) -> (StackSpec<'_>, &'static str) {
+    match &spec.encoder {
+        Some(encoder) if is_encoder => (encoder.stack(), "encoder."),
+        _ => (spec.stack(), ""),
+    }
+}

@@ -1,0 +1,141 @@
+//! BART's denoising (arXiv 1910.13461, section 2.2): spans whose length is drawn from a Poisson distribution are replaced by one
+//! mask token each, none-long ones insert one, and the decoder writes the whole text.
+//!
+//! Sentences are not put into another order: that half of BART's noise needs to know where sentences end. Recipe:
+//! `bart.toml`.
+
+use espalier_data::worlds::random::Random;
+use espalier_models::model::LanguageModel;
+use serde::{Deserialize, Serialize};
+
+use super::{Batch, Loss, Objective, rows, seq2seq::decoder_start, symbols::Symbols};
+use crate::{
+    Error, Result,
+    batch::{Sample, TokenBatch},
+};
+
+/// How much is masked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InfillingOptions {
+    /// Share of the tokens that is masked.
+    pub share: f64,
+    /// Mean length of a masked span, in tokens.
+    pub mean_length: f64,
+}
+
+impl Default for InfillingOptions {
+    fn default() -> Self {
+        Self { share: 0.3, mean_length: 3.0 }
+    }
+}
+
+/// The objective.
+#[derive(Debug, Clone)]
+pub struct Infilling {
+    options: InfillingOptions,
+    special: Vec<u32>,
+    mask: u32,
+    start: u32,
+}
+
+impl Infilling {
+    /// The objective, where the vocabulary has a token to mask with.
+    ///
+    /// # Errors
+    /// When options make no sense, there is no mask token, or the model is no encoder-decoder.
+    pub fn new(options: InfillingOptions, symbols: &Symbols) -> Result<Self> {
+        let wrong = |reason: &str| Error::Option { key: "objective", reason: reason.into() };
+        if !(options.share > 0.0 && options.share < 1.0) || !(0.1..=100.0).contains(&options.mean_length) {
+            return Err(wrong("`share` lies between 0 and 1, `mean_length` between 0.1 and 100"));
+        }
+        let mask = symbols.mask.ok_or_else(|| wrong("`infilling` needs a mask token, such as `<mask>`"))?;
+        Ok(Self { options, special: symbols.special.clone(), mask, start: decoder_start("infilling", symbols)? })
+    }
+
+    fn corrupt(&self, text: &[u32], random: &mut Random) -> Vec<u32> {
+        let mut wanted = (text.len() as f64 * self.options.share).round() as usize;
+        let mut masked = vec![false; text.len()];
+        let mut inserted = vec![false; text.len()];
+        // Spans may fall on what is masked or must stay, so some draws add nothing.
+        for _ in 0..10 * text.len() {
+            if wanted == 0 {
+                break;
+            }
+            let start = random.below(text.len());
+            let length = poisson(self.options.mean_length, random).min(wanted);
+            let end = (start + length).min(text.len());
+            if length == 0 {
+                inserted[start] = true;
+            } else if (start..end).all(|t| !masked[t] && !self.special.contains(&text[t])) {
+                masked[start..end].fill(true);
+                wanted -= end - start;
+            }
+        }
+        let mut noisy = Vec::with_capacity(text.len());
+        for (t, id) in text.iter().enumerate() {
+            if inserted[t] && !masked[t] {
+                noisy.push(self.mask);
+            }
+            match masked[t] {
+                false => noisy.push(*id),
+                true if t == 0 || !masked[t - 1] => noisy.push(self.mask),
+                true => {}
+            }
+        }
+        noisy
+    }
+}
+
+/// A number drawn from the Poisson distribution (Knuth's product of uniform numbers).
+fn poisson(mean: f64, random: &mut Random) -> usize {
+    let (limit, mut product, mut count) = ((-mean).exp(), random.f(), 0);
+    while product > limit {
+        product *= random.f();
+        count += 1;
+    }
+    count
+}
+
+impl Objective for Infilling {
+    fn name(&self) -> &'static str {
+        "infilling"
+    }
+
+    fn collate(&self, samples: &[&Sample], random: &mut Random) -> Result<Batch> {
+        let texts = rows("infilling", samples)?;
+        let pairs: Vec<_> = texts.iter().map(|row| (self.corrupt(&row.ids, random), row.ids.clone())).collect();
+        let tokens = TokenBatch::translations(&pairs, self.start);
+        Ok(Batch { units: tokens.targets.len() as f64, tokens, reference: Vec::new() })
+    }
+
+    fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
+        batch.tokens.loss(model)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_third_is_masked_in_spans_of_three() {
+        let symbols = Symbols { mask: Some(99), decoder_start: Some(0), special: vec![1], ..Symbols::default() };
+        let objective = Infilling::new(InfillingOptions::default(), &symbols).unwrap();
+        let mut random = Random::new(4);
+        let (mut kept, mut total, mut lengths) = (0, 0, Vec::new());
+        for _ in 0..100 {
+            let text: Vec<u32> = (0..1000).map(|i| if i == 999 { 1 } else { 2 + i % 50 }).collect();
+            let noisy = objective.corrupt(&text, &mut random);
+            assert_eq!(noisy.last(), Some(&1));
+            kept += noisy.iter().filter(|id| **id != 99).count();
+            total += text.len();
+        }
+        for _ in 0..20_000 {
+            lengths.push(poisson(3.0, &mut random) as f64);
+        }
+        let masked = 1.0 - kept as f64 / total as f64;
+        let mean = lengths.iter().sum::<f64>() / lengths.len() as f64;
+        assert!((masked - 0.3).abs() < 0.01 && (mean - 3.0).abs() < 0.05, "{masked} {mean}");
+    }
+}

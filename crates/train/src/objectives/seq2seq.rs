@@ -1,0 +1,78 @@
+//! Sequence to sequence (arXiv 1706.03762): an encoder reads what is given, the decoder learns what is asked for, with
+//! teacher forcing.
+//!
+//! The source is what stands before the first target, so conversations and texts serve as they are. Recipe:
+//! `transformer.toml`.
+
+use espalier_data::worlds::random::Random;
+use espalier_models::model::LanguageModel;
+
+use super::{Batch, Loss, Objective, rows, symbols::Symbols};
+use crate::{
+    Error, Result,
+    batch::{Sample, TokenBatch},
+};
+
+/// The objective.
+#[derive(Debug, Clone)]
+pub struct SequenceToSequence {
+    start: u32,
+}
+
+/// The token with which decoders start; an error where the model is no encoder-decoder.
+pub(super) fn decoder_start(name: &str, symbols: &Symbols) -> Result<u32> {
+    let reason = || format!("`{name}` needs an encoder-decoder, such as T5 or BART");
+    symbols.decoder_start.ok_or_else(|| Error::Option { key: "objective", reason: reason() })
+}
+
+impl SequenceToSequence {
+    /// The objective of an encoder-decoder.
+    ///
+    /// # Errors
+    /// When the model is none.
+    pub fn new(symbols: &Symbols) -> Result<Self> {
+        Ok(Self { start: decoder_start("seq2seq", symbols)? })
+    }
+}
+
+impl Objective for SequenceToSequence {
+    fn name(&self) -> &'static str {
+        "seq2seq"
+    }
+
+    fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
+        let split = |row: &&espalier_data::packing::Row| {
+            let first = row.targets.iter().position(|target| *target).unwrap_or(row.ids.len());
+            let asked = (first..row.ids.len()).filter(|t| row.targets[*t]).map(|t| row.ids[t]);
+            (row.ids[..first].to_vec(), asked.collect::<Vec<_>>())
+        };
+        let pairs: Vec<_> = rows("seq2seq", samples)?.iter().map(split).collect();
+        let tokens = TokenBatch::translations(&pairs, self.start);
+        Ok(Batch { units: tokens.targets.len() as f64, tokens, reference: Vec::new() })
+    }
+
+    fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
+        batch.tokens.loss(model)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use espalier_data::encode::Example;
+
+    #[test]
+    fn the_decoder_reads_its_targets_shifted_right() {
+        let symbols = Symbols { decoder_start: Some(0), ..Symbols::default() };
+        let example = Example::new(vec![5, 6, 7, 8, 9], vec![false, false, true, true, true]);
+        let other = Example::new(vec![4, 3], vec![false, true]);
+        let samples = [Sample::example(example), Sample::example(other)];
+        let batch = SequenceToSequence::new(&symbols).unwrap();
+        let batch = batch.collate(&[&samples[0], &samples[1]], &mut Random::new(0)).unwrap().tokens;
+        let source = batch.input.source.unwrap();
+        assert_eq!((source.ids, source.segments), (vec![5, 6, 4, 0], Some(vec![1, 1, 1, 0])));
+        assert_eq!(batch.input.ids, [0, 7, 8, 0, 0, 0]);
+        assert_eq!((batch.predictors, batch.targets), (vec![0, 1, 2, 3], vec![7, 8, 9, 3]));
+        assert!(SequenceToSequence::new(&Symbols::default()).is_err());
+    }
+}

@@ -1,0 +1,110 @@
+//! Unsupervised SimCSE (arXiv 2104.08821, Eq. 4): a text is encoded twice, under different dropout, and its two vectors must
+//! find each other among those of the batch.
+//!
+//! `loss = -log exp(cos(h_i, h'_i) / t) / sum_j exp(cos(h_i, h'_j) / t)`. Dropout falls on what attention and feed-forward
+//! layers add; the paper's falls on attention's probabilities as well. Recipe: `llm2vec.toml`.
+
+use burn::tensor::{Int, Tensor, activation::log_softmax};
+use espalier_data::{packing::Row, worlds::random::Random};
+use espalier_models::{model::LanguageModel, pooling::Pooling};
+use serde::{Deserialize, Serialize};
+
+use super::{Batch, Loss, Metric, Objective, rows};
+use crate::{
+    Error, Result,
+    batch::{Sample, TokenBatch},
+};
+
+/// How texts are compared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SimcseOptions {
+    /// Similarities are divided by it.
+    pub temperature: f64,
+    /// How hidden states become one vector.
+    pub pooling: Pooling,
+}
+
+impl Default for SimcseOptions {
+    fn default() -> Self {
+        Self { temperature: 0.05, pooling: Pooling::Mean }
+    }
+}
+
+/// The objective.
+#[derive(Debug, Clone)]
+pub struct Simcse {
+    options: SimcseOptions,
+}
+
+impl Simcse {
+    /// The objective.
+    ///
+    /// # Errors
+    /// When the temperature is not positive.
+    pub fn new(options: SimcseOptions) -> Result<Self> {
+        if !(options.temperature > 0.0 && options.temperature.is_finite()) {
+            return Err(Error::Option { key: "objective", reason: "`temperature` must be positive".into() });
+        }
+        Ok(Self { options })
+    }
+}
+
+impl Objective for Simcse {
+    fn name(&self) -> &'static str {
+        "simcse"
+    }
+
+    fn needs_dropout(&self) -> bool {
+        true
+    }
+
+    /// All texts once, then all again: dropout falls on other elements of the second half.
+    fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
+        let texts = rows("simcse", samples)?;
+        let twice: Vec<&Row> = texts.iter().chain(&texts).copied().collect();
+        let tokens = TokenBatch::whole(&twice);
+        Ok(Batch { units: texts.len() as f64, tokens, reference: Vec::new() })
+    }
+
+    fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
+        let hidden = model.encode(&batch.tokens.input)?;
+        let pooled = self.options.pooling.pool(hidden, &batch.tokens.real());
+        let (sum, right) = contrast(pooled, self.options.temperature);
+        let count = batch.units;
+        let metrics = vec![Metric { name: "accuracy", sum: right as f64, units: count }];
+        Ok(Loss { sum, metrics })
+    }
+}
+
+/// Eq. 4 summed over the texts, and how many texts are nearest to themselves; `vectors`: `[2 * texts, width]`, all first
+/// encodings, then all second ones.
+fn contrast(vectors: Tensor<2>, temperature: f64) -> (Tensor<1>, usize) {
+    let count = vectors.dims()[0] / 2;
+    let lengths = vectors.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(1e-12);
+    let unit = vectors / lengths;
+    let similarities = unit.clone().narrow(0, 0, count).matmul(unit.narrow(0, count, count).transpose()) / temperature;
+    let nearest = similarities.clone().inner().argmax(1).into_data().convert::<i64>().try_into_vec::<i64>();
+    let right = nearest.unwrap_or_default().iter().enumerate().filter(|(i, j)| *i as i64 == **j).count();
+    let own = Tensor::<1, Int>::arange(0..count as i64, &similarities.device().inner()).reshape([count, 1]);
+    let sum = -log_softmax(similarities, 1).gather(1, own).sum();
+    (sum, right)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    #[test]
+    fn worked_examples() {
+        let value = |vectors: Tensor<2>| contrast(vectors, 0.05).0.into_scalar::<f32>() / 3.0;
+        // The same vector for all texts: every text is as near as every other.
+        assert!((value(Tensor::ones([6, 4], &Device::flex())) - 3f32.ln()).abs() < 1e-5);
+        // Orthogonal texts: ln(1 + (n - 1) e^-20).
+        let eye = Tensor::<2>::eye(3, &Device::flex());
+        let loss = value(Tensor::cat(vec![eye.clone(), eye.clone() * 2.0], 0));
+        assert!((loss - (2.0 * (-20f32).exp()).ln_1p()).abs() < 1e-6);
+        assert_eq!(contrast(Tensor::cat(vec![eye.clone(), eye], 0), 0.05).1, 3);
+    }
+}

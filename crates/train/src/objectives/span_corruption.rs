@@ -1,0 +1,151 @@
+//! Span corruption (T5, arXiv 1910.10683, section 3.1.4): spans of a text are replaced by sentinels, and the decoder writes
+//! each sentinel with its span.
+//!
+//! Recipe: `t5.toml`.
+
+use espalier_data::worlds::random::Random;
+use espalier_models::model::LanguageModel;
+use serde::{Deserialize, Serialize};
+
+use super::{Batch, Loss, Objective, rows, seq2seq::decoder_start, symbols::Symbols};
+use crate::{
+    Error, Result,
+    batch::{Sample, TokenBatch},
+};
+
+/// How much is removed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SpanOptions {
+    /// Share of the tokens that is removed.
+    pub density: f64,
+    /// Mean length of a removed span, in tokens.
+    pub mean_length: f64,
+}
+
+impl Default for SpanOptions {
+    fn default() -> Self {
+        Self { density: 0.15, mean_length: 3.0 }
+    }
+}
+
+/// The objective.
+#[derive(Debug, Clone)]
+pub struct SpanCorruption {
+    options: SpanOptions,
+    symbols: Symbols,
+    start: u32,
+}
+
+impl SpanCorruption {
+    /// The objective, where the vocabulary has sentinels.
+    ///
+    /// # Errors
+    /// When options make no sense, there are no sentinels, or the model is no encoder-decoder.
+    pub fn new(options: SpanOptions, symbols: &Symbols) -> Result<Self> {
+        let wrong = |reason: &str| Error::Option { key: "objective", reason: reason.into() };
+        if !(options.density > 0.0 && options.density < 1.0) || !(1.0..=1e6).contains(&options.mean_length) {
+            return Err(wrong("`density` lies between 0 and 1, and `mean_length` is at least 1"));
+        }
+        if symbols.sentinels.is_empty() {
+            return Err(wrong(
+                "`span_corruption` needs sentinels: tokens named `<extra_id_0>`, `<extra_id_1>` and so on",
+            ));
+        }
+        Ok(Self { options, symbols: symbols.clone(), start: decoder_start("span_corruption", symbols)? })
+    }
+
+    /// Source and target of a text without its end token; at most as many spans as there are sentinels.
+    fn corrupt(&self, text: &[u32], random: &mut Random) -> (Vec<u32>, Vec<u32>) {
+        let length = text.len();
+        let noise = ((length as f64 * self.options.density).round() as usize).clamp(1, length.max(2) - 1);
+        let spans = ((noise as f64 / self.options.mean_length).round() as usize).max(1);
+        let spans = spans.min(noise).min(length - noise).min(self.symbols.sentinels.len());
+        let (kept, removed) = (segments(length - noise, spans, random), segments(noise, spans, random));
+        assemble(text, &kept, &removed, &self.symbols)
+    }
+}
+
+/// Spans that are kept and spans that are removed take turns, the first one kept.
+fn assemble(text: &[u32], kept: &[usize], removed: &[usize], symbols: &Symbols) -> (Vec<u32>, Vec<u32>) {
+    let (mut source, mut target, mut place) = (Vec::new(), Vec::new(), 0);
+    for ((kept, removed), sentinel) in kept.iter().zip(removed).zip(&symbols.sentinels) {
+        source.extend(&text[place..place + kept]);
+        source.push(*sentinel);
+        target.push(*sentinel);
+        target.extend(&text[place + kept..place + kept + removed]);
+        place += kept + removed;
+    }
+    source.extend(symbols.eos);
+    target.extend(symbols.eos);
+    (source, target)
+}
+
+/// `total` cut at random into `count` parts of at least 1.
+fn segments(total: usize, count: usize, random: &mut Random) -> Vec<usize> {
+    let places: Vec<usize> = (1..total).collect();
+    let mut cuts = random.sample(&places, count - 1);
+    cuts.sort_unstable();
+    let ends = cuts.iter().copied().chain([total]);
+    let starts = std::iter::once(0).chain(cuts.iter().copied());
+    starts.zip(ends).map(|(start, end)| end - start).collect()
+}
+
+impl Objective for SpanCorruption {
+    fn name(&self) -> &'static str {
+        "span_corruption"
+    }
+
+    fn collate(&self, samples: &[&Sample], random: &mut Random) -> Result<Batch> {
+        let body = |ids: &[u32]| match (ids.split_last(), self.symbols.eos) {
+            (Some((last, rest)), Some(eos)) if *last == eos => rest.to_vec(),
+            _ => ids.to_vec(),
+        };
+        let texts = rows("span_corruption", samples)?.into_iter().map(|row| body(&row.ids));
+        // A text of one token has nothing to keep beside what is removed.
+        let pairs: Vec<_> = texts.filter(|text| text.len() > 1).map(|text| self.corrupt(&text, random)).collect();
+        let tokens = TokenBatch::translations(&pairs, self.start);
+        Ok(Batch { units: tokens.targets.len() as f64, tokens, reference: Vec::new() })
+    }
+
+    fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
+        batch.tokens.loss(model)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn symbols() -> Symbols {
+        let sentinels = vec![100, 101, 102, 103];
+        Symbols { sentinels, eos: Some(1), decoder_start: Some(0), vocabulary: 200, ..Symbols::default() }
+    }
+
+    #[test]
+    fn the_example_of_the_paper_s_form() {
+        // a b c d e f with the spans {b c} and {e}.
+        let (source, target) = assemble(&[10, 11, 12, 13, 14, 15], &[1, 1, 1], &[2, 1, 0], &symbols());
+        assert_eq!(source[..5], [10, 100, 13, 101, 15]);
+        assert_eq!(target[..5], [100, 11, 12, 101, 14]);
+        let (source, target) = assemble(&[10, 11, 12, 13, 14], &[1, 1], &[2, 1], &symbols());
+        assert_eq!((source, target), (vec![10, 100, 13, 101, 1], vec![100, 11, 12, 101, 14, 1]));
+    }
+
+    #[test]
+    fn source_and_target_give_the_text_again() {
+        let objective = SpanCorruption::new(SpanOptions::default(), &symbols()).unwrap();
+        let mut random = Random::new(5);
+        for length in 2..60 {
+            let text: Vec<u32> = (10..10 + length).collect();
+            let (source, target) = objective.corrupt(&text, &mut random);
+            let spans: Vec<&[u32]> = target[..target.len() - 1].split(|id| *id >= 100).skip(1).collect();
+            let restored: Vec<u32> = source[..source.len() - 1]
+                .iter()
+                .flat_map(|id| if *id >= 100 { spans[*id as usize - 100].to_vec() } else { vec![*id] })
+                .collect();
+            assert_eq!(restored, text);
+            assert!(spans.iter().all(|span| !span.is_empty()));
+        }
+    }
+}
