@@ -26,5 +26,6 @@ mod spec_routing;
 pub mod stack;
 pub mod state;
 pub mod taps;
+pub mod upcycle;
 
 pub use error::{Error, Result};

@@ -131,6 +131,14 @@ impl SequenceState {
         Some(self.segments.concat())
     }
 
+    /// Tokens of each row that passed through a block, where it is one that tokens may skip.
+    pub fn processed(&self, block: usize) -> Option<Vec<usize>> {
+        match &self.blocks.get(block)?.mixer {
+            MixerState::Routed(state) => Some(state.lengths()),
+            MixerState::Attention(_) => None,
+        }
+    }
+
     /// Positions seen, padding included.
     pub fn length(&self) -> usize {
         self.length
