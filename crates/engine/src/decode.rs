@@ -248,7 +248,7 @@ mod tests {
         let mut spec = ModelSpec::llama(61, 16, 2, 4, 2, 32, 64);
         spec.initializer_range = 0.5;
         for block in &mut spec.blocks {
-            let MixerSpec::Attention(attention) = &mut block.mixer;
+            let MixerSpec::Attention(attention) = &mut block.mixer else { panic!() };
             let (short, long) = (vec![1.0, 1.5], vec![3.0, 40.0]);
             let scaling = RotaryScaling::LongRope { short, long, original_context: 8, attention_factor: 1.2 };
             attention.rotary = attention.rotary.clone().map(|rotary| RotarySpec { scaling, ..rotary });

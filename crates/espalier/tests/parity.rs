@@ -105,6 +105,8 @@ families! {
     bloom: "bloom-alibi",
     mpt: "mpt-alibi",
     smollm3: "smollm3",
+    mixtral: "mixtral",
+    jetmoe: "jetmoe",
     t5: "t5",
     t5_gated: "t5-v1_1",
     bart: "bart",

@@ -16,6 +16,7 @@ pub mod checkpoint;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod experts;
 mod host;
 pub mod linear;
 mod matmul;

@@ -226,7 +226,7 @@ pub fn save(model: &LanguageModel, family: &Family, config: &PeftConfig, folder:
         |t: &layout::StoredTensor| TensorPlan { name: t.name.clone(), dtype: Dtype::F32, shape: t.shape.clone() };
     let values = |name: &str| {
         let tensor = tensors.iter().find(|tensor| tensor.name == name);
-        Ok(tensor.map(|t| t.assemble(&|p| p.to_vec())).unwrap_or_default())
+        Ok(tensor.map(|t| t.assemble(&|p| p.flat())).unwrap_or_default())
     };
     let mut config = config.clone();
     let mut fused = layout::modules(model, family);

@@ -167,7 +167,7 @@ fn write_weights(model: &LanguageModel, family: &Family, folder: &Path, dtype: D
     let writer = TensorWriter::new(tensors.iter().map(plan).collect())?;
     let values = |name: &str| {
         let tensor = tensors.iter().find(|tensor| tensor.name == name);
-        Ok(tensor.map(|t| t.assemble(&|p| p.to_vec())).unwrap_or_default())
+        Ok(tensor.map(|t| t.assemble(&|p| p.flat())).unwrap_or_default())
     };
     writer.write_sharded(folder, MAX_SHARD_BYTES, values)?;
     Ok(())

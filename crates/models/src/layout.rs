@@ -1,6 +1,8 @@
 //! The model's parameters as a checkpoint stores them: names, fused tensors, transposed layouts, adapters.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
+
+use burn::tensor::Tensor;
 
 use crate::{
     families::Family,
@@ -18,6 +20,8 @@ pub struct StoredTensor<'a> {
     pub shape: Vec<usize>,
     parts: Vec<&'a Parameter>,
     groups: usize,
+    /// Elements of the only part that it holds; all of every part when absent.
+    elements: Option<Range<usize>>,
     assembly: Assembly,
 }
 
@@ -38,8 +42,20 @@ impl StoredTensor<'_> {
         self.parts.iter().all(|part| part.is_fixed())
     }
 
-    /// The stored elements; `values` gives those of one parameter (its weight, or its gradient) in row-major order.
-    pub fn assemble(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
+    /// The stored elements; `values` gives those of one parameter (its weight, or its gradient), `[len]`.
+    pub fn assemble(&self, values: &dyn Fn(&Parameter) -> Tensor<1>) -> Vec<f32> {
+        let values = |part: &Parameter| {
+            let all = values(part);
+            let held = match &self.elements {
+                Some(elements) => all.narrow(0, elements.start, elements.len()),
+                None => all,
+            };
+            held.into_data().try_into_vec::<f32>().unwrap_or_default()
+        };
+        self.assemble_from(&values)
+    }
+
+    fn assemble_from(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
         match self.assembly {
             Assembly::Rows => self.rows(values),
             Assembly::Transposed => {
@@ -90,11 +106,16 @@ pub fn stored_tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<Stor
         let parts: Vec<&Parameter> = entry.parts.iter().filter_map(|p| parameters.get(p.as_str()).copied()).collect();
         let mut shape = parts.first().map(|p| p.shape().to_vec()).unwrap_or_default();
         shape[0] = parts.iter().map(|p| p.shape()[0]).sum();
+        let width = shape[shape.len() - 1];
+        if let Some(rows) = &entry.rows {
+            shape = vec![rows.len(), width];
+        }
         if entry.transposed {
             shape.reverse();
         }
         let assembly = if entry.transposed { Assembly::Transposed } else { Assembly::Rows };
-        StoredTensor { name: entry.name, shape, parts, groups: entry.groups, assembly }
+        let elements = entry.rows.map(|rows| rows.start * width..rows.end * width);
+        StoredTensor { name: entry.name, shape, parts, groups: entry.groups, elements, assembly }
     };
     (family.tensors)(model.spec()).into_iter().map(store).collect()
 }
@@ -146,6 +167,7 @@ pub fn adapter_tensors<'a>(model: &'a LanguageModel, family: &Family, saved: &[S
                 shape: vec![rank, inputs],
                 parts: down,
                 groups: 1,
+                elements: None,
                 assembly,
             });
             let assembly = Assembly::BlockDiagonal;
@@ -154,6 +176,7 @@ pub fn adapter_tensors<'a>(model: &'a LanguageModel, family: &Family, saved: &[S
                 shape: vec![outputs, rank],
                 parts: up,
                 groups: 1,
+                elements: None,
                 assembly,
             });
         }

@@ -5,7 +5,9 @@
 
 pub mod adapter;
 pub mod alibi;
+pub mod auxiliary;
 pub mod checkpoint;
+mod context;
 pub mod error;
 pub mod families;
 pub mod folder;
@@ -20,8 +22,10 @@ mod rotary_frequencies;
 pub mod source;
 pub mod spec;
 mod spec_parameters;
+mod spec_routing;
 pub mod stack;
 pub mod state;
 pub mod taps;
+pub mod upcycle;
 
 pub use error::{Error, Result};

@@ -13,11 +13,13 @@ use espalier_kernels::{
 
 use crate::{
     Error, Result,
+    auxiliary::{Auxiliary, SideOutput, auxiliary},
+    context::real_tokens,
     layers::{Builder, linear::Linear, norm::Norm},
     parameter::{Parameter, Parameters, parameters},
     source::{Initial, ParameterSource},
     spec::{HeadTransformSpec, ModelSpec},
-    stack::{Memory, Mode, Stack, real_tokens},
+    stack::{Forward, Memory, Mode, Stack},
     state::SequenceState,
     taps::{Observer, Unobserved},
 };
@@ -107,6 +109,7 @@ pub struct LanguageModel {
     head_bias: Option<Parameter>,
     precision: Precision,
     gradient_checkpointing: bool,
+    training: bool,
 }
 
 parameters!(LanguageModel: embedding, encoder, decoder, pooler, next_sentence, head_transform, head, head_bias);
@@ -172,6 +175,7 @@ impl LanguageModel {
             head_bias,
             precision: Precision::F32,
             gradient_checkpointing: false,
+            training: false,
         })
     }
 
@@ -200,12 +204,30 @@ impl LanguageModel {
     pub fn hidden_observed(
         &self,
         input: &Input,
-        mut state: Option<&mut SequenceState>,
+        state: Option<&mut SequenceState>,
         observer: &mut dyn Observer,
     ) -> Result<Tensor<3>> {
+        Ok(self.forward(input, state, observer)?.hidden)
+    }
+
+    /// As [`LanguageModel::hidden_observed`], with what the blocks' routers said.
+    ///
+    /// # Errors
+    /// When a token id or a position is outside the model's tables.
+    pub fn forward(
+        &self,
+        input: &Input,
+        mut state: Option<&mut SequenceState>,
+        observer: &mut dyn Observer,
+    ) -> Result<Forward> {
         self.check(input)?;
         let memory = self.memory(input, state.as_deref_mut())?;
         self.decoder.forward(&self.embedding, input, state, memory, self.mode(), observer)
+    }
+
+    /// The losses and measures that follow from what the blocks' routers said.
+    pub fn auxiliary(&self, sides: &[SideOutput]) -> Auxiliary {
+        auxiliary(sides, self.spec.router_losses)
     }
 
     /// The encoder's output for a source, `[batch, time, width]`; of a model without encoder its hidden states.
@@ -215,7 +237,7 @@ impl LanguageModel {
     pub fn encode(&self, source: &Input) -> Result<Tensor<3>> {
         let Some(encoder) = &self.encoder else { return self.hidden(source, None) };
         self.check(source)?;
-        encoder.forward(&self.embedding, source, None, None, self.mode(), &mut Unobserved)
+        Ok(encoder.forward(&self.embedding, source, None, None, self.mode(), &mut Unobserved)?.hidden)
     }
 
     /// BERT's pooled state of every row, `[batch, width]`, where the model has a pooler: `tanh` of a dense layer over the
@@ -227,7 +249,7 @@ impl LanguageModel {
     }
 
     fn mode(&self) -> Mode {
-        Mode { precision: self.precision, gradient_checkpointing: self.gradient_checkpointing }
+        Mode { precision: self.precision, gradient_checkpointing: self.gradient_checkpointing, training: self.training }
     }
 
     /// What the decoder sees of the source: encoded now, or remembered by the state.
@@ -340,6 +362,7 @@ impl LanguageModel {
         let mut copy = self.clone();
         copy.visit_mut(&mut |parameter| parameter.set_trainable(false));
         copy.gradient_checkpointing = false;
+        copy.training = false;
         copy
     }
 
@@ -376,6 +399,11 @@ impl LanguageModel {
         }
         self.gradient_checkpointing = on;
         Ok(())
+    }
+
+    /// Whether layers work as in training, where they differ: capacities of experts, the choice of depths.
+    pub fn set_training(&mut self, on: bool) {
+        self.training = on;
     }
 
     /// Gives the model a head of its own where it was tied to the embedding, and returns the head.

@@ -171,8 +171,35 @@ macro_rules! collection_of_parameters {
 collection_of_parameters!(Option);
 collection_of_parameters!(Vec);
 
-/// Implements [`Parameters`] for a struct by naming its fields in order.
+/// Implements [`Parameters`] for a struct by naming its fields in order, or for an enum by naming its variants.
 macro_rules! parameters {
+    (enum $type:ty: $($variant:ident),+) => {
+        impl $crate::parameter::Parameters for $type {
+            fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a $crate::parameter::Parameter)) {
+                match self {
+                    $(Self::$variant(part) => $crate::parameter::Parameters::visit(part, visitor),)+
+                }
+            }
+
+            fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut $crate::parameter::Parameter)) {
+                match self {
+                    $(Self::$variant(part) => $crate::parameter::Parameters::visit_mut(part, visitor),)+
+                }
+            }
+
+            fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut $crate::layers::linear::Linear)) {
+                match self {
+                    $(Self::$variant(part) => $crate::parameter::Parameters::visit_linears_mut(part, visitor),)+
+                }
+            }
+
+            fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a $crate::layers::linear::Linear)) {
+                match self {
+                    $(Self::$variant(part) => $crate::parameter::Parameters::visit_linears(part, visitor),)+
+                }
+            }
+        }
+    };
     ($type:ty: $($field:ident),+) => {
         impl $crate::parameter::Parameters for $type {
             fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a $crate::parameter::Parameter)) {

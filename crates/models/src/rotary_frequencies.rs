@@ -11,8 +11,11 @@ impl ModelSpec {
     /// a sequence outgrows the original context.
     pub fn stales_cache(&self, before: usize, after: usize) -> bool {
         self.blocks.iter().any(|block| {
-            let MixerSpec::Attention(attention) = &block.mixer;
-            attention.rotary.as_ref().is_some_and(|rotary| rotary.changes_between(before, after))
+            let rotary = match &block.mixer {
+                MixerSpec::Attention(attention) => &attention.rotary,
+                MixerSpec::AttentionExperts(attention) => &attention.rotary,
+            };
+            rotary.as_ref().is_some_and(|rotary| rotary.changes_between(before, after))
         })
     }
 }

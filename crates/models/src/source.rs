@@ -1,6 +1,6 @@
 //! Where a model's weights come from: a seed, or a checkpoint.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use espalier_data::worlds::random::{Random, fnv};
 
@@ -53,10 +53,10 @@ impl ParameterSource for Seed {
 pub struct CheckpointSource<'a> {
     checkpoint: &'a Checkpoint,
     prefix: &'static str,
-    places: HashMap<String, Place>,
+    places: HashMap<String, Vec<Place>>,
 }
 
-/// Where one of our parameters lies in a checkpoint.
+/// Where one of our parameters, or some rows of it, lies in a checkpoint.
 struct Place {
     tensor: String,
     /// First of our rows within a group of the (possibly fused) tensor.
@@ -66,13 +66,20 @@ struct Place {
     /// Groups in which the fused parts take turns.
     groups: usize,
     transposed: bool,
+    /// The rows of our parameter that lie there, where others lie elsewhere.
+    rows: Option<Range<usize>>,
 }
 
 impl<'a> CheckpointSource<'a> {
     /// Prepares to read `spec`'s parameters from `checkpoint`.
     pub fn new(checkpoint: &'a Checkpoint, family: &Family, spec: &ModelSpec) -> Self {
         let shapes: HashMap<String, Vec<usize>> = spec.parameters().into_iter().collect();
-        let places = (family.tensors)(spec).iter().flat_map(|entry| places(entry, &shapes)).collect();
+        let mut places: HashMap<String, Vec<Place>> = HashMap::new();
+        for (part, place) in (family.tensors)(spec).iter().flat_map(|entry| self::places(entry, &shapes)) {
+            places.entry(part).or_default().push(place);
+        }
+        // Rows that were scattered come back in their order.
+        places.values_mut().for_each(|list| list.sort_by_key(|place| place.rows.as_ref().map(|rows| rows.start)));
         Self { checkpoint, prefix: family.prefix, places }
     }
 }
@@ -93,34 +100,44 @@ pub(crate) fn todays_name(name: &str) -> String {
 
 /// The places of all parts of one checkpoint tensor.
 fn places(entry: &TensorEntry, shapes: &HashMap<String, Vec<usize>>) -> Vec<(String, Place)> {
-    let rows = |part: &String| shapes.get(part).map_or(0, |shape| shape[0]);
-    let total = entry.parts.iter().map(rows).sum();
+    let count = |part: &String| shapes.get(part).map_or(0, |shape| shape[0]);
+    let total = entry.parts.iter().map(count).sum();
     let mut start = 0;
     let mut found = Vec::new();
     for part in &entry.parts {
         let (tensor, groups, transposed) = (entry.name.clone(), entry.groups, entry.transposed);
-        found.push((part.clone(), Place { tensor, start, total, groups, transposed }));
-        start += rows(part) / groups;
+        let rows = entry.rows.clone();
+        found.push((part.clone(), Place { tensor, start, total, groups, transposed, rows }));
+        start += count(part) / groups;
     }
     found
 }
 
-impl ParameterSource for CheckpointSource<'_> {
-    fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Vec<f32>> {
-        let missing = |tensor: &str| Error::Checkpoint {
+impl CheckpointSource<'_> {
+    fn missing(&self, tensor: &str) -> Error {
+        Error::Checkpoint {
             path: self.checkpoint.folder().to_owned(),
             reason: format!("tensor `{tensor}` is missing; is config.json of another model?"),
-        };
-        let place = self.places.get(name).ok_or_else(|| missing(name))?;
-        let tensor = stored_name(self.checkpoint, self.prefix, &place.tensor).ok_or_else(|| missing(&place.tensor))?;
+        }
+    }
+
+    /// What one tensor of the file holds of a parameter of this shape.
+    fn read(&self, place: &Place, shape: &[usize]) -> Result<Vec<f32>> {
+        let tensor =
+            stored_name(self.checkpoint, self.prefix, &place.tensor).ok_or_else(|| self.missing(&place.tensor))?;
         let found = self.checkpoint.info(&tensor).map(|info| info.shape.clone()).unwrap_or_default();
-        let mut expected = shape.to_vec();
-        expected[0] = place.total;
+        let mut expected = match &place.rows {
+            Some(rows) => vec![rows.len(), shape[shape.len() - 1]],
+            None => [&[place.total], &shape[1..]].concat(),
+        };
         if place.transposed {
             expected.reverse();
         }
         if found != expected {
             return Err(Error::Shape { operator: tensor, expected: format!("{expected:?}"), found });
+        }
+        if place.rows.is_some() {
+            return self.checkpoint.read_f32(&tensor, None);
         }
         if place.transposed && shape.len() == 2 {
             let whole = self.checkpoint.read_f32(&tensor, None)?;
@@ -131,6 +148,20 @@ impl ParameterSource for CheckpointSource<'_> {
         for group in 0..place.groups {
             let first = group * stride + place.start;
             values.extend(self.checkpoint.read_f32(&tensor, Some(first..first + rows))?);
+        }
+        Ok(values)
+    }
+}
+
+impl ParameterSource for CheckpointSource<'_> {
+    fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Vec<f32>> {
+        let places = self.places.get(name).ok_or_else(|| self.missing(name))?;
+        if let [place] = &places[..] {
+            return self.read(place, shape);
+        }
+        let mut values = Vec::with_capacity(shape.iter().product());
+        for place in places {
+            values.extend(self.read(place, shape)?);
         }
         Ok(values)
     }

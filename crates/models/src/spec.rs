@@ -3,6 +3,10 @@
 //! A [`ModelSpec`] describes any model as a list of blocks; each block names its sequence mixer and its channel mixer. An
 //! encoder-decoder has a second list in [`EncoderSpec`].
 
+pub use crate::spec_routing::{
+    AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthPredictor, DepthRouting, ExpertsSpec, MultiHeadExpertsSpec,
+    RouterLosses, RouterSpec,
+};
 pub use espalier_kernels::activation::Activation;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +64,8 @@ pub struct ModelSpec {
     pub logit_scale: f64,
     /// Logits `z` become `softcap * tanh(z / softcap)`, after the factor.
     pub logit_softcap: Option<f64>,
+    /// Losses of the blocks' routers, where they have any.
+    pub router_losses: Option<RouterLosses>,
     /// Standard deviation of a fresh weight.
     pub initializer_range: f64,
     /// Standard deviation of a fresh embedding, where it is another one (T5).
@@ -152,6 +158,8 @@ pub struct BlockSpec {
     pub channel_output_norm: Option<NormSpec>,
     /// How the two are joined.
     pub residual: Residual,
+    /// Which tokens pass through the block; all when absent.
+    pub routing: Option<DepthRouting>,
 }
 
 impl BlockSpec {
@@ -166,6 +174,7 @@ impl BlockSpec {
             mixer_output_norm: None,
             channel_output_norm: None,
             residual: Residual::Sequential,
+            routing: None,
         }
     }
 
@@ -207,6 +216,8 @@ pub enum Residual {
 pub enum MixerSpec {
     /// Softmax attention.
     Attention(AttentionSpec),
+    /// Softmax attention whose queries and outputs are experts.
+    AttentionExperts(AttentionExpertsSpec),
 }
 
 /// Softmax attention, multi-head to multi-query.
@@ -333,6 +344,10 @@ pub enum ChannelSpec {
     Mlp(MlpSpec),
     /// `down(activation(gate(x)) * up(x))`.
     GatedMlp(MlpSpec),
+    /// A few of many such layers for each token.
+    SparseExperts(ExpertsSpec),
+    /// A few of many such layers for each part of a token.
+    MultiHeadExperts(MultiHeadExpertsSpec),
 }
 
 /// The sizes of a feed-forward layer.

@@ -4,8 +4,8 @@
 //! `[out, in]`.
 
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, ChannelSpec, EncoderSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
-    PositionSpec, RelativeSpec, RotaryScaling, RotarySpec,
+    Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, DepthPredictor, EncoderSpec, ExpertsSpec,
+    MixerSpec, MlpSpec, ModelSpec, NormSpec, PositionSpec, RelativeSpec, RotaryScaling, RotarySpec,
 };
 
 type Parameters = Vec<(String, Vec<usize>)>;
@@ -55,6 +55,7 @@ impl ModelSpec {
             next_sentence: false,
             logit_scale: 1.0,
             logit_softcap: None,
+            router_losses: None,
             initializer_range: 0.02,
             embedding_range: None,
             bos: None,
@@ -191,9 +192,19 @@ fn stack_parameters(list: &mut Parameters, prefix: &str, stack: &StackSpec<'_>, 
 }
 
 fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width: usize) {
+    if let Some(routing) = &block.routing {
+        linear(list, &format!("{path}.depth.router"), 1, width, false);
+        if routing.predictor == DepthPredictor::Mlp {
+            linear(list, &format!("{path}.depth.predictor.up"), (width / 2).max(1), width, true);
+            linear(list, &format!("{path}.depth.predictor.down"), 1, (width / 2).max(1), true);
+        }
+    }
     norm(list, &format!("{path}.mixer_norm"), block.mixer_norm, width);
     match &block.mixer {
         MixerSpec::Attention(attention) => attention_parameters(list, &format!("{path}.mixer"), attention, width),
+        MixerSpec::AttentionExperts(attention) => {
+            attention_experts_parameters(list, &format!("{path}.mixer"), attention, width);
+        }
     }
     let mut optional = |name: &str, kind: Option<NormSpec>| {
         if let Some(kind) = kind {
@@ -214,7 +225,34 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
             linear(list, &format!("{path}.gate"), mlp.inner, width, mlp.bias);
             mlp_parameters(list, &path, mlp, width);
         }
+        ChannelSpec::SparseExperts(experts) => experts_parameters(list, &path, experts, width),
+        ChannelSpec::MultiHeadExperts(spec) => {
+            linear(list, &format!("{path}.multi_head"), width, width, true);
+            experts_parameters(list, &path, &spec.experts, width / spec.heads.max(1));
+            linear(list, &format!("{path}.merge"), width, width, true);
+        }
     }
+}
+
+fn experts_parameters(list: &mut Parameters, path: &str, spec: &ExpertsSpec, width: usize) {
+    let (experts, inner) = (spec.router.experts, spec.expert.inner);
+    let rows = if spec.gated { inner.saturating_mul(2) } else { inner };
+    list.push((format!("{path}.router.weight"), vec![experts, width]));
+    list.push((format!("{path}.experts.up.weight"), vec![experts, rows, width]));
+    list.push((format!("{path}.experts.down.weight"), vec![experts, width, inner]));
+    if spec.output_bias {
+        list.push((format!("{path}.bias"), vec![width]));
+    }
+}
+
+fn attention_experts_parameters(list: &mut Parameters, path: &str, spec: &AttentionExpertsSpec, width: usize) {
+    let (experts, keys) = (spec.router.experts, spec.kv_heads.saturating_mul(spec.head_dim));
+    list.push((format!("{path}.router.weight"), vec![experts, width]));
+    list.push((format!("{path}.experts.query.weight"), vec![experts, keys, width]));
+    linear(list, &format!("{path}.key"), keys, width, false);
+    linear(list, &format!("{path}.value"), keys, width, false);
+    list.push((format!("{path}.experts.output.weight"), vec![experts, width, keys]));
+    list.push((format!("{path}.bias"), vec![width]));
 }
 
 fn attention_parameters(list: &mut Parameters, path: &str, attention: &AttentionSpec, width: usize) {

@@ -4,17 +4,13 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use espalier_kernels::{
-    attention::{Mask, MaskSpec},
-    checkpoint::is_supported,
-    dropout::Dropout,
-    embedding::embedding,
-    linear::Precision,
-    rotary::Rotation,
-};
+use espalier_kernels::{attention::Mask, embedding::embedding, linear::Precision};
 
+pub use crate::context::Context;
 use crate::{
-    Error, Result, alibi,
+    Error, Result,
+    auxiliary::Sides,
+    context::Tokens,
     layers::{Builder, block::Block, norm::Norm},
     model::Input,
     parameter::{Parameter, parameters},
@@ -26,23 +22,6 @@ use crate::{
     state::SequenceState,
     taps::{Flow, Observer, Site},
 };
-
-/// What the blocks of one forward pass share: what may be seen, and where the tokens stand.
-#[derive(Debug, Clone)]
-pub struct Context {
-    /// What queries may see in this block.
-    pub mask: Mask,
-    /// The rotation of this block's queries and keys.
-    pub rotation: Option<Rotation>,
-    /// Added to this block's scores by distance, `[heads, queries + keys - 1]`.
-    pub bias: Option<Tensor<2>>,
-    /// The arithmetic of products outside linear layers.
-    pub precision: Precision,
-    /// What the block sees of the encoder.
-    pub memory: Option<Memory>,
-    /// Dropout on what the block's parts add.
-    pub dropout: Option<Dropout>,
-}
 
 /// The encoder's output, as decoder blocks see it.
 #[derive(Debug, Clone)]
@@ -60,6 +39,17 @@ pub struct Mode {
     pub precision: Precision,
     /// Whether blocks are run again in the backward.
     pub gradient_checkpointing: bool,
+    /// Whether layers work as in training.
+    pub training: bool,
+}
+
+/// What a forward pass gives.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    /// Hidden states after the final norm, `[batch, time, width]`.
+    pub hidden: Tensor<3>,
+    /// What the blocks' routers said on the way.
+    pub sides: Sides,
 }
 
 /// Positions, blocks and the last norm.
@@ -121,8 +111,9 @@ impl Stack {
         memory: Option<Memory>,
         mode: Mode,
         observer: &mut dyn Observer,
-    ) -> Result<Tensor<3>> {
+    ) -> Result<Forward> {
         let (positions, contexts) = self.contexts(input, state.as_deref_mut(), memory, mode);
+        let mut sides = Sides::new();
         let mut flow = observer.observe(Site::Embedding, self.embed(embedding, input, &positions)?);
         for (i, (block, context)) in self.blocks.iter().zip(&contexts).enumerate() {
             let hidden = match flow {
@@ -130,17 +121,15 @@ impl Stack {
                 Flow::Stop(_) => break,
             };
             let memory = state.as_deref_mut().and_then(|state| state.blocks.get_mut(i));
-            let hidden = match memory.is_none() && mode.gradient_checkpointing && is_supported(&hidden) {
-                true => block.forward_recomputed(hidden, context),
-                false => block.forward(hidden, context, memory),
-            };
+            let hidden = block.forward(hidden, context, memory, mode.gradient_checkpointing, &mut sides);
             flow = observer.observe(Site::Block(i), hidden);
         }
         let (Flow::Continue(hidden) | Flow::Stop(hidden)) = flow;
-        Ok(match &self.final_norm {
+        let hidden = match &self.final_norm {
             Some(norm) => norm.forward(hidden),
             None => hidden,
-        })
+        };
+        Ok(Forward { hidden, sides })
     }
 
     /// Whether each block depends on its input and its own weights alone, as running it again in the backward asks for.
@@ -207,14 +196,18 @@ impl Stack {
             None => input.segments.clone(),
         };
         let stack = self.stack();
-        let spec = |window| MaskSpec {
+        let tokens = Arc::new(Tokens {
             batch,
-            queries: time,
-            keys: past + time,
-            causal: !stack.bidirectional,
-            window,
-            segments: segments.as_deref(),
-        };
+            time,
+            past,
+            longest: positions.iter().max().map_or(0, |last| *last as usize + 1),
+            positions: positions.clone(),
+            segments,
+            bidirectional: stack.bidirectional,
+            training: mode.training,
+            precision: mode.precision,
+            device: self.device.clone(),
+        });
         let shared = self.relative.as_ref().map(|relative| relative.forward(time, past + time));
         let mut made: Vec<(&MixerSpec, Context)> = Vec::new();
         let mut contexts = Vec::with_capacity(stack.blocks.len());
@@ -224,23 +217,9 @@ impl Stack {
                 contexts.push(Context { dropout, ..known.clone() });
                 continue;
             }
-            let MixerSpec::Attention(attention) = &block.mixer;
-            let rotation = attention.rotary.as_ref().map(|rotary| {
-                let longest = positions.iter().max().map_or(0, |last| *last as usize + 1);
-                let frequencies = rotary.inverse_frequencies(longest);
-                Rotation::new(&positions, batch, &frequencies, rotary.attention_factor(), rotary.interleaved)
-            });
-            let slopes =
-                attention.alibi.map(|largest| alibi::bias(attention.heads, largest, time, past + time, &self.device));
-            let mask = match real_tokens(segments.as_deref(), batch) {
-                // Padding sees the text too, as in the reference library; nobody sees padding.
-                Some(seen) if stack.bidirectional && attention.window.is_none() => {
-                    Mask::cross(time, past + time, &seen)
-                }
-                _ => Mask::new(spec(attention.window)),
-            };
-            let (bias, memory) = (slopes.or_else(|| shared.clone()), memory.clone());
-            let context = Context { bias, mask, rotation, precision: mode.precision, memory, dropout };
+            let own = tokens.context(&block.mixer);
+            let bias = own.bias.clone().or_else(|| shared.clone());
+            let context = Context { bias, memory: memory.clone(), dropout, ..own };
             made.push((&block.mixer, context.clone()));
             contexts.push(context);
         }
@@ -254,14 +233,4 @@ fn side(spec: &ModelSpec, is_encoder: bool) -> (StackSpec<'_>, &'static str) {
         Some(encoder) if is_encoder => (encoder.stack(), "encoder."),
         _ => (spec.stack(), ""),
     }
-}
-
-/// The interval of real tokens of each row, where segments tell nothing but padding (0) from one text (1).
-pub(crate) fn real_tokens(segments: Option<&[u32]>, batch: usize) -> Option<Vec<(u32, u32)>> {
-    let segments = segments.filter(|segments| segments.iter().all(|segment| *segment <= 1))?;
-    let row = |row: &[u32]| {
-        let first = row.iter().position(|segment| *segment == 1).unwrap_or(0);
-        (first as u32, (first + row.iter().filter(|segment| **segment == 1).count()) as u32)
-    };
-    Some(segments.chunks((segments.len() / batch.max(1)).max(1)).map(row).collect())
 }

@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, s};
 use crate::{
     layers::cross_attention::SourceKeys,
     model::Input,
-    spec::{MixerSpec, ModelSpec},
+    spec::{BlockSpec, MixerSpec, ModelSpec},
 };
 
 /// The state of a batch of sequences that are decoded together.
@@ -39,16 +39,54 @@ pub struct BlockState {
 pub enum MixerState {
     /// Keys and values of all positions so far.
     Attention(KeyValues),
+    /// That of a block through which only some tokens pass.
+    Routed(RoutedState),
+}
+
+impl MixerState {
+    fn new(mixer: &MixerSpec) -> Self {
+        match mixer {
+            MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => Self::Attention(KeyValues::default()),
+        }
+    }
+
+    /// The keys and values, of a mixer that has them.
+    pub(crate) fn key_values(&mut self) -> Option<&mut KeyValues> {
+        match self {
+            Self::Attention(cache) => Some(cache),
+            Self::Routed(_) => None,
+        }
+    }
+}
+
+/// The memory of a block through which only some tokens pass: every row has its own, as their lengths differ.
+#[derive(Debug, Clone)]
+pub struct RoutedState {
+    /// The memory before the first token.
+    pub(crate) empty: Box<BlockState>,
+    /// Each row's memory, and the segments of the tokens in it.
+    pub(crate) rows: Vec<(BlockState, Vec<u32>)>,
+}
+
+impl RoutedState {
+    /// Tokens that each row remembers.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.rows.iter().map(|(_, segments)| segments.len()).collect()
+    }
 }
 
 impl SequenceState {
     /// The state before the first token.
     pub fn new(spec: &ModelSpec) -> Self {
-        let memory = |mixer: &MixerSpec| match mixer {
-            MixerSpec::Attention(_) => MixerState::Attention(KeyValues::default()),
+        let plain = |block: &BlockSpec| BlockState { mixer: MixerState::new(&block.mixer), source: None };
+        let block = |block: &BlockSpec| match block.routing {
+            None => plain(block),
+            Some(_) => {
+                let routed = RoutedState { empty: Box::new(plain(block)), rows: Vec::new() };
+                BlockState { mixer: MixerState::Routed(routed), source: None }
+            }
         };
-        let block = |mixer| BlockState { mixer: memory(mixer), source: None };
-        let blocks = spec.blocks.iter().map(|b| block(&b.mixer)).collect();
+        let blocks = spec.blocks.iter().map(block).collect();
         Self { blocks, source: None, segments: Vec::new(), length: 0 }
     }
 
@@ -58,6 +96,10 @@ impl SequenceState {
         let block = |block: &BlockState| BlockState {
             mixer: match &block.mixer {
                 MixerState::Attention(cache) => MixerState::Attention(cache.selected(rows)),
+                MixerState::Routed(state) => {
+                    let picked = rows.iter().filter_map(|row| state.rows.get(*row).cloned()).collect();
+                    MixerState::Routed(RoutedState { empty: state.empty.clone(), rows: picked })
+                }
             },
             source: block.source.as_ref().map(|keys| keys.clone().map(|x| select(x, rows))),
         };
@@ -87,6 +129,14 @@ impl SequenceState {
             }
         }
         Some(self.segments.concat())
+    }
+
+    /// Tokens of each row that passed through a block, where it is one that tokens may skip.
+    pub fn processed(&self, block: usize) -> Option<Vec<usize>> {
+        match &self.blocks.get(block)?.mixer {
+            MixerState::Routed(state) => Some(state.lengths()),
+            MixerState::Attention(_) => None,
+        }
     }
 
     /// Positions seen, padding included.

@@ -14,7 +14,7 @@ use espalier_models::{
 /// Families whose fixtures are read as source and target.
 const ENCODER_DECODERS: [&str; 4] = ["t5", "t5-v1_1", "bart", "marian-vanilla"];
 
-const FAMILIES: [&str; 16] = [
+const FAMILIES: [&str; 18] = [
     "gpt2",
     "llama",
     "llama3-rope",
@@ -31,6 +31,8 @@ const FAMILIES: [&str; 16] = [
     "bloom-alibi",
     "mpt-alibi",
     "smollm3",
+    "mixtral",
+    "jetmoe",
 ];
 
 fn fixture(name: &str) -> PathBuf {

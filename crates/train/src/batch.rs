@@ -6,7 +6,11 @@ use espalier_data::{
     packing::Row,
 };
 use espalier_kernels::embedding::embedding;
-use espalier_models::model::{Input, LanguageModel};
+use espalier_models::{
+    auxiliary::Auxiliary,
+    model::{Input, LanguageModel},
+    taps::Unobserved,
+};
 
 use crate::{
     Result,
@@ -61,10 +65,11 @@ pub struct TokenBatch {
 }
 
 impl TokenBatch {
-    /// Pads `rows` on the right. Nothing sees padding, because it comes after everything and is never a target.
+    /// Pads `rows` on the right. Padding is a segment of its own, so that nothing sees it and routers leave it out.
     pub fn new(rows: &[&Row]) -> Self {
         let time = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0).max(1);
         let packed = rows.iter().any(|row| row.segments.iter().any(|s| *s != 1));
+        let padded = rows.iter().any(|row| row.ids.len() < time);
         let pad = |values: &[u32], filler: u32| {
             let mut padded = values.to_vec();
             padded.resize(time, filler);
@@ -75,7 +80,7 @@ impl TokenBatch {
                 ids: rows.iter().flat_map(|row| pad(&row.ids, 0)).collect(),
                 batch: rows.len(),
                 positions: packed.then(|| rows.iter().flat_map(|row| pad(&row.positions, 0)).collect()),
-                segments: packed.then(|| rows.iter().flat_map(|row| pad(&row.segments, 0)).collect()),
+                segments: (packed || padded).then(|| rows.iter().flat_map(|row| pad(&row.segments, 0)).collect()),
                 ..Input::default()
             },
             predictors: Vec::new(),
@@ -139,32 +144,36 @@ impl TokenBatch {
     /// # Errors
     /// When a token id is outside the vocabulary.
     pub fn loss(&self, model: &LanguageModel) -> Result<Loss> {
-        let predicting = self.predicting(model)?;
+        let (predicting, auxiliary) = self.predicting(model)?;
         let sum = model.cross_entropy(predicting.clone(), &self.targets)?;
-        let mut metrics = Vec::new();
+        let count = self.targets.len() as f64;
+        let mut loss = Loss::new(sum, count, auxiliary);
         if model.is_frozen() {
             let right = first_choices(model, predicting, &self.targets);
-            metrics.push(share("accuracy", right.iter().copied()));
+            loss.metrics.push(share("accuracy", right.iter().copied()));
             let rows = right.iter().zip(&self.rows).map(|(right, row)| (*row, *right)).collect::<Vec<_>>();
             let whole = rows.chunk_by(|a, b| a.0 == b.0).map(|row| row.iter().all(|(_, right)| *right));
-            metrics.push(share("exact_match", whole));
+            loss.metrics.push(share("exact_match", whole));
         }
-        Ok(Loss { sum, metrics })
+        Ok(loss)
     }
 
-    /// Log-probability of every target, `[targets]`; only the predicting positions pass the head.
+    /// Log-probability of every target, `[targets]`, and the losses that the model brings along; only the predicting
+    /// positions pass the head.
     ///
     /// # Errors
     /// When a token id is outside the vocabulary.
-    pub fn log_probabilities(&self, model: &LanguageModel) -> Result<Tensor<1>> {
-        Ok(model.log_probabilities(self.predicting(model)?, &self.targets)?)
+    pub fn log_probabilities(&self, model: &LanguageModel) -> Result<(Tensor<1>, Auxiliary)> {
+        let (predicting, auxiliary) = self.predicting(model)?;
+        Ok((model.log_probabilities(predicting, &self.targets)?, auxiliary))
     }
 
-    /// The hidden states that predict the targets, `[targets, width]`.
-    fn predicting(&self, model: &LanguageModel) -> Result<Tensor<2>> {
-        let hidden = model.hidden(&self.input, None)?;
-        let [batch, time, width] = hidden.dims();
-        Ok(embedding(hidden.reshape([batch * time, width]), &self.predictors))
+    /// The hidden states that predict the targets, `[targets, width]`, and the losses that the model brings along.
+    fn predicting(&self, model: &LanguageModel) -> Result<(Tensor<2>, Auxiliary)> {
+        let forward = model.forward(&self.input, None, &mut Unobserved)?;
+        let [batch, time, width] = forward.hidden.dims();
+        let hidden = embedding(forward.hidden.reshape([batch * time, width]), &self.predictors);
+        Ok((hidden, model.auxiliary(&forward.sides)))
     }
 }
 
@@ -210,6 +219,6 @@ mod tests {
         let batch = TokenBatch::new(&[&first, &second]);
         assert_eq!(batch.input.ids, [5, 6, 7, 8, 9, 0]);
         assert_eq!((batch.predictors, batch.targets, batch.rows), (vec![1, 3], vec![7, 9], vec![0, 1]));
-        assert_eq!(batch.input.segments, None);
+        assert_eq!(batch.input.segments, Some(vec![1, 1, 1, 1, 1, 0]));
     }
 }

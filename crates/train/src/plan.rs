@@ -10,7 +10,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 use espalier_kernels::linear::{Precision, linear};
 use espalier_models::{
     model::LanguageModel,
-    spec::{ChannelSpec, MixerSpec, ModelSpec},
+    spec::{ChannelSpec, ExpertsSpec, MixerSpec, ModelSpec},
 };
 
 use crate::{Result, batch::Sample, options::TrainOptions};
@@ -56,7 +56,7 @@ pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -
     let memory = 4 * parameters + 12 * trainable + activations;
     let passes = if trainable < parameters { 4.0 } else { 6.0 };
     let passes = if options.gradient_checkpointing { passes + 2.0 } else { passes };
-    let seconds = passes * parameters as f64 * tokens as f64
+    let seconds = passes * model.spec().active_parameter_count() * tokens as f64
         / (matrix_speed(model.device(), options.precision) * STEP_EFFICIENCY);
     Ok(Plan { parameters, trainable, samples: samples.len(), steps, tokens, memory, seconds })
 }
@@ -64,13 +64,22 @@ pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -
 /// Bytes of what the forward pass keeps for the backward pass, all in f32, and of the logits that exist at once.
 fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
     let block = |block: &espalier_models::spec::BlockSpec| {
-        let MixerSpec::Attention(attention) = &block.mixer;
+        let heads = match &block.mixer {
+            MixerSpec::Attention(attention) => attention.head_dim * (attention.heads + attention.kv_heads),
+            MixerSpec::AttentionExperts(attention) => {
+                attention.head_dim * attention.kv_heads * (attention.router.active + 1)
+            }
+        };
+        // Experts keep their inner rows alone.
+        let experts = |spec: &ExpertsSpec| spec.router.active * spec.expert.inner * if spec.gated { 2 } else { 1 };
         let channel = match &block.channel {
             ChannelSpec::Mlp(mlp) => 2 * mlp.inner,
             ChannelSpec::GatedMlp(mlp) => 3 * mlp.inner,
+            ChannelSpec::SparseExperts(spec) => experts(spec),
+            ChannelSpec::MultiHeadExperts(spec) => spec.heads * experts(&spec.experts),
         };
         // Two norms and what they read, the attention's inputs and output, the channel's.
-        4 * spec.width + 2 * attention.head_dim * (attention.heads + attention.kv_heads) + channel
+        4 * spec.width + 2 * heads + channel
     };
     let blocks = spec.blocks.iter().map(block);
     let kept = match recomputed {

@@ -101,6 +101,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     fs::create_dir_all(&checkpoints).map_err(Error::file(&checkpoints))?;
     run.model.set_precision(run.options.precision);
     run.model.set_gradient_checkpointing(run.options.gradient_checkpointing)?;
+    run.model.set_training(true);
     if run.objective.needs_dropout() && run.options.dropout == 0.0 {
         let reason =
             format!("`{}` compares passes under different dropout; set it, for example to 0.1", run.objective.name());

@@ -20,10 +20,12 @@ pub mod constraints;
 pub mod facts;
 pub mod instructions;
 pub mod lists;
+pub mod pairs;
 pub mod preferences;
 pub mod random;
 pub mod recall;
 pub mod sentences;
+pub mod slots;
 pub mod stories;
 pub mod symbols;
 pub mod topics;
@@ -38,6 +40,8 @@ pub const WORLDS: &[World] = &[
     stories::WORLD,
     symbols::WORLD,
     topics::WORLD,
+    pairs::WORLD,
+    slots::WORLD,
 ];
 
 /// Attempts to draw an item of the wanted split before giving up; about 20 are needed.
@@ -127,9 +131,15 @@ impl Item {
         if self.prompt.is_empty() { self.solution.clone() } else { format!("{} {}", self.prompt, self.solution) }
     }
 
-    /// A conversation: the prompt (possibly empty) asked, the solution answered.
+    /// A conversation: the prompt (possibly empty) asked, the solution answered; or the turns that the item has in its field
+    /// `turns`, as pairs.
     pub fn record_chat(&self) -> Record {
-        let messages = vec![Message::user(&self.prompt), Message::assistant(&self.solution)];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let turn = |pair: &Value| [Message::user(text(&pair[0])), Message::assistant(text(&pair[1]))];
+        let messages = match self.fields.get("turns").and_then(Value::as_array) {
+            Some(turns) => turns.iter().flat_map(turn).collect(),
+            None => vec![Message::user(&self.prompt), Message::assistant(&self.solution)],
+        };
         Record::Chat { messages, tools: None }
     }
 

@@ -14,6 +14,8 @@ use espalier_models::{
     layout::{adapter_tensors, stored_tensors},
     model::Input,
     parameter::Parameter,
+    stack::Forward,
+    taps::Unobserved,
 };
 
 use super::Context;
@@ -22,7 +24,9 @@ use crate::{Error, Result};
 /// Write logits, loss, gradients and a greedy continuation of given token ids.
 ///
 /// INPUT holds `input_ids` [batch, time] and, where wanted, `attention_mask` (0 marks padding) and `labels` (-100 is not
-/// asked for; labels are the ids when absent). An encoder-decoder reads the ids as its source and needs labels. OUTPUT gets `logits`, `loss` (mean next-token cross-entropy), with
+/// asked for; labels are the ids when absent). An encoder-decoder reads the ids as its source and needs labels. OUTPUT gets
+/// `logits`, `loss` (mean next-token cross-entropy, and the weighted losses of routers where the model adds them, which also
+/// come by name: `aux_loss`), with
 /// --gradients `grad.<tensor>` under the checkpoint's names and layouts, with --generate `generated` (row 0 and N greedy
 /// tokens, end-of-sequence forbidden). Of a bidirectional model it gets `last_hidden_state`, `mean_pooled` and, of one with
 /// a pooler, `pooler_output`.
@@ -85,7 +89,8 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     if request.labels.len() != request.input.ids.len() {
         return Err(Error::work(format!("{}: `labels` needs the shape of `input_ids`", args.input.display())));
     }
-    let hidden = loaded.model.hidden(&request.input, None)?;
+    let Forward { hidden, sides } = loaded.model.forward(&request.input, None, &mut Unobserved)?;
+    let auxiliary = loaded.model.auxiliary(&sides);
     request.check_labels(loaded.model.spec().vocabulary)?;
     let [batch, time, width] = hidden.dims();
     let logits = loaded.model.head(hidden.clone()).inner();
@@ -93,7 +98,10 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     let (predictors, targets) = request.predictions();
     let chosen = embedding(hidden.reshape([batch * time, width]), &predictors);
     let count = targets.len().max(1) as f64;
-    let loss = loaded.model.cross_entropy(chosen, &targets)? / count;
+    let mut loss = loaded.model.cross_entropy(chosen, &targets)? / count;
+    if let Some(total) = auxiliary.total() {
+        loss = loss + total;
+    }
     let mut written: Vec<Written> = vec![
         (
             "logits".into(),
@@ -103,6 +111,8 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
         ),
         ("loss".into(), vec![], Dtype::F32, values(loss.clone().inner())),
     ];
+    let auxiliary = auxiliary.losses.into_iter();
+    written.extend(auxiliary.map(|loss| (loss.name.to_owned(), vec![], Dtype::F32, values(loss.value.inner()))));
     if args.gradients {
         written.extend(gradients(&loaded, &loss.backward())?);
     }
@@ -147,7 +157,7 @@ fn gradients(loaded: &LoadedModel, gradients: &Gradients) -> Result<Vec<Written>
         None => stored_tensors(&loaded.model, family),
     };
     // A parameter that the loss does not reach has gradient zero.
-    let gradient = |p: &Parameter| p.leaf().grad(gradients).map_or_else(|| vec![0.0; p.len()], values);
+    let gradient = |p: &Parameter| p.leaf().grad(gradients).unwrap_or_else(|| p.flat().zeros_like());
     let trained = |t: &espalier_models::layout::StoredTensor| !t.is_fixed();
     let one = |t: espalier_models::layout::StoredTensor| {
         let gradient = t.assemble(&gradient);

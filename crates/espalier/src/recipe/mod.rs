@@ -46,6 +46,47 @@ pub struct Stage {
     /// Evaluate a model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluate: Option<EvaluateStage>,
+    /// Make a dense model into one with experts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upcycle: Option<UpcycleStage>,
+}
+
+/// Upcycling: copies of a dense model's feed-forward layers become experts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpcycleStage {
+    /// A model folder of the families LLaMA or Mistral, or the name of an earlier stage.
+    pub model: String,
+    /// Models of the same shape that give the experts in turn; `model` gives all of them when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub donors: Vec<String>,
+    /// Experts of every layer.
+    #[serde(default = "default_experts")]
+    pub experts: usize,
+    /// Experts that each token passes through.
+    #[serde(default = "default_active")]
+    pub active: usize,
+    /// Weight of the load-balance loss in further training.
+    #[serde(default = "default_balance")]
+    pub balance: f64,
+    /// Standard deviation of noise on the copies, as a share of each matrix's own.
+    #[serde(default)]
+    pub noise: f64,
+    /// Seed of routers and noise.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn default_experts() -> usize {
+    8
+}
+
+fn default_active() -> usize {
+    2
+}
+
+fn default_balance() -> f64 {
+    0.01
 }
 
 /// Training: a model, an objective, data.

@@ -38,6 +38,10 @@ pub fn of_stage(workshop: &Workshop, stage: &Stage) -> Result<String> {
         let sources = [&evaluate.data, &evaluate.baseline, &evaluate.preferences];
         files.extend(sources.into_iter().flat_map(|data| data_files(data)));
     }
+    if let Some(upcycle) = &plain.upcycle {
+        let models = upcycle.donors.iter().chain([&upcycle.model]);
+        files.extend(models.flat_map(|model| model_files(&workshop.model_path(model))));
+    }
     let mut text = serde_json::to_string(&plain).unwrap_or_default();
     for file in files {
         text.push_str(&format!("|{:016x}", of_file(&file)?));

@@ -9,6 +9,7 @@ pub mod fingerprint;
 pub mod model;
 pub mod report;
 pub mod train;
+pub mod upcycle;
 
 use std::{
     collections::BTreeMap,
@@ -140,7 +141,7 @@ fn run_stage(workshop: &mut Workshop, number: usize, stage: &Stage) -> Result<Va
             result
         }
     };
-    if stage.train.is_some() {
+    if stage.train.is_some() || stage.upcycle.is_some() {
         workshop.models.insert(stage.name.clone(), folder.join("model"));
     }
     Ok(result)
@@ -152,9 +153,10 @@ fn finished(path: &Path, fingerprint: &str) -> Option<Value> {
 }
 
 fn perform(workshop: &mut Workshop, stage: &Stage, folder: &Path, fingerprint: &str) -> Result<Value> {
-    match (&stage.train, &stage.evaluate) {
-        (Some(train), None) => train::run(workshop, train, folder, fingerprint),
-        (None, Some(evaluate)) => evaluate::run(workshop, evaluate),
-        _ => Err(Error::usage(format!("stage `{}`: give one of `train` and `evaluate`", stage.name))),
+    match (&stage.train, &stage.evaluate, &stage.upcycle) {
+        (Some(train), None, None) => train::run(workshop, train, folder, fingerprint),
+        (None, Some(evaluate), None) => evaluate::run(workshop, evaluate),
+        (None, None, Some(upcycle)) => upcycle::run(workshop, upcycle, folder),
+        _ => Err(Error::usage(format!("stage `{}`: give one of `train`, `evaluate` and `upcycle`", stage.name))),
     }
 }

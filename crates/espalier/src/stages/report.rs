@@ -49,6 +49,8 @@ pub fn charts(name: &str, log: &std::path::Path) -> Result<Vec<Section>> {
         chart("loss", "loss", &["loss", "eval_loss"]),
         chart("rewards", "reward", &["rewards/chosen", "rewards/rejected", "rewards/margins"]),
         chart("preference accuracy", "share", &["rewards/accuracies", "eval_rewards/accuracies"]),
+        chart("experts: the largest load over the mean", "ratio", &["experts/load", "experts/load_worst"]),
+        chart("depths: predictor right", "share", &["depth/predictor_accuracy", "eval_depth/predictor_accuracy"]),
         chart("learning rate", "learning rate", &["learning_rate"]),
         chart("gradient norm", "norm", &["gradient_norm"]),
     ];

@@ -158,13 +158,13 @@ macro_rules! each {
 }
 
 vectorised! {
-    fn plain(kind: Activation, y: &mut [f32], x: &[f32]) {
+    pub(crate) fn plain(kind: Activation, y: &mut [f32], x: &[f32]) {
         each!(kind, function => { y.iter_mut().zip(x).for_each(|(y, x)| *y = function(*x).0) })
     }
 }
 
 vectorised! {
-    fn plain_backward(kind: Activation, of_x: &mut [f32], x: &[f32], gradient: &[f32]) {
+    pub(crate) fn plain_backward(kind: Activation, of_x: &mut [f32], x: &[f32], gradient: &[f32]) {
         each!(kind, function => {
             for ((of_x, x), gradient) in of_x.iter_mut().zip(x).zip(gradient) {
                 *of_x = function(*x).1 * gradient;
@@ -174,7 +174,7 @@ vectorised! {
 }
 
 vectorised! {
-    fn gated(kind: Activation, y: &mut [f32], gate: &[f32], up: &[f32]) {
+    pub(crate) fn gated(kind: Activation, y: &mut [f32], gate: &[f32], up: &[f32]) {
         each!(kind, function => {
             for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
                 *y = function(*gate).0 * up;
@@ -194,7 +194,7 @@ vectorised! {
 }
 
 vectorised! {
-    fn gated_backward(kind: Activation, of_gate: &mut [f32], of_up: &mut [f32], gate: &[f32], up: &[f32], gradient: &[f32]) {
+    pub(crate) fn gated_backward(kind: Activation, of_gate: &mut [f32], of_up: &mut [f32], gate: &[f32], up: &[f32], gradient: &[f32]) {
         each!(kind, function => {
             let outputs = of_gate.iter_mut().zip(of_up);
             for ((((of_gate, of_up), gate), up), gradient) in outputs.zip(gate).zip(up).zip(gradient) {

@@ -1,6 +1,6 @@
 //! Activations, plain and as a gate (GLU variants, arXiv 2002.05202).
 
-mod cpu;
+pub(crate) mod cpu;
 pub mod reference;
 
 use burn::tensor::Tensor;

@@ -125,7 +125,8 @@ impl HostOperator<3> for Scan {
                 for t in (0..time).rev() {
                     let row = batch * time + t;
                     // SAFETY: each step of a vector of channels comes once.
-                    let (of_a, of_b) = unsafe { (a_rows.part(row, columns.clone()), b_rows.part(row, columns.clone())) };
+                    let (of_a, of_b) =
+                        unsafe { (a_rows.part(row, columns.clone()), b_rows.part(row, columns.clone())) };
                     let before = if t == 0 { &slice(&state)[batch * width..] } else { &h[(row - 1) * width..] };
                     let (before, gradient) = (&before[columns.clone()], &gradient[row * width..][columns.clone()]);
                     retreat(&mut q, of_a, of_b, &a.row(batch, t)[columns.clone()], before, gradient);

@@ -31,7 +31,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let scale = config.positive_or("query_pre_attn_scalar", 256.0)?.powf(-0.5);
     let softcap = softcap(config, "attn_logit_softcapping", 50.0)?;
     for block in &mut spec.blocks {
-        let MixerSpec::Attention(attention) = &mut block.mixer;
+        let MixerSpec::Attention(attention) = &mut block.mixer else { continue };
         (attention.scale, attention.softcap) = (scale, softcap);
         (block.mixer_output_norm, block.channel_output_norm) = (block.channel_norm, block.channel_norm);
     }

@@ -1,7 +1,7 @@
 //! The keys and tensor names that LLaMA, Mistral, Qwen2 and Qwen3 share: one decoder with a few switches.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, rope, table, write_frame};
+use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, rope, routers, table, write_frame};
 use crate::error::Result;
 use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -65,7 +65,8 @@ pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Res
         let mixer = MixerSpec::Attention(AttentionSpec { window: *window, ..attention.clone() });
         BlockSpec::sequential(mixer, channel.clone(), norm)
     };
-    let blocks = switches.windows.iter().map(block).collect();
+    let mut blocks: Vec<BlockSpec> = switches.windows.iter().map(block).collect();
+    routers::read_depths(config, &mut blocks)?;
     Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: false }.read(config, family)
 }
 
@@ -124,6 +125,7 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
         let rotary = attention.rotary.as_ref();
         set("rope_parameters", rotary.map_or(Value::Null, |rotary| rope::write(rotary, attention.head_dim)));
     }
+    routers::write_depths(&spec.blocks, &mut map);
     map
 }
 
@@ -138,6 +140,9 @@ pub(super) const NAMES: &[(&str, &str)] = &[
     ("final_norm.", "model.norm."),
     ("head.", "lm_head."),
     ("blocks.", "model.layers."),
+    (".depth.router.", ".mod_router."),
+    (".depth.predictor.up.", ".mod_predictor.0."),
+    (".depth.predictor.down.", ".mod_predictor.2."),
     (".mixer_norm.", ".input_layernorm."),
     (".channel_norm.", ".post_attention_layernorm."),
     (".mixer.", ".self_attn."),

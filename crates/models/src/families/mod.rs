@@ -11,10 +11,12 @@ pub mod gemma;
 pub mod gemma2;
 pub mod gpt2;
 pub mod gptj;
+pub mod jetmoe;
 pub mod llama;
 mod llama_layout;
 pub mod marian;
 pub mod mistral;
+pub mod mixtral;
 pub mod mpt;
 pub mod openelm;
 pub mod palm;
@@ -23,6 +25,7 @@ pub mod qwen2;
 pub mod qwen3;
 mod qwen_windows;
 pub mod rope;
+mod routers;
 pub mod smollm3;
 pub mod t5;
 
@@ -32,7 +35,7 @@ use crate::error::{Error, Result};
 use crate::spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use config::VOCABULARY_LIMIT;
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 /// What the rest of the crate needs to know of a family.
 #[derive(Debug)]
@@ -63,9 +66,11 @@ pub const FAMILIES: &[Family] = &[
     gemma2::FAMILY,
     gpt2::FAMILY,
     gptj::FAMILY,
+    jetmoe::FAMILY,
     llama::FAMILY,
     marian::FAMILY,
     mistral::FAMILY,
+    mixtral::FAMILY,
     mpt::FAMILY,
     openelm::FAMILY,
     palm::FAMILY,
@@ -88,6 +93,9 @@ pub struct TensorEntry {
     pub groups: usize,
     /// Whether it is stored `[in, out]`; ours are `[out, in]`.
     pub transposed: bool,
+    /// Where it holds some rows of its only part, as one expert's matrix of a stack: which, counted over all axes but the
+    /// last.
+    pub rows: Option<Range<usize>>,
 }
 
 /// The family of a configuration: by `architectures[0]`, else by `model_type`.
@@ -223,6 +231,7 @@ impl Frame {
             next_sentence: false,
             logit_scale: 1.0,
             logit_softcap: None,
+            router_losses: None,
             initializer_range: config.positive_or("initializer_range", 0.02)?,
             embedding_range: None,
             bos: config.token("bos_token_id")?,
@@ -264,13 +273,16 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
 fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
     match &block.mixer {
         MixerSpec::Attention(attention) => Some(attention),
+        MixerSpec::AttentionExperts(_) => None,
     }
 }
 
-/// The sizes of a block's feed-forward layer.
+/// The sizes of a block's feed-forward layer, or of one expert.
 fn mlp(block: &BlockSpec) -> &MlpSpec {
     match &block.channel {
         ChannelSpec::Mlp(mlp) | ChannelSpec::GatedMlp(mlp) => mlp,
+        ChannelSpec::SparseExperts(experts) => &experts.expert,
+        ChannelSpec::MultiHeadExperts(spec) => &spec.experts.expert,
     }
 }
 
@@ -308,7 +320,7 @@ fn table(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<Tenso
                 Some(_) => return None,
             }
         }
-        Some(TensorEntry { name: rename(&name, names), parts, groups, transposed: false })
+        Some(TensorEntry { name: rename(&name, names), parts, groups, transposed: false, rows: None })
     };
     spec.parameters().into_iter().filter_map(|(name, _)| entry(name)).collect()
 }
@@ -328,7 +340,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
-    const MODELS: [&str; 23] = [
+    const MODELS: [&str; 25] = [
         "gpt2",
         "llama",
         "llama3-rope",
@@ -347,6 +359,8 @@ mod tests {
         "mpt-alibi",
         "smollm3",
         "llm2vec",
+        "mixtral",
+        "jetmoe",
         "bert",
         "t5",
         "t5-v1_1",
@@ -389,11 +403,22 @@ mod tests {
                 }
                 let mut whole = shapes[&entry.parts[0]].clone();
                 whole[0] = entry.parts.iter().map(|part| shapes[part][0]).sum();
+                if let Some(rows) = &entry.rows {
+                    whole = vec![rows.len(), whole[whole.len() - 1]];
+                }
                 assert_eq!(stored, whole, "{model}: {}", entry.name);
             }
-            let parts: Vec<&String> = entries.iter().flat_map(|entry| &entry.parts).collect();
-            assert_eq!(parts.len(), shapes.len(), "{model}");
-            assert_eq!(parts.into_iter().collect::<BTreeSet<_>>(), shapes.keys().collect(), "{model}");
+            let mut rows: BTreeMap<&String, Vec<Range<usize>>> = BTreeMap::new();
+            for (entry, part) in entries.iter().flat_map(|entry| entry.parts.iter().map(move |part| (entry, part))) {
+                let shape = &shapes[part];
+                let all = 0..shape[..(shape.len() - 1).max(1)].iter().product();
+                rows.entry(part).or_default().push(entry.rows.clone().unwrap_or(all));
+            }
+            assert_eq!(rows.keys().copied().collect::<BTreeSet<_>>(), shapes.keys().collect(), "{model}");
+            for (part, mut rows) in rows {
+                rows.sort_by_key(|rows| rows.start);
+                assert!(rows[0].start == 0 && rows.windows(2).all(|pair| pair[0].end == pair[1].start), "{part}");
+            }
             let numbers: usize = checkpoint.names().map(|name| checkpoint.info(name).unwrap().elements()).sum();
             assert_eq!(spec.parameter_count(), numbers as u64);
         }
@@ -449,6 +474,7 @@ mod tests {
         let keys = |model| match model {
             "gpt2" | "gptj" => ["n_embd", "n_head", "n_layer", "vocab_size", "n_positions"],
             "bloom-alibi" => ["hidden_size", "n_head", "n_layer", "vocab_size", "seq_length"],
+            "jetmoe" => ["hidden_size", "num_key_value_heads", "num_hidden_layers", "vocab_size", "intermediate_size"],
             "mpt-alibi" => ["d_model", "n_heads", "n_layers", "vocab_size", "max_seq_len"],
             "t5" | "t5-v1_1" => ["d_model", "num_heads", "num_layers", "vocab_size", "d_ff"],
             "bart" | "marian-vanilla" => {

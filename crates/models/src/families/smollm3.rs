@@ -40,7 +40,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let mut spec = llama_layout::read(config, &FAMILY, &switches)?;
     let no_theta = ["rope_parameters", "rope_scaling", "rope_theta"].iter().all(|key| config.get(key).is_none());
     for (block, rotates) in spec.blocks.iter_mut().zip(rotating) {
-        let MixerSpec::Attention(attention) = &mut block.mixer;
+        let MixerSpec::Attention(attention) = &mut block.mixer else { continue };
         attention.rotary = attention.rotary.take().filter(|_| rotates);
         if let Some(rotary) = attention.rotary.as_mut().filter(|_| no_theta) {
             rotary.theta = DEFAULT_THETA;

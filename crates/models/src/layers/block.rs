@@ -4,16 +4,18 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
-    checkpoint::{Segment, recomputed},
+    checkpoint::{Segment, is_supported, recomputed},
     transient::Transient,
 };
 
 use super::{
-    Builder, attention::Attention, channel::FeedForward, cross_attention::CrossAttention, linear::Linear, norm::Norm,
+    Builder, attention::Attention, attention_experts::AttentionExperts, channel::Channel,
+    cross_attention::CrossAttention, depth::Depth, norm::Norm,
 };
 use crate::{
     Result,
-    parameter::{Parameter, Parameters, parameters},
+    auxiliary::{SideOutput, SideSpec, Sides},
+    parameter::{Parameters, parameters},
     spec::{BlockSpec, MixerSpec, NormSpec, Residual},
     stack::Context,
     state::{BlockState, MixerState},
@@ -23,16 +25,17 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Block {
     residual: Residual,
+    depth: Option<Depth>,
     mixer_norm: Norm,
     mixer: Mixer,
     mixer_output_norm: Option<Norm>,
     cross: Option<Cross>,
     channel_norm: Option<Norm>,
-    channel: FeedForward,
+    channel: Channel,
     channel_output_norm: Option<Norm>,
 }
 
-parameters!(Block: mixer_norm, mixer, mixer_output_norm, cross, channel_norm, channel, channel_output_norm);
+parameters!(Block: depth, mixer_norm, mixer, mixer_output_norm, cross, channel_norm, channel, channel_output_norm);
 
 /// Attention to the encoder's output, with its norm.
 #[derive(Debug, Clone)]
@@ -48,7 +51,11 @@ parameters!(Cross: norm, attention);
 pub enum Mixer {
     /// Softmax attention.
     Attention(Attention),
+    /// Softmax attention whose queries and outputs are experts.
+    AttentionExperts(AttentionExperts),
 }
+
+parameters!(enum Mixer: Attention, AttentionExperts);
 
 impl Block {
     /// Builds `{name}.mixer_norm`, `{name}.mixer`, `{name}.channel_norm`, `{name}.channel`, the norms over their outputs, and,
@@ -57,10 +64,17 @@ impl Block {
     /// # Errors
     /// When the source lacks a weight.
     pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &BlockSpec) -> Result<Self> {
+        let depth = match &spec.routing {
+            Some(routing) => Some(Depth::build(builder, &format!("{name}.depth"), width, routing, &spec.mixer)?),
+            None => None,
+        };
         let mixer_norm = Norm::build(builder, &format!("{name}.mixer_norm"), width, spec.mixer_norm)?;
         let mixer = match &spec.mixer {
             MixerSpec::Attention(attention) => {
                 Mixer::Attention(Attention::build(builder, &format!("{name}.mixer"), width, attention)?)
+            }
+            MixerSpec::AttentionExperts(attention) => {
+                Mixer::AttentionExperts(AttentionExperts::build(builder, &format!("{name}.mixer"), width, attention)?)
             }
         };
         let mut norm = |part: &str, spec: Option<NormSpec>| {
@@ -69,7 +83,7 @@ impl Block {
         let mixer_output_norm = norm("mixer_output_norm", spec.mixer_output_norm)?;
         let channel_norm = norm("channel_norm", spec.channel_norm)?;
         let channel_output_norm = norm("channel_output_norm", spec.channel_output_norm)?;
-        let channel = FeedForward::build(builder, &format!("{name}.channel"), width, &spec.channel)?;
+        let channel = Channel::build(builder, &format!("{name}.channel"), width, &spec.channel)?;
         let cross = match &spec.cross {
             Some(cross) => Some(Cross {
                 norm: Norm::build(builder, &format!("{name}.cross_norm"), width, cross.norm)?,
@@ -78,11 +92,56 @@ impl Block {
             None => None,
         };
         let residual = spec.residual;
-        Ok(Self { residual, mixer_norm, mixer, mixer_output_norm, cross, channel_norm, channel, channel_output_norm })
+        Ok(Self {
+            residual,
+            depth,
+            mixer_norm,
+            mixer,
+            mixer_output_norm,
+            cross,
+            channel_norm,
+            channel,
+            channel_output_norm,
+        })
     }
 
-    /// `x`: `[batch, time, width]`; the same shape comes back.
-    pub fn forward(&self, x: Tensor<3>, context: &Context, state: Option<&mut BlockState>) -> Tensor<3> {
+    /// `x`: `[batch, time, width]`; the same shape comes back. What routers say on the way is added to `sides`. Where
+    /// `recompute` is set and there is no state, the backward computes again what it needs.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        state: Option<&mut BlockState>,
+        recompute: bool,
+        sides: &mut Sides,
+    ) -> Tensor<3> {
+        let mut all =
+            |x: Tensor<3>, context: &Context, state: Option<&mut BlockState>, sides: &mut Sides| match recompute
+                && state.is_none()
+                && is_supported(&x)
+            {
+                true => self.forward_recomputed(x, context, sides),
+                false => self.forward_all(x, context, state, sides),
+            };
+        match &self.depth {
+            None => all(x, context, state, sides),
+            Some(depth) => depth.forward(x, context, state, sides, &mut all),
+        }
+    }
+
+    /// What the block says of all the tokens that pass through it.
+    fn sides(&self) -> Vec<SideSpec> {
+        self.mixer.side().into_iter().chain(self.channel.side()).collect()
+    }
+
+    /// All tokens pass.
+    fn forward_all(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        state: Option<&mut BlockState>,
+        sides: &mut Sides,
+    ) -> Tensor<3> {
         let (mixer, source) = match state {
             Some(state) => (Some(&mut state.mixer), Some(&mut state.source)),
             None => (None, None),
@@ -94,14 +153,14 @@ impl Block {
             _ => None,
         };
         if self.residual == Residual::PostNorm {
-            return self.forward_post_norm(x, context, mixer, cross);
+            return self.forward_post_norm(x, context, mixer, cross, sides);
         }
         let normed = self.mixer_norm.forward_transient(x.clone());
         let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
             Some(norm) => norm.forward_transient(x.clone()),
             None => normed.clone(),
         });
-        let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, mixer));
+        let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, mixer, sides));
         let mut mixed = dropped(mixed, context, 0);
         let mut x = x;
         if let Some(norm) = self.cross.as_ref().map(|cross| &cross.norm) {
@@ -117,7 +176,7 @@ impl Block {
                 (x.clone(), beside.unwrap_or_else(|| x.into()))
             }
         };
-        x + dropped(optional(&self.channel_output_norm, self.channel.forward(inner)), context, 1)
+        x + dropped(optional(&self.channel_output_norm, self.channel.forward(inner, context, sides)), context, 1)
     }
 
     /// `x = norm(x + mixer(x))`, and so on for the other parts.
@@ -127,29 +186,43 @@ impl Block {
         context: &Context,
         state: Option<&mut MixerState>,
         cross: impl FnOnce(Transient<3>) -> Option<(&'a Norm, Tensor<3>)>,
+        sides: &mut Sides,
     ) -> Tensor<3> {
         let sum = |norm: &Norm, x, y| norm.forward_sum(x, y).1.into_tensor();
-        let mixed = dropped(self.mixer.forward(x.clone().into(), context, state), context, 0);
+        let mixed = dropped(self.mixer.forward(x.clone().into(), context, state, sides), context, 0);
         let mut x = sum(&self.mixer_norm, x, mixed);
         if let Some((norm, seen)) = cross(x.clone().into()) {
             x = sum(norm, x, seen);
         }
-        let inner = dropped(self.channel.forward(x.clone().into()), context, 1);
+        let inner = dropped(self.channel.forward(x.clone().into(), context, sides), context, 1);
         match &self.channel_norm {
             Some(norm) => sum(norm, x, inner),
             None => x + inner,
         }
     }
 
-    /// As [`Block::forward`] without state; what the backward needs is computed again when it runs.
-    pub fn forward_recomputed(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
+    /// As [`Block::forward_all`] without state; what the backward needs is computed again when it runs.
+    fn forward_recomputed(&self, x: Tensor<3>, context: &Context, sides: &mut Sides) -> Tensor<3> {
+        let width = x.dims()[2];
         let mut block = self.clone();
         let mut trained = Vec::new();
         block.visit_mut(&mut |parameter| {
             trained.push(parameter.is_trainable());
             parameter.set_trainable(false);
         });
-        recomputed(x, leaves(self), Arc::new(BlockSegment { block, trained, context: context.clone() }))
+        let segment = BlockSegment { block, trained, context: context.clone() };
+        let output = recomputed(x, leaves(self), Arc::new(segment));
+        let specs = self.sides();
+        if specs.is_empty() {
+            return output;
+        }
+        let mut start = width;
+        for spec in specs {
+            let values = output.clone().narrow(2, start, spec.channels());
+            start += spec.channels();
+            sides.push(SideOutput::new(spec, values, context));
+        }
+        output.narrow(2, 0, width)
     }
 }
 
@@ -178,15 +251,27 @@ struct BlockSegment {
     context: Context,
 }
 
+impl BlockSegment {
+    /// The output, with the side outputs behind its channels.
+    fn run(&self, block: &Block, x: Tensor<3>) -> Tensor<3> {
+        let mut sides = Sides::new();
+        let y = block.forward_all(x, &self.context, None, &mut sides);
+        match sides.is_empty() {
+            true => y,
+            false => Tensor::cat(std::iter::once(y).chain(sides.into_iter().map(|side| side.values)).collect(), 2),
+        }
+    }
+}
+
 impl Segment for BlockSegment {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.block.forward(x, &self.context, None)
+        self.run(&self.block, x)
     }
 
     fn tracked(&self, x: Tensor<3>) -> (Tensor<3>, Vec<Tensor<1>>) {
         let (mut block, mut trained) = (self.block.clone(), self.trained.iter());
         block.visit_mut(&mut |parameter| parameter.set_trainable(trained.next() == Some(&true)));
-        let y = block.forward(x, &self.context, None);
+        let y = self.run(&block, x);
         (y, leaves(&block))
     }
 }
@@ -203,38 +288,24 @@ fn leaves(block: &Block) -> Vec<Tensor<1>> {
 }
 
 impl Mixer {
-    fn forward(&self, x: Transient<3>, context: &Context, state: Option<&mut MixerState>) -> Tensor<3> {
+    fn side(&self) -> Option<SideSpec> {
         match self {
-            Self::Attention(attention) => {
-                let cache = state.map(|MixerState::Attention(cache)| cache);
-                attention.forward(x, context, cache)
-            }
-        }
-    }
-}
-
-impl Parameters for Mixer {
-    fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
-        match self {
-            Self::Attention(attention) => attention.visit(visitor),
+            Self::Attention(_) => None,
+            Self::AttentionExperts(attention) => Some(attention.side()),
         }
     }
 
-    fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
+    fn forward(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        state: Option<&mut MixerState>,
+        sides: &mut Sides,
+    ) -> Tensor<3> {
+        let cache = state.and_then(MixerState::key_values);
         match self {
-            Self::Attention(attention) => attention.visit_mut(visitor),
-        }
-    }
-
-    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut Linear)) {
-        match self {
-            Self::Attention(attention) => attention.visit_linears_mut(visitor),
-        }
-    }
-
-    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a Linear)) {
-        match self {
-            Self::Attention(attention) => attention.visit_linears(visitor),
+            Self::Attention(attention) => attention.forward(x, context, cache),
+            Self::AttentionExperts(attention) => attention.forward(x, context, cache, sides),
         }
     }
 }

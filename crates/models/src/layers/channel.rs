@@ -6,8 +6,62 @@ use espalier_kernels::{
     transient::Transient,
 };
 
-use super::{Builder, linear::Linear};
-use crate::{Result, parameter::parameters, spec::ChannelSpec};
+use super::{Builder, experts::Experts, linear::Linear, multi_head_experts::MultiHeadExperts};
+use crate::{
+    Result,
+    auxiliary::{SideSpec, Sides},
+    parameter::parameters,
+    spec::{ChannelSpec, MlpSpec},
+    stack::Context,
+};
+
+/// What mixes along width.
+#[derive(Debug, Clone)]
+pub enum Channel {
+    /// One layer for all tokens.
+    FeedForward(FeedForward),
+    /// A few of many for each token.
+    Experts(Experts),
+    /// A few of many for each part of a token.
+    MultiHeadExperts(MultiHeadExperts),
+}
+
+parameters!(enum Channel: FeedForward, Experts, MultiHeadExperts);
+
+impl Channel {
+    /// Builds what `spec` describes.
+    ///
+    /// # Errors
+    /// When the source lacks a weight.
+    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &ChannelSpec) -> Result<Self> {
+        Ok(match spec {
+            ChannelSpec::Mlp(mlp) => Self::FeedForward(FeedForward::build(builder, name, width, mlp, false)?),
+            ChannelSpec::GatedMlp(mlp) => Self::FeedForward(FeedForward::build(builder, name, width, mlp, true)?),
+            ChannelSpec::SparseExperts(experts) => Self::Experts(Experts::build(builder, name, width, experts)?),
+            ChannelSpec::MultiHeadExperts(spec) => {
+                Self::MultiHeadExperts(MultiHeadExperts::build(builder, name, width, spec)?)
+            }
+        })
+    }
+
+    /// What the layer says of tokens besides its output.
+    pub fn side(&self) -> Option<SideSpec> {
+        match self {
+            Self::FeedForward(_) => None,
+            Self::Experts(experts) => Some(experts.side(1)),
+            Self::MultiHeadExperts(experts) => Some(experts.side()),
+        }
+    }
+
+    /// `x`: `[batch, time, width]`; the same shape comes back.
+    pub fn forward(&self, x: Transient<3>, context: &Context, sides: &mut Sides) -> Tensor<3> {
+        match self {
+            Self::FeedForward(layer) => layer.forward(x),
+            Self::Experts(experts) => experts.forward(x.into_tensor(), context, sides),
+            Self::MultiHeadExperts(experts) => experts.forward(x.into_tensor(), context, sides),
+        }
+    }
+}
 
 /// `down(activation(up(x)))`, or with a gate `down(activation(gate(x)) * up(x))`.
 #[derive(Debug, Clone)]
@@ -25,11 +79,7 @@ impl FeedForward {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &ChannelSpec) -> Result<Self> {
-        let (gated, mlp) = match spec {
-            ChannelSpec::Mlp(mlp) => (false, mlp),
-            ChannelSpec::GatedMlp(mlp) => (true, mlp),
-        };
+    pub fn build(builder: &mut Builder, name: &str, width: usize, mlp: &MlpSpec, gated: bool) -> Result<Self> {
         let (inward, outward) = ([mlp.inner, width], [width, mlp.inner]);
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         let gate = match gated {

@@ -1,11 +1,16 @@
 //! The layers that blocks are made of.
 
 pub mod attention;
+pub mod attention_experts;
 pub mod block;
 pub mod channel;
 pub mod cross_attention;
+pub mod depth;
+pub mod experts;
 pub mod linear;
+pub mod multi_head_experts;
 pub mod norm;
+pub mod router;
 
 use burn::tensor::{Device, Tensor, TensorData};
 

@@ -7,7 +7,7 @@
 
 use burn::tensor::{Tensor, TensorData, activation::log_sigmoid};
 use espalier_data::worlds::random::Random;
-use espalier_models::model::LanguageModel;
+use espalier_models::{auxiliary::Auxiliary, model::LanguageModel};
 use serde::{Deserialize, Serialize};
 
 use super::{Batch, Loss, Metric, Objective};
@@ -66,7 +66,7 @@ impl Objective for Dpo {
         let reference = model.frozen();
         for chunk in samples.chunks_mut(REFERENCE_BATCH) {
             let batch = self.collate(&chunk.iter().collect::<Vec<_>>(), &mut Random::new(0))?;
-            let scores = sequence_log_probabilities(&reference, &batch.tokens)?.0;
+            let scores = sequence_log_probabilities(&reference, &batch.tokens)?.by_row;
             let scores = scores.into_data().try_into_vec::<f32>().unwrap_or_default();
             for (i, sample) in chunk.iter_mut().enumerate() {
                 if let Sample::Pair(_, reference) = sample {
@@ -95,7 +95,7 @@ impl Objective for Dpo {
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
         let count = batch.reference.len();
-        let (scores, tokens) = sequence_log_probabilities(model, &batch.tokens)?;
+        let Scores { by_row: scores, by_target: tokens, auxiliary } = sequence_log_probabilities(model, &batch.tokens)?;
         let reference = |side: usize| {
             let values: Vec<f32> = batch.reference.iter().map(|r| r[side] as f32).collect();
             Tensor::<1>::from_data(TensorData::new(values, [count]), model.device())
@@ -109,7 +109,9 @@ impl Objective for Dpo {
             let mean = -tokens.narrow(0, 0, better).sum() / better.max(1) as f64;
             sum = sum + mean * (self.options.sft_weight * count as f64);
         }
-        Ok(Loss { sum, metrics })
+        let mut loss = Loss::new(sum, count as f64, auxiliary);
+        loss.metrics.extend(metrics);
+        Ok(loss)
     }
 }
 
@@ -118,16 +120,27 @@ pub fn preference_loss(chosen: Tensor<1>, rejected: Tensor<1>, beta: f64) -> Ten
     -log_sigmoid((chosen - rejected) * beta).sum()
 }
 
-/// Log-probability of every row's targets, `[rows]`, and of every target, `[targets]`.
+/// What a model says of a batch.
+#[derive(Debug)]
+pub struct Scores {
+    /// Log-probability of every row's targets together, `[rows]`.
+    pub by_row: Tensor<1>,
+    /// Log-probability of every target, `[targets]`.
+    pub by_target: Tensor<1>,
+    /// Losses that the model brings along.
+    pub auxiliary: Auxiliary,
+}
+
+/// The log-probabilities of a batch's targets.
 ///
 /// # Errors
 /// When a token id is outside the vocabulary.
-pub fn sequence_log_probabilities(model: &LanguageModel, batch: &TokenBatch) -> Result<(Tensor<1>, Tensor<1>)> {
-    let tokens = batch.log_probabilities(model)?;
+pub fn sequence_log_probabilities(model: &LanguageModel, batch: &TokenBatch) -> Result<Scores> {
+    let (by_target, auxiliary) = batch.log_probabilities(model)?;
     let rows = integers(batch.rows.iter().map(|row| *row as i32), model.device());
     let zeros = Tensor::<1>::zeros([batch.input.batch], model.device());
-    let sums = zeros.select_assign(0, rows, tokens.clone(), burn::tensor::IndexingUpdateOp::Add);
-    Ok((sums, tokens))
+    let sums = zeros.select_assign(0, rows, by_target.clone(), burn::tensor::IndexingUpdateOp::Add);
+    Ok(Scores { by_row: sums, by_target, auxiliary })
 }
 
 fn metrics(chosen: Tensor<1>, rejected: Tensor<1>, beta: f64) -> Vec<Metric> {

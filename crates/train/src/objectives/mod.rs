@@ -14,7 +14,7 @@ pub mod symbols;
 
 use burn::tensor::Tensor;
 use espalier_data::{packing::Row, worlds::random::Random};
-use espalier_models::model::LanguageModel;
+use espalier_models::{auxiliary::Auxiliary, model::LanguageModel};
 use serde::{Deserialize, Serialize};
 
 use self::symbols::Symbols;
@@ -41,6 +41,25 @@ pub struct Loss {
     pub sum: Tensor<1>,
     /// Named values to be averaged for the log.
     pub metrics: Vec<Metric>,
+}
+
+impl Loss {
+    /// A loss over `units` units, with the losses that the model brings along added to its mean.
+    pub fn new(sum: Tensor<1>, units: f64, auxiliary: Auxiliary) -> Self {
+        let metric = |name, value: f64| Metric { name, sum: value, units: 1.0 };
+        let value = |tensor: &Tensor<1>| {
+            let values = tensor.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
+            values.first().map_or(f64::NAN, |value| f64::from(*value))
+        };
+        let mut metrics: Vec<Metric> =
+            auxiliary.losses.iter().map(|loss| metric(loss.name, value(&loss.value))).collect();
+        metrics.extend(auxiliary.measures.iter().map(|(name, value)| metric(name, *value)));
+        let sum = match auxiliary.total() {
+            Some(total) => sum + total * units,
+            None => sum,
+        };
+        Self { sum, metrics }
+    }
 }
 
 /// A value to be averaged over batches.

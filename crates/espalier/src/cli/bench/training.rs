@@ -235,14 +235,24 @@ impl Work {
     /// queries and keys (or weights and values), of which the causal half counts.
     fn new(spec: &ModelSpec, length: usize, passes: f64, products: f64) -> Self {
         let matrix = |(name, shape): &(String, Vec<usize>)| match shape[..] {
-            [rows, columns] if name.starts_with("blocks.") => (rows * columns) as f64,
+            [] | [_] => 0.0,
+            _ if name.starts_with("blocks.") => {
+                spec.share_of_tokens(name) * shape.iter().map(|axis| *axis as f64).product::<f64>()
+            }
             _ => 0.0,
         };
         let head = (spec.vocabulary * spec.width) as f64;
         let matrices = spec.parameters().iter().map(matrix).sum::<f64>() + head;
         let attention = |block: &BlockSpec| {
-            let MixerSpec::Attention(attention) = &block.mixer;
-            (attention.heads * attention.head_dim) as f64 * (length + 1) as f64 / 2.0
+            let queries = match &block.mixer {
+                MixerSpec::Attention(attention) => attention.heads * attention.head_dim,
+                MixerSpec::AttentionExperts(attention) => {
+                    attention.router.active * attention.kv_heads * attention.head_dim
+                }
+            };
+            // A routed block has fewer queries, and each of them fewer keys.
+            let share = block.routing.map_or(1.0, |routing| routing.capacity);
+            share * share * queries as f64 * (length + 1) as f64 / 2.0
         };
         let pairs: f64 = spec.blocks.iter().map(attention).sum();
         Self { per_token: 2.0 * (passes * matrices + products * pairs) }

@@ -3,8 +3,8 @@
 use espalier_models::{
     families::config::activation_name,
     spec::{
-        AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, Residual, RotaryScaling,
-        RotarySpec,
+        AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec,
+        NormSpec, Residual, RotaryScaling, RotarySpec,
     },
 };
 
@@ -39,7 +39,12 @@ pub fn parameters(spec: &ModelSpec) -> String {
         (Some(least), Some(most)) => format!(", {} to {} in each block", units::count(*least), units::count(*most)),
         _ => String::new(),
     };
-    format!("{} ({all}): {} in the embedding{block}", units::count(all), units::count(embedding))
+    let active = spec.active_parameter_count();
+    let active = match active < all as f64 {
+        true => format!(", {} active for the mean token", units::count(active as u64)),
+        false => String::new(),
+    };
+    format!("{} ({all}): {} in the embedding{block}{active}", units::count(all), units::count(embedding))
 }
 
 /// Parameters of the embedding table.
@@ -63,6 +68,7 @@ pub fn per_block(spec: &ModelSpec) -> Vec<u64> {
 pub fn cache_per_token(spec: &ModelSpec) -> u64 {
     let numbers = |block: &BlockSpec| match &block.mixer {
         MixerSpec::Attention(attention) => 2 * attention.kv_heads as u64 * attention.head_dim as u64,
+        MixerSpec::AttentionExperts(attention) => 2 * attention.kv_heads as u64 * attention.head_dim as u64,
     };
     spec.blocks.iter().map(numbers).fold(0, u64::saturating_add).saturating_mul(4)
 }
@@ -70,7 +76,10 @@ pub fn cache_per_token(spec: &ModelSpec) -> u64 {
 /// Parameters of adapters of this rank on every matrix of the blocks.
 pub fn low_rank_parameters(spec: &ModelSpec, rank: u64) -> u64 {
     let matrix = |(name, shape): &(String, Vec<usize>)| match shape[..] {
-        [rows, columns] if name.starts_with("blocks.") => (rows as u64).saturating_add(columns as u64),
+        // Experts have no adapters; neither have routers.
+        [rows, columns] if name.starts_with("blocks.") && !name.contains("router.") => {
+            (rows as u64).saturating_add(columns as u64)
+        }
         _ => 0,
     };
     spec.parameters().iter().map(matrix).fold(0, u64::saturating_add).saturating_mul(rank)
@@ -81,10 +90,15 @@ fn product(shape: &[usize]) -> u64 {
 }
 
 fn describe(block: &BlockSpec) -> String {
-    let MixerSpec::Attention(mixer) = &block.mixer;
+    let mixer = match &block.mixer {
+        MixerSpec::Attention(mixer) => attention(mixer),
+        MixerSpec::AttentionExperts(mixer) => attention_experts(mixer),
+    };
     let channel = match &block.channel {
         ChannelSpec::Mlp(mlp) => feed_forward("MLP", mlp),
         ChannelSpec::GatedMlp(mlp) => feed_forward("gated MLP", mlp),
+        ChannelSpec::SparseExperts(spec) => experts(spec),
+        ChannelSpec::MultiHeadExperts(spec) => format!("in {} parts {}", spec.heads, experts(&spec.experts)),
     };
     let norm = match block.mixer_norm {
         NormSpec::LayerNorm { .. } => "LayerNorm",
@@ -92,7 +106,19 @@ fn describe(block: &BlockSpec) -> String {
     };
     let parallel = if block.residual == Residual::Parallel { ", in parallel" } else { "" };
     let outputs = if block.mixer_output_norm.is_some() { " before and after" } else { "" };
-    format!("{}, {channel}{parallel}, {norm}{outputs}", attention(mixer))
+    let depth = block.routing.map(|routing| format!(", for {} of the tokens", routing.capacity)).unwrap_or_default();
+    format!("{mixer}, {channel}{parallel}, {norm}{outputs}{depth}")
+}
+
+fn experts(spec: &ExpertsSpec) -> String {
+    let kind = if spec.gated { "gated MLP" } else { "MLP" };
+    format!("{} of {} experts: {}", spec.router.active, spec.router.experts, feed_forward(kind, &spec.expert))
+}
+
+fn attention_experts(spec: &AttentionExpertsSpec) -> String {
+    let rotary = spec.rotary.as_ref().map(|positions| format!(", {}", rotary(positions))).unwrap_or_default();
+    let (active, experts) = (spec.router.active, spec.router.experts);
+    format!("attention with {active} of {experts} experts over {} heads of {}{rotary}", spec.kv_heads, spec.head_dim)
 }
 
 fn attention(attention: &AttentionSpec) -> String {
@@ -134,7 +160,7 @@ mod tests {
     fn equal_blocks_are_one_line() {
         let mut spec = ModelSpec::llama(100, 768, 3, 12, 4, 1536, 64);
         assert_eq!(blocks(&spec), ["3 x attention 12/4 heads of 64, rotary 10000, gated MLP 1536 silu, RMSNorm"]);
-        let MixerSpec::Attention(attention) = &mut spec.blocks[1].mixer;
+        let MixerSpec::Attention(attention) = &mut spec.blocks[1].mixer else { panic!() };
         attention.window = Some(32);
         assert_eq!(blocks(&spec).len(), 3);
         assert!(blocks(&spec)[1].contains("window 32"));

@@ -119,8 +119,7 @@ impl Task<'_> {
                 }
             }
             let mut chunk_states = Chunk { h: lanes_of(h), decay: lanes_of(decay) };
-            let mut gathered =
-                Gathered { input: of_input.as_chunks_mut().0, output: of_output.as_chunks_mut().0 };
+            let mut gathered = Gathered { input: of_input.as_chunks_mut().0, output: of_output.as_chunks_mut().0 };
             for chunk in (0..inputs.chunks()).rev() {
                 gathered.input.fill([0.0; FOLDED]);
                 gathered.output.fill([0.0; FOLDED]);

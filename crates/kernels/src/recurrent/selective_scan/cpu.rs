@@ -179,8 +179,12 @@ impl HostOperator<7> for Scan {
     fn backward(&self, given: Given<7>, _: [bool; 7]) -> [Option<FlexTensor>; 7] {
         let inputs = Inputs::prepared(&given.inputs);
         let of_last = self.last.gradient().map(|gradient| contiguous(&gradient));
-        let found =
-            super::backward::run(&Inputs::new(&inputs), &given.saved[0], slice(&given.gradient), of_last.as_ref().map(slice));
+        let found = super::backward::run(
+            &Inputs::new(&inputs),
+            &given.saved[0],
+            slice(&given.gradient),
+            of_last.as_ref().map(slice),
+        );
         let mut shapes = inputs.iter().map(crate::host::dimensions);
         found.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
     }

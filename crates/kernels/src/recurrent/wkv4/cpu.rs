@@ -160,7 +160,8 @@ impl<'a> Inputs<'a> {
                     let kept = unsafe { kept_rows.row(task * self.chunks() + t / CHUNK) };
                     kept.copy_from_slice(state.as_flattened());
                 }
-                let (key, value) = (&self.key.row(batch, t)[columns.clone()], &self.value.row(batch, t)[columns.clone()]);
+                let (key, value) =
+                    (&self.key.row(batch, t)[columns.clone()], &self.value.row(batch, t)[columns.clone()]);
                 let y = advance(&mut state, key, value, &constants);
                 // SAFETY: each step of a vector of channels comes once.
                 lanes::store(unsafe { y_rows.part(batch * time + t, columns.clone()) }, &y);

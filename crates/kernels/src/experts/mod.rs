@@ -1,0 +1,124 @@
+//! Experts: each token passes through a few of many feed-forward layers or linear maps (arXiv 1701.06538).
+//!
+//! A [`Routing`] says which; rows are grouped by expert, multiplied group by group with one stacked weight, and brought
+//! back. Experts without tokens cost nothing. The routing itself has no gradient; the weights of the choices have.
+
+mod feed_forward;
+mod groups;
+mod linear;
+pub mod reference;
+mod routing;
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+pub use self::routing::Routing;
+use crate::{activation::Activation, host, matmul::Precision};
+
+/// The form of every expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// The nonlinearity.
+    pub activation: Activation,
+    /// Whether the first matrix holds gates and then inputs, `[2 inner, width]`, rather than inputs, `[inner, width]`.
+    pub gated: bool,
+    /// The arithmetic of the products.
+    pub precision: Precision,
+}
+
+/// `y_t = sum_i w_ti E_i(x_t)` over the choices of token `t`, with `E(x) = down(activation(gate(x)) * up(x))` or
+/// `down(activation(up(x)))`. Dropped choices add nothing.
+///
+/// `x`: `[tokens, width]`, `weights`: `[tokens, active]`, `up`: `[experts, inner or 2 inner, width]`, `down`:
+/// `[experts, width, inner]`; returns `[tokens, width]`.
+pub fn expert_feed_forward(
+    x: Tensor<2>,
+    weights: Tensor<2>,
+    up: Tensor<3>,
+    down: Tensor<3>,
+    routing: &Arc<Routing>,
+    form: Form,
+) -> Tensor<2> {
+    match host::on_host(&x) {
+        true => host::four(x, weights, up, down, feed_forward::FeedForward::new(routing.clone(), form)),
+        false => reference::feed_forward(x, weights, up, down, routing, form),
+    }
+}
+
+/// `y_s = W_e(s) x_s` for every slot `s`: `[tokens * active, out]`, zero where it was dropped.
+///
+/// `x`: a row for every token, `[tokens, in]`, or for every slot, `[tokens * active, in]`; `weight`: `[experts, out, in]`.
+pub fn expert_linear(x: Tensor<2>, weight: Tensor<3>, routing: &Arc<Routing>, precision: Precision) -> Tensor<2> {
+    match host::on_host(&x) {
+        true => host::two(x, weight, linear::Linear::new(routing.clone(), precision)),
+        false => reference::linear(x, weight, routing, precision),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{agree, numbers};
+    use proptest::prelude::*;
+
+    fn routing(tokens: usize, experts: usize, active: usize, capacity: Option<usize>) -> Arc<Routing> {
+        Arc::new(Routing::top_k(&numbers(tokens * experts, 7), experts, active, capacity, None))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn feed_forward_agrees_with_the_dense_reference(tokens in 1usize..40, experts in 1usize..7, active in 1usize..4,
+            width in 1usize..20, inner in 1usize..20, gated: bool, tight: bool) {
+            let active = active.min(experts);
+            let routing = routing(tokens, experts, active, tight.then_some(1 + tokens / experts));
+            let rows = if gated { 2 * inner } else { inner };
+            let shapes: [&[usize]; 4] =
+                [&[tokens, width], &[tokens, active], &[experts, rows, width], &[experts, width, inner]];
+            let longest = tokens.max(width).max(inner) as f32;
+            for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, longest.sqrt() / 32.0)] {
+                let form = |precision| Form { activation: Activation::Silu, gated, precision };
+                agree(&shapes, tolerance, |t| {
+                    let (x, weights, up, down) = (t[0].get(), t[1].get(), t[2].get(), t[3].get());
+                    expert_feed_forward(x, weights, up, down, &routing, form(precision)).reshape([-1])
+                }, |t| {
+                    let (x, weights, up, down) = (t[0].get(), t[1].get(), t[2].get(), t[3].get());
+                    reference::feed_forward(x, weights, up, down, &routing, form(Precision::F32)).reshape([-1])
+                });
+            }
+        }
+
+        #[test]
+        fn linear_maps_agree_with_the_dense_reference(tokens in 1usize..40, experts in 1usize..7, active in 1usize..4,
+            inputs in 1usize..20, outputs in 1usize..20, by_slot: bool, tight: bool) {
+            let active = active.min(experts);
+            let routing = routing(tokens, experts, active, tight.then_some(1 + tokens / experts));
+            let rows = if by_slot { tokens * active } else { tokens };
+            let shapes: [&[usize]; 2] = [&[rows, inputs], &[experts, outputs, inputs]];
+            let longest = tokens.max(inputs).max(outputs) as f32;
+            for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, longest.sqrt() / 64.0)] {
+                agree(&shapes, tolerance,
+                    |t| expert_linear(t[0].get(), t[1].get(), &routing, precision).reshape([-1]),
+                    |t| reference::linear(t[0].get(), t[1].get(), &routing, Precision::F32).reshape([-1]));
+            }
+        }
+    }
+
+    #[test]
+    fn groups_of_many_rows_agree_too() {
+        let routing = routing(300, 2, 1, None);
+        let shapes: [&[usize]; 4] = [&[300, 9], &[300, 1], &[2, 10, 9], &[2, 9, 5]];
+        let form = Form { activation: Activation::Relu, gated: true, precision: Precision::F32 };
+        let run = |operator: &dyn Fn(Tensor<2>, Tensor<2>, Tensor<3>, Tensor<3>) -> Tensor<2>,
+                   t: &[crate::testing::Leaf]| {
+            operator(t[0].get(), t[1].get(), t[2].get(), t[3].get()).reshape([-1])
+        };
+        agree(
+            &shapes,
+            1e-5,
+            |t| run(&|x, w, u, d| expert_feed_forward(x, w, u, d, &routing, form), t),
+            |t| run(&|x, w, u, d| reference::feed_forward(x, w, u, d, &routing, form), t),
+        );
+    }
+}

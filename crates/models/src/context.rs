@@ -1,0 +1,146 @@
+//! What the blocks of one forward pass share: which tokens there are, where they stand, and what may be seen.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use espalier_kernels::{
+    attention::{Mask, MaskSpec},
+    dropout::Dropout,
+    linear::Precision,
+    rotary::Rotation,
+};
+
+use crate::{
+    alibi,
+    spec::{AttentionSpec, MixerSpec, RotarySpec},
+    stack::Memory,
+};
+
+/// What the blocks of one forward pass share: what may be seen, and where the tokens stand.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// What queries may see in this block.
+    pub mask: Mask,
+    /// The rotation of this block's queries and keys.
+    pub rotation: Option<Rotation>,
+    /// Added to this block's scores by distance, `[heads, queries + keys - 1]`.
+    pub bias: Option<Tensor<2>>,
+    /// The arithmetic of products outside linear layers.
+    pub precision: Precision,
+    /// Whether the model is being trained, for layers that behave differently then.
+    pub training: bool,
+    /// Which of the new tokens are no padding, `[batch * time]`; all of them when absent.
+    pub present: Option<Arc<Vec<bool>>>,
+    /// What the block sees of the encoder.
+    pub memory: Option<Memory>,
+    /// Dropout on what the block's parts add.
+    pub dropout: Option<Dropout>,
+    /// The tokens themselves.
+    pub(crate) tokens: Arc<Tokens>,
+}
+
+/// The new tokens of a pass, and what is known of those before them.
+#[derive(Debug, Clone)]
+pub(crate) struct Tokens {
+    pub batch: usize,
+    /// New tokens of a row.
+    pub time: usize,
+    /// Tokens of a row that were seen before.
+    pub past: usize,
+    /// Position of every new token.
+    pub positions: Vec<u32>,
+    /// Segment of every token, earlier ones included, `[batch * (past + time)]`.
+    pub segments: Option<Vec<u32>>,
+    /// Positions of the longest row, on which some rotations depend.
+    pub longest: usize,
+    pub bidirectional: bool,
+    pub training: bool,
+    pub precision: Precision,
+    pub device: Device,
+}
+
+impl Tokens {
+    /// The context of blocks with this mixer.
+    pub fn context(self: &Arc<Self>, mixer: &MixerSpec) -> Context {
+        let (time, keys) = (self.time, self.past + self.time);
+        let (rotary, window) = match mixer {
+            MixerSpec::Attention(attention) => (&attention.rotary, attention.window),
+            MixerSpec::AttentionExperts(attention) => (&attention.rotary, None),
+        };
+        let bias = match mixer {
+            MixerSpec::Attention(AttentionSpec { alibi: Some(largest), heads, .. }) => {
+                Some(alibi::bias(*heads, *largest, time, keys, &self.device))
+            }
+            _ => None,
+        };
+        Context {
+            bias,
+            mask: self.mask(window),
+            rotation: rotary.as_ref().map(|rotary| self.rotation(rotary)),
+            precision: self.precision,
+            training: self.training,
+            present: self.present(),
+            memory: None,
+            dropout: None,
+            tokens: self.clone(),
+        }
+    }
+
+    fn rotation(&self, rotary: &RotarySpec) -> Rotation {
+        let frequencies = rotary.inverse_frequencies(self.longest);
+        Rotation::new(&self.positions, self.batch, &frequencies, rotary.attention_factor(), rotary.interleaved)
+    }
+
+    fn mask(&self, window: Option<usize>) -> Mask {
+        let (queries, keys, segments) = (self.time, self.past + self.time, self.segments.as_deref());
+        match real_tokens(segments, self.batch) {
+            // Padding sees the text too, as in the reference library; nobody sees padding.
+            Some(seen) if self.bidirectional && window.is_none() => Mask::cross(queries, keys, &seen),
+            _ => {
+                Mask::new(MaskSpec { batch: self.batch, queries, keys, causal: !self.bidirectional, window, segments })
+            }
+        }
+    }
+
+    /// Segments of a row's new tokens.
+    pub fn new_segments(&self, row: usize) -> Vec<u32> {
+        let (keys, past) = (self.past + self.time, self.past);
+        match &self.segments {
+            Some(segments) => segments[row * keys + past..(row + 1) * keys].to_vec(),
+            None => vec![1; self.time],
+        }
+    }
+
+    fn present(&self) -> Option<Arc<Vec<bool>>> {
+        self.segments.as_ref()?;
+        let present: Vec<bool> = (0..self.batch).flat_map(|row| self.new_segments(row)).map(|s| s != 0).collect();
+        present.contains(&false).then(|| Arc::new(present))
+    }
+
+    /// Some of the new tokens, by their flat indices, in rows of equal length; behind tokens with the `earlier` segments
+    /// where there is one row.
+    pub fn part(&self, batch: usize, ids: &[u32], earlier: &[u32]) -> Arc<Self> {
+        let all: Option<Vec<u32>> =
+            self.segments.as_ref().map(|_| (0..self.batch).flat_map(|row| self.new_segments(row)).collect());
+        let segment = |id: &u32| all.as_ref().map_or(1, |all| all[*id as usize]);
+        let segments: Vec<u32> = earlier.iter().copied().chain(ids.iter().map(segment)).collect();
+        Arc::new(Self {
+            batch,
+            time: ids.len() / batch.max(1),
+            past: earlier.len(),
+            positions: ids.iter().map(|id| self.positions[*id as usize]).collect(),
+            segments: segments.iter().any(|segment| *segment != 1).then_some(segments),
+            ..self.clone()
+        })
+    }
+}
+
+/// The interval of real tokens of each row, where segments tell nothing but padding (0) from one text (1).
+pub(crate) fn real_tokens(segments: Option<&[u32]>, batch: usize) -> Option<Vec<(u32, u32)>> {
+    let segments = segments.filter(|segments| segments.iter().all(|segment| *segment <= 1))?;
+    let row = |row: &[u32]| {
+        let first = row.iter().position(|segment| *segment == 1).unwrap_or(0);
+        (first as u32, (first + row.iter().filter(|segment| **segment == 1).count()) as u32)
+    };
+    Some(segments.chunks((segments.len() / batch.max(1)).max(1)).map(row).collect())
+}

@@ -1,0 +1,111 @@
+//! Mixture of attention heads (MoA, arXiv 2210.05144; JetMoE, 2404.07413): query and output projections are experts, keys
+//! and values are shared by all of them.
+//!
+//! Each of a token's choices gives it one query head for every key head, and the same choice and weight serve the output:
+//! `y = sum_e w_e W_out^e attention(W_q^e x, K, V) + b`. The cache holds keys and values once a token.
+
+use burn::tensor::Tensor;
+use espalier_kernels::{
+    attention::{Options, attention},
+    experts::expert_linear,
+    transient::Transient,
+};
+
+use super::{Builder, linear::Linear, router::Router};
+use crate::{
+    Result,
+    auxiliary::{SideSpec, Sides},
+    parameter::{Parameter, parameters},
+    source::Initial,
+    spec::AttentionExpertsSpec,
+    stack::Context,
+    state::KeyValues,
+};
+
+/// The mixer of one block.
+#[derive(Debug, Clone)]
+pub struct AttentionExperts {
+    spec: AttentionExpertsSpec,
+    router: Router,
+    query: Parameter,
+    key: Linear,
+    value: Linear,
+    output: Parameter,
+    bias: Parameter,
+}
+
+parameters!(AttentionExperts: router, query, key, value, output, bias);
+
+impl AttentionExperts {
+    /// Builds `{name}.router`, `{name}.experts.query.weight` `[experts, kv_heads * head_dim, width]`, `{name}.key`,
+    /// `{name}.value`, `{name}.experts.output.weight` `[experts, width, kv_heads * head_dim]` and `{name}.bias`.
+    ///
+    /// # Errors
+    /// When the source lacks a weight.
+    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &AttentionExpertsSpec) -> Result<Self> {
+        let (experts, keys) = (spec.router.experts, spec.kv_heads * spec.head_dim);
+        let (deviation, residual) = (builder.deviation, builder.residual_deviation);
+        // The reference's balance loss has the router twice: once for the queries, once for the outputs.
+        let router = Router::build(builder, &format!("{name}.router"), width, &spec.router)?.counted(2);
+        let mut stacked = |part: &str, shape: [usize; 3], deviation| {
+            let name = format!("{name}.experts.{part}.weight");
+            builder.parameter(name, shape.to_vec(), Initial::Normal(deviation))
+        };
+        let query = stacked("query", [experts, keys, width], deviation)?;
+        let output = stacked("output", [experts, width, keys], residual)?;
+        let key = Linear::build(builder, &format!("{name}.key"), [keys, width], false, deviation)?;
+        let value = Linear::build(builder, &format!("{name}.value"), [keys, width], false, deviation)?;
+        let bias = builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?;
+        Ok(Self { spec: spec.clone(), router, query, key, value, output, bias })
+    }
+
+    /// What the layer says of tokens.
+    pub fn side(&self) -> SideSpec {
+        self.router.side(1)
+    }
+
+    /// `x`: `[batch, time, width]`; the same shape comes back. With a cache, the new keys and values are added to it and the
+    /// queries see all of them.
+    pub fn forward(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        cache: Option<&mut KeyValues>,
+        sides: &mut Sides,
+    ) -> Tensor<3> {
+        let [key, value] = Linear::forward_all([&self.key, &self.value], x.clone());
+        let x = x.into_tensor();
+        let [batch, time, width] = x.dims();
+        let rows = x.reshape([batch * time, width]);
+        let (routing, weights) = self.router.forward(rows.clone(), [batch, time], context, sides);
+        let (heads, head_dim, active) = (self.spec.kv_heads, self.spec.head_dim, routing.active());
+        let query = expert_linear(rows, self.query.value(), &routing, context.precision);
+        let mut query = by_key_head(query.reshape([batch, time, active, heads, head_dim]));
+        let [mut key, mut value] = [key, value].map(|x| x.reshape([batch, time, heads, head_dim]));
+        if let Some(rotation) = &context.rotation {
+            (query, key) = (rotation.apply(query), rotation.apply(key));
+        }
+        if let Some(cache) = cache {
+            (key, value) = cache.append(key, value);
+        }
+        let options = Options { scale: self.spec.scale, softcap: None, precision: context.precision };
+        let mixed = attention(query, key, value, &context.mask, None, options);
+        let mixed = by_choice(mixed, active).reshape([batch * time * active, heads * head_dim]);
+        let outputs = expert_linear(mixed, self.output.value(), &routing, context.precision);
+        let weighted = outputs.reshape([batch * time, active, width]) * weights.unsqueeze_dim(2);
+        weighted.sum_dim(1).reshape([batch, time, width]) + self.bias.value::<1>().unsqueeze()
+    }
+}
+
+/// Heads in the order of attention with grouped queries, where those of one key head are neighbours:
+/// `[batch, time, choices, key heads, head_dim]` to `[batch, time, key heads * choices, head_dim]`.
+fn by_key_head(x: Tensor<5>) -> Tensor<4> {
+    let [batch, time, choices, heads, head_dim] = x.dims();
+    x.swap_dims(2, 3).reshape([batch, time, heads * choices, head_dim])
+}
+
+/// The inverse of [`by_key_head`].
+fn by_choice(x: Tensor<4>, choices: usize) -> Tensor<5> {
+    let [batch, time, all, head_dim] = x.dims();
+    x.reshape([batch, time, all / choices, choices, head_dim]).swap_dims(2, 3)
+}

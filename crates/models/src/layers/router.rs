@@ -1,0 +1,93 @@
+//! The router of experts: a linear map to one score an expert, in f32 whatever the precision of the rest.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use espalier_kernels::{
+    experts::Routing,
+    linear::{Precision, linear},
+};
+
+use super::Builder;
+use crate::{
+    Result,
+    auxiliary::{SideOutput, SideSpec, Sides},
+    parameter::{Parameter, parameters},
+    source::Initial,
+    spec::RouterSpec,
+    stack::Context,
+};
+
+/// Scores experts and chooses among them.
+#[derive(Debug, Clone)]
+pub struct Router {
+    spec: RouterSpec,
+    weight: Parameter,
+    times: usize,
+}
+
+parameters!(Router: weight);
+
+impl Router {
+    /// Builds `{name}.weight` `[experts, width]`.
+    ///
+    /// # Errors
+    /// When the source lacks the weight.
+    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &RouterSpec) -> Result<Self> {
+        let initial = Initial::Normal(builder.deviation);
+        let weight = builder.parameter(format!("{name}.weight"), vec![spec.experts, width], initial)?;
+        Ok(Self { spec: spec.clone(), weight, times: 1 })
+    }
+
+    /// What the router's logits are good for, where every token has so many parts.
+    pub fn side(&self, parts: usize) -> SideSpec {
+        SideSpec::Experts { router: self.spec.clone(), parts, times: self.times }
+    }
+
+    /// The same router, counted so many times in the balance loss.
+    pub fn counted(self, times: usize) -> Self {
+        Self { times, ..self }
+    }
+
+    /// The choices for rows `x` `[batch * time * parts, width]`, of which every token of `size` (`[batch, time]`) has
+    /// equally many, and their weights `[rows, active]`. The logits become a side output `[batch, time, parts * experts]`.
+    pub fn forward(
+        &self,
+        x: Tensor<2>,
+        [batch, time]: [usize; 2],
+        context: &Context,
+        sides: &mut Sides,
+    ) -> (Arc<Routing>, Tensor<2>) {
+        let rows = x.dims()[0];
+        let parts = rows / (batch * time).max(1);
+        let logits = linear(x, self.weight.value(), None, Precision::F32);
+        let scores = logits.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
+        let routing = Arc::new(choose(&self.spec, &scores, parts, context.present.as_deref(), context.training));
+        let weights = routing.weights(logits.clone(), self.spec.normalised);
+        sides.push(SideOutput::new(
+            self.side(parts),
+            logits.reshape([batch, time, parts * self.spec.experts]),
+            context,
+        ));
+        (routing, weights)
+    }
+}
+
+/// The choices for `scores` `[tokens * parts, experts]`, where `present` says which tokens are no padding.
+pub(crate) fn choose(
+    spec: &RouterSpec,
+    scores: &[f32],
+    parts: usize,
+    present: Option<&Vec<bool>>,
+    training: bool,
+) -> Routing {
+    let present: Option<Vec<bool>> =
+        present.map(|present| present.iter().flat_map(|real| std::iter::repeat_n(*real, parts)).collect());
+    let rows = scores.len() / spec.experts.max(1);
+    let real = present.as_ref().map_or(rows, |present| present.iter().filter(|real| **real).count());
+    let capacity = spec.capacity.map(|capacity| {
+        let factor = if training { capacity.training } else { capacity.evaluation };
+        (factor * (real * spec.active) as f64 / spec.experts as f64).ceil() as usize
+    });
+    Routing::top_k(scores, spec.experts, spec.active, capacity, present.as_deref())
+}

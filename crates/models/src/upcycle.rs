@@ -1,0 +1,122 @@
+//! Sparse upcycling (arXiv 2212.05055; mergekit's `moe`): a dense model becomes one with experts, each of them a copy of its
+//! feed-forward layer, or of those of several models of one shape. Recipe: `experts.toml`.
+//!
+//! The routers start small and random. With weights that sum to one, copies of one layer compute what it computed, so that
+//! training goes on from where it stood.
+
+use std::collections::HashMap;
+
+use espalier_data::worlds::random::Random;
+
+use crate::{
+    Error, Result,
+    families::by_name,
+    model::LanguageModel,
+    parameter::Parameter,
+    source::{Initial, ParameterSource, Seed},
+    spec::{BalanceForm, ChannelSpec, ExpertsSpec, ModelSpec, RouterLosses, RouterSpec},
+};
+
+/// What comes out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Upcycling {
+    /// Experts of every layer.
+    pub experts: usize,
+    /// Experts that each token passes through.
+    pub active: usize,
+    /// Weight of the load-balance loss in further training.
+    pub balance: f64,
+    /// Standard deviation of noise on the copies, as a share of each matrix's own; it lets them part sooner.
+    pub noise: f64,
+    /// Seed of routers and noise.
+    pub seed: u64,
+}
+
+/// Makes `base` into a model with experts in Mixtral's form. Expert `i` is that of donor `i mod n`; without donors `base` itself
+/// gives all of them.
+///
+/// # Errors
+/// When the family has no form with experts, a donor has another shape, or the numbers make no sense.
+pub fn upcycle(base: &LanguageModel, donors: &[&LanguageModel], options: Upcycling) -> Result<LanguageModel> {
+    let spec = specification(base.spec(), options)?;
+    let own = [base];
+    let donors = if donors.is_empty() { &own[..] } else { donors };
+    if let Some(other) = donors.iter().find(|donor| donor.spec().blocks != base.spec().blocks) {
+        let reason = format!("a donor of the family `{}` has blocks of another shape", other.spec().family);
+        return Err(Error::Invalid(format!("{reason}; give models that were tuned from one base")));
+    }
+    if base.parameters().iter().any(|parameter| parameter.name().contains(".adapter.")) {
+        return Err(Error::Invalid("an adapted model is merged before its layers are copied".into()));
+    }
+    let named = |model: &&LanguageModel| -> HashMap<String, Parameter> {
+        model.parameters().into_iter().map(|p| (p.name().to_owned(), p.clone())).collect()
+    };
+    let mut source = Copies { base: named(&base), donors: donors.iter().map(named).collect(), options };
+    LanguageModel::build(spec, &mut source, base.device())
+}
+
+/// The specification with experts in place of feed-forward layers.
+fn specification(spec: &ModelSpec, options: Upcycling) -> Result<ModelSpec> {
+    let Upcycling { experts, active, balance, noise, .. } = options;
+    if !["llama", "mistral"].contains(&spec.family.as_str()) {
+        return Err(Error::Invalid(format!("`{}` has no form with experts; give a llama or a mistral", spec.family)));
+    }
+    if active == 0 || active > experts || balance < 0.0 || noise < 0.0 {
+        return Err(Error::Invalid(format!("{active} of {experts} experts cannot be active; choose 1 to {experts}")));
+    }
+    let mut spec = spec.clone();
+    for block in &mut spec.blocks {
+        let ChannelSpec::GatedMlp(expert) = &block.channel else { continue };
+        let router = RouterSpec { experts, active, normalised: true, capacity: None };
+        block.channel =
+            ChannelSpec::SparseExperts(ExpertsSpec { router, expert: expert.clone(), gated: true, output_bias: false });
+    }
+    spec.family = by_name("mixtral")?.model_type.into();
+    spec.router_losses = Some(RouterLosses { added: true, balance, form: BalanceForm::Joint, z: 0.0 });
+    Ok(spec)
+}
+
+/// Weights of dense models as those of one with experts.
+struct Copies {
+    base: HashMap<String, Parameter>,
+    donors: Vec<HashMap<String, Parameter>>,
+    options: Upcycling,
+}
+
+impl Copies {
+    /// One expert's matrices, one after another.
+    fn expert(&self, number: usize, names: &[String]) -> Option<Vec<f32>> {
+        let donor = &self.donors[number % self.donors.len()];
+        let mut values = Vec::new();
+        for name in names {
+            values.extend(donor.get(name)?.to_vec());
+        }
+        let deviation = (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len().max(1) as f64).sqrt();
+        if self.options.noise > 0.0 {
+            let mut random = Random::named(&format!("upcycle|{}|{number}|{}", self.options.seed, names.concat()));
+            values.iter_mut().for_each(|v| *v += (random.normal() * deviation * self.options.noise) as f32);
+        }
+        Some(values)
+    }
+}
+
+impl ParameterSource for Copies {
+    fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Vec<f32>> {
+        if name.ends_with(".channel.router.weight") {
+            return Seed(self.options.seed).parameter(name, shape, Initial::Normal(0.02));
+        }
+        let parts = match name.split_once(".experts.") {
+            Some((layer, "up.weight")) => vec![format!("{layer}.gate.weight"), format!("{layer}.up.weight")],
+            Some((layer, _)) => vec![format!("{layer}.down.weight")],
+            None => Vec::new(),
+        };
+        let values = match parts.is_empty() {
+            true => self.base.get(name).map(Parameter::to_vec),
+            false => {
+                (0..shape[0]).map(|expert| self.expert(expert, &parts)).collect::<Option<Vec<_>>>().map(|e| e.concat())
+            }
+        };
+        let missing = || Error::Invalid(format!("the dense model has no weights for `{name}`"));
+        values.filter(|values| values.len() == shape.iter().product::<usize>()).ok_or_else(missing)
+    }
+}
