@@ -14,11 +14,10 @@ pub mod selective_scan;
 mod sequence;
 #[cfg(test)]
 mod speed;
+pub mod ssd;
 #[cfg(test)]
 mod testing;
-pub mod ssd;
 pub mod token_shift;
 pub mod wkv4;
 pub mod wkv6;
 pub mod wkv7;
-

@@ -104,8 +104,14 @@ mod tests {
     fn parts_of_wider_rows_are_read_where_they_lie() {
         let shapes: [&[usize]; 2] = [&[2, 9, 80], &[30, 4]];
         let part = |t: &crate::testing::Leaf| t.get::<3>().slice([0..2, 0..9, 20..50]);
-        agree(&shapes, 1e-5,
+        agree(
+            &shapes,
+            1e-5,
             |t| causal_convolution(part(&t[0]), t[1].get(), None, None, false).0.reshape([-1]),
-            |t| reference::causal_convolution(part(&t[0]), t[1].get(), zeros([30]), zeros([2, 3, 30]), false).reshape([-1]));
+            |t| {
+                reference::causal_convolution(part(&t[0]), t[1].get(), zeros([30]), zeros([2, 3, 30]), false)
+                    .reshape([-1])
+            },
+        );
     }
 }

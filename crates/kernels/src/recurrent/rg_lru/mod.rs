@@ -129,7 +129,10 @@ mod tests {
         let x: Tensor<3> = tensor([1, 12, 40], 1);
         let starts: Vec<bool> = (0..12).map(|t| t == 0 || t == 5).collect();
         let part = |from: usize, to: usize| x.clone().slice([0..1, from..to, 0..40]);
-        let alone = Tensor::cat(vec![of(part(0, 5), None, Some(&starts[..5])).0, of(part(5, 12), None, Some(&starts[5..])).0], 1);
+        let alone = Tensor::cat(
+            vec![of(part(0, 5), None, Some(&starts[..5])).0, of(part(5, 12), None, Some(&starts[5..])).0],
+            1,
+        );
         let state = Some(tensor([1, 40], 9));
         assert_eq!(values(of(x.clone(), state, Some(&starts)).0), values(alone));
     }

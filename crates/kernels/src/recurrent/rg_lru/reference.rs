@@ -5,7 +5,7 @@ use burn::tensor::{
     activation::{sigmoid, softplus},
 };
 
-use super::{RgLru, STRENGTH, SMALLEST};
+use super::{RgLru, SMALLEST, STRENGTH};
 use crate::recurrent::linear_scan;
 
 /// Shapes as in [`super::rg_lru`]; returns `h`.

@@ -224,7 +224,13 @@ impl Task<'_> {
             for (i, row) in of_falling.chunks_exact(states).rev().enumerate() {
                 of_powers[i * states..(i + 1) * states].iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
             }
-            turned(&mut of_powers[count * states..(count + 1) * states], &self.kept[start..], inputs.x.width, of_h, wide);
+            turned(
+                &mut of_powers[count * states..(count + 1) * states],
+                &self.kept[start..],
+                inputs.x.width,
+                of_h,
+                wide,
+            );
             turn(of_h, inputs.power(count), wide, -1.0);
             product(of_h, inputs.read(count).transposed(), dy, true, HOW);
         }
@@ -277,8 +283,7 @@ impl HostOperator<5> for Convolution {
         let tensors = Inputs::prepared(&given.inputs);
         let of_last = self.last.gradient().map(|gradient| readable(&gradient));
         let of_last = of_last.as_ref().map(Sequence::new);
-        let found =
-            Inputs::new(&tensors).backward(&given.saved[0], &Sequence::new(&given.gradient), of_last.as_ref());
+        let found = Inputs::new(&tensors).backward(&given.saved[0], &Sequence::new(&given.gradient), of_last.as_ref());
         let mut shapes = tensors.iter().map(dimensions);
         found.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
     }

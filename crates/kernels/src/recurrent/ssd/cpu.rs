@@ -251,7 +251,14 @@ impl Inputs<'_> {
     }
 
     /// One head's chunk: the mix of its steps, what the state before gives, and the next state.
-    fn advance(&self, state: &mut [f32], chunk: &Chunk, tables: [Matrix<'_>; 2], inside: &mut [f32], before: &mut [f32]) {
+    fn advance(
+        &self,
+        state: &mut [f32],
+        chunk: &Chunk,
+        tables: [Matrix<'_>; 2],
+        inside: &mut [f32],
+        before: &mut [f32],
+    ) {
         let (count, [input, output]) = (chunk.sums.len(), tables);
         product(inside, Matrix::new(&chunk.mixing, count, count), Matrix::new(&chunk.x, count, self.width), false, HOW);
         product(before, output, Matrix::new(state, self.width, self.states).transposed(), false, HOW);

@@ -161,7 +161,16 @@ mod tests {
         let x = ones(4).autodiff().require_grad();
         let (transition, skip) = (tensor::<1>([2], 1) * 0.0 - 200.0, tensor::<1>([2], 1) * 0.0);
         let step = ones(2).autodiff().require_grad();
-        let scan = Ssd { x: x.clone(), step: step.clone(), transition, input: ones(3), output: ones(3), skip, groups: 1, state: None };
+        let scan = Ssd {
+            x: x.clone(),
+            step: step.clone(),
+            transition,
+            input: ones(3),
+            output: ones(3),
+            skip,
+            groups: 1,
+            state: None,
+        };
         let (y, _) = ssd(scan);
         let gradients = y.clone().sum().backward();
         // Nothing remains of any step: the output is the sum over states of dt x B C.

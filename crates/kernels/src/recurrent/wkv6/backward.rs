@@ -167,8 +167,7 @@ impl Task<'_> {
             let factors = step.receptance.iter().zip(step.key).zip(inputs.bonus(head));
             let along: f32 = factors.map(|((r, k), u)| r * u * k).sum();
             // SAFETY: each step of a head comes once.
-            let out =
-                unsafe { self.out.value.part(batch * inputs.time + t, head * values..(head + 1) * values) };
+            let out = unsafe { self.out.value.part(batch * inputs.time + t, head * values..(head + 1) * values) };
             for ((out, sum), dy) in out.iter_mut().zip(of_value).zip(self.gradient(batch, head, t)) {
                 *out = sum + along * dy;
             }

@@ -97,7 +97,8 @@ impl<'a> Inputs<'a> {
         let mut last = vec![0.0; tasks * self.size()];
         let mut kept = vec![0.0; if keep { tasks * self.chunks() * self.size() } else { 0 }];
         let y_rows = DisjointRows::new(&mut y, heads * values);
-        let (last_rows, kept_rows) = (DisjointRows::new(&mut last, self.size()), DisjointRows::new(&mut kept, self.size()));
+        let (last_rows, kept_rows) =
+            (DisjointRows::new(&mut last, self.size()), DisjointRows::new(&mut kept, self.size()));
         let blocks = values.div_ceil(LANES);
         for_each(tasks, |task| {
             let (batch, head) = (task / heads, task % heads);

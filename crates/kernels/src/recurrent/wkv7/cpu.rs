@@ -203,7 +203,8 @@ impl<'a> Inputs<'a> {
         let mut last = vec![0.0; tasks * self.size()];
         let mut kept = vec![0.0; if keep { tasks * self.chunks() * self.size() } else { 0 }];
         let y_rows = DisjointRows::new(&mut y, self.value.width);
-        let (last_rows, kept_rows) = (DisjointRows::new(&mut last, self.size()), DisjointRows::new(&mut kept, self.size()));
+        let (last_rows, kept_rows) =
+            (DisjointRows::new(&mut last, self.size()), DisjointRows::new(&mut kept, self.size()));
         let length = self.values * self.blocks * LANES;
         for_each(tasks, |task| {
             let (batch, head) = (task / heads, task % heads);
@@ -266,20 +267,23 @@ impl Task<'_> {
         let (inputs, size) = (self.inputs, self.inputs.size());
         let length = inputs.values * inputs.blocks * LANES;
         let table = TABLE * inputs.blocks * LANES;
-        scratch::parts([length, (CHUNK + 1) * length, table, table, inputs.values], |[d, s, table, of_table, unused]| {
-            let (d, s, table, of_table) = (lanes_of(d), lanes_of(s), lanes_of(table), lanes_of(of_table));
-            d.fill([0.0; LANES]);
-            if let Some(of_last) = self.of_last {
-                inputs.gather(d, &of_last[number * size..(number + 1) * size]);
-            }
-            for chunk in (0..inputs.chunks()).rev() {
-                let kept = (number * inputs.chunks() + chunk) * size;
-                inputs.gather(&mut s[..d.len()], &self.kept[kept..kept + size]);
-                self.chunk(d, s, [table, of_table], unused, number, chunk);
-            }
-            // SAFETY: each task has a row of its own.
-            inputs.scatter(unsafe { self.of_state.row(number) }, d);
-        });
+        scratch::parts(
+            [length, (CHUNK + 1) * length, table, table, inputs.values],
+            |[d, s, table, of_table, unused]| {
+                let (d, s, table, of_table) = (lanes_of(d), lanes_of(s), lanes_of(table), lanes_of(of_table));
+                d.fill([0.0; LANES]);
+                if let Some(of_last) = self.of_last {
+                    inputs.gather(d, &of_last[number * size..(number + 1) * size]);
+                }
+                for chunk in (0..inputs.chunks()).rev() {
+                    let kept = (number * inputs.chunks() + chunk) * size;
+                    inputs.gather(&mut s[..d.len()], &self.kept[kept..kept + size]);
+                    self.chunk(d, s, [table, of_table], unused, number, chunk);
+                }
+                // SAFETY: each task has a row of its own.
+                inputs.scatter(unsafe { self.of_state.row(number) }, d);
+            },
+        );
     }
 
     /// One chunk, from the state before it at the start of `s`.
