@@ -6,6 +6,7 @@ pub mod ngram;
 pub mod perplexity;
 pub mod preference;
 pub mod report;
+pub mod retrieval;
 pub mod statistics;
 pub mod world;
 

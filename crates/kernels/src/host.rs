@@ -1,10 +1,14 @@
 //! Operators on host memory: one mechanism that makes a pair of plain functions, a forward and its backward, an operator
 //! that Burn can differentiate.
 //!
-//! An operator implements [`HostOperator`] on f32 buffers and is applied by [`one`], [`two`], [`three`] or [`four`]. Only the CPU
-//! backend runs it; the public functions of this crate fall back to their definition in Burn operations elsewhere.
+//! An operator implements [`HostOperator`] on f32 buffers and is applied by the function named after the number of its
+//! inputs, from [`one`] to [`seven`]; a second output leaves through a [`Side`]. Only the CPU backend runs it; the public
+//! functions of this crate fall back to their definition in Burn operations elsewhere.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{
+    fmt::Debug,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use burn::{
     backend::{
@@ -113,50 +117,6 @@ impl<const N: usize> Backward<Flex, N> for HostBackward {
     }
 }
 
-/// Burn's door to the operators, one method for each number of tensors.
-#[backend_extension(Flex, Autodiff)]
-trait HostOperators: Backend {
-    fn host_one(a: FloatTensor<Self>, operator: Arc<dyn HostOperator<1>>) -> FloatTensor<Self>;
-    fn host_two(a: FloatTensor<Self>, b: FloatTensor<Self>, operator: Arc<dyn HostOperator<2>>) -> FloatTensor<Self>;
-    fn host_three(
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        c: FloatTensor<Self>,
-        operator: Arc<dyn HostOperator<3>>,
-    ) -> FloatTensor<Self>;
-    fn host_four(
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        c: FloatTensor<Self>,
-        d: FloatTensor<Self>,
-        operator: Arc<dyn HostOperator<4>>,
-    ) -> FloatTensor<Self>;
-}
-
-impl HostOperators for Flex {
-    fn host_one(a: FlexTensor, operator: Arc<dyn HostOperator<1>>) -> FlexTensor {
-        operator.forward(&[a], [false]).0
-    }
-
-    fn host_two(a: FlexTensor, b: FlexTensor, operator: Arc<dyn HostOperator<2>>) -> FlexTensor {
-        operator.forward(&[a, b], [false; 2]).0
-    }
-
-    fn host_three(a: FlexTensor, b: FlexTensor, c: FlexTensor, operator: Arc<dyn HostOperator<3>>) -> FlexTensor {
-        operator.forward(&[a, b, c], [false; 3]).0
-    }
-
-    fn host_four(
-        a: FlexTensor,
-        b: FlexTensor,
-        c: FlexTensor,
-        d: FlexTensor,
-        operator: Arc<dyn HostOperator<4>>,
-    ) -> FlexTensor {
-        operator.forward(&[a, b, c, d], [false; 4]).0
-    }
-}
-
 /// The inputs that the operator keeps.
 fn kept<const N: usize>(operator: &dyn HostOperator<N>, inputs: [FlexTensor; N]) -> [FlexTensor; N] {
     let mut index = 0;
@@ -186,68 +146,94 @@ macro_rules! tracked {
     }};
 }
 
-impl<C: CheckpointStrategy> HostOperators for Autodiff<Flex, C> {
-    fn host_one(a: FloatTensor<Self>, operator: Arc<dyn HostOperator<1>>) -> FloatTensor<Self> {
-        tracked!(operator, a)
+/// Burn's door to the operators, one method for each number of tensors, and the function that goes through it.
+macro_rules! doors {
+    ($($(#[$doc:meta])* $name:ident by $door:ident, $count:literal: $($input:ident $rank:ident),+;)+) => {
+        #[backend_extension(Flex, Autodiff)]
+        #[allow(clippy::too_many_arguments)]
+        trait HostOperators: Backend {
+            $(fn $door($($input: FloatTensor<Self>,)+ operator: Arc<dyn HostOperator<$count>>) -> FloatTensor<Self>;)+
+        }
+
+        impl HostOperators for Flex {
+            $(fn $door($($input: FlexTensor,)+ operator: Arc<dyn HostOperator<$count>>) -> FlexTensor {
+                operator.forward(&[$($input),+], [false; $count]).0
+            })+
+        }
+
+        impl<C: CheckpointStrategy> HostOperators for Autodiff<Flex, C> {
+            $(fn $door(
+                $($input: FloatTensor<Self>,)+
+                operator: Arc<dyn HostOperator<$count>>,
+            ) -> FloatTensor<Self> {
+                tracked!(operator, $($input),+)
+            })+
+        }
+
+        $(
+            $(#[$doc])*
+            #[allow(clippy::too_many_arguments)]
+            pub(crate) fn $name<$(const $rank: usize,)+ const OUT: usize>(
+                $($input: Tensor<$rank>,)+
+                operator: impl HostOperator<$count>,
+            ) -> Tensor<OUT> {
+                Tensor::from_dispatch(Dispatch::$door($($input.into_dispatch(),)+ Arc::new(operator)))
+            }
+        )+
+    };
+}
+
+doors! {
+    /// Applies an operator of one tensor.
+    one by host_one, 1: a A;
+    /// Applies an operator of two tensors.
+    two by host_two, 2: a A, b B;
+    /// Applies an operator of three tensors.
+    three by host_three, 3: a A, b B, c C;
+    /// Applies an operator of four tensors.
+    four by host_four, 4: a A, b B, c C, d D;
+    /// Applies an operator of five tensors.
+    five by host_five, 5: a A, b B, c C, d D, e E;
+    /// Applies an operator of six tensors.
+    six by host_six, 6: a A, b B, c C, d D, e E, f F;
+    /// Applies an operator of seven tensors.
+    seven by host_seven, 7: a A, b B, c C, d D, e E, f F, g G;
+}
+
+/// The way of a second output: the operator's forward leaves it here, and its backward finds the gradient here.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Side {
+    value: Arc<Mutex<Option<FlexTensor>>>,
+    gradient: Arc<Mutex<Option<FlexTensor>>>,
+}
+
+impl Side {
+    /// Leaves the second output.
+    pub fn put(&self, value: FlexTensor) {
+        *self.value.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
     }
 
-    fn host_two(a: FloatTensor<Self>, b: FloatTensor<Self>, operator: Arc<dyn HostOperator<2>>) -> FloatTensor<Self> {
-        tracked!(operator, a, b)
+    /// The gradient of the second output; none where nothing depends on it.
+    pub fn gradient(&self) -> Option<FlexTensor> {
+        self.gradient.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn host_three(
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        c: FloatTensor<Self>,
-        operator: Arc<dyn HostOperator<3>>,
-    ) -> FloatTensor<Self> {
-        tracked!(operator, a, b, c)
-    }
-
-    fn host_four(
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        c: FloatTensor<Self>,
-        d: FloatTensor<Self>,
-        operator: Arc<dyn HostOperator<4>>,
-    ) -> FloatTensor<Self> {
-        tracked!(operator, a, b, c, d)
+    /// The second output, once the operator has run and given `first`, of which it becomes a descendant: its backward then
+    /// comes before the operator's.
+    pub fn output<const D: usize, const OUT: usize>(self, first: &Tensor<D>) -> Tensor<OUT> {
+        one(first.clone(), self)
     }
 }
 
-/// Applies an operator of one tensor.
-pub(crate) fn one<const A: usize, const OUT: usize>(a: Tensor<A>, operator: impl HostOperator<1>) -> Tensor<OUT> {
-    Tensor::from_dispatch(Dispatch::host_one(a.into_dispatch(), Arc::new(operator)))
-}
+impl HostOperator<1> for Side {
+    fn forward(&self, [first]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
+        let value = self.value.lock().unwrap_or_else(PoisonError::into_inner).take();
+        (value.unwrap_or_else(|| first.clone()), Vec::new())
+    }
 
-/// Applies an operator of two tensors.
-pub(crate) fn two<const A: usize, const B: usize, const OUT: usize>(
-    a: Tensor<A>,
-    b: Tensor<B>,
-    operator: impl HostOperator<2>,
-) -> Tensor<OUT> {
-    Tensor::from_dispatch(Dispatch::host_two(a.into_dispatch(), b.into_dispatch(), Arc::new(operator)))
-}
-
-/// Applies an operator of three tensors.
-pub(crate) fn three<const A: usize, const B: usize, const C: usize, const OUT: usize>(
-    a: Tensor<A>,
-    b: Tensor<B>,
-    c: Tensor<C>,
-    operator: impl HostOperator<3>,
-) -> Tensor<OUT> {
-    let (a, b, c) = (a.into_dispatch(), b.into_dispatch(), c.into_dispatch());
-    Tensor::from_dispatch(Dispatch::host_three(a, b, c, Arc::new(operator)))
-}
-
-/// Applies an operator of four tensors.
-pub(crate) fn four<const A: usize, const B: usize, const C: usize, const D: usize, const OUT: usize>(
-    a: Tensor<A>,
-    b: Tensor<B>,
-    c: Tensor<C>,
-    d: Tensor<D>,
-    operator: impl HostOperator<4>,
-) -> Tensor<OUT> {
-    let (a, b, c, d) = (a.into_dispatch(), b.into_dispatch(), c.into_dispatch(), d.into_dispatch());
-    Tensor::from_dispatch(Dispatch::host_four(a, b, c, d, Arc::new(operator)))
+    fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        *self.gradient.lock().unwrap_or_else(PoisonError::into_inner) = Some(given.gradient);
+        let shape = dimensions(&given.inputs[0]);
+        [Some(tensor(vec![0.0; shape.iter().product()], &shape))]
+    }
 }

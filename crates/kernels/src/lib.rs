@@ -1,4 +1,5 @@
-//! Differentiable operators on Burn tensors: linear maps, attention, norms, rotary positions, activations, cross-entropy.
+//! Differentiable operators on Burn tensors: linear maps, attention, recurrences, norms, rotary positions, activations,
+//! cross-entropy.
 //!
 //! Each operator is a folder: its shapes and mathematics in `mod.rs`, its definition in plain Burn operations in
 //! `reference.rs`, and the fused form for the CPU in `cpu.rs`, which the module `host` makes differentiable and which is
@@ -23,6 +24,7 @@ pub mod memory_map;
 pub mod norm;
 pub mod optimiser;
 mod parallel;
+pub mod recurrent;
 pub mod rotary;
 pub mod simd;
 #[cfg(test)]

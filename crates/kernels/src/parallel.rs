@@ -7,6 +7,7 @@
 use std::{
     cell::{Cell, UnsafeCell},
     marker::PhantomData,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Condvar, Mutex, OnceLock, PoisonError,
@@ -262,7 +263,7 @@ impl<'a, T> DisjointChunks<'a, T> {
     }
 }
 
-/// A buffer as rows of one width, each of which one task may write.
+/// A buffer as rows of one width, each of which, or some columns of each, one task may write.
 pub(crate) struct DisjointRows<'a>(DisjointChunks<'a, f32>);
 
 impl<'a> DisjointRows<'a> {
@@ -279,6 +280,18 @@ impl<'a> DisjointRows<'a> {
     pub unsafe fn row(&self, index: usize) -> &mut [f32] {
         // SAFETY: by the caller's promise.
         unsafe { self.0.chunk(index) }
+    }
+
+    /// Some columns of one row.
+    ///
+    /// # Safety
+    /// No two users may hold the same element at the same time.
+    #[allow(unsafe_code, clippy::mut_from_ref)]
+    pub unsafe fn part(&self, index: usize, columns: Range<usize>) -> &mut [f32] {
+        let start = index * self.0.size + columns.start;
+        assert!(columns.end <= self.0.size && start + columns.len() <= self.0.length, "columns inside the buffer");
+        // SAFETY: the part lies inside the buffer by the assertion, and nobody else uses it by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.start.add(start), columns.len()) }
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) fn numbers(count: usize, seed: u64) -> Vec<f32> {
 }
 
 /// Values of `function` and its gradients, under a fixed random direction of the output.
-fn evaluate(shapes: &[&[usize]], function: &dyn Fn(&[Leaf]) -> Tensor<1>) -> Vec<Vec<f32>> {
+pub(crate) fn evaluate(shapes: &[&[usize]], function: &dyn Fn(&[Leaf]) -> Tensor<1>) -> Vec<Vec<f32>> {
     let device = Device::flex();
     let leaf = |(i, shape): (usize, &&[usize])| {
         let count = shape.iter().product();

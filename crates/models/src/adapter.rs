@@ -8,6 +8,7 @@ use std::{
 
 use burn::tensor::{Device, Tensor, TensorData};
 use espalier_data::worlds::random::{Random, fnv};
+use serde_json::{Map, Value};
 
 use crate::{
     Error, Result,
@@ -102,14 +103,15 @@ pub fn mark_trainable(model: &mut LanguageModel, family: &Family, config: &PeftC
     model.set_trainable(|p| p.name().contains(".adapter.") || saved.iter().any(|name| name == p.name()));
 }
 
-/// Loads an adapter folder and its base; a relative base path is resolved against the adapter folder.
+/// Loads an adapter folder and its base; a relative base path is resolved against the adapter folder. `changes` replace keys of
+/// the base's `config.json`.
 ///
 /// # Errors
 /// When a file is missing or damaged, or the adapter does not fit its base.
-pub fn load(folder: &Path, device: &Device) -> Result<LoadedModel> {
+pub fn load(folder: &Path, changes: &Map<String, Value>, device: &Device) -> Result<LoadedModel> {
     let config = PeftConfig::read(&folder.join("adapter_config.json"))?;
     let base = base_folder(folder, &config)?;
-    let mut loaded = folder::load(&base, device)?;
+    let mut loaded = folder::load_changed(&base, changes, device)?;
     let family = loaded.family()?;
     attach(&mut loaded.model, family, &config, 0)?;
     fill(&mut loaded.model, family, &folder.join(WEIGHTS), &config)?;

@@ -51,10 +51,18 @@ pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 /// # Errors
 /// When a file is missing, damaged or does not fit the others.
 pub fn load(folder: &Path, device: &Device) -> Result<LoadedModel> {
+    load_changed(folder, &Map::new(), device)
+}
+
+/// As [`load`], with some keys of the (base) model's `config.json` replaced; the weights must still fit.
+///
+/// # Errors
+/// As [`load`], and when the changed configuration makes no sense.
+pub fn load_changed(folder: &Path, changes: &Map<String, Value>, device: &Device) -> Result<LoadedModel> {
     if folder.join("adapter_config.json").is_file() {
-        return adapter::load(folder, device);
+        return adapter::load(folder, changes, device);
     }
-    let Description { config, family, spec, checkpoint } = Description::read(folder)?;
+    let Description { config, family, spec, checkpoint } = Description::read_changed(folder, changes)?;
     check_names(&checkpoint, family, &(family.tensors)(&spec))?;
     let mut source = CheckpointSource::new(&checkpoint, family, &spec);
     let model = LanguageModel::build(spec, &mut source, device)?;
@@ -79,7 +87,14 @@ impl Description {
     /// # Errors
     /// When a file is missing or damaged, or the family is not registered.
     pub fn read(folder: &Path) -> Result<Self> {
+        Self::read_changed(folder, &Map::new())
+    }
+
+    fn read_changed(folder: &Path, changes: &Map<String, Value>) -> Result<Self> {
         let mut config = Config::load(&folder.join("config.json"))?;
+        for (key, value) in changes {
+            config = config.with(key, value.clone());
+        }
         let generation = folder.join("generation_config.json");
         if generation.is_file() {
             // Its end-of-sequence list is the one that counts when generating.
@@ -90,6 +105,7 @@ impl Description {
         }
         let family = families::family(&config)?;
         let mut spec = (family.read)(&config)?;
+        config.refuse_unread()?;
         let checkpoint = Checkpoint::open(folder)?;
         fit(&mut spec, family, &checkpoint);
         Ok(Self { config: config.map().clone(), family, spec, checkpoint })

@@ -134,7 +134,7 @@ impl LanguageModel {
         let residual_deviation = deviation / (2.0 * spec.blocks.len().max(1) as f64).sqrt();
         let device = device.clone().inner();
         let mut builder = Builder { source, device: device.clone(), deviation, residual_deviation };
-        let (width, normal) = (spec.width, Initial::Normal(deviation));
+        let (width, normal) = (spec.width, Initial::Normal(spec.embedding_range.unwrap_or(deviation)));
         let embedding = builder.parameter("embedding.weight".into(), vec![spec.vocabulary, width], normal)?;
         let spec = Arc::new(spec);
         let encoder = spec.encoder.as_ref().map(|_| Stack::build(&mut builder, &spec, true)).transpose()?;
@@ -369,13 +369,6 @@ impl LanguageModel {
     /// Whether nothing is trained, as in evaluation.
     pub fn is_frozen(&self) -> bool {
         self.parameters().iter().all(|parameter| !parameter.is_trainable())
-    }
-
-    /// Takes the causal mask off a decoder, or puts it on again (LLM2Vec's first step).
-    pub fn set_bidirectional(&mut self, bidirectional: bool) {
-        let spec = Arc::make_mut(&mut self.spec);
-        spec.bidirectional = bidirectional;
-        self.decoder.set_spec(self.spec.clone());
     }
 
     /// Marks the parameters that `choose` accepts as trained, all others as not.

@@ -68,6 +68,8 @@ pub struct ModelSpec {
     pub router_losses: Option<RouterLosses>,
     /// Standard deviation of a fresh weight.
     pub initializer_range: f64,
+    /// Standard deviation of a fresh embedding, where it is another one (T5).
+    pub embedding_range: Option<f64>,
     /// Beginning-of-sequence token.
     pub bos: Option<u32>,
     /// End-of-sequence tokens.

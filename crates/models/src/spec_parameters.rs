@@ -57,6 +57,7 @@ impl ModelSpec {
             logit_softcap: None,
             router_losses: None,
             initializer_range: 0.02,
+            embedding_range: None,
             bos: None,
             eos: Vec::new(),
             pad: None,

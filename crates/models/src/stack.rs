@@ -132,11 +132,6 @@ impl Stack {
         Ok(Forward { hidden, sides })
     }
 
-    /// The same stack under a specification that differs in what weights do not know of.
-    pub(crate) fn set_spec(&mut self, spec: Arc<ModelSpec>) {
-        self.spec = spec;
-    }
-
     /// Whether each block depends on its input and its own weights alone, as running it again in the backward asks for.
     pub fn has_independent_blocks(&self) -> bool {
         self.relative.is_none() && self.stack().blocks.iter().all(|block| block.cross.is_none())

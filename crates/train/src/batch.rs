@@ -149,8 +149,11 @@ impl TokenBatch {
         let count = self.targets.len() as f64;
         let mut loss = Loss::new(sum, count, auxiliary);
         if model.is_frozen() {
-            let right = first_choices(model, predicting, &self.targets) as f64;
-            loss.metrics.push(Metric { name: "accuracy", sum: right, units: count });
+            let right = first_choices(model, predicting, &self.targets);
+            loss.metrics.push(share("accuracy", right.iter().copied()));
+            let rows = right.iter().zip(&self.rows).map(|(right, row)| (*row, *right)).collect::<Vec<_>>();
+            let whole = rows.chunk_by(|a, b| a.0 == b.0).map(|row| row.iter().all(|(_, right)| *right));
+            loss.metrics.push(share("exact_match", whole));
         }
         Ok(loss)
     }
@@ -177,13 +180,23 @@ impl TokenBatch {
 /// Rows of logits that are made at once.
 const LOGIT_ROWS: usize = 256;
 
-/// How many targets `[rows]` are the likeliest token of their row of `hidden` `[rows, width]`.
-fn first_choices(model: &LanguageModel, hidden: Tensor<2>, targets: &[u32]) -> usize {
-    let mut right = 0;
+/// How often something was right.
+fn share(name: &'static str, right: impl Iterator<Item = bool>) -> Metric {
+    let mut metric = Metric { name, sum: 0.0, units: 0.0 };
+    for right in right {
+        metric.sum += f64::from(u8::from(right));
+        metric.units += 1.0;
+    }
+    metric
+}
+
+/// Whether each of the targets `[rows]` is the likeliest token of its row of `hidden` `[rows, width]`.
+fn first_choices(model: &LanguageModel, hidden: Tensor<2>, targets: &[u32]) -> Vec<bool> {
+    let mut right = Vec::with_capacity(targets.len());
     for (i, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
         let rows = hidden.clone().narrow(0, i * LOGIT_ROWS, targets.len());
         let choices = model.head(rows).argmax(1).into_data().convert::<i64>().try_into_vec::<i64>().unwrap_or_default();
-        right += choices.iter().zip(targets).filter(|(choice, target)| **choice == i64::from(**target)).count();
+        right.extend(choices.iter().zip(targets).map(|(choice, target)| *choice == i64::from(*target)));
     }
     right
 }

@@ -66,8 +66,8 @@ pub enum Event {
         step: usize,
         /// Mean loss on held-out data.
         loss: f64,
-        /// Share of its targets that are the model's first choice, where the objective counts them.
-        accuracy: Option<f64>,
+        /// Named metrics, such as the share of targets that are the model's first choice.
+        metrics: Vec<(String, f64)>,
     },
 }
 
@@ -281,8 +281,7 @@ impl State<'_> {
         let mut values = vec![("eval_loss".to_owned(), loss)];
         values.extend(metrics.iter().map(|(name, value)| (format!("eval_{name}"), *value)));
         self.log.write(step, &values)?;
-        let accuracy = metrics.iter().find(|(name, _)| name == "accuracy").map(|(_, value)| *value);
-        events(&Event::Evaluated { step, loss, accuracy });
+        events(&Event::Evaluated { step, loss, metrics: metrics.clone() });
         Ok(Some((loss, metrics)))
     }
 

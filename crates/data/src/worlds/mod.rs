@@ -27,6 +27,8 @@ pub mod recall;
 pub mod sentences;
 pub mod slots;
 pub mod stories;
+pub mod symbols;
+pub mod topics;
 
 /// Every world. A new one is one file and one line here.
 pub const WORLDS: &[World] = &[
@@ -36,6 +38,8 @@ pub const WORLDS: &[World] = &[
     instructions::WORLD,
     sentences::WORLD,
     stories::WORLD,
+    symbols::WORLD,
+    topics::WORLD,
     pairs::WORLD,
     slots::WORLD,
 ];

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use super::Context;
+
+use espalier_models::pooling::Pooling;
+
 use crate::{
     Error, Result,
     model_path::resolve_model,
@@ -25,6 +28,12 @@ pub struct EvalArgs {
     /// A task of a generated world, such as `g1/1` or `sentence/2`; may be given again.
     #[arg(long)]
     pub world: Vec<String>,
+    /// A task whose texts are embedded: how often has the nearest other text the same answer? May be given again.
+    #[arg(long)]
+    pub retrieval: Vec<String>,
+    /// How texts become vectors: mean, weighted_mean, first or last.
+    #[arg(long, default_value = "mean")]
+    pub pooling: Pooling,
     /// Items of each task.
     #[arg(long, default_value_t = 200)]
     pub items: usize,
@@ -44,8 +53,8 @@ pub struct EvalArgs {
 /// # Errors
 /// When nothing is asked for, or model and data do not fit.
 pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
-    if args.data.is_empty() && args.world.is_empty() {
-        return Err(Error::usage("give at least one of --data and --world"));
+    if args.data.is_empty() && args.world.is_empty() && args.retrieval.is_empty() {
+        return Err(Error::usage("give at least one of --data, --world and --retrieval"));
     }
     let (worlds, sampled_worlds) =
         if args.sample { (vec![], args.world.clone()) } else { (args.world.clone(), vec![]) };
@@ -57,6 +66,11 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         preferences: Vec::new(),
         worlds,
         sampled_worlds,
+        config: Default::default(),
+        retrieval: args.retrieval.clone(),
+        pooling: args.pooling,
+        from: 0,
+        template: None,
         seed: args.seed,
         items: args.items,
         length: args.length,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use espalier_data::record::Message;
 use espalier_engine::{
+    beam::{BeamOptions, beam_search},
     decode::Finish,
     text::{GeneratedText, TextModel, TextOptions},
 };
@@ -40,6 +41,12 @@ pub struct GenerateArgs {
     /// End a text before this string; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
+    /// Follow this many continuations side by side instead of drawing tokens
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub beams: usize,
+    /// With `--beams`: above 1 favours long texts, below 1 short ones
+    #[arg(long, default_value_t = 1.0)]
+    pub length_penalty: f64,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -55,6 +62,9 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let sampler = args.sampling.options(&opened.base)?;
     let options = TextOptions { max_new_tokens: args.sampling.max_new_tokens, sampler, stops: args.stop.clone() };
     let encoded = prompts.iter().map(|prompt| encode(&opened.text, prompt, args)).collect::<Result<Vec<_>>>()?;
+    if args.beams > 1 {
+        return search(&opened.text, &prompts, &encoded, args, context);
+    }
     match (&prompts[..], context.json) {
         ([_], false) => stream(&opened.text, &encoded[0], &options, context),
         _ => generate_all(&opened.text, &prompts, &encoded, &options, context),
@@ -136,6 +146,35 @@ fn generate_all(
     }
     let rate = units::rate(tokens as f64 / start.elapsed().as_secs_f64());
     progress.finish(&format!("{tokens} tokens, {rate} a second"));
+    Ok(())
+}
+
+/// The best continuation of every prompt by beam search.
+fn search(
+    text: &TextModel,
+    prompts: &[String],
+    encoded: &[Vec<u32>],
+    args: &GenerateArgs,
+    context: &Context,
+) -> Result<()> {
+    let options = BeamOptions {
+        beams: args.beams,
+        max_new_tokens: args.sampling.max_new_tokens,
+        length_penalty: args.length_penalty,
+        end: text.end_tokens(),
+    };
+    for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
+        let started = Instant::now();
+        let found = beam_search(&text.model, ids, &options)?;
+        let Some(best) = found.into_iter().next() else { continue };
+        let ended = best.ids.last().is_some_and(|id| options.end.contains(id));
+        let generated = GeneratedText {
+            text: text.tokenizer.decode(&best.ids, true)?,
+            tokens: best.ids.len(),
+            finish: if ended { Finish::End } else { Finish::Length },
+        };
+        show(index, prompt, ids.len(), &generated, started.elapsed().as_secs_f64(), context)?;
+    }
     Ok(())
 }
 

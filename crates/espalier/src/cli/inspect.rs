@@ -1,6 +1,7 @@
 //! `espalier inspect`: what a model is and what it needs, read from its files without loading its weights.
 
 mod describe;
+mod diagram;
 
 use std::path::{Path, PathBuf};
 
@@ -89,8 +90,6 @@ impl Inspected {
         }
         facts.push(("family", format!("{} ({})", spec.family, self.architecture)));
         facts.push(("sizes", describe::sizes(spec)));
-        let names = ["blocks"].into_iter().chain(std::iter::repeat(""));
-        facts.extend(names.zip(describe::blocks(spec)));
         facts.push(("parameters", describe::parameters(spec)));
         facts.push(("in the file", format!("{} in {}", units::bytes(self.file_bytes), self.dtype)));
         facts.push(("memory to run", memory.to_run(spec)));
@@ -98,6 +97,8 @@ impl Inspected {
         facts.push(("to tune", format!("{}, LoRA of rank {RANK}, and activations", units::bytes(memory.tune))));
         facts.extend(self.tokenizer_facts());
         context.terminal.facts(&facts)?;
+        context.terminal.line(&context.terminal.faint("architecture"))?;
+        context.terminal.line(&indented(&diagram::lines(spec).join("\n")))?;
         if let Some(example) = self.example() {
             context.terminal.line(&context.terminal.faint("chat template, as a conversation looks to the model"))?;
             context.terminal.foreign(&indented(&example.unwrap_or_else(|reason| reason)))?;

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod chat;
 pub mod data;
 pub mod doctor;
+pub mod embed;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
@@ -63,6 +64,7 @@ enum Verb {
     Train(train::TrainArgs),
     Chat(chat::ChatArgs),
     Generate(generate::GenerateArgs),
+    Embed(embed::EmbedArgs),
     Eval(eval::EvalArgs),
     Data(data::DataArgs),
     Inspect(inspect::InspectArgs),
@@ -79,6 +81,7 @@ impl Verb {
             Self::Train(args) => train::run(args, context),
             Self::Chat(args) => chat::run(args, context),
             Self::Generate(args) => generate::run(args, context),
+            Self::Embed(args) => embed::run(args, context),
             Self::Eval(args) => eval::run(args, context),
             Self::Data(args) => data::run(args, context),
             Self::Inspect(args) => inspect::run(args, context),

@@ -19,6 +19,7 @@ pub mod shorthand;
 use std::{collections::BTreeMap, path::PathBuf};
 
 use espalier_data::readers::Form;
+use espalier_models::pooling::Pooling;
 use espalier_train::{adapters::AdapterOptions, objectives::ObjectiveOptions, options::TrainOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -114,9 +115,9 @@ pub struct TrainStage {
     /// Share of `data` that is held out when there is no `validation`.
     #[serde(default)]
     pub validation_share: f64,
-    /// Take the causal mask off a decoder, which makes it an encoder, or put it on again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bidirectional: Option<bool>,
+    /// Keys of the model's `config.json` that change before it is trained, such as `bidirectional` or `rope_parameters`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
     /// A chat template: `chatml`, `plain`, or a path to a Jinja file. The tokenizer's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
@@ -244,6 +245,9 @@ impl Default for DataOptions {
 pub struct EvaluateStage {
     /// A model or adapter folder, or the name of an earlier stage.
     pub model: String,
+    /// Keys of the model's `config.json` that change before it is evaluated.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
     /// Data whose perplexity is measured.
     #[serde(default, deserialize_with = "shorthand::one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub data: Vec<DataOptions>,
@@ -259,6 +263,18 @@ pub struct EvaluateStage {
     /// Tasks of generated worlds whose accuracy is measured with answers sampled at temperature 1.
     #[serde(default)]
     pub sampled_worlds: Vec<String>,
+    /// Tasks of generated worlds whose texts are embedded: how often has the nearest other text the same answer?
+    #[serde(default)]
+    pub retrieval: Vec<String>,
+    /// How texts become vectors.
+    #[serde(default)]
+    pub pooling: Pooling,
+    /// The first position whose perplexity counts.
+    #[serde(default)]
+    pub from: usize,
+    /// A chat template for the worlds, as in training; the tokenizer's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     /// Seed of the sampled answers.
     #[serde(default)]
     pub seed: u64,

@@ -2,13 +2,17 @@
 
 use espalier_data::{
     encode::{Encoded, Example},
-    worlds::Split,
+    worlds::{Item, Split},
 };
 use espalier_engine::{
+    embed::embed,
     sampler::SamplerOptions,
     text::{TextModel, TextOptions},
 };
-use espalier_evaluate::{ngram::NgramModel, perplexity, preference::preference_accuracy, statistics::Accuracy, world};
+use espalier_evaluate::{
+    ngram::NgramModel, perplexity, preference::preference_accuracy, retrieval::nearest_neighbour, statistics::Accuracy,
+    world,
+};
 use serde_json::{Map, Value, json};
 
 use super::{Voice, Workshop, data, model};
@@ -28,7 +32,8 @@ const MAX_ANSWER: usize = 160;
 /// # Errors
 /// When model or data do not fit.
 pub fn run(workshop: &mut Workshop, stage: &EvaluateStage) -> Result<Value> {
-    let start = model::open(&workshop.model_path(&stage.model), None, &workshop.device)?;
+    let template = stage.template.as_deref();
+    let start = model::open(&workshop.model_path(&stage.model), &stage.config, template, &workshop.device)?;
     let mut language_model = start.loaded.model;
     language_model.merge_adapters();
     let model = TextModel { model: language_model, tokenizer: start.tokenizer };
@@ -39,6 +44,13 @@ pub fn run(workshop: &mut Workshop, stage: &EvaluateStage) -> Result<Value> {
     }
     if !stage.preferences.is_empty() {
         result.insert("preferences".into(), preferences(&model, stage, voice)?);
+    }
+    let mut figures = Map::new();
+    for task in &stage.retrieval {
+        figures.insert(task.clone(), retrieval(&model, task, stage, voice)?);
+    }
+    if !figures.is_empty() {
+        result.insert("retrieval".into(), Value::Object(figures));
     }
     for (key, tasks, temperature) in [("worlds", &stage.worlds, 0.0), ("sampled_worlds", &stage.sampled_worlds, 1.0)] {
         let mut figures = Map::new();
@@ -67,7 +79,11 @@ fn load(
 /// Perplexity, beside that of n-gram models where the stage names data for them.
 fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
     let (encoded, bytes) = load(model, &stage.data, stage.length, voice)?;
-    let held_out = examples(encoded);
+    let mut held_out = examples(encoded);
+    for example in &mut held_out {
+        let skipped = stage.from.min(example.targets.len());
+        example.targets[..skipped].fill(false);
+    }
     let measured = perplexity::perplexity(&model.model, &held_out, bytes, BATCH)?;
     let mut figures = json!({
         "per_token": measured.per_token(),
@@ -88,6 +104,18 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
     }
     voice.say(&line);
     Ok(figures)
+}
+
+/// How often the nearest other text of a task has the same answer.
+fn retrieval(model: &TextModel, task: &str, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
+    let items = world::items(task, Split::Test, stage.items, 0)?;
+    let encode = |item: &Item| model.tokenizer.encode_ids(&item.text(), true);
+    let texts = items.iter().map(encode).collect::<std::result::Result<Vec<_>, _>>()?;
+    let vectors = embed(&model.model, &texts, stage.pooling, BATCH)?;
+    let labels: Vec<String> = items.into_iter().map(|item| item.answer).collect();
+    let accuracy = nearest_neighbour(&vectors, &labels);
+    voice.say(&format!("   {task}, nearest neighbour: {accuracy}"));
+    Ok(figures(&accuracy))
 }
 
 /// How often the better answer of a pair is the likelier one.

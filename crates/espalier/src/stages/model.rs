@@ -18,6 +18,7 @@ use espalier_models::{
     spec::ModelSpec,
 };
 use espalier_train::objectives::symbols::Symbols;
+use serde_json::{Map, Value};
 
 use super::data::text_of;
 use crate::{Error, Result, recipe::NewModel};
@@ -30,18 +31,18 @@ pub struct Start {
     pub tokenizer: Tokenizer,
 }
 
-/// Loads a model or adapter folder with its tokenizer.
+/// Loads a model or adapter folder with its tokenizer; `changes` replace keys of its `config.json`.
 ///
 /// # Errors
 /// When a file is missing or damaged.
-pub fn open(path: &Path, template: Option<&str>, device: &Device) -> Result<Start> {
+pub fn open(path: &Path, changes: &Map<String, Value>, template: Option<&str>, device: &Device) -> Result<Start> {
     if !path.is_dir() {
         return Err(Error::usage(format!(
             "model `{}` is not a folder, nor the name of an earlier stage",
             path.display()
         )));
     }
-    let loaded = folder::load(path, device)?;
+    let loaded = folder::load_changed(path, changes, device)?;
     let place = if path.join("tokenizer.json").is_file() { path } else { loaded.base.as_path() };
     let tokenizer = with_template(Tokenizer::load(place)?, template)?;
     check_vocabulary(&tokenizer, &loaded.model)?;
@@ -120,7 +121,9 @@ fn configured(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
         }
     }
     let config = Config::from_map(Path::new("new.config"), map);
-    Ok((families::family(&config)?.read)(&config)?)
+    let spec = (families::family(&config)?.read)(&config)?;
+    config.refuse_unread()?;
+    Ok(spec)
 }
 
 /// The tokens that objectives may write.

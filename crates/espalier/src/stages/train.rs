@@ -27,9 +27,7 @@ use crate::{
 /// When model, data or options do not fit, the loss is not finite, or the disk is full.
 pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerprint: &str) -> Result<Value> {
     let (mut start, training, validation) = prepare(workshop, stage)?;
-    if let Some(bidirectional) = stage.bidirectional {
-        start.loaded.model.set_bidirectional(bidirectional);
-    }
+
     let family = start.loaded.family()?;
     let peft = match (&stage.adapter, start.loaded.adapter.take()) {
         (None, None) => {
@@ -60,7 +58,15 @@ pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerpri
         fingerprint: fingerprint.to_owned(),
     };
     let voice = &mut *workshop.voice;
-    let outcome = trainer::train(run, &mut |event| say_event(event, voice))?;
+    let mut outcome = trainer::train(run, &mut |event| say_event(event, voice))?;
+    // An adapter's folder cannot say that its base was changed, so the adapter is merged.
+    let peft = match stage.config.is_empty() {
+        true => peft,
+        false => {
+            outcome.model.merge_adapters();
+            None
+        }
+    };
     model::save(&folder.join("model"), &outcome.model, &start.loaded, peft.as_ref(), &start.tokenizer)?;
     say_outcome(&outcome, &planned, workshop.voice);
     Ok(summary(&outcome, &planned))
@@ -79,7 +85,7 @@ fn prepare(workshop: &mut Workshop, stage: &TrainStage) -> Result<(Start, Vec<Sa
     }
     let template = stage.template.as_deref();
     let start = match (&stage.model, &stage.new) {
-        (Some(name), None) => model::open(&workshop.model_path(name), template, &workshop.device)?,
+        (Some(name), None) => model::open(&workshop.model_path(name), &stage.config, template, &workshop.device)?,
         (None, Some(new)) => {
             let more = data::records(&new.tokenizer_data, workshop.voice)?;
             let texts = records.iter().chain(&more);
@@ -118,9 +124,11 @@ fn say_event(event: &Event, voice: &mut dyn Voice) {
             let rate = *tokens as f64 / elapsed.max(1e-9);
             voice.progress("   train", *step, *total, &format!("loss {loss:.4}  {rate:.0} tokens/s"));
         }
-        Event::Evaluated { step, loss, accuracy } => {
-            let accuracy = accuracy.map(|share| format!(", first choices right {:.1} %", 100.0 * share));
-            voice.say(&format!("   step {step}: held-out loss {loss:.4}{}", accuracy.unwrap_or_default()));
+        Event::Evaluated { step, loss, metrics } => {
+            let share = |(name, value): &(String, f64)| format!(", {name} {:.1} %", 100.0 * value);
+            let known = |(name, _): &&(String, f64)| name == "accuracy" || name == "exact_match";
+            let shares: String = metrics.iter().filter(known).map(share).collect();
+            voice.say(&format!("   step {step}: held-out loss {loss:.4}{}", shares.replace('_', " ")));
         }
     }
 }

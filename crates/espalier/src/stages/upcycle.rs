@@ -13,7 +13,7 @@ use crate::{Result, recipe::UpcycleStage};
 /// # Errors
 /// When a model cannot be loaded, has no form with experts, or does not fit the others.
 pub fn run(workshop: &mut Workshop, stage: &UpcycleStage, folder: &Path) -> Result<Value> {
-    let open = |name: &String| model::open(&workshop.model_path(name), None, &workshop.device);
+    let open = |name: &String| model::open(&workshop.model_path(name), &Default::default(), None, &workshop.device);
     let mut start = open(&stage.model)?;
     let donors = stage.donors.iter().map(open).collect::<Result<Vec<_>>>()?;
     let donors: Vec<_> = donors.iter().map(|donor| &donor.loaded.model).collect();

@@ -39,7 +39,13 @@ pub(super) fn read(
     positions: impl Fn(usize) -> PositionSpec,
     embedding_norm: Option<NormSpec>,
 ) -> Result<ModelSpec> {
-    for key in ["normalize_before", "add_final_layer_norm", "normalize_embedding_before"] {
+    // Said by the family already.
+    let known = ["is_encoder_decoder", "num_hidden_layers", "static_position_embeddings", "extra_pos_embeddings"];
+    config.ignore(&known);
+    if !config.flag_or("normalize_embedding", true)? && embedding_norm.is_some() {
+        return Err(config.error("normalize_embedding", "false is not supported"));
+    }
+    for key in ["add_bias_logits", "normalize_before", "add_final_layer_norm", "normalize_embedding_before"] {
         config.refuse(key)?;
     }
     let width = config.size("d_model", WIDTH_LIMIT)?;

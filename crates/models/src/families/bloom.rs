@@ -19,6 +19,11 @@ pub const FAMILY: Family = Family {
 };
 
 fn read(config: &Config) -> Result<ModelSpec> {
+    // How the reference computes it, not what.
+    let known =
+        ["attention_softmax_in_fp32", "masked_softmax_fusion", "offset_alibi", "skip_bias_add", "skip_bias_add_qkv"];
+    config.ignore(&known);
+    config.ignore(&["slow_but_exact", "unk_token_id"]);
     config.refuse("apply_residual_connection_post_layernorm")?;
     let width = match config.optional_size("hidden_size", WIDTH_LIMIT)? {
         Some(width) => width,

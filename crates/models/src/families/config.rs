@@ -1,11 +1,14 @@
 //! `config.json` with typed access: every wrong value is an error that names the file, the key and what would fit.
 //!
-//! Sizes are bounded as they are read, so that products of them cannot overflow and nobody allocates a file's fancies.
+//! Sizes are bounded as they are read, so that products of them cannot overflow and nobody allocates a file's fancies. Keys that
+//! nobody has read are remembered: what they say might be another model.
 
 use crate::error::{Error, Result};
 use crate::spec::Activation;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Largest configuration file that is read.
 const FILE_LIMIT: u64 = 16 << 20;
@@ -31,11 +34,13 @@ pub const INNER_LIMIT: usize = 1 << 24;
 /// assert!(config.size("hidden_size", 32).is_err());
 /// # Ok::<(), espalier_models::error::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Config {
     path: PathBuf,
     prefix: String,
     map: Map<String, Value>,
+    /// Full names of the keys that were read, shared with copies and nested objects.
+    read: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Config {
@@ -64,7 +69,7 @@ impl Config {
 
     /// A configuration that is already in memory; `path` is for messages.
     pub fn from_map(path: &Path, map: Map<String, Value>) -> Self {
-        Self { path: path.to_path_buf(), prefix: String::new(), map }
+        Self { path: path.to_path_buf(), prefix: String::new(), map, read: Arc::default() }
     }
 
     /// Where the configuration came from.
@@ -85,7 +90,35 @@ impl Config {
 
     /// The value of `key`, if there is one and it is not null.
     pub fn get(&self, key: &str) -> Option<&Value> {
+        self.ignore(&[key]);
         self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether `key` is there, null included.
+    pub fn contains(&self, key: &str) -> bool {
+        self.ignore(&[key]);
+        self.map.contains_key(key)
+    }
+
+    /// Counts keys as read that say nothing, or nothing new, to this family.
+    pub fn ignore(&self, keys: &[&str]) {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.extend(keys.iter().map(|key| format!("{}{key}", self.prefix)));
+    }
+
+    /// Refuses keys that were not read, unless they are known to change nothing of what a model computes, or say nothing.
+    ///
+    /// # Errors
+    /// When there is such a key.
+    pub fn refuse_unread(&self) -> Result<()> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let unread = |key: &String| !read.contains(key) && !is_harmless(key);
+        let mut unknown = self.map.iter().filter(|(key, value)| unread(key) && !is_unset(value)).map(|(key, _)| key);
+        let Some(first) = unknown.next() else { return Ok(()) };
+        let others: Vec<&str> = unknown.map(String::as_str).collect();
+        let also = if others.is_empty() { String::new() } else { format!(" (as are {})", others.join(", ")) };
+        let fix = "remove what changes nothing of what the model computes";
+        Err(self.error(first, format!("unknown to this family{also}: this may be another model; {fix}")))
     }
 
     /// An error about `key`.
@@ -220,7 +253,8 @@ impl Config {
     pub fn optional_object(&self, key: &str) -> Result<Option<Self>> {
         let map = self.typed(key, "an object", Value::as_object)?;
         let prefix = format!("{}{key}.", self.prefix);
-        Ok(map.map(|map| Self { path: self.path.clone(), prefix, map: map.clone() }))
+        let (path, read) = (&self.path, &self.read);
+        Ok(map.map(|map| Self { path: path.clone(), prefix, map: map.clone(), read: read.clone() }))
     }
 
     /// Token ids: a list, one id, or none; -1 also stands for none, as in old LLaMA files.
@@ -292,6 +326,80 @@ impl Config {
     }
 }
 
+/// Keys that say nothing of what a model computes when it is not being trained: bookkeeping, defaults of generation, heads of
+/// other tasks, and the libraries' own switches.
+const HARMLESS: &[&str] = &[
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "cache_implementation",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "cls_token_id",
+    "decoder_start_token_id",
+    "diversity_penalty",
+    "do_sample",
+    "dtype",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "eos_token_id",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "init_std",
+    "initializer_factor",
+    "initializer_range",
+    "label2id",
+    "length_penalty",
+    "mask_token_id",
+    "max_length",
+    "min_length",
+    "model_type",
+    "name_or_path",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_labels",
+    "num_return_sequences",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "pad_token_id",
+    "prefix",
+    "pretraining_tp",
+    "problem_type",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
+    "temperature",
+    "tf_legacy_loss",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "torchscript",
+    "transformers.js_config",
+    "transformers_version",
+    "typical_p",
+    "unk_token_id",
+    "use_bfloat16",
+    "use_cache",
+];
+
+/// Whether a key is known to change nothing: by its name, or because it is about dropout.
+fn is_harmless(key: &str) -> bool {
+    HARMLESS.contains(&key) || key.contains("drop") || key.starts_with("summary_")
+}
+
 /// Whether a value says nothing: null, false, or an empty text, list or object.
 pub fn is_unset(value: &Value) -> bool {
     match value {
@@ -345,6 +453,16 @@ mod tests {
         }
         assert!(config("{}").size("n", 9).unwrap_err().to_string().contains("missing"));
         assert_eq!(config(r#"{"n":null}"#).optional_size("n", 9).unwrap(), None);
+    }
+
+    #[test]
+    fn keys_that_nobody_reads_are_refused() {
+        let config = config(r#"{"width":4,"attention_dropout":0.1,"use_cache":true,"odd":false,"sparse_attention":3}"#);
+        config.size("width", 9).unwrap();
+        let error = config.refuse_unread().unwrap_err().to_string();
+        assert!(error.contains("key `sparse_attention`: unknown to this family:"), "{error}");
+        config.ignore(&["sparse_attention"]);
+        config.refuse_unread().unwrap();
     }
 
     #[test]

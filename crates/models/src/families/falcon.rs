@@ -26,6 +26,8 @@ pub const FAMILY: Family = Family {
 
 fn read(config: &Config) -> Result<ModelSpec> {
     config.refuse("alibi")?;
+    // Multi-query attention of the first releases has one key head, whatever it says.
+    config.ignore(&["num_kv_heads", "multi_query"]);
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
     let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(2048);
     let bias = config.flag_or("bias", false)?;

@@ -40,7 +40,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
 
 /// A soft cap: the class default where the key is absent, none where it is null.
 fn softcap(config: &Config, key: &str, default: f64) -> Result<Option<f64>> {
-    match config.map().contains_key(key) {
+    match config.contains(key) {
         true => config.optional_positive(key),
         false => Ok(Some(default)),
     }

@@ -25,6 +25,7 @@ pub const FAMILY: Family = Family {
 };
 
 fn read(config: &Config) -> Result<ModelSpec> {
+    config.ignore(&["n_ctx", "reorder_and_upcast_attn"]);
     let width = config.size("n_embd", WIDTH_LIMIT)?;
     let positions = config.size("n_positions", CONTEXT_LIMIT.min(VOCABULARY_LIMIT))?;
     let layers = config.size("n_layer", LAYER_LIMIT)?;

@@ -22,6 +22,7 @@ pub const FAMILY: Family = Family {
 };
 
 fn read(config: &Config) -> Result<ModelSpec> {
+    config.ignore(&["n_ctx", "rotary", "scale_attn_weights"]);
     let width = config.size("n_embd", WIDTH_LIMIT)?;
     let heads = config.size("n_head", HEAD_LIMIT)?;
     let head_dim = even_head_dim(config, "n_head", width, heads)?;

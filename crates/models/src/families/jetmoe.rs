@@ -34,6 +34,8 @@ fn read(config: &Config) -> Result<ModelSpec> {
         let reason = format!("{kv_heads} heads of width {head_dim} are together wider than {INNER_LIMIT}");
         return Err(config.error("kv_channels", reason));
     }
+    // Every chosen expert brings a query head for every key head; the file says so again.
+    config.ignore(&["num_attention_heads", "head_dim"]);
     let router = routers::read(config)?;
     let mixer = MixerSpec::AttentionExperts(AttentionExpertsSpec {
         router: router.clone(),

@@ -1,7 +1,7 @@
 //! Marian: the first Transformer (arXiv 1706.03762) as published translation models have it: BART's layout with sines and
 //! cosines for positions, and an embedding scaled by the root of the width.
 
-use super::config::Config;
+use super::config::{Config, VOCABULARY_LIMIT};
 use super::{Family, bart};
 use crate::error::Result;
 use crate::spec::{ModelSpec, PositionSpec};
@@ -20,6 +20,11 @@ pub const FAMILY: Family = Family {
 };
 
 fn read(config: &Config) -> Result<ModelSpec> {
+    let vocabulary = config.optional_size("decoder_vocab_size", VOCABULARY_LIMIT)?;
+    if vocabulary.is_some_and(|size| Some(size) != config.optional_size("vocab_size", VOCABULARY_LIMIT).ok().flatten())
+    {
+        return Err(config.error("decoder_vocab_size", "another one than vocab_size is not supported yet"));
+    }
     if !config.flag_or("share_encoder_decoder_embeddings", true)? {
         let reason = "separate embeddings of encoder and decoder are not supported yet";
         return Err(config.error("share_encoder_decoder_embeddings", reason));

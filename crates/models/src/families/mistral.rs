@@ -21,7 +21,7 @@ pub const FAMILY: Family = Family {
 const DEFAULT_WINDOW: usize = 4096;
 
 fn read(config: &Config) -> Result<ModelSpec> {
-    let absent = !config.map().contains_key("sliding_window");
+    let absent = !config.contains("sliding_window");
     let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?.or(absent.then_some(DEFAULT_WINDOW));
     let switches = Switches {
         context: 131_072,

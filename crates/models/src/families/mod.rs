@@ -233,6 +233,7 @@ impl Frame {
             logit_softcap: None,
             router_losses: None,
             initializer_range: config.positive_or("initializer_range", 0.02)?,
+            embedding_range: None,
             bos: config.token("bos_token_id")?,
             eos: config.tokens("eos_token_id")?,
             pad: config.token("pad_token_id")?,
@@ -376,7 +377,9 @@ mod tests {
         let mut map = config(model).map().clone();
         map.extend(changes.as_object().unwrap().clone());
         let config = Config::from_map("config.json".as_ref(), map);
-        (family(&config)?.read)(&config)
+        let spec = (family(&config)?.read)(&config)?;
+        config.refuse_unread()?;
+        Ok(spec)
     }
 
     pub(super) fn fixture(model: &str) -> ModelSpec {
@@ -419,6 +422,17 @@ mod tests {
             let numbers: usize = checkpoint.names().map(|name| checkpoint.info(name).unwrap().elements()).sum();
             assert_eq!(spec.parameter_count(), numbers as u64);
         }
+    }
+
+    #[test]
+    fn every_key_of_the_fixtures_is_known() {
+        let mut unknown = Vec::new();
+        for model in MODELS {
+            let config = config(model);
+            (family(&config).unwrap().read)(&config).unwrap();
+            unknown.extend(config.refuse_unread().err().map(|error| format!("{model}: {error}")));
+        }
+        assert!(unknown.is_empty(), "{}", unknown.join("\n"));
     }
 
     #[test]

@@ -22,6 +22,21 @@ pub const FAMILY: Family = Family {
 
 fn read(config: &Config) -> Result<ModelSpec> {
     config.refuse("logit_scale")?;
+    // ALiBi is the only position that the model has, and the reference widens its layers four times whatever the ratio says; the
+    // rest concerns training and memory.
+    config.ignore(&[
+        "learned_pos_emb",
+        "expansion_ratio",
+        "embedding_fraction",
+        "init_device",
+        "init_config",
+        "verbose",
+    ]);
+    let norm = config.optional_text("norm_type")?.unwrap_or("layernorm");
+    if !["layernorm", "low_precision_layernorm"].contains(&norm) {
+        return Err(config
+            .error("norm_type", format!("`{norm}` is not supported; known are layernorm, low_precision_layernorm")));
+    }
     let width = config.size("d_model", WIDTH_LIMIT)?;
     let heads = config.size("n_heads", HEAD_LIMIT)?;
     let head_dim = even_head_dim(config, "n_heads", width, heads)?;

@@ -19,6 +19,8 @@ pub const FAMILY: Family = Family {
 };
 
 fn read(config: &Config) -> Result<ModelSpec> {
+    // Read with LongRoPE alone.
+    config.ignore(&["original_max_position_embeddings"]);
     let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
     let switches = Switches { windows: vec![window; layers(config)?], ..Switches::plain(config, 4096)? };
     llama_layout::read(config, &FAMILY, &switches)

@@ -14,6 +14,8 @@ const SLIDING: &str = "sliding_attention";
 /// The window of each layer.
 pub(super) fn read(config: &Config) -> Result<Vec<Option<usize>>> {
     let layers = layers(config)?;
+    // Read where they decide, and saying nothing where they do not.
+    config.ignore(&["max_window_layers", "sliding_window"]);
     let window = window(config)?;
     if let Some(types) = config.optional_texts("layer_types")? {
         if types.len() != layers {
@@ -30,7 +32,7 @@ fn window(config: &Config) -> Result<Option<usize>> {
     if !config.flag_or("use_sliding_window", false)? {
         return Ok(None);
     }
-    let absent = !config.map().contains_key("sliding_window");
+    let absent = !config.contains("sliding_window");
     Ok(config.optional_size("sliding_window", CONTEXT_LIMIT)?.or(absent.then_some(4096)))
 }
 

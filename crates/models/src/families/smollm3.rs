@@ -21,6 +21,13 @@ pub const FAMILY: Family = Family {
 const DEFAULT_THETA: f64 = 2_000_000.0;
 
 fn read(config: &Config) -> Result<ModelSpec> {
+    // Read where they decide, and saying nothing where they do not.
+    config.ignore(&["sliding_window", "no_rope_layer_interval", "max_window_layers"]);
+    if config.optional_texts("layer_types")?.is_some_and(|types| types.iter().any(|kind| *kind != "full_attention")) {
+        config.flag_or("use_sliding_window", false)?.then_some(()).ok_or_else(|| {
+            config.error("layer_types", "windows need use_sliding_window and sliding_window to be set")
+        })?;
+    }
     let bias = config.flag_or("attention_bias", false)?;
     let (rotating, mlp_bias) = (rotating(config)?, config.flag_or("mlp_bias", false)?);
     let window = match config.flag_or("use_sliding_window", false)? {

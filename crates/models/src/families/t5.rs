@@ -30,6 +30,8 @@ pub const FAMILY: Family = Family {
 const BUCKET_LIMIT: usize = 1 << 16;
 
 fn read(config: &Config) -> Result<ModelSpec> {
+    // Said by `feed_forward_proj` already, or by the family.
+    config.ignore(&["dense_act_fn", "is_gated_act", "is_encoder_decoder", "output_past"]);
     let width = config.size("d_model", WIDTH_LIMIT)?;
     let heads = config.size("num_heads", HEAD_LIMIT)?;
     let head_dim = config.size("d_kv", HEAD_LIMIT)?;
@@ -67,12 +69,17 @@ fn read(config: &Config) -> Result<ModelSpec> {
     // Without the newer key, a head of its own says that the logits are not scaled; files may still have no such head.
     let scaled = config.flag_or("scale_decoder_outputs", spec.tied_head)?;
     let logit_scale = if scaled { (width as f64).powf(-0.5) } else { 1.0 };
-    Ok(ModelSpec { relative, encoder: Some(encoder), logit_scale, initializer_range: initializer(config)?, ..spec })
-}
-
-/// T5 draws every matrix by its own rule; one deviation for all is ours.
-fn initializer(config: &Config) -> Result<f64> {
-    config.positive_or("initializer_range", 0.02)
+    // Fresh embeddings are as large as normed states, and matrices keep that size.
+    let factor = config.positive_or("initializer_factor", 1.0)?;
+    let initializer_range = factor * (width as f64).powf(-0.5);
+    Ok(ModelSpec {
+        relative,
+        encoder: Some(encoder),
+        logit_scale,
+        initializer_range,
+        embedding_range: Some(factor),
+        ..spec
+    })
 }
 
 /// `feed_forward_proj`: an activation, gated where its name says so; `gated-gelu` stands for the tanh form.
@@ -92,8 +99,10 @@ fn channel(config: &Config) -> Result<ChannelSpec> {
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = write_frame(spec, &FAMILY);
+    map.remove("initializer_range");
     let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
     set("is_encoder_decoder", json!(true));
+    set("initializer_factor", json!(spec.embedding_range));
     set("d_model", json!(spec.width));
     set("n_positions", json!(spec.context));
     set("num_decoder_layers", json!(spec.blocks.len()));

@@ -34,7 +34,9 @@ impl Attention {
         let mut project = |part: &str, size, bias, deviation| {
             Linear::build(builder, &format!("{name}.{part}"), size, bias, deviation)
         };
-        let query = project("query", [queries, width], spec.qkv_bias, deviation)?;
+        // Scores of fresh weights are alike whether their factor stands in the attention or, as in T5, in the weights.
+        let query_deviation = deviation * (spec.head_dim as f64).powf(-0.5) / spec.scale;
+        let query = project("query", [queries, width], spec.qkv_bias, query_deviation)?;
         let key = project("key", [keys, width], spec.qkv_bias, deviation)?;
         let value = project("value", [keys, width], spec.qkv_bias, deviation)?;
         let output = project("output", [width, queries], spec.output_bias, residual)?;

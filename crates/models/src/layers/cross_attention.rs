@@ -38,11 +38,12 @@ impl CrossAttention {
     pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &AttentionSpec) -> Result<Self> {
         let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
+        let query_deviation = deviation * (spec.head_dim as f64).powf(-0.5) / spec.scale;
         let mut project = |part: &str, size, bias, deviation| {
             Linear::build(builder, &format!("{name}.{part}"), size, bias, deviation)
         };
         Ok(Self {
-            query: project("query", [queries, width], spec.qkv_bias, deviation)?,
+            query: project("query", [queries, width], spec.qkv_bias, query_deviation)?,
             key: project("key", [keys, width], spec.qkv_bias, deviation)?,
             value: project("value", [keys, width], spec.qkv_bias, deviation)?,
             output: project("output", [width, queries], spec.output_bias, residual)?,

@@ -57,20 +57,20 @@ impl Infilling {
         let mut wanted = (text.len() as f64 * self.options.share).round() as usize;
         let mut masked = vec![false; text.len()];
         let mut inserted = vec![false; text.len()];
-        // Spans may fall on what is masked or must stay, so some draws add nothing.
+        // Spans end before what is masked already or must stay, so some draws add nothing.
         for _ in 0..10 * text.len() {
             if wanted == 0 {
                 break;
             }
             let start = random.below(text.len());
             let length = poisson(self.options.mean_length, random).min(wanted);
-            let end = (start + length).min(text.len());
+            let stays = |t: &usize| masked[*t] || self.special.contains(&text[*t]);
+            let end = (start..(start + length).min(text.len())).find(stays).unwrap_or((start + length).min(text.len()));
             if length == 0 {
                 inserted[start] = true;
-            } else if (start..end).all(|t| !masked[t] && !self.special.contains(&text[t])) {
-                masked[start..end].fill(true);
-                wanted -= end - start;
             }
+            masked[start..end].fill(true);
+            wanted -= end - start;
         }
         let mut noisy = Vec::with_capacity(text.len());
         for (t, id) in text.iter().enumerate() {

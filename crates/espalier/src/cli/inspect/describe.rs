@@ -4,7 +4,7 @@ use espalier_models::{
     families::config::activation_name,
     spec::{
         AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec,
-        NormSpec, Residual, RotaryScaling, RotarySpec,
+        RotaryScaling, RotarySpec,
     },
 };
 
@@ -16,18 +16,6 @@ pub fn sizes(spec: &ModelSpec) -> String {
     let positions = spec.learned_positions().map(|count| format!(", {count} learned positions")).unwrap_or_default();
     let sight = if spec.bidirectional { ", every token sees the whole text" } else { "" };
     format!("vocabulary {}, width {}, context {}{positions}, {head}{sight}", spec.vocabulary, spec.width, spec.context)
-}
-
-/// The blocks, equal neighbours in one line: `12 x attention 12/4 heads of 64, rotary 10000, gated MLP 1536 silu, RMSNorm`.
-pub fn blocks(spec: &ModelSpec) -> Vec<String> {
-    let mut groups: Vec<(usize, &BlockSpec)> = Vec::new();
-    for block in &spec.blocks {
-        match groups.last_mut() {
-            Some((count, known)) if *known == block => *count += 1,
-            _ => groups.push((1, block)),
-        }
-    }
-    groups.into_iter().map(|(count, block)| format!("{count} x {}", describe(block))).collect()
 }
 
 /// All parameters, and what of them is in the embedding and in a block.
@@ -89,25 +77,22 @@ fn product(shape: &[usize]) -> u64 {
     shape.iter().fold(1, |product, axis| product.saturating_mul(*axis as u64))
 }
 
-fn describe(block: &BlockSpec) -> String {
-    let mixer = match &block.mixer {
+/// What mixes along time.
+pub fn mixer(mixer: &MixerSpec) -> String {
+    match mixer {
         MixerSpec::Attention(mixer) => attention(mixer),
         MixerSpec::AttentionExperts(mixer) => attention_experts(mixer),
-    };
-    let channel = match &block.channel {
+    }
+}
+
+/// What mixes along width.
+pub fn channel(channel: &ChannelSpec) -> String {
+    match channel {
         ChannelSpec::Mlp(mlp) => feed_forward("MLP", mlp),
         ChannelSpec::GatedMlp(mlp) => feed_forward("gated MLP", mlp),
         ChannelSpec::SparseExperts(spec) => experts(spec),
         ChannelSpec::MultiHeadExperts(spec) => format!("in {} parts {}", spec.heads, experts(&spec.experts)),
-    };
-    let norm = match block.mixer_norm {
-        NormSpec::LayerNorm { .. } => "LayerNorm",
-        NormSpec::RmsNorm { .. } => "RMSNorm",
-    };
-    let parallel = if block.residual == Residual::Parallel { ", in parallel" } else { "" };
-    let outputs = if block.mixer_output_norm.is_some() { " before and after" } else { "" };
-    let depth = block.routing.map(|routing| format!(", for {} of the tokens", routing.capacity)).unwrap_or_default();
-    format!("{mixer}, {channel}{parallel}, {norm}{outputs}{depth}")
+    }
 }
 
 fn experts(spec: &ExpertsSpec) -> String {
@@ -121,7 +106,8 @@ fn attention_experts(spec: &AttentionExpertsSpec) -> String {
     format!("attention with {active} of {experts} experts over {} heads of {}{rotary}", spec.kv_heads, spec.head_dim)
 }
 
-fn attention(attention: &AttentionSpec) -> String {
+/// Heads, positions, windows and biases.
+pub fn attention(attention: &AttentionSpec) -> String {
     let heads = match attention.heads == attention.kv_heads {
         true => attention.heads.to_string(),
         false => format!("{}/{}", attention.heads, attention.kv_heads),
@@ -155,16 +141,6 @@ fn feed_forward(kind: &str, mlp: &MlpSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn equal_blocks_are_one_line() {
-        let mut spec = ModelSpec::llama(100, 768, 3, 12, 4, 1536, 64);
-        assert_eq!(blocks(&spec), ["3 x attention 12/4 heads of 64, rotary 10000, gated MLP 1536 silu, RMSNorm"]);
-        let MixerSpec::Attention(attention) = &mut spec.blocks[1].mixer else { panic!() };
-        attention.window = Some(32);
-        assert_eq!(blocks(&spec).len(), 3);
-        assert!(blocks(&spec)[1].contains("window 32"));
-    }
 
     #[test]
     fn numbers_follow_the_shapes() {

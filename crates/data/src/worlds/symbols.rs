@@ -1,0 +1,178 @@
+//! Strings of letters with rules: the smallest tasks on which an architecture can show what it can do.
+//!
+//! `reverse` turns a string around (arXiv 1706.03762's encoder-decoder needs its cross-attention for it); `count` goes on in
+//! the alphabet of sixteen letters and `steps` does so in steps of one to five, so that hidden letters follow from others; `doubled`
+//! writes every letter twice;
+//! `markov/N` is a text of N letters in which two letters decide the next one, but for a tenth that is noise (arXiv
+//! 2108.12409's question: what happens beyond the length of training?); `recall/N` hides four pairs in N letters of filler
+//! and asks for one (arXiv 2306.15595).
+
+use serde_json::Map;
+
+use super::random::Random;
+use super::{Draft, Item, Split, World};
+
+/// The world of strings.
+pub const WORLD: World = World {
+    name: "symbols",
+    description: "strings of letters: turned around, counting on, drawn by a table, hiding pairs",
+    tasks: &[
+        "symbols/reverse",
+        "symbols/count",
+        "symbols/steps",
+        "symbols/doubled",
+        "symbols/markov/64",
+        "symbols/markov/256",
+        "symbols/markov/512",
+        "symbols/recall/32",
+        "symbols/recall/64",
+        "symbols/recall/128",
+        "symbols/recalls/32",
+        "symbols/recalls/128",
+    ],
+    generate,
+    check: right,
+};
+
+/// The whole answer, or of a recalled letter the first one: models that were trained to recall several go on.
+fn right(item: &Item, output: &str) -> bool {
+    match item.task.starts_with("symbols/recall/") {
+        true => output.trim_start().starts_with(&item.answer),
+        false => output.trim() == item.answer,
+    }
+}
+
+fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
+    let length = task.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    match task.split('/').nth(1) {
+        Some("reverse") => reverse(random),
+        Some("count") => text(count(random)),
+        Some("steps") => text(steps(random)),
+        Some("doubled") => text(doubled(random)),
+        Some("markov") => text(markov(length, random)),
+        Some("recalls") => recalls(length, random),
+        _ => recall(length, random),
+    }
+}
+
+fn text(solution: String) -> Draft {
+    Draft { key: solution.clone(), answer: solution.clone(), solution, prompt: String::new(), fields: Map::new() }
+}
+
+fn letters(count: usize, alphabet: usize, random: &mut Random) -> String {
+    (0..count).map(|_| char::from(b'a' + random.below(alphabet) as u8)).collect()
+}
+
+/// Four to twelve letters of twenty.
+fn reverse(random: &mut Random) -> Draft {
+    let string = letters(4 + random.below(9), 20, random);
+    let turned: String = string.chars().rev().collect();
+    Draft { prompt: format!("{string}>"), answer: turned.clone(), key: string, solution: turned, fields: Map::new() }
+}
+
+/// Twenty to forty letters that follow each other in a circle of sixteen.
+fn count(random: &mut Random) -> String {
+    let (start, length) = (random.below(16), 20 + random.below(21));
+    (0..length).map(|i| char::from(b'a' + ((start + i) % 16) as u8)).collect()
+}
+
+/// Thirty to forty letters, each the same one to five steps after the one before, in a circle of sixteen.
+fn steps(random: &mut Random) -> String {
+    let (start, step, length) = (random.below(16), 1 + random.below(5), 30 + random.below(11));
+    (0..length).map(|i| char::from(b'a' + ((start + step * i) % 16) as u8)).collect()
+}
+
+/// Fifteen to twenty letters of sixteen, each written twice: the first of a pair cannot be guessed from what stands before.
+fn doubled(random: &mut Random) -> String {
+    let count = 15 + random.below(6);
+    letters(count, 16, random).chars().flat_map(|letter| [letter, letter]).collect()
+}
+
+/// Two letters of eight decide the next by a table that is the same for all texts; every tenth letter is any.
+fn markov(length: usize, random: &mut Random) -> String {
+    let mut table = Random::named("markov table");
+    let table: Vec<usize> = (0..64).map(|_| table.below(8)).collect();
+    let (mut before, mut last) = (random.below(8), random.below(8));
+    let mut string = String::with_capacity(length);
+    for _ in 0..length {
+        let next = if random.chance(0.1) { random.below(8) } else { table[before * 8 + last] };
+        (before, last) = (last, next);
+        string.push(char::from(b'a' + next as u8));
+    }
+    string
+}
+
+/// Four pairs of a letter and a capital, and filler that hides them.
+fn hidden_pairs(length: usize, random: &mut Random) -> (Vec<(char, char)>, String) {
+    let all: Vec<char> = ('a'..='p').collect();
+    let keys = random.sample(&all, 4);
+    let pairs: Vec<(char, char)> =
+        keys.into_iter().map(|key| (key, char::from(b'A' + random.below(16) as u8))).collect();
+    let mut filler = vec![".".to_owned(); length.saturating_sub(10).max(4)];
+    let places: Vec<usize> = (0..filler.len()).collect();
+    for (place, (key, value)) in random.sample(&places, 4).into_iter().zip(&pairs) {
+        filler[place] = format!("{key}{value}");
+    }
+    (pairs, filler.concat())
+}
+
+/// Hidden pairs, then one of the letters: which capital was beside it?
+fn recall(length: usize, random: &mut Random) -> Draft {
+    let (pairs, filler) = hidden_pairs(length, random);
+    let (key, value) = pairs[random.below(4)];
+    let (prompt, answer) = (format!("{filler}?{key}"), value.to_string());
+    Draft { key: prompt.clone(), prompt, solution: answer.clone(), answer, fields: Map::new() }
+}
+
+/// Hidden pairs, then all of them again in another order.
+fn recalls(length: usize, random: &mut Random) -> Draft {
+    let (mut pairs, filler) = hidden_pairs(length, random);
+    random.shuffle(&mut pairs);
+    let asked: String = pairs.iter().map(|(key, value)| format!("?{key}{value}")).collect();
+    text(format!("{filler}{asked}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::item;
+    use super::*;
+
+    fn first(task: &str) -> Item {
+        item(task, Split::Train, 0, 0).unwrap()
+    }
+
+    #[test]
+    fn strings_follow_their_rules() {
+        let reversed = first("symbols/reverse");
+        assert_eq!(reversed.prompt.trim_end_matches('>').chars().rev().collect::<String>(), reversed.answer);
+        let counted = first("symbols/count").solution.into_bytes();
+        assert!(counted.windows(2).all(|pair| (pair[0] - b'a' + 1) % 16 == pair[1] - b'a'));
+        let stepping = first("symbols/steps").solution.into_bytes();
+        let step = |pair: &[u8]| (pair[1] + 16 - pair[0]) % 16;
+        assert!(stepping.windows(3).all(|three| step(&three[..2]) == step(&three[1..])));
+    }
+
+    #[test]
+    fn two_letters_decide_the_next_but_for_the_noise() {
+        let mut followers = std::collections::BTreeMap::<(u8, u8), Vec<u8>>::new();
+        for index in 0..200 {
+            let text = item("symbols/markov/512", Split::Train, index, 0).unwrap().solution.into_bytes();
+            text.windows(3).for_each(|w| followers.entry((w[0], w[1])).or_default().push(w[2]));
+        }
+        for next in followers.values().filter(|next| next.len() > 500) {
+            let most = (b'a'..=b'h').map(|c| next.iter().filter(|n| **n == c).count()).max().unwrap();
+            let share = most as f64 / next.len() as f64;
+            assert!((share - 0.9125).abs() < 0.05, "{share}");
+        }
+    }
+
+    #[test]
+    fn the_answer_stands_beside_its_key() {
+        for length in [32, 64, 128] {
+            let item = first(&format!("symbols/recall/{length}"));
+            let asked = item.prompt.chars().last().unwrap();
+            assert!(item.prompt.contains(&format!("{asked}{}", item.answer)));
+            assert_eq!(item.prompt.len() + item.answer.len(), length - 10 + 4 + 3);
+        }
+    }
+}

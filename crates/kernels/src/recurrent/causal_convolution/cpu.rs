@@ -1,0 +1,227 @@
+//! The convolution row by row: neighbouring channels side by side, blocks of time on different threads.
+//!
+//! With `g` the gradient before the activation, `dx_t = sum_j weight_j g_{t + (taps - 1) - j}`,
+//! `dweight_j = sum_t g_t x_{t - (taps - 1) + j}` and `dbias = sum_t g_t`.
+
+use super::super::{
+    lanes::summed,
+    sequence::{Sequence, readable},
+};
+use crate::{
+    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    parallel::{DisjointRows, for_chunks, for_each},
+    simd::{sigmoid, vectorised},
+};
+use burn_flex::FlexTensor;
+
+/// The operator over x, weight, bias and state.
+#[derive(Debug)]
+pub(super) struct Convolution {
+    pub silu: bool,
+}
+
+/// Steps that one task takes. Fixed, so that sums over time do not depend on the number of threads.
+const STEPS: usize = 64;
+
+/// What the rows are made from.
+struct Inputs<'a> {
+    x: Sequence<'a>,
+    state: Sequence<'a>,
+    /// `[taps, width]`.
+    weight: Vec<f32>,
+    bias: &'a [f32],
+    silu: bool,
+}
+
+/// `[rows, columns]` with rows and columns exchanged.
+fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|j| (0..rows).map(move |i| values[i * columns + j])).collect()
+}
+
+impl<'a> Inputs<'a> {
+    fn new([x, weight, bias, state]: &'a [FlexTensor; 4], silu: bool) -> Self {
+        let (x, state) = (Sequence::new(x), Sequence::new(state));
+        Self { x, state, weight: transposed(slice(weight), x.width, state.time + 1), bias: slice(bias), silu }
+    }
+
+    /// The input `back` steps before `time`.
+    #[inline(always)]
+    fn input(&self, batch: usize, time: usize, back: usize) -> &'a [f32] {
+        match time >= back {
+            true => self.x.row(batch, time - back),
+            false => self.state.row(batch, self.state.time + time - back),
+        }
+    }
+
+    /// The number of tasks, and the sequence and the steps of each.
+    fn tasks(&self) -> usize {
+        self.x.batch * self.x.time.div_ceil(STEPS)
+    }
+
+    fn task(&self, task: usize) -> (usize, std::ops::Range<usize>) {
+        let parts = self.x.time.div_ceil(STEPS);
+        let first = task % parts * STEPS;
+        (task / parts, first..(first + STEPS).min(self.x.time))
+    }
+}
+
+vectorised! {
+    /// One step before the activation.
+    fn convolve(y: &mut [f32], inputs: &Inputs<'_>, batch: usize, time: usize) {
+        y.copy_from_slice(inputs.bias);
+        for (j, weight) in inputs.weight.chunks_exact(inputs.x.width).enumerate() {
+            let x = inputs.input(batch, time, inputs.state.time - j);
+            for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+                *y += x * weight;
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn activate(y: &mut [f32]) {
+        y.iter_mut().for_each(|y| *y *= sigmoid(*y));
+    }
+}
+
+vectorised! {
+    /// From the values before the activation to the gradients there.
+    fn before_activation(values: &mut [f32], gradient: &[f32]) {
+        for (value, gradient) in values.iter_mut().zip(gradient) {
+            let gate = sigmoid(*value);
+            *value = gradient * gate * (1.0 + *value * (1.0 - gate));
+        }
+    }
+}
+
+vectorised! {
+    /// Adds the step's part of the gradients of weight, `[taps, width]`, and bias.
+    fn add_to_weight(of_weight: &mut [f32], of_bias: &mut [f32], gradient: &[f32], inputs: &Inputs<'_>, batch: usize, time: usize) {
+        for (j, of_weight) in of_weight.chunks_exact_mut(inputs.x.width).enumerate() {
+            let x = inputs.input(batch, time, inputs.state.time - j);
+            for ((sum, x), gradient) in of_weight.iter_mut().zip(x).zip(gradient) {
+                *sum += x * gradient;
+            }
+        }
+        of_bias.iter_mut().zip(gradient).for_each(|(sum, gradient)| *sum += gradient);
+    }
+}
+
+vectorised! {
+    fn add_scaled(out: &mut [f32], values: &[f32], factors: &[f32]) {
+        for ((out, value), factor) in out.iter_mut().zip(values).zip(factors) {
+            *out += value * factor;
+        }
+    }
+}
+
+impl Inputs<'_> {
+    fn forward(&self) -> Vec<f32> {
+        let width = self.x.width;
+        let mut y = vec![0.0; self.x.len()];
+        let rows = DisjointRows::new(&mut y, width);
+        for_each(self.tasks(), |task| {
+            let (batch, steps) = self.task(task);
+            for time in steps {
+                #[allow(unsafe_code)]
+                // SAFETY: each step belongs to one task.
+                let y = unsafe { rows.row(batch * self.x.time + time) };
+                convolve(y, self, batch, time);
+                if self.silu {
+                    activate(y);
+                }
+            }
+        });
+        y
+    }
+
+    /// Gradients before the activation, `[batch, time, width]`, and those of weight, transposed, and bias.
+    fn inner(&self, gradient: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (width, time) = (self.x.width, self.x.time);
+        let taps = self.state.time + 1;
+        let mut inner = vec![0.0; if self.silu { self.x.len() } else { 0 }];
+        let mut partial = vec![0.0; self.tasks() * (taps + 1) * width];
+        let rows = DisjointRows::new(&mut inner, width);
+        for_chunks([(&mut partial, (taps + 1) * width)], |task, [partial]| {
+            let (of_weight, of_bias) = partial.split_at_mut(taps * width);
+            let (batch, steps) = self.task(task);
+            for step in steps {
+                let row = batch * time + step;
+                let outer = &gradient[row * width..(row + 1) * width];
+                let inner = if self.silu {
+                    #[allow(unsafe_code)]
+                    // SAFETY: each step belongs to one task.
+                    let inner = unsafe { rows.row(row) };
+                    convolve(inner, self, batch, step);
+                    before_activation(inner, outer);
+                    inner
+                } else {
+                    outer
+                };
+                add_to_weight(of_weight, of_bias, inner, self, batch, step);
+            }
+        });
+        (inner, summed(&partial, (taps + 1) * width))
+    }
+
+    /// The gradient of the input at `time`, which may lie before the first step by up to `taps - 1`.
+    fn of_input(&self, out: &mut [f32], inner: &[f32], batch: usize, time: isize) {
+        let width = self.x.width;
+        for (j, weight) in self.weight.chunks_exact(width).enumerate() {
+            let reached = time + (self.state.time - j) as isize;
+            if (0..self.x.time as isize).contains(&reached) {
+                let start = (batch * self.x.time + reached as usize) * width;
+                add_scaled(out, &inner[start..start + width], weight);
+            }
+        }
+    }
+
+    fn backward(&self, gradient: &[f32], wanted: [bool; 4]) -> [Option<Vec<f32>>; 4] {
+        let (width, time, before) = (self.x.width, self.x.time, self.state.time);
+        let (inner, mut sums) = self.inner(gradient);
+        let inner = if self.silu { &inner } else { gradient };
+        let of_x = wanted[0].then(|| {
+            let mut of_x = vec![0.0; self.x.len()];
+            let rows = DisjointRows::new(&mut of_x, width);
+            for_each(self.tasks(), |task| {
+                let (batch, steps) = self.task(task);
+                for step in steps {
+                    #[allow(unsafe_code)]
+                    // SAFETY: each step belongs to one task.
+                    let out = unsafe { rows.row(batch * time + step) };
+                    self.of_input(out, inner, batch, step as isize);
+                }
+            });
+            of_x
+        });
+        let of_state = wanted[3].then(|| {
+            let mut of_state = vec![0.0; self.state.len()];
+            for (i, out) in of_state.chunks_exact_mut(width).enumerate() {
+                self.of_input(out, inner, i / before, (i % before) as isize - before as isize);
+            }
+            of_state
+        });
+        let of_bias = sums.split_off((before + 1) * width);
+        [of_x, Some(transposed(&sums, before + 1, width)), Some(of_bias), of_state]
+    }
+}
+
+/// The inputs as they are read.
+fn prepared([x, weight, bias, state]: &[FlexTensor; 4]) -> [FlexTensor; 4] {
+    [readable(x), contiguous(weight), contiguous(bias), readable(state)]
+}
+
+impl HostOperator<4> for Convolution {
+    fn forward(&self, inputs: &[FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, Saved) {
+        let inputs = prepared(inputs);
+        let y = Inputs::new(&inputs, self.silu).forward();
+        (tensor(y, &dimensions(&inputs[0])), Vec::new())
+    }
+
+    fn backward(&self, given: Given<4>, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
+        let inputs = prepared(&given.inputs);
+        let found = Inputs::new(&inputs, self.silu).backward(slice(&given.gradient), wanted);
+        let mut shapes = inputs.iter().map(dimensions);
+        found.map(|values| shapes.next().and_then(|shape| values.map(|values| tensor(values, &shape))))
+    }
+}

@@ -1,0 +1,94 @@
+//! Vectors of neighbouring channels, the unit in which the recurrences compute.
+
+/// Channels of a vector.
+pub(super) const LANES: usize = 32;
+
+/// Neighbouring channels.
+pub(super) type Lane = [f32; LANES];
+
+/// The vector of a value for every channel `l`. No function of one, whose argument the compiler might leave as a call.
+macro_rules! lane {
+    ($l:ident => $value:expr) => {{
+        let mut lane = [0.0; $crate::recurrent::lanes::LANES];
+        for $l in 0..$crate::recurrent::lanes::LANES {
+            lane[$l] = $value;
+        }
+        lane
+    }};
+}
+
+pub(super) use lane;
+
+/// The channels of vector `block` among `width`.
+#[inline(always)]
+pub(super) fn columns(width: usize, block: usize) -> std::ops::Range<usize> {
+    (block * LANES).min(width)..((block + 1) * LANES).min(width)
+}
+
+/// The vector at the start of `values`; zeros behind their end.
+#[inline(always)]
+pub(super) fn load(values: &[f32]) -> Lane {
+    match values.first_chunk::<LANES>() {
+        Some(lane) => *lane,
+        None => load_part(values),
+    }
+}
+
+/// Apart from the rest, which the compiler then keeps in registers.
+#[cold]
+#[inline(never)]
+fn load_part(values: &[f32]) -> Lane {
+    let mut lane = [0.0; LANES];
+    lane[..values.len()].copy_from_slice(values);
+    lane
+}
+
+/// Vector `block` of a row; zeros behind its end.
+#[inline(always)]
+pub(super) fn block(row: &[f32], block: usize) -> Lane {
+    load(&row[columns(row.len(), block)])
+}
+
+/// Writes as much of the vector as `out` takes.
+#[inline(always)]
+pub(super) fn store(out: &mut [f32], lane: &Lane) {
+    match out.first_chunk_mut::<LANES>() {
+        Some(out) => *out = *lane,
+        None => store_part(out, *lane),
+    }
+}
+
+/// See [`load_part`].
+#[cold]
+#[inline(never)]
+fn store_part(out: &mut [f32], lane: Lane) {
+    out.copy_from_slice(&lane[..out.len()]);
+}
+
+/// The sum over the channels, always in the same order.
+#[inline(always)]
+pub(super) fn total(lane: &Lane) -> f32 {
+    let mut lane = *lane;
+    let mut half = LANES / 2;
+    while half > 0 {
+        for l in 0..half {
+            lane[l] += lane[l + half];
+        }
+        half /= 2;
+    }
+    lane[0]
+}
+
+/// A buffer as vectors.
+pub(super) fn lanes_of(values: &mut [f32]) -> &mut [Lane] {
+    values.as_chunks_mut::<LANES>().0
+}
+
+/// Sums of equal parts, in order: `parts` holds them one after another, `length` numbers each.
+pub(super) fn summed(parts: &[f32], length: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; length];
+    for part in parts.chunks_exact(length.max(1)) {
+        sums.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+    }
+    sums
+}

@@ -1,0 +1,219 @@
+//! The unit in one pass over time, neighbouring channels side by side.
+//!
+//! With `m = sqrt(1 - a^2)`, `z = sigmoid(input_gate) x` and `q` the gradient of `h`, backwards in time: `q += dh_t`,
+//! `d(ln a) = q (a h_{t-1} - z a^2 / m)`, `dx = q m sigmoid(input_gate)`, `d(input_gate) = q m x s (1 - s)`,
+//! `q <- a q`; `ln a` is a product of three factors.
+
+use super::{
+    super::{
+        lanes::{self, LANES, Lane, lane, summed},
+        sequence::{Sequence, readable},
+    },
+    SMALLEST, STRENGTH,
+};
+use crate::{
+    host::{Given, HostOperator, Saved, contiguous, slice, tensor},
+    parallel::{DisjointRows, for_each},
+    simd::{exp, sigmoid, softplus, vectorised},
+};
+use burn_flex::FlexTensor;
+
+/// The operator over x, recurrence gate, input gate, decay and state.
+#[derive(Debug)]
+pub(super) struct Unit {
+    pub starts: Option<Vec<bool>>,
+}
+
+/// One step of one vector of channels.
+struct Step<'a> {
+    x: &'a [f32],
+    recurrence_gate: &'a [f32],
+    input_gate: &'a [f32],
+    start: bool,
+}
+
+/// The coefficients of a step: `a`, `m` and the input gate.
+struct Coefficients {
+    a: Lane,
+    root: Lane,
+    gate: Lane,
+}
+
+impl Step<'_> {
+    /// `decay` holds `-8 softplus(decay)`.
+    #[inline(always)]
+    fn coefficients(&self, decay: &Lane) -> Coefficients {
+        let (recurrence, input) = (lanes::load(self.recurrence_gate), lanes::load(self.input_gate));
+        let gate = lane!(l => sigmoid(input[l]));
+        if self.start {
+            return Coefficients { a: [0.0; LANES], root: [1.0; LANES], gate };
+        }
+        let a = lane!(l => exp(sigmoid(recurrence[l]) * decay[l]));
+        let root = lane!(l => (1.0 - a[l] * a[l]).sqrt());
+        Coefficients { a, root, gate }
+    }
+}
+
+vectorised! {
+    fn advance(h: &mut Lane, out: &mut [f32], step: &Step<'_>, decay: &Lane) {
+        let Coefficients { a, root, gate } = step.coefficients(decay);
+        let x = lanes::load(step.x);
+        for l in 0..LANES {
+            h[l] = a[l] * h[l] + root[l] * (gate[l] * x[l]);
+        }
+        lanes::store(out, h);
+    }
+}
+
+/// Where the gradients of a step go.
+struct Outputs<'a> {
+    x: &'a mut [f32],
+    recurrence_gate: &'a mut [f32],
+    input_gate: &'a mut [f32],
+    /// Sums over time for the decay.
+    decay: &'a mut Lane,
+}
+
+vectorised! {
+    fn retreat(q: &mut Lane, out: Outputs<'_>, step: &Step<'_>, decay: &Lane, before: &[f32], gradient: &[f32]) {
+        let Coefficients { a, root, gate } = step.coefficients(decay);
+        let (x, before, gradient) = (lanes::load(step.x), lanes::load(before), lanes::load(gradient));
+        let recurrence = lanes::load(step.recurrence_gate);
+        for l in 0..LANES {
+            q[l] += gradient[l];
+        }
+        lanes::store(out.x, &lane!(l => q[l] * root[l] * gate[l]));
+        lanes::store(out.input_gate, &lane!(l => q[l] * root[l] * x[l] * gate[l] * (1.0 - gate[l])));
+        let mut of_gate = [0.0; LANES];
+        if !step.start {
+            for l in 0..LANES {
+                let square = a[l] * a[l];
+                let least = 4.0 * (1.0 - square);
+                let slope = 2.0 / (if least < SMALLEST { SMALLEST } else { least }).sqrt();
+                let of_log = q[l] * (a[l] * before[l] - gate[l] * x[l] * square * slope);
+                let openness = sigmoid(recurrence[l]);
+                of_gate[l] = of_log * decay[l] * openness * (1.0 - openness);
+                out.decay[l] += of_log * openness;
+            }
+        }
+        lanes::store(out.recurrence_gate, &of_gate);
+        for l in 0..LANES {
+            q[l] *= a[l];
+        }
+    }
+}
+
+/// What the operator reads.
+struct Inputs<'a> {
+    x: Sequence<'a>,
+    recurrence_gate: Sequence<'a>,
+    input_gate: Sequence<'a>,
+    decay: &'a [f32],
+    state: &'a [f32],
+    starts: Option<&'a [bool]>,
+}
+
+impl<'a> Inputs<'a> {
+    fn prepared([x, recurrence_gate, input_gate, decay, state]: &[FlexTensor; 5]) -> [FlexTensor; 5] {
+        let [x, recurrence_gate, input_gate] = [x, recurrence_gate, input_gate].map(readable);
+        [x, recurrence_gate, input_gate, contiguous(decay), contiguous(state)]
+    }
+
+    fn new([x, recurrence_gate, input_gate, decay, state]: &'a [FlexTensor; 5], starts: Option<&'a [bool]>) -> Self {
+        let [x, recurrence_gate, input_gate] = [x, recurrence_gate, input_gate].map(Sequence::new);
+        Self { x, recurrence_gate, input_gate, decay: slice(decay), state: slice(state), starts }
+    }
+
+    fn blocks(&self) -> usize {
+        self.x.width.div_ceil(LANES)
+    }
+
+    fn step(&self, batch: usize, time: usize, block: usize) -> Step<'a> {
+        let columns = lanes::columns(self.x.width, block);
+        Step {
+            x: &self.x.row(batch, time)[columns.clone()],
+            recurrence_gate: &self.recurrence_gate.row(batch, time)[columns.clone()],
+            input_gate: &self.input_gate.row(batch, time)[columns],
+            start: self.starts.is_some_and(|starts| starts[batch * self.x.time + time]),
+        }
+    }
+
+    /// `-8 softplus(decay)`.
+    fn decay(&self, block: usize) -> Lane {
+        let decay = lanes::block(self.decay, block);
+        lane!(l => -STRENGTH * softplus(decay[l]))
+    }
+}
+
+#[allow(unsafe_code)]
+impl HostOperator<5> for Unit {
+    fn forward(&self, inputs: &[FlexTensor; 5], _: [bool; 5]) -> (FlexTensor, Saved) {
+        let inputs = Inputs::prepared(inputs);
+        let inputs = Inputs::new(&inputs, self.starts.as_deref());
+        let (time, width, blocks) = (inputs.x.time, inputs.x.width, inputs.blocks());
+        let mut h = vec![0.0; inputs.x.len()];
+        let rows = DisjointRows::new(&mut h, width);
+        for_each(inputs.x.batch * blocks, |task| {
+            let (batch, block) = (task / blocks, task % blocks);
+            let (columns, decay) = (lanes::columns(width, block), inputs.decay(block));
+            let mut h = lanes::block(&inputs.state[batch * width..(batch + 1) * width], block);
+            for t in 0..time {
+                // SAFETY: each step of a vector of channels comes once.
+                let out = unsafe { rows.part(batch * time + t, columns.clone()) };
+                advance(&mut h, out, &inputs.step(batch, t, block), &decay);
+            }
+        });
+        (tensor(h, &inputs.x.shape()), Vec::new())
+    }
+
+    fn keeps_output(&self) -> bool {
+        true
+    }
+
+    fn backward(&self, given: Given<5>, _: [bool; 5]) -> [Option<FlexTensor>; 5] {
+        let (inputs, h) = (Inputs::prepared(&given.inputs), given.output.as_ref().map(contiguous));
+        let inputs = Inputs::new(&inputs, self.starts.as_deref());
+        let (h, gradient) = (h.as_ref().map_or(&[][..], slice), slice(&given.gradient));
+        let (batches, time, width, blocks) = (inputs.x.batch, inputs.x.time, inputs.x.width, inputs.blocks());
+        let mut found = [0; 3].map(|_| vec![0.0; inputs.x.len()]);
+        let (mut of_decay, mut of_state) = (vec![0.0; batches * width], vec![0.0; batches * width]);
+        {
+            let [of_x, of_recurrence, of_input] = &mut found;
+            let [x_rows, recurrence_rows, input_rows] =
+                [of_x, of_recurrence, of_input].map(|values| DisjointRows::new(values, width));
+            let decay_rows = DisjointRows::new(&mut of_decay, width);
+            let state_rows = DisjointRows::new(&mut of_state, width);
+            for_each(batches * blocks, |task| {
+                let (batch, block) = (task / blocks, task % blocks);
+                let (columns, decay) = (lanes::columns(width, block), inputs.decay(block));
+                let (mut q, mut of_decay) = ([0.0; LANES], [0.0; LANES]);
+                for t in (0..time).rev() {
+                    let row = batch * time + t;
+                    let before = if t == 0 { &inputs.state[batch * width..] } else { &h[(row - 1) * width..] };
+                    // SAFETY: each step of a vector of channels comes once.
+                    let out = unsafe {
+                        Outputs {
+                            x: x_rows.part(row, columns.clone()),
+                            recurrence_gate: recurrence_rows.part(row, columns.clone()),
+                            input_gate: input_rows.part(row, columns.clone()),
+                            decay: &mut of_decay,
+                        }
+                    };
+                    let gradient = &gradient[row * width..][columns.clone()];
+                    retreat(&mut q, out, &inputs.step(batch, t, block), &decay, &before[columns.clone()], gradient);
+                }
+                // The decay acts through -8 softplus.
+                let raw = lanes::block(inputs.decay, block);
+                let of_decay = lane!(l => of_decay[l] * -STRENGTH * sigmoid(raw[l]));
+                // SAFETY: each vector of channels comes once in a sequence.
+                unsafe {
+                    lanes::store(decay_rows.part(batch, columns.clone()), &of_decay);
+                    lanes::store(state_rows.part(batch, columns), &q);
+                }
+            });
+        }
+        let [of_x, of_recurrence, of_input] = found.map(|values| Some(tensor(values, &inputs.x.shape())));
+        let of_decay = tensor(summed(&of_decay, width), &[width]);
+        [of_x, of_recurrence, of_input, Some(of_decay), Some(tensor(of_state, &[batches, width]))]
+    }
+}

@@ -1,0 +1,260 @@
+//! The average with neighbouring channels side by side; every vector of channels is a task of its own.
+//!
+//! With `P` and `Q` the gradients of `alpha` and `beta`, backwards in time: `q = dy / (beta + exp(u + k))`,
+//! `s = q exp(u + k)`, `dk = s (v - y) + exp(k) (P v + Q)`, `dv = s + exp(k) P`, `du += s (v - y)`,
+//! `dw += exp(w) (P alpha + Q beta)`, `P <- q + exp(w) P`, `Q <- -q y + exp(w) Q`. `P` and `Q` have a common exponent, as
+//! `alpha` and `beta` have; every sum of exponents is then at most zero.
+
+use super::super::{
+    lanes::{self, LANES, Lane, lane, summed},
+    sequence::{Sequence, readable},
+};
+use super::NOTHING;
+use crate::{
+    host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
+    parallel::{DisjointRows, for_each},
+    simd::{exp, vectorised},
+};
+use burn_flex::FlexTensor;
+
+/// The operator over key, value, decay, bonus and state; the last state leaves by the side.
+#[derive(Debug)]
+pub(super) struct Wkv {
+    pub last: Side,
+}
+
+/// Steps between two kept states.
+const CHUNK: usize = 64;
+
+/// `a`, `b` and the exponent, of values or of gradients.
+type State = [Lane; 3];
+
+/// The decay's logarithm and the bonus.
+type Constants = [Lane; 2];
+
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// The weights of what was before and of what is now under their larger exponent, and that.
+#[inline(always)]
+fn weights(before: &Lane, now: &Lane) -> [Lane; 3] {
+    let largest = lane!(l => larger(before[l], now[l]));
+    [lane!(l => exp(before[l] - largest[l])), lane!(l => exp(now[l] - largest[l])), largest]
+}
+
+vectorised! {
+    /// One step; returns the output.
+    fn advance(state: &mut State, key: &[f32], value: &[f32], constants: &Constants) -> Lane {
+        let ([a, b, p], [w, u]) = (*state, constants);
+        let (k, v) = (lanes::load(key), lanes::load(value));
+        let [before, now, _] = weights(&p, &lane!(l => u[l] + k[l]));
+        let y = lane!(l => (before[l] * a[l] + now[l] * v[l]) / (before[l] * b[l] + now[l]));
+        let [before, now, largest] = weights(&lane!(l => p[l] + w[l]), &k);
+        *state = [
+            lane!(l => before[l] * a[l] + now[l] * v[l]),
+            lane!(l => before[l] * b[l] + now[l]),
+            largest,
+        ];
+        y
+    }
+}
+
+/// Sums over time for the decay's logarithm and the bonus.
+type Sums = [Lane; 2];
+
+vectorised! {
+    /// One step backwards from the state before it; returns the gradients of key and value.
+    fn retreat(carried: &mut State, sums: &mut Sums, state: &State, key: &[f32], value: &[f32], constants: &Constants, gradient: &[f32]) -> [Lane; 2] {
+        let ([a, b, p], [w, u], [of_a, of_b, exponent]) = (state, constants, *carried);
+        let (k, v, dy) = (lanes::load(key), lanes::load(value), lanes::load(gradient));
+        let [before, now, largest] = weights(p, &lane!(l => u[l] + k[l]));
+        let total = lane!(l => before[l] * b[l] + now[l]);
+        let y = lane!(l => (before[l] * a[l] + now[l] * v[l]) / total[l]);
+        let q = lane!(l => dy[l] / total[l]);
+        let s = lane!(l => q[l] * now[l]);
+        let later = lane!(l => exp(k[l] + exponent[l]));
+        let of_key = lane!(l => s[l] * (v[l] - y[l]) + later[l] * (of_a[l] * v[l] + of_b[l]));
+        let of_value = lane!(l => s[l] + later[l] * of_a[l]);
+        let kept = lane!(l => exp(w[l] + exponent[l] + p[l]));
+        for l in 0..LANES {
+            sums[0][l] += kept[l] * (of_a[l] * a[l] + of_b[l] * b[l]);
+            sums[1][l] += s[l] * (v[l] - y[l]);
+        }
+        let [later, now, exponent] = weights(&lane!(l => exponent[l] + w[l]), &lane!(l => -largest[l]));
+        *carried = [
+            lane!(l => now[l] * q[l] + later[l] * of_a[l]),
+            lane!(l => later[l] * of_b[l] - now[l] * q[l] * y[l]),
+            exponent,
+        ];
+        [of_key, of_value]
+    }
+}
+
+vectorised! {
+    /// From gradients of `alpha` and `beta` to those of a state.
+    fn of_state(carried: &State, state: &State) -> State {
+        let ([of_a, of_b, exponent], [a, b, p]) = (carried, state);
+        let scale = lane!(l => exp(exponent[l] + p[l]));
+        let (of_a, of_b) = (lane!(l => scale[l] * of_a[l]), lane!(l => scale[l] * of_b[l]));
+        [of_a, of_b, lane!(l => of_a[l] * a[l] + of_b[l] * b[l])]
+    }
+}
+
+/// What the average reads.
+struct Inputs<'a> {
+    key: Sequence<'a>,
+    value: Sequence<'a>,
+    decay: &'a [f32],
+    bonus: &'a [f32],
+    state: Sequence<'a>,
+}
+
+impl<'a> Inputs<'a> {
+    fn prepared([key, value, decay, bonus, state]: &[FlexTensor; 5]) -> [FlexTensor; 5] {
+        [readable(key), readable(value), contiguous(decay), contiguous(bonus), readable(state)]
+    }
+
+    fn new([key, value, decay, bonus, state]: &'a [FlexTensor; 5]) -> Self {
+        let [key, value, state] = [key, value, state].map(Sequence::new);
+        Self { key, value, decay: slice(decay), bonus: slice(bonus), state }
+    }
+
+    fn blocks(&self) -> usize {
+        self.value.width.div_ceil(LANES)
+    }
+
+    fn chunks(&self) -> usize {
+        self.value.time.div_ceil(CHUNK)
+    }
+
+    fn constants(&self, block: usize) -> Constants {
+        let (x, u) = (lanes::block(self.decay, block), lanes::block(self.bonus, block));
+        [x.map(|x| -x.exp()), u]
+    }
+
+    /// Vector `block` of a state, `[3, width]`; channels behind the last have seen nothing.
+    fn vector(state: &Sequence<'_>, batch: usize, block: usize) -> State {
+        let mut vector = [0, 1, 2].map(|i| lanes::block(state.row(batch, i), block));
+        let inside = lanes::columns(state.width, block).len();
+        vector[2][inside..].fill(NOTHING);
+        vector
+    }
+
+    /// Outputs, last states, and where asked the states before every chunk.
+    #[allow(unsafe_code)]
+    fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
+        let ([batches, time, width], blocks) = (self.value.shape(), self.blocks());
+        let (mut y, mut last) = (vec![0.0; self.value.len()], vec![0.0; batches * 3 * width]);
+        let mut kept = vec![0.0; if keep { batches * blocks * self.chunks() * 3 * LANES } else { 0 }];
+        let (y_rows, last_rows) = (DisjointRows::new(&mut y, width), DisjointRows::new(&mut last, width));
+        let kept_rows = DisjointRows::new(&mut kept, 3 * LANES);
+        for_each(batches * blocks, |task| {
+            let (batch, block) = (task / blocks, task % blocks);
+            let (columns, constants) = (lanes::columns(width, block), self.constants(block));
+            let mut state = Self::vector(&self.state, batch, block);
+            for t in 0..time {
+                if keep && t.is_multiple_of(CHUNK) {
+                    // SAFETY: each chunk comes once in a task.
+                    let kept = unsafe { kept_rows.row(task * self.chunks() + t / CHUNK) };
+                    kept.copy_from_slice(state.as_flattened());
+                }
+                let (key, value) =
+                    (&self.key.row(batch, t)[columns.clone()], &self.value.row(batch, t)[columns.clone()]);
+                let y = advance(&mut state, key, value, &constants);
+                // SAFETY: each step of a vector of channels comes once.
+                lanes::store(unsafe { y_rows.part(batch * time + t, columns.clone()) }, &y);
+            }
+            for (i, part) in state.iter().enumerate() {
+                // SAFETY: each vector of channels comes once in a sequence.
+                lanes::store(unsafe { last_rows.part(batch * 3 + i, columns.clone()) }, part);
+            }
+        });
+        [y, last, kept]
+    }
+
+    /// Gradients of key, value, decay, bonus and state, from those of the output and perhaps of the last state; `last` is
+    /// that state itself.
+    #[allow(unsafe_code)]
+    fn backward(&self, kept: &[f32], last: &[f32], gradient: &[f32], of_last: Option<&Sequence<'_>>) -> [Vec<f32>; 5] {
+        let ([batches, time, width], blocks) = (self.value.shape(), self.blocks());
+        let (mut of_key, mut of_value) = (vec![0.0; gradient.len()], vec![0.0; gradient.len()]);
+        let (mut of_decay, mut of_bonus) = (vec![0.0; batches * width], vec![0.0; batches * width]);
+        let mut of_states = vec![0.0; batches * 3 * width];
+        {
+            let [key_rows, value_rows, decay_rows, bonus_rows, state_rows] =
+                [&mut of_key, &mut of_value, &mut of_decay, &mut of_bonus, &mut of_states]
+                    .map(|values| DisjointRows::new(values, width));
+            for_each(batches * blocks, |task| {
+                let (batch, block) = (task / blocks, task % blocks);
+                let (columns, constants) = (lanes::columns(width, block), self.constants(block));
+                let mut carried = [[0.0; LANES], [0.0; LANES], [NOTHING; LANES]];
+                if let Some(of_last) = of_last {
+                    let [of_a, of_b] = [0, 1].map(|i| lanes::block(of_last.row(batch, i), block));
+                    let exponent = lanes::load(&last[(batch * 3 + 2) * width..][columns.clone()]);
+                    carried = [of_a, of_b, exponent.map(|p| -p)];
+                }
+                let mut sums = [[0.0; LANES]; 2];
+                let mut states = Vec::with_capacity(CHUNK);
+                for chunk in (0..self.chunks()).rev() {
+                    let steps = chunk * CHUNK..((chunk + 1) * CHUNK).min(time);
+                    let start = (task * self.chunks() + chunk) * 3 * LANES;
+                    let mut state = [0, 1, 2].map(|i| lanes::load(&kept[start + i * LANES..start + (i + 1) * LANES]));
+                    let row = |t: usize| {
+                        (&self.key.row(batch, t)[columns.clone()], &self.value.row(batch, t)[columns.clone()])
+                    };
+                    states.clear();
+                    for t in steps.clone() {
+                        states.push(state);
+                        advance(&mut state, row(t).0, row(t).1, &constants);
+                    }
+                    for (t, state) in steps.zip(&states).rev() {
+                        let (key, value) = row(t);
+                        let dy = &gradient[(batch * time + t) * width..][columns.clone()];
+                        let found = retreat(&mut carried, &mut sums, state, key, value, &constants, dy);
+                        // SAFETY: each step of a vector of channels comes once.
+                        unsafe {
+                            lanes::store(key_rows.part(batch * time + t, columns.clone()), &found[0]);
+                            lanes::store(value_rows.part(batch * time + t, columns.clone()), &found[1]);
+                        }
+                    }
+                }
+                let found = of_state(&carried, &Self::vector(&self.state, batch, block));
+                // The logarithm of the decay is -exp(x), whose slope is itself.
+                let of_x = lane!(l => sums[0][l] * constants[0][l]);
+                // SAFETY: each vector of channels comes once in a sequence.
+                unsafe {
+                    for (i, found) in found.iter().enumerate() {
+                        lanes::store(state_rows.part(batch * 3 + i, columns.clone()), found);
+                    }
+                    lanes::store(decay_rows.part(batch, columns.clone()), &of_x);
+                    lanes::store(bonus_rows.part(batch, columns), &sums[1]);
+                }
+            });
+        }
+        [of_key, of_value, summed(&of_decay, width), summed(&of_bonus, width), of_states]
+    }
+}
+
+impl HostOperator<5> for Wkv {
+    fn forward(&self, inputs: &[FlexTensor; 5], wanted: [bool; 5]) -> (FlexTensor, Saved) {
+        let tensors = Inputs::prepared(inputs);
+        let inputs = Inputs::new(&tensors);
+        let keep = wanted.contains(&true);
+        let [y, last, kept] = inputs.forward(keep);
+        let saved = if keep { vec![kept, last.clone()] } else { Vec::new() };
+        self.last.put(tensor(last, &dimensions(&tensors[4])));
+        (tensor(y, &inputs.value.shape()), saved)
+    }
+
+    fn backward(&self, given: Given<5>, _: [bool; 5]) -> [Option<FlexTensor>; 5] {
+        let tensors = Inputs::prepared(&given.inputs);
+        let of_last = self.last.gradient().map(|gradient| readable(&gradient));
+        let of_last = of_last.as_ref().map(Sequence::new);
+        let [kept, last] = [0, 1].map(|i| &given.saved[i]);
+        let found = Inputs::new(&tensors).backward(kept, last, slice(&given.gradient), of_last.as_ref());
+        let mut shapes = tensors.iter().map(dimensions);
+        found.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
+    }
+}
