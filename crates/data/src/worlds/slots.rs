@@ -1,6 +1,6 @@
 //! Sparse chains: most tokens are noise, a few form a chain of two look-ups in a table.
 //!
-//! A text is ten slots of six tokens: a marker `=` with a symbol behind it somewhere, the rest filler. The symbols follow
+//! A text is ten slots of six tokens: a marker (`=`, `<`, ...) with a symbol behind it somewhere, the rest filler. The symbols follow
 //! `c_n = T[c_(n-1)][T[c_(n-3)][c_(n-2)]]` with one random table `T`; filler and places are random. The symbols from the fourth slot
 //! on are asked for, each in a turn of its own, so that a conversation is learned at the few places that can be known.
 
@@ -20,7 +20,9 @@ pub const WORLD: World = World {
 
 const SLOTS: usize = 10;
 const SLOT: usize = 6;
-const SYMBOLS: usize = 8;
+const SYMBOLS: usize = 12;
+/// What announces a symbol, one as good as the other.
+const MARKERS: [char; 6] = ['=', '<', '>', '|', '+', '-'];
 /// Slots whose symbols are free.
 const FREE: usize = 3;
 
@@ -44,10 +46,11 @@ fn generate(_: &str, _: Split, random: &mut Random) -> Draft {
         for position in 0..SLOT - 1 {
             let symbol = char::from(b'a' + *symbol as u8);
             let last = turns.len() - 1;
+            let marker = MARKERS[random.below(MARKERS.len())];
             match position == place {
-                true if slot < FREE => turns[last].0.extend(['=', symbol]),
+                true if slot < FREE => turns[last].0.extend([marker, symbol]),
                 true => {
-                    turns[last].0.push('=');
+                    turns[last].0.push(marker);
                     turns[last].1.push(symbol);
                     turns.push((String::new(), String::new()));
                 }
@@ -85,7 +88,7 @@ mod tests {
         assert_eq!(text, format!("{}{}", item.prompt, item.solution));
         let mut fixed = Random::named("slots");
         let table: Vec<usize> = (0..SYMBOLS * SYMBOLS).map(|_| fixed.below(SYMBOLS)).collect();
-        let chain: Vec<usize> = text.split('=').skip(1).map(|part| (part.as_bytes()[0] - b'a') as usize).collect();
+        let chain: Vec<usize> = text.split(MARKERS).skip(1).map(|part| (part.as_bytes()[0] - b'a') as usize).collect();
         assert_eq!(chain.len(), SLOTS);
         for n in FREE..SLOTS {
             assert_eq!(chain[n], look_up(&table, chain[n - 1], look_up(&table, chain[n - 3], chain[n - 2])));

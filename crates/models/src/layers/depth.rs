@@ -61,7 +61,9 @@ impl Depth {
         mixer: &MixerSpec,
     ) -> Result<Self> {
         let normal = Initial::Normal(builder.deviation);
-        let router = builder.parameter(format!("{name}.router.weight"), vec![1, width], normal)?;
+        // Scores weigh what the block adds, so that they start at the size of the tokens themselves, whatever the rest does.
+        let even = Initial::Normal((width.max(1) as f64).powf(-0.5));
+        let router = builder.parameter(format!("{name}.router.weight"), vec![1, width], even)?;
         let predictor = match spec.predictor {
             DepthPredictor::AuxLoss => None,
             DepthPredictor::Mlp => {
