@@ -184,7 +184,7 @@ pub(crate) fn exp2(x: f32) -> f32 {
     let shifted = x + ROUND;
     let rest = x - (shifted - ROUND);
     let mut series = 1.535_336_2e-4;
-    for coefficient in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 0.240_226_48, 0.693_147_2] {
+    for coefficient in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 0.240_226_48, std::f32::consts::LN_2] {
         series = series * rest + coefficient;
     }
     let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;

@@ -25,6 +25,19 @@ pub(super) fn columns(width: usize, block: usize) -> std::ops::Range<usize> {
     (block * LANES).min(width)..((block + 1) * LANES).min(width)
 }
 
+/// Vectors of a task: what neighbouring channels read at one step lies together, and the processor fetches it ahead.
+const GROUP: usize = 8;
+
+/// Tasks that take the channels of a sequence.
+pub(super) fn groups(width: usize) -> usize {
+    width.div_ceil(LANES).div_ceil(GROUP)
+}
+
+/// The vectors of a task.
+pub(super) fn group(width: usize, group: usize) -> std::ops::Range<usize> {
+    group * GROUP..((group + 1) * GROUP).min(width.div_ceil(LANES))
+}
+
 /// The vector at the start of `values`; zeros behind their end.
 #[inline(always)]
 pub(super) fn load(values: &[f32]) -> Lane {

@@ -62,10 +62,8 @@ struct Scan;
 
 vectorised! {
     fn advance(h: &mut Lane, out: &mut [f32], a: &[f32], b: &[f32]) {
-        let (a, b) = (lanes::load(a), lanes::load(b));
-        for l in 0..LANES {
-            h[l] = a[l] * h[l] + b[l];
-        }
+        let (a, b, before) = (lanes::load(a), lanes::load(b), *h);
+        *h = lane!(l => a[l] * before[l] + b[l]);
         lanes::store(out, h);
     }
 }
@@ -73,14 +71,11 @@ vectorised! {
 vectorised! {
     fn retreat(q: &mut Lane, of_a: &mut [f32], of_b: &mut [f32], a: &[f32], before: &[f32], gradient: &[f32]) {
         let (a, before, gradient) = (lanes::load(a), lanes::load(before), lanes::load(gradient));
-        for l in 0..LANES {
-            q[l] += gradient[l];
-        }
-        lanes::store(of_b, q);
-        lanes::store(of_a, &lane!(l => q[l] * before[l]));
-        for l in 0..LANES {
-            q[l] *= a[l];
-        }
+        let later = *q;
+        let now = lane!(l => later[l] + gradient[l]);
+        lanes::store(of_b, &now);
+        lanes::store(of_a, &lane!(l => now[l] * before[l]));
+        *q = lane!(l => now[l] * a[l]);
     }
 }
 
@@ -92,14 +87,18 @@ impl HostOperator<3> for Scan {
         let (time, width) = (b.time, b.width);
         let mut h = vec![0.0; b.len()];
         let rows = DisjointRows::new(&mut h, width);
-        let blocks = width.div_ceil(LANES);
-        for_each(b.batch * blocks, |task| {
-            let (batch, columns) = (task / blocks, lanes::columns(width, task % blocks));
-            let mut h = lanes::load(&state[batch * width..][columns.clone()]);
+        let groups = lanes::groups(width);
+        for_each(b.batch * groups, |task| {
+            let (batch, group) = (task / groups, lanes::group(width, task % groups));
+            let start = &state[batch * width..(batch + 1) * width];
+            let mut h: Vec<Lane> = group.clone().map(|block| lanes::block(start, block)).collect();
             for t in 0..time {
-                // SAFETY: each step of a vector of channels comes once.
-                let out = unsafe { rows.part(batch * time + t, columns.clone()) };
-                advance(&mut h, out, &a.row(batch, t)[columns.clone()], &b.row(batch, t)[columns.clone()]);
+                for (h, block) in h.iter_mut().zip(group.clone()) {
+                    let columns = lanes::columns(width, block);
+                    // SAFETY: each step of a vector of channels comes once.
+                    let out = unsafe { rows.part(batch * time + t, columns.clone()) };
+                    advance(h, out, &a.row(batch, t)[columns.clone()], &b.row(batch, t)[columns]);
+                }
             }
         });
         (tensor(h, &b.shape()), Vec::new())
@@ -118,21 +117,26 @@ impl HostOperator<3> for Scan {
         {
             let (a_rows, b_rows) = (DisjointRows::new(&mut of_a, width), DisjointRows::new(&mut of_b, width));
             let state_rows = DisjointRows::new(&mut of_state, width);
-            let blocks = width.div_ceil(LANES);
-            for_each(a.batch * blocks, |task| {
-                let (batch, columns) = (task / blocks, lanes::columns(width, task % blocks));
-                let mut q = [0.0; LANES];
+            let groups = lanes::groups(width);
+            for_each(a.batch * groups, |task| {
+                let (batch, group) = (task / groups, lanes::group(width, task % groups));
+                let mut q = vec![[0.0; LANES]; group.len()];
                 for t in (0..time).rev() {
                     let row = batch * time + t;
-                    // SAFETY: each step of a vector of channels comes once.
-                    let (of_a, of_b) =
-                        unsafe { (a_rows.part(row, columns.clone()), b_rows.part(row, columns.clone())) };
                     let before = if t == 0 { &slice(&state)[batch * width..] } else { &h[(row - 1) * width..] };
-                    let (before, gradient) = (&before[columns.clone()], &gradient[row * width..][columns.clone()]);
-                    retreat(&mut q, of_a, of_b, &a.row(batch, t)[columns.clone()], before, gradient);
+                    for (q, block) in q.iter_mut().zip(group.clone()) {
+                        let columns = lanes::columns(width, block);
+                        // SAFETY: each step of a vector of channels comes once.
+                        let (of_a, of_b) =
+                            unsafe { (a_rows.part(row, columns.clone()), b_rows.part(row, columns.clone())) };
+                        let gradient = &gradient[row * width..][columns.clone()];
+                        retreat(q, of_a, of_b, &a.row(batch, t)[columns.clone()], &before[columns], gradient);
+                    }
                 }
-                // SAFETY: each vector of channels comes once in a sequence.
-                lanes::store(unsafe { state_rows.part(batch, columns) }, &q);
+                for (q, block) in q.iter().zip(group) {
+                    // SAFETY: each vector of channels comes once in a sequence.
+                    lanes::store(unsafe { state_rows.part(batch, lanes::columns(width, block)) }, q);
+                }
             });
         }
         [Some(tensor(of_a, &shape)), Some(tensor(of_b, &shape)), Some(tensor(of_state, &[a.batch, width]))]

@@ -26,7 +26,7 @@ fn measure(name: &str, elements: usize, shapes: &[&[usize]], operator: impl Fn(&
     let flat: Vec<Tensor<1>> =
         shapes.iter().enumerate().map(|(i, shape)| tensor([shape.iter().product()], i as u64 + 1)).collect();
     let best = |run: &dyn Fn()| {
-        let seconds = (0..5).map(|_| {
+        let seconds = (0..10).map(|_| {
             let start = Instant::now();
             run();
             start.elapsed().as_secs_f64()

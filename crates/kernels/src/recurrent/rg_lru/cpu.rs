@@ -58,9 +58,8 @@ vectorised! {
     fn advance(h: &mut Lane, out: &mut [f32], step: &Step<'_>, decay: &Lane) {
         let Coefficients { a, root, gate } = step.coefficients(decay);
         let x = lanes::load(step.x);
-        for l in 0..LANES {
-            h[l] = a[l] * h[l] + root[l] * (gate[l] * x[l]);
-        }
+        let before = *h;
+        *h = lane!(l => a[l] * before[l] + root[l] * (gate[l] * x[l]));
         lanes::store(out, h);
     }
 }
@@ -70,36 +69,38 @@ struct Outputs<'a> {
     x: &'a mut [f32],
     recurrence_gate: &'a mut [f32],
     input_gate: &'a mut [f32],
-    /// Sums over time for the decay.
-    decay: &'a mut Lane,
+}
+
+/// What lasts through all steps of a vector of channels: the gradient of `h`, `-8 softplus(decay)`, and the sum over time
+/// of the latter's gradient.
+struct Carried {
+    q: Lane,
+    decay: Lane,
+    of_decay: Lane,
 }
 
 vectorised! {
-    fn retreat(q: &mut Lane, out: Outputs<'_>, step: &Step<'_>, decay: &Lane, before: &[f32], gradient: &[f32]) {
-        let Coefficients { a, root, gate } = step.coefficients(decay);
+    fn retreat(carried: &mut Carried, out: Outputs<'_>, step: &Step<'_>, before: &[f32], gradient: &[f32]) {
+        let decay = carried.decay;
+        let Coefficients { a, root, gate } = step.coefficients(&decay);
         let (x, before, gradient) = (lanes::load(step.x), lanes::load(before), lanes::load(gradient));
-        let recurrence = lanes::load(step.recurrence_gate);
-        for l in 0..LANES {
-            q[l] += gradient[l];
-        }
+        let (recurrence, later) = (lanes::load(step.recurrence_gate), carried.q);
+        let q = lane!(l => later[l] + gradient[l]);
         lanes::store(out.x, &lane!(l => q[l] * root[l] * gate[l]));
         lanes::store(out.input_gate, &lane!(l => q[l] * root[l] * x[l] * gate[l] * (1.0 - gate[l])));
         let mut of_gate = [0.0; LANES];
         if !step.start {
-            for l in 0..LANES {
-                let square = a[l] * a[l];
-                let least = 4.0 * (1.0 - square);
-                let slope = 2.0 / (if least < SMALLEST { SMALLEST } else { least }).sqrt();
-                let of_log = q[l] * (a[l] * before[l] - gate[l] * x[l] * square * slope);
-                let openness = sigmoid(recurrence[l]);
-                of_gate[l] = of_log * decay[l] * openness * (1.0 - openness);
-                out.decay[l] += of_log * openness;
-            }
+            let square = lane!(l => a[l] * a[l]);
+            let least = lane!(l => 4.0 * (1.0 - square[l]));
+            let slope = lane!(l => 2.0 / (if least[l] < SMALLEST { SMALLEST } else { least[l] }).sqrt());
+            let of_log = lane!(l => q[l] * (a[l] * before[l] - gate[l] * x[l] * square[l] * slope[l]));
+            let openness = lane!(l => sigmoid(recurrence[l]));
+            of_gate = lane!(l => of_log[l] * decay[l] * openness[l] * (1.0 - openness[l]));
+            let sum = carried.of_decay;
+            carried.of_decay = lane!(l => sum[l] + of_log[l] * openness[l]);
         }
         lanes::store(out.recurrence_gate, &of_gate);
-        for l in 0..LANES {
-            q[l] *= a[l];
-        }
+        carried.q = lane!(l => a[l] * q[l]);
     }
 }
 
@@ -124,10 +125,6 @@ impl<'a> Inputs<'a> {
         Self { x, recurrence_gate, input_gate, decay: slice(decay), state: slice(state), starts }
     }
 
-    fn blocks(&self) -> usize {
-        self.x.width.div_ceil(LANES)
-    }
-
     fn step(&self, batch: usize, time: usize, block: usize) -> Step<'a> {
         let columns = lanes::columns(self.x.width, block);
         Step {
@@ -150,17 +147,21 @@ impl HostOperator<5> for Unit {
     fn forward(&self, inputs: &[FlexTensor; 5], _: [bool; 5]) -> (FlexTensor, Saved) {
         let inputs = Inputs::prepared(inputs);
         let inputs = Inputs::new(&inputs, self.starts.as_deref());
-        let (time, width, blocks) = (inputs.x.time, inputs.x.width, inputs.blocks());
+        let (time, width) = (inputs.x.time, inputs.x.width);
         let mut h = vec![0.0; inputs.x.len()];
         let rows = DisjointRows::new(&mut h, width);
-        for_each(inputs.x.batch * blocks, |task| {
-            let (batch, block) = (task / blocks, task % blocks);
-            let (columns, decay) = (lanes::columns(width, block), inputs.decay(block));
-            let mut h = lanes::block(&inputs.state[batch * width..(batch + 1) * width], block);
+        let groups = lanes::groups(width);
+        for_each(inputs.x.batch * groups, |task| {
+            let (batch, group) = (task / groups, lanes::group(width, task % groups));
+            let state = &inputs.state[batch * width..(batch + 1) * width];
+            let mut carried: Vec<(Lane, Lane)> =
+                group.clone().map(|block| (lanes::block(state, block), inputs.decay(block))).collect();
             for t in 0..time {
-                // SAFETY: each step of a vector of channels comes once.
-                let out = unsafe { rows.part(batch * time + t, columns.clone()) };
-                advance(&mut h, out, &inputs.step(batch, t, block), &decay);
+                for ((h, decay), block) in carried.iter_mut().zip(group.clone()) {
+                    // SAFETY: each step of a vector of channels comes once.
+                    let out = unsafe { rows.part(batch * time + t, lanes::columns(width, block)) };
+                    advance(h, out, &inputs.step(batch, t, block), decay);
+                }
             }
         });
         (tensor(h, &inputs.x.shape()), Vec::new())
@@ -174,7 +175,7 @@ impl HostOperator<5> for Unit {
         let (inputs, h) = (Inputs::prepared(&given.inputs), given.output.as_ref().map(contiguous));
         let inputs = Inputs::new(&inputs, self.starts.as_deref());
         let (h, gradient) = (h.as_ref().map_or(&[][..], slice), slice(&given.gradient));
-        let (batches, time, width, blocks) = (inputs.x.batch, inputs.x.time, inputs.x.width, inputs.blocks());
+        let (batches, time, width) = (inputs.x.batch, inputs.x.time, inputs.x.width);
         let mut found = [0; 3].map(|_| vec![0.0; inputs.x.len()]);
         let (mut of_decay, mut of_state) = (vec![0.0; batches * width], vec![0.0; batches * width]);
         {
@@ -183,32 +184,40 @@ impl HostOperator<5> for Unit {
                 [of_x, of_recurrence, of_input].map(|values| DisjointRows::new(values, width));
             let decay_rows = DisjointRows::new(&mut of_decay, width);
             let state_rows = DisjointRows::new(&mut of_state, width);
-            for_each(batches * blocks, |task| {
-                let (batch, block) = (task / blocks, task % blocks);
-                let (columns, decay) = (lanes::columns(width, block), inputs.decay(block));
-                let (mut q, mut of_decay) = ([0.0; LANES], [0.0; LANES]);
+            let groups = lanes::groups(width);
+            for_each(batches * groups, |task| {
+                let (batch, group) = (task / groups, lanes::group(width, task % groups));
+                let mut carried: Vec<Carried> = group
+                    .clone()
+                    .map(|block| Carried { q: [0.0; LANES], decay: inputs.decay(block), of_decay: [0.0; LANES] })
+                    .collect();
                 for t in (0..time).rev() {
                     let row = batch * time + t;
                     let before = if t == 0 { &inputs.state[batch * width..] } else { &h[(row - 1) * width..] };
-                    // SAFETY: each step of a vector of channels comes once.
-                    let out = unsafe {
-                        Outputs {
-                            x: x_rows.part(row, columns.clone()),
-                            recurrence_gate: recurrence_rows.part(row, columns.clone()),
-                            input_gate: input_rows.part(row, columns.clone()),
-                            decay: &mut of_decay,
-                        }
-                    };
-                    let gradient = &gradient[row * width..][columns.clone()];
-                    retreat(&mut q, out, &inputs.step(batch, t, block), &decay, &before[columns.clone()], gradient);
+                    for (carried, block) in carried.iter_mut().zip(group.clone()) {
+                        let columns = lanes::columns(width, block);
+                        // SAFETY: each step of a vector of channels comes once.
+                        let out = unsafe {
+                            Outputs {
+                                x: x_rows.part(row, columns.clone()),
+                                recurrence_gate: recurrence_rows.part(row, columns.clone()),
+                                input_gate: input_rows.part(row, columns.clone()),
+                            }
+                        };
+                        let gradient = &gradient[row * width..][columns.clone()];
+                        retreat(carried, out, &inputs.step(batch, t, block), &before[columns], gradient);
+                    }
                 }
-                // The decay acts through -8 softplus.
-                let raw = lanes::block(inputs.decay, block);
-                let of_decay = lane!(l => of_decay[l] * -STRENGTH * sigmoid(raw[l]));
-                // SAFETY: each vector of channels comes once in a sequence.
-                unsafe {
-                    lanes::store(decay_rows.part(batch, columns.clone()), &of_decay);
-                    lanes::store(state_rows.part(batch, columns), &q);
+                for (carried, block) in carried.iter().zip(group) {
+                    // The decay acts through -8 softplus.
+                    let raw = lanes::block(inputs.decay, block);
+                    let of_decay = lane!(l => carried.of_decay[l] * -STRENGTH * sigmoid(raw[l]));
+                    let columns = lanes::columns(width, block);
+                    // SAFETY: each vector of channels comes once in a sequence.
+                    unsafe {
+                        lanes::store(decay_rows.part(batch, columns.clone()), &of_decay);
+                        lanes::store(state_rows.part(batch, columns), &carried.q);
+                    }
                 }
             });
         }

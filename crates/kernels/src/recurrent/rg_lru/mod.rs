@@ -70,7 +70,7 @@ mod tests {
     }
 
     fn starts(batch: usize, time: usize, length: Option<usize>) -> Option<Vec<bool>> {
-        length.map(|length| (0..batch * time).map(|i| (i % time + i / time) % length == 0).collect())
+        length.map(|length| (0..batch * time).map(|i| (i % time + i / time).is_multiple_of(length)).collect())
     }
 
     /// By the formula, in f64.

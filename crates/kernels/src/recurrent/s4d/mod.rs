@@ -139,26 +139,31 @@ mod tests {
     use burn::tensor::Device;
     use proptest::prelude::*;
 
+    /// The layer, whose last three parameters are constant where they are not among the inputs.
     fn layer(t: &[Leaf]) -> S4d {
+        let modes = t[1].get::<2>().dims()[0];
+        let parameter = |i: usize, length: usize| t.get(i).map_or_else(|| tensor([length], i as u64), Leaf::get);
         S4d {
             x: t[0].get(),
-            real: t[1].get::<1>() * 0.4 - 0.6,
-            imaginary: t[2].get::<1>() * 5.0,
-            output: t[3].get(),
-            log_step: t[4].get::<1>() - 1.5,
-            skip: t[5].get(),
-            state: Some(t[6].get()),
+            real: parameter(4, modes) * 0.4 - 0.6,
+            imaginary: parameter(5, modes) * 3.0,
+            output: t[1].get::<2>() * 0.2,
+            log_step: parameter(6, 1) - 1.5,
+            skip: t[2].get(),
+            state: Some(t[3].get()),
         }
     }
 
     fn with_shapes([batch, time, width, modes]: [usize; 4], run: impl FnOnce(&[&[usize]])) {
         let (x, state) = ([batch, time, width], [batch, 2 * modes, width]);
-        run(&[&x, &[modes], &[modes], &[modes, 2], &[1], &[1], &state]);
+        run(&[&x, &[modes, 2], &[1], &state, &[modes], &[modes], &[1]]);
     }
 
-    fn agree_with_reference(sizes: [usize; 4]) {
+    /// With the gradients of the first inputs.
+    fn agree_with_reference(sizes: [usize; 4], inputs: usize) {
         with_shapes(sizes, |shapes| {
-            agree(shapes, 1e-5, |t| both(s4d(layer(t))), |t| both(reference::s4d(layer(t), t[6].get())));
+            let reference = |t: &[Leaf]| both(reference::s4d(layer(t), t[3].get()));
+            agree(&shapes[..inputs], 1e-5, |t| both(s4d(layer(t))), reference);
         });
     }
 
@@ -172,22 +177,22 @@ mod tests {
     /// By the recurrence, in f64: the outputs, then the last state.
     fn definition([batch, time, width, modes]: [usize; 4], inputs: &[Vec<f64>]) -> Vec<f64> {
         let (mut y, mut last) = (vec![0.0; batch * time * width], vec![0.0; batch * 2 * modes * width]);
-        let dt = (inputs[4][0] - 1.5).exp();
+        let dt = (inputs[6][0] - 1.5).exp();
         for (b, c) in (0..batch * width).map(|i| (i / width, i % width)) {
             for n in 0..modes {
-                let a: Complex = [inputs[1][n] * 0.4 - 0.6, inputs[2][n] * 5.0];
+                let a: Complex = [inputs[4][n] * 0.4 - 0.6, inputs[5][n] * 3.0];
                 let size = (dt * a[0]).exp();
                 let power = [size * (dt * a[1]).cos(), size * (dt * a[1]).sin()];
                 let square = a[0] * a[0] + a[1] * a[1];
                 let held = times([power[0] - 1.0, power[1]], [a[0] / square, -a[1] / square]);
-                let weight = times([inputs[3][2 * n], inputs[3][2 * n + 1]], held);
+                let weight = times([inputs[1][2 * n] * 0.2, inputs[1][2 * n + 1] * 0.2], held);
                 let at = |part: usize| (b * 2 * modes + part * modes + n) * width + c;
-                let mut h = [inputs[6][at(0)], inputs[6][at(1)]];
+                let mut h = [inputs[3][at(0)], inputs[3][at(1)]];
                 for t in 0..time {
                     let i = (b * time + t) * width + c;
                     h = times(power, h);
                     h[0] += inputs[0][i];
-                    y[i] += times(weight, h)[0] + if n == 0 { inputs[5][0] * inputs[0][i] } else { 0.0 };
+                    y[i] += times(weight, h)[0] + if n == 0 { inputs[2][0] * inputs[0][i] } else { 0.0 };
                 }
                 (last[at(0)], last[at(1)]) = (h[0], h[1]);
             }
@@ -200,7 +205,9 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
         fn agrees_with_the_reference(batch in 1usize..3, time in 1usize..60, width in 1usize..40, modes in 1usize..9) {
-            agree_with_reference([batch, time, width, modes]);
+            // The gradients of the other parameters are single numbers in which thousands of terms may cancel; they are
+            // compared in f64 below, and with numbers where they do not.
+            agree_with_reference([batch, time, width, modes], 4);
         }
 
         #[test]
@@ -212,8 +219,8 @@ mod tests {
 
     #[test]
     fn several_chunks_and_groups_agree_with_the_reference() {
-        agree_with_reference([1, 2 * CHUNK + 5, 3, 4]);
-        agree_with_reference([2, 9, 300, 2]);
+        agree_with_reference([1, 2 * CHUNK + 5, 3, 4], 6);
+        agree_with_reference([2, 9, 300, 2], 6);
     }
 
     #[test]

@@ -5,32 +5,42 @@
 //! `dA += e dt`, `dB_t = sum_d q dt x`, `q <- exp(dt A) q`; the step size is a softplus, whose slope is the logistic
 //! function.
 
+use std::ops::Range;
+
 use super::{
     super::lanes::{self, LANES, Lane, lane, lanes_of, summed},
-    cpu::{CHUNK, Inputs},
+    cpu::{CHUNK, Inputs, Rows},
 };
 use crate::{
     matmul::scratch,
     parallel::{DisjointRows, for_each},
-    simd::{exp2, sigmoid, softplus, vectorised},
+    simd::{exp2, sigmoid, vectorised},
 };
 
 /// Channels whose sums over a group are gathered side by side before they are added up.
 const FOLDED: usize = 16;
 
-/// Gradients of one vector of channels that last through all chunks.
+/// Gradients that last through all chunks: of state and transition, `[blocks][states]`, and of the skip, `[blocks]`.
 struct Carried<'a> {
-    /// Of the state.
     state: &'a mut [Lane],
-    /// Of the transition.
     transition: &'a mut [Lane],
-    /// Of the skip.
-    skip: &'a mut Lane,
+    skip: &'a mut [Lane],
 }
 
-/// The states of a chunk and the decays that led to them, `[steps][states]`, after the state before it in the first.
+/// What is known of a chunk, and what is found: rows of `[steps][blocks]`.
 struct Chunk<'a> {
-    /// One more than steps.
+    dt: &'a mut [Lane],
+    driven: &'a mut [Lane],
+    /// The gradient of the output.
+    dy: &'a mut [Lane],
+    /// `sum_n q B` and `sum_n e A`.
+    along_input: &'a mut [Lane],
+    along_transition: &'a mut [Lane],
+}
+
+/// One vector of channels in a chunk: its states, `[steps + 1][states]` after the one before it, and the decays that led
+/// to them.
+struct States<'a> {
     h: &'a mut [Lane],
     decay: &'a mut [Lane],
 }
@@ -92,165 +102,175 @@ struct Task<'a> {
 impl Task<'_> {
     /// One group of channels of one sequence.
     fn run(&self, batch: usize, group: usize) {
-        let (inputs, states) = (self.inputs, self.inputs.states);
-        let (blocks, size) = (inputs.group(group), states * LANES);
-        let folded = CHUNK * states * FOLDED;
-        let lengths = [
-            blocks.len() * size,
-            blocks.len() * size,
-            blocks.len() * LANES,
-            size,
-            (CHUNK + 1) * size,
-            CHUNK * size,
-            folded,
-            folded,
-        ];
-        scratch::parts(lengths, |[state, of_transition, skip, transition, h, decay, of_input, of_output]| {
-            of_transition.fill(0.0);
-            skip.fill(0.0);
-            state.fill(0.0);
-            let (state, of_transition, skip) = (lanes_of(state), lanes_of(of_transition), lanes_of(skip));
-            let carried = state.chunks_exact_mut(states).zip(of_transition.chunks_exact_mut(states)).zip(skip);
-            let mut carried: Vec<Carried<'_>> =
-                carried.map(|((state, transition), skip)| Carried { state, transition, skip }).collect();
-            for (carried, block) in carried.iter_mut().zip(blocks.clone()) {
+        let (inputs, states, blocks) = (self.inputs, self.inputs.states, self.inputs.group(group));
+        let (each, rows) = (blocks.len() * states * LANES, CHUNK * blocks.len() * LANES);
+        let (chunk, folded) = (CHUNK * states * LANES, CHUNK * states * FOLDED);
+        let lasting = [each, each, each, blocks.len() * LANES];
+        scratch::parts(lasting, |lasting| {
+            let [state, of_transition, transition, skip] = lasting.map(lanes_of);
+            of_transition.fill([0.0; LANES]);
+            skip.fill([0.0; LANES]);
+            state.fill([0.0; LANES]);
+            for (i, block) in blocks.clone().enumerate() {
+                let own = i * states..(i + 1) * states;
+                inputs.columns(&mut transition[own.clone()], &inputs.transition, block);
                 if let Some(of_last) = self.of_last {
-                    inputs.columns(carried.state, inputs.of_batch(of_last, batch), block);
+                    inputs.columns(&mut state[own], inputs.of_batch(of_last, batch), block);
                 }
             }
-            let mut chunk_states = Chunk { h: lanes_of(h), decay: lanes_of(decay) };
-            let mut gathered = Gathered { input: of_input.as_chunks_mut().0, output: of_output.as_chunks_mut().0 };
-            for chunk in (0..inputs.chunks()).rev() {
-                gathered.input.fill([0.0; FOLDED]);
-                gathered.output.fill([0.0; FOLDED]);
-                for (carried, block) in carried.iter_mut().zip(blocks.clone()) {
-                    inputs.columns(lanes_of(transition), &inputs.transition, block);
-                    let place = [batch, chunk, block];
-                    self.chunk(carried, &mut chunk_states, &mut gathered, lanes_of(transition), place);
+            let mut carried = Carried { state, transition: of_transition, skip };
+            let lengths = [rows, rows, rows, rows, rows, chunk + states * LANES, chunk, folded, folded];
+            scratch::parts(lengths, |[dt, driven, dy, along_input, along_transition, h, decay, input, output]| {
+                let [dt, driven, dy, along_input, along_transition] =
+                    [dt, driven, dy, along_input, along_transition].map(lanes_of);
+                let mut rows = Chunk { dt, driven, dy, along_input, along_transition };
+                let mut own = States { h: lanes_of(h), decay: lanes_of(decay) };
+                let mut gathered = Gathered { input: input.as_chunks_mut().0, output: output.as_chunks_mut().0 };
+                for chunk in (0..inputs.chunks()).rev() {
+                    self.chunk(&mut carried, &mut rows, &mut own, &mut gathered, transition, [batch, group, chunk]);
                 }
-                self.finish(&gathered, group, batch, chunk);
-            }
-            for (carried, block) in carried.iter().zip(blocks) {
-                self.write(carried, batch, block);
-            }
+            });
+            self.write(&carried, batch, &blocks);
         });
     }
 
-    /// One chunk of one vector of channels.
+    /// One chunk of a group.
     fn chunk(
         &self,
         carried: &mut Carried<'_>,
-        states: &mut Chunk<'_>,
+        rows: &mut Chunk<'_>,
+        own: &mut States<'_>,
         gathered: &mut Gathered<'_>,
-        transition: &mut [Lane],
-        [batch, chunk, block]: [usize; 3],
+        transition: &[Lane],
+        [batch, group, chunk]: [usize; 3],
     ) {
-        let (inputs, width) = (self.inputs, self.inputs.x.width);
-        let (steps, size) = (inputs.chunk(chunk), transition.len() * LANES);
-        let kept = inputs.kept(batch, block, chunk) * size;
-        states.h[..transition.len()].as_flattened_mut().copy_from_slice(&self.kept[kept..kept + size]);
-        for (i, step) in steps.clone().enumerate() {
-            let from = i * transition.len();
-            recompute(&mut states.h[from..], &mut states.decay[from..], transition, inputs, [batch, step, block]);
+        let (inputs, states) = (self.inputs, self.inputs.states);
+        let (blocks, steps) = (inputs.group(group), inputs.chunk(chunk));
+        gathered.input.fill([0.0; FOLDED]);
+        gathered.output.fill([0.0; FOLDED]);
+        inputs.prepare(rows.dt, rows.driven, batch, &blocks, steps.clone());
+        for (t, dy) in steps.clone().zip(rows.dy.chunks_exact_mut(blocks.len())) {
+            let row = batch * inputs.x.time + t;
+            let gradient = &self.gradient[row * inputs.x.width..(row + 1) * inputs.x.width];
+            dy.iter_mut().zip(blocks.clone()).for_each(|(dy, block)| *dy = lanes::block(gradient, block));
         }
-        for (i, step) in steps.enumerate().rev() {
-            let (row, columns) = (batch * inputs.x.time + step, lanes::columns(width, block));
-            // SAFETY: each step of a vector of channels comes once.
-            let (of_x, of_step) =
-                unsafe { (self.out.x.part(row, columns.clone()), self.out.step.part(row, columns.clone())) };
-            let gradient = lanes::load(&self.gradient[row * width..][columns]);
-            retreat(of_x, of_step, carried, states, gathered, transition, inputs, [batch, step, block, i], gradient);
+        for (i, block) in blocks.clone().enumerate() {
+            let kept = inputs.kept(batch, block, chunk) * states * LANES;
+            own.h[..states].as_flattened_mut().copy_from_slice(&self.kept[kept..kept + states * LANES]);
+            let transition = &transition[i * states..(i + 1) * states];
+            let prepared = Rows { dt: rows.dt, driven: rows.driven, blocks: blocks.len(), block: i };
+            recompute(own, transition, &prepared, inputs, batch, steps.clone());
+            retreat(carried, rows, own, gathered, transition, inputs, batch, steps.clone(), [i, blocks.len()]);
+        }
+        for (i, t) in steps.enumerate() {
+            for (j, block) in blocks.clone().enumerate() {
+                let (row, columns) = (batch * inputs.x.time + t, lanes::columns(inputs.x.width, block));
+                // SAFETY: each step of a vector of channels comes once.
+                let out = unsafe { [self.out.x.part(row, columns.clone()), self.out.step.part(row, columns)] };
+                finish(out, &mut carried.skip[j], rows, i * blocks.len() + j, inputs, [batch, t, block]);
+            }
+            self.coefficients(gathered, i, (group * inputs.x.batch + batch) * inputs.x.time + t);
         }
     }
 
-    /// Adds up what the channels of a group gave to the coefficients of a chunk.
-    fn finish(&self, gathered: &Gathered<'_>, group: usize, batch: usize, chunk: usize) {
-        let inputs = self.inputs;
-        for (i, step) in inputs.chunk(chunk).enumerate() {
-            let row = (group * inputs.x.batch + batch) * inputs.x.time + step;
-            for (out, sums) in [(&self.out.input, &*gathered.input), (&self.out.output, &*gathered.output)] {
-                // SAFETY: each step comes once in a group.
-                let out = unsafe { out.row(row) };
-                out.iter_mut().zip(&sums[i * inputs.states..]).for_each(|(out, sums)| *out = sums.iter().sum());
-            }
+    /// Adds up what the channels of a group gave to the coefficients of step `i` of a chunk.
+    fn coefficients(&self, gathered: &Gathered<'_>, i: usize, row: usize) {
+        for (out, sums) in [(&self.out.input, &*gathered.input), (&self.out.output, &*gathered.output)] {
+            // SAFETY: each step comes once in a group.
+            let out = unsafe { out.row(row) };
+            out.iter_mut().zip(&sums[i * self.inputs.states..]).for_each(|(out, sums)| *out = sums.iter().sum());
         }
     }
 
     /// Writes what lasted through all chunks.
-    fn write(&self, carried: &Carried<'_>, batch: usize, block: usize) {
-        let columns = lanes::columns(self.inputs.x.width, block);
-        for (n, (state, transition)) in carried.state.iter().zip(&*carried.transition).enumerate() {
-            let row = batch * self.inputs.states + n;
-            // SAFETY: each vector of channels comes once in a sequence.
-            unsafe {
-                lanes::store(self.out.state.part(row, columns.clone()), state);
-                lanes::store(self.out.transition.part(row, columns.clone()), transition);
+    fn write(&self, carried: &Carried<'_>, batch: usize, blocks: &Range<usize>) {
+        let states = self.inputs.states;
+        for (i, block) in blocks.clone().enumerate() {
+            let columns = lanes::columns(self.inputs.x.width, block);
+            for n in 0..states {
+                let row = batch * states + n;
+                // SAFETY: each vector of channels comes once in a sequence.
+                unsafe {
+                    lanes::store(self.out.state.part(row, columns.clone()), &carried.state[i * states + n]);
+                    lanes::store(self.out.transition.part(row, columns.clone()), &carried.transition[i * states + n]);
+                }
             }
-        }
-        // SAFETY: as above.
-        lanes::store(unsafe { self.out.skip.part(batch, columns) }, carried.skip);
-    }
-}
-
-vectorised! {
-    /// One step: reads the state before at the start of `h` and writes the one after behind it.
-    fn recompute(h: &mut [Lane], decays: &mut [Lane], transition: &[Lane], inputs: &Inputs<'_>, place: [usize; 3]) {
-        let [batch, step, block] = place;
-        let x = lanes::block(inputs.x.row(batch, step), block);
-        let raw = lanes::block(inputs.step.row(batch, step), block);
-        let dt = lane!(l => softplus(raw[l]));
-        let driven = lane!(l => dt[l] * x[l]);
-        let (before, after) = h.split_at_mut(transition.len());
-        let states = before.iter().zip(after).zip(decays).zip(transition.iter().zip(inputs.input.row(batch, step)));
-        for (((&before, after), out), (&a, &b)) in states {
-            let decay = lane!(l => exp2(dt[l] * a[l]));
-            *after = lane!(l => decay[l] * before[l] + driven[l] * b);
-            *out = decay;
+            // SAFETY: as above.
+            lanes::store(unsafe { self.out.skip.part(batch, columns) }, &carried.skip[i]);
         }
     }
 }
 
 vectorised! {
-    /// One step backwards, the `i`th of its chunk.
-    fn retreat(of_x: &mut [f32], of_step: &mut [f32], carried: &mut Carried<'_>, chunk: &Chunk<'_>, gathered: &mut Gathered<'_>, transition: &[Lane], inputs: &Inputs<'_>, place: [usize; 4], dy: Lane) {
-        let [batch, step, block, i] = place;
+    /// The states of a chunk and the decays that lead to them.
+    fn recompute(own: &mut States<'_>, transition: &[Lane], rows: &Rows<'_>, inputs: &Inputs<'_>, batch: usize, steps: Range<usize>) {
         let states = transition.len();
-        let x = lanes::block(inputs.x.row(batch, step), block);
-        let raw = lanes::block(inputs.step.row(batch, step), block);
-        let skip = lanes::block(inputs.skip, block);
-        let dt = lane!(l => softplus(raw[l]));
-        let driven = lane!(l => dt[l] * x[l]);
-        // The sums over n of q B and of e A.
-        let (mut along_input, mut along_transition) = ([0.0; LANES], [0.0; LANES]);
-        let (before, after) = chunk.h[i * states..(i + 2) * states].split_at(states);
-        let decays = &chunk.decay[i * states..(i + 1) * states];
-        let of_input = &mut gathered.input[i * states..(i + 1) * states];
-        let of_output = &mut gathered.output[i * states..(i + 1) * states];
-        let (b, c) = (inputs.input.row(batch, step), inputs.output.row(batch, step));
-        for n in 0..states {
-            let (of_h, b, c, a, decay) = (carried.state[n], b[n], c[n], transition[n], decays[n]);
-            let (before, after) = (before[n], after[n]);
-            let q = lane!(l => of_h[l] + dy[l] * c);
-            let e = lane!(l => q[l] * (decay[l] * before[l]));
-            along_input = lane!(l => along_input[l] + q[l] * b);
-            along_transition = lane!(l => along_transition[l] + e[l] * a[l]);
-            carried.state[n] = lane!(l => decay[l] * q[l]);
-            let of_a = carried.transition[n];
-            carried.transition[n] = lane!(l => of_a[l] + e[l] * dt[l]);
-            let (q_driven, dy_h) = (lane!(l => q[l] * driven[l]), lane!(l => dy[l] * after[l]));
-            for l in 0..FOLDED {
-                of_input[n][l] += q_driven[l] + q_driven[l + FOLDED];
-            }
-            for l in 0..FOLDED {
-                of_output[n][l] += dy_h[l] + dy_h[l + FOLDED];
+        for (i, t) in steps.enumerate() {
+            let (dt, driven) = rows.step(i);
+            let (before, after) = own.h[i * states..(i + 2) * states].split_at_mut(states);
+            let decays = &mut own.decay[i * states..(i + 1) * states];
+            let tables = transition.iter().zip(inputs.input.row(batch, t));
+            for (((&before, after), out), (&a, &b)) in before.iter().zip(after).zip(decays).zip(tables) {
+                let decay = lane!(l => exp2(dt[l] * a[l]));
+                *after = lane!(l => decay[l] * before[l] + driven[l] * b);
+                *out = decay;
             }
         }
-        for l in 0..LANES {
-            carried.skip[l] += dy[l] * x[l];
+    }
+}
+
+vectorised! {
+    /// A chunk of one vector of channels backwards; `place` is its number in the group, and how many these are.
+    fn retreat(carried: &mut Carried<'_>, rows: &mut Chunk<'_>, own: &States<'_>, gathered: &mut Gathered<'_>, transition: &[Lane], inputs: &Inputs<'_>, batch: usize, steps: Range<usize>, place: [usize; 2]) {
+        let ([number, blocks], states) = (place, transition.len());
+        let of_states = &mut carried.state[number * states..(number + 1) * states];
+        let of_transitions = &mut carried.transition[number * states..(number + 1) * states];
+        for (i, t) in steps.enumerate().rev() {
+            let row = i * blocks + number;
+            let (dt, driven, dy) = (rows.dt[row], rows.driven[row], rows.dy[row]);
+            let (mut along_input, mut along_transition) = ([0.0; LANES], [0.0; LANES]);
+            let (before, after) = own.h[i * states..(i + 2) * states].split_at(states);
+            let known = before.iter().zip(after).zip(&own.decay[i * states..(i + 1) * states]).zip(transition);
+            let coefficients = inputs.input.row(batch, t).iter().zip(inputs.output.row(batch, t));
+            let lasting = of_states.iter_mut().zip(of_transitions.iter_mut());
+            let sums = gathered.input[i * states..].iter_mut().zip(&mut gathered.output[i * states..]);
+            for ((((((before, after), decay), a), (&b, &c)), (of_state, of_a)), (of_b, of_c)) in
+                known.zip(coefficients).zip(lasting).zip(sums)
+            {
+                let (later, of_a_later) = (*of_state, *of_a);
+                let q = lane!(l => later[l] + dy[l] * c);
+                let e = lane!(l => q[l] * (decay[l] * before[l]));
+                along_input = lane!(l => along_input[l] + q[l] * b);
+                along_transition = lane!(l => along_transition[l] + e[l] * a[l]);
+                *of_state = lane!(l => decay[l] * q[l]);
+                *of_a = lane!(l => of_a_later[l] + e[l] * dt[l]);
+                let (q_driven, dy_h) = (lane!(l => q[l] * driven[l]), lane!(l => dy[l] * after[l]));
+                for l in 0..FOLDED {
+                    of_b[l] += q_driven[l] + q_driven[l + FOLDED];
+                }
+                for l in 0..FOLDED {
+                    of_c[l] += dy_h[l] + dy_h[l + FOLDED];
+                }
+            }
+            rows.along_input[row] = along_input;
+            rows.along_transition[row] = along_transition;
         }
+    }
+}
+
+vectorised! {
+    /// Writes the gradients of x and step of one step and adds to that of the skip; `row` is its place in the chunk.
+    fn finish(out: [&mut [f32]; 2], of_skip: &mut Lane, rows: &Chunk<'_>, row: usize, inputs: &Inputs<'_>, place: [usize; 3]) {
+        let [batch, t, block] = place;
+        let (x, raw) = (lanes::block(inputs.x.row(batch, t), block), lanes::block(inputs.step.row(batch, t), block));
+        let (skip, dt, dy) = (lanes::block(inputs.skip, block), rows.dt[row], rows.dy[row]);
+        let (along_input, along_transition) = (rows.along_input[row], rows.along_transition[row]);
+        let [of_x, of_step] = out;
         lanes::store(of_x, &lane!(l => skip[l] * dy[l] + dt[l] * along_input[l]));
         // The transition was multiplied by log2(e).
         let of_dt = lane!(l => along_transition[l] * std::f32::consts::LN_2 + x[l] * along_input[l]);
         lanes::store(of_step, &lane!(l => of_dt[l] * sigmoid(raw[l])));
+        let sum = *of_skip;
+        *of_skip = lane!(l => sum[l] + dy[l] * x[l]);
     }
 }

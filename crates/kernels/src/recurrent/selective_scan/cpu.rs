@@ -1,5 +1,7 @@
 //! The scan with neighbouring channels side by side; groups of channels run on different threads.
 
+use std::ops::Range;
+
 use super::super::{
     lanes::{self, LANES, Lane, lane, lanes_of},
     sequence::{Sequence, readable},
@@ -20,8 +22,6 @@ pub(super) struct Scan {
 
 /// Steps between two kept states.
 pub(super) const CHUNK: usize = 32;
-/// Vectors of channels in a task. Fixed, so that sums over channels do not depend on the number of threads.
-pub(super) const GROUP: usize = 8;
 
 /// What a scan reads.
 pub(super) struct Inputs<'a> {
@@ -69,12 +69,12 @@ impl<'a> Inputs<'a> {
 
     /// Groups of a sequence.
     pub fn groups(&self) -> usize {
-        self.blocks().div_ceil(GROUP)
+        lanes::groups(self.x.width)
     }
 
     /// The vectors of a group.
-    pub fn group(&self, group: usize) -> std::ops::Range<usize> {
-        group * GROUP..((group + 1) * GROUP).min(self.blocks())
+    pub fn group(&self, group: usize) -> Range<usize> {
+        lanes::group(self.x.width, group)
     }
 
     pub fn chunks(&self) -> usize {
@@ -82,7 +82,7 @@ impl<'a> Inputs<'a> {
     }
 
     /// The steps of a chunk.
-    pub fn chunk(&self, chunk: usize) -> std::ops::Range<usize> {
+    pub fn chunk(&self, chunk: usize) -> Range<usize> {
         chunk * CHUNK..((chunk + 1) * CHUNK).min(self.x.time)
     }
 
@@ -105,65 +105,141 @@ impl<'a> Inputs<'a> {
 
     /// Outputs, last states, and where asked the states before every chunk.
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
-        let (time, width, states) = (self.x.time, self.x.width, self.states);
+        let (width, states) = (self.x.width, self.states);
         let mut y = vec![0.0; self.x.len()];
         let mut last = vec![0.0; self.state.len()];
         let size = states * LANES;
         let mut kept = vec![0.0; if keep { self.kept(self.x.batch, 0, 0) * size } else { 0 }];
-        let (y_rows, last_rows) = (DisjointRows::new(&mut y, width), DisjointRows::new(&mut last, width));
-        let kept_rows = DisjointRows::new(&mut kept, size);
+        let out = Outputs {
+            y: DisjointRows::new(&mut y, width),
+            last: DisjointRows::new(&mut last, width),
+            kept: DisjointRows::new(&mut kept, size),
+        };
         for_each(self.x.batch * self.groups(), |task| {
-            let batch = task / self.groups();
-            for block in self.group(task % self.groups()) {
-                scratch::parts([size, size], |[transition, h]| {
-                    let (transition, h) = (lanes_of(transition), lanes_of(h));
-                    self.columns(transition, &self.transition, block);
-                    self.columns(h, self.of_batch(self.state, batch), block);
-                    for chunk in 0..self.chunks() {
-                        if keep {
-                            #[allow(unsafe_code)]
-                            // SAFETY: each chunk of a vector of channels comes once.
-                            let kept = unsafe { kept_rows.row(self.kept(batch, block, chunk)) };
-                            kept.copy_from_slice(h.as_flattened());
-                        }
-                        for step in self.chunk(chunk) {
-                            #[allow(unsafe_code)]
-                            // SAFETY: each step of a vector of channels comes once.
-                            let y = unsafe { y_rows.part(batch * time + step, lanes::columns(width, block)) };
-                            advance(y, h, transition, self, [batch, step, block]);
-                        }
-                    }
-                    for (n, h) in h.iter().enumerate() {
-                        #[allow(unsafe_code)]
-                        // SAFETY: each vector of channels comes once.
-                        let last = unsafe { last_rows.part(batch * states + n, lanes::columns(width, block)) };
-                        lanes::store(last, h);
-                    }
-                });
-            }
+            let (batch, group) = (task / self.groups(), self.group(task % self.groups()));
+            let (each, rows) = (group.len() * size, CHUNK * group.len() * LANES);
+            scratch::parts([each, each, rows, rows, rows], |[h, transition, dt, driven, sums]| {
+                let [h, transition, dt, driven, sums] = [h, transition, dt, driven, sums].map(lanes_of);
+                self.run(&out, batch, group, keep, [h, transition, dt, driven, sums]);
+            });
         });
         [y, last, kept]
+    }
+
+    /// One group of channels of one sequence.
+    #[allow(unsafe_code)]
+    fn run(&self, out: &Outputs<'_>, batch: usize, group: Range<usize>, keep: bool, memory: [&mut [Lane]; 5]) {
+        let [h, transition, dt, driven, sums] = memory;
+        let states = self.states;
+        for (i, block) in group.clone().enumerate() {
+            self.columns(&mut transition[i * states..(i + 1) * states], &self.transition, block);
+            self.columns(&mut h[i * states..(i + 1) * states], self.of_batch(self.state, batch), block);
+        }
+        for chunk in 0..self.chunks() {
+            let steps = self.chunk(chunk);
+            self.prepare(dt, driven, batch, &group, steps.clone());
+            for (i, block) in group.clone().enumerate() {
+                let own = i * states..(i + 1) * states;
+                if keep {
+                    // SAFETY: each chunk of a vector of channels comes once.
+                    let kept = unsafe { out.kept.row(self.kept(batch, block, chunk)) };
+                    kept.copy_from_slice(h[own.clone()].as_flattened());
+                }
+                let rows = Rows { dt, driven, blocks: group.len(), block: i };
+                advance(sums, &mut h[own.clone()], &transition[own], &rows, self, batch, steps.clone());
+            }
+            for (t, sums) in steps.zip(sums.chunks_exact(group.len())) {
+                let row = batch * self.x.time + t;
+                for (block, sum) in group.clone().zip(sums) {
+                    let columns = lanes::columns(self.x.width, block);
+                    // SAFETY: each step of a vector of channels comes once.
+                    finish(unsafe { out.y.part(row, columns) }, sum, self, [batch, t, block]);
+                }
+            }
+        }
+        for (i, block) in group.enumerate() {
+            for (n, h) in h[i * states..(i + 1) * states].iter().enumerate() {
+                // SAFETY: each vector of channels comes once.
+                let last = unsafe { out.last.part(batch * states + n, lanes::columns(self.x.width, block)) };
+                lanes::store(last, h);
+            }
+        }
+    }
+
+    /// Step sizes and `dt x` of a group's channels for some steps, `[steps][blocks]`: read row by row, as they lie in
+    /// memory, which the recurrence of one vector of channels would not do.
+    pub fn prepare(
+        &self,
+        dt: &mut [Lane],
+        driven: &mut [Lane],
+        batch: usize,
+        group: &Range<usize>,
+        steps: Range<usize>,
+    ) {
+        let rows = dt.chunks_exact_mut(group.len()).zip(driven.chunks_exact_mut(group.len()));
+        for (t, (dt, driven)) in steps.zip(rows) {
+            prepare_row(dt, driven, self.step.row(batch, t), self.x.row(batch, t), group.start);
+        }
+    }
+}
+
+struct Outputs<'a> {
+    y: DisjointRows<'a>,
+    last: DisjointRows<'a>,
+    kept: DisjointRows<'a>,
+}
+
+/// What [`Inputs::prepare`] made, and the vector of channels in it that is looked at.
+pub(super) struct Rows<'a> {
+    pub dt: &'a [Lane],
+    pub driven: &'a [Lane],
+    pub blocks: usize,
+    pub block: usize,
+}
+
+impl Rows<'_> {
+    /// Step size and `dt x` of step `i`.
+    #[inline(always)]
+    pub fn step(&self, i: usize) -> (Lane, Lane) {
+        let place = i * self.blocks + self.block;
+        (self.dt[place], self.driven[place])
     }
 }
 
 vectorised! {
-    /// One step of one vector of channels.
-    fn advance(y: &mut [f32], h: &mut [Lane], transition: &[Lane], inputs: &Inputs<'_>, place: [usize; 3]) {
-        let [batch, step, block] = place;
-        let x = lanes::block(inputs.x.row(batch, step), block);
-        let raw = lanes::block(inputs.step.row(batch, step), block);
-        let skip = lanes::block(inputs.skip, block);
-        let dt = lane!(l => softplus(raw[l]));
-        let driven = lane!(l => dt[l] * x[l]);
-        let mut sum = lane!(l => skip[l] * x[l]);
-        let coefficients = inputs.input.row(batch, step).iter().zip(inputs.output.row(batch, step));
-        for ((h, a), (&b, &c)) in h.iter_mut().zip(transition).zip(coefficients) {
-            let decay = lane!(l => exp2(dt[l] * a[l]));
-            let after = lane!(l => decay[l] * h[l] + driven[l] * b);
-            sum = lane!(l => sum[l] + after[l] * c);
-            *h = after;
+    fn prepare_row(dt: &mut [Lane], driven: &mut [Lane], step: &[f32], x: &[f32], first: usize) {
+        for (i, (dt, driven)) in dt.iter_mut().zip(driven).enumerate() {
+            let (raw, x) = (lanes::block(step, first + i), lanes::block(x, first + i));
+            let size = lane!(l => softplus(raw[l]));
+            *driven = lane!(l => size[l] * x[l]);
+            *dt = size;
         }
-        lanes::store(y, &sum);
+    }
+}
+
+vectorised! {
+    /// Some steps of one vector of channels: writes `C_t h_t`, `[steps][blocks]`.
+    fn advance(sums: &mut [Lane], h: &mut [Lane], transition: &[Lane], rows: &Rows<'_>, inputs: &Inputs<'_>, batch: usize, steps: Range<usize>) {
+        for (i, t) in steps.enumerate() {
+            let (dt, driven) = rows.step(i);
+            let mut sum = [0.0; LANES];
+            let coefficients = inputs.input.row(batch, t).iter().zip(inputs.output.row(batch, t));
+            for ((h, a), (&b, &c)) in h.iter_mut().zip(transition).zip(coefficients) {
+                let decay = lane!(l => exp2(dt[l] * a[l]));
+                let after = lane!(l => decay[l] * h[l] + driven[l] * b);
+                sum = lane!(l => sum[l] + after[l] * c);
+                *h = after;
+            }
+            sums[i * rows.blocks + rows.block] = sum;
+        }
+    }
+}
+
+vectorised! {
+    fn finish(y: &mut [f32], sum: &Lane, inputs: &Inputs<'_>, place: [usize; 3]) {
+        let [batch, t, block] = place;
+        let (x, skip) = (lanes::block(inputs.x.row(batch, t), block), lanes::block(inputs.skip, block));
+        lanes::store(y, &lane!(l => sum[l] + skip[l] * x[l]));
     }
 }
 

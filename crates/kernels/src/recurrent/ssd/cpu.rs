@@ -147,12 +147,11 @@ impl Chunk {
         self.kept.extend(self.sums.iter().map(|cs| exp(*cs)));
         self.left.clear();
         self.left.extend(self.sums.iter().map(|cs| exp(last - cs)));
-        self.x.clear();
-        self.x_left.clear();
-        for (t, left) in steps.zip(&self.left) {
-            let row = &inputs.x.row(batch, t)[columns.clone()];
-            self.x.extend(row.iter().map(|x| dt(t) * x));
-            self.x_left.extend(row.iter().map(|x| dt(t) * x * left));
+        self.x.resize(count * inputs.width, 0.0);
+        self.x_left.resize(count * inputs.width, 0.0);
+        let rows = self.x.chunks_exact_mut(inputs.width).zip(self.x_left.chunks_exact_mut(inputs.width));
+        for ((t, left), (x, x_left)) in steps.zip(&self.left).zip(rows) {
+            scale_to([x, x_left], &inputs.x.row(batch, t)[columns.clone()], [dt(t), dt(t) * left]);
         }
         self.mixing.clear();
         self.mixing.extend_from_slice(scores);
@@ -162,6 +161,17 @@ impl Chunk {
     /// What is left of the state before the chunk at its end.
     pub fn whole(&self) -> f32 {
         self.kept.last().copied().unwrap_or(1.0)
+    }
+}
+
+vectorised! {
+    /// A row times each of two factors.
+    fn scale_to(out: [&mut [f32]; 2], row: &[f32], factors: [f32; 2]) {
+        let ([a, b], [by_a, by_b]) = (out, factors);
+        for ((a, b), value) in a.iter_mut().zip(b).zip(row) {
+            *a = by_a * value;
+            *b = by_b * value;
+        }
     }
 }
 

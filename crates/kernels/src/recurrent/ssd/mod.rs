@@ -81,7 +81,7 @@ mod tests {
         Ssd {
             x: t[0].get(),
             step: t[1].get::<3>() * 0.5 + 0.6,
-            transition: -(t[2].get::<1>() * 2.0).exp(),
+            transition: -(t[2].get::<1>() * 0.5).exp(),
             input: t[3].get(),
             output: t[4].get(),
             skip: t[5].get(),
@@ -117,7 +117,7 @@ mod tests {
         {
             let row = b * time + t;
             let dt = inputs[1][row * heads + h] * 0.5 + 0.6;
-            let keep = (dt * -(inputs[2][h] * 2.0).exp()).exp();
+            let keep = (dt * -(inputs[2][h] * 0.5).exp()).exp();
             let x = inputs[0][(row * heads + h) * width + p];
             let mut sum = inputs[5][h] * x;
             for n in 0..states {

@@ -5,6 +5,8 @@
 //! `dw += exp(w) (P alpha + Q beta)`, `P <- q + exp(w) P`, `Q <- -q y + exp(w) Q`. `P` and `Q` have a common exponent, as
 //! `alpha` and `beta` have; every sum of exponents is then at most zero.
 
+use std::ops::Range;
+
 use super::super::{
     lanes::{self, LANES, Lane, lane, summed},
     sequence::{Sequence, readable},
@@ -61,15 +63,29 @@ vectorised! {
     }
 }
 
-/// Sums over time for the decay's logarithm and the bonus.
-type Sums = [Lane; 2];
+/// What a vector of channels carries backwards.
+struct Vector {
+    constants: Constants,
+    /// The gradients of `alpha` and `beta`, and their exponent.
+    carried: State,
+    /// Sums over time for the decay's logarithm and the bonus.
+    sums: [Lane; 2],
+    /// The states before every step of the chunk.
+    states: Vec<State>,
+}
+
+impl Vector {
+    fn new(constants: Constants, carried: State) -> Self {
+        Self { constants, carried, sums: [[0.0; LANES]; 2], states: Vec::with_capacity(CHUNK) }
+    }
+}
 
 vectorised! {
-    /// One step backwards from the state before it; returns the gradients of key and value.
-    fn retreat(carried: &mut State, sums: &mut Sums, state: &State, key: &[f32], value: &[f32], constants: &Constants, gradient: &[f32]) -> [Lane; 2] {
-        let ([a, b, p], [w, u], [of_a, of_b, exponent]) = (state, constants, *carried);
-        let (k, v, dy) = (lanes::load(key), lanes::load(value), lanes::load(gradient));
-        let [before, now, largest] = weights(p, &lane!(l => u[l] + k[l]));
+    /// Step `i` of the chunk backwards, from key, value and the output's gradient; returns the gradients of key and value.
+    fn retreat(vector: &mut Vector, i: usize, inputs: [&[f32]; 3]) -> [Lane; 2] {
+        let ([a, b, p], [w, u], [of_a, of_b, exponent]) = (vector.states[i], vector.constants, vector.carried);
+        let [k, v, dy] = [lanes::load(inputs[0]), lanes::load(inputs[1]), lanes::load(inputs[2])];
+        let [before, now, largest] = weights(&p, &lane!(l => u[l] + k[l]));
         let total = lane!(l => before[l] * b[l] + now[l]);
         let y = lane!(l => (before[l] * a[l] + now[l] * v[l]) / total[l]);
         let q = lane!(l => dy[l] / total[l]);
@@ -78,12 +94,13 @@ vectorised! {
         let of_key = lane!(l => s[l] * (v[l] - y[l]) + later[l] * (of_a[l] * v[l] + of_b[l]));
         let of_value = lane!(l => s[l] + later[l] * of_a[l]);
         let kept = lane!(l => exp(w[l] + exponent[l] + p[l]));
-        for l in 0..LANES {
-            sums[0][l] += kept[l] * (of_a[l] * a[l] + of_b[l] * b[l]);
-            sums[1][l] += s[l] * (v[l] - y[l]);
-        }
+        let [of_w, of_u] = vector.sums;
+        vector.sums = [
+            lane!(l => of_w[l] + kept[l] * (of_a[l] * a[l] + of_b[l] * b[l])),
+            lane!(l => of_u[l] + s[l] * (v[l] - y[l])),
+        ];
         let [later, now, exponent] = weights(&lane!(l => exponent[l] + w[l]), &lane!(l => -largest[l]));
-        *carried = [
+        vector.carried = [
             lane!(l => now[l] * q[l] + later[l] * of_a[l]),
             lane!(l => later[l] * of_b[l] - now[l] * q[l] * y[l]),
             exponent,
@@ -129,6 +146,11 @@ impl<'a> Inputs<'a> {
         self.value.time.div_ceil(CHUNK)
     }
 
+    /// Where a kept state lies among all.
+    fn kept(&self, batch: usize, block: usize, chunk: usize) -> usize {
+        (batch * self.blocks() + block) * self.chunks() + chunk
+    }
+
     fn constants(&self, block: usize) -> Constants {
         let (x, u) = (lanes::block(self.decay, block), lanes::block(self.bonus, block));
         [x.map(|x| -x.exp()), u]
@@ -145,40 +167,73 @@ impl<'a> Inputs<'a> {
     /// Outputs, last states, and where asked the states before every chunk.
     #[allow(unsafe_code)]
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
-        let ([batches, time, width], blocks) = (self.value.shape(), self.blocks());
+        let [batches, time, width] = self.value.shape();
         let (mut y, mut last) = (vec![0.0; self.value.len()], vec![0.0; batches * 3 * width]);
-        let mut kept = vec![0.0; if keep { batches * blocks * self.chunks() * 3 * LANES } else { 0 }];
+        let mut kept = vec![0.0; if keep { self.kept(batches, 0, 0) * 3 * LANES } else { 0 }];
         let (y_rows, last_rows) = (DisjointRows::new(&mut y, width), DisjointRows::new(&mut last, width));
         let kept_rows = DisjointRows::new(&mut kept, 3 * LANES);
-        for_each(batches * blocks, |task| {
-            let (batch, block) = (task / blocks, task % blocks);
-            let (columns, constants) = (lanes::columns(width, block), self.constants(block));
-            let mut state = Self::vector(&self.state, batch, block);
+        let groups = lanes::groups(width);
+        for_each(batches * groups, |task| {
+            let (batch, group) = (task / groups, lanes::group(width, task % groups));
+            let vector = |block| (Self::vector(&self.state, batch, block), self.constants(block));
+            let mut vectors: Vec<(State, Constants)> = group.clone().map(vector).collect();
             for t in 0..time {
-                if keep && t.is_multiple_of(CHUNK) {
-                    // SAFETY: each chunk comes once in a task.
-                    let kept = unsafe { kept_rows.row(task * self.chunks() + t / CHUNK) };
-                    kept.copy_from_slice(state.as_flattened());
+                let (keys, values) = (self.key.row(batch, t), self.value.row(batch, t));
+                for ((state, constants), block) in vectors.iter_mut().zip(group.clone()) {
+                    if keep && t.is_multiple_of(CHUNK) {
+                        // SAFETY: each chunk of a vector of channels comes once.
+                        let kept = unsafe { kept_rows.row(self.kept(batch, block, t / CHUNK)) };
+                        kept.copy_from_slice(state.as_flattened());
+                    }
+                    let columns = lanes::columns(width, block);
+                    let y = advance(state, &keys[columns.clone()], &values[columns.clone()], constants);
+                    // SAFETY: each step of a vector of channels comes once.
+                    lanes::store(unsafe { y_rows.part(batch * time + t, columns) }, &y);
                 }
-                let (key, value) =
-                    (&self.key.row(batch, t)[columns.clone()], &self.value.row(batch, t)[columns.clone()]);
-                let y = advance(&mut state, key, value, &constants);
-                // SAFETY: each step of a vector of channels comes once.
-                lanes::store(unsafe { y_rows.part(batch * time + t, columns.clone()) }, &y);
             }
-            for (i, part) in state.iter().enumerate() {
-                // SAFETY: each vector of channels comes once in a sequence.
-                lanes::store(unsafe { last_rows.part(batch * 3 + i, columns.clone()) }, part);
+            for ((state, _), block) in vectors.iter().zip(group) {
+                for (i, part) in state.iter().enumerate() {
+                    // SAFETY: each vector of channels comes once in a sequence.
+                    lanes::store(unsafe { last_rows.part(batch * 3 + i, lanes::columns(width, block)) }, part);
+                }
             }
         });
         [y, last, kept]
+    }
+
+    /// The gradients of `alpha` and `beta` behind the last step, from those of the last state, and their exponent.
+    fn start(&self, last: &[f32], of_last: Option<&Sequence<'_>>, batch: usize, block: usize) -> State {
+        let Some(of_last) = of_last else { return [[0.0; LANES], [0.0; LANES], [NOTHING; LANES]] };
+        let [of_a, of_b] = [0, 1].map(|i| lanes::block(of_last.row(batch, i), block));
+        let width = self.value.width;
+        let exponent = lanes::block(&last[(batch * 3 + 2) * width..][..width], block);
+        [of_a, of_b, exponent.map(|p| -p)]
+    }
+
+    /// The states of a chunk.
+    fn recompute(&self, vectors: &mut [Vector], kept: &[f32], batch: usize, group: &Range<usize>, chunk: usize) {
+        let (time, width) = (self.value.time, self.value.width);
+        for (vector, block) in vectors.iter_mut().zip(group.clone()) {
+            let kept = &kept[self.kept(batch, block, chunk) * 3 * LANES..];
+            vector.states.clear();
+            vector.states.push([0, 1, 2].map(|i| lanes::load(&kept[i * LANES..])));
+        }
+        for t in chunk * CHUNK..((chunk + 1) * CHUNK).min(time) - 1 {
+            let (keys, values) = (self.key.row(batch, t), self.value.row(batch, t));
+            for (vector, block) in vectors.iter_mut().zip(group.clone()) {
+                let columns = lanes::columns(width, block);
+                let mut state = vector.states[t - chunk * CHUNK];
+                advance(&mut state, &keys[columns.clone()], &values[columns], &vector.constants);
+                vector.states.push(state);
+            }
+        }
     }
 
     /// Gradients of key, value, decay, bonus and state, from those of the output and perhaps of the last state; `last` is
     /// that state itself.
     #[allow(unsafe_code)]
     fn backward(&self, kept: &[f32], last: &[f32], gradient: &[f32], of_last: Option<&Sequence<'_>>) -> [Vec<f32>; 5] {
-        let ([batches, time, width], blocks) = (self.value.shape(), self.blocks());
+        let [batches, time, width] = self.value.shape();
         let (mut of_key, mut of_value) = (vec![0.0; gradient.len()], vec![0.0; gradient.len()]);
         let (mut of_decay, mut of_bonus) = (vec![0.0; batches * width], vec![0.0; batches * width]);
         let mut of_states = vec![0.0; batches * 3 * width];
@@ -186,50 +241,42 @@ impl<'a> Inputs<'a> {
             let [key_rows, value_rows, decay_rows, bonus_rows, state_rows] =
                 [&mut of_key, &mut of_value, &mut of_decay, &mut of_bonus, &mut of_states]
                     .map(|values| DisjointRows::new(values, width));
-            for_each(batches * blocks, |task| {
-                let (batch, block) = (task / blocks, task % blocks);
-                let (columns, constants) = (lanes::columns(width, block), self.constants(block));
-                let mut carried = [[0.0; LANES], [0.0; LANES], [NOTHING; LANES]];
-                if let Some(of_last) = of_last {
-                    let [of_a, of_b] = [0, 1].map(|i| lanes::block(of_last.row(batch, i), block));
-                    let exponent = lanes::load(&last[(batch * 3 + 2) * width..][columns.clone()]);
-                    carried = [of_a, of_b, exponent.map(|p| -p)];
-                }
-                let mut sums = [[0.0; LANES]; 2];
-                let mut states = Vec::with_capacity(CHUNK);
+            let groups = lanes::groups(width);
+            for_each(batches * groups, |task| {
+                let (batch, group) = (task / groups, lanes::group(width, task % groups));
+                let vector = |block| Vector::new(self.constants(block), self.start(last, of_last, batch, block));
+                let mut vectors: Vec<Vector> = group.clone().map(vector).collect();
                 for chunk in (0..self.chunks()).rev() {
                     let steps = chunk * CHUNK..((chunk + 1) * CHUNK).min(time);
-                    let start = (task * self.chunks() + chunk) * 3 * LANES;
-                    let mut state = [0, 1, 2].map(|i| lanes::load(&kept[start + i * LANES..start + (i + 1) * LANES]));
-                    let row = |t: usize| {
-                        (&self.key.row(batch, t)[columns.clone()], &self.value.row(batch, t)[columns.clone()])
-                    };
-                    states.clear();
-                    for t in steps.clone() {
-                        states.push(state);
-                        advance(&mut state, row(t).0, row(t).1, &constants);
-                    }
-                    for (t, state) in steps.zip(&states).rev() {
-                        let (key, value) = row(t);
-                        let dy = &gradient[(batch * time + t) * width..][columns.clone()];
-                        let found = retreat(&mut carried, &mut sums, state, key, value, &constants, dy);
-                        // SAFETY: each step of a vector of channels comes once.
-                        unsafe {
-                            lanes::store(key_rows.part(batch * time + t, columns.clone()), &found[0]);
-                            lanes::store(value_rows.part(batch * time + t, columns.clone()), &found[1]);
+                    self.recompute(&mut vectors, kept, batch, &group, chunk);
+                    for t in steps.clone().rev() {
+                        let (row, keys, values) = (batch * time + t, self.key.row(batch, t), self.value.row(batch, t));
+                        for (vector, block) in vectors.iter_mut().zip(group.clone()) {
+                            let columns = lanes::columns(width, block);
+                            let dy = &gradient[row * width..][columns.clone()];
+                            let inputs = [&keys[columns.clone()], &values[columns.clone()], dy];
+                            let found = retreat(vector, t - steps.start, inputs);
+                            // SAFETY: each step of a vector of channels comes once.
+                            unsafe {
+                                lanes::store(key_rows.part(row, columns.clone()), &found[0]);
+                                lanes::store(value_rows.part(row, columns), &found[1]);
+                            }
                         }
                     }
                 }
-                let found = of_state(&carried, &Self::vector(&self.state, batch, block));
-                // The logarithm of the decay is -exp(x), whose slope is itself.
-                let of_x = lane!(l => sums[0][l] * constants[0][l]);
-                // SAFETY: each vector of channels comes once in a sequence.
-                unsafe {
-                    for (i, found) in found.iter().enumerate() {
-                        lanes::store(state_rows.part(batch * 3 + i, columns.clone()), found);
+                for (vector, block) in vectors.iter().zip(group) {
+                    let columns = lanes::columns(width, block);
+                    let found = of_state(&vector.carried, &Self::vector(&self.state, batch, block));
+                    // The logarithm of the decay is -exp(x), whose slope is itself.
+                    let of_x = lane!(l => vector.sums[0][l] * vector.constants[0][l]);
+                    // SAFETY: each vector of channels comes once in a sequence.
+                    unsafe {
+                        for (i, found) in found.iter().enumerate() {
+                            lanes::store(state_rows.part(batch * 3 + i, columns.clone()), found);
+                        }
+                        lanes::store(decay_rows.part(batch, columns.clone()), &of_x);
+                        lanes::store(bonus_rows.part(batch, columns), &vector.sums[1]);
                     }
-                    lanes::store(decay_rows.part(batch, columns.clone()), &of_x);
-                    lanes::store(bonus_rows.part(batch, columns), &sums[1]);
                 }
             });
         }

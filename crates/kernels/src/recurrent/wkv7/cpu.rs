@@ -109,9 +109,10 @@ vectorised! {
         let blocks = step.blocks;
         let rows = d.chunks_exact_mut(blocks).zip(states[0].chunks_exact(blocks)).zip(states[1].chunks_exact(blocks));
         for ((((d, before), after), (&v, &dy)), of_value) in rows.zip(step.value.iter().zip(gradient)).zip(of_value) {
-            let [mut removed, mut of_removed, mut of_v] = [[0.0; LANES]; 3];
+            let (mut removed, mut of_removed, mut of_v) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
             for (block, (d, s)) in d.iter_mut().zip(before).enumerate() {
-                let [r, a, b, k] = [RECEPTANCE, REMOVAL, REPLACEMENT, KEY].map(|place| step.vector(place, block));
+                let (r, a) = (step.vector(RECEPTANCE, block), step.vector(REMOVAL, block));
+                let (b, k) = (step.vector(REPLACEMENT, block), step.vector(KEY, block));
                 let old = *d;
                 let now = lane!(l => old[l] + dy * r[l]);
                 removed = lane!(l => removed[l] + s[l] * a[l]);
@@ -119,7 +120,7 @@ vectorised! {
                 of_v = lane!(l => of_v[l] + now[l] * k[l]);
                 *d = now;
             }
-            let [removed, of_removed] = [lanes::total(&removed), lanes::total(&of_removed)];
+            let (removed, of_removed) = (lanes::total(&removed), lanes::total(&of_removed));
             *of_value = lanes::total(&of_v);
             for (block, (d, (s, after))) in d.iter_mut().zip(before.iter().zip(after)).enumerate() {
                 let (w, a, now) = (step.vector(DECAY, block), step.vector(REMOVAL, block), *d);

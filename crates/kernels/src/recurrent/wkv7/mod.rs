@@ -120,9 +120,9 @@ mod tests {
             let start = ((b * heads + h) * values + j) * keys;
             let s = &mut s[start..start + keys];
             let removed: f64 = s.iter().zip(of(4)).map(|(s, a)| s * a / keys as f64).sum();
-            for i in 0..keys {
+            for (i, s) in s.iter_mut().enumerate() {
                 let w = (of(1)[i] * 0.5 - 0.5).exp();
-                s[i] = s[i] * w + removed * of(5)[i] + inputs[3][row * values + j] * of(2)[i];
+                *s = *s * w + removed * of(5)[i] + inputs[3][row * values + j] * of(2)[i];
             }
             y.push(s.iter().zip(of(0)).map(|(s, r)| s * r).sum());
         }
