@@ -124,11 +124,14 @@ fn recall(length: usize, random: &mut Random) -> Draft {
     Draft { key: prompt.clone(), prompt, solution: answer.clone(), answer, fields: Map::new() }
 }
 
-/// Hidden pairs, then all of them again in another order.
+/// Hidden pairs, then twelve times one of them again.
 fn recalls(length: usize, random: &mut Random) -> Draft {
-    let (mut pairs, filler) = hidden_pairs(length, random);
-    random.shuffle(&mut pairs);
-    let asked: String = pairs.iter().map(|(key, value)| format!("?{key}{value}")).collect();
+    let (pairs, filler) = hidden_pairs(length, random);
+    let mut ask = || {
+        let (key, value) = pairs[random.below(4)];
+        format!("?{key}{value}")
+    };
+    let asked: String = (0..12).map(|_| ask()).collect();
     text(format!("{filler}{asked}"))
 }
 

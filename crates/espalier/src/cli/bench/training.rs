@@ -15,7 +15,7 @@ use espalier_models::{
 use espalier_train::{
     adapters::lora::LoraOptions,
     batch::Sample,
-    objectives::{Objective, ObjectiveOptions, dpo::DpoOptions, symbols::Symbols},
+    objectives::{Objective, ObjectiveOptions, dpo::DpoOptions, masked::MaskingOptions, symbols::Symbols},
     options::TrainOptions,
     trainer::{self, Event, Run},
 };
@@ -164,14 +164,24 @@ fn load(path: &Path, length: usize, context: &Context) -> Result<LoadedModel> {
     }
 }
 
+/// Decoders predict the next token, encoders masked ones, and of an encoder-decoder's row the first half is the source.
 fn measure_rows(model: LanguageModel, args: &TrainArgs) -> Result<Vec<f64>> {
-    let rows = random_tokens(model.spec().vocabulary, args.batch, args.length);
+    let spec = model.spec();
+    let rows = random_tokens(spec.vocabulary, args.batch, args.length);
+    let source = if spec.encoder.is_some() { args.length / 2 } else { 0 };
     let sample = |ids: Vec<u32>| {
-        let targets = vec![true; ids.len()];
+        let targets = (0..ids.len()).map(|t| t >= source).collect();
         Sample::example(Example::new(ids, targets))
     };
     let samples = rows.into_iter().map(sample).collect();
-    let objective = ObjectiveOptions::Pretrain.build(&Symbols::default())?;
+    let options = match (&spec.encoder, spec.bidirectional) {
+        (Some(_), _) => ObjectiveOptions::Seq2seq,
+        (None, true) => ObjectiveOptions::Mlm(MaskingOptions { probability: MASKED, ..MaskingOptions::default() }),
+        (None, false) => ObjectiveOptions::Pretrain,
+    };
+    let decoder_start = spec.encoder.as_ref().map(|encoder| encoder.decoder_start);
+    let symbols = Symbols { mask: Some(0), vocabulary: spec.vocabulary, decoder_start, ..Symbols::default() };
+    let objective = options.build(&symbols)?;
     measure(
         model,
         objective.as_ref(),
@@ -180,6 +190,9 @@ fn measure_rows(model: LanguageModel, args: &TrainArgs) -> Result<Vec<f64>> {
         (args.precision, args.gradient_checkpointing),
     )
 }
+
+/// Share of an encoder's tokens that are masked and pass the head.
+const MASKED: f64 = 0.15;
 
 /// Seconds of each counted step.
 fn measure(
@@ -234,29 +247,38 @@ impl Work {
     /// `passes` over every matrix of the model, each a multiplication and an addition a weight, and `products` between
     /// queries and keys (or weights and values), of which the causal half counts.
     fn new(spec: &ModelSpec, length: usize, passes: f64, products: f64) -> Self {
+        // Of an encoder-decoder's tokens half pass the encoder and half the decoder.
+        let (share, length) = if spec.encoder.is_some() { (0.5, length / 2) } else { (1.0, length) };
         let matrix = |(name, shape): &(String, Vec<usize>)| match shape[..] {
             [] | [_] => 0.0,
-            _ if name.starts_with("blocks.") => {
+            _ if name.starts_with("blocks.") || name.starts_with("encoder.blocks.") => {
                 spec.share_of_tokens(name) * shape.iter().map(|axis| *axis as f64).product::<f64>()
             }
             _ => 0.0,
         };
-        let head = (spec.vocabulary * spec.width) as f64;
-        let matrices = spec.parameters().iter().map(matrix).sum::<f64>() + head;
-        let attention = |block: &BlockSpec| {
-            let queries = match &block.mixer {
-                MixerSpec::Attention(attention) => attention.heads * attention.head_dim,
-                MixerSpec::AttentionExperts(attention) => {
-                    attention.router.active * attention.kv_heads * attention.head_dim
-                }
-            };
-            // A routed block has fewer queries, and each of them fewer keys.
-            let share = block.routing.map_or(1.0, |routing| routing.capacity);
-            share * share * queries as f64 * (length + 1) as f64 / 2.0
-        };
-        let pairs: f64 = spec.blocks.iter().map(attention).sum();
+        let head = (spec.vocabulary * spec.width) as f64 * if spec.bidirectional { MASKED } else { 1.0 };
+        let matrices = share * (spec.parameters().iter().map(matrix).sum::<f64>() + head);
+        let all = length as f64;
+        let half = (all + 1.0) / 2.0;
+        let decoder = if spec.bidirectional { all } else { half };
+        let stack = |blocks: &[BlockSpec], keys: f64| blocks.iter().map(|block| pairs(block, keys, all)).sum::<f64>();
+        let encoder = spec.encoder.as_ref().map_or(0.0, |encoder| stack(&encoder.blocks, all));
+        let pairs = share * (stack(&spec.blocks, decoder) + encoder);
         Self { per_token: 2.0 * (passes * matrices + products * pairs) }
     }
+}
+
+/// Products between queries and keys for a token of a block, with `keys` keys before each query on average, and `source`
+/// tokens to read where the block sees an encoder.
+fn pairs(block: &BlockSpec, keys: f64, source: f64) -> f64 {
+    let queries = match &block.mixer {
+        MixerSpec::Attention(attention) => attention.heads * attention.head_dim,
+        MixerSpec::AttentionExperts(attention) => attention.router.active * attention.kv_heads * attention.head_dim,
+    };
+    // A routed block has fewer queries, and each of them fewer keys.
+    let share = block.routing.map_or(1.0, |routing| routing.capacity);
+    let cross = block.cross.as_ref().map_or(0, |cross| cross.attention.heads * cross.attention.head_dim);
+    share * share * queries as f64 * keys + cross as f64 * source
 }
 
 fn show(
