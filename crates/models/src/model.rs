@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 use espalier_kernels::{
     activation::activate,
     attention::Mask,
-    cross_entropy::{HeadOptions, linear_cross_entropy, linear_log_probabilities, log_probabilities},
+    cross_entropy::{HeadOptions, cross_entropy, linear_cross_entropy, linear_log_probabilities, log_probabilities},
     dropout::Dropout,
     linear::Precision,
 };
@@ -303,7 +303,7 @@ impl LanguageModel {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
             Some(weight) => linear_cross_entropy(self.before_head(hidden), weight, targets, self.head_options()),
-            None => -log_probabilities(self.head(hidden), targets).sum(),
+            None => cross_entropy(self.head(hidden), targets, self.z_loss()),
         })
     }
 
@@ -329,7 +329,12 @@ impl LanguageModel {
     }
 
     fn head_options(&self) -> HeadOptions {
-        HeadOptions { softcap: self.spec.logit_softcap, precision: self.precision }
+        HeadOptions { softcap: self.spec.logit_softcap, precision: self.precision, z_loss: self.z_loss() }
+    }
+
+    /// The z-loss is a matter of training: what is measured of a model is its likelihood.
+    fn z_loss(&self) -> f64 {
+        if self.is_frozen() { 0.0 } else { self.spec.z_loss }
     }
 
     /// The head's weight, where it is all there is to the head.

@@ -66,6 +66,8 @@ pub struct ModelSpec {
     pub logit_softcap: Option<f64>,
     /// Losses of the blocks' routers, where they have any.
     pub router_losses: Option<RouterLosses>,
+    /// In training, this times `(log Z)^2` is added to every token's loss, `Z` the sum of the logits' exponentials (PaLM).
+    pub z_loss: f64,
     /// Standard deviation of a fresh weight.
     pub initializer_range: f64,
     /// Standard deviation of a fresh embedding, where it is another one (T5).

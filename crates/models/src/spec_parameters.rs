@@ -56,6 +56,7 @@ impl ModelSpec {
             logit_scale: 1.0,
             logit_softcap: None,
             router_losses: None,
+            z_loss: 0.0,
             initializer_range: 0.02,
             embedding_range: None,
             bos: None,

@@ -1,6 +1,7 @@
 //! Head product, log-softmax and gradients over chunks of rows.
 //!
-//! With `p = softmax(h W^T)`: `d/dlogits log p_target = onehot(target) - p`, multiplied by the gradient of each row.
+//! With `p = softmax(h W^T)`: `d/dlogits log p_target = onehot(target) - p`, multiplied by the gradient of each row, and
+//! `d/dlogits (log Z)^2 = 2 log Z p`.
 
 use std::ops::Range;
 
@@ -91,15 +92,23 @@ impl<'a> Head<'a> {
         Gradients { hidden: zeros(wanted[0], self.hidden.len()), weight: zeros(wanted[1], self.weight.len()) }
     }
 
-    /// Turns logits into `factor (onehot(target) - p)`, with one factor a row.
-    fn differentiate(&self, rows: &Range<usize>, logits: &mut [f32], statistics: &[(f32, f32)], factors: &[f32]) {
+    /// Turns logits into `factor (onehot(target) - p (1 + 2 z log Z))`, with one factor a row.
+    fn differentiate(
+        &self,
+        rows: &Range<usize>,
+        logits: &mut [f32],
+        statistics: &[(f32, f32)],
+        factors: &[f32],
+        z_loss: f64,
+    ) {
         let targets = &self.targets[rows.clone()];
         for_chunks([(logits, self.vocabulary)], |i, [logits]| {
             let (target, statistics, factor) = (targets[i], statistics[i], factors[i]);
             let capped = logits[target as usize];
+            let scale = -factor * (1.0 + 2.0 * z_loss as f32 * (statistics.0 + statistics.1));
             match self.options.softcap {
-                None => probabilities(logits, statistics.0, statistics.1, -factor),
-                Some(softcap) => capped_probabilities(logits, statistics.0, statistics.1, -factor, softcap as f32),
+                None => probabilities(logits, statistics.0, statistics.1, scale),
+                Some(softcap) => capped_probabilities(logits, statistics.0, statistics.1, scale, softcap as f32),
             }
             let slope = self.options.softcap.map_or(1.0, |softcap| slope(capped, softcap as f32));
             logits[target as usize] += factor * slope;
@@ -154,7 +163,7 @@ impl HostOperator<2> for LinearLogProbabilities {
             let mut logits = head.logits(&rows);
             let saved = given.saved[0][rows.start * 2..rows.end * 2].chunks_exact(2);
             let statistics: Vec<(f32, f32)> = saved.map(|pair| (pair[0], pair[1])).collect();
-            head.differentiate(&rows, &mut logits, &statistics, &slice(&given.gradient)[rows.clone()]);
+            head.differentiate(&rows, &mut logits, &statistics, &slice(&given.gradient)[rows.clone()], 0.0);
             head.accumulate(&rows, &logits, &mut gradients);
         }
         tensors(gradients, &given.inputs, wanted)
@@ -173,8 +182,10 @@ impl HostOperator<2> for LinearCrossEntropy {
             let statistics = head.statistics(&logits);
             let chosen = log_probabilities(&head, &rows, &logits, &statistics);
             loss -= chosen.map(f64::from).sum::<f64>();
+            let squares = statistics.iter().map(|(largest, log_sum)| f64::from(largest + log_sum).powi(2));
+            loss += self.options.z_loss * squares.sum::<f64>();
             if wanted.contains(&true) {
-                head.differentiate(&rows, &mut logits, &statistics, &vec![-1.0; rows.len()]);
+                head.differentiate(&rows, &mut logits, &statistics, &vec![-1.0; rows.len()], self.options.z_loss);
                 head.accumulate(&rows, &logits, &mut gradients);
             }
         }

@@ -14,6 +14,8 @@ pub struct HeadOptions {
     pub softcap: Option<f64>,
     /// Arithmetic of the products, forward and backward.
     pub precision: Precision,
+    /// Adds this times `(log Z)^2` for every row to the cross-entropy, `Z` the sum of its logits' exponentials (PaLM).
+    pub z_loss: f64,
 }
 
 /// Log-probability of `targets` under the logits `hidden weight^T`, which are never whole in memory.
@@ -48,8 +50,14 @@ pub fn linear_log_probabilities(
 pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32], options: HeadOptions) -> Tensor<1> {
     match host::on_host(&hidden) {
         true => host::two(hidden, weight, cpu::LinearCrossEntropy { targets: targets.to_vec(), options }),
-        false => -linear_log_probabilities(hidden, weight, targets, options).sum(),
+        false => cross_entropy(reference::logits(hidden, weight, options), targets, options.z_loss),
     }
+}
+
+/// The cross-entropy of `targets` `[tokens]` under `logits` `[tokens, vocabulary]`, with the z-loss of [`HeadOptions`]: `[1]`.
+pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], z_loss: f64) -> Tensor<1> {
+    let sum = -log_probabilities(logits.clone(), targets).sum();
+    if z_loss == 0.0 { sum } else { sum + reference::log_normalisers(logits).powi_scalar(2).sum() * z_loss }
 }
 
 /// Log-probability of `targets` `[tokens]` under `logits` `[tokens, vocabulary]`, in f32: `[tokens]`.
@@ -100,15 +108,15 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
         fn agrees_with_the_reference(tokens in 1usize..60, width in 1usize..20, vocabulary in 2usize..90,
-            softcap in proptest::option::of(0.3f64..2.0)) {
-            let options = HeadOptions { softcap, ..HeadOptions::default() };
+            softcap in proptest::option::of(0.3f64..2.0), z_loss in 0.0f64..0.2) {
+            let options = HeadOptions { softcap, z_loss, ..HeadOptions::default() };
             let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % vocabulary) as u32).collect();
             agree(&[&[tokens, width], &[vocabulary, width]], 1e-5,
                 |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets, options),
                 |t| log_probabilities(reference::logits(t[0].get(), t[1].get(), options), &targets));
             agree(&[&[tokens, width], &[vocabulary, width]], 1e-5,
                 |t| linear_cross_entropy(t[0].get(), t[1].get(), &targets, options),
-                |t| -log_probabilities(reference::logits(t[0].get(), t[1].get(), options), &targets).sum());
+                |t| cross_entropy(reference::logits(t[0].get(), t[1].get(), options), &targets, z_loss));
         }
 
         #[test]

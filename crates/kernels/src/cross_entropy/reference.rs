@@ -26,3 +26,11 @@ pub fn log_probabilities(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1
     let normaliser = shifted.exp().sum_dim(1).log();
     (chosen - normaliser).reshape([count])
 }
+
+/// `log Z` of every row, the log of the sum of its logits' exponentials: `[tokens]`.
+pub fn log_normalisers(logits: Tensor<2>) -> Tensor<1> {
+    let maximum = logits.clone().detach().max_dim(1);
+    let normalisers = (logits - maximum.clone()).exp().sum_dim(1).log() + maximum;
+    let count = normalisers.dims()[0];
+    normalisers.reshape([count])
+}

@@ -117,3 +117,47 @@ fn heads() {
         .0
     });
 }
+
+/// Prints the microseconds of one step of one sequence.
+fn measure_step(name: &str, run: impl Fn()) {
+    const RUNS: u32 = 2000;
+    run();
+    let start = Instant::now();
+    (0..RUNS).for_each(|_| run());
+    println!("{name}: {:.1} us a step", start.elapsed().as_secs_f64() * 1e6 / f64::from(RUNS));
+}
+
+#[test]
+#[ignore = "measures speed"]
+fn decoding() {
+    let row = |width: usize, seed: u64| tensor::<3>([1, 1, width], seed);
+    let (x, taps, state) = (row(1024, 1), tensor([1024, 4], 2), tensor([1, 3, 1024], 3));
+    measure_step("causal convolution, 1024 channels", || {
+        drop(causal_convolution(x.clone(), taps.clone(), None, Some(state.clone()), true));
+    });
+    let scan = SelectiveScan {
+        x: x.clone(),
+        step: row(1024, 2),
+        transition: -tensor::<2>([1024, 16], 3).exp(),
+        input: row(16, 4),
+        output: row(16, 5),
+        skip: tensor([1024], 6),
+        state: Some(tensor([1, 16, 1024], 7)),
+    };
+    measure_step("selective scan, 1024 channels of 16 states", || drop(selective_scan(scan.clone())));
+    let [receptance, key, value, decay] = [1, 2, 3, 4].map(|seed| row(512, seed));
+    let state = Some(tensor([1, 8, 64, 64], 6));
+    let wkv = Wkv6 { receptance, key, value, decay, bonus: tensor([8, 64], 5), state };
+    measure_step("wkv6, 8 heads of 64", || drop(wkv6(wkv.clone())));
+    let scan = Ssd {
+        x,
+        step: row(16, 2).abs(),
+        transition: -tensor::<1>([16], 3).exp(),
+        input: row(128, 4),
+        output: row(128, 5),
+        skip: tensor([16], 6),
+        groups: 1,
+        state: Some(tensor([1, 16, 64, 128], 7)),
+    };
+    measure_step("ssd, 16 heads of 64 with 128 states", || drop(ssd(scan.clone())));
+}

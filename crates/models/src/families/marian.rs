@@ -20,9 +20,8 @@ pub const FAMILY: Family = Family {
 };
 
 fn read(config: &Config) -> Result<ModelSpec> {
-    let vocabulary = config.optional_size("decoder_vocab_size", VOCABULARY_LIMIT)?;
-    if vocabulary.is_some_and(|size| Some(size) != config.optional_size("vocab_size", VOCABULARY_LIMIT).ok().flatten())
-    {
+    let vocabulary = config.size("vocab_size", VOCABULARY_LIMIT)?;
+    if config.optional_size("decoder_vocab_size", VOCABULARY_LIMIT)?.is_some_and(|size| size != vocabulary) {
         return Err(config.error("decoder_vocab_size", "another one than vocab_size is not supported yet"));
     }
     if !config.flag_or("share_encoder_decoder_embeddings", true)? {

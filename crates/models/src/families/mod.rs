@@ -232,6 +232,7 @@ impl Frame {
             logit_scale: 1.0,
             logit_softcap: None,
             router_losses: None,
+            z_loss: 0.0,
             initializer_range: config.positive_or("initializer_range", 0.02)?,
             embedding_range: None,
             bos: config.token("bos_token_id")?,

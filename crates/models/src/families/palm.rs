@@ -42,7 +42,11 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let blocks = vec![BlockSpec::parallel(mixer, channel, norm); config.size("num_hidden_layers", LAYER_LIMIT)?];
     let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(2048);
     let spec = Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: true }.read(config, &FAMILY)?;
-    Ok(ModelSpec { logit_scale: (width as f64).powf(-0.5), ..spec })
+    let z_loss = config.optional_number("z_loss")?.unwrap_or(1e-4);
+    if z_loss < 0.0 {
+        return Err(config.error("z_loss", "expected a number that is not negative"));
+    }
+    Ok(ModelSpec { logit_scale: (width as f64).powf(-0.5), z_loss, ..spec })
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -52,6 +56,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("max_position_embeddings", json!(spec.context));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
+    set("z_loss", json!(spec.z_loss));
     if let Some(mlp) = spec.blocks.first().map(mlp) {
         set("intermediate_size", json!(mlp.inner));
         set("hidden_act", json!(activation_name(mlp.activation)));
