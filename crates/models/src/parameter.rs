@@ -171,24 +171,6 @@ macro_rules! collection_of_parameters {
 collection_of_parameters!(Option);
 collection_of_parameters!(Vec);
 
-impl<T: Parameters> Parameters for Box<T> {
-    fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
-        self.as_ref().visit(visitor);
-    }
-
-    fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
-        self.as_mut().visit_mut(visitor);
-    }
-
-    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut Linear)) {
-        self.as_mut().visit_linears_mut(visitor);
-    }
-
-    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a Linear)) {
-        self.as_ref().visit_linears(visitor);
-    }
-}
-
 /// Implements [`Parameters`] for a struct by naming its fields in order, or for an enum by naming its variants.
 macro_rules! parameters {
     (enum $type:ty: $($variant:ident),+) => {

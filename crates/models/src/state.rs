@@ -38,7 +38,7 @@ pub struct BlockState {
 #[derive(Debug, Clone)]
 pub enum MixerState {
     /// Keys and values of all positions so far.
-    Attention(Box<KeyValues>),
+    Attention(KeyValues),
     /// That of a block through which only some tokens pass.
     Routed(RoutedState),
 }
@@ -46,7 +46,7 @@ pub enum MixerState {
 impl MixerState {
     fn new(mixer: &MixerSpec) -> Self {
         match mixer {
-            MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => Self::Attention(Box::default()),
+            MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => Self::Attention(KeyValues::default()),
         }
     }
 
@@ -95,7 +95,7 @@ impl SequenceState {
     pub fn selected(&self, rows: &[usize]) -> Self {
         let block = |block: &BlockState| BlockState {
             mixer: match &block.mixer {
-                MixerState::Attention(cache) => MixerState::Attention(Box::new(cache.selected(rows))),
+                MixerState::Attention(cache) => MixerState::Attention(cache.selected(rows)),
                 MixerState::Routed(state) => {
                     let picked = rows.iter().filter_map(|row| state.rows.get(*row).cloned()).collect();
                     MixerState::Routed(RoutedState { empty: state.empty.clone(), rows: picked })

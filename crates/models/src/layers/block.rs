@@ -50,9 +50,9 @@ parameters!(Cross: norm, attention);
 #[derive(Debug, Clone)]
 pub enum Mixer {
     /// Softmax attention.
-    Attention(Box<Attention>),
+    Attention(Attention),
     /// Softmax attention whose queries and outputs are experts.
-    AttentionExperts(Box<AttentionExperts>),
+    AttentionExperts(AttentionExperts),
 }
 
 parameters!(enum Mixer: Attention, AttentionExperts);
@@ -69,13 +69,12 @@ impl Block {
             None => None,
         };
         let mixer_norm = Norm::build(builder, &format!("{name}.mixer_norm"), width, spec.mixer_norm)?;
-        let mixer_name = format!("{name}.mixer");
         let mixer = match &spec.mixer {
             MixerSpec::Attention(attention) => {
-                Mixer::Attention(Box::new(Attention::build(builder, &mixer_name, width, attention)?))
+                Mixer::Attention(Attention::build(builder, &format!("{name}.mixer"), width, attention)?)
             }
             MixerSpec::AttentionExperts(attention) => {
-                Mixer::AttentionExperts(Box::new(AttentionExperts::build(builder, &mixer_name, width, attention)?))
+                Mixer::AttentionExperts(AttentionExperts::build(builder, &format!("{name}.mixer"), width, attention)?)
             }
         };
         let mut norm = |part: &str, spec: Option<NormSpec>| {
