@@ -302,7 +302,9 @@ impl LanguageModel {
     pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some(weight) => linear_cross_entropy(self.before_head(hidden), weight, targets, self.head_options()),
+            Some((weight, bias)) => {
+                linear_cross_entropy(self.before_head(hidden), weight, bias, targets, self.head_options())
+            }
             None => cross_entropy(self.head(hidden), targets, self.z_loss()),
         })
     }
@@ -314,7 +316,9 @@ impl LanguageModel {
     pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some(weight) => linear_log_probabilities(self.before_head(hidden), weight, targets, self.head_options()),
+            Some((weight, bias)) => {
+                linear_log_probabilities(self.before_head(hidden), weight, bias, targets, self.head_options())
+            }
             None => log_probabilities(self.head(hidden), targets),
         })
     }
@@ -337,13 +341,12 @@ impl LanguageModel {
         if self.is_frozen() { 0.0 } else { self.spec.z_loss }
     }
 
-    /// The head's weight, where it is all there is to the head.
-    fn plain_head(&self) -> Option<Tensor<2>> {
+    /// The head's weight and bias, where they are all there is to the head.
+    fn plain_head(&self) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
         match &self.head {
-            Some(head) if head.bias.is_some() || head.adapter.is_some() => None,
-            Some(head) => Some(head.weight.value()),
-            None if self.head_bias.is_some() => None,
-            None => Some(self.embedding.value()),
+            Some(head) if head.adapter.is_some() => None,
+            Some(head) => Some((head.weight.value(), head.bias.as_ref().map(Parameter::value))),
+            None => Some((self.embedding.value(), self.head_bias.as_ref().map(|bias| bias.leaf().clone()))),
         }
     }
 

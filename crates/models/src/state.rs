@@ -36,6 +36,7 @@ pub struct BlockState {
 
 /// The memory of one block's mixer.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each block, and none is moved about")]
 pub enum MixerState {
     /// Keys and values of all positions so far.
     Attention(KeyValues),

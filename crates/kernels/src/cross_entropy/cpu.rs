@@ -33,26 +33,30 @@ const CHUNK: usize = 1 << 22;
 /// Rows of a chunk at least: with fewer, adding to the weight's gradient costs more than computing it.
 const ROWS: usize = 256;
 
-/// Hidden states, the head's weight, and their sizes.
+/// Hidden states, the head's weight and bias, and their sizes.
 struct Head<'a> {
     hidden: &'a [f32],
     weight: &'a [f32],
+    bias: Option<&'a [f32]>,
     targets: &'a [u32],
     options: HeadOptions,
     width: usize,
     vocabulary: usize,
 }
 
-/// Gradients of hidden states and weight, each empty where it is not wanted.
+/// Gradients of hidden states, weight and bias, each empty where it is not wanted.
 struct Gradients {
     hidden: Vec<f32>,
     weight: Vec<f32>,
+    bias: Vec<f32>,
 }
 
 impl<'a> Head<'a> {
-    fn new(hidden: &'a FlexTensor, weight: &'a FlexTensor, targets: &'a [u32], options: HeadOptions) -> Self {
-        let shape = dimensions(weight);
-        Self { hidden: slice(hidden), weight: slice(weight), targets, options, width: shape[1], vocabulary: shape[0] }
+    /// `inputs`: hidden states, weight and, where there is one, bias.
+    fn new(inputs: &'a [FlexTensor], targets: &'a [u32], options: HeadOptions) -> Self {
+        let (shape, bias) = (dimensions(&inputs[1]), inputs.get(2).map(slice));
+        let (hidden, weight) = (slice(&inputs[0]), slice(&inputs[1]));
+        Self { hidden, weight, bias, targets, options, width: shape[1], vocabulary: shape[0] }
     }
 
     /// Ranges of rows that are computed together.
@@ -71,6 +75,11 @@ impl<'a> Head<'a> {
 
     fn logits(&self, rows: &Range<usize>) -> Vec<f32> {
         let mut logits = multiplied(self.hidden(rows), self.weight().transposed(), How::all(self.options.precision));
+        if let Some(bias) = self.bias {
+            for_chunks([(&mut logits, self.vocabulary)], |_, [row]| {
+                row.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
+            });
+        }
         if let Some(softcap) = self.options.softcap {
             for_chunks([(&mut logits, self.vocabulary)], |_, [row]| cap(row, softcap as f32));
         }
@@ -87,9 +96,10 @@ impl<'a> Head<'a> {
         found.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
     }
 
-    fn gradients(&self, wanted: [bool; 2]) -> Gradients {
-        let zeros = |wanted: bool, count: usize| vec![0.0; if wanted { count } else { 0 }];
-        Gradients { hidden: zeros(wanted[0], self.hidden.len()), weight: zeros(wanted[1], self.weight.len()) }
+    fn gradients(&self, wanted: &[bool]) -> Gradients {
+        let zeros = |input: usize, count: usize| vec![0.0; if wanted.get(input) == Some(&true) { count } else { 0 }];
+        let (hidden, weight) = (zeros(0, self.hidden.len()), zeros(1, self.weight.len()));
+        Gradients { hidden, weight, bias: zeros(2, self.vocabulary) }
     }
 
     /// Turns logits into `factor (onehot(target) - p (1 + 2 z log Z))`, with one factor a row.
@@ -115,8 +125,13 @@ impl<'a> Head<'a> {
         });
     }
 
-    /// Adds what the gradients of some rows' logits mean for hidden states and weight.
+    /// Adds what the gradients of some rows' logits mean for hidden states, weight and bias.
     fn accumulate(&self, rows: &Range<usize>, of_logits: &[f32], gradients: &mut Gradients) {
+        if !gradients.bias.is_empty() {
+            for row in of_logits.chunks_exact(self.vocabulary) {
+                gradients.bias.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+        }
         let of_logits = Matrix::new(of_logits, rows.len(), self.vocabulary);
         if !gradients.hidden.is_empty() {
             let part = &mut gradients.hidden[rows.start * self.width..rows.end * self.width];
@@ -134,17 +149,10 @@ impl<'a> Head<'a> {
     }
 }
 
-/// The gradients as tensors in the shapes of the inputs.
-fn tensors(gradients: Gradients, inputs: &[FlexTensor; 2], wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
-    let [hidden, weight] = inputs.each_ref().map(dimensions);
-    [wanted[0].then(|| tensor(gradients.hidden, &hidden)), wanted[1].then(|| tensor(gradients.weight, &weight))]
-}
-
-impl HostOperator<2> for LinearLogProbabilities {
-    /// Saves each row's statistics.
-    fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
-        let [hidden, weight] = inputs.each_ref().map(contiguous);
-        let head = Head::new(&hidden, &weight, &self.targets, self.options);
+impl LinearLogProbabilities {
+    /// The log-probabilities, and each row's statistics.
+    fn run(&self, inputs: &[FlexTensor]) -> (FlexTensor, Saved) {
+        let head = Head::new(inputs, &self.targets, self.options);
         let (mut output, mut saved) = (Vec::with_capacity(self.targets.len()), Vec::new());
         for rows in head.chunks() {
             let logits = head.logits(&rows);
@@ -155,26 +163,24 @@ impl HostOperator<2> for LinearLogProbabilities {
         (tensor(output, &[self.targets.len()]), vec![saved])
     }
 
-    fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let [hidden, weight] = given.inputs.each_ref().map(contiguous);
-        let head = Head::new(&hidden, &weight, &self.targets, self.options);
+    fn differentiate(&self, inputs: &[FlexTensor], saved: &[f32], gradient: &[f32], wanted: &[bool]) -> Gradients {
+        let head = Head::new(inputs, &self.targets, self.options);
         let mut gradients = head.gradients(wanted);
         for rows in head.chunks() {
             let mut logits = head.logits(&rows);
-            let saved = given.saved[0][rows.start * 2..rows.end * 2].chunks_exact(2);
+            let saved = saved[rows.start * 2..rows.end * 2].chunks_exact(2);
             let statistics: Vec<(f32, f32)> = saved.map(|pair| (pair[0], pair[1])).collect();
-            head.differentiate(&rows, &mut logits, &statistics, &slice(&given.gradient)[rows.clone()], 0.0);
+            head.differentiate(&rows, &mut logits, &statistics, &gradient[rows.clone()], 0.0);
             head.accumulate(&rows, &logits, &mut gradients);
         }
-        tensors(gradients, &given.inputs, wanted)
+        gradients
     }
 }
 
-impl HostOperator<2> for LinearCrossEntropy {
-    /// Saves the gradients themselves, for an upstream gradient of one.
-    fn forward(&self, inputs: &[FlexTensor; 2], wanted: [bool; 2]) -> (FlexTensor, Saved) {
-        let [hidden, weight] = inputs.each_ref().map(contiguous);
-        let head = Head::new(&hidden, &weight, &self.targets, self.options);
+impl LinearCrossEntropy {
+    /// The loss, and the gradients for an upstream gradient of one.
+    fn run(&self, inputs: &[FlexTensor], wanted: &[bool]) -> (FlexTensor, Saved) {
+        let head = Head::new(inputs, &self.targets, self.options);
         let mut gradients = head.gradients(wanted);
         let mut loss = 0.0f64;
         for rows in head.chunks() {
@@ -189,21 +195,61 @@ impl HostOperator<2> for LinearCrossEntropy {
                 head.accumulate(&rows, &logits, &mut gradients);
             }
         }
-        (tensor(vec![loss as f32], &[1]), vec![gradients.hidden, gradients.weight])
+        (tensor(vec![loss as f32], &[1]), vec![gradients.hidden, gradients.weight, gradients.bias])
     }
 
-    fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let factor = slice(&given.gradient)[0];
-        let mut saved = given.saved.into_iter();
+    fn differentiate(saved: Saved, factor: f32) -> Gradients {
+        let mut saved = saved.into_iter();
         let mut scaled = || {
             let mut values = saved.next().unwrap_or_default();
             for_chunks([(&mut values, 1 << 14)], |_, [chunk]| chunk.iter_mut().for_each(|value| *value *= factor));
             values
         };
-        let gradients = Gradients { hidden: scaled(), weight: scaled() };
-        tensors(gradients, &given.inputs, wanted)
+        Gradients { hidden: scaled(), weight: scaled(), bias: scaled() }
     }
 }
+
+impl Gradients {
+    /// The wanted ones as tensors in the shapes of the inputs.
+    fn tensors<const N: usize>(self, inputs: &[FlexTensor; N], wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+        let mut all = [self.hidden, self.weight, self.bias].into_iter();
+        let mut number = 0;
+        inputs.each_ref().map(|input| {
+            number += 1;
+            all.next().filter(|_| wanted[number - 1]).map(|values| tensor(values, &dimensions(input)))
+        })
+    }
+}
+
+/// With and without bias.
+macro_rules! operators {
+    ($inputs:literal) => {
+        impl HostOperator<$inputs> for LinearLogProbabilities {
+            fn forward(&self, inputs: &[FlexTensor; $inputs], _: [bool; $inputs]) -> (FlexTensor, Saved) {
+                self.run(&inputs.each_ref().map(contiguous))
+            }
+
+            fn backward(&self, given: Given<$inputs>, wanted: [bool; $inputs]) -> [Option<FlexTensor>; $inputs] {
+                let inputs = given.inputs.each_ref().map(contiguous);
+                let gradients = self.differentiate(&inputs, &given.saved[0], slice(&given.gradient), &wanted);
+                gradients.tensors(&given.inputs, wanted)
+            }
+        }
+
+        impl HostOperator<$inputs> for LinearCrossEntropy {
+            fn forward(&self, inputs: &[FlexTensor; $inputs], wanted: [bool; $inputs]) -> (FlexTensor, Saved) {
+                self.run(&inputs.each_ref().map(contiguous), &wanted)
+            }
+
+            fn backward(&self, given: Given<$inputs>, wanted: [bool; $inputs]) -> [Option<FlexTensor>; $inputs] {
+                Self::differentiate(given.saved, slice(&given.gradient)[0]).tensors(&given.inputs, wanted)
+            }
+        }
+    };
+}
+
+operators!(2);
+operators!(3);
 
 /// The log-probability of each row's target.
 fn log_probabilities<'a>(

@@ -18,28 +18,31 @@ pub struct HeadOptions {
     pub z_loss: f64,
 }
 
-/// Log-probability of `targets` under the logits `hidden weight^T`, which are never whole in memory.
+/// Log-probability of `targets` under the logits `hidden weight^T + bias`, which are never whole in memory.
 ///
-/// `hidden`: `[tokens, width]`, `weight`: `[vocabulary, width]`, `targets`: `[tokens]`, below the vocabulary's size;
-/// returns `[tokens]`, in f32. The backward computes the logits a second time, some rows at once.
+/// `hidden`: `[tokens, width]`, `weight`: `[vocabulary, width]`, `bias`: `[vocabulary]`, `targets`: `[tokens]`, below the
+/// vocabulary's size; returns `[tokens]`, in f32. The backward computes the logits a second time, some rows at once.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
 /// use espalier_kernels::cross_entropy::{HeadOptions, linear_log_probabilities};
 /// let device = Device::flex();
 /// let (hidden, weight) = (Tensor::<2>::ones([1, 3], &device), Tensor::<2>::zeros([4, 3], &device));
-/// let log_probability = linear_log_probabilities(hidden, weight, &[2], HeadOptions::default()).into_scalar::<f32>();
+/// let log_probability = linear_log_probabilities(hidden, weight, None, &[2], HeadOptions::default()).into_scalar::<f32>();
 /// assert!((log_probability + 4f32.ln()).abs() < 1e-6);
 /// ```
 pub fn linear_log_probabilities(
     hidden: Tensor<2>,
     weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
     targets: &[u32],
     options: HeadOptions,
 ) -> Tensor<1> {
-    match host::on_host(&hidden) {
-        true => host::two(hidden, weight, cpu::LinearLogProbabilities { targets: targets.to_vec(), options }),
-        false => log_probabilities(reference::logits(hidden, weight, options), targets),
+    let operator = cpu::LinearLogProbabilities { targets: targets.to_vec(), options };
+    match (host::on_host(&hidden), bias) {
+        (true, None) => host::two(hidden, weight, operator),
+        (true, Some(bias)) => host::three(hidden, weight, bias, operator),
+        (false, bias) => log_probabilities(reference::logits(hidden, weight, bias, options), targets),
     }
 }
 
@@ -47,10 +50,18 @@ pub fn linear_log_probabilities(
 ///
 /// Shapes as in [`linear_log_probabilities`]. A sum, not a mean: the caller divides by the number of targets of the whole
 /// optimisation step. The gradients are computed together with the loss, so that no logit is computed twice.
-pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32], options: HeadOptions) -> Tensor<1> {
-    match host::on_host(&hidden) {
-        true => host::two(hidden, weight, cpu::LinearCrossEntropy { targets: targets.to_vec(), options }),
-        false => cross_entropy(reference::logits(hidden, weight, options), targets, options.z_loss),
+pub fn linear_cross_entropy(
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    targets: &[u32],
+    options: HeadOptions,
+) -> Tensor<1> {
+    let operator = cpu::LinearCrossEntropy { targets: targets.to_vec(), options };
+    match (host::on_host(&hidden), bias) {
+        (true, None) => host::two(hidden, weight, operator),
+        (true, Some(bias)) => host::three(hidden, weight, bias, operator),
+        (false, bias) => cross_entropy(reference::logits(hidden, weight, bias, options), targets, options.z_loss),
     }
 }
 
@@ -92,8 +103,8 @@ mod tests {
         let hidden = Tensor::<2>::from_floats([[1000.0, 999.0, -1000.0]], &device).autodiff().require_grad();
         let identity = || Tensor::<2>::eye(3, &device);
         for loss in [
-            -linear_log_probabilities(hidden.clone(), identity(), &[1], HeadOptions::default()),
-            linear_cross_entropy(hidden.clone(), identity(), &[1], HeadOptions::default()),
+            -linear_log_probabilities(hidden.clone(), identity(), None, &[1], HeadOptions::default()),
+            linear_cross_entropy(hidden.clone(), identity(), None, &[1], HeadOptions::default()),
             -log_probabilities(hidden.clone().matmul(identity()), &[1]),
         ] {
             assert!((loss.clone().into_scalar::<f32>() - 1.313262).abs() < 1e-5);
@@ -111,12 +122,15 @@ mod tests {
             softcap in proptest::option::of(0.3f64..2.0), z_loss in 0.0f64..0.2) {
             let options = HeadOptions { softcap, z_loss, ..HeadOptions::default() };
             let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % vocabulary) as u32).collect();
-            agree(&[&[tokens, width], &[vocabulary, width]], 1e-5,
-                |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets, options),
-                |t| log_probabilities(reference::logits(t[0].get(), t[1].get(), options), &targets));
-            agree(&[&[tokens, width], &[vocabulary, width]], 1e-5,
-                |t| linear_cross_entropy(t[0].get(), t[1].get(), &targets, options),
-                |t| cross_entropy(reference::logits(t[0].get(), t[1].get(), options), &targets, z_loss));
+            let shapes: [&[usize]; 3] = [&[tokens, width], &[vocabulary, width], &[vocabulary]];
+            for shapes in [&shapes[..2], &shapes[..]] {
+                let bias = |t: &[crate::testing::Leaf]| t.get(2).map(|bias| bias.get::<1>());
+                let logits = |t: &[crate::testing::Leaf]| reference::logits(t[0].get(), t[1].get(), bias(t), options);
+                agree(shapes, 1e-5, |t| linear_log_probabilities(t[0].get(), t[1].get(), bias(t), &targets, options),
+                    |t| log_probabilities(logits(t), &targets));
+                agree(shapes, 1e-5, |t| linear_cross_entropy(t[0].get(), t[1].get(), bias(t), &targets, options),
+                    |t| cross_entropy(logits(t), &targets, z_loss));
+            }
         }
 
         #[test]
@@ -125,10 +139,10 @@ mod tests {
             let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % 20_000) as u32).collect();
             let shapes: [&[usize]; 2] = [&[tokens, 2], &[20_000, 2]];
             let reference = |t: &[crate::testing::Leaf]| {
-                log_probabilities(reference::logits(t[0].get(), t[1].get(), HeadOptions::default()), &targets)
+                log_probabilities(reference::logits(t[0].get(), t[1].get(), None, HeadOptions::default()), &targets)
             };
-            agree(&shapes, 1e-5, |t| linear_log_probabilities(t[0].get(), t[1].get(), &targets, HeadOptions::default()), reference);
-            agree(&shapes, 1e-5, |t| linear_cross_entropy(t[0].get(), t[1].get(), &targets, HeadOptions::default()), |t| -reference(t).sum());
+            agree(&shapes, 1e-5, |t| linear_log_probabilities(t[0].get(), t[1].get(), None, &targets, HeadOptions::default()), reference);
+            agree(&shapes, 1e-5, |t| linear_cross_entropy(t[0].get(), t[1].get(), None, &targets, HeadOptions::default()), |t| -reference(t).sum());
         }
     }
 }

@@ -48,6 +48,7 @@ parameters!(Cross: norm, attention);
 
 /// What mixes along time. A new mixer adds a variant here and its state in [`MixerState`].
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each block, and none is moved about")]
 pub enum Mixer {
     /// Softmax attention.
     Attention(Attention),
