@@ -169,7 +169,7 @@ mod tests {
         for code in 0..125u32 {
             let ids = vec![code / 25, code / 5 % 5, code % 5];
             let text = [vec![1, 2], ids.clone()].concat();
-            let logits = model.logits(&Input::rows(&[text.clone()]).unwrap()).unwrap();
+            let logits = model.logits(&Input::rows(std::slice::from_ref(&text)).unwrap()).unwrap();
             let values = burn::tensor::activation::log_softmax(logits, 2).into_data().try_into_vec::<f32>().unwrap();
             let sum: f64 = (1..4).map(|t| f64::from(values[t * 5 + text[t + 1] as usize])).sum();
             if sum > best.0 {

@@ -140,6 +140,9 @@ struct State<'a> {
     window: Window,
 }
 
+/// A mean loss, and named metrics.
+type Evaluation = (f64, Vec<(String, f64)>);
+
 /// What was measured since the last line of the log.
 #[derive(Default)]
 struct Window {
@@ -271,7 +274,7 @@ impl State<'_> {
     }
 
     /// Mean loss on held-out data, where there is any.
-    fn evaluate(&mut self, events: &mut dyn FnMut(&Event)) -> Result<Option<(f64, Vec<(String, f64)>)>> {
+    fn evaluate(&mut self, events: &mut dyn FnMut(&Event)) -> Result<Option<Evaluation>> {
         if self.run.validation.is_empty() {
             return Ok(None);
         }
@@ -311,7 +314,7 @@ pub fn evaluate(
     objective: &dyn Objective,
     samples: &[Sample],
     batch: usize,
-) -> Result<(f64, Vec<(String, f64)>)> {
+) -> Result<Evaluation> {
     let model = model.frozen();
     let mut window = Window::default();
     let (mut sum, mut units) = (0.0, 0.0);

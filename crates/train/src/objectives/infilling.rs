@@ -46,7 +46,8 @@ impl Infilling {
     /// When options make no sense, there is no mask token, or the model is no encoder-decoder.
     pub fn new(options: InfillingOptions, symbols: &Symbols) -> Result<Self> {
         let wrong = |reason: &str| Error::Option { key: "objective", reason: reason.into() };
-        if !(options.share > 0.0 && options.share < 1.0) || !(0.1..=100.0).contains(&options.mean_length) {
+        let possible = options.share > 0.0 && options.share < 1.0 && (0.1..=100.0).contains(&options.mean_length);
+        if !possible {
             return Err(wrong("`share` lies between 0 and 1, `mean_length` between 0.1 and 100"));
         }
         let mask = symbols.mask.ok_or_else(|| wrong("`infilling` needs a mask token, such as `<mask>`"))?;

@@ -44,7 +44,8 @@ impl SpanCorruption {
     /// When options make no sense, there are no sentinels, or the model is no encoder-decoder.
     pub fn new(options: SpanOptions, symbols: &Symbols) -> Result<Self> {
         let wrong = |reason: &str| Error::Option { key: "objective", reason: reason.into() };
-        if !(options.density > 0.0 && options.density < 1.0) || !(1.0..=1e6).contains(&options.mean_length) {
+        let possible = options.density > 0.0 && options.density < 1.0 && (1.0..=1e6).contains(&options.mean_length);
+        if !possible {
             return Err(wrong("`density` lies between 0 and 1, and `mean_length` is at least 1"));
         }
         if symbols.sentinels.is_empty() {

@@ -10,7 +10,7 @@ use crate::recurrent::linear_scan;
 
 /// Shapes as in [`super::rg_lru`]; returns `h`.
 ///
-/// The root's slope is bounded where its square lies below [`SMALLEST`] over 4; values there have no slope at all, which
+/// The root's slope is bounded where its square lies below `SMALLEST` over 4; values there have no slope at all, which
 /// differs from the bounded slope only by what vanishes.
 pub fn rg_lru(unit: RgLru<'_>, state: Tensor<2>) -> Tensor<3> {
     let [batch, time, width] = unit.x.dims();
