@@ -4,18 +4,17 @@
 //! the alphabet of sixteen letters and `steps` does so in steps of one to five, so that hidden letters follow from others; `doubled`
 //! writes every letter twice;
 //! `markov/N` is a text of N letters in which two letters decide the next one, but for a tenth that is noise (arXiv
-//! 2108.12409's question: what happens beyond the length of training?); `recall/N` hides four pairs in N letters of filler
-//! and asks for one (arXiv 2306.15595).
+//! 2108.12409's question: what happens beyond the length of training?).
 
 use serde_json::Map;
 
 use super::random::Random;
-use super::{Draft, Item, Split, World};
+use super::{Draft, Split, World};
 
 /// The world of strings.
 pub const WORLD: World = World {
     name: "symbols",
-    description: "strings of letters: turned around, counting on, drawn by a table, hiding pairs",
+    description: "strings of letters: turned around, counting on, drawn by a table",
     tasks: &[
         "symbols/reverse",
         "symbols/count",
@@ -24,23 +23,10 @@ pub const WORLD: World = World {
         "symbols/markov/64",
         "symbols/markov/256",
         "symbols/markov/512",
-        "symbols/recall/32",
-        "symbols/recall/64",
-        "symbols/recall/128",
-        "symbols/recalls/32",
-        "symbols/recalls/128",
     ],
     generate,
-    check: right,
+    check: |item, output| output.trim() == item.answer,
 };
-
-/// The whole answer, or of a recalled letter the first one: models that were trained to recall several go on.
-fn right(item: &Item, output: &str) -> bool {
-    match item.task.starts_with("symbols/recall/") {
-        true => output.trim_start().starts_with(&item.answer),
-        false => output.trim() == item.answer,
-    }
-}
 
 fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
     let length = task.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or(0);
@@ -49,9 +35,7 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
         Some("count") => text(count(random)),
         Some("steps") => text(steps(random)),
         Some("doubled") => text(doubled(random)),
-        Some("markov") => text(markov(length, random)),
-        Some("recalls") => recalls(length, random),
-        _ => recall(length, random),
+        _ => text(markov(length, random)),
     }
 }
 
@@ -102,42 +86,9 @@ fn markov(length: usize, random: &mut Random) -> String {
     string
 }
 
-/// Four pairs of a letter and a capital, and filler that hides them.
-fn hidden_pairs(length: usize, random: &mut Random) -> (Vec<(char, char)>, String) {
-    let all: Vec<char> = ('a'..='p').collect();
-    let keys = random.sample(&all, 4);
-    let pairs: Vec<(char, char)> =
-        keys.into_iter().map(|key| (key, char::from(b'A' + random.below(16) as u8))).collect();
-    let mut filler = vec![".".to_owned(); length.saturating_sub(10).max(4)];
-    let places: Vec<usize> = (0..filler.len()).collect();
-    for (place, (key, value)) in random.sample(&places, 4).into_iter().zip(&pairs) {
-        filler[place] = format!("{key}{value}");
-    }
-    (pairs, filler.concat())
-}
-
-/// Hidden pairs, then one of the letters: which capital was beside it?
-fn recall(length: usize, random: &mut Random) -> Draft {
-    let (pairs, filler) = hidden_pairs(length, random);
-    let (key, value) = pairs[random.below(4)];
-    let (prompt, answer) = (format!("{filler}?{key}"), value.to_string());
-    Draft { key: prompt.clone(), prompt, solution: answer.clone(), answer, fields: Map::new() }
-}
-
-/// Hidden pairs, then twelve times one of them again.
-fn recalls(length: usize, random: &mut Random) -> Draft {
-    let (pairs, filler) = hidden_pairs(length, random);
-    let mut ask = || {
-        let (key, value) = pairs[random.below(4)];
-        format!("?{key}{value}")
-    };
-    let asked: String = (0..12).map(|_| ask()).collect();
-    text(format!("{filler}{asked}"))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::item;
+    use super::super::{Item, item};
     use super::*;
 
     fn first(task: &str) -> Item {
@@ -166,16 +117,6 @@ mod tests {
             let most = (b'a'..=b'h').map(|c| next.iter().filter(|n| **n == c).count()).max().unwrap();
             let share = most as f64 / next.len() as f64;
             assert!((share - 0.9125).abs() < 0.05, "{share}");
-        }
-    }
-
-    #[test]
-    fn the_answer_stands_beside_its_key() {
-        for length in [32, 64, 128] {
-            let item = first(&format!("symbols/recall/{length}"));
-            let asked = item.prompt.chars().last().unwrap();
-            assert!(item.prompt.contains(&format!("{asked}{}", item.answer)));
-            assert_eq!(item.prompt.len() + item.answer.len(), length - 10 + 4 + 3);
         }
     }
 }

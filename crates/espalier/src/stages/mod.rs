@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Error, Result,
+    model_path::resolve_model,
     recipe::{Recipe, Stage},
     units,
 };
@@ -66,7 +67,9 @@ impl Workshop<'_> {
 
     /// The model that a recipe means: an earlier stage's by its name, else a path.
     pub fn model_path(&self, name: &str) -> PathBuf {
-        self.models.get(name).cloned().unwrap_or_else(|| PathBuf::from(name))
+        // A run's folder stands for the last model that it made, as it does for `chat` and `eval`.
+        let elsewhere = || resolve_model(Path::new(name)).unwrap_or_else(|_| PathBuf::from(name));
+        self.models.get(name).cloned().unwrap_or_else(elsewhere)
     }
 }
 
