@@ -1,7 +1,7 @@
 //! One composable model for many families: specification, layers, checkpoints and adapters.
 //!
 //! A family is data: `families/` maps `config.json` to a [`spec::ModelSpec`] and checkpoint tensor names to ours.
-//! [`model::LanguageModel`] is the one decoder that computes them all.
+//! [`model::LanguageModel`] is the one model that computes them all.
 
 pub mod adapter;
 pub mod alibi;
