@@ -338,7 +338,7 @@ impl LanguageModel {
 
     /// The z-loss is a matter of training: what is measured of a model is its likelihood.
     fn z_loss(&self) -> f64 {
-        if self.is_frozen() { 0.0 } else { self.spec.z_loss }
+        if self.training { self.spec.z_loss } else { 0.0 }
     }
 
     /// The head's weight and bias, where they are all there is to the head.
@@ -374,11 +374,6 @@ impl LanguageModel {
         copy
     }
 
-    /// Whether nothing is trained, as in evaluation.
-    pub fn is_frozen(&self) -> bool {
-        self.parameters().iter().all(|parameter| !parameter.is_trainable())
-    }
-
     /// Marks the parameters that `choose` accepts as trained, all others as not.
     pub fn set_trainable(&mut self, choose: impl Fn(&Parameter) -> bool) {
         self.visit_mut(&mut |parameter| parameter.set_trainable(choose(parameter)));
@@ -409,7 +404,12 @@ impl LanguageModel {
         Ok(())
     }
 
-    /// Whether layers work as in training, where they differ: capacities of experts, the choice of depths.
+    /// Whether the model works as in training, where that differs.
+    pub fn is_training(&self) -> bool {
+        self.training
+    }
+
+    /// Sets whether the model works as in training, where that differs: capacities of experts, the choice of depths, the z-loss.
     pub fn set_training(&mut self, on: bool) {
         self.training = on;
     }

@@ -97,16 +97,6 @@ impl TokenBatch {
         batch
     }
 
-    /// As [`TokenBatch::new`] for models that see the whole text: padding is told from text.
-    pub fn whole(rows: &[&Row]) -> Self {
-        let mut batch = Self::new(rows);
-        if batch.input.segments.is_none() {
-            let texts: Vec<Vec<u32>> = rows.iter().map(|row| row.ids.clone()).collect();
-            batch.input = Input::padded(&texts);
-        }
-        batch
-    }
-
     /// Sources for an encoder and targets for its decoder, which reads `start` and its targets but the last.
     pub fn translations(pairs: &[(Vec<u32>, Vec<u32>)], start: u32) -> Self {
         let sources: Vec<Vec<u32>> = pairs.iter().map(|(source, _)| source.clone()).collect();
@@ -148,7 +138,7 @@ impl TokenBatch {
         let sum = model.cross_entropy(predicting.clone(), &self.targets)?;
         let count = self.targets.len() as f64;
         let mut loss = Loss::new(sum, count, auxiliary);
-        if model.is_frozen() {
+        if !model.is_training() {
             let right = first_choices(model, predicting, &self.targets);
             loss.metrics.push(share("accuracy", right.iter().copied()));
             // A row of several documents is no one answer.

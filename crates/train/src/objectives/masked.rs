@@ -99,10 +99,11 @@ impl Objective for Masked {
     }
 
     fn collate(&self, samples: &[&Sample], random: &mut Random) -> Result<Batch> {
-        let mut tokens = TokenBatch::whole(&rows(self.name, samples)?);
+        let texts = rows(self.name, samples)?;
+        let mut tokens = TokenBatch::new(&texts);
         (tokens.predictors, tokens.targets, tokens.rows) = Default::default();
         let time = tokens.input.time();
-        for (row, sample) in rows(self.name, samples)?.iter().enumerate() {
+        for (row, sample) in texts.iter().enumerate() {
             let start = row * time;
             let chosen = self.corrupt(&mut tokens.input.ids[start..start + sample.ids.len()], random);
             for (place, id) in chosen {

@@ -63,7 +63,7 @@ impl Objective for Simcse {
     fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
         let texts = rows("simcse", samples)?;
         let twice: Vec<&Row> = texts.iter().chain(&texts).copied().collect();
-        let tokens = TokenBatch::whole(&twice);
+        let tokens = TokenBatch::new(&twice);
         Ok(Batch { units: texts.len() as f64, tokens, reference: Vec::new() })
     }
 
