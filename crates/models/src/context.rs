@@ -42,7 +42,12 @@ pub struct Context {
 impl Context {
     /// `x`, `[batch, time, width]`, with zeros for padding before the text, which a recurrent layer would remember.
     pub fn without_padding(&self, x: Tensor<3>) -> Tensor<3> {
-        let Some(present) = self.present.as_ref().filter(|_| self.tokens.has_leading_padding()) else { return x };
+        if self.tokens.has_leading_padding() { self.text_alone(x) } else { x }
+    }
+
+    /// `x`, `[batch, time, width]`, with zeros for all padding.
+    pub fn text_alone(&self, x: Tensor<3>) -> Tensor<3> {
+        let Some(present) = &self.present else { return x };
         let mask: Vec<f32> = present.iter().map(|present| f32::from(u8::from(*present))).collect();
         let [batch, time, _] = x.dims();
         let mask = Tensor::<3>::from_data(TensorData::new(mask, [batch, time, 1]), &x.device().inner());

@@ -3,6 +3,7 @@
 //! A new one adds its file and a variant here. What it remembers between decoding steps is a [`RecurrentState`]; padding and
 //! packed rows are dealt with by [`Context::without_padding`] and by `separate.rs`, so that a layer sees one text in a row.
 
+pub mod bigs;
 pub mod mamba;
 pub mod mamba2;
 pub mod rg_lru;
@@ -14,6 +15,7 @@ use espalier_kernels::transient::Transient;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    bigs::{Bigs, BigsSpec},
     mamba::{Mamba, MambaSpec},
     mamba2::{Mamba2, Mamba2Spec},
     rg_lru::{RgLruBlock, RgLruSpec},
@@ -34,6 +36,8 @@ pub enum RecurrentSpec {
     Mamba2(Mamba2Spec),
     /// Griffin's gated linear recurrence.
     RgLru(RgLruSpec),
+    /// BiGS's state spaces in both directions.
+    Bigs(BigsSpec),
 }
 
 impl RecurrentSpec {
@@ -43,6 +47,7 @@ impl RecurrentSpec {
             Self::Mamba(spec) => spec.parameters(width),
             Self::Mamba2(spec) => spec.parameters(width),
             Self::RgLru(spec) => spec.parameters(width),
+            Self::Bigs(spec) => spec.parameters(width),
         }
     }
 
@@ -52,6 +57,8 @@ impl RecurrentSpec {
             Self::Mamba(spec) => spec.inner * (spec.states + spec.taps - 1),
             Self::Mamba2(spec) => spec.inner() * spec.states + spec.convolved() * (spec.taps - 1),
             Self::RgLru(spec) => spec.inner * spec.taps,
+            // It sees whole texts alone.
+            Self::Bigs(_) => 0,
         }
     }
 
@@ -61,6 +68,7 @@ impl RecurrentSpec {
             Self::Mamba(spec) => 5 * spec.inner + spec.rank + 2 * spec.states,
             Self::Mamba2(spec) => 3 * spec.inner() + 2 * spec.convolved() + 2 * spec.heads,
             Self::RgLru(spec) => 7 * spec.inner,
+            Self::Bigs(spec) => 11 * spec.inner,
         }
     }
 
@@ -70,6 +78,7 @@ impl RecurrentSpec {
             Self::Mamba(spec) => spec.inner * (3 * spec.states + spec.taps),
             Self::Mamba2(spec) => 3 * spec.inner() * spec.states + spec.convolved() * spec.taps,
             Self::RgLru(spec) => spec.inner * (spec.taps + 4),
+            Self::Bigs(spec) => 2 * spec.inner * spec.modes,
         }
     }
 
@@ -82,6 +91,10 @@ impl RecurrentSpec {
                 spec.heads, spec.head_dim, spec.states, spec.taps
             ),
             Self::RgLru(spec) => format!("RG-LRU {} in {} heads, convolution {}", spec.inner, spec.heads, spec.taps),
+            Self::Bigs(spec) => {
+                let directions = if spec.both { "two directions" } else { "one direction" };
+                format!("state spaces of {} modes in {directions}, gated {}", spec.modes, spec.inner)
+            }
         }
     }
 }
@@ -96,9 +109,11 @@ pub enum Recurrent {
     Mamba2(Mamba2),
     /// Griffin's recurrent block.
     RgLru(RgLruBlock),
+    /// BiGS.
+    Bigs(Bigs),
 }
 
-parameters!(enum Recurrent: Mamba, Mamba2, RgLru);
+parameters!(enum Recurrent: Mamba, Mamba2, RgLru, Bigs);
 
 impl Recurrent {
     /// Builds what `spec` describes under `name`.
@@ -110,6 +125,7 @@ impl Recurrent {
             RecurrentSpec::Mamba(spec) => Self::Mamba(Mamba::build(builder, name, width, spec)?),
             RecurrentSpec::Mamba2(spec) => Self::Mamba2(Mamba2::build(builder, name, width, spec)?),
             RecurrentSpec::RgLru(spec) => Self::RgLru(RgLruBlock::build(builder, name, width, spec)?),
+            RecurrentSpec::Bigs(spec) => Self::Bigs(Bigs::build(builder, name, width, spec)?),
         })
     }
 
@@ -136,6 +152,7 @@ impl Recurrent {
             Self::Mamba(layer) => layer.forward(x, context, state),
             Self::Mamba2(layer) => layer.forward(x, context, state),
             Self::RgLru(layer) => layer.forward(x, context, state),
+            Self::Bigs(layer) => layer.forward(x, context),
         }
     }
 }
