@@ -85,7 +85,7 @@ pub fn load_text_model(path: &Path, device: &Device) -> Result<TextModel> {
 
 /// Where the tokenizer is: in the adapter's folder where it has one, else in the base model's.
 pub fn tokenizer_folder(folder: &Path, base: &Path) -> PathBuf {
-    let own = ["tokenizer.json", "vocab.json"].iter().any(|name| folder.join(name).is_file());
+    let own = Tokenizer::file_in(folder).is_some();
     if own { folder } else { base }.to_path_buf()
 }
 
