@@ -111,6 +111,10 @@ families! {
     t5_gated: "t5-v1_1",
     bart: "bart",
     marian: "marian-vanilla",
+    mamba: "mamba",
+    mamba2: "mamba2",
+    jamba: "jamba",
+    recurrent_gemma: "recurrent-gemma",
     peft_lora: "peft-lora",
     peft_lora_with_head: "peft-lora-head",
 }

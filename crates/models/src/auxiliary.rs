@@ -13,8 +13,14 @@ use crate::{
     stack::Context,
 };
 
-/// The side outputs of a forward pass, in the order of computation.
-pub type Sides = Vec<SideOutput>;
+/// What blocks say besides their output.
+#[derive(Debug, Clone, Default)]
+pub struct Sides {
+    /// In the order of computation.
+    pub outputs: Vec<SideOutput>,
+    /// The values of the first mixer, `[batch, time, width]`, where later ones read them (RWKV-7).
+    pub first_value: Option<Tensor<3>>,
+}
 
 /// What a layer said of every token.
 #[derive(Debug, Clone)]

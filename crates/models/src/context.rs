@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use espalier_kernels::{
     attention::{Mask, MaskSpec},
     dropout::Dropout,
@@ -39,6 +39,23 @@ pub struct Context {
     pub(crate) tokens: Arc<Tokens>,
 }
 
+impl Context {
+    /// `x`, `[batch, time, width]`, with zeros for padding before the text, which a recurrent layer would remember.
+    pub fn without_padding(&self, x: Tensor<3>) -> Tensor<3> {
+        let Some(present) = self.present.as_ref().filter(|_| self.tokens.has_leading_padding()) else { return x };
+        let mask: Vec<f32> = present.iter().map(|present| f32::from(u8::from(*present))).collect();
+        let [batch, time, _] = x.dims();
+        let mask = Tensor::<3>::from_data(TensorData::new(mask, [batch, time, 1]), &x.device().inner());
+        x * mask
+    }
+
+    /// Which of the new tokens are the first of a text, `[batch * time]`, where any are.
+    pub fn starts(&self) -> Option<Vec<bool>> {
+        let starts: Vec<bool> = self.tokens.positions.iter().map(|position| *position == 0).collect();
+        starts.contains(&true).then_some(starts)
+    }
+}
+
 /// The new tokens of a pass, and what is known of those before them.
 #[derive(Debug, Clone)]
 pub(crate) struct Tokens {
@@ -66,6 +83,7 @@ impl Tokens {
         let (rotary, window) = match mixer {
             MixerSpec::Attention(attention) => (&attention.rotary, attention.window),
             MixerSpec::AttentionExperts(attention) => (&attention.rotary, None),
+            MixerSpec::Recurrent(_) => (&None, None),
         };
         let bias = match mixer {
             MixerSpec::Attention(AttentionSpec { alibi: Some(largest), heads, .. }) => {
@@ -75,7 +93,11 @@ impl Tokens {
         };
         Context {
             bias,
-            mask: self.mask(window),
+            mask: match mixer {
+                // Without a look at what came before, nor the cost of one.
+                MixerSpec::Recurrent(_) => Tokens { past: 0, segments: None, ..(**self).clone() }.mask(None),
+                _ => self.mask(window),
+            },
             rotation: rotary.as_ref().map(|rotary| self.rotation(rotary)),
             precision: self.precision,
             training: self.training,
@@ -111,7 +133,19 @@ impl Tokens {
         }
     }
 
-    fn present(&self) -> Option<Arc<Vec<bool>>> {
+    /// Whether there is padding before a text among the new tokens.
+    pub fn has_leading_padding(&self) -> bool {
+        self.segments.is_some()
+            && (0..self.batch).any(|row| self.new_segments(row).windows(2).any(|pair| pair[0] == 0 && pair[1] != 0))
+            || self.has_padding_alone()
+    }
+
+    /// Whether all new tokens of a row are padding.
+    fn has_padding_alone(&self) -> bool {
+        self.segments.is_some() && (0..self.batch).any(|row| self.new_segments(row).iter().all(|s| *s == 0))
+    }
+
+    pub fn present(&self) -> Option<Arc<Vec<bool>>> {
         self.segments.as_ref()?;
         let present: Vec<bool> = (0..self.batch).flat_map(|row| self.new_segments(row)).map(|s| s != 0).collect();
         present.contains(&false).then(|| Arc::new(present))

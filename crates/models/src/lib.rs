@@ -17,6 +17,7 @@ pub mod model;
 pub mod parameter;
 pub mod pooling;
 mod positions;
+pub mod recurrent;
 mod relative;
 mod rotary_frequencies;
 pub mod source;

@@ -21,18 +21,30 @@ pub struct Parameter {
     flat: Tensor<1>,
     trainable: bool,
     fixed: bool,
+    decays: bool,
 }
 
 impl Parameter {
     /// A weight that is not trained yet; `flat` holds the elements in row-major order.
     pub fn new(name: impl Into<String>, shape: Vec<usize>, flat: Tensor<1>) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>(), flat.dims()[0]);
-        Self { name: name.into(), shape, flat: flat.inner(), trainable: false, fixed: false }
+        let decays = shape.len() > 1;
+        Self { name: name.into(), shape, flat: flat.inner(), trainable: false, fixed: false, decays }
     }
 
     /// The same weight, never to be trained.
     pub fn fixed(self) -> Self {
         Self { fixed: true, ..self }
+    }
+
+    /// The same weight, never to decay, though it is a matrix.
+    pub fn undecayed(self) -> Self {
+        Self { decays: false, ..self }
+    }
+
+    /// Whether weight decay acts on it: on matrices, unless their meaning forbids it.
+    pub fn decays(&self) -> bool {
+        self.decays
     }
 
     /// Whether the weight is never trained.

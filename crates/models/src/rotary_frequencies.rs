@@ -14,6 +14,7 @@ impl ModelSpec {
             let rotary = match &block.mixer {
                 MixerSpec::Attention(attention) => &attention.rotary,
                 MixerSpec::AttentionExperts(attention) => &attention.rotary,
+                MixerSpec::Recurrent(_) => return false,
             };
             rotary.as_ref().is_some_and(|rotary| rotary.changes_between(before, after))
         })
@@ -21,7 +22,7 @@ impl ModelSpec {
 }
 
 impl RotarySpec {
-    /// The angle per position of each channel pair, `[dim / 2]`, in radians, for a sequence of `length` positions.
+    /// The angle per position of each channel pair, `[dim / 2]` rounded up, in radians, for a sequence of `length` positions.
     ///
     /// ```
     /// use espalier_models::spec::{RotaryScaling, RotarySpec};
@@ -31,7 +32,7 @@ impl RotarySpec {
     pub fn inverse_frequencies(&self, length: usize) -> Vec<f32> {
         let theta = self.base(length);
         let plain = |pair: usize| theta.powf(-2.0 * pair as f64 / self.dim as f64);
-        (0..self.dim / 2).map(|pair| self.scaled(pair, plain(pair), length) as f32).collect()
+        (0..self.dim.div_ceil(2)).map(|pair| self.scaled(pair, plain(pair), length) as f32).collect()
     }
 
     /// The base of the frequencies, which dynamic scaling lets grow with the sequence.

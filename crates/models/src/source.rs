@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// How a weight starts when nothing is known of it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Initial {
     /// Normal with this standard deviation.
     Normal(f64),
@@ -20,6 +20,12 @@ pub enum Initial {
     Zeros,
     /// All one.
     Ones,
+    /// Even between minus this and this.
+    Uniform(f64),
+    /// Each drawn so.
+    Draw(fn(&mut Random) -> f64),
+    /// These.
+    Values(Vec<f32>),
 }
 
 /// Gives a model its weights one at a time, so that building peaks at the model and one tensor.
@@ -35,16 +41,23 @@ pub trait ParameterSource {
 #[derive(Debug, Clone, Copy)]
 pub struct Seed(pub u64);
 
+impl Seed {
+    fn drawn(self, name: &str, count: usize, draw: impl Fn(&mut Random) -> f64) -> Vec<f32> {
+        let mut random = Random::new(fnv(&format!("{}|{name}", self.0)));
+        (0..count).map(|_| draw(&mut random) as f32).collect()
+    }
+}
+
 impl ParameterSource for Seed {
     fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Vec<f32>> {
         let count = shape.iter().product();
         Ok(match initial {
             Initial::Zeros => vec![0.0; count],
             Initial::Ones => vec![1.0; count],
-            Initial::Normal(deviation) => {
-                let mut random = Random::new(fnv(&format!("{}|{name}", self.0)));
-                (0..count).map(|_| (random.normal() * deviation) as f32).collect()
-            }
+            Initial::Values(values) => values,
+            Initial::Normal(deviation) => self.drawn(name, count, |random| random.normal() * deviation),
+            Initial::Uniform(bound) => self.drawn(name, count, |random| (2.0 * random.f() - 1.0) * bound),
+            Initial::Draw(draw) => self.drawn(name, count, draw),
         })
     }
 }

@@ -3,6 +3,7 @@
 //! A [`ModelSpec`] describes any model as a list of blocks; each block names its sequence mixer and its channel mixer. An
 //! encoder-decoder has a second list in [`EncoderSpec`].
 
+pub use crate::recurrent::RecurrentSpec;
 pub use crate::spec_routing::{
     AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthPredictor, DepthRouting, ExpertsSpec, MultiHeadExpertsSpec,
     RouterLosses, RouterSpec,
@@ -180,6 +181,11 @@ impl BlockSpec {
         }
     }
 
+    /// A block that is its mixer alone: `x += mixer(norm(x))`.
+    pub fn mixer_alone(mixer: MixerSpec, norm: NormSpec) -> Self {
+        Self { channel_norm: None, ..Self::sequential(mixer, ChannelSpec::None, norm) }
+    }
+
     /// A parallel block whose two parts read the same norm: `x += mixer(norm(x)) + channel(norm(x))`.
     pub fn parallel(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
         Self { channel_norm: None, residual: Residual::Parallel, ..Self::sequential(mixer, channel, norm) }
@@ -220,6 +226,8 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// Softmax attention whose queries and outputs are experts.
     AttentionExperts(AttentionExpertsSpec),
+    /// A memory that does not grow.
+    Recurrent(RecurrentSpec),
 }
 
 /// Softmax attention, multi-head to multi-query.
@@ -350,6 +358,8 @@ pub enum ChannelSpec {
     SparseExperts(ExpertsSpec),
     /// A few of many such layers for each part of a token.
     MultiHeadExperts(MultiHeadExpertsSpec),
+    /// Nothing: such a block is its mixer alone (Mamba).
+    None,
 }
 
 /// The sizes of a feed-forward layer.

@@ -206,6 +206,10 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
         MixerSpec::AttentionExperts(attention) => {
             attention_experts_parameters(list, &format!("{path}.mixer"), attention, width);
         }
+        MixerSpec::Recurrent(recurrent) => {
+            let named = |(name, shape): (&str, _)| (format!("{path}.mixer.{name}"), shape);
+            list.extend(recurrent.parameters(width).into_iter().map(named));
+        }
     }
     let mut optional = |name: &str, kind: Option<NormSpec>| {
         if let Some(kind) = kind {
@@ -232,6 +236,7 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
             experts_parameters(list, &path, &spec.experts, width / spec.heads.max(1));
             linear(list, &format!("{path}.merge"), width, width, true);
         }
+        ChannelSpec::None => {}
     }
 }
 

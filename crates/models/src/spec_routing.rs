@@ -128,12 +128,12 @@ impl ModelSpec {
         };
         let mixer = match &block.mixer {
             MixerSpec::AttentionExperts(attention) => attention.router.share(),
-            MixerSpec::Attention(_) => 1.0,
+            MixerSpec::Attention(_) | MixerSpec::Recurrent(_) => 1.0,
         };
         let channel = match &block.channel {
             ChannelSpec::SparseExperts(experts) => experts.router.share(),
             ChannelSpec::MultiHeadExperts(spec) => spec.experts.router.share() * spec.heads as f64,
-            ChannelSpec::Mlp(_) | ChannelSpec::GatedMlp(_) => 1.0,
+            ChannelSpec::Mlp(_) | ChannelSpec::GatedMlp(_) | ChannelSpec::None => 1.0,
         };
         match (name.contains(".mixer.experts."), name.contains(".channel.experts.")) {
             (true, _) => depth * mixer,

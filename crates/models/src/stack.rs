@@ -113,7 +113,7 @@ impl Stack {
         observer: &mut dyn Observer,
     ) -> Result<Forward> {
         let (positions, contexts) = self.contexts(input, state.as_deref_mut(), memory, mode);
-        let mut sides = Sides::new();
+        let mut sides = Sides::default();
         let mut flow = observer.observe(Site::Embedding, self.embed(embedding, input, &positions)?);
         for (i, (block, context)) in self.blocks.iter().zip(&contexts).enumerate() {
             let hidden = match flow {

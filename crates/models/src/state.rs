@@ -5,6 +5,7 @@ use burn::tensor::{Tensor, s};
 use crate::{
     layers::cross_attention::SourceKeys,
     model::Input,
+    recurrent::RecurrentState,
     spec::{BlockSpec, MixerSpec, ModelSpec},
 };
 
@@ -30,8 +31,16 @@ pub struct SequenceState {
 pub struct BlockState {
     /// What its mixer remembers.
     pub mixer: MixerState,
+    /// What its channel mixer remembers, where it looks at the token before.
+    pub channel: RecurrentState,
     /// Keys and values of the source.
     pub source: Option<SourceKeys>,
+}
+
+impl BlockState {
+    fn new(mixer: MixerState) -> Self {
+        Self { mixer, channel: RecurrentState::default(), source: None }
+    }
 }
 
 /// The memory of one block's mixer.
@@ -40,6 +49,8 @@ pub struct BlockState {
 pub enum MixerState {
     /// Keys and values of all positions so far.
     Attention(KeyValues),
+    /// What does not grow.
+    Recurrent(RecurrentState),
     /// That of a block through which only some tokens pass.
     Routed(RoutedState),
 }
@@ -48,6 +59,7 @@ impl MixerState {
     fn new(mixer: &MixerSpec) -> Self {
         match mixer {
             MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => Self::Attention(KeyValues::default()),
+            MixerSpec::Recurrent(_) => Self::Recurrent(RecurrentState::default()),
         }
     }
 
@@ -55,7 +67,15 @@ impl MixerState {
     pub(crate) fn key_values(&mut self) -> Option<&mut KeyValues> {
         match self {
             Self::Attention(cache) => Some(cache),
-            Self::Routed(_) => None,
+            Self::Recurrent(_) | Self::Routed(_) => None,
+        }
+    }
+
+    /// The memory that does not grow, of a mixer that has it.
+    pub(crate) fn recurrent(&mut self) -> Option<&mut RecurrentState> {
+        match self {
+            Self::Recurrent(state) => Some(state),
+            Self::Attention(_) | Self::Routed(_) => None,
         }
     }
 }
@@ -79,12 +99,12 @@ impl RoutedState {
 impl SequenceState {
     /// The state before the first token.
     pub fn new(spec: &ModelSpec) -> Self {
-        let plain = |block: &BlockSpec| BlockState { mixer: MixerState::new(&block.mixer), source: None };
+        let plain = |block: &BlockSpec| BlockState::new(MixerState::new(&block.mixer));
         let block = |block: &BlockSpec| match block.routing {
             None => plain(block),
             Some(_) => {
                 let routed = RoutedState { empty: Box::new(plain(block)), rows: Vec::new() };
-                BlockState { mixer: MixerState::Routed(routed), source: None }
+                BlockState::new(MixerState::Routed(routed))
             }
         };
         let blocks = spec.blocks.iter().map(block).collect();
@@ -97,11 +117,13 @@ impl SequenceState {
         let block = |block: &BlockState| BlockState {
             mixer: match &block.mixer {
                 MixerState::Attention(cache) => MixerState::Attention(cache.selected(rows)),
+                MixerState::Recurrent(state) => MixerState::Recurrent(state.selected(rows)),
                 MixerState::Routed(state) => {
                     let picked = rows.iter().filter_map(|row| state.rows.get(*row).cloned()).collect();
                     MixerState::Routed(RoutedState { empty: state.empty.clone(), rows: picked })
                 }
             },
+            channel: block.channel.selected(rows),
             source: block.source.as_ref().map(|keys| keys.clone().map(|x| select(x, rows))),
         };
         let source = self.source.as_ref().map(|(time, seen)| {
@@ -136,7 +158,7 @@ impl SequenceState {
     pub fn processed(&self, block: usize) -> Option<Vec<usize>> {
         match &self.blocks.get(block)?.mixer {
             MixerState::Routed(state) => Some(state.lengths()),
-            MixerState::Attention(_) => None,
+            MixerState::Attention(_) | MixerState::Recurrent(_) => None,
         }
     }
 

@@ -59,8 +59,8 @@ fn around(model: &LanguageModel) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         Flow::Continue(hidden)
     };
     let forward = model.forward(&input(), None, &mut observer).unwrap();
-    let channels = forward.sides[0].values.dims()[2];
-    let scores = values(forward.sides[0].values.clone()).into_iter().step_by(channels).collect();
+    let channels = forward.sides.outputs[0].values.dims()[2];
+    let scores = values(forward.sides.outputs[0].values.clone()).into_iter().step_by(channels).collect();
     let [before, after] = seen;
     (before, after, scores)
 }
@@ -118,7 +118,7 @@ fn the_router_is_on_the_gradient_path_and_the_network_beside_it_is_not() {
         };
         assert!(largest(&gradients, "depth.router") > 1e-3);
         assert_eq!(largest(&gradients, "depth.predictor"), 0.0);
-        let auxiliary = model.auxiliary(&forward().sides);
+        let auxiliary = model.auxiliary(&forward().sides.outputs);
         assert_eq!(auxiliary.losses[0].name, "depth_loss");
         let gradients = auxiliary.total().unwrap().backward();
         let (own, others) = match predictor {
@@ -138,7 +138,7 @@ fn recomputing_changes_no_gradient() {
         model.set_trainable(|_| true);
         model.set_gradient_checkpointing(recomputed).unwrap();
         let forward = model.forward(&input(), None, &mut Unobserved).unwrap();
-        let loss = forward.hidden.powf_scalar(2.0).sum() + model.auxiliary(&forward.sides).total().unwrap();
+        let loss = forward.hidden.powf_scalar(2.0).sum() + model.auxiliary(&forward.sides.outputs).total().unwrap();
         let gradients = loss.backward();
         model.parameters().into_iter().map(|p| p.leaf().grad(&gradients).map_or(Vec::new(), values)).collect()
     };

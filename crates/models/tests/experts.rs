@@ -144,7 +144,7 @@ fn tokens_beyond_the_capacity_keep_their_residual() {
     assert_alike(&model, &free, "room for all in evaluation");
     model.set_training(true);
     let forward = model.forward(&input(), None, &mut Unobserved).unwrap();
-    let auxiliary = model.auxiliary(&forward.sides);
+    let auxiliary = model.auxiliary(&forward.sides.outputs);
     let measure = |name: &str| auxiliary.measures.iter().find(|(found, _)| *found == name).unwrap().1;
     assert_eq!(measure("experts/dropped"), 35.0 / 40.0);
     assert_eq!(measure("experts/load"), 2.0);
@@ -156,7 +156,7 @@ fn trained(mut model: LanguageModel, recomputed: bool) -> (Vec<f32>, Vec<Vec<f32
     model.set_training(true);
     model.set_gradient_checkpointing(recomputed).unwrap();
     let forward = model.forward(&input(), None, &mut Unobserved).unwrap();
-    let auxiliary = model.auxiliary(&forward.sides).total().unwrap();
+    let auxiliary = model.auxiliary(&forward.sides.outputs).total().unwrap();
     let loss = forward.hidden.powf_scalar(2.0).mean() + auxiliary;
     let gradients = loss.backward();
     let gradient = |p: &espalier_models::parameter::Parameter| p.leaf().grad(&gradients).map_or(Vec::new(), values);

@@ -14,7 +14,11 @@ use espalier_models::{
 /// Families whose fixtures are read as source and target.
 const ENCODER_DECODERS: [&str; 4] = ["t5", "t5-v1_1", "bart", "marian-vanilla"];
 
-const FAMILIES: [&str; 18] = [
+const FAMILIES: [&str; 22] = [
+    "mamba",
+    "mamba2",
+    "jamba",
+    "recurrent-gemma",
     "gpt2",
     "llama",
     "llama3-rope",

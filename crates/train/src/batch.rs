@@ -166,7 +166,7 @@ impl TokenBatch {
         let forward = model.forward(&self.input, None, &mut Unobserved)?;
         let [batch, time, width] = forward.hidden.dims();
         let hidden = embedding(forward.hidden.reshape([batch * time, width]), &self.predictors);
-        Ok((hidden, model.auxiliary(&forward.sides)))
+        Ok((hidden, model.auxiliary(&forward.sides.outputs)))
     }
 }
 

@@ -69,6 +69,7 @@ fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
             MixerSpec::AttentionExperts(attention) => {
                 attention.head_dim * attention.kv_heads * (attention.router.active + 1)
             }
+            MixerSpec::Recurrent(recurrent) => recurrent.kept() / 2,
         };
         // Experts keep their inner rows alone.
         let experts = |spec: &ExpertsSpec| spec.router.active * spec.expert.inner * if spec.gated { 2 } else { 1 };
@@ -77,6 +78,7 @@ fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
             ChannelSpec::GatedMlp(mlp) => 3 * mlp.inner,
             ChannelSpec::SparseExperts(spec) => experts(spec),
             ChannelSpec::MultiHeadExperts(spec) => spec.heads * experts(&spec.experts),
+            ChannelSpec::None => 0,
         };
         // Two norms and what they read, the attention's inputs and output, the channel's.
         4 * spec.width + 2 * heads + channel

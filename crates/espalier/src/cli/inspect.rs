@@ -41,6 +41,7 @@ struct Inspected {
 struct Memory {
     load: u64,
     cache_per_token: u64,
+    state: u64,
     train: u64,
     tune: u64,
 }
@@ -151,6 +152,7 @@ impl Inspected {
             "block_parameters": describe::per_block(&self.spec), "dtype": self.dtype, "file_bytes": self.file_bytes,
             "memory": {
                 "load_bytes": memory.load, "cache_bytes_per_token": memory.cache_per_token,
+                "state_bytes": memory.state,
                 "train_bytes": memory.train, "tune_bytes": memory.tune, "tune_rank": RANK,
             },
             "tokenizer": tokenizer, "chat_example": self.example().and_then(Result::ok),
@@ -164,6 +166,7 @@ impl Memory {
         Self {
             load,
             cache_per_token: describe::cache_per_token(spec),
+            state: describe::state_size(spec),
             // Weights, gradients and AdamW's two moments.
             train: load.saturating_mul(4),
             tune: load.saturating_add(describe::low_rank_parameters(spec, RANK).saturating_mul(16)),
@@ -171,9 +174,14 @@ impl Memory {
     }
 
     fn to_run(&self, spec: &ModelSpec) -> String {
-        let (load, token) = (units::bytes(self.load), units::bytes(self.cache_per_token));
+        let [load, token, state] = [self.load, self.cache_per_token, self.state].map(units::bytes);
         let whole = units::bytes(self.cache_per_token.saturating_mul(spec.context as u64));
-        format!("{load} in f32, and {token} for each token of context ({whole} for {})", spec.context)
+        let keys = format!("{token} for each token of context ({whole} for {})", spec.context);
+        match (self.state, self.cache_per_token) {
+            (0, _) => format!("{load} in f32, and {keys}"),
+            (_, 0) => format!("{load} in f32, and {state} for a sequence, however long it is"),
+            _ => format!("{load} in f32, {state} for a sequence, and {keys}"),
+        }
     }
 }
 

@@ -90,7 +90,7 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
         return Err(Error::work(format!("{}: `labels` needs the shape of `input_ids`", args.input.display())));
     }
     let Forward { hidden, sides } = loaded.model.forward(&request.input, None, &mut Unobserved)?;
-    let auxiliary = loaded.model.auxiliary(&sides);
+    let auxiliary = loaded.model.auxiliary(&sides.outputs);
     request.check_labels(loaded.model.spec().vocabulary)?;
     let [batch, time, width] = hidden.dims();
     let logits = loaded.model.head(hidden.clone()).inner();

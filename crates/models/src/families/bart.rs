@@ -110,8 +110,7 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     set("init_std", json!(spec.initializer_range));
     let mut side = |side: &str, blocks: &[BlockSpec]| {
         set(&format!("{side}_layers"), json!(blocks.len()));
-        if let Some(block) = blocks.first() {
-            let mlp = mlp(block);
+        if let Some((block, mlp)) = blocks.first().and_then(|block| Some((block, mlp(block)?))) {
             set(&format!("{side}_attention_heads"), json!(attention(block).map(|attention| attention.heads)));
             set(&format!("{side}_ffn_dim"), json!(mlp.inner));
             set("activation_function", json!(activation_name(mlp.activation)));

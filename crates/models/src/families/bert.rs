@@ -76,7 +76,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("hidden_size", json!(spec.width));
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("num_attention_heads", json!(spec.blocks.first().and_then(attention).map(|attention| attention.heads)));
-    if let Some(mlp) = spec.blocks.first().map(mlp) {
+    if let Some(mlp) = spec.blocks.first().and_then(mlp) {
         set("intermediate_size", json!(mlp.inner));
         set("hidden_act", json!(activation_name(mlp.activation)));
     }

@@ -90,8 +90,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     set("alibi", json!(false));
     set("new_decoder_architecture", json!(new));
-    if let Some(block) = spec.blocks.first() {
-        let mlp = mlp(block);
+    if let Some((block, mlp)) = spec.blocks.first().and_then(|block| Some((block, mlp(block)?))) {
         set("ffn_hidden_size", json!(mlp.inner));
         set("activation", json!(activation_name(mlp.activation)));
         set("bias", json!(mlp.bias));

@@ -67,6 +67,6 @@ mod tests {
     #[test]
     fn plain_gelu_means_its_tanh_form() {
         let spec = changed("gemma", json!({ "hidden_act": "gelu" })).unwrap();
-        assert_eq!(super::super::mlp(&spec.blocks[0]).activation, Activation::GeluTanh);
+        assert_eq!(super::super::mlp(&spec.blocks[0]).unwrap().activation, Activation::GeluTanh);
     }
 }

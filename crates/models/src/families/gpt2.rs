@@ -67,7 +67,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("n_layer", json!(spec.blocks.len()));
     set("n_positions", json!(spec.context));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
-    if let Some(mlp) = spec.blocks.first().map(mlp) {
+    if let Some(mlp) = spec.blocks.first().and_then(mlp) {
         set("n_inner", if mlp.inner == spec.width.saturating_mul(4) { Value::Null } else { json!(mlp.inner) });
         set("activation_function", json!(activation_name(mlp.activation)));
     }
@@ -115,7 +115,10 @@ mod tests {
     fn reads_the_fixture() {
         let spec = fixture("gpt2");
         assert_eq!((spec.learned_positions(), spec.context, spec.tied_head), (Some(64), 64, true));
-        assert_eq!((mlp(&spec.blocks[0]).inner, mlp(&spec.blocks[0]).activation), (96, Activation::GeluTanh));
+        assert_eq!(
+            (mlp(&spec.blocks[0]).unwrap().inner, mlp(&spec.blocks[0]).unwrap().activation),
+            (96, Activation::GeluTanh)
+        );
         assert_eq!(spec.final_norm, Some(NormSpec::layer(1e-5)));
         assert_eq!(scales(&spec), [6f64.powf(-0.5); 3]);
     }
@@ -148,7 +151,7 @@ mod tests {
 
     #[test]
     fn other_forms_of_the_model_are_read_or_refused() {
-        assert_eq!(mlp(&changed("gpt2", json!({ "n_inner": 50 })).unwrap().blocks[0]).inner, 50);
+        assert_eq!(mlp(&changed("gpt2", json!({ "n_inner": 50 })).unwrap().blocks[0]).unwrap().inner, 50);
         let untied = changed("gpt2", json!({ "tie_word_embeddings": false })).unwrap();
         assert!(tensors(&untied).iter().any(|entry| entry.name == "lm_head.weight"));
         assert!(

@@ -54,7 +54,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("n_layer", json!(spec.blocks.len()));
     set("n_positions", json!(spec.context));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
-    if let Some(mlp) = spec.blocks.first().map(mlp) {
+    if let Some(mlp) = spec.blocks.first().and_then(mlp) {
         set("n_inner", if mlp.inner == spec.width.saturating_mul(4) { Value::Null } else { json!(mlp.inner) });
         set("activation_function", json!(activation_name(mlp.activation)));
     }

@@ -67,7 +67,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("max_position_embeddings", json!(spec.context));
     set("rms_norm_eps", json!(spec.final_norm.map(NormSpec::epsilon)));
-    if let Some(mlp) = spec.blocks.first().map(mlp) {
+    if let Some(mlp) = spec.blocks.first().and_then(mlp) {
         set("intermediate_size", json!(mlp.inner));
         set("activation_function", json!(activation_name(mlp.activation)));
     }

@@ -34,7 +34,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = llama_layout::write(spec, &FAMILY);
     map.insert("attention_bias".into(), json!(llama_layout::output_bias(spec)));
-    map.insert("mlp_bias".into(), json!(spec.blocks.first().is_some_and(|block| mlp(block).bias)));
+    map.insert("mlp_bias".into(), json!(spec.blocks.first().and_then(mlp).is_some_and(|mlp| mlp.bias)));
     map
 }
 
@@ -54,7 +54,7 @@ mod tests {
         assert_eq!((attention.scale, attention.rotary.as_ref().unwrap().dim), (6f64.powf(-0.5), 6));
         assert_eq!((spec.bos, &spec.eos[..], spec.pad, spec.tied_head), (Some(1), &[2][..], Some(0), false));
         assert!(fixture("llama3-rope").tied_head);
-        assert_eq!(mlp(&spec.blocks[2]).inner, 40);
+        assert_eq!(mlp(&spec.blocks[2]).unwrap().inner, 40);
     }
 
     #[test]
@@ -75,7 +75,7 @@ mod tests {
     fn biases_are_read_and_written() {
         let spec = changed("llama", json!({ "attention_bias": true, "mlp_bias": true })).unwrap();
         let attention = attention(&spec.blocks[1]).unwrap();
-        assert!(attention.qkv_bias && attention.output_bias && mlp(&spec.blocks[1]).bias);
+        assert!(attention.qkv_bias && attention.output_bias && mlp(&spec.blocks[1]).unwrap().bias);
         assert_eq!(write_config(&spec).unwrap()["mlp_bias"], true);
     }
 

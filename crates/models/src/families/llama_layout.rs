@@ -114,7 +114,7 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     set("max_position_embeddings", json!(spec.context));
     set("rms_norm_eps", json!(spec.norm_epsilon()));
     set("attention_dropout", json!(0.0));
-    if let Some(mlp) = spec.blocks.first().map(mlp) {
+    if let Some(mlp) = spec.blocks.first().and_then(mlp) {
         set("intermediate_size", json!(mlp.inner));
         set("hidden_act", json!(activation_name(mlp.activation)));
     }

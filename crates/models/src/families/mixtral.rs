@@ -2,7 +2,7 @@
 //! 2404.15045).
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
-use super::{Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, routers, table};
+use super::{Config, Family, TensorEntry, attention, block_of, config::CONTEXT_LIMIT, routers, table};
 use crate::error::Result;
 use crate::spec::{ChannelSpec, ExpertsSpec, ModelSpec, MultiHeadExpertsSpec};
 use serde_json::{Map, Value, json};
@@ -37,7 +37,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         return Err(config.error(HEADS, format!("{heads} does not divide the width {}; choose a divisor", spec.width)));
     }
     for block in &mut spec.blocks {
-        let expert = super::mlp(block).clone();
+        let Some(expert) = super::mlp(block).cloned() else { continue };
         let experts = ExpertsSpec { router: router.clone(), expert, gated: true, output_bias: false };
         block.channel = match heads {
             Some(heads) => ChannelSpec::MultiHeadExperts(MultiHeadExpertsSpec { heads, experts }),
@@ -94,11 +94,9 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
     let names = [&names[..], &own].concat();
     let mut entries = Vec::new();
     for entry in table(spec, &names, &[]) {
-        let number =
-            entry.parts[0].strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        match number.and_then(|number| spec.blocks.get(number)) {
+        match block_of(spec, &entry.parts[0]) {
             Some(block) if entry.parts[0].contains(".channel.experts.") => {
-                split(entry, &block.channel, spec.width, &mut entries);
+                split(entry, &block.channel, spec.width, ["w1", "w3", "w2"], &mut entries);
             }
             _ => entries.push(entry),
         }
@@ -106,16 +104,23 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
     entries
 }
 
-/// The tensors of all experts that one stacked parameter holds.
-fn split(entry: TensorEntry, channel: &ChannelSpec, width: usize, entries: &mut Vec<TensorEntry>) {
+/// The tensors of all experts that one stacked parameter holds; `names` are those of a gate, an input and an output.
+pub(super) fn split(
+    entry: TensorEntry,
+    channel: &ChannelSpec,
+    width: usize,
+    names: [&str; 3],
+    entries: &mut Vec<TensorEntry>,
+) {
     let (experts, width) = match channel {
         ChannelSpec::SparseExperts(experts) => (experts, width),
         ChannelSpec::MultiHeadExperts(spec) => (&spec.experts, width / spec.heads),
-        ChannelSpec::Mlp(_) | ChannelSpec::GatedMlp(_) => return entries.push(entry),
+        ChannelSpec::Mlp(_) | ChannelSpec::GatedMlp(_) | ChannelSpec::None => return entries.push(entry),
     };
     let (Some(module), inner) = (entry.name.split(".experts.").next(), experts.expert.inner) else { return };
     let is_up = entry.parts[0].contains(".experts.up.");
-    let matrices = if is_up { &[("w1", inner), ("w3", inner)][..] } else { &[("w2", width)] };
+    let [gate, up, down] = names;
+    let matrices = if is_up { &[(gate, inner), (up, inner)][..] } else { &[(down, width)] };
     let mut start = 0;
     for expert in 0..experts.router.experts {
         for (name, rows) in matrices {

@@ -11,9 +11,12 @@ pub mod gemma;
 pub mod gemma2;
 pub mod gpt2;
 pub mod gptj;
+pub mod jamba;
 pub mod jetmoe;
 pub mod llama;
 mod llama_layout;
+pub mod mamba;
+pub mod mamba2;
 pub mod marian;
 pub mod mistral;
 pub mod mixtral;
@@ -24,6 +27,7 @@ pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
 mod qwen_windows;
+pub mod recurrent_gemma;
 pub mod rope;
 mod routers;
 pub mod smollm3;
@@ -66,8 +70,11 @@ pub const FAMILIES: &[Family] = &[
     gemma2::FAMILY,
     gpt2::FAMILY,
     gptj::FAMILY,
+    jamba::FAMILY,
     jetmoe::FAMILY,
     llama::FAMILY,
+    mamba::FAMILY,
+    mamba2::FAMILY,
     marian::FAMILY,
     mistral::FAMILY,
     mixtral::FAMILY,
@@ -77,6 +84,7 @@ pub const FAMILIES: &[Family] = &[
     phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    recurrent_gemma::FAMILY,
     smollm3::FAMILY,
     t5::FAMILY,
 ];
@@ -274,17 +282,24 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
 fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
     match &block.mixer {
         MixerSpec::Attention(attention) => Some(attention),
-        MixerSpec::AttentionExperts(_) => None,
+        MixerSpec::AttentionExperts(_) | MixerSpec::Recurrent(_) => None,
     }
 }
 
-/// The sizes of a block's feed-forward layer, or of one expert.
-fn mlp(block: &BlockSpec) -> &MlpSpec {
+/// The sizes of a block's feed-forward layer, or of one expert, where there is one.
+fn mlp(block: &BlockSpec) -> Option<&MlpSpec> {
     match &block.channel {
-        ChannelSpec::Mlp(mlp) | ChannelSpec::GatedMlp(mlp) => mlp,
-        ChannelSpec::SparseExperts(experts) => &experts.expert,
-        ChannelSpec::MultiHeadExperts(spec) => &spec.experts.expert,
+        ChannelSpec::Mlp(mlp) | ChannelSpec::GatedMlp(mlp) => Some(mlp),
+        ChannelSpec::SparseExperts(experts) => Some(&experts.expert),
+        ChannelSpec::MultiHeadExperts(spec) => Some(&spec.experts.expert),
+        ChannelSpec::None => None,
     }
+}
+
+/// The decoder's block to which our parameter of this name belongs.
+fn block_of<'a>(spec: &'a ModelSpec, name: &str) -> Option<&'a BlockSpec> {
+    let number = name.strip_prefix("blocks.")?.split('.').next()?.parse::<usize>().ok()?;
+    spec.blocks.get(number)
 }
 
 /// `width / heads`, which must be whole.
@@ -341,7 +356,11 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
-    const MODELS: [&str; 25] = [
+    const MODELS: [&str; 29] = [
+        "mamba",
+        "mamba2",
+        "jamba",
+        "recurrent-gemma",
         "gpt2",
         "llama",
         "llama3-rope",

@@ -108,7 +108,7 @@ mod tests {
     fn reads_the_fixture() {
         let spec = fixture("mpt-alibi");
         assert_eq!(spec.final_norm, Some(NormSpec::LayerNorm { epsilon: 1e-5, bias: false }));
-        assert_eq!((super::super::mlp(&spec.blocks[0]).inner, spec.context), (96, 64));
+        assert_eq!((super::super::mlp(&spec.blocks[0]).unwrap().inner, spec.context), (96, 64));
         for wrong in [json!({ "clip_qkv": 6.0 }), json!({ "qk_ln": true }), json!({ "alibi": false })] {
             let error = changed("mpt-alibi", json!({ "attn_config": wrong })).unwrap_err().to_string();
             assert!(error.contains("key `attn_config."), "{error}");

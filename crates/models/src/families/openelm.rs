@@ -117,7 +117,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = write_frame(spec, &FAMILY);
     let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
     let all: Vec<&AttentionSpec> = spec.blocks.iter().filter_map(attention).collect();
-    let inner: Vec<usize> = spec.blocks.iter().map(|block| mlp(block).inner).collect();
+    let inner: Vec<usize> = spec.blocks.iter().filter_map(mlp).map(|mlp| mlp.inner).collect();
     set("model_dim", json!(spec.width));
     set("num_transformer_layers", json!(spec.blocks.len()));
     set("max_context_length", json!(spec.context));
@@ -133,7 +133,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         set("num_gqa_groups", json!(attention.heads / attention.kv_heads.max(1)));
         set("normalize_qk_projections", json!(attention.qk_norm.is_some()));
         set("rope_freq_constant", json!(attention.rotary.as_ref().map(|rotary| rotary.theta)));
-        let name = spec.blocks.first().map(|block| activation_name(mlp(block).activation));
+        let name = spec.blocks.first().and_then(mlp).map(|mlp| activation_name(mlp.activation));
         set("activation_fn_name", json!(name.map(|name| if name == "silu" { "swish" } else { name })));
     }
     map
@@ -181,7 +181,7 @@ mod tests {
         let spec = published(16, 1280, 64);
         let heads: Vec<usize> = spec.blocks.iter().map(|block| attention(block).unwrap().heads).collect();
         assert_eq!(heads, [[12; 5].as_slice(), &[16; 7], &[20; 4]].concat());
-        let inner: Vec<usize> = spec.blocks.iter().map(|block| mlp(block).inner).collect();
+        let inner: Vec<usize> = spec.blocks.iter().filter_map(mlp).map(|mlp| mlp.inner).collect();
         let expected = [768, 1024, 1280, 1536, 1792, 2048, 2560, 2816, 3072, 3328, 3584, 3840, 4352, 4608, 4864, 5120];
         assert_eq!(inner, expected);
         let counts = [(20, 1536, 64), (28, 2048, 64), (36, 3072, 128)]

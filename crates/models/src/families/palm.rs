@@ -57,7 +57,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("max_position_embeddings", json!(spec.context));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     set("z_loss", json!(spec.z_loss));
-    if let Some(mlp) = spec.blocks.first().map(mlp) {
+    if let Some(mlp) = spec.blocks.first().and_then(mlp) {
         set("intermediate_size", json!(mlp.inner));
         set("hidden_act", json!(activation_name(mlp.activation)));
     }

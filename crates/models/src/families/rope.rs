@@ -4,7 +4,7 @@
 //! `rope_type`.
 
 use super::config::{CONTEXT_LIMIT, Config};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::spec::{RotaryScaling, RotarySpec};
 use serde_json::{Map, Value, json};
 
@@ -15,6 +15,24 @@ const DEFAULT_THETA: f64 = 10_000.0;
 /// # Errors
 /// When a value is out of range or the kind of scaling is not known.
 pub fn read(config: &Config, head_dim: usize, context: usize) -> Result<RotarySpec> {
+    let rotary = read_any(config, head_dim, context)?;
+    match rotary.dim.is_multiple_of(2) {
+        true => Ok(rotary),
+        false => Err(odd(config, head_dim, rotary.dim)),
+    }
+}
+
+fn odd(config: &Config, head_dim: usize, dim: usize) -> Error {
+    let reason =
+        format!("rotary positions need an even number of channels, at most the head's {head_dim}; found {dim}");
+    config.error("head_dim", reason)
+}
+
+/// As [`read`], for families that turn one channel more where the number is odd, with the frequencies of the odd number.
+///
+/// # Errors
+/// When a value is out of range or the kind of scaling is not known.
+pub fn read_any(config: &Config, head_dim: usize, context: usize) -> Result<RotarySpec> {
     let (key, parameters) = parameters(config)?;
     let number = |name: &str| match parameters.optional_positive(name)? {
         None => config.optional_positive(name),
@@ -26,10 +44,8 @@ pub fn read(config: &Config, head_dim: usize, context: usize) -> Result<RotarySp
     if theta <= 1.0 {
         return Err(config.error("rope_theta", format!("expected a number above 1, found {theta}")));
     }
-    if dim == 0 || !dim.is_multiple_of(2) || dim > head_dim {
-        let reason =
-            format!("rotary positions need an even number of channels, at most the head's {head_dim}; found {dim}");
-        return Err(config.error("head_dim", reason));
+    if dim == 0 || dim > head_dim || dim.next_multiple_of(2) > head_dim {
+        return Err(odd(config, head_dim, dim));
     }
     let scaling = scaling(config, key, &parameters, context, dim)?;
     Ok(RotarySpec { dim, theta, interleaved: false, scaling })

@@ -80,6 +80,7 @@ pub(super) fn read_depths(config: &Config, blocks: &mut [BlockSpec]) -> Result<(
     let windowed = |block: &BlockSpec| match &block.mixer {
         MixerSpec::Attention(attention) => attention.window.is_some() || attention.alibi.is_some(),
         MixerSpec::AttentionExperts(_) => false,
+        MixerSpec::Recurrent(_) => true,
     };
     if blocks.iter().any(windowed) {
         return Err(config.error("mod_capacity", "blocks with a window cannot be skipped; remove one of the two"));

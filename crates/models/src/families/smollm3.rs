@@ -75,7 +75,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     let kind = |window: Option<usize>| if window.is_some() { "sliding_attention" } else { "full_attention" };
     set("layer_types", all.iter().map(|attention| kind(attention.window)).collect());
     set("attention_bias", json!(llama_layout::output_bias(spec)));
-    set("mlp_bias", json!(spec.blocks.first().is_some_and(|block| mlp(block).bias)));
+    set("mlp_bias", json!(spec.blocks.first().and_then(mlp).is_some_and(|mlp| mlp.bias)));
     map
 }
 

@@ -108,8 +108,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("num_decoder_layers", json!(spec.blocks.len()));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     set("scale_decoder_outputs", json!(spec.logit_scale != 1.0));
-    if let Some(block) = spec.blocks.first() {
-        let mlp = mlp(block);
+    if let Some((block, mlp)) = spec.blocks.first().and_then(|block| Some((block, mlp(block)?))) {
         let name = activation_name(mlp.activation);
         let gated = matches!(block.channel, ChannelSpec::GatedMlp(_));
         let gated_name = if name == "gelu_new" { "gated-gelu".into() } else { format!("gated-{name}") };

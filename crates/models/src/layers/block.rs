@@ -16,6 +16,7 @@ use crate::{
     Result,
     auxiliary::{SideOutput, SideSpec, Sides},
     parameter::{Parameters, parameters},
+    recurrent::Recurrent,
     spec::{BlockSpec, MixerSpec, NormSpec, Residual},
     stack::Context,
     state::{BlockState, MixerState},
@@ -31,7 +32,7 @@ pub struct Block {
     mixer_output_norm: Option<Norm>,
     cross: Option<Cross>,
     channel_norm: Option<Norm>,
-    channel: Channel,
+    channel: Option<Channel>,
     channel_output_norm: Option<Norm>,
 }
 
@@ -54,9 +55,11 @@ pub enum Mixer {
     Attention(Attention),
     /// Softmax attention whose queries and outputs are experts.
     AttentionExperts(AttentionExperts),
+    /// A memory that does not grow.
+    Recurrent(Recurrent),
 }
 
-parameters!(enum Mixer: Attention, AttentionExperts);
+parameters!(enum Mixer: Attention, AttentionExperts, Recurrent);
 
 impl Block {
     /// Builds `{name}.mixer_norm`, `{name}.mixer`, `{name}.channel_norm`, `{name}.channel`, the norms over their outputs, and,
@@ -76,6 +79,9 @@ impl Block {
             }
             MixerSpec::AttentionExperts(attention) => {
                 Mixer::AttentionExperts(AttentionExperts::build(builder, &format!("{name}.mixer"), width, attention)?)
+            }
+            MixerSpec::Recurrent(spec) => {
+                Mixer::Recurrent(Recurrent::build(builder, &format!("{name}.mixer"), width, spec)?)
             }
         };
         let mut norm = |part: &str, spec: Option<NormSpec>| {
@@ -132,7 +138,7 @@ impl Block {
 
     /// What the block says of all the tokens that pass through it.
     fn sides(&self) -> Vec<SideSpec> {
-        self.mixer.side().into_iter().chain(self.channel.side()).collect()
+        self.mixer.side().into_iter().chain(self.channel.as_ref().and_then(Channel::side)).collect()
     }
 
     /// All tokens pass.
@@ -163,6 +169,7 @@ impl Block {
         });
         let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, mixer, sides));
         let mut mixed = dropped(mixed, context, 0);
+        let Some(channel) = &self.channel else { return x + mixed };
         let mut x = x;
         if let Some(norm) = self.cross.as_ref().map(|cross| &cross.norm) {
             let (sum, normed) = norm.forward_sum(x.clone(), mixed.clone());
@@ -177,7 +184,7 @@ impl Block {
                 (x.clone(), beside.unwrap_or_else(|| x.into()))
             }
         };
-        x + dropped(optional(&self.channel_output_norm, self.channel.forward(inner, context, sides)), context, 1)
+        x + dropped(optional(&self.channel_output_norm, channel.forward(inner, context, sides)), context, 1)
     }
 
     /// `x = norm(x + mixer(x))`, and so on for the other parts.
@@ -195,7 +202,8 @@ impl Block {
         if let Some((norm, seen)) = cross(x.clone().into()) {
             x = sum(norm, x, seen);
         }
-        let inner = dropped(self.channel.forward(x.clone().into(), context, sides), context, 1);
+        let Some(channel) = &self.channel else { return x };
+        let inner = dropped(channel.forward(x.clone().into(), context, sides), context, 1);
         match &self.channel_norm {
             Some(norm) => sum(norm, x, inner),
             None => x + inner,
@@ -221,7 +229,7 @@ impl Block {
         for spec in specs {
             let values = output.clone().narrow(2, start, spec.channels());
             start += spec.channels();
-            sides.push(SideOutput::new(spec, values, context));
+            sides.outputs.push(SideOutput::new(spec, values, context));
         }
         output.narrow(2, 0, width)
     }
@@ -255,11 +263,13 @@ struct BlockSegment {
 impl BlockSegment {
     /// The output, with the side outputs behind its channels.
     fn run(&self, block: &Block, x: Tensor<3>) -> Tensor<3> {
-        let mut sides = Sides::new();
+        let mut sides = Sides::default();
         let y = block.forward_all(x, &self.context, None, &mut sides);
-        match sides.is_empty() {
+        match sides.outputs.is_empty() {
             true => y,
-            false => Tensor::cat(std::iter::once(y).chain(sides.into_iter().map(|side| side.values)).collect(), 2),
+            false => {
+                Tensor::cat(std::iter::once(y).chain(sides.outputs.into_iter().map(|side| side.values)).collect(), 2)
+            }
         }
     }
 }
@@ -291,7 +301,7 @@ fn leaves(block: &Block) -> Vec<Tensor<1>> {
 impl Mixer {
     fn side(&self) -> Option<SideSpec> {
         match self {
-            Self::Attention(_) => None,
+            Self::Attention(_) | Self::Recurrent(_) => None,
             Self::AttentionExperts(attention) => Some(attention.side()),
         }
     }
@@ -303,10 +313,11 @@ impl Mixer {
         state: Option<&mut MixerState>,
         sides: &mut Sides,
     ) -> Tensor<3> {
-        let cache = state.and_then(MixerState::key_values);
+        let cache = |state: Option<_>| state.and_then(MixerState::key_values);
         match self {
-            Self::Attention(attention) => attention.forward(x, context, cache),
-            Self::AttentionExperts(attention) => attention.forward(x, context, cache, sides),
+            Self::Attention(attention) => attention.forward(x, context, cache(state)),
+            Self::AttentionExperts(attention) => attention.forward(x, context, cache(state), sides),
+            Self::Recurrent(layer) => layer.forward(x, context, state.and_then(MixerState::recurrent), sides),
         }
     }
 }

@@ -29,19 +29,20 @@ pub enum Channel {
 parameters!(enum Channel: FeedForward, Experts, MultiHeadExperts);
 
 impl Channel {
-    /// Builds what `spec` describes.
+    /// Builds what `spec` describes, if anything.
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &ChannelSpec) -> Result<Self> {
-        Ok(match spec {
+    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &ChannelSpec) -> Result<Option<Self>> {
+        Ok(Some(match spec {
             ChannelSpec::Mlp(mlp) => Self::FeedForward(FeedForward::build(builder, name, width, mlp, false)?),
             ChannelSpec::GatedMlp(mlp) => Self::FeedForward(FeedForward::build(builder, name, width, mlp, true)?),
             ChannelSpec::SparseExperts(experts) => Self::Experts(Experts::build(builder, name, width, experts)?),
             ChannelSpec::MultiHeadExperts(spec) => {
                 Self::MultiHeadExperts(MultiHeadExperts::build(builder, name, width, spec)?)
             }
-        })
+            ChannelSpec::None => return Ok(None),
+        }))
     }
 
     /// What the layer says of tokens besides its output.

@@ -71,7 +71,7 @@ impl Depth {
                 let mut part =
                     |part: &str, shape, initial| builder.parameter(format!("{name}.predictor.{part}"), shape, initial);
                 Some(Predictor {
-                    up: part("up.weight", vec![inner, width], normal)?,
+                    up: part("up.weight", vec![inner, width], normal.clone())?,
                     up_bias: part("up.bias", vec![inner], Initial::Zeros)?,
                     down: part("down.weight", vec![1, inner], normal)?,
                     down_bias: part("down.bias", vec![1], Initial::Zeros)?,
@@ -97,7 +97,7 @@ impl Depth {
         let said: Vec<Tensor<2>> = std::iter::once(scores.clone()).chain(guesses.clone()).collect();
         let channels = said.len();
         let said = Tensor::cat(said, 1).reshape([batch, time, channels]);
-        sides.push(SideOutput::new(SideSpec::Depth(self.spec), said, context));
+        sides.outputs.push(SideOutput::new(SideSpec::Depth(self.spec), said, context));
         let present = context.present.as_deref();
         let chosen = match context.training && state.is_none() {
             true => highest(&host(scores.clone()), time, self.spec.capacity, present.map(Vec::as_slice)),

@@ -51,7 +51,18 @@ impl Linear {
             true => Some(builder.parameter(format!("{name}.bias"), vec![size[0]], Initial::Zeros)?),
             false => None,
         };
-        Ok(Self { name: name.to_owned(), weight, bias, adapter: None, precision: Precision::F32 })
+        Ok(Self { bias, ..Self::from_weight(name, weight, Precision::F32) })
+    }
+
+    /// Builds a layer with a bias whose fresh weight and bias are `initial`.
+    ///
+    /// # Errors
+    /// When the source lacks a weight.
+    pub fn build_as(builder: &mut Builder, name: &str, size: [usize; 2], initial: [Initial; 2]) -> Result<Self> {
+        let [weight, bias] = initial;
+        let weight = builder.parameter(format!("{name}.weight"), size.to_vec(), weight)?;
+        let bias = Some(builder.parameter(format!("{name}.bias"), vec![size[0]], bias)?);
+        Ok(Self { bias, ..Self::from_weight(name, weight, Precision::F32) })
     }
 
     /// A layer without bias over an existing weight `[out, in]`.

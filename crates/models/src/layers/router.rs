@@ -64,7 +64,7 @@ impl Router {
         let scores = logits.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
         let routing = Arc::new(choose(&self.spec, &scores, parts, context.present.as_deref(), context.training));
         let weights = routing.weights(logits.clone(), self.spec.normalised);
-        sides.push(SideOutput::new(
+        sides.outputs.push(SideOutput::new(
             self.side(parts),
             logits.reshape([batch, time, parts * self.spec.experts]),
             context,

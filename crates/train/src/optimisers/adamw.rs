@@ -31,7 +31,7 @@ impl AdamW {
     ) {
         let zeros = || Tensor::zeros([parameter.len()], &gradient.device());
         let [first, second] = self.moments.remove(parameter.name()).unwrap_or_else(|| [zeros(), zeros()]);
-        let weight_decay = if parameter.shape().len() > 1 { options.weight_decay } else { 0.0 };
+        let weight_decay = if parameter.decays() { options.weight_decay } else { 0.0 };
         let (beta1, beta2, epsilon) = (options.beta1, options.beta2, options.epsilon);
         let step = AdamWStep { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale };
         let name = parameter.name().to_owned();

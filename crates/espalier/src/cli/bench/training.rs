@@ -274,6 +274,7 @@ fn pairs(block: &BlockSpec, keys: f64, source: f64) -> f64 {
     let queries = match &block.mixer {
         MixerSpec::Attention(attention) => attention.heads * attention.head_dim,
         MixerSpec::AttentionExperts(attention) => attention.router.active * attention.kv_heads * attention.head_dim,
+        MixerSpec::Recurrent(recurrent) => return recurrent.products() as f64,
     };
     // A routed block has fewer queries, and each of them fewer keys.
     let share = block.routing.map_or(1.0, |routing| routing.capacity);

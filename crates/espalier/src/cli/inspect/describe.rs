@@ -57,6 +57,16 @@ pub fn cache_per_token(spec: &ModelSpec) -> u64 {
     let numbers = |block: &BlockSpec| match &block.mixer {
         MixerSpec::Attention(attention) => 2 * attention.kv_heads as u64 * attention.head_dim as u64,
         MixerSpec::AttentionExperts(attention) => 2 * attention.kv_heads as u64 * attention.head_dim as u64,
+        MixerSpec::Recurrent(_) => 0,
+    };
+    spec.blocks.iter().map(numbers).fold(0, u64::saturating_add).saturating_mul(4)
+}
+
+/// Bytes in f32 that a sequence leaves behind however long it is.
+pub fn state_size(spec: &ModelSpec) -> u64 {
+    let numbers = |block: &BlockSpec| match &block.mixer {
+        MixerSpec::Recurrent(recurrent) => recurrent.state_size() as u64,
+        MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => 0,
     };
     spec.blocks.iter().map(numbers).fold(0, u64::saturating_add).saturating_mul(4)
 }
@@ -82,6 +92,7 @@ pub fn mixer(mixer: &MixerSpec) -> String {
     match mixer {
         MixerSpec::Attention(mixer) => attention(mixer),
         MixerSpec::AttentionExperts(mixer) => attention_experts(mixer),
+        MixerSpec::Recurrent(mixer) => mixer.describe(),
     }
 }
 
@@ -92,6 +103,7 @@ pub fn channel(channel: &ChannelSpec) -> String {
         ChannelSpec::GatedMlp(mlp) => feed_forward("gated MLP", mlp),
         ChannelSpec::SparseExperts(spec) => experts(spec),
         ChannelSpec::MultiHeadExperts(spec) => format!("in {} parts {}", spec.heads, experts(&spec.experts)),
+        ChannelSpec::None => "nothing".into(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A specification as a diagram: what a token passes on its way, from top to bottom.
 
-use espalier_models::spec::{BlockSpec, ModelSpec, NormSpec, PositionSpec, Residual};
+use espalier_models::spec::{BlockSpec, ChannelSpec, ModelSpec, NormSpec, PositionSpec, Residual};
 
 use super::describe;
 
@@ -58,7 +58,9 @@ fn block(block: &BlockSpec) -> Vec<String> {
     if let Some(cross) = &block.cross {
         parts.push((format!("{} to the source", describe::attention(&cross.attention)), Some(cross.norm), None));
     }
-    parts.push((describe::channel(&block.channel), block.channel_norm, block.channel_output_norm));
+    if block.channel != ChannelSpec::None {
+        parts.push((describe::channel(&block.channel), block.channel_norm, block.channel_output_norm));
+    }
     let part = |(what, before, after): &(String, Option<NormSpec>, Option<NormSpec>)| {
         let after = after.map(|kind| format!(", then {}", norm(kind))).unwrap_or_default();
         match (block.residual, before) {

@@ -1,0 +1,141 @@
+//! Mixers whose memory does not grow with the sequence: a spec, a layer and a file for each.
+//!
+//! A new one adds its file and a variant here. What it remembers between decoding steps is a [`RecurrentState`]; padding and
+//! packed rows are dealt with by [`Context::without_padding`] and by `separate.rs`, so that a layer sees one text in a row.
+
+pub mod mamba;
+pub mod mamba2;
+pub mod rg_lru;
+mod separate;
+pub mod state;
+
+use burn::tensor::Tensor;
+use espalier_kernels::transient::Transient;
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    mamba::{Mamba, MambaSpec},
+    mamba2::{Mamba2, Mamba2Spec},
+    rg_lru::{RgLruBlock, RgLruSpec},
+    state::RecurrentState,
+};
+use crate::{Result, auxiliary::Sides, layers::Builder, parameter::parameters, stack::Context};
+
+/// The names, within the layer, and shapes of a layer's parameters.
+pub type Shapes = Vec<(&'static str, Vec<usize>)>;
+
+/// What a recurrent mixer is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecurrentSpec {
+    /// Mamba's selective state space.
+    Mamba(MambaSpec),
+    /// Mamba-2's state space with one decay a head.
+    Mamba2(Mamba2Spec),
+    /// Griffin's gated linear recurrence.
+    RgLru(RgLruSpec),
+}
+
+impl RecurrentSpec {
+    /// Names and shapes of the parameters, in the order of computation.
+    pub fn parameters(&self, width: usize) -> Shapes {
+        match self {
+            Self::Mamba(spec) => spec.parameters(width),
+            Self::Mamba2(spec) => spec.parameters(width),
+            Self::RgLru(spec) => spec.parameters(width),
+        }
+    }
+
+    /// Numbers that a sequence leaves behind, however long it is.
+    pub fn state_size(&self) -> usize {
+        match self {
+            Self::Mamba(spec) => spec.inner * (spec.states + spec.taps - 1),
+            Self::Mamba2(spec) => spec.inner() * spec.states + spec.convolved() * (spec.taps - 1),
+            Self::RgLru(spec) => spec.inner * spec.taps,
+        }
+    }
+
+    /// Numbers that a token leaves for the backward pass.
+    pub fn kept(&self) -> usize {
+        match self {
+            Self::Mamba(spec) => 5 * spec.inner + spec.rank + 2 * spec.states,
+            Self::Mamba2(spec) => 3 * spec.inner() + 2 * spec.convolved() + 2 * spec.heads,
+            Self::RgLru(spec) => 7 * spec.inner,
+        }
+    }
+
+    /// Multiplications of a token besides those by weights.
+    pub fn products(&self) -> usize {
+        match self {
+            Self::Mamba(spec) => spec.inner * (3 * spec.states + spec.taps),
+            Self::Mamba2(spec) => 3 * spec.inner() * spec.states + spec.convolved() * spec.taps,
+            Self::RgLru(spec) => spec.inner * (spec.taps + 4),
+        }
+    }
+
+    /// The mixer in words.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Mamba(spec) => format!("Mamba {} x {} states, convolution {}", spec.inner, spec.states, spec.taps),
+            Self::Mamba2(spec) => format!(
+                "Mamba-2 {} heads of {} x {} states, convolution {}",
+                spec.heads, spec.head_dim, spec.states, spec.taps
+            ),
+            Self::RgLru(spec) => format!("RG-LRU {} in {} heads, convolution {}", spec.inner, spec.heads, spec.taps),
+        }
+    }
+}
+
+/// A recurrent mixer.
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each block, and none is moved about")]
+pub enum Recurrent {
+    /// Mamba.
+    Mamba(Mamba),
+    /// Mamba-2.
+    Mamba2(Mamba2),
+    /// Griffin's recurrent block.
+    RgLru(RgLruBlock),
+}
+
+parameters!(enum Recurrent: Mamba, Mamba2, RgLru);
+
+impl Recurrent {
+    /// Builds what `spec` describes under `name`.
+    ///
+    /// # Errors
+    /// When the source lacks a weight.
+    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &RecurrentSpec) -> Result<Self> {
+        Ok(match spec {
+            RecurrentSpec::Mamba(spec) => Self::Mamba(Mamba::build(builder, name, width, spec)?),
+            RecurrentSpec::Mamba2(spec) => Self::Mamba2(Mamba2::build(builder, name, width, spec)?),
+            RecurrentSpec::RgLru(spec) => Self::RgLru(RgLruBlock::build(builder, name, width, spec)?),
+        })
+    }
+
+    /// `x`: `[batch, time, width]`; the same shape comes back. Texts that share rows do not see one another.
+    pub fn forward(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        state: Option<&mut RecurrentState>,
+        sides: &mut Sides,
+    ) -> Tensor<3> {
+        separate::each_text(x, context, |x, context| self.forward_texts(x, context, state, sides))
+    }
+
+    /// As [`Self::forward`] with one text in a row.
+    fn forward_texts(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        state: Option<&mut RecurrentState>,
+        _sides: &mut Sides,
+    ) -> Tensor<3> {
+        match self {
+            Self::Mamba(layer) => layer.forward(x, context, state),
+            Self::Mamba2(layer) => layer.forward(x, context, state),
+            Self::RgLru(layer) => layer.forward(x, context, state),
+        }
+    }
+}
