@@ -79,7 +79,6 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("num_heads", json!(layer.heads));
     set("head_dim", json!(layer.head_dim));
     set("n_groups", json!(layer.groups));
-    set("chunk_size", json!(256));
     let greatest = layer.greatest_step.map_or_else(|| json!({ "__float__": "Infinity" }), |step| json!(step));
     set(LIMITS, json!([layer.least_step, greatest]));
     map
