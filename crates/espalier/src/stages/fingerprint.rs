@@ -10,7 +10,7 @@ use espalier_data::{tokenizer::Tokenizer, worlds::random::fnv};
 
 use super::Workshop;
 use crate::{
-    Error, Result,
+    Error, Result, model_path,
     recipe::{DataOptions, Stage},
 };
 
@@ -55,6 +55,10 @@ fn data_files(data: &[DataOptions]) -> impl Iterator<Item = PathBuf> {
 
 /// The files that decide what a model computes.
 fn model_files(folder: &Path) -> Vec<PathBuf> {
+    if folder.is_file() {
+        let tokenizer = Tokenizer::file_in(&model_path::tokenizer_folder(folder, folder));
+        return std::iter::once(folder.to_path_buf()).chain(tokenizer).collect();
+    }
     let decides = |name: &str| [".safetensors", ".pth", ".bin", "config.json"].iter().any(|end| name.ends_with(end));
     let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut files: Vec<PathBuf> =

@@ -36,7 +36,7 @@ pub struct Start {
 /// # Errors
 /// When a file is missing or damaged.
 pub fn open(path: &Path, changes: &Map<String, Value>, template: Option<&str>, device: &Device) -> Result<Start> {
-    if !path.is_dir() {
+    if !path.is_dir() && !folder::is_bare(path) {
         return Err(Error::usage(format!(
             "model `{}` is not a folder, nor the name of an earlier stage",
             path.display()

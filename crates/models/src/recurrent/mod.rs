@@ -6,6 +6,11 @@
 pub mod mamba;
 pub mod mamba2;
 pub mod rg_lru;
+mod rwkv;
+pub mod rwkv4;
+pub mod rwkv6;
+pub mod rwkv7;
+pub mod rwkv_channel;
 mod separate;
 pub mod state;
 
@@ -17,6 +22,11 @@ pub use self::{
     mamba::{Mamba, MambaSpec},
     mamba2::{Mamba2, Mamba2Spec},
     rg_lru::{RgLruBlock, RgLruSpec},
+    rwkv::Share,
+    rwkv_channel::{RwkvChannel, RwkvChannelSpec},
+    rwkv4::{Rwkv4, Rwkv4Spec},
+    rwkv6::{DynamicSpec, Rwkv6, Rwkv6Spec},
+    rwkv7::{Rwkv7, Rwkv7Spec},
     state::RecurrentState,
 };
 use crate::{Result, auxiliary::Sides, layers::Builder, parameter::parameters, stack::Context};
@@ -34,6 +44,12 @@ pub enum RecurrentSpec {
     Mamba2(Mamba2Spec),
     /// Griffin's gated linear recurrence.
     RgLru(RgLruSpec),
+    /// RWKV-4's average.
+    Rwkv4(Rwkv4Spec),
+    /// RWKV-5's and RWKV-6's linear attention.
+    Rwkv6(Rwkv6Spec),
+    /// RWKV-7's delta rule.
+    Rwkv7(Rwkv7Spec),
 }
 
 impl RecurrentSpec {
@@ -43,15 +59,21 @@ impl RecurrentSpec {
             Self::Mamba(spec) => spec.parameters(width),
             Self::Mamba2(spec) => spec.parameters(width),
             Self::RgLru(spec) => spec.parameters(width),
+            Self::Rwkv4(spec) => spec.parameters(width),
+            Self::Rwkv6(spec) => spec.parameters(width),
+            Self::Rwkv7(spec) => spec.parameters(width),
         }
     }
 
     /// Numbers that a sequence leaves behind, however long it is.
-    pub fn state_size(&self) -> usize {
+    pub fn state_size(&self, width: usize) -> usize {
         match self {
             Self::Mamba(spec) => spec.inner * (spec.states + spec.taps - 1),
             Self::Mamba2(spec) => spec.inner() * spec.states + spec.convolved() * (spec.taps - 1),
             Self::RgLru(spec) => spec.inner * spec.taps,
+            Self::Rwkv4(spec) => width + 3 * spec.inner,
+            Self::Rwkv6(spec) => width * (1 + spec.head_dim),
+            Self::Rwkv7(spec) => width * (1 + spec.head_dim),
         }
     }
 
@@ -61,6 +83,9 @@ impl RecurrentSpec {
             Self::Mamba(spec) => 5 * spec.inner + spec.rank + 2 * spec.states,
             Self::Mamba2(spec) => 3 * spec.inner() + 2 * spec.convolved() + 2 * spec.heads,
             Self::RgLru(spec) => 7 * spec.inner,
+            Self::Rwkv4(spec) => 12 * spec.inner,
+            Self::Rwkv6(spec) => (17 + if spec.dynamic.is_some() { 16 } else { 0 }) * spec.heads * spec.head_dim,
+            Self::Rwkv7(spec) => 40 * spec.heads * spec.head_dim,
         }
     }
 
@@ -70,6 +95,9 @@ impl RecurrentSpec {
             Self::Mamba(spec) => spec.inner * (3 * spec.states + spec.taps),
             Self::Mamba2(spec) => 3 * spec.inner() * spec.states + spec.convolved() * spec.taps,
             Self::RgLru(spec) => spec.inner * (spec.taps + 4),
+            Self::Rwkv4(spec) => 8 * spec.inner,
+            Self::Rwkv6(spec) => 4 * spec.heads * spec.head_dim * spec.head_dim,
+            Self::Rwkv7(spec) => 5 * spec.heads * spec.head_dim * spec.head_dim,
         }
     }
 
@@ -82,6 +110,12 @@ impl RecurrentSpec {
                 spec.heads, spec.head_dim, spec.states, spec.taps
             ),
             Self::RgLru(spec) => format!("RG-LRU {} in {} heads, convolution {}", spec.inner, spec.heads, spec.taps),
+            Self::Rwkv4(spec) => format!("RWKV-4, {} averages", spec.inner),
+            Self::Rwkv6(spec) => {
+                let number = if spec.dynamic.is_some() { 6 } else { 5 };
+                format!("RWKV-{number}, {} heads of {1} x {1} states", spec.heads, spec.head_dim)
+            }
+            Self::Rwkv7(spec) => format!("RWKV-7, {} heads of {1} x {1} states", spec.heads, spec.head_dim),
         }
     }
 }
@@ -96,9 +130,15 @@ pub enum Recurrent {
     Mamba2(Mamba2),
     /// Griffin's recurrent block.
     RgLru(RgLruBlock),
+    /// RWKV-4.
+    Rwkv4(Rwkv4),
+    /// RWKV-5 and 6.
+    Rwkv6(Rwkv6),
+    /// RWKV-7.
+    Rwkv7(Rwkv7),
 }
 
-parameters!(enum Recurrent: Mamba, Mamba2, RgLru);
+parameters!(enum Recurrent: Mamba, Mamba2, RgLru, Rwkv4, Rwkv6, Rwkv7);
 
 impl Recurrent {
     /// Builds what `spec` describes under `name`.
@@ -110,6 +150,9 @@ impl Recurrent {
             RecurrentSpec::Mamba(spec) => Self::Mamba(Mamba::build(builder, name, width, spec)?),
             RecurrentSpec::Mamba2(spec) => Self::Mamba2(Mamba2::build(builder, name, width, spec)?),
             RecurrentSpec::RgLru(spec) => Self::RgLru(RgLruBlock::build(builder, name, width, spec)?),
+            RecurrentSpec::Rwkv4(spec) => Self::Rwkv4(Rwkv4::build(builder, name, width, spec)?),
+            RecurrentSpec::Rwkv6(spec) => Self::Rwkv6(Rwkv6::build(builder, name, width, spec)?),
+            RecurrentSpec::Rwkv7(spec) => Self::Rwkv7(Rwkv7::build(builder, name, width, spec)?),
         })
     }
 
@@ -130,12 +173,15 @@ impl Recurrent {
         x: Transient<3>,
         context: &Context,
         state: Option<&mut RecurrentState>,
-        _sides: &mut Sides,
+        sides: &mut Sides,
     ) -> Tensor<3> {
         match self {
             Self::Mamba(layer) => layer.forward(x, context, state),
             Self::Mamba2(layer) => layer.forward(x, context, state),
             Self::RgLru(layer) => layer.forward(x, context, state),
+            Self::Rwkv4(layer) => layer.forward(x, context, state),
+            Self::Rwkv6(layer) => layer.forward(x, context, state),
+            Self::Rwkv7(layer) => layer.forward(x, context, state, sides),
         }
     }
 }
