@@ -168,8 +168,8 @@ fn table_name(config: &Map<String, Value>) -> String {
 fn from_table(path: &Path, config: &Map<String, Value>, special: &mut SpecialTokens) -> Result<Tokenizer> {
     let world = World::parse(path, read(path)?)?;
     let mut added = added_tokens(config);
-    let roles = [&special.eos, &special.bos, &special.pad].into_iter().flatten();
-    let unknown = roles.cloned().find(|token| world.id(token).is_none() && !added.values().any(|text| text == token));
+    let is_new = |token: &&String| world.id(token).is_none() && !added.values().any(|text| text == *token);
+    let unknown = [&special.eos, &special.bos, &special.pad].into_iter().flatten().find(is_new).cloned();
     let end = added.entry(0).or_insert(unknown.unwrap_or_else(|| rwkv_world::END_OF_TEXT.into())).clone();
     for role in [&mut special.bos, &mut special.eos, &mut special.pad] {
         role.get_or_insert_with(|| end.clone());

@@ -18,6 +18,7 @@ use crate::{
 
 /// What mixes along width.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each block, and none is moved about")]
 pub enum Channel {
     /// One layer for all tokens.
     FeedForward(FeedForward),

@@ -211,7 +211,7 @@ impl Dynamic {
         let narrow = narrow.reshape([batch * time, count, rows / count]).swap_dims(0, 1);
         let added = narrow.matmul(self.mix_up.value::<3>());
         let mixed = |number: usize, weight: &Parameter| {
-            let added = added.clone().slice([number..number + 1]).reshape([batch, time, width]);
+            let added = added.clone().narrow(0, number, 1).reshape([batch, time, width]);
             pairs.mixed(added + weight.value::<3>())
         };
         let decay = self.decay.forward(mixed(0, &self.mix_decay));
