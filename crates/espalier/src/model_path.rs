@@ -23,7 +23,8 @@ pub struct OpenedModel {
     pub base: PathBuf,
 }
 
-/// The model or adapter folder that `path` means: itself, its `model/`, or the `model/` of its last stage (`NN-*/model`).
+/// The model or adapter folder that `path` means: itself, its `model/`, or the `model/` of its last stage (`NN-*/model`). A
+/// file of weights that explains itself (RWKV's) is a model too.
 ///
 /// ```
 /// let error = espalier::model_path::resolve_model("some-org/some-model".as_ref()).unwrap_err();
@@ -37,12 +38,13 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
         return Err(Error::Work(missing(path)));
     }
     if !path.is_dir() {
-        return Err(Error::Work(no_folder(path)));
+        return if folder::is_bare(path) { Ok(path.to_path_buf()) } else { Err(Error::Work(no_folder(path))) };
     }
     let inside = |folder: &Path| [folder.to_path_buf(), folder.join("model")].into_iter().find(|path| is_model(path));
     let stage = || stages(path).into_iter().rev().find_map(|stage| inside(&stage));
     inside(path).or_else(stage).ok_or_else(|| {
-        let expected = "has neither config.json nor adapter_config.json, and no finished run's model/";
+        let expected =
+            "has neither config.json nor adapter_config.json nor RWKV's weights, and no finished run's model/";
         Error::Work(format!("{}: {expected}; it holds {}", path.display(), contents(path)))
     })
 }
@@ -83,14 +85,19 @@ pub fn load_text_model(path: &Path, device: &Device) -> Result<TextModel> {
     Ok(open_text_model(path, device)?.text)
 }
 
-/// Where the tokenizer is: in the adapter's folder where it has one, else in the base model's.
+/// Where the tokenizer is: in the adapter's folder where it has one, else in the base model's; beside a model that is a file.
 pub fn tokenizer_folder(folder: &Path, base: &Path) -> PathBuf {
-    let own = ["tokenizer.json", "vocab.json"].iter().any(|name| folder.join(name).is_file());
-    if own { folder } else { base }.to_path_buf()
+    let own = Tokenizer::file_in(folder).is_some();
+    let home = if own { folder } else { base };
+    match home.is_file() {
+        true => home.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf(),
+        false => home.to_path_buf(),
+    }
 }
 
 fn is_model(folder: &Path) -> bool {
-    ["config.json", "adapter_config.json"].iter().any(|name| folder.join(name).is_file())
+    let described = ["config.json", "adapter_config.json"].iter().any(|name| folder.join(name).is_file());
+    described || folder::is_bare(folder)
 }
 
 /// Stage folders of a run (`01-pretrain`, `02-tune`, ...) by number.
@@ -148,7 +155,7 @@ fn is_hub_name(path: &Path) -> bool {
 fn no_folder(path: &Path) -> String {
     let fix = match path.extension().and_then(|ending| ending.to_str()) {
         Some("gguf") => "GGUF files cannot be read yet: give the folder of the safetensors",
-        Some("safetensors" | "json") => "give the folder that it is in",
+        Some("safetensors" | "pth" | "pt" | "bin" | "json") => "give the folder that it is in",
         Some("toml") => "it looks like a recipe: `espalier run` takes those",
         _ => "expected a folder with config.json and safetensors",
     };

@@ -128,7 +128,7 @@ pub fn base_folder(folder: &Path, config: &PeftConfig) -> Result<PathBuf> {
     let missing = |reason: String| Error::Adapter { path: folder.join("adapter_config.json"), reason };
     let name = config.base_model.as_deref().ok_or_else(|| missing("`base_model_name_or_path` is missing".into()))?;
     let beside = folder.join(name);
-    let found = [beside.clone(), PathBuf::from(name)].into_iter().find(|path| path.is_dir());
+    let found = [beside.clone(), PathBuf::from(name)].into_iter().find(|path| path.is_dir() || folder::is_bare(path));
     found.ok_or_else(|| {
         let fix = "put it there, or change `base_model_name_or_path`";
         missing(format!("base model `{name}` is neither at {} nor in the working folder; {fix}", beside.display()))

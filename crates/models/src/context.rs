@@ -42,16 +42,35 @@ pub struct Context {
 impl Context {
     /// `x`, `[batch, time, width]`, with zeros for padding before the text, which a recurrent layer would remember.
     pub fn without_padding(&self, x: Tensor<3>) -> Tensor<3> {
+<<<<<<< HEAD
         if self.tokens.has_leading_padding() { self.text_alone(x) } else { x }
     }
 
     /// `x`, `[batch, time, width]`, with zeros for all padding.
     pub fn text_alone(&self, x: Tensor<3>) -> Tensor<3> {
         let Some(present) = &self.present else { return x };
+=======
+        match self.leading_mask(&x) {
+            Some(mask) => x * mask,
+            None => x,
+        }
+    }
+
+    /// As [`Context::without_padding`], with another number than zero.
+    pub fn instead_of_padding(&self, x: Tensor<3>, number: f64) -> Tensor<3> {
+        match self.leading_mask(&x) {
+            Some(mask) => x * mask.clone() + (mask.neg() + 1.0) * number,
+            None => x,
+        }
+    }
+
+    /// 0 for padding and 1 for text, `[batch, time, 1]`, where there is padding before text.
+    fn leading_mask(&self, x: &Tensor<3>) -> Option<Tensor<3>> {
+        let present = self.present.as_ref().filter(|_| self.tokens.has_leading_padding())?;
+>>>>>>> rwkv
         let mask: Vec<f32> = present.iter().map(|present| f32::from(u8::from(*present))).collect();
         let [batch, time, _] = x.dims();
-        let mask = Tensor::<3>::from_data(TensorData::new(mask, [batch, time, 1]), &x.device().inner());
-        x * mask
+        Some(Tensor::from_data(TensorData::new(mask, [batch, time, 1]), &x.device().inner()))
     }
 
     /// Which of the new tokens are the first of a text, `[batch * time]`, where any are.

@@ -46,7 +46,7 @@ impl LoadedModel {
 /// Largest weight file that is written; larger models are sharded.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Loads a model folder, or an adapter folder together with its base.
+/// Loads a model folder, an adapter folder together with its base, or a file of weights that explains itself (RWKV's).
 ///
 /// # Errors
 /// When a file is missing, damaged or does not fit the others.
@@ -69,9 +69,15 @@ pub fn load_changed(folder: &Path, changes: &Map<String, Value>, device: &Device
     Ok(LoadedModel { model, config, base: folder.to_owned(), dtype: checkpoint.dtype(), adapter: None })
 }
 
+/// Whether a folder or file without a `config.json` is a model all the same, by the names of its tensors.
+pub fn is_bare(path: &Path) -> bool {
+    let bare = |checkpoint: Checkpoint| !matches!(families::bare(&checkpoint), Ok(None));
+    !path.join("config.json").is_file() && Checkpoint::open(path).is_ok_and(bare)
+}
+
 /// What the files of a model folder say, before any weight is read.
 pub struct Description {
-    /// `config.json`, with the end-of-sequence ids of `generation_config.json`.
+    /// `config.json`, or what takes its place where names and shapes say everything, with the end-of-sequence ids of `generation_config.json`.
     pub config: Map<String, Value>,
     /// The registered family.
     pub family: &'static Family,
@@ -91,7 +97,7 @@ impl Description {
     }
 
     fn read_changed(folder: &Path, changes: &Map<String, Value>) -> Result<Self> {
-        let mut config = Config::load(&folder.join("config.json"))?;
+        let mut config = read_config(folder)?;
         for (key, value) in changes {
             config = config.with(key, value.clone());
         }
@@ -112,10 +118,36 @@ impl Description {
     }
 }
 
+/// The folder's `config.json`; where it has none, what the weights say of themselves.
+fn read_config(path: &Path) -> Result<Config> {
+    let file = path.join("config.json");
+    if !file.is_file()
+        && let Ok(checkpoint) = Checkpoint::open(path)
+    {
+        if let Some(map) = families::bare(&checkpoint)? {
+            return Ok(Config::from_map(path, map));
+        }
+        if path.is_file() {
+            let reason =
+                "holds tensors alone, and they do not say what model they are; give the folder of its config.json";
+            return Err(Error::checkpoint(path, reason));
+        }
+    }
+    Config::load(&file)
+}
+
+/// The name of an output matrix of its own, other than the usual one.
+fn head_name(spec: &ModelSpec, family: &Family) -> Option<String> {
+    let untied = ModelSpec { tied_head: false, ..spec.clone() };
+    let entries = (family.tensors)(&untied).into_iter();
+    entries.filter(|entry| entry.parts.iter().any(|part| part == "head.weight")).map(|entry| entry.name).next()
+}
+
 /// What the tensors' names say beyond the configuration: a file without an output matrix means a tied one, and a pooler or
 /// next-sentence layer is there or not.
 fn fit(spec: &mut ModelSpec, family: &Family, checkpoint: &Checkpoint) {
-    spec.tied_head |= !checkpoint.names().any(|name| name == "lm_head.weight");
+    let own = head_name(spec, family);
+    spec.tied_head |= !checkpoint.names().any(|name| name == "lm_head.weight" || Some(name) == own.as_deref());
     if spec.head_transform.is_some() {
         let whole = ModelSpec { pooler: true, next_sentence: true, ..spec.clone() };
         let table = (family.tensors)(&whole);

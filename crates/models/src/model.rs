@@ -133,7 +133,8 @@ impl LanguageModel {
         let deviation = spec.initializer_range;
         let residual_deviation = deviation / (2.0 * spec.blocks.len().max(1) as f64).sqrt();
         let device = device.clone().inner();
-        let mut builder = Builder { source, device: device.clone(), deviation, residual_deviation };
+        let (layer, layers) = (0, spec.blocks.len());
+        let mut builder = Builder { source, device: device.clone(), deviation, residual_deviation, layer, layers };
         let (width, normal) = (spec.width, Initial::Normal(spec.embedding_range.unwrap_or(deviation)));
         let embedding = builder.parameter("embedding.weight".into(), vec![spec.vocabulary, width], normal)?;
         let spec = Arc::new(spec);
@@ -394,10 +395,12 @@ impl LanguageModel {
     /// falls to one hidden state a block, for a third more work.
     ///
     /// # Errors
-    /// When blocks depend on more than their input and their own weights: on an encoder, or on a bias that they share.
+    /// When blocks depend on more than their input and their own weights: on an encoder, on a bias that they share, or on the
+    /// first block's values.
     pub fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
         if on && !(self.encoder.iter().chain([&self.decoder]).all(Stack::has_independent_blocks)) {
-            let reason = "blocks that see an encoder or share a bias by distance cannot be run again one by one";
+            let reason =
+                "blocks that see an encoder, a shared bias or the first block's values cannot be run again one by one";
             return Err(Error::Invalid(format!("{reason}; leave gradient checkpointing off for this model")));
         }
         self.gradient_checkpointing = on;

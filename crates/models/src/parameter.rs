@@ -159,8 +159,8 @@ impl Parameters for Parameter {
 
 /// Implements [`Parameters`] for a collection that iterates over its parts.
 macro_rules! collection_of_parameters {
-    ($collection:ident) => {
-        impl<T: Parameters> Parameters for $collection<T> {
+    ($collection:ty, $($generics:tt)*) => {
+        impl<$($generics)*> Parameters for $collection {
             fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
                 self.iter().for_each(|part| part.visit(visitor));
             }
@@ -180,8 +180,9 @@ macro_rules! collection_of_parameters {
     };
 }
 
-collection_of_parameters!(Option);
-collection_of_parameters!(Vec);
+collection_of_parameters!(Option<T>, T: Parameters);
+collection_of_parameters!(Vec<T>, T: Parameters);
+collection_of_parameters!([T; N], T: Parameters, const N: usize);
 
 /// Implements [`Parameters`] for a struct by naming its fields in order, or for an enum by naming its variants.
 macro_rules! parameters {

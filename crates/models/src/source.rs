@@ -22,6 +22,8 @@ pub enum Initial {
     Ones,
     /// Even between minus this and this.
     Uniform(f64),
+    /// A matrix whose rows, or columns if they are fewer, are perpendicular and of this length.
+    Orthogonal(f64),
     /// Each drawn so.
     Draw(fn(&mut Random) -> f64),
     /// These.
@@ -58,6 +60,11 @@ impl ParameterSource for Seed {
             Initial::Normal(deviation) => self.drawn(name, count, |random| random.normal() * deviation),
             Initial::Uniform(bound) => self.drawn(name, count, |random| (2.0 * random.f() - 1.0) * bound),
             Initial::Draw(draw) => self.drawn(name, count, draw),
+            Initial::Orthogonal(length) => {
+                let [rows, columns] = [shape.first(), shape.get(1)].map(|axis| axis.copied().unwrap_or(1));
+                let numbers = self.drawn(name, count, |random| random.normal());
+                perpendicular(numbers, rows, columns, length)
+            }
         })
     }
 }
@@ -180,8 +187,47 @@ impl ParameterSource for CheckpointSource<'_> {
     }
 }
 
+/// A matrix made of random `numbers` whose rows, or columns if they are fewer, are perpendicular and of this length (Gram and
+/// Schmidt's method, twice for each row, in f64).
+fn perpendicular(numbers: Vec<f32>, rows: usize, columns: usize, length: f64) -> Vec<f32> {
+    if rows > columns {
+        return transposed_columns(&perpendicular(numbers, columns, rows, length), rows, 0, rows);
+    }
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let mut done: Vec<Vec<f64>> = Vec::with_capacity(rows);
+    for row in numbers.chunks(columns.max(1)) {
+        let mut row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+        for other in done.iter().chain(&done) {
+            let share = dot(&row, other);
+            row.iter_mut().zip(other).for_each(|(x, other)| *x -= share * other);
+        }
+        let norm = dot(&row, &row).sqrt().max(f64::MIN_POSITIVE);
+        row.iter_mut().for_each(|x| *x /= norm);
+        done.push(row);
+    }
+    done.into_iter().flatten().map(|x| (x * length) as f32).collect()
+}
+
 /// Columns `start..start + count` of a row-major matrix with `width` columns, as rows.
 fn transposed_columns(matrix: &[f32], width: usize, start: usize, count: usize) -> Vec<f32> {
     let rows = matrix.len() / width.max(1);
     (start..start + count).flat_map(|column| (0..rows).map(move |row| matrix[row * width + column])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orthogonal_weights_are() {
+        for [rows, columns] in [[5, 9], [9, 5], [7, 7], [1, 3]] {
+            let x = Seed(3).parameter("w", &[rows, columns], Initial::Orthogonal(0.5)).unwrap();
+            let at = |i: usize, j: usize| if rows <= columns { x[i * columns + j] } else { x[j * columns + i] };
+            let (few, many) = (rows.min(columns), rows.max(columns));
+            for (i, j) in (0..few * few).map(|i| (i / few, i % few)) {
+                let dot: f32 = (0..many).map(|k| at(i, k) * at(j, k)).sum();
+                assert!((dot - if i == j { 0.25 } else { 0.0 }).abs() < 1e-6);
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! A [`ModelSpec`] describes any model as a list of blocks; each block names its sequence mixer and its channel mixer. An
 //! encoder-decoder has a second list in [`EncoderSpec`].
 
-pub use crate::recurrent::RecurrentSpec;
+pub use crate::recurrent::{RecurrentSpec, RwkvChannelSpec};
 pub use crate::spec_routing::{
     AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthPredictor, DepthRouting, ExpertsSpec, MultiHeadExpertsSpec,
     RouterLosses, RouterSpec,
@@ -358,6 +358,8 @@ pub enum ChannelSpec {
     SparseExperts(ExpertsSpec),
     /// A few of many such layers for each part of a token.
     MultiHeadExperts(MultiHeadExpertsSpec),
+    /// RWKV's feed-forward layer, which sees the token before.
+    Rwkv(RwkvChannelSpec),
     /// Nothing: such a block is its mixer alone (Mamba).
     None,
 }

@@ -236,6 +236,9 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
             experts_parameters(list, &path, &spec.experts, width / spec.heads.max(1));
             linear(list, &format!("{path}.merge"), width, width, true);
         }
+        ChannelSpec::Rwkv(spec) => {
+            list.extend(spec.parameters(width).into_iter().map(|(name, shape)| (format!("{path}.{name}"), shape)));
+        }
         ChannelSpec::None => {}
     }
 }

@@ -133,7 +133,7 @@ impl ModelSpec {
         let channel = match &block.channel {
             ChannelSpec::SparseExperts(experts) => experts.router.share(),
             ChannelSpec::MultiHeadExperts(spec) => spec.experts.router.share() * spec.heads as f64,
-            ChannelSpec::Mlp(_) | ChannelSpec::GatedMlp(_) | ChannelSpec::None => 1.0,
+            ChannelSpec::Mlp(_) | ChannelSpec::GatedMlp(_) | ChannelSpec::Rwkv(_) | ChannelSpec::None => 1.0,
         };
         match (name.contains(".mixer.experts."), name.contains(".channel.experts.")) {
             (true, _) => depth * mixer,

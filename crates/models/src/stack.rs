@@ -17,7 +17,7 @@ use crate::{
     positions::Positions,
     relative::RelativeBias,
     source::Initial,
-    spec::{MixerSpec, ModelSpec},
+    spec::{MixerSpec, ModelSpec, RecurrentSpec},
     spec_parameters::StackSpec,
     state::SequenceState,
     taps::{Flow, Observer, Site},
@@ -92,7 +92,10 @@ impl Stack {
             .blocks
             .iter()
             .enumerate()
-            .map(|(i, block)| Block::build(builder, &format!("{prefix}blocks.{i}"), width, block))
+            .map(|(i, block)| {
+                (builder.layer, builder.layers) = (i, stack.blocks.len());
+                Block::build(builder, &format!("{prefix}blocks.{i}"), width, block)
+            })
             .collect::<Result<_>>()?;
         let final_norm = norm(builder, "final_norm", stack.final_norm)?;
         let (spec, device) = (spec.clone(), builder.device.clone());
@@ -134,7 +137,9 @@ impl Stack {
 
     /// Whether each block depends on its input and its own weights alone, as running it again in the backward asks for.
     pub fn has_independent_blocks(&self) -> bool {
-        self.relative.is_none() && self.stack().blocks.iter().all(|block| block.cross.is_none())
+        let sees_first = |mixer: &MixerSpec| matches!(mixer, MixerSpec::Recurrent(RecurrentSpec::Rwkv7(_)));
+        self.relative.is_none()
+            && self.stack().blocks.iter().all(|block| block.cross.is_none() && !sees_first(&block.mixer))
     }
 
     fn stack(&self) -> StackSpec<'_> {

@@ -154,6 +154,15 @@ impl SequenceState {
         Some(self.segments.concat())
     }
 
+    /// What the two parts of a block remember, where its mixer's memory does not grow.
+    pub fn recurrent(&self, block: usize) -> Option<[&RecurrentState; 2]> {
+        let block = self.blocks.get(block)?;
+        match &block.mixer {
+            MixerState::Recurrent(mixer) => Some([mixer, &block.channel]),
+            MixerState::Attention(_) | MixerState::Routed(_) => None,
+        }
+    }
+
     /// Tokens of each row that passed through a block, where it is one that tokens may skip.
     pub fn processed(&self, block: usize) -> Option<Vec<usize>> {
         match &self.blocks.get(block)?.mixer {

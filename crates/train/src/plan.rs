@@ -78,6 +78,7 @@ fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
             ChannelSpec::GatedMlp(mlp) => 3 * mlp.inner,
             ChannelSpec::SparseExperts(spec) => experts(spec),
             ChannelSpec::MultiHeadExperts(spec) => spec.heads * experts(&spec.experts),
+            ChannelSpec::Rwkv(layer) => 2 * layer.inner + 4 * spec.width,
             ChannelSpec::None => 0,
         };
         // Two norms and what they read, the attention's inputs and output, the channel's.

@@ -1,15 +1,17 @@
 //! A tokenizer's folder, laid out as Hugging Face's: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
-//! `chat_template.jinja`, `additional_chat_templates/`, or GPT-2's older `vocab.json` and `merges.txt`.
+//! `chat_template.jinja`, `additional_chat_templates/`. In place of `tokenizer.json` there may be GPT-2's older `vocab.json` and
+//! `merges.txt`, or the table of an RWKV world tokenizer.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Vocab};
 
-use super::{Companion, DEFAULT_TEMPLATE, SpecialTokens, Tokenizer};
+use super::rwkv_world::{self, World};
+use super::{Companion, DEFAULT_TEMPLATE, Kind, SpecialTokens, Tokenizer};
 use crate::template::ChatTemplate;
 use crate::{Error, Result};
 
@@ -30,15 +32,17 @@ impl Tokenizer {
     /// `tokenizer_config.json`, then of `special_tokens_map.json`.
     ///
     /// # Errors
-    /// [`Error::File`] when a file cannot be read, [`Error::Tokenizer`] when the folder has no tokenizer or a malformed one,
-    /// [`Error::Template`] when a chat template is malformed.
+    /// [`Error::File`] when a file cannot be read, [`Error::Tokenizer`] or [`Error::Record`] when the folder has no tokenizer
+    /// or a malformed one, [`Error::Template`] when a chat template is malformed.
     pub fn load(folder: &Path) -> Result<Self> {
         let config = read_object(&folder.join(CONFIG))?;
         let mut special = SpecialTokens::default();
         special.fill_from(&config);
         special.fill_from(&read_object(&folder.join(SPECIAL_MAP))?);
+        let table = folder.join(table_name(&config));
         let mut tokenizer = match read_if_there(&folder.join(TOKENIZER))? {
             Some(text) => Self::from_json(text.as_bytes()).map_err(|reason| in_folder(folder, reason))?,
+            None if table.is_file() => from_table(&table, &config, &mut special)?,
             None => from_two_files(folder, &mut special)?,
         };
         let templates = read_templates(folder, &config)?;
@@ -46,14 +50,26 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder, which is made if need be. Keys of a loaded
-    /// `tokenizer_config.json` that this crate does not know are kept.
+    /// The file of `folder` that its ids come from: `tokenizer.json`, `vocab.json` or an RWKV table; nothing where it has no
+    /// tokenizer.
+    pub fn file_in(folder: &Path) -> Option<PathBuf> {
+        let config = read_object(&folder.join(CONFIG)).unwrap_or_default();
+        let names = [TOKENIZER, &table_name(&config), "vocab.json"];
+        names.into_iter().map(|name| folder.join(name)).find(|path| path.is_file())
+    }
+
+    /// Writes `tokenizer.json` (or the table of an RWKV world tokenizer) and `tokenizer_config.json` into a folder, which is
+    /// made if need be. Keys of a loaded `tokenizer_config.json` that this crate does not know are kept.
     ///
     /// # Errors
     /// [`Error::File`] when a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|source| Error::file(folder, source))?;
-        write(&folder.join(TOKENIZER), &self.json()?)?;
+        let main = match &self.pipeline.kind {
+            Kind::Library(_) => TOKENIZER,
+            Kind::World(_) => rwkv_world::VOCABULARY,
+        };
+        write(&folder.join(main), &self.main_file()?)?;
         let config =
             serde_json::to_string_pretty(&self.config()).map_err(|reason| Error::Tokenizer(reason.to_string()))?;
         write(&folder.join(CONFIG), &config)?;
@@ -67,7 +83,15 @@ impl Tokenizer {
     /// The contents of `tokenizer_config.json`.
     fn config(&self) -> Map<String, Value> {
         let mut config = self.companion.config.clone();
-        config.entry("tokenizer_class").or_insert_with(|| json!("PreTrainedTokenizerFast"));
+        match &self.pipeline.kind {
+            Kind::Library(_) => _ = config.entry("tokenizer_class").or_insert(json!("PreTrainedTokenizerFast")),
+            Kind::World(world) => {
+                let added = world.special().iter().map(|(id, text)| (id.to_string(), json!({ "content": text })));
+                config.insert("added_tokens_decoder".into(), added.collect());
+                config.insert("vocab_file".into(), json!(rwkv_world::VOCABULARY));
+                config.entry("tokenizer_class").or_insert(json!("RwkvTokenizer"));
+            }
+        }
         for (name, token) in self.special().named() {
             config.insert(name.into(), json!(token));
         }
@@ -132,13 +156,42 @@ fn extension(path: &Path) -> Option<&str> {
     path.extension()?.to_str()
 }
 
+/// The name of an RWKV world table: what `vocab_file` says where it is the plain name of a text file.
+fn table_name(config: &Map<String, Value>) -> String {
+    let named = config.get("vocab_file").and_then(Value::as_str);
+    let plain = named.filter(|name| name.ends_with(".txt") && !name.contains(['/', '\\', ':']));
+    plain.unwrap_or(rwkv_world::VOCABULARY).to_owned()
+}
+
+/// An RWKV world table with the special tokens of `added_tokens_decoder`. Id 0 is the end of a text and, unless the folder says
+/// otherwise, its beginning and its padding too.
+fn from_table(path: &Path, config: &Map<String, Value>, special: &mut SpecialTokens) -> Result<Tokenizer> {
+    let world = World::parse(path, read(path)?)?;
+    let mut added = added_tokens(config);
+    let is_new = |token: &&String| world.id(token).is_none() && !added.values().any(|text| text == *token);
+    let unknown = [&special.eos, &special.bos, &special.pad].into_iter().flatten().find(is_new).cloned();
+    let end = added.entry(0).or_insert(unknown.unwrap_or_else(|| rwkv_world::END_OF_TEXT.into())).clone();
+    for role in [&mut special.bos, &mut special.eos, &mut special.pad] {
+        role.get_or_insert_with(|| end.clone());
+    }
+    let world = world.with_special(added).map_err(|reason| in_folder(path, reason))?;
+    Ok(Tokenizer::from_kind(Kind::World(world)))
+}
+
+/// `added_tokens_decoder` of `tokenizer_config.json`: ids with an object whose `content` is the text.
+fn added_tokens(config: &Map<String, Value>) -> BTreeMap<u32, String> {
+    let entries = config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten();
+    entries.filter_map(|(id, token)| Some((id.parse().ok()?, token.get("content")?.as_str()?.to_owned()))).collect()
+}
+
 /// GPT-2's `vocab.json` and `merges.txt`.
 fn from_two_files(folder: &Path, special: &mut SpecialTokens) -> Result<Tokenizer> {
     let (vocabulary, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
     let (Some(vocabulary_text), Some(merges_text)) = (read_if_there(&vocabulary)?, read_if_there(&merges)?) else {
         return Err(Error::Tokenizer(format!(
-            "{}: no {TOKENIZER} here (nor vocab.json with merges.txt); name the folder of a model or train a tokenizer",
-            folder.display()
+            "{}: no {TOKENIZER} here (nor vocab.json with merges.txt, nor {}); name the folder of a model or train a tokenizer",
+            folder.display(),
+            rwkv_world::VOCABULARY
         )));
     };
     let ids: std::collections::HashMap<String, u32> = serde_json::from_str(&vocabulary_text)
@@ -276,6 +329,47 @@ mod tests {
         assert_eq!(tokenizer.special().eos.as_deref(), Some("<|endoftext|>"));
         write(&folder.path().join("merges.txt"), "a b\nabc\n").unwrap();
         assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("merges.txt:2"));
+    }
+
+    const TABLE: &str =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tokenizers/rwkv-world/rwkv_vocab_v20230424.txt");
+
+    #[test]
+    fn a_world_table_is_a_tokenizer() {
+        let (folder, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::copy(TABLE, folder.path().join(rwkv_world::VOCABULARY)).unwrap();
+        assert!(Tokenizer::file_in(folder.path()).is_some() && Tokenizer::file_in(again.path()).is_none());
+        let tokenizer = Tokenizer::load(folder.path()).unwrap();
+        let end = tokenizer.special().eos.clone().unwrap();
+        assert_eq!((tokenizer.id(&end), tokenizer.vocabulary_size()), (Some(0), 65530));
+        assert!(tokenizer.is_special(0) && !tokenizer.is_special(98));
+        assert!(!tokenizer.encode_user_text(&end).unwrap().contains(&0));
+        let tokenizer = tokenizer.with_template(ChatTemplate::new(CHATML).unwrap());
+        tokenizer.save(again.path()).unwrap();
+        let loaded = Tokenizer::load(again.path()).unwrap();
+        let text = format!("数据 ünder\n{end}x");
+        assert_eq!(loaded.encode(&text, true).unwrap(), tokenizer.encode(&text, true).unwrap());
+        assert_eq!((loaded.fingerprint(), loaded.special()), (tokenizer.fingerprint(), tokenizer.special()));
+        assert_eq!(loaded.template().unwrap().source(), CHATML);
+    }
+
+    #[test]
+    fn a_world_table_takes_its_folders_special_tokens() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(TABLE, folder.path().join("vocab.txt")).unwrap();
+        let config = r#"{"vocab_file":"vocab.txt","bos_token":"<s>","eos_token":"\n\n","added_tokens_decoder":{"0":{"content":"<s>"},"65530":{"content":"<|user|>"},"65531":{"content":"\n\n"}}}"#;
+        write(&folder.path().join(CONFIG), config).unwrap();
+        let tokenizer = Tokenizer::load(folder.path()).unwrap();
+        assert_eq!(tokenizer.encode("<s>a<|user|>\n\n", true).unwrap().ids, [0, 98, 65530, 261]);
+        assert_eq!(tokenizer.special_texts(), ["<s>", "<|user|>"]);
+        write(
+            &folder.path().join(CONFIG),
+            r#"{"vocab_file":"vocab.txt","added_tokens_decoder":{"98":{"content":"<s>"}}}"#,
+        )
+        .unwrap();
+        assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("`<s>` has id 98"));
+        write(&folder.path().join(CONFIG), r#"{"vocab_file":"../vocab.txt"}"#).unwrap();
+        assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("no tokenizer.json here"));
     }
 
     #[test]

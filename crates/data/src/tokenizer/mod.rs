@@ -2,13 +2,14 @@
 //!
 //! The text pipeline itself (normalizer, pre-tokenizer, model, post-processor, decoder of a `tokenizer.json`) is the
 //! `tokenizers` library's, so ids equal the reference's. This module adds what surrounds it: a model folder's companion files,
-//! training, streaming and special tokens.
+//! training, streaming and special tokens. The RWKV world tokenizer, which the library lacks, is here in full.
 //!
 //! Left out: SentencePiece's `tokenizer.model` (convert it to `tokenizer.json` first), and the flags `add_bos_token` and
 //! `add_eos_token` of `tokenizer_config.json`: the post-processor of `tokenizer.json` alone decides which special tokens are
 //! added. Truncation and padding stored in `tokenizer.json` are dropped, for they would cut texts unasked.
 
 mod files;
+mod rwkv_world;
 mod special;
 mod stream;
 mod train;
@@ -21,6 +22,7 @@ use serde_json::{Map, Value};
 
 use crate::template::ChatTemplate;
 use crate::{Error, Result};
+use rwkv_world::World;
 pub use special::SpecialTokens;
 pub use stream::TextStream;
 pub use train::BpeOptions;
@@ -50,13 +52,22 @@ pub struct Tokenizer {
     companion: Arc<Companion>,
 }
 
-/// What `tokenizer.json` says, with what is derived from it on first use.
+/// What turns text into ids, with what is derived from it on first use.
 #[derive(Debug)]
 struct Pipeline {
-    library: tokenizers::Tokenizer,
+    kind: Kind,
     without_special: OnceLock<tokenizers::Tokenizer>,
     vocabulary: OnceLock<usize>,
     fingerprint: OnceLock<u64>,
+}
+
+/// The two kinds of pipeline.
+#[derive(Debug)]
+enum Kind {
+    /// What a `tokenizer.json` describes.
+    Library(Box<tokenizers::Tokenizer>),
+    /// RWKV's table of byte strings.
+    World(World),
 }
 
 /// What the files next to `tokenizer.json` say.
@@ -88,13 +99,13 @@ impl Tokenizer {
     fn from_library(mut library: tokenizers::Tokenizer) -> Result<Self> {
         library.with_truncation(None).map_err(library_error)?;
         library.with_padding(None);
-        let pipeline = Pipeline {
-            library,
-            without_special: OnceLock::new(),
-            vocabulary: OnceLock::new(),
-            fingerprint: OnceLock::new(),
-        };
-        Ok(Self { pipeline: Arc::new(pipeline), companion: Arc::default() })
+        Ok(Self::from_kind(Kind::Library(Box::new(library))))
+    }
+
+    fn from_kind(kind: Kind) -> Self {
+        let (without_special, vocabulary, fingerprint) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        let pipeline = Pipeline { kind, without_special, vocabulary, fingerprint };
+        Self { pipeline: Arc::new(pipeline), companion: Arc::default() }
     }
 
     /// Encodes a text. `add_special` adds what the post-processor adds (a beginning-of-sequence token, say); a text rendered by
@@ -103,7 +114,11 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the model of the tokenizer cannot hold the text (an unknown piece without an unknown token).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Encoding> {
-        let encoding = self.pipeline.library.encode_char_offsets(text, add_special).map_err(library_error)?;
+        let library = match &self.pipeline.kind {
+            Kind::Library(library) => library,
+            Kind::World(world) => return Ok(world.encoding(text)),
+        };
+        let encoding = library.encode_char_offsets(text, add_special).map_err(library_error)?;
         Ok(Encoding { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
     }
 
@@ -112,8 +127,12 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_ids(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.pipeline.library.encode_fast(text, add_special).map_err(library_error)?;
-        Ok(encoding.get_ids().to_vec())
+        match &self.pipeline.kind {
+            Kind::Library(library) => {
+                Ok(library.encode_fast(text, add_special).map_err(library_error)?.get_ids().to_vec())
+            }
+            Kind::World(world) => Ok(world.encode(text, true).into_iter().map(|(id, _)| id).collect()),
+        }
     }
 
     /// Encodes what a user typed: a special token written out in the text becomes ordinary pieces. Added tokens that are not
@@ -122,8 +141,12 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_user_text(&self, text: &str) -> Result<Vec<u32>> {
+        let library = match &self.pipeline.kind {
+            Kind::Library(library) => library,
+            Kind::World(world) => return Ok(world.encode(text, false).into_iter().map(|(id, _)| id).collect()),
+        };
         let library = self.pipeline.without_special.get_or_init(|| {
-            let mut library = self.pipeline.library.clone();
+            let mut library = tokenizers::Tokenizer::clone(library);
             library.set_encode_special_tokens(true);
             library
         });
@@ -136,33 +159,54 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the decoder refuses the tokens.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.pipeline.library.decode(ids, skip_special).map_err(library_error)
+        match &self.pipeline.kind {
+            Kind::Library(library) => library.decode(ids, skip_special).map_err(library_error),
+            Kind::World(world) => Ok(world.decode(ids, skip_special)),
+        }
     }
 
     /// Number of ids, holes counted: one above the largest.
     pub fn vocabulary_size(&self) -> usize {
-        let largest = || self.pipeline.library.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let largest = || match &self.pipeline.kind {
+            Kind::Library(library) => library.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1),
+            Kind::World(world) => world.vocabulary_size(),
+        };
         *self.pipeline.vocabulary.get_or_init(largest)
     }
 
     /// The id of a token, written as in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.pipeline.library.token_to_id(token)
+        match &self.pipeline.kind {
+            Kind::Library(library) => library.token_to_id(token),
+            Kind::World(world) => world.id(token),
+        }
     }
 
     /// The token of an id, written as in the vocabulary.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.pipeline.library.id_to_token(id)
+        match &self.pipeline.kind {
+            Kind::Library(library) => library.id_to_token(id),
+            Kind::World(world) => world.token(id),
+        }
     }
 
     /// Whether decoding with `skip_special` leaves this token out.
     pub fn is_special(&self, id: u32) -> bool {
-        self.token(id).is_some_and(|token| self.pipeline.library.get_added_vocabulary().is_special_token(&token))
+        match &self.pipeline.kind {
+            Kind::Library(library) => {
+                library.id_to_token(id).is_some_and(|token| library.get_added_vocabulary().is_special_token(&token))
+            }
+            Kind::World(world) => world.special().contains_key(&id),
+        }
     }
 
     /// Every added token that is flagged special, as text, by id.
     pub fn special_texts(&self) -> Vec<String> {
-        let added = self.pipeline.library.get_added_tokens_decoder();
+        let library = match &self.pipeline.kind {
+            Kind::Library(library) => library,
+            Kind::World(world) => return world.special().values().cloned().collect(),
+        };
+        let added = library.get_added_tokens_decoder();
         let special: BTreeMap<u32, String> =
             added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
         special.into_values().collect()
@@ -214,14 +258,22 @@ impl Tokenizer {
         TextStream::new(self.clone(), false)
     }
 
-    /// A number that tells tokenizers apart: 64-bit FNV-1a of the `tokenizer.json` as [`Tokenizer::save`] writes it.
+    /// A number that tells tokenizers apart: 64-bit FNV-1a of the main file as [`Tokenizer::save`] writes it, and of the
+    /// special tokens where that file has not got them.
     pub fn fingerprint(&self) -> u64 {
-        *self.pipeline.fingerprint.get_or_init(|| fnv1a(self.json().unwrap_or_default().as_bytes()))
+        let special = match &self.pipeline.kind {
+            Kind::Library(_) => String::new(),
+            Kind::World(world) => format!("{:?}", world.special()),
+        };
+        *self.pipeline.fingerprint.get_or_init(|| fnv1a((self.main_file().unwrap_or_default() + &special).as_bytes()))
     }
 
-    /// The text of `tokenizer.json`.
-    fn json(&self) -> Result<String> {
-        self.pipeline.library.to_string(false).map_err(library_error)
+    /// The text of the file that the ids come from: `tokenizer.json`, or the table of an RWKV world tokenizer.
+    fn main_file(&self) -> Result<String> {
+        match &self.pipeline.kind {
+            Kind::Library(library) => library.to_string(false).map_err(library_error),
+            Kind::World(world) => Ok(world.source.clone()),
+        }
     }
 }
 
@@ -237,6 +289,7 @@ fn library_error(reason: tokenizers::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[derive(serde::Deserialize)]
     struct Case {
@@ -247,17 +300,18 @@ mod tests {
         decoded: String,
     }
 
-    const KINDS: [&str; 4] = ["bpe-bytelevel", "bpe-metaspace", "unigram", "wordpiece"];
+    const KINDS: [&str; 5] = ["bpe-bytelevel", "bpe-metaspace", "unigram", "wordpiece", "rwkv-world"];
+
+    const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tokenizers");
 
     fn fixture(kind: &str, file: &str) -> Vec<u8> {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tokenizers");
-        std::fs::read(format!("{folder}/{kind}/{file}")).unwrap()
+        std::fs::read(format!("{FOLDER}/{kind}/{file}")).unwrap()
     }
 
     #[test]
     fn fixtures_agree_with_the_reference() {
         for kind in KINDS {
-            let tokenizer = Tokenizer::from_json(&fixture(kind, "tokenizer.json")).unwrap();
+            let tokenizer = Tokenizer::load(&Path::new(FOLDER).join(kind)).unwrap();
             let cases: Vec<Case> = serde_json::from_slice(&fixture(kind, "cases.json")).unwrap();
             assert!(cases.len() >= 40);
             for case in cases {
@@ -274,7 +328,7 @@ mod tests {
     #[test]
     fn streams_equal_whole_decoding() {
         for kind in KINDS {
-            let tokenizer = Tokenizer::from_json(&fixture(kind, "tokenizer.json")).unwrap();
+            let tokenizer = Tokenizer::load(&Path::new(FOLDER).join(kind)).unwrap();
             let cases: Vec<Case> = serde_json::from_slice(&fixture(kind, "cases.json")).unwrap();
             for case in cases {
                 let mut stream = tokenizer.stream();

@@ -117,7 +117,7 @@ impl Tokenizer {
         };
         // A round trip through the file's form renumbers the ranks as every later load will.
         let trained = Self::from_byte_level_model(model, &tokens)?;
-        Ok(Self::from_json(trained.json()?.as_bytes())?.with_special(roles))
+        Ok(Self::from_json(trained.main_file()?.as_bytes())?.with_special(roles))
     }
 
     /// A GPT-2 style pipeline around a model.
@@ -234,7 +234,7 @@ mod tests {
         let forward = Tokenizer::train_byte_level_bpe(texts(), &options).unwrap();
         let backward =
             Tokenizer::train_byte_level_bpe(texts().collect::<Vec<_>>().into_iter().rev(), &options).unwrap();
-        assert_eq!(forward.json().unwrap(), backward.json().unwrap());
+        assert_eq!(forward.main_file().unwrap(), backward.main_file().unwrap());
         assert_eq!(forward.fingerprint(), backward.fingerprint());
         assert!(forward.vocabulary_size() > 300);
     }

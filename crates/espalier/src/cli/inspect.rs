@@ -68,8 +68,7 @@ impl Inspected {
         };
         let Description { family, spec, checkpoint, .. } = Description::read(&base)?;
         let home = model_path::tokenizer_folder(folder, &base);
-        let has_tokenizer = ["tokenizer.json", "vocab.json"].iter().any(|name| home.join(name).is_file());
-        let tokenizer = has_tokenizer.then(|| Tokenizer::load(&home)).transpose()?;
+        let tokenizer = Tokenizer::file_in(&home).map(|_| Tokenizer::load(&home)).transpose()?;
         Ok(Self {
             folder: folder.to_path_buf(),
             base,

@@ -21,7 +21,7 @@ use espalier_train::objectives::symbols::Symbols;
 use serde_json::{Map, Value};
 
 use super::data::text_of;
-use crate::{Error, Result, recipe::NewModel};
+use crate::{Error, Result, model_path, recipe::NewModel};
 
 /// A model with its text front end, ready to be trained.
 pub struct Start {
@@ -36,15 +36,15 @@ pub struct Start {
 /// # Errors
 /// When a file is missing or damaged.
 pub fn open(path: &Path, changes: &Map<String, Value>, template: Option<&str>, device: &Device) -> Result<Start> {
-    if !path.is_dir() {
+    if !path.is_dir() && !folder::is_bare(path) {
         return Err(Error::usage(format!(
             "model `{}` is not a folder, nor the name of an earlier stage",
             path.display()
         )));
     }
     let loaded = folder::load_changed(path, changes, device)?;
-    let place = if path.join("tokenizer.json").is_file() { path } else { loaded.base.as_path() };
-    let tokenizer = with_template(Tokenizer::load(place)?, template)?;
+    let place = model_path::tokenizer_folder(path, &loaded.base);
+    let tokenizer = with_template(Tokenizer::load(&place)?, template)?;
     check_vocabulary(&tokenizer, &loaded.model)?;
     Ok(Start { loaded, tokenizer })
 }

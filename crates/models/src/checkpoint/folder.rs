@@ -1,10 +1,12 @@
-//! The weights of a model folder: one `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+//! The weights of a model: `model.safetensors` of its folder, the shards that `model.safetensors.index.json` lists, the same
+//! two of PyTorch, or a single file of either kind under any name.
 //!
 //! The index decides which tensors count: each must be in the shard it names, and a tensor that only a shard knows is
-//! not part of the model. Left out: `pytorch_model.bin`, whose pickles can run code; it must be converted first.
+//! not part of the model.
 
 use super::safetensors::{Dtype, TensorFile, TensorInfo};
 use crate::error::{Error, Result};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -15,9 +17,13 @@ pub const SINGLE_FILE: &str = "model.safetensors";
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// An index lists a few hundred bytes per tensor; more than this is no index.
 const INDEX_LIMIT: u64 = 64 << 20;
-const PICKLES: [&str; 3] = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth"];
+/// The two as PyTorch writes them; safetensors win where a folder has both.
+const SINGLE_PICKLE: &str = "pytorch_model.bin";
+const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
+/// Ends of the names of weight files.
+const ENDINGS: [&str; 3] = ["safetensors", "pth", "pt"];
 
-/// The tensors of a model folder, over however many files.
+/// The tensors of a model, over however many files.
 ///
 /// ```no_run
 /// use espalier_models::checkpoint::Checkpoint;
@@ -34,39 +40,48 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the weights in `folder`.
+    /// Opens the weights in the folder or the file `path`.
     ///
     /// # Errors
     /// When there are none, the index does not match the shards, or a file breaks its format.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let exists = |name: &str| folder.join(name).is_file();
-        if exists(SINGLE_FILE) {
-            Self::open_single(folder)
-        } else if exists(INDEX_FILE) {
-            Self::open_shards(folder)
-        } else {
-            Err(no_weights(folder, PICKLES.into_iter().find(|name| exists(name))))
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = if path.is_file() { Some(path.to_path_buf()) } else { Self::file_in(path) };
+        let Some(file) = file else {
+            let reason = format!("has neither {SINGLE_FILE} nor {INDEX_FILE}; check that this is a model's folder");
+            return Err(Error::checkpoint(path, reason));
+        };
+        if file.extension().is_some_and(|ending| ending == "json") {
+            return Self::open_shards(path, &file);
         }
-    }
-
-    fn open_single(folder: &Path) -> Result<Self> {
-        let file = TensorFile::open(&folder.join(SINGLE_FILE))?;
+        let file = TensorFile::open(&file)?;
         let places = file.names().map(|name| (name.to_owned(), 0)).collect();
-        Ok(Self { folder: folder.to_path_buf(), files: vec![file], places })
+        Ok(Self { folder: path.to_path_buf(), files: vec![file], places })
     }
 
-    fn open_shards(folder: &Path) -> Result<Self> {
-        let index = folder.join(INDEX_FILE);
+    /// The file of `folder` with its weights or their index; where none has a usual name, the only one that ends like a file of
+    /// weights.
+    pub fn file_in(folder: &Path) -> Option<PathBuf> {
+        let usual = [SINGLE_FILE, INDEX_FILE, SINGLE_PICKLE, PICKLE_INDEX].map(|name| folder.join(name));
+        usual.into_iter().find(|path| path.is_file()).or_else(|| {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+            let ends =
+                |path: &PathBuf| path.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known));
+            let mut found = entries.filter(|path| ends(path) && path.is_file());
+            found.next().filter(|_| found.next().is_none())
+        })
+    }
+
+    fn open_shards(folder: &Path, index: &Path) -> Result<Self> {
         let (mut files, mut places, mut numbers) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        for (tensor, shard) in read_index(&index)? {
+        for (tensor, shard) in read_index(index)? {
             if !numbers.contains_key(&shard) {
-                files.push(open_shard(&index, folder, &shard)?);
+                files.push(open_shard(index, folder, &shard)?);
                 numbers.insert(shard.clone(), files.len() - 1);
             }
             let number = numbers[&shard];
             if files[number].info(&tensor).is_none() {
                 return Err(Error::checkpoint(
-                    &index,
+                    index,
                     format!("tensor `{tensor}` is not in {shard}; download both again"),
                 ));
             }
@@ -75,7 +90,7 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_path_buf(), files, places })
     }
 
-    /// The folder.
+    /// The folder, or the file where that was opened.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -90,11 +105,11 @@ impl Checkpoint {
         self.files.get(*self.places.get(name)?)?.info(name)
     }
 
-    /// The stored bytes of the tensor `name`, little-endian and row-major.
+    /// The bytes of the tensor `name`, little-endian and row-major.
     ///
     /// # Errors
     /// When the checkpoint lacks the tensor.
-    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+    pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
         self.file(name)?.bytes(name)
     }
 
@@ -117,7 +132,8 @@ impl Checkpoint {
 
     /// Bytes of all tensors together, headers left out.
     pub fn total_bytes(&self) -> u64 {
-        self.names().filter_map(|name| self.bytes(name).ok()).map(|bytes| bytes.len() as u64).sum()
+        let bytes = |info: &TensorInfo| (info.elements() as u64).saturating_mul(info.dtype.bitsize() as u64) / 8;
+        self.names().filter_map(|name| self.info(name)).map(bytes).sum()
     }
 
     fn file(&self, name: &str) -> Result<&TensorFile> {
@@ -131,16 +147,6 @@ impl Checkpoint {
     }
 }
 
-fn no_weights(folder: &Path, pickle: Option<&str>) -> Error {
-    let reason = match pickle {
-        Some(pickle) => format!(
-            "has {pickle} but no {SINGLE_FILE}; pickles can run code and are not read: convert the weights to safetensors"
-        ),
-        None => format!("has neither {SINGLE_FILE} nor {INDEX_FILE}; check that this is a model's folder"),
-    };
-    Error::checkpoint(folder, reason)
-}
-
 /// The `weight_map` of the index at `path`: tensor to shard.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     #[derive(serde::Deserialize)]
@@ -152,7 +158,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     }
     let text = std::fs::read(path).map_err(Error::file(path))?;
     let index: Index = serde_json::from_slice(&text)
-        .map_err(|error| Error::checkpoint(path, format!("not a safetensors index ({error}); download it again")))?;
+        .map_err(|error| Error::checkpoint(path, format!("not an index of shards ({error}); download it again")))?;
     Ok(index.weight_map)
 }
 
@@ -231,10 +237,29 @@ mod tests {
     #[test]
     fn broken_indices_and_empty_folders_are_errors() {
         let folder = folder_with_index("[3]");
-        assert!(error(folder.path()).contains("not a safetensors index"));
+        assert!(error(folder.path()).contains("not an index of shards"));
         let folder = tempfile::tempdir().unwrap();
         assert!(error(folder.path()).contains("neither model.safetensors"));
-        fs::write(folder.path().join("pytorch_model.bin"), b"PK").unwrap();
-        assert!(error(folder.path()).contains("convert the weights to safetensors"));
+        fs::write(folder.path().join("pytorch_model.bin"), b"PK\x03\x04").unwrap();
+        assert!(error(folder.path()).contains("not a whole zip archive"));
+    }
+
+    #[test]
+    fn files_of_pytorch_serve_as_well() {
+        let whole = Checkpoint::open(format!("{FIXTURES}/pth/kinds.pth").as_ref()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let lone = folder.path().join("any-name.pth");
+        fs::copy(format!("{FIXTURES}/pth/kinds.pth"), &lone).unwrap();
+        assert_eq!(Checkpoint::file_in(folder.path()), Some(lone.clone()));
+        let read = Checkpoint::open(folder.path()).unwrap();
+        assert!(read.names().eq(whole.names()));
+        assert_eq!(read.total_bytes(), whole.names().map(|name| whole.bytes(name).unwrap().len() as u64).sum::<u64>());
+        // Of two unknown names none is the model; the usual name is.
+        fs::copy(&lone, folder.path().join("other.pth")).unwrap();
+        assert_eq!(Checkpoint::file_in(folder.path()), None);
+        fs::write(folder.path().join(PICKLE_INDEX), r#"{"weight_map":{"row":"other.pth"}}"#).unwrap();
+        let read = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!(read.names().collect::<Vec<_>>(), ["row"]);
+        assert_eq!(read.read_f32("row", None).unwrap(), whole.read_f32("row", None).unwrap());
     }
 }

@@ -1,11 +1,14 @@
-//! Checkpoints in and out: safetensors files, folders of shards, and the configuration of adapters.
+//! Checkpoints in and out: safetensors files, PyTorch's files, folders of shards, and the configuration of adapters.
 
 pub mod folder;
 pub mod partial_file;
 pub mod peft_config;
 mod peft_targets;
+mod pickle;
+mod pth;
 pub mod safetensors;
 pub mod writer;
+mod zip;
 
 pub use self::safetensors::{Dtype, TensorFile, TensorInfo};
 pub use folder::Checkpoint;

@@ -1,10 +1,11 @@
-//! Reads one safetensors file through a memory map.
+//! Reads one file of tensors through a memory map: safetensors, or a checkpoint of PyTorch (see `pth.rs`).
 //!
-//! The format is that of huggingface/safetensors: a `u64` header length, a JSON header, then the tensors' bytes. The
+//! The format of safetensors is that of huggingface/safetensors: a `u64` header length, a JSON header, then the tensors' bytes. The
 //! header comes from outside, so nothing in it is believed: the `safetensors` crate checks its length, its JSON, and
 //! that shapes, types and offsets cover the buffer without overlap or hole; this file adds duplicate names. Nothing is
 //! allocated by a size that the file only claims. Left out: 8-bit and 4-bit floats, which have readers of their own.
 
+use super::pth;
 use crate::error::{Error, Result};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -12,6 +13,7 @@ use memmap2::Mmap;
 pub use safetensors::Dtype;
 use safetensors::{SafeTensors, tensor::TensorInfo as Entry};
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
@@ -33,7 +35,7 @@ impl TensorInfo {
     }
 }
 
-/// One safetensors file, memory-mapped and checked.
+/// One file of tensors, memory-mapped and checked.
 ///
 /// ```no_run
 /// use espalier_models::checkpoint::TensorFile;
@@ -52,9 +54,32 @@ pub struct TensorFile {
 
 /// Where a tensor lies in the map.
 #[derive(Debug, Clone, PartialEq)]
-struct Stored {
-    info: TensorInfo,
-    bytes: Range<usize>,
+pub(super) struct Stored {
+    pub info: TensorInfo,
+    pub bytes: Range<usize>,
+    /// How its elements are reached where they do not lie row by row.
+    pub strided: Option<Strided>,
+}
+
+/// Elements that are spread over the bytes of a tensor, all of which lie within them.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Strided {
+    /// Elements from one index of an axis to the next.
+    pub strides: Vec<usize>,
+    /// Bytes of an element.
+    pub width: usize,
+}
+
+impl Strided {
+    /// The elements row by row.
+    fn gather(&self, bytes: &[u8], shape: &[usize]) -> Vec<u8> {
+        let mut places = vec![0];
+        for (axis, stride) in shape.iter().zip(&self.strides) {
+            places = places.iter().flat_map(|place| (0..*axis).map(move |index| place + index * stride)).collect();
+        }
+        let element = |place: usize| bytes.get(place * self.width..(place + 1) * self.width);
+        places.into_iter().filter_map(element).flatten().copied().collect()
+    }
 }
 
 impl TensorFile {
@@ -64,7 +89,11 @@ impl TensorFile {
     /// When the file cannot be read, or its header breaks the format in any way.
     pub fn open(path: &Path) -> Result<Self> {
         let map = espalier_kernels::memory_map::map_file(path).map_err(Error::file(path))?;
-        let tensors = parse_header(&map).map_err(|reason| Error::checkpoint(path, reason))?;
+        let tensors = match pth::is_pytorch(&map) {
+            true => pth::parse(&map),
+            false => parse_header(&map),
+        };
+        let tensors = tensors.map_err(|reason| Error::checkpoint(path, reason))?;
         Ok(Self { path: path.to_path_buf(), map, tensors })
     }
 
@@ -83,13 +112,18 @@ impl TensorFile {
         self.tensors.get(name).map(|stored| &stored.info)
     }
 
-    /// The stored bytes of the tensor `name`, little-endian and row-major.
+    /// The bytes of the tensor `name`, little-endian and row-major.
     ///
     /// # Errors
     /// When the file lacks the tensor.
-    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+    pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
         let stored = self.stored(name)?;
-        self.map.get(stored.bytes.clone()).ok_or_else(|| self.error(format!("tensor `{name}` lies outside the file")))
+        let outside = || self.error(format!("tensor `{name}` lies outside the file"));
+        let bytes = self.map.get(stored.bytes.clone()).ok_or_else(outside)?;
+        Ok(match &stored.strided {
+            None => bytes.into(),
+            Some(strided) => strided.gather(bytes, &stored.info.shape).into(),
+        })
     }
 
     /// The tensor `name` as `f32`, row-major; only `rows` of its first axis when given.
@@ -98,7 +132,8 @@ impl TensorFile {
     /// When the file lacks the tensor or the rows, or the tensor is not F32, F16, BF16 or F64.
     pub fn read_f32(&self, name: &str, rows: Option<Range<usize>>) -> Result<Vec<f32>> {
         let info = &self.stored(name)?.info;
-        let mut bytes = self.bytes(name)?;
+        let whole = self.bytes(name)?;
+        let mut bytes = &whole[..];
         if let Some(rows) = rows {
             let part = row_bytes(info, bytes.len(), &rows).ok_or_else(|| self.missing_rows(name, info, &rows))?;
             bytes = &bytes[part];
@@ -120,7 +155,7 @@ impl TensorFile {
     /// When the file lacks the tensor, it is not of an integer type, or a `u64` does not fit.
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
         let info = &self.stored(name)?.info;
-        integers(info.dtype, self.bytes(name)?).ok_or_else(|| {
+        integers(info.dtype, &self.bytes(name)?).ok_or_else(|| {
             self.error(format!("tensor `{name}` holds {:?}; expected integers that fit 64 signed bits", info.dtype))
         })
     }
@@ -160,7 +195,7 @@ fn parse_header(file: &[u8]) -> std::result::Result<BTreeMap<String, Stored>, St
     let place = |(name, entry): (String, &Entry)| {
         let (begin, end) = entry.data_offsets;
         let info = TensorInfo { dtype: entry.dtype, shape: entry.shape.clone() };
-        (name, Stored { info, bytes: start + begin..start + end })
+        (name, Stored { info, bytes: start + begin..start + end, strided: None })
     };
     Ok(metadata.tensors().into_iter().map(place).collect())
 }
@@ -248,7 +283,7 @@ mod tests {
         let read = open(&file(VALID, 19)).unwrap();
         assert_eq!(read.names().collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(read.info("a").unwrap(), &TensorInfo { dtype: Dtype::F32, shape: vec![2, 2] });
-        assert_eq!(read.bytes("b").unwrap(), [16, 17, 18]);
+        assert_eq!(*read.bytes("b").unwrap(), [16, 17, 18]);
         let all = read.read_f32("a", None).unwrap();
         assert_eq!(all[1], f32::from_le_bytes([4, 5, 6, 7]));
         assert_eq!(read.read_f32("a", Some(1..2)).unwrap(), all[2..]);

@@ -257,7 +257,7 @@ mod tests {
             let tensor = reference.tensor(name).unwrap();
             assert_eq!(
                 (tensor.data(), tensor.shape()),
-                (checkpoint.bytes(name).unwrap(), &checkpoint.info(name).unwrap().shape[..])
+                (&checkpoint.bytes(name).unwrap()[..], &checkpoint.info(name).unwrap().shape[..])
             );
         }
     }

@@ -115,7 +115,7 @@ pub(super) fn split(
     let (experts, width) = match channel {
         ChannelSpec::SparseExperts(experts) => (experts, width),
         ChannelSpec::MultiHeadExperts(spec) => (&spec.experts, width / spec.heads),
-        ChannelSpec::Mlp(_) | ChannelSpec::GatedMlp(_) | ChannelSpec::None => return entries.push(entry),
+        _ => return entries.push(entry),
     };
     let (Some(module), inner) = (entry.name.split(".experts.").next(), experts.expert.inner) else { return };
     let is_up = entry.parts[0].contains(".experts.up.");

@@ -32,10 +32,16 @@ mod qwen_windows;
 pub mod recurrent_gemma;
 pub mod rope;
 mod routers;
+mod rwkv;
+pub mod rwkv4;
+pub mod rwkv5;
+pub mod rwkv6;
+pub mod rwkv7;
 pub mod smollm3;
 pub mod t5;
 
 pub use config::Config;
+pub use rwkv::bare;
 
 use crate::error::{Error, Result};
 use crate::spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
@@ -89,6 +95,11 @@ pub const FAMILIES: &[Family] = &[
     qwen2::FAMILY,
     qwen3::FAMILY,
     recurrent_gemma::FAMILY,
+    rwkv4::FAMILY,
+    rwkv4::AUTHORS,
+    rwkv5::FAMILY,
+    rwkv6::FAMILY,
+    rwkv7::FAMILY,
     smollm3::FAMILY,
     t5::FAMILY,
 ];
@@ -300,7 +311,7 @@ fn mlp(block: &BlockSpec) -> Option<&MlpSpec> {
         ChannelSpec::Mlp(mlp) | ChannelSpec::GatedMlp(mlp) => Some(mlp),
         ChannelSpec::SparseExperts(experts) => Some(&experts.expert),
         ChannelSpec::MultiHeadExperts(spec) => Some(&spec.experts.expert),
-        ChannelSpec::None => None,
+        ChannelSpec::Rwkv(_) | ChannelSpec::None => None,
     }
 }
 
@@ -364,7 +375,8 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
-    const MODELS: [&str; 29] = [
+    const MODELS: [&str; 30] = [
+        "rwkv4",
         "mamba",
         "mamba2",
         "jamba",
@@ -502,6 +514,7 @@ mod tests {
     #[test]
     fn hostile_sizes_are_errors_in_every_family() {
         let keys = |model| match model {
+            "rwkv4" => ["hidden_size", "attention_hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"],
             "gpt2" | "gptj" => ["n_embd", "n_head", "n_layer", "vocab_size", "n_positions"],
             "bloom-alibi" => ["hidden_size", "n_head", "n_layer", "vocab_size", "seq_length"],
             "jetmoe" => ["hidden_size", "num_key_value_heads", "num_hidden_layers", "vocab_size", "intermediate_size"],

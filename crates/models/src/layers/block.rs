@@ -16,7 +16,7 @@ use crate::{
     Result,
     auxiliary::{SideOutput, SideSpec, Sides},
     parameter::{Parameters, parameters},
-    recurrent::Recurrent,
+    recurrent::{Recurrent, RecurrentState},
     spec::{BlockSpec, MixerSpec, NormSpec, Residual},
     stack::Context,
     state::{BlockState, MixerState},
@@ -149,9 +149,9 @@ impl Block {
         state: Option<&mut BlockState>,
         sides: &mut Sides,
     ) -> Tensor<3> {
-        let (mixer, source) = match state {
-            Some(state) => (Some(&mut state.mixer), Some(&mut state.source)),
-            None => (None, None),
+        let (mixer, source, remembered) = match state {
+            Some(state) => (Some(&mut state.mixer), Some(&mut state.source), Some(&mut state.channel)),
+            None => (None, None, None),
         };
         let cross = |x: Transient<3>| match (&self.cross, &context.memory) {
             (Some(cross), Some(memory)) => {
@@ -160,7 +160,7 @@ impl Block {
             _ => None,
         };
         if self.residual == Residual::PostNorm {
-            return self.forward_post_norm(x, context, mixer, cross, sides);
+            return self.forward_post_norm(x, context, (mixer, remembered), cross, sides);
         }
         let normed = self.mixer_norm.forward_transient(x.clone());
         let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
@@ -184,7 +184,7 @@ impl Block {
                 (x.clone(), beside.unwrap_or_else(|| x.into()))
             }
         };
-        x + dropped(optional(&self.channel_output_norm, channel.forward(inner, context, sides)), context, 1)
+        x + dropped(optional(&self.channel_output_norm, channel.forward(inner, context, remembered, sides)), context, 1)
     }
 
     /// `x = norm(x + mixer(x))`, and so on for the other parts.
@@ -192,7 +192,7 @@ impl Block {
         &self,
         x: Tensor<3>,
         context: &Context,
-        state: Option<&mut MixerState>,
+        (state, beside): (Option<&mut MixerState>, Option<&mut RecurrentState>),
         cross: impl FnOnce(Transient<3>) -> Option<(&'a Norm, Tensor<3>)>,
         sides: &mut Sides,
     ) -> Tensor<3> {
@@ -203,7 +203,7 @@ impl Block {
             x = sum(norm, x, seen);
         }
         let Some(channel) = &self.channel else { return x };
-        let inner = dropped(channel.forward(x.clone().into(), context, sides), context, 1);
+        let inner = dropped(channel.forward(x.clone().into(), context, beside, sides), context, 1);
         match &self.channel_norm {
             Some(norm) => sum(norm, x, inner),
             None => x + inner,

@@ -11,12 +11,14 @@ use crate::{
     Result,
     auxiliary::{SideSpec, Sides},
     parameter::parameters,
+    recurrent::{RecurrentState, RwkvChannel},
     spec::{ChannelSpec, MlpSpec},
     stack::Context,
 };
 
 /// What mixes along width.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one for each block, and none is moved about")]
 pub enum Channel {
     /// One layer for all tokens.
     FeedForward(FeedForward),
@@ -24,9 +26,11 @@ pub enum Channel {
     Experts(Experts),
     /// A few of many for each part of a token.
     MultiHeadExperts(MultiHeadExperts),
+    /// A layer that sees the token before.
+    Rwkv(RwkvChannel),
 }
 
-parameters!(enum Channel: FeedForward, Experts, MultiHeadExperts);
+parameters!(enum Channel: FeedForward, Experts, MultiHeadExperts, Rwkv);
 
 impl Channel {
     /// Builds what `spec` describes, if anything.
@@ -41,6 +45,7 @@ impl Channel {
             ChannelSpec::MultiHeadExperts(spec) => {
                 Self::MultiHeadExperts(MultiHeadExperts::build(builder, name, width, spec)?)
             }
+            ChannelSpec::Rwkv(spec) => Self::Rwkv(RwkvChannel::build(builder, name, width, spec)?),
             ChannelSpec::None => return Ok(None),
         }))
     }
@@ -48,18 +53,25 @@ impl Channel {
     /// What the layer says of tokens besides its output.
     pub fn side(&self) -> Option<SideSpec> {
         match self {
-            Self::FeedForward(_) => None,
+            Self::FeedForward(_) | Self::Rwkv(_) => None,
             Self::Experts(experts) => Some(experts.side(1)),
             Self::MultiHeadExperts(experts) => Some(experts.side()),
         }
     }
 
-    /// `x`: `[batch, time, width]`; the same shape comes back.
-    pub fn forward(&self, x: Transient<3>, context: &Context, sides: &mut Sides) -> Tensor<3> {
+    /// `x`: `[batch, time, width]`; the same shape comes back. `state` is of those that see the token before.
+    pub fn forward(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        state: Option<&mut RecurrentState>,
+        sides: &mut Sides,
+    ) -> Tensor<3> {
         match self {
             Self::FeedForward(layer) => layer.forward(x),
             Self::Experts(experts) => experts.forward(x.into_tensor(), context, sides),
             Self::MultiHeadExperts(experts) => experts.forward(x.into_tensor(), context, sides),
+            Self::Rwkv(layer) => layer.forward(x, context, state),
         }
     }
 }

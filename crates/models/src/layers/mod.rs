@@ -30,6 +30,10 @@ pub struct Builder<'a> {
     pub deviation: f64,
     /// Standard deviation of a fresh projection into the residual stream: smaller, so that depth does not add up (GPT-2).
     pub residual_deviation: f64,
+    /// The number of the block that is being built.
+    pub layer: usize,
+    /// Blocks of the stack.
+    pub layers: usize,
 }
 
 impl Builder<'_> {

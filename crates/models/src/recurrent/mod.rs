@@ -7,6 +7,11 @@ pub mod bigs;
 pub mod mamba;
 pub mod mamba2;
 pub mod rg_lru;
+mod rwkv;
+pub mod rwkv4;
+pub mod rwkv6;
+pub mod rwkv7;
+pub mod rwkv_channel;
 mod separate;
 pub mod state;
 
@@ -19,6 +24,11 @@ pub use self::{
     mamba::{Mamba, MambaSpec},
     mamba2::{Mamba2, Mamba2Spec},
     rg_lru::{RgLruBlock, RgLruSpec},
+    rwkv::Share,
+    rwkv_channel::{RwkvChannel, RwkvChannelSpec},
+    rwkv4::{Rwkv4, Rwkv4Spec},
+    rwkv6::{DynamicSpec, Rwkv6, Rwkv6Spec},
+    rwkv7::{Rwkv7, Rwkv7Spec},
     state::RecurrentState,
 };
 use crate::{Result, auxiliary::Sides, layers::Builder, parameter::parameters, stack::Context};
@@ -38,6 +48,12 @@ pub enum RecurrentSpec {
     RgLru(RgLruSpec),
     /// BiGS's state spaces in both directions.
     Bigs(BigsSpec),
+    /// RWKV-4's average.
+    Rwkv4(Rwkv4Spec),
+    /// RWKV-5's and RWKV-6's linear attention.
+    Rwkv6(Rwkv6Spec),
+    /// RWKV-7's delta rule.
+    Rwkv7(Rwkv7Spec),
 }
 
 impl RecurrentSpec {
@@ -48,17 +64,23 @@ impl RecurrentSpec {
             Self::Mamba2(spec) => spec.parameters(width),
             Self::RgLru(spec) => spec.parameters(width),
             Self::Bigs(spec) => spec.parameters(width),
+            Self::Rwkv4(spec) => spec.parameters(width),
+            Self::Rwkv6(spec) => spec.parameters(width),
+            Self::Rwkv7(spec) => spec.parameters(width),
         }
     }
 
     /// Numbers that a sequence leaves behind, however long it is.
-    pub fn state_size(&self) -> usize {
+    pub fn state_size(&self, width: usize) -> usize {
         match self {
             Self::Mamba(spec) => spec.inner * (spec.states + spec.taps - 1),
             Self::Mamba2(spec) => spec.inner() * spec.states + spec.convolved() * (spec.taps - 1),
             Self::RgLru(spec) => spec.inner * spec.taps,
             // It sees whole texts alone.
             Self::Bigs(_) => 0,
+            Self::Rwkv4(spec) => width + 3 * spec.inner,
+            Self::Rwkv6(spec) => width * (1 + spec.head_dim),
+            Self::Rwkv7(spec) => width * (1 + spec.head_dim),
         }
     }
 
@@ -69,6 +91,9 @@ impl RecurrentSpec {
             Self::Mamba2(spec) => 3 * spec.inner() + 2 * spec.convolved() + 2 * spec.heads,
             Self::RgLru(spec) => 7 * spec.inner,
             Self::Bigs(spec) => 11 * spec.inner,
+            Self::Rwkv4(spec) => 12 * spec.inner,
+            Self::Rwkv6(spec) => (17 + if spec.dynamic.is_some() { 16 } else { 0 }) * spec.heads * spec.head_dim,
+            Self::Rwkv7(spec) => 40 * spec.heads * spec.head_dim,
         }
     }
 
@@ -79,6 +104,9 @@ impl RecurrentSpec {
             Self::Mamba2(spec) => 3 * spec.inner() * spec.states + spec.convolved() * spec.taps,
             Self::RgLru(spec) => spec.inner * (spec.taps + 4),
             Self::Bigs(spec) => 2 * spec.inner * spec.modes,
+            Self::Rwkv4(spec) => 8 * spec.inner,
+            Self::Rwkv6(spec) => 4 * spec.heads * spec.head_dim * spec.head_dim,
+            Self::Rwkv7(spec) => 5 * spec.heads * spec.head_dim * spec.head_dim,
         }
     }
 
@@ -95,6 +123,12 @@ impl RecurrentSpec {
                 let directions = if spec.both { "two directions" } else { "one direction" };
                 format!("state spaces of {} modes in {directions}, gated {}", spec.modes, spec.inner)
             }
+            Self::Rwkv4(spec) => format!("RWKV-4, {} averages", spec.inner),
+            Self::Rwkv6(spec) => {
+                let number = if spec.dynamic.is_some() { 6 } else { 5 };
+                format!("RWKV-{number}, {} heads of {1} x {1} states", spec.heads, spec.head_dim)
+            }
+            Self::Rwkv7(spec) => format!("RWKV-7, {} heads of {1} x {1} states", spec.heads, spec.head_dim),
         }
     }
 }
@@ -111,9 +145,15 @@ pub enum Recurrent {
     RgLru(RgLruBlock),
     /// BiGS.
     Bigs(Bigs),
+    /// RWKV-4.
+    Rwkv4(Rwkv4),
+    /// RWKV-5 and 6.
+    Rwkv6(Rwkv6),
+    /// RWKV-7.
+    Rwkv7(Rwkv7),
 }
 
-parameters!(enum Recurrent: Mamba, Mamba2, RgLru, Bigs);
+parameters!(enum Recurrent: Mamba, Mamba2, RgLru, Bigs, Rwkv4, Rwkv6, Rwkv7);
 
 impl Recurrent {
     /// Builds what `spec` describes under `name`.
@@ -126,6 +166,9 @@ impl Recurrent {
             RecurrentSpec::Mamba2(spec) => Self::Mamba2(Mamba2::build(builder, name, width, spec)?),
             RecurrentSpec::RgLru(spec) => Self::RgLru(RgLruBlock::build(builder, name, width, spec)?),
             RecurrentSpec::Bigs(spec) => Self::Bigs(Bigs::build(builder, name, width, spec)?),
+            RecurrentSpec::Rwkv4(spec) => Self::Rwkv4(Rwkv4::build(builder, name, width, spec)?),
+            RecurrentSpec::Rwkv6(spec) => Self::Rwkv6(Rwkv6::build(builder, name, width, spec)?),
+            RecurrentSpec::Rwkv7(spec) => Self::Rwkv7(Rwkv7::build(builder, name, width, spec)?),
         })
     }
 
@@ -146,13 +189,16 @@ impl Recurrent {
         x: Transient<3>,
         context: &Context,
         state: Option<&mut RecurrentState>,
-        _sides: &mut Sides,
+        sides: &mut Sides,
     ) -> Tensor<3> {
         match self {
             Self::Mamba(layer) => layer.forward(x, context, state),
             Self::Mamba2(layer) => layer.forward(x, context, state),
             Self::RgLru(layer) => layer.forward(x, context, state),
             Self::Bigs(layer) => layer.forward(x, context),
+            Self::Rwkv4(layer) => layer.forward(x, context, state),
+            Self::Rwkv6(layer) => layer.forward(x, context, state),
+            Self::Rwkv7(layer) => layer.forward(x, context, state, sides),
         }
     }
 }

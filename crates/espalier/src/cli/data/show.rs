@@ -89,8 +89,7 @@ fn usage(error: espalier_data::Error) -> Error {
 
 /// The encoder of a model's folder, which may hold a tokenizer and nothing else.
 fn encoder(path: &Path, args: &ShowArgs) -> Result<Encoder> {
-    let folder =
-        if path.join("tokenizer.json").is_file() { path.to_path_buf() } else { model_path::resolve_model(path)? };
+    let folder = if Tokenizer::file_in(path).is_some() { path.to_path_buf() } else { model_path::resolve_model(path)? };
     let config = folder.join("adapter_config.json");
     let base = match config.is_file() {
         true => adapter::base_folder(&folder, &PeftConfig::read(&config)?)?,

@@ -64,10 +64,12 @@ pub fn cache_per_token(spec: &ModelSpec) -> u64 {
 
 /// Bytes in f32 that a sequence leaves behind however long it is.
 pub fn state_size(spec: &ModelSpec) -> u64 {
-    let numbers = |block: &BlockSpec| match &block.mixer {
-        MixerSpec::Recurrent(recurrent) => recurrent.state_size() as u64,
+    let mixer = |block: &BlockSpec| match &block.mixer {
+        MixerSpec::Recurrent(recurrent) => recurrent.state_size(spec.width),
         MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => 0,
     };
+    let shifted = |block: &BlockSpec| if matches!(block.channel, ChannelSpec::Rwkv(_)) { spec.width } else { 0 };
+    let numbers = |block: &BlockSpec| (mixer(block) + shifted(block)) as u64;
     spec.blocks.iter().map(numbers).fold(0, u64::saturating_add).saturating_mul(4)
 }
 
@@ -103,6 +105,10 @@ pub fn channel(channel: &ChannelSpec) -> String {
         ChannelSpec::GatedMlp(mlp) => feed_forward("gated MLP", mlp),
         ChannelSpec::SparseExperts(spec) => experts(spec),
         ChannelSpec::MultiHeadExperts(spec) => format!("in {} parts {}", spec.heads, experts(&spec.experts)),
+        ChannelSpec::Rwkv(spec) => {
+            let gate = if spec.receptance { "gated, " } else { "" };
+            format!("MLP {} ({gate}relu2), with the token before", spec.inner)
+        }
         ChannelSpec::None => "nothing".into(),
     }
 }
