@@ -42,14 +42,6 @@ pub struct Context {
 impl Context {
     /// `x`, `[batch, time, width]`, with zeros for padding before the text, which a recurrent layer would remember.
     pub fn without_padding(&self, x: Tensor<3>) -> Tensor<3> {
-<<<<<<< HEAD
-        if self.tokens.has_leading_padding() { self.text_alone(x) } else { x }
-    }
-
-    /// `x`, `[batch, time, width]`, with zeros for all padding.
-    pub fn text_alone(&self, x: Tensor<3>) -> Tensor<3> {
-        let Some(present) = &self.present else { return x };
-=======
         match self.leading_mask(&x) {
             Some(mask) => x * mask,
             None => x,
@@ -64,10 +56,22 @@ impl Context {
         }
     }
 
+    /// `x`, `[batch, time, width]`, with zeros for all padding.
+    pub fn text_alone(&self, x: Tensor<3>) -> Tensor<3> {
+        match self.mask_of_text(&x) {
+            Some(mask) => x * mask,
+            None => x,
+        }
+    }
+
     /// 0 for padding and 1 for text, `[batch, time, 1]`, where there is padding before text.
     fn leading_mask(&self, x: &Tensor<3>) -> Option<Tensor<3>> {
-        let present = self.present.as_ref().filter(|_| self.tokens.has_leading_padding())?;
->>>>>>> rwkv
+        if self.tokens.has_leading_padding() { self.mask_of_text(x) } else { None }
+    }
+
+    /// 0 for padding and 1 for text, `[batch, time, 1]`, where there is padding.
+    fn mask_of_text(&self, x: &Tensor<3>) -> Option<Tensor<3>> {
+        let present = self.present.as_ref()?;
         let mask: Vec<f32> = present.iter().map(|present| f32::from(u8::from(*present))).collect();
         let [batch, time, _] = x.dims();
         Some(Tensor::from_data(TensorData::new(mask, [batch, time, 1]), &x.device().inner()))
