@@ -9,6 +9,7 @@ use espalier_models::{
     model::{Input, LanguageModel},
     spec::ModelSpec,
     state::SequenceState,
+    state_file::Prefix,
 };
 
 use crate::{
@@ -81,6 +82,32 @@ pub fn decode(
     options: &DecodeOptions,
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generated>> {
+    decode_from(model, SequenceState::new(model.spec()), &[], prompts, options, on_token)
+}
+
+/// As [`decode`] for one prompt, which goes on behind a text that was read before.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_after(
+    model: &LanguageModel,
+    prefix: &Prefix,
+    prompt: &[u32],
+    options: &DecodeOptions,
+    on_token: &mut dyn FnMut(usize, u32) -> bool,
+) -> Result<Vec<Generated>> {
+    decode_from(model, prefix.state.clone(), &prefix.ids, &[prompt.to_vec()], options, on_token)
+}
+
+/// Generates behind `before`, of which `state` is what is remembered; there is one prompt unless it is empty.
+fn decode_from(
+    model: &LanguageModel,
+    mut state: SequenceState,
+    before: &[u32],
+    prompts: &[Vec<u32>],
+    options: &DecodeOptions,
+    on_token: &mut dyn FnMut(usize, u32) -> bool,
+) -> Result<Vec<Generated>> {
     if prompts.iter().any(Vec::is_empty) {
         return Err(Error::EmptyPrompt);
     }
@@ -93,11 +120,14 @@ pub fn decode(
         None => prompts.to_vec(),
     };
     let prompts = starts.as_slice();
-    let mut rows =
-        prompts.iter().enumerate().map(|(i, prompt)| Row::new(i, prompt, options)).collect::<Result<Vec<_>>>()?;
-    let mut state = SequenceState::new(model.spec());
+    let mut rows = prompts
+        .iter()
+        .enumerate()
+        .map(|(i, prompt)| Row::new(i, [before, prompt], options))
+        .collect::<Result<Vec<_>>>()?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let mut input = Input { source, ..padded(prompts, longest) };
+    let longest = before.len() + longest;
     let limit = spec.learned_positions().unwrap_or(usize::MAX);
     for produced in 0..options.max_new_tokens {
         if rows.iter().all(|row| row.finish.is_some()) {
@@ -107,8 +137,8 @@ pub fn decode(
             rows.iter_mut().for_each(|row| row.finish = row.finish.or(Some(Finish::Context)));
             break;
         }
-        let before = if produced == 0 { 0 } else { longest + produced - 1 };
-        if produced > 0 && spec.stales_cache(before, longest + produced) {
+        let known = if produced == 0 { before.len() } else { longest + produced - 1 };
+        if spec.stales_cache(known, longest + produced) {
             // Frequencies of another length: all keys are computed anew.
             let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
             state = SequenceState::new(model.spec());
@@ -157,10 +187,11 @@ fn last_logits(model: &LanguageModel, input: &Input, state: &mut SequenceState) 
 }
 
 impl Row {
-    fn new(index: usize, prompt: &[u32], options: &DecodeOptions) -> Result<Self> {
+    fn new(index: usize, [before, prompt]: [&[u32]; 2], options: &DecodeOptions) -> Result<Self> {
         let seed = options.sampler.seed.wrapping_add(index as u64);
         let sampler = Sampler::new(SamplerOptions { seed, ..options.sampler.clone() })?;
-        Ok(Self { history: prompt.to_vec(), prompt: prompt.len(), sampler, finish: None })
+        let history = [before, prompt].concat();
+        Ok(Self { prompt: history.len(), history, sampler, finish: None })
     }
 
     /// Draws the row's next token, unless it has ended; an ended row repeats its last token, which nobody reads.

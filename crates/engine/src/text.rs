@@ -1,11 +1,11 @@
 //! Text in, text out: the decoding loop with a tokenizer, a chat template and stop strings.
 
 use espalier_data::{record::Message, template::Conversation, tokenizer::Tokenizer};
-use espalier_models::model::LanguageModel;
+use espalier_models::{model::LanguageModel, state_file::Prefix};
 
 use crate::{
     Result,
-    decode::{DecodeOptions, Finish, decode},
+    decode::{DecodeOptions, Finish, decode, decode_after},
     sampler::SamplerOptions,
     stop::{StopMatcher, Stopped},
 };
@@ -79,6 +79,20 @@ impl TextModel {
         options: &TextOptions,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<GeneratedText> {
+        self.generate_after(None, prompt, options, on_text)
+    }
+
+    /// As [`TextModel::generate`], behind a text that was read before.
+    ///
+    /// # Errors
+    /// As [`TextModel::generate`].
+    pub fn generate_after(
+        &self,
+        prefix: Option<&Prefix>,
+        prompt: &[u32],
+        options: &TextOptions,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<GeneratedText> {
         let decoding = self.decode_options(options);
         let (mut stream, mut stops) = (self.tokenizer.stream(), StopMatcher::new(options.stops.clone()));
         let (mut text, mut failure, mut stopped) = (String::new(), None, false);
@@ -86,7 +100,7 @@ impl TextModel {
             text.push_str(piece);
             on_text(piece);
         };
-        let generated = decode(&self.model, &[prompt.to_vec()], &decoding, &mut |_, token| {
+        let mut on_token = |_, token| {
             if decoding.end.contains(&token) {
                 return true;
             }
@@ -108,7 +122,11 @@ impl TextModel {
                     false
                 }
             }
-        })?;
+        };
+        let generated = match prefix {
+            Some(prefix) => decode_after(&self.model, prefix, prompt, &decoding, &mut on_token)?,
+            None => decode(&self.model, &[prompt.to_vec()], &decoding, &mut on_token)?,
+        };
         if let Some(error) = failure {
             return Err(error.into());
         }

@@ -26,6 +26,7 @@ mod spec_parameters;
 mod spec_routing;
 pub mod stack;
 pub mod state;
+pub mod state_file;
 pub mod taps;
 pub mod upcycle;
 

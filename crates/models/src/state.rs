@@ -196,6 +196,18 @@ impl KeyValues {
         Self { key: pick(&self.key), value: pick(&self.value), length: self.length }
     }
 
+    /// The keys and values of all positions so far, where there are any.
+    pub(crate) fn seen(&self) -> Option<[Tensor<4>; 2]> {
+        let view = |buffer: &Option<Tensor<4>>| Some(buffer.clone()?.slice(s![.., 0..self.length]));
+        Some([view(&self.key)?, view(&self.value)?])
+    }
+
+    /// Those of a text, `[batch, time, kv_heads, head_dim]` each.
+    pub(crate) fn of(key: Tensor<4>, value: Tensor<4>) -> Self {
+        let length = key.dims()[1];
+        Self { key: Some(key), value: Some(value), length }
+    }
+
     /// Adds new positions and returns all of them; both tensors are `[batch, time, kv_heads, head_dim]`.
     pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let total = self.length + key.dims()[1];

@@ -20,6 +20,7 @@ pub mod constraints;
 pub mod facts;
 pub mod instructions;
 pub mod lists;
+pub mod memory;
 pub mod pairs;
 pub mod preferences;
 pub mod random;
@@ -42,6 +43,7 @@ pub const WORLDS: &[World] = &[
     topics::WORLD,
     pairs::WORLD,
     slots::WORLD,
+    memory::WORLD,
 ];
 
 /// Attempts to draw an item of the wanted split before giving up; about 20 are needed.

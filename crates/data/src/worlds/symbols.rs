@@ -2,7 +2,7 @@
 //!
 //! `reverse` turns a string around (arXiv 1706.03762's encoder-decoder needs its cross-attention for it); `count` goes on in
 //! the alphabet of sixteen letters and `steps` does so in steps of one to five, so that hidden letters follow from others; `doubled`
-//! writes every letter twice;
+//! writes every letter twice; `mirror` is a string and its reverse, `repeated` a string twice;
 //! `markov/N` is a text of N letters in which two letters decide the next one, but for a tenth that is noise (arXiv
 //! 2108.12409's question: what happens beyond the length of training?).
 
@@ -20,6 +20,8 @@ pub const WORLD: World = World {
         "symbols/count",
         "symbols/steps",
         "symbols/doubled",
+        "symbols/mirror",
+        "symbols/repeated",
         "symbols/markov/64",
         "symbols/markov/256",
         "symbols/markov/512",
@@ -35,6 +37,8 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
         Some("count") => text(count(random)),
         Some("steps") => text(steps(random)),
         Some("doubled") => text(doubled(random)),
+        Some("mirror") => text(mirror(random)),
+        Some("repeated") => text(letters(12, 7, random).repeat(2)),
         _ => text(markov(length, random)),
     }
 }
@@ -70,6 +74,13 @@ fn steps(random: &mut Random) -> String {
 fn doubled(random: &mut Random) -> String {
     let count = 15 + random.below(6);
     letters(count, 16, random).chars().flat_map(|letter| [letter, letter]).collect()
+}
+
+/// Twelve letters of seven, and the same turned around.
+fn mirror(random: &mut Random) -> String {
+    let half = letters(12, 7, random);
+    let turned: String = half.chars().rev().collect();
+    half + &turned
 }
 
 /// Two letters of eight decide the next by a table that is the same for all texts; every tenth letter is any.

@@ -1,7 +1,7 @@
 //! `espalier generate`: texts that continue prompts, or answer them.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use espalier_data::record::Message;
@@ -10,6 +10,7 @@ use espalier_engine::{
     decode::Finish,
     text::{GeneratedText, TextModel, TextOptions},
 };
+use espalier_models::state_file::Prefix;
 use serde_json::json;
 
 use super::{Context, sampling::SamplingArgs};
@@ -22,7 +23,9 @@ const BATCH: usize = 16;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   espalier generate MODEL 'Once upon a time' --max-new-tokens 100 --temperature 0.8
-  espalier generate MODEL --chat --file questions.txt --json > answers.jsonl")]
+  espalier generate MODEL --chat --file questions.txt --json > answers.jsonl
+  espalier generate MODEL \"$(cat book.txt)\" --save-state book.state
+  espalier generate MODEL ' The moral is' --from-state book.state")]
 pub struct GenerateArgs {
     /// A model folder, an adapter folder, or a run's output
     pub model: PathBuf,
@@ -47,6 +50,12 @@ pub struct GenerateArgs {
     /// With `--beams`: above 1 favours long texts, below 1 short ones
     #[arg(long, default_value_t = 1.0)]
     pub length_penalty: f64,
+    /// Read the prompt, write what the model remembers of it to FILE, and generate nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["chat", "beams", "from_state"])]
+    pub save_state: Option<PathBuf>,
+    /// Go on behind the text whose memory `--save-state` wrote to FILE
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["chat", "beams"])]
+    pub from_state: Option<PathBuf>,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -62,6 +71,13 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let sampler = args.sampling.options(&opened.base)?;
     let options = TextOptions { max_new_tokens: args.sampling.max_new_tokens, sampler, stops: args.stop.clone() };
     let encoded = prompts.iter().map(|prompt| encode(&opened.text, prompt, args)).collect::<Result<Vec<_>>>()?;
+    if let Some(path) = &args.save_state {
+        return save_state(&opened.text, &encoded, path, context);
+    }
+    if let Some(path) = &args.from_state {
+        let prefix = Prefix::load(&opened.text.model, path)?;
+        return go_on(&opened.text, &prefix, &prompts, &encoded, &options, context);
+    }
     if args.beams > 1 {
         return search(&opened.text, &prompts, &encoded, args, context);
     }
@@ -95,11 +111,40 @@ fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
 
 fn encode(model: &TextModel, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>> {
     if !args.chat {
-        return Ok(model.tokenizer.encode_ids(prompt, true)?);
+        // Behind a text no other one begins.
+        return Ok(model.tokenizer.encode_ids(prompt, args.from_state.is_none())?);
     }
     let system = args.system.as_deref().map(Message::system);
     let messages: Vec<Message> = system.into_iter().chain([Message::user(prompt)]).collect();
     Ok(model.chat_prompt(&messages)?)
+}
+
+/// Lets the model read the only prompt, and keeps what it remembers.
+fn save_state(text: &TextModel, encoded: &[Vec<u32>], path: &Path, context: &Context) -> Result<()> {
+    let [ids] = encoded else {
+        return Err(Error::Usage("--save-state takes one prompt; give its lines as one argument".into()));
+    };
+    let prefix = Prefix::read(&text.model, ids)?;
+    prefix.save(&text.model, path)?;
+    let size = units::bytes(4 * prefix.size() as u64);
+    context.terminal.line(&format!("{}: {} tokens, remembered in {size}", path.display(), ids.len()))
+}
+
+/// Each prompt behind a text that was read before.
+fn go_on(
+    text: &TextModel,
+    prefix: &Prefix,
+    prompts: &[String],
+    encoded: &[Vec<u32>],
+    options: &TextOptions,
+    context: &Context,
+) -> Result<()> {
+    for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
+        let started = Instant::now();
+        let generated = text.generate_after(Some(prefix), ids, options, &mut |_| {})?;
+        show(index, prompt, ids.len(), &generated, started.elapsed().as_secs_f64(), context)?;
+    }
+    Ok(())
 }
 
 /// One text, shown while it is made.

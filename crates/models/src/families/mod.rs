@@ -4,6 +4,7 @@
 
 pub mod bart;
 pub mod bert;
+pub mod bigs;
 pub mod bloom;
 pub mod config;
 pub mod falcon;
@@ -17,6 +18,7 @@ pub mod llama;
 mod llama_layout;
 pub mod mamba;
 pub mod mamba2;
+pub mod mambaformer;
 pub mod marian;
 pub mod mistral;
 pub mod mixtral;
@@ -70,6 +72,7 @@ pub struct Family {
 pub const FAMILIES: &[Family] = &[
     bart::FAMILY,
     bert::FAMILY,
+    bigs::FAMILY,
     bloom::FAMILY,
     falcon::FAMILY,
     gemma::FAMILY,
@@ -81,6 +84,7 @@ pub const FAMILIES: &[Family] = &[
     llama::FAMILY,
     mamba::FAMILY,
     mamba2::FAMILY,
+    mambaformer::FAMILY,
     marian::FAMILY,
     mistral::FAMILY,
     mixtral::FAMILY,
@@ -221,7 +225,11 @@ impl Frame {
         config.refuse("add_cross_attention")?;
         config.refuse("is_encoder_decoder")?;
         let spec = self.read_decoder(config, family)?;
-        Ok(ModelSpec { bidirectional: config.flag_or(BIDIRECTIONAL, false)?, ..spec })
+        let bidirectional = config.flag_or(BIDIRECTIONAL, false)?;
+        if bidirectional && spec.blocks.iter().any(|block| matches!(block.mixer, MixerSpec::Recurrent(_))) {
+            return Err(config.error(BIDIRECTIONAL, "recurrent blocks read one way; remove the key"));
+        }
+        Ok(ModelSpec { bidirectional, ..spec })
     }
 
     /// The same of an encoder-decoder, whose encoder the family adds, or of an encoder.

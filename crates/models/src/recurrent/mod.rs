@@ -3,6 +3,7 @@
 //! A new one adds its file and a variant here. What it remembers between decoding steps is a [`RecurrentState`]; padding and
 //! packed rows are dealt with by [`Context::without_padding`] and by `separate.rs`, so that a layer sees one text in a row.
 
+pub mod bigs;
 pub mod mamba;
 pub mod mamba2;
 pub mod rg_lru;
@@ -19,6 +20,7 @@ use espalier_kernels::transient::Transient;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    bigs::{Bigs, BigsSpec},
     mamba::{Mamba, MambaSpec},
     mamba2::{Mamba2, Mamba2Spec},
     rg_lru::{RgLruBlock, RgLruSpec},
@@ -50,6 +52,8 @@ pub enum RecurrentSpec {
     Rwkv6(Rwkv6Spec),
     /// RWKV-7's delta rule.
     Rwkv7(Rwkv7Spec),
+    /// BiGS's state spaces in both directions.
+    Bigs(BigsSpec),
 }
 
 impl RecurrentSpec {
@@ -62,6 +66,7 @@ impl RecurrentSpec {
             Self::Rwkv4(spec) => spec.parameters(width),
             Self::Rwkv6(spec) => spec.parameters(width),
             Self::Rwkv7(spec) => spec.parameters(width),
+            Self::Bigs(spec) => spec.parameters(width),
         }
     }
 
@@ -74,6 +79,8 @@ impl RecurrentSpec {
             Self::Rwkv4(spec) => width + 3 * spec.inner,
             Self::Rwkv6(spec) => width * (1 + spec.head_dim),
             Self::Rwkv7(spec) => width * (1 + spec.head_dim),
+            // It sees whole texts alone.
+            Self::Bigs(_) => 0,
         }
     }
 
@@ -86,6 +93,7 @@ impl RecurrentSpec {
             Self::Rwkv4(spec) => 12 * spec.inner,
             Self::Rwkv6(spec) => (17 + if spec.dynamic.is_some() { 16 } else { 0 }) * spec.heads * spec.head_dim,
             Self::Rwkv7(spec) => 40 * spec.heads * spec.head_dim,
+            Self::Bigs(spec) => 11 * spec.inner,
         }
     }
 
@@ -98,6 +106,7 @@ impl RecurrentSpec {
             Self::Rwkv4(spec) => 8 * spec.inner,
             Self::Rwkv6(spec) => 4 * spec.heads * spec.head_dim * spec.head_dim,
             Self::Rwkv7(spec) => 5 * spec.heads * spec.head_dim * spec.head_dim,
+            Self::Bigs(spec) => 2 * spec.inner * spec.modes,
         }
     }
 
@@ -116,6 +125,10 @@ impl RecurrentSpec {
                 format!("RWKV-{number}, {} heads of {1} x {1} states", spec.heads, spec.head_dim)
             }
             Self::Rwkv7(spec) => format!("RWKV-7, {} heads of {1} x {1} states", spec.heads, spec.head_dim),
+            Self::Bigs(spec) => {
+                let directions = if spec.both { "two directions" } else { "one direction" };
+                format!("state spaces of {} modes in {directions}, gated {}", spec.modes, spec.inner)
+            }
         }
     }
 }
@@ -136,9 +149,11 @@ pub enum Recurrent {
     Rwkv6(Rwkv6),
     /// RWKV-7.
     Rwkv7(Rwkv7),
+    /// BiGS.
+    Bigs(Bigs),
 }
 
-parameters!(enum Recurrent: Mamba, Mamba2, RgLru, Rwkv4, Rwkv6, Rwkv7);
+parameters!(enum Recurrent: Mamba, Mamba2, RgLru, Rwkv4, Rwkv6, Rwkv7, Bigs);
 
 impl Recurrent {
     /// Builds what `spec` describes under `name`.
@@ -153,6 +168,7 @@ impl Recurrent {
             RecurrentSpec::Rwkv4(spec) => Self::Rwkv4(Rwkv4::build(builder, name, width, spec)?),
             RecurrentSpec::Rwkv6(spec) => Self::Rwkv6(Rwkv6::build(builder, name, width, spec)?),
             RecurrentSpec::Rwkv7(spec) => Self::Rwkv7(Rwkv7::build(builder, name, width, spec)?),
+            RecurrentSpec::Bigs(spec) => Self::Bigs(Bigs::build(builder, name, width, spec)?),
         })
     }
 
@@ -182,6 +198,7 @@ impl Recurrent {
             Self::Rwkv4(layer) => layer.forward(x, context, state),
             Self::Rwkv6(layer) => layer.forward(x, context, state),
             Self::Rwkv7(layer) => layer.forward(x, context, state, sides),
+            Self::Bigs(layer) => layer.forward(x, context),
         }
     }
 }
