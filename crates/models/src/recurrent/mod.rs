@@ -46,14 +46,14 @@ pub enum RecurrentSpec {
     Mamba2(Mamba2Spec),
     /// Griffin's gated linear recurrence.
     RgLru(RgLruSpec),
+    /// BiGS's state spaces in both directions.
+    Bigs(BigsSpec),
     /// RWKV-4's average.
     Rwkv4(Rwkv4Spec),
     /// RWKV-5's and RWKV-6's linear attention.
     Rwkv6(Rwkv6Spec),
     /// RWKV-7's delta rule.
     Rwkv7(Rwkv7Spec),
-    /// BiGS's state spaces in both directions.
-    Bigs(BigsSpec),
 }
 
 impl RecurrentSpec {
@@ -63,10 +63,10 @@ impl RecurrentSpec {
             Self::Mamba(spec) => spec.parameters(width),
             Self::Mamba2(spec) => spec.parameters(width),
             Self::RgLru(spec) => spec.parameters(width),
+            Self::Bigs(spec) => spec.parameters(width),
             Self::Rwkv4(spec) => spec.parameters(width),
             Self::Rwkv6(spec) => spec.parameters(width),
             Self::Rwkv7(spec) => spec.parameters(width),
-            Self::Bigs(spec) => spec.parameters(width),
         }
     }
 
@@ -76,11 +76,11 @@ impl RecurrentSpec {
             Self::Mamba(spec) => spec.inner * (spec.states + spec.taps - 1),
             Self::Mamba2(spec) => spec.inner() * spec.states + spec.convolved() * (spec.taps - 1),
             Self::RgLru(spec) => spec.inner * spec.taps,
+            // It sees whole texts alone.
+            Self::Bigs(_) => 0,
             Self::Rwkv4(spec) => width + 3 * spec.inner,
             Self::Rwkv6(spec) => width * (1 + spec.head_dim),
             Self::Rwkv7(spec) => width * (1 + spec.head_dim),
-            // It sees whole texts alone.
-            Self::Bigs(_) => 0,
         }
     }
 
@@ -90,10 +90,10 @@ impl RecurrentSpec {
             Self::Mamba(spec) => 5 * spec.inner + spec.rank + 2 * spec.states,
             Self::Mamba2(spec) => 3 * spec.inner() + 2 * spec.convolved() + 2 * spec.heads,
             Self::RgLru(spec) => 7 * spec.inner,
+            Self::Bigs(spec) => 11 * spec.inner,
             Self::Rwkv4(spec) => 12 * spec.inner,
             Self::Rwkv6(spec) => (17 + if spec.dynamic.is_some() { 16 } else { 0 }) * spec.heads * spec.head_dim,
             Self::Rwkv7(spec) => 40 * spec.heads * spec.head_dim,
-            Self::Bigs(spec) => 11 * spec.inner,
         }
     }
 
@@ -103,10 +103,10 @@ impl RecurrentSpec {
             Self::Mamba(spec) => spec.inner * (3 * spec.states + spec.taps),
             Self::Mamba2(spec) => 3 * spec.inner() * spec.states + spec.convolved() * spec.taps,
             Self::RgLru(spec) => spec.inner * (spec.taps + 4),
+            Self::Bigs(spec) => 2 * spec.inner * spec.modes,
             Self::Rwkv4(spec) => 8 * spec.inner,
             Self::Rwkv6(spec) => 4 * spec.heads * spec.head_dim * spec.head_dim,
             Self::Rwkv7(spec) => 5 * spec.heads * spec.head_dim * spec.head_dim,
-            Self::Bigs(spec) => 2 * spec.inner * spec.modes,
         }
     }
 
@@ -119,16 +119,16 @@ impl RecurrentSpec {
                 spec.heads, spec.head_dim, spec.states, spec.taps
             ),
             Self::RgLru(spec) => format!("RG-LRU {} in {} heads, convolution {}", spec.inner, spec.heads, spec.taps),
+            Self::Bigs(spec) => {
+                let directions = if spec.both { "two directions" } else { "one direction" };
+                format!("state spaces of {} modes in {directions}, gated {}", spec.modes, spec.inner)
+            }
             Self::Rwkv4(spec) => format!("RWKV-4, {} averages", spec.inner),
             Self::Rwkv6(spec) => {
                 let number = if spec.dynamic.is_some() { 6 } else { 5 };
                 format!("RWKV-{number}, {} heads of {1} x {1} states", spec.heads, spec.head_dim)
             }
             Self::Rwkv7(spec) => format!("RWKV-7, {} heads of {1} x {1} states", spec.heads, spec.head_dim),
-            Self::Bigs(spec) => {
-                let directions = if spec.both { "two directions" } else { "one direction" };
-                format!("state spaces of {} modes in {directions}, gated {}", spec.modes, spec.inner)
-            }
         }
     }
 }
@@ -143,17 +143,17 @@ pub enum Recurrent {
     Mamba2(Mamba2),
     /// Griffin's recurrent block.
     RgLru(RgLruBlock),
+    /// BiGS.
+    Bigs(Bigs),
     /// RWKV-4.
     Rwkv4(Rwkv4),
     /// RWKV-5 and 6.
     Rwkv6(Rwkv6),
     /// RWKV-7.
     Rwkv7(Rwkv7),
-    /// BiGS.
-    Bigs(Bigs),
 }
 
-parameters!(enum Recurrent: Mamba, Mamba2, RgLru, Rwkv4, Rwkv6, Rwkv7, Bigs);
+parameters!(enum Recurrent: Mamba, Mamba2, RgLru, Bigs, Rwkv4, Rwkv6, Rwkv7);
 
 impl Recurrent {
     /// Builds what `spec` describes under `name`.
@@ -165,10 +165,10 @@ impl Recurrent {
             RecurrentSpec::Mamba(spec) => Self::Mamba(Mamba::build(builder, name, width, spec)?),
             RecurrentSpec::Mamba2(spec) => Self::Mamba2(Mamba2::build(builder, name, width, spec)?),
             RecurrentSpec::RgLru(spec) => Self::RgLru(RgLruBlock::build(builder, name, width, spec)?),
+            RecurrentSpec::Bigs(spec) => Self::Bigs(Bigs::build(builder, name, width, spec)?),
             RecurrentSpec::Rwkv4(spec) => Self::Rwkv4(Rwkv4::build(builder, name, width, spec)?),
             RecurrentSpec::Rwkv6(spec) => Self::Rwkv6(Rwkv6::build(builder, name, width, spec)?),
             RecurrentSpec::Rwkv7(spec) => Self::Rwkv7(Rwkv7::build(builder, name, width, spec)?),
-            RecurrentSpec::Bigs(spec) => Self::Bigs(Bigs::build(builder, name, width, spec)?),
         })
     }
 
@@ -195,10 +195,10 @@ impl Recurrent {
             Self::Mamba(layer) => layer.forward(x, context, state),
             Self::Mamba2(layer) => layer.forward(x, context, state),
             Self::RgLru(layer) => layer.forward(x, context, state),
+            Self::Bigs(layer) => layer.forward(x, context),
             Self::Rwkv4(layer) => layer.forward(x, context, state),
             Self::Rwkv6(layer) => layer.forward(x, context, state),
             Self::Rwkv7(layer) => layer.forward(x, context, state, sides),
-            Self::Bigs(layer) => layer.forward(x, context),
         }
     }
 }

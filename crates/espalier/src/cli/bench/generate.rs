@@ -1,8 +1,7 @@
 //! The speed of generation: prefill and decoding, on random tokens.
 //!
-//! Prefill is the forward pass of the prompts with the logits of their last tokens only. Decoding is what generating `new`
-//! tokens takes beyond that, for the `new - 1` tokens after the first. Medians of three runs after one that is not counted;
-//! end-of-sequence tokens are forbidden, so that every run makes the same number of tokens.
+//! Prefill ends with the first token of every row, decoding takes from there to the last. Medians of three runs after one
+//! that is not counted; end-of-sequence tokens are forbidden, so that every run makes the same number of tokens.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -11,10 +10,7 @@ use espalier_engine::{
     decode::{DecodeOptions, decode},
     sampler::SamplerOptions,
 };
-use espalier_models::{
-    model::{Input, LanguageModel},
-    state::SequenceState,
-};
+use espalier_models::model::LanguageModel;
 
 use super::{Figures, median, random_tokens};
 use crate::cli::Context;
@@ -52,16 +48,17 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let model = loaded.model.frozen();
     check_room(&model, args)?;
     let prompts = random_tokens(model.spec().vocabulary, args.batch, args.prompt);
-    let progress = context.terminal.progress(2 * (RUNS as u64 + 1), "benchmark");
-    let done = std::cell::Cell::new(0);
-    let tick = |what: &str| {
-        done.set(done.get() + 1);
-        progress.set(done.get(), what);
-    };
-    let prefill = median_seconds(&mut || prefill(&model, &prompts), &|| tick("prefill"))?;
-    let full = median_seconds(&mut || generate(&model, &prompts, args.new), &|| tick("prefill and decoding"))?;
-    progress.finish(&format!("{RUNS} runs of each, after one to warm up"));
-    show(args, prefill, full, context)
+    let progress = context.terminal.progress(RUNS as u64 + 1, "benchmark");
+    let mut seconds = [Vec::new(), Vec::new()];
+    for run in 0..=RUNS {
+        let measured = generate(&model, &prompts, args.new)?;
+        if run > 0 {
+            seconds.iter_mut().zip(measured).for_each(|(all, one)| all.push(one));
+        }
+        progress.set(run as u64 + 1, "");
+    }
+    progress.finish(&format!("{RUNS} runs, after one to warm up"));
+    show(args, seconds.map(|all| median(&all)), context)
 }
 
 fn check_room(model: &LanguageModel, args: &GenerateArgs) -> Result<()> {
@@ -74,41 +71,27 @@ fn check_room(model: &LanguageModel, args: &GenerateArgs) -> Result<()> {
     }
 }
 
-fn median_seconds(work: &mut dyn FnMut() -> Result<()>, tick: &dyn Fn()) -> Result<f64> {
-    let mut seconds = Vec::with_capacity(RUNS);
-    for run in 0..=RUNS {
-        let start = Instant::now();
-        work()?;
-        if run > 0 {
-            seconds.push(start.elapsed().as_secs_f64());
-        }
-        tick();
-    }
-    Ok(median(&seconds))
-}
-
-fn prefill(model: &LanguageModel, prompts: &[Vec<u32>]) -> Result<()> {
-    let mut state = SequenceState::new(model.spec());
-    let hidden = model.hidden(&Input::rows(prompts)?, Some(&mut state))?;
-    let [batch, time, width] = hidden.dims();
-    // Reading the numbers makes sure that they were computed.
-    model.head(hidden.narrow(1, time - 1, 1).reshape([batch, width])).into_data();
-    Ok(())
-}
-
-fn generate(model: &LanguageModel, prompts: &[Vec<u32>], new_tokens: usize) -> Result<()> {
+/// Seconds of the prefill and of decoding.
+fn generate(model: &LanguageModel, prompts: &[Vec<u32>], new_tokens: usize) -> Result<[f64; 2]> {
     let options = DecodeOptions {
         max_new_tokens: new_tokens,
         sampler: SamplerOptions { temperature: 0.0, ..SamplerOptions::default() },
         end: Vec::new(),
         forbidden: model.spec().eos.clone(),
     };
-    decode(model, prompts, &options, &mut |_, _| true)?;
-    Ok(())
+    let (start, mut first, mut count) = (Instant::now(), None, 0);
+    decode(model, prompts, &options, &mut |_, _| {
+        count += 1;
+        if count == prompts.len() {
+            first = Some(start.elapsed().as_secs_f64());
+        }
+        true
+    })?;
+    let (whole, prefill) = (start.elapsed().as_secs_f64(), first.unwrap_or_default());
+    Ok([prefill, whole - prefill])
 }
 
-fn show(args: &GenerateArgs, prefill: f64, full: f64, context: &Context) -> Result<()> {
-    let decoding = (full - prefill).max(1e-9);
+fn show(args: &GenerateArgs, [prefill, decoding]: [f64; 2], context: &Context) -> Result<()> {
     let sizes = vec![
         ("batch", args.batch.into()),
         ("prompt", args.prompt.into()),
@@ -117,7 +100,7 @@ fn show(args: &GenerateArgs, prefill: f64, full: f64, context: &Context) -> Resu
     ];
     let measured = vec![
         ("prefill_tokens_per_second", "", (args.batch * args.prompt) as f64 / prefill),
-        ("decode_tokens_per_second", "", (args.batch * (args.new - 1)) as f64 / decoding),
+        ("decode_tokens_per_second", "", (args.batch * (args.new - 1)) as f64 / decoding.max(1e-9)),
     ];
     Figures { job: "generate", model: Some(&args.model), sizes, measured }.show(context)
 }
