@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use espalier_data::{readers::nearest::suggestion, tokenizer::Tokenizer};
 use espalier_engine::text::TextModel;
-use espalier_models::folder::{self, LoadedModel};
+use espalier_models::{
+    checkpoint::Checkpoint,
+    folder::{self, LoadedModel},
+};
 
 use crate::{Error, Result};
 
@@ -38,15 +41,26 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
         return Err(Error::Work(missing(path)));
     }
     if !path.is_dir() {
+        check_weights(path)?;
         return if folder::is_bare(path) { Ok(path.to_path_buf()) } else { Err(Error::Work(no_folder(path))) };
     }
     let inside = |folder: &Path| [folder.to_path_buf(), folder.join("model")].into_iter().find(|path| is_model(path));
     let stage = || stages(path).into_iter().rev().find_map(|stage| inside(&stage));
-    inside(path).or_else(stage).ok_or_else(|| {
-        let expected =
-            "has neither config.json nor adapter_config.json nor RWKV's weights, and no finished run's model/";
-        Error::Work(format!("{}: {expected}; it holds {}", path.display(), contents(path)))
-    })
+    if let Some(found) = inside(path).or_else(stage) {
+        return Ok(found);
+    }
+    Checkpoint::file_in(path).map_or(Ok(()), |file| check_weights(&file))?;
+    let expected = "has neither config.json nor adapter_config.json nor RWKV's weights, and no finished run's model/";
+    Err(Error::Work(format!("{}: {expected}; it holds {}", path.display(), contents(path))))
+}
+
+/// A damaged file of weights says what is wrong with it.
+fn check_weights(file: &Path) -> Result<()> {
+    let ending = file.extension().and_then(|ending| ending.to_str());
+    if ending.is_some_and(|ending| ["safetensors", "pth", "pt"].contains(&ending)) {
+        Checkpoint::open(file)?;
+    }
+    Ok(())
 }
 
 /// Loads what `path` means; adapters stay attached.

@@ -85,6 +85,28 @@ fn broken_files() {
 }
 
 #[test]
+fn pickles_are_read_and_not_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rwkv.pth");
+    let inspected = |part: &str| {
+        refused(&espalier(&["inspect", &path.to_string_lossy()]), 1, part);
+        refused(&espalier(&["inspect", &folder.path().to_string_lossy()]), 1, part);
+    };
+    let whole = fs::read(fixture("pth/rwkv7.pth")).unwrap();
+    // The name that rebuilds tensors becomes another of its length.
+    let name = b"ctorch._utils\n_rebuild_tensor_v2\n";
+    let place = whole.windows(name.len()).position(|part| part == name).unwrap();
+    let mut evil = whole.clone();
+    evil[place..place + name.len()].copy_from_slice(b"cposix\nsystem_that_would_do_harm\n");
+    fs::write(&path, evil).unwrap();
+    inspected("asks for `posix.system_that_would_do_harm`");
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    inspected("rwkv.pth: not a whole zip archive");
+    fs::write(&path, b"MZ").unwrap();
+    inspected("rwkv.pth");
+}
+
+#[test]
 fn tokens_outside_the_vocabulary() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("input.safetensors");

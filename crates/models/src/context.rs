@@ -42,7 +42,12 @@ pub struct Context {
 impl Context {
     /// `x`, `[batch, time, width]`, with zeros for padding before the text, which a recurrent layer would remember.
     pub fn without_padding(&self, x: Tensor<3>) -> Tensor<3> {
-        match self.leading_mask(&x) {
+        if self.tokens.has_leading_padding() { self.text_alone(x) } else { x }
+    }
+
+    /// `x`, `[batch, time, width]`, with zeros for all padding.
+    pub fn text_alone(&self, x: Tensor<3>) -> Tensor<3> {
+        match self.text_mask(&x) {
             Some(mask) => x * mask,
             None => x,
         }
@@ -50,29 +55,15 @@ impl Context {
 
     /// As [`Context::without_padding`], with another number than zero.
     pub fn instead_of_padding(&self, x: Tensor<3>, number: f64) -> Tensor<3> {
-        match self.leading_mask(&x) {
+        match self.text_mask(&x).filter(|_| self.tokens.has_leading_padding()) {
             Some(mask) => x * mask.clone() + (mask.neg() + 1.0) * number,
             None => x,
         }
     }
 
-    /// `x`, `[batch, time, width]`, with zeros for all padding.
-    pub fn text_alone(&self, x: Tensor<3>) -> Tensor<3> {
-        match self.mask_of_text(&x) {
-            Some(mask) => x * mask,
-            None => x,
-        }
-    }
-
-    /// 0 for padding and 1 for text, `[batch, time, 1]`, where there is padding before text.
-    fn leading_mask(&self, x: &Tensor<3>) -> Option<Tensor<3>> {
-        if self.tokens.has_leading_padding() { self.mask_of_text(x) } else { None }
-    }
-
     /// 0 for padding and 1 for text, `[batch, time, 1]`, where there is padding.
-    fn mask_of_text(&self, x: &Tensor<3>) -> Option<Tensor<3>> {
-        let present = self.present.as_ref()?;
-        let mask: Vec<f32> = present.iter().map(|present| f32::from(u8::from(*present))).collect();
+    fn text_mask(&self, x: &Tensor<3>) -> Option<Tensor<3>> {
+        let mask = self.present.as_ref()?.iter().map(|present| f32::from(u8::from(*present))).collect::<Vec<_>>();
         let [batch, time, _] = x.dims();
         Some(Tensor::from_data(TensorData::new(mask, [batch, time, 1]), &x.device().inner()))
     }

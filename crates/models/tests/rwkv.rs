@@ -14,6 +14,7 @@ use espalier_models::{
     source::{CheckpointSource, Initial, ParameterSource, Seed},
     spec::ModelSpec,
     state::SequenceState,
+    state_file::Prefix,
 };
 use serde_json::json;
 
@@ -91,6 +92,22 @@ fn parts_of_any_length_join() {
             let (gap, scale) = (gap(&joined, &whole), largest(&whole));
             assert!(gap < 1e-5 * scale, "{name}, cut at {cuts:?}: {gap}, logits up to {scale}");
         }
+    }
+}
+
+#[test]
+fn states_in_files_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in GENERATIONS {
+        let model = load(name);
+        let ids = ids(30, model.spec().vocabulary);
+        let whole = logits(&model, &Input::rows(std::slice::from_ref(&ids)).unwrap(), None);
+        let path = folder.path().join(name);
+        Prefix::read(&model, &ids[..20]).unwrap().save(&model, &path).unwrap();
+        let mut state = Prefix::load(&model, &path).unwrap().state;
+        let rest = logits(&model, &Input::rows(&[ids[20..].to_vec()]).unwrap(), Some(&mut state));
+        let gap = gap(&rest, &whole[20 * model.spec().vocabulary..]);
+        assert!(gap < 1e-5 * largest(&whole), "{name}: {gap}");
     }
 }
 

@@ -186,7 +186,7 @@ mod tests {
     use super::*;
     use crate::tokenizer::Tokenizer;
     use proptest::prelude::*;
-    use std::sync::LazyLock;
+    use std::{collections::HashSet, sync::LazyLock};
 
     const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tokenizers/rwkv-world");
 
@@ -239,8 +239,9 @@ mod tests {
 
     /// The longest entry that `bytes` begin with, by trying every length.
     fn longest_by_search(bytes: &[u8]) -> usize {
-        let known: std::collections::HashSet<&[u8]> = WORLD.entries.values().map(|bytes| &bytes[..]).collect();
-        (1..=bytes.len()).rev().find(|length| known.contains(&bytes[..*length])).unwrap()
+        static KNOWN: LazyLock<HashSet<&[u8]>> =
+            LazyLock::new(|| WORLD.entries.values().map(|bytes| &bytes[..]).collect());
+        (1..=bytes.len()).rev().find(|length| KNOWN.contains(&bytes[..*length])).unwrap()
     }
 
     proptest! {

@@ -58,8 +58,8 @@ impl Checkpoint {
         Ok(Self { folder: path.to_path_buf(), files: vec![file], places })
     }
 
-    /// The file of `folder` with its weights or their index; where none has a usual name, the only one that ends like a file of
-    /// weights.
+    /// The file of `folder` with its weights or their index; in a folder without a `config.json` where none has a usual name, the
+    /// only one that ends like a file of weights.
     pub fn file_in(folder: &Path) -> Option<PathBuf> {
         let usual = [SINGLE_FILE, INDEX_FILE, SINGLE_PICKLE, PICKLE_INDEX].map(|name| folder.join(name));
         usual.into_iter().find(|path| path.is_file()).or_else(|| {
@@ -67,7 +67,8 @@ impl Checkpoint {
             let ends =
                 |path: &PathBuf| path.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known));
             let mut found = entries.filter(|path| ends(path) && path.is_file());
-            found.next().filter(|_| found.next().is_none())
+            let lone = found.next().filter(|_| found.next().is_none());
+            lone.filter(|_| !folder.join("config.json").is_file())
         })
     }
 
@@ -254,6 +255,10 @@ mod tests {
         let read = Checkpoint::open(folder.path()).unwrap();
         assert!(read.names().eq(whole.names()));
         assert_eq!(read.total_bytes(), whole.names().map(|name| whole.bytes(name).unwrap().len() as u64).sum::<u64>());
+        // A configuration says what its weights are called.
+        fs::write(folder.path().join("config.json"), "{}").unwrap();
+        assert_eq!(Checkpoint::file_in(folder.path()), None);
+        fs::remove_file(folder.path().join("config.json")).unwrap();
         // Of two unknown names none is the model; the usual name is.
         fs::copy(&lone, folder.path().join("other.pth")).unwrap();
         assert_eq!(Checkpoint::file_in(folder.path()), None);

@@ -164,7 +164,7 @@ mod tests {
     fn a_cached_pass_equals_the_whole_one() {
         let model = LanguageModel::build(read(json!({})).unwrap(), &mut Seed(1), &Device::flex()).unwrap();
         let ids: Vec<u32> = (2..23).collect();
-        let whole = model.logits(&Input::rows(&[ids.clone()]).unwrap()).unwrap();
+        let whole = model.logits(&Input::rows(std::slice::from_ref(&ids)).unwrap()).unwrap();
         let mut state = SequenceState::new(model.spec());
         for (start, end) in [(0, 7), (7, 8), (8, 15), (15, 21)] {
             let hidden = model.hidden(&Input::rows(&[ids[start..end].to_vec()]).unwrap(), Some(&mut state)).unwrap();
