@@ -1,9 +1,6 @@
 //! Accuracy on a generated world: the model answers held-out items in chat, the world's checker decides.
 
-use espalier_data::{
-    record::Message,
-    worlds::{self, Item, Split},
-};
+use espalier_data::worlds::{self, Item, Split};
 use espalier_engine::text::{TextModel, TextOptions};
 
 use crate::{Result, statistics::Accuracy};
@@ -40,7 +37,7 @@ pub fn answer(
 ) -> Result<Vec<Answer>> {
     let mut answers: Vec<Answer> = Vec::with_capacity(items.len());
     for (number, chunk) in items.chunks(batch.max(1)).enumerate() {
-        let prompt = |item: &Item| model.chat_prompt(&[Message::user(item.prompt.clone())]);
+        let prompt = |item: &Item| model.chat_prompt(&item.question());
         let prompts = chunk.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
         let mut options = options.clone();
         // Each batch draws from a stream of its own.

@@ -104,18 +104,22 @@ impl<'a> CheckpointSource<'a> {
     }
 }
 
-/// The tensor's name as this file has it: base-model files lack the prefix, and norms of old files have other names.
+/// The tensor's name as this file has it: base-model files lack the prefix, and norms of old files and the
+/// embedding of Mamba's authors have other names.
 pub(crate) fn stored_name(checkpoint: &Checkpoint, prefix: &str, name: &str) -> Option<String> {
     let bare = name.strip_prefix(prefix).unwrap_or(name);
-    let old =
-        |name: &str| name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+    let old = |name: &str| {
+        let name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        name.replace("backbone.embeddings.", "backbone.embedding.")
+    };
     let names = [name.to_owned(), bare.to_owned(), old(name), old(bare)];
     names.into_iter().find(|name| checkpoint.info(name).is_some())
 }
 
 /// The name that newer files give to what this one calls `name`.
 pub(crate) fn todays_name(name: &str) -> String {
-    name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    let name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
+    name.replace("backbone.embedding.", "backbone.embeddings.")
 }
 
 /// The places of all parts of one checkpoint tensor.

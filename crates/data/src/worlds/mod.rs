@@ -136,13 +136,23 @@ impl Item {
     /// A conversation: the prompt (possibly empty) asked, the solution answered; or the turns that the item has in its field
     /// `turns`, as pairs.
     pub fn record_chat(&self) -> Record {
+        Record::Chat { messages: self.messages(), tools: None }
+    }
+
+    /// The conversation up to the last answer, as a model is asked.
+    pub fn question(&self) -> Vec<Message> {
+        let mut messages = self.messages();
+        messages.pop();
+        messages
+    }
+
+    fn messages(&self) -> Vec<Message> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let turn = |pair: &Value| [Message::user(text(&pair[0])), Message::assistant(text(&pair[1]))];
-        let messages = match self.fields.get("turns").and_then(Value::as_array) {
+        match self.fields.get("turns").and_then(Value::as_array) {
             Some(turns) => turns.iter().flat_map(turn).collect(),
             None => vec![Message::user(&self.prompt), Message::assistant(&self.solution)],
-        };
-        Record::Chat { messages, tools: None }
+        }
     }
 
     /// The text for language modelling as a record.

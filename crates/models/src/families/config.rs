@@ -3,6 +3,7 @@
 //! Sizes are bounded as they are read, so that products of them cannot overflow and nobody allocates a file's fancies. Keys that
 //! nobody has read are remembered: what they say might be another model.
 
+use super::state_spaces;
 use crate::error::{Error, Result};
 use crate::spec::Activation;
 use serde_json::{Map, Value};
@@ -63,8 +64,9 @@ impl Config {
     /// When the text is not a JSON object.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let map = serde_json::from_str(text)
+            .or_else(|error| serde_json::from_str(&quoted_infinity(text)).map_err(|_| error))
             .map_err(|error| Error::Invalid(format!("{}: not a JSON object: {error}", path.display())))?;
-        Ok(Self::from_map(path, map))
+        Ok(Self::from_map(path, state_spaces::translated(map)))
     }
 
     /// A configuration that is already in memory; `path` is for messages.
@@ -400,6 +402,19 @@ fn is_harmless(key: &str) -> bool {
     HARMLESS.contains(&key) || key.contains("drop") || key.starts_with("summary_")
 }
 
+/// `text` with the infinities that Python writes as strings, for JSON has none.
+fn quoted_infinity(text: &str) -> String {
+    let mut inside = false;
+    let part = |part: &str| {
+        let kept = if inside { part.to_owned() } else { part.replace("Infinity", "\"Infinity\"") };
+        let before = part.strip_suffix('"');
+        let escapes = before.map_or(0, |before| before.len() - before.trim_end_matches('\\').len());
+        inside ^= before.is_some() && escapes % 2 == 0;
+        kept
+    };
+    text.split_inclusive('"').map(part).collect()
+}
+
 /// Whether a value says nothing: null, false, or an empty text, list or object.
 pub fn is_unset(value: &Value) -> bool {
     match value {
@@ -438,6 +453,15 @@ mod tests {
 
     fn config(text: &str) -> Config {
         Config::parse("config.json".as_ref(), text).unwrap()
+    }
+
+    #[test]
+    fn pythons_infinity_is_read() {
+        let text = r#"{"name": "an \"Infinity\" inside", "limit": [0.0, Infinity], "n": 3}"#;
+        let config = Config::parse("config.json".as_ref(), text).unwrap();
+        assert_eq!(config.map()["limit"][1], "Infinity");
+        assert_eq!(config.map()["name"], "an \"Infinity\" inside");
+        assert!(Config::parse("config.json".as_ref(), "{\"a\": Infinite}").is_err());
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub mod rwkv5;
 pub mod rwkv6;
 pub mod rwkv7;
 pub mod smollm3;
+mod state_spaces;
 pub mod t5;
 
 pub use config::Config;
