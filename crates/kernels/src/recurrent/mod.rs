@@ -17,6 +17,7 @@ mod speed;
 pub mod ssd;
 #[cfg(test)]
 mod testing;
+pub mod token_mix;
 pub mod token_shift;
 pub mod wkv4;
 pub mod wkv6;

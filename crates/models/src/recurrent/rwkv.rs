@@ -5,7 +5,7 @@ use burn::tensor::{
     Tensor,
     activation::{sigmoid, tanh},
 };
-use espalier_kernels::{linear::Precision, norm::layer_norm, recurrent::token_shift::token_shift};
+use espalier_kernels::{linear::Precision, norm::layer_norm, recurrent::token_mix::token_mix};
 use serde::{Deserialize, Serialize};
 
 use super::RecurrentState;
@@ -26,31 +26,32 @@ pub enum Share {
     Previous,
 }
 
-/// The current tokens with those before them.
+/// Tokens, each to be mixed with the one before it.
 pub(super) struct Pairs {
-    /// What is added to times the weight.
-    start: Tensor<3>,
-    pub difference: Tensor<3>,
+    x: Tensor<3>,
+    /// The token before the first, `[batch, width]`; zeros where absent.
+    before: Option<Tensor<2>>,
+    share: Share,
 }
 
 impl Pairs {
     /// Of `x`, `[batch, time, width]`, whose last token is remembered.
     pub fn new(x: Tensor<3>, share: Share, state: &mut Option<&mut RecurrentState>) -> Self {
-        let [batch, _, width] = x.dims();
+        let [batch, time, width] = x.dims();
         let before = state.as_deref().and_then(|state| state.get("shift", [batch, width]));
-        let (previous, last) = token_shift(x.clone(), before);
         if let Some(state) = state {
-            state.set("shift", last);
+            state.set("shift", x.clone().narrow(1, time - 1, 1));
         }
-        match share {
-            Share::Current => Self { start: previous.clone(), difference: x - previous },
-            Share::Previous => Self { start: x.clone(), difference: previous - x },
-        }
+        Self { x, before, share }
     }
 
     /// The mix by weights of `[1, 1, width]` or of its own shape.
     pub fn mixed(&self, weight: Tensor<3>) -> Tensor<3> {
-        self.start.clone() + self.difference.clone() * weight
+        let of_previous = match self.share {
+            Share::Current => weight.neg() + 1.0,
+            Share::Previous => weight,
+        };
+        token_mix(self.x.clone(), self.before.clone(), of_previous)
     }
 
     /// The mix by a parameter.
