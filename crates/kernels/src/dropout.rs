@@ -8,7 +8,7 @@ use burn_flex::FlexTensor;
 
 use crate::{
     host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{chunk, for_chunks},
+    parallel::{chunk, fresh},
 };
 
 /// How much is dropped, and which.
@@ -68,8 +68,7 @@ const CHUNK: usize = 1 << 13;
 impl Operator {
     fn apply(&self, x: &FlexTensor) -> FlexTensor {
         let x = contiguous(x);
-        let mut y = vec![0.0; slice(&x).len()];
-        for_chunks([(&mut y, CHUNK)], |i, [y]| {
+        let [y] = fresh([(slice(&x).len(), CHUNK)], |i, [y]| {
             for (j, (y, x)) in y.iter_mut().zip(chunk(slice(&x), CHUNK, i)).enumerate() {
                 *y = x * self.0.factor(i * CHUNK + j);
             }

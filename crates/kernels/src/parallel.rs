@@ -7,6 +7,7 @@
 use std::{
     cell::{Cell, UnsafeCell},
     marker::PhantomData,
+    mem::MaybeUninit,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -229,6 +230,104 @@ pub(crate) fn for_chunks<T: Send, const N: usize>(
     });
 }
 
+/// New buffers of `(length, chunk size)`, whose chunks `task` fills as in [`for_chunks`]. The thread that fills a chunk clears it
+/// just before: clearing a whole buffer would be a pass over memory of its own, on one thread.
+pub(crate) fn fresh<T: Zero, const N: usize>(
+    sizes: [(usize, usize); N],
+    task: impl Fn(usize, [&mut [T]; N]) + Sync,
+) -> [Vec<T>; N] {
+    fresh_with(sizes, [], |i, chunks, _: [&mut [u8]; 0]| task(i, chunks)).0
+}
+
+/// As [`fresh`], with buffers of two types. The first one of the first type says how many chunks there are.
+pub(crate) fn fresh_with<A: Zero, B: Zero, const N: usize, const M: usize>(
+    sizes: [(usize, usize); N],
+    others: [(usize, usize); M],
+    task: impl Fn(usize, [&mut [A]; N], [&mut [B]; M]) + Sync,
+) -> ([Vec<A>; N], [Vec<B>; M]) {
+    let count = sizes.first().map_or(0, |(length, size)| length.div_ceil((*size).max(1)));
+    let covered = |(length, size): &(usize, usize)| *length <= count * size;
+    assert!(sizes.iter().all(covered) && others.iter().all(covered), "chunks cover every buffer");
+    let (mut first, mut second) = (sizes.map(|size| Fresh::new(size)), others.map(|size| Fresh::new(size)));
+    {
+        let (first, second) = (first.each_mut().map(Fresh::chunks), second.each_mut().map(Fresh::chunks));
+        for_each(count, |i| {
+            #[allow(unsafe_code)]
+            // SAFETY: every number comes once.
+            let parts = unsafe { (first.each_ref().map(|a| cleared(a, i)), second.each_ref().map(|b| cleared(b, i))) };
+            task(i, parts.0, parts.1);
+        });
+    }
+    #[allow(unsafe_code)]
+    // SAFETY: every chunk was cleared, and the chunks cover every buffer.
+    unsafe {
+        (first.map(|fresh| fresh.whole()), second.map(|fresh| fresh.whole()))
+    }
+}
+
+/// New memory that is all zeros.
+pub(crate) fn zeros(length: usize) -> Vec<f32> {
+    let [zeros] = fresh([(length, 1 << 15)], |_, _: [&mut [f32]; 1]| ());
+    zeros
+}
+
+/// Numbers whose zero is all zero bits.
+///
+/// # Safety
+/// As it says.
+#[allow(unsafe_code)]
+pub(crate) unsafe trait Zero: Copy + Send {}
+
+#[allow(unsafe_code)]
+// SAFETY: by the definition of the types.
+mod zero {
+    unsafe impl super::Zero for f32 {}
+    unsafe impl super::Zero for u16 {}
+    unsafe impl super::Zero for u8 {}
+}
+
+/// A buffer that is filled for the first time, and the size of its chunks.
+struct Fresh<T> {
+    values: Vec<T>,
+    length: usize,
+    size: usize,
+}
+
+impl<T> Fresh<T> {
+    fn new((length, size): (usize, usize)) -> Self {
+        Self { values: Vec::with_capacity(length), length, size }
+    }
+
+    fn chunks(&mut self) -> DisjointChunks<'_, MaybeUninit<T>> {
+        DisjointChunks::new(&mut self.values.spare_capacity_mut()[..self.length], self.size)
+    }
+
+    /// The buffer.
+    ///
+    /// # Safety
+    /// All of it was written.
+    #[allow(unsafe_code)]
+    unsafe fn whole(mut self) -> Vec<T> {
+        // SAFETY: by the caller's promise.
+        unsafe { self.values.set_len(self.length) };
+        self.values
+    }
+}
+
+/// A chunk, cleared.
+///
+/// # Safety
+/// As for [`DisjointChunks::chunk`].
+#[allow(unsafe_code, clippy::mut_from_ref)]
+unsafe fn cleared<'a, T: Zero>(chunks: &'a DisjointChunks<'_, MaybeUninit<T>>, i: usize) -> &'a mut [T] {
+    // SAFETY: by the caller's promise; what is handed on has just been written.
+    unsafe {
+        let chunk = chunks.chunk(i);
+        chunk.as_mut_ptr().write_bytes(0, chunk.len());
+        &mut *(std::ptr::from_mut(chunk) as *mut [T])
+    }
+}
+
 /// Chunk `i` of a slice; empty behind its end.
 pub(crate) fn chunk<T>(values: &[T], size: usize, i: usize) -> &[T] {
     &values[(i * size).min(values.len())..((i + 1) * size).min(values.len())]
@@ -330,6 +429,21 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn fresh_buffers_are_clear_before_they_are_filled() {
+        for _ in 0..20 {
+            let ([a, b], [c]) = fresh_with([(100, 7), (15, 1)], [(40, 3)], |i, [a, b], [c]: [&mut [u16]; 1]| {
+                assert!(a.iter().chain(b.iter()).all(|value| *value == 0.0) && c.iter().all(|value| *value == 0));
+                a.fill(i as f32);
+                b.fill(-(i as f32));
+                c.iter_mut().skip(1).for_each(|value| *value = i as u16);
+            });
+            assert!((0..100).all(|i| a[i] == (i / 7) as f32) && (0..15).all(|i| b[i] == -(i as f32)));
+            assert!((0..40).all(|i| c[i] == if i % 3 == 0 { 0 } else { (i / 3) as u16 }) && c.len() == 40);
+        }
+        assert!(fresh([(0, 5)], |_, [_]: [&mut [f32]; 1]| ())[0].is_empty());
     }
 
     #[test]

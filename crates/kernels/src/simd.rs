@@ -1,5 +1,8 @@
 //! Vector code without intrinsics: plain loops over lanes, compiled once for each instruction set and chosen at run time.
 //!
+//! Hot loops count with an index over slices of one length: `zip` is a call where the compiler splits the crate, and lanes that
+//! are added to outside the loop over chunks stay in memory.
+//!
 //! The loops never fuse a multiplication with an addition, so all instruction sets give the same bits.
 
 use std::sync::OnceLock;
@@ -112,15 +115,17 @@ fn fold(lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0f32; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.iter().zip(b) {
+    for i in 0..a.len().min(b.len()) {
+        let (a, b) = (&a[i], &b[i]);
         for l in 0..LANES {
             lanes[l] += a[l] * b[l];
         }
     }
-    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
-        *lane += a * b;
+    let mut all = lanes;
+    for i in 0..a_rest.len().min(b_rest.len()).min(LANES) {
+        all[i] += a_rest[i] * b_rest[i];
     }
-    fold(lanes, |a, b| a + b)
+    fold(all, |a, b| a + b)
 }
 
 /// `sum(x_i)`.
@@ -133,10 +138,11 @@ pub(crate) fn sum(x: &[f32]) -> f32 {
             lanes[l] += x[l];
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane += x;
+    let mut all = lanes;
+    for i in 0..rest.len().min(LANES) {
+        all[i] += rest[i];
     }
-    fold(lanes, |a, b| a + b)
+    fold(all, |a, b| a + b)
 }
 
 /// `max(x_i)`, negative infinity for nothing.
@@ -150,10 +156,11 @@ pub(crate) fn maximum(x: &[f32]) -> f32 {
             lanes[l] = larger(x[l], lanes[l]);
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane = larger(*x, *lane);
+    let mut all = lanes;
+    for i in 0..rest.len().min(LANES) {
+        all[i] = larger(rest[i], all[i]);
     }
-    fold(lanes, larger)
+    fold(all, larger)
 }
 
 /// `e^x` to about two units in the last place (Cephes' polynomial); 0 below -87.3, infinite above 88.3, NaN of NaN.

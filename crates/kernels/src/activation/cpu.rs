@@ -6,7 +6,7 @@ use super::{Activation, Precision};
 use crate::{
     bf16::{narrow, wide},
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{chunk, for_chunks, for_items},
+    parallel::{chunk, fresh, fresh_with},
     simd::{erf, exp, sigmoid, tanh, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -41,10 +41,8 @@ impl Factors {
             return (factors, product);
         }
         let count = slice(&gate).len();
-        let (mut y, mut halves) = (vec![0.0; count], [vec![0; count], vec![0; count]]);
-        let [of_gate, of_up] = halves.each_mut().map(|halves| halves.chunks_mut(CHUNK));
-        let tasks = y.chunks_mut(CHUNK).zip(of_gate.zip(of_up)).enumerate().collect();
-        for_items(tasks, |(i, (y, (of_gate, of_up)))| {
+        let size = (count, CHUNK);
+        let ([y], halves) = fresh_with([size], [size; 2], |i, [y], [of_gate, of_up]: [&mut [u16]; 2]| {
             narrow(of_gate, chunk(slice(&gate), CHUNK, i));
             narrow(of_up, chunk(slice(&up), CHUNK, i));
             gated_halves(activation, y, of_gate, of_up);
@@ -62,8 +60,7 @@ impl Factors {
     /// `activation(gate) * up`.
     fn product(&self, activation: Activation) -> FlexTensor {
         let shape = self.shape();
-        let mut y = vec![0.0; shape.iter().product()];
-        for_chunks([(&mut y, CHUNK)], |i, [y]| match self {
+        let [y] = fresh([(shape.iter().product(), CHUNK)], |i, [y]| match self {
             Self::Whole([gate, up]) => gated(activation, y, chunk(slice(gate), CHUNK, i), chunk(slice(up), CHUNK, i)),
             Self::Rounded([gate, up], _) => gated_halves(activation, y, chunk(gate, CHUNK, i), chunk(up, CHUNK, i)),
         });
@@ -73,9 +70,8 @@ impl Factors {
     /// Gradients of gate and up.
     fn gradients(&self, activation: Activation, gradient: &FlexTensor) -> [Option<FlexTensor>; 2] {
         let shape = self.shape();
-        let count = shape.iter().product();
-        let (mut of_gate, mut of_up) = (vec![0.0; count], vec![0.0; count]);
-        for_chunks([(&mut of_gate, CHUNK), (&mut of_up, CHUNK)], |i, [of_gate, of_up]| {
+        let size = (shape.iter().product(), CHUNK);
+        let [of_gate, of_up] = fresh([size; 2], |i, [of_gate, of_up]| {
             let gradient = chunk(slice(gradient), CHUNK, i);
             match self {
                 Self::Whole([gate, up]) => {
@@ -110,15 +106,13 @@ const CHUNK: usize = 1 << 13;
 impl HostOperator<1> for Plain {
     fn forward(&self, [x]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let x = contiguous(x);
-        let mut y = vec![0.0; slice(&x).len()];
-        for_chunks([(&mut y, CHUNK)], |i, [y]| plain(self.0, y, chunk(slice(&x), CHUNK, i)));
+        let [y] = fresh([(slice(&x).len(), CHUNK)], |i, [y]| plain(self.0, y, chunk(slice(&x), CHUNK, i)));
         (tensor(y, &dimensions(&x)), Vec::new())
     }
 
     fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let x = contiguous(&given.inputs[0]);
-        let mut of_x = vec![0.0; slice(&x).len()];
-        for_chunks([(&mut of_x, CHUNK)], |i, [of_x]| {
+        let [of_x] = fresh([(slice(&x).len(), CHUNK)], |i, [of_x]| {
             plain_backward(self.0, of_x, chunk(slice(&x), CHUNK, i), chunk(slice(&given.gradient), CHUNK, i));
         });
         [Some(tensor(of_x, &dimensions(&x)))]

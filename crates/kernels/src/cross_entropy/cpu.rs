@@ -9,7 +9,7 @@ use super::HeadOptions;
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     matmul::{How, Matrix, multiplied, product},
-    parallel::{chunk, for_chunks},
+    parallel::{chunk, for_chunks, zeros},
     simd::{exp, maximum, tanh, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -97,7 +97,7 @@ impl<'a> Head<'a> {
     }
 
     fn gradients(&self, wanted: &[bool]) -> Gradients {
-        let zeros = |input: usize, count: usize| vec![0.0; if wanted.get(input) == Some(&true) { count } else { 0 }];
+        let zeros = |input: usize, count: usize| zeros(if wanted.get(input) == Some(&true) { count } else { 0 });
         let (hidden, weight) = (zeros(0, self.hidden.len()), zeros(1, self.weight.len()));
         Gradients { hidden, weight, bias: zeros(2, self.vocabulary) }
     }
@@ -273,10 +273,11 @@ vectorised! {
                 lanes[l] += exp(chunk[l] - largest);
             }
         }
-        for (lane, x) in lanes.iter_mut().zip(rest) {
-            *lane += exp(x - largest);
+        let mut all = lanes;
+        for i in 0..rest.len().min(32) {
+            all[i] += exp(rest[i] - largest);
         }
-        (largest, lanes.iter().sum::<f32>().ln())
+        (largest, all.iter().sum::<f32>().ln())
     }
 }
 

@@ -58,7 +58,7 @@ impl Rows {
     /// For several products.
     pub fn packed(x: &FlexTensor, precision: Precision) -> Self {
         let rows = Self::plain(x);
-        let packed = Packed::new(rows.matrix(), How::all(precision));
+        let packed = Packed::new(rows.matrix(), precision);
         Self { packed, ..rows }
     }
 

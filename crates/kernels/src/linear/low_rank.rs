@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     host::{self, Given, HostOperator, Saved, contiguous, dimensions, tensor},
-    matmul::{How, Left, Matrix, multiplied, sum_of_products},
+    matmul::{How, Left, Matrix, sum_of_products, tall_product, transpose},
     transient::{Remake, Transient},
 };
 
@@ -106,10 +106,11 @@ impl HostOperator<4> for LowRankLinear {
         let rank = dimensions(&down)[0];
         let of_narrow = tensor(of_narrow, &[given.saved[0].len() / rank.max(1), rank]);
         let narrow = Matrix::new(&given.saved[0], given.saved[0].len() / rank.max(1), rank);
-        let of_up = multiplied(upstream.matrix().transposed(), narrow, how);
+        let of_up = tall_product(upstream.matrix(), narrow, self.precision);
         // The transposed product fills its tiles; the rank alone would leave a part of them empty.
-        let of_down = multiplied(Rows::plain(x).matrix().transposed(), matrix(&of_narrow), how);
-        let of_down: Vec<f32> = (0..rank).flat_map(|i| of_down.iter().skip(i).step_by(rank).copied()).collect();
+        let turned = tall_product(Rows::plain(x).matrix(), matrix(&of_narrow), self.precision);
+        let mut of_down = vec![0.0; turned.len()];
+        transpose(&turned, dimensions(&down)[1], rank, &mut of_down);
         let (of_down, of_up) = (tensor(of_down, &dimensions(&down)), tensor(of_up, &dimensions(&up)));
         let of_x = wanted[0].then(|| {
             let narrow = Factor { upstream: Rows::plain(&of_narrow), weight: down };

@@ -8,7 +8,7 @@ use super::{
     kernel::{Kernel, Segment, kernel, kernel_for},
     scratch,
 };
-use crate::parallel::{for_each, for_items};
+use crate::parallel::{for_each, for_items, fresh};
 
 /// Units of depth that are packed at once: a panel of the left factor then stays in the first cache.
 const UNITS: usize = 256;
@@ -16,8 +16,11 @@ const UNITS: usize = 256;
 const FEW_UNITS: usize = 32;
 /// Columns that are packed at once.
 const COLUMNS: usize = 2048;
-/// Panels of a task: of packing, and of the left and the right factor in a group of tiles.
+/// Panels of a task of packing, where lanes are rows of memory; steps, where they lie side by side. Either way a task reads
+/// whole rows.
 const PACKED: usize = 8;
+const STEPS: usize = 32;
+/// Panels of the left and the right factor in a group of tiles.
 const GROUP: [usize; 2] = [12, 8];
 
 /// The left factor of a product.
@@ -29,9 +32,9 @@ pub(crate) enum Left<'a> {
     Packed(&'a Packed),
 }
 
-/// A left factor in panels: blocks of depth one after another.
+/// A left factor in panels, by blocks of depth.
 pub(crate) struct Packed {
-    panels: Vec<f32>,
+    blocks: Vec<Vec<f32>>,
     rows: usize,
     depth: usize,
     precision: Precision,
@@ -39,25 +42,27 @@ pub(crate) struct Packed {
 
 impl Packed {
     /// Packs a matrix; nothing where it has so few rows that products read it where it lies.
-    pub fn new(matrix: Matrix<'_>, how: How) -> Option<Self> {
+    pub fn new(matrix: Matrix<'_>, precision: Precision) -> Option<Self> {
         if matrix.rows <= few_rows::LIMIT {
             return None;
         }
-        let kernel = kernel(how.precision);
+        let kernel = kernel(precision);
         let (rows, depth) = (matrix.rows, matrix.columns);
-        let mut panels = vec![0.0; kernel.packed_len(kernel.rows, rows, depth)];
-        let (mut rest, mut tasks) = (&mut panels[..], Vec::new());
-        for (start, steps) in depth_blocks(kernel, depth) {
-            pack_later(kernel, &mut rest, kernel.rows, matrix.part(0, rows, start, steps), &mut tasks);
-        }
-        run_packs(kernel, tasks, how.threads);
-        Some(Self { panels, rows, depth, precision: how.precision })
+        let lanes = PACKED * kernel.rows;
+        let blocks = depth_blocks(kernel, depth).map(|(start, steps)| {
+            let length = kernel.packed_len(kernel.rows, rows, steps);
+            let [panels] = fresh([(length, lanes * kernel.units(steps))], |i, [panels]| {
+                let lanes_here = lanes.min(rows - i * lanes);
+                kernel.pack(panels, kernel.rows, matrix.part(i * lanes, lanes_here, start, steps));
+            });
+            panels
+        });
+        Some(Self { blocks: blocks.collect(), rows, depth, precision })
     }
 
     /// The panels of the block of depth that starts at `start`.
-    fn block(&self, kernel: &Kernel, start: usize, steps: usize) -> &[f32] {
-        let first = kernel.packed_len(kernel.rows, self.rows, start);
-        &self.panels[first..first + kernel.packed_len(kernel.rows, self.rows, steps)]
+    fn block(&self, kernel: &Kernel, start: usize) -> &[f32] {
+        &self.blocks[start / (UNITS * kernel.pair)]
     }
 }
 
@@ -165,7 +170,7 @@ pub(super) unsafe fn sum_of_products(out: *mut f32, terms: &[Term<'_>], add: boo
                         let left = match (left, terms[piece.term].0) {
                             (None, Left::Packed(packed)) => {
                                 assert!(packed.precision == how.precision, "packed for another precision");
-                                packed.block(kernel, piece.start, piece.steps)
+                                packed.block(kernel, piece.start)
                             }
                             (place, _) => &of_left[place.unwrap_or(0..0)],
                         };
@@ -180,14 +185,20 @@ pub(super) unsafe fn sum_of_products(out: *mut f32, terms: &[Term<'_>], add: boo
     });
 }
 
-/// Panels to be packed: where, of which width, from which lanes.
+/// Panels, or steps of them, to be packed: where, of which width, from which lanes.
 struct PackTask<'a> {
-    out: &'a mut [f32],
+    out: *mut f32,
+    panel: usize,
     width: usize,
     lanes: Matrix<'a>,
 }
 
-/// Plans to pack the rows of `matrix` as lanes, in tasks of a few panels, at the start of `free`, which loses that part.
+#[allow(unsafe_code)]
+// SAFETY: each task writes to its own part of memory that is borrowed for as long as the tasks live.
+unsafe impl Send for PackTask<'_> {}
+
+/// Plans to pack the rows of `matrix` as lanes, in tasks of a few panels or steps, at the start of `free`, which loses that
+/// part.
 fn pack_later<'a>(
     kernel: &Kernel,
     free: &mut &'a mut [f32],
@@ -198,17 +209,32 @@ fn pack_later<'a>(
     let length = kernel.packed_len(width, matrix.rows, matrix.columns);
     let (here, rest) = std::mem::take(free).split_at_mut(length);
     *free = rest;
+    let (rows, columns) = (matrix.rows, matrix.columns);
+    let (start, panel) = (here.as_mut_ptr(), kernel.units(columns));
+    if matrix.row_stride == 1 {
+        tasks.extend((0..columns).step_by(STEPS).map(|first| {
+            let out = start.wrapping_add(first / kernel.pair * width);
+            PackTask { out, panel, width, lanes: matrix.part(0, rows, first, STEPS.min(columns - first)) }
+        }));
+        return;
+    }
     let lanes = PACKED * width;
-    let chunks = here.chunks_mut((lanes * kernel.units(matrix.columns)).max(1));
-    tasks.extend(chunks.enumerate().map(|(i, out)| {
-        let lanes_here = lanes.min(matrix.rows - i * lanes);
-        PackTask { out, width, lanes: matrix.part(i * lanes, lanes_here, 0, matrix.columns) }
+    tasks.extend((0..rows).step_by(lanes).map(|first| {
+        let out = start.wrapping_add(first * panel);
+        PackTask { out, panel, width, lanes: matrix.part(first, lanes.min(rows - first), 0, columns) }
     }));
 }
 
 /// Packs everything.
 fn run_packs(kernel: &Kernel, tasks: Vec<PackTask<'_>>, threads: Threads) {
-    let run = |task: PackTask<'_>| kernel.pack(task.out, task.width, task.lanes);
+    let run = |task: PackTask<'_>| {
+        let PackTask { out, panel, width, lanes } = task;
+        #[allow(unsafe_code)]
+        // SAFETY: tasks are planned in memory that holds all panels, each unit of them in one task.
+        unsafe {
+            kernel.pack_steps(out, width, lanes, panel);
+        }
+    };
     match threads {
         Threads::One => tasks.into_iter().for_each(run),
         Threads::All => for_items(tasks, run),
@@ -217,18 +243,18 @@ fn run_packs(kernel: &Kernel, tasks: Vec<PackTask<'_>>, threads: Threads) {
 
 /// Where the tiles go.
 #[derive(Clone, Copy)]
-struct Output {
-    start: *mut f32,
-    stride: usize,
-    size: [usize; 2],
+pub(super) struct Output {
+    pub start: *mut f32,
+    pub stride: usize,
+    pub size: [usize; 2],
 }
 
 /// The tiles of a block.
-struct Tiles<'a> {
-    kernel: &'static Kernel,
+pub(super) struct Tiles<'a> {
+    pub kernel: &'static Kernel,
     /// All panels of the pieces that are summed.
-    panels: &'a [Segment<'a>],
-    output: Output,
+    pub panels: &'a [Segment<'a>],
+    pub output: Output,
 }
 
 #[allow(unsafe_code)]
@@ -241,7 +267,7 @@ impl Tiles<'_> {
     /// # Safety
     /// The output has room for its size.
     #[allow(unsafe_code)]
-    unsafe fn run(&self, add: bool, threads: Threads) {
+    pub unsafe fn run(&self, add: bool, threads: Threads) {
         let [rows, columns] = self.panels();
         let (down, across) = (rows.div_ceil(GROUP[0]), columns.div_ceil(GROUP[1]));
         let group = |task: usize| {

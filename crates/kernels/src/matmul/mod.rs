@@ -8,10 +8,12 @@ mod blocked;
 mod few_rows;
 pub(crate) mod kernel;
 pub(crate) mod scratch;
+mod tall;
 
 use std::{fmt, str::FromStr};
 
 pub(crate) use blocked::{Left, Packed, Term};
+pub(crate) use tall::tall_product;
 
 use serde::{Deserialize, Serialize};
 
@@ -168,6 +170,12 @@ pub(crate) fn sum_of_products(terms: &[Term<'_>], how: How) -> Vec<f32> {
     out
 }
 
+/// Rows become columns: `values` `[rows, columns]`, `out` `[columns, rows]`.
+pub(crate) fn transpose(values: &[f32], rows: usize, columns: usize, out: &mut [f32]) {
+    // One panel of all rows as lanes, over the columns as depth.
+    kernel::kernel(Precision::F32).pack(out, rows, Matrix::new(values, rows, columns));
+}
+
 /// The product.
 ///
 /// # Safety
@@ -266,6 +274,16 @@ mod tests {
     }
 
     #[test]
+    fn transposes_of_any_size() {
+        for [rows, columns] in [[1, 1], [5, 3], [64, 32], [40, 17], [100, 16]] {
+            let values = numbers(rows * columns, 4);
+            let mut turned = vec![9.0; rows * columns];
+            transpose(&values, rows, columns, &mut turned);
+            assert!((0..rows * columns).all(|i| turned[i % columns * rows + i / columns] == values[i]));
+        }
+    }
+
+    #[test]
     fn several_blocks_join() {
         for precision in [Precision::F32, Precision::Bf16] {
             check([200, 40, 1100], [true, false], true, How::all(precision));
@@ -282,7 +300,7 @@ mod tests {
             let how = How::all(precision);
             let mut expected = multiplied(matrix(0, a), matrix(1, b), how);
             product(&mut expected, matrix(2, c), matrix(3, d), true, how);
-            let packed = Packed::new(matrix(0, a), how).unwrap();
+            let packed = Packed::new(matrix(0, a), precision).unwrap();
             for left in [Left::Plain(matrix(0, a)), Left::Packed(&packed)] {
                 let sum = sum_of_products(&[(left, matrix(1, b)), (Left::Plain(matrix(2, c)), matrix(3, d))], how);
                 assert!(sum.iter().zip(&expected).all(|(x, y)| (x - y).abs() < 1e-4));

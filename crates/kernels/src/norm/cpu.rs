@@ -5,7 +5,7 @@
 
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{chunk, for_chunks},
+    parallel::{chunk, fresh},
     simd::{dot, sum, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -56,9 +56,8 @@ pub(super) fn forward(
     let (x, weight) = (contiguous(x), contiguous(weight));
     let bias = bias.map(contiguous);
     let width = slice(&weight).len().max(1);
-    let mut y = vec![0.0; slice(&x).len()];
-    let mut statistics = vec![0.0; slice(&x).len() / width * 2];
-    for_chunks([(&mut y, ROWS * width), (&mut statistics, ROWS * 2)], |i, [y, statistics]| {
+    let sizes = [(slice(&x).len(), ROWS * width), (slice(&x).len() / width * 2, ROWS * 2)];
+    let [y, statistics] = fresh(sizes, |i, [y, statistics]| {
         forward_rows(
             y,
             statistics,
@@ -74,22 +73,24 @@ pub(super) fn forward(
 vectorised! {
     pub(super) fn forward_rows(y: &mut [f32], statistics: &mut [f32], x: &[f32], weight: &[f32], bias: Option<&[f32]>, epsilon: f32) {
         let width = weight.len();
-        let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(statistics.chunks_exact_mut(2));
-        for ((y, x), statistics) in rows {
+        for (row, statistics) in statistics.chunks_exact_mut(2).enumerate() {
+            let (y, x) = (&mut y[row * width..(row + 1) * width], &x[row * width..(row + 1) * width]);
             let Some(bias) = bias else {
                 let inverse = 1.0 / (dot(x, x) / width as f32 + epsilon).sqrt();
                 statistics[1] = inverse;
-                for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
-                    *y = x * inverse * weight;
+                for i in 0..width {
+                    y[i] = x[i] * inverse * weight[i];
                 }
                 continue;
             };
-            let mean = sum(x) / width as f32;
-            y.iter_mut().zip(x).for_each(|(y, x)| *y = x - mean);
+            let (mean, bias) = (sum(x) / width as f32, &bias[..width]);
+            for i in 0..width {
+                y[i] = x[i] - mean;
+            }
             let inverse = 1.0 / (dot(y, y) / width as f32 + epsilon).sqrt();
             statistics.copy_from_slice(&[mean, inverse]);
-            for ((y, weight), bias) in y.iter_mut().zip(weight).zip(bias) {
-                *y = *y * inverse * weight + bias;
+            for i in 0..width {
+                y[i] = y[i] * inverse * weight[i] + bias[i];
             }
         }
     }
@@ -104,11 +105,10 @@ fn backward(
 ) -> [Option<FlexTensor>; 3] {
     let (x, weight) = (contiguous(x), contiguous(weight));
     let width = slice(&weight).len().max(1);
-    let mut of_x = vec![0.0; slice(&x).len()];
     let tasks = slice(&x).len().div_ceil(ROWS * width);
     // Each task's sums for weight and bias, added up in order below.
-    let mut partial = vec![0.0; tasks * width * 2];
-    for_chunks([(&mut of_x, ROWS * width), (&mut partial, width * 2)], |i, [of_x, partial]| {
+    let sizes = [(slice(&x).len(), ROWS * width), (tasks * width * 2, width * 2)];
+    let [of_x, partial] = fresh(sizes, |i, [of_x, partial]| {
         let (x, gradient) = (chunk(slice(&x), ROWS * width, i), chunk(slice(gradient), ROWS * width, i));
         let statistics = chunk(statistics, ROWS * 2, i);
         backward_rows(of_x, partial, x, gradient, statistics, slice(&weight), centred);
@@ -128,23 +128,24 @@ vectorised! {
         let width = weight.len();
         let (of_weight, of_bias) = partial.split_at_mut(width);
         let (mut normed, mut scaled) = (vec![0.0; width], vec![0.0; width]);
-        let rows = x.chunks_exact(width).zip(gradient.chunks_exact(width)).zip(statistics.chunks_exact(2));
-        for (of_x, ((x, gradient), statistics)) in of_x.chunks_exact_mut(width).zip(rows) {
-            let (mean, inverse) = (statistics[0], statistics[1]);
-            for ((normed, x), (of_weight, gradient)) in normed.iter_mut().zip(x).zip(of_weight.iter_mut().zip(gradient)) {
-                *normed = (x - mean) * inverse;
-                *of_weight += gradient * *normed;
-            }
-            for ((scaled, gradient), weight) in scaled.iter_mut().zip(gradient).zip(weight) {
-                *scaled = gradient * weight;
+        let (of_weight, of_bias, normed, scaled) = (&mut of_weight[..width], &mut of_bias[..width], &mut normed[..width], &mut scaled[..width]);
+        for (row, statistics) in statistics.chunks_exact(2).enumerate() {
+            let (mean, inverse, place) = (statistics[0], statistics[1], row * width..(row + 1) * width);
+            let (of_x, x, gradient) = (&mut of_x[place.clone()], &x[place.clone()], &gradient[place]);
+            for i in 0..width {
+                normed[i] = (x[i] - mean) * inverse;
+                of_weight[i] += gradient[i] * normed[i];
+                scaled[i] = gradient[i] * weight[i];
             }
             if centred {
-                of_bias.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+                for i in 0..width {
+                    of_bias[i] += gradient[i];
+                }
             }
-            let along = dot(&scaled, &normed) / width as f32;
-            let shift = if centred { sum(&scaled) / width as f32 } else { 0.0 };
-            for ((of_x, scaled), normed) in of_x.iter_mut().zip(&scaled).zip(&normed) {
-                *of_x = inverse * (scaled - normed * along - shift);
+            let along = dot(scaled, normed) / width as f32;
+            let shift = if centred { sum(scaled) / width as f32 } else { 0.0 };
+            for i in 0..width {
+                of_x[i] = inverse * (scaled[i] - normed[i] * along - shift);
             }
         }
     }

@@ -8,7 +8,8 @@ use burn_flex::FlexTensor;
 use super::cpu::{self, ROWS};
 use crate::{
     host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{chunk, for_chunks},
+    parallel::{chunk, fresh},
+    simd::vectorised,
     transient::{Transient, values},
 };
 
@@ -82,12 +83,10 @@ impl HostOperator<2> for Add {
     fn forward(&self, [x, y]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let (x, y) = (contiguous(x), contiguous(y));
         let (count, width) = (slice(&x).len(), slice(&self.weight).len().max(1));
-        let (mut sum, mut normed, mut statistics) = (vec![0.0; count], vec![0.0; count], vec![0.0; count / width * 2]);
         let size = ROWS * width;
-        let buffers = [(&mut sum[..], size), (&mut normed, size), (&mut statistics, ROWS * 2)];
-        for_chunks(buffers, |i, [sum, normed, statistics]| {
-            let terms = chunk(slice(&x), size, i).iter().zip(chunk(slice(&y), size, i));
-            sum.iter_mut().zip(terms).for_each(|(sum, (x, y))| *sum = x + y);
+        let sizes = [(count, size), (count, size), (count / width * 2, ROWS * 2)];
+        let [sum, normed, statistics] = fresh(sizes, |i, [sum, normed, statistics]| {
+            add(sum, chunk(slice(&x), size, i), chunk(slice(&y), size, i));
             let bias = self.bias.as_ref().map(slice);
             cpu::forward_rows(normed, statistics, sum, slice(&self.weight), bias, self.epsilon);
         });
@@ -97,6 +96,12 @@ impl HostOperator<2> for Add {
 
     fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         [Some(given.gradient.clone()), Some(given.gradient)]
+    }
+}
+
+vectorised! {
+    fn add(sum: &mut [f32], x: &[f32], y: &[f32]) {
+        sum.iter_mut().zip(x).zip(y).for_each(|((sum, x), y)| *sum = x + y);
     }
 }
 

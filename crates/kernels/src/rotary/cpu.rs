@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Tables;
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{chunk, for_chunks},
+    parallel::{chunk, fresh},
     simd::vectorised,
 };
 use burn_flex::FlexTensor;
@@ -30,8 +30,7 @@ fn rotate(x: &FlexTensor, tables: &Tables, direction: f32) -> FlexTensor {
     let (x, shape) = (contiguous(x), dimensions(x));
     let (width, token) = (shape[3], (shape[2] * shape[3]).max(1));
     let (half, period) = (tables.half, tables.batch * tables.time);
-    let mut y = vec![0.0; slice(&x).len()];
-    for_chunks([(&mut y, TOKENS * token)], |task, [y]| {
+    let [y] = fresh([(slice(&x).len(), TOKENS * token)], |task, [y]| {
         let x = chunk(slice(&x), TOKENS * token, task);
         for (i, (y, x)) in y.chunks_exact_mut(token).zip(x.chunks_exact(token)).enumerate() {
             let row = (task * TOKENS + i) % period * half;

@@ -10,7 +10,7 @@ use crate::{
     matmul::{
         Matrix,
         kernel::{Kernel, Segment, kernel},
-        scratch,
+        scratch, transpose,
     },
     parallel::DisjointRows,
     simd::{dot, vectorised},
@@ -55,10 +55,11 @@ impl Given<'_> {
             of_lanes,
             of_lanes,
             kernel.packed_len(high, width, key.time),
+            width * wide,
         ];
         scratch::parts(
             sizes,
-            |[q, g, q_lanes, g_lanes, weights, of_scores, units, of_query, turned, k, v, k_lanes]| {
+            |[q, g, q_lanes, g_lanes, weights, of_scores, units, of_query, turned, k, v, k_lanes, rows_of]| {
                 kernel.pack(k, high, keys);
                 kernel.pack(v, high, values);
                 kernel.pack(k_lanes, high, keys.transposed());
@@ -89,11 +90,12 @@ impl Given<'_> {
                         let right = right_factor(kernel, precision, of_scores, wide, units);
                         add_mixed(kernel, width, key.time, block.start, block.len(), k_lanes, right, of_query);
                     }
-                    for (lane, position) in queries.enumerate() {
+                    transpose(&of_query[..width * wide], width, wide, rows_of);
+                    for (position, from) in queries.zip(rows_of.chunks_exact(width)) {
                         #[allow(unsafe_code)]
                         // SAFETY: each task has its own batch row and its own head.
                         let row = unsafe { query_rows.row(query.index(batch, position, head)) };
-                        row.iter_mut().zip(of_query[lane..].iter().step_by(wide)).for_each(|(to, from)| *to = *from);
+                        row.copy_from_slice(from);
                     }
                 }
             },

@@ -11,7 +11,7 @@ use crate::{
     matmul::{
         Matrix, Precision,
         kernel::{Kernel, Segment, kernel},
-        scratch,
+        scratch, transpose,
     },
     parallel::DisjointRows,
 };
@@ -40,8 +40,9 @@ pub(super) fn run(
         width.next_multiple_of(kernel.rows) * wide,
         kernel.packed_len(kernel.rows, keys.len(), width),
         kernel.packed_len(kernel.rows, width, keys.len()),
+        width * wide,
     ];
-    scratch::parts(sizes, |[of_query, scores, weights, mixed, of_key, of_value]| {
+    scratch::parts(sizes, |[of_query, scores, weights, mixed, of_key, of_value, rows_of]| {
         kernel.pack(of_key, kernel.rows, key);
         kernel.pack(of_value, kernel.rows, value);
         for start in queries.clone().step_by(wide) {
@@ -56,12 +57,13 @@ pub(super) fn run(
                 let weights = right_factor(kernel, inputs.flash.options.precision, rows, wide, weights);
                 add_mixed(kernel, width, keys.len(), block.start - first, block.len(), of_value, weights, mixed);
             }
-            for (lane, position) in panel.queries.clone().enumerate() {
+            transpose(&mixed[..width * wide], width, wide, rows_of);
+            for ((lane, position), mixed) in panel.queries.clone().enumerate().zip(rows_of.chunks_exact(width)) {
                 let index = inputs.query.index(batch, position, head);
                 #[allow(unsafe_code)]
                 // SAFETY: each task has its own batch row, head and positions, hence its own rows.
                 let (row, log_sum) = unsafe { (outputs.row(index), log_sums.row(index)) };
-                log_sum[0] = softmax.write(lane, wide, mixed, row);
+                log_sum[0] = softmax.write(lane, mixed, row);
             }
         }
     });

@@ -14,7 +14,8 @@ use super::{Mask, Options};
 use crate::{
     host::{Given, HostOperator, Saved, dimensions, slice, tensor},
     matmul::{Matrix, kernel::kernel},
-    parallel::{DisjointRows, for_chunks, for_each},
+    parallel::{DisjointRows, for_each, fresh, zeros},
+    simd::vectorised,
 };
 use burn_flex::FlexTensor;
 
@@ -106,7 +107,7 @@ impl<'a> Inputs<'a> {
     /// denominator.
     fn forward(&self) -> (Vec<f32>, Vec<f32>) {
         let query = &self.query;
-        let mut output = vec![0.0; query.len()];
+        let mut output = zeros(query.len());
         let mut log_sums = vec![f32::NEG_INFINITY; query.batch * query.time * query.heads];
         let rows = (DisjointRows::new(&mut output, query.width), DisjointRows::new(&mut log_sums, 1));
         let heads = query.batch * query.heads;
@@ -135,22 +136,17 @@ impl<'a> Inputs<'a> {
         let (query, key) = (&self.query, &self.key);
         let distances = query.time + key.time - 1;
         let each = query.batch * query.heads;
-        let mut of_query = vec![0.0; query.len()];
-        let (mut of_key, mut of_value) =
-            (vec![0.0; each * key.time * key.width], vec![0.0; each * key.time * key.width]);
-        let mut of_bias = vec![0.0; self.bias.map_or(0, |_| each * distances)];
-        {
-            let query_rows = DisjointRows::new(&mut of_query, query.width);
-            let head = key.time * key.width;
-            // The part of the biases is empty where there are none.
-            let buffers = [(&mut of_key[..], head), (&mut of_value, head), (&mut of_bias, distances)];
-            for_chunks(buffers, |task, [of_key, of_value, of_bias]| {
-                let place = (task / query.heads, task % query.heads);
-                let given = backward::Given { inputs: self, output, gradient, log_sums };
-                let of_bias = (!of_bias.is_empty()).then_some(of_bias);
-                given.run(place, &query_rows, of_key, of_value, of_bias);
-            });
-        }
+        let mut of_query = zeros(query.len());
+        let query_rows = DisjointRows::new(&mut of_query, query.width);
+        let head = key.time * key.width;
+        // The part of the biases is empty where there are none.
+        let sizes = [(each * head, head), (each * head, head), (self.bias.map_or(0, |_| each * distances), distances)];
+        let [of_key, of_value, of_bias] = fresh(sizes, |task, [of_key, of_value, of_bias]| {
+            let place = (task / query.heads, task % query.heads);
+            let given = backward::Given { inputs: self, output, gradient, log_sums };
+            let of_bias = (!of_bias.is_empty()).then_some(of_bias);
+            given.run(place, &query_rows, of_key, of_value, of_bias);
+        });
         let [of_key, of_value] = [of_key, of_value].map(|parts| self.gathered(&parts));
         [of_query, of_key, of_value, self.summed(&of_bias, distances)]
     }
@@ -159,14 +155,13 @@ impl<'a> Inputs<'a> {
     fn gathered(&self, parts: &[f32]) -> Vec<f32> {
         let (heads, key) = (self.query.heads, &self.key);
         let (group, width) = (heads / key.heads, key.width);
-        let mut gathered = vec![0.0; key.len()];
-        for_chunks([(&mut gathered, TOKENS * key.heads * width)], |task, [rows]| {
+        let [gathered] = fresh([(key.len(), TOKENS * key.heads * width)], |task, [rows]| {
             for (i, row) in rows.chunks_exact_mut(width).enumerate() {
                 let (token, kv_head) = (task * TOKENS + i / key.heads, i % key.heads);
                 let (batch, position) = (token / key.time, token % key.time);
                 for head in kv_head * group..(kv_head + 1) * group {
                     let start = ((batch * heads + head) * key.time + position) * width;
-                    row.iter_mut().zip(&parts[start..start + width]).for_each(|(sum, value)| *sum += value);
+                    add(row, &parts[start..start + width]);
                 }
             }
         });
@@ -180,6 +175,12 @@ impl<'a> Inputs<'a> {
             sums.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
         }
         sums
+    }
+}
+
+vectorised! {
+    fn add(sums: &mut [f32], values: &[f32]) {
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }
 }
 

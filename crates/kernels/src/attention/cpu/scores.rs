@@ -89,8 +89,8 @@ impl<'a> Panel<'a> {
         }
         if !self.every.contains(&key) {
             let key = key as i32;
-            for (score, (first, end)) in scores.iter_mut().zip(self.first.iter().zip(&self.end)) {
-                let seen = *first <= key && key < *end;
+            for (l, score) in scores.iter_mut().enumerate() {
+                let seen = (self.first[l] <= key) & (key < self.end[l]);
                 *score = if seen { *score } else { f32::NEG_INFINITY };
             }
         }
@@ -108,16 +108,22 @@ impl Softmax {
         Self { largest: [f32::NEG_INFINITY; WIDEST], sums: [0.0; WIDEST] }
     }
 
-    /// Writes one lane of `mixed`, divided by its denominator, and returns the log of that; a lane that saw nothing stays
+    /// Writes a lane's mixed values divided by its denominator, and returns the log of that; a lane that saw nothing stays
     /// zero and gives negative infinity.
-    pub fn write(&self, lane: usize, wide: usize, mixed: &[f32], out: &mut [f32]) -> f32 {
+    pub fn write(&self, lane: usize, mixed: &[f32], out: &mut [f32]) -> f32 {
         let sum = self.sums[lane];
         if sum == 0.0 {
             return f32::NEG_INFINITY;
         }
         let inverse = sum.recip();
-        out.iter_mut().zip(mixed[lane..].iter().step_by(wide)).for_each(|(out, mixed)| *out = mixed * inverse);
+        scaled(out, mixed, inverse);
         self.largest[lane] + sum.ln()
+    }
+}
+
+vectorised! {
+    fn scaled(out: &mut [f32], values: &[f32], factor: f32) {
+        out.iter_mut().zip(values).for_each(|(out, value)| *out = value * factor);
     }
 }
 
@@ -154,7 +160,7 @@ fn online_softmax_of<const W: usize>(
         panel.finish(row, &mut [0.0; W], start + i);
         for l in 0..W {
             // Written so that NaN is taken over and reaches the loss.
-            now[l] = if row[l] <= now[l] { now[l] } else { row[l] };
+            now[l] = if now[l] > row[l] { now[l] } else { row[l] };
         }
     }
     let (mut keep, mut shift) = ([0.0; W], [0.0; W]);
@@ -174,12 +180,18 @@ fn online_softmax_of<const W: usize>(
         softmax.sums[l] = softmax.sums[l] * keep[l] + sums[l];
         softmax.largest[l] = now[l];
     }
-    if keep != [1.0; W] {
-        for row in mixed.as_chunks_mut::<W>().0 {
-            for l in 0..W {
-                row[l] *= keep[l];
-            }
-        }
+    // Before the first block there is nothing to keep.
+    if before != [f32::NEG_INFINITY; W] && keep != [1.0; W] {
+        mixed.as_chunks_mut::<W>().0.iter_mut().for_each(|row| multiply(row, &keep));
+    }
+}
+
+/// `row *= factors`.
+#[inline(always)]
+fn multiply<const W: usize>(row: &mut [f32; W], factors: &[f32; W]) {
+    let (row, factors) = (row.as_chunks_mut::<8>().0, factors.as_chunks::<8>().0);
+    for (row, factors) in row.iter_mut().zip(factors) {
+        *row = std::array::from_fn(|l| row[l] * factors[l]);
     }
 }
 

@@ -83,7 +83,7 @@ unsafe fn pack_blocks(
         // SAFETY: all reads and writes lie inside what the caller promises: `count` lanes of `depth` steps, and panels of
         // `width` lanes for them. A turned block is stored lane by lane where it is narrower than 8.
         unsafe {
-            let (source, panel) = (lanes.start.add(first * lanes.across), out.add(first * lanes.depth));
+            let (source, panel) = (lanes.start.add(first * lanes.across), out.add(first * lanes.panel));
             for block in (0..width).step_by(8) {
                 let size = (width - block).min(8);
                 for step in (0..full).step_by(8) {

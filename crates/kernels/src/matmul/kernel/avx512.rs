@@ -124,7 +124,7 @@ macro_rules! pack {
                         let source = lanes.start.add($pair * unit * lanes.along);
                         let second = ($pair * unit + 1 < lanes.depth).then(|| source.wrapping_add(lanes.along));
                         for first in (0..lanes.count).step_by(width) {
-                            let to = out.add(first * units + unit * width);
+                            let to = out.add(first * lanes.panel + unit * width);
                             for x in (0..width).step_by(VECTOR) {
                                 let count = (lanes.count - first).min(width).saturating_sub(x);
                                 let second = second.map(|second| second.wrapping_add(first + x));
@@ -147,7 +147,7 @@ macro_rules! pack {
                                     rows[i] = $along(source.wrapping_add(i * lanes.across + step), left);
                                 }
                             }
-                            let to = out.add(first * units + unit * width + x);
+                            let to = out.add(first * lanes.panel + unit * width + x);
                             let columns = transposed(rows);
                             for k in 0..VECTOR {
                                 if k < units - unit {

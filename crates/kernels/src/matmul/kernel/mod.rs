@@ -14,7 +14,8 @@ mod portable;
 use super::{Matrix, Precision};
 use crate::simd::{Level, level};
 
-/// The lanes that a pack reads: a pointer to the first, and the distances in elements between lanes and between steps.
+/// The lanes that a pack reads: a pointer to the first, and the distances in elements between lanes and between steps; and
+/// the units of a whole panel, of which the steps fill the first.
 #[derive(Clone, Copy)]
 struct Lanes {
     start: *const f32,
@@ -22,6 +23,7 @@ struct Lanes {
     across: usize,
     depth: usize,
     along: usize,
+    panel: usize,
 }
 
 /// Two panels of the same units of depth, whose product is part of a tile.
@@ -119,23 +121,38 @@ impl Kernel {
     /// Packs the rows of `matrix` as lanes, its columns as depth, into panels of `width` lanes. Lanes that are missing in
     /// the last panel are zero.
     pub fn pack(&self, out: &mut [f32], width: usize, matrix: Matrix<'_>) {
+        assert!(out.len() >= self.packed_len(width, matrix.rows, matrix.columns), "room for the panels");
+        #[allow(unsafe_code)]
+        // SAFETY: the panels lie inside the slice by the assertion.
+        unsafe {
+            self.pack_steps(out.as_mut_ptr(), width, matrix, self.units(matrix.columns));
+        }
+    }
+
+    /// As [`Kernel::pack`] for some steps of panels that hold `panel` units.
+    ///
+    /// # Safety
+    /// `out` points to the first of these units in the first panel, and nobody else uses the units of any panel meanwhile.
+    #[allow(unsafe_code)]
+    pub unsafe fn pack_steps(&self, out: *mut f32, width: usize, matrix: Matrix<'_>, panel: usize) {
         if matrix.rows * matrix.columns == 0 {
             return;
         }
         assert!(matrix.row_stride == 1 || matrix.column_stride == 1, "neither rows nor columns are adjacent");
         let last = (matrix.rows - 1) * matrix.row_stride + (matrix.columns - 1) * matrix.column_stride;
-        assert!(last < matrix.values.len() && out.len() >= self.packed_len(width, matrix.rows, matrix.columns));
+        assert!(last < matrix.values.len(), "the matrix lies inside its values");
         let lanes = Lanes {
             start: matrix.values.as_ptr(),
             count: matrix.rows,
             across: matrix.row_stride,
             depth: matrix.columns,
             along: matrix.column_stride,
+            panel,
         };
-        #[allow(unsafe_code)]
-        // SAFETY: all elements lie inside both slices by the assertions; `kernel` chose loops that the processor has.
+        // SAFETY: all elements lie inside the values by the assertion, all units where the caller promises; `kernel` chose
+        // loops that the processor has.
         unsafe {
-            (self.pack)(out.as_mut_ptr(), width, lanes);
+            (self.pack)(out, width, lanes);
         }
     }
 

@@ -57,7 +57,7 @@ pub(super) unsafe fn pack_with(out: *mut f32, width: usize, lanes: Lanes, change
         // SAFETY: all reads and writes lie inside what the caller promises: `count` lanes of `depth` steps, and panels of
         // `width` lanes for them.
         unsafe {
-            let (source, panel) = (lanes.start.add(first * lanes.across), out.add(first * lanes.depth));
+            let (source, panel) = (lanes.start.add(first * lanes.across), out.add(first * lanes.panel));
             for step in 0..lanes.depth {
                 let (source, to) = (source.add(step * lanes.along), panel.add(step * width));
                 for lane in 0..seen {
