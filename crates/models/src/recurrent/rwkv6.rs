@@ -9,6 +9,7 @@
 use burn::tensor::{Tensor, activation::tanh};
 use espalier_kernels::{
     activation::{Activation, gated},
+    linear::linear,
     recurrent::wkv6::{Wkv6, wkv6},
     transient::Transient,
 };
@@ -206,13 +207,12 @@ impl Dynamic {
     /// What keys, values, receptances and gates are made of, and what is added to the decay.
     fn forward(&self, pairs: &Pairs, mixes: &[Parameter; 4]) -> ([Tensor<3>; 4], Tensor<3>) {
         let narrow = tanh(self.mix_down.forward(pairs.by(&self.mix)));
-        let [batch, time, rows] = narrow.dims();
-        let (count, width) = (MIXES.len(), self.mix_up.shape()[2]);
-        let narrow = narrow.reshape([batch * time, count, rows / count]).swap_dims(0, 1);
-        let added = narrow.matmul(self.mix_up.value::<3>());
+        let [rank, width] = [self.mix_up.shape()[1], self.mix_up.shape()[2]];
+        // One product for each, from narrow parts: parts of a wide product would cost its whole width in the backward, each.
         let mixed = |number: usize, weight: &Parameter| {
-            let added = added.clone().narrow(0, number, 1).reshape([batch, time, width]);
-            pairs.mixed(added + weight.value::<3>())
+            let up = self.mix_up.value::<3>().narrow(0, number, 1).reshape([rank, width]).swap_dims(0, 1);
+            let part = narrow.clone().narrow(2, number * rank, rank);
+            pairs.mixed(linear(part, up, None, self.mix_down.precision) + weight.value::<3>())
         };
         let decay = self.decay.forward(mixed(0, &self.mix_decay));
         let [key, value, receptance, gate] = mixes;
