@@ -409,7 +409,7 @@ fn quoted_infinity(text: &str) -> String {
         let kept = if inside { part.to_owned() } else { part.replace("Infinity", "\"Infinity\"") };
         let before = part.strip_suffix('"');
         let escapes = before.map_or(0, |before| before.len() - before.trim_end_matches('\\').len());
-        inside ^= before.is_some() && escapes % 2 == 0;
+        inside ^= before.is_some() && escapes.is_multiple_of(2);
         kept
     };
     text.split_inclusive('"').map(part).collect()
