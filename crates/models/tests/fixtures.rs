@@ -63,9 +63,10 @@ fn gap(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// The largest of some logits, at least 1: those that are larger have fewer digits behind the point.
-fn largest(logits: &[f32]) -> f32 {
-    logits.iter().fold(1.0, |most, x| most.max(x.abs()))
+/// How far apart two ways to the same logits may be: RWKV's fixtures have logits beyond 1, with fewer digits behind the point.
+fn tolerance(name: &str, logits: &[f32]) -> f32 {
+    let largest = || logits.iter().fold(1.0f32, |most, x| most.max(x.abs()));
+    1e-5 * if name.starts_with("rwkv") { largest() } else { 1.0 }
 }
 
 #[test]
@@ -75,7 +76,7 @@ fn a_cached_pass_equals_the_whole_one() {
         let input = input(name);
         let (batch, time, vocabulary) = (input.batch, input.time(), model.spec().vocabulary);
         let whole = values(&model, &input);
-        let scale = largest(&whole);
+        let tolerance = tolerance(name, &whole);
         let mut state = SequenceState::new(model.spec());
         for (start, end) in std::iter::once((0, 5)).chain((5..time).map(|t| (t, t + 1))) {
             let part = |row: usize| input.ids[row * time + start..row * time + end].to_vec();
@@ -86,7 +87,7 @@ fn a_cached_pass_equals_the_whole_one() {
                 let expected = &whole[(row * time + start) * vocabulary..(row * time + end) * vocabulary];
                 let width = (end - start) * vocabulary;
                 let gap = gap(&logits[row * width..(row + 1) * width], expected);
-                assert!(gap < 1e-5 * scale, "{name}: positions {start} to {end} differ by {gap}");
+                assert!(gap < tolerance, "{name}: positions {start} to {end} differ by {gap}");
             }
         }
     }
@@ -136,7 +137,7 @@ fn left_padding_changes_nothing() {
         };
         let padded = values(&model, &padded);
         let gap = gap(&padded[4 * model.spec().vocabulary..], &plain);
-        assert!(gap < 1e-5 * largest(&plain), "{name}: {gap}");
+        assert!(gap < tolerance(name, &plain), "{name}: {gap}");
     }
 }
 
@@ -155,7 +156,7 @@ fn packed_documents_do_not_see_each_other() {
         };
         let apart = [first, second].map(|row| values(&model, &Input::rows(&[row]).unwrap())).concat();
         let gap = gap(&values(&model, &packed), &apart);
-        assert!(gap < 1e-5 * largest(&apart), "{name}: {gap}");
+        assert!(gap < tolerance(name, &apart), "{name}: {gap}");
     }
 }
 

@@ -5,6 +5,7 @@ use burn_flex::FlexTensor;
 
 use super::{
     lanes::{self, LANES, Lane, lane},
+    last_steps,
     sequence::{Sequence, readable},
 };
 use crate::{
@@ -38,8 +39,8 @@ pub fn linear_scan(a: Tensor<3>, b: Tensor<3>, state: Option<Tensor<2>>) -> (Ten
 
 /// The last step, `[batch, width]`.
 pub(super) fn last(h: Tensor<3>) -> Tensor<2> {
-    let [batch, time, width] = h.dims();
-    h.slice([0..batch, time - 1..time, 0..width]).reshape([batch, width])
+    let [batch, _, width] = h.dims();
+    last_steps(h, 1).reshape([batch, width])
 }
 
 /// The definition in Burn operations.

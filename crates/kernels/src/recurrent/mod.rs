@@ -22,3 +22,22 @@ pub mod token_shift;
 pub mod wkv4;
 pub mod wkv6;
 pub mod wkv7;
+
+use burn::tensor::Tensor;
+
+/// The last `count` steps of `x`, `[batch, time, width]`, in memory of their own: who remembers them does not keep the rest.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use espalier_kernels::recurrent::last_steps;
+/// let x = Tensor::<3>::from_floats([[[1.0], [2.0], [3.0]]], &Device::flex());
+/// assert_eq!(last_steps(x, 2).into_data().try_to_vec::<f32>().unwrap(), [2.0, 3.0]);
+/// ```
+pub fn last_steps(x: Tensor<3>, count: usize) -> Tensor<3> {
+    let [batch, time, width] = x.dims();
+    if time <= count {
+        return x;
+    }
+    let own = Tensor::zeros([batch, count, width], &x.device().inner());
+    own.slice_assign([0..batch, 0..count, 0..width], x.slice([0..batch, time - count..time, 0..width]))
+}

@@ -3,7 +3,10 @@
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
-use super::sequence::{Sequence, readable};
+use super::{
+    last_steps,
+    sequence::{Sequence, readable},
+};
 use crate::{
     host::{self, Given, HostOperator, Saved, slice, tensor},
     parallel::for_chunks,
@@ -14,9 +17,9 @@ use crate::{
 /// `x`: `[batch, time, width]`, `state`: `[batch, width]`, the token before the first, zeros where absent. Returns the
 /// shapes of `x` and `state`.
 pub fn token_shift(x: Tensor<3>, state: Option<Tensor<2>>) -> (Tensor<3>, Tensor<2>) {
-    let [batch, time, width] = x.dims();
+    let [batch, _, width] = x.dims();
     let state = state.unwrap_or_else(|| Tensor::zeros([batch, width], &x.device().inner())).unsqueeze_dim::<3>(1);
-    let last = x.clone().slice([0..batch, time - 1..time, 0..width]).reshape([batch, width]);
+    let last = last_steps(x.clone(), 1).reshape([batch, width]);
     let shifted = match host::on_host(&x) {
         true => host::two(x, state, Shift),
         false => reference(x, state),

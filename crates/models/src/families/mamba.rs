@@ -68,6 +68,19 @@ impl Sizes {
         })
     }
 
+    /// A layer of these sizes.
+    pub fn layer(&self, config: &Config) -> Result<MixerSpec> {
+        Ok(MixerSpec::Recurrent(RecurrentSpec::Mamba(MambaSpec {
+            inner: self.inner,
+            states: self.states,
+            rank: read_rank(config, "time_step_rank", self.width)?,
+            taps: self.taps,
+            convolution_bias: self.convolution_bias,
+            bias: self.bias,
+            norm: None,
+        })))
+    }
+
     /// Writes them.
     pub fn write(&self, spec: &ModelSpec, map: &mut Map<String, Value>) {
         let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
@@ -123,15 +136,7 @@ pub(super) fn write_context(spec: &ModelSpec, map: &mut Map<String, Value>) {
 
 fn read(config: &Config) -> Result<ModelSpec> {
     let sizes = Sizes::read(config, 16)?;
-    let mixer = MixerSpec::Recurrent(RecurrentSpec::Mamba(MambaSpec {
-        inner: sizes.inner,
-        states: sizes.states,
-        rank: read_rank(config, "time_step_rank", sizes.width)?,
-        taps: sizes.taps,
-        convolution_bias: sizes.convolution_bias,
-        bias: sizes.bias,
-        norm: None,
-    }));
+    let mixer = sizes.layer(config)?;
     read_blocks(config, &FAMILY, sizes.width, mixer, true)
 }
 

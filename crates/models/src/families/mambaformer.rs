@@ -5,7 +5,7 @@
 //! `learned_positions`.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT};
-use super::mamba::{INPUT_GATE, LAYER_NAMES, Sizes, read_rank};
+use super::mamba::{INPUT_GATE, LAYER_NAMES, Sizes};
 use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, write_frame};
 use crate::error::Result;
 use crate::recurrent::{MambaSpec, RecurrentSpec};
@@ -40,15 +40,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         output_bias: true,
         ..AttentionSpec::plain(heads, heads, head_dim)
     });
-    let mamba = MixerSpec::Recurrent(RecurrentSpec::Mamba(MambaSpec {
-        inner: sizes.inner,
-        states: sizes.states,
-        rank: read_rank(config, "time_step_rank", sizes.width)?,
-        taps: sizes.taps,
-        convolution_bias: sizes.convolution_bias,
-        bias: sizes.bias,
-        norm: None,
-    }));
+    let mamba = sizes.layer(config)?;
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let block = |attends: &bool| BlockSpec::mixer_alone(if *attends { attention.clone() } else { mamba.clone() }, norm);
     let blocks = read_kinds(config)?.iter().map(block).collect();

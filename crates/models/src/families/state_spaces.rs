@@ -33,11 +33,11 @@ pub(super) fn translated(mut map: Map<String, Value>) -> Map<String, Value> {
     if let Some(rows) = map.get("vocab_size").and_then(Value::as_u64) {
         map.insert("vocab_size".into(), json!(rows.checked_next_multiple_of(multiple)));
     }
-    let (kind, groups) = if is_second { ("mamba2", 1) } else { ("mamba", 0) };
-    let mut today =
-        Map::from_iter([("model_type".to_owned(), json!(kind)), ("tie_word_embeddings".into(), json!(true))]);
+    // What the authors' code takes where a file says nothing.
+    let mut today = Map::from_iter([("tie_word_embeddings".to_owned(), json!(true))]);
+    today.insert("model_type".into(), json!(if is_second { "mamba2" } else { "mamba" }));
     if is_second {
-        today.insert("n_groups".into(), json!(groups));
+        today.insert("n_groups".into(), json!(1));
     }
     for (key, value) in map.into_iter().chain(layer) {
         // Switches of the authors' code, and what this family always has: RMSNorm, and no feed-forward layers.

@@ -35,9 +35,6 @@ pub struct BigsSpec {
     pub activation: Activation,
 }
 
-/// Names of a state space's parameters.
-const SPACE: [&str; 5] = ["real", "imaginary", "output", "log_step", "skip"];
-
 impl BigsSpec {
     /// Names and shapes of the parameters.
     pub fn parameters(&self, width: usize) -> Shapes {
@@ -92,20 +89,16 @@ parameters!(Space: real, imaginary, output, log_step, skip);
 
 impl Space {
     fn build(builder: &mut Builder, name: &str, modes: usize) -> Result<Self> {
-        let initial = [
-            Initial::Values(vec![-0.5; modes]),
-            Initial::Values((0..modes).map(|n| (PI * n as f64) as f32).collect()),
-            Initial::Normal(0.5f64.sqrt()),
-            Initial::Draw(|random| STEPS[0].ln() + random.f() * (STEPS[1] / STEPS[0]).ln()),
-            Initial::Ones,
-        ];
-        let shapes = [vec![modes], vec![modes], vec![modes, 2], vec![1], vec![1]];
-        let mut parts = SPACE.into_iter().zip(shapes).zip(initial);
-        let mut next = || match parts.next() {
-            Some(((part, shape), initial)) => builder.parameter(format!("{name}.{part}"), shape, initial),
-            None => builder.parameter(name.to_owned(), Vec::new(), Initial::Zeros),
-        };
-        Ok(Self { real: next()?, imaginary: next()?, output: next()?.undecayed(), log_step: next()?, skip: next()? })
+        let mut part = |part: &str, shape, initial| builder.parameter(format!("{name}.{part}"), shape, initial);
+        let angles = (0..modes).map(|n| (PI * n as f64) as f32).collect();
+        let step = Initial::Draw(|random| STEPS[0].ln() + random.f() * (STEPS[1] / STEPS[0]).ln());
+        Ok(Self {
+            real: part("real", vec![modes], Initial::Values(vec![-0.5; modes]))?,
+            imaginary: part("imaginary", vec![modes], Initial::Values(angles))?,
+            output: part("output", vec![modes, 2], Initial::Normal(0.5f64.sqrt()))?.undecayed(),
+            log_step: part("log_step", vec![1], step)?,
+            skip: part("skip", vec![1], Initial::Ones)?,
+        })
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {

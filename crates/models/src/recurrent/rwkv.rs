@@ -5,7 +5,11 @@ use burn::tensor::{
     Tensor,
     activation::{sigmoid, tanh},
 };
-use espalier_kernels::{linear::Precision, norm::layer_norm, recurrent::token_mix::token_mix};
+use espalier_kernels::{
+    linear::Precision,
+    norm::layer_norm,
+    recurrent::{last_steps, token_mix::token_mix},
+};
 use serde::{Deserialize, Serialize};
 
 use super::RecurrentState;
@@ -37,10 +41,10 @@ pub(super) struct Pairs {
 impl Pairs {
     /// Of `x`, `[batch, time, width]`, whose last token is remembered.
     pub fn new(x: Tensor<3>, share: Share, state: &mut Option<&mut RecurrentState>) -> Self {
-        let [batch, time, width] = x.dims();
+        let [batch, _, width] = x.dims();
         let before = state.as_deref().and_then(|state| state.get("shift", [batch, width]));
         if let Some(state) = state {
-            state.set("shift", x.clone().narrow(1, time - 1, 1));
+            state.set("shift", last_steps(x.clone(), 1));
         }
         Self { x, before, share }
     }

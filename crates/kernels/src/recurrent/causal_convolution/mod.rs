@@ -6,6 +6,7 @@ pub mod reference;
 
 use burn::tensor::Tensor;
 
+use super::last_steps;
 use crate::host;
 
 /// `y_t = bias + sum_j weight_j x_{t - (taps - 1) + j}`, then `y sigmoid(y)` where `silu` is set; and the last `taps - 1`
@@ -37,7 +38,7 @@ pub fn causal_convolution(
     let bias = bias.unwrap_or_else(|| Tensor::zeros([width], &device));
     let state = state.unwrap_or_else(|| Tensor::zeros([batch, taps - 1, width], &device));
     let last = match time + 1 >= taps {
-        true => x.clone().slice([0..batch, time + 1 - taps..time, 0..width]),
+        true => last_steps(x.clone(), taps - 1),
         false => Tensor::cat(vec![state.clone().slice([0..batch, time..taps - 1, 0..width]), x.clone()], 1),
     };
     let y = match host::on_host(&x) {
