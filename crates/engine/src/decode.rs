@@ -82,7 +82,26 @@ pub fn decode(
     options: &DecodeOptions,
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generated>> {
-    decode_from(model, SequenceState::new(model.spec()), &[], prompts, options, on_token)
+    let mut all = vec![None; prompts.len()];
+    for numbers in batches(model, prompts) {
+        let batch: Vec<Vec<u32>> = numbers.iter().map(|number| prompts[*number].clone()).collect();
+        let batch = Batch { state: SequenceState::new(model.spec()), before: &[], prompts: &batch, numbers: &numbers };
+        for (number, generated) in numbers.iter().zip(batch.decode(model, options, on_token)?) {
+            all[*number] = Some(generated);
+        }
+    }
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// Which prompts are decoded together: all of them, unless trained first states would pass through padding before they reach a
+/// prompt that is shorter than others.
+fn batches(model: &LanguageModel, prompts: &[Vec<u32>]) -> Vec<Vec<usize>> {
+    let mut numbers: Vec<usize> = (0..prompts.len()).collect();
+    if numbers.is_empty() || !model.has_first_states() {
+        return vec![numbers];
+    }
+    numbers.sort_by_key(|number| prompts[*number].len());
+    numbers.chunk_by(|a, b| prompts[*a].len() == prompts[*b].len()).map(<[usize]>::to_vec).collect()
 }
 
 /// As [`decode`] for one prompt, which goes on behind a text that was read before.
@@ -96,64 +115,76 @@ pub fn decode_after(
     options: &DecodeOptions,
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generated>> {
-    decode_from(model, prefix.state.clone(), &prefix.ids, &[prompt.to_vec()], options, on_token)
+    let prompts = [prompt.to_vec()];
+    let batch = Batch { state: prefix.state.clone(), before: &prefix.ids, prompts: &prompts, numbers: &[0] };
+    batch.decode(model, options, on_token)
 }
 
-/// Generates behind `before`, of which `state` is what is remembered; there is one prompt unless it is empty.
-fn decode_from(
-    model: &LanguageModel,
-    mut state: SequenceState,
-    before: &[u32],
-    prompts: &[Vec<u32>],
-    options: &DecodeOptions,
-    on_token: &mut dyn FnMut(usize, u32) -> bool,
-) -> Result<Vec<Generated>> {
-    if prompts.iter().any(Vec::is_empty) {
-        return Err(Error::EmptyPrompt);
+/// Prompts that are decoded together, behind `before`, of which `state` is what is remembered; there is one prompt unless it is
+/// empty.
+struct Batch<'a> {
+    state: SequenceState,
+    before: &'a [u32],
+    prompts: &'a [Vec<u32>],
+    /// The caller's number of each prompt.
+    numbers: &'a [usize],
+}
+
+impl Batch<'_> {
+    fn decode(
+        self,
+        model: &LanguageModel,
+        options: &DecodeOptions,
+        on_token: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Generated>> {
+        let Self { mut state, before, prompts, numbers } = self;
+        if prompts.iter().any(Vec::is_empty) {
+            return Err(Error::EmptyPrompt);
+        }
+        if model.spec().bidirectional {
+            return Err(Error::Bidirectional);
+        }
+        let (spec, source) = (model.spec(), source(model, prompts));
+        let starts = match &spec.encoder {
+            Some(encoder) => vec![vec![encoder.decoder_start]; prompts.len()],
+            None => prompts.to_vec(),
+        };
+        let prompts = starts.as_slice();
+        let mut rows = numbers
+            .iter()
+            .zip(prompts)
+            .map(|(number, prompt)| Row::new(*number, [before, prompt], options))
+            .collect::<Result<Vec<_>>>()?;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let mut input = Input { source, ..padded(prompts, longest) };
+        let longest = before.len() + longest;
+        let limit = spec.learned_positions().unwrap_or(usize::MAX);
+        for produced in 0..options.max_new_tokens {
+            if rows.iter().all(|row| row.finish.is_some()) {
+                break;
+            }
+            if longest + produced > limit {
+                rows.iter_mut().for_each(|row| row.finish = row.finish.or(Some(Finish::Context)));
+                break;
+            }
+            let known = if produced == 0 { before.len() } else { longest + produced - 1 };
+            if spec.stales_cache(known, longest + produced) {
+                // Frequencies of another length: all keys are computed anew.
+                let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
+                state = SequenceState::new(model.spec());
+                input = padded(&histories, histories.iter().map(Vec::len).max().unwrap_or(0));
+            }
+            let logits = last_logits(model, &input, &mut state)?;
+            let vocabulary = spec.vocabulary;
+            let mut next = Vec::with_capacity(rows.len());
+            for ((number, row), logits) in numbers.iter().zip(&mut rows).zip(logits.chunks(vocabulary)) {
+                next.push(row.advance(*number, logits, spec, options, on_token)?);
+            }
+            let positions = rows.iter().map(|row| row.position()).collect();
+            input = Input { ids: next, batch: rows.len(), positions: Some(positions), ..Input::default() };
+        }
+        Ok(rows.into_iter().map(Row::into_generated).collect())
     }
-    if model.spec().bidirectional {
-        return Err(Error::Bidirectional);
-    }
-    let (spec, source) = (model.spec(), source(model, prompts));
-    let starts = match &spec.encoder {
-        Some(encoder) => vec![vec![encoder.decoder_start]; prompts.len()],
-        None => prompts.to_vec(),
-    };
-    let prompts = starts.as_slice();
-    let mut rows = prompts
-        .iter()
-        .enumerate()
-        .map(|(i, prompt)| Row::new(i, [before, prompt], options))
-        .collect::<Result<Vec<_>>>()?;
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let mut input = Input { source, ..padded(prompts, longest) };
-    let longest = before.len() + longest;
-    let limit = spec.learned_positions().unwrap_or(usize::MAX);
-    for produced in 0..options.max_new_tokens {
-        if rows.iter().all(|row| row.finish.is_some()) {
-            break;
-        }
-        if longest + produced > limit {
-            rows.iter_mut().for_each(|row| row.finish = row.finish.or(Some(Finish::Context)));
-            break;
-        }
-        let known = if produced == 0 { before.len() } else { longest + produced - 1 };
-        if spec.stales_cache(known, longest + produced) {
-            // Frequencies of another length: all keys are computed anew.
-            let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
-            state = SequenceState::new(model.spec());
-            input = padded(&histories, histories.iter().map(Vec::len).max().unwrap_or(0));
-        }
-        let logits = last_logits(model, &input, &mut state)?;
-        let vocabulary = spec.vocabulary;
-        let mut next = Vec::with_capacity(rows.len());
-        for (i, (row, logits)) in rows.iter_mut().zip(logits.chunks(vocabulary)).enumerate() {
-            next.push(row.advance(i, logits, spec, options, on_token)?);
-        }
-        let positions = rows.iter().map(|row| row.position()).collect();
-        input = Input { ids: next, batch: rows.len(), positions: Some(positions), ..Input::default() };
-    }
-    Ok(rows.into_iter().map(Row::into_generated).collect())
 }
 
 /// What the encoder reads, where there is one: texts on the left of a rectangle, padding with segment 0.

@@ -9,10 +9,11 @@ use burn::tensor::Device;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Error, Result, adapter,
-    checkpoint::{Checkpoint, Dtype, PeftConfig, TensorPlan, TensorWriter, partial_file::write_whole},
+    Error, Result,
+    adapter::{self, Adapter},
+    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, partial_file::write_whole},
     families::{self, Family, config::Config},
-    layout::stored_tensors,
+    layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
     source::{self, CheckpointSource},
     spec::ModelSpec,
@@ -30,7 +31,7 @@ pub struct LoadedModel {
     /// The type of most tensors in the file.
     pub dtype: Dtype,
     /// The adapter's configuration, when the model was given as an adapter.
-    pub adapter: Option<PeftConfig>,
+    pub adapter: Option<Adapter>,
 }
 
 impl LoadedModel {
@@ -59,7 +60,7 @@ pub fn load(folder: &Path, device: &Device) -> Result<LoadedModel> {
 /// # Errors
 /// As [`load`], and when the changed configuration makes no sense.
 pub fn load_changed(folder: &Path, changes: &Map<String, Value>, device: &Device) -> Result<LoadedModel> {
-    if folder.join("adapter_config.json").is_file() {
+    if folder.join(adapter::CONFIGURATION).is_file() {
         return adapter::load(folder, changes, device);
     }
     let Description { config, family, spec, checkpoint } = Description::read_changed(folder, changes)?;
@@ -195,14 +196,23 @@ pub fn save(model: &LanguageModel, folder: &Path, config: Option<&Map<String, Va
 
 fn write_weights(model: &LanguageModel, family: &Family, folder: &Path, dtype: Dtype) -> Result<()> {
     let tensors = stored_tensors(model, family);
-    let plan = |t: &crate::layout::StoredTensor| TensorPlan { name: t.name.clone(), dtype, shape: t.shape.clone() };
-    let writer = TensorWriter::new(tensors.iter().map(plan).collect())?;
-    let values = |name: &str| {
-        let tensor = tensors.iter().find(|tensor| tensor.name == name);
-        Ok(tensor.map(|t| t.assemble(&|p| p.flat())).unwrap_or_default())
-    };
-    writer.write_sharded(folder, MAX_SHARD_BYTES, values)?;
+    writer(&tensors, dtype)?.write_sharded(folder, MAX_SHARD_BYTES, |name| values(&tensors, name))?;
     Ok(())
+}
+
+/// Writes tensors to a file, in f32.
+pub(crate) fn write_tensors(tensors: &[StoredTensor<'_>], path: &Path) -> Result<()> {
+    writer(tensors, Dtype::F32)?.write_file(path, |name| values(tensors, name))
+}
+
+fn writer(tensors: &[StoredTensor<'_>], dtype: Dtype) -> Result<TensorWriter> {
+    let plan = |t: &StoredTensor<'_>| TensorPlan { name: t.name.clone(), dtype, shape: t.shape.clone() };
+    TensorWriter::new(tensors.iter().map(plan).collect())
+}
+
+fn values(tensors: &[StoredTensor<'_>], name: &str) -> Result<Vec<f32>> {
+    let tensor = tensors.iter().find(|tensor| tensor.name == name);
+    Ok(tensor.map(|tensor| tensor.assemble(&|parameter| parameter.flat())).unwrap_or_default())
 }
 
 /// One id as a number, several as a list, none as null: the ecosystem's habit.

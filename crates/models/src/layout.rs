@@ -36,7 +36,13 @@ enum Assembly {
     BlockDiagonal,
 }
 
-impl StoredTensor<'_> {
+impl<'a> StoredTensor<'a> {
+    /// One parameter as it is.
+    pub fn whole(name: String, parameter: &'a Parameter) -> Self {
+        let shape = parameter.shape().to_vec();
+        Self { name, shape, parts: vec![parameter], groups: 1, elements: None, assembly: Assembly::Rows }
+    }
+
     /// Whether it is never trained.
     pub fn is_fixed(&self) -> bool {
         self.parts.iter().all(|part| part.is_fixed())

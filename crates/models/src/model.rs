@@ -17,6 +17,7 @@ use crate::{
     context::real_tokens,
     layers::{Builder, linear::Linear, norm::Norm},
     parameter::{Parameter, Parameters, parameters},
+    recurrent::Recurrent,
     source::{Initial, ParameterSource},
     spec::{HeadTransformSpec, ModelSpec},
     stack::{Forward, Memory, Mode, Stack},
@@ -427,7 +428,17 @@ impl LanguageModel {
         })
     }
 
-    /// Adds all adapters into the weights.
+    /// The recurrent mixers of the decoder, each with the number of its block.
+    pub fn recurrent_layers_mut(&mut self) -> impl Iterator<Item = (usize, &mut Recurrent)> {
+        self.decoder.recurrent_layers_mut()
+    }
+
+    /// Whether recurrent layers start from trained states. Rows must then not be padded on the left.
+    pub fn has_first_states(&self) -> bool {
+        self.decoder.has_first_states()
+    }
+
+    /// Adds all low-rank adapters into the weights.
     pub fn merge_adapters(&mut self) {
         self.visit_linears_mut(&mut |linear| linear.merge());
     }
@@ -442,6 +453,11 @@ impl LanguageModel {
         }
         if input.segments.as_ref().is_some_and(|s| s.chunks(input.time()).any(|row| !comes_in_runs(row))) {
             let reason = "the tokens of a segment must stand together: padding belongs to the ends of a row";
+            return Err(Error::Invalid(reason.into()));
+        }
+        let starts_with_padding = |segments: &Vec<u32>| segments.chunks(input.time()).any(|row| row[0] == 0);
+        if self.has_first_states() && input.segments.as_ref().is_some_and(starts_with_padding) {
+            let reason = "a model with trained first states reads no padding before a text; pad behind it";
             return Err(Error::Invalid(reason.into()));
         }
         self.check_ids(&input.ids)

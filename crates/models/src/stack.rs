@@ -15,6 +15,7 @@ use crate::{
     model::Input,
     parameter::{Parameter, parameters},
     positions::Positions,
+    recurrent::Recurrent,
     relative::RelativeBias,
     source::Initial,
     spec::{MixerSpec, ModelSpec, RecurrentSpec},
@@ -133,6 +134,16 @@ impl Stack {
             None => hidden,
         };
         Ok(Forward { hidden, sides })
+    }
+
+    /// The recurrent mixers, each with the number of its block.
+    pub fn recurrent_layers_mut(&mut self) -> impl Iterator<Item = (usize, &mut Recurrent)> {
+        self.blocks.iter_mut().enumerate().filter_map(|(number, block)| Some((number, block.recurrent_mut()?)))
+    }
+
+    /// Whether a recurrent mixer starts from a trained state.
+    pub fn has_first_states(&self) -> bool {
+        self.blocks.iter().any(Block::has_first_state)
     }
 
     /// Whether each block depends on its input and its own weights alone, as running it again in the backward asks for.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use espalier_models::{
+    adapter::Adapter,
     checkpoint::{Checkpoint, Dtype, TensorFile},
     folder,
     model::{Input, LanguageModel},
@@ -217,10 +218,10 @@ fn merged_adapters_equal_peft_and_the_adapted_model() {
 fn adapters_survive_saving() {
     for name in ["peft-lora", "peft-lora-head"] {
         let loaded = folder::load(&fixture(name), &Device::flex()).unwrap();
-        let mut peft = loaded.adapter.clone().unwrap();
+        let base = fixture("llama").to_string_lossy().into_owned();
+        let adapter = loaded.adapter.clone().unwrap().based_on(base);
         let saved = tempfile::tempdir().unwrap();
-        peft.base_model = Some(fixture("llama").to_string_lossy().into_owned());
-        espalier_models::adapter::save(&loaded.model, loaded.family().unwrap(), &peft, saved.path()).unwrap();
+        adapter.save(&loaded.model, loaded.family().unwrap(), saved.path()).unwrap();
         let file = |folder: &Path| TensorFile::open(&folder.join("adapter_model.safetensors")).unwrap();
         let (ours, theirs) = (file(saved.path()), file(&fixture(name)));
         assert_eq!(ours.names().count(), theirs.names().count());
@@ -242,7 +243,7 @@ fn adapters_on_a_fused_weight_survive_saving() {
         espalier_models::checkpoint::peft_config::Targets::AllLinear,
     );
     peft.base_model = Some(fixture("gpt2").to_string_lossy().into_owned());
-    espalier_models::adapter::attach(&mut loaded.model, family, &peft, 5).unwrap();
+    espalier_models::adapter::low_rank::attach(&mut loaded.model, family, &peft, 5).unwrap();
     use espalier_models::parameter::Parameters;
     loaded.model.visit_mut(&mut |p| {
         if p.name().ends_with("adapter.up") {
@@ -252,7 +253,7 @@ fn adapters_on_a_fused_weight_survive_saving() {
     });
     let adapted = values(&loaded.model.frozen(), &input("gpt2"));
     let saved = tempfile::tempdir().unwrap();
-    espalier_models::adapter::save(&loaded.model, family, &peft, saved.path()).unwrap();
+    Adapter::LowRank(peft).save(&loaded.model, family, saved.path()).unwrap();
     let again = folder::load(saved.path(), &Device::flex()).unwrap();
     let gap = gap(&values(&again.model, &input("gpt2")), &adapted);
     assert!(gap < 1e-5, "{gap}");

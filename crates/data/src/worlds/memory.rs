@@ -42,7 +42,7 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
 }
 
 /// The letter of this number, from `first` on.
-fn letter(first: u8, number: usize) -> char {
+pub(super) fn letter(first: u8, number: usize) -> char {
     char::from(first + number as u8)
 }
 

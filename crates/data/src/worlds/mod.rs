@@ -30,6 +30,7 @@ pub mod slots;
 pub mod stories;
 pub mod symbols;
 pub mod topics;
+pub mod tracking;
 
 /// Every world. A new one is one file and one line here.
 pub const WORLDS: &[World] = &[
@@ -44,6 +45,7 @@ pub const WORLDS: &[World] = &[
     pairs::WORLD,
     slots::WORLD,
     memory::WORLD,
+    tracking::WORLD,
 ];
 
 /// Attempts to draw an item of the wanted split before giving up; about 20 are needed.

@@ -1,6 +1,7 @@
 //! Strings of letters with rules: the smallest tasks on which an architecture can show what it can do.
 //!
-//! `reverse` turns a string around (arXiv 1706.03762's encoder-decoder needs its cross-attention for it); `count` goes on in
+//! `reverse` turns a string around (arXiv 1706.03762's encoder-decoder needs its cross-attention for it), `copy`, asked in the same
+//! words, gives it back as it is; `count` goes on in
 //! the alphabet of sixteen letters and `steps` does so in steps of one to five, so that hidden letters follow from others; `doubled`
 //! writes every letter twice; `mirror` is a string and its reverse, `repeated` a string twice;
 //! `markov/N` is a text of N letters in which two letters decide the next one, but for a tenth that is noise (arXiv
@@ -17,6 +18,7 @@ pub const WORLD: World = World {
     description: "strings of letters: turned around, counting on, drawn by a table",
     tasks: &[
         "symbols/reverse",
+        "symbols/copy",
         "symbols/count",
         "symbols/steps",
         "symbols/doubled",
@@ -33,7 +35,8 @@ pub const WORLD: World = World {
 fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
     let length = task.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or(0);
     match task.split('/').nth(1) {
-        Some("reverse") => reverse(random),
+        Some("reverse") => asked(random, |string| string.chars().rev().collect()),
+        Some("copy") => asked(random, str::to_owned),
         Some("count") => text(count(random)),
         Some("steps") => text(steps(random)),
         Some("doubled") => text(doubled(random)),
@@ -51,11 +54,11 @@ fn letters(count: usize, alphabet: usize, random: &mut Random) -> String {
     (0..count).map(|_| char::from(b'a' + random.below(alphabet) as u8)).collect()
 }
 
-/// Four to twelve letters of twenty.
-fn reverse(random: &mut Random) -> Draft {
+/// Four to twelve letters of twenty, and what is wanted of them.
+fn asked(random: &mut Random, wanted: impl Fn(&str) -> String) -> Draft {
     let string = letters(4 + random.below(9), 20, random);
-    let turned: String = string.chars().rev().collect();
-    Draft { prompt: format!("{string}>"), answer: turned.clone(), key: string, solution: turned, fields: Map::new() }
+    let answer = wanted(&string);
+    Draft { prompt: format!("{string}>"), answer: answer.clone(), key: string, solution: answer, fields: Map::new() }
 }
 
 /// Twenty to forty letters that follow each other in a circle of sixteen.

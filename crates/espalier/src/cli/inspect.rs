@@ -6,7 +6,11 @@ mod diagram;
 use std::path::{Path, PathBuf};
 
 use espalier_data::{record::Message, template::Conversation, tokenizer::Tokenizer};
-use espalier_models::{adapter, checkpoint::PeftConfig, folder::Description, spec::ModelSpec};
+use espalier_models::{
+    adapter::{self, Adapter},
+    folder::Description,
+    spec::ModelSpec,
+};
 use serde_json::{Value, json};
 
 use super::Context;
@@ -29,7 +33,7 @@ pub struct InspectArgs {
 struct Inspected {
     folder: PathBuf,
     base: PathBuf,
-    adapter: Option<PeftConfig>,
+    adapter: Option<Adapter>,
     architecture: &'static str,
     spec: ModelSpec,
     dtype: String,
@@ -60,8 +64,8 @@ pub fn run(args: &InspectArgs, context: &Context) -> Result<()> {
 
 impl Inspected {
     fn read(folder: &Path) -> Result<Self> {
-        let adapter = folder.join("adapter_config.json");
-        let adapter = adapter.is_file().then(|| PeftConfig::read(&adapter)).transpose()?;
+        let is_adapter = folder.join(adapter::CONFIGURATION).is_file();
+        let adapter = is_adapter.then(|| Adapter::read(folder)).transpose()?;
         let base = match &adapter {
             Some(adapter) => adapter::base_folder(folder, adapter)?,
             None => folder.to_path_buf(),
@@ -85,7 +89,7 @@ impl Inspected {
         let (spec, memory) = (&self.spec, Memory::of(&self.spec));
         let mut facts = vec![("model", self.folder.display().to_string())];
         if let Some(adapter) = &self.adapter {
-            facts.push(("adapter", format!("low rank, r = {}, alpha = {}", adapter.rank, adapter.alpha)));
+            facts.push(("adapter", adapter.describe()));
             facts.push(("base model", self.base.display().to_string()));
         }
         facts.push(("family", format!("{} ({})", spec.family, self.architecture)));
@@ -146,7 +150,7 @@ impl Inspected {
             json!({"vocabulary": tokenizer.vocabulary_size(), "special": special, "template": tokenizer.template().is_some()})
         });
         Ok(json!({
-            "model": self.folder, "base": self.base, "adapter_rank": self.adapter.as_ref().map(|adapter| adapter.rank),
+            "model": self.folder, "base": self.base, "adapter": self.adapter.as_ref().map(Adapter::describe),
             "family": self.spec.family, "architecture": self.architecture, "spec": spec,
             "parameters": self.spec.parameter_count(), "embedding_parameters": describe::embedding(&self.spec),
             "block_parameters": describe::per_block(&self.spec), "dtype": self.dtype, "file_bytes": self.file_bytes,

@@ -11,7 +11,7 @@ use espalier_kernels::embedding::embedding;
 use espalier_models::{
     checkpoint::{Dtype, TensorFile, TensorPlan, TensorWriter},
     folder::{self, LoadedModel},
-    layout::{adapter_tensors, stored_tensors},
+    layout::stored_tensors,
     model::Input,
     parameter::Parameter,
     stack::Forward,
@@ -143,8 +143,8 @@ fn encoded(hidden: Tensor<3>, mask: &[bool]) -> Vec<Written> {
 /// Everything is trained, or of an adapted model what its adapter trains.
 fn mark(loaded: &mut LoadedModel) -> Result<()> {
     let family = loaded.family()?;
-    match &loaded.adapter {
-        Some(config) => espalier_models::adapter::mark_trainable(&mut loaded.model, family, config),
+    match loaded.adapter.clone() {
+        Some(adapter) => adapter.mark_trainable(&mut loaded.model, family),
         None => loaded.model.set_trainable(|_| true),
     }
     Ok(())
@@ -153,7 +153,7 @@ fn mark(loaded: &mut LoadedModel) -> Result<()> {
 fn gradients(loaded: &LoadedModel, gradients: &Gradients) -> Result<Vec<Written>> {
     let family = loaded.family()?;
     let tensors = match &loaded.adapter {
-        Some(config) => adapter_tensors(&loaded.model, family, &config.modules_to_save),
+        Some(adapter) => adapter.tensors(&loaded.model, family),
         None => stored_tensors(&loaded.model, family),
     };
     // A parameter that the loss does not reach has gradient zero.

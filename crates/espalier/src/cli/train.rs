@@ -24,7 +24,7 @@ pub struct TrainArgs {
     /// What is learned: `pretrain`, `sft` or `dpo`.
     #[arg(long, default_value = "sft")]
     pub objective: String,
-    /// Train an adapter instead of all weights: `lora`.
+    /// Train an adapter instead of all weights: `lora`, or `state` for a recurrent model.
     #[arg(long)]
     pub adapter: Option<String>,
     /// The run's folder; the trained model is in its `01-train/model`.

@@ -103,7 +103,7 @@ pub struct TrainStage {
     /// table with options such as `{ dpo = { beta = 0.1 } }`.
     #[serde(deserialize_with = "shorthand::name_or_table")]
     pub objective: ObjectiveOptions,
-    /// An adapter to train instead of all weights: `lora`, or a table with options.
+    /// An adapter to train instead of all weights: `lora`, `state`, or a table with options.
     #[serde(default, deserialize_with = "shorthand::optional_name_or_table", skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterOptions>,
     /// Training data: a path, a table, or a list of these.

@@ -9,8 +9,8 @@ use espalier_data::{
     tokenizer::{BpeOptions, Tokenizer},
 };
 use espalier_models::{
-    adapter,
-    checkpoint::{Dtype, PeftConfig},
+    adapter::Adapter,
+    checkpoint::Dtype,
     families::{self, Config},
     folder::{self, LoadedModel},
     model::LanguageModel,
@@ -180,7 +180,7 @@ pub fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Tok
     Ok(tokenizer.with_template(ChatTemplate::new(&source)?))
 }
 
-/// Writes the trained model: a whole model folder, or a PEFT folder when an adapter was trained.
+/// Writes the trained model: a whole model folder, or an adapter's folder when an adapter was trained.
 ///
 /// # Errors
 /// When the disk is full.
@@ -188,17 +188,16 @@ pub fn save(
     folder: &Path,
     model: &LanguageModel,
     loaded: &LoadedModel,
-    peft: Option<&PeftConfig>,
+    adapter: Option<&Adapter>,
     tokenizer: &Tokenizer,
 ) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
     tokenizer.save(folder)?;
-    match peft {
+    match adapter {
         None => Ok(folder::save(model, folder, Some(&loaded.config), Dtype::F32)?),
-        Some(peft) => {
-            let mut peft = peft.clone();
-            peft.base_model = Some(relative_to(folder, &loaded.base));
-            Ok(adapter::save(model, loaded.family()?, &peft, folder)?)
+        Some(adapter) => {
+            let adapter = adapter.clone().based_on(relative_to(folder, &loaded.base));
+            Ok(adapter.save(model, loaded.family()?, folder)?)
         }
     }
 }

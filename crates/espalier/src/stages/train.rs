@@ -29,14 +29,14 @@ pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerpri
     let (mut start, training, validation) = prepare(workshop, stage)?;
 
     let family = start.loaded.family()?;
-    let peft = match (&stage.adapter, start.loaded.adapter.take()) {
+    let adapter = match (&stage.adapter, start.loaded.adapter.take()) {
         (None, None) => {
             start.loaded.model.set_trainable(|_| true);
             None
         }
         (Some(options), None) => Some(options.attach(&mut start.loaded.model, family, stage.options.seed)?),
         (None, Some(earlier)) => {
-            espalier_models::adapter::mark_trainable(&mut start.loaded.model, family, &earlier);
+            earlier.mark_trainable(&mut start.loaded.model, family);
             Some(earlier)
         }
         (Some(_), Some(_)) => {
@@ -45,6 +45,12 @@ pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerpri
             ));
         }
     };
+    if adapter.as_ref().is_some_and(|adapter| !adapter.merges()) && !stage.config.is_empty() {
+        let fix = "change the base in a stage of its own";
+        return Err(Error::usage(format!(
+            "states cannot be added into the weights of a base that `config` changes: {fix}"
+        )));
+    }
     let planned = plan(&start.loaded.model, &training, &stage.options)?;
     say_plan(&planned, workshop.voice);
     let objective = stage.objective.build(&model::symbols(&start.tokenizer, &start.loaded.model))?;
@@ -60,14 +66,14 @@ pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerpri
     let voice = &mut *workshop.voice;
     let mut outcome = trainer::train(run, &mut |event| say_event(event, voice))?;
     // An adapter's folder cannot say that its base was changed, so the adapter is merged.
-    let peft = match stage.config.is_empty() {
-        true => peft,
+    let adapter = match stage.config.is_empty() {
+        true => adapter,
         false => {
             outcome.model.merge_adapters();
             None
         }
     };
-    model::save(&folder.join("model"), &outcome.model, &start.loaded, peft.as_ref(), &start.tokenizer)?;
+    model::save(&folder.join("model"), &outcome.model, &start.loaded, adapter.as_ref(), &start.tokenizer)?;
     say_outcome(&outcome, &planned, workshop.voice);
     Ok(summary(&outcome, &planned))
 }

@@ -8,6 +8,7 @@ use super::{
     causal_convolution::causal_convolution,
     linear_scan::linear_scan,
     rg_lru::{RgLru, rg_lru},
+    s4d::{S4d, by_fourier, s4d},
     selective_scan::{SelectiveScan, selective_scan},
     ssd::{Ssd, ssd},
     testing::tensor,
@@ -120,11 +121,13 @@ fn heads() {
 
 /// Prints the microseconds of one step of one sequence.
 fn measure_step(name: &str, run: impl Fn()) {
-    const RUNS: u32 = 2000;
     run();
-    let start = Instant::now();
-    (0..RUNS).for_each(|_| run());
-    println!("{name}: {:.1} us a step", start.elapsed().as_secs_f64() * 1e6 / f64::from(RUNS));
+    let (start, mut runs) = (Instant::now(), 0);
+    while start.elapsed().as_secs_f64() < 0.5 {
+        run();
+        runs += 1;
+    }
+    println!("{name}: {:.1} us a step", start.elapsed().as_secs_f64() * 1e6 / f64::from(runs));
 }
 
 #[test]
@@ -160,4 +163,23 @@ fn decoding() {
         state: Some(tensor([1, 16, 64, 128], 7)),
     };
     measure_step("ssd, 16 heads of 64 with 128 states", || drop(ssd(scan.clone())));
+}
+
+#[test]
+#[ignore = "measures speed"]
+fn long_convolutions() {
+    crate::allocator::keep_freed_memory();
+    for time in [256, 1024, 4096, 16384] {
+        let layer = S4d {
+            x: tensor([1, time, 512], 1),
+            real: -tensor::<1>([64], 2).abs() - 0.1,
+            imaginary: tensor::<1>([64], 3) * 9.0,
+            output: tensor([64, 2], 4),
+            log_step: tensor::<1>([1], 5) - 3.0,
+            skip: tensor([1], 6),
+            state: None,
+        };
+        measure_step(&format!("S4D in chunks, {time} steps"), || drop(s4d(layer.clone())));
+        measure_step(&format!("S4D by Fourier transforms, {time} steps"), || drop(by_fourier(layer.clone())));
+    }
 }

@@ -136,6 +136,19 @@ impl Block {
         }
     }
 
+    /// The mixer, where it is recurrent.
+    pub fn recurrent_mut(&mut self) -> Option<&mut Recurrent> {
+        match &mut self.mixer {
+            Mixer::Recurrent(layer) => Some(layer),
+            Mixer::Attention(_) | Mixer::AttentionExperts(_) => None,
+        }
+    }
+
+    /// Whether the mixer starts from a trained state.
+    pub fn has_first_state(&self) -> bool {
+        matches!(&self.mixer, Mixer::Recurrent(layer) if layer.has_first_state())
+    }
+
     /// What the block says of all the tokens that pass through it.
     fn sides(&self) -> Vec<SideSpec> {
         self.mixer.side().into_iter().chain(self.channel.as_ref().and_then(Channel::side)).collect()

@@ -4,6 +4,7 @@
 //! packed rows are dealt with by [`Context::without_padding`] and by `separate.rs`, so that a layer sees one text in a row.
 
 pub mod bigs;
+pub mod first_state;
 pub mod mamba;
 pub mod mamba2;
 pub mod rg_lru;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     bigs::{Bigs, BigsSpec},
+    first_state::FirstState,
     mamba::{Mamba, MambaSpec},
     mamba2::{Mamba2, Mamba2Spec},
     rg_lru::{RgLruBlock, RgLruSpec},
@@ -133,27 +135,29 @@ impl RecurrentSpec {
     }
 }
 
-/// A recurrent mixer.
+/// A recurrent mixer, and the state from which it starts where that is trained.
+#[derive(Debug, Clone)]
+pub struct Recurrent {
+    layer: Layer,
+    first: Option<FirstState>,
+}
+
+parameters!(Recurrent: layer, first);
+
+/// The layer itself.
 #[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant, reason = "there is one for each block, and none is moved about")]
-pub enum Recurrent {
-    /// Mamba.
+enum Layer {
     Mamba(Mamba),
-    /// Mamba-2.
     Mamba2(Mamba2),
-    /// Griffin's recurrent block.
     RgLru(RgLruBlock),
-    /// BiGS.
     Bigs(Bigs),
-    /// RWKV-4.
     Rwkv4(Rwkv4),
-    /// RWKV-5 and 6.
     Rwkv6(Rwkv6),
-    /// RWKV-7.
     Rwkv7(Rwkv7),
 }
 
-parameters!(enum Recurrent: Mamba, Mamba2, RgLru, Bigs, Rwkv4, Rwkv6, Rwkv7);
+parameters!(enum Layer: Mamba, Mamba2, RgLru, Bigs, Rwkv4, Rwkv6, Rwkv7);
 
 impl Recurrent {
     /// Builds what `spec` describes under `name`.
@@ -161,15 +165,26 @@ impl Recurrent {
     /// # Errors
     /// When the source lacks a weight.
     pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &RecurrentSpec) -> Result<Self> {
-        Ok(match spec {
-            RecurrentSpec::Mamba(spec) => Self::Mamba(Mamba::build(builder, name, width, spec)?),
-            RecurrentSpec::Mamba2(spec) => Self::Mamba2(Mamba2::build(builder, name, width, spec)?),
-            RecurrentSpec::RgLru(spec) => Self::RgLru(RgLruBlock::build(builder, name, width, spec)?),
-            RecurrentSpec::Bigs(spec) => Self::Bigs(Bigs::build(builder, name, width, spec)?),
-            RecurrentSpec::Rwkv4(spec) => Self::Rwkv4(Rwkv4::build(builder, name, width, spec)?),
-            RecurrentSpec::Rwkv6(spec) => Self::Rwkv6(Rwkv6::build(builder, name, width, spec)?),
-            RecurrentSpec::Rwkv7(spec) => Self::Rwkv7(Rwkv7::build(builder, name, width, spec)?),
-        })
+        let layer = match spec {
+            RecurrentSpec::Mamba(spec) => Layer::Mamba(Mamba::build(builder, name, width, spec)?),
+            RecurrentSpec::Mamba2(spec) => Layer::Mamba2(Mamba2::build(builder, name, width, spec)?),
+            RecurrentSpec::RgLru(spec) => Layer::RgLru(RgLruBlock::build(builder, name, width, spec)?),
+            RecurrentSpec::Bigs(spec) => Layer::Bigs(Bigs::build(builder, name, width, spec)?),
+            RecurrentSpec::Rwkv4(spec) => Layer::Rwkv4(Rwkv4::build(builder, name, width, spec)?),
+            RecurrentSpec::Rwkv6(spec) => Layer::Rwkv6(Rwkv6::build(builder, name, width, spec)?),
+            RecurrentSpec::Rwkv7(spec) => Layer::Rwkv7(Rwkv7::build(builder, name, width, spec)?),
+        };
+        Ok(Self { layer, first: None })
+    }
+
+    /// Sets the state from which texts start; they start from zeros without one.
+    pub fn start_from(&mut self, first: FirstState) {
+        self.first = Some(first);
+    }
+
+    /// Whether that state is set.
+    pub fn has_first_state(&self) -> bool {
+        self.first.is_some()
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back. Texts that share rows do not see one another.
@@ -180,11 +195,20 @@ impl Recurrent {
         state: Option<&mut RecurrentState>,
         sides: &mut Sides,
     ) -> Tensor<3> {
-        separate::each_text(x, context, |x, context| self.forward_texts(x, context, state, sides))
+        separate::each_text(x, context, |x, context| {
+            let Some(first) = &self.first else { return self.layer.forward(x, context, state, sides) };
+            let (batch, mut own) = (context.tokens.batch, RecurrentState::default());
+            let state = state.unwrap_or(&mut own);
+            if state.is_empty() {
+                *state = first.rows(batch);
+            }
+            self.layer.forward(x, context, Some(state), sides)
+        })
     }
+}
 
-    /// As [`Self::forward`] with one text in a row.
-    fn forward_texts(
+impl Layer {
+    fn forward(
         &self,
         x: Transient<3>,
         context: &Context,

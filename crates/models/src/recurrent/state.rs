@@ -20,6 +20,11 @@ pub struct RecurrentState {
 }
 
 impl RecurrentState {
+    /// Whether it is the state before the first token.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     /// A part in its shape, whose first axis is the batch; nothing before the first token.
     pub fn get<const D: usize>(&self, name: &str, shape: [usize; D]) -> Option<Tensor<D>> {
         let (_, part) = self.parts.iter().find(|(known, _)| known == name)?;

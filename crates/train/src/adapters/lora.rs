@@ -4,7 +4,7 @@
 //! model starts unchanged. Recipe: `sft-lora.toml`. Left out: dropout on the adapter's input.
 
 use espalier_models::{
-    adapter,
+    adapter::low_rank,
     checkpoint::{PeftConfig, peft_config::Targets},
     families::Family,
     model::LanguageModel,
@@ -45,7 +45,7 @@ impl LoraOptions {
             return Err(Error::Option { key: "rank", reason: "must be at least 1".into() });
         }
         let config = self.configuration();
-        adapter::attach(model, family, &config, seed)?;
+        low_rank::attach(model, family, &config, seed)?;
         Ok(config)
     }
 

@@ -1,8 +1,9 @@
 //! What of the model is trained: everything, or an adapter.
 
 pub mod lora;
+pub mod state;
 
-use espalier_models::{checkpoint::PeftConfig, families::Family, model::LanguageModel};
+use espalier_models::{adapter::Adapter, families::Family, model::LanguageModel};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -13,16 +14,19 @@ use crate::Result;
 pub enum AdapterOptions {
     /// A low-rank addition to chosen weights.
     Lora(lora::LoraOptions),
+    /// The states from which recurrent layers start.
+    State(state::StateOptions),
 }
 
 impl AdapterOptions {
-    /// Attaches fresh adapters and marks them as trained; returns what PEFT calls them.
+    /// Attaches fresh adapters and marks them as trained; returns what their folder will say.
     ///
     /// # Errors
-    /// When an option makes no sense or no module matches.
-    pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<PeftConfig> {
+    /// When an option makes no sense or no module of the model can have one.
+    pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<Adapter> {
         match self {
-            Self::Lora(options) => options.attach(model, family, seed),
+            Self::Lora(options) => options.attach(model, family, seed).map(Adapter::LowRank),
+            Self::State(options) => options.attach(model).map(Adapter::FirstState),
         }
     }
 }

@@ -10,7 +10,7 @@ use espalier_data::{
     tokenizer::Tokenizer,
     worlds::{self, Split},
 };
-use espalier_models::{adapter, checkpoint::PeftConfig};
+use espalier_models::adapter::{self, Adapter};
 use serde_json::{Value, json};
 
 use super::world_record;
@@ -90,9 +90,8 @@ fn usage(error: espalier_data::Error) -> Error {
 /// The encoder of a model's folder, which may hold a tokenizer and nothing else.
 fn encoder(path: &Path, args: &ShowArgs) -> Result<Encoder> {
     let folder = if Tokenizer::file_in(path).is_some() { path.to_path_buf() } else { model_path::resolve_model(path)? };
-    let config = folder.join("adapter_config.json");
-    let base = match config.is_file() {
-        true => adapter::base_folder(&folder, &PeftConfig::read(&config)?)?,
+    let base = match folder.join(adapter::CONFIGURATION).is_file() {
+        true => adapter::base_folder(&folder, &Adapter::read(&folder)?)?,
         false => folder.clone(),
     };
     let tokenizer = Tokenizer::load(&model_path::tokenizer_folder(&folder, &base))?;

@@ -2,6 +2,8 @@
 //! 2212.10544): a long convolution whose kernel is a sum of decaying oscillations.
 
 mod cpu;
+#[cfg(test)]
+mod fourier;
 pub mod reference;
 
 use burn::tensor::{Int, Tensor};
@@ -69,6 +71,15 @@ pub fn s4d(s4d: S4d) -> (Tensor<3>, Tensor<3>) {
     (y, last)
 }
 
+/// As [`s4d`] on one sequence without a state, by Fourier transforms.
+#[cfg(test)]
+pub(crate) fn by_fourier(s4d: S4d) -> Vec<f32> {
+    let [_, time, width] = s4d.x.dims();
+    let read = |x: burn::tensor::TensorData| x.try_into_vec::<f32>().unwrap_or_default();
+    let kernel = read(Tables::new(&s4d, time).kernel.into_data());
+    fourier::convolved(&read(s4d.x.into_data()), &kernel, width)
+}
+
 /// What a chunk of `steps` is made of. Pairs of numbers of all modes lie side by side, real parts first.
 struct Tables {
     /// `K`, with `D` in its first element: `[steps]`.
@@ -133,7 +144,7 @@ impl Tables {
 mod tests {
     use super::*;
     use crate::{
-        recurrent::testing::{both, check, check_parts, tensor},
+        recurrent::testing::{both, check, check_parts, tensor, values},
         testing::{Leaf, agree},
     };
     use burn::tensor::Device;
@@ -221,6 +232,24 @@ mod tests {
     fn several_chunks_and_groups_agree_with_the_reference() {
         agree_with_reference([1, 2 * CHUNK + 5, 3, 4], 6);
         agree_with_reference([2, 9, 300, 2], 6);
+    }
+
+    #[test]
+    fn fourier_transforms_give_the_same() {
+        for time in [1, 7, CHUNK, 3 * CHUNK + 1] {
+            let layer = S4d {
+                x: tensor([1, time, 64], 1),
+                real: tensor::<1>([4], 2) * 0.2 - 0.5,
+                imaginary: tensor::<1>([4], 3) * 5.0,
+                output: tensor([4, 2], 4) * 0.2,
+                log_step: tensor::<1>([1], 5) - 2.0,
+                skip: tensor([1], 6),
+                state: None,
+            };
+            let expected = values(s4d(layer.clone()).0);
+            let gap = by_fourier(layer).iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(gap < 1e-5, "{time}: {gap}");
+        }
     }
 
     #[test]

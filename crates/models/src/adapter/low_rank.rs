@@ -1,28 +1,20 @@
 //! Low-rank adapters on a model: attached fresh, loaded from PEFT folders and saved to them.
 
-use std::{
-    collections::HashMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, path::Path};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use espalier_data::worlds::random::{Random, fnv};
-use serde_json::{Map, Value};
 
+use super::CONFIGURATION;
 use crate::{
     Error, Result,
-    checkpoint::{Dtype, PeftConfig, TensorFile, TensorPlan, TensorWriter},
+    checkpoint::{PeftConfig, TensorFile},
     families::Family,
-    folder::{self, LoadedModel},
     layers::linear::LowRank,
-    layout::{self, Module, PEFT_PREFIX, adapter_tensors, is_saved},
+    layout::{self, Module, PEFT_PREFIX, is_saved},
     model::LanguageModel,
     parameter::{Parameter, Parameters},
 };
-
-/// Name of the weights in an adapter folder.
-const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Attaches fresh adapters to the modules that `config` targets and marks them (and `modules_to_save`) as trained.
 ///
@@ -103,40 +95,8 @@ pub fn mark_trainable(model: &mut LanguageModel, family: &Family, config: &PeftC
     model.set_trainable(|p| p.name().contains(".adapter.") || saved.iter().any(|name| name == p.name()));
 }
 
-/// Loads an adapter folder and its base; a relative base path is resolved against the adapter folder. `changes` replace keys of
-/// the base's `config.json`.
-///
-/// # Errors
-/// When a file is missing or damaged, or the adapter does not fit its base.
-pub fn load(folder: &Path, changes: &Map<String, Value>, device: &Device) -> Result<LoadedModel> {
-    let config = PeftConfig::read(&folder.join("adapter_config.json"))?;
-    let base = base_folder(folder, &config)?;
-    let mut loaded = folder::load_changed(&base, changes, device)?;
-    let family = loaded.family()?;
-    attach(&mut loaded.model, family, &config, 0)?;
-    fill(&mut loaded.model, family, &folder.join(WEIGHTS), &config)?;
-    loaded.model.set_trainable(|_| false);
-    loaded.adapter = Some(config);
-    Ok(loaded)
-}
-
-/// The base model of an adapter folder: beside the adapter, else in the working folder.
-///
-/// # Errors
-/// When the configuration names no base model, or there is none where it says.
-pub fn base_folder(folder: &Path, config: &PeftConfig) -> Result<PathBuf> {
-    let missing = |reason: String| Error::Adapter { path: folder.join("adapter_config.json"), reason };
-    let name = config.base_model.as_deref().ok_or_else(|| missing("`base_model_name_or_path` is missing".into()))?;
-    let beside = folder.join(name);
-    let found = [beside.clone(), PathBuf::from(name)].into_iter().find(|path| path.is_dir() || folder::is_bare(path));
-    found.ok_or_else(|| {
-        let fix = "put it there, or change `base_model_name_or_path`";
-        missing(format!("base model `{name}` is neither at {} nor in the working folder; {fix}", beside.display()))
-    })
-}
-
 /// Puts the weights of an adapter file into the attached adapters; every tensor of the file must find its place.
-fn fill(model: &mut LanguageModel, family: &Family, path: &Path, config: &PeftConfig) -> Result<()> {
+pub(super) fn fill(model: &mut LanguageModel, family: &Family, path: &Path, config: &PeftConfig) -> Result<()> {
     let file = TensorFile::open(path)?;
     let wrong = |reason: String| Error::Adapter { path: path.to_owned(), reason };
     let mut unused: Vec<String> = file.names().map(str::to_owned).collect();
@@ -215,19 +175,16 @@ fn fill_saved(
     Ok(left)
 }
 
-/// Writes the model's adapter as a PEFT folder.
+/// Writes the configuration of the model's adapter as PEFT does.
 ///
 /// # Errors
-/// When the disk is full; nothing half-written keeps its name.
-pub fn save(model: &LanguageModel, family: &Family, config: &PeftConfig, folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).map_err(Error::file(folder))?;
-    let tensors = adapter_tensors(model, family, &config.modules_to_save);
-    let plan =
-        |t: &layout::StoredTensor| TensorPlan { name: t.name.clone(), dtype: Dtype::F32, shape: t.shape.clone() };
-    let values = |name: &str| {
-        let tensor = tensors.iter().find(|tensor| tensor.name == name);
-        Ok(tensor.map(|t| t.assemble(&|p| p.flat())).unwrap_or_default())
-    };
+/// When the disk is full.
+pub(super) fn write_configuration(
+    model: &LanguageModel,
+    family: &Family,
+    config: &PeftConfig,
+    folder: &Path,
+) -> Result<()> {
     let mut config = config.clone();
     let mut fused = layout::modules(model, family);
     fused.retain(|module| module.layers.len() > 1 && targeted(&config, module));
@@ -237,6 +194,5 @@ pub fn save(model: &LanguageModel, family: &Family, config: &PeftConfig, folder:
         let (rank, scale) = (config.rank_for(&module.name), config.scale_for(&module.name));
         config.set_pattern(&module.name, rank * times, scale);
     }
-    config.write(&folder.join("adapter_config.json"))?;
-    TensorWriter::new(tensors.iter().map(plan).collect())?.write_file(&folder.join(WEIGHTS), values)
+    config.write(&folder.join(CONFIGURATION))
 }
