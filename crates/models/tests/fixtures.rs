@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use espalier_models::{
-    adapter::Adapter,
+    adapter::{Adapter, FirstStateConfig},
     checkpoint::{Checkpoint, Dtype, TensorFile},
     folder,
     model::{Input, LanguageModel},
@@ -257,6 +257,31 @@ fn adapters_on_a_fused_weight_survive_saving() {
     let again = folder::load(saved.path(), &Device::flex()).unwrap();
     let gap = gap(&values(&again.model, &input("gpt2")), &adapted);
     assert!(gap < 1e-5, "{gap}");
+}
+
+#[test]
+fn first_states_survive_saving_and_misfits_are_errors() {
+    use espalier_models::{adapter::first_state, parameter::Parameters};
+    let mut loaded = folder::load(&fixture("mamba"), &Device::flex()).unwrap();
+    let config = first_state::attach(&mut loaded.model).map(|()| FirstStateConfig::default()).unwrap();
+    loaded.model.visit_mut(&mut |p| {
+        if p.is_trainable() {
+            let values = (0..p.len()).map(|i| 0.05 * ((i % 7) as f32 - 3.0)).collect();
+            p.set_data(values, &Device::flex());
+        }
+    });
+    let adapted = values(&loaded.model.frozen(), &input("mamba"));
+    let saved = tempfile::tempdir().unwrap();
+    let save = |base: &str| {
+        let adapter = Adapter::FirstState(config.clone()).based_on(fixture(base).to_string_lossy().into_owned());
+        adapter.save(&loaded.model, loaded.family().unwrap(), saved.path()).unwrap();
+        folder::load(saved.path(), &Device::flex())
+    };
+    let again = save("mamba").unwrap();
+    assert_eq!(values(&again.model, &input("mamba")), adapted);
+    let error = save("mamba2").unwrap_err().to_string();
+    assert!(error.contains("adapter_model.safetensors") && error.contains("blocks.0.mixer"), "{error}");
+    assert!(save("llama").unwrap_err().to_string().contains("recurrent"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     host::{self, Given, HostOperator, Saved, contiguous, slice, tensor},
-    parallel::{DisjointRows, for_each},
+    parallel::{DisjointRows, for_each, zeros},
     simd::vectorised,
 };
 
@@ -86,7 +86,7 @@ impl HostOperator<3> for Scan {
         let (a, b, state) = (readable(a), readable(b), contiguous(state));
         let (a, b, state) = (Sequence::new(&a), Sequence::new(&b), slice(&state));
         let (time, width) = (b.time, b.width);
-        let mut h = vec![0.0; b.len()];
+        let mut h = zeros(b.len());
         let rows = DisjointRows::new(&mut h, width);
         let groups = lanes::groups(width);
         for_each(b.batch * groups, |task| {
@@ -114,7 +114,7 @@ impl HostOperator<3> for Scan {
         let (a, state, h) = (readable(a), contiguous(state), given.output.as_ref().map(contiguous));
         let (a, h, gradient) = (Sequence::new(&a), h.as_ref().map_or(&[][..], slice), slice(&given.gradient));
         let (time, width, shape) = (a.time, a.width, a.shape());
-        let (mut of_a, mut of_b, mut of_state) = (vec![0.0; a.len()], vec![0.0; a.len()], vec![0.0; a.batch * width]);
+        let (mut of_a, mut of_b, mut of_state) = (zeros(a.len()), zeros(a.len()), zeros(a.batch * width));
         {
             let (a_rows, b_rows) = (DisjointRows::new(&mut of_a, width), DisjointRows::new(&mut of_b, width));
             let state_rows = DisjointRows::new(&mut of_state, width);

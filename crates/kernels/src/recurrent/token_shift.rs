@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     host::{self, Given, HostOperator, Saved, slice, tensor},
-    parallel::for_chunks,
+    parallel::{for_chunks, zeros},
 };
 
 /// `y_t = x_{t-1}`; and the last token, with which the next part of the sequence continues.
@@ -40,7 +40,7 @@ impl HostOperator<2> for Shift {
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let inputs = inputs.each_ref().map(readable);
         let [x, state] = inputs.each_ref().map(Sequence::new);
-        let mut y = vec![0.0; x.len()];
+        let mut y = zeros(x.len());
         for_chunks([(&mut y, (x.time * x.width).max(1))], |batch, [y]| {
             for (t, y) in y.chunks_exact_mut(x.width).enumerate() {
                 y.copy_from_slice(if t == 0 { state.row(batch, 0) } else { x.row(batch, t - 1) });
@@ -53,7 +53,7 @@ impl HostOperator<2> for Shift {
         let x = readable(&given.inputs[0]);
         let [batch, time, width] = Sequence::new(&x).shape();
         let gradient = slice(&given.gradient);
-        let (mut of_x, mut of_state) = (vec![0.0; gradient.len()], vec![0.0; batch * width]);
+        let (mut of_x, mut of_state) = (zeros(gradient.len()), zeros(batch * width));
         for_chunks([(&mut of_x[..], (time * width).max(1)), (&mut of_state, width)], |i, [of_x, of_state]| {
             let (first, rest) = gradient[i * time * width..(i + 1) * time * width].split_at(width);
             of_state.copy_from_slice(first);

@@ -9,7 +9,7 @@ use super::super::{
 };
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{DisjointRows, for_chunks, for_each},
+    parallel::{DisjointRows, for_chunks, for_each, zeros},
     simd::{sigmoid, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -118,7 +118,7 @@ vectorised! {
 impl Inputs<'_> {
     fn forward(&self) -> Vec<f32> {
         let width = self.x.width;
-        let mut y = vec![0.0; self.x.len()];
+        let mut y = zeros(self.x.len());
         let rows = DisjointRows::new(&mut y, width);
         for_each(self.tasks(), |task| {
             let (batch, steps) = self.task(task);
@@ -139,8 +139,8 @@ impl Inputs<'_> {
     fn inner(&self, gradient: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let (width, time) = (self.x.width, self.x.time);
         let taps = self.state.time + 1;
-        let mut inner = vec![0.0; if self.silu { self.x.len() } else { 0 }];
-        let mut partial = vec![0.0; self.tasks() * (taps + 1) * width];
+        let mut inner = zeros(if self.silu { self.x.len() } else { 0 });
+        let mut partial = zeros(self.tasks() * (taps + 1) * width);
         let rows = DisjointRows::new(&mut inner, width);
         for_chunks([(&mut partial, (taps + 1) * width)], |task, [partial]| {
             let (of_weight, of_bias) = partial.split_at_mut(taps * width);
@@ -181,7 +181,7 @@ impl Inputs<'_> {
         let (inner, mut sums) = self.inner(gradient);
         let inner = if self.silu { &inner } else { gradient };
         let of_x = wanted[0].then(|| {
-            let mut of_x = vec![0.0; self.x.len()];
+            let mut of_x = zeros(self.x.len());
             let rows = DisjointRows::new(&mut of_x, width);
             for_each(self.tasks(), |task| {
                 let (batch, steps) = self.task(task);
@@ -195,7 +195,7 @@ impl Inputs<'_> {
             of_x
         });
         let of_state = wanted[3].then(|| {
-            let mut of_state = vec![0.0; self.state.len()];
+            let mut of_state = zeros(self.state.len());
             for (i, out) in of_state.chunks_exact_mut(width).enumerate() {
                 self.of_input(out, inner, i / before, (i % before) as isize - before as isize);
             }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, slice, tensor},
-    parallel::{DisjointRows, for_each},
+    parallel::{DisjointRows, for_each, zeros},
     simd::{exp, sigmoid, softplus, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -148,7 +148,7 @@ impl HostOperator<5> for Unit {
         let inputs = Inputs::prepared(inputs);
         let inputs = Inputs::new(&inputs, self.starts.as_deref());
         let (time, width) = (inputs.x.time, inputs.x.width);
-        let mut h = vec![0.0; inputs.x.len()];
+        let mut h = zeros(inputs.x.len());
         let rows = DisjointRows::new(&mut h, width);
         let groups = lanes::groups(width);
         for_each(inputs.x.batch * groups, |task| {
@@ -176,8 +176,8 @@ impl HostOperator<5> for Unit {
         let inputs = Inputs::new(&inputs, self.starts.as_deref());
         let (h, gradient) = (h.as_ref().map_or(&[][..], slice), slice(&given.gradient));
         let (batches, time, width) = (inputs.x.batch, inputs.x.time, inputs.x.width);
-        let mut found = [0; 3].map(|_| vec![0.0; inputs.x.len()]);
-        let (mut of_decay, mut of_state) = (vec![0.0; batches * width], vec![0.0; batches * width]);
+        let mut found = [0; 3].map(|_| zeros(inputs.x.len()));
+        let (mut of_decay, mut of_state) = (zeros(batches * width), zeros(batches * width));
         {
             let [of_x, of_recurrence, of_input] = &mut found;
             let [x_rows, recurrence_rows, input_rows] =

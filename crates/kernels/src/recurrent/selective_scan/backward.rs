@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     matmul::scratch,
-    parallel::{DisjointRows, for_each},
+    parallel::{DisjointRows, for_each, zeros},
     simd::{exp2, sigmoid, vectorised},
 };
 
@@ -55,12 +55,12 @@ struct Gathered<'a> {
 pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: Option<&[f32]>) -> [Vec<f32>; 7] {
     let (batch, time, width, states) = (inputs.x.batch, inputs.x.time, inputs.x.width, inputs.states);
     let (groups, length) = (inputs.groups(), batch * time * states);
-    let mut of_x = vec![0.0; inputs.x.len()];
-    let mut of_step = vec![0.0; inputs.x.len()];
-    let mut of_state = vec![0.0; inputs.state.len()];
+    let mut of_x = zeros(inputs.x.len());
+    let mut of_step = zeros(inputs.x.len());
+    let mut of_state = zeros(inputs.state.len());
     // Sums over channels, one part a group, and over the batch, one part a sequence.
-    let (mut of_input, mut of_output) = (vec![0.0; groups * length], vec![0.0; groups * length]);
-    let (mut of_transition, mut of_skip) = (vec![0.0; batch * width * states], vec![0.0; batch * width]);
+    let (mut of_input, mut of_output) = (zeros(groups * length), zeros(groups * length));
+    let (mut of_transition, mut of_skip) = (zeros(batch * width * states), zeros(batch * width));
     {
         let out = Outputs {
             x: DisjointRows::new(&mut of_x, width),

@@ -9,7 +9,7 @@ use super::super::{
 use crate::{
     host::{Given, HostOperator, Saved, Side, contiguous, slice, tensor},
     matmul::scratch,
-    parallel::{DisjointRows, for_each},
+    parallel::{DisjointRows, for_each, zeros},
     simd::{exp2, softplus, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -106,10 +106,10 @@ impl<'a> Inputs<'a> {
     /// Outputs, last states, and where asked the states before every chunk.
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
         let (width, states) = (self.x.width, self.states);
-        let mut y = vec![0.0; self.x.len()];
-        let mut last = vec![0.0; self.state.len()];
+        let mut y = zeros(self.x.len());
+        let mut last = zeros(self.state.len());
         let size = states * LANES;
-        let mut kept = vec![0.0; if keep { self.kept(self.x.batch, 0, 0) * size } else { 0 }];
+        let mut kept = zeros(if keep { self.kept(self.x.batch, 0, 0) * size } else { 0 });
         let out = Outputs {
             y: DisjointRows::new(&mut y, width),
             last: DisjointRows::new(&mut last, width),

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     matmul::{Matrix, product},
-    parallel::{DisjointRows, for_each},
+    parallel::{DisjointRows, for_each, zeros},
     simd::{dot, exp, sum, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -43,10 +43,10 @@ struct Task<'a> {
 pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &FlexTensor, of_last: Option<&[f32]>) -> [Vec<f32>; 7] {
     let (batch, heads, rows) = (inputs.x.batch, inputs.heads, inputs.x.batch * inputs.x.time);
     let tables = inputs.parts() * inputs.input.len();
-    let (mut x, mut step) = (vec![0.0; inputs.x.len()], vec![0.0; rows * heads]);
-    let (mut transition, mut skip) = (vec![0.0; batch * heads], vec![0.0; batch * heads]);
-    let (mut input, mut output) = (vec![0.0; tables], vec![0.0; tables]);
-    let mut state = vec![0.0; inputs.state.len()];
+    let (mut x, mut step) = (zeros(inputs.x.len()), zeros(rows * heads));
+    let (mut transition, mut skip) = (zeros(batch * heads), zeros(batch * heads));
+    let (mut input, mut output) = (zeros(tables), zeros(tables));
+    let mut state = zeros(inputs.state.len());
     {
         let out = Outputs {
             x: DisjointRows::new(&mut x, inputs.x.width),

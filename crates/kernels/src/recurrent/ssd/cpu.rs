@@ -9,7 +9,7 @@ use crate::{
     host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
     linear::Precision,
     matmul::{How, Matrix, product},
-    parallel::{DisjointRows, for_each},
+    parallel::{DisjointRows, for_each, zeros},
     simd::{exp, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -215,9 +215,9 @@ impl Inputs<'_> {
     #[allow(unsafe_code)]
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
         let (size, time) = (self.size(), self.x.time);
-        let mut y = vec![0.0; self.x.len()];
-        let mut last = vec![0.0; self.state.len()];
-        let mut kept = vec![0.0; if keep { self.chunks() * self.state.len() } else { 0 }];
+        let mut y = zeros(self.x.len());
+        let mut last = zeros(self.state.len());
+        let mut kept = zeros(if keep { self.chunks() * self.state.len() } else { 0 });
         let y_rows = DisjointRows::new(&mut y, self.x.width);
         let (last_rows, kept_rows) = (DisjointRows::new(&mut last, size), DisjointRows::new(&mut kept, size));
         for_each(self.tasks(), |task| {

@@ -14,7 +14,7 @@ use super::super::{
 use super::NOTHING;
 use crate::{
     host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
-    parallel::{DisjointRows, for_each},
+    parallel::{DisjointRows, for_each, zeros},
     simd::{exp, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -168,8 +168,8 @@ impl<'a> Inputs<'a> {
     #[allow(unsafe_code)]
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
         let [batches, time, width] = self.value.shape();
-        let (mut y, mut last) = (vec![0.0; self.value.len()], vec![0.0; batches * 3 * width]);
-        let mut kept = vec![0.0; if keep { self.kept(batches, 0, 0) * 3 * LANES } else { 0 }];
+        let (mut y, mut last) = (zeros(self.value.len()), zeros(batches * 3 * width));
+        let mut kept = zeros(if keep { self.kept(batches, 0, 0) * 3 * LANES } else { 0 });
         let (y_rows, last_rows) = (DisjointRows::new(&mut y, width), DisjointRows::new(&mut last, width));
         let kept_rows = DisjointRows::new(&mut kept, 3 * LANES);
         let groups = lanes::groups(width);
@@ -234,9 +234,9 @@ impl<'a> Inputs<'a> {
     #[allow(unsafe_code)]
     fn backward(&self, kept: &[f32], last: &[f32], gradient: &[f32], of_last: Option<&Sequence<'_>>) -> [Vec<f32>; 5] {
         let [batches, time, width] = self.value.shape();
-        let (mut of_key, mut of_value) = (vec![0.0; gradient.len()], vec![0.0; gradient.len()]);
-        let (mut of_decay, mut of_bonus) = (vec![0.0; batches * width], vec![0.0; batches * width]);
-        let mut of_states = vec![0.0; batches * 3 * width];
+        let (mut of_key, mut of_value) = (zeros(gradient.len()), zeros(gradient.len()));
+        let (mut of_decay, mut of_bonus) = (zeros(batches * width), zeros(batches * width));
+        let mut of_states = zeros(batches * 3 * width);
         {
             let [key_rows, value_rows, decay_rows, bonus_rows, state_rows] =
                 [&mut of_key, &mut of_value, &mut of_decay, &mut of_bonus, &mut of_states]

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     matmul::scratch,
-    parallel::{DisjointRows, for_each},
+    parallel::{DisjointRows, for_each, zeros},
     simd::{dot, exp, vectorised},
 };
 
@@ -37,10 +37,10 @@ pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: 
     let (rows, by_key) = (inputs.batch * inputs.time, inputs.heads * inputs.keys);
     // One row of decays gathers its gradient over the steps of each sequence.
     let decay_rows = if inputs.constant { inputs.batch } else { rows };
-    let (mut receptance, mut key) = (vec![0.0; rows * by_key], vec![0.0; rows * by_key]);
-    let (mut value, mut decay) = (vec![0.0; gradient.len()], vec![0.0; decay_rows * by_key]);
-    let mut bonus = vec![0.0; inputs.batch * by_key];
-    let mut state = vec![0.0; inputs.batch * inputs.heads * inputs.size()];
+    let (mut receptance, mut key) = (zeros(rows * by_key), zeros(rows * by_key));
+    let (mut value, mut decay) = (zeros(gradient.len()), zeros(decay_rows * by_key));
+    let mut bonus = zeros(inputs.batch * by_key);
+    let mut state = zeros(inputs.batch * inputs.heads * inputs.size());
     {
         let out = Outputs {
             receptance: DisjointRows::new(&mut receptance, by_key),

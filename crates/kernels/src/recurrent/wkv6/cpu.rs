@@ -7,7 +7,7 @@ use super::super::{
 use crate::{
     host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
     matmul::scratch,
-    parallel::{DisjointRows, for_each},
+    parallel::{DisjointRows, for_each, zeros},
     simd::{exp, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -93,9 +93,9 @@ impl<'a> Inputs<'a> {
     fn forward(&self, state: &[f32], keep: bool) -> [Vec<f32>; 3] {
         let (heads, keys, values) = (self.heads, self.keys, self.values);
         let tasks = self.batch * heads;
-        let mut y = vec![0.0; self.value.len()];
-        let mut last = vec![0.0; tasks * self.size()];
-        let mut kept = vec![0.0; if keep { tasks * self.chunks() * self.size() } else { 0 }];
+        let mut y = zeros(self.value.len());
+        let mut last = zeros(tasks * self.size());
+        let mut kept = zeros(if keep { tasks * self.chunks() * self.size() } else { 0 });
         let y_rows = DisjointRows::new(&mut y, heads * values);
         let (last_rows, kept_rows) =
             (DisjointRows::new(&mut last, self.size()), DisjointRows::new(&mut kept, self.size()));

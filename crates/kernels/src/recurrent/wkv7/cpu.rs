@@ -12,7 +12,7 @@ use super::super::{
 use crate::{
     host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
     matmul::scratch,
-    parallel::{DisjointRows, for_each},
+    parallel::{DisjointRows, for_each, zeros},
     simd::{exp, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -200,9 +200,9 @@ impl<'a> Inputs<'a> {
     #[allow(unsafe_code)]
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
         let (heads, time, tasks) = (self.heads, self.value.time, self.value.batch * self.heads);
-        let mut y = vec![0.0; self.value.len()];
-        let mut last = vec![0.0; tasks * self.size()];
-        let mut kept = vec![0.0; if keep { tasks * self.chunks() * self.size() } else { 0 }];
+        let mut y = zeros(self.value.len());
+        let mut last = zeros(tasks * self.size());
+        let mut kept = zeros(if keep { tasks * self.chunks() * self.size() } else { 0 });
         let y_rows = DisjointRows::new(&mut y, self.value.width);
         let (last_rows, kept_rows) =
             (DisjointRows::new(&mut last, self.size()), DisjointRows::new(&mut kept, self.size()));
@@ -231,8 +231,8 @@ impl<'a> Inputs<'a> {
 
     /// Gradients of all inputs, in their order.
     fn backward(&self, kept: &[f32], gradient: &[f32], of_last: Option<&[f32]>) -> [Vec<f32>; 7] {
-        let mut of_table = [0; TABLE].map(|_| vec![0.0; self.by_key[0].len()]);
-        let (mut of_value, mut of_state) = (vec![0.0; gradient.len()], vec![0.0; self.state.len()]);
+        let mut of_table = [0; TABLE].map(|_| zeros(self.by_key[0].len()));
+        let (mut of_value, mut of_state) = (zeros(gradient.len()), zeros(self.state.len()));
         {
             let width = self.heads * self.keys;
             let task = Task {
