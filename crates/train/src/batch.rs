@@ -134,12 +134,21 @@ impl TokenBatch {
     /// # Errors
     /// When a token id is outside the vocabulary.
     pub fn loss(&self, model: &LanguageModel) -> Result<Loss> {
+        self.loss_and_choices(model).map(|(loss, _)| loss)
+    }
+
+    /// As [`TokenBatch::loss`], with which targets are the model's first choice; none of a model that is being trained.
+    ///
+    /// # Errors
+    /// As [`TokenBatch::loss`].
+    pub fn loss_and_choices(&self, model: &LanguageModel) -> Result<(Loss, Vec<bool>)> {
         let (predicting, auxiliary) = self.predicting(model)?;
         let sum = model.cross_entropy(predicting.clone(), &self.targets)?;
         let count = self.targets.len() as f64;
         let mut loss = Loss::new(sum, count, auxiliary);
+        let mut right = Vec::new();
         if !model.is_training() {
-            let right = first_choices(model, predicting, &self.targets);
+            right = first_choices(model, predicting, &self.targets);
             loss.metrics.push(share("accuracy", right.iter().copied()));
             // A row of several documents is no one answer.
             if self.input.segments.iter().flatten().all(|segment| *segment <= 1) {
@@ -148,7 +157,7 @@ impl TokenBatch {
                 loss.metrics.push(share("exact_match", whole));
             }
         }
-        Ok(loss)
+        Ok((loss, right))
     }
 
     /// Log-probability of every target, `[targets]`, and the losses that the model brings along; only the predicting
@@ -174,7 +183,7 @@ impl TokenBatch {
 const LOGIT_ROWS: usize = 256;
 
 /// How often something was right.
-fn share(name: &'static str, right: impl Iterator<Item = bool>) -> Metric {
+pub(crate) fn share(name: &'static str, right: impl Iterator<Item = bool>) -> Metric {
     let mut metric = Metric { name, sum: 0.0, units: 0.0 };
     for right in right {
         metric.sum += f64::from(u8::from(right));

@@ -131,11 +131,13 @@ pub fn symbols(tokenizer: &Tokenizer, model: &LanguageModel) -> Symbols {
     let special = tokenizer.special();
     let named = special.extra.get("mask_token").cloned();
     let masks = named.into_iter().chain(["<mask>", "[MASK]", "_"].map(str::to_owned));
+    let ends_sentence = |id: &u32| tokenizer.token(*id).is_some_and(|token| token.ends_with(['.', '!', '?']));
     let sentinels = (0..).map_while(|i| tokenizer.id(&format!("<extra_id_{i}>"))).collect();
     Symbols {
         mask: masks.filter_map(|token| tokenizer.id(&token)).next(),
         sentinels,
         special: tokenizer.special_texts().iter().filter_map(|token| tokenizer.id(token)).collect(),
+        sentence_ends: (0..tokenizer.vocabulary_size() as u32).filter(ends_sentence).collect(),
         vocabulary: tokenizer.vocabulary_size().min(model.spec().vocabulary),
         decoder_start: model.spec().encoder.as_ref().map(|encoder| encoder.decoder_start),
         eos: model.spec().eos.first().copied(),

@@ -132,7 +132,7 @@ fn say_event(event: &Event, voice: &mut dyn Voice) {
         }
         Event::Evaluated { step, loss, metrics } => {
             let share = |(name, value): &(String, f64)| format!(", {name} {:.1} %", 100.0 * value);
-            let known = |(name, _): &&(String, f64)| name == "accuracy" || name == "exact_match";
+            let known = |(name, _): &&(String, f64)| ["accuracy", "exact_match", "span_match"].contains(&name.as_str());
             let shares: String = metrics.iter().filter(known).map(share).collect();
             voice.say(&format!("   step {step}: held-out loss {loss:.4}{}", shares.replace('_', " ")));
         }

@@ -1,8 +1,9 @@
 //! BART's denoising (arXiv 1910.13461, section 2.2): spans whose length is drawn from a Poisson distribution are replaced by one
-//! mask token each, none-long ones insert one, and the decoder writes the whole text.
+//! mask token each, none-long ones insert one, sentences come in another order where asked, and the decoder writes the whole text.
 //!
-//! Sentences are not put into another order: that half of BART's noise needs to know where sentences end. Recipe:
-//! `bart.toml`.
+//! A sentence ends with a token that ends with `.`, `!` or `?`. Recipe: `bart.toml`.
+
+use std::collections::HashSet;
 
 use espalier_data::worlds::random::Random;
 use espalier_models::model::LanguageModel;
@@ -22,11 +23,13 @@ pub struct InfillingOptions {
     pub share: f64,
     /// Mean length of a masked span, in tokens.
     pub mean_length: f64,
+    /// Whether sentences are put into another order first, as BART's authors do.
+    pub permute_sentences: bool,
 }
 
 impl Default for InfillingOptions {
     fn default() -> Self {
-        Self { share: 0.3, mean_length: 3.0 }
+        Self { share: 0.3, mean_length: 3.0, permute_sentences: false }
     }
 }
 
@@ -35,6 +38,7 @@ impl Default for InfillingOptions {
 pub struct Infilling {
     options: InfillingOptions,
     special: Vec<u32>,
+    sentence_ends: HashSet<u32>,
     mask: u32,
     start: u32,
 }
@@ -51,10 +55,27 @@ impl Infilling {
             return Err(wrong("`share` lies between 0 and 1, `mean_length` between 0.1 and 100"));
         }
         let mask = symbols.mask.ok_or_else(|| wrong("`infilling` needs a mask token, such as `<mask>`"))?;
-        Ok(Self { options, special: symbols.special.clone(), mask, start: decoder_start("infilling", symbols)? })
+        if options.permute_sentences && symbols.sentence_ends.is_empty() {
+            return Err(wrong("`permute_sentences` needs tokens that end with `.`, `!` or `?`"));
+        }
+        let (special, sentence_ends) = (symbols.special.clone(), symbols.sentence_ends.iter().copied().collect());
+        Ok(Self { options, special, sentence_ends, mask, start: decoder_start("infilling", symbols)? })
+    }
+
+    /// The text with its sentences in another order; special tokens around it stay where they are.
+    fn permuted(&self, text: &[u32], random: &mut Random) -> Vec<u32> {
+        let is_text = |id: &u32| !self.special.contains(id);
+        let first = text.iter().position(is_text).unwrap_or(text.len());
+        let end = text.iter().rposition(is_text).map_or(first, |last| last + 1);
+        let mut sentences: Vec<&[u32]> =
+            text[first..end].split_inclusive(|id| self.sentence_ends.contains(id)).collect();
+        random.shuffle(&mut sentences);
+        [&text[..first], &sentences.concat(), &text[end..]].concat()
     }
 
     fn corrupt(&self, text: &[u32], random: &mut Random) -> Vec<u32> {
+        let permuted = self.options.permute_sentences.then(|| self.permuted(text, random));
+        let text = permuted.as_deref().unwrap_or(text);
         let mut wanted = (text.len() as f64 * self.options.share).round() as usize;
         let mut masked = vec![false; text.len()];
         let mut inserted = vec![false; text.len()];
@@ -118,6 +139,30 @@ impl Objective for Infilling {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sentences_change_places_and_stay_whole() {
+        let symbols = Symbols {
+            mask: Some(99),
+            decoder_start: Some(0),
+            special: vec![1, 2],
+            sentence_ends: vec![50, 51],
+            ..Symbols::default()
+        };
+        let options = InfillingOptions { permute_sentences: true, ..InfillingOptions::default() };
+        let objective = Infilling::new(options.clone(), &symbols).unwrap();
+        let text = [1, 10, 11, 50, 12, 51, 13, 14, 15, 2];
+        let mut seen = HashSet::new();
+        for seed in 0..100 {
+            let permuted = objective.permuted(&text, &mut Random::new(seed));
+            assert!(permuted[0] == 1 && permuted[9] == 2);
+            let has = |part: &[u32]| permuted.windows(part.len()).any(|window| window == part);
+            assert!(has(&[10, 11, 50]) && has(&[12, 51]) && has(&[13, 14, 15]));
+            seen.insert(permuted);
+        }
+        assert_eq!(seen.len(), 6);
+        assert!(Infilling::new(options, &Symbols { sentence_ends: Vec::new(), ..symbols }).is_err());
+    }
 
     #[test]
     fn a_third_is_masked_in_spans_of_three() {

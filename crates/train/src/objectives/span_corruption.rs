@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Batch, Loss, Objective, rows, seq2seq::decoder_start, symbols::Symbols};
 use crate::{
     Error, Result,
-    batch::{Sample, TokenBatch},
+    batch::{Sample, TokenBatch, share},
 };
 
 /// How much is removed.
@@ -82,6 +82,17 @@ fn assemble(text: &[u32], kept: &[usize], removed: &[usize], symbols: &Symbols) 
     (source, target)
 }
 
+impl SpanCorruption {
+    /// For each removed span whether all of it is right, the token behind it included, which says where it ends.
+    fn spans_right(&self, targets: &[u32], right: &[bool]) -> Vec<bool> {
+        let ends = |target: u32| self.symbols.sentinels.contains(&target) || Some(target) == self.symbols.eos;
+        let both: Vec<(u32, bool)> = targets.iter().copied().zip(right.iter().copied()).collect();
+        let spans = both.split_inclusive(|(target, _)| ends(*target));
+        // A row's first sentinel stands alone: no span is before it.
+        spans.filter(|span| span.len() > 1).map(|span| span.iter().all(|(_, right)| *right)).collect()
+    }
+}
+
 /// `total` cut at random into `count` parts of at least 1.
 fn segments(total: usize, count: usize, random: &mut Random) -> Vec<usize> {
     let places: Vec<usize> = (1..total).collect();
@@ -110,7 +121,11 @@ impl Objective for SpanCorruption {
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
-        batch.tokens.loss(model)
+        let (mut loss, right) = batch.tokens.loss_and_choices(model)?;
+        if !right.is_empty() {
+            loss.metrics.push(share("span_match", self.spans_right(&batch.tokens.targets, &right).into_iter()));
+        }
+        Ok(loss)
     }
 }
 
@@ -131,6 +146,16 @@ mod tests {
         assert_eq!(target[..5], [100, 11, 12, 101, 14]);
         let (source, target) = assemble(&[10, 11, 12, 13, 14], &[1, 1], &[2, 1], &symbols());
         assert_eq!((source, target), (vec![10, 100, 13, 101, 1], vec![100, 11, 12, 101, 14, 1]));
+    }
+
+    #[test]
+    fn a_span_is_right_with_its_end() {
+        let objective = SpanCorruption::new(SpanOptions::default(), &symbols()).unwrap();
+        let targets = [100, 11, 12, 101, 14, 1, 100, 11, 1];
+        let mut right = [true; 9];
+        assert_eq!(objective.spans_right(&targets, &right), [true, true, true]);
+        (right[0], right[3], right[8]) = (false, false, false);
+        assert_eq!(objective.spans_right(&targets, &right), [false, true, false]);
     }
 
     #[test]

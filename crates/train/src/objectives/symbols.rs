@@ -9,6 +9,8 @@ pub struct Symbols {
     pub sentinels: Vec<u32>,
     /// Tokens that are never masked.
     pub special: Vec<u32>,
+    /// Tokens that end a sentence.
+    pub sentence_ends: Vec<u32>,
     /// Rows of the embedding table.
     pub vocabulary: usize,
     /// The token with which a decoder starts.
