@@ -27,7 +27,7 @@ pub(super) struct Flash {
 }
 
 /// Keys of a block: a multiple of every kernel's rows and of a pair, so that blocks begin with a panel and a unit.
-const KEYS: usize = 252;
+const KEYS: usize = 336;
 /// Tokens whose gradients a task gathers.
 const TOKENS: usize = 64;
 
