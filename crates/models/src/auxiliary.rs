@@ -135,6 +135,9 @@ struct Logits<'a> {
     all: Vec<f64>,
     first: Vec<f64>,
     dropped: f64,
+    /// Different experts that the parts of a token found, over all real tokens, and how many tokens that are; none where
+    /// tokens are whole.
+    distinct: [f64; 2],
 }
 
 impl<'a> Logits<'a> {
@@ -152,13 +155,26 @@ impl<'a> Logits<'a> {
             chosen.iter().for_each(|expert| all[*expert as usize] += 1.0);
             first[chosen[0] as usize] += 1.0;
         }
+        let distinct = match parts {
+            1 => [0.0; 2],
+            _ => {
+                let tokens = routing.chosen().chunks(routing.active() * parts).enumerate();
+                let counts = tokens.filter(|(token, _)| is_real(token * parts)).map(|(_, chosen)| {
+                    let mut chosen = chosen.to_vec();
+                    chosen.sort_unstable();
+                    chosen.dedup();
+                    chosen.len() as f64
+                });
+                counts.fold([0.0; 2], |[sum, tokens], count| [sum + count, tokens + 1.0])
+            }
+        };
         let real: Option<Vec<f32>> =
             side.present.as_ref().map(|_| (0..count).map(|row| f32::from(u8::from(is_real(row)))).collect());
         let real_rows = first.iter().sum();
         let padding = (count as f64 - real_rows) * router.active as f64;
         // Padding takes no room where capacities are counted.
         let dropped = if router.capacity.is_some() { routing.dropped() as f64 - padding } else { 0.0 };
-        Some(Self { router, times: *times, rows, real, count: real_rows, all, first, dropped })
+        Some(Self { router, times: *times, rows, real, count: real_rows, all, first, dropped, distinct })
     }
 
     /// The sum of `values` `[rows, n]` over real rows: `[1, n]`.
@@ -240,8 +256,8 @@ fn add(mut terms: impl Iterator<Item = Tensor<1>>) -> Tensor<1> {
     terms.fold(first.unwrap_or_else(|| Tensor::zeros([1], &burn::tensor::Device::flex())), |sum, term| sum + term)
 }
 
-/// How uneven the experts' work is: the most tokens of an expert over the mean, of the mean layer and of the worst; and the
-/// share of choices that full experts dropped.
+/// How uneven the experts' work is: the most tokens of an expert over the mean, of the mean layer and of the worst; how many
+/// experts the parts of a token find; and the share of choices that full experts dropped.
 fn loads(routers: &[Logits<'_>]) -> Vec<(&'static str, f64)> {
     let uneven = |router: &Logits<'_>| {
         let most = router.all.iter().copied().fold(0.0, f64::max);
@@ -253,6 +269,11 @@ fn loads(routers: &[Logits<'_>]) -> Vec<(&'static str, f64)> {
         ("experts/load", each.iter().sum::<f64>() / each.len() as f64),
         ("experts/load_worst", each.iter().copied().fold(0.0, f64::max)),
     ];
+    let [distinct, tokens] =
+        routers.iter().fold([0.0; 2], |[a, b], router| [a + router.distinct[0], b + router.distinct[1]]);
+    if tokens > 0.0 {
+        measures.push(("experts/distinct", distinct / tokens));
+    }
     if routers.iter().any(|router| router.router.capacity.is_some()) {
         let dropped: f64 = routers.iter().map(|router| router.dropped).sum();
         measures.push(("experts/dropped", dropped / choices.max(1.0)));
@@ -333,6 +354,20 @@ mod tests {
         assert!((losses(&[side(&skewed, 1, None)], BalanceForm::Joint)[0] - 3.9985).abs() < 1e-4);
         let two: [&[f32]; 2] = [&[2.0, 1.0, 0.0, 0.0], &[0.0, 2.0, 1.0, 0.0]];
         assert!((losses(&[side(&two, 2, None)], BalanceForm::Joint)[0] - 2.6696).abs() < 1e-4);
+    }
+
+    #[test]
+    fn the_parts_of_a_token_find_experts_of_their_own() {
+        // Two tokens of two parts: the parts of the first choose 0, 1 and 2, 3, those of the second 0, 1 and 1, 0.
+        let rows: [&[f32]; 4] =
+            [&[2.0, 1.0, 0.0, 0.0], &[0.0, 0.0, 2.0, 1.0], &[2.0, 1.0, 0.0, 0.0], &[1.0, 2.0, 0.0, 0.0]];
+        let mut side = side(&rows, 2, None);
+        side.values = side.values.reshape([1, 2, 8]);
+        if let SideSpec::Experts { parts, .. } = &mut side.spec {
+            *parts = 2;
+        }
+        let measures = auxiliary(&[side], None).measures;
+        assert!(measures.contains(&("experts/distinct", 3.0)), "{measures:?}");
     }
 
     #[test]
