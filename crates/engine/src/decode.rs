@@ -273,6 +273,9 @@ mod tests {
     use super::*;
     use burn::tensor::Device;
     use espalier_models::{
+        adapter::first_state,
+        families::{self, Config},
+        parameter::Parameters,
         source::Seed,
         spec::{MixerSpec, RotaryScaling, RotarySpec},
     };
@@ -302,6 +305,33 @@ mod tests {
             let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b]).then(b.cmp(a))).unwrap();
             assert_eq!(*token as usize, best);
             history.push(*token);
+        }
+    }
+
+    #[test]
+    fn trained_first_states_meet_no_padding() {
+        let text =
+            r#"{"model_type":"mamba","vocab_size":61,"hidden_size":16,"num_hidden_layers":2,"initializer_range":0.5}"#;
+        let config = Config::parse("config.json".as_ref(), text).unwrap();
+        let spec = (families::family(&config).unwrap().read)(&config).unwrap();
+        let mut model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
+        first_state::attach(&mut model).unwrap();
+        model.visit_mut(&mut |parameter| {
+            if parameter.is_trainable() {
+                parameter.set_data(vec![0.5; parameter.len()], &Device::flex());
+            }
+        });
+        let model = model.frozen();
+        let prompts = [vec![5, 9, 2], vec![7], vec![3, 4, 8, 1], vec![6], vec![1, 2, 3]];
+        let mut seen = vec![Vec::new(); prompts.len()];
+        let together = decode(&model, &prompts, &options(0.0), &mut |row, token| {
+            seen[row].push(token);
+            true
+        });
+        for ((prompt, generated), seen) in prompts.iter().zip(together.unwrap()).zip(seen) {
+            let alone = decode(&model, std::slice::from_ref(prompt), &options(0.0), &mut |_, _| true).unwrap();
+            assert_eq!(generated, alone[0], "{prompt:?}");
+            assert_eq!(generated.ids, seen, "{prompt:?}");
         }
     }
 
