@@ -28,16 +28,29 @@ pub trait Segment: Debug + Send + Sync + 'static {
     /// The output for `x`, outside autodiff. `x` and the output: `[batch, time, width]`.
     fn forward(&self, x: Tensor<3>) -> Tensor<3>;
 
-    /// The output for `x`, tracked, with a new leaf for every trained parameter, in the order in which
-    /// [`recomputed`] was given them.
-    fn tracked(&self, x: Tensor<3>) -> (Tensor<3>, Vec<Tensor<1>>);
+    /// The output for `x`, tracked. `wanted` says which shared inputs get a gradient.
+    fn tracked(&self, x: Tensor<3>, wanted: [bool; 2]) -> Tracked;
 }
 
-/// Runs `segment` on `x` without keeping what its backward needs. `leaves` are the segment's trained parameters; they
-/// receive their gradients as if the segment were part of the graph.
+/// A second run of a segment.
+#[derive(Debug)]
+pub struct Tracked {
+    /// What the first run gave.
+    pub output: Tensor<3>,
+    /// A new leaf for every trained parameter, in the order in which [`recomputed`] was given them.
+    pub leaves: Vec<Tensor<1>>,
+    /// A new leaf for every shared input that gets a gradient.
+    pub shared: Shared,
+}
+
+/// What a segment sees besides its input and its own parameters, made by other parts of the graph: flat, any of them absent.
+pub type Shared = [Option<Tensor<1>>; 2];
+
+/// Runs `segment` on `x` without keeping what its backward needs. `leaves` are the segment's trained parameters; they and the
+/// shared inputs, whose values the segment has itself, receive their gradients as if the segment were part of the graph.
 ///
 /// On the CPU; elsewhere the segment runs and keeps everything.
-pub fn recomputed(x: Tensor<3>, leaves: Vec<Tensor<1>>, segment: Arc<dyn Segment>) -> Tensor<3> {
+pub fn recomputed(x: Tensor<3>, shared: Shared, leaves: Vec<Tensor<1>>, segment: Arc<dyn Segment>) -> Tensor<3> {
     let ids = Arc::new(Mutex::new(Vec::with_capacity(leaves.len())));
     for leaf in &leaves {
         Dispatch::identify(leaf.clone().into_dispatch(), ids.clone());
@@ -45,7 +58,9 @@ pub fn recomputed(x: Tensor<3>, leaves: Vec<Tensor<1>>, segment: Arc<dyn Segment
     let x = x.into_dispatch();
     let first = leaves.into_iter().next().map_or_else(|| x.clone(), Tensor::into_dispatch);
     let leaves = std::mem::take(&mut *ids.lock().unwrap_or_else(PoisonError::into_inner));
-    Tensor::from_dispatch(Dispatch::recomputed(x, first, leaves, segment))
+    let given = shared.each_ref().map(Option::is_some);
+    let [memory, bias] = shared.map(|shared| shared.map_or_else(|| x.clone(), Tensor::into_dispatch));
+    Tensor::from_dispatch(Dispatch::recomputed(x, first, memory, bias, Arc::new(Recipe { leaves, given, segment })))
 }
 
 /// Whether [`recomputed`] works for tensors like `x`.
@@ -61,9 +76,19 @@ trait Recomputation: Backend {
     fn recomputed(
         x: FloatTensor<Self>,
         first_leaf: FloatTensor<Self>,
-        leaves: Vec<NodeId>,
-        segment: Arc<dyn Segment>,
+        first_shared: FloatTensor<Self>,
+        second_shared: FloatTensor<Self>,
+        recipe: Arc<Recipe>,
     ) -> FloatTensor<Self>;
+}
+
+/// How to run again, and who gets what.
+#[derive(Debug)]
+struct Recipe {
+    leaves: Vec<NodeId>,
+    /// Which shared inputs there are; the input itself stands in for the others.
+    given: [bool; 2],
+    segment: Arc<dyn Segment>,
 }
 
 fn outside_autodiff(segment: &dyn Segment, x: FlexTensor) -> FlexTensor {
@@ -80,40 +105,46 @@ impl Recomputation for Flex {
         x
     }
 
-    fn recomputed(x: FlexTensor, _: FlexTensor, _: Vec<NodeId>, segment: Arc<dyn Segment>) -> FlexTensor {
-        outside_autodiff(segment.as_ref(), x)
+    fn recomputed(x: FlexTensor, _: FlexTensor, _: FlexTensor, _: FlexTensor, recipe: Arc<Recipe>) -> FlexTensor {
+        outside_autodiff(recipe.segment.as_ref(), x)
     }
 }
 
 #[derive(Debug, Clone)]
 struct Kept {
     x: FlexTensor,
-    leaves: Vec<NodeId>,
-    segment: Arc<dyn Segment>,
+    recipe: Arc<Recipe>,
 }
 
 #[derive(Debug)]
 struct Recompute;
 
-/// The parents are the input and one of the leaves, so that the segment is tracked where either is; the other leaves
-/// are known by their identifiers.
-impl Backward<Flex, 2> for Recompute {
+/// The parents are the input, one of the leaves, so that the segment is tracked where either is, and the shared inputs; the
+/// other leaves are known by their identifiers.
+impl Backward<Flex, 4> for Recompute {
     type State = Kept;
 
-    fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 4>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = Tensor::<3>::from_primitive::<Flex>(gradients.consume::<Flex>(&ops.node));
-        let Kept { x, leaves, segment } = ops.state;
+        let Kept { x, recipe } = ops.state;
         let x = Tensor::<3>::from_primitive::<Flex>(x).autodiff().require_grad();
-        let (y, own_leaves) = segment.tracked(x.clone());
-        let mut found = (y * gradient.autodiff()).sum().backward();
-        if let [Some(parent), _] = &ops.parents
-            && let Some(of_x) = x.grad_remove(&mut found)
-        {
-            gradients.register::<Flex>(parent.id, primitive(of_x));
+        let [input, _, first, second] = ops.parents;
+        let parents =
+            [(first, recipe.given[0]), (second, recipe.given[1])].map(|(parent, given)| parent.filter(|_| given));
+        let tracked = recipe.segment.tracked(x.clone(), parents.each_ref().map(Option::is_some));
+        let mut found = (tracked.output * gradient.autodiff()).sum().backward();
+        let mut register = |to: NodeId, gradient: Option<FlexTensor>| {
+            gradient.into_iter().for_each(|gradient| gradients.register::<Flex>(to, gradient));
+        };
+        if let Some(parent) = input {
+            register(parent.id, x.grad_remove(&mut found).map(primitive));
         }
-        for (leaf, own) in leaves.into_iter().zip(own_leaves) {
-            if let Some(of_leaf) = own.grad_remove(&mut found) {
-                gradients.register::<Flex>(leaf, primitive(of_leaf));
+        for (leaf, own) in recipe.leaves.iter().zip(tracked.leaves) {
+            register(*leaf, own.grad_remove(&mut found).map(primitive));
+        }
+        for (parent, own) in parents.into_iter().zip(tracked.shared) {
+            if let (Some(parent), Some(own)) = (parent, own) {
+                register(parent.id, own.grad_remove(&mut found).map(primitive));
             }
         }
     }
@@ -128,14 +159,16 @@ impl<C: CheckpointStrategy> Recomputation for Autodiff<Flex, C> {
     fn recomputed(
         x: FloatTensor<Self>,
         first_leaf: FloatTensor<Self>,
-        leaves: Vec<NodeId>,
-        segment: Arc<dyn Segment>,
+        first_shared: FloatTensor<Self>,
+        second_shared: FloatTensor<Self>,
+        recipe: Arc<Recipe>,
     ) -> FloatTensor<Self> {
-        let prepared = Recompute.prepare::<C>([x.node(), first_leaf.node()]).compute_bound().stateful();
+        let nodes = [x.node(), first_leaf.node(), first_shared.node(), second_shared.node()];
+        let prepared = Recompute.prepare::<C>(nodes).compute_bound().stateful();
         let x = x.into_primitive();
-        let y = outside_autodiff(segment.as_ref(), x.clone());
+        let y = outside_autodiff(recipe.segment.as_ref(), x.clone());
         match prepared {
-            OpsKind::Tracked(prepared) => prepared.finish(Kept { x, leaves, segment }, y),
+            OpsKind::Tracked(prepared) => prepared.finish(Kept { x, recipe }, y),
             OpsKind::UnTracked(prepared) => prepared.finish(y),
         }
     }
@@ -146,18 +179,28 @@ mod tests {
     use super::*;
     use burn::tensor::Device;
 
-    /// `x * weight + x^2`.
+    /// `x * weight + x^2 * shared`.
     #[derive(Debug)]
-    struct Scale(Tensor<1>);
+    struct Scale {
+        weight: Tensor<1>,
+        shared: Tensor<1>,
+    }
+
+    fn scale(x: Tensor<3>, weight: Tensor<1>, shared: Tensor<1>) -> Tensor<3> {
+        x.clone() * weight.unsqueeze() + x.clone() * x * shared.unsqueeze()
+    }
 
     impl Segment for Scale {
         fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-            x.clone() * self.0.clone().unsqueeze() + x.clone() * x
+            scale(x, self.weight.clone(), self.shared.clone())
         }
 
-        fn tracked(&self, x: Tensor<3>) -> (Tensor<3>, Vec<Tensor<1>>) {
-            let leaf = self.0.clone().autodiff().require_grad();
-            (x.clone() * leaf.clone().unsqueeze() + x.clone() * x, vec![leaf])
+        fn tracked(&self, x: Tensor<3>, wanted: [bool; 2]) -> Tracked {
+            assert!(!wanted[0], "only the second shared input is there");
+            let leaf = self.weight.clone().autodiff().require_grad();
+            let shared = if wanted[1] { self.shared.clone().autodiff().require_grad() } else { self.shared.clone() };
+            let output = scale(x, leaf.clone(), shared.clone());
+            Tracked { output, leaves: vec![leaf], shared: [None, Some(shared).filter(|_| wanted[1])] }
         }
     }
 
@@ -166,25 +209,29 @@ mod tests {
         let device = Device::flex();
         let values = Tensor::<3>::from_floats([[[1.0, -2.0, 3.0]]], &device);
         let weight = Tensor::<1>::from_floats([0.5, 2.0, -1.0], &device);
+        let seen = Tensor::<1>::from_floats([1.0, -0.5, 0.25], &device);
         let read = |x: Tensor<1>| x.into_data().try_into_vec::<f32>().unwrap();
-        for tracked_input in [true, false] {
-            let x = if tracked_input { values.clone().autodiff().require_grad() } else { values.clone() };
+        for (tracked_input, tracked_shared) in [(true, true), (true, false), (false, true), (false, false)] {
+            let tracked = |x: Tensor<1>, is: bool| if is { x.autodiff().require_grad() } else { x };
+            let make = || (tracked(values.clone().flatten(0, 2), tracked_input), tracked(seen.clone(), tracked_shared));
+            let (x, shared) = make();
             let leaf = weight.clone().autodiff().require_grad();
-            let segment = Arc::new(Scale(weight.clone()));
-            // Two segments share the leaf, so that its gradients add up.
-            let once = recomputed(x.clone(), vec![leaf.clone()], segment.clone());
-            let twice = recomputed(once, vec![leaf.clone()], segment);
+            let segment = Arc::new(Scale { weight: weight.clone(), shared: seen.clone() * 2.0 });
+            // Two segments share the leaf, and an input that is no leaf, so that their gradients add up.
+            let double = shared.clone() * 2.0;
+            let run = |x| recomputed(x, [None, Some(double.clone())], vec![leaf.clone()], segment.clone());
+            let twice = run(run(x.clone().reshape([1, 1, 3])));
             let gradients = twice.clone().sum().backward();
+            let (own_x, own_shared) = make();
             let own = weight.clone().autodiff().require_grad();
-            let own_x = values.clone().autodiff().require_grad();
-            let scale = |x: Tensor<3>| x.clone() * own.clone().unsqueeze() + x.clone() * x;
-            let expected = scale(scale(own_x.clone()));
+            let plain = |x| scale(x, own.clone(), own_shared.clone() * 2.0);
+            let expected = plain(plain(own_x.clone().reshape([1, 1, 3])));
             let expected_gradients = expected.clone().sum().backward();
             assert_eq!(read(twice.inner().flatten(0, 2)), read(expected.inner().flatten(0, 2)));
-            assert_eq!(read(leaf.grad(&gradients).unwrap()), read(own.grad(&expected_gradients).unwrap()));
-            if tracked_input {
-                let (found, expected) = (x.grad(&gradients).unwrap(), own_x.grad(&expected_gradients).unwrap());
-                assert_eq!(read(found.flatten(0, 2)), read(expected.flatten(0, 2)));
+            let pairs = [(&leaf, &own, true), (&x, &own_x, tracked_input), (&shared, &own_shared, tracked_shared)];
+            for (found, expected, _) in pairs.into_iter().filter(|(_, _, tracked)| *tracked) {
+                let (found, expected) = (found.grad(&gradients).unwrap(), expected.grad(&expected_gradients).unwrap());
+                assert_eq!(read(found), read(expected));
             }
         }
     }

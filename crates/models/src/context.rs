@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use espalier_kernels::{
     attention::{Mask, MaskSpec},
+    checkpoint::Shared,
     dropout::Dropout,
     linear::Precision,
     rotary::Rotation,
@@ -40,6 +41,25 @@ pub struct Context {
 }
 
 impl Context {
+    /// What the blocks of a stack see of other parts of the model: the encoder's output and the bias, flat.
+    pub fn shared(&self) -> Shared {
+        let hidden = self.memory.as_ref().and_then(|memory| memory.hidden.clone());
+        [hidden.map(|hidden| hidden.flatten(0, 2)), self.bias.clone().map(|bias| bias.flatten(0, 1))]
+    }
+
+    /// The same context with other values in place of those of [`Context::shared`].
+    #[must_use]
+    pub fn with_shared(&self, [hidden, bias]: Shared) -> Self {
+        let mut context = self.clone();
+        if let (Some(memory), Some(hidden)) = (&mut context.memory, hidden) {
+            memory.hidden = memory.hidden.as_ref().map(|old| hidden.reshape(old.dims()));
+        }
+        if let (Some(old), Some(bias)) = (&mut context.bias, bias) {
+            *old = bias.reshape(old.dims());
+        }
+        context
+    }
+
     /// `x`, `[batch, time, width]`, with zeros for padding before the text, which a recurrent layer would remember.
     pub fn without_padding(&self, x: Tensor<3>) -> Tensor<3> {
         if self.tokens.has_leading_padding() { self.text_alone(x) } else { x }

@@ -1,12 +1,15 @@
 //! The model's parameters as a checkpoint stores them: names, fused tensors, transposed layouts, adapters.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 
 use burn::tensor::Tensor;
 
 use crate::{
     families::Family,
-    layers::linear::Linear,
+    layers::linear::LinearMap,
     model::LanguageModel,
     parameter::{Parameter, Parameters},
 };
@@ -131,21 +134,38 @@ pub fn stored_tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<Stor
 pub struct Module {
     /// The checkpoint's name of the module, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// Our names of the layers whose outputs it concatenates, such as `blocks.0.mixer.query`.
-    pub layers: Vec<String>,
+    /// Our names of the linear maps whose outputs it concatenates, such as `blocks.0.mixer.query`.
+    pub maps: Vec<String>,
 }
 
-/// The linear modules of a model by checkpoint name, the head last.
+/// The linear modules of a model by checkpoint name, the head last. Experts that are stored as one tensor are modules with
+/// their numbers before the last part of its name, such as `model.layers.0.mlp.3.input_linear`.
 pub fn modules(model: &LanguageModel, family: &Family) -> Vec<Module> {
-    let mut linears = Vec::new();
-    model.visit_linears(&mut |linear| linears.push(linear.name()));
-    let weight = |name: &str| name.strip_suffix(".weight").map(str::to_owned);
-    let module = |entry: crate::families::TensorEntry| {
-        let layers: Vec<String> = entry.parts.iter().filter_map(|part| weight(part)).collect();
-        let linear = !layers.is_empty() && layers.iter().all(|layer| linears.contains(&layer.as_str()));
-        Some(Module { name: weight(&entry.name)?, layers }).filter(|_| linear)
-    };
-    (family.tensors)(model.spec()).into_iter().filter_map(module).collect()
+    let mut by_weight: HashMap<&str, Vec<LinearMap<'_>>> = HashMap::new();
+    model.visit_linears(&mut |map| by_weight.entry(map.weight).or_default().push(map));
+    let mut modules = Vec::new();
+    for entry in (family.tensors)(model.spec()) {
+        let found: Option<Vec<_>> = entry.parts.iter().map(|part| by_weight.get(part.as_str())).collect();
+        let (Some(name), Some(found)) = (entry.name.strip_suffix(".weight"), found) else { continue };
+        let mut experts: BTreeMap<Option<usize>, Vec<String>> = BTreeMap::new();
+        for map in found.into_iter().flatten() {
+            let (held, number) = match &entry.rows {
+                Some(rows) => (*rows == map.rows, None),
+                None => (true, map.expert),
+            };
+            if held {
+                experts.entry(number).or_default().push(map.name.clone());
+            }
+        }
+        modules.extend(experts.into_iter().map(|(number, maps)| {
+            let name = match (number, name.rsplit_once('.')) {
+                (Some(number), Some((module, last))) => format!("{module}.{number}.{last}"),
+                _ => name.to_owned(),
+            };
+            Module { name, maps }
+        }));
+    }
+    modules
 }
 
 /// Prefix of every tensor in a PEFT adapter.
@@ -153,15 +173,14 @@ pub const PEFT_PREFIX: &str = "base_model.model.";
 
 /// The tensors of the model's adapter under PEFT's names: low-rank pairs, then whole modules named in `saved`.
 pub fn adapter_tensors<'a>(model: &'a LanguageModel, family: &Family, saved: &[String]) -> Vec<StoredTensor<'a>> {
-    let mut linears: HashMap<&str, &Linear> = HashMap::new();
-    model.visit_linears(&mut |linear| {
-        linears.insert(linear.name(), linear);
+    let mut adapters_by_map = HashMap::new();
+    model.visit_linears(&mut |map| {
+        adapters_by_map.extend(map.adapter.map(|adapter| (map.name, adapter)));
     });
     let mut tensors = Vec::new();
     for module in modules(model, family) {
-        let layers = module.layers.iter().filter_map(|layer| linears.get(layer.as_str()));
-        let adapters: Vec<_> = layers.filter_map(|linear| linear.adapter.as_ref()).collect();
-        if adapters.len() == module.layers.len() {
+        let adapters: Vec<_> = module.maps.iter().filter_map(|map| adapters_by_map.get(map)).collect();
+        if adapters.len() == module.maps.len() {
             let down: Vec<&Parameter> = adapters.iter().map(|a| &a.down).collect();
             let up: Vec<&Parameter> = adapters.iter().map(|a| &a.up).collect();
             let rows = |parts: &[&Parameter]| parts.iter().map(|p| p.shape()[0]).sum::<usize>();

@@ -389,19 +389,17 @@ impl LanguageModel {
     /// Sets the arithmetic of all matrix products, forward and backward. Weights, sums and everything else stay f32.
     pub fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
-        self.visit_linears_mut(&mut |linear| linear.precision = precision);
+        self.visit_linears_mut(&mut |linear| *linear.precision = precision);
     }
 
     /// Whether each block's inner values are computed again in the backward instead of being kept: the memory of training
     /// falls to one hidden state a block, for a third more work.
     ///
     /// # Errors
-    /// When blocks depend on more than their input and their own weights: on an encoder, on a bias that they share, or on the
-    /// first block's values.
+    /// When blocks see values of the first block (RWKV-7).
     pub fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
         if on && !(self.encoder.iter().chain([&self.decoder]).all(Stack::has_independent_blocks)) {
-            let reason =
-                "blocks that see an encoder, a shared bias or the first block's values cannot be run again one by one";
+            let reason = "blocks that see the first block's values cannot be run again one by one";
             return Err(Error::Invalid(format!("{reason}; leave gradient checkpointing off for this model")));
         }
         self.gradient_checkpointing = on;

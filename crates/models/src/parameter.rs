@@ -126,7 +126,7 @@ impl Parameter {
     }
 }
 
-use crate::layers::linear::Linear;
+use crate::layers::linear::{LinearMap, LinearMapMut};
 
 /// Whatever holds parameters: layers, blocks, models.
 pub trait Parameters {
@@ -136,11 +136,11 @@ pub trait Parameters {
     /// Shows every parameter for change, in the same order.
     fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter));
 
-    /// Shows every linear layer for change, in the same order.
-    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut Linear));
+    /// Shows every linear map that can have an adapter for change, in the same order.
+    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(LinearMapMut<'_>));
 
-    /// Shows every linear layer, in the same order.
-    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a Linear));
+    /// Shows every linear map that can have an adapter, in the same order.
+    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(LinearMap<'a>));
 }
 
 impl Parameters for Parameter {
@@ -152,9 +152,9 @@ impl Parameters for Parameter {
         visitor(self);
     }
 
-    fn visit_linears_mut(&mut self, _: &mut dyn FnMut(&mut Linear)) {}
+    fn visit_linears_mut(&mut self, _: &mut dyn FnMut(LinearMapMut<'_>)) {}
 
-    fn visit_linears<'a>(&'a self, _: &mut dyn FnMut(&'a Linear)) {}
+    fn visit_linears<'a>(&'a self, _: &mut dyn FnMut(LinearMap<'a>)) {}
 }
 
 /// Implements [`Parameters`] for a collection that iterates over its parts.
@@ -169,11 +169,11 @@ macro_rules! collection_of_parameters {
                 self.iter_mut().for_each(|part| part.visit_mut(visitor));
             }
 
-            fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut Linear)) {
+            fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(LinearMapMut<'_>)) {
                 self.iter_mut().for_each(|part| part.visit_linears_mut(visitor));
             }
 
-            fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a Linear)) {
+            fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(LinearMap<'a>)) {
                 self.iter().for_each(|part| part.visit_linears(visitor));
             }
         }
@@ -200,13 +200,13 @@ macro_rules! parameters {
                 }
             }
 
-            fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut $crate::layers::linear::Linear)) {
+            fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut($crate::layers::linear::LinearMapMut<'_>)) {
                 match self {
                     $(Self::$variant(part) => $crate::parameter::Parameters::visit_linears_mut(part, visitor),)+
                 }
             }
 
-            fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a $crate::layers::linear::Linear)) {
+            fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut($crate::layers::linear::LinearMap<'a>)) {
                 match self {
                     $(Self::$variant(part) => $crate::parameter::Parameters::visit_linears(part, visitor),)+
                 }
@@ -223,11 +223,11 @@ macro_rules! parameters {
                 $($crate::parameter::Parameters::visit_mut(&mut self.$field, visitor);)+
             }
 
-            fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut $crate::layers::linear::Linear)) {
+            fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut($crate::layers::linear::LinearMapMut<'_>)) {
                 $($crate::parameter::Parameters::visit_linears_mut(&mut self.$field, visitor);)+
             }
 
-            fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a $crate::layers::linear::Linear)) {
+            fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut($crate::layers::linear::LinearMap<'a>)) {
                 $($crate::parameter::Parameters::visit_linears(&self.$field, visitor);)+
             }
         }

@@ -146,11 +146,10 @@ impl Stack {
         self.blocks.iter().any(Block::has_first_state)
     }
 
-    /// Whether each block depends on its input and its own weights alone, as running it again in the backward asks for.
+    /// Whether no block sees values of another one besides its output, so that each can be run again in the backward by itself.
     pub fn has_independent_blocks(&self) -> bool {
         let sees_first = |mixer: &MixerSpec| matches!(mixer, MixerSpec::Recurrent(RecurrentSpec::Rwkv7(_)));
-        self.relative.is_none()
-            && self.stack().blocks.iter().all(|block| block.cross.is_none() && !sees_first(&block.mixer))
+        !self.stack().blocks.iter().any(|block| sees_first(&block.mixer))
     }
 
     fn stack(&self) -> StackSpec<'_> {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use espalier_models::{
     adapter::{Adapter, FirstStateConfig},
-    checkpoint::{Checkpoint, Dtype, TensorFile},
+    checkpoint::{Checkpoint, Dtype, PeftConfig, TensorFile, peft_config::Targets},
     folder,
     model::{Input, LanguageModel},
+    parameter::{Parameter, Parameters},
     state::SequenceState,
 };
 
@@ -62,6 +63,13 @@ fn values(model: &LanguageModel, input: &Input) -> Vec<f32> {
 fn gap(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Two rows, with sources where the model has an encoder.
+fn sample(name: &str) -> Input {
+    let source = || Box::new(Input::padded(&[(3..20).collect(), (5..12).collect()]));
+    let source = ENCODER_DECODERS.contains(&name).then(source);
+    Input { source, ..Input::rows(&[vec![0, 7, 9, 11, 4], vec![0, 8, 3, 3, 9]]).unwrap() }
 }
 
 /// How far apart two ways to the same logits may be: RWKV's fixtures have logits beyond 1, with fewer digits behind the point.
@@ -182,6 +190,28 @@ fn saving_after_loading_gives_the_same_tensors() {
 }
 
 #[test]
+fn running_blocks_again_changes_no_gradient() {
+    for name in FAMILIES.into_iter().chain(ENCODER_DECODERS).chain(["bert"]).filter(|name| *name != "rwkv7") {
+        let mut model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
+        model.set_trainable(|_| true);
+        let input = sample(name);
+        let mut gradients = |recomputed| -> Vec<Vec<f32>> {
+            model.set_gradient_checkpointing(recomputed).unwrap();
+            let hidden = model.hidden(&input, None).unwrap();
+            let gradients = (hidden.clone() * hidden).sum().backward();
+            let gradient = |p: &Parameter| p.leaf().grad(&gradients).map(|g| g.into_data().try_into_vec().unwrap());
+            model.parameters().into_iter().map(|p| gradient(p).unwrap_or_default()).collect()
+        };
+        let (kept, again) = (gradients(false), gradients(true));
+        for ((kept, again), parameter) in kept.iter().zip(&again).zip(model.parameters()) {
+            let scale = kept.iter().fold(1.0f32, |most, x| most.max(x.abs()));
+            let difference = gap(kept, again);
+            assert!(difference <= 1e-5 * scale, "{name}: {} of {difference}, up to {scale}", parameter.name());
+        }
+    }
+}
+
+#[test]
 fn half_precision_files_load() {
     let loaded = folder::load(&fixture("llama"), &Device::flex()).unwrap();
     let exact = values(&loaded.model, &input("llama"));
@@ -234,29 +264,45 @@ fn adapters_survive_saving() {
 }
 
 #[test]
-fn adapters_on_a_fused_weight_survive_saving() {
-    let mut loaded = folder::load(&fixture("gpt2"), &Device::flex()).unwrap();
-    let family = loaded.family().unwrap();
-    let mut peft = espalier_models::checkpoint::PeftConfig::new(
-        2,
-        4.0,
-        espalier_models::checkpoint::peft_config::Targets::AllLinear,
-    );
-    peft.base_model = Some(fixture("gpt2").to_string_lossy().into_owned());
-    espalier_models::adapter::low_rank::attach(&mut loaded.model, family, &peft, 5).unwrap();
-    use espalier_models::parameter::Parameters;
-    loaded.model.visit_mut(&mut |p| {
-        if p.name().ends_with("adapter.up") {
-            let values = (0..p.len()).map(|i| 0.05 * ((i % 7) as f32 - 3.0)).collect();
-            p.set_data(values, &Device::flex());
-        }
-    });
-    let adapted = values(&loaded.model.frozen(), &input("gpt2"));
-    let saved = tempfile::tempdir().unwrap();
-    Adapter::LowRank(peft).save(&loaded.model, family, saved.path()).unwrap();
-    let again = folder::load(saved.path(), &Device::flex()).unwrap();
-    let gap = gap(&values(&again.model, &input("gpt2")), &adapted);
-    assert!(gap < 1e-5, "{gap}");
+fn adapters_on_every_family_merge_and_survive_saving() {
+    use espalier_models::checkpoint::peft_config::Pattern;
+    let some = |pattern: &str| Targets::Regex(Pattern::whole(pattern).unwrap());
+    let all = FAMILIES.into_iter().chain(ENCODER_DECODERS).chain(["bert"]).map(|name| (name, Targets::AllLinear, 0));
+    for (name, targets, modules) in all.chain([
+        ("mixtral", Targets::AllLinear, 3 * (4 + 4 * 3)),
+        ("mixtral", Targets::List(vec!["w1".into(), "w2".into()]), 3 * 4 * 2),
+        ("mixtral", some(r".*experts\.[13]\.w3"), 3 * 2),
+        ("jamba", Targets::List(vec!["up_proj".into(), "down_proj".into()]), 0),
+        ("jetmoe", Targets::List(vec!["input_linear".into(), "output_linear".into()]), 3 * 4 * 4),
+    ]) {
+        let mut loaded = folder::load(&fixture(name), &Device::flex()).unwrap();
+        let plain = values(&loaded.model.frozen(), &sample(name));
+        let family = loaded.family().unwrap();
+        let mut peft = PeftConfig::new(2, 4.0, targets);
+        peft.rank_pattern = vec![(Pattern::suffix(r"experts\.1\.w[12]").unwrap(), 3)];
+        peft.base_model = Some(fixture(name).to_string_lossy().into_owned());
+        espalier_models::adapter::low_rank::attach(&mut loaded.model, family, &peft, 5).unwrap();
+        assert!(gap(&values(&loaded.model.frozen(), &sample(name)), &plain) < 1e-6, "{name}: not yet trained");
+        loaded.model.visit_mut(&mut |p| {
+            if p.name().ends_with("adapter.up") {
+                let values = (0..p.len()).map(|i| 0.05 * ((i % 7) as f32 - 3.0)).collect();
+                p.set_data(values, &Device::flex());
+            }
+        });
+        let adapted = values(&loaded.model.frozen(), &sample(name));
+        assert!(gap(&adapted, &plain) > 1e-3, "{name}");
+        let mut merged = loaded.model.frozen();
+        merged.merge_adapters();
+        let difference = gap(&values(&merged, &sample(name)), &adapted);
+        assert!(difference < 1e-4, "{name}: merged differs from adapted by {difference}");
+        let saved = tempfile::tempdir().unwrap();
+        Adapter::LowRank(peft).save(&loaded.model, family, saved.path()).unwrap();
+        let file = TensorFile::open(&saved.path().join("adapter_model.safetensors")).unwrap();
+        assert!(modules == 0 || file.names().count() == 2 * modules, "{name}: {:?}", file.names().collect::<Vec<_>>());
+        let again = folder::load(saved.path(), &Device::flex()).unwrap();
+        let difference = gap(&values(&again.model, &sample(name)), &adapted);
+        assert!(difference < 1e-5, "{name}: {difference}");
+    }
 }
 
 #[test]

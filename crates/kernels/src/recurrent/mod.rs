@@ -8,6 +8,7 @@
 pub mod causal_convolution;
 mod lanes;
 pub mod linear_scan;
+pub mod long_convolution;
 pub mod rg_lru;
 pub mod s4d;
 pub mod selective_scan;

@@ -8,7 +8,7 @@ use super::{
     causal_convolution::causal_convolution,
     linear_scan::linear_scan,
     rg_lru::{RgLru, rg_lru},
-    s4d::{S4d, by_fourier, s4d},
+    s4d::{S4d, s4d, s4d_by_fourier},
     selective_scan::{SelectiveScan, selective_scan},
     ssd::{Ssd, ssd},
     testing::tensor,
@@ -180,6 +180,6 @@ fn long_convolutions() {
             state: None,
         };
         measure_step(&format!("S4D in chunks, {time} steps"), || drop(s4d(layer.clone())));
-        measure_step(&format!("S4D by Fourier transforms, {time} steps"), || drop(by_fourier(layer.clone())));
+        measure_step(&format!("S4D by Fourier transforms, {time} steps"), || drop(s4d_by_fourier(layer.clone())));
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     Error, Result,
     checkpoint::{PeftConfig, TensorFile},
     families::Family,
-    layers::linear::LowRank,
+    layers::linear::{LinearMapMut, LowRank},
     layout::{self, Module, PEFT_PREFIX, is_saved},
     model::LanguageModel,
     parameter::{Parameter, Parameters},
@@ -30,13 +30,13 @@ pub fn attach(model: &mut LanguageModel, family: &Family, config: &PeftConfig, s
     for module in &targets {
         let (rank, scale) = (config.rank_for(&module.name), config.scale_for(&module.name));
         let device = model.device().clone();
-        each_layer(model, &module.layers, &mut |_, layer| {
-            let [outputs, inputs] = layer.size();
+        each_map(model, &module.maps, &mut |_, map| {
+            let [outputs, inputs] = map.size();
             let bound = 1.0 / (inputs as f64).sqrt();
-            let mut random = Random::new(fnv(&format!("{seed}|{}|adapter", layer.name())));
+            let mut random = Random::new(fnv(&format!("{seed}|{}|adapter", &map.name)));
             let down = (0..rank * inputs).map(|_| ((random.f() * 2.0 - 1.0) * bound) as f32).collect();
-            layer.adapter =
-                Some(low_rank(layer.name(), [inputs, outputs], down, vec![0.0; outputs * rank], scale, &device));
+            *map.adapter =
+                Some(low_rank(&map.name, [inputs, outputs], down, vec![0.0; outputs * rank], scale, &device));
         });
     }
     mark_trainable(model, family, config);
@@ -55,15 +55,11 @@ fn choices(model: &LanguageModel, family: &Family) -> String {
     format!("the model has {}", last.join(", "))
 }
 
-/// Calls `change` with every layer named, and its place in `names`.
-fn each_layer(
-    model: &mut LanguageModel,
-    names: &[String],
-    change: &mut dyn FnMut(usize, &mut crate::layers::linear::Linear),
-) {
-    model.visit_linears_mut(&mut |linear| {
-        if let Some(place) = names.iter().position(|name| name == linear.name()) {
-            change(place, linear);
+/// Calls `change` with every linear map named, and its place in `names`.
+fn each_map(model: &mut LanguageModel, names: &[String], change: &mut dyn FnMut(usize, LinearMapMut<'_>)) {
+    model.visit_linears_mut(&mut |map| {
+        if let Some(place) = names.iter().position(|name| *name == map.name) {
+            change(place, map);
         }
     });
 }
@@ -116,15 +112,15 @@ pub(super) fn fill(model: &mut LanguageModel, family: &Family, path: &Path, conf
         let scale = config.scale_for(&module.name);
         let mut start = 0;
         let mut fits = true;
-        each_layer(model, &module.layers, &mut |_, layer| {
-            let [outputs, inputs] = layer.size();
+        each_map(model, &module.maps, &mut |_, map| {
+            let [outputs, inputs] = map.size();
             let rank = down_shape[0];
             fits &= down_shape == [rank, inputs] && up_shape[1] == rank;
             let rows = start * rank..(start + outputs) * rank;
             start += outputs;
             if fits && rows.end <= up.len() {
-                layer.adapter =
-                    Some(low_rank(layer.name(), [inputs, outputs], down.clone(), up[rows].to_vec(), scale, &device));
+                *map.adapter =
+                    Some(low_rank(&map.name, [inputs, outputs], down.clone(), up[rows].to_vec(), scale, &device));
             }
         });
         if !fits || start != up_shape[0] {
@@ -187,10 +183,10 @@ pub(super) fn write_configuration(
 ) -> Result<()> {
     let mut config = config.clone();
     let mut fused = layout::modules(model, family);
-    fused.retain(|module| module.layers.len() > 1 && targeted(&config, module));
+    fused.retain(|module| module.maps.len() > 1 && targeted(&config, module));
     for module in &fused {
         // An adapter on a fused weight is stored as one of several times the rank, with the same scale.
-        let times = module.layers.len();
+        let times = module.maps.len();
         let (rank, scale) = (config.rank_for(&module.name), config.scale_for(&module.name));
         config.set_pattern(&module.name, rank * times, scale);
     }

@@ -7,11 +7,15 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     attention::{Options, attention},
-    experts::expert_linear,
     transient::Transient,
 };
 
-use super::{Builder, linear::Linear, router::Router};
+use super::{
+    Builder,
+    linear::Linear,
+    router::Router,
+    stacked::{Stacked, combined},
+};
 use crate::{
     Result,
     auxiliary::{SideSpec, Sides},
@@ -27,10 +31,10 @@ use crate::{
 pub struct AttentionExperts {
     spec: AttentionExpertsSpec,
     router: Router,
-    query: Parameter,
+    query: Stacked,
     key: Linear,
     value: Linear,
-    output: Parameter,
+    output: Stacked,
     bias: Parameter,
 }
 
@@ -47,12 +51,9 @@ impl AttentionExperts {
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         // The reference's balance loss has the router twice: once for the queries, once for the outputs.
         let router = Router::build(builder, &format!("{name}.router"), width, &spec.router)?.counted(2);
-        let mut stacked = |part: &str, shape: [usize; 3], deviation| {
-            let name = format!("{name}.experts.{part}.weight");
-            builder.parameter(name, shape.to_vec(), Initial::Normal(deviation))
-        };
-        let query = stacked("query", [experts, keys, width], deviation)?;
-        let output = stacked("output", [experts, width, keys], residual)?;
+        let name_of = |part: &str| format!("{name}.experts.{part}");
+        let query = Stacked::build(builder, &name_of("query"), [experts, keys, width], 1, deviation)?;
+        let output = Stacked::build(builder, &name_of("output"), [experts, width, keys], 1, residual)?;
         let key = Linear::build(builder, &format!("{name}.key"), [keys, width], false, deviation)?;
         let value = Linear::build(builder, &format!("{name}.value"), [keys, width], false, deviation)?;
         let bias = builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?;
@@ -79,7 +80,7 @@ impl AttentionExperts {
         let rows = x.reshape([batch * time, width]);
         let (routing, weights) = self.router.forward(rows.clone(), [batch, time], context, sides);
         let (heads, head_dim, active) = (self.spec.kv_heads, self.spec.head_dim, routing.active());
-        let query = expert_linear(rows, self.query.value(), &routing, context.precision);
+        let query = self.query.forward(rows, &routing);
         let mut query = by_key_head(query.reshape([batch, time, active, heads, head_dim]));
         let [mut key, mut value] = [key, value].map(|x| x.reshape([batch, time, heads, head_dim]));
         if let Some(rotation) = &context.rotation {
@@ -91,9 +92,8 @@ impl AttentionExperts {
         let options = Options { scale: self.spec.scale, softcap: None, precision: context.precision };
         let mixed = attention(query, key, value, &context.mask, None, options);
         let mixed = by_choice(mixed, active).reshape([batch * time * active, heads * head_dim]);
-        let outputs = expert_linear(mixed, self.output.value(), &routing, context.precision);
-        let weighted = outputs.reshape([batch * time, active, width]) * weights.unsqueeze_dim(2);
-        weighted.sum_dim(1).reshape([batch, time, width]) + self.bias.value::<1>().unsqueeze()
+        let y = combined(self.output.forward(mixed, &routing), weights);
+        y.reshape([batch, time, width]) + self.bias.value::<1>().unsqueeze()
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
-    checkpoint::{Segment, is_supported, recomputed},
+    checkpoint::{Segment, Tracked, is_supported, recomputed},
     transient::Transient,
 };
 
@@ -232,8 +232,10 @@ impl Block {
             trained.push(parameter.is_trainable());
             parameter.set_trainable(false);
         });
-        let segment = BlockSegment { block, trained, context: context.clone() };
-        let output = recomputed(x, leaves(self), Arc::new(segment));
+        let shared = context.shared();
+        let plain = shared.clone().map(|values| values.map(Tensor::inner));
+        let segment = BlockSegment { block, trained, context: context.with_shared(plain) };
+        let output = recomputed(x, shared, leaves(self), Arc::new(segment));
         let specs = self.sides();
         if specs.is_empty() {
             return output;
@@ -275,9 +277,9 @@ struct BlockSegment {
 
 impl BlockSegment {
     /// The output, with the side outputs behind its channels.
-    fn run(&self, block: &Block, x: Tensor<3>) -> Tensor<3> {
+    fn run(block: &Block, x: Tensor<3>, context: &Context) -> Tensor<3> {
         let mut sides = Sides::default();
-        let y = block.forward_all(x, &self.context, None, &mut sides);
+        let y = block.forward_all(x, context, None, &mut sides);
         match sides.outputs.is_empty() {
             true => y,
             false => {
@@ -289,14 +291,17 @@ impl BlockSegment {
 
 impl Segment for BlockSegment {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.run(&self.block, x)
+        Self::run(&self.block, x, &self.context)
     }
 
-    fn tracked(&self, x: Tensor<3>) -> (Tensor<3>, Vec<Tensor<1>>) {
+    fn tracked(&self, x: Tensor<3>, wanted: [bool; 2]) -> Tracked {
         let (mut block, mut trained) = (self.block.clone(), self.trained.iter());
         block.visit_mut(&mut |parameter| parameter.set_trainable(trained.next() == Some(&true)));
-        let y = self.run(&block, x);
-        (y, leaves(&block))
+        let [memory, bias] = self.context.shared();
+        let leaf = |values: Option<Tensor<1>>, wanted| values.filter(|_| wanted).map(|v| v.autodiff().require_grad());
+        let shared = [leaf(memory, wanted[0]), leaf(bias, wanted[1])];
+        let output = Self::run(&block, x, &self.context.with_shared(shared.clone()));
+        Tracked { output, leaves: leaves(&block), shared }
     }
 }
 

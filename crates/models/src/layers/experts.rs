@@ -4,10 +4,19 @@
 //! `p = softmax(x W_r^T)` over all experts, `y = sum w_e E_e(x)` over the `k` largest, with `w` equal to `p` (Switch) or to
 //! `p` divided by its sum over the chosen (Mixtral). Recipe: `experts.toml`.
 
-use burn::tensor::Tensor;
-use espalier_kernels::experts::{Form, expert_feed_forward};
+use std::sync::Arc;
 
-use super::{Builder, router::Router};
+use burn::tensor::Tensor;
+use espalier_kernels::{
+    activation::{activate, gated},
+    experts::{Form, Routing, expert_feed_forward},
+};
+
+use super::{
+    Builder,
+    router::Router,
+    stacked::{Stacked, combined},
+};
 use crate::{
     Result,
     auxiliary::{SideSpec, Sides},
@@ -22,8 +31,8 @@ use crate::{
 pub struct Experts {
     spec: ExpertsSpec,
     router: Router,
-    up: Parameter,
-    down: Parameter,
+    up: Stacked,
+    down: Stacked,
     bias: Option<Parameter>,
 }
 
@@ -40,12 +49,9 @@ impl Experts {
         let (experts, inner) = (spec.router.experts, spec.expert.inner);
         let rows = if spec.gated { 2 * inner } else { inner };
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
-        let mut stacked = |part: &str, shape: [usize; 3], deviation| {
-            let name = format!("{name}.experts.{part}.weight");
-            builder.parameter(name, shape.to_vec(), Initial::Normal(deviation))
-        };
-        let up = stacked("up", [experts, rows, width], deviation)?;
-        let down = stacked("down", [experts, width, inner], residual)?;
+        let name_of = |part: &str| format!("{name}.experts.{part}");
+        let up = Stacked::build(builder, &name_of("up"), [experts, rows, width], rows / inner.max(1), deviation)?;
+        let down = Stacked::build(builder, &name_of("down"), [experts, width, inner], 1, residual)?;
         let bias = match spec.output_bias {
             true => Some(builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?),
             false => None,
@@ -70,10 +76,27 @@ impl Experts {
         let (routing, weights) = self.router.forward(x.clone(), size, context, sides);
         let form =
             Form { activation: self.spec.expert.activation, gated: self.spec.gated, precision: context.precision };
-        let y = expert_feed_forward(x, weights, self.up.value(), self.down.value(), &routing, form);
+        let y = match self.up.is_adapted() || self.down.is_adapted() {
+            true => combined(self.outputs(x, &routing, form), weights),
+            false => expert_feed_forward(x, weights, self.up.weight(), self.down.weight(), &routing, form),
+        };
         match &self.bias {
             Some(bias) => y + bias.value::<1>().unsqueeze(),
             None => y,
         }
+    }
+
+    /// Each slot's expert's output, part by part, `[slots, width]`.
+    fn outputs(&self, x: Tensor<2>, routing: &Arc<Routing>, form: Form) -> Tensor<2> {
+        let inner = self.up.forward(x, routing);
+        let hidden = match form.gated {
+            true => {
+                let half = inner.dims()[1] / 2;
+                let (gate, up) = (inner.clone().narrow(1, 0, half), inner.narrow(1, half, half));
+                gated(form.activation, gate, up, form.precision).into_tensor()
+            }
+            false => activate(form.activation, inner),
+        };
+        self.down.forward(hidden, routing)
     }
 }

@@ -1,5 +1,7 @@
 //! The linear layer: a weight and at most one adapter.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use espalier_kernels::{
     linear::{Group, Precision, linear},
@@ -39,6 +41,56 @@ pub struct LowRank {
 }
 
 parameters!(LowRank: down, up);
+
+/// A linear map as adapters see it: a layer, or a part of one expert's matrix in a stack.
+#[derive(Debug, Clone)]
+pub struct LinearMap<'a> {
+    /// Our name of the map, such as `blocks.0.mixer.query`.
+    pub name: String,
+    /// The weight that holds it.
+    pub weight: &'a str,
+    /// Its rows of the weight, counted over all axes but the last.
+    pub rows: Range<usize>,
+    /// Whose it is, in a stack.
+    pub expert: Option<usize>,
+    /// What is added to it.
+    pub adapter: Option<&'a LowRank>,
+}
+
+/// As [`LinearMap`], for change.
+#[derive(Debug)]
+pub struct LinearMapMut<'a> {
+    /// Our name of the map.
+    pub name: String,
+    /// What is added to it.
+    pub adapter: &'a mut Option<LowRank>,
+    /// The arithmetic of its products.
+    pub precision: &'a mut Precision,
+    /// The weight that holds it.
+    pub(super) weight: &'a mut Parameter,
+    /// Its rows of the weight.
+    pub(super) rows: Range<usize>,
+}
+
+impl LinearMapMut<'_> {
+    /// Output and input width.
+    pub fn size(&self) -> [usize; 2] {
+        [self.rows.len(), self.weight.shape().last().copied().unwrap_or(0)]
+    }
+
+    /// Adds the adapter into the weight, in f32, and removes it.
+    pub fn merge(self) {
+        let [outputs, inputs] = self.size();
+        if let Some(adapter) = self.adapter.take() {
+            let delta = adapter.up.value::<2>().inner().matmul(adapter.down.value::<2>().inner()) * adapter.scale;
+            let place = self.rows.start * inputs..self.rows.end * inputs;
+            self.weight.update(|flat| {
+                let sum = flat.clone().slice([place.clone()]) + delta.reshape([outputs * inputs]);
+                flat.slice_assign([place], sum)
+            });
+        }
+    }
+}
 
 impl Linear {
     /// Builds `{name}.weight` `[outputs, inputs]` and, where asked, `{name}.bias`.
@@ -120,15 +172,6 @@ impl Linear {
             None => y,
         }
     }
-
-    /// Adds the adapter into the weight, in f32, and removes it.
-    pub fn merge(&mut self) {
-        if let Some(adapter) = self.adapter.take() {
-            let delta = adapter.up.value::<2>().inner().matmul(adapter.down.value::<2>().inner()) * adapter.scale;
-            let count = self.weight.len();
-            self.weight.set_flat(self.weight.flat() + delta.reshape([count]));
-        }
-    }
 }
 
 impl LowRank {
@@ -151,12 +194,24 @@ impl Parameters for Linear {
         self.adapter.visit_mut(visitor);
     }
 
-    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(&mut Linear)) {
-        visitor(self);
+    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(LinearMapMut<'_>)) {
+        visitor(LinearMapMut {
+            name: self.name.clone(),
+            rows: 0..self.weight.shape()[0],
+            adapter: &mut self.adapter,
+            precision: &mut self.precision,
+            weight: &mut self.weight,
+        });
     }
 
-    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(&'a Linear)) {
-        visitor(self);
+    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(LinearMap<'a>)) {
+        visitor(LinearMap {
+            name: self.name.clone(),
+            weight: self.weight.name(),
+            rows: 0..self.weight.shape()[0],
+            expert: None,
+            adapter: self.adapter.as_ref(),
+        });
     }
 }
 
@@ -177,7 +232,7 @@ mod tests {
         linear.adapter = Some(LowRank { down, up: parameter("b", [2, 1], &[0.5, 1.0]), scale: 2.0 });
         let x = Tensor::<2>::from_floats([[1.0, -1.0, 3.0]], &device);
         let adapted = linear.forward(x.clone());
-        linear.merge();
+        linear.visit_linears_mut(&mut |map| map.merge());
         assert_eq!(linear.weight.to_vec(), [2.0, 2.0, 0.0, 2.0, 5.0, 0.0]);
         let gap = (linear.forward(x) - adapted).abs().max().into_scalar::<f32>();
         assert!(gap < 1e-6);

@@ -11,6 +11,7 @@ pub mod linear;
 pub mod multi_head_experts;
 pub mod norm;
 pub mod router;
+pub mod stacked;
 
 use burn::tensor::{Device, Tensor, TensorData};
 

@@ -1,46 +1,47 @@
-//! The same convolution by Fourier transforms, as S4D's authors compute it: what the chunks of `cpu.rs` are compared with, in
-//! values and in speed. They are faster at every length (`docs/log.md`), so that no model runs this.
+//! Fourier transforms over a power of two steps, of several complex numbers side by side: in natural order forward, back from
+//! the order of reversed bits, so that nothing is ever reordered.
 
 use std::f64::consts::TAU;
 
-use crate::{parallel::for_chunks, simd::vectorised};
+use crate::simd::vectorised;
 
-/// Pairs of channels that are transformed side by side; two channels are the parts of one complex number.
-const LANES: usize = 16;
+/// Complex numbers that are transformed side by side. A row holds their real parts, then their imaginary ones.
+pub(super) const LANES: usize = 16;
 
-/// `y_t = sum_j kernel_j x_{t-j}` for each channel of `x`, `[time, width]`, with a kernel as long as the sequence. The width is a
-/// multiple of twice the lanes.
-pub(crate) fn convolved(x: &[f32], kernel: &[f32], width: usize) -> Vec<f32> {
-    let time = kernel.len();
-    let size = (2 * time).next_power_of_two();
-    let turns: Vec<[f32; 2]> = (0..size / 2)
-        .map(|i| {
-            let angle = TAU * i as f64 / size as f64;
+/// The transforms of one size.
+pub(super) struct Transform {
+    /// `exp(-2 pi i j / size)` for the first half of all `j`.
+    turns: Vec<[f32; 2]>,
+    size: usize,
+}
+
+impl Transform {
+    /// Of at least `steps` steps.
+    pub fn new(steps: usize) -> Self {
+        let size = steps.next_power_of_two();
+        let turn = |j: usize| {
+            let angle = TAU * j as f64 / size as f64;
             [angle.cos() as f32, -angle.sin() as f32]
-        })
-        .collect();
-    let mut spectrum = vec![0.0; 2 * size * LANES];
-    kernel.iter().zip(spectrum.chunks_exact_mut(2 * LANES)).for_each(|(value, row)| row[..LANES].fill(*value));
-    forward(&mut spectrum, &turns);
-    let groups = width / (2 * LANES);
-    let mut columns = vec![0.0; groups * time * 2 * LANES];
-    for_chunks([(&mut columns[..], time * 2 * LANES)], |group, [out]| {
-        let mut rows = vec![0.0; 2 * size * LANES];
-        for (t, row) in rows.chunks_exact_mut(2 * LANES).take(time).enumerate() {
-            row.copy_from_slice(&x[t * width + group * 2 * LANES..][..2 * LANES]);
-        }
-        forward(&mut rows, &turns);
-        multiply(&mut rows, &spectrum);
-        backward(&mut rows, &turns);
-        out.iter_mut().zip(&rows).for_each(|(out, value)| *out = value / size as f32);
-    });
-    let mut y = vec![0.0; time * width];
-    for (group, rows) in columns.chunks_exact(time * 2 * LANES).enumerate() {
-        for (t, row) in rows.chunks_exact(2 * LANES).enumerate() {
-            y[t * width + group * 2 * LANES..][..2 * LANES].copy_from_slice(row);
-        }
+        };
+        Self { turns: (0..size / 2).map(turn).collect(), size }
     }
-    y
+
+    /// Zeros for all steps.
+    pub fn rows(&self) -> Vec<f32> {
+        vec![0.0; self.size * 2 * LANES]
+    }
+
+    /// Transforms all rows.
+    pub fn forward(&self, rows: &mut [f32]) {
+        forward(rows, &self.turns);
+    }
+
+    /// The inverse of [`Self::forward`].
+    pub fn backward(&self, rows: &mut [f32]) {
+        backward(rows, &self.turns);
+        let share = 1.0 / self.size as f32;
+        rows.iter_mut().for_each(|value| *value *= share);
+    }
 }
 
 vectorised! {
@@ -90,12 +91,14 @@ vectorised! {
 }
 
 vectorised! {
-    fn multiply(rows: &mut [f32], by: &[f32]) {
+    /// Row by row, times numbers whose imaginary parts are taken times `sign`.
+    pub(super) fn multiply(rows: &mut [f32], by: &[f32], sign: f32) {
         for (row, by) in rows.chunks_exact_mut(2 * LANES).zip(by.chunks_exact(2 * LANES)) {
             for lane in 0..LANES {
                 let (real, imaginary) = (row[lane], row[lane + LANES]);
-                row[lane] = real * by[lane] - imaginary * by[lane + LANES];
-                row[lane + LANES] = real * by[lane + LANES] + imaginary * by[lane];
+                let turned = sign * by[lane + LANES];
+                row[lane] = real * by[lane] - imaginary * turned;
+                row[lane + LANES] = real * turned + imaginary * by[lane];
             }
         }
     }

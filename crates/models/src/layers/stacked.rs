@@ -1,0 +1,143 @@
+//! A linear map for every expert: one stacked weight, and a low-rank adapter for every part of every expert's matrix.
+
+use std::{ops::Range, sync::Arc};
+
+use burn::tensor::Tensor;
+use espalier_kernels::{
+    experts::{Routing, expert_linear},
+    linear::Precision,
+};
+
+use super::{
+    Builder,
+    linear::{LinearMap, LinearMapMut, LowRank},
+};
+use crate::{
+    Result,
+    parameter::{Parameter, Parameters},
+    source::Initial,
+};
+
+/// `y_s = W_e(s) x_s` for every slot `s` of a routing, plus the adapters where there are any.
+///
+/// The parts of a matrix are what checkpoints and adapters give a name of its own, such as gates and inputs.
+#[derive(Debug, Clone)]
+pub struct Stacked {
+    name: String,
+    /// `[experts, out, in]`.
+    weight: Parameter,
+    parts: usize,
+    /// Expert by expert, part by part.
+    adapters: Vec<Option<LowRank>>,
+    precision: Precision,
+}
+
+impl Stacked {
+    /// Builds `{name}.weight` of shape `[experts, out, in]`; every expert's rows are `parts` of one size.
+    ///
+    /// # Errors
+    /// When the source lacks the weight.
+    pub fn build(builder: &mut Builder, name: &str, shape: [usize; 3], parts: usize, deviation: f64) -> Result<Self> {
+        let weight = builder.parameter(format!("{name}.weight"), shape.to_vec(), Initial::Normal(deviation))?;
+        let adapters = (0..shape[0] * parts).map(|_| None).collect();
+        Ok(Self { name: name.to_owned(), weight, parts, adapters, precision: Precision::F32 })
+    }
+
+    /// The stacked weight, `[experts, out, in]`.
+    pub fn weight(&self) -> Tensor<3> {
+        self.weight.value()
+    }
+
+    /// Whether any expert has an adapter.
+    pub fn is_adapted(&self) -> bool {
+        self.adapters.iter().any(Option::is_some)
+    }
+
+    /// `x`: a row for every token or for every slot, `[rows, in]`; returns `[slots, out]`, zero where a slot was dropped.
+    pub fn forward(&self, x: Tensor<2>, routing: &Arc<Routing>) -> Tensor<2> {
+        let y = expert_linear(x.clone(), self.weight(), routing, self.precision);
+        match self.is_adapted() {
+            true => y + Tensor::cat((0..self.parts).map(|part| self.addition(part, &x, routing)).collect(), 1),
+            false => y,
+        }
+    }
+
+    /// What the adapters of one part add: `[slots, rows of the part]`. Experts with a smaller rank, or no adapter at all, get
+    /// zeros.
+    fn addition(&self, part: usize, x: &Tensor<2>, routing: &Arc<Routing>) -> Tensor<2> {
+        let adapters: Vec<_> = self.adapters.iter().skip(part).step_by(self.parts).collect();
+        let (inputs, rows) = (self.weight.shape()[2], self.rows(part).len());
+        let rank = adapters.iter().flat_map(|a| a.as_ref()).map(|a| a.down.shape()[0]).max().unwrap_or(0);
+        if rank == 0 {
+            return Tensor::zeros([routing.chosen().len(), rows], &x.device());
+        }
+        let factors = |adapter: &&Option<LowRank>| {
+            let (own, factors) = match adapter {
+                Some(a) => (a.down.shape()[0], Some([a.down.value::<2>(), a.up.value::<2>() * a.scale])),
+                None => (0, None),
+            };
+            let missing = [[rank - own, inputs], [rows, rank - own]].map(|size| Tensor::zeros(size, &x.device()));
+            match (factors, own == rank) {
+                (Some(factors), true) => factors,
+                (Some([down, up]), false) => {
+                    let [no_down, no_up] = missing;
+                    [Tensor::cat(vec![down, no_down], 0), Tensor::cat(vec![up, no_up], 1)]
+                }
+                (None, _) => missing,
+            }
+        };
+        let (down, up) = adapters.iter().map(factors).map(|[down, up]| (down, up)).unzip();
+        let narrow = expert_linear(x.clone(), Tensor::stack(down, 0), routing, self.precision);
+        expert_linear(narrow, Tensor::stack(up, 0), routing, self.precision)
+    }
+
+    /// The rows of one map, counted over experts and their matrices.
+    fn rows(&self, map: usize) -> Range<usize> {
+        let length = self.weight.shape()[1] / self.parts;
+        map * length..(map + 1) * length
+    }
+}
+
+impl Parameters for Stacked {
+    fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
+        self.weight.visit(visitor);
+        self.adapters.visit(visitor);
+    }
+
+    fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
+        self.weight.visit_mut(visitor);
+        self.adapters.visit_mut(visitor);
+    }
+
+    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(LinearMapMut<'_>)) {
+        for map in 0..self.adapters.len() {
+            visitor(LinearMapMut {
+                name: format!("{}.{map}", self.name),
+                rows: self.rows(map),
+                adapter: &mut self.adapters[map],
+                precision: &mut self.precision,
+                weight: &mut self.weight,
+            });
+        }
+    }
+
+    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(LinearMap<'a>)) {
+        for (map, adapter) in self.adapters.iter().enumerate() {
+            visitor(LinearMap {
+                name: format!("{}.{map}", self.name),
+                weight: self.weight.name(),
+                rows: self.rows(map),
+                expert: Some(map / self.parts),
+                adapter: adapter.as_ref(),
+            });
+        }
+    }
+}
+
+/// `sum_i w_ti y_ti` over the choices of every token: `outputs` `[tokens * active, width]`, `weights` `[tokens, active]`; returns
+/// `[tokens, width]`.
+pub(super) fn combined(outputs: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
+    let ([tokens, active], width) = (weights.dims(), outputs.dims()[1]);
+    let weighted = outputs.reshape([tokens, active, width]) * weights.unsqueeze_dim(2);
+    weighted.sum_dim(1).reshape([tokens, width])
+}
