@@ -271,6 +271,38 @@ pub(crate) fn zeros(length: usize) -> Vec<f32> {
     zeros
 }
 
+/// New memory of `count` pieces of `width` elements, each a copy of what `source` names or, where it names nothing, zeros; it is
+/// not cleared first.
+pub(crate) fn copied<'a>(count: usize, width: usize, source: impl Fn(usize) -> Option<&'a [f32]> + Sync) -> Vec<f32> {
+    /// Elements that one thread takes at a time.
+    const TASK: usize = 1 << 14;
+    let pieces = (TASK / width.max(1)).max(1);
+    let mut fresh = Fresh::new((count * width, pieces * width));
+    if width > 0 {
+        let chunks = fresh.chunks();
+        for_each(count.div_ceil(pieces), |task| {
+            #[allow(unsafe_code)]
+            // SAFETY: every number comes once.
+            let chunk = unsafe { chunks.chunk(task) };
+            for (i, piece) in chunk.chunks_exact_mut(width).enumerate() {
+                match source(task * pieces + i) {
+                    Some(source) => {
+                        piece.write_copy_of_slice(source);
+                    }
+                    None => piece.iter_mut().for_each(|value| {
+                        value.write(0.0);
+                    }),
+                }
+            }
+        });
+    }
+    #[allow(unsafe_code)]
+    // SAFETY: all pieces were written, and they are the whole.
+    unsafe {
+        fresh.whole()
+    }
+}
+
 /// Numbers whose zero is all zero bits.
 ///
 /// # Safety

@@ -14,8 +14,7 @@ use super::{
 use crate::{
     activation::cpu::{gated, gated_backward, plain, plain_backward},
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::for_chunks,
-    simd::{dot, vectorised},
+    parallel::fresh,
 };
 
 /// The operator on rows, weights and the two stacked matrices.
@@ -47,8 +46,7 @@ impl FeedForward {
     fn activated(&self, inner: &[f32], width: usize) -> Vec<f32> {
         let Form { activation, gated: is_gated, .. } = self.form;
         let wide = if is_gated { 2 * width } else { width };
-        let mut out = vec![0.0; self.routing.order().len() * width];
-        for_chunks([(&mut out, ROWS * width)], |i, [out]| {
+        let [out] = fresh([(self.routing.order().len() * width, ROWS * width)], |i, [out]| {
             let inner = inner[i * ROWS * wide..].chunks_exact(wide.max(1));
             for (out, inner) in out.chunks_exact_mut(width.max(1)).zip(inner) {
                 match is_gated {
@@ -64,8 +62,7 @@ impl FeedForward {
     fn inner_gradient(&self, inner: &[f32], of_hidden: &[f32], width: usize) -> Vec<f32> {
         let Form { activation, gated: is_gated, .. } = self.form;
         let wide = if is_gated { 2 * width } else { width };
-        let mut out = vec![0.0; inner.len()];
-        for_chunks([(&mut out, ROWS * wide)], |i, [out]| {
+        let [out] = fresh([(inner.len(), ROWS * wide)], |i, [out]| {
             let given = inner[i * ROWS * wide..].chunks_exact(wide.max(1));
             let given = given.zip(of_hidden[i * ROWS * width..].chunks_exact(width.max(1)));
             for (out, (inner, gradient)) in out.chunks_exact_mut(wide.max(1)).zip(given) {
@@ -80,42 +77,16 @@ impl FeedForward {
         });
         out
     }
-
-    /// The gradient of every slot's weight; multiplies both kinds of rows by the weights on the way.
-    fn weigh(&self, weights: &[f32], of_hidden: &mut [f32], hidden: &mut [f32], width: usize) -> Vec<f32> {
-        let order = self.routing.order();
-        let mut by_place = vec![0.0; order.len()];
-        let buffers = [(&mut by_place[..], ROWS), (of_hidden, ROWS * width), (hidden, ROWS * width)];
-        for_chunks(buffers, |i, [sums, of_hidden, hidden]| {
-            let rows = of_hidden.chunks_exact_mut(width.max(1)).zip(hidden.chunks_exact_mut(width.max(1)));
-            for ((sum, slot), (of_hidden, hidden)) in sums.iter_mut().zip(&order[i * ROWS..]).zip(rows) {
-                *sum = weigh_row(of_hidden, hidden, weights[*slot as usize]);
-            }
-        });
-        let mut by_slot = vec![0.0; self.routing.chosen().len()];
-        order.iter().zip(by_place).for_each(|(slot, sum)| by_slot[*slot as usize] = sum);
-        by_slot
-    }
-}
-
-vectorised! {
-    /// The product of both rows, which are then multiplied by `weight`.
-    fn weigh_row(a: &mut [f32], b: &mut [f32], weight: f32) -> f32 {
-        let product = dot(a, b);
-        a.iter_mut().for_each(|a| *a *= weight);
-        b.iter_mut().for_each(|b| *b *= weight);
-        product
-    }
 }
 
 impl HostOperator<4> for FeedForward {
     fn forward(&self, inputs: &[FlexTensor; 4], wanted: [bool; 4]) -> (FlexTensor, Saved) {
         let [x, weights, up, down] = inputs.each_ref().map(contiguous);
-        let (width, wide, narrow) = (dimensions(&x)[1], dimensions(&up)[1], dimensions(&down)[2]);
+        let (width, narrow) = (dimensions(&x)[1], dimensions(&down)[2]);
         let rows = self.gathered(slice(&x), width);
-        let inner = self.groups().products(&rows, wide, |expert| matrix(&up, expert).transposed());
+        let inner = self.groups().products(&rows, |expert| matrix(&up, expert).transposed());
         let hidden = self.activated(&inner, narrow);
-        let products = self.groups().products(&hidden, width, |expert| matrix(&down, expert).transposed());
+        let products = self.groups().products(&hidden, |expert| matrix(&down, expert).transposed());
         let y = self.groups().combined(&products, width, Some(slice(&weights)));
         let saved = if wanted.contains(&true) { vec![inner] } else { Vec::new() };
         (tensor(y, &dimensions(&x)), saved)
@@ -123,21 +94,20 @@ impl HostOperator<4> for FeedForward {
 
     fn backward(&self, given: Given<4>, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
         let [x, weights, up, down] = given.inputs.each_ref().map(contiguous);
-        let (width, wide, narrow) = (dimensions(&x)[1], dimensions(&up)[1], dimensions(&down)[2]);
+        let (width, narrow) = (dimensions(&x)[1], dimensions(&down)[2]);
         let inner = given.saved.into_iter().next().unwrap_or_default();
         let upstream = self.gathered(slice(&given.gradient), width);
         let mut hidden = self.activated(&inner, narrow);
-        let mut of_hidden = self.groups().products(&upstream, narrow, |expert| matrix(&down, expert));
-        let of_weights = self.weigh(slice(&weights), &mut of_hidden, &mut hidden, narrow);
-        let of_down = wanted[3]
-            .then(|| tensor(self.groups().outer_products(&upstream, &hidden, width * narrow), &dimensions(&down)));
+        let mut of_hidden = self.groups().products(&upstream, |expert| matrix(&down, expert));
+        let of_weights = self.groups().weigh(slice(&weights), &mut of_hidden, &mut hidden, narrow);
+        let of_down = wanted[3].then(|| tensor(self.groups().outer_products(&upstream, &hidden), &dimensions(&down)));
         let of_inner = self.inner_gradient(&inner, &of_hidden, narrow);
         let of_up = wanted[2].then(|| {
             let rows = self.gathered(slice(&x), width);
-            tensor(self.groups().outer_products(&of_inner, &rows, wide * width), &dimensions(&up))
+            tensor(self.groups().outer_products(&of_inner, &rows), &dimensions(&up))
         });
         let of_x = wanted[0].then(|| {
-            let rows = self.groups().products(&of_inner, width, |expert| matrix(&up, expert));
+            let rows = self.groups().products(&of_inner, |expert| matrix(&up, expert));
             tensor(self.groups().combined(&rows, width, None), &dimensions(&x))
         });
         [of_x, wanted[1].then(|| tensor(of_weights, &dimensions(&weights))), of_up, of_down]

@@ -7,8 +7,9 @@ use burn_flex::FlexTensor;
 use super::Routing;
 use crate::{
     host::{dimensions, slice},
-    matmul::{How, Matrix, Precision, Threads, product},
-    parallel::{for_chunks, for_items},
+    matmul::{Matrix, Precision, multiplied_each},
+    parallel::{copied, for_chunks, fresh},
+    simd::{dot, vectorised},
 };
 
 /// Rows of a group up to which groups run side by side; above, each runs on all threads.
@@ -23,71 +24,35 @@ pub(super) struct Groups<'a> {
     pub precision: Precision,
 }
 
-/// One expert's part of an output.
-type Item<'a> = (usize, Range<usize>, &'a mut [f32]);
-
 impl Groups<'_> {
     /// `rows[group] matrix(expert)` for every group: `[places, width]` from rows of any width.
-    pub fn products<'a>(self, rows: &[f32], width: usize, matrix: impl Fn(usize) -> Matrix<'a> + Sync) -> Vec<f32> {
+    pub fn products<'a>(self, rows: &'a [f32], matrix: impl Fn(usize) -> Matrix<'a>) -> Vec<f32> {
         let count = self.routing.order().len();
-        let mut out = vec![0.0; count * width];
-        let mut items = Vec::with_capacity(self.routing.experts());
-        let mut rest = &mut out[..];
-        for expert in 0..self.routing.experts() {
-            let group = self.routing.group(expert);
-            let (part, behind) = std::mem::take(&mut rest).split_at_mut(group.len() * width);
-            rest = behind;
-            items.push((expert, group, part));
-        }
-        self.run(items, |expert, group| (part(rows, count, group), matrix(expert)));
-        out
+        self.run(|expert, group| (part(rows, count, group), matrix(expert)))
     }
 
     /// `left[group]^T right[group]` for every expert, zero where it has no rows: `[experts, left's width, right's width]`.
-    pub fn outer_products(self, left: &[f32], right: &[f32], size: usize) -> Vec<f32> {
+    pub fn outer_products(self, left: &[f32], right: &[f32]) -> Vec<f32> {
         let count = self.routing.order().len();
-        let mut out = vec![0.0; self.routing.experts() * size];
-        let items = out.chunks_mut(size.max(1)).enumerate();
-        let items = items.map(|(expert, part)| (expert, self.routing.group(expert), part)).collect();
-        self.run(items, |_, group| (part(left, count, group.clone()).transposed(), part(right, count, group)));
-        out
+        self.run(|_, group| (part(left, count, group.clone()).transposed(), part(right, count, group)))
     }
 
-    fn run<'a>(
-        self,
-        mut items: Vec<Item<'_>>,
-        factors: impl Fn(usize, Range<usize>) -> (Matrix<'a>, Matrix<'a>) + Sync,
-    ) {
-        items.retain(|(_, group, out)| !group.is_empty() && !out.is_empty());
-        let few = self.routing.order().len() <= FEW_ROWS * items.len();
-        let how = |threads| How { precision: self.precision, threads };
-        let one = |(expert, group, out): Item<'_>, threads| {
-            let (left, right) = factors(expert, group);
-            product(out, left, right, false, how(threads));
-        };
-        match few {
-            true => for_items(items, |item| one(item, Threads::One)),
-            false => items.into_iter().for_each(|item| one(item, Threads::All)),
-        }
+    fn run<'a>(self, factors: impl Fn(usize, Range<usize>) -> (Matrix<'a>, Matrix<'a>)) -> Vec<f32> {
+        let experts = self.routing.experts();
+        let factors: Vec<_> = (0..experts).map(|expert| factors(expert, self.routing.group(expert))).collect();
+        let busy = self.routing.load().iter().filter(|load| **load > 0).count();
+        multiplied_each(&factors, self.routing.order().len() <= FEW_ROWS * busy, self.precision)
     }
 
     /// Row `source(slot)` of `rows` for every place.
     pub fn gathered(self, rows: &[f32], width: usize, source: impl Fn(usize) -> usize + Sync) -> Vec<f32> {
         let order = self.routing.order();
-        let mut out = vec![0.0; order.len() * width];
-        for_chunks([(&mut out, ROWS * width)], |i, [out]| {
-            for (row, slot) in out.chunks_exact_mut(width.max(1)).zip(&order[i * ROWS..]) {
-                let source = source(*slot as usize);
-                row.copy_from_slice(&rows[source * width..(source + 1) * width]);
-            }
-        });
-        out
+        copied(order.len(), width, |place| rows[source(order[place] as usize) * width..].get(..width))
     }
 
     /// The sum of each token's rows, times their slots' weights where there are any: `[tokens, width]`.
     pub fn combined(self, rows: &[f32], width: usize, weights: Option<&[f32]>) -> Vec<f32> {
-        let mut out = vec![0.0; self.routing.tokens() * width];
-        for_chunks([(&mut out, ROWS * width)], |i, [out]| {
+        let [out] = fresh([(self.routing.tokens() * width, ROWS * width)], |i, [out]| {
             for (offset, sum) in out.chunks_exact_mut(width.max(1)).enumerate() {
                 for (slot, place) in self.routing.places(i * ROWS + offset) {
                     let weight = weights.map_or(1.0, |weights| weights[slot]);
@@ -99,17 +64,51 @@ impl Groups<'_> {
         out
     }
 
-    /// Each slot's row, zero where it was dropped: `[slots, width]`.
-    pub fn scattered(self, rows: &[f32], width: usize) -> Vec<f32> {
-        let active = self.routing.active();
-        let mut out = vec![0.0; self.routing.chosen().len() * width];
-        for_chunks([(&mut out, active * width)], |token, [out]| {
-            for (slot, place) in self.routing.places(token) {
-                let first = (slot - token * active) * width;
-                out[first..first + width].copy_from_slice(&rows[place * width..(place + 1) * width]);
+    /// Each slot's row, zero where it was dropped, a token's slots side by side: `[tokens, active * width]`. Where rows have several
+    /// `heads`, the first heads of all slots come first, then the second ones, and so on.
+    pub fn scattered(self, rows: &[f32], width: usize, heads: usize) -> Vec<f32> {
+        let (active, piece) = (self.routing.active(), width / heads);
+        copied(self.routing.tokens() * heads * active, piece, |i| {
+            let (token, head, choice) = (i / (heads * active), i / active % heads, i % active);
+            let place = self.routing.place(token * active + choice)?;
+            rows[place * width + head * piece..].get(..piece)
+        })
+    }
+
+    /// The row of every place out of what [`Groups::scattered`] made.
+    pub fn collected(self, tokens: &[f32], width: usize, heads: usize) -> Vec<f32> {
+        let (order, active, piece) = (self.routing.order(), self.routing.active(), width / heads);
+        copied(order.len() * heads, piece, |i| {
+            let slot = order[i / heads] as usize;
+            let head = slot / active * heads * active + i % heads * active + slot % active;
+            tokens[head * piece..].get(..piece)
+        })
+    }
+
+    /// The gradient of every slot's weight, the product of the place's row in both buffers, which are multiplied by the weights on
+    /// the way.
+    pub fn weigh(self, weights: &[f32], a: &mut [f32], b: &mut [f32], width: usize) -> Vec<f32> {
+        let order = self.routing.order();
+        let mut by_place = vec![0.0; order.len()];
+        for_chunks([(&mut by_place, ROWS), (a, ROWS * width), (b, ROWS * width)], |i, [sums, a, b]| {
+            let rows = a.chunks_exact_mut(width.max(1)).zip(b.chunks_exact_mut(width.max(1)));
+            for ((sum, slot), (a, b)) in sums.iter_mut().zip(&order[i * ROWS..]).zip(rows) {
+                *sum = weigh_row(a, b, weights[*slot as usize]);
             }
         });
-        out
+        let mut by_slot = vec![0.0; self.routing.chosen().len()];
+        order.iter().zip(by_place).for_each(|(slot, sum)| by_slot[*slot as usize] = sum);
+        by_slot
+    }
+}
+
+vectorised! {
+    /// The product of both rows, which are then multiplied by `weight`.
+    fn weigh_row(a: &mut [f32], b: &mut [f32], weight: f32) -> f32 {
+        let product = dot(a, b);
+        a.iter_mut().for_each(|a| *a *= weight);
+        b.iter_mut().for_each(|b| *b *= weight);
+        product
     }
 }
 

@@ -38,11 +38,19 @@ pub fn feed_forward(
 }
 
 /// See [`super::expert_linear`].
-pub fn linear(x: Tensor<2>, weight: Tensor<3>, routing: &Arc<Routing>, precision: Precision) -> Tensor<2> {
+pub fn linear(
+    x: Tensor<2>,
+    weight: Tensor<3>,
+    routing: &Arc<Routing>,
+    heads: [usize; 2],
+    precision: Precision,
+) -> Tensor<2> {
     let [experts, outputs, inputs] = weight.dims();
     let (tokens, active) = (routing.tokens(), routing.active());
     let x = match x.dims()[0] == tokens * active {
-        true => x,
+        true => {
+            x.reshape([tokens, heads[0], active, inputs / heads[0]]).swap_dims(1, 2).reshape([tokens * active, inputs])
+        }
         false => x.reshape([tokens, 1, inputs]).repeat_dim(1, active).reshape([tokens * active, inputs]),
     };
     let mut sum: Option<Tensor<2>> = None;
@@ -54,7 +62,24 @@ pub fn linear(x: Tensor<2>, weight: Tensor<3>, routing: &Arc<Routing>, precision
             None => y,
         });
     }
-    sum.unwrap_or_else(|| Tensor::zeros([tokens * active, outputs], &x.device().inner()))
+    let sum = sum.unwrap_or_else(|| Tensor::zeros([tokens * active, outputs], &x.device().inner()));
+    let by_part = sum.reshape([tokens, active, heads[1], outputs / heads[1]]).swap_dims(1, 2);
+    by_part.reshape([tokens * active, outputs])
+}
+
+/// See [`super::expert_sum`].
+pub fn sum(
+    x: Tensor<2>,
+    weight: Tensor<3>,
+    weights: Tensor<2>,
+    routing: &Arc<Routing>,
+    heads: usize,
+    precision: Precision,
+) -> Tensor<2> {
+    let [_, outputs, _] = weight.dims();
+    let (tokens, active) = (routing.tokens(), routing.active());
+    let y = linear(x, weight, routing, [heads, 1], precision).reshape([tokens, active, outputs]);
+    (y * weights.unsqueeze_dim(2)).sum_dim(1).reshape([tokens, outputs])
 }
 
 /// One for every slot that `expert` takes, zero elsewhere: `[slots, 1]`.

@@ -102,10 +102,15 @@ impl Routing {
         self.starts[expert]..self.starts[expert + 1]
     }
 
+    /// The place of a slot in [`Routing::order`], unless it was dropped.
+    pub(super) fn place(&self, slot: usize) -> Option<usize> {
+        (self.places[slot] != DROPPED).then(|| self.places[slot] as usize)
+    }
+
     /// The places of a token's slots in [`Routing::order`], without dropped ones: slot and place.
     pub(super) fn places(&self, token: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
         let slots = token * self.active..(token + 1) * self.active;
-        slots.map(|slot| (slot, self.places[slot])).filter(|(_, place)| *place != DROPPED).map(|(s, p)| (s, p as usize))
+        slots.filter_map(|slot| Some((slot, self.place(slot)?)))
     }
 
     /// The weight of every slot, `[tokens, active]`, from the router's `logits` `[tokens, experts]`: the softmax over all

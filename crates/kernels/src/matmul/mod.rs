@@ -10,12 +10,14 @@ pub(crate) mod kernel;
 pub(crate) mod scratch;
 mod tall;
 
-use std::{fmt, str::FromStr};
+use std::{fmt, mem::MaybeUninit, str::FromStr};
 
 pub(crate) use blocked::{Left, Packed, Term};
 pub(crate) use tall::tall_product;
 
 use serde::{Deserialize, Serialize};
+
+use crate::parallel::for_items;
 
 /// The arithmetic of matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -134,6 +136,41 @@ pub(crate) fn multiplied(left: Matrix<'_>, right: Matrix<'_>, how: How) -> Vec<f
     // SAFETY: the vector has room for the result, and without `add` all of it is written and nothing of it is read.
     unsafe {
         run(out.as_mut_ptr(), left, right, false, how);
+        out.set_len(count);
+    }
+    out
+}
+
+/// Products one after another in new memory, which is not cleared first: each on all threads, or many small ones `side_by_side`.
+pub(crate) fn multiplied_each(
+    factors: &[(Matrix<'_>, Matrix<'_>)],
+    side_by_side: bool,
+    precision: Precision,
+) -> Vec<f32> {
+    let sizes = factors.iter().map(|(left, right)| left.rows * right.columns);
+    let count = sizes.clone().sum();
+    let mut out = Vec::with_capacity(count);
+    let mut rest = &mut out.spare_capacity_mut()[..count];
+    let mut items = Vec::with_capacity(factors.len());
+    for ((left, right), size) in factors.iter().zip(sizes) {
+        let (part, behind) = std::mem::take(&mut rest).split_at_mut(size);
+        rest = behind;
+        items.push((part, *left, *right));
+    }
+    let one = |(part, left, right): (&mut [MaybeUninit<f32>], Matrix<'_>, Matrix<'_>), how| {
+        #[allow(unsafe_code)]
+        // SAFETY: the part has room for its product, and without `add` nothing of it is read.
+        unsafe {
+            run(part.as_mut_ptr().cast(), left, right, false, how);
+        }
+    };
+    match side_by_side {
+        true => for_items(items, |item| one(item, How::one(precision))),
+        false => items.into_iter().for_each(|item| one(item, How::all(precision))),
+    }
+    #[allow(unsafe_code)]
+    // SAFETY: the products were written to all parts, and the parts are the whole.
+    unsafe {
         out.set_len(count);
     }
     out

@@ -10,12 +10,7 @@ use espalier_kernels::{
     transient::Transient,
 };
 
-use super::{
-    Builder,
-    linear::Linear,
-    router::Router,
-    stacked::{Stacked, combined},
-};
+use super::{Builder, linear::Linear, router::Router, stacked::Stacked};
 use crate::{
     Result,
     auxiliary::{SideSpec, Sides},
@@ -80,8 +75,9 @@ impl AttentionExperts {
         let rows = x.reshape([batch * time, width]);
         let (routing, weights) = self.router.forward(rows.clone(), [batch, time], context, sides);
         let (heads, head_dim, active) = (self.spec.kv_heads, self.spec.head_dim, routing.active());
-        let query = self.query.forward(rows, &routing);
-        let mut query = by_key_head(query.reshape([batch, time, active, heads, head_dim]));
+        // The query heads of one key head have to be neighbours.
+        let query = self.query.forward(rows, &routing, [1, heads]);
+        let mut query = query.reshape([batch, time, heads * active, head_dim]);
         let [mut key, mut value] = [key, value].map(|x| x.reshape([batch, time, heads, head_dim]));
         if let Some(rotation) = &context.rotation {
             (query, key) = (rotation.apply(query), rotation.apply(key));
@@ -91,21 +87,8 @@ impl AttentionExperts {
         }
         let options = Options { scale: self.spec.scale, softcap: None, precision: context.precision };
         let mixed = attention(query, key, value, &context.mask, None, options);
-        let mixed = by_choice(mixed, active).reshape([batch * time * active, heads * head_dim]);
-        let y = combined(self.output.forward(mixed, &routing), weights);
+        let mixed = mixed.reshape([batch * time * active, heads * head_dim]);
+        let y = self.output.summed(mixed, weights, &routing, heads);
         y.reshape([batch, time, width]) + self.bias.value::<1>().unsqueeze()
     }
-}
-
-/// Heads in the order of attention with grouped queries, where those of one key head are neighbours:
-/// `[batch, time, choices, key heads, head_dim]` to `[batch, time, key heads * choices, head_dim]`.
-fn by_key_head(x: Tensor<5>) -> Tensor<4> {
-    let [batch, time, choices, heads, head_dim] = x.dims();
-    x.swap_dims(2, 3).reshape([batch, time, heads * choices, head_dim])
-}
-
-/// The inverse of [`by_key_head`].
-fn by_choice(x: Tensor<4>, choices: usize) -> Tensor<5> {
-    let [batch, time, all, head_dim] = x.dims();
-    x.reshape([batch, time, all / choices, choices, head_dim]).swap_dims(2, 3)
 }

@@ -12,11 +12,7 @@ use espalier_kernels::{
     experts::{Form, Routing, expert_feed_forward},
 };
 
-use super::{
-    Builder,
-    router::Router,
-    stacked::{Stacked, combined},
-};
+use super::{Builder, router::Router, stacked::Stacked};
 use crate::{
     Result,
     auxiliary::{SideSpec, Sides},
@@ -77,7 +73,7 @@ impl Experts {
         let form =
             Form { activation: self.spec.expert.activation, gated: self.spec.gated, precision: context.precision };
         let y = match self.up.is_adapted() || self.down.is_adapted() {
-            true => combined(self.outputs(x, &routing, form), weights),
+            true => self.by_parts(x, weights, &routing, form),
             false => expert_feed_forward(x, weights, self.up.weight(), self.down.weight(), &routing, form),
         };
         match &self.bias {
@@ -86,9 +82,9 @@ impl Experts {
         }
     }
 
-    /// Each slot's expert's output, part by part, `[slots, width]`.
-    fn outputs(&self, x: Tensor<2>, routing: &Arc<Routing>, form: Form) -> Tensor<2> {
-        let inner = self.up.forward(x, routing);
+    /// The same with adapters, one linear map after the other.
+    fn by_parts(&self, x: Tensor<2>, weights: Tensor<2>, routing: &Arc<Routing>, form: Form) -> Tensor<2> {
+        let inner = self.up.forward(x, routing, [1, 1]);
         let hidden = match form.gated {
             true => {
                 let half = inner.dims()[1] / 2;
@@ -97,6 +93,6 @@ impl Experts {
             }
             false => activate(form.activation, inner),
         };
-        self.down.forward(hidden, routing)
+        self.down.summed(hidden, weights, routing, 1)
     }
 }

@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
-    experts::{Routing, expert_linear},
+    experts::{Routing, expert_linear, expert_sum},
     linear::Precision,
 };
 
@@ -53,30 +53,49 @@ impl Stacked {
         self.adapters.iter().any(Option::is_some)
     }
 
-    /// `x`: a row for every token or for every slot, `[rows, in]`; returns `[slots, out]`, zero where a slot was dropped.
-    pub fn forward(&self, x: Tensor<2>, routing: &Arc<Routing>) -> Tensor<2> {
-        let y = expert_linear(x.clone(), self.weight(), routing, self.precision);
+    /// `x`: a row for every token or for every slot, `[rows, in]`; returns `[slots, out]`, zero where a slot was dropped. The rows of
+    /// `x` and of the result lie in so many `heads`, see [`expert_linear`]; a matrix of several parts gives rows in one.
+    pub fn forward(&self, x: Tensor<2>, routing: &Arc<Routing>, heads: [usize; 2]) -> Tensor<2> {
+        let y = expert_linear(x.clone(), self.weight(), routing, heads, self.precision);
+        let added = |map| {
+            let [down, up] = self.factors(map)?;
+            let narrow = expert_linear(x.clone(), down, routing, [heads[0], 1], self.precision);
+            Some(expert_linear(narrow, up, routing, [1, heads[1]], self.precision))
+        };
         match self.is_adapted() {
-            true => y + Tensor::cat((0..self.parts).map(|part| self.addition(part, &x, routing)).collect(), 1),
+            true => {
+                let [rows, all] = y.dims();
+                let zeros = || Tensor::zeros([rows, all / self.parts], &y.device());
+                y.clone() + Tensor::cat((0..self.parts).map(|map| added(map).unwrap_or_else(zeros)).collect(), 1)
+            }
             false => y,
         }
     }
 
-    /// What the adapters of one part add: `[slots, rows of the part]`. Experts with a smaller rank, or no adapter at all, get
-    /// zeros.
-    fn addition(&self, part: usize, x: &Tensor<2>, routing: &Arc<Routing>) -> Tensor<2> {
-        let adapters: Vec<_> = self.adapters.iter().skip(part).step_by(self.parts).collect();
-        let (inputs, rows) = (self.weight.shape()[2], self.rows(part).len());
-        let rank = adapters.iter().flat_map(|a| a.as_ref()).map(|a| a.down.shape()[0]).max().unwrap_or(0);
-        if rank == 0 {
-            return Tensor::zeros([routing.chosen().len(), rows], &x.device());
+    /// The sum of a token's slots, each times its weight: `[tokens, out]`. `x`: a row for every slot, in so many `heads`.
+    pub fn summed(&self, x: Tensor<2>, weights: Tensor<2>, routing: &Arc<Routing>, heads: usize) -> Tensor<2> {
+        let y = expert_sum(x.clone(), self.weight(), weights.clone(), routing, heads, self.precision);
+        match self.factors(0) {
+            Some([down, up]) => {
+                let narrow = expert_linear(x, down, routing, [heads, 1], self.precision);
+                y + expert_sum(narrow, up, weights, routing, 1, self.precision)
+            }
+            None => y,
         }
+    }
+
+    /// The stacked factors of the adapters of part `part`, `[experts, rank, in]` and `[experts, rows, rank]`, where any expert has
+    /// one. Experts with a smaller rank, or no adapter at all, get zeros.
+    fn factors(&self, part: usize) -> Option<[Tensor<3>; 2]> {
+        let adapters: Vec<_> = self.adapters.iter().skip(part).step_by(self.parts).collect();
+        let rank = adapters.iter().flat_map(|a| a.as_ref()).map(|a| a.down.shape()[0]).max()?;
+        let (inputs, rows, device) = (self.weight.shape()[2], self.rows(part).len(), self.weight().device());
         let factors = |adapter: &&Option<LowRank>| {
             let (own, factors) = match adapter {
                 Some(a) => (a.down.shape()[0], Some([a.down.value::<2>(), a.up.value::<2>() * a.scale])),
                 None => (0, None),
             };
-            let missing = [[rank - own, inputs], [rows, rank - own]].map(|size| Tensor::zeros(size, &x.device()));
+            let missing = [[rank - own, inputs], [rows, rank - own]].map(|size| Tensor::zeros(size, &device));
             match (factors, own == rank) {
                 (Some(factors), true) => factors,
                 (Some([down, up]), false) => {
@@ -87,8 +106,7 @@ impl Stacked {
             }
         };
         let (down, up) = adapters.iter().map(factors).map(|[down, up]| (down, up)).unzip();
-        let narrow = expert_linear(x.clone(), Tensor::stack(down, 0), routing, self.precision);
-        expert_linear(narrow, Tensor::stack(up, 0), routing, self.precision)
+        Some([Tensor::stack(down, 0), Tensor::stack(up, 0)])
     }
 
     /// The rows of one map, counted over experts and their matrices.
@@ -132,12 +150,4 @@ impl Parameters for Stacked {
             });
         }
     }
-}
-
-/// `sum_i w_ti y_ti` over the choices of every token: `outputs` `[tokens * active, width]`, `weights` `[tokens, active]`; returns
-/// `[tokens, width]`.
-pub(super) fn combined(outputs: Tensor<2>, weights: Tensor<2>) -> Tensor<2> {
-    let ([tokens, active], width) = (weights.dims(), outputs.dims()[1]);
-    let weighted = outputs.reshape([tokens, active, width]) * weights.unsqueeze_dim(2);
-    weighted.sum_dim(1).reshape([tokens, width])
 }

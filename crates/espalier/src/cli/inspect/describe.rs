@@ -75,10 +75,19 @@ pub fn state_size(spec: &ModelSpec) -> u64 {
 
 /// Parameters of adapters of this rank on every matrix of the blocks.
 pub fn low_rank_parameters(spec: &ModelSpec, rank: u64) -> u64 {
+    let gated = |block: &BlockSpec| match &block.channel {
+        ChannelSpec::SparseExperts(experts) => experts.gated,
+        ChannelSpec::MultiHeadExperts(spec) => spec.experts.gated,
+        _ => false,
+    };
+    let gated = spec.blocks.iter().any(gated);
     let matrix = |(name, shape): &(String, Vec<usize>)| match shape[..] {
-        // Experts have no adapters; neither have routers.
-        [rows, columns] if name.starts_with("blocks.") && !name.contains("router.") => {
-            (rows as u64).saturating_add(columns as u64)
+        _ if !name.starts_with("blocks.") || name.contains("router.") => 0,
+        [rows, columns] => (rows as u64).saturating_add(columns as u64),
+        // Gates and inputs of an expert have an adapter each.
+        [experts, rows, columns] if name.contains(".experts.") => {
+            let parts = if gated && name.contains(".experts.up.") { 2 } else { 1 };
+            (rows as u64).saturating_add(parts * columns as u64).saturating_mul(experts as u64)
         }
         _ => 0,
     };
