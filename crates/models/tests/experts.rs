@@ -15,8 +15,12 @@ use espalier_models::{
         Activation, AttentionExpertsSpec, BalanceForm, CapacitySpec, ChannelSpec, ExpertsSpec, MixerSpec, MlpSpec,
         ModelSpec, MultiHeadExpertsSpec, RouterLosses, RouterSpec,
     },
-    taps::Unobserved,
-    upcycle::{Upcycling, upcycle},
+    taps::{Flow, Unobserved},
+    upcycle::{
+        Upcycling,
+        gates::{ExpertPrompts, GateForm, gates, similarity},
+        upcycle,
+    },
 };
 
 const WIDTH: usize = 16;
@@ -79,7 +83,7 @@ fn weights(model: &LanguageModel) -> HashMap<String, Vec<f32>> {
 }
 
 fn options(experts: usize, active: usize) -> Upcycling {
-    Upcycling { experts, active, balance: 0.01, noise: 0.0, seed: 5 }
+    Upcycling { experts, active, balance: 0.01, noise: 0.0, seed: 5, gates: Vec::new() }
 }
 
 #[test]
@@ -106,6 +110,53 @@ fn upcycled_models_are_saved_as_mixtral_and_take_donors() {
     assert_eq!(weights(&again), found);
     assert!(upcycle(&base, &[], options(2, 3)).is_err());
     assert!(upcycle(&mixed, &[], options(4, 2)).unwrap_err().to_string().contains("no form with experts"));
+}
+
+#[test]
+fn prompts_make_routers() {
+    let base = build(dense(), &mut Seed(1));
+    let prompt = |first: u32| (first..first + 5).collect::<Vec<u32>>();
+    let prompts = [
+        ExpertPrompts { positive: vec![prompt(1), prompt(9)], negative: vec![prompt(20)] },
+        ExpertPrompts { positive: vec![prompt(20)], negative: Vec::new() },
+    ];
+    // Hidden states by themselves: the second block is given what the first one leaves.
+    let states = |row: Vec<u32>| {
+        let mut states = Vec::new();
+        let mut observer = |_, hidden: Tensor<3>| {
+            states.push(values(hidden.clone().reshape([5, WIDTH])));
+            Flow::Continue(hidden)
+        };
+        base.hidden_observed(&Input::rows(&[row]).unwrap(), None, &mut observer).unwrap();
+        states
+    };
+    let [a, b, c] = [1, 9, 20].map(|first| states(prompt(first)));
+    let scaled = |row: Vec<f32>| {
+        let length = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        row.into_iter().map(|v| v / length).collect::<Vec<_>>()
+    };
+    let check = |form, of: &dyn Fn(&[f32], usize) -> f32, embedded: bool| {
+        let found = gates(&base, &prompts, form).unwrap();
+        for (block, found) in found.iter().enumerate() {
+            let at = if embedded { 0 } else { block };
+            let [a, b, c] = [&a[at], &b[at], &c[at]];
+            let first = (0..WIDTH).map(|i| (of(a, i) + of(b, i)) / 2.0 - of(c, i)).collect();
+            let second = (0..WIDTH).map(|i| of(c, i)).collect();
+            assert!(gap(found, &[scaled(first), scaled(second)].concat()) < 1e-5, "{form:?} in block {block}");
+        }
+        found
+    };
+    let sum = |rows: &[f32], i: usize| rows.iter().skip(i).step_by(WIDTH).sum::<f32>();
+    check(GateForm::MeanHidden, &sum, false);
+    check(GateForm::Embedding, &sum, true);
+    let found = check(GateForm::LastHidden, &|rows, i| rows[4 * WIDTH + i], false);
+    assert!(similarity(&found[0], WIDTH) < 0.9);
+    let mixed = upcycle(&base, &[], Upcycling { gates: found.clone(), ..options(2, 1) }).unwrap();
+    assert_eq!(weights(&mixed)["blocks.1.channel.router.weight"], found[1]);
+    assert!(upcycle(&base, &[], Upcycling { gates: found, ..options(4, 2) }).is_err());
+    let twins = [prompts[0].clone(), prompts[0].clone()];
+    assert!(gates(&base, &twins, GateForm::LastHidden).unwrap_err().to_string().contains("same prompts"));
+    assert!(gates(&base, &[ExpertPrompts::default()], GateForm::LastHidden).is_err());
 }
 
 #[test]

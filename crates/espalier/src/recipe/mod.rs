@@ -60,9 +60,9 @@ pub struct UpcycleStage {
     /// Models of the same shape that give the experts in turn; `model` gives all of them when absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub donors: Vec<String>,
-    /// Experts of every layer.
-    #[serde(default = "default_experts")]
-    pub experts: usize,
+    /// Experts of every layer; as many as `prompts` has entries, or eight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<usize>,
     /// Experts that each token passes through.
     #[serde(default = "default_active")]
     pub active: usize,
@@ -75,10 +75,38 @@ pub struct UpcycleStage {
     /// Seed of routers and noise.
     #[serde(default)]
     pub seed: u64,
+    /// What the routers start from.
+    #[serde(default)]
+    pub gate_mode: GateMode,
+    /// For each expert, prompts that it shall answer and prompts that it shall not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<GatePrompts>,
 }
 
-fn default_experts() -> usize {
-    8
+/// What routers start from, by the names of mergekit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateMode {
+    /// Small random numbers.
+    #[default]
+    Random,
+    /// The hidden states of the prompts' last tokens.
+    Hidden,
+    /// The means of the prompts' hidden states.
+    HiddenAvg,
+    /// The sums of the prompts' embeddings.
+    CheapEmbed,
+}
+
+/// Prompts that tell what an expert is for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatePrompts {
+    /// What it shall answer.
+    pub positive: Vec<String>,
+    /// What it shall not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub negative: Vec<String>,
 }
 
 fn default_active() -> usize {

@@ -1,8 +1,10 @@
 //! Sparse upcycling (arXiv 2212.05055; mergekit's `moe`): a dense model becomes one with experts, each of them a copy of its
 //! feed-forward layer, or of those of several models of one shape. Recipe: `experts.toml`.
 //!
-//! The routers start small and random. With weights that sum to one, copies of one layer compute what it computed, so that
-//! training goes on from where it stood.
+//! The routers start small and random, or from prompts ([`gates`]). With weights that sum to one, copies of one layer compute what it
+//! computed, so that training goes on from where it stood.
+
+pub mod gates;
 
 use std::collections::HashMap;
 
@@ -18,7 +20,7 @@ use crate::{
 };
 
 /// What comes out.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Upcycling {
     /// Experts of every layer.
     pub experts: usize,
@@ -30,6 +32,8 @@ pub struct Upcycling {
     pub noise: f64,
     /// Seed of routers and noise.
     pub seed: u64,
+    /// The routers of all blocks, `[experts, width]` each; small and random where there are none.
+    pub gates: Vec<Vec<f32>>,
 }
 
 /// Makes `base` into a model with experts in Mixtral's form. Expert `i` is that of donor `i mod n`; without donors `base` itself
@@ -38,7 +42,7 @@ pub struct Upcycling {
 /// # Errors
 /// When the family has no form with experts, a donor has another shape, or the numbers make no sense.
 pub fn upcycle(base: &LanguageModel, donors: &[&LanguageModel], options: Upcycling) -> Result<LanguageModel> {
-    let spec = specification(base.spec(), options)?;
+    let spec = specification(base.spec(), &options)?;
     let own = [base];
     let donors = if donors.is_empty() { &own[..] } else { donors };
     if let Some(other) = donors.iter().find(|donor| donor.spec().blocks != base.spec().blocks) {
@@ -56,13 +60,16 @@ pub fn upcycle(base: &LanguageModel, donors: &[&LanguageModel], options: Upcycli
 }
 
 /// The specification with experts in place of feed-forward layers.
-fn specification(spec: &ModelSpec, options: Upcycling) -> Result<ModelSpec> {
-    let Upcycling { experts, active, balance, noise, .. } = options;
+fn specification(spec: &ModelSpec, options: &Upcycling) -> Result<ModelSpec> {
+    let Upcycling { experts, active, balance, noise, .. } = *options;
     if !["llama", "mistral"].contains(&spec.family.as_str()) {
         return Err(Error::Invalid(format!("`{}` has no form with experts; give a llama or a mistral", spec.family)));
     }
     if active == 0 || active > experts || balance < 0.0 || noise < 0.0 {
         return Err(Error::Invalid(format!("{active} of {experts} experts cannot be active; choose 1 to {experts}")));
+    }
+    if !options.gates.is_empty() && options.gates.iter().any(|gates| gates.len() != experts * spec.width) {
+        return Err(Error::Invalid(format!("a router of {experts} experts needs that many rows of {}", spec.width)));
     }
     let mut spec = spec.clone();
     for block in &mut spec.blocks {
@@ -102,8 +109,11 @@ impl Copies {
 
 impl ParameterSource for Copies {
     fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Vec<f32>> {
-        if name.ends_with(".channel.router.weight") {
-            return Seed(self.options.seed).parameter(name, shape, Initial::Normal(0.02));
+        if let Some(block) = name.strip_prefix("blocks.").and_then(|name| name.strip_suffix(".channel.router.weight")) {
+            return match block.parse().ok().and_then(|block: usize| self.options.gates.get(block)) {
+                Some(gates) => Ok(gates.clone()),
+                None => Seed(self.options.seed).parameter(name, shape, Initial::Normal(0.02)),
+            };
         }
         let parts = match name.split_once(".experts.") {
             Some((layer, "up.weight")) => vec![format!("{layer}.gate.weight"), format!("{layer}.up.weight")],
