@@ -139,7 +139,8 @@ impl HostOperator<2> for Gated {
 /// Runs `$body` with `$function` bound to the pair `(value, derivative)` of the chosen activation, one loop for each.
 macro_rules! each {
     ($kind:expr, $function:ident => $body:block) => {
-        each!($kind, $function => $body; Silu silu, Gelu gelu, GeluTanh gelu_tanh, Relu relu, Relu2 relu2, QuickGelu quick_gelu)
+        each!($kind, $function => $body; Silu silu, Gelu gelu, GeluTanh gelu_tanh, Relu relu, Relu2 relu2, QuickGelu quick_gelu,
+            Sigmoid logistic, Tanh bent)
     };
     ($kind:expr, $function:ident => $body:block; $($variant:ident $of:ident),+) => {
         match $kind {
@@ -223,6 +224,18 @@ fn silu(x: f32) -> (f32, f32) {
 fn quick_gelu(x: f32) -> (f32, f32) {
     let gate = sigmoid(1.702 * x);
     (x * gate, gate * (1.0 + 1.702 * x * (1.0 - gate)))
+}
+
+#[inline(always)]
+fn logistic(x: f32) -> (f32, f32) {
+    let y = sigmoid(x);
+    (y, y * (1.0 - y))
+}
+
+#[inline(always)]
+fn bent(x: f32) -> (f32, f32) {
+    let y = tanh(x);
+    (y, 1.0 - y * y)
 }
 
 #[inline(always)]

@@ -25,6 +25,10 @@ pub enum Activation {
     Relu2,
     /// `x * sigmoid(1.702 x)`.
     QuickGelu,
+    /// The logistic function, `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// `tanh(x)`.
+    Tanh,
 }
 
 /// `activation(x)`, elementwise.
@@ -59,13 +63,15 @@ mod tests {
     use burn::tensor::Device;
     use proptest::prelude::*;
 
-    const ALL: [Activation; 6] = [
+    const ALL: [Activation; 8] = [
         Activation::Silu,
         Activation::Gelu,
         Activation::GeluTanh,
         Activation::Relu,
         Activation::Relu2,
         Activation::QuickGelu,
+        Activation::Sigmoid,
+        Activation::Tanh,
     ];
     const POINTS: [f32; 6] = [-3.0, -1.0, -0.5, 0.5, 1.0, 2.0];
 
@@ -85,6 +91,8 @@ mod tests {
         check(Activation::QuickGelu, [-0.01807131, -0.1542042, -0.1496116, 0.3503884, 0.8457958, 1.935659]);
         check(Activation::Silu, [-0.1422776, -0.2689414, -0.1887703, 0.3112297, 0.7310586, 1.761594]);
         check(Activation::Relu2, [0.0, 0.0, 0.0, 0.25, 1.0, 4.0]);
+        check(Activation::Sigmoid, [0.04742587, 0.2689414, 0.3775407, 0.6224593, 0.7310586, 0.8807971]);
+        check(Activation::Tanh, [-0.9950548, -0.7615942, -0.4621172, 0.4621172, 0.7615942, 0.9640276]);
     }
 
     #[test]
@@ -108,7 +116,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(12))]
         #[test]
-        fn agree_with_the_reference(count in 1usize..200, kind in 0usize..6) {
+        fn agree_with_the_reference(count in 1usize..200, kind in 0usize..ALL.len()) {
             let (kind, shapes) = (ALL[kind], [&[1, count][..], &[1, count][..]]);
             agree(&shapes[..1], 1e-5, |t| activate(kind, t[0].get::<2>() * 4.0).reshape([-1]),
                 |t| reference::activate(kind, t[0].get::<2>() * 4.0).reshape([-1]));

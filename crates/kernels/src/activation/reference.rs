@@ -23,5 +23,7 @@ pub fn activate<const D: usize>(kind: Activation, x: Tensor<D>) -> Tensor<D> {
             positive.clone() * positive
         }
         Activation::QuickGelu => x.clone() * activation::sigmoid(x * 1.702),
+        Activation::Sigmoid => activation::sigmoid(x),
+        Activation::Tanh => x.tanh(),
     }
 }

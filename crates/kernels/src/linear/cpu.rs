@@ -4,7 +4,7 @@ use super::group::{Factor, Group, Rows};
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     matmul::{How, Matrix, Precision, multiplied, sum_of_products},
-    parallel::for_chunks,
+    parallel::{for_chunks, fresh},
     transient::Remake,
 };
 use burn_flex::FlexTensor;
@@ -110,9 +110,12 @@ pub(super) fn matrix(weight: &FlexTensor) -> Matrix<'_> {
 
 /// The sum of all rows.
 fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
-    let mut sums = vec![0.0; width];
-    for row in values.chunks_exact(width.max(1)) {
-        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-    }
+    /// Columns that one thread takes at a time.
+    const COLUMNS: usize = 128;
+    let [sums] = fresh([(width, COLUMNS)], |i, [sums]: [&mut [f32]; 1]| {
+        for row in values.chunks_exact(width.max(1)) {
+            sums.iter_mut().zip(&row[i * COLUMNS..]).for_each(|(sum, value)| *sum += value);
+        }
+    });
     sums
 }

@@ -1,4 +1,4 @@
-//! LayerNorm (arXiv 1607.06450) and RMSNorm (arXiv 1910.07467) over the last axis.
+//! LayerNorm (arXiv 1607.06450) and RMSNorm (arXiv 1910.07467) over the last axis, GroupNorm (arXiv 1803.08494) over parts of it.
 
 mod cpu;
 pub mod reference;
@@ -26,8 +26,18 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -
 /// `x`: any shape `[.., width]`, `weight` and `bias`: `[width]`; statistics in f32.
 pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<D> {
     match host::on_host(&x) {
-        true => host::three(x, weight, bias, cpu::LayerNorm { epsilon: epsilon as f32 }),
+        true => host::three(x, weight, bias, cpu::LayerNorm { epsilon: epsilon as f32, groups: 1 }),
         false => reference::layer_norm(x, weight, bias, epsilon),
+    }
+}
+
+/// [`layer_norm`] within each of `groups` equal parts of the last axis.
+///
+/// `x`: `[batch, time, width]`, `weight` and `bias`: `[width]`.
+pub fn group_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, epsilon: f64) -> Tensor<3> {
+    match host::on_host(&x) {
+        true => host::three(x, weight, bias, cpu::LayerNorm { epsilon: epsilon as f32, groups }),
+        false => reference::group_norm(x, weight, bias, groups, epsilon),
     }
 }
 
@@ -58,7 +68,7 @@ fn remade<const D: usize, const N: usize>(
         return normed.into();
     }
     let (x, factors) = (values(x), factors.map(values));
-    Transient::new(normed, move || cpu::forward(&x, &factors[0], factors.get(1), epsilon as f32).0)
+    Transient::new(normed, move || cpu::forward(&x, &factors[0], factors.get(1), epsilon as f32, 1).0)
 }
 
 #[cfg(test)]
@@ -82,6 +92,9 @@ mod tests {
         let x = Tensor::from_floats([[1.0, 2.0, 3.0, 4.0]], &device);
         let normed = layer_norm(x, ones(4), Tensor::zeros([4], &device), 0.0);
         near(normed, &[-1.341641, -0.447214, 0.447214, 1.341641]);
+        let x = Tensor::<3>::from_floats([[[1.0, 3.0, 4.0, 0.0]]], &device);
+        let bias = Tensor::from_floats([0.0, 0.0, 0.0, 5.0], &device);
+        near(group_norm(x, ones(4), bias, 2, 0.0).reshape([1, 4]), &[-1.0, 1.0, 1.0, 4.0]);
     }
 
     proptest! {
@@ -91,6 +104,10 @@ mod tests {
             let shapes: [&[usize]; 3] = [&[rows, 2, width], &[width], &[width]];
             agree(&shapes[..2], 1e-5, |t| rms_norm(t[0].get::<3>(), t[1].get(), 1e-3).reshape([-1]),
                 |t| reference::rms_norm(t[0].get::<3>(), t[1].get(), 1e-3).reshape([-1]));
+            let (groups, wide) = (1 + rows % 5, width * (1 + rows % 5));
+            agree(&[&[rows, 2, wide], &[wide], &[wide]], 1e-5,
+                |t| group_norm(t[0].get(), t[1].get(), t[2].get(), groups, 1e-3).reshape([-1]),
+                |t| reference::group_norm(t[0].get(), t[1].get(), t[2].get(), groups, 1e-3).reshape([-1]));
             agree(&shapes, 1e-5, |t| layer_norm(t[0].get::<3>(), t[1].get(), t[2].get(), 1e-3).reshape([-1]),
                 |t| reference::layer_norm(t[0].get::<3>(), t[1].get(), t[2].get(), 1e-3).reshape([-1]));
         }

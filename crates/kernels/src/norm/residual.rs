@@ -88,7 +88,7 @@ impl HostOperator<2> for Add {
         let [sum, normed, statistics] = fresh(sizes, |i, [sum, normed, statistics]| {
             add(sum, chunk(slice(&x), size, i), chunk(slice(&y), size, i));
             let bias = self.bias.as_ref().map(slice);
-            cpu::forward_rows(normed, statistics, sum, slice(&self.weight), bias, self.epsilon);
+            cpu::forward_rows(normed, statistics, sum, slice(&self.weight), bias, self.epsilon, 1);
         });
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some((normed, statistics));
         (tensor(sum, &dimensions(&x)), Vec::new())
@@ -109,7 +109,7 @@ impl Norm {
     fn take(&self, x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> (FlexTensor, Saved) {
         match self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some((normed, statistics)) => (tensor(normed, &dimensions(x)), vec![statistics]),
-            None => cpu::forward(x, weight, bias, self.epsilon),
+            None => cpu::forward(x, weight, bias, self.epsilon, 1),
         }
     }
 }
@@ -130,7 +130,7 @@ impl HostOperator<3> for Norm {
     }
 
     fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        cpu::LayerNorm { epsilon: self.epsilon }.backward(given, wanted)
+        cpu::LayerNorm { epsilon: self.epsilon, groups: 1 }.backward(given, wanted)
     }
 }
 

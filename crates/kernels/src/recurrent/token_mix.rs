@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     host::{self, Given, HostOperator, Saved, slice, tensor},
-    parallel::{for_chunks, zeros},
+    parallel::{fresh, zeros},
     simd::vectorised,
 };
 
@@ -108,8 +108,7 @@ impl HostOperator<3> for Mix {
         let inputs = inputs.each_ref().map(readable);
         let rows = Rows::new(&inputs);
         let width = rows.x.width;
-        let mut y = zeros(rows.x.len());
-        for_chunks([(&mut y, (ROWS * width).max(1))], |task, [y]| {
+        let [y] = fresh([(rows.x.len(), (ROWS * width).max(1))], |task, [y]| {
             for (i, y) in y.chunks_exact_mut(width).enumerate() {
                 let [x, previous, mu] = rows.of(task * ROWS + i);
                 mix(y, x, previous, mu);
@@ -123,8 +122,7 @@ impl HostOperator<3> for Mix {
         let rows = Rows::new(&inputs);
         let [batch, time, width] = rows.x.shape();
         let gradient = |row: usize| &slice(&given.gradient)[row * width..(row + 1) * width];
-        let mut of_x = zeros(rows.x.len());
-        for_chunks([(&mut of_x, (ROWS * width).max(1))], |task, [of_x]| {
+        let [of_x] = fresh([(rows.x.len(), (ROWS * width).max(1))], |task, [of_x]| {
             for (row, of_x) in (task * ROWS..).zip(of_x.chunks_exact_mut(width)) {
                 from_own(of_x, gradient(row), rows.of(row)[2]);
                 if rows.place(row).1 + 1 < time {
@@ -148,8 +146,8 @@ impl Mix {
         let own = shape[0] * shape[1] == count && count > 1;
         // Weights of their own have a row for each row, shared ones a sum for each task.
         let size = if own { ROWS * width } else { width };
-        let mut sums = zeros(if own { count * width } else { count.div_ceil(ROWS) * width });
-        for_chunks([(&mut sums, size.max(1))], |task, [sums]| {
+        let length = if own { count * width } else { count.div_ceil(ROWS) * width };
+        let [sums] = fresh([(length, size.max(1))], |task, [sums]: [&mut [f32]; 1]| {
             for row in task * ROWS..((task + 1) * ROWS).min(count) {
                 let start = if own { (row - task * ROWS) * width } else { 0 };
                 let [x, previous, _] = rows.of(row);

@@ -298,6 +298,8 @@ impl Config {
             "relu" => Activation::Relu,
             "relu2" => Activation::Relu2,
             "quick_gelu" => Activation::QuickGelu,
+            "sigmoid" => Activation::Sigmoid,
+            "tanh" => Activation::Tanh,
             _ => {
                 let known = "silu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, relu2 and quick_gelu";
                 return Err(self.error(key, format!("unknown activation `{name}`; known are {known}")));
@@ -435,6 +437,8 @@ pub fn activation_name(activation: Activation) -> &'static str {
         Activation::Relu => "relu",
         Activation::Relu2 => "relu2",
         Activation::QuickGelu => "quick_gelu",
+        Activation::Sigmoid => "sigmoid",
+        Activation::Tanh => "tanh",
     }
 }
 

@@ -1,13 +1,11 @@
 //! What the layers of all RWKV generations share: the mix with the token before, norms within heads, low-rank maps, and how
 //! fresh weights start.
 
-use burn::tensor::{
-    Tensor,
-    activation::{sigmoid, tanh},
-};
+use burn::tensor::Tensor;
 use espalier_kernels::{
+    activation::{Activation, activate},
     linear::Precision,
-    norm::layer_norm,
+    norm::group_norm,
     recurrent::{last_steps, token_mix::token_mix},
 };
 use serde::{Deserialize, Serialize};
@@ -88,12 +86,7 @@ impl HeadNorm {
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, time, width] = x.dims();
-        let head = width / self.heads;
-        let device = x.device().inner();
-        let (ones, zeros) = (Tensor::ones([head], &device), Tensor::zeros([head], &device));
-        let x = layer_norm(x.reshape([batch, time, self.heads, head]), ones, zeros, HEAD_EPSILON);
-        x.reshape([batch, time, width]) * self.weight.value::<1>().unsqueeze() + self.bias.value::<1>().unsqueeze()
+        group_norm(x, self.weight.value(), self.bias.value(), self.heads, HEAD_EPSILON)
     }
 }
 
@@ -140,8 +133,8 @@ impl LowRank {
         let narrow = self.down.forward(x);
         self.up.forward(match self.between {
             Between::Nothing => narrow,
-            Between::Tanh => tanh(narrow),
-            Between::Sigmoid => sigmoid(narrow),
+            Between::Tanh => activate(Activation::Tanh, narrow),
+            Between::Sigmoid => activate(Activation::Sigmoid, narrow),
         })
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! `k, v, r = W_k x_k, W_v x_v, W_r x_r`, where `x_m = x_t mu_m + x_{t-1} (1 - mu_m)`; `W_o (sigmoid(r) wkv(k, v))`.
 
-use burn::tensor::{Tensor, activation::sigmoid};
+use burn::tensor::Tensor;
 use espalier_kernels::{
+    activation::{Activation, gated},
     recurrent::wkv4::{Wkv4, wkv4},
     transient::Transient,
 };
@@ -102,6 +103,6 @@ impl Rwkv4 {
             state.set("average", last);
         }
         let receptance = self.receptance.forward(pairs.by(&self.mix_receptance));
-        self.output.forward(sigmoid(receptance) * y)
+        self.output.forward(gated(Activation::Sigmoid, receptance, y, self.output.precision))
     }
 }

@@ -6,9 +6,9 @@
 //! the token: with `e = x_{t-1} - x_t`, `x_m = x_t + e (mu_m + tanh((x_t + e mu_x) A)_m B_m)` and
 //! `w = exp(-exp(d + tanh(x_w C) D))`.
 
-use burn::tensor::{Tensor, activation::tanh};
+use burn::tensor::Tensor;
 use espalier_kernels::{
-    activation::{Activation, gated},
+    activation::{Activation, activate, gated},
     linear::linear,
     recurrent::wkv6::{Wkv6, wkv6},
     transient::Transient,
@@ -206,13 +206,14 @@ impl Rwkv6 {
 impl Dynamic {
     /// What keys, values, receptances and gates are made of, and what is added to the decay.
     fn forward(&self, pairs: &Pairs, mixes: &[Parameter; 4]) -> ([Tensor<3>; 4], Tensor<3>) {
-        let narrow = tanh(self.mix_down.forward(pairs.by(&self.mix)));
+        let narrow = activate(Activation::Tanh, self.mix_down.forward(pairs.by(&self.mix)));
         let [rank, width] = [self.mix_up.shape()[1], self.mix_up.shape()[2]];
         // One product for each, from narrow parts: parts of a wide product would cost its whole width in the backward, each.
         let mixed = |number: usize, weight: &Parameter| {
             let up = self.mix_up.value::<3>().narrow(0, number, 1).reshape([rank, width]).swap_dims(0, 1);
             let part = narrow.clone().narrow(2, number * rank, rank);
-            pairs.mixed(linear(part, up, None, self.mix_down.precision) + weight.value::<3>())
+            let weight = weight.value::<3>().reshape([width]);
+            pairs.mixed(linear(part, up, Some(weight), self.mix_down.precision))
         };
         let decay = self.decay.forward(mixed(0, &self.mix_decay));
         let [key, value, receptance, gate] = mixes;

@@ -5,8 +5,9 @@
 //! removed key is `n = k k_k`, of length one in each head, and `k` becomes `k (1 + (a - 1) k_a)`. The state is
 //! `S diag(w) - (S n) (n a)^T + v k^T`, and the output `W_o ((norm_heads(S r) + (sum r k r_k) v) g)`.
 
-use burn::tensor::{Tensor, activation::sigmoid};
+use burn::tensor::Tensor;
 use espalier_kernels::{
+    activation::{Activation, activate},
     recurrent::wkv7::{Wkv7, wkv7},
     transient::Transient,
 };
@@ -191,8 +192,8 @@ impl Rwkv7 {
         let pairs = Pairs::new(x, Share::Previous, &mut state);
         let [receptance, decay, key, value, rate, gate] = self.mixes.each_ref().map(|weight| pairs.by(weight));
         let gate = self.gate.forward(gate);
-        let rate = sigmoid(self.rate.forward(rate));
-        let log_decay = sigmoid(self.decay.forward(decay)) * -(-0.5f64).exp();
+        let rate = activate(Activation::Sigmoid, self.rate.forward(rate));
+        let log_decay = activate(Activation::Sigmoid, self.decay.forward(decay)) * -(-0.5f64).exp();
         let receptance = self.receptance.forward(receptance);
         let key = self.key.forward(key);
         let value = self.values(value, sides);
@@ -222,7 +223,7 @@ impl Rwkv7 {
         let value = self.value.forward(x.clone());
         match (&self.first, &sides.first_value) {
             (Some(first), Some(first_value)) => {
-                value.clone() + (first_value.clone() - value) * sigmoid(first.forward(x))
+                value.clone() + (first_value.clone() - value) * activate(Activation::Sigmoid, first.forward(x))
             }
             _ => {
                 sides.first_value = Some(value.clone());

@@ -2,9 +2,10 @@
 //!
 //! `W_v max(0, W_k x_k)^2`, through RWKV-6 times `sigmoid(W_r x_r)`; for the mixes see [`super::rwkv::Share`].
 
-use burn::tensor::{Tensor, activation::sigmoid};
+use burn::tensor::Tensor;
 use espalier_kernels::{
-    activation::{Activation, activate},
+    activation::{Activation, activate, gated},
+    linear::Precision,
     transient::Transient,
 };
 use serde::{Deserialize, Serialize};
@@ -111,7 +112,10 @@ impl RwkvChannel {
         let inner = activate(Activation::Relu2, self.key.forward(pairs.by(&self.mix_key)));
         let y = self.value.forward(inner);
         match &self.gate {
-            Some(gate) => sigmoid(gate.map.forward(pairs.by(&gate.mix))) * y,
+            Some(gate) => {
+                let receptance = gate.map.forward(pairs.by(&gate.mix));
+                gated(Activation::Sigmoid, receptance, y, Precision::F32).into_tensor()
+            }
             None => y,
         }
     }
