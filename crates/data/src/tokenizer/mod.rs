@@ -287,6 +287,9 @@ fn library_error(reason: tokenizers::Error) -> Error {
 }
 
 #[cfg(test)]
+mod published;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::path::Path;

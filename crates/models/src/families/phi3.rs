@@ -64,6 +64,17 @@ mod tests {
     }
 
     #[test]
+    fn scores_grow_with_the_context() {
+        for (context, original, expected) in [(16384, 4096, 1.080_123_4), (131_072, 4096, 1.190_238_1)] {
+            let changes = json!({ "max_position_embeddings": context, "original_max_position_embeddings": original });
+            let spec = changed("phi3-longrope", changes).unwrap();
+            let rotary = attention(&spec.blocks[0]).unwrap().rotary.clone().unwrap();
+            let found = f64::from(rotary.attention_factor());
+            assert!((found - expected).abs() < 1e-6, "{context}: {found}");
+        }
+    }
+
+    #[test]
     fn lists_need_a_number_for_every_pair() {
         let rope = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 1.0, 1.0] });
         let error = changed("phi3", json!({ "rope_parameters": rope })).unwrap_err().to_string();

@@ -199,6 +199,7 @@ mod tests {
     #[test]
     fn the_factor_on_embeddings_is_a_bf16() {
         assert_eq!(to_bf16(2560f64.sqrt()), 50.5);
+        assert_eq!([3072f64, 2304.0, 2048.0].map(|width| to_bf16(width.sqrt())), [55.5, 48.0, 45.25]);
         assert_eq!(to_bf16(8.0), 8.0);
     }
 
