@@ -98,8 +98,10 @@ mod tests {
                 assert_eq!(bucket(-distance, SPEC, true), expected - 16, "key {distance} before the query");
             }
         }
+        for distance in 0u32..=15 {
+            assert_eq!(bucket(-i64::from(distance), SPEC, false), distance, "every near distance has its own");
+        }
         let causal = [
-            (15, 15),
             (16, 16),
             (22, 18),
             (23, 18),

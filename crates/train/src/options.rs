@@ -75,6 +75,8 @@ pub enum Schedule {
     Linear,
     /// The peak throughout.
     Constant,
+    /// The peak times `sqrt(warmup / step)`, without an end (arXiv 1706.03762, equation 3).
+    InverseSquareRoot,
 }
 
 impl Default for TrainOptions {
@@ -160,6 +162,7 @@ impl TrainOptions {
         let progress = ((step - warmup) / (total as f64 - warmup).max(1.0)).min(1.0);
         let share = match self.schedule {
             Schedule::Constant => 1.0,
+            Schedule::InverseSquareRoot => (warmup.max(1.0) / (step + 1.0)).sqrt(),
             Schedule::Linear => 1.0 - (1.0 - self.final_learning_rate) * progress,
             Schedule::Cosine => {
                 let wave = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
@@ -185,6 +188,23 @@ mod tests {
         assert!((linear.learning_rate_at(35, 110) - 0.775).abs() < 1e-12);
         let constant = TrainOptions { schedule: Schedule::Constant, ..options };
         assert_eq!(constant.learning_rate_at(100, 110), 1.0);
+    }
+
+    #[test]
+    fn the_first_transformers_schedule() {
+        // d^-0.5 min(s^-0.5, s W^-1.5), steps s counted from 1.
+        let (width, warmup) = (512f64, 4000f64);
+        let options = TrainOptions {
+            learning_rate: (width * warmup).powf(-0.5),
+            schedule: Schedule::InverseSquareRoot,
+            warmup,
+            ..Default::default()
+        };
+        assert!((options.learning_rate_at(3999, 100_000) - 6.9877e-4).abs() < 1e-8);
+        for step in [1f64, 1000.0, 4000.0, 4001.0, 16000.0, 100_000.0] {
+            let expected = width.powf(-0.5) * step.powf(-0.5).min(step * warmup.powf(-1.5));
+            assert!((options.learning_rate_at(step as usize - 1, 100_000) - expected).abs() < 1e-12, "step {step}");
+        }
     }
 
     #[test]

@@ -324,6 +324,42 @@ mod tests {
         }
     }
 
+    fn brief_chat() -> [Message; 4] {
+        [Message::system("Be brief."), Message::user("Hi"), Message::assistant("Hello!"), Message::user("Bye")]
+    }
+
+    #[test]
+    fn llama2_puts_the_system_message_into_the_first_turn() {
+        // As published, without the check of the roles.
+        let source = concat!(
+            "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}",
+            "{% set system_message = messages[0]['content'] %}",
+            "{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}",
+            "{% for message in loop_messages %}{% if loop.index0 == 0 and system_message != false %}",
+            "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}",
+            "{% else %}{% set content = message['content'] %}{% endif %}",
+            "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}",
+            "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
+        );
+        let rest = "Hi [/INST] Hello! </s><s>[INST] Bye [/INST]";
+        assert_eq!(render(source, &brief_chat()[1..]).unwrap().text, format!("<s>[INST] {rest}"));
+        let expected = format!("<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n{rest}");
+        assert_eq!(render(source, &brief_chat()).unwrap().text, expected);
+    }
+
+    #[test]
+    fn phi3_marks_turns_by_their_role() {
+        let source = concat!(
+            "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}",
+            "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}",
+        );
+        let (messages, special) = (brief_chat(), special());
+        let conversation = Conversation { add_generation_prompt: true, ..Conversation::new(&messages, &special) };
+        let rendered = ChatTemplate::new(source).unwrap().render(&conversation).unwrap().text;
+        let turns = "<|user|>\nHi<|end|>\n<|assistant|>\nHello!<|end|>\n<|user|>\nBye<|end|>\n<|assistant|>\n";
+        assert_eq!(rendered, format!("<|system|>\nBe brief.<|end|>\n{turns}"));
+    }
+
     #[test]
     fn the_plain_template_adds_nothing_but_the_end() {
         let rendered = render(PLAIN, &[Message::user("3 1 2 ="), Message::assistant(" 1 2 3")]).unwrap();

@@ -58,6 +58,25 @@ fn gpt2_cuts_words() {
 }
 
 #[test]
+fn bytes_have_their_stand_ins() {
+    // Printable ones stand for themselves; the other 68 are the characters from U+0100 on, in order, 0xAD the last.
+    let pre_tokenizer =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
+    let list = ["?", "\u{120}\u{10A}\u{109}\u{121}Â\u{143}Ã¿"];
+    let tokenizer = pipeline(Value::Null, pre_tokenizer, Value::Null, words(&list));
+    assert_eq!(ids(&tokenizer, " \n\t\u{7F}\u{AD}ÿ"), [1]);
+}
+
+#[test]
+fn bytes_that_are_no_character_are_replaced_one_by_one() {
+    let decoder = json!({ "type": "Sequence", "decoders": [{ "type": "ByteFallback" }, { "type": "Fuse" }] });
+    let list = ["a", "<0xE2>", "<0x82>", "<0xAC>", "b"];
+    let tokenizer = pipeline(Value::Null, Value::Null, decoder, words(&list));
+    assert_eq!(tokenizer.decode(&[0, 1, 2, 3, 4], false).unwrap(), "a€b");
+    assert_eq!(tokenizer.decode(&[0, 1, 2, 4], false).unwrap(), "a\u{FFFD}\u{FFFD}b");
+}
+
+#[test]
 fn unigram_takes_the_likeliest_path() {
     let vocabulary = json!([["<unk>", 0.0], ["a", -1.0], ["b", -1.5], ["ab", -2.2], ["abc", -9.0], ["c", -3.0]]);
     let model = json!({ "type": "Unigram", "unk_id": 0, "vocab": vocabulary, "byte_fallback": false });
@@ -83,4 +102,13 @@ fn wordpiece_takes_the_longest_pieces() {
     assert_eq!(ids(&tokenizer, "unx"), [0]);
     assert_eq!(ids(&tokenizer, "una"), [1, 4]);
     assert_eq!(tokenizer.decode(&[1, 2, 3], false).unwrap(), "unaffable");
+}
+
+#[test]
+fn wordpiece_takes_spaces_before_marks_away() {
+    let decoder = json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
+    let list = ["I", "'m", "in", ",", "they", "'ve", "gone", ".", "is", "n't", "it", "?", "he", "'s", "here", "!"];
+    let tokenizer = pipeline(Value::Null, Value::Null, decoder, words(&list));
+    let all: Vec<u32> = (0..list.len() as u32).collect();
+    assert_eq!(tokenizer.decode(&all, false).unwrap(), "I'm in, they've gone. isn't it? he's here!");
 }

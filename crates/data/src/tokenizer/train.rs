@@ -214,6 +214,9 @@ mod tests {
         let tokenizer = Tokenizer::train_byte_level_bpe(corpus().into_iter(), &plain(300)).unwrap();
         let expected = ["es", "est", "lo", "low", "ew", "new", "newest", "dest", "idest", "widest", "er", "lower"];
         assert_eq!(learned(&tokenizer), expected);
+        // Characters come before, in the order of their code points.
+        let alphabet: Vec<u32> = "deilnorstw".chars().map(|c| tokenizer.id(&c.to_string()).unwrap()).collect();
+        assert!(alphabet.is_sorted() && alphabet[9] < 256, "{alphabet:?}");
     }
 
     #[test]

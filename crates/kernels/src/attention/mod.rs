@@ -76,10 +76,27 @@ mod tests {
         let device = Device::flex();
         let query = Tensor::<4>::from_floats([[[[1.0, 0.0]]]], &device);
         let key = Tensor::<4>::from_floats([[[[1.0, 0.0]], [[0.0, 1.0]]]], &device);
-        let value = Tensor::<4>::from_floats([[[[10.0, 0.0]], [[20.0, 0.0]]]], &device);
+        // The second channel of the values picks the first key's weight out.
+        let value = Tensor::<4>::from_floats([[[[10.0, 1.0]], [[20.0, 0.0]]]], &device);
         let mask = Mask::cross(1, 2, &[(0, 2)]);
         let output = attention(query, key, value, &mask, None, Options::scaled(0.5f64.sqrt()));
-        assert!((output.into_data().try_to_vec::<f32>().unwrap()[0] - 13.3024).abs() < 1e-4);
+        let output = output.into_data().try_to_vec::<f32>().unwrap();
+        assert!((output[0] - 13.3024).abs() < 1e-4 && (output[1] - 0.66976).abs() < 1e-5, "{output:?}");
+    }
+
+    #[test]
+    fn scores_are_capped_as_in_gemma2() {
+        let device = Device::flex();
+        // Scores 10, 100 and 0. Biases take away what the cap leaves of them, so that all keys weigh the same.
+        let query = Tensor::<4>::from_floats([[[[1.0, 0.0, 0.0]]]], &device);
+        let key = Tensor::<4>::from_floats([[[[10.0, 0.0, 0.0]], [[100.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]]], &device);
+        let value = Tensor::<2>::eye(3, &device).reshape([1, 3, 1, 3]);
+        // By distance, which is least for the last key.
+        let bias = Tensor::<2>::from_floats([[0.0, -48.2014, -9.8688]], &device);
+        let options = Options { softcap: Some(50.0), ..Options::scaled(1.0) };
+        let output = attention(query, key, value, &Mask::cross(1, 3, &[(0, 3)]), Some(bias), options);
+        let weights = output.into_data().try_to_vec::<f32>().unwrap();
+        assert!(weights.iter().all(|weight| (*weight - 1.0 / 3.0).abs() < 1e-4), "{weights:?}");
     }
 
     /// The shape of a comparison.

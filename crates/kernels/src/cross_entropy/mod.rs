@@ -96,6 +96,20 @@ mod tests {
         assert!((loss - 3.0 * 4f32.ln()).abs() < 1e-6);
     }
 
+    /// Logits 10, 100 and 0 by way of an identity head.
+    #[test]
+    fn logits_are_capped_as_in_gemma2() {
+        let device = Device::flex();
+        let hidden = Tensor::<2>::from_floats([[10.0, 100.0, 0.0]; 3], &device);
+        let options = HeadOptions { softcap: Some(50.0), ..HeadOptions::default() };
+        let found = linear_log_probabilities(hidden, Tensor::eye(3, &device), None, &[0, 1, 2], options);
+        // The highest stands so far above the others that log-probabilities are the distances from it.
+        let expected = [9.8688 - 48.2014, 0.0, -48.2014];
+        for (found, expected) in found.into_data().try_to_vec::<f32>().unwrap().iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-4, "{found} against {expected}");
+        }
+    }
+
     /// Logits 1000, 999 and -1000 by way of an identity head.
     #[test]
     fn huge_logits_stay_finite_and_the_gradient_is_probability_minus_target() {

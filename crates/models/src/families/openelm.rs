@@ -176,18 +176,41 @@ mod tests {
         read(&Config::parse("config.json".as_ref(), &text.to_string()).unwrap()).unwrap()
     }
 
+    fn query_heads(spec: &ModelSpec) -> Vec<usize> {
+        spec.blocks.iter().map(|block| attention(block).unwrap().heads).collect()
+    }
+
+    fn inner(spec: &ModelSpec) -> Vec<usize> {
+        spec.blocks.iter().filter_map(mlp).map(|mlp| mlp.inner).collect()
+    }
+
     #[test]
     fn published_sizes_have_their_heads_widths_and_counts() {
         let spec = published(16, 1280, 64);
-        let heads: Vec<usize> = spec.blocks.iter().map(|block| attention(block).unwrap().heads).collect();
-        assert_eq!(heads, [[12; 5].as_slice(), &[16; 7], &[20; 4]].concat());
-        let inner: Vec<usize> = spec.blocks.iter().filter_map(mlp).map(|mlp| mlp.inner).collect();
+        assert_eq!(query_heads(&spec), [[12; 5].as_slice(), &[16; 7], &[20; 4]].concat());
         let expected = [768, 1024, 1280, 1536, 1792, 2048, 2560, 2816, 3072, 3328, 3584, 3840, 4352, 4608, 4864, 5120];
-        assert_eq!(inner, expected);
+        assert_eq!(inner(&spec), expected);
         let counts = [(20, 1536, 64), (28, 2048, 64), (36, 3072, 128)]
             .map(|(layers, width, head_dim)| published(layers, width, head_dim).parameter_count());
         assert_eq!(spec.parameter_count(), 271_527_168);
         assert_eq!(counts, [457_179_136, 1_079_891_456, 3_036_647_424]);
+    }
+
+    #[test]
+    fn larger_published_sizes_grow_with_depth_too() {
+        let spec = published(20, 1536, 64);
+        assert_eq!(query_heads(&spec), [[12; 3].as_slice(), &[16; 7], &[20; 6], &[24; 4]].concat());
+        let expected = [
+            768, 1024, 1280, 1536, 1792, 2304, 2560, 2816, 3072, 3328, 3584, 3840, 4096, 4352, 4608, 5120, 5376, 5632,
+            5888, 6144,
+        ];
+        assert_eq!(inner(&spec), expected);
+        let spec = published(28, 2048, 64);
+        assert_eq!(query_heads(&spec), [[16; 3].as_slice(), &[20; 7], &[24; 8], &[28; 6], &[32; 4]].concat());
+        assert_eq!((inner(&spec)[0], inner(&spec)[27]), (1024, 8192));
+        let spec = published(36, 3072, 128);
+        assert_eq!(query_heads(&spec), [[12; 4].as_slice(), &[16; 14], &[20; 12], &[24; 6]].concat());
+        assert_eq!((inner(&spec)[0], inner(&spec)[35]), (1536, 12288));
     }
 
     #[test]
