@@ -1,6 +1,8 @@
 //! Absolute positions: vectors that are added to the embedded tokens, learned or made of sines and cosines
 //! (arXiv 1706.03762, section 3.5).
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use espalier_kernels::embedding::embedding;
 
@@ -54,8 +56,13 @@ impl Positions {
                 Ok(embedding(table.value(), &rows).reshape(shape))
             }
             (PositionSpec::Sinusoidal { interleaved }, _) => {
-                let values: Vec<f32> = positions.iter().flat_map(|p| sinusoid(*p, self.width, interleaved)).collect();
-                Ok(Tensor::from_data(TensorData::new(values, shape), &device.clone().inner()))
+                // Rows of a batch have the same positions: each is computed once.
+                let distinct: Vec<u32> = BTreeSet::from_iter(positions.iter().copied()).into_iter().collect();
+                let rows: Vec<u32> =
+                    positions.iter().map(|p| distinct.partition_point(|known| known < p) as u32).collect();
+                let values: Vec<f32> = distinct.iter().flat_map(|p| sinusoid(*p, self.width, interleaved)).collect();
+                let values = TensorData::new(values, [distinct.len(), self.width]);
+                Ok(embedding(Tensor::from_data(values, &device.clone().inner()), &rows).reshape(shape))
             }
             (PositionSpec::Learned { .. }, None) => {
                 Err(Error::Invalid("a model without its table of positions".into()))
