@@ -105,6 +105,7 @@ families! {
     phi3: "phi3",
     phi3_longrope: "phi3-longrope",
     falcon: "falcon-mqa-parallel",
+    falcon_alibi: "falcon-alibi",
     bloom: "bloom-alibi",
     mpt: "mpt-alibi",
     smollm3: "smollm3",

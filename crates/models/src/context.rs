@@ -12,8 +12,8 @@ use espalier_kernels::{
 };
 
 use crate::{
-    alibi,
-    spec::{AttentionSpec, MixerSpec, RotarySpec},
+    alibi::{self, KeyBias},
+    spec::{AlibiForm, AlibiSpec, AttentionSpec, MixerSpec, RotarySpec},
     stack::Memory,
 };
 
@@ -26,6 +26,8 @@ pub struct Context {
     pub rotation: Option<Rotation>,
     /// Added to this block's scores by distance, `[heads, queries + keys - 1]`.
     pub bias: Option<Tensor<2>>,
+    /// Added to this block's scores by key.
+    pub key_bias: Option<KeyBias>,
     /// The arithmetic of products outside linear layers.
     pub precision: Precision,
     /// Whether the model is being trained, for layers that behave differently then.
@@ -124,14 +126,21 @@ impl Tokens {
             MixerSpec::AttentionExperts(attention) => (&attention.rotary, None),
             MixerSpec::Recurrent(_) => (&None, None),
         };
-        let bias = match mixer {
-            MixerSpec::Attention(AttentionSpec { alibi: Some(largest), heads, .. }) => {
-                Some(alibi::bias(*heads, *largest, time, keys, &self.device))
-            }
-            _ => None,
+        let (bias, key_bias) = match mixer {
+            MixerSpec::Attention(AttentionSpec { alibi: Some(alibi), heads, kv_heads, .. }) => match *alibi {
+                AlibiSpec { largest, form: AlibiForm::Distance } => {
+                    (Some(alibi::bias(*heads, largest, time, keys, &self.device)), None)
+                }
+                AlibiSpec { largest, form: AlibiForm::RoundedPosition } => {
+                    let heads = [*heads, *kv_heads];
+                    (None, Some(KeyBias::new(heads, largest, &self.positions, self.batch, &self.device)))
+                }
+            },
+            _ => (None, None),
         };
         Context {
             bias,
+            key_bias,
             mask: match mixer {
                 // Without a look at what came before, nor the cost of one.
                 MixerSpec::Recurrent(_) => Tokens { past: 0, segments: None, ..(**self).clone() }.mask(None),

@@ -6,7 +6,9 @@ use burn::tensor::{Device, Tensor};
 use espalier_kernels::{
     activation::activate,
     attention::Mask,
-    cross_entropy::{HeadOptions, cross_entropy, linear_cross_entropy, linear_log_probabilities, log_probabilities},
+    cross_entropy::{
+        HeadOptions, Regularisation, cross_entropy, linear_cross_entropy, linear_log_probabilities, log_probabilities,
+    },
     dropout::Dropout,
     linear::Precision,
 };
@@ -110,6 +112,7 @@ pub struct LanguageModel {
     head_bias: Option<Parameter>,
     precision: Precision,
     gradient_checkpointing: bool,
+    label_smoothing: f64,
     training: bool,
 }
 
@@ -177,6 +180,7 @@ impl LanguageModel {
             head_bias,
             precision: Precision::F32,
             gradient_checkpointing: false,
+            label_smoothing: 0.0,
             training: false,
         })
     }
@@ -307,7 +311,7 @@ impl LanguageModel {
             Some((weight, bias)) => {
                 linear_cross_entropy(self.before_head(hidden), weight, bias, targets, self.head_options())
             }
-            None => cross_entropy(self.head(hidden), targets, self.z_loss()),
+            None => cross_entropy(self.head(hidden), targets, self.regularisation()),
         })
     }
 
@@ -335,12 +339,16 @@ impl LanguageModel {
     }
 
     fn head_options(&self) -> HeadOptions {
-        HeadOptions { softcap: self.spec.logit_softcap, precision: self.precision, z_loss: self.z_loss() }
+        let regularisation = self.regularisation();
+        HeadOptions { softcap: self.spec.logit_softcap, precision: self.precision, regularisation }
     }
 
-    /// The z-loss is a matter of training: what is measured of a model is its likelihood.
-    fn z_loss(&self) -> f64 {
-        if self.training { self.spec.z_loss } else { 0.0 }
+    /// A matter of training: what is measured of a model is its likelihood.
+    fn regularisation(&self) -> Regularisation {
+        match self.training {
+            true => Regularisation { z_loss: self.spec.z_loss, label_smoothing: self.label_smoothing },
+            false => Regularisation::default(),
+        }
     }
 
     /// The head's weight and bias, where they are all there is to the head.
@@ -406,12 +414,18 @@ impl LanguageModel {
         Ok(())
     }
 
+    /// Sets the share of every target's weight that all tokens get alike in the cross-entropy of training.
+    pub fn set_label_smoothing(&mut self, share: f64) {
+        self.label_smoothing = share;
+    }
+
     /// Whether the model works as in training, where that differs.
     pub fn is_training(&self) -> bool {
         self.training
     }
 
-    /// Sets whether the model works as in training, where that differs: capacities of experts, the choice of depths, the z-loss.
+    /// Sets whether the model works as in training, where that differs: capacities of experts, the choice of depths,
+    /// the z-loss, smoothed labels.
     pub fn set_training(&mut self, on: bool) {
         self.training = on;
     }

@@ -243,8 +243,8 @@ pub struct AttentionSpec {
     pub scale: f64,
     /// Rotary positions, where the family has them.
     pub rotary: Option<RotarySpec>,
-    /// ALiBi (arXiv 2108.12409): the slopes run down to `2^-this`.
-    pub alibi: Option<f64>,
+    /// ALiBi (arXiv 2108.12409), where the family has it.
+    pub alibi: Option<AlibiSpec>,
     /// Scores `s` become `softcap * tanh(s / softcap)`.
     pub softcap: Option<f64>,
     /// Each query sees this many keys, itself included; all before it when absent.
@@ -274,6 +274,31 @@ impl AttentionSpec {
             qk_norm: None,
         }
     }
+
+    /// Channels of a head that are remembered of each position, for keys and for values.
+    pub fn remembered_width(&self) -> usize {
+        let key_bias = self.alibi.is_some_and(|alibi| alibi.form == AlibiForm::RoundedPosition);
+        self.head_dim + if key_bias { self.heads / self.kv_heads.max(1) } else { 0 }
+    }
+}
+
+/// Scores that fall with the distance.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AlibiSpec {
+    /// The slopes run down to `2^-this`.
+    pub largest: f64,
+    /// What is added.
+    pub form: AlibiForm,
+}
+
+/// What ALiBi adds to the scores: the same up to a constant of each query, but for rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlibiForm {
+    /// The distance times the slope, after the scores' factor (the paper, BLOOM, MPT).
+    Distance,
+    /// The key's position times the slope, rounded to bf16, before the scores' factor (Falcon).
+    RoundedPosition,
 }
 
 /// Rotary positions.

@@ -16,7 +16,7 @@ use espalier_models::{
 /// Families whose fixtures are read as source and target.
 const ENCODER_DECODERS: [&str; 4] = ["t5", "t5-v1_1", "bart", "marian-vanilla"];
 
-const FAMILIES: [&str; 26] = [
+const FAMILIES: [&str; 27] = [
     "rwkv4",
     "rwkv5-eagle",
     "rwkv6-finch",
@@ -38,6 +38,7 @@ const FAMILIES: [&str; 26] = [
     "gemma2",
     "phi3",
     "falcon-mqa-parallel",
+    "falcon-alibi",
     "bloom-alibi",
     "mpt-alibi",
     "smollm3",

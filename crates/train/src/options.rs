@@ -34,6 +34,8 @@ pub struct TrainOptions {
     pub gradient_checkpointing: bool,
     /// Share of what attention and feed-forward layers add that is dropped at random in training.
     pub dropout: f64,
+    /// Share of every target token's weight that all tokens get alike; held-out losses are those of the targets alone.
+    pub label_smoothing: f64,
     /// Peak step size.
     pub learning_rate: f64,
     /// Its course after warm-up.
@@ -91,6 +93,7 @@ impl Default for TrainOptions {
             precision: Precision::F32,
             gradient_checkpointing: false,
             dropout: 0.0,
+            label_smoothing: 0.0,
             learning_rate: 2e-5,
             schedule: Schedule::Cosine,
             warmup: 0.03,
@@ -142,6 +145,7 @@ impl TrainOptions {
         positive("keep_checkpoints", self.keep_checkpoints)?;
         within("epochs", self.epochs, f64::MIN_POSITIVE, 1e6)?;
         within("dropout", self.dropout, 0.0, 0.99)?;
+        within("label_smoothing", self.label_smoothing, 0.0, 0.99)?;
         within("learning_rate", self.learning_rate, 0.0, 1e3)?;
         within("warmup", self.warmup, 0.0, 1e9)?;
         within("final_learning_rate", self.final_learning_rate, 0.0, 1.0)?;

@@ -101,7 +101,12 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     fs::create_dir_all(&checkpoints).map_err(Error::file(&checkpoints))?;
     run.model.set_precision(run.options.precision);
     run.model.set_gradient_checkpointing(run.options.gradient_checkpointing)?;
+    run.model.set_label_smoothing(run.options.label_smoothing);
     run.model.set_training(true);
+    if run.options.label_smoothing > 0.0 && !run.objective.predicts_tokens() {
+        let reason = format!("`{}` has no target tokens to smooth; leave it 0", run.objective.name());
+        return Err(Error::Option { key: "label_smoothing", reason });
+    }
     if run.objective.needs_dropout() && run.options.dropout == 0.0 {
         let reason =
             format!("`{}` compares passes under different dropout; set it, for example to 0.1", run.objective.name());

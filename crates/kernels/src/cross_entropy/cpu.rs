@@ -1,11 +1,11 @@
 //! Head product, log-softmax and gradients over chunks of rows.
 //!
 //! With `p = softmax(h W^T)`: `d/dlogits log p_target = onehot(target) - p`, multiplied by the gradient of each row, and
-//! `d/dlogits (log Z)^2 = 2 log Z p`.
+//! `d/dlogits (log Z)^2 = 2 log Z p`; label smoothing has `(1 - e) onehot(target) + e / vocabulary` in place of the target.
 
 use std::ops::Range;
 
-use super::HeadOptions;
+use super::{HeadOptions, Regularisation};
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     matmul::{How, Matrix, multiplied, product},
@@ -96,32 +96,45 @@ impl<'a> Head<'a> {
         found.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
     }
 
+    /// The mean log-probability of all tokens, summed over rows.
+    fn mean_log_probabilities(&self, logits: &[f32], statistics: &[(f32, f32)]) -> f64 {
+        let rows = logits.chunks_exact(self.vocabulary).zip(statistics);
+        let mean = |(logits, (largest, log_sum)): (&[f32], &(f32, f32))| {
+            let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest)).sum();
+            sum / self.vocabulary as f64 - f64::from(*log_sum)
+        };
+        rows.map(mean).sum()
+    }
+
     fn gradients(&self, wanted: &[bool]) -> Gradients {
         let zeros = |input: usize, count: usize| zeros(if wanted.get(input) == Some(&true) { count } else { 0 });
         let (hidden, weight) = (zeros(0, self.hidden.len()), zeros(1, self.weight.len()));
         Gradients { hidden, weight, bias: zeros(2, self.vocabulary) }
     }
 
-    /// Turns logits into `factor (onehot(target) - p (1 + 2 z log Z))`, with one factor a row.
+    /// Turns logits into `factor ((1 - e) onehot(target) + e / vocabulary - p (1 + 2 z log Z))`, with one factor a row.
     fn differentiate(
         &self,
         rows: &Range<usize>,
         logits: &mut [f32],
         statistics: &[(f32, f32)],
         factors: &[f32],
-        z_loss: f64,
+        regularisation: Regularisation,
     ) {
+        let Regularisation { z_loss, label_smoothing } = regularisation;
+        let (share, of_target) = (label_smoothing / self.vocabulary as f64, 1.0 - label_smoothing);
         let targets = &self.targets[rows.clone()];
         for_chunks([(logits, self.vocabulary)], |i, [logits]| {
             let (target, statistics, factor) = (targets[i], statistics[i], factors[i]);
             let capped = logits[target as usize];
             let scale = -factor * (1.0 + 2.0 * z_loss as f32 * (statistics.0 + statistics.1));
-            match self.options.softcap {
+            let (scale, softcap) = ([scale, factor * share as f32], self.options.softcap.map(|softcap| softcap as f32));
+            match softcap {
                 None => probabilities(logits, statistics.0, statistics.1, scale),
-                Some(softcap) => capped_probabilities(logits, statistics.0, statistics.1, scale, softcap as f32),
+                Some(softcap) => capped_probabilities(logits, statistics.0, statistics.1, scale, softcap),
             }
-            let slope = self.options.softcap.map_or(1.0, |softcap| slope(capped, softcap as f32));
-            logits[target as usize] += factor * slope;
+            let slope = softcap.map_or(1.0, |softcap| slope(capped, softcap));
+            logits[target as usize] += factor * of_target as f32 * slope;
         });
     }
 
@@ -170,7 +183,7 @@ impl LinearLogProbabilities {
             let mut logits = head.logits(&rows);
             let saved = saved[rows.start * 2..rows.end * 2].chunks_exact(2);
             let statistics: Vec<(f32, f32)> = saved.map(|pair| (pair[0], pair[1])).collect();
-            head.differentiate(&rows, &mut logits, &statistics, &gradient[rows.clone()], 0.0);
+            head.differentiate(&rows, &mut logits, &statistics, &gradient[rows.clone()], Regularisation::default());
             head.accumulate(&rows, &logits, &mut gradients);
         }
         gradients
@@ -182,16 +195,21 @@ impl LinearCrossEntropy {
     fn run(&self, inputs: &[FlexTensor], wanted: &[bool]) -> (FlexTensor, Saved) {
         let head = Head::new(inputs, &self.targets, self.options);
         let mut gradients = head.gradients(wanted);
+        let regularisation = self.options.regularisation;
+        let Regularisation { z_loss, label_smoothing } = regularisation;
         let mut loss = 0.0f64;
         for rows in head.chunks() {
             let mut logits = head.logits(&rows);
             let statistics = head.statistics(&logits);
-            let chosen = log_probabilities(&head, &rows, &logits, &statistics);
-            loss -= chosen.map(f64::from).sum::<f64>();
+            let chosen = log_probabilities(&head, &rows, &logits, &statistics).map(f64::from).sum::<f64>();
+            loss -= (1.0 - label_smoothing) * chosen;
+            if label_smoothing != 0.0 {
+                loss -= label_smoothing * head.mean_log_probabilities(&logits, &statistics);
+            }
             let squares = statistics.iter().map(|(largest, log_sum)| f64::from(largest + log_sum).powi(2));
-            loss += self.options.z_loss * squares.sum::<f64>();
+            loss += z_loss * squares.sum::<f64>();
             if wanted.contains(&true) {
-                head.differentiate(&rows, &mut logits, &statistics, &vec![-1.0; rows.len()], self.options.z_loss);
+                head.differentiate(&rows, &mut logits, &statistics, &vec![-1.0; rows.len()], regularisation);
                 head.accumulate(&rows, &logits, &mut gradients);
             }
         }
@@ -282,9 +300,9 @@ vectorised! {
 }
 
 vectorised! {
-    /// Turns logits into `scale * softmax`.
-    fn probabilities(x: &mut [f32], largest: f32, log_sum: f32, scale: f32) {
-        x.iter_mut().for_each(|x| *x = exp(*x - largest - log_sum) * scale);
+    /// Turns logits into `scale[0] * softmax + scale[1]`.
+    fn probabilities(x: &mut [f32], largest: f32, log_sum: f32, scale: [f32; 2]) {
+        x.iter_mut().for_each(|x| *x = exp(*x - largest - log_sum) * scale[0] + scale[1]);
     }
 }
 
@@ -303,7 +321,7 @@ vectorised! {
 
 vectorised! {
     /// As [`probabilities`], with the slope of the soft cap.
-    fn capped_probabilities(x: &mut [f32], largest: f32, log_sum: f32, scale: f32, softcap: f32) {
-        x.iter_mut().for_each(|x| *x = exp(*x - largest - log_sum) * scale * slope(*x, softcap));
+    fn capped_probabilities(x: &mut [f32], largest: f32, log_sum: f32, scale: [f32; 2], softcap: f32) {
+        x.iter_mut().for_each(|x| *x = (exp(*x - largest - log_sum) * scale[0] + scale[1]) * slope(*x, softcap));
     }
 }

@@ -14,8 +14,17 @@ pub struct HeadOptions {
     pub softcap: Option<f64>,
     /// Arithmetic of the products, forward and backward.
     pub precision: Precision,
-    /// Adds this times `(log Z)^2` for every row to the cross-entropy, `Z` the sum of its logits' exponentials (PaLM).
+    /// What the cross-entropy asks for beyond the targets; log-probabilities do not depend on it.
+    pub regularisation: Regularisation,
+}
+
+/// What a cross-entropy asks for beyond the targets.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Regularisation {
+    /// Adds this times `(log Z)^2` for every row, `Z` the sum of its logits' exponentials (PaLM).
     pub z_loss: f64,
+    /// The share of every target's weight that all tokens get alike, the target among them (arXiv 1512.00567, section 7).
+    pub label_smoothing: f64,
 }
 
 /// Log-probability of `targets` under the logits `hidden weight^T + bias`, which are never whole in memory.
@@ -61,13 +70,20 @@ pub fn linear_cross_entropy(
     match (host::on_host(&hidden), bias) {
         (true, None) => host::two(hidden, weight, operator),
         (true, Some(bias)) => host::three(hidden, weight, bias, operator),
-        (false, bias) => cross_entropy(reference::logits(hidden, weight, bias, options), targets, options.z_loss),
+        (false, bias) => {
+            cross_entropy(reference::logits(hidden, weight, bias, options), targets, options.regularisation)
+        }
     }
 }
 
-/// The cross-entropy of `targets` `[tokens]` under `logits` `[tokens, vocabulary]`, with the z-loss of [`HeadOptions`]: `[1]`.
-pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], z_loss: f64) -> Tensor<1> {
-    let sum = -log_probabilities(logits.clone(), targets).sum();
+/// The cross-entropy of `targets` `[tokens]` under `logits` `[tokens, vocabulary]`: `[1]`.
+pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], regularisation: Regularisation) -> Tensor<1> {
+    let Regularisation { z_loss, label_smoothing } = regularisation;
+    let mut sum = -log_probabilities(logits.clone(), targets).sum();
+    if label_smoothing != 0.0 {
+        let of_all = reference::log_normalisers(logits.clone()).sum() - logits.clone().mean_dim(1).sum();
+        sum = sum * (1.0 - label_smoothing) + of_all * label_smoothing;
+    }
     if z_loss == 0.0 { sum } else { sum + reference::log_normalisers(logits).powi_scalar(2).sum() * z_loss }
 }
 
@@ -110,6 +126,22 @@ mod tests {
         }
     }
 
+    /// By hand: log-probabilities of logits 2, 1 and 0 are -0.407606, -1.407606 and -2.407606, their mean -1.407606.
+    #[test]
+    fn a_smoothed_target_shares_its_weight_with_all() {
+        let device = Device::flex();
+        let hidden = Tensor::<2>::from_floats([[2.0, 1.0, 0.0]], &device).autodiff().require_grad();
+        let regularisation = Regularisation { label_smoothing: 0.1, ..Regularisation::default() };
+        let options = HeadOptions { regularisation, ..HeadOptions::default() };
+        let loss = linear_cross_entropy(hidden.clone(), Tensor::eye(3, &device), None, &[0], options);
+        assert!((loss.clone().into_scalar::<f32>() - (0.9 * 0.407606 + 0.1 * 1.407606)).abs() < 1e-5);
+        let gradient = hidden.grad(&loss.backward()).unwrap().into_data().try_into_vec::<f32>().unwrap();
+        // Probabilities less targets of 0.9333, 0.0333 and 0.0333.
+        for (value, expected) in gradient.iter().zip([0.665241 - 0.933333, 0.244728 - 0.033333, 0.090031 - 0.033333]) {
+            assert!((value - expected).abs() < 1e-5, "{value} against {expected}");
+        }
+    }
+
     /// Logits 1000, 999 and -1000 by way of an identity head.
     #[test]
     fn huge_logits_stay_finite_and_the_gradient_is_probability_minus_target() {
@@ -133,8 +165,9 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
         fn agrees_with_the_reference(tokens in 1usize..60, width in 1usize..20, vocabulary in 2usize..90,
-            softcap in proptest::option::of(0.3f64..2.0), z_loss in 0.0f64..0.2) {
-            let options = HeadOptions { softcap, z_loss, ..HeadOptions::default() };
+            softcap in proptest::option::of(0.3f64..2.0), z_loss in 0.0f64..0.2, label_smoothing in 0.0f64..0.9) {
+            let regularisation = Regularisation { z_loss, label_smoothing };
+            let options = HeadOptions { softcap, regularisation, ..HeadOptions::default() };
             let targets: Vec<u32> = (0..tokens).map(|i| (i * 31 % vocabulary) as u32).collect();
             let shapes: [&[usize]; 3] = [&[tokens, width], &[vocabulary, width], &[vocabulary]];
             for shapes in [&shapes[..2], &shapes[..]] {
@@ -143,7 +176,7 @@ mod tests {
                 agree(shapes, 1e-5, |t| linear_log_probabilities(t[0].get(), t[1].get(), bias(t), &targets, options),
                     |t| log_probabilities(logits(t), &targets));
                 agree(shapes, 1e-5, |t| linear_cross_entropy(t[0].get(), t[1].get(), bias(t), &targets, options),
-                    |t| cross_entropy(logits(t), &targets, z_loss));
+                    |t| cross_entropy(logits(t), &targets, regularisation));
             }
         }
 

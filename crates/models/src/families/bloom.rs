@@ -4,7 +4,9 @@
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
 use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, write_frame};
 use crate::error::Result;
-use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
+use crate::spec::{
+    Activation, AlibiForm, AlibiSpec, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+};
 use serde_json::{Map, Value, json};
 
 /// The registration of BLOOM.
@@ -32,7 +34,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let heads = config.size("n_head", HEAD_LIMIT)?;
     let head_dim = even_head_dim(config, "n_head", width, heads)?;
     let mixer = MixerSpec::Attention(AttentionSpec {
-        alibi: Some(8.0),
+        alibi: Some(AlibiSpec { largest: 8.0, form: AlibiForm::Distance }),
         qkv_bias: true,
         output_bias: true,
         ..AttentionSpec::plain(heads, heads, head_dim)
@@ -83,7 +85,7 @@ mod tests {
     fn reads_the_fixture() {
         let spec = fixture("bloom-alibi");
         assert!(spec.tied_head && spec.embedding_norm.is_some());
-        assert_eq!(attention(&spec.blocks[0]).unwrap().alibi, Some(8.0));
+        assert_eq!(attention(&spec.blocks[0]).unwrap().alibi.map(|alibi| alibi.largest), Some(8.0));
         assert!(changed("bloom-alibi", json!({ "apply_residual_connection_post_layernorm": true })).is_err());
     }
 }

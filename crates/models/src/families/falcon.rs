@@ -1,7 +1,6 @@
 //! Falcon (arXiv 2311.16867): multi-query or grouped attention and a plain feed-forward layer side by side, rotary positions,
-//! and queries, keys and values in one tensor whose order depends on the release.
-//!
-//! Left out: `alibi`, which the first small models used with biases rounded to bf16; it is refused.
+//! and queries, keys and values in one tensor whose order depends on the release. The RW models have ALiBi instead, in a form of
+//! their own.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
 use super::{
@@ -9,7 +8,8 @@ use super::{
 };
 use crate::error::Result;
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, Residual,
+    Activation, AlibiForm, AlibiSpec, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+    Residual,
 };
 use serde_json::{Map, Value, json};
 
@@ -25,7 +25,6 @@ pub const FAMILY: Family = Family {
 };
 
 fn read(config: &Config) -> Result<ModelSpec> {
-    config.refuse("alibi")?;
     // Multi-query attention of the first releases has one key head, whatever it says.
     config.ignore(&["num_kv_heads", "multi_query"]);
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
@@ -63,8 +62,14 @@ fn read_attention(config: &Config, width: usize, context: usize, bias: bool) -> 
         let reason = format!("{kv_heads} key heads do not divide the {heads} query heads; choose a divisor");
         return Err(config.error("num_kv_heads", reason));
     }
+    let alibi = config.flag_or("alibi", false)?;
+    if alibi {
+        config.ignore(&["rope_theta", "rope_scaling", "rope_parameters"]);
+    }
+    let rotary = || rope::read(config, head_dim, context);
     Ok(AttentionSpec {
-        rotary: Some(rope::read(config, head_dim, context)?),
+        rotary: (!alibi).then(rotary).transpose()?,
+        alibi: alibi.then_some(AlibiSpec { largest: 8.0, form: AlibiForm::RoundedPosition }),
         qkv_bias: bias,
         output_bias: bias,
         ..AttentionSpec::plain(heads, kv_heads, head_dim)
@@ -88,7 +93,6 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("max_position_embeddings", json!(spec.context));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
-    set("alibi", json!(false));
     set("new_decoder_architecture", json!(new));
     if let Some((block, mlp)) = spec.blocks.first().and_then(|block| Some((block, mlp(block)?))) {
         set("ffn_hidden_size", json!(mlp.inner));
@@ -103,6 +107,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         // Only the larger models read it; the others write their query heads.
         set("num_kv_heads", json!(if new { attention.kv_heads } else { attention.heads }));
         set("multi_query", json!(attention.kv_heads == 1));
+        set("alibi", json!(attention.alibi.is_some()));
         let rotary = attention.rotary.as_ref();
         set("rope_parameters", rotary.map_or(Value::Null, |rotary| rope::write(rotary, attention.head_dim)));
     }
@@ -151,6 +156,5 @@ mod tests {
         write_config(&large).unwrap();
         let rw = json!({ "multi_query": false, "parallel_attn": false });
         write_config(&changed("falcon-mqa-parallel", rw).unwrap()).unwrap();
-        assert!(changed("falcon-mqa-parallel", json!({ "alibi": true })).is_err());
     }
 }

@@ -376,7 +376,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
-    const MODELS: [&str; 30] = [
+    const MODELS: [&str; 31] = [
         "rwkv4",
         "mamba",
         "mamba2",
@@ -396,6 +396,7 @@ mod tests {
         "phi3",
         "phi3-longrope",
         "falcon-mqa-parallel",
+        "falcon-alibi",
         "bloom-alibi",
         "mpt-alibi",
         "smollm3",
@@ -524,7 +525,7 @@ mod tests {
             "bart" | "marian-vanilla" => {
                 ["d_model", "encoder_attention_heads", "decoder_layers", "vocab_size", "decoder_ffn_dim"]
             }
-            "falcon-mqa-parallel" => {
+            "falcon-mqa-parallel" | "falcon-alibi" => {
                 ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "ffn_hidden_size"]
             }
             _ => ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size"],

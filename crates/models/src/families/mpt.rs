@@ -6,7 +6,9 @@
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
 use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, write_frame};
 use crate::error::Result;
-use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
+use crate::spec::{
+    Activation, AlibiForm, AlibiSpec, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+};
 use serde_json::{Map, Value, json};
 
 /// The registration of MPT.
@@ -56,7 +58,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     }
     let mixer = MixerSpec::Attention(AttentionSpec {
         scale: scale.unwrap_or((head_dim as f64).powf(-0.5)),
-        alibi: Some(slopes),
+        alibi: Some(AlibiSpec { largest: slopes, form: AlibiForm::Distance }),
         ..AttentionSpec::plain(heads, heads, head_dim)
     });
     let channel = ChannelSpec::Mlp(MlpSpec { inner: 4 * width, activation: Activation::Gelu, bias: false });
@@ -77,7 +79,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     if let Some(attention) = spec.blocks.first().and_then(attention) {
         let scale = (attention.scale != (attention.head_dim as f64).powf(-0.5)).then_some(attention.scale);
         set("n_heads", json!(attention.heads));
-        let slopes = attention.alibi;
+        let slopes = attention.alibi.map(|alibi| alibi.largest);
         set("attn_config", json!({ "alibi": slopes.is_some(), "alibi_bias_max": slopes, "softmax_scale": scale }));
     }
     map

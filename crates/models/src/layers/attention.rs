@@ -61,11 +61,15 @@ impl Attention {
         if let Some(rotation) = &context.rotation {
             (query, key) = (rotation.apply(query), rotation.apply(key));
         }
+        if let Some(bias) = &context.key_bias {
+            [query, key, value] = bias.extend(query, key, value);
+        }
         if let Some(cache) = cache {
             (key, value) = cache.append(key, value);
         }
         let options = Options { scale: self.spec.scale, softcap: self.spec.softcap, precision: context.precision };
         let mixed = attention(query, key, value, &context.mask, context.bias.clone(), options);
+        let mixed = if context.key_bias.is_some() { mixed.narrow(3, 0, self.spec.head_dim) } else { mixed };
         self.output.forward(mixed.reshape([batch, time, self.spec.heads * self.spec.head_dim]))
     }
 

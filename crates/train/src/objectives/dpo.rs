@@ -62,6 +62,10 @@ impl Objective for Dpo {
         "dpo"
     }
 
+    fn predicts_tokens(&self) -> bool {
+        false
+    }
+
     fn prepare(&self, model: &LanguageModel, samples: &mut [Sample]) -> Result<()> {
         let reference = model.frozen();
         for chunk in samples.chunks_mut(REFERENCE_BATCH) {

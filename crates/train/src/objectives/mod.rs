@@ -92,6 +92,11 @@ pub trait Objective {
         false
     }
 
+    /// Whether the objective is a cross-entropy of tokens, whose targets can be smoothed.
+    fn predicts_tokens(&self) -> bool {
+        true
+    }
+
     /// Makes a batch of samples; what it draws comes from `random`, so that a step can be repeated.
     ///
     /// # Errors

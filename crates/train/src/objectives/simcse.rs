@@ -55,6 +55,10 @@ impl Objective for Simcse {
         "simcse"
     }
 
+    fn predicts_tokens(&self) -> bool {
+        false
+    }
+
     fn needs_dropout(&self) -> bool {
         true
     }

@@ -55,7 +55,7 @@ pub fn per_block(spec: &ModelSpec) -> Vec<u64> {
 /// Bytes of keys and values in f32 that a token leaves behind.
 pub fn cache_per_token(spec: &ModelSpec) -> u64 {
     let numbers = |block: &BlockSpec| match &block.mixer {
-        MixerSpec::Attention(attention) => 2 * attention.kv_heads as u64 * attention.head_dim as u64,
+        MixerSpec::Attention(attention) => 2 * attention.kv_heads as u64 * attention.remembered_width() as u64,
         MixerSpec::AttentionExperts(attention) => 2 * attention.kv_heads as u64 * attention.head_dim as u64,
         MixerSpec::Recurrent(_) => 0,
     };
