@@ -5,8 +5,8 @@
 
 pub use crate::recurrent::{RecurrentSpec, RwkvChannelSpec};
 pub use crate::spec_routing::{
-    AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthPredictor, DepthRouting, ExpertsSpec, MultiHeadExpertsSpec,
-    RouterLosses, RouterSpec,
+    AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthGate, DepthPredictor, DepthRouting, ExpertsSpec,
+    MultiHeadExpertsSpec, RouterLosses, RouterSpec,
 };
 pub use espalier_kernels::activation::Activation;
 use serde::{Deserialize, Serialize};

@@ -97,6 +97,18 @@ pub struct DepthRouting {
     pub capacity: f64,
     /// What decides where later tokens are not known yet.
     pub predictor: DepthPredictor,
+    /// How a score weighs what the block adds.
+    pub gate: DepthGate,
+}
+
+/// How a router's score weighs what a routed block adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DepthGate {
+    /// By itself (the paper): a block that learns its outputs with the opposite sign serves scores below zero as well.
+    Raw,
+    /// By its logistic function, so that a token to which the block is of use can only ask for more.
+    Sigmoid,
 }
 
 /// What decides causally whether a token passes through a routed block.

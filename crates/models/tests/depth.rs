@@ -7,7 +7,7 @@ use espalier_models::{
     model::{Input, LanguageModel},
     parameter::Parameters,
     source::{Initial, ParameterSource, Seed},
-    spec::{DepthPredictor, DepthRouting, ModelSpec},
+    spec::{DepthGate, DepthPredictor, DepthRouting, ModelSpec},
     state::SequenceState,
     taps::{Flow, Site, Unobserved},
 };
@@ -16,7 +16,7 @@ const TIME: usize = 16;
 
 fn spec(capacity: f64, predictor: DepthPredictor) -> ModelSpec {
     let mut spec = ModelSpec { initializer_range: 0.4, ..ModelSpec::llama(40, 16, 3, 2, 2, 24, 32) };
-    spec.blocks[1].routing = Some(DepthRouting { capacity, predictor });
+    spec.blocks[1].routing = Some(DepthRouting { capacity, predictor, gate: DepthGate::Raw });
     spec
 }
 
@@ -80,12 +80,10 @@ fn tokens_that_do_not_pass_leave_as_they_came() {
 
 #[test]
 fn a_block_for_all_tokens_is_weighted_by_the_router_alone() {
-    let mut routed = build(spec(1.0, DepthPredictor::AuxLoss), &mut Routers(None));
-    routed.set_training(true);
-    let mut plain = spec(1.0, DepthPredictor::AuxLoss);
+    let spec = spec(1.0, DepthPredictor::AuxLoss);
+    let mut plain = spec.clone();
     plain.blocks[1].routing = None;
     let plain = build(plain, &mut Routers(None));
-    let (before, after, scores) = around(&routed);
     let mut whole = Vec::new();
     let mut observer = |site: Site, hidden: Tensor<3>| {
         if site == Site::Block(1) {
@@ -94,9 +92,17 @@ fn a_block_for_all_tokens_is_weighted_by_the_router_alone() {
         Flow::Continue(hidden)
     };
     plain.hidden_observed(&input(), None, &mut observer).unwrap();
-    // x + r f(x) with f the block without its residual: for r = 1 the plain block.
-    let expected: Vec<f32> = (0..whole.len()).map(|i| before[i] + scores[i / 16] * (whole[i] - before[i])).collect();
-    assert!(gap(&after, &expected) < 1e-4);
+    for gate in [DepthGate::Raw, DepthGate::Sigmoid] {
+        let mut spec = spec.clone();
+        spec.blocks[1].routing = spec.blocks[1].routing.map(|routing| DepthRouting { gate, ..routing });
+        let mut routed = build(spec, &mut Routers(None));
+        routed.set_training(true);
+        let (before, after, scores) = around(&routed);
+        // x + w f(x) with f the block without its residual: for w = 1 the plain block.
+        let weight = |score: f32| if gate == DepthGate::Raw { score } else { 1.0 / (1.0 + (-score).exp()) };
+        let expected = (0..whole.len()).map(|i| before[i] + weight(scores[i / 16]) * (whole[i] - before[i]));
+        assert!(gap(&after, &expected.collect::<Vec<_>>()) < 1e-4, "{gate:?}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use espalier_data::{
     },
 };
 use espalier_train::batch::{Sample, single};
+use rayon::prelude::*;
 
 use super::Voice;
 use crate::{
@@ -58,11 +59,16 @@ const DEFAULT_ITEMS: usize = 1000;
 
 fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
     let split: Split = source.split.parse()?;
-    let record = |index: u64| match source.shape {
-        WorldShape::Chat => demonstration(source, task, split, index),
-        shape => of_item(shape, task, split, index, source.seed),
+    let record = |index: usize| match source.shape {
+        WorldShape::Chat => demonstration(source, task, split, index as u64),
+        shape => of_item(shape, task, split, index as u64, source.seed),
     };
-    (0..source.limit.unwrap_or(DEFAULT_ITEMS) as u64).map(record).collect()
+    in_order((0..source.limit.unwrap_or(DEFAULT_ITEMS)).into_par_iter().map(record))
+}
+
+/// What all threads make, in order; the first error is that of the first item that has one, whichever thread meets it.
+fn in_order<T: Send>(items: impl IndexedParallelIterator<Item = Result<T>>) -> Result<Vec<T>> {
+    items.collect::<Vec<_>>().into_iter().collect()
 }
 
 /// An item of a world as a record.
@@ -110,8 +116,8 @@ pub fn encode(tokenizer: &Tokenizer, records: &[Record], length: usize, voice: &
     let encoder = Encoder::new(tokenizer.clone(), length);
     let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
     let mut kept = Vec::with_capacity(records.len());
-    for record in records {
-        match encoder.encode(record)? {
+    for encoded in in_order(records.par_iter().map(|record| Ok(encoder.encode(record)?)))? {
+        match encoded {
             Encoded::Dropped { reason } => *dropped.entry(reason).or_default() += 1,
             encoded => kept.push(encoded),
         }

@@ -157,7 +157,7 @@ mod tests {
     fn keys_of_our_own_survive() {
         let own = json!({ "norm_topk_prob": false, "num_experts_per_tok": 1, "expert_capacity_factor": 1.25,
             "expert_eval_capacity_factor": 2.0, "router_z_loss_coef": 0.001, "router_aux_loss_per_layer": true,
-            "mod_capacity": 0.25 });
+            "mod_capacity": 0.25, "mod_gate": "sigmoid" });
         let spec = changed("mixtral", own.clone()).unwrap();
         let map = write_config(&spec).unwrap();
         own.as_object().unwrap().iter().for_each(|(key, value)| assert_eq!(map.get(key), Some(value), "{key}"));
@@ -176,6 +176,7 @@ mod tests {
             ("router_jitter_noise", json!(0.1)),
             ("router_aux_loss_coef", json!(-1)),
             ("expert_capacity_factor", json!(0)),
+            ("mod_capacity", json!(1.5)),
         ] {
             let error = changed("mixtral", json!({ key: value })).unwrap_err().to_string();
             assert!(error.contains(&format!("key `{key}`")), "{error}");

@@ -5,7 +5,10 @@ use serde_json::{Map, Value, json};
 use super::config::{CONTEXT_LIMIT, Config, LAYER_LIMIT};
 use crate::{
     error::Result,
-    spec::{BalanceForm, BlockSpec, CapacitySpec, DepthPredictor, DepthRouting, MixerSpec, RouterLosses, RouterSpec},
+    spec::{
+        BalanceForm, BlockSpec, CapacitySpec, DepthGate, DepthPredictor, DepthRouting, MixerSpec, RouterLosses,
+        RouterSpec,
+    },
 };
 
 /// Most experts of a layer.
@@ -71,7 +74,7 @@ pub(super) fn write_losses(losses: &RouterLosses, key: &str, map: &mut Map<Strin
 }
 
 /// Reads which blocks tokens may skip, from our own keys, and sets it: `mod_capacity`, `mod_every` (2), `mod_first` (1) and
-/// `mod_predictor` (`mlp` or `aux_loss`). Nothing where there is no `mod_capacity`.
+/// `mod_predictor` (`mlp` or `aux_loss`) and `mod_gate` (`raw` or `sigmoid`). Nothing where there is no `mod_capacity`.
 pub(super) fn read_depths(config: &Config, blocks: &mut [BlockSpec]) -> Result<()> {
     let Some(capacity) = config.optional_positive("mod_capacity")? else { return Ok(()) };
     if capacity > 1.0 {
@@ -94,8 +97,13 @@ pub(super) fn read_depths(config: &Config, blocks: &mut [BlockSpec]) -> Result<(
             return Err(config.error("mod_predictor", format!("unknown `{name}`; known are mlp and aux_loss")));
         }
     };
+    let gate = match config.optional_text("mod_gate")? {
+        None | Some("raw") => DepthGate::Raw,
+        Some("sigmoid") => DepthGate::Sigmoid,
+        Some(name) => return Err(config.error("mod_gate", format!("unknown `{name}`; known are raw and sigmoid"))),
+    };
     for block in blocks.iter_mut().skip(first).step_by(every) {
-        block.routing = Some(DepthRouting { capacity, predictor });
+        block.routing = Some(DepthRouting { capacity, predictor, gate });
     }
     Ok(())
 }
@@ -115,4 +123,7 @@ pub(super) fn write_depths(blocks: &[BlockSpec], map: &mut Map<String, Value>) {
         DepthPredictor::AuxLoss => "aux_loss",
     };
     map.insert("mod_predictor".into(), json!(predictor));
+    if routing.gate == DepthGate::Sigmoid {
+        map.insert("mod_gate".into(), json!("sigmoid"));
+    }
 }

@@ -3,7 +3,7 @@
 //! `r_t = w^T x_t`; in training the `C = ceil(c T)` highest of every sequence pass, `x_t + r_t f(x)_t` with `f` the block
 //! without its residual; they see each other alone, at their own positions. As the highest of a sequence are known at its
 //! end only, a predictor decides elsewhere: `r` itself, which an auxiliary loss pulls above zero for chosen tokens, or a small
-//! network that nothing else feels. Recipe: `mixture-of-depths.toml`.
+//! network that nothing else feels. Our own variant weighs by `sigmoid(r_t)`. Recipe: `mixture-of-depths.toml`.
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use espalier_kernels::{
@@ -18,7 +18,7 @@ use crate::{
     auxiliary::{SideOutput, SideSpec, Sides},
     parameter::{Parameter, parameters},
     source::Initial,
-    spec::{DepthPredictor, DepthRouting, MixerSpec},
+    spec::{DepthGate, DepthPredictor, DepthRouting, MixerSpec},
     stack::Context,
     state::{BlockState, MixerState},
 };
@@ -166,7 +166,11 @@ impl Passing<'_, '_> {
             state
         });
         let added = (self.inner)(x, &context, state, self.sides).reshape([ids.len(), width]) - part;
-        let added = added * embedding(self.scores.clone(), &ids);
+        let scores = embedding(self.scores.clone(), &ids);
+        let added = match self.depth.spec.gate {
+            DepthGate::Raw => added * scores,
+            DepthGate::Sigmoid => added * activate(Activation::Sigmoid, scores),
+        };
         let indices: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
         let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [ids.len()]), &added.device().inner());
         self.rows = self.rows.clone().select_assign(0, indices, added, IndexingUpdateOp::Add);
