@@ -1,10 +1,13 @@
 //! Three products on host memory: `y = x W^T`, `dx = dy W`, `dW = dy^T x`; the bias rides along.
 
-use super::group::{Factor, Group, Rows};
+use super::{
+    bias::column_sums,
+    group::{Factor, Group, Rows},
+};
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     matmul::{How, Matrix, Precision, multiplied, sum_of_products},
-    parallel::{for_chunks, fresh},
+    parallel::for_chunks,
     transient::Remake,
 };
 use burn_flex::FlexTensor;
@@ -106,16 +109,4 @@ pub(super) fn input_shape(gradient: &FlexTensor, weight: &FlexTensor) -> Vec<usi
 pub(super) fn matrix(weight: &FlexTensor) -> Matrix<'_> {
     let shape = dimensions(weight);
     Matrix::new(slice(weight), shape[0], shape[1])
-}
-
-/// The sum of all rows.
-fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
-    /// Columns that one thread takes at a time.
-    const COLUMNS: usize = 128;
-    let [sums] = fresh([(width, COLUMNS)], |i, [sums]: [&mut [f32]; 1]| {
-        for row in values.chunks_exact(width.max(1)) {
-            sums.iter_mut().zip(&row[i * COLUMNS..]).for_each(|(sum, value)| *sum += value);
-        }
-    });
-    sums
 }

@@ -1,6 +1,7 @@
 //! The linear map `y = x W^T + b`, with its weight in the checkpoints' layout `[out, in]`.
 
 pub mod batched;
+mod bias;
 mod cpu;
 mod group;
 pub mod low_rank;
@@ -8,7 +9,7 @@ pub mod reference;
 
 use burn::tensor::Tensor;
 
-pub use self::group::Group;
+pub use self::{bias::add_bias, group::Group};
 pub use crate::matmul::Precision;
 use crate::{host, transient::Transient};
 

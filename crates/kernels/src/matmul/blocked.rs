@@ -1,7 +1,9 @@
 //! Products through packed panels (Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008).
 //!
 //! For each block of columns and of the depth, both factors are packed, then tiles are computed, grouped so that what a
-//! group reads stays in the second cache. Both steps run on all threads.
+//! group reads stays in the second cache. Both steps run on all threads, for several products at once where they are small.
+
+use std::ops::Range;
 
 use super::{
     How, Matrix, Precision, Threads, few_rows,
@@ -22,6 +24,10 @@ const PACKED: usize = 8;
 const STEPS: usize = 32;
 /// Panels of the left and the right factor in a group of tiles.
 const GROUP: [usize; 2] = [12, 8];
+/// Packed elements up to which sums are computed together: with more, tiles find them further away.
+const TOGETHER: usize = 1 << 19;
+/// Elements of a cache line, with which panels start.
+const LINE: usize = 16;
 
 /// The left factor of a product.
 #[derive(Clone, Copy)]
@@ -75,6 +81,13 @@ impl<'a> Left<'a> {
         }
     }
 
+    fn is_for(&self, precision: Precision) -> bool {
+        match self {
+            Self::Plain(_) => true,
+            Self::Packed(packed) => packed.precision == precision,
+        }
+    }
+
     pub fn rows(&self) -> usize {
         match self {
             Self::Plain(matrix) => matrix.rows,
@@ -122,71 +135,173 @@ fn blocks(kernel: &Kernel, terms: &[Term<'_>]) -> Vec<Vec<Piece>> {
     blocks
 }
 
-/// `out = sum` or `out += sum` of products of the same size.
+/// A sum of products of one size, and where it goes.
+pub(super) struct Sum<'a> {
+    /// Rows of as many elements as the right factors have columns.
+    pub out: *mut f32,
+    pub terms: &'a [Term<'a>],
+    /// Whether it is added to what is there.
+    pub add: bool,
+}
+
+/// How a sum is computed: in rounds, each of which packs a block of depth for a block of columns, and computes its tiles.
+struct Plan<'a> {
+    sum: &'a Sum<'a>,
+    kernel: &'static Kernel,
+    size: [usize; 2],
+    blocks: Vec<Vec<Piece>>,
+    /// Packed elements of the right and the left factor in any round.
+    room: [usize; 2],
+}
+
+/// The places of a piece's panels in the room of its factor; none of a left factor that is packed already.
+type Places = (Option<Range<usize>>, Range<usize>);
+
+impl<'a> Plan<'a> {
+    fn new(sum: &'a Sum<'a>, precision: Precision) -> Option<Self> {
+        let terms = sum.terms;
+        let (left, right) = terms.first()?;
+        let kernel = kernel_for(precision, right.columns);
+        let size @ [rows, columns] = [left.rows(), right.columns];
+        let blocks = blocks(kernel, terms);
+        let most = |length: &dyn Fn(&Piece) -> usize| {
+            let blocks = blocks.iter().map(|block| block.iter().map(length).sum::<usize>());
+            blocks.max().unwrap_or(0).next_multiple_of(LINE)
+        };
+        let of_right = most(&|piece| kernel.packed_len(kernel.columns, columns.min(COLUMNS), piece.steps));
+        let of_left = most(&|piece| match terms[piece.term].0 {
+            Left::Plain(_) => kernel.packed_len(kernel.rows, rows, piece.steps),
+            Left::Packed(_) => 0,
+        });
+        Some(Self { sum, kernel, size, blocks, room: [of_right, of_left] })
+    }
+
+    fn rounds(&self) -> usize {
+        self.size[1].div_ceil(COLUMNS) * self.blocks.len()
+    }
+
+    /// The pieces of a round, and its columns.
+    fn round(&self, round: usize) -> (&[Piece], Range<usize>) {
+        let first = round / self.blocks.len() * COLUMNS;
+        (&self.blocks[round % self.blocks.len()], first..(first + COLUMNS).min(self.size[1]))
+    }
+
+    /// Plans what a round packs.
+    fn pack<'b>(&self, round: usize, room: &'b mut [f32], tasks: &mut Vec<PackTask<'b>>) -> Vec<Places>
+    where
+        'a: 'b,
+    {
+        let (pieces, columns) = self.round(round);
+        let (mut free_right, mut free_left) = room.split_at_mut(self.room[0]);
+        let mut used = [0, self.room[0]];
+        let mut take = |side: usize, length: usize| {
+            used[side] += length;
+            used[side] - length..used[side]
+        };
+        let place = |piece: &Piece| {
+            let Piece { term, start, steps } = *piece;
+            let (left, right) = self.sum.terms[term];
+            let right = right.transposed().part(columns.start, columns.len(), start, steps);
+            pack_later(self.kernel, &mut free_right, self.kernel.columns, right, tasks);
+            let right = take(0, self.kernel.packed_len(self.kernel.columns, columns.len(), steps));
+            let left = left.plain().map(|left| {
+                pack_later(
+                    self.kernel,
+                    &mut free_left,
+                    self.kernel.rows,
+                    left.part(0, self.size[0], start, steps),
+                    tasks,
+                );
+                take(1, self.kernel.packed_len(self.kernel.rows, self.size[0], steps))
+            });
+            (left, right)
+        };
+        pieces.iter().map(place).collect()
+    }
+
+    /// What the tiles of a round read, once it is packed.
+    fn panels<'b>(&'b self, round: usize, room: &'b [f32], places: &[Places]) -> Vec<Segment<'b>> {
+        let panels = |(piece, (left, right)): (&Piece, &Places)| {
+            let left = match (left, &self.sum.terms[piece.term].0) {
+                (None, Left::Packed(packed)) => packed.block(self.kernel, piece.start),
+                (place, _) => &room[place.clone().unwrap_or(0..0)],
+            };
+            Segment { units: self.kernel.units(piece.steps), left, right: &room[right.clone()] }
+        };
+        self.round(round).0.iter().zip(places).map(panels).collect()
+    }
+
+    fn output(&self, round: usize) -> Output {
+        let columns = self.round(round).1;
+        Output {
+            start: self.sum.out.wrapping_add(columns.start),
+            stride: self.size[1],
+            size: [self.size[0], columns.len()],
+        }
+    }
+
+    /// Whether a round adds to what is there.
+    fn adds(&self, round: usize) -> bool {
+        self.sum.add || round % self.blocks.len() > 0
+    }
+}
+
+/// Sums of products, several at a time where they are small: then no thread waits for the last tiles of each.
 ///
 /// # Safety
-/// `out` has room for all rows and columns, initialised where `add` is set; no size is zero.
+/// Every output has room for all of its rows and columns, initialised where something is added, and none overlaps another; no
+/// size is zero.
 #[allow(unsafe_code)]
-pub(super) unsafe fn sum_of_products(out: *mut f32, terms: &[Term<'_>], add: bool, how: How) {
-    let Some((left, right)) = terms.first() else { return };
-    let kernel = kernel_for(how.precision, right.columns);
-    let (rows, columns) = (left.rows(), right.columns);
-    let blocks = blocks(kernel, terms);
-    let most = |length: &dyn Fn(&Piece) -> usize| {
-        blocks.iter().map(|block| block.iter().map(length).sum::<usize>()).max().unwrap_or(0)
-    };
-    let for_right = most(&|piece| kernel.packed_len(kernel.columns, columns.min(COLUMNS), piece.steps));
-    let for_left = most(&|piece| match terms[piece.term].0 {
-        Left::Plain(_) => kernel.packed_len(kernel.rows, rows, piece.steps),
-        Left::Packed(_) => 0,
-    });
-    scratch::parts([for_right, for_left], |[of_right, of_left]| {
-        for first in (0..columns).step_by(COLUMNS) {
-            let columns_here = COLUMNS.min(columns - first);
-            let output = Output { start: out.wrapping_add(first), stride: columns, size: [rows, columns_here] };
-            for (i, block) in blocks.iter().enumerate() {
-                let (mut free_left, mut free_right) = (&mut *of_left, &mut *of_right);
-                let (mut tasks, mut used) = (Vec::new(), [0, 0]);
-                let mut places = Vec::with_capacity(block.len());
-                for piece in block {
-                    let (left, right) = terms[piece.term];
-                    let (start, steps) = (piece.start, piece.steps);
-                    let right = right.transposed().part(first, columns_here, start, steps);
-                    let right_place = used[1]..used[1] + kernel.packed_len(kernel.columns, columns_here, steps);
-                    pack_later(kernel, &mut free_right, kernel.columns, right, &mut tasks);
-                    let left_place = left.plain().map(|left| {
-                        let left = left.part(0, rows, start, steps);
-                        pack_later(kernel, &mut free_left, kernel.rows, left, &mut tasks);
-                        used[0]..used[0] + kernel.packed_len(kernel.rows, rows, steps)
-                    });
-                    used = [left_place.as_ref().map_or(used[0], |place| place.end), right_place.end];
-                    places.push((left_place, right_place));
-                }
-                run_packs(kernel, tasks, how.threads);
-                let panels: Vec<Segment<'_>> = block
-                    .iter()
-                    .zip(places)
-                    .map(|(piece, (left, right))| {
-                        let left = match (left, terms[piece.term].0) {
-                            (None, Left::Packed(packed)) => {
-                                assert!(packed.precision == how.precision, "packed for another precision");
-                                packed.block(kernel, piece.start)
-                            }
-                            (place, _) => &of_left[place.unwrap_or(0..0)],
-                        };
-                        Segment { units: kernel.units(piece.steps), left, right: &of_right[right] }
-                    })
-                    .collect();
-                let tiles = Tiles { kernel, panels: &panels, output };
-                // SAFETY: the output has room for all rows and columns by the caller's promise.
-                unsafe { tiles.run(add || i > 0, how.threads) };
+pub(super) unsafe fn sums_of_products(sums: &[Sum<'_>], how: How) {
+    let packed = |sum: &Sum<'_>| sum.terms.iter().all(|(left, _)| left.is_for(how.precision));
+    assert!(sums.iter().all(packed), "factors packed for another precision");
+    let plans: Vec<Plan<'_>> = sums.iter().filter_map(|sum| Plan::new(sum, how.precision)).collect();
+    let mut rest = &plans[..];
+    while !rest.is_empty() {
+        let ends = rest.iter().scan(0, |room, plan| {
+            *room += plan.room.iter().sum::<usize>();
+            Some(*room)
+        });
+        let together = ends.take_while(|room| *room <= TOGETHER).count().max(1);
+        // SAFETY: by the caller's promise.
+        unsafe { run_together(&rest[..together], how.threads) };
+        rest = &rest[together..];
+    }
+}
+
+/// # Safety
+/// As for [`sums_of_products`].
+#[allow(unsafe_code)]
+unsafe fn run_together(plans: &[Plan<'_>], threads: Threads) {
+    scratch::with(plans.iter().flat_map(|plan| plan.room).sum(), |mut free| {
+        let mut rooms: Vec<&mut [f32]> = Vec::with_capacity(plans.len());
+        for plan in plans {
+            let (room, behind) = free.split_at_mut(plan.room.iter().sum());
+            rooms.push(room);
+            free = behind;
+        }
+        for round in 0..plans.iter().map(Plan::rounds).max().unwrap_or(0) {
+            let mut tasks = Vec::new();
+            let running = || plans.iter().enumerate().filter(|(_, plan)| round < plan.rounds());
+            let mut places: Vec<Vec<Places>> = Vec::with_capacity(plans.len());
+            for (plan, room) in plans.iter().zip(&mut rooms) {
+                places.push(if round < plan.rounds() { plan.pack(round, room, &mut tasks) } else { Vec::new() });
             }
+            run_packs(tasks, threads);
+            let panels: Vec<_> = running().map(|(i, plan)| plan.panels(round, rooms[i], &places[i])).collect();
+            let tiles = running().zip(&panels).map(|((_, plan), panels)| {
+                let (kernel, output, add) = (plan.kernel, plan.output(round), plan.adds(round));
+                Tiles { kernel, panels, output, add }
+            });
+            // SAFETY: the outputs have room for all rows and columns by the caller's promise.
+            unsafe { run_tiles(&tiles.collect::<Vec<_>>(), threads) };
         }
     });
 }
 
 /// Panels, or steps of them, to be packed: where, of which width, from which lanes.
 struct PackTask<'a> {
+    kernel: &'static Kernel,
     out: *mut f32,
     panel: usize,
     width: usize,
@@ -200,7 +315,7 @@ unsafe impl Send for PackTask<'_> {}
 /// Plans to pack the rows of `matrix` as lanes, in tasks of a few panels or steps, at the start of `free`, which loses that
 /// part.
 fn pack_later<'a>(
-    kernel: &Kernel,
+    kernel: &'static Kernel,
     free: &mut &'a mut [f32],
     width: usize,
     matrix: Matrix<'a>,
@@ -214,21 +329,21 @@ fn pack_later<'a>(
     if matrix.row_stride == 1 {
         tasks.extend((0..columns).step_by(STEPS).map(|first| {
             let out = start.wrapping_add(first / kernel.pair * width);
-            PackTask { out, panel, width, lanes: matrix.part(0, rows, first, STEPS.min(columns - first)) }
+            PackTask { kernel, out, panel, width, lanes: matrix.part(0, rows, first, STEPS.min(columns - first)) }
         }));
         return;
     }
     let lanes = PACKED * width;
     tasks.extend((0..rows).step_by(lanes).map(|first| {
         let out = start.wrapping_add(first * panel);
-        PackTask { out, panel, width, lanes: matrix.part(first, lanes.min(rows - first), 0, columns) }
+        PackTask { kernel, out, panel, width, lanes: matrix.part(first, lanes.min(rows - first), 0, columns) }
     }));
 }
 
 /// Packs everything.
-fn run_packs(kernel: &Kernel, tasks: Vec<PackTask<'_>>, threads: Threads) {
+fn run_packs(tasks: Vec<PackTask<'_>>, threads: Threads) {
     let run = |task: PackTask<'_>| {
-        let PackTask { out, panel, width, lanes } = task;
+        let PackTask { kernel, out, panel, width, lanes } = task;
         #[allow(unsafe_code)]
         // SAFETY: tasks are planned in memory that holds all panels, each unit of them in one task.
         unsafe {
@@ -255,30 +370,53 @@ pub(super) struct Tiles<'a> {
     /// All panels of the pieces that are summed.
     pub panels: &'a [Segment<'a>],
     pub output: Output,
+    /// Whether they are added to what is there.
+    pub add: bool,
 }
 
 #[allow(unsafe_code)]
 // SAFETY: each group of tiles writes to its own part of the output; everything else is only read.
 unsafe impl Sync for Tiles<'_> {}
 
+/// All tiles of several outputs.
+///
+/// # Safety
+/// The outputs have room for their sizes, and none overlaps another.
+#[allow(unsafe_code)]
+unsafe fn run_tiles(all: &[Tiles<'_>], threads: Threads) {
+    let mut groups = Vec::new();
+    for (i, tiles) in all.iter().enumerate() {
+        groups.extend((0..tiles.groups()).map(|group| (i, group)));
+    }
+    let run = |task: usize| {
+        let (tiles, group) = groups[task];
+        // SAFETY: by the caller's promise; every group comes once.
+        unsafe { all[tiles].run_group(group) };
+    };
+    match threads {
+        Threads::One => (0..groups.len()).for_each(run),
+        Threads::All => for_each(groups.len(), run),
+    }
+}
+
 impl Tiles<'_> {
-    /// All tiles.
+    /// Groups of tiles.
+    pub fn groups(&self) -> usize {
+        let [rows, columns] = self.panels();
+        rows.div_ceil(GROUP[0]) * columns.div_ceil(GROUP[1])
+    }
+
+    /// One group of tiles; no two have a tile in common.
     ///
     /// # Safety
     /// The output has room for its size.
     #[allow(unsafe_code)]
-    pub unsafe fn run(&self, add: bool, threads: Threads) {
+    pub unsafe fn run_group(&self, group: usize) {
         let [rows, columns] = self.panels();
-        let (down, across) = (rows.div_ceil(GROUP[0]), columns.div_ceil(GROUP[1]));
-        let group = |task: usize| {
-            let (i, j) = (task % down * GROUP[0], task / down * GROUP[1]);
-            // SAFETY: by the caller's promise; no two groups have a tile in common.
-            unsafe { self.group(i..(i + GROUP[0]).min(rows), j..(j + GROUP[1]).min(columns), add) };
-        };
-        match threads {
-            Threads::One => (0..down * across).for_each(group),
-            Threads::All => for_each(down * across, group),
-        }
+        let down = rows.div_ceil(GROUP[0]);
+        let (i, j) = (group % down * GROUP[0], group / down * GROUP[1]);
+        // SAFETY: by the caller's promise.
+        unsafe { self.group(i..(i + GROUP[0]).min(rows), j..(j + GROUP[1]).min(columns)) };
     }
 
     /// Panels of both factors.
@@ -288,7 +426,7 @@ impl Tiles<'_> {
     }
 
     #[allow(unsafe_code)]
-    unsafe fn group(&self, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, add: bool) {
+    unsafe fn group(&self, rows: Range<usize>, columns: Range<usize>) {
         let Kernel { rows: high, columns: wide, .. } = *self.kernel;
         let mut segments = self.panels.to_vec();
         for i in rows {
@@ -301,7 +439,7 @@ impl Tiles<'_> {
                 let size = [high.min(self.output.size[0] - row), wide.min(self.output.size[1] - column)];
                 let out = self.output.start.wrapping_add(row * self.output.stride + column);
                 // SAFETY: by the caller's promise, `size` rows and columns from here lie inside the output.
-                unsafe { self.kernel.tile(&segments, out, self.output.stride, size, add) };
+                unsafe { self.kernel.tile(&segments, out, self.output.stride, size, self.add) };
             }
         }
     }

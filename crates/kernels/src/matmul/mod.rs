@@ -12,6 +12,7 @@ mod tall;
 
 use std::{fmt, mem::MaybeUninit, str::FromStr};
 
+use blocked::Sum;
 pub(crate) use blocked::{Left, Packed, Term};
 pub(crate) use tall::tall_product;
 
@@ -141,7 +142,8 @@ pub(crate) fn multiplied(left: Matrix<'_>, right: Matrix<'_>, how: How) -> Vec<f
     out
 }
 
-/// Products one after another in new memory, which is not cleared first: each on all threads, or many small ones `side_by_side`.
+/// Products one after another in new memory, which is not cleared first: all threads work on them together, or, where they are
+/// many and small, `side_by_side`.
 pub(crate) fn multiplied_each(
     factors: &[(Matrix<'_>, Matrix<'_>)],
     side_by_side: bool,
@@ -164,9 +166,22 @@ pub(crate) fn multiplied_each(
             run(part.as_mut_ptr().cast(), left, right, false, how);
         }
     };
+    let all = How::all(precision);
     match side_by_side {
         true => for_items(items, |item| one(item, How::one(precision))),
-        false => items.into_iter().for_each(|item| one(item, How::all(precision))),
+        false => {
+            let is_large = |(_, left, right): &(_, Matrix<'_>, Matrix<'_>)| is_blocked(*left, *right);
+            let (mut large, small): (Vec<_>, Vec<_>) = items.into_iter().partition(is_large);
+            small.into_iter().for_each(|item| one(item, all));
+            let terms: Vec<_> = large.iter().map(|(_, left, right)| [(Left::Plain(*left), *right)]).collect();
+            let parts = large.iter_mut().map(|(part, ..)| part.as_mut_ptr().cast());
+            let sums: Vec<_> = parts.zip(&terms).map(|(out, terms)| Sum { out, terms, add: false }).collect();
+            #[allow(unsafe_code)]
+            // SAFETY: every part has room for its product, no two overlap, and without `add` nothing is read.
+            unsafe {
+                blocked::sums_of_products(&sums, all);
+            }
+        }
     }
     #[allow(unsafe_code)]
     // SAFETY: the products were written to all parts, and the parts are the whole.
@@ -174,6 +189,11 @@ pub(crate) fn multiplied_each(
         out.set_len(count);
     }
     out
+}
+
+/// Whether a product goes through packed panels.
+fn is_blocked(left: Matrix<'_>, right: Matrix<'_>) -> bool {
+    left.rows > few_rows::LIMIT && left.columns > 0 && right.columns > 0
 }
 
 /// The sum of several products of one size, in new memory. Small products ride along with large ones, which costs less
@@ -200,7 +220,7 @@ pub(crate) fn sum_of_products(terms: &[Term<'_>], how: How) -> Vec<f32> {
                     few_rows::product(out.as_mut_ptr(), left, right, i > 0, how);
                 }
             }
-            _ => blocked::sum_of_products(out.as_mut_ptr(), &terms, false, how),
+            _ => blocked::sums_of_products(&[Sum { out: out.as_mut_ptr(), terms: &terms, add: false }], how),
         }
         out.set_len(count);
     }
@@ -230,9 +250,9 @@ unsafe fn run(out: *mut f32, left: Matrix<'_>, right: Matrix<'_>, add: bool, how
     }
     // SAFETY: by the caller's promise.
     unsafe {
-        match left.rows <= few_rows::LIMIT {
-            true => few_rows::product(out, left, right, add, how),
-            false => blocked::sum_of_products(out, &[(Left::Plain(left), right)], add, how),
+        match is_blocked(left, right) {
+            true => blocked::sums_of_products(&[Sum { out, terms: &[(Left::Plain(left), right)], add }], how),
+            false => few_rows::product(out, left, right, add, how),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! tiles find them in the second cache, and sums by itself; the sums of all tasks are added up in order.
 
 use super::{
-    Matrix, Precision, Threads,
+    Matrix, Precision,
     blocked::{Output, Tiles},
     kernel::{Segment, kernel_for},
     scratch,
@@ -38,11 +38,10 @@ pub(crate) fn tall_product(left: Matrix<'_>, right: Matrix<'_>, precision: Preci
                 kernel.pack(of_right, kernel.columns, right.part(start, steps, 0, size[1]).transposed());
                 let panels = [Segment { units: kernel.units(steps), left: of_left, right: of_right }];
                 let output = Output { start: sums.as_mut_ptr(), stride: size[1], size };
+                let tiles = Tiles { kernel, panels: &panels, output, add: start > first };
                 #[allow(unsafe_code)]
                 // SAFETY: `sums` holds `size` elements.
-                unsafe {
-                    Tiles { kernel, panels: &panels, output }.run(start > first, Threads::One);
-                }
+                (0..tiles.groups()).for_each(|group| unsafe { tiles.run_group(group) });
             });
         }
     });

@@ -7,6 +7,7 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     attention::{Options, attention},
+    linear::add_bias,
     transient::Transient,
 };
 
@@ -89,6 +90,6 @@ impl AttentionExperts {
         let mixed = attention(query, key, value, &context.mask, None, options);
         let mixed = mixed.reshape([batch * time * active, heads * head_dim]);
         let y = self.output.summed(mixed, weights, &routing, heads);
-        y.reshape([batch, time, width]) + self.bias.value::<1>().unsqueeze()
+        add_bias(y.reshape([batch, time, width]), self.bias.value())
     }
 }

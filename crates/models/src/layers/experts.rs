@@ -10,6 +10,7 @@ use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{activate, gated},
     experts::{Form, Routing, expert_feed_forward},
+    linear::add_bias,
 };
 
 use super::{Builder, router::Router, stacked::Stacked};
@@ -77,7 +78,7 @@ impl Experts {
             false => expert_feed_forward(x, weights, self.up.weight(), self.down.weight(), &routing, form),
         };
         match &self.bias {
-            Some(bias) => y + bias.value::<1>().unsqueeze(),
+            Some(bias) => add_bias(y, bias.value()),
             None => y,
         }
     }

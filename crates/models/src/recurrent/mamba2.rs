@@ -6,7 +6,7 @@
 use burn::tensor::{Tensor, activation::softplus};
 use espalier_kernels::{
     activation::{Activation, gated},
-    linear::Precision,
+    linear::{Precision, add_bias},
     norm::rms_norm,
     recurrent::ssd::{Ssd, ssd},
     transient::Transient,
@@ -155,7 +155,7 @@ impl Mamba2 {
 
     /// Step sizes, from what the projection gives.
     fn steps(&self, x: Tensor<3>) -> Tensor<3> {
-        let step = softplus(x + self.step_bias.value::<1>().unsqueeze(), 1.0);
+        let step = softplus(add_bias(x, self.step_bias.value()), 1.0);
         match self.spec.greatest_step {
             Some(greatest) => step.clamp(self.spec.least_step, greatest),
             None if self.spec.least_step > 0.0 => step.clamp_min(self.spec.least_step),

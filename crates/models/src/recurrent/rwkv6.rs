@@ -9,7 +9,7 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{Activation, activate, gated},
-    linear::linear,
+    linear::{add_bias, linear},
     recurrent::wkv6::{Wkv6, wkv6},
     transient::Transient,
 };
@@ -184,7 +184,7 @@ impl Rwkv6 {
             Some(dynamic) => {
                 let pairs = Pairs::new(x, Share::Previous, &mut state);
                 let (mixes, decay) = dynamic.forward(&pairs, &self.mixes);
-                (mixes, self.decay.value::<3>() + decay)
+                (mixes, add_bias(decay, self.decay.value::<3>().reshape([width])))
             }
         };
         let (y, last) = wkv6(Wkv6 {
