@@ -265,6 +265,11 @@ pub(crate) fn fresh_with<A: Zero, B: Zero, const N: usize, const M: usize>(
     }
 }
 
+/// Elements of a task of an elementwise loop over so many: long pieces, which memory reads ahead, but enough for many threads.
+pub(crate) fn piece(count: usize) -> usize {
+    (count / 32).clamp(1 << 12, 1 << 15).next_multiple_of(64)
+}
+
 /// New memory that is all zeros.
 pub(crate) fn zeros(length: usize) -> Vec<f32> {
     let [zeros] = fresh([(length, 1 << 15)], |_, _: [&mut [f32]; 1]| ());

@@ -6,7 +6,7 @@ use super::{Activation, Precision};
 use crate::{
     bf16::{narrow, wide},
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{chunk, fresh, fresh_with},
+    parallel::{chunk, fresh, fresh_with, piece},
     simd::{erf, exp, sigmoid, tanh, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -41,10 +41,11 @@ impl Factors {
             return (factors, product);
         }
         let count = slice(&gate).len();
-        let size = (count, CHUNK);
+        let piece = piece(count);
+        let size = (count, piece);
         let ([y], halves) = fresh_with([size], [size; 2], |i, [y], [of_gate, of_up]: [&mut [u16]; 2]| {
-            narrow(of_gate, chunk(slice(&gate), CHUNK, i));
-            narrow(of_up, chunk(slice(&up), CHUNK, i));
+            narrow(of_gate, chunk(slice(&gate), piece, i));
+            narrow(of_up, chunk(slice(&up), piece, i));
             gated_halves(activation, y, of_gate, of_up);
         });
         (Self::Rounded(halves, shape.clone()), tensor(y, &shape))
@@ -60,9 +61,11 @@ impl Factors {
     /// `activation(gate) * up`.
     fn product(&self, activation: Activation) -> FlexTensor {
         let shape = self.shape();
-        let [y] = fresh([(shape.iter().product(), CHUNK)], |i, [y]| match self {
-            Self::Whole([gate, up]) => gated(activation, y, chunk(slice(gate), CHUNK, i), chunk(slice(up), CHUNK, i)),
-            Self::Rounded([gate, up], _) => gated_halves(activation, y, chunk(gate, CHUNK, i), chunk(up, CHUNK, i)),
+        let count = shape.iter().product();
+        let piece = piece(count);
+        let [y] = fresh([(count, piece)], |i, [y]| match self {
+            Self::Whole([gate, up]) => gated(activation, y, chunk(slice(gate), piece, i), chunk(slice(up), piece, i)),
+            Self::Rounded([gate, up], _) => gated_halves(activation, y, chunk(gate, piece, i), chunk(up, piece, i)),
         });
         tensor(y, &shape)
     }
@@ -70,16 +73,17 @@ impl Factors {
     /// Gradients of gate and up.
     fn gradients(&self, activation: Activation, gradient: &FlexTensor) -> [Option<FlexTensor>; 2] {
         let shape = self.shape();
-        let size = (shape.iter().product(), CHUNK);
-        let [of_gate, of_up] = fresh([size; 2], |i, [of_gate, of_up]| {
-            let gradient = chunk(slice(gradient), CHUNK, i);
+        let count = shape.iter().product();
+        let piece = piece(count);
+        let [of_gate, of_up] = fresh([(count, piece); 2], |i, [of_gate, of_up]| {
+            let gradient = chunk(slice(gradient), piece, i);
             match self {
                 Self::Whole([gate, up]) => {
-                    let (gate, up) = (chunk(slice(gate), CHUNK, i), chunk(slice(up), CHUNK, i));
+                    let (gate, up) = (chunk(slice(gate), piece, i), chunk(slice(up), piece, i));
                     gated_backward(activation, of_gate, of_up, gate, up, gradient);
                 }
                 Self::Rounded([gate, up], _) => {
-                    let (gate, up) = (chunk(gate, CHUNK, i), chunk(up, CHUNK, i));
+                    let (gate, up) = (chunk(gate, piece, i), chunk(up, piece, i));
                     gated_halves_backward(activation, of_gate, of_up, gate, up, gradient);
                 }
             }
@@ -100,20 +104,19 @@ impl Gated {
     }
 }
 
-/// Elements that one task takes.
-const CHUNK: usize = 1 << 13;
-
 impl HostOperator<1> for Plain {
     fn forward(&self, [x]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let x = contiguous(x);
-        let [y] = fresh([(slice(&x).len(), CHUNK)], |i, [y]| plain(self.0, y, chunk(slice(&x), CHUNK, i)));
+        let piece = piece(slice(&x).len());
+        let [y] = fresh([(slice(&x).len(), piece)], |i, [y]| plain(self.0, y, chunk(slice(&x), piece, i)));
         (tensor(y, &dimensions(&x)), Vec::new())
     }
 
     fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let x = contiguous(&given.inputs[0]);
-        let [of_x] = fresh([(slice(&x).len(), CHUNK)], |i, [of_x]| {
-            plain_backward(self.0, of_x, chunk(slice(&x), CHUNK, i), chunk(slice(&given.gradient), CHUNK, i));
+        let piece = piece(slice(&x).len());
+        let [of_x] = fresh([(slice(&x).len(), piece)], |i, [of_x]| {
+            plain_backward(self.0, of_x, chunk(slice(&x), piece, i), chunk(slice(&given.gradient), piece, i));
         });
         [Some(tensor(of_x, &dimensions(&x)))]
     }
