@@ -242,7 +242,7 @@ impl<'a> Plan<'a> {
 
     /// Whether a round adds to what is there.
     fn adds(&self, round: usize) -> bool {
-        self.sum.add || round % self.blocks.len() > 0
+        self.sum.add || !round.is_multiple_of(self.blocks.len())
     }
 }
 
