@@ -98,12 +98,12 @@ impl<'a> Head<'a> {
 
     /// The mean log-probability of all tokens, summed over rows.
     fn mean_log_probabilities(&self, logits: &[f32], statistics: &[(f32, f32)]) -> f64 {
-        let rows = logits.chunks_exact(self.vocabulary).zip(statistics);
-        let mean = |(logits, (largest, log_sum)): (&[f32], &(f32, f32))| {
-            let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest)).sum();
-            sum / self.vocabulary as f64 - f64::from(*log_sum)
-        };
-        rows.map(mean).sum()
+        let mut means = vec![0.0; statistics.len()];
+        for_chunks([(&mut means, 1)], |i, [mean]| {
+            let (largest, log_sum) = statistics[i];
+            mean[0] = sum_below(chunk(logits, self.vocabulary, i), largest) / self.vocabulary as f32 - log_sum;
+        });
+        means.into_iter().map(f64::from).sum()
     }
 
     fn gradients(&self, wanted: &[bool]) -> Gradients {
@@ -296,6 +296,23 @@ vectorised! {
             all[i] += exp(rest[i] - largest);
         }
         (largest, all.iter().sum::<f32>().ln())
+    }
+}
+
+vectorised! {
+    /// `sum(x - largest)`.
+    fn sum_below(x: &[f32], largest: f32) -> f32 {
+        let mut lanes = [0f32; 32];
+        let (chunks, rest) = x.as_chunks::<32>();
+        for chunk in chunks {
+            for l in 0..32 {
+                lanes[l] += chunk[l] - largest;
+            }
+        }
+        for i in 0..rest.len().min(32) {
+            lanes[i] += rest[i] - largest;
+        }
+        lanes.iter().sum()
     }
 }
 
