@@ -114,6 +114,22 @@ fn wrong_commands_exit_with_two() {
 }
 
 #[test]
+fn what_is_wrong_with_a_later_stage_is_said_before_the_first_one_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("run");
+    let recipe = fixture("../../recipes/mixture-of-depths.toml");
+    for (key, said) in [
+        ("stage.2.train.new.config.mod_gate=tanh", "key `mod_gate`: unknown `tanh`"),
+        ("stage.3.train.options.label_smoothing=2", "`label_smoothing`: 2 is outside"),
+    ] {
+        let run = espalier(&["run", &recipe, &format!("output={}", output.display()), key]);
+        assert_eq!(run.status.code(), Some(2), "{}", err(&run));
+        assert!(err(&run).contains("stage `routed") && err(&run).contains(said), "{}", err(&run));
+        assert!(!output.exists());
+    }
+}
+
+#[test]
 fn failed_work_exits_with_one() {
     let hub = espalier(&["chat", "some-org/some-model"]);
     assert_eq!(hub.status.code(), Some(1));

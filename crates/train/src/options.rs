@@ -128,7 +128,11 @@ impl TrainOptions {
         Ok(self.steps.unwrap_or_else(by_epochs))
     }
 
-    fn check(&self) -> Result<()> {
+    /// Whether every option is within its range.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self) -> Result<()> {
         let positive = |key, value: usize| match value {
             0 => Err(Error::Option { key, reason: "must be at least 1".into() }),
             _ => Ok(()),

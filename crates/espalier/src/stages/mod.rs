@@ -79,6 +79,7 @@ impl Workshop<'_> {
 /// When a stage fails; finished stages stay finished, and the same call goes on where this one stopped.
 pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
     check_names(&recipe.stage)?;
+    recipe.stage.iter().try_for_each(check_stage)?;
     fs::create_dir_all(&recipe.output).map_err(Error::file(&recipe.output))?;
     write_recipe(recipe)?;
     let mut workshop =
@@ -108,6 +109,21 @@ fn check_names(stages: &[Stage]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What can be told of a stage before any has run: nobody wants to hear of it an hour later.
+fn check_stage(stage: &Stage) -> Result<()> {
+    match (&stage.train, &stage.evaluate, &stage.upcycle) {
+        (Some(train), None, None) => {
+            let check = || {
+                train.options.check()?;
+                train.new.as_ref().map_or(Ok(()), model::check)
+            };
+            check().map_err(|error: Error| Error::usage(format!("stage `{}`: {error}", stage.name)))
+        }
+        (None, Some(_), None) | (None, None, Some(_)) => Ok(()),
+        _ => Err(Error::usage(format!("stage `{}`: give one of `train`, `evaluate` and `upcycle`", stage.name))),
+    }
 }
 
 fn write_recipe(recipe: &Recipe) -> Result<()> {

@@ -97,6 +97,23 @@ pub fn create<'a>(
 
 /// What `new.config` describes, with the tokenizer's size and special tokens where it leaves them out.
 fn configured(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
+    let special = tokenizer.special();
+    let id = |token: &Option<String>| tokenizer.id(token.as_deref()?);
+    described(new, tokenizer.vocabulary_size(), [&special.bos, &special.eos, &special.pad].map(id))
+}
+
+/// Whether `new.config` describes a model, as far as can be told before there is a tokenizer.
+///
+/// # Errors
+/// When it does not.
+pub fn check(new: &NewModel) -> Result<()> {
+    match new.config.is_empty() {
+        true => Ok(()),
+        false => described(new, new.vocabulary, [Some(0); 3]).map(drop),
+    }
+}
+
+fn described(new: &NewModel, vocabulary: usize, [bos, eos, pad]: [Option<u32>; 3]) -> Result<ModelSpec> {
     let plain = NewModel { vocabulary: new.vocabulary, config: new.config.clone(), ..NewModel::default() };
     let sized = NewModel { tokenizer: None, tokenizer_data: Vec::new(), ..new.clone() };
     if sized != plain {
@@ -104,15 +121,12 @@ fn configured(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
             "`new`: with `config`, sizes belong into it; leave `width`, `layers` and the like out",
         ));
     }
-    let special = tokenizer.special();
-    let id = |token: &Option<String>| tokenizer.id(token.as_deref()?);
-    let start = id(&special.bos).or(id(&special.pad)).or(id(&special.eos));
     let filled = [
-        ("vocab_size", Some(tokenizer.vocabulary_size() as u32)),
-        ("bos_token_id", id(&special.bos)),
-        ("eos_token_id", id(&special.eos)),
-        ("pad_token_id", id(&special.pad)),
-        ("decoder_start_token_id", start),
+        ("vocab_size", Some(vocabulary as u32)),
+        ("bos_token_id", bos),
+        ("eos_token_id", eos),
+        ("pad_token_id", pad),
+        ("decoder_start_token_id", bos.or(pad).or(eos)),
     ];
     let mut map = new.config.clone();
     for (key, value) in filled {
