@@ -14,7 +14,9 @@ use super::{
 use crate::{
     activation::cpu::{gated, gated_backward, plain, plain_backward},
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::fresh,
+    matmul::{Matrix, scratch},
+    parallel::{DisjointRows, fresh},
+    simd::{dot, vectorised},
 };
 
 /// The operator on rows, weights and the two stacked matrices.
@@ -36,79 +38,115 @@ impl FeedForward {
         Groups { routing: &self.routing, precision: self.form.precision }
     }
 
-    /// The token of each place.
-    fn gathered(&self, rows: &[f32], width: usize) -> Vec<f32> {
-        let active = self.routing.active();
-        self.groups().gathered(rows, width, |slot| slot / active)
+    /// Elements of an inner row whose hidden one has `width`.
+    fn inner_width(&self, width: usize) -> usize {
+        if self.form.gated { 2 * width } else { width }
     }
 
-    /// `activation(gate) * up` or `activation(up)` of every inner row.
-    fn activated(&self, inner: &[f32], width: usize) -> Vec<f32> {
-        let Form { activation, gated: is_gated, .. } = self.form;
-        let wide = if is_gated { 2 * width } else { width };
-        let [out] = fresh([(self.routing.order().len() * width, ROWS * width)], |i, [out]| {
-            let inner = inner[i * ROWS * wide..].chunks_exact(wide.max(1));
-            for (out, inner) in out.chunks_exact_mut(width.max(1)).zip(inner) {
-                match is_gated {
-                    true => gated(activation, out, &inner[..width], &inner[width..]),
-                    false => plain(activation, out, inner),
-                }
+    /// Writes `activation(gate) * up` or `activation(up)` of each inner row.
+    fn hidden<'a>(&self, inner: &'a [f32], width: usize) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
+        let (Form { activation, gated: is_gated, .. }, wide) = (self.form, self.inner_width(width));
+        move |place, first, out| {
+            let row = &inner[place * wide..(place + 1) * wide];
+            let columns = first..first + out.len();
+            match is_gated {
+                true => gated(activation, out, &row[columns.clone()], &row[width..][columns]),
+                false => plain(activation, out, &row[columns]),
             }
-        });
-        out
+        }
     }
 
-    /// The gradient of the inner rows from that of the hidden ones.
-    fn inner_gradient(&self, inner: &[f32], of_hidden: &[f32], width: usize) -> Vec<f32> {
-        let Form { activation, gated: is_gated, .. } = self.form;
-        let wide = if is_gated { 2 * width } else { width };
-        let [out] = fresh([(inner.len(), ROWS * wide)], |i, [out]| {
-            let given = inner[i * ROWS * wide..].chunks_exact(wide.max(1));
-            let given = given.zip(of_hidden[i * ROWS * width..].chunks_exact(width.max(1)));
-            for (out, (inner, gradient)) in out.chunks_exact_mut(wide.max(1)).zip(given) {
-                match is_gated {
-                    true => {
-                        let (of_gate, of_up) = out.split_at_mut(width);
-                        gated_backward(activation, of_gate, of_up, &inner[..width], &inner[width..], gradient);
-                    }
-                    false => plain_backward(activation, out, inner, gradient),
+    /// The gradients of every slot's weight and of the inner rows. What is in `hidden`, the gradient of the hidden rows without
+    /// their weights, gives way to the hidden rows times their weights.
+    fn inner_gradient(
+        &self,
+        inner: &[f32],
+        hidden: &mut [f32],
+        weights: &[f32],
+        width: usize,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let (Form { activation, gated: is_gated, .. }, wide) = (self.form, self.inner_width(width));
+        let (order, again) = (self.routing.order(), self.hidden(inner, width));
+        let one = |place: usize, out: &mut [f32], hidden: &mut [f32], gradient: &mut [f32]| {
+            let weight = weights[order[place] as usize];
+            scaled(gradient, hidden, weight);
+            let inner = &inner[place * wide..(place + 1) * wide];
+            match is_gated {
+                true => {
+                    let (of_gate, of_up) = out.split_at_mut(width);
+                    gated_backward(activation, of_gate, of_up, &inner[..width], &inner[width..], gradient);
                 }
+                false => plain_backward(activation, out, inner, gradient),
             }
+            again(place, 0, gradient);
+            replaced(hidden, gradient, weight)
+        };
+        let rows = DisjointRows::new(hidden, width);
+        let [by_place, of_inner] = fresh([(order.len(), ROWS), (inner.len(), ROWS * wide)], |i, [sums, out]| {
+            scratch::with(width, |gradient| {
+                for ((sum, out), place) in sums.iter_mut().zip(out.chunks_exact_mut(wide.max(1))).zip(i * ROWS..) {
+                    #[allow(unsafe_code)]
+                    // SAFETY: every place comes once.
+                    let hidden = unsafe { rows.row(place) };
+                    *sum = one(place, out, hidden, gradient);
+                }
+            });
         });
-        out
+        (self.groups().by_slot(&by_place), of_inner)
+    }
+}
+
+vectorised! {
+    /// The product of both rows; the first one becomes the second one times `factor`.
+    fn replaced(row: &mut [f32], by: &[f32], factor: f32) -> f32 {
+        let product = dot(row, by);
+        row.iter_mut().zip(by).for_each(|(value, by)| *value = factor * by);
+        product
+    }
+}
+
+vectorised! {
+    fn scaled(out: &mut [f32], values: &[f32], factor: f32) {
+        out.iter_mut().zip(values).for_each(|(out, value)| *out = factor * value);
     }
 }
 
 impl HostOperator<4> for FeedForward {
     fn forward(&self, inputs: &[FlexTensor; 4], wanted: [bool; 4]) -> (FlexTensor, Saved) {
         let [x, weights, up, down] = inputs.each_ref().map(contiguous);
-        let (width, narrow) = (dimensions(&x)[1], dimensions(&down)[2]);
-        let rows = self.gathered(slice(&x), width);
-        let inner = self.groups().products(&rows, |expert| matrix(&up, expert).transposed());
-        let hidden = self.activated(&inner, narrow);
-        let products = self.groups().products(&hidden, |expert| matrix(&down, expert).transposed());
-        let y = self.groups().combined(&products, width, Some(slice(&weights)));
+        let (groups, width, narrow) = (self.groups(), dimensions(&x)[1], dimensions(&down)[2]);
+        let rows = groups.of_tokens(slice(&x), width);
+        let inner = groups.products(groups.rows(&rows, width), |expert| matrix(&up, expert).transposed());
+        let hidden = self.hidden(&inner, narrow);
+        let products = groups.products(groups.rows(&hidden, narrow), |expert| matrix(&down, expert).transposed());
+        let y = groups.combined(&products, width, Some(slice(&weights)));
+        drop(hidden);
         let saved = if wanted.contains(&true) { vec![inner] } else { Vec::new() };
         (tensor(y, &dimensions(&x)), saved)
     }
 
     fn backward(&self, given: Given<4>, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
         let [x, weights, up, down] = given.inputs.each_ref().map(contiguous);
-        let (width, narrow) = (dimensions(&x)[1], dimensions(&down)[2]);
+        let gradient = contiguous(&given.gradient);
+        let (groups, width, narrow) = (self.groups(), dimensions(&x)[1], dimensions(&down)[2]);
         let inner = given.saved.into_iter().next().unwrap_or_default();
-        let upstream = self.gathered(slice(&given.gradient), width);
-        let mut hidden = self.activated(&inner, narrow);
-        let mut of_hidden = self.groups().products(&upstream, |expert| matrix(&down, expert));
-        let of_weights = self.groups().weigh(slice(&weights), &mut of_hidden, &mut hidden, narrow);
-        let of_down = wanted[3].then(|| tensor(self.groups().outer_products(&upstream, &hidden), &dimensions(&down)));
-        let of_inner = self.inner_gradient(&inner, &of_hidden, narrow);
+        let upstream = groups.of_tokens(slice(&gradient), width);
+        let upstream = groups.rows(&upstream, width);
+        let mut hidden = groups.products(upstream, |expert| matrix(&down, expert));
+        let (of_weights, of_inner) = self.inner_gradient(&inner, &mut hidden, slice(&weights), narrow);
+        let places = self.routing.order().len();
+        let of_down = wanted[3].then(|| {
+            let hidden = Matrix::new(&hidden, places, narrow);
+            tensor(groups.outer_products(upstream, hidden), &dimensions(&down))
+        });
+        let of_inner = Matrix::new(&of_inner, places, self.inner_width(narrow));
         let of_up = wanted[2].then(|| {
-            let rows = self.gathered(slice(&x), width);
-            tensor(self.groups().outer_products(&of_inner, &rows), &dimensions(&up))
+            let rows = groups.of_tokens(slice(&x), width);
+            tensor(groups.outer_products(of_inner, groups.rows(&rows, width)), &dimensions(&up))
         });
         let of_x = wanted[0].then(|| {
-            let rows = self.groups().products(&of_inner, |expert| matrix(&up, expert));
-            tensor(self.groups().combined(&rows, width, None), &dimensions(&x))
+            let rows = groups.products(of_inner, |expert| matrix(&up, expert));
+            tensor(groups.combined(&rows, width, None), &dimensions(&x))
         });
         [of_x, wanted[1].then(|| tensor(of_weights, &dimensions(&weights))), of_up, of_down]
     }

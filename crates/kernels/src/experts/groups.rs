@@ -7,7 +7,7 @@ use burn_flex::FlexTensor;
 use super::Routing;
 use crate::{
     host::{dimensions, slice},
-    matmul::{Matrix, Precision, multiplied_each},
+    matmul::{Matrix, Precision, Write, multiplied_each, scratch},
     parallel::{copied, for_chunks, fresh},
     simd::{dot, vectorised},
 };
@@ -24,30 +24,60 @@ pub(super) struct Groups<'a> {
     pub precision: Precision,
 }
 
-impl Groups<'_> {
-    /// `rows[group] matrix(expert)` for every group: `[places, width]` from rows of any width.
-    pub fn products<'a>(self, rows: &'a [f32], matrix: impl Fn(usize) -> Matrix<'a>) -> Vec<f32> {
-        let count = self.routing.order().len();
-        self.run(|expert, group| (part(rows, count, group), matrix(expert)))
+impl<'a> Groups<'a> {
+    /// The rows of all places, which `write` gives.
+    pub fn rows<'b>(self, write: &'b Write<'b>, width: usize) -> Matrix<'b> {
+        Matrix::made(write, self.routing.order().len(), width)
+    }
+
+    /// `rows[group] matrix(expert)` for every group: `[places, columns of the matrices]`.
+    pub fn products<'b>(self, rows: Matrix<'b>, matrix: impl Fn(usize) -> Matrix<'b>) -> Vec<f32> {
+        self.run(|expert, group| (part(rows, group), matrix(expert)))
     }
 
     /// `left[group]^T right[group]` for every expert, zero where it has no rows: `[experts, left's width, right's width]`.
-    pub fn outer_products(self, left: &[f32], right: &[f32]) -> Vec<f32> {
-        let count = self.routing.order().len();
-        self.run(|_, group| (part(left, count, group.clone()).transposed(), part(right, count, group)))
+    pub fn outer_products(self, left: Matrix<'_>, right: Matrix<'_>) -> Vec<f32> {
+        self.run(|_, group| (part(left, group.clone()).transposed(), part(right, group)))
     }
 
-    fn run<'a>(self, factors: impl Fn(usize, Range<usize>) -> (Matrix<'a>, Matrix<'a>)) -> Vec<f32> {
+    fn run<'b>(self, factors: impl Fn(usize, Range<usize>) -> (Matrix<'b>, Matrix<'b>)) -> Vec<f32> {
         let experts = self.routing.experts();
         let factors: Vec<_> = (0..experts).map(|expert| factors(expert, self.routing.group(expert))).collect();
         let busy = self.routing.load().iter().filter(|load| **load > 0).count();
         multiplied_each(&factors, self.routing.order().len() <= FEW_ROWS * busy, self.precision)
     }
 
-    /// Row `source(slot)` of `rows` for every place.
-    pub fn gathered(self, rows: &[f32], width: usize, source: impl Fn(usize) -> usize + Sync) -> Vec<f32> {
-        let order = self.routing.order();
-        copied(order.len(), width, |place| rows[source(order[place] as usize) * width..].get(..width))
+    /// Writes the row of each place's token.
+    pub fn of_tokens(self, rows: &'a [f32], width: usize) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
+        move |place, first, out| {
+            let token = self.routing.order()[place] as usize / self.routing.active();
+            out.copy_from_slice(&rows[token * width + first..][..out.len()]);
+        }
+    }
+
+    /// Writes the row of every place out of what [`Groups::scattered`] made.
+    pub fn of_slots(self, tokens: &'a [f32], width: usize, heads: usize) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
+        let (active, piece) = (self.routing.active(), width / heads);
+        move |place, first, mut out| {
+            let slot = self.routing.order()[place] as usize;
+            let mut column = first;
+            while !out.is_empty() {
+                let (head, inside) = (column / piece, column % piece);
+                let start = (slot / active * heads * active + head * active + slot % active) * piece + inside;
+                let (here, rest) = out.split_at_mut(out.len().min(piece - inside));
+                here.copy_from_slice(&tokens[start..start + here.len()]);
+                column += here.len();
+                out = rest;
+            }
+        }
+    }
+
+    /// Writes what `write` does, times the weight of the place's slot.
+    pub fn weighted(self, write: &'a Write<'a>, weights: &'a [f32]) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
+        move |place, first, out| {
+            write(place, first, out);
+            scale(out, weights[self.routing.order()[place] as usize]);
+        }
     }
 
     /// The sum of each token's rows, times their slots' weights where there are any: `[tokens, width]`.
@@ -56,8 +86,7 @@ impl Groups<'_> {
             for (offset, sum) in out.chunks_exact_mut(width.max(1)).enumerate() {
                 for (slot, place) in self.routing.places(i * ROWS + offset) {
                     let weight = weights.map_or(1.0, |weights| weights[slot]);
-                    let row = &rows[place * width..(place + 1) * width];
-                    sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
+                    add_scaled(sum, &rows[place * width..(place + 1) * width], weight);
                 }
             }
         });
@@ -75,47 +104,48 @@ impl Groups<'_> {
         })
     }
 
-    /// The row of every place out of what [`Groups::scattered`] made.
-    pub fn collected(self, tokens: &[f32], width: usize, heads: usize) -> Vec<f32> {
-        let (order, active, piece) = (self.routing.order(), self.routing.active(), width / heads);
-        copied(order.len() * heads, piece, |i| {
-            let slot = order[i / heads] as usize;
-            let head = slot / active * heads * active + i % heads * active + slot % active;
-            tokens[head * piece..].get(..piece)
-        })
+    /// The gradient of every slot's weight: the product of the place's row in `a` and of the row that `write` writes. `a` is
+    /// multiplied by the weights on the way.
+    pub fn weigh(self, weights: &[f32], a: &mut [f32], write: &Write<'_>) -> Vec<f32> {
+        let order = self.routing.order();
+        let width = a.len() / order.len().max(1);
+        let mut by_place = vec![0.0; order.len()];
+        for_chunks([(&mut by_place, ROWS), (a, ROWS * width)], |i, [sums, a]| {
+            scratch::with(width, |b| {
+                let rows = a.chunks_exact_mut(width.max(1));
+                for ((sum, a), place) in sums.iter_mut().zip(rows).zip(i * ROWS..) {
+                    write(place, 0, b);
+                    *sum = dot(a, b);
+                    scale(a, weights[order[place] as usize]);
+                }
+            });
+        });
+        self.by_slot(&by_place)
     }
 
-    /// The gradient of every slot's weight, the product of the place's row in both buffers, which are multiplied by the weights on
-    /// the way.
-    pub fn weigh(self, weights: &[f32], a: &mut [f32], b: &mut [f32], width: usize) -> Vec<f32> {
-        let order = self.routing.order();
-        let mut by_place = vec![0.0; order.len()];
-        for_chunks([(&mut by_place, ROWS), (a, ROWS * width), (b, ROWS * width)], |i, [sums, a, b]| {
-            let rows = a.chunks_exact_mut(width.max(1)).zip(b.chunks_exact_mut(width.max(1)));
-            for ((sum, slot), (a, b)) in sums.iter_mut().zip(&order[i * ROWS..]).zip(rows) {
-                *sum = weigh_row(a, b, weights[*slot as usize]);
-            }
-        });
+    /// A number of every place as one of every slot, zero where it was dropped.
+    pub fn by_slot(self, by_place: &[f32]) -> Vec<f32> {
         let mut by_slot = vec![0.0; self.routing.chosen().len()];
-        order.iter().zip(by_place).for_each(|(slot, sum)| by_slot[*slot as usize] = sum);
+        self.routing.order().iter().zip(by_place).for_each(|(slot, value)| by_slot[*slot as usize] = *value);
         by_slot
     }
 }
 
 vectorised! {
-    /// The product of both rows, which are then multiplied by `weight`.
-    fn weigh_row(a: &mut [f32], b: &mut [f32], weight: f32) -> f32 {
-        let product = dot(a, b);
-        a.iter_mut().for_each(|a| *a *= weight);
-        b.iter_mut().for_each(|b| *b *= weight);
-        product
+    fn scale(values: &mut [f32], factor: f32) {
+        values.iter_mut().for_each(|value| *value *= factor);
     }
 }
 
-/// Some of `count` rows.
-fn part(rows: &[f32], count: usize, group: Range<usize>) -> Matrix<'_> {
-    let width = rows.len() / count.max(1);
-    Matrix::new(&rows[group.start * width..group.end * width], group.len(), width)
+vectorised! {
+    fn add_scaled(sums: &mut [f32], values: &[f32], factor: f32) {
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * value);
+    }
+}
+
+/// Some rows.
+fn part(rows: Matrix<'_>, group: Range<usize>) -> Matrix<'_> {
+    rows.part(group.start, group.len(), 0, rows.columns())
 }
 
 /// The matrix of an expert in `[experts, out, in]`.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    matmul::Precision,
+    matmul::{Precision, Write},
 };
 
 /// What both operators share: how rows are multiplied, and how slots lie.
@@ -32,12 +32,12 @@ impl Linear {
         dimensions(x)[0] != self.routing.chosen().len()
     }
 
-    /// The row of `x` that each place reads.
-    fn read(&self, x: &FlexTensor) -> Vec<f32> {
-        let (width, active) = (dimensions(x)[1], self.routing.active());
+    /// Writes the row of `x` that each place reads.
+    fn read<'a>(&'a self, x: &'a FlexTensor) -> Box<Write<'a>> {
+        let width = dimensions(x)[1];
         match self.by_token(x) {
-            true => self.groups().gathered(slice(x), width, |slot| slot / active),
-            false => self.groups().collected(slice(x), width, self.heads[0]),
+            true => Box::new(self.groups().of_tokens(slice(x), width)),
+            false => Box::new(self.groups().of_slots(slice(x), width, self.heads[0])),
         }
     }
 
@@ -52,12 +52,20 @@ impl Linear {
     }
 }
 
+/// Experts, outputs and inputs.
+fn sizes(weight: &FlexTensor) -> [usize; 3] {
+    let shape = dimensions(weight);
+    [shape[0], shape[1], shape[2]]
+}
+
 /// The operator on rows and the stacked weight.
 impl HostOperator<2> for Linear {
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let [x, weight] = inputs.each_ref().map(contiguous);
-        let outputs = dimensions(&weight)[1];
-        let products = self.groups().products(&self.read(&x), |expert| matrix(&weight, expert).transposed());
+        let [_, outputs, width] = sizes(&weight);
+        let rows = self.read(&x);
+        let rows = self.groups().rows(&rows, width);
+        let products = self.groups().products(rows, |expert| matrix(&weight, expert).transposed());
         let y = self.groups().scattered(&products, outputs, self.heads[1]);
         (tensor(y, &[self.routing.chosen().len(), outputs]), Vec::new())
     }
@@ -65,11 +73,15 @@ impl HostOperator<2> for Linear {
     fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [x, weight] = given.inputs.each_ref().map(contiguous);
         let gradient = contiguous(&given.gradient);
-        let upstream = self.groups().collected(slice(&gradient), dimensions(&weight)[1], self.heads[1]);
-        let of_weight =
-            wanted[1].then(|| tensor(self.groups().outer_products(&upstream, &self.read(&x)), &dimensions(&weight)));
+        let (groups, [_, outputs, width]) = (self.groups(), sizes(&weight));
+        let upstream = groups.of_slots(slice(&gradient), outputs, self.heads[1]);
+        let upstream = groups.rows(&upstream, outputs);
+        let of_weight = wanted[1].then(|| {
+            let rows = self.read(&x);
+            tensor(groups.outer_products(upstream, groups.rows(&rows, width)), &dimensions(&weight))
+        });
         let of_x = wanted[0].then(|| {
-            let rows = self.groups().products(&upstream, |expert| matrix(&weight, expert));
+            let rows = groups.products(upstream, |expert| matrix(&weight, expert));
             self.returned(&rows, &x)
         });
         [of_x, of_weight]
@@ -83,8 +95,9 @@ pub(super) struct Sum(pub Linear);
 impl HostOperator<3> for Sum {
     fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         let [x, weight, weights] = inputs.each_ref().map(contiguous);
-        let (groups, outputs) = (self.0.groups(), dimensions(&weight)[1]);
-        let products = groups.products(&self.0.read(&x), |expert| matrix(&weight, expert).transposed());
+        let (groups, [_, outputs, width]) = (self.0.groups(), sizes(&weight));
+        let rows = self.0.read(&x);
+        let products = groups.products(groups.rows(&rows, width), |expert| matrix(&weight, expert).transposed());
         let y = groups.combined(&products, outputs, Some(slice(&weights)));
         (tensor(y, &[self.0.routing.tokens(), outputs]), Vec::new())
     }
@@ -93,12 +106,16 @@ impl HostOperator<3> for Sum {
     fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [x, weight, weights] = given.inputs.each_ref().map(contiguous);
         let gradient = contiguous(&given.gradient);
-        let (groups, active) = (self.0.groups(), self.0.routing.active());
-        let upstream = groups.gathered(slice(&gradient), dimensions(&weight)[1], |slot| slot / active);
-        let mut of_rows = groups.products(&upstream, |expert| matrix(&weight, expert));
-        let mut rows = self.0.read(&x);
-        let of_weights = groups.weigh(slice(&weights), &mut of_rows, &mut rows, dimensions(&weight)[2]);
-        let of_weight = wanted[1].then(|| tensor(groups.outer_products(&upstream, &rows), &dimensions(&weight)));
+        let (groups, [_, outputs, width]) = (self.0.groups(), sizes(&weight));
+        let upstream = groups.of_tokens(slice(&gradient), outputs);
+        let upstream = groups.rows(&upstream, outputs);
+        let mut of_rows = groups.products(upstream, |expert| matrix(&weight, expert));
+        let rows = self.0.read(&x);
+        let of_weights = groups.weigh(slice(&weights), &mut of_rows, &rows);
+        let of_weight = wanted[1].then(|| {
+            let rows = groups.weighted(&rows, slice(&weights));
+            tensor(groups.outer_products(upstream, groups.rows(&rows, width)), &dimensions(&weight))
+        });
         let of_x = wanted[0].then(|| self.0.returned(&of_rows, &x));
         [of_x, of_weight, wanted[2].then(|| tensor(of_weights, &dimensions(&weights)))]
     }

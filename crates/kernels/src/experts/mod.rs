@@ -8,6 +8,8 @@ mod groups;
 mod linear;
 pub mod reference;
 mod routing;
+#[cfg(test)]
+mod speed;
 
 use std::sync::Arc;
 

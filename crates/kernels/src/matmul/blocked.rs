@@ -444,12 +444,3 @@ impl Tiles<'_> {
         }
     }
 }
-
-impl<'a> Matrix<'a> {
-    /// Some rows from `row` and some columns from `column`.
-    pub(crate) fn part(self, row: usize, rows: usize, column: usize, columns: usize) -> Self {
-        assert!(row + rows <= self.rows && column + columns <= self.columns, "part of a matrix");
-        let start = row * self.row_stride + column * self.column_stride;
-        Self { values: &self.values[start.min(self.values.len())..], rows, columns, ..self }
-    }
-}

@@ -41,22 +41,42 @@ impl Output {
 /// As there; no size is zero.
 #[allow(unsafe_code)]
 pub(super) unsafe fn product(out: *mut f32, left: Matrix<'_>, right: Matrix<'_>, add: bool, how: How) {
+    let output = Output { start: out, stride: right.columns };
+    left.in_memory(|left, left_values| {
+        right.in_memory(|right, right_values| {
+            // SAFETY: by the caller's promise.
+            unsafe { product_in_memory(output, (left, left_values), (right, right_values), add, how) };
+        });
+    });
+}
+
+/// See [`product`]; each matrix with its values.
+///
+/// # Safety
+/// As there.
+#[allow(unsafe_code)]
+unsafe fn product_in_memory(
+    output: Output,
+    (left, left_values): (Matrix<'_>, &[f32]),
+    (right, right_values): (Matrix<'_>, &[f32]),
+    add: bool,
+    how: How,
+) {
     let (rows, columns, depth) = (left.rows, right.columns, left.columns);
     if !add {
         // SAFETY: `out` has room for this many elements, and zero is a valid one.
-        unsafe { out.write_bytes(0, rows * columns) };
+        unsafe { output.start.write_bytes(0, rows * columns) };
     }
-    let at = |i: usize, k: usize| left.values[i * left.row_stride + k * left.column_stride];
+    let at = |i: usize, k: usize| left_values[i * left.row_stride + k * left.column_stride];
     let gathered: Vec<f32> = (0..rows).flat_map(|i| (0..depth).map(move |k| at(i, k))).collect();
-    let output = Output { start: out, stride: columns };
     let task = |first: usize| {
         let part = first..(first + COLUMNS).min(columns);
         for (row, left) in gathered.chunks_exact(depth).enumerate() {
             // SAFETY: rows and columns lie inside the output, and each task has its own columns.
             let out = unsafe { output.row(row, part.clone()) };
             match right.row_stride == 1 && right.column_stride >= depth {
-                true => dots(out, left, &right.values[part.start * right.column_stride..], right.column_stride),
-                false => scaled_rows(out, left, &right, part.start),
+                true => dots(out, left, &right_values[part.start * right.column_stride..], right.column_stride),
+                false => scaled_rows(out, left, right_values, [right.row_stride, right.column_stride], part.start),
             }
         }
     };
@@ -77,15 +97,16 @@ vectorised! {
 
 vectorised! {
     /// Adds `left[k]` times row `k` of the right factor, from its column `first`.
-    fn scaled_rows(out: &mut [f32], left: &[f32], right: &Matrix<'_>, first: usize) {
+    fn scaled_rows(out: &mut [f32], left: &[f32], right: &[f32], strides: [usize; 2], first: usize) {
+        let [row, column] = strides;
         for (k, factor) in left.iter().enumerate() {
-            let start = k * right.row_stride + first * right.column_stride;
-            if right.column_stride == 1 {
-                for (out, value) in out.iter_mut().zip(&right.values[start..]) {
+            let right = &right[k * row + first * column..];
+            if column == 1 {
+                for (out, value) in out.iter_mut().zip(right) {
                     *out += factor * value;
                 }
             } else {
-                for (out, value) in out.iter_mut().zip(right.values[start..].iter().step_by(right.column_stride)) {
+                for (out, value) in out.iter_mut().zip(right.iter().step_by(column)) {
                     *out += factor * value;
                 }
             }

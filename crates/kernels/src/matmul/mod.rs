@@ -53,12 +53,25 @@ impl FromStr for Precision {
     }
 }
 
-/// A matrix over a slice, its elements adjacent along rows or along columns.
-#[derive(Debug, Clone, Copy)]
+/// Writes some elements of a row, from a column on: `(row, first column, elements)`.
+pub(crate) type Write<'a> = dyn Fn(usize, usize, &mut [f32]) + Sync + 'a;
+
+/// Where the elements of a matrix are.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// In memory.
+    Values(&'a [f32]),
+    /// Nowhere yet: a function writes them while the product packs them, counting from the given row and column.
+    Made(&'a Write<'a>, [usize; 2]),
+}
+
+/// A matrix, its elements adjacent along rows or along columns.
+#[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
-    values: &'a [f32],
+    source: Source<'a>,
     rows: usize,
     columns: usize,
+    /// Distances between rows and between columns, one of which is 1; the other one is 0 where the elements are made.
     row_stride: usize,
     column_stride: usize,
 }
@@ -71,10 +84,24 @@ impl<'a> Matrix<'a> {
 
     /// Rows of `columns` elements, `row_stride` apart.
     pub fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
-        let matrix = Self { values, rows, columns, row_stride, column_stride: 1 };
-        let last = matrix.rows.saturating_sub(1) * row_stride + columns;
+        let last = rows.saturating_sub(1) * row_stride + columns;
         assert!(rows == 0 || last <= values.len(), "a {rows} x {columns} matrix over {} elements", values.len());
-        matrix
+        Self { source: Source::Values(values), rows, columns, row_stride, column_stride: 1 }
+    }
+
+    /// Rows that are written when a product packs them: what several products read from memory is better kept there.
+    pub fn made(write: &'a Write<'a>, rows: usize, columns: usize) -> Self {
+        Self { source: Source::Made(write, [0, 0]), rows, columns, row_stride: 0, column_stride: 1 }
+    }
+
+    /// Elements of a row.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Whether the elements of a column are adjacent, those of a row are not.
+    fn is_transposed(&self) -> bool {
+        self.column_stride != 1
     }
 
     /// Rows and columns exchanged.
@@ -86,6 +113,38 @@ impl<'a> Matrix<'a> {
             column_stride: self.row_stride,
             ..self
         }
+    }
+
+    /// Some rows from `row` and some columns from `column`.
+    pub fn part(self, row: usize, rows: usize, column: usize, columns: usize) -> Self {
+        assert!(row + rows <= self.rows && column + columns <= self.columns, "part of a matrix");
+        let source = match self.source {
+            Source::Values(values) => {
+                let start = row * self.row_stride + column * self.column_stride;
+                Source::Values(&values[start.min(values.len())..])
+            }
+            Source::Made(write, [first, second]) if self.is_transposed() => {
+                Source::Made(write, [first + column, second + row])
+            }
+            Source::Made(write, [first, second]) => Source::Made(write, [first + row, second + column]),
+        };
+        Self { source, rows, columns, ..self }
+    }
+
+    /// Calls `work` with the same matrix in memory.
+    fn in_memory<T>(self, work: impl FnOnce(Matrix<'_>, &[f32]) -> T) -> T {
+        let (write, [row, column]) = match self.source {
+            Source::Values(values) => return work(self, values),
+            Source::Made(write, start) => (write, start),
+        };
+        let is_transposed = self.is_transposed();
+        let [rows, columns] = if is_transposed { [self.columns, self.rows] } else { [self.rows, self.columns] };
+        scratch::with(rows * columns, |values| {
+            let parts = values.chunks_exact_mut(columns.max(1));
+            parts.enumerate().for_each(|(i, part)| write(row + i, column, part));
+            let matrix = Matrix::new(values, rows, columns);
+            work(if is_transposed { matrix.transposed() } else { matrix }, values)
+        })
     }
 }
 
@@ -306,7 +365,8 @@ mod tests {
         let before = out.clone();
         product(&mut out, left, right, add, how);
         let factor = |m: &Matrix<'_>, i: usize, j: usize| {
-            let value = m.values[i * m.row_stride + j * m.column_stride];
+            let Source::Values(values) = m.source else { unreachable!("the matrices are in memory") };
+            let value = values[i * m.row_stride + j * m.column_stride];
             f64::from(if how.precision == Precision::Bf16 && rows > few_rows::LIMIT { rounded(value) } else { value })
         };
         for i in 0..rows {

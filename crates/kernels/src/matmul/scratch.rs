@@ -1,6 +1,6 @@
 //! Working memory that a thread keeps between products.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
 /// A cache line: vectors that start with one are aligned for every instruction set.
 #[derive(Clone, Copy)]
@@ -8,12 +8,13 @@ use std::cell::Cell;
 struct Line([f32; 16]);
 
 thread_local! {
-    static KEPT: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// Memory that is not in use, the last one of the innermost call first.
+    static KEPT: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `work` with `count` numbers of any value. Nested calls get memory of their own.
 pub(crate) fn with<T>(count: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
-    let mut lines = KEPT.take();
+    let mut lines = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
     let wanted = count.div_ceil(16);
     if lines.len() < wanted {
         lines.resize(wanted, Line([0.0; 16]));
@@ -22,7 +23,7 @@ pub(crate) fn with<T>(count: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
     // SAFETY: lines are arrays of f32 without padding, one after another.
     let numbers = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), lines.len() * 16) };
     let result = work(&mut numbers[..count]);
-    KEPT.set(lines);
+    KEPT.with_borrow_mut(|kept| kept.push(lines));
     result
 }
 

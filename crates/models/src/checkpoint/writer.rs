@@ -197,19 +197,22 @@ fn header(tensors: &[TensorPlan]) -> Result<Vec<u8>> {
     Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
 }
 
+/// Replaces what `bytes` holds by those of all numbers: whole numbers at a time, which are many times faster than single bytes.
+fn fill<const N: usize>(bytes: &mut Vec<u8>, numbers: impl ExactSizeIterator<Item = [u8; N]>) {
+    bytes.resize(N * numbers.len(), 0);
+    bytes.as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(place, number)| *place = number);
+}
+
 /// Writes `values` in pieces, so that the converted copy stays small.
 fn write_numbers(file: &mut PartialFile, dtype: Dtype, values: &[f32]) -> Result<()> {
     const PIECE: usize = 1 << 16;
     let mut bytes = Vec::with_capacity(4 * PIECE.min(values.len()));
     for piece in values.chunks(PIECE) {
-        bytes.clear();
         match dtype {
-            Dtype::F16 => bytes.extend(Vec::<f16>::from_f32_slice(piece).iter().flat_map(|value| value.to_le_bytes())),
-            Dtype::BF16 => {
-                bytes.extend(Vec::<bf16>::from_f32_slice(piece).iter().flat_map(|value| value.to_le_bytes()))
-            }
-            Dtype::I64 => bytes.extend(piece.iter().flat_map(|value| (*value as i64).to_le_bytes())),
-            _ => bytes.extend(piece.iter().flat_map(|value| value.to_le_bytes())),
+            Dtype::F16 => fill(&mut bytes, Vec::<f16>::from_f32_slice(piece).iter().map(|value| value.to_le_bytes())),
+            Dtype::BF16 => fill(&mut bytes, Vec::<bf16>::from_f32_slice(piece).iter().map(|value| value.to_le_bytes())),
+            Dtype::I64 => fill(&mut bytes, piece.iter().map(|value| (*value as i64).to_le_bytes())),
+            _ => fill(&mut bytes, piece.iter().map(|value| value.to_le_bytes())),
         }
         file.write(&bytes)?;
     }

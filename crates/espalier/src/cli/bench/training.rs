@@ -89,8 +89,8 @@ pub fn train(args: &TrainArgs, context: &Context) -> Result<()> {
     let mut loaded = load(&args.model, args.length, context)?;
     loaded.model.set_trainable(|_| true);
     let work = Work::new(loaded.model.spec(), args.length, 3.0, 7.0);
-    let seconds = measure_rows(loaded.model, args)?;
-    show("train_step", args, vec![], seconds, work, context)
+    let steps = measure_rows(loaded.model, args, context)?;
+    show("train_step", args, vec![], &steps, work, context)
 }
 
 /// A LoRA step on every linear layer but the head.
@@ -104,8 +104,8 @@ pub fn lora(args: &LoraArgs, context: &Context) -> Result<()> {
     options.attach(&mut loaded.model, family, 0)?;
     // No gradients of the frozen weights; the adapters' own products are not counted.
     let work = Work::new(loaded.model.spec(), args.step.length, 2.0, 7.0);
-    let seconds = measure_rows(loaded.model, &args.step)?;
-    show("lora_step", &args.step, vec![("rank", args.rank.into())], seconds, work, context)
+    let steps = measure_rows(loaded.model, &args.step, context)?;
+    show("lora_step", &args.step, vec![("rank", args.rank.into())], &steps, work, context)
 }
 
 /// A DPO step. The trainer computes the reference's forward once for all; here it is counted in every step, as in tools
@@ -136,21 +136,22 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
             reference.push(started.elapsed().as_secs_f64());
         }
     }
-    let step = measure(
-        loaded.model,
-        objective.as_ref(),
-        samples,
-        [args.pairs, args.length, args.runs],
-        (args.precision, args.gradient_checkpointing),
-    )?;
-    let seconds: Vec<f64> = step.iter().map(|seconds| seconds + median(&reference)).collect();
+    let size = Size {
+        batch: args.pairs,
+        length: args.length,
+        runs: args.runs,
+        precision: args.precision,
+        gradient_checkpointing: args.gradient_checkpointing,
+    };
+    let mut steps = measure(loaded.model, objective.as_ref(), samples, &size, context)?;
+    steps.iter_mut().for_each(|step| step.seconds += median(&reference));
     let sizes = vec![
         ("pairs", args.pairs.into()),
         ("length", args.length.into()),
         ("precision", args.precision.to_string().into()),
         ("gradient_checkpointing", args.gradient_checkpointing.into()),
     ];
-    let measured = measured(2 * args.pairs * args.length, &seconds, work, args.precision, context);
+    let measured = measured(2 * args.pairs * args.length, &steps, work);
     Figures { job: "dpo_step", model: Some(&args.model), sizes, measured }.show(context)
 }
 
@@ -165,7 +166,7 @@ fn load(path: &Path, length: usize, context: &Context) -> Result<LoadedModel> {
 }
 
 /// Decoders predict the next token, encoders masked ones, and of an encoder-decoder's row the first half is the source.
-fn measure_rows(model: LanguageModel, args: &TrainArgs) -> Result<Vec<f64>> {
+fn measure_rows(model: LanguageModel, args: &TrainArgs, context: &Context) -> Result<Vec<Step>> {
     let spec = model.spec();
     let rows = random_tokens(spec.vocabulary, args.batch, args.length);
     let source = if spec.encoder.is_some() { args.length / 2 } else { 0 };
@@ -182,26 +183,43 @@ fn measure_rows(model: LanguageModel, args: &TrainArgs) -> Result<Vec<f64>> {
     let decoder_start = spec.encoder.as_ref().map(|encoder| encoder.decoder_start);
     let symbols = Symbols { mask: Some(0), vocabulary: spec.vocabulary, decoder_start, ..Symbols::default() };
     let objective = options.build(&symbols)?;
-    measure(
-        model,
-        objective.as_ref(),
-        samples,
-        [args.batch, args.length, args.runs],
-        (args.precision, args.gradient_checkpointing),
-    )
+    let TrainArgs { batch, length, runs, precision, gradient_checkpointing, .. } = *args;
+    let size = Size { batch, length, runs, precision, gradient_checkpointing };
+    measure(model, objective.as_ref(), samples, &size, context)
 }
 
 /// Share of an encoder's tokens that are masked and pass the head.
 const MASKED: f64 = 0.15;
 
-/// Seconds of each counted step.
+/// How much is measured, and how it is computed.
+struct Size {
+    /// Rows, or pairs.
+    batch: usize,
+    length: usize,
+    runs: usize,
+    precision: Precision,
+    gradient_checkpointing: bool,
+}
+
+/// A counted step.
+struct Step {
+    seconds: f64,
+    /// What a large product reached right after it, in GFLOP/s: a machine that is shared changes its speed within minutes.
+    peak: f64,
+}
+
+/// Products of which the middle one is the peak beside a step.
+const PRODUCTS: usize = 3;
+
+/// Every counted step.
 fn measure(
     model: LanguageModel,
     objective: &dyn Objective,
     samples: Vec<Sample>,
-    [batch, length, runs]: [usize; 3],
-    (precision, gradient_checkpointing): (Precision, bool),
-) -> Result<Vec<f64>> {
+    size: &Size,
+    context: &Context,
+) -> Result<Vec<Step>> {
+    let Size { batch, length, runs, precision, gradient_checkpointing } = *size;
     if batch == 0 || length < 2 || runs == 0 {
         return Err(Error::Usage("expected at least 1 row or pair, 2 tokens and 1 run".into()));
     }
@@ -225,16 +243,19 @@ fn measure(
         folder: folder.clone(),
         fingerprint: "bench".into(),
     };
-    let mut ends = Vec::with_capacity(WARM_UP + runs);
+    let mut steps = Vec::with_capacity(WARM_UP + runs);
+    let mut started = Instant::now();
     let outcome = trainer::train(run, &mut |event| {
         if let Event::Step { .. } = event {
-            ends.push(Instant::now());
+            let seconds = started.elapsed().as_secs_f64();
+            steps.push(Step { seconds, peak: super::operators::peak(&context.device, PRODUCTS, precision) });
+            started = Instant::now();
         }
     });
     // What the trainer left behind is of no use; failing to remove it does no harm.
     let _ = std::fs::remove_dir_all(&folder);
     outcome?;
-    Ok(ends.windows(2).skip(WARM_UP - 1).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect())
+    Ok(steps.split_off(WARM_UP.min(steps.len())))
 }
 
 /// The floating-point operations of a step, by the token.
@@ -286,7 +307,7 @@ fn show(
     job: &str,
     args: &TrainArgs,
     more: Vec<(&'static str, serde_json::Value)>,
-    seconds: Vec<f64>,
+    steps: &[Step],
     work: Work,
     context: &Context,
 ) -> Result<()> {
@@ -297,30 +318,26 @@ fn show(
         ("gradient_checkpointing", args.gradient_checkpointing.into()),
     ];
     sizes.extend(more);
-    let measured = measured(args.batch * args.length, &seconds, work, args.precision, context);
+    let measured = measured(args.batch * args.length, steps, work);
     Figures { job, model: Some(&args.model), sizes, measured }.show(context)
 }
 
-/// Speed, time, operations and their share of what a large product reaches.
-fn measured(
-    tokens: usize,
-    seconds: &[f64],
-    work: Work,
-    precision: Precision,
-    context: &Context,
-) -> Vec<(&'static str, &'static str, f64)> {
-    let middle = median(seconds);
+/// Speed, time, operations and their share of what a large product reached beside each step.
+fn measured(tokens: usize, steps: &[Step], work: Work) -> Vec<(&'static str, &'static str, f64)> {
+    let seconds: Vec<f64> = steps.iter().map(|step| step.seconds).collect();
+    let middle = median(&seconds);
     let least = seconds.iter().copied().fold(f64::INFINITY, f64::min);
     let most = seconds.iter().copied().fold(0.0, f64::max);
-    let speed = work.per_token * tokens as f64 / middle * 1e-9;
-    let peak = super::operators::peak(&context.device, 9, precision);
+    let operations = work.per_token * tokens as f64 * 1e-9;
+    let peaks: Vec<f64> = steps.iter().map(|step| step.peak).collect();
+    let shares: Vec<f64> = steps.iter().map(|step| operations / step.seconds / step.peak).collect();
     vec![
         ("tokens_per_second", "", tokens as f64 / middle),
         ("seconds", "s", middle),
         ("seconds_min", "s", least),
         ("seconds_max", "s", most),
-        ("gflops", "GFLOP/s", speed),
-        ("peak_gflops", "GFLOP/s", peak),
-        ("share_of_peak", "", speed / peak),
+        ("gflops", "GFLOP/s", operations / middle),
+        ("peak_gflops", "GFLOP/s", median(&peaks)),
+        ("share_of_peak", "", median(&shares)),
     ]
 }

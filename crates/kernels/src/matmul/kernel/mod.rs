@@ -11,7 +11,7 @@ mod avx2;
 mod avx512;
 mod portable;
 
-use super::{Matrix, Precision};
+use super::{Matrix, Precision, Source};
 use crate::simd::{Level, level};
 
 /// The lanes that a pack reads: a pointer to the first, and the distances in elements between lanes and between steps; and
@@ -138,11 +138,16 @@ impl Kernel {
         if matrix.rows * matrix.columns == 0 {
             return;
         }
+        let Source::Values(values) = matrix.source else {
+            // SAFETY: by the caller's promise.
+            unsafe { self.make_steps(out, width, matrix, panel) };
+            return;
+        };
         assert!(matrix.row_stride == 1 || matrix.column_stride == 1, "neither rows nor columns are adjacent");
         let last = (matrix.rows - 1) * matrix.row_stride + (matrix.columns - 1) * matrix.column_stride;
-        assert!(last < matrix.values.len(), "the matrix lies inside its values");
+        assert!(last < values.len(), "the matrix lies inside its values");
         let lanes = Lanes {
-            start: matrix.values.as_ptr(),
+            start: values.as_ptr(),
             count: matrix.rows,
             across: matrix.row_stride,
             depth: matrix.columns,
@@ -153,6 +158,29 @@ impl Kernel {
         // loops that the processor has.
         unsafe {
             (self.pack)(out, width, lanes);
+        }
+    }
+
+    /// As [`Kernel::pack_steps`] for a matrix that is not in memory, in pieces that stay in the first cache.
+    ///
+    /// # Safety
+    /// As there.
+    #[allow(unsafe_code)]
+    unsafe fn make_steps(&self, out: *mut f32, width: usize, matrix: Matrix<'_>, panel: usize) {
+        /// Steps of a piece where the lanes of a step are adjacent: whole units.
+        const STEPS: usize = 8;
+        let (lanes, depth) = (matrix.rows, matrix.columns);
+        let size = if matrix.is_transposed() { STEPS } else { width };
+        for first in (0..if matrix.is_transposed() { depth } else { lanes }).step_by(size) {
+            let (out, piece) = match matrix.is_transposed() {
+                true => {
+                    let piece = matrix.part(0, lanes, first, size.min(depth - first));
+                    (out.wrapping_add(first / self.pair * width), piece)
+                }
+                false => (out.wrapping_add(first * panel), matrix.part(first, size.min(lanes - first), 0, depth)),
+            };
+            // SAFETY: the pieces are parts of what the caller gave, and their places are those of these parts.
+            piece.in_memory(|piece, _| unsafe { self.pack_steps(out, width, piece, panel) });
         }
     }
 
