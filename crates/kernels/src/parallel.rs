@@ -189,6 +189,11 @@ impl Pool {
     }
 }
 
+/// Threads that may run a loop.
+pub(crate) fn threads() -> usize {
+    pool().helpers + 1
+}
+
 /// Calls `task` with every number below `count`, on all threads. Inside another loop, or while another thread runs one, it
 /// runs on the calling thread alone.
 pub(crate) fn for_each(count: usize, task: impl Fn(usize) + Sync) {

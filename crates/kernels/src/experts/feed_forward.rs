@@ -58,13 +58,7 @@ impl FeedForward {
 
     /// The gradients of every slot's weight and of the inner rows. What is in `hidden`, the gradient of the hidden rows without
     /// their weights, gives way to the hidden rows times their weights.
-    fn inner_gradient(
-        &self,
-        inner: &[f32],
-        hidden: &mut [f32],
-        weights: &[f32],
-        width: usize,
-    ) -> (Vec<f32>, Vec<f32>) {
+    fn inner_gradient(&self, inner: &[f32], hidden: &mut [f32], weights: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
         let (Form { activation, gated: is_gated, .. }, wide) = (self.form, self.inner_width(width));
         let (order, again) = (self.routing.order(), self.hidden(inner, width));
         let one = |place: usize, out: &mut [f32], hidden: &mut [f32], gradient: &mut [f32]| {

@@ -56,7 +56,12 @@ impl<'a> Groups<'a> {
     }
 
     /// Writes the row of every place out of what [`Groups::scattered`] made.
-    pub fn of_slots(self, tokens: &'a [f32], width: usize, heads: usize) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
+    pub fn of_slots(
+        self,
+        tokens: &'a [f32],
+        width: usize,
+        heads: usize,
+    ) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
         let (active, piece) = (self.routing.active(), width / heads);
         move |place, first, mut out| {
             let slot = self.routing.order()[place] as usize;

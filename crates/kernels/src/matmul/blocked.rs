@@ -2,6 +2,8 @@
 //!
 //! For each block of columns and of the depth, both factors are packed, then tiles are computed, grouped so that what a
 //! group reads stays in the second cache. Both steps run on all threads, for several products at once where they are small.
+//! Where the left factor has many rows that lie in one piece, the tasks that compute tiles pack it themselves, each for its own
+//! rows, through several blocks of depth: neither its panels nor the sums between two blocks leave the second cache.
 
 use std::ops::Range;
 
@@ -9,8 +11,9 @@ use super::{
     How, Matrix, Precision, Threads, few_rows,
     kernel::{Kernel, Segment, kernel, kernel_for},
     scratch,
+    tiles::{Block, GROUP, Output, Tiles, run_tiles},
 };
-use crate::parallel::{for_each, for_items, fresh};
+use crate::parallel::{for_items, fresh, threads};
 
 /// Units of depth that are packed at once: a panel of the left factor then stays in the first cache.
 const UNITS: usize = 256;
@@ -22,8 +25,15 @@ const COLUMNS: usize = 2048;
 /// whole rows.
 const PACKED: usize = 8;
 const STEPS: usize = 32;
-/// Panels of the left and the right factor in a group of tiles.
-const GROUP: [usize; 2] = [12, 8];
+/// Panels of a task that packs its left factor itself, at most: with its own panels, a group of the right factor's and the tiles of
+/// one round stay in the second cache.
+const OWN: usize = 6;
+/// Tasks for every thread that are enough to keep all of them busy.
+const TASKS: usize = 8;
+/// Panels of the left factor in a group, at least.
+const FEW: usize = 3;
+/// Packed elements of the right factor up to which a round takes further blocks of depth.
+const ROUND: usize = 1 << 20;
 /// Packed elements up to which sums are computed together: with more, tiles find them further away.
 const TOGETHER: usize = 1 << 19;
 /// Elements of a cache line, with which panels start.
@@ -144,24 +154,30 @@ pub(super) struct Sum<'a> {
     pub add: bool,
 }
 
-/// How a sum is computed: in rounds, each of which packs a block of depth for a block of columns, and computes its tiles.
+/// How a sum is computed: in rounds, each of which packs some blocks of depth for a block of columns, and computes its tiles.
 struct Plan<'a> {
     sum: &'a Sum<'a>,
     kernel: &'static Kernel,
     size: [usize; 2],
     blocks: Vec<Vec<Piece>>,
+    /// Blocks of a round.
+    together: usize,
+    /// Whether tasks pack their panels of the left factor themselves.
+    own: bool,
+    /// Panels of the left and the right factor in a group of tiles.
+    group: [usize; 2],
     /// Packed elements of the right and the left factor in any round.
     room: [usize; 2],
 }
 
-/// The places of a piece's panels in the room of its factor; none of a left factor that is packed already.
+/// The places of a piece's panels in the room of its factor; none of a left factor that is packed already or by the tasks.
 type Places = (Option<Range<usize>>, Range<usize>);
 
 impl<'a> Plan<'a> {
-    fn new(sum: &'a Sum<'a>, precision: Precision) -> Option<Self> {
+    fn new(sum: &'a Sum<'a>, how: How) -> Option<Self> {
         let terms = sum.terms;
         let (left, right) = terms.first()?;
-        let kernel = kernel_for(precision, right.columns);
+        let kernel = kernel_for(how.precision, right.columns);
         let size @ [rows, columns] = [left.rows(), right.columns];
         let blocks = blocks(kernel, terms);
         let most = |length: &dyn Fn(&Piece) -> usize| {
@@ -169,80 +185,101 @@ impl<'a> Plan<'a> {
             blocks.max().unwrap_or(0).next_multiple_of(LINE)
         };
         let of_right = most(&|piece| kernel.packed_len(kernel.columns, columns.min(COLUMNS), piece.steps));
+        let in_rows = terms.iter().all(|(left, _)| left.plain().is_some_and(|left| !left.is_transposed()));
+        let workers = if how.threads == Threads::All { threads() } else { 1 };
+        let panels = [rows.div_ceil(kernel.rows), columns.min(COLUMNS).div_ceil(kernel.columns)];
+        let own = panels[0] / (TASKS * workers);
+        if in_rows && own > 0 {
+            let together = (ROUND / of_right.max(1)).clamp(1, blocks.len());
+            let (room, group) = ([together * of_right, 0], [own.min(OWN), usize::MAX]);
+            return Some(Self { sum, kernel, size, blocks, together, own: true, group, room });
+        }
+        let across = panels[1].div_ceil(GROUP[1]);
+        let down = panels[0].div_ceil(GROUP[0]).max((TASKS * workers).div_ceil(across));
+        let group = [panels[0].div_ceil(down).max(FEW), GROUP[1]];
         let of_left = most(&|piece| match terms[piece.term].0 {
             Left::Plain(_) => kernel.packed_len(kernel.rows, rows, piece.steps),
             Left::Packed(_) => 0,
         });
-        Some(Self { sum, kernel, size, blocks, room: [of_right, of_left] })
+        let together = (ROUND / (of_right + of_left).max(1)).clamp(1, blocks.len());
+        let room = [of_right, of_left].map(|room| together * room);
+        Some(Self { sum, kernel, size, blocks, together, own: false, group, room })
     }
 
     fn rounds(&self) -> usize {
-        self.size[1].div_ceil(COLUMNS) * self.blocks.len()
+        self.size[1].div_ceil(COLUMNS) * self.blocks.len().div_ceil(self.together)
     }
 
-    /// The pieces of a round, and its columns.
-    fn round(&self, round: usize) -> (&[Piece], Range<usize>) {
-        let first = round / self.blocks.len() * COLUMNS;
-        (&self.blocks[round % self.blocks.len()], first..(first + COLUMNS).min(self.size[1]))
+    /// The blocks of a round, and its columns.
+    fn round(&self, round: usize) -> (&[Vec<Piece>], Range<usize>) {
+        let rounds = self.blocks.len().div_ceil(self.together);
+        let (first, column) = (round % rounds * self.together, round / rounds * COLUMNS);
+        let end = (first + self.together).min(self.blocks.len());
+        (&self.blocks[first..end], column..(column + COLUMNS).min(self.size[1]))
+    }
+
+    /// The left factor of a piece.
+    fn left(&self, piece: &Piece) -> Option<Matrix<'a>> {
+        let left = self.sum.terms[piece.term].0.plain()?;
+        Some(left.part(0, self.size[0], piece.start, piece.steps))
     }
 
     /// Plans what a round packs.
-    fn pack<'b>(&self, round: usize, room: &'b mut [f32], tasks: &mut Vec<PackTask<'b>>) -> Vec<Places>
+    fn pack<'b>(&self, round: usize, room: &'b mut [f32], tasks: &mut Vec<PackTask<'b>>) -> Vec<Vec<Places>>
     where
         'a: 'b,
     {
-        let (pieces, columns) = self.round(round);
+        let (blocks, columns) = self.round(round);
         let (mut free_right, mut free_left) = room.split_at_mut(self.room[0]);
         let mut used = [0, self.room[0]];
         let mut take = |side: usize, length: usize| {
             used[side] += length;
             used[side] - length..used[side]
         };
-        let place = |piece: &Piece| {
+        let mut place = |piece: &Piece| {
             let Piece { term, start, steps } = *piece;
-            let (left, right) = self.sum.terms[term];
-            let right = right.transposed().part(columns.start, columns.len(), start, steps);
+            let right = self.sum.terms[term].1.transposed().part(columns.start, columns.len(), start, steps);
             pack_later(self.kernel, &mut free_right, self.kernel.columns, right, tasks);
             let right = take(0, self.kernel.packed_len(self.kernel.columns, columns.len(), steps));
-            let left = left.plain().map(|left| {
-                pack_later(
-                    self.kernel,
-                    &mut free_left,
-                    self.kernel.rows,
-                    left.part(0, self.size[0], start, steps),
-                    tasks,
-                );
+            let left = self.left(piece).filter(|_| !self.own).map(|left| {
+                pack_later(self.kernel, &mut free_left, self.kernel.rows, left, tasks);
                 take(1, self.kernel.packed_len(self.kernel.rows, self.size[0], steps))
             });
             (left, right)
         };
-        pieces.iter().map(place).collect()
+        blocks.iter().map(|pieces| pieces.iter().map(&mut place).collect()).collect()
     }
 
-    /// What the tiles of a round read, once it is packed.
-    fn panels<'b>(&'b self, round: usize, room: &'b [f32], places: &[Places]) -> Vec<Segment<'b>> {
-        let panels = |(piece, (left, right)): (&Piece, &Places)| {
-            let left = match (left, &self.sum.terms[piece.term].0) {
-                (None, Left::Packed(packed)) => packed.block(self.kernel, piece.start),
-                (place, _) => &room[place.clone().unwrap_or(0..0)],
+    /// The tiles of a round, once it is packed.
+    fn tiles<'b>(&'b self, round: usize, room: &'b [f32], places: &[Vec<Places>]) -> Tiles<'b> {
+        let (blocks, columns) = self.round(round);
+        let block = |(pieces, places): (&'b Vec<Piece>, &Vec<Places>)| {
+            let segment = |(piece, (left, right)): (&Piece, &Places)| {
+                let left = match (left, &self.sum.terms[piece.term].0) {
+                    (None, Left::Packed(packed)) => packed.block(self.kernel, piece.start),
+                    (place, _) => &room[place.clone().unwrap_or(0..0)],
+                };
+                Segment { units: self.kernel.units(piece.steps), left, right: &room[right.clone()] }
             };
-            Segment { units: self.kernel.units(piece.steps), left, right: &room[right.clone()] }
+            let lefts = match self.own {
+                true => pieces.iter().filter_map(|piece| self.left(piece)).collect(),
+                false => Vec::new(),
+            };
+            Block { segments: pieces.iter().zip(places).map(segment).collect(), lefts }
         };
-        self.round(round).0.iter().zip(places).map(panels).collect()
-    }
-
-    fn output(&self, round: usize) -> Output {
-        let columns = self.round(round).1;
-        Output {
+        let output = Output {
             start: self.sum.out.wrapping_add(columns.start),
             stride: self.size[1],
             size: [self.size[0], columns.len()],
+        };
+        let rounds = self.blocks.len().div_ceil(self.together);
+        Tiles {
+            kernel: self.kernel,
+            blocks: blocks.iter().zip(places).map(block).collect(),
+            group: self.group,
+            output,
+            add: self.sum.add || !round.is_multiple_of(rounds),
         }
-    }
-
-    /// Whether a round adds to what is there.
-    fn adds(&self, round: usize) -> bool {
-        self.sum.add || !round.is_multiple_of(self.blocks.len())
     }
 }
 
@@ -255,7 +292,7 @@ impl<'a> Plan<'a> {
 pub(super) unsafe fn sums_of_products(sums: &[Sum<'_>], how: How) {
     let packed = |sum: &Sum<'_>| sum.terms.iter().all(|(left, _)| left.is_for(how.precision));
     assert!(sums.iter().all(packed), "factors packed for another precision");
-    let plans: Vec<Plan<'_>> = sums.iter().filter_map(|sum| Plan::new(sum, how.precision)).collect();
+    let plans: Vec<Plan<'_>> = sums.iter().filter_map(|sum| Plan::new(sum, how)).collect();
     let mut rest = &plans[..];
     while !rest.is_empty() {
         let ends = rest.iter().scan(0, |room, plan| {
@@ -283,18 +320,14 @@ unsafe fn run_together(plans: &[Plan<'_>], threads: Threads) {
         for round in 0..plans.iter().map(Plan::rounds).max().unwrap_or(0) {
             let mut tasks = Vec::new();
             let running = || plans.iter().enumerate().filter(|(_, plan)| round < plan.rounds());
-            let mut places: Vec<Vec<Places>> = Vec::with_capacity(plans.len());
+            let mut places = Vec::with_capacity(plans.len());
             for (plan, room) in plans.iter().zip(&mut rooms) {
                 places.push(if round < plan.rounds() { plan.pack(round, room, &mut tasks) } else { Vec::new() });
             }
             run_packs(tasks, threads);
-            let panels: Vec<_> = running().map(|(i, plan)| plan.panels(round, rooms[i], &places[i])).collect();
-            let tiles = running().zip(&panels).map(|((_, plan), panels)| {
-                let (kernel, output, add) = (plan.kernel, plan.output(round), plan.adds(round));
-                Tiles { kernel, panels, output, add }
-            });
+            let tiles: Vec<_> = running().map(|(i, plan)| plan.tiles(round, rooms[i], &places[i])).collect();
             // SAFETY: the outputs have room for all rows and columns by the caller's promise.
-            unsafe { run_tiles(&tiles.collect::<Vec<_>>(), threads) };
+            unsafe { run_tiles(&tiles, threads) };
         }
     });
 }
@@ -353,94 +386,5 @@ fn run_packs(tasks: Vec<PackTask<'_>>, threads: Threads) {
     match threads {
         Threads::One => tasks.into_iter().for_each(run),
         Threads::All => for_items(tasks, run),
-    }
-}
-
-/// Where the tiles go.
-#[derive(Clone, Copy)]
-pub(super) struct Output {
-    pub start: *mut f32,
-    pub stride: usize,
-    pub size: [usize; 2],
-}
-
-/// The tiles of a block.
-pub(super) struct Tiles<'a> {
-    pub kernel: &'static Kernel,
-    /// All panels of the pieces that are summed.
-    pub panels: &'a [Segment<'a>],
-    pub output: Output,
-    /// Whether they are added to what is there.
-    pub add: bool,
-}
-
-#[allow(unsafe_code)]
-// SAFETY: each group of tiles writes to its own part of the output; everything else is only read.
-unsafe impl Sync for Tiles<'_> {}
-
-/// All tiles of several outputs.
-///
-/// # Safety
-/// The outputs have room for their sizes, and none overlaps another.
-#[allow(unsafe_code)]
-unsafe fn run_tiles(all: &[Tiles<'_>], threads: Threads) {
-    let mut groups = Vec::new();
-    for (i, tiles) in all.iter().enumerate() {
-        groups.extend((0..tiles.groups()).map(|group| (i, group)));
-    }
-    let run = |task: usize| {
-        let (tiles, group) = groups[task];
-        // SAFETY: by the caller's promise; every group comes once.
-        unsafe { all[tiles].run_group(group) };
-    };
-    match threads {
-        Threads::One => (0..groups.len()).for_each(run),
-        Threads::All => for_each(groups.len(), run),
-    }
-}
-
-impl Tiles<'_> {
-    /// Groups of tiles.
-    pub fn groups(&self) -> usize {
-        let [rows, columns] = self.panels();
-        rows.div_ceil(GROUP[0]) * columns.div_ceil(GROUP[1])
-    }
-
-    /// One group of tiles; no two have a tile in common.
-    ///
-    /// # Safety
-    /// The output has room for its size.
-    #[allow(unsafe_code)]
-    pub unsafe fn run_group(&self, group: usize) {
-        let [rows, columns] = self.panels();
-        let down = rows.div_ceil(GROUP[0]);
-        let (i, j) = (group % down * GROUP[0], group / down * GROUP[1]);
-        // SAFETY: by the caller's promise.
-        unsafe { self.group(i..(i + GROUP[0]).min(rows), j..(j + GROUP[1]).min(columns)) };
-    }
-
-    /// Panels of both factors.
-    fn panels(&self) -> [usize; 2] {
-        let [rows, columns] = self.output.size;
-        [rows.div_ceil(self.kernel.rows), columns.div_ceil(self.kernel.columns)]
-    }
-
-    #[allow(unsafe_code)]
-    unsafe fn group(&self, rows: Range<usize>, columns: Range<usize>) {
-        let Kernel { rows: high, columns: wide, .. } = *self.kernel;
-        let mut segments = self.panels.to_vec();
-        for i in rows {
-            for j in columns.clone() {
-                for (segment, panels) in segments.iter_mut().zip(self.panels) {
-                    segment.left = &panels.left[i * high * panels.units..];
-                    segment.right = &panels.right[j * wide * panels.units..];
-                }
-                let (row, column) = (i * high, j * wide);
-                let size = [high.min(self.output.size[0] - row), wide.min(self.output.size[1] - column)];
-                let out = self.output.start.wrapping_add(row * self.output.stride + column);
-                // SAFETY: by the caller's promise, `size` rows and columns from here lie inside the output.
-                unsafe { self.kernel.tile(&segments, out, self.output.stride, size, self.add) };
-            }
-        }
     }
 }

@@ -9,6 +9,7 @@ mod few_rows;
 pub(crate) mod kernel;
 pub(crate) mod scratch;
 mod tall;
+mod tiles;
 
 use std::{fmt, mem::MaybeUninit, str::FromStr};
 

@@ -5,9 +5,9 @@
 
 use super::{
     Matrix, Precision,
-    blocked::{Output, Tiles},
     kernel::{Segment, kernel_for},
     scratch,
+    tiles::{Block, GROUP, Output, Tiles},
 };
 use crate::{
     parallel::{chunk, fresh},
@@ -36,9 +36,10 @@ pub(crate) fn tall_product(left: Matrix<'_>, right: Matrix<'_>, precision: Preci
             scratch::parts(lengths, |[of_left, of_right]| {
                 kernel.pack(of_left, kernel.rows, left.part(start, steps, 0, size[0]).transposed());
                 kernel.pack(of_right, kernel.columns, right.part(start, steps, 0, size[1]).transposed());
-                let panels = [Segment { units: kernel.units(steps), left: of_left, right: of_right }];
+                let segments = vec![Segment { units: kernel.units(steps), left: of_left, right: of_right }];
                 let output = Output { start: sums.as_mut_ptr(), stride: size[1], size };
-                let tiles = Tiles { kernel, panels: &panels, output, add: start > first };
+                let blocks = vec![Block { segments, lefts: Vec::new() }];
+                let tiles = Tiles { kernel, blocks, group: GROUP, output, add: start > first };
                 #[allow(unsafe_code)]
                 // SAFETY: `sums` holds `size` elements.
                 (0..tiles.groups()).for_each(|group| unsafe { tiles.run_group(group) });
