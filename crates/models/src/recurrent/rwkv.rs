@@ -6,7 +6,7 @@ use espalier_kernels::{
     activation::{Activation, activate},
     linear::Precision,
     norm::group_norm,
-    recurrent::{last_steps, token_mix::token_mix},
+    recurrent::{last_steps, token_mix::TokenMixes},
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,9 +30,7 @@ pub enum Share {
 
 /// Tokens, each to be mixed with the one before it.
 pub(super) struct Pairs {
-    x: Tensor<3>,
-    /// The token before the first, `[batch, width]`; zeros where absent.
-    before: Option<Tensor<2>>,
+    mixes: TokenMixes,
     share: Share,
 }
 
@@ -44,7 +42,7 @@ impl Pairs {
         if let Some(state) = state {
             state.set("shift", last_steps(x.clone(), 1));
         }
-        Self { x, before, share }
+        Self { mixes: TokenMixes::new(x, before), share }
     }
 
     /// The mix by weights of `[1, 1, width]` or of its own shape.
@@ -53,7 +51,7 @@ impl Pairs {
             Share::Current => weight.neg() + 1.0,
             Share::Previous => weight,
         };
-        token_mix(self.x.clone(), self.before.clone(), of_previous)
+        self.mixes.by(of_previous)
     }
 
     /// The mix by a parameter.
