@@ -25,9 +25,9 @@ const COLUMNS: usize = 2048;
 /// whole rows.
 const PACKED: usize = 8;
 const STEPS: usize = 32;
-/// Panels of a task that packs its left factor itself, at most: with its own panels, a group of the right factor's and the tiles of
-/// one round stay in the second cache.
-const OWN: usize = 6;
+/// Panels of a task that packs its left factor itself: enough to read the right factor for, and so few that they, a group of the
+/// right factor's and their tiles stay in the second cache.
+const OWN: [usize; 2] = [2, 6];
 /// Tasks for every thread that are enough to keep all of them busy.
 const TASKS: usize = 8;
 /// Panels of the left factor in a group, at least.
@@ -189,9 +189,9 @@ impl<'a> Plan<'a> {
         let workers = if how.threads == Threads::All { threads() } else { 1 };
         let panels = [rows.div_ceil(kernel.rows), columns.min(COLUMNS).div_ceil(kernel.columns)];
         let own = panels[0] / (TASKS * workers);
-        if in_rows && own > 0 {
+        if in_rows && own >= OWN[0] {
             let together = (ROUND / of_right.max(1)).clamp(1, blocks.len());
-            let (room, group) = ([together * of_right, 0], [own.min(OWN), usize::MAX]);
+            let (room, group) = ([together * of_right, 0], [own.min(OWN[1]), usize::MAX]);
             return Some(Self { sum, kernel, size, blocks, together, own: true, group, room });
         }
         let across = panels[1].div_ceil(GROUP[1]);
