@@ -1,7 +1,5 @@
 //! A mix of each token with the one before it, as RWKV's layers begin (arXiv 2305.13048, section 3.1).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
@@ -12,7 +10,7 @@ use super::{
 };
 use crate::{
     host::{self, Given, HostOperator, Saved, slice, tensor},
-    parallel::{for_chunks, fresh, zeros},
+    parallel::{fresh, zeros},
     simd::vectorised,
 };
 
@@ -29,44 +27,13 @@ use crate::{
 /// assert_eq!(token_mix(x, None, mu).into_data().try_to_vec::<f32>().unwrap(), [3.0, 7.0]);
 /// ```
 pub fn token_mix(x: Tensor<3>, before: Option<Tensor<2>>, mu: Tensor<3>) -> Tensor<3> {
-    TokenMixes::new(x, before).by(mu)
-}
-
-/// Several mixes of the same tokens.
-///
-/// Where the tokens need a gradient, all mixes must take part in what is differentiated: the gradient is summed from mix to
-/// mix, and the last of their backwards hands it on.
-#[derive(Debug)]
-pub struct TokenMixes {
-    x: Tensor<3>,
-    before: Option<Tensor<2>>,
-    shared: Arc<Mutex<Shared>>,
-}
-
-/// The mixes whose backward is still to come, and the gradients of tokens and of those before them so far.
-#[derive(Debug, Default)]
-struct Shared {
-    backwards: usize,
-    gradients: Option<[Vec<f32>; 2]>,
-}
-
-impl TokenMixes {
-    /// Of tokens and the ones before the first, as in [`token_mix`].
-    pub fn new(x: Tensor<3>, before: Option<Tensor<2>>) -> Self {
-        Self { x, before, shared: Arc::default() }
+    let [batch, _, width] = x.dims();
+    if !host::on_host(&x) {
+        let (previous, _) = token_shift::token_shift(x.clone(), before);
+        return x.clone() + (previous - x) * mu;
     }
-
-    /// The mix by some weights, as in [`token_mix`].
-    pub fn by(&self, mu: Tensor<3>) -> Tensor<3> {
-        let (x, before) = (self.x.clone(), self.before.clone());
-        let [batch, _, width] = x.dims();
-        if !host::on_host(&x) {
-            let (previous, _) = token_shift::token_shift(x.clone(), before);
-            return x.clone() + (previous - x) * mu;
-        }
-        let before = before.unwrap_or_else(|| Tensor::zeros([batch, width], &x.device().inner()));
-        host::three(x, before.unsqueeze_dim::<3>(1), mu, Mix(self.shared.clone()))
-    }
+    let before = before.unwrap_or_else(|| Tensor::zeros([batch, width], &x.device().inner()));
+    host::three(x, before.unsqueeze_dim::<3>(1), mu, Mix)
 }
 
 /// Rows that one task takes. Fixed, so that sums over rows do not depend on the number of threads.
@@ -74,7 +41,7 @@ const ROWS: usize = 64;
 
 /// Over the tokens, `[batch, 1, width]` before them, and the weights.
 #[derive(Debug)]
-struct Mix(Arc<Mutex<Shared>>);
+struct Mix;
 
 /// The rows that an output row is made from.
 struct Rows<'a> {
@@ -111,10 +78,10 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds what a row's own output asks of it.
+    /// What a row's own output asks of it.
     fn from_own(of_x: &mut [f32], gradient: &[f32], mu: &[f32]) {
         for ((of_x, gradient), mu) in of_x.iter_mut().zip(gradient).zip(mu) {
-            *of_x += gradient - gradient * mu;
+            *of_x = gradient - gradient * mu;
         }
     }
 }
@@ -137,8 +104,7 @@ vectorised! {
 }
 
 impl HostOperator<3> for Mix {
-    fn forward(&self, inputs: &[FlexTensor; 3], wanted: [bool; 3]) -> (FlexTensor, Saved) {
-        self.shared().backwards += usize::from(wanted.contains(&true));
+    fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         let inputs = inputs.each_ref().map(readable);
         let rows = Rows::new(&inputs);
         let width = rows.x.width;
@@ -154,45 +120,26 @@ impl HostOperator<3> for Mix {
     fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let inputs = given.inputs.each_ref().map(readable);
         let rows = Rows::new(&inputs);
-        let [batch, _, width] = rows.x.shape();
-        let of_mu = wanted[2].then(|| self.of_mu(&rows, slice(&given.gradient), &given.inputs[2]));
-        let mut shared = self.shared();
-        let mut sums = shared.gradients.take().unwrap_or_else(|| [zeros(rows.x.len()), zeros(batch * width)]);
-        rows.add_gradients(&mut sums, slice(&given.gradient));
-        shared.backwards = shared.backwards.saturating_sub(1);
-        if shared.backwards > 0 {
-            shared.gradients = Some(sums);
-            return [None, None, of_mu];
-        }
-        let [of_x, of_before] = sums;
-        [Some(tensor(of_x, &rows.x.shape())), Some(tensor(of_before, &[batch, 1, width])), of_mu]
-    }
-}
-
-impl Rows<'_> {
-    /// Adds the gradients of the tokens and of those before them.
-    fn add_gradients(&self, [of_x, of_before]: &mut [Vec<f32>; 2], gradient: &[f32]) {
-        let [_, time, width] = self.x.shape();
-        let gradient = |row: usize| &gradient[row * width..(row + 1) * width];
-        for_chunks([(of_x, (ROWS * width).max(1))], |task, [of_x]| {
+        let [batch, time, width] = rows.x.shape();
+        let gradient = |row: usize| &slice(&given.gradient)[row * width..(row + 1) * width];
+        let [of_x] = fresh([(rows.x.len(), (ROWS * width).max(1))], |task, [of_x]| {
             for (row, of_x) in (task * ROWS..).zip(of_x.chunks_exact_mut(width)) {
-                from_own(of_x, gradient(row), self.of(row)[2]);
-                if self.place(row).1 + 1 < time {
-                    from_next(of_x, gradient(row + 1), self.of(row + 1)[2]);
+                from_own(of_x, gradient(row), rows.of(row)[2]);
+                if rows.place(row).1 + 1 < time {
+                    from_next(of_x, gradient(row + 1), rows.of(row + 1)[2]);
                 }
             }
         });
+        let mut of_before = zeros(batch * width);
         for (i, of_before) in of_before.chunks_exact_mut(width.max(1)).enumerate() {
-            from_next(of_before, gradient(i * time), self.of(i * time)[2]);
+            from_next(of_before, gradient(i * time), rows.of(i * time)[2]);
         }
+        let of_mu = wanted[2].then(|| self.of_mu(&rows, slice(&given.gradient), &given.inputs[2]));
+        [Some(tensor(of_x, &[batch, time, width])), Some(tensor(of_before, &[batch, 1, width])), of_mu]
     }
 }
 
 impl Mix {
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn of_mu(&self, rows: &Rows<'_>, gradient: &[f32], mu: &FlexTensor) -> FlexTensor {
         let (count, width) = (rows.x.batch * rows.x.time, rows.x.width);
         let shape = host::dimensions(mu);
@@ -234,24 +181,6 @@ mod tests {
                     (x.clone() + (previous - x) * t[2].get::<3>()).reshape([-1])
                 });
         }
-    }
-
-    #[test]
-    fn several_mixes_have_the_gradient_of_their_sum() {
-        let shapes: [&[usize]; 4] = [&[2, 9, 5], &[2, 5], &[1, 1, 5], &[2, 9, 5]];
-        agree(
-            &shapes,
-            1e-5,
-            |t| {
-                let mixes = TokenMixes::new(t[0].get(), Some(t[1].get()));
-                let [first, second, third] = [mixes.by(t[2].get()), mixes.by(t[3].get()), mixes.by(t[2].get())];
-                (first * second.clone() + second * third).reshape([-1])
-            },
-            |t| {
-                let mix = |i: usize| token_mix(t[0].get(), Some(t[1].get()), t[i].get());
-                (mix(2) * mix(3) + mix(3) * mix(2)).reshape([-1])
-            },
-        );
     }
 
     #[test]

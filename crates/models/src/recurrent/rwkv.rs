@@ -6,7 +6,7 @@ use espalier_kernels::{
     activation::{Activation, activate},
     linear::Precision,
     norm::group_norm,
-    recurrent::{last_steps, token_mix::TokenMixes},
+    recurrent::{last_steps, token_mix::token_mix},
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,9 @@ pub enum Share {
 
 /// Tokens, each to be mixed with the one before it.
 pub(super) struct Pairs {
-    mixes: TokenMixes,
+    x: Tensor<3>,
+    /// The token before the first, `[batch, width]`; zeros where absent.
+    before: Option<Tensor<2>>,
     share: Share,
 }
 
@@ -42,7 +44,7 @@ impl Pairs {
         if let Some(state) = state {
             state.set("shift", last_steps(x.clone(), 1));
         }
-        Self { mixes: TokenMixes::new(x, before), share }
+        Self { x, before, share }
     }
 
     /// The mix by weights of `[1, 1, width]` or of its own shape.
@@ -51,7 +53,7 @@ impl Pairs {
             Share::Current => weight.neg() + 1.0,
             Share::Previous => weight,
         };
-        self.mixes.by(of_previous)
+        token_mix(self.x.clone(), self.before.clone(), of_previous)
     }
 
     /// The mix by a parameter.
