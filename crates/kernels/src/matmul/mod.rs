@@ -410,6 +410,49 @@ mod tests {
     }
 
     #[test]
+    fn rows_have_the_same_bits_in_a_large_product_as_in_small_ones() {
+        let [rows, columns, depth] = [460, 2070, 1040];
+        let (left, right) = (numbers(rows * depth, 1), numbers(depth * columns, 2));
+        let (left, right) = (Matrix::new(&left, rows, depth), Matrix::new(&right, depth, columns));
+        for precision in [Precision::F32, Precision::Bf16] {
+            let how = How::all(precision);
+            let whole = multiplied(left, right, how);
+            for first in (0..rows).step_by(46) {
+                let part = multiplied(left.part(first, 46, 0, depth), right, how);
+                assert!(whole[first * columns..(first + 46) * columns] == part);
+            }
+        }
+    }
+
+    #[test]
+    fn made_rows_are_as_good_as_rows_in_memory() {
+        let value = |row: usize, column: usize| ((row * 7 + column * 13) % 11) as f32 - 5.0;
+        let write = |row: usize, first: usize, out: &mut [f32]| {
+            out.iter_mut().zip(first..).for_each(|(out, column)| *out = value(row, column));
+        };
+        for [rows, columns, others] in [[3, 5, 4], [40, 70, 9], [300, 33, 50], [35, 600, 20]] {
+            let values: Vec<f32> = (0..rows * columns).map(|i| value(i / columns, i % columns)).collect();
+            let other = numbers(rows.max(columns) * others, 3);
+            for precision in [Precision::F32, Precision::Bf16] {
+                let how = How::all(precision);
+                let products = |matrix: Matrix<'_>| {
+                    let (tall, wide) = (Matrix::new(&other, rows, others), Matrix::new(&other, others, rows));
+                    let part = matrix.part(1, rows - 1, 2, columns - 2);
+                    [
+                        multiplied(matrix, Matrix::new(&other, columns, others), how),
+                        multiplied(matrix.transposed(), tall, how),
+                        multiplied(wide, matrix, how),
+                        multiplied(part, Matrix::new(&other, columns - 2, others), how),
+                        multiplied(part.transposed(), tall.part(1, rows - 1, 0, others), how),
+                    ]
+                };
+                let made = products(Matrix::made(&write, rows, columns));
+                assert!(made == products(Matrix::new(&values, rows, columns)), "{rows} x {columns}, {precision}");
+            }
+        }
+    }
+
+    #[test]
     fn sums_of_products_are_sums_of_products() {
         let [a, b, c, d] = [(30, 900), (900, 40), (30, 5), (5, 40)];
         let values = [a, b, c, d].map(|(rows, columns)| numbers(rows * columns, rows as u64));
