@@ -52,17 +52,17 @@ impl Linear {
     }
 }
 
-/// Experts, outputs and inputs.
-fn sizes(weight: &FlexTensor) -> [usize; 3] {
+/// Outputs and inputs.
+fn sizes(weight: &FlexTensor) -> [usize; 2] {
     let shape = dimensions(weight);
-    [shape[0], shape[1], shape[2]]
+    [shape[1], shape[2]]
 }
 
 /// The operator on rows and the stacked weight.
 impl HostOperator<2> for Linear {
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let [x, weight] = inputs.each_ref().map(contiguous);
-        let [_, outputs, width] = sizes(&weight);
+        let [outputs, width] = sizes(&weight);
         let rows = self.read(&x);
         let rows = self.groups().rows(&rows, width);
         let products = self.groups().products(rows, |expert| matrix(&weight, expert).transposed());
@@ -73,7 +73,7 @@ impl HostOperator<2> for Linear {
     fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [x, weight] = given.inputs.each_ref().map(contiguous);
         let gradient = contiguous(&given.gradient);
-        let (groups, [_, outputs, width]) = (self.groups(), sizes(&weight));
+        let (groups, [outputs, width]) = (self.groups(), sizes(&weight));
         let upstream = groups.of_slots(slice(&gradient), outputs, self.heads[1]);
         let upstream = groups.rows(&upstream, outputs);
         let of_weight = wanted[1].then(|| {
@@ -95,7 +95,7 @@ pub(super) struct Sum(pub Linear);
 impl HostOperator<3> for Sum {
     fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         let [x, weight, weights] = inputs.each_ref().map(contiguous);
-        let (groups, [_, outputs, width]) = (self.0.groups(), sizes(&weight));
+        let (groups, [outputs, width]) = (self.0.groups(), sizes(&weight));
         let rows = self.0.read(&x);
         let products = groups.products(groups.rows(&rows, width), |expert| matrix(&weight, expert).transposed());
         let y = groups.combined(&products, outputs, Some(slice(&weights)));
@@ -106,7 +106,7 @@ impl HostOperator<3> for Sum {
     fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [x, weight, weights] = given.inputs.each_ref().map(contiguous);
         let gradient = contiguous(&given.gradient);
-        let (groups, [_, outputs, width]) = (self.0.groups(), sizes(&weight));
+        let (groups, [outputs, width]) = (self.0.groups(), sizes(&weight));
         let upstream = groups.of_tokens(slice(&gradient), outputs);
         let upstream = groups.rows(&upstream, outputs);
         let mut of_rows = groups.products(upstream, |expert| matrix(&weight, expert));
