@@ -238,6 +238,13 @@ pub(crate) fn erf(x: f32) -> f32 {
     if x < 0.0 { -value } else { value }
 }
 
+vectorised! {
+    /// Writes `values` times `factor`.
+    pub(crate) fn scaled(out: &mut [f32], values: &[f32], factor: f32) {
+        out.iter_mut().zip(values).for_each(|(out, value)| *out = value * factor);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

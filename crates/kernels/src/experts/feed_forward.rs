@@ -16,7 +16,7 @@ use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     matmul::{Matrix, scratch},
     parallel::{DisjointRows, fresh},
-    simd::{dot, vectorised},
+    simd::{dot, scaled, vectorised},
 };
 
 /// The operator on rows, weights and the two stacked matrices.
@@ -96,12 +96,6 @@ vectorised! {
         let product = dot(row, by);
         row.iter_mut().zip(by).for_each(|(value, by)| *value = factor * by);
         product
-    }
-}
-
-vectorised! {
-    fn scaled(out: &mut [f32], values: &[f32], factor: f32) {
-        out.iter_mut().zip(values).for_each(|(out, value)| *out = factor * value);
     }
 }
 

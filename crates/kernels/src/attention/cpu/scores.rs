@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Inputs, KEYS};
-use crate::simd::{exp, tanh, vectorised};
+use crate::simd::{exp, scaled, tanh, vectorised};
 
 /// The widest panel of any kernel.
 const WIDEST: usize = 32;
@@ -118,12 +118,6 @@ impl Softmax {
         let inverse = sum.recip();
         scaled(out, mixed, inverse);
         self.largest[lane] + sum.ln()
-    }
-}
-
-vectorised! {
-    fn scaled(out: &mut [f32], values: &[f32], factor: f32) {
-        out.iter_mut().zip(values).for_each(|(out, value)| *out = value * factor);
     }
 }
 
