@@ -27,9 +27,11 @@ pub(crate) fn with<T>(count: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
     result
 }
 
-/// As [`with`], in parts of the given lengths, each of which starts with a cache line.
+/// As [`with`], in parts of the given lengths, each of which starts with a cache line. Parts of equal lengths do not start at equal
+/// places of a page, where the first cache could not hold what is read from all of them together.
 pub(crate) fn parts<const N: usize, T>(lengths: [usize; N], work: impl FnOnce([&mut [f32]; N]) -> T) -> T {
-    let starts = lengths.map(|length| length.next_multiple_of(16));
+    const APART: usize = 64;
+    let starts = lengths.map(|length| length.next_multiple_of(16) + APART);
     with(starts.iter().sum(), |mut rest| {
         let parts = std::array::from_fn(|i| {
             let (part, behind) = std::mem::take(&mut rest).split_at_mut(starts[i]);

@@ -16,6 +16,7 @@ mod sequence;
 #[cfg(test)]
 mod speed;
 pub mod ssd;
+mod tables;
 #[cfg(test)]
 mod testing;
 pub mod token_mix;

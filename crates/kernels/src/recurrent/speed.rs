@@ -86,23 +86,40 @@ fn channelwise() {
     });
 }
 
+/// As in an RWKV of width 512: 8 heads of 64.
+const WIDTH: usize = 512;
+const ROWS: [usize; 3] = [BATCH, TIME, WIDTH];
+
 #[test]
 #[ignore = "measures speed"]
-fn heads() {
+fn heads_of_wkv6() {
     crate::allocator::keep_freed_memory();
-    const WIDTH: usize = 512;
-    let (x, count): ([usize; 3], _) = ([BATCH, TIME, WIDTH], BATCH * TIME * WIDTH);
+    let (x, count) = (ROWS, BATCH * TIME * WIDTH);
     measure("wkv6 with heads of 64, a state", count * 64, &[&x, &x, &x, &x, &[WIDTH]], |t| {
         let [receptance, key, value, decay] = [0, 1, 2, 3].map(|i| t[i].clone().reshape(x));
         wkv6(Wkv6 { receptance, key, value, decay, bonus: t[4].clone().reshape([8, 64]), state: None }).0
     });
+}
+
+#[test]
+#[ignore = "measures speed"]
+fn heads_of_wkv7() {
+    crate::allocator::keep_freed_memory();
+    let (x, count) = (ROWS, BATCH * TIME * WIDTH);
     measure("wkv7 with heads of 64, a state", count * 64, &[&x, &x, &x, &x, &x, &x], |t| {
         let [receptance, log_decay, key, value, removal, replacement] =
             [0, 1, 2, 3, 4, 5].map(|i| t[i].clone().reshape(x));
         let (log_decay, removal) = (log_decay - 1.0, removal * 0.01);
         wkv7(Wkv7 { receptance, log_decay, key, value, removal, replacement, heads: 8, state: None }).0
     });
-    // As in a Mamba-2 of width 512: 16 heads of 64, one group of 128 states.
+}
+
+/// As in a Mamba-2 of width 512: 16 heads of 64, one group of 128 states.
+#[test]
+#[ignore = "measures speed"]
+fn heads_of_ssd() {
+    crate::allocator::keep_freed_memory();
+    let count = BATCH * TIME * WIDTH;
     let (x, each, states): ([usize; 3], _, _) = ([BATCH, TIME, 1024], [BATCH, TIME, 16], [BATCH, TIME, 128]);
     measure("ssd with heads of 64, a state", count * 2 * 128, &[&x, &each, &[16], &states, &states, &[16]], |t| {
         ssd(Ssd {

@@ -1,18 +1,25 @@
-//! The backward: chunks of time from the last to the first, each in two sweeps with neighbouring keys side by side.
+//! The backward: chunks from the last to the first, the states between two kept ones computed again.
 //!
-//! The sweep forwards computes the states again and `dr_t = S_{t-1} dy_t`; the sweep backwards carries `D`, the gradient of
-//! the state: `dk_t = D v_t`, `dv_t = D^T k_t`, `d(ln w_t) = w_t sum_v D S_{t-1}`, `D <- diag(w_t) D + r_t dy_t^T`. The
-//! bonus adds its part to each. (`d(ln w_t)` also follows from the other gradients without the states, but as a difference
-//! of large numbers.)
+//! In the names of [`super::chunk`], with `D` the gradient of the state after the chunk and `dA_ts = dy_t v_s`:
+//! `dR = (sum_s dA_ts w_{s+1} .. w_{t-1} k_s) + W (dY S^T)`, `dK` likewise with `r_t` and `E (V D^T)`, `dV = A^T dY + (E k) D`, and
+//! before the chunk `D <- diag(w_1 .. w_last) D + (W r)^T dY`. The bonus adds its part to each.
+//!
+//! The decay of step `j` acts on every pair of a step after `j` and one before it, so that the gradient of `ln w_j` is
+//! `sum_{t > j > s} dA_ts r_t w_{s+1} .. w_{t-1} k_s + sum_{t > j} (W r)_t (dY S^T)_t + sum_{s < j} (E k)_s (V D^T)_s
+//! + w_1 .. w_last sum_v D S`: sums alone. (It also follows from `dR` and `dK`, but as a difference of large numbers.)
 
 use super::{
-    super::lanes::{self, LANES, Lane, lane, lanes_of, summed},
-    cpu::{CHUNK, Inputs, Step},
+    super::{
+        lanes::{self, LANES, Lane, lane, lanes_of, summed},
+        tables::{Factor, ROWS, add_product, scale_columns, scale_rows},
+    },
+    chunk::{Chunk, STEPS, load},
+    cpu::{Inputs, KEPT, gather, scatter, store},
 };
 use crate::{
     matmul::scratch,
     parallel::{DisjointRows, for_each, zeros},
-    simd::{dot, exp, vectorised},
+    simd::vectorised,
 };
 
 struct Outputs<'a> {
@@ -51,178 +58,315 @@ pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: 
             state: DisjointRows::new(&mut state, inputs.size()),
         };
         let task = Task { inputs, kept, gradient, of_last, out };
-        for_each(inputs.batch * inputs.heads, |number| task.run(number / inputs.heads, number % inputs.heads));
+        for_each(inputs.batch * inputs.groups(), |number| task.run(number));
     }
     let decay = if inputs.constant { summed(&decay, by_key) } else { decay };
     [receptance, key, value, decay, summed(&bonus, by_key), state]
 }
 
-/// What one vector of keys carries through a chunk.
-struct Sweep<'a> {
-    /// The states before every step and after the last, `[steps + 1][values]`.
-    s: &'a mut [Lane],
-    /// Its gradient, `[values]`.
-    d: &'a mut [Lane],
-    /// Decays, and gradients of receptance without the bonus, `[steps]`.
-    decays: &'a mut [Lane],
-    of_receptance: &'a mut [Lane],
-    /// Gradients of values, `[steps][values]`, summed over vectors of keys.
-    of_value: &'a mut [f32],
+/// The gradients of a chunk, and what they are made of; rows of vectors.
+struct Gradients<'a> {
+    /// Of the outputs.
+    output: &'a mut [Lane],
+    /// `dA`, on and below the diagonal.
+    mixing: &'a mut [f32],
+    receptance: &'a mut [Lane],
+    key: &'a mut [Lane],
+    value: &'a mut [Lane],
+    /// Of the decays' logarithms, in the end of `x`.
+    decay: &'a mut [Lane],
+    /// `dY S^T` and `V D^T`.
+    from_state: &'a mut [Lane],
+    to_state: &'a mut [Lane],
+}
+
+/// The gradients that a head carries from chunk to chunk.
+struct Carried<'a> {
+    /// `D`: of the state after the chunk, then of that before it, `[keys][values]`, and turned.
+    state: &'a mut [Lane],
+    turned: &'a mut [Lane],
+    /// Of the bonus and of constant decays, `[keys]`.
+    bonus: &'a mut [Lane],
+    constant: &'a mut [Lane],
 }
 
 #[allow(unsafe_code)]
 impl Task<'_> {
-    /// One head of one sequence.
-    fn run(&self, batch: usize, head: usize) {
-        let (inputs, values) = (self.inputs, self.inputs.values);
-        let (blocks, number) = (inputs.keys.div_ceil(LANES), batch * inputs.heads + head);
-        let (size, steps) = (values * LANES, CHUNK * LANES);
-        let lengths = [blocks * size, (CHUNK + 1) * size, steps, steps, CHUNK * values, blocks * LANES, blocks * LANES];
-        scratch::parts(lengths, |[d, s, decays, of_receptance, of_value, of_bonus, of_decay]| {
-            let (d, s) = (lanes_of(d), lanes_of(s));
-            let (decays, of_receptance) = (lanes_of(decays), lanes_of(of_receptance));
-            let (of_bonus, of_decay) = (lanes_of(of_bonus), lanes_of(of_decay));
-            of_bonus.fill([0.0; LANES]);
-            of_decay.fill([0.0; LANES]);
-            match self.of_last {
-                Some(of_last) => {
-                    let table = &of_last[number * inputs.size()..(number + 1) * inputs.size()];
-                    for (block, d) in d.chunks_exact_mut(values).enumerate() {
-                        transpose(d, table, block);
-                    }
+    /// Some heads of one sequence.
+    fn run(&self, number: usize) {
+        let (inputs, (batch, heads)) = (self.inputs, self.inputs.place(number));
+        let [row, by_value] = inputs.blocks().map(|blocks| blocks * LANES);
+        let (table, by_key) = (row * by_value, STEPS * row);
+        let of_chunk = [STEPS * by_value, STEPS * STEPS, by_key, by_key, STEPS * by_value, by_key, by_key, by_key];
+        let of_heads = [table, table, row, row].map(|count| heads.len() * count);
+        scratch::parts(of_chunk, |[output, mixing, rest @ ..]| {
+            let [receptance, key, value, decay, from_state, to_state] = rest.map(lanes_of);
+            let output = lanes_of(output);
+            let mut of = Gradients { output, mixing, receptance, key, value, decay, from_state, to_state };
+            scratch::parts(of_heads, |carried| {
+                let [mut state, mut turned, mut bonus, mut constant] = carried.map(lanes_of);
+                let mut of_heads: Vec<Carried<'_>> = Vec::with_capacity(heads.len());
+                for head in heads.clone() {
+                    let carried = Carried {
+                        state: part(&mut state, table / LANES),
+                        turned: part(&mut turned, table / LANES),
+                        bonus: part(&mut bonus, row / LANES),
+                        constant: part(&mut constant, row / LANES),
+                    };
+                    of_heads.push(self.start(carried, batch * inputs.heads + head));
                 }
-                None => d.fill([0.0; LANES]),
-            }
-            for chunk in (0..inputs.chunks()).rev() {
-                let kept = (number * inputs.chunks() + chunk) * inputs.size();
-                of_value.fill(0.0);
-                for (block, d) in d.chunks_exact_mut(values).enumerate() {
-                    transpose(&mut s[..values], &self.kept[kept..kept + inputs.size()], block);
-                    let mut sweep = Sweep { s, d, decays, of_receptance, of_value };
-                    let sums = [&mut of_bonus[block], &mut of_decay[block]];
-                    self.chunk(&mut sweep, [batch, head, chunk, block], sums);
-                }
-                self.values(of_value, batch, head, chunk);
-            }
-            // SAFETY: each head of a sequence comes once.
-            let state = unsafe { self.out.state.row(number) };
-            for (i, out) in state.chunks_exact_mut(values).enumerate() {
-                out.iter_mut().zip(&d[i / LANES * values..]).for_each(|(out, d)| *out = d[i % LANES]);
-            }
-            for block in 0..blocks {
-                let columns = self.columns(head, block);
-                // SAFETY: as above.
-                unsafe {
-                    lanes::store(self.out.bonus.part(batch, columns.clone()), &of_bonus[block]);
-                    if inputs.constant {
-                        lanes::store(self.out.decay.part(batch, columns), &of_decay[block]);
-                    }
-                }
-            }
+                self.chunks(&mut of, &mut of_heads, batch, heads.start);
+                of_heads.iter().zip(heads).for_each(|(of, head)| self.end(of, batch, head));
+            });
         });
     }
 
-    /// Where a vector of a head's keys lies in a row.
-    fn columns(&self, head: usize, block: usize) -> std::ops::Range<usize> {
-        let columns = lanes::columns(self.inputs.keys, block);
-        head * self.inputs.keys + columns.start..head * self.inputs.keys + columns.end
+    /// All chunks of some heads, from the last to the first.
+    fn chunks(&self, of: &mut Gradients<'_>, of_heads: &mut [Carried<'_>], batch: usize, first: usize) {
+        let inputs = self.inputs;
+        let table = of_heads.first().map_or(0, |of| of.state.len());
+        scratch::with(KEPT * table * LANES, |states| {
+            let states = lanes_of(states);
+            scratch::parts(Chunk::lengths(inputs), |buffers| {
+                let mut chunk = Chunk::new(inputs, buffers);
+                for kept in (0..inputs.kept()).rev() {
+                    for (i, carried) in of_heads.iter_mut().enumerate() {
+                        self.states(states, &mut chunk, [batch, first + i, kept]);
+                        for number in inputs.chunks_of(kept).rev() {
+                            let before = &states[number % KEPT * table..][..table];
+                            self.chunk(of, carried, before, &mut chunk, [batch, first + i, number]);
+                        }
+                    }
+                }
+            });
+        });
     }
 
-    fn gradient(&self, batch: usize, head: usize, time: usize) -> &[f32] {
+    /// The gradients behind the last step of a head.
+    fn start<'a>(&self, of: Carried<'a>, number: usize) -> Carried<'a> {
         let values = self.inputs.values;
-        &self.gradient[((batch * self.inputs.time + time) * self.inputs.heads + head) * values..][..values]
+        of.bonus.fill([0.0; LANES]);
+        of.constant.fill([0.0; LANES]);
+        match self.of_last {
+            Some(of_last) => {
+                let of_last = &of_last[number * self.inputs.size()..(number + 1) * self.inputs.size()];
+                gather(of.state, of_last, values);
+                turn(of.turned, of_last, values);
+            }
+            None => {
+                of.state.fill([0.0; LANES]);
+                of.turned.fill([0.0; LANES]);
+            }
+        }
+        of
     }
 
-    /// Both sweeps over one chunk for one vector of keys.
-    fn chunk(&self, sweep: &mut Sweep<'_>, place: [usize; 4], [of_bonus, of_decay]: [&mut Lane; 2]) {
-        let [batch, head, chunk, block] = place;
-        let (inputs, steps) = (self.inputs, self.inputs.chunk(chunk));
-        for (i, t) in steps.clone().enumerate() {
-            forwards(sweep, &inputs.step(batch, head, t), self.gradient(batch, head, t), i, block);
+    /// The states before the chunks from a kept one on, turned: `[values][keys]`.
+    fn states(&self, states: &mut [Lane], chunk: &mut Chunk<'_>, [batch, head, kept]: [usize; 3]) {
+        let (inputs, size, numbers) = (self.inputs, states.len() / KEPT, self.inputs.chunks_of(kept));
+        let kept = (batch * inputs.heads + head) * inputs.kept() + kept;
+        turn(&mut states[..size], &self.kept[kept * inputs.size()..(kept + 1) * inputs.size()], inputs.values);
+        for (i, number) in (numbers.start..numbers.end - 1).enumerate() {
+            chunk.read(inputs, batch, head, number);
+            let (before, after) = states[i * size..(i + 2) * size].split_at_mut(size);
+            after.copy_from_slice(before);
+            scale_columns(after, chunk.whole);
+            let value = Factor::transposed(chunk.value.as_flattened(), chunk.values * LANES);
+            add_product(after, value, chunk.to_end, chunk.steps, chunk.keys);
         }
-        for (i, t) in steps.enumerate().rev() {
-            let (step, dy) = (inputs.step(batch, head, t), self.gradient(batch, head, t));
-            let found = backwards(sweep, &step, dy, inputs.bonus(head), [i, block]);
-            let (row, columns) = (batch * inputs.time + t, self.columns(head, block));
-            // SAFETY: each step of a vector of keys comes once.
+    }
+
+    /// One chunk of one head; `before` is the state before it, turned.
+    fn chunk(
+        &self,
+        of: &mut Gradients<'_>,
+        carried: &mut Carried<'_>,
+        before: &[Lane],
+        chunk: &mut Chunk<'_>,
+        place: [usize; 3],
+    ) {
+        let ([batch, head, number], inputs) = (place, self.inputs);
+        chunk.read(inputs, batch, head, number);
+        for (out, t) in of.output.chunks_exact_mut(chunk.values).zip(inputs.chunk(number)) {
+            let start = ((batch * inputs.time + t) * inputs.heads + head) * inputs.values;
+            load(out, &self.gradient[start..start + inputs.values]);
+        }
+        let (padded, width) = (chunk.steps.next_multiple_of(ROWS), [chunk.keys * LANES, chunk.values * LANES]);
+        of_mixing(of.mixing, of.output, chunk);
+        for (out, rows, table) in
+            [(&mut *of.from_state, &*of.output, before), (&mut *of.to_state, &*chunk.value, &*carried.turned)]
+        {
+            out.fill([0.0; LANES]);
+            let out = &mut out[..padded * chunk.keys];
+            add_product(out, Factor::new(rows.as_flattened(), width[1]), table, width[1], chunk.keys);
+        }
+        chunk.mixing.fill(0.0);
+        pairs(of, carried.bonus, chunk, inputs.bonus(head));
+        around(of, carried, before, chunk);
+        of.value.fill([0.0; LANES]);
+        let of_value = &mut of.value[..padded * chunk.values];
+        add_product(of_value, Factor::transposed(chunk.mixing, STEPS), of.output, chunk.steps, chunk.values);
+        let to_end = Factor::new(chunk.to_end.as_flattened(), width[0]);
+        add_product(of_value, to_end, carried.state, width[0], chunk.values);
+        scale_rows(carried.state, chunk.whole.as_flattened(), chunk.values);
+        let from_start = Factor::transposed(chunk.from_start.as_flattened(), width[0]);
+        add_product(carried.state, from_start, of.output, chunk.steps, chunk.values);
+        scale_columns(carried.turned, chunk.whole);
+        let output = Factor::transposed(of.output.as_flattened(), width[1]);
+        add_product(carried.turned, output, chunk.from_start, chunk.steps, chunk.keys);
+        self.write(of, chunk, place);
+    }
+
+    /// Writes the gradients of a chunk.
+    fn write(&self, of: &Gradients<'_>, chunk: &Chunk<'_>, [batch, head, number]: [usize; 3]) {
+        let inputs = self.inputs;
+        for (i, t) in inputs.chunk(number).enumerate() {
+            let (row, columns) = (batch * inputs.time + t, head * inputs.keys..(head + 1) * inputs.keys);
+            let by_key = i * chunk.keys..(i + 1) * chunk.keys;
+            // SAFETY: each step of a head comes once.
             unsafe {
-                lanes::store(self.out.receptance.part(row, columns.clone()), &found[0]);
-                lanes::store(self.out.key.part(row, columns.clone()), &found[1]);
+                store(self.out.receptance.part(row, columns.clone()), &of.receptance[by_key.clone()]);
+                store(self.out.key.part(row, columns.clone()), &of.key[by_key.clone()]);
                 if !inputs.constant {
-                    lanes::store(self.out.decay.part(row, columns), &found[2]);
+                    store(self.out.decay.part(row, columns), &of.decay[by_key]);
+                }
+                let columns = head * inputs.values..(head + 1) * inputs.values;
+                store(self.out.value.part(row, columns), &of.value[i * chunk.values..(i + 1) * chunk.values]);
+            }
+        }
+    }
+
+    /// Writes what is left before the first step of a head.
+    fn end(&self, of: &Carried<'_>, batch: usize, head: usize) {
+        let (inputs, columns) = (self.inputs, head * self.inputs.keys..(head + 1) * self.inputs.keys);
+        // SAFETY: each head of a sequence comes once.
+        unsafe {
+            scatter(self.out.state.row(batch * inputs.heads + head), of.state, inputs.values);
+            store(self.out.bonus.part(batch, columns.clone()), of.bonus);
+            if inputs.constant {
+                store(self.out.decay.part(batch, columns), of.constant);
+            }
+        }
+    }
+}
+
+/// Takes the first vectors of a buffer.
+fn part<'a>(buffer: &mut &'a mut [Lane], count: usize) -> &'a mut [Lane] {
+    let (part, rest) = std::mem::take(buffer).split_at_mut(count);
+    *buffer = rest;
+    part
+}
+
+/// A state `[keys, values]` as rows of vectors of keys.
+fn turn(turned: &mut [Lane], state: &[f32], values: usize) {
+    let keys = state.len() / values;
+    turned.fill([0.0; LANES]);
+    for (i, row) in turned.chunks_exact_mut(keys.div_ceil(LANES)).take(values).enumerate() {
+        let column = state[i..].iter().step_by(values);
+        row.as_flattened_mut().iter_mut().zip(column).for_each(|(out, value)| *out = *value);
+    }
+}
+
+vectorised! {
+    fn of_mixing(mixing: &mut [f32], output: &[Lane], chunk: &Chunk<'_>) {
+        let blocks = chunk.values;
+        for t in 0..chunk.steps {
+            for s in 0..=t {
+                let mut sum = [0.0; LANES];
+                for block in 0..blocks {
+                    let (dy, v) = (&output[t * blocks + block], &chunk.value[s * blocks + block]);
+                    sum = lane!(l => sum[l] + dy[l] * v[l]);
+                }
+                mixing[t * STEPS + s] = lanes::total(&sum);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// What the steps of a chunk do among themselves: `A`, `W r`, and gradients of receptance, key, decay and bonus.
+    fn pairs(of: &mut Gradients<'_>, of_bonuses: &mut [Lane], chunk: &mut Chunk<'_>, bonus: &[f32]) {
+        let keys = chunk.keys;
+        of.key.fill([0.0; LANES]);
+        of.decay.fill([0.0; LANES]);
+        let mut acting = [[0.0; LANES]; STEPS];
+        for block in 0..keys {
+            let u = lanes::block(bonus, block);
+            let mut of_bonus = of_bonuses[block];
+            for t in 0..chunk.steps {
+                let own = t * keys + block;
+                let (r, k, along) = (chunk.receptance[own], chunk.key[own], of.mixing[t * STEPS + t]);
+                let row = &mut chunk.mixing[t * STEPS..(t + 1) * STEPS];
+                row[t] += lanes::total(&lane!(l => r[l] * u[l] * k[l]));
+                of_bonus = lane!(l => of_bonus[l] + r[l] * k[l] * along);
+                let of_key = of.key[own];
+                of.key[own] = lane!(l => of_key[l] + u[l] * r[l] * along);
+                let mut of_receptance = lane!(l => u[l] * k[l] * along);
+                let mut decayed = [1.0; LANES];
+                for s in (0..t).rev() {
+                    let (k, w, of_key) = (&chunk.key[s * keys + block], &chunk.decay[s * keys + block], &mut of.key[s * keys + block]);
+                    let factor = of.mixing[t * STEPS + s];
+                    let from = lane!(l => decayed[l] * k[l]);
+                    let to = lane!(l => decayed[l] * r[l]);
+                    let both = lane!(l => from[l] * r[l]);
+                    row[s] += lanes::total(&both);
+                    of_receptance = lane!(l => of_receptance[l] + factor * from[l]);
+                    *of_key = lane!(l => of_key[l] + factor * to[l]);
+                    acting[s] = lane!(l => factor * both[l]);
+                    decayed = lane!(l => decayed[l] * w[l]);
+                }
+                let from_state = of.from_state[own];
+                of.receptance[own] = lane!(l => of_receptance[l] + decayed[l] * from_state[l]);
+                chunk.from_start[own] = lane!(l => r[l] * decayed[l]);
+                // Pairs around the steps between.
+                let mut before = [0.0; LANES];
+                for s in 1..t {
+                    let (acting, of_decay) = (&acting[s - 1], &mut of.decay[s * keys + block]);
+                    before = lane!(l => before[l] + acting[l]);
+                    *of_decay = lane!(l => of_decay[l] + before[l]);
                 }
             }
-            for l in 0..LANES {
-                of_decay[l] += found[2][l];
-                of_bonus[l] += found[3][l];
-            }
+            of_bonuses[block] = of_bonus;
         }
-    }
-
-    /// Gradients of the values of a chunk, with the bonus.
-    fn values(&self, of_value: &[f32], batch: usize, head: usize, chunk: usize) {
-        let (inputs, values) = (self.inputs, self.inputs.values);
-        for (t, of_value) in inputs.chunk(chunk).zip(of_value.chunks_exact(values)) {
-            let step = inputs.step(batch, head, t);
-            let factors = step.receptance.iter().zip(step.key).zip(inputs.bonus(head));
-            let along: f32 = factors.map(|((r, k), u)| r * u * k).sum();
-            // SAFETY: each step of a head comes once.
-            let out = unsafe { self.out.value.part(batch * inputs.time + t, head * values..(head + 1) * values) };
-            for ((out, sum), dy) in out.iter_mut().zip(of_value).zip(self.gradient(batch, head, t)) {
-                *out = sum + along * dy;
-            }
-        }
-    }
-}
-
-/// One vector of keys of a table `[keys, values]`, as `[values]` vectors.
-fn transpose(s: &mut [Lane], table: &[f32], block: usize) {
-    let values = s.len();
-    s.fill([0.0; LANES]);
-    let rows = table[block * LANES * values..].chunks_exact(values).take(LANES);
-    for (l, row) in rows.enumerate() {
-        s.iter_mut().zip(row).for_each(|(s, value)| s[l] = *value);
     }
 }
 
 vectorised! {
-    fn forwards(sweep: &mut Sweep<'_>, step: &Step<'_>, dy: &[f32], i: usize, block: usize) {
-        let (k, x) = (lanes::block(step.key, block), lanes::block(step.decay, block));
-        let w = lane!(l => exp(-exp(x[l])));
-        sweep.decays[i] = w;
-        let mut sum = [0.0; LANES];
-        let (before, after) = sweep.s[i * dy.len()..(i + 2) * dy.len()].split_at_mut(dy.len());
-        for ((&before, after), (&v, &dy)) in before.iter().zip(after).zip(step.value.iter().zip(dy)) {
-            sum = lane!(l => sum[l] + before[l] * dy);
-            *after = lane!(l => w[l] * before[l] + k[l] * v);
+    /// What they do with the states before and after: the rest of the gradients of key and decay.
+    fn around(of: &mut Gradients<'_>, carried: &mut Carried<'_>, before: &[Lane], chunk: &Chunk<'_>) {
+        let keys = chunk.keys;
+        for block in 0..keys {
+            let mut acting = [0.0; LANES];
+            for (d, s) in carried.turned[block..].iter().step_by(keys).zip(before[block..].iter().step_by(keys)) {
+                acting = lane!(l => acting[l] + d[l] * s[l]);
+            }
+            let whole = &chunk.whole[block];
+            acting = lane!(l => acting[l] * whole[l]);
+            for t in (0..chunk.steps).rev() {
+                let own = t * keys + block;
+                let (of_decay, r, from_state) = (&mut of.decay[own], &chunk.from_start[own], &of.from_state[own]);
+                *of_decay = lane!(l => of_decay[l] + acting[l]);
+                acting = lane!(l => acting[l] + r[l] * from_state[l]);
+            }
+            let (mut acting, mut left) = ([0.0; LANES], [[1.0; LANES]; STEPS]);
+            for t in (1..chunk.steps).rev() {
+                let (behind, w) = (left[t], &chunk.decay[t * keys + block]);
+                left[t - 1] = lane!(l => behind[l] * w[l]);
+            }
+            let mut constant = carried.constant[block];
+            for t in 0..chunk.steps {
+                let own = t * keys + block;
+                let (of_key, to_state, k) = (&mut of.key[own], &of.to_state[own], &chunk.to_end[own]);
+                let (of_decay, slope, w, left) = (&mut of.decay[own], &chunk.slope[own], &chunk.decay[own], &left[t]);
+                *of_key = lane!(l => of_key[l] + left[l] * to_state[l]);
+                // Where nothing is left of a state, its slope may be infinite.
+                let total = lane!(l => of_decay[l] + acting[l]);
+                *of_decay = lane!(l => if w[l] > 0.0 { total[l] * slope[l] } else { 0.0 });
+                acting = lane!(l => acting[l] + k[l] * to_state[l]);
+                let of_decay = *of_decay;
+                constant = lane!(l => constant[l] + of_decay[l]);
+            }
+            carried.constant[block] = constant;
         }
-        sweep.of_receptance[i] = sum;
-    }
-}
-
-vectorised! {
-    /// Step `i` of the chunk backwards; returns gradients of receptance, key, decay and the step's part of the bonus.
-    fn backwards(sweep: &mut Sweep<'_>, step: &Step<'_>, dy: &[f32], bonus: &[f32], place: [usize; 2]) -> [Lane; 4] {
-        let ([i, block], values) = (place, dy.len());
-        let (k, r, w) = (lanes::block(step.key, block), lanes::block(step.receptance, block), sweep.decays[i]);
-        let of_value = &mut sweep.of_value[i * values..(i + 1) * values];
-        let states = &sweep.s[i * values..(i + 1) * values];
-        let (mut of_key, mut of_decay) = ([0.0; LANES], [0.0; LANES]);
-        let rows = sweep.d.iter_mut().zip(states).zip(of_value).zip(step.value.iter().zip(dy));
-        for (((d, &s), of_value), (&v, &dy)) in rows {
-            let before = *d;
-            of_key = lane!(l => of_key[l] + before[l] * v);
-            of_decay = lane!(l => of_decay[l] + before[l] * s[l]);
-            *d = lane!(l => w[l] * before[l] + r[l] * dy);
-            *of_value += lanes::total(&lane!(l => before[l] * k[l]));
-        }
-        let (u, x, of_receptance) = (lanes::block(bonus, block), lanes::block(step.decay, block), sweep.of_receptance[i]);
-        let along = dot(step.value, dy);
-        [
-            lane!(l => of_receptance[l] + u[l] * k[l] * along),
-            lane!(l => of_key[l] + u[l] * r[l] * along),
-            lane!(l => of_decay[l] * w[l] * -exp(x[l])),
-            lane!(l => r[l] * k[l] * along),
-        ]
     }
 }

@@ -1,16 +1,21 @@
-//! The recurrence, one task for each head of each sequence, with neighbouring columns of the state side by side.
+//! The forward, one task for each head of each sequence, chunk by chunk.
 
-use super::super::{
-    lanes::{self, LANES, Lane, lane, lanes_of},
-    sequence::{Sequence, readable},
+use super::{
+    super::{
+        lanes::{self, LANES, Lane, lanes_of},
+        sequence::{Sequence, readable},
+        tables::{Factor, ROWS, add_product, scale_rows},
+    },
+    chunk::{Chunk, STEPS, load},
 };
 use crate::{
     host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
     matmul::scratch,
-    parallel::{DisjointRows, for_each, zeros},
-    simd::{exp, vectorised},
+    parallel::{DisjointRows, for_each, threads, zeros},
+    simd::vectorised,
 };
 use burn_flex::FlexTensor;
+use std::ops::Range;
 
 /// The operator over receptance, key, value, decay, bonus and state; the last state leaves by the side.
 #[derive(Debug)]
@@ -18,8 +23,10 @@ pub(super) struct Wkv {
     pub last: Side,
 }
 
-/// Steps between two kept states.
-pub(super) const CHUNK: usize = 64;
+/// Chunks between two kept states.
+pub(super) const KEPT: usize = 4;
+/// Heads of a task at most.
+const MOST: usize = 4;
 
 /// What the recurrence reads.
 pub(super) struct Inputs<'a> {
@@ -74,13 +81,24 @@ impl<'a> Inputs<'a> {
         &self.bonus[head * self.keys..(head + 1) * self.keys]
     }
 
+    /// Chunks of a sequence.
     pub fn chunks(&self) -> usize {
-        self.time.div_ceil(CHUNK)
+        self.time.div_ceil(STEPS)
     }
 
     /// The steps of a chunk.
-    pub fn chunk(&self, chunk: usize) -> std::ops::Range<usize> {
-        chunk * CHUNK..((chunk + 1) * CHUNK).min(self.time)
+    pub fn chunk(&self, chunk: usize) -> Range<usize> {
+        chunk * STEPS..((chunk + 1) * STEPS).min(self.time)
+    }
+
+    /// States of a sequence that are kept.
+    pub fn kept(&self) -> usize {
+        self.chunks().div_ceil(KEPT)
+    }
+
+    /// The chunks from a kept state on.
+    pub fn chunks_of(&self, kept: usize) -> Range<usize> {
+        kept * KEPT..((kept + 1) * KEPT).min(self.chunks())
     }
 
     /// Numbers of one state.
@@ -88,94 +106,132 @@ impl<'a> Inputs<'a> {
         self.keys * self.values
     }
 
-    /// Outputs, last states, and where asked the states before every chunk.
-    #[allow(unsafe_code)]
+    /// Vectors of a row of keys and of a row of values.
+    pub fn blocks(&self) -> [usize; 2] {
+        [self.keys, self.values].map(|channels| channels.div_ceil(LANES))
+    }
+
+    /// Outputs, last states, and where asked the states before every [`KEPT`] chunks.
     fn forward(&self, state: &[f32], keep: bool) -> [Vec<f32>; 3] {
-        let (heads, keys, values) = (self.heads, self.keys, self.values);
-        let tasks = self.batch * heads;
+        let states = self.batch * self.heads;
         let mut y = zeros(self.value.len());
-        let mut last = zeros(tasks * self.size());
-        let mut kept = zeros(if keep { tasks * self.chunks() * self.size() } else { 0 });
-        let y_rows = DisjointRows::new(&mut y, heads * values);
-        let (last_rows, kept_rows) =
-            (DisjointRows::new(&mut last, self.size()), DisjointRows::new(&mut kept, self.size()));
-        let blocks = values.div_ceil(LANES);
-        for_each(tasks, |task| {
-            let (batch, head) = (task / heads, task % heads);
-            let state = &state[task * self.size()..(task + 1) * self.size()];
-            scratch::parts([blocks * keys * LANES, CHUNK * keys, CHUNK], |[s, decays, along]| {
-                let s = lanes_of(s);
-                gather(s, state, values);
-                for chunk in 0..self.chunks() {
-                    if keep {
-                        // SAFETY: each chunk comes once in a task.
-                        scatter(unsafe { kept_rows.row(task * self.chunks() + chunk) }, s, values);
-                    }
-                    self.prepare(decays, along, batch, head, chunk);
-                    for (i, t) in self.chunk(chunk).enumerate() {
-                        let step = Step { decay: &decays[i * keys..(i + 1) * keys], ..self.step(batch, head, t) };
-                        // SAFETY: each step of a head comes once.
-                        let y = unsafe { y_rows.part(batch * self.time + t, head * values..(head + 1) * values) };
-                        advance(y, s, &step, along[i]);
-                    }
-                }
-                // SAFETY: each task has a row of its own.
-                scatter(unsafe { last_rows.row(task) }, s, values);
-            });
-        });
+        let mut last = zeros(states * self.size());
+        let mut kept = zeros(if keep { states * self.kept() * self.size() } else { 0 });
+        let task = Task {
+            inputs: self,
+            state,
+            y: DisjointRows::new(&mut y, self.heads * self.values),
+            last: DisjointRows::new(&mut last, self.size()),
+            kept: keep.then(|| DisjointRows::new(&mut kept, self.size())),
+        };
+        for_each(self.batch * self.groups(), |number| task.run(number));
+        drop(task);
         [y, last, kept]
     }
 
-    /// The decays of a chunk, and for each step `sum r u k`.
-    fn prepare(&self, decays: &mut [f32], along: &mut [f32], batch: usize, head: usize, chunk: usize) {
-        let steps = self.chunk(chunk).map(|t| self.step(batch, head, t));
-        for ((step, decays), along) in steps.zip(decays.chunks_exact_mut(self.keys)).zip(along) {
-            *along = bonus_and_decays(decays, &step, self.bonus(head));
+    /// Heads of a task. Those of one step lie side by side, and memory is read in long pieces; but every thread wants work.
+    fn together(&self) -> usize {
+        (self.batch * self.heads / (2 * threads())).clamp(1, MOST.min(self.heads))
+    }
+
+    pub fn groups(&self) -> usize {
+        self.heads.div_ceil(self.together())
+    }
+
+    /// The sequence of a task and its heads.
+    pub fn place(&self, task: usize) -> (usize, Range<usize>) {
+        let (batch, first) = (task / self.groups(), task % self.groups() * self.together());
+        (batch, first..(first + self.together()).min(self.heads))
+    }
+}
+
+/// The forward of some heads.
+struct Task<'a> {
+    inputs: &'a Inputs<'a>,
+    state: &'a [f32],
+    y: DisjointRows<'a>,
+    last: DisjointRows<'a>,
+    kept: Option<DisjointRows<'a>>,
+}
+
+#[allow(unsafe_code)]
+impl Task<'_> {
+    fn run(&self, number: usize) {
+        let (inputs, (batch, heads)) = (self.inputs, self.inputs.place(number));
+        let ([keys, values], size) = (inputs.blocks(), inputs.size());
+        let table = keys * LANES * values;
+        let tables = [heads.len() * table * LANES, STEPS * values * LANES];
+        scratch::parts(Chunk::lengths(inputs), |buffers| {
+            scratch::parts(tables, |[states, y]| {
+                let (mut chunk, states, y) = (Chunk::new(inputs, buffers), lanes_of(states), lanes_of(y));
+                let first = batch * inputs.heads + heads.start;
+                for (i, s) in states.chunks_exact_mut(table).enumerate() {
+                    gather(s, &self.state[(first + i) * size..(first + i + 1) * size], inputs.values);
+                }
+                for kept in 0..inputs.kept() {
+                    for (head, s) in heads.clone().zip(states.chunks_exact_mut(table)) {
+                        self.head(&mut chunk, s, y, [batch, head, kept]);
+                    }
+                }
+                for (i, s) in states.chunks_exact(table).enumerate() {
+                    // SAFETY: each head of a sequence comes once.
+                    scatter(unsafe { self.last.row(first + i) }, s, inputs.values);
+                }
+            });
+        });
+    }
+
+    /// The chunks of a head from a kept state on.
+    fn head(&self, chunk: &mut Chunk<'_>, s: &mut [Lane], y: &mut [Lane], [batch, head, kept]: [usize; 3]) {
+        let inputs = self.inputs;
+        if let Some(rows) = &self.kept {
+            // SAFETY: each kept state of a head comes once.
+            scatter(unsafe { rows.row((batch * inputs.heads + head) * inputs.kept() + kept) }, s, inputs.values);
+        }
+        for number in inputs.chunks_of(kept) {
+            chunk.read(inputs, batch, head, number);
+            chunk.mix(inputs.bonus(head));
+            advance(s, y, chunk);
+            for (y, t) in y.chunks_exact(chunk.values).zip(inputs.chunk(number)) {
+                let columns = head * inputs.values..(head + 1) * inputs.values;
+                // SAFETY: each step of a head comes once.
+                store(unsafe { self.y.part(batch * inputs.time + t, columns) }, y);
+            }
         }
     }
 }
 
-/// From `[keys, columns]` to vectors of columns, `[blocks][keys]`.
-pub(super) fn gather(s: &mut [Lane], table: &[f32], columns: usize) {
-    let keys = table.len() / columns;
-    for (i, s) in s.iter_mut().enumerate() {
-        *s = lanes::block(&table[i % keys * columns..(i % keys + 1) * columns], i / keys);
-    }
+/// The outputs of a chunk from the state before it, which becomes the state behind it.
+fn advance(s: &mut [Lane], y: &mut [Lane], chunk: &Chunk<'_>) {
+    let y = &mut y[..chunk.steps.next_multiple_of(ROWS) * chunk.values];
+    y.fill([0.0; LANES]);
+    add_product(y, Factor::new(chunk.mixing, STEPS), chunk.value, chunk.steps, chunk.values);
+    let (from_start, width) = (chunk.from_start.as_flattened(), chunk.keys * LANES);
+    add_product(y, Factor::new(from_start, width), s, width, chunk.values);
+    scale_rows(s, chunk.whole.as_flattened(), chunk.values);
+    let to_end = Factor::transposed(chunk.to_end.as_flattened(), width);
+    add_product(s, to_end, chunk.value, chunk.steps, chunk.values);
+}
+
+/// A state `[keys, values]` as rows of vectors.
+pub(super) fn gather(s: &mut [Lane], state: &[f32], values: usize) {
+    let blocks = values.div_ceil(LANES);
+    s.fill([0.0; LANES]);
+    s.chunks_exact_mut(blocks).zip(state.chunks_exact(values)).for_each(|(s, row)| load(s, row));
 }
 
 /// The way back of [`gather`].
-pub(super) fn scatter(table: &mut [f32], s: &[Lane], columns: usize) {
-    let keys = table.len() / columns;
-    for (i, s) in s.iter().enumerate() {
-        let row = &mut table[i % keys * columns..(i % keys + 1) * columns];
-        lanes::store(&mut row[lanes::columns(columns, i / keys)], s);
-    }
+pub(super) fn scatter(state: &mut [f32], s: &[Lane], values: usize) {
+    let blocks = values.div_ceil(LANES);
+    s.chunks_exact(blocks).zip(state.chunks_exact_mut(values)).for_each(|(s, row)| store(row, s));
 }
 
 vectorised! {
-    /// Writes `exp(-exp(x))`; returns `sum r u k`.
-    fn bonus_and_decays(decays: &mut [f32], step: &Step<'_>, bonus: &[f32]) -> f32 {
-        for (decay, x) in decays.iter_mut().zip(step.decay) {
-            *decay = exp(-exp(*x));
-        }
-        step.receptance.iter().zip(step.key).zip(bonus).map(|((r, k), u)| r * u * k).sum()
-    }
-}
-
-vectorised! {
-    /// One step of one head.
-    fn advance(y: &mut [f32], s: &mut [Lane], step: &Step<'_>, along: f32) {
-        let keys = step.key.len();
-        for (block, s) in s.chunks_exact_mut(keys).enumerate() {
-            let v = lanes::block(step.value, block);
-            let mut sum = lane!(l => along * v[l]);
-            for (s, ((&r, &k), &w)) in s.iter_mut().zip(step.receptance.iter().zip(step.key).zip(step.decay)) {
-                let before = *s;
-                sum = lane!(l => sum[l] + r * before[l]);
-                *s = lane!(l => w * before[l] + k * v[l]);
-            }
-            let columns = lanes::columns(y.len(), block);
-            lanes::store(&mut y[columns], &sum);
+    /// Writes a row of vectors, as much as `out` takes.
+    pub(super) fn store(out: &mut [f32], row: &[Lane]) {
+        for (block, lane) in row.iter().enumerate() {
+            let columns = lanes::columns(out.len(), block);
+            lanes::store(&mut out[columns], lane);
         }
     }
 }

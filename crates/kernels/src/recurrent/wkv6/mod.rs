@@ -1,9 +1,10 @@
 //! Linear attention with decay per channel and a matrix as state: RWKV-5 and RWKV-6 (arXiv 2404.05892, section 4).
 //!
-//! The recurrence itself is computed, step by step on a state that stays in the first cache. Its chunked form, which turns
-//! most of it into matrix products, does as many operations again for its decays at the size of heads in use.
+//! Computed by chunks of a few steps, which turns most of it into products with the state: that is then read and written once
+//! a chunk instead of once a step.
 
 mod backward;
+mod chunk;
 mod cpu;
 pub mod reference;
 
@@ -67,7 +68,7 @@ pub fn wkv6(wkv: Wkv6) -> (Tensor<3>, Tensor<4>) {
 mod tests {
     use super::*;
     use crate::{
-        recurrent::testing::{both, check, check_parts, tensor},
+        recurrent::testing::{both, check, check_parts, tensor, values},
         testing::{Leaf, agree},
     };
     use proptest::prelude::*;
@@ -143,6 +144,21 @@ mod tests {
     fn a_step_and_several_chunks_agree_with_the_reference() {
         agree_with_reference([1, 1, 2, 3, 5], false);
         agree_with_reference([1, 150, 1, 64, 64], false);
+        // Several heads in a task, the last one with fewer.
+        agree_with_reference([2, 40, 9, 3, 5], false);
+        agree_with_reference([2, 40, 9, 3, 5], true);
+    }
+
+    #[test]
+    fn what_forgets_at_once_has_gradients() {
+        let x = tensor::<3>([1, 20, 6], 1).autodiff().require_grad();
+        let decay = tensor::<3>([1, 20, 6], 2).mul_scalar(200.0).autodiff().require_grad();
+        let (receptance, key, value) = (x.clone(), x.clone() * 0.7, x.clone() * 2.0);
+        let wkv = Wkv6 { receptance, key, value, decay: decay.clone(), bonus: tensor([2, 3], 3), state: None };
+        let gradients = wkv6(wkv).0.sum().backward();
+        for found in [x.grad(&gradients), decay.grad(&gradients)] {
+            assert!(values(found.unwrap()).iter().all(|value| value.is_finite()));
+        }
     }
 
     #[test]
