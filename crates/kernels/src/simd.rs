@@ -18,9 +18,11 @@ pub enum Level {
     Avx512,
     /// AVX-512 with products of bf16.
     Avx512Bf16,
+    /// The same, and AMX with products of bf16.
+    Amx,
 }
 
-/// Environment variable that lowers the level: `portable`, `avx2`, `avx512` or `avx512bf16`.
+/// Environment variable that lowers the level: `portable`, `avx2`, `avx512`, `avx512bf16` or `amx`.
 pub const LEVEL_VARIABLE: &str = "ESPALIER_SIMD";
 
 /// The level in use: the best that this processor has, or the lower one that [`LEVEL_VARIABLE`] asks for.
@@ -31,7 +33,8 @@ pub fn level() -> Level {
             Ok("portable") => Level::Portable,
             Ok("avx2") => Level::Avx2,
             Ok("avx512") => Level::Avx512,
-            _ => Level::Avx512Bf16,
+            Ok("avx512bf16") => Level::Avx512Bf16,
+            _ => Level::Amx,
         };
         asked.min(best())
     })
@@ -45,11 +48,32 @@ fn best() -> Level {
         && is_x86_feature_detected!("avx512bw");
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     match (avx2, avx512, is_x86_feature_detected!("avx512bf16")) {
+        (true, true, true) if may_use_amx() => Level::Amx,
         (true, true, true) => Level::Avx512Bf16,
         (true, true, false) => Level::Avx512,
         (true, false, _) => Level::Avx2,
         (false, ..) => Level::Portable,
     }
+}
+
+/// Whether the processor has AMX for bf16 and the kernel lets this process use it, which has to be asked for: its registers are
+/// large.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn may_use_amx() -> bool {
+    const BF16: u32 = 1 << 22;
+    const TILES: u32 = 1 << 24;
+    const REQUEST: i64 = 0x1023; // ARCH_REQ_XCOMP_PERM
+    const TILE_DATA: i64 = 18; // XFEATURE_XTILE_DATA
+    let features = std::arch::x86_64::__cpuid_count(7, 0).edx;
+    #[allow(unsafe_code)]
+    // SAFETY: the call changes what this process may use, and nothing else.
+    let permitted = || unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) } == 0;
+    features & BF16 != 0 && features & TILES != 0 && permitted()
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn may_use_amx() -> bool {
+    false
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -80,7 +104,9 @@ macro_rules! vectorised {
                 }
                 match $crate::simd::level() {
                     // SAFETY: `level` never exceeds what the processor was seen to have.
-                    $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16 => unsafe { avx512($($argument),*) },
+                    $crate::simd::Level::Amx | $crate::simd::Level::Avx512Bf16 | $crate::simd::Level::Avx512 => unsafe {
+                        avx512($($argument),*)
+                    },
                     // SAFETY: as above.
                     $crate::simd::Level::Avx2 => unsafe { avx2($($argument),*) },
                     $crate::simd::Level::Portable => body($($argument),*),
@@ -291,7 +317,7 @@ mod tests {
         if std::env::var(LEVEL_VARIABLE).is_ok() {
             return;
         }
-        for name in ["portable", "avx2", "avx512"] {
+        for name in ["portable", "avx2", "avx512", "avx512bf16"] {
             let tests = std::process::Command::new(std::env::current_exe().unwrap()).env(LEVEL_VARIABLE, name).output();
             let tests = tests.unwrap();
             assert!(tests.status.success(), "{name}: {}", String::from_utf8_lossy(&tests.stdout));

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::{
     How, Matrix, Precision, Threads, few_rows,
-    kernel::{Kernel, Segment, kernel, kernel_for},
+    kernel::{Kernel, Segment, Side, kernel, kernel_for},
     scratch,
     tiles::{Block, GROUP, Output, Tiles, run_tiles},
 };
@@ -66,10 +66,10 @@ impl Packed {
         let (rows, depth) = (matrix.rows, matrix.columns);
         let lanes = PACKED * kernel.rows;
         let blocks = depth_blocks(kernel, depth).map(|(start, steps)| {
-            let length = kernel.packed_len(kernel.rows, rows, steps);
+            let length = kernel.packed_len(Side::Left, rows, steps);
             let [panels] = fresh([(length, lanes * kernel.units(steps))], |i, [panels]| {
                 let lanes_here = lanes.min(rows - i * lanes);
-                kernel.pack(panels, kernel.rows, matrix.part(i * lanes, lanes_here, start, steps));
+                kernel.pack(panels, Side::Left, matrix.part(i * lanes, lanes_here, start, steps));
             });
             panels
         });
@@ -184,7 +184,7 @@ impl<'a> Plan<'a> {
             let blocks = blocks.iter().map(|block| block.iter().map(length).sum::<usize>());
             blocks.max().unwrap_or(0).next_multiple_of(LINE)
         };
-        let of_right = most(&|piece| kernel.packed_len(kernel.columns, columns.min(COLUMNS), piece.steps));
+        let of_right = most(&|piece| kernel.packed_len(Side::Right, columns.min(COLUMNS), piece.steps));
         let in_rows = terms.iter().all(|(left, _)| left.plain().is_some_and(|left| !left.is_transposed()));
         let workers = if how.threads == Threads::All { threads() } else { 1 };
         let panels = [rows.div_ceil(kernel.rows), columns.min(COLUMNS).div_ceil(kernel.columns)];
@@ -198,7 +198,7 @@ impl<'a> Plan<'a> {
         let down = panels[0].div_ceil(GROUP[0]).max((TASKS * workers).div_ceil(across));
         let group = [panels[0].div_ceil(down).max(FEW), GROUP[1]];
         let of_left = most(&|piece| match terms[piece.term].0 {
-            Left::Plain(_) => kernel.packed_len(kernel.rows, rows, piece.steps),
+            Left::Plain(_) => kernel.packed_len(Side::Left, rows, piece.steps),
             Left::Packed(_) => 0,
         });
         let together = (ROUND / (of_right + of_left).max(1)).clamp(1, blocks.len());
@@ -239,11 +239,11 @@ impl<'a> Plan<'a> {
         let mut place = |piece: &Piece| {
             let Piece { term, start, steps } = *piece;
             let right = self.sum.terms[term].1.transposed().part(columns.start, columns.len(), start, steps);
-            pack_later(self.kernel, &mut free_right, self.kernel.columns, right, tasks);
-            let right = take(0, self.kernel.packed_len(self.kernel.columns, columns.len(), steps));
+            pack_later(self.kernel, &mut free_right, Side::Right, right, tasks);
+            let right = take(0, self.kernel.packed_len(Side::Right, columns.len(), steps));
             let left = self.left(piece).filter(|_| !self.own).map(|left| {
-                pack_later(self.kernel, &mut free_left, self.kernel.rows, left, tasks);
-                take(1, self.kernel.packed_len(self.kernel.rows, self.size[0], steps))
+                pack_later(self.kernel, &mut free_left, Side::Left, left, tasks);
+                take(1, self.kernel.packed_len(Side::Left, self.size[0], steps))
             });
             (left, right)
         };
@@ -337,7 +337,7 @@ struct PackTask<'a> {
     kernel: &'static Kernel,
     out: *mut f32,
     panel: usize,
-    width: usize,
+    side: Side,
     lanes: Matrix<'a>,
 }
 
@@ -350,11 +350,12 @@ unsafe impl Send for PackTask<'_> {}
 fn pack_later<'a>(
     kernel: &'static Kernel,
     free: &mut &'a mut [f32],
-    width: usize,
+    side: Side,
     matrix: Matrix<'a>,
     tasks: &mut Vec<PackTask<'a>>,
 ) {
-    let length = kernel.packed_len(width, matrix.rows, matrix.columns);
+    let width = kernel.width(side);
+    let length = kernel.packed_len(side, matrix.rows, matrix.columns);
     let (here, rest) = std::mem::take(free).split_at_mut(length);
     *free = rest;
     let (rows, columns) = (matrix.rows, matrix.columns);
@@ -362,25 +363,25 @@ fn pack_later<'a>(
     if matrix.row_stride == 1 {
         tasks.extend((0..columns).step_by(STEPS).map(|first| {
             let out = start.wrapping_add(first / kernel.pair * width);
-            PackTask { kernel, out, panel, width, lanes: matrix.part(0, rows, first, STEPS.min(columns - first)) }
+            PackTask { kernel, out, panel, side, lanes: matrix.part(0, rows, first, STEPS.min(columns - first)) }
         }));
         return;
     }
     let lanes = PACKED * width;
     tasks.extend((0..rows).step_by(lanes).map(|first| {
         let out = start.wrapping_add(first * panel);
-        PackTask { kernel, out, panel, width, lanes: matrix.part(first, lanes.min(rows - first), 0, columns) }
+        PackTask { kernel, out, panel, side, lanes: matrix.part(first, lanes.min(rows - first), 0, columns) }
     }));
 }
 
 /// Packs everything.
 fn run_packs(tasks: Vec<PackTask<'_>>, threads: Threads) {
     let run = |task: PackTask<'_>| {
-        let PackTask { kernel, out, panel, width, lanes } = task;
+        let PackTask { kernel, out, panel, side, lanes } = task;
         #[allow(unsafe_code)]
         // SAFETY: tasks are planned in memory that holds all panels, each unit of them in one task.
         unsafe {
-            kernel.pack_steps(out, width, lanes, panel);
+            kernel.pack_steps(out, side, lanes, panel);
         }
     };
     match threads {

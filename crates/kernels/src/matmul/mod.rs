@@ -15,6 +15,7 @@ use std::{fmt, mem::MaybeUninit, str::FromStr};
 
 use blocked::Sum;
 pub(crate) use blocked::{Left, Packed, Term};
+pub(crate) use kernel::transpose;
 pub(crate) use tall::tall_product;
 
 use serde::{Deserialize, Serialize};
@@ -285,12 +286,6 @@ pub(crate) fn sum_of_products(terms: &[Term<'_>], how: How) -> Vec<f32> {
         out.set_len(count);
     }
     out
-}
-
-/// Rows become columns: `values` `[rows, columns]`, `out` `[columns, rows]`.
-pub(crate) fn transpose(values: &[f32], rows: usize, columns: usize, out: &mut [f32]) {
-    // One panel of all rows as lanes, over the columns as depth.
-    kernel::kernel(Precision::F32).pack(out, rows, Matrix::new(values, rows, columns));
 }
 
 /// The product.

@@ -5,7 +5,7 @@
 
 use super::{
     Matrix, Precision,
-    kernel::{Segment, kernel_for},
+    kernel::{Segment, Side, kernel_for},
     scratch,
     tiles::{Block, GROUP, Output, Tiles},
 };
@@ -32,10 +32,10 @@ pub(crate) fn tall_product(left: Matrix<'_>, right: Matrix<'_>, precision: Preci
         for start in (first..end).step_by(STEPS) {
             let steps = STEPS.min(end - start);
             let lengths =
-                [kernel.packed_len(kernel.rows, size[0], steps), kernel.packed_len(kernel.columns, size[1], steps)];
+                [kernel.packed_len(Side::Left, size[0], steps), kernel.packed_len(Side::Right, size[1], steps)];
             scratch::parts(lengths, |[of_left, of_right]| {
-                kernel.pack(of_left, kernel.rows, left.part(start, steps, 0, size[0]).transposed());
-                kernel.pack(of_right, kernel.columns, right.part(start, steps, 0, size[1]).transposed());
+                kernel.pack(of_left, Side::Left, left.part(start, steps, 0, size[0]).transposed());
+                kernel.pack(of_right, Side::Right, right.part(start, steps, 0, size[1]).transposed());
                 let segments = vec![Segment { units: kernel.units(steps), left: of_left, right: of_right }];
                 let output = Output { start: sums.as_mut_ptr(), stride: size[1], size };
                 let blocks = vec![Block { segments, lefts: Vec::new() }];

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     Matrix, Threads,
-    kernel::{Kernel, Segment},
+    kernel::{Kernel, Segment, Side},
     scratch,
 };
 use crate::parallel::for_each;
@@ -103,7 +103,7 @@ impl Tiles<'_> {
             let mut segments = block.segments.clone();
             for ((segment, left), length) in segments.iter_mut().zip(&block.lefts).zip(lengths) {
                 let (here, rest) = std::mem::take(&mut free).split_at_mut(length);
-                self.kernel.pack(here, high, left.part(lanes.start, lanes.len(), 0, left.columns()));
+                self.kernel.pack(here, Side::Left, left.part(lanes.start, lanes.len(), 0, left.columns()));
                 (segment.left, free) = (here, rest);
             }
             // SAFETY: by the caller's promise.

@@ -2,14 +2,15 @@
 //! `dq += ds k scale`, `dk += ds^T q scale`, with scores transposed as in the forward.
 
 use super::{
-    Heads, Inputs, KEYS,
+    Heads, Inputs,
     forward::{add_mixed, right_factor, score_tiles},
+    keys_of_block,
     scores::{self, Panel},
 };
 use crate::{
     matmul::{
         Matrix,
-        kernel::{Kernel, Segment, kernel},
+        kernel::{Kernel, Segment, Side, kernel},
         scratch, transpose,
     },
     parallel::DisjointRows,
@@ -36,45 +37,45 @@ impl Given<'_> {
     ) {
         let (query, key, precision) = (&self.inputs.query, &self.inputs.key, self.inputs.flash.options.precision);
         let kernel = kernel(precision);
-        let (width, high, wide) = (query.width, kernel.rows, kernel.columns);
+        let (width, high, wide, most) = (query.width, kernel.rows, kernel.columns, keys_of_block(kernel));
         let kv_head = self.inputs.kv_head(head);
         let keys = key.matrix(batch, kv_head, 0..key.time);
         let values = self.inputs.value.matrix(batch, kv_head, 0..key.time);
-        let of_lanes = kernel.packed_len(high, key.time, width);
-        let block = KEYS * wide;
+        let of_lanes = kernel.packed_len(Side::Left, key.time, width);
+        let block = most * wide;
         let sizes = [
-            kernel.packed_len(wide, wide, width),
-            kernel.packed_len(wide, wide, width),
-            kernel.packed_len(wide, width, wide),
-            kernel.packed_len(wide, width, wide),
+            kernel.packed_len(Side::Right, wide, width),
+            kernel.packed_len(Side::Right, wide, width),
+            kernel.packed_len(Side::Right, width, wide),
+            kernel.packed_len(Side::Right, width, wide),
             block,
             block,
             block,
             width.next_multiple_of(high) * wide,
-            kernel.packed_len(high, KEYS, wide),
+            kernel.packed_len(Side::Left, most, wide),
             of_lanes,
             of_lanes,
-            kernel.packed_len(high, width, key.time),
+            kernel.packed_len(Side::Left, width, key.time),
             width * wide,
         ];
         scratch::parts(
             sizes,
             |[q, g, q_lanes, g_lanes, weights, of_scores, units, of_query, turned, k, v, k_lanes, rows_of]| {
-                kernel.pack(k, high, keys);
-                kernel.pack(v, high, values);
-                kernel.pack(k_lanes, high, keys.transposed());
+                kernel.pack(k, Side::Left, keys);
+                kernel.pack(v, Side::Left, values);
+                kernel.pack(k_lanes, Side::Left, keys.transposed());
                 for start in (0..query.time).step_by(wide) {
                     let queries = start..(start + wide).min(query.time);
                     let panel = Panel::new(self.inputs, batch, head, queries.clone(), wide);
                     let queries_matrix = query.matrix(batch, head, queries.clone());
                     let gradients = self.gradient.matrix(batch, head, queries.clone());
-                    kernel.pack(q, wide, queries_matrix);
-                    kernel.pack(g, wide, gradients);
-                    kernel.pack(q_lanes, wide, queries_matrix.transposed());
-                    kernel.pack(g_lanes, wide, gradients.transposed());
+                    kernel.pack(q, Side::Right, queries_matrix);
+                    kernel.pack(g, Side::Right, gradients);
+                    kernel.pack(q_lanes, Side::Right, queries_matrix.transposed());
+                    kernel.pack(g_lanes, Side::Right, gradients.transposed());
                     let (log_sums, along) = self.statistics(batch, head, &panel);
                     of_query.fill(0.0);
-                    for block in panel.blocks(KEYS) {
+                    for block in panel.blocks(most) {
                         score_tiles(kernel, width, &panel, &block, 0, k, q, weights);
                         score_tiles(kernel, width, &panel, &block, 0, v, g, of_scores);
                         let size = block.len() * wide;
@@ -127,7 +128,7 @@ fn add_lanes(
 ) {
     let (high, wide) = (kernel.rows, kernel.columns);
     let (keys, units) = (block.len() / wide, kernel.units(queries));
-    kernel.pack(turned, high, Matrix::strided(block, keys, queries, wide));
+    kernel.pack(turned, Side::Left, Matrix::strided(block, keys, queries, wide));
     for (i, left) in turned.chunks_exact(high * units).enumerate().take(keys.div_ceil(high)) {
         for (j, right) in right.chunks_exact(wide * units).enumerate().take(width.div_ceil(wide)) {
             let (key, column) = (i * high, j * wide);

@@ -4,13 +4,13 @@
 use std::ops::Range;
 
 use super::{
-    Inputs, KEYS,
+    Inputs, keys_of_block,
     scores::{self, Panel, Softmax},
 };
 use crate::{
     matmul::{
         Matrix, Precision,
-        kernel::{Kernel, Segment, kernel},
+        kernel::{Kernel, Segment, Side, kernel},
         scratch, transpose,
     },
     parallel::DisjointRows,
@@ -25,32 +25,32 @@ pub(super) fn run(
     (outputs, log_sums): &(DisjointRows<'_>, DisjointRows<'_>),
 ) {
     let kernel = kernel(inputs.flash.options.precision);
-    let (width, wide) = (inputs.query.width, kernel.columns);
+    let (width, wide, most) = (inputs.query.width, kernel.columns, keys_of_block(kernel));
     let seen = inputs.flash.mask.span(batch, queries.clone());
     let kv_head = inputs.kv_head(head);
     // Keys before the first block that anybody sees are not packed.
-    let first = seen.start / KEYS * KEYS;
+    let first = seen.start / most * most;
     let keys = first..seen.end.max(first);
     let key = inputs.key.matrix(batch, kv_head, keys.clone());
     let value = inputs.value.matrix(batch, kv_head, keys.clone()).transposed();
     let sizes = [
-        kernel.packed_len(wide, wide, width),
-        KEYS * wide,
-        KEYS * wide,
+        kernel.packed_len(Side::Right, wide, width),
+        most * wide,
+        most * wide,
         width.next_multiple_of(kernel.rows) * wide,
-        kernel.packed_len(kernel.rows, keys.len(), width),
-        kernel.packed_len(kernel.rows, width, keys.len()),
+        kernel.packed_len(Side::Left, keys.len(), width),
+        kernel.packed_len(Side::Left, width, keys.len()),
         width * wide,
     ];
     scratch::parts(sizes, |[of_query, scores, weights, mixed, of_key, of_value, rows_of]| {
-        kernel.pack(of_key, kernel.rows, key);
-        kernel.pack(of_value, kernel.rows, value);
+        kernel.pack(of_key, Side::Left, key);
+        kernel.pack(of_value, Side::Left, value);
         for start in queries.clone().step_by(wide) {
             let panel = Panel::new(inputs, batch, head, start..(start + wide).min(queries.end), wide);
-            kernel.pack(of_query, wide, inputs.query.matrix(batch, head, panel.queries.clone()));
+            kernel.pack(of_query, Side::Right, inputs.query.matrix(batch, head, panel.queries.clone()));
             mixed.fill(0.0);
             let mut softmax = Softmax::new();
-            for block in panel.blocks(KEYS) {
+            for block in panel.blocks(most) {
                 score_tiles(kernel, width, &panel, &block, first, of_key, of_query, scores);
                 let rows = &mut scores[..block.len() * wide];
                 scores::online_softmax(wide, rows, &panel, block.start, &mut softmax, mixed);
@@ -105,7 +105,7 @@ pub(super) fn right_factor<'a>(
     if precision == Precision::F32 {
         return block;
     }
-    kernel.pack(packed, wide, Matrix::new(block, block.len() / wide, wide).transposed());
+    kernel.pack(packed, Side::Right, Matrix::new(block, block.len() / wide, wide).transposed());
     packed
 }
 

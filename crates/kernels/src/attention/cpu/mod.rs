@@ -13,7 +13,10 @@ use std::ops::Range;
 use super::{Mask, Options};
 use crate::{
     host::{Given, HostOperator, Saved, dimensions, slice, tensor},
-    matmul::{Matrix, kernel::kernel},
+    matmul::{
+        Matrix,
+        kernel::{Kernel, kernel},
+    },
     parallel::{DisjointRows, for_each, fresh, zeros},
     simd::vectorised,
 };
@@ -26,8 +29,12 @@ pub(super) struct Flash {
     pub options: Options,
 }
 
-/// Keys of a block: a multiple of every kernel's rows and of a pair, so that blocks begin with a panel and a unit.
-const KEYS: usize = 336;
+/// Keys of a block: whole panels of whole units, so that every block begins with both.
+fn keys_of_block(kernel: &Kernel) -> usize {
+    const MOST: usize = 336;
+    MOST / kernel.rows * kernel.rows
+}
+
 /// Tokens whose gradients a task gathers.
 const TOKENS: usize = 64;
 
@@ -118,8 +125,9 @@ impl<'a> Inputs<'a> {
             return (output, log_sums);
         }
         // Few heads are split into parts of their queries, which pack keys and values once each.
-        let parts = (8usize.div_ceil(heads)).min(query.time.div_ceil(KEYS)).max(1);
-        let part = query.time.div_ceil(parts).next_multiple_of(kernel(self.flash.options.precision).columns);
+        let kernel = kernel(self.flash.options.precision);
+        let parts = (8usize.div_ceil(heads)).min(query.time.div_ceil(keys_of_block(kernel))).max(1);
+        let part = query.time.div_ceil(parts).next_multiple_of(kernel.columns);
         for_each(heads * parts, |task| {
             // The last parts see the most keys; they go first, so that no thread waits for one at the end.
             let (first, pair) = ((parts - 1 - task / heads) * part, task % heads);

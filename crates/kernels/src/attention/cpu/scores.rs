@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Inputs, KEYS};
+use super::Inputs;
 use crate::simd::{exp, scaled, tanh, vectorised};
 
 /// The widest panel of any kernel.
@@ -224,5 +224,3 @@ fn gradients_of<const W: usize>(
         }
     }
 }
-
-const _: () = assert!(KEYS.is_multiple_of(14) && KEYS.is_multiple_of(6) && KEYS.is_multiple_of(4));

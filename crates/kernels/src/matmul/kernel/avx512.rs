@@ -6,7 +6,7 @@ use super::{Lanes, Segment};
 
 const ROWS: usize = 14;
 /// Units of a vector.
-const VECTOR: usize = 16;
+pub(super) const VECTOR: usize = 16;
 
 /// Defines a tile of some vectors in a row around one instruction `(sums, left, right) -> sums`.
 macro_rules! tile {
@@ -175,18 +175,33 @@ pack! {
 pack! {
     /// As [`pack`], in pairs of bf16.
     pack_pairs, "avx512f,avx512bw,avx512bf16", 2,
-    |source, second: Option<*const f32>, count| {
+    |source, second, count| pairs_beside(source, second, count), |source, left| pairs_along(source, left)
+}
+
+/// A pair of steps of 16 adjacent lanes, of which there are `count`.
+#[allow(unsafe_code)]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+pub(super) unsafe fn pairs_beside(source: *const f32, second: Option<*const f32>, count: usize) -> __m512 {
+    // SAFETY: as for `load`; both types are 512 bits of plain data.
+    unsafe {
         let second = second.map_or(_mm512_setzero_ps(), |second| load(second, count));
-        // SAFETY: both types are 512 bits of plain data.
         let both = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, load(source, count)));
         _mm512_castsi512_ps(_mm512_permutexvar_epi16(interleaving(), both))
-    },
-    |source: *const f32, left: usize| {
+    }
+}
+
+/// 16 pairs of steps of one lane, of whose steps `left` are left.
+#[allow(unsafe_code)]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+pub(super) unsafe fn pairs_along(source: *const f32, left: usize) -> __m512 {
+    // SAFETY: as for `load`; both types are 512 bits of plain data.
+    unsafe {
         let second = match left > VECTOR {
             true => load(source.wrapping_add(VECTOR), left - VECTOR),
             false => _mm512_setzero_ps(),
         };
-        // SAFETY: as above.
         transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, load(source, left)))
     }
 }
@@ -246,7 +261,7 @@ fn odd(a: __m512, b: __m512) -> __m512 {
 /// Rows become columns.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn transposed(mut rows: [__m512; 16]) -> [__m512; 16] {
+pub(super) fn transposed(mut rows: [__m512; 16]) -> [__m512; 16] {
     for i in 0..8 {
         let (a, b) = (rows[2 * i], rows[2 * i + 1]);
         rows[2 * i] = _mm512_unpacklo_ps(a, b);

@@ -6,6 +6,8 @@
 //! right factor, with all its sums in registers.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -24,6 +26,37 @@ struct Lanes {
     depth: usize,
     along: usize,
     panel: usize,
+}
+
+impl Lanes {
+    /// The rows of a matrix over `values`.
+    fn new(values: &[f32], matrix: Matrix<'_>, panel: usize) -> Self {
+        assert!(matrix.row_stride == 1 || matrix.column_stride == 1, "neither rows nor columns are adjacent");
+        let last = (matrix.rows - 1) * matrix.row_stride + (matrix.columns - 1) * matrix.column_stride;
+        assert!(last < values.len(), "the matrix lies inside its values");
+        Self {
+            start: values.as_ptr(),
+            count: matrix.rows,
+            across: matrix.row_stride,
+            depth: matrix.columns,
+            along: matrix.column_stride,
+            panel,
+        }
+    }
+}
+
+/// Rows become columns: `values` `[rows, columns]`, `out` `[columns, rows]`.
+pub(crate) fn transpose(values: &[f32], rows: usize, columns: usize, out: &mut [f32]) {
+    assert!(out.len() >= rows * columns, "room for the columns");
+    if rows * columns > 0 {
+        let kernel = kernel(Precision::F32);
+        let lanes = Lanes::new(values, Matrix::new(values, rows, columns), columns);
+        #[allow(unsafe_code)]
+        // SAFETY: one panel of all rows as lanes, over the columns as depth, for which there is room by the assertion.
+        unsafe {
+            (kernel.pack[0])(out.as_mut_ptr(), rows, lanes);
+        }
+    }
 }
 
 /// Two panels of the same units of depth, whose product is part of a tile.
@@ -48,42 +81,66 @@ pub(crate) struct Kernel {
     pub columns: usize,
     /// Steps of the depth in a unit.
     pub pair: usize,
-    pack: Pack,
+    /// Units of which a panel has a multiple.
+    block: usize,
+    /// For panels of the left and the right factor.
+    pack: [Pack; 2],
     tile: Tile,
 }
 
-/// The largest tile of all instruction sets, in elements.
-pub(crate) const LARGEST_TILE: usize = 14 * 32;
+/// A factor of a product, whose panels have a width and a layout of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Lanes are its rows.
+    Left,
+    /// Lanes are its columns.
+    Right,
+}
 
-static PORTABLE: [Kernel; 2] = [
-    Kernel { rows: 4, columns: 8, pair: 1, pack: portable::pack, tile: portable::tile },
-    Kernel { rows: 4, columns: 8, pair: 1, pack: portable::pack_rounded, tile: portable::tile },
-];
+/// The largest tile of all instruction sets, in elements.
+pub(crate) const LARGEST_TILE: usize = 32 * 32;
+
+/// Loops whose panels of both factors have the same layout, and hold units alone.
+const fn alike(rows: usize, columns: usize, pair: usize, pack: Pack, tile: Tile) -> Kernel {
+    Kernel { rows, columns, pair, block: 1, pack: [pack; 2], tile }
+}
+
+static PORTABLE: [Kernel; 2] =
+    [alike(4, 8, 1, portable::pack, portable::tile), alike(4, 8, 1, portable::pack_rounded, portable::tile)];
 #[cfg(target_arch = "x86_64")]
-static AVX2: [Kernel; 2] = [
-    Kernel { rows: 6, columns: 16, pair: 1, pack: avx2::pack, tile: avx2::tile },
-    Kernel { rows: 6, columns: 16, pair: 1, pack: avx2::pack_rounded, tile: avx2::tile },
-];
+static AVX2: [Kernel; 2] = [alike(6, 16, 1, avx2::pack, avx2::tile), alike(6, 16, 1, avx2::pack_rounded, avx2::tile)];
 #[cfg(target_arch = "x86_64")]
 static AVX512: [Kernel; 3] = [
-    Kernel { rows: 14, columns: 32, pair: 1, pack: avx512::pack, tile: avx512::tile },
-    Kernel { rows: 14, columns: 32, pair: 1, pack: avx512::pack_rounded, tile: avx512::tile },
-    Kernel { rows: 14, columns: 32, pair: 2, pack: avx512::pack_pairs, tile: avx512::tile_pairs },
+    alike(14, 32, 1, avx512::pack, avx512::tile),
+    alike(14, 32, 1, avx512::pack_rounded, avx512::tile),
+    alike(14, 32, 2, avx512::pack_pairs, avx512::tile_pairs),
 ];
 /// The same, half as wide.
 #[cfg(target_arch = "x86_64")]
 static AVX512_NARROW: [Kernel; 3] = [
-    Kernel { rows: 14, columns: 16, pair: 1, pack: avx512::pack, tile: avx512::narrow_tile },
-    Kernel { rows: 14, columns: 16, pair: 1, pack: avx512::pack_rounded, tile: avx512::narrow_tile },
-    Kernel { rows: 14, columns: 16, pair: 2, pack: avx512::pack_pairs, tile: avx512::narrow_tile_pairs },
+    alike(14, 16, 1, avx512::pack, avx512::narrow_tile),
+    alike(14, 16, 1, avx512::pack_rounded, avx512::narrow_tile),
+    alike(14, 16, 2, avx512::pack_pairs, avx512::narrow_tile_pairs),
 ];
+
+/// With tiles as wide as AVX-512's.
+#[cfg(target_arch = "x86_64")]
+static AMX: [Kernel; 2] = {
+    const fn kernel(columns: usize, tile: Tile) -> Kernel {
+        let pack: [Pack; 2] = [amx::pack_left, amx::pack_right];
+        Kernel { rows: amx::ROWS, columns, pair: 2, block: amx::BLOCK, pack, tile }
+    }
+    [kernel(32, amx::tile), kernel(16, amx::narrow_tile)]
+};
 
 /// The loops for this processor.
 pub(crate) fn kernel(precision: Precision) -> &'static Kernel {
     let index = usize::from(precision == Precision::Bf16);
     match level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Bf16 => &AVX512[2 * index],
+        Level::Amx if precision == Precision::Bf16 => &AMX[0],
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx | Level::Avx512Bf16 => &AVX512[2 * index],
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => &AVX512[index],
         #[cfg(target_arch = "x86_64")]
@@ -98,7 +155,8 @@ pub(crate) fn kernel_for(precision: Precision, columns: usize) -> &'static Kerne
     if columns <= 16 {
         let index = usize::from(precision == Precision::Bf16);
         match level() {
-            Level::Avx512Bf16 => return &AVX512_NARROW[2 * index],
+            Level::Amx if precision == Precision::Bf16 => return &AMX[1],
+            Level::Amx | Level::Avx512Bf16 => return &AVX512_NARROW[2 * index],
             Level::Avx512 => return &AVX512_NARROW[index],
             _ => {}
         }
@@ -110,54 +168,52 @@ pub(crate) fn kernel_for(precision: Precision, columns: usize) -> &'static Kerne
 impl Kernel {
     /// Units in which `depth` steps fit.
     pub fn units(&self, depth: usize) -> usize {
-        depth.div_ceil(self.pair)
+        depth.div_ceil(self.pair).next_multiple_of(self.block)
     }
 
-    /// Length of the panels of `lanes` lanes.
-    pub fn packed_len(&self, width: usize, lanes: usize, depth: usize) -> usize {
-        lanes.div_ceil(width) * width * self.units(depth)
-    }
-
-    /// Packs the rows of `matrix` as lanes, its columns as depth, into panels of `width` lanes. Lanes that are missing in
-    /// the last panel are zero.
-    pub fn pack(&self, out: &mut [f32], width: usize, matrix: Matrix<'_>) {
-        assert!(out.len() >= self.packed_len(width, matrix.rows, matrix.columns), "room for the panels");
-        #[allow(unsafe_code)]
-        // SAFETY: the panels lie inside the slice by the assertion.
-        unsafe {
-            self.pack_steps(out.as_mut_ptr(), width, matrix, self.units(matrix.columns));
+    /// Lanes of a panel.
+    pub fn width(&self, side: Side) -> usize {
+        match side {
+            Side::Left => self.rows,
+            Side::Right => self.columns,
         }
     }
 
-    /// As [`Kernel::pack`] for some steps of panels that hold `panel` units.
+    /// Length of the panels of `lanes` lanes.
+    pub fn packed_len(&self, side: Side, lanes: usize, depth: usize) -> usize {
+        lanes.next_multiple_of(self.width(side)) * self.units(depth)
+    }
+
+    /// Packs the rows of `matrix` as lanes, its columns as depth, into panels. Lanes that are missing in the last panel are
+    /// zero.
+    pub fn pack(&self, out: &mut [f32], side: Side, matrix: Matrix<'_>) {
+        assert!(out.len() >= self.packed_len(side, matrix.rows, matrix.columns), "room for the panels");
+        #[allow(unsafe_code)]
+        // SAFETY: the panels lie inside the slice by the assertion.
+        unsafe {
+            self.pack_steps(out.as_mut_ptr(), side, matrix, self.units(matrix.columns));
+        }
+    }
+
+    /// As [`Kernel::pack`] for some steps of panels that hold `panel` units: whole blocks of units, unless they are the last.
     ///
     /// # Safety
     /// `out` points to the first of these units in the first panel, and nobody else uses the units of any panel meanwhile.
     #[allow(unsafe_code)]
-    pub unsafe fn pack_steps(&self, out: *mut f32, width: usize, matrix: Matrix<'_>, panel: usize) {
+    pub unsafe fn pack_steps(&self, out: *mut f32, side: Side, matrix: Matrix<'_>, panel: usize) {
         if matrix.rows * matrix.columns == 0 {
             return;
         }
         let Source::Values(values) = matrix.source else {
             // SAFETY: by the caller's promise.
-            unsafe { self.make_steps(out, width, matrix, panel) };
+            unsafe { self.make_steps(out, side, matrix, panel) };
             return;
         };
-        assert!(matrix.row_stride == 1 || matrix.column_stride == 1, "neither rows nor columns are adjacent");
-        let last = (matrix.rows - 1) * matrix.row_stride + (matrix.columns - 1) * matrix.column_stride;
-        assert!(last < values.len(), "the matrix lies inside its values");
-        let lanes = Lanes {
-            start: values.as_ptr(),
-            count: matrix.rows,
-            across: matrix.row_stride,
-            depth: matrix.columns,
-            along: matrix.column_stride,
-            panel,
-        };
-        // SAFETY: all elements lie inside the values by the assertion, all units where the caller promises; `kernel` chose
-        // loops that the processor has.
+        let lanes = Lanes::new(values, matrix, panel);
+        // SAFETY: all elements lie inside the values, all units where the caller promises; `kernel` chose loops that the
+        // processor has.
         unsafe {
-            (self.pack)(out, width, lanes);
+            (self.pack[side as usize])(out, self.width(side), lanes);
         }
     }
 
@@ -166,11 +222,11 @@ impl Kernel {
     /// # Safety
     /// As there.
     #[allow(unsafe_code)]
-    unsafe fn make_steps(&self, out: *mut f32, width: usize, matrix: Matrix<'_>, panel: usize) {
-        /// Steps of a piece where the lanes of a step are adjacent: whole units.
+    unsafe fn make_steps(&self, out: *mut f32, side: Side, matrix: Matrix<'_>, panel: usize) {
+        /// Steps of a piece where the lanes of a step are adjacent.
         const STEPS: usize = 8;
-        let (lanes, depth) = (matrix.rows, matrix.columns);
-        let size = if matrix.is_transposed() { STEPS } else { width };
+        let (lanes, depth, width) = (matrix.rows, matrix.columns, self.width(side));
+        let size = if matrix.is_transposed() { STEPS.max(self.block * self.pair) } else { width };
         for first in (0..if matrix.is_transposed() { depth } else { lanes }).step_by(size) {
             let (out, piece) = match matrix.is_transposed() {
                 true => {
@@ -180,7 +236,7 @@ impl Kernel {
                 false => (out.wrapping_add(first * panel), matrix.part(first, size.min(lanes - first), 0, depth)),
             };
             // SAFETY: the pieces are parts of what the caller gave, and their places are those of these parts.
-            piece.in_memory(|piece, _| unsafe { self.pack_steps(out, width, piece, panel) });
+            piece.in_memory(|piece, _| unsafe { self.pack_steps(out, side, piece, panel) });
         }
     }
 
@@ -208,15 +264,17 @@ impl Kernel {
     #[allow(unsafe_code)]
     unsafe fn partial_tile(&self, segments: &[Segment<'_>], out: *mut f32, stride: usize, size: [usize; 2], add: bool) {
         let mut whole = [0.0; LARGEST_TILE];
-        // SAFETY: as above; `whole` has room for the largest tile.
-        unsafe { (self.tile)(segments, whole.as_mut_ptr(), self.columns, false) };
-        for (i, row) in whole.chunks_exact(self.columns).take(size[0]).enumerate() {
-            // SAFETY: the row lies inside the output by the caller's promise.
-            let out = unsafe { std::slice::from_raw_parts_mut(out.add(i * stride), size[1]) };
-            match add {
-                true => out.iter_mut().zip(row).for_each(|(out, value)| *out += value),
-                false => out.copy_from_slice(&row[..size[1]]),
-            }
+        // SAFETY: the rows lie inside the output by the caller's promise.
+        let row = |i: usize| unsafe { std::slice::from_raw_parts_mut(out.add(i * stride), size[1]) };
+        if add {
+            whole.chunks_exact_mut(self.columns).take(size[0]).enumerate().for_each(|(i, whole)| {
+                whole[..size[1]].copy_from_slice(row(i));
+            });
         }
+        // SAFETY: as above; `whole` has room for the largest tile.
+        unsafe { (self.tile)(segments, whole.as_mut_ptr(), self.columns, add) };
+        whole.chunks_exact(self.columns).take(size[0]).enumerate().for_each(|(i, whole)| {
+            row(i).copy_from_slice(&whole[..size[1]]);
+        });
     }
 }
