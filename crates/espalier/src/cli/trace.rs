@@ -14,7 +14,9 @@ use espalier_models::{
     layout::stored_tensors,
     model::Input,
     parameter::Parameter,
+    recurrent::RecurrentState,
     stack::Forward,
+    state::SequenceState,
     taps::Unobserved,
 };
 
@@ -23,12 +25,13 @@ use crate::{Error, Result};
 
 /// Write logits, loss, gradients and a greedy continuation of given token ids.
 ///
-/// INPUT holds `input_ids` [batch, time] and, where wanted, `attention_mask` (0 marks padding) and `labels` (-100 is not
+/// INPUT holds `input_ids` [batch, time], or [time] for a single row, and, where wanted, `attention_mask` (0 marks padding) and `labels` (-100 is not
 /// asked for; labels are the ids when absent). An encoder-decoder reads the ids as its source and needs labels. OUTPUT gets
 /// `logits`, `loss` (mean next-token cross-entropy, and the weighted losses of routers where the model adds them, which also
 /// come by name: `aux_loss`), with
 /// --gradients `grad.<tensor>` under the checkpoint's names and layouts, with --generate `generated` (row 0 and N greedy
-/// tokens, end-of-sequence forbidden). Of a bidirectional model it gets `last_hidden_state`, `mean_pooled` and, of one with
+/// tokens, end-of-sequence forbidden), with --states what recurrent layers remember behind row 0: `state.0`, `state.1`, ..., block by
+/// block, a mixer's parts before the channel's. Of a bidirectional model it gets `last_hidden_state`, `mean_pooled` and, of one with
 /// a pooler, `pooler_output`.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -47,6 +50,9 @@ pub struct TraceArgs {
     /// Write the greedy continuation of row 0 by this many tokens.
     #[arg(long, value_name = "N")]
     pub generate: Option<usize>,
+    /// Write what recurrent layers remember behind row 0.
+    #[arg(long)]
+    pub states: bool,
 }
 
 /// A tensor to be written.
@@ -60,8 +66,8 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     let mut loaded = folder::load(&args.model, &context.device)?;
     let mut request = Request::read(&args.input)?;
     if loaded.model.spec().bidirectional {
-        if args.gradients || args.generate.is_some() {
-            let reason = "an encoder has no loss and does not generate; leave --gradients and --generate out";
+        if args.gradients || args.generate.is_some() || args.states {
+            let reason = "an encoder has no loss, does not generate and remembers nothing; leave --gradients, --generate and --states out";
             return Err(Error::Usage(reason.into()));
         }
         // Its padding stands where it stands.
@@ -118,6 +124,12 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     }
     if let Some(count) = args.generate {
         written.push(generated(&loaded, &request, count)?);
+    }
+    if args.states {
+        written.extend(states(&loaded, &request)?);
+    }
+    if request.is_row {
+        written[0].1.remove(0);
     }
     write(args, written)
 }
@@ -184,6 +196,23 @@ fn generated(loaded: &LoadedModel, request: &Request, count: usize) -> Result<Wr
     Ok(("generated".into(), vec![1, ids.len()], Dtype::I64, ids))
 }
 
+/// The parts of every recurrent block's state behind the first row.
+fn states(loaded: &LoadedModel, request: &Request) -> Result<Vec<Written>> {
+    let spec = loaded.model.spec();
+    let mut state = SequenceState::new(spec);
+    if spec.encoder.is_some() || (0..spec.blocks.len()).all(|block| state.recurrent(block).is_none()) {
+        return Err(Error::Usage("--states: the model has no recurrent layers".into()));
+    }
+    loaded.model.frozen().hidden(&Input::rows(&[request.first_row()])?, Some(&mut state))?;
+    let parts =
+        (0..spec.blocks.len()).filter_map(|block| state.recurrent(block)).flatten().flat_map(RecurrentState::parts);
+    let written = parts.enumerate().map(|(number, (_, part))| {
+        let size = part.dims().iter().product();
+        (format!("state.{number}"), vec![size], Dtype::F32, values(part.clone().reshape([size])))
+    });
+    Ok(written.collect())
+}
+
 fn values(tensor: Tensor<1>) -> Vec<f32> {
     tensor.into_data().try_into_vec::<f32>().unwrap_or_default()
 }
@@ -204,6 +233,8 @@ struct Request {
     labels: Vec<i64>,
     /// Whether the labels stand where they are predicted, rather than one token later.
     aligned: bool,
+    /// Whether the ids were given as a row, not as a batch.
+    is_row: bool,
 }
 
 impl Request {
@@ -211,9 +242,12 @@ impl Request {
         let file = TensorFile::open(path)?;
         let wrong = |reason: &str| Error::work(format!("{}: {reason}", path.display()));
         let shape = file.info("input_ids").map(|info| info.shape.clone());
-        let Some([batch, time]) = shape.and_then(|shape| <[usize; 2]>::try_from(shape).ok()) else {
-            return Err(wrong("needs `input_ids` of shape [batch, time]"));
+        let (batch, time) = match shape.as_deref() {
+            Some([batch, time]) => (*batch, *time),
+            Some([time]) => (1, *time),
+            _ => return Err(wrong("needs `input_ids` of shape [batch, time] or [time]")),
         };
+        let is_row = shape.is_some_and(|shape| shape.len() == 1);
         let ids = file.read_i64("input_ids")?;
         let id = |id: &i64| u32::try_from(*id).map_err(|_| wrong(&format!("token id {id} is out of range")));
         let optional = |name: &str| file.info(name).map(|_| file.read_i64(name)).transpose();
@@ -227,7 +261,7 @@ impl Request {
             input.positions = Some(mask.chunks(time.max(1)).flat_map(positions).collect());
             input.segments = Some(mask.iter().map(|real| u32::from(*real)).collect());
         }
-        Ok(Self { input, mask: mask.unwrap_or_else(|| vec![true; batch * time]), labels, aligned: false })
+        Ok(Self { input, mask: mask.unwrap_or_else(|| vec![true; batch * time]), labels, aligned: false, is_row })
     }
 
     /// The ids as a source, and the labels, shifted right, as what the decoder reads.
