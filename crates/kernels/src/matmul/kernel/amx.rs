@@ -2,7 +2,7 @@
 //!
 //! A register of the right factor holds 16 units of 16 columns as they lie in a panel. One of the left factor wants the units of
 //! a row side by side: there a panel holds `[16 units][32 rows]` turned around, block after block. Both are filled up with zeros
-//! to whole blocks of [`BLOCK`] units.
+//! to whole blocks of [`BLOCK`] units. The unit takes subnormal numbers as zeros.
 
 use std::{arch::asm, arch::x86_64::*, cell::Cell};
 
