@@ -290,9 +290,9 @@ vectorised! {
         of.key.fill([0.0; LANES]);
         of.decay.fill([0.0; LANES]);
         let mut acting = [[0.0; LANES]; STEPS];
-        for block in 0..keys {
+        for (block, of_bonuses) in of_bonuses.iter_mut().enumerate() {
             let u = lanes::block(bonus, block);
-            let mut of_bonus = of_bonuses[block];
+            let mut of_bonus = *of_bonuses;
             for t in 0..chunk.steps {
                 let own = t * keys + block;
                 let (r, k, along) = (chunk.receptance[own], chunk.key[own], of.mixing[t * STEPS + t]);
@@ -326,7 +326,7 @@ vectorised! {
                     *of_decay = lane!(l => of_decay[l] + before[l]);
                 }
             }
-            of_bonuses[block] = of_bonus;
+            *of_bonuses = of_bonus;
         }
     }
 }

@@ -117,15 +117,16 @@ impl<'a> Inputs<'a> {
         let mut y = zeros(self.value.len());
         let mut last = zeros(states * self.size());
         let mut kept = zeros(if keep { states * self.kept() * self.size() } else { 0 });
-        let task = Task {
-            inputs: self,
-            state,
-            y: DisjointRows::new(&mut y, self.heads * self.values),
-            last: DisjointRows::new(&mut last, self.size()),
-            kept: keep.then(|| DisjointRows::new(&mut kept, self.size())),
-        };
-        for_each(self.batch * self.groups(), |number| task.run(number));
-        drop(task);
+        {
+            let task = Task {
+                inputs: self,
+                state,
+                y: DisjointRows::new(&mut y, self.heads * self.values),
+                last: DisjointRows::new(&mut last, self.size()),
+                kept: keep.then(|| DisjointRows::new(&mut kept, self.size())),
+            };
+            for_each(self.batch * self.groups(), |number| task.run(number));
+        }
         [y, last, kept]
     }
 
