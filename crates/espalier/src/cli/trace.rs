@@ -25,7 +25,7 @@ use crate::{Error, Result};
 
 /// Write logits, loss, gradients and a greedy continuation of given token ids.
 ///
-/// INPUT holds `input_ids` [batch, time], or [time] for a single row, and, where wanted, `attention_mask` (0 marks padding) and `labels` (-100 is not
+/// INPUT holds `input_ids` [batch, time], or `[time]` for a single row, and, where wanted, `attention_mask` (0 marks padding) and `labels` (-100 is not
 /// asked for; labels are the ids when absent). An encoder-decoder reads the ids as its source and needs labels. OUTPUT gets
 /// `logits`, `loss` (mean next-token cross-entropy, and the weighted losses of routers where the model adds them, which also
 /// come by name: `aux_loss`), with

@@ -132,7 +132,7 @@ impl<'a> Inputs<'a> {
 
     /// Heads of a task. Those of one step lie side by side, and memory is read in long pieces; but every thread wants work.
     fn together(&self) -> usize {
-        (self.batch * self.heads / (2 * threads())).clamp(1, MOST.min(self.heads))
+        (self.batch * self.heads / (2 * threads())).clamp(1, MOST)
     }
 
     pub fn groups(&self) -> usize {
