@@ -2,7 +2,7 @@
 //! that Burn can differentiate.
 //!
 //! An operator implements [`HostOperator`] on f32 buffers and is applied by the function named after the number of its
-//! inputs, from [`one`] to [`seven`]; a second output leaves through a [`Side`]. Only the CPU backend runs it; the public
+//! inputs, from [`one`] to [`eight`]; a second output leaves through a [`Side`]. Only the CPU backend runs it; the public
 //! functions of this crate fall back to their definition in Burn operations elsewhere.
 
 use std::{
@@ -198,6 +198,8 @@ doors! {
     six by host_six, 6: a A, b B, c C, d D, e E, f F;
     /// Applies an operator of seven tensors.
     seven by host_seven, 7: a A, b B, c C, d D, e E, f F, g G;
+    /// Applies an operator of eight tensors.
+    eight by host_eight, 8: a A, b B, c C, d D, e E, f F, g G, h H;
 }
 
 /// The way of a second output: the operator's forward leaves it here, and its backward finds the gradient here.

@@ -259,7 +259,8 @@ pub(crate) fn fresh_with<A: Zero, B: Zero, const N: usize, const M: usize>(
         for_each(count, |i| {
             #[allow(unsafe_code)]
             // SAFETY: every number comes once.
-            let parts = unsafe { (first.each_ref().map(|a| cleared(a, i)), second.each_ref().map(|b| cleared(b, i))) };
+            let parts =
+                unsafe { (first.each_ref().map(|a| clear(a.chunk(i))), second.each_ref().map(|b| clear(b.chunk(i)))) };
             task(i, parts.0, parts.1);
         });
     }
@@ -356,17 +357,13 @@ impl<T> Fresh<T> {
     }
 }
 
-/// A chunk, cleared.
-///
-/// # Safety
-/// As for [`DisjointChunks::chunk`].
-#[allow(unsafe_code, clippy::mut_from_ref)]
-unsafe fn cleared<'a, T: Zero>(chunks: &'a DisjointChunks<'_, MaybeUninit<T>>, i: usize) -> &'a mut [T] {
-    // SAFETY: by the caller's promise; what is handed on has just been written.
+/// Clears memory.
+#[allow(unsafe_code)]
+fn clear<T: Zero>(memory: &mut [MaybeUninit<T>]) -> &mut [T] {
+    // SAFETY: what is handed on has just been written.
     unsafe {
-        let chunk = chunks.chunk(i);
-        chunk.as_mut_ptr().write_bytes(0, chunk.len());
-        &mut *(std::ptr::from_mut(chunk) as *mut [T])
+        memory.as_mut_ptr().write_bytes(0, memory.len());
+        &mut *(std::ptr::from_mut(memory) as *mut [T])
     }
 }
 
@@ -402,6 +399,18 @@ impl<'a, T> DisjointChunks<'a, T> {
         // SAFETY: the chunk lies inside the buffer, and nobody else uses it by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), end - start) }
     }
+
+    /// Some elements of one chunk.
+    ///
+    /// # Safety
+    /// No two users may hold the same element at the same time.
+    #[allow(unsafe_code, clippy::mut_from_ref)]
+    unsafe fn part(&self, index: usize, elements: Range<usize>) -> &mut [T] {
+        let start = index * self.size + elements.start;
+        assert!(elements.end <= self.size && start + elements.len() <= self.length, "a part inside the buffer");
+        // SAFETY: the part lies inside the buffer by the assertion, and nobody else uses it by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), elements.len()) }
+    }
 }
 
 /// A buffer as rows of one width, each of which, or some columns of each, one task may write.
@@ -429,10 +438,55 @@ impl<'a> DisjointRows<'a> {
     /// No two users may hold the same element at the same time.
     #[allow(unsafe_code, clippy::mut_from_ref)]
     pub unsafe fn part(&self, index: usize, columns: Range<usize>) -> &mut [f32] {
-        let start = index * self.0.size + columns.start;
-        assert!(columns.end <= self.0.size && start + columns.len() <= self.0.length, "columns inside the buffer");
-        // SAFETY: the part lies inside the buffer by the assertion, and nobody else uses it by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.start.add(start), columns.len()) }
+        // SAFETY: by the caller's promise.
+        unsafe { self.0.part(index, columns) }
+    }
+}
+
+/// New memory as rows of one width, which tasks fill in pieces of any shape: as [`DisjointRows`], and each piece is cleared when it
+/// is handed out, just before it is filled, rather than all of it in a pass of its own.
+pub(crate) struct FreshRows {
+    values: Vec<f32>,
+    rows: DisjointChunks<'static, MaybeUninit<f32>>,
+}
+
+#[allow(unsafe_code)]
+impl FreshRows {
+    /// `length` elements in rows of `width`.
+    pub fn new(length: usize, width: usize) -> Self {
+        let mut values = Vec::with_capacity(length);
+        let start = values.spare_capacity_mut().as_mut_ptr();
+        Self { values, rows: DisjointChunks { start, length, size: width, buffer: PhantomData } }
+    }
+
+    /// One row.
+    ///
+    /// # Safety
+    /// No two users may hold the same row at the same time.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn row(&self, index: usize) -> &mut [f32] {
+        // SAFETY: by the caller's promise; the vector does not grow, so that its memory stays where it is.
+        clear(unsafe { self.rows.chunk(index) })
+    }
+
+    /// Some columns of one row.
+    ///
+    /// # Safety
+    /// No two users may hold the same element at the same time.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn part(&self, index: usize, columns: Range<usize>) -> &mut [f32] {
+        // SAFETY: as above.
+        clear(unsafe { self.rows.part(index, columns) })
+    }
+
+    /// The memory.
+    ///
+    /// # Safety
+    /// All of it was handed out.
+    pub unsafe fn whole(mut self) -> Vec<f32> {
+        // SAFETY: by the caller's promise, and what was handed out was cleared.
+        unsafe { self.values.set_len(self.rows.length) };
+        self.values
     }
 }
 

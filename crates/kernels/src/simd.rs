@@ -3,7 +3,8 @@
 //! Hot loops count with an index over slices of one length: `zip` is a call where the compiler splits the crate, and lanes that
 //! are added to outside the loop over chunks stay in memory.
 //!
-//! The loops never fuse a multiplication with an addition, so all instruction sets give the same bits.
+//! Loops fuse a multiplication with an addition only where they say so, by [`multiply_add`]; all others give the same bits with
+//! every instruction set.
 
 use std::sync::OnceLock;
 
@@ -81,26 +82,37 @@ fn best() -> Level {
     Level::Portable
 }
 
-/// Defines a function whose body is compiled for every [`Level`]; what the body calls must be `#[inline(always)]`.
+/// Whether the target itself fuses a multiplication with an addition; where it does not, the standard library would call a slow
+/// function.
+pub(crate) const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+
+/// `a b + c`, rounded once where the instruction set can.
+#[inline(always)]
+pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Defines a function whose body is compiled for every [`Level`]; what the body calls must be `#[inline(always)]`. With
+/// `<const FUSED: bool>` the body learns whether [`multiply_add`] may fuse.
 macro_rules! vectorised {
-    ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? $body:block) => {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident $(<const $fused:ident: bool>)? ($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(unsafe_code, clippy::too_many_arguments)]
         $visibility fn $name($($argument: $type),*) $(-> $output)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body($($argument: $type),*) $(-> $output)? $body
+            fn body $(<const $fused: bool>)? ($($argument: $type),*) $(-> $output)? $body
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx2")]
+                #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx2($($argument: $type),*) $(-> $output)? {
-                    body($($argument),*)
+                    body$(::<{ $crate::simd::second!($fused, true) }>)?($($argument),*)
                 }
-                #[target_feature(enable = "avx2,avx512f,avx512vl,avx512dq,avx512bw")]
+                #[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512dq,avx512bw")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx512($($argument: $type),*) $(-> $output)? {
-                    body($($argument),*)
+                    body$(::<{ $crate::simd::second!($fused, true) }>)?($($argument),*)
                 }
                 match $crate::simd::level() {
                     // SAFETY: `level` never exceeds what the processor was seen to have.
@@ -109,16 +121,25 @@ macro_rules! vectorised {
                     },
                     // SAFETY: as above.
                     $crate::simd::Level::Avx2 => unsafe { avx2($($argument),*) },
-                    $crate::simd::Level::Portable => body($($argument),*),
+                    $crate::simd::Level::Portable => {
+                        body$(::<{ $crate::simd::second!($fused, $crate::simd::FUSED) }>)?($($argument),*)
+                    }
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]
-            body($($argument),*)
+            body$(::<{ $crate::simd::second!($fused, $crate::simd::FUSED) }>)?($($argument),*)
         }
     };
 }
 
-pub(crate) use vectorised;
+/// The second of two.
+macro_rules! second {
+    ($first:ident, $second:expr) => {
+        $second
+    };
+}
+
+pub(crate) use {second, vectorised};
 
 /// Partial sums of a reduction: the order of additions is fixed by this number, not by the processor.
 const LANES: usize = 32;
@@ -210,18 +231,17 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// `2^x` to about two units in the last place (Cephes' polynomial), for `x` within 126 of zero and as if it were beyond;
 /// cheaper than [`exp`]. NaN of NaN.
 #[inline(always)]
-pub(crate) fn exp2(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // see `exp`
+pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
+    const ROUND: f32 = 12_583_039.0; // as in `exp`, and 127, the offset of exponents
     let x = if x < -126.0 { -126.0 } else { x };
     let x = if x > 126.0 { 126.0 } else { x };
     let shifted = x + ROUND;
     let rest = x - (shifted - ROUND);
     let mut series = 1.535_336_2e-4;
-    for coefficient in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 0.240_226_48, std::f32::consts::LN_2] {
-        series = series * rest + coefficient;
+    for coefficient in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 0.240_226_48, std::f32::consts::LN_2, 1.0] {
+        series = multiply_add::<FUSED>(series, rest, coefficient);
     }
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
-    (series * rest + 1.0) * f32::from_bits(exponent)
+    series * f32::from_bits(shifted.to_bits() << 23)
 }
 
 /// `ln(1 + e^x)`, exact to a few units in the last place for every `x`.
@@ -292,12 +312,15 @@ mod tests {
     fn powers_of_two_and_softplus_agree_with_the_standard_library() {
         for i in -12600..12600 {
             let x = i as f32 * 0.01 + 0.003;
-            let (value, expected) = (f64::from(exp2(x)), f64::from(x).exp2());
-            assert!(((value - expected) / expected).abs() < 3e-7, "{x}: {value} against {expected}");
+            for value in [exp2::<true>(x), exp2::<false>(x)] {
+                let (value, expected) = (f64::from(value), f64::from(x).exp2());
+                assert!(((value - expected) / expected).abs() < 3e-7, "{x}: {value} against {expected}");
+            }
             let x = i as f32 * 0.005;
             let (value, expected) = (f64::from(softplus(x)), f64::from(x).exp().ln_1p());
             assert!(((value - expected) / expected).abs() < 5e-7, "{x}: {value} against {expected}");
         }
+        let exp2 = exp2::<FUSED>;
         assert_eq!((exp2(0.0), exp2(-5.0), exp2(f32::NEG_INFINITY)), (1.0, 0.03125, f32::MIN_POSITIVE));
         assert!(exp2(f32::NAN).is_nan() && softplus(f32::NAN).is_nan());
         assert_eq!((softplus(100.0), softplus(-100.0)), (100.0, 0.0));

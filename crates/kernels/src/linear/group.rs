@@ -7,13 +7,14 @@ use burn_flex::FlexTensor;
 use super::Precision;
 use crate::{
     host::{contiguous, dimensions, slice, tensor},
-    matmul::{How, Left, Matrix, Packed, Term, sum_of_products},
+    matmul::{How, Left, Matrix, Packed, Term, add_products, sum_of_products},
+    parallel::{chunk, for_chunks},
 };
 
 /// Linear maps that read the same input, such as the projections of an attention.
 ///
 /// All of them are applied to clones of one tensor, and where `x` needs a gradient, all outputs must take part in what is
-/// differentiated: the gradient of `x` is computed when the last of their backwards runs.
+/// differentiated, those of other readers too: the gradient of `x` is computed when the last of their backwards runs.
 #[derive(Debug, Clone)]
 pub struct Group {
     shared: Arc<Mutex<Shared>>,
@@ -24,9 +25,12 @@ struct Shared {
     /// Maps whose forward is still to come, and the packed input for them.
     forwards: usize,
     packed: Option<Arc<Rows>>,
-    /// Maps whose backward is still to come, and what the others leave for the input's gradient.
+    /// Readers whose backward is still to come, and what the others leave for the input's gradient.
     backwards: usize,
     factors: Vec<Factor>,
+    sum: Option<FlexTensor>,
+    /// The arithmetic of the products.
+    precision: Precision,
 }
 
 /// Rows that are a left factor of products, in panels where that pays.
@@ -78,7 +82,19 @@ impl Rows {
 impl Group {
     /// A group of `count` maps.
     pub fn new(count: usize) -> Self {
-        let shared = Shared { forwards: count, packed: None, backwards: count, factors: Vec::new() };
+        Self::beside(0, count)
+    }
+
+    /// A group of `count` maps whose input is read by `others` too, operators that leave their part of its gradient in the group.
+    pub fn beside(others: usize, count: usize) -> Self {
+        let shared = Shared {
+            forwards: count,
+            packed: None,
+            backwards: others + count,
+            factors: Vec::new(),
+            sum: None,
+            precision: Precision::F32,
+        };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
@@ -105,24 +121,57 @@ impl Group {
         rows
     }
 
-    /// Takes one map's part of the input's gradient; the last one receives the whole, in the shape of `x`.
+    /// Takes one map's part of the input's gradient; the last reader receives the whole, in the shape of `x`.
     pub(super) fn gradient(&self, factors: Vec<Factor>, shape: &[usize], precision: Precision) -> Option<FlexTensor> {
-        let all = {
-            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.factors.extend(factors);
-            shared.backwards = shared.backwards.saturating_sub(1);
-            if shared.backwards > 0 {
-                return None;
-            }
-            std::mem::take(&mut shared.factors)
-        };
-        let terms: Vec<Term<'_>> = all
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.factors.extend(factors);
+        shared.precision = precision;
+        shared.whole(shape)
+    }
+
+    /// Takes another reader's part of the input's gradient; the last reader receives the whole.
+    pub(crate) fn addend(&self, part: FlexTensor) -> Option<FlexTensor> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let shape = dimensions(&part);
+        shared.sum = Some(match shared.sum.take() {
+            Some(sum) => added(sum, &part),
+            None => part,
+        });
+        shared.whole(&shape)
+    }
+}
+
+impl Shared {
+    /// The whole gradient, where the last part has come.
+    fn whole(&mut self, shape: &[usize]) -> Option<FlexTensor> {
+        self.backwards = self.backwards.saturating_sub(1);
+        if self.backwards > 0 {
+            return None;
+        }
+        let (factors, sum) = (std::mem::take(&mut self.factors), self.sum.take());
+        let terms: Vec<Term<'_>> = factors
             .iter()
             .map(|factor| {
                 let shape = dimensions(&factor.weight);
                 (factor.upstream.left(), Matrix::new(slice(&factor.weight), shape[0], shape[1]))
             })
             .collect();
-        Some(tensor(sum_of_products(&terms, How::all(precision)), shape))
+        let how = How::all(self.precision);
+        Some(match sum {
+            None => tensor(sum_of_products(&terms, how), shape),
+            Some(mut sum) => {
+                add_products(sum.storage_mut::<f32>(), &terms, how);
+                sum
+            }
+        })
     }
+}
+
+/// `a + b`, in the place of `a`.
+fn added(mut a: FlexTensor, b: &FlexTensor) -> FlexTensor {
+    const CHUNK: usize = 1 << 14;
+    for_chunks([(a.storage_mut::<f32>(), CHUNK)], |i, [a]| {
+        a.iter_mut().zip(chunk(slice(b), CHUNK, i)).for_each(|(a, b)| *a += b);
+    });
+    a
 }

@@ -261,31 +261,61 @@ fn is_blocked(left: Matrix<'_>, right: Matrix<'_>) -> bool {
 /// than adding them afterwards.
 pub(crate) fn sum_of_products(terms: &[Term<'_>], how: How) -> Vec<f32> {
     let Some((left, right)) = terms.first() else { return Vec::new() };
-    let size = [left.rows(), right.columns];
-    for (left, right) in terms {
-        assert!([left.rows(), right.columns] == size && left.depth() == right.rows, "sizes of a sum of products");
-    }
-    let terms: Vec<Term<'_>> = terms.iter().copied().filter(|(left, _)| left.depth() > 0).collect();
-    let count = size[0] * size[1];
-    if terms.is_empty() || count == 0 {
+    let count = left.rows() * right.columns;
+    if count == 0 || terms.iter().all(|(left, _)| left.depth() == 0) {
         return vec![0.0; count];
     }
     let mut out = Vec::with_capacity(count);
-    let plain: Option<Vec<_>> = terms.iter().map(|(left, right)| Some((left.plain()?, *right))).collect();
     #[allow(unsafe_code)]
     // SAFETY: the vector has room for the result, all of which is written before anything is added.
     unsafe {
-        match plain {
-            Some(plain) if size[0] <= few_rows::LIMIT => {
-                for (i, (left, right)) in plain.into_iter().enumerate() {
-                    few_rows::product(out.as_mut_ptr(), left, right, i > 0, how);
-                }
-            }
-            _ => blocked::sums_of_products(&[Sum { out: out.as_mut_ptr(), terms: &terms, add: false }], how),
-        }
+        run_terms(out.as_mut_ptr(), terms, false, how);
         out.set_len(count);
     }
     out
+}
+
+/// Adds several products of one size to `out`.
+pub(crate) fn add_products(out: &mut [f32], terms: &[Term<'_>], how: How) {
+    let size = terms.first().map_or(out.len(), |(left, right)| left.rows() * right.columns);
+    assert_eq!(out.len(), size, "output of a sum of products");
+    if !out.is_empty() {
+        #[allow(unsafe_code)]
+        // SAFETY: `out` has room for the result by the assertion above, and its elements are initialised.
+        unsafe {
+            run_terms(out.as_mut_ptr(), terms, true, how);
+        }
+    }
+}
+
+/// The sum of products, not empty.
+///
+/// # Safety
+/// `out` has room for the result. Its elements are initialised where `add` is set or no term has any depth.
+#[allow(unsafe_code)]
+unsafe fn run_terms(out: *mut f32, terms: &[Term<'_>], add: bool, how: How) {
+    let size = |(left, right): &Term<'_>| [left.rows(), right.columns];
+    let rows = terms.first().map_or(0, |(left, _)| left.rows());
+    for term in terms {
+        assert!(
+            Some(size(term)) == terms.first().map(size) && term.0.depth() == term.1.rows,
+            "sizes of a sum of products"
+        );
+    }
+    let terms: Vec<Term<'_>> = terms.iter().copied().filter(|(left, _)| left.depth() > 0).collect();
+    let plain: Option<Vec<_>> = terms.iter().map(|(left, right)| Some((left.plain()?, *right))).collect();
+    // SAFETY: by the caller's promise; all of `out` is written before anything is added.
+    unsafe {
+        match plain {
+            Some(plain) if rows <= few_rows::LIMIT => {
+                for (i, (left, right)) in plain.into_iter().enumerate() {
+                    few_rows::product(out, left, right, add || i > 0, how);
+                }
+            }
+            _ if terms.is_empty() => (),
+            _ => blocked::sums_of_products(&[Sum { out, terms: &terms, add }], how),
+        }
+    }
 }
 
 /// The product.

@@ -76,11 +76,13 @@ fn channelwise() {
         selective_scan(SelectiveScan {
             x: t[0].clone().reshape(x),
             step: t[1].clone().reshape(x),
+            step_bias: None,
             transition: -t[2].clone().reshape(table).exp(),
             input,
             output,
             skip: t[5].clone(),
             state: None,
+            readers: None,
         })
         .0
     });
@@ -158,11 +160,13 @@ fn decoding() {
     let scan = SelectiveScan {
         x: x.clone(),
         step: row(1024, 2),
+        step_bias: None,
         transition: -tensor::<2>([1024, 16], 3).exp(),
         input: row(16, 4),
         output: row(16, 5),
         skip: tensor([1024], 6),
         state: Some(tensor([1, 16, 1024], 7)),
+        readers: None,
     };
     measure_step("selective scan, 1024 channels of 16 states", || drop(selective_scan(scan.clone())));
     let [receptance, key, value, decay] = [1, 2, 3, 4].map(|seed| row(512, seed));

@@ -1,8 +1,8 @@
-//! Products with tables that stay in the first two caches, for steps that a recurrence takes together. Plain vectors: all
-//! instruction sets give the same bits, and a product of a few steps costs nothing but its operations.
+//! Products with tables that stay in the first two caches, for steps that a recurrence takes together: plain vectors, so that a
+//! product of a few steps costs nothing but its operations.
 
 use super::lanes::{LANES, Lane};
-use crate::simd::vectorised;
+use crate::simd::{multiply_add, vectorised};
 
 /// Rows of an output whose sums stay in registers; tables have a multiple of it.
 pub(super) const ROWS: usize = 4;
@@ -29,7 +29,7 @@ impl<'a> Factor<'a> {
 
 vectorised! {
     /// `out += left right`, where `out` and `right` are rows of `blocks` vectors and `depth` is the number of `right`'s rows.
-    pub(super) fn add_product(out: &mut [Lane], left: Factor<'_>, right: &[Lane], depth: usize, blocks: usize) {
+    pub(super) fn add_product<const FUSED: bool>(out: &mut [Lane], left: Factor<'_>, right: &[Lane], depth: usize, blocks: usize) {
         for (group, out) in out.chunks_exact_mut(ROWS * blocks).enumerate() {
             for block in 0..blocks {
                 let mut sums = [[0.0; LANES]; ROWS];
@@ -41,7 +41,7 @@ vectorised! {
                     for (row, sums) in sums.iter_mut().enumerate() {
                         let factor = left.values[(group * ROWS + row) * left.to_row + step * left.to_step];
                         for l in 0..LANES {
-                            sums[l] += factor * right[l];
+                            sums[l] = multiply_add::<FUSED>(factor, right[l], sums[l]);
                         }
                     }
                 }

@@ -147,7 +147,33 @@ impl Linear {
         let x = x.into();
         let together = layers.iter().all(|layer| !layer.trains_both());
         let group = Group::new(N);
-        layers.map(|layer| layer.forward_in(x.clone(), if together { group.clone() } else { Group::new(1) }))
+        layers.map(|layer| {
+            let group = if together { group.clone() } else { Group::new(1) };
+            layer.forward_in(x.clone(), group, layer.bias())
+        })
+    }
+
+    /// As [`Self::forward`], for an input that one other operator reads too, with the group in which that one may leave its part of
+    /// the input's gradient.
+    pub fn forward_beside<const D: usize>(&self, x: impl Into<Transient<D>>) -> (Tensor<D>, Option<Group>) {
+        let x = x.into();
+        match self.trains_both() {
+            true => (self.forward(x), None),
+            false => {
+                let group = Group::beside(1, 1);
+                (self.forward_in(x, group.clone(), self.bias()), Some(group))
+            }
+        }
+    }
+
+    /// As [`Self::forward`], without adding the bias.
+    pub fn forward_without_bias<const D: usize>(&self, x: impl Into<Transient<D>>) -> Tensor<D> {
+        self.forward_in(x.into(), Group::new(1), None)
+    }
+
+    /// The bias, `[out]`.
+    pub fn bias(&self) -> Option<Tensor<1>> {
+        self.bias.as_ref().map(Parameter::value)
     }
 
     /// Whether the weight is trained beside its adapter; the fused form gives the weight no gradient.
@@ -155,8 +181,8 @@ impl Linear {
         self.adapter.is_some() && self.weight.is_trainable()
     }
 
-    fn forward_in<const D: usize>(&self, x: Transient<D>, group: Group) -> Tensor<D> {
-        let (weight, bias) = (self.weight.value(), self.bias.as_ref().map(Parameter::value));
+    fn forward_in<const D: usize>(&self, x: Transient<D>, group: Group, bias: Option<Tensor<1>>) -> Tensor<D> {
+        let weight = self.weight.value();
         let y = match &self.adapter {
             None => return group.linear(x, weight, bias, self.precision),
             Some(adapter) if self.trains_both() => {

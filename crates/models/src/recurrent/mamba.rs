@@ -176,15 +176,18 @@ impl Mamba {
         let u = self.convolution.forward(context.without_padding(u), &mut state);
         let u = context.without_padding(u);
         let [batch, _, inner] = u.dims();
-        let [rank, b, c] = self.select(u.clone());
+        let (selected, readers) = self.selection.forward_beside(u.clone());
+        let [rank, b, c] = self.parts(selected);
         let scan = SelectiveScan {
             x: u,
-            step: self.step.forward(rank),
+            step: self.step.forward_without_bias(rank),
+            step_bias: self.step.bias(),
             transition: self.a_log.value::<2>().exp().neg(),
             input: b,
             output: c,
             skip: self.skip.value(),
             state: state.as_deref().and_then(|state| state.get("scan", [batch, self.spec.states, inner])),
+            readers,
         };
         let (y, last) = selective_scan(scan);
         if let Some(state) = state {
@@ -194,8 +197,7 @@ impl Mamba {
     }
 
     /// What step sizes are made of, `B` and `C`.
-    fn select(&self, u: Tensor<3>) -> [Tensor<3>; 3] {
-        let selected = self.selection.forward(u);
+    fn parts(&self, selected: Tensor<3>) -> [Tensor<3>; 3] {
         let (rank, states) = (self.spec.rank, self.spec.states);
         let parts = [(0, rank), (rank, states), (rank + states, states)];
         let parts = parts.map(|(start, count)| selected.clone().narrow(2, start, count));

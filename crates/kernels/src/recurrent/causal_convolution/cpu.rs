@@ -9,10 +9,12 @@ use super::super::{
 };
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{DisjointRows, for_chunks, for_each, zeros},
+    matmul::scratch,
+    parallel::{FreshRows, for_each, fresh},
     simd::{sigmoid, vectorised},
 };
 use burn_flex::FlexTensor;
+use std::ops::Range;
 
 /// The operator over x, weight, bias and state.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ impl<'a> Inputs<'a> {
         self.x.batch * self.x.time.div_ceil(STEPS)
     }
 
-    fn task(&self, task: usize) -> (usize, std::ops::Range<usize>) {
+    fn task(&self, task: usize) -> (usize, Range<usize>) {
         let parts = self.x.time.div_ceil(STEPS);
         let first = task % parts * STEPS;
         (task / parts, first..(first + STEPS).min(self.x.time))
@@ -116,93 +118,90 @@ vectorised! {
 }
 
 impl Inputs<'_> {
+    #[allow(unsafe_code)]
     fn forward(&self) -> Vec<f32> {
-        let width = self.x.width;
-        let mut y = zeros(self.x.len());
-        let rows = DisjointRows::new(&mut y, width);
+        let y = FreshRows::new(self.x.len(), self.x.width);
         for_each(self.tasks(), |task| {
             let (batch, steps) = self.task(task);
             for time in steps {
-                #[allow(unsafe_code)]
                 // SAFETY: each step belongs to one task.
-                let y = unsafe { rows.row(batch * self.x.time + time) };
+                let y = unsafe { y.row(batch * self.x.time + time) };
                 convolve(y, self, batch, time);
                 if self.silu {
                     activate(y);
                 }
             }
         });
-        y
+        // SAFETY: the tasks took every step.
+        unsafe { y.whole() }
     }
 
-    /// Gradients before the activation, `[batch, time, width]`, and those of weight, transposed, and bias.
-    fn inner(&self, gradient: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let (width, time) = (self.x.width, self.x.time);
-        let taps = self.state.time + 1;
-        let mut inner = zeros(if self.silu { self.x.len() } else { 0 });
-        let mut partial = zeros(self.tasks() * (taps + 1) * width);
-        let rows = DisjointRows::new(&mut inner, width);
-        for_chunks([(&mut partial, (taps + 1) * width)], |task, [partial]| {
-            let (of_weight, of_bias) = partial.split_at_mut(taps * width);
-            let (batch, steps) = self.task(task);
-            for step in steps {
-                let row = batch * time + step;
-                let outer = &gradient[row * width..(row + 1) * width];
-                let inner = if self.silu {
-                    #[allow(unsafe_code)]
-                    // SAFETY: each step belongs to one task.
-                    let inner = unsafe { rows.row(row) };
-                    convolve(inner, self, batch, step);
-                    before_activation(inner, outer);
-                    inner
-                } else {
-                    outer
-                };
-                add_to_weight(of_weight, of_bias, inner, self, batch, step);
-            }
-        });
-        (inner, summed(&partial, (taps + 1) * width))
-    }
-
-    /// The gradient of the input at `time`, which may lie before the first step by up to `taps - 1`.
-    fn of_input(&self, out: &mut [f32], inner: &[f32], batch: usize, time: isize) {
+    /// Gradients before the activation of some steps, `[steps, width]`.
+    fn inner(&self, inner: &mut [f32], gradient: &[f32], batch: usize, steps: Range<usize>) {
         let width = self.x.width;
-        for (j, weight) in self.weight.chunks_exact(width).enumerate() {
-            let reached = time + (self.state.time - j) as isize;
-            if (0..self.x.time as isize).contains(&reached) {
-                let start = (batch * self.x.time + reached as usize) * width;
-                add_scaled(out, &inner[start..start + width], weight);
+        for (inner, time) in inner.chunks_exact_mut(width).zip(steps) {
+            let row = batch * self.x.time + time;
+            let gradient = &gradient[row * width..(row + 1) * width];
+            if self.silu {
+                convolve(inner, self, batch, time);
+                before_activation(inner, gradient);
+            } else {
+                inner.copy_from_slice(gradient);
             }
         }
     }
 
+    /// Adds to the gradient of the input at `time`, which may lie before the first step by up to `taps - 1`, what those of the
+    /// steps of `inner`, the first of which is `first`, ask of it.
+    fn of_input(&self, out: &mut [f32], inner: &[f32], first: usize, time: isize) {
+        let width = self.x.width;
+        for (j, weight) in self.weight.chunks_exact(width).enumerate() {
+            let row = time + (self.state.time - j) as isize - first as isize;
+            if let Some(inner) = usize::try_from(row).ok().and_then(|row| inner.chunks_exact(width).nth(row)) {
+                add_scaled(out, inner, weight);
+            }
+        }
+    }
+
+    /// Each task makes the gradients before the activation of its own steps, and again those of the few behind them that its inputs
+    /// reach: less work than a pass over memory to pass them on.
+    #[allow(unsafe_code)]
     fn backward(&self, gradient: &[f32], wanted: [bool; 4]) -> [Option<Vec<f32>>; 4] {
         let (width, time, before) = (self.x.width, self.x.time, self.state.time);
-        let (inner, mut sums) = self.inner(gradient);
-        let inner = if self.silu { &inner } else { gradient };
-        let of_x = wanted[0].then(|| {
-            let mut of_x = zeros(self.x.len());
-            let rows = DisjointRows::new(&mut of_x, width);
-            for_each(self.tasks(), |task| {
-                let (batch, steps) = self.task(task);
-                for step in steps {
-                    #[allow(unsafe_code)]
-                    // SAFETY: each step belongs to one task.
-                    let out = unsafe { rows.row(batch * time + step) };
-                    self.of_input(out, inner, batch, step as isize);
+        let of_x = FreshRows::new(if wanted[0] { self.x.len() } else { 0 }, width);
+        let of_state = FreshRows::new(if wanted[3] { self.state.len() } else { 0 }, width);
+        let size = (before + 2) * width;
+        let [partial] = fresh([(self.tasks() * size, size)], |task, [partial]| {
+            let (of_weight, of_bias) = partial.split_at_mut((before + 1) * width);
+            let (batch, steps) = self.task(task);
+            let reached = steps.start..(steps.end + before).min(time);
+            scratch::with(reached.len() * width, |inner| {
+                self.inner(inner, gradient, batch, reached);
+                for (inner, step) in inner.chunks_exact(width).zip(steps.clone()) {
+                    add_to_weight(of_weight, of_bias, inner, self, batch, step);
+                }
+                if wanted[0] {
+                    for step in steps.clone() {
+                        // SAFETY: each step belongs to one task.
+                        let out = unsafe { of_x.row(batch * time + step) };
+                        self.of_input(out, inner, steps.start, step as isize);
+                    }
+                }
+                if wanted[3] && steps.start == 0 {
+                    for i in 0..before {
+                        // SAFETY: each sequence has one first task.
+                        let out = unsafe { of_state.row(batch * before + i) };
+                        self.of_input(out, inner, 0, i as isize - before as isize);
+                    }
                 }
             });
-            of_x
         });
-        let of_state = wanted[3].then(|| {
-            let mut of_state = zeros(self.state.len());
-            for (i, out) in of_state.chunks_exact_mut(width).enumerate() {
-                self.of_input(out, inner, i / before, (i % before) as isize - before as isize);
-            }
-            of_state
-        });
+        let mut sums = summed(&partial, size);
         let of_bias = sums.split_off((before + 1) * width);
-        [of_x, Some(transposed(&sums, before + 1, width)), Some(of_bias), of_state]
+        // SAFETY: the tasks took every step, and the first of a sequence its state.
+        let [of_x, of_state] = unsafe { [of_x.whole(), of_state.whole()] };
+        let of_weight = transposed(&sums, before + 1, width);
+        [wanted[0].then_some(of_x), Some(of_weight), Some(of_bias), wanted[3].then_some(of_state)]
     }
 }
 

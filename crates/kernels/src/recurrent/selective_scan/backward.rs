@@ -13,17 +13,19 @@ use super::{
 };
 use crate::{
     matmul::scratch,
-    parallel::{DisjointRows, for_each, zeros},
-    simd::{exp2, sigmoid, vectorised},
+    parallel::{FreshRows, for_each},
+    simd::{exp2, multiply_add, sigmoid, vectorised},
 };
 
 /// Channels whose sums over a group are gathered side by side before they are added up.
 const FOLDED: usize = 16;
 
-/// Gradients that last through all chunks: of state and transition, `[blocks][states]`, and of the skip, `[blocks]`.
+/// Gradients that last through all chunks: of state and transition, `[blocks][states]`, and of the step's bias and the skip,
+/// `[blocks]`.
 struct Carried<'a> {
     state: &'a mut [Lane],
     transition: &'a mut [Lane],
+    bias: &'a mut [Lane],
     skip: &'a mut [Lane],
 }
 
@@ -51,43 +53,44 @@ struct Gathered<'a> {
     output: &'a mut [[f32; FOLDED]],
 }
 
-/// Gradients of x, step, transition, input, output, skip and state.
-pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: Option<&[f32]>) -> [Vec<f32>; 7] {
+/// Gradients of x, step, its bias, transition, input, output, skip and state.
+pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: Option<&[f32]>) -> [Vec<f32>; 8] {
     let (batch, time, width, states) = (inputs.x.batch, inputs.x.time, inputs.x.width, inputs.states);
     let (groups, length) = (inputs.groups(), batch * time * states);
-    let mut of_x = zeros(inputs.x.len());
-    let mut of_step = zeros(inputs.x.len());
-    let mut of_state = zeros(inputs.state.len());
-    // Sums over channels, one part a group, and over the batch, one part a sequence.
-    let (mut of_input, mut of_output) = (zeros(groups * length), zeros(groups * length));
-    let (mut of_transition, mut of_skip) = (zeros(batch * width * states), zeros(batch * width));
-    {
-        let out = Outputs {
-            x: DisjointRows::new(&mut of_x, width),
-            step: DisjointRows::new(&mut of_step, width),
-            state: DisjointRows::new(&mut of_state, width),
-            input: DisjointRows::new(&mut of_input, states),
-            output: DisjointRows::new(&mut of_output, states),
-            transition: DisjointRows::new(&mut of_transition, width),
-            skip: DisjointRows::new(&mut of_skip, width),
-        };
-        let task = Task { inputs, kept, gradient, of_last, out };
-        for_each(batch * groups, |number| task.run(number / groups, number % groups));
-    }
+    // Sums over channels have one part a group, and sums over the batch one part a sequence.
+    let out = Outputs {
+        x: FreshRows::new(inputs.x.len(), width),
+        step: FreshRows::new(inputs.x.len(), width),
+        state: FreshRows::new(inputs.state.len(), width),
+        input: FreshRows::new(groups * length, states),
+        output: FreshRows::new(groups * length, states),
+        transition: FreshRows::new(batch * width * states, width),
+        bias: FreshRows::new(batch * width, width),
+        skip: FreshRows::new(batch * width, width),
+    };
+    let task = Task { inputs, kept, gradient, of_last, out };
+    for_each(batch * groups, |number| task.run(number / groups, number % groups));
+    let Outputs { x, step, state, input, output, transition, bias, skip } = task.out;
+    #[allow(unsafe_code)]
+    // SAFETY: the tasks wrote every step and every vector of channels.
+    let [of_x, of_step, of_state, of_input, of_output, of_transition, of_bias, of_skip] =
+        unsafe { [x, step, state, input, output, transition, bias, skip].map(|rows| rows.whole()) };
     let of_transition = summed(&of_transition, width * states);
     let transposed = (0..width * states).map(|i| of_transition[i % states * width + i / states]).collect();
     let (of_input, of_output) = (summed(&of_input, length), summed(&of_output, length));
-    [of_x, of_step, transposed, of_input, of_output, summed(&of_skip, width), of_state]
+    let [of_bias, of_skip] = [of_bias, of_skip].map(|parts| summed(&parts, width));
+    [of_x, of_step, of_bias, transposed, of_input, of_output, of_skip, of_state]
 }
 
-struct Outputs<'a> {
-    x: DisjointRows<'a>,
-    step: DisjointRows<'a>,
-    state: DisjointRows<'a>,
-    input: DisjointRows<'a>,
-    output: DisjointRows<'a>,
-    transition: DisjointRows<'a>,
-    skip: DisjointRows<'a>,
+struct Outputs {
+    x: FreshRows,
+    step: FreshRows,
+    state: FreshRows,
+    input: FreshRows,
+    output: FreshRows,
+    transition: FreshRows,
+    bias: FreshRows,
+    skip: FreshRows,
 }
 
 struct Task<'a> {
@@ -95,7 +98,7 @@ struct Task<'a> {
     kept: &'a [f32],
     gradient: &'a [f32],
     of_last: Option<&'a [f32]>,
-    out: Outputs<'a>,
+    out: Outputs,
 }
 
 #[allow(unsafe_code)]
@@ -105,12 +108,12 @@ impl Task<'_> {
         let (inputs, states, blocks) = (self.inputs, self.inputs.states, self.inputs.group(group));
         let (each, rows) = (blocks.len() * states * LANES, CHUNK * blocks.len() * LANES);
         let (chunk, folded) = (CHUNK * states * LANES, CHUNK * states * FOLDED);
-        let lasting = [each, each, each, blocks.len() * LANES];
+        let lasting = [each, each, each, blocks.len() * LANES, blocks.len() * LANES];
         scratch::parts(lasting, |lasting| {
-            let [state, of_transition, transition, skip] = lasting.map(lanes_of);
-            of_transition.fill([0.0; LANES]);
-            skip.fill([0.0; LANES]);
-            state.fill([0.0; LANES]);
+            let [transition, mut state, mut of_transition, mut bias, mut skip] = lasting.map(lanes_of);
+            for sums in [&mut state, &mut of_transition, &mut bias, &mut skip] {
+                sums.fill([0.0; LANES]);
+            }
             for (i, block) in blocks.clone().enumerate() {
                 let own = i * states..(i + 1) * states;
                 inputs.columns(&mut transition[own.clone()], &inputs.transition, block);
@@ -118,7 +121,7 @@ impl Task<'_> {
                     inputs.columns(&mut state[own], inputs.of_batch(of_last, batch), block);
                 }
             }
-            let mut carried = Carried { state, transition: of_transition, skip };
+            let mut carried = Carried { state, transition: of_transition, bias, skip };
             let lengths = [rows, rows, rows, rows, rows, chunk + states * LANES, chunk, folded, folded];
             scratch::parts(lengths, |[dt, driven, dy, along_input, along_transition, h, decay, input, output]| {
                 let [dt, driven, dy, along_input, along_transition] =
@@ -167,7 +170,8 @@ impl Task<'_> {
                 let (row, columns) = (batch * inputs.x.time + t, lanes::columns(inputs.x.width, block));
                 // SAFETY: each step of a vector of channels comes once.
                 let out = unsafe { [self.out.x.part(row, columns.clone()), self.out.step.part(row, columns)] };
-                finish(out, &mut carried.skip[j], rows, i * blocks.len() + j, inputs, [batch, t, block]);
+                let sums = [&mut carried.bias[j], &mut carried.skip[j]];
+                finish(out, sums, rows, i * blocks.len() + j, inputs, [batch, t, block]);
             }
             self.coefficients(gathered, i, (group * inputs.x.batch + batch) * inputs.x.time + t);
         }
@@ -178,7 +182,7 @@ impl Task<'_> {
         for (out, sums) in [(&self.out.input, &*gathered.input), (&self.out.output, &*gathered.output)] {
             // SAFETY: each step comes once in a group.
             let out = unsafe { out.row(row) };
-            out.iter_mut().zip(&sums[i * self.inputs.states..]).for_each(|(out, sums)| *out = sums.iter().sum());
+            totals(out, &sums[i * self.inputs.states..]);
         }
     }
 
@@ -196,14 +200,34 @@ impl Task<'_> {
                 }
             }
             // SAFETY: as above.
-            lanes::store(unsafe { self.out.skip.part(batch, columns) }, &carried.skip[i]);
+            unsafe {
+                lanes::store(self.out.bias.part(batch, columns.clone()), &carried.bias[i]);
+                lanes::store(self.out.skip.part(batch, columns), &carried.skip[i]);
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// The sum of each row.
+    fn totals(out: &mut [f32], rows: &[[f32; FOLDED]]) {
+        for (out, row) in out.iter_mut().zip(rows) {
+            let mut half = [0.0; FOLDED / 2];
+            for l in 0..FOLDED / 2 {
+                half[l] = row[l] + row[l + FOLDED / 2];
+            }
+            let mut quarter = [0.0; FOLDED / 4];
+            for l in 0..FOLDED / 4 {
+                quarter[l] = half[l] + half[l + FOLDED / 4];
+            }
+            *out = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
         }
     }
 }
 
 vectorised! {
     /// The states of a chunk and the decays that lead to them.
-    fn recompute(own: &mut States<'_>, transition: &[Lane], rows: &Rows<'_>, inputs: &Inputs<'_>, batch: usize, steps: Range<usize>) {
+    fn recompute<const FUSED: bool>(own: &mut States<'_>, transition: &[Lane], rows: &Rows<'_>, inputs: &Inputs<'_>, batch: usize, steps: Range<usize>) {
         let states = transition.len();
         for (i, t) in steps.enumerate() {
             let (dt, driven) = rows.step(i);
@@ -211,17 +235,30 @@ vectorised! {
             let decays = &mut own.decay[i * states..(i + 1) * states];
             let tables = transition.iter().zip(inputs.input.row(batch, t));
             for (((&before, after), out), (&a, &b)) in before.iter().zip(after).zip(decays).zip(tables) {
-                let decay = lane!(l => exp2(dt[l] * a[l]));
-                *after = lane!(l => decay[l] * before[l] + driven[l] * b);
+                let decay = lane!(l => exp2::<FUSED>(dt[l] * a[l]));
+                *after = lane!(l => multiply_add::<FUSED>(decay[l], before[l], driven[l] * b));
                 *out = decay;
             }
         }
     }
 }
 
+/// `sums + a b`, the second half of the channels after the first.
+#[inline(always)]
+fn folded<const FUSED: bool>(a: &Lane, b: &Lane, sums: &[f32; FOLDED]) -> [f32; FOLDED] {
+    let (mut half, mut whole) = ([0.0; FOLDED], [0.0; FOLDED]);
+    for l in 0..FOLDED {
+        half[l] = multiply_add::<FUSED>(a[l], b[l], sums[l]);
+    }
+    for l in 0..FOLDED {
+        whole[l] = multiply_add::<FUSED>(a[l + FOLDED], b[l + FOLDED], half[l]);
+    }
+    whole
+}
+
 vectorised! {
     /// A chunk of one vector of channels backwards; `place` is its number in the group, and how many these are.
-    fn retreat(carried: &mut Carried<'_>, rows: &mut Chunk<'_>, own: &States<'_>, gathered: &mut Gathered<'_>, transition: &[Lane], inputs: &Inputs<'_>, batch: usize, steps: Range<usize>, place: [usize; 2]) {
+    fn retreat<const FUSED: bool>(carried: &mut Carried<'_>, rows: &mut Chunk<'_>, own: &States<'_>, gathered: &mut Gathered<'_>, transition: &[Lane], inputs: &Inputs<'_>, batch: usize, steps: Range<usize>, place: [usize; 2]) {
         let ([number, blocks], states) = (place, transition.len());
         let of_states = &mut carried.state[number * states..(number + 1) * states];
         let of_transitions = &mut carried.transition[number * states..(number + 1) * states];
@@ -238,19 +275,15 @@ vectorised! {
                 known.zip(coefficients).zip(lasting).zip(sums)
             {
                 let (later, of_a_later) = (*of_state, *of_a);
-                let q = lane!(l => later[l] + dy[l] * c);
-                let e = lane!(l => q[l] * (decay[l] * before[l]));
-                along_input = lane!(l => along_input[l] + q[l] * b);
-                along_transition = lane!(l => along_transition[l] + e[l] * a[l]);
-                *of_state = lane!(l => decay[l] * q[l]);
-                *of_a = lane!(l => of_a_later[l] + e[l] * dt[l]);
-                let (q_driven, dy_h) = (lane!(l => q[l] * driven[l]), lane!(l => dy[l] * after[l]));
-                for l in 0..FOLDED {
-                    of_b[l] += q_driven[l] + q_driven[l + FOLDED];
-                }
-                for l in 0..FOLDED {
-                    of_c[l] += dy_h[l] + dy_h[l + FOLDED];
-                }
+                let q = lane!(l => multiply_add::<FUSED>(dy[l], c, later[l]));
+                let decayed = lane!(l => decay[l] * q[l]);
+                let e = lane!(l => decayed[l] * before[l]);
+                along_input = lane!(l => multiply_add::<FUSED>(q[l], b, along_input[l]));
+                along_transition = lane!(l => multiply_add::<FUSED>(e[l], a[l], along_transition[l]));
+                *of_state = decayed;
+                *of_a = lane!(l => multiply_add::<FUSED>(e[l], dt[l], of_a_later[l]));
+                *of_b = folded::<FUSED>(&q, &driven, of_b);
+                *of_c = folded::<FUSED>(&dy, after, of_c);
             }
             rows.along_input[row] = along_input;
             rows.along_transition[row] = along_transition;
@@ -259,18 +292,22 @@ vectorised! {
 }
 
 vectorised! {
-    /// Writes the gradients of x and step of one step and adds to that of the skip; `row` is its place in the chunk.
-    fn finish(out: [&mut [f32]; 2], of_skip: &mut Lane, rows: &Chunk<'_>, row: usize, inputs: &Inputs<'_>, place: [usize; 3]) {
+    /// Writes the gradients of x and step of one step and adds to those of bias and skip; `row` is its place in the chunk.
+    fn finish(out: [&mut [f32]; 2], sums: [&mut Lane; 2], rows: &Chunk<'_>, row: usize, inputs: &Inputs<'_>, place: [usize; 3]) {
         let [batch, t, block] = place;
         let (x, raw) = (lanes::block(inputs.x.row(batch, t), block), lanes::block(inputs.step.row(batch, t), block));
-        let (skip, dt, dy) = (lanes::block(inputs.skip, block), rows.dt[row], rows.dy[row]);
+        let [skip, bias] = [inputs.skip, inputs.bias].map(|row| lanes::block(row, block));
+        let (dt, dy) = (rows.dt[row], rows.dy[row]);
         let (along_input, along_transition) = (rows.along_input[row], rows.along_transition[row]);
         let [of_x, of_step] = out;
         lanes::store(of_x, &lane!(l => skip[l] * dy[l] + dt[l] * along_input[l]));
         // The transition was multiplied by log2(e).
         let of_dt = lane!(l => along_transition[l] * std::f32::consts::LN_2 + x[l] * along_input[l]);
-        lanes::store(of_step, &lane!(l => of_dt[l] * sigmoid(raw[l])));
-        let sum = *of_skip;
-        *of_skip = lane!(l => sum[l] + dy[l] * x[l]);
+        let of_raw = lane!(l => of_dt[l] * sigmoid(raw[l] + bias[l]));
+        lanes::store(of_step, &of_raw);
+        let [of_bias, of_skip] = sums;
+        let (of_bias_later, of_skip_later) = (*of_bias, *of_skip);
+        *of_bias = lane!(l => of_bias_later[l] + of_raw[l]);
+        *of_skip = lane!(l => of_skip_later[l] + dy[l] * x[l]);
     }
 }

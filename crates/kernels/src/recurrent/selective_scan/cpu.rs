@@ -8,16 +8,19 @@ use super::super::{
 };
 use crate::{
     host::{Given, HostOperator, Saved, Side, contiguous, slice, tensor},
+    linear::Group,
     matmul::scratch,
-    parallel::{DisjointRows, for_each, zeros},
-    simd::{exp2, softplus, vectorised},
+    parallel::{FreshRows, for_each},
+    simd::{exp2, multiply_add, softplus, vectorised},
 };
 use burn_flex::FlexTensor;
 
-/// The operator over x, step, transition, input, output, skip and state; the last state leaves by the side.
+/// The operator over x, step, its bias, transition, input, output, skip and state; the last state leaves by the side.
 #[derive(Debug)]
 pub(super) struct Scan {
     pub last: Side,
+    /// Other readers of x.
+    pub readers: Option<Group>,
 }
 
 /// Steps between two kept states.
@@ -27,6 +30,7 @@ pub(super) const CHUNK: usize = 32;
 pub(super) struct Inputs<'a> {
     pub x: Sequence<'a>,
     pub step: Sequence<'a>,
+    pub bias: &'a [f32],
     pub input: Sequence<'a>,
     pub output: Sequence<'a>,
     /// `A log2(e)`, `[states, width]`.
@@ -38,13 +42,14 @@ pub(super) struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    pub fn new([x, step, transition, input, output, skip, state]: &'a [FlexTensor; 7]) -> Self {
+    pub fn new([x, step, bias, transition, input, output, skip, state]: &'a [FlexTensor; 8]) -> Self {
         let (x, input) = (Sequence::new(x), Sequence::new(input));
         let (states, transition) = (input.width, slice(transition));
         let at = |i: usize| transition[i % x.width * states + i / x.width] * std::f32::consts::LOG2_E;
         Self {
             x,
             step: Sequence::new(step),
+            bias: slice(bias),
             input,
             output: Sequence::new(output),
             transition: (0..transition.len()).map(at).collect(),
@@ -55,11 +60,10 @@ impl<'a> Inputs<'a> {
     }
 
     /// The inputs as they are read.
-    pub fn prepared([x, step, transition, input, output, skip, state]: &[FlexTensor; 7]) -> [FlexTensor; 7] {
-        let sequences = [x, step, input, output].map(readable);
-        let [transition, skip, state] = [transition, skip, state].map(contiguous);
-        let [x, step, input, output] = sequences;
-        [x, step, transition, input, output, skip, state]
+    pub fn prepared([x, step, bias, transition, input, output, skip, state]: &[FlexTensor; 8]) -> [FlexTensor; 8] {
+        let [x, step, input, output] = [x, step, input, output].map(readable);
+        let [bias, transition, skip, state] = [bias, transition, skip, state].map(contiguous);
+        [x, step, bias, transition, input, output, skip, state]
     }
 
     /// Vectors that the channels fill.
@@ -104,16 +108,15 @@ impl<'a> Inputs<'a> {
     }
 
     /// Outputs, last states, and where asked the states before every chunk.
+    #[allow(unsafe_code)]
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
         let (width, states) = (self.x.width, self.states);
-        let mut y = zeros(self.x.len());
-        let mut last = zeros(self.state.len());
         let size = states * LANES;
-        let mut kept = zeros(if keep { self.kept(self.x.batch, 0, 0) * size } else { 0 });
+        let kept = if keep { self.kept(self.x.batch, 0, 0) * size } else { 0 };
         let out = Outputs {
-            y: DisjointRows::new(&mut y, width),
-            last: DisjointRows::new(&mut last, width),
-            kept: DisjointRows::new(&mut kept, size),
+            y: FreshRows::new(self.x.len(), width),
+            last: FreshRows::new(self.state.len(), width),
+            kept: FreshRows::new(kept, size),
         };
         for_each(self.x.batch * self.groups(), |task| {
             let (batch, group) = (task / self.groups(), self.group(task % self.groups()));
@@ -123,12 +126,14 @@ impl<'a> Inputs<'a> {
                 self.run(&out, batch, group, keep, [h, transition, dt, driven, sums]);
             });
         });
-        [y, last, kept]
+        let Outputs { y, last, kept } = out;
+        // SAFETY: the tasks wrote every step of every vector of channels.
+        unsafe { [y.whole(), last.whole(), kept.whole()] }
     }
 
     /// One group of channels of one sequence.
     #[allow(unsafe_code)]
-    fn run(&self, out: &Outputs<'_>, batch: usize, group: Range<usize>, keep: bool, memory: [&mut [Lane]; 5]) {
+    fn run(&self, out: &Outputs, batch: usize, group: Range<usize>, keep: bool, memory: [&mut [Lane]; 5]) {
         let [h, transition, dt, driven, sums] = memory;
         let states = self.states;
         for (i, block) in group.clone().enumerate() {
@@ -178,15 +183,15 @@ impl<'a> Inputs<'a> {
     ) {
         let rows = dt.chunks_exact_mut(group.len()).zip(driven.chunks_exact_mut(group.len()));
         for (t, (dt, driven)) in steps.zip(rows) {
-            prepare_row(dt, driven, self.step.row(batch, t), self.x.row(batch, t), group.start);
+            prepare_row(dt, driven, self.step.row(batch, t), self.bias, self.x.row(batch, t), group.start);
         }
     }
 }
 
-struct Outputs<'a> {
-    y: DisjointRows<'a>,
-    last: DisjointRows<'a>,
-    kept: DisjointRows<'a>,
+struct Outputs {
+    y: FreshRows,
+    last: FreshRows,
+    kept: FreshRows,
 }
 
 /// What [`Inputs::prepare`] made, and the vector of channels in it that is looked at.
@@ -207,10 +212,10 @@ impl Rows<'_> {
 }
 
 vectorised! {
-    fn prepare_row(dt: &mut [Lane], driven: &mut [Lane], step: &[f32], x: &[f32], first: usize) {
+    fn prepare_row(dt: &mut [Lane], driven: &mut [Lane], step: &[f32], bias: &[f32], x: &[f32], first: usize) {
         for (i, (dt, driven)) in dt.iter_mut().zip(driven).enumerate() {
-            let (raw, x) = (lanes::block(step, first + i), lanes::block(x, first + i));
-            let size = lane!(l => softplus(raw[l]));
+            let [raw, bias, x] = [step, bias, x].map(|row| lanes::block(row, first + i));
+            let size = lane!(l => softplus(raw[l] + bias[l]));
             *driven = lane!(l => size[l] * x[l]);
             *dt = size;
         }
@@ -219,15 +224,15 @@ vectorised! {
 
 vectorised! {
     /// Some steps of one vector of channels: writes `C_t h_t`, `[steps][blocks]`.
-    fn advance(sums: &mut [Lane], h: &mut [Lane], transition: &[Lane], rows: &Rows<'_>, inputs: &Inputs<'_>, batch: usize, steps: Range<usize>) {
+    fn advance<const FUSED: bool>(sums: &mut [Lane], h: &mut [Lane], transition: &[Lane], rows: &Rows<'_>, inputs: &Inputs<'_>, batch: usize, steps: Range<usize>) {
         for (i, t) in steps.enumerate() {
             let (dt, driven) = rows.step(i);
             let mut sum = [0.0; LANES];
             let coefficients = inputs.input.row(batch, t).iter().zip(inputs.output.row(batch, t));
             for ((h, a), (&b, &c)) in h.iter_mut().zip(transition).zip(coefficients) {
-                let decay = lane!(l => exp2(dt[l] * a[l]));
-                let after = lane!(l => decay[l] * h[l] + driven[l] * b);
-                sum = lane!(l => sum[l] + after[l] * c);
+                let decay = lane!(l => exp2::<FUSED>(dt[l] * a[l]));
+                let after = lane!(l => multiply_add::<FUSED>(decay[l], h[l], driven[l] * b));
+                sum = lane!(l => multiply_add::<FUSED>(after[l], c, sum[l]));
                 *h = after;
             }
             sums[i * rows.blocks + rows.block] = sum;
@@ -243,8 +248,8 @@ vectorised! {
     }
 }
 
-impl HostOperator<7> for Scan {
-    fn forward(&self, inputs: &[FlexTensor; 7], wanted: [bool; 7]) -> (FlexTensor, Saved) {
+impl HostOperator<8> for Scan {
+    fn forward(&self, inputs: &[FlexTensor; 8], wanted: [bool; 8]) -> (FlexTensor, Saved) {
         let inputs = Inputs::prepared(inputs);
         let inputs = Inputs::new(&inputs);
         let [y, last, kept] = inputs.forward(wanted.contains(&true));
@@ -252,7 +257,7 @@ impl HostOperator<7> for Scan {
         (tensor(y, &inputs.x.shape()), vec![kept])
     }
 
-    fn backward(&self, given: Given<7>, _: [bool; 7]) -> [Option<FlexTensor>; 7] {
+    fn backward(&self, given: Given<8>, wanted: [bool; 8]) -> [Option<FlexTensor>; 8] {
         let inputs = Inputs::prepared(&given.inputs);
         let of_last = self.last.gradient().map(|gradient| contiguous(&gradient));
         let found = super::backward::run(
@@ -262,6 +267,12 @@ impl HostOperator<7> for Scan {
             of_last.as_ref().map(slice),
         );
         let mut shapes = inputs.iter().map(crate::host::dimensions);
-        found.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
+        let [of_x, rest @ ..] = found.map(|values| shapes.next().map(|shape| tensor(values, &shape)));
+        let of_x = match &self.readers {
+            Some(readers) if wanted[0] => of_x.and_then(|of_x| readers.addend(of_x)),
+            _ => of_x,
+        };
+        let [step, bias, transition, input, output, skip, state] = rest;
+        [of_x, step, bias, transition, input, output, skip, state]
     }
 }

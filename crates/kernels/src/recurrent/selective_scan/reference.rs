@@ -8,7 +8,11 @@ use super::SelectiveScan;
 pub fn selective_scan(scan: SelectiveScan, state: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
     let ([batch, time, width], [_, states]) = (scan.x.dims(), scan.transition.dims());
     let transition = scan.transition.swap_dims(0, 1).unsqueeze::<3>();
-    let step = softplus(scan.step, 1.0);
+    let biased = match scan.step_bias {
+        Some(bias) => scan.step + bias.reshape([1, 1, width]),
+        None => scan.step,
+    };
+    let step = softplus(biased, 1.0);
     let mut h = state;
     let mut outputs = Vec::with_capacity(time);
     for t in 0..time {

@@ -18,17 +18,17 @@ use super::{
 };
 use crate::{
     matmul::scratch,
-    parallel::{DisjointRows, for_each, zeros},
+    parallel::{FreshRows, for_each},
     simd::vectorised,
 };
 
-struct Outputs<'a> {
-    receptance: DisjointRows<'a>,
-    key: DisjointRows<'a>,
-    value: DisjointRows<'a>,
-    decay: DisjointRows<'a>,
-    bonus: DisjointRows<'a>,
-    state: DisjointRows<'a>,
+struct Outputs {
+    receptance: FreshRows,
+    key: FreshRows,
+    value: FreshRows,
+    decay: FreshRows,
+    bonus: FreshRows,
+    state: FreshRows,
 }
 
 struct Task<'a> {
@@ -36,7 +36,7 @@ struct Task<'a> {
     kept: &'a [f32],
     gradient: &'a [f32],
     of_last: Option<&'a [f32]>,
-    out: Outputs<'a>,
+    out: Outputs,
 }
 
 /// Gradients of receptance, key, value, decay, bonus and state.
@@ -44,22 +44,21 @@ pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: 
     let (rows, by_key) = (inputs.batch * inputs.time, inputs.heads * inputs.keys);
     // One row of decays gathers its gradient over the steps of each sequence.
     let decay_rows = if inputs.constant { inputs.batch } else { rows };
-    let (mut receptance, mut key) = (zeros(rows * by_key), zeros(rows * by_key));
-    let (mut value, mut decay) = (zeros(gradient.len()), zeros(decay_rows * by_key));
-    let mut bonus = zeros(inputs.batch * by_key);
-    let mut state = zeros(inputs.batch * inputs.heads * inputs.size());
-    {
-        let out = Outputs {
-            receptance: DisjointRows::new(&mut receptance, by_key),
-            key: DisjointRows::new(&mut key, by_key),
-            value: DisjointRows::new(&mut value, inputs.heads * inputs.values),
-            decay: DisjointRows::new(&mut decay, by_key),
-            bonus: DisjointRows::new(&mut bonus, by_key),
-            state: DisjointRows::new(&mut state, inputs.size()),
-        };
-        let task = Task { inputs, kept, gradient, of_last, out };
-        for_each(inputs.batch * inputs.groups(), |number| task.run(number));
-    }
+    let out = Outputs {
+        receptance: FreshRows::new(rows * by_key, by_key),
+        key: FreshRows::new(rows * by_key, by_key),
+        value: FreshRows::new(gradient.len(), inputs.heads * inputs.values),
+        decay: FreshRows::new(decay_rows * by_key, by_key),
+        bonus: FreshRows::new(inputs.batch * by_key, by_key),
+        state: FreshRows::new(inputs.batch * inputs.heads * inputs.size(), inputs.size()),
+    };
+    let task = Task { inputs, kept, gradient, of_last, out };
+    for_each(inputs.batch * inputs.groups(), |number| task.run(number));
+    let Outputs { receptance, key, value, decay, bonus, state } = task.out;
+    #[allow(unsafe_code)]
+    // SAFETY: the tasks wrote every step of every head.
+    let [receptance, key, value, decay, bonus, state] =
+        unsafe { [receptance, key, value, decay, bonus, state].map(|rows| rows.whole()) };
     let decay = if inputs.constant { summed(&decay, by_key) } else { decay };
     [receptance, key, value, decay, summed(&bonus, by_key), state]
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
     matmul::scratch,
-    parallel::{DisjointRows, for_each, threads, zeros},
+    parallel::{FreshRows, for_each, threads},
     simd::vectorised,
 };
 use burn_flex::FlexTensor;
@@ -114,20 +114,21 @@ impl<'a> Inputs<'a> {
     /// Outputs, last states, and where asked the states before every [`KEPT`] chunks.
     fn forward(&self, state: &[f32], keep: bool) -> [Vec<f32>; 3] {
         let states = self.batch * self.heads;
-        let mut y = zeros(self.value.len());
-        let mut last = zeros(states * self.size());
-        let mut kept = zeros(if keep { states * self.kept() * self.size() } else { 0 });
-        {
-            let task = Task {
-                inputs: self,
-                state,
-                y: DisjointRows::new(&mut y, self.heads * self.values),
-                last: DisjointRows::new(&mut last, self.size()),
-                kept: keep.then(|| DisjointRows::new(&mut kept, self.size())),
-            };
-            for_each(self.batch * self.groups(), |number| task.run(number));
+        let kept = if keep { states * self.kept() * self.size() } else { 0 };
+        let task = Task {
+            inputs: self,
+            state,
+            keep,
+            y: FreshRows::new(self.value.len(), self.heads * self.values),
+            last: FreshRows::new(states * self.size(), self.size()),
+            kept: FreshRows::new(kept, self.size()),
+        };
+        for_each(self.batch * self.groups(), |number| task.run(number));
+        #[allow(unsafe_code)]
+        // SAFETY: the tasks wrote every step of every head.
+        unsafe {
+            [task.y.whole(), task.last.whole(), task.kept.whole()]
         }
-        [y, last, kept]
     }
 
     /// Heads of a task. Those of one step lie side by side, and memory is read in long pieces; but every thread wants work.
@@ -150,9 +151,10 @@ impl<'a> Inputs<'a> {
 struct Task<'a> {
     inputs: &'a Inputs<'a>,
     state: &'a [f32],
-    y: DisjointRows<'a>,
-    last: DisjointRows<'a>,
-    kept: Option<DisjointRows<'a>>,
+    keep: bool,
+    y: FreshRows,
+    last: FreshRows,
+    kept: FreshRows,
 }
 
 #[allow(unsafe_code)]
@@ -185,9 +187,10 @@ impl Task<'_> {
     /// The chunks of a head from a kept state on.
     fn head(&self, chunk: &mut Chunk<'_>, s: &mut [Lane], y: &mut [Lane], [batch, head, kept]: [usize; 3]) {
         let inputs = self.inputs;
-        if let Some(rows) = &self.kept {
+        if self.keep {
+            let row = (batch * inputs.heads + head) * inputs.kept() + kept;
             // SAFETY: each kept state of a head comes once.
-            scatter(unsafe { rows.row((batch * inputs.heads + head) * inputs.kept() + kept) }, s, inputs.values);
+            scatter(unsafe { self.kept.row(row) }, s, inputs.values);
         }
         for number in inputs.chunks_of(kept) {
             chunk.read(inputs, batch, head, number);
