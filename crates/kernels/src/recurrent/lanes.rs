@@ -1,5 +1,9 @@
 //! Vectors of neighbouring channels, the unit in which the recurrences compute.
 
+use std::ops::Range;
+
+use crate::parallel::threads;
+
 /// Channels of a vector.
 pub(super) const LANES: usize = 32;
 
@@ -21,21 +25,51 @@ pub(super) use lane;
 
 /// The channels of vector `block` among `width`.
 #[inline(always)]
-pub(super) fn columns(width: usize, block: usize) -> std::ops::Range<usize> {
+pub(super) fn columns(width: usize, block: usize) -> Range<usize> {
     (block * LANES).min(width)..((block + 1) * LANES).min(width)
 }
 
-/// Vectors of a task: what neighbouring channels read at one step lies together, and the processor fetches it ahead.
-const GROUP: usize = 8;
+/// Vectors of a group.
+pub(super) const GROUP: usize = 8;
+/// Groups of a task at most: a page of memory holds a step of their channels.
+const MOST: usize = 4;
 
-/// Tasks that take the channels of a sequence.
+/// Groups of the channels of a sequence.
 pub(super) fn groups(width: usize) -> usize {
     width.div_ceil(LANES).div_ceil(GROUP)
 }
 
-/// The vectors of a task.
-pub(super) fn group(width: usize, group: usize) -> std::ops::Range<usize> {
-    group * GROUP..((group + 1) * GROUP).min(width.div_ceil(LANES))
+/// How the channels of a batch are shared among threads. What neighbouring channels read at one step lies together, and the
+/// processor fetches it ahead; so a task takes as many groups of one sequence as leave enough tasks for all threads.
+#[derive(Clone, Copy)]
+pub(super) struct Tasks {
+    batch: usize,
+    /// Vectors of a sequence and of a task.
+    blocks: usize,
+    together: usize,
+}
+
+impl Tasks {
+    /// For `batch` sequences of `width` channels.
+    pub fn new(batch: usize, width: usize) -> Self {
+        let together = (batch * groups(width) / (2 * threads())).clamp(1, MOST);
+        Self { batch, blocks: width.div_ceil(LANES), together: together * GROUP }
+    }
+
+    /// How many there are.
+    pub fn count(self) -> usize {
+        self.batch * self.of_sequence()
+    }
+
+    /// The sequence of a task, and its vectors of channels.
+    pub fn place(self, task: usize) -> (usize, Range<usize>) {
+        let first = task % self.of_sequence() * self.together;
+        (task / self.of_sequence(), first..(first + self.together).min(self.blocks))
+    }
+
+    fn of_sequence(self) -> usize {
+        self.blocks.div_ceil(self.together).max(1)
+    }
 }
 
 /// The vector at the start of `values`; zeros behind their end.

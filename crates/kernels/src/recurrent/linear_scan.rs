@@ -4,13 +4,13 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
 use super::{
-    lanes::{self, LANES, Lane, lane},
+    lanes::{self, LANES, Lane, Tasks, lane},
     last_steps,
     sequence::{Sequence, readable},
 };
 use crate::{
     host::{self, Given, HostOperator, Saved, contiguous, slice, tensor},
-    parallel::{DisjointRows, for_each, zeros},
+    parallel::{FreshRows, for_each},
     simd::vectorised,
 };
 
@@ -86,11 +86,10 @@ impl HostOperator<3> for Scan {
         let (a, b, state) = (readable(a), readable(b), contiguous(state));
         let (a, b, state) = (Sequence::new(&a), Sequence::new(&b), slice(&state));
         let (time, width) = (b.time, b.width);
-        let mut h = zeros(b.len());
-        let rows = DisjointRows::new(&mut h, width);
-        let groups = lanes::groups(width);
-        for_each(b.batch * groups, |task| {
-            let (batch, group) = (task / groups, lanes::group(width, task % groups));
+        let rows = FreshRows::new(b.len(), width);
+        let tasks = Tasks::new(b.batch, width);
+        for_each(tasks.count(), |task| {
+            let (batch, group) = tasks.place(task);
             let start = &state[batch * width..(batch + 1) * width];
             let mut h: Vec<Lane> = group.clone().map(|block| lanes::block(start, block)).collect();
             for t in 0..time {
@@ -102,7 +101,8 @@ impl HostOperator<3> for Scan {
                 }
             }
         });
-        (tensor(h, &b.shape()), Vec::new())
+        // SAFETY: the tasks took every step of every vector of channels.
+        (tensor(unsafe { rows.whole() }, &b.shape()), Vec::new())
     }
 
     fn keeps_output(&self) -> bool {
@@ -114,32 +114,31 @@ impl HostOperator<3> for Scan {
         let (a, state, h) = (readable(a), contiguous(state), given.output.as_ref().map(contiguous));
         let (a, h, gradient) = (Sequence::new(&a), h.as_ref().map_or(&[][..], slice), slice(&given.gradient));
         let (time, width, shape) = (a.time, a.width, a.shape());
-        let (mut of_a, mut of_b, mut of_state) = (zeros(a.len()), zeros(a.len()), zeros(a.batch * width));
-        {
-            let (a_rows, b_rows) = (DisjointRows::new(&mut of_a, width), DisjointRows::new(&mut of_b, width));
-            let state_rows = DisjointRows::new(&mut of_state, width);
-            let groups = lanes::groups(width);
-            for_each(a.batch * groups, |task| {
-                let (batch, group) = (task / groups, lanes::group(width, task % groups));
-                let mut q = vec![[0.0; LANES]; group.len()];
-                for t in (0..time).rev() {
-                    let row = batch * time + t;
-                    let before = if t == 0 { &slice(&state)[batch * width..] } else { &h[(row - 1) * width..] };
-                    for (q, block) in q.iter_mut().zip(group.clone()) {
-                        let columns = lanes::columns(width, block);
-                        // SAFETY: each step of a vector of channels comes once.
-                        let (of_a, of_b) =
-                            unsafe { (a_rows.part(row, columns.clone()), b_rows.part(row, columns.clone())) };
-                        let gradient = &gradient[row * width..][columns.clone()];
-                        retreat(q, of_a, of_b, &a.row(batch, t)[columns.clone()], &before[columns], gradient);
-                    }
+        let [a_rows, b_rows] = [0; 2].map(|_| FreshRows::new(a.len(), width));
+        let state_rows = FreshRows::new(a.batch * width, width);
+        let tasks = Tasks::new(a.batch, width);
+        for_each(tasks.count(), |task| {
+            let (batch, group) = tasks.place(task);
+            let mut q = vec![[0.0; LANES]; group.len()];
+            for t in (0..time).rev() {
+                let row = batch * time + t;
+                let before = if t == 0 { &slice(&state)[batch * width..] } else { &h[(row - 1) * width..] };
+                for (q, block) in q.iter_mut().zip(group.clone()) {
+                    let columns = lanes::columns(width, block);
+                    // SAFETY: each step of a vector of channels comes once.
+                    let (of_a, of_b) =
+                        unsafe { (a_rows.part(row, columns.clone()), b_rows.part(row, columns.clone())) };
+                    let gradient = &gradient[row * width..][columns.clone()];
+                    retreat(q, of_a, of_b, &a.row(batch, t)[columns.clone()], &before[columns], gradient);
                 }
-                for (q, block) in q.iter().zip(group) {
-                    // SAFETY: each vector of channels comes once in a sequence.
-                    lanes::store(unsafe { state_rows.part(batch, lanes::columns(width, block)) }, q);
-                }
-            });
-        }
+            }
+            for (q, block) in q.iter().zip(group) {
+                // SAFETY: each vector of channels comes once in a sequence.
+                lanes::store(unsafe { state_rows.part(batch, lanes::columns(width, block)) }, q);
+            }
+        });
+        // SAFETY: the tasks took every step of every vector of channels.
+        let [of_a, of_b, of_state] = unsafe { [a_rows, b_rows, state_rows].map(|rows| rows.whole()) };
         [Some(tensor(of_a, &shape)), Some(tensor(of_b, &shape)), Some(tensor(of_state, &[a.batch, width]))]
     }
 }

@@ -9,7 +9,7 @@ use super::super::{
 };
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    matmul::scratch,
+    matmul::{scratch, transpose},
     parallel::{FreshRows, for_each, fresh},
     simd::{sigmoid, vectorised},
 };
@@ -37,7 +37,9 @@ struct Inputs<'a> {
 
 /// `[rows, columns]` with rows and columns exchanged.
 fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    (0..columns).flat_map(|j| (0..rows).map(move |i| values[i * columns + j])).collect()
+    let mut out = vec![0.0; rows * columns];
+    transpose(values, rows, columns, &mut out);
+    out
 }
 
 impl<'a> Inputs<'a> {

@@ -6,14 +6,14 @@
 
 use super::{
     super::{
-        lanes::{self, LANES, Lane, lane, summed},
+        lanes::{self, LANES, Lane, Tasks, lane, summed},
         sequence::{Sequence, readable},
     },
     SMALLEST, STRENGTH,
 };
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, slice, tensor},
-    parallel::{DisjointRows, for_each, zeros},
+    parallel::{FreshRows, for_each},
     simd::{exp, sigmoid, softplus, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -148,23 +148,23 @@ impl HostOperator<5> for Unit {
         let inputs = Inputs::prepared(inputs);
         let inputs = Inputs::new(&inputs, self.starts.as_deref());
         let (time, width) = (inputs.x.time, inputs.x.width);
-        let mut h = zeros(inputs.x.len());
-        let rows = DisjointRows::new(&mut h, width);
-        let groups = lanes::groups(width);
-        for_each(inputs.x.batch * groups, |task| {
-            let (batch, group) = (task / groups, lanes::group(width, task % groups));
+        let h = FreshRows::new(inputs.x.len(), width);
+        let tasks = Tasks::new(inputs.x.batch, width);
+        for_each(tasks.count(), |task| {
+            let (batch, group) = tasks.place(task);
             let state = &inputs.state[batch * width..(batch + 1) * width];
             let mut carried: Vec<(Lane, Lane)> =
                 group.clone().map(|block| (lanes::block(state, block), inputs.decay(block))).collect();
             for t in 0..time {
-                for ((h, decay), block) in carried.iter_mut().zip(group.clone()) {
+                for ((carried, decay), block) in carried.iter_mut().zip(group.clone()) {
                     // SAFETY: each step of a vector of channels comes once.
-                    let out = unsafe { rows.part(batch * time + t, lanes::columns(width, block)) };
-                    advance(h, out, &inputs.step(batch, t, block), decay);
+                    let out = unsafe { h.part(batch * time + t, lanes::columns(width, block)) };
+                    advance(carried, out, &inputs.step(batch, t, block), decay);
                 }
             }
         });
-        (tensor(h, &inputs.x.shape()), Vec::new())
+        // SAFETY: the tasks took every step of every vector of channels.
+        (tensor(unsafe { h.whole() }, &inputs.x.shape()), Vec::new())
     }
 
     fn keeps_output(&self) -> bool {
@@ -176,52 +176,49 @@ impl HostOperator<5> for Unit {
         let inputs = Inputs::new(&inputs, self.starts.as_deref());
         let (h, gradient) = (h.as_ref().map_or(&[][..], slice), slice(&given.gradient));
         let (batches, time, width) = (inputs.x.batch, inputs.x.time, inputs.x.width);
-        let mut found = [0; 3].map(|_| zeros(inputs.x.len()));
-        let (mut of_decay, mut of_state) = (zeros(batches * width), zeros(batches * width));
-        {
-            let [of_x, of_recurrence, of_input] = &mut found;
-            let [x_rows, recurrence_rows, input_rows] =
-                [of_x, of_recurrence, of_input].map(|values| DisjointRows::new(values, width));
-            let decay_rows = DisjointRows::new(&mut of_decay, width);
-            let state_rows = DisjointRows::new(&mut of_state, width);
-            let groups = lanes::groups(width);
-            for_each(batches * groups, |task| {
-                let (batch, group) = (task / groups, lanes::group(width, task % groups));
-                let mut carried: Vec<Carried> = group
-                    .clone()
-                    .map(|block| Carried { q: [0.0; LANES], decay: inputs.decay(block), of_decay: [0.0; LANES] })
-                    .collect();
-                for t in (0..time).rev() {
-                    let row = batch * time + t;
-                    let before = if t == 0 { &inputs.state[batch * width..] } else { &h[(row - 1) * width..] };
-                    for (carried, block) in carried.iter_mut().zip(group.clone()) {
-                        let columns = lanes::columns(width, block);
-                        // SAFETY: each step of a vector of channels comes once.
-                        let out = unsafe {
-                            Outputs {
-                                x: x_rows.part(row, columns.clone()),
-                                recurrence_gate: recurrence_rows.part(row, columns.clone()),
-                                input_gate: input_rows.part(row, columns.clone()),
-                            }
-                        };
-                        let gradient = &gradient[row * width..][columns.clone()];
-                        retreat(carried, out, &inputs.step(batch, t, block), &before[columns], gradient);
-                    }
-                }
-                for (carried, block) in carried.iter().zip(group) {
-                    // The decay acts through -8 softplus.
-                    let raw = lanes::block(inputs.decay, block);
-                    let of_decay = lane!(l => carried.of_decay[l] * -STRENGTH * sigmoid(raw[l]));
+        let [x_rows, recurrence_rows, input_rows] = [0; 3].map(|_| FreshRows::new(inputs.x.len(), width));
+        let [decay_rows, state_rows] = [0; 2].map(|_| FreshRows::new(batches * width, width));
+        let tasks = Tasks::new(batches, width);
+        for_each(tasks.count(), |task| {
+            let (batch, group) = tasks.place(task);
+            let mut carried: Vec<Carried> = group
+                .clone()
+                .map(|block| Carried { q: [0.0; LANES], decay: inputs.decay(block), of_decay: [0.0; LANES] })
+                .collect();
+            for t in (0..time).rev() {
+                let row = batch * time + t;
+                let before = if t == 0 { &inputs.state[batch * width..] } else { &h[(row - 1) * width..] };
+                for (carried, block) in carried.iter_mut().zip(group.clone()) {
                     let columns = lanes::columns(width, block);
-                    // SAFETY: each vector of channels comes once in a sequence.
-                    unsafe {
-                        lanes::store(decay_rows.part(batch, columns.clone()), &of_decay);
-                        lanes::store(state_rows.part(batch, columns), &carried.q);
-                    }
+                    // SAFETY: each step of a vector of channels comes once.
+                    let out = unsafe {
+                        Outputs {
+                            x: x_rows.part(row, columns.clone()),
+                            recurrence_gate: recurrence_rows.part(row, columns.clone()),
+                            input_gate: input_rows.part(row, columns.clone()),
+                        }
+                    };
+                    let gradient = &gradient[row * width..][columns.clone()];
+                    retreat(carried, out, &inputs.step(batch, t, block), &before[columns], gradient);
                 }
-            });
-        }
-        let [of_x, of_recurrence, of_input] = found.map(|values| Some(tensor(values, &inputs.x.shape())));
+            }
+            for (carried, block) in carried.iter().zip(group) {
+                // The decay acts through -8 softplus.
+                let raw = lanes::block(inputs.decay, block);
+                let of_decay = lane!(l => carried.of_decay[l] * -STRENGTH * sigmoid(raw[l]));
+                let columns = lanes::columns(width, block);
+                // SAFETY: each vector of channels comes once in a sequence.
+                unsafe {
+                    lanes::store(decay_rows.part(batch, columns.clone()), &of_decay);
+                    lanes::store(state_rows.part(batch, columns), &carried.q);
+                }
+            }
+        });
+        // SAFETY: the tasks took every step of every vector of channels.
+        let [of_x, of_recurrence, of_input, of_decay, of_state] =
+            unsafe { [x_rows, recurrence_rows, input_rows, decay_rows, state_rows].map(|rows| rows.whole()) };
+        let [of_x, of_recurrence, of_input] =
+            [of_x, of_recurrence, of_input].map(|values| Some(tensor(values, &inputs.x.shape())));
         let of_decay = tensor(summed(&of_decay, width), &[width]);
         [of_x, of_recurrence, of_input, Some(of_decay), Some(tensor(of_state, &[batches, width]))]
     }

@@ -8,11 +8,11 @@
 use std::ops::Range;
 
 use super::{
-    super::lanes::{self, LANES, Lane, lane, lanes_of, summed},
+    super::lanes::{self, GROUP, LANES, Lane, lane, lanes_of, summed},
     cpu::{CHUNK, Inputs, Rows},
 };
 use crate::{
-    matmul::scratch,
+    matmul::{scratch, transpose},
     parallel::{FreshRows, for_each},
     simd::{exp2, multiply_add, sigmoid, vectorised},
 };
@@ -69,17 +69,19 @@ pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: 
         skip: FreshRows::new(batch * width, width),
     };
     let task = Task { inputs, kept, gradient, of_last, out };
-    for_each(batch * groups, |number| task.run(number / groups, number % groups));
+    let tasks = inputs.tasks();
+    for_each(tasks.count(), |number| task.run(tasks.place(number)));
     let Outputs { x, step, state, input, output, transition, bias, skip } = task.out;
     #[allow(unsafe_code)]
     // SAFETY: the tasks wrote every step and every vector of channels.
     let [of_x, of_step, of_state, of_input, of_output, of_transition, of_bias, of_skip] =
         unsafe { [x, step, state, input, output, transition, bias, skip].map(|rows| rows.whole()) };
     let of_transition = summed(&of_transition, width * states);
-    let transposed = (0..width * states).map(|i| of_transition[i % states * width + i / states]).collect();
+    let mut by_channel = vec![0.0; width * states];
+    transpose(&of_transition, states, width, &mut by_channel);
     let (of_input, of_output) = (summed(&of_input, length), summed(&of_output, length));
     let [of_bias, of_skip] = [of_bias, of_skip].map(|parts| summed(&parts, width));
-    [of_x, of_step, of_bias, transposed, of_input, of_output, of_skip, of_state]
+    [of_x, of_step, of_bias, by_channel, of_input, of_output, of_skip, of_state]
 }
 
 struct Outputs {
@@ -103,9 +105,9 @@ struct Task<'a> {
 
 #[allow(unsafe_code)]
 impl Task<'_> {
-    /// One group of channels of one sequence.
-    fn run(&self, batch: usize, group: usize) {
-        let (inputs, states, blocks) = (self.inputs, self.inputs.states, self.inputs.group(group));
+    /// Some vectors of channels of one sequence.
+    fn run(&self, (batch, blocks): (usize, Range<usize>)) {
+        let (inputs, states) = (self.inputs, self.inputs.states);
         let (each, rows) = (blocks.len() * states * LANES, CHUNK * blocks.len() * LANES);
         let (chunk, folded) = (CHUNK * states * LANES, CHUNK * states * FOLDED);
         let lasting = [each, each, each, blocks.len() * LANES, blocks.len() * LANES];
@@ -130,14 +132,14 @@ impl Task<'_> {
                 let mut own = States { h: lanes_of(h), decay: lanes_of(decay) };
                 let mut gathered = Gathered { input: input.as_chunks_mut().0, output: output.as_chunks_mut().0 };
                 for chunk in (0..inputs.chunks()).rev() {
-                    self.chunk(&mut carried, &mut rows, &mut own, &mut gathered, transition, [batch, group, chunk]);
+                    self.chunk(&mut carried, &mut rows, &mut own, &mut gathered, transition, (batch, &blocks, chunk));
                 }
             });
             self.write(&carried, batch, &blocks);
         });
     }
 
-    /// One chunk of a group.
+    /// One chunk.
     fn chunk(
         &self,
         carried: &mut Carried<'_>,
@@ -145,25 +147,29 @@ impl Task<'_> {
         own: &mut States<'_>,
         gathered: &mut Gathered<'_>,
         transition: &[Lane],
-        [batch, group, chunk]: [usize; 3],
+        (batch, blocks, chunk): (usize, &Range<usize>, usize),
     ) {
-        let (inputs, states) = (self.inputs, self.inputs.states);
-        let (blocks, steps) = (inputs.group(group), inputs.chunk(chunk));
-        gathered.input.fill([0.0; FOLDED]);
-        gathered.output.fill([0.0; FOLDED]);
-        inputs.prepare(rows.dt, rows.driven, batch, &blocks, steps.clone());
+        let (inputs, states, steps) = (self.inputs, self.inputs.states, self.inputs.chunk(chunk));
+        inputs.prepare(rows.dt, rows.driven, batch, blocks, steps.clone());
         for (t, dy) in steps.clone().zip(rows.dy.chunks_exact_mut(blocks.len())) {
             let row = batch * inputs.x.time + t;
             let gradient = &self.gradient[row * inputs.x.width..(row + 1) * inputs.x.width];
             dy.iter_mut().zip(blocks.clone()).for_each(|(dy, block)| *dy = lanes::block(gradient, block));
         }
         for (i, block) in blocks.clone().enumerate() {
+            if i.is_multiple_of(GROUP) {
+                gathered.input.fill([0.0; FOLDED]);
+                gathered.output.fill([0.0; FOLDED]);
+            }
             let kept = inputs.kept(batch, block, chunk) * states * LANES;
             own.h[..states].as_flattened_mut().copy_from_slice(&self.kept[kept..kept + states * LANES]);
             let transition = &transition[i * states..(i + 1) * states];
             let prepared = Rows { dt: rows.dt, driven: rows.driven, blocks: blocks.len(), block: i };
             recompute(own, transition, &prepared, inputs, batch, steps.clone());
             retreat(carried, rows, own, gathered, transition, inputs, batch, steps.clone(), [i, blocks.len()]);
+            if (i + 1).is_multiple_of(GROUP) || i + 1 == blocks.len() {
+                self.coefficients(gathered, batch, block / GROUP, steps.clone());
+            }
         }
         for (i, t) in steps.enumerate() {
             for (j, block) in blocks.clone().enumerate() {
@@ -173,16 +179,18 @@ impl Task<'_> {
                 let sums = [&mut carried.bias[j], &mut carried.skip[j]];
                 finish(out, sums, rows, i * blocks.len() + j, inputs, [batch, t, block]);
             }
-            self.coefficients(gathered, i, (group * inputs.x.batch + batch) * inputs.x.time + t);
         }
     }
 
-    /// Adds up what the channels of a group gave to the coefficients of step `i` of a chunk.
-    fn coefficients(&self, gathered: &Gathered<'_>, i: usize, row: usize) {
-        for (out, sums) in [(&self.out.input, &*gathered.input), (&self.out.output, &*gathered.output)] {
-            // SAFETY: each step comes once in a group.
-            let out = unsafe { out.row(row) };
-            totals(out, &sums[i * self.inputs.states..]);
+    /// Adds up what the channels of a group gave to the coefficients of the steps of a chunk.
+    fn coefficients(&self, gathered: &Gathered<'_>, batch: usize, group: usize, steps: Range<usize>) {
+        let (inputs, states) = (self.inputs, self.inputs.states);
+        for (i, t) in steps.enumerate() {
+            let row = (group * inputs.x.batch + batch) * inputs.x.time + t;
+            for (out, sums) in [(&self.out.input, &*gathered.input), (&self.out.output, &*gathered.output)] {
+                // SAFETY: each step comes once in a group.
+                totals(unsafe { out.row(row) }, &sums[i * states..]);
+            }
         }
     }
 

@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use super::super::{
-    lanes::{self, LANES, Lane, lane, lanes_of},
+    lanes::{self, LANES, Lane, Tasks, lane, lanes_of},
     sequence::{Sequence, readable},
 };
 use crate::{
     host::{Given, HostOperator, Saved, Side, contiguous, slice, tensor},
     linear::Group,
-    matmul::scratch,
+    matmul::{scratch, transpose},
     parallel::{FreshRows, for_each},
     simd::{exp2, multiply_add, softplus, vectorised},
 };
@@ -44,15 +44,16 @@ pub(super) struct Inputs<'a> {
 impl<'a> Inputs<'a> {
     pub fn new([x, step, bias, transition, input, output, skip, state]: &'a [FlexTensor; 8]) -> Self {
         let (x, input) = (Sequence::new(x), Sequence::new(input));
-        let (states, transition) = (input.width, slice(transition));
-        let at = |i: usize| transition[i % x.width * states + i / x.width] * std::f32::consts::LOG2_E;
+        let (states, mut by_state) = (input.width, vec![0.0; slice(transition).len()]);
+        transpose(slice(transition), x.width, states, &mut by_state);
+        by_state.iter_mut().for_each(|a| *a *= std::f32::consts::LOG2_E);
         Self {
             x,
             step: Sequence::new(step),
             bias: slice(bias),
             input,
             output: Sequence::new(output),
-            transition: (0..transition.len()).map(at).collect(),
+            transition: by_state,
             skip: slice(skip),
             state: slice(state),
             states,
@@ -76,9 +77,9 @@ impl<'a> Inputs<'a> {
         lanes::groups(self.x.width)
     }
 
-    /// The vectors of a group.
-    pub fn group(&self, group: usize) -> Range<usize> {
-        lanes::group(self.x.width, group)
+    /// How its channels are shared among threads.
+    pub fn tasks(&self) -> Tasks {
+        Tasks::new(self.x.batch, self.x.width)
     }
 
     pub fn chunks(&self) -> usize {
@@ -118,8 +119,9 @@ impl<'a> Inputs<'a> {
             last: FreshRows::new(self.state.len(), width),
             kept: FreshRows::new(kept, size),
         };
-        for_each(self.x.batch * self.groups(), |task| {
-            let (batch, group) = (task / self.groups(), self.group(task % self.groups()));
+        let tasks = self.tasks();
+        for_each(tasks.count(), |task| {
+            let (batch, group) = tasks.place(task);
             let (each, rows) = (group.len() * size, CHUNK * group.len() * LANES);
             scratch::parts([each, each, rows, rows, rows], |[h, transition, dt, driven, sums]| {
                 let [h, transition, dt, driven, sums] = [h, transition, dt, driven, sums].map(lanes_of);

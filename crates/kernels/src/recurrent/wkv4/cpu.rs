@@ -8,13 +8,13 @@
 use std::ops::Range;
 
 use super::super::{
-    lanes::{self, LANES, Lane, lane, summed},
+    lanes::{self, LANES, Lane, Tasks, lane, summed},
     sequence::{Sequence, readable},
 };
 use super::NOTHING;
 use crate::{
     host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
-    parallel::{DisjointRows, for_each, zeros},
+    parallel::{FreshRows, for_each},
     simd::{exp, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -168,13 +168,12 @@ impl<'a> Inputs<'a> {
     #[allow(unsafe_code)]
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
         let [batches, time, width] = self.value.shape();
-        let (mut y, mut last) = (zeros(self.value.len()), zeros(batches * 3 * width));
-        let mut kept = zeros(if keep { self.kept(batches, 0, 0) * 3 * LANES } else { 0 });
-        let (y_rows, last_rows) = (DisjointRows::new(&mut y, width), DisjointRows::new(&mut last, width));
-        let kept_rows = DisjointRows::new(&mut kept, 3 * LANES);
-        let groups = lanes::groups(width);
-        for_each(batches * groups, |task| {
-            let (batch, group) = (task / groups, lanes::group(width, task % groups));
+        let [y_rows, last_rows] = [self.value.len(), batches * 3 * width].map(|length| FreshRows::new(length, width));
+        let kept = if keep { self.kept(batches, 0, 0) * 3 * LANES } else { 0 };
+        let kept_rows = FreshRows::new(kept, 3 * LANES);
+        let tasks = Tasks::new(batches, width);
+        for_each(tasks.count(), |task| {
+            let (batch, group) = tasks.place(task);
             let vector = |block| (Self::vector(&self.state, batch, block), self.constants(block));
             let mut vectors: Vec<(State, Constants)> = group.clone().map(vector).collect();
             for t in 0..time {
@@ -198,7 +197,8 @@ impl<'a> Inputs<'a> {
                 }
             }
         });
-        [y, last, kept]
+        // SAFETY: the tasks took every step of every vector of channels.
+        unsafe { [y_rows, last_rows, kept_rows].map(|rows| rows.whole()) }
     }
 
     /// The gradients of `alpha` and `beta` behind the last step, from those of the last state, and their exponent.
@@ -234,52 +234,50 @@ impl<'a> Inputs<'a> {
     #[allow(unsafe_code)]
     fn backward(&self, kept: &[f32], last: &[f32], gradient: &[f32], of_last: Option<&Sequence<'_>>) -> [Vec<f32>; 5] {
         let [batches, time, width] = self.value.shape();
-        let (mut of_key, mut of_value) = (zeros(gradient.len()), zeros(gradient.len()));
-        let (mut of_decay, mut of_bonus) = (zeros(batches * width), zeros(batches * width));
-        let mut of_states = zeros(batches * 3 * width);
-        {
-            let [key_rows, value_rows, decay_rows, bonus_rows, state_rows] =
-                [&mut of_key, &mut of_value, &mut of_decay, &mut of_bonus, &mut of_states]
-                    .map(|values| DisjointRows::new(values, width));
-            let groups = lanes::groups(width);
-            for_each(batches * groups, |task| {
-                let (batch, group) = (task / groups, lanes::group(width, task % groups));
-                let vector = |block| Vector::new(self.constants(block), self.start(last, of_last, batch, block));
-                let mut vectors: Vec<Vector> = group.clone().map(vector).collect();
-                for chunk in (0..self.chunks()).rev() {
-                    let steps = chunk * CHUNK..((chunk + 1) * CHUNK).min(time);
-                    self.recompute(&mut vectors, kept, batch, &group, chunk);
-                    for t in steps.clone().rev() {
-                        let (row, keys, values) = (batch * time + t, self.key.row(batch, t), self.value.row(batch, t));
-                        for (vector, block) in vectors.iter_mut().zip(group.clone()) {
-                            let columns = lanes::columns(width, block);
-                            let dy = &gradient[row * width..][columns.clone()];
-                            let inputs = [&keys[columns.clone()], &values[columns.clone()], dy];
-                            let found = retreat(vector, t - steps.start, inputs);
-                            // SAFETY: each step of a vector of channels comes once.
-                            unsafe {
-                                lanes::store(key_rows.part(row, columns.clone()), &found[0]);
-                                lanes::store(value_rows.part(row, columns), &found[1]);
-                            }
+        let [key_rows, value_rows] = [0; 2].map(|_| FreshRows::new(gradient.len(), width));
+        let [decay_rows, bonus_rows] = [0; 2].map(|_| FreshRows::new(batches * width, width));
+        let state_rows = FreshRows::new(batches * 3 * width, width);
+        let tasks = Tasks::new(batches, width);
+        for_each(tasks.count(), |task| {
+            let (batch, group) = tasks.place(task);
+            let vector = |block| Vector::new(self.constants(block), self.start(last, of_last, batch, block));
+            let mut vectors: Vec<Vector> = group.clone().map(vector).collect();
+            for chunk in (0..self.chunks()).rev() {
+                let steps = chunk * CHUNK..((chunk + 1) * CHUNK).min(time);
+                self.recompute(&mut vectors, kept, batch, &group, chunk);
+                for t in steps.clone().rev() {
+                    let (row, keys, values) = (batch * time + t, self.key.row(batch, t), self.value.row(batch, t));
+                    for (vector, block) in vectors.iter_mut().zip(group.clone()) {
+                        let columns = lanes::columns(width, block);
+                        let dy = &gradient[row * width..][columns.clone()];
+                        let inputs = [&keys[columns.clone()], &values[columns.clone()], dy];
+                        let found = retreat(vector, t - steps.start, inputs);
+                        // SAFETY: each step of a vector of channels comes once.
+                        unsafe {
+                            lanes::store(key_rows.part(row, columns.clone()), &found[0]);
+                            lanes::store(value_rows.part(row, columns), &found[1]);
                         }
                     }
                 }
-                for (vector, block) in vectors.iter().zip(group) {
-                    let columns = lanes::columns(width, block);
-                    let found = of_state(&vector.carried, &Self::vector(&self.state, batch, block));
-                    // The logarithm of the decay is -exp(x), whose slope is itself.
-                    let of_x = lane!(l => vector.sums[0][l] * vector.constants[0][l]);
-                    // SAFETY: each vector of channels comes once in a sequence.
-                    unsafe {
-                        for (i, found) in found.iter().enumerate() {
-                            lanes::store(state_rows.part(batch * 3 + i, columns.clone()), found);
-                        }
-                        lanes::store(decay_rows.part(batch, columns.clone()), &of_x);
-                        lanes::store(bonus_rows.part(batch, columns), &vector.sums[1]);
+            }
+            for (vector, block) in vectors.iter().zip(group) {
+                let columns = lanes::columns(width, block);
+                let found = of_state(&vector.carried, &Self::vector(&self.state, batch, block));
+                // The logarithm of the decay is -exp(x), whose slope is itself.
+                let of_x = lane!(l => vector.sums[0][l] * vector.constants[0][l]);
+                // SAFETY: each vector of channels comes once in a sequence.
+                unsafe {
+                    for (i, found) in found.iter().enumerate() {
+                        lanes::store(state_rows.part(batch * 3 + i, columns.clone()), found);
                     }
+                    lanes::store(decay_rows.part(batch, columns.clone()), &of_x);
+                    lanes::store(bonus_rows.part(batch, columns), &vector.sums[1]);
                 }
-            });
-        }
+            }
+        });
+        // SAFETY: the tasks took every step of every vector of channels.
+        let [of_key, of_value, of_decay, of_bonus, of_states] =
+            unsafe { [key_rows, value_rows, decay_rows, bonus_rows, state_rows].map(|rows| rows.whole()) };
         [of_key, of_value, summed(&of_decay, width), summed(&of_bonus, width), of_states]
     }
 }
