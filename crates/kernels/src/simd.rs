@@ -212,18 +212,17 @@ pub(crate) fn maximum(x: &[f32]) -> f32 {
 
 /// `e^x` to about two units in the last place (Cephes' polynomial); 0 below -87.3, infinite above 88.3, NaN of NaN.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
+    const ROUND: f32 = 12_583_039.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits; and 127, the offset of exponents
+    let shifted = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, ROUND);
     let power = shifted - ROUND;
-    let rest = x - power * 0.693_359_4 + power * 2.121_944_4e-4;
+    let rest = multiply_add::<FUSED>(power, -0.693_359_4, x);
+    let rest = multiply_add::<FUSED>(power, 2.121_944_4e-4, rest);
     let mut series = 1.987_569_1e-4;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
-        series = series * rest + coefficient;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5, 1.0, 1.0] {
+        series = multiply_add::<FUSED>(series, rest, coefficient);
     }
-    let mantissa = series * rest * rest + rest + 1.0;
-    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
-    let value = mantissa * f32::from_bits(exponent);
+    let value = series * f32::from_bits(shifted.to_bits() << 23);
     let value = if x < -87.3 { 0.0 } else { value };
     if x > 88.3 { f32::INFINITY } else { value }
 }
@@ -232,7 +231,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// cheaper than [`exp`]. NaN of NaN.
 #[inline(always)]
 pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
-    const ROUND: f32 = 12_583_039.0; // as in `exp`, and 127, the offset of exponents
+    const ROUND: f32 = 12_583_039.0; // see `exp`
     let x = if x < -126.0 { -126.0 } else { x };
     let x = if x > 126.0 { 126.0 } else { x };
     let shifted = x + ROUND;
@@ -246,41 +245,41 @@ pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
 
 /// `ln(1 + e^x)`, exact to a few units in the last place for every `x`.
 #[inline(always)]
-pub(crate) fn softplus(x: f32) -> f32 {
-    // ln(1 + e) = 2 artanh(e / (2 + e)), whose argument is at most a third.
-    let e = exp(-x.abs());
+pub(crate) fn softplus<const FUSED: bool>(x: f32) -> f32 {
+    // ln(1 + e) = 2 artanh(s) with s = e / (2 + e), at most a third; artanh(s) / s by a polynomial in its square, to 4e-9.
+    let e = exp::<FUSED>(-x.abs());
     let s = e / (2.0 + e);
     let square = s * s;
-    let mut series = 1.0 / 15.0;
-    for odd in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
-        series = series * square + 1.0 / odd;
+    let mut series = 0.140_788_9;
+    for coefficient in [0.139_825_79, 0.200_122_98, 0.333_331_6, 1.0] {
+        series = multiply_add::<FUSED>(series, square, coefficient);
     }
     let positive = if x < 0.0 { 0.0 } else { x };
-    positive + 2.0 * s * series
+    multiply_add::<FUSED>(s + s, series, positive)
 }
 
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
-pub(crate) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+pub(crate) fn sigmoid<const FUSED: bool>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<FUSED>(-x))
 }
 
 /// The hyperbolic tangent, to 2e-7.
 #[inline(always)]
-pub(crate) fn tanh(x: f32) -> f32 {
-    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+pub(crate) fn tanh<const FUSED: bool>(x: f32) -> f32 {
+    1.0 - 2.0 / (exp::<FUSED>(2.0 * x) + 1.0)
 }
 
 /// The error function, to 2e-7 (Abramowitz and Stegun 7.1.26).
 #[inline(always)]
-pub(crate) fn erf(x: f32) -> f32 {
+pub(crate) fn erf<const FUSED: bool>(x: f32) -> f32 {
     let size = x.abs();
     let t = 1.0 / (1.0 + 0.327_591_1 * size);
     let mut series = 1.061_405_4;
     for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
-        series = series * t + coefficient;
+        series = multiply_add::<FUSED>(series, t, coefficient);
     }
-    let value = 1.0 - series * t * exp(-size * size);
+    let value = 1.0 - series * t * exp::<FUSED>(-size * size);
     if x < 0.0 { -value } else { value }
 }
 
@@ -295,42 +294,57 @@ vectorised! {
 mod tests {
     use super::*;
 
+    /// Values with and without fused multiplications.
+    fn both<T>(fused: impl Fn(f32) -> T, plain: impl Fn(f32) -> T, x: f32) -> [T; 2] {
+        [fused(x), plain(x)]
+    }
+
     #[test]
     fn exponentials_agree_with_the_standard_library() {
+        let exp = |x| both(exp::<true>, exp::<false>, x);
         for i in -8700..8800 {
             let x = i as f32 * 0.01 + 0.003;
-            let (value, expected) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!(((value - expected) / expected).abs() < 3e-7, "{x}: {value} against {expected}");
+            for value in exp(x) {
+                let (value, expected) = (f64::from(value), f64::from(x).exp());
+                assert!(((value - expected) / expected).abs() < 3e-7, "{x}: {value} against {expected}");
+            }
         }
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
-        assert_eq!((exp(-1e30), exp(0.0)), (0.0, 1.0));
-        assert!(exp(f32::NAN).is_nan());
+        assert_eq!(exp(f32::NEG_INFINITY), [0.0; 2]);
+        assert_eq!(exp(f32::INFINITY), [f32::INFINITY; 2]);
+        assert_eq!((exp(-1e30), exp(0.0)), ([0.0; 2], [1.0; 2]));
+        assert!(exp(f32::NAN).iter().all(|value| value.is_nan()));
     }
 
     #[test]
     fn powers_of_two_and_softplus_agree_with_the_standard_library() {
+        let exp2 = |x| both(exp2::<true>, exp2::<false>, x);
+        let softplus = |x| both(softplus::<true>, softplus::<false>, x);
         for i in -12600..12600 {
             let x = i as f32 * 0.01 + 0.003;
-            for value in [exp2::<true>(x), exp2::<false>(x)] {
+            for value in exp2(x) {
                 let (value, expected) = (f64::from(value), f64::from(x).exp2());
                 assert!(((value - expected) / expected).abs() < 3e-7, "{x}: {value} against {expected}");
             }
             let x = i as f32 * 0.005;
-            let (value, expected) = (f64::from(softplus(x)), f64::from(x).exp().ln_1p());
-            assert!(((value - expected) / expected).abs() < 5e-7, "{x}: {value} against {expected}");
+            for value in softplus(x) {
+                let (value, expected) = (f64::from(value), f64::from(x).exp().ln_1p());
+                assert!(((value - expected) / expected).abs() < 5e-7, "{x}: {value} against {expected}");
+            }
         }
-        let exp2 = exp2::<FUSED>;
-        assert_eq!((exp2(0.0), exp2(-5.0), exp2(f32::NEG_INFINITY)), (1.0, 0.03125, f32::MIN_POSITIVE));
-        assert!(exp2(f32::NAN).is_nan() && softplus(f32::NAN).is_nan());
-        assert_eq!((softplus(100.0), softplus(-100.0)), (100.0, 0.0));
+        for (x, expected) in [(0.0, 1.0), (-5.0, 0.03125), (f32::NEG_INFINITY, f32::MIN_POSITIVE)] {
+            assert_eq!(exp2(x), [expected; 2]);
+        }
+        assert!(exp2(f32::NAN).iter().chain(&softplus(f32::NAN)).all(|value| value.is_nan()));
+        assert_eq!((softplus(100.0), softplus(-100.0)), ([100.0; 2], [0.0; 2]));
     }
 
     #[test]
     fn error_function_and_tangent() {
+        let (erf, tanh) = (|x| both(erf::<true>, erf::<false>, x), |x| both(tanh::<true>, tanh::<false>, x));
         for (x, expected) in [(0.5f32, 0.520_499_9f32), (1.0, 0.842_700_8), (2.5, 0.999_593), (0.0, 0.0)] {
-            assert!((erf(x) - expected).abs() < 2e-7 && (erf(-x) + expected).abs() < 2e-7, "{x}");
-            assert!((tanh(x) - x.tanh()).abs() < 2e-7, "{x}");
+            assert!(erf(x).iter().all(|value| (value - expected).abs() < 2e-7), "{x}");
+            assert!(erf(-x).iter().all(|value| (value + expected).abs() < 2e-7), "{x}");
+            assert!(tanh(x).iter().all(|value| (value - x.tanh()).abs() < 2e-7), "{x}");
         }
     }
 

@@ -141,14 +141,14 @@ impl HostOperator<2> for Gated {
 
 /// Runs `$body` with `$function` bound to the pair `(value, derivative)` of the chosen activation, one loop for each.
 macro_rules! each {
-    ($kind:expr, $function:ident => $body:block) => {
-        each!($kind, $function => $body; Silu silu, Gelu gelu, GeluTanh gelu_tanh, Relu relu, Relu2 relu2, QuickGelu quick_gelu,
+    ($fused:ident, $kind:expr, $function:ident => $body:block) => {
+        each!($fused, $kind, $function => $body; Silu silu, Gelu gelu, GeluTanh gelu_tanh, Relu relu, Relu2 relu2, QuickGelu quick_gelu,
             Sigmoid logistic, Tanh bent)
     };
-    ($kind:expr, $function:ident => $body:block; $($variant:ident $of:ident),+) => {
+    ($fused:ident, $kind:expr, $function:ident => $body:block; $($variant:ident $of:ident),+) => {
         match $kind {
             $(Activation::$variant => {
-                let $function = $of;
+                let $function = $of::<$fused>;
                 $body
             })+
         }
@@ -156,14 +156,14 @@ macro_rules! each {
 }
 
 vectorised! {
-    pub(crate) fn plain(kind: Activation, y: &mut [f32], x: &[f32]) {
-        each!(kind, function => { y.iter_mut().zip(x).for_each(|(y, x)| *y = function(*x).0) })
+    pub(crate) fn plain<const FUSED: bool>(kind: Activation, y: &mut [f32], x: &[f32]) {
+        each!(FUSED, kind, function => { y.iter_mut().zip(x).for_each(|(y, x)| *y = function(*x).0) })
     }
 }
 
 vectorised! {
-    pub(crate) fn plain_backward(kind: Activation, of_x: &mut [f32], x: &[f32], gradient: &[f32]) {
-        each!(kind, function => {
+    pub(crate) fn plain_backward<const FUSED: bool>(kind: Activation, of_x: &mut [f32], x: &[f32], gradient: &[f32]) {
+        each!(FUSED, kind, function => {
             for ((of_x, x), gradient) in of_x.iter_mut().zip(x).zip(gradient) {
                 *of_x = function(*x).1 * gradient;
             }
@@ -172,8 +172,8 @@ vectorised! {
 }
 
 vectorised! {
-    pub(crate) fn gated(kind: Activation, y: &mut [f32], gate: &[f32], up: &[f32]) {
-        each!(kind, function => {
+    pub(crate) fn gated<const FUSED: bool>(kind: Activation, y: &mut [f32], gate: &[f32], up: &[f32]) {
+        each!(FUSED, kind, function => {
             for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
                 *y = function(*gate).0 * up;
             }
@@ -182,8 +182,8 @@ vectorised! {
 }
 
 vectorised! {
-    fn gated_halves(kind: Activation, y: &mut [f32], gate: &[u16], up: &[u16]) {
-        each!(kind, function => {
+    fn gated_halves<const FUSED: bool>(kind: Activation, y: &mut [f32], gate: &[u16], up: &[u16]) {
+        each!(FUSED, kind, function => {
             for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
                 *y = function(wide(*gate)).0 * wide(*up);
             }
@@ -192,8 +192,8 @@ vectorised! {
 }
 
 vectorised! {
-    pub(crate) fn gated_backward(kind: Activation, of_gate: &mut [f32], of_up: &mut [f32], gate: &[f32], up: &[f32], gradient: &[f32]) {
-        each!(kind, function => {
+    pub(crate) fn gated_backward<const FUSED: bool>(kind: Activation, of_gate: &mut [f32], of_up: &mut [f32], gate: &[f32], up: &[f32], gradient: &[f32]) {
+        each!(FUSED, kind, function => {
             let outputs = of_gate.iter_mut().zip(of_up);
             for ((((of_gate, of_up), gate), up), gradient) in outputs.zip(gate).zip(up).zip(gradient) {
                 let (value, derivative) = function(*gate);
@@ -205,8 +205,8 @@ vectorised! {
 }
 
 vectorised! {
-    fn gated_halves_backward(kind: Activation, of_gate: &mut [f32], of_up: &mut [f32], gate: &[u16], up: &[u16], gradient: &[f32]) {
-        each!(kind, function => {
+    fn gated_halves_backward<const FUSED: bool>(kind: Activation, of_gate: &mut [f32], of_up: &mut [f32], gate: &[u16], up: &[u16], gradient: &[f32]) {
+        each!(FUSED, kind, function => {
             let outputs = of_gate.iter_mut().zip(of_up);
             for ((((of_gate, of_up), gate), up), gradient) in outputs.zip(gate).zip(up).zip(gradient) {
                 let (value, derivative) = function(wide(*gate));
@@ -218,52 +218,52 @@ vectorised! {
 }
 
 #[inline(always)]
-fn silu(x: f32) -> (f32, f32) {
-    let gate = sigmoid(x);
+fn silu<const FUSED: bool>(x: f32) -> (f32, f32) {
+    let gate = sigmoid::<FUSED>(x);
     (x * gate, gate * (1.0 + x * (1.0 - gate)))
 }
 
 #[inline(always)]
-fn quick_gelu(x: f32) -> (f32, f32) {
-    let gate = sigmoid(1.702 * x);
+fn quick_gelu<const FUSED: bool>(x: f32) -> (f32, f32) {
+    let gate = sigmoid::<FUSED>(1.702 * x);
     (x * gate, gate * (1.0 + 1.702 * x * (1.0 - gate)))
 }
 
 #[inline(always)]
-fn logistic(x: f32) -> (f32, f32) {
-    let y = sigmoid(x);
+fn logistic<const FUSED: bool>(x: f32) -> (f32, f32) {
+    let y = sigmoid::<FUSED>(x);
     (y, y * (1.0 - y))
 }
 
 #[inline(always)]
-fn bent(x: f32) -> (f32, f32) {
-    let y = tanh(x);
+fn bent<const FUSED: bool>(x: f32) -> (f32, f32) {
+    let y = tanh::<FUSED>(x);
     (y, 1.0 - y * y)
 }
 
 #[inline(always)]
-fn gelu(x: f32) -> (f32, f32) {
-    let cumulative = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
-    let density = exp(-0.5 * x * x) * 0.398_942_3;
+fn gelu<const FUSED: bool>(x: f32) -> (f32, f32) {
+    let cumulative = 0.5 * (1.0 + erf::<FUSED>(x * std::f32::consts::FRAC_1_SQRT_2));
+    let density = exp::<FUSED>(-0.5 * x * x) * 0.398_942_3;
     (x * cumulative, cumulative + x * density)
 }
 
 #[inline(always)]
-fn gelu_tanh(x: f32) -> (f32, f32) {
+fn gelu_tanh<const FUSED: bool>(x: f32) -> (f32, f32) {
     const SCALE: f32 = 0.797_884_6;
-    let bent = tanh(SCALE * (x + 0.044_715 * x * x * x));
+    let bent = tanh::<FUSED>(SCALE * (x + 0.044_715 * x * x * x));
     let slope = SCALE * (1.0 + 3.0 * 0.044_715 * x * x);
     (0.5 * x * (1.0 + bent), 0.5 * (1.0 + bent) + 0.5 * x * (1.0 - bent * bent) * slope)
 }
 
 #[inline(always)]
-fn relu(x: f32) -> (f32, f32) {
+fn relu<const FUSED: bool>(x: f32) -> (f32, f32) {
     // Written so that NaN stays NaN.
     (if x < 0.0 { 0.0 } else { x }, if x > 0.0 { 1.0 } else { 0.0 })
 }
 
 #[inline(always)]
-fn relu2(x: f32) -> (f32, f32) {
+fn relu2<const FUSED: bool>(x: f32) -> (f32, f32) {
     let positive = if x < 0.0 { 0.0 } else { x };
     (positive * positive, 2.0 * positive)
 }

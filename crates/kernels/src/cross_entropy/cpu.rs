@@ -282,18 +282,18 @@ fn log_probabilities<'a>(
 
 vectorised! {
     /// The maximum, and `log(sum(e^(x - maximum)))`.
-    fn log_sum(x: &[f32]) -> (f32, f32) {
+    fn log_sum<const FUSED: bool>(x: &[f32]) -> (f32, f32) {
         let largest = maximum(x);
         let mut lanes = [0f32; 32];
         let (chunks, rest) = x.as_chunks::<32>();
         for chunk in chunks {
             for l in 0..32 {
-                lanes[l] += exp(chunk[l] - largest);
+                lanes[l] += exp::<FUSED>(chunk[l] - largest);
             }
         }
         let mut all = lanes;
         for i in 0..rest.len().min(32) {
-            all[i] += exp(rest[i] - largest);
+            all[i] += exp::<FUSED>(rest[i] - largest);
         }
         (largest, all.iter().sum::<f32>().ln())
     }
@@ -318,8 +318,8 @@ vectorised! {
 
 vectorised! {
     /// Turns logits into `scale[0] * softmax + scale[1]`.
-    fn probabilities(x: &mut [f32], largest: f32, log_sum: f32, scale: [f32; 2]) {
-        x.iter_mut().for_each(|x| *x = exp(*x - largest - log_sum) * scale[0] + scale[1]);
+    fn probabilities<const FUSED: bool>(x: &mut [f32], largest: f32, log_sum: f32, scale: [f32; 2]) {
+        x.iter_mut().for_each(|x| *x = exp::<FUSED>(*x - largest - log_sum) * scale[0] + scale[1]);
     }
 }
 
@@ -331,14 +331,14 @@ fn slope(capped: f32, softcap: f32) -> f32 {
 }
 
 vectorised! {
-    fn cap(x: &mut [f32], softcap: f32) {
-        x.iter_mut().for_each(|x| *x = tanh(*x / softcap) * softcap);
+    fn cap<const FUSED: bool>(x: &mut [f32], softcap: f32) {
+        x.iter_mut().for_each(|x| *x = tanh::<FUSED>(*x / softcap) * softcap);
     }
 }
 
 vectorised! {
     /// As [`probabilities`], with the slope of the soft cap.
-    fn capped_probabilities(x: &mut [f32], largest: f32, log_sum: f32, scale: [f32; 2], softcap: f32) {
-        x.iter_mut().for_each(|x| *x = (exp(*x - largest - log_sum) * scale[0] + scale[1]) * slope(*x, softcap));
+    fn capped_probabilities<const FUSED: bool>(x: &mut [f32], largest: f32, log_sum: f32, scale: [f32; 2], softcap: f32) {
+        x.iter_mut().for_each(|x| *x = (exp::<FUSED>(*x - largest - log_sum) * scale[0] + scale[1]) * slope(*x, softcap));
     }
 }

@@ -5,6 +5,7 @@
 mod generate;
 mod operators;
 mod training;
+mod turns;
 
 use std::path::Path;
 
@@ -18,6 +19,7 @@ use crate::{Result, memory, units};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   espalier bench train MODEL --batch 8 --length 256
+  espalier bench train MODEL --against OTHER
   espalier bench generate MODEL --prompt 512 --new 128 --json
   espalier bench matmul")]
 pub struct BenchArgs {
@@ -93,7 +95,9 @@ impl Figures<'_> {
             return context.terminal.json(&object);
         }
         let sizes = self.sizes.iter().map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ");
-        let mut facts = vec![("work".to_owned(), format!("{}: {}", self.job, sizes.replace('"', "")))];
+        let model = self.model.map(|path| ("model".to_owned(), path.display().to_string()));
+        let mut facts: Vec<_> = model.into_iter().collect();
+        facts.push(("work".to_owned(), format!("{}: {}", self.job, sizes.replace('"', ""))));
         let measured = |(name, unit, value): &(&str, &str, f64)| {
             (name.replace('_', " "), format!("{} {unit}", rounded(*value)).trim_end().to_owned())
         };

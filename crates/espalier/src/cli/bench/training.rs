@@ -20,7 +20,10 @@ use espalier_train::{
     trainer::{self, Event, Run},
 };
 
-use super::{Figures, median, random_tokens};
+use super::{
+    Figures, median, random_tokens,
+    turns::{Turn, Turns},
+};
 use crate::{Error, Result, cli::Context, model_path};
 
 /// The size of a step.
@@ -43,6 +46,9 @@ pub struct TrainArgs {
     /// Steps that are counted, after two that are not
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
+    /// Another model folder, whose steps alternate with those of the first; may be repeated
+    #[arg(long, value_name = "MODEL")]
+    pub against: Vec<PathBuf>,
 }
 
 /// The size of a LoRA step.
@@ -84,13 +90,37 @@ const WARM_UP: usize = 2;
 /// A step of full fine-tuning.
 ///
 /// # Errors
-/// When the model cannot be loaded or the sizes do not fit it.
+/// When a model cannot be loaded or the sizes do not fit it.
 pub fn train(args: &TrainArgs, context: &Context) -> Result<()> {
-    let mut loaded = load(&args.model, args.length, context)?;
-    loaded.model.set_trainable(|_| true);
-    let work = Work::new(loaded.model.spec(), args.length, 3.0, 7.0);
-    let steps = measure_rows(loaded.model, args, context)?;
-    show("train_step", args, vec![], &steps, work, context)
+    let models: Vec<&PathBuf> = std::iter::once(&args.model).chain(&args.against).collect();
+    let turns = Turns::new(models.len());
+    let one = |number: usize| {
+        let turn = turns.enter(number);
+        let mut loaded = load(models[number], args.length, context)?;
+        loaded.model.set_trainable(|_| true);
+        let work = Work::new(loaded.model.spec(), args.length, 3.0, 7.0);
+        Ok((measure_rows(loaded.model, args, context, &turn)?, work))
+    };
+    let found = std::thread::scope(|scope| {
+        let one = &one;
+        let others: Vec<_> = (1..models.len()).map(|number| scope.spawn(move || one(number))).collect();
+        let first = std::iter::once(one(0));
+        let join = |other: std::thread::ScopedJoinHandle<'_, _>| {
+            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        first.chain(others.into_iter().map(join)).collect::<Result<Vec<_>>>()
+    })?;
+    let Some(((steps, work), others)) = found.split_first() else { return Ok(()) };
+    show("train_step", args, vec![], steps, *work, context)?;
+    for (path, (other, other_work)) in args.against.iter().zip(others) {
+        let ratios: Vec<f64> = other.iter().zip(steps).map(|(other, step)| other.seconds / step.seconds).collect();
+        let ratio = median(&ratios);
+        let mut measured = measured(args.batch * args.length, other, *other_work);
+        measured.push(("times_the_first", "", ratio));
+        measured.push(("times_the_first_per_operation", "", ratio * work.per_token / other_work.per_token));
+        Figures { job: "train_step", model: Some(path), sizes: sizes(args), measured }.show(context)?;
+    }
+    Ok(())
 }
 
 /// A LoRA step on every linear layer but the head.
@@ -104,7 +134,11 @@ pub fn lora(args: &LoraArgs, context: &Context) -> Result<()> {
     options.attach(&mut loaded.model, family, 0)?;
     // No gradients of the frozen weights; the adapters' own products are not counted.
     let work = Work::new(loaded.model.spec(), args.step.length, 2.0, 7.0);
-    let steps = measure_rows(loaded.model, &args.step, context)?;
+    if !args.step.against.is_empty() {
+        return Err(Error::Usage("`--against` compares full steps: use it with `bench train`".into()));
+    }
+    let turns = Turns::new(1);
+    let steps = measure_rows(loaded.model, &args.step, context, &turns.enter(0))?;
     show("lora_step", &args.step, vec![("rank", args.rank.into())], &steps, work, context)
 }
 
@@ -143,7 +177,8 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
         precision: args.precision,
         gradient_checkpointing: args.gradient_checkpointing,
     };
-    let mut steps = measure(loaded.model, objective.as_ref(), samples, &size, context)?;
+    let turns = Turns::new(1);
+    let mut steps = measure(loaded.model, objective.as_ref(), samples, &size, context, &turns.enter(0))?;
     steps.iter_mut().for_each(|step| step.seconds += median(&reference));
     let sizes = vec![
         ("pairs", args.pairs.into()),
@@ -166,7 +201,7 @@ fn load(path: &Path, length: usize, context: &Context) -> Result<LoadedModel> {
 }
 
 /// Decoders predict the next token, encoders masked ones, and of an encoder-decoder's row the first half is the source.
-fn measure_rows(model: LanguageModel, args: &TrainArgs, context: &Context) -> Result<Vec<Step>> {
+fn measure_rows(model: LanguageModel, args: &TrainArgs, context: &Context, turn: &Turn<'_>) -> Result<Vec<Step>> {
     let spec = model.spec();
     let rows = random_tokens(spec.vocabulary, args.batch, args.length);
     let source = if spec.encoder.is_some() { args.length / 2 } else { 0 };
@@ -185,7 +220,7 @@ fn measure_rows(model: LanguageModel, args: &TrainArgs, context: &Context) -> Re
     let objective = options.build(&symbols)?;
     let TrainArgs { batch, length, runs, precision, gradient_checkpointing, .. } = *args;
     let size = Size { batch, length, runs, precision, gradient_checkpointing };
-    measure(model, objective.as_ref(), samples, &size, context)
+    measure(model, objective.as_ref(), samples, &size, context, turn)
 }
 
 /// Share of an encoder's tokens that are masked and pass the head.
@@ -211,13 +246,14 @@ struct Step {
 /// Products of which the middle one is the peak beside a step.
 const PRODUCTS: usize = 3;
 
-/// Every counted step.
+/// Every counted step, each in a turn of its own.
 fn measure(
     model: LanguageModel,
     objective: &dyn Objective,
     samples: Vec<Sample>,
     size: &Size,
     context: &Context,
+    turn: &Turn<'_>,
 ) -> Result<Vec<Step>> {
     let Size { batch, length, runs, precision, gradient_checkpointing } = *size;
     if batch == 0 || length < 2 || runs == 0 {
@@ -233,7 +269,8 @@ fn measure(
         checkpoint_every: 0,
         ..TrainOptions::default()
     };
-    let folder = std::env::temp_dir().join(format!("espalier-bench-{}", std::process::id()));
+    let name = format!("espalier-bench-{}-{}", std::process::id(), turn.number());
+    let folder = std::env::temp_dir().join(name);
     let run = Run {
         model,
         objective,
@@ -249,6 +286,7 @@ fn measure(
         if let Event::Step { .. } = event {
             let seconds = started.elapsed().as_secs_f64();
             steps.push(Step { seconds, peak: super::operators::peak(&context.device, PRODUCTS, precision) });
+            turn.pass();
             started = Instant::now();
         }
     });
@@ -303,6 +341,15 @@ fn pairs(block: &BlockSpec, keys: f64, source: f64) -> f64 {
     share * share * queries as f64 * keys + cross as f64 * source
 }
 
+fn sizes(args: &TrainArgs) -> Vec<(&'static str, serde_json::Value)> {
+    vec![
+        ("batch", args.batch.into()),
+        ("length", args.length.into()),
+        ("precision", args.precision.to_string().into()),
+        ("gradient_checkpointing", args.gradient_checkpointing.into()),
+    ]
+}
+
 fn show(
     job: &str,
     args: &TrainArgs,
@@ -311,12 +358,7 @@ fn show(
     work: Work,
     context: &Context,
 ) -> Result<()> {
-    let mut sizes = vec![
-        ("batch", args.batch.into()),
-        ("length", args.length.into()),
-        ("precision", args.precision.to_string().into()),
-        ("gradient_checkpointing", args.gradient_checkpointing.into()),
-    ];
+    let mut sizes = sizes(args);
     sizes.extend(more);
     let measured = measured(args.batch * args.length, steps, work);
     Figures { job, model: Some(&args.model), sizes, measured }.show(context)

@@ -56,23 +56,23 @@ pub(super) fn run(
 }
 
 vectorised! {
-    fn finish(scores: &mut [f32], scale: f32, softcap: f32) {
+    fn finish<const FUSED: bool>(scores: &mut [f32], scale: f32, softcap: f32) {
         scores.iter_mut().for_each(|score| *score *= scale);
         if softcap > 0.0 {
-            scores.iter_mut().for_each(|score| *score = tanh(*score / softcap) * softcap);
+            scores.iter_mut().for_each(|score| *score = tanh::<FUSED>(*score / softcap) * softcap);
         }
     }
 }
 
 vectorised! {
     /// Scores become weights; returns the log of their denominator. Where nothing is seen, nothing weighs.
-    fn softmax(scores: &mut [f32]) -> f32 {
+    fn softmax<const FUSED: bool>(scores: &mut [f32]) -> f32 {
         let largest = maximum(scores);
         if largest == f32::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {
             scores.fill(0.0);
             return f32::NEG_INFINITY;
         }
-        scores.iter_mut().for_each(|score| *score = exp(*score - largest));
+        scores.iter_mut().for_each(|score| *score = exp::<FUSED>(*score - largest));
         let total = sum(scores);
         let inverse = total.recip();
         scores.iter_mut().for_each(|score| *score *= inverse);

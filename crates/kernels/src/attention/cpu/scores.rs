@@ -73,11 +73,11 @@ impl<'a> Panel<'a> {
 
     /// Scores of one key as the softmax sees them, and the slope of the soft cap.
     #[inline(always)]
-    fn finish<const W: usize>(&self, scores: &mut [f32; W], slopes: &mut [f32; W], key: usize) {
+    fn finish<const W: usize, const FUSED: bool>(&self, scores: &mut [f32; W], slopes: &mut [f32; W], key: usize) {
         scores.iter_mut().for_each(|score| *score *= self.scale);
         if self.softcap > 0.0 {
             for l in 0..W {
-                let bent = tanh(scores[l] / self.softcap);
+                let bent = tanh::<FUSED>(scores[l] / self.softcap);
                 scores[l] = bent * self.softcap;
                 slopes[l] = 1.0 - bent * bent;
             }
@@ -123,24 +123,24 @@ impl Softmax {
 
 /// Calls a function for the panel's width.
 macro_rules! by_width {
-    ($wide:expr, $function:ident($($argument:expr),*)) => {
+    ($wide:expr, $fused:ident, $function:ident($($argument:expr),*)) => {
         match $wide {
-            8 => $function::<8>($($argument),*),
-            16 => $function::<16>($($argument),*),
-            _ => $function::<32>($($argument),*),
+            8 => $function::<8, $fused>($($argument),*),
+            16 => $function::<16, $fused>($($argument),*),
+            _ => $function::<32, $fused>($($argument),*),
         }
     };
 }
 
 vectorised! {
     /// Scores become weights relative to the largest score so far; sums and mixed values follow.
-    pub(super) fn online_softmax(wide: usize, scores: &mut [f32], panel: &Panel<'_>, start: usize, softmax: &mut Softmax, mixed: &mut [f32]) {
-        by_width!(wide, online_softmax_of(scores, panel, start, softmax, mixed))
+    pub(super) fn online_softmax<const FUSED: bool>(wide: usize, scores: &mut [f32], panel: &Panel<'_>, start: usize, softmax: &mut Softmax, mixed: &mut [f32]) {
+        by_width!(wide, FUSED, online_softmax_of(scores, panel, start, softmax, mixed))
     }
 }
 
 #[inline(always)]
-fn online_softmax_of<const W: usize>(
+fn online_softmax_of<const W: usize, const FUSED: bool>(
     scores: &mut [f32],
     panel: &Panel<'_>,
     start: usize,
@@ -151,7 +151,7 @@ fn online_softmax_of<const W: usize>(
     now.copy_from_slice(&softmax.largest[..W]);
     let before = now;
     for (i, row) in rows.iter_mut().enumerate() {
-        panel.finish(row, &mut [0.0; W], start + i);
+        panel.finish::<W, FUSED>(row, &mut [0.0; W], start + i);
         for l in 0..W {
             // Written so that NaN is taken over and reaches the loss.
             now[l] = if now[l] > row[l] { now[l] } else { row[l] };
@@ -161,12 +161,12 @@ fn online_softmax_of<const W: usize>(
     for l in 0..W {
         // A lane that has seen nothing yet is shifted by nothing: its weights are e^-inf.
         shift[l] = if now[l] == f32::NEG_INFINITY { 0.0 } else { now[l] };
-        keep[l] = exp(before[l] - shift[l]);
+        keep[l] = exp::<FUSED>(before[l] - shift[l]);
     }
     let mut sums = [0.0; W];
     for row in rows {
         for l in 0..W {
-            row[l] = exp(row[l] - shift[l]);
+            row[l] = exp::<FUSED>(row[l] - shift[l]);
             sums[l] += row[l];
         }
     }
@@ -191,13 +191,13 @@ fn multiply<const W: usize>(row: &mut [f32; W], factors: &[f32; W]) {
 
 vectorised! {
     /// Scores become weights, gradients of weights become gradients of scores before their scale.
-    pub(super) fn gradients(wide: usize, scores: &mut [f32], of_scores: &mut [f32], panel: &Panel<'_>, start: usize, log_sums: &[f32], along: &[f32], of_bias: Option<&mut [f32]>) {
-        by_width!(wide, gradients_of(scores, of_scores, panel, start, log_sums, along, of_bias))
+    pub(super) fn gradients<const FUSED: bool>(wide: usize, scores: &mut [f32], of_scores: &mut [f32], panel: &Panel<'_>, start: usize, log_sums: &[f32], along: &[f32], of_bias: Option<&mut [f32]>) {
+        by_width!(wide, FUSED, gradients_of(scores, of_scores, panel, start, log_sums, along, of_bias))
     }
 }
 
 #[inline(always)]
-fn gradients_of<const W: usize>(
+fn gradients_of<const W: usize, const FUSED: bool>(
     scores: &mut [f32],
     of_scores: &mut [f32],
     panel: &Panel<'_>,
@@ -210,9 +210,9 @@ fn gradients_of<const W: usize>(
     let rows = scores.as_chunks_mut::<W>().0.iter_mut().zip(of_scores.as_chunks_mut::<W>().0);
     for (i, (scores, of_scores)) in rows.enumerate() {
         let mut slopes = [1.0; W];
-        panel.finish(scores, &mut slopes, start + i);
+        panel.finish::<W, FUSED>(scores, &mut slopes, start + i);
         for l in 0..W {
-            scores[l] = exp(scores[l] - log_sums[l]);
+            scores[l] = exp::<FUSED>(scores[l] - log_sums[l]);
             of_scores[l] = scores[l] * (of_scores[l] - along[l]);
         }
         if let Some(of_bias) = &mut of_bias {

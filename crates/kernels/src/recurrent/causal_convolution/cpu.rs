@@ -83,16 +83,16 @@ vectorised! {
 }
 
 vectorised! {
-    fn activate(y: &mut [f32]) {
-        y.iter_mut().for_each(|y| *y *= sigmoid(*y));
+    fn activate<const FUSED: bool>(y: &mut [f32]) {
+        y.iter_mut().for_each(|y| *y *= sigmoid::<FUSED>(*y));
     }
 }
 
 vectorised! {
     /// From the values before the activation to the gradients there.
-    fn before_activation(values: &mut [f32], gradient: &[f32]) {
+    fn before_activation<const FUSED: bool>(values: &mut [f32], gradient: &[f32]) {
         for (value, gradient) in values.iter_mut().zip(gradient) {
-            let gate = sigmoid(*value);
+            let gate = sigmoid::<FUSED>(*value);
             *value = gradient * gate * (1.0 + *value * (1.0 - gate));
         }
     }

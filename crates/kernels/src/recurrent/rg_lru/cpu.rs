@@ -1,7 +1,7 @@
 //! The unit in one pass over time, neighbouring channels side by side.
 //!
-//! With `m = sqrt(1 - a^2)`, `z = sigmoid(input_gate) x` and `q` the gradient of `h`, backwards in time: `q += dh_t`,
-//! `d(ln a) = q (a h_{t-1} - z a^2 / m)`, `dx = q m sigmoid(input_gate)`, `d(input_gate) = q m x s (1 - s)`,
+//! With `m = sqrt(1 - a^2)`, `z = sigmoid::<FUSED>(input_gate) x` and `q` the gradient of `h`, backwards in time: `q += dh_t`,
+//! `d(ln a) = q (a h_{t-1} - z a^2 / m)`, `dx = q m sigmoid::<FUSED>(input_gate)`, `d(input_gate) = q m x s (1 - s)`,
 //! `q <- a q`; `ln a` is a product of three factors.
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, slice, tensor},
     parallel::{FreshRows, for_each},
-    simd::{exp, sigmoid, softplus, vectorised},
+    simd::{FUSED, exp, sigmoid, softplus, vectorised},
 };
 use burn_flex::FlexTensor;
 
@@ -42,21 +42,21 @@ struct Coefficients {
 impl Step<'_> {
     /// `decay` holds `-8 softplus(decay)`.
     #[inline(always)]
-    fn coefficients(&self, decay: &Lane) -> Coefficients {
+    fn coefficients<const FUSED: bool>(&self, decay: &Lane) -> Coefficients {
         let (recurrence, input) = (lanes::load(self.recurrence_gate), lanes::load(self.input_gate));
-        let gate = lane!(l => sigmoid(input[l]));
+        let gate = lane!(l => sigmoid::<FUSED>(input[l]));
         if self.start {
             return Coefficients { a: [0.0; LANES], root: [1.0; LANES], gate };
         }
-        let a = lane!(l => exp(sigmoid(recurrence[l]) * decay[l]));
+        let a = lane!(l => exp::<FUSED>(sigmoid::<FUSED>(recurrence[l]) * decay[l]));
         let root = lane!(l => (1.0 - a[l] * a[l]).sqrt());
         Coefficients { a, root, gate }
     }
 }
 
 vectorised! {
-    fn advance(h: &mut Lane, out: &mut [f32], step: &Step<'_>, decay: &Lane) {
-        let Coefficients { a, root, gate } = step.coefficients(decay);
+    fn advance<const FUSED: bool>(h: &mut Lane, out: &mut [f32], step: &Step<'_>, decay: &Lane) {
+        let Coefficients { a, root, gate } = step.coefficients::<FUSED>(decay);
         let x = lanes::load(step.x);
         let before = *h;
         *h = lane!(l => a[l] * before[l] + root[l] * (gate[l] * x[l]));
@@ -80,9 +80,9 @@ struct Carried {
 }
 
 vectorised! {
-    fn retreat(carried: &mut Carried, out: Outputs<'_>, step: &Step<'_>, before: &[f32], gradient: &[f32]) {
+    fn retreat<const FUSED: bool>(carried: &mut Carried, out: Outputs<'_>, step: &Step<'_>, before: &[f32], gradient: &[f32]) {
         let decay = carried.decay;
-        let Coefficients { a, root, gate } = step.coefficients(&decay);
+        let Coefficients { a, root, gate } = step.coefficients::<FUSED>(&decay);
         let (x, before, gradient) = (lanes::load(step.x), lanes::load(before), lanes::load(gradient));
         let (recurrence, later) = (lanes::load(step.recurrence_gate), carried.q);
         let q = lane!(l => later[l] + gradient[l]);
@@ -94,7 +94,7 @@ vectorised! {
             let least = lane!(l => 4.0 * (1.0 - square[l]));
             let slope = lane!(l => 2.0 / (if least[l] < SMALLEST { SMALLEST } else { least[l] }).sqrt());
             let of_log = lane!(l => q[l] * (a[l] * before[l] - gate[l] * x[l] * square[l] * slope[l]));
-            let openness = lane!(l => sigmoid(recurrence[l]));
+            let openness = lane!(l => sigmoid::<FUSED>(recurrence[l]));
             of_gate = lane!(l => of_log[l] * decay[l] * openness[l] * (1.0 - openness[l]));
             let sum = carried.of_decay;
             carried.of_decay = lane!(l => sum[l] + of_log[l] * openness[l]);
@@ -138,7 +138,7 @@ impl<'a> Inputs<'a> {
     /// `-8 softplus(decay)`.
     fn decay(&self, block: usize) -> Lane {
         let decay = lanes::block(self.decay, block);
-        lane!(l => -STRENGTH * softplus(decay[l]))
+        lane!(l => -STRENGTH * softplus::<FUSED>(decay[l]))
     }
 }
 
@@ -205,7 +205,7 @@ impl HostOperator<5> for Unit {
             for (carried, block) in carried.iter().zip(group) {
                 // The decay acts through -8 softplus.
                 let raw = lanes::block(inputs.decay, block);
-                let of_decay = lane!(l => carried.of_decay[l] * -STRENGTH * sigmoid(raw[l]));
+                let of_decay = lane!(l => carried.of_decay[l] * -STRENGTH * sigmoid::<FUSED>(raw[l]));
                 let columns = lanes::columns(width, block);
                 // SAFETY: each vector of channels comes once in a sequence.
                 unsafe {

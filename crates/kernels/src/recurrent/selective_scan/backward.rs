@@ -301,7 +301,7 @@ vectorised! {
 
 vectorised! {
     /// Writes the gradients of x and step of one step and adds to those of bias and skip; `row` is its place in the chunk.
-    fn finish(out: [&mut [f32]; 2], sums: [&mut Lane; 2], rows: &Chunk<'_>, row: usize, inputs: &Inputs<'_>, place: [usize; 3]) {
+    fn finish<const FUSED: bool>(out: [&mut [f32]; 2], sums: [&mut Lane; 2], rows: &Chunk<'_>, row: usize, inputs: &Inputs<'_>, place: [usize; 3]) {
         let [batch, t, block] = place;
         let (x, raw) = (lanes::block(inputs.x.row(batch, t), block), lanes::block(inputs.step.row(batch, t), block));
         let [skip, bias] = [inputs.skip, inputs.bias].map(|row| lanes::block(row, block));
@@ -311,7 +311,7 @@ vectorised! {
         lanes::store(of_x, &lane!(l => skip[l] * dy[l] + dt[l] * along_input[l]));
         // The transition was multiplied by log2(e).
         let of_dt = lane!(l => along_transition[l] * std::f32::consts::LN_2 + x[l] * along_input[l]);
-        let of_raw = lane!(l => of_dt[l] * sigmoid(raw[l] + bias[l]));
+        let of_raw = lane!(l => of_dt[l] * sigmoid::<FUSED>(raw[l] + bias[l]));
         lanes::store(of_step, &of_raw);
         let [of_bias, of_skip] = sums;
         let (of_bias_later, of_skip_later) = (*of_bias, *of_skip);

@@ -243,11 +243,11 @@ impl Task<'_> {
 
 vectorised! {
     /// Adds `of_mixing * L` on and below the diagonal.
-    fn add_decayed(of_scores: &mut [f32], of_mixing: &[f32], sums: &[f32]) {
+    fn add_decayed<const FUSED: bool>(of_scores: &mut [f32], of_mixing: &[f32], sums: &[f32]) {
         let count = sums.len();
         for (i, (out, row)) in of_scores.chunks_exact_mut(count).zip(of_mixing.chunks_exact(count)).enumerate() {
             for ((out, value), sum) in out[..i + 1].iter_mut().zip(row).zip(sums) {
-                *out += value * exp(sums[i] - sum);
+                *out += value * exp::<FUSED>(sums[i] - sum);
             }
         }
     }

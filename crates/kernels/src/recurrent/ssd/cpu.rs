@@ -1,6 +1,6 @@
 //! The scan by chunks of time (arXiv 2405.21060, Listing 1). With `cs` the running sum of `dt A` in the chunk, `X = dt x`,
-//! `L_ij = exp(cs_i - cs_j)` for `j <= i` and `S` the state before: `Y = (C B^T * L) X + diag(exp(cs)) C S^T`, and the next
-//! state is `exp(cs_last) S + (diag(exp(cs_last - cs)) X)^T B`. No exponent is positive.
+//! `L_ij = exp::<FUSED>(cs_i - cs_j)` for `j <= i` and `S` the state before: `Y = (C B^T * L) X + diag(exp::<FUSED>(cs)) C S^T`, and the next
+//! state is `exp::<FUSED>(cs_last) S + (diag(exp::<FUSED>(cs_last - cs)) X)^T B`. No exponent is positive.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::{
     linear::Precision,
     matmul::{How, Matrix, product},
     parallel::{DisjointRows, for_each, zeros},
-    simd::{exp, vectorised},
+    simd::{FUSED, exp, vectorised},
 };
 use burn_flex::FlexTensor;
 
@@ -115,9 +115,9 @@ impl<'a> Inputs<'a> {
 pub(super) struct Chunk {
     /// The running sums of `dt A`.
     pub sums: Vec<f32>,
-    /// `exp(cs)`: what is left of the state before the chunk.
+    /// `exp::<FUSED>(cs)`: what is left of the state before the chunk.
     pub kept: Vec<f32>,
-    /// `exp(cs_last - cs)`: what is left of a step at the end.
+    /// `exp::<FUSED>(cs_last - cs)`: what is left of a step at the end.
     pub left: Vec<f32>,
     /// `dt x`, `[steps, width]`.
     pub x: Vec<f32>,
@@ -144,9 +144,9 @@ impl Chunk {
         }));
         let last = self.sums.last().copied().unwrap_or_default();
         self.kept.clear();
-        self.kept.extend(self.sums.iter().map(|cs| exp(*cs)));
+        self.kept.extend(self.sums.iter().map(|cs| exp::<FUSED>(*cs)));
         self.left.clear();
-        self.left.extend(self.sums.iter().map(|cs| exp(last - cs)));
+        self.left.extend(self.sums.iter().map(|cs| exp::<FUSED>(last - cs)));
         self.x.resize(count * inputs.width, 0.0);
         self.x_left.resize(count * inputs.width, 0.0);
         let rows = self.x.chunks_exact_mut(inputs.width).zip(self.x_left.chunks_exact_mut(inputs.width));
@@ -176,12 +176,12 @@ vectorised! {
 }
 
 vectorised! {
-    /// Multiplies by `exp(cs_i - cs_j)`, and by zero above the diagonal.
-    fn decay(scores: &mut [f32], sums: &[f32], count: usize) {
+    /// Multiplies by `exp::<FUSED>(cs_i - cs_j)`, and by zero above the diagonal.
+    fn decay<const FUSED: bool>(scores: &mut [f32], sums: &[f32], count: usize) {
         for (i, row) in scores.chunks_exact_mut(count.max(1)).enumerate() {
             let (seen, unseen) = row.split_at_mut(i + 1);
             for (score, sum) in seen.iter_mut().zip(sums) {
-                *score *= exp(sums[i] - sum);
+                *score *= exp::<FUSED>(sums[i] - sum);
             }
             unseen.fill(0.0);
         }

@@ -1,8 +1,8 @@
 //! The average with neighbouring channels side by side; every vector of channels is a task of its own.
 //!
-//! With `P` and `Q` the gradients of `alpha` and `beta`, backwards in time: `q = dy / (beta + exp(u + k))`,
-//! `s = q exp(u + k)`, `dk = s (v - y) + exp(k) (P v + Q)`, `dv = s + exp(k) P`, `du += s (v - y)`,
-//! `dw += exp(w) (P alpha + Q beta)`, `P <- q + exp(w) P`, `Q <- -q y + exp(w) Q`. `P` and `Q` have a common exponent, as
+//! With `P` and `Q` the gradients of `alpha` and `beta`, backwards in time: `q = dy / (beta + exp::<FUSED>(u + k))`,
+//! `s = q exp::<FUSED>(u + k)`, `dk = s (v - y) + exp::<FUSED>(k) (P v + Q)`, `dv = s + exp::<FUSED>(k) P`, `du += s (v - y)`,
+//! `dw += exp::<FUSED>(w) (P alpha + Q beta)`, `P <- q + exp::<FUSED>(w) P`, `Q <- -q y + exp::<FUSED>(w) Q`. `P` and `Q` have a common exponent, as
 //! `alpha` and `beta` have; every sum of exponents is then at most zero.
 
 use std::ops::Range;
@@ -41,19 +41,19 @@ fn larger(a: f32, b: f32) -> f32 {
 
 /// The weights of what was before and of what is now under their larger exponent, and that.
 #[inline(always)]
-fn weights(before: &Lane, now: &Lane) -> [Lane; 3] {
+fn weights<const FUSED: bool>(before: &Lane, now: &Lane) -> [Lane; 3] {
     let largest = lane!(l => larger(before[l], now[l]));
-    [lane!(l => exp(before[l] - largest[l])), lane!(l => exp(now[l] - largest[l])), largest]
+    [lane!(l => exp::<FUSED>(before[l] - largest[l])), lane!(l => exp::<FUSED>(now[l] - largest[l])), largest]
 }
 
 vectorised! {
     /// One step; returns the output.
-    fn advance(state: &mut State, key: &[f32], value: &[f32], constants: &Constants) -> Lane {
+    fn advance<const FUSED: bool>(state: &mut State, key: &[f32], value: &[f32], constants: &Constants) -> Lane {
         let ([a, b, p], [w, u]) = (*state, constants);
         let (k, v) = (lanes::load(key), lanes::load(value));
-        let [before, now, _] = weights(&p, &lane!(l => u[l] + k[l]));
+        let [before, now, _] = weights::<FUSED>(&p, &lane!(l => u[l] + k[l]));
         let y = lane!(l => (before[l] * a[l] + now[l] * v[l]) / (before[l] * b[l] + now[l]));
-        let [before, now, largest] = weights(&lane!(l => p[l] + w[l]), &k);
+        let [before, now, largest] = weights::<FUSED>(&lane!(l => p[l] + w[l]), &k);
         *state = [
             lane!(l => before[l] * a[l] + now[l] * v[l]),
             lane!(l => before[l] * b[l] + now[l]),
@@ -82,24 +82,24 @@ impl Vector {
 
 vectorised! {
     /// Step `i` of the chunk backwards, from key, value and the output's gradient; returns the gradients of key and value.
-    fn retreat(vector: &mut Vector, i: usize, inputs: [&[f32]; 3]) -> [Lane; 2] {
+    fn retreat<const FUSED: bool>(vector: &mut Vector, i: usize, inputs: [&[f32]; 3]) -> [Lane; 2] {
         let ([a, b, p], [w, u], [of_a, of_b, exponent]) = (vector.states[i], vector.constants, vector.carried);
         let [k, v, dy] = [lanes::load(inputs[0]), lanes::load(inputs[1]), lanes::load(inputs[2])];
-        let [before, now, largest] = weights(&p, &lane!(l => u[l] + k[l]));
+        let [before, now, largest] = weights::<FUSED>(&p, &lane!(l => u[l] + k[l]));
         let total = lane!(l => before[l] * b[l] + now[l]);
         let y = lane!(l => (before[l] * a[l] + now[l] * v[l]) / total[l]);
         let q = lane!(l => dy[l] / total[l]);
         let s = lane!(l => q[l] * now[l]);
-        let later = lane!(l => exp(k[l] + exponent[l]));
+        let later = lane!(l => exp::<FUSED>(k[l] + exponent[l]));
         let of_key = lane!(l => s[l] * (v[l] - y[l]) + later[l] * (of_a[l] * v[l] + of_b[l]));
         let of_value = lane!(l => s[l] + later[l] * of_a[l]);
-        let kept = lane!(l => exp(w[l] + exponent[l] + p[l]));
+        let kept = lane!(l => exp::<FUSED>(w[l] + exponent[l] + p[l]));
         let [of_w, of_u] = vector.sums;
         vector.sums = [
             lane!(l => of_w[l] + kept[l] * (of_a[l] * a[l] + of_b[l] * b[l])),
             lane!(l => of_u[l] + s[l] * (v[l] - y[l])),
         ];
-        let [later, now, exponent] = weights(&lane!(l => exponent[l] + w[l]), &lane!(l => -largest[l]));
+        let [later, now, exponent] = weights::<FUSED>(&lane!(l => exponent[l] + w[l]), &lane!(l => -largest[l]));
         vector.carried = [
             lane!(l => now[l] * q[l] + later[l] * of_a[l]),
             lane!(l => later[l] * of_b[l] - now[l] * q[l] * y[l]),
@@ -111,9 +111,9 @@ vectorised! {
 
 vectorised! {
     /// From gradients of `alpha` and `beta` to those of a state.
-    fn of_state(carried: &State, state: &State) -> State {
+    fn of_state<const FUSED: bool>(carried: &State, state: &State) -> State {
         let ([of_a, of_b, exponent], [a, b, p]) = (carried, state);
-        let scale = lane!(l => exp(exponent[l] + p[l]));
+        let scale = lane!(l => exp::<FUSED>(exponent[l] + p[l]));
         let (of_a, of_b) = (lane!(l => scale[l] * of_a[l]), lane!(l => scale[l] * of_b[l]));
         [of_a, of_b, lane!(l => of_a[l] * a[l] + of_b[l] * b[l])]
     }
@@ -263,7 +263,7 @@ impl<'a> Inputs<'a> {
             for (vector, block) in vectors.iter().zip(group) {
                 let columns = lanes::columns(width, block);
                 let found = of_state(&vector.carried, &Self::vector(&self.state, batch, block));
-                // The logarithm of the decay is -exp(x), whose slope is itself.
+                // The logarithm of the decay is -exp::<FUSED>(x), whose slope is itself.
                 let of_x = lane!(l => vector.sums[0][l] * vector.constants[0][l]);
                 // SAFETY: each vector of channels comes once in a sequence.
                 unsafe {

@@ -101,13 +101,13 @@ vectorised! {
 
 vectorised! {
     /// From `x` the slopes and decays, and what of the keys is left at the end.
-    fn decays(chunk: &mut Chunk<'_>) {
+    fn decays<const FUSED: bool>(chunk: &mut Chunk<'_>) {
         let count = chunk.steps * chunk.keys;
         for (slope, decay) in chunk.slope[..count].iter_mut().zip(&mut chunk.decay[..count]) {
             let x = *slope;
-            *slope = lane!(l => -exp(x[l]));
+            *slope = lane!(l => -exp::<FUSED>(x[l]));
             let slope = *slope;
-            *decay = lane!(l => exp(slope[l]));
+            *decay = lane!(l => exp::<FUSED>(slope[l]));
         }
         for block in 0..chunk.keys {
             let mut left = [1.0; LANES];

@@ -62,11 +62,11 @@ impl Step<'_> {
 }
 
 vectorised! {
-    fn fill(table: &mut [Lane], rows: [&[f32]; TABLE], blocks: usize) {
+    fn fill<const FUSED: bool>(table: &mut [Lane], rows: [&[f32]; TABLE], blocks: usize) {
         for (place, row) in rows.into_iter().enumerate() {
             for block in 0..blocks {
                 let values = lanes::block(row, block);
-                table[place * blocks + block] = if place == DECAY { lane!(l => exp(values[l])) } else { values };
+                table[place * blocks + block] = if place == DECAY { lane!(l => exp::<FUSED>(values[l])) } else { values };
             }
         }
     }
