@@ -304,7 +304,7 @@ vectorised! {
     fn finish<const FUSED: bool>(out: [&mut [f32]; 2], sums: [&mut Lane; 2], rows: &Chunk<'_>, row: usize, inputs: &Inputs<'_>, place: [usize; 3]) {
         let [batch, t, block] = place;
         let (x, raw) = (lanes::block(inputs.x.row(batch, t), block), lanes::block(inputs.step.row(batch, t), block));
-        let [skip, bias] = [inputs.skip, inputs.bias].map(|row| lanes::block(row, block));
+        let (skip, bias) = (lanes::block(inputs.skip, block), lanes::block(inputs.bias, block));
         let (dt, dy) = (rows.dt[row], rows.dy[row]);
         let (along_input, along_transition) = (rows.along_input[row], rows.along_transition[row]);
         let [of_x, of_step] = out;

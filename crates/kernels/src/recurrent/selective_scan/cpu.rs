@@ -216,7 +216,8 @@ impl Rows<'_> {
 vectorised! {
     fn prepare_row<const FUSED: bool>(dt: &mut [Lane], driven: &mut [Lane], step: &[f32], bias: &[f32], x: &[f32], first: usize) {
         for (i, (dt, driven)) in dt.iter_mut().zip(driven).enumerate() {
-            let [raw, bias, x] = [step, bias, x].map(|row| lanes::block(row, first + i));
+            // Not by `map`, which would be a call.
+            let (raw, bias, x) = (lanes::block(step, first + i), lanes::block(bias, first + i), lanes::block(x, first + i));
             let size = lane!(l => softplus::<FUSED>(raw[l] + bias[l]));
             *driven = lane!(l => size[l] * x[l]);
             *dt = size;
