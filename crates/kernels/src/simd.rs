@@ -3,7 +3,7 @@
 //! Hot loops count with an index over slices of one length: `zip` is a call where the compiler splits the crate, and lanes that
 //! are added to outside the loop over chunks stay in memory.
 //!
-//! Loops fuse a multiplication with an addition only where they say so, by [`multiply_add`]; all others give the same bits with
+//! Loops fuse a multiplication with an addition only where they say so, by `multiply_add`; all others give the same bits with
 //! every instruction set.
 
 use std::sync::OnceLock;

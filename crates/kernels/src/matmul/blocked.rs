@@ -28,6 +28,8 @@ const STEPS: usize = 32;
 /// Panels of a task that packs its left factor itself: enough to read the right factor for, and so few that they, a group of the
 /// right factor's and their tiles stay in the second cache.
 const OWN: [usize; 2] = [2, 6];
+/// Panels for which half as many tasks will do: with fewer, a task would read the whole right factor for too little.
+const ENOUGH: usize = 4;
 /// Tasks for every thread that are enough to keep all of them busy.
 const TASKS: usize = 8;
 /// Panels of the left factor in a group, at least.
@@ -188,7 +190,7 @@ impl<'a> Plan<'a> {
         let in_rows = terms.iter().all(|(left, _)| left.plain().is_some_and(|left| !left.is_transposed()));
         let workers = if how.threads == Threads::All { threads() } else { 1 };
         let panels = [rows.div_ceil(kernel.rows), columns.min(COLUMNS).div_ceil(kernel.columns)];
-        let own = panels[0] / (TASKS * workers);
+        let own = (panels[0] / (TASKS * workers)).max(ENOUGH.min(2 * panels[0] / (TASKS * workers)));
         if in_rows && own >= OWN[0] {
             let together = (ROUND / of_right.max(1)).clamp(1, blocks.len());
             let (room, group) = ([together * of_right, 0], [own.min(OWN[1]), usize::MAX]);

@@ -101,15 +101,18 @@ pub fn train(args: &TrainArgs, context: &Context) -> Result<()> {
         let work = Work::new(loaded.model.spec(), args.length, 3.0, 7.0);
         Ok((measure_rows(loaded.model, args, context, &turn)?, work))
     };
-    let found = std::thread::scope(|scope| {
-        let one = &one;
-        let others: Vec<_> = (1..models.len()).map(|number| scope.spawn(move || one(number))).collect();
-        let first = std::iter::once(one(0));
-        let join = |other: std::thread::ScopedJoinHandle<'_, _>| {
-            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        first.chain(others.into_iter().map(join)).collect::<Result<Vec<_>>>()
-    })?;
+    let found = match models.len() {
+        1 => vec![one(0)?],
+        // Each in a thread of its own, so that none has the memory of the main thread to itself.
+        count => std::thread::scope(|scope| {
+            let one = &one;
+            let threads: Vec<_> = (0..count).map(|number| scope.spawn(move || one(number))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect::<Result<Vec<_>>>()
+        })?,
+    };
     let Some(((steps, work), others)) = found.split_first() else { return Ok(()) };
     show("train_step", args, vec![], steps, *work, context)?;
     for (path, (other, other_work)) in args.against.iter().zip(others) {
