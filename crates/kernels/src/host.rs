@@ -2,12 +2,13 @@
 //! that Burn can differentiate.
 //!
 //! An operator implements [`HostOperator`] on f32 buffers and is applied by the function named after the number of its
-//! inputs, from [`one`] to [`eight`]; a second output leaves through a [`Side`]. Only the CPU backend runs it; the public
+//! inputs, from [`one`] to [`eight`]; further outputs leave through a [`Side`] or
+//! [`Outputs`]. Only the CPU backend runs it; the public
 //! functions of this crate fall back to their definition in Burn operations elsewhere.
 
 use std::{
     fmt::Debug,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use burn::{
@@ -75,6 +76,13 @@ pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
 /// The tensor itself where its elements lie in order, else a copy that does.
 pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
     if tensor.is_contiguous() { tensor.clone() } else { tensor.to_contiguous() }
+}
+
+/// The tensor where nobody else holds it and its elements are all of its memory, else a copy of which that is true.
+pub(crate) fn owned(mut tensor: FlexTensor) -> FlexTensor {
+    let count = dimensions(&tensor).iter().product::<usize>();
+    let whole = tensor.is_contiguous() && tensor.try_storage_mut::<f32>().is_some_and(|all| all.len() == count);
+    if whole { tensor } else { self::tensor(slice(&contiguous(&tensor)).to_vec(), &dimensions(&tensor)) }
 }
 
 /// A tensor over `values`.
@@ -202,7 +210,73 @@ doors! {
     eight by host_eight, 8: a A, b B, c C, d D, e E, f F, g G, h H;
 }
 
-/// The way of a second output: the operator's forward leaves it here, and its backward finds the gradient here.
+/// The way of several outputs: the operator's forward leaves them here, and its backward finds their gradients here. What the
+/// operator itself returns is only the node that they descend from.
+#[derive(Debug, Clone)]
+pub(crate) struct Outputs<const N: usize>(Arc<Mutex<Slots<N>>>);
+
+#[derive(Debug)]
+struct Slots<const N: usize> {
+    values: [Option<FlexTensor>; N],
+    gradients: [Option<FlexTensor>; N],
+    /// Whether the operator's node has been given a gradient, without which its backward would not run.
+    asked: bool,
+}
+
+impl<const N: usize> Default for Outputs<N> {
+    fn default() -> Self {
+        let none = || std::array::from_fn(|_| None);
+        Self(Arc::new(Mutex::new(Slots { values: none(), gradients: none(), asked: false })))
+    }
+}
+
+impl<const N: usize> Outputs<N> {
+    fn slots(&self) -> MutexGuard<'_, Slots<N>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the outputs.
+    pub fn put(&self, values: [FlexTensor; N]) {
+        self.slots().values = values.map(Some);
+    }
+
+    /// The gradients of the outputs, contiguous; none where nothing depends on one.
+    pub fn gradients(&self) -> [Option<FlexTensor>; N] {
+        std::mem::replace(&mut self.slots().gradients, std::array::from_fn(|_| None))
+    }
+
+    /// Output `number`, once the operator has run and given `node`.
+    pub fn output<const D: usize, const OUT: usize>(&self, number: usize, node: &Tensor<D>) -> Tensor<OUT> {
+        one(node.clone(), Port { outputs: self.clone(), number })
+    }
+}
+
+/// One of several outputs, a descendant of the operator's node: its backward comes before the operator's.
+#[derive(Debug)]
+struct Port<const N: usize> {
+    outputs: Outputs<N>,
+    number: usize,
+}
+
+impl<const N: usize> HostOperator<1> for Port<N> {
+    fn forward(&self, [node]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
+        (self.outputs.slots().values[self.number].take().unwrap_or_else(|| node.clone()), Vec::new())
+    }
+
+    fn keeps_input(&self, _: usize) -> bool {
+        false
+    }
+
+    fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let mut slots = self.outputs.slots();
+        slots.gradients[self.number] = Some(given.gradient);
+        let first = !std::mem::replace(&mut slots.asked, true);
+        [first.then(|| tensor(Vec::new(), &[0]))]
+    }
+}
+
+/// The way of a second output that seldom has a gradient, as a last state: the operator's forward leaves it here, and its backward
+/// finds the gradient here. The first output stays the operator's own.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Side {
     value: Arc<Mutex<Option<FlexTensor>>>,

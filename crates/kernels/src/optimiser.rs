@@ -107,13 +107,13 @@ vectorised! {
 }
 
 vectorised! {
-    /// Sum of squares in f64, in eight partial sums.
+    /// Sum of squares in f64, in partial sums, of so many lines of memory that none waits for another.
     fn squares(values: &[f32]) -> f64 {
-        let mut sums = [0f64; 8];
-        let (chunks, rest) = values.as_chunks::<8>();
+        let mut sums = [0f64; 64];
+        let (chunks, rest) = values.as_chunks::<64>();
         for chunk in chunks {
-            for l in 0..8 {
-                sums[l] += f64::from(chunk[l]) * f64::from(chunk[l]);
+            for (sum, value) in sums.iter_mut().zip(chunk) {
+                *sum += f64::from(*value) * f64::from(*value);
             }
         }
         sums.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>()

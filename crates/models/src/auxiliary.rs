@@ -5,7 +5,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use burn::tensor::{Tensor, TensorData, activation::softmax};
+use burn::tensor::{Tensor, TensorData};
+use espalier_kernels::experts::{Routing, expected_shares};
 
 use crate::{
     layers::{depth::highest, router::choose},
@@ -33,6 +34,8 @@ pub struct SideOutput {
     pub present: Option<Arc<Vec<bool>>>,
     /// Whether the layer worked as in training.
     pub training: bool,
+    /// The choices that were made by the values, where they are known.
+    pub routing: Option<Arc<Routing>>,
 }
 
 /// What the values of a [`SideOutput`] mean.
@@ -65,7 +68,7 @@ impl SideSpec {
 impl SideOutput {
     /// What a layer said in `context`.
     pub fn new(spec: SideSpec, values: Tensor<3>, context: &Context) -> Self {
-        Self { spec, values, present: context.present.clone(), training: context.training }
+        Self { spec, values, present: context.present.clone(), training: context.training, routing: None }
     }
 }
 
@@ -127,8 +130,8 @@ struct Logits<'a> {
     times: usize,
     /// `[rows, experts]`.
     rows: Tensor<2>,
-    /// One for rows of real tokens, zero for padding.
-    real: Option<Vec<f32>>,
+    /// Which rows are of real tokens; all where absent.
+    real: Option<Vec<bool>>,
     /// Rows of real tokens.
     count: f64,
     /// Choices that each expert got, first choices apart, and those that a full expert dropped; padding aside.
@@ -146,8 +149,11 @@ impl<'a> Logits<'a> {
         let [batch, time, _] = side.values.dims();
         let count = batch * time * parts;
         let rows = side.values.clone().reshape([count, router.experts]);
-        let scores = rows.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
-        let routing = choose(router, &scores, *parts, side.present.as_deref(), side.training);
+        let choose = || {
+            let scores = rows.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
+            Arc::new(choose(router, &scores, *parts, side.present.as_deref(), side.training))
+        };
+        let routing = side.routing.clone().unwrap_or_else(choose);
         let is_real = |row: usize| side.present.as_ref().is_none_or(|present| present[row / parts]);
         let (mut all, mut first) = (vec![0.0; router.experts], vec![0.0; router.experts]);
         for (row, chosen) in routing.chosen().chunks(routing.active()).enumerate().filter(|(row, _)| is_real(*row)) {
@@ -168,8 +174,7 @@ impl<'a> Logits<'a> {
                 counts.fold([0.0; 2], |[sum, tokens], count| [sum + count, tokens + 1.0])
             }
         };
-        let real: Option<Vec<f32>> =
-            side.present.as_ref().map(|_| (0..count).map(|row| f32::from(u8::from(is_real(row)))).collect());
+        let real: Option<Vec<bool>> = side.present.as_ref().map(|_| (0..count).map(is_real).collect());
         let real_rows = first.iter().sum();
         let padding = (count as f64 - real_rows) * router.active as f64;
         // Padding takes no room where capacities are counted.
@@ -181,17 +186,12 @@ impl<'a> Logits<'a> {
     fn sum(&self, values: Tensor<2>) -> Tensor<2> {
         let values = match &self.real {
             Some(real) => {
-                let shape = [real.len(), 1];
-                values * Tensor::<2>::from_data(TensorData::new(real.clone(), shape), &self.rows.device().inner())
+                let (shape, real) = ([real.len(), 1], real.iter().map(|real| f32::from(u8::from(*real))).collect());
+                values * Tensor::<2>::from_data(TensorData::new::<f32, _>(real, shape), &self.rows.device().inner())
             }
             None => values,
         };
         values.sum_dim(0)
-    }
-
-    /// The summed probability of every expert, `[1, experts]`.
-    fn probabilities(&self) -> Tensor<2> {
-        self.sum(softmax(self.rows.clone(), 1))
     }
 
     /// The summed square of the log-sum-exp.
@@ -216,29 +216,22 @@ fn groups<'a, 'b>(routers: &'b [Logits<'a>], form: BalanceForm) -> Vec<Vec<&'b L
 
 /// `E sum_e f_e P_e`, see [`BalanceForm`].
 fn balance(routers: &[Logits<'_>], form: BalanceForm) -> Tensor<1> {
+    let times = |router: &Logits<'_>| if form == BalanceForm::Joint { router.times as f64 } else { 1.0 };
     let one = |group: &Vec<&Logits<'_>>| {
         let experts = group[0].router.experts;
-        let mut counts = vec![0.0; experts];
-        let (mut total, mut probabilities): (f64, Option<Tensor<2>>) = (0.0, None);
+        let (mut counts, mut total) = (vec![0.0; experts], 0.0);
         for router in group {
-            let (found, times) = match form {
-                BalanceForm::Joint => (&router.all, router.times as f64),
-                BalanceForm::PerLayer => (&router.first, 1.0),
-            };
-            counts.iter_mut().zip(found).for_each(|(sum, count)| *sum += times * count);
-            total += times * router.count;
-            let sum = router.probabilities() * times;
-            probabilities = Some(match probabilities {
-                Some(earlier) => earlier + sum,
-                None => sum,
-            });
+            let found = if form == BalanceForm::Joint { &router.all } else { &router.first };
+            counts.iter_mut().zip(found).for_each(|(sum, count)| *sum += times(router) * count);
+            total += times(router) * router.count;
         }
         let scale = experts as f64 / (total * total).max(1.0);
-        let shares: Vec<f32> = counts.iter().map(|count| (count * scale) as f32).collect();
-        let shares = Tensor::<2>::from_data(TensorData::new(shares, [1, experts]), &group[0].rows.device().inner());
-        probabilities.map(|sum| (sum * shares).sum())
+        add(group.iter().map(|router| {
+            let shares = counts.iter().map(|count| (count * scale * times(router)) as f32).collect();
+            expected_shares(router.rows.clone(), shares, router.real.clone())
+        }))
     };
-    add(groups(routers, form).iter().filter_map(one))
+    add(groups(routers, form).iter().map(one))
 }
 
 /// The mean squared log-sum-exp: over all layers together, or for each layer and summed.
@@ -336,7 +329,7 @@ mod tests {
         let values = Tensor::<3>::from_data(TensorData::new(rows.concat(), [1, count, experts]), &Device::flex());
         let router = RouterSpec { experts, active, normalised: true, capacity: None };
         let spec = SideSpec::Experts { router, parts: 1, times: 1 };
-        SideOutput { spec, values, present: present.map(Arc::new), training: true }
+        SideOutput { spec, values, present: present.map(Arc::new), training: true, routing: None }
     }
 
     fn losses(sides: &[SideOutput], form: BalanceForm) -> [f64; 2] {

@@ -8,6 +8,7 @@ mod groups;
 mod linear;
 pub mod reference;
 mod routing;
+mod scores;
 #[cfg(test)]
 mod speed;
 
@@ -15,7 +16,10 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-pub use self::routing::Routing;
+pub use self::{
+    routing::Routing,
+    scores::{choice_weights, expected_shares},
+};
 use crate::{activation::Activation, host, matmul::Precision};
 
 /// The form of every expert.

@@ -2,8 +2,6 @@
 
 use std::{cmp::Ordering, ops::Range};
 
-use burn::tensor::{Int, Tensor, TensorData, activation::softmax};
-
 /// The choice of experts for some tokens, made outside autodiff. A slot is one of a token's choices: slot
 /// `token * active + i` is the token's choice `i`, the best first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,18 +110,6 @@ impl Routing {
         let slots = token * self.active..(token + 1) * self.active;
         slots.filter_map(|slot| Some((slot, self.place(slot)?)))
     }
-
-    /// The weight of every slot, `[tokens, active]`, from the router's `logits` `[tokens, experts]`: the softmax over all
-    /// experts at the chosen ones, divided by their sum where `normalised`.
-    pub fn weights(&self, logits: Tensor<2>, normalised: bool) -> Tensor<2> {
-        let chosen: Vec<i32> = self.chosen.iter().map(|expert| *expert as i32).collect();
-        let shape = [self.tokens(), self.active];
-        let chosen = Tensor::<2, Int>::from_data(TensorData::new(chosen, shape), &logits.device().inner());
-        match normalised {
-            true => softmax(logits.gather(1, chosen), 1),
-            false => softmax(logits, 1).gather(1, chosen),
-        }
-    }
 }
 
 /// The indices of the highest `count` scores, best first.
@@ -143,7 +129,6 @@ fn best(scores: &[f32], count: usize) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
 
     #[test]
     fn slots_are_grouped_by_expert_in_the_order_of_tokens() {
@@ -164,20 +149,5 @@ mod tests {
         let present = [false, true, true, true, true, true];
         let routing = Routing::top_k(&scores, 2, 1, Some(2), Some(&present));
         assert_eq!(routing.order(), [1, 2]);
-    }
-
-    #[test]
-    fn weights_are_shares_of_the_softmax() {
-        let logits = Tensor::<2>::from_floats([[2.0, 1.0, 0.0]], &Device::flex());
-        let routing = Routing::top_k(&[2.0, 1.0, 0.0], 3, 2, None, None);
-        let weights =
-            |normalised| routing.weights(logits.clone(), normalised).into_data().try_into_vec::<f32>().unwrap();
-        let sum = 2f32.exp() + 1f32.exp() + 1.0;
-        let (first, second) = (2f32.exp() / sum, 1f32.exp() / sum);
-        for (found, expected) in
-            [(weights(false), [first, second]), (weights(true), [first / (first + second), second / (first + second)])]
-        {
-            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
-        }
     }
 }

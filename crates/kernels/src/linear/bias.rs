@@ -6,6 +6,7 @@ use burn_flex::FlexTensor;
 use crate::{
     host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh},
+    simd::vectorised,
 };
 
 /// `x + bias`: `x` of any shape `[.., width]`, `bias`: `[width]`.
@@ -37,9 +38,7 @@ impl HostOperator<2> for AddBias {
         let width = bias.len().max(1);
         let [sum] = fresh([(x.len(), ROWS * width)], |i, [sum]: [&mut [f32]; 1]| {
             let rows = chunk(x, ROWS * width, i).chunks_exact(width);
-            for (sum, x) in sum.chunks_exact_mut(width).zip(rows) {
-                sum.iter_mut().zip(x.iter().zip(bias)).for_each(|(sum, (x, bias))| *sum = x + bias);
-            }
+            sum.chunks_exact_mut(width).zip(rows).for_each(|(sum, x)| sums(sum, x, bias));
         });
         (tensor(sum, &shape), Vec::new())
     }
@@ -58,16 +57,29 @@ impl HostOperator<2> for AddBias {
     }
 }
 
+vectorised! {
+    fn sums(sum: &mut [f32], x: &[f32], y: &[f32]) {
+        sum.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum = x + y);
+    }
+}
+
+vectorised! {
+    fn add(sum: &mut [f32], x: &[f32]) {
+        sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+    }
+}
+
 /// The sum of all rows.
 pub(super) fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
-    /// Columns that one thread takes at a time.
-    const COLUMNS: usize = 128;
-    let [sums] = fresh([(width, COLUMNS)], |i, [sums]: [&mut [f32]; 1]| {
-        for row in values.chunks_exact(width.max(1)) {
-            sums.iter_mut().zip(&row[i * COLUMNS..]).for_each(|(sum, value)| *sum += value);
-        }
+    let width = width.max(1);
+    // Each task's sums, which are then added up in order.
+    let tasks = values.len().div_ceil(ROWS * width);
+    let [partial] = fresh([(tasks * width, width)], |i, [sums]: [&mut [f32]; 1]| {
+        chunk(values, ROWS * width, i).chunks_exact(width).for_each(|row| add(sums, row));
     });
-    sums
+    let mut all = vec![0.0; width];
+    partial.chunks_exact(width).for_each(|sums| add(&mut all, sums));
+    all
 }
 
 #[cfg(test)]

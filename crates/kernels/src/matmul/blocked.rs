@@ -13,7 +13,7 @@ use super::{
     scratch,
     tiles::{Block, GROUP, Output, Tiles, run_tiles},
 };
-use crate::parallel::{for_items, fresh, threads};
+use crate::parallel::{fresh, threads};
 
 /// Units of depth that are packed at once: a panel of the left factor then stays in the first cache.
 const UNITS: usize = 256;
@@ -295,6 +295,7 @@ pub(super) unsafe fn sums_of_products(sums: &[Sum<'_>], how: How) {
     let packed = |sum: &Sum<'_>| sum.terms.iter().all(|(left, _)| left.is_for(how.precision));
     assert!(sums.iter().all(packed), "factors packed for another precision");
     let plans: Vec<Plan<'_>> = sums.iter().filter_map(|sum| Plan::new(sum, how)).collect();
+    let mut stages = Vec::new();
     let mut rest = &plans[..];
     while !rest.is_empty() {
         let ends = rest.iter().scan(0, |room, plan| {
@@ -302,34 +303,85 @@ pub(super) unsafe fn sums_of_products(sums: &[Sum<'_>], how: How) {
             Some(*room)
         });
         let together = ends.take_while(|room| *room <= TOGETHER).count().max(1);
-        // SAFETY: by the caller's promise.
-        unsafe { run_together(&rest[..together], how.threads) };
+        let rounds = rest[..together].iter().map(Plan::rounds).max().unwrap_or(0);
+        stages.extend((0..rounds).map(|round| Stage { plans: &rest[..together], round }));
         rest = &rest[together..];
+    }
+    // SAFETY: by the caller's promise.
+    unsafe { run_stages(&stages, how.threads) };
+}
+
+/// One round of plans that are computed together.
+struct Stage<'a> {
+    plans: &'a [Plan<'a>],
+    round: usize,
+}
+
+impl<'a> Stage<'a> {
+    /// The plans that have such a round.
+    fn running(&self) -> impl Iterator<Item = &'a Plan<'a>> + use<'a> {
+        let round = self.round;
+        self.plans.iter().filter(move |plan| round < plan.rounds())
+    }
+
+    /// Packed elements.
+    fn room(&self) -> usize {
+        self.running().flat_map(|plan| plan.room).sum()
+    }
+
+    /// Plans what is packed, and where for each running plan.
+    fn pack<'b>(&self, mut free: &'b mut [f32]) -> (Vec<PackTask<'b>>, Vec<Vec<Vec<Places>>>)
+    where
+        'a: 'b,
+    {
+        let mut tasks = Vec::new();
+        let one = |plan: &Plan<'a>| {
+            let (room, behind) = std::mem::take(&mut free).split_at_mut(plan.room.iter().sum());
+            free = behind;
+            plan.pack(self.round, room, &mut tasks)
+        };
+        let places = self.running().map(one).collect();
+        (tasks, places)
+    }
+
+    /// The tiles, once all is packed.
+    fn tiles<'b>(&self, mut rest: &'b [f32], places: &[Vec<Vec<Places>>]) -> Vec<Tiles<'b>>
+    where
+        'a: 'b,
+    {
+        let one = |(plan, places): (&'a Plan<'a>, &Vec<Vec<Places>>)| {
+            let (room, behind) = rest.split_at(plan.room.iter().sum());
+            rest = behind;
+            plan.tiles(self.round, room, places)
+        };
+        self.running().zip(places).map(one).collect()
     }
 }
 
+/// All stages in order. While the last tiles of one are computed, the next one is packed, so that no thread waits.
+///
 /// # Safety
 /// As for [`sums_of_products`].
 #[allow(unsafe_code)]
-unsafe fn run_together(plans: &[Plan<'_>], threads: Threads) {
-    scratch::with(plans.iter().flat_map(|plan| plan.room).sum(), |mut free| {
-        let mut rooms: Vec<&mut [f32]> = Vec::with_capacity(plans.len());
-        for plan in plans {
-            let (room, behind) = free.split_at_mut(plan.room.iter().sum());
-            rooms.push(room);
-            free = behind;
+unsafe fn run_stages(stages: &[Stage<'_>], threads: Threads) {
+    let most = stages.iter().map(Stage::room).max().unwrap_or(0).next_multiple_of(LINE);
+    scratch::with(most * stages.len().min(2), |room| {
+        let (mut here, mut next) = room.split_at_mut(most);
+        let mut places = Vec::new();
+        if let Some(first) = stages.first() {
+            let (tasks, first_places) = first.pack(here);
+            // SAFETY: there are no tiles.
+            unsafe { run_tiles(&[], tasks.len(), &|i| tasks[i].run(), threads) };
+            places = first_places;
         }
-        for round in 0..plans.iter().map(Plan::rounds).max().unwrap_or(0) {
-            let mut tasks = Vec::new();
-            let running = || plans.iter().enumerate().filter(|(_, plan)| round < plan.rounds());
-            let mut places = Vec::with_capacity(plans.len());
-            for (plan, room) in plans.iter().zip(&mut rooms) {
-                places.push(if round < plan.rounds() { plan.pack(round, room, &mut tasks) } else { Vec::new() });
-            }
-            run_packs(tasks, threads);
-            let tiles: Vec<_> = running().map(|(i, plan)| plan.tiles(round, rooms[i], &places[i])).collect();
+        for (i, stage) in stages.iter().enumerate() {
+            let tiles = stage.tiles(here, &places);
+            let (tasks, next_places) = stages.get(i + 1).map(|stage| stage.pack(next)).unwrap_or_default();
             // SAFETY: the outputs have room for all rows and columns by the caller's promise.
-            unsafe { run_tiles(&tiles, threads) };
+            unsafe { run_tiles(&tiles, tasks.len(), &|i| tasks[i].run(), threads) };
+            drop((tiles, tasks));
+            places = next_places;
+            std::mem::swap(&mut here, &mut next);
         }
     });
 }
@@ -344,8 +396,8 @@ struct PackTask<'a> {
 }
 
 #[allow(unsafe_code)]
-// SAFETY: each task writes to its own part of memory that is borrowed for as long as the tasks live.
-unsafe impl Send for PackTask<'_> {}
+// SAFETY: each task writes to its own part of memory that is borrowed for as long as the tasks live, and runs once.
+unsafe impl Sync for PackTask<'_> {}
 
 /// Plans to pack the rows of `matrix` as lanes, in tasks of a few panels or steps, at the start of `free`, which loses that
 /// part.
@@ -376,18 +428,13 @@ fn pack_later<'a>(
     }));
 }
 
-/// Packs everything.
-fn run_packs(tasks: Vec<PackTask<'_>>, threads: Threads) {
-    let run = |task: PackTask<'_>| {
-        let PackTask { kernel, out, panel, side, lanes } = task;
+impl PackTask<'_> {
+    fn run(&self) {
+        let PackTask { kernel, out, panel, side, lanes } = *self;
         #[allow(unsafe_code)]
         // SAFETY: tasks are planned in memory that holds all panels, each unit of them in one task.
         unsafe {
             kernel.pack_steps(out, side, lanes, panel);
         }
-    };
-    match threads {
-        Threads::One => tasks.into_iter().for_each(run),
-        Threads::All => for_items(tasks, run),
     }
 }

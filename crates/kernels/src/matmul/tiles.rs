@@ -43,24 +43,25 @@ pub(super) struct Tiles<'a> {
 // SAFETY: each group of tiles writes to its own part of the output; everything else is only read.
 unsafe impl Sync for Tiles<'_> {}
 
-/// All tiles of several outputs.
+/// All tiles of several outputs, and behind them `others` other tasks, which threads take that find no tiles left.
 ///
 /// # Safety
 /// The outputs have room for their sizes, and none overlaps another.
 #[allow(unsafe_code)]
-pub(super) unsafe fn run_tiles(all: &[Tiles<'_>], threads: Threads) {
+pub(super) unsafe fn run_tiles(all: &[Tiles<'_>], others: usize, other: &(dyn Fn(usize) + Sync), threads: Threads) {
     let mut groups = Vec::new();
     for (i, tiles) in all.iter().enumerate() {
         groups.extend((0..tiles.groups()).map(|group| (i, group)));
     }
-    let run = |task: usize| {
-        let (tiles, group) = groups[task];
+    let run = |task: usize| match groups.get(task) {
         // SAFETY: by the caller's promise; every group comes once.
-        unsafe { all[tiles].run_group(group) };
+        Some((tiles, group)) => unsafe { all[*tiles].run_group(*group) },
+        None => other(task - groups.len()),
     };
+    let count = groups.len() + others;
     match threads {
-        Threads::One => (0..groups.len()).for_each(run),
-        Threads::All => for_each(groups.len(), run),
+        Threads::One => (0..count).for_each(run),
+        Threads::All => for_each(count, run),
     }
 }
 

@@ -4,8 +4,8 @@
 //! `dx = inverse (h - n mean(h n) - mean(h))` (RMSNorm: no last term), `dweight = sum dy n`, `dbias = sum dy`.
 
 use crate::{
-    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{chunk, fresh},
+    host::{Given, HostOperator, Saved, contiguous, dimensions, owned, slice, tensor},
+    parallel::{chunk, for_chunks, fresh, zeros},
     simd::{dot, sum, vectorised},
 };
 use burn_flex::FlexTensor;
@@ -32,7 +32,7 @@ impl HostOperator<2> for RmsNorm {
 
     fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [x, weight] = &given.inputs;
-        let [of_x, of_weight, _] = backward(x, weight, &given.saved[0], &given.gradient, None);
+        let [of_x, of_weight, _] = backward(x, weight, &given.saved[0], &given.gradient, None, None);
         [of_x, of_weight]
     }
 }
@@ -44,7 +44,7 @@ impl HostOperator<3> for LayerNorm {
 
     fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [x, weight, _] = &given.inputs;
-        backward(x, weight, &given.saved[0], &given.gradient, Some(self.groups))
+        backward(x, weight, &given.saved[0], &given.gradient, Some(self.groups), None)
     }
 }
 
@@ -102,24 +102,40 @@ vectorised! {
     }
 }
 
-fn backward(
+/// The gradients of rows, weight and bias; the first one is added to `onto` where there is that.
+pub(super) fn backward(
     x: &FlexTensor,
     weight: &FlexTensor,
     statistics: &[f32],
     gradient: &FlexTensor,
     // Groups of a LayerNorm; RMSNorm has none.
     centred: Option<usize>,
+    onto: Option<FlexTensor>,
 ) -> [Option<FlexTensor>; 3] {
     let (x, weight) = (contiguous(x), contiguous(weight));
     let (width, groups) = (slice(&weight).len().max(1), centred.unwrap_or(1));
-    let tasks = slice(&x).len().div_ceil(ROWS * width);
-    // Each task's sums for weight and bias, added up in order below.
-    let sizes = [(slice(&x).len(), ROWS * width), (tasks * width * 2, width * 2)];
-    let [of_x, partial] = fresh(sizes, |i, [of_x, partial]| {
-        let (x, gradient) = (chunk(slice(&x), ROWS * width, i), chunk(slice(gradient), ROWS * width, i));
+    let (count, size) = (slice(&x).len(), ROWS * width);
+    let tasks = count.div_ceil(size);
+    let rows = |i: usize, of_x: &mut [f32], partial: &mut [f32], add: bool| {
+        let (x, gradient) = (chunk(slice(&x), size, i), chunk(slice(gradient), size, i));
         let statistics = chunk(statistics, ROWS * groups * 2, i);
-        backward_rows(of_x, partial, x, gradient, statistics, slice(&weight), centred);
-    });
+        backward_rows(of_x, partial, x, gradient, statistics, slice(&weight), centred, add);
+    };
+    // Each task's sums for weight and bias, added up in order below.
+    let (of_x, partial) = match onto {
+        Some(onto) => {
+            let (mut of_x, mut partial) = (owned(onto), zeros(tasks * width * 2));
+            for_chunks([(&mut of_x.storage_mut::<f32>()[..], size), (&mut partial, width * 2)], |i, [of_x, partial]| {
+                rows(i, of_x, partial, true);
+            });
+            (of_x, partial)
+        }
+        None => {
+            let [of_x, partial] =
+                fresh([(count, size), (tasks * width * 2, width * 2)], |i, [of_x, partial]| rows(i, of_x, partial, false));
+            (tensor(of_x, &dimensions(&x)), partial)
+        }
+    };
     let mut sums = vec![0.0; width * 2];
     for partial in partial.chunks_exact(width * 2) {
         sums.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
@@ -127,11 +143,11 @@ fn backward(
     let of_bias = sums.split_off(width);
     let shape = dimensions(&weight);
     let of_bias = centred.map(|_| tensor(of_bias, &shape));
-    [Some(tensor(of_x, &dimensions(&x))), Some(tensor(sums, &shape)), of_bias]
+    [Some(of_x), Some(tensor(sums, &shape)), of_bias]
 }
 
 vectorised! {
-    fn backward_rows(of_x: &mut [f32], partial: &mut [f32], x: &[f32], gradient: &[f32], statistics: &[f32], weight: &[f32], centred: Option<usize>) {
+    fn backward_rows(of_x: &mut [f32], partial: &mut [f32], x: &[f32], gradient: &[f32], statistics: &[f32], weight: &[f32], centred: Option<usize>, add: bool) {
         let groups = centred.unwrap_or(1);
         let (all, width) = (weight, weight.len() / groups);
         let (of_weights, of_biases) = partial.split_at_mut(all.len());
@@ -155,8 +171,13 @@ vectorised! {
             }
             let along = dot(scaled, normed) / width as f32;
             let shift = if centred.is_some() { sum(scaled) / width as f32 } else { 0.0 };
-            for i in 0..width {
-                of_x[i] = inverse * (scaled[i] - normed[i] * along - shift);
+            match add {
+                true => for i in 0..width {
+                    of_x[i] += inverse * (scaled[i] - normed[i] * along - shift);
+                },
+                false => for i in 0..width {
+                    of_x[i] = inverse * (scaled[i] - normed[i] * along - shift);
+                },
             }
         }
     }

@@ -41,22 +41,6 @@ pub fn group_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, groups: usiz
     }
 }
 
-/// As [`rms_norm`], to be made again from `x` in the backward.
-pub fn transient_rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Transient<D> {
-    remade(rms_norm(x.clone(), weight.clone(), epsilon), &x, [&weight], epsilon)
-}
-
-/// As [`layer_norm`], to be made again from `x` in the backward.
-pub fn transient_layer_norm<const D: usize>(
-    x: Tensor<D>,
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    epsilon: f64,
-) -> Transient<D> {
-    let normed = layer_norm(x.clone(), weight.clone(), bias.clone(), epsilon);
-    remade(normed, &x, [&weight, &bias], epsilon)
-}
-
 /// The norm of `x` with its recipe; with one factor RMSNorm, with factor and bias LayerNorm.
 fn remade<const D: usize, const N: usize>(
     normed: Tensor<D>,

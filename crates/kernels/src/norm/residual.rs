@@ -1,17 +1,48 @@
-//! A residual sum and the norm of it in one pass over memory.
-
-use std::sync::{Arc, Mutex, PoisonError};
+//! A residual stream and the norm of it, in one pass over memory: what a block reads of the stream, and the stream that goes on.
+//!
+//! Both outputs are one operator's, so that its backward adds the gradient of the norm to that of the stream on the way.
 
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
 use super::cpu::{self, ROWS};
 use crate::{
-    host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    parallel::{chunk, fresh},
+    host::{self, Given, HostOperator, Outputs, Saved, contiguous, dimensions, slice, tensor},
+    parallel::{chunk, fresh, piece},
     simd::vectorised,
-    transient::{Transient, values},
+    transient::Transient,
 };
+
+/// `x` itself, and `x / sqrt(mean(x^2) + epsilon) * weight`.
+///
+/// `x`: any shape `[.., width]`, `weight`: `[width]`. The norm is made again from `x` in the backward.
+pub fn rms_norm_beside<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> (Tensor<D>, Transient<D>) {
+    if !host::on_host(&x) {
+        return (x.clone(), super::rms_norm(x, weight, epsilon).into());
+    }
+    let operator = Residual::new(1, epsilon);
+    let outputs = operator.outputs.clone();
+    let node: Tensor<D> = host::two(x, weight.clone(), operator);
+    parts(&outputs, &node, [&weight], epsilon)
+}
+
+/// `x` itself, and `(x - mean) / sqrt(var + epsilon) * weight + bias`.
+///
+/// `x`: any shape `[.., width]`, `weight` and `bias`: `[width]`. The norm is made again from `x` in the backward.
+pub fn layer_norm_beside<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    epsilon: f64,
+) -> (Tensor<D>, Transient<D>) {
+    if !host::on_host(&x) {
+        return (x.clone(), super::layer_norm(x, weight, bias, epsilon).into());
+    }
+    let operator = Residual::new(1, epsilon);
+    let outputs = operator.outputs.clone();
+    let node: Tensor<D> = host::three(x, weight.clone(), bias.clone(), Centred(operator));
+    parts(&outputs, &node, [&weight, &bias], epsilon)
+}
 
 /// `s = x + y`, and `s / sqrt(mean(s^2) + epsilon) * weight`.
 ///
@@ -26,11 +57,10 @@ pub fn add_rms_norm<const D: usize>(
         let sum = x + y;
         return (sum.clone(), super::rms_norm(sum, weight, epsilon).into());
     }
-    let (add, norm) = operators(&weight, None, epsilon);
-    let sum: Tensor<D> = host::two(x, y, add);
-    let normed = host::two(sum.clone(), weight.clone(), norm);
-    let normed = super::remade(normed, &sum, [&weight], epsilon);
-    (sum, normed)
+    let operator = Residual::new(2, epsilon);
+    let outputs = operator.outputs.clone();
+    let node: Tensor<D> = host::three(x, y, weight.clone(), operator);
+    parts(&outputs, &node, [&weight], epsilon)
 }
 
 /// `s = x + y`, and `(s - mean) / sqrt(var + epsilon) * weight + bias`.
@@ -47,51 +77,176 @@ pub fn add_layer_norm<const D: usize>(
         let sum = x + y;
         return (sum.clone(), super::layer_norm(sum, weight, bias, epsilon).into());
     }
-    let (add, norm) = operators(&weight, Some(&bias), epsilon);
-    let sum: Tensor<D> = host::two(x, y, add);
-    let normed = host::three(sum.clone(), weight.clone(), bias.clone(), norm);
-    let normed = super::remade(normed, &sum, [&weight, &bias], epsilon);
+    let operator = Residual::new(2, epsilon);
+    let outputs = operator.outputs.clone();
+    let node: Tensor<D> = host::four(x, y, weight.clone(), bias.clone(), Centred(operator));
+    parts(&outputs, &node, [&weight, &bias], epsilon)
+}
+
+/// `x + y`, on all threads. `x`, `y`: the same shape.
+pub fn add<const D: usize>(x: Tensor<D>, y: Tensor<D>) -> Tensor<D> {
+    match host::on_host(&x) {
+        true => host::two(x, y, Add),
+        false => x + y,
+    }
+}
+
+fn parts<const D: usize, const N: usize>(
+    outputs: &Outputs<2>,
+    node: &Tensor<D>,
+    factors: [&Tensor<1>; N],
+    epsilon: f64,
+) -> (Tensor<D>, Transient<D>) {
+    let (sum, normed): (Tensor<D>, Tensor<D>) = (outputs.output(0, node), outputs.output(1, node));
+    let normed = super::remade(normed, &sum, factors, epsilon);
     (sum, normed)
 }
 
-/// What the sum leaves for the norm: its output, and the statistics of its rows.
-type Prepared = Arc<Mutex<Option<(Vec<f32>, Vec<f32>)>>>;
-
-/// The sum, which computes the norm on the way.
+/// One or two summands, and the weight: their sum, which is also the node's value, and its RMSNorm.
 #[derive(Debug)]
-struct Add {
-    weight: FlexTensor,
-    bias: Option<FlexTensor>,
+struct Residual {
+    outputs: Outputs<2>,
+    summands: usize,
     epsilon: f32,
-    prepared: Prepared,
 }
 
-/// The norm, which was computed with the sum.
+/// The same with a bias, and LayerNorm.
 #[derive(Debug)]
-struct Norm {
-    epsilon: f32,
-    prepared: Prepared,
+struct Centred(Residual);
+
+impl Residual {
+    fn new(summands: usize, epsilon: f64) -> Self {
+        Self { outputs: Outputs::default(), summands, epsilon: epsilon as f32 }
+    }
+
+    fn run(&self, inputs: &[FlexTensor], bias: Option<&FlexTensor>) -> (FlexTensor, Saved) {
+        let weight = &inputs[self.summands];
+        let (sum, normed, saved) = match &inputs[..self.summands] {
+            [x, y] => self.summed(&contiguous(x), &contiguous(y), &contiguous(weight), bias),
+            _ => {
+                let x = contiguous(&inputs[0]);
+                let (normed, saved) = cpu::forward(&x, weight, bias, self.epsilon, 1);
+                (x, normed, saved)
+            }
+        };
+        self.outputs.put([sum.clone(), normed]);
+        (sum, saved)
+    }
+
+    fn summed(
+        &self,
+        x: &FlexTensor,
+        y: &FlexTensor,
+        weight: &FlexTensor,
+        bias: Option<&FlexTensor>,
+    ) -> (FlexTensor, FlexTensor, Saved) {
+        let bias = bias.map(contiguous);
+        let (count, width) = (slice(x).len(), slice(weight).len().max(1));
+        let size = ROWS * width;
+        let sizes = [(count, size), (count, size), (count / width * 2, ROWS * 2)];
+        let [sum, normed, statistics] = fresh(sizes, |i, [sum, normed, statistics]| {
+            sums(sum, chunk(slice(x), size, i), chunk(slice(y), size, i));
+            cpu::forward_rows(normed, statistics, sum, slice(weight), bias.as_ref().map(slice), self.epsilon, 1);
+        });
+        let shape = dimensions(x);
+        (tensor(sum, &shape), tensor(normed, &shape), vec![statistics])
+    }
+
+    /// The gradients of the sum, the weight and the bias.
+    fn gradients(
+        &self,
+        sum: Option<&FlexTensor>,
+        weight: &FlexTensor,
+        saved: &Saved,
+        is_centred: bool,
+    ) -> [Option<FlexTensor>; 3] {
+        match (self.outputs.gradients(), sum, saved.first()) {
+            ([of_sum, Some(of_norm)], Some(sum), Some(statistics)) => {
+                cpu::backward(sum, weight, statistics, &of_norm, is_centred.then_some(1), of_sum)
+            }
+            ([of_sum, _], ..) => [of_sum, None, None],
+        }
+    }
 }
 
-fn operators(weight: &Tensor<1>, bias: Option<&Tensor<1>>, epsilon: f64) -> (Add, Norm) {
-    let (epsilon, prepared) = (epsilon as f32, Prepared::default());
-    let add = Add { weight: values(weight), bias: bias.map(values), epsilon, prepared: prepared.clone() };
-    (add, Norm { epsilon, prepared })
+impl HostOperator<2> for Residual {
+    fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
+        self.run(inputs, None)
+    }
+
+    fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
+        let [x, weight] = &given.inputs;
+        let [of_x, of_weight, _] = self.gradients(Some(x), weight, &given.saved, false);
+        [of_x, of_weight]
+    }
 }
+
+impl HostOperator<3> for Centred {
+    fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
+        self.0.run(inputs, Some(&inputs[2]))
+    }
+
+    fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [x, weight, _] = &given.inputs;
+        self.0.gradients(Some(x), weight, &given.saved, true)
+    }
+}
+
+impl HostOperator<3> for Residual {
+    fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
+        self.run(inputs, None)
+    }
+
+    fn keeps_output(&self) -> bool {
+        true
+    }
+
+    fn keeps_input(&self, input: usize) -> bool {
+        input == 2
+    }
+
+    fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
+        let [of_sum, of_weight, _] = self.gradients(given.output.as_ref(), &given.inputs[2], &given.saved, false);
+        [of_sum.clone(), of_sum, of_weight]
+    }
+}
+
+impl HostOperator<4> for Centred {
+    fn forward(&self, inputs: &[FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, Saved) {
+        self.0.run(inputs, Some(&inputs[3]))
+    }
+
+    fn keeps_output(&self) -> bool {
+        true
+    }
+
+    fn keeps_input(&self, input: usize) -> bool {
+        input == 2
+    }
+
+    fn backward(&self, given: Given<4>, _: [bool; 4]) -> [Option<FlexTensor>; 4] {
+        let [of_sum, of_weight, of_bias] =
+            self.0.gradients(given.output.as_ref(), &given.inputs[2], &given.saved, true);
+        [of_sum.clone(), of_sum, of_weight, of_bias]
+    }
+}
+
+/// The plain sum.
+#[derive(Debug)]
+struct Add;
 
 impl HostOperator<2> for Add {
     fn forward(&self, [x, y]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let (x, y) = (contiguous(x), contiguous(y));
-        let (count, width) = (slice(&x).len(), slice(&self.weight).len().max(1));
-        let size = ROWS * width;
-        let sizes = [(count, size), (count, size), (count / width * 2, ROWS * 2)];
-        let [sum, normed, statistics] = fresh(sizes, |i, [sum, normed, statistics]| {
-            add(sum, chunk(slice(&x), size, i), chunk(slice(&y), size, i));
-            let bias = self.bias.as_ref().map(slice);
-            cpu::forward_rows(normed, statistics, sum, slice(&self.weight), bias, self.epsilon, 1);
+        let size = piece(slice(&x).len());
+        let [sum] = fresh([(slice(&x).len(), size)], |i, [sum]| {
+            sums(sum, chunk(slice(&x), size, i), chunk(slice(&y), size, i));
         });
-        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some((normed, statistics));
         (tensor(sum, &dimensions(&x)), Vec::new())
+    }
+
+    fn keeps_input(&self, _: usize) -> bool {
+        false
     }
 
     fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
@@ -100,37 +255,8 @@ impl HostOperator<2> for Add {
 }
 
 vectorised! {
-    fn add(sum: &mut [f32], x: &[f32], y: &[f32]) {
+    fn sums(sum: &mut [f32], x: &[f32], y: &[f32]) {
         sum.iter_mut().zip(x).zip(y).for_each(|((sum, x), y)| *sum = x + y);
-    }
-}
-
-impl Norm {
-    fn take(&self, x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> (FlexTensor, Saved) {
-        match self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some((normed, statistics)) => (tensor(normed, &dimensions(x)), vec![statistics]),
-            None => cpu::forward(x, weight, bias, self.epsilon, 1),
-        }
-    }
-}
-
-impl HostOperator<2> for Norm {
-    fn forward(&self, [x, weight]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
-        self.take(x, weight, None)
-    }
-
-    fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        cpu::RmsNorm { epsilon: self.epsilon }.backward(given, wanted)
-    }
-}
-
-impl HostOperator<3> for Norm {
-    fn forward(&self, [x, weight, bias]: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
-        self.take(x, weight, Some(bias))
-    }
-
-    fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        cpu::LayerNorm { epsilon: self.epsilon, groups: 1 }.backward(given, wanted)
     }
 }
 
@@ -150,10 +276,30 @@ mod tests {
                 let sum = t[0].get::<2>() + t[1].get();
                 both((sum.clone(), reference::rms_norm(sum, t[2].get(), 1e-3).into()))
             });
+            let beside = [&[rows, width][..], &[width], &[width]];
+            agree(&beside[..2], 1e-5, |t| both(rms_norm_beside(t[0].get(), t[1].get(), 1e-3)), |t| {
+                both((t[0].get(), reference::rms_norm(t[0].get(), t[1].get(), 1e-3).into()))
+            });
+            agree(&beside, 1e-5, |t| both(layer_norm_beside(t[0].get(), t[1].get(), t[2].get(), 1e-3)), |t| {
+                both((t[0].get(), reference::layer_norm(t[0].get(), t[1].get(), t[2].get(), 1e-3).into()))
+            });
             agree(&shapes, 1e-5, |t| both(add_layer_norm(t[0].get(), t[1].get(), t[2].get(), t[3].get(), 1e-3)), |t| {
                 let sum = t[0].get::<2>() + t[1].get();
                 both((sum.clone(), reference::layer_norm(sum, t[2].get(), t[3].get(), 1e-3).into()))
             });
         }
+    }
+
+    #[test]
+    fn either_output_may_go_unused() {
+        let shapes: [&[usize]; 2] = [&[70, 5], &[5]];
+        agree(&shapes, 1e-5, |t| rms_norm_beside(t[0].get::<2>(), t[1].get(), 1e-3).1.into_tensor().reshape([-1]), |t| {
+            reference::rms_norm(t[0].get::<2>(), t[1].get(), 1e-3).reshape([-1])
+        });
+        let sum = |t: &[crate::testing::Leaf]| add_rms_norm(t[0].get::<2>(), t[1].get(), Tensor::ones([5], &burn::tensor::Device::flex()), 1e-3).0;
+        agree(&[&[70, 5], &[70, 5]], 0.0, |t| sum(t).reshape([-1]), |t| (t[0].get::<2>() + t[1].get()).reshape([-1]));
+        agree(&[&[70, 5], &[70, 5]], 0.0, |t| add(t[0].get::<2>(), t[1].get()).reshape([-1]), |t| {
+            (t[0].get::<2>() + t[1].get()).reshape([-1])
+        });
     }
 }

@@ -6,6 +6,7 @@
 //! inside.
 
 pub mod causal_convolution;
+pub mod dynamic_mix;
 mod lanes;
 pub mod linear_scan;
 pub mod long_convolution;

@@ -46,6 +46,11 @@ impl<'a> Sequence<'a> {
         if [own.batch, own.time] == [batch, time] { own } else { Self { strides: [0; 2], batch, time, ..own } }
     }
 
+    /// Whether every step has a row of its own, rather than one row for all.
+    pub fn has_rows(&self) -> bool {
+        self.strides != [0; 2] || self.batch * self.time == 1
+    }
+
     /// The channels of one step.
     #[inline(always)]
     pub fn row(&self, batch: usize, time: usize) -> &'a [f32] {

@@ -70,11 +70,12 @@ impl AttentionExperts {
         cache: Option<&mut KeyValues>,
         sides: &mut Sides,
     ) -> Tensor<3> {
-        let [key, value] = Linear::forward_all([&self.key, &self.value], x.clone());
-        let x = x.into_tensor();
+        let [x, pairs, routed] = x.fan();
+        let [key, value] = Linear::forward_all([&self.key, &self.value], pairs);
+        let (x, routed) = (x.into_tensor(), routed.into_tensor());
         let [batch, time, width] = x.dims();
         let rows = x.reshape([batch * time, width]);
-        let (routing, weights) = self.router.forward(rows.clone(), [batch, time], context, sides);
+        let (routing, weights) = self.router.forward(routed.reshape([batch * time, width]), [batch, time], context, sides);
         let (heads, head_dim, active) = (self.spec.kv_heads, self.spec.head_dim, routing.active());
         // The query heads of one key head have to be neighbours.
         let query = self.query.forward(rows, &routing, [1, heads]);

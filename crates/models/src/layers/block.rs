@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use espalier_kernels::{
     checkpoint::{Segment, Tracked, is_supported, recomputed},
+    norm::residual::add,
     transient::Transient,
 };
 
@@ -175,15 +176,18 @@ impl Block {
         if self.residual == Residual::PostNorm {
             return self.forward_post_norm(x, context, (mixer, remembered), cross, sides);
         }
-        let normed = self.mixer_norm.forward_transient(x.clone());
+        let (mut x, normed) = self.mixer_norm.forward_beside(x);
         let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
-            Some(norm) => norm.forward_transient(x.clone()),
+            Some(norm) => {
+                let (stream, beside) = norm.forward_beside(x.clone());
+                x = stream;
+                beside
+            }
             None => normed.clone(),
         });
         let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, mixer, sides));
         let mut mixed = dropped(mixed, context, 0);
-        let Some(channel) = &self.channel else { return x + mixed };
-        let mut x = x;
+        let Some(channel) = &self.channel else { return add(x, mixed) };
         if let Some(norm) = self.cross.as_ref().map(|cross| &cross.norm) {
             let (sum, normed) = norm.forward_sum(x.clone(), mixed.clone());
             if let Some((_, seen)) = cross(normed) {
@@ -193,11 +197,12 @@ impl Block {
         let (x, inner) = match (beside, &self.channel_norm) {
             (None, Some(norm)) => norm.forward_sum(x, mixed),
             (beside, _) => {
-                let x = x + mixed;
+                let x = add(x, mixed);
                 (x.clone(), beside.unwrap_or_else(|| x.into()))
             }
         };
-        x + dropped(optional(&self.channel_output_norm, channel.forward(inner, context, remembered, sides)), context, 1)
+        let inner = channel.forward(inner, context, remembered, sides);
+        add(x, dropped(optional(&self.channel_output_norm, inner), context, 1))
     }
 
     /// `x = norm(x + mixer(x))`, and so on for the other parts.

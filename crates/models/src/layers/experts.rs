@@ -10,6 +10,7 @@ use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{activate, gated},
     experts::{Form, Routing, expert_feed_forward},
+    fan::fan,
     linear::add_bias,
 };
 
@@ -70,7 +71,8 @@ impl Experts {
 
     /// `x`: rows of which each of `size` tokens has equally many, `[rows, width]`; the same shape comes back.
     pub fn forward_rows(&self, x: Tensor<2>, size: [usize; 2], context: &Context, sides: &mut Sides) -> Tensor<2> {
-        let (routing, weights) = self.router.forward(x.clone(), size, context, sides);
+        let [x, routed] = fan(x);
+        let (routing, weights) = self.router.forward(routed, size, context, sides);
         let form =
             Form { activation: self.spec.expert.activation, gated: self.spec.gated, precision: context.precision };
         let y = match self.up.is_adapted() || self.down.is_adapted() {

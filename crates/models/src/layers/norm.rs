@@ -3,8 +3,8 @@
 use burn::tensor::Tensor;
 use espalier_kernels::norm::{
     layer_norm,
-    residual::{add_layer_norm, add_rms_norm},
-    rms_norm, transient_layer_norm, transient_rms_norm,
+    residual::{add_layer_norm, add_rms_norm, layer_norm_beside, rms_norm_beside},
+    rms_norm,
 };
 use espalier_kernels::transient::Transient;
 
@@ -62,15 +62,15 @@ impl Norm {
         self.bias.as_ref().map_or_else(none, |bias| bias.value())
     }
 
-    /// As [`Norm::forward`], for linear maps, which then need not keep it.
-    pub fn forward_transient<const D: usize>(&self, x: Tensor<D>) -> Transient<D> {
+    /// `x` as it goes on, and its norm for linear maps, which then need not keep it. `x`: `[.., width]`.
+    pub fn forward_beside<const D: usize>(&self, x: Tensor<D>) -> (Tensor<D>, Transient<D>) {
         let weight = self.weight.value::<1>();
         match self.spec {
             NormSpec::LayerNorm { epsilon, .. } => {
-                transient_layer_norm(x, weight.clone(), self.bias_or_zero(&weight), epsilon)
+                layer_norm_beside(x, weight.clone(), self.bias_or_zero(&weight), epsilon)
             }
             NormSpec::RmsNorm { epsilon, from_one } => {
-                transient_rms_norm(x, if from_one { weight + 1.0 } else { weight }, epsilon)
+                rms_norm_beside(x, if from_one { weight + 1.0 } else { weight }, epsilon)
             }
         }
     }

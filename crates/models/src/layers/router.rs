@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
-    experts::Routing,
+    experts::{Routing, choice_weights},
     linear::{Precision, linear},
 };
 
@@ -63,12 +63,10 @@ impl Router {
         let logits = linear(x, self.weight.value(), None, Precision::F32);
         let scores = logits.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
         let routing = Arc::new(choose(&self.spec, &scores, parts, context.present.as_deref(), context.training));
-        let weights = routing.weights(logits.clone(), self.spec.normalised);
-        sides.outputs.push(SideOutput::new(
-            self.side(parts),
-            logits.reshape([batch, time, parts * self.spec.experts]),
-            context,
-        ));
+        let weights = choice_weights(logits.clone(), &routing, self.spec.normalised);
+        let values = logits.reshape([batch, time, parts * self.spec.experts]);
+        let side = SideOutput::new(self.side(parts), values, context);
+        sides.outputs.push(SideOutput { routing: Some(routing.clone()), ..side });
         (routing, weights)
     }
 }

@@ -6,7 +6,7 @@ use espalier_kernels::{
     activation::{Activation, activate},
     linear::Precision,
     norm::group_norm,
-    recurrent::{last_steps, token_mix::token_mix},
+    recurrent::{dynamic_mix::dynamic_mixes, last_steps, token_mix::token_mixes},
 };
 use serde::{Deserialize, Serialize};
 
@@ -47,18 +47,29 @@ impl Pairs {
         Self { x, before, share }
     }
 
-    /// The mix by weights of `[1, 1, width]` or of its own shape.
-    pub fn mixed(&self, weight: Tensor<3>) -> Tensor<3> {
-        let of_previous = match self.share {
+    /// The mixes by weights of `[1, 1, width]`.
+    fn mixed<const N: usize>(&self, weights: [Tensor<3>; N]) -> [Tensor<3>; N] {
+        let of_previous = weights.map(|weight| match self.share {
             Share::Current => weight.neg() + 1.0,
             Share::Previous => weight,
-        };
-        token_mix(self.x.clone(), self.before.clone(), of_previous)
+        });
+        token_mixes(self.x.clone(), self.before.clone(), of_previous)
     }
 
-    /// The mix by a parameter.
-    pub fn by(&self, weight: &Parameter) -> Tensor<3> {
-        self.mixed(weight.value())
+    /// The mixes by weights that depend on the token, see [`dynamic_mixes`].
+    pub fn dynamic<const N: usize>(
+        &self,
+        shared: Tensor<2>,
+        narrow: Tensor<3>,
+        up: Tensor<3>,
+        precision: Precision,
+    ) -> [Tensor<3>; N] {
+        dynamic_mixes(self.x.clone(), self.before.clone(), shared, narrow, up, precision)
+    }
+
+    /// The mixes by parameters.
+    pub fn by<const N: usize>(&self, weights: [&Parameter; N]) -> [Tensor<3>; N] {
+        self.mixed(weights.map(Parameter::value))
     }
 }
 

@@ -89,12 +89,13 @@ impl Rwkv4 {
         let x = context.without_padding(x.into_tensor());
         let batch = x.dims()[0];
         let pairs = Pairs::new(x, Share::Current, &mut state);
+        let [key, value, receptance] = pairs.by([&self.mix_key, &self.mix_value, &self.mix_receptance]);
         let inner = self.decay.len();
         // Padding would count in the average, as a token that says nothing does.
-        let key = context.instead_of_padding(self.key.forward(pairs.by(&self.mix_key)), UNSEEN);
+        let key = context.instead_of_padding(self.key.forward(key), UNSEEN);
         let (y, last) = wkv4(Wkv4 {
             key,
-            value: self.value.forward(pairs.by(&self.mix_value)),
+            value: self.value.forward(value),
             decay: self.decay.value(),
             bonus: self.bonus.value(),
             state: state.as_deref().and_then(|state| state.get("average", [batch, 3, inner])),
@@ -102,7 +103,7 @@ impl Rwkv4 {
         if let Some(state) = state {
             state.set("average", last);
         }
-        let receptance = self.receptance.forward(pairs.by(&self.mix_receptance));
+        let receptance = self.receptance.forward(receptance);
         self.output.forward(gated(Activation::Sigmoid, receptance, y, self.output.precision))
     }
 }

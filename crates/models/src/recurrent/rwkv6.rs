@@ -9,7 +9,7 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{Activation, activate, gated},
-    linear::{add_bias, linear},
+    linear::add_bias,
     recurrent::wkv6::{Wkv6, wkv6},
     transient::Transient,
 };
@@ -179,7 +179,7 @@ impl Rwkv6 {
         let ([key, value, receptance, gate], decay) = match &self.dynamic {
             None => {
                 let pairs = Pairs::new(x, Share::Current, &mut state);
-                (self.mixes.each_ref().map(|weight| pairs.by(weight)), self.decay.value::<2>().reshape([1, 1, width]))
+                (pairs.by(self.mixes.each_ref()), self.decay.value::<2>().reshape([1, 1, width]))
             }
             Some(dynamic) => {
                 let pairs = Pairs::new(x, Share::Previous, &mut state);
@@ -206,17 +206,14 @@ impl Rwkv6 {
 impl Dynamic {
     /// What keys, values, receptances and gates are made of, and what is added to the decay.
     fn forward(&self, pairs: &Pairs, mixes: &[Parameter; 4]) -> ([Tensor<3>; 4], Tensor<3>) {
-        let narrow = activate(Activation::Tanh, self.mix_down.forward(pairs.by(&self.mix)));
-        let [rank, width] = [self.mix_up.shape()[1], self.mix_up.shape()[2]];
-        // One product for each, from narrow parts: parts of a wide product would cost its whole width in the backward, each.
-        let mixed = |number: usize, weight: &Parameter| {
-            let up = self.mix_up.value::<3>().narrow(0, number, 1).reshape([rank, width]).swap_dims(0, 1);
-            let part = narrow.clone().narrow(2, number * rank, rank);
-            let weight = weight.value::<3>().reshape([width]);
-            pairs.mixed(linear(part, up, Some(weight), self.mix_down.precision))
-        };
-        let decay = self.decay.forward(mixed(0, &self.mix_decay));
-        let [key, value, receptance, gate] = mixes;
-        ([mixed(1, key), mixed(2, value), mixed(3, receptance), mixed(4, gate)], decay)
+        let [mixed] = pairs.by([&self.mix]);
+        let narrow = activate(Activation::Tanh, self.mix_down.forward(mixed));
+        let [key, value, receptance, gate] = mixes.each_ref().map(|weight| weight.value::<3>());
+        let shared = Tensor::cat(vec![self.mix_decay.value(), key, value, receptance, gate], 1);
+        let width = self.mix_up.shape()[2];
+        let shared = shared.reshape([MIXES.len(), width]);
+        let [decay, key, value, receptance, gate] =
+            pairs.dynamic(shared, narrow, self.mix_up.value(), self.mix_down.precision);
+        ([key, value, receptance, gate], self.decay.forward(decay))
     }
 }

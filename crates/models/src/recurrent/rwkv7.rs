@@ -190,7 +190,7 @@ impl Rwkv7 {
         let ([batch, time, width], heads) = (x.dims(), self.heads);
         let head = width / heads;
         let pairs = Pairs::new(x, Share::Previous, &mut state);
-        let [receptance, decay, key, value, rate, gate] = self.mixes.each_ref().map(|weight| pairs.by(weight));
+        let [receptance, decay, key, value, rate, gate] = pairs.by(self.mixes.each_ref());
         let gate = self.gate.forward(gate);
         let rate = activate(Activation::Sigmoid, self.rate.forward(rate));
         let log_decay = activate(Activation::Sigmoid, self.decay.forward(decay)) * -(-0.5f64).exp();

@@ -109,14 +109,16 @@ impl RwkvChannel {
     /// As [`Self::forward`] with one text in a row.
     fn forward_texts(&self, x: Transient<3>, context: &Context, mut state: Option<&mut RecurrentState>) -> Tensor<3> {
         let pairs = Pairs::new(context.without_padding(x.into_tensor()), self.share, &mut state);
-        let inner = activate(Activation::Relu2, self.key.forward(pairs.by(&self.mix_key)));
-        let y = self.value.forward(inner);
+        let value = |key| self.value.forward(activate(Activation::Relu2, self.key.forward(key)));
         match &self.gate {
             Some(gate) => {
-                let receptance = gate.map.forward(pairs.by(&gate.mix));
-                gated(Activation::Sigmoid, receptance, y, Precision::F32).into_tensor()
+                let [key, receptance] = pairs.by([&self.mix_key, &gate.mix]);
+                gated(Activation::Sigmoid, gate.map.forward(receptance), value(key), Precision::F32).into_tensor()
             }
-            None => y,
+            None => {
+                let [key] = pairs.by([&self.mix_key]);
+                value(key)
+            }
         }
     }
 }

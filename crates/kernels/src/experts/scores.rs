@@ -1,0 +1,228 @@
+//! What follows from a router's scores by softmax: the weights of the choices, and the share of all tokens that each expert would
+//! have.
+
+use std::sync::Arc;
+
+use burn::tensor::{Int, Tensor, TensorData, activation::softmax};
+use burn_flex::FlexTensor;
+
+use super::Routing;
+use crate::{
+    host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    parallel::{chunk, fresh},
+};
+
+/// The weight of every choice, `[tokens, active]`, from the router's `logits` `[tokens, experts]`: the softmax over all
+/// experts at the chosen ones, divided by their sum where `normalised`.
+pub fn choice_weights(logits: Tensor<2>, routing: &Arc<Routing>, normalised: bool) -> Tensor<2> {
+    match host::on_host(&logits) {
+        true => host::one(logits, Weights { routing: routing.clone(), normalised }),
+        false => reference_weights(logits, routing, normalised),
+    }
+}
+
+/// `sum_t c_t sum_e s_e p_te` with the softmax `p` of every row of `logits` `[rows, experts]`: `[1]`. `shares`: `[experts]`, as
+/// numbers without gradient; `counted` says which rows count, all where absent.
+pub fn expected_shares(logits: Tensor<2>, shares: Vec<f32>, counted: Option<Vec<bool>>) -> Tensor<1> {
+    match host::on_host(&logits) {
+        true => host::one(logits, Expected { shares, counted }),
+        false => reference_shares(logits, shares, counted),
+    }
+}
+
+fn reference_weights(logits: Tensor<2>, routing: &Routing, normalised: bool) -> Tensor<2> {
+    let chosen: Vec<i32> = routing.chosen().iter().map(|expert| *expert as i32).collect();
+    let shape = [routing.tokens(), routing.active()];
+    let chosen = Tensor::<2, Int>::from_data(TensorData::new(chosen, shape), &logits.device().inner());
+    match normalised {
+        true => softmax(logits.gather(1, chosen), 1),
+        false => softmax(logits, 1).gather(1, chosen),
+    }
+}
+
+fn reference_shares(logits: Tensor<2>, shares: Vec<f32>, counted: Option<Vec<bool>>) -> Tensor<1> {
+    let ([rows, experts], device) = (logits.dims(), logits.device().inner());
+    let weighted = softmax(logits, 1) * Tensor::<2>::from_data(TensorData::new(shares, [1, experts]), &device);
+    let counts = counted.map_or_else(|| vec![1.0; rows], |rows| rows.iter().map(|row| f32::from(u8::from(*row))).collect());
+    (weighted * Tensor::<2>::from_data(TensorData::new(counts, [rows, 1]), &device)).sum()
+}
+
+/// Rows of a task. Fixed, so that sums do not depend on the number of threads.
+const ROWS: usize = 256;
+
+/// Replaces scores by their softmax.
+fn normalise(row: &mut [f32]) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut().for_each(|value| *value = (*value - largest).exp());
+    let sum: f32 = row.iter().sum();
+    row.iter_mut().for_each(|value| *value /= sum);
+}
+
+/// From the gradient of a softmax, in `row`, and its output, that of the scores: `p (g - <p, g>)`.
+fn through(row: &mut [f32], output: &[f32]) {
+    let along: f32 = row.iter().zip(output).map(|(gradient, p)| gradient * p).sum();
+    row.iter_mut().zip(output).for_each(|(gradient, p)| *gradient = p * (*gradient - along));
+}
+
+#[derive(Debug)]
+struct Weights {
+    routing: Arc<Routing>,
+    normalised: bool,
+}
+
+impl Weights {
+    /// The experts that a token chose.
+    fn chosen(&self, token: usize) -> impl Iterator<Item = usize> + '_ {
+        let active = self.routing.active();
+        self.routing.chosen()[token * active..(token + 1) * active].iter().map(|expert| *expert as usize)
+    }
+
+    /// Writes the weights of a token's choices; `all` is room for the softmax over all experts.
+    fn weights(&self, out: &mut [f32], token: usize, scores: &[f32], all: &mut [f32]) {
+        if self.normalised {
+            out.iter_mut().zip(self.chosen(token)).for_each(|(weight, expert)| *weight = scores[expert]);
+            normalise(out);
+            return;
+        }
+        all.copy_from_slice(scores);
+        normalise(all);
+        out.iter_mut().zip(self.chosen(token)).for_each(|(weight, expert)| *weight = all[expert]);
+    }
+
+    /// Writes the gradient of a token's scores, which are zeros before.
+    fn gradient(&self, out: &mut [f32], token: usize, scores: &[f32], of_weights: &[f32]) {
+        if self.normalised {
+            let (mut weights, mut gradient) = (vec![0.0; of_weights.len()], of_weights.to_vec());
+            self.weights(&mut weights, token, scores, &mut []);
+            through(&mut gradient, &weights);
+            self.chosen(token).zip(gradient).for_each(|(expert, value)| out[expert] = value);
+            return;
+        }
+        let mut all = scores.to_vec();
+        normalise(&mut all);
+        self.chosen(token).zip(of_weights).for_each(|(expert, value)| out[expert] = *value);
+        through(out, &all);
+    }
+}
+
+impl HostOperator<1> for Weights {
+    fn forward(&self, [logits]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
+        let (logits, active, experts) = (contiguous(logits), self.routing.active(), self.routing.experts());
+        let tokens = self.routing.tokens();
+        let [weights] = fresh([(tokens * active, ROWS * active)], |task, [weights]| {
+            let mut all = vec![0.0; experts];
+            let scores = chunk(slice(&logits), ROWS * experts, task).chunks_exact(experts);
+            for (i, (weights, scores)) in weights.chunks_exact_mut(active).zip(scores).enumerate() {
+                self.weights(weights, task * ROWS + i, scores, &mut all);
+            }
+        });
+        (tensor(weights, &[tokens, active]), Vec::new())
+    }
+
+    fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let (logits, active, experts) =
+            (contiguous(&given.inputs[0]), self.routing.active(), self.routing.experts());
+        let [of_logits] = fresh([(slice(&logits).len(), ROWS * experts)], |task, [of_logits]| {
+            let scores = chunk(slice(&logits), ROWS * experts, task).chunks_exact(experts);
+            let gradients = chunk(slice(&given.gradient), ROWS * active, task).chunks_exact(active);
+            let rows = of_logits.chunks_exact_mut(experts).zip(scores.zip(gradients));
+            for (i, (out, (scores, gradient))) in rows.enumerate() {
+                self.gradient(out, task * ROWS + i, scores, gradient);
+            }
+        });
+        [Some(tensor(of_logits, &dimensions(&logits)))]
+    }
+}
+
+#[derive(Debug)]
+struct Expected {
+    shares: Vec<f32>,
+    counted: Option<Vec<bool>>,
+}
+
+impl Expected {
+    fn counts(&self, row: usize) -> bool {
+        self.counted.as_ref().is_none_or(|counted| counted[row])
+    }
+}
+
+impl HostOperator<1> for Expected {
+    fn forward(&self, [logits]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
+        let (logits, experts) = (contiguous(logits), self.shares.len());
+        let tasks = slice(&logits).len().div_ceil(ROWS * experts);
+        let [sums] = fresh([(tasks, 1)], |task, [sum]: [&mut [f32]; 1]| {
+            let mut all = vec![0.0; experts];
+            let rows = chunk(slice(&logits), ROWS * experts, task).chunks_exact(experts).enumerate();
+            for (_, scores) in rows.filter(|(i, _)| self.counts(task * ROWS + i)) {
+                all.copy_from_slice(scores);
+                normalise(&mut all);
+                sum[0] += all.iter().zip(&self.shares).map(|(p, share)| p * share).sum::<f32>();
+            }
+        });
+        (tensor(vec![sums.iter().sum()], &[1]), Vec::new())
+    }
+
+    fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        let (logits, experts) = (contiguous(&given.inputs[0]), self.shares.len());
+        let factor = slice(&given.gradient).first().copied().unwrap_or_default();
+        let [of_logits] = fresh([(slice(&logits).len(), ROWS * experts)], |task, [of_logits]| {
+            let mut all = vec![0.0; experts];
+            let scores = chunk(slice(&logits), ROWS * experts, task).chunks_exact(experts);
+            let rows = of_logits.chunks_exact_mut(experts).zip(scores).enumerate();
+            for (_, (out, scores)) in rows.filter(|(i, _)| self.counts(task * ROWS + i)) {
+                all.copy_from_slice(scores);
+                normalise(&mut all);
+                out.iter_mut().zip(&self.shares).for_each(|(out, share)| *out = factor * share);
+                through(out, &all);
+            }
+        });
+        [Some(tensor(of_logits, &dimensions(&logits)))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{agree, numbers};
+    use burn::tensor::Device;
+
+    #[test]
+    fn weights_are_shares_of_the_softmax() {
+        let logits = Tensor::<2>::from_floats([[2.0, 1.0, 0.0]], &Device::flex());
+        let routing = Arc::new(Routing::top_k(&[2.0, 1.0, 0.0], 3, 2, None, None));
+        let weights = |normalised| {
+            choice_weights(logits.clone(), &routing, normalised).into_data().try_into_vec::<f32>().unwrap()
+        };
+        let sum = 2f32.exp() + 1f32.exp() + 1.0;
+        let (first, second) = (2f32.exp() / sum, 1f32.exp() / sum);
+        for (found, expected) in
+            [(weights(false), [first, second]), (weights(true), [first / (first + second), second / (first + second)])]
+        {
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn agree_with_their_definitions() {
+        for (tokens, experts, active) in [(1, 1, 1), (5, 4, 2), (600, 7, 3)] {
+            let routing = Arc::new(Routing::top_k(&numbers(tokens * experts, 1), experts, active, None, None));
+            for normalised in [false, true] {
+                agree(
+                    &[&[tokens, experts]],
+                    1e-6,
+                    |t| choice_weights(t[0].get(), &routing, normalised).reshape([-1]),
+                    |t| reference_weights(t[0].get(), &routing, normalised).reshape([-1]),
+                );
+            }
+            let counted = || Some((0..tokens).map(|t| t % 3 != 1).collect::<Vec<_>>());
+            for counted in [None, counted()] {
+                agree(
+                    &[&[tokens, experts]],
+                    1e-5,
+                    |t| expected_shares(t[0].get(), numbers(experts, 5), counted.clone()),
+                    |t| reference_shares(t[0].get(), numbers(experts, 5), counted.clone()),
+                );
+            }
+        }
+    }
+}
