@@ -43,7 +43,8 @@ fn reference_weights(logits: Tensor<2>, routing: &Routing, normalised: bool) -> 
 fn reference_shares(logits: Tensor<2>, shares: Vec<f32>, counted: Option<Vec<bool>>) -> Tensor<1> {
     let ([rows, experts], device) = (logits.dims(), logits.device().inner());
     let weighted = softmax(logits, 1) * Tensor::<2>::from_data(TensorData::new(shares, [1, experts]), &device);
-    let counts = counted.map_or_else(|| vec![1.0; rows], |rows| rows.iter().map(|row| f32::from(u8::from(*row))).collect());
+    let counts =
+        counted.map_or_else(|| vec![1.0; rows], |rows| rows.iter().map(|row| f32::from(u8::from(*row))).collect());
     (weighted * Tensor::<2>::from_data(TensorData::new(counts, [rows, 1]), &device)).sum()
 }
 
@@ -120,8 +121,7 @@ impl HostOperator<1> for Weights {
     }
 
     fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let (logits, active, experts) =
-            (contiguous(&given.inputs[0]), self.routing.active(), self.routing.experts());
+        let (logits, active, experts) = (contiguous(&given.inputs[0]), self.routing.active(), self.routing.experts());
         let [of_logits] = fresh([(slice(&logits).len(), ROWS * experts)], |task, [of_logits]| {
             let scores = chunk(slice(&logits), ROWS * experts, task).chunks_exact(experts);
             let gradients = chunk(slice(&given.gradient), ROWS * active, task).chunks_exact(active);

@@ -125,14 +125,18 @@ pub(super) fn backward(
     let (of_x, partial) = match onto {
         Some(onto) => {
             let (mut of_x, mut partial) = (owned(onto), zeros(tasks * width * 2));
-            for_chunks([(&mut of_x.storage_mut::<f32>()[..], size), (&mut partial, width * 2)], |i, [of_x, partial]| {
-                rows(i, of_x, partial, true);
-            });
+            for_chunks(
+                [(&mut of_x.storage_mut::<f32>()[..], size), (&mut partial, width * 2)],
+                |i, [of_x, partial]| {
+                    rows(i, of_x, partial, true);
+                },
+            );
             (of_x, partial)
         }
         None => {
-            let [of_x, partial] =
-                fresh([(count, size), (tasks * width * 2, width * 2)], |i, [of_x, partial]| rows(i, of_x, partial, false));
+            let [of_x, partial] = fresh([(count, size), (tasks * width * 2, width * 2)], |i, [of_x, partial]| {
+                rows(i, of_x, partial, false)
+            });
             (tensor(of_x, &dimensions(&x)), partial)
         }
     };

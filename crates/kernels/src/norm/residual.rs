@@ -293,13 +293,21 @@ mod tests {
     #[test]
     fn either_output_may_go_unused() {
         let shapes: [&[usize]; 2] = [&[70, 5], &[5]];
-        agree(&shapes, 1e-5, |t| rms_norm_beside(t[0].get::<2>(), t[1].get(), 1e-3).1.into_tensor().reshape([-1]), |t| {
-            reference::rms_norm(t[0].get::<2>(), t[1].get(), 1e-3).reshape([-1])
-        });
-        let sum = |t: &[crate::testing::Leaf]| add_rms_norm(t[0].get::<2>(), t[1].get(), Tensor::ones([5], &burn::tensor::Device::flex()), 1e-3).0;
+        agree(
+            &shapes,
+            1e-5,
+            |t| rms_norm_beside(t[0].get::<2>(), t[1].get(), 1e-3).1.into_tensor().reshape([-1]),
+            |t| reference::rms_norm(t[0].get::<2>(), t[1].get(), 1e-3).reshape([-1]),
+        );
+        let sum = |t: &[crate::testing::Leaf]| {
+            add_rms_norm(t[0].get::<2>(), t[1].get(), Tensor::ones([5], &burn::tensor::Device::flex()), 1e-3).0
+        };
         agree(&[&[70, 5], &[70, 5]], 0.0, |t| sum(t).reshape([-1]), |t| (t[0].get::<2>() + t[1].get()).reshape([-1]));
-        agree(&[&[70, 5], &[70, 5]], 0.0, |t| add(t[0].get::<2>(), t[1].get()).reshape([-1]), |t| {
-            (t[0].get::<2>() + t[1].get()).reshape([-1])
-        });
+        agree(
+            &[&[70, 5], &[70, 5]],
+            0.0,
+            |t| add(t[0].get::<2>(), t[1].get()).reshape([-1]),
+            |t| (t[0].get::<2>() + t[1].get()).reshape([-1]),
+        );
     }
 }

@@ -149,7 +149,13 @@ impl<const N: usize> HostOperator<5> for Mixes<N> {
                 let [x, previous] = pairs.of(row);
                 for (number, y) in ys.iter_mut().enumerate() {
                     let own = &own[number * count + row * width..][..width];
-                    mix(&mut y[i * width..(i + 1) * width], x, previous, own, &slice(&shared)[number * width..][..width]);
+                    mix(
+                        &mut y[i * width..(i + 1) * width],
+                        x,
+                        previous,
+                        own,
+                        &slice(&shared)[number * width..][..width],
+                    );
                 }
             }
         });
@@ -182,7 +188,7 @@ impl<const N: usize> HostOperator<5> for Mixes<N> {
                     for (number, gradient) in &asked {
                         let here = &gradient[of_row(row)];
                         from_own(of_x, here, own(*number, row), shared(*number));
-                        if (row + 1) % time != 0 {
+                        if !(row + 1).is_multiple_of(time) {
                             from_next(of_x, &gradient[of_row(row + 1)], own(*number, row + 1), shared(*number));
                         }
                         let of_own = &mut of_own[*number][of_row(i)];

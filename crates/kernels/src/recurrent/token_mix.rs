@@ -32,11 +32,7 @@ pub fn token_mix(x: Tensor<3>, before: Option<Tensor<2>>, mu: Tensor<3>) -> Tens
 }
 
 /// [`token_mix`] by several weights, in one pass over the tokens; up to six, as layers have them.
-pub fn token_mixes<const N: usize>(
-    x: Tensor<3>,
-    before: Option<Tensor<2>>,
-    mus: [Tensor<3>; N],
-) -> [Tensor<3>; N] {
+pub fn token_mixes<const N: usize>(x: Tensor<3>, before: Option<Tensor<2>>, mus: [Tensor<3>; N]) -> [Tensor<3>; N] {
     let [batch, _, width] = x.dims();
     if !host::on_host(&x) {
         let (previous, _) = token_shift::token_shift(x.clone(), before);
@@ -191,22 +187,23 @@ impl<const N: usize, const INPUTS: usize> HostOperator<INPUTS> for Mixes<N> {
             false => (count.div_ceil(ROWS) * width, width.max(1)),
         };
         let of_mus = std::array::from_fn::<_, N, _>(size);
-        let ([of_x], of_mus) = fresh_with([(rows.pairs.x.len(), (ROWS * width).max(1))], of_mus, |task, [of_x], of_mus| {
-            for (i, of_x) in of_x.chunks_exact_mut(width).enumerate() {
-                let row = task * ROWS + i;
-                let [x, previous] = rows.pairs.of(row);
-                let goes_on = rows.pairs.place(row).1 + 1 < time;
-                for (number, gradient) in &asked {
-                    let own = &gradient[of_row(row)];
-                    from_own(of_x, own, rows.mu(*number, row));
-                    if goes_on {
-                        from_next(of_x, &gradient[of_row(row + 1)], rows.mu(*number, row + 1));
+        let ([of_x], of_mus) =
+            fresh_with([(rows.pairs.x.len(), (ROWS * width).max(1))], of_mus, |task, [of_x], of_mus| {
+                for (i, of_x) in of_x.chunks_exact_mut(width).enumerate() {
+                    let row = task * ROWS + i;
+                    let [x, previous] = rows.pairs.of(row);
+                    let goes_on = rows.pairs.place(row).1 + 1 < time;
+                    for (number, gradient) in &asked {
+                        let own = &gradient[of_row(row)];
+                        from_own(of_x, own, rows.mu(*number, row));
+                        if goes_on {
+                            from_next(of_x, &gradient[of_row(row + 1)], rows.mu(*number, row + 1));
+                        }
+                        let start = if rows.own(*number) { i * width } else { 0 };
+                        of_weights(&mut of_mus[*number][start..start + width], own, x, previous);
                     }
-                    let start = if rows.own(*number) { i * width } else { 0 };
-                    of_weights(&mut of_mus[*number][start..start + width], own, x, previous);
                 }
-            }
-        });
+            });
         let mut of_before = zeros(batch * width);
         for (i, of_before) in of_before.chunks_exact_mut(width.max(1)).enumerate() {
             for (number, gradient) in &asked {

@@ -75,7 +75,8 @@ impl AttentionExperts {
         let (x, routed) = (x.into_tensor(), routed.into_tensor());
         let [batch, time, width] = x.dims();
         let rows = x.reshape([batch * time, width]);
-        let (routing, weights) = self.router.forward(routed.reshape([batch * time, width]), [batch, time], context, sides);
+        let (routing, weights) =
+            self.router.forward(routed.reshape([batch * time, width]), [batch, time], context, sides);
         let (heads, head_dim, active) = (self.spec.kv_heads, self.spec.head_dim, routing.active());
         // The query heads of one key head have to be neighbours.
         let query = self.query.forward(rows, &routing, [1, heads]);
