@@ -2,9 +2,8 @@
 //! that Burn can differentiate.
 //!
 //! An operator implements [`HostOperator`] on f32 buffers and is applied by the function named after the number of its
-//! inputs, from [`one`] to [`eight`]; further outputs leave through a [`Side`] or
-//! [`Outputs`]. Only the CPU backend runs it; the public
-//! functions of this crate fall back to their definition in Burn operations elsewhere.
+//! inputs, from [`one`] to [`eight`]; further outputs leave through a [`Side`] or [`Outputs`]. Only the CPU backend runs it; the
+//! public functions of this crate fall back to their definition in Burn operations elsewhere.
 
 use std::{
     fmt::Debug,
