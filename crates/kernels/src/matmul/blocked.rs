@@ -3,41 +3,44 @@
 //! For each block of columns and of the depth, both factors are packed, then tiles are computed, grouped so that what a
 //! group reads stays in the second cache. Both steps run on all threads, for several products at once where they are small.
 //! Where the left factor has many rows that lie in one piece, the tasks that compute tiles pack it themselves, each for its own
-//! rows, through several blocks of depth: neither its panels nor the sums between two blocks leave the second cache.
+//! rows, through several blocks of depth: neither its panels nor the sums between two blocks leave the second cache. Where it has
+//! so few rows that it stays in the second cache as a whole, they pack the right one, each for its own columns: weights are then
+//! read once.
 
 use std::ops::Range;
 
 use super::{
     How, Matrix, Precision, Threads, few_rows,
     kernel::{Kernel, Segment, Side, kernel, kernel_for},
-    scratch,
-    tiles::{Block, GROUP, Output, Tiles, run_tiles},
+    stages::{self, PackTask, pack_later},
+    tiles::{self, Block, GROUP, Output, Tiles},
 };
 use crate::parallel::{fresh, threads};
 
-/// Units of depth that are packed at once: a panel of the left factor then stays in the first cache.
+/// About as many units of depth are packed at once, between two thirds of them and half as many again: a panel of the left factor
+/// then stays in the first cache.
 const UNITS: usize = 256;
 /// Units that are too few for a block of their own: tiles would spend their time on the output.
 const FEW_UNITS: usize = 32;
 /// Columns that are packed at once.
 const COLUMNS: usize = 2048;
-/// Panels of a task of packing, where lanes are rows of memory; steps, where they lie side by side. Either way a task reads
-/// whole rows.
-const PACKED: usize = 8;
-const STEPS: usize = 32;
+/// Panels of a task of packing.
+pub(super) const PACKED: usize = 8;
 /// Panels of a task that packs its left factor itself: enough to read the right factor for, and so few that they, a group of the
 /// right factor's and their tiles stay in the second cache.
 const OWN: [usize; 2] = [2, 6];
+/// Rows of a left factor of which a block of depth stays in the second cache beside a group of the right factor.
+const SHORT: usize = 1024;
+/// Panels of a task that packs its right factor itself.
+const OWN_RIGHT: [usize; 2] = [2, 6];
 /// Panels for which half as many tasks will do: with fewer, a task would read the whole right factor for too little.
 const ENOUGH: usize = 4;
-/// Tasks for every thread that are enough to keep all of them busy.
+/// Tasks for every thread, of all sums that are computed together, that are enough to keep all of them busy.
 const TASKS: usize = 8;
 /// Panels of the left factor in a group, at least.
 const FEW: usize = 3;
 /// Packed elements of the right factor up to which a round takes further blocks of depth.
 const ROUND: usize = 1 << 20;
-/// Packed elements up to which sums are computed together: with more, tiles find them further away.
-const TOGETHER: usize = 1 << 19;
 /// Elements of a cache line, with which panels start.
 const LINE: usize = 16;
 
@@ -80,7 +83,7 @@ impl Packed {
 
     /// The panels of the block of depth that starts at `start`.
     fn block(&self, kernel: &Kernel, start: usize) -> &[f32] {
-        &self.blocks[start / (UNITS * kernel.pair)]
+        &self.blocks[start / block_steps(kernel, self.depth)]
     }
 }
 
@@ -126,9 +129,16 @@ struct Piece {
     steps: usize,
 }
 
+/// Steps of a block of depth: blocks are alike, since every one of them visits the whole output.
+fn block_steps(kernel: &Kernel, depth: usize) -> usize {
+    let units = kernel.units(depth);
+    let blocks = ((units + UNITS / 2) / UNITS).max(1);
+    kernel.units(units.div_ceil(blocks) * kernel.pair) * kernel.pair
+}
+
 /// The blocks of a depth, all but the last of whole units: `(start, steps)`.
 fn depth_blocks(kernel: &Kernel, depth: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-    let most = UNITS * kernel.pair;
+    let most = block_steps(kernel, depth).max(1);
     (0..depth).step_by(most).map(move |start| (start, most.min(depth - start)))
 }
 
@@ -157,59 +167,80 @@ pub(super) struct Sum<'a> {
 }
 
 /// How a sum is computed: in rounds, each of which packs some blocks of depth for a block of columns, and computes its tiles.
-struct Plan<'a> {
+pub(super) struct Plan<'a> {
     sum: &'a Sum<'a>,
     kernel: &'static Kernel,
     size: [usize; 2],
     blocks: Vec<Vec<Piece>>,
     /// Blocks of a round.
     together: usize,
-    /// Whether tasks pack their panels of the left factor themselves.
-    own: bool,
+    /// The factor of which tasks pack their panels themselves.
+    own: Option<Side>,
     /// Panels of the left and the right factor in a group of tiles.
     group: [usize; 2],
-    /// Packed elements of the right and the left factor in any round.
-    room: [usize; 2],
+    /// Packed elements of the left and the right factor in any round.
+    pub room: [usize; 2],
 }
 
-/// The places of a piece's panels in the room of its factor; none of a left factor that is packed already or by the tasks.
-type Places = (Option<Range<usize>>, Range<usize>);
+/// The factor that tasks pack themselves, and the panels of both in a group, for at least so many tasks.
+fn groups(
+    kernel: &Kernel,
+    terms: &[Term<'_>],
+    [rows, columns]: [usize; 2],
+    tasks: usize,
+) -> (Option<Side>, [usize; 2]) {
+    let panels = [rows.div_ceil(kernel.rows), columns.div_ceil(kernel.columns)];
+    let is_short = rows <= SHORT && 4 * columns >= 3 * rows;
+    if is_short && 2 * panels[1] >= tasks && terms.iter().all(|(_, right)| right.is_in_memory()) {
+        return (Some(Side::Right), [usize::MAX, (panels[1] / tasks).clamp(OWN_RIGHT[0], OWN_RIGHT[1])]);
+    }
+    let in_rows = terms.iter().all(|(left, _)| left.plain().is_some_and(|left| !left.is_transposed()));
+    let own = (panels[0] / tasks).max(ENOUGH.min(2 * panels[0] / tasks));
+    if in_rows && own >= OWN[0] {
+        return (Some(Side::Left), [own.min(OWN[1]), usize::MAX]);
+    }
+    let across = panels[1].div_ceil(GROUP[1]);
+    let down = panels[0].div_ceil(GROUP[0]).max(tasks.div_ceil(across));
+    (None, [panels[0].div_ceil(down).max(FEW), GROUP[1]])
+}
+
+/// The places of a piece's panels in the room of the left and the right factor; none of a factor that is packed already or by the
+/// tasks.
+pub(super) type Places = [Option<Range<usize>>; 2];
 
 impl<'a> Plan<'a> {
-    fn new(sum: &'a Sum<'a>, how: How) -> Option<Self> {
+    /// Plans one of `sums` that are computed together.
+    fn new(sum: &'a Sum<'a>, sums: usize, how: How) -> Option<Self> {
         let terms = sum.terms;
         let (left, right) = terms.first()?;
         let kernel = kernel_for(how.precision, right.columns);
         let size @ [rows, columns] = [left.rows(), right.columns];
         let blocks = blocks(kernel, terms);
-        let most = |length: &dyn Fn(&Piece) -> usize| {
-            let blocks = blocks.iter().map(|block| block.iter().map(length).sum::<usize>());
-            blocks.max().unwrap_or(0).next_multiple_of(LINE)
-        };
-        let of_right = most(&|piece| kernel.packed_len(Side::Right, columns.min(COLUMNS), piece.steps));
-        let in_rows = terms.iter().all(|(left, _)| left.plain().is_some_and(|left| !left.is_transposed()));
         let workers = if how.threads == Threads::All { threads() } else { 1 };
-        let panels = [rows.div_ceil(kernel.rows), columns.min(COLUMNS).div_ceil(kernel.columns)];
-        let own = (panels[0] / (TASKS * workers)).max(ENOUGH.min(2 * panels[0] / (TASKS * workers)));
-        if in_rows && own >= OWN[0] {
-            let together = (ROUND / of_right.max(1)).clamp(1, blocks.len());
-            let (room, group) = ([together * of_right, 0], [own.min(OWN[1]), usize::MAX]);
-            return Some(Self { sum, kernel, size, blocks, together, own: true, group, room });
-        }
-        let across = panels[1].div_ceil(GROUP[1]);
-        let down = panels[0].div_ceil(GROUP[0]).max((TASKS * workers).div_ceil(across));
-        let group = [panels[0].div_ceil(down).max(FEW), GROUP[1]];
-        let of_left = most(&|piece| match terms[piece.term].0 {
+        let tasks = (TASKS * workers).div_ceil(sums);
+        let (own, group) = groups(kernel, terms, [rows, columns.min(COLUMNS)], tasks);
+        let most = |side: Side, length: &dyn Fn(&Piece) -> usize| {
+            let blocks = blocks.iter().map(|block| block.iter().map(length).sum::<usize>());
+            if own == Some(side) { 0 } else { blocks.max().unwrap_or(0).next_multiple_of(LINE) }
+        };
+        let of_right = most(Side::Right, &|piece| kernel.packed_len(Side::Right, columns.min(COLUMNS), piece.steps));
+        let of_left = most(Side::Left, &|piece| match terms[piece.term].0 {
             Left::Plain(_) => kernel.packed_len(Side::Left, rows, piece.steps),
             Left::Packed(_) => 0,
         });
-        let together = (ROUND / (of_right + of_left).max(1)).clamp(1, blocks.len());
-        let room = [of_right, of_left].map(|room| together * room);
-        Some(Self { sum, kernel, size, blocks, together, own: false, group, room })
+        let together = (ROUND / (of_left + of_right).max(1)).clamp(1, blocks.len());
+        let room = [of_left, of_right].map(|room| together * room);
+        Some(Self { sum, kernel, size, blocks, together, own, group, room })
     }
 
-    fn rounds(&self) -> usize {
+    pub fn rounds(&self) -> usize {
         self.size[1].div_ceil(COLUMNS) * self.blocks.len().div_ceil(self.together)
+    }
+
+    /// Groups of tiles of a round.
+    pub fn groups(&self, round: usize) -> usize {
+        let (_, columns) = self.round(round);
+        tiles::parts(self.kernel, [self.size[0], columns.len()], self.group).iter().product()
     }
 
     /// The blocks of a round, and its columns.
@@ -220,54 +251,53 @@ impl<'a> Plan<'a> {
         (&self.blocks[first..end], column..(column + COLUMNS).min(self.size[1]))
     }
 
-    /// The left factor of a piece.
+    /// The lanes of a piece of the left factor, unless that was packed before.
     fn left(&self, piece: &Piece) -> Option<Matrix<'a>> {
         let left = self.sum.terms[piece.term].0.plain()?;
         Some(left.part(0, self.size[0], piece.start, piece.steps))
     }
 
-    /// Plans what a round packs.
-    fn pack<'b>(&self, round: usize, room: &'b mut [f32], tasks: &mut Vec<PackTask<'b>>) -> Vec<Vec<Places>>
-    where
-        'a: 'b,
-    {
+    /// The lanes of a piece of the right factor, some of its columns.
+    fn right(&self, piece: &Piece, columns: &Range<usize>) -> Matrix<'a> {
+        let right = self.sum.terms[piece.term].1.transposed();
+        right.part(columns.start, columns.len(), piece.start, piece.steps)
+    }
+
+    /// Plans what a round packs, into memory from `room` on.
+    pub fn pack(&self, round: usize, room: *mut f32, tasks: &mut Vec<PackTask<'a>>) -> Vec<Vec<Places>> {
         let (blocks, columns) = self.round(round);
-        let (mut free_right, mut free_left) = room.split_at_mut(self.room[0]);
         let mut used = [0, self.room[0]];
-        let mut take = |side: usize, length: usize| {
-            used[side] += length;
-            used[side] - length..used[side]
-        };
         let mut place = |piece: &Piece| {
-            let Piece { term, start, steps } = *piece;
-            let right = self.sum.terms[term].1.transposed().part(columns.start, columns.len(), start, steps);
-            pack_later(self.kernel, &mut free_right, Side::Right, right, tasks);
-            let right = take(0, self.kernel.packed_len(Side::Right, columns.len(), steps));
-            let left = self.left(piece).filter(|_| !self.own).map(|left| {
-                pack_later(self.kernel, &mut free_left, Side::Left, left, tasks);
-                take(1, self.kernel.packed_len(Side::Left, self.size[0], steps))
-            });
-            (left, right)
+            [Side::Left, Side::Right].map(|side| {
+                let lanes = if side == Side::Left { self.left(piece) } else { Some(self.right(piece, &columns)) };
+                let lanes = lanes.filter(|_| self.own != Some(side))?;
+                let start = used[side as usize];
+                used[side as usize] += self.kernel.packed_len(side, lanes.rows, lanes.columns);
+                pack_later(self.kernel, room.wrapping_add(start), side, lanes, tasks);
+                Some(start..used[side as usize])
+            })
         };
         blocks.iter().map(|pieces| pieces.iter().map(&mut place).collect()).collect()
     }
 
     /// The tiles of a round, once it is packed.
-    fn tiles<'b>(&'b self, round: usize, room: &'b [f32], places: &[Vec<Places>]) -> Tiles<'b> {
+    pub fn tiles<'b>(&'b self, round: usize, room: &'b [f32], places: &[Vec<Places>]) -> Tiles<'b> {
         let (blocks, columns) = self.round(round);
         let block = |(pieces, places): (&'b Vec<Piece>, &Vec<Places>)| {
-            let segment = |(piece, (left, right)): (&Piece, &Places)| {
+            let segment = |(piece, [left, right]): (&Piece, &Places)| {
+                let panels = |place: &Option<Range<usize>>| &room[place.clone().unwrap_or(0..0)];
                 let left = match (left, &self.sum.terms[piece.term].0) {
                     (None, Left::Packed(packed)) => packed.block(self.kernel, piece.start),
-                    (place, _) => &room[place.clone().unwrap_or(0..0)],
+                    (place, _) => panels(place),
                 };
-                Segment { units: self.kernel.units(piece.steps), left, right: &room[right.clone()] }
+                Segment { units: self.kernel.units(piece.steps), left, right: panels(right) }
             };
-            let lefts = match self.own {
-                true => pieces.iter().filter_map(|piece| self.left(piece)).collect(),
-                false => Vec::new(),
+            let lanes = match self.own {
+                None => Vec::new(),
+                Some(Side::Left) => pieces.iter().filter_map(|piece| self.left(piece)).collect(),
+                Some(Side::Right) => pieces.iter().map(|piece| self.right(piece, &columns)).collect(),
             };
-            Block { segments: pieces.iter().zip(places).map(segment).collect(), lefts }
+            Block { segments: pieces.iter().zip(places).map(segment).collect(), lanes }
         };
         let output = Output {
             start: self.sum.out.wrapping_add(columns.start),
@@ -278,7 +308,8 @@ impl<'a> Plan<'a> {
         Tiles {
             kernel: self.kernel,
             blocks: blocks.iter().zip(places).map(block).collect(),
-            group: self.group,
+            own: self.own,
+            parts: tiles::parts(self.kernel, output.size, self.group),
             output,
             add: self.sum.add || !round.is_multiple_of(rounds),
         }
@@ -294,147 +325,7 @@ impl<'a> Plan<'a> {
 pub(super) unsafe fn sums_of_products(sums: &[Sum<'_>], how: How) {
     let packed = |sum: &Sum<'_>| sum.terms.iter().all(|(left, _)| left.is_for(how.precision));
     assert!(sums.iter().all(packed), "factors packed for another precision");
-    let plans: Vec<Plan<'_>> = sums.iter().filter_map(|sum| Plan::new(sum, how)).collect();
-    let mut stages = Vec::new();
-    let mut rest = &plans[..];
-    while !rest.is_empty() {
-        let ends = rest.iter().scan(0, |room, plan| {
-            *room += plan.room.iter().sum::<usize>();
-            Some(*room)
-        });
-        let together = ends.take_while(|room| *room <= TOGETHER).count().max(1);
-        let rounds = rest[..together].iter().map(Plan::rounds).max().unwrap_or(0);
-        stages.extend((0..rounds).map(|round| Stage { plans: &rest[..together], round }));
-        rest = &rest[together..];
-    }
+    let plans: Vec<Plan<'_>> = sums.iter().filter_map(|sum| Plan::new(sum, sums.len(), how)).collect();
     // SAFETY: by the caller's promise.
-    unsafe { run_stages(&stages, how.threads) };
-}
-
-/// One round of plans that are computed together.
-struct Stage<'a> {
-    plans: &'a [Plan<'a>],
-    round: usize,
-}
-
-impl<'a> Stage<'a> {
-    /// The plans that have such a round.
-    fn running(&self) -> impl Iterator<Item = &'a Plan<'a>> + use<'a> {
-        let round = self.round;
-        self.plans.iter().filter(move |plan| round < plan.rounds())
-    }
-
-    /// Packed elements.
-    fn room(&self) -> usize {
-        self.running().flat_map(|plan| plan.room).sum()
-    }
-
-    /// Plans what is packed, and where for each running plan.
-    fn pack<'b>(&self, mut free: &'b mut [f32]) -> (Vec<PackTask<'b>>, Vec<Vec<Vec<Places>>>)
-    where
-        'a: 'b,
-    {
-        let mut tasks = Vec::new();
-        let one = |plan: &Plan<'a>| {
-            let (room, behind) = std::mem::take(&mut free).split_at_mut(plan.room.iter().sum());
-            free = behind;
-            plan.pack(self.round, room, &mut tasks)
-        };
-        let places = self.running().map(one).collect();
-        (tasks, places)
-    }
-
-    /// The tiles, once all is packed.
-    fn tiles<'b>(&self, mut rest: &'b [f32], places: &[Vec<Vec<Places>>]) -> Vec<Tiles<'b>>
-    where
-        'a: 'b,
-    {
-        let one = |(plan, places): (&'a Plan<'a>, &Vec<Vec<Places>>)| {
-            let (room, behind) = rest.split_at(plan.room.iter().sum());
-            rest = behind;
-            plan.tiles(self.round, room, places)
-        };
-        self.running().zip(places).map(one).collect()
-    }
-}
-
-/// All stages in order. While the last tiles of one are computed, the next one is packed, so that no thread waits.
-///
-/// # Safety
-/// As for [`sums_of_products`].
-#[allow(unsafe_code)]
-unsafe fn run_stages(stages: &[Stage<'_>], threads: Threads) {
-    let most = stages.iter().map(Stage::room).max().unwrap_or(0).next_multiple_of(LINE);
-    scratch::with(most * stages.len().min(2), |room| {
-        let (mut here, mut next) = room.split_at_mut(most);
-        let mut places = Vec::new();
-        if let Some(first) = stages.first() {
-            let (tasks, first_places) = first.pack(here);
-            // SAFETY: there are no tiles.
-            unsafe { run_tiles(&[], tasks.len(), &|i| tasks[i].run(), threads) };
-            places = first_places;
-        }
-        for (i, stage) in stages.iter().enumerate() {
-            let tiles = stage.tiles(here, &places);
-            let (tasks, next_places) = stages.get(i + 1).map(|stage| stage.pack(next)).unwrap_or_default();
-            // SAFETY: the outputs have room for all rows and columns by the caller's promise.
-            unsafe { run_tiles(&tiles, tasks.len(), &|i| tasks[i].run(), threads) };
-            drop((tiles, tasks));
-            places = next_places;
-            std::mem::swap(&mut here, &mut next);
-        }
-    });
-}
-
-/// Panels, or steps of them, to be packed: where, of which width, from which lanes.
-struct PackTask<'a> {
-    kernel: &'static Kernel,
-    out: *mut f32,
-    panel: usize,
-    side: Side,
-    lanes: Matrix<'a>,
-}
-
-#[allow(unsafe_code)]
-// SAFETY: each task writes to its own part of memory that is borrowed for as long as the tasks live, and runs once.
-unsafe impl Sync for PackTask<'_> {}
-
-/// Plans to pack the rows of `matrix` as lanes, in tasks of a few panels or steps, at the start of `free`, which loses that
-/// part.
-fn pack_later<'a>(
-    kernel: &'static Kernel,
-    free: &mut &'a mut [f32],
-    side: Side,
-    matrix: Matrix<'a>,
-    tasks: &mut Vec<PackTask<'a>>,
-) {
-    let width = kernel.width(side);
-    let length = kernel.packed_len(side, matrix.rows, matrix.columns);
-    let (here, rest) = std::mem::take(free).split_at_mut(length);
-    *free = rest;
-    let (rows, columns) = (matrix.rows, matrix.columns);
-    let (start, panel) = (here.as_mut_ptr(), kernel.units(columns));
-    if matrix.row_stride == 1 {
-        tasks.extend((0..columns).step_by(STEPS).map(|first| {
-            let out = start.wrapping_add(first / kernel.pair * width);
-            PackTask { kernel, out, panel, side, lanes: matrix.part(0, rows, first, STEPS.min(columns - first)) }
-        }));
-        return;
-    }
-    let lanes = PACKED * width;
-    tasks.extend((0..rows).step_by(lanes).map(|first| {
-        let out = start.wrapping_add(first * panel);
-        PackTask { kernel, out, panel, side, lanes: matrix.part(first, lanes.min(rows - first), 0, columns) }
-    }));
-}
-
-impl PackTask<'_> {
-    fn run(&self) {
-        let PackTask { kernel, out, panel, side, lanes } = *self;
-        #[allow(unsafe_code)]
-        // SAFETY: tasks are planned in memory that holds all panels, each unit of them in one task.
-        unsafe {
-            kernel.pack_steps(out, side, lanes, panel);
-        }
-    }
+    unsafe { stages::run(&plans, how.threads) };
 }

@@ -8,6 +8,7 @@ mod blocked;
 mod few_rows;
 pub(crate) mod kernel;
 pub(crate) mod scratch;
+mod stages;
 mod tall;
 mod tiles;
 
@@ -104,6 +105,11 @@ impl<'a> Matrix<'a> {
     /// Whether the elements of a column are adjacent, those of a row are not.
     fn is_transposed(&self) -> bool {
         self.column_stride != 1
+    }
+
+    /// Whether the elements are in memory, and not yet to be written.
+    fn is_in_memory(&self) -> bool {
+        matches!(self.source, Source::Values(_))
     }
 
     /// Rows and columns exchanged.

@@ -7,7 +7,7 @@ use super::{
     Matrix, Precision,
     kernel::{Segment, Side, kernel_for},
     scratch,
-    tiles::{Block, GROUP, Output, Tiles},
+    tiles::{Block, GROUP, Output, Tiles, parts},
 };
 use crate::{
     parallel::{chunk, fresh},
@@ -38,8 +38,9 @@ pub(crate) fn tall_product(left: Matrix<'_>, right: Matrix<'_>, precision: Preci
                 kernel.pack(of_right, Side::Right, right.part(start, steps, 0, size[1]).transposed());
                 let segments = vec![Segment { units: kernel.units(steps), left: of_left, right: of_right }];
                 let output = Output { start: sums.as_mut_ptr(), stride: size[1], size };
-                let blocks = vec![Block { segments, lefts: Vec::new() }];
-                let tiles = Tiles { kernel, blocks, group: GROUP, output, add: start > first };
+                let blocks = vec![Block { segments, lanes: Vec::new() }];
+                let tiles =
+                    Tiles { kernel, blocks, own: None, parts: parts(kernel, size, GROUP), output, add: start > first };
                 #[allow(unsafe_code)]
                 // SAFETY: `sums` holds `size` elements.
                 (0..tiles.groups()).for_each(|group| unsafe { tiles.run_group(group) });
