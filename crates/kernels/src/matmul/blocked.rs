@@ -22,7 +22,7 @@ use crate::parallel::{fresh, threads};
 const UNITS: usize = 256;
 /// Units that are too few for a block of their own: tiles would spend their time on the output.
 const FEW_UNITS: usize = 32;
-/// Columns that are packed at once.
+/// Columns of the right factor that are packed at once.
 const COLUMNS: usize = 2048;
 /// Panels of a task of packing.
 pub(super) const PACKED: usize = 8;
@@ -32,7 +32,7 @@ const OWN: [usize; 2] = [2, 6];
 /// Rows of a left factor of which a block of depth stays in the second cache beside a group of the right factor.
 const SHORT: usize = 1024;
 /// Panels of a task that packs its right factor itself.
-const OWN_RIGHT: [usize; 2] = [2, 6];
+const OWN_RIGHT: usize = 6;
 /// Panels for which half as many tasks will do: with fewer, a task would read the whole right factor for too little.
 const ENOUGH: usize = 4;
 /// Tasks for every thread, of all sums that are computed together, that are enough to keep all of them busy.
@@ -172,8 +172,9 @@ pub(super) struct Plan<'a> {
     kernel: &'static Kernel,
     size: [usize; 2],
     blocks: Vec<Vec<Piece>>,
-    /// Blocks of a round.
+    /// Blocks of a round, and its columns at most.
     together: usize,
+    wide: usize,
     /// The factor of which tasks pack their panels themselves.
     own: Option<Side>,
     /// Panels of the left and the right factor in a group of tiles.
@@ -189,11 +190,12 @@ fn groups(
     [rows, columns]: [usize; 2],
     tasks: usize,
 ) -> (Option<Side>, [usize; 2]) {
-    let panels = [rows.div_ceil(kernel.rows), columns.div_ceil(kernel.columns)];
-    let is_short = rows <= SHORT && 4 * columns >= 3 * rows;
-    if is_short && 2 * panels[1] >= tasks && terms.iter().all(|(_, right)| right.is_in_memory()) {
-        return (Some(Side::Right), [usize::MAX, (panels[1] / tasks).clamp(OWN_RIGHT[0], OWN_RIGHT[1])]);
+    let right = columns.div_ceil(kernel.columns);
+    let is_short = rows <= SHORT && 4 * columns >= 3 * rows && right >= OWN_RIGHT * tasks;
+    if is_short && terms.iter().all(|(_, right)| right.is_in_memory()) {
+        return (Some(Side::Right), [usize::MAX, OWN_RIGHT]);
     }
+    let panels = [rows.div_ceil(kernel.rows), right.min(COLUMNS / kernel.columns)];
     let in_rows = terms.iter().all(|(left, _)| left.plain().is_some_and(|left| !left.is_transposed()));
     let own = (panels[0] / tasks).max(ENOUGH.min(2 * panels[0] / tasks));
     if in_rows && own >= OWN[0] {
@@ -218,23 +220,24 @@ impl<'a> Plan<'a> {
         let blocks = blocks(kernel, terms);
         let workers = if how.threads == Threads::All { threads() } else { 1 };
         let tasks = (TASKS * workers).div_ceil(sums);
-        let (own, group) = groups(kernel, terms, [rows, columns.min(COLUMNS)], tasks);
+        let (own, group) = groups(kernel, terms, size, tasks);
+        let wide = if own == Some(Side::Right) { columns } else { columns.min(COLUMNS) };
         let most = |side: Side, length: &dyn Fn(&Piece) -> usize| {
             let blocks = blocks.iter().map(|block| block.iter().map(length).sum::<usize>());
             if own == Some(side) { 0 } else { blocks.max().unwrap_or(0).next_multiple_of(LINE) }
         };
-        let of_right = most(Side::Right, &|piece| kernel.packed_len(Side::Right, columns.min(COLUMNS), piece.steps));
+        let of_right = most(Side::Right, &|piece| kernel.packed_len(Side::Right, wide, piece.steps));
         let of_left = most(Side::Left, &|piece| match terms[piece.term].0 {
             Left::Plain(_) => kernel.packed_len(Side::Left, rows, piece.steps),
             Left::Packed(_) => 0,
         });
         let together = (ROUND / (of_left + of_right).max(1)).clamp(1, blocks.len());
         let room = [of_left, of_right].map(|room| together * room);
-        Some(Self { sum, kernel, size, blocks, together, own, group, room })
+        Some(Self { sum, kernel, size, blocks, together, wide, own, group, room })
     }
 
     pub fn rounds(&self) -> usize {
-        self.size[1].div_ceil(COLUMNS) * self.blocks.len().div_ceil(self.together)
+        self.size[1].div_ceil(self.wide) * self.blocks.len().div_ceil(self.together)
     }
 
     /// Groups of tiles of a round.
@@ -246,9 +249,9 @@ impl<'a> Plan<'a> {
     /// The blocks of a round, and its columns.
     fn round(&self, round: usize) -> (&[Vec<Piece>], Range<usize>) {
         let rounds = self.blocks.len().div_ceil(self.together);
-        let (first, column) = (round % rounds * self.together, round / rounds * COLUMNS);
+        let (first, column) = (round % rounds * self.together, round / rounds * self.wide);
         let end = (first + self.together).min(self.blocks.len());
-        (&self.blocks[first..end], column..(column + COLUMNS).min(self.size[1]))
+        (&self.blocks[first..end], column..(column + self.wide).min(self.size[1]))
     }
 
     /// The lanes of a piece of the left factor, unless that was packed before.

@@ -437,6 +437,7 @@ mod tests {
         for precision in [Precision::F32, Precision::Bf16] {
             check([200, 40, 1100], [true, false], true, How::all(precision));
             check([40, 300, 700], [false, true], false, How::all(precision));
+            check([20, 3100, 300], [false, true], true, How::all(precision));
         }
     }
 

@@ -213,3 +213,28 @@ impl PackTask<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{How, Matrix, Precision, multiplied, multiplied_each};
+    use crate::testing::numbers;
+
+    /// The sizes need one block of depth or several, one block of columns or several, and either factor packed by the tasks.
+    #[test]
+    fn products_in_one_queue_have_the_bits_of_each_alone() {
+        let values = numbers(2200 * 900, 1);
+        let sizes = [[500, 640, 300], [10, 2200, 900], [700, 90, 530], [0, 50, 20], [300, 640, 40], [90, 700, 600]];
+        for precision in [Precision::F32, Precision::Bf16] {
+            for transposed in [false, true] {
+                let matrix = |rows: usize, columns: usize| match transposed {
+                    true => Matrix::new(&values, columns, rows).transposed(),
+                    false => Matrix::new(&values, rows, columns),
+                };
+                let factors = sizes.map(|[rows, columns, depth]| (matrix(rows, depth), matrix(depth, columns)));
+                let together = multiplied_each(&factors, false, precision);
+                let alone = factors.map(|(left, right)| multiplied(left, right, How::one(precision)));
+                assert!(together == alone.concat());
+            }
+        }
+    }
+}
