@@ -17,7 +17,7 @@ use super::{
 };
 use crate::parallel::{fresh, threads};
 
-/// About as many units of depth are packed at once, between two thirds of them and half as many again: a panel of the left factor
+/// About as many units of depth are packed at once, from three quarters of them to half as many again: a panel of the left factor
 /// then stays in the first cache.
 const UNITS: usize = 256;
 /// Units that are too few for a block of their own: tiles would spend their time on the output.
