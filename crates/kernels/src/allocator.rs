@@ -68,8 +68,13 @@ pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const NEVER: libc::c_int = libc::c_int::MAX;
-        for (parameter, value) in [(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, NEVER), (libc::M_TOP_PAD, 64 << 20)]
-        {
+        // Threads share one arena: those of their own consist of 64 MiB at most, and what is larger would be mapped anew each time.
+        for (parameter, value) in [
+            (libc::M_MMAP_MAX, 0),
+            (libc::M_TRIM_THRESHOLD, NEVER),
+            (libc::M_TOP_PAD, 64 << 20),
+            (libc::M_ARENA_MAX, 1),
+        ] {
             #[allow(unsafe_code)]
             // SAFETY: `mallopt` takes two plain numbers; an unknown one changes nothing.
             unsafe {

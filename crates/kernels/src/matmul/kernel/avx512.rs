@@ -8,17 +8,22 @@ const ROWS: usize = 14;
 /// Units of a vector.
 pub(super) const VECTOR: usize = 16;
 
-/// Defines a tile of some vectors in a row around one instruction `(sums, left, right) -> sums`.
+/// Defines the first `HIGH` rows of a tile of some vectors in a row, around one instruction `(sums, left, right) -> sums`.
 macro_rules! tile {
     ($(#[$meta:meta])* $name:ident, $vectors:literal, $features:literal, $multiply_add:expr) => {
         $(#[$meta])*
         #[allow(unsafe_code)]
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(segments: &[Segment<'_>], out: *mut f32, stride: usize, add: bool) {
-            let mut sums = [[_mm512_setzero_ps(); $vectors]; ROWS];
+        pub(super) unsafe fn $name<const HIGH: usize>(
+            segments: &[Segment<'_>],
+            out: *mut f32,
+            stride: usize,
+            add: bool,
+        ) {
+            let mut sums = [[_mm512_setzero_ps(); $vectors]; HIGH];
             // SAFETY: panels and output are as long as the caller promises; a prefetch may point anywhere.
             unsafe {
-                for i in 0..ROWS {
+                for i in 0..HIGH {
                     for j in 0..$vectors {
                         _mm_prefetch::<_MM_HINT_T0>(out.wrapping_add(i * stride + j * VECTOR).cast());
                     }
@@ -31,7 +36,7 @@ macro_rules! tile {
                         for j in 0..$vectors {
                             columns[j] = _mm512_loadu_ps(right.add(j * VECTOR));
                         }
-                        for i in 0..ROWS {
+                        for i in 0..HIGH {
                             let left = _mm512_set1_ps(left.add(i).read());
                             for j in 0..$vectors {
                                 sums[i][j] = $multiply_add(sums[i][j], left, columns[j]);
@@ -120,10 +125,11 @@ macro_rules! pack {
             // of `width` lanes for them.
             unsafe {
                 if lanes.across == 1 {
-                    for unit in 0..units {
-                        let source = lanes.start.add($pair * unit * lanes.along);
-                        let second = ($pair * unit + 1 < lanes.depth).then(|| source.wrapping_add(lanes.along));
-                        for first in (0..lanes.count).step_by(width) {
+                    // Panel by panel: they often lie whole pages apart, where the first cache could not hold a line of each.
+                    for first in (0..lanes.count).step_by(width) {
+                        for unit in 0..units {
+                            let source = lanes.start.add($pair * unit * lanes.along);
+                            let second = ($pair * unit + 1 < lanes.depth).then(|| source.wrapping_add(lanes.along));
                             let to = out.add(first * lanes.panel + unit * width);
                             for x in (0..width).step_by(VECTOR) {
                                 let count = (lanes.count - first).min(width).saturating_sub(x);

@@ -86,6 +86,8 @@ pub(crate) struct Kernel {
     /// For panels of the left and the right factor.
     pack: [Pack; 2],
     tile: Tile,
+    /// The same with fewer rows, each with its number of them, the lowest first.
+    low: &'static [(usize, Tile)],
 }
 
 /// A factor of a product, whose panels have a width and a layout of their own.
@@ -102,7 +104,24 @@ pub(crate) const LARGEST_TILE: usize = 32 * 32;
 
 /// Loops whose panels of both factors have the same layout, and hold units alone.
 const fn alike(rows: usize, columns: usize, pair: usize, pack: Pack, tile: Tile) -> Kernel {
-    Kernel { rows, columns, pair, block: 1, pack: [pack; 2], tile }
+    Kernel { rows, columns, pair, block: 1, pack: [pack; 2], tile, low: &[] }
+}
+
+/// Loops of AVX-512, for all rows of a panel and for the first ones.
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx512 {
+    ($columns:literal, $pair:literal, $pack:path, $tile:path) => {{
+        use $tile as tile;
+        let low = &[
+            (2, tile::<2> as Tile),
+            (4, tile::<4>),
+            (6, tile::<6>),
+            (8, tile::<8>),
+            (10, tile::<10>),
+            (12, tile::<12>),
+        ];
+        Kernel { low, ..alike(14, $columns, $pair, $pack, tile::<14>) }
+    }};
 }
 
 static PORTABLE: [Kernel; 2] =
@@ -111,16 +130,16 @@ static PORTABLE: [Kernel; 2] =
 static AVX2: [Kernel; 2] = [alike(6, 16, 1, avx2::pack, avx2::tile), alike(6, 16, 1, avx2::pack_rounded, avx2::tile)];
 #[cfg(target_arch = "x86_64")]
 static AVX512: [Kernel; 3] = [
-    alike(14, 32, 1, avx512::pack, avx512::tile),
-    alike(14, 32, 1, avx512::pack_rounded, avx512::tile),
-    alike(14, 32, 2, avx512::pack_pairs, avx512::tile_pairs),
+    avx512!(32, 1, avx512::pack, avx512::tile),
+    avx512!(32, 1, avx512::pack_rounded, avx512::tile),
+    avx512!(32, 2, avx512::pack_pairs, avx512::tile_pairs),
 ];
 /// The same, half as wide.
 #[cfg(target_arch = "x86_64")]
 static AVX512_NARROW: [Kernel; 3] = [
-    alike(14, 16, 1, avx512::pack, avx512::narrow_tile),
-    alike(14, 16, 1, avx512::pack_rounded, avx512::narrow_tile),
-    alike(14, 16, 2, avx512::pack_pairs, avx512::narrow_tile_pairs),
+    avx512!(16, 1, avx512::pack, avx512::narrow_tile),
+    avx512!(16, 1, avx512::pack_rounded, avx512::narrow_tile),
+    avx512!(16, 2, avx512::pack_pairs, avx512::narrow_tile_pairs),
 ];
 
 /// With tiles as wide as AVX-512's.
@@ -128,7 +147,7 @@ static AVX512_NARROW: [Kernel; 3] = [
 static AMX: [Kernel; 2] = {
     const fn kernel(columns: usize, tile: Tile) -> Kernel {
         let pack: [Pack; 2] = [amx::pack_left, amx::pack_right];
-        Kernel { rows: amx::ROWS, columns, pair: 2, block: amx::BLOCK, pack, tile }
+        Kernel { rows: amx::ROWS, columns, pair: 2, block: amx::BLOCK, pack, tile, low: &[] }
     }
     [kernel(32, amx::tile), kernel(16, amx::narrow_tile)]
 };
@@ -271,8 +290,9 @@ impl Kernel {
                 whole[..size[1]].copy_from_slice(row(i));
             });
         }
+        let tile = self.low.iter().find(|(rows, _)| *rows >= size[0]).map_or(self.tile, |(_, tile)| *tile);
         // SAFETY: as above; `whole` has room for the largest tile.
-        unsafe { (self.tile)(segments, whole.as_mut_ptr(), self.columns, add) };
+        unsafe { tile(segments, whole.as_mut_ptr(), self.columns, add) };
         whole.chunks_exact(self.columns).take(size[0]).enumerate().for_each(|(i, whole)| {
             row(i).copy_from_slice(&whole[..size[1]]);
         });
