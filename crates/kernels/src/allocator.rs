@@ -102,4 +102,41 @@ mod tests {
             }
         }
     }
+
+    /// `mallopt` has to come before threads do, which the harness starts for tests.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn large_buffers_are_kept_for_every_thread() {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let name = "allocator::tests::the_second_buffer_needs_no_new_pages";
+        assert!(again.args([name, "--exact", "--ignored", "--test-threads=1"]).status().unwrap().success());
+    }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    #[ignore = "in a process of its own, which the test above starts"]
+    fn the_second_buffer_needs_no_new_pages() {
+        let faults = || {
+            #[allow(unsafe_code)]
+            // SAFETY: the structure is plain numbers, which the call fills in.
+            unsafe {
+                let mut usage: libc::rusage = std::mem::zeroed();
+                libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
+                usage.ru_minflt
+            }
+        };
+        let buffer = move || {
+            let before = faults();
+            let buffer = std::hint::black_box(vec![1u8; 100 << 20]);
+            assert!(buffer.iter().all(|byte| *byte == 1));
+            faults() - before
+        };
+        keep_freed_memory();
+        std::thread::spawn(move || {
+            let (first, second) = (buffer(), buffer());
+            assert!(first > 0 && 10 * second < first, "{first} and {second} pages");
+        })
+        .join()
+        .unwrap();
+    }
 }
