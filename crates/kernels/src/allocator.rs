@@ -68,18 +68,25 @@ pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const NEVER: libc::c_int = libc::c_int::MAX;
-        // Threads share one arena: those of their own consist of 64 MiB at most, and what is larger would be mapped anew each time.
-        for (parameter, value) in [
-            (libc::M_MMAP_MAX, 0),
-            (libc::M_TRIM_THRESHOLD, NEVER),
-            (libc::M_TOP_PAD, 64 << 20),
-            (libc::M_ARENA_MAX, 1),
-        ] {
-            #[allow(unsafe_code)]
-            // SAFETY: `mallopt` takes two plain numbers; an unknown one changes nothing.
-            unsafe {
-                libc::mallopt(parameter, value);
-            }
+        set(&[(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, NEVER), (libc::M_TOP_PAD, 64 << 20)]);
+    }
+}
+
+/// Asks glibc to serve all threads from one arena, where models are trained in threads of their own: a thread's arena consists of
+/// 64 MiB at most, and what is larger would be mapped anew each time, freed memory kept or not. Many small allocations on many
+/// threads, as of tokenizers, wait for each other then. To be called before threads start.
+pub fn share_one_arena() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    set(&[(libc::M_ARENA_MAX, 1)]);
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn set(parameters: &[(libc::c_int, libc::c_int)]) {
+    for (parameter, value) in parameters {
+        #[allow(unsafe_code)]
+        // SAFETY: `mallopt` takes two plain numbers; an unknown one changes nothing.
+        unsafe {
+            libc::mallopt(*parameter, *value);
         }
     }
 }
@@ -106,7 +113,7 @@ mod tests {
     /// `mallopt` has to come before threads do, which the harness starts for tests.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]
-    fn large_buffers_are_kept_for_every_thread() {
+    fn large_buffers_are_kept_for_threads_of_one_arena() {
         let mut again = std::process::Command::new(std::env::current_exe().unwrap());
         let name = "allocator::tests::the_second_buffer_needs_no_new_pages";
         assert!(again.args([name, "--exact", "--ignored", "--test-threads=1"]).status().unwrap().success());
@@ -132,6 +139,7 @@ mod tests {
             faults() - before
         };
         keep_freed_memory();
+        share_one_arena();
         std::thread::spawn(move || {
             let (first, second) = (buffer(), buffer());
             assert!(first > 0 && 10 * second < first, "{first} and {second} pages");

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::Device;
 use clap::{Parser, Subcommand, error::ErrorKind};
+use espalier_kernels::allocator;
 
 use crate::{Error, Result, device, terminal::Terminal};
 
@@ -107,7 +108,10 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(cli: &Cli) -> Result<()> {
-    espalier_kernels::allocator::keep_freed_memory();
+    allocator::keep_freed_memory();
+    if matches!(&cli.verb, Verb::Bench(args) if args.trains_in_threads()) {
+        allocator::share_one_arena();
+    }
     // This thread becomes one of the workers, so that it computes instead of waiting for them. An error means that the
     // pool exists already, which is as good.
     let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();

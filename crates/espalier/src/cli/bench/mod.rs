@@ -43,6 +43,13 @@ enum Job {
     Matmul(operators::MatmulArgs),
 }
 
+impl BenchArgs {
+    /// Whether models are trained in threads of their own.
+    pub fn trains_in_threads(&self) -> bool {
+        matches!(&self.job, Job::Train(args) if !args.against.is_empty())
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
