@@ -17,7 +17,6 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod experts;
-pub mod fan;
 mod host;
 pub mod linear;
 mod matmul;

@@ -106,17 +106,27 @@ vectorised! {
     }
 }
 
+/// Parts of a chunk that are read side by side: the processor fetches ahead along each of them, half as fast along one alone.
+const STREAMS: usize = 4;
+/// Elements of a part that are read at a time, a line of memory.
+const LINE: usize = 16;
+
 vectorised! {
     /// Sum of squares in f64, in partial sums, of so many lines of memory that none waits for another.
     fn squares(values: &[f32]) -> f64 {
-        let mut sums = [0f64; 64];
-        let (chunks, rest) = values.as_chunks::<64>();
-        for chunk in chunks {
-            for (sum, value) in sums.iter_mut().zip(chunk) {
-                *sum += f64::from(*value) * f64::from(*value);
+        let lines = values.len() / (STREAMS * LINE);
+        let (parts, rest) = values.split_at(lines * STREAMS * LINE);
+        let (parts, _) = parts.as_chunks::<LINE>();
+        let mut sums = [[0f64; LINE]; STREAMS];
+        for line in 0..lines {
+            for (stream, sums) in sums.iter_mut().enumerate() {
+                for (sum, value) in sums.iter_mut().zip(&parts[stream * lines + line]) {
+                    *sum += f64::from(*value) * f64::from(*value);
+                }
             }
         }
-        sums.iter().sum::<f64>() + rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>()
+        let of_rest: f64 = rest.iter().map(|value| f64::from(*value) * f64::from(*value)).sum();
+        sums.as_flattened().iter().sum::<f64>() + of_rest
     }
 }
 
@@ -160,6 +170,15 @@ mod tests {
         let after = adamw(state, Tensor::from_floats([3.0, -4.0], &device), step(1));
         let weight = after.weight.into_data().try_to_vec::<f32>().unwrap();
         assert!((weight[0] - (0.999 - 0.1)).abs() < 1e-6 && (weight[1] - (0.999 + 0.1)).abs() < 1e-6, "{weight:?}");
+    }
+
+    #[test]
+    fn squares_of_any_length_are_summed() {
+        for length in [0, 1, 63, 64, 65, 130, CHUNK - 1, CHUNK + 70] {
+            let values: Vec<f32> = (0..length).map(|i| (i % 7) as f32 - 3.0).collect();
+            let expected: f64 = values.iter().map(|value| f64::from(*value).powi(2)).sum();
+            assert_eq!(sum_of_squares(Tensor::from_floats(&values[..], &Device::flex())), expected);
+        }
     }
 
     #[test]

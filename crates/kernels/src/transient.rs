@@ -45,11 +45,6 @@ impl<const D: usize> Transient<D> {
         Self { tensor, remake }
     }
 
-    /// What [`Transient::into_parts`] gave, or the same values.
-    pub(crate) fn from_parts(tensor: Tensor<D>, remake: Option<Remake>) -> Self {
-        Self { tensor, remake }
-    }
-
     pub(crate) fn into_parts(self) -> (Tensor<D>, Option<Remake>) {
         (self.tensor, self.remake)
     }

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     activation::cpu::{gated, gated_backward, plain, plain_backward},
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    linear::Group,
     matmul::{Matrix, scratch},
     parallel::{DisjointRows, fresh},
     simd::{dot, scaled, vectorised},
@@ -24,14 +25,16 @@ use crate::{
 pub(super) struct FeedForward {
     routing: Arc<Routing>,
     form: Form,
+    /// Other readers of the rows.
+    readers: Option<Group>,
 }
 
 /// Rows of a task that works on rows.
 const ROWS: usize = 32;
 
 impl FeedForward {
-    pub fn new(routing: Arc<Routing>, form: Form) -> Self {
-        Self { routing, form }
+    pub fn new(routing: Arc<Routing>, form: Form, readers: Option<Group>) -> Self {
+        Self { routing, form, readers }
     }
 
     fn groups(&self) -> Groups<'_> {
@@ -134,8 +137,8 @@ impl HostOperator<4> for FeedForward {
         });
         let of_x = wanted[0].then(|| {
             let rows = groups.products(of_inner, |expert| matrix(&up, expert));
-            tensor(groups.combined(&rows, width, None), &dimensions(&x))
+            Group::leave(self.readers.as_ref(), tensor(groups.combined(&rows, width, None), &dimensions(&x)))
         });
-        [of_x, wanted[1].then(|| tensor(of_weights, &dimensions(&weights))), of_up, of_down]
+        [of_x.flatten(), wanted[1].then(|| tensor(of_weights, &dimensions(&weights))), of_up, of_down]
     }
 }

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    linear::Group,
     matmul::{Precision, Write},
 };
 
@@ -20,6 +21,8 @@ pub(super) struct Linear {
     /// Heads of the rows that slots read and of those that they give.
     pub heads: [usize; 2],
     pub precision: Precision,
+    /// Other readers of the rows.
+    pub readers: Option<Group>,
 }
 
 impl Linear {
@@ -29,12 +32,12 @@ impl Linear {
 
     /// Whether `x` has a row for every token and not for every slot.
     fn by_token(&self, x: &FlexTensor) -> bool {
-        dimensions(x)[0] != self.routing.chosen().len()
+        slice(x).len() != self.routing.chosen().len() * width(x)
     }
 
     /// Writes the row of `x` that each place reads.
     fn read<'a>(&'a self, x: &'a FlexTensor) -> Box<Write<'a>> {
-        let width = dimensions(x)[1];
+        let width = width(x);
         match self.by_token(x) {
             true => Box::new(self.groups().of_tokens(slice(x), width)),
             false => Box::new(self.groups().of_slots(slice(x), width, self.heads[0])),
@@ -43,13 +46,18 @@ impl Linear {
 
     /// The inverse of [`Linear::read`], with the sum over a token's places where they read the same row.
     fn returned(&self, rows: &[f32], x: &FlexTensor) -> FlexTensor {
-        let width = dimensions(x)[1];
+        let width = width(x);
         let of_x = match self.by_token(x) {
             true => self.groups().combined(rows, width, None),
             false => self.groups().scattered(rows, width, self.heads[0]),
         };
         tensor(of_x, &dimensions(x))
     }
+}
+
+/// Elements of a row.
+fn width(x: &FlexTensor) -> usize {
+    dimensions(x).last().copied().unwrap_or(0)
 }
 
 /// Outputs and inputs.
@@ -82,9 +90,9 @@ impl HostOperator<2> for Linear {
         });
         let of_x = wanted[0].then(|| {
             let rows = groups.products(upstream, |expert| matrix(&weight, expert));
-            self.returned(&rows, &x)
+            Group::leave(self.readers.as_ref(), self.returned(&rows, &x))
         });
-        [of_x, of_weight]
+        [of_x.flatten(), of_weight]
     }
 }
 

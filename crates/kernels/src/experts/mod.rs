@@ -20,7 +20,7 @@ pub use self::{
     routing::Routing,
     scores::{choice_weights, expected_shares},
 };
-use crate::{activation::Activation, host, matmul::Precision};
+use crate::{activation::Activation, host, linear::Group, matmul::Precision};
 
 /// The form of every expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,8 @@ pub struct Form {
 /// `down(activation(up(x)))`. Dropped choices add nothing.
 ///
 /// `x`: `[tokens, width]`, `weights`: `[tokens, active]`, `up`: `[experts, inner or 2 inner, width]`, `down`:
-/// `[experts, width, inner]`; returns `[tokens, width]`.
+/// `[experts, width, inner]`; returns `[tokens, width]`. Maps that read `x` too, as the router does, may share a group of `readers`
+/// with it, see [`Group::beside`].
 pub fn expert_feed_forward(
     x: Tensor<2>,
     weights: Tensor<2>,
@@ -45,29 +46,37 @@ pub fn expert_feed_forward(
     down: Tensor<3>,
     routing: &Arc<Routing>,
     form: Form,
+    readers: Option<Group>,
 ) -> Tensor<2> {
     match host::on_host(&x) {
-        true => host::four(x, weights, up, down, feed_forward::FeedForward::new(routing.clone(), form)),
+        true => host::four(x, weights, up, down, feed_forward::FeedForward::new(routing.clone(), form, readers)),
         false => reference::feed_forward(x, weights, up, down, routing, form),
     }
 }
 
 /// `y_s = W_e(s) x_s` for every slot `s`: `[tokens * active, out]`, zero where it was dropped.
 ///
-/// `x`: a row for every token, `[tokens, in]`, or for every slot, `[tokens * active, in]`; `weight`: `[experts, out, in]`.
+/// `x`: a row for every token, `[.., in]`, or for every slot, `[tokens * active, in]`; `weight`: `[experts, out, in]`; `readers` as for
+/// [`expert_feed_forward`].
 ///
 /// The slots of a token, of `x` (where it has slots) and of `y`, may be cut into `heads`: the first heads of all of them side by side,
 /// then the second ones, and so on, as attention wants them. With one head a slot is a row.
-pub fn expert_linear(
-    x: Tensor<2>,
+pub fn expert_linear<const D: usize>(
+    x: Tensor<D>,
     weight: Tensor<3>,
     routing: &Arc<Routing>,
     heads: [usize; 2],
     precision: Precision,
+    readers: Option<Group>,
 ) -> Tensor<2> {
     match host::on_host(&x) {
-        true => host::two(x, weight, linear::Linear { routing: routing.clone(), heads, precision }),
-        false => reference::linear(x, weight, routing, heads, precision),
+        true => host::two(x, weight, linear::Linear { routing: routing.clone(), heads, precision, readers }),
+        false => {
+            let shape = x.dims();
+            let width = shape.last().copied().unwrap_or(1).max(1);
+            let rows = shape.iter().product::<usize>() / width;
+            reference::linear(x.reshape([rows, width]), weight, routing, heads, precision)
+        }
     }
 }
 
@@ -82,7 +91,7 @@ pub fn expert_sum(
     heads: usize,
     precision: Precision,
 ) -> Tensor<2> {
-    let linear = linear::Linear { routing: routing.clone(), heads: [heads, 1], precision };
+    let linear = linear::Linear { routing: routing.clone(), heads: [heads, 1], precision, readers: None };
     match host::on_host(&x) {
         true => host::three(x, weight, weights, linear::Sum(linear)),
         false => reference::sum(x, weight, weights, routing, heads, precision),
@@ -114,7 +123,7 @@ mod tests {
                 let form = |precision| Form { activation: Activation::Silu, gated, precision };
                 agree(&shapes, tolerance, |t| {
                     let (x, weights, up, down) = (t[0].get(), t[1].get(), t[2].get(), t[3].get());
-                    expert_feed_forward(x, weights, up, down, &routing, form(precision)).reshape([-1])
+                    expert_feed_forward(x, weights, up, down, &routing, form(precision), None).reshape([-1])
                 }, |t| {
                     let (x, weights, up, down) = (t[0].get(), t[1].get(), t[2].get(), t[3].get());
                     reference::feed_forward(x, weights, up, down, &routing, form(Precision::F32)).reshape([-1])
@@ -133,7 +142,7 @@ mod tests {
             let longest = tokens.max(inputs).max(outputs) as f32;
             for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, longest.sqrt() / 32.0)] {
                 agree(&shapes[..2], tolerance,
-                    |t| expert_linear(t[0].get(), t[1].get(), &routing, heads, precision).reshape([-1]),
+                    |t| expert_linear(t[0].get::<2>(), t[1].get(), &routing, heads, precision, None).reshape([-1]),
                     |t| reference::linear(t[0].get(), t[1].get(), &routing, heads, Precision::F32).reshape([-1]));
                 agree(&shapes, tolerance,
                     |t| expert_sum(t[0].get(), t[1].get(), t[2].get(), &routing, heads[0], precision).reshape([-1]),
@@ -155,7 +164,7 @@ mod tests {
         agree(
             &shapes,
             1e-5,
-            |t| run(&|x, w, u, d| expert_feed_forward(x, w, u, d, &routing, form), t),
+            |t| run(&|x, w, u, d| expert_feed_forward(x, w, u, d, &routing, form, None), t),
             |t| run(&|x, w, u, d| reference::feed_forward(x, w, u, d, &routing, form), t),
         );
     }

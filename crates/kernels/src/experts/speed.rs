@@ -43,14 +43,22 @@ fn experts_beside_dense_layers() {
     let rows = |t: &Tensor<1>| t.clone().reshape([TOKENS, WIDTH]);
     measure("feed-forward experts", ACTIVE * 3 * inner * WIDTH, &[x, w, &up, &down], |t| {
         let weights = t[1].clone().reshape([TOKENS, ACTIVE]);
-        expert_feed_forward(rows(&t[0]), weights, t[2].clone().reshape(up), t[3].clone().reshape(down), &routing, form)
+        expert_feed_forward(
+            rows(&t[0]),
+            weights,
+            t[2].clone().reshape(up),
+            t[3].clone().reshape(down),
+            &routing,
+            form,
+            None,
+        )
     });
     measure("a dense map of the size of the first", ACTIVE * 2 * inner * WIDTH, &[x, &[4 * inner, WIDTH]], |t| {
         linear(rows(&t[0]), t[1].clone().reshape([4 * inner, WIDTH]), None, precision)
     });
     let query = [EXPERTS, narrow, WIDTH];
     measure("query experts", ACTIVE * narrow * WIDTH, &[x, &query], |t| {
-        expert_linear(rows(&t[0]), t[1].clone().reshape(query), &routing, [1, 4], precision)
+        expert_linear(rows(&t[0]), t[1].clone().reshape(query), &routing, [1, 4], precision, None)
     });
     let output = [EXPERTS, WIDTH, narrow];
     measure("output experts", ACTIVE * narrow * WIDTH, &[&[TOKENS * ACTIVE, narrow], &output, w], |t| {

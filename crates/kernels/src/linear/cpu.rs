@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
-    matmul::{How, Matrix, Precision, multiplied, sum_of_products},
+    matmul::{How, Matrix, Precision, multiplied, sum_of_products, tall_product},
     parallel::for_chunks,
     transient::Remake,
 };
@@ -20,6 +20,9 @@ pub(super) struct Linear {
     /// Gives the input again, where it is not kept.
     pub remake: Option<Remake>,
 }
+
+/// Outputs of a map so narrow that the gradient of its weight takes less arithmetic than reading, as a router's.
+const NARROW: usize = 16;
 
 impl HostOperator<2> for Linear {
     fn forward(&self, [x, weight]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
@@ -85,12 +88,17 @@ impl Linear {
         let of_weight = wanted[1].then(|| {
             let x = self.remake.as_ref().map_or(x, Remake::get);
             let (x, upstream) = (Rows::plain(x), Rows::plain(gradient));
-            let products = multiplied(upstream.matrix().transposed(), x.matrix(), How::all(self.precision));
+            let (upstream, x) = (upstream.matrix(), x.matrix());
+            let products = match upstream.columns() <= NARROW {
+                true => tall_product(upstream, x, self.precision),
+                false => multiplied(upstream.transposed(), x, How::all(self.precision)),
+            };
             tensor(products, &dimensions(weight))
         });
         let of_x = wanted[0].then(|| {
-            let factor = Factor { upstream: Rows::plain(gradient), weight: contiguous(weight) };
-            self.group.gradient(vec![factor], &input_shape(gradient, weight), self.precision)
+            let (upstream, weight, precision) = (Rows::plain(gradient), contiguous(weight), self.precision);
+            let shape = input_shape(gradient, &weight);
+            self.group.gradient(vec![Factor { upstream, weight, precision }], &shape)
         });
         [of_x.flatten(), of_weight]
     }

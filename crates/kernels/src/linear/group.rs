@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn_flex::FlexTensor;
 
-use super::Precision;
+use super::{Precision, cpu::matrix};
 use crate::{
     host::{contiguous, dimensions, slice, tensor},
     matmul::{How, Left, Matrix, Packed, Term, add_products, sum_of_products},
@@ -29,8 +29,6 @@ struct Shared {
     backwards: usize,
     factors: Vec<Factor>,
     sum: Option<FlexTensor>,
-    /// The arithmetic of the products.
-    precision: Precision,
 }
 
 /// Rows that are a left factor of products, in panels where that pays.
@@ -45,6 +43,8 @@ pub(super) struct Factor {
     pub upstream: Rows,
     /// `[out, in]`.
     pub weight: FlexTensor,
+    /// The arithmetic of the product.
+    pub precision: Precision,
 }
 
 impl std::fmt::Debug for Rows {
@@ -87,14 +87,8 @@ impl Group {
 
     /// A group of `count` maps whose input is read by `others` too, operators that leave their part of its gradient in the group.
     pub fn beside(others: usize, count: usize) -> Self {
-        let shared = Shared {
-            forwards: count,
-            packed: None,
-            backwards: others + count,
-            factors: Vec::new(),
-            sum: None,
-            precision: Precision::F32,
-        };
+        let shared =
+            Shared { forwards: count, packed: None, backwards: others + count, factors: Vec::new(), sum: None };
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
@@ -111,7 +105,8 @@ impl Group {
     fn rows(&self, x: &FlexTensor, precision: Precision, several: bool) -> Arc<Rows> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.forwards = shared.forwards.saturating_sub(1);
-        let rows = shared.packed.take().unwrap_or_else(|| match several || shared.forwards > 0 {
+        let packed = shared.packed.take().filter(|rows| rows.left().is_for(precision));
+        let rows = packed.unwrap_or_else(|| match several || shared.forwards > 0 {
             true => Arc::new(Rows::packed(x, precision)),
             false => Arc::new(Rows::plain(x)),
         });
@@ -122,15 +117,14 @@ impl Group {
     }
 
     /// Takes one map's part of the input's gradient; the last reader receives the whole, in the shape of `x`.
-    pub(super) fn gradient(&self, factors: Vec<Factor>, shape: &[usize], precision: Precision) -> Option<FlexTensor> {
+    pub(super) fn gradient(&self, factors: Vec<Factor>, shape: &[usize]) -> Option<FlexTensor> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.factors.extend(factors);
-        shared.precision = precision;
         shared.whole(shape)
     }
 
     /// Takes another reader's part of the input's gradient; the last reader receives the whole.
-    pub(crate) fn addend(&self, part: FlexTensor) -> Option<FlexTensor> {
+    fn addend(&self, part: FlexTensor) -> Option<FlexTensor> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let shape = dimensions(&part);
         shared.sum = Some(match shared.sum.take() {
@@ -138,6 +132,14 @@ impl Group {
             None => part,
         });
         shared.whole(&shape)
+    }
+
+    /// As [`Group::addend`] for a reader that may be the only one, and then is in no group.
+    pub(crate) fn leave(readers: Option<&Self>, part: FlexTensor) -> Option<FlexTensor> {
+        match readers {
+            Some(readers) => readers.addend(part),
+            None => Some(part),
+        }
     }
 }
 
@@ -148,22 +150,21 @@ impl Shared {
         if self.backwards > 0 {
             return None;
         }
-        let (factors, sum) = (std::mem::take(&mut self.factors), self.sum.take());
-        let terms: Vec<Term<'_>> = factors
-            .iter()
-            .map(|factor| {
-                let shape = dimensions(&factor.weight);
-                (factor.upstream.left(), Matrix::new(slice(&factor.weight), shape[0], shape[1]))
-            })
-            .collect();
-        let how = How::all(self.precision);
-        Some(match sum {
-            None => tensor(sum_of_products(&terms, how), shape),
-            Some(mut sum) => {
-                add_products(sum.storage_mut::<f32>(), &terms, how);
-                sum
-            }
-        })
+        let factors = std::mem::take(&mut self.factors);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let factors = factors.iter().filter(|factor| factor.precision == precision);
+            let terms: Vec<Term<'_>> = factors.map(|factor| (factor.upstream.left(), matrix(&factor.weight))).collect();
+            let how = How::all(precision);
+            self.sum = match self.sum.take() {
+                sum if terms.is_empty() => sum,
+                None => Some(tensor(sum_of_products(&terms, how), shape)),
+                Some(mut sum) => {
+                    add_products(sum.storage_mut::<f32>(), &terms, how);
+                    Some(sum)
+                }
+            };
+        }
+        self.sum.take()
     }
 }
 

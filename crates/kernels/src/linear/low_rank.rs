@@ -113,9 +113,9 @@ impl HostOperator<4> for LowRankLinear {
         transpose(&turned, dimensions(&down)[1], rank, &mut of_down);
         let (of_down, of_up) = (tensor(of_down, &dimensions(&down)), tensor(of_up, &dimensions(&up)));
         let of_x = wanted[0].then(|| {
-            let narrow = Factor { upstream: Rows::plain(&of_narrow), weight: down };
-            let shape = input_shape(&given.gradient, &weight);
-            self.group.gradient(vec![Factor { upstream, weight }, narrow], &shape, self.precision)
+            let (shape, precision) = (input_shape(&given.gradient, &weight), self.precision);
+            let narrow = Factor { upstream: Rows::plain(&of_narrow), weight: down, precision };
+            self.group.gradient(vec![Factor { upstream, weight, precision }, narrow], &shape)
         });
         [of_x.flatten(), None, Some(of_down), Some(of_up)]
     }

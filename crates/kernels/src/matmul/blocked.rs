@@ -96,7 +96,8 @@ impl<'a> Left<'a> {
         }
     }
 
-    fn is_for(&self, precision: Precision) -> bool {
+    /// Whether products in this arithmetic can read it.
+    pub fn is_for(&self, precision: Precision) -> bool {
         match self {
             Self::Plain(_) => true,
             Self::Packed(packed) => packed.precision == precision,

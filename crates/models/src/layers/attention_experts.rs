@@ -70,16 +70,13 @@ impl AttentionExperts {
         cache: Option<&mut KeyValues>,
         sides: &mut Sides,
     ) -> Tensor<3> {
-        let [x, pairs, routed] = x.fan();
-        let [key, value] = Linear::forward_all([&self.key, &self.value], pairs);
-        let (x, routed) = (x.into_tensor(), routed.into_tensor());
-        let [batch, time, width] = x.dims();
-        let rows = x.reshape([batch * time, width]);
-        let (routing, weights) =
-            self.router.forward(routed.reshape([batch * time, width]), [batch, time], context, sides);
+        // The router is one more map of `x`, the query experts read it too.
+        let ([key, value], readers) = Linear::forward_beside(1, 1, [&self.key, &self.value], x.clone());
+        let [batch, time, _] = key.dims();
+        let (routing, weights) = self.router.forward(x.clone(), &readers, [batch, time], context, sides);
         let (heads, head_dim, active) = (self.spec.kv_heads, self.spec.head_dim, routing.active());
         // The query heads of one key head have to be neighbours.
-        let query = self.query.forward(rows, &routing, [1, heads]);
+        let query = self.query.forward(x.into_tensor(), &routing, [1, heads], readers);
         let mut query = query.reshape([batch, time, heads * active, head_dim]);
         let [mut key, mut value] = [key, value].map(|x| x.reshape([batch, time, heads, head_dim]));
         if let Some(rotation) = &context.rotation {
@@ -92,6 +89,8 @@ impl AttentionExperts {
         let mixed = attention(query, key, value, &context.mask, None, options);
         let mixed = mixed.reshape([batch * time * active, heads * head_dim]);
         let y = self.output.summed(mixed, weights, &routing, heads);
-        add_bias(y.reshape([batch, time, width]), self.bias.value())
+        let y = add_bias(y, self.bias.value());
+        let width = y.dims()[1];
+        y.reshape([batch, time, width])
     }
 }

@@ -10,8 +10,7 @@ use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{activate, gated},
     experts::{Form, Routing, expert_feed_forward},
-    fan::fan,
-    linear::add_bias,
+    linear::{Group, add_bias},
 };
 
 use super::{Builder, router::Router, stacked::Stacked};
@@ -71,13 +70,15 @@ impl Experts {
 
     /// `x`: rows of which each of `size` tokens has equally many, `[rows, width]`; the same shape comes back.
     pub fn forward_rows(&self, x: Tensor<2>, size: [usize; 2], context: &Context, sides: &mut Sides) -> Tensor<2> {
-        let [x, routed] = fan(x);
-        let (routing, weights) = self.router.forward(routed, size, context, sides);
+        let readers = Group::beside(1, 1);
+        let (routing, weights) = self.router.forward(x.clone(), &readers, size, context, sides);
         let form =
             Form { activation: self.spec.expert.activation, gated: self.spec.gated, precision: context.precision };
         let y = match self.up.is_adapted() || self.down.is_adapted() {
-            true => self.by_parts(x, weights, &routing, form),
-            false => expert_feed_forward(x, weights, self.up.weight(), self.down.weight(), &routing, form),
+            true => self.by_parts(x, weights, &routing, form, readers),
+            false => {
+                expert_feed_forward(x, weights, self.up.weight(), self.down.weight(), &routing, form, Some(readers))
+            }
         };
         match &self.bias {
             Some(bias) => add_bias(y, bias.value()),
@@ -86,8 +87,15 @@ impl Experts {
     }
 
     /// The same with adapters, one linear map after the other.
-    fn by_parts(&self, x: Tensor<2>, weights: Tensor<2>, routing: &Arc<Routing>, form: Form) -> Tensor<2> {
-        let inner = self.up.forward(x, routing, [1, 1]);
+    fn by_parts(
+        &self,
+        x: Tensor<2>,
+        weights: Tensor<2>,
+        routing: &Arc<Routing>,
+        form: Form,
+        readers: Group,
+    ) -> Tensor<2> {
+        let inner = self.up.forward(x, routing, [1, 1], readers);
         let hidden = match form.gated {
             true => {
                 let half = inner.dims()[1] / 2;

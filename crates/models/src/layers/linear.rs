@@ -144,26 +144,25 @@ impl Linear {
         layers: [&Self; N],
         x: impl Into<Transient<D>>,
     ) -> [Tensor<D>; N] {
-        let x = x.into();
-        let together = layers.iter().all(|layer| !layer.trains_both());
-        let group = Group::new(N);
-        layers.map(|layer| {
-            let group = if together { group.clone() } else { Group::new(1) };
-            layer.forward_in(x.clone(), group, layer.bias())
-        })
+        Self::forward_beside(0, 0, layers, x).0
     }
 
-    /// As [`Self::forward`], for an input that one other operator reads too, with the group in which that one may leave its part of
-    /// the input's gradient.
-    pub fn forward_beside<const D: usize>(&self, x: impl Into<Transient<D>>) -> (Tensor<D>, Option<Group>) {
+    /// As [`Self::forward_all`], for an input that so many `others` and `maps` read too, with the group in which they have to leave
+    /// their parts of its gradient, see [`Group::beside`].
+    pub fn forward_beside<const N: usize, const D: usize>(
+        others: usize,
+        maps: usize,
+        layers: [&Self; N],
+        x: impl Into<Transient<D>>,
+    ) -> ([Tensor<D>; N], Group) {
         let x = x.into();
-        match self.trains_both() {
-            true => (self.forward(x), None),
-            false => {
-                let group = Group::beside(1, 1);
-                (self.forward_in(x, group.clone(), self.bias()), Some(group))
-            }
-        }
+        let together = layers.iter().filter(|layer| !layer.trains_both()).count();
+        let readers = Group::beside(others, together + maps);
+        let outputs = layers.map(|layer| {
+            let group = if layer.trains_both() { Group::new(1) } else { readers.clone() };
+            layer.forward_in(x.clone(), group, layer.bias())
+        });
+        (outputs, readers)
     }
 
     /// As [`Self::forward`], without adding the bias.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use espalier_kernels::{
     experts::{Routing, choice_weights},
-    linear::{Precision, linear},
+    linear::{Group, Precision},
+    transient::Transient,
 };
 
 use super::Builder;
@@ -49,22 +50,25 @@ impl Router {
         Self { times, ..self }
     }
 
-    /// The choices for rows `x` `[batch * time * parts, width]`, of which every token of `size` (`[batch, time]`) has
-    /// equally many, and their weights `[rows, active]`. The logits become a side output `[batch, time, parts * experts]`.
-    pub fn forward(
+    /// The choices for rows `x` `[.., width]`, of which every token of `size` (`[batch, time]`) has
+    /// equally many, and their weights `[rows, active]`. The logits become a side output `[batch, time, parts * experts]`. `readers`
+    /// are those of `x`, of whose maps the router is one.
+    pub fn forward<const D: usize>(
         &self,
-        x: Tensor<2>,
+        x: impl Into<Transient<D>>,
+        readers: &Group,
         [batch, time]: [usize; 2],
         context: &Context,
         sides: &mut Sides,
     ) -> (Arc<Routing>, Tensor<2>) {
-        let rows = x.dims()[0];
-        let parts = rows / (batch * time).max(1);
-        let logits = linear(x, self.weight.value(), None, Precision::F32);
+        let logits = readers.linear(x, self.weight.value(), None, Precision::F32);
+        let experts = self.spec.experts;
+        let rows = logits.dims().iter().product::<usize>() / experts.max(1);
+        let (logits, parts) = (logits.reshape([rows, experts]), rows / (batch * time).max(1));
         let scores = logits.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
         let routing = Arc::new(choose(&self.spec, &scores, parts, context.present.as_deref(), context.training));
         let weights = choice_weights(logits.clone(), &routing, self.spec.normalised);
-        let values = logits.reshape([batch, time, parts * self.spec.experts]);
+        let values = logits.reshape([batch, time, parts * experts]);
         let side = SideOutput::new(self.side(parts), values, context);
         sides.outputs.push(SideOutput { routing: Some(routing.clone()), ..side });
         (routing, weights)

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use burn::tensor::Tensor;
 use espalier_kernels::{
     experts::{Routing, expert_linear, expert_sum},
-    linear::Precision,
+    linear::{Group, Precision},
 };
 
 use super::{
@@ -53,14 +53,20 @@ impl Stacked {
         self.adapters.iter().any(Option::is_some)
     }
 
-    /// `x`: a row for every token or for every slot, `[rows, in]`; returns `[slots, out]`, zero where a slot was dropped. The rows of
-    /// `x` and of the result lie in so many `heads`, see [`expert_linear`]; a matrix of several parts gives rows in one.
-    pub fn forward(&self, x: Tensor<2>, routing: &Arc<Routing>, heads: [usize; 2]) -> Tensor<2> {
-        let y = expert_linear(x.clone(), self.weight(), routing, heads, self.precision);
+    /// `x`: a row for every token, `[.., in]`, or for every slot, `[slots, in]`; returns `[slots, out]`, zero where a slot was dropped. The rows of
+    /// `x` and of the result lie in so many `heads`, see [`expert_linear`], as of `readers`; a matrix of several parts gives rows in one.
+    pub fn forward<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        routing: &Arc<Routing>,
+        heads: [usize; 2],
+        readers: Group,
+    ) -> Tensor<2> {
+        let y = expert_linear(x.clone(), self.weight(), routing, heads, self.precision, Some(readers));
         let added = |map| {
             let [down, up] = self.factors(map)?;
-            let narrow = expert_linear(x.clone(), down, routing, [heads[0], 1], self.precision);
-            Some(expert_linear(narrow, up, routing, [1, heads[1]], self.precision))
+            let narrow = expert_linear(x.clone(), down, routing, [heads[0], 1], self.precision, None);
+            Some(expert_linear(narrow, up, routing, [1, heads[1]], self.precision, None))
         };
         match self.is_adapted() {
             true => {
@@ -77,7 +83,7 @@ impl Stacked {
         let y = expert_sum(x.clone(), self.weight(), weights.clone(), routing, heads, self.precision);
         match self.factors(0) {
             Some([down, up]) => {
-                let narrow = expert_linear(x, down, routing, [heads, 1], self.precision);
+                let narrow = expert_linear(x, down, routing, [heads, 1], self.precision, None);
                 y + expert_sum(narrow, up, weights, routing, 1, self.precision)
             }
             None => y,

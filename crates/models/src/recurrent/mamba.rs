@@ -176,7 +176,7 @@ impl Mamba {
         let u = self.convolution.forward(context.without_padding(u), &mut state);
         let u = context.without_padding(u);
         let [batch, _, inner] = u.dims();
-        let (selected, readers) = self.selection.forward_beside(u.clone());
+        let ([selected], readers) = Linear::forward_beside(1, 0, [&self.selection], u.clone());
         let [rank, b, c] = self.parts(selected);
         let scan = SelectiveScan {
             x: u,
@@ -187,7 +187,7 @@ impl Mamba {
             output: c,
             skip: self.skip.value(),
             state: state.as_deref().and_then(|state| state.get("scan", [batch, self.spec.states, inner])),
-            readers,
+            readers: Some(readers),
         };
         let (y, last) = selective_scan(scan);
         if let Some(state) = state {

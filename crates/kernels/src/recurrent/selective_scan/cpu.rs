@@ -271,10 +271,7 @@ impl HostOperator<8> for Scan {
         );
         let mut shapes = inputs.iter().map(crate::host::dimensions);
         let [of_x, rest @ ..] = found.map(|values| shapes.next().map(|shape| tensor(values, &shape)));
-        let of_x = match &self.readers {
-            Some(readers) if wanted[0] => of_x.and_then(|of_x| readers.addend(of_x)),
-            _ => of_x,
-        };
+        let of_x = of_x.filter(|_| wanted[0]).and_then(|of_x| Group::leave(self.readers.as_ref(), of_x));
         let [step, bias, transition, input, output, skip, state] = rest;
         [of_x, step, bias, transition, input, output, skip, state]
     }
