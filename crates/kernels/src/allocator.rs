@@ -3,7 +3,10 @@
 //! A training step frees and asks for the same large buffers again and again. With glibc's defaults each of them is mapped
 //! and cleared anew, and matrices of many small pages miss the processor's table of pages: together a third of a step.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 /// The system's allocator, with large buffers on large pages where Linux offers them (`madvise`).
 ///
@@ -18,20 +21,51 @@ pub struct LargePages;
 /// Size of a large page on x86-64 and usually on 64-bit ARM. Where it is another, the advice is merely useless.
 const PAGE: usize = 2 << 20;
 
-/// Asks for large pages for those that lie in the buffer as a whole.
+/// Sizes of buffers that may have made the heap larger, so that the advice comes before anything is written there: less would be
+/// asked too often, more too late.
+const NOTABLE: usize = 1 << 10;
+/// Where the heap began when it was first asked for, and where the part of it with large pages ends; nowhere before that.
+static HEAP: [AtomicUsize; 2] = [AtomicUsize::new(usize::MAX), AtomicUsize::new(usize::MAX)];
+
+/// Asks for large pages for a new buffer: for the heap as far as it has grown, else for the pages that lie in the buffer as a whole.
 fn advise(start: *mut u8, size: usize) {
+    if size < NOTABLE || start.is_null() {
+        return;
+    }
+    let [first, last] = HEAP.each_ref().map(|end| end.load(Ordering::Relaxed));
+    let grown = heap_end();
+    if grown > last {
+        let last = HEAP[1].fetch_max(grown, Ordering::Relaxed);
+        ask(last.min(grown), grown);
+    }
+    if size >= 2 * PAGE && !(first..grown).contains(&start.addr()) {
+        ask(start.addr().next_multiple_of(PAGE), (start.addr() + size) / PAGE * PAGE);
+    }
+}
+
+/// Where the heap of the system's allocator ends, with what it has in reserve; at zero where that is not known.
+fn heap_end() -> usize {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[allow(unsafe_code)]
+    // SAFETY: growth by nothing reads a number, -1 where there is none.
+    return match unsafe { libc::sbrk(0) }.addr() {
+        usize::MAX => 0,
+        end => end,
+    };
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    0
+}
+
+/// Asks for large pages from one address to another.
+fn ask(start: usize, end: usize) {
     #[cfg(target_os = "linux")]
-    if size >= 2 * PAGE && !start.is_null() {
-        let first = start.addr().next_multiple_of(PAGE) - start.addr();
-        let length = (size - first) / PAGE * PAGE;
-        #[allow(unsafe_code)]
-        // SAFETY: the range lies inside the buffer, and the advice changes no byte of it. Refusal does no harm.
-        unsafe {
-            libc::madvise(start.wrapping_add(first).cast(), length, libc::MADV_HUGEPAGE);
-        }
+    #[allow(unsafe_code)]
+    // SAFETY: the range belongs to the allocator, and the advice changes no byte of it. Refusal does no harm.
+    unsafe {
+        libc::madvise(std::ptr::without_provenance_mut(start), end.saturating_sub(start), libc::MADV_HUGEPAGE);
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = (start, size);
+    let _ = (start, end);
 }
 
 #[allow(unsafe_code)]
@@ -69,6 +103,7 @@ pub fn keep_freed_memory() {
     {
         const NEVER: libc::c_int = libc::c_int::MAX;
         set(&[(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, NEVER), (libc::M_TOP_PAD, 64 << 20)]);
+        HEAP.iter().for_each(|end| end.store(heap_end().next_multiple_of(PAGE), Ordering::Relaxed));
     }
 }
 
