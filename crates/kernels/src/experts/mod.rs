@@ -152,6 +152,40 @@ mod tests {
         }
     }
 
+    /// A router, another map in `precision` and experts that read one input, in a group or each for itself.
+    fn with_readers(
+        t: &[crate::testing::Leaf],
+        routing: &Arc<Routing>,
+        precision: Precision,
+        shared: bool,
+    ) -> Tensor<1> {
+        let (x, readers) = (t[0].get::<3>(), Group::beside(2, 2));
+        let map = |weight, precision| match shared {
+            true => readers.linear(x.clone(), weight, None, precision),
+            false => Group::new(1).linear(x.clone(), weight, None, precision),
+        };
+        let (logits, y) = (map(t[1].get(), Precision::F32), map(t[2].get(), precision));
+        let (experts, tokens) = (routing.experts(), routing.tokens());
+        let weights = choice_weights(logits.reshape([tokens, experts]), routing, true);
+        let readers = shared.then(|| readers.clone());
+        let query = expert_linear(x.clone(), t[3].get(), routing, [1, 1], precision, readers.clone());
+        let output = expert_sum(query, t[4].get(), weights, routing, 1, precision);
+        let other = expert_linear(x, t[3].get(), routing, [1, 1], precision, readers);
+        Tensor::cat(vec![y.reshape([-1]), output.reshape([-1]), other.reshape([-1])], 0)
+    }
+
+    #[test]
+    fn readers_of_x_share_its_gradient() {
+        for tokens in [1, 12] {
+            let routing = routing(2 * tokens, 3, 2, None);
+            let shapes: [&[usize]; 5] = [&[2, tokens, 10], &[3, 10], &[7, 10], &[3, 6, 10], &[3, 4, 6]];
+            for precision in [Precision::F32, Precision::Bf16] {
+                let run = |t: &[crate::testing::Leaf], shared| with_readers(t, &routing, precision, shared);
+                agree(&shapes, 1e-5, |t| run(t, true), |t| run(t, false));
+            }
+        }
+    }
+
     #[test]
     fn groups_of_many_rows_agree_too() {
         let routing = routing(300, 2, 1, None);
