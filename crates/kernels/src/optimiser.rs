@@ -91,17 +91,28 @@ fn whole(tensor: Tensor<1>) -> FlexTensor {
 }
 
 vectorised! {
+    /// Both halves of a chunk side by side, as [`squares`] reads its parts.
     fn step_chunk(weight: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32], step: &AdamWStep) {
+        /// Elements of a half that are computed at a time.
+        const PIECE: usize = 64;
         let (correct1, correct2) = corrections(step);
         let keep = (1.0 - step.learning_rate * step.weight_decay) as f32;
         let (beta1, beta2, epsilon) = (step.beta1 as f32, step.beta2 as f32, step.epsilon as f32);
         let (scale, rate) = (step.gradient_scale as f32, (step.learning_rate / correct1) as f32);
         let inverse2 = (1.0 / correct2) as f32;
-        for (((weight, first), second), gradient) in weight.iter_mut().zip(first).zip(second).zip(gradient) {
-            let gradient = gradient * scale;
-            *first = beta1 * *first + (1.0 - beta1) * gradient;
-            *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
-            *weight = *weight * keep - rate * *first / ((*second * inverse2).sqrt() + epsilon);
+        let half = gradient.len().div_ceil(2 * PIECE) * PIECE;
+        for start in (0..half.min(gradient.len())).step_by(PIECE) {
+            for start in [start, half + start] {
+                let piece = start.min(gradient.len())..(start + PIECE).min(gradient.len());
+                let moments = first[piece.clone()].iter_mut().zip(&mut second[piece.clone()]);
+                let values = weight[piece.clone()].iter_mut().zip(&gradient[piece]);
+                for ((weight, gradient), (first, second)) in values.zip(moments) {
+                    let gradient = gradient * scale;
+                    *first = beta1 * *first + (1.0 - beta1) * gradient;
+                    *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
+                    *weight = *weight * keep - rate * *first / ((*second * inverse2).sqrt() + epsilon);
+                }
+            }
         }
     }
 }
@@ -184,13 +195,15 @@ mod tests {
     #[test]
     fn host_and_tensor_forms_agree() {
         let device = Device::flex();
-        let random = || Tensor::<1>::random([40_000], Distribution::Uniform(0.1, 1.0), &device);
-        let state = AdamWState { weight: random(), first: random(), second: random() };
-        let gradient = random();
-        let host = adamw(state.clone(), gradient.clone(), step(7));
-        let tensors = in_tensors(state, gradient, step(7));
-        for (a, b) in [(host.weight, tensors.weight), (host.first, tensors.first), (host.second, tensors.second)] {
-            assert!((a - b).abs().max().into_scalar::<f32>() < 1e-6);
+        for length in [1, 64, 65, 200, 40_000] {
+            let random = || Tensor::<1>::random([length], Distribution::Uniform(0.1, 1.0), &device);
+            let state = AdamWState { weight: random(), first: random(), second: random() };
+            let gradient = random();
+            let host = adamw(state.clone(), gradient.clone(), step(7));
+            let tensors = in_tensors(state, gradient, step(7));
+            for (a, b) in [(host.weight, tensors.weight), (host.first, tensors.first), (host.second, tensors.second)] {
+                assert!((a - b).abs().max().into_scalar::<f32>() < 1e-6, "{length}");
+            }
         }
     }
 }

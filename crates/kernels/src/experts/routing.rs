@@ -40,7 +40,8 @@ impl Routing {
         present: Option<&[bool]>,
     ) -> Self {
         let (experts, active) = (experts.max(1), active.clamp(1, experts.max(1)));
-        let chosen: Vec<u32> = scores.chunks_exact(experts).flat_map(|row| best(row, active)).collect();
+        let mut chosen = Vec::with_capacity(scores.len() / experts * active + 1);
+        scores.chunks_exact(experts).for_each(|row| best(row, active, &mut chosen));
         let is_present = |slot: usize| capacity.is_none() || present.is_none_or(|present| present[slot / active]);
         let mut groups: Vec<Vec<u32>> = vec![Vec::new(); experts];
         for (slot, expert) in chosen.iter().enumerate().filter(|(slot, _)| is_present(*slot)) {
@@ -112,18 +113,15 @@ impl Routing {
     }
 }
 
-/// The indices of the highest `count` scores, best first.
-fn best(scores: &[f32], count: usize) -> Vec<u32> {
-    let mut found: Vec<u32> = Vec::with_capacity(count);
-    for _ in 0..count {
-        let free = (0..scores.len() as u32).filter(|expert| !found.contains(expert));
-        let better = |a: &u32, b: &u32| match scores[*a as usize].total_cmp(&scores[*b as usize]) {
-            Ordering::Equal => b.cmp(a),
-            order => order,
-        };
-        found.extend(free.max_by(better));
+/// Appends the indices of the highest `count` scores, best first.
+fn best(scores: &[f32], count: usize, chosen: &mut Vec<u32>) {
+    let first = chosen.len();
+    for (expert, score) in scores.iter().enumerate() {
+        let is_better = |other: &u32| score.total_cmp(&scores[*other as usize]) == Ordering::Greater;
+        let place = chosen[first..].iter().position(is_better).map_or(chosen.len(), |place| first + place);
+        chosen.insert(place, expert as u32);
+        chosen.truncate(first + count);
     }
-    found
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::Routing;
 use crate::{
     host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh},
+    simd::{exp, vectorised},
 };
 
 /// The weight of every choice, `[tokens, active]`, from the router's `logits` `[tokens, experts]`: the softmax over all
@@ -51,12 +52,23 @@ fn reference_shares(logits: Tensor<2>, shares: Vec<f32>, counted: Option<Vec<boo
 /// Rows of a task. Fixed, so that sums do not depend on the number of threads.
 const ROWS: usize = 256;
 
-/// Replaces scores by their softmax.
-fn normalise(row: &mut [f32]) {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    row.iter_mut().for_each(|value| *value = (*value - largest).exp());
-    let sum: f32 = row.iter().sum();
-    row.iter_mut().for_each(|value| *value /= sum);
+/// Replaces rows of scores by their softmax. All exponentials come at once: a row by itself would not fill a vector.
+fn softmax_rows(scores: &mut [f32], width: usize) {
+    for row in scores.chunks_exact_mut(width) {
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        row.iter_mut().for_each(|value| *value -= largest);
+    }
+    exponentials(scores);
+    for row in scores.chunks_exact_mut(width) {
+        let sum: f32 = row.iter().sum();
+        row.iter_mut().for_each(|value| *value /= sum);
+    }
+}
+
+vectorised! {
+    fn exponentials<const FUSED: bool>(values: &mut [f32]) {
+        values.iter_mut().for_each(|value| *value = exp::<FUSED>(*value));
+    }
 }
 
 /// From the gradient of a softmax, in `row`, and its output, that of the scores: `p (g - <p, g>)`.
@@ -72,37 +84,26 @@ struct Weights {
 }
 
 impl Weights {
-    /// The experts that a token chose.
-    fn chosen(&self, token: usize) -> impl Iterator<Item = usize> + '_ {
+    /// The experts that the tokens of a task chose, token by token.
+    fn chosen(&self, task: usize) -> impl Iterator<Item = &[u32]> + '_ {
         let active = self.routing.active();
-        self.routing.chosen()[token * active..(token + 1) * active].iter().map(|expert| *expert as usize)
+        chunk(self.routing.chosen(), ROWS * active, task).chunks_exact(active)
     }
 
-    /// Writes the weights of a token's choices; `all` is room for the softmax over all experts.
-    fn weights(&self, out: &mut [f32], token: usize, scores: &[f32], all: &mut [f32]) {
-        if self.normalised {
-            out.iter_mut().zip(self.chosen(token)).for_each(|(weight, expert)| *weight = scores[expert]);
-            normalise(out);
-            return;
-        }
-        all.copy_from_slice(scores);
-        normalise(all);
-        out.iter_mut().zip(self.chosen(token)).for_each(|(weight, expert)| *weight = all[expert]);
-    }
-
-    /// Writes the gradient of a token's scores, which are zeros before.
-    fn gradient(&self, out: &mut [f32], token: usize, scores: &[f32], of_weights: &[f32]) {
-        if self.normalised {
-            let (mut weights, mut gradient) = (vec![0.0; of_weights.len()], of_weights.to_vec());
-            self.weights(&mut weights, token, scores, &mut []);
-            through(&mut gradient, &weights);
-            self.chosen(token).zip(gradient).for_each(|(expert, value)| out[expert] = value);
-            return;
-        }
-        let mut all = scores.to_vec();
-        normalise(&mut all);
-        self.chosen(token).zip(of_weights).for_each(|(expert, value)| out[expert] = *value);
-        through(out, &all);
+    /// For every token of a task, the softmax over the chosen scores, or over all of them where weights are its shares.
+    fn softmax(&self, task: usize, scores: &[f32]) -> Vec<f32> {
+        let experts = self.routing.experts();
+        let scores = chunk(scores, ROWS * experts, task);
+        let (mut values, width) = match self.normalised {
+            true => {
+                let rows = self.chosen(task).zip(scores.chunks_exact(experts));
+                let of_chosen = rows.flat_map(|(chosen, scores)| chosen.iter().map(|expert| scores[*expert as usize]));
+                (of_chosen.collect(), self.routing.active())
+            }
+            false => (scores.to_vec(), experts),
+        };
+        softmax_rows(&mut values, width);
+        values
     }
 }
 
@@ -110,12 +111,15 @@ impl HostOperator<1> for Weights {
     fn forward(&self, [logits]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let (logits, active, experts) = (contiguous(logits), self.routing.active(), self.routing.experts());
         let tokens = self.routing.tokens();
-        let [weights] = fresh([(tokens * active, ROWS * active)], |task, [weights]| {
-            let mut all = vec![0.0; experts];
-            let scores = chunk(slice(&logits), ROWS * experts, task).chunks_exact(experts);
-            for (i, (weights, scores)) in weights.chunks_exact_mut(active).zip(scores).enumerate() {
-                self.weights(weights, task * ROWS + i, scores, &mut all);
+        let [weights] = fresh([(tokens * active, ROWS * active)], |task, [weights]: [&mut [f32]; 1]| {
+            let softmax = self.softmax(task, slice(&logits));
+            if self.normalised {
+                weights.copy_from_slice(&softmax);
+                return;
             }
+            let rows = self.chosen(task).zip(softmax.chunks_exact(experts));
+            let shares = rows.flat_map(|(chosen, all)| chosen.iter().map(|expert| all[*expert as usize]));
+            weights.iter_mut().zip(shares).for_each(|(weight, share)| *weight = share);
         });
         (tensor(weights, &[tokens, active]), Vec::new())
     }
@@ -123,11 +127,18 @@ impl HostOperator<1> for Weights {
     fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let (logits, active, experts) = (contiguous(&given.inputs[0]), self.routing.active(), self.routing.experts());
         let [of_logits] = fresh([(slice(&logits).len(), ROWS * experts)], |task, [of_logits]| {
-            let scores = chunk(slice(&logits), ROWS * experts, task).chunks_exact(experts);
-            let gradients = chunk(slice(&given.gradient), ROWS * active, task).chunks_exact(active);
-            let rows = of_logits.chunks_exact_mut(experts).zip(scores.zip(gradients));
-            for (i, (out, (scores, gradient))) in rows.enumerate() {
-                self.gradient(out, task * ROWS + i, scores, gradient);
+            let softmax = self.softmax(task, slice(&logits));
+            let mut gradients = chunk(slice(&given.gradient), ROWS * active, task).to_vec();
+            let rows = of_logits.chunks_exact_mut(experts).zip(gradients.chunks_exact_mut(active));
+            let outputs = softmax.chunks_exact(if self.normalised { active } else { experts });
+            for ((chosen, output), (out, gradient)) in self.chosen(task).zip(outputs).zip(rows) {
+                if self.normalised {
+                    through(gradient, output);
+                }
+                chosen.iter().zip(gradient).for_each(|(expert, value)| out[*expert as usize] = *value);
+                if !self.normalised {
+                    through(out, output);
+                }
             }
         });
         [Some(tensor(of_logits, &dimensions(&logits)))]
@@ -141,8 +152,12 @@ struct Expected {
 }
 
 impl Expected {
-    fn counts(&self, row: usize) -> bool {
-        self.counted.as_ref().is_none_or(|counted| counted[row])
+    /// The softmax of the rows of a task, and which of them count.
+    fn softmax(&self, task: usize, scores: &[f32]) -> (Vec<f32>, impl Fn(usize) -> bool + '_) {
+        let experts = self.shares.len();
+        let mut softmax = chunk(scores, ROWS * experts, task).to_vec();
+        softmax_rows(&mut softmax, experts);
+        (softmax, move |row| self.counted.as_ref().is_none_or(|counted| counted[task * ROWS + row]))
     }
 }
 
@@ -151,13 +166,10 @@ impl HostOperator<1> for Expected {
         let (logits, experts) = (contiguous(logits), self.shares.len());
         let tasks = slice(&logits).len().div_ceil(ROWS * experts);
         let [sums] = fresh([(tasks, 1)], |task, [sum]: [&mut [f32]; 1]| {
-            let mut all = vec![0.0; experts];
-            let rows = chunk(slice(&logits), ROWS * experts, task).chunks_exact(experts).enumerate();
-            for (_, scores) in rows.filter(|(i, _)| self.counts(task * ROWS + i)) {
-                all.copy_from_slice(scores);
-                normalise(&mut all);
-                sum[0] += all.iter().zip(&self.shares).map(|(p, share)| p * share).sum::<f32>();
-            }
+            let (softmax, counts) = self.softmax(task, slice(&logits));
+            let rows = softmax.chunks_exact(experts).enumerate().filter(|(row, _)| counts(*row));
+            let expected = |all: &[f32]| all.iter().zip(&self.shares).map(|(p, share)| p * share).sum::<f32>();
+            sum[0] = rows.map(|(_, all)| expected(all)).sum();
         });
         (tensor(vec![sums.iter().sum()], &[1]), Vec::new())
     }
@@ -166,14 +178,11 @@ impl HostOperator<1> for Expected {
         let (logits, experts) = (contiguous(&given.inputs[0]), self.shares.len());
         let factor = slice(&given.gradient).first().copied().unwrap_or_default();
         let [of_logits] = fresh([(slice(&logits).len(), ROWS * experts)], |task, [of_logits]| {
-            let mut all = vec![0.0; experts];
-            let scores = chunk(slice(&logits), ROWS * experts, task).chunks_exact(experts);
-            let rows = of_logits.chunks_exact_mut(experts).zip(scores).enumerate();
-            for (_, (out, scores)) in rows.filter(|(i, _)| self.counts(task * ROWS + i)) {
-                all.copy_from_slice(scores);
-                normalise(&mut all);
+            let (softmax, counts) = self.softmax(task, slice(&logits));
+            let rows = of_logits.chunks_exact_mut(experts).zip(softmax.chunks_exact(experts)).enumerate();
+            for (_, (out, all)) in rows.filter(|(row, _)| counts(*row)) {
                 out.iter_mut().zip(&self.shares).for_each(|(out, share)| *out = factor * share);
-                through(out, &all);
+                through(out, all);
             }
         });
         [Some(tensor(of_logits, &dimensions(&logits)))]
