@@ -284,6 +284,20 @@ pub(crate) fn erf<const FUSED: bool>(x: f32) -> f32 {
 }
 
 vectorised! {
+    /// Adds `values` to `sums`.
+    pub(crate) fn add(sums: &mut [f32], values: &[f32]) {
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+    }
+}
+
+vectorised! {
+    /// Writes `x + y`.
+    pub(crate) fn sums(out: &mut [f32], x: &[f32], y: &[f32]) {
+        out.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum = x + y);
+    }
+}
+
+vectorised! {
     /// Writes `values` times `factor`.
     pub(crate) fn scaled(out: &mut [f32], values: &[f32], factor: f32) {
         out.iter_mut().zip(values).for_each(|(out, value)| *out = value * factor);

@@ -5,6 +5,7 @@ use burn_flex::FlexTensor;
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh, zeros},
+    simd::add,
 };
 
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl HostOperator<1> for Embedding {
         let mut of_table = zeros(shape[0] * width);
         for (id, gradient) in self.ids.iter().zip(slice(&given.gradient).chunks_exact(width.max(1))) {
             let row = &mut of_table[*id as usize * width..(*id as usize + 1) * width];
-            row.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+            add(row, gradient);
         }
         [Some(tensor(of_table, &shape))]
     }

@@ -6,7 +6,7 @@ use burn_flex::FlexTensor;
 use crate::{
     host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh},
-    simd::vectorised,
+    simd::{add, sums},
 };
 
 /// `x + bias`: `x` of any shape `[.., width]`, `bias`: `[width]`.
@@ -54,18 +54,6 @@ impl HostOperator<2> for AddBias {
             tensor(column_sums(slice(&gradient), shape[0]), &shape)
         });
         [wanted[0].then_some(given.gradient), of_bias]
-    }
-}
-
-vectorised! {
-    fn sums(sum: &mut [f32], x: &[f32], y: &[f32]) {
-        sum.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (x, y))| *sum = x + y);
-    }
-}
-
-vectorised! {
-    fn add(sum: &mut [f32], x: &[f32]) {
-        sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
     }
 }
 

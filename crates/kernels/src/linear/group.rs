@@ -9,6 +9,7 @@ use crate::{
     host::{contiguous, dimensions, slice, tensor},
     matmul::{How, Left, Matrix, Packed, Term, add_products, sum_of_products},
     parallel::{chunk, for_chunks},
+    simd::add,
 };
 
 /// Linear maps that read the same input, such as the projections of an attention.
@@ -172,7 +173,7 @@ impl Shared {
 fn added(mut a: FlexTensor, b: &FlexTensor) -> FlexTensor {
     const CHUNK: usize = 1 << 14;
     for_chunks([(a.storage_mut::<f32>(), CHUNK)], |i, [a]| {
-        a.iter_mut().zip(chunk(slice(b), CHUNK, i)).for_each(|(a, b)| *a += b);
+        add(a, chunk(slice(b), CHUNK, i));
     });
     a
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     parallel::{chunk, fresh},
-    simd::vectorised,
+    simd::add,
 };
 
 /// Rows of a task. Fixed, so that sums do not depend on the number of threads.
@@ -51,12 +51,6 @@ pub(crate) fn tall_product(left: Matrix<'_>, right: Matrix<'_>, precision: Preci
         parts.chunks_exact(count.max(1)).for_each(|part| add(sums, chunk(part, CHUNK, i)));
     });
     sums
-}
-
-vectorised! {
-    fn add(sums: &mut [f32], values: &[f32]) {
-        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, owned, slice, tensor},
     parallel::{chunk, for_chunks, fresh, zeros},
-    simd::{dot, sum, vectorised},
+    simd::{add, dot, sum, vectorised},
 };
 use burn_flex::FlexTensor;
 
@@ -142,7 +142,7 @@ pub(super) fn backward(
     };
     let mut sums = vec![0.0; width * 2];
     for partial in partial.chunks_exact(width * 2) {
-        sums.iter_mut().zip(partial).for_each(|(sum, value)| *sum += value);
+        add(&mut sums, partial);
     }
     let of_bias = sums.split_off(width);
     let shape = dimensions(&weight);

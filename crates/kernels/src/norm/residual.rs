@@ -9,7 +9,7 @@ use super::cpu::{self, ROWS};
 use crate::{
     host::{self, Given, HostOperator, Outputs, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh, piece},
-    simd::vectorised,
+    simd::sums,
     transient::Transient,
 };
 
@@ -251,12 +251,6 @@ impl HostOperator<2> for Add {
 
     fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         [Some(given.gradient.clone()), Some(given.gradient)]
-    }
-}
-
-vectorised! {
-    fn sums(sum: &mut [f32], x: &[f32], y: &[f32]) {
-        sum.iter_mut().zip(x).zip(y).for_each(|((sum, x), y)| *sum = x + y);
     }
 }
 

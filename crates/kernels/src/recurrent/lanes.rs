@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::parallel::threads;
+use crate::{parallel::threads, simd::add};
 
 /// Channels of a vector.
 pub(super) const LANES: usize = 32;
@@ -135,7 +135,7 @@ pub(super) fn lanes_of(values: &mut [f32]) -> &mut [Lane] {
 pub(super) fn summed(parts: &[f32], length: usize) -> Vec<f32> {
     let mut sums = vec![0.0; length];
     for part in parts.chunks_exact(length.max(1)) {
-        sums.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+        add(&mut sums, part);
     }
     sums
 }

@@ -18,7 +18,7 @@ use crate::{
         kernel::{Kernel, kernel},
     },
     parallel::{DisjointRows, for_each, fresh, zeros},
-    simd::vectorised,
+    simd::add,
 };
 use burn_flex::FlexTensor;
 
@@ -180,15 +180,9 @@ impl<'a> Inputs<'a> {
     fn summed(&self, parts: &[f32], distances: usize) -> Vec<f32> {
         let mut sums = vec![0.0; if parts.is_empty() { 0 } else { self.query.heads * distances }];
         for part in parts.chunks_exact(sums.len().max(1)) {
-            sums.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+            add(&mut sums, part);
         }
         sums
-    }
-}
-
-vectorised! {
-    fn add(sums: &mut [f32], values: &[f32]) {
-        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
     }
 }
 
