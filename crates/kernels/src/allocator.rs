@@ -145,13 +145,54 @@ mod tests {
         }
     }
 
-    /// `mallopt` has to come before threads do, which the harness starts for tests.
+    /// Runs a test by itself: `mallopt` has to come before threads do, which the harness starts for tests.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    fn alone(test: &str) {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let name = format!("allocator::tests::{test}");
+        assert!(again.args([&name, "--exact", "--ignored", "--test-threads=1"]).status().unwrap().success());
+    }
+
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]
-    fn large_buffers_are_kept_for_threads_of_one_arena() {
-        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        let name = "allocator::tests::the_second_buffer_needs_no_new_pages";
-        assert!(again.args([name, "--exact", "--ignored", "--test-threads=1"]).status().unwrap().success());
+    fn the_heap_is_on_large_pages_and_kept() {
+        alone("the_second_buffer_needs_no_new_pages");
+        // Kernels without large pages refuse the advice.
+        if std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            alone("small_buffers_lie_on_large_pages_too");
+        }
+    }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    #[ignore = "in a process of its own, which the test above starts"]
+    fn small_buffers_lie_on_large_pages_too() {
+        keep_freed_memory();
+        share_one_arena();
+        let layout = Layout::from_size_align(1 << 20, 64).unwrap();
+        // The thread of this test has an arena already.
+        let buffers = move || {
+            for _ in 0..100 {
+                #[allow(unsafe_code)]
+                // SAFETY: the size is not zero; the process ends with its buffers.
+                let start = unsafe { LargePages.alloc(layout) };
+                assert!(!start.is_null());
+            }
+        };
+        std::thread::spawn(buffers).join().unwrap();
+        // Of every range its name, its size in KiB and its flags.
+        let ranges = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let (mut in_heap, mut size, mut advised) = (false, 0, 0);
+        for line in ranges.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[0] {
+                "Size:" => size = words[1].parse::<usize>().unwrap(),
+                "VmFlags:" if in_heap && words.contains(&"hg") => advised += size,
+                name if !name.ends_with(':') => in_heap = line.ends_with("[heap]"),
+                _ => (),
+            }
+        }
+        assert!(advised >= 100 << 10, "{advised} KiB");
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
