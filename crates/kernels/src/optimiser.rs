@@ -101,8 +101,8 @@ vectorised! {
         let (scale, rate) = (step.gradient_scale as f32, (step.learning_rate / correct1) as f32);
         let inverse2 = (1.0 / correct2) as f32;
         let half = gradient.len().div_ceil(2 * PIECE) * PIECE;
-        for start in (0..half.min(gradient.len())).step_by(PIECE) {
-            for start in [start, half + start] {
+        for offset in (0..half.min(gradient.len())).step_by(PIECE) {
+            for start in [offset, half + offset] {
                 let piece = start.min(gradient.len())..(start + PIECE).min(gradient.len());
                 let moments = first[piece.clone()].iter_mut().zip(&mut second[piece.clone()]);
                 let values = weight[piece.clone()].iter_mut().zip(&gradient[piece]);

@@ -50,9 +50,9 @@ impl Router {
         Self { times, ..self }
     }
 
-    /// The choices for rows `x` `[.., width]`, of which every token of `size` (`[batch, time]`) has
-    /// equally many, and their weights `[rows, active]`. The logits become a side output `[batch, time, parts * experts]`. `readers`
-    /// are those of `x`, of whose maps the router is one.
+    /// The choices for rows `x` `[.., width]`, of which every token of `size` (`[batch, time]`) has equally many, and their weights
+    /// `[rows, active]`. The logits become a side output `[batch, time, parts * experts]`. `readers` are those of `x`, of whose
+    /// maps the router is one.
     pub fn forward<const D: usize>(
         &self,
         x: impl Into<Transient<D>>,

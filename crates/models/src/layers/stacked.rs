@@ -53,8 +53,9 @@ impl Stacked {
         self.adapters.iter().any(Option::is_some)
     }
 
-    /// `x`: a row for every token, `[.., in]`, or for every slot, `[slots, in]`; returns `[slots, out]`, zero where a slot was dropped. The rows of
-    /// `x` and of the result lie in so many `heads`, see [`expert_linear`], as of `readers`; a matrix of several parts gives rows in one.
+    /// `x`: a row for every token, `[.., in]`, or for every slot, `[slots, in]`; returns `[slots, out]`, zero where a slot was
+    /// dropped. The rows of `x` and of the result lie in so many `heads`; a matrix of several parts gives rows in one. See
+    /// [`expert_linear`] for both and for `readers`.
     pub fn forward<const D: usize>(
         &self,
         x: Tensor<D>,
