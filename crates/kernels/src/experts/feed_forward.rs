@@ -16,7 +16,7 @@ use crate::{
     host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
     linear::Group,
     matmul::{Matrix, scratch},
-    parallel::{DisjointRows, fresh},
+    parallel::for_chunks,
     simd::{dot, scaled, vectorised},
 };
 
@@ -47,49 +47,56 @@ impl FeedForward {
     }
 
     /// Writes `activation(gate) * up` or `activation(up)` of each inner row.
-    fn hidden<'a>(&self, inner: &'a [f32], width: usize) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
-        let (Form { activation, gated: is_gated, .. }, wide) = (self.form, self.inner_width(width));
-        move |place, first, out| {
-            let row = &inner[place * wide..(place + 1) * wide];
-            let columns = first..first + out.len();
-            match is_gated {
-                true => gated(activation, out, &row[columns.clone()], &row[width..][columns]),
-                false => plain(activation, out, &row[columns]),
+    fn hidden<'a>(&'a self, inner: &'a [f32], width: usize) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
+        let wide = self.inner_width(width);
+        move |place, first, out| self.activate(&inner[place * wide..(place + 1) * wide], first, out)
+    }
+
+    /// The hidden row of an inner row, from a column on.
+    fn activate(&self, inner: &[f32], first: usize, out: &mut [f32]) {
+        let (Form { activation, gated: is_gated, .. }, columns) = (self.form, first..first + out.len());
+        match is_gated {
+            true => {
+                let (gate, up) = inner.split_at(inner.len() / 2);
+                gated(activation, out, &gate[columns.clone()], &up[columns]);
             }
+            false => plain(activation, out, &inner[columns]),
         }
     }
 
-    /// The gradients of every slot's weight and of the inner rows. What is in `hidden`, the gradient of the hidden rows without
-    /// their weights, gives way to the hidden rows times their weights.
-    fn inner_gradient(&self, inner: &[f32], hidden: &mut [f32], weights: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
-        let (Form { activation, gated: is_gated, .. }, wide) = (self.form, self.inner_width(width));
-        let (order, again) = (self.routing.order(), self.hidden(inner, width));
-        let one = |place: usize, out: &mut [f32], hidden: &mut [f32], gradient: &mut [f32]| {
-            let weight = weights[order[place] as usize];
-            scaled(gradient, hidden, weight);
-            let inner = &inner[place * wide..(place + 1) * wide];
-            match is_gated {
-                true => {
-                    let (of_gate, of_up) = out.split_at_mut(width);
-                    gated_backward(activation, of_gate, of_up, &inner[..width], &inner[width..], gradient);
-                }
-                false => plain_backward(activation, out, inner, gradient),
+    /// The gradient of an inner row.
+    fn activate_backward(&self, of_inner: &mut [f32], inner: &[f32], gradient: &[f32]) {
+        let Form { activation, gated: is_gated, .. } = self.form;
+        match is_gated {
+            true => {
+                let ((gate, up), (of_gate, of_up)) =
+                    (inner.split_at(inner.len() / 2), of_inner.split_at_mut(inner.len() / 2));
+                gated_backward(activation, of_gate, of_up, gate, up, gradient);
             }
-            again(place, 0, gradient);
-            replaced(hidden, gradient, weight)
-        };
-        let rows = DisjointRows::new(hidden, width);
-        let [by_place, of_inner] = fresh([(order.len(), ROWS), (inner.len(), ROWS * wide)], |i, [sums, out]| {
-            scratch::with(width, |gradient| {
-                for ((sum, out), place) in sums.iter_mut().zip(out.chunks_exact_mut(wide.max(1))).zip(i * ROWS..) {
-                    #[allow(unsafe_code)]
-                    // SAFETY: every place comes once.
-                    let hidden = unsafe { rows.row(place) };
-                    *sum = one(place, out, hidden, gradient);
+            false => plain_backward(activation, of_inner, inner, gradient),
+        }
+    }
+
+    /// The gradient of every slot's weight. The inner rows give way to their gradients, and what is in `hidden`, the gradient of the
+    /// hidden rows without their weights, to the hidden rows times their weights.
+    fn inner_gradient(&self, inner: &mut [f32], hidden: &mut [f32], weights: &[f32], width: usize) -> Vec<f32> {
+        let (order, wide) = (self.routing.order(), self.inner_width(width));
+        let mut by_place = vec![0.0; order.len()];
+        let chunks = [(&mut by_place[..], ROWS), (inner, ROWS * wide), (hidden, ROWS * width)];
+        for_chunks(chunks, |i, [sums, inner, hidden]| {
+            scratch::parts([wide, width], |[row, gradient]| {
+                let rows = inner.chunks_exact_mut(wide.max(1)).zip(hidden.chunks_exact_mut(width.max(1)));
+                for ((sum, (inner, hidden)), place) in sums.iter_mut().zip(rows).zip(i * ROWS..) {
+                    let weight = weights[order[place] as usize];
+                    row.copy_from_slice(inner);
+                    scaled(gradient, hidden, weight);
+                    self.activate_backward(inner, row, gradient);
+                    self.activate(row, 0, gradient);
+                    *sum = replaced(hidden, gradient, weight);
                 }
             });
         });
-        (self.groups().by_slot(&by_place), of_inner)
+        self.groups().by_slot(&by_place)
     }
 }
 
@@ -120,17 +127,17 @@ impl HostOperator<4> for FeedForward {
         let [x, weights, up, down] = given.inputs.each_ref().map(contiguous);
         let gradient = contiguous(&given.gradient);
         let (groups, width, narrow) = (self.groups(), dimensions(&x)[1], dimensions(&down)[2]);
-        let inner = given.saved.into_iter().next().unwrap_or_default();
+        let mut inner = given.saved.into_iter().next().unwrap_or_default();
         let upstream = groups.of_tokens(slice(&gradient), width);
         let upstream = groups.rows(&upstream, width);
         let mut hidden = groups.products(upstream, |expert| matrix(&down, expert));
-        let (of_weights, of_inner) = self.inner_gradient(&inner, &mut hidden, slice(&weights), narrow);
+        let of_weights = self.inner_gradient(&mut inner, &mut hidden, slice(&weights), narrow);
         let places = self.routing.order().len();
         let of_down = wanted[3].then(|| {
             let hidden = Matrix::new(&hidden, places, narrow);
             tensor(groups.outer_products(upstream, hidden), &dimensions(&down))
         });
-        let of_inner = Matrix::new(&of_inner, places, self.inner_width(narrow));
+        let of_inner = Matrix::new(&inner, places, self.inner_width(narrow));
         let of_up = wanted[2].then(|| {
             let rows = groups.of_tokens(slice(&x), width);
             tensor(groups.outer_products(of_inner, groups.rows(&rows, width)), &dimensions(&up))
