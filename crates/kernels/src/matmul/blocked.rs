@@ -5,9 +5,10 @@
 //! Where the left factor has many rows that lie in one piece, the tasks that compute tiles pack it themselves, each for its own
 //! rows, through several blocks of depth: neither its panels nor the sums between two blocks leave the second cache. Where it has
 //! so few rows that it stays in the second cache as a whole, they pack the right one, each for its own columns: weights are then
-//! read once.
+//! read once. Of more products than threads, as of many experts, most are computed by one thread each, and what it packs never
+//! leaves its cache.
 
-use std::ops::Range;
+use std::{cmp::Reverse, ops::Range};
 
 use super::{
     How, Matrix, Precision, Threads, few_rows,
@@ -167,6 +168,13 @@ pub(super) struct Sum<'a> {
     pub add: bool,
 }
 
+impl Sum<'_> {
+    /// Multiplications.
+    fn work(&self) -> usize {
+        self.terms.iter().map(|(left, right)| left.rows() * left.depth() * right.columns).sum()
+    }
+}
+
 /// How a sum is computed: in rounds, each of which packs some blocks of depth for a block of columns, and computes its tiles.
 pub(super) struct Plan<'a> {
     sum: &'a Sum<'a>,
@@ -320,7 +328,8 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Sums of products, several at a time where they are small: then no thread waits for the last tiles of each.
+/// Sums of products. Where there are more than threads, the largest ones, one for each thread, are shared by all threads and come
+/// last: they are enough to keep every thread busy until the end. Each of the others has a thread of its own.
 ///
 /// # Safety
 /// Every output has room for all of its rows and columns, initialised where something is added, and none overlaps another; no
@@ -329,7 +338,13 @@ impl<'a> Plan<'a> {
 pub(super) unsafe fn sums_of_products(sums: &[Sum<'_>], how: How) {
     let packed = |sum: &Sum<'_>| sum.terms.iter().all(|(left, _)| left.is_for(how.precision));
     assert!(sums.iter().all(packed), "factors packed for another precision");
-    let plans: Vec<Plan<'_>> = sums.iter().filter_map(|sum| Plan::new(sum, sums.len(), how)).collect();
+    let workers = if how.threads == Threads::All { threads() } else { 1 };
+    let mut sums: Vec<&Sum<'_>> = sums.iter().collect();
+    sums.sort_by_key(|sum| Reverse(sum.work()));
+    let (shared, alone) = sums.split_at(workers.min(sums.len()));
+    let one = How::one(how.precision);
+    let alone: Vec<_> = alone.iter().filter_map(|sum| Plan::new(sum, 1, one)).collect();
+    let shared: Vec<_> = shared.iter().filter_map(|sum| Plan::new(sum, workers.min(sums.len()), how)).collect();
     // SAFETY: by the caller's promise.
-    unsafe { stages::run(&plans, how.threads) };
+    unsafe { stages::run(&alone, &shared, how.threads) };
 }

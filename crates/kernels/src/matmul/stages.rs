@@ -1,9 +1,13 @@
-//! The work of several products in one queue: what a stage packs, and its tiles, one stage behind the other.
+//! The work of several products in one queue: those that one thread computes as a whole, then what a stage packs, and its tiles, one
+//! stage behind the other.
 //!
 //! Threads take the tasks in order and wait for what a task needs, not for the end of a stage: while the last tiles of one stage
 //! are computed, the next one is packed and begun.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    slice,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use super::{
     Matrix, Threads,
@@ -22,21 +26,21 @@ const LINE: usize = 16;
 /// Looks at a counter before a waiting thread lets others run.
 const SPINS: usize = 2000;
 
-/// All rounds of all plans.
+/// All rounds of all plans: those of a plan that is `alone` by one thread, then those of `shared` plans by all `threads`.
 ///
 /// # Safety
 /// The outputs of the plans have room for all of their rows and columns, initialised where something is added, and none overlaps
 /// another.
 #[allow(unsafe_code)]
-pub(super) unsafe fn run(plans: &[Plan<'_>], threads: Threads) {
-    let rounds = rounds(plans);
+pub(super) unsafe fn run(alone: &[Plan<'_>], shared: &[Plan<'_>], threads: Threads) {
+    let rounds = rounds(shared);
     let room = |plans: &Vec<&Plan<'_>>| plans.iter().flat_map(|plan| plan.room).sum::<usize>();
     let most = rounds.iter().map(|(plans, _)| room(plans)).max().unwrap_or(0).next_multiple_of(LINE);
     // A stage has the memory of the one before the last.
     let halves = rounds.len().min(2);
     scratch::with(most * halves, |room| {
         let room = room.as_mut_ptr();
-        let mut queue = Queue { stages: Vec::new(), tasks: Vec::new() };
+        let mut queue = Queue { stages: Vec::new(), tasks: alone.iter().map(Task::Whole).collect() };
         for (number, (plans, round)) in rounds.into_iter().enumerate() {
             queue.push(plans, round, room.wrapping_add(number % halves * most));
         }
@@ -79,6 +83,14 @@ struct Stage<'a> {
     computing: AtomicUsize,
 }
 
+/// What a thread does without a break.
+enum Task<'a> {
+    /// All of a plan.
+    Whole(&'a Plan<'a>),
+    /// A part of the work of the stage with this number.
+    Part(usize, Work<'a>),
+}
+
 /// A part of a stage's work.
 enum Work<'a> {
     Pack(PackTask<'a>),
@@ -91,8 +103,7 @@ enum Work<'a> {
 
 struct Queue<'a> {
     stages: Vec<Stage<'a>>,
-    /// The stage of each task, and its work.
-    tasks: Vec<(usize, Work<'a>)>,
+    tasks: Vec<Task<'a>>,
 }
 
 #[allow(unsafe_code)]
@@ -111,7 +122,7 @@ impl<'a> Queue<'a> {
         }
         let [packing, computing] = [packs.len(), tiles.len()].map(AtomicUsize::new);
         let work = packs.into_iter().map(Work::Pack).chain(tiles);
-        self.tasks.extend(work.map(|work| (self.stages.len(), work)));
+        self.tasks.extend(work.map(|work| Task::Part(self.stages.len(), work)));
         self.stages.push(Stage { plans, round, rooms, places, packing, computing });
     }
 
@@ -121,8 +132,21 @@ impl<'a> Queue<'a> {
     /// As for [`run`]; other threads are at work on all tasks before this one, or have done them.
     #[allow(unsafe_code)]
     unsafe fn run(&self, task: usize) {
-        let (number, work) = &self.tasks[task];
-        let stage = &self.stages[*number];
+        match &self.tasks[task] {
+            // SAFETY: by the caller's promise.
+            Task::Whole(plan) => unsafe { run(&[], slice::from_ref(*plan), Threads::One) },
+            // SAFETY: as above.
+            Task::Part(stage, work) => unsafe { self.part(*stage, work) },
+        }
+    }
+
+    /// A part of the work of a stage.
+    ///
+    /// # Safety
+    /// As for [`Queue::run`].
+    #[allow(unsafe_code)]
+    unsafe fn part(&self, number: usize, work: &Work<'a>) {
+        let stage = &self.stages[number];
         match work {
             Work::Pack(pack) => {
                 let _done = Done(&stage.packing);
@@ -143,7 +167,7 @@ impl<'a> Queue<'a> {
                 // SAFETY: the plan's room is packed, and packed anew only when all tiles of this stage are done; outputs are as
                 // large as the caller promises.
                 unsafe {
-                    let room = std::slice::from_raw_parts(room, plan.room.iter().sum());
+                    let room = slice::from_raw_parts(room, plan.room.iter().sum());
                     plan.tiles(stage.round, room, places).run_group(*group);
                 }
             }
