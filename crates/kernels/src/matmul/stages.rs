@@ -243,20 +243,23 @@ mod tests {
     use super::super::{How, Matrix, Precision, multiplied, multiplied_each};
     use crate::testing::numbers;
 
-    /// The sizes need one block of depth or several, one block of columns or several, and either factor packed by the tasks.
+    /// The sizes need one block of depth or several, one block of columns or several, and either factor packed by the tasks; they
+    /// come so often that most products have a thread of their own on machines of a few threads.
     #[test]
     fn products_in_one_queue_have_the_bits_of_each_alone() {
         let values = numbers(2200 * 900, 1);
-        let sizes = [[500, 640, 300], [10, 2200, 900], [700, 90, 530], [0, 50, 20], [300, 640, 40], [90, 700, 600]];
+        let sizes =
+            [[500, 640, 300], [10, 2200, 900], [700, 90, 530], [0, 50, 20], [300, 640, 40], [90, 700, 600]].repeat(3);
         for precision in [Precision::F32, Precision::Bf16] {
             for transposed in [false, true] {
                 let matrix = |rows: usize, columns: usize| match transposed {
                     true => Matrix::new(&values, columns, rows).transposed(),
                     false => Matrix::new(&values, rows, columns),
                 };
-                let factors = sizes.map(|[rows, columns, depth]| (matrix(rows, depth), matrix(depth, columns)));
+                let pair = |[rows, columns, depth]: &[usize; 3]| (matrix(*rows, *depth), matrix(*depth, *columns));
+                let factors: Vec<_> = sizes.iter().map(pair).collect();
                 let together = multiplied_each(&factors, false, precision);
-                let alone = factors.map(|(left, right)| multiplied(left, right, How::one(precision)));
+                let alone: Vec<_> = factors.iter().map(|(x, y)| multiplied(*x, *y, How::one(precision))).collect();
                 assert!(together == alone.concat());
             }
         }
