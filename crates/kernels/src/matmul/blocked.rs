@@ -11,12 +11,12 @@
 use std::{cmp::Reverse, ops::Range};
 
 use super::{
-    How, Matrix, Precision, Threads, few_rows,
+    How, Matrix, Precision, few_rows,
     kernel::{Kernel, Segment, Side, kernel, kernel_for},
     stages::{self, PackTask, pack_later},
     tiles::{self, Block, GROUP, Output, Tiles},
 };
-use crate::parallel::{fresh, threads};
+use crate::parallel::fresh;
 
 /// About as many units of depth are packed at once, from three quarters of them to half as many again: a panel of the left factor
 /// then stays in the first cache.
@@ -227,8 +227,7 @@ impl<'a> Plan<'a> {
         let kernel = kernel_for(how.precision, right.columns);
         let size @ [rows, columns] = [left.rows(), right.columns];
         let blocks = blocks(kernel, terms);
-        let workers = if how.threads == Threads::All { threads() } else { 1 };
-        let tasks = (TASKS * workers).div_ceil(sums);
+        let tasks = (TASKS * how.threads.count()).div_ceil(sums);
         let (own, group) = groups(kernel, terms, size, tasks);
         let wide = if own == Some(Side::Right) { columns } else { columns.min(COLUMNS) };
         let most = |side: Side, length: &dyn Fn(&Piece) -> usize| {
@@ -338,13 +337,12 @@ impl<'a> Plan<'a> {
 pub(super) unsafe fn sums_of_products(sums: &[Sum<'_>], how: How) {
     let packed = |sum: &Sum<'_>| sum.terms.iter().all(|(left, _)| left.is_for(how.precision));
     assert!(sums.iter().all(packed), "factors packed for another precision");
-    let workers = if how.threads == Threads::All { threads() } else { 1 };
     let mut sums: Vec<&Sum<'_>> = sums.iter().collect();
     sums.sort_by_key(|sum| Reverse(sum.work()));
-    let (shared, alone) = sums.split_at(workers.min(sums.len()));
-    let one = How::one(how.precision);
-    let alone: Vec<_> = alone.iter().filter_map(|sum| Plan::new(sum, 1, one)).collect();
-    let shared: Vec<_> = shared.iter().filter_map(|sum| Plan::new(sum, workers.min(sums.len()), how)).collect();
+    let (shared, alone) = sums.split_at(how.threads.count().min(sums.len()));
+    let together = shared.len();
+    let shared: Vec<_> = shared.iter().filter_map(|sum| Plan::new(sum, together, how)).collect();
+    let alone: Vec<_> = alone.iter().filter_map(|sum| Plan::new(sum, 1, How::one(how.precision))).collect();
     // SAFETY: by the caller's promise.
     unsafe { stages::run(&alone, &shared, how.threads) };
 }

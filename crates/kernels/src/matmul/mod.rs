@@ -21,7 +21,7 @@ pub(crate) use tall::tall_product;
 
 use serde::{Deserialize, Serialize};
 
-use crate::parallel::for_items;
+use crate::parallel::{for_items, threads};
 
 /// The arithmetic of matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -165,6 +165,16 @@ pub(crate) enum Threads {
     All,
 }
 
+impl Threads {
+    /// How many.
+    fn count(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::All => threads(),
+        }
+    }
+}
+
 /// How a product is computed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct How {
@@ -209,8 +219,8 @@ pub(crate) fn multiplied(left: Matrix<'_>, right: Matrix<'_>, how: How) -> Vec<f
     out
 }
 
-/// Products one after another in new memory, which is not cleared first: all threads work on them together, or, where they are
-/// many and small, `side_by_side`.
+/// Products one after another in new memory, which is not cleared first: on all threads, most of them on one each, or, where they
+/// are many and small, all of them `side_by_side`.
 pub(crate) fn multiplied_each(
     factors: &[(Matrix<'_>, Matrix<'_>)],
     side_by_side: bool,
