@@ -7,8 +7,12 @@ use espalier::models::families::{config::Config, family, write_config};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    let Ok(config) = Config::parse(Path::new("config.json"), text) else { return };
-    let Ok(spec) = family(&config).and_then(|family| (family.read)(&config)) else { return };
+    let Ok(config) = Config::parse(Path::new("config.json"), text) else {
+        return;
+    };
+    let Ok(spec) = family(&config).and_then(|family| (family.read)(&config)) else {
+        return;
+    };
     let _ = spec.parameter_count();
     let _ = write_config(&spec);
 });

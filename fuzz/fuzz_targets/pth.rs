@@ -16,7 +16,9 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 fn read(path: &Path) {
-    let Ok(tensors) = TensorFile::open(path) else { return };
+    let Ok(tensors) = TensorFile::open(path) else {
+        return;
+    };
     let names: Vec<String> = tensors.names().map(str::to_owned).collect();
     for name in names {
         let _ = tensors.read_f32(&name, None);
@@ -33,9 +35,22 @@ fn archive(pickle: &[u8]) -> Vec<u8> {
         let length = (name.len() as u16).to_le_bytes();
         directory.extend([b"PK\x01\x02", &[0; 16][..], &sizes, &length, &[0; 12]].concat());
         directory.extend([&(file.len() as u32).to_le_bytes()[..], name.as_bytes()].concat());
-        file.extend([b"PK\x03\x04", &[0; 14][..], &sizes, &length, &[0; 2], name.as_bytes(), bytes].concat());
+        file.extend(
+            [
+                b"PK\x03\x04",
+                &[0; 14][..],
+                &sizes,
+                &length,
+                &[0; 2],
+                name.as_bytes(),
+                bytes,
+            ]
+            .concat(),
+        );
     }
-    let places = [directory.len() as u32, file.len() as u32].map(u32::to_le_bytes).concat();
+    let places = [directory.len() as u32, file.len() as u32]
+        .map(u32::to_le_bytes)
+        .concat();
     file.extend(directory);
     file.extend([b"PK\x05\x06", &[0; 4][..], &[2, 0, 2, 0], &places, &[0; 2]].concat());
     file

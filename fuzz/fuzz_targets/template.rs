@@ -9,8 +9,14 @@ use espalier::data::{
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    let Ok(template) = ChatTemplate::new(text) else { return };
-    let messages = [Message::user("a < b"), Message::assistant("{{ c }}"), Message::user("\u{e9}")];
+    let Ok(template) = ChatTemplate::new(text) else {
+        return;
+    };
+    let messages = [
+        Message::user("a < b"),
+        Message::assistant("{{ c }}"),
+        Message::user("\u{e9}"),
+    ];
     let special = SpecialTokens::default();
     let _ = template.render(&Conversation::new(&messages, &special));
 });

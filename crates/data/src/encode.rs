@@ -40,7 +40,11 @@ impl Example {
 
     /// Number of tokens that the loss asks for. The first token has nothing before it and never counts.
     pub fn target_count(&self) -> usize {
-        self.targets.iter().skip(1).filter(|target| **target).count()
+        self.targets
+            .iter()
+            .skip(1)
+            .filter(|target| **target)
+            .count()
     }
 }
 
@@ -94,7 +98,11 @@ pub struct Encoder {
 impl Encoder {
     /// An encoder that adds to plain texts what the tokenizer adds, and the end-of-sequence token.
     pub fn new(tokenizer: Tokenizer, max_length: usize) -> Self {
-        Self { tokenizer, max_length, add_bos: false }
+        Self {
+            tokenizer,
+            max_length,
+            add_bos: false,
+        }
     }
 
     /// Encodes one record.
@@ -106,9 +114,12 @@ impl Encoder {
         match record {
             Record::Text { text } => Ok(keep(self.text(text)?)),
             Record::Chat { messages, tools } => Ok(keep(self.chat(messages, tools.as_ref())?)),
-            Record::Preference { prompt, chosen, rejected, tools } => {
-                self.preference(prompt, chosen, rejected, tools.as_ref())
-            }
+            Record::Preference {
+                prompt,
+                chosen,
+                rejected,
+                tools,
+            } => self.preference(prompt, chosen, rejected, tools.as_ref()),
         }
     }
 
@@ -130,8 +141,15 @@ impl Encoder {
     /// A conversation; what the assistant says is learned.
     fn chat(&self, messages: &[Message], tools: Option<&Value>) -> Result<Example> {
         let special = self.tokenizer.special();
-        let conversation = Conversation { tools, ..Conversation::new(messages, special) };
-        let rendered = assistant::render_marked(self.template()?, &conversation, &self.tokenizer.special_texts())?;
+        let conversation = Conversation {
+            tools,
+            ..Conversation::new(messages, special)
+        };
+        let rendered = assistant::render_marked(
+            self.template()?,
+            &conversation,
+            &self.tokenizer.special_texts(),
+        )?;
         let encoding = self.tokenizer.encode(&rendered.text, false)?;
         let targets = overlapping(&encoding.offsets, &rendered.generation);
         Ok(self.truncated(encoding.ids, targets))
@@ -146,24 +164,43 @@ impl Encoder {
         tools: Option<&Value>,
     ) -> Result<Encoded> {
         let start = self.ids(prompt, tools, true)?;
-        let whole = |answer: &Message| self.ids(&[prompt, std::slice::from_ref(answer)].concat(), tools, false);
+        let whole = |answer: &Message| {
+            self.ids(
+                &[prompt, std::slice::from_ref(answer)].concat(),
+                tools,
+                false,
+            )
+        };
         let (chosen, rejected) = (whole(chosen)?, whole(rejected)?);
         let prompt_length = common_prefix(&start, &chosen).min(common_prefix(&start, &rejected));
         let example = |ids: Vec<u32>| {
             let targets = (0..ids.len()).map(|place| place >= prompt_length).collect();
             self.truncated(ids, targets)
         };
-        let pair = Pair { chosen: example(chosen), rejected: example(rejected) };
+        let pair = Pair {
+            chosen: example(chosen),
+            rejected: example(rejected),
+        };
         if pair.chosen.target_count() == 0 || pair.rejected.target_count() == 0 {
             return Ok(dropped("no token of an answer is left within max_length"));
         }
         Ok(Encoded::Pair(pair))
     }
 
-    fn ids(&self, messages: &[Message], tools: Option<&Value>, add_generation_prompt: bool) -> Result<Vec<u32>> {
+    fn ids(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>> {
         let special = self.tokenizer.special();
-        let conversation = Conversation { tools, add_generation_prompt, ..Conversation::new(messages, special) };
-        self.tokenizer.encode_ids(&self.template()?.render(&conversation)?.text, false)
+        let conversation = Conversation {
+            tools,
+            add_generation_prompt,
+            ..Conversation::new(messages, special)
+        };
+        self.tokenizer
+            .encode_ids(&self.template()?.render(&conversation)?.text, false)
     }
 
     fn template(&self) -> Result<&ChatTemplate> {
@@ -189,17 +226,26 @@ fn keep(example: Example) -> Encoded {
 }
 
 fn dropped(reason: &str) -> Encoded {
-    Encoded::Dropped { reason: reason.into() }
+    Encoded::Dropped {
+        reason: reason.into(),
+    }
 }
 
 /// Whether each token's characters meet one of the spans, both half-open.
 fn overlapping(offsets: &[(usize, usize)], spans: &[(usize, usize)]) -> Vec<bool> {
-    let meets = |start: usize, end: usize| spans.iter().any(|span| start.max(span.0) < end.min(span.1));
-    offsets.iter().map(|(start, end)| meets(*start, *end)).collect()
+    let meets =
+        |start: usize, end: usize| spans.iter().any(|span| start.max(span.0) < end.min(span.1));
+    offsets
+        .iter()
+        .map(|(start, end)| meets(*start, *end))
+        .collect()
 }
 
 fn common_prefix(left: &[u32], right: &[u32]) -> usize {
-    left.iter().zip(right).take_while(|(left, right)| left == right).count()
+    left.iter()
+        .zip(right)
+        .take_while(|(left, right)| left == right)
+        .count()
 }
 
 #[cfg(test)]
@@ -210,12 +256,21 @@ mod tests {
 
     pub(super) fn tokenizer() -> Tokenizer {
         let texts = vec!["what is the sum of two and three? the sum is five.".to_string(); 4];
-        Tokenizer::train_byte_level_bpe(texts.into_iter(), &BpeOptions { vocabulary: 300, ..Default::default() })
-            .unwrap()
+        Tokenizer::train_byte_level_bpe(
+            texts.into_iter(),
+            &BpeOptions {
+                vocabulary: 300,
+                ..Default::default()
+            },
+        )
+        .unwrap()
     }
 
     pub(super) fn encoder() -> Encoder {
-        Encoder::new(tokenizer().with_template(ChatTemplate::new(CHATML).unwrap()), 1000)
+        Encoder::new(
+            tokenizer().with_template(ChatTemplate::new(CHATML).unwrap()),
+            1000,
+        )
     }
 
     fn example(encoder: &Encoder, record: Record) -> Example {
@@ -227,23 +282,52 @@ mod tests {
 
     /// Text of the tokens that are learned.
     fn learned(encoder: &Encoder, example: &Example) -> String {
-        let ids = example.ids.iter().zip(&example.targets).filter(|(_, target)| **target).map(|(id, _)| *id);
-        encoder.tokenizer.decode(&ids.collect::<Vec<_>>(), false).unwrap()
+        let ids = example
+            .ids
+            .iter()
+            .zip(&example.targets)
+            .filter(|(_, target)| **target)
+            .map(|(id, _)| *id);
+        encoder
+            .tokenizer
+            .decode(&ids.collect::<Vec<_>>(), false)
+            .unwrap()
     }
 
     #[test]
     fn a_text_is_learned_whole_with_its_end() {
         let mut encoder = encoder();
-        let whole = example(&encoder, Record::Text { text: "the sum".into() });
+        let whole = example(
+            &encoder,
+            Record::Text {
+                text: "the sum".into(),
+            },
+        );
         assert_eq!(learned(&encoder, &whole), "the sum<|im_end|>");
         assert!(whole.targets.iter().all(|target| *target));
-        let ended = example(&encoder, Record::Text { text: "the sum<|im_end|>".into() });
+        let ended = example(
+            &encoder,
+            Record::Text {
+                text: "the sum<|im_end|>".into(),
+            },
+        );
         assert_eq!(ended, whole);
-        let special =
-            crate::tokenizer::SpecialTokens { bos: Some("<|im_start|>".into()), ..encoder.tokenizer.special().clone() };
+        let special = crate::tokenizer::SpecialTokens {
+            bos: Some("<|im_start|>".into()),
+            ..encoder.tokenizer.special().clone()
+        };
         encoder.tokenizer = encoder.tokenizer.with_special(special);
         encoder.add_bos = true;
-        assert_eq!(example(&encoder, Record::Text { text: "the sum".into() }).ids[0], 1);
+        assert_eq!(
+            example(
+                &encoder,
+                Record::Text {
+                    text: "the sum".into()
+                }
+            )
+            .ids[0],
+            1
+        );
     }
 
     fn chat() -> Record {
@@ -254,20 +338,28 @@ mod tests {
             Message::user("the sum?"),
             Message::assistant("the sum is five."),
         ];
-        Record::Chat { messages, tools: None }
+        Record::Chat {
+            messages,
+            tools: None,
+        }
     }
 
     #[test]
     fn only_the_assistant_is_learned() {
         let encoder = encoder();
         let example = example(&encoder, chat());
-        assert_eq!(learned(&encoder, &example), "fünf 👍<|im_end|>the sum is five.<|im_end|>");
+        assert_eq!(
+            learned(&encoder, &example),
+            "fünf 👍<|im_end|>the sum is five.<|im_end|>"
+        );
     }
 
     #[test]
     fn unmarked_templates_give_the_same_mask() {
         let marked = encoder();
-        let source = CHATML.replace("{%- generation %}", "").replace("{%- endgeneration %}", "");
+        let source = CHATML
+            .replace("{%- generation %}", "")
+            .replace("{%- endgeneration %}", "");
         let template = ChatTemplate::new(&source).unwrap();
         assert!(!template.marks_generation());
         let unmarked = Encoder::new(tokenizer().with_template(template), 1000);
@@ -282,29 +374,54 @@ mod tests {
         encoder.max_length = first + 1;
         assert_eq!(example(&encoder, chat()).ids, whole.ids[..=first]);
         encoder.max_length = first;
-        assert!(matches!(encoder.encode(&chat()).unwrap(), Encoded::Dropped { .. }));
+        assert!(matches!(
+            encoder.encode(&chat()).unwrap(),
+            Encoded::Dropped { .. }
+        ));
     }
 
     #[test]
     fn a_conversation_without_answers_is_dropped() {
-        let record = Record::Chat { messages: vec![Message::user("Hi")], tools: None };
-        assert!(matches!(encoder().encode(&record).unwrap(), Encoded::Dropped { .. }));
+        let record = Record::Chat {
+            messages: vec![Message::user("Hi")],
+            tools: None,
+        };
+        assert!(matches!(
+            encoder().encode(&record).unwrap(),
+            Encoded::Dropped { .. }
+        ));
     }
 
     #[test]
     fn answers_begin_after_the_common_prefix() {
         let (encoder, prompt) = (encoder(), vec![Message::user("two and three?")]);
-        let (chosen, rejected) = (Message::assistant("five"), Message::assistant("I do not know"));
-        let record = Record::Preference { prompt, chosen, rejected, tools: None };
-        let Encoded::Pair(pair) = encoder.encode(&record).unwrap() else { panic!() };
+        let (chosen, rejected) = (
+            Message::assistant("five"),
+            Message::assistant("I do not know"),
+        );
+        let record = Record::Preference {
+            prompt,
+            chosen,
+            rejected,
+            tools: None,
+        };
+        let Encoded::Pair(pair) = encoder.encode(&record).unwrap() else {
+            panic!()
+        };
         assert_eq!(learned(&encoder, &pair.chosen), "five<|im_end|>\n");
-        assert_eq!(learned(&encoder, &pair.rejected), "I do not know<|im_end|>\n");
+        assert_eq!(
+            learned(&encoder, &pair.rejected),
+            "I do not know<|im_end|>\n"
+        );
     }
 
     #[test]
     fn a_prompt_that_merges_into_the_answer_shortens_the_prefix() {
         assert_eq!(common_prefix(&[1, 2, 3], &[1, 2, 9, 4]), 2);
-        assert_eq!(overlapping(&[(0, 0), (0, 3), (3, 5), (5, 9)], &[(4, 6)]), [false, false, true, true]);
+        assert_eq!(
+            overlapping(&[(0, 0), (0, 3), (3, 5), (5, 9)], &[(4, 6)]),
+            [false, false, true, true]
+        );
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub enum Error {
 impl Error {
     /// Wraps an I/O error with its path.
     pub fn file(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
-        Self::File { path: path.into(), source }
+        Self::File {
+            path: path.into(),
+            source,
+        }
     }
 }

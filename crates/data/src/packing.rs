@@ -27,7 +27,12 @@ impl Row {
         let segment = self.segments.last().map_or(1, |last| last + 1);
         let positions = 0..ids.len() as u32;
         self.segments.extend(positions.clone().map(|_| segment));
-        self.targets.extend(targets.iter().zip(positions.clone()).map(|(target, position)| *target && position > 0));
+        self.targets.extend(
+            targets
+                .iter()
+                .zip(positions.clone())
+                .map(|(target, position)| *target && position > 0),
+        );
         self.positions.extend(positions);
         self.ids.extend_from_slice(ids);
     }
@@ -62,23 +67,32 @@ pub fn pack(examples: &[Example], length: usize, strategy: Strategy) -> Vec<Row>
     }
     match strategy {
         Strategy::BestFit => best_fit(examples, length),
-        Strategy::BestFitSplit => {
-            best_fit(&examples.iter().flat_map(|example| pieces(example, length)).collect::<Vec<_>>(), length)
-        }
+        Strategy::BestFitSplit => best_fit(
+            &examples
+                .iter()
+                .flat_map(|example| pieces(example, length))
+                .collect::<Vec<_>>(),
+            length,
+        ),
         Strategy::Wrapped => wrap(examples, length),
     }
 }
 
 /// An example cut every `length` tokens.
 fn pieces(example: &Example, length: usize) -> impl Iterator<Item = Example> {
-    let chunks = example.ids.chunks(length).zip(example.targets.chunks(length));
+    let chunks = example
+        .ids
+        .chunks(length)
+        .zip(example.targets.chunks(length));
     chunks.map(|(ids, targets)| Example::new(ids.to_vec(), targets.to_vec()))
 }
 
 fn best_fit(examples: &[Example], length: usize) -> Vec<Row> {
     let lengths: Vec<usize> = examples.iter().map(|example| example.ids.len()).collect();
     let bins = pack_indices(&lengths, length);
-    bins.iter().map(|bin| row(bin.iter().map(|index| &examples[*index]), length)).collect()
+    bins.iter()
+        .map(|bin| row(bin.iter().map(|index| &examples[*index]), length))
+        .collect()
 }
 
 fn row<'a>(examples: impl Iterator<Item = &'a Example>, length: usize) -> Row {
@@ -115,13 +129,19 @@ fn wrap(examples: &[Example], length: usize) -> Vec<Row> {
 /// assert_eq!(pack_indices(&[5, 2, 3, 1], 4), [vec![0], vec![2, 3], vec![1]]);
 /// ```
 pub fn pack_indices(lengths: &[usize], length: usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..lengths.len()).filter(|index| lengths[*index].min(length) > 0).collect();
+    let mut order: Vec<usize> = (0..lengths.len())
+        .filter(|index| lengths[*index].min(length) > 0)
+        .collect();
     order.sort_by_key(|index| std::cmp::Reverse(lengths[*index].min(length)));
     let mut bins: Vec<Vec<usize>> = Vec::new();
     let mut spaces: BTreeSet<(usize, usize)> = BTreeSet::new();
     for index in order {
         let needed = lengths[index].min(length);
-        let (space, bin) = spaces.range((needed, 0)..).next().copied().unwrap_or((length, bins.len()));
+        let (space, bin) = spaces
+            .range((needed, 0)..)
+            .next()
+            .copied()
+            .unwrap_or((length, bins.len()));
         if bin == bins.len() {
             bins.push(Vec::new());
         }
@@ -154,7 +174,10 @@ mod tests {
     #[test]
     fn best_fit_keeps_the_start() {
         let rows = worked(Strategy::BestFit);
-        assert_eq!(ids(&rows), [vec![1, 2, 3, 4], vec![8, 9, 10, 11], vec![6, 7]]);
+        assert_eq!(
+            ids(&rows),
+            [vec![1, 2, 3, 4], vec![8, 9, 10, 11], vec![6, 7]]
+        );
         assert_eq!(rows[1].segments, [1, 1, 1, 2]);
         assert_eq!(rows[1].positions, [0, 1, 2, 0]);
         assert_eq!(rows[1].targets, [false, true, true, false]);
@@ -163,14 +186,20 @@ mod tests {
     #[test]
     fn best_fit_with_pieces() {
         let rows = worked(Strategy::BestFitSplit);
-        assert_eq!(ids(&rows), [vec![1, 2, 3, 4], vec![8, 9, 10, 5], vec![6, 7, 11]]);
+        assert_eq!(
+            ids(&rows),
+            [vec![1, 2, 3, 4], vec![8, 9, 10, 5], vec![6, 7, 11]]
+        );
         assert_eq!(rows[2].segments, [1, 1, 2]);
     }
 
     #[test]
     fn wrapped_fills_every_row_but_the_last() {
         let rows = worked(Strategy::Wrapped);
-        assert_eq!(ids(&rows), [vec![1, 2, 3, 4], vec![5, 6, 7, 8], vec![9, 10, 11]]);
+        assert_eq!(
+            ids(&rows),
+            [vec![1, 2, 3, 4], vec![5, 6, 7, 8], vec![9, 10, 11]]
+        );
         assert_eq!(rows[1].segments, [1, 2, 2, 3]);
         assert_eq!(rows[1].targets, [false, false, true, false]);
     }
@@ -186,17 +215,20 @@ mod tests {
     #[test]
     fn a_hundred_thousand_examples_fill_their_rows() {
         let mut random = crate::worlds::random::Random::new(3);
-        let lengths: Vec<usize> = (0..100_000).map(|_| random.range(1, 300) as usize).collect();
+        let lengths: Vec<usize> = (0..100_000)
+            .map(|_| random.range(1, 300) as usize)
+            .collect();
         let rows = pack_indices(&lengths, 512).len();
         let tokens: usize = lengths.iter().sum();
         assert!(tokens as f64 / (rows * 512) as f64 > 0.99, "{rows} rows");
     }
 
     fn examples() -> impl Generator<Value = Vec<Example>> {
-        let example = proptest::collection::vec((any::<u32>(), any::<bool>()), 0..=12).prop_map(|tokens| {
-            let (ids, targets) = tokens.into_iter().unzip();
-            Example::new(ids, targets)
-        });
+        let example =
+            proptest::collection::vec((any::<u32>(), any::<bool>()), 0..=12).prop_map(|tokens| {
+                let (ids, targets) = tokens.into_iter().unzip();
+                Example::new(ids, targets)
+            });
         proptest::collection::vec(example, 0..30)
     }
 

@@ -29,7 +29,11 @@ pub struct Message {
 impl Message {
     /// A message of any role.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), rest: Map::new() }
+        Self {
+            role: role.into(),
+            content: content.into(),
+            rest: Map::new(),
+        }
     }
 
     /// A user's message.
@@ -50,7 +54,10 @@ impl Message {
 
 /// One example of a data set.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "the largest kind is as common as the others")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the largest kind is as common as the others"
+)]
 pub enum Record {
     /// Plain text, learned whole.
     Text {

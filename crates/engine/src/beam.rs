@@ -53,24 +53,46 @@ struct Beam {
 ///
 /// # Errors
 /// When the prompt is empty, a token id is outside the vocabulary, or the model does not generate.
-pub fn beam_search(model: &LanguageModel, prompt: &[u32], options: &BeamOptions) -> Result<Vec<Hypothesis>> {
+pub fn beam_search(
+    model: &LanguageModel,
+    prompt: &[u32],
+    options: &BeamOptions,
+) -> Result<Vec<Hypothesis>> {
     if prompt.is_empty() || options.beams == 0 {
         return Err(Error::EmptyPrompt);
     }
     if model.spec().bidirectional {
         return Err(Error::Bidirectional);
     }
-    let start = model.spec().encoder.as_ref().map_or(prompt.to_vec(), |encoder| vec![encoder.decoder_start]);
-    let limit = model.spec().learned_positions().map_or(usize::MAX, |count| count.saturating_sub(start.len()) + 1);
+    let start = model
+        .spec()
+        .encoder
+        .as_ref()
+        .map_or(prompt.to_vec(), |encoder| vec![encoder.decoder_start]);
+    let limit = model
+        .spec()
+        .learned_positions()
+        .map_or(usize::MAX, |count| count.saturating_sub(start.len()) + 1);
     let longest = options.max_new_tokens.min(limit);
     let mut state = SequenceState::new(model.spec());
-    let mut input = Input { source: source(model, &[prompt.to_vec()]), ..Input::rows(&[start])? };
-    let mut beams = vec![Beam { ids: Vec::new(), log_probability: 0.0 }];
+    let mut input = Input {
+        source: source(model, &[prompt.to_vec()]),
+        ..Input::rows(&[start])?
+    };
+    let mut beams = vec![Beam {
+        ids: Vec::new(),
+        log_probability: 0.0,
+    }];
     let mut finished: Vec<Hypothesis> = Vec::new();
     for step in 0..longest {
         let rows = log_probabilities(model, &input, &mut state)?;
         let mut next: Vec<(usize, Beam)> = Vec::with_capacity(options.beams);
-        for (row, beam) in candidates(&beams, &rows, 2 * options.beams, forced(model, step, longest)) {
+        for (row, beam) in candidates(
+            &beams,
+            &rows,
+            2 * options.beams,
+            forced(model, step, longest),
+        ) {
             if beam.ids.last().is_some_and(|id| options.end.contains(id)) {
                 finished.push(beam.scored(options));
             } else if next.len() < options.beams {
@@ -84,7 +106,12 @@ pub fn beam_search(model: &LanguageModel, prompt: &[u32], options: &BeamOptions)
             break;
         }
         state = state.selected(&chosen);
-        input = Input::rows(&beams.iter().map(|beam| vec![beam.ids[step]]).collect::<Vec<_>>())?;
+        input = Input::rows(
+            &beams
+                .iter()
+                .map(|beam| vec![beam.ids[step]])
+                .collect::<Vec<_>>(),
+        )?;
     }
     if finished.len() < options.beams {
         finished.extend(beams.iter().map(|beam| beam.scored(options)));
@@ -96,7 +123,10 @@ pub fn beam_search(model: &LanguageModel, prompt: &[u32], options: &BeamOptions)
 impl Beam {
     fn scored(&self, options: &BeamOptions) -> Hypothesis {
         let score = self.log_probability / (self.ids.len() as f64).powf(options.length_penalty);
-        Hypothesis { ids: self.ids.clone(), score }
+        Hypothesis {
+            ids: self.ids.clone(),
+            score,
+        }
     }
 }
 
@@ -108,26 +138,39 @@ fn keep_best(hypotheses: &mut Vec<Hypothesis>, count: usize) {
 
 /// Whether the best beam, as it stands, is worse than all finished ones, of which there are enough.
 fn is_settled(finished: &[Hypothesis], beams: &[Beam], options: &BeamOptions) -> bool {
-    let worst = finished.last().filter(|_| finished.len() >= options.beams).map(|last| last.score);
+    let worst = finished
+        .last()
+        .filter(|_| finished.len() >= options.beams)
+        .map(|last| last.score);
     worst.is_some_and(|worst| beams.iter().all(|beam| beam.scored(options).score <= worst))
 }
 
 /// The token that an encoder-decoder's configuration puts first or last.
 fn forced(model: &LanguageModel, step: usize, longest: usize) -> Option<u32> {
     let encoder = model.spec().encoder.as_ref()?;
-    encoder.forced_last.filter(|_| step + 1 == longest).or(encoder.forced_first.filter(|_| step == 0))
+    encoder
+        .forced_last
+        .filter(|_| step + 1 == longest)
+        .or(encoder.forced_first.filter(|_| step == 0))
 }
 
 /// The `count` likeliest beams of one more token, best first, each with the row that it goes on from.
-fn candidates(beams: &[Beam], rows: &[Vec<f32>], count: usize, forced: Option<u32>) -> Vec<(usize, Beam)> {
+fn candidates(
+    beams: &[Beam],
+    rows: &[Vec<f32>],
+    count: usize,
+    forced: Option<u32>,
+) -> Vec<(usize, Beam)> {
     let mut all: Vec<(usize, u32, f64)> = Vec::new();
     for (row, (beam, log_probabilities)) in beams.iter().zip(rows).enumerate() {
         match forced {
             // A forced token costs nothing, as in the reference.
             Some(token) => all.push((row, token, beam.log_probability)),
-            None => {
-                all.extend((0..).zip(log_probabilities).map(|(id, p)| (row, id, beam.log_probability + f64::from(*p))))
-            }
+            None => all.extend(
+                (0..)
+                    .zip(log_probabilities)
+                    .map(|(id, p)| (row, id, beam.log_probability + f64::from(*p))),
+            ),
         }
     }
     let better = |a: &(usize, u32, f64), b: &(usize, u32, f64)| b.2.total_cmp(&a.2);
@@ -138,18 +181,34 @@ fn candidates(beams: &[Beam], rows: &[Vec<f32>], count: usize, forced: Option<u3
     all.sort_by(better);
     let extended = |(row, id, log_probability): (usize, u32, f64)| {
         let ids = beams[row].ids.iter().copied().chain([id]).collect();
-        (row, Beam { ids, log_probability })
+        (
+            row,
+            Beam {
+                ids,
+                log_probability,
+            },
+        )
     };
     all.into_iter().map(extended).collect()
 }
 
 /// Log-probabilities of the next token of every row.
-fn log_probabilities(model: &LanguageModel, input: &Input, state: &mut SequenceState) -> Result<Vec<Vec<f32>>> {
+fn log_probabilities(
+    model: &LanguageModel,
+    input: &Input,
+    state: &mut SequenceState,
+) -> Result<Vec<Vec<f32>>> {
     let hidden = model.hidden(input, Some(state))?;
     let [batch, time, width] = hidden.dims();
     let logits = model.head(hidden.narrow(1, time - 1, 1).reshape([batch, width]));
-    let values = burn::tensor::activation::log_softmax(logits, 1).into_data().try_into_vec::<f32>().unwrap_or_default();
-    Ok(values.chunks(model.spec().vocabulary).map(<[f32]>::to_vec).collect())
+    let values = burn::tensor::activation::log_softmax(logits, 1)
+        .into_data()
+        .try_into_vec::<f32>()
+        .unwrap_or_default();
+    Ok(values
+        .chunks(model.spec().vocabulary)
+        .map(<[f32]>::to_vec)
+        .collect())
 }
 
 #[cfg(test)]
@@ -163,15 +222,27 @@ mod tests {
         let mut spec = ModelSpec::llama(5, 16, 2, 4, 2, 32, 64);
         spec.initializer_range = 0.7;
         let model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
-        let options = BeamOptions { beams: 25, max_new_tokens: 3, length_penalty: 1.0, end: vec![] };
+        let options = BeamOptions {
+            beams: 25,
+            max_new_tokens: 3,
+            length_penalty: 1.0,
+            end: vec![],
+        };
         let found = beam_search(&model, &[1, 2], &options).unwrap();
         let mut best = (f64::NEG_INFINITY, Vec::new());
         for code in 0..125u32 {
             let ids = vec![code / 25, code / 5 % 5, code % 5];
             let text = [vec![1, 2], ids.clone()].concat();
-            let logits = model.logits(&Input::rows(std::slice::from_ref(&text)).unwrap()).unwrap();
-            let values = burn::tensor::activation::log_softmax(logits, 2).into_data().try_into_vec::<f32>().unwrap();
-            let sum: f64 = (1..4).map(|t| f64::from(values[t * 5 + text[t + 1] as usize])).sum();
+            let logits = model
+                .logits(&Input::rows(std::slice::from_ref(&text)).unwrap())
+                .unwrap();
+            let values = burn::tensor::activation::log_softmax(logits, 2)
+                .into_data()
+                .try_into_vec::<f32>()
+                .unwrap();
+            let sum: f64 = (1..4)
+                .map(|t| f64::from(values[t * 5 + text[t + 1] as usize]))
+                .sum();
             if sum > best.0 {
                 best = (sum, ids);
             }
@@ -186,10 +257,19 @@ mod tests {
             let path = format!("{}/../../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
             let model = folder::load(path.as_ref(), &Device::flex()).unwrap().model;
             let end = vec![2];
-            let options = BeamOptions { beams: 4, max_new_tokens: 8, length_penalty: 1.0, end };
+            let options = BeamOptions {
+                beams: 4,
+                max_new_tokens: 8,
+                length_penalty: 1.0,
+                end,
+            };
             let found = beam_search(&model, &[5, 9, 31, 7, 40, 12], &options).unwrap();
             assert_eq!(found[0].ids, *ids, "{name}");
-            assert!((found[0].score - score).abs() < 1e-4, "{name}: {} against {score}", found[0].score);
+            assert!(
+                (found[0].score - score).abs() < 1e-4,
+                "{name}: {} against {score}",
+                found[0].score
+            );
         }
     }
 

@@ -84,8 +84,16 @@ pub fn decode(
 ) -> Result<Vec<Generated>> {
     let mut all = vec![None; prompts.len()];
     for numbers in batches(model, prompts) {
-        let batch: Vec<Vec<u32>> = numbers.iter().map(|number| prompts[*number].clone()).collect();
-        let batch = Batch { state: SequenceState::new(model.spec()), before: &[], prompts: &batch, numbers: &numbers };
+        let batch: Vec<Vec<u32>> = numbers
+            .iter()
+            .map(|number| prompts[*number].clone())
+            .collect();
+        let batch = Batch {
+            state: SequenceState::new(model.spec()),
+            before: &[],
+            prompts: &batch,
+            numbers: &numbers,
+        };
         for (number, generated) in numbers.iter().zip(batch.decode(model, options, on_token)?) {
             all[*number] = Some(generated);
         }
@@ -101,7 +109,10 @@ fn batches(model: &LanguageModel, prompts: &[Vec<u32>]) -> Vec<Vec<usize>> {
         return vec![numbers];
     }
     numbers.sort_by_key(|number| prompts[*number].len());
-    numbers.chunk_by(|a, b| prompts[*a].len() == prompts[*b].len()).map(<[usize]>::to_vec).collect()
+    numbers
+        .chunk_by(|a, b| prompts[*a].len() == prompts[*b].len())
+        .map(<[usize]>::to_vec)
+        .collect()
 }
 
 /// As [`decode`] for one prompt, which goes on behind a text that was read before.
@@ -116,7 +127,12 @@ pub fn decode_after(
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generated>> {
     let prompts = [prompt.to_vec()];
-    let batch = Batch { state: prefix.state.clone(), before: &prefix.ids, prompts: &prompts, numbers: &[0] };
+    let batch = Batch {
+        state: prefix.state.clone(),
+        before: &prefix.ids,
+        prompts: &prompts,
+        numbers: &[0],
+    };
     batch.decode(model, options, on_token)
 }
 
@@ -137,7 +153,12 @@ impl Batch<'_> {
         options: &DecodeOptions,
         on_token: &mut dyn FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Generated>> {
-        let Self { mut state, before, prompts, numbers } = self;
+        let Self {
+            mut state,
+            before,
+            prompts,
+            numbers,
+        } = self;
         if prompts.iter().any(Vec::is_empty) {
             return Err(Error::EmptyPrompt);
         }
@@ -156,7 +177,10 @@ impl Batch<'_> {
             .map(|(number, prompt)| Row::new(*number, [before, prompt], options))
             .collect::<Result<Vec<_>>>()?;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let mut input = Input { source, ..padded(prompts, longest) };
+        let mut input = Input {
+            source,
+            ..padded(prompts, longest)
+        };
         let longest = before.len() + longest;
         let limit = spec.learned_positions().unwrap_or(usize::MAX);
         for produced in 0..options.max_new_tokens {
@@ -164,24 +188,39 @@ impl Batch<'_> {
                 break;
             }
             if longest + produced > limit {
-                rows.iter_mut().for_each(|row| row.finish = row.finish.or(Some(Finish::Context)));
+                rows.iter_mut()
+                    .for_each(|row| row.finish = row.finish.or(Some(Finish::Context)));
                 break;
             }
-            let known = if produced == 0 { before.len() } else { longest + produced - 1 };
+            let known = if produced == 0 {
+                before.len()
+            } else {
+                longest + produced - 1
+            };
             if spec.stales_cache(known, longest + produced) {
                 // Frequencies of another length: all keys are computed anew.
                 let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
                 state = SequenceState::new(model.spec());
-                input = padded(&histories, histories.iter().map(Vec::len).max().unwrap_or(0));
+                input = padded(
+                    &histories,
+                    histories.iter().map(Vec::len).max().unwrap_or(0),
+                );
             }
             let logits = last_logits(model, &input, &mut state)?;
             let vocabulary = spec.vocabulary;
             let mut next = Vec::with_capacity(rows.len());
-            for ((number, row), logits) in numbers.iter().zip(&mut rows).zip(logits.chunks(vocabulary)) {
+            for ((number, row), logits) in
+                numbers.iter().zip(&mut rows).zip(logits.chunks(vocabulary))
+            {
                 next.push(row.advance(*number, logits, spec, options, on_token)?);
             }
             let positions = rows.iter().map(|row| row.position()).collect();
-            input = Input { ids: next, batch: rows.len(), positions: Some(positions), ..Input::default() };
+            input = Input {
+                ids: next,
+                batch: rows.len(),
+                positions: Some(positions),
+                ..Input::default()
+            };
         }
         Ok(rows.into_iter().map(Row::into_generated).collect())
     }
@@ -189,12 +228,19 @@ impl Batch<'_> {
 
 /// What the encoder reads, where there is one: texts on the left of a rectangle, padding with segment 0.
 pub(crate) fn source(model: &LanguageModel, texts: &[Vec<u32>]) -> Option<Box<Input>> {
-    model.spec().encoder.as_ref().map(|_| Box::new(Input::padded(texts)))
+    model
+        .spec()
+        .encoder
+        .as_ref()
+        .map(|_| Box::new(Input::padded(texts)))
 }
 
 /// Prompts on the right of a rectangle; padding has segment 0.
 fn padded(prompts: &[Vec<u32>], longest: usize) -> Input {
-    let mut input = Input { batch: prompts.len(), ..Input::default() };
+    let mut input = Input {
+        batch: prompts.len(),
+        ..Input::default()
+    };
     if prompts.iter().all(|prompt| prompt.len() == longest) {
         input.ids = prompts.concat();
         return input;
@@ -202,27 +248,50 @@ fn padded(prompts: &[Vec<u32>], longest: usize) -> Input {
     let (mut positions, mut segments) = (Vec::new(), Vec::new());
     for prompt in prompts {
         let padding = longest - prompt.len();
-        input.ids.extend(std::iter::repeat_n(0, padding).chain(prompt.iter().copied()));
+        input
+            .ids
+            .extend(std::iter::repeat_n(0, padding).chain(prompt.iter().copied()));
         positions.extend(std::iter::repeat_n(0, padding).chain(0..prompt.len() as u32));
-        segments.extend(std::iter::repeat_n(0, padding).chain(std::iter::repeat_n(1, prompt.len())));
+        segments
+            .extend(std::iter::repeat_n(0, padding).chain(std::iter::repeat_n(1, prompt.len())));
     }
-    Input { positions: Some(positions), segments: Some(segments), ..input }
+    Input {
+        positions: Some(positions),
+        segments: Some(segments),
+        ..input
+    }
 }
 
 /// Logits of the last position of every row, `[batch * vocabulary]`.
-fn last_logits(model: &LanguageModel, input: &Input, state: &mut SequenceState) -> Result<Vec<f32>> {
+fn last_logits(
+    model: &LanguageModel,
+    input: &Input,
+    state: &mut SequenceState,
+) -> Result<Vec<f32>> {
     let hidden = model.hidden(input, Some(state))?;
     let [batch, time, width] = hidden.dims();
     let last = hidden.narrow(1, time - 1, 1).reshape([batch, width]);
-    Ok(model.head(last).into_data().try_into_vec::<f32>().unwrap_or_default())
+    Ok(model
+        .head(last)
+        .into_data()
+        .try_into_vec::<f32>()
+        .unwrap_or_default())
 }
 
 impl Row {
     fn new(index: usize, [before, prompt]: [&[u32]; 2], options: &DecodeOptions) -> Result<Self> {
         let seed = options.sampler.seed.wrapping_add(index as u64);
-        let sampler = Sampler::new(SamplerOptions { seed, ..options.sampler.clone() })?;
+        let sampler = Sampler::new(SamplerOptions {
+            seed,
+            ..options.sampler.clone()
+        })?;
         let history = [before, prompt].concat();
-        Ok(Self { prompt: history.len(), history, sampler, finish: None })
+        Ok(Self {
+            prompt: history.len(),
+            history,
+            sampler,
+            finish: None,
+        })
     }
 
     /// Draws the row's next token, unless it has ended; an ended row repeats its last token, which nobody reads.
@@ -237,14 +306,19 @@ impl Row {
         if self.finish.is_none() {
             let token = match self.forced(spec, options) {
                 Some(token) => token,
-                None => self.sampler.sample(&mut logits.to_vec(), &self.history, &options.forbidden)?,
+                None => {
+                    self.sampler
+                        .sample(&mut logits.to_vec(), &self.history, &options.forbidden)?
+                }
             };
             self.history.push(token);
             let go_on = on_token(index, token);
             self.finish = match () {
                 () if options.end.contains(&token) => Some(Finish::End),
                 () if !go_on => Some(Finish::Stopped),
-                () if self.history.len() - self.prompt >= options.max_new_tokens => Some(Finish::Length),
+                () if self.history.len() - self.prompt >= options.max_new_tokens => {
+                    Some(Finish::Length)
+                }
                 () => None,
             };
         }
@@ -254,7 +328,9 @@ impl Row {
     /// The token that the model's configuration puts here, first or last.
     fn forced(&self, spec: &ModelSpec, options: &DecodeOptions) -> Option<u32> {
         let (encoder, produced) = (spec.encoder.as_ref()?, self.history.len() - self.prompt);
-        let last = encoder.forced_last.filter(|_| produced + 1 == options.max_new_tokens);
+        let last = encoder
+            .forced_last
+            .filter(|_| produced + 1 == options.max_new_tokens);
         last.or(encoder.forced_first.filter(|_| produced == 0))
     }
 
@@ -264,7 +340,10 @@ impl Row {
     }
 
     fn into_generated(self) -> Generated {
-        Generated { ids: self.history[self.prompt..].to_vec(), finish: self.finish.unwrap_or(Finish::Length) }
+        Generated {
+            ids: self.history[self.prompt..].to_vec(),
+            finish: self.finish.unwrap_or(Finish::Length),
+        }
     }
 }
 
@@ -287,8 +366,17 @@ mod tests {
     }
 
     fn options(temperature: f32) -> DecodeOptions {
-        let sampler = SamplerOptions { temperature, seed: 11, ..Default::default() };
-        DecodeOptions { max_new_tokens: 12, sampler, end: vec![], forbidden: vec![] }
+        let sampler = SamplerOptions {
+            temperature,
+            seed: 11,
+            ..Default::default()
+        };
+        DecodeOptions {
+            max_new_tokens: 12,
+            sampler,
+            end: vec![],
+            forbidden: vec![],
+        }
     }
 
     #[test]
@@ -300,9 +388,17 @@ mod tests {
         let generated = decode(model, &[vec![5, 9, 2]], &options(0.0), &mut |_, _| true).unwrap();
         let mut history = vec![5, 9, 2];
         for token in &generated[0].ids {
-            let logits = model.logits(&Input::rows(&[history.clone()]).unwrap()).unwrap();
-            let last = logits.narrow(1, history.len() - 1, 1).into_data().try_into_vec::<f32>().unwrap();
-            let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b]).then(b.cmp(a))).unwrap();
+            let logits = model
+                .logits(&Input::rows(&[history.clone()]).unwrap())
+                .unwrap();
+            let last = logits
+                .narrow(1, history.len() - 1, 1)
+                .into_data()
+                .try_into_vec::<f32>()
+                .unwrap();
+            let best = (0..last.len())
+                .max_by(|a, b| last[*a].total_cmp(&last[*b]).then(b.cmp(a)))
+                .unwrap();
             assert_eq!(*token as usize, best);
             history.push(*token);
         }
@@ -310,8 +406,7 @@ mod tests {
 
     #[test]
     fn trained_first_states_meet_no_padding() {
-        let text =
-            r#"{"model_type":"mamba","vocab_size":61,"hidden_size":16,"num_hidden_layers":2,"initializer_range":0.5}"#;
+        let text = r#"{"model_type":"mamba","vocab_size":61,"hidden_size":16,"num_hidden_layers":2,"initializer_range":0.5}"#;
         let config = Config::parse("config.json".as_ref(), text).unwrap();
         let spec = (families::family(&config).unwrap().read)(&config).unwrap();
         let mut model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
@@ -322,14 +417,26 @@ mod tests {
             }
         });
         let model = model.frozen();
-        let prompts = [vec![5, 9, 2], vec![7], vec![3, 4, 8, 1], vec![6], vec![1, 2, 3]];
+        let prompts = [
+            vec![5, 9, 2],
+            vec![7],
+            vec![3, 4, 8, 1],
+            vec![6],
+            vec![1, 2, 3],
+        ];
         let mut seen = vec![Vec::new(); prompts.len()];
         let together = decode(&model, &prompts, &options(0.0), &mut |row, token| {
             seen[row].push(token);
             true
         });
         for ((prompt, generated), seen) in prompts.iter().zip(together.unwrap()).zip(seen) {
-            let alone = decode(&model, std::slice::from_ref(prompt), &options(0.0), &mut |_, _| true).unwrap();
+            let alone = decode(
+                &model,
+                std::slice::from_ref(prompt),
+                &options(0.0),
+                &mut |_, _| true,
+            )
+            .unwrap();
             assert_eq!(generated, alone[0], "{prompt:?}");
             assert_eq!(generated.ids, seen, "{prompt:?}");
         }
@@ -340,10 +447,20 @@ mod tests {
         let mut spec = ModelSpec::llama(61, 16, 2, 4, 2, 32, 64);
         spec.initializer_range = 0.5;
         for block in &mut spec.blocks {
-            let MixerSpec::Attention(attention) = &mut block.mixer else { panic!() };
+            let MixerSpec::Attention(attention) = &mut block.mixer else {
+                panic!()
+            };
             let (short, long) = (vec![1.0, 1.5], vec![3.0, 40.0]);
-            let scaling = RotaryScaling::LongRope { short, long, original_context: 8, attention_factor: 1.2 };
-            attention.rotary = attention.rotary.clone().map(|rotary| RotarySpec { scaling, ..rotary });
+            let scaling = RotaryScaling::LongRope {
+                short,
+                long,
+                original_context: 8,
+                attention_factor: 1.2,
+            };
+            attention.rotary = attention
+                .rotary
+                .clone()
+                .map(|rotary| RotarySpec { scaling, ..rotary });
         }
         let model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
         assert_greedy_is_uncached(&model);
@@ -354,12 +471,19 @@ mod tests {
         let model = model();
         for temperature in [0.0, 1.0] {
             let prompts = [vec![5, 9, 2, 7, 7, 1], vec![3], vec![8, 8, 4]];
-            let together = decode(&model, &prompts, &options(temperature), &mut |_, _| true).unwrap();
+            let together =
+                decode(&model, &prompts, &options(temperature), &mut |_, _| true).unwrap();
             for (i, prompt) in prompts.iter().enumerate() {
                 let mut alone = options(temperature);
                 alone.sampler.seed += i as u64;
-                let alone = decode(&model, std::slice::from_ref(prompt), &alone, &mut |_, _| true).unwrap();
-                assert_eq!(alone[0], together[i], "row {i} at temperature {temperature}");
+                let alone = decode(&model, std::slice::from_ref(prompt), &alone, &mut |_, _| {
+                    true
+                })
+                .unwrap();
+                assert_eq!(
+                    alone[0], together[i],
+                    "row {i} at temperature {temperature}"
+                );
             }
         }
     }
@@ -368,10 +492,19 @@ mod tests {
     fn end_tokens_end_and_forbidden_tokens_never_come() {
         let model = model();
         let first = decode(&model, &[vec![5]], &options(0.0), &mut |_, _| true).unwrap()[0].ids[0];
-        let ending = DecodeOptions { end: vec![first], ..options(0.0) };
+        let ending = DecodeOptions {
+            end: vec![first],
+            ..options(0.0)
+        };
         let generated = decode(&model, &[vec![5]], &ending, &mut |_, _| true).unwrap();
-        assert_eq!((generated[0].ids.as_slice(), generated[0].finish), ([first].as_slice(), Finish::End));
-        let forbidding = DecodeOptions { forbidden: vec![first], ..options(0.0) };
+        assert_eq!(
+            (generated[0].ids.as_slice(), generated[0].finish),
+            ([first].as_slice(), Finish::End)
+        );
+        let forbidding = DecodeOptions {
+            forbidden: vec![first],
+            ..options(0.0)
+        };
         let generated = decode(&model, &[vec![5]], &forbidding, &mut |_, _| true).unwrap();
         assert!(!generated[0].ids.contains(&first));
     }

@@ -21,7 +21,12 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// When a text has no tokens, or one that is outside the vocabulary.
-pub fn embed(model: &LanguageModel, texts: &[Vec<u32>], pooling: Pooling, batch: usize) -> Result<Vec<Vec<f32>>> {
+pub fn embed(
+    model: &LanguageModel,
+    texts: &[Vec<u32>],
+    pooling: Pooling,
+    batch: usize,
+) -> Result<Vec<Vec<f32>>> {
     if texts.iter().any(Vec::is_empty) {
         return Err(Error::EmptyPrompt);
     }
@@ -32,7 +37,10 @@ pub fn embed(model: &LanguageModel, texts: &[Vec<u32>], pooling: Pooling, batch:
         let rows: Vec<Vec<u32>> = chunk.iter().map(|i| texts[*i].clone()).collect();
         let input = Input::padded(&rows);
         let time = input.time();
-        let real: Vec<bool> = rows.iter().flat_map(|row| (0..time).map(|t| t < row.len())).collect();
+        let real: Vec<bool> = rows
+            .iter()
+            .flat_map(|row| (0..time).map(|t| t < row.len()))
+            .collect();
         let pooled = pooling.pool(model.encode(&input)?, &real);
         let values = pooled.into_data().try_into_vec::<f32>().unwrap_or_default();
         for (i, vector) in chunk.iter().zip(values.chunks(model.spec().width)) {
@@ -44,8 +52,16 @@ pub fn embed(model: &LanguageModel, texts: &[Vec<u32>], pooling: Pooling, batch:
 
 /// The vector divided by its length.
 pub fn normalised(vector: &[f32]) -> Vec<f32> {
-    let length = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt().max(1e-12);
-    vector.iter().map(|x| (f64::from(*x) / length) as f32).collect()
+    let length = vector
+        .iter()
+        .map(|x| f64::from(*x).powi(2))
+        .sum::<f64>()
+        .sqrt()
+        .max(1e-12);
+    vector
+        .iter()
+        .map(|x| (f64::from(*x) / length) as f32)
+        .collect()
 }
 
 #[cfg(test)]
@@ -60,11 +76,20 @@ mod tests {
         (spec.initializer_range, spec.bidirectional) = (0.5, true);
         let model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
         let texts = [vec![5, 9, 2, 7], vec![3], vec![8, 4, 4]];
-        for pooling in [Pooling::Mean, Pooling::WeightedMean, Pooling::First, Pooling::Last] {
+        for pooling in [
+            Pooling::Mean,
+            Pooling::WeightedMean,
+            Pooling::First,
+            Pooling::Last,
+        ] {
             let together = embed(&model, &texts, pooling, 3).unwrap();
             for (text, vector) in texts.iter().zip(&together) {
                 let alone = embed(&model, std::slice::from_ref(text), pooling, 1).unwrap();
-                let gap = vector.iter().zip(&alone[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let gap = vector
+                    .iter()
+                    .zip(&alone[0])
+                    .map(|(a, b)| (a - b).abs())
+                    .fold(0.0, f32::max);
                 assert!(gap < 1e-5, "{pooling:?}: {gap}");
             }
         }

@@ -17,7 +17,9 @@ pub enum Error {
     #[error("{0}")]
     Sampling(String),
     /// A bidirectional model was asked to generate.
-    #[error("this model sees its whole text at once (`bidirectional` in config.json) and does not generate")]
+    #[error(
+        "this model sees its whole text at once (`bidirectional` in config.json) and does not generate"
+    )]
     Bidirectional,
     /// A prompt without tokens.
     #[error("the prompt is empty; give at least one token")]

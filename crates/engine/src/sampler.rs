@@ -43,7 +43,14 @@ pub struct SamplerOptions {
 impl Default for SamplerOptions {
     /// The model's own distribution.
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
     }
 }
 
@@ -54,7 +61,13 @@ impl SamplerOptions {
     /// [`Error::Sampling`] names the key and what it may be.
     pub fn validate(&self) -> Result<()> {
         let check = |key: &str, value: f32, good: bool, expected: &str| {
-            if good { Ok(()) } else { Err(Error::Sampling(format!("{key} = {value}: expected {expected}"))) }
+            if good {
+                Ok(())
+            } else {
+                Err(Error::Sampling(format!(
+                    "{key} = {value}: expected {expected}"
+                )))
+            }
         };
         let finite = |value: f32| value.is_finite();
         check(
@@ -63,10 +76,25 @@ impl SamplerOptions {
             finite(self.temperature) && self.temperature >= 0.0,
             "0 (greedy) or more",
         )?;
-        check("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "more than 0, at most 1 (off)")?;
-        check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 (off) to 1")?;
+        check(
+            "top_p",
+            self.top_p,
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "more than 0, at most 1 (off)",
+        )?;
+        check(
+            "min_p",
+            self.min_p,
+            (0.0..=1.0).contains(&self.min_p),
+            "0 (off) to 1",
+        )?;
         let penalty = self.repetition_penalty;
-        check("repetition_penalty", penalty, finite(penalty) && penalty > 0.0, "more than 0; 1 is off")
+        check(
+            "repetition_penalty",
+            penalty,
+            finite(penalty) && penalty > 0.0,
+            "more than 0; 1 is off",
+        )
     }
 }
 
@@ -114,7 +142,10 @@ impl Sampler {
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32], forbid: &[u32]) -> Result<u32> {
         let candidates = self.candidates(logits, history, forbid)?;
         if self.options.temperature == 0.0 {
-            return candidates.first().map(|candidate| candidate.id).ok_or_else(nothing_left);
+            return candidates
+                .first()
+                .map(|candidate| candidate.id)
+                .ok_or_else(nothing_left);
         }
         draw(&candidates, self.random.f())
     }
@@ -123,7 +154,12 @@ impl Sampler {
     ///
     /// # Errors
     /// As [`Sampler::sample`].
-    pub fn candidates(&self, logits: &mut [f32], history: &[u32], forbid: &[u32]) -> Result<Vec<Candidate>> {
+    pub fn candidates(
+        &self,
+        logits: &mut [f32],
+        history: &[u32],
+        forbid: &[u32],
+    ) -> Result<Vec<Candidate>> {
         penalise(logits, history, self.options.repetition_penalty);
         forbid.iter().for_each(|id| {
             if let Some(logit) = logits.get_mut(*id as usize) {
@@ -132,7 +168,10 @@ impl Sampler {
         });
         let largest = largest(logits)?;
         if self.options.temperature == 0.0 {
-            return Ok(vec![Candidate { id: largest as u32, probability: 1.0 }]);
+            return Ok(vec![Candidate {
+                id: largest as u32,
+                probability: 1.0,
+            }]);
         }
         let mut candidates = weights(logits, logits[largest], self.options.temperature);
         self.cut(&mut candidates);
@@ -159,7 +198,11 @@ fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
     }
     for id in history.iter().collect::<BTreeSet<_>>() {
         if let Some(logit) = logits.get_mut(*id as usize) {
-            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            *logit = if *logit > 0.0 {
+                *logit / penalty
+            } else {
+                *logit * penalty
+            };
         }
     }
 }
@@ -187,12 +230,19 @@ fn nothing_left() -> Error {
 /// Probabilities up to a common factor, the largest being 1, by id; impossible tokens are left out.
 fn weights(logits: &[f32], largest: f32, temperature: f32) -> Vec<Candidate> {
     let weight = |logit: f32| ((logit - largest) / temperature).exp();
-    let all = logits.iter().enumerate().map(|(id, logit)| Candidate { id: id as u32, probability: weight(*logit) });
-    all.filter(|candidate| candidate.probability > 0.0).collect()
+    let all = logits.iter().enumerate().map(|(id, logit)| Candidate {
+        id: id as u32,
+        probability: weight(*logit),
+    });
+    all.filter(|candidate| candidate.probability > 0.0)
+        .collect()
 }
 
 fn likelier_first(left: &Candidate, right: &Candidate) -> Ordering {
-    right.probability.total_cmp(&left.probability).then(left.id.cmp(&right.id))
+    right
+        .probability
+        .total_cmp(&left.probability)
+        .then(left.id.cmp(&right.id))
 }
 
 /// Brings the `count` likeliest to the front, in order, without sorting the rest.
@@ -225,14 +275,17 @@ fn keep_mass(candidates: &mut Vec<Candidate>, share: f64) {
 }
 
 fn mass(candidates: &[Candidate]) -> f64 {
-    candidates.iter().map(|candidate| f64::from(candidate.probability)).sum()
+    candidates
+        .iter()
+        .map(|candidate| f64::from(candidate.probability))
+        .sum()
 }
 
 fn normalised(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
     let mass = mass(&candidates);
-    candidates
-        .iter_mut()
-        .for_each(|candidate| candidate.probability = (f64::from(candidate.probability) / mass) as f32);
+    candidates.iter_mut().for_each(|candidate| {
+        candidate.probability = (f64::from(candidate.probability) / mass) as f32
+    });
     candidates
 }
 
@@ -244,7 +297,10 @@ fn draw(candidates: &[Candidate], uniform: f64) -> Result<u32> {
         sum += f64::from(candidate.probability);
         sum > wanted
     });
-    passing.or(candidates.last()).map(|candidate| candidate.id).ok_or_else(nothing_left)
+    passing
+        .or(candidates.last())
+        .map(|candidate| candidate.id)
+        .ok_or_else(nothing_left)
 }
 
 #[cfg(test)]
@@ -254,7 +310,10 @@ mod tests {
     const PROBABILITIES: [f32; 4] = [0.15, 0.5, 0.05, 0.3];
 
     fn logits() -> Vec<f32> {
-        PROBABILITIES.iter().map(|probability| probability.ln()).collect()
+        PROBABILITIES
+            .iter()
+            .map(|probability| probability.ln())
+            .collect()
     }
 
     fn kept(options: SamplerOptions) -> Vec<u32> {
@@ -270,26 +329,85 @@ mod tests {
     fn cuts_keep_the_published_sets() {
         let options = SamplerOptions::default;
         assert_eq!(kept(options()), [0, 1, 2, 3]);
-        assert_eq!(kept(SamplerOptions { top_p: 0.79, ..options() }), [1, 3]);
-        assert_eq!(kept(SamplerOptions { top_p: 0.81, ..options() }), [0, 1, 3]);
-        assert_eq!(kept(SamplerOptions { min_p: 0.2, ..options() }), [0, 1, 3]);
-        assert_eq!(kept(SamplerOptions { top_k: 1, ..options() }), [1]);
-        assert_eq!(kept(SamplerOptions { top_k: 3, top_p: 0.8, ..options() }), [1, 3]);
-        assert_eq!(kept(SamplerOptions { min_p: 1.0, ..options() }), [1]);
+        assert_eq!(
+            kept(SamplerOptions {
+                top_p: 0.79,
+                ..options()
+            }),
+            [1, 3]
+        );
+        assert_eq!(
+            kept(SamplerOptions {
+                top_p: 0.81,
+                ..options()
+            }),
+            [0, 1, 3]
+        );
+        assert_eq!(
+            kept(SamplerOptions {
+                min_p: 0.2,
+                ..options()
+            }),
+            [0, 1, 3]
+        );
+        assert_eq!(
+            kept(SamplerOptions {
+                top_k: 1,
+                ..options()
+            }),
+            [1]
+        );
+        assert_eq!(
+            kept(SamplerOptions {
+                top_k: 3,
+                top_p: 0.8,
+                ..options()
+            }),
+            [1, 3]
+        );
+        assert_eq!(
+            kept(SamplerOptions {
+                min_p: 1.0,
+                ..options()
+            }),
+            [1]
+        );
     }
 
     #[test]
     fn temperature_comes_before_the_cuts() {
         // Squared and normalised, 0.5 alone has 0.685 of the mass.
-        assert_eq!(kept(SamplerOptions { temperature: 0.5, top_p: 0.6, ..Default::default() }), [1]);
-        assert_eq!(kept(SamplerOptions { top_p: 0.6, ..Default::default() }), [1, 3]);
+        assert_eq!(
+            kept(SamplerOptions {
+                temperature: 0.5,
+                top_p: 0.6,
+                ..Default::default()
+            }),
+            [1]
+        );
+        assert_eq!(
+            kept(SamplerOptions {
+                top_p: 0.6,
+                ..Default::default()
+            }),
+            [1, 3]
+        );
     }
 
     #[test]
     fn large_vocabularies_are_cut_the_same() {
         let mut logits = vec![0.0; 5000];
-        let sampler = Sampler::new(SamplerOptions { top_p: 0.5, ..Default::default() }).unwrap();
-        let ids: Vec<u32> = sampler.candidates(&mut logits, &[], &[]).unwrap().iter().map(|one| one.id).collect();
+        let sampler = Sampler::new(SamplerOptions {
+            top_p: 0.5,
+            ..Default::default()
+        })
+        .unwrap();
+        let ids: Vec<u32> = sampler
+            .candidates(&mut logits, &[], &[])
+            .unwrap()
+            .iter()
+            .map(|one| one.id)
+            .collect();
         assert_eq!(ids, (0..2500).collect::<Vec<u32>>());
     }
 
@@ -302,7 +420,11 @@ mod tests {
 
     #[test]
     fn draws_follow_the_probabilities() {
-        let mut sampler = Sampler::new(SamplerOptions { seed: 7, ..Default::default() }).unwrap();
+        let mut sampler = Sampler::new(SamplerOptions {
+            seed: 7,
+            ..Default::default()
+        })
+        .unwrap();
         let mut counts = [0.0f64; 4];
         let draws = 100_000.0;
         for _ in 0..100_000 {
@@ -310,15 +432,24 @@ mod tests {
         }
         for (count, probability) in counts.iter().zip(PROBABILITIES.map(f64::from)) {
             let deviation = (draws * probability * (1.0 - probability)).sqrt();
-            assert!((count - draws * probability).abs() < 3.0 * deviation, "{counts:?}");
+            assert!(
+                (count - draws * probability).abs() < 3.0 * deviation,
+                "{counts:?}"
+            );
         }
     }
 
     #[test]
     fn equal_seeds_draw_equally() {
         let run = |seed| {
-            let mut sampler = Sampler::new(SamplerOptions { seed, ..Default::default() }).unwrap();
-            (0..50).map(|_| sampler.sample(&mut logits(), &[], &[]).unwrap()).collect::<Vec<_>>()
+            let mut sampler = Sampler::new(SamplerOptions {
+                seed,
+                ..Default::default()
+            })
+            .unwrap();
+            (0..50)
+                .map(|_| sampler.sample(&mut logits(), &[], &[]).unwrap())
+                .collect::<Vec<_>>()
         };
         assert_eq!(run(1), run(1));
         assert_ne!(run(1), run(2));
@@ -326,10 +457,25 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_lowest_of_equals_and_nothing_forbidden() {
-        let mut sampler = Sampler::new(SamplerOptions { temperature: 0.0, ..Default::default() }).unwrap();
+        let mut sampler = Sampler::new(SamplerOptions {
+            temperature: 0.0,
+            ..Default::default()
+        })
+        .unwrap();
         assert_eq!(sampler.sample(&mut [1.0, 3.0, 3.0], &[], &[]).unwrap(), 1);
-        assert_eq!(sampler.sample(&mut [1.0, 3.0, 3.0], &[], &[1, 2, 7]).unwrap(), 0);
-        assert!(sampler.sample(&mut [1.0], &[], &[0]).unwrap_err().to_string().contains("no token can be chosen"));
+        assert_eq!(
+            sampler
+                .sample(&mut [1.0, 3.0, 3.0], &[], &[1, 2, 7])
+                .unwrap(),
+            0
+        );
+        assert!(
+            sampler
+                .sample(&mut [1.0], &[], &[0])
+                .unwrap_err()
+                .to_string()
+                .contains("no token can be chosen")
+        );
         assert!(sampler.sample(&mut [], &[], &[]).is_err());
     }
 
@@ -339,24 +485,51 @@ mod tests {
         let error = sampler.sample(&mut [1.0, f32::NAN], &[], &[]).unwrap_err();
         assert!(error.to_string().contains("token 1 is NaN"));
         assert!(sampler.sample(&mut [f32::INFINITY, 0.0], &[], &[]).is_err());
-        assert_eq!(sampler.sample(&mut [f32::NEG_INFINITY, 0.0], &[], &[]).unwrap(), 1);
+        assert_eq!(
+            sampler
+                .sample(&mut [f32::NEG_INFINITY, 0.0], &[], &[])
+                .unwrap(),
+            1
+        );
     }
 
     #[test]
     fn tiny_temperatures_do_not_overflow() {
-        let mut sampler = Sampler::new(SamplerOptions { temperature: 1e-30, ..Default::default() }).unwrap();
-        assert_eq!(sampler.sample(&mut [-50.0, 80.0, 79.0], &[], &[]).unwrap(), 1);
+        let mut sampler = Sampler::new(SamplerOptions {
+            temperature: 1e-30,
+            ..Default::default()
+        })
+        .unwrap();
+        assert_eq!(
+            sampler.sample(&mut [-50.0, 80.0, 79.0], &[], &[]).unwrap(),
+            1
+        );
     }
 
     #[test]
     fn options_out_of_range_are_named() {
         let bad = [
-            SamplerOptions { temperature: -1.0, ..Default::default() },
-            SamplerOptions { top_p: 0.0, ..Default::default() },
-            SamplerOptions { min_p: f32::NAN, ..Default::default() },
-            SamplerOptions { repetition_penalty: 0.0, ..Default::default() },
+            SamplerOptions {
+                temperature: -1.0,
+                ..Default::default()
+            },
+            SamplerOptions {
+                top_p: 0.0,
+                ..Default::default()
+            },
+            SamplerOptions {
+                min_p: f32::NAN,
+                ..Default::default()
+            },
+            SamplerOptions {
+                repetition_penalty: 0.0,
+                ..Default::default()
+            },
         ];
-        for (options, key) in bad.iter().zip(["temperature", "top_p", "min_p", "repetition_penalty"]) {
+        for (options, key) in
+            bad.iter()
+                .zip(["temperature", "top_p", "min_p", "repetition_penalty"])
+        {
             assert!(options.validate().unwrap_err().to_string().starts_with(key));
         }
     }

@@ -33,7 +33,9 @@ pub struct Score {
 /// # Errors
 /// When a token id is outside the vocabulary.
 pub fn score(model: &LanguageModel, examples: &[Example], batch: usize) -> Result<Vec<Score>> {
-    let mut order: Vec<usize> = (0..examples.len()).filter(|i| examples[*i].target_count() > 0).collect();
+    let mut order: Vec<usize> = (0..examples.len())
+        .filter(|i| examples[*i].target_count() > 0)
+        .collect();
     order.sort_by_key(|i| examples[*i].ids.len());
     let mut scores = vec![Score::default(); examples.len()];
     for chunk in order.chunks(batch.max(1)) {
@@ -52,18 +54,41 @@ fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {
         ids.resize(time, 0);
         ids
     };
-    let input = Input { ids: rows.iter().flat_map(padded).collect(), batch: rows.len(), ..Input::default() };
+    let input = Input {
+        ids: rows.iter().flat_map(padded).collect(),
+        batch: rows.len(),
+        ..Input::default()
+    };
     let mut places = Vec::new();
     for (r, row) in rows.iter().enumerate() {
-        places.extend((1..row.ids.len()).filter(|t| row.targets[*t]).map(|t| (r, t)));
+        places.extend(
+            (1..row.ids.len())
+                .filter(|t| row.targets[*t])
+                .map(|t| (r, t)),
+        );
     }
     let hidden = model.hidden(&input, None)?;
     let [_, _, width] = hidden.dims();
-    let predictors: Vec<u32> = places.iter().map(|(r, t)| (r * time + t - 1) as u32).collect();
+    let predictors: Vec<u32> = places
+        .iter()
+        .map(|(r, t)| (r * time + t - 1) as u32)
+        .collect();
     let targets: Vec<u32> = places.iter().map(|(r, t)| rows[*r].ids[*t]).collect();
-    let logits = model.head(embedding(hidden.reshape([rows.len() * time, width]), &predictors));
-    let choices = logits.clone().argmax(1).into_data().convert::<i32>().try_into_vec::<i32>().unwrap_or_default();
-    let values = log_probabilities(logits, &targets).into_data().try_into_vec::<f32>().unwrap_or_default();
+    let logits = model.head(embedding(
+        hidden.reshape([rows.len() * time, width]),
+        &predictors,
+    ));
+    let choices = logits
+        .clone()
+        .argmax(1)
+        .into_data()
+        .convert::<i32>()
+        .try_into_vec::<i32>()
+        .unwrap_or_default();
+    let values = log_probabilities(logits, &targets)
+        .into_data()
+        .try_into_vec::<f32>()
+        .unwrap_or_default();
     let mut scores = vec![Score::default(); rows.len()];
     for (i, (r, _)) in places.iter().enumerate() {
         scores[*r].log_probability += f64::from(values[i]);

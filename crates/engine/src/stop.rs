@@ -32,7 +32,11 @@ impl StopMatcher {
     /// A matcher for these strings; empty ones are ignored.
     pub fn new(stops: Vec<String>) -> Self {
         let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
-        Self { stops, held: String::new(), stopped: false }
+        Self {
+            stops,
+            held: String::new(),
+            stopped: false,
+        }
     }
 
     /// Takes a piece of text. After a stop string, everything is ignored.
@@ -68,8 +72,16 @@ impl StopMatcher {
     fn safe_length(&self) -> usize {
         let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
         let from = self.held.len().saturating_sub(longest);
-        let places = self.held.char_indices().map(|(place, _)| place).filter(|place| *place >= from);
-        let begins = |place: &usize| self.stops.iter().any(|stop| stop.starts_with(&self.held[*place..]));
+        let places = self
+            .held
+            .char_indices()
+            .map(|(place, _)| place)
+            .filter(|place| *place >= from);
+        let begins = |place: &usize| {
+            self.stops
+                .iter()
+                .any(|stop| stop.starts_with(&self.held[*place..]))
+        };
         places.into_iter().find(begins).unwrap_or(self.held.len())
     }
 }
@@ -97,8 +109,15 @@ mod tests {
 
     /// The text before the stop string that ends first, found without any streaming.
     fn expected(stops: &[&str], text: &str) -> (String, bool) {
-        for end in text.char_indices().map(|(place, character)| place + character.len_utf8()) {
-            let ending = stops.iter().filter(|stop| text[..end].ends_with(**stop)).map(|stop| stop.len()).max();
+        for end in text
+            .char_indices()
+            .map(|(place, character)| place + character.len_utf8())
+        {
+            let ending = stops
+                .iter()
+                .filter(|stop| text[..end].ends_with(**stop))
+                .map(|stop| stop.len())
+                .max();
             if let Some(length) = ending {
                 return (text[..end - length].to_string(), true);
             }

@@ -45,7 +45,12 @@ impl TextModel {
     /// The tokens that end a turn: the model's end-of-sequence tokens, and the tokenizer's where the model names none.
     pub fn end_tokens(&self) -> Vec<u32> {
         let mut end = self.model.spec().eos.clone();
-        let eos = self.tokenizer.special().eos.as_deref().and_then(|token| self.tokenizer.id(token));
+        let eos = self
+            .tokenizer
+            .special()
+            .eos
+            .as_deref()
+            .and_then(|token| self.tokenizer.id(token));
         end.extend(eos.filter(|id| !end.contains(id)));
         end
     }
@@ -56,7 +61,9 @@ impl TextModel {
     /// When the tokenizer has no chat template, or the template refuses the conversation.
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
         let template = self.tokenizer.template().ok_or_else(|| {
-            espalier_data::Error::Template("the tokenizer has none; tune the model on conversations first".into())
+            espalier_data::Error::Template(
+                "the tokenizer has none; tune the model on conversations first".into(),
+            )
         })?;
         let rendered = template.render(&Conversation {
             messages,
@@ -94,7 +101,10 @@ impl TextModel {
         on_text: &mut dyn FnMut(&str),
     ) -> Result<GeneratedText> {
         let decoding = self.decode_options(options);
-        let (mut stream, mut stops) = (self.tokenizer.stream(), StopMatcher::new(options.stops.clone()));
+        let (mut stream, mut stops) = (
+            self.tokenizer.stream(),
+            StopMatcher::new(options.stops.clone()),
+        );
         let (mut text, mut failure, mut stopped) = (String::new(), None, false);
         let mut emit = |piece: &str, text: &mut String| {
             text.push_str(piece);
@@ -136,21 +146,38 @@ impl TextModel {
             emit(&piece, &mut text);
             emit(&stops.finish(), &mut text);
         }
-        Ok(GeneratedText { text, tokens: generated[0].ids.len(), finish: generated[0].finish })
+        Ok(GeneratedText {
+            text,
+            tokens: generated[0].ids.len(),
+            finish: generated[0].finish,
+        })
     }
 
     /// Generates a text for each prompt, all at once; the texts are without special tokens.
     ///
     /// # Errors
     /// When a prompt is empty or does not fit the model.
-    pub fn generate_batch(&self, prompts: &[Vec<u32>], options: &TextOptions) -> Result<Vec<GeneratedText>> {
-        let generated = decode(&self.model, prompts, &self.decode_options(options), &mut |_, _| true)?;
+    pub fn generate_batch(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &TextOptions,
+    ) -> Result<Vec<GeneratedText>> {
+        let generated = decode(
+            &self.model,
+            prompts,
+            &self.decode_options(options),
+            &mut |_, _| true,
+        )?;
         let text = |row: crate::decode::Generated| {
             let text = self.tokenizer.decode(&row.ids, true)?;
             let mut stops = StopMatcher::new(options.stops.clone());
             let (Stopped::Emit(mut kept) | Stopped::Stop(mut kept)) = stops.push(&text);
             kept.push_str(&stops.finish());
-            Ok(GeneratedText { text: kept, tokens: row.ids.len(), finish: row.finish })
+            Ok(GeneratedText {
+                text: kept,
+                tokens: row.ids.len(),
+                finish: row.finish,
+            })
         };
         generated.into_iter().map(text).collect()
     }

@@ -33,7 +33,11 @@ pub fn parse(text: &str) -> Result<Device> {
     let index = match number.map(str::parse::<usize>) {
         None => None,
         Some(Ok(index)) if kind != "cpu" => Some(index),
-        Some(_) => return Err(usage("expected `cpu`, or a kind and a number, such as `cuda:0`".into())),
+        Some(_) => {
+            return Err(usage(
+                "expected `cpu`, or a kind and a number, such as `cuda:0`".into(),
+            ));
+        }
     };
     let names = DEVICES.map(|(name, _)| name);
     match DEVICES.iter().find(|(name, _)| *name == kind) {
@@ -42,8 +46,13 @@ pub fn parse(text: &str) -> Result<Device> {
             "this program was built without the feature `{kind}`; build it with `cargo build --release --features {kind}`"
         ))),
         None => {
-            let hint = suggest(kind, names.into_iter()).map(|name| format!("; did you mean `{name}`?"));
-            Err(usage(format!("no such device{}; there are: {}", hint.unwrap_or_default(), names.join(", "))))
+            let hint =
+                suggest(kind, names.into_iter()).map(|name| format!("; did you mean `{name}`?"));
+            Err(usage(format!(
+                "no such device{}; there are: {}",
+                hint.unwrap_or_default(),
+                names.join(", ")
+            )))
         }
     }
 }
@@ -51,7 +60,10 @@ pub fn parse(text: &str) -> Result<Device> {
 /// A device of a kind that was built in.
 fn open(kind: &str, index: Option<usize>) -> Device {
     #[cfg(any(feature = "metal", feature = "vulkan", feature = "webgpu"))]
-    let adapter = index.map_or(burn::tensor::DeviceKind::DefaultDevice, burn::tensor::DeviceKind::DiscreteGpu);
+    let adapter = index.map_or(
+        burn::tensor::DeviceKind::DefaultDevice,
+        burn::tensor::DeviceKind::DiscreteGpu,
+    );
     #[cfg(feature = "cuda")]
     if kind == "cuda" {
         return Device::cuda(index.unwrap_or(0));

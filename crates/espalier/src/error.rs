@@ -122,9 +122,15 @@ mod tests {
         assert_eq!(Error::file("a")(io::Error::other("gone")).exit_code(), 1);
         assert_eq!(Error::Stream(ErrorKind::BrokenPipe.into()).exit_code(), 0);
         assert_eq!(Error::Stream(ErrorKind::InvalidData.into()).exit_code(), 1);
-        let missing = RecipeError::File { path: "r.toml".into(), source: ErrorKind::NotFound.into() };
+        let missing = RecipeError::File {
+            path: "r.toml".into(),
+            source: ErrorKind::NotFound.into(),
+        };
         assert_eq!(Error::from(missing).exit_code(), 1);
-        let change = RecipeError::Override { text: "a".into(), reason: "expected `key=value`".into() };
+        let change = RecipeError::Override {
+            text: "a".into(),
+            reason: "expected `key=value`".into(),
+        };
         assert_eq!(Error::from(change).exit_code(), 2);
     }
 }

@@ -6,7 +6,9 @@ pub fn peak_bytes() -> Option<u64> {
 }
 
 fn peak_of(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
 }
@@ -17,7 +19,10 @@ mod tests {
 
     #[test]
     fn the_high_water_mark_is_read() {
-        assert_eq!(peak_of("Name:\tx\nVmPeak:\t  90 kB\nVmHWM:\t    1234 kB\n"), Some(1234 * 1024));
+        assert_eq!(
+            peak_of("Name:\tx\nVmPeak:\t  90 kB\nVmHWM:\t    1234 kB\n"),
+            Some(1234 * 1024)
+        );
         assert_eq!(peak_of("Name:\tx\n"), None);
         assert_eq!(peak_of("VmHWM: many kB\n"), None);
     }

@@ -42,16 +42,33 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
     }
     if !path.is_dir() {
         check_weights(path)?;
-        return if folder::is_bare(path) { Ok(path.to_path_buf()) } else { Err(Error::Work(no_folder(path))) };
+        return if folder::is_bare(path) {
+            Ok(path.to_path_buf())
+        } else {
+            Err(Error::Work(no_folder(path)))
+        };
     }
-    let inside = |folder: &Path| [folder.to_path_buf(), folder.join("model")].into_iter().find(|path| is_model(path));
-    let stage = || stages(path).into_iter().rev().find_map(|stage| inside(&stage));
+    let inside = |folder: &Path| {
+        [folder.to_path_buf(), folder.join("model")]
+            .into_iter()
+            .find(|path| is_model(path))
+    };
+    let stage = || {
+        stages(path)
+            .into_iter()
+            .rev()
+            .find_map(|stage| inside(&stage))
+    };
     if let Some(found) = inside(path).or_else(stage) {
         return Ok(found);
     }
     Checkpoint::file_in(path).map_or(Ok(()), |file| check_weights(&file))?;
     let expected = "has neither config.json nor adapter_config.json nor RWKV's weights, and no finished run's model/";
-    Err(Error::Work(format!("{}: {expected}; it holds {}", path.display(), contents(path))))
+    Err(Error::Work(format!(
+        "{}: {expected}; it holds {}",
+        path.display(),
+        contents(path)
+    )))
 }
 
 /// A damaged file of weights says what is wrong with it.
@@ -86,9 +103,15 @@ pub fn open_text_model(path: &Path, device: &Device) -> Result<OpenedModel> {
     if tokens > rows {
         let fix = "copy the tokenizer files of this model";
         let home = home.display();
-        return Err(Error::Work(format!("{home}: the tokenizer has {tokens} tokens but the model {rows} rows; {fix}")));
+        return Err(Error::Work(format!(
+            "{home}: the tokenizer has {tokens} tokens but the model {rows} rows; {fix}"
+        )));
     }
-    Ok(OpenedModel { text: TextModel { model, tokenizer }, folder, base: loaded.base })
+    Ok(OpenedModel {
+        text: TextModel { model, tokenizer },
+        folder,
+        base: loaded.base,
+    })
 }
 
 /// As [`open_text_model`], without the folders.
@@ -104,21 +127,32 @@ pub fn tokenizer_folder(folder: &Path, base: &Path) -> PathBuf {
     let own = Tokenizer::file_in(folder).is_some();
     let home = if own { folder } else { base };
     match home.is_file() {
-        true => home.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf(),
+        true => home
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."))
+            .to_path_buf(),
         false => home.to_path_buf(),
     }
 }
 
 fn is_model(folder: &Path) -> bool {
-    let described = ["config.json", "adapter_config.json"].iter().any(|name| folder.join(name).is_file());
+    let described = ["config.json", "adapter_config.json"]
+        .iter()
+        .any(|name| folder.join(name).is_file());
     described || folder::is_bare(folder)
 }
 
 /// Stage folders of a run (`01-pretrain`, `02-tune`, ...) by number.
 fn stages(run: &Path) -> Vec<PathBuf> {
-    let number = |name: &str| name.split_once('-').and_then(|(digits, _)| digits.parse::<u32>().ok());
-    let mut stages: Vec<(u32, String)> =
-        names(run).into_iter().filter_map(|name| Some((number(&name)?, name))).collect();
+    let number = |name: &str| {
+        name.split_once('-')
+            .and_then(|(digits, _)| digits.parse::<u32>().ok())
+    };
+    let mut stages: Vec<(u32, String)> = names(run)
+        .into_iter()
+        .filter_map(|name| Some((number(&name)?, name)))
+        .collect();
     stages.sort();
     stages.into_iter().map(|(_, name)| run.join(name)).collect()
 }
@@ -126,7 +160,9 @@ fn stages(run: &Path) -> Vec<PathBuf> {
 /// Names in a folder, sorted; none where it cannot be read.
 fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     names.sort();
     names
 }
@@ -149,11 +185,20 @@ fn missing(path: &Path) -> String {
             path.display()
         );
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let known = names(parent);
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let hint = suggestion(&path.file_name().unwrap_or_default().to_string_lossy(), &known);
-    format!("{}: no such folder{hint}; expected a model folder, an adapter folder or a run's output", path.display())
+    let hint = suggestion(
+        &path.file_name().unwrap_or_default().to_string_lossy(),
+        &known,
+    );
+    format!(
+        "{}: no such folder{hint}; expected a model folder, an adapter folder or a run's output",
+        path.display()
+    )
 }
 
 /// `organisation/name`, and no folder of the first name here.
@@ -161,7 +206,9 @@ fn is_hub_name(path: &Path) -> bool {
     let text = path.to_string_lossy();
     let plain = |part: &str| !part.is_empty() && !part.starts_with(['.', '~']);
     match text.split('/').collect::<Vec<_>>()[..] {
-        [organisation, name] => plain(organisation) && plain(name) && !Path::new(organisation).exists(),
+        [organisation, name] => {
+            plain(organisation) && plain(name) && !Path::new(organisation).exists()
+        }
         _ => false,
     }
 }
@@ -193,7 +240,10 @@ mod tests {
         touch(run.join("10-align/model/config.json"));
         touch(run.join("11-evaluate/report.html"));
         assert_eq!(resolve_model(run).unwrap(), run.join("10-align/model"));
-        assert_eq!(resolve_model(&run.join("2-tune")).unwrap(), run.join("2-tune/model"));
+        assert_eq!(
+            resolve_model(&run.join("2-tune")).unwrap(),
+            run.join("2-tune/model")
+        );
         touch(run.join("model/config.json"));
         assert_eq!(resolve_model(run).unwrap(), run.join("model"));
         touch(run.join("config.json"));
@@ -204,13 +254,26 @@ mod tests {
     fn what_is_no_model_is_explained() {
         let folder = tempfile::tempdir().unwrap();
         touch(folder.path().join("a.gguf"));
-        let message = |name: &str| resolve_model(&folder.path().join(name)).unwrap_err().to_string();
+        let message = |name: &str| {
+            resolve_model(&folder.path().join(name))
+                .unwrap_err()
+                .to_string()
+        };
         assert!(message("").contains("it holds a.gguf"));
         assert!(message("a.gguf").contains("GGUF files cannot be read yet"));
         assert!(message("b.gguf").contains("did you mean `a.gguf`?"));
-        let hub = resolve_model(Path::new("some-org/model-7b")).unwrap_err().to_string();
-        assert!(hub.contains("`hf download some-org/model-7b --local-dir model-7b`"), "{hub}");
-        assert!(!is_hub_name(Path::new("./a")) && !is_hub_name(Path::new("a/b/c")) && !is_hub_name(Path::new("a")));
+        let hub = resolve_model(Path::new("some-org/model-7b"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            hub.contains("`hf download some-org/model-7b --local-dir model-7b`"),
+            "{hub}"
+        );
+        assert!(
+            !is_hub_name(Path::new("./a"))
+                && !is_hub_name(Path::new("a/b/c"))
+                && !is_hub_name(Path::new("a"))
+        );
     }
 
     #[test]

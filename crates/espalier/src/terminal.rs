@@ -39,7 +39,12 @@ impl Terminal {
         let plain = dumb || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let interactive = io::stdout().is_terminal();
         let bars = io::stderr().is_terminal() && !dumb;
-        Self { quiet, bars, interactive, colour: interactive && !plain }
+        Self {
+            quiet,
+            bars,
+            interactive,
+            colour: interactive && !plain,
+        }
     }
 
     /// Whether standard output may be coloured.
@@ -59,7 +64,12 @@ impl Terminal {
             (false, true) => Display::Bar(bar(total, label)),
             (false, false) => Display::Lines(Cell::new(Instant::now())),
         };
-        Progress { display, label: label.into(), total, position: Cell::new(0) }
+        Progress {
+            display,
+            label: label.into(),
+            total,
+            position: Cell::new(0),
+        }
     }
 
     /// A remark to the user on standard error, unless `--quiet`.
@@ -104,7 +114,11 @@ impl Terminal {
     /// # Errors
     /// When standard output cannot be written.
     pub fn facts<S: AsRef<str>>(&self, facts: &[(S, String)]) -> Result<()> {
-        let width = facts.iter().map(|(name, _)| name.as_ref().chars().count()).max().unwrap_or(0);
+        let width = facts
+            .iter()
+            .map(|(name, _)| name.as_ref().chars().count())
+            .max()
+            .unwrap_or(0);
         for (name, value) in facts {
             let name = self.faint(&format!("{:<width$}", name.as_ref()));
             self.line(&format!("{name}  {}", harmless(value)))?;
@@ -128,20 +142,27 @@ impl Terminal {
     }
 
     fn styled(&self, code: &str, text: &str) -> String {
-        if self.colour && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+        if self.colour && !text.is_empty() {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.into()
+        }
     }
 }
 
 /// The text without control characters other than line breaks and tabs.
 pub fn harmless(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control() || matches!(character, '\n' | '\t')).collect()
+    text.chars()
+        .filter(|character| !character.is_control() || matches!(character, '\n' | '\t'))
+        .collect()
 }
 
 fn bar(total: u64, label: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
     let template = "{prefix} {bar:24} {pos}/{len} {elapsed}<{eta} {wide_msg}";
     // The template is a constant; the default style stands in should it ever be malformed.
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("━╸─"));
     bar.set_prefix(label.to_string());
     bar
@@ -209,7 +230,13 @@ impl Progress {
     }
 
     fn write_line(&self, message: &str) {
-        let _ = writeln!(io::stderr(), "{} {}/{}: {message}", self.label, self.position.get(), self.total);
+        let _ = writeln!(
+            io::stderr(),
+            "{} {}/{}: {message}",
+            self.label,
+            self.position.get(),
+            self.total
+        );
     }
 }
 
@@ -235,8 +262,20 @@ mod tests {
 
     #[test]
     fn styles_need_a_terminal() {
-        let plain = Terminal { quiet: false, bars: false, interactive: false, colour: false };
+        let plain = Terminal {
+            quiet: false,
+            bars: false,
+            interactive: false,
+            colour: false,
+        };
         assert_eq!(plain.bold("a"), "a");
-        assert_eq!(Terminal { colour: true, ..plain }.bold("a"), "\x1b[1ma\x1b[0m");
+        assert_eq!(
+            Terminal {
+                colour: true,
+                ..plain
+            }
+            .bold("a"),
+            "\x1b[1ma\x1b[0m"
+        );
     }
 }

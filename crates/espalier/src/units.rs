@@ -8,7 +8,11 @@
 /// assert_eq!(bytes(999), "999 B");
 /// ```
 pub fn bytes(count: u64) -> String {
-    scaled(count as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"])
+    scaled(
+        count as f64,
+        1024.0,
+        &["B", "KiB", "MiB", "GiB", "TiB", "PiB"],
+    )
 }
 
 /// A count with a decimal unit and three digits: `124 M`.
@@ -19,12 +23,18 @@ pub fn bytes(count: u64) -> String {
 /// assert_eq!(count(7), "7");
 /// ```
 pub fn count(count: u64) -> String {
-    scaled(count as f64, 1000.0, &["", "k", "M", "B", "T"]).trim_end().to_string()
+    scaled(count as f64, 1000.0, &["", "k", "M", "B", "T"])
+        .trim_end()
+        .to_string()
 }
 
 /// A rate with as many digits as mean something: `1234`, `56.7`.
 pub fn rate(value: f64) -> String {
-    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.1}") }
+    if value >= 100.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.1}")
+    }
 }
 
 /// A span of time: `3.2 s`, `4 min 10 s`, `2 h 5 min`.

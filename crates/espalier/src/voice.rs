@@ -14,7 +14,10 @@ pub struct TerminalVoice {
 impl TerminalVoice {
     /// Speaks on `terminal`.
     pub fn new(terminal: Terminal) -> Self {
-        Self { terminal, bar: None }
+        Self {
+            terminal,
+            bar: None,
+        }
     }
 }
 
@@ -29,7 +32,10 @@ impl Voice for TerminalVoice {
     fn progress(&mut self, label: &str, done: usize, total: usize, message: &str) {
         let (_, progress) = match self.bar.take() {
             Some((current, progress)) if current == label => self.bar.insert((current, progress)),
-            _ => self.bar.insert((label.to_owned(), self.terminal.progress(total as u64, label))),
+            _ => self.bar.insert((
+                label.to_owned(),
+                self.terminal.progress(total as u64, label),
+            )),
         };
         progress.set(done as u64, message);
         if done >= total

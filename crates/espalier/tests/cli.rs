@@ -1,5 +1,10 @@
 //! The commands through the real binary: exit codes, messages, JSON, and help.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,7 +14,9 @@ use std::sync::OnceLock;
 use burn::tensor::Device;
 use espalier::data::template::{CHATML, ChatTemplate};
 use espalier::data::tokenizer::{BpeOptions, Tokenizer};
-use espalier::models::{checkpoint::Dtype, folder, model::LanguageModel, source::Seed, spec::ModelSpec};
+use espalier::models::{
+    checkpoint::Dtype, folder, model::LanguageModel, source::Seed, spec::ModelSpec,
+};
 use serde_json::Value;
 
 const VERBS: [&[&str]; 12] = [
@@ -46,7 +53,8 @@ fn err(output: &Output) -> String {
 }
 
 fn json(output: &Output) -> Value {
-    serde_json::from_str(&out(output)).unwrap_or_else(|error| panic!("{error}: {}{}", out(output), err(output)))
+    serde_json::from_str(&out(output))
+        .unwrap_or_else(|error| panic!("{error}: {}{}", out(output), err(output)))
 }
 
 /// A tiny model with fresh weights, a tokenizer and a chat template.
@@ -56,13 +64,19 @@ fn model() -> &'static str {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny");
         let texts = vec!["the sum of two and three is five".to_string(); 4];
-        let options = BpeOptions { vocabulary: 280, ..Default::default() };
+        let options = BpeOptions {
+            vocabulary: 280,
+            ..Default::default()
+        };
         let tokenizer = Tokenizer::train_byte_level_bpe(texts.into_iter(), &options).unwrap();
         let mut spec = ModelSpec::llama(tokenizer.vocabulary_size(), 16, 2, 2, 1, 32, 64);
         spec.eos = vec![tokenizer.id("<|im_end|>").unwrap()];
         let model = LanguageModel::build(spec, &mut Seed(1), &Device::flex()).unwrap();
         folder::save(&model, &path, None, Dtype::F32).unwrap();
-        tokenizer.with_template(ChatTemplate::new(CHATML).unwrap()).save(&path).unwrap();
+        tokenizer
+            .with_template(ChatTemplate::new(CHATML).unwrap())
+            .save(&path)
+            .unwrap();
         let path = path.to_str().unwrap().to_string();
         (folder, path)
     };
@@ -78,7 +92,11 @@ fn every_verb_has_help_with_an_example() {
     for verb in VERBS {
         let output = espalier(&[verb, &["--help"]].concat());
         assert_eq!(output.status.code(), Some(0), "{verb:?}");
-        assert!(out(&output).contains("Example:\n  espalier "), "{verb:?}: {}", out(&output));
+        assert!(
+            out(&output).contains("Example:\n  espalier "),
+            "{verb:?}: {}",
+            out(&output)
+        );
     }
     assert!(out(&espalier(&["--help"])).contains("quickstart"));
     assert!(out(&espalier(&["--version"])).starts_with("espalier "));
@@ -92,14 +110,31 @@ fn wrong_commands_exit_with_two() {
         (&["chat", "m", "--device", "cdua"], "did you mean `cuda`?"),
         (&["doctor", "--device", "metal"], "--features metal"),
         (&["generate", "m"], "there is no prompt"),
-        (&["generate", model(), "a", "--top-p", "1.5"], "top_p = 1.5: expected more than 0"),
-        (&["data", "generate", "sentense/2"], "did you mean `sentence/2`?"),
-        (&["data", "generate", "g1/1", "--split", "training"], "expected `train`, `val` or `test`"),
-        (&["data", "show", "nothing.jsonl"], "`nothing.jsonl`: no such file, and no generated task"),
+        (
+            &["generate", model(), "a", "--top-p", "1.5"],
+            "top_p = 1.5: expected more than 0",
+        ),
+        (
+            &["data", "generate", "sentense/2"],
+            "did you mean `sentence/2`?",
+        ),
+        (
+            &["data", "generate", "g1/1", "--split", "training"],
+            "expected `train`, `val` or `test`",
+        ),
+        (
+            &["data", "show", "nothing.jsonl"],
+            "`nothing.jsonl`: no such file, and no generated task",
+        ),
     ];
     for (arguments, message) in cases {
         let output = espalier(arguments);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", err(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            err(&output)
+        );
         assert!(
             err(&output).starts_with("error: ") && err(&output).contains(message),
             "{arguments:?}: {}",
@@ -119,12 +154,22 @@ fn what_is_wrong_with_a_later_stage_is_said_before_the_first_one_runs() {
     let output = folder.path().join("run");
     let recipe = fixture("../../recipes/mixture-of-depths.toml");
     for (key, said) in [
-        ("stage.2.train.new.config.mod_gate=tanh", "key `mod_gate`: unknown `tanh`"),
-        ("stage.3.train.options.label_smoothing=2", "`label_smoothing`: 2 is outside"),
+        (
+            "stage.2.train.new.config.mod_gate=tanh",
+            "key `mod_gate`: unknown `tanh`",
+        ),
+        (
+            "stage.3.train.options.label_smoothing=2",
+            "`label_smoothing`: 2 is outside",
+        ),
     ] {
         let run = espalier(&["run", &recipe, &format!("output={}", output.display()), key]);
         assert_eq!(run.status.code(), Some(2), "{}", err(&run));
-        assert!(err(&run).contains("stage `routed") && err(&run).contains(said), "{}", err(&run));
+        assert!(
+            err(&run).contains("stage `routed") && err(&run).contains(said),
+            "{}",
+            err(&run)
+        );
         assert!(!output.exists());
     }
 }
@@ -134,10 +179,16 @@ fn failed_work_exits_with_one() {
     let hub = espalier(&["chat", "some-org/some-model"]);
     assert_eq!(hub.status.code(), Some(1));
     assert_eq!(err(&hub).lines().count(), 1);
-    assert!(err(&hub).contains("hubs cannot be reached yet") && err(&hub).contains("hf download some-org/some-model"));
+    assert!(
+        err(&hub).contains("hubs cannot be reached yet")
+            && err(&hub).contains("hf download some-org/some-model")
+    );
     let near = format!("{}s", fixture("llama"));
     assert!(err(&espalier(&["inspect", &near])).contains("did you mean `llama`?"));
-    assert!(err(&espalier(&["inspect", &fixture("")])).contains("neither config.json nor adapter_config.json"));
+    assert!(
+        err(&espalier(&["inspect", &fixture("")]))
+            .contains("neither config.json nor adapter_config.json")
+    );
     let bare = espalier(&["generate", &fixture("llama"), "a", "--json"]);
     assert_eq!(bare.status.code(), Some(1));
     assert_eq!(json(&bare)["error"]["code"], 1);
@@ -145,18 +196,55 @@ fn failed_work_exits_with_one() {
 
 #[test]
 fn generation_is_reproducible_and_counts() {
-    let arguments = ["generate", model(), "the sum", "two", "--json", "--max-new-tokens", "6", "--seed", "5"];
+    let arguments = [
+        "generate",
+        model(),
+        "the sum",
+        "two",
+        "--json",
+        "--max-new-tokens",
+        "6",
+        "--seed",
+        "5",
+    ];
     let first = espalier(&arguments);
     assert_eq!(first.status.code(), Some(0), "{}", err(&first));
-    let lines: Vec<Value> = out(&first).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> = out(&first)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(lines.len(), 2);
-    assert_eq!((&lines[0]["prompt"], &lines[1]["prompt"]), (&"the sum".into(), &"two".into()));
-    assert!(lines.iter().all(|line| line["tokens"].as_u64().unwrap() <= 6 && line["finish"].is_string()));
-    let again: Vec<Value> =
-        out(&espalier(&arguments)).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!((&again[0]["text"], &again[1]["text"]), (&lines[0]["text"], &lines[1]["text"]));
-    let plain = espalier(&["generate", model(), "the sum", "--max-new-tokens", "6", "--seed", "5", "--quiet"]);
-    assert_eq!(out(&plain).trim_end_matches('\n'), lines[0]["text"].as_str().unwrap().trim_end_matches('\n'));
+    assert_eq!(
+        (&lines[0]["prompt"], &lines[1]["prompt"]),
+        (&"the sum".into(), &"two".into())
+    );
+    assert!(
+        lines
+            .iter()
+            .all(|line| line["tokens"].as_u64().unwrap() <= 6 && line["finish"].is_string())
+    );
+    let again: Vec<Value> = out(&espalier(&arguments))
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        (&again[0]["text"], &again[1]["text"]),
+        (&lines[0]["text"], &lines[1]["text"])
+    );
+    let plain = espalier(&[
+        "generate",
+        model(),
+        "the sum",
+        "--max-new-tokens",
+        "6",
+        "--seed",
+        "5",
+        "--quiet",
+    ]);
+    assert_eq!(
+        out(&plain).trim_end_matches('\n'),
+        lines[0]["text"].as_str().unwrap().trim_end_matches('\n')
+    );
     assert_eq!(err(&plain), "");
 }
 
@@ -165,8 +253,16 @@ fn prompts_come_from_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("prompts.txt");
     std::fs::write(&path, "one\n\ntwo\n").unwrap();
-    let arguments =
-        ["generate", model(), "--file", path.to_str().unwrap(), "--chat", "--json", "--max-new-tokens", "3"];
+    let arguments = [
+        "generate",
+        model(),
+        "--file",
+        path.to_str().unwrap(),
+        "--chat",
+        "--json",
+        "--max-new-tokens",
+        "3",
+    ];
     assert_eq!(out(&espalier(&arguments)).lines().count(), 2);
 }
 
@@ -180,30 +276,76 @@ fn benchmarks_report_speed() {
     let generate = bench("generate", &["--prompt", "8", "--new", "4", "--batch", "2"]);
     assert!(generate["prefill_tokens_per_second"].as_f64().unwrap() > 0.0);
     assert!(generate["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
-    assert_eq!((&generate["batch"], &generate["new"]), (&2.into(), &4.into()));
-    for (job, more) in [("train", "--batch"), ("lora", "--batch"), ("dpo", "--pairs")] {
+    assert_eq!(
+        (&generate["batch"], &generate["new"]),
+        (&2.into(), &4.into())
+    );
+    for (job, more) in [
+        ("train", "--batch"),
+        ("lora", "--batch"),
+        ("dpo", "--pairs"),
+    ] {
         let figures = bench(job, &[more, "2", "--length", "8", "--runs", "1"]);
-        assert!(figures["tokens_per_second"].as_f64().unwrap() > 0.0, "{figures}");
+        assert!(
+            figures["tokens_per_second"].as_f64().unwrap() > 0.0,
+            "{figures}"
+        );
     }
-    let attention = bench("attention", &["--length", "70", "--heads", "2", "--runs", "1"]);
+    let attention = bench(
+        "attention",
+        &["--length", "70", "--heads", "2", "--runs", "1"],
+    );
     assert!(attention["gflops"].as_f64().unwrap() > 0.0);
-    assert!(bench("matmul", &["--rows", "16", "--runs", "1"])["peak_gflops"].as_f64().unwrap() > 0.0);
-    assert_eq!(espalier(&["bench", "generate", model(), "--new", "1"]).status.code(), Some(2));
+    assert!(
+        bench("matmul", &["--rows", "16", "--runs", "1"])["peak_gflops"]
+            .as_f64()
+            .unwrap()
+            > 0.0
+    );
+    assert_eq!(
+        espalier(&["bench", "generate", model(), "--new", "1"])
+            .status
+            .code(),
+        Some(2)
+    );
 }
 
 #[test]
 fn chat_answers_once_or_line_by_line() {
-    let once = espalier(&["chat", model(), "--prompt", "two and three?", "--max-new-tokens", "4", "--json"]);
+    let once = espalier(&[
+        "chat",
+        model(),
+        "--prompt",
+        "two and three?",
+        "--max-new-tokens",
+        "4",
+        "--json",
+    ]);
     assert_eq!(once.status.code(), Some(0), "{}", err(&once));
     assert_eq!(json(&once)["role"], "assistant");
-    let mut child = command(&["chat", model(), "--json", "--max-new-tokens", "4", "--quiet"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
+    let mut child = command(&[
+        "chat",
+        model(),
+        "--json",
+        "--max-new-tokens",
+        "4",
+        "--quiet",
+    ])
+    .stdin(Stdio::piped())
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"hello\n/reset\n/system be brief\nagain\n/quit\nnever\n")
         .unwrap();
-    child.stdin.take().unwrap().write_all(b"hello\n/reset\n/system be brief\nagain\n/quit\nnever\n").unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), out(&output).lines().count()), (Some(0), 2));
+    assert_eq!(
+        (output.status.code(), out(&output).lines().count()),
+        (Some(0), 2)
+    );
 }
 
 #[test]
@@ -214,25 +356,48 @@ fn a_full_context_forgets_the_oldest() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all("one two three four\n".repeat(4).as_bytes()).unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all("one two three four\n".repeat(4).as_bytes())
+        .unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
     assert_eq!(out(&output).lines().count(), 4);
-    assert!(err(&output).contains("the oldest exchange is left out"), "{}", err(&output));
+    assert!(
+        err(&output).contains("the oldest exchange is left out"),
+        "{}",
+        err(&output)
+    );
     let long = espalier(&["chat", model(), "--prompt", &"word ".repeat(80)]);
     assert_eq!(long.status.code(), Some(1));
-    assert!(err(&long).contains("the model's context 64; shorten it"), "{}", err(&long));
+    assert!(
+        err(&long).contains("the model's context 64; shorten it"),
+        "{}",
+        err(&long)
+    );
 }
 
 #[test]
 fn inspect_describes_models_and_adapters() {
     let value = json(&espalier(&["inspect", &fixture("qwen3"), "--json"]));
-    assert_eq!((&value["family"], &value["dtype"]), (&"qwen3".into(), &"f32".into()));
+    assert_eq!(
+        (&value["family"], &value["dtype"]),
+        (&"qwen3".into(), &"f32".into())
+    );
     // The file holds each parameter once, in four bytes.
-    assert_eq!(value["parameters"].as_u64().unwrap() * 4, value["file_bytes"].as_u64().unwrap());
+    assert_eq!(
+        value["parameters"].as_u64().unwrap() * 4,
+        value["file_bytes"].as_u64().unwrap()
+    );
     let tiny = espalier(&["inspect", model()]);
     assert!(out(&tiny).contains("attention 2/1 heads of 8, rotary 10000 ← RMSNorm"));
-    assert!(out(&tiny).contains("<|im_start|>user\n  Hello<|im_end|>"), "{}", out(&tiny));
+    assert!(
+        out(&tiny).contains("<|im_start|>user\n  Hello<|im_end|>"),
+        "{}",
+        out(&tiny)
+    );
 }
 
 #[test]
@@ -240,7 +405,9 @@ fn worlds_are_generated_and_shown() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sums.jsonl");
     let file = path.to_str().unwrap();
-    let made = espalier(&["data", "generate", "g1/2", "--count", "20", "--output", file, "--json"]);
+    let made = espalier(&[
+        "data", "generate", "g1/2", "--count", "20", "--output", file, "--json",
+    ]);
     assert_eq!(json(&made)["count"], 20);
     assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 20);
     let printed = espalier(&["data", "generate", "g1/2", "--count", "20"]);
@@ -248,22 +415,38 @@ fn worlds_are_generated_and_shown() {
     let structure = out(&espalier(&["data", "show", file, "--count", "2"]));
     assert!(structure.contains("record 2: conversation") && !structure.contains("record 3"));
     let shown = out(&espalier(&["data", "show", file, "--tokenizer", model()]));
-    assert!(shown.contains("<|im_start|>assistant\n⟦") && shown.contains("learned"), "{shown}");
-    let pairs = espalier(&["data", "show", "sentence/2", "--form", "preference", "--tokenizer", model()]);
+    assert!(
+        shown.contains("<|im_start|>assistant\n⟦") && shown.contains("learned"),
+        "{shown}"
+    );
+    let pairs = espalier(&[
+        "data",
+        "show",
+        "sentence/2",
+        "--form",
+        "preference",
+        "--tokenizer",
+        model(),
+    ]);
     assert!(out(&pairs).contains("rejected, "), "{}", err(&pairs));
 }
 
 #[test]
 fn doctor_knows_this_machine() {
     let value = json(&espalier(&["doctor", "--json"]));
-    assert!(value["threads"].as_u64().unwrap() > 0 && value["memory_total_bytes"].as_u64().unwrap() > 0);
+    assert!(
+        value["threads"].as_u64().unwrap() > 0 && value["memory_total_bytes"].as_u64().unwrap() > 0
+    );
     assert!(value["matmul_gflops"].as_f64().unwrap() > 0.0);
     assert_eq!(value["devices"][0], "cpu");
 }
 
 #[test]
 fn a_closed_pipe_is_no_failure() {
-    let mut child = command(&["data", "generate", "g1", "--count", "100000"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command(&["data", "generate", "g1", "--count", "100000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
@@ -272,10 +455,16 @@ fn a_closed_pipe_is_no_failure() {
 fn a_failed_write_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path: PathBuf = Path::new("missing").join("data.jsonl");
-    let output = command(&["data", "generate", "g1/1", "--output", path.to_str().unwrap()])
-        .current_dir(folder.path())
-        .output()
-        .unwrap();
+    let output = command(&[
+        "data",
+        "generate",
+        "g1/1",
+        "--output",
+        path.to_str().unwrap(),
+    ])
+    .current_dir(folder.path())
+    .output()
+    .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }

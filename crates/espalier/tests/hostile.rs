@@ -1,5 +1,10 @@
 //! Hostile and broken input through the real binary: one line with the fix, the right exit code, nothing half-written.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use std::{
     fs,
@@ -12,7 +17,10 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn espalier(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_espalier")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_espalier"))
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 /// A copy of the llama fixture that a test may damage.
@@ -38,7 +46,12 @@ fn refused(output: &Output, code: i32, part: &str) {
 fn traced(folder: &Path, part: &str) {
     let output = folder.join("traced.safetensors");
     let input = fixture("llama/expected.safetensors");
-    let run = espalier(&["trace", &folder.to_string_lossy(), &input.to_string_lossy(), &output.to_string_lossy()]);
+    let run = espalier(&[
+        "trace",
+        &folder.to_string_lossy(),
+        &input.to_string_lossy(),
+        &output.to_string_lossy(),
+    ]);
     refused(&run, 1, part);
     assert!(!output.exists());
 }
@@ -46,7 +59,8 @@ fn traced(folder: &Path, part: &str) {
 fn with_config(change: impl Fn(&mut serde_json::Map<String, serde_json::Value>), part: &str) {
     let folder = model();
     let path = folder.path().join("config.json");
-    let mut config: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
     change(config.as_object_mut().unwrap());
     fs::write(&path, config.to_string()).unwrap();
     traced(folder.path(), part);
@@ -54,12 +68,30 @@ fn with_config(change: impl Fn(&mut serde_json::Map<String, serde_json::Value>),
 
 #[test]
 fn absurd_configurations() {
-    with_config(|c| drop(c.insert("num_attention_heads".into(), 0.into())), "num_attention_heads");
-    with_config(|c| drop(c.insert("hidden_size".into(), 1_000_000_000_000_000_000u64.into())), "hidden_size");
-    with_config(|c| drop(c.insert("num_key_value_heads".into(), 3.into())), "num_key_value_heads");
-    with_config(|c| drop(c.insert("vocab_size".into(), (-1).into())), "vocab_size");
-    with_config(|c| drop(c.insert("intermediate_size".into(), 41.into())), "shape");
-    with_config(|c| drop(c.insert("architectures".into(), vec!["LlamaForCausalML"].into())), "LlamaForCausalLM");
+    with_config(
+        |c| drop(c.insert("num_attention_heads".into(), 0.into())),
+        "num_attention_heads",
+    );
+    with_config(
+        |c| drop(c.insert("hidden_size".into(), 1_000_000_000_000_000_000u64.into())),
+        "hidden_size",
+    );
+    with_config(
+        |c| drop(c.insert("num_key_value_heads".into(), 3.into())),
+        "num_key_value_heads",
+    );
+    with_config(
+        |c| drop(c.insert("vocab_size".into(), (-1).into())),
+        "vocab_size",
+    );
+    with_config(
+        |c| drop(c.insert("intermediate_size".into(), 41.into())),
+        "shape",
+    );
+    with_config(
+        |c| drop(c.insert("architectures".into(), vec!["LlamaForCausalML"].into())),
+        "LlamaForCausalLM",
+    );
     with_config(|c| drop(c.remove("hidden_size")), "hidden_size");
 }
 
@@ -90,12 +122,19 @@ fn pickles_are_read_and_not_run() {
     let path = folder.path().join("rwkv.pth");
     let inspected = |part: &str| {
         refused(&espalier(&["inspect", &path.to_string_lossy()]), 1, part);
-        refused(&espalier(&["inspect", &folder.path().to_string_lossy()]), 1, part);
+        refused(
+            &espalier(&["inspect", &folder.path().to_string_lossy()]),
+            1,
+            part,
+        );
     };
     let whole = fs::read(fixture("pth/rwkv7.pth")).unwrap();
     // The name that rebuilds tensors becomes another of its length.
     let name = b"ctorch._utils\n_rebuild_tensor_v2\n";
-    let place = whole.windows(name.len()).position(|part| part == name).unwrap();
+    let place = whole
+        .windows(name.len())
+        .position(|part| part == name)
+        .unwrap();
     let mut evil = whole.clone();
     evil[place..place + name.len()].copy_from_slice(b"cposix\nsystem_that_would_do_harm\n");
     fs::write(&path, evil).unwrap();
@@ -119,7 +158,12 @@ fn tokens_outside_the_vocabulary() {
     writer.write_file(&input, |_| Ok(vec![1.0, 61.0])).unwrap();
     let output = folder.path().join("output.safetensors");
     let llama = fixture("llama");
-    let run = espalier(&["trace", &llama.to_string_lossy(), &input.to_string_lossy(), &output.to_string_lossy()]);
+    let run = espalier(&[
+        "trace",
+        &llama.to_string_lossy(),
+        &input.to_string_lossy(),
+        &output.to_string_lossy(),
+    ]);
     refused(&run, 1, "token 61");
     assert!(!output.exists());
 }
@@ -147,9 +191,17 @@ fn unusable_data() {
     refused(&run(), 1, "data.jsonl");
     fs::write(&data, "").unwrap();
     refused(&run(), 1, "data.jsonl");
-    fs::write(&data, "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n").unwrap();
+    fs::write(
+        &data,
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n",
+    )
+    .unwrap();
     refused(&run(), 1, "data.jsonl:1");
-    fs::write(&data, "{\"instruction\": \"a\", \"output\": \"b\"}\nnot json\n").unwrap();
+    fs::write(
+        &data,
+        "{\"instruction\": \"a\", \"output\": \"b\"}\nnot json\n",
+    )
+    .unwrap();
     refused(&run(), 1, "data.jsonl:2");
     assert!(!folder.path().join("run/01-train/model").exists());
 }
@@ -159,18 +211,25 @@ fn wrong_recipes_exit_with_2() {
     let folder = tempfile::tempdir().unwrap();
     let path = recipe(folder.path(), "{ world = \"g8\", limit = 4 }");
     let run = |overrides: &[&str]| espalier(&[&["--quiet", "run", &path], overrides].concat());
-    for (overrides, part) in
-        [(["learning_rte=1"], "learning_rate"), (["batch=many"], "batch"), (["objective=dpoo"], "dpo")]
-    {
+    for (overrides, part) in [
+        (["learning_rte=1"], "learning_rate"),
+        (["batch=many"], "batch"),
+        (["objective=dpoo"], "dpo"),
+    ] {
         let output = run(&overrides);
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{error}");
         assert!(error.contains(part), "{error}");
     }
-    let text = fs::read_to_string(&path).unwrap().replace("steps = 2", "stepps = 2");
+    let text = fs::read_to_string(&path)
+        .unwrap()
+        .replace("steps = 2", "stepps = 2");
     fs::write(&path, text).unwrap();
     let error = String::from_utf8_lossy(&run(&[]).stderr).into_owned();
-    assert!(error.contains("recipe.toml:9:1") && error.contains("did you mean `steps`"), "{error}");
+    assert!(
+        error.contains("recipe.toml:9:1") && error.contains("did you mean `steps`"),
+        "{error}"
+    );
 }
 
 #[cfg(unix)]
@@ -179,14 +238,26 @@ fn a_full_disk_leaves_nothing_half_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = recipe(folder.path(), "{ world = \"sentence/1\", limit = 8 }");
     // A limit on the size of files fails as a full disk does, in the middle of a write.
-    let script = format!("trap '' XFSZ; ulimit -f 24; exec {} --quiet run {path}", env!("CARGO_BIN_EXE_espalier"));
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 24; exec {} --quiet run {path}",
+        env!("CARGO_BIN_EXE_espalier")
+    );
     let output = Command::new("bash").args(["-c", &script]).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("run"), "{error}");
     let checkpoints = folder.path().join("run/01-train/checkpoints");
-    assert_eq!(fs::read_dir(checkpoints).unwrap().count(), 0, "a half-written checkpoint was left");
-    assert!(!folder.path().join("run/01-train/model/model.safetensors").exists());
+    assert_eq!(
+        fs::read_dir(checkpoints).unwrap().count(),
+        0,
+        "a half-written checkpoint was left"
+    );
+    assert!(
+        !folder
+            .path()
+            .join("run/01-train/model/model.safetensors")
+            .exists()
+    );
 }
 
 /// A safetensors file of zeros with the given tensors.
@@ -196,7 +267,8 @@ fn zeros(path: &Path, tensors: &[(&str, &[usize])]) {
     for (name, shape) in tensors {
         let start = end;
         end += 4 * shape.iter().product::<usize>();
-        let info = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
+        let info =
+            serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
         header.insert((*name).to_owned(), info);
     }
     let header = serde_json::Value::Object(header).to_string();
@@ -210,14 +282,26 @@ fn zeros(path: &Path, tensors: &[(&str, &[usize])]) {
 fn adapters_that_do_not_fit() {
     let down = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
     let up = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
-    let shapes: [(&[usize], &[usize]); 4] = [(&[], &[]), (&[4], &[64]), (&[4, 3], &[64, 4]), (&[4, 1, 64], &[64, 4])];
+    let shapes: [(&[usize], &[usize]); 4] = [
+        (&[], &[]),
+        (&[4], &[64]),
+        (&[4, 3], &[64, 4]),
+        (&[4, 1, 64], &[64, 4]),
+    ];
     for (down_shape, up_shape) in shapes {
         let folder = tempfile::tempdir().unwrap();
         let config = fs::read_to_string(fixture("peft-lora/adapter_config.json")).unwrap();
         let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
         config["base_model_name_or_path"] = fixture("llama").to_string_lossy().into();
-        fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
-        zeros(&folder.path().join("adapter_model.safetensors"), &[(down, down_shape), (up, up_shape)]);
+        fs::write(
+            folder.path().join("adapter_config.json"),
+            config.to_string(),
+        )
+        .unwrap();
+        zeros(
+            &folder.path().join("adapter_model.safetensors"),
+            &[(down, down_shape), (up, up_shape)],
+        );
         traced(folder.path(), "do not fit the base");
     }
 }

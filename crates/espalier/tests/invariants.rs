@@ -1,5 +1,10 @@
 //! What must hold of every training run, through the real binary.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use std::{
     fs,
@@ -34,20 +39,32 @@ checkpoint_every = 3
 /// Runs the recipe in `folder` with overrides.
 fn train(folder: &Path, overrides: &[&str]) {
     let output = command(folder, overrides).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn command(folder: &Path, overrides: &[&str]) -> Command {
     fs::write(folder.join("recipe.toml"), RECIPE).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_espalier"));
-    command.current_dir(folder).args(["--quiet", "run", "recipe.toml"]).args(overrides);
+    command
+        .current_dir(folder)
+        .args(["--quiet", "run", "recipe.toml"])
+        .args(overrides);
     command
 }
 
 /// The values of a key in the metrics log, in order.
 fn logged(folder: &Path, key: &str) -> Vec<f64> {
     let text = fs::read_to_string(folder.join("run/01-train/metrics.jsonl")).unwrap();
-    let value = |line: &str| serde_json::from_str::<Value>(line).unwrap().get(key).and_then(Value::as_f64);
+    let value = |line: &str| {
+        serde_json::from_str::<Value>(line)
+            .unwrap()
+            .get(key)
+            .and_then(Value::as_f64)
+    };
     text.lines().filter_map(value).collect()
 }
 
@@ -65,8 +82,14 @@ fn assert_near(a: &[f64], b: &[f64], tolerance: f64) {
 #[test]
 fn accumulation_equals_a_larger_batch() {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    train(whole.path(), &["batch=8", "accumulation=1", "learning_rate=1e-4", "steps=5"]);
-    train(parts.path(), &["batch=1", "accumulation=8", "learning_rate=1e-4", "steps=5"]);
+    train(
+        whole.path(),
+        &["batch=8", "accumulation=1", "learning_rate=1e-4", "steps=5"],
+    );
+    train(
+        parts.path(),
+        &["batch=1", "accumulation=8", "learning_rate=1e-4", "steps=5"],
+    );
     for key in ["loss", "gradient_norm"] {
         let (whole, parts) = (logged(whole.path(), key), logged(parts.path(), key));
         assert_eq!(whole.len(), 5);
@@ -80,9 +103,23 @@ fn accumulation_equals_a_larger_batch() {
 fn packing_changes_no_loss() {
     let (apart, packed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     // Without learning, the held-out loss shows the same model on the same tokens in both layouts.
-    train(apart.path(), &["packing=false", "learning_rate=0.0", "steps=1", "length=512"]);
-    train(packed.path(), &["packing=true", "learning_rate=0.0", "steps=1", "length=512"]);
-    let (apart, packed) = (logged(apart.path(), "eval_loss"), logged(packed.path(), "eval_loss"));
+    train(
+        apart.path(),
+        &[
+            "packing=false",
+            "learning_rate=0.0",
+            "steps=1",
+            "length=512",
+        ],
+    );
+    train(
+        packed.path(),
+        &["packing=true", "learning_rate=0.0", "steps=1", "length=512"],
+    );
+    let (apart, packed) = (
+        logged(apart.path(), "eval_loss"),
+        logged(packed.path(), "eval_loss"),
+    );
     assert_near(&apart, &packed, 1e-5);
 }
 
@@ -90,8 +127,14 @@ fn packing_changes_no_loss() {
 fn recomputing_blocks_changes_no_bit() {
     let (kept, recomputed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     train(kept.path(), &["steps=4"]);
-    train(recomputed.path(), &["steps=4", "gradient_checkpointing=true"]);
-    assert_eq!(logged(kept.path(), "loss"), logged(recomputed.path(), "loss"));
+    train(
+        recomputed.path(),
+        &["steps=4", "gradient_checkpointing=true"],
+    );
+    assert_eq!(
+        logged(kept.path(), "loss"),
+        logged(recomputed.path(), "loss")
+    );
     assert_eq!(weights(kept.path()), weights(recomputed.path()));
 }
 
@@ -110,7 +153,10 @@ fn bf16_products_learn_as_f32_ones_do() {
 fn the_same_seed_gives_the_same_run_and_another_seed_another() {
     let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
     for (folder, seed) in folders.iter().zip(["seed=7", "seed=7", "seed=8"]) {
-        train(folder.path(), &[&format!("stage.0.train.options.{seed}"), "steps=4"]);
+        train(
+            folder.path(),
+            &[&format!("stage.0.train.options.{seed}"), "steps=4"],
+        );
     }
     assert_eq!(weights(folders[0].path()), weights(folders[1].path()));
     assert_ne!(weights(folders[0].path()), weights(folders[2].path()));
@@ -121,7 +167,11 @@ fn a_killed_run_goes_on_to_the_same_weights_and_the_same_curve() {
     let (whole, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     train(whole.path(), &[]);
     for after in ["step-00000003", "step-00000009"] {
-        let mut child = command(killed.path(), &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command(killed.path(), &[])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let checkpoint = killed.path().join("run/01-train/checkpoints").join(after);
         let deadline = Instant::now() + Duration::from_secs(120);
         while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
@@ -130,11 +180,15 @@ fn a_killed_run_goes_on_to_the_same_weights_and_the_same_curve() {
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!killed.path().join("run/01-train/model").exists(), "the run ended before it was killed");
+        assert!(
+            !killed.path().join("run/01-train/model").exists(),
+            "the run ended before it was killed"
+        );
     }
     train(killed.path(), &[]);
     assert_eq!(weights(killed.path()), weights(whole.path()));
-    let log = |folder: &Path| fs::read_to_string(folder.join("run/01-train/metrics.jsonl")).unwrap();
+    let log =
+        |folder: &Path| fs::read_to_string(folder.join("run/01-train/metrics.jsonl")).unwrap();
     assert_eq!(log(killed.path()), log(whole.path()));
 }
 
@@ -148,10 +202,16 @@ fn a_loss_that_is_not_finite_stops_the_run_with_its_step() {
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&path, bytes).unwrap();
     let fresh = RECIPE.lines().find(|line| line.starts_with("new")).unwrap();
-    let recipe = RECIPE.replace(fresh, "model = 'run/01-train/model'").replace("\"run\"", "\"second\"");
+    let recipe = RECIPE
+        .replace(fresh, "model = 'run/01-train/model'")
+        .replace("\"run\"", "\"second\"");
     fs::write(folder.path().join("second.toml"), recipe).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_espalier"));
-    let output = command.current_dir(folder.path()).args(["--quiet", "run", "second.toml"]).output().unwrap();
+    let output = command
+        .current_dir(folder.path())
+        .args(["--quiet", "run", "second.toml"])
+        .output()
+        .unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("step 1: the loss is not finite"), "{error}");
@@ -161,22 +221,44 @@ fn a_loss_that_is_not_finite_stops_the_run_with_its_step() {
 #[test]
 fn memory_stays_flat() {
     let folder = tempfile::tempdir().unwrap();
-    let sizes = ["steps=300", "batch=2", "length=64", "checkpoint_every=0", "stage.0.train.new.layers=1"];
-    let mut child = command(folder.path(), &sizes).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let sizes = [
+        "steps=300",
+        "batch=2",
+        "length=64",
+        "checkpoint_every=0",
+        "stage.0.train.new.layers=1",
+    ];
+    let mut child = command(folder.path(), &sizes)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut resident: Vec<(usize, u64)> = Vec::new();
     while child.try_wait().unwrap().is_none() {
-        let steps =
-            fs::read_to_string(folder.path().join("run/01-train/metrics.jsonl")).map_or(0, |log| log.lines().count());
+        let steps = fs::read_to_string(folder.path().join("run/01-train/metrics.jsonl"))
+            .map_or(0, |log| log.lines().count());
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-        if let Some(kilobytes) = line.split_whitespace().next().and_then(|number| number.parse().ok()) {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap_or_default();
+        if let Some(kilobytes) = line
+            .split_whitespace()
+            .next()
+            .and_then(|number| number.parse().ok())
+        {
             resident.push((steps, kilobytes));
         }
         sleep(Duration::from_millis(5));
     }
     assert!(child.wait().unwrap().success());
     let largest = |from: usize, to: usize| {
-        resident.iter().filter(|(step, _)| (from..to).contains(step)).map(|(_, size)| *size).max().unwrap_or(0)
+        resident
+            .iter()
+            .filter(|(step, _)| (from..to).contains(step))
+            .map(|(_, size)| *size)
+            .max()
+            .unwrap_or(0)
     };
     let (early, late) = (largest(20, 100), largest(200, 301));
     assert!(early > 0 && late > 0, "the run was too quick to be watched");

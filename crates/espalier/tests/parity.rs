@@ -1,6 +1,11 @@
 //! Parity with Hugging Face transformers, PEFT and RWKV's own package through the real binary: logits, loss, every gradient,
 //! greedy tokens. (RWKV's gradients are those of the papers' formulas in f64, whose logits are the package's.)
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use std::{path::PathBuf, process::Command};
 
@@ -23,7 +28,9 @@ fn check(name: &str) {
     if expected.names().any(|tensor| tensor.starts_with("state.")) {
         asked.push("--states");
     }
-    LEVELS.iter().for_each(|level| check_level(name, level, &asked));
+    LEVELS
+        .iter()
+        .for_each(|level| check_level(name, level, &asked));
 }
 
 fn check_level(name: &str, level: &str, asked: &[&str]) {
@@ -38,43 +45,88 @@ fn check_level(name: &str, level: &str, asked: &[&str]) {
         .env(espalier::kernels::simd::LEVEL_VARIABLE, level)
         .output()
         .unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let (expected, found) = (TensorFile::open(&expected_path).unwrap(), TensorFile::open(&traced).unwrap());
+    assert!(
+        run.status.success(),
+        "{}",
+        String::from_utf8_lossy(&run.stderr)
+    );
+    let (expected, found) = (
+        TensorFile::open(&expected_path).unwrap(),
+        TensorFile::open(&traced).unwrap(),
+    );
     let given = ["input_ids", "attention_mask", "labels"];
     for tensor in expected.names().filter(|tensor| !given.contains(tensor)) {
-        let info = found.info(tensor).unwrap_or_else(|| panic!("{name}: `{tensor}` was not written"));
+        let info = found
+            .info(tensor)
+            .unwrap_or_else(|| panic!("{name}: `{tensor}` was not written"));
         let (ours, theirs) = (&info.shape, &expected.info(tensor).unwrap().shape);
         // States are written as they are remembered, without a shape.
-        let is_state = tensor.starts_with("state.") && ours.iter().eq([&theirs.iter().product::<usize>()]);
+        let is_state =
+            tensor.starts_with("state.") && ours.iter().eq([&theirs.iter().product::<usize>()]);
         assert!(is_state || ours == theirs, "{name}: shape of `{tensor}`");
         if tensor == "generated" {
-            assert_eq!(found.read_i64(tensor).unwrap(), expected.read_i64(tensor).unwrap(), "{name}: greedy tokens");
+            assert_eq!(
+                found.read_i64(tensor).unwrap(),
+                expected.read_i64(tensor).unwrap(),
+                "{name}: greedy tokens"
+            );
             continue;
         }
-        let (ours, theirs) = (found.read_f32(tensor, None).unwrap(), expected.read_f32(tensor, None).unwrap());
-        let gap = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let (ours, theirs) = (
+            found.read_f32(tensor, None).unwrap(),
+            expected.read_f32(tensor, None).unwrap(),
+        );
+        let gap = ours
+            .iter()
+            .zip(&theirs)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
         assert!(gap <= TOLERANCE, "{name}: `{tensor}` differs by {gap}");
     }
-    let gradients = found.names().filter(|tensor| tensor.starts_with("grad.")).count();
-    let wanted = expected.names().filter(|tensor| tensor.starts_with("grad.")).count();
+    let gradients = found
+        .names()
+        .filter(|tensor| tensor.starts_with("grad."))
+        .count();
+    let wanted = expected
+        .names()
+        .filter(|tensor| tensor.starts_with("grad."))
+        .count();
     assert_eq!(gradients, wanted, "{name}: number of gradients");
 }
 
 #[test]
 fn a_decoder_without_its_mask_is_an_encoder() {
-    LEVELS.iter().for_each(|level| check_level("llm2vec", level, &[]));
+    LEVELS
+        .iter()
+        .for_each(|level| check_level("llm2vec", level, &[]));
 }
 
 #[test]
 fn ids_without_a_batch_are_a_row() {
     let folder = fixture("rwkv6-finch");
     let expected = TensorFile::open(&folder.join("expected.safetensors")).unwrap();
-    let ids: Vec<f32> = expected.read_i64("input_ids").unwrap().into_iter().map(|id| id as f32).collect();
+    let ids: Vec<f32> = expected
+        .read_i64("input_ids")
+        .unwrap()
+        .into_iter()
+        .map(|id| id as f32)
+        .collect();
     let output = tempfile::tempdir().unwrap();
-    let [input, traced] = ["input.safetensors", "traced.safetensors"].map(|name| output.path().join(name));
-    let plan = TensorPlan { name: "input_ids".into(), dtype: Dtype::I64, shape: vec![ids.len()] };
-    TensorWriter::new(vec![plan]).unwrap().write_file(&input, |_| Ok(ids.clone())).unwrap();
-    let run = Command::new(env!("CARGO_BIN_EXE_espalier")).arg("trace").args([&folder, &input, &traced]).status();
+    let [input, traced] =
+        ["input.safetensors", "traced.safetensors"].map(|name| output.path().join(name));
+    let plan = TensorPlan {
+        name: "input_ids".into(),
+        dtype: Dtype::I64,
+        shape: vec![ids.len()],
+    };
+    TensorWriter::new(vec![plan])
+        .unwrap()
+        .write_file(&input, |_| Ok(ids.clone()))
+        .unwrap();
+    let run = Command::new(env!("CARGO_BIN_EXE_espalier"))
+        .arg("trace")
+        .args([&folder, &input, &traced])
+        .status();
     assert!(run.unwrap().success());
     let found = TensorFile::open(&traced).unwrap();
     let [ours, theirs] = [&found, &expected].map(|file| file.info("logits").unwrap().shape.clone());
@@ -83,7 +135,9 @@ fn ids_without_a_batch_are_a_row() {
 
 #[test]
 fn bert() {
-    LEVELS.iter().for_each(|level| check_level("bert", level, &[]));
+    LEVELS
+        .iter()
+        .for_each(|level| check_level("bert", level, &[]));
 }
 
 #[test]

@@ -1,5 +1,10 @@
 //! A file of RWKV weights with the world tokenizer beside it, without a configuration, through every command.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use std::{
     fs,
@@ -29,20 +34,34 @@ fn bare(folder: &Path) {
     let spec = (rwkv7::FAMILY.read)(&config).unwrap();
     let model = LanguageModel::build(spec, &mut Seed(4), &Device::flex()).unwrap();
     folder::save(&model, folder, None, Dtype::BF16).unwrap();
-    fs::rename(folder.join("model.safetensors"), folder.join("RWKV-x070-tiny.safetensors")).unwrap();
+    fs::rename(
+        folder.join("model.safetensors"),
+        folder.join("RWKV-x070-tiny.safetensors"),
+    )
+    .unwrap();
     fs::remove_file(folder.join("config.json")).unwrap();
     fs::remove_file(folder.join("generation_config.json")).unwrap();
-    let table =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tokenizers/rwkv-world").join(VOCABULARY);
+    let table = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures/tokenizers/rwkv-world")
+        .join(VOCABULARY);
     fs::copy(table, folder.join(VOCABULARY)).unwrap();
 }
 
 fn run(folder: &Path, arguments: &[&str]) -> Value {
     let mut command = Command::new(env!("CARGO_BIN_EXE_espalier"));
-    let output =
-        command.current_dir(folder).args(["--json", "--quiet"]).args(arguments).stdin(Stdio::null()).output().unwrap();
+    let output = command
+        .current_dir(folder)
+        .args(["--json", "--quiet"])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     let shown = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{arguments:?}: {shown}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {shown}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_str(&shown).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {shown}"))
 }
 
@@ -54,8 +73,22 @@ fn a_bare_file_is_inspected_continued_and_trained() {
     let file = "RWKV-x070-tiny.safetensors";
     for path in [file, "."] {
         let inspected = run(here, &["inspect", path]);
-        assert_eq!((&inspected["family"], &inspected["tokenizer"]["vocabulary"]), (&json!("rwkv7"), &json!(65530)));
-        let text = run(here, &["generate", path, "数据 and words", "--max-new-tokens", "4", "--temperature", "0"]);
+        assert_eq!(
+            (&inspected["family"], &inspected["tokenizer"]["vocabulary"]),
+            (&json!("rwkv7"), &json!(65530))
+        );
+        let text = run(
+            here,
+            &[
+                "generate",
+                path,
+                "数据 and words",
+                "--max-new-tokens",
+                "4",
+                "--temperature",
+                "0",
+            ],
+        );
         assert!(text.to_string().contains("数据 and words"), "{text}");
     }
     let recipe = format!(
@@ -65,9 +98,18 @@ fn a_bare_file_is_inspected_continued_and_trained() {
     fs::write(here.join("recipe.toml"), recipe).unwrap();
     run(here, &["run", "recipe.toml"]);
     let trained = here.join("run/01-tune/model");
-    let (before, after) = (Checkpoint::open(&here.join(file)).unwrap(), Checkpoint::open(&trained).unwrap());
+    let (before, after) = (
+        Checkpoint::open(&here.join(file)).unwrap(),
+        Checkpoint::open(&trained).unwrap(),
+    );
     assert!(before.names().eq(after.names()));
-    assert_ne!(before.read_f32("emb.weight", None).unwrap(), after.read_f32("emb.weight", None).unwrap());
-    assert_eq!(fs::read(trained.join(VOCABULARY)).unwrap(), fs::read(here.join(VOCABULARY)).unwrap());
+    assert_ne!(
+        before.read_f32("emb.weight", None).unwrap(),
+        after.read_f32("emb.weight", None).unwrap()
+    );
+    assert_eq!(
+        fs::read(trained.join(VOCABULARY)).unwrap(),
+        fs::read(here.join(VOCABULARY)).unwrap()
+    );
     run(here, &["generate", "run", "Once", "--max-new-tokens", "2"]);
 }

@@ -65,9 +65,15 @@ impl Metrics {
 
     /// Adds the numbers of one line at its step; a step that goes back overrides all from there on.
     fn add(&mut self, step: f64, line: &Map<String, Value>) {
-        self.series.iter_mut().for_each(|series| forget(&mut series.points, |x| x > step));
+        self.series
+            .iter_mut()
+            .for_each(|series| forget(&mut series.points, |x| x > step));
         for (key, value) in line.iter().filter(|(key, _)| *key != "step") {
-            let value = if value.is_null() { Some(f64::NAN) } else { value.as_f64() };
+            let value = if value.is_null() {
+                Some(f64::NAN)
+            } else {
+                value.as_f64()
+            };
             if let Some(value) = value {
                 let points = self.points(key);
                 forget(points, |x| x >= step);
@@ -77,10 +83,17 @@ impl Metrics {
     }
 
     fn points(&mut self, key: &str) -> &mut Vec<(f64, f64)> {
-        let index = self.series.iter().position(|series| series.name == key).unwrap_or_else(|| {
-            self.series.push(Series { name: key.into(), points: Vec::new() });
-            self.series.len() - 1
-        });
+        let index = self
+            .series
+            .iter()
+            .position(|series| series.name == key)
+            .unwrap_or_else(|| {
+                self.series.push(Series {
+                    name: key.into(),
+                    points: Vec::new(),
+                });
+                self.series.len() - 1
+            });
         &mut self.series[index].points
     }
 }
@@ -91,7 +104,10 @@ impl Metrics {
 /// [`MetricsError`] when the file cannot be read, or a line before the last is not an object with a number `step`.
 pub fn read_metrics(path: impl AsRef<Path>) -> Result<Metrics, MetricsError> {
     let path = path.as_ref();
-    let file_error = |source| MetricsError::File { path: path.into(), source };
+    let file_error = |source| MetricsError::File {
+        path: path.into(),
+        source,
+    };
     let mut reader = BufReader::new(std::fs::File::open(path).map_err(file_error)?);
     let (mut metrics, mut number, mut line) = (Metrics::default(), 0, Vec::new());
     let mut torn: Option<MetricsError> = None;
@@ -108,7 +124,11 @@ pub fn read_metrics(path: impl AsRef<Path>) -> Result<Metrics, MetricsError> {
                 metrics.add(step, &values);
                 None
             }
-            Err(reason) => Some(MetricsError::Line { path: path.into(), line: number, reason }),
+            Err(reason) => Some(MetricsError::Line {
+                path: path.into(),
+                line: number,
+                reason,
+            }),
         };
     }
     metrics.series.retain(|series| !series.points.is_empty());
@@ -125,9 +145,13 @@ fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<b
 /// The step and the values of a line.
 fn parse_line(line: &[u8]) -> Result<(f64, Map<String, Value>), String> {
     let expected = "expected an object such as {\"step\": 20, \"loss\": 2.31}";
-    let values: Map<String, Value> = serde_json::from_slice(line).map_err(|error| format!("{error}; {expected}"))?;
+    let values: Map<String, Value> =
+        serde_json::from_slice(line).map_err(|error| format!("{error}; {expected}"))?;
     let step = values.get("step").and_then(Value::as_f64);
-    Ok((step.ok_or_else(|| format!("no number `step`; {expected}"))?, values))
+    Ok((
+        step.ok_or_else(|| format!("no number `step`; {expected}"))?,
+        values,
+    ))
 }
 
 /// Drops the points from the end whose step is void; they are in order.
@@ -160,7 +184,11 @@ mod tests {
              {\"step\": 2, \"loss\": 4.25}\n{\"step\": 2, \"held_out_loss\": 5}\n",
         )
         .unwrap();
-        let names: Vec<&str> = metrics.series.iter().map(|series| series.name.as_str()).collect();
+        let names: Vec<&str> = metrics
+            .series
+            .iter()
+            .map(|series| series.name.as_str())
+            .collect();
         assert_eq!(names, ["loss", "learning_rate", "held_out_loss"]);
         assert_eq!(points(&metrics, "loss"), [(1.0, 4.5), (2.0, 4.25)]);
         assert_eq!(points(&metrics, "held_out_loss"), [(2.0, 5.0)]);
@@ -175,7 +203,12 @@ mod tests {
 
     #[test]
     fn a_torn_last_line_is_left_out() {
-        for tail in [&b"{\"step\": 2, \"lo"[..], b"{\"step\": 2, \"los\xc3", b"\0\0\0\0", b"{\"step\"\n"] {
+        for tail in [
+            &b"{\"step\": 2, \"lo"[..],
+            b"{\"step\": 2, \"los\xc3",
+            b"\0\0\0\0",
+            b"{\"step\"\n",
+        ] {
             let metrics = read([&b"{\"step\": 1, \"loss\": 1}\n"[..], tail].concat()).unwrap();
             assert_eq!(points(&metrics, "loss"), [(1.0, 1.0)]);
             assert!(metrics.torn);
@@ -185,23 +218,42 @@ mod tests {
     #[test]
     fn a_malformed_line_in_the_middle_is_named() {
         let complaint = read("{\"step\": 1}\n{\"loss\": 1}\n{\"step\": 2}\n").unwrap_err();
-        assert_eq!(complaint, "2: no number `step`; expected an object such as {\"step\": 20, \"loss\": 2.31}");
+        assert_eq!(
+            complaint,
+            "2: no number `step`; expected an object such as {\"step\": 20, \"loss\": 2.31}"
+        );
         let complaint = read("[1]\n{\"step\": 2}\n").unwrap_err();
-        assert!(complaint.starts_with("1: invalid type: sequence, expected a map"), "{complaint}");
+        assert!(
+            complaint.starts_with("1: invalid type: sequence, expected a map"),
+            "{complaint}"
+        );
     }
 
     #[test]
     fn resumed_steps_hold() {
         let line = |step: u32, loss: u32| format!("{{\"step\": {step}, \"loss\": {loss}}}\n");
-        let killed = format!("{}{}{{\"step\": 3, \"held_out_loss\": 7}}\n{}", line(1, 10), line(2, 20), line(4, 40));
+        let killed = format!(
+            "{}{}{{\"step\": 3, \"held_out_loss\": 7}}\n{}",
+            line(1, 10),
+            line(2, 20),
+            line(4, 40)
+        );
         let metrics = read(format!("{killed}{}{}", line(2, 21), line(3, 31))).unwrap();
-        assert_eq!(points(&metrics, "loss"), [(1.0, 10.0), (2.0, 21.0), (3.0, 31.0)]);
+        assert_eq!(
+            points(&metrics, "loss"),
+            [(1.0, 10.0), (2.0, 21.0), (3.0, 31.0)]
+        );
         assert!(metrics.get("held_out_loss").is_none());
     }
 
     #[test]
     fn absent_files_are_named() {
-        let complaint = read_metrics("absent/metrics.jsonl").unwrap_err().to_string();
-        assert!(complaint.starts_with("absent/metrics.jsonl: "), "{complaint}");
+        let complaint = read_metrics("absent/metrics.jsonl")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            complaint.starts_with("absent/metrics.jsonl: "),
+            "{complaint}"
+        );
     }
 }

@@ -61,16 +61,26 @@ struct Context {
 impl NgramModel {
     /// Counts the documents' n-grams. `order` is the length of the longest n-gram, held between 1 and [`MAX_ORDER`];
     /// ids go from 0 to `vocabulary` (not included), which grows where the documents hold a larger one.
-    pub fn train<'a>(order: usize, vocabulary: usize, documents: impl Iterator<Item = &'a [u32]>) -> Self {
+    pub fn train<'a>(
+        order: usize,
+        vocabulary: usize,
+        documents: impl Iterator<Item = &'a [u32]>,
+    ) -> Self {
         let order = order.clamp(1, MAX_ORDER);
         let mut vocabulary = vocabulary.max(1);
         let mut grams: Vec<Key> = Vec::new();
         for document in documents {
             let largest = document.iter().copied().max().unwrap_or(0) as usize;
             vocabulary = vocabulary.max(largest + 1);
-            grams.extend((1..document.len()).map(|position| gram(order, &document[..position], document[position])));
+            grams.extend(
+                (1..document.len())
+                    .map(|position| gram(order, &document[..position], document[position])),
+            );
         }
-        Self { vocabulary, levels: levels(order, grams) }
+        Self {
+            vocabulary,
+            levels: levels(order, grams),
+        }
     }
 
     /// Natural logarithm of the probability of `token` after `context`, the whole document so far (only its end is
@@ -81,8 +91,14 @@ impl NgramModel {
         }
         let key = gram(self.levels.len(), context, token);
         let uniform = 1.0 / self.vocabulary as f64;
-        let interpolate = |shorter, (index, level): (usize, &Level)| level.probability(suffix(key, index + 1), shorter);
-        self.levels.iter().enumerate().fold(uniform, interpolate).ln()
+        let interpolate = |shorter, (index, level): (usize, &Level)| {
+            level.probability(suffix(key, index + 1), shorter)
+        };
+        self.levels
+            .iter()
+            .enumerate()
+            .fold(uniform, interpolate)
+            .ln()
     }
 
     /// Scores every token of the documents but each first one, as a neural model does.
@@ -90,7 +106,8 @@ impl NgramModel {
         let mut sum = Perplexity::default();
         for document in documents {
             for position in 1..document.len() {
-                sum.log_probability += self.log_probability(&document[..position], document[position]);
+                sum.log_probability +=
+                    self.log_probability(&document[..position], document[position]);
                 sum.tokens += 1;
             }
         }
@@ -108,15 +125,24 @@ impl Level {
             context.total += f64::from(count);
             context.backoff += discount(&discounts, count);
         }
-        contexts.values_mut().for_each(|context| context.backoff /= context.total);
-        Self { grams: counted.iter().copied().collect(), contexts, discounts }
+        contexts
+            .values_mut()
+            .for_each(|context| context.backoff /= context.total);
+        Self {
+            grams: counted.iter().copied().collect(),
+            contexts,
+            discounts,
+        }
     }
 
     /// The probability of the gram's last token, given its probability after the next shorter context.
     fn probability(&self, gram: Key, shorter: f64) -> f64 {
-        let Some(context) = self.contexts.get(&(gram >> TOKEN_BITS)) else { return shorter };
+        let Some(context) = self.contexts.get(&(gram >> TOKEN_BITS)) else {
+            return shorter;
+        };
         let count = self.grams.get(&gram).copied().unwrap_or(0);
-        (f64::from(count) - discount(&self.discounts, count)) / context.total + context.backoff * shorter
+        (f64::from(count) - discount(&self.discounts, count)) / context.total
+            + context.backoff * shorter
     }
 }
 
@@ -138,30 +164,46 @@ fn levels(order: usize, mut grams: Vec<Key>) -> Vec<Level> {
 fn count_sorted(keys: &mut [Key]) -> Vec<(Key, u32)> {
     keys.sort_unstable();
     let runs = keys.chunk_by(|a, b| a == b);
-    runs.map(|run| (run[0], u32::try_from(run.len()).unwrap_or(u32::MAX))).collect()
+    runs.map(|run| (run[0], u32::try_from(run.len()).unwrap_or(u32::MAX)))
+        .collect()
 }
 
 /// Discounts for the counts 1, 2, and 3 or more, estimated from the numbers of n-grams that occur 1 to 4 times
 /// (equation 26 of the paper); 0.5, 1 and 1.5 where there are too few to estimate from.
 fn discounts(counted: &[(Key, u32)]) -> [f64; 3] {
     let mut with_count = [0.0f64; 5];
-    counted.iter().filter(|(_, count)| *count <= 4).for_each(|(_, count)| with_count[*count as usize] += 1.0);
+    counted
+        .iter()
+        .filter(|(_, count)| *count <= 4)
+        .for_each(|(_, count)| with_count[*count as usize] += 1.0);
     let [_, n1, n2, n3, n4] = with_count;
     let y = n1 / (n1 + 2.0 * n2);
-    let estimate = [1.0 - 2.0 * y * n2 / n1, 2.0 - 3.0 * y * n3 / n2, 3.0 - 4.0 * y * n4 / n3];
-    let sound = n4 > 0.0 && estimate.iter().all(|discount| discount.is_finite() && *discount > 0.0);
+    let estimate = [
+        1.0 - 2.0 * y * n2 / n1,
+        2.0 - 3.0 * y * n3 / n2,
+        3.0 - 4.0 * y * n4 / n3,
+    ];
+    let sound = n4 > 0.0
+        && estimate
+            .iter()
+            .all(|discount| discount.is_finite() && *discount > 0.0);
     if sound { estimate } else { [0.5, 1.0, 1.5] }
 }
 
 fn discount(discounts: &[f64; 3], count: u32) -> f64 {
-    if count == 0 { 0.0 } else { discounts[count.min(3) as usize - 1] }
+    if count == 0 {
+        0.0
+    } else {
+        discounts[count.min(3) as usize - 1]
+    }
 }
 
 /// The n-gram of the context's end and a token, filled up with start marks.
 fn gram(order: usize, context: &[u32], token: u32) -> Key {
     let missing = (order - 1).saturating_sub(context.len());
     let end = &context[context.len().saturating_sub(order - 1)..];
-    let tokens = std::iter::repeat_n(START, missing).chain(end.iter().chain([&token]).map(|id| (*id).min(START - 1)));
+    let tokens = std::iter::repeat_n(START, missing)
+        .chain(end.iter().chain([&token]).map(|id| (*id).min(START - 1)));
     tokens.fold(0, |key, token| key << TOKEN_BITS | Key::from(token))
 }
 
@@ -176,8 +218,16 @@ mod tests {
 
     /// A deterministic stream of numbers below `bound` (a linear congruential generator's high bits).
     fn random(seed: u64, bound: u32) -> impl Iterator<Item = u32> {
-        let step = |state: &u64| Some(state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407));
-        std::iter::successors(Some(seed + 1), step).skip(5).map(move |state| ((state >> 33) as u32) % bound)
+        let step = |state: &u64| {
+            Some(
+                state
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407),
+            )
+        };
+        std::iter::successors(Some(seed + 1), step)
+            .skip(5)
+            .map(move |state| ((state >> 33) as u32) % bound)
     }
 
     /// Documents in which a token depends on the one before it, four times in five.
@@ -187,9 +237,15 @@ mod tests {
             let first = numbers.next().unwrap() % vocabulary;
             let next = |last: &u32| {
                 let number = numbers.next().unwrap();
-                Some(if number.is_multiple_of(5) { number / 5 } else { (last * 7 + 1) % vocabulary })
+                Some(if number.is_multiple_of(5) {
+                    number / 5
+                } else {
+                    (last * 7 + 1) % vocabulary
+                })
             };
-            std::iter::successors(Some(first), next).take(length).collect()
+            std::iter::successors(Some(first), next)
+                .take(length)
+                .collect()
         };
         (0..count).map(document).collect()
     }
@@ -199,7 +255,9 @@ mod tests {
     }
 
     fn perplexity(model: &NgramModel, documents: &[Vec<u32>]) -> f64 {
-        model.perplexity(documents.iter().map(Vec::as_slice)).per_token()
+        model
+            .perplexity(documents.iter().map(Vec::as_slice))
+            .per_token()
     }
 
     #[test]
@@ -209,8 +267,13 @@ mod tests {
             let model = train(order, 30, &documents);
             for seed in 0..50 {
                 let context: Vec<u32> = random(seed, 30).take(seed as usize % 8).collect();
-                let total: f64 = (0..30).map(|token| model.log_probability(&context, token).exp()).sum();
-                assert!((total - 1.0).abs() < 1e-10, "order {order}, context {context:?}: {total}");
+                let total: f64 = (0..30)
+                    .map(|token| model.log_probability(&context, token).exp())
+                    .sum();
+                assert!(
+                    (total - 1.0).abs() < 1e-10,
+                    "order {order}, context {context:?}: {total}"
+                );
                 assert!((0..30).all(|token| model.log_probability(&context, token).is_finite()));
             }
         }
@@ -230,7 +293,10 @@ mod tests {
     #[test]
     fn discounts_follow_the_paper() {
         let counts = [(1, 8), (2, 4), (3, 2), (4, 1), (9, 3)];
-        let counted: Vec<(Key, u32)> = counts.iter().flat_map(|&(count, times)| vec![(0, count); times]).collect();
+        let counted: Vec<(Key, u32)> = counts
+            .iter()
+            .flat_map(|&(count, times)| vec![(0, count); times])
+            .collect();
         // Y = 8 / 16 = 1/2: D1 = 1 - 2·½·4/8, D2 = 2 - 3·½·2/4, D3 = 3 - 4·½·1/2.
         assert_eq!(discounts(&counted), [0.5, 1.25, 2.0]);
         assert_eq!(discounts(&[]), [0.5, 1.0, 1.5]);
@@ -238,14 +304,25 @@ mod tests {
 
     #[test]
     fn longer_contexts_help_where_there_is_structure() {
-        let (seen, unseen) = (documents(200, 60, 50), documents(220, 60, 50).split_off(200));
-        let [unigram, bigram, trigram] = [1, 2, 3].map(|order| perplexity(&train(order, 50, &seen), &unseen));
-        assert!(unigram > 30.0 && bigram < 6.0 && trigram < 8.0, "{unigram} {bigram} {trigram}");
+        let (seen, unseen) = (
+            documents(200, 60, 50),
+            documents(220, 60, 50).split_off(200),
+        );
+        let [unigram, bigram, trigram] =
+            [1, 2, 3].map(|order| perplexity(&train(order, 50, &seen), &unseen));
+        assert!(
+            unigram > 30.0 && bigram < 6.0 && trigram < 8.0,
+            "{unigram} {bigram} {trigram}"
+        );
     }
 
     #[test]
     fn the_start_of_a_document_is_a_context() {
-        let documents = [vec![9, 1, 2, 3, 1, 4], vec![9, 1, 2, 5, 1, 4], vec![9, 1, 3, 5, 1, 4]];
+        let documents = [
+            vec![9, 1, 2, 3, 1, 4],
+            vec![9, 1, 2, 5, 1, 4],
+            vec![9, 1, 3, 5, 1, 4],
+        ];
         let model = train(3, 10, &documents);
         assert!(model.log_probability(&[9], 1).exp() > 0.5);
         assert!(model.log_probability(&[9], 4).exp() < 0.2);
@@ -260,7 +337,11 @@ mod tests {
         let empty = train(2, 8, &[]);
         assert!((empty.log_probability(&[1], 5).exp() - 0.125).abs() < 1e-12);
         assert_eq!(empty.log_probability(&[], 8), f64::NEG_INFINITY);
-        assert!(train(99, 0, &[vec![7, u32::MAX]]).log_probability(&[7], 3).is_finite());
+        assert!(
+            train(99, 0, &[vec![7, u32::MAX]])
+                .log_probability(&[7], 3)
+                .is_finite()
+        );
     }
 
     #[test]

@@ -42,7 +42,12 @@ impl Perplexity {
 ///
 /// # Errors
 /// When a token id is outside the vocabulary.
-pub fn perplexity(model: &LanguageModel, examples: &[Example], bytes: usize, batch: usize) -> Result<Perplexity> {
+pub fn perplexity(
+    model: &LanguageModel,
+    examples: &[Example],
+    bytes: usize,
+    batch: usize,
+) -> Result<Perplexity> {
     let scores = score(model, examples, batch)?;
     Ok(Perplexity {
         log_probability: scores.iter().map(|score| score.log_probability).sum(),

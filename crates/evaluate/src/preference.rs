@@ -10,8 +10,18 @@ use crate::{Result, statistics::Accuracy};
 ///
 /// # Errors
 /// When a token id is outside the vocabulary.
-pub fn preference_accuracy(model: &LanguageModel, pairs: &[Pair], batch: usize) -> Result<Accuracy> {
-    let examples: Vec<_> = pairs.iter().flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()]).collect();
+pub fn preference_accuracy(
+    model: &LanguageModel,
+    pairs: &[Pair],
+    batch: usize,
+) -> Result<Accuracy> {
+    let examples: Vec<_> = pairs
+        .iter()
+        .flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()])
+        .collect();
     let scores = score(model, &examples, batch)?;
-    Ok(scores.chunks(2).map(|pair| pair[0].log_probability > pair[1].log_probability).collect())
+    Ok(scores
+        .chunks(2)
+        .map(|pair| pair[0].log_probability > pair[1].log_probability)
+        .collect())
 }

@@ -64,7 +64,9 @@ impl Accuracy {
 impl FromIterator<bool> for Accuracy {
     fn from_iter<I: IntoIterator<Item = bool>>(outcomes: I) -> Self {
         let mut accuracy = Self::default();
-        outcomes.into_iter().for_each(|correct| accuracy.record(correct));
+        outcomes
+            .into_iter()
+            .for_each(|correct| accuracy.record(correct));
         accuracy
     }
 }
@@ -75,7 +77,13 @@ impl std::fmt::Display for Accuracy {
             return out.write_str("no items");
         }
         let (low, high) = self.interval();
-        write!(out, "{:.1} % ({:.1}-{:.1})", 100.0 * self.value(), 100.0 * low, 100.0 * high)
+        write!(
+            out,
+            "{:.1} % ({:.1}-{:.1})",
+            100.0 * self.value(),
+            100.0 * low,
+            100.0 * high
+        )
     }
 }
 
@@ -84,7 +92,10 @@ mod tests {
     use super::*;
 
     fn close(interval: (f64, f64), low: f64, high: f64) {
-        assert!((interval.0 - low).abs() < 5e-5 && (interval.1 - high).abs() < 5e-5, "{interval:?}");
+        assert!(
+            (interval.0 - low).abs() < 5e-5 && (interval.1 - high).abs() < 5e-5,
+            "{interval:?}"
+        );
     }
 
     #[test]
@@ -101,7 +112,12 @@ mod tests {
         for correct in 0..=40 {
             let (low, high) = wilson(correct, 40);
             let rate = correct as f64 / 40.0;
-            assert!(low <= rate + 1e-12 && rate <= high + 1e-12 && (0.0..=1.0).contains(&low) && high <= 1.0);
+            assert!(
+                low <= rate + 1e-12
+                    && rate <= high + 1e-12
+                    && (0.0..=1.0).contains(&low)
+                    && high <= 1.0
+            );
             let (finer_low, finer_high) = wilson(correct * 10, 400);
             assert!(finer_high - finer_low < high - low);
         }
@@ -110,10 +126,30 @@ mod tests {
     #[test]
     fn accuracy_counts_and_prints() {
         let accuracy: Accuracy = [true, true, false, true].into_iter().collect();
-        assert_eq!(accuracy, Accuracy { correct: 3, total: 4 });
+        assert_eq!(
+            accuracy,
+            Accuracy {
+                correct: 3,
+                total: 4
+            }
+        );
         assert_eq!(accuracy.value(), 0.75);
-        assert_eq!(Accuracy { correct: 417, total: 500 }.to_string(), "83.4 % (79.9-86.4)");
-        assert_eq!(Accuracy { correct: 500, total: 500 }.to_string(), "100.0 % (99.2-100.0)");
+        assert_eq!(
+            Accuracy {
+                correct: 417,
+                total: 500
+            }
+            .to_string(),
+            "83.4 % (79.9-86.4)"
+        );
+        assert_eq!(
+            Accuracy {
+                correct: 500,
+                total: 500
+            }
+            .to_string(),
+            "100.0 % (99.2-100.0)"
+        );
         assert_eq!(Accuracy::default().to_string(), "no items");
     }
 }

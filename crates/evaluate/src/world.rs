@@ -21,7 +21,9 @@ pub struct Answer {
 /// # Errors
 /// When the task is unknown.
 pub fn items(task: &str, split: Split, count: usize, seed: u64) -> Result<Vec<Item>> {
-    Ok((0..count as u64).map(|i| worlds::item(task, split, i, seed)).collect::<Result<_, _>>()?)
+    Ok((0..count as u64)
+        .map(|i| worlds::item(task, split, i, seed))
+        .collect::<Result<_, _>>()?)
 }
 
 /// Lets the model answer all items, `batch` at a time; `progress` sees how many are done.
@@ -44,7 +46,11 @@ pub fn answer(
         options.sampler.seed = options.sampler.seed.wrapping_add((number * batch) as u64);
         for (item, generated) in chunk.iter().zip(model.generate_batch(&prompts, &options)?) {
             let right = worlds::check(item, &generated.text)?;
-            answers.push(Answer { item: item.clone(), text: generated.text, right });
+            answers.push(Answer {
+                item: item.clone(),
+                text: generated.text,
+                right,
+            });
         }
         progress(answers.len());
     }

@@ -39,7 +39,10 @@ fn advise(start: *mut u8, size: usize) {
         ask(last.min(grown), grown);
     }
     if size >= 2 * PAGE && !(first..grown).contains(&start.addr()) {
-        ask(start.addr().next_multiple_of(PAGE), (start.addr() + size) / PAGE * PAGE);
+        ask(
+            start.addr().next_multiple_of(PAGE),
+            (start.addr() + size) / PAGE * PAGE,
+        );
     }
 }
 
@@ -62,7 +65,11 @@ fn ask(start: usize, end: usize) {
     #[allow(unsafe_code)]
     // SAFETY: the range belongs to the allocator, and the advice changes no byte of it. Refusal does no harm.
     unsafe {
-        libc::madvise(std::ptr::without_provenance_mut(start), end.saturating_sub(start), libc::MADV_HUGEPAGE);
+        libc::madvise(
+            std::ptr::without_provenance_mut(start),
+            end.saturating_sub(start),
+            libc::MADV_HUGEPAGE,
+        );
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (start, end);
@@ -102,8 +109,13 @@ pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const NEVER: libc::c_int = libc::c_int::MAX;
-        set(&[(libc::M_MMAP_MAX, 0), (libc::M_TRIM_THRESHOLD, NEVER), (libc::M_TOP_PAD, 64 << 20)]);
-        HEAP.iter().for_each(|end| end.store(heap_end().next_multiple_of(PAGE), Ordering::Relaxed));
+        set(&[
+            (libc::M_MMAP_MAX, 0),
+            (libc::M_TRIM_THRESHOLD, NEVER),
+            (libc::M_TOP_PAD, 64 << 20),
+        ]);
+        HEAP.iter()
+            .for_each(|end| end.store(heap_end().next_multiple_of(PAGE), Ordering::Relaxed));
     }
 }
 
@@ -138,7 +150,11 @@ mod tests {
             // SAFETY: the buffer is read and written inside its size and freed once.
             unsafe {
                 let start = LargePages.alloc_zeroed(layout);
-                assert!(std::slice::from_raw_parts(start, size).iter().all(|byte| *byte == 0));
+                assert!(
+                    std::slice::from_raw_parts(start, size)
+                        .iter()
+                        .all(|byte| *byte == 0)
+                );
                 start.write_bytes(7, size);
                 LargePages.dealloc(start, layout);
             }
@@ -150,7 +166,13 @@ mod tests {
     fn alone(test: &str) {
         let mut again = std::process::Command::new(std::env::current_exe().unwrap());
         let name = format!("allocator::tests::{test}");
-        assert!(again.args([&name, "--exact", "--ignored", "--test-threads=1"]).status().unwrap().success());
+        assert!(
+            again
+                .args([&name, "--exact", "--ignored", "--test-threads=1"])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -218,7 +240,10 @@ mod tests {
         share_one_arena();
         std::thread::spawn(move || {
             let (first, second) = (buffer(), buffer());
-            assert!(first > 0 && 10 * second < first, "{first} and {second} pages");
+            assert!(
+                first > 0 && 10 * second < first,
+                "{first} and {second} pages"
+            );
         })
         .join()
         .unwrap();

@@ -7,7 +7,11 @@ use crate::simd::vectorised;
 pub(crate) fn round(x: f32) -> f32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
-    f32::from_bits(if x.is_nan() { (bits | 0x40_0000) & 0xffff_0000 } else { rounded })
+    f32::from_bits(if x.is_nan() {
+        (bits | 0x40_0000) & 0xffff_0000
+    } else {
+        rounded
+    })
 }
 
 vectorised! {
@@ -30,7 +34,14 @@ mod tests {
     #[test]
     fn ties_go_to_even_and_what_is_not_finite_stays() {
         let bits = |bits: u32| f32::from_bits(bits);
-        let values = [bits(0x3f80_8000), bits(0x3f81_8000), bits(0x3f80_8001), f32::INFINITY, f32::NAN, -0.0];
+        let values = [
+            bits(0x3f80_8000),
+            bits(0x3f81_8000),
+            bits(0x3f80_8001),
+            f32::INFINITY,
+            f32::NAN,
+            -0.0,
+        ];
         let mut halves = [0; 6];
         narrow(&mut halves, &values);
         let back = halves.map(wide);

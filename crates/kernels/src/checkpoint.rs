@@ -50,17 +50,36 @@ pub type Shared = [Option<Tensor<1>>; 2];
 /// shared inputs, whose values the segment has itself, receive their gradients as if the segment were part of the graph.
 ///
 /// On the CPU; elsewhere the segment runs and keeps everything.
-pub fn recomputed(x: Tensor<3>, shared: Shared, leaves: Vec<Tensor<1>>, segment: Arc<dyn Segment>) -> Tensor<3> {
+pub fn recomputed(
+    x: Tensor<3>,
+    shared: Shared,
+    leaves: Vec<Tensor<1>>,
+    segment: Arc<dyn Segment>,
+) -> Tensor<3> {
     let ids = Arc::new(Mutex::new(Vec::with_capacity(leaves.len())));
     for leaf in &leaves {
         Dispatch::identify(leaf.clone().into_dispatch(), ids.clone());
     }
     let x = x.into_dispatch();
-    let first = leaves.into_iter().next().map_or_else(|| x.clone(), Tensor::into_dispatch);
+    let first = leaves
+        .into_iter()
+        .next()
+        .map_or_else(|| x.clone(), Tensor::into_dispatch);
     let leaves = std::mem::take(&mut *ids.lock().unwrap_or_else(PoisonError::into_inner));
     let given = shared.each_ref().map(Option::is_some);
-    let [memory, bias] = shared.map(|shared| shared.map_or_else(|| x.clone(), Tensor::into_dispatch));
-    Tensor::from_dispatch(Dispatch::recomputed(x, first, memory, bias, Arc::new(Recipe { leaves, given, segment })))
+    let [memory, bias] =
+        shared.map(|shared| shared.map_or_else(|| x.clone(), Tensor::into_dispatch));
+    Tensor::from_dispatch(Dispatch::recomputed(
+        x,
+        first,
+        memory,
+        bias,
+        Arc::new(Recipe {
+            leaves,
+            given,
+            segment,
+        }),
+    ))
 }
 
 /// Whether [`recomputed`] works for tensors like `x`.
@@ -97,7 +116,9 @@ fn outside_autodiff(segment: &dyn Segment, x: FlexTensor) -> FlexTensor {
 
 /// The tensor on the host; on another device, where no caller puts it, nothing.
 fn primitive<const D: usize>(x: Tensor<D>) -> FlexTensor {
-    x.inner().try_into_primitive::<Flex>().unwrap_or_else(|_| host::tensor(Vec::new(), &[0; D]))
+    x.inner()
+        .try_into_primitive::<Flex>()
+        .unwrap_or_else(|_| host::tensor(Vec::new(), &[0; D]))
 }
 
 impl Recomputation for Flex {
@@ -105,7 +126,13 @@ impl Recomputation for Flex {
         x
     }
 
-    fn recomputed(x: FlexTensor, _: FlexTensor, _: FlexTensor, _: FlexTensor, recipe: Arc<Recipe>) -> FlexTensor {
+    fn recomputed(
+        x: FlexTensor,
+        _: FlexTensor,
+        _: FlexTensor,
+        _: FlexTensor,
+        recipe: Arc<Recipe>,
+    ) -> FlexTensor {
         outside_autodiff(recipe.segment.as_ref(), x)
     }
 }
@@ -127,14 +154,20 @@ impl Backward<Flex, 4> for Recompute {
     fn backward(self, ops: Ops<Self::State, 4>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = Tensor::<3>::from_primitive::<Flex>(gradients.consume::<Flex>(&ops.node));
         let Kept { x, recipe } = ops.state;
-        let x = Tensor::<3>::from_primitive::<Flex>(x).autodiff().require_grad();
+        let x = Tensor::<3>::from_primitive::<Flex>(x)
+            .autodiff()
+            .require_grad();
         let [input, _, first, second] = ops.parents;
-        let parents =
-            [(first, recipe.given[0]), (second, recipe.given[1])].map(|(parent, given)| parent.filter(|_| given));
-        let tracked = recipe.segment.tracked(x.clone(), parents.each_ref().map(Option::is_some));
+        let parents = [(first, recipe.given[0]), (second, recipe.given[1])]
+            .map(|(parent, given)| parent.filter(|_| given));
+        let tracked = recipe
+            .segment
+            .tracked(x.clone(), parents.each_ref().map(Option::is_some));
         let mut found = (tracked.output * gradient.autodiff()).sum().backward();
         let mut register = |to: NodeId, gradient: Option<FlexTensor>| {
-            gradient.into_iter().for_each(|gradient| gradients.register::<Flex>(to, gradient));
+            gradient
+                .into_iter()
+                .for_each(|gradient| gradients.register::<Flex>(to, gradient));
         };
         if let Some(parent) = input {
             register(parent.id, x.grad_remove(&mut found).map(primitive));
@@ -152,7 +185,9 @@ impl Backward<Flex, 4> for Recompute {
 
 impl<C: CheckpointStrategy> Recomputation for Autodiff<Flex, C> {
     fn identify(x: FloatTensor<Self>, ids: Arc<Mutex<Vec<NodeId>>>) -> FloatTensor<Self> {
-        ids.lock().unwrap_or_else(PoisonError::into_inner).push(x.id());
+        ids.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(x.id());
         x
     }
 
@@ -163,7 +198,12 @@ impl<C: CheckpointStrategy> Recomputation for Autodiff<Flex, C> {
         second_shared: FloatTensor<Self>,
         recipe: Arc<Recipe>,
     ) -> FloatTensor<Self> {
-        let nodes = [x.node(), first_leaf.node(), first_shared.node(), second_shared.node()];
+        let nodes = [
+            x.node(),
+            first_leaf.node(),
+            first_shared.node(),
+            second_shared.node(),
+        ];
         let prepared = Recompute.prepare::<C>(nodes).compute_bound().stateful();
         let x = x.into_primitive();
         let y = outside_autodiff(recipe.segment.as_ref(), x.clone());
@@ -198,9 +238,17 @@ mod tests {
         fn tracked(&self, x: Tensor<3>, wanted: [bool; 2]) -> Tracked {
             assert!(!wanted[0], "only the second shared input is there");
             let leaf = self.weight.clone().autodiff().require_grad();
-            let shared = if wanted[1] { self.shared.clone().autodiff().require_grad() } else { self.shared.clone() };
+            let shared = if wanted[1] {
+                self.shared.clone().autodiff().require_grad()
+            } else {
+                self.shared.clone()
+            };
             let output = scale(x, leaf.clone(), shared.clone());
-            Tracked { output, leaves: vec![leaf], shared: [None, Some(shared).filter(|_| wanted[1])] }
+            Tracked {
+                output,
+                leaves: vec![leaf],
+                shared: [None, Some(shared).filter(|_| wanted[1])],
+            }
         }
     }
 
@@ -211,15 +259,32 @@ mod tests {
         let weight = Tensor::<1>::from_floats([0.5, 2.0, -1.0], &device);
         let seen = Tensor::<1>::from_floats([1.0, -0.5, 0.25], &device);
         let read = |x: Tensor<1>| x.into_data().try_into_vec::<f32>().unwrap();
-        for (tracked_input, tracked_shared) in [(true, true), (true, false), (false, true), (false, false)] {
+        for (tracked_input, tracked_shared) in
+            [(true, true), (true, false), (false, true), (false, false)]
+        {
             let tracked = |x: Tensor<1>, is: bool| if is { x.autodiff().require_grad() } else { x };
-            let make = || (tracked(values.clone().flatten(0, 2), tracked_input), tracked(seen.clone(), tracked_shared));
+            let make = || {
+                (
+                    tracked(values.clone().flatten(0, 2), tracked_input),
+                    tracked(seen.clone(), tracked_shared),
+                )
+            };
             let (x, shared) = make();
             let leaf = weight.clone().autodiff().require_grad();
-            let segment = Arc::new(Scale { weight: weight.clone(), shared: seen.clone() * 2.0 });
+            let segment = Arc::new(Scale {
+                weight: weight.clone(),
+                shared: seen.clone() * 2.0,
+            });
             // Two segments share the leaf, and an input that is no leaf, so that their gradients add up.
             let double = shared.clone() * 2.0;
-            let run = |x| recomputed(x, [None, Some(double.clone())], vec![leaf.clone()], segment.clone());
+            let run = |x| {
+                recomputed(
+                    x,
+                    [None, Some(double.clone())],
+                    vec![leaf.clone()],
+                    segment.clone(),
+                )
+            };
             let twice = run(run(x.clone().reshape([1, 1, 3])));
             let gradients = twice.clone().sum().backward();
             let (own_x, own_shared) = make();
@@ -227,10 +292,20 @@ mod tests {
             let plain = |x| scale(x, own.clone(), own_shared.clone() * 2.0);
             let expected = plain(plain(own_x.clone().reshape([1, 1, 3])));
             let expected_gradients = expected.clone().sum().backward();
-            assert_eq!(read(twice.inner().flatten(0, 2)), read(expected.inner().flatten(0, 2)));
-            let pairs = [(&leaf, &own, true), (&x, &own_x, tracked_input), (&shared, &own_shared, tracked_shared)];
+            assert_eq!(
+                read(twice.inner().flatten(0, 2)),
+                read(expected.inner().flatten(0, 2))
+            );
+            let pairs = [
+                (&leaf, &own, true),
+                (&x, &own_x, tracked_input),
+                (&shared, &own_shared, tracked_shared),
+            ];
             for (found, expected, _) in pairs.into_iter().filter(|(_, _, tracked)| *tracked) {
-                let (found, expected) = (found.grad(&gradients).unwrap(), expected.grad(&expected_gradients).unwrap());
+                let (found, expected) = (
+                    found.grad(&gradients).unwrap(),
+                    expected.grad(&expected_gradients).unwrap(),
+                );
                 assert_eq!(read(found), read(expected));
             }
         }

@@ -23,7 +23,10 @@ pub struct Dropout {
 impl Dropout {
     /// The same share with other choices, for another place in a model.
     pub fn of(self, place: u64) -> Self {
-        Self { seed: mixed(self.seed ^ mixed(place.wrapping_add(1))), ..self }
+        Self {
+            seed: mixed(self.seed ^ mixed(place.wrapping_add(1))),
+            ..self
+        }
     }
 
     /// `x` with elements dropped, elementwise.
@@ -39,15 +42,22 @@ impl Dropout {
         if host::on_host(&x) {
             return host::one(x, Operator(self));
         }
-        let factors: Vec<f32> = (0..x.shape().num_elements()).map(|i| self.factor(i)).collect();
-        let factors = Tensor::<D>::from_data(TensorData::new(factors, x.dims()), &x.device().inner());
+        let factors: Vec<f32> = (0..x.shape().num_elements())
+            .map(|i| self.factor(i))
+            .collect();
+        let factors =
+            Tensor::<D>::from_data(TensorData::new(factors, x.dims()), &x.device().inner());
         x * factors
     }
 
     /// What element `i` is multiplied with.
     fn factor(self, i: usize) -> f32 {
         let drawn = (mixed(self.seed.wrapping_add(i as u64)) >> 11) as f64 / (1u64 << 53) as f64;
-        if drawn < self.probability { 0.0 } else { (1.0 / (1.0 - self.probability)) as f32 }
+        if drawn < self.probability {
+            0.0
+        } else {
+            (1.0 / (1.0 - self.probability)) as f32
+        }
     }
 }
 
@@ -102,23 +112,39 @@ mod tests {
 
     #[test]
     fn the_share_and_the_mean_are_kept_and_the_gradient_drops_the_same() {
-        let dropout = Dropout { probability: 0.3, seed: 7 };
-        let x = Tensor::<1>::ones([100_000], &Device::flex()).autodiff().require_grad();
+        let dropout = Dropout {
+            probability: 0.3,
+            seed: 7,
+        };
+        let x = Tensor::<1>::ones([100_000], &Device::flex())
+            .autodiff()
+            .require_grad();
         let y = dropout.forward(x.clone());
         let gradients = y.clone().sum().backward();
         let y = values(y.inner());
         assert_eq!(values(x.grad(&gradients).unwrap()), y);
         let dropped = y.iter().filter(|y| **y == 0.0).count() as f64 / y.len() as f64;
         let mean = y.iter().map(|y| f64::from(*y)).sum::<f64>() / y.len() as f64;
-        assert!((dropped - 0.3).abs() < 0.01 && (mean - 1.0).abs() < 0.01, "{dropped} {mean}");
+        assert!(
+            (dropped - 0.3).abs() < 0.01 && (mean - 1.0).abs() < 0.01,
+            "{dropped} {mean}"
+        );
     }
 
     #[test]
     fn places_and_seeds_drop_differently() {
         let ones = || Tensor::<1>::ones([64], &Device::flex());
-        let dropout = Dropout { probability: 0.5, seed: 1 };
-        let drawn =
-            [dropout, dropout.of(0), dropout.of(1), Dropout { seed: 2, ..dropout }].map(|d| values(d.forward(ones())));
+        let dropout = Dropout {
+            probability: 0.5,
+            seed: 1,
+        };
+        let drawn = [
+            dropout,
+            dropout.of(0),
+            dropout.of(1),
+            Dropout { seed: 2, ..dropout },
+        ]
+        .map(|d| values(d.forward(ones())));
         for (i, a) in drawn.iter().enumerate() {
             assert!(drawn[i + 1..].iter().all(|b| a != b));
         }

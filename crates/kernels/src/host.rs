@@ -74,14 +74,25 @@ pub(crate) fn slice(tensor: &FlexTensor) -> &[f32] {
 
 /// The tensor itself where its elements lie in order, else a copy that does.
 pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
-    if tensor.is_contiguous() { tensor.clone() } else { tensor.to_contiguous() }
+    if tensor.is_contiguous() {
+        tensor.clone()
+    } else {
+        tensor.to_contiguous()
+    }
 }
 
 /// The tensor where nobody else holds it and its elements are all of its memory, else a copy of which that is true.
 pub(crate) fn owned(mut tensor: FlexTensor) -> FlexTensor {
     let count = dimensions(&tensor).iter().product::<usize>();
-    let whole = tensor.is_contiguous() && tensor.try_storage_mut::<f32>().is_some_and(|all| all.len() == count);
-    if whole { tensor } else { self::tensor(slice(&contiguous(&tensor)).to_vec(), &dimensions(&tensor)) }
+    let whole = tensor.is_contiguous()
+        && tensor
+            .try_storage_mut::<f32>()
+            .is_some_and(|all| all.len() == count);
+    if whole {
+        tensor
+    } else {
+        self::tensor(slice(&contiguous(&tensor)).to_vec(), &dimensions(&tensor))
+    }
 }
 
 /// A tensor over `values`.
@@ -111,10 +122,20 @@ impl<const N: usize> Backward<Flex, N> for HostBackward {
 
     fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = contiguous(&gradients.consume::<Flex>(&ops.node));
-        let Kept { operator, inputs, output, saved } = ops.state;
+        let Kept {
+            operator,
+            inputs,
+            output,
+            saved,
+        } = ops.state;
         let wanted = ops.parents.each_ref().map(Option::is_some);
         // The graph runs once, so that this is the only owner and nothing is copied.
-        let given = Given { inputs, output, saved: Arc::unwrap_or_clone(saved), gradient };
+        let given = Given {
+            inputs,
+            output,
+            saved: Arc::unwrap_or_clone(saved),
+            gradient,
+        };
         let found = operator.backward(given, wanted);
         for (parent, gradient) in ops.parents.into_iter().zip(found) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
@@ -125,11 +146,18 @@ impl<const N: usize> Backward<Flex, N> for HostBackward {
 }
 
 /// The inputs that the operator keeps.
-fn kept<const N: usize>(operator: &dyn HostOperator<N>, inputs: [FlexTensor; N]) -> [FlexTensor; N] {
+fn kept<const N: usize>(
+    operator: &dyn HostOperator<N>,
+    inputs: [FlexTensor; N],
+) -> [FlexTensor; N] {
     let mut index = 0;
     inputs.map(|input| {
         index += 1;
-        if operator.keeps_input(index - 1) { input } else { tensor(Vec::new(), &[0]) }
+        if operator.keeps_input(index - 1) {
+            input
+        } else {
+            tensor(Vec::new(), &[0])
+        }
     })
 }
 
@@ -225,7 +253,11 @@ struct Slots<const N: usize> {
 impl<const N: usize> Default for Outputs<N> {
     fn default() -> Self {
         let none = || std::array::from_fn(|_| None);
-        Self(Arc::new(Mutex::new(Slots { values: none(), gradients: none(), asked: false })))
+        Self(Arc::new(Mutex::new(Slots {
+            values: none(),
+            gradients: none(),
+            asked: false,
+        })))
     }
 }
 
@@ -245,8 +277,18 @@ impl<const N: usize> Outputs<N> {
     }
 
     /// Output `number`, once the operator has run and given `node`.
-    pub fn output<const D: usize, const OUT: usize>(&self, number: usize, node: &Tensor<D>) -> Tensor<OUT> {
-        one(node.clone(), Port { outputs: self.clone(), number })
+    pub fn output<const D: usize, const OUT: usize>(
+        &self,
+        number: usize,
+        node: &Tensor<D>,
+    ) -> Tensor<OUT> {
+        one(
+            node.clone(),
+            Port {
+                outputs: self.clone(),
+                number,
+            },
+        )
     }
 }
 
@@ -259,7 +301,12 @@ struct Port<const N: usize> {
 
 impl<const N: usize> HostOperator<1> for Port<N> {
     fn forward(&self, [node]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
-        (self.outputs.slots().values[self.number].take().unwrap_or_else(|| node.clone()), Vec::new())
+        (
+            self.outputs.slots().values[self.number]
+                .take()
+                .unwrap_or_else(|| node.clone()),
+            Vec::new(),
+        )
     }
 
     fn keeps_input(&self, _: usize) -> bool {
@@ -290,7 +337,10 @@ impl Side {
 
     /// The gradient of the second output; none where nothing depends on it.
     pub fn gradient(&self) -> Option<FlexTensor> {
-        self.gradient.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.gradient
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// The second output, once the operator has run and given `first`, of which it becomes a descendant: its backward then
@@ -302,7 +352,11 @@ impl Side {
 
 impl HostOperator<1> for Side {
     fn forward(&self, [first]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
-        let value = self.value.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let value = self
+            .value
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         (value.unwrap_or_else(|| first.clone()), Vec::new())
     }
 

@@ -19,7 +19,10 @@ use std::path::Path;
 pub fn map_file(path: &Path) -> io::Result<Mmap> {
     let file = File::open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
     }
     // SAFETY: the map is read-only and outlives the handle by design of `mmap`. Another process may still change the
     // file's bytes under us; they are plain `u8`, for which every value is valid, and the rule above asks for no more.
@@ -35,7 +38,9 @@ pub fn release(map: &Mmap, range: std::ops::Range<usize>) {
     if range.end <= map.len() && !range.is_empty() {
         #[allow(unsafe_code)]
         // SAFETY: the map is read-only and backed by its file: dropped pages come back with the same bytes.
-        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        let _ = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+        };
     }
     #[cfg(not(unix))]
     let _ = (map, range);
@@ -58,7 +63,8 @@ mod tests {
 
     #[test]
     fn released_pages_read_the_same() {
-        let path = std::env::temp_dir().join(format!("espalier-memory-release-{}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("espalier-memory-release-{}", std::process::id()));
         std::fs::write(&path, vec![7u8; 100_000]).unwrap();
         let map = map_file(&path).unwrap();
         release(&map, 10..90_000);

@@ -46,7 +46,9 @@ pub struct AdamWState {
 /// AdamW (arXiv 1711.05101, Algorithm 2) with bias correction; `gradient`: `[len]`, f32 throughout. On the CPU the state is
 /// changed in place where nobody else holds it.
 pub fn adamw(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWState {
-    let plain = [&state.weight, &state.first, &state.second, &gradient].into_iter().all(host::on_host);
+    let plain = [&state.weight, &state.first, &state.second, &gradient]
+        .into_iter()
+        .all(host::on_host);
     match plain {
         true => on_host(state, gradient, &step),
         false => in_tensors(state, gradient, step),
@@ -55,7 +57,10 @@ pub fn adamw(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWSt
 
 /// Corrections by which the moments of a finite history are divided.
 fn corrections(step: &AdamWStep) -> (f64, f64) {
-    (1.0 - step.beta1.powf(step.step as f64), 1.0 - step.beta2.powf(step.step as f64))
+    (
+        1.0 - step.beta1.powf(step.step as f64),
+        1.0 - step.beta2.powf(step.step as f64),
+    )
 }
 
 fn in_tensors(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWState {
@@ -66,28 +71,55 @@ fn in_tensors(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWS
     let denominator = (second.clone() / correct2).sqrt() + step.epsilon;
     let update = first.clone() / denominator * (step.learning_rate / correct1);
     let weight = state.weight * (1.0 - step.learning_rate * step.weight_decay) - update;
-    AdamWState { weight, first, second }
+    AdamWState {
+        weight,
+        first,
+        second,
+    }
 }
 
 /// Elements that one thread takes at a time.
 const CHUNK: usize = 1 << 14;
 
 fn on_host(state: AdamWState, gradient: Tensor<1>, step: &AdamWStep) -> AdamWState {
-    let AdamWState { weight, first, second } = state;
-    let [mut weight, mut first, mut second, gradient] = [weight, first, second, gradient].map(whole);
-    let buffers = [&mut weight, &mut first, &mut second].map(|tensor| (tensor.storage_mut::<f32>(), CHUNK));
+    let AdamWState {
+        weight,
+        first,
+        second,
+    } = state;
+    let [mut weight, mut first, mut second, gradient] =
+        [weight, first, second, gradient].map(whole);
+    let buffers =
+        [&mut weight, &mut first, &mut second].map(|tensor| (tensor.storage_mut::<f32>(), CHUNK));
     for_chunks(buffers, |i, [weight, first, second]| {
-        step_chunk(weight, first, second, chunk(slice(&gradient), CHUNK, i), step);
+        step_chunk(
+            weight,
+            first,
+            second,
+            chunk(slice(&gradient), CHUNK, i),
+            step,
+        );
     });
     let [weight, first, second] = [weight, first, second].map(Tensor::from_primitive::<Flex>);
-    AdamWState { weight, first, second }
+    AdamWState {
+        weight,
+        first,
+        second,
+    }
 }
 
 /// The tensor's own memory where the tensor is all of it, else a copy. The tensor is on the host.
 fn whole(tensor: Tensor<1>) -> FlexTensor {
-    let Ok(tensor) = tensor.inner().try_into_primitive::<Flex>() else { return host::tensor(Vec::new(), &[0]) };
-    let all = tensor.is_contiguous() && slice(&tensor).len() == tensor.bytes().len() / size_of::<f32>();
-    if all { tensor } else { host::tensor(slice(&contiguous(&tensor)).to_vec(), &dimensions(&tensor)) }
+    let Ok(tensor) = tensor.inner().try_into_primitive::<Flex>() else {
+        return host::tensor(Vec::new(), &[0]);
+    };
+    let all =
+        tensor.is_contiguous() && slice(&tensor).len() == tensor.bytes().len() / size_of::<f32>();
+    if all {
+        tensor
+    } else {
+        host::tensor(slice(&contiguous(&tensor)).to_vec(), &dimensions(&tensor))
+    }
 }
 
 vectorised! {
@@ -152,7 +184,13 @@ pub fn sum_of_squares(values: Tensor<1>) -> f64 {
     };
     match host::on_host(&values) {
         true => total(slice(&whole(values))),
-        false => total(&values.into_data().convert::<f32>().try_into_vec::<f32>().unwrap_or_default()),
+        false => total(
+            &values
+                .into_data()
+                .convert::<f32>()
+                .try_into_vec::<f32>()
+                .unwrap_or_default(),
+        ),
     }
 }
 
@@ -177,10 +215,17 @@ mod tests {
     fn first_step_moves_by_the_learning_rate() {
         let device = Device::flex();
         let zero = Tensor::<1>::zeros([2], &device);
-        let state = AdamWState { weight: Tensor::ones([2], &device), first: zero.clone(), second: zero };
+        let state = AdamWState {
+            weight: Tensor::ones([2], &device),
+            first: zero.clone(),
+            second: zero,
+        };
         let after = adamw(state, Tensor::from_floats([3.0, -4.0], &device), step(1));
         let weight = after.weight.into_data().try_to_vec::<f32>().unwrap();
-        assert!((weight[0] - (0.999 - 0.1)).abs() < 1e-6 && (weight[1] - (0.999 + 0.1)).abs() < 1e-6, "{weight:?}");
+        assert!(
+            (weight[0] - (0.999 - 0.1)).abs() < 1e-6 && (weight[1] - (0.999 + 0.1)).abs() < 1e-6,
+            "{weight:?}"
+        );
     }
 
     #[test]
@@ -188,7 +233,10 @@ mod tests {
         for length in [0, 1, 63, 64, 65, 130, CHUNK - 1, CHUNK + 70] {
             let values: Vec<f32> = (0..length).map(|i| (i % 7) as f32 - 3.0).collect();
             let expected: f64 = values.iter().map(|value| f64::from(*value).powi(2)).sum();
-            assert_eq!(sum_of_squares(Tensor::from_floats(&values[..], &Device::flex())), expected);
+            assert_eq!(
+                sum_of_squares(Tensor::from_floats(&values[..], &Device::flex())),
+                expected
+            );
         }
     }
 
@@ -197,11 +245,19 @@ mod tests {
         let device = Device::flex();
         for length in [1, 64, 65, 200, 40_000] {
             let random = || Tensor::<1>::random([length], Distribution::Uniform(0.1, 1.0), &device);
-            let state = AdamWState { weight: random(), first: random(), second: random() };
+            let state = AdamWState {
+                weight: random(),
+                first: random(),
+                second: random(),
+            };
             let gradient = random();
             let host = adamw(state.clone(), gradient.clone(), step(7));
             let tensors = in_tensors(state, gradient, step(7));
-            for (a, b) in [(host.weight, tensors.weight), (host.first, tensors.first), (host.second, tensors.second)] {
+            for (a, b) in [
+                (host.weight, tensors.weight),
+                (host.first, tensors.first),
+                (host.second, tensors.second),
+            ] {
                 assert!((a - b).abs().max().into_scalar::<f32>() < 1e-6, "{length}");
             }
         }

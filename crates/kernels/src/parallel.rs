@@ -86,7 +86,9 @@ fn pool() -> &'static Pool {
     if fresh {
         for number in 0..pool.helpers {
             // Without a helper the loops run on fewer threads, with the same results.
-            let _ = std::thread::Builder::new().name(format!("operator {number}")).spawn(|| pool.help());
+            let _ = std::thread::Builder::new()
+                .name(format!("operator {number}"))
+                .spawn(|| pool.help());
         }
     }
     pool
@@ -101,7 +103,11 @@ impl Pool {
             let state = self.wait_for(seen);
             seen = state / ONE_LOOP;
             let entered = state.wrapping_add(ONE_THREAD);
-            if self.state.compare_exchange(state, entered, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            if self
+                .state
+                .compare_exchange(state, entered, Ordering::AcqRel, Ordering::Relaxed)
+                .is_err()
+            {
                 // Another thread entered first, or the loop has ended; look again.
                 seen -= 1;
                 continue;
@@ -134,7 +140,10 @@ impl Pool {
             let mut guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
             self.sleeping.fetch_add(1, Ordering::SeqCst);
             while !open(self.state.load(Ordering::SeqCst)) {
-                guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+                guard = self
+                    .wake
+                    .wait(guard)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
             self.sleeping.fetch_sub(1, Ordering::SeqCst);
             idle_since = None;
@@ -169,7 +178,8 @@ impl Pool {
         }
         self.next.store(0, Ordering::Relaxed);
         let number = self.state.load(Ordering::Relaxed) / ONE_LOOP + 1;
-        self.state.store(number.wrapping_mul(ONE_LOOP) | OPEN, Ordering::SeqCst);
+        self.state
+            .store(number.wrapping_mul(ONE_LOOP) | OPEN, Ordering::SeqCst);
         if self.sleeping.load(Ordering::SeqCst) > 0 {
             drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             self.wake.notify_all();
@@ -181,7 +191,11 @@ impl Pool {
         let mut spins = 0;
         while self.state.load(Ordering::Acquire) & THREADS != 0 {
             spins += 1;
-            if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if spins > SPINS {
+                std::thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
         }
         if self.panicked.swap(false, Ordering::Relaxed) {
             std::panic::resume_unwind(Box::new("a task of a parallel loop panicked"));
@@ -211,9 +225,16 @@ pub(crate) fn for_each(count: usize, task: impl Fn(usize) + Sync) {
 
 /// Calls `task` with every item.
 pub(crate) fn for_items<T: Send>(items: Vec<T>, task: impl Fn(T) + Sync) {
-    let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+    let items: Vec<Mutex<Option<T>>> = items
+        .into_iter()
+        .map(|item| Mutex::new(Some(item)))
+        .collect();
     for_each(items.len(), |i| {
-        if let Some(item) = items[i].lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(item) = items[i]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             task(item);
         }
     });
@@ -225,7 +246,9 @@ pub(crate) fn for_chunks<T: Send, const N: usize>(
     buffers: [(&mut [T], usize); N],
     task: impl Fn(usize, [&mut [T]; N]) + Sync,
 ) {
-    let count = buffers.first().map_or(0, |(buffer, size)| buffer.len().div_ceil((*size).max(1)));
+    let count = buffers
+        .first()
+        .map_or(0, |(buffer, size)| buffer.len().div_ceil((*size).max(1)));
     let chunks = buffers.map(|(buffer, size)| DisjointChunks::new(buffer, size));
     for_each(count, |i| {
         #[allow(unsafe_code)]
@@ -250,24 +273,42 @@ pub(crate) fn fresh_with<A: Zero, B: Zero, const N: usize, const M: usize>(
     others: [(usize, usize); M],
     task: impl Fn(usize, [&mut [A]; N], [&mut [B]; M]) + Sync,
 ) -> ([Vec<A>; N], [Vec<B>; M]) {
-    let count = sizes.first().map_or(0, |(length, size)| length.div_ceil((*size).max(1)));
+    let count = sizes
+        .first()
+        .map_or(0, |(length, size)| length.div_ceil((*size).max(1)));
     let covered = |(length, size): &(usize, usize)| *length <= count * size;
-    assert!(sizes.iter().all(covered) && others.iter().all(covered), "chunks cover every buffer");
-    let (mut first, mut second) = (sizes.map(|size| Fresh::new(size)), others.map(|size| Fresh::new(size)));
+    assert!(
+        sizes.iter().all(covered) && others.iter().all(covered),
+        "chunks cover every buffer"
+    );
+    let (mut first, mut second) = (
+        sizes.map(|size| Fresh::new(size)),
+        others.map(|size| Fresh::new(size)),
+    );
     {
-        let (first, second) = (first.each_mut().map(Fresh::chunks), second.each_mut().map(Fresh::chunks));
+        let (first, second) = (
+            first.each_mut().map(Fresh::chunks),
+            second.each_mut().map(Fresh::chunks),
+        );
         for_each(count, |i| {
             #[allow(unsafe_code)]
             // SAFETY: every number comes once.
-            let parts =
-                unsafe { (first.each_ref().map(|a| clear(a.chunk(i))), second.each_ref().map(|b| clear(b.chunk(i)))) };
+            let parts = unsafe {
+                (
+                    first.each_ref().map(|a| clear(a.chunk(i))),
+                    second.each_ref().map(|b| clear(b.chunk(i))),
+                )
+            };
             task(i, parts.0, parts.1);
         });
     }
     #[allow(unsafe_code)]
     // SAFETY: every chunk was cleared, and the chunks cover every buffer.
     unsafe {
-        (first.map(|fresh| fresh.whole()), second.map(|fresh| fresh.whole()))
+        (
+            first.map(|fresh| fresh.whole()),
+            second.map(|fresh| fresh.whole()),
+        )
     }
 }
 
@@ -284,7 +325,11 @@ pub(crate) fn zeros(length: usize) -> Vec<f32> {
 
 /// New memory of `count` pieces of `width` elements, each a copy of what `source` names or, where it names nothing, zeros; it is
 /// not cleared first.
-pub(crate) fn copied<'a>(count: usize, width: usize, source: impl Fn(usize) -> Option<&'a [f32]> + Sync) -> Vec<f32> {
+pub(crate) fn copied<'a>(
+    count: usize,
+    width: usize,
+    source: impl Fn(usize) -> Option<&'a [f32]> + Sync,
+) -> Vec<f32> {
     /// Elements that one thread takes at a time.
     const TASK: usize = 1 << 14;
     let pieces = (TASK / width.max(1)).max(1);
@@ -338,11 +383,18 @@ struct Fresh<T> {
 
 impl<T> Fresh<T> {
     fn new((length, size): (usize, usize)) -> Self {
-        Self { values: Vec::with_capacity(length), length, size }
+        Self {
+            values: Vec::with_capacity(length),
+            length,
+            size,
+        }
     }
 
     fn chunks(&mut self) -> DisjointChunks<'_, MaybeUninit<T>> {
-        DisjointChunks::new(&mut self.values.spare_capacity_mut()[..self.length], self.size)
+        DisjointChunks::new(
+            &mut self.values.spare_capacity_mut()[..self.length],
+            self.size,
+        )
     }
 
     /// The buffer.
@@ -386,7 +438,12 @@ unsafe impl<T: Send> Sync for DisjointChunks<'_, T> {}
 
 impl<'a, T> DisjointChunks<'a, T> {
     fn new(buffer: &'a mut [T], size: usize) -> Self {
-        Self { start: buffer.as_mut_ptr(), length: buffer.len(), size, buffer: PhantomData }
+        Self {
+            start: buffer.as_mut_ptr(),
+            length: buffer.len(),
+            size,
+            buffer: PhantomData,
+        }
     }
 
     /// One chunk; empty behind the end.
@@ -395,7 +452,10 @@ impl<'a, T> DisjointChunks<'a, T> {
     /// No two users may hold the same chunk at the same time.
     #[allow(unsafe_code, clippy::mut_from_ref)]
     unsafe fn chunk(&self, index: usize) -> &mut [T] {
-        let (start, end) = ((index * self.size).min(self.length), ((index + 1) * self.size).min(self.length));
+        let (start, end) = (
+            (index * self.size).min(self.length),
+            ((index + 1) * self.size).min(self.length),
+        );
         // SAFETY: the chunk lies inside the buffer, and nobody else uses it by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), end - start) }
     }
@@ -407,7 +467,10 @@ impl<'a, T> DisjointChunks<'a, T> {
     #[allow(unsafe_code, clippy::mut_from_ref)]
     unsafe fn part(&self, index: usize, elements: Range<usize>) -> &mut [T] {
         let start = index * self.size + elements.start;
-        assert!(elements.end <= self.size && start + elements.len() <= self.length, "a part inside the buffer");
+        assert!(
+            elements.end <= self.size && start + elements.len() <= self.length,
+            "a part inside the buffer"
+        );
         // SAFETY: the part lies inside the buffer by the assertion, and nobody else uses it by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), elements.len()) }
     }
@@ -456,7 +519,15 @@ impl FreshRows {
     pub fn new(length: usize, width: usize) -> Self {
         let mut values = Vec::with_capacity(length);
         let start = values.spare_capacity_mut().as_mut_ptr();
-        Self { values, rows: DisjointChunks { start, length, size: width, buffer: PhantomData } }
+        Self {
+            values,
+            rows: DisjointChunks {
+                start,
+                length,
+                size: width,
+                buffer: PhantomData,
+            },
+        }
     }
 
     /// One row.
@@ -506,7 +577,11 @@ mod tests {
                         calls[i].fetch_add(10, Ordering::Relaxed);
                     });
                 });
-                assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 31));
+                assert!(
+                    calls
+                        .iter()
+                        .all(|calls| calls.load(Ordering::Relaxed) == 31)
+                );
             }
             std::thread::sleep(2 * AWAKE);
         }
@@ -519,7 +594,9 @@ mod tests {
                 scope.spawn(move || {
                     for _ in 0..200 {
                         let mut values = vec![0.0; 100];
-                        for_chunks([(&mut values, 7)], |i, [chunk]| chunk.fill((number * 100 + i) as f32));
+                        for_chunks([(&mut values, 7)], |i, [chunk]| {
+                            chunk.fill((number * 100 + i) as f32)
+                        });
                         assert!((0..100).all(|i| values[i] == (number * 100 + i / 7) as f32));
                     }
                 });
@@ -530,14 +607,26 @@ mod tests {
     #[test]
     fn fresh_buffers_are_clear_before_they_are_filled() {
         for _ in 0..20 {
-            let ([a, b], [c]) = fresh_with([(100, 7), (15, 1)], [(40, 3)], |i, [a, b], [c]: [&mut [u16]; 1]| {
-                assert!(a.iter().chain(b.iter()).all(|value| *value == 0.0) && c.iter().all(|value| *value == 0));
-                a.fill(i as f32);
-                b.fill(-(i as f32));
-                c.iter_mut().skip(1).for_each(|value| *value = i as u16);
-            });
-            assert!((0..100).all(|i| a[i] == (i / 7) as f32) && (0..15).all(|i| b[i] == -(i as f32)));
-            assert!((0..40).all(|i| c[i] == if i % 3 == 0 { 0 } else { (i / 3) as u16 }) && c.len() == 40);
+            let ([a, b], [c]) = fresh_with(
+                [(100, 7), (15, 1)],
+                [(40, 3)],
+                |i, [a, b], [c]: [&mut [u16]; 1]| {
+                    assert!(
+                        a.iter().chain(b.iter()).all(|value| *value == 0.0)
+                            && c.iter().all(|value| *value == 0)
+                    );
+                    a.fill(i as f32);
+                    b.fill(-(i as f32));
+                    c.iter_mut().skip(1).for_each(|value| *value = i as u16);
+                },
+            );
+            assert!(
+                (0..100).all(|i| a[i] == (i / 7) as f32) && (0..15).all(|i| b[i] == -(i as f32))
+            );
+            assert!(
+                (0..40).all(|i| c[i] == if i % 3 == 0 { 0 } else { (i / 3) as u16 })
+                    && c.len() == 40
+            );
         }
         assert!(fresh([(0, 5)], |_, [_]: [&mut [f32]; 1]| ())[0].is_empty());
     }

@@ -219,7 +219,15 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     let rest = multiply_add::<FUSED>(power, -0.693_359_4, x);
     let rest = multiply_add::<FUSED>(power, 2.121_944_4e-4, rest);
     let mut series = 1.987_569_1e-4;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5, 1.0, 1.0] {
+    for coefficient in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        0.166_666_66,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         series = multiply_add::<FUSED>(series, rest, coefficient);
     }
     let value = series * f32::from_bits(shifted.to_bits() << 23);
@@ -237,7 +245,14 @@ pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
     let shifted = x + ROUND;
     let rest = x - (shifted - ROUND);
     let mut series = 1.535_336_2e-4;
-    for coefficient in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 0.240_226_48, std::f32::consts::LN_2, 1.0] {
+    for coefficient in [
+        1.339_887_4e-3,
+        9.618_437e-3,
+        5.550_332_5e-2,
+        0.240_226_48,
+        std::f32::consts::LN_2,
+        1.0,
+    ] {
         series = multiply_add::<FUSED>(series, rest, coefficient);
     }
     series * f32::from_bits(shifted.to_bits() << 23)
@@ -320,7 +335,10 @@ mod tests {
             let x = i as f32 * 0.01 + 0.003;
             for value in exp(x) {
                 let (value, expected) = (f64::from(value), f64::from(x).exp());
-                assert!(((value - expected) / expected).abs() < 3e-7, "{x}: {value} against {expected}");
+                assert!(
+                    ((value - expected) / expected).abs() < 3e-7,
+                    "{x}: {value} against {expected}"
+                );
             }
         }
         assert_eq!(exp(f32::NEG_INFINITY), [0.0; 2]);
@@ -337,28 +355,60 @@ mod tests {
             let x = i as f32 * 0.01 + 0.003;
             for value in exp2(x) {
                 let (value, expected) = (f64::from(value), f64::from(x).exp2());
-                assert!(((value - expected) / expected).abs() < 3e-7, "{x}: {value} against {expected}");
+                assert!(
+                    ((value - expected) / expected).abs() < 3e-7,
+                    "{x}: {value} against {expected}"
+                );
             }
             let x = i as f32 * 0.005;
             for value in softplus(x) {
                 let (value, expected) = (f64::from(value), f64::from(x).exp().ln_1p());
-                assert!(((value - expected) / expected).abs() < 5e-7, "{x}: {value} against {expected}");
+                assert!(
+                    ((value - expected) / expected).abs() < 5e-7,
+                    "{x}: {value} against {expected}"
+                );
             }
         }
-        for (x, expected) in [(0.0, 1.0), (-5.0, 0.03125), (f32::NEG_INFINITY, f32::MIN_POSITIVE)] {
+        for (x, expected) in [
+            (0.0, 1.0),
+            (-5.0, 0.03125),
+            (f32::NEG_INFINITY, f32::MIN_POSITIVE),
+        ] {
             assert_eq!(exp2(x), [expected; 2]);
         }
-        assert!(exp2(f32::NAN).iter().chain(&softplus(f32::NAN)).all(|value| value.is_nan()));
+        assert!(
+            exp2(f32::NAN)
+                .iter()
+                .chain(&softplus(f32::NAN))
+                .all(|value| value.is_nan())
+        );
         assert_eq!((softplus(100.0), softplus(-100.0)), ([100.0; 2], [0.0; 2]));
     }
 
     #[test]
     fn error_function_and_tangent() {
-        let (erf, tanh) = (|x| both(erf::<true>, erf::<false>, x), |x| both(tanh::<true>, tanh::<false>, x));
-        for (x, expected) in [(0.5f32, 0.520_499_9f32), (1.0, 0.842_700_8), (2.5, 0.999_593), (0.0, 0.0)] {
-            assert!(erf(x).iter().all(|value| (value - expected).abs() < 2e-7), "{x}");
-            assert!(erf(-x).iter().all(|value| (value + expected).abs() < 2e-7), "{x}");
-            assert!(tanh(x).iter().all(|value| (value - x.tanh()).abs() < 2e-7), "{x}");
+        let (erf, tanh) = (
+            |x| both(erf::<true>, erf::<false>, x),
+            |x| both(tanh::<true>, tanh::<false>, x),
+        );
+        for (x, expected) in [
+            (0.5f32, 0.520_499_9f32),
+            (1.0, 0.842_700_8),
+            (2.5, 0.999_593),
+            (0.0, 0.0),
+        ] {
+            assert!(
+                erf(x).iter().all(|value| (value - expected).abs() < 2e-7),
+                "{x}"
+            );
+            assert!(
+                erf(-x).iter().all(|value| (value + expected).abs() < 2e-7),
+                "{x}"
+            );
+            assert!(
+                tanh(x).iter().all(|value| (value - x.tanh()).abs() < 2e-7),
+                "{x}"
+            );
         }
     }
 
@@ -369,9 +419,15 @@ mod tests {
             return;
         }
         for name in ["portable", "avx2", "avx512", "avx512bf16"] {
-            let tests = std::process::Command::new(std::env::current_exe().unwrap()).env(LEVEL_VARIABLE, name).output();
+            let tests = std::process::Command::new(std::env::current_exe().unwrap())
+                .env(LEVEL_VARIABLE, name)
+                .output();
             let tests = tests.unwrap();
-            assert!(tests.status.success(), "{name}: {}", String::from_utf8_lossy(&tests.stdout));
+            assert!(
+                tests.status.success(),
+                "{name}: {}",
+                String::from_utf8_lossy(&tests.stdout)
+            );
         }
     }
 
@@ -381,7 +437,10 @@ mod tests {
             let x: Vec<f32> = (0..count).map(|i| ((i * 7) % 11) as f32 - 5.0).collect();
             assert_eq!(sum(&x), x.iter().sum::<f32>());
             assert_eq!(dot(&x, &x), x.iter().map(|v| v * v).sum::<f32>());
-            assert_eq!(maximum(&x), x.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b)));
+            assert_eq!(
+                maximum(&x),
+                x.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b))
+            );
         }
     }
 }

@@ -30,12 +30,21 @@ pub(crate) fn numbers(count: usize, seed: u64) -> Vec<f32> {
 }
 
 /// Values of `function` and its gradients, under a fixed random direction of the output.
-pub(crate) fn evaluate(shapes: &[&[usize]], function: &dyn Fn(&[Leaf]) -> Tensor<1>) -> Vec<Vec<f32>> {
+pub(crate) fn evaluate(
+    shapes: &[&[usize]],
+    function: &dyn Fn(&[Leaf]) -> Tensor<1>,
+) -> Vec<Vec<f32>> {
     let device = Device::flex();
     let leaf = |(i, shape): (usize, &&[usize])| {
         let count = shape.iter().product();
-        let flat = Tensor::<1>::from_data(TensorData::new(numbers(count, i as u64 + 1), [count]), &device);
-        Leaf { flat: flat.autodiff().require_grad(), shape: shape.to_vec() }
+        let flat = Tensor::<1>::from_data(
+            TensorData::new(numbers(count, i as u64 + 1), [count]),
+            &device,
+        );
+        Leaf {
+            flat: flat.autodiff().require_grad(),
+            shape: shape.to_vec(),
+        }
     };
     let leaves: Vec<Leaf> = shapes.iter().enumerate().map(leaf).collect();
     let output = function(&leaves);
@@ -44,7 +53,11 @@ pub(crate) fn evaluate(shapes: &[&[usize]], function: &dyn Fn(&[Leaf]) -> Tensor
     let values = |tensor: Tensor<1>| tensor.into_data().try_into_vec::<f32>().unwrap();
     let gradients = (output.clone() * direction).sum().backward();
     let mut all = vec![values(output.inner())];
-    all.extend(leaves.iter().map(|leaf| values(leaf.flat.grad(&gradients).unwrap())));
+    all.extend(
+        leaves
+            .iter()
+            .map(|leaf| values(leaf.flat.grad(&gradients).unwrap())),
+    );
     all
 }
 
@@ -61,7 +74,10 @@ pub(crate) fn agree(
         assert_eq!(found.len(), expected.len());
         let scale = expected.iter().fold(1f32, |a, b| a.max(b.abs()));
         for (f, e) in found.iter().zip(expected) {
-            assert!((f - e).abs() <= tolerance * scale, "part {i} (0 is the output): {f} against {e}");
+            assert!(
+                (f - e).abs() <= tolerance * scale,
+                "part {i} (0 is the output): {f} against {e}"
+            );
         }
     }
 }

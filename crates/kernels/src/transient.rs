@@ -28,7 +28,10 @@ pub struct Transient<const D: usize> {
 impl<const D: usize> From<Tensor<D>> for Transient<D> {
     /// A tensor that is kept as it is.
     fn from(tensor: Tensor<D>) -> Self {
-        Self { tensor, remake: None }
+        Self {
+            tensor,
+            remake: None,
+        }
     }
 }
 
@@ -39,9 +42,16 @@ impl<const D: usize> Transient<D> {
     }
 
     /// A tensor on the host that `make` gives again, value for value.
-    pub(crate) fn new(tensor: Tensor<D>, make: impl Fn() -> FlexTensor + Send + Sync + 'static) -> Self {
-        let remake =
-            host::on_host(&tensor).then(|| Remake(Arc::new(Shared { make: Box::new(make), made: OnceLock::new() })));
+    pub(crate) fn new(
+        tensor: Tensor<D>,
+        make: impl Fn() -> FlexTensor + Send + Sync + 'static,
+    ) -> Self {
+        let remake = host::on_host(&tensor).then(|| {
+            Remake(Arc::new(Shared {
+                make: Box::new(make),
+                made: OnceLock::new(),
+            }))
+        });
         Self { tensor, remake }
     }
 

@@ -45,8 +45,14 @@ pub struct Context {
 impl Context {
     /// What the blocks of a stack see of other parts of the model: the encoder's output and the bias, flat.
     pub fn shared(&self) -> Shared {
-        let hidden = self.memory.as_ref().and_then(|memory| memory.hidden.clone());
-        [hidden.map(|hidden| hidden.flatten(0, 2)), self.bias.clone().map(|bias| bias.flatten(0, 1))]
+        let hidden = self
+            .memory
+            .as_ref()
+            .and_then(|memory| memory.hidden.clone());
+        [
+            hidden.map(|hidden| hidden.flatten(0, 2)),
+            self.bias.clone().map(|bias| bias.flatten(0, 1)),
+        ]
     }
 
     /// The same context with other values in place of those of [`Context::shared`].
@@ -64,7 +70,11 @@ impl Context {
 
     /// `x`, `[batch, time, width]`, with zeros for padding before the text, which a recurrent layer would remember.
     pub fn without_padding(&self, x: Tensor<3>) -> Tensor<3> {
-        if self.tokens.has_leading_padding() { self.text_alone(x) } else { x }
+        if self.tokens.has_leading_padding() {
+            self.text_alone(x)
+        } else {
+            x
+        }
     }
 
     /// `x`, `[batch, time, width]`, with zeros for all padding.
@@ -77,7 +87,10 @@ impl Context {
 
     /// As [`Context::without_padding`], with another number than zero.
     pub fn instead_of_padding(&self, x: Tensor<3>, number: f64) -> Tensor<3> {
-        match self.text_mask(&x).filter(|_| self.tokens.has_leading_padding()) {
+        match self
+            .text_mask(&x)
+            .filter(|_| self.tokens.has_leading_padding())
+        {
             Some(mask) => x * mask.clone() + (mask.neg() + 1.0) * number,
             None => x,
         }
@@ -85,14 +98,27 @@ impl Context {
 
     /// 0 for padding and 1 for text, `[batch, time, 1]`, where there is padding.
     fn text_mask(&self, x: &Tensor<3>) -> Option<Tensor<3>> {
-        let mask = self.present.as_ref()?.iter().map(|present| f32::from(u8::from(*present))).collect::<Vec<_>>();
+        let mask = self
+            .present
+            .as_ref()?
+            .iter()
+            .map(|present| f32::from(u8::from(*present)))
+            .collect::<Vec<_>>();
         let [batch, time, _] = x.dims();
-        Some(Tensor::from_data(TensorData::new(mask, [batch, time, 1]), &x.device().inner()))
+        Some(Tensor::from_data(
+            TensorData::new(mask, [batch, time, 1]),
+            &x.device().inner(),
+        ))
     }
 
     /// Which of the new tokens are the first of a text, `[batch * time]`, where any are.
     pub fn starts(&self) -> Option<Vec<bool>> {
-        let starts: Vec<bool> = self.tokens.positions.iter().map(|position| *position == 0).collect();
+        let starts: Vec<bool> = self
+            .tokens
+            .positions
+            .iter()
+            .map(|position| *position == 0)
+            .collect();
         starts.contains(&true).then_some(starts)
     }
 }
@@ -127,13 +153,34 @@ impl Tokens {
             MixerSpec::Recurrent(_) => (&None, None),
         };
         let (bias, key_bias) = match mixer {
-            MixerSpec::Attention(AttentionSpec { alibi: Some(alibi), heads, kv_heads, .. }) => match *alibi {
-                AlibiSpec { largest, form: AlibiForm::Distance } => {
-                    (Some(alibi::bias(*heads, largest, time, keys, &self.device)), None)
-                }
-                AlibiSpec { largest, form: AlibiForm::RoundedPosition } => {
+            MixerSpec::Attention(AttentionSpec {
+                alibi: Some(alibi),
+                heads,
+                kv_heads,
+                ..
+            }) => match *alibi {
+                AlibiSpec {
+                    largest,
+                    form: AlibiForm::Distance,
+                } => (
+                    Some(alibi::bias(*heads, largest, time, keys, &self.device)),
+                    None,
+                ),
+                AlibiSpec {
+                    largest,
+                    form: AlibiForm::RoundedPosition,
+                } => {
                     let heads = [*heads, *kv_heads];
-                    (None, Some(KeyBias::new(heads, largest, &self.positions, self.batch, &self.device)))
+                    (
+                        None,
+                        Some(KeyBias::new(
+                            heads,
+                            largest,
+                            &self.positions,
+                            self.batch,
+                            &self.device,
+                        )),
+                    )
                 }
             },
             _ => (None, None),
@@ -143,7 +190,12 @@ impl Tokens {
             key_bias,
             mask: match mixer {
                 // Without a look at what came before, nor the cost of one.
-                MixerSpec::Recurrent(_) => Tokens { past: 0, segments: None, ..(**self).clone() }.mask(None),
+                MixerSpec::Recurrent(_) => Tokens {
+                    past: 0,
+                    segments: None,
+                    ..(**self).clone()
+                }
+                .mask(None),
                 _ => self.mask(window),
             },
             rotation: rotary.as_ref().map(|rotary| self.rotation(rotary)),
@@ -158,17 +210,31 @@ impl Tokens {
 
     fn rotation(&self, rotary: &RotarySpec) -> Rotation {
         let frequencies = rotary.inverse_frequencies(self.longest);
-        Rotation::new(&self.positions, self.batch, &frequencies, rotary.attention_factor(), rotary.interleaved)
+        Rotation::new(
+            &self.positions,
+            self.batch,
+            &frequencies,
+            rotary.attention_factor(),
+            rotary.interleaved,
+        )
     }
 
     fn mask(&self, window: Option<usize>) -> Mask {
-        let (queries, keys, segments) = (self.time, self.past + self.time, self.segments.as_deref());
+        let (queries, keys, segments) =
+            (self.time, self.past + self.time, self.segments.as_deref());
         match real_tokens(segments, self.batch) {
             // Padding sees the text too, as in the reference library; nobody sees padding.
-            Some(seen) if self.bidirectional && window.is_none() => Mask::cross(queries, keys, &seen),
-            _ => {
-                Mask::new(MaskSpec { batch: self.batch, queries, keys, causal: !self.bidirectional, window, segments })
+            Some(seen) if self.bidirectional && window.is_none() => {
+                Mask::cross(queries, keys, &seen)
             }
+            _ => Mask::new(MaskSpec {
+                batch: self.batch,
+                queries,
+                keys,
+                causal: !self.bidirectional,
+                window,
+                segments,
+            }),
         }
     }
 
@@ -184,34 +250,52 @@ impl Tokens {
     /// Whether there is padding before a text among the new tokens.
     pub fn has_leading_padding(&self) -> bool {
         self.segments.is_some()
-            && (0..self.batch).any(|row| self.new_segments(row).windows(2).any(|pair| pair[0] == 0 && pair[1] != 0))
+            && (0..self.batch).any(|row| {
+                self.new_segments(row)
+                    .windows(2)
+                    .any(|pair| pair[0] == 0 && pair[1] != 0)
+            })
             || self.has_padding_alone()
     }
 
     /// Whether all new tokens of a row are padding.
     fn has_padding_alone(&self) -> bool {
-        self.segments.is_some() && (0..self.batch).any(|row| self.new_segments(row).iter().all(|s| *s == 0))
+        self.segments.is_some()
+            && (0..self.batch).any(|row| self.new_segments(row).iter().all(|s| *s == 0))
     }
 
     pub fn present(&self) -> Option<Arc<Vec<bool>>> {
         self.segments.as_ref()?;
-        let present: Vec<bool> = (0..self.batch).flat_map(|row| self.new_segments(row)).map(|s| s != 0).collect();
+        let present: Vec<bool> = (0..self.batch)
+            .flat_map(|row| self.new_segments(row))
+            .map(|s| s != 0)
+            .collect();
         present.contains(&false).then(|| Arc::new(present))
     }
 
     /// Some of the new tokens, by their flat indices, in rows of equal length; behind tokens with the `earlier` segments
     /// where there is one row.
     pub fn part(&self, batch: usize, ids: &[u32], earlier: &[u32]) -> Arc<Self> {
-        let all: Option<Vec<u32>> =
-            self.segments.as_ref().map(|_| (0..self.batch).flat_map(|row| self.new_segments(row)).collect());
+        let all: Option<Vec<u32>> = self.segments.as_ref().map(|_| {
+            (0..self.batch)
+                .flat_map(|row| self.new_segments(row))
+                .collect()
+        });
         let segment = |id: &u32| all.as_ref().map_or(1, |all| all[*id as usize]);
-        let segments: Vec<u32> = earlier.iter().copied().chain(ids.iter().map(segment)).collect();
+        let segments: Vec<u32> = earlier
+            .iter()
+            .copied()
+            .chain(ids.iter().map(segment))
+            .collect();
         Arc::new(Self {
             batch,
             time: ids.len() / batch.max(1),
             past: earlier.len(),
             positions: ids.iter().map(|id| self.positions[*id as usize]).collect(),
-            segments: segments.iter().any(|segment| *segment != 1).then_some(segments),
+            segments: segments
+                .iter()
+                .any(|segment| *segment != 1)
+                .then_some(segments),
             ..self.clone()
         })
     }
@@ -222,7 +306,15 @@ pub(crate) fn real_tokens(segments: Option<&[u32]>, batch: usize) -> Option<Vec<
     let segments = segments.filter(|segments| segments.iter().all(|segment| *segment <= 1))?;
     let row = |row: &[u32]| {
         let first = row.iter().position(|segment| *segment == 1).unwrap_or(0);
-        (first as u32, (first + row.iter().filter(|segment| **segment == 1).count()) as u32)
+        (
+            first as u32,
+            (first + row.iter().filter(|segment| **segment == 1).count()) as u32,
+        )
     };
-    Some(segments.chunks((segments.len() / batch.max(1)).max(1)).map(row).collect())
+    Some(
+        segments
+            .chunks((segments.len() / batch.max(1)).max(1))
+            .map(row)
+            .collect(),
+    )
 }

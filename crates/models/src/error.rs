@@ -53,7 +53,9 @@ pub enum Error {
         known: String,
     },
     /// A tensor whose shape does not fit.
-    #[error("{operator}: expected shape {expected}, found {found:?}; check that the weights belong to this model")]
+    #[error(
+        "{operator}: expected shape {expected}, found {found:?}; check that the weights belong to this model"
+    )]
     Shape {
         /// The operator or the tensor's name.
         operator: String,
@@ -94,12 +96,17 @@ impl Error {
 
     /// A [`Error::Checkpoint`] at `path`.
     pub fn checkpoint(path: &Path, reason: impl Into<String>) -> Self {
-        Self::Checkpoint { path: path.to_path_buf(), reason: reason.into() }
+        Self::Checkpoint {
+            path: path.to_path_buf(),
+            reason: reason.into(),
+        }
     }
 }
 
 fn suggestion(nearest: Option<&str>) -> String {
-    nearest.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+    nearest
+        .map(|name| format!("; did you mean `{name}`?"))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -112,14 +119,39 @@ mod tests {
         let lines = [
             Error::file(&path)(io::Error::other("denied")).to_string(),
             Error::checkpoint(&path, "the header is cut off").to_string(),
-            Error::Config { path, key: "n_head".into(), reason: "must be positive".into() }.to_string(),
-            Error::UnknownArchitecture { name: "A".into(), nearest: Some("B".into()), known: "B, C".into() }
-                .to_string(),
-            Error::Shape { operator: "linear".into(), expected: "[2, 3]".into(), found: vec![3, 2] }.to_string(),
-            Error::Token { id: 9, vocabulary: 4 }.to_string(),
+            Error::Config {
+                path,
+                key: "n_head".into(),
+                reason: "must be positive".into(),
+            }
+            .to_string(),
+            Error::UnknownArchitecture {
+                name: "A".into(),
+                nearest: Some("B".into()),
+                known: "B, C".into(),
+            }
+            .to_string(),
+            Error::Shape {
+                operator: "linear".into(),
+                expected: "[2, 3]".into(),
+                found: vec![3, 2],
+            }
+            .to_string(),
+            Error::Token {
+                id: 9,
+                vocabulary: 4,
+            }
+            .to_string(),
         ];
-        assert!(lines.iter().all(|line| !line.contains('\n') && line.len() > 20));
+        assert!(
+            lines
+                .iter()
+                .all(|line| !line.contains('\n') && line.len() > 20)
+        );
         assert!(lines[2].starts_with("model/config.json: key `n_head`"));
-        assert_eq!(lines[3], "unknown architecture `A`; did you mean `B`?; known: B, C");
+        assert_eq!(
+            lines[3],
+            "unknown architecture `A`; did you mean `B`?; known: B, C"
+        );
     }
 }

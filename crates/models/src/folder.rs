@@ -59,15 +59,30 @@ pub fn load(folder: &Path, device: &Device) -> Result<LoadedModel> {
 ///
 /// # Errors
 /// As [`load`], and when the changed configuration makes no sense.
-pub fn load_changed(folder: &Path, changes: &Map<String, Value>, device: &Device) -> Result<LoadedModel> {
+pub fn load_changed(
+    folder: &Path,
+    changes: &Map<String, Value>,
+    device: &Device,
+) -> Result<LoadedModel> {
     if folder.join(adapter::CONFIGURATION).is_file() {
         return adapter::load(folder, changes, device);
     }
-    let Description { config, family, spec, checkpoint } = Description::read_changed(folder, changes)?;
+    let Description {
+        config,
+        family,
+        spec,
+        checkpoint,
+    } = Description::read_changed(folder, changes)?;
     check_names(&checkpoint, family, &(family.tensors)(&spec))?;
     let mut source = CheckpointSource::new(&checkpoint, family, &spec);
     let model = LanguageModel::build(spec, &mut source, device)?;
-    Ok(LoadedModel { model, config, base: folder.to_owned(), dtype: checkpoint.dtype(), adapter: None })
+    Ok(LoadedModel {
+        model,
+        config,
+        base: folder.to_owned(),
+        dtype: checkpoint.dtype(),
+        adapter: None,
+    })
 }
 
 /// Whether a folder or file without a `config.json` is a model all the same, by the names of its tensors.
@@ -115,7 +130,12 @@ impl Description {
         config.refuse_unread()?;
         let checkpoint = Checkpoint::open(folder)?;
         fit(&mut spec, family, &checkpoint);
-        Ok(Self { config: config.map().clone(), family, spec, checkpoint })
+        Ok(Self {
+            config: config.map().clone(),
+            family,
+            spec,
+            checkpoint,
+        })
     }
 }
 
@@ -129,8 +149,7 @@ fn read_config(path: &Path) -> Result<Config> {
             return Ok(Config::from_map(path, map));
         }
         if path.is_file() {
-            let reason =
-                "holds tensors alone, and they do not say what model they are; give the folder of its config.json";
+            let reason = "holds tensors alone, and they do not say what model they are; give the folder of its config.json";
             return Err(Error::checkpoint(path, reason));
         }
     }
@@ -139,41 +158,73 @@ fn read_config(path: &Path) -> Result<Config> {
 
 /// The name of an output matrix of its own, other than the usual one.
 fn head_name(spec: &ModelSpec, family: &Family) -> Option<String> {
-    let untied = ModelSpec { tied_head: false, ..spec.clone() };
+    let untied = ModelSpec {
+        tied_head: false,
+        ..spec.clone()
+    };
     let entries = (family.tensors)(&untied).into_iter();
-    entries.filter(|entry| entry.parts.iter().any(|part| part == "head.weight")).map(|entry| entry.name).next()
+    entries
+        .filter(|entry| entry.parts.iter().any(|part| part == "head.weight"))
+        .map(|entry| entry.name)
+        .next()
 }
 
 /// What the tensors' names say beyond the configuration: a file without an output matrix means a tied one, and a pooler or
 /// next-sentence layer is there or not.
 fn fit(spec: &mut ModelSpec, family: &Family, checkpoint: &Checkpoint) {
     let own = head_name(spec, family);
-    spec.tied_head |= !checkpoint.names().any(|name| name == "lm_head.weight" || Some(name) == own.as_deref());
+    spec.tied_head |= !checkpoint
+        .names()
+        .any(|name| name == "lm_head.weight" || Some(name) == own.as_deref());
     if spec.head_transform.is_some() {
-        let whole = ModelSpec { pooler: true, next_sentence: true, ..spec.clone() };
+        let whole = ModelSpec {
+            pooler: true,
+            next_sentence: true,
+            ..spec.clone()
+        };
         let table = (family.tensors)(&whole);
         let has = |part: &str| {
-            let entry = table.iter().find(|entry| entry.parts.iter().any(|p| p == part));
-            entry.is_some_and(|entry| source::stored_name(checkpoint, family.prefix, &entry.name).is_some())
+            let entry = table
+                .iter()
+                .find(|entry| entry.parts.iter().any(|p| p == part));
+            entry.is_some_and(|entry| {
+                source::stored_name(checkpoint, family.prefix, &entry.name).is_some()
+            })
         };
         (spec.pooler, spec.next_sentence) = (has("pooler.weight"), has("next_sentence.weight"));
     }
 }
 
 /// Every tensor of the file must be known: one that would be left out silently is an error.
-fn check_names(checkpoint: &Checkpoint, family: &Family, entries: &[families::TensorEntry]) -> Result<()> {
+fn check_names(
+    checkpoint: &Checkpoint,
+    family: &Family,
+    entries: &[families::TensorEntry],
+) -> Result<()> {
     let known = |name: &str| {
         let full = format!("{}{name}", family.prefix);
         let derived = family.ignored.iter().any(|suffix| name.ends_with(suffix));
         let (name, full) = (source::todays_name(name), source::todays_name(&full));
-        derived || name == "lm_head.weight" || entries.iter().any(|entry| entry.name == name || entry.name == full)
+        derived
+            || name == "lm_head.weight"
+            || entries
+                .iter()
+                .any(|entry| entry.name == name || entry.name == full)
     };
-    let unknown: Vec<&str> = checkpoint.names().filter(|name| !known(name)).take(5).collect();
+    let unknown: Vec<&str> = checkpoint
+        .names()
+        .filter(|name| !known(name))
+        .take(5)
+        .collect();
     match unknown.is_empty() {
         true => Ok(()),
         false => Err(Error::checkpoint(
             checkpoint.folder(),
-            format!("has tensors that `{}` does not know: {}", family.model_type, unknown.join(", ")),
+            format!(
+                "has tensors that `{}` does not know: {}",
+                family.model_type,
+                unknown.join(", ")
+            ),
         )),
     }
 }
@@ -184,19 +235,34 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, entries: &[families::Te
 ///
 /// # Errors
 /// When the disk is full; nothing half-written keeps its name.
-pub fn save(model: &LanguageModel, folder: &Path, config: Option<&Map<String, Value>>, dtype: Dtype) -> Result<()> {
+pub fn save(
+    model: &LanguageModel,
+    folder: &Path,
+    config: Option<&Map<String, Value>>,
+    dtype: Dtype,
+) -> Result<()> {
     let family = families::by_name(&model.spec().family)?;
     fs::create_dir_all(folder).map_err(Error::file(folder))?;
-    write_json(&folder.join("config.json"), &configuration(model, config, dtype)?)?;
+    write_json(
+        &folder.join("config.json"),
+        &configuration(model, config, dtype)?,
+    )?;
     let spec = model.spec();
-    let ids = json!({"bos_token_id": spec.bos, "eos_token_id": ids(&spec.eos), "pad_token_id": spec.pad});
+    let ids =
+        json!({"bos_token_id": spec.bos, "eos_token_id": ids(&spec.eos), "pad_token_id": spec.pad});
     write_json(&folder.join("generation_config.json"), &ids)?;
     write_weights(model, family, folder, dtype)
 }
 
-fn write_weights(model: &LanguageModel, family: &Family, folder: &Path, dtype: Dtype) -> Result<()> {
+fn write_weights(
+    model: &LanguageModel,
+    family: &Family,
+    folder: &Path,
+    dtype: Dtype,
+) -> Result<()> {
     let tensors = stored_tensors(model, family);
-    writer(&tensors, dtype)?.write_sharded(folder, MAX_SHARD_BYTES, |name| values(&tensors, name))?;
+    writer(&tensors, dtype)?
+        .write_sharded(folder, MAX_SHARD_BYTES, |name| values(&tensors, name))?;
     Ok(())
 }
 
@@ -206,13 +272,19 @@ pub(crate) fn write_tensors(tensors: &[StoredTensor<'_>], path: &Path) -> Result
 }
 
 fn writer(tensors: &[StoredTensor<'_>], dtype: Dtype) -> Result<TensorWriter> {
-    let plan = |t: &StoredTensor<'_>| TensorPlan { name: t.name.clone(), dtype, shape: t.shape.clone() };
+    let plan = |t: &StoredTensor<'_>| TensorPlan {
+        name: t.name.clone(),
+        dtype,
+        shape: t.shape.clone(),
+    };
     TensorWriter::new(tensors.iter().map(plan).collect())
 }
 
 fn values(tensors: &[StoredTensor<'_>], name: &str) -> Result<Vec<f32>> {
     let tensor = tensors.iter().find(|tensor| tensor.name == name);
-    Ok(tensor.map(|tensor| tensor.assemble(&|parameter| parameter.flat())).unwrap_or_default())
+    Ok(tensor
+        .map(|tensor| tensor.assemble(&|parameter| parameter.flat()))
+        .unwrap_or_default())
 }
 
 /// One id as a number, several as a list, none as null: the ecosystem's habit.
@@ -224,7 +296,11 @@ fn ids(list: &[u32]) -> Value {
     }
 }
 
-fn configuration(model: &LanguageModel, config: Option<&Map<String, Value>>, dtype: Dtype) -> Result<Value> {
+fn configuration(
+    model: &LanguageModel,
+    config: Option<&Map<String, Value>>,
+    dtype: Dtype,
+) -> Result<Value> {
     // What the model is overrides what the folder said; keys that we do not know stay.
     let mut map = config.cloned().unwrap_or_default();
     map.extend(families::write_config(model.spec())?);

@@ -43,7 +43,14 @@ impl<'a> StoredTensor<'a> {
     /// One parameter as it is.
     pub fn whole(name: String, parameter: &'a Parameter) -> Self {
         let shape = parameter.shape().to_vec();
-        Self { name, shape, parts: vec![parameter], groups: 1, elements: None, assembly: Assembly::Rows }
+        Self {
+            name,
+            shape,
+            parts: vec![parameter],
+            groups: 1,
+            elements: None,
+            assembly: Assembly::Rows,
+        }
     }
 
     /// Whether it is never trained.
@@ -70,7 +77,11 @@ impl<'a> StoredTensor<'a> {
             Assembly::Transposed => {
                 let rows = self.rows(values);
                 let (outputs, inputs) = (self.shape[self.shape.len() - 1], self.shape[0]);
-                if self.shape.len() < 2 { rows } else { transpose(&rows, outputs, inputs) }
+                if self.shape.len() < 2 {
+                    rows
+                } else {
+                    transpose(&rows, outputs, inputs)
+                }
             }
             Assembly::BlockDiagonal => self.block_diagonal(values),
         }
@@ -83,7 +94,9 @@ impl<'a> StoredTensor<'a> {
             let length = part.len() / self.groups;
             part[group * length..(group + 1) * length].to_vec()
         };
-        (0..self.groups).flat_map(|group| parts.iter().flat_map(move |part| share(part, group))).collect()
+        (0..self.groups)
+            .flat_map(|group| parts.iter().flat_map(move |part| share(part, group)))
+            .collect()
     }
 
     fn block_diagonal(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
@@ -105,15 +118,28 @@ impl<'a> StoredTensor<'a> {
 
 /// `[rows, columns]` to `[columns, rows]`.
 fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    (0..columns).flat_map(|c| (0..rows).map(move |r| matrix[r * columns + c])).collect()
+    (0..columns)
+        .flat_map(|c| (0..rows).map(move |r| matrix[r * columns + c]))
+        .collect()
 }
 
 /// Every weight of the model (adapters aside) under its checkpoint name.
 pub fn stored_tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<StoredTensor<'a>> {
-    let parameters: HashMap<&str, &Parameter> = model.parameters().into_iter().map(|p| (p.name(), p)).collect();
+    let parameters: HashMap<&str, &Parameter> = model
+        .parameters()
+        .into_iter()
+        .map(|p| (p.name(), p))
+        .collect();
     let store = |entry: crate::families::TensorEntry| {
-        let parts: Vec<&Parameter> = entry.parts.iter().filter_map(|p| parameters.get(p.as_str()).copied()).collect();
-        let mut shape = parts.first().map(|p| p.shape().to_vec()).unwrap_or_default();
+        let parts: Vec<&Parameter> = entry
+            .parts
+            .iter()
+            .filter_map(|p| parameters.get(p.as_str()).copied())
+            .collect();
+        let mut shape = parts
+            .first()
+            .map(|p| p.shape().to_vec())
+            .unwrap_or_default();
         shape[0] = parts.iter().map(|p| p.shape()[0]).sum();
         let width = shape[shape.len() - 1];
         if let Some(rows) = &entry.rows {
@@ -122,11 +148,25 @@ pub fn stored_tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<Stor
         if entry.transposed {
             shape.reverse();
         }
-        let assembly = if entry.transposed { Assembly::Transposed } else { Assembly::Rows };
+        let assembly = if entry.transposed {
+            Assembly::Transposed
+        } else {
+            Assembly::Rows
+        };
         let elements = entry.rows.map(|rows| rows.start * width..rows.end * width);
-        StoredTensor { name: entry.name, shape, parts, groups: entry.groups, elements, assembly }
+        StoredTensor {
+            name: entry.name,
+            shape,
+            parts,
+            groups: entry.groups,
+            elements,
+            assembly,
+        }
     };
-    (family.tensors)(model.spec()).into_iter().map(store).collect()
+    (family.tensors)(model.spec())
+        .into_iter()
+        .map(store)
+        .collect()
 }
 
 /// A module of the checkpoint that holds linear weights: its name, and our layers that make it up.
@@ -145,8 +185,14 @@ pub fn modules(model: &LanguageModel, family: &Family) -> Vec<Module> {
     model.visit_linears(&mut |map| by_weight.entry(map.weight).or_default().push(map));
     let mut modules = Vec::new();
     for entry in (family.tensors)(model.spec()) {
-        let found: Option<Vec<_>> = entry.parts.iter().map(|part| by_weight.get(part.as_str())).collect();
-        let (Some(name), Some(found)) = (entry.name.strip_suffix(".weight"), found) else { continue };
+        let found: Option<Vec<_>> = entry
+            .parts
+            .iter()
+            .map(|part| by_weight.get(part.as_str()))
+            .collect();
+        let (Some(name), Some(found)) = (entry.name.strip_suffix(".weight"), found) else {
+            continue;
+        };
         let mut experts: BTreeMap<Option<usize>, Vec<String>> = BTreeMap::new();
         for map in found.into_iter().flatten() {
             let (held, number) = match &entry.rows {
@@ -172,14 +218,22 @@ pub fn modules(model: &LanguageModel, family: &Family) -> Vec<Module> {
 pub const PEFT_PREFIX: &str = "base_model.model.";
 
 /// The tensors of the model's adapter under PEFT's names: low-rank pairs, then whole modules named in `saved`.
-pub fn adapter_tensors<'a>(model: &'a LanguageModel, family: &Family, saved: &[String]) -> Vec<StoredTensor<'a>> {
+pub fn adapter_tensors<'a>(
+    model: &'a LanguageModel,
+    family: &Family,
+    saved: &[String],
+) -> Vec<StoredTensor<'a>> {
     let mut adapters_by_map = HashMap::new();
     model.visit_linears(&mut |map| {
         adapters_by_map.extend(map.adapter.map(|adapter| (map.name, adapter)));
     });
     let mut tensors = Vec::new();
     for module in modules(model, family) {
-        let adapters: Vec<_> = module.maps.iter().filter_map(|map| adapters_by_map.get(map)).collect();
+        let adapters: Vec<_> = module
+            .maps
+            .iter()
+            .filter_map(|map| adapters_by_map.get(map))
+            .collect();
         if adapters.len() == module.maps.len() {
             let down: Vec<&Parameter> = adapters.iter().map(|a| &a.down).collect();
             let up: Vec<&Parameter> = adapters.iter().map(|a| &a.up).collect();
@@ -206,13 +260,20 @@ pub fn adapter_tensors<'a>(model: &'a LanguageModel, family: &Family, saved: &[S
             });
         }
     }
-    let whole = stored_tensors(model, family).into_iter().filter(|tensor| is_saved(&tensor.name, saved));
-    tensors.extend(whole.map(|tensor| StoredTensor { name: format!("{PEFT_PREFIX}{}", tensor.name), ..tensor }));
+    let whole = stored_tensors(model, family)
+        .into_iter()
+        .filter(|tensor| is_saved(&tensor.name, saved));
+    tensors.extend(whole.map(|tensor| StoredTensor {
+        name: format!("{PEFT_PREFIX}{}", tensor.name),
+        ..tensor
+    }));
     tensors
 }
 
 /// Whether a checkpoint tensor belongs to a module that `saved` names by its full name or its last parts.
 pub fn is_saved(tensor: &str, saved: &[String]) -> bool {
     let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
-    saved.iter().any(|name| module == name || module.ends_with(&format!(".{name}")))
+    saved
+        .iter()
+        .any(|name| module == name || module.ends_with(&format!(".{name}")))
 }

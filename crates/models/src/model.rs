@@ -7,7 +7,8 @@ use espalier_kernels::{
     activation::activate,
     attention::Mask,
     cross_entropy::{
-        HeadOptions, Regularisation, cross_entropy, linear_cross_entropy, linear_log_probabilities, log_probabilities,
+        HeadOptions, Regularisation, cross_entropy, linear_cross_entropy, linear_log_probabilities,
+        log_probabilities,
     },
     dropout::Dropout,
     linear::Precision,
@@ -54,9 +55,15 @@ impl Input {
     pub fn rows(rows: &[Vec<u32>]) -> Result<Self> {
         let time = rows.first().map_or(0, Vec::len);
         if time == 0 || rows.iter().any(|row| row.len() != time) {
-            return Err(Error::Invalid("a batch needs rows of one length, at least one token long".into()));
+            return Err(Error::Invalid(
+                "a batch needs rows of one length, at least one token long".into(),
+            ));
         }
-        Ok(Self { ids: rows.concat(), batch: rows.len(), ..Self::default() })
+        Ok(Self {
+            ids: rows.concat(),
+            batch: rows.len(),
+            ..Self::default()
+        })
     }
 
     /// Rows of any lengths, padded on the right with tokens of segment 0.
@@ -68,8 +75,17 @@ impl Input {
         };
         let ids = rows.iter().flat_map(|row| pad(row.clone())).collect();
         let uneven = rows.iter().any(|row| row.len() != time);
-        let segments = uneven.then(|| rows.iter().flat_map(|row| pad(vec![1; row.len()])).collect());
-        Self { ids, batch: rows.len(), segments, ..Self::default() }
+        let segments = uneven.then(|| {
+            rows.iter()
+                .flat_map(|row| pad(vec![1; row.len()]))
+                .collect()
+        });
+        Self {
+            ids,
+            batch: rows.len(),
+            segments,
+            ..Self::default()
+        }
     }
 
     /// Sets the dropout of this pass, for the source too; none where the probability is 0.
@@ -133,23 +149,52 @@ impl LanguageModel {
     ///
     /// # Errors
     /// When the source lacks a weight or has it in another shape.
-    pub fn build(spec: ModelSpec, source: &mut dyn ParameterSource, device: &Device) -> Result<Self> {
+    pub fn build(
+        spec: ModelSpec,
+        source: &mut dyn ParameterSource,
+        device: &Device,
+    ) -> Result<Self> {
         let deviation = spec.initializer_range;
         let residual_deviation = deviation / (2.0 * spec.blocks.len().max(1) as f64).sqrt();
         let device = device.clone().inner();
         let (layer, layers) = (0, spec.blocks.len());
-        let mut builder = Builder { source, device: device.clone(), deviation, residual_deviation, layer, layers };
-        let (width, normal) = (spec.width, Initial::Normal(spec.embedding_range.unwrap_or(deviation)));
-        let embedding = builder.parameter("embedding.weight".into(), vec![spec.vocabulary, width], normal)?;
+        let mut builder = Builder {
+            source,
+            device: device.clone(),
+            deviation,
+            residual_deviation,
+            layer,
+            layers,
+        };
+        let (width, normal) = (
+            spec.width,
+            Initial::Normal(spec.embedding_range.unwrap_or(deviation)),
+        );
+        let embedding = builder.parameter(
+            "embedding.weight".into(),
+            vec![spec.vocabulary, width],
+            normal,
+        )?;
         let spec = Arc::new(spec);
-        let encoder = spec.encoder.as_ref().map(|_| Stack::build(&mut builder, &spec, true)).transpose()?;
+        let encoder = spec
+            .encoder
+            .as_ref()
+            .map(|_| Stack::build(&mut builder, &spec, true))
+            .transpose()?;
         let decoder = Stack::build(&mut builder, &spec, false)?;
         let dense = |builder: &mut Builder, name: &str, rows: usize, wanted: bool| {
-            wanted.then(|| Linear::build(builder, name, [rows, width], true, deviation)).transpose()
+            wanted
+                .then(|| Linear::build(builder, name, [rows, width], true, deviation))
+                .transpose()
         };
         let pooler = dense(&mut builder, "pooler", width, spec.pooler)?;
         let next_sentence = dense(&mut builder, "next_sentence", 2, spec.next_sentence)?;
-        let transform = dense(&mut builder, "head_transform", width, spec.head_transform.is_some())?;
+        let transform = dense(
+            &mut builder,
+            "head_transform",
+            width,
+            spec.head_transform.is_some(),
+        )?;
         let head_transform = match (transform, spec.head_transform) {
             (Some(dense), Some(spec)) => {
                 let norm = Norm::build(&mut builder, "head_norm", width, spec.norm)?;
@@ -159,14 +204,30 @@ impl LanguageModel {
         };
         let own_head = !spec.tied_head && !spec.headless;
         let head = match own_head {
-            true => Some(Linear::build(&mut builder, "head", [spec.vocabulary, width], spec.head_bias, deviation)?),
+            true => Some(Linear::build(
+                &mut builder,
+                "head",
+                [spec.vocabulary, width],
+                spec.head_bias,
+                deviation,
+            )?),
             false => None,
         };
         let head_bias = match spec.head_bias && !own_head {
-            true => Some(builder.parameter("head.bias".into(), spec.head_bias_shape(), Initial::Zeros)?),
+            true => Some(builder.parameter(
+                "head.bias".into(),
+                spec.head_bias_shape(),
+                Initial::Zeros,
+            )?),
             false => None,
         };
-        let head_bias = head_bias.map(|bias| if spec.head_bias_fixed { bias.fixed() } else { bias });
+        let head_bias = head_bias.map(|bias| {
+            if spec.head_bias_fixed {
+                bias.fixed()
+            } else {
+                bias
+            }
+        });
         Ok(Self {
             spec,
             device,
@@ -228,7 +289,8 @@ impl LanguageModel {
     ) -> Result<Forward> {
         self.check(input)?;
         let memory = self.memory(input, state.as_deref_mut())?;
-        self.decoder.forward(&self.embedding, input, state, memory, self.mode(), observer)
+        self.decoder
+            .forward(&self.embedding, input, state, memory, self.mode(), observer)
     }
 
     /// The losses and measures that follow from what the blocks' routers said.
@@ -241,9 +303,20 @@ impl LanguageModel {
     /// # Errors
     /// When a token id or a position is outside the model's tables.
     pub fn encode(&self, source: &Input) -> Result<Tensor<3>> {
-        let Some(encoder) = &self.encoder else { return self.hidden(source, None) };
+        let Some(encoder) = &self.encoder else {
+            return self.hidden(source, None);
+        };
         self.check(source)?;
-        Ok(encoder.forward(&self.embedding, source, None, None, self.mode(), &mut Unobserved)?.hidden)
+        Ok(encoder
+            .forward(
+                &self.embedding,
+                source,
+                None,
+                None,
+                self.mode(),
+                &mut Unobserved,
+            )?
+            .hidden)
     }
 
     /// BERT's pooled state of every row, `[batch, width]`, where the model has a pooler: `tanh` of a dense layer over the
@@ -251,11 +324,17 @@ impl LanguageModel {
     pub fn pooled(&self, hidden: Tensor<3>) -> Option<Tensor<2>> {
         let [batch, _, width] = hidden.dims();
         let first = hidden.narrow(1, 0, 1).reshape([batch, width]);
-        self.pooler.as_ref().map(|pooler| pooler.forward(first).tanh())
+        self.pooler
+            .as_ref()
+            .map(|pooler| pooler.forward(first).tanh())
     }
 
     fn mode(&self) -> Mode {
-        Mode { precision: self.precision, gradient_checkpointing: self.gradient_checkpointing, training: self.training }
+        Mode {
+            precision: self.precision,
+            gradient_checkpointing: self.gradient_checkpointing,
+            training: self.training,
+        }
     }
 
     /// What the decoder sees of the source: encoded now, or remembered by the state.
@@ -263,23 +342,35 @@ impl LanguageModel {
         let cross = |time, seen: &[(u32, u32)]| Mask::cross(input.time(), time, seen);
         match (&self.encoder, &input.source) {
             (None, None) => Ok(None),
-            (None, Some(_)) => Err(Error::Invalid("this model has no encoder; it reads no source".into())),
-            (Some(_), Some(source)) if source.batch != input.batch => {
-                Err(Error::Invalid(format!("{} sources for {} rows", source.batch, input.batch)))
-            }
+            (None, Some(_)) => Err(Error::Invalid(
+                "this model has no encoder; it reads no source".into(),
+            )),
+            (Some(_), Some(source)) if source.batch != input.batch => Err(Error::Invalid(format!(
+                "{} sources for {} rows",
+                source.batch, input.batch
+            ))),
             (Some(_), Some(source)) => {
                 let hidden = self.encode(source)?;
                 let whole = || vec![(0, source.time() as u32)];
-                let seen = real_tokens(source.segments.as_deref(), source.batch).unwrap_or_else(whole);
+                let seen =
+                    real_tokens(source.segments.as_deref(), source.batch).unwrap_or_else(whole);
                 let mask = cross(source.time(), &seen);
                 if let Some(state) = state {
                     state.source = Some((source.time(), seen));
                 }
-                Ok(Some(Memory { hidden: Some(hidden), mask }))
+                Ok(Some(Memory {
+                    hidden: Some(hidden),
+                    mask,
+                }))
             }
             (Some(_), None) => match state.and_then(|state| state.source.as_ref()) {
-                Some((time, seen)) => Ok(Some(Memory { hidden: None, mask: cross(*time, seen) })),
-                None => Err(Error::Invalid("an encoder-decoder needs a source to read".into())),
+                Some((time, seen)) => Ok(Some(Memory {
+                    hidden: None,
+                    mask: cross(*time, seen),
+                })),
+                None => Err(Error::Invalid(
+                    "an encoder-decoder needs a source to read".into(),
+                )),
             },
         }
     }
@@ -289,7 +380,9 @@ impl LanguageModel {
         let hidden = self.before_head(hidden);
         let logits = match &self.head {
             Some(head) => head.forward(hidden),
-            None => Linear::from_weight("head", self.embedding.clone(), self.precision).forward(hidden),
+            None => {
+                Linear::from_weight("head", self.embedding.clone(), self.precision).forward(hidden)
+            }
         };
         let logits = match &self.head_bias {
             Some(bias) => logits + bias.leaf().clone().unsqueeze(),
@@ -308,9 +401,13 @@ impl LanguageModel {
     pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some((weight, bias)) => {
-                linear_cross_entropy(self.before_head(hidden), weight, bias, targets, self.head_options())
-            }
+            Some((weight, bias)) => linear_cross_entropy(
+                self.before_head(hidden),
+                weight,
+                bias,
+                targets,
+                self.head_options(),
+            ),
             None => cross_entropy(self.head(hidden), targets, self.regularisation()),
         })
     }
@@ -322,9 +419,13 @@ impl LanguageModel {
     pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
-            Some((weight, bias)) => {
-                linear_log_probabilities(self.before_head(hidden), weight, bias, targets, self.head_options())
-            }
+            Some((weight, bias)) => linear_log_probabilities(
+                self.before_head(hidden),
+                weight,
+                bias,
+                targets,
+                self.head_options(),
+            ),
             None => log_probabilities(self.head(hidden), targets),
         })
     }
@@ -332,21 +433,34 @@ impl LanguageModel {
     /// Hidden states for the head's product: transformed, and scaled, since the factor on the logits may as well stand here.
     fn before_head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         let hidden = match &self.head_transform {
-            Some(HeadTransform { spec, dense, norm }) => norm.forward(activate(spec.activation, dense.forward(hidden))),
+            Some(HeadTransform { spec, dense, norm }) => {
+                norm.forward(activate(spec.activation, dense.forward(hidden)))
+            }
             None => hidden,
         };
-        if self.spec.logit_scale == 1.0 { hidden } else { hidden * self.spec.logit_scale }
+        if self.spec.logit_scale == 1.0 {
+            hidden
+        } else {
+            hidden * self.spec.logit_scale
+        }
     }
 
     fn head_options(&self) -> HeadOptions {
         let regularisation = self.regularisation();
-        HeadOptions { softcap: self.spec.logit_softcap, precision: self.precision, regularisation }
+        HeadOptions {
+            softcap: self.spec.logit_softcap,
+            precision: self.precision,
+            regularisation,
+        }
     }
 
     /// A matter of training: what is measured of a model is its likelihood.
     fn regularisation(&self) -> Regularisation {
         match self.training {
-            true => Regularisation { z_loss: self.spec.z_loss, label_smoothing: self.label_smoothing },
+            true => Regularisation {
+                z_loss: self.spec.z_loss,
+                label_smoothing: self.label_smoothing,
+            },
             false => Regularisation::default(),
         }
     }
@@ -355,8 +469,14 @@ impl LanguageModel {
     fn plain_head(&self) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
         match &self.head {
             Some(head) if head.adapter.is_some() => None,
-            Some(head) => Some((head.weight.value(), head.bias.as_ref().map(Parameter::value))),
-            None => Some((self.embedding.value(), self.head_bias.as_ref().map(|bias| bias.leaf().clone()))),
+            Some(head) => Some((
+                head.weight.value(),
+                head.bias.as_ref().map(Parameter::value),
+            )),
+            None => Some((
+                self.embedding.value(),
+                self.head_bias.as_ref().map(|bias| bias.leaf().clone()),
+            )),
         }
     }
 
@@ -406,9 +526,17 @@ impl LanguageModel {
     /// # Errors
     /// When blocks see values of the first block (RWKV-7).
     pub fn set_gradient_checkpointing(&mut self, on: bool) -> Result<()> {
-        if on && !(self.encoder.iter().chain([&self.decoder]).all(Stack::has_independent_blocks)) {
+        if on
+            && !(self
+                .encoder
+                .iter()
+                .chain([&self.decoder])
+                .all(Stack::has_independent_blocks))
+        {
             let reason = "blocks that see the first block's values cannot be run again one by one";
-            return Err(Error::Invalid(format!("{reason}; leave gradient checkpointing off for this model")));
+            return Err(Error::Invalid(format!(
+                "{reason}; leave gradient checkpointing off for this model"
+            )));
         }
         self.gradient_checkpointing = on;
         Ok(())
@@ -435,7 +563,8 @@ impl LanguageModel {
         Arc::make_mut(&mut self.spec).tied_head = false;
         let (embedding, precision) = (&self.embedding, self.precision);
         self.head.get_or_insert_with(|| {
-            let weight = Parameter::new("head.weight", embedding.shape().to_vec(), embedding.flat());
+            let weight =
+                Parameter::new("head.weight", embedding.shape().to_vec(), embedding.flat());
             Linear::from_weight("head", weight, precision)
         })
     }
@@ -456,20 +585,32 @@ impl LanguageModel {
     }
 
     fn check(&self, input: &Input) -> Result<()> {
-        let sized = |list: &Option<Vec<u32>>| list.as_ref().is_none_or(|l| l.len() == input.ids.len());
+        let sized =
+            |list: &Option<Vec<u32>>| list.as_ref().is_none_or(|l| l.len() == input.ids.len());
         if input.ids.is_empty() || !input.ids.len().is_multiple_of(input.batch.max(1)) {
-            return Err(Error::Invalid("a batch needs rows of one length, at least one token long".into()));
+            return Err(Error::Invalid(
+                "a batch needs rows of one length, at least one token long".into(),
+            ));
         }
         if !sized(&input.positions) || !sized(&input.segments) || !sized(&input.token_types) {
-            return Err(Error::Invalid("positions, segments and types need one entry a token".into()));
+            return Err(Error::Invalid(
+                "positions, segments and types need one entry a token".into(),
+            ));
         }
-        if input.segments.as_ref().is_some_and(|s| s.chunks(input.time()).any(|row| !comes_in_runs(row))) {
-            let reason = "the tokens of a segment must stand together: padding belongs to the ends of a row";
+        if input
+            .segments
+            .as_ref()
+            .is_some_and(|s| s.chunks(input.time()).any(|row| !comes_in_runs(row)))
+        {
+            let reason =
+                "the tokens of a segment must stand together: padding belongs to the ends of a row";
             return Err(Error::Invalid(reason.into()));
         }
-        let starts_with_padding = |segments: &Vec<u32>| segments.chunks(input.time()).any(|row| row[0] == 0);
+        let starts_with_padding =
+            |segments: &Vec<u32>| segments.chunks(input.time()).any(|row| row[0] == 0);
         if self.has_first_states() && input.segments.as_ref().is_some_and(starts_with_padding) {
-            let reason = "a model with trained first states reads no padding before a text; pad behind it";
+            let reason =
+                "a model with trained first states reads no padding before a text; pad behind it";
             return Err(Error::Invalid(reason.into()));
         }
         self.check_ids(&input.ids)
@@ -477,7 +618,10 @@ impl LanguageModel {
 
     fn check_ids(&self, ids: &[u32]) -> Result<()> {
         match ids.iter().find(|id| **id as usize >= self.spec.vocabulary) {
-            Some(id) => Err(Error::Token { id: *id, vocabulary: self.spec.vocabulary }),
+            Some(id) => Err(Error::Token {
+                id: *id,
+                vocabulary: self.spec.vocabulary,
+            }),
             None => Ok(()),
         }
     }
@@ -486,5 +630,7 @@ impl LanguageModel {
 /// Whether no number comes back after another one.
 fn comes_in_runs(segments: &[u32]) -> bool {
     let mut seen = HashSet::new();
-    segments.chunk_by(|a, b| a == b).all(|run| seen.insert(run[0]))
+    segments
+        .chunk_by(|a, b| a == b)
+        .all(|run| seen.insert(run[0]))
 }

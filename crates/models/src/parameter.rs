@@ -29,17 +29,30 @@ impl Parameter {
     pub fn new(name: impl Into<String>, shape: Vec<usize>, flat: Tensor<1>) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>(), flat.dims()[0]);
         let decays = shape.len() > 1;
-        Self { name: name.into(), shape, flat: flat.inner(), trainable: false, fixed: false, decays }
+        Self {
+            name: name.into(),
+            shape,
+            flat: flat.inner(),
+            trainable: false,
+            fixed: false,
+            decays,
+        }
     }
 
     /// The same weight, never to be trained.
     pub fn fixed(self) -> Self {
-        Self { fixed: true, ..self }
+        Self {
+            fixed: true,
+            ..self
+        }
     }
 
     /// The same weight, never to decay, though it is a matrix.
     pub fn undecayed(self) -> Self {
-        Self { decays: false, ..self }
+        Self {
+            decays: false,
+            ..self
+        }
     }
 
     /// Whether weight decay acts on it: on matrices, unless their meaning forbids it.
@@ -92,7 +105,11 @@ impl Parameter {
     /// Replaces the elements (`[len]`); a trained weight becomes a new leaf.
     pub fn set_flat(&mut self, flat: Tensor<1>) {
         let flat = flat.inner();
-        self.flat = if self.trainable { flat.autodiff().require_grad() } else { flat };
+        self.flat = if self.trainable {
+            flat.autodiff().require_grad()
+        } else {
+            flat
+        };
     }
 
     /// Replaces the elements by what `change` makes of them. The old tensor is given away, so that a change in place costs
@@ -106,12 +123,18 @@ impl Parameter {
     /// Replaces the elements from memory, in row-major order.
     pub fn set_data(&mut self, values: Vec<f32>, device: &Device) {
         let count = values.len();
-        self.set_flat(Tensor::from_data(TensorData::new(values, [count]), &device.clone().inner()));
+        self.set_flat(Tensor::from_data(
+            TensorData::new(values, [count]),
+            &device.clone().inner(),
+        ));
     }
 
     /// The elements in row-major order.
     pub fn to_vec(&self) -> Vec<f32> {
-        self.flat().into_data().try_into_vec::<f32>().unwrap_or_default()
+        self.flat()
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap_or_default()
     }
 
     /// Whether gradients are asked for.

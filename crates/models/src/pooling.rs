@@ -27,7 +27,9 @@ impl std::str::FromStr for Pooling {
             "weighted_mean" => Ok(Self::WeightedMean),
             "first" | "cls" => Ok(Self::First),
             "last" | "last_token" | "eos_token" => Ok(Self::Last),
-            _ => Err(format!("unknown pooling `{name}`; known are mean, weighted_mean, first and last")),
+            _ => Err(format!(
+                "unknown pooling `{name}`; known are mean, weighted_mean, first and last"
+            )),
         }
     }
 }
@@ -45,7 +47,10 @@ impl Pooling {
     /// ```
     pub fn pool(self, hidden: Tensor<3>, real: &[bool]) -> Tensor<2> {
         let [batch, time, width] = hidden.dims();
-        let weights: Vec<f32> = real.chunks(time.max(1)).flat_map(|row| self.weights(row)).collect();
+        let weights: Vec<f32> = real
+            .chunks(time.max(1))
+            .flat_map(|row| self.weights(row))
+            .collect();
         let device: Device = hidden.device().inner();
         let weights = Tensor::<3>::from_data(TensorData::new(weights, [batch, time, 1]), &device);
         (hidden * weights).sum_dim(1).reshape([batch, width])
@@ -74,9 +79,20 @@ mod tests {
 
     #[test]
     fn only_real_tokens_count() {
-        let hidden = || Tensor::<3>::from_floats([[[100.0], [1.0], [4.0]], [[2.0], [5.0], [100.0]]], &Device::flex());
+        let hidden = || {
+            Tensor::<3>::from_floats(
+                [[[100.0], [1.0], [4.0]], [[2.0], [5.0], [100.0]]],
+                &Device::flex(),
+            )
+        };
         let real = [false, true, true, true, true, false];
-        let pooled = |pooling: Pooling| pooling.pool(hidden(), &real).into_data().try_into_vec::<f32>().unwrap();
+        let pooled = |pooling: Pooling| {
+            pooling
+                .pool(hidden(), &real)
+                .into_data()
+                .try_into_vec::<f32>()
+                .unwrap()
+        };
         assert_eq!(pooled(Pooling::Mean), [2.5, 3.5]);
         assert_eq!(pooled(Pooling::WeightedMean), [3.0, 4.0]);
         assert_eq!(pooled(Pooling::First), [1.0, 2.0]);

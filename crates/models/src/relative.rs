@@ -27,18 +27,31 @@ impl RelativeBias {
     ///
     /// # Errors
     /// When the source lacks the weight.
-    pub fn build(builder: &mut Builder, prefix: &str, spec: RelativeSpec, bidirectional: bool) -> Result<Self> {
-        let (shape, initial) = (vec![spec.buckets, spec.heads], Initial::Normal(builder.deviation));
+    pub fn build(
+        builder: &mut Builder,
+        prefix: &str,
+        spec: RelativeSpec,
+        bidirectional: bool,
+    ) -> Result<Self> {
+        let (shape, initial) = (
+            vec![spec.buckets, spec.heads],
+            Initial::Normal(builder.deviation),
+        );
         let table = builder.parameter(format!("{prefix}relative_bias.weight"), shape, initial)?;
-        Ok(Self { spec, bidirectional, table })
+        Ok(Self {
+            spec,
+            bidirectional,
+            table,
+        })
     }
 
     /// The biases by distance, `[heads, queries + keys - 1]`: element `query - key + keys - 1`, where the last query
     /// stands at the last key.
     pub fn forward(&self, queries: usize, keys: usize) -> Tensor<2> {
         let after = |index: usize| queries as i64 - 1 - index as i64;
-        let buckets: Vec<u32> =
-            (0..queries + keys - 1).map(|i| bucket(after(i), self.spec, self.bidirectional)).collect();
+        let buckets: Vec<u32> = (0..queries + keys - 1)
+            .map(|i| bucket(after(i), self.spec, self.bidirectional))
+            .collect();
         embedding(self.table.value(), &buckets).swap_dims(0, 1)
     }
 }
@@ -46,17 +59,24 @@ impl RelativeBias {
 /// The bucket of a key that stands `after` its query (before it, where negative).
 fn bucket(after: i64, spec: RelativeSpec, bidirectional: bool) -> u32 {
     let (count, first) = match bidirectional {
-        true => (spec.buckets / 2, if after > 0 { spec.buckets / 2 } else { 0 }),
+        true => (
+            spec.buckets / 2,
+            if after > 0 { spec.buckets / 2 } else { 0 },
+        ),
         false => (spec.buckets, 0),
     };
-    let distance = if bidirectional { after.unsigned_abs() } else { (-after).max(0) as u64 } as usize;
+    let distance = if bidirectional {
+        after.unsigned_abs()
+    } else {
+        (-after).max(0) as u64
+    } as usize;
     let exact = count / 2;
     let within = match distance < exact {
         true => distance,
         false => {
             // In f32, as the reference rounds it.
-            let ratio =
-                (distance as f32 / exact.max(1) as f32).ln() / (spec.max_distance as f32 / exact.max(1) as f32).ln();
+            let ratio = (distance as f32 / exact.max(1) as f32).ln()
+                / (spec.max_distance as f32 / exact.max(1) as f32).ln();
             (exact + (ratio * (count - exact) as f32) as usize).min(count - 1)
         }
     };
@@ -67,7 +87,11 @@ fn bucket(after: i64, spec: RelativeSpec, bidirectional: bool) -> u32 {
 mod tests {
     use super::*;
 
-    const SPEC: RelativeSpec = RelativeSpec { buckets: 32, max_distance: 128, heads: 1 };
+    const SPEC: RelativeSpec = RelativeSpec {
+        buckets: 32,
+        max_distance: 128,
+        heads: 1,
+    };
 
     #[test]
     fn buckets_of_the_reference_library() {
@@ -93,13 +117,25 @@ mod tests {
             (500, 31),
         ];
         for (distance, expected) in after {
-            assert_eq!(bucket(distance, SPEC, true), expected, "key {distance} after the query");
+            assert_eq!(
+                bucket(distance, SPEC, true),
+                expected,
+                "key {distance} after the query"
+            );
             if distance > 0 {
-                assert_eq!(bucket(-distance, SPEC, true), expected - 16, "key {distance} before the query");
+                assert_eq!(
+                    bucket(-distance, SPEC, true),
+                    expected - 16,
+                    "key {distance} before the query"
+                );
             }
         }
         for distance in 0u32..=15 {
-            assert_eq!(bucket(-i64::from(distance), SPEC, false), distance, "every near distance has its own");
+            assert_eq!(
+                bucket(-i64::from(distance), SPEC, false),
+                distance,
+                "every near distance has its own"
+            );
         }
         let causal = [
             (16, 16),
@@ -117,7 +153,11 @@ mod tests {
             (500, 31),
         ];
         for (distance, expected) in causal {
-            assert_eq!(bucket(-distance, SPEC, false), expected, "distance {distance}");
+            assert_eq!(
+                bucket(-distance, SPEC, false),
+                expected,
+                "distance {distance}"
+            );
         }
         assert_eq!(bucket(5, SPEC, false), 0);
     }

@@ -57,11 +57,16 @@ impl ParameterSource for Seed {
             Initial::Zeros => vec![0.0; count],
             Initial::Ones => vec![1.0; count],
             Initial::Values(values) => values,
-            Initial::Normal(deviation) => self.drawn(name, count, |random| random.normal() * deviation),
-            Initial::Uniform(bound) => self.drawn(name, count, |random| (2.0 * random.f() - 1.0) * bound),
+            Initial::Normal(deviation) => {
+                self.drawn(name, count, |random| random.normal() * deviation)
+            }
+            Initial::Uniform(bound) => {
+                self.drawn(name, count, |random| (2.0 * random.f() - 1.0) * bound)
+            }
             Initial::Draw(draw) => self.drawn(name, count, draw),
             Initial::Orthogonal(length) => {
-                let [rows, columns] = [shape.first(), shape.get(1)].map(|axis| axis.copied().unwrap_or(1));
+                let [rows, columns] =
+                    [shape.first(), shape.get(1)].map(|axis| axis.copied().unwrap_or(1));
                 let numbers = self.drawn(name, count, |random| random.normal());
                 perpendicular(numbers, rows, columns, length)
             }
@@ -95,12 +100,21 @@ impl<'a> CheckpointSource<'a> {
     pub fn new(checkpoint: &'a Checkpoint, family: &Family, spec: &ModelSpec) -> Self {
         let shapes: HashMap<String, Vec<usize>> = spec.parameters().into_iter().collect();
         let mut places: HashMap<String, Vec<Place>> = HashMap::new();
-        for (part, place) in (family.tensors)(spec).iter().flat_map(|entry| self::places(entry, &shapes)) {
+        for (part, place) in (family.tensors)(spec)
+            .iter()
+            .flat_map(|entry| self::places(entry, &shapes))
+        {
             places.entry(part).or_default().push(place);
         }
         // Rows that were scattered come back in their order.
-        places.values_mut().for_each(|list| list.sort_by_key(|place| place.rows.as_ref().map(|rows| rows.start)));
-        Self { checkpoint, prefix: family.prefix, places }
+        places
+            .values_mut()
+            .for_each(|list| list.sort_by_key(|place| place.rows.as_ref().map(|rows| rows.start)));
+        Self {
+            checkpoint,
+            prefix: family.prefix,
+            places,
+        }
     }
 }
 
@@ -109,16 +123,22 @@ impl<'a> CheckpointSource<'a> {
 pub(crate) fn stored_name(checkpoint: &Checkpoint, prefix: &str, name: &str) -> Option<String> {
     let bare = name.strip_prefix(prefix).unwrap_or(name);
     let old = |name: &str| {
-        let name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+        let name = name
+            .replace("LayerNorm.weight", "LayerNorm.gamma")
+            .replace("LayerNorm.bias", "LayerNorm.beta");
         name.replace("backbone.embeddings.", "backbone.embedding.")
     };
     let names = [name.to_owned(), bare.to_owned(), old(name), old(bare)];
-    names.into_iter().find(|name| checkpoint.info(name).is_some())
+    names
+        .into_iter()
+        .find(|name| checkpoint.info(name).is_some())
 }
 
 /// The name that newer files give to what this one calls `name`.
 pub(crate) fn todays_name(name: &str) -> String {
-    let name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
+    let name = name
+        .replace("LayerNorm.gamma", "LayerNorm.weight")
+        .replace("LayerNorm.beta", "LayerNorm.bias");
     name.replace("backbone.embedding.", "backbone.embeddings.")
 }
 
@@ -131,7 +151,17 @@ fn places(entry: &TensorEntry, shapes: &HashMap<String, Vec<usize>>) -> Vec<(Str
     for part in &entry.parts {
         let (tensor, groups, transposed) = (entry.name.clone(), entry.groups, entry.transposed);
         let rows = entry.rows.clone();
-        found.push((part.clone(), Place { tensor, start, total, groups, transposed, rows }));
+        found.push((
+            part.clone(),
+            Place {
+                tensor,
+                start,
+                total,
+                groups,
+                transposed,
+                rows,
+            },
+        ));
         start += count(part) / groups;
     }
     found
@@ -147,9 +177,13 @@ impl CheckpointSource<'_> {
 
     /// What one tensor of the file holds of a parameter of this shape.
     fn read(&self, place: &Place, shape: &[usize]) -> Result<Vec<f32>> {
-        let tensor =
-            stored_name(self.checkpoint, self.prefix, &place.tensor).ok_or_else(|| self.missing(&place.tensor))?;
-        let found = self.checkpoint.info(&tensor).map(|info| info.shape.clone()).unwrap_or_default();
+        let tensor = stored_name(self.checkpoint, self.prefix, &place.tensor)
+            .ok_or_else(|| self.missing(&place.tensor))?;
+        let found = self
+            .checkpoint
+            .info(&tensor)
+            .map(|info| info.shape.clone())
+            .unwrap_or_default();
         let mut expected = match &place.rows {
             Some(rows) => vec![rows.len(), shape[shape.len() - 1]],
             None => [&[place.total], &shape[1..]].concat(),
@@ -158,20 +192,32 @@ impl CheckpointSource<'_> {
             expected.reverse();
         }
         if found != expected {
-            return Err(Error::Shape { operator: tensor, expected: format!("{expected:?}"), found });
+            return Err(Error::Shape {
+                operator: tensor,
+                expected: format!("{expected:?}"),
+                found,
+            });
         }
         if place.rows.is_some() {
             return self.checkpoint.read_f32(&tensor, None);
         }
         if place.transposed && shape.len() == 2 {
             let whole = self.checkpoint.read_f32(&tensor, None)?;
-            return Ok(transposed_columns(&whole, place.total, place.start, shape[0]));
+            return Ok(transposed_columns(
+                &whole,
+                place.total,
+                place.start,
+                shape[0],
+            ));
         }
         let (stride, rows) = (place.total / place.groups, shape[0] / place.groups);
         let mut values = Vec::with_capacity(shape.iter().product());
         for group in 0..place.groups {
             let first = group * stride + place.start;
-            values.extend(self.checkpoint.read_f32(&tensor, Some(first..first + rows))?);
+            values.extend(
+                self.checkpoint
+                    .read_f32(&tensor, Some(first..first + rows))?,
+            );
         }
         Ok(values)
     }
@@ -195,7 +241,12 @@ impl ParameterSource for CheckpointSource<'_> {
 /// Schmidt's method, twice for each row, in f64).
 fn perpendicular(numbers: Vec<f32>, rows: usize, columns: usize, length: f64) -> Vec<f32> {
     if rows > columns {
-        return transposed_columns(&perpendicular(numbers, columns, rows, length), rows, 0, rows);
+        return transposed_columns(
+            &perpendicular(numbers, columns, rows, length),
+            rows,
+            0,
+            rows,
+        );
     }
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let mut done: Vec<Vec<f64>> = Vec::with_capacity(rows);
@@ -203,19 +254,26 @@ fn perpendicular(numbers: Vec<f32>, rows: usize, columns: usize, length: f64) ->
         let mut row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
         for other in done.iter().chain(&done) {
             let share = dot(&row, other);
-            row.iter_mut().zip(other).for_each(|(x, other)| *x -= share * other);
+            row.iter_mut()
+                .zip(other)
+                .for_each(|(x, other)| *x -= share * other);
         }
         let norm = dot(&row, &row).sqrt().max(f64::MIN_POSITIVE);
         row.iter_mut().for_each(|x| *x /= norm);
         done.push(row);
     }
-    done.into_iter().flatten().map(|x| (x * length) as f32).collect()
+    done.into_iter()
+        .flatten()
+        .map(|x| (x * length) as f32)
+        .collect()
 }
 
 /// Columns `start..start + count` of a row-major matrix with `width` columns, as rows.
 fn transposed_columns(matrix: &[f32], width: usize, start: usize, count: usize) -> Vec<f32> {
     let rows = matrix.len() / width.max(1);
-    (start..start + count).flat_map(|column| (0..rows).map(move |row| matrix[row * width + column])).collect()
+    (start..start + count)
+        .flat_map(|column| (0..rows).map(move |row| matrix[row * width + column]))
+        .collect()
 }
 
 #[cfg(test)]
@@ -225,8 +283,16 @@ mod tests {
     #[test]
     fn orthogonal_weights_are() {
         for [rows, columns] in [[5, 9], [9, 5], [7, 7], [1, 3]] {
-            let x = Seed(3).parameter("w", &[rows, columns], Initial::Orthogonal(0.5)).unwrap();
-            let at = |i: usize, j: usize| if rows <= columns { x[i * columns + j] } else { x[j * columns + i] };
+            let x = Seed(3)
+                .parameter("w", &[rows, columns], Initial::Orthogonal(0.5))
+                .unwrap();
+            let at = |i: usize, j: usize| {
+                if rows <= columns {
+                    x[i * columns + j]
+                } else {
+                    x[j * columns + i]
+                }
+            };
             let (few, many) = (rows.min(columns), rows.max(columns));
             for (i, j) in (0..few * few).map(|i| (i / few, i % few)) {
                 let dot: f32 = (0..many).map(|k| at(i, k) * at(j, k)).sum();

@@ -5,8 +5,8 @@
 
 pub use crate::recurrent::{RecurrentSpec, RwkvChannelSpec};
 pub use crate::spec_routing::{
-    AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthGate, DepthPredictor, DepthRouting, ExpertsSpec,
-    MultiHeadExpertsSpec, RouterLosses, RouterSpec,
+    AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthGate, DepthPredictor, DepthRouting,
+    ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterSpec,
 };
 pub use espalier_kernels::activation::Activation;
 use serde::{Deserialize, Serialize};
@@ -183,17 +183,27 @@ impl BlockSpec {
 
     /// A block that is its mixer alone: `x += mixer(norm(x))`.
     pub fn mixer_alone(mixer: MixerSpec, norm: NormSpec) -> Self {
-        Self { channel_norm: None, ..Self::sequential(mixer, ChannelSpec::None, norm) }
+        Self {
+            channel_norm: None,
+            ..Self::sequential(mixer, ChannelSpec::None, norm)
+        }
     }
 
     /// A parallel block whose two parts read the same norm: `x += mixer(norm(x)) + channel(norm(x))`.
     pub fn parallel(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
-        Self { channel_norm: None, residual: Residual::Parallel, ..Self::sequential(mixer, channel, norm) }
+        Self {
+            channel_norm: None,
+            residual: Residual::Parallel,
+            ..Self::sequential(mixer, channel, norm)
+        }
     }
 
     /// The block of the first Transformer, with norms over the sums: `x = norm(x + mixer(x)); x = norm(x + channel(x))`.
     pub fn post_norm(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
-        Self { residual: Residual::PostNorm, ..Self::sequential(mixer, channel, norm) }
+        Self {
+            residual: Residual::PostNorm,
+            ..Self::sequential(mixer, channel, norm)
+        }
     }
 }
 
@@ -277,8 +287,15 @@ impl AttentionSpec {
 
     /// Channels of a head that are remembered of each position, for keys and for values.
     pub fn remembered_width(&self) -> usize {
-        let key_bias = self.alibi.is_some_and(|alibi| alibi.form == AlibiForm::RoundedPosition);
-        self.head_dim + if key_bias { self.heads / self.kv_heads.max(1) } else { 0 }
+        let key_bias = self
+            .alibi
+            .is_some_and(|alibi| alibi.form == AlibiForm::RoundedPosition);
+        self.head_dim
+            + if key_bias {
+                self.heads / self.kv_heads.max(1)
+            } else {
+                0
+            }
     }
 }
 
@@ -423,12 +440,18 @@ pub enum NormSpec {
 impl NormSpec {
     /// LayerNorm with a bias.
     pub fn layer(epsilon: f64) -> Self {
-        Self::LayerNorm { epsilon, bias: true }
+        Self::LayerNorm {
+            epsilon,
+            bias: true,
+        }
     }
 
     /// RMSNorm.
     pub fn rms(epsilon: f64) -> Self {
-        Self::RmsNorm { epsilon, from_one: false }
+        Self::RmsNorm {
+            epsilon,
+            from_one: false,
+        }
     }
 
     /// What is added to the variance or mean square.

@@ -4,8 +4,9 @@
 //! `[out, in]`.
 
 use crate::spec::{
-    Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, DepthPredictor, EncoderSpec, ExpertsSpec,
-    MixerSpec, MlpSpec, ModelSpec, NormSpec, PositionSpec, RelativeSpec, RotaryScaling, RotarySpec,
+    Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, DepthPredictor,
+    EncoderSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, PositionSpec, RelativeSpec,
+    RotaryScaling, RotarySpec,
 };
 
 type Parameters = Vec<(String, Vec<usize>)>;
@@ -27,10 +28,19 @@ impl ModelSpec {
         let norm = NormSpec::rms(1e-6);
         let scaling = RotaryScaling::None;
         let attention = AttentionSpec {
-            rotary: Some(RotarySpec { dim: head_dim, theta: 10_000.0, interleaved: false, scaling }),
+            rotary: Some(RotarySpec {
+                dim: head_dim,
+                theta: 10_000.0,
+                interleaved: false,
+                scaling,
+            }),
             ..AttentionSpec::plain(heads, kv_heads, head_dim)
         };
-        let channel = ChannelSpec::GatedMlp(MlpSpec { inner, activation: Activation::Silu, bias: false });
+        let channel = ChannelSpec::GatedMlp(MlpSpec {
+            inner,
+            activation: Activation::Silu,
+            bias: false,
+        });
         let block = BlockSpec::sequential(MixerSpec::Attention(attention), channel, norm);
         Self {
             family: "llama".into(),
@@ -74,13 +84,22 @@ impl ModelSpec {
     /// assert_eq!(count, 10 * 8 + (2 * 8 + 2 * 64 + 2 * 32 + 3 * 128) + 8);
     /// ```
     pub fn parameter_count(&self) -> u64 {
-        let size = |shape: &[usize]| shape.iter().fold(1u64, |product, &axis| product.saturating_mul(axis as u64));
-        self.parameters().iter().fold(0, |total, (_, shape)| total.saturating_add(size(shape)))
+        let size = |shape: &[usize]| {
+            shape
+                .iter()
+                .fold(1u64, |product, &axis| product.saturating_mul(axis as u64))
+        };
+        self.parameters()
+            .iter()
+            .fold(0, |total, (_, shape)| total.saturating_add(size(shape)))
     }
 
     /// The name and shape of every parameter, in the order of computation.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        let mut list = vec![("embedding.weight".to_owned(), vec![self.vocabulary, self.width])];
+        let mut list = vec![(
+            "embedding.weight".to_owned(),
+            vec![self.vocabulary, self.width],
+        )];
         if let Some(encoder) = &self.encoder {
             stack_parameters(&mut list, "encoder.", &encoder.stack(), self.width);
         }
@@ -98,7 +117,13 @@ impl ModelSpec {
         match self.tied_head || self.headless {
             true if self.head_bias => list.push(("head.bias".into(), self.head_bias_shape())),
             true => {}
-            false => linear(&mut list, "head", self.vocabulary, self.width, self.head_bias),
+            false => linear(
+                &mut list,
+                "head",
+                self.vocabulary,
+                self.width,
+                self.head_bias,
+            ),
         }
         list
     }
@@ -147,7 +172,11 @@ impl ModelSpec {
 
     /// The shape of the bias of a tied head, `[vocabulary]`; files have a fixed one as `[1, vocabulary]`.
     pub(crate) fn head_bias_shape(&self) -> Vec<usize> {
-        if self.head_bias_fixed { vec![1, self.vocabulary] } else { vec![self.vocabulary] }
+        if self.head_bias_fixed {
+            vec![1, self.vocabulary]
+        } else {
+            vec![self.vocabulary]
+        }
     }
 
     /// What is added to variances and mean squares, by the first block.
@@ -173,13 +202,19 @@ impl EncoderSpec {
 
 fn stack_parameters(list: &mut Parameters, prefix: &str, stack: &StackSpec<'_>, width: usize) {
     if let Some(PositionSpec::Learned { count, offset }) = stack.positions {
-        list.push((format!("{prefix}positions.weight"), vec![count.saturating_add(offset), width]));
+        list.push((
+            format!("{prefix}positions.weight"),
+            vec![count.saturating_add(offset), width],
+        ));
     }
     if let Some(rows) = stack.token_types {
         list.push((format!("{prefix}token_types.weight"), vec![rows, width]));
     }
     if let Some(relative) = stack.relative {
-        list.push((format!("{prefix}relative_bias.weight"), vec![relative.buckets, relative.heads]));
+        list.push((
+            format!("{prefix}relative_bias.weight"),
+            vec![relative.buckets, relative.heads],
+        ));
     }
     if let Some(kind) = stack.embedding_norm {
         norm(list, &format!("{prefix}embedding_norm"), kind, width);
@@ -196,13 +231,27 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
     if let Some(routing) = &block.routing {
         linear(list, &format!("{path}.depth.router"), 1, width, false);
         if routing.predictor == DepthPredictor::Mlp {
-            linear(list, &format!("{path}.depth.predictor.up"), (width / 2).max(1), width, true);
-            linear(list, &format!("{path}.depth.predictor.down"), 1, (width / 2).max(1), true);
+            linear(
+                list,
+                &format!("{path}.depth.predictor.up"),
+                (width / 2).max(1),
+                width,
+                true,
+            );
+            linear(
+                list,
+                &format!("{path}.depth.predictor.down"),
+                1,
+                (width / 2).max(1),
+                true,
+            );
         }
     }
     norm(list, &format!("{path}.mixer_norm"), block.mixer_norm, width);
     match &block.mixer {
-        MixerSpec::Attention(attention) => attention_parameters(list, &format!("{path}.mixer"), attention, width),
+        MixerSpec::Attention(attention) => {
+            attention_parameters(list, &format!("{path}.mixer"), attention, width)
+        }
         MixerSpec::AttentionExperts(attention) => {
             attention_experts_parameters(list, &format!("{path}.mixer"), attention, width);
         }
@@ -237,7 +286,11 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
             linear(list, &format!("{path}.merge"), width, width, true);
         }
         ChannelSpec::Rwkv(spec) => {
-            list.extend(spec.parameters(width).into_iter().map(|(name, shape)| (format!("{path}.{name}"), shape)));
+            list.extend(
+                spec.parameters(width)
+                    .into_iter()
+                    .map(|(name, shape)| (format!("{path}.{name}"), shape)),
+            );
         }
         ChannelSpec::None => {}
     }
@@ -245,34 +298,80 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
 
 fn experts_parameters(list: &mut Parameters, path: &str, spec: &ExpertsSpec, width: usize) {
     let (experts, inner) = (spec.router.experts, spec.expert.inner);
-    let rows = if spec.gated { inner.saturating_mul(2) } else { inner };
+    let rows = if spec.gated {
+        inner.saturating_mul(2)
+    } else {
+        inner
+    };
     list.push((format!("{path}.router.weight"), vec![experts, width]));
-    list.push((format!("{path}.experts.up.weight"), vec![experts, rows, width]));
-    list.push((format!("{path}.experts.down.weight"), vec![experts, width, inner]));
+    list.push((
+        format!("{path}.experts.up.weight"),
+        vec![experts, rows, width],
+    ));
+    list.push((
+        format!("{path}.experts.down.weight"),
+        vec![experts, width, inner],
+    ));
     if spec.output_bias {
         list.push((format!("{path}.bias"), vec![width]));
     }
 }
 
-fn attention_experts_parameters(list: &mut Parameters, path: &str, spec: &AttentionExpertsSpec, width: usize) {
-    let (experts, keys) = (spec.router.experts, spec.kv_heads.saturating_mul(spec.head_dim));
+fn attention_experts_parameters(
+    list: &mut Parameters,
+    path: &str,
+    spec: &AttentionExpertsSpec,
+    width: usize,
+) {
+    let (experts, keys) = (
+        spec.router.experts,
+        spec.kv_heads.saturating_mul(spec.head_dim),
+    );
     list.push((format!("{path}.router.weight"), vec![experts, width]));
-    list.push((format!("{path}.experts.query.weight"), vec![experts, keys, width]));
+    list.push((
+        format!("{path}.experts.query.weight"),
+        vec![experts, keys, width],
+    ));
     linear(list, &format!("{path}.key"), keys, width, false);
     linear(list, &format!("{path}.value"), keys, width, false);
-    list.push((format!("{path}.experts.output.weight"), vec![experts, width, keys]));
+    list.push((
+        format!("{path}.experts.output.weight"),
+        vec![experts, width, keys],
+    ));
     list.push((format!("{path}.bias"), vec![width]));
 }
 
-fn attention_parameters(list: &mut Parameters, path: &str, attention: &AttentionSpec, width: usize) {
+fn attention_parameters(
+    list: &mut Parameters,
+    path: &str,
+    attention: &AttentionSpec,
+    width: usize,
+) {
     let queries = attention.heads.saturating_mul(attention.head_dim);
     let keys = attention.kv_heads.saturating_mul(attention.head_dim);
     for (name, rows) in [("query", queries), ("key", keys), ("value", keys)] {
-        linear(list, &format!("{path}.{name}"), rows, width, attention.qkv_bias);
+        linear(
+            list,
+            &format!("{path}.{name}"),
+            rows,
+            width,
+            attention.qkv_bias,
+        );
     }
-    linear(list, &format!("{path}.output"), width, queries, attention.output_bias);
+    linear(
+        list,
+        &format!("{path}.output"),
+        width,
+        queries,
+        attention.output_bias,
+    );
     if let Some(kind) = attention.qk_norm {
-        norm(list, &format!("{path}.query_norm"), kind, attention.head_dim);
+        norm(
+            list,
+            &format!("{path}.query_norm"),
+            kind,
+            attention.head_dim,
+        );
         norm(list, &format!("{path}.key_norm"), kind, attention.head_dim);
     }
 }
@@ -303,8 +402,10 @@ mod tests {
 
     #[test]
     fn the_small_gpt2_has_its_published_count() {
-        let text = r#"{"vocab_size":50257,"n_positions":1024,"n_embd":768,"n_layer":12,"n_head":12}"#;
-        let spec = (gpt2::FAMILY.read)(&Config::parse("config.json".as_ref(), text).unwrap()).unwrap();
+        let text =
+            r#"{"vocab_size":50257,"n_positions":1024,"n_embd":768,"n_layer":12,"n_head":12}"#;
+        let spec =
+            (gpt2::FAMILY.read)(&Config::parse("config.json".as_ref(), text).unwrap()).unwrap();
         assert_eq!(spec.parameter_count(), 124_439_808);
     }
 
@@ -312,7 +413,11 @@ mod tests {
     fn names_follow_the_computation() {
         let mut spec = ModelSpec::llama(10, 8, 1, 2, 1, 16, 32);
         spec.tied_head = false;
-        let names: Vec<String> = spec.parameters().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = spec
+            .parameters()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         let expected = [
             "embedding.weight",
             "blocks.0.mixer_norm.weight",

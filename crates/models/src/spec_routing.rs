@@ -132,8 +132,12 @@ impl ModelSpec {
     /// The share of tokens whose way leads through the parameter of this name: less than one for experts and for blocks that
     /// tokens may skip. Multi-head experts see parts of tokens, and count by their parts.
     pub fn share_of_tokens(&self, name: &str) -> f64 {
-        let number = name.strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        let Some(block) = number.and_then(|number| self.blocks.get(number)) else { return 1.0 };
+        let number = name
+            .strip_prefix("blocks.")
+            .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        let Some(block) = number.and_then(|number| self.blocks.get(number)) else {
+            return 1.0;
+        };
         let depth = match block.routing {
             Some(routing) if !name.contains(".depth.") => routing.capacity,
             _ => 1.0,
@@ -145,9 +149,15 @@ impl ModelSpec {
         let channel = match &block.channel {
             ChannelSpec::SparseExperts(experts) => experts.router.share(),
             ChannelSpec::MultiHeadExperts(spec) => spec.experts.router.share() * spec.heads as f64,
-            ChannelSpec::Mlp(_) | ChannelSpec::GatedMlp(_) | ChannelSpec::Rwkv(_) | ChannelSpec::None => 1.0,
+            ChannelSpec::Mlp(_)
+            | ChannelSpec::GatedMlp(_)
+            | ChannelSpec::Rwkv(_)
+            | ChannelSpec::None => 1.0,
         };
-        match (name.contains(".mixer.experts."), name.contains(".channel.experts.")) {
+        match (
+            name.contains(".mixer.experts."),
+            name.contains(".channel.experts."),
+        ) {
             (true, _) => depth * mixer,
             (_, true) => depth * channel,
             _ => depth,

@@ -77,16 +77,28 @@ impl Stack {
     pub fn build(builder: &mut Builder, spec: &Arc<ModelSpec>, is_encoder: bool) -> Result<Self> {
         let (stack, prefix) = side(spec, is_encoder);
         let width = spec.width;
-        let positions = stack.positions.map(|kind| Positions::build(builder, prefix, width, kind)).transpose()?;
+        let positions = stack
+            .positions
+            .map(|kind| Positions::build(builder, prefix, width, kind))
+            .transpose()?;
         let normal = Initial::Normal(builder.deviation);
         let token_types = stack
             .token_types
-            .map(|rows| builder.parameter(format!("{prefix}token_types.weight"), vec![rows, width], normal))
+            .map(|rows| {
+                builder.parameter(
+                    format!("{prefix}token_types.weight"),
+                    vec![rows, width],
+                    normal,
+                )
+            })
             .transpose()?;
-        let relative =
-            stack.relative.map(|kind| RelativeBias::build(builder, prefix, kind, stack.bidirectional)).transpose()?;
+        let relative = stack
+            .relative
+            .map(|kind| RelativeBias::build(builder, prefix, kind, stack.bidirectional))
+            .transpose()?;
         let norm = |builder: &mut Builder, name: &str, kind: Option<_>| {
-            kind.map(|kind| Norm::build(builder, &format!("{prefix}{name}"), width, kind)).transpose()
+            kind.map(|kind| Norm::build(builder, &format!("{prefix}{name}"), width, kind))
+                .transpose()
         };
         let embedding_norm = norm(builder, "embedding_norm", stack.embedding_norm)?;
         let blocks = stack
@@ -100,7 +112,17 @@ impl Stack {
             .collect::<Result<_>>()?;
         let final_norm = norm(builder, "final_norm", stack.final_norm)?;
         let (spec, device) = (spec.clone(), builder.device.clone());
-        Ok(Self { spec, is_encoder, device, positions, token_types, relative, embedding_norm, blocks, final_norm })
+        Ok(Self {
+            spec,
+            is_encoder,
+            device,
+            positions,
+            token_types,
+            relative,
+            embedding_norm,
+            blocks,
+            final_norm,
+        })
     }
 
     /// Hidden states after the final norm, `[batch, time, width]`. `embedding` is the table of tokens.
@@ -124,8 +146,16 @@ impl Stack {
                 Flow::Continue(hidden) => hidden,
                 Flow::Stop(_) => break,
             };
-            let memory = state.as_deref_mut().and_then(|state| state.blocks.get_mut(i));
-            let hidden = block.forward(hidden, context, memory, mode.gradient_checkpointing, &mut sides);
+            let memory = state
+                .as_deref_mut()
+                .and_then(|state| state.blocks.get_mut(i));
+            let hidden = block.forward(
+                hidden,
+                context,
+                memory,
+                mode.gradient_checkpointing,
+                &mut sides,
+            );
             flow = observer.observe(Site::Block(i), hidden);
         }
         let (Flow::Continue(hidden) | Flow::Stop(hidden)) = flow;
@@ -138,7 +168,10 @@ impl Stack {
 
     /// The recurrent mixers, each with the number of its block.
     pub fn recurrent_layers_mut(&mut self) -> impl Iterator<Item = (usize, &mut Recurrent)> {
-        self.blocks.iter_mut().enumerate().filter_map(|(number, block)| Some((number, block.recurrent_mut()?)))
+        self.blocks
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(number, block)| Some((number, block.recurrent_mut()?)))
     }
 
     /// Whether a recurrent mixer starts from a trained state.
@@ -148,8 +181,13 @@ impl Stack {
 
     /// Whether no block sees values of another one besides its output, so that each can be run again in the backward by itself.
     pub fn has_independent_blocks(&self) -> bool {
-        let sees_first = |mixer: &MixerSpec| matches!(mixer, MixerSpec::Recurrent(RecurrentSpec::Rwkv7(_)));
-        !self.stack().blocks.iter().any(|block| sees_first(&block.mixer))
+        let sees_first =
+            |mixer: &MixerSpec| matches!(mixer, MixerSpec::Recurrent(RecurrentSpec::Rwkv7(_)));
+        !self
+            .stack()
+            .blocks
+            .iter()
+            .any(|block| sees_first(&block.mixer))
     }
 
     fn stack(&self) -> StackSpec<'_> {
@@ -173,7 +211,9 @@ impl Stack {
             let types = input.token_types.clone().unwrap_or_else(zeros);
             let count = kinds.shape()[0];
             if let Some(kind) = types.iter().find(|kind| **kind as usize >= count) {
-                return Err(Error::Invalid(format!("token type {kind} is outside the model's {count} types")));
+                return Err(Error::Invalid(format!(
+                    "token type {kind} is outside the model's {count} types"
+                )));
             }
             hidden = hidden + rows(kinds, &types);
         }
@@ -188,10 +228,21 @@ impl Stack {
 
     /// 0 where a lookup trains nothing and 1 elsewhere, `[batch, time, 1]`; nothing where all are 1.
     fn trained_lookups(&self, input: &Input) -> Option<Tensor<3>> {
-        let pad = self.spec.pad.filter(|_| self.spec.encoder.as_ref().is_some_and(|encoder| encoder.fixed_padding))?;
-        let trained: Vec<f32> = input.ids.iter().map(|id| if *id == pad { 0.0 } else { 1.0 }).collect();
+        let pad = self.spec.pad.filter(|_| {
+            self.spec
+                .encoder
+                .as_ref()
+                .is_some_and(|encoder| encoder.fixed_padding)
+        })?;
+        let trained: Vec<f32> = input
+            .ids
+            .iter()
+            .map(|id| if *id == pad { 0.0 } else { 1.0 })
+            .collect();
         let shape = [input.batch, input.time(), 1];
-        trained.contains(&0.0).then(|| Tensor::from_data(TensorData::new(trained, shape), &self.device))
+        trained
+            .contains(&0.0)
+            .then(|| Tensor::from_data(TensorData::new(trained, shape), &self.device))
     }
 
     /// The positions of the new tokens, and each block's context. Advances the state's count.
@@ -204,7 +255,11 @@ impl Stack {
     ) -> (Vec<u32>, Vec<Context>) {
         let (batch, time) = (input.batch, input.time());
         let past = state.as_ref().map_or(0, |state| state.length);
-        let count_on = || (0..batch).flat_map(|_| (past..past + time).map(|p| p as u32)).collect();
+        let count_on = || {
+            (0..batch)
+                .flat_map(|_| (past..past + time).map(|p| p as u32))
+                .collect()
+        };
         let positions: Vec<u32> = input.positions.clone().unwrap_or_else(count_on);
         let segments = match state {
             Some(state) => state.extend(input),
@@ -223,18 +278,31 @@ impl Stack {
             precision: mode.precision,
             device: self.device.clone(),
         });
-        let shared = self.relative.as_ref().map(|relative| relative.forward(time, past + time));
+        let shared = self
+            .relative
+            .as_ref()
+            .map(|relative| relative.forward(time, past + time));
         let mut made: Vec<(&MixerSpec, Context)> = Vec::new();
         let mut contexts = Vec::with_capacity(stack.blocks.len());
         for (i, block) in stack.blocks.iter().enumerate() {
-            let dropout = input.dropout.map(|dropout| dropout.of(2 * i as u64 + u64::from(self.is_encoder)));
+            let dropout = input
+                .dropout
+                .map(|dropout| dropout.of(2 * i as u64 + u64::from(self.is_encoder)));
             if let Some((_, known)) = made.iter().find(|(mixer, _)| **mixer == block.mixer) {
-                contexts.push(Context { dropout, ..known.clone() });
+                contexts.push(Context {
+                    dropout,
+                    ..known.clone()
+                });
                 continue;
             }
             let own = tokens.context(&block.mixer);
             let bias = own.bias.clone().or_else(|| shared.clone());
-            let context = Context { bias, memory: memory.clone(), dropout, ..own };
+            let context = Context {
+                bias,
+                memory: memory.clone(),
+                dropout,
+                ..own
+            };
             made.push((&block.mixer, context.clone()));
             contexts.push(context);
         }

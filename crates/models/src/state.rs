@@ -39,13 +39,20 @@ pub struct BlockState {
 
 impl BlockState {
     fn new(mixer: MixerState) -> Self {
-        Self { mixer, channel: RecurrentState::default(), source: None }
+        Self {
+            mixer,
+            channel: RecurrentState::default(),
+            source: None,
+        }
     }
 }
 
 /// The memory of one block's mixer.
 #[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant, reason = "there is one for each block, and none is moved about")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one for each block, and none is moved about"
+)]
 pub enum MixerState {
     /// Keys and values of all positions so far.
     Attention(KeyValues),
@@ -58,7 +65,9 @@ pub enum MixerState {
 impl MixerState {
     fn new(mixer: &MixerSpec) -> Self {
         match mixer {
-            MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => Self::Attention(KeyValues::default()),
+            MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => {
+                Self::Attention(KeyValues::default())
+            }
             MixerSpec::Recurrent(_) => Self::Recurrent(RecurrentState::default()),
         }
     }
@@ -92,7 +101,10 @@ pub struct RoutedState {
 impl RoutedState {
     /// Tokens that each row remembers.
     pub fn lengths(&self) -> Vec<usize> {
-        self.rows.iter().map(|(_, segments)| segments.len()).collect()
+        self.rows
+            .iter()
+            .map(|(_, segments)| segments.len())
+            .collect()
     }
 }
 
@@ -103,12 +115,20 @@ impl SequenceState {
         let block = |block: &BlockSpec| match block.routing {
             None => plain(block),
             Some(_) => {
-                let routed = RoutedState { empty: Box::new(plain(block)), rows: Vec::new() };
+                let routed = RoutedState {
+                    empty: Box::new(plain(block)),
+                    rows: Vec::new(),
+                };
                 BlockState::new(MixerState::Routed(routed))
             }
         };
         let blocks = spec.blocks.iter().map(block).collect();
-        Self { blocks, source: None, segments: Vec::new(), length: 0 }
+        Self {
+            blocks,
+            source: None,
+            segments: Vec::new(),
+            length: 0,
+        }
     }
 
     /// The state whose row `i` is this one's row `rows[i]`, for beams.
@@ -119,12 +139,21 @@ impl SequenceState {
                 MixerState::Attention(cache) => MixerState::Attention(cache.selected(rows)),
                 MixerState::Recurrent(state) => MixerState::Recurrent(state.selected(rows)),
                 MixerState::Routed(state) => {
-                    let picked = rows.iter().filter_map(|row| state.rows.get(*row).cloned()).collect();
-                    MixerState::Routed(RoutedState { empty: state.empty.clone(), rows: picked })
+                    let picked = rows
+                        .iter()
+                        .filter_map(|row| state.rows.get(*row).cloned())
+                        .collect();
+                    MixerState::Routed(RoutedState {
+                        empty: state.empty.clone(),
+                        rows: picked,
+                    })
                 }
             },
             channel: block.channel.selected(rows),
-            source: block.source.as_ref().map(|keys| keys.clone().map(|x| select(x, rows))),
+            source: block
+                .source
+                .as_ref()
+                .map(|keys| keys.clone().map(|x| select(x, rows))),
         };
         let source = self.source.as_ref().map(|(time, seen)| {
             let pick = |row: &usize| if seen.len() == 1 { seen[0] } else { seen[*row] };
@@ -134,7 +163,12 @@ impl SequenceState {
             true => Vec::new(),
             false => rows.iter().map(|row| self.segments[*row].clone()).collect(),
         };
-        Self { blocks: self.blocks.iter().map(block).collect(), source, segments, length: self.length }
+        Self {
+            blocks: self.blocks.iter().map(block).collect(),
+            source,
+            segments,
+            length: self.length,
+        }
     }
 
     /// Counts the new tokens; returns the segments of all positions, where any row has more than one.
@@ -187,13 +221,22 @@ pub struct KeyValues {
 
 /// Rows of the first axis.
 fn select(x: Tensor<4>, rows: &[usize]) -> Tensor<4> {
-    Tensor::cat(rows.iter().map(|row| x.clone().slice(s![*row..*row + 1])).collect(), 0)
+    Tensor::cat(
+        rows.iter()
+            .map(|row| x.clone().slice(s![*row..*row + 1]))
+            .collect(),
+        0,
+    )
 }
 
 impl KeyValues {
     fn selected(&self, rows: &[usize]) -> Self {
         let pick = |buffer: &Option<Tensor<4>>| buffer.clone().map(|x| select(x, rows));
-        Self { key: pick(&self.key), value: pick(&self.value), length: self.length }
+        Self {
+            key: pick(&self.key),
+            value: pick(&self.value),
+            length: self.length,
+        }
     }
 
     /// The keys and values of all positions so far, where there are any.
@@ -205,7 +248,11 @@ impl KeyValues {
     /// Those of a text, `[batch, time, kv_heads, head_dim]` each.
     pub(crate) fn of(key: Tensor<4>, value: Tensor<4>) -> Self {
         let length = key.dims()[1];
-        Self { key: Some(key), value: Some(value), length }
+        Self {
+            key: Some(key),
+            value: Some(value),
+            length,
+        }
     }
 
     /// Adds new positions and returns all of them; both tensors are `[batch, time, kv_heads, head_dim]`.
@@ -223,7 +270,10 @@ fn append(buffer: &mut Option<Tensor<4>>, new: Tensor<4>, start: usize, total: u
     let roomy = match buffer.take() {
         Some(old) if old.dims()[1] >= total => old,
         old => {
-            let grown = Tensor::zeros([batch, total.next_power_of_two().max(64), heads, width], &new.device());
+            let grown = Tensor::zeros(
+                [batch, total.next_power_of_two().max(64), heads, width],
+                &new.device(),
+            );
             match old {
                 Some(old) => grown.slice_assign(s![.., 0..start], old.slice(s![.., 0..start])),
                 None => grown,

@@ -47,18 +47,33 @@ impl Prefix {
     /// When there are none, one is outside the vocabulary, or the model remembers texts in no way that can be kept.
     pub fn read(model: &LanguageModel, ids: &[u32]) -> Result<Self> {
         let spec = model.spec();
-        if spec.encoder.is_some() || spec.bidirectional || spec.blocks.iter().any(|block| block.routing.is_some()) {
+        if spec.encoder.is_some()
+            || spec.bidirectional
+            || spec.blocks.iter().any(|block| block.routing.is_some())
+        {
             let reason = "states are kept of decoders alone, and not where tokens skip blocks";
-            return Err(Error::Invalid(format!("{reason}; this model is another kind")));
+            return Err(Error::Invalid(format!(
+                "{reason}; this model is another kind"
+            )));
         }
         let mut state = SequenceState::new(spec);
-        model.hidden(&crate::model::Input::rows(&[ids.to_vec()])?, Some(&mut state))?;
-        Ok(Self { ids: ids.to_vec(), state })
+        model.hidden(
+            &crate::model::Input::rows(&[ids.to_vec()])?,
+            Some(&mut state),
+        )?;
+        Ok(Self {
+            ids: ids.to_vec(),
+            state,
+        })
     }
 
     /// Numbers in the state.
     pub fn size(&self) -> usize {
-        self.tensors().iter().map(|(_, _, _, values)| values.len()).sum::<usize>() - self.ids.len()
+        self.tensors()
+            .iter()
+            .map(|(_, _, _, values)| values.len())
+            .sum::<usize>()
+            - self.ids.len()
     }
 
     /// Writes the file.
@@ -69,12 +84,18 @@ impl Prefix {
         let mut written = self.tensors();
         let mark: Vec<f32> = mark(model).into_iter().map(|part| part as f32).collect();
         written.push(("model".into(), vec![mark.len()], Dtype::I64, mark));
-        let plan =
-            |(name, shape, dtype, _): &Written| TensorPlan { name: name.clone(), dtype: *dtype, shape: shape.clone() };
+        let plan = |(name, shape, dtype, _): &Written| TensorPlan {
+            name: name.clone(),
+            dtype: *dtype,
+            shape: shape.clone(),
+        };
         let plans = written.iter().map(plan).collect();
-        let mut values: HashMap<String, Vec<f32>> =
-            written.into_iter().map(|(name, _, _, values)| (name, values)).collect();
-        TensorWriter::new(plans)?.write_file(path, |name| Ok(values.remove(name).unwrap_or_default()))
+        let mut values: HashMap<String, Vec<f32>> = written
+            .into_iter()
+            .map(|(name, _, _, values)| (name, values))
+            .collect();
+        TensorWriter::new(plans)?
+            .write_file(path, |name| Ok(values.remove(name).unwrap_or_default()))
     }
 
     fn tensors(&self) -> Vec<Written> {
@@ -85,19 +106,36 @@ impl Prefix {
             written.push((name, shape.to_vec(), Dtype::F32, values));
         };
         for (number, block) in self.state.blocks.iter().enumerate() {
-            let channel = block.channel.parts().map(|(name, part)| ("channel", name, part));
+            let channel = block
+                .channel
+                .parts()
+                .map(|(name, part)| ("channel", name, part));
             let mixer: Vec<_> = match &block.mixer {
-                MixerState::Recurrent(state) => state.parts().map(|(name, part)| ("mixer", name, part)).collect(),
+                MixerState::Recurrent(state) => state
+                    .parts()
+                    .map(|(name, part)| ("mixer", name, part))
+                    .collect(),
                 MixerState::Attention(cache) => {
-                    for (name, tensor) in ["keys", "values"].into_iter().zip(cache.seen().into_iter().flatten()) {
-                        add(format!("blocks.{number}.{name}"), &tensor.dims(), tensor.into_data());
+                    for (name, tensor) in ["keys", "values"]
+                        .into_iter()
+                        .zip(cache.seen().into_iter().flatten())
+                    {
+                        add(
+                            format!("blocks.{number}.{name}"),
+                            &tensor.dims(),
+                            tensor.into_data(),
+                        );
                     }
                     Vec::new()
                 }
                 MixerState::Routed(_) => Vec::new(),
             };
             for (place, name, part) in mixer.into_iter().chain(channel) {
-                add(format!("blocks.{number}.{place}.{name}"), &part.dims(), part.clone().into_data());
+                add(
+                    format!("blocks.{number}.{place}.{name}"),
+                    &part.dims(),
+                    part.clone().into_data(),
+                );
             }
         }
         written
@@ -109,26 +147,45 @@ impl Prefix {
     /// When the file is damaged, or of another model.
     pub fn load(model: &LanguageModel, path: &Path) -> Result<Self> {
         let file = TensorFile::open(path)?;
-        let wrong = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
+        let wrong = |reason: String| Error::Checkpoint {
+            path: path.to_owned(),
+            reason,
+        };
         if file.read_i64("model")? != mark(model) {
             let reason = "this state was left by another model; let this one read the text with --save-state";
             return Err(wrong(reason.into()));
         }
-        let id = |id: i64| u32::try_from(id).ok().filter(|id| (*id as usize) < model.spec().vocabulary);
+        let id = |id: i64| {
+            u32::try_from(id)
+                .ok()
+                .filter(|id| (*id as usize) < model.spec().vocabulary)
+        };
         let ids: Option<Vec<u32>> = file.read_i64("tokens")?.into_iter().map(id).collect();
         let ids = ids.ok_or_else(|| wrong("a token is outside the model's vocabulary".into()))?;
         if ids.is_empty() {
-            return Err(wrong("there are no tokens; a state needs at least one".into()));
+            return Err(wrong(
+                "there are no tokens; a state needs at least one".into(),
+            ));
         }
-        let parts = Parts { file: &file, device: model.device() };
+        let parts = Parts {
+            file: &file,
+            device: model.device(),
+        };
         // One token shows which parts there are.
         let mut state = Self::read(model, &ids[..1])?.state;
         for (number, block) in state.blocks.iter_mut().enumerate() {
             match &mut block.mixer {
-                MixerState::Recurrent(state) => parts.fill(state, &format!("blocks.{number}.mixer"))?,
+                MixerState::Recurrent(state) => {
+                    parts.fill(state, &format!("blocks.{number}.mixer"))?
+                }
                 MixerState::Attention(cache) => {
                     let [_, _, heads, width] = cache.seen().map_or([0; 4], |[key, _]| key.dims());
-                    let read = |name| parts.read(&format!("blocks.{number}.{name}"), [1, ids.len(), heads, width]);
+                    let read = |name| {
+                        parts.read(
+                            &format!("blocks.{number}.{name}"),
+                            [1, ids.len(), heads, width],
+                        )
+                    };
                     *cache = KeyValues::of(read("keys")?, read("values")?);
                 }
                 MixerState::Routed(_) => {}
@@ -150,18 +207,25 @@ impl Parts<'_> {
     /// A tensor that must have this shape.
     fn read<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
         match self.file.info(name).filter(|info| info.shape == shape) {
-            Some(_) => Ok(Tensor::from_data(TensorData::new(self.file.read_f32(name, None)?, shape), self.device)),
+            Some(_) => Ok(Tensor::from_data(
+                TensorData::new(self.file.read_f32(name, None)?, shape),
+                self.device,
+            )),
             None => Err(Error::Checkpoint {
                 path: self.file.path().to_owned(),
-                reason: format!("tensor `{name}` of shape {shape:?} is missing; the file is damaged"),
+                reason: format!(
+                    "tensor `{name}` of shape {shape:?} is missing; the file is damaged"
+                ),
             }),
         }
     }
 
     /// Fills all parts of a state.
     fn fill(&self, state: &mut RecurrentState, place: &str) -> Result<()> {
-        let known: Vec<(String, [usize; 2])> =
-            state.parts().map(|(name, part)| (name.to_owned(), part.dims())).collect();
+        let known: Vec<(String, [usize; 2])> = state
+            .parts()
+            .map(|(name, part)| (name.to_owned(), part.dims()))
+            .collect();
         known.into_iter().try_for_each(|(name, shape)| {
             state.set::<2>(&name, self.read(&format!("{place}.{name}"), shape)?);
             Ok(())
@@ -174,11 +238,22 @@ fn mark(model: &LanguageModel) -> Vec<i64> {
     let spec = serde_json::to_string(model.spec()).unwrap_or_default();
     let first = model.parameters().first().map(|parameter| {
         let count = parameter.len().min(256);
-        parameter.flat().narrow(0, 0, count).into_data().try_into_vec::<f32>().unwrap_or_default()
+        parameter
+            .flat()
+            .narrow(0, 0, count)
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap_or_default()
     });
-    let bits: String = first.unwrap_or_default().iter().map(|value| format!("{:08x}", value.to_bits())).collect();
+    let bits: String = first
+        .unwrap_or_default()
+        .iter()
+        .map(|value| format!("{:08x}", value.to_bits()))
+        .collect();
     let hash = fnv(&format!("{spec}|{bits}"));
-    (0..4).map(|part| (hash >> (16 * part) & 0xffff) as i64).collect()
+    (0..4)
+        .map(|part| (hash >> (16 * part) & 0xffff) as i64)
+        .collect()
 }
 
 #[cfg(test)]
@@ -195,9 +270,15 @@ mod tests {
     }
 
     fn last(model: &LanguageModel, ids: &[u32], state: Option<&mut SequenceState>) -> Vec<f32> {
-        let hidden = model.hidden(&Input::rows(&[ids.to_vec()]).unwrap(), state).unwrap();
+        let hidden = model
+            .hidden(&Input::rows(&[ids.to_vec()]).unwrap(), state)
+            .unwrap();
         let time = hidden.dims()[1];
-        hidden.narrow(1, time - 1, 1).into_data().try_into_vec::<f32>().unwrap()
+        hidden
+            .narrow(1, time - 1, 1)
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap()
     }
 
     #[test]
@@ -205,17 +286,31 @@ mod tests {
         let (model, folder) = (hybrid(1), tempfile::tempdir().unwrap());
         let path = folder.path().join("prefix.safetensors");
         let ids: Vec<u32> = (0..30).collect();
-        Prefix::read(&model, &ids[..20]).unwrap().save(&model, &path).unwrap();
+        Prefix::read(&model, &ids[..20])
+            .unwrap()
+            .save(&model, &path)
+            .unwrap();
         let mut prefix = Prefix::load(&model, &path).unwrap();
-        let (whole, joined) = (last(&model, &ids, None), last(&model, &ids[20..], Some(&mut prefix.state)));
-        let gap = whole.iter().zip(&joined).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let (whole, joined) = (
+            last(&model, &ids, None),
+            last(&model, &ids[20..], Some(&mut prefix.state)),
+        );
+        let gap = whole
+            .iter()
+            .zip(&joined)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
         assert!(gap < 1e-5, "{gap}");
     }
 
     #[test]
     fn states_of_recurrent_blocks_have_one_size() {
         let model = hybrid(1);
-        let size = |length: u32| Prefix::read(&model, &(0..length).collect::<Vec<_>>()).unwrap().size();
+        let size = |length: u32| {
+            Prefix::read(&model, &(0..length).collect::<Vec<_>>())
+                .unwrap()
+                .size()
+        };
         // Only the block of attention adds to it: a key and a value of 16 for each token.
         assert_eq!(size(30) - size(10), 20 * 32);
     }
@@ -224,11 +319,18 @@ mod tests {
     fn states_of_other_models_and_damaged_ones_are_refused() {
         let (model, folder) = (hybrid(1), tempfile::tempdir().unwrap());
         let path = folder.path().join("prefix.safetensors");
-        Prefix::read(&model, &[1, 2, 3]).unwrap().save(&model, &path).unwrap();
+        Prefix::read(&model, &[1, 2, 3])
+            .unwrap()
+            .save(&model, &path)
+            .unwrap();
         let error = Prefix::load(&hybrid(2), &path).unwrap_err().to_string();
         assert!(error.contains("another model"), "{error}");
-        let other =
-            LanguageModel::build(ModelSpec::llama(40, 16, 2, 2, 1, 32, 32), &mut Seed(1), &Device::flex()).unwrap();
+        let other = LanguageModel::build(
+            ModelSpec::llama(40, 16, 2, 2, 1, 32, 32),
+            &mut Seed(1),
+            &Device::flex(),
+        )
+        .unwrap();
         assert!(Prefix::load(&other, &path).is_err());
         let bytes = std::fs::read(&path).unwrap();
         for end in [0, 7, 100, bytes.len() - 1] {
@@ -237,7 +339,10 @@ mod tests {
         }
         let renamed = String::from_utf8_lossy(&bytes).contains("blocks.0.mixer.scan");
         assert!(renamed);
-        let at = bytes.windows(4).position(|window| window == b"scan").unwrap();
+        let at = bytes
+            .windows(4)
+            .position(|window| window == b"scan")
+            .unwrap();
         let mut damaged = bytes;
         damaged[at] = b'S';
         std::fs::write(&path, damaged).unwrap();

@@ -1,5 +1,10 @@
 //! Mixture of Depths against the plain model.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use burn::tensor::{Device, Tensor};
 use espalier_models::{
@@ -15,8 +20,15 @@ use espalier_models::{
 const TIME: usize = 16;
 
 fn spec(capacity: f64, predictor: DepthPredictor) -> ModelSpec {
-    let mut spec = ModelSpec { initializer_range: 0.4, ..ModelSpec::llama(40, 16, 3, 2, 2, 24, 32) };
-    spec.blocks[1].routing = Some(DepthRouting { capacity, predictor, gate: DepthGate::Raw });
+    let mut spec = ModelSpec {
+        initializer_range: 0.4,
+        ..ModelSpec::llama(40, 16, 3, 2, 2, 24, 32)
+    };
+    spec.blocks[1].routing = Some(DepthRouting {
+        capacity,
+        predictor,
+        gate: DepthGate::Raw,
+    });
     spec
 }
 
@@ -26,7 +38,9 @@ struct Routers(Option<fn(usize) -> f32>);
 impl ParameterSource for Routers {
     fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Vec<f32>> {
         match self.0 {
-            Some(weight) if name.contains("depth.router") => Ok((0..shape.iter().product()).map(weight).collect()),
+            Some(weight) if name.contains("depth.router") => {
+                Ok((0..shape.iter().product()).map(weight).collect())
+            }
             _ => Seed(3).parameter(name, shape, initial),
         }
     }
@@ -46,7 +60,10 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 
 fn gap(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 /// Hidden states before and after the routed block, and the router's scores.
@@ -60,7 +77,10 @@ fn around(model: &LanguageModel) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     };
     let forward = model.forward(&input(), None, &mut observer).unwrap();
     let channels = forward.sides.outputs[0].values.dims()[2];
-    let scores = values(forward.sides.outputs[0].values.clone()).into_iter().step_by(channels).collect();
+    let scores = values(forward.sides.outputs[0].values.clone())
+        .into_iter()
+        .step_by(channels)
+        .collect();
     let [before, after] = seen;
     (before, after, scores)
 }
@@ -91,17 +111,31 @@ fn a_block_for_all_tokens_is_weighted_by_the_router_alone() {
         }
         Flow::Continue(hidden)
     };
-    plain.hidden_observed(&input(), None, &mut observer).unwrap();
+    plain
+        .hidden_observed(&input(), None, &mut observer)
+        .unwrap();
     for gate in [DepthGate::Raw, DepthGate::Sigmoid] {
         let mut spec = spec.clone();
-        spec.blocks[1].routing = spec.blocks[1].routing.map(|routing| DepthRouting { gate, ..routing });
+        spec.blocks[1].routing = spec.blocks[1]
+            .routing
+            .map(|routing| DepthRouting { gate, ..routing });
         let mut routed = build(spec, &mut Routers(None));
         routed.set_training(true);
         let (before, after, scores) = around(&routed);
         // x + w f(x) with f the block without its residual: for w = 1 the plain block.
-        let weight = |score: f32| if gate == DepthGate::Raw { score } else { 1.0 / (1.0 + (-score).exp()) };
-        let expected = (0..whole.len()).map(|i| before[i] + weight(scores[i / 16]) * (whole[i] - before[i]));
-        assert!(gap(&after, &expected.collect::<Vec<_>>()) < 1e-4, "{gate:?}");
+        let weight = |score: f32| {
+            if gate == DepthGate::Raw {
+                score
+            } else {
+                1.0 / (1.0 + (-score).exp())
+            }
+        };
+        let expected =
+            (0..whole.len()).map(|i| before[i] + weight(scores[i / 16]) * (whole[i] - before[i]));
+        assert!(
+            gap(&after, &expected.collect::<Vec<_>>()) < 1e-4,
+            "{gate:?}"
+        );
     }
 }
 
@@ -116,8 +150,11 @@ fn the_router_is_on_the_gradient_path_and_the_network_beside_it_is_not() {
         let largest = |gradients: &burn::tensor::Gradients, part: &str| {
             let mut largest = 0f32;
             model.visit(&mut |p| {
-                if let Some(gradient) = p.leaf().grad(gradients).filter(|_| p.name().contains(part)) {
-                    largest = values(gradient).into_iter().fold(largest, |a, b| a.max(b.abs()));
+                if let Some(gradient) = p.leaf().grad(gradients).filter(|_| p.name().contains(part))
+                {
+                    largest = values(gradient)
+                        .into_iter()
+                        .fold(largest, |a, b| a.max(b.abs()));
                 }
             });
             largest
@@ -132,7 +169,9 @@ fn the_router_is_on_the_gradient_path_and_the_network_beside_it_is_not() {
             DepthPredictor::AuxLoss => ("depth.router", ["depth.predictor", "blocks.2.mixer"]),
         };
         assert!(largest(&gradients, own) > 0.0);
-        others.iter().for_each(|other| assert_eq!(largest(&gradients, other), 0.0, "{other}"));
+        others
+            .iter()
+            .for_each(|other| assert_eq!(largest(&gradients, other), 0.0, "{other}"));
     }
 }
 
@@ -144,20 +183,35 @@ fn recomputing_changes_no_gradient() {
         model.set_trainable(|_| true);
         model.set_gradient_checkpointing(recomputed).unwrap();
         let forward = model.forward(&input(), None, &mut Unobserved).unwrap();
-        let loss = forward.hidden.powf_scalar(2.0).sum() + model.auxiliary(&forward.sides.outputs).total().unwrap();
+        let loss = forward.hidden.powf_scalar(2.0).sum()
+            + model.auxiliary(&forward.sides.outputs).total().unwrap();
         let gradients = loss.backward();
-        model.parameters().into_iter().map(|p| p.leaf().grad(&gradients).map_or(Vec::new(), values)).collect()
+        model
+            .parameters()
+            .into_iter()
+            .map(|p| p.leaf().grad(&gradients).map_or(Vec::new(), values))
+            .collect()
     };
-    gradients(false).iter().zip(&gradients(true)).for_each(|(a, b)| assert!(gap(a, b) < 1e-4));
+    gradients(false)
+        .iter()
+        .zip(&gradients(true))
+        .for_each(|(a, b)| assert!(gap(a, b) < 1e-4));
 }
 
 #[test]
 fn a_predictor_that_is_always_right_decodes_what_training_computes() {
     // Where as many tokens have a positive score as the capacity allows, the score itself is such a predictor.
     let probe = build(spec(1.0, DepthPredictor::AuxLoss), &mut Routers(None));
-    let positive = around(&probe).2.iter().filter(|score| **score > 0.0).count();
+    let positive = around(&probe)
+        .2
+        .iter()
+        .filter(|score| **score > 0.0)
+        .count();
     assert!(positive > 2 && positive < TIME - 2);
-    let mut model = build(spec(positive as f64 / TIME as f64, DepthPredictor::AuxLoss), &mut Routers(None));
+    let mut model = build(
+        spec(positive as f64 / TIME as f64, DepthPredictor::AuxLoss),
+        &mut Routers(None),
+    );
     let guessed = values(model.logits(&input()).unwrap());
     let mut state = SequenceState::new(model.spec());
     let mut decoded = Vec::new();
@@ -178,7 +232,9 @@ fn rows_of_a_batch_do_not_touch_each_other() {
     let model = build(spec(0.5, DepthPredictor::AuxLoss), &mut Routers(None));
     let rows: [Vec<u32>; 2] = [input().ids, (0..TIME as u32).map(|i| i * 11 % 40).collect()];
     let together = values(model.logits(&Input::rows(&rows).unwrap()).unwrap());
-    let apart = rows.map(|row| values(model.logits(&Input::rows(&[row]).unwrap()).unwrap())).concat();
+    let apart = rows
+        .map(|row| values(model.logits(&Input::rows(&[row]).unwrap()).unwrap()))
+        .concat();
     assert!(gap(&together, &apart) < 1e-5);
     let padded = Input {
         ids: [vec![0; 4], input().ids].concat(),

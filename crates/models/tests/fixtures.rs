@@ -1,5 +1,10 @@
 //! Loading, caching, merging and saving, on every fixture.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may fail loudly")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -53,30 +58,54 @@ fn fixture(name: &str) -> PathBuf {
 fn input(name: &str) -> Input {
     let file = TensorFile::open(&fixture(name).join("expected.safetensors")).unwrap();
     let batch = file.info("input_ids").unwrap().shape[0];
-    let ids = file.read_i64("input_ids").unwrap().into_iter().map(|id| id as u32).collect();
-    Input { ids, batch, ..Input::default() }
+    let ids = file
+        .read_i64("input_ids")
+        .unwrap()
+        .into_iter()
+        .map(|id| id as u32)
+        .collect();
+    Input {
+        ids,
+        batch,
+        ..Input::default()
+    }
 }
 
 fn values(model: &LanguageModel, input: &Input) -> Vec<f32> {
-    model.logits(input).unwrap().into_data().try_into_vec::<f32>().unwrap()
+    model
+        .logits(input)
+        .unwrap()
+        .into_data()
+        .try_into_vec::<f32>()
+        .unwrap()
 }
 
 fn gap(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 /// Two rows, with sources where the model has an encoder.
 fn sample(name: &str) -> Input {
     let source = || Box::new(Input::padded(&[(3..20).collect(), (5..12).collect()]));
     let source = ENCODER_DECODERS.contains(&name).then(source);
-    Input { source, ..Input::rows(&[vec![0, 7, 9, 11, 4], vec![0, 8, 3, 3, 9]]).unwrap() }
+    Input {
+        source,
+        ..Input::rows(&[vec![0, 7, 9, 11, 4], vec![0, 8, 3, 3, 9]]).unwrap()
+    }
 }
 
 /// How far apart two ways to the same logits may be: RWKV's fixtures have logits beyond 1, with fewer digits behind the point.
 fn tolerance(name: &str, logits: &[f32]) -> f32 {
     let largest = || logits.iter().fold(1.0f32, |most, x| most.max(x.abs()));
-    1e-5 * if name.starts_with("rwkv") { largest() } else { 1.0 }
+    1e-5 * if name.starts_with("rwkv") {
+        largest()
+    } else {
+        1.0
+    }
 }
 
 #[test]
@@ -92,12 +121,20 @@ fn a_cached_pass_equals_the_whole_one() {
             let part = |row: usize| input.ids[row * time + start..row * time + end].to_vec();
             let step = Input::rows(&(0..batch).map(part).collect::<Vec<_>>()).unwrap();
             let hidden = model.hidden(&step, Some(&mut state)).unwrap();
-            let logits = model.head(hidden).into_data().try_into_vec::<f32>().unwrap();
+            let logits = model
+                .head(hidden)
+                .into_data()
+                .try_into_vec::<f32>()
+                .unwrap();
             for row in 0..batch {
-                let expected = &whole[(row * time + start) * vocabulary..(row * time + end) * vocabulary];
+                let expected =
+                    &whole[(row * time + start) * vocabulary..(row * time + end) * vocabulary];
                 let width = (end - start) * vocabulary;
                 let gap = gap(&logits[row * width..(row + 1) * width], expected);
-                assert!(gap < tolerance, "{name}: positions {start} to {end} differ by {gap}");
+                assert!(
+                    gap < tolerance,
+                    "{name}: positions {start} to {end} differ by {gap}"
+                );
             }
         }
     }
@@ -107,27 +144,50 @@ fn a_cached_pass_equals_the_whole_one() {
 fn a_cached_decoder_equals_the_whole_one_and_reads_its_source_once() {
     for name in ENCODER_DECODERS {
         let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
-        let source = || Some(Box::new(Input::padded(&[(3..20).collect(), (5..12).collect()])));
+        let source = || {
+            Some(Box::new(Input::padded(&[
+                (3..20).collect(),
+                (5..12).collect(),
+            ])))
+        };
         let rows = [vec![0, 7, 9, 11, 4], vec![0, 8, 3, 3, 9]];
-        let whole = values(&model, &Input { source: source(), ..Input::rows(&rows).unwrap() });
+        let whole = values(
+            &model,
+            &Input {
+                source: source(),
+                ..Input::rows(&rows).unwrap()
+            },
+        );
         let vocabulary = model.spec().vocabulary;
         let mut state = SequenceState::new(model.spec());
         for t in 0..5 {
             let step = Input::rows(&rows.clone().map(|row| vec![row[t]])).unwrap();
-            let step = Input { source: source().filter(|_| t == 0), ..step };
+            let step = Input {
+                source: source().filter(|_| t == 0),
+                ..step
+            };
             let hidden = model.hidden(&step, Some(&mut state)).unwrap();
-            let logits = model.head(hidden).into_data().try_into_vec::<f32>().unwrap();
+            let logits = model
+                .head(hidden)
+                .into_data()
+                .try_into_vec::<f32>()
+                .unwrap();
             for row in 0..2 {
                 let expected = &whole[(row * 5 + t) * vocabulary..(row * 5 + t + 1) * vocabulary];
                 let gap = gap(&logits[row * vocabulary..(row + 1) * vocabulary], expected);
                 assert!(gap < 1e-5, "{name}: position {t} differs by {gap}");
             }
         }
-        let alone =
-            Input { source: Some(Box::new(Input::padded(&[(5..12).collect()]))), ..Input::rows(&rows[1..]).unwrap() };
+        let alone = Input {
+            source: Some(Box::new(Input::padded(&[(5..12).collect()]))),
+            ..Input::rows(&rows[1..]).unwrap()
+        };
         let gap = gap(&values(&model, &alone), &whole[5 * vocabulary..]);
         assert!(gap < 1e-5, "{name}: padding the source changes {gap}");
-        let error = model.logits(&Input::rows(&rows).unwrap()).unwrap_err().to_string();
+        let error = model
+            .logits(&Input::rows(&rows).unwrap())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("source"), "{error}");
     }
 }
@@ -164,7 +224,9 @@ fn packed_documents_do_not_see_each_other() {
             segments: Some([vec![1; 7], vec![2; 5]].concat()),
             ..Input::default()
         };
-        let apart = [first, second].map(|row| values(&model, &Input::rows(&[row]).unwrap())).concat();
+        let apart = [first, second]
+            .map(|row| values(&model, &Input::rows(&[row]).unwrap()))
+            .concat();
         let gap = gap(&values(&model, &packed), &apart);
         assert!(gap < tolerance(name, &apart), "{name}: {gap}");
     }
@@ -175,15 +237,28 @@ fn tensors(folder: &Path) -> Vec<(String, Vec<f32>)> {
     let checkpoint = Checkpoint::open(folder).unwrap();
     let mut names: Vec<String> = checkpoint.names().map(str::to_owned).collect();
     names.sort();
-    names.into_iter().map(|name| (name.clone(), checkpoint.read_f32(&name, None).unwrap())).collect()
+    names
+        .into_iter()
+        .map(|name| (name.clone(), checkpoint.read_f32(&name, None).unwrap()))
+        .collect()
 }
 
 #[test]
 fn saving_after_loading_gives_the_same_tensors() {
-    for name in FAMILIES.into_iter().chain(ENCODER_DECODERS).chain(["bert", "llm2vec"]) {
+    for name in FAMILIES
+        .into_iter()
+        .chain(ENCODER_DECODERS)
+        .chain(["bert", "llm2vec"])
+    {
         let loaded = folder::load(&fixture(name), &Device::flex()).unwrap();
         let saved = tempfile::tempdir().unwrap();
-        folder::save(&loaded.model, saved.path(), Some(&loaded.config), Dtype::F32).unwrap();
+        folder::save(
+            &loaded.model,
+            saved.path(),
+            Some(&loaded.config),
+            Dtype::F32,
+        )
+        .unwrap();
         assert_eq!(tensors(saved.path()), tensors(&fixture(name)), "{name}");
         let again = folder::load(saved.path(), &Device::flex()).unwrap();
         assert_eq!(again.model.spec(), loaded.model.spec(), "{name}");
@@ -192,7 +267,12 @@ fn saving_after_loading_gives_the_same_tensors() {
 
 #[test]
 fn running_blocks_again_changes_no_gradient() {
-    for name in FAMILIES.into_iter().chain(ENCODER_DECODERS).chain(["bert"]).filter(|name| *name != "rwkv7") {
+    for name in FAMILIES
+        .into_iter()
+        .chain(ENCODER_DECODERS)
+        .chain(["bert"])
+        .filter(|name| *name != "rwkv7")
+    {
         let mut model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
         model.set_trainable(|_| true);
         let input = sample(name);
@@ -200,14 +280,26 @@ fn running_blocks_again_changes_no_gradient() {
             model.set_gradient_checkpointing(recomputed).unwrap();
             let hidden = model.hidden(&input, None).unwrap();
             let gradients = (hidden.clone() * hidden).sum().backward();
-            let gradient = |p: &Parameter| p.leaf().grad(&gradients).map(|g| g.into_data().try_into_vec().unwrap());
-            model.parameters().into_iter().map(|p| gradient(p).unwrap_or_default()).collect()
+            let gradient = |p: &Parameter| {
+                p.leaf()
+                    .grad(&gradients)
+                    .map(|g| g.into_data().try_into_vec().unwrap())
+            };
+            model
+                .parameters()
+                .into_iter()
+                .map(|p| gradient(p).unwrap_or_default())
+                .collect()
         };
         let (kept, again) = (gradients(false), gradients(true));
         for ((kept, again), parameter) in kept.iter().zip(&again).zip(model.parameters()) {
             let scale = kept.iter().fold(1.0f32, |most, x| most.max(x.abs()));
             let difference = gap(kept, again);
-            assert!(difference <= 1e-5 * scale, "{name}: {} of {difference}, up to {scale}", parameter.name());
+            assert!(
+                difference <= 1e-5 * scale,
+                "{name}: {} of {difference}, up to {scale}",
+                parameter.name()
+            );
         }
     }
 }
@@ -234,13 +326,19 @@ fn merged_adapters_equal_peft_and_the_adapted_model() {
         let mut merged = loaded.model.clone();
         merged.merge_adapters();
         let difference = gap(&values(&merged, &input("llama")), &adapted);
-        assert!(difference < 1e-5, "{name}: merged differs from adapted by {difference}");
+        assert!(
+            difference < 1e-5,
+            "{name}: merged differs from adapted by {difference}"
+        );
         let saved = tempfile::tempdir().unwrap();
         folder::save(&merged, saved.path(), Some(&loaded.config), Dtype::F32).unwrap();
         let expected = TensorFile::open(&fixture(name).join("merged.safetensors")).unwrap();
         for (tensor, ours) in tensors(saved.path()) {
             let difference = gap(&ours, &expected.read_f32(&tensor, None).unwrap());
-            assert!(difference < 1e-4, "{name}: `{tensor}` differs by {difference}");
+            assert!(
+                difference < 1e-4,
+                "{name}: `{tensor}` differs by {difference}"
+            );
         }
     }
 }
@@ -252,15 +350,25 @@ fn adapters_survive_saving() {
         let base = fixture("llama").to_string_lossy().into_owned();
         let adapter = loaded.adapter.clone().unwrap().based_on(base);
         let saved = tempfile::tempdir().unwrap();
-        adapter.save(&loaded.model, loaded.family().unwrap(), saved.path()).unwrap();
-        let file = |folder: &Path| TensorFile::open(&folder.join("adapter_model.safetensors")).unwrap();
+        adapter
+            .save(&loaded.model, loaded.family().unwrap(), saved.path())
+            .unwrap();
+        let file =
+            |folder: &Path| TensorFile::open(&folder.join("adapter_model.safetensors")).unwrap();
         let (ours, theirs) = (file(saved.path()), file(&fixture(name)));
         assert_eq!(ours.names().count(), theirs.names().count());
         for tensor in theirs.names() {
-            assert_eq!(ours.read_f32(tensor, None).unwrap(), theirs.read_f32(tensor, None).unwrap(), "{tensor}");
+            assert_eq!(
+                ours.read_f32(tensor, None).unwrap(),
+                theirs.read_f32(tensor, None).unwrap(),
+                "{tensor}"
+            );
         }
         let again = folder::load(saved.path(), &Device::flex()).unwrap();
-        assert_eq!(values(&again.model, &input("llama")), values(&loaded.model, &input("llama")));
+        assert_eq!(
+            values(&again.model, &input("llama")),
+            values(&loaded.model, &input("llama"))
+        );
     }
 }
 
@@ -268,13 +376,29 @@ fn adapters_survive_saving() {
 fn adapters_on_every_family_merge_and_survive_saving() {
     use espalier_models::checkpoint::peft_config::Pattern;
     let some = |pattern: &str| Targets::Regex(Pattern::whole(pattern).unwrap());
-    let all = FAMILIES.into_iter().chain(ENCODER_DECODERS).chain(["bert"]).map(|name| (name, Targets::AllLinear, 0));
+    let all = FAMILIES
+        .into_iter()
+        .chain(ENCODER_DECODERS)
+        .chain(["bert"])
+        .map(|name| (name, Targets::AllLinear, 0));
     for (name, targets, modules) in all.chain([
         ("mixtral", Targets::AllLinear, 3 * (4 + 4 * 3)),
-        ("mixtral", Targets::List(vec!["w1".into(), "w2".into()]), 3 * 4 * 2),
+        (
+            "mixtral",
+            Targets::List(vec!["w1".into(), "w2".into()]),
+            3 * 4 * 2,
+        ),
         ("mixtral", some(r".*experts\.[13]\.w3"), 3 * 2),
-        ("jamba", Targets::List(vec!["up_proj".into(), "down_proj".into()]), 0),
-        ("jetmoe", Targets::List(vec!["input_linear".into(), "output_linear".into()]), 3 * 4 * 4),
+        (
+            "jamba",
+            Targets::List(vec!["up_proj".into(), "down_proj".into()]),
+            0,
+        ),
+        (
+            "jetmoe",
+            Targets::List(vec!["input_linear".into(), "output_linear".into()]),
+            3 * 4 * 4,
+        ),
     ]) {
         let mut loaded = folder::load(&fixture(name), &Device::flex()).unwrap();
         let plain = values(&loaded.model.frozen(), &sample(name));
@@ -283,10 +407,15 @@ fn adapters_on_every_family_merge_and_survive_saving() {
         peft.rank_pattern = vec![(Pattern::suffix(r"experts\.1\.w[12]").unwrap(), 3)];
         peft.base_model = Some(fixture(name).to_string_lossy().into_owned());
         espalier_models::adapter::low_rank::attach(&mut loaded.model, family, &peft, 5).unwrap();
-        assert!(gap(&values(&loaded.model.frozen(), &sample(name)), &plain) < 1e-6, "{name}: not yet trained");
+        assert!(
+            gap(&values(&loaded.model.frozen(), &sample(name)), &plain) < 1e-6,
+            "{name}: not yet trained"
+        );
         loaded.model.visit_mut(&mut |p| {
             if p.name().ends_with("adapter.up") {
-                let values = (0..p.len()).map(|i| 0.05 * ((i % 7) as f32 - 3.0)).collect();
+                let values = (0..p.len())
+                    .map(|i| 0.05 * ((i % 7) as f32 - 3.0))
+                    .collect();
                 p.set_data(values, &Device::flex());
             }
         });
@@ -295,11 +424,20 @@ fn adapters_on_every_family_merge_and_survive_saving() {
         let mut merged = loaded.model.frozen();
         merged.merge_adapters();
         let difference = gap(&values(&merged, &sample(name)), &adapted);
-        assert!(difference < 1e-4, "{name}: merged differs from adapted by {difference}");
+        assert!(
+            difference < 1e-4,
+            "{name}: merged differs from adapted by {difference}"
+        );
         let saved = tempfile::tempdir().unwrap();
-        Adapter::LowRank(peft).save(&loaded.model, family, saved.path()).unwrap();
+        Adapter::LowRank(peft)
+            .save(&loaded.model, family, saved.path())
+            .unwrap();
         let file = TensorFile::open(&saved.path().join("adapter_model.safetensors")).unwrap();
-        assert!(modules == 0 || file.names().count() == 2 * modules, "{name}: {:?}", file.names().collect::<Vec<_>>());
+        assert!(
+            modules == 0 || file.names().count() == 2 * modules,
+            "{name}: {:?}",
+            file.names().collect::<Vec<_>>()
+        );
         let again = folder::load(saved.path(), &Device::flex()).unwrap();
         let difference = gap(&values(&again.model, &sample(name)), &adapted);
         assert!(difference < 1e-5, "{name}: {difference}");
@@ -310,33 +448,51 @@ fn adapters_on_every_family_merge_and_survive_saving() {
 fn first_states_survive_saving_and_misfits_are_errors() {
     use espalier_models::{adapter::first_state, parameter::Parameters};
     let mut loaded = folder::load(&fixture("mamba"), &Device::flex()).unwrap();
-    let config = first_state::attach(&mut loaded.model).map(|()| FirstStateConfig::default()).unwrap();
+    let config = first_state::attach(&mut loaded.model)
+        .map(|()| FirstStateConfig::default())
+        .unwrap();
     loaded.model.visit_mut(&mut |p| {
         if p.is_trainable() {
-            let values = (0..p.len()).map(|i| 0.05 * ((i % 7) as f32 - 3.0)).collect();
+            let values = (0..p.len())
+                .map(|i| 0.05 * ((i % 7) as f32 - 3.0))
+                .collect();
             p.set_data(values, &Device::flex());
         }
     });
     let adapted = values(&loaded.model.frozen(), &input("mamba"));
     let saved = tempfile::tempdir().unwrap();
     let save = |base: &str| {
-        let adapter = Adapter::FirstState(config.clone()).based_on(fixture(base).to_string_lossy().into_owned());
-        adapter.save(&loaded.model, loaded.family().unwrap(), saved.path()).unwrap();
+        let adapter = Adapter::FirstState(config.clone())
+            .based_on(fixture(base).to_string_lossy().into_owned());
+        adapter
+            .save(&loaded.model, loaded.family().unwrap(), saved.path())
+            .unwrap();
         folder::load(saved.path(), &Device::flex())
     };
     let again = save("mamba").unwrap();
     assert_eq!(values(&again.model, &input("mamba")), adapted);
     let error = save("mamba2").unwrap_err().to_string();
-    assert!(error.contains("adapter_model.safetensors") && error.contains("blocks.0.mixer"), "{error}");
+    assert!(
+        error.contains("adapter_model.safetensors") && error.contains("blocks.0.mixer"),
+        "{error}"
+    );
     assert!(save("llama").unwrap_err().to_string().contains("recurrent"));
 }
 
 #[test]
 fn wrong_inputs_are_errors() {
-    let model = folder::load(&fixture("gpt2"), &Device::flex()).unwrap().model;
-    let outside = model.logits(&Input::rows(&[vec![1, 61]]).unwrap()).unwrap_err().to_string();
+    let model = folder::load(&fixture("gpt2"), &Device::flex())
+        .unwrap()
+        .model;
+    let outside = model
+        .logits(&Input::rows(&[vec![1, 61]]).unwrap())
+        .unwrap_err()
+        .to_string();
     assert!(outside.contains("61"), "{outside}");
-    let long = model.logits(&Input::rows(&[vec![1; 65]]).unwrap()).unwrap_err().to_string();
+    let long = model
+        .logits(&Input::rows(&[vec![1; 65]]).unwrap())
+        .unwrap_err()
+        .to_string();
     assert!(long.contains("position 64"), "{long}");
     assert!(Input::rows(&[vec![1, 2], vec![1]]).is_err());
     assert!(Input::rows(&[]).is_err());

@@ -48,7 +48,12 @@ pub fn single(example: &Example) -> Row {
     if let Some(first) = targets.first_mut() {
         *first = false;
     }
-    Row { ids: example.ids.clone(), targets, positions: (0..length as u32).collect(), segments: vec![1; length] }
+    Row {
+        ids: example.ids.clone(),
+        targets,
+        positions: (0..length as u32).collect(),
+        segments: vec![1; length],
+    }
 }
 
 /// Rows padded to one length, and the positions whose predictions count.
@@ -67,7 +72,12 @@ pub struct TokenBatch {
 impl TokenBatch {
     /// Pads `rows` on the right. Padding is a segment of its own, so that nothing sees it and routers leave it out.
     pub fn new(rows: &[&Row]) -> Self {
-        let time = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0).max(1);
+        let time = rows
+            .iter()
+            .map(|row| row.ids.len())
+            .max()
+            .unwrap_or(0)
+            .max(1);
         let packed = rows.iter().any(|row| row.segments.iter().any(|s| *s != 1));
         let padded = rows.iter().any(|row| row.ids.len() < time);
         let pad = |values: &[u32], filler: u32| {
@@ -79,8 +89,10 @@ impl TokenBatch {
             input: Input {
                 ids: rows.iter().flat_map(|row| pad(&row.ids, 0)).collect(),
                 batch: rows.len(),
-                positions: packed.then(|| rows.iter().flat_map(|row| pad(&row.positions, 0)).collect()),
-                segments: (packed || padded).then(|| rows.iter().flat_map(|row| pad(&row.segments, 0)).collect()),
+                positions: packed
+                    .then(|| rows.iter().flat_map(|row| pad(&row.positions, 0)).collect()),
+                segments: (packed || padded)
+                    .then(|| rows.iter().flat_map(|row| pad(&row.segments, 0)).collect()),
                 ..Input::default()
             },
             predictors: Vec::new(),
@@ -101,15 +113,28 @@ impl TokenBatch {
     pub fn translations(pairs: &[(Vec<u32>, Vec<u32>)], start: u32) -> Self {
         let sources: Vec<Vec<u32>> = pairs.iter().map(|(source, _)| source.clone()).collect();
         let read = |(_, target): &(Vec<u32>, Vec<u32>)| -> Vec<u32> {
-            std::iter::once(start).chain(target.iter().copied().take(target.len().saturating_sub(1))).collect()
+            std::iter::once(start)
+                .chain(target.iter().copied().take(target.len().saturating_sub(1)))
+                .collect()
         };
         let read: Vec<Vec<u32>> = pairs.iter().map(read).collect();
         // Nothing sees padding, because it comes after everything and is never a target.
-        let input = Input { segments: None, source: Some(Box::new(Input::padded(&sources))), ..Input::padded(&read) };
+        let input = Input {
+            segments: None,
+            source: Some(Box::new(Input::padded(&sources))),
+            ..Input::padded(&read)
+        };
         let time = input.time();
-        let mut batch = Self { input, predictors: Vec::new(), targets: Vec::new(), rows: Vec::new() };
+        let mut batch = Self {
+            input,
+            predictors: Vec::new(),
+            targets: Vec::new(),
+            rows: Vec::new(),
+        };
         for (r, (_, target)) in pairs.iter().enumerate() {
-            batch.predictors.extend((0..target.len()).map(|t| (r * time + t) as u32));
+            batch
+                .predictors
+                .extend((0..target.len()).map(|t| (r * time + t) as u32));
             batch.targets.extend(target);
             batch.rows.extend(target.iter().map(|_| r));
         }
@@ -118,7 +143,12 @@ impl TokenBatch {
 
     /// Tokens that the model reads, sources included.
     pub fn read(&self) -> usize {
-        self.input.ids.len() + self.input.source.as_ref().map_or(0, |source| source.ids.len())
+        self.input.ids.len()
+            + self
+                .input
+                .source
+                .as_ref()
+                .map_or(0, |source| source.ids.len())
     }
 
     /// Which positions are text, `[batch * time]`.
@@ -151,9 +181,21 @@ impl TokenBatch {
             right = first_choices(model, predicting, &self.targets);
             loss.metrics.push(share("accuracy", right.iter().copied()));
             // A row of several documents is no one answer.
-            if self.input.segments.iter().flatten().all(|segment| *segment <= 1) {
-                let rows = right.iter().zip(&self.rows).map(|(right, row)| (*row, *right)).collect::<Vec<_>>();
-                let whole = rows.chunk_by(|a, b| a.0 == b.0).map(|row| row.iter().all(|(_, right)| *right));
+            if self
+                .input
+                .segments
+                .iter()
+                .flatten()
+                .all(|segment| *segment <= 1)
+            {
+                let rows = right
+                    .iter()
+                    .zip(&self.rows)
+                    .map(|(right, row)| (*row, *right))
+                    .collect::<Vec<_>>();
+                let whole = rows
+                    .chunk_by(|a, b| a.0 == b.0)
+                    .map(|row| row.iter().all(|(_, right)| *right));
                 loss.metrics.push(share("exact_match", whole));
             }
         }
@@ -167,14 +209,20 @@ impl TokenBatch {
     /// When a token id is outside the vocabulary.
     pub fn log_probabilities(&self, model: &LanguageModel) -> Result<(Tensor<1>, Auxiliary)> {
         let (predicting, auxiliary) = self.predicting(model)?;
-        Ok((model.log_probabilities(predicting, &self.targets)?, auxiliary))
+        Ok((
+            model.log_probabilities(predicting, &self.targets)?,
+            auxiliary,
+        ))
     }
 
     /// The hidden states that predict the targets, `[targets, width]`, and the losses that the model brings along.
     fn predicting(&self, model: &LanguageModel) -> Result<(Tensor<2>, Auxiliary)> {
         let forward = model.forward(&self.input, None, &mut Unobserved)?;
         let [batch, time, width] = forward.hidden.dims();
-        let hidden = embedding(forward.hidden.reshape([batch * time, width]), &self.predictors);
+        let hidden = embedding(
+            forward.hidden.reshape([batch * time, width]),
+            &self.predictors,
+        );
         Ok((hidden, model.auxiliary(&forward.sides.outputs)))
     }
 }
@@ -184,7 +232,11 @@ const LOGIT_ROWS: usize = 256;
 
 /// How often something was right.
 pub(crate) fn share(name: &'static str, right: impl Iterator<Item = bool>) -> Metric {
-    let mut metric = Metric { name, sum: 0.0, units: 0.0 };
+    let mut metric = Metric {
+        name,
+        sum: 0.0,
+        units: 0.0,
+    };
     for right in right {
         metric.sum += f64::from(u8::from(right));
         metric.units += 1.0;
@@ -197,8 +249,19 @@ fn first_choices(model: &LanguageModel, hidden: Tensor<2>, targets: &[u32]) -> V
     let mut right = Vec::with_capacity(targets.len());
     for (i, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
         let rows = hidden.clone().narrow(0, i * LOGIT_ROWS, targets.len());
-        let choices = model.head(rows).argmax(1).into_data().convert::<i64>().try_into_vec::<i64>().unwrap_or_default();
-        right.extend(choices.iter().zip(targets).map(|(choice, target)| *choice == i64::from(*target)));
+        let choices = model
+            .head(rows)
+            .argmax(1)
+            .into_data()
+            .convert::<i64>()
+            .try_into_vec::<i64>()
+            .unwrap_or_default();
+        right.extend(
+            choices
+                .iter()
+                .zip(targets)
+                .map(|(choice, target)| *choice == i64::from(*target)),
+        );
     }
     right
 }
@@ -220,7 +283,10 @@ mod tests {
         let second = single(&Example::new(vec![8, 9], vec![false, true]));
         let batch = TokenBatch::new(&[&first, &second]);
         assert_eq!(batch.input.ids, [5, 6, 7, 8, 9, 0]);
-        assert_eq!((batch.predictors, batch.targets, batch.rows), (vec![1, 3], vec![7, 9], vec![0, 1]));
+        assert_eq!(
+            (batch.predictors, batch.targets, batch.rows),
+            (vec![1, 3], vec![7, 9], vec![0, 1])
+        );
         assert_eq!(batch.input.segments, Some(vec![1, 1, 1, 1, 1, 0]));
     }
 }

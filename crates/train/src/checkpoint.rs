@@ -32,7 +32,13 @@ pub struct Progress {
 ///
 /// # Errors
 /// When the disk is full; older checkpoints are untouched then.
-pub fn write(folder: &Path, model: &LanguageModel, optimiser: &AdamW, progress: &Progress, keep: usize) -> Result<()> {
+pub fn write(
+    folder: &Path,
+    model: &LanguageModel,
+    optimiser: &AdamW,
+    progress: &Progress,
+    keep: usize,
+) -> Result<()> {
     let name = folder.join(format!("step-{:08}", progress.step));
     let partial = folder.join("partial");
     let written = write_parts(&partial, model, optimiser, progress);
@@ -50,7 +56,12 @@ pub fn write(folder: &Path, model: &LanguageModel, optimiser: &AdamW, progress: 
     Ok(())
 }
 
-fn write_parts(partial: &Path, model: &LanguageModel, optimiser: &AdamW, progress: &Progress) -> Result<()> {
+fn write_parts(
+    partial: &Path,
+    model: &LanguageModel,
+    optimiser: &AdamW,
+    progress: &Progress,
+) -> Result<()> {
     if partial.exists() {
         fs::remove_dir_all(partial).map_err(Error::file(partial))?;
     }
@@ -76,7 +87,8 @@ fn write_vectors(path: &Path, vectors: Vec<(String, Vec<f32>)>) -> Result<()> {
     };
     let plans: Vec<TensorPlan> = vectors.iter().map(plan).collect();
     let mut vectors: std::collections::HashMap<_, _> = vectors.into_iter().collect();
-    TensorWriter::new(plans)?.write_file(path, |name| Ok(vectors.remove(name).unwrap_or_default()))?;
+    TensorWriter::new(plans)?
+        .write_file(path, |name| Ok(vectors.remove(name).unwrap_or_default()))?;
     Ok(())
 }
 
@@ -86,8 +98,14 @@ fn write_vectors(path: &Path, vectors: Vec<(String, Vec<f32>)>) -> Result<()> {
 /// When the folder cannot be read.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).map_err(Error::file(folder))?;
-    let is_step = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-"));
-    let mut found: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|e| e.path())).filter(is_step).collect();
+    let is_step = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with("step-"))
+    };
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .filter(is_step)
+        .collect();
     found.sort();
     Ok(found)
 }
@@ -102,11 +120,17 @@ pub fn resume(
     optimiser: &mut AdamW,
     fingerprint: &str,
 ) -> Result<Option<Progress>> {
-    let Some(newest) = list(folder)?.pop() else { return Ok(None) };
+    let Some(newest) = list(folder)?.pop() else {
+        return Ok(None);
+    };
     let path = newest.join("progress.json");
     let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
-    let damaged = |reason: String| Error::Checkpoint { path: newest.clone(), reason };
-    let progress: Progress = serde_json::from_str(&text).map_err(|e| damaged(format!("progress.json: {e}")))?;
+    let damaged = |reason: String| Error::Checkpoint {
+        path: newest.clone(),
+        reason,
+    };
+    let progress: Progress =
+        serde_json::from_str(&text).map_err(|e| damaged(format!("progress.json: {e}")))?;
     if progress.fingerprint != fingerprint {
         return Err(damaged(
             "was written by a run with other options, data or starting weights; give another output folder or delete it"
@@ -132,14 +156,21 @@ fn restore_weights(checkpoint: &Path, model: &mut LanguageModel) -> Result<()> {
         }
     });
     match failure {
-        Some(reason) => Err(Error::Checkpoint { path: checkpoint.to_owned(), reason }),
+        Some(reason) => Err(Error::Checkpoint {
+            path: checkpoint.to_owned(),
+            reason,
+        }),
         None => Ok(()),
     }
 }
 
 fn restore_moments(checkpoint: &Path, optimiser: &mut AdamW, device: &Device) -> Result<()> {
     let file = TensorFile::open(&checkpoint.join("optimiser.safetensors"))?;
-    let names: Vec<String> = file.names().filter_map(|n| n.strip_prefix("first.")).map(str::to_owned).collect();
+    let names: Vec<String> = file
+        .names()
+        .filter_map(|n| n.strip_prefix("first."))
+        .map(str::to_owned)
+        .collect();
     for name in names {
         let first = file.read_f32(&format!("first.{name}"), None)?;
         let second = file.read_f32(&format!("second.{name}"), None)?;

@@ -32,7 +32,9 @@ pub enum Error {
         reason: String,
     },
     /// The loss or a gradient is not a finite number.
-    #[error("step {step}: {what} is not finite; lower `learning_rate`, or check the data of this step")]
+    #[error(
+        "step {step}: {what} is not finite; lower `learning_rate`, or check the data of this step"
+    )]
     NotFinite {
         /// The step, from 1.
         step: usize,

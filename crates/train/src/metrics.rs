@@ -29,8 +29,15 @@ impl MetricsLog {
             fs::write(&partial, kept).map_err(Error::file(&partial))?;
             fs::rename(&partial, path).map_err(Error::file(path))?;
         }
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::file(path))?;
-        Ok(Self { path: path.to_owned(), file })
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(Error::file(path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
     }
 
     /// Appends one line: `step` and `values`. A number that is not finite becomes null, as JSON has none.
@@ -40,9 +47,15 @@ impl MetricsLog {
     pub fn write(&mut self, step: usize, values: &[(String, f64)]) -> Result<()> {
         let mut object = Map::new();
         object.insert("step".into(), step.into());
-        object.extend(values.iter().map(|(key, value)| (key.clone(), Value::from(*value))));
+        object.extend(
+            values
+                .iter()
+                .map(|(key, value)| (key.clone(), Value::from(*value))),
+        );
         let line = format!("{}\n", Value::Object(object));
-        self.file.write_all(line.as_bytes()).map_err(Error::file(&self.path))
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(Error::file(&self.path))
     }
 }
 
@@ -51,7 +64,9 @@ fn lines_up_to(path: &Path, step: usize) -> Result<String> {
     let mut kept = String::new();
     for line in BufReader::new(file).lines() {
         let line = line.map_err(Error::file(path))?;
-        let number = serde_json::from_str::<Value>(&line).ok().and_then(|v| v.get("step").and_then(Value::as_u64));
+        let number = serde_json::from_str::<Value>(&line)
+            .ok()
+            .and_then(|v| v.get("step").and_then(Value::as_u64));
         if number.is_some_and(|number| number as usize <= step) {
             kept.push_str(&line);
             kept.push('\n');
@@ -72,10 +87,17 @@ mod tests {
         for step in 1..=3 {
             log.write(step, &[("loss".into(), 0.5)]).unwrap();
         }
-        fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\": 4, \"lo").unwrap();
+        fs::write(
+            &path,
+            fs::read_to_string(&path).unwrap() + "{\"step\": 4, \"lo",
+        )
+        .unwrap();
         let mut log = MetricsLog::open(&path, 2).unwrap();
         log.write(3, &[("loss".into(), 0.25)]).unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(text, "{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":0.5}\n{\"step\":3,\"loss\":0.25}\n");
+        assert_eq!(
+            text,
+            "{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":0.5}\n{\"step\":3,\"loss\":0.25}\n"
+        );
     }
 }

@@ -124,7 +124,11 @@ impl TrainOptions {
     /// When an option makes no sense.
     pub fn total_steps(&self, examples: usize) -> Result<usize> {
         self.check()?;
-        let by_epochs = || (self.epochs * examples as f64 / self.examples_per_step() as f64).ceil().max(1.0) as usize;
+        let by_epochs = || {
+            (self.epochs * examples as f64 / self.examples_per_step() as f64)
+                .ceil()
+                .max(1.0) as usize
+        };
         Ok(self.steps.unwrap_or_else(by_epochs))
     }
 
@@ -134,12 +138,18 @@ impl TrainOptions {
     /// The first that is not.
     pub fn check(&self) -> Result<()> {
         let positive = |key, value: usize| match value {
-            0 => Err(Error::Option { key, reason: "must be at least 1".into() }),
+            0 => Err(Error::Option {
+                key,
+                reason: "must be at least 1".into(),
+            }),
             _ => Ok(()),
         };
         let within = |key, value: f64, low: f64, high: f64| match value >= low && value <= high {
             true => Ok(()),
-            false => Err(Error::Option { key, reason: format!("{value} is outside {low} to {high}") }),
+            false => Err(Error::Option {
+                key,
+                reason: format!("{value} is outside {low} to {high}"),
+            }),
         };
         positive("batch", self.batch)?;
         positive("accumulation", self.accumulation)?;
@@ -162,7 +172,11 @@ impl TrainOptions {
 
     /// Step size of step `step` (from 0) of `total`.
     pub fn learning_rate_at(&self, step: usize, total: usize) -> f64 {
-        let warmup = if self.warmup < 1.0 { (self.warmup * total as f64).ceil() } else { self.warmup };
+        let warmup = if self.warmup < 1.0 {
+            (self.warmup * total as f64).ceil()
+        } else {
+            self.warmup
+        };
         let step = step as f64;
         if step < warmup {
             return self.learning_rate * (step + 1.0) / warmup;
@@ -187,14 +201,25 @@ mod tests {
 
     #[test]
     fn schedules_begin_peak_and_end_where_they_should() {
-        let options = TrainOptions { learning_rate: 1.0, warmup: 10.0, final_learning_rate: 0.1, ..Default::default() };
+        let options = TrainOptions {
+            learning_rate: 1.0,
+            warmup: 10.0,
+            final_learning_rate: 0.1,
+            ..Default::default()
+        };
         assert!((options.learning_rate_at(0, 110) - 0.1).abs() < 1e-12);
         assert!((options.learning_rate_at(10, 110) - 1.0).abs() < 1e-12);
         assert!((options.learning_rate_at(60, 110) - 0.55).abs() < 1e-12);
         assert!((options.learning_rate_at(110, 110) - 0.1).abs() < 1e-12);
-        let linear = TrainOptions { schedule: Schedule::Linear, ..options.clone() };
+        let linear = TrainOptions {
+            schedule: Schedule::Linear,
+            ..options.clone()
+        };
         assert!((linear.learning_rate_at(35, 110) - 0.775).abs() < 1e-12);
-        let constant = TrainOptions { schedule: Schedule::Constant, ..options };
+        let constant = TrainOptions {
+            schedule: Schedule::Constant,
+            ..options
+        };
         assert_eq!(constant.learning_rate_at(100, 110), 1.0);
     }
 
@@ -211,15 +236,27 @@ mod tests {
         assert!((options.learning_rate_at(3999, 100_000) - 6.9877e-4).abs() < 1e-8);
         for step in [1f64, 1000.0, 4000.0, 4001.0, 16000.0, 100_000.0] {
             let expected = width.powf(-0.5) * step.powf(-0.5).min(step * warmup.powf(-1.5));
-            assert!((options.learning_rate_at(step as usize - 1, 100_000) - expected).abs() < 1e-12, "step {step}");
+            assert!(
+                (options.learning_rate_at(step as usize - 1, 100_000) - expected).abs() < 1e-12,
+                "step {step}"
+            );
         }
     }
 
     #[test]
     fn senseless_options_are_refused() {
-        let wrong = TrainOptions { batch: 0, ..Default::default() };
-        assert_eq!(wrong.total_steps(10).unwrap_err().to_string(), "`batch`: must be at least 1");
-        let wrong = TrainOptions { learning_rate: f64::NAN, ..Default::default() };
+        let wrong = TrainOptions {
+            batch: 0,
+            ..Default::default()
+        };
+        assert_eq!(
+            wrong.total_steps(10).unwrap_err().to_string(),
+            "`batch`: must be at least 1"
+        );
+        let wrong = TrainOptions {
+            learning_rate: f64::NAN,
+            ..Default::default()
+        };
         assert!(wrong.total_steps(10).is_err());
     }
 }

@@ -22,7 +22,12 @@ pub struct Order {
 impl Order {
     /// Passes over `count` examples (at least one), each shuffled anew.
     pub fn new(count: usize, seed: u64) -> Self {
-        Self { count: count.max(1), seed, epoch: None, shuffled: Vec::new() }
+        Self {
+            count: count.max(1),
+            seed,
+            epoch: None,
+            shuffled: Vec::new(),
+        }
     }
 
     /// The example at position `position` of the endless sequence of passes.

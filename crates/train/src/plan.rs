@@ -46,33 +46,58 @@ const LOGITS_AT_ONCE: usize = 1 << 22;
 pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -> Result<Plan> {
     let steps = options.total_steps(samples.len())?;
     let count = |trained: bool| {
-        model.parameters().iter().filter(|p| !trained || p.is_trainable()).map(|p| p.len() as u64).sum::<u64>()
+        model
+            .parameters()
+            .iter()
+            .filter(|p| !trained || p.is_trainable())
+            .map(|p| p.len() as u64)
+            .sum::<u64>()
     };
     let (parameters, trainable) = (count(false), count(true));
     let mean = samples.iter().map(|s| s.tokens() as f64).sum::<f64>() / samples.len().max(1) as f64;
     let tokens = (mean * (steps * options.examples_per_step()) as f64) as u64;
     let longest = samples.iter().map(Sample::tokens).max().unwrap_or(0);
-    let activations = activation_bytes(model.spec(), longest * options.batch, options.gradient_checkpointing);
+    let activations = activation_bytes(
+        model.spec(),
+        longest * options.batch,
+        options.gradient_checkpointing,
+    );
     let memory = 4 * parameters + 12 * trainable + activations;
     let passes = if trainable < parameters { 4.0 } else { 6.0 };
-    let passes = if options.gradient_checkpointing { passes + 2.0 } else { passes };
+    let passes = if options.gradient_checkpointing {
+        passes + 2.0
+    } else {
+        passes
+    };
     let seconds = passes * model.spec().active_parameter_count() * tokens as f64
         / (matrix_speed(model.device(), options.precision) * STEP_EFFICIENCY);
-    Ok(Plan { parameters, trainable, samples: samples.len(), steps, tokens, memory, seconds })
+    Ok(Plan {
+        parameters,
+        trainable,
+        samples: samples.len(),
+        steps,
+        tokens,
+        memory,
+        seconds,
+    })
 }
 
 /// Bytes of what the forward pass keeps for the backward pass, all in f32, and of the logits that exist at once.
 fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
     let block = |block: &espalier_models::spec::BlockSpec| {
         let heads = match &block.mixer {
-            MixerSpec::Attention(attention) => attention.head_dim * (attention.heads + attention.kv_heads),
+            MixerSpec::Attention(attention) => {
+                attention.head_dim * (attention.heads + attention.kv_heads)
+            }
             MixerSpec::AttentionExperts(attention) => {
                 attention.head_dim * attention.kv_heads * (attention.router.active + 1)
             }
             MixerSpec::Recurrent(recurrent) => recurrent.kept() / 2,
         };
         // Experts keep their inner rows alone.
-        let experts = |spec: &ExpertsSpec| spec.router.active * spec.expert.inner * if spec.gated { 2 } else { 1 };
+        let experts = |spec: &ExpertsSpec| {
+            spec.router.active * spec.expert.inner * if spec.gated { 2 } else { 1 }
+        };
         let channel = match &block.channel {
             ChannelSpec::Mlp(mlp) => 2 * mlp.inner,
             ChannelSpec::GatedMlp(mlp) => 3 * mlp.inner,
@@ -89,7 +114,9 @@ fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
         true => spec.blocks.len() * spec.width + blocks.max().unwrap_or(0),
         false => blocks.sum(),
     };
-    let logits = LOGITS_AT_ONCE.max(256 * spec.vocabulary).min(tokens * spec.vocabulary);
+    let logits = LOGITS_AT_ONCE
+        .max(256 * spec.vocabulary)
+        .min(tokens * spec.vocabulary);
     4 * (tokens * (kept + 2 * spec.width) + logits) as u64
 }
 

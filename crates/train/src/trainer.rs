@@ -94,41 +94,81 @@ pub struct Outcome {
 /// When an option makes no sense, a sample does not fit, the loss or a gradient is not finite, or the disk is full.
 pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome> {
     if run.samples.is_empty() {
-        return Err(Error::Option { key: "data", reason: "no example is left to train on".into() });
+        return Err(Error::Option {
+            key: "data",
+            reason: "no example is left to train on".into(),
+        });
     }
     let total = run.options.total_steps(run.samples.len())?;
     let checkpoints = run.folder.join("checkpoints");
     fs::create_dir_all(&checkpoints).map_err(Error::file(&checkpoints))?;
     run.model.set_precision(run.options.precision);
-    run.model.set_gradient_checkpointing(run.options.gradient_checkpointing)?;
+    run.model
+        .set_gradient_checkpointing(run.options.gradient_checkpointing)?;
     run.model.set_label_smoothing(run.options.label_smoothing);
     run.model.set_training(true);
     if run.options.label_smoothing > 0.0 && !run.objective.predicts_tokens() {
-        let reason = format!("`{}` has no target tokens to smooth; leave it 0", run.objective.name());
-        return Err(Error::Option { key: "label_smoothing", reason });
+        let reason = format!(
+            "`{}` has no target tokens to smooth; leave it 0",
+            run.objective.name()
+        );
+        return Err(Error::Option {
+            key: "label_smoothing",
+            reason,
+        });
     }
     if run.objective.needs_dropout() && run.options.dropout == 0.0 {
-        let reason =
-            format!("`{}` compares passes under different dropout; set it, for example to 0.1", run.objective.name());
-        return Err(Error::Option { key: "dropout", reason });
+        let reason = format!(
+            "`{}` compares passes under different dropout; set it, for example to 0.1",
+            run.objective.name()
+        );
+        return Err(Error::Option {
+            key: "dropout",
+            reason,
+        });
     }
     run.objective.prepare(&run.model, &mut run.samples)?;
     run.objective.prepare(&run.model, &mut run.validation)?;
     let mut optimiser = AdamW::default();
-    let resumed = checkpoint::resume(&checkpoints, &mut run.model, &mut optimiser, &run.fingerprint)?;
+    let resumed = checkpoint::resume(
+        &checkpoints,
+        &mut run.model,
+        &mut optimiser,
+        &run.fingerprint,
+    )?;
     if let Some(progress) = &resumed {
         events(&Event::Resumed(progress.step));
     }
-    let progress = resumed.unwrap_or(Progress { step: 0, fingerprint: run.fingerprint.clone(), tokens: 0 });
+    let progress = resumed.unwrap_or(Progress {
+        step: 0,
+        fingerprint: run.fingerprint.clone(),
+        tokens: 0,
+    });
     let log = MetricsLog::open(&run.folder.join("metrics.jsonl"), progress.step)?;
     let order = Order::new(run.samples.len(), run.options.seed);
     let started = Instant::now();
     let read_before = progress.tokens;
-    let mut state = State { run, total, optimiser, progress, log, order, window: Window::default() };
+    let mut state = State {
+        run,
+        total,
+        optimiser,
+        progress,
+        log,
+        order,
+        window: Window::default(),
+    };
     while state.progress.step < total {
         let loss = state.step()?;
-        let speed = (state.progress.tokens - read_before, started.elapsed().as_secs_f64());
-        events(&Event::Step { step: state.progress.step, total, loss, speed });
+        let speed = (
+            state.progress.tokens - read_before,
+            started.elapsed().as_secs_f64(),
+        );
+        events(&Event::Step {
+            step: state.progress.step,
+            total,
+            loss,
+            speed,
+        });
         state.after_step(&checkpoints, events)?;
     }
     state.finish(started, events)
@@ -163,8 +203,13 @@ impl Window {
     }
 
     fn means(&mut self) -> Vec<(String, f64)> {
-        let mean = |(name, (sum, units)): (&'static str, (f64, f64))| (name.to_owned(), sum / units.max(1.0));
-        std::mem::take(&mut self.metrics).into_iter().map(mean).collect()
+        let mean = |(name, (sum, units)): (&'static str, (f64, f64))| {
+            (name.to_owned(), sum / units.max(1.0))
+        };
+        std::mem::take(&mut self.metrics)
+            .into_iter()
+            .map(mean)
+            .collect()
     }
 }
 
@@ -173,7 +218,11 @@ impl State<'_> {
     fn step(&mut self) -> Result<f64> {
         let number = self.progress.step + 1;
         let batches = self.batches()?;
-        let units = batches.iter().map(|batch| batch.units).sum::<f64>().max(1.0);
+        let units = batches
+            .iter()
+            .map(|batch| batch.units)
+            .sum::<f64>()
+            .max(1.0);
         let mut gradients = BTreeMap::new();
         let mut loss = 0.0;
         for batch in &batches {
@@ -183,8 +232,16 @@ impl State<'_> {
         self.progress.step = number;
         let tokens = |batch: &Batch| batch.tokens.read() as u64;
         self.progress.tokens += batches.iter().map(tokens).sum::<u64>();
-        self.window.add(&[Metric { name: "loss", sum: loss, units: 1.0 }]);
-        self.window.add(&[Metric { name: "gradient_norm", sum: norm, units: 1.0 }]);
+        self.window.add(&[Metric {
+            name: "loss",
+            sum: loss,
+            units: 1.0,
+        }]);
+        self.window.add(&[Metric {
+            name: "gradient_norm",
+            sum: norm,
+            units: 1.0,
+        }]);
         Ok(loss)
     }
 
@@ -195,11 +252,19 @@ impl State<'_> {
         let mut batches = Vec::with_capacity(options.accumulation);
         for micro in 0..options.accumulation {
             let positions = start + micro * options.batch..start + (micro + 1) * options.batch;
-            let samples: Vec<&Sample> = positions.map(|p| &self.run.samples[self.order.example(p)]).collect();
+            let samples: Vec<&Sample> = positions
+                .map(|p| &self.run.samples[self.order.example(p)])
+                .collect();
             // What is drawn is a function of seed, step and batch, so that a run that was interrupted draws it again.
-            let mut random = Random::named(&format!("batch|{}|{}|{micro}", options.seed, self.progress.step));
+            let mut random = Random::named(&format!(
+                "batch|{}|{}|{micro}",
+                options.seed, self.progress.step
+            ));
             let mut batch = self.run.objective.collate(&samples, &mut random)?;
-            batch.tokens.input.set_dropout(options.dropout, random.next_u64());
+            batch
+                .tokens
+                .input
+                .set_dropout(options.dropout, random.next_u64());
             batches.push(batch);
         }
         Ok(batches)
@@ -219,7 +284,10 @@ impl State<'_> {
         let loss = self.run.objective.loss(&self.run.model, batch)?;
         let value = scalar(&loss.sum) / units;
         if !value.is_finite() {
-            return Err(Error::NotFinite { step, what: "the loss".into() });
+            return Err(Error::NotFinite {
+                step,
+                what: "the loss".into(),
+            });
         }
         self.window.add(&loss.metrics);
         let mut found = (loss.sum / units).backward();
@@ -241,13 +309,20 @@ impl State<'_> {
         for (name, gradient) in &gradients {
             let squares = sum_of_squares(gradient.clone());
             if !squares.is_finite() {
-                return Err(Error::NotFinite { step, what: format!("the gradient of `{name}`") });
+                return Err(Error::NotFinite {
+                    step,
+                    what: format!("the gradient of `{name}`"),
+                });
             }
             total += squares;
         }
         let norm = total.sqrt();
         let options = &self.run.options;
-        let scale = if options.clip > 0.0 && norm > options.clip { options.clip / norm } else { 1.0 };
+        let scale = if options.clip > 0.0 && norm > options.clip {
+            options.clip / norm
+        } else {
+            1.0
+        };
         let learning_rate = options.learning_rate_at(step - 1, self.total);
         let optimiser = &mut self.optimiser;
         self.run.model.visit_mut(&mut |p| {
@@ -264,7 +339,10 @@ impl State<'_> {
         let due = |every: usize| every > 0 && step.is_multiple_of(every);
         if due(self.run.options.log_every) || last {
             let mut values = self.window.means();
-            values.push(("learning_rate".into(), self.run.options.learning_rate_at(step - 1, self.total)));
+            values.push((
+                "learning_rate".into(),
+                self.run.options.learning_rate_at(step - 1, self.total),
+            ));
             values.push(("tokens".into(), self.progress.tokens as f64));
             self.log.write(step, &values)?;
         }
@@ -273,7 +351,13 @@ impl State<'_> {
         }
         if due(self.run.options.checkpoint_every) && !last {
             let keep = self.run.options.keep_checkpoints;
-            checkpoint::write(checkpoints, &self.run.model, &self.optimiser, &self.progress, keep)?;
+            checkpoint::write(
+                checkpoints,
+                &self.run.model,
+                &self.optimiser,
+                &self.progress,
+                keep,
+            )?;
         }
         Ok(())
     }
@@ -283,21 +367,40 @@ impl State<'_> {
         if self.run.validation.is_empty() {
             return Ok(None);
         }
-        let (loss, metrics) =
-            evaluate(&self.run.model, self.run.objective, &self.run.validation, self.run.options.batch)?;
+        let (loss, metrics) = evaluate(
+            &self.run.model,
+            self.run.objective,
+            &self.run.validation,
+            self.run.options.batch,
+        )?;
         let step = self.progress.step;
         let mut values = vec![("eval_loss".to_owned(), loss)];
-        values.extend(metrics.iter().map(|(name, value)| (format!("eval_{name}"), *value)));
+        values.extend(
+            metrics
+                .iter()
+                .map(|(name, value)| (format!("eval_{name}"), *value)),
+        );
         self.log.write(step, &values)?;
-        events(&Event::Evaluated { step, loss, metrics: metrics.clone() });
+        events(&Event::Evaluated {
+            step,
+            loss,
+            metrics: metrics.clone(),
+        });
         Ok(Some((loss, metrics)))
     }
 
     fn finish(mut self, started: Instant, events: &mut dyn FnMut(&Event)) -> Result<Outcome> {
-        let (validation_loss, validation_metrics) =
-            self.evaluate(events)?.map_or((None, Vec::new()), |(loss, metrics)| (Some(loss), metrics));
+        let (validation_loss, validation_metrics) = self
+            .evaluate(events)?
+            .map_or((None, Vec::new()), |(loss, metrics)| (Some(loss), metrics));
         let checkpoints = self.run.folder.join("checkpoints");
-        checkpoint::write(&checkpoints, &self.run.model, &self.optimiser, &self.progress, 1)?;
+        checkpoint::write(
+            &checkpoints,
+            &self.run.model,
+            &self.optimiser,
+            &self.progress,
+            1,
+        )?;
         self.run.model.set_precision(Precision::F32);
         Ok(Outcome {
             model: self.run.model.frozen(),
@@ -337,6 +440,11 @@ pub fn evaluate(
 }
 
 fn scalar(tensor: &Tensor<1>) -> f64 {
-    let values = tensor.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
+    let values = tensor
+        .clone()
+        .inner()
+        .into_data()
+        .try_into_vec::<f32>()
+        .unwrap_or_default();
     values.first().map_or(f64::NAN, |value| f64::from(*value))
 }

@@ -40,7 +40,10 @@ impl Encoder {
                 add(text, *learned);
             }
         }
-        add(stream.finish()?.unwrap_or_default(), example.targets.last().copied().unwrap_or_default());
+        add(
+            stream.finish()?.unwrap_or_default(),
+            example.targets.last().copied().unwrap_or_default(),
+        );
         Ok(runs)
     }
 }
@@ -54,9 +57,13 @@ mod tests {
     #[test]
     fn learned_text_stands_out() {
         let encoder = encoder();
-        let record =
-            Record::Chat { messages: vec![Message::user("hé"), Message::assistant("the sum 日")], tools: None };
-        let Encoded::Example(example) = encoder.encode(&record).unwrap() else { panic!() };
+        let record = Record::Chat {
+            messages: vec![Message::user("hé"), Message::assistant("the sum 日")],
+            tools: None,
+        };
+        let Encoded::Example(example) = encoder.encode(&record).unwrap() else {
+            panic!()
+        };
         assert_eq!(
             encoder.show(&example, false).unwrap(),
             "<|im_start|>user\nhé<|im_end|>\n<|im_start|>assistant\n⟦the sum 日<|im_end|>⟧\n"

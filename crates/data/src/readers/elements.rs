@@ -21,14 +21,26 @@ pub(super) struct Element {
 pub(super) type Elements = Box<dyn Iterator<Item = Result<Element>> + Send>;
 
 /// Splits plain text by paragraphs, and JSON by array elements or by lines, whichever its first byte shows.
-pub(super) fn split(input: impl BufRead + Send + 'static, path: &Path, plain: bool) -> Result<Elements> {
-    let mut stream = Stream { input, path: path.to_path_buf(), line: 1, most: MOST_BYTES };
+pub(super) fn split(
+    input: impl BufRead + Send + 'static,
+    path: &Path,
+    plain: bool,
+) -> Result<Elements> {
+    let mut stream = Stream {
+        input,
+        path: path.to_path_buf(),
+        line: 1,
+        most: MOST_BYTES,
+    };
     if plain {
         return Ok(Box::new(Paragraphs { stream }));
     }
     if stream.skip_space()? == Some(b'[') {
         stream.bump()?;
-        return Ok(Box::new(Array { stream, place: Place::First }));
+        return Ok(Box::new(Array {
+            stream,
+            place: Place::First,
+        }));
     }
     Ok(Box::new(Lines { stream }))
 }
@@ -43,7 +55,11 @@ struct Stream<R> {
 
 impl<R: BufRead> Stream<R> {
     fn record_error(&self, line: usize, reason: impl Into<String>) -> Error {
-        Error::Record { path: self.path.clone(), line, reason: reason.into() }
+        Error::Record {
+            path: self.path.clone(),
+            line,
+            reason: reason.into(),
+        }
     }
 
     fn file_error(&self, error: io::Error) -> Error {
@@ -51,7 +67,10 @@ impl<R: BufRead> Stream<R> {
     }
 
     fn too_long(&self, line: usize) -> Error {
-        self.record_error(line, format!("the record is longer than {} bytes", self.most))
+        self.record_error(
+            line,
+            format!("the record is longer than {} bytes", self.most),
+        )
     }
 
     fn peek(&mut self) -> Result<Option<u8>> {
@@ -84,7 +103,9 @@ impl<R: BufRead> Stream<R> {
     fn next_line(&mut self) -> Result<Option<Element>> {
         let line = self.line;
         let mut bytes = Vec::new();
-        let read = (&mut self.input).take(self.most as u64 + 1).read_until(b'\n', &mut bytes);
+        let read = (&mut self.input)
+            .take(self.most as u64 + 1)
+            .read_until(b'\n', &mut bytes);
         if read.map_err(|error| self.file_error(error))? == 0 {
             return Ok(None);
         }
@@ -92,7 +113,9 @@ impl<R: BufRead> Stream<R> {
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
         } else if bytes.len() > self.most {
-            self.input.skip_until(b'\n').map_err(|error| self.file_error(error))?;
+            self.input
+                .skip_until(b'\n')
+                .map_err(|error| self.file_error(error))?;
             return Err(self.too_long(line));
         }
         if bytes.last() == Some(&b'\r') {
@@ -201,13 +224,18 @@ impl<R: BufRead> Array<R> {
             }
             self.stream.bump()?;
         }
-        Err(self.stream.record_error(self.stream.line, "the file ends inside the array: expected `]`"))
+        Err(self.stream.record_error(
+            self.stream.line,
+            "the file ends inside the array: expected `]`",
+        ))
     }
 
     fn close(&mut self) -> Result<Option<Element>> {
         self.stream.bump()?;
         match self.stream.skip_space()? {
-            Some(_) => Err(self.stream.record_error(self.stream.line, "text after the end of the array")),
+            Some(_) => Err(self
+                .stream
+                .record_error(self.stream.line, "text after the end of the array")),
             None => Ok(None),
         }
     }
@@ -255,35 +283,58 @@ mod tests {
 
     fn parts(text: &str, most: usize) -> Vec<Result<(usize, String), String>> {
         let input = io::Cursor::new(text.as_bytes().to_vec());
-        let mut stream = Stream { input, path: "x".into(), line: 1, most };
+        let mut stream = Stream {
+            input,
+            path: "x".into(),
+            line: 1,
+            most,
+        };
         let elements: Elements = if stream.skip_space().unwrap() == Some(b'[') {
             stream.bump().unwrap();
-            Box::new(Array { stream, place: Place::First })
+            Box::new(Array {
+                stream,
+                place: Place::First,
+            })
         } else {
             Box::new(Lines { stream })
         };
-        let elements = elements.map(|element| element.map(|part| (part.line, String::from_utf8(part.bytes).unwrap())));
-        elements.map(|element| element.map_err(|error| error.to_string())).collect()
+        let elements = elements
+            .map(|element| element.map(|part| (part.line, String::from_utf8(part.bytes).unwrap())));
+        elements
+            .map(|element| element.map_err(|error| error.to_string()))
+            .collect()
     }
 
     #[test]
     fn arrays_split_at_their_own_commas() {
         let parts = parts("\n[{\"a\": \"],\\\"{\"},\n\n [1, [2]] , \"x,\"]\n", 100);
         let expected = [(2, "{\"a\": \"],\\\"{\"}"), (4, "[1, [2]] "), (4, "\"x,\"")];
-        assert_eq!(parts, expected.map(|(line, text)| Ok((line, text.to_string()))));
+        assert_eq!(
+            parts,
+            expected.map(|(line, text)| Ok((line, text.to_string())))
+        );
     }
 
     #[test]
     fn broken_arrays_are_errors() {
-        assert_eq!(parts("[1, 2", 100)[1], Err("x:1: the file ends inside the array: expected `]`".into()));
-        assert_eq!(parts("[1]\n2", 100)[1], Err("x:2: text after the end of the array".into()));
+        assert_eq!(
+            parts("[1, 2", 100)[1],
+            Err("x:1: the file ends inside the array: expected `]`".into())
+        );
+        assert_eq!(
+            parts("[1]\n2", 100)[1],
+            Err("x:2: text after the end of the array".into())
+        );
         assert_eq!(parts("[", 100).len(), 1);
     }
 
     #[test]
     fn long_records_are_errors_and_the_next_is_read() {
         let long = Err("x:1: the record is longer than 4 bytes".into());
-        assert_eq!(parts("12345\n1234\n", 4), [long.clone(), Ok((2, "1234".into()))]);
+        assert_eq!(
+            parts("12345\n1234\n", 4),
+            [long.clone(), Ok((2, "1234".into()))]
+        );
         assert_eq!(parts("[12345,\n1234]", 4), [long, Ok((2, "1234".into()))]);
     }
 }

@@ -42,7 +42,11 @@ impl Fields {
     }
 
     fn missing(&self, name: &str) -> String {
-        format!("{} record without `{name}` ({})", self.form, found(&self.map, name, self.form.keys()))
+        format!(
+            "{} record without `{name}` ({})",
+            self.form,
+            found(&self.map, name, self.form.keys())
+        )
     }
 }
 
@@ -50,23 +54,42 @@ impl Fields {
 pub(super) fn found(map: &Map<String, Value>, missing: &str, known: &[&str]) -> String {
     let keys: Vec<&str> = map.keys().map(String::as_str).collect();
     let strange = || keys.iter().filter(|key| !known.contains(key));
-    let meant =
-        strange().find_map(|key| nearest(key, &[missing])).or_else(|| strange().find_map(|key| nearest(key, known)));
-    let hint = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
-    let more = if keys.len() > MOST_KEYS_NAMED { ", ..." } else { "" };
-    let named: Vec<String> = keys.iter().take(MOST_KEYS_NAMED).map(|key| key.chars().take(40).collect()).collect();
-    let named = if named.is_empty() { "none".to_string() } else { named.join(", ") };
+    let meant = strange()
+        .find_map(|key| nearest(key, &[missing]))
+        .or_else(|| strange().find_map(|key| nearest(key, known)));
+    let hint = meant
+        .map(|meant| format!("; did you mean `{meant}`?"))
+        .unwrap_or_default();
+    let more = if keys.len() > MOST_KEYS_NAMED {
+        ", ..."
+    } else {
+        ""
+    };
+    let named: Vec<String> = keys
+        .iter()
+        .take(MOST_KEYS_NAMED)
+        .map(|key| key.chars().take(40).collect())
+        .collect();
+    let named = if named.is_empty() {
+        "none".to_string()
+    } else {
+        named.join(", ")
+    };
     format!("keys found: {named}{more}{hint}")
 }
 
 /// The text of a value that must be text.
 pub(super) fn text<'a>(name: &str, value: &'a Value) -> Result<&'a str, String> {
-    value.as_str().ok_or_else(|| format!("`{name}` must be text, found {}", kind(value)))
+    value
+        .as_str()
+        .ok_or_else(|| format!("`{name}` must be text, found {}", kind(value)))
 }
 
 /// The list of a value that must be one.
 pub(super) fn list<'a>(name: &str, value: &'a Value) -> Result<&'a Vec<Value>, String> {
-    value.as_array().ok_or_else(|| format!("`{name}` must be a list, found {}", kind(value)))
+    value
+        .as_array()
+        .ok_or_else(|| format!("`{name}` must be a list, found {}", kind(value)))
 }
 
 /// What a value is, in words.
@@ -88,7 +111,9 @@ mod tests {
 
     #[test]
     fn missing_keys_name_what_was_found_and_meant() {
-        let Value::Object(map) = json!({"instruction": "a", "inputs": "b"}) else { panic!() };
+        let Value::Object(map) = json!({"instruction": "a", "inputs": "b"}) else {
+            panic!()
+        };
         let fields = Fields::new(Form::Alpaca, map);
         assert_eq!(
             fields.required("output").unwrap_err(),
@@ -98,7 +123,13 @@ mod tests {
 
     #[test]
     fn wrong_kinds_are_named() {
-        assert_eq!(text("output", &json!(3)).unwrap_err(), "`output` must be text, found a number");
-        assert_eq!(list("messages", &json!({})).unwrap_err(), "`messages` must be a list, found an object");
+        assert_eq!(
+            text("output", &json!(3)).unwrap_err(),
+            "`output` must be text, found a number"
+        );
+        assert_eq!(
+            list("messages", &json!({})).unwrap_err(),
+            "`messages` must be a list, found an object"
+        );
     }
 }

@@ -32,18 +32,45 @@ pub enum Form {
 }
 
 const FORMS: [(Form, &str, &[&str]); 6] = [
-    (Form::Alpaca, "alpaca", &["instruction", "input", "output", "system", "history", "chosen", "rejected"]),
-    (Form::ShareGpt, "sharegpt", &["conversations", "system", "tools", "chosen", "rejected"]),
+    (
+        Form::Alpaca,
+        "alpaca",
+        &[
+            "instruction",
+            "input",
+            "output",
+            "system",
+            "history",
+            "chosen",
+            "rejected",
+        ],
+    ),
+    (
+        Form::ShareGpt,
+        "sharegpt",
+        &["conversations", "system", "tools", "chosen", "rejected"],
+    ),
     (Form::Messages, "messages", &["messages", "tools"]),
-    (Form::Preference, "preference", &["prompt", "chosen", "rejected", "tools"]),
-    (Form::Completion, "completion", &["prompt", "completion", "question", "answer"]),
+    (
+        Form::Preference,
+        "preference",
+        &["prompt", "chosen", "rejected", "tools"],
+    ),
+    (
+        Form::Completion,
+        "completion",
+        &["prompt", "completion", "question", "answer"],
+    ),
     (Form::Text, "text", &["text"]),
 ];
 
 impl Form {
     /// The keys that records of this form can have.
     pub(super) fn keys(self) -> &'static [&'static str] {
-        FORMS.iter().find(|(form, ..)| *form == self).map_or(&[], |(_, _, keys)| *keys)
+        FORMS
+            .iter()
+            .find(|(form, ..)| *form == self)
+            .map_or(&[], |(_, _, keys)| *keys)
     }
 
     /// The form that the keys of a record show.
@@ -73,14 +100,18 @@ impl Form {
             Self::Messages => openai::read_messages(fields),
             Self::Preference => openai::read_preference(fields),
             Self::Completion => read_completion(fields),
-            Self::Text => Ok(Record::Text { text: fields.required_text("text")?.to_string() }),
+            Self::Text => Ok(Record::Text {
+                text: fields.required_text("text")?.to_string(),
+            }),
         }
     }
 }
 
 /// Unpaired preferences look like conversations, but learning their bad answers would be wrong.
 fn refuse_unpaired(form: Form, fields: &Fields) -> Result<(), String> {
-    let label = ["kto_tag", "label"].into_iter().find(|name| fields.get(name).is_some_and(Value::is_boolean));
+    let label = ["kto_tag", "label"]
+        .into_iter()
+        .find(|name| fields.get(name).is_some_and(Value::is_boolean));
     match label {
         Some(label) if form != Form::Text => Err(format!(
             "unpaired preferences (`{label}` is true or false) are not supported: use pairs of `chosen` and `rejected`"
@@ -90,29 +121,55 @@ fn refuse_unpaired(form: Form, fields: &Fields) -> Result<(), String> {
 }
 
 fn read_completion(fields: &Fields) -> Result<Record, String> {
-    let asked = if fields.has("question") && !fields.has("prompt") { "question" } else { "prompt" };
-    let answered = if asked == "question" { "answer" } else { "completion" };
+    let asked = if fields.has("question") && !fields.has("prompt") {
+        "question"
+    } else {
+        "prompt"
+    };
+    let answered = if asked == "question" {
+        "answer"
+    } else {
+        "completion"
+    };
     let mut messages = openai::turns(asked, fields.required(asked)?, Message::user)?;
-    messages.extend(openai::turns(answered, fields.required(answered)?, Message::assistant)?);
+    messages.extend(openai::turns(
+        answered,
+        fields.required(answered)?,
+        Message::assistant,
+    )?);
     check(&messages, Last::Assistant)?;
-    Ok(Record::Chat { messages, tools: None })
+    Ok(Record::Chat {
+        messages,
+        tools: None,
+    })
 }
 
 /// Whether a column name is one of ours.
 pub(super) fn check_column(name: &str) -> Result<()> {
-    let mut known: Vec<&str> = FORMS.iter().flat_map(|(_, _, keys)| keys.iter().copied()).collect();
+    let mut known: Vec<&str> = FORMS
+        .iter()
+        .flat_map(|(_, _, keys)| keys.iter().copied())
+        .collect();
     if known.contains(&name) {
         return Ok(());
     }
     known.sort_unstable();
     known.dedup();
     let hint = suggestion(name, &known);
-    Err(Error::Invalid(format!("no column `{name}`{hint}; there are: {}", known.join(", "))))
+    Err(Error::Invalid(format!(
+        "no column `{name}`{hint}; there are: {}",
+        known.join(", ")
+    )))
 }
 
 impl fmt::Display for Form {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(FORMS.iter().find(|(form, ..)| form == self).map_or("", |(_, name, _)| *name))
+        formatter.write_str(
+            FORMS
+                .iter()
+                .find(|(form, ..)| form == self)
+                .map_or("", |(_, name, _)| *name),
+        )
     }
 }
 
@@ -122,10 +179,17 @@ impl FromStr for Form {
     fn from_str(text: &str) -> Result<Self> {
         let name = if text == "openai" { "messages" } else { text };
         let names = FORMS.map(|(_, name, _)| name);
-        FORMS.iter().find(|(_, known, _)| *known == name).map(|(form, ..)| *form).ok_or_else(|| {
-            let hint = suggestion(name, &names);
-            Error::Invalid(format!("no data form `{text}`{hint}; there are: {}", names.join(", ")))
-        })
+        FORMS
+            .iter()
+            .find(|(_, known, _)| *known == name)
+            .map(|(form, ..)| *form)
+            .ok_or_else(|| {
+                let hint = suggestion(name, &names);
+                Error::Invalid(format!(
+                    "no data form `{text}`{hint}; there are: {}",
+                    names.join(", ")
+                ))
+            })
     }
 }
 
@@ -135,7 +199,9 @@ mod tests {
     use serde_json::json;
 
     fn read(value: Value) -> Result<Record, String> {
-        let Value::Object(map) = value else { panic!("no object") };
+        let Value::Object(map) = value else {
+            panic!("no object")
+        };
         let form = Form::detect(&map)?;
         form.read(&Fields::new(form, map))
     }
@@ -147,26 +213,44 @@ mod tests {
             assert_eq!(form.to_string(), name);
         }
         assert_eq!("openai".parse::<Form>().unwrap(), Form::Messages);
-        assert!("sharegtp".parse::<Form>().unwrap_err().to_string().contains("did you mean `sharegpt`?"));
+        assert!(
+            "sharegtp"
+                .parse::<Form>()
+                .unwrap_err()
+                .to_string()
+                .contains("did you mean `sharegpt`?")
+        );
     }
 
     #[test]
     fn unknown_keys_are_named() {
         let message = read(json!({"massages": []})).unwrap_err();
-        assert!(message.contains("keys found: massages; did you mean `messages`?"), "{message}");
+        assert!(
+            message.contains("keys found: massages; did you mean `messages`?"),
+            "{message}"
+        );
     }
 
     #[test]
     fn unpaired_preferences_are_refused() {
         let message = read(json!({"messages": [], "label": true})).unwrap_err();
-        assert!(message.starts_with("unpaired preferences (`label` is true or false)"), "{message}");
+        assert!(
+            message.starts_with("unpaired preferences (`label` is true or false)"),
+            "{message}"
+        );
         assert!(read(json!({"text": "a", "label": true})).is_ok());
     }
 
     #[test]
     fn completions_of_text_and_of_messages() {
-        let expected = Record::Chat { messages: vec![Message::user("a"), Message::assistant("b")], tools: None };
-        assert_eq!(read(json!({"question": "a", "answer": "b"})).unwrap(), expected);
+        let expected = Record::Chat {
+            messages: vec![Message::user("a"), Message::assistant("b")],
+            tools: None,
+        };
+        assert_eq!(
+            read(json!({"question": "a", "answer": "b"})).unwrap(),
+            expected
+        );
         let messages = json!({
             "prompt": [{"role": "user", "content": "a"}],
             "completion": [{"role": "assistant", "content": "b"}],

@@ -61,7 +61,11 @@ pub struct Source {
 impl Source {
     /// A file whose form is detected.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), form: None, columns: BTreeMap::new() }
+        Self {
+            path: path.into(),
+            form: None,
+            columns: BTreeMap::new(),
+        }
     }
 }
 
@@ -105,9 +109,15 @@ pub fn open(source: &Source) -> Result<Reader> {
     let plain = is_plain(&source.path)?;
     if plain && source.form.is_some_and(|form| form != Form::Text) {
         let reason = "a plain text file has only the form `text`; the other forms are read from .json and .jsonl";
-        return Err(Error::Invalid(format!("{}: {reason}", source.path.display())));
+        return Err(Error::Invalid(format!(
+            "{}: {reason}",
+            source.path.display()
+        )));
     }
-    source.columns.keys().try_for_each(|name| forms::check_column(name))?;
+    source
+        .columns
+        .keys()
+        .try_for_each(|name| forms::check_column(name))?;
     let file = File::open(&source.path).map_err(|error| Error::file(&source.path, error))?;
     let input = without_mark(file).map_err(|error| Error::file(&source.path, error))?;
     let elements = elements::split(input, &source.path, plain)?;
@@ -126,7 +136,10 @@ pub fn open(source: &Source) -> Result<Reader> {
 /// # Errors
 /// The first malformed record, unless `skip_malformed`; a file that cannot be read; a file without a usable record.
 pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
-    let mut loaded = Loaded { records: Vec::new(), skipped: Vec::new() };
+    let mut loaded = Loaded {
+        records: Vec::new(),
+        skipped: Vec::new(),
+    };
     for record in open(source)? {
         match record {
             Ok(record) => loaded.records.push(record),
@@ -135,20 +148,33 @@ pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
         }
     }
     if loaded.records.is_empty() {
-        let why = loaded.skipped.first().map(|first| format!("; the first malformed one: {first}")).unwrap_or_default();
-        return Err(Error::Invalid(format!("{}: no records{why}", source.path.display())));
+        let why = loaded
+            .skipped
+            .first()
+            .map(|first| format!("; the first malformed one: {first}"))
+            .unwrap_or_default();
+        return Err(Error::Invalid(format!(
+            "{}: no records{why}",
+            source.path.display()
+        )));
     }
     Ok(loaded)
 }
 
 /// Whether a file is plain text (or JSON), by its ending.
 fn is_plain(path: &Path) -> Result<bool> {
-    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+    let ending = path
+        .extension()
+        .and_then(|ending| ending.to_str())
+        .unwrap_or_default()
+        .to_ascii_lowercase();
     match ending.as_str() {
         "json" | "jsonl" | "ndjson" => Ok(false),
         "txt" | "text" | "md" => Ok(true),
         _ => {
-            let reason = format!("cannot read a data file that ends in `{ending}`: expected .jsonl, .json or .txt");
+            let reason = format!(
+                "cannot read a data file that ends in `{ending}`: expected .jsonl, .json or .txt"
+            );
             Err(Error::Invalid(format!("{}: {reason}", path.display())))
         }
     }
@@ -172,10 +198,16 @@ impl Reader {
     }
 
     fn read(&mut self, element: &Element) -> Result<Record, Problem> {
-        let text = std::str::from_utf8(&element.bytes)
-            .map_err(|error| format!("invalid UTF-8 after {} bytes of the record", error.valid_up_to()))?;
+        let text = std::str::from_utf8(&element.bytes).map_err(|error| {
+            format!(
+                "invalid UTF-8 after {} bytes of the record",
+                error.valid_up_to()
+            )
+        })?;
         if self.plain {
-            return Ok(Record::Text { text: text.trim_end().to_string() });
+            return Ok(Record::Text {
+                text: text.trim_end().to_string(),
+            });
         }
         let map = self.rename(object(text)?);
         let form = match self.form {
@@ -187,9 +219,16 @@ impl Reader {
 
     /// Our names for the file's columns.
     fn rename(&self, mut map: Map<String, Value>) -> Map<String, Value> {
-        let taken: Vec<(&String, Option<Value>)> =
-            self.columns.iter().map(|(ours, theirs)| (ours, map.shift_remove(theirs))).collect();
-        map.extend(taken.into_iter().filter_map(|(ours, value)| Some((ours.clone(), value?))));
+        let taken: Vec<(&String, Option<Value>)> = self
+            .columns
+            .iter()
+            .map(|(ours, theirs)| (ours, map.shift_remove(theirs)))
+            .collect();
+        map.extend(
+            taken
+                .into_iter()
+                .filter_map(|(ours, value)| Some((ours.clone(), value?))),
+        );
         map
     }
 }
@@ -203,7 +242,10 @@ fn object(text: &str) -> Result<Map<String, Value>, Problem> {
             let message = error.to_string();
             let message = message.split(" at line ").next().unwrap_or(&message);
             let reason = format!("invalid JSON at column {column}: {message}");
-            Err(Problem { offset: line.saturating_sub(1), reason })
+            Err(Problem {
+                offset: line.saturating_sub(1),
+                reason,
+            })
         }
     }
 }
@@ -223,17 +265,24 @@ impl Iterator for Reader {
                 return Some(Err(error));
             }
         };
-        Some(self.read(&element).map_err(|Problem { offset, reason }| Error::Record {
-            path: self.path.clone(),
-            line: element.line + offset,
-            reason,
-        }))
+        Some(
+            self.read(&element)
+                .map_err(|Problem { offset, reason }| Error::Record {
+                    path: self.path.clone(),
+                    line: element.line + offset,
+                    reason,
+                }),
+        )
     }
 }
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Reader").field("path", &self.path).field("form", &self.form).finish_non_exhaustive()
+        formatter
+            .debug_struct("Reader")
+            .field("path", &self.path)
+            .field("form", &self.form)
+            .finish_non_exhaustive()
     }
 }
 
@@ -248,40 +297,73 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let (records, errors): (Vec<_>, Vec<_>) = open(&Source::new(path)).unwrap().partition(Result::is_ok);
-        let errors = errors.into_iter().map(|error| error.unwrap_err().to_string());
+        let (records, errors): (Vec<_>, Vec<_>) =
+            open(&Source::new(path)).unwrap().partition(Result::is_ok);
+        let errors = errors
+            .into_iter()
+            .map(|error| error.unwrap_err().to_string());
         (
             records.into_iter().flatten().collect(),
-            errors.map(|error| error.replace(folder.path().to_str().unwrap(), "")).collect(),
+            errors
+                .map(|error| error.replace(folder.path().to_str().unwrap(), ""))
+                .collect(),
         )
     }
 
     fn chat(turns: &[(&str, &str)]) -> Record {
-        let messages = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
-        Record::Chat { messages, tools: None }
+        let messages = turns
+            .iter()
+            .map(|(role, content)| Message::new(*role, *content))
+            .collect();
+        Record::Chat {
+            messages,
+            tools: None,
+        }
     }
 
     #[test]
     fn lines_and_arrays_read_alike_and_go_on_after_errors() {
         let good = r#"{"question": "a", "answer": "b"}"#;
         let expected = chat(&[("user", "a"), ("assistant", "b")]);
-        let (records, errors) = load("x.jsonl", format!("{good}\n{{\"question\n\n{good}\n[1]\n").as_bytes());
+        let (records, errors) = load(
+            "x.jsonl",
+            format!("{good}\n{{\"question\n\n{good}\n[1]\n").as_bytes(),
+        );
         assert_eq!(records, [expected.clone(), expected.clone()]);
-        assert!(errors[0].starts_with("/x.jsonl:2: invalid JSON at column "), "{errors:?}");
+        assert!(
+            errors[0].starts_with("/x.jsonl:2: invalid JSON at column "),
+            "{errors:?}"
+        );
         assert_eq!(errors[1], "/x.jsonl:5: expected an object, found a list");
-        let (records, errors) =
-            load("x.json", format!("\u{feff}[\n{good},\n{{\"question\":\n 3x}}, {good}]\n").as_bytes());
+        let (records, errors) = load(
+            "x.json",
+            format!("\u{feff}[\n{good},\n{{\"question\":\n 3x}}, {good}]\n").as_bytes(),
+        );
         assert_eq!(records, [expected.clone(), expected]);
-        assert!(errors.len() == 1 && errors[0].starts_with("/x.json:4: invalid JSON at column 3"), "{errors:?}");
+        assert!(
+            errors.len() == 1 && errors[0].starts_with("/x.json:4: invalid JSON at column 3"),
+            "{errors:?}"
+        );
     }
 
     #[test]
     fn text_files_split_at_blank_lines() {
         let (records, errors) = load("x.txt", b"\xef\xbb\xbfa\r\nb\r\n\r\n \nc\n\n\xff\n\nd");
-        let texts: Vec<&str> =
-            records.iter().map(|record| if let Record::Text { text } = record { text.as_str() } else { "" }).collect();
+        let texts: Vec<&str> = records
+            .iter()
+            .map(|record| {
+                if let Record::Text { text } = record {
+                    text.as_str()
+                } else {
+                    ""
+                }
+            })
+            .collect();
         assert_eq!(texts, ["a\nb", "c", "d"]);
-        assert_eq!(errors, ["/x.txt:7: invalid UTF-8 after 0 bytes of the record"]);
+        assert_eq!(
+            errors,
+            ["/x.txt:7: invalid UTF-8 after 0 bytes of the record"]
+        );
     }
 
     #[test]
@@ -290,9 +372,17 @@ mod tests {
         let path = folder.path().join("x.jsonl");
         std::fs::write(&path, r#"{"input": "ask", "reply": "say"}"#).unwrap();
         let columns = [("prompt", "input"), ("completion", "reply")];
-        let columns = columns.into_iter().map(|(ours, theirs)| (ours.to_string(), theirs.to_string()));
-        let mut source = Source { columns: columns.collect(), ..Source::new(path) };
-        assert_eq!(read_all(&source, false).unwrap().records, [chat(&[("user", "ask"), ("assistant", "say")])]);
+        let columns = columns
+            .into_iter()
+            .map(|(ours, theirs)| (ours.to_string(), theirs.to_string()));
+        let mut source = Source {
+            columns: columns.collect(),
+            ..Source::new(path)
+        };
+        assert_eq!(
+            read_all(&source, false).unwrap().records,
+            [chat(&[("user", "ask"), ("assistant", "say")])]
+        );
         source.columns.insert("promt".into(), "input".into());
         let message = read_all(&source, false).unwrap_err().to_string();
         assert!(message.contains("did you mean `prompt`?"), "{message}");
@@ -322,30 +412,50 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.jsonl");
         std::fs::write(&path, "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n").unwrap();
-        let message = read_all(&Source::new(&path), false).unwrap_err().to_string();
+        let message = read_all(&Source::new(&path), false)
+            .unwrap_err()
+            .to_string();
         assert!(
-            message.ends_with("x.jsonl:2: text record without `text` (keys found: txt; did you mean `text`?)"),
+            message.ends_with(
+                "x.jsonl:2: text record without `text` (keys found: txt; did you mean `text`?)"
+            ),
             "{message}"
         );
-        assert_eq!(read_all(&Source::new(&path), true).unwrap().skipped.len(), 1);
+        assert_eq!(
+            read_all(&Source::new(&path), true).unwrap().skipped.len(),
+            1
+        );
     }
 
     fn messages(count: usize) -> impl Strategy<Value = Vec<Message>> {
         proptest::collection::vec(any::<String>(), count).prop_map(|contents| {
             let turns = contents.into_iter().enumerate();
-            turns.map(|(turn, content)| Message::new(["user", "assistant"][turn % 2], content)).collect()
+            turns
+                .map(|(turn, content)| Message::new(["user", "assistant"][turn % 2], content))
+                .collect()
         })
     }
 
     fn record() -> impl Strategy<Value = Record> {
-        let tools = proptest::option::of(Just(json!([{"type": "function", "function": {"name": "f"}}])));
+        let tools = proptest::option::of(Just(
+            json!([{"type": "function", "function": {"name": "f"}}]),
+        ));
         prop_oneof![
             any::<String>().prop_map(|text| Record::Text { text }),
-            (messages(4), tools.clone()).prop_map(|(messages, tools)| Record::Chat { messages, tools }),
-            (messages(3), any::<String>(), any::<String>(), tools).prop_map(|(prompt, chosen, rejected, tools)| {
-                let (chosen, rejected) = (Message::assistant(chosen), Message::assistant(rejected));
-                Record::Preference { prompt, chosen, rejected, tools }
-            }),
+            (messages(4), tools.clone())
+                .prop_map(|(messages, tools)| Record::Chat { messages, tools }),
+            (messages(3), any::<String>(), any::<String>(), tools).prop_map(
+                |(prompt, chosen, rejected, tools)| {
+                    let (chosen, rejected) =
+                        (Message::assistant(chosen), Message::assistant(rejected));
+                    Record::Preference {
+                        prompt,
+                        chosen,
+                        rejected,
+                        tools,
+                    }
+                }
+            ),
         ]
     }
 

@@ -27,14 +27,18 @@ pub fn nearest<'a>(name: &str, choices: &[&'a str]) -> Option<&'a str> {
     if name.len() > 64 {
         return None;
     }
-    let ranked = choices.iter().map(|choice| (distance(name, choice), *choice));
+    let ranked = choices
+        .iter()
+        .map(|choice| (distance(name, choice), *choice));
     let (distance, choice) = ranked.min_by_key(|(distance, _)| *distance)?;
     (distance <= name.chars().count().max(choice.len()) / 3).then_some(choice)
 }
 
 /// ``; did you mean `x`?`` for the nearest choice, or nothing.
 pub fn suggestion(name: &str, choices: &[&str]) -> String {
-    nearest(name, choices).map(|choice| format!("; did you mean `{choice}`?")).unwrap_or_default()
+    nearest(name, choices)
+        .map(|choice| format!("; did you mean `{choice}`?"))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

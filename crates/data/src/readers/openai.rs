@@ -9,13 +9,19 @@ use crate::record::{Message, Record};
 pub(super) fn read_messages(fields: &Fields) -> Result<Record, String> {
     let messages = turns("messages", fields.required("messages")?, Message::user)?;
     check(&messages, Last::Assistant)?;
-    Ok(Record::Chat { messages, tools: tools(fields)? })
+    Ok(Record::Chat {
+        messages,
+        tools: tools(fields)?,
+    })
 }
 
 /// `prompt`, `chosen` and `rejected`, each text or messages. The prompt is the given one with the common start of the two
 /// answers, which may repeat it.
 pub(super) fn read_preference(fields: &Fields) -> Result<Record, String> {
-    let given = fields.get("prompt").map(|prompt| turns("prompt", prompt, Message::user)).transpose()?;
+    let given = fields
+        .get("prompt")
+        .map(|prompt| turns("prompt", prompt, Message::user))
+        .transpose()?;
     let chosen = turns("chosen", fields.required("chosen")?, Message::assistant)?;
     let rejected = turns("rejected", fields.required("rejected")?, Message::assistant)?;
     let common = common_start(&chosen, &rejected);
@@ -26,17 +32,33 @@ pub(super) fn read_preference(fields: &Fields) -> Result<Record, String> {
     }
     prompt.extend_from_slice(shared);
     if prompt.is_empty() {
-        return Err("no prompt: give `prompt`, or messages in `chosen` and `rejected` that start alike".to_string());
+        return Err(
+            "no prompt: give `prompt`, or messages in `chosen` and `rejected` that start alike"
+                .to_string(),
+        );
     }
     check(&prompt, Last::User)?;
-    let (chosen, rejected) = (answer("chosen", &chosen[common..])?, answer("rejected", &rejected[common..])?);
-    Ok(Record::Preference { prompt, chosen, rejected, tools: tools(fields)? })
+    let (chosen, rejected) = (
+        answer("chosen", &chosen[common..])?,
+        answer("rejected", &rejected[common..])?,
+    );
+    Ok(Record::Preference {
+        prompt,
+        chosen,
+        rejected,
+        tools: tools(fields)?,
+    })
 }
 
 /// Number of first messages that are alike; the last one of each is never counted.
 fn common_start(chosen: &[Message], rejected: &[Message]) -> usize {
     let most = chosen.len().min(rejected.len()).saturating_sub(1);
-    chosen.iter().zip(rejected).take(most).take_while(|(left, right)| left == right).count()
+    chosen
+        .iter()
+        .zip(rejected)
+        .take(most)
+        .take_while(|(left, right)| left == right)
+        .count()
 }
 
 fn answer(name: &str, messages: &[Message]) -> Result<Message, String> {
@@ -53,25 +75,41 @@ fn answer(name: &str, messages: &[Message]) -> Result<Message, String> {
 }
 
 /// Messages, from a list of them or from a text in the role of `speaker`.
-pub(super) fn turns(name: &str, value: &Value, speaker: fn(String) -> Message) -> Result<Vec<Message>, String> {
+pub(super) fn turns(
+    name: &str,
+    value: &Value,
+    speaker: fn(String) -> Message,
+) -> Result<Vec<Message>, String> {
     if let Value::String(text) = value {
         return Ok(vec![speaker(text.clone())]);
     }
     let messages = list(name, value)?.iter().enumerate();
-    messages.map(|(index, value)| message(value).map_err(|reason| format!("turn {}: {reason}", index + 1))).collect()
+    messages
+        .map(|(index, value)| {
+            message(value).map_err(|reason| format!("turn {}: {reason}", index + 1))
+        })
+        .collect()
 }
 
 /// One message; fields other than role and content are kept.
 pub(super) fn message(value: &Value) -> Result<Message, String> {
-    let Value::Object(map) = value else { return Err(format!("expected a message, found {}", kind(value))) };
+    let Value::Object(map) = value else {
+        return Err(format!("expected a message, found {}", kind(value)));
+    };
     let mut rest = map.clone();
-    let speaker = rest.shift_remove("role").ok_or("a message without `role`")?;
+    let speaker = rest
+        .shift_remove("role")
+        .ok_or("a message without `role`")?;
     let content = content(rest.shift_remove("content").unwrap_or_default())?;
     let role = role(text("role", &speaker)?)?;
     if content.is_none() && !rest.contains_key("tool_calls") {
         return Err(format!("a message of the {role} without `content`"));
     }
-    Ok(Message { role: role.to_string(), content: content.unwrap_or_default(), rest })
+    Ok(Message {
+        role: role.to_string(),
+        content: content.unwrap_or_default(),
+        rest,
+    })
 }
 
 /// The text of a message: text, nothing, or a list of text parts.
@@ -80,9 +118,12 @@ fn content(value: Value) -> Result<Option<String>, String> {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text)),
         Value::Array(parts) => {
-            let text = parts.iter().map(|part| part.get("text").and_then(Value::as_str));
+            let text = parts
+                .iter()
+                .map(|part| part.get("text").and_then(Value::as_str));
             let text: Option<String> = text.collect();
-            text.map(Some).ok_or_else(|| "`content` has parts that are not text".to_string())
+            text.map(Some)
+                .ok_or_else(|| "`content` has parts that are not text".to_string())
         }
         other => Err(format!("`content` must be text, found {}", kind(&other))),
     }
@@ -93,9 +134,8 @@ pub(super) fn tools(fields: &Fields) -> Result<Option<Value>, String> {
     let parsed = match fields.get("tools") {
         None => return Ok(None),
         Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
-        Some(Value::String(text)) => {
-            serde_json::from_str(text).map_err(|error| format!("`tools` is not valid JSON: {error}"))?
-        }
+        Some(Value::String(text)) => serde_json::from_str(text)
+            .map_err(|error| format!("`tools` is not valid JSON: {error}"))?,
         Some(value) => value.clone(),
     };
     let tools: Vec<Value> = list("tools", &parsed)?.iter().map(envelope).collect();
@@ -104,7 +144,11 @@ pub(super) fn tools(fields: &Fields) -> Result<Option<Value>, String> {
 
 fn envelope(tool: &Value) -> Value {
     let bare = tool.get("name").is_some() && tool.get("function").is_none();
-    if bare { serde_json::json!({"type": "function", "function": tool}) } else { tool.clone() }
+    if bare {
+        serde_json::json!({"type": "function", "function": tool})
+    } else {
+        tool.clone()
+    }
 }
 
 #[cfg(test)]
@@ -114,16 +158,31 @@ mod tests {
     use serde_json::json;
 
     fn read(value: Value) -> Result<Record, String> {
-        let Value::Object(map) = value else { panic!("no object") };
-        let form = if map.contains_key("messages") { Form::Messages } else { Form::Preference };
+        let Value::Object(map) = value else {
+            panic!("no object")
+        };
+        let form = if map.contains_key("messages") {
+            Form::Messages
+        } else {
+            Form::Preference
+        };
         form.read(&Fields::new(form, map))
     }
 
     fn pair(prompt: &[&str]) -> Result<Record, String> {
         let roles = ["user", "assistant"];
-        let prompt = prompt.iter().enumerate().map(|(turn, text)| Message::new(roles[turn % 2], *text)).collect();
+        let prompt = prompt
+            .iter()
+            .enumerate()
+            .map(|(turn, text)| Message::new(roles[turn % 2], *text))
+            .collect();
         let (chosen, rejected) = (Message::assistant("good"), Message::assistant("bad"));
-        Ok(Record::Preference { prompt, chosen, rejected, tools: None })
+        Ok(Record::Preference {
+            prompt,
+            chosen,
+            rejected,
+            tools: None,
+        })
     }
 
     #[test]
@@ -132,34 +191,79 @@ mod tests {
         let result = json!({"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "r"}]});
         let messages = json!([{"role": "user", "content": "q"}, call, result, {"role": "assistant", "content": "a"}]);
         let record = read(json!({"messages": messages, "tools": "[{\"name\": \"f\"}]"})).unwrap();
-        let Record::Chat { messages, tools } = record else { panic!("no chat") };
+        let Record::Chat { messages, tools } = record else {
+            panic!("no chat")
+        };
         assert_eq!(messages[1].rest["tool_calls"], json!([{"id": "1"}]));
-        assert_eq!((messages[2].content.as_str(), &messages[2].rest["tool_call_id"]), ("r", &json!("1")));
-        assert_eq!(tools, Some(json!([{"type": "function", "function": {"name": "f"}}])));
+        assert_eq!(
+            (
+                messages[2].content.as_str(),
+                &messages[2].rest["tool_call_id"]
+            ),
+            ("r", &json!("1"))
+        );
+        assert_eq!(
+            tools,
+            Some(json!([{"type": "function", "function": {"name": "f"}}]))
+        );
     }
 
     #[test]
     fn preferences_of_text_and_messages() {
-        assert_eq!(read(json!({"prompt": "a", "chosen": "good", "rejected": "bad"})), pair(&["a"]));
+        assert_eq!(
+            read(json!({"prompt": "a", "chosen": "good", "rejected": "bad"})),
+            pair(&["a"])
+        );
         let user = json!({"role": "user", "content": "a"});
-        let (good, bad) =
-            (json!({"role": "assistant", "content": "good"}), json!({"role": "assistant", "content": "bad"}));
-        assert_eq!(read(json!({"prompt": [user], "chosen": [good], "rejected": [bad]})), pair(&["a"]));
-        assert_eq!(read(json!({"chosen": [user, good], "rejected": [user, bad]})), pair(&["a"]));
-        assert_eq!(read(json!({"prompt": "a", "chosen": [user, good], "rejected": [user, bad]})), pair(&["a"]));
+        let (good, bad) = (
+            json!({"role": "assistant", "content": "good"}),
+            json!({"role": "assistant", "content": "bad"}),
+        );
+        assert_eq!(
+            read(json!({"prompt": [user], "chosen": [good], "rejected": [bad]})),
+            pair(&["a"])
+        );
+        assert_eq!(
+            read(json!({"chosen": [user, good], "rejected": [user, bad]})),
+            pair(&["a"])
+        );
+        assert_eq!(
+            read(json!({"prompt": "a", "chosen": [user, good], "rejected": [user, bad]})),
+            pair(&["a"])
+        );
         let long = json!({"chosen": [user, good, user, good], "rejected": [user, good, user, bad]});
         assert_eq!(read(long), pair(&["a", "good", "a"]));
     }
 
     #[test]
     fn errors() {
-        assert!(read(json!({"chosen": "a", "rejected": "b"})).unwrap_err().starts_with("no prompt"));
-        assert!(read(json!({"prompt": "a", "chosen": "b"})).unwrap_err().contains("without `rejected`"));
-        assert!(read(json!({"prompt": "a", "chosen": [], "rejected": "b"})).unwrap_err().contains("found []"));
+        assert!(
+            read(json!({"chosen": "a", "rejected": "b"}))
+                .unwrap_err()
+                .starts_with("no prompt")
+        );
+        assert!(
+            read(json!({"prompt": "a", "chosen": "b"}))
+                .unwrap_err()
+                .contains("without `rejected`")
+        );
+        assert!(
+            read(json!({"prompt": "a", "chosen": [], "rejected": "b"}))
+                .unwrap_err()
+                .contains("found []")
+        );
         let message = read(json!({"messages": [{"role": "user", "content": 3}]})).unwrap_err();
         assert_eq!(message, "turn 1: `content` must be text, found a number");
-        assert!(read(json!({"messages": [{"role": "user"}]})).unwrap_err().contains("user without `content`"));
+        assert!(
+            read(json!({"messages": [{"role": "user"}]}))
+                .unwrap_err()
+                .contains("user without `content`")
+        );
         let tools = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": "{"});
-        assert!(read(tools).unwrap_err().contains("`tools` is not valid JSON"));
+        assert!(
+            read(tools)
+                .unwrap_err()
+                .contains("`tools` is not valid JSON")
+        );
     }
 }

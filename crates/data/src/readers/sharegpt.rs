@@ -9,52 +9,85 @@ use crate::record::{Message, Record};
 
 pub(super) fn read(fields: &Fields) -> Result<Record, String> {
     let mut messages = Vec::new();
-    for (index, turn) in list("conversations", fields.required("conversations")?)?.iter().enumerate() {
+    for (index, turn) in list("conversations", fields.required("conversations")?)?
+        .iter()
+        .enumerate()
+    {
         messages.push(message(turn).map_err(|reason| format!("turn {}: {reason}", index + 1))?);
     }
     let system = fields.text("system")?.filter(|system| !system.is_empty());
-    if let Some(system) = system.filter(|_| messages.first().is_none_or(|first| first.role != "system")) {
+    if let Some(system) =
+        system.filter(|_| messages.first().is_none_or(|first| first.role != "system"))
+    {
         messages.insert(0, Message::system(system));
     }
     let tools = tools(fields)?;
     if fields.has("chosen") || fields.has("rejected") {
         check(&messages, Last::User)?;
         let (chosen, rejected) = (answer(fields, "chosen")?, answer(fields, "rejected")?);
-        return Ok(Record::Preference { prompt: messages, chosen, rejected, tools });
+        return Ok(Record::Preference {
+            prompt: messages,
+            chosen,
+            rejected,
+            tools,
+        });
     }
     check(&messages, Last::Assistant)?;
     Ok(Record::Chat { messages, tools })
 }
 
 fn answer(fields: &Fields, name: &str) -> Result<Message, String> {
-    let message = message(fields.required(name)?).map_err(|reason| format!("`{name}`: {reason}"))?;
+    let message =
+        message(fields.required(name)?).map_err(|reason| format!("`{name}`: {reason}"))?;
     if message.role == "assistant" {
         return Ok(message);
     }
-    Err(format!("`{name}` must be the assistant's, found `{}`", message.role))
+    Err(format!(
+        "`{name}` must be the assistant's, found `{}`",
+        message.role
+    ))
 }
 
 fn message(turn: &Value) -> Result<Message, String> {
-    let Value::Object(map) = turn else { return Err(format!("expected a message, found {}", kind(turn))) };
+    let Value::Object(map) = turn else {
+        return Err(format!("expected a message, found {}", kind(turn)));
+    };
     if map.contains_key("role") {
         return openai::message(turn);
     }
     let speaker = text("from", map.get("from").ok_or("a message without `from`")?)?;
-    let value = text("value", map.get("value").ok_or("a message without `value`")?)?;
-    if speaker == "function_call" { function_call(value) } else { Ok(Message::new(role(speaker)?, value)) }
+    let value = text(
+        "value",
+        map.get("value").ok_or("a message without `value`")?,
+    )?;
+    if speaker == "function_call" {
+        function_call(value)
+    } else {
+        Ok(Message::new(role(speaker)?, value))
+    }
 }
 
 /// A turn of the assistant that calls functions, from the JSON of one call or a list of them.
 fn function_call(value: &str) -> Result<Message, String> {
-    let parsed: Value =
-        serde_json::from_str(value).map_err(|error| format!("the function call is not JSON: {error}"))?;
-    let calls = if let Value::Array(calls) = parsed { calls } else { vec![parsed] };
+    let parsed: Value = serde_json::from_str(value)
+        .map_err(|error| format!("the function call is not JSON: {error}"))?;
+    let calls = if let Value::Array(calls) = parsed {
+        calls
+    } else {
+        vec![parsed]
+    };
     if calls.is_empty() || calls.iter().any(|call| call.get("name").is_none()) {
         return Err("a function call without `name`".to_string());
     }
-    let calls: Vec<Value> = calls.iter().map(|call| json!({"type": "function", "function": call})).collect();
+    let calls: Vec<Value> = calls
+        .iter()
+        .map(|call| json!({"type": "function", "function": call}))
+        .collect();
     let rest = Map::from_iter([("tool_calls".to_string(), Value::Array(calls))]);
-    Ok(Message { rest, ..Message::assistant("") })
+    Ok(Message {
+        rest,
+        ..Message::assistant("")
+    })
 }
 
 #[cfg(test)]
@@ -63,7 +96,9 @@ mod tests {
     use super::*;
 
     fn read(value: Value) -> Result<Record, String> {
-        let Value::Object(map) = value else { panic!("no object") };
+        let Value::Object(map) = value else {
+            panic!("no object")
+        };
         super::read(&Fields::new(Form::ShareGpt, map))
     }
 
@@ -73,20 +108,38 @@ mod tests {
 
     #[test]
     fn roles_and_function_calls() {
-        let call = turn("function_call", "{\"name\": \"f\", \"arguments\": {\"x\": 1}}");
-        let turns = [turn("human", "q"), call, turn("observation", "1"), turn("gpt", "a")];
+        let call = turn(
+            "function_call",
+            "{\"name\": \"f\", \"arguments\": {\"x\": 1}}",
+        );
+        let turns = [
+            turn("human", "q"),
+            call,
+            turn("observation", "1"),
+            turn("gpt", "a"),
+        ];
         let record = read(json!({"conversations": turns, "system": "s", "tools": ""})).unwrap();
-        let Record::Chat { messages, tools } = record else { panic!("no chat") };
-        let roles: Vec<&str> = messages.iter().map(|message| message.role.as_str()).collect();
+        let Record::Chat { messages, tools } = record else {
+            panic!("no chat")
+        };
+        let roles: Vec<&str> = messages
+            .iter()
+            .map(|message| message.role.as_str())
+            .collect();
         assert_eq!(roles, ["system", "user", "assistant", "tool", "assistant"]);
-        assert_eq!(messages[2].rest["tool_calls"][0]["function"]["arguments"]["x"], 1);
+        assert_eq!(
+            messages[2].rest["tool_calls"][0]["function"]["arguments"]["x"],
+            1
+        );
         assert_eq!(tools, None);
     }
 
     #[test]
     fn a_leading_system_turn_overrides_the_column() {
         let turns = [turn("system", "mine"), turn("human", "q"), turn("gpt", "a")];
-        let Ok(Record::Chat { messages, .. }) = read(json!({"conversations": turns, "system": "other"})) else {
+        let Ok(Record::Chat { messages, .. }) =
+            read(json!({"conversations": turns, "system": "other"}))
+        else {
             panic!("no chat")
         };
         assert_eq!(messages.len(), 3);
@@ -95,21 +148,38 @@ mod tests {
 
     #[test]
     fn ranking() {
-        let value =
-            json!({"conversations": [turn("human", "q")], "chosen": turn("gpt", "a"), "rejected": turn("gpt", "b")});
-        let Ok(Record::Preference { prompt, chosen, rejected, .. }) = read(value) else { panic!("no pair") };
+        let value = json!({"conversations": [turn("human", "q")], "chosen": turn("gpt", "a"), "rejected": turn("gpt", "b")});
+        let Ok(Record::Preference {
+            prompt,
+            chosen,
+            rejected,
+            ..
+        }) = read(value)
+        else {
+            panic!("no pair")
+        };
         assert_eq!(
             (prompt, chosen, rejected),
-            (vec![Message::user("q")], Message::assistant("a"), Message::assistant("b"))
+            (
+                vec![Message::user("q")],
+                Message::assistant("a"),
+                Message::assistant("b")
+            )
         );
     }
 
     #[test]
     fn errors() {
         let wrong = |turns: Value| read(json!({"conversations": turns})).unwrap_err();
-        assert!(wrong(json!([turn("humans", "q")])).contains("turn 1: no role `humans`; did you mean `human`?"));
+        assert!(
+            wrong(json!([turn("humans", "q")]))
+                .contains("turn 1: no role `humans`; did you mean `human`?")
+        );
         assert!(wrong(json!([turn("human", "q")])).contains("must be the assistant's"));
         assert!(wrong(json!([{"value": "q"}])).contains("without `from`"));
-        assert!(wrong(json!([turn("human", "q"), turn("function_call", "f(1)")])).contains("is not JSON"));
+        assert!(
+            wrong(json!([turn("human", "q"), turn("function_call", "f(1)")]))
+                .contains("is not JSON")
+        );
     }
 }

@@ -24,8 +24,13 @@ pub(super) fn check(messages: &[Message], last: Last) -> Result<(), String> {
             _ => matches!(previous, "user" | "tool"),
         };
         if !allowed {
-            let place = if previous.is_empty() { "at the start".to_string() } else { format!("after `{previous}`") };
-            let rule = "turns alternate between user and assistant after an optional system message";
+            let place = if previous.is_empty() {
+                "at the start".to_string()
+            } else {
+                format!("after `{previous}`")
+            };
+            let rule =
+                "turns alternate between user and assistant after an optional system message";
             return Err(format!("turn {}: `{role}` {place}; {rule}", index + 1));
         }
         previous = role;
@@ -33,8 +38,12 @@ pub(super) fn check(messages: &[Message], last: Last) -> Result<(), String> {
     match (last, previous) {
         (Last::Assistant, "assistant") | (Last::User, "user" | "tool") => Ok(()),
         (_, "") => Err("the conversation is empty".to_string()),
-        (Last::Assistant, other) => Err(format!("the last turn must be the assistant's, found `{other}`")),
-        (Last::User, other) => Err(format!("the last turn before the answer must be the user's, found `{other}`")),
+        (Last::Assistant, other) => Err(format!(
+            "the last turn must be the assistant's, found `{other}`"
+        )),
+        (Last::User, other) => Err(format!(
+            "the last turn before the answer must be the user's, found `{other}`"
+        )),
     }
 }
 
@@ -46,9 +55,22 @@ pub(super) fn role(name: &str) -> Result<&'static str, String> {
         "system" | "developer" => Ok("system"),
         "tool" | "observation" | "function" => Ok("tool"),
         _ => {
-            let known = ["user", "human", "assistant", "gpt", "system", "tool", "observation", "function"];
+            let known = [
+                "user",
+                "human",
+                "assistant",
+                "gpt",
+                "system",
+                "tool",
+                "observation",
+                "function",
+            ];
             let shown: String = name.chars().take(40).collect();
-            Err(format!("no role `{shown}`{}; there are: {}", suggestion(name, &known), known.join(", ")))
+            Err(format!(
+                "no role `{shown}`{}; there are: {}",
+                suggestion(name, &known),
+                known.join(", ")
+            ))
         }
     }
 }
@@ -58,13 +80,20 @@ mod tests {
     use super::*;
 
     fn checked(roles: &str, last: Last) -> Result<(), String> {
-        let messages: Vec<Message> = roles.split_whitespace().map(|role| Message::new(role, "")).collect();
+        let messages: Vec<Message> = roles
+            .split_whitespace()
+            .map(|role| Message::new(role, ""))
+            .collect();
         check(&messages, last)
     }
 
     #[test]
     fn what_is_allowed() {
-        for roles in ["user assistant", "system user assistant", "user assistant tool tool assistant user assistant"] {
+        for roles in [
+            "user assistant",
+            "system user assistant",
+            "user assistant tool tool assistant user assistant",
+        ] {
             assert_eq!(checked(roles, Last::Assistant), Ok(()));
         }
         assert_eq!(checked("user assistant tool", Last::User), Ok(()));
@@ -77,15 +106,25 @@ mod tests {
             ("system", "found `system`"),
             ("assistant", "turn 1: `assistant` at the start"),
             ("user user assistant", "turn 2: `user` after `user`"),
-            ("user assistant assistant", "turn 3: `assistant` after `assistant`"),
+            (
+                "user assistant assistant",
+                "turn 3: `assistant` after `assistant`",
+            ),
             ("user system assistant", "turn 2: `system` after `user`"),
             ("user tool assistant", "turn 2: `tool` after `user`"),
-            ("user assistant user", "must be the assistant's, found `user`"),
+            (
+                "user assistant user",
+                "must be the assistant's, found `user`",
+            ),
         ] {
             let message = checked(roles, Last::Assistant).unwrap_err();
             assert!(message.contains(reason), "{message}");
         }
         assert!(checked("user assistant", Last::User).is_err());
-        assert!(role("asistant").unwrap_err().contains("did you mean `assistant`?"));
+        assert!(
+            role("asistant")
+                .unwrap_err()
+                .contains("did you mean `assistant`?")
+        );
     }
 }

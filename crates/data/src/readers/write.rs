@@ -19,9 +19,15 @@ pub fn to_json(record: &Record) -> Value {
     let (mut value, tools) = match record {
         Record::Text { text } => return json!({"text": text}),
         Record::Chat { messages, tools } => (json!({"messages": messages}), tools),
-        Record::Preference { prompt, chosen, rejected, tools } => {
-            (json!({"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}), tools)
-        }
+        Record::Preference {
+            prompt,
+            chosen,
+            rejected,
+            tools,
+        } => (
+            json!({"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}),
+            tools,
+        ),
     };
     if let Some(tools) = tools {
         value["tools"] = tools.clone();
@@ -68,7 +74,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data.jsonl");
         write_jsonl(&path, [json!({"b": 1, "a": "x\ny"}), json!({})]).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"b\":1,\"a\":\"x\\ny\"}\n{}\n");
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "{\"b\":1,\"a\":\"x\\ny\"}\n{}\n"
+        );
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
@@ -77,7 +86,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("taken");
         fs::create_dir_all(path.join("inside")).unwrap();
-        assert!(matches!(write_jsonl(&path, [json!(1)]), Err(Error::File { .. })));
+        assert!(matches!(
+            write_jsonl(&path, [json!(1)]),
+            Err(Error::File { .. })
+        ));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -18,11 +18,21 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+const DAYS: [&str; 7] = [
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+];
 
 /// The present time by a `strftime` format.
 pub(super) fn now(format: &str) -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     format_time(seconds, format)
 }
 
@@ -74,12 +84,21 @@ fn directive_text(seconds: u64, directive: char) -> String {
 fn date(days: u64) -> (u64, usize, u64) {
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month as usize, day)
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    (
+        era * 400 + year_of_era + u64::from(month <= 2),
+        month as usize,
+        day,
+    )
 }
 
 #[cfg(test)]
@@ -88,8 +107,17 @@ mod tests {
 
     #[test]
     fn dates_are_those_of_the_calendar() {
-        assert_eq!(format_time(0, "%A %Y-%m-%d %H:%M:%S"), "Thursday 1970-01-01 00:00:00");
-        assert_eq!(format_time(1_709_210_096, "%a %d %b %Y %I:%M %p"), "Thu 29 Feb 2024 12:34 PM");
-        assert_eq!(format_time(951_868_800, "%-d %B %y 100%% %Q"), "1 March 00 100% %Q");
+        assert_eq!(
+            format_time(0, "%A %Y-%m-%d %H:%M:%S"),
+            "Thursday 1970-01-01 00:00:00"
+        );
+        assert_eq!(
+            format_time(1_709_210_096, "%a %d %b %Y %I:%M %p"),
+            "Thu 29 Feb 2024 12:34 PM"
+        );
+        assert_eq!(
+            format_time(951_868_800, "%-d %B %y 100%% %Q"),
+            "1 March 00 100% %Q"
+        );
     }
 }

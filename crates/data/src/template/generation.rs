@@ -15,7 +15,8 @@ pub(super) const FILTER: &str = "espalier_generation_block";
 
 /// Rewrites the generation tags and the slices with a step of a template; tells whether there was a generation tag.
 pub(super) fn rewrite(source: &str) -> (String, bool) {
-    let (mut program, mut rest, mut marked, mut raw) = (String::with_capacity(source.len()), source, false, false);
+    let (mut program, mut rest, mut marked, mut raw) =
+        (String::with_capacity(source.len()), source, false, false);
     while let Some(place) = rest.find('{') {
         program.push_str(&rest[..place]);
         rest = &rest[place..];
@@ -26,11 +27,21 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
                 marked = true;
                 program.push_str(&construct.replacen("generation", &format!("filter {FILTER}"), 1));
             }
-            Some("endgeneration") if !raw => program.push_str(&construct.replacen("endgeneration", "endfilter", 1)),
+            Some("endgeneration") if !raw => {
+                program.push_str(&construct.replacen("endgeneration", "endfilter", 1))
+            }
             name => {
-                raw = if raw { name != Some("endraw") } else { name == Some("raw") };
+                raw = if raw {
+                    name != Some("endraw")
+                } else {
+                    name == Some("raw")
+                };
                 let as_it_is = raw || construct.starts_with("{#");
-                program += &if as_it_is { construct.to_string() } else { slices::rewrite(construct) };
+                program += &if as_it_is {
+                    construct.to_string()
+                } else {
+                    slices::rewrite(construct)
+                };
             }
         }
         rest = after;
@@ -90,7 +101,10 @@ impl Sentinels {
         });
         let mut free = ('\u{F0000}'..='\u{10FFFD}').filter(|character| !taken.contains(character));
         // Two planes of private characters cannot be used up by any input worth rendering.
-        Self { open: free.next().unwrap_or('\u{F0000}'), close: free.next().unwrap_or('\u{F0001}') }
+        Self {
+            open: free.next().unwrap_or('\u{F0000}'),
+            close: free.next().unwrap_or('\u{F0001}'),
+        }
     }
 
     pub(super) fn wrap(self, body: &str) -> String {
@@ -99,13 +113,18 @@ impl Sentinels {
 
     /// Takes the sentinels out and notes the characters between them.
     pub(super) fn extract(self, marked: &str) -> Rendered {
-        let mut rendered = Rendered { text: String::with_capacity(marked.len()), generation: Vec::new() };
+        let mut rendered = Rendered {
+            text: String::with_capacity(marked.len()),
+            generation: Vec::new(),
+        };
         let (mut length, mut start) = (0, None);
         for character in marked.chars() {
             if character == self.open {
                 start = start.or(Some(length));
             } else if character == self.close {
-                rendered.generation.extend(start.take().map(|start| (start, length)));
+                rendered
+                    .generation
+                    .extend(start.take().map(|start| (start, length)));
             } else {
                 rendered.text.push(character);
                 length += 1;
@@ -138,7 +157,10 @@ mod tests {
     #[test]
     fn only_real_tags_are_rewritten() {
         let (program, marked) = rewrite("{%- generation -%}x{%endgeneration%}");
-        assert_eq!(program, format!("{{%- filter {FILTER} -%}}x{{%endfilter%}}"));
+        assert_eq!(
+            program,
+            format!("{{%- filter {FILTER} -%}}x{{%endfilter%}}")
+        );
         assert!(marked);
         for untouched in [
             "{# {% generation %} #}",
@@ -159,6 +181,12 @@ mod tests {
         let sentinels = Sentinels::absent_from("", &Map::new());
         let text = format!("é{}{}", sentinels.wrap("日本"), sentinels.wrap(""));
         let rendered = sentinels.extract(&text);
-        assert_eq!(rendered, Rendered { text: "é日本".into(), generation: vec![(1, 3), (3, 3)] });
+        assert_eq!(
+            rendered,
+            Rendered {
+                text: "é日本".into(),
+                generation: vec![(1, 3), (3, 3)]
+            }
+        );
     }
 }

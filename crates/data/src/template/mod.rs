@@ -135,8 +135,14 @@ impl ChatTemplate {
     /// [`Error::Template`] with the line when the template is malformed.
     pub fn new(source: &str) -> Result<Self> {
         let (program, marks_generation) = generation::rewrite(source);
-        ENVIRONMENT.template_from_named_str("chat_template", &program).map_err(|error| template_error(&error))?;
-        Ok(Self { source: source.into(), program, marks_generation })
+        ENVIRONMENT
+            .template_from_named_str("chat_template", &program)
+            .map_err(|error| template_error(&error))?;
+        Ok(Self {
+            source: source.into(),
+            program,
+            marks_generation,
+        })
     }
 
     /// The template as it was given.
@@ -159,11 +165,15 @@ impl ChatTemplate {
             return self.render_variables(&variables(conversation, conversation.messages));
         }
         if conversation.add_generation_prompt {
-            return Err(Error::Template("continue_final_message excludes add_generation_prompt; choose one".into()));
+            return Err(Error::Template(
+                "continue_final_message excludes add_generation_prompt; choose one".into(),
+            ));
         }
         let mut messages = conversation.messages.to_vec();
         let Some(last) = messages.last_mut() else {
-            return Err(Error::Template("continue_final_message: there is no message to continue".into()));
+            return Err(Error::Template(
+                "continue_final_message: there is no message to continue".into(),
+            ));
         };
         last.content += CONTINUE_MARK;
         cut_at_mark(self.render_variables(&variables(conversation, &messages))?)
@@ -172,10 +182,16 @@ impl ChatTemplate {
     fn render_variables(&self, variables: &Map<String, Value>) -> Result<Rendered> {
         let sentinels = Sentinels::absent_from(&self.program, variables);
         let mut environment = ENVIRONMENT.clone();
-        environment.add_filter(generation::FILTER, move |body: String| sentinels.wrap(&body));
+        environment.add_filter(generation::FILTER, move |body: String| {
+            sentinels.wrap(&body)
+        });
         // The engine must not take the process with it, whatever a template does.
-        let output = catch_unwind(AssertUnwindSafe(|| run(&environment, &self.program, variables)));
-        let output = output.unwrap_or_else(|_| Err(Error::Template("the template makes the engine fail".into())))?;
+        let output = catch_unwind(AssertUnwindSafe(|| {
+            run(&environment, &self.program, variables)
+        }));
+        let output = output.unwrap_or_else(|_| {
+            Err(Error::Template("the template makes the engine fail".into()))
+        })?;
         Ok(sentinels.extract(&output))
     }
 }
@@ -183,7 +199,11 @@ impl ChatTemplate {
 fn run(environment: &Environment, program: &str, variables: &Map<String, Value>) -> Result<String> {
     let mut output = Bounded(Vec::new());
     let template = environment.template_from_named_str("chat_template", program);
-    let rendered = template.and_then(|template| template.render_captured_to(variables, &mut output).map(|_| ()));
+    let rendered = template.and_then(|template| {
+        template
+            .render_captured_to(variables, &mut output)
+            .map(|_| ())
+    });
     rendered.map_err(|error| template_error(&error))?;
     String::from_utf8(output.0).map_err(|error| Error::Template(error.to_string()))
 }
@@ -194,10 +214,19 @@ fn variables(conversation: &Conversation, messages: &[Message]) -> Map<String, V
     for (name, token) in conversation.special.named() {
         variables.insert(name.into(), token.into());
     }
-    variables.insert("messages".into(), messages.iter().map(message_value).collect());
-    variables.insert("tools".into(), conversation.tools.cloned().unwrap_or(Value::Null));
+    variables.insert(
+        "messages".into(),
+        messages.iter().map(message_value).collect(),
+    );
+    variables.insert(
+        "tools".into(),
+        conversation.tools.cloned().unwrap_or(Value::Null),
+    );
     variables.insert("documents".into(), Value::Null);
-    variables.insert("add_generation_prompt".into(), conversation.add_generation_prompt.into());
+    variables.insert(
+        "add_generation_prompt".into(),
+        conversation.add_generation_prompt.into(),
+    );
     variables.extend(conversation.variables.clone());
     variables
 }
@@ -218,11 +247,23 @@ fn cut_at_mark(rendered: Rendered) -> Result<Rendered> {
         ));
     };
     let kept = &rendered.text[..place];
-    let kept = if rendered.text[place..].starts_with(CONTINUE_MARK) { kept } else { kept.trim_end() };
+    let kept = if rendered.text[place..].starts_with(CONTINUE_MARK) {
+        kept
+    } else {
+        kept.trim_end()
+    };
     let length = kept.chars().count();
-    let spans = rendered.generation.iter().filter(|(start, _)| *start < length);
-    let generation = spans.map(|(start, end)| (*start, length.min(*end))).collect();
-    Ok(Rendered { text: kept.to_string(), generation })
+    let spans = rendered
+        .generation
+        .iter()
+        .filter(|(start, _)| *start < length);
+    let generation = spans
+        .map(|(start, end)| (*start, length.min(*end)))
+        .collect();
+    Ok(Rendered {
+        text: kept.to_string(),
+        generation,
+    })
 }
 
 /// What `transformers` gives its templates, shared by all of them.
@@ -250,7 +291,9 @@ fn raise_exception(message: String) -> Result<Jinja, minijinja::Error> {
 
 /// The error's own words, its line, and the cause where a called part failed.
 fn template_error(error: &minijinja::Error) -> Error {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let cause = std::error::Error::source(error)
+        .map(|cause| format!(": {cause}"))
+        .unwrap_or_default();
     Error::Template(format!("{error}{cause}"))
 }
 
@@ -260,7 +303,9 @@ struct Bounded(Vec<u8>);
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > OUTPUT_LIMIT {
-            return Err(io::Error::other(format!("the template renders more than {OUTPUT_LIMIT} bytes")));
+            return Err(io::Error::other(format!(
+                "the template renders more than {OUTPUT_LIMIT} bytes"
+            )));
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -288,7 +333,11 @@ mod tests {
     }
 
     fn special() -> SpecialTokens {
-        SpecialTokens { bos: Some("<s>".into()), eos: Some("</s>".into()), ..Default::default() }
+        SpecialTokens {
+            bos: Some("<s>".into()),
+            eos: Some("</s>".into()),
+            ..Default::default()
+        }
     }
 
     fn render(source: &str, messages: &[Message]) -> Result<Rendered> {
@@ -301,23 +350,39 @@ mod tests {
 
     #[test]
     fn fixtures_agree_with_the_reference() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/templates.json");
-        let cases: Vec<Case> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/fixtures/templates.json"
+        );
+        let cases: Vec<Case> =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         assert_eq!(cases.len(), 56);
         for case in cases {
             let template = ChatTemplate::new(&case.template).unwrap();
-            assert_eq!(template.marks_generation(), case.template.contains("generation %}"));
+            assert_eq!(
+                template.marks_generation(),
+                case.template.contains("generation %}")
+            );
             let special = special();
             let mut conversation = Conversation::new(&case.messages, &special);
             conversation.tools = case.tools.as_ref();
             conversation.add_generation_prompt = case.add_generation_prompt;
             match (template.render(&conversation), case.error) {
                 (Err(error), Some(expected)) => {
-                    assert!(error.to_string().contains(&expected), "{}: {error}", case.name)
+                    assert!(
+                        error.to_string().contains(&expected),
+                        "{}: {error}",
+                        case.name
+                    )
                 }
                 (Ok(rendered), None) => {
                     assert_eq!(Some(rendered.text), case.rendered, "{}", case.name);
-                    assert_eq!(rendered.generation, case.assistant_mask_spans.unwrap_or_default(), "{}", case.name);
+                    assert_eq!(
+                        rendered.generation,
+                        case.assistant_mask_spans.unwrap_or_default(),
+                        "{}",
+                        case.name
+                    );
                 }
                 (result, expected) => panic!("{}: {result:?}, expected {expected:?}", case.name),
             }
@@ -325,7 +390,12 @@ mod tests {
     }
 
     fn brief_chat() -> [Message; 4] {
-        [Message::system("Be brief."), Message::user("Hi"), Message::assistant("Hello!"), Message::user("Bye")]
+        [
+            Message::system("Be brief."),
+            Message::user("Hi"),
+            Message::assistant("Hello!"),
+            Message::user("Bye"),
+        ]
     }
 
     #[test]
@@ -342,7 +412,10 @@ mod tests {
             "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
         );
         let rest = "Hi [/INST] Hello! </s><s>[INST] Bye [/INST]";
-        assert_eq!(render(source, &brief_chat()[1..]).unwrap().text, format!("<s>[INST] {rest}"));
+        assert_eq!(
+            render(source, &brief_chat()[1..]).unwrap().text,
+            format!("<s>[INST] {rest}")
+        );
         let expected = format!("<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n{rest}");
         assert_eq!(render(source, &brief_chat()).unwrap().text, expected);
     }
@@ -354,15 +427,26 @@ mod tests {
             "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}",
         );
         let (messages, special) = (brief_chat(), special());
-        let conversation = Conversation { add_generation_prompt: true, ..Conversation::new(&messages, &special) };
-        let rendered = ChatTemplate::new(source).unwrap().render(&conversation).unwrap().text;
+        let conversation = Conversation {
+            add_generation_prompt: true,
+            ..Conversation::new(&messages, &special)
+        };
+        let rendered = ChatTemplate::new(source)
+            .unwrap()
+            .render(&conversation)
+            .unwrap()
+            .text;
         let turns = "<|user|>\nHi<|end|>\n<|assistant|>\nHello!<|end|>\n<|user|>\nBye<|end|>\n<|assistant|>\n";
         assert_eq!(rendered, format!("<|system|>\nBe brief.<|end|>\n{turns}"));
     }
 
     #[test]
     fn the_plain_template_adds_nothing_but_the_end() {
-        let rendered = render(PLAIN, &[Message::user("3 1 2 ="), Message::assistant(" 1 2 3")]).unwrap();
+        let rendered = render(
+            PLAIN,
+            &[Message::user("3 1 2 ="), Message::assistant(" 1 2 3")],
+        )
+        .unwrap();
         assert_eq!(rendered.text, "3 1 2 = 1 2 3</s>");
         assert_eq!(rendered.generation, [(7, 17)]);
     }
@@ -374,13 +458,22 @@ mod tests {
         assert_eq!(rendered.text.matches(typed).count(), 2);
         let characters: Vec<char> = rendered.text.chars().collect();
         let (start, end) = rendered.generation[0];
-        assert_eq!(characters[start..end].iter().collect::<String>(), format!("{typed}<|im_end|>"));
+        assert_eq!(
+            characters[start..end].iter().collect::<String>(),
+            format!("{typed}<|im_end|>")
+        );
     }
 
     #[test]
     fn undefined_is_empty_and_false() {
-        assert_eq!(text("[{{ nothing }}]{% if nothing %}x{% endif %}{{ nothing is defined }}"), "[]False");
-        assert_eq!(text("{{ tools is none }}{{ bos_token }}{{ pad_token is defined }}"), "True<s>False");
+        assert_eq!(
+            text("[{{ nothing }}]{% if nothing %}x{% endif %}{{ nothing is defined }}"),
+            "[]False"
+        );
+        assert_eq!(
+            text("{{ tools is none }}{{ bos_token }}{{ pad_token is defined }}"),
+            "True<s>False"
+        );
     }
 
     #[test]
@@ -389,18 +482,29 @@ mod tests {
             text("{{ true }} {{ none }} {{ 1.0 }} {{ ['a', \"it's\", none, {'k': 1.5}] }}"),
             "True None 1.0 ['a', \"it's\", None, {'k': 1.5}]"
         );
-        assert_eq!(text("{{ 'abc'[::-1] }}{{ [1,2,3][1:] }}{{ [1,2,3][::-1] | string }}"), "cba[2, 3][3, 2, 1]");
+        assert_eq!(
+            text("{{ 'abc'[::-1] }}{{ [1,2,3][1:] }}{{ [1,2,3][::-1] | string }}"),
+            "cba[2, 3][3, 2, 1]"
+        );
         assert_eq!(text("{{ '%s-%d' | format('n', 3) }}"), "n-3");
         assert_eq!(
-            text("{{ 'a<think>b</think>c'.split('</think>')[-1].lstrip('\\n') }}{{ 'xay'.removeprefix('x') }}"),
+            text(
+                "{{ 'a<think>b</think>c'.split('</think>')[-1].lstrip('\\n') }}{{ 'xay'.removeprefix('x') }}"
+            ),
             "cay"
         );
     }
 
     #[test]
     fn slices_with_a_step_are_pythons() {
-        assert_eq!(text("{{ ''[::-1] }}{{ 'abcd'[:0:-1] }}{{ [][::-1] | list }}{{ 'abcd'[::2][::-1] }}"), "dcb[]ca");
-        assert_eq!(text("{% for i in [1, 2, 3][::-1] %}{{ i }}{% endfor %}{{ '[::-1]' }}[::-1]"), "321[::-1][::-1]");
+        assert_eq!(
+            text("{{ ''[::-1] }}{{ 'abcd'[:0:-1] }}{{ [][::-1] | list }}{{ 'abcd'[::2][::-1] }}"),
+            "dcb[]ca"
+        );
+        assert_eq!(
+            text("{% for i in [1, 2, 3][::-1] %}{{ i }}{% endfor %}{{ '[::-1]' }}[::-1]"),
+            "321[::-1][::-1]"
+        );
     }
 
     #[test]
@@ -413,8 +517,14 @@ mod tests {
             text("{{ {'b': 1, 'a': []} | tojson(indent=2, sort_keys=true) }}"),
             "{\n  \"a\": [],\n  \"b\": 1\n}"
         );
-        assert_eq!(text("{{ 'é😀' | tojson(ensure_ascii=true) }}"), r#""\u00e9\ud83d\ude00""#);
-        assert_eq!(text("{{ [1, {'a': 2}] | tojson(separators=(',', ':')) }}"), r#"[1,{"a":2}]"#);
+        assert_eq!(
+            text("{{ 'é😀' | tojson(ensure_ascii=true) }}"),
+            r#""\u00e9\ud83d\ude00""#
+        );
+        assert_eq!(
+            text("{{ [1, {'a': 2}] | tojson(separators=(',', ':')) }}"),
+            r#"[1,{"a":2}]"#
+        );
         assert!(render("{{ nothing | tojson }}", &[]).is_err());
     }
 
@@ -427,7 +537,10 @@ mod tests {
     #[test]
     fn whitespace_is_trimmed_as_configured() {
         assert_eq!(text("a\n  {% if true %}\nb\n  {% endif %}\nc\n"), "a\nb\nc");
-        assert_eq!(text("a\n  {% generation %}\nb\n  {% endgeneration %}\nc\n"), "a\nb\nc");
+        assert_eq!(
+            text("a\n  {% generation %}\nb\n  {% endgeneration %}\nc\n"),
+            "a\nb\nc"
+        );
     }
 
     #[test]
@@ -436,23 +549,47 @@ mod tests {
         let special = special();
         let mut conversation = Conversation::new(&messages, &special);
         conversation.continue_final_message = true;
-        let rendered = ChatTemplate::new(CHATML).unwrap().render(&conversation).unwrap();
+        let rendered = ChatTemplate::new(CHATML)
+            .unwrap()
+            .render(&conversation)
+            .unwrap();
         assert!(rendered.text.ends_with("<|im_start|>assistant\none, two, "));
         assert_eq!(rendered.generation[0].1, rendered.text.chars().count());
         let trimming = CHATML.replace("message.content +", "message.content | trim +");
-        let rendered = ChatTemplate::new(&trimming).unwrap().render(&conversation).unwrap();
+        let rendered = ChatTemplate::new(&trimming)
+            .unwrap()
+            .render(&conversation)
+            .unwrap();
         assert!(rendered.text.ends_with("<|im_start|>assistant\none, two,"));
         conversation.add_generation_prompt = true;
-        assert!(ChatTemplate::new(CHATML).unwrap().render(&conversation).is_err());
+        assert!(
+            ChatTemplate::new(CHATML)
+                .unwrap()
+                .render(&conversation)
+                .is_err()
+        );
     }
 
     #[test]
     fn hostile_and_broken_templates_are_errors() {
-        for source in ["{% if %}", "{% generation %}", "{{ 1", "{% endgeneration %}"] {
-            assert!(matches!(ChatTemplate::new(source), Err(Error::Template(_))), "{source}");
+        for source in [
+            "{% if %}",
+            "{% generation %}",
+            "{{ 1",
+            "{% endgeneration %}",
+        ] {
+            assert!(
+                matches!(ChatTemplate::new(source), Err(Error::Template(_))),
+                "{source}"
+            );
         }
         let long = "{% set x = 'x' * 65536 %}{% for i in range(9999) %}{{ x }}{% endfor %}";
-        assert!(render(long, &[]).unwrap_err().to_string().contains("more than"));
+        assert!(
+            render(long, &[])
+                .unwrap_err()
+                .to_string()
+                .contains("more than")
+        );
         let endless = "{% for i in range(9999) %}{% for j in range(9999) %}{% for k in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
         assert!(render(endless, &[]).is_err());
         assert!(render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", &[]).is_err());
@@ -464,7 +601,17 @@ mod tests {
         let tools = serde_json::json!([{}]);
         let messages = [Message::user("Hi")];
         let special = special();
-        let conversation = Conversation { tools: Some(&tools), ..Conversation::new(&messages, &special) };
-        assert!(ChatTemplate::new(CHATML).unwrap().render(&conversation).unwrap_err().to_string().contains("tools"));
+        let conversation = Conversation {
+            tools: Some(&tools),
+            ..Conversation::new(&messages, &special)
+        };
+        assert!(
+            ChatTemplate::new(CHATML)
+                .unwrap()
+                .render(&conversation)
+                .unwrap_err()
+                .to_string()
+                .contains("tools")
+        );
     }
 }

@@ -27,13 +27,20 @@ fn repr(value: &Value, depth: usize) -> Result<String, Error> {
         ValueKind::String => Ok(repr_string(value.as_str().unwrap_or_default())),
         ValueKind::Number => Ok(number(value)),
         ValueKind::Seq => {
-            let items: Result<Vec<_>, _> = value.try_iter()?.map(|item| repr(&item, depth + 1)).collect();
+            let items: Result<Vec<_>, _> = value
+                .try_iter()?
+                .map(|item| repr(&item, depth + 1))
+                .collect();
             Ok(format!("[{}]", items?.join(", ")))
         }
         ValueKind::Map => {
             let entry = |key: Value| {
                 let item = value.get_item(&key)?;
-                Ok(format!("{}: {}", repr(&key, depth + 1)?, repr(&item, depth + 1)?))
+                Ok(format!(
+                    "{}: {}",
+                    repr(&key, depth + 1)?,
+                    repr(&item, depth + 1)?
+                ))
             };
             let entries: Result<Vec<String>, Error> = value.try_iter()?.map(entry).collect();
             Ok(format!("{{{}}}", entries?.join(", ")))
@@ -44,7 +51,11 @@ fn repr(value: &Value, depth: usize) -> Result<String, Error> {
 
 /// Single quotes, unless only single quotes occur inside.
 fn repr_string(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
     let mut quoted = String::from(quote);
     for character in text.chars() {
         match character {
@@ -53,7 +64,9 @@ fn repr_string(text: &str) -> String {
             '\r' => quoted.push_str("\\r"),
             '\t' => quoted.push_str("\\t"),
             other if other == quote => quoted.extend(['\\', other]),
-            other if (other as u32) < 0x20 || other as u32 == 0x7f => quoted += &format!("\\x{:02x}", other as u32),
+            other if (other as u32) < 0x20 || other as u32 == 0x7f => {
+                quoted += &format!("\\x{:02x}", other as u32)
+            }
             other => quoted.push(other),
         }
     }
@@ -71,7 +84,11 @@ fn number(value: &Value) -> String {
 /// The shortest digits that read back the same; with an exponent below 1e-4 and from 1e16 on.
 fn float_text(float: f64) -> String {
     if !float.is_finite() {
-        return if float.is_nan() { "nan".into() } else { format!("{float}") };
+        return if float.is_nan() {
+            "nan".into()
+        } else {
+            format!("{float}")
+        };
     }
     let scientific = format!("{float:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
@@ -79,7 +96,11 @@ fn float_text(float: f64) -> String {
     if (-4..16).contains(&exponent) {
         return format!("{float:?}");
     }
-    format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+    format!(
+        "{digits}e{}{:02}",
+        if exponent < 0 { '-' } else { '+' },
+        exponent.abs()
+    )
 }
 
 /// Python's `title` filter of Jinja: words begin after white space, a hyphen or an opening bracket.
@@ -98,11 +119,24 @@ pub(super) fn title(text: &str) -> String {
 }
 
 /// Python's methods of strings, lists and mappings.
-pub(super) fn method(state: &State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
-    match (value.as_str(), name, arguments.first().and_then(Value::as_str)) {
+pub(super) fn method(
+    state: &State,
+    value: &Value,
+    name: &str,
+    arguments: &[Value],
+) -> Result<Value, Error> {
+    match (
+        value.as_str(),
+        name,
+        arguments.first().and_then(Value::as_str),
+    ) {
         (_, slices::METHOD, _) => slices::slice(value, arguments),
-        (Some(text), "removeprefix", Some(part)) => Ok(text.strip_prefix(part).unwrap_or(text).into()),
-        (Some(text), "removesuffix", Some(part)) => Ok(text.strip_suffix(part).unwrap_or(text).into()),
+        (Some(text), "removeprefix", Some(part)) => {
+            Ok(text.strip_prefix(part).unwrap_or(text).into())
+        }
+        (Some(text), "removesuffix", Some(part)) => {
+            Ok(text.strip_suffix(part).unwrap_or(text).into())
+        }
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments),
     }
 }
@@ -124,10 +158,14 @@ pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
         Some(value) if !value.is_none() => Some(" ".repeat(usize::try_from(value)?.min(64))),
         _ => None,
     };
-    let separators = options.get::<Option<Vec<String>>>("separators")?.unwrap_or_default();
+    let separators = options
+        .get::<Option<Vec<String>>>("separators")?
+        .unwrap_or_default();
     let usual = if indent.is_some() { "," } else { ", " };
     let layout = Layout {
-        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        ensure_ascii: options
+            .get::<Option<bool>>("ensure_ascii")?
+            .unwrap_or(false),
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
         indent,
         between_items: separators.first().cloned().unwrap_or_else(|| usual.into()),
@@ -146,11 +184,17 @@ impl Layout {
             ValueKind::Number => Ok(json_number(value)),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
-                let items: Result<_, _> = value.try_iter()?.map(|item| self.json(&item, depth + 1)).collect();
+                let items: Result<_, _> = value
+                    .try_iter()?
+                    .map(|item| self.json(&item, depth + 1))
+                    .collect();
                 Ok(self.join('[', items?, ']', depth))
             }
             ValueKind::Map => self.object(value, depth),
-            kind => Err(Error::new(ErrorKind::InvalidOperation, format!("a value of type {kind} has no JSON form"))),
+            kind => Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!("a value of type {kind} has no JSON form"),
+            )),
         }
     }
 
@@ -160,7 +204,11 @@ impl Layout {
             keys.sort_by_cached_key(ToString::to_string);
         }
         let entry = |key: &Value| {
-            let name = if key.as_str().is_some() { key.to_string() } else { self.json(key, depth + 1)? };
+            let name = if key.as_str().is_some() {
+                key.to_string()
+            } else {
+                self.json(key, depth + 1)?
+            };
             let item = self.json(&value.get_item(key)?, depth + 1)?;
             Ok(format!("{}{}{item}", self.string(&name)?, self.after_key))
         };
@@ -171,7 +219,10 @@ impl Layout {
     fn join(&self, open: char, items: Vec<String>, close: char, depth: usize) -> String {
         match &self.indent {
             Some(indent) if !items.is_empty() => {
-                let (inner, outer) = (format!("\n{}", indent.repeat(depth + 1)), format!("\n{}", indent.repeat(depth)));
+                let (inner, outer) = (
+                    format!("\n{}", indent.repeat(depth + 1)),
+                    format!("\n{}", indent.repeat(depth)),
+                );
                 let joined = items.join(&format!("{}{inner}", self.between_items));
                 format!("{open}{inner}{joined}{outer}{close}")
             }
@@ -191,7 +242,10 @@ impl Layout {
                 ascii.push(character);
             } else {
                 let mut units = [0; 2];
-                character.encode_utf16(&mut units).iter().for_each(|unit| ascii += &format!("\\u{unit:04x}"));
+                character
+                    .encode_utf16(&mut units)
+                    .iter()
+                    .for_each(|unit| ascii += &format!("\\u{unit:04x}"));
             }
         }
         Ok(ascii)
@@ -212,7 +266,10 @@ fn check_depth(depth: usize) -> Result<(), Error> {
     if depth <= DEEPEST {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::InvalidOperation, format!("a value is nested deeper than {DEEPEST} levels")))
+    Err(Error::new(
+        ErrorKind::InvalidOperation,
+        format!("a value is nested deeper than {DEEPEST} levels"),
+    ))
 }
 
 #[cfg(test)]

@@ -18,8 +18,12 @@ struct Open {
 
 /// Rewrites the slices with a step of one expression or tag.
 pub(super) fn rewrite(construct: &str) -> String {
-    let (mut written, mut open, mut quote, mut escaped) =
-        (String::with_capacity(construct.len()), Vec::new(), None, false);
+    let (mut written, mut open, mut quote, mut escaped) = (
+        String::with_capacity(construct.len()),
+        Vec::new(),
+        None,
+        false,
+    );
     for character in construct.chars() {
         let inside_string = quote.is_some();
         match character {
@@ -27,10 +31,20 @@ pub(super) fn rewrite(construct: &str) -> String {
             '\\' if inside_string => escaped = true,
             _ if inside_string => quote = quote.filter(|quote| *quote != character),
             '\'' | '"' => quote = Some(character),
-            '[' | '(' | '{' => open.push(Open { place: written.len(), colons: Vec::new() }),
-            ':' => open.iter_mut().next_back().into_iter().for_each(|open: &mut Open| open.colons.push(written.len())),
+            '[' | '(' | '{' => open.push(Open {
+                place: written.len(),
+                colons: Vec::new(),
+            }),
+            ':' => open
+                .iter_mut()
+                .next_back()
+                .into_iter()
+                .for_each(|open: &mut Open| open.colons.push(written.len())),
             ']' | ')' | '}' => {
-                let slice = open.pop().filter(|_| character == ']').and_then(|open| call(&written, &open));
+                let slice = open
+                    .pop()
+                    .filter(|_| character == ']')
+                    .and_then(|open| call(&written, &open));
                 if let Some((place, call)) = slice {
                     written.truncate(place);
                     written.push_str(&call);
@@ -46,13 +60,21 @@ pub(super) fn rewrite(construct: &str) -> String {
 
 /// The call for a bracket with two colons in it.
 fn call(written: &str, open: &Open) -> Option<(usize, String)> {
-    let [first, second] = open.colons[..] else { return None };
+    let [first, second] = open.colons[..] else {
+        return None;
+    };
     let part = |start: usize, end: usize| match written[start..end].trim() {
         "" => "none",
         part => part,
     };
     let (start, stop) = (part(open.place + 1, first), part(first + 1, second));
-    Some((open.place, format!(".{METHOD}({start}, {stop}, {})", part(second + 1, written.len()))))
+    Some((
+        open.place,
+        format!(
+            ".{METHOD}({start}, {stop}, {})",
+            part(second + 1, written.len())
+        ),
+    ))
 }
 
 /// The slice of a string or a list.
@@ -60,33 +82,64 @@ pub(super) fn slice(value: &Value, arguments: &[Value]) -> Result<Value, Error> 
     let (start, stop, step): (Option<i64>, Option<i64>, Option<i64>) = from_args(arguments)?;
     let step = step.unwrap_or(1);
     if step == 0 {
-        return Err(Error::new(ErrorKind::InvalidOperation, "a slice's step must not be 0"));
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "a slice's step must not be 0",
+        ));
     }
     if let Some(text) = value.as_str() {
         let characters: Vec<char> = text.chars().collect();
         let places = places(characters.len() as i64, start, stop, step);
-        return Ok(places.filter_map(|place| characters.get(place)).collect::<String>().into());
+        return Ok(places
+            .filter_map(|place| characters.get(place))
+            .collect::<String>()
+            .into());
     }
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
-        return Err(Error::new(ErrorKind::InvalidOperation, format!("a {} cannot be sliced", value.kind())));
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            format!("a {} cannot be sliced", value.kind()),
+        ));
     }
     let items: Vec<Value> = value.try_iter()?.collect();
     let places = places(items.len() as i64, start, stop, step);
-    Ok(places.filter_map(|place| items.get(place).cloned()).collect::<Vec<_>>().into())
+    Ok(places
+        .filter_map(|place| items.get(place).cloned())
+        .collect::<Vec<_>>()
+        .into())
 }
 
 /// Python's rule for the places of a slice.
-fn places(length: i64, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
-    let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
+fn places(
+    length: i64,
+    start: Option<i64>,
+    stop: Option<i64>,
+    step: i64,
+) -> impl Iterator<Item = usize> {
+    let (lowest, highest) = if step > 0 {
+        (0, length)
+    } else {
+        (-1, length - 1)
+    };
     let bound = |place: Option<i64>, missing: i64| match place {
         None => missing,
         Some(place) if place < 0 => place.saturating_add(length).max(lowest),
         Some(place) => place.min(highest),
     };
-    let (first, last) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
+    let (first, last) = if step > 0 {
+        (lowest, highest)
+    } else {
+        (highest, lowest)
+    };
     let (start, stop) = (bound(start, first), bound(stop, last));
     std::iter::successors(Some(start), move |place| place.checked_add(step))
-        .take_while(move |place| if step > 0 { *place < stop } else { *place > stop })
+        .take_while(move |place| {
+            if step > 0 {
+                *place < stop
+            } else {
+                *place > stop
+            }
+        })
         .map(|place| place as usize)
 }
 
@@ -96,13 +149,22 @@ mod tests {
 
     #[test]
     fn only_slices_with_a_step_are_rewritten() {
-        assert_eq!(rewrite("{{ a[::-1] }}"), "{{ a.espalier_slice(none, none, -1) }}");
+        assert_eq!(
+            rewrite("{{ a[::-1] }}"),
+            "{{ a.espalier_slice(none, none, -1) }}"
+        );
         assert_eq!(
             rewrite("a[b[1::2][0] : c(':') : d]"),
             "a.espalier_slice(b.espalier_slice(1, none, 2)[0], c(':'), d)"
         );
-        for untouched in ["a[1:]", "a['::']", "{'a': [1, {'b': 2}], 'c': \"[::\\\"]\"}", "[a", "a]", "x[{'k':1,'l':2}]"]
-        {
+        for untouched in [
+            "a[1:]",
+            "a['::']",
+            "{'a': [1, {'b': 2}], 'c': \"[::\\\"]\"}",
+            "[a",
+            "a]",
+            "x[{'k':1,'l':2}]",
+        ] {
             assert_eq!(rewrite(untouched), untouched);
         }
     }
@@ -123,10 +185,22 @@ mod tests {
     #[test]
     fn strings_and_lists_are_sliced() {
         let reversed = [Value::from(()), Value::from(()), Value::from(-1)];
-        assert_eq!(slice(&Value::from("aé日"), &reversed).unwrap(), Value::from("日éa"));
+        assert_eq!(
+            slice(&Value::from("aé日"), &reversed).unwrap(),
+            Value::from("日éa")
+        );
         assert_eq!(slice(&Value::from(""), &reversed).unwrap(), Value::from(""));
-        assert_eq!(slice(&Value::from(vec![1, 2]), &reversed).unwrap(), Value::from(vec![2, 1]));
-        assert!(slice(&Value::from("a"), &[Value::from(()), Value::from(()), Value::from(0)]).is_err());
+        assert_eq!(
+            slice(&Value::from(vec![1, 2]), &reversed).unwrap(),
+            Value::from(vec![2, 1])
+        );
+        assert!(
+            slice(
+                &Value::from("a"),
+                &[Value::from(()), Value::from(()), Value::from(0)]
+            )
+            .is_err()
+        );
         assert!(slice(&Value::from(1), &reversed).is_err());
     }
 }

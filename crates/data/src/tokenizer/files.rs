@@ -41,12 +41,18 @@ impl Tokenizer {
         special.fill_from(&read_object(&folder.join(SPECIAL_MAP))?);
         let table = folder.join(table_name(&config));
         let mut tokenizer = match read_if_there(&folder.join(TOKENIZER))? {
-            Some(text) => Self::from_json(text.as_bytes()).map_err(|reason| in_folder(folder, reason))?,
+            Some(text) => {
+                Self::from_json(text.as_bytes()).map_err(|reason| in_folder(folder, reason))?
+            }
             None if table.is_file() => from_table(&table, &config, &mut special)?,
             None => from_two_files(folder, &mut special)?,
         };
         let templates = read_templates(folder, &config)?;
-        tokenizer.companion = Arc::new(Companion { special, templates, config });
+        tokenizer.companion = Arc::new(Companion {
+            special,
+            templates,
+            config,
+        });
         Ok(tokenizer)
     }
 
@@ -55,7 +61,10 @@ impl Tokenizer {
     pub fn file_in(folder: &Path) -> Option<PathBuf> {
         let config = read_object(&folder.join(CONFIG)).unwrap_or_default();
         let names = [TOKENIZER, &table_name(&config), "vocab.json"];
-        names.into_iter().map(|name| folder.join(name)).find(|path| path.is_file())
+        names
+            .into_iter()
+            .map(|name| folder.join(name))
+            .find(|path| path.is_file())
     }
 
     /// Writes `tokenizer.json` (or the table of an RWKV world tokenizer) and `tokenizer_config.json` into a folder, which is
@@ -70,8 +79,8 @@ impl Tokenizer {
             Kind::World(_) => rwkv_world::VOCABULARY,
         };
         write(&folder.join(main), &self.main_file()?)?;
-        let config =
-            serde_json::to_string_pretty(&self.config()).map_err(|reason| Error::Tokenizer(reason.to_string()))?;
+        let config = serde_json::to_string_pretty(&self.config())
+            .map_err(|reason| Error::Tokenizer(reason.to_string()))?;
         write(&folder.join(CONFIG), &config)?;
         // A template file left from before would win over the one just written.
         match (self.template(), folder.join(TEMPLATE)) {
@@ -84,12 +93,21 @@ impl Tokenizer {
     fn config(&self) -> Map<String, Value> {
         let mut config = self.companion.config.clone();
         match &self.pipeline.kind {
-            Kind::Library(_) => _ = config.entry("tokenizer_class").or_insert(json!("PreTrainedTokenizerFast")),
+            Kind::Library(_) => {
+                _ = config
+                    .entry("tokenizer_class")
+                    .or_insert(json!("PreTrainedTokenizerFast"))
+            }
             Kind::World(world) => {
-                let added = world.special().iter().map(|(id, text)| (id.to_string(), json!({ "content": text })));
+                let added = world
+                    .special()
+                    .iter()
+                    .map(|(id, text)| (id.to_string(), json!({ "content": text })));
                 config.insert("added_tokens_decoder".into(), added.collect());
                 config.insert("vocab_file".into(), json!(rwkv_world::VOCABULARY));
-                config.entry("tokenizer_class").or_insert(json!("RwkvTokenizer"));
+                config
+                    .entry("tokenizer_class")
+                    .or_insert(json!("RwkvTokenizer"));
             }
         }
         for (name, token) in self.special().named() {
@@ -98,7 +116,9 @@ impl Tokenizer {
         let templates = &self.companion.templates;
         match (self.template(), templates.len()) {
             (_, 0) => _ = config.shift_remove("chat_template"),
-            (Some(template), 1) => _ = config.insert("chat_template".into(), json!(template.source())),
+            (Some(template), 1) => {
+                _ = config.insert("chat_template".into(), json!(template.source()))
+            }
             _ => _ = config.insert("chat_template".into(), named_list(templates)),
         }
         config
@@ -106,12 +126,21 @@ impl Tokenizer {
 }
 
 fn named_list(templates: &BTreeMap<String, ChatTemplate>) -> Value {
-    templates.iter().map(|(name, template)| json!({ "name": name, "template": template.source() })).collect()
+    templates
+        .iter()
+        .map(|(name, template)| json!({ "name": name, "template": template.source() }))
+        .collect()
 }
 
 /// The templates of a folder by name; a file wins over the configuration.
-fn read_templates(folder: &Path, config: &Map<String, Value>) -> Result<BTreeMap<String, ChatTemplate>> {
-    let mut sources = config.get("chat_template").map(config_templates).unwrap_or_default();
+fn read_templates(
+    folder: &Path,
+    config: &Map<String, Value>,
+) -> Result<BTreeMap<String, ChatTemplate>> {
+    let mut sources = config
+        .get("chat_template")
+        .map(config_templates)
+        .unwrap_or_default();
     for (name, path) in template_files(&folder.join(MORE_TEMPLATES))? {
         sources.insert(name, read(&path)?);
     }
@@ -145,7 +174,10 @@ fn template_files(folder: &Path) -> Result<Vec<(String, std::path::PathBuf)>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|source| Error::file(folder, source))? {
         let path = entry.map_err(|source| Error::file(folder, source))?.path();
-        if let (Some("jinja"), Some(name)) = (extension(&path), path.file_stem().and_then(|name| name.to_str())) {
+        if let (Some("jinja"), Some(name)) = (
+            extension(&path),
+            path.file_stem().and_then(|name| name.to_str()),
+        ) {
             files.push((name.to_string(), path.clone()));
         }
     }
@@ -165,29 +197,53 @@ fn table_name(config: &Map<String, Value>) -> String {
 
 /// An RWKV world table with the special tokens of `added_tokens_decoder`. Id 0 is the end of a text and, unless the folder says
 /// otherwise, its beginning and its padding too.
-fn from_table(path: &Path, config: &Map<String, Value>, special: &mut SpecialTokens) -> Result<Tokenizer> {
+fn from_table(
+    path: &Path,
+    config: &Map<String, Value>,
+    special: &mut SpecialTokens,
+) -> Result<Tokenizer> {
     let world = World::parse(path, read(path)?)?;
     let mut added = added_tokens(config);
-    let is_new = |token: &&String| world.id(token).is_none() && !added.values().any(|text| text == *token);
-    let unknown = [&special.eos, &special.bos, &special.pad].into_iter().flatten().find(is_new).cloned();
-    let end = added.entry(0).or_insert(unknown.unwrap_or_else(|| rwkv_world::END_OF_TEXT.into())).clone();
+    let is_new =
+        |token: &&String| world.id(token).is_none() && !added.values().any(|text| text == *token);
+    let unknown = [&special.eos, &special.bos, &special.pad]
+        .into_iter()
+        .flatten()
+        .find(is_new)
+        .cloned();
+    let end = added
+        .entry(0)
+        .or_insert(unknown.unwrap_or_else(|| rwkv_world::END_OF_TEXT.into()))
+        .clone();
     for role in [&mut special.bos, &mut special.eos, &mut special.pad] {
         role.get_or_insert_with(|| end.clone());
     }
-    let world = world.with_special(added).map_err(|reason| in_folder(path, reason))?;
+    let world = world
+        .with_special(added)
+        .map_err(|reason| in_folder(path, reason))?;
     Ok(Tokenizer::from_kind(Kind::World(world)))
 }
 
 /// `added_tokens_decoder` of `tokenizer_config.json`: ids with an object whose `content` is the text.
 fn added_tokens(config: &Map<String, Value>) -> BTreeMap<u32, String> {
-    let entries = config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten();
-    entries.filter_map(|(id, token)| Some((id.parse().ok()?, token.get("content")?.as_str()?.to_owned()))).collect()
+    let entries = config
+        .get("added_tokens_decoder")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten();
+    entries
+        .filter_map(|(id, token)| {
+            Some((id.parse().ok()?, token.get("content")?.as_str()?.to_owned()))
+        })
+        .collect()
 }
 
 /// GPT-2's `vocab.json` and `merges.txt`.
 fn from_two_files(folder: &Path, special: &mut SpecialTokens) -> Result<Tokenizer> {
     let (vocabulary, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-    let (Some(vocabulary_text), Some(merges_text)) = (read_if_there(&vocabulary)?, read_if_there(&merges)?) else {
+    let (Some(vocabulary_text), Some(merges_text)) =
+        (read_if_there(&vocabulary)?, read_if_there(&merges)?)
+    else {
         return Err(Error::Tokenizer(format!(
             "{}: no {TOKENIZER} here (nor vocab.json with merges.txt, nor {}); name the folder of a model or train a tokenizer",
             folder.display(),
@@ -206,19 +262,32 @@ fn from_two_files(folder: &Path, special: &mut SpecialTokens) -> Result<Tokenize
         .filter(|(_, token)| ids.contains_key(*token))
         .map(|(_, token)| AddedToken::from(token, true))
         .collect();
-    let model =
-        BPE::builder().vocab_and_merges(ids.into_iter().collect::<Vocab>(), parse_merges(&merges, &merges_text)?);
-    let model = model.build().map_err(|reason| Error::Tokenizer(format!("{}: {reason}", merges.display())))?;
+    let model = BPE::builder().vocab_and_merges(
+        ids.into_iter().collect::<Vocab>(),
+        parse_merges(&merges, &merges_text)?,
+    );
+    let model = model
+        .build()
+        .map_err(|reason| Error::Tokenizer(format!("{}: {reason}", merges.display())))?;
     Tokenizer::from_byte_level_model(model, &known)
 }
 
 /// One "left right" a line, after an optional `#version` line.
 fn parse_merges(path: &Path, text: &str) -> Result<Vec<(String, String)>> {
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
+    let lines = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
     let parse = |(number, line): (usize, &str)| {
-        let pair = line.split_once(' ').filter(|(_, right)| !right.contains(' '));
+        let pair = line
+            .split_once(' ')
+            .filter(|(_, right)| !right.contains(' '));
         let (left, right) = pair.ok_or_else(|| {
-            Error::Tokenizer(format!("{}:{}: expected two tokens with a space between", path.display(), number + 1))
+            Error::Tokenizer(format!(
+                "{}:{}: expected two tokens with a space between",
+                path.display(),
+                number + 1
+            ))
         })?;
         Ok((left.to_string(), right.to_string()))
     };
@@ -236,18 +305,30 @@ fn in_folder(folder: &Path, error: Error) -> Error {
 
 /// A JSON object; an empty one when there is no such file.
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let Some(text) = read_if_there(path)? else { return Ok(Map::new()) };
-    serde_json::from_str(&text).map_err(|reason| Error::Tokenizer(format!("{}: {reason}", path.display())))
+    let Some(text) = read_if_there(path)? else {
+        return Ok(Map::new());
+    };
+    serde_json::from_str(&text)
+        .map_err(|reason| Error::Tokenizer(format!("{}: {reason}", path.display())))
 }
 
 fn read_if_there(path: &Path) -> Result<Option<String>> {
-    if path.exists() { read(path).map(Some) } else { Ok(None) }
+    if path.exists() {
+        read(path).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 fn read(path: &Path) -> Result<String> {
-    let size = std::fs::metadata(path).map_err(|source| Error::file(path, source))?.len();
+    let size = std::fs::metadata(path)
+        .map_err(|source| Error::file(path, source))?
+        .len();
     if size > LARGEST_FILE {
-        return Err(Error::Tokenizer(format!("{}: {size} bytes; expected at most {LARGEST_FILE}", path.display())));
+        return Err(Error::Tokenizer(format!(
+            "{}: {size} bytes; expected at most {LARGEST_FILE}",
+            path.display()
+        )));
     }
     std::fs::read_to_string(path).map_err(|source| Error::file(path, source))
 }
@@ -264,8 +345,14 @@ mod tests {
 
     fn trained() -> Tokenizer {
         let texts = vec!["the cat sat on the mat".to_string(); 4];
-        Tokenizer::train_byte_level_bpe(texts.into_iter(), &BpeOptions { vocabulary: 280, ..Default::default() })
-            .unwrap()
+        Tokenizer::train_byte_level_bpe(
+            texts.into_iter(),
+            &BpeOptions {
+                vocabulary: 280,
+                ..Default::default()
+            },
+        )
+        .unwrap()
     }
 
     #[test]
@@ -275,7 +362,10 @@ mod tests {
         tokenizer.save(folder.path()).unwrap();
         let loaded = Tokenizer::load(folder.path()).unwrap();
         let text = "the rat sat <|im_end|> ünder\n";
-        assert_eq!(loaded.encode(text, true).unwrap(), tokenizer.encode(text, true).unwrap());
+        assert_eq!(
+            loaded.encode(text, true).unwrap(),
+            tokenizer.encode(text, true).unwrap()
+        );
         assert_eq!(loaded.fingerprint(), tokenizer.fingerprint());
         assert_eq!(loaded.special(), tokenizer.special());
         assert_eq!(loaded.template().unwrap().source(), CHATML);
@@ -285,8 +375,7 @@ mod tests {
     fn unknown_keys_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         trained().save(folder.path()).unwrap();
-        let config =
-            r#"{"model_max_length":1024,"mystery":{"a":[1]},"eos_token":{"content":"<|im_end|>"},"mask_token":"<m>"}"#;
+        let config = r#"{"model_max_length":1024,"mystery":{"a":[1]},"eos_token":{"content":"<|im_end|>"},"mask_token":"<m>"}"#;
         write(&folder.path().join(CONFIG), config).unwrap();
         let loaded = Tokenizer::load(folder.path()).unwrap();
         assert_eq!(loaded.model_max_length(), Some(1024));
@@ -304,16 +393,26 @@ mod tests {
         trained().save(folder.path()).unwrap();
         let list = r#"{"chat_template":[{"name":"default","template":"one"},{"name":"rag","template":"two"}]}"#;
         write(&folder.path().join(CONFIG), list).unwrap();
-        let source =
-            |name| Tokenizer::load(folder.path()).unwrap().template_named(name).map(|t| t.source().to_string());
+        let source = |name| {
+            Tokenizer::load(folder.path())
+                .unwrap()
+                .template_named(name)
+                .map(|t| t.source().to_string())
+        };
         assert_eq!(source("default").as_deref(), Some("one"));
         assert_eq!(source("rag").as_deref(), Some("two"));
         std::fs::create_dir(folder.path().join(MORE_TEMPLATES)).unwrap();
-        write(&folder.path().join(MORE_TEMPLATES).join("tool_use.jinja"), "three").unwrap();
+        write(
+            &folder.path().join(MORE_TEMPLATES).join("tool_use.jinja"),
+            "three",
+        )
+        .unwrap();
         write(&folder.path().join(TEMPLATE), "four").unwrap();
         assert_eq!(source("tool_use").as_deref(), Some("three"));
         assert_eq!(source("default").as_deref(), Some("four"));
-        let loaded = Tokenizer::load(folder.path()).unwrap().with_template(ChatTemplate::new("five").unwrap());
+        let loaded = Tokenizer::load(folder.path())
+            .unwrap()
+            .with_template(ChatTemplate::new("five").unwrap());
         loaded.save(folder.path()).unwrap();
         assert_eq!(source("default").as_deref(), Some("five"));
         assert_eq!(source("rag").as_deref(), Some("two"));
@@ -322,34 +421,60 @@ mod tests {
     #[test]
     fn reads_vocabulary_and_merges() {
         let folder = tempfile::tempdir().unwrap();
-        write(&folder.path().join("vocab.json"), r#"{"a":0,"b":1,"Ġ":2,"ab":3,"<|endoftext|>":4}"#).unwrap();
+        write(
+            &folder.path().join("vocab.json"),
+            r#"{"a":0,"b":1,"Ġ":2,"ab":3,"<|endoftext|>":4}"#,
+        )
+        .unwrap();
         write(&folder.path().join("merges.txt"), "#version: 0.2\na b\n").unwrap();
         let tokenizer = Tokenizer::load(folder.path()).unwrap();
-        assert_eq!(tokenizer.encode("ab ba<|endoftext|>", true).unwrap().ids, [3, 2, 1, 0, 4]);
+        assert_eq!(
+            tokenizer.encode("ab ba<|endoftext|>", true).unwrap().ids,
+            [3, 2, 1, 0, 4]
+        );
         assert_eq!(tokenizer.special().eos.as_deref(), Some("<|endoftext|>"));
         write(&folder.path().join("merges.txt"), "a b\nabc\n").unwrap();
-        assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("merges.txt:2"));
+        assert!(
+            Tokenizer::load(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("merges.txt:2")
+        );
     }
 
-    const TABLE: &str =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tokenizers/rwkv-world/rwkv_vocab_v20230424.txt");
+    const TABLE: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/fixtures/tokenizers/rwkv-world/rwkv_vocab_v20230424.txt"
+    );
 
     #[test]
     fn a_world_table_is_a_tokenizer() {
         let (folder, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::copy(TABLE, folder.path().join(rwkv_world::VOCABULARY)).unwrap();
-        assert!(Tokenizer::file_in(folder.path()).is_some() && Tokenizer::file_in(again.path()).is_none());
+        assert!(
+            Tokenizer::file_in(folder.path()).is_some()
+                && Tokenizer::file_in(again.path()).is_none()
+        );
         let tokenizer = Tokenizer::load(folder.path()).unwrap();
         let end = tokenizer.special().eos.clone().unwrap();
-        assert_eq!((tokenizer.id(&end), tokenizer.vocabulary_size()), (Some(0), 65530));
+        assert_eq!(
+            (tokenizer.id(&end), tokenizer.vocabulary_size()),
+            (Some(0), 65530)
+        );
         assert!(tokenizer.is_special(0) && !tokenizer.is_special(98));
         assert!(!tokenizer.encode_user_text(&end).unwrap().contains(&0));
         let tokenizer = tokenizer.with_template(ChatTemplate::new(CHATML).unwrap());
         tokenizer.save(again.path()).unwrap();
         let loaded = Tokenizer::load(again.path()).unwrap();
         let text = format!("数据 ünder\n{end}x");
-        assert_eq!(loaded.encode(&text, true).unwrap(), tokenizer.encode(&text, true).unwrap());
-        assert_eq!((loaded.fingerprint(), loaded.special()), (tokenizer.fingerprint(), tokenizer.special()));
+        assert_eq!(
+            loaded.encode(&text, true).unwrap(),
+            tokenizer.encode(&text, true).unwrap()
+        );
+        assert_eq!(
+            (loaded.fingerprint(), loaded.special()),
+            (tokenizer.fingerprint(), tokenizer.special())
+        );
         assert_eq!(loaded.template().unwrap().source(), CHATML);
     }
 
@@ -360,21 +485,43 @@ mod tests {
         let config = r#"{"vocab_file":"vocab.txt","bos_token":"<s>","eos_token":"\n\n","added_tokens_decoder":{"0":{"content":"<s>"},"65530":{"content":"<|user|>"},"65531":{"content":"\n\n"}}}"#;
         write(&folder.path().join(CONFIG), config).unwrap();
         let tokenizer = Tokenizer::load(folder.path()).unwrap();
-        assert_eq!(tokenizer.encode("<s>a<|user|>\n\n", true).unwrap().ids, [0, 98, 65530, 261]);
+        assert_eq!(
+            tokenizer.encode("<s>a<|user|>\n\n", true).unwrap().ids,
+            [0, 98, 65530, 261]
+        );
         assert_eq!(tokenizer.special_texts(), ["<s>", "<|user|>"]);
         write(
             &folder.path().join(CONFIG),
             r#"{"vocab_file":"vocab.txt","added_tokens_decoder":{"98":{"content":"<s>"}}}"#,
         )
         .unwrap();
-        assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("`<s>` has id 98"));
-        write(&folder.path().join(CONFIG), r#"{"vocab_file":"../vocab.txt"}"#).unwrap();
-        assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("no tokenizer.json here"));
+        assert!(
+            Tokenizer::load(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("`<s>` has id 98")
+        );
+        write(
+            &folder.path().join(CONFIG),
+            r#"{"vocab_file":"../vocab.txt"}"#,
+        )
+        .unwrap();
+        assert!(
+            Tokenizer::load(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("no tokenizer.json here")
+        );
     }
 
     #[test]
     fn an_empty_folder_says_what_is_missing() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(Tokenizer::load(folder.path()).unwrap_err().to_string().contains("no tokenizer.json here"));
+        assert!(
+            Tokenizer::load(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("no tokenizer.json here")
+        );
     }
 }

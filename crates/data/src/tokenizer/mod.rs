@@ -91,9 +91,15 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] when the text is not a tokenizer that the library knows.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
         // The library panics on some malformed parts.
-        let parsed = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(bytes)));
-        let library = parsed.map_err(|_| Error::Tokenizer("tokenizer.json has a part that cannot be read".into()))?;
-        Self::from_library(library.map_err(|reason| Error::Tokenizer(format!("tokenizer.json: {reason}")))?)
+        let parsed = catch_unwind(AssertUnwindSafe(|| {
+            tokenizers::Tokenizer::from_bytes(bytes)
+        }));
+        let library = parsed.map_err(|_| {
+            Error::Tokenizer("tokenizer.json has a part that cannot be read".into())
+        })?;
+        Self::from_library(
+            library.map_err(|reason| Error::Tokenizer(format!("tokenizer.json: {reason}")))?,
+        )
     }
 
     fn from_library(mut library: tokenizers::Tokenizer) -> Result<Self> {
@@ -103,9 +109,18 @@ impl Tokenizer {
     }
 
     fn from_kind(kind: Kind) -> Self {
-        let (without_special, vocabulary, fingerprint) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        let pipeline = Pipeline { kind, without_special, vocabulary, fingerprint };
-        Self { pipeline: Arc::new(pipeline), companion: Arc::default() }
+        let (without_special, vocabulary, fingerprint) =
+            (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        let pipeline = Pipeline {
+            kind,
+            without_special,
+            vocabulary,
+            fingerprint,
+        };
+        Self {
+            pipeline: Arc::new(pipeline),
+            companion: Arc::default(),
+        }
     }
 
     /// Encodes a text. `add_special` adds what the post-processor adds (a beginning-of-sequence token, say); a text rendered by
@@ -118,8 +133,13 @@ impl Tokenizer {
             Kind::Library(library) => library,
             Kind::World(world) => return Ok(world.encoding(text)),
         };
-        let encoding = library.encode_char_offsets(text, add_special).map_err(library_error)?;
-        Ok(Encoding { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+        let encoding = library
+            .encode_char_offsets(text, add_special)
+            .map_err(library_error)?;
+        Ok(Encoding {
+            ids: encoding.get_ids().to_vec(),
+            offsets: encoding.get_offsets().to_vec(),
+        })
     }
 
     /// The ids of [`Tokenizer::encode`] alone, which is faster.
@@ -128,10 +148,16 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_ids(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         match &self.pipeline.kind {
-            Kind::Library(library) => {
-                Ok(library.encode_fast(text, add_special).map_err(library_error)?.get_ids().to_vec())
-            }
-            Kind::World(world) => Ok(world.encode(text, true).into_iter().map(|(id, _)| id).collect()),
+            Kind::Library(library) => Ok(library
+                .encode_fast(text, add_special)
+                .map_err(library_error)?
+                .get_ids()
+                .to_vec()),
+            Kind::World(world) => Ok(world
+                .encode(text, true)
+                .into_iter()
+                .map(|(id, _)| id)
+                .collect()),
         }
     }
 
@@ -143,14 +169,24 @@ impl Tokenizer {
     pub fn encode_user_text(&self, text: &str) -> Result<Vec<u32>> {
         let library = match &self.pipeline.kind {
             Kind::Library(library) => library,
-            Kind::World(world) => return Ok(world.encode(text, false).into_iter().map(|(id, _)| id).collect()),
+            Kind::World(world) => {
+                return Ok(world
+                    .encode(text, false)
+                    .into_iter()
+                    .map(|(id, _)| id)
+                    .collect());
+            }
         };
         let library = self.pipeline.without_special.get_or_init(|| {
             let mut library = tokenizers::Tokenizer::clone(library);
             library.set_encode_special_tokens(true);
             library
         });
-        Ok(library.encode_fast(text, false).map_err(library_error)?.get_ids().to_vec())
+        Ok(library
+            .encode_fast(text, false)
+            .map_err(library_error)?
+            .get_ids()
+            .to_vec())
     }
 
     /// Text of the ids, without the special tokens if `skip_special`. An id outside the vocabulary gives no text, as models
@@ -168,7 +204,11 @@ impl Tokenizer {
     /// Number of ids, holes counted: one above the largest.
     pub fn vocabulary_size(&self) -> usize {
         let largest = || match &self.pipeline.kind {
-            Kind::Library(library) => library.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1),
+            Kind::Library(library) => library
+                .get_vocab(true)
+                .into_values()
+                .max()
+                .map_or(0, |id| id as usize + 1),
             Kind::World(world) => world.vocabulary_size(),
         };
         *self.pipeline.vocabulary.get_or_init(largest)
@@ -193,9 +233,9 @@ impl Tokenizer {
     /// Whether decoding with `skip_special` leaves this token out.
     pub fn is_special(&self, id: u32) -> bool {
         match &self.pipeline.kind {
-            Kind::Library(library) => {
-                library.id_to_token(id).is_some_and(|token| library.get_added_vocabulary().is_special_token(&token))
-            }
+            Kind::Library(library) => library
+                .id_to_token(id)
+                .is_some_and(|token| library.get_added_vocabulary().is_special_token(&token)),
             Kind::World(world) => world.special().contains_key(&id),
         }
     }
@@ -207,8 +247,11 @@ impl Tokenizer {
             Kind::World(world) => return world.special().values().cloned().collect(),
         };
         let added = library.get_added_tokens_decoder();
-        let special: BTreeMap<u32, String> =
-            added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
+        let special: BTreeMap<u32, String> = added
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, token)| (id, token.content))
+            .collect();
         special.into_values().collect()
     }
 
@@ -237,7 +280,9 @@ impl Tokenizer {
     /// The same tokenizer with another default template.
     #[must_use]
     pub fn with_template(mut self, template: ChatTemplate) -> Self {
-        Arc::make_mut(&mut self.companion).templates.insert(DEFAULT_TEMPLATE.into(), template);
+        Arc::make_mut(&mut self.companion)
+            .templates
+            .insert(DEFAULT_TEMPLATE.into(), template);
         self
     }
 
@@ -245,7 +290,9 @@ impl Tokenizer {
     pub fn model_max_length(&self) -> Option<usize> {
         // "No limit" is written as a float of about 1e30.
         let length = self.companion.config.get("model_max_length")?.as_u64()?;
-        usize::try_from(length).ok().filter(|length| *length < 1 << 40)
+        usize::try_from(length)
+            .ok()
+            .filter(|length| *length < 1 << 40)
     }
 
     /// A decoder that takes ids one by one and gives text as soon as it is complete; special tokens give none.
@@ -265,7 +312,10 @@ impl Tokenizer {
             Kind::Library(_) => String::new(),
             Kind::World(world) => format!("{:?}", world.special()),
         };
-        *self.pipeline.fingerprint.get_or_init(|| fnv1a((self.main_file().unwrap_or_default() + &special).as_bytes()))
+        *self
+            .pipeline
+            .fingerprint
+            .get_or_init(|| fnv1a((self.main_file().unwrap_or_default() + &special).as_bytes()))
     }
 
     /// The text of the file that the ids come from: `tokenizer.json`, or the table of an RWKV world tokenizer.
@@ -279,7 +329,9 @@ impl Tokenizer {
 
 /// Fowler, Noll and Vo's 64-bit hash, variant 1a.
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 fn library_error(reason: tokenizers::Error) -> Error {
@@ -303,9 +355,18 @@ mod tests {
         decoded: String,
     }
 
-    const KINDS: [&str; 5] = ["bpe-bytelevel", "bpe-metaspace", "unigram", "wordpiece", "rwkv-world"];
+    const KINDS: [&str; 5] = [
+        "bpe-bytelevel",
+        "bpe-metaspace",
+        "unigram",
+        "wordpiece",
+        "rwkv-world",
+    ];
 
-    const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tokenizers");
+    const FOLDER: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/fixtures/tokenizers"
+    );
 
     fn fixture(kind: &str, file: &str) -> Vec<u8> {
         std::fs::read(format!("{FOLDER}/{kind}/{file}")).unwrap()
@@ -322,8 +383,17 @@ mod tests {
                 assert_eq!(encoding.ids, case.ids, "{kind} {:?}", case.text);
                 assert_eq!(encoding.offsets, case.offsets, "{kind} {:?}", case.text);
                 assert_eq!(tokenizer.encode_ids(&case.text, true).unwrap(), case.ids);
-                assert_eq!(tokenizer.encode(&case.text, false).unwrap().ids, case.ids_no_special, "{kind}");
-                assert_eq!(tokenizer.decode(&case.ids, true).unwrap(), case.decoded, "{kind} {:?}", case.text);
+                assert_eq!(
+                    tokenizer.encode(&case.text, false).unwrap().ids,
+                    case.ids_no_special,
+                    "{kind}"
+                );
+                assert_eq!(
+                    tokenizer.decode(&case.ids, true).unwrap(),
+                    case.decoded,
+                    "{kind} {:?}",
+                    case.text
+                );
             }
         }
     }
@@ -335,7 +405,11 @@ mod tests {
             let cases: Vec<Case> = serde_json::from_slice(&fixture(kind, "cases.json")).unwrap();
             for case in cases {
                 let mut stream = tokenizer.stream();
-                let mut text: String = case.ids.iter().filter_map(|id| stream.push(*id).unwrap()).collect();
+                let mut text: String = case
+                    .ids
+                    .iter()
+                    .filter_map(|id| stream.push(*id).unwrap())
+                    .collect();
                 text += &stream.finish().unwrap().unwrap_or_default();
                 assert_eq!(text, case.decoded, "{kind} {:?}", case.text);
             }
@@ -361,8 +435,17 @@ mod tests {
 
     #[test]
     fn merges_go_by_rank() {
-        for merges in [r#"[["b","c"],["a","b"],["a","bc"]]"#, r#"["b c","a b","a bc"]"#] {
-            let tokenizer = bpe(r#"{"a":0,"b":1,"c":2,"ab":3,"bc":4,"abc":5}"#, merges, "null", false, false);
+        for merges in [
+            r#"[["b","c"],["a","b"],["a","bc"]]"#,
+            r#"["b c","a b","a bc"]"#,
+        ] {
+            let tokenizer = bpe(
+                r#"{"a":0,"b":1,"c":2,"ab":3,"bc":4,"abc":5}"#,
+                merges,
+                "null",
+                false,
+                false,
+            );
             assert_eq!(ids(&tokenizer, "abc"), [5]);
             assert_eq!(ids(&tokenizer, "aabc"), [0, 5]);
         }
@@ -371,10 +454,22 @@ mod tests {
     #[test]
     fn unknown_characters_fall_back_to_bytes() {
         let vocabulary = r#"{"<unk>":0,"a":1,"<0xE2>":2,"<0x82>":3,"<0xAC>":4}"#;
-        assert_eq!(ids(&bpe(vocabulary, "[]", r#""<unk>""#, true, true), "a€zz"), [1, 2, 3, 4, 0]);
-        assert_eq!(ids(&bpe(vocabulary, "[]", r#""<unk>""#, false, false), "azz"), [1, 0, 0]);
-        assert_eq!(ids(&bpe(vocabulary, "[]", r#""<unk>""#, true, false), "azz"), [1, 0]);
-        assert_eq!(ids(&bpe(r#"{"a":0}"#, "[]", "null", false, false), "aza"), [0, 0]);
+        assert_eq!(
+            ids(&bpe(vocabulary, "[]", r#""<unk>""#, true, true), "a€zz"),
+            [1, 2, 3, 4, 0]
+        );
+        assert_eq!(
+            ids(&bpe(vocabulary, "[]", r#""<unk>""#, false, false), "azz"),
+            [1, 0, 0]
+        );
+        assert_eq!(
+            ids(&bpe(vocabulary, "[]", r#""<unk>""#, true, false), "azz"),
+            [1, 0]
+        );
+        assert_eq!(
+            ids(&bpe(r#"{"a":0}"#, "[]", "null", false, false), "aza"),
+            [0, 0]
+        );
     }
 
     #[test]
@@ -392,8 +487,18 @@ mod tests {
     fn malformed_files_are_errors() {
         let good = String::from_utf8(fixture("bpe-bytelevel", "tokenizer.json")).unwrap();
         let decoder = good.replacen("\"decoder\":{", "\"decoder\":[{},{", 1);
-        for text in ["", "{}", "[1]", "nonsense", &good[..good.len() / 2], decoder.as_str()] {
-            assert!(matches!(Tokenizer::from_json(text.as_bytes()), Err(Error::Tokenizer(_))));
+        for text in [
+            "",
+            "{}",
+            "[1]",
+            "nonsense",
+            &good[..good.len() / 2],
+            decoder.as_str(),
+        ] {
+            assert!(matches!(
+                Tokenizer::from_json(text.as_bytes()),
+                Err(Error::Tokenizer(_))
+            ));
         }
     }
 

@@ -28,21 +28,36 @@ pub struct SpecialTokens {
 impl SpecialTokens {
     /// Key (`bos_token`, ...) and text of every token that is there; chat templates see them under these names.
     pub fn named(&self) -> impl Iterator<Item = (&str, &str)> {
-        let usual =
-            [("bos_token", &self.bos), ("eos_token", &self.eos), ("pad_token", &self.pad), ("unk_token", &self.unk)];
-        let usual = usual.into_iter().filter_map(|(name, token)| Some((name, token.as_deref()?)));
-        usual.chain(self.extra.iter().map(|(name, token)| (name.as_str(), token.as_str())))
+        let usual = [
+            ("bos_token", &self.bos),
+            ("eos_token", &self.eos),
+            ("pad_token", &self.pad),
+            ("unk_token", &self.unk),
+        ];
+        let usual = usual
+            .into_iter()
+            .filter_map(|(name, token)| Some((name, token.as_deref()?)));
+        usual.chain(
+            self.extra
+                .iter()
+                .map(|(name, token)| (name.as_str(), token.as_str())),
+        )
     }
 
     /// Reads the keys that end in `_token` of `tokenizer_config.json` or `special_tokens_map.json`. Roles already known stay.
     pub(super) fn fill_from(&mut self, config: &Map<String, Value>) {
-        for (key, token) in config.iter().filter_map(|(key, value)| Some((key, token_text(value)?))) {
+        for (key, token) in config
+            .iter()
+            .filter_map(|(key, value)| Some((key, token_text(value)?)))
+        {
             match key.as_str() {
                 "bos_token" => _ = self.bos.get_or_insert(token),
                 "eos_token" => _ = self.eos.get_or_insert(token),
                 "pad_token" => _ = self.pad.get_or_insert(token),
                 "unk_token" => _ = self.unk.get_or_insert(token),
-                other if other.ends_with("_token") => _ = self.extra.entry(key.clone()).or_insert(token),
+                other if other.ends_with("_token") => {
+                    _ = self.extra.entry(key.clone()).or_insert(token)
+                }
                 _ => {}
             }
         }
@@ -71,7 +86,12 @@ mod tests {
         let named: Vec<_> = special.named().collect();
         assert_eq!(
             named,
-            [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>"), ("cls_token", "[CLS]")]
+            [
+                ("bos_token", "<s>"),
+                ("eos_token", "</s>"),
+                ("pad_token", "<pad>"),
+                ("cls_token", "[CLS]")
+            ]
         );
     }
 }

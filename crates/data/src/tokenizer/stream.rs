@@ -34,7 +34,12 @@ pub struct TextStream {
 
 impl TextStream {
     pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, window: Vec::new(), given: 0 }
+        Self {
+            tokenizer,
+            skip_special,
+            window: Vec::new(),
+            given: 0,
+        }
     }
 
     /// Takes one id; gives the text that became complete with it, if any did.
@@ -63,15 +68,24 @@ impl TextStream {
         let (before, now) = self.texts()?;
         self.window.clear();
         self.given = 0;
-        let common = before.chars().zip(now.chars()).take_while(|(left, right)| left == right).count();
+        let common = before
+            .chars()
+            .zip(now.chars())
+            .take_while(|(left, right)| left == right)
+            .count();
         let rest: String = now.chars().skip(common).collect();
         Ok(Some(rest).filter(|rest| !rest.is_empty()))
     }
 
     /// The window's text without and with the tokens not yet given out.
     fn texts(&self) -> Result<(String, String)> {
-        let before = self.tokenizer.decode(&self.window[..self.given], self.skip_special)?;
-        Ok((before, self.tokenizer.decode(&self.window, self.skip_special)?))
+        let before = self
+            .tokenizer
+            .decode(&self.window[..self.given], self.skip_special)?;
+        Ok((
+            before,
+            self.tokenizer.decode(&self.window, self.skip_special)?,
+        ))
     }
 }
 
@@ -83,13 +97,20 @@ mod tests {
     use std::sync::LazyLock;
 
     static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
-        let texts = vec!["naïve café, the cat sat on the mat 日本語のテキスト".to_string(); 4];
-        let options = BpeOptions { vocabulary: 300, ..Default::default() };
+        let texts =
+            vec!["naïve café, the cat sat on the mat 日本語のテキスト".to_string(); 4];
+        let options = BpeOptions {
+            vocabulary: 300,
+            ..Default::default()
+        };
         Tokenizer::train_byte_level_bpe(texts.into_iter(), &options).unwrap()
     });
 
     fn streamed(mut stream: TextStream, ids: &[u32]) -> String {
-        let mut text: String = ids.iter().filter_map(|id| stream.push(*id).unwrap()).collect();
+        let mut text: String = ids
+            .iter()
+            .filter_map(|id| stream.push(*id).unwrap())
+            .collect();
         text += &stream.finish().unwrap().unwrap_or_default();
         text
     }

@@ -65,7 +65,13 @@ impl BpeOptions {
     /// The special tokens with the named ones, each once.
     fn all_special(&self) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
-        for token in self.special_tokens.iter().chain(&self.bos).chain(&self.eos).chain(&self.pad) {
+        for token in self
+            .special_tokens
+            .iter()
+            .chain(&self.bos)
+            .chain(&self.eos)
+            .chain(&self.pad)
+        {
             if !all.contains(token) {
                 all.push(token.clone());
             }
@@ -76,7 +82,9 @@ impl BpeOptions {
     fn validate(&self) -> Result<Vec<String>> {
         let special = self.all_special();
         if special.iter().any(String::is_empty) {
-            return Err(Error::Invalid("special_tokens: a special token is empty; remove it".into()));
+            return Err(Error::Invalid(
+                "special_tokens: a special token is empty; remove it".into(),
+            ));
         }
         let smallest = 256 + special.len();
         if !(smallest..=LARGEST_VOCABULARY).contains(&self.vocabulary) {
@@ -95,10 +103,16 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Invalid`] when the options make no sense.
-    pub fn train_byte_level_bpe(texts: impl Iterator<Item = String>, options: &BpeOptions) -> Result<Self> {
+    pub fn train_byte_level_bpe(
+        texts: impl Iterator<Item = String>,
+        options: &BpeOptions,
+    ) -> Result<Self> {
         let special = options.validate()?;
         let counts = count_words(texts, &special)?;
-        let tokens: Vec<AddedToken> = special.iter().map(|text| AddedToken::from(text.clone(), true)).collect();
+        let tokens: Vec<AddedToken> = special
+            .iter()
+            .map(|text| AddedToken::from(text.clone(), true))
+            .collect();
         let trainer = BpeTrainer::builder()
             .vocab_size(options.vocabulary)
             .min_frequency(options.min_frequency)
@@ -107,8 +121,13 @@ impl Tokenizer {
             .show_progress(false)
             .build();
         let mut model = BPE::default();
-        let counts = counts.iter().map(|(word, count)| (word.as_str().into(), *count)).collect();
-        trainer.do_train(&counts, &mut model).map_err(library_error)?;
+        let counts = counts
+            .iter()
+            .map(|(word, count)| (word.as_str().into(), *count))
+            .collect();
+        trainer
+            .do_train(&counts, &mut model)
+            .map_err(library_error)?;
         let roles = SpecialTokens {
             bos: options.bos.clone(),
             eos: options.eos.clone(),
@@ -125,7 +144,9 @@ impl Tokenizer {
         let mut library = tokenizers::Tokenizer::new(model);
         library.with_pre_tokenizer(Some(pre_tokenizer()));
         library.with_decoder(Some(ByteLevel::default()));
-        library.add_special_tokens(special.iter().cloned()).map_err(library_error)?;
+        library
+            .add_special_tokens(special.iter().cloned())
+            .map_err(library_error)?;
         Self::from_library(library)
     }
 }
@@ -136,7 +157,10 @@ fn pre_tokenizer() -> ByteLevel {
 }
 
 /// How often each word occurs, words written in the byte alphabet.
-fn count_words(mut texts: impl Iterator<Item = String>, special: &[String]) -> Result<HashMap<String, u64>> {
+fn count_words(
+    mut texts: impl Iterator<Item = String>,
+    special: &[String],
+) -> Result<HashMap<String, u64>> {
     let boundary = special_pattern(special)?;
     let mut total = HashMap::new();
     loop {
@@ -144,8 +168,13 @@ fn count_words(mut texts: impl Iterator<Item = String>, special: &[String]) -> R
         if chunk.is_empty() {
             break;
         }
-        let counts: Result<Vec<_>> = chunk.par_chunks(64).map(|texts| count_texts(texts, boundary.as_ref())).collect();
-        counts?.into_iter().for_each(|counts| add_counts(&mut total, counts));
+        let counts: Result<Vec<_>> = chunk
+            .par_chunks(64)
+            .map(|texts| count_texts(texts, boundary.as_ref()))
+            .collect();
+        counts?
+            .into_iter()
+            .for_each(|counts| add_counts(&mut total, counts));
     }
     Ok(scaled(total))
 }
@@ -153,10 +182,15 @@ fn count_words(mut texts: impl Iterator<Item = String>, special: &[String]) -> R
 fn count_texts(texts: &[String], boundary: Option<&Regex>) -> Result<HashMap<String, u64>> {
     let mut counts = HashMap::new();
     for text in texts {
-        let pieces: Vec<&str> = boundary.map_or_else(|| vec![text.as_str()], |pattern| pattern.split(text).collect());
+        let pieces: Vec<&str> = boundary.map_or_else(
+            || vec![text.as_str()],
+            |pattern| pattern.split(text).collect(),
+        );
         for piece in pieces {
             let mut words = PreTokenizedString::from(piece);
-            pre_tokenizer().pre_tokenize(&mut words).map_err(library_error)?;
+            pre_tokenizer()
+                .pre_tokenize(&mut words)
+                .map_err(library_error)?;
             for (word, _, _) in words.get_splits(OffsetReferential::Original, OffsetType::None) {
                 *counts.entry(word.to_string()).or_insert(0) += 1;
             }
@@ -173,9 +207,14 @@ fn add_counts(total: &mut HashMap<String, u64>, counts: HashMap<String, u64>) {
 
 /// The library counts pairs in 32 bits; beyond that all counts are divided, rounding up.
 fn scaled(mut counts: HashMap<String, u64>) -> HashMap<String, u64> {
-    let characters: u64 = counts.iter().map(|(word, count)| word.chars().count() as u64 * count).sum();
+    let characters: u64 = counts
+        .iter()
+        .map(|(word, count)| word.chars().count() as u64 * count)
+        .sum();
     let divisor = characters / (i32::MAX as u64 / 2) + 1;
-    counts.values_mut().for_each(|count| *count = count.div_ceil(divisor));
+    counts
+        .values_mut()
+        .for_each(|count| *count = count.div_ceil(divisor));
     counts
 }
 
@@ -183,11 +222,17 @@ fn scaled(mut counts: HashMap<String, u64>) -> HashMap<String, u64> {
 fn special_pattern(special: &[String]) -> Result<Option<Regex>> {
     let mut tokens: Vec<&String> = special.iter().collect();
     tokens.sort_by_key(|token| std::cmp::Reverse(token.len()));
-    let pattern = tokens.iter().map(|token| regex::escape(token)).collect::<Vec<_>>().join("|");
+    let pattern = tokens
+        .iter()
+        .map(|token| regex::escape(token))
+        .collect::<Vec<_>>()
+        .join("|");
     if pattern.is_empty() {
         return Ok(None);
     }
-    Regex::new(&pattern).map(Some).map_err(|reason| Error::Invalid(format!("special_tokens: {reason}")))
+    Regex::new(&pattern)
+        .map(Some)
+        .map_err(|reason| Error::Invalid(format!("special_tokens: {reason}")))
 }
 
 #[cfg(test)]
@@ -198,45 +243,86 @@ mod tests {
 
     fn corpus() -> Vec<String> {
         let words = [("low", 5), ("lower", 2), ("newest", 6), ("widest", 3)];
-        words.iter().flat_map(|(word, count)| vec![word.to_string(); *count]).collect()
+        words
+            .iter()
+            .flat_map(|(word, count)| vec![word.to_string(); *count])
+            .collect()
     }
 
     fn plain(vocabulary: usize) -> BpeOptions {
-        BpeOptions { vocabulary, min_frequency: 0, special_tokens: vec![], bos: None, eos: None, pad: None }
+        BpeOptions {
+            vocabulary,
+            min_frequency: 0,
+            special_tokens: vec![],
+            bos: None,
+            eos: None,
+            pad: None,
+        }
     }
 
     fn learned(tokenizer: &Tokenizer) -> Vec<String> {
-        (256..tokenizer.vocabulary_size() as u32).map(|id| tokenizer.token(id).unwrap()).collect()
+        (256..tokenizer.vocabulary_size() as u32)
+            .map(|id| tokenizer.token(id).unwrap())
+            .collect()
     }
 
     #[test]
     fn learns_the_published_merges() {
         let tokenizer = Tokenizer::train_byte_level_bpe(corpus().into_iter(), &plain(300)).unwrap();
-        let expected = ["es", "est", "lo", "low", "ew", "new", "newest", "dest", "idest", "widest", "er", "lower"];
+        let expected = [
+            "es", "est", "lo", "low", "ew", "new", "newest", "dest", "idest", "widest", "er",
+            "lower",
+        ];
         assert_eq!(learned(&tokenizer), expected);
         // Characters come before, in the order of their code points.
-        let alphabet: Vec<u32> = "deilnorstw".chars().map(|c| tokenizer.id(&c.to_string()).unwrap()).collect();
+        let alphabet: Vec<u32> = "deilnorstw"
+            .chars()
+            .map(|c| tokenizer.id(&c.to_string()).unwrap())
+            .collect();
         assert!(alphabet.is_sorted() && alphabet[9] < 256, "{alphabet:?}");
     }
 
     #[test]
     fn runs_and_ties_merge_as_published() {
-        let runs =
-            Tokenizer::train_byte_level_bpe(["aaaa", "aaaa"].map(String::from).into_iter(), &plain(300)).unwrap();
+        let runs = Tokenizer::train_byte_level_bpe(
+            ["aaaa", "aaaa"].map(String::from).into_iter(),
+            &plain(300),
+        )
+        .unwrap();
         assert_eq!(learned(&runs), ["aa", "aaaa"]);
-        assert_eq!(runs.encode("aaaaa", false).unwrap().ids, [257, runs.id("a").unwrap()]);
+        assert_eq!(
+            runs.encode("aaaaa", false).unwrap().ids,
+            [257, runs.id("a").unwrap()]
+        );
         let ties = ["cd", "ab", "cd", "ab"].map(String::from);
-        assert_eq!(learned(&Tokenizer::train_byte_level_bpe(ties.into_iter(), &plain(300)).unwrap()), ["ab", "cd"]);
+        assert_eq!(
+            learned(&Tokenizer::train_byte_level_bpe(ties.into_iter(), &plain(300)).unwrap()),
+            ["ab", "cd"]
+        );
     }
 
     #[test]
     fn the_order_of_the_texts_does_not_matter() {
-        let texts =
-            || (0..500).map(|number| format!("{} times {} is {}\n", number % 17, number, number * (number % 17)));
-        let options = BpeOptions { vocabulary: 600, ..Default::default() };
+        let texts = || {
+            (0..500).map(|number| {
+                format!(
+                    "{} times {} is {}\n",
+                    number % 17,
+                    number,
+                    number * (number % 17)
+                )
+            })
+        };
+        let options = BpeOptions {
+            vocabulary: 600,
+            ..Default::default()
+        };
         let forward = Tokenizer::train_byte_level_bpe(texts(), &options).unwrap();
-        let backward =
-            Tokenizer::train_byte_level_bpe(texts().collect::<Vec<_>>().into_iter().rev(), &options).unwrap();
+        let backward = Tokenizer::train_byte_level_bpe(
+            texts().collect::<Vec<_>>().into_iter().rev(),
+            &options,
+        )
+        .unwrap();
         assert_eq!(forward.main_file().unwrap(), backward.main_file().unwrap());
         assert_eq!(forward.fingerprint(), backward.fingerprint());
         assert!(forward.vocabulary_size() > 300);
@@ -245,7 +331,8 @@ mod tests {
     #[test]
     fn special_tokens_come_first_and_teach_nothing() {
         let texts = vec!["<|im_start|>x<|im_end|>".to_string(); 9];
-        let tokenizer = Tokenizer::train_byte_level_bpe(texts.into_iter(), &BpeOptions::default()).unwrap();
+        let tokenizer =
+            Tokenizer::train_byte_level_bpe(texts.into_iter(), &BpeOptions::default()).unwrap();
         assert_eq!(tokenizer.id("<|pad|>"), Some(0));
         assert_eq!(tokenizer.id("<|im_end|>"), Some(2));
         assert_eq!(tokenizer.vocabulary_size(), 259);
@@ -254,7 +341,13 @@ mod tests {
 
     #[test]
     fn a_vocabulary_without_room_is_refused() {
-        let error = Tokenizer::train_byte_level_bpe(std::iter::empty(), &BpeOptions { vocabulary: 100, ..plain(0) });
+        let error = Tokenizer::train_byte_level_bpe(
+            std::iter::empty(),
+            &BpeOptions {
+                vocabulary: 100,
+                ..plain(0)
+            },
+        );
         assert!(error.unwrap_err().to_string().contains("expected 256"));
     }
 
@@ -266,7 +359,10 @@ mod tests {
     }
 
     static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
-        let options = BpeOptions { vocabulary: 280, ..Default::default() };
+        let options = BpeOptions {
+            vocabulary: 280,
+            ..Default::default()
+        };
         Tokenizer::train_byte_level_bpe(corpus().into_iter(), &options).unwrap()
     });
 

@@ -42,7 +42,13 @@ fn operation(random: &mut Random) -> Draft {
     }
     let answer = apply(a, operator, b).unwrap_or_default().to_string();
     let prompt = format!("{a} {operator} {b} =");
-    Draft { prompt, solution: answer.clone(), answer, key: format!("1|{a}{operator}{b}"), fields: Map::new() }
+    Draft {
+        prompt,
+        solution: answer.clone(),
+        answer,
+        key: format!("1|{a}{operator}{b}"),
+        fields: Map::new(),
+    }
 }
 
 fn story(level: u8, fewest: i64, most: i64, random: &mut Random) -> Draft {
@@ -56,7 +62,10 @@ fn story(level: u8, fewest: i64, most: i64, random: &mut Random) -> Draft {
         let (operator, k) = step(x, random);
         let y = apply(x, operator, k).unwrap_or_default();
         let template = random.pick(templates(operator));
-        sentences.push(fill(template, &[("n", name), ("k", k.to_string().as_str()), ("i", item)]));
+        sentences.push(fill(
+            template,
+            &[("n", name), ("k", k.to_string().as_str()), ("i", item)],
+        ));
         work.push(format!("{x} {operator} {k} = {y}"));
         key.push(format!("{operator}{k}"));
         x = y;
@@ -90,7 +99,11 @@ fn step(x: i64, random: &mut Random) -> (char, i64) {
 
 fn templates(operator: char) -> &'static [&'static str] {
     match operator {
-        '-' => &["{n} gives away {k} {i}.", "{n} loses {k} {i}.", "{n} sells {k} {i}."],
+        '-' => &[
+            "{n} gives away {k} {i}.",
+            "{n} loses {k} {i}.",
+            "{n} sells {k} {i}.",
+        ],
         '*' => &[
             "Then {n} gets enough to have {k} times as many {i}.",
             "The number of {i} grows to {k} times what it was.",
@@ -99,7 +112,11 @@ fn templates(operator: char) -> &'static [&'static str] {
             "{n} shares the {i} equally among {k} boxes and keeps one box.",
             "{n} puts the {i} in {k} equal groups and keeps one group.",
         ],
-        _ => &["{n} finds {k} more {i}.", "A friend gives {n} {k} {i}.", "{n} buys {k} {i}."],
+        _ => &[
+            "{n} finds {k} more {i}.",
+            "A friend gives {n} {k} {i}.",
+            "{n} buys {k} {i}.",
+        ],
     }
 }
 
@@ -115,7 +132,11 @@ fn apply(a: i64, operator: char, b: i64) -> Option<i64> {
 }
 
 fn check(item: &Item, output: &str) -> bool {
-    let number = if item.task == "g1/1" { integer(output.trim()) } else { final_answer(output) };
+    let number = if item.task == "g1/1" {
+        integer(output.trim())
+    } else {
+        final_answer(output)
+    };
     number.is_some() && number == integer(&item.answer)
 }
 
@@ -132,7 +153,9 @@ fn integer(text: &str) -> Option<i64> {
 pub fn final_answer(output: &str) -> Option<i64> {
     let rest = output.rsplit_once("#### ")?.1;
     let digits = rest.strip_prefix('-').unwrap_or(rest);
-    let length = digits.find(|letter: char| !letter.is_ascii_digit() && letter != ',').unwrap_or(digits.len());
+    let length = digits
+        .find(|letter: char| !letter.is_ascii_digit() && letter != ',')
+        .unwrap_or(digits.len());
     integer(&rest[..rest.len() - digits.len() + length])
 }
 
@@ -144,10 +167,15 @@ pub fn final_answer(output: &str) -> Option<i64> {
 /// assert!(!steps_hold("9 + 3 = 12\n11 - 4 = 7\n#### 7"));
 /// ```
 pub fn steps_hold(output: &str) -> bool {
-    let lines = output.lines().map(str::trim).take_while(|line| !line.starts_with("####"));
+    let lines = output
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("####"));
     let mut previous = None;
     lines.filter(|line| !line.is_empty()).all(|line| {
-        let Some((a, result)) = true_step(line) else { return false };
+        let Some((a, result)) = true_step(line) else {
+            return false;
+        };
         previous.replace(result).is_none_or(|before| before == a)
     })
 }
@@ -155,7 +183,9 @@ pub fn steps_hold(output: &str) -> bool {
 /// First number and result of a true line `a op b = c`.
 fn true_step(line: &str) -> Option<(i64, i64)> {
     let words: Vec<&str> = line.split(' ').collect();
-    let [a, operator, b, "=", result] = words.as_slice() else { return None };
+    let [a, operator, b, "=", result] = words.as_slice() else {
+        return None;
+    };
     let (a, b, result) = (a.parse().ok()?, b.parse().ok()?, result.parse().ok()?);
     let operator = operator.parse().ok()?;
     (apply(a, operator, b)? == result).then_some((a, result))
@@ -173,9 +203,14 @@ mod tests {
                 let item = item(task, Split::Train, index, 0).unwrap();
                 let answer: i64 = item.answer.parse().unwrap();
                 assert!(answer >= i64::from(*task != "g1/1"));
-                let wrong = item.solution.replace(&item.answer, &(answer + 1).to_string());
+                let wrong = item
+                    .solution
+                    .replace(&item.answer, &(answer + 1).to_string());
                 assert!(!check(&item, &wrong).unwrap());
-                let without_last_line = item.solution.rsplit_once('\n').map_or("", |(lines, _)| lines);
+                let without_last_line = item
+                    .solution
+                    .rsplit_once('\n')
+                    .map_or("", |(lines, _)| lines);
                 assert!(!check(&item, without_last_line).unwrap());
                 assert!(*task == "g1/1" || steps_hold(&item.solution));
             }

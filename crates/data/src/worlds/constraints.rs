@@ -104,16 +104,30 @@ impl Constraint {
     /// The sentence that asks for it.
     pub fn instruction(&self) -> String {
         match self {
-            Self::Words { relation, num_words } => format!("Use {} {num_words} words.", relation.words()),
-            Self::Sentences { relation, num_sentences } => {
+            Self::Words {
+                relation,
+                num_words,
+            } => format!("Use {} {num_words} words.", relation.words()),
+            Self::Sentences {
+                relation,
+                num_sentences,
+            } => {
                 format!("Write {} {num_sentences} sentences.", relation.words())
             }
-            Self::Existence { keywords } if keywords.len() == 1 => format!("Include the word {}.", keywords[0]),
-            Self::Existence { keywords } => format!("Include the words {}.", keywords.join(" and ")),
-            Self::Forbidden { forbidden_words } => format!("Do not use the words {}.", forbidden_words.join(" and ")),
+            Self::Existence { keywords } if keywords.len() == 1 => {
+                format!("Include the word {}.", keywords[0])
+            }
+            Self::Existence { keywords } => {
+                format!("Include the words {}.", keywords.join(" and "))
+            }
+            Self::Forbidden { forbidden_words } => {
+                format!("Do not use the words {}.", forbidden_words.join(" and "))
+            }
             Self::NoComma {} => "Do not use any commas.".into(),
             Self::EndPhrase { end_phrase } => format!("End with the phrase {end_phrase}"),
-            Self::Bullets { num_bullets } => format!("Use exactly {num_bullets} bullet points that start with * ."),
+            Self::Bullets { num_bullets } => {
+                format!("Use exactly {num_bullets} bullet points that start with * .")
+            }
             Self::Quotation {} => "Wrap the whole answer in double quotes.".into(),
             Self::Lowercase {} => "Use only lowercase letters.".into(),
             Self::Uppercase {} => "Use only capital letters.".into(),
@@ -124,15 +138,25 @@ impl Constraint {
     pub fn holds(&self, text: &str) -> bool {
         !text.trim().is_empty()
             && match self {
-                Self::Words { relation, num_words } => relation.holds(words(text).count(), *num_words),
-                Self::Sentences { relation, num_sentences } => relation.holds(count_sentences(text), *num_sentences),
+                Self::Words {
+                    relation,
+                    num_words,
+                } => relation.holds(words(text).count(), *num_words),
+                Self::Sentences {
+                    relation,
+                    num_sentences,
+                } => relation.holds(count_sentences(text), *num_sentences),
                 Self::Existence { keywords } => keywords.iter().all(|word| has_word(text, word)),
-                Self::Forbidden { forbidden_words } => !forbidden_words.iter().any(|word| has_word(text, word)),
+                Self::Forbidden { forbidden_words } => {
+                    !forbidden_words.iter().any(|word| has_word(text, word))
+                }
                 Self::NoComma {} => !text.contains(','),
                 Self::EndPhrase { end_phrase } => ends_with(text, end_phrase),
                 Self::Bullets { num_bullets } => count_bullets(text) == *num_bullets,
                 Self::Quotation {} => {
-                    text.trim().len() > 1 && text.trim().starts_with('"') && text.trim().ends_with('"')
+                    text.trim().len() > 1
+                        && text.trim().starts_with('"')
+                        && text.trim().ends_with('"')
                 }
                 Self::Lowercase {} => text == text.to_lowercase(),
                 Self::Uppercase {} => text == text.to_uppercase(),
@@ -150,13 +174,16 @@ impl Constraint {
     }
 
     fn part(&self, name: &str) -> Value {
-        serde_json::to_value(self).map(|mut value| value[name].take()).unwrap_or_default()
+        serde_json::to_value(self)
+            .map(|mut value| value[name].take())
+            .unwrap_or_default()
     }
 }
 
 /// Words: runs of ASCII letters, digits and apostrophes.
 pub fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '\'').filter(|word| !word.is_empty())
+    text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '\'')
+        .filter(|word| !word.is_empty())
 }
 
 /// Whether `word` occurs as a whole word, in any case.
@@ -166,46 +193,93 @@ pub fn has_word(text: &str, word: &str) -> bool {
 
 /// Sentence ends: `.`, `!` or `?` before white space, a double quote or the end.
 pub fn count_sentences(text: &str) -> usize {
-    let ends = text.char_indices().filter(|(_, letter)| matches!(letter, '.' | '!' | '?'));
-    ends.filter(|(at, _)| text[at + 1..].chars().next().is_none_or(|next| next.is_whitespace() || next == '"')).count()
+    let ends = text
+        .char_indices()
+        .filter(|(_, letter)| matches!(letter, '.' | '!' | '?'));
+    ends.filter(|(at, _)| {
+        text[at + 1..]
+            .chars()
+            .next()
+            .is_none_or(|next| next.is_whitespace() || next == '"')
+    })
+    .count()
 }
 
 fn count_bullets(text: &str) -> usize {
-    text.lines().filter(|line| line.trim_start().starts_with("* ")).count()
+    text.lines()
+        .filter(|line| line.trim_start().starts_with("* "))
+        .count()
 }
 
 fn ends_with(text: &str, phrase: &str) -> bool {
-    text.trim().trim_matches('"').to_lowercase().ends_with(&phrase.to_lowercase())
+    text.trim()
+        .trim_matches('"')
+        .to_lowercase()
+        .ends_with(&phrase.to_lowercase())
 }
 
 /// The two fields of a record that carry its constraints.
 pub(super) fn to_fields(constraints: &[Constraint]) -> Map<String, Value> {
     let ids: Vec<String> = constraints.iter().map(Constraint::id).collect();
     let kwargs: Vec<Value> = constraints.iter().map(Constraint::kwargs).collect();
-    Map::from_iter([("instruction_id_list".to_string(), json!(ids)), ("kwargs".to_string(), json!(kwargs))])
+    Map::from_iter([
+        ("instruction_id_list".to_string(), json!(ids)),
+        ("kwargs".to_string(), json!(kwargs)),
+    ])
 }
 
 /// The constraints of an item, from its `instruction_id_list` and `kwargs`; unknown ones are left out.
 pub fn of(item: &Item) -> Vec<Constraint> {
-    let list = |name| item.fields.get(name).and_then(Value::as_array).into_iter().flatten();
+    let list = |name| {
+        item.fields
+            .get(name)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+    };
     let pairs = list("instruction_id_list").zip(list("kwargs"));
-    pairs.filter_map(|(id, kwargs)| serde_json::from_value(json!({"id": id, "kwargs": kwargs})).ok()).collect()
+    pairs
+        .filter_map(|(id, kwargs)| serde_json::from_value(json!({"id": id, "kwargs": kwargs})).ok())
+        .collect()
 }
 
 /// Which constraints the output satisfies as it stands.
 pub fn strict(constraints: &[Constraint], output: &str) -> Vec<bool> {
-    constraints.iter().map(|constraint| constraint.holds(output)).collect()
+    constraints
+        .iter()
+        .map(|constraint| constraint.holds(output))
+        .collect()
 }
 
 /// Which constraints any of eight variants satisfies: without the first line, the last line or both, each with and without
 /// asterisks. Forgives "Sure, here it is:" and bold type.
 pub fn loose(constraints: &[Constraint], output: &str) -> Vec<bool> {
     let lines: Vec<&str> = output.split('\n').collect();
-    let cut = |from: usize, to: usize| lines.get(from..to.max(from)).unwrap_or_default().join("\n").trim().to_string();
+    let cut = |from: usize, to: usize| {
+        lines
+            .get(from..to.max(from))
+            .unwrap_or_default()
+            .join("\n")
+            .trim()
+            .to_string()
+    };
     let count = lines.len();
-    let mut variants = vec![output.to_string(), cut(1, count), cut(0, count - 1), cut(1, count - 1)];
-    variants.extend(variants.clone().iter().map(|variant| variant.replace('*', "")));
-    constraints.iter().map(|constraint| variants.iter().any(|variant| constraint.holds(variant))).collect()
+    let mut variants = vec![
+        output.to_string(),
+        cut(1, count),
+        cut(0, count - 1),
+        cut(1, count - 1),
+    ];
+    variants.extend(
+        variants
+            .clone()
+            .iter()
+            .map(|variant| variant.replace('*', "")),
+    );
+    constraints
+        .iter()
+        .map(|constraint| variants.iter().any(|variant| constraint.holds(variant)))
+        .collect()
 }
 
 /// Shares of prompts and of single instructions that were followed.
@@ -219,7 +293,10 @@ pub struct Accuracy {
 
 /// Accuracy over the results of [`strict`] or [`loose`], one list an answer.
 pub fn accuracy(results: &[Vec<bool>]) -> Accuracy {
-    let prompts = results.iter().filter(|result| result.iter().all(|held| *held)).count();
+    let prompts = results
+        .iter()
+        .filter(|result| result.iter().all(|held| *held))
+        .count();
     let instructions = results.iter().flatten().filter(|held| **held).count();
     let share = |count: usize, total: usize| count as f64 / total.max(1) as f64;
     Accuracy {
@@ -246,13 +323,52 @@ mod tests {
             assert!(!constraint.holds(no), "{constraint:?} {no}");
             assert!(!constraint.holds(" \n"), "{constraint:?} on nothing");
         };
-        holds(&Constraint::Words { relation: Relation::AtLeast, num_words: 2 }, "a b", "a");
-        holds(&Constraint::Words { relation: Relation::LessThan, num_words: 2 }, "a", "a b");
-        holds(&Constraint::Sentences { relation: Relation::AtLeast, num_sentences: 2 }, "a. b.", "a. b");
-        holds(&Constraint::Existence { keywords: vec!["box".into()] }, "A BOX.", "boxes");
-        holds(&Constraint::Forbidden { forbidden_words: vec!["box".into()] }, "boxes", "a Box");
+        holds(
+            &Constraint::Words {
+                relation: Relation::AtLeast,
+                num_words: 2,
+            },
+            "a b",
+            "a",
+        );
+        holds(
+            &Constraint::Words {
+                relation: Relation::LessThan,
+                num_words: 2,
+            },
+            "a",
+            "a b",
+        );
+        holds(
+            &Constraint::Sentences {
+                relation: Relation::AtLeast,
+                num_sentences: 2,
+            },
+            "a. b.",
+            "a. b",
+        );
+        holds(
+            &Constraint::Existence {
+                keywords: vec!["box".into()],
+            },
+            "A BOX.",
+            "boxes",
+        );
+        holds(
+            &Constraint::Forbidden {
+                forbidden_words: vec!["box".into()],
+            },
+            "boxes",
+            "a Box",
+        );
         holds(&Constraint::NoComma {}, "a b", "a, b");
-        holds(&Constraint::EndPhrase { end_phrase: "The end.".into() }, "a. the end.\"", "The end. a");
+        holds(
+            &Constraint::EndPhrase {
+                end_phrase: "The end.".into(),
+            },
+            "a. the end.\"",
+            "The end. a",
+        );
         holds(&Constraint::Bullets { num_bullets: 1 }, "* a", "a");
         holds(&Constraint::Quotation {}, " \"a\" ", "\"");
         holds(&Constraint::Lowercase {}, "a 1", "A 1");
@@ -277,9 +393,15 @@ mod tests {
 
     #[test]
     fn the_form_of_ifeval() {
-        let constraint = Constraint::Words { relation: Relation::LessThan, num_words: 9 };
+        let constraint = Constraint::Words {
+            relation: Relation::LessThan,
+            num_words: 9,
+        };
         assert_eq!(constraint.id(), "length_constraints:number_words");
-        assert_eq!(constraint.kwargs(), json!({"relation": "less than", "num_words": 9}));
+        assert_eq!(
+            constraint.kwargs(),
+            json!({"relation": "less than", "num_words": 9})
+        );
         assert_eq!(Constraint::NoComma {}.kwargs(), json!({}));
     }
 }

@@ -46,12 +46,18 @@ const ATTRIBUTES: [Attribute; 7] = [
     },
     Attribute {
         name: "color",
-        facts: ["{p} likes the color {v}.", "The favorite color of {p} is {v}."],
+        facts: [
+            "{p} likes the color {v}.",
+            "The favorite color of {p} is {v}.",
+        ],
         question: "What color does {p} like?",
     },
     Attribute {
         name: "friend",
-        facts: ["The best friend of {p} is {v}.", "{p} has a best friend named {v}."],
+        facts: [
+            "The best friend of {p} is {v}.",
+            "{p} has a best friend named {v}.",
+        ],
         question: "Who is the best friend of {p}?",
     },
     Attribute {
@@ -59,7 +65,11 @@ const ATTRIBUTES: [Attribute; 7] = [
         facts: ["The boss of {p} is {v}.", "{p} works for {v}."],
         question: "Who is the boss of {p}?",
     },
-    Attribute { name: "age", facts: ["{p} is {v} years old.", "The age of {p} is {v}."], question: "How old is {p}?" },
+    Attribute {
+        name: "age",
+        facts: ["{p} is {v} years old.", "The age of {p} is {v}."],
+        question: "How old is {p}?",
+    },
 ];
 
 const FRIEND: usize = 4;
@@ -76,12 +86,27 @@ struct Person {
 
 impl Person {
     fn draw(name: &'static str, people: &[&'static str], random: &mut Random) -> Self {
-        let others: Vec<&str> = people.iter().copied().filter(|other| *other != name).collect();
-        let lists = [CITIES, JOBS, PETS, COLORS, others.as_slice(), others.as_slice()];
+        let others: Vec<&str> = people
+            .iter()
+            .copied()
+            .filter(|other| *other != name)
+            .collect();
+        let lists = [
+            CITIES,
+            JOBS,
+            PETS,
+            COLORS,
+            others.as_slice(),
+            others.as_slice(),
+        ];
         let mut values = lists.map(|list| random.pick(list).to_string()).to_vec();
         values.push(random.range(18, 80).to_string());
         let values = std::array::from_fn(|attribute| values[attribute].clone());
-        Self { name, values, told: [true; 7] }
+        Self {
+            name,
+            values,
+            told: [true; 7],
+        }
     }
 
     /// The sentences about this person; each is left out with probability `drop`.
@@ -91,7 +116,10 @@ impl Person {
             self.told[index] = !random.chance(drop);
             if self.told[index] {
                 let template = attribute.facts[random.below(2)];
-                facts.push(fill(template, &[("p", self.name), ("v", self.values[index].as_str())]));
+                facts.push(fill(
+                    template,
+                    &[("p", self.name), ("v", self.values[index].as_str())],
+                ));
             }
         }
         facts
@@ -105,8 +133,14 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
         _ => (3, 0.0),
     };
     let names = random.sample(NAMES, 4);
-    let mut people: Vec<Person> = names.iter().map(|&name| Person::draw(name, &names, random)).collect();
-    let mut facts: Vec<String> = people.iter_mut().flat_map(|person| person.tell(drop, random)).collect();
+    let mut people: Vec<Person> = names
+        .iter()
+        .map(|&name| Person::draw(name, &names, random))
+        .collect();
+    let mut facts: Vec<String> = people
+        .iter_mut()
+        .flat_map(|person| person.tell(drop, random))
+        .collect();
     random.shuffle(&mut facts);
     ask(hops, &people, &facts.join(" "), random)
 }
@@ -122,16 +156,30 @@ fn ask(hops: usize, people: &[Person], facts: &str, random: &mut Random) -> Draf
     for attribute in path {
         support.push(format!("{}.{}", person.name, ATTRIBUTES[attribute].name));
         known &= person.told[attribute];
-        let relation = if attribute == FRIEND { "best friend" } else { "boss" };
+        let relation = if attribute == FRIEND {
+            "best friend"
+        } else {
+            "boss"
+        };
         description = format!("the {relation} of {description}");
         let next = &person.values[attribute];
-        person = people.iter().find(|other| other.name == next).unwrap_or(person);
+        person = people
+            .iter()
+            .find(|other| other.name == next)
+            .unwrap_or(person);
     }
     support.push(format!("{}.{}", person.name, ATTRIBUTES[last].name));
     known &= person.told[last];
-    let answer = if known { person.values[last].clone() } else { UNKNOWN.to_string() };
+    let answer = if known {
+        person.values[last].clone()
+    } else {
+        UNKNOWN.to_string()
+    };
     let question = fill(ATTRIBUTES[last].question, &[("p", description.as_str())]);
-    let fields = [("support".to_string(), json!(support)), ("attribute".to_string(), json!(ATTRIBUTES[last].name))];
+    let fields = [
+        ("support".to_string(), json!(support)),
+        ("attribute".to_string(), json!(ATTRIBUTES[last].name)),
+    ];
     Draft {
         prompt: format!("{facts} Question: {question} Answer:"),
         solution: answer.clone(),
@@ -181,7 +229,12 @@ mod tests {
     #[test]
     fn support_follows_the_path() {
         let item = item("g6/3", Split::Train, 0, 0).unwrap();
-        let support: Vec<&str> = item.fields["support"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let support: Vec<&str> = item.fields["support"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
         assert_eq!(support.len(), 3);
         assert_eq!(support[0], "Olga.boss");
         assert!(support[1].ends_with(".boss") && support[2].ends_with(".color"));

@@ -3,7 +3,9 @@
 //! The gold answer is a story of [`super::stories`] transformed to satisfy the constraints, whose numbers are drawn around
 //! what the story has. Names and arguments follow IFEval (2311.07911); the checkers are in [`super::constraints`].
 
-use super::constraints::{Constraint, Relation, count_sentences, has_word, of, strict, to_fields, words};
+use super::constraints::{
+    Constraint, Relation, count_sentences, has_word, of, strict, to_fields, words,
+};
 use super::lists::{END_PHRASES, OBJECTS, PLACES};
 use super::random::Random;
 use super::stories::{Story, sentences};
@@ -55,14 +57,23 @@ impl Plan {
         let layout = *random.pick(&[Layout::Plain, Layout::Bullets, Layout::Quote]);
         let case = *random.pick(&[Case::Mixed, Case::Mixed, Case::Lower, Case::Upper]);
         let kinds = random.sample(&[Words, Sentences, Existence, Forbidden, NoComma, End], 2);
-        Self { layout, case, kinds }
+        Self {
+            layout,
+            case,
+            kinds,
+        }
     }
 
     /// The sentences of the gold answer and the end phrase drawn for it.
     fn sentences(&self, story: &Story, random: &mut Random) -> (Vec<String>, &'static str) {
-        let mut lines: Vec<String> = sentences(&story.text).into_iter().map(str::to_string).collect();
+        let mut lines: Vec<String> = sentences(&story.text)
+            .into_iter()
+            .map(str::to_string)
+            .collect();
         if self.kinds.contains(&Kind::NoComma) || self.layout == Layout::Quote {
-            lines.iter_mut().for_each(|line| line.retain(|letter| letter != ',' && letter != '"'));
+            lines
+                .iter_mut()
+                .for_each(|line| line.retain(|letter| letter != ',' && letter != '"'));
         }
         let mut phrase = "";
         if self.kinds.contains(&Kind::End) {
@@ -74,7 +85,11 @@ impl Plan {
 
     fn lay_out(&self, lines: &[String]) -> String {
         let body = match self.layout {
-            Layout::Bullets => lines.iter().map(|line| format!("* {line}")).collect::<Vec<_>>().join("\n"),
+            Layout::Bullets => lines
+                .iter()
+                .map(|line| format!("* {line}"))
+                .collect::<Vec<_>>()
+                .join("\n"),
             _ => lines.join(" "),
         };
         let body = match self.case {
@@ -82,7 +97,11 @@ impl Plan {
             Case::Lower => body.to_lowercase(),
             Case::Upper => body.to_uppercase(),
         };
-        if self.layout == Layout::Quote { format!("\"{body}\"") } else { body }
+        if self.layout == Layout::Quote {
+            format!("\"{body}\"")
+        } else {
+            body
+        }
     }
 }
 
@@ -91,11 +110,16 @@ fn generate(_: &str, _: Split, random: &mut Random) -> Draft {
     let plan = Plan::draw(random);
     let (lines, phrase) = plan.sentences(&story, random);
     let answer = plan.lay_out(&lines);
-    let mut constraints: Vec<Constraint> =
-        plan.kinds.iter().map(|kind| constraint(*kind, &story, &answer, phrase, random)).collect();
+    let mut constraints: Vec<Constraint> = plan
+        .kinds
+        .iter()
+        .map(|kind| constraint(*kind, &story, &answer, phrase, random))
+        .collect();
     match plan.layout {
         Layout::Plain => {}
-        Layout::Bullets => constraints.push(Constraint::Bullets { num_bullets: lines.len() }),
+        Layout::Bullets => constraints.push(Constraint::Bullets {
+            num_bullets: lines.len(),
+        }),
         Layout::Quote => constraints.push(Constraint::Quotation {}),
     }
     match plan.case {
@@ -107,7 +131,14 @@ fn generate(_: &str, _: Split, random: &mut Random) -> Draft {
 }
 
 fn draft(story: &Story, answer: String, constraints: &[Constraint]) -> Draft {
-    let Story { name, hero, adjective, object, object_adjective, .. } = story;
+    let Story {
+        name,
+        hero,
+        adjective,
+        object,
+        object_adjective,
+        ..
+    } = story;
     let asked: Vec<String> = constraints.iter().map(Constraint::instruction).collect();
     let prompt = format!(
         "Write a story about a {adjective} {hero} named {name} and a {object_adjective} {object}. {}",
@@ -115,35 +146,65 @@ fn draft(story: &Story, answer: String, constraints: &[Constraint]) -> Draft {
     );
     let mut fields = story.fields();
     fields.extend(to_fields(constraints));
-    Draft { key: format!("{}|{prompt}", story.key()), prompt, solution: answer.clone(), answer, fields }
+    Draft {
+        key: format!("{}|{prompt}", story.key()),
+        prompt,
+        solution: answer.clone(),
+        answer,
+        fields,
+    }
 }
 
 /// A constraint that the answer satisfies.
-fn constraint(kind: Kind, story: &Story, answer: &str, phrase: &str, random: &mut Random) -> Constraint {
+fn constraint(
+    kind: Kind,
+    story: &Story,
+    answer: &str,
+    phrase: &str,
+    random: &mut Random,
+) -> Constraint {
     match kind {
         Kind::Words => {
             let (relation, num_words) = bound(words(answer).count(), 8, random);
-            Constraint::Words { relation, num_words }
+            Constraint::Words {
+                relation,
+                num_words,
+            }
         }
         Kind::Sentences => {
             let (relation, num_sentences) = bound(count_sentences(answer), 3, random);
-            Constraint::Sentences { relation, num_sentences }
+            Constraint::Sentences {
+                relation,
+                num_sentences,
+            }
         }
-        Kind::Existence => Constraint::Existence { keywords: vec![story.object.into(), story.good.into()] },
+        Kind::Existence => Constraint::Existence {
+            keywords: vec![story.object.into(), story.good.into()],
+        },
         Kind::Forbidden => {
-            let candidates = OBJECTS.iter().chain(PLACES).filter(|word| !has_word(answer, word));
+            let candidates = OBJECTS
+                .iter()
+                .chain(PLACES)
+                .filter(|word| !has_word(answer, word));
             let candidates: Vec<String> = candidates.map(ToString::to_string).collect();
-            Constraint::Forbidden { forbidden_words: random.sample(&candidates, 2) }
+            Constraint::Forbidden {
+                forbidden_words: random.sample(&candidates, 2),
+            }
         }
         Kind::NoComma => Constraint::NoComma {},
-        Kind::End => Constraint::EndPhrase { end_phrase: phrase.into() },
+        Kind::End => Constraint::EndPhrase {
+            end_phrase: phrase.into(),
+        },
     }
 }
 
 /// A bound that `count` satisfies, off by less than `slack`.
 fn bound(count: usize, slack: usize, random: &mut Random) -> (Relation, usize) {
     if random.chance(0.5) {
-        (Relation::AtLeast, count.saturating_sub(random.below(slack)).max(1))
+        (
+            Relation::AtLeast,
+            count.saturating_sub(random.below(slack)).max(1),
+        )
     } else {
         (Relation::LessThan, count + 1 + random.below(slack))
     }

@@ -55,5 +55,9 @@ lists! {
 
 /// Replaces each `{slot}` of a template by its value.
 pub(crate) fn fill(template: &str, slots: &[(&str, &str)]) -> String {
-    slots.iter().fold(template.to_string(), |text, (slot, value)| text.replace(&format!("{{{slot}}}"), value))
+    slots
+        .iter()
+        .fold(template.to_string(), |text, (slot, value)| {
+            text.replace(&format!("{{{slot}}}"), value)
+        })
 }

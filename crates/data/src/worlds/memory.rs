@@ -33,7 +33,11 @@ pub const WORLD: World = World {
 const FLAGS: usize = 4;
 
 fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
-    let size = task.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    let size = task
+        .rsplit('/')
+        .next()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0);
     match task.split('/').nth(1) {
         Some("flags") => flags(size, random),
         Some("mqar") => recall(size, random),
@@ -53,7 +57,13 @@ fn flags(gap: usize, random: &mut Random) -> Draft {
     said.extend((0..gap).map(|_| letter(b'w', random.below(4))));
     let mut order: Vec<usize> = (0..FLAGS).collect();
     random.shuffle(&mut order);
-    asked(said, order.into_iter().map(|flag| set(flag).map(String::from)).collect())
+    asked(
+        said,
+        order
+            .into_iter()
+            .map(|flag| set(flag).map(String::from))
+            .collect(),
+    )
 }
 
 fn recall(pairs: usize, random: &mut Random) -> Draft {
@@ -74,10 +84,18 @@ fn copying(length: usize, random: &mut Random) -> Draft {
     let mut places: Vec<usize> = (0..length).collect();
     random.shuffle(&mut places);
     let mut text = vec!['.'; length];
-    places[..count].iter().for_each(|place| text[*place] = letter(b'a', random.below(2 * count)));
+    places[..count]
+        .iter()
+        .for_each(|place| text[*place] = letter(b'a', random.below(2 * count)));
     let answer: String = text.iter().filter(|c| **c != '.').collect();
     let prompt: String = text.into_iter().chain(['>']).collect();
-    Draft { key: prompt.clone(), prompt, solution: answer.clone(), answer, fields: Map::new() }
+    Draft {
+        key: prompt.clone(),
+        prompt,
+        solution: answer.clone(),
+        answer,
+        fields: Map::new(),
+    }
 }
 
 /// `said`, then questions with their answers.
@@ -86,10 +104,26 @@ fn asked(said: String, questions: Vec<[String; 2]>) -> Draft {
     turns[0][0].insert_str(0, &said);
     let (before, last) = turns.split_at(turns.len() - 1);
     let [question, answer] = last[0].clone();
-    let prompt = format!("{}{question}", before.iter().flatten().map(String::as_str).collect::<String>());
-    let turns = turns.iter().map(|[question, answer]| json!([question, answer])).collect();
+    let prompt = format!(
+        "{}{question}",
+        before
+            .iter()
+            .flatten()
+            .map(String::as_str)
+            .collect::<String>()
+    );
+    let turns = turns
+        .iter()
+        .map(|[question, answer]| json!([question, answer]))
+        .collect();
     let fields = Map::from_iter([("turns".to_owned(), Value::Array(turns))]);
-    Draft { key: prompt.clone(), prompt, solution: answer.clone(), answer, fields }
+    Draft {
+        key: prompt.clone(),
+        prompt,
+        solution: answer.clone(),
+        answer,
+        fields,
+    }
 }
 
 #[cfg(test)]
@@ -112,7 +146,10 @@ mod tests {
                 for [question, answer] in &turns {
                     let pair = format!("{}{answer}", question.chars().last().unwrap());
                     let place = said.find(&pair).unwrap();
-                    assert!(place % 2 == 0 && place + gap < said.len(), "{task}: {said} {pair}");
+                    assert!(
+                        place % 2 == 0 && place + gap < said.len(),
+                        "{task}: {said} {pair}"
+                    );
                 }
             }
         }
@@ -121,7 +158,10 @@ mod tests {
     #[test]
     fn each_key_is_asked_for_once() {
         let item = item("memory/mqar/6", Split::Train, 3, 0).unwrap();
-        let mut keys: Vec<char> = turns(&item).iter().map(|[question, _]| question.chars().last().unwrap()).collect();
+        let mut keys: Vec<char> = turns(&item)
+            .iter()
+            .map(|[question, _]| question.chars().last().unwrap())
+            .collect();
         keys.sort_unstable();
         keys.dedup();
         assert_eq!(keys.len(), 6);

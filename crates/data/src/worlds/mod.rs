@@ -80,7 +80,9 @@ impl FromStr for Split {
             "train" => Ok(Self::Train),
             "val" | "validation" => Ok(Self::Validation),
             "test" => Ok(Self::Test),
-            other => Err(Error::Invalid(format!("no split `{other}`: expected `train`, `val` or `test`"))),
+            other => Err(Error::Invalid(format!(
+                "no split `{other}`: expected `train`, `val` or `test`"
+            ))),
         }
     }
 }
@@ -132,13 +134,20 @@ pub struct Item {
 impl Item {
     /// The text for language modelling: prompt, a space and the solution, or the solution alone.
     pub fn text(&self) -> String {
-        if self.prompt.is_empty() { self.solution.clone() } else { format!("{} {}", self.prompt, self.solution) }
+        if self.prompt.is_empty() {
+            self.solution.clone()
+        } else {
+            format!("{} {}", self.prompt, self.solution)
+        }
     }
 
     /// A conversation: the prompt (possibly empty) asked, the solution answered; or the turns that the item has in its field
     /// `turns`, as pairs.
     pub fn record_chat(&self) -> Record {
-        Record::Chat { messages: self.messages(), tools: None }
+        Record::Chat {
+            messages: self.messages(),
+            tools: None,
+        }
     }
 
     /// The conversation up to the last answer, as a model is asked.
@@ -150,10 +159,18 @@ impl Item {
 
     fn messages(&self) -> Vec<Message> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let turn = |pair: &Value| [Message::user(text(&pair[0])), Message::assistant(text(&pair[1]))];
+        let turn = |pair: &Value| {
+            [
+                Message::user(text(&pair[0])),
+                Message::assistant(text(&pair[1])),
+            ]
+        };
         match self.fields.get("turns").and_then(Value::as_array) {
             Some(turns) => turns.iter().flat_map(turn).collect(),
-            None => vec![Message::user(&self.prompt), Message::assistant(&self.solution)],
+            None => vec![
+                Message::user(&self.prompt),
+                Message::assistant(&self.solution),
+            ],
         }
     }
 
@@ -168,7 +185,11 @@ impl Item {
         object.insert("task".into(), self.task.clone().into());
         object.insert("split".into(), self.split.to_string().into());
         object.insert("index".into(), self.index.into());
-        for (name, text) in [("prompt", &self.prompt), ("solution", &self.solution), ("answer", &self.answer)] {
+        for (name, text) in [
+            ("prompt", &self.prompt),
+            ("solution", &self.solution),
+            ("answer", &self.answer),
+        ] {
             object.insert(name.into(), text.clone().into());
         }
         object.insert("key".into(), self.key.clone().into());
@@ -178,7 +199,10 @@ impl Item {
 
     /// A text field of the task, empty when absent.
     pub(crate) fn field(&self, name: &str) -> &str {
-        self.fields.get(name).and_then(Value::as_str).unwrap_or_default()
+        self.fields
+            .get(name)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 }
 
@@ -200,7 +224,9 @@ pub struct World {
 /// # Errors
 /// When there is none; the message names the nearest.
 pub fn world(name: &str) -> Result<&'static World> {
-    let found = WORLDS.iter().find(|world| world.name == name || world.tasks.contains(&name));
+    let found = WORLDS
+        .iter()
+        .find(|world| world.name == name || world.tasks.contains(&name));
     found.ok_or_else(|| unknown_task(name))
 }
 
@@ -212,7 +238,10 @@ pub fn tasks() -> impl Iterator<Item = &'static str> {
 fn unknown_task(name: &str) -> Error {
     let known: Vec<&str> = tasks().collect();
     let hint = suggestion(name, &known);
-    Error::Invalid(format!("no generated task `{name}`{hint}; there are: {}", known.join(", ")))
+    Error::Invalid(format!(
+        "no generated task `{name}`{hint}; there are: {}",
+        known.join(", ")
+    ))
 }
 
 /// Item number `index` of a split of a task.
@@ -220,15 +249,37 @@ fn unknown_task(name: &str) -> Error {
 /// # Errors
 /// When there is no such task.
 pub fn item(task: &str, split: Split, index: u64, seed: u64) -> Result<Item> {
-    let world = WORLDS.iter().find(|world| world.tasks.contains(&task)).ok_or_else(|| unknown_task(task))?;
+    let world = WORLDS
+        .iter()
+        .find(|world| world.tasks.contains(&task))
+        .ok_or_else(|| unknown_task(task))?;
     let draft = (0..MOST_ATTEMPTS)
         .map(|attempt| {
-            (world.generate)(task, split, &mut Random::named(&format!("{task}|{split}|{index}|{seed}|{attempt}")))
+            (world.generate)(
+                task,
+                split,
+                &mut Random::named(&format!("{task}|{split}|{index}|{seed}|{attempt}")),
+            )
         })
         .find(|draft| split_of(task, &draft.key) == split)
         .ok_or_else(|| Error::Invalid(format!("`{task}` has no items in the split `{split}`")))?;
-    let Draft { prompt, solution, answer, key, fields } = draft;
-    Ok(Item { task: task.to_string(), split, index, prompt, solution, answer, key, fields })
+    let Draft {
+        prompt,
+        solution,
+        answer,
+        key,
+        fields,
+    } = draft;
+    Ok(Item {
+        task: task.to_string(),
+        split,
+        index,
+        prompt,
+        solution,
+        answer,
+        key,
+        fields,
+    })
 }
 
 /// Whether `output` is a right answer to the item.
@@ -253,8 +304,13 @@ pub fn split_of(task: &str, key: &str) -> Split {
 /// # Errors
 /// When there is no such task.
 pub fn golden_hash(task: &str) -> Result<u64> {
-    let items = (0..100).map(|index| item(task, Split::Train, index, 0)).collect::<Result<Vec<_>>>()?;
-    let lines: Vec<String> = items.iter().map(|item| format!("{}\t{}", item.prompt, item.solution)).collect();
+    let items = (0..100)
+        .map(|index| item(task, Split::Train, index, 0))
+        .collect::<Result<Vec<_>>>()?;
+    let lines: Vec<String> = items
+        .iter()
+        .map(|item| format!("{}\t{}", item.prompt, item.solution))
+        .collect();
     Ok(fnv(&lines.join("\n")))
 }
 
@@ -287,18 +343,48 @@ mod tests {
         let first = |task| item(task, Split::Train, 0, 0).unwrap();
         assert_eq!(first("g1/1").text(), "12 * 6 = 72");
         let second = first("g1/2");
-        assert_eq!(second.prompt, "Jack has 9 dolls. A friend gives Jack 3 dolls. How many dolls does Jack have now?");
+        assert_eq!(
+            second.prompt,
+            "Jack has 9 dolls. A friend gives Jack 3 dolls. How many dolls does Jack have now?"
+        );
         assert_eq!(second.solution, "9 + 3 = 12\n#### 12");
         assert_eq!(first("g1/3").solution, "8 + 16 = 24\n24 + 17 = 41\n#### 41");
-        assert_eq!(first("g1/4").solution, "8 / 2 = 4\n4 + 23 = 27\n27 - 10 = 17\n17 - 11 = 6\n#### 6");
-        assert!(first("g6/1").prompt.ends_with("Dan is 72 years old. Question: Where does Cleo live? Answer:"));
+        assert_eq!(
+            first("g1/4").solution,
+            "8 / 2 = 4\n4 + 23 = 27\n27 - 10 = 17\n17 - 11 = 6\n#### 6"
+        );
+        assert!(
+            first("g6/1")
+                .prompt
+                .ends_with("Dan is 72 years old. Question: Where does Cleo live? Answer:")
+        );
         assert_eq!(first("g6/1").answer, "Milan");
-        assert!(first("g6/2").prompt.ends_with("Question: How old is the best friend of Pam? Answer:"));
+        assert!(
+            first("g6/2")
+                .prompt
+                .ends_with("Question: How old is the best friend of Pam? Answer:")
+        );
         assert_eq!(first("g6/2").answer, "77");
-        assert!(first("g6/3").text().ends_with("the boss of the boss of Olga like? Answer: teal"));
-        assert!(first("g7/2").prompt.ends_with("Wrap the whole answer in double quotes. Use only capital letters."));
-        assert!(first("g7/2").solution.starts_with("\"IN A SCHOOL LIVED A LONELY FOX NAMED ROSA. IT WAS"));
-        assert!(first("g8").text().starts_with("In a village lived a gentle duck named Pam. It was a sunny day in"));
+        assert!(
+            first("g6/3")
+                .text()
+                .ends_with("the boss of the boss of Olga like? Answer: teal")
+        );
+        assert!(
+            first("g7/2")
+                .prompt
+                .ends_with("Wrap the whole answer in double quotes. Use only capital letters.")
+        );
+        assert!(
+            first("g7/2")
+                .solution
+                .starts_with("\"IN A SCHOOL LIVED A LONELY FOX NAMED ROSA. IT WAS")
+        );
+        assert!(
+            first("g8")
+                .text()
+                .starts_with("In a village lived a gentle duck named Pam. It was a sunny day in")
+        );
     }
 
     #[test]
@@ -307,7 +393,11 @@ mod tests {
             for index in 0..1000 {
                 let item = item(task, Split::Train, index, 1).unwrap();
                 assert!(check(&item, &item.solution).unwrap(), "{}", item.to_json());
-                assert!(!check(&item, "").unwrap(), "an empty answer to {}", item.to_json());
+                assert!(
+                    !check(&item, "").unwrap(),
+                    "an empty answer to {}",
+                    item.to_json()
+                );
             }
         }
     }
@@ -316,11 +406,20 @@ mod tests {
     fn splits_share_no_key() {
         for task in tasks() {
             let keys = |split, count| -> HashSet<String> {
-                (0..count).map(|index| item(task, split, index, 0).unwrap().key).collect()
+                (0..count)
+                    .map(|index| item(task, split, index, 0).unwrap().key)
+                    .collect()
             };
-            let (train, validation, test) =
-                (keys(Split::Train, 2000), keys(Split::Validation, 2000), keys(Split::Test, 2000));
-            assert!(train.is_disjoint(&validation) && train.is_disjoint(&test) && validation.is_disjoint(&test));
+            let (train, validation, test) = (
+                keys(Split::Train, 2000),
+                keys(Split::Validation, 2000),
+                keys(Split::Test, 2000),
+            );
+            assert!(
+                train.is_disjoint(&validation)
+                    && train.is_disjoint(&test)
+                    && validation.is_disjoint(&test)
+            );
         }
     }
 
@@ -335,7 +434,9 @@ mod tests {
 
     #[test]
     fn unknown_tasks_name_the_nearest() {
-        let message = item("sentense/2", Split::Train, 0, 0).unwrap_err().to_string();
+        let message = item("sentense/2", Split::Train, 0, 0)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("did you mean `sentence/2`?"), "{message}");
         assert!(item("g1", Split::Train, 0, 0).is_err());
         assert_eq!(world("g1").unwrap().name, world("g1/4").unwrap().name);

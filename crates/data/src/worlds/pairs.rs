@@ -24,7 +24,13 @@ fn generate(_: &str, _: Split, random: &mut Random) -> Draft {
     let prompt: String = [symbol(), symbol()].into_iter().collect();
     let fact = mix(fnv(&format!("pairs|{prompt}"))) % SYMBOLS.len() as u64;
     let answer = char::from(SYMBOLS[fact as usize]).to_string();
-    Draft { key: prompt.clone(), prompt, solution: answer.clone(), answer, fields: Map::new() }
+    Draft {
+        key: prompt.clone(),
+        prompt,
+        solution: answer.clone(),
+        answer,
+        fields: Map::new(),
+    }
 }
 
 fn check(item: &Item, output: &str) -> bool {
@@ -43,7 +49,10 @@ mod tests {
         let mut counts: HashMap<String, usize> = HashMap::new();
         for index in 0..4000 {
             let item = item("pairs/48", Split::Train, index, 3).unwrap();
-            if facts.insert(item.prompt.clone(), item.answer.clone()).is_none_or(|known| known != item.answer) {
+            if facts
+                .insert(item.prompt.clone(), item.answer.clone())
+                .is_none_or(|known| known != item.answer)
+            {
                 *counts.entry(item.answer).or_default() += 1;
             }
         }

@@ -98,7 +98,9 @@ impl Random {
 
 /// FNV-1a over the UTF-8 bytes, 64 bits.
 pub fn fnv(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The first output of a generator seeded with `x`: spreads a hash over all 64 bits.
@@ -114,7 +116,14 @@ mod tests {
     fn the_stream_of_seed_zero() {
         let mut random = Random::new(0);
         let first: Vec<u64> = (0..3).map(|_| random.next_u64()).collect();
-        assert_eq!(first, [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f]);
+        assert_eq!(
+            first,
+            [
+                0xe220_a839_7b1d_cdaf,
+                0x6e78_9e6a_a1b9_65f4,
+                0x06c4_5d18_8009_454f
+            ]
+        );
         assert_eq!(mix(0), first[0]);
     }
 
@@ -126,7 +135,10 @@ mod tests {
         let mut list: Vec<u8> = (0..8).collect();
         Random::new(7).shuffle(&mut list);
         assert_eq!(list, [7, 4, 6, 1, 2, 5, 0, 3]);
-        assert_eq!(Random::new(7).sample(&[0, 1, 2, 3, 4, 5, 6, 7], 3), [3, 1, 7]);
+        assert_eq!(
+            Random::new(7).sample(&[0, 1, 2, 3, 4, 5, 6, 7], 3),
+            [3, 1, 7]
+        );
     }
 
     #[test]
@@ -140,7 +152,10 @@ mod tests {
         let draws: Vec<f64> = (0..20_000).map(|_| random.normal()).collect();
         let mean = draws.iter().sum::<f64>() / 20_000.0;
         let variance = draws.iter().map(|x| x * x).sum::<f64>() / 20_000.0;
-        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "mean {mean}, variance {variance}");
+        assert!(
+            mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05,
+            "mean {mean}, variance {variance}"
+        );
         let mut counter = Random::new(9);
         counter.normal();
         let mut twice = Random::new(9);

@@ -30,7 +30,9 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
 fn pairs(count: usize, asked: usize, overwritten: f64, random: &mut Random) -> Draft {
     let mut keys: Vec<String> = Vec::with_capacity(count);
     while keys.len() < count {
-        let key: String = (0..2).map(|_| char::from(b'a' + random.below(26) as u8)).collect();
+        let key: String = (0..2)
+            .map(|_| char::from(b'a' + random.below(26) as u8))
+            .collect();
         if !keys.contains(&key) {
             keys.push(key);
         }
@@ -47,7 +49,13 @@ fn pairs(count: usize, asked: usize, overwritten: f64, random: &mut Random) -> D
         }
     }
     let queries = random.sample(&keys, asked);
-    let last = |query: &String| written.iter().rev().find(|(key, _)| key == query).map_or("", |(_, value)| value);
+    let last = |query: &String| {
+        written
+            .iter()
+            .rev()
+            .find(|(key, _)| key == query)
+            .map_or("", |(_, value)| value)
+    };
     let answer = queries.iter().map(last).collect::<Vec<_>>().join(" ");
     let listed = |separator: &str| {
         let pair = |(key, value): &(String, String)| format!("{key}{separator}{value}");
@@ -77,10 +85,12 @@ mod tests {
 
     #[test]
     fn the_last_write_wins() {
-        let overwritten = (0..200).map(|index| item("g3/16", Split::Train, index, 0).unwrap()).find(|item| {
-            let query = item.prompt.split("? ").nth(1).unwrap()[..2].to_owned();
-            item.prompt.matches(&format!("{query}:")).count() == 2
-        });
+        let overwritten = (0..200)
+            .map(|index| item("g3/16", Split::Train, index, 0).unwrap())
+            .find(|item| {
+                let query = item.prompt.split("? ").nth(1).unwrap()[..2].to_owned();
+                item.prompt.matches(&format!("{query}:")).count() == 2
+            });
         let item = overwritten.unwrap();
         let query = &item.prompt.split("? ").nth(1).unwrap()[..2];
         let last = item.prompt.rfind(&format!("{query}:")).unwrap();

@@ -7,7 +7,9 @@
 use serde_json::{Map, Value};
 
 use super::constraints::{Constraint, has_word, of, strict, to_fields};
-use super::lists::{ADJECTIVES, END_PHRASES, GOOD_FEELINGS, HEROES, NAMES, OBJECT_ADJECTIVES, OBJECTS, PLACES, fill};
+use super::lists::{
+    ADJECTIVES, END_PHRASES, GOOD_FEELINGS, HEROES, NAMES, OBJECT_ADJECTIVES, OBJECTS, PLACES, fill,
+};
 use super::random::Random;
 use super::{Draft, Item, Split, World};
 
@@ -39,8 +41,16 @@ enum Kind {
     Bullet,
 }
 
-const KINDS: [Kind; 8] =
-    [Kind::Lower, Kind::Upper, Kind::Quote, Kind::End, Kind::NoComma, Kind::Existence, Kind::Forbidden, Kind::Bullet];
+const KINDS: [Kind; 8] = [
+    Kind::Lower,
+    Kind::Upper,
+    Kind::Quote,
+    Kind::End,
+    Kind::NoComma,
+    Kind::Existence,
+    Kind::Forbidden,
+    Kind::Bullet,
+];
 
 /// The words of a sentence, in the order of [`Subject::SLOTS`].
 struct Subject([&'static str; 5]);
@@ -55,19 +65,31 @@ impl Subject {
     /// The question without its constraints.
     fn request(&self) -> String {
         let [name, hero, adjective, object_adjective, object] = self.0;
-        format!("Write a sentence about a {adjective} {hero} named {name} and a {object_adjective} {object}.")
+        format!(
+            "Write a sentence about a {adjective} {hero} named {name} and a {object_adjective} {object}."
+        )
     }
 
     /// A sentence without its period.
     fn sentence(&self, random: &mut Random) -> String {
         let [name, hero, adjective, object_adjective, object] = self.0;
-        let slots = [("n", name), ("h", hero), ("a", adjective), ("oa", object_adjective), ("o", object)];
+        let slots = [
+            ("n", name),
+            ("h", hero),
+            ("a", adjective),
+            ("oa", object_adjective),
+            ("o", object),
+        ];
         let template = fill(random.pick::<&str>(TEMPLATES), &slots);
         fill(&template, &[("p", *random.pick(PLACES))])
     }
 
     fn fields(&self) -> Map<String, Value> {
-        Self::SLOTS.iter().zip(self.0).map(|(slot, word)| (slot.to_string(), Value::from(word))).collect()
+        Self::SLOTS
+            .iter()
+            .zip(self.0)
+            .map(|(slot, word)| (slot.to_string(), Value::from(word)))
+            .collect()
     }
 }
 
@@ -80,7 +102,10 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
     let subject = Subject::draw(random);
     let kinds = draw_kinds(count, random);
     let plain = subject.sentence(random);
-    let constraints: Vec<Constraint> = kinds.iter().map(|kind| constraint(*kind, &plain, random)).collect();
+    let constraints: Vec<Constraint> = kinds
+        .iter()
+        .map(|kind| constraint(*kind, &plain, random))
+        .collect();
     let answer = write(&plain, &constraints);
     let asked: Vec<String> = constraints.iter().map(Constraint::instruction).collect();
     let mut ids: Vec<String> = constraints.iter().map(Constraint::id).collect();
@@ -109,21 +134,32 @@ fn draw_kinds(count: usize, random: &mut Random) -> Vec<Kind> {
 
 fn constraint(kind: Kind, plain: &str, random: &mut Random) -> Constraint {
     let absent = |lists: &[&[&str]]| -> Vec<String> {
-        lists.concat().iter().filter(|word| !has_word(plain, word)).map(ToString::to_string).collect()
+        lists
+            .concat()
+            .iter()
+            .filter(|word| !has_word(plain, word))
+            .map(ToString::to_string)
+            .collect()
     };
     match kind {
         Kind::Lower => Constraint::Lowercase {},
         Kind::Upper => Constraint::Uppercase {},
         Kind::Quote => Constraint::Quotation {},
-        Kind::End => Constraint::EndPhrase { end_phrase: random.pick(END_PHRASES).to_string() },
+        Kind::End => Constraint::EndPhrase {
+            end_phrase: random.pick(END_PHRASES).to_string(),
+        },
         Kind::NoComma => Constraint::NoComma {},
         // A word that the subject has not got already, or nothing would be asked for.
-        Kind::Existence => Constraint::Existence { keywords: random.sample(&absent(&[GOOD_FEELINGS]), 1) },
+        Kind::Existence => Constraint::Existence {
+            keywords: random.sample(&absent(&[GOOD_FEELINGS]), 1),
+        },
         Kind::Forbidden => {
             // `happy` can be asked for by another constraint, so it is never forbidden.
             let mut words = absent(&[ADJECTIVES, OBJECT_ADJECTIVES]);
             words.retain(|word| !GOOD_FEELINGS.contains(&word.as_str()));
-            Constraint::Forbidden { forbidden_words: random.sample(&words, 2) }
+            Constraint::Forbidden {
+                forbidden_words: random.sample(&words, 2),
+            }
         }
         Kind::Bullet => Constraint::Bullets { num_bullets: 1 },
     }
@@ -163,7 +199,9 @@ fn check(item: &Item, output: &str) -> bool {
 
 /// Whether the output names the name, the hero and the object.
 pub(super) fn names_subject(item: &Item, output: &str) -> bool {
-    ["name", "hero", "obj"].iter().all(|slot| has_word(output, item.field(slot)))
+    ["name", "hero", "obj"]
+        .iter()
+        .all(|slot| has_word(output, item.field(slot)))
 }
 
 #[cfg(test)]
@@ -178,7 +216,11 @@ mod tests {
             for index in 0..1000 {
                 let item = item(task, Split::Train, index, 0).unwrap();
                 assert_eq!(of(&item).len().to_string(), task[9..]);
-                assert!((10..=20).contains(&words(&item.solution).count()), "{}", item.solution);
+                assert!(
+                    (10..=20).contains(&words(&item.solution).count()),
+                    "{}",
+                    item.solution
+                );
             }
         }
     }
@@ -186,14 +228,19 @@ mod tests {
     #[test]
     fn the_subject_must_be_named() {
         let item = item("sentence/1", Split::Train, 0, 0).unwrap();
-        let other = if item.field("obj") == "kite" { "bell" } else { "kite" };
+        let other = if item.field("obj") == "kite" {
+            "bell"
+        } else {
+            "kite"
+        };
         assert!(!check(&item, &item.solution.replace(item.field("obj"), other)).unwrap());
     }
 
     #[test]
     fn the_words_of_the_long_form_are_used() {
-        let prompts: Vec<String> =
-            (0..500).map(|index| item("sentence/3", Split::Train, index, 0).unwrap().prompt).collect();
+        let prompts: Vec<String> = (0..500)
+            .map(|index| item("sentence/3", Split::Train, index, 0).unwrap().prompt)
+            .collect();
         for asked in [
             "Do not use any commas.",
             "Wrap the whole answer in double quotes.",
@@ -203,7 +250,10 @@ mod tests {
             "Use exactly 1 bullet points that start with * .",
             "Include the word happy.",
         ] {
-            assert!(prompts.iter().any(|prompt| prompt.contains(asked)), "{asked}");
+            assert!(
+                prompts.iter().any(|prompt| prompt.contains(asked)),
+                "{asked}"
+            );
         }
     }
 

@@ -33,7 +33,9 @@ fn look_up(table: &[usize], a: usize, b: usize) -> usize {
 
 fn generate(_: &str, _: Split, random: &mut Random) -> Draft {
     let mut fixed = Random::named("slots");
-    let table: Vec<usize> = (0..SYMBOLS * SYMBOLS).map(|_| fixed.below(SYMBOLS)).collect();
+    let table: Vec<usize> = (0..SYMBOLS * SYMBOLS)
+        .map(|_| fixed.below(SYMBOLS))
+        .collect();
     let mut chain: Vec<usize> = (0..FREE).map(|_| random.below(SYMBOLS)).collect();
     while chain.len() < SLOTS {
         let [a, b, c] = [3, 2, 1].map(|back| chain[chain.len() - back]);
@@ -61,12 +63,24 @@ fn generate(_: &str, _: Split, random: &mut Random) -> Draft {
     // Filler behind the last symbol asks for nothing.
     turns.pop();
     let (prompt, answer) = turns.pop().unwrap_or_default();
-    let before: String = turns.iter().map(|(said, symbol)| format!("{said}{symbol}")).collect();
-    let mut asked: Vec<Value> = turns.iter().map(|(said, symbol)| json!([said, symbol])).collect();
+    let before: String = turns
+        .iter()
+        .map(|(said, symbol)| format!("{said}{symbol}"))
+        .collect();
+    let mut asked: Vec<Value> = turns
+        .iter()
+        .map(|(said, symbol)| json!([said, symbol]))
+        .collect();
     asked.push(json!([prompt, answer]));
     let fields = Map::from_iter([("turns".to_owned(), Value::Array(asked))]);
     let prompt = format!("{before}{prompt}");
-    Draft { key: prompt.clone(), prompt, solution: answer.clone(), answer, fields }
+    Draft {
+        key: prompt.clone(),
+        prompt,
+        solution: answer.clone(),
+        answer,
+        fields,
+    }
 }
 
 fn check(item: &Item, output: &str) -> bool {
@@ -82,16 +96,34 @@ mod tests {
     #[test]
     fn turns_are_the_text_and_symbols_follow_the_table() {
         let item = item("slots/10", Split::Train, 0, 0).unwrap();
-        let Record::Chat { messages, .. } = item.record_chat() else { panic!() };
+        let Record::Chat { messages, .. } = item.record_chat() else {
+            panic!()
+        };
         assert_eq!(messages.len(), 2 * (SLOTS - FREE));
-        let text: String = messages.iter().map(|message| message.content.as_str()).collect();
+        let text: String = messages
+            .iter()
+            .map(|message| message.content.as_str())
+            .collect();
         assert_eq!(text, format!("{}{}", item.prompt, item.solution));
         let mut fixed = Random::named("slots");
-        let table: Vec<usize> = (0..SYMBOLS * SYMBOLS).map(|_| fixed.below(SYMBOLS)).collect();
-        let chain: Vec<usize> = text.split(MARKERS).skip(1).map(|part| (part.as_bytes()[0] - b'a') as usize).collect();
+        let table: Vec<usize> = (0..SYMBOLS * SYMBOLS)
+            .map(|_| fixed.below(SYMBOLS))
+            .collect();
+        let chain: Vec<usize> = text
+            .split(MARKERS)
+            .skip(1)
+            .map(|part| (part.as_bytes()[0] - b'a') as usize)
+            .collect();
         assert_eq!(chain.len(), SLOTS);
         for n in FREE..SLOTS {
-            assert_eq!(chain[n], look_up(&table, chain[n - 1], look_up(&table, chain[n - 3], chain[n - 2])));
+            assert_eq!(
+                chain[n],
+                look_up(
+                    &table,
+                    chain[n - 1],
+                    look_up(&table, chain[n - 3], chain[n - 2])
+                )
+            );
         }
     }
 }

@@ -33,7 +33,11 @@ pub const WORLD: World = World {
 };
 
 fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
-    let length = task.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    let length = task
+        .rsplit('/')
+        .next()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0);
     match task.split('/').nth(1) {
         Some("reverse") => asked(random, |string| string.chars().rev().collect()),
         Some("copy") => asked(random, str::to_owned),
@@ -47,36 +51,57 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
 }
 
 fn text(solution: String) -> Draft {
-    Draft { key: solution.clone(), answer: solution.clone(), solution, prompt: String::new(), fields: Map::new() }
+    Draft {
+        key: solution.clone(),
+        answer: solution.clone(),
+        solution,
+        prompt: String::new(),
+        fields: Map::new(),
+    }
 }
 
 fn letters(count: usize, alphabet: usize, random: &mut Random) -> String {
-    (0..count).map(|_| char::from(b'a' + random.below(alphabet) as u8)).collect()
+    (0..count)
+        .map(|_| char::from(b'a' + random.below(alphabet) as u8))
+        .collect()
 }
 
 /// Four to twelve letters of twenty, and what is wanted of them.
 fn asked(random: &mut Random, wanted: impl Fn(&str) -> String) -> Draft {
     let string = letters(4 + random.below(9), 20, random);
     let answer = wanted(&string);
-    Draft { prompt: format!("{string}>"), answer: answer.clone(), key: string, solution: answer, fields: Map::new() }
+    Draft {
+        prompt: format!("{string}>"),
+        answer: answer.clone(),
+        key: string,
+        solution: answer,
+        fields: Map::new(),
+    }
 }
 
 /// Twenty to forty letters that follow each other in a circle of sixteen.
 fn count(random: &mut Random) -> String {
     let (start, length) = (random.below(16), 20 + random.below(21));
-    (0..length).map(|i| char::from(b'a' + ((start + i) % 16) as u8)).collect()
+    (0..length)
+        .map(|i| char::from(b'a' + ((start + i) % 16) as u8))
+        .collect()
 }
 
 /// Thirty to forty letters, each the same one to five steps after the one before, in a circle of sixteen.
 fn steps(random: &mut Random) -> String {
     let (start, step, length) = (random.below(16), 1 + random.below(5), 30 + random.below(11));
-    (0..length).map(|i| char::from(b'a' + ((start + step * i) % 16) as u8)).collect()
+    (0..length)
+        .map(|i| char::from(b'a' + ((start + step * i) % 16) as u8))
+        .collect()
 }
 
 /// Fifteen to twenty letters of sixteen, each written twice: the first of a pair cannot be guessed from what stands before.
 fn doubled(random: &mut Random) -> String {
     let count = 15 + random.below(6);
-    letters(count, 16, random).chars().flat_map(|letter| [letter, letter]).collect()
+    letters(count, 16, random)
+        .chars()
+        .flat_map(|letter| [letter, letter])
+        .collect()
 }
 
 /// Twelve letters of seven, and the same turned around.
@@ -93,7 +118,11 @@ fn markov(length: usize, random: &mut Random) -> String {
     let (mut before, mut last) = (random.below(8), random.below(8));
     let mut string = String::with_capacity(length);
     for _ in 0..length {
-        let next = if random.chance(0.1) { random.below(8) } else { table[before * 8 + last] };
+        let next = if random.chance(0.1) {
+            random.below(8)
+        } else {
+            table[before * 8 + last]
+        };
         (before, last) = (last, next);
         string.push(char::from(b'a' + next as u8));
     }
@@ -112,23 +141,46 @@ mod tests {
     #[test]
     fn strings_follow_their_rules() {
         let reversed = first("symbols/reverse");
-        assert_eq!(reversed.prompt.trim_end_matches('>').chars().rev().collect::<String>(), reversed.answer);
+        assert_eq!(
+            reversed
+                .prompt
+                .trim_end_matches('>')
+                .chars()
+                .rev()
+                .collect::<String>(),
+            reversed.answer
+        );
         let counted = first("symbols/count").solution.into_bytes();
-        assert!(counted.windows(2).all(|pair| (pair[0] - b'a' + 1) % 16 == pair[1] - b'a'));
+        assert!(
+            counted
+                .windows(2)
+                .all(|pair| (pair[0] - b'a' + 1) % 16 == pair[1] - b'a')
+        );
         let stepping = first("symbols/steps").solution.into_bytes();
         let step = |pair: &[u8]| (pair[1] + 16 - pair[0]) % 16;
-        assert!(stepping.windows(3).all(|three| step(&three[..2]) == step(&three[1..])));
+        assert!(
+            stepping
+                .windows(3)
+                .all(|three| step(&three[..2]) == step(&three[1..]))
+        );
     }
 
     #[test]
     fn two_letters_decide_the_next_but_for_the_noise() {
         let mut followers = std::collections::BTreeMap::<(u8, u8), Vec<u8>>::new();
         for index in 0..200 {
-            let text = item("symbols/markov/512", Split::Train, index, 0).unwrap().solution.into_bytes();
-            text.windows(3).for_each(|w| followers.entry((w[0], w[1])).or_default().push(w[2]));
+            let text = item("symbols/markov/512", Split::Train, index, 0)
+                .unwrap()
+                .solution
+                .into_bytes();
+            text.windows(3)
+                .for_each(|w| followers.entry((w[0], w[1])).or_default().push(w[2]));
         }
         for next in followers.values().filter(|next| next.len() > 500) {
-            let most = (b'a'..=b'h').map(|c| next.iter().filter(|n| **n == c).count()).max().unwrap();
+            let most = (b'a'..=b'h')
+                .map(|c| next.iter().filter(|n| **n == c).count())
+                .max()
+                .unwrap();
             let share = most as f64 / next.len() as f64;
             assert!((share - 0.9125).abs() < 0.05, "{share}");
         }

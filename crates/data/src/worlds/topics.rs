@@ -14,29 +14,33 @@ pub const WORLD: World = World {
     description: "sentences on eight topics; the answer is the topic",
     tasks: &["topics/8"],
     generate: |_, _, random| draw(random),
-    check: |item, output| [&item.answer, &item.solution].iter().any(|right| output.trim() == right.as_str()),
+    check: |item, output| {
+        [&item.answer, &item.solution]
+            .iter()
+            .any(|right| output.trim() == right.as_str())
+    },
 };
 
 const TOPICS: &[(&str, &[&str])] = &[
     (
         "food",
         &[
-            "bread", "soup", "cheese", "pepper", "noodles", "butter", "salad", "honey", "rice", "garlic", "plums",
-            "stew",
+            "bread", "soup", "cheese", "pepper", "noodles", "butter", "salad", "honey", "rice",
+            "garlic", "plums", "stew",
         ],
     ),
     (
         "music",
         &[
-            "violin", "drums", "melody", "chorus", "piano", "trumpet", "rhythm", "opera", "flute", "ballad", "choir",
-            "harp",
+            "violin", "drums", "melody", "chorus", "piano", "trumpet", "rhythm", "opera", "flute",
+            "ballad", "choir", "harp",
         ],
     ),
     (
         "sport",
         &[
-            "football", "referee", "goal", "tennis", "racket", "sprint", "medal", "coach", "hockey", "stadium",
-            "relay", "rowing",
+            "football", "referee", "goal", "tennis", "racket", "sprint", "medal", "coach",
+            "hockey", "stadium", "relay", "rowing",
         ],
     ),
     (
@@ -59,22 +63,22 @@ const TOPICS: &[(&str, &[&str])] = &[
     (
         "money",
         &[
-            "loan", "interest", "budget", "savings", "tax", "invoice", "salary", "shares", "profit", "debt", "credit",
-            "rent",
+            "loan", "interest", "budget", "savings", "tax", "invoice", "salary", "shares",
+            "profit", "debt", "credit", "rent",
         ],
     ),
     (
         "travel",
         &[
-            "passport", "luggage", "airport", "hotel", "ferry", "ticket", "tourist", "map", "cabin", "harbour",
-            "border", "train",
+            "passport", "luggage", "airport", "hotel", "ferry", "ticket", "tourist", "map",
+            "cabin", "harbour", "border", "train",
         ],
     ),
     (
         "health",
         &[
-            "doctor", "fever", "vaccine", "bandage", "hospital", "cough", "surgeon", "pulse", "allergy", "dentist",
-            "clinic", "tablet",
+            "doctor", "fever", "vaccine", "bandage", "hospital", "cough", "surgeon", "pulse",
+            "allergy", "dentist", "clinic", "tablet",
         ],
     ),
     (
@@ -111,8 +115,16 @@ fn draw(random: &mut Random) -> Draft {
     let (topic, words) = random.pick(TOPICS);
     let named = random.sample(words, 2);
     let frame = random.pick(FRAMES);
-    let solution = named.iter().fold((*frame).to_owned(), |text, word| text.replacen("{}", word, 1));
-    Draft { key: solution.clone(), prompt: String::new(), solution, answer: (*topic).into(), fields: Map::new() }
+    let solution = named.iter().fold((*frame).to_owned(), |text, word| {
+        text.replacen("{}", word, 1)
+    });
+    Draft {
+        key: solution.clone(),
+        prompt: String::new(),
+        solution,
+        answer: (*topic).into(),
+        fields: Map::new(),
+    }
 }
 
 #[cfg(test)]
@@ -124,9 +136,21 @@ mod tests {
     fn sentences_name_two_words_of_their_topic() {
         for index in 0..50 {
             let item = item("topics/8", Split::Train, index, 0).unwrap();
-            let words = TOPICS.iter().find(|(topic, _)| *topic == item.answer).unwrap().1;
-            let named = item.solution.split([' ', '.']).filter(|word| words.contains(word)).count();
-            assert!(named >= 2 && !item.solution.contains('{'), "{}", item.solution);
+            let words = TOPICS
+                .iter()
+                .find(|(topic, _)| *topic == item.answer)
+                .unwrap()
+                .1;
+            let named = item
+                .solution
+                .split([' ', '.'])
+                .filter(|word| words.contains(word))
+                .count();
+            assert!(
+                named >= 2 && !item.solution.contains('{'),
+                "{}",
+                item.solution
+            );
         }
     }
 }

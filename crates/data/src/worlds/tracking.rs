@@ -28,7 +28,14 @@ pub const WORLD: World = World {
 };
 
 /// The permutations of three things; number `i` puts at place `p` what stood at `PERMUTATIONS[i][p]`.
-const PERMUTATIONS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+const PERMUTATIONS: [[usize; 3]; 6] = [
+    [0, 1, 2],
+    [0, 2, 1],
+    [1, 0, 2],
+    [1, 2, 0],
+    [2, 0, 1],
+    [2, 1, 0],
+];
 
 /// What sums are taken modulo.
 const DIGITS: usize = 4;
@@ -37,14 +44,24 @@ const DIGITS: usize = 4;
 const RESETS: f64 = 0.12;
 
 fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
-    let most = task.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or(1);
+    let most = task
+        .rsplit('/')
+        .next()
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(1);
     let steps = 1 + random.below(most);
     let (said, last) = match task.split('/').nth(1) {
         Some("permutations") => permutations(steps, random),
         _ => resets(steps, random),
     };
     let (prompt, answer) = (format!("{said}>"), letter(b'A', last).to_string());
-    Draft { key: prompt.clone(), prompt, solution: answer.clone(), answer, fields: Map::new() }
+    Draft {
+        key: prompt.clone(),
+        prompt,
+        solution: answer.clone(),
+        answer,
+        fields: Map::new(),
+    }
 }
 
 /// What is said, and the number of what comes out.
@@ -56,7 +73,13 @@ fn permutations(steps: usize, random: &mut Random) -> (String, usize) {
         letter(b'a', next)
     };
     let said = (0..steps).map(step).collect();
-    (said, PERMUTATIONS.iter().position(|known| *known == order).unwrap_or(0))
+    (
+        said,
+        PERMUTATIONS
+            .iter()
+            .position(|known| *known == order)
+            .unwrap_or(0),
+    )
 }
 
 fn resets(steps: usize, random: &mut Random) -> (String, usize) {
@@ -89,11 +112,20 @@ mod tests {
             assert!((1..=16).contains(&said.len()));
             let apply = |things: String, next: u8| {
                 let things: Vec<char> = things.chars().collect();
-                PERMUTATIONS[(next - b'a') as usize].map(|place| things[place]).iter().collect()
+                PERMUTATIONS[(next - b'a') as usize]
+                    .map(|place| things[place])
+                    .iter()
+                    .collect()
             };
             let things = said.bytes().fold("012".to_owned(), apply);
             let expected = PERMUTATIONS[(item.answer.as_bytes()[0] - b'A') as usize];
-            assert_eq!(things, expected.map(|place| letter(b'0', place)).iter().collect::<String>());
+            assert_eq!(
+                things,
+                expected
+                    .map(|place| letter(b'0', place))
+                    .iter()
+                    .collect::<String>()
+            );
         }
         let [a, b] = [PERMUTATIONS[1], PERMUTATIONS[2]];
         assert_ne!(a.map(|place| b[place]), b.map(|place| a[place]));
@@ -103,7 +135,12 @@ mod tests {
     fn sums_start_over() {
         for index in 0..100 {
             let item = item("tracking/resets/32", Split::Train, index, 0).unwrap();
-            let since = item.prompt.trim_end_matches('>').rsplit('r').next().unwrap();
+            let since = item
+                .prompt
+                .trim_end_matches('>')
+                .rsplit('r')
+                .next()
+                .unwrap();
             let sum: u32 = since.chars().filter_map(|digit| digit.to_digit(10)).sum();
             assert_eq!(item.answer, letter(b'A', sum as usize % 4).to_string());
         }

@@ -17,7 +17,8 @@ use serde_json::json;
 use super::{Context, generate::finish_name, sampling::SamplingArgs};
 use crate::{Error, Result, model_path, units};
 
-const HELP: &str = "/reset forgets the conversation, /system TEXT sets the system message, /quit or Ctrl-D ends";
+const HELP: &str =
+    "/reset forgets the conversation, /system TEXT sets the system message, /quit or Ctrl-D ends";
 const COMMANDS: [&str; 5] = ["/help", "/quit", "/exit", "/reset", "/system"];
 
 /// Talk to a model.
@@ -51,11 +52,22 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     if opened.text.tokenizer.template().is_none() {
         let fix = "complete text with `espalier generate`, or tune it on conversations first";
         let folder = opened.folder.display();
-        return Err(Error::Work(format!("{folder}: the model has no chat template, so it cannot converse; {fix}")));
+        return Err(Error::Work(format!(
+            "{folder}: the model has no chat template, so it cannot converse; {fix}"
+        )));
     }
     let sampler = args.sampling.options(&opened.base)?;
-    let options = TextOptions { max_new_tokens: args.sampling.max_new_tokens, sampler, stops: Vec::new() };
-    let mut chat = Chat { model: opened.text, options, messages: Vec::new(), context };
+    let options = TextOptions {
+        max_new_tokens: args.sampling.max_new_tokens,
+        sampler,
+        stops: Vec::new(),
+    };
+    let mut chat = Chat {
+        model: opened.text,
+        options,
+        messages: Vec::new(),
+        context,
+    };
     chat.reset(args.system.clone());
     match &args.prompt {
         Some(prompt) => chat.answer(prompt),
@@ -87,9 +99,15 @@ impl<'a> Line<'a> {
     fn parse(line: &'a str) -> Self {
         let line = line.trim();
         let Some(command) = line.strip_prefix('/') else {
-            return if line.is_empty() { Self::Nothing } else { Self::Say(line) };
+            return if line.is_empty() {
+                Self::Nothing
+            } else {
+                Self::Say(line)
+            };
         };
-        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let (name, rest) = command
+            .split_once(char::is_whitespace)
+            .unwrap_or((command, ""));
         match name {
             "help" => Self::Help,
             "quit" | "exit" => Self::Quit,
@@ -136,7 +154,10 @@ impl Chat<'_> {
         let spec = self.model.model.spec();
         let (size, window) = (units::count(spec.parameter_count()), spec.context);
         let terminal = &self.context.terminal;
-        terminal.note(&format!("{name}: {}, {size} parameters, context of {window} tokens", spec.family));
+        terminal.note(&format!(
+            "{name}: {}, {size} parameters, context of {window} tokens",
+            spec.family
+        ));
         terminal.note(HELP);
     }
 
@@ -148,7 +169,10 @@ impl Chat<'_> {
             Line::Help => terminal.note(HELP),
             Line::Quit => return Ok(false),
             Line::Reset => {
-                let system = self.messages.first().filter(|message| message.role == "system");
+                let system = self
+                    .messages
+                    .first()
+                    .filter(|message| message.role == "system");
                 self.reset(system.map(|message| message.content.clone()));
                 terminal.note("the conversation starts anew");
             }
@@ -185,11 +209,13 @@ impl Chat<'_> {
         let prompt = self.fitting_prompt()?;
         let start = Instant::now();
         let mut unwritten = None;
-        let generated = self.model.generate(&prompt, &self.turn_options(prompt.len()), &mut |piece| {
-            if !json && unwritten.is_none() {
-                unwritten = terminal.foreign(piece).err();
-            }
-        })?;
+        let generated =
+            self.model
+                .generate(&prompt, &self.turn_options(prompt.len()), &mut |piece| {
+                    if !json && unwritten.is_none() {
+                        unwritten = terminal.foreign(piece).err();
+                    }
+                })?;
         if let Some(error) = unwritten {
             return Err(error);
         }
@@ -203,7 +229,9 @@ impl Chat<'_> {
         }
         if matches!(generated.finish, Finish::Length | Finish::Context) {
             let tokens = generated.tokens;
-            terminal.note(&format!("(cut off after {tokens} tokens; --max-new-tokens or the context allows no more)"));
+            terminal.note(&format!(
+                "(cut off after {tokens} tokens; --max-new-tokens or the context allows no more)"
+            ));
         }
         Ok(generated)
     }
@@ -211,8 +239,17 @@ impl Chat<'_> {
     /// The options with a seed for this turn, so that the same question asked again may be answered otherwise.
     fn turn_options(&self, prompt: usize) -> TextOptions {
         let mut options = self.options.clone();
-        options.sampler.seed = options.sampler.seed.wrapping_add(self.messages.len() as u64);
-        let room = self.model.model.spec().context.saturating_sub(prompt).max(1);
+        options.sampler.seed = options
+            .sampler
+            .seed
+            .wrapping_add(self.messages.len() as u64);
+        let room = self
+            .model
+            .model
+            .spec()
+            .context
+            .saturating_sub(prompt)
+            .max(1);
         options.max_new_tokens = options.max_new_tokens.min(room);
         options
     }
@@ -228,16 +265,28 @@ impl Chat<'_> {
             }
             if !self.forget_oldest() {
                 let tokens = prompt.len();
-                let reason = format!("the message has {tokens} tokens but the model's context {window}; shorten it");
-                return if full { Err(Error::Work(reason)) } else { Ok(prompt) };
+                let reason = format!(
+                    "the message has {tokens} tokens but the model's context {window}; shorten it"
+                );
+                return if full {
+                    Err(Error::Work(reason))
+                } else {
+                    Ok(prompt)
+                };
             }
-            self.context.terminal.note("(the context is full: the oldest exchange is left out from here on)");
+            self.context
+                .terminal
+                .note("(the context is full: the oldest exchange is left out from here on)");
         }
     }
 
     /// Drops the oldest question with its answer; false when only the last question is left.
     fn forget_oldest(&mut self) -> bool {
-        let first = usize::from(self.messages.first().is_some_and(|message| message.role == "system"));
+        let first = usize::from(
+            self.messages
+                .first()
+                .is_some_and(|message| message.role == "system"),
+        );
         let can = self.messages.len() >= first + 3;
         if can {
             self.messages.drain(first..first + 2);
@@ -254,7 +303,10 @@ mod tests {
     fn lines_are_commands_or_messages() {
         assert_eq!(Line::parse("  \n"), Line::Nothing);
         assert_eq!(Line::parse("hello there\n"), Line::Say("hello there"));
-        assert_eq!(Line::parse("/system  be brief \n"), Line::System("be brief"));
+        assert_eq!(
+            Line::parse("/system  be brief \n"),
+            Line::System("be brief")
+        );
         assert_eq!(Line::parse("/exit"), Line::Quit);
         assert_eq!(Line::parse("/rest"), Line::Unknown("rest"));
     }

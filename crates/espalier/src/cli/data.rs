@@ -73,15 +73,28 @@ pub fn run(args: &DataArgs, context: &Context) -> Result<()> {
 /// The example, and every world with its tasks.
 fn generate_help() -> String {
     let world = |world: &worlds::World| {
-        let tasks = if world.tasks == [world.name] { String::new() } else { format!(" ({})", world.tasks.join(", ")) };
+        let tasks = if world.tasks == [world.name] {
+            String::new()
+        } else {
+            format!(" ({})", world.tasks.join(", "))
+        };
         format!("  {:<13} {}{tasks}\n", world.name, world.description)
     };
     let example = "  espalier data generate g1/2 --count 1000 --output sums.jsonl";
-    format!("Example:\n{example}\n\nWorlds:\n{}", WORLDS.iter().map(world).collect::<String>())
+    format!(
+        "Example:\n{example}\n\nWorlds:\n{}",
+        WORLDS.iter().map(world).collect::<String>()
+    )
 }
 
 /// Record number `index` of a world, whose tasks come by turns, each with its own count.
-fn world_record(world: &str, split: Split, index: u64, seed: u64, form: WorldShape) -> Result<Record> {
+fn world_record(
+    world: &str,
+    split: Split,
+    index: u64,
+    seed: u64,
+    form: WorldShape,
+) -> Result<Record> {
     let (task, index) = turn(world, index)?;
     of_item(form, task, split, index, seed)
 }
@@ -101,14 +114,27 @@ fn turn(world: &str, index: u64) -> Result<(&str, u64)> {
 /// The tasks that a name means: one task, or all of a world.
 fn tasks(name: &str) -> Result<Vec<&str>> {
     let world = worlds::world(name).map_err(|error| Error::Usage(error.to_string()))?;
-    Ok(if world.tasks.contains(&name) { vec![name] } else { world.tasks.to_vec() })
+    Ok(if world.tasks.contains(&name) {
+        vec![name]
+    } else {
+        world.tasks.to_vec()
+    })
 }
 
 fn generate(args: &GenerateArgs, context: &Context) -> Result<()> {
-    let split: Split = args.split.parse().map_err(|error| Error::Usage(format!("`--split`: {error}")))?;
+    let split: Split = args
+        .split
+        .parse()
+        .map_err(|error| Error::Usage(format!("`--split`: {error}")))?;
     let value = |index| match args.items {
         true => world_item(&args.world, split, index, args.seed),
-        false => Ok(to_json(&world_record(&args.world, split, index, args.seed, args.form)?)),
+        false => Ok(to_json(&world_record(
+            &args.world,
+            split,
+            index,
+            args.seed,
+            args.form,
+        )?)),
     };
     let Some(path) = &args.output else {
         return (0..args.count).try_for_each(|index| context.terminal.json(&value(index)?));
@@ -125,9 +151,16 @@ fn generate(args: &GenerateArgs, context: &Context) -> Result<()> {
     }
     file.rename()?;
     progress.set(args.count, "");
-    progress.finish(&format!("{} items of {} in {}", args.count, args.world, path.display()));
+    progress.finish(&format!(
+        "{} items of {} in {}",
+        args.count,
+        args.world,
+        path.display()
+    ));
     match context.json {
-        true => context.terminal.json(&json!({"output": path, "world": args.world, "count": args.count})),
+        true => context
+            .terminal
+            .json(&json!({"output": path, "world": args.world, "count": args.count})),
         false => Ok(()),
     }
 }
@@ -145,12 +178,19 @@ mod tests {
         assert_eq!(task(1), names[1]);
         assert_eq!(task(names.len() as u64), names[0]);
         let first = world_item(names[0], Split::Train, 1, 0).unwrap();
-        assert_eq!(world_item("g1", Split::Train, names.len() as u64, 0).unwrap(), first);
+        assert_eq!(
+            world_item("g1", Split::Train, names.len() as u64, 0).unwrap(),
+            first
+        );
     }
 
     #[test]
     fn the_help_names_every_world() {
-        assert!(WORLDS.iter().all(|world| generate_help().contains(world.description)));
+        assert!(
+            WORLDS
+                .iter()
+                .all(|world| generate_help().contains(world.description))
+        );
         assert_eq!(tasks("g11").unwrap_err().exit_code(), 2);
     }
 }

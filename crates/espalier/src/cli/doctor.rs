@@ -59,17 +59,36 @@ impl Machine {
             .with_cpu(CpuRefreshKind::nothing())
             .with_memory(MemoryRefreshKind::nothing().with_ram());
         let system = System::new_with_specifics(kinds);
-        let brand = system.cpus().first().map(|cpu| cpu.brand().trim().to_string()).unwrap_or_default();
+        let brand = system
+            .cpus()
+            .first()
+            .map(|cpu| cpu.brand().trim().to_string())
+            .unwrap_or_default();
         // A container's limit counts, not the machine's memory.
-        let limits = system.cgroup_limits().filter(|limits| limits.total_memory > 0);
-        let limit = |machine: u64, limit: Option<u64>| limit.map_or(machine, |limit| machine.min(limit));
+        let limits = system
+            .cgroup_limits()
+            .filter(|limits| limits.total_memory > 0);
+        let limit =
+            |machine: u64, limit: Option<u64>| limit.map_or(machine, |limit| machine.min(limit));
         Ok(Self {
-            processor: if brand.is_empty() { "unknown".into() } else { brand },
+            processor: if brand.is_empty() {
+                "unknown".into()
+            } else {
+                brand
+            },
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             instructions: instructions(),
-            memory_total: limit(system.total_memory(), limits.as_ref().map(|limits| limits.total_memory)),
-            memory_free: limit(system.available_memory(), limits.as_ref().map(|limits| limits.free_memory)),
-            disk_free: std::env::current_dir().ok().and_then(|folder| disk_free(&folder)),
+            memory_total: limit(
+                system.total_memory(),
+                limits.as_ref().map(|limits| limits.total_memory),
+            ),
+            memory_free: limit(
+                system.available_memory(),
+                limits.as_ref().map(|limits| limits.free_memory),
+            ),
+            disk_free: std::env::current_dir()
+                .ok()
+                .and_then(|folder| disk_free(&folder)),
             gigaflops: gigaflops(device)?,
         })
     }
@@ -77,30 +96,83 @@ impl Machine {
     fn print(&self, verdict: &Verdict, context: &Context) -> Result<()> {
         let terminal = &context.terminal;
         let (built, missing): (Vec<_>, Vec<_>) = DEVICES.iter().partition(|(_, built)| *built);
-        let names =
-            |list: Vec<&(&'static str, bool)>| list.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-        let (free, total) = (units::bytes(self.memory_free), units::bytes(self.memory_total));
+        let names = |list: Vec<&(&'static str, bool)>| {
+            list.iter()
+                .map(|(name, _)| *name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let (free, total) = (
+            units::bytes(self.memory_free),
+            units::bytes(self.memory_total),
+        );
         terminal.facts(&[
-            ("processor", format!("{}, {} threads", self.processor, self.cores)),
+            (
+                "processor",
+                format!("{}, {} threads", self.processor, self.cores),
+            ),
             (
                 "instructions",
-                if self.instructions.is_empty() { "none that help".into() } else { self.instructions.join(", ") },
+                if self.instructions.is_empty() {
+                    "none that help".into()
+                } else {
+                    self.instructions.join(", ")
+                },
             ),
             ("memory", format!("{free} free of {total}")),
-            ("disk", self.disk_free.map_or("unknown".into(), |bytes| format!("{} free here", units::bytes(bytes)))),
-            ("devices", format!("{} (not built in: {})", names(built), names(missing))),
-            ("speed", format!("{} GFLOP/s, f32 products of {SIDE} x {SIDE}", units::rate(self.gigaflops))),
+            (
+                "disk",
+                self.disk_free.map_or("unknown".into(), |bytes| {
+                    format!("{} free here", units::bytes(bytes))
+                }),
+            ),
+            (
+                "devices",
+                format!("{} (not built in: {})", names(built), names(missing)),
+            ),
+            (
+                "speed",
+                format!(
+                    "{} GFLOP/s, f32 products of {SIDE} x {SIDE}",
+                    units::rate(self.gigaflops)
+                ),
+            ),
         ])?;
-        terminal.line(&terminal.bold("\nIn the free memory, all in f32, with a quarter kept for activations:"))?;
+        terminal.line(
+            &terminal
+                .bold("\nIn the free memory, all in f32, with a quarter kept for activations:"),
+        )?;
         terminal.facts(&[
-            ("  run", format!("models up to about {} parameters", units::count(verdict.run))),
-            ("  tune (LoRA)", format!("models up to about {} parameters", units::count(verdict.tune))),
-            ("  train whole", format!("models up to about {} parameters", units::count(verdict.train))),
+            (
+                "  run",
+                format!(
+                    "models up to about {} parameters",
+                    units::count(verdict.run)
+                ),
+            ),
+            (
+                "  tune (LoRA)",
+                format!(
+                    "models up to about {} parameters",
+                    units::count(verdict.tune)
+                ),
+            ),
+            (
+                "  train whole",
+                format!(
+                    "models up to about {} parameters",
+                    units::count(verdict.train)
+                ),
+            ),
         ])
     }
 
     fn json(&self, verdict: &Verdict) -> serde_json::Value {
-        let built: Vec<&str> = DEVICES.iter().filter(|(_, built)| *built).map(|(name, _)| *name).collect();
+        let built: Vec<&str> = DEVICES
+            .iter()
+            .filter(|(_, built)| *built)
+            .map(|(name, _)| *name)
+            .collect();
         json!({
             "processor": self.processor, "threads": self.cores, "instructions": self.instructions,
             "memory_total_bytes": self.memory_total, "memory_free_bytes": self.memory_free,
@@ -115,15 +187,24 @@ impl Verdict {
     /// AdamW's moments.
     fn of(free: u64) -> Self {
         let usable = free / 4 * 3;
-        Self { run: usable / 4, tune: usable / 84 * 20, train: usable / 16 }
+        Self {
+            run: usable / 4,
+            tune: usable / 84 * 20,
+            train: usable / 16,
+        }
     }
 }
 
 /// Free bytes of the disk that a folder is on: of the disks mounted above it, the one mounted nearest.
 fn disk_free(folder: &Path) -> Option<u64> {
     let disks = Disks::new_with_refreshed_list();
-    let above = disks.list().iter().filter(|disk| folder.starts_with(disk.mount_point()));
-    above.max_by_key(|disk| disk.mount_point().components().count()).map(|disk| disk.available_space())
+    let above = disks
+        .list()
+        .iter()
+        .filter(|disk| folder.starts_with(disk.mount_point()));
+    above
+        .max_by_key(|disk| disk.mount_point().components().count())
+        .map(|disk| disk.available_space())
 }
 
 /// Billions of multiplications and additions a second.
@@ -132,7 +213,9 @@ fn gigaflops(device: &Device) -> Result<f64> {
     let (left, right) = (random(), random());
     let multiply = || -> Result<()> {
         left.clone().matmul(right.clone());
-        device.sync().map_err(|error| Error::Work(format!("the device cannot compute: {error:?}")))
+        device
+            .sync()
+            .map_err(|error| Error::Work(format!("the device cannot compute: {error:?}")))
     };
     multiply()?;
     let (start, mut products) = (Instant::now(), 0u32);
@@ -156,9 +239,18 @@ fn instructions() -> Vec<&'static str> {
     ];
     // The standard library cannot tell these yet.
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let has = |name: &str| flags.lines().find(|line| line.starts_with("flags")).is_some_and(|line| line.contains(name));
+    let has = |name: &str| {
+        flags
+            .lines()
+            .find(|line| line.starts_with("flags"))
+            .is_some_and(|line| line.contains(name))
+    };
     found.extend(["amx_tile", "amx_bf16", "amx_int8"].map(|name| (name, has(name))));
-    found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    found
+        .into_iter()
+        .filter(|(_, has)| *has)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// The processor's vector instructions that matter here.
@@ -171,7 +263,11 @@ fn instructions() -> Vec<&'static str> {
         ("bf16", is_aarch64_feature_detected!("bf16")),
         ("i8mm", is_aarch64_feature_detected!("i8mm")),
     ];
-    found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    found
+        .into_iter()
+        .filter(|(_, has)| *has)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// Nothing is known of other processors.

@@ -42,19 +42,35 @@ pub fn run(args: &EmbedArgs, context: &Context) -> Result<()> {
     let mut texts = args.texts.clone();
     if let Some(path) = &args.file {
         let lines = fs::read_to_string(path).map_err(Error::file(path))?;
-        texts.extend(lines.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
+        texts.extend(
+            lines
+                .lines()
+                .filter(|line| !line.trim().is_empty())
+                .map(str::to_owned),
+        );
     }
     if texts.is_empty() {
-        return Err(Error::usage("no text: give one as an argument, or a file with `--file`"));
+        return Err(Error::usage(
+            "no text: give one as an argument, or a file with `--file`",
+        ));
     }
     let opened = model_path::open_text_model(&args.model, &context.device)?;
     let encode = |text: &String| opened.text.tokenizer.encode_ids(text, true);
-    let ids = texts.iter().map(encode).collect::<std::result::Result<Vec<_>, _>>()?;
+    let ids = texts
+        .iter()
+        .map(encode)
+        .collect::<std::result::Result<Vec<_>, _>>()?;
     let vectors = embed(&opened.text.model, &ids, args.pooling, BATCH)?;
     for ((text, ids), vector) in texts.iter().zip(&ids).zip(vectors) {
-        let vector = if args.raw { vector } else { normalised(&vector) };
+        let vector = if args.raw {
+            vector
+        } else {
+            normalised(&vector)
+        };
         if context.json {
-            context.terminal.json(&json!({ "text": text, "tokens": ids.len(), "embedding": vector }))?;
+            context
+                .terminal
+                .json(&json!({ "text": text, "tokens": ids.len(), "embedding": vector }))?;
         } else {
             let numbers: Vec<String> = vector.iter().map(|x| format!("{x:.6}")).collect();
             context.terminal.line(&numbers.join(" "))?;

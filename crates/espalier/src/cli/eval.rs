@@ -54,11 +54,19 @@ pub struct EvalArgs {
 /// When nothing is asked for, or model and data do not fit.
 pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
     if args.data.is_empty() && args.world.is_empty() && args.retrieval.is_empty() {
-        return Err(Error::usage("give at least one of --data, --world and --retrieval"));
+        return Err(Error::usage(
+            "give at least one of --data, --world and --retrieval",
+        ));
     }
-    let (worlds, sampled_worlds) =
-        if args.sample { (vec![], args.world.clone()) } else { (args.world.clone(), vec![]) };
-    let source = |path: &PathBuf| DataOptions { path: Some(path.clone()), ..DataOptions::default() };
+    let (worlds, sampled_worlds) = if args.sample {
+        (vec![], args.world.clone())
+    } else {
+        (args.world.clone(), vec![])
+    };
+    let source = |path: &PathBuf| DataOptions {
+        path: Some(path.clone()),
+        ..DataOptions::default()
+    };
     let stage = EvaluateStage {
         model: resolve_model(&args.model)?.to_string_lossy().into_owned(),
         data: args.data.iter().map(source).collect(),
@@ -83,5 +91,9 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         voice: &mut voice,
     };
     let result = evaluate::run(&mut workshop, &stage)?;
-    if context.json { context.terminal.json(&result) } else { Ok(()) }
+    if context.json {
+        context.terminal.json(&result)
+    } else {
+        Ok(())
+    }
 }

@@ -69,8 +69,15 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let prompts = prompts(args)?;
     let opened = model_path::open_text_model(&args.model, &context.device)?;
     let sampler = args.sampling.options(&opened.base)?;
-    let options = TextOptions { max_new_tokens: args.sampling.max_new_tokens, sampler, stops: args.stop.clone() };
-    let encoded = prompts.iter().map(|prompt| encode(&opened.text, prompt, args)).collect::<Result<Vec<_>>>()?;
+    let options = TextOptions {
+        max_new_tokens: args.sampling.max_new_tokens,
+        sampler,
+        stops: args.stop.clone(),
+    };
+    let encoded = prompts
+        .iter()
+        .map(|prompt| encode(&opened.text, prompt, args))
+        .collect::<Result<Vec<_>>>()?;
     if let Some(path) = &args.save_state {
         return save_state(&opened.text, &encoded, path, context);
     }
@@ -101,10 +108,16 @@ fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
     let mut prompts = args.prompts.clone();
     if let Some(path) = &args.file {
         let text = fs::read_to_string(path).map_err(Error::file(path))?;
-        prompts.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string));
+        prompts.extend(
+            text.lines()
+                .filter(|line| !line.trim().is_empty())
+                .map(str::to_string),
+        );
     }
     if prompts.is_empty() {
-        return Err(Error::Usage("there is no prompt; give one after the model, or `--file prompts.txt`".into()));
+        return Err(Error::Usage(
+            "there is no prompt; give one after the model, or `--file prompts.txt`".into(),
+        ));
     }
     Ok(prompts)
 }
@@ -112,7 +125,9 @@ fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
 fn encode(model: &TextModel, prompt: &str, args: &GenerateArgs) -> Result<Vec<u32>> {
     if !args.chat {
         // Behind a text no other one begins.
-        return Ok(model.tokenizer.encode_ids(prompt, args.from_state.is_none())?);
+        return Ok(model
+            .tokenizer
+            .encode_ids(prompt, args.from_state.is_none())?);
     }
     let system = args.system.as_deref().map(Message::system);
     let messages: Vec<Message> = system.into_iter().chain([Message::user(prompt)]).collect();
@@ -120,14 +135,25 @@ fn encode(model: &TextModel, prompt: &str, args: &GenerateArgs) -> Result<Vec<u3
 }
 
 /// Lets the model read the only prompt, and keeps what it remembers.
-fn save_state(text: &TextModel, encoded: &[Vec<u32>], path: &Path, context: &Context) -> Result<()> {
+fn save_state(
+    text: &TextModel,
+    encoded: &[Vec<u32>],
+    path: &Path,
+    context: &Context,
+) -> Result<()> {
     let [ids] = encoded else {
-        return Err(Error::Usage("--save-state takes one prompt; give its lines as one argument".into()));
+        return Err(Error::Usage(
+            "--save-state takes one prompt; give its lines as one argument".into(),
+        ));
     };
     let prefix = Prefix::read(&text.model, ids)?;
     prefix.save(&text.model, path)?;
     let size = units::bytes(4 * prefix.size() as u64);
-    context.terminal.line(&format!("{}: {} tokens, remembered in {size}", path.display(), ids.len()))
+    context.terminal.line(&format!(
+        "{}: {} tokens, remembered in {size}",
+        path.display(),
+        ids.len()
+    ))
 }
 
 /// Each prompt behind a text that was read before.
@@ -142,13 +168,25 @@ fn go_on(
     for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
         let started = Instant::now();
         let generated = text.generate_after(Some(prefix), ids, options, &mut |_| {})?;
-        show(index, prompt, ids.len(), &generated, started.elapsed().as_secs_f64(), context)?;
+        show(
+            index,
+            prompt,
+            ids.len(),
+            &generated,
+            started.elapsed().as_secs_f64(),
+            context,
+        )?;
     }
     Ok(())
 }
 
 /// One text, shown while it is made.
-fn stream(model: &TextModel, prompt: &[u32], options: &TextOptions, context: &Context) -> Result<()> {
+fn stream(
+    model: &TextModel,
+    prompt: &[u32],
+    options: &TextOptions,
+    context: &Context,
+) -> Result<()> {
     let (start, mut unwritten) = (Instant::now(), None);
     let generated = model.generate(prompt, options, &mut |piece| {
         if unwritten.is_none() {
@@ -161,7 +199,9 @@ fn stream(model: &TextModel, prompt: &[u32], options: &TextOptions, context: &Co
     context.terminal.line("")?;
     let (tokens, finish) = (generated.tokens, finish_name(generated.finish));
     let rate = units::rate(tokens as f64 / start.elapsed().as_secs_f64());
-    context.terminal.note(&format!("({tokens} tokens, {rate} a second; ended by {finish})"));
+    context.terminal.note(&format!(
+        "({tokens} tokens, {rate} a second; ended by {finish})"
+    ));
     Ok(())
 }
 
@@ -185,7 +225,16 @@ fn generate_all(
         let seconds = batch_start.elapsed().as_secs_f64();
         tokens += generated.iter().map(|text| text.tokens).sum::<usize>();
         for (index, text) in (first..last).zip(&generated) {
-            progress.suspend(|| show(index, &prompts[index], encoded[index].len(), text, seconds, context))?;
+            progress.suspend(|| {
+                show(
+                    index,
+                    &prompts[index],
+                    encoded[index].len(),
+                    text,
+                    seconds,
+                    context,
+                )
+            })?;
         }
         progress.set(last as u64, "");
     }
@@ -211,14 +260,23 @@ fn search(
     for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
         let started = Instant::now();
         let found = beam_search(&text.model, ids, &options)?;
-        let Some(best) = found.into_iter().next() else { continue };
+        let Some(best) = found.into_iter().next() else {
+            continue;
+        };
         let ended = best.ids.last().is_some_and(|id| options.end.contains(id));
         let generated = GeneratedText {
             text: text.tokenizer.decode(&best.ids, true)?,
             tokens: best.ids.len(),
             finish: if ended { Finish::End } else { Finish::Length },
         };
-        show(index, prompt, ids.len(), &generated, started.elapsed().as_secs_f64(), context)?;
+        show(
+            index,
+            prompt,
+            ids.len(),
+            &generated,
+            started.elapsed().as_secs_f64(),
+            context,
+        )?;
     }
     Ok(())
 }
@@ -238,7 +296,11 @@ fn show(
             "finish": finish_name(text.finish), "tokens_per_second": text.tokens as f64 / batch_seconds,
         }));
     }
-    terminal.line(&terminal.faint(&format!("[{}] {}", index + 1, crate::terminal::harmless(prompt))))?;
+    terminal.line(&terminal.faint(&format!(
+        "[{}] {}",
+        index + 1,
+        crate::terminal::harmless(prompt)
+    )))?;
     terminal.foreign(&text.text)?;
     terminal.line("\n")
 }

@@ -70,9 +70,16 @@ impl Inspected {
             Some(adapter) => adapter::base_folder(folder, adapter)?,
             None => folder.to_path_buf(),
         };
-        let Description { family, spec, checkpoint, .. } = Description::read(&base)?;
+        let Description {
+            family,
+            spec,
+            checkpoint,
+            ..
+        } = Description::read(&base)?;
         let home = model_path::tokenizer_folder(folder, &base);
-        let tokenizer = Tokenizer::file_in(&home).map(|_| Tokenizer::load(&home)).transpose()?;
+        let tokenizer = Tokenizer::file_in(&home)
+            .map(|_| Tokenizer::load(&home))
+            .transpose()?;
         Ok(Self {
             folder: folder.to_path_buf(),
             base,
@@ -95,17 +102,42 @@ impl Inspected {
         facts.push(("family", format!("{} ({})", spec.family, self.architecture)));
         facts.push(("sizes", describe::sizes(spec)));
         facts.push(("parameters", describe::parameters(spec)));
-        facts.push(("in the file", format!("{} in {}", units::bytes(self.file_bytes), self.dtype)));
+        facts.push((
+            "in the file",
+            format!("{} in {}", units::bytes(self.file_bytes), self.dtype),
+        ));
         facts.push(("memory to run", memory.to_run(spec)));
-        facts.push(("to train", format!("{}, all weights with AdamW, and activations", units::bytes(memory.train))));
-        facts.push(("to tune", format!("{}, LoRA of rank {RANK}, and activations", units::bytes(memory.tune))));
+        facts.push((
+            "to train",
+            format!(
+                "{}, all weights with AdamW, and activations",
+                units::bytes(memory.train)
+            ),
+        ));
+        facts.push((
+            "to tune",
+            format!(
+                "{}, LoRA of rank {RANK}, and activations",
+                units::bytes(memory.tune)
+            ),
+        ));
         facts.extend(self.tokenizer_facts());
         context.terminal.facts(&facts)?;
-        context.terminal.line(&context.terminal.faint("architecture"))?;
-        context.terminal.line(&indented(&diagram::lines(spec).join("\n")))?;
+        context
+            .terminal
+            .line(&context.terminal.faint("architecture"))?;
+        context
+            .terminal
+            .line(&indented(&diagram::lines(spec).join("\n")))?;
         if let Some(example) = self.example() {
-            context.terminal.line(&context.terminal.faint("chat template, as a conversation looks to the model"))?;
-            context.terminal.foreign(&indented(&example.unwrap_or_else(|reason| reason)))?;
+            context.terminal.line(
+                &context
+                    .terminal
+                    .faint("chat template, as a conversation looks to the model"),
+            )?;
+            context
+                .terminal
+                .foreign(&indented(&example.unwrap_or_else(|reason| reason)))?;
         }
         Ok(())
     }
@@ -120,13 +152,25 @@ impl Inspected {
             .map(|(role, token)| format!("{} {token}", role.trim_end_matches("_token")))
             .collect();
         let template = match tokenizer.template() {
-            Some(template) if template.marks_generation() => "yes; it marks what the assistant says",
+            Some(template) if template.marks_generation() => {
+                "yes; it marks what the assistant says"
+            }
             Some(_) => "yes",
             None => "none: the model completes text",
         };
         vec![
-            ("tokenizer", format!("{} tokens", tokenizer.vocabulary_size())),
-            ("special tokens", if special.is_empty() { "none named".into() } else { special.join(", ") }),
+            (
+                "tokenizer",
+                format!("{} tokens", tokenizer.vocabulary_size()),
+            ),
+            (
+                "special tokens",
+                if special.is_empty() {
+                    "none named".into()
+                } else {
+                    special.join(", ")
+                },
+            ),
             ("chat template", template.into()),
         ]
     }
@@ -134,16 +178,27 @@ impl Inspected {
     /// A conversation of two turns in the chat template, or why the template refuses it.
     fn example(&self) -> Option<Result<String, String>> {
         let tokenizer = self.tokenizer.as_ref()?;
-        let messages = [Message::user("Hello"), Message::assistant("Hi!"), Message::user("How are you?")];
-        let conversation =
-            Conversation { add_generation_prompt: true, ..Conversation::new(&messages, tokenizer.special()) };
+        let messages = [
+            Message::user("Hello"),
+            Message::assistant("Hi!"),
+            Message::user("How are you?"),
+        ];
+        let conversation = Conversation {
+            add_generation_prompt: true,
+            ..Conversation::new(&messages, tokenizer.special())
+        };
         let rendered = tokenizer.template()?.render(&conversation);
-        Some(rendered.map(|rendered| rendered.text).map_err(|error| error.to_string()))
+        Some(
+            rendered
+                .map(|rendered| rendered.text)
+                .map_err(|error| error.to_string()),
+        )
     }
 
     fn json(&self) -> Result<Value> {
         let memory = Memory::of(&self.spec);
-        let spec = serde_json::to_value(&self.spec).map_err(|error| Error::Work(error.to_string()))?;
+        let spec =
+            serde_json::to_value(&self.spec).map_err(|error| Error::Work(error.to_string()))?;
         let tokenizer = self.tokenizer.as_ref().map(|tokenizer| {
             let special: serde_json::Map<String, Value> =
                 tokenizer.special().named().map(|(role, token)| (role.to_string(), token.into())).collect();
@@ -180,7 +235,10 @@ impl Memory {
     fn to_run(&self, spec: &ModelSpec) -> String {
         let [load, token, state] = [self.load, self.cache_per_token, self.state].map(units::bytes);
         let whole = units::bytes(self.cache_per_token.saturating_mul(spec.context as u64));
-        let keys = format!("{token} for each token of context ({whole} for {})", spec.context);
+        let keys = format!(
+            "{token} for each token of context ({whole} for {})",
+            spec.context
+        );
         match (self.state, self.cache_per_token) {
             (0, _) => format!("{load} in f32, and {keys}"),
             (_, 0) => format!("{load} in f32, and {state} for a sequence, however long it is"),

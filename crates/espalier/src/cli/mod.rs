@@ -40,7 +40,12 @@ pub struct Context {
 
 /// Train, tune, align, evaluate and talk to language models: one program, no Python.
 #[derive(Debug, Parser)]
-#[command(name = "espalier", version, arg_required_else_help = true, infer_subcommands = false)]
+#[command(
+    name = "espalier",
+    version,
+    arg_required_else_help = true,
+    infer_subcommands = false
+)]
 #[command(
     after_help = "Example:\n  espalier quickstart                  the whole life of a small model\n  espalier train --help                a verb's options, with an example"
 )]
@@ -103,7 +108,10 @@ pub fn main() -> ExitCode {
     match panic::catch_unwind(AssertUnwindSafe(|| execute(&cli))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => report(&error, cli.json),
-        Err(_) => report_bug(&bug.lock().unwrap_or_else(PoisonError::into_inner), cli.json),
+        Err(_) => report_bug(
+            &bug.lock().unwrap_or_else(PoisonError::into_inner),
+            cli.json,
+        ),
     }
 }
 
@@ -114,10 +122,17 @@ fn execute(cli: &Cli) -> Result<()> {
     }
     // This thread becomes one of the workers, so that it computes instead of waiting for them. An error means that the
     // pool exists already, which is as good.
-    let _ = rayon::ThreadPoolBuilder::new().use_current_thread().build_global();
+    let _ = rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global();
     let device = device::parse(&cli.device)?;
     let terminal = Terminal::new(cli.quiet);
-    cli.verb.run(&Context { json: cli.json, quiet: cli.quiet, device, terminal })
+    cli.verb.run(&Context {
+        json: cli.json,
+        quiet: cli.quiet,
+        device,
+        terminal,
+    })
 }
 
 /// Help and version as asked for; wrong arguments with the parser's own advice.
@@ -138,7 +153,12 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 fn first_paragraph(text: &str) -> String {
     let text = text.strip_prefix("error: ").unwrap_or(text);
-    text.split("\n\n").next().unwrap_or(text).split_whitespace().collect::<Vec<_>>().join(" ")
+    text.split("\n\n")
+        .next()
+        .unwrap_or(text)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Tells of an error. The message may go unread, as after `| head`; the exit code stands all the same.
@@ -158,10 +178,15 @@ fn record_panics() -> Arc<Mutex<String>> {
     let slot = Arc::clone(&last);
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |information| {
-        let place = information.location().map(|place| format!(" at {}:{}", place.file(), place.line()));
-        let message = information.payload_as_str().unwrap_or("a panic without words");
+        let place = information
+            .location()
+            .map(|place| format!(" at {}:{}", place.file(), place.line()));
+        let message = information
+            .payload_as_str()
+            .unwrap_or("a panic without words");
         let text = format!("{message}{}", place.unwrap_or_default());
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) =
+            text.split_whitespace().collect::<Vec<_>>().join(" ");
         if std::env::var_os("RUST_BACKTRACE").is_some() {
             usual(information);
         }
@@ -170,7 +195,9 @@ fn record_panics() -> Arc<Mutex<String>> {
 }
 
 fn report_bug(what: &str, json: bool) -> ExitCode {
-    let message = format!("this is a bug of espalier ({what}); please report it with the command that shows it");
+    let message = format!(
+        "this is a bug of espalier ({what}); please report it with the command that shows it"
+    );
     let _ = match json {
         true => writeln!(
             std::io::stdout(),
@@ -195,6 +222,9 @@ mod tests {
     #[test]
     fn the_parsers_advice_fits_one_line() {
         let error = Cli::try_parse_from(["espalier", "chat", "m", "--top-q", "1"]).unwrap_err();
-        assert_eq!(first_paragraph(&error.to_string()), "unexpected argument '--top-q' found");
+        assert_eq!(
+            first_paragraph(&error.to_string()),
+            "unexpected argument '--top-q' found"
+        );
     }
 }

@@ -65,15 +65,26 @@ fn recipe(args: &QuickstartArgs) -> Result<Recipe> {
             if args.short {
                 train.options.steps = Some(3);
                 let more = train.new.iter_mut().flat_map(|new| &mut new.tokenizer_data);
-                train.data.iter_mut().chain(more).for_each(|data| data.limit = Some(64));
+                train
+                    .data
+                    .iter_mut()
+                    .chain(more)
+                    .for_each(|data| data.limit = Some(64));
             }
         }
         if let Some(evaluate) = &mut stage.evaluate {
             evaluate.seed = args.seed;
             if args.short {
                 evaluate.items = 8;
-                let sources = [&mut evaluate.data, &mut evaluate.baseline, &mut evaluate.preferences];
-                sources.into_iter().flatten().for_each(|data| data.limit = Some(16));
+                let sources = [
+                    &mut evaluate.data,
+                    &mut evaluate.baseline,
+                    &mut evaluate.preferences,
+                ];
+                sources
+                    .into_iter()
+                    .flatten()
+                    .for_each(|data| data.limit = Some(16));
             }
         }
     }
@@ -86,7 +97,10 @@ const TASK: &str = "sentence/2";
 fn table(results: &Value) -> Table {
     let stages = ["evaluate-pretrained", "evaluate-tuned", "evaluate-aligned"];
     let figure = |stage: &str, path: &[&str], share: bool| {
-        let value = path.iter().fold(&results[stage], |value, key| &value[*key]).as_f64();
+        let value = path
+            .iter()
+            .fold(&results[stage], |value, key| &value[*key])
+            .as_f64();
         match value {
             Some(value) if share => format!("{:.1} %", 100.0 * value),
             Some(value) => format!("{value:.3}"),
@@ -94,28 +108,52 @@ fn table(results: &Value) -> Table {
         }
     };
     let row = |name: &str, path: &[&str], share: bool| {
-        std::iter::once(name.to_owned()).chain(stages.iter().map(|stage| figure(stage, path, share))).collect()
+        std::iter::once(name.to_owned())
+            .chain(stages.iter().map(|stage| figure(stage, path, share)))
+            .collect()
     };
     Table {
         title: "What each step did, on held-out items".into(),
         note: "perplexity on stories; instructions: every constraint of the prompt met".into(),
-        columns: ["", "pre-trained", "tuned", "aligned"].map(str::to_owned).to_vec(),
+        columns: ["", "pre-trained", "tuned", "aligned"]
+            .map(str::to_owned)
+            .to_vec(),
         rows: vec![
             row("perplexity", &["perplexity", "per_token"], false),
             row("  of a 5-gram model", &["perplexity", "5-gram"], false),
             row("  of a unigram model", &["perplexity", "unigram"], false),
-            row("instructions followed, greedy", &["worlds", TASK, "accuracy"], true),
-            row("instructions followed, sampled", &["sampled_worlds", TASK, "accuracy"], true),
-            row("better answer preferred", &["preferences", "accuracy"], true),
+            row(
+                "instructions followed, greedy",
+                &["worlds", TASK, "accuracy"],
+                true,
+            ),
+            row(
+                "instructions followed, sampled",
+                &["sampled_worlds", TASK, "accuracy"],
+                true,
+            ),
+            row(
+                "better answer preferred",
+                &["preferences", "accuracy"],
+                true,
+            ),
         ],
     }
 }
 
 /// How long each stage took; of a stage that was done before, how long it took then.
 fn times(recipe: &Recipe, results: &Value, total: f64) -> Vec<String> {
-    let took = |name: &str| results[name]["stage_seconds"].as_f64().map_or("-".into(), units::duration);
+    let took = |name: &str| {
+        results[name]["stage_seconds"]
+            .as_f64()
+            .map_or("-".into(), units::duration)
+    };
     let line = |name: &str, time: String| format!("{name:<22}{time:>14}");
-    let mut lines: Vec<String> = recipe.stage.iter().map(|stage| line(&stage.name, took(&stage.name))).collect();
+    let mut lines: Vec<String> = recipe
+        .stage
+        .iter()
+        .map(|stage| line(&stage.name, took(&stage.name)))
+        .collect();
     lines.push(line("all together", units::duration(total)));
     lines
 }
@@ -125,8 +163,14 @@ fn farewell(args: &QuickstartArgs, results: &Value) -> Vec<String> {
     let mut lines = vec![String::new()];
     let samples = results["evaluate-aligned"]["worlds"][TASK]["samples"].as_array();
     for sample in samples.into_iter().flatten().take(2) {
-        lines.push(format!("user       {}", sample["prompt"].as_str().unwrap_or_default()));
-        lines.push(format!("assistant  {}", sample["answer"].as_str().unwrap_or_default()));
+        lines.push(format!(
+            "user       {}",
+            sample["prompt"].as_str().unwrap_or_default()
+        ));
+        lines.push(format!(
+            "assistant  {}",
+            sample["answer"].as_str().unwrap_or_default()
+        ));
         lines.push(String::new());
     }
     let output = args.output.display();

@@ -12,7 +12,9 @@ use crate::{
 
 /// Run the stages of a recipe; what is done already is not done again, what was interrupted goes on.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  espalier run recipes/sft-lora.toml learning_rate=2e-4 output=runs/second")]
+#[command(
+    after_help = "Example:\n  espalier run recipes/sft-lora.toml learning_rate=2e-4 output=runs/second"
+)]
 pub struct RunArgs {
     /// The recipe, a TOML file.
     pub recipe: PathBuf,
@@ -37,5 +39,9 @@ pub fn run(args: &RunArgs, context: &Context) -> Result<()> {
 pub fn perform(recipe: &Recipe, context: &Context) -> Result<()> {
     let mut voice = TerminalVoice::new(context.terminal);
     let results = stages::run(recipe, &context.device, &mut voice)?;
-    if context.json { context.terminal.json(&results) } else { Ok(()) }
+    if context.json {
+        context.terminal.json(&results)
+    } else {
+        Ok(())
+    }
 }

@@ -52,19 +52,27 @@ impl SamplingArgs {
             repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
             seed: self.seed,
         };
-        options.validate().map_err(|error| Error::Usage(error.to_string()))?;
+        options
+            .validate()
+            .map_err(|error| Error::Usage(error.to_string()))?;
         Ok(options)
     }
 }
 
 /// What the makers of a model recommend.
 fn published(path: &Path) -> Result<SamplerOptions> {
-    let usual = SamplerOptions { temperature: 0.7, top_p: 0.95, ..SamplerOptions::default() };
+    let usual = SamplerOptions {
+        temperature: 0.7,
+        top_p: 0.95,
+        ..SamplerOptions::default()
+    };
     if !path.is_file() {
         return Ok(usual);
     }
     let config = Config::load(path)?;
-    let number = |key, usual: f32| -> Result<f32> { Ok(config.optional_number(key)?.map_or(usual, |own| own as f32)) };
+    let number = |key, usual: f32| -> Result<f32> {
+        Ok(config.optional_number(key)?.map_or(usual, |own| own as f32))
+    };
     let temperature = match config.flag_or("do_sample", true)? {
         true => number("temperature", usual.temperature)?,
         false => 0.0,
@@ -99,16 +107,41 @@ mod tests {
         assert_eq!(NONE.options(folder.path()).unwrap().temperature, 0.7);
         let text = r#"{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.9}"#;
         std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
-        let options = SamplingArgs { top_p: Some(0.5), ..NONE }.options(folder.path()).unwrap();
-        assert_eq!((options.temperature, options.top_k, options.top_p, options.seed), (0.6, 20, 0.5, 3));
-        std::fs::write(folder.path().join("generation_config.json"), r#"{"do_sample": false}"#).unwrap();
+        let options = SamplingArgs {
+            top_p: Some(0.5),
+            ..NONE
+        }
+        .options(folder.path())
+        .unwrap();
+        assert_eq!(
+            (
+                options.temperature,
+                options.top_k,
+                options.top_p,
+                options.seed
+            ),
+            (0.6, 20, 0.5, 3)
+        );
+        std::fs::write(
+            folder.path().join("generation_config.json"),
+            r#"{"do_sample": false}"#,
+        )
+        .unwrap();
         assert_eq!(NONE.options(folder.path()).unwrap().temperature, 0.0);
     }
 
     #[test]
     fn values_out_of_range_name_the_option() {
-        let error = SamplingArgs { top_p: Some(1.5), ..NONE }.options(Path::new("nowhere")).unwrap_err();
-        assert_eq!(error.to_string(), "top_p = 1.5: expected more than 0, at most 1 (off)");
+        let error = SamplingArgs {
+            top_p: Some(1.5),
+            ..NONE
+        }
+        .options(Path::new("nowhere"))
+        .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "top_p = 1.5: expected more than 0, at most 1 (off)"
+        );
         assert_eq!(error.exit_code(), 2);
     }
 }

@@ -93,9 +93,14 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
         request = request.into_translation(encoder.decoder_start)?;
     }
     if request.labels.len() != request.input.ids.len() {
-        return Err(Error::work(format!("{}: `labels` needs the shape of `input_ids`", args.input.display())));
+        return Err(Error::work(format!(
+            "{}: `labels` needs the shape of `input_ids`",
+            args.input.display()
+        )));
     }
-    let Forward { hidden, sides } = loaded.model.forward(&request.input, None, &mut Unobserved)?;
+    let Forward { hidden, sides } = loaded
+        .model
+        .forward(&request.input, None, &mut Unobserved)?;
     let auxiliary = loaded.model.auxiliary(&sides.outputs);
     request.check_labels(loaded.model.spec().vocabulary)?;
     let [batch, time, width] = hidden.dims();
@@ -115,10 +120,22 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
             Dtype::F32,
             values(logits.reshape([batch * time * vocabulary])),
         ),
-        ("loss".into(), vec![], Dtype::F32, values(loss.clone().inner())),
+        (
+            "loss".into(),
+            vec![],
+            Dtype::F32,
+            values(loss.clone().inner()),
+        ),
     ];
     let auxiliary = auxiliary.losses.into_iter();
-    written.extend(auxiliary.map(|loss| (loss.name.to_owned(), vec![], Dtype::F32, values(loss.value.inner()))));
+    written.extend(auxiliary.map(|loss| {
+        (
+            loss.name.to_owned(),
+            vec![],
+            Dtype::F32,
+            values(loss.value.inner()),
+        )
+    }));
     if args.gradients {
         written.extend(gradients(&loaded, &loss.backward())?);
     }
@@ -140,14 +157,26 @@ fn encoded(hidden: Tensor<3>, mask: &[bool]) -> Vec<Written> {
     let hidden = values(hidden.reshape([batch * time * width]));
     let mut pooled = vec![0.0; batch * width];
     for (row, pooled) in pooled.chunks_mut(width).enumerate() {
-        let real: Vec<usize> = (row * time..(row + 1) * time).filter(|i| mask[*i]).collect();
+        let real: Vec<usize> = (row * time..(row + 1) * time)
+            .filter(|i| mask[*i])
+            .collect();
         for i in &real {
-            pooled.iter_mut().zip(&hidden[i * width..(i + 1) * width]).for_each(|(sum, value)| *sum += value);
+            pooled
+                .iter_mut()
+                .zip(&hidden[i * width..(i + 1) * width])
+                .for_each(|(sum, value)| *sum += value);
         }
-        pooled.iter_mut().for_each(|sum| *sum /= real.len().max(1) as f32);
+        pooled
+            .iter_mut()
+            .for_each(|sum| *sum /= real.len().max(1) as f32);
     }
     vec![
-        ("last_hidden_state".into(), vec![batch, time, width], Dtype::F32, hidden),
+        (
+            "last_hidden_state".into(),
+            vec![batch, time, width],
+            Dtype::F32,
+            hidden,
+        ),
         ("mean_pooled".into(), vec![batch, width], Dtype::F32, pooled),
     ]
 }
@@ -169,7 +198,11 @@ fn gradients(loaded: &LoadedModel, gradients: &Gradients) -> Result<Vec<Written>
         None => stored_tensors(&loaded.model, family),
     };
     // A parameter that the loss does not reach has gradient zero.
-    let gradient = |p: &Parameter| p.leaf().grad(gradients).unwrap_or_else(|| p.flat().zeros_like());
+    let gradient = |p: &Parameter| {
+        p.leaf()
+            .grad(gradients)
+            .unwrap_or_else(|| p.flat().zeros_like())
+    };
     let trained = |t: &espalier_models::layout::StoredTensor| !t.is_fixed();
     let one = |t: espalier_models::layout::StoredTensor| {
         let gradient = t.assemble(&gradient);
@@ -182,17 +215,29 @@ fn generated(loaded: &LoadedModel, request: &Request, count: usize) -> Result<Wr
     let prompt = request.first_row();
     let options = DecodeOptions {
         max_new_tokens: count,
-        sampler: SamplerOptions { temperature: 0.0, ..SamplerOptions::default() },
+        sampler: SamplerOptions {
+            temperature: 0.0,
+            ..SamplerOptions::default()
+        },
         end: Vec::new(),
         forbidden: loaded.model.spec().eos.clone(),
     };
     let model = loaded.model.frozen();
-    let new = decode(&model, std::slice::from_ref(&prompt), &options, &mut |_, _| true)?;
+    let new = decode(
+        &model,
+        std::slice::from_ref(&prompt),
+        &options,
+        &mut |_, _| true,
+    )?;
     let start = match &model.spec().encoder {
         Some(encoder) => vec![encoder.decoder_start],
         None => prompt,
     };
-    let ids: Vec<f32> = start.iter().chain(&new[0].ids).map(|id| *id as f32).collect();
+    let ids: Vec<f32> = start
+        .iter()
+        .chain(&new[0].ids)
+        .map(|id| *id as f32)
+        .collect();
     Ok(("generated".into(), vec![1, ids.len()], Dtype::I64, ids))
 }
 
@@ -200,15 +245,29 @@ fn generated(loaded: &LoadedModel, request: &Request, count: usize) -> Result<Wr
 fn states(loaded: &LoadedModel, request: &Request) -> Result<Vec<Written>> {
     let spec = loaded.model.spec();
     let mut state = SequenceState::new(spec);
-    if spec.encoder.is_some() || (0..spec.blocks.len()).all(|block| state.recurrent(block).is_none()) {
-        return Err(Error::Usage("--states: the model has no recurrent layers".into()));
+    if spec.encoder.is_some()
+        || (0..spec.blocks.len()).all(|block| state.recurrent(block).is_none())
+    {
+        return Err(Error::Usage(
+            "--states: the model has no recurrent layers".into(),
+        ));
     }
-    loaded.model.frozen().hidden(&Input::rows(&[request.first_row()])?, Some(&mut state))?;
-    let parts =
-        (0..spec.blocks.len()).filter_map(|block| state.recurrent(block)).flatten().flat_map(RecurrentState::parts);
+    loaded
+        .model
+        .frozen()
+        .hidden(&Input::rows(&[request.first_row()])?, Some(&mut state))?;
+    let parts = (0..spec.blocks.len())
+        .filter_map(|block| state.recurrent(block))
+        .flatten()
+        .flat_map(RecurrentState::parts);
     let written = parts.enumerate().map(|(number, (_, part))| {
         let size = part.dims().iter().product();
-        (format!("state.{number}"), vec![size], Dtype::F32, values(part.clone().reshape([size])))
+        (
+            format!("state.{number}"),
+            vec![size],
+            Dtype::F32,
+            values(part.clone().reshape([size])),
+        )
     });
     Ok(written.collect())
 }
@@ -218,11 +277,19 @@ fn values(tensor: Tensor<1>) -> Vec<f32> {
 }
 
 fn write(args: &TraceArgs, written: Vec<Written>) -> Result<()> {
-    let plan =
-        |(name, shape, dtype, _): &Written| TensorPlan { name: name.clone(), dtype: *dtype, shape: shape.clone() };
+    let plan = |(name, shape, dtype, _): &Written| TensorPlan {
+        name: name.clone(),
+        dtype: *dtype,
+        shape: shape.clone(),
+    };
     let plans = written.iter().map(plan).collect();
-    let mut by_name: HashMap<String, Vec<f32>> = written.into_iter().map(|(name, .., values)| (name, values)).collect();
-    Ok(TensorWriter::new(plans)?.write_file(&args.output, |name| Ok(by_name.remove(name).unwrap_or_default()))?)
+    let mut by_name: HashMap<String, Vec<f32>> = written
+        .into_iter()
+        .map(|(name, .., values)| (name, values))
+        .collect();
+    Ok(TensorWriter::new(plans)?.write_file(&args.output, |name| {
+        Ok(by_name.remove(name).unwrap_or_default())
+    })?)
 }
 
 /// The tokens that the user asks about.
@@ -249,42 +316,76 @@ impl Request {
         };
         let is_row = shape.is_some_and(|shape| shape.len() == 1);
         let ids = file.read_i64("input_ids")?;
-        let id = |id: &i64| u32::try_from(*id).map_err(|_| wrong(&format!("token id {id} is out of range")));
+        let id = |id: &i64| {
+            u32::try_from(*id).map_err(|_| wrong(&format!("token id {id} is out of range")))
+        };
         let optional = |name: &str| file.info(name).map(|_| file.read_i64(name)).transpose();
-        let mask: Option<Vec<bool>> = optional("attention_mask")?.map(|m| m.iter().map(|v| *v != 0).collect());
+        let mask: Option<Vec<bool>> =
+            optional("attention_mask")?.map(|m| m.iter().map(|v| *v != 0).collect());
         if mask.as_ref().is_some_and(|mask| mask.len() != batch * time) {
             return Err(wrong("`attention_mask` needs the shape of `input_ids`"));
         }
         let labels = optional("labels")?.unwrap_or_else(|| ids.clone());
-        let mut input = Input { ids: ids.iter().map(id).collect::<Result<_>>()?, batch, ..Input::default() };
+        let mut input = Input {
+            ids: ids.iter().map(id).collect::<Result<_>>()?,
+            batch,
+            ..Input::default()
+        };
         if let Some(mask) = &mask {
             input.positions = Some(mask.chunks(time.max(1)).flat_map(positions).collect());
             input.segments = Some(mask.iter().map(|real| u32::from(*real)).collect());
         }
-        Ok(Self { input, mask: mask.unwrap_or_else(|| vec![true; batch * time]), labels, aligned: false, is_row })
+        Ok(Self {
+            input,
+            mask: mask.unwrap_or_else(|| vec![true; batch * time]),
+            labels,
+            aligned: false,
+            is_row,
+        })
     }
 
     /// The ids as a source, and the labels, shifted right, as what the decoder reads.
     fn into_translation(mut self, start: u32) -> Result<Self> {
         let batch = self.input.batch;
         if self.labels.is_empty() || !self.labels.len().is_multiple_of(batch) {
-            return Err(Error::work("an encoder-decoder needs `labels` of shape [batch, target time]"));
+            return Err(Error::work(
+                "an encoder-decoder needs `labels` of shape [batch, target time]",
+            ));
         }
         let time = self.labels.len() / batch;
         let shifted = |row: &[i64]| -> Vec<u32> {
             // What is not asked for (-100) is read as padding, as in the reference.
             let read = |label: &i64| u32::try_from(*label).unwrap_or(0);
-            std::iter::once(start).chain(row[..time - 1].iter().map(read)).collect()
+            std::iter::once(start)
+                .chain(row[..time - 1].iter().map(read))
+                .collect()
         };
         let ids = self.labels.chunks(time).flat_map(shifted).collect();
-        let source = Input { positions: None, ..std::mem::take(&mut self.input) };
-        self.input = Input { ids, batch, source: Some(Box::new(source)), ..Input::default() };
-        Ok(Self { aligned: true, ..self })
+        let source = Input {
+            positions: None,
+            ..std::mem::take(&mut self.input)
+        };
+        self.input = Input {
+            ids,
+            batch,
+            source: Some(Box::new(source)),
+            ..Input::default()
+        };
+        Ok(Self {
+            aligned: true,
+            ..self
+        })
     }
 
     fn check_labels(&self, vocabulary: usize) -> Result<()> {
-        match self.labels.iter().find(|label| **label >= vocabulary as i64) {
-            Some(label) => Err(Error::work(format!("label {label} is outside the vocabulary of {vocabulary}"))),
+        match self
+            .labels
+            .iter()
+            .find(|label| **label >= vocabulary as i64)
+        {
+            Some(label) => Err(Error::work(format!(
+                "label {label} is outside the vocabulary of {vocabulary}"
+            ))),
             None => Ok(()),
         }
     }
@@ -294,13 +395,19 @@ impl Request {
         let time = self.input.time();
         let asked = |i: &usize| (self.aligned || !i.is_multiple_of(time)) && self.labels[*i] >= 0;
         let before = u32::from(!self.aligned);
-        (0..self.labels.len()).filter(asked).map(|i| (i as u32 - before, self.labels[i] as u32)).unzip()
+        (0..self.labels.len())
+            .filter(asked)
+            .map(|i| (i as u32 - before, self.labels[i] as u32))
+            .unzip()
     }
 
     /// Row 0 of what the model is given, without its padding.
     fn first_row(&self) -> Vec<u32> {
         let given = self.input.source.as_deref().unwrap_or(&self.input);
-        (0..given.time()).filter(|t| self.mask[*t]).map(|t| given.ids[t]).collect()
+        (0..given.time())
+            .filter(|t| self.mask[*t])
+            .map(|t| given.ids[t])
+            .collect()
     }
 }
 

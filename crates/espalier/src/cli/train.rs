@@ -41,7 +41,10 @@ pub struct TrainArgs {
 /// When an option is wrong or training fails.
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let mut text = format!("output = {}\n[[stage]]\nname = \"train\"\n[stage.train]\n", quoted(&args.output));
+    let mut text = format!(
+        "output = {}\n[[stage]]\nname = \"train\"\n[stage.train]\n",
+        quoted(&args.output)
+    );
     let mut set = |key: &str, value: &str| text.push_str(&format!("{key} = {}\n", quoted(value)));
     set("model", &args.model);
     set("data", &args.data);

@@ -100,7 +100,11 @@ pub fn load<T: DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T,
 /// # Errors
 /// [`RecipeError`] when the text is not TOML, a key is unknown or missing, a value has the wrong type, or an override
 /// has no single place.
-pub fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[String]) -> Result<T, RecipeError> {
+pub fn parse<T: DeserializeOwned>(
+    text: &str,
+    name: &str,
+    overrides: &[String],
+) -> Result<T, RecipeError> {
     let mut below = vec![false; overrides.len()];
     let mut first: Option<Mismatch> = None;
     loop {
@@ -116,8 +120,12 @@ pub fn parse<T: DeserializeOwned>(text: &str, name: &str, overrides: &[String]) 
             }
             _ => {
                 // The first complaint is the better one where it has a suggestion, or where there are no options at all.
-                let no_options = mismatch.unknown.as_ref().is_some_and(|unknown| unknown.key == "options");
-                let suggests = |first: &Mismatch| first.unknown.as_ref().is_some_and(|unknown| unknown.near);
+                let no_options = mismatch
+                    .unknown
+                    .as_ref()
+                    .is_some_and(|unknown| unknown.key == "options");
+                let suggests =
+                    |first: &Mismatch| first.unknown.as_ref().is_some_and(|unknown| unknown.near);
                 let better = first.filter(|first| no_options || suggests(first));
                 return Err(better.unwrap_or(mismatch).error);
             }
@@ -139,13 +147,27 @@ fn attempt<T: DeserializeOwned>(
     let span = root.span();
     let mut document = Spanned::new(span, DeValue::Table(root.into_inner()));
     for (index, change) in overrides.iter().enumerate() {
-        overrides::apply(&mut document, change, override_span(text, index), below[index])
-            .map_err(|reason| RecipeError::Override { text: change.clone(), reason })?;
+        overrides::apply(
+            &mut document,
+            change,
+            override_span(text, index),
+            below[index],
+        )
+        .map_err(|reason| RecipeError::Override {
+            text: change.clone(),
+            reason,
+        })?;
     }
-    Ok(T::deserialize(ValueDeserializer::from(document.clone())).map_err(|error| {
-        let blamed = (0..overrides.len()).find(|index| error.span() == Some(override_span(text, *index)));
-        (blamed, diagnosis::mismatch(&error, &document, text, name, overrides))
-    }))
+    Ok(
+        T::deserialize(ValueDeserializer::from(document.clone())).map_err(|error| {
+            let blamed = (0..overrides.len())
+                .find(|index| error.span() == Some(override_span(text, *index)));
+            (
+                blamed,
+                diagnosis::mismatch(&error, &document, text, name, overrides),
+            )
+        }),
+    )
 }
 
 /// The nearest of the known words, if one is near enough to be a slip of the finger.
@@ -175,15 +197,22 @@ fn fold(word: &str) -> String {
 
 /// Reads a file that is small enough to be a recipe.
 fn read(path: &Path) -> Result<String, RecipeError> {
-    let file_error = |source| RecipeError::File { path: path.into(), source };
+    let file_error = |source| RecipeError::File {
+        path: path.into(),
+        source,
+    };
     let file = std::fs::File::open(path).map_err(file_error)?;
     let mut bytes = Vec::new();
-    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(file_error)?;
+    file.take(LARGEST_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(file_error)?;
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(RecipeError::TooLarge { path: path.into() });
     }
-    String::from_utf8(bytes)
-        .map_err(|error| RecipeError::NotText { path: path.into(), offset: error.utf8_error().valid_up_to() })
+    String::from_utf8(bytes).map_err(|error| RecipeError::NotText {
+        path: path.into(),
+        offset: error.utf8_error().valid_up_to(),
+    })
 }
 
 /// The span that marks values set by an override: one position past the text for each.

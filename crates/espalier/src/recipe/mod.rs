@@ -20,7 +20,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use espalier_data::readers::Form;
 use espalier_models::pooling::Pooling;
-use espalier_train::{adapters::AdapterOptions, objectives::ObjectiveOptions, options::TrainOptions};
+use espalier_train::{
+    adapters::AdapterOptions, objectives::ObjectiveOptions, options::TrainOptions,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -132,13 +134,21 @@ pub struct TrainStage {
     #[serde(deserialize_with = "shorthand::name_or_table")]
     pub objective: ObjectiveOptions,
     /// An adapter to train instead of all weights: `lora`, `state`, or a table with options.
-    #[serde(default, deserialize_with = "shorthand::optional_name_or_table", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "shorthand::optional_name_or_table",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub adapter: Option<AdapterOptions>,
     /// Training data: a path, a table, or a list of these.
     #[serde(deserialize_with = "shorthand::one_or_many")]
     pub data: Vec<DataOptions>,
     /// Held-out data; the last `validation_share` of `data` when absent.
-    #[serde(default, deserialize_with = "shorthand::one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub validation: Vec<DataOptions>,
     /// Share of `data` that is held out when there is no `validation`.
     #[serde(default)]
@@ -182,7 +192,10 @@ pub struct NewModel {
     pub tokenizer: Option<PathBuf>,
     /// What else the tokenizer is trained on besides the stage's data: texts of later stages, so that they are not spelt
     /// letter by letter.
-    #[serde(deserialize_with = "shorthand::one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub tokenizer_data: Vec<DataOptions>,
 }
 
@@ -277,13 +290,25 @@ pub struct EvaluateStage {
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
     /// Data whose perplexity is measured.
-    #[serde(default, deserialize_with = "shorthand::one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub data: Vec<DataOptions>,
     /// Data on which a unigram and a 5-gram model are fitted, as baselines of the perplexity.
-    #[serde(default, deserialize_with = "shorthand::one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub baseline: Vec<DataOptions>,
     /// Preference pairs: how often is the better answer the likelier one?
-    #[serde(default, deserialize_with = "shorthand::one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub preferences: Vec<DataOptions>,
     /// Tasks of generated worlds whose accuracy is measured with greedy answers.
     #[serde(default)]

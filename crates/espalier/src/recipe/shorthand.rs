@@ -13,7 +13,9 @@ use super::DataOptions;
 ///
 /// # Errors
 /// When the name is unknown or the table's options are wrong.
-pub fn name_or_table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+pub fn name_or_table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     deserializer.deserialize_any(NameOrTable(PhantomData))
 }
 
@@ -42,7 +44,9 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NameOrTable<T> {
         let unit = serde_json::Value::String(name.to_owned());
         let table = serde_json::json!({ name: {} });
         let as_table = || T::deserialize(table);
-        T::deserialize(unit).or_else(|plain| as_table().map_err(|_| plain)).map_err(E::custom)
+        T::deserialize(unit)
+            .or_else(|plain| as_table().map_err(|_| plain))
+            .map_err(E::custom)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
@@ -54,7 +58,9 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NameOrTable<T> {
 ///
 /// # Errors
 /// When a key is unknown or a value has the wrong type.
-pub fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<DataOptions>, D::Error> {
+pub fn one_or_many<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<DataOptions>, D::Error> {
     deserializer.deserialize_any(OneOrMany)
 }
 
@@ -68,7 +74,10 @@ impl<'de> Visitor<'de> for OneOrMany {
     }
 
     fn visit_str<E: Error>(self, path: &str) -> Result<Self::Value, E> {
-        Ok(vec![DataOptions { path: Some(path.into()), ..DataOptions::default() }])
+        Ok(vec![DataOptions {
+            path: Some(path.into()),
+            ..DataOptions::default()
+        }])
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
@@ -104,19 +113,33 @@ mod tests {
     #[test]
     fn short_and_long_forms_mean_the_same() {
         let short = train("model = 'm'\nobjective = 'dpo'\nadapter = 'lora'\ndata = 'a.jsonl'");
-        let long =
-            train("model = 'm'\nobjective = { dpo = {} }\nadapter = { lora = {} }\ndata = [{ path = 'a.jsonl' }]");
+        let long = train(
+            "model = 'm'\nobjective = { dpo = {} }\nadapter = { lora = {} }\ndata = [{ path = 'a.jsonl' }]",
+        );
         assert_eq!(short, long);
-        let mixed = train("model = 'm'\nobjective = 'sft'\ndata = ['a.jsonl', { world = 'g8', limit = 5 }]");
+        let mixed = train(
+            "model = 'm'\nobjective = 'sft'\ndata = ['a.jsonl', { world = 'g8', limit = 5 }]",
+        );
         assert_eq!(mixed.data[1].limit, Some(5));
         assert_eq!(mixed.objective, ObjectiveOptions::Sft);
     }
 
     #[test]
     fn unknown_names_are_errors() {
-        let error = toml::from_str::<TrainStage>("model = 'm'\nobjective = 'sfft'\ndata = 'a'").unwrap_err();
-        assert!(error.message().contains("unknown variant `sfft`"), "{}", error.message());
-        let error = toml::from_str::<TrainStage>("model = 'm'\nobjective = 'sft'\ndata = { wrld = 'a' }").unwrap_err();
-        assert!(error.message().contains("unknown field `wrld`"), "{}", error.message());
+        let error = toml::from_str::<TrainStage>("model = 'm'\nobjective = 'sfft'\ndata = 'a'")
+            .unwrap_err();
+        assert!(
+            error.message().contains("unknown variant `sfft`"),
+            "{}",
+            error.message()
+        );
+        let error =
+            toml::from_str::<TrainStage>("model = 'm'\nobjective = 'sft'\ndata = { wrld = 'a' }")
+                .unwrap_err();
+        assert!(
+            error.message().contains("unknown field `wrld`"),
+            "{}",
+            error.message()
+        );
     }
 }

@@ -32,7 +32,11 @@ pub fn records(sources: &[DataOptions], voice: &mut dyn Voice) -> Result<Vec<Rec
         match (&source.path, &source.world) {
             (Some(_), None) => all.extend(of_file(source, voice)?),
             (None, Some(task)) => all.extend(of_world(source, task)?),
-            _ => return Err(Error::usage("a data source needs one of `path` and `world`")),
+            _ => {
+                return Err(Error::usage(
+                    "a data source needs one of `path` and `world`",
+                ));
+            }
         }
     }
     Ok(all)
@@ -40,7 +44,11 @@ pub fn records(sources: &[DataOptions], voice: &mut dyn Voice) -> Result<Vec<Rec
 
 fn of_file(source: &DataOptions, voice: &mut dyn Voice) -> Result<Vec<Record>> {
     let path = source.path.clone().unwrap_or_default();
-    let file = Source { path: path.clone(), form: source.form, columns: source.columns.clone() };
+    let file = Source {
+        path: path.clone(),
+        form: source.form,
+        columns: source.columns.clone(),
+    };
     let loaded = readers::read_all(&file, source.skip_malformed)?;
     if let Some(first) = loaded.skipped.first() {
         voice.say(&format!(
@@ -63,7 +71,11 @@ fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
         WorldShape::Chat => demonstration(source, task, split, index as u64),
         shape => of_item(shape, task, split, index as u64, source.seed),
     };
-    in_order((0..source.limit.unwrap_or(DEFAULT_ITEMS)).into_par_iter().map(record))
+    in_order(
+        (0..source.limit.unwrap_or(DEFAULT_ITEMS))
+            .into_par_iter()
+            .map(record),
+    )
 }
 
 /// What all threads make, in order; the first error is that of the first item that has one, whichever thread meets it.
@@ -75,12 +87,20 @@ fn in_order<T: Send>(items: impl IndexedParallelIterator<Item = Result<T>>) -> R
 ///
 /// # Errors
 /// When there is no such task, or it has no such shape.
-pub fn of_item(shape: WorldShape, task: &str, split: Split, index: u64, seed: u64) -> Result<Record> {
+pub fn of_item(
+    shape: WorldShape,
+    task: &str,
+    split: Split,
+    index: u64,
+    seed: u64,
+) -> Result<Record> {
     let item = || worlds::item(task, split, index, seed);
     Ok(match shape {
         WorldShape::Preference => preferences::preference(task, split, index, seed)?,
         WorldShape::Text => item()?.record_text(),
-        WorldShape::Answer => Record::Text { text: item()?.solution },
+        WorldShape::Answer => Record::Text {
+            text: item()?.solution,
+        },
         WorldShape::Chat => item()?.record_chat(),
     })
 }
@@ -89,22 +109,34 @@ pub fn of_item(shape: WorldShape, task: &str, split: Split, index: u64, seed: u6
 fn demonstration(source: &DataOptions, task: &str, split: Split, index: u64) -> Result<Record> {
     let item = worlds::item(task, split, index, source.seed)?;
     let mut random = Random::new(fnv(&format!("mistakes|{task}|{index}|{}", source.seed)));
-    let wrong = random.chance(source.mistakes).then(|| preferences::corrupt(&item, &mut random)).flatten();
+    let wrong = random
+        .chance(source.mistakes)
+        .then(|| preferences::corrupt(&item, &mut random))
+        .flatten();
     Ok(match wrong {
-        Some(answer) => {
-            Record::Chat { messages: vec![Message::user(item.prompt), Message::assistant(answer)], tools: None }
-        }
+        Some(answer) => Record::Chat {
+            messages: vec![Message::user(item.prompt), Message::assistant(answer)],
+            tools: None,
+        },
         None => item.record_chat(),
     })
 }
 
 /// The plain text of a record, on which a tokenizer can be trained.
 pub fn text_of(record: &Record) -> String {
-    let contents = |messages: &[Message]| messages.iter().map(|m| m.content.as_str()).collect::<Vec<_>>().join("\n");
+    let contents = |messages: &[Message]| {
+        messages
+            .iter()
+            .map(|m| m.content.as_str())
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
     match record {
         Record::Text { text } => text.clone(),
         Record::Chat { messages, .. } => contents(messages),
-        Record::Preference { prompt, chosen, .. } => format!("{}\n{}", contents(prompt), chosen.content),
+        Record::Preference { prompt, chosen, .. } => {
+            format!("{}\n{}", contents(prompt), chosen.content)
+        }
     }
 }
 
@@ -112,7 +144,12 @@ pub fn text_of(record: &Record) -> String {
 ///
 /// # Errors
 /// When a record cannot be encoded, or nothing is left.
-pub fn encode(tokenizer: &Tokenizer, records: &[Record], length: usize, voice: &mut dyn Voice) -> Result<Vec<Encoded>> {
+pub fn encode(
+    tokenizer: &Tokenizer,
+    records: &[Record],
+    length: usize,
+    voice: &mut dyn Voice,
+) -> Result<Vec<Encoded>> {
     let encoder = Encoder::new(tokenizer.clone(), length);
     let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
     let mut kept = Vec::with_capacity(records.len());
@@ -123,10 +160,15 @@ pub fn encode(tokenizer: &Tokenizer, records: &[Record], length: usize, voice: &
         }
     }
     for (reason, count) in &dropped {
-        voice.say(&format!("{count} of {} records left out: {reason}", records.len()));
+        voice.say(&format!(
+            "{count} of {} records left out: {reason}",
+            records.len()
+        ));
     }
     if kept.is_empty() && !records.is_empty() {
-        return Err(Error::work("no record is left to learn from; raise `options.length` or check the data"));
+        return Err(Error::work(
+            "no record is left to learn from; raise `options.length` or check the data",
+        ));
     }
     Ok(kept)
 }
@@ -143,7 +185,11 @@ pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> 
         }
     }
     match pack {
-        true => samples.extend(packing::pack(&examples, length, Strategy::BestFit).into_iter().map(Sample::Row)),
+        true => samples.extend(
+            packing::pack(&examples, length, Strategy::BestFit)
+                .into_iter()
+                .map(Sample::Row),
+        ),
         false => samples.extend(examples.iter().map(|example| Sample::Row(single(example)))),
     }
     samples

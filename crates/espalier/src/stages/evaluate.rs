@@ -10,8 +10,8 @@ use espalier_engine::{
     text::{TextModel, TextOptions},
 };
 use espalier_evaluate::{
-    ngram::NgramModel, perplexity, preference::preference_accuracy, retrieval::nearest_neighbour, statistics::Accuracy,
-    world,
+    ngram::NgramModel, perplexity, preference::preference_accuracy, retrieval::nearest_neighbour,
+    statistics::Accuracy, world,
 };
 use serde_json::{Map, Value, json};
 
@@ -33,10 +33,18 @@ const MAX_ANSWER: usize = 160;
 /// When model or data do not fit.
 pub fn run(workshop: &mut Workshop, stage: &EvaluateStage) -> Result<Value> {
     let template = stage.template.as_deref();
-    let start = model::open(&workshop.model_path(&stage.model), &stage.config, template, &workshop.device)?;
+    let start = model::open(
+        &workshop.model_path(&stage.model),
+        &stage.config,
+        template,
+        &workshop.device,
+    )?;
     let mut language_model = start.loaded.model;
     language_model.merge_adapters();
-    let model = TextModel { model: language_model, tokenizer: start.tokenizer };
+    let model = TextModel {
+        model: language_model,
+        tokenizer: start.tokenizer,
+    };
     let voice = &mut *workshop.voice;
     let mut result = Map::from_iter([("kind".to_owned(), "evaluate".into())]);
     if !stage.data.is_empty() {
@@ -52,10 +60,16 @@ pub fn run(workshop: &mut Workshop, stage: &EvaluateStage) -> Result<Value> {
     if !figures.is_empty() {
         result.insert("retrieval".into(), Value::Object(figures));
     }
-    for (key, tasks, temperature) in [("worlds", &stage.worlds, 0.0), ("sampled_worlds", &stage.sampled_worlds, 1.0)] {
+    for (key, tasks, temperature) in [
+        ("worlds", &stage.worlds, 0.0),
+        ("sampled_worlds", &stage.sampled_worlds, 1.0),
+    ] {
         let mut figures = Map::new();
         for task in tasks {
-            figures.insert(task.clone(), accuracy(&model, task, stage, temperature, voice)?);
+            figures.insert(
+                task.clone(),
+                accuracy(&model, task, stage, temperature, voice)?,
+            );
         }
         if !figures.is_empty() {
             result.insert(key.into(), Value::Object(figures));
@@ -72,8 +86,14 @@ fn load(
     voice: &mut dyn Voice,
 ) -> Result<(Vec<Encoded>, usize)> {
     let records = data::records(data, voice)?;
-    let bytes = records.iter().map(|record| data::text_of(record).len()).sum();
-    Ok((data::encode(&model.tokenizer, &records, length, voice)?, bytes))
+    let bytes = records
+        .iter()
+        .map(|record| data::text_of(record).len())
+        .sum();
+    Ok((
+        data::encode(&model.tokenizer, &records, length, voice)?,
+        bytes,
+    ))
 }
 
 /// Perplexity, beside that of n-gram models where the stage names data for them.
@@ -90,14 +110,20 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
         "bits_per_byte": measured.bits_per_byte(),
         "tokens": measured.tokens,
     });
-    let mut line = format!("   perplexity {:.3} over {} tokens", measured.per_token(), measured.tokens);
+    let mut line = format!(
+        "   perplexity {:.3} over {} tokens",
+        measured.per_token(),
+        measured.tokens
+    );
     if !stage.baseline.is_empty() {
         let (encoded, _) = load(model, &stage.baseline, stage.length, voice)?;
         let training = examples(encoded);
         for (name, order) in [("unigram", 1), ("5-gram", 5)] {
             let documents = training.iter().map(|example| example.ids.as_slice());
             let baseline = NgramModel::train(order, model.model.spec().vocabulary, documents);
-            let perplexity = baseline.perplexity(held_out.iter().map(|example| example.ids.as_slice())).per_token();
+            let perplexity = baseline
+                .perplexity(held_out.iter().map(|example| example.ids.as_slice()))
+                .per_token();
             line.push_str(&format!(", {name} {perplexity:.3}"));
             figures[name] = perplexity.into();
         }
@@ -107,10 +133,18 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
 }
 
 /// How often the nearest other text of a task has the same answer.
-fn retrieval(model: &TextModel, task: &str, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
+fn retrieval(
+    model: &TextModel,
+    task: &str,
+    stage: &EvaluateStage,
+    voice: &mut dyn Voice,
+) -> Result<Value> {
     let items = world::items(task, Split::Test, stage.items, 0)?;
     let encode = |item: &Item| model.tokenizer.encode_ids(&item.text(), true);
-    let texts = items.iter().map(encode).collect::<std::result::Result<Vec<_>, _>>()?;
+    let texts = items
+        .iter()
+        .map(encode)
+        .collect::<std::result::Result<Vec<_>, _>>()?;
     let vectors = embed(&model.model, &texts, stage.pooling, BATCH)?;
     let labels: Vec<String> = items.into_iter().map(|item| item.answer).collect();
     let accuracy = nearest_neighbour(&vectors, &labels);
@@ -146,14 +180,25 @@ fn accuracy(
     voice: &mut dyn Voice,
 ) -> Result<Value> {
     let items = world::items(task, Split::Test, stage.items, 0)?;
-    let sampler = SamplerOptions { temperature, seed: stage.seed, ..SamplerOptions::default() };
-    let options = TextOptions { max_new_tokens: MAX_ANSWER, sampler, stops: Vec::new() };
+    let sampler = SamplerOptions {
+        temperature,
+        seed: stage.seed,
+        ..SamplerOptions::default()
+    };
+    let options = TextOptions {
+        max_new_tokens: MAX_ANSWER,
+        sampler,
+        stops: Vec::new(),
+    };
     let mut progress = |done: usize| voice.progress(&format!("   {task}"), done, stage.items, "");
     let answers = world::answer(model, &items, &options, BATCH, &mut progress)?;
     let accuracy = world::accuracy(&answers);
-    let sample =
-        |answer: &world::Answer| json!({"prompt": answer.item.prompt, "answer": answer.text, "right": answer.right});
-    let kind = if temperature == 0.0 { "greedy" } else { "sampled" };
+    let sample = |answer: &world::Answer| json!({"prompt": answer.item.prompt, "answer": answer.text, "right": answer.right});
+    let kind = if temperature == 0.0 {
+        "greedy"
+    } else {
+        "sampled"
+    };
     voice.say(&format!("   {task}, {kind}: {accuracy}"));
     let mut figures = figures(&accuracy);
     figures["samples"] = answers.iter().take(5).map(sample).collect();

@@ -28,9 +28,24 @@ pub fn of_stage(workshop: &Workshop, stage: &Stage) -> Result<String> {
         options.checkpoint_every = defaults.checkpoint_every;
         options.keep_checkpoints = defaults.keep_checkpoints;
         options.evaluate_every = defaults.evaluate_every;
-        files.extend(train.model.iter().flat_map(|model| model_files(&workshop.model_path(model))));
-        files.extend(train.new.iter().filter_map(|new| Tokenizer::file_in(new.tokenizer.as_ref()?)));
-        files.extend(train.new.iter().flat_map(|new| data_files(&new.tokenizer_data)));
+        files.extend(
+            train
+                .model
+                .iter()
+                .flat_map(|model| model_files(&workshop.model_path(model))),
+        );
+        files.extend(
+            train
+                .new
+                .iter()
+                .filter_map(|new| Tokenizer::file_in(new.tokenizer.as_ref()?)),
+        );
+        files.extend(
+            train
+                .new
+                .iter()
+                .flat_map(|new| data_files(&new.tokenizer_data)),
+        );
         files.extend(data_files(&train.data).chain(data_files(&train.validation)));
     }
     if let Some(evaluate) = &plain.evaluate {
@@ -57,12 +72,25 @@ fn data_files(data: &[DataOptions]) -> impl Iterator<Item = PathBuf> {
 fn model_files(folder: &Path) -> Vec<PathBuf> {
     if folder.is_file() {
         let tokenizer = Tokenizer::file_in(&model_path::tokenizer_folder(folder, folder));
-        return std::iter::once(folder.to_path_buf()).chain(tokenizer).collect();
+        return std::iter::once(folder.to_path_buf())
+            .chain(tokenizer)
+            .collect();
     }
-    let decides = |name: &str| [".safetensors", ".pth", ".bin", "config.json"].iter().any(|end| name.ends_with(end));
-    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    let mut files: Vec<PathBuf> =
-        entries.filter(|path| path.file_name().is_some_and(|name| decides(&name.to_string_lossy()))).collect();
+    let decides = |name: &str| {
+        [".safetensors", ".pth", ".bin", "config.json"]
+            .iter()
+            .any(|end| name.ends_with(end))
+    };
+    let entries = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()));
+    let mut files: Vec<PathBuf> = entries
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| decides(&name.to_string_lossy()))
+        })
+        .collect();
     files.extend(Tokenizer::file_in(folder));
     files.sort();
     files

@@ -82,30 +82,45 @@ pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Va
     recipe.stage.iter().try_for_each(check_stage)?;
     fs::create_dir_all(&recipe.output).map_err(Error::file(&recipe.output))?;
     write_recipe(recipe)?;
-    let mut workshop =
-        Workshop { device: device.clone(), folder: recipe.output.clone(), models: BTreeMap::new(), voice };
+    let mut workshop = Workshop {
+        device: device.clone(),
+        folder: recipe.output.clone(),
+        models: BTreeMap::new(),
+        voice,
+    };
     let mut results = serde_json::Map::new();
     for (i, stage) in recipe.stage.iter().enumerate() {
         let result = run_stage(&mut workshop, i + 1, stage)?;
         results.insert(stage.name.clone(), result);
     }
     report::write(recipe, &results)?;
-    workshop.voice.say(&format!("report: {}", recipe.output.join("report.html").display()));
+    workshop.voice.say(&format!(
+        "report: {}",
+        recipe.output.join("report.html").display()
+    ));
     Ok(Value::Object(results))
 }
 
 /// Stage names are folder names: short, plain and different.
 fn check_names(stages: &[Stage]) -> Result<()> {
     if stages.is_empty() {
-        return Err(Error::usage("the recipe has no [[stage]]; give at least one"));
+        return Err(Error::usage(
+            "the recipe has no [[stage]]; give at least one",
+        ));
     }
     for (i, stage) in stages.iter().enumerate() {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if stage.name.is_empty() || !stage.name.chars().all(plain) {
-            return Err(Error::usage(format!("stage name `{}`: use letters, digits, `-` and `_`", stage.name)));
+            return Err(Error::usage(format!(
+                "stage name `{}`: use letters, digits, `-` and `_`",
+                stage.name
+            )));
         }
         if stages[..i].iter().any(|earlier| earlier.name == stage.name) {
-            return Err(Error::usage(format!("two stages are named `{}`; give each its own name", stage.name)));
+            return Err(Error::usage(format!(
+                "two stages are named `{}`; give each its own name",
+                stage.name
+            )));
         }
     }
     Ok(())
@@ -122,7 +137,10 @@ fn check_stage(stage: &Stage) -> Result<()> {
             check().map_err(|error: Error| Error::usage(format!("stage `{}`: {error}", stage.name)))
         }
         (None, Some(_), None) | (None, None, Some(_)) => Ok(()),
-        _ => Err(Error::usage(format!("stage `{}`: give one of `train`, `evaluate` and `upcycle`", stage.name))),
+        _ => Err(Error::usage(format!(
+            "stage `{}`: give one of `train`, `evaluate` and `upcycle`",
+            stage.name
+        ))),
     }
 }
 
@@ -133,7 +151,9 @@ fn write_recipe(recipe: &Recipe) -> Result<()> {
 
 /// Writes beside the name and renames.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    Ok(espalier_models::checkpoint::partial_file::write_whole(path, bytes)?)
+    Ok(espalier_models::checkpoint::partial_file::write_whole(
+        path, bytes,
+    )?)
 }
 
 fn run_stage(workshop: &mut Workshop, number: usize, stage: &Stage) -> Result<Value> {
@@ -143,7 +163,9 @@ fn run_stage(workshop: &mut Workshop, number: usize, stage: &Stage) -> Result<Va
     let done = folder.join("stage.json");
     let result = match finished(&done, &fingerprint) {
         Some(result) => {
-            workshop.voice.say(&format!("{number:02} {}: done before", stage.name));
+            workshop
+                .voice
+                .say(&format!("{number:02} {}: done before", stage.name));
             result
         }
         None => {
@@ -154,28 +176,41 @@ fn run_stage(workshop: &mut Workshop, number: usize, stage: &Stage) -> Result<Va
             if let Some(figures) = result.as_object_mut() {
                 figures.insert("stage_seconds".into(), seconds.into());
             }
-            workshop.voice.say(&format!("   stage done in {}", units::duration(seconds)));
+            workshop
+                .voice
+                .say(&format!("   stage done in {}", units::duration(seconds)));
             let record = json!({"fingerprint": fingerprint, "result": result});
             write_whole(&done, format!("{record:#}\n").as_bytes())?;
             result
         }
     };
     if stage.train.is_some() || stage.upcycle.is_some() {
-        workshop.models.insert(stage.name.clone(), folder.join("model"));
+        workshop
+            .models
+            .insert(stage.name.clone(), folder.join("model"));
     }
     Ok(result)
 }
 
 fn finished(path: &Path, fingerprint: &str) -> Option<Value> {
     let record: Value = serde_json::from_str(&fs::read_to_string(path).ok()?).ok()?;
-    (record.get("fingerprint")?.as_str()? == fingerprint).then(|| record.get("result").cloned().unwrap_or_default())
+    (record.get("fingerprint")?.as_str()? == fingerprint)
+        .then(|| record.get("result").cloned().unwrap_or_default())
 }
 
-fn perform(workshop: &mut Workshop, stage: &Stage, folder: &Path, fingerprint: &str) -> Result<Value> {
+fn perform(
+    workshop: &mut Workshop,
+    stage: &Stage,
+    folder: &Path,
+    fingerprint: &str,
+) -> Result<Value> {
     match (&stage.train, &stage.evaluate, &stage.upcycle) {
         (Some(train), None, None) => train::run(workshop, train, folder, fingerprint),
         (None, Some(evaluate), None) => evaluate::run(workshop, evaluate),
         (None, None, Some(upcycle)) => upcycle::run(workshop, upcycle, folder),
-        _ => Err(Error::usage(format!("stage `{}`: give one of `train`, `evaluate` and `upcycle`", stage.name))),
+        _ => Err(Error::usage(format!(
+            "stage `{}`: give one of `train`, `evaluate` and `upcycle`",
+            stage.name
+        ))),
     }
 }

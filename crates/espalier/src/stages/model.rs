@@ -35,7 +35,12 @@ pub struct Start {
 ///
 /// # Errors
 /// When a file is missing or damaged.
-pub fn open(path: &Path, changes: &Map<String, Value>, template: Option<&str>, device: &Device) -> Result<Start> {
+pub fn open(
+    path: &Path,
+    changes: &Map<String, Value>,
+    template: Option<&str>,
+    device: &Device,
+) -> Result<Start> {
     if !path.is_dir() && !folder::is_bare(path) {
         return Err(Error::usage(format!(
             "model `{}` is not a folder, nor the name of an earlier stage",
@@ -76,8 +81,17 @@ pub fn create<'a>(
         Some(folder) => Tokenizer::load(folder)?,
         None => {
             let usual = BpeOptions::default();
-            let special_tokens = usual.special_tokens.iter().chain(special).cloned().collect();
-            let options = BpeOptions { vocabulary: new.vocabulary, special_tokens, ..usual };
+            let special_tokens = usual
+                .special_tokens
+                .iter()
+                .chain(special)
+                .cloned()
+                .collect();
+            let options = BpeOptions {
+                vocabulary: new.vocabulary,
+                special_tokens,
+                ..usual
+            };
             Tokenizer::train_byte_level_bpe(records.map(text_of), &options)?
         }
     };
@@ -92,14 +106,27 @@ pub fn create<'a>(
     let base = PathBuf::new();
     let model = LanguageModel::build(spec, &mut Seed(seed), device)?;
     let config = families::write_config(model.spec())?;
-    Ok(Start { loaded: LoadedModel { model, config, base, dtype: Dtype::F32, adapter: None }, tokenizer })
+    Ok(Start {
+        loaded: LoadedModel {
+            model,
+            config,
+            base,
+            dtype: Dtype::F32,
+            adapter: None,
+        },
+        tokenizer,
+    })
 }
 
 /// What `new.config` describes, with the tokenizer's size and special tokens where it leaves them out.
 fn configured(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
     let special = tokenizer.special();
     let id = |token: &Option<String>| tokenizer.id(token.as_deref()?);
-    described(new, tokenizer.vocabulary_size(), [&special.bos, &special.eos, &special.pad].map(id))
+    described(
+        new,
+        tokenizer.vocabulary_size(),
+        [&special.bos, &special.eos, &special.pad].map(id),
+    )
 }
 
 /// Whether `new.config` describes a model, as far as can be told before there is a tokenizer.
@@ -114,9 +141,21 @@ pub fn check(new: &NewModel) -> Result<()> {
     }
 }
 
-fn described(new: &NewModel, vocabulary: usize, [bos, eos, pad]: [Option<u32>; 3]) -> Result<ModelSpec> {
-    let plain = NewModel { vocabulary: new.vocabulary, config: new.config.clone(), ..NewModel::default() };
-    let sized = NewModel { tokenizer: None, tokenizer_data: Vec::new(), ..new.clone() };
+fn described(
+    new: &NewModel,
+    vocabulary: usize,
+    [bos, eos, pad]: [Option<u32>; 3],
+) -> Result<ModelSpec> {
+    let plain = NewModel {
+        vocabulary: new.vocabulary,
+        config: new.config.clone(),
+        ..NewModel::default()
+    };
+    let sized = NewModel {
+        tokenizer: None,
+        tokenizer_data: Vec::new(),
+        ..new.clone()
+    };
     if sized != plain {
         return Err(Error::usage(
             "`new`: with `config`, sizes belong into it; leave `width`, `layers` and the like out",
@@ -145,28 +184,55 @@ fn described(new: &NewModel, vocabulary: usize, [bos, eos, pad]: [Option<u32>; 3
 pub fn symbols(tokenizer: &Tokenizer, model: &LanguageModel) -> Symbols {
     let special = tokenizer.special();
     let named = special.extra.get("mask_token").cloned();
-    let masks = named.into_iter().chain(["<mask>", "[MASK]", "_"].map(str::to_owned));
-    let ends_sentence = |id: &u32| tokenizer.token(*id).is_some_and(|token| token.ends_with(['.', '!', '?']));
-    let sentinels = (0..).map_while(|i| tokenizer.id(&format!("<extra_id_{i}>"))).collect();
+    let masks = named
+        .into_iter()
+        .chain(["<mask>", "[MASK]", "_"].map(str::to_owned));
+    let ends_sentence = |id: &u32| {
+        tokenizer
+            .token(*id)
+            .is_some_and(|token| token.ends_with(['.', '!', '?']))
+    };
+    let sentinels = (0..)
+        .map_while(|i| tokenizer.id(&format!("<extra_id_{i}>")))
+        .collect();
     Symbols {
         mask: masks.filter_map(|token| tokenizer.id(&token)).next(),
         sentinels,
-        special: tokenizer.special_texts().iter().filter_map(|token| tokenizer.id(token)).collect(),
-        sentence_ends: (0..tokenizer.vocabulary_size() as u32).filter(ends_sentence).collect(),
+        special: tokenizer
+            .special_texts()
+            .iter()
+            .filter_map(|token| tokenizer.id(token))
+            .collect(),
+        sentence_ends: (0..tokenizer.vocabulary_size() as u32)
+            .filter(ends_sentence)
+            .collect(),
         vocabulary: tokenizer.vocabulary_size().min(model.spec().vocabulary),
-        decoder_start: model.spec().encoder.as_ref().map(|encoder| encoder.decoder_start),
+        decoder_start: model
+            .spec()
+            .encoder
+            .as_ref()
+            .map(|encoder| encoder.decoder_start),
         eos: model.spec().eos.first().copied(),
     }
 }
 
 fn specification(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
-    let sizes = [new.width, new.layers, new.heads, new.kv_heads, new.inner, new.context];
+    let sizes = [
+        new.width,
+        new.layers,
+        new.heads,
+        new.kv_heads,
+        new.inner,
+        new.context,
+    ];
     let fits = sizes.iter().all(|size| (1..=1 << 20).contains(size))
         && new.width.is_multiple_of(new.heads)
         && new.heads.is_multiple_of(new.kv_heads)
         && (new.width / new.heads).is_multiple_of(2);
     if !(new.initializer_range > 0.0 && new.initializer_range.is_finite()) {
-        return Err(Error::usage("`new.initializer_range` must be a positive number"));
+        return Err(Error::usage(
+            "`new.initializer_range` must be a positive number",
+        ));
     }
     if !fits {
         return Err(Error::usage(
@@ -174,7 +240,15 @@ fn specification(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
         ));
     }
     let vocabulary = tokenizer.vocabulary_size();
-    let mut spec = ModelSpec::llama(vocabulary, new.width, new.layers, new.heads, new.kv_heads, new.inner, new.context);
+    let mut spec = ModelSpec::llama(
+        vocabulary,
+        new.width,
+        new.layers,
+        new.heads,
+        new.kv_heads,
+        new.inner,
+        new.context,
+    );
     spec.initializer_range = new.initializer_range;
     let id = |token: &Option<String>| tokenizer.id(token.as_deref()?);
     let special = tokenizer.special();
@@ -211,7 +285,12 @@ pub fn save(
     std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
     tokenizer.save(folder)?;
     match adapter {
-        None => Ok(folder::save(model, folder, Some(&loaded.config), Dtype::F32)?),
+        None => Ok(folder::save(
+            model,
+            folder,
+            Some(&loaded.config),
+            Dtype::F32,
+        )?),
         Some(adapter) => {
             let adapter = adapter.clone().based_on(relative_to(folder, &loaded.base));
             Ok(adapter.save(model, loaded.family()?, folder)?)
@@ -223,12 +302,28 @@ pub fn save(
 fn relative_to(folder: &Path, target: &Path) -> String {
     let absolute = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let (folder, target) = (absolute(folder), absolute(target));
-    let shared = folder.components().zip(target.components()).take_while(|(a, b)| a == b).count();
-    let here = std::env::current_dir().map(|path| absolute(&path).components().count()).unwrap_or(usize::MAX);
+    let shared = folder
+        .components()
+        .zip(target.components())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let here = std::env::current_dir()
+        .map(|path| absolute(&path).components().count())
+        .unwrap_or(usize::MAX);
     if shared < here {
         return target.to_string_lossy().into_owned();
     }
-    let up = folder.components().skip(shared).map(|_| PathBuf::from(".."));
-    let path: PathBuf = up.chain(target.components().skip(shared).map(|c| PathBuf::from(c.as_os_str()))).collect();
+    let up = folder
+        .components()
+        .skip(shared)
+        .map(|_| PathBuf::from(".."));
+    let path: PathBuf = up
+        .chain(
+            target
+                .components()
+                .skip(shared)
+                .map(|c| PathBuf::from(c.as_os_str())),
+        )
+        .collect();
     path.to_string_lossy().into_owned()
 }

@@ -17,19 +17,32 @@ pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
     for (i, stage) in recipe.stage.iter().enumerate() {
         let result = results.get(&stage.name).cloned().unwrap_or_default();
         sections.push(Section::Table(figures(&stage.name, &result)));
-        let log = recipe.output.join(format!("{:02}-{}", i + 1, stage.name)).join("metrics.jsonl");
+        let log = recipe
+            .output
+            .join(format!("{:02}-{}", i + 1, stage.name))
+            .join("metrics.jsonl");
         if log.is_file() {
             sections.extend(charts(&stage.name, &log)?);
         }
         sections.extend(conversations(&stage.name, &result));
     }
     let report = Report {
-        title: recipe.output.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
-        subtitle: format!("{} stages, espalier {}", recipe.stage.len(), env!("CARGO_PKG_VERSION")),
+        title: recipe
+            .output
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        subtitle: format!(
+            "{} stages, espalier {}",
+            recipe.stage.len(),
+            env!("CARGO_PKG_VERSION")
+        ),
         facts: Vec::new(),
         sections,
     };
-    Ok(report.write(&recipe.output.join("report.html")).map_err(espalier_evaluate::Error::from)?)
+    Ok(report
+        .write(&recipe.output.join("report.html"))
+        .map_err(espalier_evaluate::Error::from)?)
 }
 
 /// Loss, held-out loss and learning rate of a training stage.
@@ -39,18 +52,43 @@ pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
 pub fn charts(name: &str, log: &std::path::Path) -> Result<Vec<Section>> {
     let metrics = read_metrics(log).map_err(espalier_evaluate::Error::from)?;
     let chart = |title: &str, y_label: &str, keys: &[&str]| {
-        let series: Vec<_> = keys.iter().filter_map(|key| metrics.get(key).cloned()).collect();
+        let series: Vec<_> = keys
+            .iter()
+            .filter_map(|key| metrics.get(key).cloned())
+            .collect();
         let title = format!("{name}: {title}");
         (!series.is_empty()).then(|| {
-            Section::Chart(Chart { title, x_label: "step".into(), y_label: y_label.into(), log_y: false, series })
+            Section::Chart(Chart {
+                title,
+                x_label: "step".into(),
+                y_label: y_label.into(),
+                log_y: false,
+                series,
+            })
         })
     };
     let all = [
         chart("loss", "loss", &["loss", "eval_loss"]),
-        chart("rewards", "reward", &["rewards/chosen", "rewards/rejected", "rewards/margins"]),
-        chart("preference accuracy", "share", &["rewards/accuracies", "eval_rewards/accuracies"]),
-        chart("experts: the largest load over the mean", "ratio", &["experts/load", "experts/load_worst"]),
-        chart("depths: predictor right", "share", &["depth/predictor_accuracy", "eval_depth/predictor_accuracy"]),
+        chart(
+            "rewards",
+            "reward",
+            &["rewards/chosen", "rewards/rejected", "rewards/margins"],
+        ),
+        chart(
+            "preference accuracy",
+            "share",
+            &["rewards/accuracies", "eval_rewards/accuracies"],
+        ),
+        chart(
+            "experts: the largest load over the mean",
+            "ratio",
+            &["experts/load", "experts/load_worst"],
+        ),
+        chart(
+            "depths: predictor right",
+            "share",
+            &["depth/predictor_accuracy", "eval_depth/predictor_accuracy"],
+        ),
         chart("learning rate", "learning rate", &["learning_rate"]),
         chart("gradient norm", "norm", &["gradient_norm"]),
     ];
@@ -60,7 +98,12 @@ pub fn charts(name: &str, log: &std::path::Path) -> Result<Vec<Section>> {
 fn figures(name: &str, result: &Value) -> Table {
     let mut rows = Vec::new();
     flatten("", result, &mut rows);
-    Table { title: name.to_owned(), note: String::new(), columns: vec!["figure".into(), "value".into()], rows }
+    Table {
+        title: name.to_owned(),
+        note: String::new(),
+        columns: vec!["figure".into(), "value".into()],
+        rows,
+    }
 }
 
 /// Numbers and texts of a result, by dotted key; samples are shown elsewhere.
@@ -68,7 +111,11 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
-                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                let path = if prefix.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{prefix}.{key}")
+                };
                 flatten(&path, value, rows);
             }
         }
@@ -88,11 +135,24 @@ fn plain(number: &serde_json::Number) -> String {
 fn conversations(name: &str, result: &Value) -> Option<Section> {
     let mut all = Vec::new();
     for (task, figures) in result.get("worlds")?.as_object()? {
-        let samples = figures.get("samples").and_then(Value::as_array).into_iter().flatten();
-        let text = |sample: &Value, key: &str| sample.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let samples = figures
+            .get("samples")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        let text = |sample: &Value, key: &str| {
+            sample
+                .get(key)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
         all.extend(samples.map(|sample| Conversation {
             title: format!("{name}: {task}"),
-            turns: vec![("user".into(), text(sample, "prompt")), ("assistant".into(), text(sample, "answer"))],
+            turns: vec![
+                ("user".into(), text(sample, "prompt")),
+                ("assistant".into(), text(sample, "answer")),
+            ],
             verdict: sample.get("right").and_then(Value::as_bool),
         }));
     }

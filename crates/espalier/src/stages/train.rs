@@ -25,7 +25,12 @@ use crate::{
 ///
 /// # Errors
 /// When model, data or options do not fit, the loss is not finite, or the disk is full.
-pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerprint: &str) -> Result<Value> {
+pub fn run(
+    workshop: &mut Workshop,
+    stage: &TrainStage,
+    folder: &Path,
+    fingerprint: &str,
+) -> Result<Value> {
     let (mut start, training, validation) = prepare(workshop, stage)?;
 
     let family = start.loaded.family()?;
@@ -34,7 +39,9 @@ pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerpri
             start.loaded.model.set_trainable(|_| true);
             None
         }
-        (Some(options), None) => Some(options.attach(&mut start.loaded.model, family, stage.options.seed)?),
+        (Some(options), None) => {
+            Some(options.attach(&mut start.loaded.model, family, stage.options.seed)?)
+        }
         (None, Some(earlier)) => {
             earlier.mark_trainable(&mut start.loaded.model, family);
             Some(earlier)
@@ -53,7 +60,9 @@ pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerpri
     }
     let planned = plan(&start.loaded.model, &training, &stage.options)?;
     say_plan(&planned, workshop.voice);
-    let objective = stage.objective.build(&model::symbols(&start.tokenizer, &start.loaded.model))?;
+    let objective = stage
+        .objective
+        .build(&model::symbols(&start.tokenizer, &start.loaded.model))?;
     let run = Run {
         model: start.loaded.model.clone(),
         objective: objective.as_ref(),
@@ -73,13 +82,22 @@ pub fn run(workshop: &mut Workshop, stage: &TrainStage, folder: &Path, fingerpri
             None
         }
     };
-    model::save(&folder.join("model"), &outcome.model, &start.loaded, adapter.as_ref(), &start.tokenizer)?;
+    model::save(
+        &folder.join("model"),
+        &outcome.model,
+        &start.loaded,
+        adapter.as_ref(),
+        &start.tokenizer,
+    )?;
     say_outcome(&outcome, &planned, workshop.voice);
     Ok(summary(&outcome, &planned))
 }
 
 /// The model to start from, and training and held-out samples.
-fn prepare(workshop: &mut Workshop, stage: &TrainStage) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
+fn prepare(
+    workshop: &mut Workshop,
+    stage: &TrainStage,
+) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
     let mut records = data::records(&stage.data, workshop.voice)?;
     let mut held_out = data::records(&stage.validation, workshop.voice)?;
     if held_out.is_empty() && stage.validation_share > 0.0 {
@@ -91,12 +109,24 @@ fn prepare(workshop: &mut Workshop, stage: &TrainStage) -> Result<(Start, Vec<Sa
     }
     let template = stage.template.as_deref();
     let start = match (&stage.model, &stage.new) {
-        (Some(name), None) => model::open(&workshop.model_path(name), &stage.config, template, &workshop.device)?,
+        (Some(name), None) => model::open(
+            &workshop.model_path(name),
+            &stage.config,
+            template,
+            &workshop.device,
+        )?,
         (None, Some(new)) => {
             let more = data::records(&new.tokenizer_data, workshop.voice)?;
             let texts = records.iter().chain(&more);
             let special = stage.objective.special_tokens();
-            model::create(new, texts, &special, template, stage.options.seed, &workshop.device)?
+            model::create(
+                new,
+                texts,
+                &special,
+                template,
+                stage.options.seed,
+                &workshop.device,
+            )?
         }
         _ => return Err(Error::usage("a train stage needs one of `model` and `new`")),
     };
@@ -126,21 +156,46 @@ fn say_plan(plan: &Plan, voice: &mut dyn Voice) {
 fn say_event(event: &Event, voice: &mut dyn Voice) {
     match event {
         Event::Resumed(step) => voice.say(&format!("   goes on after step {step}")),
-        Event::Step { step, total, loss, speed: (tokens, elapsed) } => {
+        Event::Step {
+            step,
+            total,
+            loss,
+            speed: (tokens, elapsed),
+        } => {
             let rate = *tokens as f64 / elapsed.max(1e-9);
-            voice.progress("   train", *step, *total, &format!("loss {loss:.4}  {rate:.0} tokens/s"));
+            voice.progress(
+                "   train",
+                *step,
+                *total,
+                &format!("loss {loss:.4}  {rate:.0} tokens/s"),
+            );
         }
-        Event::Evaluated { step, loss, metrics } => {
+        Event::Evaluated {
+            step,
+            loss,
+            metrics,
+        } => {
             let share = |(name, value): &(String, f64)| format!(", {name} {:.1} %", 100.0 * value);
-            let known = |(name, _): &&(String, f64)| ["accuracy", "exact_match", "span_match"].contains(&name.as_str());
+            let known = |(name, _): &&(String, f64)| {
+                ["accuracy", "exact_match", "span_match"].contains(&name.as_str())
+            };
             let shares: String = metrics.iter().filter(known).map(share).collect();
-            voice.say(&format!("   step {step}: held-out loss {loss:.4}{}", shares.replace('_', " ")));
+            voice.say(&format!(
+                "   step {step}: held-out loss {loss:.4}{}",
+                shares.replace('_', " ")
+            ));
         }
     }
 }
 
 fn say_outcome(outcome: &Outcome, plan: &Plan, voice: &mut dyn Voice) {
-    let peak = peak_bytes().map(|peak| format!(", peak memory {} (planned {})", bytes(peak), bytes(plan.memory)));
+    let peak = peak_bytes().map(|peak| {
+        format!(
+            ", peak memory {} (planned {})",
+            bytes(peak),
+            bytes(plan.memory)
+        )
+    });
     voice.say(&format!(
         "   used: {} for {} tokens (planned {}){}",
         duration(outcome.seconds),
@@ -153,8 +208,11 @@ fn say_outcome(outcome: &Outcome, plan: &Plan, voice: &mut dyn Voice) {
 fn summary(outcome: &Outcome, plan: &Plan) -> Value {
     let mut trained = 0;
     outcome.model.visit(&mut |p| trained += p.len());
-    let metrics: serde_json::Map<String, Value> =
-        outcome.validation_metrics.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+    let metrics: serde_json::Map<String, Value> = outcome
+        .validation_metrics
+        .iter()
+        .map(|(name, value)| (name.clone(), json!(value)))
+        .collect();
     json!({
         "kind": "train",
         "validation": metrics,

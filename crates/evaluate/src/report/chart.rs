@@ -56,7 +56,11 @@ pub struct Series {
 impl Chart {
     /// The chart as a section of the page.
     pub(super) fn html(&self) -> Result<String> {
-        let curves: Vec<Vec<(f64, f64)>> = self.series.iter().map(|series| self.drawable(series)).collect();
+        let curves: Vec<Vec<(f64, f64)>> = self
+            .series
+            .iter()
+            .map(|series| self.drawable(series))
+            .collect();
         let drawing = match Axis::around(curves.iter().flatten().map(|point| point.0), false) {
             None => "<p class=\"note\">There is nothing to draw yet.</p>\n".to_string(),
             Some(x) => self.figure(&curves, x)?,
@@ -64,7 +68,10 @@ impl Chart {
         let all: usize = self.series.iter().map(|series| series.points.len()).sum();
         let left_out = all - curves.iter().map(Vec::len).sum::<usize>();
         let (title, legend) = (element("h2", "", &self.title), self.legend());
-        Ok(format!("<section>\n{title}{legend}{drawing}{}</section>\n", self.note(left_out)))
+        Ok(format!(
+            "<section>\n{title}{legend}{drawing}{}</section>\n",
+            self.note(left_out)
+        ))
     }
 
     fn figure(&self, curves: &[Vec<(f64, f64)>], x: Axis) -> Result<String> {
@@ -72,36 +79,73 @@ impl Chart {
             return Ok(String::new());
         };
         let thinned: Vec<Vec<(f64, f64)>> = curves.iter().map(|points| thin(points)).collect();
-        let fail = |reason: String| ReportError::Chart { title: self.title.clone(), reason };
+        let fail = |reason: String| ReportError::Chart {
+            title: self.title.clone(),
+            reason,
+        };
         let svg = draw(&thinned, x, y).map_err(|error| fail(error.to_string()))?;
         let name = escape(&self.title);
-        let svg = styled(&svg, curves.len()).replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{name}\" "), 1);
+        let svg = styled(&svg, curves.len()).replacen(
+            "<svg ",
+            &format!("<svg role=\"img\" aria-label=\"{name}\" "),
+            1,
+        );
         let label = |class: &str, text: &str| element("div", &format!("axis {class}"), text);
-        let (above, below) = (label("vertical", &self.y_label), label("horizontal", &self.x_label));
+        let (above, below) = (
+            label("vertical", &self.y_label),
+            label("horizontal", &self.x_label),
+        );
         Ok(format!("<figure>\n{above}{svg}{below}</figure>\n"))
     }
 
     /// The points that can be drawn, on a linear scale.
     fn drawable(&self, series: &Series) -> Vec<(f64, f64)> {
-        let scaled = series.points.iter().map(|&(x, y)| (x, if self.log_y { y.log10() } else { y }));
-        scaled.filter(|(x, y)| x.abs() < LARGEST && y.abs() < LARGEST).collect()
+        let scaled = series
+            .points
+            .iter()
+            .map(|&(x, y)| (x, if self.log_y { y.log10() } else { y }));
+        scaled
+            .filter(|(x, y)| x.abs() < LARGEST && y.abs() < LARGEST)
+            .collect()
     }
 
     fn legend(&self) -> String {
         let entry = |(index, series): (usize, &Series)| {
             let last = series.points.iter().rev().find(|point| point.1.is_finite());
-            let last = last.map_or(String::new(), |point| format!(" <b>{}</b>", significant(point.1)));
-            format!("<li><i class=\"{}\"></i>{}{last}</li>\n", class(index), escape(&series.name))
+            let last = last.map_or(String::new(), |point| {
+                format!(" <b>{}</b>", significant(point.1))
+            });
+            format!(
+                "<li><i class=\"{}\"></i>{}{last}</li>\n",
+                class(index),
+                escape(&series.name)
+            )
         };
         let entries: String = self.series.iter().enumerate().map(entry).collect();
-        if entries.is_empty() { entries } else { format!("<ul class=\"legend\">\n{entries}</ul>\n") }
+        if entries.is_empty() {
+            entries
+        } else {
+            format!("<ul class=\"legend\">\n{entries}</ul>\n")
+        }
     }
 
     fn note(&self, left_out: usize) -> String {
-        let kind = if self.log_y { "not positive, not finite" } else { "not finite" };
-        let points = if left_out == 1 { "1 point is".to_string() } else { format!("{left_out} points are") };
+        let kind = if self.log_y {
+            "not positive, not finite"
+        } else {
+            "not finite"
+        };
+        let points = if left_out == 1 {
+            "1 point is".to_string()
+        } else {
+            format!("{left_out} points are")
+        };
         let text = format!("{points} left out: {kind} or too large to draw.");
-        if left_out == 0 { String::new() } else { element("p", "note", &text) }
+        if left_out == 0 {
+            String::new()
+        } else {
+            element("p", "note", &text)
+        }
     }
 }
 
@@ -134,30 +178,56 @@ struct Axis {
 impl Axis {
     /// The scale that holds all values with a little room; none for no values.
     fn around(values: impl Iterator<Item = f64>, logarithmic: bool) -> Option<Self> {
-        let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+        let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| {
+            (l.min(v), h.max(v))
+        });
         if low > high {
             return None;
         }
         // Closer values than this would fall on one unit of the drawing's arithmetic.
         let least = 1e-9 * low.abs().max(high.abs());
-        let room = if high - low > least { 0.0 } else { least.max(if logarithmic { 0.1 } else { 0.5 }) };
-        let margin = if logarithmic { 0.03 * (high - low) } else { 0.0 };
+        let room = if high - low > least {
+            0.0
+        } else {
+            least.max(if logarithmic { 0.1 } else { 0.5 })
+        };
+        let margin = if logarithmic {
+            0.03 * (high - low)
+        } else {
+            0.0
+        };
         let (low, high) = (low - room - margin, high + room + margin);
-        let decades = if logarithmic { decades(low, high) } else { Vec::new() };
+        let decades = if logarithmic {
+            decades(low, high)
+        } else {
+            Vec::new()
+        };
         let (marks, labels) = if decades.len() >= 3 {
-            let labels = decades.iter().map(|mark| significant(10f64.powf(*mark))).collect();
+            let labels = decades
+                .iter()
+                .map(|mark| significant(10f64.powf(*mark)))
+                .collect();
             (decades, labels)
         } else if logarithmic {
             within_decade(low, high)
         } else {
             even(low, high)
         };
-        Some(Self { low, high, marks, labels })
+        Some(Self {
+            low,
+            high,
+            marks,
+            labels,
+        })
     }
 
     fn label(&self, value: f64) -> String {
         let distance = |mark: &f64| (mark - value).abs();
-        let nearest = self.marks.iter().enumerate().min_by(|a, b| distance(a.1).total_cmp(&distance(b.1)));
+        let nearest = self
+            .marks
+            .iter()
+            .enumerate()
+            .min_by(|a, b| distance(a.1).total_cmp(&distance(b.1)));
         nearest.map_or(String::new(), |(index, _)| self.labels[index].clone())
     }
 }
@@ -184,10 +254,16 @@ impl Ranged for Axis {
 fn even(low: f64, high: f64) -> (Vec<f64>, Vec<String>) {
     let raw = (high - low) / 6.0;
     let power = 10f64.powf(raw.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|step| *step >= raw);
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .map(|factor| factor * power)
+        .into_iter()
+        .find(|step| *step >= raw);
     let step = step.unwrap_or(raw);
     let first = (low / step).ceil();
-    let marks: Vec<f64> = (0..12).map(|index| (first + f64::from(index)) * step).filter(|mark| *mark <= high).collect();
+    let marks: Vec<f64> = (0..12)
+        .map(|index| (first + f64::from(index)) * step)
+        .filter(|mark| *mark <= high)
+        .collect();
     let labels = marks.iter().map(|mark| fixed(*mark, step)).collect();
     (marks, labels)
 }
@@ -196,7 +272,10 @@ fn even(low: f64, high: f64) -> (Vec<f64>, Vec<String>) {
 fn decades(low: f64, high: f64) -> Vec<f64> {
     let every = ((high - low) / 8.0).ceil().max(1.0);
     let first = (low / every).ceil();
-    (0..9).map(|index| (first + f64::from(index)) * every).filter(|exponent| *exponent <= high).collect()
+    (0..9)
+        .map(|index| (first + f64::from(index)) * every)
+        .filter(|exponent| *exponent <= high)
+        .collect()
 }
 
 /// Marks of a logarithmic scale that spans hardly a decade: 1, 2 and 5 in each, or even marks where they are too few.
@@ -205,7 +284,10 @@ fn within_decade(low: f64, high: f64) -> (Vec<f64>, Vec<String>) {
     let all = exponents.flat_map(|exponent| [1f64, 2.0, 5.0].map(|digit| exponent + digit.log10()));
     let marks: Vec<f64> = all.filter(|mark| (low..=high).contains(mark)).collect();
     if marks.len() >= 3 {
-        let labels = marks.iter().map(|mark| significant(10f64.powf(*mark))).collect();
+        let labels = marks
+            .iter()
+            .map(|mark| significant(10f64.powf(*mark)))
+            .collect();
         return (marks, labels);
     }
     let (values, labels) = even(10f64.powf(low), 10f64.powf(high));
@@ -222,8 +304,13 @@ fn fixed(value: f64, step: f64) -> String {
     let value = if value == 0.0 { 0.0 } else { value };
     let large = value.abs().max(step) >= 1e7;
     if large || step < 1e-4 {
-        let digits = (value.abs().max(step).log10().floor() - step.log10().floor()).clamp(0.0, 9.0) as usize;
-        return if value == 0.0 { "0".into() } else { format!("{value:.digits$e}") };
+        let digits =
+            (value.abs().max(step).log10().floor() - step.log10().floor()).clamp(0.0, 9.0) as usize;
+        return if value == 0.0 {
+            "0".into()
+        } else {
+            format!("{value:.digits$e}")
+        };
     }
     let decimals = (-step.log10().floor()).max(0.0) as usize;
     grouped(&format!("{value:.decimals$}"))
@@ -236,29 +323,48 @@ fn significant(value: f64) -> String {
     }
     let magnitude = value.abs().log10().floor();
     if !(-4.0..7.0).contains(&magnitude) {
-        let (digits, exponent) =
-            format!("{value:.3e}").split_once('e').map(|(d, e)| (trimmed(d), e.to_string())).unwrap_or_default();
+        let (digits, exponent) = format!("{value:.3e}")
+            .split_once('e')
+            .map(|(d, e)| (trimmed(d), e.to_string()))
+            .unwrap_or_default();
         return format!("{digits}e{exponent}");
     }
-    grouped(&trimmed(&format!("{value:.*}", (3.0 - magnitude).max(0.0) as usize)))
+    grouped(&trimmed(&format!(
+        "{value:.*}",
+        (3.0 - magnitude).max(0.0) as usize
+    )))
 }
 
 /// Without zeros at the end of the decimals.
 fn trimmed(number: &str) -> String {
-    if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.').into() } else { number.into() }
+    if number.contains('.') {
+        number.trim_end_matches('0').trim_end_matches('.').into()
+    } else {
+        number.into()
+    }
 }
 
 /// With commas between thousands.
 fn grouped(number: &str) -> String {
-    let (sign, digits) = number.strip_prefix('-').map_or(("", number), |digits| ("-", digits));
+    let (sign, digits) = number
+        .strip_prefix('-')
+        .map_or(("", number), |digits| ("-", digits));
     let (whole, decimals) = digits.split_at(digits.find('.').unwrap_or(digits.len()));
-    let parts: Vec<&str> =
-        whole.as_bytes().rchunks(3).rev().filter_map(|part| std::str::from_utf8(part).ok()).collect();
+    let parts: Vec<&str> = whole
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .filter_map(|part| std::str::from_utf8(part).ok())
+        .collect();
     format!("{sign}{}{decimals}", parts.join(","))
 }
 
 /// Draws the curves; series and axes are in key colours, which [`styled`] replaces.
-fn draw(curves: &[Vec<(f64, f64)>], x: Axis, y: Axis) -> Result<String, Box<dyn std::error::Error>> {
+fn draw(
+    curves: &[Vec<(f64, f64)>],
+    x: Axis,
+    y: Axis,
+) -> Result<String, Box<dyn std::error::Error>> {
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -282,9 +388,16 @@ fn draw(curves: &[Vec<(f64, f64)>], x: Axis, y: Axis) -> Result<String, Box<dyn 
             .draw()?;
         for (index, points) in curves.iter().enumerate() {
             let style = ShapeStyle::from(&key_colour(index));
-            chart.draw_series(LineSeries::new(points.iter().copied(), style.stroke_width(7)))?;
+            chart.draw_series(LineSeries::new(
+                points.iter().copied(),
+                style.stroke_width(7),
+            ))?;
             if points.len() <= MARKED_POINTS && points.len() != 2 {
-                chart.draw_series(points.iter().map(|point| Circle::new(*point, 14, style.filled())))?;
+                chart.draw_series(
+                    points
+                        .iter()
+                        .map(|point| Circle::new(*point, 14, style.filled())),
+                )?;
             }
         }
         root.present()?;
@@ -307,11 +420,16 @@ fn key_colour(index: usize) -> RGBColor {
 fn styled(svg: &str, series: usize) -> String {
     let size = format!("width=\"{}\" height=\"{}\" ", SIZE.0, SIZE.1);
     let fixed = [(INK, "ink".to_string()), (GRID, "grid".to_string())];
-    let keyed = fixed.into_iter().chain((0..series).map(|index| (key_colour(index), class(index))));
+    let keyed = fixed
+        .into_iter()
+        .chain((0..series).map(|index| (key_colour(index), class(index))));
     keyed.fold(svg.replacen(&size, "", 1), |svg, (key, class)| {
         let hex = format!("#{:02X}{:02X}{:02X}", key.0, key.1, key.2);
         let with_class = |svg: String, paint: &str| {
-            svg.replace(&format!("{paint}=\"{hex}\""), &format!("class=\"{class} {paint}\""))
+            svg.replace(
+                &format!("{paint}=\"{hex}\""),
+                &format!("class=\"{class} {paint}\""),
+            )
         };
         with_class(with_class(svg, "stroke"), "fill")
     })
@@ -319,7 +437,11 @@ fn styled(svg: &str, series: usize) -> String {
 
 /// The style sheet's class of a series.
 fn class(index: usize) -> String {
-    let dashed = if index / COLOURS % 2 == 1 { " dashed" } else { "" };
+    let dashed = if index / COLOURS % 2 == 1 {
+        " dashed"
+    } else {
+        ""
+    };
     format!("series-{}{dashed}", index % COLOURS)
 }
 
@@ -328,54 +450,115 @@ mod tests {
     use super::*;
 
     fn chart(log_y: bool, points: Vec<(f64, f64)>) -> Chart {
-        let series = vec![Series { name: "training".into(), points }];
-        Chart { title: "Loss".into(), x_label: "step".into(), y_label: "nats".into(), log_y, series }
+        let series = vec![Series {
+            name: "training".into(),
+            points,
+        }];
+        Chart {
+            title: "Loss".into(),
+            x_label: "step".into(),
+            y_label: "nats".into(),
+            log_y,
+            series,
+        }
     }
 
     fn labels(low: f64, high: f64, logarithmic: bool) -> Vec<String> {
-        Axis::around([low, high].into_iter(), logarithmic).unwrap().labels
+        Axis::around([low, high].into_iter(), logarithmic)
+            .unwrap()
+            .labels
     }
 
     #[test]
     fn marks_are_round_numbers() {
-        assert_eq!(labels(0.0, 1.0, false), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
-        assert_eq!(labels(0.0, 10_000.0, false), ["0", "2,000", "4,000", "6,000", "8,000", "10,000"]);
-        assert_eq!(labels(2.31, 5.2, false), ["2.5", "3.0", "3.5", "4.0", "4.5", "5.0"]);
-        assert_eq!(labels(0.0, 2.9e-4, false), ["0", "5e-5", "1.0e-4", "1.5e-4", "2.0e-4", "2.5e-4"]);
-        assert_eq!(labels(0.0, 3e9, false), ["0", "5e8", "1.0e9", "1.5e9", "2.0e9", "2.5e9", "3.0e9"]);
-        assert_eq!(labels(-1.0, 1.0, false), ["-1.0", "-0.5", "0.0", "0.5", "1.0"]);
+        assert_eq!(
+            labels(0.0, 1.0, false),
+            ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+        );
+        assert_eq!(
+            labels(0.0, 10_000.0, false),
+            ["0", "2,000", "4,000", "6,000", "8,000", "10,000"]
+        );
+        assert_eq!(
+            labels(2.31, 5.2, false),
+            ["2.5", "3.0", "3.5", "4.0", "4.5", "5.0"]
+        );
+        assert_eq!(
+            labels(0.0, 2.9e-4, false),
+            ["0", "5e-5", "1.0e-4", "1.5e-4", "2.0e-4", "2.5e-4"]
+        );
+        assert_eq!(
+            labels(0.0, 3e9, false),
+            ["0", "5e8", "1.0e9", "1.5e9", "2.0e9", "2.5e9", "3.0e9"]
+        );
+        assert_eq!(
+            labels(-1.0, 1.0, false),
+            ["-1.0", "-0.5", "0.0", "0.5", "1.0"]
+        );
     }
 
     #[test]
     fn logarithmic_marks_follow_decades() {
-        assert_eq!(labels(-3.0, 2.0, true), ["0.001", "0.01", "0.1", "1", "10", "100"]);
+        assert_eq!(
+            labels(-3.0, 2.0, true),
+            ["0.001", "0.01", "0.1", "1", "10", "100"]
+        );
         assert_eq!(labels(0.0, 1.0, true), ["1", "2", "5", "10"]);
-        assert_eq!(labels(-20.0, 4.0, true), ["1e-20", "1e-16", "1e-12", "1e-8", "0.0001", "1", "10,000"]);
+        assert_eq!(
+            labels(-20.0, 4.0, true),
+            ["1e-20", "1e-16", "1e-12", "1e-8", "0.0001", "1", "10,000"]
+        );
         assert!(labels(0.301, 0.3222, true).len() >= 3);
     }
 
     #[test]
     fn values_have_four_digits() {
         let shown = [2.31456, 0.0, 12345.6, 1e-5, -0.5, 4.0, 1.23456e8].map(significant);
-        assert_eq!(shown, ["2.315", "0", "12,346", "1e-5", "-0.5", "4", "1.235e8"]);
+        assert_eq!(
+            shown,
+            ["2.315", "0", "12,346", "1e-5", "-0.5", "4", "1.235e8"]
+        );
     }
 
     #[test]
     fn points_that_cannot_be_drawn_are_counted() {
-        let points = vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, f64::INFINITY), (3.0, -1.0), (4.0, 0.0), (5.0, 2.0)];
+        let points = vec![
+            (0.0, 1.0),
+            (1.0, f64::NAN),
+            (2.0, f64::INFINITY),
+            (3.0, -1.0),
+            (4.0, 0.0),
+            (5.0, 2.0),
+        ];
         let linear = chart(false, points.clone()).html().unwrap();
-        assert!(linear.contains("2 points are left out: not finite or too large"), "{linear}");
+        assert!(
+            linear.contains("2 points are left out: not finite or too large"),
+            "{linear}"
+        );
         let logarithmic = chart(true, points).html().unwrap();
-        assert!(logarithmic.contains("4 points are left out: not positive, not finite or too large"), "{logarithmic}");
-        assert!(!chart(false, vec![(0.0, 1.0)]).html().unwrap().contains("left out"));
+        assert!(
+            logarithmic.contains("4 points are left out: not positive, not finite or too large"),
+            "{logarithmic}"
+        );
+        assert!(
+            !chart(false, vec![(0.0, 1.0)])
+                .html()
+                .unwrap()
+                .contains("left out")
+        );
         let nothing = chart(false, vec![(0.0, f64::NAN)]).html().unwrap();
-        assert!(nothing.contains("nothing to draw") && nothing.contains("1 point is left out"), "{nothing}");
+        assert!(
+            nothing.contains("nothing to draw") && nothing.contains("1 point is left out"),
+            "{nothing}"
+        );
         assert!(Chart::default().html().unwrap().contains("nothing to draw"));
     }
 
     #[test]
     fn long_series_keep_their_extremes() {
-        let mut points: Vec<(f64, f64)> = (0..100_000).map(|x| (f64::from(x), f64::from(x % 10))).collect();
+        let mut points: Vec<(f64, f64)> = (0..100_000)
+            .map(|x| (f64::from(x), f64::from(x % 10)))
+            .collect();
         points[54_321].1 = 1000.0;
         points[98_765].1 = -1000.0;
         let thinned = thin(&points);
@@ -390,19 +573,35 @@ mod tests {
         chart.series = vec![chart.series[0].clone(); 10];
         let html = chart.html().unwrap();
         assert!(!html.contains("=\"#"), "{html}");
-        assert!(html.contains("class=\"series-0 stroke\"") && html.contains("class=\"series-1 dashed stroke\""));
+        assert!(
+            html.contains("class=\"series-0 stroke\"")
+                && html.contains("class=\"series-1 dashed stroke\"")
+        );
         assert!(html.contains("class=\"ink fill\"") && html.contains("class=\"grid stroke\""));
         assert!(html.contains("viewBox") && !html.contains("width=\"3040\""));
     }
 
     #[test]
     fn extreme_values_are_drawn_without_trouble() {
-        let extremes =
-            [0.0, 1.0, -1.0, 1e-300, 5e-324, 1e299, -1e299, f64::MAX, f64::MIN, 1.0 + f64::EPSILON, f64::NAN];
+        let extremes = [
+            0.0,
+            1.0,
+            -1.0,
+            1e-300,
+            5e-324,
+            1e299,
+            -1e299,
+            f64::MAX,
+            f64::MIN,
+            1.0 + f64::EPSILON,
+            f64::NAN,
+        ];
         for low in extremes {
             for high in extremes {
                 for log_y in [false, true] {
-                    chart(log_y, vec![(low, low), (high, high), (high, low)]).html().unwrap();
+                    chart(log_y, vec![(low, low), (high, high), (high, low)])
+                        .html()
+                        .unwrap();
                 }
             }
         }

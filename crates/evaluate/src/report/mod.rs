@@ -99,7 +99,11 @@ impl Report {
     /// # Errors
     /// [`ReportError::Chart`] when the drawing library refuses a chart.
     pub fn html(&self) -> Result<String> {
-        let sections: String = self.sections.iter().map(Section::html).collect::<Result<_>>()?;
+        let sections: String = self
+            .sections
+            .iter()
+            .map(Section::html)
+            .collect::<Result<_>>()?;
         let title = escape(&self.title);
         Ok(format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -123,10 +127,15 @@ impl Report {
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(format!(".{}.partial", std::process::id()));
         let beside = path.with_file_name(name);
-        write_synced(&beside, &html).and_then(|()| std::fs::rename(&beside, path)).map_err(|source| {
-            let _ = std::fs::remove_file(&beside);
-            ReportError::File { path: path.into(), source }
-        })
+        write_synced(&beside, &html)
+            .and_then(|()| std::fs::rename(&beside, path))
+            .map_err(|source| {
+                let _ = std::fs::remove_file(&beside);
+                ReportError::File {
+                    path: path.into(),
+                    source,
+                }
+            })
     }
 
     fn facts_html(&self) -> String {
@@ -134,9 +143,16 @@ impl Report {
             return String::new();
         }
         let fact = |(name, value): &(String, String)| {
-            format!("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(name), escape(value))
+            format!(
+                "<div><dt>{}</dt><dd>{}</dd></div>\n",
+                escape(name),
+                escape(value)
+            )
         };
-        format!("<dl class=\"facts\">\n{}</dl>\n", self.facts.iter().map(fact).collect::<String>())
+        format!(
+            "<dl class=\"facts\">\n{}</dl>\n",
+            self.facts.iter().map(fact).collect::<String>()
+        )
     }
 }
 
@@ -150,8 +166,14 @@ impl Section {
                 format!("<section class=\"conversations\">\n{all}</section>\n")
             }
             Self::Text { title, body } => {
-                let paragraphs = body.split("\n\n").map(|paragraph| element("p", "", paragraph.trim()));
-                format!("<section>\n{}{}</section>\n", element("h2", "", title), paragraphs.collect::<String>())
+                let paragraphs = body
+                    .split("\n\n")
+                    .map(|paragraph| element("p", "", paragraph.trim()));
+                format!(
+                    "<section>\n{}{}</section>\n",
+                    element("h2", "", title),
+                    paragraphs.collect::<String>()
+                )
             }
         })
     }
@@ -164,22 +186,42 @@ impl Conversation {
             Some(false) => "<span class=\"verdict wrong\">✗ wrong</span>",
             None => "",
         };
-        let turns: String = self.turns.iter().map(|(role, text)| turn_html(role, text)).collect();
+        let turns: String = self
+            .turns
+            .iter()
+            .map(|(role, text)| turn_html(role, text))
+            .collect();
         let title = escape(&self.title);
-        format!("<article>\n<div class=\"heading\"><h3>{title}</h3>{verdict}</div>\n{turns}</article>\n")
+        format!(
+            "<article>\n<div class=\"heading\"><h3>{title}</h3>{verdict}</div>\n{turns}</article>\n"
+        )
     }
 }
 
 fn turn_html(role: &str, text: &str) -> String {
-    let class = if role == "assistant" { "turn model" } else { "turn" };
+    let class = if role == "assistant" {
+        "turn model"
+    } else {
+        "turn"
+    };
     let (role, text) = (escape(role), escape(text));
-    format!("<div class=\"{class}\"><span class=\"role\">{role}</span><div class=\"said\">{text}</div></div>\n")
+    format!(
+        "<div class=\"{class}\"><span class=\"role\">{role}</span><div class=\"said\">{text}</div></div>\n"
+    )
 }
 
 /// An element with text in it, or nothing where there is no text.
 fn element(tag: &str, class: &str, text: &str) -> String {
-    let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
-    if text.is_empty() { String::new() } else { format!("<{tag}{class}>{}</{tag}>\n", escape(text)) }
+    let class = if class.is_empty() {
+        String::new()
+    } else {
+        format!(" class=\"{class}\"")
+    };
+    if text.is_empty() {
+        String::new()
+    } else {
+        format!("<{tag}{class}>{}</{tag}>\n", escape(text))
+    }
 }
 
 /// Text made safe between tags and inside quoted attributes; control characters, which HTML forbids, become visible.

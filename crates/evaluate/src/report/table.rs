@@ -33,45 +33,86 @@ impl Table {
     pub fn text(&self) -> String {
         let columns: Vec<Column> = (0..self.width()).map(|index| self.column(index)).collect();
         let rule = |left: &str, middle: &str, right: &str| {
-            let lines: Vec<String> = columns.iter().map(|column| "─".repeat(column.width + 2)).collect();
+            let lines: Vec<String> = columns
+                .iter()
+                .map(|column| "─".repeat(column.width + 2))
+                .collect();
             format!("{left}{}{right}\n", lines.join(middle))
         };
         let head = line(&columns, &self.columns);
         let rows: String = self.rows.iter().map(|row| line(&columns, row)).collect();
-        let grid = format!("{}{head}{}{rows}{}", rule("┌", "┬", "┐"), rule("├", "┼", "┤"), rule("└", "┴", "┘"));
-        let with_break = |text: &str| if text.is_empty() { String::new() } else { format!("{text}\n") };
-        format!("{}{grid}{}", with_break(&self.title), with_break(&self.note))
+        let grid = format!(
+            "{}{head}{}{rows}{}",
+            rule("┌", "┬", "┐"),
+            rule("├", "┼", "┤"),
+            rule("└", "┴", "┘")
+        );
+        let with_break = |text: &str| {
+            if text.is_empty() {
+                String::new()
+            } else {
+                format!("{text}\n")
+            }
+        };
+        format!(
+            "{}{grid}{}",
+            with_break(&self.title),
+            with_break(&self.note)
+        )
     }
 
     /// The table as a section of the page.
     pub(super) fn html(&self) -> String {
-        let numeric: Vec<bool> = (0..self.width()).map(|index| self.column(index).numeric).collect();
+        let numeric: Vec<bool> = (0..self.width())
+            .map(|index| self.column(index).numeric)
+            .collect();
         let row = |tag: &str, cells: &[String]| {
             let cell = |(index, numeric): (usize, &bool)| {
                 let class = if *numeric { " class=\"number\"" } else { "" };
-                format!("<{tag}{class}>{}</{tag}>", escape(cells.get(index).map_or("", String::as_str)))
+                format!(
+                    "<{tag}{class}>{}</{tag}>",
+                    escape(cells.get(index).map_or("", String::as_str))
+                )
             };
-            format!("<tr>{}</tr>\n", numeric.iter().enumerate().map(cell).collect::<String>())
+            format!(
+                "<tr>{}</tr>\n",
+                numeric.iter().enumerate().map(cell).collect::<String>()
+            )
         };
         format!(
             "<section>\n{}<div class=\"scroll\">\n<table>\n<thead>\n{}</thead>\n<tbody>\n{}</tbody>\n</table>\n</div>\n{}</section>\n",
             element("h2", "", &self.title),
             row("th", &self.columns),
-            self.rows.iter().map(|cells| row("td", cells)).collect::<String>(),
+            self.rows
+                .iter()
+                .map(|cells| row("td", cells))
+                .collect::<String>(),
             element("p", "note", &self.note),
         )
     }
 
     /// The number of columns: of the longest row, where one is longer than the heads.
     fn width(&self) -> usize {
-        self.rows.iter().map(Vec::len).max().unwrap_or(0).max(self.columns.len())
+        self.rows
+            .iter()
+            .map(Vec::len)
+            .max()
+            .unwrap_or(0)
+            .max(self.columns.len())
     }
 
     fn column(&self, index: usize) -> Column {
         let cells = || self.rows.iter().filter_map(|row| row.get(index));
-        let width = cells().chain(self.columns.get(index)).map(|cell| flat(cell).chars().count()).max().unwrap_or(0);
+        let width = cells()
+            .chain(self.columns.get(index))
+            .map(|cell| flat(cell).chars().count())
+            .max()
+            .unwrap_or(0);
         let filled = || cells().filter(|cell| !cell.trim().is_empty());
-        Column { width, numeric: filled().next().is_some() && filled().all(|cell| is_number(cell)) }
+        Column {
+            width,
+            numeric: filled().next().is_some() && filled().all(|cell| is_number(cell)),
+        }
     }
 }
 
@@ -83,20 +124,45 @@ struct Column {
 
 fn line(columns: &[Column], cells: &[String]) -> String {
     let cell = |(index, column): (usize, &Column)| {
-        let (text, width) = (flat(cells.get(index).map_or("", String::as_str)), column.width);
-        if column.numeric { format!(" {text:>width$} ") } else { format!(" {text:<width$} ") }
+        let (text, width) = (
+            flat(cells.get(index).map_or("", String::as_str)),
+            column.width,
+        );
+        if column.numeric {
+            format!(" {text:>width$} ")
+        } else {
+            format!(" {text:<width$} ")
+        }
     };
-    format!("│{}│\n", columns.iter().enumerate().map(cell).collect::<Vec<_>>().join("│"))
+    format!(
+        "│{}│\n",
+        columns
+            .iter()
+            .enumerate()
+            .map(cell)
+            .collect::<Vec<_>>()
+            .join("│")
+    )
 }
 
 /// A cell on one line; an escape sequence in it must not reach the terminal.
 fn flat(cell: &str) -> String {
-    cell.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+    cell.chars()
+        .map(|character| {
+            if character.is_control() {
+                ' '
+            } else {
+                character
+            }
+        })
+        .collect()
 }
 
 /// Whether a cell begins with a number (what follows is its unit or its interval) or says that there is none.
 fn is_number(cell: &str) -> bool {
-    let digits = cell.trim().trim_start_matches(['+', '-', '−', '~', '±', '$', '<', '>', '.', ' ']);
+    let digits = cell
+        .trim()
+        .trim_start_matches(['+', '-', '−', '~', '±', '$', '<', '>', '.', ' ']);
     let unit = digits.trim_start_matches(|c: char| c.is_ascii_digit() || ".,".contains(c));
     let letters = unit.chars().filter(|c| c.is_alphabetic()).count();
     let is_unit = letters <= 4 && !unit.trim_start().starts_with(|c: char| c.is_ascii_digit());
@@ -110,13 +176,25 @@ mod tests {
     use super::*;
 
     fn table(columns: &[&str], rows: &[&[&str]]) -> Table {
-        let own = |cells: &[&str]| cells.iter().map(|cell| cell.to_string()).collect::<Vec<_>>();
-        Table { columns: own(columns), rows: rows.iter().map(|row| own(row)).collect(), ..Table::default() }
+        let own = |cells: &[&str]| {
+            cells
+                .iter()
+                .map(|cell| cell.to_string())
+                .collect::<Vec<_>>()
+        };
+        Table {
+            columns: own(columns),
+            rows: rows.iter().map(|row| own(row)).collect(),
+            ..Table::default()
+        }
     }
 
     #[test]
     fn text_is_aligned() {
-        let mut table = table(&["task", "before", "é"], &[&["sort", "9.5 %", "x"], &["recall", "83.4 % (79.9-86.4)"]]);
+        let mut table = table(
+            &["task", "before", "é"],
+            &[&["sort", "9.5 %", "x"], &["recall", "83.4 % (79.9-86.4)"]],
+        );
         table.title = "Accuracy".into();
         table.note = "500 items each.".into();
         let expected = "Accuracy\n\
@@ -134,19 +212,35 @@ mod tests {
     fn odd_tables_stand() {
         assert_eq!(table(&[], &[]).text(), "┌┐\n││\n├┤\n└┘\n");
         let ragged = table(&["a"], &[&["1", "two\nlines\u{1b}[0m"], &[]]).text();
-        assert!(ragged.lines().all(|line| line.chars().count() == ragged.lines().next().unwrap().chars().count()));
+        assert!(
+            ragged
+                .lines()
+                .all(|line| line.chars().count() == ragged.lines().next().unwrap().chars().count())
+        );
         assert!(!ragged.contains('\u{1b}') && ragged.lines().count() == 6);
     }
 
     #[test]
     fn columns_of_numbers_are_known() {
-        for number in ["12", "-1.5e-3", "83.4 % (79.9-86.4)", "1,024", "−3", "–", "3.2 MiB", "+0.4"] {
+        for number in [
+            "12",
+            "-1.5e-3",
+            "83.4 % (79.9-86.4)",
+            "1,024",
+            "−3",
+            "–",
+            "3.2 MiB",
+            "+0.4",
+        ] {
             assert!(is_number(number), "{number}");
         }
         for text in ["two", "8 queens problem", "v2", "2 of the best", "17 37 39"] {
             assert!(!is_number(text), "{text}");
         }
         let html = table(&["n", "name"], &[&["1", "a"]]).html();
-        assert!(html.contains("<th class=\"number\">n</th><th>name</th>"), "{html}");
+        assert!(
+            html.contains("<th class=\"number\">n</th><th>name</th>"),
+            "{html}"
+        );
     }
 }

@@ -10,10 +10,22 @@ fn hostile() -> Report {
         x_label: text(),
         y_label: text(),
         log_y: true,
-        series: vec![Series { name: text(), points: vec![(0.0, 1.0), (1.0, 0.1)] }],
+        series: vec![Series {
+            name: text(),
+            points: vec![(0.0, 1.0), (1.0, 0.1)],
+        }],
     };
-    let table = Table { title: text(), note: text(), columns: vec![text()], rows: vec![vec![text()]] };
-    let conversation = Conversation { title: text(), turns: vec![(text(), text())], verdict: Some(true) };
+    let table = Table {
+        title: text(),
+        note: text(),
+        columns: vec![text()],
+        rows: vec![vec![text()]],
+    };
+    let conversation = Conversation {
+        title: text(),
+        turns: vec![(text(), text())],
+        verdict: Some(true),
+    };
     Report {
         title: text(),
         subtitle: text(),
@@ -22,7 +34,10 @@ fn hostile() -> Report {
             Section::Chart(chart),
             Section::Table(table),
             Section::Conversations(vec![conversation]),
-            Section::Text { title: text(), body: format!("{ATTACK}\n\n{ATTACK}") },
+            Section::Text {
+                title: text(),
+                body: format!("{ATTACK}\n\n{ATTACK}"),
+            },
         ],
     }
 }
@@ -32,7 +47,9 @@ fn all_text_is_escaped() {
     let html = hostile().html().unwrap();
     assert!(!html.contains("<script"), "{html}");
     assert!(!html.contains('\u{1b}'));
-    let places = html.matches("&lt;script&gt;alert(&quot;1&quot; + &#39;2&#39;)&lt;/script&gt; &amp; ").count();
+    let places = html
+        .matches("&lt;script&gt;alert(&quot;1&quot; + &#39;2&#39;)&lt;/script&gt; &amp; ")
+        .count();
     assert!(places >= 17, "{places}");
 }
 
@@ -43,13 +60,23 @@ fn nothing_comes_from_outside() {
         assert!(!html.contains(outside), "{outside}");
     }
     assert!(html.contains("default-src 'none'"));
-    assert_eq!(html.matches("http").count(), html.matches("http-equiv").count() + html.matches("xmlns").count());
+    assert_eq!(
+        html.matches("http").count(),
+        html.matches("http-equiv").count() + html.matches("xmlns").count()
+    );
 }
 
 #[test]
 fn sections_keep_their_order_and_verdicts_show() {
-    let said = |verdict| Conversation { title: "t".into(), turns: vec![("assistant".into(), "a\nb".into())], verdict };
-    let text = |title: &str| Section::Text { title: title.into(), body: "one\n\ntwo".into() };
+    let said = |verdict| Conversation {
+        title: "t".into(),
+        turns: vec![("assistant".into(), "a\nb".into())],
+        verdict,
+    };
+    let text = |title: &str| Section::Text {
+        title: title.into(),
+        body: "one\n\ntwo".into(),
+    };
     let report = Report {
         sections: vec![
             text("first"),
@@ -59,7 +86,8 @@ fn sections_keep_their_order_and_verdicts_show() {
         ..Report::default()
     };
     let html = report.html().unwrap();
-    let places = ["<h2>first</h2>", "✓ right", "✗ wrong", "<h2>last</h2>"].map(|part| html.find(part).unwrap());
+    let places = ["<h2>first</h2>", "✓ right", "✗ wrong", "<h2>last</h2>"]
+        .map(|part| html.find(part).unwrap());
     assert!(places.is_sorted());
     assert_eq!(html.matches("class=\"verdict").count(), 2);
     assert_eq!(html.matches("class=\"turn model\"").count(), 3);
@@ -74,9 +102,15 @@ fn writing_replaces_the_page_and_leaves_nothing_beside() {
     std::fs::write(&path, "old").unwrap();
     let report = hostile();
     report.write(&path).unwrap();
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), report.html().unwrap());
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap(),
+        report.html().unwrap()
+    );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     let absent = folder.path().join("absent").join("report.html");
     let complaint = report.write(&absent).unwrap_err().to_string();
-    assert!(complaint.starts_with(&format!("{}: ", absent.display())), "{complaint}");
+    assert!(
+        complaint.starts_with(&format!("{}: ", absent.display())),
+        "{complaint}"
+    );
 }

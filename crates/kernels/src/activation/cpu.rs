@@ -33,7 +33,11 @@ enum Factors {
 
 impl Factors {
     /// The factors of `inputs`, and `activation(gate) * up`.
-    fn new(inputs: &[FlexTensor; 2], activation: Activation, precision: Precision) -> (Self, FlexTensor) {
+    fn new(
+        inputs: &[FlexTensor; 2],
+        activation: Activation,
+        precision: Precision,
+    ) -> (Self, FlexTensor) {
         let (shape, [gate, up]) = (dimensions(&inputs[0]), inputs.each_ref().map(contiguous));
         if precision == Precision::F32 {
             let factors = Self::Whole([gate, up]);
@@ -43,11 +47,15 @@ impl Factors {
         let count = slice(&gate).len();
         let piece = piece(count);
         let size = (count, piece);
-        let ([y], halves) = fresh_with([size], [size; 2], |i, [y], [of_gate, of_up]: [&mut [u16]; 2]| {
-            narrow(of_gate, chunk(slice(&gate), piece, i));
-            narrow(of_up, chunk(slice(&up), piece, i));
-            gated_halves(activation, y, of_gate, of_up);
-        });
+        let ([y], halves) = fresh_with(
+            [size],
+            [size; 2],
+            |i, [y], [of_gate, of_up]: [&mut [u16]; 2]| {
+                narrow(of_gate, chunk(slice(&gate), piece, i));
+                narrow(of_up, chunk(slice(&up), piece, i));
+                gated_halves(activation, y, of_gate, of_up);
+            },
+        );
         (Self::Rounded(halves, shape.clone()), tensor(y, &shape))
     }
 
@@ -64,8 +72,15 @@ impl Factors {
         let count = shape.iter().product();
         let piece = piece(count);
         let [y] = fresh([(count, piece)], |i, [y]| match self {
-            Self::Whole([gate, up]) => gated(activation, y, chunk(slice(gate), piece, i), chunk(slice(up), piece, i)),
-            Self::Rounded([gate, up], _) => gated_halves(activation, y, chunk(gate, piece, i), chunk(up, piece, i)),
+            Self::Whole([gate, up]) => gated(
+                activation,
+                y,
+                chunk(slice(gate), piece, i),
+                chunk(slice(up), piece, i),
+            ),
+            Self::Rounded([gate, up], _) => {
+                gated_halves(activation, y, chunk(gate, piece, i), chunk(up, piece, i))
+            }
         });
         tensor(y, &shape)
     }
@@ -94,13 +109,22 @@ impl Factors {
 
 impl Gated {
     pub fn new(activation: Activation, precision: Precision) -> Self {
-        Self { activation, precision, factors: Arc::default() }
+        Self {
+            activation,
+            precision,
+            factors: Arc::default(),
+        }
     }
 
     /// Computes the output again, once the operator has run.
     pub fn remake(&self) -> impl Fn() -> FlexTensor + Send + Sync + 'static {
         let (activation, factors) = (self.activation, self.factors.clone());
-        move || factors.get().map_or_else(|| tensor(Vec::new(), &[0]), |factors| factors.product(activation))
+        move || {
+            factors.get().map_or_else(
+                || tensor(Vec::new(), &[0]),
+                |factors| factors.product(activation),
+            )
+        }
     }
 }
 
@@ -108,7 +132,9 @@ impl HostOperator<1> for Plain {
     fn forward(&self, [x]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let x = contiguous(x);
         let piece = piece(slice(&x).len());
-        let [y] = fresh([(slice(&x).len(), piece)], |i, [y]| plain(self.0, y, chunk(slice(&x), piece, i)));
+        let [y] = fresh([(slice(&x).len(), piece)], |i, [y]| {
+            plain(self.0, y, chunk(slice(&x), piece, i))
+        });
         (tensor(y, &dimensions(&x)), Vec::new())
     }
 
@@ -116,7 +142,12 @@ impl HostOperator<1> for Plain {
         let x = contiguous(&given.inputs[0]);
         let piece = piece(slice(&x).len());
         let [of_x] = fresh([(slice(&x).len(), piece)], |i, [of_x]| {
-            plain_backward(self.0, of_x, chunk(slice(&x), piece, i), chunk(slice(&given.gradient), piece, i));
+            plain_backward(
+                self.0,
+                of_x,
+                chunk(slice(&x), piece, i),
+                chunk(slice(&given.gradient), piece, i),
+            );
         });
         [Some(tensor(of_x, &dimensions(&x)))]
     }
@@ -135,7 +166,9 @@ impl HostOperator<2> for Gated {
     }
 
     fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        self.factors.get().map_or([None, None], |factors| factors.gradients(self.activation, &given.gradient))
+        self.factors.get().map_or([None, None], |factors| {
+            factors.gradients(self.activation, &given.gradient)
+        })
     }
 }
 
@@ -253,13 +286,19 @@ fn gelu_tanh<const FUSED: bool>(x: f32) -> (f32, f32) {
     const SCALE: f32 = 0.797_884_6;
     let bent = tanh::<FUSED>(SCALE * (x + 0.044_715 * x * x * x));
     let slope = SCALE * (1.0 + 3.0 * 0.044_715 * x * x);
-    (0.5 * x * (1.0 + bent), 0.5 * (1.0 + bent) + 0.5 * x * (1.0 - bent * bent) * slope)
+    (
+        0.5 * x * (1.0 + bent),
+        0.5 * (1.0 + bent) + 0.5 * x * (1.0 - bent * bent) * slope,
+    )
 }
 
 #[inline(always)]
 fn relu<const FUSED: bool>(x: f32) -> (f32, f32) {
     // Written so that NaN stays NaN.
-    (if x < 0.0 { 0.0 } else { x }, if x > 0.0 { 1.0 } else { 0.0 })
+    (
+        if x < 0.0 { 0.0 } else { x },
+        if x > 0.0 { 1.0 } else { 0.0 },
+    )
 }
 
 #[inline(always)]

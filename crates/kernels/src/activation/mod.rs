@@ -77,38 +77,114 @@ mod tests {
 
     fn check(activation: Activation, expected: [f32; 6]) {
         let x = Tensor::<1>::from_floats(POINTS, &Device::flex());
-        for output in [activate(activation, x.clone()), reference::activate(activation, x)] {
-            for (value, expected) in output.into_data().try_to_vec::<f32>().unwrap().iter().zip(expected) {
-                assert!((value - expected).abs() < 1e-6, "{activation:?}: {value} against {expected}");
+        for output in [
+            activate(activation, x.clone()),
+            reference::activate(activation, x),
+        ] {
+            for (value, expected) in output
+                .into_data()
+                .try_to_vec::<f32>()
+                .unwrap()
+                .iter()
+                .zip(expected)
+            {
+                assert!(
+                    (value - expected).abs() < 1e-6,
+                    "{activation:?}: {value} against {expected}"
+                );
             }
         }
     }
 
     #[test]
     fn values_of_the_reference_library() {
-        check(Activation::Gelu, [-0.004050225, -0.1586553, -0.1542688, 0.3457312, 0.8413447, 1.9545]);
-        check(Activation::GeluTanh, [-0.003637433, -0.158808, -0.154286, 0.345714, 0.841192, 1.954598]);
-        check(Activation::QuickGelu, [-0.01807131, -0.1542042, -0.1496116, 0.3503884, 0.8457958, 1.935659]);
-        check(Activation::Silu, [-0.1422776, -0.2689414, -0.1887703, 0.3112297, 0.7310586, 1.761594]);
+        check(
+            Activation::Gelu,
+            [
+                -0.004050225,
+                -0.1586553,
+                -0.1542688,
+                0.3457312,
+                0.8413447,
+                1.9545,
+            ],
+        );
+        check(
+            Activation::GeluTanh,
+            [
+                -0.003637433,
+                -0.158808,
+                -0.154286,
+                0.345714,
+                0.841192,
+                1.954598,
+            ],
+        );
+        check(
+            Activation::QuickGelu,
+            [
+                -0.01807131,
+                -0.1542042,
+                -0.1496116,
+                0.3503884,
+                0.8457958,
+                1.935659,
+            ],
+        );
+        check(
+            Activation::Silu,
+            [
+                -0.1422776, -0.2689414, -0.1887703, 0.3112297, 0.7310586, 1.761594,
+            ],
+        );
         check(Activation::Relu2, [0.0, 0.0, 0.0, 0.25, 1.0, 4.0]);
-        check(Activation::Sigmoid, [0.04742587, 0.2689414, 0.3775407, 0.6224593, 0.7310586, 0.8807971]);
-        check(Activation::Tanh, [-0.9950548, -0.7615942, -0.4621172, 0.4621172, 0.7615942, 0.9640276]);
+        check(
+            Activation::Sigmoid,
+            [
+                0.04742587, 0.2689414, 0.3775407, 0.6224593, 0.7310586, 0.8807971,
+            ],
+        );
+        check(
+            Activation::Tanh,
+            [
+                -0.9950548, -0.7615942, -0.4621172, 0.4621172, 0.7615942, 0.9640276,
+            ],
+        );
     }
 
     #[test]
     fn backward_agrees_with_finite_differences() {
         for activation in ALL {
             let device = Device::flex();
-            let x = Tensor::<1>::from_floats(POINTS, &device).autodiff().require_grad();
+            let x = Tensor::<1>::from_floats(POINTS, &device)
+                .autodiff()
+                .require_grad();
             let gradients = activate(activation, x.clone()).sum().backward();
-            let gradient = x.grad(&gradients).unwrap().into_data().try_to_vec::<f32>().unwrap();
-            let shifted =
-                |by: f32| activate(activation, Tensor::<1>::from_floats(POINTS.map(|p| p + by), &device)).into_data();
-            let (above, below) =
-                (shifted(1e-2).try_to_vec::<f32>().unwrap(), shifted(-1e-2).try_to_vec::<f32>().unwrap());
+            let gradient = x
+                .grad(&gradients)
+                .unwrap()
+                .into_data()
+                .try_to_vec::<f32>()
+                .unwrap();
+            let shifted = |by: f32| {
+                activate(
+                    activation,
+                    Tensor::<1>::from_floats(POINTS.map(|p| p + by), &device),
+                )
+                .into_data()
+            };
+            let (above, below) = (
+                shifted(1e-2).try_to_vec::<f32>().unwrap(),
+                shifted(-1e-2).try_to_vec::<f32>().unwrap(),
+            );
             for i in 0..POINTS.len() {
                 let numeric = (above[i] - below[i]) / 2e-2;
-                assert!((gradient[i] - numeric).abs() < 2e-3, "at {}: {} against {numeric}", POINTS[i], gradient[i]);
+                assert!(
+                    (gradient[i] - numeric).abs() < 2e-3,
+                    "at {}: {} against {numeric}",
+                    POINTS[i],
+                    gradient[i]
+                );
             }
         }
     }

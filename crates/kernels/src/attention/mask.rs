@@ -42,35 +42,63 @@ const FORBIDDEN: f32 = -1e30;
 impl Mask {
     /// Builds the mask of `spec`.
     pub fn new(spec: MaskSpec<'_>) -> Self {
-        let rows = if spec.segments.is_some() { spec.batch } else { 1 };
+        let rows = if spec.segments.is_some() {
+            spec.batch
+        } else {
+            1
+        };
         let mut intervals = Vec::with_capacity(rows * spec.queries);
         for row in 0..rows {
-            let same =
-                |a: &usize, b: &usize| spec.segments.is_none_or(|s| s[row * spec.keys + a] == s[row * spec.keys + b]);
+            let same = |a: &usize, b: &usize| {
+                spec.segments
+                    .is_none_or(|s| s[row * spec.keys + a] == s[row * spec.keys + b])
+            };
             let positions: Vec<usize> = (0..spec.keys).collect();
             for run in positions.chunk_by(same) {
                 let (run, run_end) = (run[0], run[0] + run.len());
                 for key in run.max(spec.keys - spec.queries)..run_end {
                     let window = spec.window.unwrap_or(spec.keys);
-                    let end = if spec.causal { key + 1 } else { run_end.min(key + window) };
+                    let end = if spec.causal {
+                        key + 1
+                    } else {
+                        run_end.min(key + window)
+                    };
                     intervals.push((run.max((key + 1).saturating_sub(window)) as u32, end as u32));
                 }
             }
         }
-        Self { intervals: Arc::new(intervals), queries: spec.queries, keys: spec.keys, rows }
+        Self {
+            intervals: Arc::new(intervals),
+            queries: spec.queries,
+            keys: spec.keys,
+            rows,
+        }
     }
 
     /// The mask of cross-attention: all queries of a row see the same keys, from the first number of the row's pair to
     /// before the second. One pair a row, or one for all.
     pub fn cross(queries: usize, keys: usize, seen: &[(u32, u32)]) -> Self {
-        let intervals = seen.iter().flat_map(|pair| std::iter::repeat_n(*pair, queries)).collect();
-        Self { intervals: Arc::new(intervals), queries, keys, rows: seen.len() }
+        let intervals = seen
+            .iter()
+            .flat_map(|pair| std::iter::repeat_n(*pair, queries))
+            .collect();
+        Self {
+            intervals: Arc::new(intervals),
+            queries,
+            keys,
+            rows: seen.len(),
+        }
     }
 
     /// All keys that some of the queries see.
     pub(super) fn span(&self, row: usize, queries: Range<usize>) -> Range<usize> {
-        let seen = self.intervals(row, queries).iter().filter(|(first, end)| first < end);
-        let (first, end) = seen.fold((u32::MAX, 0), |all, interval| (all.0.min(interval.0), all.1.max(interval.1)));
+        let seen = self
+            .intervals(row, queries)
+            .iter()
+            .filter(|(first, end)| first < end);
+        let (first, end) = seen.fold((u32::MAX, 0), |all, interval| {
+            (all.0.min(interval.0), all.1.max(interval.1))
+        });
         first.min(end) as usize..end as usize
     }
 
@@ -84,7 +112,13 @@ impl Mask {
     pub(super) fn bias(&self, device: &Device) -> Tensor<4> {
         let row = |(first, end): &(u32, u32)| {
             let allowed = *first..*end;
-            (0..self.keys as u32).map(move |key| if allowed.contains(&key) { 0.0 } else { FORBIDDEN })
+            (0..self.keys as u32).map(move |key| {
+                if allowed.contains(&key) {
+                    0.0
+                } else {
+                    FORBIDDEN
+                }
+            })
         };
         let bias: Vec<f32> = self.intervals.iter().flat_map(row).collect();
         let data = TensorData::new(bias, [self.rows, 1, self.queries, self.keys]);
@@ -98,24 +132,67 @@ mod tests {
 
     fn allowed(spec: MaskSpec<'_>) -> Vec<bool> {
         let bias = Mask::new(spec).bias(&Device::flex());
-        bias.into_data().try_to_vec::<f32>().unwrap().iter().map(|b| *b == 0.0).collect()
+        bias.into_data()
+            .try_to_vec::<f32>()
+            .unwrap()
+            .iter()
+            .map(|b| *b == 0.0)
+            .collect()
     }
 
     #[test]
     fn masks_follow_the_one_rule() {
-        let free = |queries, keys| MaskSpec { batch: 1, queries, keys, causal: true, window: None, segments: None };
+        let free = |queries, keys| MaskSpec {
+            batch: 1,
+            queries,
+            keys,
+            causal: true,
+            window: None,
+            segments: None,
+        };
         assert_eq!(allowed(free(2, 3)), [true, true, false, true, true, true]);
-        let window = MaskSpec { window: Some(1), ..free(2, 2) };
+        let window = MaskSpec {
+            window: Some(1),
+            ..free(2, 2)
+        };
         assert_eq!(allowed(window), [true, false, false, true]);
         let segments = [1, 1, 2];
-        let packed = MaskSpec { segments: Some(&segments), ..free(3, 3) };
-        assert_eq!(allowed(packed), [true, false, false, true, true, false, false, false, true]);
-        let both = MaskSpec { causal: false, ..packed };
-        assert_eq!(allowed(both), [true, true, false, true, true, false, false, false, true]);
-        let near = MaskSpec { causal: false, window: Some(2), ..free(3, 3) };
-        assert_eq!(allowed(near), [true, true, false, true, true, true, false, true, true]);
-        let bias = Mask::cross(2, 3, &[(0, 2), (1, 3)]).bias(&Device::flex()).into_data().try_to_vec::<f32>().unwrap();
+        let packed = MaskSpec {
+            segments: Some(&segments),
+            ..free(3, 3)
+        };
+        assert_eq!(
+            allowed(packed),
+            [true, false, false, true, true, false, false, false, true]
+        );
+        let both = MaskSpec {
+            causal: false,
+            ..packed
+        };
+        assert_eq!(
+            allowed(both),
+            [true, true, false, true, true, false, false, false, true]
+        );
+        let near = MaskSpec {
+            causal: false,
+            window: Some(2),
+            ..free(3, 3)
+        };
+        assert_eq!(
+            allowed(near),
+            [true, true, false, true, true, true, false, true, true]
+        );
+        let bias = Mask::cross(2, 3, &[(0, 2), (1, 3)])
+            .bias(&Device::flex())
+            .into_data()
+            .try_to_vec::<f32>()
+            .unwrap();
         let seen: Vec<bool> = bias.iter().map(|b| *b == 0.0).collect();
-        assert_eq!(seen, [true, true, false, true, true, false, false, true, true, false, true, true]);
+        assert_eq!(
+            seen,
+            [
+                true, true, false, true, true, false, false, true, true, false, true, true
+            ]
+        );
     }
 }

@@ -24,7 +24,11 @@ pub struct Options {
 impl Options {
     /// Plain attention in f32.
     pub fn scaled(scale: f64) -> Self {
-        Self { scale, softcap: None, precision: Precision::F32 }
+        Self {
+            scale,
+            softcap: None,
+            precision: Precision::F32,
+        }
     }
 }
 
@@ -53,7 +57,10 @@ pub fn attention(
     bias: Option<Tensor<2>>,
     options: Options,
 ) -> Tensor<4> {
-    let flash = || cpu::Flash { mask: mask.clone(), options };
+    let flash = || cpu::Flash {
+        mask: mask.clone(),
+        options,
+    };
     match (host::on_host(&query), bias) {
         (true, None) => host::three(query, key, value, flash()),
         (true, Some(bias)) => host::four(query, key, value, bias, flash()),
@@ -79,9 +86,19 @@ mod tests {
         // The second channel of the values picks the first key's weight out.
         let value = Tensor::<4>::from_floats([[[[10.0, 1.0]], [[20.0, 0.0]]]], &device);
         let mask = Mask::cross(1, 2, &[(0, 2)]);
-        let output = attention(query, key, value, &mask, None, Options::scaled(0.5f64.sqrt()));
+        let output = attention(
+            query,
+            key,
+            value,
+            &mask,
+            None,
+            Options::scaled(0.5f64.sqrt()),
+        );
         let output = output.into_data().try_to_vec::<f32>().unwrap();
-        assert!((output[0] - 13.3024).abs() < 1e-4 && (output[1] - 0.66976).abs() < 1e-5, "{output:?}");
+        assert!(
+            (output[0] - 13.3024).abs() < 1e-4 && (output[1] - 0.66976).abs() < 1e-5,
+            "{output:?}"
+        );
     }
 
     #[test]
@@ -89,14 +106,32 @@ mod tests {
         let device = Device::flex();
         // Scores 10, 100 and 0. Biases take away what the cap leaves of them, so that all keys weigh the same.
         let query = Tensor::<4>::from_floats([[[[1.0, 0.0, 0.0]]]], &device);
-        let key = Tensor::<4>::from_floats([[[[10.0, 0.0, 0.0]], [[100.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]]], &device);
+        let key = Tensor::<4>::from_floats(
+            [[[[10.0, 0.0, 0.0]], [[100.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]]],
+            &device,
+        );
         let value = Tensor::<2>::eye(3, &device).reshape([1, 3, 1, 3]);
         // By distance, which is least for the last key.
         let bias = Tensor::<2>::from_floats([[0.0, -48.2014, -9.8688]], &device);
-        let options = Options { softcap: Some(50.0), ..Options::scaled(1.0) };
-        let output = attention(query, key, value, &Mask::cross(1, 3, &[(0, 3)]), Some(bias), options);
+        let options = Options {
+            softcap: Some(50.0),
+            ..Options::scaled(1.0)
+        };
+        let output = attention(
+            query,
+            key,
+            value,
+            &Mask::cross(1, 3, &[(0, 3)]),
+            Some(bias),
+            options,
+        );
         let weights = output.into_data().try_to_vec::<f32>().unwrap();
-        assert!(weights.iter().all(|weight| (*weight - 1.0 / 3.0).abs() < 1e-4), "{weights:?}");
+        assert!(
+            weights
+                .iter()
+                .all(|weight| (*weight - 1.0 / 3.0).abs() < 1e-4),
+            "{weights:?}"
+        );
     }
 
     /// The shape of a comparison.
@@ -134,24 +169,54 @@ mod tests {
 
     /// Compares with the reference in f32.
     fn check(case: Case, tolerance: f32) {
-        let Case { batch, queries, kv_heads, width, causal, window, .. } = case;
+        let Case {
+            batch,
+            queries,
+            kv_heads,
+            width,
+            causal,
+            window,
+            ..
+        } = case;
         let (keys, heads) = (queries + case.past, kv_heads * case.group);
-        let segments: Option<Vec<u32>> =
-            case.segment.map(|length| (0..batch * keys).map(|i| ((i % keys + i / keys) / length) as u32).collect());
-        let mask = Mask::new(MaskSpec { batch, queries, keys, causal, window, segments: segments.as_deref() });
+        let segments: Option<Vec<u32>> = case.segment.map(|length| {
+            (0..batch * keys)
+                .map(|i| ((i % keys + i / keys) / length) as u32)
+                .collect()
+        });
+        let mask = Mask::new(MaskSpec {
+            batch,
+            queries,
+            keys,
+            causal,
+            window,
+            segments: segments.as_deref(),
+        });
         compare(case, [heads, keys], width, &mask, tolerance);
     }
 
     fn compare(case: Case, [heads, keys]: [usize; 2], width: usize, mask: &Mask, tolerance: f32) {
-        let Case { batch, queries, kv_heads, .. } = case;
+        let Case {
+            batch,
+            queries,
+            kv_heads,
+            ..
+        } = case;
         let shapes: [&[usize]; 4] = [
             &[batch, queries, heads, width],
             &[batch, keys, kv_heads, width],
             &[batch, keys, kv_heads, width],
             &[heads, queries + keys - 1],
         ];
-        let options = Options { scale: 0.7, softcap: case.softcap, precision: case.precision };
-        let plain = Options { precision: Precision::F32, ..options };
+        let options = Options {
+            scale: 0.7,
+            softcap: case.softcap,
+            precision: case.precision,
+        };
+        let plain = Options {
+            precision: Precision::F32,
+            ..options
+        };
         let bias = |t: &[crate::testing::Leaf]| case.biased.then(|| t[3].get());
         agree(
             if case.biased { &shapes } else { &shapes[..3] },
@@ -159,7 +224,8 @@ mod tests {
             |t| attention(t[0].get(), t[1].get(), t[2].get(), mask, bias(t), options).reshape([-1]),
             |t| {
                 let mask = mask.bias(&Device::flex());
-                reference::attention(t[0].get(), t[1].get(), t[2].get(), mask, bias(t), plain).reshape([-1])
+                reference::attention(t[0].get(), t[1].get(), t[2].get(), mask, bias(t), plain)
+                    .reshape([-1])
             },
         );
     }
@@ -180,17 +246,61 @@ mod tests {
 
     #[test]
     fn several_blocks_of_queries_and_keys_agree_with_the_reference() {
-        check(Case { queries: 600, ..CASE }, 1e-5);
-        check(Case { queries: 300, causal: false, softcap: Some(1.0), biased: true, ..CASE }, 1e-5);
-        check(Case { batch: 2, queries: 280, past: 5, group: 2, width: 4, window: Some(100), ..CASE }, 1e-5);
-        check(Case { queries: 290, width: 4, segment: Some(70), ..CASE }, 1e-5);
+        check(
+            Case {
+                queries: 600,
+                ..CASE
+            },
+            1e-5,
+        );
+        check(
+            Case {
+                queries: 300,
+                causal: false,
+                softcap: Some(1.0),
+                biased: true,
+                ..CASE
+            },
+            1e-5,
+        );
+        check(
+            Case {
+                batch: 2,
+                queries: 280,
+                past: 5,
+                group: 2,
+                width: 4,
+                window: Some(100),
+                ..CASE
+            },
+            1e-5,
+        );
+        check(
+            Case {
+                queries: 290,
+                width: 4,
+                segment: Some(70),
+                ..CASE
+            },
+            1e-5,
+        );
     }
 
     #[test]
     fn cross_attention_agrees_with_the_reference() {
         for queries in [3, 50] {
-            let case = Case { batch: 2, queries, ..CASE };
-            compare(case, [1, 300], 8, &Mask::cross(queries, 300, &[(0, 300), (7, 290)]), 1e-5);
+            let case = Case {
+                batch: 2,
+                queries,
+                ..CASE
+            };
+            compare(
+                case,
+                [1, 300],
+                8,
+                &Mask::cross(queries, 300, &[(0, 300), (7, 290)]),
+                1e-5,
+            );
         }
     }
 
@@ -198,16 +308,38 @@ mod tests {
     fn a_query_that_sees_nothing_gives_zeros_and_no_gradient() {
         for queries in [2, 20] {
             let device = Device::flex();
-            let x = || Tensor::<4>::ones([2, queries, 1, 4], &device).autodiff().require_grad();
+            let x = || {
+                Tensor::<4>::ones([2, queries, 1, 4], &device)
+                    .autodiff()
+                    .require_grad()
+            };
             let (query, key, value) = (x(), x(), x());
             let mask = Mask::cross(queries, queries, &[(0, 0), (0, 1)]);
-            let mixed = attention(query.clone(), key.clone(), value.clone(), &mask, None, Options::scaled(1.0));
+            let mixed = attention(
+                query.clone(),
+                key.clone(),
+                value.clone(),
+                &mask,
+                None,
+                Options::scaled(1.0),
+            );
             let gradients = mixed.clone().sum().backward();
             let values = mixed.into_data().try_into_vec::<f32>().unwrap();
-            assert!(values[..queries * 4].iter().all(|v| *v == 0.0) && values[queries * 4..].iter().all(|v| *v == 1.0));
+            assert!(
+                values[..queries * 4].iter().all(|v| *v == 0.0)
+                    && values[queries * 4..].iter().all(|v| *v == 1.0)
+            );
             for input in [query, key, value] {
-                let gradient = input.grad(&gradients).unwrap().into_data().try_into_vec::<f32>().unwrap();
-                assert!(gradient[..queries * 4].iter().all(|g| *g == 0.0) && gradient.iter().all(|g| g.is_finite()));
+                let gradient = input
+                    .grad(&gradients)
+                    .unwrap()
+                    .into_data()
+                    .try_into_vec::<f32>()
+                    .unwrap();
+                assert!(
+                    gradient[..queries * 4].iter().all(|g| *g == 0.0)
+                        && gradient.iter().all(|g| g.is_finite())
+                );
             }
         }
     }

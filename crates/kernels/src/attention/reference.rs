@@ -18,8 +18,11 @@ pub fn attention(
     let [batch, queries, heads, width] = query.dims();
     let [_, keys, kv_heads, _] = key.dims();
     let group = heads / kv_heads;
-    let [query, key, value] = [query, key, value].map(|x| rounded(x, options.precision).swap_dims(1, 2));
-    let scores = (query * options.scale).reshape([batch, kv_heads, group * queries, width]).matmul(key.swap_dims(2, 3));
+    let [query, key, value] =
+        [query, key, value].map(|x| rounded(x, options.precision).swap_dims(1, 2));
+    let scores = (query * options.scale)
+        .reshape([batch, kv_heads, group * queries, width])
+        .matmul(key.swap_dims(2, 3));
     let mut scores = scores.reshape([batch, heads, queries, keys]);
     if let Some(softcap) = options.softcap {
         scores = (scores / softcap).tanh() * softcap;
@@ -28,8 +31,12 @@ pub fn attention(
         scores = scores + by_distance(bias, queries, keys);
     }
     let weights = softmax(scores + mask, 3);
-    let mixed = weights.reshape([batch, kv_heads, group * queries, keys]).matmul(value);
-    mixed.reshape([batch, heads, queries, width]).swap_dims(1, 2)
+    let mixed = weights
+        .reshape([batch, kv_heads, group * queries, keys])
+        .matmul(value);
+    mixed
+        .reshape([batch, heads, queries, width])
+        .swap_dims(1, 2)
 }
 
 /// From `[heads, queries + keys - 1]` to `[1, heads, queries, keys]`: element `query - key + keys - 1` of each head.

@@ -56,17 +56,34 @@ impl<'a> Head<'a> {
     fn new(inputs: &'a [FlexTensor], targets: &'a [u32], options: HeadOptions) -> Self {
         let (shape, bias) = (dimensions(&inputs[1]), inputs.get(2).map(slice));
         let (hidden, weight) = (slice(&inputs[0]), slice(&inputs[1]));
-        Self { hidden, weight, bias, targets, options, width: shape[1], vocabulary: shape[0] }
+        Self {
+            hidden,
+            weight,
+            bias,
+            targets,
+            options,
+            width: shape[1],
+            vocabulary: shape[0],
+        }
     }
 
     /// Ranges of rows that are computed together.
     fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (rows, count) = ((CHUNK / self.vocabulary.max(1)).max(ROWS), self.targets.len());
-        (0..count).step_by(rows).map(move |start| start..(start + rows).min(count))
+        let (rows, count) = (
+            (CHUNK / self.vocabulary.max(1)).max(ROWS),
+            self.targets.len(),
+        );
+        (0..count)
+            .step_by(rows)
+            .map(move |start| start..(start + rows).min(count))
     }
 
     fn hidden(&self, rows: &Range<usize>) -> Matrix<'a> {
-        Matrix::new(&self.hidden[rows.start * self.width..rows.end * self.width], rows.len(), self.width)
+        Matrix::new(
+            &self.hidden[rows.start * self.width..rows.end * self.width],
+            rows.len(),
+            self.width,
+        )
     }
 
     fn weight(&self) -> Matrix<'a> {
@@ -74,14 +91,22 @@ impl<'a> Head<'a> {
     }
 
     fn logits(&self, rows: &Range<usize>) -> Vec<f32> {
-        let mut logits = multiplied(self.hidden(rows), self.weight().transposed(), How::all(self.options.precision));
+        let mut logits = multiplied(
+            self.hidden(rows),
+            self.weight().transposed(),
+            How::all(self.options.precision),
+        );
         if let Some(bias) = self.bias {
             for_chunks([(&mut logits, self.vocabulary)], |_, [row]| {
-                row.iter_mut().zip(bias).for_each(|(logit, bias)| *logit += bias);
+                row.iter_mut()
+                    .zip(bias)
+                    .for_each(|(logit, bias)| *logit += bias);
             });
         }
         if let Some(softcap) = self.options.softcap {
-            for_chunks([(&mut logits, self.vocabulary)], |_, [row]| cap(row, softcap as f32));
+            for_chunks([(&mut logits, self.vocabulary)], |_, [row]| {
+                cap(row, softcap as f32)
+            });
         }
         logits
     }
@@ -93,7 +118,10 @@ impl<'a> Head<'a> {
             let (largest, log_sum) = log_sum(chunk(logits, self.vocabulary, i));
             found.copy_from_slice(&[largest, log_sum]);
         });
-        found.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
+        found
+            .chunks_exact(2)
+            .map(|pair| (pair[0], pair[1]))
+            .collect()
     }
 
     /// The mean log-probability of all tokens, summed over rows.
@@ -101,15 +129,27 @@ impl<'a> Head<'a> {
         let mut means = vec![0.0; statistics.len()];
         for_chunks([(&mut means, 1)], |i, [mean]| {
             let (largest, log_sum) = statistics[i];
-            mean[0] = sum_below(chunk(logits, self.vocabulary, i), largest) / self.vocabulary as f32 - log_sum;
+            mean[0] = sum_below(chunk(logits, self.vocabulary, i), largest)
+                / self.vocabulary as f32
+                - log_sum;
         });
         means.into_iter().map(f64::from).sum()
     }
 
     fn gradients(&self, wanted: &[bool]) -> Gradients {
-        let zeros = |input: usize, count: usize| zeros(if wanted.get(input) == Some(&true) { count } else { 0 });
+        let zeros = |input: usize, count: usize| {
+            zeros(if wanted.get(input) == Some(&true) {
+                count
+            } else {
+                0
+            })
+        };
         let (hidden, weight) = (zeros(0, self.hidden.len()), zeros(1, self.weight.len()));
-        Gradients { hidden, weight, bias: zeros(2, self.vocabulary) }
+        Gradients {
+            hidden,
+            weight,
+            bias: zeros(2, self.vocabulary),
+        }
     }
 
     /// Turns logits into `factor ((1 - e) onehot(target) + e / vocabulary - p (1 + 2 z log Z))`, with one factor a row.
@@ -121,17 +161,28 @@ impl<'a> Head<'a> {
         factors: &[f32],
         regularisation: Regularisation,
     ) {
-        let Regularisation { z_loss, label_smoothing } = regularisation;
-        let (share, of_target) = (label_smoothing / self.vocabulary as f64, 1.0 - label_smoothing);
+        let Regularisation {
+            z_loss,
+            label_smoothing,
+        } = regularisation;
+        let (share, of_target) = (
+            label_smoothing / self.vocabulary as f64,
+            1.0 - label_smoothing,
+        );
         let targets = &self.targets[rows.clone()];
         for_chunks([(logits, self.vocabulary)], |i, [logits]| {
             let (target, statistics, factor) = (targets[i], statistics[i], factors[i]);
             let capped = logits[target as usize];
             let scale = -factor * (1.0 + 2.0 * z_loss as f32 * (statistics.0 + statistics.1));
-            let (scale, softcap) = ([scale, factor * share as f32], self.options.softcap.map(|softcap| softcap as f32));
+            let (scale, softcap) = (
+                [scale, factor * share as f32],
+                self.options.softcap.map(|softcap| softcap as f32),
+            );
             match softcap {
                 None => probabilities(logits, statistics.0, statistics.1, scale),
-                Some(softcap) => capped_probabilities(logits, statistics.0, statistics.1, scale, softcap),
+                Some(softcap) => {
+                    capped_probabilities(logits, statistics.0, statistics.1, scale, softcap)
+                }
             }
             let slope = softcap.map_or(1.0, |softcap| slope(capped, softcap));
             logits[target as usize] += factor * of_target as f32 * slope;
@@ -142,13 +193,23 @@ impl<'a> Head<'a> {
     fn accumulate(&self, rows: &Range<usize>, of_logits: &[f32], gradients: &mut Gradients) {
         if !gradients.bias.is_empty() {
             for row in of_logits.chunks_exact(self.vocabulary) {
-                gradients.bias.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+                gradients
+                    .bias
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(sum, value)| *sum += value);
             }
         }
         let of_logits = Matrix::new(of_logits, rows.len(), self.vocabulary);
         if !gradients.hidden.is_empty() {
             let part = &mut gradients.hidden[rows.start * self.width..rows.end * self.width];
-            product(part, of_logits, self.weight(), false, How::all(self.options.precision));
+            product(
+                part,
+                of_logits,
+                self.weight(),
+                false,
+                How::all(self.options.precision),
+            );
         }
         if !gradients.weight.is_empty() {
             product(
@@ -171,19 +232,35 @@ impl LinearLogProbabilities {
             let logits = head.logits(&rows);
             let statistics = head.statistics(&logits);
             output.extend(log_probabilities(&head, &rows, &logits, &statistics));
-            saved.extend(statistics.iter().flat_map(|(largest, log_sum)| [*largest, *log_sum]));
+            saved.extend(
+                statistics
+                    .iter()
+                    .flat_map(|(largest, log_sum)| [*largest, *log_sum]),
+            );
         }
         (tensor(output, &[self.targets.len()]), vec![saved])
     }
 
-    fn differentiate(&self, inputs: &[FlexTensor], saved: &[f32], gradient: &[f32], wanted: &[bool]) -> Gradients {
+    fn differentiate(
+        &self,
+        inputs: &[FlexTensor],
+        saved: &[f32],
+        gradient: &[f32],
+        wanted: &[bool],
+    ) -> Gradients {
         let head = Head::new(inputs, &self.targets, self.options);
         let mut gradients = head.gradients(wanted);
         for rows in head.chunks() {
             let mut logits = head.logits(&rows);
             let saved = saved[rows.start * 2..rows.end * 2].chunks_exact(2);
             let statistics: Vec<(f32, f32)> = saved.map(|pair| (pair[0], pair[1])).collect();
-            head.differentiate(&rows, &mut logits, &statistics, &gradient[rows.clone()], Regularisation::default());
+            head.differentiate(
+                &rows,
+                &mut logits,
+                &statistics,
+                &gradient[rows.clone()],
+                Regularisation::default(),
+            );
             head.accumulate(&rows, &logits, &mut gradients);
         }
         gradients
@@ -196,45 +273,73 @@ impl LinearCrossEntropy {
         let head = Head::new(inputs, &self.targets, self.options);
         let mut gradients = head.gradients(wanted);
         let regularisation = self.options.regularisation;
-        let Regularisation { z_loss, label_smoothing } = regularisation;
+        let Regularisation {
+            z_loss,
+            label_smoothing,
+        } = regularisation;
         let mut loss = 0.0f64;
         for rows in head.chunks() {
             let mut logits = head.logits(&rows);
             let statistics = head.statistics(&logits);
-            let chosen = log_probabilities(&head, &rows, &logits, &statistics).map(f64::from).sum::<f64>();
+            let chosen = log_probabilities(&head, &rows, &logits, &statistics)
+                .map(f64::from)
+                .sum::<f64>();
             loss -= (1.0 - label_smoothing) * chosen;
             if label_smoothing != 0.0 {
                 loss -= label_smoothing * head.mean_log_probabilities(&logits, &statistics);
             }
-            let squares = statistics.iter().map(|(largest, log_sum)| f64::from(largest + log_sum).powi(2));
+            let squares = statistics
+                .iter()
+                .map(|(largest, log_sum)| f64::from(largest + log_sum).powi(2));
             loss += z_loss * squares.sum::<f64>();
             if wanted.contains(&true) {
-                head.differentiate(&rows, &mut logits, &statistics, &vec![-1.0; rows.len()], regularisation);
+                head.differentiate(
+                    &rows,
+                    &mut logits,
+                    &statistics,
+                    &vec![-1.0; rows.len()],
+                    regularisation,
+                );
                 head.accumulate(&rows, &logits, &mut gradients);
             }
         }
-        (tensor(vec![loss as f32], &[1]), vec![gradients.hidden, gradients.weight, gradients.bias])
+        (
+            tensor(vec![loss as f32], &[1]),
+            vec![gradients.hidden, gradients.weight, gradients.bias],
+        )
     }
 
     fn differentiate(saved: Saved, factor: f32) -> Gradients {
         let mut saved = saved.into_iter();
         let mut scaled = || {
             let mut values = saved.next().unwrap_or_default();
-            for_chunks([(&mut values, 1 << 14)], |_, [chunk]| chunk.iter_mut().for_each(|value| *value *= factor));
+            for_chunks([(&mut values, 1 << 14)], |_, [chunk]| {
+                chunk.iter_mut().for_each(|value| *value *= factor)
+            });
             values
         };
-        Gradients { hidden: scaled(), weight: scaled(), bias: scaled() }
+        Gradients {
+            hidden: scaled(),
+            weight: scaled(),
+            bias: scaled(),
+        }
     }
 }
 
 impl Gradients {
     /// The wanted ones as tensors in the shapes of the inputs.
-    fn tensors<const N: usize>(self, inputs: &[FlexTensor; N], wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+    fn tensors<const N: usize>(
+        self,
+        inputs: &[FlexTensor; N],
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N] {
         let mut all = [self.hidden, self.weight, self.bias].into_iter();
         let mut number = 0;
         inputs.each_ref().map(|input| {
             number += 1;
-            all.next().filter(|_| wanted[number - 1]).map(|values| tensor(values, &dimensions(input)))
+            all.next()
+                .filter(|_| wanted[number - 1])
+                .map(|values| tensor(values, &dimensions(input)))
         })
     }
 }
@@ -243,24 +348,42 @@ impl Gradients {
 macro_rules! operators {
     ($inputs:literal) => {
         impl HostOperator<$inputs> for LinearLogProbabilities {
-            fn forward(&self, inputs: &[FlexTensor; $inputs], _: [bool; $inputs]) -> (FlexTensor, Saved) {
+            fn forward(
+                &self,
+                inputs: &[FlexTensor; $inputs],
+                _: [bool; $inputs],
+            ) -> (FlexTensor, Saved) {
                 self.run(&inputs.each_ref().map(contiguous))
             }
 
-            fn backward(&self, given: Given<$inputs>, wanted: [bool; $inputs]) -> [Option<FlexTensor>; $inputs] {
+            fn backward(
+                &self,
+                given: Given<$inputs>,
+                wanted: [bool; $inputs],
+            ) -> [Option<FlexTensor>; $inputs] {
                 let inputs = given.inputs.each_ref().map(contiguous);
-                let gradients = self.differentiate(&inputs, &given.saved[0], slice(&given.gradient), &wanted);
+                let gradients =
+                    self.differentiate(&inputs, &given.saved[0], slice(&given.gradient), &wanted);
                 gradients.tensors(&given.inputs, wanted)
             }
         }
 
         impl HostOperator<$inputs> for LinearCrossEntropy {
-            fn forward(&self, inputs: &[FlexTensor; $inputs], wanted: [bool; $inputs]) -> (FlexTensor, Saved) {
+            fn forward(
+                &self,
+                inputs: &[FlexTensor; $inputs],
+                wanted: [bool; $inputs],
+            ) -> (FlexTensor, Saved) {
                 self.run(&inputs.each_ref().map(contiguous), &wanted)
             }
 
-            fn backward(&self, given: Given<$inputs>, wanted: [bool; $inputs]) -> [Option<FlexTensor>; $inputs] {
-                Self::differentiate(given.saved, slice(&given.gradient)[0]).tensors(&given.inputs, wanted)
+            fn backward(
+                &self,
+                given: Given<$inputs>,
+                wanted: [bool; $inputs],
+            ) -> [Option<FlexTensor>; $inputs] {
+                Self::differentiate(given.saved, slice(&given.gradient)[0])
+                    .tensors(&given.inputs, wanted)
             }
         }
     };
@@ -276,8 +399,12 @@ fn log_probabilities<'a>(
     logits: &'a [f32],
     statistics: &'a [(f32, f32)],
 ) -> impl Iterator<Item = f32> + 'a {
-    let logits = logits.chunks_exact(head.vocabulary).zip(&head.targets[rows.clone()]);
-    logits.zip(statistics).map(|((logits, target), (largest, log_sum))| logits[*target as usize] - largest - log_sum)
+    let logits = logits
+        .chunks_exact(head.vocabulary)
+        .zip(&head.targets[rows.clone()]);
+    logits
+        .zip(statistics)
+        .map(|((logits, target), (largest, log_sum))| logits[*target as usize] - largest - log_sum)
 }
 
 vectorised! {

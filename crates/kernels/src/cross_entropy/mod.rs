@@ -47,11 +47,16 @@ pub fn linear_log_probabilities(
     targets: &[u32],
     options: HeadOptions,
 ) -> Tensor<1> {
-    let operator = cpu::LinearLogProbabilities { targets: targets.to_vec(), options };
+    let operator = cpu::LinearLogProbabilities {
+        targets: targets.to_vec(),
+        options,
+    };
     match (host::on_host(&hidden), bias) {
         (true, None) => host::two(hidden, weight, operator),
         (true, Some(bias)) => host::three(hidden, weight, bias, operator),
-        (false, bias) => log_probabilities(reference::logits(hidden, weight, bias, options), targets),
+        (false, bias) => {
+            log_probabilities(reference::logits(hidden, weight, bias, options), targets)
+        }
     }
 }
 
@@ -66,25 +71,42 @@ pub fn linear_cross_entropy(
     targets: &[u32],
     options: HeadOptions,
 ) -> Tensor<1> {
-    let operator = cpu::LinearCrossEntropy { targets: targets.to_vec(), options };
+    let operator = cpu::LinearCrossEntropy {
+        targets: targets.to_vec(),
+        options,
+    };
     match (host::on_host(&hidden), bias) {
         (true, None) => host::two(hidden, weight, operator),
         (true, Some(bias)) => host::three(hidden, weight, bias, operator),
-        (false, bias) => {
-            cross_entropy(reference::logits(hidden, weight, bias, options), targets, options.regularisation)
-        }
+        (false, bias) => cross_entropy(
+            reference::logits(hidden, weight, bias, options),
+            targets,
+            options.regularisation,
+        ),
     }
 }
 
 /// The cross-entropy of `targets` `[tokens]` under `logits` `[tokens, vocabulary]`: `[1]`.
-pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], regularisation: Regularisation) -> Tensor<1> {
-    let Regularisation { z_loss, label_smoothing } = regularisation;
+pub fn cross_entropy(
+    logits: Tensor<2>,
+    targets: &[u32],
+    regularisation: Regularisation,
+) -> Tensor<1> {
+    let Regularisation {
+        z_loss,
+        label_smoothing,
+    } = regularisation;
     let mut sum = -log_probabilities(logits.clone(), targets).sum();
     if label_smoothing != 0.0 {
-        let of_all = reference::log_normalisers(logits.clone()).sum() - logits.clone().mean_dim(1).sum();
+        let of_all =
+            reference::log_normalisers(logits.clone()).sum() - logits.clone().mean_dim(1).sum();
         sum = sum * (1.0 - label_smoothing) + of_all * label_smoothing;
     }
-    if z_loss == 0.0 { sum } else { sum + reference::log_normalisers(logits).powi_scalar(2).sum() * z_loss }
+    if z_loss == 0.0 {
+        sum
+    } else {
+        sum + reference::log_normalisers(logits).powi_scalar(2).sum() * z_loss
+    }
 }
 
 /// Log-probability of `targets` `[tokens]` under `logits` `[tokens, vocabulary]`, in f32: `[tokens]`.
@@ -108,7 +130,9 @@ mod tests {
     #[test]
     fn uniform_logits_cost_the_log_of_the_vocabulary() {
         let device = Device::flex();
-        let loss = -log_probabilities(Tensor::ones([3, 4], &device), &[0, 3, 1]).sum().into_scalar::<f32>();
+        let loss = -log_probabilities(Tensor::ones([3, 4], &device), &[0, 3, 1])
+            .sum()
+            .into_scalar::<f32>();
         assert!((loss - 3.0 * 4f32.ln()).abs() < 1e-6);
     }
 
@@ -117,12 +141,25 @@ mod tests {
     fn logits_are_capped_as_in_gemma2() {
         let device = Device::flex();
         let hidden = Tensor::<2>::from_floats([[10.0, 100.0, 0.0]; 3], &device);
-        let options = HeadOptions { softcap: Some(50.0), ..HeadOptions::default() };
-        let found = linear_log_probabilities(hidden, Tensor::eye(3, &device), None, &[0, 1, 2], options);
+        let options = HeadOptions {
+            softcap: Some(50.0),
+            ..HeadOptions::default()
+        };
+        let found =
+            linear_log_probabilities(hidden, Tensor::eye(3, &device), None, &[0, 1, 2], options);
         // The highest stands so far above the others that log-probabilities are the distances from it.
         let expected = [9.8688 - 48.2014, 0.0, -48.2014];
-        for (found, expected) in found.into_data().try_to_vec::<f32>().unwrap().iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-4, "{found} against {expected}");
+        for (found, expected) in found
+            .into_data()
+            .try_to_vec::<f32>()
+            .unwrap()
+            .iter()
+            .zip(expected)
+        {
+            assert!(
+                (found - expected).abs() < 1e-4,
+                "{found} against {expected}"
+            );
         }
     }
 
@@ -130,15 +167,38 @@ mod tests {
     #[test]
     fn a_smoothed_target_shares_its_weight_with_all() {
         let device = Device::flex();
-        let hidden = Tensor::<2>::from_floats([[2.0, 1.0, 0.0]], &device).autodiff().require_grad();
-        let regularisation = Regularisation { label_smoothing: 0.1, ..Regularisation::default() };
-        let options = HeadOptions { regularisation, ..HeadOptions::default() };
-        let loss = linear_cross_entropy(hidden.clone(), Tensor::eye(3, &device), None, &[0], options);
-        assert!((loss.clone().into_scalar::<f32>() - (0.9 * 0.407606 + 0.1 * 1.407606)).abs() < 1e-5);
-        let gradient = hidden.grad(&loss.backward()).unwrap().into_data().try_into_vec::<f32>().unwrap();
+        let hidden = Tensor::<2>::from_floats([[2.0, 1.0, 0.0]], &device)
+            .autodiff()
+            .require_grad();
+        let regularisation = Regularisation {
+            label_smoothing: 0.1,
+            ..Regularisation::default()
+        };
+        let options = HeadOptions {
+            regularisation,
+            ..HeadOptions::default()
+        };
+        let loss =
+            linear_cross_entropy(hidden.clone(), Tensor::eye(3, &device), None, &[0], options);
+        assert!(
+            (loss.clone().into_scalar::<f32>() - (0.9 * 0.407606 + 0.1 * 1.407606)).abs() < 1e-5
+        );
+        let gradient = hidden
+            .grad(&loss.backward())
+            .unwrap()
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap();
         // Probabilities less targets of 0.9333, 0.0333 and 0.0333.
-        for (value, expected) in gradient.iter().zip([0.665241 - 0.933333, 0.244728 - 0.033333, 0.090031 - 0.033333]) {
-            assert!((value - expected).abs() < 1e-5, "{value} against {expected}");
+        for (value, expected) in gradient.iter().zip([
+            0.665241 - 0.933333,
+            0.244728 - 0.033333,
+            0.090031 - 0.033333,
+        ]) {
+            assert!(
+                (value - expected).abs() < 1e-5,
+                "{value} against {expected}"
+            );
         }
     }
 
@@ -146,15 +206,34 @@ mod tests {
     #[test]
     fn huge_logits_stay_finite_and_the_gradient_is_probability_minus_target() {
         let device = Device::flex();
-        let hidden = Tensor::<2>::from_floats([[1000.0, 999.0, -1000.0]], &device).autodiff().require_grad();
+        let hidden = Tensor::<2>::from_floats([[1000.0, 999.0, -1000.0]], &device)
+            .autodiff()
+            .require_grad();
         let identity = || Tensor::<2>::eye(3, &device);
         for loss in [
-            -linear_log_probabilities(hidden.clone(), identity(), None, &[1], HeadOptions::default()),
-            linear_cross_entropy(hidden.clone(), identity(), None, &[1], HeadOptions::default()),
+            -linear_log_probabilities(
+                hidden.clone(),
+                identity(),
+                None,
+                &[1],
+                HeadOptions::default(),
+            ),
+            linear_cross_entropy(
+                hidden.clone(),
+                identity(),
+                None,
+                &[1],
+                HeadOptions::default(),
+            ),
             -log_probabilities(hidden.clone().matmul(identity()), &[1]),
         ] {
             assert!((loss.clone().into_scalar::<f32>() - 1.313262).abs() < 1e-5);
-            let gradient = hidden.grad(&loss.backward()).unwrap().into_data().try_to_vec::<f32>().unwrap();
+            let gradient = hidden
+                .grad(&loss.backward())
+                .unwrap()
+                .into_data()
+                .try_to_vec::<f32>()
+                .unwrap();
             for (value, expected) in gradient.iter().zip([0.731059, -0.731059, 0.0]) {
                 assert!((value - expected).abs() < 1e-5);
             }

@@ -6,7 +6,12 @@ use super::HeadOptions;
 use crate::linear;
 
 /// The logits `[tokens, vocabulary]`; shapes as in [`super::linear_log_probabilities`].
-pub fn logits(hidden: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, options: HeadOptions) -> Tensor<2> {
+pub fn logits(
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    options: HeadOptions,
+) -> Tensor<2> {
     let logits = linear::reference::linear(hidden, weight, bias, options.precision);
     match options.softcap {
         Some(softcap) => (logits / softcap).tanh() * softcap,

@@ -21,7 +21,10 @@ impl HostOperator<1> for Embedding {
         let (table, width) = (contiguous(table), dimensions(table)[1]);
         let rows = slice(&table);
         let [gathered] = fresh([(self.ids.len() * width, ROWS * width)], |i, [gathered]| {
-            for (row, id) in gathered.chunks_exact_mut(width.max(1)).zip(chunk(&self.ids, ROWS, i)) {
+            for (row, id) in gathered
+                .chunks_exact_mut(width.max(1))
+                .zip(chunk(&self.ids, ROWS, i))
+            {
                 row.copy_from_slice(&rows[*id as usize * width..(*id as usize + 1) * width]);
             }
         });
@@ -32,7 +35,11 @@ impl HostOperator<1> for Embedding {
         let shape = dimensions(&given.inputs[0]);
         let width = shape[1];
         let mut of_table = zeros(shape[0] * width);
-        for (id, gradient) in self.ids.iter().zip(slice(&given.gradient).chunks_exact(width.max(1))) {
+        for (id, gradient) in self
+            .ids
+            .iter()
+            .zip(slice(&given.gradient).chunks_exact(width.max(1)))
+        {
             let row = &mut of_table[*id as usize * width..(*id as usize + 1) * width];
             add(row, gradient);
         }

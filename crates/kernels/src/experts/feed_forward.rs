@@ -34,11 +34,18 @@ const ROWS: usize = 32;
 
 impl FeedForward {
     pub fn new(routing: Arc<Routing>, form: Form, readers: Option<Group>) -> Self {
-        Self { routing, form, readers }
+        Self {
+            routing,
+            form,
+            readers,
+        }
     }
 
     fn groups(&self) -> Groups<'_> {
-        Groups { routing: &self.routing, precision: self.form.precision }
+        Groups {
+            routing: &self.routing,
+            precision: self.form.precision,
+        }
     }
 
     /// Elements of an inner row whose hidden one has `width`.
@@ -47,14 +54,25 @@ impl FeedForward {
     }
 
     /// Writes `activation(gate) * up` or `activation(up)` of each inner row.
-    fn hidden<'a>(&'a self, inner: &'a [f32], width: usize) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
+    fn hidden<'a>(
+        &'a self,
+        inner: &'a [f32],
+        width: usize,
+    ) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
         let wide = self.inner_width(width);
         move |place, first, out| self.activate(&inner[place * wide..(place + 1) * wide], first, out)
     }
 
     /// The hidden row of an inner row, from a column on.
     fn activate(&self, inner: &[f32], first: usize, out: &mut [f32]) {
-        let (Form { activation, gated: is_gated, .. }, columns) = (self.form, first..first + out.len());
+        let (
+            Form {
+                activation,
+                gated: is_gated,
+                ..
+            },
+            columns,
+        ) = (self.form, first..first + out.len());
         match is_gated {
             true => {
                 let (gate, up) = inner.split_at(inner.len() / 2);
@@ -66,11 +84,17 @@ impl FeedForward {
 
     /// The gradient of an inner row.
     fn activate_backward(&self, of_inner: &mut [f32], inner: &[f32], gradient: &[f32]) {
-        let Form { activation, gated: is_gated, .. } = self.form;
+        let Form {
+            activation,
+            gated: is_gated,
+            ..
+        } = self.form;
         match is_gated {
             true => {
-                let ((gate, up), (of_gate, of_up)) =
-                    (inner.split_at(inner.len() / 2), of_inner.split_at_mut(inner.len() / 2));
+                let ((gate, up), (of_gate, of_up)) = (
+                    inner.split_at(inner.len() / 2),
+                    of_inner.split_at_mut(inner.len() / 2),
+                );
                 gated_backward(activation, of_gate, of_up, gate, up, gradient);
             }
             false => plain_backward(activation, of_inner, inner, gradient),
@@ -79,13 +103,25 @@ impl FeedForward {
 
     /// The gradient of every slot's weight. The inner rows give way to their gradients, and what is in `hidden`, the gradient of the
     /// hidden rows without their weights, to the hidden rows times their weights.
-    fn inner_gradient(&self, inner: &mut [f32], hidden: &mut [f32], weights: &[f32], width: usize) -> Vec<f32> {
+    fn inner_gradient(
+        &self,
+        inner: &mut [f32],
+        hidden: &mut [f32],
+        weights: &[f32],
+        width: usize,
+    ) -> Vec<f32> {
         let (order, wide) = (self.routing.order(), self.inner_width(width));
         let mut by_place = vec![0.0; order.len()];
-        let chunks = [(&mut by_place[..], ROWS), (inner, ROWS * wide), (hidden, ROWS * width)];
+        let chunks = [
+            (&mut by_place[..], ROWS),
+            (inner, ROWS * wide),
+            (hidden, ROWS * width),
+        ];
         for_chunks(chunks, |i, [sums, inner, hidden]| {
             scratch::parts([wide, width], |[row, gradient]| {
-                let rows = inner.chunks_exact_mut(wide.max(1)).zip(hidden.chunks_exact_mut(width.max(1)));
+                let rows = inner
+                    .chunks_exact_mut(wide.max(1))
+                    .zip(hidden.chunks_exact_mut(width.max(1)));
                 for ((sum, (inner, hidden)), place) in sums.iter_mut().zip(rows).zip(i * ROWS..) {
                     let weight = weights[order[place] as usize];
                     row.copy_from_slice(inner);
@@ -114,12 +150,20 @@ impl HostOperator<4> for FeedForward {
         let [x, weights, up, down] = inputs.each_ref().map(contiguous);
         let (groups, width, narrow) = (self.groups(), dimensions(&x)[1], dimensions(&down)[2]);
         let rows = groups.of_tokens(slice(&x), width);
-        let inner = groups.products(groups.rows(&rows, width), |expert| matrix(&up, expert).transposed());
+        let inner = groups.products(groups.rows(&rows, width), |expert| {
+            matrix(&up, expert).transposed()
+        });
         let hidden = self.hidden(&inner, narrow);
-        let products = groups.products(groups.rows(&hidden, narrow), |expert| matrix(&down, expert).transposed());
+        let products = groups.products(groups.rows(&hidden, narrow), |expert| {
+            matrix(&down, expert).transposed()
+        });
         let y = groups.combined(&products, width, Some(slice(&weights)));
         drop(hidden);
-        let saved = if wanted.contains(&true) { vec![inner] } else { Vec::new() };
+        let saved = if wanted.contains(&true) {
+            vec![inner]
+        } else {
+            Vec::new()
+        };
         (tensor(y, &dimensions(&x)), saved)
     }
 
@@ -140,12 +184,23 @@ impl HostOperator<4> for FeedForward {
         let of_inner = Matrix::new(&inner, places, self.inner_width(narrow));
         let of_up = wanted[2].then(|| {
             let rows = groups.of_tokens(slice(&x), width);
-            tensor(groups.outer_products(of_inner, groups.rows(&rows, width)), &dimensions(&up))
+            tensor(
+                groups.outer_products(of_inner, groups.rows(&rows, width)),
+                &dimensions(&up),
+            )
         });
         let of_x = wanted[0].then(|| {
             let rows = groups.products(of_inner, |expert| matrix(&up, expert));
-            Group::leave(self.readers.as_ref(), tensor(groups.combined(&rows, width, None), &dimensions(&x)))
+            Group::leave(
+                self.readers.as_ref(),
+                tensor(groups.combined(&rows, width, None), &dimensions(&x)),
+            )
         });
-        [of_x.flatten(), wanted[1].then(|| tensor(of_weights, &dimensions(&weights))), of_up, of_down]
+        [
+            of_x.flatten(),
+            wanted[1].then(|| tensor(of_weights, &dimensions(&weights))),
+            of_up,
+            of_down,
+        ]
     }
 }

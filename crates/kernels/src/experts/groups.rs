@@ -40,15 +40,28 @@ impl<'a> Groups<'a> {
         self.run(|_, group| (part(left, group.clone()).transposed(), part(right, group)))
     }
 
-    fn run<'b>(self, factors: impl Fn(usize, Range<usize>) -> (Matrix<'b>, Matrix<'b>)) -> Vec<f32> {
+    fn run<'b>(
+        self,
+        factors: impl Fn(usize, Range<usize>) -> (Matrix<'b>, Matrix<'b>),
+    ) -> Vec<f32> {
         let experts = self.routing.experts();
-        let factors: Vec<_> = (0..experts).map(|expert| factors(expert, self.routing.group(expert))).collect();
+        let factors: Vec<_> = (0..experts)
+            .map(|expert| factors(expert, self.routing.group(expert)))
+            .collect();
         let busy = self.routing.load().iter().filter(|load| **load > 0).count();
-        multiplied_each(&factors, self.routing.order().len() <= FEW_ROWS * busy, self.precision)
+        multiplied_each(
+            &factors,
+            self.routing.order().len() <= FEW_ROWS * busy,
+            self.precision,
+        )
     }
 
     /// Writes the row of each place's token.
-    pub fn of_tokens(self, rows: &'a [f32], width: usize) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
+    pub fn of_tokens(
+        self,
+        rows: &'a [f32],
+        width: usize,
+    ) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
         move |place, first, out| {
             let token = self.routing.order()[place] as usize / self.routing.active();
             out.copy_from_slice(&rows[token * width + first..][..out.len()]);
@@ -68,7 +81,9 @@ impl<'a> Groups<'a> {
             let mut column = first;
             while !out.is_empty() {
                 let (head, inside) = (column / piece, column % piece);
-                let start = (slot / active * heads * active + head * active + slot % active) * piece + inside;
+                let start = (slot / active * heads * active + head * active + slot % active)
+                    * piece
+                    + inside;
                 let (here, rest) = out.split_at_mut(out.len().min(piece - inside));
                 here.copy_from_slice(&tokens[start..start + here.len()]);
                 column += here.len();
@@ -78,7 +93,11 @@ impl<'a> Groups<'a> {
     }
 
     /// Writes what `write` does, times the weight of the place's slot.
-    pub fn weighted(self, write: &'a Write<'a>, weights: &'a [f32]) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
+    pub fn weighted(
+        self,
+        write: &'a Write<'a>,
+        weights: &'a [f32],
+    ) -> impl Fn(usize, usize, &mut [f32]) + Sync + 'a {
         move |place, first, out| {
             write(place, first, out);
             scale(out, weights[self.routing.order()[place] as usize]);
@@ -87,14 +106,17 @@ impl<'a> Groups<'a> {
 
     /// The sum of each token's rows, times their slots' weights where there are any: `[tokens, width]`.
     pub fn combined(self, rows: &[f32], width: usize, weights: Option<&[f32]>) -> Vec<f32> {
-        let [out] = fresh([(self.routing.tokens() * width, ROWS * width)], |i, [out]| {
-            for (offset, sum) in out.chunks_exact_mut(width.max(1)).enumerate() {
-                for (slot, place) in self.routing.places(i * ROWS + offset) {
-                    let weight = weights.map_or(1.0, |weights| weights[slot]);
-                    add_scaled(sum, &rows[place * width..(place + 1) * width], weight);
+        let [out] = fresh(
+            [(self.routing.tokens() * width, ROWS * width)],
+            |i, [out]| {
+                for (offset, sum) in out.chunks_exact_mut(width.max(1)).enumerate() {
+                    for (slot, place) in self.routing.places(i * ROWS + offset) {
+                        let weight = weights.map_or(1.0, |weights| weights[slot]);
+                        add_scaled(sum, &rows[place * width..(place + 1) * width], weight);
+                    }
                 }
-            }
-        });
+            },
+        );
         out
     }
 
@@ -115,23 +137,30 @@ impl<'a> Groups<'a> {
         let order = self.routing.order();
         let width = a.len() / order.len().max(1);
         let mut by_place = vec![0.0; order.len()];
-        for_chunks([(&mut by_place, ROWS), (a, ROWS * width)], |i, [sums, a]| {
-            scratch::with(width, |b| {
-                let rows = a.chunks_exact_mut(width.max(1));
-                for ((sum, a), place) in sums.iter_mut().zip(rows).zip(i * ROWS..) {
-                    write(place, 0, b);
-                    *sum = dot(a, b);
-                    scale(a, weights[order[place] as usize]);
-                }
-            });
-        });
+        for_chunks(
+            [(&mut by_place, ROWS), (a, ROWS * width)],
+            |i, [sums, a]| {
+                scratch::with(width, |b| {
+                    let rows = a.chunks_exact_mut(width.max(1));
+                    for ((sum, a), place) in sums.iter_mut().zip(rows).zip(i * ROWS..) {
+                        write(place, 0, b);
+                        *sum = dot(a, b);
+                        scale(a, weights[order[place] as usize]);
+                    }
+                });
+            },
+        );
         self.by_slot(&by_place)
     }
 
     /// A number of every place as one of every slot, zero where it was dropped.
     pub fn by_slot(self, by_place: &[f32]) -> Vec<f32> {
         let mut by_slot = vec![0.0; self.routing.chosen().len()];
-        self.routing.order().iter().zip(by_place).for_each(|(slot, value)| by_slot[*slot as usize] = *value);
+        self.routing
+            .order()
+            .iter()
+            .zip(by_place)
+            .for_each(|(slot, value)| by_slot[*slot as usize] = *value);
         by_slot
     }
 }
@@ -157,5 +186,9 @@ fn part(rows: Matrix<'_>, group: Range<usize>) -> Matrix<'_> {
 pub(super) fn matrix(weights: &FlexTensor, expert: usize) -> Matrix<'_> {
     let shape = dimensions(weights);
     let size = shape[1] * shape[2];
-    Matrix::new(&slice(weights)[expert * size..(expert + 1) * size], shape[1], shape[2])
+    Matrix::new(
+        &slice(weights)[expert * size..(expert + 1) * size],
+        shape[1],
+        shape[2],
+    )
 }

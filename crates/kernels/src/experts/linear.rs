@@ -27,7 +27,10 @@ pub(super) struct Linear {
 
 impl Linear {
     fn groups(&self) -> Groups<'_> {
-        Groups { routing: &self.routing, precision: self.precision }
+        Groups {
+            routing: &self.routing,
+            precision: self.precision,
+        }
     }
 
     /// Whether `x` has a row for every token and not for every slot.
@@ -73,9 +76,14 @@ impl HostOperator<2> for Linear {
         let [outputs, width] = sizes(&weight);
         let rows = self.read(&x);
         let rows = self.groups().rows(&rows, width);
-        let products = self.groups().products(rows, |expert| matrix(&weight, expert).transposed());
+        let products = self
+            .groups()
+            .products(rows, |expert| matrix(&weight, expert).transposed());
         let y = self.groups().scattered(&products, outputs, self.heads[1]);
-        (tensor(y, &[self.routing.chosen().len(), outputs]), Vec::new())
+        (
+            tensor(y, &[self.routing.chosen().len(), outputs]),
+            Vec::new(),
+        )
     }
 
     fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
@@ -86,7 +94,10 @@ impl HostOperator<2> for Linear {
         let upstream = groups.rows(&upstream, outputs);
         let of_weight = wanted[1].then(|| {
             let rows = self.read(&x);
-            tensor(groups.outer_products(upstream, groups.rows(&rows, width)), &dimensions(&weight))
+            tensor(
+                groups.outer_products(upstream, groups.rows(&rows, width)),
+                &dimensions(&weight),
+            )
         });
         let of_x = wanted[0].then(|| {
             let rows = groups.products(upstream, |expert| matrix(&weight, expert));
@@ -105,7 +116,9 @@ impl HostOperator<3> for Sum {
         let [x, weight, weights] = inputs.each_ref().map(contiguous);
         let (groups, [outputs, width]) = (self.0.groups(), sizes(&weight));
         let rows = self.0.read(&x);
-        let products = groups.products(groups.rows(&rows, width), |expert| matrix(&weight, expert).transposed());
+        let products = groups.products(groups.rows(&rows, width), |expert| {
+            matrix(&weight, expert).transposed()
+        });
         let y = groups.combined(&products, outputs, Some(slice(&weights)));
         (tensor(y, &[self.0.routing.tokens(), outputs]), Vec::new())
     }
@@ -122,9 +135,16 @@ impl HostOperator<3> for Sum {
         let of_weights = groups.weigh(slice(&weights), &mut of_rows, &rows);
         let of_weight = wanted[1].then(|| {
             let rows = groups.weighted(&rows, slice(&weights));
-            tensor(groups.outer_products(upstream, groups.rows(&rows, width)), &dimensions(&weight))
+            tensor(
+                groups.outer_products(upstream, groups.rows(&rows, width)),
+                &dimensions(&weight),
+            )
         });
         let of_x = wanted[0].then(|| self.0.returned(&of_rows, &x));
-        [of_x, of_weight, wanted[2].then(|| tensor(of_weights, &dimensions(&weights)))]
+        [
+            of_x,
+            of_weight,
+            wanted[2].then(|| tensor(of_weights, &dimensions(&weights))),
+        ]
     }
 }

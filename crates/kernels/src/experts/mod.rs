@@ -49,7 +49,13 @@ pub fn expert_feed_forward(
     readers: Option<Group>,
 ) -> Tensor<2> {
     match host::on_host(&x) {
-        true => host::four(x, weights, up, down, feed_forward::FeedForward::new(routing.clone(), form, readers)),
+        true => host::four(
+            x,
+            weights,
+            up,
+            down,
+            feed_forward::FeedForward::new(routing.clone(), form, readers),
+        ),
         false => reference::feed_forward(x, weights, up, down, routing, form),
     }
 }
@@ -70,7 +76,16 @@ pub fn expert_linear<const D: usize>(
     readers: Option<Group>,
 ) -> Tensor<2> {
     match host::on_host(&x) {
-        true => host::two(x, weight, linear::Linear { routing: routing.clone(), heads, precision, readers }),
+        true => host::two(
+            x,
+            weight,
+            linear::Linear {
+                routing: routing.clone(),
+                heads,
+                precision,
+                readers,
+            },
+        ),
         false => {
             let shape = x.dims();
             let width = shape.last().copied().unwrap_or(1).max(1);
@@ -91,7 +106,12 @@ pub fn expert_sum(
     heads: usize,
     precision: Precision,
 ) -> Tensor<2> {
-    let linear = linear::Linear { routing: routing.clone(), heads: [heads, 1], precision, readers: None };
+    let linear = linear::Linear {
+        routing: routing.clone(),
+        heads: [heads, 1],
+        precision,
+        readers: None,
+    };
     match host::on_host(&x) {
         true => host::three(x, weight, weights, linear::Sum(linear)),
         false => reference::sum(x, weight, weights, routing, heads, precision),
@@ -104,8 +124,19 @@ mod tests {
     use crate::testing::{agree, numbers};
     use proptest::prelude::*;
 
-    fn routing(tokens: usize, experts: usize, active: usize, capacity: Option<usize>) -> Arc<Routing> {
-        Arc::new(Routing::top_k(&numbers(tokens * experts, 7), experts, active, capacity, None))
+    fn routing(
+        tokens: usize,
+        experts: usize,
+        active: usize,
+        capacity: Option<usize>,
+    ) -> Arc<Routing> {
+        Arc::new(Routing::top_k(
+            &numbers(tokens * experts, 7),
+            experts,
+            active,
+            capacity,
+            None,
+        ))
     }
 
     proptest! {
@@ -168,19 +199,37 @@ mod tests {
         let (experts, tokens) = (routing.experts(), routing.tokens());
         let weights = choice_weights(logits.reshape([tokens, experts]), routing, true);
         let readers = shared.then(|| readers.clone());
-        let query = expert_linear(x.clone(), t[3].get(), routing, [1, 1], precision, readers.clone());
+        let query = expert_linear(
+            x.clone(),
+            t[3].get(),
+            routing,
+            [1, 1],
+            precision,
+            readers.clone(),
+        );
         let output = expert_sum(query, t[4].get(), weights, routing, 1, precision);
         let other = expert_linear(x, t[3].get(), routing, [1, 1], precision, readers);
-        Tensor::cat(vec![y.reshape([-1]), output.reshape([-1]), other.reshape([-1])], 0)
+        Tensor::cat(
+            vec![y.reshape([-1]), output.reshape([-1]), other.reshape([-1])],
+            0,
+        )
     }
 
     #[test]
     fn readers_of_x_share_its_gradient() {
         for tokens in [1, 12] {
             let routing = routing(2 * tokens, 3, 2, None);
-            let shapes: [&[usize]; 5] = [&[2, tokens, 10], &[3, 10], &[7, 10], &[3, 6, 10], &[3, 4, 6]];
+            let shapes: [&[usize]; 5] = [
+                &[2, tokens, 10],
+                &[3, 10],
+                &[7, 10],
+                &[3, 6, 10],
+                &[3, 4, 6],
+            ];
             for precision in [Precision::F32, Precision::Bf16] {
-                let run = |t: &[crate::testing::Leaf], shared| with_readers(t, &routing, precision, shared);
+                let run = |t: &[crate::testing::Leaf], shared| {
+                    with_readers(t, &routing, precision, shared)
+                };
                 agree(&shapes, 1e-5, |t| run(t, true), |t| run(t, false));
             }
         }
@@ -190,7 +239,11 @@ mod tests {
     fn groups_of_many_rows_agree_too() {
         let routing = routing(300, 2, 1, None);
         let shapes: [&[usize]; 4] = [&[300, 9], &[300, 1], &[2, 10, 9], &[2, 9, 5]];
-        let form = Form { activation: Activation::Relu, gated: true, precision: Precision::F32 };
+        let form = Form {
+            activation: Activation::Relu,
+            gated: true,
+            precision: Precision::F32,
+        };
         let run = |operator: &dyn Fn(Tensor<2>, Tensor<2>, Tensor<3>, Tensor<3>) -> Tensor<2>,
                    t: &[crate::testing::Leaf]| {
             operator(t[0].get(), t[1].get(), t[2].get(), t[3].get()).reshape([-1])
@@ -198,8 +251,18 @@ mod tests {
         agree(
             &shapes,
             1e-5,
-            |t| run(&|x, w, u, d| expert_feed_forward(x, w, u, d, &routing, form, None), t),
-            |t| run(&|x, w, u, d| reference::feed_forward(x, w, u, d, &routing, form), t),
+            |t| {
+                run(
+                    &|x, w, u, d| expert_feed_forward(x, w, u, d, &routing, form, None),
+                    t,
+                )
+            },
+            |t| {
+                run(
+                    &|x, w, u, d| reference::feed_forward(x, w, u, d, &routing, form),
+                    t,
+                )
+            },
         );
     }
 }

@@ -23,15 +23,22 @@ pub fn feed_forward(
         let inner = map(x.clone(), up, None, form.precision);
         let inner = match form.gated {
             true => {
-                let [gate, up] = [0, rows / 2].map(|first| inner.clone().narrow(1, first, rows / 2));
+                let [gate, up] =
+                    [0, rows / 2].map(|first| inner.clone().narrow(1, first, rows / 2));
                 activate(form.activation, gate) * up
             }
             false => activate(form.activation, inner),
         };
         let down = down.clone().narrow(0, expert, 1);
         let [_, width, inner_width] = down.dims();
-        let y = map(inner, down.reshape([width, inner_width]), None, form.precision);
-        let chosen = weights.clone() * taken(routing, expert, &x).reshape([routing.tokens(), routing.active()]);
+        let y = map(
+            inner,
+            down.reshape([width, inner_width]),
+            None,
+            form.precision,
+        );
+        let chosen = weights.clone()
+            * taken(routing, expert, &x).reshape([routing.tokens(), routing.active()]);
         sum = sum + y * chosen.sum_dim(1);
     }
     sum
@@ -48,14 +55,21 @@ pub fn linear(
     let [experts, outputs, inputs] = weight.dims();
     let (tokens, active) = (routing.tokens(), routing.active());
     let x = match x.dims()[0] == tokens * active {
-        true => {
-            x.reshape([tokens, heads[0], active, inputs / heads[0]]).swap_dims(1, 2).reshape([tokens * active, inputs])
-        }
-        false => x.reshape([tokens, 1, inputs]).repeat_dim(1, active).reshape([tokens * active, inputs]),
+        true => x
+            .reshape([tokens, heads[0], active, inputs / heads[0]])
+            .swap_dims(1, 2)
+            .reshape([tokens * active, inputs]),
+        false => x
+            .reshape([tokens, 1, inputs])
+            .repeat_dim(1, active)
+            .reshape([tokens * active, inputs]),
     };
     let mut sum: Option<Tensor<2>> = None;
     for expert in 0..experts {
-        let weight = weight.clone().narrow(0, expert, 1).reshape([outputs, inputs]);
+        let weight = weight
+            .clone()
+            .narrow(0, expert, 1)
+            .reshape([outputs, inputs]);
         let y = map(x.clone(), weight, None, precision) * taken(routing, expert, &x);
         sum = Some(match sum {
             Some(sum) => sum + y,
@@ -63,7 +77,9 @@ pub fn linear(
         });
     }
     let sum = sum.unwrap_or_else(|| Tensor::zeros([tokens * active, outputs], &x.device().inner()));
-    let by_part = sum.reshape([tokens, active, heads[1], outputs / heads[1]]).swap_dims(1, 2);
+    let by_part = sum
+        .reshape([tokens, active, heads[1], outputs / heads[1]])
+        .swap_dims(1, 2);
     by_part.reshape([tokens * active, outputs])
 }
 
@@ -79,13 +95,17 @@ pub fn sum(
     let [_, outputs, _] = weight.dims();
     let (tokens, active) = (routing.tokens(), routing.active());
     let y = linear(x, weight, routing, [heads, 1], precision).reshape([tokens, active, outputs]);
-    (y * weights.unsqueeze_dim(2)).sum_dim(1).reshape([tokens, outputs])
+    (y * weights.unsqueeze_dim(2))
+        .sum_dim(1)
+        .reshape([tokens, outputs])
 }
 
 /// One for every slot that `expert` takes, zero elsewhere: `[slots, 1]`.
 fn taken(routing: &Routing, expert: usize, like: &Tensor<2>) -> Tensor<2> {
     let mut taken = vec![0f32; routing.chosen().len()];
-    routing.order()[routing.group(expert)].iter().for_each(|slot| taken[*slot as usize] = 1.0);
+    routing.order()[routing.group(expert)]
+        .iter()
+        .for_each(|slot| taken[*slot as usize] = 1.0);
     let count = taken.len();
     Tensor::from_data(TensorData::new(taken, [count, 1]), &like.device().inner())
 }

@@ -41,10 +41,18 @@ impl Routing {
     ) -> Self {
         let (experts, active) = (experts.max(1), active.clamp(1, experts.max(1)));
         let mut chosen = Vec::with_capacity(scores.len() / experts * active + 1);
-        scores.chunks_exact(experts).for_each(|row| best(row, active, &mut chosen));
-        let is_present = |slot: usize| capacity.is_none() || present.is_none_or(|present| present[slot / active]);
+        scores
+            .chunks_exact(experts)
+            .for_each(|row| best(row, active, &mut chosen));
+        let is_present = |slot: usize| {
+            capacity.is_none() || present.is_none_or(|present| present[slot / active])
+        };
         let mut groups: Vec<Vec<u32>> = vec![Vec::new(); experts];
-        for (slot, expert) in chosen.iter().enumerate().filter(|(slot, _)| is_present(*slot)) {
+        for (slot, expert) in chosen
+            .iter()
+            .enumerate()
+            .filter(|(slot, _)| is_present(*slot))
+        {
             let group = &mut groups[*expert as usize];
             if capacity.is_none_or(|capacity| group.len() < capacity) {
                 group.push(slot as u32);
@@ -57,8 +65,18 @@ impl Routing {
         }));
         let order = groups.concat();
         let mut places = vec![DROPPED; chosen.len()];
-        order.iter().enumerate().for_each(|(place, slot)| places[*slot as usize] = place as u32);
-        Self { experts, active, chosen, order, starts, places }
+        order
+            .iter()
+            .enumerate()
+            .for_each(|(place, slot)| places[*slot as usize] = place as u32);
+        Self {
+            experts,
+            active,
+            chosen,
+            order,
+            starts,
+            places,
+        }
     }
 
     /// Experts to choose from.
@@ -83,7 +101,10 @@ impl Routing {
 
     /// Slots that each expert takes.
     pub fn load(&self) -> Vec<usize> {
-        self.starts.windows(2).map(|pair| pair[1] - pair[0]).collect()
+        self.starts
+            .windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .collect()
     }
 
     /// Slots whose expert was full.
@@ -117,8 +138,12 @@ impl Routing {
 fn best(scores: &[f32], count: usize, chosen: &mut Vec<u32>) {
     let first = chosen.len();
     for (expert, score) in scores.iter().enumerate() {
-        let is_better = |other: &u32| score.total_cmp(&scores[*other as usize]) == Ordering::Greater;
-        let place = chosen[first..].iter().position(is_better).map_or(chosen.len(), |place| first + place);
+        let is_better =
+            |other: &u32| score.total_cmp(&scores[*other as usize]) == Ordering::Greater;
+        let place = chosen[first..]
+            .iter()
+            .position(is_better)
+            .map_or(chosen.len(), |place| first + place);
         chosen.insert(place, expert as u32);
         chosen.truncate(first + count);
     }

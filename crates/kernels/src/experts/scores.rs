@@ -17,14 +17,24 @@ use crate::{
 /// experts at the chosen ones, divided by their sum where `normalised`.
 pub fn choice_weights(logits: Tensor<2>, routing: &Arc<Routing>, normalised: bool) -> Tensor<2> {
     match host::on_host(&logits) {
-        true => host::one(logits, Weights { routing: routing.clone(), normalised }),
+        true => host::one(
+            logits,
+            Weights {
+                routing: routing.clone(),
+                normalised,
+            },
+        ),
         false => reference_weights(logits, routing, normalised),
     }
 }
 
 /// `sum_t c_t sum_e s_e p_te` with the softmax `p` of every row of `logits` `[rows, experts]`: `[1]`. `shares`: `[experts]`, as
 /// numbers without gradient; `counted` says which rows count, all where absent.
-pub fn expected_shares(logits: Tensor<2>, shares: Vec<f32>, counted: Option<Vec<bool>>) -> Tensor<1> {
+pub fn expected_shares(
+    logits: Tensor<2>,
+    shares: Vec<f32>,
+    counted: Option<Vec<bool>>,
+) -> Tensor<1> {
     match host::on_host(&logits) {
         true => host::one(logits, Expected { shares, counted }),
         false => reference_shares(logits, shares, counted),
@@ -32,9 +42,14 @@ pub fn expected_shares(logits: Tensor<2>, shares: Vec<f32>, counted: Option<Vec<
 }
 
 fn reference_weights(logits: Tensor<2>, routing: &Routing, normalised: bool) -> Tensor<2> {
-    let chosen: Vec<i32> = routing.chosen().iter().map(|expert| *expert as i32).collect();
+    let chosen: Vec<i32> = routing
+        .chosen()
+        .iter()
+        .map(|expert| *expert as i32)
+        .collect();
     let shape = [routing.tokens(), routing.active()];
-    let chosen = Tensor::<2, Int>::from_data(TensorData::new(chosen, shape), &logits.device().inner());
+    let chosen =
+        Tensor::<2, Int>::from_data(TensorData::new(chosen, shape), &logits.device().inner());
     match normalised {
         true => softmax(logits.gather(1, chosen), 1),
         false => softmax(logits, 1).gather(1, chosen),
@@ -43,9 +58,12 @@ fn reference_weights(logits: Tensor<2>, routing: &Routing, normalised: bool) -> 
 
 fn reference_shares(logits: Tensor<2>, shares: Vec<f32>, counted: Option<Vec<bool>>) -> Tensor<1> {
     let ([rows, experts], device) = (logits.dims(), logits.device().inner());
-    let weighted = softmax(logits, 1) * Tensor::<2>::from_data(TensorData::new(shares, [1, experts]), &device);
-    let counts =
-        counted.map_or_else(|| vec![1.0; rows], |rows| rows.iter().map(|row| f32::from(u8::from(*row))).collect());
+    let weighted =
+        softmax(logits, 1) * Tensor::<2>::from_data(TensorData::new(shares, [1, experts]), &device);
+    let counts = counted.map_or_else(
+        || vec![1.0; rows],
+        |rows| rows.iter().map(|row| f32::from(u8::from(*row))).collect(),
+    );
     (weighted * Tensor::<2>::from_data(TensorData::new(counts, [rows, 1]), &device)).sum()
 }
 
@@ -73,8 +91,14 @@ vectorised! {
 
 /// From the gradient of a softmax, in `row`, and its output, that of the scores: `p (g - <p, g>)`.
 fn through(row: &mut [f32], output: &[f32]) {
-    let along: f32 = row.iter().zip(output).map(|(gradient, p)| gradient * p).sum();
-    row.iter_mut().zip(output).for_each(|(gradient, p)| *gradient = p * (*gradient - along));
+    let along: f32 = row
+        .iter()
+        .zip(output)
+        .map(|(gradient, p)| gradient * p)
+        .sum();
+    row.iter_mut()
+        .zip(output)
+        .for_each(|(gradient, p)| *gradient = p * (*gradient - along));
 }
 
 #[derive(Debug)]
@@ -97,7 +121,9 @@ impl Weights {
         let (mut values, width) = match self.normalised {
             true => {
                 let rows = self.chosen(task).zip(scores.chunks_exact(experts));
-                let of_chosen = rows.flat_map(|(chosen, scores)| chosen.iter().map(|expert| scores[*expert as usize]));
+                let of_chosen = rows.flat_map(|(chosen, scores)| {
+                    chosen.iter().map(|expert| scores[*expert as usize])
+                });
                 (of_chosen.collect(), self.routing.active())
             }
             false => (scores.to_vec(), experts),
@@ -109,38 +135,62 @@ impl Weights {
 
 impl HostOperator<1> for Weights {
     fn forward(&self, [logits]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
-        let (logits, active, experts) = (contiguous(logits), self.routing.active(), self.routing.experts());
+        let (logits, active, experts) = (
+            contiguous(logits),
+            self.routing.active(),
+            self.routing.experts(),
+        );
         let tokens = self.routing.tokens();
-        let [weights] = fresh([(tokens * active, ROWS * active)], |task, [weights]: [&mut [f32]; 1]| {
-            let softmax = self.softmax(task, slice(&logits));
-            if self.normalised {
-                weights.copy_from_slice(&softmax);
-                return;
-            }
-            let rows = self.chosen(task).zip(softmax.chunks_exact(experts));
-            let shares = rows.flat_map(|(chosen, all)| chosen.iter().map(|expert| all[*expert as usize]));
-            weights.iter_mut().zip(shares).for_each(|(weight, share)| *weight = share);
-        });
+        let [weights] = fresh(
+            [(tokens * active, ROWS * active)],
+            |task, [weights]: [&mut [f32]; 1]| {
+                let softmax = self.softmax(task, slice(&logits));
+                if self.normalised {
+                    weights.copy_from_slice(&softmax);
+                    return;
+                }
+                let rows = self.chosen(task).zip(softmax.chunks_exact(experts));
+                let shares = rows
+                    .flat_map(|(chosen, all)| chosen.iter().map(|expert| all[*expert as usize]));
+                weights
+                    .iter_mut()
+                    .zip(shares)
+                    .for_each(|(weight, share)| *weight = share);
+            },
+        );
         (tensor(weights, &[tokens, active]), Vec::new())
     }
 
     fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let (logits, active, experts) = (contiguous(&given.inputs[0]), self.routing.active(), self.routing.experts());
-        let [of_logits] = fresh([(slice(&logits).len(), ROWS * experts)], |task, [of_logits]| {
-            let softmax = self.softmax(task, slice(&logits));
-            let mut gradients = chunk(slice(&given.gradient), ROWS * active, task).to_vec();
-            let rows = of_logits.chunks_exact_mut(experts).zip(gradients.chunks_exact_mut(active));
-            let outputs = softmax.chunks_exact(if self.normalised { active } else { experts });
-            for ((chosen, output), (out, gradient)) in self.chosen(task).zip(outputs).zip(rows) {
-                if self.normalised {
-                    through(gradient, output);
+        let (logits, active, experts) = (
+            contiguous(&given.inputs[0]),
+            self.routing.active(),
+            self.routing.experts(),
+        );
+        let [of_logits] = fresh(
+            [(slice(&logits).len(), ROWS * experts)],
+            |task, [of_logits]| {
+                let softmax = self.softmax(task, slice(&logits));
+                let mut gradients = chunk(slice(&given.gradient), ROWS * active, task).to_vec();
+                let rows = of_logits
+                    .chunks_exact_mut(experts)
+                    .zip(gradients.chunks_exact_mut(active));
+                let outputs = softmax.chunks_exact(if self.normalised { active } else { experts });
+                for ((chosen, output), (out, gradient)) in self.chosen(task).zip(outputs).zip(rows)
+                {
+                    if self.normalised {
+                        through(gradient, output);
+                    }
+                    chosen
+                        .iter()
+                        .zip(gradient)
+                        .for_each(|(expert, value)| out[*expert as usize] = *value);
+                    if !self.normalised {
+                        through(out, output);
+                    }
                 }
-                chosen.iter().zip(gradient).for_each(|(expert, value)| out[*expert as usize] = *value);
-                if !self.normalised {
-                    through(out, output);
-                }
-            }
-        });
+            },
+        );
         [Some(tensor(of_logits, &dimensions(&logits)))]
     }
 }
@@ -157,7 +207,11 @@ impl Expected {
         let experts = self.shares.len();
         let mut softmax = chunk(scores, ROWS * experts, task).to_vec();
         softmax_rows(&mut softmax, experts);
-        (softmax, move |row| self.counted.as_ref().is_none_or(|counted| counted[task * ROWS + row]))
+        (softmax, move |row| {
+            self.counted
+                .as_ref()
+                .is_none_or(|counted| counted[task * ROWS + row])
+        })
     }
 }
 
@@ -167,8 +221,16 @@ impl HostOperator<1> for Expected {
         let tasks = slice(&logits).len().div_ceil(ROWS * experts);
         let [sums] = fresh([(tasks, 1)], |task, [sum]: [&mut [f32]; 1]| {
             let (softmax, counts) = self.softmax(task, slice(&logits));
-            let rows = softmax.chunks_exact(experts).enumerate().filter(|(row, _)| counts(*row));
-            let expected = |all: &[f32]| all.iter().zip(&self.shares).map(|(p, share)| p * share).sum::<f32>();
+            let rows = softmax
+                .chunks_exact(experts)
+                .enumerate()
+                .filter(|(row, _)| counts(*row));
+            let expected = |all: &[f32]| {
+                all.iter()
+                    .zip(&self.shares)
+                    .map(|(p, share)| p * share)
+                    .sum::<f32>()
+            };
             sum[0] = rows.map(|(_, all)| expected(all)).sum();
         });
         (tensor(vec![sums.iter().sum()], &[1]), Vec::new())
@@ -177,14 +239,22 @@ impl HostOperator<1> for Expected {
     fn backward(&self, given: Given<1>, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let (logits, experts) = (contiguous(&given.inputs[0]), self.shares.len());
         let factor = slice(&given.gradient).first().copied().unwrap_or_default();
-        let [of_logits] = fresh([(slice(&logits).len(), ROWS * experts)], |task, [of_logits]| {
-            let (softmax, counts) = self.softmax(task, slice(&logits));
-            let rows = of_logits.chunks_exact_mut(experts).zip(softmax.chunks_exact(experts)).enumerate();
-            for (_, (out, all)) in rows.filter(|(row, _)| counts(*row)) {
-                out.iter_mut().zip(&self.shares).for_each(|(out, share)| *out = factor * share);
-                through(out, all);
-            }
-        });
+        let [of_logits] = fresh(
+            [(slice(&logits).len(), ROWS * experts)],
+            |task, [of_logits]| {
+                let (softmax, counts) = self.softmax(task, slice(&logits));
+                let rows = of_logits
+                    .chunks_exact_mut(experts)
+                    .zip(softmax.chunks_exact(experts))
+                    .enumerate();
+                for (_, (out, all)) in rows.filter(|(row, _)| counts(*row)) {
+                    out.iter_mut()
+                        .zip(&self.shares)
+                        .for_each(|(out, share)| *out = factor * share);
+                    through(out, all);
+                }
+            },
+        );
         [Some(tensor(of_logits, &dimensions(&logits)))]
     }
 }
@@ -200,21 +270,40 @@ mod tests {
         let logits = Tensor::<2>::from_floats([[2.0, 1.0, 0.0]], &Device::flex());
         let routing = Arc::new(Routing::top_k(&[2.0, 1.0, 0.0], 3, 2, None, None));
         let weights = |normalised| {
-            choice_weights(logits.clone(), &routing, normalised).into_data().try_into_vec::<f32>().unwrap()
+            choice_weights(logits.clone(), &routing, normalised)
+                .into_data()
+                .try_into_vec::<f32>()
+                .unwrap()
         };
         let sum = 2f32.exp() + 1f32.exp() + 1.0;
         let (first, second) = (2f32.exp() / sum, 1f32.exp() / sum);
-        for (found, expected) in
-            [(weights(false), [first, second]), (weights(true), [first / (first + second), second / (first + second)])]
-        {
-            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+        for (found, expected) in [
+            (weights(false), [first, second]),
+            (
+                weights(true),
+                [first / (first + second), second / (first + second)],
+            ),
+        ] {
+            assert!(
+                found
+                    .iter()
+                    .zip(expected)
+                    .all(|(a, b)| (a - b).abs() < 1e-6),
+                "{found:?}"
+            );
         }
     }
 
     #[test]
     fn agree_with_their_definitions() {
         for (tokens, experts, active) in [(1, 1, 1), (5, 4, 2), (600, 7, 3)] {
-            let routing = Arc::new(Routing::top_k(&numbers(tokens * experts, 1), experts, active, None, None));
+            let routing = Arc::new(Routing::top_k(
+                &numbers(tokens * experts, 1),
+                experts,
+                active,
+                None,
+                None,
+            ));
             for normalised in [false, true] {
                 agree(
                     &[&[tokens, experts]],

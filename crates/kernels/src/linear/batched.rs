@@ -22,16 +22,37 @@ use crate::{
 /// let product = batched_product(left.clone(), left, true, Precision::F32);
 /// assert_eq!(product.into_data().try_to_vec::<f32>().unwrap(), [5.0, 25.0]);
 /// ```
-pub fn batched_product(left: Tensor<3>, right: Tensor<3>, transposed: bool, precision: Precision) -> Tensor<3> {
+pub fn batched_product(
+    left: Tensor<3>,
+    right: Tensor<3>,
+    transposed: bool,
+    precision: Precision,
+) -> Tensor<3> {
     if host::on_host(&left) {
-        return host::two(left, right, Batched { transposed, precision });
+        return host::two(
+            left,
+            right,
+            Batched {
+                transposed,
+                precision,
+            },
+        );
     }
     reference(left, right, transposed, precision)
 }
 
 /// The definition in Burn operations.
-fn reference(left: Tensor<3>, right: Tensor<3>, transposed: bool, precision: Precision) -> Tensor<3> {
-    let right = if transposed { right.swap_dims(1, 2) } else { right };
+fn reference(
+    left: Tensor<3>,
+    right: Tensor<3>,
+    transposed: bool,
+    precision: Precision,
+) -> Tensor<3> {
+    let right = if transposed {
+        right.swap_dims(1, 2)
+    } else {
+        right
+    };
     rounded(left, precision).matmul(rounded(right, precision))
 }
 
@@ -57,7 +78,11 @@ fn all<'a>(
 ) -> Vec<f32> {
     let length = size[0] * size[1];
     let mut out = vec![0.0; batch * length];
-    let threads = if batch > 1 { Threads::One } else { Threads::All };
+    let threads = if batch > 1 {
+        Threads::One
+    } else {
+        Threads::All
+    };
     for_chunks([(&mut out, length.max(1))], |i, [out]| {
         let (left, right) = factors(i);
         product(out, left, right, false, How { precision, threads });
@@ -68,7 +93,11 @@ fn all<'a>(
 impl Batched {
     /// Element `i` of the right factor as `[depth, columns]`.
     fn right<'a>(&self, right: &'a FlexTensor, i: usize) -> Matrix<'a> {
-        if self.transposed { matrix(right, i).transposed() } else { matrix(right, i) }
+        if self.transposed {
+            matrix(right, i).transposed()
+        } else {
+            matrix(right, i)
+        }
     }
 }
 
@@ -77,7 +106,9 @@ impl HostOperator<2> for Batched {
         let [left, right] = inputs.each_ref().map(contiguous);
         let (shape, other) = (dimensions(&left), dimensions(&right));
         let size = [shape[1], if self.transposed { other[1] } else { other[2] }];
-        let out = all(shape[0], size, self.precision, |i| (matrix(&left, i), self.right(&right, i)));
+        let out = all(shape[0], size, self.precision, |i| {
+            (matrix(&left, i), self.right(&right, i))
+        });
         (tensor(out, &[shape[0], size[0], size[1]]), Vec::new())
     }
 

@@ -38,7 +38,9 @@ impl HostOperator<2> for AddBias {
         let width = bias.len().max(1);
         let [sum] = fresh([(x.len(), ROWS * width)], |i, [sum]: [&mut [f32]; 1]| {
             let rows = chunk(x, ROWS * width, i).chunks_exact(width);
-            sum.chunks_exact_mut(width).zip(rows).for_each(|(sum, x)| sums(sum, x, bias));
+            sum.chunks_exact_mut(width)
+                .zip(rows)
+                .for_each(|(sum, x)| sums(sum, x, bias));
         });
         (tensor(sum, &shape), Vec::new())
     }
@@ -63,10 +65,14 @@ pub(super) fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
     // Each task's sums, which are then added up in order.
     let tasks = values.len().div_ceil(ROWS * width);
     let [partial] = fresh([(tasks * width, width)], |i, [sums]: [&mut [f32]; 1]| {
-        chunk(values, ROWS * width, i).chunks_exact(width).for_each(|row| add(sums, row));
+        chunk(values, ROWS * width, i)
+            .chunks_exact(width)
+            .for_each(|row| add(sums, row));
     });
     let mut all = vec![0.0; width];
-    partial.chunks_exact(width).for_each(|sums| add(&mut all, sums));
+    partial
+        .chunks_exact(width)
+        .for_each(|sums| add(&mut all, sums));
     all
 }
 

@@ -51,14 +51,23 @@ impl HostOperator<3> for Linear {
     fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [x, weight, bias] = &given.inputs;
         let [of_x, of_weight] = self.backward(x, weight, &given.gradient, [wanted[0], wanted[1]]);
-        let of_bias =
-            wanted[2].then(|| tensor(column_sums(slice(&given.gradient), dimensions(bias)[0]), &dimensions(bias)));
+        let of_bias = wanted[2].then(|| {
+            tensor(
+                column_sums(slice(&given.gradient), dimensions(bias)[0]),
+                &dimensions(bias),
+            )
+        });
         [of_x, of_weight, of_bias]
     }
 }
 
 impl Linear {
-    fn forward(&self, x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
+    fn forward(
+        &self,
+        x: &FlexTensor,
+        weight: &FlexTensor,
+        bias: Option<&FlexTensor>,
+    ) -> FlexTensor {
         let rows = self.group.input(x, self.precision);
         let weight = contiguous(weight);
         let right = matrix(&weight).transposed();
@@ -68,7 +77,9 @@ impl Linear {
             let bias = contiguous(bias);
             for_chunks([(&mut y, 64 * outputs)], |_, [rows]| {
                 for row in rows.chunks_exact_mut(outputs.max(1)) {
-                    row.iter_mut().zip(slice(&bias)).for_each(|(y, bias)| *y += bias);
+                    row.iter_mut()
+                        .zip(slice(&bias))
+                        .for_each(|(y, bias)| *y += bias);
                 }
             });
         }
@@ -96,9 +107,17 @@ impl Linear {
             tensor(products, &dimensions(weight))
         });
         let of_x = wanted[0].then(|| {
-            let (upstream, weight, precision) = (Rows::plain(gradient), contiguous(weight), self.precision);
+            let (upstream, weight, precision) =
+                (Rows::plain(gradient), contiguous(weight), self.precision);
             let shape = input_shape(gradient, &weight);
-            self.group.gradient(vec![Factor { upstream, weight, precision }], &shape)
+            self.group.gradient(
+                vec![Factor {
+                    upstream,
+                    weight,
+                    precision,
+                }],
+                &shape,
+            )
         });
         [of_x.flatten(), of_weight]
     }

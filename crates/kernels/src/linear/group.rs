@@ -50,14 +50,19 @@ pub(super) struct Factor {
 
 impl std::fmt::Debug for Rows {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rows").field("shape", &dimensions(&self.x)).finish_non_exhaustive()
+        f.debug_struct("Rows")
+            .field("shape", &dimensions(&self.x))
+            .finish_non_exhaustive()
     }
 }
 
 impl Rows {
     /// For one product: packed when it runs.
     pub fn plain(x: &FlexTensor) -> Self {
-        Self { x: contiguous(x), packed: None }
+        Self {
+            x: contiguous(x),
+            packed: None,
+        }
     }
 
     /// For several products.
@@ -88,9 +93,16 @@ impl Group {
 
     /// A group of `count` maps whose input is read by `others` too, operators that leave their part of its gradient in the group.
     pub fn beside(others: usize, count: usize) -> Self {
-        let shared =
-            Shared { forwards: count, packed: None, backwards: others + count, factors: Vec::new(), sum: None };
-        Self { shared: Arc::new(Mutex::new(shared)) }
+        let shared = Shared {
+            forwards: count,
+            packed: None,
+            backwards: others + count,
+            factors: Vec::new(),
+            sum: None,
+        };
+        Self {
+            shared: Arc::new(Mutex::new(shared)),
+        }
     }
 
     /// The input, packed by the first map that asks and dropped after the last; a single map packs it itself.
@@ -106,7 +118,10 @@ impl Group {
     fn rows(&self, x: &FlexTensor, precision: Precision, several: bool) -> Arc<Rows> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.forwards = shared.forwards.saturating_sub(1);
-        let packed = shared.packed.take().filter(|rows| rows.left().is_for(precision));
+        let packed = shared
+            .packed
+            .take()
+            .filter(|rows| rows.left().is_for(precision));
         let rows = packed.unwrap_or_else(|| match several || shared.forwards > 0 {
             true => Arc::new(Rows::packed(x, precision)),
             false => Arc::new(Rows::plain(x)),
@@ -153,8 +168,12 @@ impl Shared {
         }
         let factors = std::mem::take(&mut self.factors);
         for precision in [Precision::F32, Precision::Bf16] {
-            let factors = factors.iter().filter(|factor| factor.precision == precision);
-            let terms: Vec<Term<'_>> = factors.map(|factor| (factor.upstream.left(), matrix(&factor.weight))).collect();
+            let factors = factors
+                .iter()
+                .filter(|factor| factor.precision == precision);
+            let terms: Vec<Term<'_>> = factors
+                .map(|factor| (factor.upstream.left(), matrix(&factor.weight)))
+                .collect();
             let how = How::all(precision);
             self.sum = match self.sum.take() {
                 sum if terms.is_empty() => sum,

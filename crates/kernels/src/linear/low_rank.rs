@@ -52,11 +52,17 @@ impl Group {
     ) -> Tensor<D> {
         let (x, remake) = x.into().into_parts();
         if host::on_host(&x) {
-            let operator = LowRankLinear { scale: scale as f32, precision, group: self.clone(), remake };
+            let operator = LowRankLinear {
+                scale: scale as f32,
+                precision,
+                group: self.clone(),
+                remake,
+            };
             return host::four(x, weight, down, up, operator);
         }
         let narrow = reference::linear(x.clone(), down, None, precision) * scale;
-        reference::linear(x, weight.detach(), None, precision) + reference::linear(narrow, up, None, precision)
+        reference::linear(x, weight.detach(), None, precision)
+            + reference::linear(narrow, up, None, precision)
     }
 }
 
@@ -77,15 +83,25 @@ impl LowRankLinear {
 
 impl HostOperator<4> for LowRankLinear {
     /// Saves `s x A^T`.
-    fn forward(&self, [x, weight, down, up]: &[FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, Saved) {
+    fn forward(
+        &self,
+        [x, weight, down, up]: &[FlexTensor; 4],
+        _: [bool; 4],
+    ) -> (FlexTensor, Saved) {
         let (how, mut shape) = (How::all(self.precision), dimensions(x));
         // The input is read twice, by the weight and by `A`, so that even a single map has it packed.
         let rows = self.group.shared_input(x, self.precision);
         let [weight, down, up] = [weight, down, up].map(contiguous);
-        let narrow = self.scaled(sum_of_products(&[(rows.left(), matrix(&down).transposed())], how));
+        let narrow = self.scaled(sum_of_products(
+            &[(rows.left(), matrix(&down).transposed())],
+            how,
+        ));
         let rank = dimensions(&down)[0];
         let narrow_rows = Matrix::new(&narrow, narrow.len() / rank.max(1), rank);
-        let terms = [(rows.left(), matrix(&weight).transposed()), (Left::Plain(narrow_rows), matrix(&up).transposed())];
+        let terms = [
+            (rows.left(), matrix(&weight).transposed()),
+            (Left::Plain(narrow_rows), matrix(&up).transposed()),
+        ];
         let y = sum_of_products(&terms, how);
         if let Some(last) = shape.last_mut() {
             *last = dimensions(&weight)[0];
@@ -111,11 +127,28 @@ impl HostOperator<4> for LowRankLinear {
         let turned = tall_product(Rows::plain(x).matrix(), matrix(&of_narrow), self.precision);
         let mut of_down = vec![0.0; turned.len()];
         transpose(&turned, dimensions(&down)[1], rank, &mut of_down);
-        let (of_down, of_up) = (tensor(of_down, &dimensions(&down)), tensor(of_up, &dimensions(&up)));
+        let (of_down, of_up) = (
+            tensor(of_down, &dimensions(&down)),
+            tensor(of_up, &dimensions(&up)),
+        );
         let of_x = wanted[0].then(|| {
             let (shape, precision) = (input_shape(&given.gradient, &weight), self.precision);
-            let narrow = Factor { upstream: Rows::plain(&of_narrow), weight: down, precision };
-            self.group.gradient(vec![Factor { upstream, weight, precision }, narrow], &shape)
+            let narrow = Factor {
+                upstream: Rows::plain(&of_narrow),
+                weight: down,
+                precision,
+            };
+            self.group.gradient(
+                vec![
+                    Factor {
+                        upstream,
+                        weight,
+                        precision,
+                    },
+                    narrow,
+                ],
+                &shape,
+            )
         });
         [of_x.flatten(), None, Some(of_down), Some(of_up)]
     }

@@ -48,7 +48,11 @@ impl Group {
         if !host::on_host(&x) {
             return reference::linear(x, weight, bias, precision);
         }
-        let operator = cpu::Linear { precision, group: self.clone(), remake };
+        let operator = cpu::Linear {
+            precision,
+            group: self.clone(),
+            remake,
+        };
         match bias {
             Some(bias) => host::three(x, weight, bias, operator),
             None => host::two(x, weight, operator),
@@ -68,7 +72,15 @@ mod tests {
             &shapes,
             tolerance,
             |t| linear(t[0].get::<3>(), t[1].get(), Some(t[2].get()), precision).reshape([-1]),
-            |t| reference::linear(t[0].get::<3>(), t[1].get(), Some(t[2].get()), Precision::F32).reshape([-1]),
+            |t| {
+                reference::linear(
+                    t[0].get::<3>(),
+                    t[1].get(),
+                    Some(t[2].get()),
+                    Precision::F32,
+                )
+                .reshape([-1])
+            },
         );
         agree(
             &shapes[..2],

@@ -75,11 +75,20 @@ impl Packed {
             let length = kernel.packed_len(Side::Left, rows, steps);
             let [panels] = fresh([(length, lanes * kernel.units(steps))], |i, [panels]| {
                 let lanes_here = lanes.min(rows - i * lanes);
-                kernel.pack(panels, Side::Left, matrix.part(i * lanes, lanes_here, start, steps));
+                kernel.pack(
+                    panels,
+                    Side::Left,
+                    matrix.part(i * lanes, lanes_here, start, steps),
+                );
             });
             panels
         });
-        Some(Self { blocks: blocks.collect(), rows, depth, precision })
+        Some(Self {
+            blocks: blocks.collect(),
+            rows,
+            depth,
+            precision,
+        })
     }
 
     /// The panels of the block of depth that starts at `start`.
@@ -141,7 +150,9 @@ fn block_steps(kernel: &Kernel, depth: usize) -> usize {
 /// The blocks of a depth, all but the last of whole units: `(start, steps)`.
 fn depth_blocks(kernel: &Kernel, depth: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
     let most = block_steps(kernel, depth).max(1);
-    (0..depth).step_by(most).map(move |start| (start, most.min(depth - start)))
+    (0..depth)
+        .step_by(most)
+        .map(move |start| (start, most.min(depth - start)))
 }
 
 /// What tiles sum at once: a piece of a term, and with it small pieces that follow.
@@ -171,7 +182,10 @@ pub(super) struct Sum<'a> {
 impl Sum<'_> {
     /// Multiplications.
     fn work(&self) -> usize {
-        self.terms.iter().map(|(left, right)| left.rows() * left.depth() * right.columns).sum()
+        self.terms
+            .iter()
+            .map(|(left, right)| left.rows() * left.depth() * right.columns)
+            .sum()
     }
 }
 
@@ -204,8 +218,13 @@ fn groups(
     if is_short && terms.iter().all(|(_, right)| right.is_in_memory()) {
         return (Some(Side::Right), [usize::MAX, OWN_RIGHT]);
     }
-    let panels = [rows.div_ceil(kernel.rows), right.min(COLUMNS / kernel.columns)];
-    let in_rows = terms.iter().all(|(left, _)| left.plain().is_some_and(|left| !left.is_transposed()));
+    let panels = [
+        rows.div_ceil(kernel.rows),
+        right.min(COLUMNS / kernel.columns),
+    ];
+    let in_rows = terms
+        .iter()
+        .all(|(left, _)| left.plain().is_some_and(|left| !left.is_transposed()));
     let own = (panels[0] / tasks).max(ENOUGH.min(2 * panels[0] / tasks));
     if in_rows && own >= OWN[0] {
         return (Some(Side::Left), [own.min(OWN[1]), usize::MAX]);
@@ -229,19 +248,41 @@ impl<'a> Plan<'a> {
         let blocks = blocks(kernel, terms);
         let tasks = (TASKS * how.threads.count()).div_ceil(sums);
         let (own, group) = groups(kernel, terms, size, tasks);
-        let wide = if own == Some(Side::Right) { columns } else { columns.min(COLUMNS) };
-        let most = |side: Side, length: &dyn Fn(&Piece) -> usize| {
-            let blocks = blocks.iter().map(|block| block.iter().map(length).sum::<usize>());
-            if own == Some(side) { 0 } else { blocks.max().unwrap_or(0).next_multiple_of(LINE) }
+        let wide = if own == Some(Side::Right) {
+            columns
+        } else {
+            columns.min(COLUMNS)
         };
-        let of_right = most(Side::Right, &|piece| kernel.packed_len(Side::Right, wide, piece.steps));
+        let most = |side: Side, length: &dyn Fn(&Piece) -> usize| {
+            let blocks = blocks
+                .iter()
+                .map(|block| block.iter().map(length).sum::<usize>());
+            if own == Some(side) {
+                0
+            } else {
+                blocks.max().unwrap_or(0).next_multiple_of(LINE)
+            }
+        };
+        let of_right = most(Side::Right, &|piece| {
+            kernel.packed_len(Side::Right, wide, piece.steps)
+        });
         let of_left = most(Side::Left, &|piece| match terms[piece.term].0 {
             Left::Plain(_) => kernel.packed_len(Side::Left, rows, piece.steps),
             Left::Packed(_) => 0,
         });
         let together = (ROUND / (of_left + of_right).max(1)).clamp(1, blocks.len());
         let room = [of_left, of_right].map(|room| together * room);
-        Some(Self { sum, kernel, size, blocks, together, wide, own, group, room })
+        Some(Self {
+            sum,
+            kernel,
+            size,
+            blocks,
+            together,
+            wide,
+            own,
+            group,
+            room,
+        })
     }
 
     pub fn rounds(&self) -> usize {
@@ -251,7 +292,9 @@ impl<'a> Plan<'a> {
     /// Groups of tiles of a round.
     pub fn groups(&self, round: usize) -> usize {
         let (_, columns) = self.round(round);
-        tiles::parts(self.kernel, [self.size[0], columns.len()], self.group).iter().product()
+        tiles::parts(self.kernel, [self.size[0], columns.len()], self.group)
+            .iter()
+            .product()
     }
 
     /// The blocks of a round, and its columns.
@@ -259,7 +302,10 @@ impl<'a> Plan<'a> {
         let rounds = self.blocks.len().div_ceil(self.together);
         let (first, column) = (round % rounds * self.together, round / rounds * self.wide);
         let end = (first + self.together).min(self.blocks.len());
-        (&self.blocks[first..end], column..(column + self.wide).min(self.size[1]))
+        (
+            &self.blocks[first..end],
+            column..(column + self.wide).min(self.size[1]),
+        )
     }
 
     /// The lanes of a piece of the left factor, unless that was packed before.
@@ -275,12 +321,21 @@ impl<'a> Plan<'a> {
     }
 
     /// Plans what a round packs, into memory from `room` on.
-    pub fn pack(&self, round: usize, room: *mut f32, tasks: &mut Vec<PackTask<'a>>) -> Vec<Vec<Places>> {
+    pub fn pack(
+        &self,
+        round: usize,
+        room: *mut f32,
+        tasks: &mut Vec<PackTask<'a>>,
+    ) -> Vec<Vec<Places>> {
         let (blocks, columns) = self.round(round);
         let mut used = [0, self.room[0]];
         let mut place = |piece: &Piece| {
             [Side::Left, Side::Right].map(|side| {
-                let lanes = if side == Side::Left { self.left(piece) } else { Some(self.right(piece, &columns)) };
+                let lanes = if side == Side::Left {
+                    self.left(piece)
+                } else {
+                    Some(self.right(piece, &columns))
+                };
                 let lanes = lanes.filter(|_| self.own != Some(side))?;
                 let start = used[side as usize];
                 used[side as usize] += self.kernel.packed_len(side, lanes.rows, lanes.columns);
@@ -288,7 +343,10 @@ impl<'a> Plan<'a> {
                 Some(start..used[side as usize])
             })
         };
-        blocks.iter().map(|pieces| pieces.iter().map(&mut place).collect()).collect()
+        blocks
+            .iter()
+            .map(|pieces| pieces.iter().map(&mut place).collect())
+            .collect()
     }
 
     /// The tiles of a round, once it is packed.
@@ -301,14 +359,24 @@ impl<'a> Plan<'a> {
                     (None, Left::Packed(packed)) => packed.block(self.kernel, piece.start),
                     (place, _) => panels(place),
                 };
-                Segment { units: self.kernel.units(piece.steps), left, right: panels(right) }
+                Segment {
+                    units: self.kernel.units(piece.steps),
+                    left,
+                    right: panels(right),
+                }
             };
             let lanes = match self.own {
                 None => Vec::new(),
                 Some(Side::Left) => pieces.iter().filter_map(|piece| self.left(piece)).collect(),
-                Some(Side::Right) => pieces.iter().map(|piece| self.right(piece, &columns)).collect(),
+                Some(Side::Right) => pieces
+                    .iter()
+                    .map(|piece| self.right(piece, &columns))
+                    .collect(),
             };
-            Block { segments: pieces.iter().zip(places).map(segment).collect(), lanes }
+            Block {
+                segments: pieces.iter().zip(places).map(segment).collect(),
+                lanes,
+            }
         };
         let output = Output {
             start: self.sum.out.wrapping_add(columns.start),
@@ -336,13 +404,22 @@ impl<'a> Plan<'a> {
 #[allow(unsafe_code)]
 pub(super) unsafe fn sums_of_products(sums: &[Sum<'_>], how: How) {
     let packed = |sum: &Sum<'_>| sum.terms.iter().all(|(left, _)| left.is_for(how.precision));
-    assert!(sums.iter().all(packed), "factors packed for another precision");
+    assert!(
+        sums.iter().all(packed),
+        "factors packed for another precision"
+    );
     let mut sums: Vec<&Sum<'_>> = sums.iter().collect();
     sums.sort_by_key(|sum| Reverse(sum.work()));
     let (shared, alone) = sums.split_at(how.threads.count().min(sums.len()));
     let together = shared.len();
-    let shared: Vec<_> = shared.iter().filter_map(|sum| Plan::new(sum, together, how)).collect();
-    let alone: Vec<_> = alone.iter().filter_map(|sum| Plan::new(sum, 1, How::one(how.precision))).collect();
+    let shared: Vec<_> = shared
+        .iter()
+        .filter_map(|sum| Plan::new(sum, together, how))
+        .collect();
+    let alone: Vec<_> = alone
+        .iter()
+        .filter_map(|sum| Plan::new(sum, 1, How::one(how.precision)))
+        .collect();
     // SAFETY: by the caller's promise.
     unsafe { stages::run(&alone, &shared, how.threads) };
 }

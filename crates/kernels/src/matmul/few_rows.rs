@@ -31,7 +31,12 @@ impl Output {
     #[allow(unsafe_code, clippy::mut_from_ref)]
     unsafe fn row(&self, row: usize, columns: std::ops::Range<usize>) -> &mut [f32] {
         // SAFETY: by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride + columns.start), columns.len()) }
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.start.add(row * self.stride + columns.start),
+                columns.len(),
+            )
+        }
     }
 }
 
@@ -40,12 +45,23 @@ impl Output {
 /// # Safety
 /// As there; no size is zero.
 #[allow(unsafe_code)]
-pub(super) unsafe fn product(out: *mut f32, left: Matrix<'_>, right: Matrix<'_>, add: bool, how: How) {
-    let output = Output { start: out, stride: right.columns };
+pub(super) unsafe fn product(
+    out: *mut f32,
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+    add: bool,
+    how: How,
+) {
+    let output = Output {
+        start: out,
+        stride: right.columns,
+    };
     left.in_memory(|left, left_values| {
         right.in_memory(|right, right_values| {
             // SAFETY: by the caller's promise.
-            unsafe { product_in_memory(output, (left, left_values), (right, right_values), add, how) };
+            unsafe {
+                product_in_memory(output, (left, left_values), (right, right_values), add, how)
+            };
         });
     });
 }
@@ -68,15 +84,28 @@ unsafe fn product_in_memory(
         unsafe { output.start.write_bytes(0, rows * columns) };
     }
     let at = |i: usize, k: usize| left_values[i * left.row_stride + k * left.column_stride];
-    let gathered: Vec<f32> = (0..rows).flat_map(|i| (0..depth).map(move |k| at(i, k))).collect();
+    let gathered: Vec<f32> = (0..rows)
+        .flat_map(|i| (0..depth).map(move |k| at(i, k)))
+        .collect();
     let task = |first: usize| {
         let part = first..(first + COLUMNS).min(columns);
         for (row, left) in gathered.chunks_exact(depth).enumerate() {
             // SAFETY: rows and columns lie inside the output, and each task has its own columns.
             let out = unsafe { output.row(row, part.clone()) };
             match right.row_stride == 1 && right.column_stride >= depth {
-                true => dots(out, left, &right_values[part.start * right.column_stride..], right.column_stride),
-                false => scaled_rows(out, left, right_values, [right.row_stride, right.column_stride], part.start),
+                true => dots(
+                    out,
+                    left,
+                    &right_values[part.start * right.column_stride..],
+                    right.column_stride,
+                ),
+                false => scaled_rows(
+                    out,
+                    left,
+                    right_values,
+                    [right.row_stride, right.column_stride],
+                    part.start,
+                ),
             }
         }
     };

@@ -88,13 +88,29 @@ impl<'a> Matrix<'a> {
     /// Rows of `columns` elements, `row_stride` apart.
     pub fn strided(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
         let last = rows.saturating_sub(1) * row_stride + columns;
-        assert!(rows == 0 || last <= values.len(), "a {rows} x {columns} matrix over {} elements", values.len());
-        Self { source: Source::Values(values), rows, columns, row_stride, column_stride: 1 }
+        assert!(
+            rows == 0 || last <= values.len(),
+            "a {rows} x {columns} matrix over {} elements",
+            values.len()
+        );
+        Self {
+            source: Source::Values(values),
+            rows,
+            columns,
+            row_stride,
+            column_stride: 1,
+        }
     }
 
     /// Rows that are written when a product packs them: what several products read from memory is better kept there.
     pub fn made(write: &'a Write<'a>, rows: usize, columns: usize) -> Self {
-        Self { source: Source::Made(write, [0, 0]), rows, columns, row_stride: 0, column_stride: 1 }
+        Self {
+            source: Source::Made(write, [0, 0]),
+            rows,
+            columns,
+            row_stride: 0,
+            column_stride: 1,
+        }
     }
 
     /// Elements of a row.
@@ -125,7 +141,10 @@ impl<'a> Matrix<'a> {
 
     /// Some rows from `row` and some columns from `column`.
     pub fn part(self, row: usize, rows: usize, column: usize, columns: usize) -> Self {
-        assert!(row + rows <= self.rows && column + columns <= self.columns, "part of a matrix");
+        assert!(
+            row + rows <= self.rows && column + columns <= self.columns,
+            "part of a matrix"
+        );
         let source = match self.source {
             Source::Values(values) => {
                 let start = row * self.row_stride + column * self.column_stride;
@@ -134,9 +153,16 @@ impl<'a> Matrix<'a> {
             Source::Made(write, [first, second]) if self.is_transposed() => {
                 Source::Made(write, [first + column, second + row])
             }
-            Source::Made(write, [first, second]) => Source::Made(write, [first + row, second + column]),
+            Source::Made(write, [first, second]) => {
+                Source::Made(write, [first + row, second + column])
+            }
         };
-        Self { source, rows, columns, ..self }
+        Self {
+            source,
+            rows,
+            columns,
+            ..self
+        }
     }
 
     /// Calls `work` with the same matrix in memory.
@@ -146,12 +172,25 @@ impl<'a> Matrix<'a> {
             Source::Made(write, start) => (write, start),
         };
         let is_transposed = self.is_transposed();
-        let [rows, columns] = if is_transposed { [self.columns, self.rows] } else { [self.rows, self.columns] };
+        let [rows, columns] = if is_transposed {
+            [self.columns, self.rows]
+        } else {
+            [self.rows, self.columns]
+        };
         scratch::with(rows * columns, |values| {
             let parts = values.chunks_exact_mut(columns.max(1));
-            parts.enumerate().for_each(|(i, part)| write(row + i, column, part));
+            parts
+                .enumerate()
+                .for_each(|(i, part)| write(row + i, column, part));
             let matrix = Matrix::new(values, rows, columns);
-            work(if is_transposed { matrix.transposed() } else { matrix }, values)
+            work(
+                if is_transposed {
+                    matrix.transposed()
+                } else {
+                    matrix
+                },
+                values,
+            )
         })
     }
 }
@@ -187,12 +226,18 @@ pub(crate) struct How {
 impl How {
     /// On all threads.
     pub fn all(precision: Precision) -> Self {
-        Self { precision, threads: Threads::All }
+        Self {
+            precision,
+            threads: Threads::All,
+        }
     }
 
     /// On the calling thread.
     pub fn one(precision: Precision) -> Self {
-        Self { precision, threads: Threads::One }
+        Self {
+            precision,
+            threads: Threads::One,
+        }
     }
 }
 
@@ -226,7 +271,9 @@ pub(crate) fn multiplied_each(
     side_by_side: bool,
     precision: Precision,
 ) -> Vec<f32> {
-    let sizes = factors.iter().map(|(left, right)| left.rows * right.columns);
+    let sizes = factors
+        .iter()
+        .map(|(left, right)| left.rows * right.columns);
     let count = sizes.clone().sum();
     let mut out = Vec::with_capacity(count);
     let mut rest = &mut out.spare_capacity_mut()[..count];
@@ -247,12 +294,23 @@ pub(crate) fn multiplied_each(
     match side_by_side {
         true => for_items(items, |item| one(item, How::one(precision))),
         false => {
-            let is_large = |(_, left, right): &(_, Matrix<'_>, Matrix<'_>)| is_blocked(*left, *right);
+            let is_large =
+                |(_, left, right): &(_, Matrix<'_>, Matrix<'_>)| is_blocked(*left, *right);
             let (mut large, small): (Vec<_>, Vec<_>) = items.into_iter().partition(is_large);
             small.into_iter().for_each(|item| one(item, all));
-            let terms: Vec<_> = large.iter().map(|(_, left, right)| [(Left::Plain(*left), *right)]).collect();
+            let terms: Vec<_> = large
+                .iter()
+                .map(|(_, left, right)| [(Left::Plain(*left), *right)])
+                .collect();
             let parts = large.iter_mut().map(|(part, ..)| part.as_mut_ptr().cast());
-            let sums: Vec<_> = parts.zip(&terms).map(|(out, terms)| Sum { out, terms, add: false }).collect();
+            let sums: Vec<_> = parts
+                .zip(&terms)
+                .map(|(out, terms)| Sum {
+                    out,
+                    terms,
+                    add: false,
+                })
+                .collect();
             #[allow(unsafe_code)]
             // SAFETY: every part has room for its product, no two overlap, and without `add` nothing is read.
             unsafe {
@@ -276,7 +334,9 @@ fn is_blocked(left: Matrix<'_>, right: Matrix<'_>) -> bool {
 /// The sum of several products of one size, in new memory. Small products ride along with large ones, which costs less
 /// than adding them afterwards.
 pub(crate) fn sum_of_products(terms: &[Term<'_>], how: How) -> Vec<f32> {
-    let Some((left, right)) = terms.first() else { return Vec::new() };
+    let Some((left, right)) = terms.first() else {
+        return Vec::new();
+    };
     let count = left.rows() * right.columns;
     if count == 0 || terms.iter().all(|(left, _)| left.depth() == 0) {
         return vec![0.0; count];
@@ -293,7 +353,9 @@ pub(crate) fn sum_of_products(terms: &[Term<'_>], how: How) -> Vec<f32> {
 
 /// Adds several products of one size to `out`.
 pub(crate) fn add_products(out: &mut [f32], terms: &[Term<'_>], how: How) {
-    let size = terms.first().map_or(out.len(), |(left, right)| left.rows() * right.columns);
+    let size = terms
+        .first()
+        .map_or(out.len(), |(left, right)| left.rows() * right.columns);
     assert_eq!(out.len(), size, "output of a sum of products");
     if !out.is_empty() {
         #[allow(unsafe_code)]
@@ -318,8 +380,15 @@ unsafe fn run_terms(out: *mut f32, terms: &[Term<'_>], add: bool, how: How) {
             "sizes of a sum of products"
         );
     }
-    let terms: Vec<Term<'_>> = terms.iter().copied().filter(|(left, _)| left.depth() > 0).collect();
-    let plain: Option<Vec<_>> = terms.iter().map(|(left, right)| Some((left.plain()?, *right))).collect();
+    let terms: Vec<Term<'_>> = terms
+        .iter()
+        .copied()
+        .filter(|(left, _)| left.depth() > 0)
+        .collect();
+    let plain: Option<Vec<_>> = terms
+        .iter()
+        .map(|(left, right)| Some((left.plain()?, *right)))
+        .collect();
     // SAFETY: by the caller's promise; all of `out` is written before anything is added.
     unsafe {
         match plain {
@@ -329,7 +398,14 @@ unsafe fn run_terms(out: *mut f32, terms: &[Term<'_>], add: bool, how: How) {
                 }
             }
             _ if terms.is_empty() => (),
-            _ => blocked::sums_of_products(&[Sum { out, terms: &terms, add }], how),
+            _ => blocked::sums_of_products(
+                &[Sum {
+                    out,
+                    terms: &terms,
+                    add,
+                }],
+                how,
+            ),
         }
     }
 }
@@ -352,7 +428,14 @@ unsafe fn run(out: *mut f32, left: Matrix<'_>, right: Matrix<'_>, add: bool, how
     // SAFETY: by the caller's promise.
     unsafe {
         match is_blocked(left, right) {
-            true => blocked::sums_of_products(&[Sum { out, terms: &[(Left::Plain(left), right)], add }], how),
+            true => blocked::sums_of_products(
+                &[Sum {
+                    out,
+                    terms: &[(Left::Plain(left), right)],
+                    add,
+                }],
+                how,
+            ),
             false => few_rows::product(out, left, right, add, how),
         }
     }
@@ -365,7 +448,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn f32_on(threads: Threads) -> How {
-        How { precision: Precision::F32, threads }
+        How {
+            precision: Precision::F32,
+            threads,
+        }
     }
 
     #[test]
@@ -374,49 +460,101 @@ mod tests {
         let right = [1.0, 0.0, 2.0, 1.0];
         let mut out = [0.0; 4];
         let (one, all) = (f32_on(Threads::One), f32_on(Threads::All));
-        product(&mut out, Matrix::strided(&left, 2, 2, 3), Matrix::new(&right, 2, 2), false, one);
+        product(
+            &mut out,
+            Matrix::strided(&left, 2, 2, 3),
+            Matrix::new(&right, 2, 2),
+            false,
+            one,
+        );
         assert_eq!(out, [5.0, 2.0, 11.0, 4.0]);
-        product(&mut out, Matrix::new(&right, 2, 2).transposed(), Matrix::new(&right, 2, 2), true, all);
+        product(
+            &mut out,
+            Matrix::new(&right, 2, 2).transposed(),
+            Matrix::new(&right, 2, 2),
+            true,
+            all,
+        );
         assert_eq!(out, [10.0, 4.0, 13.0, 5.0]);
-        let fresh = multiplied(Matrix::strided(&left, 2, 2, 3), Matrix::new(&right, 2, 2), one);
+        let fresh = multiplied(
+            Matrix::strided(&left, 2, 2, 3),
+            Matrix::new(&right, 2, 2),
+            one,
+        );
         assert_eq!(fresh, [5.0, 2.0, 11.0, 4.0]);
-        assert_eq!(multiplied(Matrix::new(&[], 1, 0), Matrix::new(&[], 0, 2), one), [0.0, 0.0]);
+        assert_eq!(
+            multiplied(Matrix::new(&[], 1, 0), Matrix::new(&[], 0, 2), one),
+            [0.0, 0.0]
+        );
     }
 
     /// To bf16 by definition: of the two neighbours the nearer, of two equally near the even one.
     fn rounded(x: f32) -> f32 {
         let below = f32::from_bits(x.to_bits() & 0xffff_0000);
         let above = f32::from_bits((x.to_bits() & 0xffff_0000).wrapping_add(0x1_0000));
-        let (down, up) = ((f64::from(x) - f64::from(below)).abs(), (f64::from(above) - f64::from(x)).abs());
+        let (down, up) = (
+            (f64::from(x) - f64::from(below)).abs(),
+            (f64::from(above) - f64::from(x)).abs(),
+        );
         let even = (below.to_bits() >> 16) & 1 == 0;
-        if down < up || (down == up && even) { below } else { above }
+        if down < up || (down == up && even) {
+            below
+        } else {
+            above
+        }
     }
 
     /// Compares a product with the sum in f64 over factors in the product's precision.
     fn check([rows, columns, depth]: [usize; 3], transposed: [bool; 2], add: bool, how: How) {
         let gap = 3;
-        let matrix = |values: &'static [f32], [rows, columns]: [usize; 2], transposed: bool| match transposed {
-            true => Matrix::strided(values, columns, rows, rows + gap).transposed(),
-            false => Matrix::strided(values, rows, columns, columns + gap),
+        let matrix = |values: &'static [f32], [rows, columns]: [usize; 2], transposed: bool| {
+            match transposed {
+                true => Matrix::strided(values, columns, rows, rows + gap).transposed(),
+                false => Matrix::strided(values, rows, columns, columns + gap),
+            }
         };
         let leak = |count: usize, seed| &*numbers(count, seed).leak();
         let (largest, room) = (rows.max(columns).max(depth), |a: usize| a + gap);
-        let (a, b) = (leak(room(largest) * largest, 1), leak(room(largest) * largest, 2));
-        let (left, right) = (matrix(a, [rows, depth], transposed[0]), matrix(b, [depth, columns], transposed[1]));
+        let (a, b) = (
+            leak(room(largest) * largest, 1),
+            leak(room(largest) * largest, 2),
+        );
+        let (left, right) = (
+            matrix(a, [rows, depth], transposed[0]),
+            matrix(b, [depth, columns], transposed[1]),
+        );
         let mut out = numbers(rows * columns, 3);
         let before = out.clone();
         product(&mut out, left, right, add, how);
         let factor = |m: &Matrix<'_>, i: usize, j: usize| {
-            let Source::Values(values) = m.source else { unreachable!("the matrices are in memory") };
+            let Source::Values(values) = m.source else {
+                unreachable!("the matrices are in memory")
+            };
             let value = values[i * m.row_stride + j * m.column_stride];
-            f64::from(if how.precision == Precision::Bf16 && rows > few_rows::LIMIT { rounded(value) } else { value })
+            f64::from(
+                if how.precision == Precision::Bf16 && rows > few_rows::LIMIT {
+                    rounded(value)
+                } else {
+                    value
+                },
+            )
         };
         for i in 0..rows {
             for j in 0..columns {
-                let sum: f64 = (0..depth).map(|k| factor(&left, i, k) * factor(&right, k, j)).sum();
-                let expected = sum + if add { f64::from(before[i * columns + j]) } else { 0.0 };
+                let sum: f64 = (0..depth)
+                    .map(|k| factor(&left, i, k) * factor(&right, k, j))
+                    .sum();
+                let expected = sum
+                    + if add {
+                        f64::from(before[i * columns + j])
+                    } else {
+                        0.0
+                    };
                 let found = f64::from(out[i * columns + j]);
-                assert!((found - expected).abs() < 1e-5 * (depth as f64).sqrt().max(1.0), "{found} for {expected}");
+                assert!(
+                    (found - expected).abs() < 1e-5 * (depth as f64).sqrt().max(1.0),
+                    "{found} for {expected}"
+                );
             }
         }
     }
@@ -438,7 +576,9 @@ mod tests {
             let values = numbers(rows * columns, 4);
             let mut turned = vec![9.0; rows * columns];
             transpose(&values, rows, columns, &mut turned);
-            assert!((0..rows * columns).all(|i| turned[i % columns * rows + i / columns] == values[i]));
+            assert!(
+                (0..rows * columns).all(|i| turned[i % columns * rows + i / columns] == values[i])
+            );
         }
     }
 
@@ -455,7 +595,10 @@ mod tests {
     fn rows_have_the_same_bits_in_a_large_product_as_in_small_ones() {
         let [rows, columns, depth] = [460, 2070, 1040];
         let (left, right) = (numbers(rows * depth, 1), numbers(depth * columns, 2));
-        let (left, right) = (Matrix::new(&left, rows, depth), Matrix::new(&right, depth, columns));
+        let (left, right) = (
+            Matrix::new(&left, rows, depth),
+            Matrix::new(&right, depth, columns),
+        );
         for precision in [Precision::F32, Precision::Bf16] {
             let how = How::all(precision);
             let whole = multiplied(left, right, how);
@@ -470,15 +613,22 @@ mod tests {
     fn made_rows_are_as_good_as_rows_in_memory() {
         let value = |row: usize, column: usize| ((row * 7 + column * 13) % 11) as f32 - 5.0;
         let write = |row: usize, first: usize, out: &mut [f32]| {
-            out.iter_mut().zip(first..).for_each(|(out, column)| *out = value(row, column));
+            out.iter_mut()
+                .zip(first..)
+                .for_each(|(out, column)| *out = value(row, column));
         };
         for [rows, columns, others] in [[3, 5, 4], [40, 70, 9], [300, 33, 50], [35, 600, 20]] {
-            let values: Vec<f32> = (0..rows * columns).map(|i| value(i / columns, i % columns)).collect();
+            let values: Vec<f32> = (0..rows * columns)
+                .map(|i| value(i / columns, i % columns))
+                .collect();
             let other = numbers(rows.max(columns) * others, 3);
             for precision in [Precision::F32, Precision::Bf16] {
                 let how = How::all(precision);
                 let products = |matrix: Matrix<'_>| {
-                    let (tall, wide) = (Matrix::new(&other, rows, others), Matrix::new(&other, others, rows));
+                    let (tall, wide) = (
+                        Matrix::new(&other, rows, others),
+                        Matrix::new(&other, others, rows),
+                    );
                     let part = matrix.part(1, rows - 1, 2, columns - 2);
                     [
                         multiplied(matrix, Matrix::new(&other, columns, others), how),
@@ -489,7 +639,10 @@ mod tests {
                     ]
                 };
                 let made = products(Matrix::made(&write, rows, columns));
-                assert!(made == products(Matrix::new(&values, rows, columns)), "{rows} x {columns}, {precision}");
+                assert!(
+                    made == products(Matrix::new(&values, rows, columns)),
+                    "{rows} x {columns}, {precision}"
+                );
             }
         }
     }
@@ -505,7 +658,13 @@ mod tests {
             product(&mut expected, matrix(2, c), matrix(3, d), true, how);
             let packed = Packed::new(matrix(0, a), precision).unwrap();
             for left in [Left::Plain(matrix(0, a)), Left::Packed(&packed)] {
-                let sum = sum_of_products(&[(left, matrix(1, b)), (Left::Plain(matrix(2, c)), matrix(3, d))], how);
+                let sum = sum_of_products(
+                    &[
+                        (left, matrix(1, b)),
+                        (Left::Plain(matrix(2, c)), matrix(3, d)),
+                    ],
+                    how,
+                );
                 assert!(sum.iter().zip(&expected).all(|(x, y)| (x - y).abs() < 1e-4));
             }
         }
@@ -517,7 +676,11 @@ mod tests {
         (left[0], left[20], left[40]) = (f32::NAN, f32::INFINITY, f32::from_bits(0x7fff_ffff));
         let right = vec![1.0; 20 * 20];
         for precision in [Precision::F32, Precision::Bf16] {
-            let out = multiplied(Matrix::new(&left, 20, 20), Matrix::new(&right, 20, 20), How::one(precision));
+            let out = multiplied(
+                Matrix::new(&left, 20, 20),
+                Matrix::new(&right, 20, 20),
+                How::one(precision),
+            );
             assert!(out[0].is_nan() && out[20] == f32::INFINITY && out[40].is_nan());
             assert!(out[60..].iter().all(|value| *value == 20.0));
         }

@@ -21,7 +21,9 @@ pub(crate) fn with<T>(count: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
     }
     #[allow(unsafe_code)]
     // SAFETY: lines are arrays of f32 without padding, one after another.
-    let numbers = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), lines.len() * 16) };
+    let numbers = unsafe {
+        std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), lines.len() * 16)
+    };
     let result = work(&mut numbers[..count]);
     KEPT.with_borrow_mut(|kept| kept.push(lines));
     result
@@ -29,7 +31,10 @@ pub(crate) fn with<T>(count: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
 
 /// As [`with`], in parts of the given lengths, each of which starts with a cache line. Parts of equal lengths do not start at equal
 /// places of a page, where the first cache could not hold what is read from all of them together.
-pub(crate) fn parts<const N: usize, T>(lengths: [usize; N], work: impl FnOnce([&mut [f32]; N]) -> T) -> T {
+pub(crate) fn parts<const N: usize, T>(
+    lengths: [usize; N],
+    work: impl FnOnce([&mut [f32]; N]) -> T,
+) -> T {
     const APART: usize = 64;
     let starts = lengths.map(|length| length.next_multiple_of(16) + APART);
     with(starts.iter().sum(), |mut rest| {

@@ -35,12 +35,20 @@ const SPINS: usize = 2000;
 pub(super) unsafe fn run(alone: &[Plan<'_>], shared: &[Plan<'_>], threads: Threads) {
     let rounds = rounds(shared);
     let room = |plans: &Vec<&Plan<'_>>| plans.iter().flat_map(|plan| plan.room).sum::<usize>();
-    let most = rounds.iter().map(|(plans, _)| room(plans)).max().unwrap_or(0).next_multiple_of(LINE);
+    let most = rounds
+        .iter()
+        .map(|(plans, _)| room(plans))
+        .max()
+        .unwrap_or(0)
+        .next_multiple_of(LINE);
     // A stage has the memory of the one before the last.
     let halves = rounds.len().min(2);
     scratch::with(most * halves, |room| {
         let room = room.as_mut_ptr();
-        let mut queue = Queue { stages: Vec::new(), tasks: alone.iter().map(Task::Whole).collect() };
+        let mut queue = Queue {
+            stages: Vec::new(),
+            tasks: alone.iter().map(Task::Whole).collect(),
+        };
         for (number, (plans, round)) in rounds.into_iter().enumerate() {
             queue.push(plans, round, room.wrapping_add(number % halves * most));
         }
@@ -113,17 +121,29 @@ unsafe impl Sync for Queue<'_> {}
 impl<'a> Queue<'a> {
     /// Adds a stage that packs into memory from `room` on.
     fn push(&mut self, plans: Vec<&'a Plan<'a>>, round: usize, mut room: *mut f32) {
-        let (mut packs, mut rooms, mut places, mut tiles) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut packs, mut rooms, mut places, mut tiles) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (number, plan) in plans.iter().enumerate() {
             rooms.push(room);
             places.push(plan.pack(round, room, &mut packs));
-            tiles.extend((0..plan.groups(round)).map(|group| Work::Tiles { plan: number, group }));
+            tiles.extend((0..plan.groups(round)).map(|group| Work::Tiles {
+                plan: number,
+                group,
+            }));
             room = room.wrapping_add(plan.room.iter().sum());
         }
         let [packing, computing] = [packs.len(), tiles.len()].map(AtomicUsize::new);
         let work = packs.into_iter().map(Work::Pack).chain(tiles);
-        self.tasks.extend(work.map(|work| Task::Part(self.stages.len(), work)));
-        self.stages.push(Stage { plans, round, rooms, places, packing, computing });
+        self.tasks
+            .extend(work.map(|work| Task::Part(self.stages.len(), work)));
+        self.stages.push(Stage {
+            plans,
+            round,
+            rooms,
+            places,
+            packing,
+            computing,
+        });
     }
 
     /// One task, once what it needs is there. Tasks before it do not wait for it.
@@ -189,7 +209,11 @@ fn wait(left: &AtomicUsize) {
     let mut spins = 0;
     while left.load(Ordering::Acquire) > 0 {
         spins += 1;
-        if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
+        if spins > SPINS {
+            std::thread::yield_now()
+        } else {
+            std::hint::spin_loop()
+        }
     }
 }
 
@@ -216,20 +240,38 @@ pub(super) fn pack_later<'a>(
     if matrix.row_stride == 1 {
         tasks.extend((0..columns).step_by(STEPS).map(|first| {
             let out = start.wrapping_add(first / kernel.pair * width);
-            PackTask { kernel, out, panel, side, lanes: matrix.part(0, rows, first, STEPS.min(columns - first)) }
+            PackTask {
+                kernel,
+                out,
+                panel,
+                side,
+                lanes: matrix.part(0, rows, first, STEPS.min(columns - first)),
+            }
         }));
         return;
     }
     let lanes = PACKED * width;
     tasks.extend((0..rows).step_by(lanes).map(|first| {
         let out = start.wrapping_add(first * panel);
-        PackTask { kernel, out, panel, side, lanes: matrix.part(first, lanes.min(rows - first), 0, columns) }
+        PackTask {
+            kernel,
+            out,
+            panel,
+            side,
+            lanes: matrix.part(first, lanes.min(rows - first), 0, columns),
+        }
     }));
 }
 
 impl PackTask<'_> {
     fn run(&self) {
-        let PackTask { kernel, out, panel, side, lanes } = *self;
+        let PackTask {
+            kernel,
+            out,
+            panel,
+            side,
+            lanes,
+        } = *self;
         #[allow(unsafe_code)]
         // SAFETY: tasks are planned in memory that holds all panels, each unit of them in one task.
         unsafe {
@@ -248,18 +290,30 @@ mod tests {
     #[test]
     fn products_in_one_queue_have_the_bits_of_each_alone() {
         let values = numbers(2200 * 900, 1);
-        let sizes =
-            [[500, 640, 300], [10, 2200, 900], [700, 90, 530], [0, 50, 20], [300, 640, 40], [90, 700, 600]].repeat(3);
+        let sizes = [
+            [500, 640, 300],
+            [10, 2200, 900],
+            [700, 90, 530],
+            [0, 50, 20],
+            [300, 640, 40],
+            [90, 700, 600],
+        ]
+        .repeat(3);
         for precision in [Precision::F32, Precision::Bf16] {
             for transposed in [false, true] {
                 let matrix = |rows: usize, columns: usize| match transposed {
                     true => Matrix::new(&values, columns, rows).transposed(),
                     false => Matrix::new(&values, rows, columns),
                 };
-                let pair = |[rows, columns, depth]: &[usize; 3]| (matrix(*rows, *depth), matrix(*depth, *columns));
+                let pair = |[rows, columns, depth]: &[usize; 3]| {
+                    (matrix(*rows, *depth), matrix(*depth, *columns))
+                };
                 let factors: Vec<_> = sizes.iter().map(pair).collect();
                 let together = multiplied_each(&factors, false, precision);
-                let alone: Vec<_> = factors.iter().map(|(x, y)| multiplied(*x, *y, How::one(precision))).collect();
+                let alone: Vec<_> = factors
+                    .iter()
+                    .map(|(x, y)| multiplied(*x, *y, How::one(precision)))
+                    .collect();
                 assert!(together == alone.concat());
             }
         }

@@ -31,16 +31,43 @@ pub(crate) fn tall_product(left: Matrix<'_>, right: Matrix<'_>, precision: Preci
         let (first, end) = (task * ROWS, (task * ROWS + ROWS).min(rows));
         for start in (first..end).step_by(STEPS) {
             let steps = STEPS.min(end - start);
-            let lengths =
-                [kernel.packed_len(Side::Left, size[0], steps), kernel.packed_len(Side::Right, size[1], steps)];
+            let lengths = [
+                kernel.packed_len(Side::Left, size[0], steps),
+                kernel.packed_len(Side::Right, size[1], steps),
+            ];
             scratch::parts(lengths, |[of_left, of_right]| {
-                kernel.pack(of_left, Side::Left, left.part(start, steps, 0, size[0]).transposed());
-                kernel.pack(of_right, Side::Right, right.part(start, steps, 0, size[1]).transposed());
-                let segments = vec![Segment { units: kernel.units(steps), left: of_left, right: of_right }];
-                let output = Output { start: sums.as_mut_ptr(), stride: size[1], size };
-                let blocks = vec![Block { segments, lanes: Vec::new() }];
-                let tiles =
-                    Tiles { kernel, blocks, own: None, parts: parts(kernel, size, GROUP), output, add: start > first };
+                kernel.pack(
+                    of_left,
+                    Side::Left,
+                    left.part(start, steps, 0, size[0]).transposed(),
+                );
+                kernel.pack(
+                    of_right,
+                    Side::Right,
+                    right.part(start, steps, 0, size[1]).transposed(),
+                );
+                let segments = vec![Segment {
+                    units: kernel.units(steps),
+                    left: of_left,
+                    right: of_right,
+                }];
+                let output = Output {
+                    start: sums.as_mut_ptr(),
+                    stride: size[1],
+                    size,
+                };
+                let blocks = vec![Block {
+                    segments,
+                    lanes: Vec::new(),
+                }];
+                let tiles = Tiles {
+                    kernel,
+                    blocks,
+                    own: None,
+                    parts: parts(kernel, size, GROUP),
+                    output,
+                    add: start > first,
+                };
                 #[allow(unsafe_code)]
                 // SAFETY: `sums` holds `size` elements.
                 (0..tiles.groups()).for_each(|group| unsafe { tiles.run_group(group) });
@@ -48,7 +75,9 @@ pub(crate) fn tall_product(left: Matrix<'_>, right: Matrix<'_>, precision: Preci
         }
     });
     let [sums] = fresh([(count, CHUNK)], |i, [sums]| {
-        parts.chunks_exact(count.max(1)).for_each(|part| add(sums, chunk(part, CHUNK, i)));
+        parts
+            .chunks_exact(count.max(1))
+            .for_each(|part| add(sums, chunk(part, CHUNK, i)));
     });
     sums
 }

@@ -43,7 +43,10 @@ pub(super) struct Tiles<'a> {
 /// Groups below each other and beside each other in an output of some size, for so many panels in a group. All are alike, so that
 /// none reads a factor for too little.
 pub(super) fn parts(kernel: &Kernel, [rows, columns]: [usize; 2], group: [usize; 2]) -> [usize; 2] {
-    [rows.div_ceil(kernel.rows).div_ceil(group[0]), columns.div_ceil(kernel.columns).div_ceil(group[1])]
+    [
+        rows.div_ceil(kernel.rows).div_ceil(group[0]),
+        columns.div_ceil(kernel.columns).div_ceil(group[1]),
+    ]
 }
 
 impl Tiles<'_> {
@@ -77,15 +80,29 @@ impl Tiles<'_> {
 
     /// The tiles of a block of which one factor is packed first: only this task reads that part of it.
     #[allow(unsafe_code)]
-    unsafe fn packed_here(&self, block: &Block<'_>, side: Side, panels: [Range<usize>; 2], add: bool) {
+    unsafe fn packed_here(
+        &self,
+        block: &Block<'_>,
+        side: Side,
+        panels: [Range<usize>; 2],
+        add: bool,
+    ) {
         let (mine, width) = (panels[side as usize].clone(), self.kernel.width(side));
         let lanes = mine.start * width..(mine.end * width).min(self.output.size[side as usize]);
-        let lengths: Vec<usize> = block.segments.iter().map(|segment| mine.len() * width * segment.units).collect();
+        let lengths: Vec<usize> = block
+            .segments
+            .iter()
+            .map(|segment| mine.len() * width * segment.units)
+            .collect();
         scratch::with(lengths.iter().sum(), |mut free| {
             let mut segments = block.segments.clone();
             for ((segment, matrix), length) in segments.iter_mut().zip(&block.lanes).zip(lengths) {
                 let (here, rest) = std::mem::take(&mut free).split_at_mut(length);
-                self.kernel.pack(here, side, matrix.part(lanes.start, lanes.len(), 0, matrix.columns()));
+                self.kernel.pack(
+                    here,
+                    side,
+                    matrix.part(lanes.start, lanes.len(), 0, matrix.columns()),
+                );
                 free = rest;
                 match side {
                     Side::Left => segment.left = here,
@@ -102,13 +119,26 @@ impl Tiles<'_> {
     /// Panels of both factors.
     fn panels(&self) -> [usize; 2] {
         let [rows, columns] = self.output.size;
-        [rows.div_ceil(self.kernel.rows), columns.div_ceil(self.kernel.columns)]
+        [
+            rows.div_ceil(self.kernel.rows),
+            columns.div_ceil(self.kernel.columns),
+        ]
     }
 
     /// The tiles of some rows and columns of panels; the segments hold both factors' panels from `first` on.
     #[allow(unsafe_code)]
-    unsafe fn tiles(&self, all: &[Segment<'_>], first: [usize; 2], [rows, columns]: [Range<usize>; 2], add: bool) {
-        let Kernel { rows: high, columns: wide, .. } = *self.kernel;
+    unsafe fn tiles(
+        &self,
+        all: &[Segment<'_>],
+        first: [usize; 2],
+        [rows, columns]: [Range<usize>; 2],
+        add: bool,
+    ) {
+        let Kernel {
+            rows: high,
+            columns: wide,
+            ..
+        } = *self.kernel;
         let mut segments = all.to_vec();
         for start in columns.clone().step_by(GROUP[1]) {
             for i in rows.clone() {
@@ -118,10 +148,19 @@ impl Tiles<'_> {
                         segment.right = &panels.right[(j - first[1]) * wide * panels.units..];
                     }
                     let (row, column) = (i * high, j * wide);
-                    let size = [high.min(self.output.size[0] - row), wide.min(self.output.size[1] - column)];
-                    let out = self.output.start.wrapping_add(row * self.output.stride + column);
+                    let size = [
+                        high.min(self.output.size[0] - row),
+                        wide.min(self.output.size[1] - column),
+                    ];
+                    let out = self
+                        .output
+                        .start
+                        .wrapping_add(row * self.output.stride + column);
                     // SAFETY: by the caller's promise, `size` rows and columns from here lie inside the output.
-                    unsafe { self.kernel.tile(&segments, out, self.output.stride, size, add) };
+                    unsafe {
+                        self.kernel
+                            .tile(&segments, out, self.output.stride, size, add)
+                    };
                 }
             }
         }

@@ -32,7 +32,8 @@ impl HostOperator<2> for RmsNorm {
 
     fn backward(&self, given: Given<2>, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let [x, weight] = &given.inputs;
-        let [of_x, of_weight, _] = backward(x, weight, &given.saved[0], &given.gradient, None, None);
+        let [of_x, of_weight, _] =
+            backward(x, weight, &given.saved[0], &given.gradient, None, None);
         [of_x, of_weight]
     }
 }
@@ -44,7 +45,14 @@ impl HostOperator<3> for LayerNorm {
 
     fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [x, weight, _] = &given.inputs;
-        backward(x, weight, &given.saved[0], &given.gradient, Some(self.groups), None)
+        backward(
+            x,
+            weight,
+            &given.saved[0],
+            &given.gradient,
+            Some(self.groups),
+            None,
+        )
     }
 }
 
@@ -59,7 +67,10 @@ pub(super) fn forward(
     let (x, weight) = (contiguous(x), contiguous(weight));
     let bias = bias.map(contiguous);
     let width = slice(&weight).len().max(1);
-    let sizes = [(slice(&x).len(), ROWS * width), (slice(&x).len() / width * groups * 2, ROWS * groups * 2)];
+    let sizes = [
+        (slice(&x).len(), ROWS * width),
+        (slice(&x).len() / width * groups * 2, ROWS * groups * 2),
+    ];
     let [y, statistics] = fresh(sizes, |i, [y, statistics]| {
         forward_rows(
             y,
@@ -119,14 +130,26 @@ pub(super) fn backward(
     let rows = |i: usize, of_x: &mut [f32], partial: &mut [f32], add: bool| {
         let (x, gradient) = (chunk(slice(&x), size, i), chunk(slice(gradient), size, i));
         let statistics = chunk(statistics, ROWS * groups * 2, i);
-        backward_rows(of_x, partial, x, gradient, statistics, slice(&weight), centred, add);
+        backward_rows(
+            of_x,
+            partial,
+            x,
+            gradient,
+            statistics,
+            slice(&weight),
+            centred,
+            add,
+        );
     };
     // Each task's sums for weight and bias, added up in order below.
     let (of_x, partial) = match onto {
         Some(onto) => {
             let (mut of_x, mut partial) = (owned(onto), zeros(tasks * width * 2));
             for_chunks(
-                [(&mut of_x.storage_mut::<f32>()[..], size), (&mut partial, width * 2)],
+                [
+                    (&mut of_x.storage_mut::<f32>()[..], size),
+                    (&mut partial, width * 2),
+                ],
                 |i, [of_x, partial]| {
                     rows(i, of_x, partial, true);
                 },
@@ -134,9 +157,10 @@ pub(super) fn backward(
             (of_x, partial)
         }
         None => {
-            let [of_x, partial] = fresh([(count, size), (tasks * width * 2, width * 2)], |i, [of_x, partial]| {
-                rows(i, of_x, partial, false)
-            });
+            let [of_x, partial] = fresh(
+                [(count, size), (tasks * width * 2, width * 2)],
+                |i, [of_x, partial]| rows(i, of_x, partial, false),
+            );
             (tensor(of_x, &dimensions(&x)), partial)
         }
     };

@@ -16,7 +16,13 @@ use crate::{
 /// `x`: any shape `[.., width]`, `weight`: `[width]`; statistics in f32.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
     match host::on_host(&x) {
-        true => host::two(x, weight, cpu::RmsNorm { epsilon: epsilon as f32 }),
+        true => host::two(
+            x,
+            weight,
+            cpu::RmsNorm {
+                epsilon: epsilon as f32,
+            },
+        ),
         false => reference::rms_norm(x, weight, epsilon),
     }
 }
@@ -24,9 +30,22 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -
 /// `(x - mean) / sqrt(var + epsilon) * weight + bias` with the biased variance.
 ///
 /// `x`: any shape `[.., width]`, `weight` and `bias`: `[width]`; statistics in f32.
-pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<D> {
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    epsilon: f64,
+) -> Tensor<D> {
     match host::on_host(&x) {
-        true => host::three(x, weight, bias, cpu::LayerNorm { epsilon: epsilon as f32, groups: 1 }),
+        true => host::three(
+            x,
+            weight,
+            bias,
+            cpu::LayerNorm {
+                epsilon: epsilon as f32,
+                groups: 1,
+            },
+        ),
         false => reference::layer_norm(x, weight, bias, epsilon),
     }
 }
@@ -34,9 +53,23 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<
 /// [`layer_norm`] within each of `groups` equal parts of the last axis.
 ///
 /// `x`: `[batch, time, width]`, `weight` and `bias`: `[width]`.
-pub fn group_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, epsilon: f64) -> Tensor<3> {
+pub fn group_norm(
+    x: Tensor<3>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    groups: usize,
+    epsilon: f64,
+) -> Tensor<3> {
     match host::on_host(&x) {
-        true => host::three(x, weight, bias, cpu::LayerNorm { epsilon: epsilon as f32, groups }),
+        true => host::three(
+            x,
+            weight,
+            bias,
+            cpu::LayerNorm {
+                epsilon: epsilon as f32,
+                groups,
+            },
+        ),
         false => reference::group_norm(x, weight, bias, groups, epsilon),
     }
 }
@@ -52,7 +85,9 @@ fn remade<const D: usize, const N: usize>(
         return normed.into();
     }
     let (x, factors) = (values(x), factors.map(values));
-    Transient::new(normed, move || cpu::forward(&x, &factors[0], factors.get(1), epsilon as f32, 1).0)
+    Transient::new(normed, move || {
+        cpu::forward(&x, &factors[0], factors.get(1), epsilon as f32, 1).0
+    })
 }
 
 #[cfg(test)]
@@ -63,8 +98,17 @@ mod tests {
     use proptest::prelude::*;
 
     fn near(output: Tensor<2>, expected: &[f32]) {
-        for (value, expected) in output.into_data().try_to_vec::<f32>().unwrap().iter().zip(expected) {
-            assert!((value - expected).abs() < 1e-6, "{value} against {expected}");
+        for (value, expected) in output
+            .into_data()
+            .try_to_vec::<f32>()
+            .unwrap()
+            .iter()
+            .zip(expected)
+        {
+            assert!(
+                (value - expected).abs() < 1e-6,
+                "{value} against {expected}"
+            );
         }
     }
 
@@ -72,13 +116,19 @@ mod tests {
     fn worked_examples() {
         let device = Device::flex();
         let ones = |n| Tensor::<1>::ones([n], &device);
-        near(rms_norm(Tensor::from_floats([[3.0, 4.0]], &device), ones(2), 0.0), &[0.848528, 1.131371]);
+        near(
+            rms_norm(Tensor::from_floats([[3.0, 4.0]], &device), ones(2), 0.0),
+            &[0.848528, 1.131371],
+        );
         let x = Tensor::from_floats([[1.0, 2.0, 3.0, 4.0]], &device);
         let normed = layer_norm(x, ones(4), Tensor::zeros([4], &device), 0.0);
         near(normed, &[-1.341641, -0.447214, 0.447214, 1.341641]);
         let x = Tensor::<3>::from_floats([[[1.0, 3.0, 4.0, 0.0]]], &device);
         let bias = Tensor::from_floats([0.0, 0.0, 0.0, 5.0], &device);
-        near(group_norm(x, ones(4), bias, 2, 0.0).reshape([1, 4]), &[-1.0, 1.0, 1.0, 4.0]);
+        near(
+            group_norm(x, ones(4), bias, 2, 0.0).reshape([1, 4]),
+            &[-1.0, 1.0, 1.0, 4.0],
+        );
     }
 
     proptest! {

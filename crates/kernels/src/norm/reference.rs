@@ -12,7 +12,12 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -
 
 /// `(x - mean) / sqrt(var + epsilon) * weight + bias` with the biased variance.
 /// Shapes as in [`super::layer_norm`].
-pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<D> {
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    epsilon: f64,
+) -> Tensor<D> {
     let centred = x.clone() - x.mean_dim(D - 1);
     let variance = (centred.clone() * centred.clone()).mean_dim(D - 1);
     let inverse = (variance + epsilon).sqrt().recip();
@@ -20,11 +25,20 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, bias: Tensor<
 }
 
 /// [`layer_norm`] within each of `groups` parts of the last axis.
-pub fn group_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, groups: usize, epsilon: f64) -> Tensor<3> {
+pub fn group_norm(
+    x: Tensor<3>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    groups: usize,
+    epsilon: f64,
+) -> Tensor<3> {
     let [batch, time, width] = x.dims();
     let (ones, zeros) = (weight.ones_like(), weight.zeros_like());
     let parts = x.reshape([batch, time, groups, width / groups]);
-    let (ones, zeros) = (ones.narrow(0, 0, width / groups), zeros.narrow(0, 0, width / groups));
+    let (ones, zeros) = (
+        ones.narrow(0, 0, width / groups),
+        zeros.narrow(0, 0, width / groups),
+    );
     let normed = layer_norm(parts, ones, zeros, epsilon).reshape([batch, time, width]);
     normed * broadcast(weight) + broadcast(bias)
 }

@@ -16,7 +16,11 @@ use crate::{
 /// `x` itself, and `x / sqrt(mean(x^2) + epsilon) * weight`.
 ///
 /// `x`: any shape `[.., width]`, `weight`: `[width]`. The norm is made again from `x` in the backward.
-pub fn rms_norm_beside<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> (Tensor<D>, Transient<D>) {
+pub fn rms_norm_beside<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    epsilon: f64,
+) -> (Tensor<D>, Transient<D>) {
     if !host::on_host(&x) {
         return (x.clone(), super::rms_norm(x, weight, epsilon).into());
     }
@@ -36,7 +40,10 @@ pub fn layer_norm_beside<const D: usize>(
     epsilon: f64,
 ) -> (Tensor<D>, Transient<D>) {
     if !host::on_host(&x) {
-        return (x.clone(), super::layer_norm(x, weight, bias, epsilon).into());
+        return (
+            x.clone(),
+            super::layer_norm(x, weight, bias, epsilon).into(),
+        );
     }
     let operator = Residual::new(1, epsilon);
     let outputs = operator.outputs.clone();
@@ -75,7 +82,10 @@ pub fn add_layer_norm<const D: usize>(
 ) -> (Tensor<D>, Transient<D>) {
     if !host::on_host(&x) {
         let sum = x + y;
-        return (sum.clone(), super::layer_norm(sum, weight, bias, epsilon).into());
+        return (
+            sum.clone(),
+            super::layer_norm(sum, weight, bias, epsilon).into(),
+        );
     }
     let operator = Residual::new(2, epsilon);
     let outputs = operator.outputs.clone();
@@ -116,7 +126,11 @@ struct Centred(Residual);
 
 impl Residual {
     fn new(summands: usize, epsilon: f64) -> Self {
-        Self { outputs: Outputs::default(), summands, epsilon: epsilon as f32 }
+        Self {
+            outputs: Outputs::default(),
+            summands,
+            epsilon: epsilon as f32,
+        }
     }
 
     fn run(&self, inputs: &[FlexTensor], bias: Option<&FlexTensor>) -> (FlexTensor, Saved) {
@@ -146,10 +160,22 @@ impl Residual {
         let sizes = [(count, size), (count, size), (count / width * 2, ROWS * 2)];
         let [sum, normed, statistics] = fresh(sizes, |i, [sum, normed, statistics]| {
             sums(sum, chunk(slice(x), size, i), chunk(slice(y), size, i));
-            cpu::forward_rows(normed, statistics, sum, slice(weight), bias.as_ref().map(slice), self.epsilon, 1);
+            cpu::forward_rows(
+                normed,
+                statistics,
+                sum,
+                slice(weight),
+                bias.as_ref().map(slice),
+                self.epsilon,
+                1,
+            );
         });
         let shape = dimensions(x);
-        (tensor(sum, &shape), tensor(normed, &shape), vec![statistics])
+        (
+            tensor(sum, &shape),
+            tensor(normed, &shape),
+            vec![statistics],
+        )
     }
 
     /// The gradients of the sum, the weight and the bias.
@@ -161,9 +187,14 @@ impl Residual {
         is_centred: bool,
     ) -> [Option<FlexTensor>; 3] {
         match (self.outputs.gradients(), sum, saved.first()) {
-            ([of_sum, Some(of_norm)], Some(sum), Some(statistics)) => {
-                cpu::backward(sum, weight, statistics, &of_norm, is_centred.then_some(1), of_sum)
-            }
+            ([of_sum, Some(of_norm)], Some(sum), Some(statistics)) => cpu::backward(
+                sum,
+                weight,
+                statistics,
+                &of_norm,
+                is_centred.then_some(1),
+                of_sum,
+            ),
             ([of_sum, _], ..) => [of_sum, None, None],
         }
     }
@@ -206,7 +237,8 @@ impl HostOperator<3> for Residual {
     }
 
     fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let [of_sum, of_weight, _] = self.gradients(given.output.as_ref(), &given.inputs[2], &given.saved, false);
+        let [of_sum, of_weight, _] =
+            self.gradients(given.output.as_ref(), &given.inputs[2], &given.saved, false);
         [of_sum.clone(), of_sum, of_weight]
     }
 }
@@ -226,7 +258,8 @@ impl HostOperator<4> for Centred {
 
     fn backward(&self, given: Given<4>, _: [bool; 4]) -> [Option<FlexTensor>; 4] {
         let [of_sum, of_weight, of_bias] =
-            self.0.gradients(given.output.as_ref(), &given.inputs[2], &given.saved, true);
+            self.0
+                .gradients(given.output.as_ref(), &given.inputs[2], &given.saved, true);
         [of_sum.clone(), of_sum, of_weight, of_bias]
     }
 }
@@ -290,13 +323,29 @@ mod tests {
         agree(
             &shapes,
             1e-5,
-            |t| rms_norm_beside(t[0].get::<2>(), t[1].get(), 1e-3).1.into_tensor().reshape([-1]),
+            |t| {
+                rms_norm_beside(t[0].get::<2>(), t[1].get(), 1e-3)
+                    .1
+                    .into_tensor()
+                    .reshape([-1])
+            },
             |t| reference::rms_norm(t[0].get::<2>(), t[1].get(), 1e-3).reshape([-1]),
         );
         let sum = |t: &[crate::testing::Leaf]| {
-            add_rms_norm(t[0].get::<2>(), t[1].get(), Tensor::ones([5], &burn::tensor::Device::flex()), 1e-3).0
+            add_rms_norm(
+                t[0].get::<2>(),
+                t[1].get(),
+                Tensor::ones([5], &burn::tensor::Device::flex()),
+                1e-3,
+            )
+            .0
         };
-        agree(&[&[70, 5], &[70, 5]], 0.0, |t| sum(t).reshape([-1]), |t| (t[0].get::<2>() + t[1].get()).reshape([-1]));
+        agree(
+            &[&[70, 5], &[70, 5]],
+            0.0,
+            |t| sum(t).reshape([-1]),
+            |t| (t[0].get::<2>() + t[1].get()).reshape([-1]),
+        );
         agree(
             &[&[70, 5], &[70, 5]],
             0.0,

@@ -38,9 +38,14 @@ pub fn dynamic_mixes<const N: usize>(
         let weights = weights(&shared, &narrow, &up, precision);
         return token_mixes(x, before, weights);
     }
-    let before = before.unwrap_or_else(|| Tensor::zeros([batch, width], &x.device().inner())).unsqueeze_dim::<3>(1);
+    let before = before
+        .unwrap_or_else(|| Tensor::zeros([batch, width], &x.device().inner()))
+        .unsqueeze_dim::<3>(1);
     let outputs = Outputs::<N>::default();
-    let mixes = Mixes { outputs: outputs.clone(), precision };
+    let mixes = Mixes {
+        outputs: outputs.clone(),
+        precision,
+    };
     let node: Tensor<1> = host::five(x, before, shared, narrow, up, mixes);
     std::array::from_fn(|i| outputs.output(i, &node))
 }
@@ -54,9 +59,18 @@ fn weights<const N: usize>(
 ) -> [Tensor<3>; N] {
     let [_, rank, width] = up.dims();
     std::array::from_fn(|mix| {
-        let up = up.clone().narrow(0, mix, 1).reshape([rank, width]).swap_dims(0, 1);
+        let up = up
+            .clone()
+            .narrow(0, mix, 1)
+            .reshape([rank, width])
+            .swap_dims(0, 1);
         let shared = shared.clone().narrow(0, mix, 1).reshape([width]);
-        reference::linear(narrow.clone().narrow(2, mix * rank, rank), up, Some(shared), precision)
+        reference::linear(
+            narrow.clone().narrow(2, mix * rank, rank),
+            up,
+            Some(shared),
+            precision,
+        )
     })
 }
 
@@ -119,28 +133,52 @@ struct Factors<'a> {
 impl<'a> Factors<'a> {
     /// Of contiguous tensors.
     fn new(narrow: &'a FlexTensor, up: &'a FlexTensor) -> Self {
-        let (shape, [batch, time]) = (dimensions(up), [dimensions(narrow)[0], dimensions(narrow)[1]]);
+        let (shape, [batch, time]) = (
+            dimensions(up),
+            [dimensions(narrow)[0], dimensions(narrow)[1]],
+        );
         let (narrow, up) = (slice(narrow), slice(up));
-        Self { narrow, up, mixes: shape[0], rows: batch * time, rank: shape[1], width: shape[2] }
+        Self {
+            narrow,
+            up,
+            mixes: shape[0],
+            rows: batch * time,
+            rank: shape[1],
+            width: shape[2],
+        }
     }
 
     fn narrow(&self, mix: usize) -> Matrix<'a> {
         let start = (mix * self.rank).min(self.narrow.len());
-        Matrix::strided(&self.narrow[start..], self.rows, self.rank, self.mixes * self.rank)
+        Matrix::strided(
+            &self.narrow[start..],
+            self.rows,
+            self.rank,
+            self.mixes * self.rank,
+        )
     }
 
     fn up(&self, mix: usize) -> Matrix<'a> {
         let size = self.rank * self.width;
-        Matrix::new(&self.up[mix * size..(mix + 1) * size], self.rank, self.width)
+        Matrix::new(
+            &self.up[mix * size..(mix + 1) * size],
+            self.rank,
+            self.width,
+        )
     }
 }
 
 impl<const N: usize> HostOperator<5> for Mixes<N> {
     fn forward(&self, inputs: &[FlexTensor; 5], wanted: [bool; 5]) -> (FlexTensor, Saved) {
         let [x, before, shared, narrow, up] = inputs;
-        let ([x, before], [shared, narrow, up]) = ([x, before].map(readable), [shared, narrow, up].map(contiguous));
+        let ([x, before], [shared, narrow, up]) = (
+            [x, before].map(readable),
+            [shared, narrow, up].map(contiguous),
+        );
         let (pairs, factors) = (Pairs::new(&x, &before), Factors::new(&narrow, &up));
-        let products: Vec<_> = (0..N).map(|mix| (factors.narrow(mix), factors.up(mix))).collect();
+        let products: Vec<_> = (0..N)
+            .map(|mix| (factors.narrow(mix), factors.up(mix)))
+            .collect();
         let own = multiplied_each(&products, false, self.precision);
         let (width, count) = (factors.width, pairs.x.len());
         let ys = fresh([(count, (ROWS * width).max(1)); N], |task, mut ys| {
@@ -160,17 +198,30 @@ impl<const N: usize> HostOperator<5> for Mixes<N> {
             }
         });
         self.outputs.put(ys.map(|y| tensor(y, &pairs.x.shape())));
-        (tensor(Vec::new(), &[0]), if wanted.contains(&true) { vec![own] } else { Vec::new() })
+        (
+            tensor(Vec::new(), &[0]),
+            if wanted.contains(&true) {
+                vec![own]
+            } else {
+                Vec::new()
+            },
+        )
     }
 
     fn backward(&self, given: Given<5>, _: [bool; 5]) -> [Option<FlexTensor>; 5] {
         let [x, before, shared, narrow, up] = &given.inputs;
-        let ([x, before], [shared, narrow, up]) = ([x, before].map(readable), [shared, narrow, up].map(contiguous));
+        let ([x, before], [shared, narrow, up]) = (
+            [x, before].map(readable),
+            [shared, narrow, up].map(contiguous),
+        );
         let (pairs, factors) = (Pairs::new(&x, &before), Factors::new(&narrow, &up));
         let own = given.saved.into_iter().next().unwrap_or_default();
         let gradients = self.outputs.gradients();
-        let asked: Vec<(usize, &[f32])> =
-            gradients.iter().enumerate().filter_map(|(number, found)| Some((number, slice(found.as_ref()?)))).collect();
+        let asked: Vec<(usize, &[f32])> = gradients
+            .iter()
+            .enumerate()
+            .filter_map(|(number, found)| Some((number, slice(found.as_ref()?))))
+            .collect();
         let [batch, time, width] = pairs.x.shape();
         let count = batch * time * width;
         let of_row = |row: usize| row * width..(row + 1) * width;
@@ -189,7 +240,12 @@ impl<const N: usize> HostOperator<5> for Mixes<N> {
                         let here = &gradient[of_row(row)];
                         from_own(of_x, here, own(*number, row), shared(*number));
                         if !(row + 1).is_multiple_of(time) {
-                            from_next(of_x, &gradient[of_row(row + 1)], own(*number, row + 1), shared(*number));
+                            from_next(
+                                of_x,
+                                &gradient[of_row(row + 1)],
+                                own(*number, row + 1),
+                                shared(*number),
+                            );
                         }
                         let of_own = &mut of_own[*number][of_row(i)];
                         of_weights(of_own, &mut of_shared[of_row(*number)], here, x, previous);
@@ -200,7 +256,12 @@ impl<const N: usize> HostOperator<5> for Mixes<N> {
         let mut of_before = zeros(batch * width);
         for (i, of_before) in of_before.chunks_exact_mut(width.max(1)).enumerate() {
             for (number, gradient) in &asked {
-                from_next(of_before, &gradient[of_row(i * time)], own(*number, i * time), shared(*number));
+                from_next(
+                    of_before,
+                    &gradient[of_row(i * time)],
+                    own(*number, i * time),
+                    shared(*number),
+                );
             }
         }
         let (of_narrow, of_up) = self.of_factors(&factors, &of_own);
@@ -217,15 +278,21 @@ impl<const N: usize> HostOperator<5> for Mixes<N> {
 impl<const N: usize> Mixes<N> {
     /// The gradients of the narrow parts, side by side, and of the maps out of them.
     fn of_factors(&self, factors: &Factors<'_>, of_own: &[Vec<f32>; N]) -> (Vec<f32>, Vec<f32>) {
-        let Factors { rows, rank, width, .. } = *factors;
+        let Factors {
+            rows, rank, width, ..
+        } = *factors;
         let of_own = |mix: usize| Matrix::new(&of_own[mix], rows, width);
-        let products: Vec<_> = (0..N).map(|mix| (of_own(mix), factors.up(mix).transposed())).collect();
+        let products: Vec<_> = (0..N)
+            .map(|mix| (of_own(mix), factors.up(mix).transposed()))
+            .collect();
         let of_narrow = multiplied_each(&products, false, self.precision);
         let side_by_side = copied(rows * N, rank, |piece| {
             let (row, mix) = (piece / N, piece % N);
             of_narrow.get((mix * rows + row) * rank..)?.get(..rank)
         });
-        let of_up = (0..N).flat_map(|mix| tall_product(factors.narrow(mix), of_own(mix), self.precision)).collect();
+        let of_up = (0..N)
+            .flat_map(|mix| tall_product(factors.narrow(mix), of_own(mix), self.precision))
+            .collect();
         (side_by_side, of_up)
     }
 }

@@ -53,7 +53,11 @@ impl Tasks {
     /// For `batch` sequences of `width` channels.
     pub fn new(batch: usize, width: usize) -> Self {
         let together = (batch * groups(width) / (2 * threads())).clamp(1, MOST);
-        Self { batch, blocks: width.div_ceil(LANES), together: together * GROUP }
+        Self {
+            batch,
+            blocks: width.div_ceil(LANES),
+            together: together * GROUP,
+        }
     }
 
     /// How many there are.
@@ -64,7 +68,10 @@ impl Tasks {
     /// The sequence of a task, and its vectors of channels.
     pub fn place(self, task: usize) -> (usize, Range<usize>) {
         let first = task % self.of_sequence() * self.together;
-        (task / self.of_sequence(), first..(first + self.together).min(self.blocks))
+        (
+            task / self.of_sequence(),
+            first..(first + self.together).min(self.blocks),
+        )
     }
 
     fn of_sequence(self) -> usize {

@@ -91,13 +91,21 @@ impl HostOperator<3> for Scan {
         for_each(tasks.count(), |task| {
             let (batch, group) = tasks.place(task);
             let start = &state[batch * width..(batch + 1) * width];
-            let mut h: Vec<Lane> = group.clone().map(|block| lanes::block(start, block)).collect();
+            let mut h: Vec<Lane> = group
+                .clone()
+                .map(|block| lanes::block(start, block))
+                .collect();
             for t in 0..time {
                 for (h, block) in h.iter_mut().zip(group.clone()) {
                     let columns = lanes::columns(width, block);
                     // SAFETY: each step of a vector of channels comes once.
                     let out = unsafe { rows.part(batch * time + t, columns.clone()) };
-                    advance(h, out, &a.row(batch, t)[columns.clone()], &b.row(batch, t)[columns]);
+                    advance(
+                        h,
+                        out,
+                        &a.row(batch, t)[columns.clone()],
+                        &b.row(batch, t)[columns],
+                    );
                 }
             }
         });
@@ -111,8 +119,16 @@ impl HostOperator<3> for Scan {
 
     fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [a, _, state] = &given.inputs;
-        let (a, state, h) = (readable(a), contiguous(state), given.output.as_ref().map(contiguous));
-        let (a, h, gradient) = (Sequence::new(&a), h.as_ref().map_or(&[][..], slice), slice(&given.gradient));
+        let (a, state, h) = (
+            readable(a),
+            contiguous(state),
+            given.output.as_ref().map(contiguous),
+        );
+        let (a, h, gradient) = (
+            Sequence::new(&a),
+            h.as_ref().map_or(&[][..], slice),
+            slice(&given.gradient),
+        );
         let (time, width, shape) = (a.time, a.width, a.shape());
         let [a_rows, b_rows] = [0; 2].map(|_| FreshRows::new(a.len(), width));
         let state_rows = FreshRows::new(a.batch * width, width);
@@ -122,24 +138,47 @@ impl HostOperator<3> for Scan {
             let mut q = vec![[0.0; LANES]; group.len()];
             for t in (0..time).rev() {
                 let row = batch * time + t;
-                let before = if t == 0 { &slice(&state)[batch * width..] } else { &h[(row - 1) * width..] };
+                let before = if t == 0 {
+                    &slice(&state)[batch * width..]
+                } else {
+                    &h[(row - 1) * width..]
+                };
                 for (q, block) in q.iter_mut().zip(group.clone()) {
                     let columns = lanes::columns(width, block);
                     // SAFETY: each step of a vector of channels comes once.
-                    let (of_a, of_b) =
-                        unsafe { (a_rows.part(row, columns.clone()), b_rows.part(row, columns.clone())) };
+                    let (of_a, of_b) = unsafe {
+                        (
+                            a_rows.part(row, columns.clone()),
+                            b_rows.part(row, columns.clone()),
+                        )
+                    };
                     let gradient = &gradient[row * width..][columns.clone()];
-                    retreat(q, of_a, of_b, &a.row(batch, t)[columns.clone()], &before[columns], gradient);
+                    retreat(
+                        q,
+                        of_a,
+                        of_b,
+                        &a.row(batch, t)[columns.clone()],
+                        &before[columns],
+                        gradient,
+                    );
                 }
             }
             for (q, block) in q.iter().zip(group) {
                 // SAFETY: each vector of channels comes once in a sequence.
-                lanes::store(unsafe { state_rows.part(batch, lanes::columns(width, block)) }, q);
+                lanes::store(
+                    unsafe { state_rows.part(batch, lanes::columns(width, block)) },
+                    q,
+                );
             }
         });
         // SAFETY: the tasks took every step of every vector of channels.
-        let [of_a, of_b, of_state] = unsafe { [a_rows, b_rows, state_rows].map(|rows| rows.whole()) };
-        [Some(tensor(of_a, &shape)), Some(tensor(of_b, &shape)), Some(tensor(of_state, &[a.batch, width]))]
+        let [of_a, of_b, of_state] =
+            unsafe { [a_rows, b_rows, state_rows].map(|rows| rows.whole()) };
+        [
+            Some(tensor(of_a, &shape)),
+            Some(tensor(of_b, &shape)),
+            Some(tensor(of_state, &[a.batch, width])),
+        ]
     }
 }
 
@@ -179,7 +218,9 @@ mod tests {
     #[test]
     fn parts_join_and_the_future_is_unseen() {
         for time in [1, 9, 70] {
-            check_parts([2, time, 40], |x, state| linear_scan(x.clone().abs(), x, state));
+            check_parts([2, time, 40], |x, state| {
+                linear_scan(x.clone().abs(), x, state)
+            });
         }
     }
 }

@@ -42,5 +42,8 @@ pub fn last_steps(x: Tensor<3>, count: usize) -> Tensor<3> {
         return x;
     }
     let own = Tensor::zeros([batch, count, width], &x.device().inner());
-    own.slice_assign([0..batch, 0..count, 0..width], x.slice([0..batch, time - count..time, 0..width]))
+    own.slice_assign(
+        [0..batch, 0..count, 0..width],
+        x.slice([0..batch, time - count..time, 0..width]),
+    )
 }

@@ -23,7 +23,11 @@ pub(super) struct Sequence<'a> {
 pub(super) fn readable(tensor: &FlexTensor) -> FlexTensor {
     let strides = tensor.layout().strides();
     let in_order = strides.last() == Some(&1) && strides.iter().all(|s| *s >= 0);
-    if in_order { tensor.clone() } else { tensor.to_contiguous() }
+    if in_order {
+        tensor.clone()
+    } else {
+        tensor.to_contiguous()
+    }
 }
 
 impl<'a> Sequence<'a> {
@@ -43,7 +47,16 @@ impl<'a> Sequence<'a> {
     /// As [`Self::new`]; a single row stands for every step of every sequence.
     pub fn repeated(tensor: &'a FlexTensor, batch: usize, time: usize) -> Self {
         let own = Self::new(tensor);
-        if [own.batch, own.time] == [batch, time] { own } else { Self { strides: [0; 2], batch, time, ..own } }
+        if [own.batch, own.time] == [batch, time] {
+            own
+        } else {
+            Self {
+                strides: [0; 2],
+                batch,
+                time,
+                ..own
+            }
+        }
     }
 
     /// Whether every step has a row of its own, rather than one row for all.
@@ -61,7 +74,12 @@ impl<'a> Sequence<'a> {
     /// Some channels of some steps, `[steps, columns]`.
     pub fn matrix(&self, batch: usize, steps: Range<usize>, columns: Range<usize>) -> Matrix<'a> {
         let start = batch * self.strides[0] + steps.start * self.strides[1] + columns.start;
-        Matrix::strided(&self.values[start.min(self.values.len())..], steps.len(), columns.len(), self.strides[1])
+        Matrix::strided(
+            &self.values[start.min(self.values.len())..],
+            steps.len(),
+            columns.len(),
+            self.strides[1],
+        )
     }
 
     /// How many numbers it holds.

@@ -23,9 +23,17 @@ const TIME: usize = 1024;
 
 /// Prints the nanoseconds that forward, and forward and backward together, take for each of `elements` numbers, the best
 /// of several runs on all threads.
-fn measure(name: &str, elements: usize, shapes: &[&[usize]], operator: impl Fn(&[Tensor<1>]) -> Tensor<3>) {
-    let flat: Vec<Tensor<1>> =
-        shapes.iter().enumerate().map(|(i, shape)| tensor([shape.iter().product()], i as u64 + 1)).collect();
+fn measure(
+    name: &str,
+    elements: usize,
+    shapes: &[&[usize]],
+    operator: impl Fn(&[Tensor<1>]) -> Tensor<3>,
+) {
+    let flat: Vec<Tensor<1>> = shapes
+        .iter()
+        .enumerate()
+        .map(|(i, shape)| tensor([shape.iter().product()], i as u64 + 1))
+        .collect();
     let best = |run: &dyn Fn()| {
         let seconds = (0..10).map(|_| {
             let start = Instant::now();
@@ -36,7 +44,10 @@ fn measure(name: &str, elements: usize, shapes: &[&[usize]], operator: impl Fn(&
     };
     let forward = best(&|| drop(operator(&flat)));
     let both = best(&|| {
-        let tracked: Vec<Tensor<1>> = flat.iter().map(|x| x.clone().autodiff().require_grad()).collect();
+        let tracked: Vec<Tensor<1>> = flat
+            .iter()
+            .map(|x| x.clone().autodiff().require_grad())
+            .collect();
         drop(operator(&tracked).sum().backward());
     });
     let each = |seconds: f64| seconds * 1e9 / elements as f64;
@@ -55,37 +66,74 @@ fn channelwise() {
     crate::allocator::keep_freed_memory();
     const WIDTH: usize = 1024;
     let (x, count): ([usize; 3], _) = ([BATCH, TIME, WIDTH], BATCH * TIME * WIDTH);
-    measure("causal convolution of 4 taps with SiLU, a channel", count, &[&x, &[WIDTH, 4]], |t| {
-        causal_convolution(t[0].clone().reshape(x), t[1].clone().reshape([WIDTH, 4]), None, None, true).0
-    });
+    measure(
+        "causal convolution of 4 taps with SiLU, a channel",
+        count,
+        &[&x, &[WIDTH, 4]],
+        |t| {
+            causal_convolution(
+                t[0].clone().reshape(x),
+                t[1].clone().reshape([WIDTH, 4]),
+                None,
+                None,
+                true,
+            )
+            .0
+        },
+    );
     measure("linear scan, a channel", count, &[&x, &x], |t| {
         linear_scan(t[0].clone().reshape(x), t[1].clone().reshape(x), None).0
     });
     measure("RG-LRU, a channel", count, &[&x, &x, &x, &[WIDTH]], |t| {
         let [x, recurrence_gate, input_gate] = [0, 1, 2].map(|i| t[i].clone().reshape(x));
-        rg_lru(RgLru { x, recurrence_gate, input_gate, decay: t[3].clone(), state: None, starts: None }).0
-    });
-    measure("wkv4, a channel", count, &[&x, &x, &[WIDTH], &[WIDTH]], |t| {
-        let [key, value] = [0, 1].map(|i| t[i].clone().reshape(x));
-        wkv4(Wkv4 { key, value, decay: t[2].clone(), bonus: t[3].clone(), state: None }).0
-    });
-    let (states, table) = (16, [WIDTH, 16]);
-    let each = [BATCH, TIME, states];
-    measure("selective scan, a state", count * states, &[&x, &x, &table, &each, &each, &[WIDTH]], |t| {
-        let [input, output] = [3, 4].map(|i| t[i].clone().reshape(each));
-        selective_scan(SelectiveScan {
-            x: t[0].clone().reshape(x),
-            step: t[1].clone().reshape(x),
-            step_bias: None,
-            transition: -t[2].clone().reshape(table).exp(),
-            input,
-            output,
-            skip: t[5].clone(),
+        rg_lru(RgLru {
+            x,
+            recurrence_gate,
+            input_gate,
+            decay: t[3].clone(),
             state: None,
-            readers: None,
+            starts: None,
         })
         .0
     });
+    measure(
+        "wkv4, a channel",
+        count,
+        &[&x, &x, &[WIDTH], &[WIDTH]],
+        |t| {
+            let [key, value] = [0, 1].map(|i| t[i].clone().reshape(x));
+            wkv4(Wkv4 {
+                key,
+                value,
+                decay: t[2].clone(),
+                bonus: t[3].clone(),
+                state: None,
+            })
+            .0
+        },
+    );
+    let (states, table) = (16, [WIDTH, 16]);
+    let each = [BATCH, TIME, states];
+    measure(
+        "selective scan, a state",
+        count * states,
+        &[&x, &x, &table, &each, &each, &[WIDTH]],
+        |t| {
+            let [input, output] = [3, 4].map(|i| t[i].clone().reshape(each));
+            selective_scan(SelectiveScan {
+                x: t[0].clone().reshape(x),
+                step: t[1].clone().reshape(x),
+                step_bias: None,
+                transition: -t[2].clone().reshape(table).exp(),
+                input,
+                output,
+                skip: t[5].clone(),
+                state: None,
+                readers: None,
+            })
+            .0
+        },
+    );
 }
 
 /// As in an RWKV of width 512: 8 heads of 64.
@@ -97,10 +145,23 @@ const ROWS: [usize; 3] = [BATCH, TIME, WIDTH];
 fn heads_of_wkv6() {
     crate::allocator::keep_freed_memory();
     let (x, count) = (ROWS, BATCH * TIME * WIDTH);
-    measure("wkv6 with heads of 64, a state", count * 64, &[&x, &x, &x, &x, &[WIDTH]], |t| {
-        let [receptance, key, value, decay] = [0, 1, 2, 3].map(|i| t[i].clone().reshape(x));
-        wkv6(Wkv6 { receptance, key, value, decay, bonus: t[4].clone().reshape([8, 64]), state: None }).0
-    });
+    measure(
+        "wkv6 with heads of 64, a state",
+        count * 64,
+        &[&x, &x, &x, &x, &[WIDTH]],
+        |t| {
+            let [receptance, key, value, decay] = [0, 1, 2, 3].map(|i| t[i].clone().reshape(x));
+            wkv6(Wkv6 {
+                receptance,
+                key,
+                value,
+                decay,
+                bonus: t[4].clone().reshape([8, 64]),
+                state: None,
+            })
+            .0
+        },
+    );
 }
 
 #[test]
@@ -108,12 +169,27 @@ fn heads_of_wkv6() {
 fn heads_of_wkv7() {
     crate::allocator::keep_freed_memory();
     let (x, count) = (ROWS, BATCH * TIME * WIDTH);
-    measure("wkv7 with heads of 64, a state", count * 64, &[&x, &x, &x, &x, &x, &x], |t| {
-        let [receptance, log_decay, key, value, removal, replacement] =
-            [0, 1, 2, 3, 4, 5].map(|i| t[i].clone().reshape(x));
-        let (log_decay, removal) = (log_decay - 1.0, removal * 0.01);
-        wkv7(Wkv7 { receptance, log_decay, key, value, removal, replacement, heads: 8, state: None }).0
-    });
+    measure(
+        "wkv7 with heads of 64, a state",
+        count * 64,
+        &[&x, &x, &x, &x, &x, &x],
+        |t| {
+            let [receptance, log_decay, key, value, removal, replacement] =
+                [0, 1, 2, 3, 4, 5].map(|i| t[i].clone().reshape(x));
+            let (log_decay, removal) = (log_decay - 1.0, removal * 0.01);
+            wkv7(Wkv7 {
+                receptance,
+                log_decay,
+                key,
+                value,
+                removal,
+                replacement,
+                heads: 8,
+                state: None,
+            })
+            .0
+        },
+    );
 }
 
 /// As in a Mamba-2 of width 512: 16 heads of 64, one group of 128 states.
@@ -122,20 +198,26 @@ fn heads_of_wkv7() {
 fn heads_of_ssd() {
     crate::allocator::keep_freed_memory();
     let count = BATCH * TIME * WIDTH;
-    let (x, each, states): ([usize; 3], _, _) = ([BATCH, TIME, 1024], [BATCH, TIME, 16], [BATCH, TIME, 128]);
-    measure("ssd with heads of 64, a state", count * 2 * 128, &[&x, &each, &[16], &states, &states, &[16]], |t| {
-        ssd(Ssd {
-            x: t[0].clone().reshape(x),
-            step: t[1].clone().reshape(each).abs(),
-            transition: -t[2].clone().exp(),
-            input: t[3].clone().reshape(states),
-            output: t[4].clone().reshape(states),
-            skip: t[5].clone(),
-            groups: 1,
-            state: None,
-        })
-        .0
-    });
+    let (x, each, states): ([usize; 3], _, _) =
+        ([BATCH, TIME, 1024], [BATCH, TIME, 16], [BATCH, TIME, 128]);
+    measure(
+        "ssd with heads of 64, a state",
+        count * 2 * 128,
+        &[&x, &each, &[16], &states, &states, &[16]],
+        |t| {
+            ssd(Ssd {
+                x: t[0].clone().reshape(x),
+                step: t[1].clone().reshape(each).abs(),
+                transition: -t[2].clone().exp(),
+                input: t[3].clone().reshape(states),
+                output: t[4].clone().reshape(states),
+                skip: t[5].clone(),
+                groups: 1,
+                state: None,
+            })
+            .0
+        },
+    );
 }
 
 /// Prints the microseconds of one step of one sequence.
@@ -146,7 +228,10 @@ fn measure_step(name: &str, run: impl Fn()) {
         run();
         runs += 1;
     }
-    println!("{name}: {:.1} us a step", start.elapsed().as_secs_f64() * 1e6 / f64::from(runs));
+    println!(
+        "{name}: {:.1} us a step",
+        start.elapsed().as_secs_f64() * 1e6 / f64::from(runs)
+    );
 }
 
 #[test]
@@ -155,7 +240,13 @@ fn decoding() {
     let row = |width: usize, seed: u64| tensor::<3>([1, 1, width], seed);
     let (x, taps, state) = (row(1024, 1), tensor([1024, 4], 2), tensor([1, 3, 1024], 3));
     measure_step("causal convolution, 1024 channels", || {
-        drop(causal_convolution(x.clone(), taps.clone(), None, Some(state.clone()), true));
+        drop(causal_convolution(
+            x.clone(),
+            taps.clone(),
+            None,
+            Some(state.clone()),
+            true,
+        ));
     });
     let scan = SelectiveScan {
         x: x.clone(),
@@ -168,10 +259,19 @@ fn decoding() {
         state: Some(tensor([1, 16, 1024], 7)),
         readers: None,
     };
-    measure_step("selective scan, 1024 channels of 16 states", || drop(selective_scan(scan.clone())));
+    measure_step("selective scan, 1024 channels of 16 states", || {
+        drop(selective_scan(scan.clone()))
+    });
     let [receptance, key, value, decay] = [1, 2, 3, 4].map(|seed| row(512, seed));
     let state = Some(tensor([1, 8, 64, 64], 6));
-    let wkv = Wkv6 { receptance, key, value, decay, bonus: tensor([8, 64], 5), state };
+    let wkv = Wkv6 {
+        receptance,
+        key,
+        value,
+        decay,
+        bonus: tensor([8, 64], 5),
+        state,
+    };
     measure_step("wkv6, 8 heads of 64", || drop(wkv6(wkv.clone())));
     let scan = Ssd {
         x,
@@ -183,7 +283,9 @@ fn decoding() {
         groups: 1,
         state: Some(tensor([1, 16, 64, 128], 7)),
     };
-    measure_step("ssd, 16 heads of 64 with 128 states", || drop(ssd(scan.clone())));
+    measure_step("ssd, 16 heads of 64 with 128 states", || {
+        drop(ssd(scan.clone()))
+    });
 }
 
 #[test]
@@ -200,7 +302,11 @@ fn long_convolutions() {
             skip: tensor([1], 6),
             state: None,
         };
-        measure_step(&format!("S4D in chunks, {time} steps"), || drop(s4d(layer.clone())));
-        measure_step(&format!("S4D by Fourier transforms, {time} steps"), || drop(s4d_by_fourier(layer.clone())));
+        measure_step(&format!("S4D in chunks, {time} steps"), || {
+            drop(s4d(layer.clone()))
+        });
+        measure_step(&format!("S4D by Fourier transforms, {time} steps"), || {
+            drop(s4d_by_fourier(layer.clone()))
+        });
     }
 }

@@ -18,12 +18,20 @@ pub(super) struct Factor<'a> {
 impl<'a> Factor<'a> {
     /// A table of rows.
     pub fn new(values: &'a [f32], width: usize) -> Self {
-        Self { values, to_row: width, to_step: 1 }
+        Self {
+            values,
+            to_row: width,
+            to_step: 1,
+        }
     }
 
     /// A table whose rows are the steps.
     pub fn transposed(values: &'a [f32], width: usize) -> Self {
-        Self { values, to_row: 1, to_step: width }
+        Self {
+            values,
+            to_row: 1,
+            to_step: width,
+        }
     }
 }
 
@@ -87,15 +95,20 @@ mod tests {
     fn both_layouts_give_the_products() {
         let (rows, depth, blocks) = (2 * ROWS, 3, 2);
         let number = |i: usize| ((i * 7) % 11) as f32 - 5.0;
-        let right: Vec<Lane> = (0..depth * blocks).map(|i| std::array::from_fn(|l| number(i * LANES + l))).collect();
+        let right: Vec<Lane> = (0..depth * blocks)
+            .map(|i| std::array::from_fn(|l| number(i * LANES + l)))
+            .collect();
         let left: Vec<f32> = (0..rows * depth).map(|i| number(i + 3)).collect();
-        let turned: Vec<f32> = (0..rows * depth).map(|i| left[i % rows * depth + i / rows]).collect();
+        let turned: Vec<f32> = (0..rows * depth)
+            .map(|i| left[i % rows * depth + i / rows])
+            .collect();
         for factor in [Factor::new(&left, depth), Factor::transposed(&turned, rows)] {
             let mut out = vec![[1.0; LANES]; rows * blocks];
             add_product(&mut out, factor, &right, depth, blocks);
             for (i, lane) in out.iter().enumerate() {
                 for (l, found) in lane.iter().enumerate() {
-                    let terms = (0..depth).map(|s| left[i / blocks * depth + s] * right[s * blocks + i % blocks][l]);
+                    let terms = (0..depth)
+                        .map(|s| left[i / blocks * depth + s] * right[s * blocks + i % blocks][l]);
                     assert_eq!(*found, 1.0 + terms.sum::<f32>());
                 }
             }
@@ -103,6 +116,9 @@ mod tests {
         let mut table = vec![[2.0; LANES]; 2 * blocks];
         scale_rows(&mut table, &[1.0, 3.0], blocks);
         scale_columns(&mut table, &[[1.0; LANES], [0.5; LANES]]);
-        assert_eq!(table, [[2.0; LANES], [1.0; LANES], [6.0; LANES], [3.0; LANES]]);
+        assert_eq!(
+            table,
+            [[2.0; LANES], [1.0; LANES], [6.0; LANES], [3.0; LANES]]
+        );
     }
 }

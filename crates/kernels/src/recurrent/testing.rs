@@ -9,7 +9,10 @@ use crate::{
 
 /// Numbers in [-1, 1] that depend on `seed` alone.
 pub(super) fn tensor<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
-    Tensor::from_data(TensorData::new(numbers(shape.iter().product(), seed), shape), &Device::flex())
+    Tensor::from_data(
+        TensorData::new(numbers(shape.iter().product(), seed), shape),
+        &Device::flex(),
+    )
 }
 
 /// Zeros.
@@ -36,12 +39,26 @@ pub(super) fn check(
 ) {
     let found = evaluate(shapes, &operator);
     let count = |shape: &&[usize]| shape.iter().product::<usize>();
-    let input = |(i, shape)| numbers(count(shape), i as u64 + 1).into_iter().map(f64::from).collect();
+    let input = |(i, shape)| {
+        numbers(count(shape), i as u64 + 1)
+            .into_iter()
+            .map(f64::from)
+            .collect()
+    };
     let mut inputs: Vec<Vec<f64>> = shapes.iter().enumerate().map(input).collect();
     let expected = definition(&inputs);
     near("the output", &found[0], &expected);
-    let direction: Vec<f64> = numbers(expected.len(), 99).into_iter().map(f64::from).collect();
-    let loss = |inputs: &[Vec<f64>]| -> f64 { definition(inputs).iter().zip(&direction).map(|(a, b)| a * b).sum() };
+    let direction: Vec<f64> = numbers(expected.len(), 99)
+        .into_iter()
+        .map(f64::from)
+        .collect();
+    let loss = |inputs: &[Vec<f64>]| -> f64 {
+        definition(inputs)
+            .iter()
+            .zip(&direction)
+            .map(|(a, b)| a * b)
+            .sum()
+    };
     const STEP: f64 = 1e-5;
     for i in 0..inputs.len() {
         let mut slopes = Vec::new();
@@ -55,7 +72,11 @@ pub(super) fn check(
             inputs[i][j] = value;
             slopes.push(slope);
         }
-        near(&format!("the gradient of input {i}"), &found[i + 1], &slopes);
+        near(
+            &format!("the gradient of input {i}"),
+            &found[i + 1],
+            &slopes,
+        );
     }
 }
 
@@ -64,7 +85,10 @@ fn near(what: &str, found: &[f32], expected: &[f64]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     let scale = expected.iter().fold(1f64, |a, b| a.max(b.abs()));
     for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
-        assert!((f64::from(*found) - expected).abs() <= 1e-5 * scale, "{what}, {i}: {found} against {expected}");
+        assert!(
+            (f64::from(*found) - expected).abs() <= 1e-5 * scale,
+            "{what}, {i}: {found} against {expected}"
+        );
     }
 }
 
@@ -77,7 +101,8 @@ pub(super) fn check_parts<const S: usize>(
     operator: impl Fn(Tensor<3>, Option<Tensor<S>>) -> (Tensor<3>, Tensor<S>) + Sync,
 ) {
     let x = tensor([batch, time, width], 1);
-    let part = |x: &Tensor<3>, steps: std::ops::Range<usize>| x.clone().slice([0..batch, steps, 0..width]);
+    let part =
+        |x: &Tensor<3>, steps: std::ops::Range<usize>| x.clone().slice([0..batch, steps, 0..width]);
     let (whole, state) = operator(x.clone(), None);
     let (outputs, states) = (values(whole.clone()), values(state));
     for cut in (1..time).filter(|cut| time < 20 || cut % 7 == 1) {
@@ -91,16 +116,26 @@ pub(super) fn check_parts<const S: usize>(
     for cut in (1..time).filter(|cut| time < 20 || cut % 7 == 1) {
         let changed = Tensor::cat(vec![part(&x, 0..cut), part(&noise, cut..time)], 1);
         let changed = operator(changed, None).0.slice([0..batch, 0..cut, 0..out]);
-        assert_eq!(values(changed), values(whole.clone().slice([0..batch, 0..cut, 0..out])), "cut at {cut}");
+        assert_eq!(
+            values(changed),
+            values(whole.clone().slice([0..batch, 0..cut, 0..out])),
+            "cut at {cut}"
+        );
     }
     // Inside a parallel loop an operator runs on one thread.
     parallel::for_each(2, |_| {
         let (whole, state) = operator(x.clone(), None);
-        assert_eq!((values(whole), values(state)), (outputs.clone(), states.clone()));
+        assert_eq!(
+            (values(whole), values(state)),
+            (outputs.clone(), states.clone())
+        );
     });
     let gradient = || {
         let x = x.clone().autodiff().require_grad();
-        let gradients = both(operator(x.clone(), None)).powi_scalar(2).sum().backward();
+        let gradients = both(operator(x.clone(), None))
+            .powi_scalar(2)
+            .sum()
+            .backward();
         values(x.grad(&gradients).unwrap())
     };
     let expected = gradient();
@@ -111,6 +146,9 @@ fn close(expected: &[f32], found: &[f32]) {
     assert_eq!(expected.len(), found.len());
     let scale = expected.iter().fold(1f32, |a, b| a.max(b.abs()));
     for (expected, found) in expected.iter().zip(found) {
-        assert!((expected - found).abs() <= 2e-6 * scale, "{found} against {expected}");
+        assert!(
+            (expected - found).abs() <= 2e-6 * scale,
+            "{found} against {expected}"
+        );
     }
 }

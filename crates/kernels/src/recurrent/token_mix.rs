@@ -32,25 +32,50 @@ pub fn token_mix(x: Tensor<3>, before: Option<Tensor<2>>, mu: Tensor<3>) -> Tens
 }
 
 /// [`token_mix`] by several weights, in one pass over the tokens; up to six, as layers have them.
-pub fn token_mixes<const N: usize>(x: Tensor<3>, before: Option<Tensor<2>>, mus: [Tensor<3>; N]) -> [Tensor<3>; N] {
+pub fn token_mixes<const N: usize>(
+    x: Tensor<3>,
+    before: Option<Tensor<2>>,
+    mus: [Tensor<3>; N],
+) -> [Tensor<3>; N] {
     let [batch, _, width] = x.dims();
     if !host::on_host(&x) {
         let (previous, _) = token_shift::token_shift(x.clone(), before);
         let difference = previous - x.clone();
         return mus.map(|mu| x.clone() + difference.clone() * mu);
     }
-    let before = before.unwrap_or_else(|| Tensor::zeros([batch, width], &x.device().inner())).unsqueeze_dim::<3>(1);
+    let before = before
+        .unwrap_or_else(|| Tensor::zeros([batch, width], &x.device().inner()))
+        .unsqueeze_dim::<3>(1);
     let outputs = Outputs::<N>::default();
-    let mixes = Mixes { outputs: outputs.clone() };
+    let mixes = Mixes {
+        outputs: outputs.clone(),
+    };
     let node: Tensor<3> = match mus.each_ref().map(Tensor::clone).as_slice() {
         [a] => host::three(x, before, a.clone(), mixes),
         [a, b] => host::four(x, before, a.clone(), b.clone(), mixes),
         [a, b, c] => host::five(x, before, a.clone(), b.clone(), c.clone(), mixes),
         [a, b, c, d] => host::six(x, before, a.clone(), b.clone(), c.clone(), d.clone(), mixes),
-        [a, b, c, d, e] => host::seven(x, before, a.clone(), b.clone(), c.clone(), d.clone(), e.clone(), mixes),
-        [a, b, c, d, e, f] => {
-            host::eight(x, before, a.clone(), b.clone(), c.clone(), d.clone(), e.clone(), f.clone(), mixes)
-        }
+        [a, b, c, d, e] => host::seven(
+            x,
+            before,
+            a.clone(),
+            b.clone(),
+            c.clone(),
+            d.clone(),
+            e.clone(),
+            mixes,
+        ),
+        [a, b, c, d, e, f] => host::eight(
+            x,
+            before,
+            a.clone(),
+            b.clone(),
+            c.clone(),
+            d.clone(),
+            e.clone(),
+            f.clone(),
+            mixes,
+        ),
         _ => {
             let before = before.reshape([batch, width]);
             return mus.map(|mu| token_mix(x.clone(), Some(before.clone()), mu));
@@ -78,7 +103,10 @@ pub(super) struct Pairs<'a> {
 impl<'a> Pairs<'a> {
     /// Of tokens and `[batch, 1, width]` before them, both readable.
     pub fn new(x: &'a FlexTensor, before: &'a FlexTensor) -> Self {
-        Self { x: Sequence::new(x), before: Sequence::new(before) }
+        Self {
+            x: Sequence::new(x),
+            before: Sequence::new(before),
+        }
     }
 
     /// Batch and time of a row.
@@ -89,7 +117,11 @@ impl<'a> Pairs<'a> {
     /// The token and the one before it.
     pub fn of(&self, row: usize) -> [&'a [f32]; 2] {
         let (batch, time) = self.place(row);
-        let previous = if time == 0 { self.before.row(batch, 0) } else { self.x.row(batch, time - 1) };
+        let previous = if time == 0 {
+            self.before.row(batch, 0)
+        } else {
+            self.x.row(batch, time - 1)
+        };
         [self.x.row(batch, time), previous]
     }
 }
@@ -104,7 +136,10 @@ impl<'a> Rows<'a> {
     fn new(inputs: &'a [FlexTensor]) -> Self {
         let pairs = Pairs::new(&inputs[0], &inputs[1]);
         let repeated = |mu| Sequence::repeated(mu, pairs.x.batch, pairs.x.time);
-        Self { mus: inputs[2..].iter().map(repeated).collect(), pairs }
+        Self {
+            mus: inputs[2..].iter().map(repeated).collect(),
+            pairs,
+        }
     }
 
     /// The weights of a row in one mix.
@@ -158,16 +193,25 @@ impl<const N: usize, const INPUTS: usize> HostOperator<INPUTS> for Mixes<N> {
         let inputs = inputs.each_ref().map(readable);
         let rows = Rows::new(&inputs);
         let width = rows.pairs.x.width;
-        let ys = fresh([(rows.pairs.x.len(), (ROWS * width).max(1)); N], |task, mut ys| {
-            for i in 0..ys[0].len() / width.max(1) {
-                let row = task * ROWS + i;
-                let [x, previous] = rows.pairs.of(row);
-                for (number, y) in ys.iter_mut().enumerate() {
-                    mix(&mut y[i * width..(i + 1) * width], x, previous, rows.mu(number, row));
+        let ys = fresh(
+            [(rows.pairs.x.len(), (ROWS * width).max(1)); N],
+            |task, mut ys| {
+                for i in 0..ys[0].len() / width.max(1) {
+                    let row = task * ROWS + i;
+                    let [x, previous] = rows.pairs.of(row);
+                    for (number, y) in ys.iter_mut().enumerate() {
+                        mix(
+                            &mut y[i * width..(i + 1) * width],
+                            x,
+                            previous,
+                            rows.mu(number, row),
+                        );
+                    }
                 }
-            }
-        });
-        self.outputs.put(ys.map(|y| tensor(y, &rows.pairs.x.shape())));
+            },
+        );
+        self.outputs
+            .put(ys.map(|y| tensor(y, &rows.pairs.x.shape())));
         (tensor(Vec::new(), &[0]), Vec::new())
     }
 
@@ -177,8 +221,11 @@ impl<const N: usize, const INPUTS: usize> HostOperator<INPUTS> for Mixes<N> {
         let [batch, time, width] = rows.pairs.x.shape();
         let gradients = self.outputs.gradients();
         // The mixes that something depends on.
-        let asked: Vec<(usize, &[f32])> =
-            gradients.iter().enumerate().filter_map(|(number, found)| Some((number, slice(found.as_ref()?)))).collect();
+        let asked: Vec<(usize, &[f32])> = gradients
+            .iter()
+            .enumerate()
+            .filter_map(|(number, found)| Some((number, slice(found.as_ref()?))))
+            .collect();
         let of_row = |row: usize| row * width..(row + 1) * width;
         let count = batch * time;
         // Weights of their own have a row for each row, shared ones a sum for each task.
@@ -187,8 +234,10 @@ impl<const N: usize, const INPUTS: usize> HostOperator<INPUTS> for Mixes<N> {
             false => (count.div_ceil(ROWS) * width, width.max(1)),
         };
         let of_mus = std::array::from_fn::<_, N, _>(size);
-        let ([of_x], of_mus) =
-            fresh_with([(rows.pairs.x.len(), (ROWS * width).max(1))], of_mus, |task, [of_x], of_mus| {
+        let ([of_x], of_mus) = fresh_with(
+            [(rows.pairs.x.len(), (ROWS * width).max(1))],
+            of_mus,
+            |task, [of_x], of_mus| {
                 for (i, of_x) in of_x.chunks_exact_mut(width).enumerate() {
                     let row = task * ROWS + i;
                     let [x, previous] = rows.pairs.of(row);
@@ -203,18 +252,30 @@ impl<const N: usize, const INPUTS: usize> HostOperator<INPUTS> for Mixes<N> {
                         of_weights(&mut of_mus[*number][start..start + width], own, x, previous);
                     }
                 }
-            });
+            },
+        );
         let mut of_before = zeros(batch * width);
         for (i, of_before) in of_before.chunks_exact_mut(width.max(1)).enumerate() {
             for (number, gradient) in &asked {
-                from_next(of_before, &gradient[of_row(i * time)], rows.mu(*number, i * time));
+                from_next(
+                    of_before,
+                    &gradient[of_row(i * time)],
+                    rows.mu(*number, i * time),
+                );
             }
         }
         let mut of_mus = of_mus.into_iter().enumerate().map(|(number, sums)| {
-            let sums = if rows.own(number) { sums } else { summed(&sums, width) };
+            let sums = if rows.own(number) {
+                sums
+            } else {
+                summed(&sums, width)
+            };
             tensor(sums, &host::dimensions(&given.inputs[2 + number]))
         });
-        let (of_x, of_before) = (tensor(of_x, &[batch, time, width]), tensor(of_before, &[batch, 1, width]));
+        let (of_x, of_before) = (
+            tensor(of_x, &[batch, time, width]),
+            tensor(of_before, &[batch, 1, width]),
+        );
         let mut first = [of_x, of_before].into_iter();
         std::array::from_fn(|_| first.next().or_else(|| of_mus.next()))
     }
@@ -264,7 +325,10 @@ mod tests {
     fn parts_join_and_the_future_is_unseen() {
         check_parts([2, 70, 5], |x: Tensor<3>, state: Option<Tensor<2>>| {
             let [batch, time, width] = x.dims();
-            let last = x.clone().slice([0..batch, time - 1..time, 0..width]).reshape([batch, width]);
+            let last = x
+                .clone()
+                .slice([0..batch, time - 1..time, 0..width])
+                .reshape([batch, width]);
             (token_mix(x, state, tensor([1, 1, 5], 3)), last)
         });
     }

@@ -18,7 +18,9 @@ use crate::{
 /// shapes of `x` and `state`.
 pub fn token_shift(x: Tensor<3>, state: Option<Tensor<2>>) -> (Tensor<3>, Tensor<2>) {
     let [batch, _, width] = x.dims();
-    let state = state.unwrap_or_else(|| Tensor::zeros([batch, width], &x.device().inner())).unsqueeze_dim::<3>(1);
+    let state = state
+        .unwrap_or_else(|| Tensor::zeros([batch, width], &x.device().inner()))
+        .unsqueeze_dim::<3>(1);
     let last = last_steps(x.clone(), 1).reshape([batch, width]);
     let shifted = match host::on_host(&x) {
         true => host::two(x, state, Shift),
@@ -43,7 +45,11 @@ impl HostOperator<2> for Shift {
         let mut y = zeros(x.len());
         for_chunks([(&mut y, (x.time * x.width).max(1))], |batch, [y]| {
             for (t, y) in y.chunks_exact_mut(x.width).enumerate() {
-                y.copy_from_slice(if t == 0 { state.row(batch, 0) } else { x.row(batch, t - 1) });
+                y.copy_from_slice(if t == 0 {
+                    state.row(batch, 0)
+                } else {
+                    x.row(batch, t - 1)
+                });
             }
         });
         (tensor(y, &x.shape()), Vec::new())
@@ -54,12 +60,22 @@ impl HostOperator<2> for Shift {
         let [batch, time, width] = Sequence::new(&x).shape();
         let gradient = slice(&given.gradient);
         let (mut of_x, mut of_state) = (zeros(gradient.len()), zeros(batch * width));
-        for_chunks([(&mut of_x[..], (time * width).max(1)), (&mut of_state, width)], |i, [of_x, of_state]| {
-            let (first, rest) = gradient[i * time * width..(i + 1) * time * width].split_at(width);
-            of_state.copy_from_slice(first);
-            of_x[..rest.len()].copy_from_slice(rest);
-        });
-        [Some(tensor(of_x, &[batch, time, width])), Some(tensor(of_state, &[batch, 1, width]))]
+        for_chunks(
+            [
+                (&mut of_x[..], (time * width).max(1)),
+                (&mut of_state, width),
+            ],
+            |i, [of_x, of_state]| {
+                let (first, rest) =
+                    gradient[i * time * width..(i + 1) * time * width].split_at(width);
+                of_state.copy_from_slice(first);
+                of_x[..rest.len()].copy_from_slice(rest);
+            },
+        );
+        [
+            Some(tensor(of_x, &[batch, time, width])),
+            Some(tensor(of_state, &[batch, 1, width])),
+        ]
     }
 }
 

@@ -32,9 +32,16 @@ fn rotate(x: &FlexTensor, tables: &Tables, direction: f32) -> FlexTensor {
     let (half, period) = (tables.half, tables.batch * tables.time);
     let [y] = fresh([(slice(&x).len(), TOKENS * token)], |task, [y]| {
         let x = chunk(slice(&x), TOKENS * token, task);
-        for (i, (y, x)) in y.chunks_exact_mut(token).zip(x.chunks_exact(token)).enumerate() {
+        for (i, (y, x)) in y
+            .chunks_exact_mut(token)
+            .zip(x.chunks_exact(token))
+            .enumerate()
+        {
             let row = (task * TOKENS + i) % period * half;
-            let (cosine, sine) = (&tables.cosine[row..row + half], &tables.sine[row..row + half]);
+            let (cosine, sine) = (
+                &tables.cosine[row..row + half],
+                &tables.sine[row..row + half],
+            );
             match tables.interleaved {
                 true => rotate_pairs(y, x, cosine, sine, width, direction),
                 false => rotate_token(y, x, cosine, sine, width, direction),

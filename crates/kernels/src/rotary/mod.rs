@@ -39,8 +39,18 @@ impl Rotation {
     /// `positions`: `[batch * time]` row by row (or `[time]` for all rows, with `batch` 1); `frequencies`: `[dim / 2]`;
     /// `factor` multiplies both tables;
     /// `interleaved` chooses the layout. Angles are computed in f32, as the reference library does.
-    pub fn new(positions: &[u32], batch: usize, frequencies: &[f32], factor: f32, interleaved: bool) -> Self {
-        let angles = || positions.iter().flat_map(|p| frequencies.iter().map(move |f| *p as f32 * f));
+    pub fn new(
+        positions: &[u32],
+        batch: usize,
+        frequencies: &[f32],
+        factor: f32,
+        interleaved: bool,
+    ) -> Self {
+        let angles = || {
+            positions
+                .iter()
+                .flat_map(|p| frequencies.iter().map(move |f| *p as f32 * f))
+        };
         Self(Arc::new(Tables {
             cosine: angles().map(|a| a.cos() * factor).collect(),
             sine: angles().map(|a| a.sin() * factor).collect(),
@@ -62,8 +72,12 @@ impl Rotation {
 
     fn tensors(&self, device: &Device) -> (Tensor<4>, Tensor<4>) {
         let shape = [self.0.batch, self.0.time, 1, self.0.half];
-        let table =
-            |values: &[f32]| Tensor::from_data(TensorData::new(values.to_vec(), shape), &device.clone().inner());
+        let table = |values: &[f32]| {
+            Tensor::from_data(
+                TensorData::new(values.to_vec(), shape),
+                &device.clone().inner(),
+            )
+        };
         (table(&self.0.cosine), table(&self.0.sine))
     }
 }
@@ -87,7 +101,10 @@ mod tests {
     #[test]
     fn worked_example_of_the_interleaved_layout() {
         let expected = [-1.272233, -1.838865, 2.878668, 4.088187];
-        for (value, expected) in rotate_as(true, 3, [1.0, 2.0, 3.0, 4.0]).iter().zip(expected) {
+        for (value, expected) in rotate_as(true, 3, [1.0, 2.0, 3.0, 4.0])
+            .iter()
+            .zip(expected)
+        {
             assert!((value - expected).abs() < 1e-5);
         }
     }
@@ -104,7 +121,13 @@ mod tests {
     #[test]
     fn scores_depend_on_the_distance_alone() {
         let (query, key) = ([0.3, -1.0, 0.7, 0.2], [1.1, 0.4, -0.6, 0.9]);
-        let score = |p, s| rotate(p, query).iter().zip(rotate(s, key)).map(|(a, b)| a * b).sum::<f32>();
+        let score = |p, s| {
+            rotate(p, query)
+                .iter()
+                .zip(rotate(s, key))
+                .map(|(a, b)| a * b)
+                .sum::<f32>()
+        };
         assert!((score(2, 9) - score(12, 19)).abs() < 1e-5);
     }
 

@@ -9,9 +9,18 @@ pub fn rotate(x: Tensor<4>, cosine: Tensor<4>, sine: Tensor<4>, interleaved: boo
     let half = cosine.dims()[3];
     let turned = x.clone().narrow(3, 0, 2 * half);
     // Pairs as the last axis when interleaved, halves as the last but one otherwise.
-    let (shape, axis) = if interleaved { ([half, 2], 4) } else { ([2, half], 3) };
+    let (shape, axis) = if interleaved {
+        ([half, 2], 4)
+    } else {
+        ([2, half], 3)
+    };
     let turned = turned.reshape([batch, time, heads, shape[0], shape[1]]);
-    let part = |index: usize| turned.clone().narrow(axis, index, 1).reshape([batch, time, heads, half]);
+    let part = |index: usize| {
+        turned
+            .clone()
+            .narrow(axis, index, 1)
+            .reshape([batch, time, heads, half])
+    };
     let (low, high) = (part(0), part(1));
     let rotated_low = low.clone() * cosine.clone() - high.clone() * sine.clone();
     let rotated_high = high * cosine + low * sine;

@@ -35,7 +35,9 @@ pub struct FirstStateConfig {
 impl FirstStateConfig {
     pub(super) fn read(config: &Config) -> Result<Self> {
         config.ignore(&["peft_type"]);
-        let base_model = config.optional_text("base_model_name_or_path")?.map(Into::into);
+        let base_model = config
+            .optional_text("base_model_name_or_path")?
+            .map(Into::into);
         config.refuse_unread()?;
         Ok(Self { base_model })
     }
@@ -55,8 +57,14 @@ pub fn attach(model: &mut LanguageModel) -> Result<()> {
     let device = model.device().clone();
     let mut layers = 0;
     for (number, layer) in model.recurrent_layers_mut() {
-        let Some([mixer, _]) = seen.recurrent(number) else { continue };
-        layer.start_from(FirstState::zeros(&format!("blocks.{number}.mixer"), mixer, &device));
+        let Some([mixer, _]) = seen.recurrent(number) else {
+            continue;
+        };
+        layer.start_from(FirstState::zeros(
+            &format!("blocks.{number}.mixer"),
+            mixer,
+            &device,
+        ));
         layers += 1;
     }
     if layers == 0 {
@@ -90,7 +98,10 @@ pub(super) fn tensors(model: &LanguageModel) -> Vec<StoredTensor<'_>> {
 /// Puts the values of a file into the attached states; every tensor must find its place, every state its tensor.
 pub(super) fn fill(model: &mut LanguageModel, path: &Path) -> Result<()> {
     let file = TensorFile::open(path)?;
-    let wrong = |reason: String| Error::Adapter { path: path.to_owned(), reason };
+    let wrong = |reason: String| Error::Adapter {
+        path: path.to_owned(),
+        reason,
+    };
     let device = model.device().clone();
     let mut unused: Vec<String> = file.names().map(str::to_owned).collect();
     let mut outcome = Ok(());
@@ -100,14 +111,24 @@ pub(super) fn fill(model: &mut LanguageModel, path: &Path) -> Result<()> {
         }
         let name = stored_name(parameter);
         unused.retain(|other| *other != name);
-        outcome = match file.info(&name).filter(|info| info.shape == parameter.shape()) {
-            Some(_) => file.read_f32(&name, None).map(|values| parameter.set_data(values, &device)),
-            None => Err(wrong(format!("tensor `{name}` of shape {:?} is missing", parameter.shape()))),
+        outcome = match file
+            .info(&name)
+            .filter(|info| info.shape == parameter.shape())
+        {
+            Some(_) => file
+                .read_f32(&name, None)
+                .map(|values| parameter.set_data(values, &device)),
+            None => Err(wrong(format!(
+                "tensor `{name}` of shape {:?} is missing",
+                parameter.shape()
+            ))),
         };
     });
     outcome?;
     match unused.first() {
-        Some(name) => Err(wrong(format!("tensor `{name}` fits no recurrent layer of the base model"))),
+        Some(name) => Err(wrong(format!(
+            "tensor `{name}` fits no recurrent layer of the base model"
+        ))),
         None => Ok(()),
     }
 }
@@ -117,7 +138,9 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::{model::Input, parameter::Parameters, source::Seed, spec::ModelSpec, state::SequenceState};
+    use crate::{
+        model::Input, parameter::Parameters, source::Seed, spec::ModelSpec, state::SequenceState,
+    };
 
     fn model(config: &str) -> LanguageModel {
         let config = Config::parse("config.json".as_ref(), config).unwrap();
@@ -149,11 +172,19 @@ mod tests {
     ];
 
     fn logits(model: &LanguageModel, rows: &[Vec<u32>]) -> Vec<f32> {
-        model.logits(&Input::rows(rows).unwrap()).unwrap().into_data().try_into_vec::<f32>().unwrap()
+        model
+            .logits(&Input::rows(rows).unwrap())
+            .unwrap()
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap()
     }
 
     fn gap(a: &[f32], b: &[f32]) -> f32 {
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max)
     }
 
     /// A model whose first states are no longer zero.
@@ -178,13 +209,25 @@ mod tests {
             let gap = gap(&logits(&plain, &rows), &logits(&attached.frozen(), &rows));
             assert!(gap < 1e-6, "{config}: {gap}");
             let tuned = tuned(config);
-            let sum = tuned.logits(&Input::rows(&rows).unwrap()).unwrap().powi_scalar(2).sum();
+            let sum = tuned
+                .logits(&Input::rows(&rows).unwrap())
+                .unwrap()
+                .powi_scalar(2)
+                .sum();
             let gradients = sum.backward();
             let mut reached = 0;
             tuned.visit(&mut |parameter| {
-                let gradient = parameter.is_trainable().then(|| parameter.leaf().grad(&gradients)).flatten();
-                reached += usize::from(gradient.is_some_and(|g| g.abs().sum().into_scalar::<f32>() > 0.0));
-                assert!(!parameter.is_trainable() || parameter.name().contains(MARK), "{}", parameter.name());
+                let gradient = parameter
+                    .is_trainable()
+                    .then(|| parameter.leaf().grad(&gradients))
+                    .flatten();
+                reached +=
+                    usize::from(gradient.is_some_and(|g| g.abs().sum().into_scalar::<f32>() > 0.0));
+                assert!(
+                    !parameter.is_trainable() || parameter.name().contains(MARK),
+                    "{}",
+                    parameter.name()
+                );
             });
             assert!(reached > 1, "{config}");
         }
@@ -199,12 +242,21 @@ mod tests {
             let mut state = SequenceState::new(model.spec());
             let mut last = Vec::new();
             for part in [&ids[..4], &ids[4..5], &ids[5..]] {
-                let hidden = model.hidden(&Input::rows(&[part.to_vec()]).unwrap(), Some(&mut state)).unwrap();
-                last = model.head(hidden).into_data().try_into_vec::<f32>().unwrap();
+                let hidden = model
+                    .hidden(&Input::rows(&[part.to_vec()]).unwrap(), Some(&mut state))
+                    .unwrap();
+                last = model
+                    .head(hidden)
+                    .into_data()
+                    .try_into_vec::<f32>()
+                    .unwrap();
             }
             let gap = gap(&whole[whole.len() - last.len()..], &last);
             assert!(gap < 1e-5, "{config}: {gap}");
-            assert!(self::gap(&whole, &logits(&self::model(config), &[ids])) > 1e-3, "{config}: no effect");
+            assert!(
+                self::gap(&whole, &logits(&self::model(config), &[ids])) > 1e-3,
+                "{config}: no effect"
+            );
         }
     }
 
@@ -212,7 +264,9 @@ mod tests {
     fn packed_texts_each_start_from_the_state_and_padding_before_them_is_refused() {
         for config in KINDS {
             let model = tuned(config).frozen();
-            let apart = [vec![1, 2, 3], vec![4, 5, 6, 7]].map(|row| logits(&model, &[row])).concat();
+            let apart = [vec![1, 2, 3], vec![4, 5, 6, 7]]
+                .map(|row| logits(&model, &[row]))
+                .concat();
             let packed = Input {
                 ids: (1..8).collect(),
                 batch: 1,
@@ -220,9 +274,17 @@ mod tests {
                 segments: Some(vec![1, 1, 1, 2, 2, 2, 2]),
                 ..Input::default()
             };
-            let found = model.logits(&packed).unwrap().into_data().try_into_vec::<f32>().unwrap();
+            let found = model
+                .logits(&packed)
+                .unwrap()
+                .into_data()
+                .try_into_vec::<f32>()
+                .unwrap();
             assert!(gap(&found, &apart) < 1e-5, "{config}");
-            let padded = Input { segments: Some(vec![0, 1, 1, 1, 1, 1, 1]), ..packed };
+            let padded = Input {
+                segments: Some(vec![0, 1, 1, 1, 1, 1, 1]),
+                ..packed
+            };
             assert!(model.logits(&padded).is_err());
         }
     }

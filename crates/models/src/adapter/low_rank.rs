@@ -22,21 +22,43 @@ use crate::{
 ///
 /// # Errors
 /// When no module matches; the message lists what there is.
-pub fn attach(model: &mut LanguageModel, family: &Family, config: &PeftConfig, seed: u64) -> Result<()> {
-    let targets: Vec<Module> = layout::modules(model, family).into_iter().filter(|m| targeted(config, m)).collect();
+pub fn attach(
+    model: &mut LanguageModel,
+    family: &Family,
+    config: &PeftConfig,
+    seed: u64,
+) -> Result<()> {
+    let targets: Vec<Module> = layout::modules(model, family)
+        .into_iter()
+        .filter(|m| targeted(config, m))
+        .collect();
     if targets.is_empty() {
-        return Err(Error::Invalid(format!("no module matches the adapter's targets; {}", choices(model, family))));
+        return Err(Error::Invalid(format!(
+            "no module matches the adapter's targets; {}",
+            choices(model, family)
+        )));
     }
     for module in &targets {
-        let (rank, scale) = (config.rank_for(&module.name), config.scale_for(&module.name));
+        let (rank, scale) = (
+            config.rank_for(&module.name),
+            config.scale_for(&module.name),
+        );
         let device = model.device().clone();
         each_map(model, &module.maps, &mut |_, map| {
             let [outputs, inputs] = map.size();
             let bound = 1.0 / (inputs as f64).sqrt();
             let mut random = Random::new(fnv(&format!("{seed}|{}|adapter", &map.name)));
-            let down = (0..rank * inputs).map(|_| ((random.f() * 2.0 - 1.0) * bound) as f32).collect();
-            *map.adapter =
-                Some(low_rank(&map.name, [inputs, outputs], down, vec![0.0; outputs * rank], scale, &device));
+            let down = (0..rank * inputs)
+                .map(|_| ((random.f() * 2.0 - 1.0) * bound) as f32)
+                .collect();
+            *map.adapter = Some(low_rank(
+                &map.name,
+                [inputs, outputs],
+                down,
+                vec![0.0; outputs * rank],
+                scale,
+                &device,
+            ));
         });
     }
     mark_trainable(model, family, config);
@@ -49,14 +71,21 @@ fn targeted(config: &PeftConfig, module: &Module) -> bool {
 
 fn choices(model: &LanguageModel, family: &Family) -> String {
     let modules = layout::modules(model, family);
-    let mut last: Vec<&str> = modules.iter().filter_map(|m| m.name.rsplit('.').next()).collect();
+    let mut last: Vec<&str> = modules
+        .iter()
+        .filter_map(|m| m.name.rsplit('.').next())
+        .collect();
     last.sort_unstable();
     last.dedup();
     format!("the model has {}", last.join(", "))
 }
 
 /// Calls `change` with every linear map named, and its place in `names`.
-fn each_map(model: &mut LanguageModel, names: &[String], change: &mut dyn FnMut(usize, LinearMapMut<'_>)) {
+fn each_map(
+    model: &mut LanguageModel,
+    names: &[String],
+    change: &mut dyn FnMut(usize, LinearMapMut<'_>),
+) {
     model.visit_linears_mut(&mut |map| {
         if let Some(place) = names.iter().position(|name| *name == map.name) {
             change(place, map);
@@ -74,10 +103,17 @@ fn low_rank(
 ) -> LowRank {
     let rank = down.len() / inputs.max(1);
     let parameter = |part: &str, shape: Vec<usize>, values: Vec<f32>| {
-        let flat = Tensor::from_data(TensorData::new(values, [shape.iter().product::<usize>()]), device);
+        let flat = Tensor::from_data(
+            TensorData::new(values, [shape.iter().product::<usize>()]),
+            device,
+        );
         Parameter::new(format!("{name}.adapter.{part}"), shape, flat)
     };
-    LowRank { down: parameter("down", vec![rank, inputs], down), up: parameter("up", vec![outputs, rank], up), scale }
+    LowRank {
+        down: parameter("down", vec![rank, inputs], down),
+        up: parameter("up", vec![outputs, rank], up),
+        scale,
+    }
 }
 
 /// Marks adapters and whole modules as trained, the rest as frozen.
@@ -86,28 +122,49 @@ pub fn mark_trainable(model: &mut LanguageModel, family: &Family, config: &PeftC
         model.untied_head();
     }
     let entries = (family.tensors)(model.spec());
-    let saved = entries.iter().filter(|entry| is_saved(&entry.name, &config.modules_to_save));
+    let saved = entries
+        .iter()
+        .filter(|entry| is_saved(&entry.name, &config.modules_to_save));
     let saved: Vec<String> = saved.flat_map(|entry| entry.parts.clone()).collect();
-    model.set_trainable(|p| p.name().contains(".adapter.") || saved.iter().any(|name| name == p.name()));
+    model.set_trainable(|p| {
+        p.name().contains(".adapter.") || saved.iter().any(|name| name == p.name())
+    });
 }
 
 /// Puts the weights of an adapter file into the attached adapters; every tensor of the file must find its place.
-pub(super) fn fill(model: &mut LanguageModel, family: &Family, path: &Path, config: &PeftConfig) -> Result<()> {
+pub(super) fn fill(
+    model: &mut LanguageModel,
+    family: &Family,
+    path: &Path,
+    config: &PeftConfig,
+) -> Result<()> {
     let file = TensorFile::open(path)?;
-    let wrong = |reason: String| Error::Adapter { path: path.to_owned(), reason };
+    let wrong = |reason: String| Error::Adapter {
+        path: path.to_owned(),
+        reason,
+    };
     let mut unused: Vec<String> = file.names().map(str::to_owned).collect();
     let device = model.device().clone();
     for module in layout::modules(model, family) {
-        let names = ["lora_A", "lora_B"].map(|part| format!("{PEFT_PREFIX}{}.{part}.weight", module.name));
-        let [Some(down), Some(up)] = [file.info(&names[0]), file.info(&names[1])] else { continue };
+        let names =
+            ["lora_A", "lora_B"].map(|part| format!("{PEFT_PREFIX}{}.{part}.weight", module.name));
+        let [Some(down), Some(up)] = [file.info(&names[0]), file.info(&names[1])] else {
+            continue;
+        };
         let (down_shape, up_shape) = (down.shape.clone(), up.shape.clone());
         let misfit = || {
-            wrong(format!("`{}` has shapes {down_shape:?} and {up_shape:?}, which do not fit the base", module.name))
+            wrong(format!(
+                "`{}` has shapes {down_shape:?} and {up_shape:?}, which do not fit the base",
+                module.name
+            ))
         };
         if down_shape.len() != 2 || up_shape.len() != 2 {
             return Err(misfit());
         }
-        let (down, up) = (file.read_f32(&names[0], None)?, file.read_f32(&names[1], None)?);
+        let (down, up) = (
+            file.read_f32(&names[0], None)?,
+            file.read_f32(&names[1], None)?,
+        );
         unused.retain(|name| !names.contains(name));
         let scale = config.scale_for(&module.name);
         let mut start = 0;
@@ -119,8 +176,14 @@ pub(super) fn fill(model: &mut LanguageModel, family: &Family, path: &Path, conf
             let rows = start * rank..(start + outputs) * rank;
             start += outputs;
             if fits && rows.end <= up.len() {
-                *map.adapter =
-                    Some(low_rank(&map.name, [inputs, outputs], down.clone(), up[rows].to_vec(), scale, &device));
+                *map.adapter = Some(low_rank(
+                    &map.name,
+                    [inputs, outputs],
+                    down.clone(),
+                    up[rows].to_vec(),
+                    scale,
+                    &device,
+                ));
             }
         });
         if !fits || start != up_shape[0] {
@@ -129,7 +192,9 @@ pub(super) fn fill(model: &mut LanguageModel, family: &Family, path: &Path, conf
     }
     unused = fill_saved(model, family, &file, unused, &config.modules_to_save)?;
     match unused.first() {
-        Some(name) => Err(wrong(format!("tensor `{name}` fits no module of the base model"))),
+        Some(name) => Err(wrong(format!(
+            "tensor `{name}` fits no module of the base model"
+        ))),
         None => Ok(()),
     }
 }
@@ -147,7 +212,9 @@ fn fill_saved(
     let mut left = Vec::new();
     for name in unused {
         let bare = name.strip_prefix(PEFT_PREFIX).unwrap_or(&name);
-        let entry = entries.iter().find(|e| e.name == bare && e.parts.len() == 1 && is_saved(bare, saved));
+        let entry = entries
+            .iter()
+            .find(|e| e.name == bare && e.parts.len() == 1 && is_saved(bare, saved));
         match entry {
             Some(entry) => values.insert(entry.parts[0].clone(), file.read_f32(&name, None)?),
             None => {
@@ -187,7 +254,10 @@ pub(super) fn write_configuration(
     for module in &fused {
         // An adapter on a fused weight is stored as one of several times the rank, with the same scale.
         let times = module.maps.len();
-        let (rank, scale) = (config.rank_for(&module.name), config.scale_for(&module.name));
+        let (rank, scale) = (
+            config.rank_for(&module.name),
+            config.scale_for(&module.name),
+        );
         config.set_pattern(&module.name, rank * times, scale);
     }
     config.write(&folder.join(CONFIGURATION))

@@ -67,7 +67,10 @@ impl Adapter {
     pub fn based_on(self, base: String) -> Self {
         let base_model = Some(base);
         match self {
-            Self::LowRank(config) => Self::LowRank(PeftConfig { base_model, ..config }),
+            Self::LowRank(config) => Self::LowRank(PeftConfig {
+                base_model,
+                ..config
+            }),
             Self::FirstState(_) => Self::FirstState(FirstStateConfig { base_model }),
         }
     }
@@ -88,7 +91,9 @@ impl Adapter {
     /// The adapter's tensors under the names of its file.
     pub fn tensors<'a>(&self, model: &'a LanguageModel, family: &Family) -> Vec<StoredTensor<'a>> {
         match self {
-            Self::LowRank(config) => layout::adapter_tensors(model, family, &config.modules_to_save),
+            Self::LowRank(config) => {
+                layout::adapter_tensors(model, family, &config.modules_to_save)
+            }
             Self::FirstState(_) => first_state::tensors(model),
         }
     }
@@ -109,7 +114,9 @@ impl Adapter {
     /// The adapter in words.
     pub fn describe(&self) -> String {
         match self {
-            Self::LowRank(config) => format!("low rank, r = {}, alpha = {}", config.rank, config.alpha),
+            Self::LowRank(config) => {
+                format!("low rank, r = {}, alpha = {}", config.rank, config.alpha)
+            }
             Self::FirstState(_) => "trained first states of the recurrent layers".into(),
         }
     }
@@ -145,12 +152,22 @@ pub fn load(folder: &Path, changes: &Map<String, Value>, device: &Device) -> Res
 /// # Errors
 /// When the configuration names no base model, or there is none where it says.
 pub fn base_folder(folder: &Path, adapter: &Adapter) -> Result<PathBuf> {
-    let missing = |reason: String| Error::Adapter { path: folder.join(CONFIGURATION), reason };
-    let name = adapter.base_model().ok_or_else(|| missing("`base_model_name_or_path` is missing".into()))?;
+    let missing = |reason: String| Error::Adapter {
+        path: folder.join(CONFIGURATION),
+        reason,
+    };
+    let name = adapter
+        .base_model()
+        .ok_or_else(|| missing("`base_model_name_or_path` is missing".into()))?;
     let beside = folder.join(name);
-    let found = [beside.clone(), PathBuf::from(name)].into_iter().find(|path| path.is_dir() || folder::is_bare(path));
+    let found = [beside.clone(), PathBuf::from(name)]
+        .into_iter()
+        .find(|path| path.is_dir() || folder::is_bare(path));
     found.ok_or_else(|| {
         let fix = "put it there, or change `base_model_name_or_path`";
-        missing(format!("base model `{name}` is neither at {} nor in the working folder; {fix}", beside.display()))
+        missing(format!(
+            "base model `{name}` is neither at {} nor in the working folder; {fix}",
+            beside.display()
+        ))
     })
 }

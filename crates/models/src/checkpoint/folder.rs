@@ -45,9 +45,15 @@ impl Checkpoint {
     /// # Errors
     /// When there are none, the index does not match the shards, or a file breaks its format.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = if path.is_file() { Some(path.to_path_buf()) } else { Self::file_in(path) };
+        let file = if path.is_file() {
+            Some(path.to_path_buf())
+        } else {
+            Self::file_in(path)
+        };
         let Some(file) = file else {
-            let reason = format!("has neither {SINGLE_FILE} nor {INDEX_FILE}; check that this is a model's folder");
+            let reason = format!(
+                "has neither {SINGLE_FILE} nor {INDEX_FILE}; check that this is a model's folder"
+            );
             return Err(Error::checkpoint(path, reason));
         };
         if file.extension().is_some_and(|ending| ending == "json") {
@@ -55,17 +61,28 @@ impl Checkpoint {
         }
         let file = TensorFile::open(&file)?;
         let places = file.names().map(|name| (name.to_owned(), 0)).collect();
-        Ok(Self { folder: path.to_path_buf(), files: vec![file], places })
+        Ok(Self {
+            folder: path.to_path_buf(),
+            files: vec![file],
+            places,
+        })
     }
 
     /// The file of `folder` with its weights or their index; in a folder without a `config.json` where none has a usual name, the
     /// only one that ends like a file of weights.
     pub fn file_in(folder: &Path) -> Option<PathBuf> {
-        let usual = [SINGLE_FILE, INDEX_FILE, SINGLE_PICKLE, PICKLE_INDEX].map(|name| folder.join(name));
+        let usual =
+            [SINGLE_FILE, INDEX_FILE, SINGLE_PICKLE, PICKLE_INDEX].map(|name| folder.join(name));
         usual.into_iter().find(|path| path.is_file()).or_else(|| {
-            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-            let ends =
-                |path: &PathBuf| path.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known));
+            let entries = std::fs::read_dir(folder)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.path());
+            let ends = |path: &PathBuf| {
+                path.extension()
+                    .is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known))
+            };
             let mut found = entries.filter(|path| ends(path) && path.is_file());
             let lone = found.next().filter(|_| found.next().is_none());
             lone.filter(|_| !folder.join("config.json").is_file())
@@ -88,7 +105,11 @@ impl Checkpoint {
             }
             places.insert(tensor, number);
         }
-        Ok(Self { folder: folder.to_path_buf(), files, places })
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            files,
+            places,
+        })
     }
 
     /// The folder, or the file where that was opened.
@@ -128,17 +149,28 @@ impl Checkpoint {
         for info in self.names().filter_map(|name| self.info(name)) {
             *elements.entry(info.dtype).or_default() += info.elements();
         }
-        elements.into_iter().max_by_key(|(_, count)| *count).map_or(Dtype::F32, |(dtype, _)| dtype)
+        elements
+            .into_iter()
+            .max_by_key(|(_, count)| *count)
+            .map_or(Dtype::F32, |(dtype, _)| dtype)
     }
 
     /// Bytes of all tensors together, headers left out.
     pub fn total_bytes(&self) -> u64 {
-        let bytes = |info: &TensorInfo| (info.elements() as u64).saturating_mul(info.dtype.bitsize() as u64) / 8;
-        self.names().filter_map(|name| self.info(name)).map(bytes).sum()
+        let bytes = |info: &TensorInfo| {
+            (info.elements() as u64).saturating_mul(info.dtype.bitsize() as u64) / 8
+        };
+        self.names()
+            .filter_map(|name| self.info(name))
+            .map(bytes)
+            .sum()
     }
 
     fn file(&self, name: &str) -> Result<&TensorFile> {
-        let file = self.places.get(name).and_then(|number| self.files.get(*number));
+        let file = self
+            .places
+            .get(name)
+            .and_then(|number| self.files.get(*number));
         file.ok_or_else(|| {
             Error::checkpoint(
                 &self.folder,
@@ -155,18 +187,28 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         weight_map: BTreeMap<String, String>,
     }
     if std::fs::metadata(path).map_err(Error::file(path))?.len() > INDEX_LIMIT {
-        return Err(Error::checkpoint(path, "larger than 64 MiB, so not an index; download it again"));
+        return Err(Error::checkpoint(
+            path,
+            "larger than 64 MiB, so not an index; download it again",
+        ));
     }
     let text = std::fs::read(path).map_err(Error::file(path))?;
-    let index: Index = serde_json::from_slice(&text)
-        .map_err(|error| Error::checkpoint(path, format!("not an index of shards ({error}); download it again")))?;
+    let index: Index = serde_json::from_slice(&text).map_err(|error| {
+        Error::checkpoint(
+            path,
+            format!("not an index of shards ({error}); download it again"),
+        )
+    })?;
     Ok(index.weight_map)
 }
 
 /// Opens a shard, which must be a file of the folder itself.
 fn open_shard(index: &Path, folder: &Path, shard: &str) -> Result<TensorFile> {
     let mut components = Path::new(shard).components();
-    let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+    let plain = matches!(
+        (components.next(), components.next()),
+        (Some(Component::Normal(_)), None)
+    );
     if !plain || shard.contains(['/', '\\', ':']) {
         return Err(Error::checkpoint(
             index,
@@ -175,7 +217,10 @@ fn open_shard(index: &Path, folder: &Path, shard: &str) -> Result<TensorFile> {
     }
     let path = folder.join(shard);
     if !path.is_file() {
-        return Err(Error::checkpoint(index, format!("shard `{shard}` is missing; download it into this folder")));
+        return Err(Error::checkpoint(
+            index,
+            format!("shard `{shard}` is missing; download it into this folder"),
+        ));
     }
     TensorFile::open(&path)
 }
@@ -189,8 +234,16 @@ mod tests {
 
     fn folder_with_index(weight_map: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        fs::copy(format!("{FIXTURES}/gpt2/model.safetensors"), folder.path().join("shard.safetensors")).unwrap();
-        fs::write(folder.path().join(INDEX_FILE), format!(r#"{{"weight_map":{weight_map}}}"#)).unwrap();
+        fs::copy(
+            format!("{FIXTURES}/gpt2/model.safetensors"),
+            folder.path().join("shard.safetensors"),
+        )
+        .unwrap();
+        fs::write(
+            folder.path().join(INDEX_FILE),
+            format!(r#"{{"weight_map":{weight_map}}}"#),
+        )
+        .unwrap();
         folder
     }
 
@@ -202,19 +255,46 @@ mod tests {
     fn reads_a_single_file() {
         let checkpoint = Checkpoint::open(format!("{FIXTURES}/gpt2").as_ref()).unwrap();
         assert_eq!(checkpoint.dtype(), Dtype::F32);
-        assert_eq!(checkpoint.info("transformer.wte.weight").unwrap().shape, [61, 24]);
-        assert_eq!(checkpoint.read_f32("transformer.wte.weight", Some(60..61)).unwrap().len(), 24);
+        assert_eq!(
+            checkpoint.info("transformer.wte.weight").unwrap().shape,
+            [61, 24]
+        );
+        assert_eq!(
+            checkpoint
+                .read_f32("transformer.wte.weight", Some(60..61))
+                .unwrap()
+                .len(),
+            24
+        );
         // V d + P d + N (12 d^2 + 13 d) + 2 d numbers of four bytes.
-        assert_eq!(checkpoint.total_bytes(), 4 * (61 * 24 + 64 * 24 + 3 * (12 * 576 + 13 * 24) + 48));
-        assert!(checkpoint.read_f32("nothing", None).unwrap_err().to_string().contains("no tensor `nothing`"));
+        assert_eq!(
+            checkpoint.total_bytes(),
+            4 * (61 * 24 + 64 * 24 + 3 * (12 * 576 + 13 * 24) + 48)
+        );
+        assert!(
+            checkpoint
+                .read_f32("nothing", None)
+                .unwrap_err()
+                .to_string()
+                .contains("no tensor `nothing`")
+        );
     }
 
     #[test]
     fn the_index_decides_what_counts() {
         let folder = folder_with_index(r#"{"transformer.ln_f.bias":"shard.safetensors"}"#);
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
-        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["transformer.ln_f.bias"]);
-        assert_eq!(checkpoint.read_f32("transformer.ln_f.bias", None).unwrap().len(), 24);
+        assert_eq!(
+            checkpoint.names().collect::<Vec<_>>(),
+            ["transformer.ln_f.bias"]
+        );
+        assert_eq!(
+            checkpoint
+                .read_f32("transformer.ln_f.bias", None)
+                .unwrap()
+                .len(),
+            24
+        );
     }
 
     #[test]
@@ -227,11 +307,21 @@ mod tests {
 
     #[test]
     fn shards_cannot_escape_the_folder() {
-        for shard in
-            ["../shard.safetensors", "/etc/passwd", "a/../shard.safetensors", "..", ".", "", "C:\\\\x", "a\\\\b"]
-        {
+        for shard in [
+            "../shard.safetensors",
+            "/etc/passwd",
+            "a/../shard.safetensors",
+            "..",
+            ".",
+            "",
+            "C:\\\\x",
+            "a\\\\b",
+        ] {
             let folder = folder_with_index(&format!(r#"{{"a":"{shard}"}}"#));
-            assert!(error(folder.path()).contains("must be the plain name"), "{shard}");
+            assert!(
+                error(folder.path()).contains("must be the plain name"),
+                "{shard}"
+            );
         }
     }
 
@@ -254,7 +344,13 @@ mod tests {
         assert_eq!(Checkpoint::file_in(folder.path()), Some(lone.clone()));
         let read = Checkpoint::open(folder.path()).unwrap();
         assert!(read.names().eq(whole.names()));
-        assert_eq!(read.total_bytes(), whole.names().map(|name| whole.bytes(name).unwrap().len() as u64).sum::<u64>());
+        assert_eq!(
+            read.total_bytes(),
+            whole
+                .names()
+                .map(|name| whole.bytes(name).unwrap().len() as u64)
+                .sum::<u64>()
+        );
         // A configuration says what its weights are called.
         fs::write(folder.path().join("config.json"), "{}").unwrap();
         assert_eq!(Checkpoint::file_in(folder.path()), None);
@@ -262,9 +358,16 @@ mod tests {
         // Of two unknown names none is the model; the usual name is.
         fs::copy(&lone, folder.path().join("other.pth")).unwrap();
         assert_eq!(Checkpoint::file_in(folder.path()), None);
-        fs::write(folder.path().join(PICKLE_INDEX), r#"{"weight_map":{"row":"other.pth"}}"#).unwrap();
+        fs::write(
+            folder.path().join(PICKLE_INDEX),
+            r#"{"weight_map":{"row":"other.pth"}}"#,
+        )
+        .unwrap();
         let read = Checkpoint::open(folder.path()).unwrap();
         assert_eq!(read.names().collect::<Vec<_>>(), ["row"]);
-        assert_eq!(read.read_f32("row", None).unwrap(), whole.read_f32("row", None).unwrap());
+        assert_eq!(
+            read.read_f32("row", None).unwrap(),
+            whole.read_f32("row", None).unwrap()
+        );
     }
 }

@@ -36,7 +36,11 @@ impl PartialFile {
         let temporary = temporary_name(target)?;
         let file = File::create(&temporary).map_err(Error::file(&temporary))?;
         let writer = Some(BufWriter::with_capacity(1 << 20, file));
-        Ok(Self { target: target.to_path_buf(), temporary, writer })
+        Ok(Self {
+            target: target.to_path_buf(),
+            temporary,
+            writer,
+        })
     }
 
     /// Appends `bytes`.
@@ -44,7 +48,12 @@ impl PartialFile {
     /// # Errors
     /// When the disk is full or gone, or the file was finished already.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let finished = || Error::Invalid(format!("{}: written after it was finished", self.target.display()));
+        let finished = || {
+            Error::Invalid(format!(
+                "{}: written after it was finished",
+                self.target.display()
+            ))
+        };
         let writer = self.writer.as_mut().ok_or_else(finished)?;
         writer.write_all(bytes).map_err(Error::file(&self.target))
     }
@@ -54,9 +63,15 @@ impl PartialFile {
     /// # Errors
     /// When the disk is full or gone.
     pub fn finish(&mut self) -> Result<()> {
-        let Some(writer) = self.writer.take() else { return Ok(()) };
-        let flushed = writer.into_inner().map_err(std::io::IntoInnerError::into_error);
-        flushed.and_then(|file| file.sync_all()).map_err(Error::file(&self.target))
+        let Some(writer) = self.writer.take() else {
+            return Ok(());
+        };
+        let flushed = writer
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error);
+        flushed
+            .and_then(|file| file.sync_all())
+            .map_err(Error::file(&self.target))
     }
 
     /// Gives the file its name, replacing what was there.
@@ -88,7 +103,12 @@ pub fn write_whole(target: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn temporary_name(target: &Path) -> Result<PathBuf> {
-    let missing = || Error::Invalid(format!("`{}` names no file to write; add a file name", target.display()));
+    let missing = || {
+        Error::Invalid(format!(
+            "`{}` names no file to write; add a file name",
+            target.display()
+        ))
+    };
     let mut name = OsString::from(".");
     name.push(target.file_name().ok_or_else(missing)?);
     name.push(format!(".partial-{}", std::process::id()));
@@ -126,6 +146,9 @@ mod tests {
     fn names_without_a_file_or_folder_are_refused() {
         assert!(write_whole(Path::new("/"), b"").is_err());
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(write_whole(&folder.path().join("no/file"), b""), Err(Error::File { .. })));
+        assert!(matches!(
+            write_whole(&folder.path().join("no/file"), b""),
+            Err(Error::File { .. })
+        ));
     }
 }

@@ -116,20 +116,27 @@ impl PeftConfig {
         let config = Config::load(path)?;
         check_supported(&config)?;
         Ok(Self {
-            base_model: config.optional_text("base_model_name_or_path")?.map(Into::into),
+            base_model: config
+                .optional_text("base_model_name_or_path")?
+                .map(Into::into),
             task_type: config.optional_text("task_type")?.map(Into::into),
             rank: config.size("r", RANK_LIMIT)?,
             alpha: config.optional_number("lora_alpha")?.unwrap_or(8.0),
             dropout: dropout(&config)?,
             target_modules: read_targets(&config, "target_modules")?.ok_or_else(|| {
-                config.error("target_modules", "missing; add a list of module names or \"all-linear\"")
+                config.error(
+                    "target_modules",
+                    "missing; add a list of module names or \"all-linear\"",
+                )
             })?,
             exclude_modules: read_targets(&config, "exclude_modules")?,
             modules_to_save: texts(&config, "modules_to_save")?,
             use_rslora: config.flag_or("use_rslora", false)?,
             bias: config.optional_text("bias")?.unwrap_or("none").into(),
             fan_in_fan_out: config.flag_or("fan_in_fan_out", false)?,
-            rank_pattern: patterns(&config, "rank_pattern", |config, key| config.size(key, RANK_LIMIT))?,
+            rank_pattern: patterns(&config, "rank_pattern", |config, key| {
+                config.size(key, RANK_LIMIT)
+            })?,
             alpha_pattern: patterns(&config, "alpha_pattern", Config::positive)?,
             layers_to_transform: config.optional_counts("layers_to_transform", LAYER_LIMIT)?,
             layers_pattern: layers_pattern(&config)?,
@@ -146,10 +153,16 @@ impl PeftConfig {
 
     fn to_json(&self) -> Value {
         let sources: Vec<&str> = self.layers_pattern.iter().map(Pattern::source).collect();
-        let ranks: Map<String, Value> =
-            self.rank_pattern.iter().map(|(key, rank)| (key.source().to_owned(), json!(rank))).collect();
-        let alphas: Map<String, Value> =
-            self.alpha_pattern.iter().map(|(key, alpha)| (key.source().to_owned(), number(*alpha))).collect();
+        let ranks: Map<String, Value> = self
+            .rank_pattern
+            .iter()
+            .map(|(key, rank)| (key.source().to_owned(), json!(rank)))
+            .collect();
+        let alphas: Map<String, Value> = self
+            .alpha_pattern
+            .iter()
+            .map(|(key, alpha)| (key.source().to_owned(), number(*alpha)))
+            .collect();
         json!({
             "peft_type": "LORA",
             "task_type": self.task_type,
@@ -175,13 +188,15 @@ impl PeftConfig {
 
     /// Whether the linear layer or embedding of this full checkpoint name, without `.weight`, has an adapter.
     pub fn matches(&self, module_name: &str) -> bool {
-        let excluded = self.exclude_modules.as_ref().is_some_and(|targets| targets.matches(module_name));
+        let excluded = self
+            .exclude_modules
+            .as_ref()
+            .is_some_and(|targets| targets.matches(module_name));
         if excluded || !self.target_modules.matches(module_name) {
             return false;
         }
         // A list entry that is the whole name means that one module, whatever its layer.
-        let named =
-            matches!(&self.target_modules, Targets::List(entries) if entries.iter().any(|entry| entry == module_name));
+        let named = matches!(&self.target_modules, Targets::List(entries) if entries.iter().any(|entry| entry == module_name));
         named || self.has_layer(module_name)
     }
 
@@ -192,7 +207,11 @@ impl PeftConfig {
 
     /// Gives this one module a rank and a scale of its own, before all other patterns.
     pub fn set_pattern(&mut self, module_name: &str, rank: usize, scale: f64) {
-        let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        let divisor = if self.use_rslora {
+            (rank as f64).sqrt()
+        } else {
+            rank as f64
+        };
         // An escaped name is always an expression.
         if let Ok(pattern) = Pattern::suffix(&regex::escape(module_name)) {
             self.rank_pattern.insert(0, (pattern.clone(), rank));
@@ -202,7 +221,9 @@ impl PeftConfig {
 
     /// Whether the module is stored whole.
     pub fn saves(&self, module_name: &str) -> bool {
-        self.modules_to_save.iter().any(|entry| ends_with(module_name, entry))
+        self.modules_to_save
+            .iter()
+            .any(|entry| ends_with(module_name, entry))
     }
 
     /// The rank of the module's adapter.
@@ -218,7 +239,13 @@ impl PeftConfig {
     }
 
     fn has_layer(&self, module: &str) -> bool {
-        let Some(layers) = self.layers_to_transform.as_ref().filter(|layers| !layers.is_empty()) else { return true };
+        let Some(layers) = self
+            .layers_to_transform
+            .as_ref()
+            .filter(|layers| !layers.is_empty())
+        else {
+            return true;
+        };
         let layer = match &self.layers_pattern[..] {
             [] => numbered_part(module),
             patterns => patterns.iter().find_map(|pattern| pattern.layer_of(module)),
@@ -235,27 +262,40 @@ fn numbered_part(module: &str) -> Option<usize> {
 }
 
 fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.matches(module)).map(|(_, value)| *value)
+    patterns
+        .iter()
+        .find(|(pattern, _)| pattern.matches(module))
+        .map(|(_, value)| *value)
 }
 
 /// Refuses what would change the result without being understood.
 fn check_supported(config: &Config) -> Result<()> {
-    if let Some(key) = config.map().keys().find(|key| !KNOWN.contains(&key.as_str()) && !is_unset(&config.map()[*key]))
+    if let Some(key) = config
+        .map()
+        .keys()
+        .find(|key| !KNOWN.contains(&key.as_str()) && !is_unset(&config.map()[*key]))
     {
-        let reason = "is set, and this key is not supported yet; retrain or convert the adapter without it";
+        let reason =
+            "is set, and this key is not supported yet; retrain or convert the adapter without it";
         return Err(config.error(key, reason));
     }
     match config.optional_text("peft_type")? {
         Some("LORA") => {}
-        other => return Err(config.error("peft_type", format!("expected \"LORA\", found {other:?}"))),
+        other => {
+            return Err(config.error("peft_type", format!("expected \"LORA\", found {other:?}")));
+        }
     }
     if config.flag_or("use_dora", false)? {
-        return Err(
-            config.error("use_dora", "DoRA adapters are not supported yet; merge the adapter where it was trained")
-        );
+        return Err(config.error(
+            "use_dora",
+            "DoRA adapters are not supported yet; merge the adapter where it was trained",
+        ));
     }
     if let Some(bias @ ("all" | "lora_only")) = config.optional_text("bias")? {
-        return Err(config.error("bias", format!("trained biases (`{bias}`) are not supported yet; only \"none\" is")));
+        return Err(config.error(
+            "bias",
+            format!("trained biases (`{bias}`) are not supported yet; only \"none\" is"),
+        ));
     }
     check_one_of(config, "bias", &["none"])?;
     check_initialisation(config)
@@ -276,8 +316,9 @@ fn check_initialisation(config: &Config) -> Result<()> {
         None | Some(Value::Bool(_)) => Ok(()),
         Some(Value::String(name)) if name == "gaussian" || name == "orthogonal" => Ok(()),
         Some(other) => {
-            let reason =
-                format!("{other} changes the base model and is not supported yet; convert it to plain LoRA first");
+            let reason = format!(
+                "{other} changes the base model and is not supported yet; convert it to plain LoRA first"
+            );
             Err(config.error("init_lora_weights", reason))
         }
     }
@@ -286,9 +327,12 @@ fn check_initialisation(config: &Config) -> Result<()> {
 fn dropout(config: &Config) -> Result<f64> {
     let dropout = config.optional_number("lora_dropout")?.unwrap_or(0.0);
     let valid = (0.0..1.0).contains(&dropout);
-    valid
-        .then_some(dropout)
-        .ok_or_else(|| config.error("lora_dropout", format!("expected 0 to below 1, found {dropout}")))
+    valid.then_some(dropout).ok_or_else(|| {
+        config.error(
+            "lora_dropout",
+            format!("expected 0 to below 1, found {dropout}"),
+        )
+    })
 }
 
 /// A list of names, `"all-linear"`, a regular expression, or nothing.
@@ -296,25 +340,46 @@ fn read_targets(config: &Config, key: &str) -> Result<Option<Targets>> {
     Ok(match config.get(key) {
         None => None,
         Some(Value::String(text)) if text == "all-linear" => Some(Targets::AllLinear),
-        Some(Value::String(text)) => Some(Targets::Regex(pattern(config, key, Pattern::whole(text))?)),
-        Some(_) => Some(Targets::List(texts(config, key)?)).filter(|targets| *targets != Targets::List(Vec::new())),
+        Some(Value::String(text)) => {
+            Some(Targets::Regex(pattern(config, key, Pattern::whole(text))?))
+        }
+        Some(_) => Some(Targets::List(texts(config, key)?))
+            .filter(|targets| *targets != Targets::List(Vec::new())),
     })
 }
 
 fn texts(config: &Config, key: &str) -> Result<Vec<String>> {
-    Ok(config.optional_texts(key)?.unwrap_or_default().into_iter().map(Into::into).collect())
+    Ok(config
+        .optional_texts(key)?
+        .unwrap_or_default()
+        .into_iter()
+        .map(Into::into)
+        .collect())
 }
 
 fn layers_pattern(config: &Config) -> Result<Vec<Pattern>> {
     let texts = config.optional_texts("layers_pattern")?.unwrap_or_default();
     let texts = texts.into_iter().filter(|text| !text.is_empty());
-    texts.map(|text| pattern(config, "layers_pattern", Pattern::layer(text))).collect()
+    texts
+        .map(|text| pattern(config, "layers_pattern", Pattern::layer(text)))
+        .collect()
 }
 
 /// An object from expressions to values.
-fn patterns<T>(config: &Config, key: &str, value: impl Fn(&Config, &str) -> Result<T>) -> Result<Vec<(Pattern, T)>> {
-    let Some(object) = config.optional_object(key)? else { return Ok(Vec::new()) };
-    let entry = |name: &String| Ok((pattern(config, key, Pattern::suffix(name))?, value(&object, name)?));
+fn patterns<T>(
+    config: &Config,
+    key: &str,
+    value: impl Fn(&Config, &str) -> Result<T>,
+) -> Result<Vec<(Pattern, T)>> {
+    let Some(object) = config.optional_object(key)? else {
+        return Ok(Vec::new());
+    };
+    let entry = |name: &String| {
+        Ok((
+            pattern(config, key, Pattern::suffix(name))?,
+            value(&object, name)?,
+        ))
+    };
     object.map().keys().map(entry).collect()
 }
 
@@ -325,7 +390,11 @@ fn pattern(config: &Config, key: &str, pattern: Result<Pattern>) -> Result<Patte
 
 /// Whole numbers without a point, as PEFT writes them.
 fn number(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        json!(value as i64)
+    } else {
+        json!(value)
+    }
 }
 
 fn some_unless_empty<T>(list: &[T]) -> Option<&[T]> {
@@ -357,7 +426,10 @@ mod tests {
     #[test]
     fn reads_the_fixtures() {
         let config = fixture("peft-lora");
-        assert_eq!((config.rank, config.alpha, config.base_model.as_deref()), (4, 8.0, Some("../llama")));
+        assert_eq!(
+            (config.rank, config.alpha, config.base_model.as_deref()),
+            (4, 8.0, Some("../llama"))
+        );
         assert!(config.matches(QUERY) && config.matches("model.layers.2.mlp.down_proj"));
         assert!(!config.matches("lm_head") && !config.matches("model.layers.1.self_attn.xq_proj"));
         assert_eq!((config.rank_for(QUERY), config.scale_for(QUERY)), (4, 2.0));
@@ -375,9 +447,20 @@ mod tests {
         config.alpha_pattern = vec![(Pattern::suffix("v_proj").unwrap(), 2.5)];
         config.layers_to_transform = Some(vec![0, 2]);
         config.layers_pattern = vec![Pattern::layer("layers").unwrap()];
-        let all = PeftConfig { target_modules: Targets::AllLinear, ..config.clone() };
+        let all = PeftConfig {
+            target_modules: Targets::AllLinear,
+            ..config.clone()
+        };
         let regex = Targets::Regex(Pattern::whole(r".*\.(q|v)_proj").unwrap());
-        for config in [fixture("peft-lora"), config.clone(), all, PeftConfig { target_modules: regex, ..config }] {
+        for config in [
+            fixture("peft-lora"),
+            config.clone(),
+            all,
+            PeftConfig {
+                target_modules: regex,
+                ..config
+            },
+        ] {
             config.write(&path).unwrap();
             assert_eq!(PeftConfig::read(&path).unwrap(), config);
         }
@@ -386,21 +469,36 @@ mod tests {
     #[test]
     fn scales_follow_rank_alpha_and_rslora() {
         let scale = |rank: usize, rslora: bool| {
-            changed(json!({ "r": rank, "lora_alpha": 16, "use_rslora": rslora })).unwrap().scale_for(QUERY)
+            changed(json!({ "r": rank, "lora_alpha": 16, "use_rslora": rslora }))
+                .unwrap()
+                .scale_for(QUERY)
         };
         assert_eq!([4, 16, 64].map(|rank| scale(rank, true)), [8.0, 4.0, 2.0]);
         assert_eq!([4, 16, 64].map(|rank| scale(rank, false)), [4.0, 1.0, 0.25]);
         let keys = json!({ "rank_pattern": { "q_proj": 2, r"layers\.1\..*": 8 }, "alpha_pattern": { "1.self_attn.q_proj": 3 } });
         let config = changed(keys).unwrap();
-        assert_eq!((config.rank_for(QUERY), config.rank_for("model.layers.1.mlp.up_proj")), (2, 8));
-        assert_eq!((config.rank_for("model.layers.0.mlp.up_proj"), config.rank_for("model.layers.0.xq_proj")), (4, 4));
+        assert_eq!(
+            (
+                config.rank_for(QUERY),
+                config.rank_for("model.layers.1.mlp.up_proj")
+            ),
+            (2, 8)
+        );
+        assert_eq!(
+            (
+                config.rank_for("model.layers.0.mlp.up_proj"),
+                config.rank_for("model.layers.0.xq_proj")
+            ),
+            (4, 4)
+        );
         assert_eq!(config.scale_for(QUERY), 1.5);
     }
 
     #[test]
     fn one_module_can_have_its_own_rank_and_scale() {
         for rslora in [false, true] {
-            let mut config = changed(json!({ "use_rslora": rslora, "rank_pattern": { "q_proj": 2 } })).unwrap();
+            let mut config =
+                changed(json!({ "use_rslora": rslora, "rank_pattern": { "q_proj": 2 } })).unwrap();
             config.set_pattern(QUERY, 12, 0.5);
             assert_eq!(config.rank_for(QUERY), 12);
             assert!((config.scale_for(QUERY) - 0.5).abs() < 1e-12);
@@ -413,40 +511,72 @@ mod tests {
         let regex = changed(json!({ "target_modules": r".*layers\.[01]\..*q_proj" })).unwrap();
         assert!(regex.matches(QUERY) && !regex.matches("model.layers.2.self_attn.q_proj"));
         assert!(!regex.matches("model.layers.1.self_attn.q_proj.extra"));
-        let all = changed(json!({ "target_modules": "all-linear", "exclude_modules": ["up_proj"] })).unwrap();
+        let all =
+            changed(json!({ "target_modules": "all-linear", "exclude_modules": ["up_proj"] }))
+                .unwrap();
         assert!(regex.names(QUERY) && !all.names(QUERY));
-        assert!(all.matches(QUERY) && !all.matches("lm_head") && !all.matches("model.layers.0.mlp.up_proj"));
+        assert!(
+            all.matches(QUERY)
+                && !all.matches("lm_head")
+                && !all.matches("model.layers.0.mlp.up_proj")
+        );
     }
 
     #[test]
     fn layers_can_be_chosen() {
         let config = changed(json!({ "layers_to_transform": [0, 2] })).unwrap();
         assert!(!config.matches(QUERY) && config.matches("model.layers.2.self_attn.q_proj"));
-        let config = changed(json!({ "layers_to_transform": 1, "layers_pattern": "layers" })).unwrap();
+        let config =
+            changed(json!({ "layers_to_transform": 1, "layers_pattern": "layers" })).unwrap();
         assert!(config.matches(QUERY) && !config.matches("transformer.h.1.self_attn.q_proj"));
-        let config = changed(json!({ "layers_to_transform": [0], "target_modules": [QUERY] })).unwrap();
+        let config =
+            changed(json!({ "layers_to_transform": [0], "target_modules": [QUERY] })).unwrap();
         assert!(config.matches(QUERY));
     }
 
     #[test]
     fn keys_that_would_change_the_result_are_refused_by_name() {
         let cases = [
-            (json!({ "use_dora": true }), "key `use_dora`: DoRA adapters are not supported yet"),
+            (
+                json!({ "use_dora": true }),
+                "key `use_dora`: DoRA adapters are not supported yet",
+            ),
             (json!({ "bias": "all" }), "key `bias`: trained biases"),
             (json!({ "bias": "some" }), "key `bias`"),
             (json!({ "lora_bias": true }), "key `lora_bias`: is set"),
-            (json!({ "trainable_token_indices": [1] }), "key `trainable_token_indices`"),
+            (
+                json!({ "trainable_token_indices": [1] }),
+                "key `trainable_token_indices`",
+            ),
             (json!({ "a_new_key": 3 }), "key `a_new_key`"),
-            (json!({ "init_lora_weights": "pissa" }), "key `init_lora_weights`"),
-            (json!({ "peft_type": "IA3" }), "key `peft_type`: expected \"LORA\""),
+            (
+                json!({ "init_lora_weights": "pissa" }),
+                "key `init_lora_weights`",
+            ),
+            (
+                json!({ "peft_type": "IA3" }),
+                "key `peft_type`: expected \"LORA\"",
+            ),
             (json!({ "r": 0 }), "key `r`"),
             (json!({ "r": -4 }), "key `r`"),
             (json!({ "lora_alpha": "8" }), "key `lora_alpha`"),
             (json!({ "lora_dropout": 1.5 }), "key `lora_dropout`"),
-            (json!({ "target_modules": null }), "key `target_modules`: missing"),
-            (json!({ "target_modules": [] }), "key `target_modules`: missing"),
-            (json!({ "target_modules": "(" }), "not a supported regular expression"),
-            (json!({ "rank_pattern": { "q_proj": 0 } }), "key `rank_pattern.q_proj`"),
+            (
+                json!({ "target_modules": null }),
+                "key `target_modules`: missing",
+            ),
+            (
+                json!({ "target_modules": [] }),
+                "key `target_modules`: missing",
+            ),
+            (
+                json!({ "target_modules": "(" }),
+                "not a supported regular expression",
+            ),
+            (
+                json!({ "rank_pattern": { "q_proj": 0 } }),
+                "key `rank_pattern.q_proj`",
+            ),
         ];
         for (changes, part) in cases {
             let error = changed(changes).unwrap_err().to_string();

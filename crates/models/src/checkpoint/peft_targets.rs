@@ -61,12 +61,20 @@ impl Pattern {
 
     fn within(source: &str, whole: &str) -> Result<Self> {
         let wrong = |error: regex::Error| {
-            let reason = error.to_string().lines().last().unwrap_or_default().to_owned();
+            let reason = error
+                .to_string()
+                .lines()
+                .last()
+                .unwrap_or_default()
+                .to_owned();
             Error::Invalid(format!(
                 "`{source}` is not a supported regular expression ({reason}); list the names instead"
             ))
         };
-        Ok(Self { source: source.into(), regex: Regex::new(whole).map_err(wrong)? })
+        Ok(Self {
+            source: source.into(),
+            regex: Regex::new(whole).map_err(wrong)?,
+        })
     }
 
     /// The expression as written.
@@ -81,7 +89,12 @@ impl Pattern {
 
     /// The number of the layer that `module` is in, for an expression of [`Pattern::layer`].
     pub(super) fn layer_of(&self, module: &str) -> Option<usize> {
-        self.regex.captures(module)?.name("layer")?.as_str().parse().ok()
+        self.regex
+            .captures(module)?
+            .name("layer")?
+            .as_str()
+            .parse()
+            .ok()
     }
 }
 
@@ -91,7 +104,9 @@ impl Targets {
         match self {
             Self::List(entries) => entries.iter().any(|entry| ends_with(module, entry)),
             Self::Regex(pattern) => pattern.matches(module),
-            Self::AllLinear => !["lm_head", "head"].iter().any(|head| ends_with(module, head)),
+            Self::AllLinear => !["lm_head", "head"]
+                .iter()
+                .any(|head| ends_with(module, head)),
         }
     }
 
@@ -106,7 +121,9 @@ impl Targets {
 
 /// Whether `module` is `entry` or ends with a dot and `entry`.
 pub(super) fn ends_with(module: &str, entry: &str) -> bool {
-    module.strip_suffix(entry).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    module
+        .strip_suffix(entry)
+        .is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
 #[cfg(test)]
@@ -115,7 +132,11 @@ mod tests {
 
     #[test]
     fn names_match_at_dots_only() {
-        for (module, entry) in [("q_proj", "q_proj"), ("a.q_proj", "q_proj"), ("a.b.q_proj", "b.q_proj")] {
+        for (module, entry) in [
+            ("q_proj", "q_proj"),
+            ("a.q_proj", "q_proj"),
+            ("a.b.q_proj", "b.q_proj"),
+        ] {
             assert!(ends_with(module, entry), "{module} {entry}");
         }
         assert!(!ends_with("a.xq_proj", "q_proj") && !ends_with("proj", "q_proj"));
@@ -126,13 +147,29 @@ mod tests {
         let matches = |pattern: Result<Pattern>, module: &str| pattern.unwrap().matches(module);
         assert!(matches(Pattern::whole("a|b"), "b") && !matches(Pattern::whole("a|b"), "xb"));
         assert!(matches(Pattern::suffix("a|b"), "x.b") && !matches(Pattern::suffix("a|b"), "xb"));
-        assert_eq!(Pattern::layer("h|layers").unwrap().layer_of("model.layers.12.q"), Some(12));
-        assert_eq!(Pattern::layer("h").unwrap().layer_of("model.layers.12.q"), None);
-        assert!(Pattern::whole("(?=a)").unwrap_err().to_string().contains("list the names instead"));
+        assert_eq!(
+            Pattern::layer("h|layers")
+                .unwrap()
+                .layer_of("model.layers.12.q"),
+            Some(12)
+        );
+        assert_eq!(
+            Pattern::layer("h").unwrap().layer_of("model.layers.12.q"),
+            None
+        );
+        assert!(
+            Pattern::whole("(?=a)")
+                .unwrap_err()
+                .to_string()
+                .contains("list the names instead")
+        );
     }
 
     #[test]
     fn the_head_is_not_among_all_linear_layers() {
-        assert!(Targets::AllLinear.matches("model.layers.0.mlp.up_proj") && !Targets::AllLinear.matches("lm_head"));
+        assert!(
+            Targets::AllLinear.matches("model.layers.0.mlp.up_proj")
+                && !Targets::AllLinear.matches("lm_head")
+        );
     }
 }

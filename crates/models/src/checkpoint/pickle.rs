@@ -39,7 +39,11 @@ enum Value<'a> {
     List(Vec<Id>),
     Dictionary(Vec<(Id, Id)>),
     Name(Name),
-    Storage { dtype: Dtype, key: &'a str, length: usize },
+    Storage {
+        dtype: Dtype,
+        key: &'a str,
+        length: usize,
+    },
     Tensor(Box<View<'a>>),
 }
 
@@ -89,9 +93,11 @@ pub(super) fn tensors(pickle: &[u8]) -> Result<Vec<(String, View<'_>)>, String> 
     let mut machine = Machine::default();
     let result = machine.run(pickle)?;
     let mut pairs = machine.dictionary(result)?;
-    let inside =
-        ["state_dict", "model"].into_iter().find_map(|name| pairs.iter().find(|pair| machine.is_text(pair.0, name)));
-    if let Some(Value::Dictionary(inner)) = inside.and_then(|(_, value)| machine.values.get(*value)) {
+    let inside = ["state_dict", "model"]
+        .into_iter()
+        .find_map(|name| pairs.iter().find(|pair| machine.is_text(pair.0, name)));
+    if let Some(Value::Dictionary(inner)) = inside.and_then(|(_, value)| machine.values.get(*value))
+    {
         pairs = inner;
     }
     let tensor = |(key, value): &(Id, Id)| match (&machine.values[*key], &machine.values[*value]) {
@@ -126,7 +132,11 @@ impl<'a> Machine<'a> {
             match instruction {
                 0x80 => match code.byte()? {
                     2 => {}
-                    other => return Err(format!("the pickle is of protocol {other}; torch.save writes protocol 2")),
+                    other => {
+                        return Err(format!(
+                            "the pickle is of protocol {other}; torch.save writes protocol 2"
+                        ));
+                    }
                 },
                 b'.' => return self.pop(),
                 b'(' => self.marks.push(self.stack.len()),
@@ -145,8 +155,9 @@ impl<'a> Machine<'a> {
                 b'b' => {
                     self.pop()?;
                     let object = *self.stack.last().ok_or(UNBALANCED)?;
-                    self.dictionary(object)
-                        .map_err(|_| "the pickle gives attributes to something else than a dictionary")?;
+                    self.dictionary(object).map_err(
+                        |_| "the pickle gives attributes to something else than a dictionary",
+                    )?;
                 }
                 _ => {
                     let value = self.value(instruction, &mut code)?;
@@ -184,13 +195,19 @@ impl<'a> Machine<'a> {
             }
             b'Q' => self.storage()?,
             b'R' => self.call()?,
-            other => return Err(format!("the pickle has instruction {other:#04x}, which torch.save does not write")),
+            other => {
+                return Err(format!(
+                    "the pickle has instruction {other:#04x}, which torch.save does not write"
+                ));
+            }
         })
     }
 
     fn push(&mut self, value: Value<'a>) -> Result<(), String> {
         if self.values.len() >= MOST_VALUES {
-            return Err(format!("the pickle has more than {MOST_VALUES} values, so it is no file of weights"));
+            return Err(format!(
+                "the pickle has more than {MOST_VALUES} values, so it is no file of weights"
+            ));
         }
         self.stack.push(self.values.len());
         self.values.push(value);
@@ -199,31 +216,49 @@ impl<'a> Machine<'a> {
 
     /// Takes the top of the stack, down to the last mark.
     fn pop(&mut self) -> Result<Id, String> {
-        let [top] = self.take(1)?[..] else { return Err(UNBALANCED.into()) };
+        let [top] = self.take(1)?[..] else {
+            return Err(UNBALANCED.into());
+        };
         Ok(top)
     }
 
     fn take(&mut self, count: usize) -> Result<Vec<Id>, String> {
         let floor = self.marks.last().copied().unwrap_or(0);
-        let start = self.stack.len().checked_sub(count).filter(|start| *start >= floor).ok_or(UNBALANCED)?;
+        let start = self
+            .stack
+            .len()
+            .checked_sub(count)
+            .filter(|start| *start >= floor)
+            .ok_or(UNBALANCED)?;
         Ok(self.stack.split_off(start))
     }
 
     /// Values on the stack above the last mark, which goes.
     fn since_mark(&mut self) -> Result<usize, String> {
         let mark = self.marks.pop().ok_or(UNBALANCED)?;
-        self.stack.len().checked_sub(mark).ok_or_else(|| UNBALANCED.into())
+        self.stack
+            .len()
+            .checked_sub(mark)
+            .ok_or_else(|| UNBALANCED.into())
     }
 
     fn remember(&mut self, number: u32) -> Result<(), String> {
-        self.memo.insert(number, *self.stack.last().ok_or(UNBALANCED)?);
+        self.memo
+            .insert(number, *self.stack.last().ok_or(UNBALANCED)?);
         Ok(())
     }
 
     fn recall(&mut self, number: u32) -> Result<(), String> {
-        self.stack.push(*self.memo.get(&number).ok_or("the pickle recalls what it has not remembered")?);
+        self.stack.push(
+            *self
+                .memo
+                .get(&number)
+                .ok_or("the pickle recalls what it has not remembered")?,
+        );
         if self.stack.len() > MOST_VALUES {
-            return Err(format!("the pickle has more than {MOST_VALUES} values, so it is no file of weights"));
+            return Err(format!(
+                "the pickle has more than {MOST_VALUES} values, so it is no file of weights"
+            ));
         }
         Ok(())
     }
@@ -239,15 +274,25 @@ impl<'a> Machine<'a> {
     fn set_items(&mut self, count: usize) -> Result<(), String> {
         let items = self.take(2 * count)?;
         let target = *self.stack.last().ok_or(UNBALANCED)?;
-        let Some(Value::Dictionary(pairs)) = self.values.get_mut(target) else { return Err(UNBALANCED.into()) };
-        pairs.extend(items.as_chunks::<2>().0.iter().map(|[key, value]| (*key, *value)));
+        let Some(Value::Dictionary(pairs)) = self.values.get_mut(target) else {
+            return Err(UNBALANCED.into());
+        };
+        pairs.extend(
+            items
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|[key, value]| (*key, *value)),
+        );
         Ok(())
     }
 
     fn append(&mut self, count: usize) -> Result<(), String> {
         let items = self.take(count)?;
         let target = *self.stack.last().ok_or(UNBALANCED)?;
-        let Some(Value::List(list)) = self.values.get_mut(target) else { return Err(UNBALANCED.into()) };
+        let Some(Value::List(list)) = self.values.get_mut(target) else {
+            return Err(UNBALANCED.into());
+        };
         list.extend(items);
         Ok(())
     }
@@ -259,10 +304,16 @@ impl<'a> Machine<'a> {
         let [kind, name, key, _, length] = parts[..] else {
             return Err("a storage is not described by five values".into());
         };
-        match (self.is_text(kind, "storage"), &self.values[name], &self.values[key]) {
-            (true, Value::Name(Name::Storage(dtype)), Value::Text(key)) => {
-                Ok(Value::Storage { dtype: *dtype, key, length: self.size(length)? })
-            }
+        match (
+            self.is_text(kind, "storage"),
+            &self.values[name],
+            &self.values[key],
+        ) {
+            (true, Value::Name(Name::Storage(dtype)), Value::Text(key)) => Ok(Value::Storage {
+                dtype: *dtype,
+                key,
+                length: self.size(length)?,
+            }),
             _ => Err("the pickle refers to something else than a storage".into()),
         }
     }
@@ -281,10 +332,23 @@ impl<'a> Machine<'a> {
                 let &Value::Storage { dtype, key, length } = &self.values[*storage] else {
                     return Err("a tensor is made of something else than a storage".into());
                 };
-                let (offset, shape, strides) = (self.size(*offset)?, self.sizes(*shape)?, self.sizes(*strides)?);
-                Ok(Value::Tensor(Box::new(View { dtype, storage: key, length, offset, shape, strides })))
+                let (offset, shape, strides) = (
+                    self.size(*offset)?,
+                    self.sizes(*shape)?,
+                    self.sizes(*strides)?,
+                );
+                Ok(Value::Tensor(Box::new(View {
+                    dtype,
+                    storage: key,
+                    length,
+                    offset,
+                    shape,
+                    strides,
+                })))
             }
-            _ => Err("the pickle calls something with arguments that torch.save does not write".into()),
+            _ => Err(
+                "the pickle calls something with arguments that torch.save does not write".into(),
+            ),
         }
     }
 
@@ -308,13 +372,18 @@ impl<'a> Machine<'a> {
 
     fn size(&self, id: Id) -> Result<usize, String> {
         match self.values[id] {
-            Value::Number(number) => usize::try_from(number).map_err(|_| format!("{number} is no size")),
+            Value::Number(number) => {
+                usize::try_from(number).map_err(|_| format!("{number} is no size"))
+            }
             _ => Err("the pickle has something else where a size belongs".into()),
         }
     }
 
     fn sizes(&self, id: Id) -> Result<Vec<usize>, String> {
-        self.tuple(id)?.into_iter().map(|id| self.size(id)).collect()
+        self.tuple(id)?
+            .into_iter()
+            .map(|id| self.size(id))
+            .collect()
     }
 }
 
@@ -382,22 +451,43 @@ mod tests {
         let code = pickle(REBUILD);
         let found = tensors(&code).unwrap();
         let (shape, strides) = (vec![2, 3], vec![3, 1]);
-        let view = View { dtype: Dtype::F32, storage: "0", length: 6, offset: 0, shape, strides };
+        let view = View {
+            dtype: Dtype::F32,
+            storage: "0",
+            length: 6,
+            offset: 0,
+            shape,
+            strides,
+        };
         assert_eq!(found, [("a".to_owned(), view)]);
         assert!(tensors(b"\x80\x02}q\x00.").unwrap().is_empty());
     }
 
     #[test]
     fn names_that_could_do_harm_are_refused_and_named() {
-        for name in ["os\nsystem", "builtins\neval", "posix\nsystem", "torch\nload", "__builtin__\ngetattr"] {
+        for name in [
+            "os\nsystem",
+            "builtins\neval",
+            "posix\nsystem",
+            "torch\nload",
+            "__builtin__\ngetattr",
+        ] {
             let error = tensors(&pickle(name)).unwrap_err();
             assert!(error.contains(&name.replace('\n', ".")), "{error}");
         }
         let classic = b"cposix\nsystem\nX\x04\x00\x00\x00echo\x85R.";
         assert!(tensors(classic).unwrap_err().contains("`posix.system`"));
         assert!(tensors(b"\x80\x04\x95").unwrap_err().contains("protocol 4"));
-        assert!(tensors(b"(i__builtin__\neval\n.").unwrap_err().contains("instruction 0x69"));
-        assert!(tensors(b"ctorch\nFloatStorage\n)R.").unwrap_err().contains("arguments"));
+        assert!(
+            tensors(b"(i__builtin__\neval\n.")
+                .unwrap_err()
+                .contains("instruction 0x69")
+        );
+        assert!(
+            tensors(b"ctorch\nFloatStorage\n)R.")
+                .unwrap_err()
+                .contains("arguments")
+        );
     }
 
     #[test]
@@ -410,14 +500,22 @@ mod tests {
     fn nesting_and_growth_are_harmless() {
         // A tuple in a tuple in a tuple; and one value recalled without end.
         let deep = [&b")"[..], &vec![0x85; 1_000_000], b"."].concat();
-        assert!(tensors(&deep).unwrap_err().contains("else than a dictionary"));
+        assert!(
+            tensors(&deep)
+                .unwrap_err()
+                .contains("else than a dictionary")
+        );
         let many = vec![b'N'; MOST_VALUES + 1];
         assert!(tensors(&many).unwrap_err().contains("more than"));
         let recalled = [&b"Nq\x00"[..], &b"h\x00".repeat(MOST_VALUES + 1)].concat();
         assert!(tensors(&recalled).unwrap_err().contains("more than"));
         // A list that holds itself.
         assert!(tensors(b"]q\x00h\x00a.").is_err());
-        assert!(tensors(b"X\xff\xff\xff\xffabc").unwrap_err().contains("cut off"));
+        assert!(
+            tensors(b"X\xff\xff\xff\xffabc")
+                .unwrap_err()
+                .contains("cut off")
+        );
     }
 
     proptest! {

@@ -31,24 +31,38 @@ pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
     if file.starts_with(OLD_FORM) {
         return Err("saved by PyTorch before 1.6; load it there and save it again".into());
     }
-    let entries = zip::entries(file).map_err(|reason| format!("{reason}; download or save it again"))?;
-    let mut pickles = entries.iter().filter_map(|(name, place)| Some((name.strip_suffix(PICKLE)?, place)));
+    let entries =
+        zip::entries(file).map_err(|reason| format!("{reason}; download or save it again"))?;
+    let mut pickles = entries
+        .iter()
+        .filter_map(|(name, place)| Some((name.strip_suffix(PICKLE)?, place)));
     let (Some((folder, place)), None) = (pickles.next(), pickles.next()) else {
         return Err("an archive without exactly one data.pkl".into());
     };
     if place.len() > LARGEST_PICKLE {
-        return Err(format!("its data.pkl has {} bytes; expected at most {LARGEST_PICKLE}", place.len()));
+        return Err(format!(
+            "its data.pkl has {} bytes; expected at most {LARGEST_PICKLE}",
+            place.len()
+        ));
     }
-    if entries.get(&*format!("{folder}/byteorder")).is_some_and(|order| &file[order.clone()] != b"little") {
+    if entries
+        .get(&*format!("{folder}/byteorder"))
+        .is_some_and(|order| &file[order.clone()] != b"little")
+    {
         return Err("its numbers are big-endian; expected little-endian".into());
     }
     let stored = |(name, view): (String, View)| {
         let storage = entries.get(&*format!("{folder}/data/{}", view.storage));
-        let placed = storage.ok_or("its storage is not in the archive").and_then(|storage| placed(&view, storage));
+        let placed = storage
+            .ok_or("its storage is not in the archive")
+            .and_then(|storage| placed(&view, storage));
         let stored = placed.map_err(|reason| format!("tensor `{name}`: {reason}"))?;
         Ok((name, stored))
     };
-    pickle::tensors(&file[place.clone()])?.into_iter().map(stored).collect()
+    pickle::tensors(&file[place.clone()])?
+        .into_iter()
+        .map(stored)
+        .collect()
 }
 
 /// Checks that a view lies within its storage and repeats nothing.
@@ -58,21 +72,42 @@ fn placed(view: &View, storage: &Range<usize>) -> Result<Stored, &'static str> {
     if view.shape.len() != view.strides.len() {
         return Err("its shape and its strides differ in number");
     }
-    let count = view.shape.iter().try_fold(1usize, |product, axis| product.checked_mul(*axis));
+    let count = view
+        .shape
+        .iter()
+        .try_fold(1usize, |product, axis| product.checked_mul(*axis));
     let steps = view.shape.iter().zip(&view.strides);
     let span = steps.clone().try_fold(1usize, |sum, (axis, stride)| {
-        axis.saturating_sub(1).checked_mul(*stride).and_then(|reach| sum.checked_add(reach))
+        axis.saturating_sub(1)
+            .checked_mul(*stride)
+            .and_then(|reach| sum.checked_add(reach))
     });
-    let (Some(count), Some(span)) = (count, span) else { return Err("its size overflows") };
+    let (Some(count), Some(span)) = (count, span) else {
+        return Err("its size overflows");
+    };
     let span = if count == 0 { 0 } else { span };
-    let end = view.offset.checked_add(span).filter(|end| *end <= available).ok_or("it lies outside its storage")?;
+    let end = view
+        .offset
+        .checked_add(span)
+        .filter(|end| *end <= available)
+        .ok_or("it lies outside its storage")?;
     if count > span {
         return Err("it repeats elements; save a contiguous copy");
     }
     let bytes = storage.start + view.offset * width..storage.start + end * width;
     let is_contiguous = count == 0 || (count == span && is_row_major(&view.shape, &view.strides));
-    let strided = (!is_contiguous).then(|| Strided { strides: view.strides.clone(), width });
-    Ok(Stored { info: TensorInfo { dtype: view.dtype, shape: view.shape.clone() }, bytes, strided })
+    let strided = (!is_contiguous).then(|| Strided {
+        strides: view.strides.clone(),
+        width,
+    });
+    Ok(Stored {
+        info: TensorInfo {
+            dtype: view.dtype,
+            shape: view.shape.clone(),
+        },
+        bytes,
+        strided,
+    })
 }
 
 /// Whether each axis steps over all that the later ones hold; axes of length one do not step.
@@ -96,19 +131,33 @@ mod tests {
 
     fn view(shape: &[usize], strides: &[usize], offset: usize) -> View<'static> {
         let (shape, strides) = (shape.to_vec(), strides.to_vec());
-        View { dtype: Dtype::F32, storage: "0", length: 12, offset, shape, strides }
+        View {
+            dtype: Dtype::F32,
+            storage: "0",
+            length: 12,
+            offset,
+            shape,
+            strides,
+        }
     }
 
     #[test]
     fn views_stay_within_their_storage() {
         let storage = 100..148;
-        let place = |shape: &[usize], strides: &[usize], offset| placed(&view(shape, strides, offset), &storage);
+        let place = |shape: &[usize], strides: &[usize], offset| {
+            placed(&view(shape, strides, offset), &storage)
+        };
         assert_eq!(place(&[3, 4], &[4, 1], 0).unwrap().bytes, 100..148);
         assert_eq!(place(&[2, 1, 2], &[2, 77, 1], 3).unwrap().bytes, 112..128);
         assert_eq!(place(&[], &[], 11).unwrap().bytes, 144..148);
         assert!(place(&[4, 3], &[1, 4], 0).unwrap().strided.is_some());
         assert!(place(&[0, 9], &[9, 1], 12).unwrap().strided.is_none());
-        assert!(place(&[0, usize::MAX, usize::MAX], &[0, 0, 0], 0).unwrap().bytes.is_empty());
+        assert!(
+            place(&[0, usize::MAX, usize::MAX], &[0, 0, 0], 0)
+                .unwrap()
+                .bytes
+                .is_empty()
+        );
         let wrong: [(&[usize], &[usize], usize, &str); 8] = [
             (&[3, 4], &[4, 1], 1, "outside"),
             (&[13], &[1], 0, "outside"),
@@ -120,7 +169,10 @@ mod tests {
             (&[2], &[1, 1], 0, "differ in number"),
         ];
         for (shape, strides, offset, says) in wrong {
-            assert!(place(shape, strides, offset).unwrap_err().contains(says), "{shape:?} {strides:?}");
+            assert!(
+                place(shape, strides, offset).unwrap_err().contains(says),
+                "{shape:?} {strides:?}"
+            );
         }
     }
 
@@ -132,7 +184,11 @@ mod tests {
             assert!(read.names().eq(same.names()), "{name}");
             for tensor in same.names() {
                 assert_eq!(read.info(tensor), same.info(tensor), "{name}: {tensor}");
-                assert_eq!(read.bytes(tensor).unwrap(), same.bytes(tensor).unwrap(), "{name}: {tensor}");
+                assert_eq!(
+                    read.bytes(tensor).unwrap(),
+                    same.bytes(tensor).unwrap(),
+                    "{name}: {tensor}"
+                );
             }
             assert_eq!(
                 read.read_f32("transposed", Some(1..3)).unwrap(),
@@ -156,9 +212,23 @@ mod tests {
     fn files_that_are_something_else_are_explained() {
         let error = |bytes: &[u8]| open(bytes).unwrap_err().to_string();
         assert!(error(&archive(&[("a/b", b"x")], false)).contains("without exactly one data.pkl"));
-        assert!(error(&archive(&[("a/data.pkl", b"}."), ("b/data.pkl", b"}.")], false)).contains("exactly one"));
-        assert!(error(&archive(&[("a/data.pkl", b"}."), ("a/byteorder", b"big")], true)).contains("big-endian"));
-        assert!(error(&archive(&[("a/data.pkl", b"cos\nsystem\n.")], false)).contains("`os.system`"));
+        assert!(
+            error(&archive(
+                &[("a/data.pkl", b"}."), ("b/data.pkl", b"}.")],
+                false
+            ))
+            .contains("exactly one")
+        );
+        assert!(
+            error(&archive(
+                &[("a/data.pkl", b"}."), ("a/byteorder", b"big")],
+                true
+            ))
+            .contains("big-endian")
+        );
+        assert!(
+            error(&archive(&[("a/data.pkl", b"cos\nsystem\n.")], false)).contains("`os.system`")
+        );
         assert!(error(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.").contains("before 1.6"));
         let whole = std::fs::read(format!("{FIXTURES}/kinds.pth")).unwrap();
         assert!(open(&whole).is_ok() && open(&whole[..whole.len() - 30]).is_err());

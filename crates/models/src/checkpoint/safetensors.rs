@@ -31,7 +31,9 @@ pub struct TensorInfo {
 impl TensorInfo {
     /// Elements of the tensor.
     pub fn elements(&self) -> usize {
-        self.shape.iter().fold(1, |product, &axis| product.saturating_mul(axis))
+        self.shape
+            .iter()
+            .fold(1, |product, &axis| product.saturating_mul(axis))
     }
 }
 
@@ -75,10 +77,18 @@ impl Strided {
     fn gather(&self, bytes: &[u8], shape: &[usize]) -> Vec<u8> {
         let mut places = vec![0];
         for (axis, stride) in shape.iter().zip(&self.strides) {
-            places = places.iter().flat_map(|place| (0..*axis).map(move |index| place + index * stride)).collect();
+            places = places
+                .iter()
+                .flat_map(|place| (0..*axis).map(move |index| place + index * stride))
+                .collect();
         }
         let element = |place: usize| bytes.get(place * self.width..(place + 1) * self.width);
-        places.into_iter().filter_map(element).flatten().copied().collect()
+        places
+            .into_iter()
+            .filter_map(element)
+            .flatten()
+            .copied()
+            .collect()
     }
 }
 
@@ -94,7 +104,11 @@ impl TensorFile {
             false => parse_header(&map),
         };
         let tensors = tensors.map_err(|reason| Error::checkpoint(path, reason))?;
-        Ok(Self { path: path.to_path_buf(), map, tensors })
+        Ok(Self {
+            path: path.to_path_buf(),
+            map,
+            tensors,
+        })
     }
 
     /// Where the file is.
@@ -135,7 +149,8 @@ impl TensorFile {
         let whole = self.bytes(name)?;
         let mut bytes = &whole[..];
         if let Some(rows) = rows {
-            let part = row_bytes(info, bytes.len(), &rows).ok_or_else(|| self.missing_rows(name, info, &rows))?;
+            let part = row_bytes(info, bytes.len(), &rows)
+                .ok_or_else(|| self.missing_rows(name, info, &rows))?;
             bytes = &bytes[part];
         }
         let values = floats(info.dtype, bytes).ok_or_else(|| {
@@ -156,12 +171,17 @@ impl TensorFile {
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
         let info = &self.stored(name)?.info;
         integers(info.dtype, &self.bytes(name)?).ok_or_else(|| {
-            self.error(format!("tensor `{name}` holds {:?}; expected integers that fit 64 signed bits", info.dtype))
+            self.error(format!(
+                "tensor `{name}` holds {:?}; expected integers that fit 64 signed bits",
+                info.dtype
+            ))
         })
     }
 
     fn stored(&self, name: &str) -> Result<&Stored> {
-        self.tensors.get(name).ok_or_else(|| self.error(format!("has no tensor `{name}`; `names` lists what it has")))
+        self.tensors
+            .get(name)
+            .ok_or_else(|| self.error(format!("has no tensor `{name}`; `names` lists what it has")))
     }
 
     fn error(&self, reason: String) -> Error {
@@ -169,7 +189,10 @@ impl TensorFile {
     }
 
     fn missing_rows(&self, name: &str, info: &TensorInfo, rows: &Range<usize>) -> Error {
-        self.error(format!("tensor `{name}` of shape {:?} has no rows {}..{}", info.shape, rows.start, rows.end))
+        self.error(format!(
+            "tensor `{name}` of shape {:?} has no rows {}..{}",
+            info.shape, rows.start, rows.end
+        ))
     }
 }
 
@@ -188,14 +211,27 @@ fn parse_header(file: &[u8]) -> std::result::Result<BTreeMap<String, Stored>, St
     if file.is_empty() {
         return Err("the file is empty; download or save it again".into());
     }
-    let broken = |reason| format!("not a whole safetensors file ({reason}); download or save it again");
-    let (length, metadata) = SafeTensors::read_metadata(file).map_err(|error| broken(error.to_string()))?;
+    let broken =
+        |reason| format!("not a whole safetensors file ({reason}); download or save it again");
+    let (length, metadata) =
+        SafeTensors::read_metadata(file).map_err(|error| broken(error.to_string()))?;
     let start = 8 + length;
-    check_duplicates(file.get(8..start).unwrap_or_default()).map_err(|error| broken(error.to_string()))?;
+    check_duplicates(file.get(8..start).unwrap_or_default())
+        .map_err(|error| broken(error.to_string()))?;
     let place = |(name, entry): (String, &Entry)| {
         let (begin, end) = entry.data_offsets;
-        let info = TensorInfo { dtype: entry.dtype, shape: entry.shape.clone() };
-        (name, Stored { info, bytes: start + begin..start + end, strided: None })
+        let info = TensorInfo {
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+        };
+        (
+            name,
+            Stored {
+                info,
+                bytes: start + begin..start + end,
+                strided: None,
+            },
+        )
     };
     Ok(metadata.tensors().into_iter().map(place).collect())
 }
@@ -243,7 +279,9 @@ fn integers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {
         Dtype::I8 => elements(bytes, |element| i8::from_le_bytes(element).into()),
         Dtype::U8 | Dtype::BOOL => elements(bytes, |[element]| element.into()),
         Dtype::U64 => {
-            let checked = elements(bytes, |element| i64::try_from(u64::from_le_bytes(element)).ok());
+            let checked = elements(bytes, |element| {
+                i64::try_from(u64::from_le_bytes(element)).ok()
+            });
             return checked.into_iter().collect();
         }
         _ => return None,
@@ -251,7 +289,12 @@ fn integers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {
 }
 
 fn elements<const N: usize, T>(bytes: &[u8], convert: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|element| convert(*element)).collect()
+    bytes
+        .as_chunks::<N>()
+        .0
+        .iter()
+        .map(|element| convert(*element))
+        .collect()
 }
 
 #[cfg(test)]
@@ -282,7 +325,13 @@ mod tests {
     fn reads_names_rows_and_integers() {
         let read = open(&file(VALID, 19)).unwrap();
         assert_eq!(read.names().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(read.info("a").unwrap(), &TensorInfo { dtype: Dtype::F32, shape: vec![2, 2] });
+        assert_eq!(
+            read.info("a").unwrap(),
+            &TensorInfo {
+                dtype: Dtype::F32,
+                shape: vec![2, 2]
+            }
+        );
         assert_eq!(*read.bytes("b").unwrap(), [16, 17, 18]);
         let all = read.read_f32("a", None).unwrap();
         assert_eq!(all[1], f32::from_le_bytes([4, 5, 6, 7]));
@@ -295,17 +344,33 @@ mod tests {
     #[allow(clippy::reversed_empty_ranges)]
     fn refuses_missing_tensors_rows_and_types() {
         let read = open(&file(VALID, 19)).unwrap();
-        assert!(read.read_f32("c", None).unwrap_err().to_string().contains("no tensor `c`"));
-        assert!(read.read_f32("a", Some(1..3)).unwrap_err().to_string().contains("no rows 1..3"));
+        assert!(
+            read.read_f32("c", None)
+                .unwrap_err()
+                .to_string()
+                .contains("no tensor `c`")
+        );
+        assert!(
+            read.read_f32("a", Some(1..3))
+                .unwrap_err()
+                .to_string()
+                .contains("no rows 1..3")
+        );
         assert!(read.read_f32("a", Some(2..1)).is_err());
-        assert!(read.read_f32("b", None).unwrap_err().to_string().contains("U8"));
+        assert!(
+            read.read_f32("b", None)
+                .unwrap_err()
+                .to_string()
+                .contains("U8")
+        );
         assert!(read.read_i64("a").is_err());
     }
 
     #[test]
     fn converts_every_float_type() {
-        let header =
-            |dtype: &str, size: usize| format!(r#"{{"a":{{"dtype":"{dtype}","shape":[],"data_offsets":[0,{size}]}}}}"#);
+        let header = |dtype: &str, size: usize| {
+            format!(r#"{{"a":{{"dtype":"{dtype}","shape":[],"data_offsets":[0,{size}]}}}}"#)
+        };
         let read = |dtype: &str, bytes: &[u8]| {
             let mut file = file(&header(dtype, bytes.len()), 0);
             file.extend(bytes);
@@ -322,7 +387,10 @@ mod tests {
         assert_eq!(integers(Dtype::I8, &[255]), Some(vec![-1]));
         assert_eq!(integers(Dtype::U16, &[255, 255]), Some(vec![65535]));
         assert_eq!(integers(Dtype::I16, &[255, 255]), Some(vec![-1]));
-        assert_eq!(integers(Dtype::U32, &[1, 0, 0, 128]), Some(vec![0x8000_0001]));
+        assert_eq!(
+            integers(Dtype::U32, &[1, 0, 0, 128]),
+            Some(vec![0x8000_0001])
+        );
         assert_eq!(integers(Dtype::I32, &[254, 255, 255, 255]), Some(vec![-2]));
         assert_eq!(integers(Dtype::U64, &[255; 8]), None);
         assert_eq!(integers(Dtype::I64, &[255; 8]), Some(vec![-1]));
@@ -335,7 +403,8 @@ mod tests {
             format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
         };
         let two = |first: &str, second: &str| {
-            let entry = |offsets| format!(r#"{{"dtype":"U8","shape":[4],"data_offsets":{offsets}}}"#);
+            let entry =
+                |offsets| format!(r#"{{"dtype":"U8","shape":[4],"data_offsets":{offsets}}}"#);
             format!(r#"{{"a":{},"b":{}}}"#, entry(first), entry(second))
         };
         let cases: Vec<(&str, Vec<u8>)> = vec![
@@ -347,26 +416,49 @@ mod tests {
             ("bytes after the data", file(VALID, 20)),
             ("not JSON", file("{not json", 0)),
             ("not an object", file("[1, 2]", 0)),
-            ("not UTF-8", [&2u64.to_le_bytes()[..], &[0xff, 0xfe]].concat()),
+            (
+                "not UTF-8",
+                [&2u64.to_le_bytes()[..], &[0xff, 0xfe]].concat(),
+            ),
             ("unknown dtype", file(&one("F31", "[1]", "[0,4]"), 4)),
             ("negative shape", file(&one("F32", "[-1]", "[0,4]"), 4)),
-            ("shape product overflows", file(&one("F32", "[4294967296,4294967296,4]", "[0,4]"), 4)),
-            ("byte count overflows", file(&one("F64", "[4611686018427387904]", "[0,8]"), 8)),
+            (
+                "shape product overflows",
+                file(&one("F32", "[4294967296,4294967296,4]", "[0,4]"), 4),
+            ),
+            (
+                "byte count overflows",
+                file(&one("F64", "[4611686018427387904]", "[0,8]"), 8),
+            ),
             ("wrong byte count", file(&one("F32", "[2]", "[0,4]"), 4)),
             ("offsets reversed", file(&one("U8", "[4]", "[4,0]"), 4)),
-            ("offsets outside", file(&one("U8", "[4]", "[1000000,1000004]"), 4)),
+            (
+                "offsets outside",
+                file(&one("U8", "[4]", "[1000000,1000004]"), 4),
+            ),
             ("overlap", file(&two("[0,4]", "[2,6]"), 6)),
             ("hole", file(&two("[0,4]", "[5,9]"), 9)),
             ("same bytes twice", file(&two("[0,4]", "[0,4]"), 4)),
-            ("a name twice", file(&two("[0,4]", "[0,4]").replace("\"b\"", "\"a\""), 4)),
+            (
+                "a name twice",
+                file(&two("[0,4]", "[0,4]").replace("\"b\"", "\"a\""), 4),
+            ),
         ];
         for (case, bytes) in cases {
             let error = open(&bytes).expect_err(case);
             assert!(matches!(error, Error::Checkpoint { .. }), "{case}: {error}");
-            assert!(error.to_string().contains("download or save it again"), "{case}: {error}");
+            assert!(
+                error.to_string().contains("download or save it again"),
+                "{case}: {error}"
+            );
         }
         let twice = file(&two("[0,4]", "[0,4]").replace("\"b\"", "\"a\""), 4);
-        assert!(open(&twice).unwrap_err().to_string().contains("`a` is named twice"));
+        assert!(
+            open(&twice)
+                .unwrap_err()
+                .to_string()
+                .contains("`a` is named twice")
+        );
     }
 
     /// Reads everything that a file offers; nothing read may be longer than the file allows.
@@ -376,7 +468,9 @@ mod tests {
             assert!(read.bytes(name).unwrap().len() <= bytes.len());
             let rows = read.info(name).unwrap().shape.first().copied();
             for rows in [None, rows.map(|rows| 0..rows)] {
-                assert!(read.read_f32(name, rows).map_or(0, |numbers| numbers.len()) * 2 <= bytes.len());
+                assert!(
+                    read.read_f32(name, rows).map_or(0, |numbers| numbers.len()) * 2 <= bytes.len()
+                );
             }
             assert!(read.read_i64(name).map_or(0, |numbers| numbers.len()) <= bytes.len());
         }

@@ -27,7 +27,9 @@ pub struct TensorPlan {
 
 impl TensorPlan {
     fn elements(&self) -> Option<u64> {
-        self.shape.iter().try_fold(1u64, |product, &axis| product.checked_mul(axis as u64))
+        self.shape
+            .iter()
+            .try_fold(1u64, |product, &axis| product.checked_mul(axis as u64))
     }
 
     fn byte_count(&self) -> Result<u64> {
@@ -43,8 +45,11 @@ impl TensorPlan {
                 )));
             }
         };
-        let overflow = || Error::Invalid(format!("`{}`: shape {:?} overflows", self.name, self.shape));
-        self.elements().and_then(|elements| elements.checked_mul(width)).ok_or_else(overflow)
+        let overflow =
+            || Error::Invalid(format!("`{}`: shape {:?} overflows", self.name, self.shape));
+        self.elements()
+            .and_then(|elements| elements.checked_mul(width))
+            .ok_or_else(overflow)
     }
 }
 
@@ -79,7 +84,11 @@ impl TensorWriter {
     ///
     /// # Errors
     /// When `numbers` fails or gives the wrong count, or the disk fails; the file at `path` is then as it was.
-    pub fn write_file(&self, path: &Path, mut numbers: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
+    pub fn write_file(
+        &self,
+        path: &Path,
+        mut numbers: impl FnMut(&str) -> Result<Vec<f32>>,
+    ) -> Result<()> {
         write_partial(path, &self.tensors, &mut numbers)?.rename()
     }
 
@@ -95,7 +104,9 @@ impl TensorWriter {
         mut numbers: impl FnMut(&str) -> Result<Vec<f32>>,
     ) -> Result<Vec<PathBuf>> {
         let shards = split(&self.tensors, max_shard_bytes)?;
-        let names: Vec<String> = (1..=shards.len()).map(|number| shard_name(number, shards.len())).collect();
+        let names: Vec<String> = (1..=shards.len())
+            .map(|number| shard_name(number, shards.len()))
+            .collect();
         let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
         let mut partial = Vec::new();
         for (path, tensors) in paths.iter().zip(&shards) {
@@ -107,7 +118,12 @@ impl TensorWriter {
     }
 
     /// Writes the index where there are shards, and removes the other layout's entry file, which readers would prefer.
-    fn finish_folder(&self, folder: &Path, shards: &[&[TensorPlan]], names: &[String]) -> Result<()> {
+    fn finish_folder(
+        &self,
+        folder: &Path,
+        shards: &[&[TensorPlan]],
+        names: &[String],
+    ) -> Result<()> {
         let stale = if shards.len() > 1 {
             let index = index(shards, names, total_bytes(&self.tensors)?);
             write_whole(&folder.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?;
@@ -116,7 +132,9 @@ impl TensorWriter {
             folder.join(INDEX_FILE)
         };
         match std::fs::remove_file(&stale) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file(&stale)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::file(&stale)(error))
+            }
             _ => Ok(()),
         }
     }
@@ -125,14 +143,19 @@ impl TensorWriter {
 fn check_names(tensors: &[TensorPlan]) -> Result<()> {
     let mut names = HashSet::from(["__metadata__"]);
     match tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
-        Some(twice) => Err(Error::Invalid(format!("tensor `{}` is planned twice or reserved; rename it", twice.name))),
+        Some(twice) => Err(Error::Invalid(format!(
+            "tensor `{}` is planned twice or reserved; rename it",
+            twice.name
+        ))),
         None => Ok(()),
     }
 }
 
 fn total_bytes(tensors: &[TensorPlan]) -> Result<u64> {
     let overflow = || Error::Invalid("the tensors together overflow 64 bits".into());
-    tensors.iter().try_fold(0u64, |total, tensor| total.checked_add(tensor.byte_count()?).ok_or_else(overflow))
+    tensors.iter().try_fold(0u64, |total, tensor| {
+        total.checked_add(tensor.byte_count()?).ok_or_else(overflow)
+    })
 }
 
 /// Consecutive runs of tensors of at most `limit` bytes, at least one tensor each; one empty run if there are none.
@@ -151,13 +174,21 @@ fn split(tensors: &[TensorPlan], limit: u64) -> Result<Vec<&[TensorPlan]>> {
 }
 
 fn shard_name(number: usize, count: usize) -> String {
-    if count == 1 { SINGLE_FILE.into() } else { format!("model-{number:05}-of-{count:05}.safetensors") }
+    if count == 1 {
+        SINGLE_FILE.into()
+    } else {
+        format!("model-{number:05}-of-{count:05}.safetensors")
+    }
 }
 
 fn index(shards: &[&[TensorPlan]], names: &[String], total: u64) -> Value {
     let entries = shards.iter().zip(names);
     let weight_map: Map<String, Value> = entries
-        .flat_map(|(shard, file)| shard.iter().map(move |tensor| (tensor.name.clone(), file.clone().into())))
+        .flat_map(|(shard, file)| {
+            shard
+                .iter()
+                .map(move |tensor| (tensor.name.clone(), file.clone().into()))
+        })
         .collect();
     json!({ "metadata": { "total_size": total }, "weight_map": weight_map })
 }
@@ -174,7 +205,11 @@ fn write_partial(
         let values = numbers(&tensor.name)?;
         if tensor.elements() != Some(values.len() as u64) {
             let expected = format!("{:?}", tensor.shape);
-            return Err(Error::Shape { operator: tensor.name.clone(), expected, found: vec![values.len()] });
+            return Err(Error::Shape {
+                operator: tensor.name.clone(),
+                expected,
+                found: vec![values.len()],
+            });
         }
         write_numbers(&mut file, tensor.dtype, &values)?;
     }
@@ -200,7 +235,12 @@ fn header(tensors: &[TensorPlan]) -> Result<Vec<u8>> {
 /// Replaces what `bytes` holds by those of all numbers: whole numbers at a time, which are many times faster than single bytes.
 fn fill<const N: usize>(bytes: &mut Vec<u8>, numbers: impl ExactSizeIterator<Item = [u8; N]>) {
     bytes.resize(N * numbers.len(), 0);
-    bytes.as_chunks_mut().0.iter_mut().zip(numbers).for_each(|(place, number)| *place = number);
+    bytes
+        .as_chunks_mut()
+        .0
+        .iter_mut()
+        .zip(numbers)
+        .for_each(|(place, number)| *place = number);
 }
 
 /// Writes `values` in pieces, so that the converted copy stays small.
@@ -209,9 +249,22 @@ fn write_numbers(file: &mut PartialFile, dtype: Dtype, values: &[f32]) -> Result
     let mut bytes = Vec::with_capacity(4 * PIECE.min(values.len()));
     for piece in values.chunks(PIECE) {
         match dtype {
-            Dtype::F16 => fill(&mut bytes, Vec::<f16>::from_f32_slice(piece).iter().map(|value| value.to_le_bytes())),
-            Dtype::BF16 => fill(&mut bytes, Vec::<bf16>::from_f32_slice(piece).iter().map(|value| value.to_le_bytes())),
-            Dtype::I64 => fill(&mut bytes, piece.iter().map(|value| (*value as i64).to_le_bytes())),
+            Dtype::F16 => fill(
+                &mut bytes,
+                Vec::<f16>::from_f32_slice(piece)
+                    .iter()
+                    .map(|value| value.to_le_bytes()),
+            ),
+            Dtype::BF16 => fill(
+                &mut bytes,
+                Vec::<bf16>::from_f32_slice(piece)
+                    .iter()
+                    .map(|value| value.to_le_bytes()),
+            ),
+            Dtype::I64 => fill(
+                &mut bytes,
+                piece.iter().map(|value| (*value as i64).to_le_bytes()),
+            ),
             _ => fill(&mut bytes, piece.iter().map(|value| value.to_le_bytes())),
         }
         file.write(&bytes)?;
@@ -234,14 +287,20 @@ mod tests {
     fn plan_of(checkpoint: &Checkpoint, dtype: Dtype) -> Vec<TensorPlan> {
         let plan = |name: &str| {
             let shape = checkpoint.info(name).unwrap().shape.clone();
-            TensorPlan { name: name.into(), dtype, shape }
+            TensorPlan {
+                name: name.into(),
+                dtype,
+                shape,
+            }
         };
         checkpoint.names().map(plan).collect()
     }
 
     fn entries(folder: &Path) -> Vec<String> {
-        let mut names: Vec<String> =
-            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }
@@ -250,7 +309,11 @@ mod tests {
     fn a_round_trip_keeps_every_byte() {
         let (checkpoint, folder) = (fixture(), tempfile::tempdir().unwrap());
         let writer = TensorWriter::new(plan_of(&checkpoint, Dtype::F32)).unwrap();
-        writer.write_sharded(folder.path(), u64::MAX, |name| checkpoint.read_f32(name, None)).unwrap();
+        writer
+            .write_sharded(folder.path(), u64::MAX, |name| {
+                checkpoint.read_f32(name, None)
+            })
+            .unwrap();
         assert_eq!(entries(folder.path()), [SINGLE_FILE]);
         let bytes = fs::read(folder.path().join(SINGLE_FILE)).unwrap();
         assert_eq!(u64::from_le_bytes(bytes[..8].try_into().unwrap()) % 8, 0);
@@ -260,7 +323,10 @@ mod tests {
             let tensor = reference.tensor(name).unwrap();
             assert_eq!(
                 (tensor.data(), tensor.shape()),
-                (&checkpoint.bytes(name).unwrap()[..], &checkpoint.info(name).unwrap().shape[..])
+                (
+                    &checkpoint.bytes(name).unwrap()[..],
+                    &checkpoint.info(name).unwrap().shape[..]
+                )
             );
         }
     }
@@ -271,13 +337,22 @@ mod tests {
         for dtype in [Dtype::F16, Dtype::BF16] {
             let (first, second) = (folder.path().join("first"), folder.path().join("second"));
             let writer = TensorWriter::new(plan_of(&checkpoint, dtype)).unwrap();
-            writer.write_file(&first, |name| checkpoint.read_f32(name, None)).unwrap();
+            writer
+                .write_file(&first, |name| checkpoint.read_f32(name, None))
+                .unwrap();
             let rounded = TensorFile::open(&first).unwrap();
-            writer.write_file(&second, |name| rounded.read_f32(name, None)).unwrap();
+            writer
+                .write_file(&second, |name| rounded.read_f32(name, None))
+                .unwrap();
             assert_eq!(fs::read(&first).unwrap(), fs::read(&second).unwrap());
             let exact = checkpoint.read_f32("model.norm.weight", None).unwrap();
             let near = rounded.read_f32("model.norm.weight", None).unwrap();
-            assert!(exact.iter().zip(&near).all(|(exact, near)| (exact - near).abs() <= exact.abs() / 256.0));
+            assert!(
+                exact
+                    .iter()
+                    .zip(&near)
+                    .all(|(exact, near)| (exact - near).abs() <= exact.abs() / 256.0)
+            );
         }
     }
 
@@ -286,22 +361,47 @@ mod tests {
         let (checkpoint, folder) = (fixture(), tempfile::tempdir().unwrap());
         fs::write(folder.path().join(SINGLE_FILE), b"of an earlier save").unwrap();
         let writer = TensorWriter::new(plan_of(&checkpoint, Dtype::F32)).unwrap();
-        let files = writer.write_sharded(folder.path(), 20_000, |name| checkpoint.read_f32(name, None)).unwrap();
-        assert!(files.len() > 2 && files[0].ends_with(format!("model-00001-of-{:05}.safetensors", files.len())));
+        let files = writer
+            .write_sharded(folder.path(), 20_000, |name| {
+                checkpoint.read_f32(name, None)
+            })
+            .unwrap();
+        assert!(
+            files.len() > 2
+                && files[0].ends_with(format!("model-00001-of-{:05}.safetensors", files.len()))
+        );
         assert_eq!(entries(folder.path()).len(), files.len() + 1);
         let again = Checkpoint::open(folder.path()).unwrap();
         assert_eq!(again.total_bytes(), checkpoint.total_bytes());
         assert!(again.names().eq(checkpoint.names()));
-        assert!(again.names().all(|name| again.bytes(name).unwrap() == checkpoint.bytes(name).unwrap()));
-        let index: Value = serde_json::from_slice(&fs::read(folder.path().join(INDEX_FILE)).unwrap()).unwrap();
+        assert!(
+            again
+                .names()
+                .all(|name| again.bytes(name).unwrap() == checkpoint.bytes(name).unwrap())
+        );
+        let index: Value =
+            serde_json::from_slice(&fs::read(folder.path().join(INDEX_FILE)).unwrap()).unwrap();
         assert_eq!(index["metadata"]["total_size"], checkpoint.total_bytes());
     }
 
     #[test]
     fn a_tensor_above_the_limit_has_its_own_shard() {
-        let tensor = |name: &str, rows| TensorPlan { name: name.into(), dtype: Dtype::F32, shape: vec![rows] };
-        let tensors = [tensor("a", 2), tensor("b", 100), tensor("c", 2), tensor("d", 2)];
-        let sizes: Vec<usize> = split(&tensors, 16).unwrap().iter().map(|shard| shard.len()).collect();
+        let tensor = |name: &str, rows| TensorPlan {
+            name: name.into(),
+            dtype: Dtype::F32,
+            shape: vec![rows],
+        };
+        let tensors = [
+            tensor("a", 2),
+            tensor("b", 100),
+            tensor("c", 2),
+            tensor("d", 2),
+        ];
+        let sizes: Vec<usize> = split(&tensors, 16)
+            .unwrap()
+            .iter()
+            .map(|shard| shard.len())
+            .collect();
         assert_eq!(sizes, [1, 1, 2]);
     }
 
@@ -314,19 +414,36 @@ mod tests {
         let mut left = 5;
         let error = writer.write_sharded(folder.path(), 10_000, |name| {
             left -= 1;
-            if left == 0 { Err(Error::Invalid("no more".into())) } else { checkpoint.read_f32(name, None) }
+            if left == 0 {
+                Err(Error::Invalid("no more".into()))
+            } else {
+                checkpoint.read_f32(name, None)
+            }
         });
         assert_eq!(error.unwrap_err().to_string(), "no more");
         let error = writer.write_file(&path, |_| Ok(vec![1.0])).unwrap_err();
         assert!(matches!(error, Error::Shape { .. }));
-        assert_eq!((entries(folder.path()), fs::read(&path).unwrap()), (vec![SINGLE_FILE.into()], b"old".to_vec()));
+        assert_eq!(
+            (entries(folder.path()), fs::read(&path).unwrap()),
+            (vec![SINGLE_FILE.into()], b"old".to_vec())
+        );
     }
 
     #[test]
     fn impossible_plans_are_refused() {
-        let tensor = |name: &str, dtype, shape: &[usize]| TensorPlan { name: name.into(), dtype, shape: shape.into() };
+        let tensor = |name: &str, dtype, shape: &[usize]| TensorPlan {
+            name: name.into(),
+            dtype,
+            shape: shape.into(),
+        };
         let refused = |tensors| TensorWriter::new(tensors).unwrap_err().to_string();
-        assert!(refused(vec![tensor("a", Dtype::F32, &[1]), tensor("a", Dtype::F32, &[1])]).contains("planned twice"));
+        assert!(
+            refused(vec![
+                tensor("a", Dtype::F32, &[1]),
+                tensor("a", Dtype::F32, &[1])
+            ])
+            .contains("planned twice")
+        );
         assert!(refused(vec![tensor("a", Dtype::I8, &[1])]).contains("use F32, F16, BF16 or I64"));
         assert!(refused(vec![tensor("a", Dtype::F32, &[usize::MAX, 2])]).contains("overflows"));
         assert!(refused(vec![tensor("__metadata__", Dtype::F32, &[1])]).contains("`__metadata__`"));
@@ -335,10 +452,27 @@ mod tests {
     #[test]
     fn no_tensors_and_empty_tensors_are_files_too() {
         let folder = tempfile::tempdir().unwrap();
-        TensorWriter::new(vec![]).unwrap().write_sharded(folder.path(), 1, |_| Ok(vec![])).unwrap();
+        TensorWriter::new(vec![])
+            .unwrap()
+            .write_sharded(folder.path(), 1, |_| Ok(vec![]))
+            .unwrap();
         assert_eq!(Checkpoint::open(folder.path()).unwrap().names().count(), 0);
-        let plan = vec![TensorPlan { name: "a".into(), dtype: Dtype::F16, shape: vec![0, 3] }];
-        TensorWriter::new(plan).unwrap().write_sharded(folder.path(), 1, |_| Ok(vec![])).unwrap();
-        assert_eq!(Checkpoint::open(folder.path()).unwrap().info("a").unwrap().shape, [0, 3]);
+        let plan = vec![TensorPlan {
+            name: "a".into(),
+            dtype: Dtype::F16,
+            shape: vec![0, 3],
+        }];
+        TensorWriter::new(plan)
+            .unwrap()
+            .write_sharded(folder.path(), 1, |_| Ok(vec![]))
+            .unwrap();
+        assert_eq!(
+            Checkpoint::open(folder.path())
+                .unwrap()
+                .info("a")
+                .unwrap()
+                .shape,
+            [0, 3]
+        );
     }
 }

@@ -45,33 +45,50 @@ fn directory(file: &[u8]) -> Option<Range<usize>> {
         let comment = number::<2>(file, at + 20).map(|length| length as usize);
         number::<4>(file, *at) == Some(u64::from(END)) && comment == Some(last - at)
     };
-    let end = (last.saturating_sub(usize::from(u16::MAX))..=last).rev().find(is_end)?;
+    let end = (last.saturating_sub(usize::from(u16::MAX))..=last)
+        .rev()
+        .find(is_end)?;
     let (mut size, mut start) = (number::<4>(file, end + 12)?, number::<4>(file, end + 16)?);
     let saturated = |value: u64| value == u64::from(u32::MAX);
     if saturated(size) || saturated(start) || number::<2>(file, end + 10)? == u64::from(u16::MAX) {
-        let locator = end.checked_sub(20).filter(|at| number::<4>(file, *at) == Some(u64::from(LOCATOR_64)))?;
+        let locator = end
+            .checked_sub(20)
+            .filter(|at| number::<4>(file, *at) == Some(u64::from(LOCATOR_64)))?;
         let end = usize::try_from(number::<8>(file, locator + 8)?).ok()?;
         number::<4>(file, end).filter(|signature| *signature == u64::from(END_64))?;
-        (size, start) = (number::<8>(file, end.checked_add(40)?)?, number::<8>(file, end.checked_add(48)?)?);
+        (size, start) = (
+            number::<8>(file, end.checked_add(40)?)?,
+            number::<8>(file, end.checked_add(48)?)?,
+        );
     }
     range(file, start, size)
 }
 
 /// The first entry of the directory: its name, its bytes, and how long its record is.
 fn entry<'a>(file: &'a [u8], record: &'a [u8]) -> Result<(&'a str, Range<usize>, usize), String> {
-    let field = |at| number::<2>(record, at).map(|length| length as usize).ok_or("the directory is cut off");
+    let field = |at| {
+        number::<2>(record, at)
+            .map(|length| length as usize)
+            .ok_or("the directory is cut off")
+    };
     if number::<4>(record, 0) != Some(u64::from(ENTRY)) {
         return Err("the directory holds something else than entries".into());
     }
-    let (flags, method, name, extra, comment) = (field(8)?, field(10)?, field(28)?, field(30)?, field(32)?);
-    let name = record.get(46..46 + name).ok_or("the directory is cut off")?;
+    let (flags, method, name, extra, comment) =
+        (field(8)?, field(10)?, field(28)?, field(30)?, field(32)?);
+    let name = record
+        .get(46..46 + name)
+        .ok_or("the directory is cut off")?;
     let name = std::str::from_utf8(name).map_err(|_| "an entry's name is not UTF-8")?;
     if method != 0 || flags & 1 != 0 {
         return Err(format!("entry `{name}` is compressed or encrypted"));
     }
     let extra_start = 46 + name.len();
-    let extra_bytes = record.get(extra_start..extra_start + extra).ok_or("the directory is cut off")?;
-    let place = data(file, record, extra_bytes).ok_or_else(|| format!("entry `{name}` lies outside the file"))?;
+    let extra_bytes = record
+        .get(extra_start..extra_start + extra)
+        .ok_or("the directory is cut off")?;
+    let place = data(file, record, extra_bytes)
+        .ok_or_else(|| format!("entry `{name}` lies outside the file"))?;
     Ok((name, place, extra_start + extra + comment))
 }
 
@@ -89,7 +106,8 @@ fn data(file: &[u8], record: &[u8], extra: &[u8]) -> Option<Range<usize>> {
     };
     let (size, stored, offset) = (value(24)?, value(20)?, value(42)?);
     let offset = usize::try_from(offset).ok()?;
-    number::<4>(file, offset).filter(|signature| *signature == u64::from(LOCAL) && size == stored)?;
+    number::<4>(file, offset)
+        .filter(|signature| *signature == u64::from(LOCAL) && size == stored)?;
     let behind = number::<2>(file, offset + 26)? + number::<2>(file, offset + 28)?;
     range(file, offset as u64 + 30 + behind, size)
 }
@@ -97,7 +115,9 @@ fn data(file: &[u8], record: &[u8], extra: &[u8]) -> Option<Range<usize>> {
 /// The zip64 part of an extra field; empty where there is none.
 fn extra_64(mut extra: &[u8]) -> &[u8] {
     while let (Some(kind), Some(length)) = (number::<2>(extra, 0), number::<2>(extra, 2)) {
-        let Some(body) = extra.get(4..4 + length as usize) else { break };
+        let Some(body) = extra.get(4..4 + length as usize) else {
+            break;
+        };
         if kind == u64::from(EXTRA_64) {
             return body;
         }
@@ -115,7 +135,12 @@ fn range(file: &[u8], start: u64, size: u64) -> Option<Range<usize>> {
 /// The little-endian number of `N` bytes at `at`.
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
     let bytes = bytes.get(at..at.checked_add(N)?)?;
-    Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    Some(
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte)),
+    )
 }
 
 #[cfg(test)]
@@ -127,7 +152,9 @@ pub(super) mod tests {
         let (mut file, mut directory) = (Vec::new(), Vec::new());
         for (name, bytes) in entries {
             let (size, offset) = (bytes.len() as u64, file.len() as u64);
-            let sizes = [size, size].map(|size| if long { u32::MAX } else { size as u32 }.to_le_bytes()).concat();
+            let sizes = [size, size]
+                .map(|size| if long { u32::MAX } else { size as u32 }.to_le_bytes())
+                .concat();
             let names = [name.len() as u16, 3].map(u16::to_le_bytes).concat();
             let local = [&LOCAL.to_le_bytes()[..], &[0; 14], &sizes, &names].concat();
             file.extend([&local, name.as_bytes(), &[0; 3], bytes].concat());
@@ -137,23 +164,57 @@ pub(super) mod tests {
                 extra = [&[9, 0, 1, 0, 7][..], &[1, 0, 24, 0], &values].concat();
                 at = u32::MAX;
             }
-            let lengths = [name.len() as u16, extra.len() as u16, 2].map(u16::to_le_bytes).concat();
-            let head = [&ENTRY.to_le_bytes()[..], &[0; 16], &sizes, &lengths, &[0; 8], &at.to_le_bytes()].concat();
+            let lengths = [name.len() as u16, extra.len() as u16, 2]
+                .map(u16::to_le_bytes)
+                .concat();
+            let head = [
+                &ENTRY.to_le_bytes()[..],
+                &[0; 16],
+                &sizes,
+                &lengths,
+                &[0; 8],
+                &at.to_le_bytes(),
+            ]
+            .concat();
             directory.extend([&head, name.as_bytes(), &extra, b"co"].concat());
         }
         let (size, start) = (directory.len() as u64, file.len() as u64);
         file.extend(&directory);
         let count = entries.len() as u64;
-        let (mut short, mut end) = ([count as u32, count as u32, size as u32, start as u32], Vec::new());
+        let (mut short, mut end) = (
+            [count as u32, count as u32, size as u32, start as u32],
+            Vec::new(),
+        );
         if long {
             short = [u32::from(u16::MAX), u32::from(u16::MAX), u32::MAX, u32::MAX];
             let values = [count, count, size, start].map(u64::to_le_bytes).concat();
             end = [&END_64.to_le_bytes()[..], &[0; 20], &values].concat();
-            end.extend([&LOCATOR_64.to_le_bytes()[..], &[0; 4], &(start + size).to_le_bytes(), &[0; 4]].concat());
+            end.extend(
+                [
+                    &LOCATOR_64.to_le_bytes()[..],
+                    &[0; 4],
+                    &(start + size).to_le_bytes(),
+                    &[0; 4],
+                ]
+                .concat(),
+            );
         }
-        let counts = [short[0] as u16, short[1] as u16].map(u16::to_le_bytes).concat();
+        let counts = [short[0] as u16, short[1] as u16]
+            .map(u16::to_le_bytes)
+            .concat();
         let places = [short[2], short[3]].map(u32::to_le_bytes).concat();
-        file.extend([&end[..], &END.to_le_bytes(), &[0; 4], &counts, &places, &[1, 0], b"!"].concat());
+        file.extend(
+            [
+                &end[..],
+                &END.to_le_bytes(),
+                &[0; 4],
+                &counts,
+                &places,
+                &[1, 0],
+                b"!",
+            ]
+            .concat(),
+        );
         file
     }
 
@@ -164,7 +225,10 @@ pub(super) mod tests {
             assert!(is_archive(&file));
             let found = entries(&file).unwrap();
             assert_eq!(found.keys().copied().collect::<Vec<_>>(), ["a/b", "c"]);
-            assert_eq!((&file[found["a/b"].clone()], found["c"].len()), (&b"first"[..], 0));
+            assert_eq!(
+                (&file[found["a/b"].clone()], found["c"].len()),
+                (&b"first"[..], 0)
+            );
         }
         assert!(entries(&archive(&[], false)).unwrap().is_empty());
     }
@@ -179,7 +243,10 @@ pub(super) mod tests {
         assert!(error(b"").contains("not a whole zip"));
         assert!(error(&archive(&[("a", b""), ("a", b"")], false)).contains("comes twice"));
         let mut compressed = archive(&[("a", b"x")], false);
-        let at = compressed.windows(4).position(|bytes| bytes == ENTRY.to_le_bytes()).unwrap();
+        let at = compressed
+            .windows(4)
+            .position(|bytes| bytes == ENTRY.to_le_bytes())
+            .unwrap();
         compressed[at + 10] = 8;
         assert!(error(&compressed).contains("entry `a` is compressed"));
     }

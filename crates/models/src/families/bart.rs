@@ -1,12 +1,14 @@
 //! BART (arXiv 1910.13461): an encoder-decoder with norms over the sums, learned positions, and a bias on the logits that is
 //! never trained. The layout serves Marian too.
 
-use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
+use super::config::{
+    CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
+};
 use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
 use crate::error::Result;
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, ChannelSpec, CrossSpec, EncoderSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
-    PositionSpec,
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, CrossSpec, EncoderSpec, MixerSpec, MlpSpec,
+    ModelSpec, NormSpec, PositionSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -18,7 +20,10 @@ pub const FAMILY: Family = Family {
     write: write_bart,
     tensors,
     prefix: "",
-    ignored: &["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"],
+    ignored: &[
+        "model.encoder.embed_tokens.weight",
+        "model.decoder.embed_tokens.weight",
+    ],
 };
 
 /// Rows of the tables of positions before that of position 0.
@@ -26,7 +31,10 @@ const OFFSET: usize = 2;
 
 fn read_bart(config: &Config) -> Result<ModelSpec> {
     let norm = Some(NormSpec::layer(EPSILON));
-    let learned = |count| PositionSpec::Learned { count, offset: OFFSET };
+    let learned = |count| PositionSpec::Learned {
+        count,
+        offset: OFFSET,
+    };
     read(config, &FAMILY, learned, norm)
 }
 
@@ -40,12 +48,22 @@ pub(super) fn read(
     embedding_norm: Option<NormSpec>,
 ) -> Result<ModelSpec> {
     // Said by the family already.
-    let known = ["is_encoder_decoder", "num_hidden_layers", "static_position_embeddings", "extra_pos_embeddings"];
+    let known = [
+        "is_encoder_decoder",
+        "num_hidden_layers",
+        "static_position_embeddings",
+        "extra_pos_embeddings",
+    ];
     config.ignore(&known);
     if !config.flag_or("normalize_embedding", true)? && embedding_norm.is_some() {
         return Err(config.error("normalize_embedding", "false is not supported"));
     }
-    for key in ["add_bias_logits", "normalize_before", "add_final_layer_norm", "normalize_embedding_before"] {
+    for key in [
+        "add_bias_logits",
+        "normalize_before",
+        "add_final_layer_norm",
+        "normalize_embedding_before",
+    ] {
         config.refuse(key)?;
     }
     let width = config.size("d_model", WIDTH_LIMIT)?;
@@ -56,17 +74,33 @@ pub(super) fn read(
         let heads = config.size(&key, HEAD_LIMIT)?;
         let head_dim = even_head_dim(config, &key, width, heads)?;
         let plain = AttentionSpec::plain(heads, heads, head_dim);
-        let attention = AttentionSpec { qkv_bias: true, output_bias: true, ..plain };
+        let attention = AttentionSpec {
+            qkv_bias: true,
+            output_bias: true,
+            ..plain
+        };
         let inner = config.size(&format!("{side}_ffn_dim"), INNER_LIMIT)?;
-        let channel = ChannelSpec::Mlp(MlpSpec { inner, activation, bias: true });
-        let cross = (side == "decoder").then(|| CrossSpec { attention: attention.clone(), norm });
+        let channel = ChannelSpec::Mlp(MlpSpec {
+            inner,
+            activation,
+            bias: true,
+        });
+        let cross = (side == "decoder").then(|| CrossSpec {
+            attention: attention.clone(),
+            norm,
+        });
         let block = BlockSpec::post_norm(MixerSpec::Attention(attention), channel, norm);
-        Ok((config.size(&format!("{side}_layers"), LAYER_LIMIT)?, BlockSpec { cross, ..block }))
+        Ok((
+            config.size(&format!("{side}_layers"), LAYER_LIMIT)?,
+            BlockSpec { cross, ..block },
+        ))
     };
     let (layers, block) = side("decoder")?;
     let blocks = vec![block; layers];
     let (layers, block) = side("encoder")?;
-    let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(1024);
+    let context = config
+        .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
+        .unwrap_or(1024);
     let start = config.token("decoder_start_token_id")?;
     let encoder = EncoderSpec {
         blocks: vec![block; layers],
@@ -74,12 +108,19 @@ pub(super) fn read(
         relative: None,
         embedding_norm,
         final_norm: None,
-        decoder_start: start.ok_or_else(|| config.error("decoder_start_token_id", "missing; add it"))?,
+        decoder_start: start
+            .ok_or_else(|| config.error("decoder_start_token_id", "missing; add it"))?,
         fixed_padding: true,
         forced_first: config.token("forced_bos_token_id")?,
         forced_last: config.token("forced_eos_token_id")?,
     };
-    let frame = Frame { width, context, blocks, final_norm: None, tied_by_default: true };
+    let frame = Frame {
+        width,
+        context,
+        blocks,
+        final_norm: None,
+        tied_by_default: true,
+    };
     let scale = config.flag_or("scale_embedding", false)?;
     let deviation = config.positive_or("init_std", 0.02)?;
     Ok(ModelSpec {
@@ -111,9 +152,15 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     let mut side = |side: &str, blocks: &[BlockSpec]| {
         set(&format!("{side}_layers"), json!(blocks.len()));
         if let Some((block, mlp)) = blocks.first().and_then(|block| Some((block, mlp(block)?))) {
-            set(&format!("{side}_attention_heads"), json!(attention(block).map(|attention| attention.heads)));
+            set(
+                &format!("{side}_attention_heads"),
+                json!(attention(block).map(|attention| attention.heads)),
+            );
             set(&format!("{side}_ffn_dim"), json!(mlp.inner));
-            set("activation_function", json!(activation_name(mlp.activation)));
+            set(
+                "activation_function",
+                json!(activation_name(mlp.activation)),
+            );
         }
     };
     side("decoder", &spec.blocks);
@@ -131,7 +178,10 @@ pub(super) fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
     const NAMES: &[(&str, &str)] = &[
         ("^embedding.", "model.shared."),
         ("^encoder.positions.", "model.encoder.embed_positions."),
-        ("^encoder.embedding_norm.", "model.encoder.layernorm_embedding."),
+        (
+            "^encoder.embedding_norm.",
+            "model.encoder.layernorm_embedding.",
+        ),
         ("^encoder.blocks.", "model.encoder.layers."),
         ("^positions.", "model.decoder.embed_positions."),
         ("^embedding_norm.", "model.decoder.layernorm_embedding."),
@@ -161,8 +211,21 @@ mod tests {
     fn reads_the_fixture() {
         let spec = fixture("bart");
         let encoder = spec.encoder.as_ref().unwrap();
-        assert_eq!((encoder.blocks.len(), encoder.decoder_start, encoder.forced_last), (3, 2, Some(2)));
-        assert_eq!(spec.positions, Some(PositionSpec::Learned { count: 64, offset: 2 }));
+        assert_eq!(
+            (
+                encoder.blocks.len(),
+                encoder.decoder_start,
+                encoder.forced_last
+            ),
+            (3, 2, Some(2))
+        );
+        assert_eq!(
+            spec.positions,
+            Some(PositionSpec::Learned {
+                count: 64,
+                offset: 2
+            })
+        );
         assert!(changed("bart", json!({ "decoder_start_token_id": null })).is_err());
         assert!(changed("bart", json!({ "normalize_before": true })).is_err());
     }

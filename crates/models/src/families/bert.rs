@@ -1,12 +1,14 @@
 //! BERT (arXiv 1810.04805): an encoder with norms over the sums, token types, a pooler, and a head that predicts masked
 //! tokens.
 
-use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
+use super::config::{
+    CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
+};
 use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
 use crate::error::Result;
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, ChannelSpec, HeadTransformSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
-    PositionSpec,
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, HeadTransformSpec, MixerSpec, MlpSpec,
+    ModelSpec, NormSpec, PositionSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -18,7 +20,11 @@ pub const FAMILY: Family = Family {
     write,
     tensors,
     prefix: "bert.",
-    ignored: &["embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"],
+    ignored: &[
+        "embeddings.position_ids",
+        "cls.predictions.decoder.weight",
+        "cls.predictions.decoder.bias",
+    ],
 };
 
 /// Most token types.
@@ -28,8 +34,12 @@ fn read(config: &Config) -> Result<ModelSpec> {
     for key in ["is_decoder", "add_cross_attention"] {
         config.refuse(key)?;
     }
-    if let Some(kind) = config.optional_text("position_embedding_type")?.filter(|kind| *kind != "absolute") {
-        let reason = format!("positions of the kind `{kind}` are not supported yet; known is absolute");
+    if let Some(kind) = config
+        .optional_text("position_embedding_type")?
+        .filter(|kind| *kind != "absolute")
+    {
+        let reason =
+            format!("positions of the kind `{kind}` are not supported yet; known is absolute");
         return Err(config.error("position_embedding_type", reason));
     }
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
@@ -43,17 +53,39 @@ fn read(config: &Config) -> Result<ModelSpec> {
         ..AttentionSpec::plain(heads, heads, head_dim)
     });
     let inner = config.size("intermediate_size", INNER_LIMIT)?;
-    let channel = ChannelSpec::Mlp(MlpSpec { inner, activation, bias: true });
-    let blocks = vec![BlockSpec::post_norm(mixer, channel, norm); config.size("num_hidden_layers", LAYER_LIMIT)?];
-    let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(512);
+    let channel = ChannelSpec::Mlp(MlpSpec {
+        inner,
+        activation,
+        bias: true,
+    });
+    let blocks = vec![
+        BlockSpec::post_norm(mixer, channel, norm);
+        config.size("num_hidden_layers", LAYER_LIMIT)?
+    ];
+    let context = config
+        .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
+        .unwrap_or(512);
     let architectures = config.optional_texts("architectures")?.unwrap_or_default();
     let is = |name: &str| architectures.first() == Some(&name);
     let (headless, pretrained) = (is("BertModel"), is("BertForPreTraining"));
-    let frame = Frame { width, context, blocks, final_norm: None, tied_by_default: true };
+    let frame = Frame {
+        width,
+        context,
+        blocks,
+        final_norm: None,
+        tied_by_default: true,
+    };
     Ok(ModelSpec {
         bidirectional: true,
-        positions: Some(PositionSpec::Learned { count: context, offset: 0 }),
-        token_types: Some(config.optional_size("type_vocab_size", TYPE_LIMIT)?.unwrap_or(2)),
+        positions: Some(PositionSpec::Learned {
+            count: context,
+            offset: 0,
+        }),
+        token_types: Some(
+            config
+                .optional_size("type_vocab_size", TYPE_LIMIT)?
+                .unwrap_or(2),
+        ),
         embedding_norm: Some(norm),
         headless,
         head_transform: (!headless).then_some(HeadTransformSpec { activation, norm }),
@@ -75,7 +107,15 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("architectures", json!([architecture]));
     set("hidden_size", json!(spec.width));
     set("num_hidden_layers", json!(spec.blocks.len()));
-    set("num_attention_heads", json!(spec.blocks.first().and_then(attention).map(|attention| attention.heads)));
+    set(
+        "num_attention_heads",
+        json!(
+            spec.blocks
+                .first()
+                .and_then(attention)
+                .map(|attention| attention.heads)
+        ),
+    );
     if let Some(mlp) = spec.blocks.first().and_then(mlp) {
         set("intermediate_size", json!(mlp.inner));
         set("hidden_act", json!(activation_name(mlp.activation)));
@@ -124,7 +164,10 @@ mod tests {
     fn reads_the_fixture() {
         let spec = fixture("bert");
         assert!(spec.headless && spec.pooler && spec.bidirectional && spec.final_norm.is_none());
-        assert_eq!((spec.token_types, spec.learned_positions()), (Some(2), Some(64)));
+        assert_eq!(
+            (spec.token_types, spec.learned_positions()),
+            (Some(2), Some(64))
+        );
         assert!(changed("bert", json!({ "position_embedding_type": "relative_key" })).is_err());
         assert!(changed("bert", json!({ "is_decoder": true })).is_err());
     }
@@ -138,7 +181,10 @@ mod tests {
         let spec = changed("bert", sizes).unwrap();
         assert_eq!(spec.parameter_count(), 109_514_298);
         let names: Vec<String> = tensors(&spec).into_iter().map(|entry| entry.name).collect();
-        for name in ["cls.predictions.bias", "bert.encoder.layer.11.attention.self.query.weight"] {
+        for name in [
+            "cls.predictions.bias",
+            "bert.encoder.layer.11.attention.self.query.weight",
+        ] {
             assert!(names.iter().any(|n| n == name), "{name}");
         }
     }

@@ -1,12 +1,16 @@
 //! BiGS (arXiv 2212.10544): BERT's embedding and head around state spaces in both directions. Names are those of the
 //! authors' PyTorch code, the keys of the configuration theirs and BERT's; `directions` is our own.
 
-use super::config::{CONTEXT_LIMIT, Config, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
+use super::config::{
+    CONTEXT_LIMIT, Config, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
+};
 use super::mamba::STATE_LIMIT;
 use super::{Family, Frame, TensorEntry, table, write_frame};
 use crate::error::Result;
 use crate::recurrent::{BigsSpec, RecurrentSpec};
-use crate::spec::{Activation, BlockSpec, HeadTransformSpec, MixerSpec, ModelSpec, NormSpec, PositionSpec};
+use crate::spec::{
+    Activation, BlockSpec, HeadTransformSpec, MixerSpec, ModelSpec, NormSpec, PositionSpec,
+};
 use serde_json::{Map, Value, json};
 
 /// The registration of BiGS.
@@ -17,7 +21,11 @@ pub const FAMILY: Family = Family {
     write,
     tensors,
     prefix: "bigs.",
-    ignored: &["embeddings.position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"],
+    ignored: &[
+        "embeddings.position_ids",
+        "cls.predictions.decoder.weight",
+        "cls.predictions.decoder.bias",
+    ],
 };
 
 /// Most token types.
@@ -33,7 +41,12 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let both = match config.optional_text(DIRECTIONS)? {
         None | Some("both") => true,
         Some("forward") => false,
-        Some(other) => return Err(config.error(DIRECTIONS, format!("unknown `{other}`; known are both and forward"))),
+        Some(other) => {
+            return Err(config.error(
+                DIRECTIONS,
+                format!("unknown `{other}`; known are both and forward"),
+            ));
+        }
     };
     let mixer = MixerSpec::Recurrent(RecurrentSpec::Bigs(BigsSpec {
         inner: config.size("intermediate_size", INNER_LIMIT)?,
@@ -41,13 +54,29 @@ fn read(config: &Config) -> Result<ModelSpec> {
         both,
         activation,
     }));
-    let blocks = vec![BlockSpec::mixer_alone(mixer, norm); config.size("num_hidden_layers", LAYER_LIMIT)?];
-    let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(512);
-    let frame = Frame { width, context, blocks, final_norm: None, tied_by_default: true };
+    let blocks =
+        vec![BlockSpec::mixer_alone(mixer, norm); config.size("num_hidden_layers", LAYER_LIMIT)?];
+    let context = config
+        .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
+        .unwrap_or(512);
+    let frame = Frame {
+        width,
+        context,
+        blocks,
+        final_norm: None,
+        tied_by_default: true,
+    };
     Ok(ModelSpec {
         bidirectional: true,
-        positions: Some(PositionSpec::Learned { count: context, offset: 0 }),
-        token_types: Some(config.optional_size("type_vocab_size", TYPE_LIMIT)?.unwrap_or(2)),
+        positions: Some(PositionSpec::Learned {
+            count: context,
+            offset: 0,
+        }),
+        token_types: Some(
+            config
+                .optional_size("type_vocab_size", TYPE_LIMIT)?
+                .unwrap_or(2),
+        ),
         embedding_norm: Some(norm),
         head_transform: Some(HeadTransformSpec { activation, norm }),
         head_bias: true,
@@ -63,11 +92,16 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("layer_norm_eps", json!(spec.norm_epsilon()));
     set("max_position_embeddings", json!(spec.context));
     set("type_vocab_size", json!(spec.token_types));
-    if let Some(MixerSpec::Recurrent(RecurrentSpec::Bigs(layer))) = spec.blocks.first().map(|block| &block.mixer) {
+    if let Some(MixerSpec::Recurrent(RecurrentSpec::Bigs(layer))) =
+        spec.blocks.first().map(|block| &block.mixer)
+    {
         set("intermediate_size", json!(layer.inner));
         set("num_ssm", json!(layer.modes));
         set("hidden_act", json!(activation_name(layer.activation)));
-        set(DIRECTIONS, json!(if layer.both { "both" } else { "forward" }));
+        set(
+            DIRECTIONS,
+            json!(if layer.both { "both" } else { "forward" }),
+        );
     }
     map
 }
@@ -122,11 +156,19 @@ mod tests {
     }
 
     fn values(model: &LanguageModel, input: &Input) -> Vec<f32> {
-        model.hidden(input, None).unwrap().into_data().try_into_vec::<f32>().unwrap()
+        model
+            .hidden(input, None)
+            .unwrap()
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap()
     }
 
     fn gap(a: &[f32], b: &[f32]) -> f32 {
-        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max)
     }
 
     #[test]
@@ -148,7 +190,12 @@ mod tests {
     fn model(swapped: bool) -> LanguageModel {
         struct Swapped(Seed, bool);
         impl crate::source::ParameterSource for Swapped {
-            fn parameter(&mut self, name: &str, shape: &[usize], initial: crate::source::Initial) -> Result<Vec<f32>> {
+            fn parameter(
+                &mut self,
+                name: &str,
+                shape: &[usize],
+                initial: crate::source::Initial,
+            ) -> Result<Vec<f32>> {
                 let other = |name: &str| match name.contains("forward") {
                     true => name.replace("forward", "backward"),
                     false => name.replace("backward", "forward"),
@@ -156,10 +203,19 @@ mod tests {
                 if name == "positions.weight" {
                     return Ok(vec![0.0; shape.iter().product()]);
                 }
-                self.0.parameter(&if self.1 { other(name) } else { name.to_owned() }, shape, initial)
+                self.0.parameter(
+                    &if self.1 { other(name) } else { name.to_owned() },
+                    shape,
+                    initial,
+                )
             }
         }
-        LanguageModel::build(spec("both"), &mut Swapped(Seed(3), swapped), &Device::flex()).unwrap()
+        LanguageModel::build(
+            spec("both"),
+            &mut Swapped(Seed(3), swapped),
+            &Device::flex(),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -167,7 +223,10 @@ mod tests {
         let ids: Vec<u32> = (3..20).collect();
         let turned: Vec<u32> = ids.iter().rev().copied().collect();
         let [plain, swapped] = [(false, ids), (true, turned)].map(|(swapped, ids)| {
-            values(&model(swapped), &Input::rows(&[ids]).unwrap()).chunks(16).map(<[f32]>::to_vec).collect::<Vec<_>>()
+            values(&model(swapped), &Input::rows(&[ids]).unwrap())
+                .chunks(16)
+                .map(<[f32]>::to_vec)
+                .collect::<Vec<_>>()
         });
         let back: Vec<f32> = swapped.into_iter().rev().flatten().collect();
         assert!(gap(&plain.concat(), &back) < 1e-5);
@@ -179,10 +238,18 @@ mod tests {
         let rows = [(3..12).collect::<Vec<u32>>(), (5..19).collect()];
         let alone: BTreeMap<usize, Vec<f32>> = rows
             .iter()
-            .map(|row| (row.len(), values(&model, &Input::rows(std::slice::from_ref(row)).unwrap())))
+            .map(|row| {
+                (
+                    row.len(),
+                    values(&model, &Input::rows(std::slice::from_ref(row)).unwrap()),
+                )
+            })
             .collect();
         let together = values(&model, &Input::padded(&rows));
-        assert!(gap(&together[..9 * 16], &alone[&9]) < 1e-5 && gap(&together[14 * 16..], &alone[&14]) < 1e-5);
+        assert!(
+            gap(&together[..9 * 16], &alone[&9]) < 1e-5
+                && gap(&together[14 * 16..], &alone[&14]) < 1e-5
+        );
         let packed = Input {
             ids: rows.concat(),
             batch: 1,
@@ -191,6 +258,8 @@ mod tests {
             ..Input::default()
         };
         let packed = values(&model, &packed);
-        assert!(gap(&packed[..9 * 16], &alone[&9]) < 1e-5 && gap(&packed[9 * 16..], &alone[&14]) < 1e-5);
+        assert!(
+            gap(&packed[..9 * 16], &alone[&9]) < 1e-5 && gap(&packed[9 * 16..], &alone[&14]) < 1e-5
+        );
     }
 }

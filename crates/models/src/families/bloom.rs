@@ -2,10 +2,14 @@
 //! side by side in one tensor.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
-use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, write_frame};
+use super::{
+    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table,
+    write_frame,
+};
 use crate::error::Result;
 use crate::spec::{
-    Activation, AlibiForm, AlibiSpec, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+    Activation, AlibiForm, AlibiSpec, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec,
+    ModelSpec, NormSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -22,8 +26,13 @@ pub const FAMILY: Family = Family {
 
 fn read(config: &Config) -> Result<ModelSpec> {
     // How the reference computes it, not what.
-    let known =
-        ["attention_softmax_in_fp32", "masked_softmax_fusion", "offset_alibi", "skip_bias_add", "skip_bias_add_qkv"];
+    let known = [
+        "attention_softmax_in_fp32",
+        "masked_softmax_fusion",
+        "offset_alibi",
+        "skip_bias_add",
+        "skip_bias_add_qkv",
+    ];
     config.ignore(&known);
     config.ignore(&["slow_but_exact", "unk_token_id"]);
     config.refuse("apply_residual_connection_post_layernorm")?;
@@ -34,17 +43,36 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let heads = config.size("n_head", HEAD_LIMIT)?;
     let head_dim = even_head_dim(config, "n_head", width, heads)?;
     let mixer = MixerSpec::Attention(AttentionSpec {
-        alibi: Some(AlibiSpec { largest: 8.0, form: AlibiForm::Distance }),
+        alibi: Some(AlibiSpec {
+            largest: 8.0,
+            form: AlibiForm::Distance,
+        }),
         qkv_bias: true,
         output_bias: true,
         ..AttentionSpec::plain(heads, heads, head_dim)
     });
-    let channel = ChannelSpec::Mlp(MlpSpec { inner: 4 * width, activation: Activation::GeluTanh, bias: true });
+    let channel = ChannelSpec::Mlp(MlpSpec {
+        inner: 4 * width,
+        activation: Activation::GeluTanh,
+        bias: true,
+    });
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
-    let blocks = vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layer", LAYER_LIMIT)?];
-    let context = config.optional_size("seq_length", CONTEXT_LIMIT)?.unwrap_or(2048);
-    let frame = Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: true };
-    Ok(ModelSpec { embedding_norm: Some(norm), ..frame.read(config, &FAMILY)? })
+    let blocks =
+        vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layer", LAYER_LIMIT)?];
+    let context = config
+        .optional_size("seq_length", CONTEXT_LIMIT)?
+        .unwrap_or(2048);
+    let frame = Frame {
+        width,
+        context,
+        blocks,
+        final_norm: Some(norm),
+        tied_by_default: true,
+    };
+    Ok(ModelSpec {
+        embedding_norm: Some(norm),
+        ..frame.read(config, &FAMILY)?
+    })
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -52,7 +80,15 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
     set("hidden_size", json!(spec.width));
     set("n_layer", json!(spec.blocks.len()));
-    set("n_head", json!(spec.blocks.first().and_then(attention).map(|attention| attention.heads)));
+    set(
+        "n_head",
+        json!(
+            spec.blocks
+                .first()
+                .and_then(attention)
+                .map(|attention| attention.heads)
+        ),
+    );
     set("seq_length", json!(spec.context));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     map
@@ -72,8 +108,19 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel.up.", ".mlp.dense_h_to_4h."),
         (".channel.down.", ".mlp.dense_4h_to_h."),
     ];
-    let groups = spec.blocks.first().and_then(attention).map_or(1, |attention| attention.heads);
-    table(spec, NAMES, &[Fused { parts: QUERY_KEY_VALUE, groups }])
+    let groups = spec
+        .blocks
+        .first()
+        .and_then(attention)
+        .map_or(1, |attention| attention.heads);
+    table(
+        spec,
+        NAMES,
+        &[Fused {
+            parts: QUERY_KEY_VALUE,
+            groups,
+        }],
+    )
 }
 
 #[cfg(test)]
@@ -85,7 +132,19 @@ mod tests {
     fn reads_the_fixture() {
         let spec = fixture("bloom-alibi");
         assert!(spec.tied_head && spec.embedding_norm.is_some());
-        assert_eq!(attention(&spec.blocks[0]).unwrap().alibi.map(|alibi| alibi.largest), Some(8.0));
-        assert!(changed("bloom-alibi", json!({ "apply_residual_connection_post_layernorm": true })).is_err());
+        assert_eq!(
+            attention(&spec.blocks[0])
+                .unwrap()
+                .alibi
+                .map(|alibi| alibi.largest),
+            Some(8.0)
+        );
+        assert!(
+            changed(
+                "bloom-alibi",
+                json!({ "apply_residual_connection_post_layernorm": true })
+            )
+            .is_err()
+        );
     }
 }

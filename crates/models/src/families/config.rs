@@ -50,12 +50,22 @@ impl Config {
     /// # Errors
     /// When it is missing, larger than 16 MiB or not a JSON object.
     pub fn load(path: &Path) -> Result<Self> {
-        let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+        let path = if path.is_dir() {
+            path.join("config.json")
+        } else {
+            path.to_path_buf()
+        };
         let size = std::fs::metadata(&path).map_err(Error::file(&path))?.len();
         if size > FILE_LIMIT {
-            return Err(Error::Invalid(format!("{}: {size} bytes are too many for a configuration", path.display())));
+            return Err(Error::Invalid(format!(
+                "{}: {size} bytes are too many for a configuration",
+                path.display()
+            )));
         }
-        Self::parse(&path, &std::fs::read_to_string(&path).map_err(Error::file(&path))?)
+        Self::parse(
+            &path,
+            &std::fs::read_to_string(&path).map_err(Error::file(&path))?,
+        )
     }
 
     /// Parses `text`, which came from `path`.
@@ -65,13 +75,20 @@ impl Config {
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let map = serde_json::from_str(text)
             .or_else(|error| serde_json::from_str(&quoted_infinity(text)).map_err(|_| error))
-            .map_err(|error| Error::Invalid(format!("{}: not a JSON object: {error}", path.display())))?;
+            .map_err(|error| {
+                Error::Invalid(format!("{}: not a JSON object: {error}", path.display()))
+            })?;
         Ok(Self::from_map(path, state_spaces::translated(map)))
     }
 
     /// A configuration that is already in memory; `path` is for messages.
     pub fn from_map(path: &Path, map: Map<String, Value>) -> Self {
-        Self { path: path.to_path_buf(), prefix: String::new(), map, read: Arc::default() }
+        Self {
+            path: path.to_path_buf(),
+            prefix: String::new(),
+            map,
+            read: Arc::default(),
+        }
     }
 
     /// Where the configuration came from.
@@ -113,19 +130,40 @@ impl Config {
     /// # Errors
     /// When there is such a key.
     pub fn refuse_unread(&self) -> Result<()> {
-        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let read = self
+            .read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let unread = |key: &String| !read.contains(key) && !is_harmless(key);
-        let mut unknown = self.map.iter().filter(|(key, value)| unread(key) && !is_unset(value)).map(|(key, _)| key);
-        let Some(first) = unknown.next() else { return Ok(()) };
+        let mut unknown = self
+            .map
+            .iter()
+            .filter(|(key, value)| unread(key) && !is_unset(value))
+            .map(|(key, _)| key);
+        let Some(first) = unknown.next() else {
+            return Ok(());
+        };
         let others: Vec<&str> = unknown.map(String::as_str).collect();
-        let also = if others.is_empty() { String::new() } else { format!(" (as are {})", others.join(", ")) };
+        let also = if others.is_empty() {
+            String::new()
+        } else {
+            format!(" (as are {})", others.join(", "))
+        };
         let fix = "remove what changes nothing of what the model computes";
-        Err(self.error(first, format!("unknown to this family{also}: this may be another model; {fix}")))
+        Err(self.error(
+            first,
+            format!("unknown to this family{also}: this may be another model; {fix}"),
+        ))
     }
 
     /// An error about `key`.
     pub fn error(&self, key: &str, reason: impl Into<String>) -> Error {
-        Error::Config { path: self.path.clone(), key: format!("{}{key}", self.prefix), reason: reason.into() }
+        Error::Config {
+            path: self.path.clone(),
+            key: format!("{}{key}", self.prefix),
+            reason: reason.into(),
+        }
     }
 
     fn expected(&self, key: &str, what: &str, found: &Value) -> Error {
@@ -137,14 +175,28 @@ impl Config {
     }
 
     /// The value of `key` where it is there and fits `convert`; `what` names what would.
-    fn typed<'a, T>(&'a self, key: &str, what: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        convert(value).map(Some).ok_or_else(|| self.expected(key, what, value))
+    fn typed<'a, T>(
+        &'a self,
+        key: &str,
+        what: &str,
+        convert: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        convert(value)
+            .map(Some)
+            .ok_or_else(|| self.expected(key, what, value))
     }
 
     /// `value`, or an error that `key` is missing.
     fn required<T>(&self, key: &str, value: Option<T>) -> Result<T> {
-        value.ok_or_else(|| self.error(key, "missing; add it, or take the configuration that came with the weights"))
+        value.ok_or_else(|| {
+            self.error(
+                key,
+                "missing; add it, or take the configuration that came with the weights",
+            )
+        })
     }
 
     /// An integer from 1 to `limit`, or nothing where the key is absent or null.
@@ -170,7 +222,9 @@ impl Config {
     /// When the value is anything else.
     pub fn count_or(&self, key: &str, default: usize, limit: usize) -> Result<usize> {
         let what = format!("an integer from 0 to {limit}");
-        Ok(self.typed(key, &what, |value| in_range(value, 0, limit))?.unwrap_or(default))
+        Ok(self
+            .typed(key, &what, |value| in_range(value, 0, limit))?
+            .unwrap_or(default))
     }
 
     /// A list of integers from 0 to `limit`, or nothing; a single integer is a list of one.
@@ -179,7 +233,12 @@ impl Config {
     /// When the value is anything else.
     pub fn optional_counts(&self, key: &str, limit: usize) -> Result<Option<Vec<usize>>> {
         let what = format!("integers from 0 to {limit}");
-        self.typed(key, &what, |value| listed(value).iter().map(|value| in_range(value, 0, limit)).collect())
+        self.typed(key, &what, |value| {
+            listed(value)
+                .iter()
+                .map(|value| in_range(value, 0, limit))
+                .collect()
+        })
     }
 
     /// A finite number, or nothing.
@@ -187,7 +246,9 @@ impl Config {
     /// # Errors
     /// When the value is anything else.
     pub fn optional_number(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a finite number", |value| value.as_f64().filter(|number| number.is_finite()))
+        self.typed(key, "a finite number", |value| {
+            value.as_f64().filter(|number| number.is_finite())
+        })
     }
 
     /// A positive number, or nothing.
@@ -196,7 +257,9 @@ impl Config {
     /// When the value is anything else.
     pub fn optional_positive(&self, key: &str) -> Result<Option<f64>> {
         let positive = |number: &f64| number.is_finite() && *number > 0.0;
-        self.typed(key, "a positive number", |value| value.as_f64().filter(positive))
+        self.typed(key, "a positive number", |value| {
+            value.as_f64().filter(positive)
+        })
     }
 
     /// A list of positive numbers, or nothing.
@@ -204,8 +267,14 @@ impl Config {
     /// # Errors
     /// When the value is anything else.
     pub fn optional_positives(&self, key: &str) -> Result<Option<Vec<f64>>> {
-        let positive = |value: &Value| value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
-        self.typed(key, "positive numbers", |value| listed(value).iter().map(positive).collect())
+        let positive = |value: &Value| {
+            value
+                .as_f64()
+                .filter(|number| number.is_finite() && *number > 0.0)
+        };
+        self.typed(key, "positive numbers", |value| {
+            listed(value).iter().map(positive).collect()
+        })
     }
 
     /// A positive number, or `default`.
@@ -229,7 +298,9 @@ impl Config {
     /// # Errors
     /// When the value is anything else.
     pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
-        Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(default))
+        Ok(self
+            .typed(key, "true or false", Value::as_bool)?
+            .unwrap_or(default))
     }
 
     /// A string, or nothing.
@@ -245,7 +316,9 @@ impl Config {
     /// # Errors
     /// When the value is anything else.
     pub fn optional_texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
-        self.typed(key, "strings", |value| listed(value).iter().map(Value::as_str).collect())
+        self.typed(key, "strings", |value| {
+            listed(value).iter().map(Value::as_str).collect()
+        })
     }
 
     /// A nested object, or nothing.
@@ -256,7 +329,12 @@ impl Config {
         let map = self.typed(key, "an object", Value::as_object)?;
         let prefix = format!("{}{key}.", self.prefix);
         let (path, read) = (&self.path, &self.read);
-        Ok(map.map(|map| Self { path: path.clone(), prefix, map: map.clone(), read: read.clone() }))
+        Ok(map.map(|map| Self {
+            path: path.clone(),
+            prefix,
+            map: map.clone(),
+            read: read.clone(),
+        }))
     }
 
     /// Token ids: a list, one id, or none; -1 also stands for none, as in old LLaMA files.
@@ -268,8 +346,9 @@ impl Config {
             return Ok(Vec::new());
         }
         let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let tokens =
-            self.typed(key, "a token id or a list of them", |value| listed(value).iter().map(token).collect())?;
+        let tokens = self.typed(key, "a token id or a list of them", |value| {
+            listed(value).iter().map(token).collect()
+        })?;
         Ok(tokens.unwrap_or_default())
     }
 
@@ -290,7 +369,9 @@ impl Config {
     /// # Errors
     /// When the name is unknown.
     pub fn activation_or(&self, key: &str, default: Activation) -> Result<Activation> {
-        let Some(name) = self.optional_text(key)? else { return Ok(default) };
+        let Some(name) = self.optional_text(key)? else {
+            return Ok(default);
+        };
         Ok(match name {
             "silu" | "swish" => Activation::Silu,
             "gelu" => Activation::Gelu,
@@ -302,7 +383,10 @@ impl Config {
             "tanh" => Activation::Tanh,
             _ => {
                 let known = "silu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, relu2 and quick_gelu";
-                return Err(self.error(key, format!("unknown activation `{name}`; known are {known}")));
+                return Err(self.error(
+                    key,
+                    format!("unknown activation `{name}`; known are {known}"),
+                ));
             }
         })
     }
@@ -313,7 +397,10 @@ impl Config {
     /// When the value is not a string.
     pub fn dtype(&self) -> Result<Option<&str>> {
         let dtype = self.optional_text("dtype")?;
-        dtype.map_or_else(|| self.optional_text("torch_dtype"), |dtype| Ok(Some(dtype)))
+        dtype.map_or_else(
+            || self.optional_text("torch_dtype"),
+            |dtype| Ok(Some(dtype)),
+        )
     }
 
     /// Refuses `key` if it is set to anything but null, false or nothing.
@@ -408,9 +495,15 @@ fn is_harmless(key: &str) -> bool {
 fn quoted_infinity(text: &str) -> String {
     let mut inside = false;
     let part = |part: &str| {
-        let kept = if inside { part.to_owned() } else { part.replace("Infinity", "\"Infinity\"") };
+        let kept = if inside {
+            part.to_owned()
+        } else {
+            part.replace("Infinity", "\"Infinity\"")
+        };
         let before = part.strip_suffix('"');
-        let escapes = before.map_or(0, |before| before.len() - before.trim_end_matches('\\').len());
+        let escapes = before.map_or(0, |before| {
+            before.len() - before.trim_end_matches('\\').len()
+        });
         inside ^= before.is_some() && escapes.is_multiple_of(2);
         kept
     };
@@ -448,7 +541,9 @@ fn in_range(value: &Value, least: usize, limit: usize) -> Option<usize> {
 }
 
 fn listed(value: &Value) -> &[Value] {
-    value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice)
+    value
+        .as_array()
+        .map_or(std::slice::from_ref(value), Vec::as_slice)
 }
 
 #[cfg(test)]
@@ -470,25 +565,49 @@ mod tests {
 
     #[test]
     fn sizes_are_whole_positive_and_bounded() {
-        for wrong in
-            ["0", "-4", "24.0", "1e18", "1000000000000000000", "\"24\"", "true", "[24]", "99999999999999999999999"]
-        {
-            let error = config(&format!(r#"{{"n":{wrong}}}"#)).size("n", 1 << 20).unwrap_err().to_string();
+        for wrong in [
+            "0",
+            "-4",
+            "24.0",
+            "1e18",
+            "1000000000000000000",
+            "\"24\"",
+            "true",
+            "[24]",
+            "99999999999999999999999",
+        ] {
+            let error = config(&format!(r#"{{"n":{wrong}}}"#))
+                .size("n", 1 << 20)
+                .unwrap_err()
+                .to_string();
             assert!(
-                error.starts_with("config.json: key `n`: expected an integer from 1 to 1048576, found "),
+                error.starts_with(
+                    "config.json: key `n`: expected an integer from 1 to 1048576, found "
+                ),
                 "{error}"
             );
         }
-        assert!(config("{}").size("n", 9).unwrap_err().to_string().contains("missing"));
+        assert!(
+            config("{}")
+                .size("n", 9)
+                .unwrap_err()
+                .to_string()
+                .contains("missing")
+        );
         assert_eq!(config(r#"{"n":null}"#).optional_size("n", 9).unwrap(), None);
     }
 
     #[test]
     fn keys_that_nobody_reads_are_refused() {
-        let config = config(r#"{"width":4,"attention_dropout":0.1,"use_cache":true,"odd":false,"sparse_attention":3}"#);
+        let config = config(
+            r#"{"width":4,"attention_dropout":0.1,"use_cache":true,"odd":false,"sparse_attention":3}"#,
+        );
         config.size("width", 9).unwrap();
         let error = config.refuse_unread().unwrap_err().to_string();
-        assert!(error.contains("key `sparse_attention`: unknown to this family:"), "{error}");
+        assert!(
+            error.contains("key `sparse_attention`: unknown to this family:"),
+            "{error}"
+        );
         config.ignore(&["sparse_attention"]);
         config.refuse_unread().unwrap();
     }
@@ -506,29 +625,67 @@ mod tests {
 
     #[test]
     fn nested_keys_are_named_in_full() {
-        let nested = config(r#"{"rope":{"factor":-1}}"#).optional_object("rope").unwrap().unwrap();
-        assert!(nested.positive("factor").unwrap_err().to_string().contains("key `rope.factor`"));
-        assert!(nested.positive("theta").unwrap_err().to_string().contains("key `rope.theta`: missing"));
+        let nested = config(r#"{"rope":{"factor":-1}}"#)
+            .optional_object("rope")
+            .unwrap()
+            .unwrap();
+        assert!(
+            nested
+                .positive("factor")
+                .unwrap_err()
+                .to_string()
+                .contains("key `rope.factor`")
+        );
+        assert!(
+            nested
+                .positive("theta")
+                .unwrap_err()
+                .to_string()
+                .contains("key `rope.theta`: missing")
+        );
     }
 
     #[test]
     fn activations_and_types_have_old_names() {
-        let read = |name: &str| config(&format!(r#"{{"act":"{name}"}}"#)).activation_or("act", Activation::Relu);
+        let read = |name: &str| {
+            config(&format!(r#"{{"act":"{name}"}}"#)).activation_or("act", Activation::Relu)
+        };
         assert_eq!(read("swish").unwrap(), Activation::Silu);
         assert_eq!(read("gelu_fast").unwrap(), Activation::GeluTanh);
-        assert!(read("mish").unwrap_err().to_string().contains("unknown activation `mish`"));
-        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu2] {
+        assert!(
+            read("mish")
+                .unwrap_err()
+                .to_string()
+                .contains("unknown activation `mish`")
+        );
+        for activation in [
+            Activation::Silu,
+            Activation::Gelu,
+            Activation::GeluTanh,
+            Activation::Relu2,
+        ] {
             assert_eq!(read(activation_name(activation)).unwrap(), activation);
         }
-        assert_eq!(config(r#"{"torch_dtype":"bfloat16"}"#).dtype().unwrap(), Some("bfloat16"));
+        assert_eq!(
+            config(r#"{"torch_dtype":"bfloat16"}"#).dtype().unwrap(),
+            Some("bfloat16")
+        );
     }
 
     #[test]
     fn files_that_are_no_configuration_are_errors() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(Config::load(folder.path()), Err(Error::File { .. })));
+        assert!(matches!(
+            Config::load(folder.path()),
+            Err(Error::File { .. })
+        ));
         std::fs::write(folder.path().join("config.json"), "[1]").unwrap();
-        assert!(Config::load(folder.path()).unwrap_err().to_string().contains("not a JSON object"));
+        assert!(
+            Config::load(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("not a JSON object")
+        );
         assert!(Config::parse("c".as_ref(), &"[".repeat(100_000)).is_err());
     }
 }

@@ -21,26 +21,46 @@ pub const FAMILY: Family = Family {
 fn read(config: &Config) -> Result<ModelSpec> {
     config.refuse("use_bidirectional_attention")?;
     let bias = config.flag_or("attention_bias", false)?;
-    let switches =
-        Switches { head_dim: Some(256), qkv_bias: bias, output_bias: bias, ..Switches::plain(config, 8192)? };
+    let switches = Switches {
+        head_dim: Some(256),
+        qkv_bias: bias,
+        output_bias: bias,
+        ..Switches::plain(config, 8192)?
+    };
     // The first files say `gelu` and mean its tanh form, as `hidden_activation` beside it made plain later.
     let named = config.activation_or("hidden_activation", Activation::GeluTanh)?;
     let spec = llama_layout::read(config, &FAMILY, &switches)?;
-    Ok(as_gemma(spec, config.flag_or("tie_word_embeddings", true)?, named))
+    Ok(as_gemma(
+        spec,
+        config.flag_or("tie_word_embeddings", true)?,
+        named,
+    ))
 }
 
 /// What all Gemmas change of a LLaMA.
 pub(super) fn as_gemma(mut spec: ModelSpec, tied_head: bool, activation: Activation) -> ModelSpec {
-    let from_one = |norm: NormSpec| NormSpec::RmsNorm { epsilon: norm.epsilon(), from_one: true };
+    let from_one = |norm: NormSpec| NormSpec::RmsNorm {
+        epsilon: norm.epsilon(),
+        from_one: true,
+    };
     for block in &mut spec.blocks {
-        let BlockSpec { mixer_norm, channel_norm, .. } = block;
+        let BlockSpec {
+            mixer_norm,
+            channel_norm,
+            ..
+        } = block;
         (*mixer_norm, *channel_norm) = (from_one(*mixer_norm), channel_norm.map(from_one));
         if let ChannelSpec::GatedMlp(mlp) = &mut block.channel {
             mlp.activation = activation;
         }
     }
     let embedding_scale = (spec.width as f64).sqrt();
-    ModelSpec { final_norm: spec.final_norm.map(from_one), embedding_scale, tied_head, ..spec }
+    ModelSpec {
+        final_norm: spec.final_norm.map(from_one),
+        embedding_scale,
+        tied_head,
+        ..spec
+    }
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -48,7 +68,10 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     let activation = map.remove("hidden_act").unwrap_or_default();
     map.insert("hidden_act".into(), json!("gelu_pytorch_tanh"));
     map.insert("hidden_activation".into(), activation);
-    map.insert("attention_bias".into(), json!(llama_layout::output_bias(spec)));
+    map.insert(
+        "attention_bias".into(),
+        json!(llama_layout::output_bias(spec)),
+    );
     map
 }
 
@@ -61,12 +84,21 @@ mod tests {
     fn reads_the_fixture() {
         let spec = fixture("gemma");
         assert!(spec.tied_head && spec.embedding_scale == 24f64.sqrt());
-        assert_eq!(spec.final_norm, Some(NormSpec::RmsNorm { epsilon: 1e-6, from_one: true }));
+        assert_eq!(
+            spec.final_norm,
+            Some(NormSpec::RmsNorm {
+                epsilon: 1e-6,
+                from_one: true
+            })
+        );
     }
 
     #[test]
     fn plain_gelu_means_its_tanh_form() {
         let spec = changed("gemma", json!({ "hidden_act": "gelu" })).unwrap();
-        assert_eq!(super::super::mlp(&spec.blocks[0]).unwrap().activation, Activation::GeluTanh);
+        assert_eq!(
+            super::super::mlp(&spec.blocks[0]).unwrap().activation,
+            Activation::GeluTanh
+        );
     }
 }

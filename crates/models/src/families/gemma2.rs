@@ -23,19 +23,36 @@ fn read(config: &Config) -> Result<ModelSpec> {
     config.refuse("use_bidirectional_attention")?;
     let bias = config.flag_or("attention_bias", false)?;
     let windows = windows(config)?;
-    let switches =
-        Switches { head_dim: Some(256), qkv_bias: bias, output_bias: bias, windows, ..Switches::plain(config, 8192)? };
+    let switches = Switches {
+        head_dim: Some(256),
+        qkv_bias: bias,
+        output_bias: bias,
+        windows,
+        ..Switches::plain(config, 8192)?
+    };
     let activation = config.activation_or("hidden_activation", Activation::GeluTanh)?;
     let tied = config.flag_or("tie_word_embeddings", true)?;
-    let mut spec = as_gemma(llama_layout::read(config, &FAMILY, &switches)?, tied, activation);
-    let scale = config.positive_or("query_pre_attn_scalar", 256.0)?.powf(-0.5);
+    let mut spec = as_gemma(
+        llama_layout::read(config, &FAMILY, &switches)?,
+        tied,
+        activation,
+    );
+    let scale = config
+        .positive_or("query_pre_attn_scalar", 256.0)?
+        .powf(-0.5);
     let softcap = softcap(config, "attn_logit_softcapping", 50.0)?;
     for block in &mut spec.blocks {
-        let MixerSpec::Attention(attention) = &mut block.mixer else { continue };
+        let MixerSpec::Attention(attention) = &mut block.mixer else {
+            continue;
+        };
         (attention.scale, attention.softcap) = (scale, softcap);
-        (block.mixer_output_norm, block.channel_output_norm) = (block.channel_norm, block.channel_norm);
+        (block.mixer_output_norm, block.channel_output_norm) =
+            (block.channel_norm, block.channel_norm);
     }
-    Ok(ModelSpec { logit_softcap: self::softcap(config, "final_logit_softcapping", 30.0)?, ..spec })
+    Ok(ModelSpec {
+        logit_softcap: self::softcap(config, "final_logit_softcapping", 30.0)?,
+        ..spec
+    })
 }
 
 /// A soft cap: the class default where the key is absent, none where it is null.
@@ -48,22 +65,29 @@ fn softcap(config: &Config, key: &str, default: f64) -> Result<Option<f64>> {
 
 /// The window of each block: as `layer_types` says, else on even layers.
 fn windows(config: &Config) -> Result<Vec<Option<usize>>> {
-    let window = Some(config.optional_size("sliding_window", CONTEXT_LIMIT)?.unwrap_or(4096));
+    let window = Some(
+        config
+            .optional_size("sliding_window", CONTEXT_LIMIT)?
+            .unwrap_or(4096),
+    );
     let count = layers(config)?;
     let Some(types) = config.optional_texts("layer_types")? else {
-        return Ok((0..count).map(|layer| window.filter(|_| layer % 2 == 0)).collect());
+        return Ok((0..count)
+            .map(|layer| window.filter(|_| layer % 2 == 0))
+            .collect());
     };
     if types.len() != count {
         let reason = format!("expected {count} layers, found {}", types.len());
         return Err(config.error("layer_types", reason));
     }
-    let kind =
-        |name: &&str| match *name {
-            "sliding_attention" => Ok(window),
-            "full_attention" => Ok(None),
-            _ => Err(config
-                .error("layer_types", format!("unknown kind `{name}`; known are sliding_attention, full_attention"))),
-        };
+    let kind = |name: &&str| match *name {
+        "sliding_attention" => Ok(window),
+        "full_attention" => Ok(None),
+        _ => Err(config.error(
+            "layer_types",
+            format!("unknown kind `{name}`; known are sliding_attention, full_attention"),
+        )),
+    };
     types.iter().map(kind).collect()
 }
 
@@ -77,19 +101,35 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     let all: Vec<_> = spec.blocks.iter().filter_map(attention).collect();
     if let Some(first) = all.first() {
         set("attn_logit_softcapping", json!(first.softcap));
-        set("query_pre_attn_scalar", json!(rounded(first.scale.powi(-2))));
+        set(
+            "query_pre_attn_scalar",
+            json!(rounded(first.scale.powi(-2))),
+        );
     }
     if let Some(window) = all.iter().find_map(|attention| attention.window) {
         set("sliding_window", json!(window));
     }
-    let kind = |window: Option<usize>| if window.is_some() { "sliding_attention" } else { "full_attention" };
-    set("layer_types", all.iter().map(|attention| kind(attention.window)).collect());
+    let kind = |window: Option<usize>| {
+        if window.is_some() {
+            "sliding_attention"
+        } else {
+            "full_attention"
+        }
+    };
+    set(
+        "layer_types",
+        all.iter().map(|attention| kind(attention.window)).collect(),
+    );
     map
 }
 
 /// Without the noise that a root and a square leave: the number is a whole one in all known files.
 fn rounded(number: f64) -> f64 {
-    if (number - number.round()).abs() < 1e-9 * number { number.round() } else { number }
+    if (number - number.round()).abs() < 1e-9 * number {
+        number.round()
+    } else {
+        number
+    }
 }
 
 fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
@@ -110,17 +150,36 @@ mod tests {
     #[test]
     fn reads_the_fixture() {
         let spec = fixture("gemma2");
-        let windows: Vec<_> = spec.blocks.iter().map(|block| attention(block).unwrap().window).collect();
+        let windows: Vec<_> = spec
+            .blocks
+            .iter()
+            .map(|block| attention(block).unwrap().window)
+            .collect();
         assert_eq!(windows, [Some(8), None, Some(8)]);
-        assert_eq!((spec.logit_softcap, attention(&spec.blocks[0]).unwrap().softcap), (Some(30.0), Some(50.0)));
+        assert_eq!(
+            (
+                spec.logit_softcap,
+                attention(&spec.blocks[0]).unwrap().softcap
+            ),
+            (Some(30.0), Some(50.0))
+        );
         assert_eq!(attention(&spec.blocks[0]).unwrap().scale, 0.25);
     }
 
     #[test]
     fn null_caps_are_no_caps_and_absent_ones_the_published() {
-        let spec =
-            changed("gemma2", json!({ "attn_logit_softcapping": null, "final_logit_softcapping": null })).unwrap();
-        assert_eq!((spec.logit_softcap, attention(&spec.blocks[0]).unwrap().softcap), (None, None));
+        let spec = changed(
+            "gemma2",
+            json!({ "attn_logit_softcapping": null, "final_logit_softcapping": null }),
+        )
+        .unwrap();
+        assert_eq!(
+            (
+                spec.logit_softcap,
+                attention(&spec.blocks[0]).unwrap().softcap
+            ),
+            (None, None)
+        );
         assert!(changed("gemma2", json!({ "layer_types": ["full_attention"] })).is_err());
     }
 }

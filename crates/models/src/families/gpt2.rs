@@ -4,12 +4,17 @@
 //! `reorder_and_upcast_attn` changes only the rounding of half precision and is ignored.
 
 use super::config::{
-    CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, VOCABULARY_LIMIT, WIDTH_LIMIT, activation_name,
+    CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, VOCABULARY_LIMIT, WIDTH_LIMIT,
+    activation_name,
 };
-use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
+use super::{
+    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp, table,
+    write_frame,
+};
 use crate::error::Result;
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, PositionSpec,
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+    PositionSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -31,21 +36,42 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let layers = config.size("n_layer", LAYER_LIMIT)?;
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let channel = ChannelSpec::Mlp(MlpSpec {
-        inner: config.optional_size("n_inner", INNER_LIMIT)?.unwrap_or(4 * width),
+        inner: config
+            .optional_size("n_inner", INNER_LIMIT)?
+            .unwrap_or(4 * width),
         activation: config.activation_or("activation_function", Activation::GeluTanh)?,
         bias: true,
     });
     let attention = read_attention(config, width)?;
     let by_layer = config.flag_or("scale_attn_by_inverse_layer_idx", false)?;
     let block = |layer: usize| {
-        let scale = if by_layer { attention.scale / (layer + 1) as f64 } else { attention.scale };
-        let mixer = MixerSpec::Attention(AttentionSpec { scale, ..attention.clone() });
+        let scale = if by_layer {
+            attention.scale / (layer + 1) as f64
+        } else {
+            attention.scale
+        };
+        let mixer = MixerSpec::Attention(AttentionSpec {
+            scale,
+            ..attention.clone()
+        });
         BlockSpec::sequential(mixer, channel.clone(), norm)
     };
     let blocks = (0..layers).map(block).collect();
-    let frame = Frame { width, context: positions, blocks, final_norm: Some(norm), tied_by_default: true };
-    let positions = Some(PositionSpec::Learned { count: positions, offset: 0 });
-    Ok(ModelSpec { positions, ..frame.read(config, &FAMILY)? })
+    let frame = Frame {
+        width,
+        context: positions,
+        blocks,
+        final_norm: Some(norm),
+        tied_by_default: true,
+    };
+    let positions = Some(PositionSpec::Learned {
+        count: positions,
+        offset: 0,
+    });
+    Ok(ModelSpec {
+        positions,
+        ..frame.read(config, &FAMILY)?
+    })
 }
 
 fn read_attention(config: &Config, width: usize) -> Result<AttentionSpec> {
@@ -53,7 +79,11 @@ fn read_attention(config: &Config, width: usize) -> Result<AttentionSpec> {
     let head_dim = even_head_dim(config, "n_head", width, heads)?;
     let scaled = config.flag_or("scale_attn_weights", true)?;
     Ok(AttentionSpec {
-        scale: if scaled { (head_dim as f64).powf(-0.5) } else { 1.0 },
+        scale: if scaled {
+            (head_dim as f64).powf(-0.5)
+        } else {
+            1.0
+        },
         qkv_bias: true,
         output_bias: true,
         ..AttentionSpec::plain(heads, heads, head_dim)
@@ -68,14 +98,27 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("n_positions", json!(spec.context));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     if let Some(mlp) = spec.blocks.first().and_then(mlp) {
-        set("n_inner", if mlp.inner == spec.width.saturating_mul(4) { Value::Null } else { json!(mlp.inner) });
-        set("activation_function", json!(activation_name(mlp.activation)));
+        set(
+            "n_inner",
+            if mlp.inner == spec.width.saturating_mul(4) {
+                Value::Null
+            } else {
+                json!(mlp.inner)
+            },
+        );
+        set(
+            "activation_function",
+            json!(activation_name(mlp.activation)),
+        );
     }
     let scales: Vec<&AttentionSpec> = spec.blocks.iter().filter_map(attention).collect();
     if let Some(first) = scales.first() {
         set("n_head", json!(first.heads));
         set("scale_attn_weights", json!(first.scale != 1.0));
-        set("scale_attn_by_inverse_layer_idx", json!(scales.iter().any(|other| other.scale != first.scale)));
+        set(
+            "scale_attn_by_inverse_layer_idx",
+            json!(scales.iter().any(|other| other.scale != first.scale)),
+        );
     }
     map
 }
@@ -96,9 +139,24 @@ const NAMES: &[(&str, &str)] = &[
 
 /// One tensor for each parameter, but queries, keys and values in one; matrices are stored `[in, out]`.
 fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
-    let matrix = |name: &String| (name.contains(".mixer.") || name.contains(".channel.")) && name.ends_with(".weight");
-    let entries = table(spec, NAMES, &[Fused { parts: QUERY_KEY_VALUE, groups: 1 }]).into_iter();
-    entries.map(|entry| TensorEntry { transposed: matrix(&entry.parts[0]), ..entry }).collect()
+    let matrix = |name: &String| {
+        (name.contains(".mixer.") || name.contains(".channel.")) && name.ends_with(".weight")
+    };
+    let entries = table(
+        spec,
+        NAMES,
+        &[Fused {
+            parts: QUERY_KEY_VALUE,
+            groups: 1,
+        }],
+    )
+    .into_iter();
+    entries
+        .map(|entry| TensorEntry {
+            transposed: matrix(&entry.parts[0]),
+            ..entry
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -108,15 +166,24 @@ mod tests {
     use super::*;
 
     fn scales(spec: &ModelSpec) -> Vec<f64> {
-        spec.blocks.iter().map(|block| attention(block).unwrap().scale).collect()
+        spec.blocks
+            .iter()
+            .map(|block| attention(block).unwrap().scale)
+            .collect()
     }
 
     #[test]
     fn reads_the_fixture() {
         let spec = fixture("gpt2");
-        assert_eq!((spec.learned_positions(), spec.context, spec.tied_head), (Some(64), 64, true));
         assert_eq!(
-            (mlp(&spec.blocks[0]).unwrap().inner, mlp(&spec.blocks[0]).unwrap().activation),
+            (spec.learned_positions(), spec.context, spec.tied_head),
+            (Some(64), 64, true)
+        );
+        assert_eq!(
+            (
+                mlp(&spec.blocks[0]).unwrap().inner,
+                mlp(&spec.blocks[0]).unwrap().activation
+            ),
             (96, Activation::GeluTanh)
         );
         assert_eq!(spec.final_norm, Some(NormSpec::layer(1e-5)));
@@ -146,16 +213,31 @@ mod tests {
         assert_eq!((&weight.parts[..], weight.transposed), (&parts[..], true));
         assert!(!find("transformer.h.1.attn.c_attn.bias").transposed);
         assert!(find("transformer.h.0.mlp.c_proj.weight").transposed);
-        assert!(!find("transformer.h.0.ln_1.weight").transposed && !find("transformer.wpe.weight").transposed);
+        assert!(
+            !find("transformer.h.0.ln_1.weight").transposed
+                && !find("transformer.wpe.weight").transposed
+        );
     }
 
     #[test]
     fn other_forms_of_the_model_are_read_or_refused() {
-        assert_eq!(mlp(&changed("gpt2", json!({ "n_inner": 50 })).unwrap().blocks[0]).unwrap().inner, 50);
+        assert_eq!(
+            mlp(&changed("gpt2", json!({ "n_inner": 50 })).unwrap().blocks[0])
+                .unwrap()
+                .inner,
+            50
+        );
         let untied = changed("gpt2", json!({ "tie_word_embeddings": false })).unwrap();
-        assert!(tensors(&untied).iter().any(|entry| entry.name == "lm_head.weight"));
         assert!(
-            changed("gpt2", json!({ "n_head": 5 })).unwrap_err().to_string().contains("do not divide the width 24")
+            tensors(&untied)
+                .iter()
+                .any(|entry| entry.name == "lm_head.weight")
+        );
+        assert!(
+            changed("gpt2", json!({ "n_head": 5 }))
+                .unwrap_err()
+                .to_string()
+                .contains("do not divide the width 24")
         );
         assert!(changed("gpt2", json!({ "add_cross_attention": true })).is_err());
     }

@@ -1,12 +1,14 @@
 //! GPT-J (kingoflolz/mesh-transformer-jax, 2021): attention and feed-forward side by side behind one norm, interleaved rotary
 //! positions on part of each head, and a bias on the logits.
 
-use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
+use super::config::{
+    CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
+};
 use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
 use crate::error::Result;
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, RotaryScaling,
-    RotarySpec,
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+    RotaryScaling, RotarySpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -26,25 +28,48 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let width = config.size("n_embd", WIDTH_LIMIT)?;
     let heads = config.size("n_head", HEAD_LIMIT)?;
     let head_dim = even_head_dim(config, "n_head", width, heads)?;
-    let rotary_dim = config.optional_size("rotary_dim", HEAD_LIMIT)?.unwrap_or(64);
+    let rotary_dim = config
+        .optional_size("rotary_dim", HEAD_LIMIT)?
+        .unwrap_or(64);
     if rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
-        let reason = format!("expected an even number up to the head's width {head_dim}, found {rotary_dim}");
+        let reason = format!(
+            "expected an even number up to the head's width {head_dim}, found {rotary_dim}"
+        );
         return Err(config.error("rotary_dim", reason));
     }
-    let rotary = RotarySpec { dim: rotary_dim, theta: 10_000.0, interleaved: true, scaling: RotaryScaling::None };
-    let mixer =
-        MixerSpec::Attention(AttentionSpec { rotary: Some(rotary), ..AttentionSpec::plain(heads, heads, head_dim) });
+    let rotary = RotarySpec {
+        dim: rotary_dim,
+        theta: 10_000.0,
+        interleaved: true,
+        scaling: RotaryScaling::None,
+    };
+    let mixer = MixerSpec::Attention(AttentionSpec {
+        rotary: Some(rotary),
+        ..AttentionSpec::plain(heads, heads, head_dim)
+    });
     let channel = ChannelSpec::Mlp(MlpSpec {
-        inner: config.optional_size("n_inner", INNER_LIMIT)?.unwrap_or(4 * width),
+        inner: config
+            .optional_size("n_inner", INNER_LIMIT)?
+            .unwrap_or(4 * width),
         activation: config.activation_or("activation_function", Activation::GeluTanh)?,
         bias: true,
     });
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
-    let blocks = vec![BlockSpec::parallel(mixer, channel, norm); config.size("n_layer", LAYER_LIMIT)?];
+    let blocks =
+        vec![BlockSpec::parallel(mixer, channel, norm); config.size("n_layer", LAYER_LIMIT)?];
     let context = config.size("n_positions", CONTEXT_LIMIT)?;
-    let frame = Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: false };
+    let frame = Frame {
+        width,
+        context,
+        blocks,
+        final_norm: Some(norm),
+        tied_by_default: false,
+    };
     let spec = frame.read(config, &FAMILY)?;
-    Ok(ModelSpec { head_bias: !spec.tied_head, ..spec })
+    Ok(ModelSpec {
+        head_bias: !spec.tied_head,
+        ..spec
+    })
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -55,12 +80,25 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("n_positions", json!(spec.context));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     if let Some(mlp) = spec.blocks.first().and_then(mlp) {
-        set("n_inner", if mlp.inner == spec.width.saturating_mul(4) { Value::Null } else { json!(mlp.inner) });
-        set("activation_function", json!(activation_name(mlp.activation)));
+        set(
+            "n_inner",
+            if mlp.inner == spec.width.saturating_mul(4) {
+                Value::Null
+            } else {
+                json!(mlp.inner)
+            },
+        );
+        set(
+            "activation_function",
+            json!(activation_name(mlp.activation)),
+        );
     }
     if let Some(attention) = spec.blocks.first().and_then(attention) {
         set("n_head", json!(attention.heads));
-        set("rotary_dim", json!(attention.rotary.as_ref().map(|rotary| rotary.dim)));
+        set(
+            "rotary_dim",
+            json!(attention.rotary.as_ref().map(|rotary| rotary.dim)),
+        );
     }
     map
 }
@@ -94,7 +132,10 @@ mod tests {
         let rotary = attention(&spec.blocks[0]).unwrap().rotary.clone().unwrap();
         assert_eq!((rotary.dim, rotary.interleaved), (4, true));
         assert!(
-            changed("gptj", json!({ "rotary_dim": 8 })).unwrap_err().to_string().contains("up to the head's width 6")
+            changed("gptj", json!({ "rotary_dim": 8 }))
+                .unwrap_err()
+                .to_string()
+                .contains("up to the head's width 6")
         );
     }
 }

@@ -3,12 +3,14 @@
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
 use super::mamba::{INPUT_GATE, LAYER_NAMES, STATE_LIMIT, read_rank, read_taps, require_silu};
 use super::{
-    Family, Frame, TensorEntry, attention, block_of, even_head_dim, mixtral, mlp, routers, table, write_frame,
+    Family, Frame, TensorEntry, attention, block_of, even_head_dim, mixtral, mlp, routers, table,
+    write_frame,
 };
 use crate::error::Result;
 use crate::recurrent::{MambaSpec, RecurrentSpec};
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, ChannelSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, RouterSpec,
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec,
+    NormSpec, RouterSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -32,38 +34,74 @@ fn read(config: &Config) -> Result<ModelSpec> {
     config.ignore(&["use_mamba_kernels", "use_mambapy", "use_associative_scan"]);
     require_silu(config)?;
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
-    let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(262_144);
+    let context = config
+        .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
+        .unwrap_or(262_144);
     let norm = NormSpec::rms(config.positive_or("rms_norm_eps", 1e-6)?);
     let mamba = MixerSpec::Recurrent(RecurrentSpec::Mamba(read_mamba(config, width, norm)?));
     let attention = MixerSpec::Attention(read_attention(config, width)?);
     let inner = config.size("intermediate_size", INNER_LIMIT)?;
-    let mlp = MlpSpec { inner, activation: Activation::Silu, bias: false };
+    let mlp = MlpSpec {
+        inner,
+        activation: Activation::Silu,
+        bias: false,
+    };
     let experts = read_router(config)?.map(|router| {
-        ChannelSpec::SparseExperts(ExpertsSpec { router, expert: mlp.clone(), gated: true, output_bias: false })
+        ChannelSpec::SparseExperts(ExpertsSpec {
+            router,
+            expert: mlp.clone(),
+            gated: true,
+            output_bias: false,
+        })
     });
     let is_attention = read_period(config, ["attn_layer_period", "attn_layer_offset"], [8, 4])?;
-    let has_experts = read_period(config, ["expert_layer_period", "expert_layer_offset"], [2, 1])?;
+    let has_experts = read_period(
+        config,
+        ["expert_layer_period", "expert_layer_offset"],
+        [2, 1],
+    )?;
     let block = |i: usize| {
         let mixer = if is_attention(i) { &attention } else { &mamba };
-        let channel = experts.clone().filter(|_| has_experts(i)).unwrap_or(ChannelSpec::GatedMlp(mlp.clone()));
+        let channel = experts
+            .clone()
+            .filter(|_| has_experts(i))
+            .unwrap_or(ChannelSpec::GatedMlp(mlp.clone()));
         BlockSpec::sequential(mixer.clone(), channel, norm)
     };
-    let blocks = (0..config.size("num_hidden_layers", LAYER_LIMIT)?).map(block).collect();
-    let spec =
-        Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: false }.read(config, &FAMILY)?;
+    let blocks = (0..config.size("num_hidden_layers", LAYER_LIMIT)?)
+        .map(block)
+        .collect();
+    let spec = Frame {
+        width,
+        context,
+        blocks,
+        final_norm: Some(norm),
+        tied_by_default: false,
+    }
+    .read(config, &FAMILY)?;
     let losses = routers::read_losses(config, BALANCE, 0.001)?;
-    Ok(ModelSpec { router_losses: experts.map(|_| losses), ..spec })
+    Ok(ModelSpec {
+        router_losses: experts.map(|_| losses),
+        ..spec
+    })
 }
 
 fn read_mamba(config: &Config, width: usize, norm: NormSpec) -> Result<MambaSpec> {
-    let expand = config.optional_size("mamba_expand", INNER_LIMIT)?.unwrap_or(2);
+    let expand = config
+        .optional_size("mamba_expand", INNER_LIMIT)?
+        .unwrap_or(2);
     let inner = width.saturating_mul(expand);
     if inner > INNER_LIMIT {
-        return Err(config.error("mamba_expand", format!("{expand} times the width is more than {INNER_LIMIT}")));
+        return Err(config.error(
+            "mamba_expand",
+            format!("{expand} times the width is more than {INNER_LIMIT}"),
+        ));
     }
     Ok(MambaSpec {
         inner,
-        states: config.optional_size("mamba_d_state", STATE_LIMIT)?.unwrap_or(16),
+        states: config
+            .optional_size("mamba_d_state", STATE_LIMIT)?
+            .unwrap_or(16),
         rank: read_rank(config, "mamba_dt_rank", width)?,
         taps: read_taps(config, "mamba_d_conv")?,
         convolution_bias: config.flag_or("mamba_conv_bias", true)?,
@@ -75,27 +113,50 @@ fn read_mamba(config: &Config, width: usize, norm: NormSpec) -> Result<MambaSpec
 /// Attention without positions: the recurrent blocks before it know them.
 fn read_attention(config: &Config, width: usize) -> Result<AttentionSpec> {
     let heads = config.size("num_attention_heads", HEAD_LIMIT)?;
-    let kv_heads = config.optional_size("num_key_value_heads", HEAD_LIMIT)?.unwrap_or(heads);
+    let kv_heads = config
+        .optional_size("num_key_value_heads", HEAD_LIMIT)?
+        .unwrap_or(heads);
     if !heads.is_multiple_of(kv_heads) {
-        let reason = format!("{kv_heads} key heads do not divide the {heads} query heads; choose a divisor");
+        let reason =
+            format!("{kv_heads} key heads do not divide the {heads} query heads; choose a divisor");
         return Err(config.error("num_key_value_heads", reason));
     }
-    Ok(AttentionSpec::plain(heads, kv_heads, even_head_dim(config, "num_attention_heads", width, heads)?))
+    Ok(AttentionSpec::plain(
+        heads,
+        kv_heads,
+        even_head_dim(config, "num_attention_heads", width, heads)?,
+    ))
 }
 
 fn read_router(config: &Config) -> Result<Option<RouterSpec>> {
-    let experts = config.optional_size("num_experts", EXPERT_LIMIT)?.unwrap_or(16);
-    let active = config.optional_size("num_experts_per_tok", EXPERT_LIMIT)?.unwrap_or(2);
+    let experts = config
+        .optional_size("num_experts", EXPERT_LIMIT)?
+        .unwrap_or(16);
+    let active = config
+        .optional_size("num_experts_per_tok", EXPERT_LIMIT)?
+        .unwrap_or(2);
     if experts > 1 && active > experts {
-        let reason = format!("{active} of {experts} experts cannot be active; choose at most {experts}");
+        let reason =
+            format!("{active} of {experts} experts cannot be active; choose at most {experts}");
         return Err(config.error("num_experts_per_tok", reason));
     }
-    Ok((experts > 1).then_some(RouterSpec { experts, active, normalised: false, capacity: None }))
+    Ok((experts > 1).then_some(RouterSpec {
+        experts,
+        active,
+        normalised: false,
+        capacity: None,
+    }))
 }
 
 /// Which layers are special: one in `period`, from `offset` on.
-fn read_period(config: &Config, keys: [&str; 2], defaults: [usize; 2]) -> Result<impl Fn(usize) -> bool> {
-    let period = config.optional_size(keys[0], CONTEXT_LIMIT)?.unwrap_or(defaults[0]);
+fn read_period(
+    config: &Config,
+    keys: [&str; 2],
+    defaults: [usize; 2],
+) -> Result<impl Fn(usize) -> bool> {
+    let period = config
+        .optional_size(keys[0], CONTEXT_LIMIT)?
+        .unwrap_or(defaults[0]);
     let offset = config.count_or(keys[1], defaults[1], CONTEXT_LIMIT)?;
     if offset >= period {
         let reason = format!("{offset} is not below the period {period}; choose a smaller one");
@@ -118,7 +179,8 @@ fn write_period(map: &mut Map<String, Value>, keys: [&str; 2], special: Vec<bool
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = write_frame(spec, &FAMILY);
-    let is = |chosen: &dyn Fn(&BlockSpec) -> bool| spec.blocks.iter().map(chosen).collect::<Vec<bool>>();
+    let is =
+        |chosen: &dyn Fn(&BlockSpec) -> bool| spec.blocks.iter().map(chosen).collect::<Vec<bool>>();
     write_period(
         &mut map,
         ["attn_layer_period", "attn_layer_offset"],
@@ -135,7 +197,10 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("max_position_embeddings", json!(spec.context));
     set("rms_norm_eps", json!(spec.norm_epsilon()));
     set("hidden_act", json!("silu"));
-    set("intermediate_size", json!(spec.blocks.iter().find_map(mlp).map(|mlp| mlp.inner)));
+    set(
+        "intermediate_size",
+        json!(spec.blocks.iter().find_map(mlp).map(|mlp| mlp.inner)),
+    );
     if let Some(attention) = spec.blocks.iter().find_map(attention) {
         set("num_attention_heads", json!(attention.heads));
         set("num_key_value_heads", json!(attention.kv_heads));
@@ -156,8 +221,14 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         ChannelSpec::SparseExperts(experts) => Some(&experts.router),
         _ => None,
     });
-    set("num_experts", json!(router.map_or(1, |router| router.experts)));
-    set("num_experts_per_tok", json!(router.map_or(1, |router| router.active)));
+    set(
+        "num_experts",
+        json!(router.map_or(1, |router| router.experts)),
+    );
+    set(
+        "num_experts_per_tok",
+        json!(router.map_or(1, |router| router.active)),
+    );
     if let Some(losses) = &spec.router_losses {
         routers::write_losses(losses, BALANCE, &mut map);
     }
@@ -196,9 +267,13 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
             _ => entry.name.replace(".mixer.", ".mamba."),
         };
         match entry.parts[0].contains(".channel.experts.") {
-            true => {
-                mixtral::split(entry, &block.channel, spec.width, ["gate_proj", "up_proj", "down_proj"], &mut entries)
-            }
+            true => mixtral::split(
+                entry,
+                &block.channel,
+                spec.width,
+                ["gate_proj", "up_proj", "down_proj"],
+                &mut entries,
+            ),
             false => entries.push(entry),
         }
     }
@@ -212,17 +287,31 @@ mod tests {
     use super::*;
 
     fn kinds(spec: &ModelSpec) -> String {
-        let kind = |block: &BlockSpec| if matches!(block.mixer, MixerSpec::Attention(_)) { 'A' } else { 'm' };
+        let kind = |block: &BlockSpec| {
+            if matches!(block.mixer, MixerSpec::Attention(_)) {
+                'A'
+            } else {
+                'm'
+            }
+        };
         spec.blocks.iter().map(kind).collect()
     }
 
     #[test]
     fn attention_stands_where_the_period_says() {
         assert_eq!(kinds(&fixture("jamba")), "mmmmAmmm");
-        let often = changed("jamba", json!({ "attn_layer_period": 3, "attn_layer_offset": 1 })).unwrap();
+        let often = changed(
+            "jamba",
+            json!({ "attn_layer_period": 3, "attn_layer_offset": 1 }),
+        )
+        .unwrap();
         assert_eq!(kinds(&often), "mAmmAmmA");
         assert_eq!(write_config(&often).unwrap()["attn_layer_period"], 3);
-        let never = changed("jamba", json!({ "attn_layer_period": 30, "attn_layer_offset": 29 })).unwrap();
+        let never = changed(
+            "jamba",
+            json!({ "attn_layer_period": 30, "attn_layer_offset": 29 }),
+        )
+        .unwrap();
         assert_eq!(kinds(&never), "mmmmmmmm");
         assert!(changed("jamba", json!({ "attn_layer_offset": 8 })).is_err());
     }
@@ -230,9 +319,15 @@ mod tests {
     #[test]
     fn one_expert_is_none() {
         let spec = changed("jamba", json!({ "num_experts": 1 })).unwrap();
-        assert!(spec.blocks.iter().all(|block| matches!(block.channel, ChannelSpec::GatedMlp(_))));
+        assert!(
+            spec.blocks
+                .iter()
+                .all(|block| matches!(block.channel, ChannelSpec::GatedMlp(_)))
+        );
         assert!(spec.router_losses.is_none());
-        let error = changed("jamba", json!({ "num_experts_per_tok": 5 })).unwrap_err().to_string();
+        let error = changed("jamba", json!({ "num_experts_per_tok": 5 }))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("at most 4"), "{error}");
     }
 }

@@ -1,11 +1,14 @@
 //! JetMoE (arXiv 2404.07413): both parts of a block are experts: attention whose query and output projections are chosen for
 //! each token, and feed-forward layers.
 
-use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
+use super::config::{
+    CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
+};
 use super::{Family, Frame, Fused, TensorEntry, mlp, rope, routers, table, write_frame};
 use crate::error::Result;
 use crate::spec::{
-    Activation, AttentionExpertsSpec, BlockSpec, ChannelSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+    Activation, AttentionExpertsSpec, BlockSpec, ChannelSpec, ExpertsSpec, MixerSpec, MlpSpec,
+    ModelSpec, NormSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -27,11 +30,19 @@ const BLOCK_EPSILON: f64 = 1e-6;
 
 fn read(config: &Config) -> Result<ModelSpec> {
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
-    let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(4096);
+    let context = config
+        .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
+        .unwrap_or(4096);
     let kv_heads = config.size("num_key_value_heads", HEAD_LIMIT)?;
-    let head_dim = config.optional_size("kv_channels", HEAD_LIMIT)?.unwrap_or(128);
-    if kv_heads.checked_mul(head_dim).is_none_or(|all| all > INNER_LIMIT) {
-        let reason = format!("{kv_heads} heads of width {head_dim} are together wider than {INNER_LIMIT}");
+    let head_dim = config
+        .optional_size("kv_channels", HEAD_LIMIT)?
+        .unwrap_or(128);
+    if kv_heads
+        .checked_mul(head_dim)
+        .is_none_or(|all| all > INNER_LIMIT)
+    {
+        let reason =
+            format!("{kv_heads} heads of width {head_dim} are together wider than {INNER_LIMIT}");
         return Err(config.error("kv_channels", reason));
     }
     // Every chosen expert brings a query head for every key head; the file says so again.
@@ -49,15 +60,29 @@ fn read(config: &Config) -> Result<ModelSpec> {
         activation: config.activation_or("activation_function", Activation::Silu)?,
         bias: false,
     };
-    let channel = ChannelSpec::SparseExperts(ExpertsSpec { router, expert, gated: true, output_bias: true });
+    let channel = ChannelSpec::SparseExperts(ExpertsSpec {
+        router,
+        expert,
+        gated: true,
+        output_bias: true,
+    });
     let block = BlockSpec::sequential(mixer, channel, NormSpec::rms(BLOCK_EPSILON));
     let mut blocks = vec![block; config.size("num_hidden_layers", LAYER_LIMIT)?];
     routers::read_depths(config, &mut blocks)?;
     let final_norm = NormSpec::rms(config.positive_or("rms_norm_eps", 1e-6)?);
     let losses = routers::read_losses(config, BALANCE, 0.01)?;
-    let spec =
-        Frame { width, context, blocks, final_norm: Some(final_norm), tied_by_default: true }.read(config, &FAMILY)?;
-    Ok(ModelSpec { router_losses: Some(losses), ..spec })
+    let spec = Frame {
+        width,
+        context,
+        blocks,
+        final_norm: Some(final_norm),
+        tied_by_default: true,
+    }
+    .read(config, &FAMILY)?;
+    Ok(ModelSpec {
+        router_losses: Some(losses),
+        ..spec
+    })
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -66,17 +91,33 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("hidden_size", json!(spec.width));
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("max_position_embeddings", json!(spec.context));
-    set("rms_norm_eps", json!(spec.final_norm.map(NormSpec::epsilon)));
+    set(
+        "rms_norm_eps",
+        json!(spec.final_norm.map(NormSpec::epsilon)),
+    );
     if let Some(mlp) = spec.blocks.first().and_then(mlp) {
         set("intermediate_size", json!(mlp.inner));
-        set("activation_function", json!(activation_name(mlp.activation)));
+        set(
+            "activation_function",
+            json!(activation_name(mlp.activation)),
+        );
     }
-    if let Some(MixerSpec::AttentionExperts(attention)) = spec.blocks.first().map(|block| &block.mixer) {
+    if let Some(MixerSpec::AttentionExperts(attention)) =
+        spec.blocks.first().map(|block| &block.mixer)
+    {
         set("num_key_value_heads", json!(attention.kv_heads));
-        set("num_attention_heads", json!(attention.kv_heads * attention.router.active));
+        set(
+            "num_attention_heads",
+            json!(attention.kv_heads * attention.router.active),
+        );
         set("kv_channels", json!(attention.head_dim));
         let rotary = attention.rotary.as_ref();
-        set("rope_parameters", rotary.map_or(Value::Null, |rotary| rope::write(rotary, attention.head_dim)));
+        set(
+            "rope_parameters",
+            rotary.map_or(Value::Null, |rotary| {
+                rope::write(rotary, attention.head_dim)
+            }),
+        );
         routers::write(&attention.router, &mut map);
     }
     if let Some(losses) = &spec.router_losses {
@@ -100,15 +141,28 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel_norm.", ".post_attention_layernorm."),
         (".mixer.key.", ".self_attention.kv_proj."),
         (".mixer.router.", ".self_attention.experts.router.layer."),
-        (".mixer.experts.query.", ".self_attention.experts.input_linear."),
-        (".mixer.experts.output.", ".self_attention.experts.output_linear."),
+        (
+            ".mixer.experts.query.",
+            ".self_attention.experts.input_linear.",
+        ),
+        (
+            ".mixer.experts.output.",
+            ".self_attention.experts.output_linear.",
+        ),
         (".mixer.bias", ".self_attention.experts.bias"),
         (".channel.router.", ".mlp.router.layer."),
         (".channel.experts.up.", ".mlp.input_linear."),
         (".channel.experts.down.", ".mlp.output_linear."),
         (".channel.bias", ".mlp.bias"),
     ];
-    table(spec, NAMES, &[Fused { parts: &[".mixer.key.", ".mixer.value."], groups: 1 }])
+    table(
+        spec,
+        NAMES,
+        &[Fused {
+            parts: &[".mixer.key.", ".mixer.value."],
+            groups: 1,
+        }],
+    )
 }
 
 #[cfg(test)]
@@ -120,8 +174,17 @@ mod tests {
     #[test]
     fn reads_the_fixture() {
         let spec = fixture("jetmoe");
-        let MixerSpec::AttentionExperts(attention) = &spec.blocks[0].mixer else { panic!() };
-        assert_eq!((attention.kv_heads, attention.head_dim, attention.router.experts), (2, 8, 4));
+        let MixerSpec::AttentionExperts(attention) = &spec.blocks[0].mixer else {
+            panic!()
+        };
+        assert_eq!(
+            (
+                attention.kv_heads,
+                attention.head_dim,
+                attention.router.experts
+            ),
+            (2, 8, 4)
+        );
         assert!(spec.tied_head && !spec.router_losses.unwrap().added);
         assert_eq!(write_config(&spec).unwrap()["num_attention_heads"], 4);
     }

@@ -1,9 +1,15 @@
 //! The keys and tensor names that LLaMA, Mistral, Qwen2 and Qwen3 share: one decoder with a few switches.
 
-use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, rope, routers, table, write_frame};
+use super::config::{
+    CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
+};
+use super::{
+    Family, Frame, TensorEntry, attention, even_head_dim, mlp, rope, routers, table, write_frame,
+};
 use crate::error::Result;
-use crate::spec::{Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
+use crate::spec::{
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+};
 use serde_json::{Map, Value, json};
 
 /// What base-model files leave out before tensor names.
@@ -52,7 +58,9 @@ pub(super) fn layers(config: &Config) -> Result<usize> {
 /// Reads a configuration of `family`.
 pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Result<ModelSpec> {
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
-    let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(switches.context);
+    let context = config
+        .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
+        .unwrap_or(switches.context);
     let norm = NormSpec::rms(config.positive_or("rms_norm_eps", 1e-6)?);
     let attention = read_attention(config, switches, width, context, norm)?;
     let activation = config.activation_or("hidden_act", Activation::Silu)?;
@@ -62,12 +70,22 @@ pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Res
         bias: switches.mlp_bias,
     });
     let block = |window: &Option<usize>| {
-        let mixer = MixerSpec::Attention(AttentionSpec { window: *window, ..attention.clone() });
+        let mixer = MixerSpec::Attention(AttentionSpec {
+            window: *window,
+            ..attention.clone()
+        });
         BlockSpec::sequential(mixer, channel.clone(), norm)
     };
     let mut blocks: Vec<BlockSpec> = switches.windows.iter().map(block).collect();
     routers::read_depths(config, &mut blocks)?;
-    Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: false }.read(config, family)
+    Frame {
+        width,
+        context,
+        blocks,
+        final_norm: Some(norm),
+        tied_by_default: false,
+    }
+    .read(config, family)
 }
 
 fn read_attention(
@@ -78,9 +96,12 @@ fn read_attention(
     norm: NormSpec,
 ) -> Result<AttentionSpec> {
     let heads = config.size("num_attention_heads", HEAD_LIMIT)?;
-    let kv_heads = config.optional_size("num_key_value_heads", HEAD_LIMIT)?.unwrap_or(heads);
+    let kv_heads = config
+        .optional_size("num_key_value_heads", HEAD_LIMIT)?
+        .unwrap_or(heads);
     if !heads.is_multiple_of(kv_heads) {
-        let reason = format!("{kv_heads} key heads do not divide the {heads} query heads; choose a divisor");
+        let reason =
+            format!("{kv_heads} key heads do not divide the {heads} query heads; choose a divisor");
         return Err(config.error("num_key_value_heads", reason));
     }
     let head_dim = head_dim(config, switches, width, heads)?;
@@ -94,12 +115,19 @@ fn read_attention(
 }
 
 fn head_dim(config: &Config, switches: &Switches, width: usize, heads: usize) -> Result<usize> {
-    let head_dim = match config.optional_size("head_dim", HEAD_LIMIT)?.or(switches.head_dim) {
+    let head_dim = match config
+        .optional_size("head_dim", HEAD_LIMIT)?
+        .or(switches.head_dim)
+    {
         Some(head_dim) => head_dim,
         None => even_head_dim(config, "num_attention_heads", width, heads)?,
     };
-    if heads.checked_mul(head_dim).is_none_or(|all| all > INNER_LIMIT) {
-        let reason = format!("{heads} heads of width {head_dim} are together wider than {INNER_LIMIT}");
+    if heads
+        .checked_mul(head_dim)
+        .is_none_or(|all| all > INNER_LIMIT)
+    {
+        let reason =
+            format!("{heads} heads of width {head_dim} are together wider than {INNER_LIMIT}");
         return Err(config.error("head_dim", reason));
     }
     Ok(head_dim)
@@ -123,7 +151,12 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
         set("num_key_value_heads", json!(attention.kv_heads));
         set("head_dim", json!(attention.head_dim));
         let rotary = attention.rotary.as_ref();
-        set("rope_parameters", rotary.map_or(Value::Null, |rotary| rope::write(rotary, attention.head_dim)));
+        set(
+            "rope_parameters",
+            rotary.map_or(Value::Null, |rotary| {
+                rope::write(rotary, attention.head_dim)
+            }),
+        );
     }
     routers::write_depths(&spec.blocks, &mut map);
     map
@@ -131,7 +164,10 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
 
 /// Whether the first block has biases on its attention's output projection.
 pub(super) fn output_bias(spec: &ModelSpec) -> bool {
-    spec.blocks.first().and_then(attention).is_some_and(|attention| attention.output_bias)
+    spec.blocks
+        .first()
+        .and_then(attention)
+        .is_some_and(|attention| attention.output_bias)
 }
 
 /// Our names and those of the files.

@@ -8,8 +8,15 @@ use crate::spec::{Activation, BlockSpec, MixerSpec, ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
 
 /// The registration of Mamba.
-pub const FAMILY: Family =
-    Family { model_type: "mamba", architecture: "MambaForCausalLM", read, write, tensors, prefix: "", ignored: &[] };
+pub const FAMILY: Family = Family {
+    model_type: "mamba",
+    architecture: "MambaForCausalLM",
+    read,
+    write,
+    tensors,
+    prefix: "",
+    ignored: &[],
+};
 
 /// Most taps of a convolution, and most numbers of state of a channel.
 pub(super) const STATE_LIMIT: usize = 1 << 16;
@@ -52,17 +59,28 @@ impl Sizes {
         let expand = config.optional_size("expand", INNER_LIMIT)?.unwrap_or(2);
         let inner = width.saturating_mul(expand);
         if inner > INNER_LIMIT {
-            return Err(config.error("expand", format!("{expand} times the width is more than {INNER_LIMIT}")));
+            return Err(config.error(
+                "expand",
+                format!("{expand} times the width is more than {INNER_LIMIT}"),
+            ));
         }
-        if config.optional_size("intermediate_size", INNER_LIMIT)?.is_some_and(|given| given != inner) {
-            return Err(config.error("intermediate_size", format!("expected {inner}, expand times the width")));
+        if config
+            .optional_size("intermediate_size", INNER_LIMIT)?
+            .is_some_and(|given| given != inner)
+        {
+            return Err(config.error(
+                "intermediate_size",
+                format!("expected {inner}, expand times the width"),
+            ));
         }
         require_silu(config)?;
         Ok(Self {
             width,
             inner,
             taps: read_taps(config, "conv_kernel")?,
-            states: config.optional_size("state_size", STATE_LIMIT)?.unwrap_or(states),
+            states: config
+                .optional_size("state_size", STATE_LIMIT)?
+                .unwrap_or(states),
             convolution_bias: config.flag_or("use_conv_bias", true)?,
             bias: config.flag_or("use_bias", false)?,
         })
@@ -124,7 +142,9 @@ pub(super) fn read_rank(config: &Config, key: &str, width: usize) -> Result<usiz
 
 /// The length for which a model without positions was made.
 pub(super) fn read_context(config: &Config) -> Result<usize> {
-    Ok(config.optional_size(CONTEXT, CONTEXT_LIMIT)?.unwrap_or(UNBOUNDED))
+    Ok(config
+        .optional_size(CONTEXT, CONTEXT_LIMIT)?
+        .unwrap_or(UNBOUNDED))
 }
 
 /// Writes what [`read_context`] reads.
@@ -149,9 +169,17 @@ pub(super) fn read_blocks(
     tied_by_default: bool,
 ) -> Result<ModelSpec> {
     let norm = NormSpec::rms(config.positive_or("layer_norm_epsilon", 1e-5)?);
-    let blocks = vec![BlockSpec::mixer_alone(mixer, norm); config.size("num_hidden_layers", LAYER_LIMIT)?];
+    let blocks =
+        vec![BlockSpec::mixer_alone(mixer, norm); config.size("num_hidden_layers", LAYER_LIMIT)?];
     let context = read_context(config)?;
-    Frame { width, context, blocks, final_norm: Some(norm), tied_by_default }.read(config, family)
+    Frame {
+        width,
+        context,
+        blocks,
+        final_norm: Some(norm),
+        tied_by_default,
+    }
+    .read(config, family)
 }
 
 /// The first block's layer, if it is of this family.
@@ -165,8 +193,24 @@ fn layer(spec: &ModelSpec) -> Option<&MambaSpec> {
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = write_frame(spec, &FAMILY);
     if let Some(layer) = layer(spec) {
-        let MambaSpec { inner, states, rank, taps, convolution_bias, bias, .. } = *layer;
-        Sizes { width: spec.width, inner, taps, states, convolution_bias, bias }.write(spec, &mut map);
+        let MambaSpec {
+            inner,
+            states,
+            rank,
+            taps,
+            convolution_bias,
+            bias,
+            ..
+        } = *layer;
+        Sizes {
+            width: spec.width,
+            inner,
+            taps,
+            states,
+            convolution_bias,
+            bias,
+        }
+        .write(spec, &mut map);
         map.insert("time_step_rank".into(), json!(rank));
         map.insert("intermediate_size".into(), json!(inner));
     }
@@ -194,7 +238,10 @@ pub(super) const NAMES: &[(&str, &str)] = &[
 ];
 
 /// Inputs and gates in one tensor.
-pub(super) const INPUT_GATE: Fused = Fused { parts: &[".mixer.input.", ".mixer.gate."], groups: 1 };
+pub(super) const INPUT_GATE: Fused = Fused {
+    parts: &[".mixer.input.", ".mixer.gate."],
+    groups: 1,
+};
 
 fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
     table(spec, &[NAMES, LAYER_NAMES].concat(), &[INPUT_GATE])
@@ -210,7 +257,10 @@ mod tests {
     fn reads_the_fixture() {
         let spec = fixture("mamba");
         let layer = layer(&spec).unwrap();
-        assert_eq!((layer.inner, layer.states, layer.rank, layer.taps), (48, 8, 4, 4));
+        assert_eq!(
+            (layer.inner, layer.states, layer.rank, layer.taps),
+            (48, 8, 4, 4)
+        );
         assert!(spec.tied_head && spec.initializer_range == 0.1);
         let auto = changed("mamba", json!({ "time_step_rank": "auto" })).unwrap();
         assert_eq!(super::layer(&auto).unwrap().rank, 2);
@@ -226,7 +276,9 @@ mod tests {
             ("time_step_rank", json!("often")),
             ("expand", json!(1e9)),
         ] {
-            let error = changed("mamba", json!({ key: value })).unwrap_err().to_string();
+            let error = changed("mamba", json!({ key: value }))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(&format!("key `{key}`")), "{error}");
         }
     }

@@ -6,7 +6,10 @@
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT};
 use super::mamba::{INPUT_GATE, LAYER_NAMES, Sizes};
-use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, write_frame};
+use super::{
+    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table,
+    write_frame,
+};
 use crate::error::Result;
 use crate::recurrent::{MambaSpec, RecurrentSpec};
 use crate::spec::{AttentionSpec, BlockSpec, MixerSpec, ModelSpec, NormSpec, PositionSpec};
@@ -33,7 +36,9 @@ fn is_attention(layer: usize) -> bool {
 
 fn read(config: &Config) -> Result<ModelSpec> {
     let sizes = Sizes::read(config, 16)?;
-    let heads = config.optional_size("num_attention_heads", HEAD_LIMIT)?.unwrap_or(8);
+    let heads = config
+        .optional_size("num_attention_heads", HEAD_LIMIT)?
+        .unwrap_or(8);
     let head_dim = even_head_dim(config, "num_attention_heads", sizes.width, heads)?;
     let attention = MixerSpec::Attention(AttentionSpec {
         qkv_bias: true,
@@ -42,44 +47,99 @@ fn read(config: &Config) -> Result<ModelSpec> {
     });
     let mamba = sizes.layer(config)?;
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
-    let block = |attends: &bool| BlockSpec::mixer_alone(if *attends { attention.clone() } else { mamba.clone() }, norm);
+    let block = |attends: &bool| {
+        BlockSpec::mixer_alone(
+            if *attends {
+                attention.clone()
+            } else {
+                mamba.clone()
+            },
+            norm,
+        )
+    };
     let blocks = read_kinds(config)?.iter().map(block).collect();
-    let context = config.optional_size("max_position_embeddings", CONTEXT_LIMIT)?.unwrap_or(2048);
-    let frame = Frame { width: sizes.width, context, blocks, final_norm: Some(norm), tied_by_default: false };
+    let context = config
+        .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
+        .unwrap_or(2048);
+    let frame = Frame {
+        width: sizes.width,
+        context,
+        blocks,
+        final_norm: Some(norm),
+        tied_by_default: false,
+    };
     let learned = config.flag_or(POSITIONS, false)?;
-    let positions = learned.then_some(PositionSpec::Learned { count: context, offset: 0 });
-    Ok(ModelSpec { positions, ..frame.read(config, &FAMILY)? })
+    let positions = learned.then_some(PositionSpec::Learned {
+        count: context,
+        offset: 0,
+    });
+    Ok(ModelSpec {
+        positions,
+        ..frame.read(config, &FAMILY)?
+    })
 }
 
 /// Which blocks have attention: as listed, or in the paper's order.
 fn read_kinds(config: &Config) -> Result<Vec<bool>> {
     let count = config.optional_size("num_hidden_layers", LAYER_LIMIT)?;
     let Some(kinds) = config.optional_texts(KINDS)? else {
-        return Ok((0..config.size("num_hidden_layers", LAYER_LIMIT)?).map(is_attention).collect());
+        return Ok((0..config.size("num_hidden_layers", LAYER_LIMIT)?)
+            .map(is_attention)
+            .collect());
     };
-    if kinds.is_empty() || kinds.len() > LAYER_LIMIT || count.is_some_and(|count| count != kinds.len()) {
-        return Err(
-            config.error(KINDS, format!("{} kinds of layers, but num_hidden_layers says otherwise", kinds.len()))
-        );
+    if kinds.is_empty()
+        || kinds.len() > LAYER_LIMIT
+        || count.is_some_and(|count| count != kinds.len())
+    {
+        return Err(config.error(
+            KINDS,
+            format!(
+                "{} kinds of layers, but num_hidden_layers says otherwise",
+                kinds.len()
+            ),
+        ));
     }
     let kind = |kind: &&str| match *kind {
         "attention" => Ok(true),
         "mamba" => Ok(false),
-        other => Err(config.error(KINDS, format!("unknown `{other}`; known are mamba and attention"))),
+        other => Err(config.error(
+            KINDS,
+            format!("unknown `{other}`; known are mamba and attention"),
+        )),
     };
     kinds.iter().map(kind).collect()
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = write_frame(spec, &FAMILY);
-    let kinds: Vec<bool> = spec.blocks.iter().map(|block| attention(block).is_some()).collect();
+    let kinds: Vec<bool> = spec
+        .blocks
+        .iter()
+        .map(|block| attention(block).is_some())
+        .collect();
     let mamba = spec.blocks.iter().find_map(|block| match &block.mixer {
         MixerSpec::Recurrent(RecurrentSpec::Mamba(layer)) => Some(layer),
         _ => None,
     });
     if let Some(layer) = mamba {
-        let MambaSpec { inner, states, rank, taps, convolution_bias, bias, .. } = *layer;
-        Sizes { width: spec.width, inner, taps, states, convolution_bias, bias }.write(spec, &mut map);
+        let MambaSpec {
+            inner,
+            states,
+            rank,
+            taps,
+            convolution_bias,
+            bias,
+            ..
+        } = *layer;
+        Sizes {
+            width: spec.width,
+            inner,
+            taps,
+            states,
+            convolution_bias,
+            bias,
+        }
+        .write(spec, &mut map);
         map.insert("time_step_rank".into(), json!(rank));
     }
     let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
@@ -93,8 +153,15 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     if spec.positions.is_some() {
         set(POSITIONS, json!(true));
     }
-    if !kinds.iter().enumerate().all(|(layer, attends)| *attends == is_attention(layer)) {
-        let names: Vec<&str> = kinds.iter().map(|attends| if *attends { "attention" } else { "mamba" }).collect();
+    if !kinds
+        .iter()
+        .enumerate()
+        .all(|(layer, attends)| *attends == is_attention(layer))
+    {
+        let names: Vec<&str> = kinds
+            .iter()
+            .map(|attends| if *attends { "attention" } else { "mamba" })
+            .collect();
         set(KINDS, json!(names));
     }
     map
@@ -110,7 +177,17 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".mixer_norm.", ".norm."),
         (".mixer.query.", ".mixer.qkv_proj."),
     ];
-    table(spec, &[NAMES, LAYER_NAMES].concat(), &[INPUT_GATE, Fused { parts: QUERY_KEY_VALUE, groups: 1 }])
+    table(
+        spec,
+        &[NAMES, LAYER_NAMES].concat(),
+        &[
+            INPUT_GATE,
+            Fused {
+                parts: QUERY_KEY_VALUE,
+                groups: 1,
+            },
+        ],
+    )
 }
 
 #[cfg(test)]
@@ -129,12 +206,17 @@ mod tests {
             "model_type": "mambaformer", "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 5,
             "num_attention_heads": 2, "state_size": 4, "max_position_embeddings": 40, "initializer_range": 0.3,
         });
-        map.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        map.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         super::read(&Config::parse("config.json".as_ref(), &map.to_string()).unwrap())
     }
 
     fn kinds(spec: &ModelSpec) -> String {
-        spec.blocks.iter().map(|block| if attention(block).is_some() { 'A' } else { 'M' }).collect()
+        spec.blocks
+            .iter()
+            .map(|block| if attention(block).is_some() { 'A' } else { 'M' })
+            .collect()
     }
 
     #[test]
@@ -149,17 +231,27 @@ mod tests {
         let attending = json!({ "layer_types": ["attention"], "num_hidden_layers": 1, "learned_positions": true });
         assert!(write_config(&read(attending).unwrap()).is_ok());
         assert!(read(json!({ "layer_types": ["mamba"] })).is_err());
-        assert!(read(json!({ "layer_types": ["mamba", "rnn", "mamba", "mamba", "mamba"] })).is_err());
+        assert!(
+            read(json!({ "layer_types": ["mamba", "rnn", "mamba", "mamba", "mamba"] })).is_err()
+        );
     }
 
     #[test]
     fn a_cached_pass_equals_the_whole_one() {
-        let model = LanguageModel::build(read(json!({})).unwrap(), &mut Seed(1), &Device::flex()).unwrap();
+        let model =
+            LanguageModel::build(read(json!({})).unwrap(), &mut Seed(1), &Device::flex()).unwrap();
         let ids: Vec<u32> = (2..23).collect();
-        let whole = model.logits(&Input::rows(std::slice::from_ref(&ids)).unwrap()).unwrap();
+        let whole = model
+            .logits(&Input::rows(std::slice::from_ref(&ids)).unwrap())
+            .unwrap();
         let mut state = SequenceState::new(model.spec());
         for (start, end) in [(0, 7), (7, 8), (8, 15), (15, 21)] {
-            let hidden = model.hidden(&Input::rows(&[ids[start..end].to_vec()]).unwrap(), Some(&mut state)).unwrap();
+            let hidden = model
+                .hidden(
+                    &Input::rows(&[ids[start..end].to_vec()]).unwrap(),
+                    Some(&mut state),
+                )
+                .unwrap();
             let gap = model.head(hidden) - whole.clone().narrow(1, start, end - start);
             assert!(gap.abs().max().into_scalar::<f32>() < 1e-5);
         }

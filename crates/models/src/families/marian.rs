@@ -16,19 +16,34 @@ pub const FAMILY: Family = Family {
     tensors: bart::tensors,
     prefix: "",
     // Sines and cosines are computed.
-    ignored: &["embed_positions.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
+    ignored: &[
+        "embed_positions.weight",
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+    ],
 };
 
 fn read(config: &Config) -> Result<ModelSpec> {
     let vocabulary = config.size("vocab_size", VOCABULARY_LIMIT)?;
-    if config.optional_size("decoder_vocab_size", VOCABULARY_LIMIT)?.is_some_and(|size| size != vocabulary) {
-        return Err(config.error("decoder_vocab_size", "another one than vocab_size is not supported yet"));
+    if config
+        .optional_size("decoder_vocab_size", VOCABULARY_LIMIT)?
+        .is_some_and(|size| size != vocabulary)
+    {
+        return Err(config.error(
+            "decoder_vocab_size",
+            "another one than vocab_size is not supported yet",
+        ));
     }
     if !config.flag_or("share_encoder_decoder_embeddings", true)? {
         let reason = "separate embeddings of encoder and decoder are not supported yet";
         return Err(config.error("share_encoder_decoder_embeddings", reason));
     }
-    bart::read(config, &FAMILY, |_| PositionSpec::Sinusoidal { interleaved: false }, None)
+    bart::read(
+        config,
+        &FAMILY,
+        |_| PositionSpec::Sinusoidal { interleaved: false },
+        None,
+    )
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -46,8 +61,19 @@ mod tests {
     #[test]
     fn reads_the_fixture() {
         let spec = fixture("marian-vanilla");
-        assert_eq!(spec.positions, Some(PositionSpec::Sinusoidal { interleaved: false }));
-        assert!((spec.embedding_scale - 24f64.sqrt()).abs() < 1e-12 && spec.embedding_norm.is_none());
-        assert!(changed("marian-vanilla", json!({ "share_encoder_decoder_embeddings": false })).is_err());
+        assert_eq!(
+            spec.positions,
+            Some(PositionSpec::Sinusoidal { interleaved: false })
+        );
+        assert!(
+            (spec.embedding_scale - 24f64.sqrt()).abs() < 1e-12 && spec.embedding_norm.is_none()
+        );
+        assert!(
+            changed(
+                "marian-vanilla",
+                json!({ "share_encoder_decoder_embeddings": false })
+            )
+            .is_err()
+        );
     }
 }

@@ -22,7 +22,9 @@ const DEFAULT_WINDOW: usize = 4096;
 
 fn read(config: &Config) -> Result<ModelSpec> {
     let absent = !config.contains("sliding_window");
-    let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?.or(absent.then_some(DEFAULT_WINDOW));
+    let window = config
+        .optional_size("sliding_window", CONTEXT_LIMIT)?
+        .or(absent.then_some(DEFAULT_WINDOW));
     let switches = Switches {
         context: 131_072,
         head_dim: None,
@@ -37,7 +39,11 @@ fn read(config: &Config) -> Result<ModelSpec> {
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = llama_layout::write(spec, &FAMILY);
-    let window = spec.blocks.first().and_then(attention).and_then(|attention| attention.window);
+    let window = spec
+        .blocks
+        .first()
+        .and_then(attention)
+        .and_then(|attention| attention.window);
     map.insert("sliding_window".into(), json!(window));
     map
 }
@@ -49,7 +55,10 @@ mod tests {
     use super::*;
 
     fn windows(spec: &ModelSpec) -> Vec<Option<usize>> {
-        spec.blocks.iter().map(|block| attention(block).unwrap().window).collect()
+        spec.blocks
+            .iter()
+            .map(|block| attention(block).unwrap().window)
+            .collect()
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! 2404.15045).
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
-use super::{Config, Family, TensorEntry, attention, block_of, config::CONTEXT_LIMIT, routers, table};
+use super::{
+    Config, Family, TensorEntry, attention, block_of, config::CONTEXT_LIMIT, routers, table,
+};
 use crate::error::Result;
 use crate::spec::{ChannelSpec, ExpertsSpec, ModelSpec, MultiHeadExpertsSpec};
 use serde_json::{Map, Value, json};
@@ -24,21 +26,43 @@ const BALANCE: &str = "router_aux_loss_coef";
 const HEADS: &str = "mhmoe_heads_number";
 
 fn read(config: &Config) -> Result<ModelSpec> {
-    if config.optional_number("router_jitter_noise")?.is_some_and(|noise| noise != 0.0) {
-        return Err(config.error("router_jitter_noise", "noise on the router's input is not supported; set it to 0"));
+    if config
+        .optional_number("router_jitter_noise")?
+        .is_some_and(|noise| noise != 0.0)
+    {
+        return Err(config.error(
+            "router_jitter_noise",
+            "noise on the router's input is not supported; set it to 0",
+        ));
     }
     let config = &with_defaults(config);
     let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
-    let switches = Switches { windows: vec![window; layers(config)?], ..Switches::plain(config, 131_072)? };
+    let switches = Switches {
+        windows: vec![window; layers(config)?],
+        ..Switches::plain(config, 131_072)?
+    };
     let mut spec = llama_layout::read(config, &FAMILY, &switches)?;
     let router = routers::read(config)?;
     let heads = config.optional_size(HEADS, spec.width)?;
     if let Some(heads) = heads.filter(|heads| !spec.width.is_multiple_of(*heads)) {
-        return Err(config.error(HEADS, format!("{heads} does not divide the width {}; choose a divisor", spec.width)));
+        return Err(config.error(
+            HEADS,
+            format!(
+                "{heads} does not divide the width {}; choose a divisor",
+                spec.width
+            ),
+        ));
     }
     for block in &mut spec.blocks {
-        let Some(expert) = super::mlp(block).cloned() else { continue };
-        let experts = ExpertsSpec { router: router.clone(), expert, gated: true, output_bias: false };
+        let Some(expert) = super::mlp(block).cloned() else {
+            continue;
+        };
+        let experts = ExpertsSpec {
+            router: router.clone(),
+            expert,
+            gated: true,
+            output_bias: false,
+        };
         block.channel = match heads {
             Some(heads) => ChannelSpec::MultiHeadExperts(MultiHeadExpertsSpec { heads, experts }),
             None => ChannelSpec::SparseExperts(experts),
@@ -54,7 +78,10 @@ fn with_defaults(config: &Config) -> Config {
     if config.get("rms_norm_eps").is_none() {
         config = config.with("rms_norm_eps", json!(1e-5));
     }
-    if ["rope_theta", "rope_parameters"].iter().all(|key| config.get(key).is_none()) {
+    if ["rope_theta", "rope_parameters"]
+        .iter()
+        .all(|key| config.get(key).is_none())
+    {
         config = config.with("rope_theta", json!(1e6));
     }
     config
@@ -63,7 +90,14 @@ fn with_defaults(config: &Config) -> Config {
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = llama_layout::write(spec, &FAMILY);
     let first = spec.blocks.first();
-    map.insert("sliding_window".into(), json!(first.and_then(attention).and_then(|attention| attention.window)));
+    map.insert(
+        "sliding_window".into(),
+        json!(
+            first
+                .and_then(attention)
+                .and_then(|attention| attention.window)
+        ),
+    );
     map.insert("router_jitter_noise".into(), json!(0.0));
     match first.map(|block| &block.channel) {
         Some(ChannelSpec::SparseExperts(experts)) => routers::write(&experts.router, &mut map),
@@ -87,16 +121,29 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         true => ".moe.",
         false => ".block_sparse_moe.",
     };
-    let names: Vec<(&str, &str)> =
-        NAMES.iter().copied().filter(|(ours, _)| ![".gate.", ".up.", ".down.", ".channel."].contains(ours)).collect();
+    let names: Vec<(&str, &str)> = NAMES
+        .iter()
+        .copied()
+        .filter(|(ours, _)| ![".gate.", ".up.", ".down.", ".channel."].contains(ours))
+        .collect();
     // The name of the model's head is part of another one.
-    let own = [(".multi_lm_head.", ".multi_head."), (".channel.router.", ".channel.gate."), (".channel.", module)];
+    let own = [
+        (".multi_lm_head.", ".multi_head."),
+        (".channel.router.", ".channel.gate."),
+        (".channel.", module),
+    ];
     let names = [&names[..], &own].concat();
     let mut entries = Vec::new();
     for entry in table(spec, &names, &[]) {
         match block_of(spec, &entry.parts[0]) {
             Some(block) if entry.parts[0].contains(".channel.experts.") => {
-                split(entry, &block.channel, spec.width, ["w1", "w3", "w2"], &mut entries);
+                split(
+                    entry,
+                    &block.channel,
+                    spec.width,
+                    ["w1", "w3", "w2"],
+                    &mut entries,
+                );
             }
             _ => entries.push(entry),
         }
@@ -117,15 +164,25 @@ pub(super) fn split(
         ChannelSpec::MultiHeadExperts(spec) => (&spec.experts, width / spec.heads),
         _ => return entries.push(entry),
     };
-    let (Some(module), inner) = (entry.name.split(".experts.").next(), experts.expert.inner) else { return };
+    let (Some(module), inner) = (entry.name.split(".experts.").next(), experts.expert.inner) else {
+        return;
+    };
     let is_up = entry.parts[0].contains(".experts.up.");
     let [gate, up, down] = names;
-    let matrices = if is_up { &[(gate, inner), (up, inner)][..] } else { &[(down, width)] };
+    let matrices = if is_up {
+        &[(gate, inner), (up, inner)][..]
+    } else {
+        &[(down, width)]
+    };
     let mut start = 0;
     for expert in 0..experts.router.experts {
         for (name, rows) in matrices {
             let name = format!("{module}.experts.{expert}.{name}.weight");
-            entries.push(TensorEntry { name, rows: Some(start..start + rows), ..entry.clone() });
+            entries.push(TensorEntry {
+                name,
+                rows: Some(start..start + rows),
+                ..entry.clone()
+            });
             start += rows;
         }
     }
@@ -138,14 +195,19 @@ mod tests {
     use super::*;
 
     fn experts(spec: &ModelSpec) -> &ExpertsSpec {
-        let ChannelSpec::SparseExperts(experts) = &spec.blocks[0].channel else { panic!() };
+        let ChannelSpec::SparseExperts(experts) = &spec.blocks[0].channel else {
+            panic!()
+        };
         experts
     }
 
     #[test]
     fn reads_the_fixture() {
         let spec = fixture("mixtral");
-        assert_eq!((experts(&spec).router.experts, experts(&spec).router.active), (4, 2));
+        assert_eq!(
+            (experts(&spec).router.experts, experts(&spec).router.active),
+            (4, 2)
+        );
         assert!(experts(&spec).router.normalised && experts(&spec).router.capacity.is_none());
         let losses = spec.router_losses.unwrap();
         assert!(losses.added && losses.balance == 0.001 && losses.z == 0.0);
@@ -160,11 +222,22 @@ mod tests {
             "mod_capacity": 0.25, "mod_gate": "sigmoid" });
         let spec = changed("mixtral", own.clone()).unwrap();
         let map = write_config(&spec).unwrap();
-        own.as_object().unwrap().iter().for_each(|(key, value)| assert_eq!(map.get(key), Some(value), "{key}"));
-        assert!(!write_config(&fixture("mixtral")).unwrap().contains_key("norm_topk_prob"));
+        own.as_object()
+            .unwrap()
+            .iter()
+            .for_each(|(key, value)| assert_eq!(map.get(key), Some(value), "{key}"));
+        assert!(
+            !write_config(&fixture("mixtral"))
+                .unwrap()
+                .contains_key("norm_topk_prob")
+        );
         let heads = changed("mixtral", json!({ "mhmoe_heads_number": 4 })).unwrap();
         assert_eq!(write_config(&heads).unwrap()["mhmoe_heads_number"], 4);
-        assert!(tensors(&heads).iter().any(|entry| entry.name == "model.layers.0.moe.multi_head.bias"));
+        assert!(
+            tensors(&heads)
+                .iter()
+                .any(|entry| entry.name == "model.layers.0.moe.multi_head.bias")
+        );
         assert!(changed("mixtral", json!({ "mhmoe_heads_number": 5 })).is_err());
     }
 
@@ -178,7 +251,9 @@ mod tests {
             ("expert_capacity_factor", json!(0)),
             ("mod_capacity", json!(1.5)),
         ] {
-            let error = changed("mixtral", json!({ key: value })).unwrap_err().to_string();
+            let error = changed("mixtral", json!({ key: value }))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(&format!("key `{key}`")), "{error}");
         }
     }

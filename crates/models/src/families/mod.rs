@@ -130,9 +130,17 @@ pub fn family(config: &Config) -> Result<&'static Family> {
     let architectures = config.optional_texts("architectures")?.unwrap_or_default();
     let model_type = config.optional_text("model_type")?;
     let (name, found) = match (architectures.first(), model_type) {
-        (Some(&name), _) => (name, FAMILIES.iter().find(|family| family.is_architecture(name))),
+        (Some(&name), _) => (
+            name,
+            FAMILIES.iter().find(|family| family.is_architecture(name)),
+        ),
         (None, Some(name)) => return by_name(name),
-        (None, None) => return Err(config.error("architectures", "missing; add for example [\"LlamaForCausalLM\"]")),
+        (None, None) => {
+            return Err(config.error(
+                "architectures",
+                "missing; add for example [\"LlamaForCausalLM\"]",
+            ));
+        }
     };
     found.ok_or_else(|| unknown(name))
 }
@@ -142,7 +150,10 @@ pub fn family(config: &Config) -> Result<&'static Family> {
 /// # Errors
 /// When it is not known; the error lists the known ones and the nearest.
 pub fn by_name(model_type: &str) -> Result<&'static Family> {
-    FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| unknown(model_type))
+    FAMILIES
+        .iter()
+        .find(|family| family.model_type == model_type)
+        .ok_or_else(|| unknown(model_type))
 }
 
 /// The configuration of `spec` in its family's form, with `dtype` float32 until the caller says otherwise.
@@ -164,8 +175,13 @@ pub fn write_config(spec: &ModelSpec) -> Result<Map<String, Value>> {
     let map = (family.write)(spec);
     let again = (family.read)(&Config::from_map(Path::new("config.json"), map.clone()))?;
     if again != *spec {
-        let reason = format!("a configuration of the family `{}` cannot express this model", spec.family);
-        return Err(Error::Invalid(format!("{reason}; all blocks must be alike and of the family's kind")));
+        let reason = format!(
+            "a configuration of the family `{}` cannot express this model",
+            spec.family
+        );
+        return Err(Error::Invalid(format!(
+            "{reason}; all blocks must be alike and of the family's kind"
+        )));
     }
     Ok(map)
 }
@@ -178,7 +194,9 @@ impl Family {
                 .iter()
                 .fold(self.architecture.to_owned(), |n, e| n.replace(e, end))
         };
-        name == self.architecture || name == other("Model") || (self.is_masked() && name == other("ForPreTraining"))
+        name == self.architecture
+            || name == other("Model")
+            || (self.is_masked() && name == other("ForPreTraining"))
     }
 
     /// Whether its head predicts masked tokens.
@@ -189,10 +207,21 @@ impl Family {
 
 fn unknown(name: &str) -> Error {
     let name: &str = &name.chars().take(64).collect::<String>();
-    let known: Vec<&str> = FAMILIES.iter().flat_map(|family| [family.architecture, family.model_type]).collect();
+    let known: Vec<&str> = FAMILIES
+        .iter()
+        .flat_map(|family| [family.architecture, family.model_type])
+        .collect();
     let distance = |known: &&str| edit_distance(known, name);
-    let nearest = known.iter().copied().min_by_key(distance).filter(|known| distance(known) <= known.len() / 3);
-    Error::UnknownArchitecture { name: name.into(), nearest: nearest.map(Into::into), known: known.join(", ") }
+    let nearest = known
+        .iter()
+        .copied()
+        .min_by_key(distance)
+        .filter(|known| distance(known) <= known.len() / 3);
+    Error::UnknownArchitecture {
+        name: name.into(),
+        nearest: nearest.map(Into::into),
+        known: known.join(", "),
+    }
 }
 
 /// Insertions, deletions and replacements between two names (Levenshtein).
@@ -227,10 +256,21 @@ impl Frame {
         config.refuse("is_encoder_decoder")?;
         let spec = self.read_decoder(config, family)?;
         let bidirectional = config.flag_or(BIDIRECTIONAL, false)?;
-        if bidirectional && spec.blocks.iter().any(|block| matches!(block.mixer, MixerSpec::Recurrent(_))) {
-            return Err(config.error(BIDIRECTIONAL, "recurrent blocks read one way; remove the key"));
+        if bidirectional
+            && spec
+                .blocks
+                .iter()
+                .any(|block| matches!(block.mixer, MixerSpec::Recurrent(_)))
+        {
+            return Err(config.error(
+                BIDIRECTIONAL,
+                "recurrent blocks read one way; remove the key",
+            ));
         }
-        Ok(ModelSpec { bidirectional, ..spec })
+        Ok(ModelSpec {
+            bidirectional,
+            ..spec
+        })
     }
 
     /// The same of an encoder-decoder, whose encoder the family adds, or of an encoder.
@@ -318,14 +358,22 @@ fn mlp(block: &BlockSpec) -> Option<&MlpSpec> {
 
 /// The decoder's block to which our parameter of this name belongs.
 fn block_of<'a>(spec: &'a ModelSpec, name: &str) -> Option<&'a BlockSpec> {
-    let number = name.strip_prefix("blocks.")?.split('.').next()?.parse::<usize>().ok()?;
+    let number = name
+        .strip_prefix("blocks.")?
+        .split('.')
+        .next()?
+        .parse::<usize>()
+        .ok()?;
     spec.blocks.get(number)
 }
 
 /// `width / heads`, which must be whole.
 fn even_head_dim(config: &Config, heads_key: &str, width: usize, heads: usize) -> Result<usize> {
     if !width.is_multiple_of(heads) {
-        return Err(config.error(heads_key, format!("{heads} heads do not divide the width {width}; choose a divisor")));
+        return Err(config.error(
+            heads_key,
+            format!("{heads} heads do not divide the width {width}; choose a divisor"),
+        ));
     }
     Ok(width / heads)
 }
@@ -350,22 +398,40 @@ fn table(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<Tenso
             match fusion.parts.iter().position(|part| name.contains(part)) {
                 None => {}
                 Some(0) => {
-                    parts = fusion.parts.iter().map(|part| name.replace(fusion.parts[0], part)).collect();
+                    parts = fusion
+                        .parts
+                        .iter()
+                        .map(|part| name.replace(fusion.parts[0], part))
+                        .collect();
                     groups = fusion.groups;
                 }
                 Some(_) => return None,
             }
         }
-        Some(TensorEntry { name: rename(&name, names), parts, groups, transposed: false, rows: None })
+        Some(TensorEntry {
+            name: rename(&name, names),
+            parts,
+            groups,
+            transposed: false,
+            rows: None,
+        })
     };
-    spec.parameters().into_iter().filter_map(|(name, _)| entry(name)).collect()
+    spec.parameters()
+        .into_iter()
+        .filter_map(|(name, _)| entry(name))
+        .collect()
 }
 
 /// `name` with each of our names replaced by the checkpoint's; after `^` ours must stand at the beginning.
 fn rename(name: &str, table: &[(&str, &str)]) -> String {
-    table.iter().fold(name.to_owned(), |name, (ours, theirs)| match ours.strip_prefix('^') {
-        Some(ours) => name.strip_prefix(ours).map(|rest| format!("{theirs}{rest}")).unwrap_or(name),
-        None => name.replace(ours, theirs),
+    table.iter().fold(name.to_owned(), |name, (ours, theirs)| {
+        match ours.strip_prefix('^') {
+            Some(ours) => name
+                .strip_prefix(ours)
+                .map(|rest| format!("{theirs}{rest}"))
+                .unwrap_or(name),
+            None => name.replace(ours, theirs),
+        }
     })
 }
 
@@ -451,17 +517,32 @@ mod tests {
                 assert_eq!(stored, whole, "{model}: {}", entry.name);
             }
             let mut rows: BTreeMap<&String, Vec<Range<usize>>> = BTreeMap::new();
-            for (entry, part) in entries.iter().flat_map(|entry| entry.parts.iter().map(move |part| (entry, part))) {
+            for (entry, part) in entries
+                .iter()
+                .flat_map(|entry| entry.parts.iter().map(move |part| (entry, part)))
+            {
                 let shape = &shapes[part];
                 let all = 0..shape[..(shape.len() - 1).max(1)].iter().product();
-                rows.entry(part).or_default().push(entry.rows.clone().unwrap_or(all));
+                rows.entry(part)
+                    .or_default()
+                    .push(entry.rows.clone().unwrap_or(all));
             }
-            assert_eq!(rows.keys().copied().collect::<BTreeSet<_>>(), shapes.keys().collect(), "{model}");
+            assert_eq!(
+                rows.keys().copied().collect::<BTreeSet<_>>(),
+                shapes.keys().collect(),
+                "{model}"
+            );
             for (part, mut rows) in rows {
                 rows.sort_by_key(|rows| rows.start);
-                assert!(rows[0].start == 0 && rows.windows(2).all(|pair| pair[0].end == pair[1].start), "{part}");
+                assert!(
+                    rows[0].start == 0 && rows.windows(2).all(|pair| pair[0].end == pair[1].start),
+                    "{part}"
+                );
             }
-            let numbers: usize = checkpoint.names().map(|name| checkpoint.info(name).unwrap().elements()).sum();
+            let numbers: usize = checkpoint
+                .names()
+                .map(|name| checkpoint.info(name).unwrap().elements())
+                .sum();
             assert_eq!(spec.parameter_count(), numbers as u64);
         }
     }
@@ -472,7 +553,12 @@ mod tests {
         for model in MODELS {
             let config = config(model);
             (family(&config).unwrap().read)(&config).unwrap();
-            unknown.extend(config.refuse_unread().err().map(|error| format!("{model}: {error}")));
+            unknown.extend(
+                config
+                    .refuse_unread()
+                    .err()
+                    .map(|error| format!("{model}: {error}")),
+            );
         }
         assert!(unknown.is_empty(), "{}", unknown.join("\n"));
     }
@@ -484,9 +570,15 @@ mod tests {
             let map = write_config(&spec).unwrap();
             let text = serde_json::to_string(&map).unwrap();
             let again = Config::parse("config.json".as_ref(), &text).unwrap();
-            assert_eq!((family(&again).unwrap().read)(&again).unwrap(), spec, "{model}");
+            assert_eq!(
+                (family(&again).unwrap().read)(&again).unwrap(),
+                spec,
+                "{model}"
+            );
             // How another library cuts its sequences is no size of the model.
-            let is_size = |key: &&String| (key.ends_with("size") && *key != "chunk_size") || key.starts_with("num_");
+            let is_size = |key: &&String| {
+                (key.ends_with("size") && *key != "chunk_size") || key.starts_with("num_")
+            };
             for key in config(model).map().keys().filter(is_size) {
                 assert_eq!(map.get(key), config(model).map().get(key), "{model}: {key}");
             }
@@ -495,51 +587,134 @@ mod tests {
 
     #[test]
     fn architectures_come_by_name_base_name_and_type() {
-        let find =
-            |text: &str| family(&Config::parse("config.json".as_ref(), text).unwrap()).map(|family| family.model_type);
-        assert_eq!(find(r#"{"architectures":["Qwen2ForCausalLM"],"model_type":"qwen3"}"#).unwrap(), "qwen2");
+        let find = |text: &str| {
+            family(&Config::parse("config.json".as_ref(), text).unwrap())
+                .map(|family| family.model_type)
+        };
+        assert_eq!(
+            find(r#"{"architectures":["Qwen2ForCausalLM"],"model_type":"qwen3"}"#).unwrap(),
+            "qwen2"
+        );
         assert_eq!(find(r#"{"architectures":["GPT2Model"]}"#).unwrap(), "gpt2");
-        assert_eq!(find(r#"{"architectures":[],"model_type":"mistral"}"#).unwrap(), "mistral");
-        assert!(find("{}").unwrap_err().to_string().contains("key `architectures`: missing"));
-        assert!(find(r#"{"architectures":["LlamaForSequenceClassification"],"model_type":"llama"}"#).is_err());
-        let error = find(r#"{"architectures":["LlamaForCausalML"]}"#).unwrap_err().to_string();
-        assert!(error.contains("did you mean `LlamaForCausalLM`?") && error.contains("GPT2LMHeadModel"), "{error}");
-        assert!(!find(r#"{"model_type":"zebra_transformer"}"#).unwrap_err().to_string().contains("did you mean"));
+        assert_eq!(
+            find(r#"{"architectures":[],"model_type":"mistral"}"#).unwrap(),
+            "mistral"
+        );
+        assert!(
+            find("{}")
+                .unwrap_err()
+                .to_string()
+                .contains("key `architectures`: missing")
+        );
+        assert!(
+            find(r#"{"architectures":["LlamaForSequenceClassification"],"model_type":"llama"}"#)
+                .is_err()
+        );
+        let error = find(r#"{"architectures":["LlamaForCausalML"]}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("did you mean `LlamaForCausalLM`?") && error.contains("GPT2LMHeadModel"),
+            "{error}"
+        );
+        assert!(
+            !find(r#"{"model_type":"zebra_transformer"}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("did you mean")
+        );
     }
 
     #[test]
     fn names_are_compared_by_edits() {
         assert_eq!(edit_distance("kitten", "sitting"), 3);
-        assert_eq!((edit_distance("", "abc"), edit_distance("abc", ""), edit_distance("abc", "abc")), (3, 3, 0));
+        assert_eq!(
+            (
+                edit_distance("", "abc"),
+                edit_distance("abc", ""),
+                edit_distance("abc", "abc")
+            ),
+            (3, 3, 0)
+        );
     }
 
     #[test]
     fn hostile_sizes_are_errors_in_every_family() {
         let keys = |model| match model {
-            "rwkv4" => ["hidden_size", "attention_hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"],
+            "rwkv4" => [
+                "hidden_size",
+                "attention_hidden_size",
+                "num_hidden_layers",
+                "vocab_size",
+                "intermediate_size",
+            ],
             "gpt2" | "gptj" => ["n_embd", "n_head", "n_layer", "vocab_size", "n_positions"],
-            "bloom-alibi" => ["hidden_size", "n_head", "n_layer", "vocab_size", "seq_length"],
-            "jetmoe" => ["hidden_size", "num_key_value_heads", "num_hidden_layers", "vocab_size", "intermediate_size"],
-            "mpt-alibi" => ["d_model", "n_heads", "n_layers", "vocab_size", "max_seq_len"],
+            "bloom-alibi" => [
+                "hidden_size",
+                "n_head",
+                "n_layer",
+                "vocab_size",
+                "seq_length",
+            ],
+            "jetmoe" => [
+                "hidden_size",
+                "num_key_value_heads",
+                "num_hidden_layers",
+                "vocab_size",
+                "intermediate_size",
+            ],
+            "mpt-alibi" => [
+                "d_model",
+                "n_heads",
+                "n_layers",
+                "vocab_size",
+                "max_seq_len",
+            ],
             "t5" | "t5-v1_1" => ["d_model", "num_heads", "num_layers", "vocab_size", "d_ff"],
-            "bart" | "marian-vanilla" => {
-                ["d_model", "encoder_attention_heads", "decoder_layers", "vocab_size", "decoder_ffn_dim"]
-            }
-            "falcon-mqa-parallel" | "falcon-alibi" => {
-                ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "ffn_hidden_size"]
-            }
-            _ => ["hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size"],
+            "bart" | "marian-vanilla" => [
+                "d_model",
+                "encoder_attention_heads",
+                "decoder_layers",
+                "vocab_size",
+                "decoder_ffn_dim",
+            ],
+            "falcon-mqa-parallel" | "falcon-alibi" => [
+                "hidden_size",
+                "num_attention_heads",
+                "num_hidden_layers",
+                "vocab_size",
+                "ffn_hidden_size",
+            ],
+            _ => [
+                "hidden_size",
+                "num_attention_heads",
+                "num_hidden_layers",
+                "vocab_size",
+                "intermediate_size",
+            ],
         };
         for model in MODELS {
             for key in keys(model) {
-                for value in
-                    [json!(0), json!(-3), json!(1e18), json!(1_000_000_000_000_000_000u64), json!(2.5), json!("4")]
-                {
-                    let error = changed(model, json!({ key: value.clone() })).unwrap_err().to_string();
-                    assert!(error.contains(&format!("key `{key}`")), "{model} {key} {value}: {error}");
+                for value in [
+                    json!(0),
+                    json!(-3),
+                    json!(1e18),
+                    json!(1_000_000_000_000_000_000u64),
+                    json!(2.5),
+                    json!("4"),
+                ] {
+                    let error = changed(model, json!({ key: value.clone() }))
+                        .unwrap_err()
+                        .to_string();
+                    assert!(
+                        error.contains(&format!("key `{key}`")),
+                        "{model} {key} {value}: {error}"
+                    );
                 }
             }
-            let error = changed(model, json!({ "vocab_size": null })).unwrap_err().to_string();
+            let error = changed(model, json!({ "vocab_size": null }))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("key `vocab_size`: missing"), "{error}");
             assert!(changed(model, json!({ "quantization_config": { "bits": 4 } })).is_err());
         }
@@ -551,11 +726,24 @@ mod tests {
         if let ChannelSpec::GatedMlp(mlp) = &mut unequal.blocks[2].channel {
             mlp.inner = 8;
         }
-        assert!(write_config(&unequal).unwrap_err().to_string().contains("cannot express"));
+        assert!(
+            write_config(&unequal)
+                .unwrap_err()
+                .to_string()
+                .contains("cannot express")
+        );
         let mut empty = fixture("gpt2");
         empty.blocks.clear();
         assert!(write_config(&empty).is_err());
-        let foreign = ModelSpec { family: "gpt3".into(), ..fixture("gpt2") };
-        assert!(write_config(&foreign).unwrap_err().to_string().contains("did you mean `gpt2`?"));
+        let foreign = ModelSpec {
+            family: "gpt3".into(),
+            ..fixture("gpt2")
+        };
+        assert!(
+            write_config(&foreign)
+                .unwrap_err()
+                .to_string()
+                .contains("did you mean `gpt2`?")
+        );
     }
 }

@@ -4,10 +4,14 @@
 //! Left out, and refused: clipped or normed queries and keys, other scales of the logits, models without ALiBi.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
-use super::{Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, write_frame};
+use super::{
+    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table,
+    write_frame,
+};
 use crate::error::Result;
 use crate::spec::{
-    Activation, AlibiForm, AlibiSpec, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+    Activation, AlibiForm, AlibiSpec, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec,
+    ModelSpec, NormSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -36,14 +40,19 @@ fn read(config: &Config) -> Result<ModelSpec> {
     ]);
     let norm = config.optional_text("norm_type")?.unwrap_or("layernorm");
     if !["layernorm", "low_precision_layernorm"].contains(&norm) {
-        return Err(config
-            .error("norm_type", format!("`{norm}` is not supported; known are layernorm, low_precision_layernorm")));
+        return Err(config.error(
+            "norm_type",
+            format!("`{norm}` is not supported; known are layernorm, low_precision_layernorm"),
+        ));
     }
     let width = config.size("d_model", WIDTH_LIMIT)?;
     let heads = config.size("n_heads", HEAD_LIMIT)?;
     let head_dim = even_head_dim(config, "n_heads", width, heads)?;
     if !config.flag_or("no_bias", true)? {
-        return Err(config.error("no_bias", "false is not supported: published models have no biases"));
+        return Err(config.error(
+            "no_bias",
+            "false is not supported: published models have no biases",
+        ));
     }
     let (mut scale, mut slopes) = (None, 8.0);
     if let Some(attention) = config.optional_object("attn_config")? {
@@ -51,21 +60,44 @@ fn read(config: &Config) -> Result<ModelSpec> {
         attention.refuse("qk_ln")?;
         attention.refuse("prefix_lm")?;
         if !attention.flag_or("alibi", true)? {
-            return Err(attention.error("alibi", "false is not supported: the model has no other positions"));
+            return Err(attention.error(
+                "alibi",
+                "false is not supported: the model has no other positions",
+            ));
         }
         scale = attention.optional_positive("softmax_scale")?;
         slopes = attention.positive_or("alibi_bias_max", slopes)?;
     }
     let mixer = MixerSpec::Attention(AttentionSpec {
         scale: scale.unwrap_or((head_dim as f64).powf(-0.5)),
-        alibi: Some(AlibiSpec { largest: slopes, form: AlibiForm::Distance }),
+        alibi: Some(AlibiSpec {
+            largest: slopes,
+            form: AlibiForm::Distance,
+        }),
         ..AttentionSpec::plain(heads, heads, head_dim)
     });
-    let channel = ChannelSpec::Mlp(MlpSpec { inner: 4 * width, activation: Activation::Gelu, bias: false });
-    let norm = NormSpec::LayerNorm { epsilon: config.positive_or("layer_norm_epsilon", 1e-5)?, bias: false };
-    let blocks = vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layers", LAYER_LIMIT)?];
-    let context = config.optional_size("max_seq_len", CONTEXT_LIMIT)?.unwrap_or(2048);
-    Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: true }.read(config, &FAMILY)
+    let channel = ChannelSpec::Mlp(MlpSpec {
+        inner: 4 * width,
+        activation: Activation::Gelu,
+        bias: false,
+    });
+    let norm = NormSpec::LayerNorm {
+        epsilon: config.positive_or("layer_norm_epsilon", 1e-5)?,
+        bias: false,
+    };
+    let blocks =
+        vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layers", LAYER_LIMIT)?];
+    let context = config
+        .optional_size("max_seq_len", CONTEXT_LIMIT)?
+        .unwrap_or(2048);
+    Frame {
+        width,
+        context,
+        blocks,
+        final_norm: Some(norm),
+        tied_by_default: true,
+    }
+    .read(config, &FAMILY)
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -77,10 +109,14 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     set("no_bias", json!(true));
     if let Some(attention) = spec.blocks.first().and_then(attention) {
-        let scale = (attention.scale != (attention.head_dim as f64).powf(-0.5)).then_some(attention.scale);
+        let scale =
+            (attention.scale != (attention.head_dim as f64).powf(-0.5)).then_some(attention.scale);
         set("n_heads", json!(attention.heads));
         let slopes = attention.alibi.map(|alibi| alibi.largest);
-        set("attn_config", json!({ "alibi": slopes.is_some(), "alibi_bias_max": slopes, "softmax_scale": scale }));
+        set(
+            "attn_config",
+            json!({ "alibi": slopes.is_some(), "alibi_bias_max": slopes, "softmax_scale": scale }),
+        );
     }
     map
 }
@@ -98,7 +134,14 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel.up.", ".ffn.up_proj."),
         (".channel.down.", ".ffn.down_proj."),
     ];
-    table(spec, NAMES, &[Fused { parts: QUERY_KEY_VALUE, groups: 1 }])
+    table(
+        spec,
+        NAMES,
+        &[Fused {
+            parts: QUERY_KEY_VALUE,
+            groups: 1,
+        }],
+    )
 }
 
 #[cfg(test)]
@@ -109,10 +152,28 @@ mod tests {
     #[test]
     fn reads_the_fixture() {
         let spec = fixture("mpt-alibi");
-        assert_eq!(spec.final_norm, Some(NormSpec::LayerNorm { epsilon: 1e-5, bias: false }));
-        assert_eq!((super::super::mlp(&spec.blocks[0]).unwrap().inner, spec.context), (96, 64));
-        for wrong in [json!({ "clip_qkv": 6.0 }), json!({ "qk_ln": true }), json!({ "alibi": false })] {
-            let error = changed("mpt-alibi", json!({ "attn_config": wrong })).unwrap_err().to_string();
+        assert_eq!(
+            spec.final_norm,
+            Some(NormSpec::LayerNorm {
+                epsilon: 1e-5,
+                bias: false
+            })
+        );
+        assert_eq!(
+            (
+                super::super::mlp(&spec.blocks[0]).unwrap().inner,
+                spec.context
+            ),
+            (96, 64)
+        );
+        for wrong in [
+            json!({ "clip_qkv": 6.0 }),
+            json!({ "qk_ln": true }),
+            json!({ "alibi": false }),
+        ] {
+            let error = changed("mpt-alibi", json!({ "attn_config": wrong }))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("key `attn_config."), "{error}");
         }
     }

@@ -2,7 +2,10 @@
 //! another, and LongRoPE.
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
-use super::{Config, Family, Fused, GATE_UP, QUERY_KEY_VALUE, TensorEntry, attention, config::CONTEXT_LIMIT, table};
+use super::{
+    Config, Family, Fused, GATE_UP, QUERY_KEY_VALUE, TensorEntry, attention, config::CONTEXT_LIMIT,
+    table,
+};
 use crate::error::Result;
 use crate::spec::{ModelSpec, RotaryScaling};
 use serde_json::{Map, Value, json};
@@ -22,7 +25,10 @@ fn read(config: &Config) -> Result<ModelSpec> {
     // Read with LongRoPE alone.
     config.ignore(&["original_max_position_embeddings"]);
     let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
-    let switches = Switches { windows: vec![window; layers(config)?], ..Switches::plain(config, 4096)? };
+    let switches = Switches {
+        windows: vec![window; layers(config)?],
+        ..Switches::plain(config, 4096)?
+    };
     llama_layout::read(config, &FAMILY, &switches)
 }
 
@@ -31,18 +37,39 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     // The class computes the width of a head.
     map.remove("head_dim");
     let first = spec.blocks.first().and_then(attention);
-    map.insert("sliding_window".into(), json!(first.and_then(|attention| attention.window)));
+    map.insert(
+        "sliding_window".into(),
+        json!(first.and_then(|attention| attention.window)),
+    );
     let rotary = first.and_then(|attention| attention.rotary.as_ref());
-    if let Some(RotaryScaling::LongRope { original_context, .. }) = rotary.map(|rotary| &rotary.scaling) {
-        map.insert("original_max_position_embeddings".into(), json!(original_context));
+    if let Some(RotaryScaling::LongRope {
+        original_context, ..
+    }) = rotary.map(|rotary| &rotary.scaling)
+    {
+        map.insert(
+            "original_max_position_embeddings".into(),
+            json!(original_context),
+        );
     }
     map
 }
 
 /// One tensor for each parameter, but for the two that hold several.
 fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
-    const FUSED: &[(&str, &str)] = &[(".mixer.query.", ".mixer.qkv_proj."), (".gate.", ".gate_up_proj.")];
-    let fused = [Fused { parts: QUERY_KEY_VALUE, groups: 1 }, Fused { parts: GATE_UP, groups: 1 }];
+    const FUSED: &[(&str, &str)] = &[
+        (".mixer.query.", ".mixer.qkv_proj."),
+        (".gate.", ".gate_up_proj."),
+    ];
+    let fused = [
+        Fused {
+            parts: QUERY_KEY_VALUE,
+            groups: 1,
+        },
+        Fused {
+            parts: GATE_UP,
+            groups: 1,
+        },
+    ];
     table(spec, &[FUSED, NAMES].concat(), &fused)
 }
 
@@ -56,16 +83,27 @@ mod tests {
         assert_eq!(tensors(&fixture("phi3")).len(), 3 * 6 + 3);
         let spec = fixture("phi3-longrope");
         let rotary = attention(&spec.blocks[0]).unwrap().rotary.clone().unwrap();
-        let RotaryScaling::LongRope { short, long, original_context, attention_factor } = rotary.scaling else {
+        let RotaryScaling::LongRope {
+            short,
+            long,
+            original_context,
+            attention_factor,
+        } = rotary.scaling
+        else {
             panic!()
         };
-        assert_eq!((short, long, original_context), (vec![1.0, 1.05, 1.1], vec![1.5, 2.0, 2.5], 16));
+        assert_eq!(
+            (short, long, original_context),
+            (vec![1.0, 1.05, 1.1], vec![1.5, 2.0, 2.5], 16)
+        );
         assert!((attention_factor - 1.5f64.sqrt()).abs() < 1e-12);
     }
 
     #[test]
     fn scores_grow_with_the_context() {
-        for (context, original, expected) in [(16384, 4096, 1.080_123_4), (131_072, 4096, 1.190_238_1)] {
+        for (context, original, expected) in
+            [(16384, 4096, 1.080_123_4), (131_072, 4096, 1.190_238_1)]
+        {
             let changes = json!({ "max_position_embeddings": context, "original_max_position_embeddings": original });
             let spec = changed("phi3-longrope", changes).unwrap();
             let rotary = attention(&spec.blocks[0]).unwrap().rotary.clone().unwrap();
@@ -77,7 +115,12 @@ mod tests {
     #[test]
     fn lists_need_a_number_for_every_pair() {
         let rope = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 1.0, 1.0] });
-        let error = changed("phi3", json!({ "rope_parameters": rope })).unwrap_err().to_string();
-        assert!(error.contains("rope_parameters.short_factor`: expected 3 numbers"), "{error}");
+        let error = changed("phi3", json!({ "rope_parameters": rope }))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("rope_parameters.short_factor`: expected 3 numbers"),
+            "{error}"
+        );
     }
 }

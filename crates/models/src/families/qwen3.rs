@@ -33,7 +33,10 @@ fn read(config: &Config) -> Result<ModelSpec> {
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = llama_layout::write(spec, &FAMILY);
-    map.insert("attention_bias".into(), json!(llama_layout::output_bias(spec)));
+    map.insert(
+        "attention_bias".into(),
+        json!(llama_layout::output_bias(spec)),
+    );
     qwen_windows::write(spec, &mut map);
     map
 }

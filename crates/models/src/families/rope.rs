@@ -23,8 +23,9 @@ pub fn read(config: &Config, head_dim: usize, context: usize) -> Result<RotarySp
 }
 
 fn odd(config: &Config, head_dim: usize, dim: usize) -> Error {
-    let reason =
-        format!("rotary positions need an even number of channels, at most the head's {head_dim}; found {dim}");
+    let reason = format!(
+        "rotary positions need an even number of channels, at most the head's {head_dim}; found {dim}"
+    );
     config.error("head_dim", reason)
 }
 
@@ -42,40 +43,70 @@ pub fn read_any(config: &Config, head_dim: usize, context: usize) -> Result<Rota
     let share = number("partial_rotary_factor")?.unwrap_or(1.0);
     let dim = (head_dim as f64 * share) as usize;
     if theta <= 1.0 {
-        return Err(config.error("rope_theta", format!("expected a number above 1, found {theta}")));
+        return Err(config.error(
+            "rope_theta",
+            format!("expected a number above 1, found {theta}"),
+        ));
     }
     if dim == 0 || dim > head_dim || dim.next_multiple_of(2) > head_dim {
         return Err(odd(config, head_dim, dim));
     }
     let scaling = scaling(config, key, &parameters, context, dim)?;
-    Ok(RotarySpec { dim, theta, interleaved: false, scaling })
+    Ok(RotarySpec {
+        dim,
+        theta,
+        interleaved: false,
+        scaling,
+    })
 }
 
 /// Writes the rotary positions of heads of width `head_dim` in today's form.
 pub fn write(rotary: &RotarySpec, head_dim: usize) -> Value {
     let mut parameters = Map::from_iter([("rope_theta".to_owned(), json!(rotary.theta))]);
     if rotary.dim != head_dim {
-        parameters.insert("partial_rotary_factor".into(), json!(rotary.dim as f64 / head_dim as f64));
+        parameters.insert(
+            "partial_rotary_factor".into(),
+            json!(rotary.dim as f64 / head_dim as f64),
+        );
     }
     let scaling = match &rotary.scaling {
         RotaryScaling::None => json!({ "rope_type": "default" }),
         RotaryScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
-        RotaryScaling::Dynamic { factor, .. } => json!({ "rope_type": "dynamic", "factor": factor }),
-        RotaryScaling::LongRope { short, long, original_context, attention_factor } => json!({
+        RotaryScaling::Dynamic { factor, .. } => {
+            json!({ "rope_type": "dynamic", "factor": factor })
+        }
+        RotaryScaling::LongRope {
+            short,
+            long,
+            original_context,
+            attention_factor,
+        } => json!({
             "rope_type": "longrope",
             "short_factor": short,
             "long_factor": long,
             "original_max_position_embeddings": original_context,
             "attention_factor": attention_factor,
         }),
-        RotaryScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => json!({
+        RotaryScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_context,
+        } => json!({
             "rope_type": "llama3",
             "factor": factor,
             "low_freq_factor": low_freq_factor,
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": original_context,
         }),
-        RotaryScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor, truncate } => json!({
+        RotaryScaling::Yarn {
+            factor,
+            original_context,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+            truncate,
+        } => json!({
             "rope_type": "yarn",
             "factor": factor,
             "original_max_position_embeddings": original_context,
@@ -103,31 +134,63 @@ fn parameters(config: &Config) -> Result<(&'static str, Config)> {
 
 /// Unwraps parameters that are nested by layer type, which must agree: these families have one table for all layers.
 fn one_for_all_layers(config: &Config, key: &str, object: Config) -> Result<Config> {
-    let Some(full) = object.optional_object("full_attention")? else { return Ok(object) };
-    if object.map().values().any(|value| value.as_object() != Some(full.map())) {
-        return Err(config.error(key, "rotary parameters that differ between layer types are not supported yet"));
+    let Some(full) = object.optional_object("full_attention")? else {
+        return Ok(object);
+    };
+    if object
+        .map()
+        .values()
+        .any(|value| value.as_object() != Some(full.map()))
+    {
+        return Err(config.error(
+            key,
+            "rotary parameters that differ between layer types are not supported yet",
+        ));
     }
     Ok(full)
 }
 
-fn scaling(config: &Config, key: &str, parameters: &Config, context: usize, dim: usize) -> Result<RotaryScaling> {
+fn scaling(
+    config: &Config,
+    key: &str,
+    parameters: &Config,
+    context: usize,
+    dim: usize,
+) -> Result<RotaryScaling> {
     let kind = match parameters.optional_text("rope_type")? {
         None => parameters.optional_text("type")?,
         found => found,
     };
     match kind.unwrap_or("default") {
         "default" => Ok(RotaryScaling::None),
-        "linear" => Ok(RotaryScaling::Linear { factor: parameters.positive("factor")? }),
+        "linear" => Ok(RotaryScaling::Linear {
+            factor: parameters.positive("factor")?,
+        }),
         "llama3" => llama3(parameters, original_context(config, parameters, context)?),
-        "yarn" => yarn(parameters, context, original_context(config, parameters, context)?),
+        "yarn" => yarn(
+            parameters,
+            context,
+            original_context(config, parameters, context)?,
+        ),
         "dynamic" => {
             let factor = parameters.positive("factor")?;
-            Ok(RotaryScaling::Dynamic { factor, original_context: context })
+            Ok(RotaryScaling::Dynamic {
+                factor,
+                original_context: context,
+            })
         }
-        "longrope" | "su" => long_rope(parameters, context, original_context(config, parameters, context)?, dim),
+        "longrope" | "su" => long_rope(
+            parameters,
+            context,
+            original_context(config, parameters, context)?,
+            dim,
+        ),
         kind => {
             let known = "default, linear, dynamic, llama3, yarn, longrope";
-            Err(config.error(key, format!("unknown rope_type `{kind}`; known are {known}")))
+            Err(config.error(
+                key,
+                format!("unknown rope_type `{kind}`; known are {known}"),
+            ))
         }
     }
 }
@@ -136,24 +199,38 @@ fn scaling(config: &Config, key: &str, parameters: &Config, context: usize, dim:
 fn original_context(config: &Config, parameters: &Config, context: usize) -> Result<usize> {
     const KEY: &str = "original_max_position_embeddings";
     let outer = config.optional_size(KEY, CONTEXT_LIMIT)?;
-    Ok(outer.or(parameters.optional_size(KEY, CONTEXT_LIMIT)?).unwrap_or(context))
+    Ok(outer
+        .or(parameters.optional_size(KEY, CONTEXT_LIMIT)?)
+        .unwrap_or(context))
 }
 
 /// LongRoPE's two lists, and the factor on the rotated vectors: as given, or by the ratio of the contexts.
-fn long_rope(parameters: &Config, context: usize, original_context: usize, dim: usize) -> Result<RotaryScaling> {
+fn long_rope(
+    parameters: &Config,
+    context: usize,
+    original_context: usize,
+    dim: usize,
+) -> Result<RotaryScaling> {
     let list = |key: &str| -> Result<Vec<f64>> {
         let numbers = parameters.optional_positives(key)?.unwrap_or_default();
         match numbers.len() == dim / 2 {
             true => Ok(numbers),
             false => {
-                let reason =
-                    format!("expected {} numbers, one for each pair of channels, found {}", dim / 2, numbers.len());
+                let reason = format!(
+                    "expected {} numbers, one for each pair of channels, found {}",
+                    dim / 2,
+                    numbers.len()
+                );
                 Err(parameters.error(key, reason))
             }
         }
     };
     let stretch = parameters.positive_or("factor", context as f64 / original_context as f64)?;
-    let rule = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original_context as f64).ln()).sqrt() };
+    let rule = if stretch <= 1.0 {
+        1.0
+    } else {
+        (1.0 + stretch.ln() / (original_context as f64).ln()).sqrt()
+    };
     Ok(RotaryScaling::LongRope {
         short: list("short_factor")?,
         long: list("long_factor")?,
@@ -166,7 +243,10 @@ fn llama3(parameters: &Config, original_context: usize) -> Result<RotaryScaling>
     let low_freq_factor = parameters.positive("low_freq_factor")?;
     let high_freq_factor = parameters.positive("high_freq_factor")?;
     if high_freq_factor <= low_freq_factor {
-        return Err(parameters.error("high_freq_factor", format!("must be above low_freq_factor, {low_freq_factor}")));
+        return Err(parameters.error(
+            "high_freq_factor",
+            format!("must be above low_freq_factor, {low_freq_factor}"),
+        ));
     }
     Ok(RotaryScaling::Llama3 {
         factor: parameters.positive("factor")?,
@@ -193,15 +273,26 @@ fn yarn_attention_factor(parameters: &Config, factor: f64) -> Result<f64> {
     if let Some(given) = parameters.optional_positive("attention_factor")? {
         return Ok(given);
     }
-    let rule = |mscale: f64| if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 };
-    let mscale =
-        |key: &str| -> Result<Option<f64>> { Ok(parameters.optional_number(key)?.filter(|mscale| *mscale != 0.0)) };
+    let rule = |mscale: f64| {
+        if factor > 1.0 {
+            0.1 * mscale * factor.ln() + 1.0
+        } else {
+            1.0
+        }
+    };
+    let mscale = |key: &str| -> Result<Option<f64>> {
+        Ok(parameters
+            .optional_number(key)?
+            .filter(|mscale| *mscale != 0.0))
+    };
     let resolved = match (mscale("mscale")?, mscale("mscale_all_dim")?) {
         (Some(mscale), Some(all)) => rule(mscale) / rule(all),
         _ => rule(1.0),
     };
     let positive = resolved.is_finite() && resolved > 0.0;
-    positive.then_some(resolved).ok_or_else(|| parameters.error("mscale", "gives a factor that is not positive"))
+    positive
+        .then_some(resolved)
+        .ok_or_else(|| parameters.error("mscale", "gives a factor that is not positive"))
 }
 
 #[cfg(test)]
@@ -214,24 +305,46 @@ mod tests {
 
     #[test]
     fn old_and_new_forms_agree() {
-        let new = parse(r#"{"rope_parameters":{"rope_theta":5e5,"rope_type":"linear","factor":2}}"#).unwrap();
-        for scaling in [r#"{"type":"linear","factor":2.0}"#, r#"{"rope_type":"linear","factor":2.0}"#] {
-            assert_eq!(parse(&format!(r#"{{"rope_theta":500000,"rope_scaling":{scaling}}}"#)).unwrap(), new);
+        let new =
+            parse(r#"{"rope_parameters":{"rope_theta":5e5,"rope_type":"linear","factor":2}}"#)
+                .unwrap();
+        for scaling in [
+            r#"{"type":"linear","factor":2.0}"#,
+            r#"{"rope_type":"linear","factor":2.0}"#,
+        ] {
+            assert_eq!(
+                parse(&format!(
+                    r#"{{"rope_theta":500000,"rope_scaling":{scaling}}}"#
+                ))
+                .unwrap(),
+                new
+            );
         }
         let nested = r#"{"rope_parameters":{"full_attention":{"rope_theta":5e5,"rope_type":"linear","factor":2}}}"#;
         assert_eq!(parse(nested).unwrap(), new);
         assert_eq!(
             parse(r#"{"rope_scaling":null}"#).unwrap(),
-            RotarySpec { dim: 8, theta: 1e4, interleaved: false, scaling: RotaryScaling::None }
+            RotarySpec {
+                dim: 8,
+                theta: 1e4,
+                interleaved: false,
+                scaling: RotaryScaling::None
+            }
         );
     }
 
     #[test]
     fn yarn_resolves_its_attention_factor() {
         let factor = |extra: &str| {
-            let text = format!(r#"{{"rope_scaling":{{"type":"yarn","original_max_position_embeddings":512{extra}}}}}"#);
+            let text = format!(
+                r#"{{"rope_scaling":{{"type":"yarn","original_max_position_embeddings":512{extra}}}}}"#
+            );
             match parse(&text).unwrap().scaling {
-                RotaryScaling::Yarn { factor, attention_factor, .. } => (factor, attention_factor),
+                RotaryScaling::Yarn {
+                    factor,
+                    attention_factor,
+                    ..
+                } => (factor, attention_factor),
                 other => panic!("{other:?}"),
             }
         };
@@ -240,34 +353,73 @@ mod tests {
         assert!(near(factor("").1, 1.138_629_4));
         assert_eq!(factor(r#","factor":4,"attention_factor":0.5"#), (4.0, 0.5));
         assert!(near(factor(r#","mscale":1,"mscale_all_dim":1"#).1, 1.0));
-        assert!(near(factor(r#","mscale":0.707,"mscale_all_dim":0"#).1, 1.138_629_4));
-        assert!(near(factor(r#","mscale":2,"mscale_all_dim":1"#).1, 1.277_258_87 / 1.138_629_44));
+        assert!(near(
+            factor(r#","mscale":0.707,"mscale_all_dim":0"#).1,
+            1.138_629_4
+        ));
+        assert!(near(
+            factor(r#","mscale":2,"mscale_all_dim":1"#).1,
+            1.277_258_87 / 1.138_629_44
+        ));
         assert_eq!(factor(r#","factor":1"#), (1.0, 1.0));
     }
 
     #[test]
     fn the_outer_original_length_wins() {
         let text = r#"{"original_max_position_embeddings":64,"rope_scaling":{"type":"yarn","original_max_position_embeddings":512}}"#;
-        assert!(matches!(parse(text).unwrap().scaling, RotaryScaling::Yarn { original_context: 64, .. }));
+        assert!(matches!(
+            parse(text).unwrap().scaling,
+            RotaryScaling::Yarn {
+                original_context: 64,
+                ..
+            }
+        ));
         let text = r#"{"rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4}}"#;
-        assert!(matches!(parse(text).unwrap().scaling, RotaryScaling::Llama3 { original_context: 2048, .. }));
+        assert!(matches!(
+            parse(text).unwrap().scaling,
+            RotaryScaling::Llama3 {
+                original_context: 2048,
+                ..
+            }
+        ));
     }
 
     #[test]
     fn wrong_parameters_name_their_key() {
         let cases = [
-            (r#"{"rope_scaling":{"type":"dynamic"}}"#, "key `rope_scaling.factor`: missing"),
-            (r#"{"rope_parameters":{"rope_type":"longrope"}}"#, "`rope_parameters.short_factor`: expected 4 numbers"),
-            (r#"{"rope_scaling":{"type":"liner","factor":2}}"#, "unknown rope_type `liner`"),
-            (r#"{"rope_scaling":{"type":"linear"}}"#, "key `rope_scaling.factor`: missing"),
-            (r#"{"rope_scaling":{"type":"linear","factor":-2}}"#, "expected a positive number, found -2"),
+            (
+                r#"{"rope_scaling":{"type":"dynamic"}}"#,
+                "key `rope_scaling.factor`: missing",
+            ),
+            (
+                r#"{"rope_parameters":{"rope_type":"longrope"}}"#,
+                "`rope_parameters.short_factor`: expected 4 numbers",
+            ),
+            (
+                r#"{"rope_scaling":{"type":"liner","factor":2}}"#,
+                "unknown rope_type `liner`",
+            ),
+            (
+                r#"{"rope_scaling":{"type":"linear"}}"#,
+                "key `rope_scaling.factor`: missing",
+            ),
+            (
+                r#"{"rope_scaling":{"type":"linear","factor":-2}}"#,
+                "expected a positive number, found -2",
+            ),
             (
                 r#"{"rope_scaling":{"type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4}}"#,
                 "must be above",
             ),
             (r#"{"rope_theta":1}"#, "key `rope_theta`"),
-            (r#"{"partial_rotary_factor":0.4}"#, "even number of channels"),
-            (r#"{"partial_rotary_factor":1e300}"#, "even number of channels"),
+            (
+                r#"{"partial_rotary_factor":0.4}"#,
+                "even number of channels",
+            ),
+            (
+                r#"{"partial_rotary_factor":1e300}"#,
+                "even number of channels",
+            ),
             (r#"{"rope_parameters":[1]}"#, "expected an object"),
         ];
         for (text, part) in cases {
@@ -282,7 +434,12 @@ mod tests {
         let scalings = [
             RotaryScaling::None,
             RotaryScaling::Linear { factor: 3.5 },
-            RotaryScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context },
+            RotaryScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_context,
+            },
             RotaryScaling::Yarn {
                 factor: 4.0,
                 original_context,
@@ -291,7 +448,10 @@ mod tests {
                 attention_factor: 1.25,
                 truncate: false,
             },
-            RotaryScaling::Dynamic { factor: 2.0, original_context: 2048 },
+            RotaryScaling::Dynamic {
+                factor: 2.0,
+                original_context: 2048,
+            },
             RotaryScaling::LongRope {
                 short: vec![1.0, 1.5],
                 long: vec![2.0, 3.0],
@@ -300,9 +460,17 @@ mod tests {
             },
         ];
         for (dim, scaling) in [8, 4, 8, 2, 8, 4].into_iter().zip(scalings) {
-            let rotary = RotarySpec { dim, theta: 1e6, interleaved: false, scaling };
+            let rotary = RotarySpec {
+                dim,
+                theta: 1e6,
+                interleaved: false,
+                scaling,
+            };
             let map = Map::from_iter([("rope_parameters".to_owned(), write(&rotary, 8))]);
-            assert_eq!(read(&Config::from_map("config.json".as_ref(), map), 8, 2048).unwrap(), rotary);
+            assert_eq!(
+                read(&Config::from_map("config.json".as_ref(), map), 8, 2048).unwrap(),
+                rotary
+            );
         }
     }
 }

@@ -6,8 +6,8 @@ use super::config::{CONTEXT_LIMIT, Config, LAYER_LIMIT};
 use crate::{
     error::Result,
     spec::{
-        BalanceForm, BlockSpec, CapacitySpec, DepthGate, DepthPredictor, DepthRouting, MixerSpec, RouterLosses,
-        RouterSpec,
+        BalanceForm, BlockSpec, CapacitySpec, DepthGate, DepthPredictor, DepthRouting, MixerSpec,
+        RouterLosses, RouterSpec,
     },
 };
 
@@ -25,16 +25,29 @@ const PER_LAYER: &str = "router_aux_loss_per_layer";
 
 /// Reads how tokens choose among experts.
 pub(super) fn read(config: &Config) -> Result<RouterSpec> {
-    let experts = config.optional_size("num_local_experts", EXPERT_LIMIT)?.unwrap_or(8);
-    let active = config.optional_size("num_experts_per_tok", EXPERT_LIMIT)?.unwrap_or(2);
+    let experts = config
+        .optional_size("num_local_experts", EXPERT_LIMIT)?
+        .unwrap_or(8);
+    let active = config
+        .optional_size("num_experts_per_tok", EXPERT_LIMIT)?
+        .unwrap_or(2);
     if active > experts {
-        let reason = format!("{active} of {experts} experts cannot be active; choose at most {experts}");
+        let reason =
+            format!("{active} of {experts} experts cannot be active; choose at most {experts}");
         return Err(config.error("num_experts_per_tok", reason));
     }
     let training = config.optional_positive(CAPACITY[0])?;
     let evaluation = config.optional_positive(CAPACITY[1])?;
-    let capacity = training.map(|training| CapacitySpec { training, evaluation: evaluation.unwrap_or(training) });
-    Ok(RouterSpec { experts, active, normalised: config.flag_or(NORMALISED, true)?, capacity })
+    let capacity = training.map(|training| CapacitySpec {
+        training,
+        evaluation: evaluation.unwrap_or(training),
+    });
+    Ok(RouterSpec {
+        experts,
+        active,
+        normalised: config.flag_or(NORMALISED, true)?,
+        capacity,
+    })
 }
 
 /// Writes what [`read`] reads; keys of our own only where they say something.
@@ -53,12 +66,23 @@ pub(super) fn write(router: &RouterSpec, map: &mut Map<String, Value>) {
 /// Reads the losses of routers; `key` has the weight of the balance loss.
 pub(super) fn read_losses(config: &Config, key: &str, default: f64) -> Result<RouterLosses> {
     let weight = |key: &str, default: f64| match config.optional_number(key)? {
-        Some(weight) if weight < 0.0 => Err(config.error(key, format!("expected 0 or more, found {weight}"))),
+        Some(weight) if weight < 0.0 => {
+            Err(config.error(key, format!("expected 0 or more, found {weight}")))
+        }
         weight => Ok(weight.unwrap_or(default)),
     };
-    let form = if config.flag_or(PER_LAYER, false)? { BalanceForm::PerLayer } else { BalanceForm::Joint };
+    let form = if config.flag_or(PER_LAYER, false)? {
+        BalanceForm::PerLayer
+    } else {
+        BalanceForm::Joint
+    };
     let added = config.flag_or("output_router_logits", false)?;
-    Ok(RouterLosses { added, balance: weight(key, default)?, form, z: weight(Z_LOSS, 0.0)? })
+    Ok(RouterLosses {
+        added,
+        balance: weight(key, default)?,
+        form,
+        z: weight(Z_LOSS, 0.0)?,
+    })
 }
 
 /// Writes what [`read_losses`] reads.
@@ -76,9 +100,14 @@ pub(super) fn write_losses(losses: &RouterLosses, key: &str, map: &mut Map<Strin
 /// Reads which blocks tokens may skip, from our own keys, and sets it: `mod_capacity`, `mod_every` (2), `mod_first` (1) and
 /// `mod_predictor` (`mlp` or `aux_loss`) and `mod_gate` (`raw` or `sigmoid`). Nothing where there is no `mod_capacity`.
 pub(super) fn read_depths(config: &Config, blocks: &mut [BlockSpec]) -> Result<()> {
-    let Some(capacity) = config.optional_positive("mod_capacity")? else { return Ok(()) };
+    let Some(capacity) = config.optional_positive("mod_capacity")? else {
+        return Ok(());
+    };
     if capacity > 1.0 {
-        return Err(config.error("mod_capacity", format!("{capacity} is more than all tokens; choose at most 1")));
+        return Err(config.error(
+            "mod_capacity",
+            format!("{capacity} is more than all tokens; choose at most 1"),
+        ));
     }
     let windowed = |block: &BlockSpec| match &block.mixer {
         MixerSpec::Attention(attention) => attention.window.is_some() || attention.alibi.is_some(),
@@ -86,7 +115,10 @@ pub(super) fn read_depths(config: &Config, blocks: &mut [BlockSpec]) -> Result<(
         MixerSpec::Recurrent(_) => true,
     };
     if blocks.iter().any(windowed) {
-        return Err(config.error("mod_capacity", "blocks with a window cannot be skipped; remove one of the two"));
+        return Err(config.error(
+            "mod_capacity",
+            "blocks with a window cannot be skipped; remove one of the two",
+        ));
     }
     let every = config.optional_size("mod_every", LAYER_LIMIT)?.unwrap_or(2);
     let first = config.count_or("mod_first", 1, CONTEXT_LIMIT)?;
@@ -94,24 +126,41 @@ pub(super) fn read_depths(config: &Config, blocks: &mut [BlockSpec]) -> Result<(
         None | Some("mlp") => DepthPredictor::Mlp,
         Some("aux_loss") => DepthPredictor::AuxLoss,
         Some(name) => {
-            return Err(config.error("mod_predictor", format!("unknown `{name}`; known are mlp and aux_loss")));
+            return Err(config.error(
+                "mod_predictor",
+                format!("unknown `{name}`; known are mlp and aux_loss"),
+            ));
         }
     };
     let gate = match config.optional_text("mod_gate")? {
         None | Some("raw") => DepthGate::Raw,
         Some("sigmoid") => DepthGate::Sigmoid,
-        Some(name) => return Err(config.error("mod_gate", format!("unknown `{name}`; known are raw and sigmoid"))),
+        Some(name) => {
+            return Err(config.error(
+                "mod_gate",
+                format!("unknown `{name}`; known are raw and sigmoid"),
+            ));
+        }
     };
     for block in blocks.iter_mut().skip(first).step_by(every) {
-        block.routing = Some(DepthRouting { capacity, predictor, gate });
+        block.routing = Some(DepthRouting {
+            capacity,
+            predictor,
+            gate,
+        });
     }
     Ok(())
 }
 
 /// Writes what [`read_depths`] reads.
 pub(super) fn write_depths(blocks: &[BlockSpec], map: &mut Map<String, Value>) {
-    let routed: Vec<usize> = (0..blocks.len()).filter(|i| blocks[*i].routing.is_some()).collect();
-    let Some((first, routing)) = routed.first().and_then(|first| Some((*first, blocks[*first].routing?))) else {
+    let routed: Vec<usize> = (0..blocks.len())
+        .filter(|i| blocks[*i].routing.is_some())
+        .collect();
+    let Some((first, routing)) = routed
+        .first()
+        .and_then(|first| Some((*first, blocks[*first].routing?)))
+    else {
         return;
     };
     let every = routed.get(1).map_or(blocks.len(), |second| second - first);

@@ -32,17 +32,26 @@ impl Sizes {
         let width = config.size("hidden_size", WIDTH_LIMIT)?;
         let head_dim = config.size("head_size", HEAD_LIMIT)?;
         if !width.is_multiple_of(head_dim) {
-            let reason = format!("heads of {head_dim} do not divide the width {width}; choose a divisor");
+            let reason =
+                format!("heads of {head_dim} do not divide the width {width}; choose a divisor");
             return Err(config.error("head_size", reason));
         }
-        Ok(Self { width, heads: width / head_dim, head_dim })
+        Ok(Self {
+            width,
+            heads: width / head_dim,
+            head_dim,
+        })
     }
 }
 
 /// The channel mixer.
 pub(super) fn read_channel(config: &Config, share: Share, receptance: bool) -> Result<ChannelSpec> {
     let inner = config.size("intermediate_size", INNER_LIMIT)?;
-    Ok(ChannelSpec::Rwkv(RwkvChannelSpec { inner, share, receptance }))
+    Ok(ChannelSpec::Rwkv(RwkvChannelSpec {
+        inner,
+        share,
+        receptance,
+    }))
 }
 
 /// A model of blocks with the mixers that `mixer` gives by their number.
@@ -55,13 +64,28 @@ pub(super) fn read_model(
 ) -> Result<ModelSpec> {
     let norm = NormSpec::layer(config.positive_or(EPSILON_KEY, EPSILON)?);
     let layers = config.size("num_hidden_layers", LAYER_LIMIT)?;
-    let blocks = (0..layers).map(|i| BlockSpec::sequential(mixer(i), channel.clone(), norm)).collect();
+    let blocks = (0..layers)
+        .map(|i| BlockSpec::sequential(mixer(i), channel.clone(), norm))
+        .collect();
     let context = read_context(config)?;
     // The last norm keeps the usual epsilon, whatever the others have.
     let final_norm = Some(NormSpec::layer(EPSILON));
-    let spec = Frame { width, context, blocks, final_norm, tied_by_default: false }.read(config, family)?;
-    let initializer_range = config.positive_or("initializer_range", 0.5 * (width as f64).powf(-0.5))?;
-    Ok(ModelSpec { embedding_norm: Some(norm), embedding_range: Some(EMBEDDING_RANGE), initializer_range, ..spec })
+    let spec = Frame {
+        width,
+        context,
+        blocks,
+        final_norm,
+        tied_by_default: false,
+    }
+    .read(config, family)?;
+    let initializer_range =
+        config.positive_or("initializer_range", 0.5 * (width as f64).powf(-0.5))?;
+    Ok(ModelSpec {
+        embedding_norm: Some(norm),
+        embedding_range: Some(EMBEDDING_RANGE),
+        initializer_range,
+        ..spec
+    })
 }
 
 /// Writes what [`read_model`] and [`read_channel`] read.
@@ -112,7 +136,9 @@ pub(super) fn authors_table(spec: &ModelSpec, names: &[(&str, &str)]) -> Vec<Ten
 /// When the file is of a generation that is not known here, or its tensors do not belong together.
 pub fn bare(checkpoint: &Checkpoint) -> Result<Option<Map<String, Value>>> {
     let file = Bare { checkpoint };
-    let (Some([vocabulary, width]), Some(_)) = (file.shape("emb.weight"), file.first_block("att.key.weight")) else {
+    let (Some([vocabulary, width]), Some(_)) =
+        (file.shape("emb.weight"), file.first_block("att.key.weight"))
+    else {
         return Ok(None);
     };
     let mut map = Map::new();
@@ -138,7 +164,10 @@ pub fn bare(checkpoint: &Checkpoint) -> Result<Option<Map<String, Value>>> {
     } else if file.has("att.time_maa_w1") {
         set("model_type", json!(super::rwkv6::FAMILY.model_type));
         set("head_size", json!(file.columns("att.time_faaaa")?));
-        set("mix_rank", json!(file.columns("att.time_maa_w1")? / super::rwkv6::MIXES));
+        set(
+            "mix_rank",
+            json!(file.columns("att.time_maa_w1")? / super::rwkv6::MIXES),
+        );
         set("decay_rank", json!(file.columns("att.time_decay_w1")?));
     } else if file.has("att.time_faaaa") && file.has("att.time_mix_g") {
         set("model_type", json!(super::rwkv5::FAMILY.model_type));
@@ -147,7 +176,9 @@ pub fn bare(checkpoint: &Checkpoint) -> Result<Option<Map<String, Value>>> {
         set("model_type", json!(super::rwkv4::AUTHORS.model_type));
         set("attention_hidden_size", json!(file.rows("att.key.weight")?));
     } else {
-        return Err(file.error("an RWKV of another generation than 4, 5.2, 6 (x060) and 7 (x070)".into()));
+        return Err(
+            file.error("an RWKV of another generation than 4, 5.2, 6 (x060) and 7 (x070)".into())
+        );
     }
     Ok(Some(map))
 }
@@ -171,20 +202,32 @@ impl Bare<'_> {
     }
 
     fn rows(&self, name: &str) -> Result<usize> {
-        self.first_block(name).map(|[rows, _]| rows).ok_or_else(|| self.no_matrix(name))
+        self.first_block(name)
+            .map(|[rows, _]| rows)
+            .ok_or_else(|| self.no_matrix(name))
     }
 
     fn columns(&self, name: &str) -> Result<usize> {
-        self.first_block(name).map(|[_, columns]| columns).ok_or_else(|| self.no_matrix(name))
+        self.first_block(name)
+            .map(|[_, columns]| columns)
+            .ok_or_else(|| self.no_matrix(name))
     }
 
     fn no_matrix(&self, name: &str) -> Error {
-        self.error(format!("has RWKV's tensors but no matrix `blocks.0.{name}`; is the file whole?"))
+        self.error(format!(
+            "has RWKV's tensors but no matrix `blocks.0.{name}`; is the file whole?"
+        ))
     }
 
     /// Blocks from the first on.
     fn blocks(&self) -> usize {
-        (0..LAYER_LIMIT).take_while(|i| self.checkpoint.info(&format!("blocks.{i}.ffn.key.weight")).is_some()).count()
+        (0..LAYER_LIMIT)
+            .take_while(|i| {
+                self.checkpoint
+                    .info(&format!("blocks.{i}.ffn.key.weight"))
+                    .is_some()
+            })
+            .count()
     }
 
     fn error(&self, reason: String) -> Error {

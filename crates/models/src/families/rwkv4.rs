@@ -39,19 +39,34 @@ const CONTEXT: usize = 1024;
 fn read(config: &Config, family: &Family) -> Result<ModelSpec> {
     config.ignore(&["rescale_every"]);
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
-    let inner = config.optional_size("attention_hidden_size", INNER_LIMIT)?.unwrap_or(width);
-    let channel = config.optional_size("intermediate_size", INNER_LIMIT)?.unwrap_or(4 * width);
-    let channel = ChannelSpec::Rwkv(RwkvChannelSpec { inner: channel, share: Share::Current, receptance: true });
+    let inner = config
+        .optional_size("attention_hidden_size", INNER_LIMIT)?
+        .unwrap_or(width);
+    let channel = config
+        .optional_size("intermediate_size", INNER_LIMIT)?
+        .unwrap_or(4 * width);
+    let channel = ChannelSpec::Rwkv(RwkvChannelSpec {
+        inner: channel,
+        share: Share::Current,
+        receptance: true,
+    });
     let mixer = |_| MixerSpec::Recurrent(RecurrentSpec::Rwkv4(Rwkv4Spec { inner }));
     let spec = rwkv::read_model(config, family, width, channel, mixer)?;
-    Ok(ModelSpec { context: config.optional_size("context_length", CONTEXT_LIMIT)?.unwrap_or(CONTEXT), ..spec })
+    Ok(ModelSpec {
+        context: config
+            .optional_size("context_length", CONTEXT_LIMIT)?
+            .unwrap_or(CONTEXT),
+        ..spec
+    })
 }
 
 fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     let mut map = write_model(spec, family);
     map.remove("max_position_embeddings");
     map.insert("context_length".into(), json!(spec.context));
-    if let Some(MixerSpec::Recurrent(RecurrentSpec::Rwkv4(layer))) = spec.blocks.first().map(|block| &block.mixer) {
+    if let Some(MixerSpec::Recurrent(RecurrentSpec::Rwkv4(layer))) =
+        spec.blocks.first().map(|block| &block.mixer)
+    {
         map.insert("attention_hidden_size".into(), json!(layer.inner));
     }
     map
@@ -103,8 +118,20 @@ mod tests {
         let plain = json!({"attention_hidden_size": null, "intermediate_size": null, "context_length": null});
         let spec = changed("rwkv4", plain).unwrap();
         let map = write_config(&spec).unwrap();
-        assert_eq!((&map["attention_hidden_size"], &map["intermediate_size"]), (&json!(24), &json!(96)));
-        let tied = changed("rwkv4", json!({"tie_word_embeddings": true, "rescale_every": 0})).unwrap();
-        assert!(tied.tied_head && (FAMILY.tensors)(&tied).iter().all(|entry| entry.name != "head.weight"));
+        assert_eq!(
+            (&map["attention_hidden_size"], &map["intermediate_size"]),
+            (&json!(24), &json!(96))
+        );
+        let tied = changed(
+            "rwkv4",
+            json!({"tie_word_embeddings": true, "rescale_every": 0}),
+        )
+        .unwrap();
+        assert!(
+            tied.tied_head
+                && (FAMILY.tensors)(&tied)
+                    .iter()
+                    .all(|entry| entry.name != "head.weight")
+        );
     }
 }

@@ -9,18 +9,43 @@ use crate::spec::{MixerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
 
 /// The registration of Eagle.
-pub const FAMILY: Family =
-    Family { model_type: "rwkv5", architecture: "Rwkv5", read, write, tensors, prefix: "", ignored: &[] };
+pub const FAMILY: Family = Family {
+    model_type: "rwkv5",
+    architecture: "Rwkv5",
+    read,
+    write,
+    tensors,
+    prefix: "",
+    ignored: &[],
+};
 
 fn read(config: &Config) -> Result<ModelSpec> {
-    let Sizes { width, heads, head_dim } = Sizes::read(config)?;
-    let mixer = |_| MixerSpec::Recurrent(RecurrentSpec::Rwkv6(Rwkv6Spec { heads, head_dim, dynamic: None }));
-    read_model(config, &FAMILY, width, read_channel(config, Share::Current, true)?, mixer)
+    let Sizes {
+        width,
+        heads,
+        head_dim,
+    } = Sizes::read(config)?;
+    let mixer = |_| {
+        MixerSpec::Recurrent(RecurrentSpec::Rwkv6(Rwkv6Spec {
+            heads,
+            head_dim,
+            dynamic: None,
+        }))
+    };
+    read_model(
+        config,
+        &FAMILY,
+        width,
+        read_channel(config, Share::Current, true)?,
+        mixer,
+    )
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = write_model(spec, &FAMILY);
-    if let Some(MixerSpec::Recurrent(RecurrentSpec::Rwkv6(layer))) = spec.blocks.first().map(|block| &block.mixer) {
+    if let Some(MixerSpec::Recurrent(RecurrentSpec::Rwkv6(layer))) =
+        spec.blocks.first().map(|block| &block.mixer)
+    {
         map.insert("head_size".into(), json!(layer.head_dim));
     }
     map

@@ -9,27 +9,63 @@ use crate::spec::{MixerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
 
 /// The registration of Finch.
-pub const FAMILY: Family =
-    Family { model_type: "rwkv6", architecture: "Rwkv6", read, write, tensors, prefix: "", ignored: &[] };
+pub const FAMILY: Family = Family {
+    model_type: "rwkv6",
+    architecture: "Rwkv6",
+    read,
+    write,
+    tensors,
+    prefix: "",
+    ignored: &[],
+};
 
 /// Mixes that share the map into a narrow middle.
 pub(super) const MIXES: usize = 5;
 
 fn read(config: &Config) -> Result<ModelSpec> {
-    let Sizes { width, heads, head_dim } = Sizes::read(config)?;
+    let Sizes {
+        width,
+        heads,
+        head_dim,
+    } = Sizes::read(config)?;
     let mix_rank = config.optional_size("mix_rank", INNER_LIMIT)?.unwrap_or(32);
-    let decay_rank = config.optional_size("decay_rank", INNER_LIMIT)?.unwrap_or(64);
-    let dynamic = Some(DynamicSpec { mix_rank, decay_rank });
-    let mixer = |_| MixerSpec::Recurrent(RecurrentSpec::Rwkv6(Rwkv6Spec { heads, head_dim, dynamic }));
-    read_model(config, &FAMILY, width, read_channel(config, Share::Previous, true)?, mixer)
+    let decay_rank = config
+        .optional_size("decay_rank", INNER_LIMIT)?
+        .unwrap_or(64);
+    let dynamic = Some(DynamicSpec {
+        mix_rank,
+        decay_rank,
+    });
+    let mixer = |_| {
+        MixerSpec::Recurrent(RecurrentSpec::Rwkv6(Rwkv6Spec {
+            heads,
+            head_dim,
+            dynamic,
+        }))
+    };
+    read_model(
+        config,
+        &FAMILY,
+        width,
+        read_channel(config, Share::Previous, true)?,
+        mixer,
+    )
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = write_model(spec, &FAMILY);
-    if let Some(MixerSpec::Recurrent(RecurrentSpec::Rwkv6(layer))) = spec.blocks.first().map(|block| &block.mixer) {
+    if let Some(MixerSpec::Recurrent(RecurrentSpec::Rwkv6(layer))) =
+        spec.blocks.first().map(|block| &block.mixer)
+    {
         map.insert("head_size".into(), json!(layer.head_dim));
-        map.insert("mix_rank".into(), json!(layer.dynamic.map(|dynamic| dynamic.mix_rank)));
-        map.insert("decay_rank".into(), json!(layer.dynamic.map(|dynamic| dynamic.decay_rank)));
+        map.insert(
+            "mix_rank".into(),
+            json!(layer.dynamic.map(|dynamic| dynamic.mix_rank)),
+        );
+        map.insert(
+            "decay_rank".into(),
+            json!(layer.dynamic.map(|dynamic| dynamic.decay_rank)),
+        );
     }
     map
 }

@@ -26,7 +26,11 @@ fn usual_rank(factor: f64, width: usize, power: f64) -> usize {
 }
 
 fn read(config: &Config) -> Result<ModelSpec> {
-    let Sizes { width, heads, head_dim } = Sizes::read(config)?;
+    let Sizes {
+        width,
+        heads,
+        head_dim,
+    } = Sizes::read(config)?;
     let rank = |key, factor, power| {
         let given = config.optional_size(key, INNER_LIMIT)?;
         Ok::<_, crate::Error>(given.unwrap_or_else(|| usual_rank(factor, width, power)))
@@ -35,10 +39,23 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let (value_rank, gate_rank) = (rank("value_rank", 1.3, 0.5)?, rank("gate_rank", 0.6, 0.8)?);
     let mixer = |i: usize| {
         let value_rank = (i > 0).then_some(value_rank);
-        let spec = Rwkv7Spec { heads, head_dim, decay_rank, rate_rank, value_rank, gate_rank };
+        let spec = Rwkv7Spec {
+            heads,
+            head_dim,
+            decay_rank,
+            rate_rank,
+            value_rank,
+            gate_rank,
+        };
         MixerSpec::Recurrent(RecurrentSpec::Rwkv7(spec))
     };
-    read_model(config, &FAMILY, width, read_channel(config, Share::Previous, false)?, mixer)
+    read_model(
+        config,
+        &FAMILY,
+        width,
+        read_channel(config, Share::Previous, false)?,
+        mixer,
+    )
 }
 
 /// The layer of a block of this family.
@@ -101,7 +118,8 @@ mod tests {
     #[test]
     fn ranks_follow_the_width() {
         // The published 0.1B model.
-        let ranks = [(1.8, 0.5), (1.3, 0.5), (0.6, 0.8)].map(|(factor, power)| usual_rank(factor, 768, power));
+        let ranks = [(1.8, 0.5), (1.3, 0.5), (0.6, 0.8)]
+            .map(|(factor, power)| usual_rank(factor, 768, power));
         assert_eq!(ranks, [64, 32, 128]);
         assert_eq!(usual_rank(1.3, 16, 0.5), 32);
     }

@@ -20,7 +20,10 @@ const KEYS: &[(&str, &str)] = &[
 /// `map` in today's keys, if it is one of the authors': those have `d_model` and `ssm_cfg`, and name no model type. Keys that
 /// have no counterpart stay as they are, to be refused.
 pub(super) fn translated(mut map: Map<String, Value>) -> Map<String, Value> {
-    if !map.contains_key("ssm_cfg") || !map.contains_key("d_model") || map.contains_key("model_type") {
+    if !map.contains_key("ssm_cfg")
+        || !map.contains_key("d_model")
+        || map.contains_key("model_type")
+    {
         return map;
     }
     let mut layer = match map.remove("ssm_cfg") {
@@ -29,23 +32,37 @@ pub(super) fn translated(mut map: Map<String, Value>) -> Map<String, Value> {
     };
     let is_second = layer.remove("layer").is_some_and(|name| name == "Mamba2");
     // Rows are added to the vocabulary until their number is a multiple of this.
-    let multiple = map.remove("pad_vocab_size_multiple").and_then(|value| value.as_u64()).unwrap_or(8).max(1);
+    let multiple = map
+        .remove("pad_vocab_size_multiple")
+        .and_then(|value| value.as_u64())
+        .unwrap_or(8)
+        .max(1);
     if let Some(rows) = map.get("vocab_size").and_then(Value::as_u64) {
-        map.insert("vocab_size".into(), json!(rows.checked_next_multiple_of(multiple)));
+        map.insert(
+            "vocab_size".into(),
+            json!(rows.checked_next_multiple_of(multiple)),
+        );
     }
     // What the authors' code takes where a file says nothing.
     let mut today = Map::from_iter([("tie_word_embeddings".to_owned(), json!(true))]);
-    today.insert("model_type".into(), json!(if is_second { "mamba2" } else { "mamba" }));
+    today.insert(
+        "model_type".into(),
+        json!(if is_second { "mamba2" } else { "mamba" }),
+    );
     if is_second {
         today.insert("n_groups".into(), json!(1));
     }
     for (key, value) in map.into_iter().chain(layer) {
         // Switches of the authors' code, and what this family always has: RMSNorm, and no feed-forward layers.
-        let switch = ["fused_add_norm", "rms_norm", "chunk_size"].contains(&key.as_str()) && value != json!(false);
+        let switch = ["fused_add_norm", "rms_norm", "chunk_size"].contains(&key.as_str())
+            && value != json!(false);
         if switch || (key == "d_intermediate" && value == json!(0)) {
             continue;
         }
-        let name = KEYS.iter().find(|(theirs, _)| *theirs == key).map_or(key, |(_, ours)| (*ours).to_owned());
+        let name = KEYS
+            .iter()
+            .find(|(theirs, _)| *theirs == key)
+            .map_or(key, |(_, ours)| (*ours).to_owned());
         today.insert(name, value);
     }
     today

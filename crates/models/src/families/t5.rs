@@ -1,12 +1,14 @@
 //! T5 and T5 v1.1 (arXiv 1910.10683): an encoder-decoder with RMSNorm, no biases, unscaled scores, and a bias by distance that
 //! all blocks of a stack share.
 
-use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
+use super::config::{
+    CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
+};
 use super::{Family, Frame, TensorEntry, attention, mlp, table, write_frame};
 use crate::error::Result;
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, ChannelSpec, CrossSpec, EncoderSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
-    RelativeSpec,
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, CrossSpec, EncoderSpec, MixerSpec, MlpSpec,
+    ModelSpec, NormSpec, RelativeSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -31,22 +33,38 @@ const BUCKET_LIMIT: usize = 1 << 16;
 
 fn read(config: &Config) -> Result<ModelSpec> {
     // Said by `feed_forward_proj` already, or by the family.
-    config.ignore(&["dense_act_fn", "is_gated_act", "is_encoder_decoder", "output_past"]);
+    config.ignore(&[
+        "dense_act_fn",
+        "is_gated_act",
+        "is_encoder_decoder",
+        "output_past",
+    ]);
     let width = config.size("d_model", WIDTH_LIMIT)?;
     let heads = config.size("num_heads", HEAD_LIMIT)?;
     let head_dim = config.size("d_kv", HEAD_LIMIT)?;
-    if heads.checked_mul(head_dim).is_none_or(|all| all > INNER_LIMIT) {
-        let reason = format!("{heads} heads of width {head_dim} are together wider than {INNER_LIMIT}");
+    if heads
+        .checked_mul(head_dim)
+        .is_none_or(|all| all > INNER_LIMIT)
+    {
+        let reason =
+            format!("{heads} heads of width {head_dim} are together wider than {INNER_LIMIT}");
         return Err(config.error("d_kv", reason));
     }
     let norm = NormSpec::rms(config.positive_or("layer_norm_epsilon", 1e-6)?);
-    let attention = AttentionSpec { scale: 1.0, ..AttentionSpec::plain(heads, heads, head_dim) };
+    let attention = AttentionSpec {
+        scale: 1.0,
+        ..AttentionSpec::plain(heads, heads, head_dim)
+    };
     let channel = channel(config)?;
     let block = BlockSpec::sequential(MixerSpec::Attention(attention.clone()), channel, norm);
     let layers = config.size("num_layers", LAYER_LIMIT)?;
     let relative = Some(RelativeSpec {
-        buckets: config.optional_size("relative_attention_num_buckets", BUCKET_LIMIT)?.unwrap_or(32),
-        max_distance: config.optional_size("relative_attention_max_distance", CONTEXT_LIMIT)?.unwrap_or(128),
+        buckets: config
+            .optional_size("relative_attention_num_buckets", BUCKET_LIMIT)?
+            .unwrap_or(32),
+        max_distance: config
+            .optional_size("relative_attention_max_distance", CONTEXT_LIMIT)?
+            .unwrap_or(128),
         heads,
     });
     let encoder = EncoderSpec {
@@ -61,14 +79,28 @@ fn read(config: &Config) -> Result<ModelSpec> {
         forced_last: config.token("forced_eos_token_id")?,
     };
     let cross = Some(CrossSpec { attention, norm });
-    let count = config.optional_size("num_decoder_layers", LAYER_LIMIT)?.unwrap_or(layers);
+    let count = config
+        .optional_size("num_decoder_layers", LAYER_LIMIT)?
+        .unwrap_or(layers);
     let blocks = vec![BlockSpec { cross, ..block }; count];
-    let context = config.optional_size("n_positions", CONTEXT_LIMIT)?.unwrap_or(512);
-    let frame = Frame { width, context, blocks, final_norm: Some(norm), tied_by_default: true };
+    let context = config
+        .optional_size("n_positions", CONTEXT_LIMIT)?
+        .unwrap_or(512);
+    let frame = Frame {
+        width,
+        context,
+        blocks,
+        final_norm: Some(norm),
+        tied_by_default: true,
+    };
     let spec = frame.read_decoder(config, &FAMILY)?;
     // Without the newer key, a head of its own says that the logits are not scaled; files may still have no such head.
     let scaled = config.flag_or("scale_decoder_outputs", spec.tied_head)?;
-    let logit_scale = if scaled { (width as f64).powf(-0.5) } else { 1.0 };
+    let logit_scale = if scaled {
+        (width as f64).powf(-0.5)
+    } else {
+        1.0
+    };
     // Fresh embeddings are as large as normed states, and matrices keep that size.
     let factor = config.positive_or("initializer_factor", 1.0)?;
     let initializer_range = factor * (width as f64).powf(-0.5);
@@ -92,9 +124,20 @@ fn channel(config: &Config) -> Result<ChannelSpec> {
         Some(name) => (true, name.to_owned()),
         None => (false, name),
     };
-    let activation = config.clone().with(KEY, json!(name)).activation_or(KEY, Activation::Relu)?;
-    let mlp = MlpSpec { inner, activation, bias: false };
-    Ok(if gated { ChannelSpec::GatedMlp(mlp) } else { ChannelSpec::Mlp(mlp) })
+    let activation = config
+        .clone()
+        .with(KEY, json!(name))
+        .activation_or(KEY, Activation::Relu)?;
+    let mlp = MlpSpec {
+        inner,
+        activation,
+        bias: false,
+    };
+    Ok(if gated {
+        ChannelSpec::GatedMlp(mlp)
+    } else {
+        ChannelSpec::Mlp(mlp)
+    })
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -108,20 +151,44 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("num_decoder_layers", json!(spec.blocks.len()));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
     set("scale_decoder_outputs", json!(spec.logit_scale != 1.0));
-    if let Some((block, mlp)) = spec.blocks.first().and_then(|block| Some((block, mlp(block)?))) {
+    if let Some((block, mlp)) = spec
+        .blocks
+        .first()
+        .and_then(|block| Some((block, mlp(block)?)))
+    {
         let name = activation_name(mlp.activation);
         let gated = matches!(block.channel, ChannelSpec::GatedMlp(_));
-        let gated_name = if name == "gelu_new" { "gated-gelu".into() } else { format!("gated-{name}") };
+        let gated_name = if name == "gelu_new" {
+            "gated-gelu".into()
+        } else {
+            format!("gated-{name}")
+        };
         set("d_ff", json!(mlp.inner));
-        set("feed_forward_proj", if gated { json!(gated_name) } else { json!(name) });
+        set(
+            "feed_forward_proj",
+            if gated {
+                json!(gated_name)
+            } else {
+                json!(name)
+            },
+        );
         set("is_gated_act", json!(gated));
         set("dense_act_fn", json!(name));
-        set("num_heads", json!(attention(block).map(|attention| attention.heads)));
-        set("d_kv", json!(attention(block).map(|attention| attention.head_dim)));
+        set(
+            "num_heads",
+            json!(attention(block).map(|attention| attention.heads)),
+        );
+        set(
+            "d_kv",
+            json!(attention(block).map(|attention| attention.head_dim)),
+        );
     }
     if let Some(relative) = spec.relative {
         set("relative_attention_num_buckets", json!(relative.buckets));
-        set("relative_attention_max_distance", json!(relative.max_distance));
+        set(
+            "relative_attention_max_distance",
+            json!(relative.max_distance),
+        );
     }
     if let Some(encoder) = &spec.encoder {
         set("num_layers", json!(encoder.blocks.len()));
@@ -137,8 +204,10 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
 }
 
 fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
-    const ENCODER: &[(&str, &str)] =
-        &[(".channel_norm.", ".layer.1.layer_norm."), (".channel.", ".layer.1.DenseReluDense.")];
+    const ENCODER: &[(&str, &str)] = &[
+        (".channel_norm.", ".layer.1.layer_norm."),
+        (".channel.", ".layer.1.DenseReluDense."),
+    ];
     const DECODER: &[(&str, &str)] = &[
         (".cross_norm.", ".layer.1.layer_norm."),
         (".cross.", ".layer.1.EncDecAttention."),
@@ -149,10 +218,16 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         ("^embedding.", "shared."),
         ("^head.", "lm_head."),
         ("^encoder.final_norm.", "encoder.final_layer_norm."),
-        ("^encoder.relative_bias.", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias."),
+        (
+            "^encoder.relative_bias.",
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.",
+        ),
         ("^encoder.blocks.", "encoder.block."),
         ("^final_norm.", "decoder.final_layer_norm."),
-        ("^relative_bias.", "decoder.block.0.layer.0.SelfAttention.relative_attention_bias."),
+        (
+            "^relative_bias.",
+            "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.",
+        ),
         ("^blocks.", "decoder.block."),
         (".mixer_norm.", ".layer.0.layer_norm."),
         (".mixer.", ".layer.0.SelfAttention."),
@@ -162,9 +237,19 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".output.", ".o."),
         (".down.", ".wo."),
     ];
-    let gated = matches!(spec.blocks.first().map(|block| &block.channel), Some(ChannelSpec::GatedMlp(_)));
-    let inner: &[(&str, &str)] = if gated { &[(".gate.", ".wi_0."), (".up.", ".wi_1.")] } else { &[(".up.", ".wi.")] };
-    let (encoder, decoder) = ([ENCODER, NAMES, inner].concat(), [DECODER, NAMES, inner].concat());
+    let gated = matches!(
+        spec.blocks.first().map(|block| &block.channel),
+        Some(ChannelSpec::GatedMlp(_))
+    );
+    let inner: &[(&str, &str)] = if gated {
+        &[(".gate.", ".wi_0."), (".up.", ".wi_1.")]
+    } else {
+        &[(".up.", ".wi.")]
+    };
+    let (encoder, decoder) = (
+        [ENCODER, NAMES, inner].concat(),
+        [DECODER, NAMES, inner].concat(),
+    );
     let mut entries = table(spec, &decoder, &[]);
     for (entry, of_encoder) in entries.iter_mut().zip(table(spec, &encoder, &[])) {
         if entry.name.starts_with("encoder.") {
@@ -183,9 +268,12 @@ mod tests {
     fn reads_the_fixtures() {
         let (old, new) = (fixture("t5"), fixture("t5-v1_1"));
         assert!(
-            matches!(old.blocks[0].channel, ChannelSpec::Mlp(_)) && (old.logit_scale - 24f64.powf(-0.5)).abs() < 1e-12
+            matches!(old.blocks[0].channel, ChannelSpec::Mlp(_))
+                && (old.logit_scale - 24f64.powf(-0.5)).abs() < 1e-12
         );
-        assert!(matches!(new.blocks[0].channel, ChannelSpec::GatedMlp(_)) && new.logit_scale == 1.0);
+        assert!(
+            matches!(new.blocks[0].channel, ChannelSpec::GatedMlp(_)) && new.logit_scale == 1.0
+        );
         assert_eq!(attention(&new.blocks[0]).unwrap().scale, 1.0);
         assert!(changed("t5", json!({ "feed_forward_proj": "gated-mish" })).is_err());
     }

@@ -28,7 +28,12 @@ impl Attention {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &AttentionSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &AttentionSpec,
+    ) -> Result<Self> {
         let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         let mut project = |part: &str, size, bias, deviation| {
@@ -41,15 +46,30 @@ impl Attention {
         let value = project("value", [keys, width], spec.qkv_bias, deviation)?;
         let output = project("output", [width, queries], spec.output_bias, residual)?;
         let mut norm = |part: &str| {
-            spec.qk_norm.map(|n| Norm::build(builder, &format!("{name}.{part}"), spec.head_dim, n)).transpose()
+            spec.qk_norm
+                .map(|n| Norm::build(builder, &format!("{name}.{part}"), spec.head_dim, n))
+                .transpose()
         };
         let (query_norm, key_norm) = (norm("query_norm")?, norm("key_norm")?);
-        Ok(Self { spec: spec.clone(), query, key, value, output, query_norm, key_norm })
+        Ok(Self {
+            spec: spec.clone(),
+            query,
+            key,
+            value,
+            output,
+            query_norm,
+            key_norm,
+        })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back. With a cache, the new keys and values are added to it
     /// and the queries see all of them.
-    pub fn forward(&self, x: Transient<3>, context: &Context, cache: Option<&mut KeyValues>) -> Tensor<3> {
+    pub fn forward(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        cache: Option<&mut KeyValues>,
+    ) -> Tensor<3> {
         let [query, key, value] = Linear::forward_all([&self.query, &self.key, &self.value], x);
         let [batch, time, _] = query.dims();
         let mut query = self.split(query, self.spec.heads);
@@ -67,10 +87,26 @@ impl Attention {
         if let Some(cache) = cache {
             (key, value) = cache.append(key, value);
         }
-        let options = Options { scale: self.spec.scale, softcap: self.spec.softcap, precision: context.precision };
-        let mixed = attention(query, key, value, &context.mask, context.bias.clone(), options);
-        let mixed = if context.key_bias.is_some() { mixed.narrow(3, 0, self.spec.head_dim) } else { mixed };
-        self.output.forward(mixed.reshape([batch, time, self.spec.heads * self.spec.head_dim]))
+        let options = Options {
+            scale: self.spec.scale,
+            softcap: self.spec.softcap,
+            precision: context.precision,
+        };
+        let mixed = attention(
+            query,
+            key,
+            value,
+            &context.mask,
+            context.bias.clone(),
+            options,
+        );
+        let mixed = if context.key_bias.is_some() {
+            mixed.narrow(3, 0, self.spec.head_dim)
+        } else {
+            mixed
+        };
+        self.output
+            .forward(mixed.reshape([batch, time, self.spec.heads * self.spec.head_dim]))
     }
 
     /// `[batch, time, heads * head_dim]` to `[batch, time, heads, head_dim]`.

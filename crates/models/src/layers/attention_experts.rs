@@ -42,18 +42,56 @@ impl AttentionExperts {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &AttentionExpertsSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &AttentionExpertsSpec,
+    ) -> Result<Self> {
         let (experts, keys) = (spec.router.experts, spec.kv_heads * spec.head_dim);
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         // The reference's balance loss has the router twice: once for the queries, once for the outputs.
-        let router = Router::build(builder, &format!("{name}.router"), width, &spec.router)?.counted(2);
+        let router =
+            Router::build(builder, &format!("{name}.router"), width, &spec.router)?.counted(2);
         let name_of = |part: &str| format!("{name}.experts.{part}");
-        let query = Stacked::build(builder, &name_of("query"), [experts, keys, width], 1, deviation)?;
-        let output = Stacked::build(builder, &name_of("output"), [experts, width, keys], 1, residual)?;
-        let key = Linear::build(builder, &format!("{name}.key"), [keys, width], false, deviation)?;
-        let value = Linear::build(builder, &format!("{name}.value"), [keys, width], false, deviation)?;
+        let query = Stacked::build(
+            builder,
+            &name_of("query"),
+            [experts, keys, width],
+            1,
+            deviation,
+        )?;
+        let output = Stacked::build(
+            builder,
+            &name_of("output"),
+            [experts, width, keys],
+            1,
+            residual,
+        )?;
+        let key = Linear::build(
+            builder,
+            &format!("{name}.key"),
+            [keys, width],
+            false,
+            deviation,
+        )?;
+        let value = Linear::build(
+            builder,
+            &format!("{name}.value"),
+            [keys, width],
+            false,
+            deviation,
+        )?;
         let bias = builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?;
-        Ok(Self { spec: spec.clone(), router, query, key, value, output, bias })
+        Ok(Self {
+            spec: spec.clone(),
+            router,
+            query,
+            key,
+            value,
+            output,
+            bias,
+        })
     }
 
     /// What the layer says of tokens.
@@ -71,12 +109,17 @@ impl AttentionExperts {
         sides: &mut Sides,
     ) -> Tensor<3> {
         // The router is one more map of `x`, the query experts read it too.
-        let ([key, value], readers) = Linear::forward_beside(1, 1, [&self.key, &self.value], x.clone());
+        let ([key, value], readers) =
+            Linear::forward_beside(1, 1, [&self.key, &self.value], x.clone());
         let [batch, time, _] = key.dims();
-        let (routing, weights) = self.router.forward(x.clone(), &readers, [batch, time], context, sides);
+        let (routing, weights) =
+            self.router
+                .forward(x.clone(), &readers, [batch, time], context, sides);
         let (heads, head_dim, active) = (self.spec.kv_heads, self.spec.head_dim, routing.active());
         // The query heads of one key head have to be neighbours.
-        let query = self.query.forward(x.into_tensor(), &routing, [1, heads], readers);
+        let query = self
+            .query
+            .forward(x.into_tensor(), &routing, [1, heads], readers);
         let mut query = query.reshape([batch, time, heads * active, head_dim]);
         let [mut key, mut value] = [key, value].map(|x| x.reshape([batch, time, heads, head_dim]));
         if let Some(rotation) = &context.rotation {
@@ -85,7 +128,11 @@ impl AttentionExperts {
         if let Some(cache) = cache {
             (key, value) = cache.append(key, value);
         }
-        let options = Options { scale: self.spec.scale, softcap: None, precision: context.precision };
+        let options = Options {
+            scale: self.spec.scale,
+            softcap: None,
+            precision: context.precision,
+        };
         let mixed = attention(query, key, value, &context.mask, None, options);
         let mixed = mixed.reshape([batch * time * active, heads * head_dim]);
         let y = self.output.summed(mixed, weights, &routing, heads);

@@ -50,7 +50,10 @@ parameters!(Cross: norm, attention);
 
 /// What mixes along time. A new mixer adds a variant here and its state in [`MixerState`].
 #[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant, reason = "there is one for each block, and none is moved about")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one for each block, and none is moved about"
+)]
 pub enum Mixer {
     /// Softmax attention.
     Attention(Attention),
@@ -68,25 +71,48 @@ impl Block {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &BlockSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &BlockSpec,
+    ) -> Result<Self> {
         let depth = match &spec.routing {
-            Some(routing) => Some(Depth::build(builder, &format!("{name}.depth"), width, routing, &spec.mixer)?),
+            Some(routing) => Some(Depth::build(
+                builder,
+                &format!("{name}.depth"),
+                width,
+                routing,
+                &spec.mixer,
+            )?),
             None => None,
         };
-        let mixer_norm = Norm::build(builder, &format!("{name}.mixer_norm"), width, spec.mixer_norm)?;
+        let mixer_norm = Norm::build(
+            builder,
+            &format!("{name}.mixer_norm"),
+            width,
+            spec.mixer_norm,
+        )?;
         let mixer = match &spec.mixer {
-            MixerSpec::Attention(attention) => {
-                Mixer::Attention(Attention::build(builder, &format!("{name}.mixer"), width, attention)?)
-            }
-            MixerSpec::AttentionExperts(attention) => {
-                Mixer::AttentionExperts(AttentionExperts::build(builder, &format!("{name}.mixer"), width, attention)?)
-            }
-            MixerSpec::Recurrent(spec) => {
-                Mixer::Recurrent(Recurrent::build(builder, &format!("{name}.mixer"), width, spec)?)
-            }
+            MixerSpec::Attention(attention) => Mixer::Attention(Attention::build(
+                builder,
+                &format!("{name}.mixer"),
+                width,
+                attention,
+            )?),
+            MixerSpec::AttentionExperts(attention) => Mixer::AttentionExperts(
+                AttentionExperts::build(builder, &format!("{name}.mixer"), width, attention)?,
+            ),
+            MixerSpec::Recurrent(spec) => Mixer::Recurrent(Recurrent::build(
+                builder,
+                &format!("{name}.mixer"),
+                width,
+                spec,
+            )?),
         };
         let mut norm = |part: &str, spec: Option<NormSpec>| {
-            spec.map(|spec| Norm::build(builder, &format!("{name}.{part}"), width, spec)).transpose()
+            spec.map(|spec| Norm::build(builder, &format!("{name}.{part}"), width, spec))
+                .transpose()
         };
         let mixer_output_norm = norm("mixer_output_norm", spec.mixer_output_norm)?;
         let channel_norm = norm("channel_norm", spec.channel_norm)?;
@@ -95,7 +121,12 @@ impl Block {
         let cross = match &spec.cross {
             Some(cross) => Some(Cross {
                 norm: Norm::build(builder, &format!("{name}.cross_norm"), width, cross.norm)?,
-                attention: CrossAttention::build(builder, &format!("{name}.cross"), width, &cross.attention)?,
+                attention: CrossAttention::build(
+                    builder,
+                    &format!("{name}.cross"),
+                    width,
+                    &cross.attention,
+                )?,
             }),
             None => None,
         };
@@ -124,12 +155,11 @@ impl Block {
         sides: &mut Sides,
     ) -> Tensor<3> {
         let mut all =
-            |x: Tensor<3>, context: &Context, state: Option<&mut BlockState>, sides: &mut Sides| match recompute
-                && state.is_none()
-                && is_supported(&x)
-            {
-                true => self.forward_recomputed(x, context, sides),
-                false => self.forward_all(x, context, state, sides),
+            |x: Tensor<3>, context: &Context, state: Option<&mut BlockState>, sides: &mut Sides| {
+                match recompute && state.is_none() && is_supported(&x) {
+                    true => self.forward_recomputed(x, context, sides),
+                    false => self.forward_all(x, context, state, sides),
+                }
             };
         match &self.depth {
             None => all(x, context, state, sides),
@@ -152,7 +182,11 @@ impl Block {
 
     /// What the block says of all the tokens that pass through it.
     fn sides(&self) -> Vec<SideSpec> {
-        self.mixer.side().into_iter().chain(self.channel.as_ref().and_then(Channel::side)).collect()
+        self.mixer
+            .side()
+            .into_iter()
+            .chain(self.channel.as_ref().and_then(Channel::side))
+            .collect()
     }
 
     /// All tokens pass.
@@ -164,13 +198,22 @@ impl Block {
         sides: &mut Sides,
     ) -> Tensor<3> {
         let (mixer, source, remembered) = match state {
-            Some(state) => (Some(&mut state.mixer), Some(&mut state.source), Some(&mut state.channel)),
+            Some(state) => (
+                Some(&mut state.mixer),
+                Some(&mut state.source),
+                Some(&mut state.channel),
+            ),
             None => (None, None, None),
         };
         let cross = |x: Transient<3>| match (&self.cross, &context.memory) {
-            (Some(cross), Some(memory)) => {
-                Some((&cross.norm, dropped(cross.attention.forward(x, memory, context, source), context, 2)))
-            }
+            (Some(cross), Some(memory)) => Some((
+                &cross.norm,
+                dropped(
+                    cross.attention.forward(x, memory, context, source),
+                    context,
+                    2,
+                ),
+            )),
             _ => None,
         };
         if self.residual == Residual::PostNorm {
@@ -185,9 +228,14 @@ impl Block {
             }
             None => normed.clone(),
         });
-        let mixed = optional(&self.mixer_output_norm, self.mixer.forward(normed, context, mixer, sides));
+        let mixed = optional(
+            &self.mixer_output_norm,
+            self.mixer.forward(normed, context, mixer, sides),
+        );
         let mut mixed = dropped(mixed, context, 0);
-        let Some(channel) = &self.channel else { return add(x, mixed) };
+        let Some(channel) = &self.channel else {
+            return add(x, mixed);
+        };
         if let Some(norm) = self.cross.as_ref().map(|cross| &cross.norm) {
             let (sum, normed) = norm.forward_sum(x.clone(), mixed.clone());
             if let Some((_, seen)) = cross(normed) {
@@ -202,7 +250,10 @@ impl Block {
             }
         };
         let inner = channel.forward(inner, context, remembered, sides);
-        add(x, dropped(optional(&self.channel_output_norm, inner), context, 1))
+        add(
+            x,
+            dropped(optional(&self.channel_output_norm, inner), context, 1),
+        )
     }
 
     /// `x = norm(x + mixer(x))`, and so on for the other parts.
@@ -215,13 +266,23 @@ impl Block {
         sides: &mut Sides,
     ) -> Tensor<3> {
         let sum = |norm: &Norm, x, y| norm.forward_sum(x, y).1.into_tensor();
-        let mixed = dropped(self.mixer.forward(x.clone().into(), context, state, sides), context, 0);
+        let mixed = dropped(
+            self.mixer.forward(x.clone().into(), context, state, sides),
+            context,
+            0,
+        );
         let mut x = sum(&self.mixer_norm, x, mixed);
         if let Some((norm, seen)) = cross(x.clone().into()) {
             x = sum(norm, x, seen);
         }
-        let Some(channel) = &self.channel else { return x };
-        let inner = dropped(channel.forward(x.clone().into(), context, beside, sides), context, 1);
+        let Some(channel) = &self.channel else {
+            return x;
+        };
+        let inner = dropped(
+            channel.forward(x.clone().into(), context, beside, sides),
+            context,
+            1,
+        );
         match &self.channel_norm {
             Some(norm) => sum(norm, x, inner),
             None => x + inner,
@@ -239,7 +300,11 @@ impl Block {
         });
         let shared = context.shared();
         let plain = shared.clone().map(|values| values.map(Tensor::inner));
-        let segment = BlockSegment { block, trained, context: context.with_shared(plain) };
+        let segment = BlockSegment {
+            block,
+            trained,
+            context: context.with_shared(plain),
+        };
         let output = recomputed(x, shared, leaves(self), Arc::new(segment));
         let specs = self.sides();
         if specs.is_empty() {
@@ -287,9 +352,12 @@ impl BlockSegment {
         let y = block.forward_all(x, context, None, &mut sides);
         match sides.outputs.is_empty() {
             true => y,
-            false => {
-                Tensor::cat(std::iter::once(y).chain(sides.outputs.into_iter().map(|side| side.values)).collect(), 2)
-            }
+            false => Tensor::cat(
+                std::iter::once(y)
+                    .chain(sides.outputs.into_iter().map(|side| side.values))
+                    .collect(),
+                2,
+            ),
         }
     }
 }
@@ -303,10 +371,18 @@ impl Segment for BlockSegment {
         let (mut block, mut trained) = (self.block.clone(), self.trained.iter());
         block.visit_mut(&mut |parameter| parameter.set_trainable(trained.next() == Some(&true)));
         let [memory, bias] = self.context.shared();
-        let leaf = |values: Option<Tensor<1>>, wanted| values.filter(|_| wanted).map(|v| v.autodiff().require_grad());
+        let leaf = |values: Option<Tensor<1>>, wanted| {
+            values
+                .filter(|_| wanted)
+                .map(|v| v.autodiff().require_grad())
+        };
         let shared = [leaf(memory, wanted[0]), leaf(bias, wanted[1])];
         let output = Self::run(&block, x, &self.context.with_shared(shared.clone()));
-        Tracked { output, leaves: leaves(&block), shared }
+        Tracked {
+            output,
+            leaves: leaves(&block),
+            shared,
+        }
     }
 }
 
@@ -340,7 +416,9 @@ impl Mixer {
         match self {
             Self::Attention(attention) => attention.forward(x, context, cache(state)),
             Self::AttentionExperts(attention) => attention.forward(x, context, cache(state), sides),
-            Self::Recurrent(layer) => layer.forward(x, context, state.and_then(MixerState::recurrent), sides),
+            Self::Recurrent(layer) => {
+                layer.forward(x, context, state.and_then(MixerState::recurrent), sides)
+            }
         }
     }
 }

@@ -18,7 +18,10 @@ use crate::{
 
 /// What mixes along width.
 #[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant, reason = "there is one for each block, and none is moved about")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one for each block, and none is moved about"
+)]
 pub enum Channel {
     /// One layer for all tokens.
     FeedForward(FeedForward),
@@ -37,11 +40,22 @@ impl Channel {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &ChannelSpec) -> Result<Option<Self>> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &ChannelSpec,
+    ) -> Result<Option<Self>> {
         Ok(Some(match spec {
-            ChannelSpec::Mlp(mlp) => Self::FeedForward(FeedForward::build(builder, name, width, mlp, false)?),
-            ChannelSpec::GatedMlp(mlp) => Self::FeedForward(FeedForward::build(builder, name, width, mlp, true)?),
-            ChannelSpec::SparseExperts(experts) => Self::Experts(Experts::build(builder, name, width, experts)?),
+            ChannelSpec::Mlp(mlp) => {
+                Self::FeedForward(FeedForward::build(builder, name, width, mlp, false)?)
+            }
+            ChannelSpec::GatedMlp(mlp) => {
+                Self::FeedForward(FeedForward::build(builder, name, width, mlp, true)?)
+            }
+            ChannelSpec::SparseExperts(experts) => {
+                Self::Experts(Experts::build(builder, name, width, experts)?)
+            }
             ChannelSpec::MultiHeadExperts(spec) => {
                 Self::MultiHeadExperts(MultiHeadExperts::build(builder, name, width, spec)?)
             }
@@ -92,16 +106,39 @@ impl FeedForward {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, mlp: &MlpSpec, gated: bool) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        mlp: &MlpSpec,
+        gated: bool,
+    ) -> Result<Self> {
         let (inward, outward) = ([mlp.inner, width], [width, mlp.inner]);
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         let gate = match gated {
-            true => Some(Linear::build(builder, &format!("{name}.gate"), inward, mlp.bias, deviation)?),
+            true => Some(Linear::build(
+                builder,
+                &format!("{name}.gate"),
+                inward,
+                mlp.bias,
+                deviation,
+            )?),
             false => None,
         };
         let up = Linear::build(builder, &format!("{name}.up"), inward, mlp.bias, deviation)?;
-        let down = Linear::build(builder, &format!("{name}.down"), outward, mlp.bias, residual)?;
-        Ok(Self { activation: mlp.activation, gate, up, down })
+        let down = Linear::build(
+            builder,
+            &format!("{name}.down"),
+            outward,
+            mlp.bias,
+            residual,
+        )?;
+        Ok(Self {
+            activation: mlp.activation,
+            gate,
+            up,
+            down,
+        })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
@@ -109,9 +146,12 @@ impl FeedForward {
         match &self.gate {
             Some(gate) => {
                 let [gate, up] = Linear::forward_all([gate, &self.up], x);
-                self.down.forward(gated(self.activation, gate, up, self.down.precision))
+                self.down
+                    .forward(gated(self.activation, gate, up, self.down.precision))
             }
-            None => self.down.forward(activate(self.activation, self.up.forward(x))),
+            None => self
+                .down
+                .forward(activate(self.activation, self.up.forward(x))),
         }
     }
 }

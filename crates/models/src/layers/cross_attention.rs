@@ -35,7 +35,12 @@ impl CrossAttention {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &AttentionSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &AttentionSpec,
+    ) -> Result<Self> {
         let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         let query_deviation = deviation * (spec.head_dim as f64).powf(-0.5) / spec.scale;
@@ -69,12 +74,17 @@ impl CrossAttention {
             (fresh, Some(cache)) => fresh.or_else(|| cache.clone()),
             (fresh, None) => fresh,
         };
-        let options = Options { scale: self.spec.scale, softcap: self.spec.softcap, precision: context.precision };
+        let options = Options {
+            scale: self.spec.scale,
+            softcap: self.spec.softcap,
+            precision: context.precision,
+        };
         let mixed = match keys {
             Some([key, value]) => attention(query, key, value, &memory.mask, None, options),
             None => query * 0.0,
         };
-        self.output.forward(mixed.reshape([batch, time, self.spec.heads * self.spec.head_dim]))
+        self.output
+            .forward(mixed.reshape([batch, time, self.spec.heads * self.spec.head_dim]))
     }
 
     /// Keys and values of the encoder's output `[batch, source time, width]`.

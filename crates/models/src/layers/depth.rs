@@ -46,7 +46,8 @@ struct Predictor {
 parameters!(Predictor: up, up_bias, down, down_bias);
 
 /// The block without routing, on any tokens.
-pub(super) type Inner<'a> = dyn FnMut(Tensor<3>, &Context, Option<&mut BlockState>, &mut Sides) -> Tensor<3> + 'a;
+pub(super) type Inner<'a> =
+    dyn FnMut(Tensor<3>, &Context, Option<&mut BlockState>, &mut Sides) -> Tensor<3> + 'a;
 
 impl Depth {
     /// Builds `{name}.router` `[1, width]` and, where the spec has one, `{name}.predictor.up` and `down`.
@@ -68,8 +69,9 @@ impl Depth {
             DepthPredictor::AuxLoss => None,
             DepthPredictor::Mlp => {
                 let inner = (width / 2).max(1);
-                let mut part =
-                    |part: &str, shape, initial| builder.parameter(format!("{name}.predictor.{part}"), shape, initial);
+                let mut part = |part: &str, shape, initial| {
+                    builder.parameter(format!("{name}.predictor.{part}"), shape, initial)
+                };
                 Some(Predictor {
                     up: part("up.weight", vec![inner, width], normal.clone())?,
                     up_bias: part("up.bias", vec![inner], Initial::Zeros)?,
@@ -78,7 +80,12 @@ impl Depth {
                 })
             }
         };
-        Ok(Self { spec: *spec, mixer: mixer.clone(), router, predictor })
+        Ok(Self {
+            spec: *spec,
+            mixer: mixer.clone(),
+            router,
+            predictor,
+        })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back. A token that does not pass leaves as it came, bit for bit.
@@ -93,25 +100,51 @@ impl Depth {
         let [batch, time, width] = x.dims();
         let rows = x.reshape([batch * time, width]);
         let scores = linear(rows.clone(), self.router.value(), None, Precision::F32);
-        let guesses = self.predictor.as_ref().map(|predictor| predictor.forward(rows.clone().detach()));
-        let said: Vec<Tensor<2>> = std::iter::once(scores.clone()).chain(guesses.clone()).collect();
+        let guesses = self
+            .predictor
+            .as_ref()
+            .map(|predictor| predictor.forward(rows.clone().detach()));
+        let said: Vec<Tensor<2>> = std::iter::once(scores.clone())
+            .chain(guesses.clone())
+            .collect();
         let channels = said.len();
         let said = Tensor::cat(said, 1).reshape([batch, time, channels]);
-        sides.outputs.push(SideOutput::new(SideSpec::Depth(self.spec), said, context));
+        sides
+            .outputs
+            .push(SideOutput::new(SideSpec::Depth(self.spec), said, context));
         let present = context.present.as_deref();
         let chosen = match context.training && state.is_none() {
-            true => highest(&host(scores.clone()), time, self.spec.capacity, present.map(Vec::as_slice)),
-            false => positive(&host(guesses.unwrap_or_else(|| scores.clone())), time, present.map(Vec::as_slice)),
+            true => highest(
+                &host(scores.clone()),
+                time,
+                self.spec.capacity,
+                present.map(Vec::as_slice),
+            ),
+            false => positive(
+                &host(guesses.unwrap_or_else(|| scores.clone())),
+                time,
+                present.map(Vec::as_slice),
+            ),
         };
         let count = chosen.first().map_or(0, Vec::len);
         let even = chosen.iter().all(|row| row.len() == count);
-        let mut passing = Passing { depth: self, context, rows, scores, size: [time, width], sides, inner };
+        let mut passing = Passing {
+            depth: self,
+            context,
+            rows,
+            scores,
+            size: [time, width],
+            sides,
+            inner,
+        };
         match state.map(|state| &mut state.mixer) {
             None if even => passing.pass(&(0..batch).collect::<Vec<_>>(), &chosen, None),
             None => (0..batch).for_each(|row| passing.pass(&[row], &chosen[row..=row], None)),
             Some(MixerState::Routed(state)) => {
                 let empty = (*state.empty).clone();
-                state.rows.resize_with(batch, || (empty.clone(), Vec::new()));
+                state
+                    .rows
+                    .resize_with(batch, || (empty.clone(), Vec::new()));
                 for (row, memory) in state.rows.iter_mut().enumerate() {
                     passing.pass(&[row], &chosen[row..=row], Some(memory));
                 }
@@ -126,9 +159,19 @@ impl Depth {
 impl Predictor {
     /// `x`: `[tokens, width]`; returns `[tokens, 1]`.
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let inner = linear(x, self.up.value(), Some(self.up_bias.value()), Precision::F32);
+        let inner = linear(
+            x,
+            self.up.value(),
+            Some(self.up_bias.value()),
+            Precision::F32,
+        );
         let inner = activate(Activation::Silu, inner);
-        linear(inner, self.down.value(), Some(self.down_bias.value()), Precision::F32)
+        linear(
+            inner,
+            self.down.value(),
+            Some(self.down_bias.value()),
+            Precision::F32,
+        )
     }
 }
 
@@ -146,7 +189,12 @@ struct Passing<'a, 'b> {
 
 impl Passing<'_, '_> {
     /// Lets the `chosen` tokens of some rows of the batch through, equally many of each.
-    fn pass(&mut self, rows: &[usize], chosen: &[Vec<u32>], memory: Option<&mut (BlockState, Vec<u32>)>) {
+    fn pass(
+        &mut self,
+        rows: &[usize],
+        chosen: &[Vec<u32>],
+        memory: Option<&mut (BlockState, Vec<u32>)>,
+    ) {
         let ([time, width], count) = (self.size, chosen.first().map_or(0, Vec::len));
         if count == 0 {
             return;
@@ -158,7 +206,10 @@ impl Passing<'_, '_> {
         let ids: Vec<u32> = rows.iter().zip(chosen).flat_map(flat).collect();
         let earlier = memory.as_ref().map_or(&[][..], |(_, segments)| segments);
         let tokens = self.context.tokens.part(rows.len(), &ids, earlier);
-        let context = Context { dropout: self.context.dropout, ..tokens.context(&self.depth.mixer) };
+        let context = Context {
+            dropout: self.context.dropout,
+            ..tokens.context(&self.depth.mixer)
+        };
         let part = embedding(self.rows.clone(), &ids);
         let x = part.clone().reshape([rows.len(), count, width]);
         let state = memory.map(|(state, segments)| {
@@ -172,21 +223,38 @@ impl Passing<'_, '_> {
             DepthGate::Sigmoid => added * activate(Activation::Sigmoid, scores),
         };
         let indices: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-        let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [ids.len()]), &added.device().inner());
-        self.rows = self.rows.clone().select_assign(0, indices, added, IndexingUpdateOp::Add);
+        let indices = Tensor::<1, Int>::from_data(
+            TensorData::new(indices, [ids.len()]),
+            &added.device().inner(),
+        );
+        self.rows = self
+            .rows
+            .clone()
+            .select_assign(0, indices, added, IndexingUpdateOp::Add);
     }
 }
 
 fn host(scores: Tensor<2>) -> Vec<f32> {
-    scores.inner().into_data().try_into_vec::<f32>().unwrap_or_default()
+    scores
+        .inner()
+        .into_data()
+        .try_into_vec::<f32>()
+        .unwrap_or_default()
 }
 
 /// The `ceil(capacity * time)` highest scores of every row, in the order of tokens; padding is never chosen.
-pub(crate) fn highest(scores: &[f32], time: usize, capacity: f64, present: Option<&[bool]>) -> Vec<Vec<u32>> {
+pub(crate) fn highest(
+    scores: &[f32],
+    time: usize,
+    capacity: f64,
+    present: Option<&[bool]>,
+) -> Vec<Vec<u32>> {
     let count = (capacity * time as f64).ceil() as usize;
     let is_present = |i: usize| present.is_none_or(|present| present[i]);
     let row = |(row, scores): (usize, &[f32])| {
-        let mut order: Vec<u32> = (0..time as u32).filter(|t| is_present(row * time + *t as usize)).collect();
+        let mut order: Vec<u32> = (0..time as u32)
+            .filter(|t| is_present(row * time + *t as usize))
+            .collect();
         order.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]));
         order.truncate(count);
         order.sort_unstable();
@@ -199,7 +267,12 @@ pub(crate) fn highest(scores: &[f32], time: usize, capacity: f64, present: Optio
 fn positive(guesses: &[f32], time: usize, present: Option<&[bool]>) -> Vec<Vec<u32>> {
     let passes = |i: usize| guesses[i] > 0.0 && present.is_none_or(|present| present[i]);
     let rows = (0..guesses.len() / time.max(1)).map(|row| row * time);
-    rows.map(|first| (0..time as u32).filter(|t| passes(first + *t as usize)).collect()).collect()
+    rows.map(|first| {
+        (0..time as u32)
+            .filter(|t| passes(first + *t as usize))
+            .collect()
+    })
+    .collect()
 }
 
 #[cfg(test)]
@@ -212,6 +285,9 @@ mod tests {
         assert_eq!(highest(&scores, 4, 0.5, None), [[1, 3], [0, 3]]);
         assert_eq!(highest(&scores, 4, 0.3, None).concat().len(), 4);
         let present = [true, false, true, true, false, false, false, true];
-        assert_eq!(highest(&scores, 4, 0.5, Some(&present)), [vec![2, 3], vec![3]]);
+        assert_eq!(
+            highest(&scores, 4, 0.5, Some(&present)),
+            [vec![2, 3], vec![3]]
+        );
     }
 }

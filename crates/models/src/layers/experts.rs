@@ -41,19 +41,42 @@ impl Experts {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &ExpertsSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &ExpertsSpec,
+    ) -> Result<Self> {
         let router = Router::build(builder, &format!("{name}.router"), width, &spec.router)?;
         let (experts, inner) = (spec.router.experts, spec.expert.inner);
         let rows = if spec.gated { 2 * inner } else { inner };
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         let name_of = |part: &str| format!("{name}.experts.{part}");
-        let up = Stacked::build(builder, &name_of("up"), [experts, rows, width], rows / inner.max(1), deviation)?;
-        let down = Stacked::build(builder, &name_of("down"), [experts, width, inner], 1, residual)?;
+        let up = Stacked::build(
+            builder,
+            &name_of("up"),
+            [experts, rows, width],
+            rows / inner.max(1),
+            deviation,
+        )?;
+        let down = Stacked::build(
+            builder,
+            &name_of("down"),
+            [experts, width, inner],
+            1,
+            residual,
+        )?;
         let bias = match spec.output_bias {
             true => Some(builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?),
             false => None,
         };
-        Ok(Self { spec: spec.clone(), router, up, down, bias })
+        Ok(Self {
+            spec: spec.clone(),
+            router,
+            up,
+            down,
+            bias,
+        })
     }
 
     /// What the layer says of tokens of so many parts.
@@ -64,21 +87,43 @@ impl Experts {
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(&self, x: Tensor<3>, context: &Context, sides: &mut Sides) -> Tensor<3> {
         let [batch, time, width] = x.dims();
-        let y = self.forward_rows(x.reshape([batch * time, width]), [batch, time], context, sides);
+        let y = self.forward_rows(
+            x.reshape([batch * time, width]),
+            [batch, time],
+            context,
+            sides,
+        );
         y.reshape([batch, time, width])
     }
 
     /// `x`: rows of which each of `size` tokens has equally many, `[rows, width]`; the same shape comes back.
-    pub fn forward_rows(&self, x: Tensor<2>, size: [usize; 2], context: &Context, sides: &mut Sides) -> Tensor<2> {
+    pub fn forward_rows(
+        &self,
+        x: Tensor<2>,
+        size: [usize; 2],
+        context: &Context,
+        sides: &mut Sides,
+    ) -> Tensor<2> {
         let readers = Group::beside(1, 1);
-        let (routing, weights) = self.router.forward(x.clone(), &readers, size, context, sides);
-        let form =
-            Form { activation: self.spec.expert.activation, gated: self.spec.gated, precision: context.precision };
+        let (routing, weights) = self
+            .router
+            .forward(x.clone(), &readers, size, context, sides);
+        let form = Form {
+            activation: self.spec.expert.activation,
+            gated: self.spec.gated,
+            precision: context.precision,
+        };
         let y = match self.up.is_adapted() || self.down.is_adapted() {
             true => self.by_parts(x, weights, &routing, form, readers),
-            false => {
-                expert_feed_forward(x, weights, self.up.weight(), self.down.weight(), &routing, form, Some(readers))
-            }
+            false => expert_feed_forward(
+                x,
+                weights,
+                self.up.weight(),
+                self.down.weight(),
+                &routing,
+                form,
+                Some(readers),
+            ),
         };
         match &self.bias {
             Some(bias) => add_bias(y, bias.value()),
@@ -99,7 +144,10 @@ impl Experts {
         let hidden = match form.gated {
             true => {
                 let half = inner.dims()[1] / 2;
-                let (gate, up) = (inner.clone().narrow(1, 0, half), inner.narrow(1, half, half));
+                let (gate, up) = (
+                    inner.clone().narrow(1, 0, half),
+                    inner.narrow(1, half, half),
+                );
                 gated(form.activation, gate, up, form.precision).into_tensor()
             }
             false => activate(form.activation, inner),

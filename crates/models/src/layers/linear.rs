@@ -75,14 +75,22 @@ pub struct LinearMapMut<'a> {
 impl LinearMapMut<'_> {
     /// Output and input width.
     pub fn size(&self) -> [usize; 2] {
-        [self.rows.len(), self.weight.shape().last().copied().unwrap_or(0)]
+        [
+            self.rows.len(),
+            self.weight.shape().last().copied().unwrap_or(0),
+        ]
     }
 
     /// Adds the adapter into the weight, in f32, and removes it.
     pub fn merge(self) {
         let [outputs, inputs] = self.size();
         if let Some(adapter) = self.adapter.take() {
-            let delta = adapter.up.value::<2>().inner().matmul(adapter.down.value::<2>().inner()) * adapter.scale;
+            let delta = adapter
+                .up
+                .value::<2>()
+                .inner()
+                .matmul(adapter.down.value::<2>().inner())
+                * adapter.scale;
             let place = self.rows.start * inputs..self.rows.end * inputs;
             self.weight.update(|flat| {
                 let sum = flat.clone().slice([place.clone()]) + delta.reshape([outputs * inputs]);
@@ -97,29 +105,58 @@ impl Linear {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, size: [usize; 2], bias: bool, deviation: f64) -> Result<Self> {
-        let weight = builder.parameter(format!("{name}.weight"), size.to_vec(), Initial::Normal(deviation))?;
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        size: [usize; 2],
+        bias: bool,
+        deviation: f64,
+    ) -> Result<Self> {
+        let weight = builder.parameter(
+            format!("{name}.weight"),
+            size.to_vec(),
+            Initial::Normal(deviation),
+        )?;
         let bias = match bias {
-            true => Some(builder.parameter(format!("{name}.bias"), vec![size[0]], Initial::Zeros)?),
+            true => {
+                Some(builder.parameter(format!("{name}.bias"), vec![size[0]], Initial::Zeros)?)
+            }
             false => None,
         };
-        Ok(Self { bias, ..Self::from_weight(name, weight, Precision::F32) })
+        Ok(Self {
+            bias,
+            ..Self::from_weight(name, weight, Precision::F32)
+        })
     }
 
     /// Builds a layer with a bias whose fresh weight and bias are `initial`.
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build_as(builder: &mut Builder, name: &str, size: [usize; 2], initial: [Initial; 2]) -> Result<Self> {
+    pub fn build_as(
+        builder: &mut Builder,
+        name: &str,
+        size: [usize; 2],
+        initial: [Initial; 2],
+    ) -> Result<Self> {
         let [weight, bias] = initial;
         let weight = builder.parameter(format!("{name}.weight"), size.to_vec(), weight)?;
         let bias = Some(builder.parameter(format!("{name}.bias"), vec![size[0]], bias)?);
-        Ok(Self { bias, ..Self::from_weight(name, weight, Precision::F32) })
+        Ok(Self {
+            bias,
+            ..Self::from_weight(name, weight, Precision::F32)
+        })
     }
 
     /// A layer without bias over an existing weight `[out, in]`.
     pub fn from_weight(name: &str, weight: Parameter, precision: Precision) -> Self {
-        Self { name: name.to_owned(), weight, bias: None, adapter: None, precision }
+        Self {
+            name: name.to_owned(),
+            weight,
+            bias: None,
+            adapter: None,
+            precision,
+        }
     }
 
     /// Our name of the layer, such as `blocks.0.mixer.query`.
@@ -159,7 +196,11 @@ impl Linear {
         let together = layers.iter().filter(|layer| !layer.trains_both()).count();
         let readers = Group::beside(others, together + maps);
         let outputs = layers.map(|layer| {
-            let group = if layer.trains_both() { Group::new(1) } else { readers.clone() };
+            let group = if layer.trains_both() {
+                Group::new(1)
+            } else {
+                readers.clone()
+            };
             layer.forward_in(x.clone(), group, layer.bias())
         });
         (outputs, readers)
@@ -180,7 +221,12 @@ impl Linear {
         self.adapter.is_some() && self.weight.is_trainable()
     }
 
-    fn forward_in<const D: usize>(&self, x: Transient<D>, group: Group, bias: Option<Tensor<1>>) -> Tensor<D> {
+    fn forward_in<const D: usize>(
+        &self,
+        x: Transient<D>,
+        group: Group,
+        bias: Option<Tensor<1>>,
+    ) -> Tensor<D> {
         let weight = self.weight.value();
         let y = match &self.adapter {
             None => return group.linear(x, weight, bias, self.precision),
@@ -254,12 +300,19 @@ mod tests {
         let weight = parameter("w", [2, 3], &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
         let mut linear = Linear::from_weight("layer", weight, Precision::F32);
         let down = parameter("a", [1, 3], &[1.0, 2.0, 0.0]);
-        linear.adapter = Some(LowRank { down, up: parameter("b", [2, 1], &[0.5, 1.0]), scale: 2.0 });
+        linear.adapter = Some(LowRank {
+            down,
+            up: parameter("b", [2, 1], &[0.5, 1.0]),
+            scale: 2.0,
+        });
         let x = Tensor::<2>::from_floats([[1.0, -1.0, 3.0]], &device);
         let adapted = linear.forward(x.clone());
         linear.visit_linears_mut(&mut |map| map.merge());
         assert_eq!(linear.weight.to_vec(), [2.0, 2.0, 0.0, 2.0, 5.0, 0.0]);
-        let gap = (linear.forward(x) - adapted).abs().max().into_scalar::<f32>();
+        let gap = (linear.forward(x) - adapted)
+            .abs()
+            .max()
+            .into_scalar::<f32>();
         assert!(gap < 1e-6);
     }
 }

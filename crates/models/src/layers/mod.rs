@@ -42,7 +42,12 @@ impl Builder<'_> {
     ///
     /// # Errors
     /// When the source has no such weight or another shape.
-    pub fn parameter(&mut self, name: String, shape: Vec<usize>, initial: Initial) -> Result<Parameter> {
+    pub fn parameter(
+        &mut self,
+        name: String,
+        shape: Vec<usize>,
+        initial: Initial,
+    ) -> Result<Parameter> {
         let values = self.source.parameter(&name, &shape, initial)?;
         let count = values.len();
         let flat = Tensor::from_data(TensorData::new(values, [count]), &self.device);

@@ -32,14 +32,35 @@ impl MultiHeadExperts {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &MultiHeadExpertsSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &MultiHeadExpertsSpec,
+    ) -> Result<Self> {
         // The deviation of a Xavier-uniform matrix of equal sides: sqrt(2 / (in + out)).
         let xavier = (width.max(1) as f64).powf(-0.5);
-        let multi_head =
-            Linear::build(builder, &format!("{name}.multi_head"), [width, width], true, xavier * 0.5f64.sqrt())?;
+        let multi_head = Linear::build(
+            builder,
+            &format!("{name}.multi_head"),
+            [width, width],
+            true,
+            xavier * 0.5f64.sqrt(),
+        )?;
         let experts = Experts::build(builder, name, width / spec.heads, &spec.experts)?;
-        let merge = Linear::build(builder, &format!("{name}.merge"), [width, width], true, xavier)?;
-        Ok(Self { heads: spec.heads, multi_head, experts, merge })
+        let merge = Linear::build(
+            builder,
+            &format!("{name}.merge"),
+            [width, width],
+            true,
+            xavier,
+        )?;
+        Ok(Self {
+            heads: spec.heads,
+            multi_head,
+            experts,
+            merge,
+        })
     }
 
     /// What the layer says of tokens.
@@ -50,8 +71,13 @@ impl MultiHeadExperts {
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(&self, x: Tensor<3>, context: &Context, sides: &mut Sides) -> Tensor<3> {
         let [batch, time, width] = x.dims();
-        let parts = self.multi_head.forward(x).reshape([batch * time * self.heads, width / self.heads]);
-        let mixed = self.experts.forward_rows(parts, [batch, time], context, sides);
+        let parts = self
+            .multi_head
+            .forward(x)
+            .reshape([batch * time * self.heads, width / self.heads]);
+        let mixed = self
+            .experts
+            .forward_rows(parts, [batch, time], context, sides);
         self.merge.forward(mixed.reshape([batch, time, width]))
     }
 }

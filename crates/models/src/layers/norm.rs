@@ -45,7 +45,11 @@ impl Norm {
     }
 
     /// `x + y` and its norm, in one pass. `x`, `y`: `[.., width]`.
-    pub fn forward_sum<const D: usize>(&self, x: Tensor<D>, y: Tensor<D>) -> (Tensor<D>, Transient<D>) {
+    pub fn forward_sum<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        y: Tensor<D>,
+    ) -> (Tensor<D>, Transient<D>) {
         let weight = self.weight.value::<1>();
         match self.spec {
             NormSpec::LayerNorm { epsilon, .. } => {
@@ -79,7 +83,9 @@ impl Norm {
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let weight = self.weight.value::<1>();
         match self.spec {
-            NormSpec::LayerNorm { epsilon, .. } => layer_norm(x, weight.clone(), self.bias_or_zero(&weight), epsilon),
+            NormSpec::LayerNorm { epsilon, .. } => {
+                layer_norm(x, weight.clone(), self.bias_or_zero(&weight), epsilon)
+            }
             NormSpec::RmsNorm { epsilon, from_one } => {
                 rms_norm(x, if from_one { weight + 1.0 } else { weight }, epsilon)
             }

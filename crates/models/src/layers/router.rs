@@ -34,15 +34,29 @@ impl Router {
     ///
     /// # Errors
     /// When the source lacks the weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &RouterSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &RouterSpec,
+    ) -> Result<Self> {
         let initial = Initial::Normal(builder.deviation);
-        let weight = builder.parameter(format!("{name}.weight"), vec![spec.experts, width], initial)?;
-        Ok(Self { spec: spec.clone(), weight, times: 1 })
+        let weight =
+            builder.parameter(format!("{name}.weight"), vec![spec.experts, width], initial)?;
+        Ok(Self {
+            spec: spec.clone(),
+            weight,
+            times: 1,
+        })
     }
 
     /// What the router's logits are good for, where every token has so many parts.
     pub fn side(&self, parts: usize) -> SideSpec {
-        SideSpec::Experts { router: self.spec.clone(), parts, times: self.times }
+        SideSpec::Experts {
+            router: self.spec.clone(),
+            parts,
+            times: self.times,
+        }
     }
 
     /// The same router, counted so many times in the balance loss.
@@ -64,13 +78,30 @@ impl Router {
         let logits = readers.linear(x, self.weight.value(), None, Precision::F32);
         let experts = self.spec.experts;
         let rows = logits.dims().iter().product::<usize>() / experts.max(1);
-        let (logits, parts) = (logits.reshape([rows, experts]), rows / (batch * time).max(1));
-        let scores = logits.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
-        let routing = Arc::new(choose(&self.spec, &scores, parts, context.present.as_deref(), context.training));
+        let (logits, parts) = (
+            logits.reshape([rows, experts]),
+            rows / (batch * time).max(1),
+        );
+        let scores = logits
+            .clone()
+            .inner()
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap_or_default();
+        let routing = Arc::new(choose(
+            &self.spec,
+            &scores,
+            parts,
+            context.present.as_deref(),
+            context.training,
+        ));
         let weights = choice_weights(logits.clone(), &routing, self.spec.normalised);
         let values = logits.reshape([batch, time, parts * experts]);
         let side = SideOutput::new(self.side(parts), values, context);
-        sides.outputs.push(SideOutput { routing: Some(routing.clone()), ..side });
+        sides.outputs.push(SideOutput {
+            routing: Some(routing.clone()),
+            ..side
+        });
         (routing, weights)
     }
 }
@@ -83,13 +114,29 @@ pub(crate) fn choose(
     present: Option<&Vec<bool>>,
     training: bool,
 ) -> Routing {
-    let present: Option<Vec<bool>> =
-        present.map(|present| present.iter().flat_map(|real| std::iter::repeat_n(*real, parts)).collect());
+    let present: Option<Vec<bool>> = present.map(|present| {
+        present
+            .iter()
+            .flat_map(|real| std::iter::repeat_n(*real, parts))
+            .collect()
+    });
     let rows = scores.len() / spec.experts.max(1);
-    let real = present.as_ref().map_or(rows, |present| present.iter().filter(|real| **real).count());
+    let real = present
+        .as_ref()
+        .map_or(rows, |present| present.iter().filter(|real| **real).count());
     let capacity = spec.capacity.map(|capacity| {
-        let factor = if training { capacity.training } else { capacity.evaluation };
+        let factor = if training {
+            capacity.training
+        } else {
+            capacity.evaluation
+        };
         (factor * (real * spec.active) as f64 / spec.experts as f64).ceil() as usize
     });
-    Routing::top_k(scores, spec.experts, spec.active, capacity, present.as_deref())
+    Routing::top_k(
+        scores,
+        spec.experts,
+        spec.active,
+        capacity,
+        present.as_deref(),
+    )
 }

@@ -37,10 +37,26 @@ impl Stacked {
     ///
     /// # Errors
     /// When the source lacks the weight.
-    pub fn build(builder: &mut Builder, name: &str, shape: [usize; 3], parts: usize, deviation: f64) -> Result<Self> {
-        let weight = builder.parameter(format!("{name}.weight"), shape.to_vec(), Initial::Normal(deviation))?;
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        shape: [usize; 3],
+        parts: usize,
+        deviation: f64,
+    ) -> Result<Self> {
+        let weight = builder.parameter(
+            format!("{name}.weight"),
+            shape.to_vec(),
+            Initial::Normal(deviation),
+        )?;
         let adapters = (0..shape[0] * parts).map(|_| None).collect();
-        Ok(Self { name: name.to_owned(), weight, parts, adapters, precision: Precision::F32 })
+        Ok(Self {
+            name: name.to_owned(),
+            weight,
+            parts,
+            adapters,
+            precision: Precision::F32,
+        })
     }
 
     /// The stacked weight, `[experts, out, in]`.
@@ -63,25 +79,65 @@ impl Stacked {
         heads: [usize; 2],
         readers: Group,
     ) -> Tensor<2> {
-        let y = expert_linear(x.clone(), self.weight(), routing, heads, self.precision, Some(readers));
+        let y = expert_linear(
+            x.clone(),
+            self.weight(),
+            routing,
+            heads,
+            self.precision,
+            Some(readers),
+        );
         let added = |map| {
             let [down, up] = self.factors(map)?;
-            let narrow = expert_linear(x.clone(), down, routing, [heads[0], 1], self.precision, None);
-            Some(expert_linear(narrow, up, routing, [1, heads[1]], self.precision, None))
+            let narrow = expert_linear(
+                x.clone(),
+                down,
+                routing,
+                [heads[0], 1],
+                self.precision,
+                None,
+            );
+            Some(expert_linear(
+                narrow,
+                up,
+                routing,
+                [1, heads[1]],
+                self.precision,
+                None,
+            ))
         };
         match self.is_adapted() {
             true => {
                 let [rows, all] = y.dims();
                 let zeros = || Tensor::zeros([rows, all / self.parts], &y.device());
-                y.clone() + Tensor::cat((0..self.parts).map(|map| added(map).unwrap_or_else(zeros)).collect(), 1)
+                y.clone()
+                    + Tensor::cat(
+                        (0..self.parts)
+                            .map(|map| added(map).unwrap_or_else(zeros))
+                            .collect(),
+                        1,
+                    )
             }
             false => y,
         }
     }
 
     /// The sum of a token's slots, each times its weight: `[tokens, out]`. `x`: a row for every slot, in so many `heads`.
-    pub fn summed(&self, x: Tensor<2>, weights: Tensor<2>, routing: &Arc<Routing>, heads: usize) -> Tensor<2> {
-        let y = expert_sum(x.clone(), self.weight(), weights.clone(), routing, heads, self.precision);
+    pub fn summed(
+        &self,
+        x: Tensor<2>,
+        weights: Tensor<2>,
+        routing: &Arc<Routing>,
+        heads: usize,
+    ) -> Tensor<2> {
+        let y = expert_sum(
+            x.clone(),
+            self.weight(),
+            weights.clone(),
+            routing,
+            heads,
+            self.precision,
+        );
         match self.factors(0) {
             Some([down, up]) => {
                 let narrow = expert_linear(x, down, routing, [heads, 1], self.precision, None);
@@ -94,25 +150,49 @@ impl Stacked {
     /// The stacked factors of the adapters of part `part`, `[experts, rank, in]` and `[experts, rows, rank]`, where any expert has
     /// one. Experts with a smaller rank, or no adapter at all, get zeros.
     fn factors(&self, part: usize) -> Option<[Tensor<3>; 2]> {
-        let adapters: Vec<_> = self.adapters.iter().skip(part).step_by(self.parts).collect();
-        let rank = adapters.iter().flat_map(|a| a.as_ref()).map(|a| a.down.shape()[0]).max()?;
-        let (inputs, rows, device) = (self.weight.shape()[2], self.rows(part).len(), self.weight().device());
+        let adapters: Vec<_> = self
+            .adapters
+            .iter()
+            .skip(part)
+            .step_by(self.parts)
+            .collect();
+        let rank = adapters
+            .iter()
+            .flat_map(|a| a.as_ref())
+            .map(|a| a.down.shape()[0])
+            .max()?;
+        let (inputs, rows, device) = (
+            self.weight.shape()[2],
+            self.rows(part).len(),
+            self.weight().device(),
+        );
         let factors = |adapter: &&Option<LowRank>| {
             let (own, factors) = match adapter {
-                Some(a) => (a.down.shape()[0], Some([a.down.value::<2>(), a.up.value::<2>() * a.scale])),
+                Some(a) => (
+                    a.down.shape()[0],
+                    Some([a.down.value::<2>(), a.up.value::<2>() * a.scale]),
+                ),
                 None => (0, None),
             };
-            let missing = [[rank - own, inputs], [rows, rank - own]].map(|size| Tensor::zeros(size, &device));
+            let missing =
+                [[rank - own, inputs], [rows, rank - own]].map(|size| Tensor::zeros(size, &device));
             match (factors, own == rank) {
                 (Some(factors), true) => factors,
                 (Some([down, up]), false) => {
                     let [no_down, no_up] = missing;
-                    [Tensor::cat(vec![down, no_down], 0), Tensor::cat(vec![up, no_up], 1)]
+                    [
+                        Tensor::cat(vec![down, no_down], 0),
+                        Tensor::cat(vec![up, no_up], 1),
+                    ]
                 }
                 (None, _) => missing,
             }
         };
-        let (down, up) = adapters.iter().map(factors).map(|[down, up]| (down, up)).unzip();
+        let (down, up) = adapters
+            .iter()
+            .map(factors)
+            .map(|[down, up]| (down, up))
+            .unzip();
         Some([Tensor::stack(down, 0), Tensor::stack(up, 0)])
     }
 

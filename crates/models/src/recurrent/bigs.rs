@@ -47,7 +47,11 @@ impl BigsSpec {
         project(["forward_mixed.weight", "forward_mixed.bias"], width, width);
         if self.both {
             project(["backward.weight", "backward.bias"], width, width);
-            project(["backward_mixed.weight", "backward_mixed.bias"], width, width);
+            project(
+                ["backward_mixed.weight", "backward_mixed.bias"],
+                width,
+                width,
+            );
         }
         project(["gate.weight", "gate.bias"], self.inner, width);
         project(["output.weight", "output.bias"], width, self.inner);
@@ -65,7 +69,13 @@ impl BigsSpec {
             "backward_space.log_step",
             "backward_space.skip",
         ];
-        let shapes = [vec![self.modes], vec![self.modes], vec![self.modes, 2], vec![1], vec![1]];
+        let shapes = [
+            vec![self.modes],
+            vec![self.modes],
+            vec![self.modes, 2],
+            vec![1],
+            vec![1],
+        ];
         list.extend(FORWARD.into_iter().zip(shapes.clone()));
         list.extend(BACKWARD.into_iter().zip(shapes).filter(|_| self.both));
         list
@@ -89,7 +99,9 @@ parameters!(Space: real, imaginary, output, log_step, skip);
 
 impl Space {
     fn build(builder: &mut Builder, name: &str, modes: usize) -> Result<Self> {
-        let mut part = |part: &str, shape, initial| builder.parameter(format!("{name}.{part}"), shape, initial);
+        let mut part = |part: &str, shape, initial| {
+            builder.parameter(format!("{name}.{part}"), shape, initial)
+        };
         let angles = (0..modes).map(|n| (PI * n as f64) as f32).collect();
         let step = Initial::Draw(|random| STEPS[0].ln() + random.f() * (STEPS[1] / STEPS[0]).ln());
         Ok(Self {
@@ -126,12 +138,29 @@ struct Direction {
 parameters!(Direction: input, mixed, space);
 
 impl Direction {
-    fn build(builder: &mut Builder, name: &str, direction: &str, width: usize, modes: usize) -> Result<Self> {
+    fn build(
+        builder: &mut Builder,
+        name: &str,
+        direction: &str,
+        width: usize,
+        modes: usize,
+    ) -> Result<Self> {
         let deviation = builder.deviation;
-        let mut dense =
-            |part: &str| Linear::build(builder, &format!("{name}.{direction}{part}"), [width, width], true, deviation);
+        let mut dense = |part: &str| {
+            Linear::build(
+                builder,
+                &format!("{name}.{direction}{part}"),
+                [width, width],
+                true,
+                deviation,
+            )
+        };
         let (input, mixed) = (dense("")?, dense("_mixed")?);
-        Ok(Self { input, mixed, space: Space::build(builder, &format!("{name}.{direction}_space"), modes)? })
+        Ok(Self {
+            input,
+            mixed,
+            space: Space::build(builder, &format!("{name}.{direction}_space"), modes)?,
+        })
     }
 }
 
@@ -155,15 +184,42 @@ impl Bigs {
     /// When the source lacks a weight.
     pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &BigsSpec) -> Result<Self> {
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
-        let value = Linear::build(builder, &format!("{name}.value"), [spec.inner, width], true, deviation)?;
+        let value = Linear::build(
+            builder,
+            &format!("{name}.value"),
+            [spec.inner, width],
+            true,
+            deviation,
+        )?;
         let forward = Direction::build(builder, name, "forward", width, spec.modes)?;
         let backward = match spec.both {
-            true => Some(Direction::build(builder, name, "backward", width, spec.modes)?),
+            true => Some(Direction::build(
+                builder, name, "backward", width, spec.modes,
+            )?),
             false => None,
         };
-        let gate = Linear::build(builder, &format!("{name}.gate"), [spec.inner, width], true, deviation)?;
-        let output = Linear::build(builder, &format!("{name}.output"), [width, spec.inner], true, residual)?;
-        Ok(Self { activation: spec.activation, value, forward, backward, gate, output })
+        let gate = Linear::build(
+            builder,
+            &format!("{name}.gate"),
+            [spec.inner, width],
+            true,
+            deviation,
+        )?;
+        let output = Linear::build(
+            builder,
+            &format!("{name}.output"),
+            [width, spec.inner],
+            true,
+            residual,
+        )?;
+        Ok(Self {
+            activation: spec.activation,
+            value,
+            forward,
+            backward,
+            gate,
+            output,
+        })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
@@ -172,18 +228,31 @@ impl Bigs {
         let (value, mixed) = match &self.backward {
             None => {
                 let [value, forward] = Linear::forward_all([&self.value, &self.forward.input], x);
-                (value, self.forward.mixed.forward(self.forward.space.forward(input(forward))))
+                (
+                    value,
+                    self.forward
+                        .mixed
+                        .forward(self.forward.space.forward(input(forward))),
+                )
             }
             Some(direction) => {
                 let layers = [&self.value, &self.forward.input, &direction.input];
                 let [value, forward, backward] = Linear::forward_all(layers, x);
-                let forward = self.forward.mixed.forward(self.forward.space.forward(input(forward)));
+                let forward = self
+                    .forward
+                    .mixed
+                    .forward(self.forward.space.forward(input(forward)));
                 // The dense layers see each token alone, so that turning around the state space's view is enough.
                 let backward = direction.space.forward(input(backward).flip([1])).flip([1]);
                 (value, forward * direction.mixed.forward(backward))
             }
         };
         let value = activate(self.activation, value);
-        self.output.forward(gated(self.activation, self.gate.forward(mixed), value, self.output.precision))
+        self.output.forward(gated(
+            self.activation,
+            self.gate.forward(mixed),
+            value,
+            self.output.precision,
+        ))
     }
 }

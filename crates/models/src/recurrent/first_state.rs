@@ -37,16 +37,24 @@ impl FirstState {
         let part = |(name, part): (&str, &Tensor<2>)| {
             let size = part.dims()[1];
             let zeros = Tensor::zeros([size], &device.clone().inner());
-            Part { name: name.to_owned(), value: Parameter::new(format!("{layer}.adapter.{name}"), vec![size], zeros) }
+            Part {
+                name: name.to_owned(),
+                value: Parameter::new(format!("{layer}.adapter.{name}"), vec![size], zeros),
+            }
         };
-        Self { parts: seen.parts().map(part).collect() }
+        Self {
+            parts: seen.parts().map(part).collect(),
+        }
     }
 
     /// The state of a batch before its first tokens.
     pub fn rows(&self, batch: usize) -> RecurrentState {
         let mut state = RecurrentState::default();
         for Part { name, value } in &self.parts {
-            state.set(name, value.value::<1>().unsqueeze::<2>().repeat_dim(0, batch));
+            state.set(
+                name,
+                value.value::<1>().unsqueeze::<2>().repeat_dim(0, batch),
+            );
         }
         state
     }

@@ -52,10 +52,20 @@ impl MambaSpec {
         list.push(("gate.weight", vec![inner, width]));
         list.extend(self.bias.then(|| ("gate.bias", vec![inner])));
         list.push(("convolution.weight", vec![inner, 1, self.taps]));
-        list.extend(self.convolution_bias.then(|| ("convolution.bias", vec![inner])));
-        list.push(("selection.weight", vec![self.rank.saturating_add(states.saturating_mul(2)), inner]));
+        list.extend(
+            self.convolution_bias
+                .then(|| ("convolution.bias", vec![inner])),
+        );
+        list.push((
+            "selection.weight",
+            vec![self.rank.saturating_add(states.saturating_mul(2)), inner],
+        ));
         if self.norm.is_some() {
-            let norms = [("step_norm.weight", self.rank), ("b_norm.weight", states), ("c_norm.weight", states)];
+            let norms = [
+                ("step_norm.weight", self.rank),
+                ("b_norm.weight", states),
+                ("c_norm.weight", states),
+            ];
             list.extend(norms.map(|(name, size)| (name, vec![size])));
         }
         list.push(("step.weight", vec![inner, self.rank]));
@@ -73,7 +83,9 @@ const STEPS: [f64; 2] = [0.001, 0.1];
 
 /// How a bias of step sizes starts: so that their softplus is spread evenly, in the logarithm, between the bounds.
 pub(super) const STEP_BIAS: Initial = Initial::Draw(|random| {
-    let step = (STEPS[0].ln() + random.f() * (STEPS[1] / STEPS[0]).ln()).exp().max(1e-4);
+    let step = (STEPS[0].ln() + random.f() * (STEPS[1] / STEPS[0]).ln())
+        .exp()
+        .max(1e-4);
     inverse_softplus(step)
 });
 
@@ -131,8 +143,16 @@ impl Convolution {
     pub fn forward(&self, x: Tensor<3>, state: &mut Option<&mut RecurrentState>) -> Tensor<3> {
         let ([batch, _, width], taps) = (x.dims(), self.weight.shape()[2]);
         let weight = self.weight.value::<3>().reshape([width, taps]);
-        let before = state.as_deref().and_then(|state| state.get("convolution", [batch, taps - 1, width]));
-        let (y, last) = causal_convolution(x, weight, self.bias.as_ref().map(Parameter::value), before, self.silu);
+        let before = state
+            .as_deref()
+            .and_then(|state| state.get("convolution", [batch, taps - 1, width]));
+        let (y, last) = causal_convolution(
+            x,
+            weight,
+            self.bias.as_ref().map(Parameter::value),
+            before,
+            self.silu,
+        );
         if let Some(state) = state {
             state.set("convolution", last);
         }
@@ -145,35 +165,96 @@ impl Mamba {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &MambaSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &MambaSpec,
+    ) -> Result<Self> {
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         let (inner, states) = (spec.inner, spec.states);
         let part = |part: &str| format!("{name}.{part}");
-        let input = Linear::build(builder, &part("input"), [inner, width], spec.bias, deviation)?;
+        let input = Linear::build(
+            builder,
+            &part("input"),
+            [inner, width],
+            spec.bias,
+            deviation,
+        )?;
         let gate = Linear::build(builder, &part("gate"), [inner, width], spec.bias, deviation)?;
         let even = Initial::Uniform((spec.taps as f64).powf(-0.5));
         let size = [inner, spec.taps];
-        let convolution = Convolution::build(builder, &part("convolution"), size, spec.convolution_bias, true, even)?;
-        let selection = Linear::build(builder, &part("selection"), [spec.rank + 2 * states, inner], false, deviation)?;
+        let convolution = Convolution::build(
+            builder,
+            &part("convolution"),
+            size,
+            spec.convolution_bias,
+            true,
+            even,
+        )?;
+        let selection = Linear::build(
+            builder,
+            &part("selection"),
+            [spec.rank + 2 * states, inner],
+            false,
+            deviation,
+        )?;
         let mut norms = Vec::new();
         if let Some(kind) = spec.norm {
-            for (norm, size) in [("step_norm", spec.rank), ("b_norm", states), ("c_norm", states)] {
+            for (norm, size) in [
+                ("step_norm", spec.rank),
+                ("b_norm", states),
+                ("c_norm", states),
+            ] {
                 norms.push(Norm::build(builder, &part(norm), size, kind)?);
             }
         }
         let step_weight = Initial::Uniform((spec.rank as f64).powf(-0.5));
-        let step = Linear::build_as(builder, &part("step"), [inner, spec.rank], [step_weight, STEP_BIAS])?;
-        let counted = (0..inner * states).map(|i| ((i % states + 1) as f32).ln()).collect();
-        let a_log = builder.parameter(part("a_log"), vec![inner, states], Initial::Values(counted))?.undecayed();
+        let step = Linear::build_as(
+            builder,
+            &part("step"),
+            [inner, spec.rank],
+            [step_weight, STEP_BIAS],
+        )?;
+        let counted = (0..inner * states)
+            .map(|i| ((i % states + 1) as f32).ln())
+            .collect();
+        let a_log = builder
+            .parameter(part("a_log"), vec![inner, states], Initial::Values(counted))?
+            .undecayed();
         let skip = builder.parameter(part("skip"), vec![inner], Initial::Ones)?;
-        let output = Linear::build(builder, &part("output"), [width, inner], spec.bias, residual)?;
-        Ok(Self { spec: spec.clone(), input, gate, convolution, selection, norms, step, a_log, skip, output })
+        let output = Linear::build(
+            builder,
+            &part("output"),
+            [width, inner],
+            spec.bias,
+            residual,
+        )?;
+        Ok(Self {
+            spec: spec.clone(),
+            input,
+            gate,
+            convolution,
+            selection,
+            norms,
+            step,
+            a_log,
+            skip,
+            output,
+        })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
-    pub fn forward(&self, x: Transient<3>, context: &Context, mut state: Option<&mut RecurrentState>) -> Tensor<3> {
+    pub fn forward(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        mut state: Option<&mut RecurrentState>,
+    ) -> Tensor<3> {
         let [u, gate] = Linear::forward_all([&self.input, &self.gate], x);
-        let u = self.convolution.forward(context.without_padding(u), &mut state);
+        let u = self
+            .convolution
+            .forward(context.without_padding(u), &mut state);
         let u = context.without_padding(u);
         let [batch, _, inner] = u.dims();
         let ([selected], readers) = Linear::forward_beside(1, 0, [&self.selection], u.clone());
@@ -186,14 +267,17 @@ impl Mamba {
             input: b,
             output: c,
             skip: self.skip.value(),
-            state: state.as_deref().and_then(|state| state.get("scan", [batch, self.spec.states, inner])),
+            state: state
+                .as_deref()
+                .and_then(|state| state.get("scan", [batch, self.spec.states, inner])),
             readers: Some(readers),
         };
         let (y, last) = selective_scan(scan);
         if let Some(state) = state {
             state.set("scan", last);
         }
-        self.output.forward(gated(Activation::Silu, gate, y, self.output.precision))
+        self.output
+            .forward(gated(Activation::Silu, gate, y, self.output.precision))
     }
 
     /// What step sizes are made of, `B` and `C`.

@@ -58,7 +58,8 @@ impl Mamba2Spec {
 
     /// Channels that pass through the convolution: those of the scan, `B` and `C`.
     pub fn convolved(&self) -> usize {
-        self.inner().saturating_add(self.groups.saturating_mul(self.states).saturating_mul(2))
+        self.inner()
+            .saturating_add(self.groups.saturating_mul(self.states).saturating_mul(2))
     }
 
     /// Names and shapes of the parameters.
@@ -72,7 +73,10 @@ impl Mamba2Spec {
         project(["input.weight", "input.bias"], self.convolved());
         project(["step.weight", "step.bias"], self.heads);
         list.push(("convolution.weight", vec![self.convolved(), 1, self.taps]));
-        list.extend(self.convolution_bias.then(|| ("convolution.bias", vec![self.convolved()])));
+        list.extend(
+            self.convolution_bias
+                .then(|| ("convolution.bias", vec![self.convolved()])),
+        );
         list.extend(["step_bias", "a_log", "skip"].map(|name| (name, vec![self.heads])));
         list.push(("output_norm.weight", vec![self.inner()]));
         list.push(("output.weight", vec![width, self.inner()]));
@@ -106,32 +110,81 @@ impl Mamba2 {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &Mamba2Spec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &Mamba2Spec,
+    ) -> Result<Self> {
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         let part = |part: &str| format!("{name}.{part}");
-        let mut project =
-            |name: &str, rows: usize| Linear::build(builder, &part(name), [rows, width], spec.bias, deviation);
+        let mut project = |name: &str, rows: usize| {
+            Linear::build(builder, &part(name), [rows, width], spec.bias, deviation)
+        };
         let gate = project("gate", spec.inner())?;
         let input = project("input", spec.convolved())?;
         let step = project("step", spec.heads)?;
         let even = Initial::Uniform((spec.taps as f64).powf(-0.5));
         let size = [spec.convolved(), spec.taps];
-        let convolution = Convolution::build(builder, &part("convolution"), size, spec.convolution_bias, true, even)?;
+        let convolution = Convolution::build(
+            builder,
+            &part("convolution"),
+            size,
+            spec.convolution_bias,
+            true,
+            even,
+        )?;
         let step_bias = builder.parameter(part("step_bias"), vec![spec.heads], STEP_BIAS)?;
-        let drawn = Initial::Draw(|random| (TRANSITIONS[0] + random.f() * (TRANSITIONS[1] - TRANSITIONS[0])).ln());
+        let drawn = Initial::Draw(|random| {
+            (TRANSITIONS[0] + random.f() * (TRANSITIONS[1] - TRANSITIONS[0])).ln()
+        });
         let a_log = builder.parameter(part("a_log"), vec![spec.heads], drawn)?;
         let skip = builder.parameter(part("skip"), vec![spec.heads], Initial::Ones)?;
-        let output_norm = builder.parameter(part("output_norm.weight"), vec![spec.inner()], Initial::Ones)?;
-        let output = Linear::build(builder, &part("output"), [width, spec.inner()], spec.bias, residual)?;
+        let output_norm = builder.parameter(
+            part("output_norm.weight"),
+            vec![spec.inner()],
+            Initial::Ones,
+        )?;
+        let output = Linear::build(
+            builder,
+            &part("output"),
+            [width, spec.inner()],
+            spec.bias,
+            residual,
+        )?;
         let spec = spec.clone();
-        Ok(Self { spec, gate, input, step, convolution, step_bias, a_log, skip, output_norm, output })
+        Ok(Self {
+            spec,
+            gate,
+            input,
+            step,
+            convolution,
+            step_bias,
+            a_log,
+            skip,
+            output_norm,
+            output,
+        })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
-    pub fn forward(&self, x: Transient<3>, context: &Context, mut state: Option<&mut RecurrentState>) -> Tensor<3> {
-        let Mamba2Spec { heads, head_dim, states, groups, .. } = self.spec;
+    pub fn forward(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        mut state: Option<&mut RecurrentState>,
+    ) -> Tensor<3> {
+        let Mamba2Spec {
+            heads,
+            head_dim,
+            states,
+            groups,
+            ..
+        } = self.spec;
         let [gate, input, step] = Linear::forward_all([&self.gate, &self.input, &self.step], x);
-        let mixed = self.convolution.forward(context.without_padding(input), &mut state);
+        let mixed = self
+            .convolution
+            .forward(context.without_padding(input), &mut state);
         let mixed = context.without_padding(mixed);
         let [batch, _, _] = mixed.dims();
         let (inner, shared) = (self.spec.inner(), groups * states);
@@ -144,7 +197,9 @@ impl Mamba2 {
             output: part(inner + shared, shared),
             skip: self.skip.value(),
             groups,
-            state: state.as_deref().and_then(|state| state.get("scan", [batch, heads, head_dim, states])),
+            state: state
+                .as_deref()
+                .and_then(|state| state.get("scan", [batch, heads, head_dim, states])),
         };
         let (y, last) = ssd(scan);
         if let Some(state) = state {
@@ -173,7 +228,11 @@ impl Mamba2 {
             return rms_norm(y, weight, self.spec.epsilon);
         }
         let ones = Tensor::ones([inner / groups], &y.device().inner());
-        let y = rms_norm(y.reshape([batch, time, groups, inner / groups]), ones, self.spec.epsilon);
+        let y = rms_norm(
+            y.reshape([batch, time, groups, inner / groups]),
+            ones,
+            self.spec.epsilon,
+        );
         y.reshape([batch, time, inner]) * weight.unsqueeze()
     }
 }

@@ -94,7 +94,9 @@ impl RecurrentSpec {
             Self::RgLru(spec) => 7 * spec.inner,
             Self::Bigs(spec) => 11 * spec.inner,
             Self::Rwkv4(spec) => 12 * spec.inner,
-            Self::Rwkv6(spec) => (17 + if spec.dynamic.is_some() { 16 } else { 0 }) * spec.heads * spec.head_dim,
+            Self::Rwkv6(spec) => {
+                (17 + if spec.dynamic.is_some() { 16 } else { 0 }) * spec.heads * spec.head_dim
+            }
             Self::Rwkv7(spec) => 40 * spec.heads * spec.head_dim,
         }
     }
@@ -115,22 +117,41 @@ impl RecurrentSpec {
     /// The mixer in words.
     pub fn describe(&self) -> String {
         match self {
-            Self::Mamba(spec) => format!("Mamba {} x {} states, convolution {}", spec.inner, spec.states, spec.taps),
+            Self::Mamba(spec) => format!(
+                "Mamba {} x {} states, convolution {}",
+                spec.inner, spec.states, spec.taps
+            ),
             Self::Mamba2(spec) => format!(
                 "Mamba-2 {} heads of {} x {} states, convolution {}",
                 spec.heads, spec.head_dim, spec.states, spec.taps
             ),
-            Self::RgLru(spec) => format!("RG-LRU {} in {} heads, convolution {}", spec.inner, spec.heads, spec.taps),
+            Self::RgLru(spec) => format!(
+                "RG-LRU {} in {} heads, convolution {}",
+                spec.inner, spec.heads, spec.taps
+            ),
             Self::Bigs(spec) => {
-                let directions = if spec.both { "two directions" } else { "one direction" };
-                format!("state spaces of {} modes in {directions}, gated {}", spec.modes, spec.inner)
+                let directions = if spec.both {
+                    "two directions"
+                } else {
+                    "one direction"
+                };
+                format!(
+                    "state spaces of {} modes in {directions}, gated {}",
+                    spec.modes, spec.inner
+                )
             }
             Self::Rwkv4(spec) => format!("RWKV-4, {} averages", spec.inner),
             Self::Rwkv6(spec) => {
                 let number = if spec.dynamic.is_some() { 6 } else { 5 };
-                format!("RWKV-{number}, {} heads of {1} x {1} states", spec.heads, spec.head_dim)
+                format!(
+                    "RWKV-{number}, {} heads of {1} x {1} states",
+                    spec.heads, spec.head_dim
+                )
             }
-            Self::Rwkv7(spec) => format!("RWKV-7, {} heads of {1} x {1} states", spec.heads, spec.head_dim),
+            Self::Rwkv7(spec) => format!(
+                "RWKV-7, {} heads of {1} x {1} states",
+                spec.heads, spec.head_dim
+            ),
         }
     }
 }
@@ -146,7 +167,10 @@ parameters!(Recurrent: layer, first);
 
 /// The layer itself.
 #[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant, reason = "there is one for each block, and none is moved about")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one for each block, and none is moved about"
+)]
 enum Layer {
     Mamba(Mamba),
     Mamba2(Mamba2),
@@ -164,11 +188,20 @@ impl Recurrent {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &RecurrentSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &RecurrentSpec,
+    ) -> Result<Self> {
         let layer = match spec {
             RecurrentSpec::Mamba(spec) => Layer::Mamba(Mamba::build(builder, name, width, spec)?),
-            RecurrentSpec::Mamba2(spec) => Layer::Mamba2(Mamba2::build(builder, name, width, spec)?),
-            RecurrentSpec::RgLru(spec) => Layer::RgLru(RgLruBlock::build(builder, name, width, spec)?),
+            RecurrentSpec::Mamba2(spec) => {
+                Layer::Mamba2(Mamba2::build(builder, name, width, spec)?)
+            }
+            RecurrentSpec::RgLru(spec) => {
+                Layer::RgLru(RgLruBlock::build(builder, name, width, spec)?)
+            }
             RecurrentSpec::Bigs(spec) => Layer::Bigs(Bigs::build(builder, name, width, spec)?),
             RecurrentSpec::Rwkv4(spec) => Layer::Rwkv4(Rwkv4::build(builder, name, width, spec)?),
             RecurrentSpec::Rwkv6(spec) => Layer::Rwkv6(Rwkv6::build(builder, name, width, spec)?),
@@ -196,7 +229,9 @@ impl Recurrent {
         sides: &mut Sides,
     ) -> Tensor<3> {
         separate::each_text(x, context, |x, context| {
-            let Some(first) = &self.first else { return self.layer.forward(x, context, state, sides) };
+            let Some(first) = &self.first else {
+                return self.layer.forward(x, context, state, sides);
+            };
             let (batch, mut own) = (context.tokens.batch, RecurrentState::default());
             let state = state.unwrap_or(&mut own);
             if state.is_empty() {

@@ -95,10 +95,19 @@ struct Gate {
 parameters!(Gate: weight, bias);
 
 impl Gate {
-    fn build(builder: &mut Builder, name: &str, [heads, width]: [usize; 2], variance: f64) -> Result<Self> {
+    fn build(
+        builder: &mut Builder,
+        name: &str,
+        [heads, width]: [usize; 2],
+        variance: f64,
+    ) -> Result<Self> {
         let normal = Initial::Normal((variance / width as f64).sqrt());
-        let weight = builder.parameter(format!("{name}.weight"), vec![heads, width, width], normal)?.undecayed();
-        let bias = builder.parameter(format!("{name}.bias"), vec![heads, width], Initial::Zeros)?.undecayed();
+        let weight = builder
+            .parameter(format!("{name}.weight"), vec![heads, width, width], normal)?
+            .undecayed();
+        let bias = builder
+            .parameter(format!("{name}.bias"), vec![heads, width], Initial::Zeros)?
+            .undecayed();
         Ok(Self { weight, bias })
     }
 
@@ -107,7 +116,8 @@ impl Gate {
         let [batch, time, inner] = x.dims();
         let [heads, width] = [self.bias.shape()[0], self.bias.shape()[1]];
         let rows = x.reshape([batch * time, heads, width]).swap_dims(0, 1);
-        let y = rows.matmul(self.weight.value::<3>()).swap_dims(0, 1) + self.bias.value::<2>().unsqueeze();
+        let y = rows.matmul(self.weight.value::<3>()).swap_dims(0, 1)
+            + self.bias.value::<2>().unsqueeze();
         y.reshape([batch, time, inner])
     }
 }
@@ -117,27 +127,56 @@ impl RgLruBlock {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &RgLruSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &RgLruSpec,
+    ) -> Result<Self> {
         let part = |part: &str| format!("{name}.{part}");
         let (inner, residual) = (spec.inner, builder.residual_deviation);
         let into = (width as f64).powf(-0.5);
         let branch = Linear::build(builder, &part("branch"), [inner, width], true, into)?;
         let input = Linear::build(builder, &part("input"), [inner, width], true, into)?;
         let tap = Initial::Normal(TAP / (spec.taps as f64).sqrt());
-        let convolution = Convolution::build(builder, &part("convolution"), [inner, spec.taps], true, false, tap)?;
+        let convolution = Convolution::build(
+            builder,
+            &part("convolution"),
+            [inner, spec.taps],
+            true,
+            false,
+            tap,
+        )?;
         let size = [spec.heads, inner / spec.heads];
         let input_gate = Gate::build(builder, &part("input_gate"), size, spec.gate_variance)?;
-        let recurrence_gate = Gate::build(builder, &part("recurrence_gate"), size, spec.gate_variance)?;
+        let recurrence_gate =
+            Gate::build(builder, &part("recurrence_gate"), size, spec.gate_variance)?;
         let decay = builder.parameter(part("decay"), vec![inner], DECAY)?;
         let output = Linear::build(builder, &part("output"), [width, inner], true, residual)?;
         let activation = spec.activation;
-        Ok(Self { activation, branch, input, convolution, input_gate, recurrence_gate, decay, output })
+        Ok(Self {
+            activation,
+            branch,
+            input,
+            convolution,
+            input_gate,
+            recurrence_gate,
+            decay,
+            output,
+        })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
-    pub fn forward(&self, x: Transient<3>, context: &Context, mut state: Option<&mut RecurrentState>) -> Tensor<3> {
+    pub fn forward(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        mut state: Option<&mut RecurrentState>,
+    ) -> Tensor<3> {
         let [branch, u] = Linear::forward_all([&self.branch, &self.input], x);
-        let u = self.convolution.forward(context.without_padding(u), &mut state);
+        let u = self
+            .convolution
+            .forward(context.without_padding(u), &mut state);
         let [batch, _, inner] = u.dims();
         let starts = context.starts();
         let unit = RgLru {
@@ -145,13 +184,16 @@ impl RgLruBlock {
             input_gate: self.input_gate.forward(u.clone()),
             x: u,
             decay: self.decay.value(),
-            state: state.as_deref().and_then(|state| state.get("recurrence", [batch, inner])),
+            state: state
+                .as_deref()
+                .and_then(|state| state.get("recurrence", [batch, inner])),
             starts: starts.as_deref(),
         };
         let (h, last) = rg_lru(unit);
         if let Some(state) = state {
             state.set("recurrence", last);
         }
-        self.output.forward(gated(self.activation, branch, h, self.output.precision))
+        self.output
+            .forward(gated(self.activation, branch, h, self.output.precision))
     }
 }

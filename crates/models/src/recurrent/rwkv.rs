@@ -40,7 +40,9 @@ impl Pairs {
     /// Of `x`, `[batch, time, width]`, whose last token is remembered.
     pub fn new(x: Tensor<3>, share: Share, state: &mut Option<&mut RecurrentState>) -> Self {
         let [batch, _, width] = x.dims();
-        let before = state.as_deref().and_then(|state| state.get("shift", [batch, width]));
+        let before = state
+            .as_deref()
+            .and_then(|state| state.get("shift", [batch, width]));
         if let Some(state) = state {
             state.set("shift", last_steps(x.clone(), 1));
         }
@@ -64,7 +66,14 @@ impl Pairs {
         up: Tensor<3>,
         precision: Precision,
     ) -> [Tensor<3>; N] {
-        dynamic_mixes(self.x.clone(), self.before.clone(), shared, narrow, up, precision)
+        dynamic_mixes(
+            self.x.clone(),
+            self.before.clone(),
+            shared,
+            narrow,
+            up,
+            precision,
+        )
     }
 
     /// The mixes by parameters.
@@ -88,16 +97,32 @@ const HEAD_EPSILON: f64 = 64e-5;
 
 impl HeadNorm {
     /// Builds `{name}.weight` and `{name}.bias`, both `[width]`.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, heads: usize, weight: f64) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        heads: usize,
+        weight: f64,
+    ) -> Result<Self> {
         let weight = Initial::Values(vec![weight as f32; width]);
         let weight = builder.parameter(format!("{name}.weight"), vec![width], weight)?;
         let bias = builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?;
-        Ok(Self { heads, weight, bias })
+        Ok(Self {
+            heads,
+            weight,
+            bias,
+        })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        group_norm(x, self.weight.value(), self.bias.value(), self.heads, HEAD_EPSILON)
+        group_norm(
+            x,
+            self.weight.value(),
+            self.bias.value(),
+            self.heads,
+            HEAD_EPSILON,
+        )
     }
 }
 
@@ -131,7 +156,12 @@ impl LowRank {
         between: Between,
         initial: Initial,
     ) -> Result<Self> {
-        let mut down = map(builder, &format!("{name}_down"), [rank, width], Initial::Zeros)?;
+        let mut down = map(
+            builder,
+            &format!("{name}_down"),
+            [rank, width],
+            Initial::Zeros,
+        )?;
         let mut up = map(builder, &format!("{name}_up"), [width, rank], initial)?;
         // The authors decay full matrices alone.
         down.weight = down.weight.undecayed();
@@ -151,7 +181,12 @@ impl LowRank {
 }
 
 /// A linear map without bias whose fresh weight is `initial`.
-pub(super) fn map(builder: &mut Builder, name: &str, size: [usize; 2], initial: Initial) -> Result<Linear> {
+pub(super) fn map(
+    builder: &mut Builder,
+    name: &str,
+    size: [usize; 2],
+    initial: Initial,
+) -> Result<Linear> {
     let weight = builder.parameter(format!("{name}.weight"), size.to_vec(), initial)?;
     Ok(Linear::from_weight(name, weight, Precision::F32))
 }
@@ -174,8 +209,12 @@ pub(super) fn weights(
     initial: impl Fn(Place) -> f64,
 ) -> Result<Parameter> {
     let count = shape.iter().product();
-    let values = (0..count).map(|channel| initial(Place::new(builder, channel, count)) as f32).collect();
-    Ok(builder.parameter(name, shape, Initial::Values(values))?.undecayed())
+    let values = (0..count)
+        .map(|channel| initial(Place::new(builder, channel, count)) as f32)
+        .collect();
+    Ok(builder
+        .parameter(name, shape, Initial::Values(values))?
+        .undecayed())
 }
 
 /// Where a weight stands, on which its fresh value depends.

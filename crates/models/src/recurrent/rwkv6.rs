@@ -48,7 +48,13 @@ pub struct DynamicSpec {
 }
 
 /// What is mixed in Finch, in the order of the stacked maps.
-const MIXES: [&str; 5] = ["mix_decay", "mix_key", "mix_value", "mix_receptance", "mix_gate"];
+const MIXES: [&str; 5] = [
+    "mix_decay",
+    "mix_key",
+    "mix_value",
+    "mix_receptance",
+    "mix_gate",
+];
 
 impl Rwkv6Spec {
     /// Names and shapes of the parameters.
@@ -60,10 +66,16 @@ impl Rwkv6Spec {
                 list.extend(MIXES[1..].iter().map(|name| (*name, vec![1, 1, width])));
                 list.push(("decay", heads.clone()));
             }
-            Some(DynamicSpec { mix_rank, decay_rank }) => {
+            Some(DynamicSpec {
+                mix_rank,
+                decay_rank,
+            }) => {
                 list.push(("mix", vec![1, 1, width]));
                 list.extend(MIXES.iter().map(|name| (*name, vec![1, 1, width])));
-                list.push(("mix_down.weight", vec![mix_rank.saturating_mul(MIXES.len()), width]));
+                list.push((
+                    "mix_down.weight",
+                    vec![mix_rank.saturating_mul(MIXES.len()), width],
+                ));
                 list.push(("mix_up", vec![MIXES.len(), mix_rank, width]));
                 list.push(("decay", vec![1, 1, width]));
                 list.push(("decay_down.weight", vec![decay_rank, width]));
@@ -71,7 +83,12 @@ impl Rwkv6Spec {
             }
         }
         list.push(("bonus", heads));
-        let maps = ["receptance.weight", "key.weight", "value.weight", "gate.weight"];
+        let maps = [
+            "receptance.weight",
+            "key.weight",
+            "value.weight",
+            "gate.weight",
+        ];
         list.extend(maps.map(|name| (name, vec![width, width])));
         list.extend(["norm.weight", "norm.bias"].map(|name| (name, vec![width])));
         list.push(("output.weight", vec![width, width]));
@@ -120,7 +137,12 @@ impl Rwkv6 {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &Rwkv6Spec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &Rwkv6Spec,
+    ) -> Result<Self> {
         let part = |part: &str| format!("{name}.{part}");
         let finch = spec.dynamic.is_some();
         // Eagle's weights are the share of the current token, Finch's of the one before.
@@ -136,22 +158,40 @@ impl Rwkv6 {
         ];
         let dynamic = match spec.dynamic {
             None => None,
-            Some(DynamicSpec { mix_rank, decay_rank }) => {
+            Some(DynamicSpec {
+                mix_rank,
+                decay_rank,
+            }) => {
                 let rows = MIXES.len() * mix_rank;
-                let mut mix_down = rwkv::map(builder, &part("mix_down"), [rows, width], Initial::Zeros)?;
+                let mut mix_down =
+                    rwkv::map(builder, &part("mix_down"), [rows, width], Initial::Zeros)?;
                 mix_down.weight = mix_down.weight.undecayed();
-                let mix_up = builder.parameter(part("mix_up"), vec![MIXES.len(), mix_rank, width], NARROW)?;
+                let mix_up = builder.parameter(
+                    part("mix_up"),
+                    vec![MIXES.len(), mix_rank, width],
+                    NARROW,
+                )?;
                 Some(Dynamic {
                     mix: rwkv::channels(builder, part("mix"), width, keep)?,
                     mix_decay: rwkv::channels(builder, part("mix_decay"), width, keep)?,
                     mix_down,
                     mix_up: mix_up.undecayed(),
-                    decay: LowRank::build(builder, &part("decay"), [width, decay_rank], Between::Tanh, NARROW)?,
+                    decay: LowRank::build(
+                        builder,
+                        &part("decay"),
+                        [width, decay_rank],
+                        Between::Tanh,
+                        NARROW,
+                    )?,
                 })
             }
         };
         let heads = vec![spec.heads, spec.head_dim];
-        let decay = if finch { vec![1, 1, width] } else { heads.clone() };
+        let decay = if finch {
+            vec![1, 1, width]
+        } else {
+            heads.clone()
+        };
         let square = [width, width];
         let depth = ((1 + builder.layer) as f64 / builder.layers.max(1) as f64).powf(0.7);
         Ok(Self {
@@ -161,8 +201,15 @@ impl Rwkv6 {
             decay: rwkv::weights(builder, part("decay"), decay, |at| {
                 -6.0 + 5.0 * at.across.powf(0.7 + 1.3 * at.depth)
             })?,
-            bonus: rwkv::weights(builder, part("bonus"), heads, |at| at.depth * (1.0 - at.across) + 0.1 * at.zigzag())?,
-            receptance: rwkv::map(builder, &part("receptance"), square, Initial::Orthogonal(1.0))?,
+            bonus: rwkv::weights(builder, part("bonus"), heads, |at| {
+                at.depth * (1.0 - at.across) + 0.1 * at.zigzag()
+            })?,
+            receptance: rwkv::map(
+                builder,
+                &part("receptance"),
+                square,
+                Initial::Orthogonal(1.0),
+            )?,
             key: rwkv::map(builder, &part("key"), square, Initial::Orthogonal(0.1))?,
             value: rwkv::map(builder, &part("value"), square, Initial::Orthogonal(1.0))?,
             gate: rwkv::map(builder, &part("gate"), square, Initial::Orthogonal(0.1))?,
@@ -172,19 +219,32 @@ impl Rwkv6 {
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
-    pub fn forward(&self, x: Transient<3>, context: &Context, mut state: Option<&mut RecurrentState>) -> Tensor<3> {
+    pub fn forward(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        mut state: Option<&mut RecurrentState>,
+    ) -> Tensor<3> {
         let x = context.without_padding(x.into_tensor());
         let [batch, _, width] = x.dims();
-        let Rwkv6Spec { heads, head_dim, .. } = self.spec;
+        let Rwkv6Spec {
+            heads, head_dim, ..
+        } = self.spec;
         let ([key, value, receptance, gate], decay) = match &self.dynamic {
             None => {
                 let pairs = Pairs::new(x, Share::Current, &mut state);
-                (pairs.by(self.mixes.each_ref()), self.decay.value::<2>().reshape([1, 1, width]))
+                (
+                    pairs.by(self.mixes.each_ref()),
+                    self.decay.value::<2>().reshape([1, 1, width]),
+                )
             }
             Some(dynamic) => {
                 let pairs = Pairs::new(x, Share::Previous, &mut state);
                 let (mixes, decay) = dynamic.forward(&pairs, &self.mixes);
-                (mixes, add_bias(decay, self.decay.value::<3>().reshape([width])))
+                (
+                    mixes,
+                    add_bias(decay, self.decay.value::<3>().reshape([width])),
+                )
             }
         };
         let (y, last) = wkv6(Wkv6 {
@@ -193,13 +253,20 @@ impl Rwkv6 {
             value: self.value.forward(value),
             decay,
             bonus: self.bonus.value(),
-            state: state.as_deref().and_then(|state| state.get("memory", [batch, heads, head_dim, head_dim])),
+            state: state
+                .as_deref()
+                .and_then(|state| state.get("memory", [batch, heads, head_dim, head_dim])),
         });
         if let Some(state) = state {
             state.set("memory", last);
         }
         let gate = self.gate.forward(gate);
-        self.output.forward(gated(Activation::Silu, gate, self.norm.forward(y), self.output.precision))
+        self.output.forward(gated(
+            Activation::Silu,
+            gate,
+            self.norm.forward(y),
+            self.output.precision,
+        ))
     }
 }
 
@@ -209,7 +276,10 @@ impl Dynamic {
         let [mixed] = pairs.by([&self.mix]);
         let narrow = activate(Activation::Tanh, self.mix_down.forward(mixed));
         let [key, value, receptance, gate] = mixes.each_ref().map(|weight| weight.value::<3>());
-        let shared = Tensor::cat(vec![self.mix_decay.value(), key, value, receptance, gate], 1);
+        let shared = Tensor::cat(
+            vec![self.mix_decay.value(), key, value, receptance, gate],
+            1,
+        );
         let width = self.mix_up.shape()[2];
         let shared = shared.reshape([MIXES.len(), width]);
         let [decay, key, value, receptance, gate] =

@@ -43,7 +43,14 @@ pub struct Rwkv7Spec {
     pub gate_rank: usize,
 }
 
-const MIXES: [&str; 6] = ["mix_receptance", "mix_decay", "mix_key", "mix_value", "mix_rate", "mix_gate"];
+const MIXES: [&str; 6] = [
+    "mix_receptance",
+    "mix_decay",
+    "mix_key",
+    "mix_value",
+    "mix_rate",
+    "mix_gate",
+];
 
 impl Rwkv7Spec {
     /// Names and shapes of the parameters.
@@ -54,8 +61,14 @@ impl Rwkv7Spec {
             list.push((names[1], vec![rank, width]));
             list.push((names[2], vec![width, rank]));
         };
-        narrow(["decay", "decay_down.weight", "decay_up.weight"], self.decay_rank);
-        narrow(["rate", "rate_down.weight", "rate_up.weight"], self.rate_rank);
+        narrow(
+            ["decay", "decay_down.weight", "decay_up.weight"],
+            self.decay_rank,
+        );
+        narrow(
+            ["rate", "rate_down.weight", "rate_up.weight"],
+            self.rate_rank,
+        );
         if let Some(rank) = self.value_rank {
             narrow(["first", "first_down.weight", "first_up.weight"], rank);
         }
@@ -89,7 +102,10 @@ impl Dynamic {
         initial: impl Fn(Place) -> f64,
     ) -> Result<Self> {
         let base = rwkv::channels(builder, name.to_owned(), size[0], initial)?;
-        Ok(Self { base, map: LowRank::build(builder, name, size, between, narrow(size))? })
+        Ok(Self {
+            base,
+            map: LowRank::build(builder, name, size, between, narrow(size))?,
+        })
     }
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
@@ -130,12 +146,19 @@ impl Rwkv7 {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &Rwkv7Spec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &Rwkv7Spec,
+    ) -> Result<Self> {
         let part = |part: &str| format!("{name}.{part}");
         let powers = [0.2, 0.9, 0.7, 0.7, 0.9, 0.2];
         let mut mix = |number: usize| {
             let power = powers[number];
-            rwkv::channels(builder, part(MIXES[number]), width, |at| 1.0 - at.along.powf(power * at.rest))
+            rwkv::channels(builder, part(MIXES[number]), width, |at| {
+                1.0 - at.along.powf(power * at.rest)
+            })
         };
         let mixes = [mix(0)?, mix(1)?, mix(2)?, mix(3)?, mix(4)?, mix(5)?];
         let head = spec.head_dim;
@@ -146,18 +169,38 @@ impl Rwkv7 {
             z * z.abs()
         };
         let linear = |at: Place| at.across - 0.5;
-        let decay = Dynamic::build(builder, &part("decay"), [width, spec.decay_rank], Between::Tanh, |at| {
-            -6.0 + 6.0 * at.across.powf(1.0 + at.depth.powf(0.3)) + 0.5 + 2.5 * bent(at)
-        })?;
-        let rate = Dynamic::build(builder, &part("rate"), [width, spec.rate_rank], Between::Nothing, |at| {
-            -0.19 + 0.3 * bent(at) + 0.4 * linear(at)
-        })?;
+        let decay = Dynamic::build(
+            builder,
+            &part("decay"),
+            [width, spec.decay_rank],
+            Between::Tanh,
+            |at| -6.0 + 6.0 * at.across.powf(1.0 + at.depth.powf(0.3)) + 0.5 + 2.5 * bent(at),
+        )?;
+        let rate = Dynamic::build(
+            builder,
+            &part("rate"),
+            [width, spec.rate_rank],
+            Between::Nothing,
+            |at| -0.19 + 0.3 * bent(at) + 0.4 * linear(at),
+        )?;
         let first = spec.value_rank.map(|rank| {
-            Dynamic::build(builder, &part("first"), [width, rank], Between::Nothing, |at| 0.73 - 0.4 * linear(at))
+            Dynamic::build(
+                builder,
+                &part("first"),
+                [width, rank],
+                Between::Nothing,
+                |at| 0.73 - 0.4 * linear(at),
+            )
         });
         let first = first.transpose()?;
         let gate_size = [width, spec.gate_rank];
-        let gate = LowRank::build(builder, &part("gate"), gate_size, Between::Sigmoid, narrow(gate_size))?;
+        let gate = LowRank::build(
+            builder,
+            &part("gate"),
+            gate_size,
+            Between::Sigmoid,
+            narrow(gate_size),
+        )?;
         let (square, bound) = ([width, width], (width as f64).powf(-0.5));
         let depth = ((1 + builder.layer) as f64 / builder.layers.max(1) as f64).powf(0.7);
         Ok(Self {
@@ -167,12 +210,29 @@ impl Rwkv7 {
             rate,
             first,
             gate,
-            removed: rwkv::channels(builder, part("removed"), width, |at| 0.71 - 0.1 * linear(at))?,
+            removed: rwkv::channels(builder, part("removed"), width, |at| {
+                0.71 - 0.1 * linear(at)
+            })?,
             written: rwkv::channels(builder, part("written"), width, |_| 1.02)?,
             bonus: rwkv::weights(builder, part("bonus"), vec![spec.heads, head], |_| -0.04)?,
-            receptance: rwkv::map(builder, &part("receptance"), square, Initial::Uniform(0.5 * bound))?,
-            key: rwkv::map(builder, &part("key"), square, Initial::Uniform(0.05 * bound))?,
-            value: rwkv::map(builder, &part("value"), square, Initial::Uniform(0.5 * bound))?,
+            receptance: rwkv::map(
+                builder,
+                &part("receptance"),
+                square,
+                Initial::Uniform(0.5 * bound),
+            )?,
+            key: rwkv::map(
+                builder,
+                &part("key"),
+                square,
+                Initial::Uniform(0.05 * bound),
+            )?,
+            value: rwkv::map(
+                builder,
+                &part("value"),
+                square,
+                Initial::Uniform(0.5 * bound),
+            )?,
             norm: HeadNorm::build(builder, &part("norm"), width, spec.heads, depth)?,
             output: rwkv::map(builder, &part("output"), square, Initial::Zeros)?,
         })
@@ -207,7 +267,9 @@ impl Rwkv7 {
             removal: -removed.clone(),
             replacement: removed * rate,
             heads,
-            state: state.as_deref().and_then(|state| state.get("memory", [batch, heads, head, head])),
+            state: state
+                .as_deref()
+                .and_then(|state| state.get("memory", [batch, heads, head, head])),
         });
         if let Some(state) = state {
             state.set("memory", last);
@@ -223,7 +285,9 @@ impl Rwkv7 {
         let value = self.value.forward(x.clone());
         match (&self.first, &sides.first_value) {
             (Some(first), Some(first_value)) => {
-                value.clone() + (first_value.clone() - value) * activate(Activation::Sigmoid, first.forward(x))
+                value.clone()
+                    + (first_value.clone() - value)
+                        * activate(Activation::Sigmoid, first.forward(x))
             }
             _ => {
                 sides.first_value = Some(value.clone());

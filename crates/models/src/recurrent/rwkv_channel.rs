@@ -73,7 +73,12 @@ impl RwkvChannel {
     ///
     /// # Errors
     /// When the source lacks a weight.
-    pub fn build(builder: &mut Builder, name: &str, width: usize, spec: &RwkvChannelSpec) -> Result<Self> {
+    pub fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &RwkvChannelSpec,
+    ) -> Result<Self> {
         let part = |part: &str| format!("{name}.{part}");
         let (share, gated) = (spec.share, spec.receptance);
         let mix = |at: rwkv::Place| match (share, gated) {
@@ -102,18 +107,43 @@ impl RwkvChannel {
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back. Texts that share rows do not see one another.
-    pub fn forward(&self, x: Transient<3>, context: &Context, state: Option<&mut RecurrentState>) -> Tensor<3> {
-        separate::each_text(x, context, |x, context| self.forward_texts(x, context, state))
+    pub fn forward(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        state: Option<&mut RecurrentState>,
+    ) -> Tensor<3> {
+        separate::each_text(x, context, |x, context| {
+            self.forward_texts(x, context, state)
+        })
     }
 
     /// As [`Self::forward`] with one text in a row.
-    fn forward_texts(&self, x: Transient<3>, context: &Context, mut state: Option<&mut RecurrentState>) -> Tensor<3> {
-        let pairs = Pairs::new(context.without_padding(x.into_tensor()), self.share, &mut state);
-        let value = |key| self.value.forward(activate(Activation::Relu2, self.key.forward(key)));
+    fn forward_texts(
+        &self,
+        x: Transient<3>,
+        context: &Context,
+        mut state: Option<&mut RecurrentState>,
+    ) -> Tensor<3> {
+        let pairs = Pairs::new(
+            context.without_padding(x.into_tensor()),
+            self.share,
+            &mut state,
+        );
+        let value = |key| {
+            self.value
+                .forward(activate(Activation::Relu2, self.key.forward(key)))
+        };
         match &self.gate {
             Some(gate) => {
                 let [key, receptance] = pairs.by([&self.mix_key, &gate.mix]);
-                gated(Activation::Sigmoid, gate.map.forward(receptance), value(key), Precision::F32).into_tensor()
+                gated(
+                    Activation::Sigmoid,
+                    gate.map.forward(receptance),
+                    value(key),
+                    Precision::F32,
+                )
+                .into_tensor()
             }
             None => {
                 let [key] = pairs.by([&self.mix_key]);

@@ -30,14 +30,17 @@ pub fn each_text(
     let [batch, time, width] = x.dims();
     let longest = texts.iter().map(|text| text.length).max().unwrap_or(0);
     // What stands behind a text is its last token again, which it does not see.
-    let ids: Vec<u32> =
-        texts.iter().flat_map(|text| (0..longest).map(|t| text.start(time) + t.min(text.length - 1) as u32)).collect();
+    let ids: Vec<u32> = texts
+        .iter()
+        .flat_map(|text| (0..longest).map(|t| text.start(time) + t.min(text.length - 1) as u32))
+        .collect();
     let mut back = vec![0; batch * time];
     for (row, text) in texts.iter().enumerate() {
         let start = text.start(time) as usize;
         (0..text.length).for_each(|t| back[start + t] = (row * longest + t) as u32);
     }
-    let apart = embedding(x.reshape([batch * time, width]), &ids).reshape([texts.len(), longest, width]);
+    let apart =
+        embedding(x.reshape([batch * time, width]), &ids).reshape([texts.len(), longest, width]);
     let y = layer(apart.into(), &separated(context, &texts, &ids, longest));
     let width = y.dims()[2];
     embedding(y.reshape([texts.len() * longest, width]), &back).reshape([batch, time, width])
@@ -59,13 +62,19 @@ impl Text {
 
 /// The texts of all rows, without padding; none where there are no segments.
 fn texts(tokens: &Tokens) -> Vec<Text> {
-    let Some(segments) = &tokens.segments else { return Vec::new() };
+    let Some(segments) = &tokens.segments else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     for (row, segments) in segments.chunks(tokens.time.max(1)).enumerate() {
         let mut first = 0;
         for run in segments.chunk_by(|a, b| a == b) {
             if run[0] != 0 {
-                found.push(Text { row, first, length: run.len() });
+                found.push(Text {
+                    row,
+                    first,
+                    length: run.len(),
+                });
             }
             first += run.len();
         }
@@ -80,7 +89,10 @@ fn shares_rows(texts: &[Text]) -> bool {
 /// What is known of the tokens in their new rows.
 fn separated(context: &Context, texts: &[Text], ids: &[u32], longest: usize) -> Context {
     let old = &context.tokens;
-    let segments = texts.iter().flat_map(|text| (0..longest).map(|t| u32::from(t < text.length))).collect();
+    let segments = texts
+        .iter()
+        .flat_map(|text| (0..longest).map(|t| u32::from(t < text.length)))
+        .collect();
     let batch = texts.len();
     let tokens = Arc::new(Tokens {
         batch,
@@ -89,7 +101,18 @@ fn separated(context: &Context, texts: &[Text], ids: &[u32], longest: usize) -> 
         segments: Some(segments),
         ..(**old).clone()
     });
-    let mask =
-        Mask::new(MaskSpec { batch, queries: longest, keys: longest, causal: true, window: None, segments: None });
-    Context { mask, present: tokens.present(), tokens, ..context.clone() }
+    let mask = Mask::new(MaskSpec {
+        batch,
+        queries: longest,
+        keys: longest,
+        causal: true,
+        window: None,
+        segments: None,
+    });
+    Context {
+        mask,
+        present: tokens.present(),
+        tokens,
+        ..context.clone()
+    }
 }

@@ -53,8 +53,14 @@ impl RecurrentState {
         let pick = |(name, part): &(String, Tensor<2>)| {
             let rows: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
             let data = TensorData::new(rows.clone(), [rows.len()]);
-            (name.clone(), part.clone().select(0, Tensor::<1, Int>::from_data(data, &part.device())))
+            (
+                name.clone(),
+                part.clone()
+                    .select(0, Tensor::<1, Int>::from_data(data, &part.device())),
+            )
         };
-        Self { parts: self.parts.iter().map(pick).collect() }
+        Self {
+            parts: self.parts.iter().map(pick).collect(),
+        }
     }
 }

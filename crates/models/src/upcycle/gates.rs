@@ -37,20 +37,36 @@ pub enum GateForm {
 ///
 /// # Errors
 /// When an expert has no positive prompt, a prompt has no tokens or ids outside the vocabulary, or two experts get the same prompts.
-pub fn gates(model: &LanguageModel, prompts: &[ExpertPrompts], form: GateForm) -> Result<Vec<Vec<f32>>> {
+pub fn gates(
+    model: &LanguageModel,
+    prompts: &[ExpertPrompts],
+    form: GateForm,
+) -> Result<Vec<Vec<f32>>> {
     for (i, one) in prompts.iter().enumerate() {
         if one.positive.is_empty() {
             let reason = format!("expert {} has no positive prompts", i + 1);
-            return Err(Error::Invalid(format!("{reason}; give at least one that it shall answer")));
+            return Err(Error::Invalid(format!(
+                "{reason}; give at least one that it shall answer"
+            )));
         }
         if let Some(twin) = prompts[..i].iter().position(|other| other == one) {
             let reason = format!("experts {} and {} have the same prompts", twin + 1, i + 1);
-            return Err(Error::Invalid(format!("{reason}, so that no router can tell them apart")));
+            return Err(Error::Invalid(format!(
+                "{reason}, so that no router can tell them apart"
+            )));
         }
     }
     let model = model.frozen();
-    let experts = prompts.iter().map(|prompts| expert(&model, prompts, form)).collect::<Result<Vec<_>>>()?;
-    let block = |block: usize| experts.iter().flat_map(|rows| rows[block].iter().copied()).collect();
+    let experts = prompts
+        .iter()
+        .map(|prompts| expert(&model, prompts, form))
+        .collect::<Result<Vec<_>>>()?;
+    let block = |block: usize| {
+        experts
+            .iter()
+            .flat_map(|rows| rows[block].iter().copied())
+            .collect()
+    };
     Ok((0..model.spec().blocks.len()).map(block).collect())
 }
 
@@ -58,8 +74,12 @@ pub fn gates(model: &LanguageModel, prompts: &[ExpertPrompts], form: GateForm) -
 pub fn similarity(gates: &[f32], width: usize) -> f64 {
     let rows: Vec<_> = gates.chunks(width).collect();
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-    let cosine = |a: &[f32], b: &[f32]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f64::MIN_POSITIVE);
-    let pairs = rows.iter().enumerate().flat_map(|(i, a)| rows[..i].iter().map(move |b| cosine(a, b)));
+    let cosine =
+        |a: &[f32], b: &[f32]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f64::MIN_POSITIVE);
+    let pairs = rows
+        .iter()
+        .enumerate()
+        .flat_map(|(i, a)| rows[..i].iter().map(move |b| cosine(a, b)));
     pairs.fold(-1.0, f64::max)
 }
 
@@ -70,7 +90,9 @@ fn expert(model: &LanguageModel, prompts: &ExpertPrompts, form: GateForm) -> Res
         for prompt in prompts {
             let factor = sign / prompts.len() as f32;
             for (row, state) in rows.iter_mut().zip(states(model, prompt, form)?) {
-                row.iter_mut().zip(state).for_each(|(row, state)| *row += factor * state);
+                row.iter_mut()
+                    .zip(state)
+                    .for_each(|(row, state)| *row += factor * state);
             }
         }
     }

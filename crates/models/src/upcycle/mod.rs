@@ -41,45 +41,106 @@ pub struct Upcycling {
 ///
 /// # Errors
 /// When the family has no form with experts, a donor has another shape, or the numbers make no sense.
-pub fn upcycle(base: &LanguageModel, donors: &[&LanguageModel], options: Upcycling) -> Result<LanguageModel> {
+pub fn upcycle(
+    base: &LanguageModel,
+    donors: &[&LanguageModel],
+    options: Upcycling,
+) -> Result<LanguageModel> {
     let spec = specification(base.spec(), &options)?;
     let own = [base];
     let donors = if donors.is_empty() { &own[..] } else { donors };
-    if let Some(other) = donors.iter().find(|donor| donor.spec().blocks != base.spec().blocks) {
-        let reason = format!("a donor of the family `{}` has blocks of another shape", other.spec().family);
-        return Err(Error::Invalid(format!("{reason}; give models that were tuned from one base")));
+    if let Some(other) = donors
+        .iter()
+        .find(|donor| donor.spec().blocks != base.spec().blocks)
+    {
+        let reason = format!(
+            "a donor of the family `{}` has blocks of another shape",
+            other.spec().family
+        );
+        return Err(Error::Invalid(format!(
+            "{reason}; give models that were tuned from one base"
+        )));
     }
-    if base.parameters().iter().any(|parameter| parameter.name().contains(".adapter.")) {
-        return Err(Error::Invalid("an adapted model is merged before its layers are copied".into()));
+    if base
+        .parameters()
+        .iter()
+        .any(|parameter| parameter.name().contains(".adapter."))
+    {
+        return Err(Error::Invalid(
+            "an adapted model is merged before its layers are copied".into(),
+        ));
     }
     let named = |model: &&LanguageModel| -> HashMap<String, Parameter> {
-        model.parameters().into_iter().map(|p| (p.name().to_owned(), p.clone())).collect()
+        model
+            .parameters()
+            .into_iter()
+            .map(|p| (p.name().to_owned(), p.clone()))
+            .collect()
     };
-    let mut source = Copies { base: named(&base), donors: donors.iter().map(named).collect(), options };
+    let mut source = Copies {
+        base: named(&base),
+        donors: donors.iter().map(named).collect(),
+        options,
+    };
     LanguageModel::build(spec, &mut source, base.device())
 }
 
 /// The specification with experts in place of feed-forward layers.
 fn specification(spec: &ModelSpec, options: &Upcycling) -> Result<ModelSpec> {
-    let Upcycling { experts, active, balance, noise, .. } = *options;
+    let Upcycling {
+        experts,
+        active,
+        balance,
+        noise,
+        ..
+    } = *options;
     if !["llama", "mistral"].contains(&spec.family.as_str()) {
-        return Err(Error::Invalid(format!("`{}` has no form with experts; give a llama or a mistral", spec.family)));
+        return Err(Error::Invalid(format!(
+            "`{}` has no form with experts; give a llama or a mistral",
+            spec.family
+        )));
     }
     if active == 0 || active > experts || balance < 0.0 || noise < 0.0 {
-        return Err(Error::Invalid(format!("{active} of {experts} experts cannot be active; choose 1 to {experts}")));
+        return Err(Error::Invalid(format!(
+            "{active} of {experts} experts cannot be active; choose 1 to {experts}"
+        )));
     }
-    if !options.gates.is_empty() && options.gates.iter().any(|gates| gates.len() != experts * spec.width) {
-        return Err(Error::Invalid(format!("a router of {experts} experts needs that many rows of {}", spec.width)));
+    if !options.gates.is_empty()
+        && options
+            .gates
+            .iter()
+            .any(|gates| gates.len() != experts * spec.width)
+    {
+        return Err(Error::Invalid(format!(
+            "a router of {experts} experts needs that many rows of {}",
+            spec.width
+        )));
     }
     let mut spec = spec.clone();
     for block in &mut spec.blocks {
-        let ChannelSpec::GatedMlp(expert) = &block.channel else { continue };
-        let router = RouterSpec { experts, active, normalised: true, capacity: None };
-        block.channel =
-            ChannelSpec::SparseExperts(ExpertsSpec { router, expert: expert.clone(), gated: true, output_bias: false });
+        let ChannelSpec::GatedMlp(expert) = &block.channel else {
+            continue;
+        };
+        let router = RouterSpec {
+            experts,
+            active,
+            normalised: true,
+            capacity: None,
+        };
+        block.channel = ChannelSpec::SparseExperts(ExpertsSpec {
+            router,
+            expert: expert.clone(),
+            gated: true,
+            output_bias: false,
+        });
     }
     spec.family = by_name("mixtral")?.model_type.into();
-    spec.router_losses = Some(RouterLosses { added: true, balance, form: BalanceForm::Joint, z: 0.0 });
+    spec.router_losses = Some(RouterLosses {
+        added: true,
+        balance,
+        form: BalanceForm::Joint,
+        z: 0.0,
+    });
     Ok(spec)
 }
 
@@ -98,10 +159,18 @@ impl Copies {
         for name in names {
             values.extend(donor.get(name)?.to_vec());
         }
-        let deviation = (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / values.len().max(1) as f64).sqrt();
+        let deviation = (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()
+            / values.len().max(1) as f64)
+            .sqrt();
         if self.options.noise > 0.0 {
-            let mut random = Random::named(&format!("upcycle|{}|{number}|{}", self.options.seed, names.concat()));
-            values.iter_mut().for_each(|v| *v += (random.normal() * deviation * self.options.noise) as f32);
+            let mut random = Random::named(&format!(
+                "upcycle|{}|{number}|{}",
+                self.options.seed,
+                names.concat()
+            ));
+            values
+                .iter_mut()
+                .for_each(|v| *v += (random.normal() * deviation * self.options.noise) as f32);
         }
         Some(values)
     }
@@ -109,24 +178,36 @@ impl Copies {
 
 impl ParameterSource for Copies {
     fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Vec<f32>> {
-        if let Some(block) = name.strip_prefix("blocks.").and_then(|name| name.strip_suffix(".channel.router.weight")) {
-            return match block.parse().ok().and_then(|block: usize| self.options.gates.get(block)) {
+        if let Some(block) = name
+            .strip_prefix("blocks.")
+            .and_then(|name| name.strip_suffix(".channel.router.weight"))
+        {
+            return match block
+                .parse()
+                .ok()
+                .and_then(|block: usize| self.options.gates.get(block))
+            {
                 Some(gates) => Ok(gates.clone()),
                 None => Seed(self.options.seed).parameter(name, shape, Initial::Normal(0.02)),
             };
         }
         let parts = match name.split_once(".experts.") {
-            Some((layer, "up.weight")) => vec![format!("{layer}.gate.weight"), format!("{layer}.up.weight")],
+            Some((layer, "up.weight")) => {
+                vec![format!("{layer}.gate.weight"), format!("{layer}.up.weight")]
+            }
             Some((layer, _)) => vec![format!("{layer}.down.weight")],
             None => Vec::new(),
         };
         let values = match parts.is_empty() {
             true => self.base.get(name).map(Parameter::to_vec),
-            false => {
-                (0..shape[0]).map(|expert| self.expert(expert, &parts)).collect::<Option<Vec<_>>>().map(|e| e.concat())
-            }
+            false => (0..shape[0])
+                .map(|expert| self.expert(expert, &parts))
+                .collect::<Option<Vec<_>>>()
+                .map(|e| e.concat()),
         };
         let missing = || Error::Invalid(format!("the dense model has no weights for `{name}`"));
-        values.filter(|values| values.len() == shape.iter().product::<usize>()).ok_or_else(missing)
+        values
+            .filter(|values| values.len() == shape.iter().product::<usize>())
+            .ok_or_else(missing)
     }
 }

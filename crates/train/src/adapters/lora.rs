@@ -31,7 +31,13 @@ pub struct LoraOptions {
 
 impl Default for LoraOptions {
     fn default() -> Self {
-        Self { rank: 8, alpha: None, target_modules: None, modules_to_save: Vec::new(), rslora: false }
+        Self {
+            rank: 8,
+            alpha: None,
+            target_modules: None,
+            modules_to_save: Vec::new(),
+            rslora: false,
+        }
     }
 }
 
@@ -40,9 +46,17 @@ impl LoraOptions {
     ///
     /// # Errors
     /// When the rank is zero or no module matches.
-    pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<PeftConfig> {
+    pub fn attach(
+        &self,
+        model: &mut LanguageModel,
+        family: &Family,
+        seed: u64,
+    ) -> Result<PeftConfig> {
         if self.rank == 0 {
-            return Err(Error::Option { key: "rank", reason: "must be at least 1".into() });
+            return Err(Error::Option {
+                key: "rank",
+                reason: "must be at least 1".into(),
+            });
         }
         let config = self.configuration();
         low_rank::attach(model, family, &config, seed)?;

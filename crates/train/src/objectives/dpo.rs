@@ -28,7 +28,10 @@ pub struct DpoOptions {
 
 impl Default for DpoOptions {
     fn default() -> Self {
-        Self { beta: 0.1, sft_weight: 0.0 }
+        Self {
+            beta: 0.1,
+            sft_weight: 0.0,
+        }
     }
 }
 
@@ -45,10 +48,16 @@ impl Dpo {
     /// When `beta` is not positive or `sft_weight` is negative.
     pub fn new(options: DpoOptions) -> Result<Self> {
         if !(options.beta > 0.0 && options.beta.is_finite()) {
-            return Err(Error::Option { key: "beta", reason: format!("{} is not a positive number", options.beta) });
+            return Err(Error::Option {
+                key: "beta",
+                reason: format!("{} is not a positive number", options.beta),
+            });
         }
         if !(options.sft_weight >= 0.0 && options.sft_weight.is_finite()) {
-            return Err(Error::Option { key: "sft_weight", reason: format!("{} is negative", options.sft_weight) });
+            return Err(Error::Option {
+                key: "sft_weight",
+                reason: format!("{} is negative", options.sft_weight),
+            });
         }
         Ok(Self { options })
     }
@@ -74,7 +83,10 @@ impl Objective for Dpo {
             let scores = scores.into_data().try_into_vec::<f32>().unwrap_or_default();
             for (i, sample) in chunk.iter_mut().enumerate() {
                 if let Sample::Pair(_, reference) = sample {
-                    *reference = [f64::from(scores[i]), f64::from(scores[i + batch.reference.len()])];
+                    *reference = [
+                        f64::from(scores[i]),
+                        f64::from(scores[i + batch.reference.len()]),
+                    ];
                 }
             }
         }
@@ -85,21 +97,32 @@ impl Objective for Dpo {
     fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
         let pairs = samples.iter().map(|sample| match sample {
             Sample::Pair(pair, reference) => Ok((pair, *reference)),
-            Sample::Row(_) => {
-                Err(Error::Option { key: "objective", reason: "`dpo` learns from preference pairs".into() })
-            }
+            Sample::Row(_) => Err(Error::Option {
+                key: "objective",
+                reason: "`dpo` learns from preference pairs".into(),
+            }),
         });
         let pairs = pairs.collect::<Result<Vec<_>>>()?;
         let chosen = pairs.iter().map(|(pair, _)| single(&pair.chosen));
-        let rows: Vec<_> = chosen.chain(pairs.iter().map(|(pair, _)| single(&pair.rejected))).collect();
+        let rows: Vec<_> = chosen
+            .chain(pairs.iter().map(|(pair, _)| single(&pair.rejected)))
+            .collect();
         let tokens = TokenBatch::new(&rows.iter().collect::<Vec<_>>());
         let reference: Vec<_> = pairs.into_iter().map(|(_, reference)| reference).collect();
-        Ok(Batch { units: reference.len() as f64, tokens, reference })
+        Ok(Batch {
+            units: reference.len() as f64,
+            tokens,
+            reference,
+        })
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
         let count = batch.reference.len();
-        let Scores { by_row: scores, by_target: tokens, auxiliary } = sequence_log_probabilities(model, &batch.tokens)?;
+        let Scores {
+            by_row: scores,
+            by_target: tokens,
+            auxiliary,
+        } = sequence_log_probabilities(model, &batch.tokens)?;
         let reference = |side: usize| {
             let values: Vec<f32> = batch.reference.iter().map(|r| r[side] as f32).collect();
             Tensor::<1>::from_data(TensorData::new(values, [count]), model.device())
@@ -143,21 +166,52 @@ pub fn sequence_log_probabilities(model: &LanguageModel, batch: &TokenBatch) -> 
     let (by_target, auxiliary) = batch.log_probabilities(model)?;
     let rows = integers(batch.rows.iter().map(|row| *row as i32), model.device());
     let zeros = Tensor::<1>::zeros([batch.input.batch], model.device());
-    let sums = zeros.select_assign(0, rows, by_target.clone(), burn::tensor::IndexingUpdateOp::Add);
-    Ok(Scores { by_row: sums, by_target, auxiliary })
+    let sums = zeros.select_assign(
+        0,
+        rows,
+        by_target.clone(),
+        burn::tensor::IndexingUpdateOp::Add,
+    );
+    Ok(Scores {
+        by_row: sums,
+        by_target,
+        auxiliary,
+    })
 }
 
 fn metrics(chosen: Tensor<1>, rejected: Tensor<1>, beta: f64) -> Vec<Metric> {
-    let host = |tensor: Tensor<1>| tensor.inner().into_data().try_into_vec::<f32>().unwrap_or_default();
+    let host = |tensor: Tensor<1>| {
+        tensor
+            .inner()
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap_or_default()
+    };
     let (chosen, rejected) = (host(chosen), host(rejected));
     let units = chosen.len() as f64;
     let sum = |values: &[f32]| values.iter().map(|v| beta * f64::from(*v)).sum::<f64>();
     let right = chosen.iter().zip(&rejected).filter(|(c, r)| c > r).count() as f64;
     vec![
-        Metric { name: "rewards/chosen", sum: sum(&chosen), units },
-        Metric { name: "rewards/rejected", sum: sum(&rejected), units },
-        Metric { name: "rewards/margins", sum: sum(&chosen) - sum(&rejected), units },
-        Metric { name: "rewards/accuracies", sum: right, units },
+        Metric {
+            name: "rewards/chosen",
+            sum: sum(&chosen),
+            units,
+        },
+        Metric {
+            name: "rewards/rejected",
+            sum: sum(&rejected),
+            units,
+        },
+        Metric {
+            name: "rewards/margins",
+            sum: sum(&chosen) - sum(&rejected),
+            units,
+        },
+        Metric {
+            name: "rewards/accuracies",
+            sum: right,
+            units,
+        },
     ]
 }
 
@@ -168,12 +222,20 @@ mod tests {
 
     /// Loss and gradients of the log-probabilities for one pair.
     fn worked(chosen: f32, rejected: f32, beta: f64) -> (f32, f32, f32) {
-        let leaf = |value: f32| Tensor::<1>::from_floats([value], &Device::flex()).autodiff().require_grad();
+        let leaf = |value: f32| {
+            Tensor::<1>::from_floats([value], &Device::flex())
+                .autodiff()
+                .require_grad()
+        };
         let (a, b) = (leaf(chosen), leaf(rejected));
         let loss = preference_loss(a.clone(), b.clone(), beta);
         let gradients = loss.backward();
         let read = |tensor: Tensor<1>| tensor.into_data().try_into_vec::<f32>().unwrap()[0];
-        (read(loss.inner()), read(a.grad(&gradients).unwrap()), read(b.grad(&gradients).unwrap()))
+        (
+            read(loss.inner()),
+            read(a.grad(&gradients).unwrap()),
+            read(b.grad(&gradients).unwrap()),
+        )
     }
 
     #[test]
@@ -181,7 +243,10 @@ mod tests {
         // log-probabilities -12 and -15, reference -13 and -14.5, beta 0.1
         let (loss, chosen, rejected) = worked(1.0, -0.5, 0.1);
         assert!((loss - 0.620957).abs() < 2e-6, "{loss}");
-        assert!((chosen + 0.046257).abs() < 2e-6 && (rejected - 0.046257).abs() < 2e-6, "{chosen} {rejected}");
+        assert!(
+            (chosen + 0.046257).abs() < 2e-6 && (rejected - 0.046257).abs() < 2e-6,
+            "{chosen} {rejected}"
+        );
     }
 
     #[test]
@@ -199,7 +264,19 @@ mod tests {
 
     #[test]
     fn senseless_options_are_refused() {
-        assert!(Dpo::new(DpoOptions { beta: 0.0, ..Default::default() }).is_err());
-        assert!(Dpo::new(DpoOptions { sft_weight: -1.0, ..Default::default() }).is_err());
+        assert!(
+            Dpo::new(DpoOptions {
+                beta: 0.0,
+                ..Default::default()
+            })
+            .is_err()
+        );
+        assert!(
+            Dpo::new(DpoOptions {
+                sft_weight: -1.0,
+                ..Default::default()
+            })
+            .is_err()
+        );
     }
 }

@@ -29,7 +29,11 @@ pub struct InfillingOptions {
 
 impl Default for InfillingOptions {
     fn default() -> Self {
-        Self { share: 0.3, mean_length: 3.0, permute_sentences: false }
+        Self {
+            share: 0.3,
+            mean_length: 3.0,
+            permute_sentences: false,
+        }
     }
 }
 
@@ -49,32 +53,59 @@ impl Infilling {
     /// # Errors
     /// When options make no sense, there is no mask token, or the model is no encoder-decoder.
     pub fn new(options: InfillingOptions, symbols: &Symbols) -> Result<Self> {
-        let wrong = |reason: &str| Error::Option { key: "objective", reason: reason.into() };
-        let possible = options.share > 0.0 && options.share < 1.0 && (0.1..=100.0).contains(&options.mean_length);
+        let wrong = |reason: &str| Error::Option {
+            key: "objective",
+            reason: reason.into(),
+        };
+        let possible = options.share > 0.0
+            && options.share < 1.0
+            && (0.1..=100.0).contains(&options.mean_length);
         if !possible {
-            return Err(wrong("`share` lies between 0 and 1, `mean_length` between 0.1 and 100"));
+            return Err(wrong(
+                "`share` lies between 0 and 1, `mean_length` between 0.1 and 100",
+            ));
         }
-        let mask = symbols.mask.ok_or_else(|| wrong("`infilling` needs a mask token, such as `<mask>`"))?;
+        let mask = symbols
+            .mask
+            .ok_or_else(|| wrong("`infilling` needs a mask token, such as `<mask>`"))?;
         if options.permute_sentences && symbols.sentence_ends.is_empty() {
-            return Err(wrong("`permute_sentences` needs tokens that end with `.`, `!` or `?`"));
+            return Err(wrong(
+                "`permute_sentences` needs tokens that end with `.`, `!` or `?`",
+            ));
         }
-        let (special, sentence_ends) = (symbols.special.clone(), symbols.sentence_ends.iter().copied().collect());
-        Ok(Self { options, special, sentence_ends, mask, start: decoder_start("infilling", symbols)? })
+        let (special, sentence_ends) = (
+            symbols.special.clone(),
+            symbols.sentence_ends.iter().copied().collect(),
+        );
+        Ok(Self {
+            options,
+            special,
+            sentence_ends,
+            mask,
+            start: decoder_start("infilling", symbols)?,
+        })
     }
 
     /// The text with its sentences in another order; special tokens around it stay where they are.
     fn permuted(&self, text: &[u32], random: &mut Random) -> Vec<u32> {
         let is_text = |id: &u32| !self.special.contains(id);
         let first = text.iter().position(is_text).unwrap_or(text.len());
-        let end = text.iter().rposition(is_text).map_or(first, |last| last + 1);
-        let mut sentences: Vec<&[u32]> =
-            text[first..end].split_inclusive(|id| self.sentence_ends.contains(id)).collect();
+        let end = text
+            .iter()
+            .rposition(is_text)
+            .map_or(first, |last| last + 1);
+        let mut sentences: Vec<&[u32]> = text[first..end]
+            .split_inclusive(|id| self.sentence_ends.contains(id))
+            .collect();
         random.shuffle(&mut sentences);
         [&text[..first], &sentences.concat(), &text[end..]].concat()
     }
 
     fn corrupt(&self, text: &[u32], random: &mut Random) -> Vec<u32> {
-        let permuted = self.options.permute_sentences.then(|| self.permuted(text, random));
+        let permuted = self
+            .options
+            .permute_sentences
+            .then(|| self.permuted(text, random));
         let text = permuted.as_deref().unwrap_or(text);
         let mut wanted = (text.len() as f64 * self.options.share).round() as usize;
         let mut masked = vec![false; text.len()];
@@ -87,7 +118,9 @@ impl Infilling {
             let start = random.below(text.len());
             let length = poisson(self.options.mean_length, random).min(wanted);
             let stays = |t: &usize| masked[*t] || self.special.contains(&text[*t]);
-            let end = (start..(start + length).min(text.len())).find(stays).unwrap_or((start + length).min(text.len()));
+            let end = (start..(start + length).min(text.len()))
+                .find(stays)
+                .unwrap_or((start + length).min(text.len()));
             if length == 0 {
                 inserted[start] = true;
             }
@@ -126,9 +159,16 @@ impl Objective for Infilling {
 
     fn collate(&self, samples: &[&Sample], random: &mut Random) -> Result<Batch> {
         let texts = rows("infilling", samples)?;
-        let pairs: Vec<_> = texts.iter().map(|row| (self.corrupt(&row.ids, random), row.ids.clone())).collect();
+        let pairs: Vec<_> = texts
+            .iter()
+            .map(|row| (self.corrupt(&row.ids, random), row.ids.clone()))
+            .collect();
         let tokens = TokenBatch::translations(&pairs, self.start);
-        Ok(Batch { units: tokens.targets.len() as f64, tokens, reference: Vec::new() })
+        Ok(Batch {
+            units: tokens.targets.len() as f64,
+            tokens,
+            reference: Vec::new(),
+        })
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
@@ -149,7 +189,10 @@ mod tests {
             sentence_ends: vec![50, 51],
             ..Symbols::default()
         };
-        let options = InfillingOptions { permute_sentences: true, ..InfillingOptions::default() };
+        let options = InfillingOptions {
+            permute_sentences: true,
+            ..InfillingOptions::default()
+        };
         let objective = Infilling::new(options.clone(), &symbols).unwrap();
         let text = [1, 10, 11, 50, 12, 51, 13, 14, 15, 2];
         let mut seen = HashSet::new();
@@ -161,17 +204,33 @@ mod tests {
             seen.insert(permuted);
         }
         assert_eq!(seen.len(), 6);
-        assert!(Infilling::new(options, &Symbols { sentence_ends: Vec::new(), ..symbols }).is_err());
+        assert!(
+            Infilling::new(
+                options,
+                &Symbols {
+                    sentence_ends: Vec::new(),
+                    ..symbols
+                }
+            )
+            .is_err()
+        );
     }
 
     #[test]
     fn a_third_is_masked_in_spans_of_three() {
-        let symbols = Symbols { mask: Some(99), decoder_start: Some(0), special: vec![1], ..Symbols::default() };
+        let symbols = Symbols {
+            mask: Some(99),
+            decoder_start: Some(0),
+            special: vec![1],
+            ..Symbols::default()
+        };
         let objective = Infilling::new(InfillingOptions::default(), &symbols).unwrap();
         let mut random = Random::new(4);
         let (mut kept, mut total, mut lengths) = (0, 0, Vec::new());
         for _ in 0..100 {
-            let text: Vec<u32> = (0..1000).map(|i| if i == 999 { 1 } else { 2 + i % 50 }).collect();
+            let text: Vec<u32> = (0..1000)
+                .map(|i| if i == 999 { 1 } else { 2 + i % 50 })
+                .collect();
             let noisy = objective.corrupt(&text, &mut random);
             assert_eq!(noisy.last(), Some(&1));
             kept += noisy.iter().filter(|id| **id != 99).count();
@@ -182,6 +241,9 @@ mod tests {
         }
         let masked = 1.0 - kept as f64 / total as f64;
         let mean = lengths.iter().sum::<f64>() / lengths.len() as f64;
-        assert!((masked - 0.3).abs() < 0.01 && (mean - 3.0).abs() < 0.05, "{masked} {mean}");
+        assert!(
+            (masked - 0.3).abs() < 0.01 && (mean - 3.0).abs() < 0.05,
+            "{masked} {mean}"
+        );
     }
 }

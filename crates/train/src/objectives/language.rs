@@ -33,12 +33,19 @@ impl Objective for NextToken {
             }
             (false, false) => return Ok(()),
         };
-        Err(Error::Option { key: "objective", reason: format!("`{}`: {reason}", self.name) })
+        Err(Error::Option {
+            key: "objective",
+            reason: format!("`{}`: {reason}", self.name),
+        })
     }
 
     fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
         let tokens = TokenBatch::new(&rows(self.name, samples)?);
-        Ok(Batch { units: tokens.targets.len() as f64, tokens, reference: Vec::new() })
+        Ok(Batch {
+            units: tokens.targets.len() as f64,
+            tokens,
+            reference: Vec::new(),
+        })
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {

@@ -29,7 +29,11 @@ pub struct MaskingOptions {
 
 impl Default for MaskingOptions {
     fn default() -> Self {
-        Self { probability: 0.15, masked: 0.8, random: 0.1 }
+        Self {
+            probability: 0.15,
+            masked: 0.8,
+            random: 0.1,
+        }
     }
 }
 
@@ -50,17 +54,41 @@ impl Masked {
     ///
     /// # Errors
     /// When shares make no sense or there is no mask token.
-    pub fn new(name: &'static str, options: MaskingOptions, symbols: &Symbols, before: usize) -> Result<Self> {
-        let shares = [options.probability, options.masked, options.random, options.masked + options.random];
+    pub fn new(
+        name: &'static str,
+        options: MaskingOptions,
+        symbols: &Symbols,
+        before: usize,
+    ) -> Result<Self> {
+        let shares = [
+            options.probability,
+            options.masked,
+            options.random,
+            options.masked + options.random,
+        ];
         if shares.iter().any(|share| !(0.0..=1.0).contains(share)) || options.probability == 0.0 {
-            let reason =
-                "shares lie between 0 and 1, `masked` and `random` together too, and something must be asked for";
-            return Err(Error::Option { key: "objective", reason: reason.into() });
+            let reason = "shares lie between 0 and 1, `masked` and `random` together too, and something must be asked for";
+            return Err(Error::Option {
+                key: "objective",
+                reason: reason.into(),
+            });
         }
-        let reason =
-            || format!("`{name}` needs a mask token: set `mask_token` in tokenizer_config.json, or add `<mask>`");
-        let mask = symbols.mask.ok_or_else(|| Error::Option { key: "objective", reason: reason() })?;
-        Ok(Self { name, options, symbols: symbols.clone(), mask, before })
+        let reason = || {
+            format!(
+                "`{name}` needs a mask token: set `mask_token` in tokenizer_config.json, or add `<mask>`"
+            )
+        };
+        let mask = symbols.mask.ok_or_else(|| Error::Option {
+            key: "objective",
+            reason: reason(),
+        })?;
+        Ok(Self {
+            name,
+            options,
+            symbols: symbols.clone(),
+            mask,
+            before,
+        })
     }
 
     /// Masks `ids` in place; returns the places that were chosen, with what stood there.
@@ -95,7 +123,10 @@ impl Objective for Masked {
             (true, true) => "needs a model with a head, such as BertForMaskedLM",
             (true, false) => return Ok(()),
         };
-        Err(Error::Option { key: "objective", reason: format!("`{}` {reason}", self.name) })
+        Err(Error::Option {
+            key: "objective",
+            reason: format!("`{}` {reason}", self.name),
+        })
     }
 
     fn collate(&self, samples: &[&Sample], random: &mut Random) -> Result<Batch> {
@@ -105,14 +136,21 @@ impl Objective for Masked {
         let time = tokens.input.time();
         for (row, sample) in texts.iter().enumerate() {
             let start = row * time;
-            let chosen = self.corrupt(&mut tokens.input.ids[start..start + sample.ids.len()], random);
+            let chosen = self.corrupt(
+                &mut tokens.input.ids[start..start + sample.ids.len()],
+                random,
+            );
             for (place, id) in chosen {
                 tokens.predictors.push((start + place - self.before) as u32);
                 tokens.targets.push(id);
                 tokens.rows.push(row);
             }
         }
-        Ok(Batch { units: tokens.targets.len() as f64, tokens, reference: Vec::new() })
+        Ok(Batch {
+            units: tokens.targets.len() as f64,
+            tokens,
+            reference: Vec::new(),
+        })
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
@@ -127,15 +165,24 @@ mod tests {
     use espalier_data::encode::Example;
 
     fn objective(before: usize, options: MaskingOptions) -> Masked {
-        let symbols = Symbols { mask: Some(99), special: vec![1], vocabulary: 90, ..Symbols::default() };
+        let symbols = Symbols {
+            mask: Some(99),
+            special: vec![1],
+            vocabulary: 90,
+            ..Symbols::default()
+        };
         Masked::new("mlm", options, &symbols, before).unwrap()
     }
 
     #[test]
     fn the_shares_are_those_of_the_paper() {
         let (mut random, mut ids) = (Random::new(3), vec![50; 100_000]);
-        let chosen = objective(0, MaskingOptions::default()).corrupt(&mut ids, &mut random).len() as f64;
-        let share = |wanted: &dyn Fn(&u32) -> bool| ids.iter().filter(|id| wanted(id)).count() as f64 / chosen;
+        let chosen = objective(0, MaskingOptions::default())
+            .corrupt(&mut ids, &mut random)
+            .len() as f64;
+        let share = |wanted: &dyn Fn(&u32) -> bool| {
+            ids.iter().filter(|id| wanted(id)).count() as f64 / chosen
+        };
         assert!((chosen / 1e5 - 0.15).abs() < 0.005, "{chosen}");
         assert!((share(&|id| *id == 99) - 0.8).abs() < 0.01);
         assert!((share(&|id| *id != 99 && *id != 50) - 0.1).abs() < 0.01);
@@ -144,17 +191,41 @@ mod tests {
     #[test]
     fn decoders_predict_from_the_place_before() {
         // Tokens 5 6 7 8 with 7 masked: the one loss term is the prediction at place 1.
-        let all = MaskingOptions { probability: 1.0, masked: 1.0, random: 0.0 };
+        let all = MaskingOptions {
+            probability: 1.0,
+            masked: 1.0,
+            random: 0.0,
+        };
         let sample = Sample::example(Example::new(vec![1, 1, 7, 1], vec![true; 4]));
-        let batch = objective(1, all).collate(&[&sample], &mut Random::new(1)).unwrap();
-        assert_eq!((batch.tokens.predictors, batch.tokens.targets), (vec![1], vec![7]));
+        let batch = objective(1, all)
+            .collate(&[&sample], &mut Random::new(1))
+            .unwrap();
+        assert_eq!(
+            (batch.tokens.predictors, batch.tokens.targets),
+            (vec![1], vec![7])
+        );
         assert_eq!(batch.tokens.input.ids, [1, 1, 99, 1]);
     }
 
     #[test]
     fn a_vocabulary_without_a_mask_is_refused() {
         assert!(Masked::new("mlm", MaskingOptions::default(), &Symbols::default(), 0).is_err());
-        let wrong = MaskingOptions { masked: 0.9, random: 0.2, ..MaskingOptions::default() };
-        assert!(Masked::new("mlm", wrong, &Symbols { mask: Some(1), ..Symbols::default() }, 0).is_err());
+        let wrong = MaskingOptions {
+            masked: 0.9,
+            random: 0.2,
+            ..MaskingOptions::default()
+        };
+        assert!(
+            Masked::new(
+                "mlm",
+                wrong,
+                &Symbols {
+                    mask: Some(1),
+                    ..Symbols::default()
+                },
+                0
+            )
+            .is_err()
+        );
     }
 }

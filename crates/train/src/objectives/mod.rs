@@ -46,14 +46,31 @@ pub struct Loss {
 impl Loss {
     /// A loss over `units` units, with the losses that the model brings along added to its mean.
     pub fn new(sum: Tensor<1>, units: f64, auxiliary: Auxiliary) -> Self {
-        let metric = |name, value: f64| Metric { name, sum: value, units: 1.0 };
+        let metric = |name, value: f64| Metric {
+            name,
+            sum: value,
+            units: 1.0,
+        };
         let value = |tensor: &Tensor<1>| {
-            let values = tensor.clone().inner().into_data().try_into_vec::<f32>().unwrap_or_default();
+            let values = tensor
+                .clone()
+                .inner()
+                .into_data()
+                .try_into_vec::<f32>()
+                .unwrap_or_default();
             values.first().map_or(f64::NAN, |value| f64::from(*value))
         };
-        let mut metrics: Vec<Metric> =
-            auxiliary.losses.iter().map(|loss| metric(loss.name, value(&loss.value))).collect();
-        metrics.extend(auxiliary.measures.iter().map(|(name, value)| metric(name, *value)));
+        let mut metrics: Vec<Metric> = auxiliary
+            .losses
+            .iter()
+            .map(|loss| metric(loss.name, value(&loss.value)))
+            .collect();
+        metrics.extend(
+            auxiliary
+                .measures
+                .iter()
+                .map(|(name, value)| metric(name, *value)),
+        );
         let sum = match auxiliary.total() {
             Some(total) => sum + total * units,
             None => sum,
@@ -139,7 +156,9 @@ impl ObjectiveOptions {
     pub fn special_tokens(&self) -> Vec<String> {
         match self {
             Self::Mlm(_) | Self::Mntp(_) | Self::Infilling(_) => vec!["<mask>".into()],
-            Self::SpanCorruption(_) => (0..FRESH_SENTINELS).map(|i| format!("<extra_id_{i}>")).collect(),
+            Self::SpanCorruption(_) => (0..FRESH_SENTINELS)
+                .map(|i| format!("<extra_id_{i}>"))
+                .collect(),
             _ => Vec::new(),
         }
     }
@@ -153,11 +172,20 @@ impl ObjectiveOptions {
             Self::Pretrain => Box::new(language::NextToken { name: "pretrain" }),
             Self::Sft => Box::new(language::NextToken { name: "sft" }),
             Self::Dpo(options) => Box::new(dpo::Dpo::new(options.clone())?),
-            Self::Mlm(options) => Box::new(masked::Masked::new("mlm", options.clone(), symbols, 0)?),
-            Self::Mntp(options) => Box::new(masked::Masked::new("mntp", options.clone(), symbols, 1)?),
+            Self::Mlm(options) => {
+                Box::new(masked::Masked::new("mlm", options.clone(), symbols, 0)?)
+            }
+            Self::Mntp(options) => {
+                Box::new(masked::Masked::new("mntp", options.clone(), symbols, 1)?)
+            }
             Self::Seq2seq => Box::new(seq2seq::SequenceToSequence::new(symbols)?),
-            Self::SpanCorruption(options) => Box::new(span_corruption::SpanCorruption::new(options.clone(), symbols)?),
-            Self::Infilling(options) => Box::new(infilling::Infilling::new(options.clone(), symbols)?),
+            Self::SpanCorruption(options) => Box::new(span_corruption::SpanCorruption::new(
+                options.clone(),
+                symbols,
+            )?),
+            Self::Infilling(options) => {
+                Box::new(infilling::Infilling::new(options.clone(), symbols)?)
+            }
             Self::Simcse(options) => Box::new(simcse::Simcse::new(options.clone())?),
         })
     }
@@ -172,7 +200,9 @@ fn rows<'a>(name: &str, samples: &[&'a Sample]) -> Result<Vec<&'a Row>> {
         Sample::Row(row) => Ok(row),
         Sample::Pair(..) => Err(Error::Option {
             key: "objective",
-            reason: format!("`{name}` learns from texts and conversations, not from preference pairs"),
+            reason: format!(
+                "`{name}` learns from texts and conversations, not from preference pairs"
+            ),
         }),
     };
     samples.iter().map(row).collect()

@@ -22,7 +22,10 @@ pub struct SequenceToSequence {
 /// The token with which decoders start; an error where the model is no encoder-decoder.
 pub(super) fn decoder_start(name: &str, symbols: &Symbols) -> Result<u32> {
     let reason = || format!("`{name}` needs an encoder-decoder, such as T5 or BART");
-    symbols.decoder_start.ok_or_else(|| Error::Option { key: "objective", reason: reason() })
+    symbols.decoder_start.ok_or_else(|| Error::Option {
+        key: "objective",
+        reason: reason(),
+    })
 }
 
 impl SequenceToSequence {
@@ -31,7 +34,9 @@ impl SequenceToSequence {
     /// # Errors
     /// When the model is none.
     pub fn new(symbols: &Symbols) -> Result<Self> {
-        Ok(Self { start: decoder_start("seq2seq", symbols)? })
+        Ok(Self {
+            start: decoder_start("seq2seq", symbols)?,
+        })
     }
 }
 
@@ -42,13 +47,23 @@ impl Objective for SequenceToSequence {
 
     fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
         let split = |row: &&espalier_data::packing::Row| {
-            let first = row.targets.iter().position(|target| *target).unwrap_or(row.ids.len());
-            let asked = (first..row.ids.len()).filter(|t| row.targets[*t]).map(|t| row.ids[t]);
+            let first = row
+                .targets
+                .iter()
+                .position(|target| *target)
+                .unwrap_or(row.ids.len());
+            let asked = (first..row.ids.len())
+                .filter(|t| row.targets[*t])
+                .map(|t| row.ids[t]);
             (row.ids[..first].to_vec(), asked.collect::<Vec<_>>())
         };
         let pairs: Vec<_> = rows("seq2seq", samples)?.iter().map(split).collect();
         let tokens = TokenBatch::translations(&pairs, self.start);
-        Ok(Batch { units: tokens.targets.len() as f64, tokens, reference: Vec::new() })
+        Ok(Batch {
+            units: tokens.targets.len() as f64,
+            tokens,
+            reference: Vec::new(),
+        })
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
@@ -63,16 +78,28 @@ mod tests {
 
     #[test]
     fn the_decoder_reads_its_targets_shifted_right() {
-        let symbols = Symbols { decoder_start: Some(0), ..Symbols::default() };
+        let symbols = Symbols {
+            decoder_start: Some(0),
+            ..Symbols::default()
+        };
         let example = Example::new(vec![5, 6, 7, 8, 9], vec![false, false, true, true, true]);
         let other = Example::new(vec![4, 3], vec![false, true]);
         let samples = [Sample::example(example), Sample::example(other)];
         let batch = SequenceToSequence::new(&symbols).unwrap();
-        let batch = batch.collate(&[&samples[0], &samples[1]], &mut Random::new(0)).unwrap().tokens;
+        let batch = batch
+            .collate(&[&samples[0], &samples[1]], &mut Random::new(0))
+            .unwrap()
+            .tokens;
         let source = batch.input.source.unwrap();
-        assert_eq!((source.ids, source.segments), (vec![5, 6, 4, 0], Some(vec![1, 1, 1, 0])));
+        assert_eq!(
+            (source.ids, source.segments),
+            (vec![5, 6, 4, 0], Some(vec![1, 1, 1, 0]))
+        );
         assert_eq!(batch.input.ids, [0, 7, 8, 0, 0, 0]);
-        assert_eq!((batch.predictors, batch.targets), (vec![0, 1, 2, 3], vec![7, 8, 9, 3]));
+        assert_eq!(
+            (batch.predictors, batch.targets),
+            (vec![0, 1, 2, 3], vec![7, 8, 9, 3])
+        );
         assert!(SequenceToSequence::new(&Symbols::default()).is_err());
     }
 }

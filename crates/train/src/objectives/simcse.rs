@@ -27,7 +27,10 @@ pub struct SimcseOptions {
 
 impl Default for SimcseOptions {
     fn default() -> Self {
-        Self { temperature: 0.05, pooling: Pooling::Mean }
+        Self {
+            temperature: 0.05,
+            pooling: Pooling::Mean,
+        }
     }
 }
 
@@ -44,7 +47,10 @@ impl Simcse {
     /// When the temperature is not positive.
     pub fn new(options: SimcseOptions) -> Result<Self> {
         if !(options.temperature > 0.0 && options.temperature.is_finite()) {
-            return Err(Error::Option { key: "objective", reason: "`temperature` must be positive".into() });
+            return Err(Error::Option {
+                key: "objective",
+                reason: "`temperature` must be positive".into(),
+            });
         }
         Ok(Self { options })
     }
@@ -68,7 +74,11 @@ impl Objective for Simcse {
         let texts = rows("simcse", samples)?;
         let twice: Vec<&Row> = texts.iter().chain(&texts).copied().collect();
         let tokens = TokenBatch::new(&twice);
-        Ok(Batch { units: texts.len() as f64, tokens, reference: Vec::new() })
+        Ok(Batch {
+            units: texts.len() as f64,
+            tokens,
+            reference: Vec::new(),
+        })
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
@@ -76,7 +86,11 @@ impl Objective for Simcse {
         let pooled = self.options.pooling.pool(hidden, &batch.tokens.real());
         let (sum, right) = contrast(pooled, self.options.temperature);
         let count = batch.units;
-        let metrics = vec![Metric { name: "accuracy", sum: right as f64, units: count }];
+        let metrics = vec![Metric {
+            name: "accuracy",
+            sum: right as f64,
+            units: count,
+        }];
         Ok(Loss { sum, metrics })
     }
 }
@@ -85,12 +99,33 @@ impl Objective for Simcse {
 /// encodings, then all second ones.
 fn contrast(vectors: Tensor<2>, temperature: f64) -> (Tensor<1>, usize) {
     let count = vectors.dims()[0] / 2;
-    let lengths = vectors.clone().powi_scalar(2).sum_dim(1).sqrt().clamp_min(1e-12);
+    let lengths = vectors
+        .clone()
+        .powi_scalar(2)
+        .sum_dim(1)
+        .sqrt()
+        .clamp_min(1e-12);
     let unit = vectors / lengths;
-    let similarities = unit.clone().narrow(0, 0, count).matmul(unit.narrow(0, count, count).transpose()) / temperature;
-    let nearest = similarities.clone().inner().argmax(1).into_data().convert::<i64>().try_into_vec::<i64>();
-    let right = nearest.unwrap_or_default().iter().enumerate().filter(|(i, j)| *i as i64 == **j).count();
-    let own = Tensor::<1, Int>::arange(0..count as i64, &similarities.device().inner()).reshape([count, 1]);
+    let similarities = unit
+        .clone()
+        .narrow(0, 0, count)
+        .matmul(unit.narrow(0, count, count).transpose())
+        / temperature;
+    let nearest = similarities
+        .clone()
+        .inner()
+        .argmax(1)
+        .into_data()
+        .convert::<i64>()
+        .try_into_vec::<i64>();
+    let right = nearest
+        .unwrap_or_default()
+        .iter()
+        .enumerate()
+        .filter(|(i, j)| *i as i64 == **j)
+        .count();
+    let own = Tensor::<1, Int>::arange(0..count as i64, &similarities.device().inner())
+        .reshape([count, 1]);
     let sum = -log_softmax(similarities, 1).gather(1, own).sum();
     (sum, right)
 }

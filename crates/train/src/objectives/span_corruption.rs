@@ -25,7 +25,10 @@ pub struct SpanOptions {
 
 impl Default for SpanOptions {
     fn default() -> Self {
-        Self { density: 0.15, mean_length: 3.0 }
+        Self {
+            density: 0.15,
+            mean_length: 3.0,
+        }
     }
 }
 
@@ -43,32 +46,55 @@ impl SpanCorruption {
     /// # Errors
     /// When options make no sense, there are no sentinels, or the model is no encoder-decoder.
     pub fn new(options: SpanOptions, symbols: &Symbols) -> Result<Self> {
-        let wrong = |reason: &str| Error::Option { key: "objective", reason: reason.into() };
-        let possible = options.density > 0.0 && options.density < 1.0 && (1.0..=1e6).contains(&options.mean_length);
+        let wrong = |reason: &str| Error::Option {
+            key: "objective",
+            reason: reason.into(),
+        };
+        let possible = options.density > 0.0
+            && options.density < 1.0
+            && (1.0..=1e6).contains(&options.mean_length);
         if !possible {
-            return Err(wrong("`density` lies between 0 and 1, and `mean_length` is at least 1"));
+            return Err(wrong(
+                "`density` lies between 0 and 1, and `mean_length` is at least 1",
+            ));
         }
         if symbols.sentinels.is_empty() {
             return Err(wrong(
                 "`span_corruption` needs sentinels: tokens named `<extra_id_0>`, `<extra_id_1>` and so on",
             ));
         }
-        Ok(Self { options, symbols: symbols.clone(), start: decoder_start("span_corruption", symbols)? })
+        Ok(Self {
+            options,
+            symbols: symbols.clone(),
+            start: decoder_start("span_corruption", symbols)?,
+        })
     }
 
     /// Source and target of a text without its end token; at most as many spans as there are sentinels.
     fn corrupt(&self, text: &[u32], random: &mut Random) -> (Vec<u32>, Vec<u32>) {
         let length = text.len();
-        let noise = ((length as f64 * self.options.density).round() as usize).clamp(1, length.max(2) - 1);
+        let noise =
+            ((length as f64 * self.options.density).round() as usize).clamp(1, length.max(2) - 1);
         let spans = ((noise as f64 / self.options.mean_length).round() as usize).max(1);
-        let spans = spans.min(noise).min(length - noise).min(self.symbols.sentinels.len());
-        let (kept, removed) = (segments(length - noise, spans, random), segments(noise, spans, random));
+        let spans = spans
+            .min(noise)
+            .min(length - noise)
+            .min(self.symbols.sentinels.len());
+        let (kept, removed) = (
+            segments(length - noise, spans, random),
+            segments(noise, spans, random),
+        );
         assemble(text, &kept, &removed, &self.symbols)
     }
 }
 
 /// Spans that are kept and spans that are removed take turns, the first one kept.
-fn assemble(text: &[u32], kept: &[usize], removed: &[usize], symbols: &Symbols) -> (Vec<u32>, Vec<u32>) {
+fn assemble(
+    text: &[u32],
+    kept: &[usize],
+    removed: &[usize],
+    symbols: &Symbols,
+) -> (Vec<u32>, Vec<u32>) {
     let (mut source, mut target, mut place) = (Vec::new(), Vec::new(), 0);
     for ((kept, removed), sentinel) in kept.iter().zip(removed).zip(&symbols.sentinels) {
         source.extend(&text[place..place + kept]);
@@ -85,11 +111,16 @@ fn assemble(text: &[u32], kept: &[usize], removed: &[usize], symbols: &Symbols) 
 impl SpanCorruption {
     /// For each removed span whether all of it is right, the token behind it included, which says where it ends.
     fn spans_right(&self, targets: &[u32], right: &[bool]) -> Vec<bool> {
-        let ends = |target: u32| self.symbols.sentinels.contains(&target) || Some(target) == self.symbols.eos;
+        let ends = |target: u32| {
+            self.symbols.sentinels.contains(&target) || Some(target) == self.symbols.eos
+        };
         let both: Vec<(u32, bool)> = targets.iter().copied().zip(right.iter().copied()).collect();
         let spans = both.split_inclusive(|(target, _)| ends(*target));
         // A row's first sentinel stands alone: no span is before it.
-        spans.filter(|span| span.len() > 1).map(|span| span.iter().all(|(_, right)| *right)).collect()
+        spans
+            .filter(|span| span.len() > 1)
+            .map(|span| span.iter().all(|(_, right)| *right))
+            .collect()
     }
 }
 
@@ -113,17 +144,29 @@ impl Objective for SpanCorruption {
             (Some((last, rest)), Some(eos)) if *last == eos => rest.to_vec(),
             _ => ids.to_vec(),
         };
-        let texts = rows("span_corruption", samples)?.into_iter().map(|row| body(&row.ids));
+        let texts = rows("span_corruption", samples)?
+            .into_iter()
+            .map(|row| body(&row.ids));
         // A text of one token has nothing to keep beside what is removed.
-        let pairs: Vec<_> = texts.filter(|text| text.len() > 1).map(|text| self.corrupt(&text, random)).collect();
+        let pairs: Vec<_> = texts
+            .filter(|text| text.len() > 1)
+            .map(|text| self.corrupt(&text, random))
+            .collect();
         let tokens = TokenBatch::translations(&pairs, self.start);
-        Ok(Batch { units: tokens.targets.len() as f64, tokens, reference: Vec::new() })
+        Ok(Batch {
+            units: tokens.targets.len() as f64,
+            tokens,
+            reference: Vec::new(),
+        })
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
         let (mut loss, right) = batch.tokens.loss_and_choices(model)?;
         if !right.is_empty() {
-            loss.metrics.push(share("span_match", self.spans_right(&batch.tokens.targets, &right).into_iter()));
+            loss.metrics.push(share(
+                "span_match",
+                self.spans_right(&batch.tokens.targets, &right).into_iter(),
+            ));
         }
         Ok(loss)
     }
@@ -135,18 +178,32 @@ mod tests {
 
     fn symbols() -> Symbols {
         let sentinels = vec![100, 101, 102, 103];
-        Symbols { sentinels, eos: Some(1), decoder_start: Some(0), vocabulary: 200, ..Symbols::default() }
+        Symbols {
+            sentinels,
+            eos: Some(1),
+            decoder_start: Some(0),
+            vocabulary: 200,
+            ..Symbols::default()
+        }
     }
 
     #[test]
     fn the_example_of_the_paper_s_form() {
         // a b c d e f with the spans {b c} and {e}.
-        let (source, target) = assemble(&[10, 11, 12, 13, 14, 15], &[1, 1, 1], &[2, 1, 0], &symbols());
+        let (source, target) = assemble(
+            &[10, 11, 12, 13, 14, 15],
+            &[1, 1, 1],
+            &[2, 1, 0],
+            &symbols(),
+        );
         assert_eq!(source[..5], [10, 100, 13, 101, 15]);
         // A text that ends with a kept span closes its target with one more sentinel.
         assert_eq!(target, [100, 11, 12, 101, 14, 102, 1]);
         let (source, target) = assemble(&[10, 11, 12, 13, 14], &[1, 1], &[2, 1], &symbols());
-        assert_eq!((source, target), (vec![10, 100, 13, 101, 1], vec![100, 11, 12, 101, 14, 1]));
+        assert_eq!(
+            (source, target),
+            (vec![10, 100, 13, 101, 1], vec![100, 11, 12, 101, 14, 1])
+        );
     }
 
     #[test]
@@ -156,7 +213,10 @@ mod tests {
         let mut right = [true; 9];
         assert_eq!(objective.spans_right(&targets, &right), [true, true, true]);
         (right[0], right[3], right[8]) = (false, false, false);
-        assert_eq!(objective.spans_right(&targets, &right), [false, true, false]);
+        assert_eq!(
+            objective.spans_right(&targets, &right),
+            [false, true, false]
+        );
     }
 
     #[test]
@@ -166,10 +226,19 @@ mod tests {
         for length in 2..60 {
             let text: Vec<u32> = (10..10 + length).collect();
             let (source, target) = objective.corrupt(&text, &mut random);
-            let spans: Vec<&[u32]> = target[..target.len() - 1].split(|id| *id >= 100).skip(1).collect();
+            let spans: Vec<&[u32]> = target[..target.len() - 1]
+                .split(|id| *id >= 100)
+                .skip(1)
+                .collect();
             let restored: Vec<u32> = source[..source.len() - 1]
                 .iter()
-                .flat_map(|id| if *id >= 100 { spans[*id as usize - 100].to_vec() } else { vec![*id] })
+                .flat_map(|id| {
+                    if *id >= 100 {
+                        spans[*id as usize - 100].to_vec()
+                    } else {
+                        vec![*id]
+                    }
+                })
                 .collect();
             assert_eq!(restored, text);
             assert!(spans.iter().all(|span| !span.is_empty()));

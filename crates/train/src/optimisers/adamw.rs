@@ -30,13 +30,36 @@ impl AdamW {
         gradient_scale: f64,
     ) {
         let zeros = || Tensor::zeros([parameter.len()], &gradient.device());
-        let [first, second] = self.moments.remove(parameter.name()).unwrap_or_else(|| [zeros(), zeros()]);
-        let weight_decay = if parameter.decays() { options.weight_decay } else { 0.0 };
+        let [first, second] = self
+            .moments
+            .remove(parameter.name())
+            .unwrap_or_else(|| [zeros(), zeros()]);
+        let weight_decay = if parameter.decays() {
+            options.weight_decay
+        } else {
+            0.0
+        };
         let (beta1, beta2, epsilon) = (options.beta1, options.beta2, options.epsilon);
-        let step = AdamWStep { learning_rate, beta1, beta2, epsilon, weight_decay, step, gradient_scale };
+        let step = AdamWStep {
+            learning_rate,
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            step,
+            gradient_scale,
+        };
         let name = parameter.name().to_owned();
         parameter.update(|weight| {
-            let after = adamw(AdamWState { weight, first, second }, gradient, step);
+            let after = adamw(
+                AdamWState {
+                    weight,
+                    first,
+                    second,
+                },
+                gradient,
+                step,
+            );
             self.moments.insert(name, [after.first, after.second]);
             after.weight
         });
@@ -44,9 +67,13 @@ impl AdamW {
 
     /// The moments by name, for a checkpoint: `first.<parameter>` and `second.<parameter>`.
     pub fn state(&self) -> Vec<(String, Vec<f32>)> {
-        let values = |tensor: &Tensor<1>| tensor.to_data().try_into_vec::<f32>().unwrap_or_default();
+        let values =
+            |tensor: &Tensor<1>| tensor.to_data().try_into_vec::<f32>().unwrap_or_default();
         let both = |(name, [first, second]): (&String, &[Tensor<1>; 2])| {
-            [(format!("first.{name}"), values(first)), (format!("second.{name}"), values(second))]
+            [
+                (format!("first.{name}"), values(first)),
+                (format!("second.{name}"), values(second)),
+            ]
         };
         self.moments.iter().flat_map(both).collect()
     }
@@ -57,6 +84,7 @@ impl AdamW {
             let count = values.len();
             Tensor::from_data(TensorData::new(values, [count]), device)
         };
-        self.moments.insert(name.to_owned(), [tensor(first), tensor(second)]);
+        self.moments
+            .insert(name.to_owned(), [tensor(first), tensor(second)]);
     }
 }

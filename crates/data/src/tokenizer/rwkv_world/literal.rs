@@ -13,14 +13,20 @@ pub(super) fn parse(literal: &str) -> Result<Vec<u8>, String> {
         let inside = quoted.strip_prefix(quote)?.strip_suffix(quote)?;
         Some((quote, inside))
     });
-    let (quote, inside) = inside.ok_or_else(|| format!("`{literal}`: expected a Python string in quotes"))?;
+    let (quote, inside) =
+        inside.ok_or_else(|| format!("`{literal}`: expected a Python string in quotes"))?;
     let mut bytes = Vec::with_capacity(inside.len());
     let mut rest = inside.chars();
     while let Some(character) = rest.next() {
         match character {
-            '\\' => escape(&mut rest, raw, &mut bytes).map_err(|reason| format!("`{literal}`: {reason}"))?,
-            _ if character == quote => return Err(format!("`{literal}`: a quote inside needs a backslash")),
-            _ if raw && !character.is_ascii() => return Err(format!("`{literal}`: bytes beyond ASCII need `\\x`")),
+            '\\' => escape(&mut rest, raw, &mut bytes)
+                .map_err(|reason| format!("`{literal}`: {reason}"))?,
+            _ if character == quote => {
+                return Err(format!("`{literal}`: a quote inside needs a backslash"));
+            }
+            _ if raw && !character.is_ascii() => {
+                return Err(format!("`{literal}`: bytes beyond ASCII need `\\x`"));
+            }
             _ => push(character, &mut bytes),
         }
     }
@@ -68,8 +74,14 @@ mod tests {
         assert_eq!(parse("'é'").unwrap(), "é".as_bytes());
         assert_eq!(parse(r"'\xe9'").unwrap(), "é".as_bytes());
         assert_eq!(parse(r"b'\xe9'").unwrap(), [0xe9]);
-        assert_eq!(parse(r"'\u2028\U0001f600'").unwrap(), "\u{2028}\u{1f600}".as_bytes());
-        assert_eq!(parse(r#""it's \" \\ \n\r\t""#).unwrap(), b"it's \" \\ \n\r\t");
+        assert_eq!(
+            parse(r"'\u2028\U0001f600'").unwrap(),
+            "\u{2028}\u{1f600}".as_bytes()
+        );
+        assert_eq!(
+            parse(r#""it's \" \\ \n\r\t""#).unwrap(),
+            b"it's \" \\ \n\r\t"
+        );
         assert_eq!(parse("' '").unwrap(), b" ");
     }
 

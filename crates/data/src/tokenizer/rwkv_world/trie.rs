@@ -21,8 +21,13 @@ struct Node {
 impl Trie {
     /// A trie of byte strings with their ids.
     pub fn new(sorted: &BTreeMap<Box<[u8]>, u32>) -> Self {
-        let entries: Vec<(&[u8], u32)> = sorted.iter().map(|(bytes, id)| (&bytes[..], *id)).collect();
-        let mut nodes = vec![Node { byte: 0, id: None, children: 0..0 }];
+        let entries: Vec<(&[u8], u32)> =
+            sorted.iter().map(|(bytes, id)| (&bytes[..], *id)).collect();
+        let mut nodes = vec![Node {
+            byte: 0,
+            id: None,
+            children: 0..0,
+        }];
         // For each node in turn, its depth and which entries begin with its path.
         let mut spans = vec![(0, 0..entries.len())];
         let mut number = 0;
@@ -31,8 +36,14 @@ impl Trie {
             nodes[number].id = entries[span.clone()][..longer].first().map(|(_, id)| *id);
             let first = nodes.len() as u32;
             let mut start = span.start + longer;
-            for group in entries[start..span.end].chunk_by(|left, right| left.0[depth] == right.0[depth]) {
-                nodes.push(Node { byte: group[0].0[depth], id: None, children: 0..0 });
+            for group in
+                entries[start..span.end].chunk_by(|left, right| left.0[depth] == right.0[depth])
+            {
+                nodes.push(Node {
+                    byte: group[0].0[depth],
+                    id: None,
+                    children: 0..0,
+                });
                 spans.push((depth + 1, start..start + group.len()));
                 start += group.len();
             }
@@ -47,7 +58,9 @@ impl Trie {
         let (mut node, mut found) = (self.nodes.first()?, None);
         for (depth, byte) in bytes.iter().enumerate() {
             let children = &self.nodes[node.children.start as usize..node.children.end as usize];
-            let Ok(child) = children.binary_search_by_key(byte, |child| child.byte) else { break };
+            let Ok(child) = children.binary_search_by_key(byte, |child| child.byte) else {
+                break;
+            };
             node = &children[child];
             found = node.id.map(|id| (id, depth + 1)).or(found);
         }
@@ -62,7 +75,11 @@ mod tests {
     #[test]
     fn the_longest_wins_even_past_a_gap() {
         let entries = ["a", "ab", "abcd", "b", "\u{ff}"].iter().zip(1..);
-        let trie = Trie::new(&entries.map(|(text, id)| (text.as_bytes().into(), id)).collect());
+        let trie = Trie::new(
+            &entries
+                .map(|(text, id)| (text.as_bytes().into(), id))
+                .collect(),
+        );
         assert_eq!(trie.longest(b"abcd"), Some((3, 4)));
         assert_eq!(trie.longest(b"abce"), Some((2, 2)));
         assert_eq!(trie.longest(b"ac"), Some((1, 1)));

@@ -41,7 +41,9 @@ pub struct GenerateArgs {
 /// When the model cannot be loaded, or has no room for so many tokens.
 pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     if args.prompt == 0 || args.new < 2 || args.batch == 0 {
-        return Err(Error::Usage("expected at least 1 prompt token, 2 new tokens and a batch of 1".into()));
+        return Err(Error::Usage(
+            "expected at least 1 prompt token, 2 new tokens and a batch of 1".into(),
+        ));
     }
     let mut loaded = model_path::load_model(&args.model, &context.device)?;
     loaded.model.merge_adapters();
@@ -53,7 +55,10 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     for run in 0..=RUNS {
         let measured = generate(&model, &prompts, args.new)?;
         if run > 0 {
-            seconds.iter_mut().zip(measured).for_each(|(all, one)| all.push(one));
+            seconds
+                .iter_mut()
+                .zip(measured)
+                .for_each(|(all, one)| all.push(one));
         }
         progress.set(run as u64 + 1, "");
     }
@@ -75,7 +80,10 @@ fn check_room(model: &LanguageModel, args: &GenerateArgs) -> Result<()> {
 fn generate(model: &LanguageModel, prompts: &[Vec<u32>], new_tokens: usize) -> Result<[f64; 2]> {
     let options = DecodeOptions {
         max_new_tokens: new_tokens,
-        sampler: SamplerOptions { temperature: 0.0, ..SamplerOptions::default() },
+        sampler: SamplerOptions {
+            temperature: 0.0,
+            ..SamplerOptions::default()
+        },
         end: Vec::new(),
         forbidden: model.spec().eos.clone(),
     };
@@ -99,8 +107,22 @@ fn show(args: &GenerateArgs, [prefill, decoding]: [f64; 2], context: &Context) -
         ("precision", "f32".into()),
     ];
     let measured = vec![
-        ("prefill_tokens_per_second", "", (args.batch * args.prompt) as f64 / prefill),
-        ("decode_tokens_per_second", "", (args.batch * (args.new - 1)) as f64 / decoding.max(1e-9)),
+        (
+            "prefill_tokens_per_second",
+            "",
+            (args.batch * args.prompt) as f64 / prefill,
+        ),
+        (
+            "decode_tokens_per_second",
+            "",
+            (args.batch * (args.new - 1)) as f64 / decoding.max(1e-9),
+        ),
     ];
-    Figures { job: "generate", model: Some(&args.model), sizes, measured }.show(context)
+    Figures {
+        job: "generate",
+        model: Some(&args.model),
+        sizes,
+        measured,
+    }
+    .show(context)
 }

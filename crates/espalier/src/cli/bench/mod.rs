@@ -70,7 +70,9 @@ fn random_tokens(vocabulary: usize, rows: usize, length: usize) -> Vec<Vec<u32>>
     let mut random = Random::new(0);
     let first = 3.min(vocabulary.saturating_sub(1));
     let mut token = || (first + random.below((vocabulary - first).max(1))) as u32;
-    (0..rows).map(|_| (0..length).map(|_| token()).collect()).collect()
+    (0..rows)
+        .map(|_| (0..length).map(|_| token()).collect())
+        .collect()
 }
 
 /// The middle one of several measurements, in seconds.
@@ -95,21 +97,43 @@ impl Figures<'_> {
         let peak = memory::peak_bytes();
         if context.json {
             let mut object = json!({"peer": "espalier", "job": self.job});
-            object["model"] = self.model.map_or(Value::Null, |path| path.display().to_string().into());
-            self.sizes.iter().for_each(|(name, value)| object[*name] = value.clone());
-            self.measured.iter().for_each(|(name, _, value)| object[*name] = rounded(*value).into());
+            object["model"] = self
+                .model
+                .map_or(Value::Null, |path| path.display().to_string().into());
+            self.sizes
+                .iter()
+                .for_each(|(name, value)| object[*name] = value.clone());
+            self.measured
+                .iter()
+                .for_each(|(name, _, value)| object[*name] = rounded(*value).into());
             object["peak_rss_mib"] = peak.map_or(Value::Null, |bytes| (bytes >> 20).into());
             return context.terminal.json(&object);
         }
-        let sizes = self.sizes.iter().map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ");
-        let model = self.model.map(|path| ("model".to_owned(), path.display().to_string()));
+        let sizes = self
+            .sizes
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let model = self
+            .model
+            .map(|path| ("model".to_owned(), path.display().to_string()));
         let mut facts: Vec<_> = model.into_iter().collect();
-        facts.push(("work".to_owned(), format!("{}: {}", self.job, sizes.replace('"', ""))));
+        facts.push((
+            "work".to_owned(),
+            format!("{}: {}", self.job, sizes.replace('"', "")),
+        ));
         let measured = |(name, unit, value): &(&str, &str, f64)| {
-            (name.replace('_', " "), format!("{} {unit}", rounded(*value)).trim_end().to_owned())
+            (
+                name.replace('_', " "),
+                format!("{} {unit}", rounded(*value)).trim_end().to_owned(),
+            )
         };
         facts.extend(self.measured.iter().map(measured));
-        facts.push(("peak memory".into(), peak.map_or("unknown on this system".into(), units::bytes)));
+        facts.push((
+            "peak memory".into(),
+            peak.map_or("unknown on this system".into(), units::bytes),
+        ));
         context.terminal.facts(&facts)
     }
 }
@@ -129,7 +153,10 @@ mod tests {
 
     #[test]
     fn four_digits_remain() {
-        assert_eq!([rounded(12_345.6), rounded(0.012_345_6), rounded(0.0)], [12_350.0, 0.012_35, 0.0]);
+        assert_eq!(
+            [rounded(12_345.6), rounded(0.012_345_6), rounded(0.0)],
+            [12_350.0, 0.012_35, 0.0]
+        );
     }
 
     #[test]
@@ -140,7 +167,17 @@ mod tests {
 
     #[test]
     fn tokens_lie_in_the_vocabulary() {
-        assert!(random_tokens(10, 4, 50).concat().iter().all(|token| (3..10).contains(token)));
-        assert!(random_tokens(2, 1, 5).concat().iter().all(|token| *token < 2));
+        assert!(
+            random_tokens(10, 4, 50)
+                .concat()
+                .iter()
+                .all(|token| (3..10).contains(token))
+        );
+        assert!(
+            random_tokens(2, 1, 5)
+                .concat()
+                .iter()
+                .all(|token| *token < 2)
+        );
     }
 }

@@ -61,7 +61,13 @@ pub struct MatmulArgs {
 pub fn run_attention(args: &AttentionArgs, context: &Context) -> Result<()> {
     check(&[args.batch, args.heads, args.length, args.width, args.runs])?;
     let shape = [args.batch, args.length, args.heads, args.width];
-    let random = || tracked(Tensor::<4>::random(shape, Distribution::Default, &context.device));
+    let random = || {
+        tracked(Tensor::<4>::random(
+            shape,
+            Distribution::Default,
+            &context.device,
+        ))
+    };
     let (query, key, value) = (random(), random(), random());
     let spec = MaskSpec {
         batch: args.batch,
@@ -73,9 +79,19 @@ pub fn run_attention(args: &AttentionArgs, context: &Context) -> Result<()> {
     };
     let mask = Mask::new(spec);
     let scale = (args.width as f64).sqrt().recip();
-    let options = Options { precision: args.precision, ..Options::scaled(scale) };
+    let options = Options {
+        precision: args.precision,
+        ..Options::scaled(scale)
+    };
     let seconds = time(args.runs, || {
-        let mixed = attention(query.clone(), key.clone(), value.clone(), &mask, None, options);
+        let mixed = attention(
+            query.clone(),
+            key.clone(),
+            value.clone(),
+            &mask,
+            None,
+            options,
+        );
         let gradients = mixed.sum().backward();
         query.grad(&gradients).map(Tensor::into_data);
     });
@@ -89,8 +105,17 @@ pub fn run_attention(args: &AttentionArgs, context: &Context) -> Result<()> {
         ("width", args.width.into()),
         ("precision", args.precision.to_string().into()),
     ];
-    let measured = vec![("seconds", "s", seconds), ("gflops", "GFLOP/s", operations / seconds * 1e-9)];
-    Figures { job: "attention", model: None, sizes, measured }.show(context)
+    let measured = vec![
+        ("seconds", "s", seconds),
+        ("gflops", "GFLOP/s", operations / seconds * 1e-9),
+    ];
+    Figures {
+        job: "attention",
+        model: None,
+        sizes,
+        measured,
+    }
+    .show(context)
 }
 
 /// A linear layer: forward, gradient of the input, gradient of the weight.
@@ -101,13 +126,18 @@ pub fn run_matmul(args: &MatmulArgs, context: &Context) -> Result<()> {
     check(&[args.rows, args.inputs, args.outputs, args.runs])?;
     let (device, precision) = (&context.device, args.precision);
     let random = |shape| Tensor::<2>::random(shape, Distribution::Default, device);
-    let (x, weight) = (random([args.rows, args.inputs]), random([args.outputs, args.inputs]));
+    let (x, weight) = (
+        random([args.rows, args.inputs]),
+        random([args.outputs, args.inputs]),
+    );
     let forward = time(args.runs, || {
         linear(x.clone(), weight.clone(), None, precision).into_data();
     });
     let (x, weight) = (tracked(x), tracked(weight));
     let both = time(args.runs, || {
-        let gradients = linear(x.clone(), weight.clone(), None, precision).sum().backward();
+        let gradients = linear(x.clone(), weight.clone(), None, precision)
+            .sum()
+            .backward();
         for input in [&x, &weight] {
             input.grad(&gradients).map(Tensor::into_data);
         }
@@ -127,7 +157,13 @@ pub fn run_matmul(args: &MatmulArgs, context: &Context) -> Result<()> {
         ("peak_gflops", "GFLOP/s", peak),
         ("share_of_peak", "", both / peak),
     ];
-    Figures { job: "matmul", model: None, sizes, measured }.show(context)
+    Figures {
+        job: "matmul",
+        model: None,
+        sizes,
+        measured,
+    }
+    .show(context)
 }
 
 /// The best that a product reaches here: a large square one.
@@ -158,7 +194,9 @@ fn time(runs: usize, mut work: impl FnMut()) -> f64 {
 
 fn check(sizes: &[usize]) -> Result<()> {
     match sizes.contains(&0) {
-        true => Err(Error::Usage("every size and the number of runs must be at least 1".into())),
+        true => Err(Error::Usage(
+            "every size and the number of runs must be at least 1".into(),
+        )),
         false => Ok(()),
     }
 }

@@ -15,7 +15,9 @@ use espalier_models::{
 use espalier_train::{
     adapters::lora::LoraOptions,
     batch::Sample,
-    objectives::{Objective, ObjectiveOptions, dpo::DpoOptions, masked::MaskingOptions, symbols::Symbols},
+    objectives::{
+        Objective, ObjectiveOptions, dpo::DpoOptions, masked::MaskingOptions, symbols::Symbols,
+    },
     options::TrainOptions,
     trainer::{self, Event, Run},
 };
@@ -106,22 +108,42 @@ pub fn train(args: &TrainArgs, context: &Context) -> Result<()> {
         // Each in a thread of its own, so that none has the memory of the main thread to itself.
         count => std::thread::scope(|scope| {
             let one = &one;
-            let threads: Vec<_> = (0..count).map(|number| scope.spawn(move || one(number))).collect();
+            let threads: Vec<_> = (0..count)
+                .map(|number| scope.spawn(move || one(number)))
+                .collect();
             let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
             threads.into_iter().map(join).collect::<Result<Vec<_>>>()
         })?,
     };
-    let Some(((steps, work), others)) = found.split_first() else { return Ok(()) };
+    let Some(((steps, work), others)) = found.split_first() else {
+        return Ok(());
+    };
     show("train_step", args, vec![], steps, *work, context)?;
     for (path, (other, other_work)) in args.against.iter().zip(others) {
-        let ratios: Vec<f64> = other.iter().zip(steps).map(|(other, step)| other.seconds / step.seconds).collect();
+        let ratios: Vec<f64> = other
+            .iter()
+            .zip(steps)
+            .map(|(other, step)| other.seconds / step.seconds)
+            .collect();
         let ratio = median(&ratios);
         let mut measured = measured(args.batch * args.length, other, *other_work);
         measured.push(("times_the_first", "", ratio));
-        measured.push(("times_the_first_per_operation", "", ratio * work.per_token / other_work.per_token));
-        Figures { job: "train_step", model: Some(path), sizes: sizes(args), measured }.show(context)?;
+        measured.push((
+            "times_the_first_per_operation",
+            "",
+            ratio * work.per_token / other_work.per_token,
+        ));
+        Figures {
+            job: "train_step",
+            model: Some(path),
+            sizes: sizes(args),
+            measured,
+        }
+        .show(context)?;
     }
     Ok(())
 }
@@ -132,17 +154,29 @@ pub fn train(args: &TrainArgs, context: &Context) -> Result<()> {
 /// As [`train`].
 pub fn lora(args: &LoraArgs, context: &Context) -> Result<()> {
     let mut loaded = load(&args.step.model, args.step.length, context)?;
-    let options = LoraOptions { rank: args.rank, ..LoraOptions::default() };
+    let options = LoraOptions {
+        rank: args.rank,
+        ..LoraOptions::default()
+    };
     let family = loaded.family()?;
     options.attach(&mut loaded.model, family, 0)?;
     // No gradients of the frozen weights; the adapters' own products are not counted.
     let work = Work::new(loaded.model.spec(), args.step.length, 2.0, 7.0);
     if !args.step.against.is_empty() {
-        return Err(Error::Usage("`--against` compares full steps: use it with `bench train`".into()));
+        return Err(Error::Usage(
+            "`--against` compares full steps: use it with `bench train`".into(),
+        ));
     }
     let turns = Turns::new(1);
     let steps = measure_rows(loaded.model, &args.step, context, &turns.enter(0))?;
-    show("lora_step", &args.step, vec![("rank", args.rank.into())], &steps, work, context)
+    show(
+        "lora_step",
+        &args.step,
+        vec![("rank", args.rank.into())],
+        &steps,
+        work,
+        context,
+    )
 }
 
 /// A DPO step. The trainer computes the reference's forward once for all; here it is counted in every step, as in tools
@@ -158,8 +192,14 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
         let targets = (0..args.length).map(|t| t >= args.length / 2).collect();
         Example::new(row.clone(), targets)
     };
-    let pair = |both: &[Vec<u32>]| Pair { chosen: example(&both[0]), rejected: example(&both[1]) };
-    let samples: Vec<Sample> = rows.chunks_exact(2).map(|both| Sample::Pair(pair(both), [0.0; 2])).collect();
+    let pair = |both: &[Vec<u32>]| Pair {
+        chosen: example(&both[0]),
+        rejected: example(&both[1]),
+    };
+    let samples: Vec<Sample> = rows
+        .chunks_exact(2)
+        .map(|both| Sample::Pair(pair(both), [0.0; 2]))
+        .collect();
     let objective = ObjectiveOptions::Dpo(DpoOptions::default()).build(&Symbols::default())?;
     loaded.model.set_precision(args.precision);
     // The reference's forward, and the policy's forward and backward; the head's part is smaller, as half of the tokens
@@ -181,8 +221,17 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
         gradient_checkpointing: args.gradient_checkpointing,
     };
     let turns = Turns::new(1);
-    let mut steps = measure(loaded.model, objective.as_ref(), samples, &size, context, &turns.enter(0))?;
-    steps.iter_mut().for_each(|step| step.seconds += median(&reference));
+    let mut steps = measure(
+        loaded.model,
+        objective.as_ref(),
+        samples,
+        &size,
+        context,
+        &turns.enter(0),
+    )?;
+    steps
+        .iter_mut()
+        .for_each(|step| step.seconds += median(&reference));
     let sizes = vec![
         ("pairs", args.pairs.into()),
         ("length", args.length.into()),
@@ -190,24 +239,39 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
         ("gradient_checkpointing", args.gradient_checkpointing.into()),
     ];
     let measured = measured(2 * args.pairs * args.length, &steps, work);
-    Figures { job: "dpo_step", model: Some(&args.model), sizes, measured }.show(context)
+    Figures {
+        job: "dpo_step",
+        model: Some(&args.model),
+        sizes,
+        measured,
+    }
+    .show(context)
 }
 
 fn load(path: &Path, length: usize, context: &Context) -> Result<LoadedModel> {
     let loaded = model_path::load_model(path, &context.device)?;
     match loaded.model.spec().learned_positions() {
-        Some(rows) if length > rows => {
-            Err(Error::Usage(format!("`--length` is {length} but the model has {rows} positions; ask for fewer")))
-        }
+        Some(rows) if length > rows => Err(Error::Usage(format!(
+            "`--length` is {length} but the model has {rows} positions; ask for fewer"
+        ))),
         _ => Ok(loaded),
     }
 }
 
 /// Decoders predict the next token, encoders masked ones, and of an encoder-decoder's row the first half is the source.
-fn measure_rows(model: LanguageModel, args: &TrainArgs, context: &Context, turn: &Turn<'_>) -> Result<Vec<Step>> {
+fn measure_rows(
+    model: LanguageModel,
+    args: &TrainArgs,
+    context: &Context,
+    turn: &Turn<'_>,
+) -> Result<Vec<Step>> {
     let spec = model.spec();
     let rows = random_tokens(spec.vocabulary, args.batch, args.length);
-    let source = if spec.encoder.is_some() { args.length / 2 } else { 0 };
+    let source = if spec.encoder.is_some() {
+        args.length / 2
+    } else {
+        0
+    };
     let sample = |ids: Vec<u32>| {
         let targets = (0..ids.len()).map(|t| t >= source).collect();
         Sample::example(Example::new(ids, targets))
@@ -215,14 +279,35 @@ fn measure_rows(model: LanguageModel, args: &TrainArgs, context: &Context, turn:
     let samples = rows.into_iter().map(sample).collect();
     let options = match (&spec.encoder, spec.bidirectional) {
         (Some(_), _) => ObjectiveOptions::Seq2seq,
-        (None, true) => ObjectiveOptions::Mlm(MaskingOptions { probability: MASKED, ..MaskingOptions::default() }),
+        (None, true) => ObjectiveOptions::Mlm(MaskingOptions {
+            probability: MASKED,
+            ..MaskingOptions::default()
+        }),
         (None, false) => ObjectiveOptions::Pretrain,
     };
     let decoder_start = spec.encoder.as_ref().map(|encoder| encoder.decoder_start);
-    let symbols = Symbols { mask: Some(0), vocabulary: spec.vocabulary, decoder_start, ..Symbols::default() };
+    let symbols = Symbols {
+        mask: Some(0),
+        vocabulary: spec.vocabulary,
+        decoder_start,
+        ..Symbols::default()
+    };
     let objective = options.build(&symbols)?;
-    let TrainArgs { batch, length, runs, precision, gradient_checkpointing, .. } = *args;
-    let size = Size { batch, length, runs, precision, gradient_checkpointing };
+    let TrainArgs {
+        batch,
+        length,
+        runs,
+        precision,
+        gradient_checkpointing,
+        ..
+    } = *args;
+    let size = Size {
+        batch,
+        length,
+        runs,
+        precision,
+        gradient_checkpointing,
+    };
     measure(model, objective.as_ref(), samples, &size, context, turn)
 }
 
@@ -258,9 +343,17 @@ fn measure(
     context: &Context,
     turn: &Turn<'_>,
 ) -> Result<Vec<Step>> {
-    let Size { batch, length, runs, precision, gradient_checkpointing } = *size;
+    let Size {
+        batch,
+        length,
+        runs,
+        precision,
+        gradient_checkpointing,
+    } = *size;
     if batch == 0 || length < 2 || runs == 0 {
-        return Err(Error::Usage("expected at least 1 row or pair, 2 tokens and 1 run".into()));
+        return Err(Error::Usage(
+            "expected at least 1 row or pair, 2 tokens and 1 run".into(),
+        ));
     }
     let options = TrainOptions {
         steps: Some(WARM_UP + runs),
@@ -288,7 +381,10 @@ fn measure(
     let outcome = trainer::train(run, &mut |event| {
         if let Event::Step { .. } = event {
             let seconds = started.elapsed().as_secs_f64();
-            steps.push(Step { seconds, peak: super::operators::peak(&context.device, PRODUCTS, precision) });
+            steps.push(Step {
+                seconds,
+                peak: super::operators::peak(&context.device, PRODUCTS, precision),
+            });
             turn.pass();
             started = Instant::now();
         }
@@ -310,7 +406,11 @@ impl Work {
     /// queries and keys (or weights and values), of which the causal half counts.
     fn new(spec: &ModelSpec, length: usize, passes: f64, products: f64) -> Self {
         // Of an encoder-decoder's tokens half pass the encoder and half the decoder.
-        let (share, length) = if spec.encoder.is_some() { (0.5, length / 2) } else { (1.0, length) };
+        let (share, length) = if spec.encoder.is_some() {
+            (0.5, length / 2)
+        } else {
+            (1.0, length)
+        };
         let matrix = |(name, shape): &(String, Vec<usize>)| match shape[..] {
             [] | [_] => 0.0,
             _ if name.starts_with("blocks.") || name.starts_with("encoder.blocks.") => {
@@ -318,15 +418,26 @@ impl Work {
             }
             _ => 0.0,
         };
-        let head = (spec.vocabulary * spec.width) as f64 * if spec.bidirectional { MASKED } else { 1.0 };
+        let head =
+            (spec.vocabulary * spec.width) as f64 * if spec.bidirectional { MASKED } else { 1.0 };
         let matrices = share * (spec.parameters().iter().map(matrix).sum::<f64>() + head);
         let all = length as f64;
         let half = (all + 1.0) / 2.0;
         let decoder = if spec.bidirectional { all } else { half };
-        let stack = |blocks: &[BlockSpec], keys: f64| blocks.iter().map(|block| pairs(block, keys, all)).sum::<f64>();
-        let encoder = spec.encoder.as_ref().map_or(0.0, |encoder| stack(&encoder.blocks, all));
+        let stack = |blocks: &[BlockSpec], keys: f64| {
+            blocks
+                .iter()
+                .map(|block| pairs(block, keys, all))
+                .sum::<f64>()
+        };
+        let encoder = spec
+            .encoder
+            .as_ref()
+            .map_or(0.0, |encoder| stack(&encoder.blocks, all));
         let pairs = share * (stack(&spec.blocks, decoder) + encoder);
-        Self { per_token: 2.0 * (passes * matrices + products * pairs) }
+        Self {
+            per_token: 2.0 * (passes * matrices + products * pairs),
+        }
     }
 }
 
@@ -335,12 +446,17 @@ impl Work {
 fn pairs(block: &BlockSpec, keys: f64, source: f64) -> f64 {
     let queries = match &block.mixer {
         MixerSpec::Attention(attention) => attention.heads * attention.head_dim,
-        MixerSpec::AttentionExperts(attention) => attention.router.active * attention.kv_heads * attention.head_dim,
+        MixerSpec::AttentionExperts(attention) => {
+            attention.router.active * attention.kv_heads * attention.head_dim
+        }
         MixerSpec::Recurrent(recurrent) => return recurrent.products() as f64,
     };
     // A routed block has fewer queries, and each of them fewer keys.
     let share = block.routing.map_or(1.0, |routing| routing.capacity);
-    let cross = block.cross.as_ref().map_or(0, |cross| cross.attention.heads * cross.attention.head_dim);
+    let cross = block
+        .cross
+        .as_ref()
+        .map_or(0, |cross| cross.attention.heads * cross.attention.head_dim);
     share * share * queries as f64 * keys + cross as f64 * source
 }
 
@@ -364,7 +480,13 @@ fn show(
     let mut sizes = sizes(args);
     sizes.extend(more);
     let measured = measured(args.batch * args.length, steps, work);
-    Figures { job, model: Some(&args.model), sizes, measured }.show(context)
+    Figures {
+        job,
+        model: Some(&args.model),
+        sizes,
+        measured,
+    }
+    .show(context)
 }
 
 /// Speed, time, operations and their share of what a large product reached beside each step.
@@ -375,7 +497,10 @@ fn measured(tokens: usize, steps: &[Step], work: Work) -> Vec<(&'static str, &'s
     let most = seconds.iter().copied().fold(0.0, f64::max);
     let operations = work.per_token * tokens as f64 * 1e-9;
     let peaks: Vec<f64> = steps.iter().map(|step| step.peak).collect();
-    let shares: Vec<f64> = steps.iter().map(|step| operations / step.seconds / step.peak).collect();
+    let shares: Vec<f64> = steps
+        .iter()
+        .map(|step| operations / step.seconds / step.peak)
+        .collect();
     vec![
         ("tokens_per_second", "", tokens as f64 / middle),
         ("seconds", "s", middle),

@@ -20,12 +20,21 @@ struct State {
 impl Turns {
     /// For `count` threads, numbered from 0, which has the first turn.
     pub fn new(count: usize) -> Self {
-        Self { state: Mutex::new(State { current: 0, present: vec![true; count] }), changed: Condvar::new() }
+        Self {
+            state: Mutex::new(State {
+                current: 0,
+                present: vec![true; count],
+            }),
+            changed: Condvar::new(),
+        }
     }
 
     /// Thread `number`, once its first turn has come.
     pub fn enter(&self, number: usize) -> Turn<'_> {
-        let turn = Turn { turns: self, number };
+        let turn = Turn {
+            turns: self,
+            number,
+        };
         turn.wait(self.lock());
         turn
     }
@@ -39,7 +48,9 @@ impl State {
     /// Gives the turn to the next thread that takes part, which may be the same one.
     fn pass(&mut self) {
         let count = self.present.len();
-        let next = (1..=count).map(|i| (self.current + i) % count).find(|next| self.present[*next]);
+        let next = (1..=count)
+            .map(|i| (self.current + i) % count)
+            .find(|next| self.present[*next]);
         self.current = next.unwrap_or(self.current);
     }
 }
@@ -67,7 +78,11 @@ impl Turn<'_> {
 
     fn wait(&self, mut state: MutexGuard<'_, State>) {
         while state.current != self.number {
-            state = self.turns.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .turns
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

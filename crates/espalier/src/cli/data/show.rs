@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 
 use super::world_record;
 use crate::cli::Context;
-use crate::{Error, Result, model_path, recipe::WorldShape, stages::model::with_template, terminal::harmless};
+use crate::{
+    Error, Result, model_path, recipe::WorldShape, stages::model::with_template, terminal::harmless,
+};
 
 /// Show records of a file or a world; with a tokenizer, what a model learns of them.
 #[derive(Debug, clap::Args)]
@@ -51,7 +53,11 @@ pub struct ShowArgs {
 /// When the data or the tokenizer cannot be read, or a record cannot be encoded.
 pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
     let records = records(args)?;
-    let encoder = args.tokenizer.as_ref().map(|path| encoder(path, args)).transpose()?;
+    let encoder = args
+        .tokenizer
+        .as_ref()
+        .map(|path| encoder(path, args))
+        .transpose()?;
     for (index, record) in records.iter().enumerate() {
         match (&encoder, context.json) {
             (None, true) => context.terminal.json(&to_json(record))?,
@@ -66,21 +72,39 @@ pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
 fn records(args: &ShowArgs) -> Result<Vec<Record>> {
     let path = Path::new(&args.data);
     if path.exists() {
-        let form = args.form.as_deref().map(str::parse::<Form>).transpose().map_err(usage)?;
-        let reader = readers::open(&Source { form, ..Source::new(path) })?;
+        let form = args
+            .form
+            .as_deref()
+            .map(str::parse::<Form>)
+            .transpose()
+            .map_err(usage)?;
+        let reader = readers::open(&Source {
+            form,
+            ..Source::new(path)
+        })?;
         return Ok(reader.take(args.count).collect::<Result<_, _>>()?);
     }
     if let Err(error) = worlds::world(&args.data) {
-        return Err(Error::Usage(format!("`{}`: no such file, and {error}", args.data)));
+        return Err(Error::Usage(format!(
+            "`{}`: no such file, and {error}",
+            args.data
+        )));
     }
     let form = world_form(args.form.as_deref())?;
-    (0..args.count as u64).map(|index| world_record(&args.data, Split::Train, index, 0, form)).collect()
+    (0..args.count as u64)
+        .map(|index| world_record(&args.data, Split::Train, index, 0, form))
+        .collect()
 }
 
 fn world_form(name: Option<&str>) -> Result<WorldShape> {
-    let Some(name) = name else { return Ok(WorldShape::Chat) };
-    WorldShape::from_str(name, true)
-        .map_err(|_| Error::Usage(format!("`--form {name}`: a world's is `chat`, `text`, `answer` or `preference`")))
+    let Some(name) = name else {
+        return Ok(WorldShape::Chat);
+    };
+    WorldShape::from_str(name, true).map_err(|_| {
+        Error::Usage(format!(
+            "`--form {name}`: a world's is `chat`, `text`, `answer` or `preference`"
+        ))
+    })
 }
 
 fn usage(error: espalier_data::Error) -> Error {
@@ -89,30 +113,51 @@ fn usage(error: espalier_data::Error) -> Error {
 
 /// The encoder of a model's folder, which may hold a tokenizer and nothing else.
 fn encoder(path: &Path, args: &ShowArgs) -> Result<Encoder> {
-    let folder = if Tokenizer::file_in(path).is_some() { path.to_path_buf() } else { model_path::resolve_model(path)? };
+    let folder = if Tokenizer::file_in(path).is_some() {
+        path.to_path_buf()
+    } else {
+        model_path::resolve_model(path)?
+    };
     let base = match folder.join(adapter::CONFIGURATION).is_file() {
         true => adapter::base_folder(&folder, &Adapter::read(&folder)?)?,
         false => folder.clone(),
     };
     let tokenizer = Tokenizer::load(&model_path::tokenizer_folder(&folder, &base))?;
-    Ok(Encoder::new(with_template(tokenizer, args.template.as_deref())?, args.max_length))
+    Ok(Encoder::new(
+        with_template(tokenizer, args.template.as_deref())?,
+        args.max_length,
+    ))
 }
 
 fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()> {
     let terminal = &context.terminal;
     let tools = |tools: &Option<Value>| if tools.is_some() { ", with tools" } else { "" };
-    let line = |name: &str, text: &str| terminal.line(&format!("{}  {}", terminal.faint(name), harmless(text)));
-    let turns = |turns: &[Message]| turns.iter().try_for_each(|turn| line(&turn.role, &turn.content));
+    let line = |name: &str, text: &str| {
+        terminal.line(&format!("{}  {}", terminal.faint(name), harmless(text)))
+    };
+    let turns = |turns: &[Message]| {
+        turns
+            .iter()
+            .try_for_each(|turn| line(&turn.role, &turn.content))
+    };
     match record {
         Record::Text { text } => {
             heading(index, "text", context)?;
             line("text", text)?;
         }
-        Record::Chat { messages, tools: offered } => {
+        Record::Chat {
+            messages,
+            tools: offered,
+        } => {
             heading(index, &format!("conversation{}", tools(offered)), context)?;
             turns(messages)?;
         }
-        Record::Preference { prompt, chosen, rejected, tools: offered } => {
+        Record::Preference {
+            prompt,
+            chosen,
+            rejected,
+            tools: offered,
+        } => {
             heading(index, &format!("preference{}", tools(offered)), context)?;
             turns(prompt)?;
             line("chosen", &chosen.content)?;
@@ -123,13 +168,25 @@ fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()
 }
 
 fn heading(index: usize, text: &str, context: &Context) -> Result<()> {
-    context.terminal.line(&context.terminal.bold(&format!("record {}: {text}", index + 1)))
+    context.terminal.line(
+        &context
+            .terminal
+            .bold(&format!("record {}: {text}", index + 1)),
+    )
 }
 
 fn show_encoded(index: usize, encoder: &Encoder, record: &Record, context: &Context) -> Result<()> {
     let terminal = &context.terminal;
-    let show = |example: &Example| -> Result<()> { terminal.line(&shown(encoder, example, terminal.colour())?) };
-    let sizes = |example: &Example| format!("{} tokens, {} learned", example.ids.len(), example.target_count());
+    let show = |example: &Example| -> Result<()> {
+        terminal.line(&shown(encoder, example, terminal.colour())?)
+    };
+    let sizes = |example: &Example| {
+        format!(
+            "{} tokens, {} learned",
+            example.ids.len(),
+            example.target_count()
+        )
+    };
     match encoder.encode(record)? {
         Encoded::Example(example) => {
             heading(index, &sizes(&example), context)?;
@@ -138,7 +195,11 @@ fn show_encoded(index: usize, encoder: &Encoder, record: &Record, context: &Cont
         Encoded::Pair(pair) => {
             heading(index, &format!("chosen, {}", sizes(&pair.chosen)), context)?;
             show(&pair.chosen)?;
-            heading(index, &format!("rejected, {}", sizes(&pair.rejected)), context)?;
+            heading(
+                index,
+                &format!("rejected, {}", sizes(&pair.rejected)),
+                context,
+            )?;
             show(&pair.rejected)?;
         }
         Encoded::Dropped { reason } => heading(index, &format!("left out: {reason}"), context)?,
@@ -164,11 +225,15 @@ fn encoded_json(encoder: &Encoder, record: &Record) -> Result<Value> {
     let example = |example: &Example| -> Result<Value> {
         let text = encoder.show(example, false)?;
         let (tokens, learned) = (example.ids.len(), example.target_count());
-        Ok(json!({"tokens": tokens, "learned": learned, "shown": text, "ids": example.ids, "targets": example.targets}))
+        Ok(
+            json!({"tokens": tokens, "learned": learned, "shown": text, "ids": example.ids, "targets": example.targets}),
+        )
     };
     Ok(match encoder.encode(record)? {
         Encoded::Example(one) => example(&one)?,
-        Encoded::Pair(pair) => json!({"chosen": example(&pair.chosen)?, "rejected": example(&pair.rejected)?}),
+        Encoded::Pair(pair) => {
+            json!({"chosen": example(&pair.chosen)?, "rejected": example(&pair.rejected)?})
+        }
         Encoded::Dropped { reason } => json!({"dropped": reason}),
     })
 }

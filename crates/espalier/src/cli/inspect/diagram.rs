@@ -11,7 +11,10 @@ pub fn lines(spec: &ModelSpec) -> Vec<String> {
         lines.push("source tokens".into());
         embedding(&mut lines, spec, encoder.positions, encoder.embedding_norm);
         if let Some(relative) = encoder.relative {
-            lines.push(format!("  biases by distance in {} buckets, for all blocks", relative.buckets));
+            lines.push(format!(
+                "  biases by distance in {} buckets, for all blocks",
+                relative.buckets
+            ));
         }
         blocks(&mut lines, &encoder.blocks);
         lines.extend(encoder.final_norm.map(|kind| format!("  {}", norm(kind))));
@@ -21,48 +24,88 @@ pub fn lines(spec: &ModelSpec) -> Vec<String> {
     lines.push("tokens".into());
     embedding(&mut lines, spec, spec.positions, spec.embedding_norm);
     if let Some(relative) = spec.relative {
-        lines.push(format!("  biases by distance in {} buckets, for all blocks", relative.buckets));
+        lines.push(format!(
+            "  biases by distance in {} buckets, for all blocks",
+            relative.buckets
+        ));
     }
     blocks(&mut lines, &spec.blocks);
     lines.extend(spec.final_norm.map(|kind| format!("  {}", norm(kind))));
-    lines.extend(spec.pooler.then(|| "  pooled: tanh of a dense layer over the first token".into()));
-    lines.extend(spec.head_transform.map(|transform| format!("  dense layer and {}", norm(transform.norm))));
+    lines.extend(
+        spec.pooler
+            .then(|| "  pooled: tanh of a dense layer over the first token".into()),
+    );
+    lines.extend(
+        spec.head_transform
+            .map(|transform| format!("  dense layer and {}", norm(transform.norm))),
+    );
     lines.push(head(spec));
     lines
 }
 
-fn embedding(lines: &mut Vec<String>, spec: &ModelSpec, positions: Option<PositionSpec>, over: Option<NormSpec>) {
+fn embedding(
+    lines: &mut Vec<String>,
+    spec: &ModelSpec,
+    positions: Option<PositionSpec>,
+    over: Option<NormSpec>,
+) {
     let positions = match positions {
         Some(PositionSpec::Learned { count, .. }) => format!(" + {count} learned positions"),
         Some(PositionSpec::Sinusoidal { .. }) => " + sines and cosines".into(),
         None => String::new(),
     };
-    let types = spec.token_types.map(|count| format!(" + {count} token types")).unwrap_or_default();
-    lines.push(format!("  embedding {} x {}{positions}{types}", spec.vocabulary, spec.width));
+    let types = spec
+        .token_types
+        .map(|count| format!(" + {count} token types"))
+        .unwrap_or_default();
+    lines.push(format!(
+        "  embedding {} x {}{positions}{types}",
+        spec.vocabulary, spec.width
+    ));
     lines.extend(over.map(|kind| format!("  {}", norm(kind))));
 }
 
 /// Equal neighbours in one box.
 fn blocks(lines: &mut Vec<String>, blocks: &[BlockSpec]) {
     for group in blocks.chunk_by(|a, b| a == b) {
-        let depth =
-            group[0].routing.map(|routing| format!(", for {} of the tokens", routing.capacity)).unwrap_or_default();
+        let depth = group[0]
+            .routing
+            .map(|routing| format!(", for {} of the tokens", routing.capacity))
+            .unwrap_or_default();
         lines.push(format!("  ╭ {} x{depth}", group.len()));
-        lines.extend(block(&group[0]).into_iter().map(|line| format!("  │ {line}")));
+        lines.extend(
+            block(&group[0])
+                .into_iter()
+                .map(|line| format!("  │ {line}")),
+        );
         lines.push("  ╰".into());
     }
 }
 
 fn block(block: &BlockSpec) -> Vec<String> {
-    let mut parts = vec![(describe::mixer(&block.mixer), Some(block.mixer_norm), block.mixer_output_norm)];
+    let mut parts = vec![(
+        describe::mixer(&block.mixer),
+        Some(block.mixer_norm),
+        block.mixer_output_norm,
+    )];
     if let Some(cross) = &block.cross {
-        parts.push((format!("{} to the source", describe::attention(&cross.attention)), Some(cross.norm), None));
+        parts.push((
+            format!("{} to the source", describe::attention(&cross.attention)),
+            Some(cross.norm),
+            None,
+        ));
     }
     if block.channel != ChannelSpec::None {
-        parts.push((describe::channel(&block.channel), block.channel_norm, block.channel_output_norm));
+        parts.push((
+            describe::channel(&block.channel),
+            block.channel_norm,
+            block.channel_output_norm,
+        ));
     }
     let part = |(what, before, after): &(String, Option<NormSpec>, Option<NormSpec>)| {
-        let after = after.map(|kind| format!(", then {}", norm(kind))).unwrap_or_default();
+        let after = after
+            .map(|kind| format!(", then {}", norm(kind)))
+            .unwrap_or_default();
         match (block.residual, before) {
             (Residual::PostNorm, Some(kind)) => format!("x = {} of x + {what}", norm(*kind)),
             (Residual::Parallel, Some(kind)) => format!("  + {what} ← {}{after}", norm(*kind)),
@@ -86,12 +129,18 @@ fn norm(kind: NormSpec) -> &'static str {
 }
 
 fn head(spec: &ModelSpec) -> String {
-    let softcap = spec.logit_softcap.map(|cap| format!(", soft cap {cap}")).unwrap_or_default();
+    let softcap = spec
+        .logit_softcap
+        .map(|cap| format!(", soft cap {cap}"))
+        .unwrap_or_default();
     let bias = if spec.head_bias { " with a bias" } else { "" };
     match (spec.headless, spec.tied_head) {
         (true, _) => "hidden states".into(),
         (false, true) => format!("  head: the embedding's table{bias}{softcap}\nlogits"),
-        (false, false) => format!("  head {} x {}{bias}{softcap}\nlogits", spec.vocabulary, spec.width),
+        (false, false) => format!(
+            "  head {} x {}{bias}{softcap}\nlogits",
+            spec.vocabulary, spec.width
+        ),
     }
 }
 
@@ -121,9 +170,14 @@ mod tests {
         let mut spec = ModelSpec::llama(100, 64, 2, 4, 4, 160, 64);
         let (blocks, norm) = (spec.blocks.clone(), NormSpec::layer(1e-5));
         for block in &mut spec.blocks {
-            let MixerSpec::Attention(_) = &block.mixer else { panic!() };
+            let MixerSpec::Attention(_) = &block.mixer else {
+                panic!()
+            };
             block.residual = Residual::PostNorm;
-            block.cross = Some(CrossSpec { attention: AttentionSpec::plain(4, 4, 16), norm });
+            block.cross = Some(CrossSpec {
+                attention: AttentionSpec::plain(4, 4, 16),
+                norm,
+            });
         }
         spec.encoder = Some(EncoderSpec {
             blocks,
@@ -138,9 +192,14 @@ mod tests {
         });
         let text = lines(&spec).join("\n");
         assert!(
-            text.starts_with("source tokens\n  embedding 100 x 64 + sines and cosines\n  LayerNorm\n  ╭ 2 x\n"),
+            text.starts_with(
+                "source tokens\n  embedding 100 x 64 + sines and cosines\n  LayerNorm\n  ╭ 2 x\n"
+            ),
             "{text}"
         );
-        assert!(text.contains("│ x = LayerNorm of x + attention 4 heads of 16 to the source"), "{text}");
+        assert!(
+            text.contains("│ x = LayerNorm of x + attention 4 heads of 16 to the source"),
+            "{text}"
+        );
     }
 }

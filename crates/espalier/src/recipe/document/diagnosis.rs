@@ -44,12 +44,24 @@ pub(super) fn mismatch(
 ) -> Mismatch {
     let finding = Finding::of(error);
     let unknown = finding.unknown_key();
-    let span = finding.wrong_key().and_then(|key| key_span(document, key, error.span()?)).or(error.span());
-    if let Some(change) = span.as_ref().and_then(|span| override_at(text, span, overrides)) {
-        let error = RecipeError::Override { text: change.clone(), reason: finding.to_string() };
+    let span = finding
+        .wrong_key()
+        .and_then(|key| key_span(document, key, error.span()?))
+        .or(error.span());
+    if let Some(change) = span
+        .as_ref()
+        .and_then(|span| override_at(text, span, overrides))
+    {
+        let error = RecipeError::Override {
+            text: change.clone(),
+            reason: finding.to_string(),
+        };
         return Mismatch { error, unknown };
     }
-    Mismatch { error: located(finding.to_string(), span, text, name), unknown }
+    Mismatch {
+        error: located(finding.to_string(), span, text, name),
+        unknown,
+    }
 }
 
 /// What serde found.
@@ -76,7 +88,10 @@ impl Finding {
             Self::UnknownKey(wrong, known)
         } else if let Some((wrong, known)) = unknown(message, "variant") {
             Self::UnknownValue(wrong, key, known)
-        } else if let Some(missing) = message.strip_prefix("missing field `").and_then(|m| m.strip_suffix('`')) {
+        } else if let Some(missing) = message
+            .strip_prefix("missing field `")
+            .and_then(|m| m.strip_suffix('`'))
+        {
             Self::MissingKey(missing.into(), path)
         } else if let Some((found, expected)) = wrong_type(message) {
             Self::WrongType(key, expected, found)
@@ -89,7 +104,10 @@ impl Finding {
         match self {
             Self::UnknownKey(key, known) => {
                 let near = suggest(key, known.iter().map(String::as_str)).is_some();
-                Some(UnknownKey { key: key.clone(), near })
+                Some(UnknownKey {
+                    key: key.clone(),
+                    near,
+                })
             }
             _ => None,
         }
@@ -107,19 +125,33 @@ impl Finding {
 impl std::fmt::Display for Finding {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::UnknownKey(wrong, known) => write!(out, "unknown key `{wrong}`{}", choices(wrong, known, "keys")),
+            Self::UnknownKey(wrong, known) => write!(
+                out,
+                "unknown key `{wrong}`{}",
+                choices(wrong, known, "keys")
+            ),
             Self::UnknownValue(wrong, key, known) if key.is_empty() => {
-                write!(out, "unknown value `{wrong}`{}", choices(wrong, known, "values"))
+                write!(
+                    out,
+                    "unknown value `{wrong}`{}",
+                    choices(wrong, known, "values")
+                )
             }
             Self::UnknownValue(wrong, key, known) => {
-                write!(out, "unknown value `{wrong}` for `{key}`{}", choices(wrong, known, "values"))
+                write!(
+                    out,
+                    "unknown value `{wrong}` for `{key}`{}",
+                    choices(wrong, known, "values")
+                )
             }
             Self::MissingKey(key, table) if table.is_empty() => write!(out, "missing key `{key}`"),
             Self::MissingKey(key, table) => write!(out, "missing key `{key}` in `{table}`"),
             Self::WrongType(key, expected, found) if key.is_empty() => {
                 write!(out, "expected {expected}, found {found}")
             }
-            Self::WrongType(key, expected, found) => write!(out, "`{key}` expects {expected}, found {found}"),
+            Self::WrongType(key, expected, found) => {
+                write!(out, "`{key}` expects {expected}, found {found}")
+            }
             Self::Other(message, key) if key.is_empty() => write!(out, "{message}"),
             Self::Other(message, key) => write!(out, "`{key}`: {message}"),
         }
@@ -131,7 +163,11 @@ fn choices(wrong: &str, known: &[String], kind: &str) -> String {
     if known.is_empty() {
         return format!("; no {kind} are known here");
     }
-    let all = known.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+    let all = known
+        .iter()
+        .map(|word| format!("`{word}`"))
+        .collect::<Vec<_>>()
+        .join(", ");
     match suggest(wrong, known.iter().map(String::as_str)) {
         Some(near) => format!(", did you mean `{near}`? known {kind}: {all}"),
         None => format!("; known {kind}: {all}"),
@@ -140,18 +176,36 @@ fn choices(wrong: &str, known: &[String], kind: &str) -> String {
 
 /// Takes apart serde's "unknown field `x`, expected one of `a`, `b`".
 fn unknown(message: &str, kind: &str) -> Option<(String, Vec<String>)> {
-    let rest = message.strip_prefix("unknown ")?.strip_prefix(kind)?.strip_prefix(" `")?;
+    let rest = message
+        .strip_prefix("unknown ")?
+        .strip_prefix(kind)?
+        .strip_prefix(" `")?;
     let (wrong, known) = match rest.rsplit_once("`, expected ") {
         Some(parts) => parts,
         None => (rest.rsplit_once("`, there are no ")?.0, ""),
     };
-    Some((wrong.into(), known.split('`').skip(1).step_by(2).map(String::from).collect()))
+    Some((
+        wrong.into(),
+        known
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(String::from)
+            .collect(),
+    ))
 }
 
 /// Takes apart the parser's "unexpected keys in table: x, y, available keys: a, b" (variants with named fields).
 fn unexpected_keys(message: &str) -> Option<(String, Vec<String>)> {
-    let (wrong, known) = message.strip_prefix("unexpected keys in table: ")?.rsplit_once(", available keys: ")?;
-    let words = |list: &str| list.split(", ").filter(|word| !word.is_empty()).map(String::from).collect::<Vec<_>>();
+    let (wrong, known) = message
+        .strip_prefix("unexpected keys in table: ")?
+        .rsplit_once(", available keys: ")?;
+    let words = |list: &str| {
+        list.split(", ")
+            .filter(|word| !word.is_empty())
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
     Some((words(wrong).into_iter().next()?, words(known)))
 }
 
@@ -161,7 +215,11 @@ fn wrong_type(message: &str) -> Option<(String, String)> {
         return Some(("neither".into(), "a text or a table".into()));
     }
     if message.starts_with("wanted exactly 1 element") {
-        let found = if message.contains("found 0") { "none" } else { "several" };
+        let found = if message.contains("found 0") {
+            "none"
+        } else {
+            "several"
+        };
         return Some((found.into(), "a table with exactly one key".into()));
     }
     let rest = ["type", "value", "length"].iter().find_map(|kind| {
@@ -171,7 +229,10 @@ fn wrong_type(message: &str) -> Option<(String, String)> {
             .and_then(|rest| rest.strip_prefix(": "))
     })?;
     let (found, expected) = rest.rsplit_once(", expected ")?;
-    Some((one_line(&found_words(found)), one_line(&expected_words(expected))))
+    Some((
+        one_line(&found_words(found)),
+        one_line(&expected_words(expected)),
+    ))
 }
 
 fn expected_words(expected: &str) -> String {
@@ -195,14 +256,19 @@ fn found_words(found: &str) -> String {
         other => ["string ", "integer ", "floating point ", "boolean "]
             .iter()
             .find_map(|kind| other.strip_prefix(kind))
-            .map_or_else(|| other.into(), |value| format!("`{}`", value.trim_matches('`'))),
+            .map_or_else(
+                || other.into(),
+                |value| format!("`{}`", value.trim_matches('`')),
+            ),
     }
 }
 
 /// The dotted keys down to the fault; the library tells them only as the last line of its own message.
 fn key_path(error: &Error) -> String {
     let full = error.to_string();
-    let after = full.rfind("\nin `").map_or("", |start| &full[start + "\nin `".len()..]);
+    let after = full
+        .rfind("\nin `")
+        .map_or("", |start| &full[start + "\nin `".len()..]);
     after.trim_end().trim_end_matches('`').to_string()
 }
 
@@ -210,25 +276,46 @@ fn key_path(error: &Error) -> String {
 fn key_span(value: &Spanned<DeValue<'_>>, key: &str, table: Range<usize>) -> Option<Range<usize>> {
     match value.get_ref() {
         DeValue::Table(entries) => {
-            let own = || entries.iter().map(|(name, _)| name).find(|name| name.get_ref() == key);
+            let own = || {
+                entries
+                    .iter()
+                    .map(|(name, _)| name)
+                    .find(|name| name.get_ref() == key)
+            };
             let here = (value.span() == table).then(own).flatten();
-            here.map(Spanned::span)
-                .or_else(|| entries.iter().find_map(|(_, child)| key_span(child, key, table.clone())))
+            here.map(Spanned::span).or_else(|| {
+                entries
+                    .iter()
+                    .find_map(|(_, child)| key_span(child, key, table.clone()))
+            })
         }
-        DeValue::Array(elements) => elements.iter().find_map(|child| key_span(child, key, table.clone())),
+        DeValue::Array(elements) => elements
+            .iter()
+            .find_map(|child| key_span(child, key, table.clone())),
         _ => None,
     }
 }
 
 /// A message with the place and the line of a span in the text.
 fn located(reason: String, span: Option<Range<usize>>, text: &str, name: &str) -> RecipeError {
-    let Some((span, before)) = span.and_then(|span| text.get(..span.start).map(|before| (span, before))) else {
-        return RecipeError::Document { place: name.into(), reason, excerpt: String::new() };
+    let Some((span, before)) =
+        span.and_then(|span| text.get(..span.start).map(|before| (span, before)))
+    else {
+        return RecipeError::Document {
+            place: name.into(),
+            reason,
+            excerpt: String::new(),
+        };
     };
     let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let (line, column) = (before.matches('\n').count() + 1, before[start..].chars().count());
+    let (line, column) = (
+        before.matches('\n').count() + 1,
+        before[start..].chars().count(),
+    );
     let source = text[start..].lines().next().unwrap_or_default();
-    let width = text.get(span).map_or(1, |faulty| faulty.lines().next().unwrap_or_default().chars().count());
+    let width = text.get(span).map_or(1, |faulty| {
+        faulty.lines().next().unwrap_or_default().chars().count()
+    });
     RecipeError::Document {
         place: format!("{name}:{line}:{}", column + 1),
         reason,
@@ -238,20 +325,41 @@ fn located(reason: String, span: Option<Range<usize>>, text: &str, name: &str) -
 
 /// The line and, below, carets under the fault; of a long line only the part around it.
 fn excerpt(source: &str, line: usize, column: usize, width: usize) -> String {
-    let skipped = if source.chars().count() > WIDEST_EXCERPT { column.saturating_sub(WIDEST_EXCERPT / 3) } else { 0 };
-    let shown: String = source.chars().skip(skipped).take(WIDEST_EXCERPT).map(printable).collect();
+    let skipped = if source.chars().count() > WIDEST_EXCERPT {
+        column.saturating_sub(WIDEST_EXCERPT / 3)
+    } else {
+        0
+    };
+    let shown: String = source
+        .chars()
+        .skip(skipped)
+        .take(WIDEST_EXCERPT)
+        .map(printable)
+        .collect();
     if shown.trim().is_empty() {
         return String::new();
     }
     let (indent, number) = (column - skipped, line.to_string());
-    let carets = "^".repeat(width.min(shown.chars().count().saturating_sub(indent)).max(1));
+    let carets = "^".repeat(
+        width
+            .min(shown.chars().count().saturating_sub(indent))
+            .max(1),
+    );
     let gutter = " ".repeat(number.len());
-    format!("\n  {number} | {}\n  {gutter} | {}{carets}", shown.trim_end(), " ".repeat(indent))
+    format!(
+        "\n  {number} | {}\n  {gutter} | {}{carets}",
+        shown.trim_end(),
+        " ".repeat(indent)
+    )
 }
 
 /// One column on the terminal for each character, so that the carets stand below the fault.
 fn printable(character: char) -> char {
-    if character.is_control() { ' ' } else { character }
+    if character.is_control() {
+        ' '
+    } else {
+        character
+    }
 }
 
 fn one_line(message: &str) -> String {

@@ -25,13 +25,21 @@ pub(super) fn apply<'a>(
     span: Range<usize>,
     below_options: bool,
 ) -> Result<(), String> {
-    let (keys, value) = text.split_once('=').ok_or("expected `key=value`, as in `train.learning_rate=1e-4`")?;
+    let (keys, value) = text
+        .split_once('=')
+        .ok_or("expected `key=value`, as in `train.learning_rate=1e-4`")?;
     let keys: Vec<&str> = keys.split('.').map(str::trim).collect();
     if keys.iter().any(|key| key.is_empty()) {
-        return Err("expected `key=value` with dots between the keys, as in `train.learning_rate=1e-4`".into());
+        return Err(
+            "expected `key=value` with dots between the keys, as in `train.learning_rate=1e-4`"
+                .into(),
+        );
     }
     if keys.len() > LONGEST_PATH {
-        return Err(format!("the path has {} keys, the limit is {LONGEST_PATH}", keys.len()));
+        return Err(format!(
+            "the path has {} keys, the limit is {LONGEST_PATH}",
+            keys.len()
+        ));
     }
     let path = resolve(document.get_ref(), &keys, below_options)?;
     set(document, &path, parse_value(value.trim(), &span), &span)
@@ -51,19 +59,31 @@ fn marked<'a>(value: DeValue<'a>, span: &Range<usize>) -> Value<'a> {
         DeValue::Table(table) => DeValue::Table(
             table
                 .into_iter()
-                .map(|(key, value)| (Spanned::new(span.clone(), key.into_inner()), marked(value.into_inner(), span)))
+                .map(|(key, value)| {
+                    (
+                        Spanned::new(span.clone(), key.into_inner()),
+                        marked(value.into_inner(), span),
+                    )
+                })
                 .collect(),
         ),
-        DeValue::Array(array) => {
-            DeValue::Array(array.into_iter().map(|value| marked(value.into_inner(), span)).collect())
-        }
+        DeValue::Array(array) => DeValue::Array(
+            array
+                .into_iter()
+                .map(|value| marked(value.into_inner(), span))
+                .collect(),
+        ),
         scalar => scalar,
     };
     Spanned::new(span.clone(), value)
 }
 
 /// The whole path that the given keys mean in this document.
-fn resolve(document: &DeValue<'_>, keys: &[&str], below_options: bool) -> Result<Vec<String>, String> {
+fn resolve(
+    document: &DeValue<'_>,
+    keys: &[&str],
+    below_options: bool,
+) -> Result<Vec<String>, String> {
     let given = || keys.iter().map(|key| key.to_string());
     if document.get(keys[0]).is_some() {
         return Ok(given().collect());
@@ -71,9 +91,17 @@ fn resolve(document: &DeValue<'_>, keys: &[&str], below_options: bool) -> Result
     let mut known = Vec::new();
     collect_paths(document, &mut Vec::new(), &mut known);
     for length in (1..=keys.len()).rev() {
-        let whole = |path: &Vec<String>| path.iter().cloned().chain(given().skip(length)).collect::<Vec<_>>();
-        let places: Vec<Vec<String>> =
-            known.iter().filter(|path| ends_with(path, &keys[..length])).map(whole).collect();
+        let whole = |path: &Vec<String>| {
+            path.iter()
+                .cloned()
+                .chain(given().skip(length))
+                .collect::<Vec<_>>()
+        };
+        let places: Vec<Vec<String>> = known
+            .iter()
+            .filter(|path| ends_with(path, &keys[..length]))
+            .map(whole)
+            .collect();
         match places.as_slice() {
             [] => {}
             [place] => return Ok(place.clone()),
@@ -88,8 +116,16 @@ fn ends_with(path: &[String], keys: &[&str]) -> bool {
 }
 
 fn ambiguous(keys: &[&str], places: &[Vec<String>]) -> String {
-    let places: Vec<String> = places.iter().take(8).map(|path| format!("`{}`", path.join("."))).collect();
-    format!("`{}` fits several places; write one of {}", keys.join("."), places.join(", "))
+    let places: Vec<String> = places
+        .iter()
+        .take(8)
+        .map(|path| format!("`{}`", path.join(".")))
+        .collect();
+    format!(
+        "`{}` fits several places; write one of {}",
+        keys.join("."),
+        places.join(", ")
+    )
 }
 
 /// The path of every key in the document, in its order; elements of an array are keys too where they are tables.
@@ -104,21 +140,34 @@ fn collect_paths(value: &DeValue<'_>, here: &mut Vec<String>, paths: &mut Vec<Ve
 
 fn children<'v, 'a>(value: &'v DeValue<'a>) -> Vec<(String, &'v DeValue<'a>)> {
     match value {
-        DeValue::Table(table) => {
-            table.iter().map(|(key, child)| (key.get_ref().to_string(), child.get_ref())).collect()
-        }
+        DeValue::Table(table) => table
+            .iter()
+            .map(|(key, child)| (key.get_ref().to_string(), child.get_ref()))
+            .collect(),
         DeValue::Array(array) => {
-            let elements = array.iter().enumerate().map(|(index, child)| (index.to_string(), child.get_ref()));
-            elements.filter(|(_, child)| child.is_table() || child.is_array()).collect()
+            let elements = array
+                .iter()
+                .enumerate()
+                .map(|(index, child)| (index.to_string(), child.get_ref()));
+            elements
+                .filter(|(_, child)| child.is_table() || child.is_array())
+                .collect()
         }
         _ => Vec::new(),
     }
 }
 
 /// A key that is nowhere in the document belongs to the table of its only stage.
-fn in_only_stage(document: &DeValue<'_>, keys: &[&str], below_options: bool) -> Result<Vec<String>, String> {
+fn in_only_stage(
+    document: &DeValue<'_>,
+    keys: &[&str],
+    below_options: bool,
+) -> Result<Vec<String>, String> {
     let key = keys.join(".");
-    let Some(stages) = document.get("stage").and_then(|stage| stage.get_ref().as_array()) else {
+    let Some(stages) = document
+        .get("stage")
+        .and_then(|stage| stage.get_ref().as_array())
+    else {
         return Ok(keys.iter().map(|key| key.to_string()).collect());
     };
     let [stage] = &stages[..] else {
@@ -127,17 +176,32 @@ fn in_only_stage(document: &DeValue<'_>, keys: &[&str], below_options: bool) -> 
             "`{key}` is in none of the {count} stages; write its whole path, as in `stage.0.train.{key}`"
         ));
     };
-    let tables: Vec<String> =
-        children(stage.get_ref()).into_iter().filter(|(_, child)| child.is_table()).map(|(key, _)| key).collect();
+    let tables: Vec<String> = children(stage.get_ref())
+        .into_iter()
+        .filter(|(_, child)| child.is_table())
+        .map(|(key, _)| key)
+        .collect();
     let [table] = tables.as_slice() else {
-        return Err(format!("`{key}` is not in the stage; write its whole path, as in `stage.0.train.{key}`"));
+        return Err(format!(
+            "`{key}` is not in the stage; write its whole path, as in `stage.0.train.{key}`"
+        ));
     };
     let options = below_options.then_some("options");
-    Ok(["stage", "0", table].into_iter().chain(options).chain(keys.iter().copied()).map(str::to_owned).collect())
+    Ok(["stage", "0", table]
+        .into_iter()
+        .chain(options)
+        .chain(keys.iter().copied())
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Sets the value at a path, making the tables on the way that are missing.
-fn set<'a>(document: &mut Value<'a>, path: &[String], new: Value<'a>, span: &Range<usize>) -> Result<(), String> {
+fn set<'a>(
+    document: &mut Value<'a>,
+    path: &[String],
+    new: Value<'a>,
+    span: &Range<usize>,
+) -> Result<(), String> {
     let mut place = document;
     for (depth, key) in path.iter().enumerate() {
         let parent = path[..depth].join(".");
@@ -146,10 +210,21 @@ fn set<'a>(document: &mut Value<'a>, path: &[String], new: Value<'a>, span: &Ran
                 .entry(Spanned::new(span.clone(), Cow::Owned(key.clone())))
                 .or_insert_with(|| Spanned::new(span.clone(), DeValue::Table(DeTable::new()))),
             DeValue::Array(array) => {
-                let reason = format!("`{parent}` is a list of {}, so it has no element `{key}`", array.len());
-                key.parse::<usize>().ok().and_then(|index| array.get_mut(index)).ok_or(reason)?
+                let reason = format!(
+                    "`{parent}` is a list of {}, so it has no element `{key}`",
+                    array.len()
+                );
+                key.parse::<usize>()
+                    .ok()
+                    .and_then(|index| array.get_mut(index))
+                    .ok_or(reason)?
             }
-            other => return Err(format!("`{parent}` is a {}, so it has no key `{key}`", other.type_str())),
+            other => {
+                return Err(format!(
+                    "`{parent}` is a {}, so it has no key `{key}`",
+                    other.type_str()
+                ));
+            }
         };
     }
     *place = new;

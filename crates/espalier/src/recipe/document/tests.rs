@@ -53,7 +53,8 @@ enum Schedule {
     Cosine { warmup: usize },
 }
 
-const INLINE: &str = "[[stage]]\ntrain = { model = \"m\", objective = \"sft\", learning_rate = 1e-3 }\n";
+const INLINE: &str =
+    "[[stage]]\ntrain = { model = \"m\", objective = \"sft\", learning_rate = 1e-3 }\n";
 const TWO: &str = "[[stage]]\ntrain = { model = \"a\", objective = \"sft\", steps = 1 }\n\
                    [[stage]]\ntrain = { model = \"b\", objective = \"dpo\", steps = 2 }\n";
 
@@ -63,7 +64,12 @@ fn with(text: &str, overrides: &[&str]) -> Result<Recipe, String> {
 }
 
 fn train(text: &str, overrides: &[&str]) -> Train {
-    with(text, overrides).unwrap().stage.remove(0).train.unwrap()
+    with(text, overrides)
+        .unwrap()
+        .stage
+        .remove(0)
+        .train
+        .unwrap()
 }
 
 fn complaint(text: &str) -> String {
@@ -74,8 +80,7 @@ fn override_complaint(text: &str, change: &str) -> String {
     with(text, &[change]).unwrap_err()
 }
 
-const KNOWN: &str =
-    "known keys: `model`, `objective`, `learning_rate`, `steps`, `shuffle`, `layers`, `adapter`, `schedule`";
+const KNOWN: &str = "known keys: `model`, `objective`, `learning_rate`, `steps`, `shuffle`, `layers`, `adapter`, `schedule`";
 
 #[test]
 fn unknown_keys_show_the_line_and_the_nearest_key() {
@@ -83,12 +88,18 @@ fn unknown_keys_show_the_line_and_the_nearest_key() {
         "recipe.toml:4:1: unknown key `learning_rte`, did you mean `learning_rate`? {KNOWN}\n  \
          4 | learning_rte = 1e-4\n    | ^^^^^^^^^^^^"
     );
-    assert_eq!(complaint("[[stage]]\n[stage.train]\nmodel = \"m\"\nlearning_rte = 1e-4\n"), expected);
+    assert_eq!(
+        complaint("[[stage]]\n[stage.train]\nmodel = \"m\"\nlearning_rte = 1e-4\n"),
+        expected
+    );
     let expected = format!(
         "recipe.toml:2:11: unknown key `banana`; {KNOWN}\n  \
          2 | train = {{ banana = 1, model = \"m\" }}\n    |           ^^^^^^"
     );
-    assert_eq!(complaint("[[stage]]\ntrain = { banana = 1, model = \"m\" }\n"), expected);
+    assert_eq!(
+        complaint("[[stage]]\ntrain = { banana = 1, model = \"m\" }\n"),
+        expected
+    );
     let expected = "recipe.toml:1:1: unknown key `nme`, did you mean `name`? known keys: `name`, `stage`\n  \
                     1 | nme = 1\n    | ^^^";
     assert_eq!(complaint("nme = 1"), expected);
@@ -100,8 +111,7 @@ fn unknown_keys_inside_enumerations_are_found() {
     let expected = "recipe.toml:5:22: unknown key `rnk`, did you mean `rank`? known keys: `rank`\n  \
                     5 | adapter = { lora = { rnk = 8 } }\n    |                      ^^^";
     assert_eq!(complaint(text), expected);
-    let text =
-        "[[stage]]\n[stage.train]\nmodel = \"m\"\nobjective = \"sft\"\nschedule = { kind = \"cosine\", warmp = 8 }\n";
+    let text = "[[stage]]\n[stage.train]\nmodel = \"m\"\nobjective = \"sft\"\nschedule = { kind = \"cosine\", warmp = 8 }\n";
     let expected = "recipe.toml:5:31: unknown key `warmp`, did you mean `warmup`? known keys: `warmup`\n  \
                     5 | schedule = { kind = \"cosine\", warmp = 8 }\n    |                               ^^^^^";
     assert_eq!(complaint(text), expected);
@@ -112,7 +122,10 @@ fn unknown_values_get_the_nearest() {
     let expected = "recipe.toml:2:36: unknown value `sftt` for `objective`, did you mean `sft`? \
                     known values: `pretrain`, `sft`, `dpo`\n  \
                     2 | train = { model = \"m\", objective = \"sftt\" }\n    |                                    ^^^^^^";
-    assert_eq!(complaint("[[stage]]\ntrain = { model = \"m\", objective = \"sftt\" }"), expected);
+    assert_eq!(
+        complaint("[[stage]]\ntrain = { model = \"m\", objective = \"sftt\" }"),
+        expected
+    );
 }
 
 #[test]
@@ -124,7 +137,10 @@ fn wrong_types_say_what_was_expected() {
              3 | steps = {value}\n    |         {carets}"
         )
     };
-    assert_eq!(steps("\"many\""), expected("`\"many\"`", "\"many\"", "^^^^^^"));
+    assert_eq!(
+        steps("\"many\""),
+        expected("`\"many\"`", "\"many\"", "^^^^^^")
+    );
     assert_eq!(steps("-1"), expected("`-1`", "-1", "^^"));
     assert_eq!(steps("1.5"), expected("`1.5`", "1.5", "^^^"));
     assert_eq!(steps("[1]"), expected("a list", "[1]", "^^^"));
@@ -137,12 +153,17 @@ fn wrong_types_say_what_was_expected() {
 
 #[test]
 fn missing_keys_name_their_table() {
-    let expected =
-        "recipe.toml:2:1: missing key `objective` in `stage.train`\n  2 | [stage.train]\n    | ^^^^^^^^^^^^^";
-    assert_eq!(complaint("[[stage]]\n[stage.train]\nmodel = \"m\"\n"), expected);
+    let expected = "recipe.toml:2:1: missing key `objective` in `stage.train`\n  2 | [stage.train]\n    | ^^^^^^^^^^^^^";
+    assert_eq!(
+        complaint("[[stage]]\n[stage.train]\nmodel = \"m\"\n"),
+        expected
+    );
     let expected = "recipe.toml:2:9: missing key `objective` in `stage.train`\n  \
                     2 | train = { model = \"m\" }\n    |         ^^^^^^^^^^^^^^^";
-    assert_eq!(complaint("[[stage]]\ntrain = { model = \"m\" }\n"), expected);
+    assert_eq!(
+        complaint("[[stage]]\ntrain = { model = \"m\" }\n"),
+        expected
+    );
     assert_eq!(complaint(""), "recipe.toml:1:1: missing key `stage`");
 }
 
@@ -163,30 +184,60 @@ fn carets_follow_characters_and_long_lines_are_cut() {
         "recipe.toml:2:24: unknown key `x`; {KNOWN}\n  2 | train = {{ model = \"é\", x = 1 }}\n    | {}^",
         " ".repeat(23)
     );
-    assert_eq!(complaint("[[stage]]\ntrain = { model = \"é\", x = 1 }"), expected);
-    let long = format!("[[stage]]\ntrain = {{ model = \"{}\", steps = true }}", "é".repeat(5000));
+    assert_eq!(
+        complaint("[[stage]]\ntrain = { model = \"é\", x = 1 }"),
+        expected
+    );
+    let long = format!(
+        "[[stage]]\ntrain = {{ model = \"{}\", steps = true }}",
+        "é".repeat(5000)
+    );
     let message = complaint(&long);
-    assert!(message.starts_with("recipe.toml:2:5031: `steps` expects"), "{message}");
+    assert!(
+        message.starts_with("recipe.toml:2:5031: `steps` expects"),
+        "{message}"
+    );
     let lines: Vec<&str> = message.lines().collect();
     assert!(lines[1].chars().count() < 130);
     let caret = lines[2].chars().position(|c| c == '^').unwrap();
-    assert_eq!(lines[1].chars().skip(caret).take(4).collect::<String>(), "true");
+    assert_eq!(
+        lines[1].chars().skip(caret).take(4).collect::<String>(),
+        "true"
+    );
 }
 
 #[test]
 fn overrides_take_full_and_short_paths() {
-    assert_eq!(train(INLINE, &["stage.0.train.learning_rate=1e-4"]).learning_rate, Some(1e-4));
-    assert_eq!(train(INLINE, &["train.learning_rate=1e-4"]).learning_rate, Some(1e-4));
-    assert_eq!(train(INLINE, &["learning_rate=1e-4"]).learning_rate, Some(1e-4));
-    assert_eq!(train(INLINE, &["learning_rate=1e-4", "learning_rate=2"]).learning_rate, Some(2.0));
-    assert_eq!(train(TWO, &["stage.1.train.steps=9", "stage.0.train.steps=7"]).steps, Some(7));
+    assert_eq!(
+        train(INLINE, &["stage.0.train.learning_rate=1e-4"]).learning_rate,
+        Some(1e-4)
+    );
+    assert_eq!(
+        train(INLINE, &["train.learning_rate=1e-4"]).learning_rate,
+        Some(1e-4)
+    );
+    assert_eq!(
+        train(INLINE, &["learning_rate=1e-4"]).learning_rate,
+        Some(1e-4)
+    );
+    assert_eq!(
+        train(INLINE, &["learning_rate=1e-4", "learning_rate=2"]).learning_rate,
+        Some(2.0)
+    );
+    assert_eq!(
+        train(TWO, &["stage.1.train.steps=9", "stage.0.train.steps=7"]).steps,
+        Some(7)
+    );
 }
 
 #[test]
 fn overrides_of_absent_keys_go_to_the_only_stage() {
     assert_eq!(train(INLINE, &["steps=5"]).steps, Some(5));
     assert_eq!(train(INLINE, &["train.steps=5"]).steps, Some(5));
-    assert_eq!(train(INLINE, &["adapter.lora.rank=8"]).adapter, Some(Adapter::Lora { rank: 8 }));
+    assert_eq!(
+        train(INLINE, &["adapter.lora.rank=8"]).adapter,
+        Some(Adapter::Lora { rank: 8 })
+    );
     assert_eq!(
         train(INLINE, &["train.adapter={lora={rank=4}}", "lora.rank=2"]).adapter,
         Some(Adapter::Lora { rank: 2 })
@@ -223,21 +274,35 @@ fn overrides_with_several_places_list_them() {
 fn override_values_are_toml_or_text() {
     assert_eq!(train(INLINE, &["shuffle=true"]).shuffle, Some(true));
     assert_eq!(train(INLINE, &["layers=[1, 2]"]).layers, Some(vec![1, 2]));
-    assert_eq!(train(INLINE, &["layers=[1, 2]", "layers=[3]"]).layers, Some(vec![3]));
-    assert_eq!(train(INLINE, &["model=models/tiny-2.gguf"]).model, "models/tiny-2.gguf");
+    assert_eq!(
+        train(INLINE, &["layers=[1, 2]", "layers=[3]"]).layers,
+        Some(vec![3])
+    );
+    assert_eq!(
+        train(INLINE, &["model=models/tiny-2.gguf"]).model,
+        "models/tiny-2.gguf"
+    );
     assert_eq!(train(INLINE, &["model=\"quoted\""]).model, "quoted");
     assert_eq!(train(INLINE, &["model=a=b"]).model, "a=b");
     assert_eq!(train(INLINE, &["model="]).model, "");
     assert_eq!(train(INLINE, &["model=x\nsteps = 1"]).model, "x\nsteps = 1");
     assert_eq!(train(INLINE, &["objective=dpo"]).objective, Objective::Dpo);
-    assert_eq!(with(&format!("name = \"a\"\n{INLINE}"), &["name=b"]).unwrap().name.as_deref(), Some("b"));
+    assert_eq!(
+        with(&format!("name = \"a\"\n{INLINE}"), &["name=b"])
+            .unwrap()
+            .name
+            .as_deref(),
+        Some("b")
+    );
 }
 
 #[test]
 fn wrong_overrides_name_themselves() {
     assert_eq!(
         override_complaint(INLINE, "learning_rte=1e-4"),
-        format!("override `learning_rte=1e-4`: unknown key `learning_rte`, did you mean `learning_rate`? {KNOWN}")
+        format!(
+            "override `learning_rte=1e-4`: unknown key `learning_rte`, did you mean `learning_rate`? {KNOWN}"
+        )
     );
     assert_eq!(
         override_complaint(INLINE, "steps=many"),
@@ -269,7 +334,10 @@ fn wrong_overrides_name_themselves() {
         "override `train..steps=1`: expected `key=value` with dots between the keys, as in `train.learning_rate=1e-4`"
     );
     let deep = format!("{}=1", vec!["a"; 33].join("."));
-    assert_eq!(override_complaint(INLINE, &deep), format!("override `{deep}`: the path has 33 keys, the limit is 32"));
+    assert_eq!(
+        override_complaint(INLINE, &deep),
+        format!("override `{deep}`: the path has 33 keys, the limit is 32")
+    );
 }
 
 #[test]
@@ -277,14 +345,23 @@ fn files_are_read_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("recipe.toml");
     let outcome = || load::<Recipe>(&path, &[]).map_err(|error| error.to_string());
-    assert_eq!(outcome().unwrap_err(), format!("{}: No such file or directory (os error 2)", path.display()));
+    assert_eq!(
+        outcome().unwrap_err(),
+        format!("{}: No such file or directory (os error 2)", path.display())
+    );
     std::fs::write(&path, INLINE).unwrap();
     assert_eq!(outcome().unwrap(), with(INLINE, &[]).unwrap());
     std::fs::write(&path, b"name = \"\xff\"").unwrap();
-    let expected = format!("{}: not text: the byte at offset 8 is not UTF-8; is this the right file?", path.display());
+    let expected = format!(
+        "{}: not text: the byte at offset 8 is not UTF-8; is this the right file?",
+        path.display()
+    );
     assert_eq!(outcome().unwrap_err(), expected);
     std::fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
-    let expected = format!("{}: larger than 1048576 bytes, so not a recipe; is this the right file?", path.display());
+    let expected = format!(
+        "{}: larger than 1048576 bytes, so not a recipe; is this the right file?",
+        path.display()
+    );
     assert_eq!(outcome().unwrap_err(), expected);
 }
 

@@ -35,9 +35,18 @@ impl Given<'_> {
         of_value: &mut [f32],
         mut of_bias: Option<&mut [f32]>,
     ) {
-        let (query, key, precision) = (&self.inputs.query, &self.inputs.key, self.inputs.flash.options.precision);
+        let (query, key, precision) = (
+            &self.inputs.query,
+            &self.inputs.key,
+            self.inputs.flash.options.precision,
+        );
         let kernel = kernel(precision);
-        let (width, high, wide, most) = (query.width, kernel.rows, kernel.columns, keys_of_block(kernel));
+        let (width, high, wide, most) = (
+            query.width,
+            kernel.rows,
+            kernel.columns,
+            keys_of_block(kernel),
+        );
         let kv_head = self.inputs.kv_head(head);
         let keys = key.matrix(batch, kv_head, 0..key.time);
         let values = self.inputs.value.matrix(batch, kv_head, 0..key.time);
@@ -60,7 +69,21 @@ impl Given<'_> {
         ];
         scratch::parts(
             sizes,
-            |[q, g, q_lanes, g_lanes, weights, of_scores, units, of_query, turned, k, v, k_lanes, rows_of]| {
+            |[
+                q,
+                g,
+                q_lanes,
+                g_lanes,
+                weights,
+                of_scores,
+                units,
+                of_query,
+                turned,
+                k,
+                v,
+                k_lanes,
+                rows_of,
+            ]| {
                 kernel.pack(k, Side::Left, keys);
                 kernel.pack(v, Side::Left, values);
                 kernel.pack(k_lanes, Side::Left, keys.transposed());
@@ -81,15 +104,44 @@ impl Given<'_> {
                         let size = block.len() * wide;
                         let (weights, of_scores) = (&mut weights[..size], &mut of_scores[..size]);
                         let of_bias = of_bias.as_deref_mut();
-                        scores::gradients(wide, weights, of_scores, &panel, block.start, &log_sums, &along, of_bias);
-                        let add = |out: &mut [f32], block_scores: &[f32], lanes: &[f32], turned: &mut [f32]| {
+                        scores::gradients(
+                            wide,
+                            weights,
+                            of_scores,
+                            &panel,
+                            block.start,
+                            &log_sums,
+                            &along,
+                            of_bias,
+                        );
+                        let add = |out: &mut [f32],
+                                   block_scores: &[f32],
+                                   lanes: &[f32],
+                                   turned: &mut [f32]| {
                             let out = &mut out[block.start * width..block.end * width];
-                            add_lanes(kernel, width, queries.len(), block_scores, lanes, turned, out);
+                            add_lanes(
+                                kernel,
+                                width,
+                                queries.len(),
+                                block_scores,
+                                lanes,
+                                turned,
+                                out,
+                            );
                         };
                         add(of_value, weights, g_lanes, turned);
                         add(of_key, of_scores, q_lanes, turned);
                         let right = right_factor(kernel, precision, of_scores, wide, units);
-                        add_mixed(kernel, width, key.time, block.start, block.len(), k_lanes, right, of_query);
+                        add_mixed(
+                            kernel,
+                            width,
+                            key.time,
+                            block.start,
+                            block.len(),
+                            k_lanes,
+                            right,
+                            of_query,
+                        );
                     }
                     transpose(&of_query[..width * wide], width, wide, rows_of);
                     for (position, from) in queries.zip(rows_of.chunks_exact(width)) {
@@ -109,8 +161,15 @@ impl Given<'_> {
         for (lane, position) in panel.queries.clone().enumerate() {
             let log_sum = self.log_sums[self.inputs.query.index(batch, position, head)];
             // A row that saw nothing has no weights; its lane is masked throughout.
-            log_sums[lane] = if log_sum == f32::NEG_INFINITY { 0.0 } else { log_sum };
-            along[lane] = dot_rows(self.gradient.row(batch, position, head), self.output.row(batch, position, head));
+            log_sums[lane] = if log_sum == f32::NEG_INFINITY {
+                0.0
+            } else {
+                log_sum
+            };
+            along[lane] = dot_rows(
+                self.gradient.row(batch, position, head),
+                self.output.row(batch, position, head),
+            );
         }
         (log_sums, along)
     }
@@ -128,16 +187,35 @@ fn add_lanes(
 ) {
     let (high, wide) = (kernel.rows, kernel.columns);
     let (keys, units) = (block.len() / wide, kernel.units(queries));
-    kernel.pack(turned, Side::Left, Matrix::strided(block, keys, queries, wide));
-    for (i, left) in turned.chunks_exact(high * units).enumerate().take(keys.div_ceil(high)) {
-        for (j, right) in right.chunks_exact(wide * units).enumerate().take(width.div_ceil(wide)) {
+    kernel.pack(
+        turned,
+        Side::Left,
+        Matrix::strided(block, keys, queries, wide),
+    );
+    for (i, left) in turned
+        .chunks_exact(high * units)
+        .enumerate()
+        .take(keys.div_ceil(high))
+    {
+        for (j, right) in right
+            .chunks_exact(wide * units)
+            .enumerate()
+            .take(width.div_ceil(wide))
+        {
             let (key, column) = (i * high, j * wide);
             let size = [high.min(keys - key), wide.min(width - column)];
-            let part = &mut out[key * width + column..(key + size[0] - 1) * width + column + size[1]];
+            let part =
+                &mut out[key * width + column..(key + size[0] - 1) * width + column + size[1]];
             #[allow(unsafe_code)]
             // SAFETY: the part spans all rows and columns of the tile.
             unsafe {
-                kernel.tile(&[Segment { units, left, right }], part.as_mut_ptr(), width, size, true);
+                kernel.tile(
+                    &[Segment { units, left, right }],
+                    part.as_mut_ptr(),
+                    width,
+                    size,
+                    true,
+                );
             }
         }
     }

@@ -18,21 +18,37 @@ pub(super) fn run(
     (outputs, log_sums): &(DisjointRows<'_>, DisjointRows<'_>),
 ) {
     let (query, options) = (&inputs.query, &inputs.flash.options);
-    let (count, kv_head, how) = (query.time, inputs.kv_head(head), How::one(options.precision));
+    let (count, kv_head, how) = (
+        query.time,
+        inputs.kv_head(head),
+        How::one(options.precision),
+    );
     let keys = inputs.flash.mask.span(batch, 0..count);
     if keys.is_empty() {
         return;
     }
     let mut scores = vec![0.0; count * keys.len()];
     let key = inputs.key.matrix(batch, kv_head, keys.clone());
-    product(&mut scores, query.matrix(batch, head, 0..count), key.transposed(), false, how);
+    product(
+        &mut scores,
+        query.matrix(batch, head, 0..count),
+        key.transposed(),
+        false,
+        how,
+    );
     let intervals = inputs.flash.mask.intervals(batch, 0..count);
-    for (i, (row, interval)) in scores.chunks_exact_mut(keys.len()).zip(intervals).enumerate() {
+    for (i, (row, interval)) in scores
+        .chunks_exact_mut(keys.len())
+        .zip(intervals)
+        .enumerate()
+    {
         let softcap = options.softcap.unwrap_or(0.0) as f32;
         finish(row, options.scale as f32, softcap);
         if let Some(bias) = inputs.bias(head) {
             let origin = i + inputs.key.time - 1;
-            row.iter_mut().zip(keys.clone()).for_each(|(score, key)| *score += bias[origin - key]);
+            row.iter_mut()
+                .zip(keys.clone())
+                .for_each(|(score, key)| *score += bias[origin - key]);
         }
         let seen = interval.0 as usize..interval.1 as usize;
         for (score, key) in row.iter_mut().zip(keys.clone()) {
@@ -47,7 +63,13 @@ pub(super) fn run(
     }
     let value = inputs.value.matrix(batch, kv_head, keys.clone());
     let mut mixed = vec![0.0; count * query.width];
-    product(&mut mixed, Matrix::new(&scores, count, keys.len()), value, false, how);
+    product(
+        &mut mixed,
+        Matrix::new(&scores, count, keys.len()),
+        value,
+        false,
+        how,
+    );
     for (i, mixed) in mixed.chunks_exact(query.width).enumerate() {
         #[allow(unsafe_code)]
         // SAFETY: as above.

@@ -32,7 +32,10 @@ pub(super) fn run(
     let first = seen.start / most * most;
     let keys = first..seen.end.max(first);
     let key = inputs.key.matrix(batch, kv_head, keys.clone());
-    let value = inputs.value.matrix(batch, kv_head, keys.clone()).transposed();
+    let value = inputs
+        .value
+        .matrix(batch, kv_head, keys.clone())
+        .transposed();
     let sizes = [
         kernel.packed_len(Side::Right, wide, width),
         most * wide,
@@ -42,31 +45,61 @@ pub(super) fn run(
         kernel.packed_len(Side::Left, width, keys.len()),
         width * wide,
     ];
-    scratch::parts(sizes, |[of_query, scores, weights, mixed, of_key, of_value, rows_of]| {
-        kernel.pack(of_key, Side::Left, key);
-        kernel.pack(of_value, Side::Left, value);
-        for start in queries.clone().step_by(wide) {
-            let panel = Panel::new(inputs, batch, head, start..(start + wide).min(queries.end), wide);
-            kernel.pack(of_query, Side::Right, inputs.query.matrix(batch, head, panel.queries.clone()));
-            mixed.fill(0.0);
-            let mut softmax = Softmax::new();
-            for block in panel.blocks(most) {
-                score_tiles(kernel, width, &panel, &block, first, of_key, of_query, scores);
-                let rows = &mut scores[..block.len() * wide];
-                scores::online_softmax(wide, rows, &panel, block.start, &mut softmax, mixed);
-                let weights = right_factor(kernel, inputs.flash.options.precision, rows, wide, weights);
-                add_mixed(kernel, width, keys.len(), block.start - first, block.len(), of_value, weights, mixed);
+    scratch::parts(
+        sizes,
+        |[of_query, scores, weights, mixed, of_key, of_value, rows_of]| {
+            kernel.pack(of_key, Side::Left, key);
+            kernel.pack(of_value, Side::Left, value);
+            for start in queries.clone().step_by(wide) {
+                let panel = Panel::new(
+                    inputs,
+                    batch,
+                    head,
+                    start..(start + wide).min(queries.end),
+                    wide,
+                );
+                kernel.pack(
+                    of_query,
+                    Side::Right,
+                    inputs.query.matrix(batch, head, panel.queries.clone()),
+                );
+                mixed.fill(0.0);
+                let mut softmax = Softmax::new();
+                for block in panel.blocks(most) {
+                    score_tiles(
+                        kernel, width, &panel, &block, first, of_key, of_query, scores,
+                    );
+                    let rows = &mut scores[..block.len() * wide];
+                    scores::online_softmax(wide, rows, &panel, block.start, &mut softmax, mixed);
+                    let weights =
+                        right_factor(kernel, inputs.flash.options.precision, rows, wide, weights);
+                    add_mixed(
+                        kernel,
+                        width,
+                        keys.len(),
+                        block.start - first,
+                        block.len(),
+                        of_value,
+                        weights,
+                        mixed,
+                    );
+                }
+                transpose(&mixed[..width * wide], width, wide, rows_of);
+                for ((lane, position), mixed) in panel
+                    .queries
+                    .clone()
+                    .enumerate()
+                    .zip(rows_of.chunks_exact(width))
+                {
+                    let index = inputs.query.index(batch, position, head);
+                    #[allow(unsafe_code)]
+                    // SAFETY: each task has its own batch row, head and positions, hence its own rows.
+                    let (row, log_sum) = unsafe { (outputs.row(index), log_sums.row(index)) };
+                    log_sum[0] = softmax.write(lane, mixed, row);
+                }
             }
-            transpose(&mixed[..width * wide], width, wide, rows_of);
-            for ((lane, position), mixed) in panel.queries.clone().enumerate().zip(rows_of.chunks_exact(width)) {
-                let index = inputs.query.index(batch, position, head);
-                #[allow(unsafe_code)]
-                // SAFETY: each task has its own batch row, head and positions, hence its own rows.
-                let (row, log_sum) = unsafe { (outputs.row(index), log_sums.row(index)) };
-                log_sum[0] = softmax.write(lane, mixed, row);
-            }
-        }
-    });
+        },
+    );
 }
 
 /// The scores of a block, `[keys, queries]`, before any scale.
@@ -84,12 +117,21 @@ pub(super) fn score_tiles(
     let (high, wide, units) = (kernel.rows, kernel.columns, kernel.units(width));
     debug_assert!((block.start - first).is_multiple_of(high) && panel.wide == wide);
     let panels = left[(block.start - first) * units..].chunks_exact(high * units);
-    for (left, out) in panels.zip(out.chunks_mut(high * wide)).take(block.len().div_ceil(high)) {
+    for (left, out) in panels
+        .zip(out.chunks_mut(high * wide))
+        .take(block.len().div_ceil(high))
+    {
         #[allow(unsafe_code)]
         // SAFETY: `out` holds a whole tile: blocks are made of whole panels and the buffer of whole blocks.
         unsafe {
             assert!(out.len() == high * wide);
-            kernel.tile(&[Segment { units, left, right }], out.as_mut_ptr(), wide, [high, wide], false);
+            kernel.tile(
+                &[Segment { units, left, right }],
+                out.as_mut_ptr(),
+                wide,
+                [high, wide],
+                false,
+            );
         }
     }
 }
@@ -105,7 +147,11 @@ pub(super) fn right_factor<'a>(
     if precision == Precision::F32 {
         return block;
     }
-    kernel.pack(packed, Side::Right, Matrix::new(block, block.len() / wide, wide).transposed());
+    kernel.pack(
+        packed,
+        Side::Right,
+        Matrix::new(block, block.len() / wide, wide).transposed(),
+    );
     packed
 }
 
@@ -124,7 +170,11 @@ pub(super) fn add_mixed(
     let (high, wide, units) = (kernel.rows, kernel.columns, kernel.units(depth));
     let panels = left.chunks_exact(high * units).take(width.div_ceil(high));
     for (left, out) in panels.zip(out.chunks_exact_mut(high * wide)) {
-        let segment = Segment { units: kernel.units(count), left: &left[start / kernel.pair * high..], right };
+        let segment = Segment {
+            units: kernel.units(count),
+            left: &left[start / kernel.pair * high..],
+            right,
+        };
         #[allow(unsafe_code)]
         // SAFETY: `out` holds a whole tile.
         unsafe {

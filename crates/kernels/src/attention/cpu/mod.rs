@@ -51,7 +51,11 @@ struct Heads<'a> {
 /// The tensor itself where its last axis lies in order, else a copy that does.
 fn readable(tensor: &FlexTensor) -> FlexTensor {
     let strides = tensor.layout().strides();
-    if strides[3] == 1 && strides.iter().all(|s| *s >= 0) { tensor.clone() } else { tensor.to_contiguous() }
+    if strides[3] == 1 && strides.iter().all(|s| *s >= 0) {
+        tensor.clone()
+    } else {
+        tensor.to_contiguous()
+    }
 }
 
 impl<'a> Heads<'a> {
@@ -70,8 +74,14 @@ impl<'a> Heads<'a> {
 
     /// Some positions of one head: `[positions, width]`.
     fn matrix(&self, batch: usize, head: usize, positions: Range<usize>) -> Matrix<'a> {
-        let start = batch * self.strides[0] + positions.start * self.strides[1] + head * self.strides[2];
-        Matrix::strided(&self.values[start.min(self.values.len())..], positions.len(), self.width, self.strides[1])
+        let start =
+            batch * self.strides[0] + positions.start * self.strides[1] + head * self.strides[2];
+        Matrix::strided(
+            &self.values[start.min(self.values.len())..],
+            positions.len(),
+            self.width,
+            self.strides[1],
+        )
     }
 
     fn row(&self, batch: usize, position: usize, head: usize) -> &'a [f32] {
@@ -107,7 +117,8 @@ impl<'a> Inputs<'a> {
     /// The biases of a head: element `query - key + keys - 1` belongs to a query and a key.
     fn bias(&self, head: usize) -> Option<&'a [f32]> {
         let distances = self.query.time + self.key.time - 1;
-        self.bias.map(|bias| &bias[head * distances..(head + 1) * distances])
+        self.bias
+            .map(|bias| &bias[head * distances..(head + 1) * distances])
     }
 
     /// The values mixed for all queries, `[batch, queries, heads, width]`, and for each row of it the log of its softmax's
@@ -116,7 +127,10 @@ impl<'a> Inputs<'a> {
         let query = &self.query;
         let mut output = zeros(query.len());
         let mut log_sums = vec![f32::NEG_INFINITY; query.batch * query.time * query.heads];
-        let rows = (DisjointRows::new(&mut output, query.width), DisjointRows::new(&mut log_sums, 1));
+        let rows = (
+            DisjointRows::new(&mut output, query.width),
+            DisjointRows::new(&mut log_sums, 1),
+        );
         let heads = query.batch * query.heads;
         if query.time <= few_queries::LIMIT {
             for_each(heads, |task| {
@@ -126,7 +140,9 @@ impl<'a> Inputs<'a> {
         }
         // Few heads are split into parts of their queries, which pack keys and values once each.
         let kernel = kernel(self.flash.options.precision);
-        let parts = (8usize.div_ceil(heads)).min(query.time.div_ceil(keys_of_block(kernel))).max(1);
+        let parts = (8usize.div_ceil(heads))
+            .min(query.time.div_ceil(keys_of_block(kernel)))
+            .max(1);
         let part = query.time.div_ceil(parts).next_multiple_of(kernel.columns);
         for_each(heads * parts, |task| {
             // The last parts see the most keys; they go first, so that no thread waits for one at the end.
@@ -140,7 +156,12 @@ impl<'a> Inputs<'a> {
     }
 
     /// Gradients of query, key, value and bias.
-    fn backward(&self, output: &Heads<'_>, gradient: &Heads<'_>, log_sums: &[f32]) -> [Vec<f32>; 4] {
+    fn backward(
+        &self,
+        output: &Heads<'_>,
+        gradient: &Heads<'_>,
+        log_sums: &[f32],
+    ) -> [Vec<f32>; 4] {
         let (query, key) = (&self.query, &self.key);
         let distances = query.time + key.time - 1;
         let each = query.batch * query.heads;
@@ -148,10 +169,19 @@ impl<'a> Inputs<'a> {
         let query_rows = DisjointRows::new(&mut of_query, query.width);
         let head = key.time * key.width;
         // The part of the biases is empty where there are none.
-        let sizes = [(each * head, head), (each * head, head), (self.bias.map_or(0, |_| each * distances), distances)];
+        let sizes = [
+            (each * head, head),
+            (each * head, head),
+            (self.bias.map_or(0, |_| each * distances), distances),
+        ];
         let [of_key, of_value, of_bias] = fresh(sizes, |task, [of_key, of_value, of_bias]| {
             let place = (task / query.heads, task % query.heads);
-            let given = backward::Given { inputs: self, output, gradient, log_sums };
+            let given = backward::Given {
+                inputs: self,
+                output,
+                gradient,
+                log_sums,
+            };
             let of_bias = (!of_bias.is_empty()).then_some(of_bias);
             given.run(place, &query_rows, of_key, of_value, of_bias);
         });
@@ -178,7 +208,14 @@ impl<'a> Inputs<'a> {
 
     /// The gradient of the biases, summed over the batch.
     fn summed(&self, parts: &[f32], distances: usize) -> Vec<f32> {
-        let mut sums = vec![0.0; if parts.is_empty() { 0 } else { self.query.heads * distances }];
+        let mut sums = vec![
+            0.0;
+            if parts.is_empty() {
+                0
+            } else {
+                self.query.heads * distances
+            }
+        ];
         for part in parts.chunks_exact(sums.len().max(1)) {
             add(&mut sums, part);
         }
@@ -187,12 +224,22 @@ impl<'a> Inputs<'a> {
 }
 
 /// Applies the operator to three tensors and perhaps a bias.
-fn forward(flash: &Flash, [query, key, value]: [&FlexTensor; 3], bias: Option<&FlexTensor>) -> (FlexTensor, Saved) {
+fn forward(
+    flash: &Flash,
+    [query, key, value]: [&FlexTensor; 3],
+    bias: Option<&FlexTensor>,
+) -> (FlexTensor, Saved) {
     let tensors = [query, key, value].map(readable);
     let bias = bias.map(crate::host::contiguous);
     let [query, key, value] = tensors.each_ref().map(Heads::new);
     let shape = [query.batch, query.time, query.heads, query.width];
-    let inputs = Inputs { flash, query, key, value, bias: bias.as_ref().map(slice) };
+    let inputs = Inputs {
+        flash,
+        query,
+        key,
+        value,
+        bias: bias.as_ref().map(slice),
+    };
     let (output, log_sums) = inputs.forward();
     (tensor(output, &shape), vec![log_sums])
 }
@@ -200,10 +247,24 @@ fn forward(flash: &Flash, [query, key, value]: [&FlexTensor; 3], bias: Option<&F
 fn backward<const N: usize>(flash: &Flash, given: &Given<N>) -> [Vec<f32>; 4] {
     let tensors: Vec<FlexTensor> = given.inputs[..3].iter().map(readable).collect();
     let bias = given.inputs.get(3).map(crate::host::contiguous);
-    let (query, key, value) = (Heads::new(&tensors[0]), Heads::new(&tensors[1]), Heads::new(&tensors[2]));
-    let inputs = Inputs { flash, query, key, value, bias: bias.as_ref().map(slice) };
+    let (query, key, value) = (
+        Heads::new(&tensors[0]),
+        Heads::new(&tensors[1]),
+        Heads::new(&tensors[2]),
+    );
+    let inputs = Inputs {
+        flash,
+        query,
+        key,
+        value,
+        bias: bias.as_ref().map(slice),
+    };
     match &given.output {
-        Some(output) => inputs.backward(&Heads::new(output), &Heads::new(&given.gradient), &given.saved[0]),
+        Some(output) => inputs.backward(
+            &Heads::new(output),
+            &Heads::new(&given.gradient),
+            &given.saved[0],
+        ),
         None => Default::default(),
     }
 }
@@ -220,12 +281,20 @@ impl HostOperator<3> for Flash {
     fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
         let [query, key, value, _] = backward(self, &given);
         let shapes = given.inputs.each_ref().map(dimensions);
-        [Some(tensor(query, &shapes[0])), Some(tensor(key, &shapes[1])), Some(tensor(value, &shapes[2]))]
+        [
+            Some(tensor(query, &shapes[0])),
+            Some(tensor(key, &shapes[1])),
+            Some(tensor(value, &shapes[2])),
+        ]
     }
 }
 
 impl HostOperator<4> for Flash {
-    fn forward(&self, [query, key, value, bias]: &[FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, Saved) {
+    fn forward(
+        &self,
+        [query, key, value, bias]: &[FlexTensor; 4],
+        _: [bool; 4],
+    ) -> (FlexTensor, Saved) {
         forward(self, [query, key, value], Some(bias))
     }
 

@@ -28,7 +28,13 @@ pub(super) struct Panel<'a> {
 }
 
 impl<'a> Panel<'a> {
-    pub fn new(inputs: &Inputs<'a>, batch: usize, head: usize, queries: Range<usize>, wide: usize) -> Self {
+    pub fn new(
+        inputs: &Inputs<'a>,
+        batch: usize,
+        head: usize,
+        queries: Range<usize>,
+        wide: usize,
+    ) -> Self {
         let (mut first, mut end) = ([0; WIDEST], [0; WIDEST]);
         let intervals = inputs.flash.mask.intervals(batch, queries.clone());
         for (lane, interval) in intervals.iter().enumerate() {
@@ -36,7 +42,11 @@ impl<'a> Panel<'a> {
         }
         let all_first = intervals.iter().map(|i| i.0).max().unwrap_or(0) as usize;
         let all_end = intervals.iter().map(|i| i.1).min().unwrap_or(0) as usize;
-        let every = if queries.len() == wide { all_first..all_end } else { 0..0 };
+        let every = if queries.len() == wide {
+            all_first..all_end
+        } else {
+            0..0
+        };
         Self {
             some: inputs.flash.mask.span(batch, queries.clone()),
             every,
@@ -54,7 +64,9 @@ impl<'a> Panel<'a> {
     /// Blocks of the keys that some query sees, on a grid of `size`.
     pub fn blocks(&self, size: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let some = self.some.clone();
-        (some.start / size * size..some.end).step_by(size).map(move |start| start..(start + size).min(some.end))
+        (some.start / size * size..some.end)
+            .step_by(size)
+            .map(move |start| start..(start + size).min(some.end))
     }
 
     /// The biases of the lanes for one key.
@@ -66,14 +78,22 @@ impl<'a> Panel<'a> {
         match bias.get(start..start + W) {
             Some(all) => lanes.copy_from_slice(all),
             // Padding lanes may stand beyond the last distance.
-            None => lanes.iter_mut().zip(&bias[start..]).for_each(|(lane, bias)| *lane = *bias),
+            None => lanes
+                .iter_mut()
+                .zip(&bias[start..])
+                .for_each(|(lane, bias)| *lane = *bias),
         }
         Some(lanes)
     }
 
     /// Scores of one key as the softmax sees them, and the slope of the soft cap.
     #[inline(always)]
-    fn finish<const W: usize, const FUSED: bool>(&self, scores: &mut [f32; W], slopes: &mut [f32; W], key: usize) {
+    fn finish<const W: usize, const FUSED: bool>(
+        &self,
+        scores: &mut [f32; W],
+        slopes: &mut [f32; W],
+        key: usize,
+    ) {
         scores.iter_mut().for_each(|score| *score *= self.scale);
         if self.softcap > 0.0 {
             for l in 0..W {
@@ -105,7 +125,10 @@ pub(super) struct Softmax {
 
 impl Softmax {
     pub fn new() -> Self {
-        Self { largest: [f32::NEG_INFINITY; WIDEST], sums: [0.0; WIDEST] }
+        Self {
+            largest: [f32::NEG_INFINITY; WIDEST],
+            sums: [0.0; WIDEST],
+        }
     }
 
     /// Writes a lane's mixed values divided by its denominator, and returns the log of that; a lane that saw nothing stays
@@ -160,7 +183,11 @@ fn online_softmax_of<const W: usize, const FUSED: bool>(
     let (mut keep, mut shift) = ([0.0; W], [0.0; W]);
     for l in 0..W {
         // A lane that has seen nothing yet is shifted by nothing: its weights are e^-inf.
-        shift[l] = if now[l] == f32::NEG_INFINITY { 0.0 } else { now[l] };
+        shift[l] = if now[l] == f32::NEG_INFINITY {
+            0.0
+        } else {
+            now[l]
+        };
         keep[l] = exp::<FUSED>(before[l] - shift[l]);
     }
     let mut sums = [0.0; W];
@@ -176,7 +203,11 @@ fn online_softmax_of<const W: usize, const FUSED: bool>(
     }
     // Before the first block there is nothing to keep.
     if before != [f32::NEG_INFINITY; W] && keep != [1.0; W] {
-        mixed.as_chunks_mut::<W>().0.iter_mut().for_each(|row| multiply(row, &keep));
+        mixed
+            .as_chunks_mut::<W>()
+            .0
+            .iter_mut()
+            .for_each(|row| multiply(row, &keep));
     }
 }
 
@@ -206,8 +237,15 @@ fn gradients_of<const W: usize, const FUSED: bool>(
     along: &[f32],
     mut of_bias: Option<&mut [f32]>,
 ) {
-    let (Some(log_sums), Some(along)) = (log_sums.first_chunk::<W>(), along.first_chunk::<W>()) else { return };
-    let rows = scores.as_chunks_mut::<W>().0.iter_mut().zip(of_scores.as_chunks_mut::<W>().0);
+    let (Some(log_sums), Some(along)) = (log_sums.first_chunk::<W>(), along.first_chunk::<W>())
+    else {
+        return;
+    };
+    let rows = scores
+        .as_chunks_mut::<W>()
+        .0
+        .iter_mut()
+        .zip(of_scores.as_chunks_mut::<W>().0);
     for (i, (scores, of_scores)) in rows.enumerate() {
         let mut slopes = [1.0; W];
         panel.finish::<W, FUSED>(scores, &mut slopes, start + i);
@@ -217,7 +255,9 @@ fn gradients_of<const W: usize, const FUSED: bool>(
         }
         if let Some(of_bias) = &mut of_bias {
             let sums = &mut of_bias[panel.origin - (start + i)..];
-            sums.iter_mut().zip(&*of_scores).for_each(|(sum, value)| *sum += value);
+            sums.iter_mut()
+                .zip(&*of_scores)
+                .for_each(|(sum, value)| *sum += value);
         }
         for l in 0..W {
             of_scores[l] *= slopes[l] * panel.scale;

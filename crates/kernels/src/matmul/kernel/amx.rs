@@ -34,7 +34,13 @@ static CONFIGURATION: Configuration = {
         (row_bytes[i], rows[i]) = (ROW as u16, 16);
         i += 1;
     }
-    Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
+    Configuration {
+        palette: 1,
+        start_row: 0,
+        reserved: [0; 14],
+        row_bytes,
+        rows,
+    }
 };
 
 /// Shapes the calling thread's registers, once.
@@ -134,7 +140,8 @@ pub(super) unsafe fn pack_right(out: *mut f32, width: usize, lanes: Lanes) {
         let units = lanes.depth.div_ceil(2);
         let missing = units.next_multiple_of(BLOCK) - units;
         for first in (0..lanes.count).step_by(width) {
-            out.add(first * lanes.panel + units * width).write_bytes(0, missing * width);
+            out.add(first * lanes.panel + units * width)
+                .write_bytes(0, missing * width);
         }
     }
 }
@@ -150,7 +157,9 @@ pub(super) unsafe fn pack_left(out: *mut f32, width: usize, lanes: Lanes) {
             let to = out.wrapping_add(first * lanes.panel + block * BLOCK * width);
             for x in (0..width).step_by(VECTOR) {
                 let count = (lanes.count - first).saturating_sub(x).min(VECTOR);
-                let source = lanes.start.wrapping_add((first + x) * lanes.across + step * lanes.along);
+                let source = lanes
+                    .start
+                    .wrapping_add((first + x) * lanes.across + step * lanes.along);
                 let mut rows = [zeros; VECTOR];
                 for (i, row) in rows.iter_mut().enumerate() {
                     // SAFETY: lanes and steps that are read are those that the caller has.
@@ -164,7 +173,11 @@ pub(super) unsafe fn pack_left(out: *mut f32, width: usize, lanes: Lanes) {
                         }
                     }
                 }
-                let rows = if lanes.across == 1 { transposed(rows) } else { rows };
+                let rows = if lanes.across == 1 {
+                    transposed(rows)
+                } else {
+                    rows
+                };
                 for (i, row) in rows.into_iter().enumerate() {
                     // SAFETY: panels have room for whole blocks of all lanes.
                     unsafe { _mm512_storeu_ps(to.wrapping_add((x + i) * BLOCK), row) };

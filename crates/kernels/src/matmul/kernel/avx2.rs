@@ -30,7 +30,11 @@ pub(super) unsafe fn tile(segments: &[Segment<'_>], out: *mut f32, stride: usize
         for (i, sums) in sums.iter().enumerate() {
             for (j, sum) in sums.iter().enumerate() {
                 let out = out.add(i * stride + j * 8);
-                let sum = if add { _mm256_add_ps(_mm256_loadu_ps(out), *sum) } else { *sum };
+                let sum = if add {
+                    _mm256_add_ps(_mm256_loadu_ps(out), *sum)
+                } else {
+                    *sum
+                };
                 _mm256_storeu_ps(out, sum);
             }
         }
@@ -55,8 +59,15 @@ pub(super) unsafe fn pack_rounded(out: *mut f32, width: usize, lanes: Lanes) {
         let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
         let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
         let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x);
-        let chosen = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan);
-        _mm256_and_ps(chosen, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32)))
+        let chosen = _mm256_blendv_ps(
+            _mm256_castsi256_ps(rounded),
+            _mm256_castsi256_ps(quiet),
+            nan,
+        );
+        _mm256_and_ps(
+            chosen,
+            _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32)),
+        )
     };
     // SAFETY: by the caller's promise.
     unsafe { pack_blocks(out, width, lanes, round, crate::bf16::round) }
@@ -83,13 +94,22 @@ unsafe fn pack_blocks(
         // SAFETY: all reads and writes lie inside what the caller promises: `count` lanes of `depth` steps, and panels of
         // `width` lanes for them. A turned block is stored lane by lane where it is narrower than 8.
         unsafe {
-            let (source, panel) = (lanes.start.add(first * lanes.across), out.add(first * lanes.panel));
+            let (source, panel) = (
+                lanes.start.add(first * lanes.across),
+                out.add(first * lanes.panel),
+            );
             for block in (0..width).step_by(8) {
                 let size = (width - block).min(8);
                 for step in (0..full).step_by(8) {
                     let mut rows = [_mm256_setzero_ps(); 8];
-                    for (i, row) in rows.iter_mut().enumerate().take(size.min(count.saturating_sub(block))) {
-                        *row = change(_mm256_loadu_ps(source.add((block + i) * lanes.across + step)));
+                    for (i, row) in rows
+                        .iter_mut()
+                        .enumerate()
+                        .take(size.min(count.saturating_sub(block)))
+                    {
+                        *row = change(_mm256_loadu_ps(
+                            source.add((block + i) * lanes.across + step),
+                        ));
                     }
                     for (k, column) in transposed(rows).into_iter().enumerate() {
                         store(panel.add((step + k) * width + block), column, size);
@@ -98,7 +118,11 @@ unsafe fn pack_blocks(
                 for step in full..lanes.depth {
                     for lane in block..block + size {
                         let inside = lane < count;
-                        let value = if inside { source.add(lane * lanes.across + step).read() } else { 0.0 };
+                        let value = if inside {
+                            source.add(lane * lanes.across + step).read()
+                        } else {
+                            0.0
+                        };
                         panel.add(step * width + lane).write(change_one(value));
                     }
                 }

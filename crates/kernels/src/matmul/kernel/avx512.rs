@@ -188,7 +188,11 @@ pack! {
 #[allow(unsafe_code)]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline]
-pub(super) unsafe fn pairs_beside(source: *const f32, second: Option<*const f32>, count: usize) -> __m512 {
+pub(super) unsafe fn pairs_beside(
+    source: *const f32,
+    second: Option<*const f32>,
+    count: usize,
+) -> __m512 {
     // SAFETY: as for `load`; both types are 512 bits of plain data.
     unsafe {
         let second = second.map_or(_mm512_setzero_ps(), |second| load(second, count));
@@ -247,7 +251,10 @@ fn rounded(x: __m512) -> __m512 {
     let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
     let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
     let chosen = _mm512_mask_blend_epi32(nan, rounded, quiet);
-    _mm512_castsi512_ps(_mm512_and_si512(chosen, _mm512_set1_epi32(0xffff_0000u32 as i32)))
+    _mm512_castsi512_ps(_mm512_and_si512(
+        chosen,
+        _mm512_set1_epi32(0xffff_0000u32 as i32),
+    ))
 }
 
 /// The even quarters of both.
@@ -275,8 +282,14 @@ pub(super) fn transposed(mut rows: [__m512; 16]) -> [__m512; 16] {
     }
     // After this, quarter `l` of `rows[4 i + j]` holds column `4 l + j` of rows `4 i` to `4 i + 3`.
     for i in 0..4 {
-        let (a, b) = (_mm512_castps_pd(rows[4 * i]), _mm512_castps_pd(rows[4 * i + 1]));
-        let (c, d) = (_mm512_castps_pd(rows[4 * i + 2]), _mm512_castps_pd(rows[4 * i + 3]));
+        let (a, b) = (
+            _mm512_castps_pd(rows[4 * i]),
+            _mm512_castps_pd(rows[4 * i + 1]),
+        );
+        let (c, d) = (
+            _mm512_castps_pd(rows[4 * i + 2]),
+            _mm512_castps_pd(rows[4 * i + 3]),
+        );
         rows[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
         rows[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
         rows[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));

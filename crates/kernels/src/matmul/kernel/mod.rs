@@ -31,8 +31,12 @@ struct Lanes {
 impl Lanes {
     /// The rows of a matrix over `values`.
     fn new(values: &[f32], matrix: Matrix<'_>, panel: usize) -> Self {
-        assert!(matrix.row_stride == 1 || matrix.column_stride == 1, "neither rows nor columns are adjacent");
-        let last = (matrix.rows - 1) * matrix.row_stride + (matrix.columns - 1) * matrix.column_stride;
+        assert!(
+            matrix.row_stride == 1 || matrix.column_stride == 1,
+            "neither rows nor columns are adjacent"
+        );
+        let last =
+            (matrix.rows - 1) * matrix.row_stride + (matrix.columns - 1) * matrix.column_stride;
         assert!(last < values.len(), "the matrix lies inside its values");
         Self {
             start: values.as_ptr(),
@@ -104,7 +108,15 @@ pub(crate) const LARGEST_TILE: usize = 32 * 32;
 
 /// Loops whose panels of both factors have the same layout, and hold units alone.
 const fn alike(rows: usize, columns: usize, pair: usize, pack: Pack, tile: Tile) -> Kernel {
-    Kernel { rows, columns, pair, block: 1, pack: [pack; 2], tile, low: &[] }
+    Kernel {
+        rows,
+        columns,
+        pair,
+        block: 1,
+        pack: [pack; 2],
+        tile,
+        low: &[],
+    }
 }
 
 /// Loops of AVX-512, for all rows of a panel and for the first ones.
@@ -120,14 +132,22 @@ macro_rules! avx512 {
             (10, tile::<10>),
             (12, tile::<12>),
         ];
-        Kernel { low, ..alike(14, $columns, $pair, $pack, tile::<14>) }
+        Kernel {
+            low,
+            ..alike(14, $columns, $pair, $pack, tile::<14>)
+        }
     }};
 }
 
-static PORTABLE: [Kernel; 2] =
-    [alike(4, 8, 1, portable::pack, portable::tile), alike(4, 8, 1, portable::pack_rounded, portable::tile)];
+static PORTABLE: [Kernel; 2] = [
+    alike(4, 8, 1, portable::pack, portable::tile),
+    alike(4, 8, 1, portable::pack_rounded, portable::tile),
+];
 #[cfg(target_arch = "x86_64")]
-static AVX2: [Kernel; 2] = [alike(6, 16, 1, avx2::pack, avx2::tile), alike(6, 16, 1, avx2::pack_rounded, avx2::tile)];
+static AVX2: [Kernel; 2] = [
+    alike(6, 16, 1, avx2::pack, avx2::tile),
+    alike(6, 16, 1, avx2::pack_rounded, avx2::tile),
+];
 #[cfg(target_arch = "x86_64")]
 static AVX512: [Kernel; 3] = [
     avx512!(32, 1, avx512::pack, avx512::tile),
@@ -147,7 +167,15 @@ static AVX512_NARROW: [Kernel; 3] = [
 static AMX: [Kernel; 2] = {
     const fn kernel(columns: usize, tile: Tile) -> Kernel {
         let pack: [Pack; 2] = [amx::pack_left, amx::pack_right];
-        Kernel { rows: amx::ROWS, columns, pair: 2, block: amx::BLOCK, pack, tile, low: &[] }
+        Kernel {
+            rows: amx::ROWS,
+            columns,
+            pair: 2,
+            block: amx::BLOCK,
+            pack,
+            tile,
+            low: &[],
+        }
     }
     [kernel(32, amx::tile), kernel(16, amx::narrow_tile)]
 };
@@ -206,7 +234,10 @@ impl Kernel {
     /// Packs the rows of `matrix` as lanes, its columns as depth, into panels. Lanes that are missing in the last panel are
     /// zero.
     pub fn pack(&self, out: &mut [f32], side: Side, matrix: Matrix<'_>) {
-        assert!(out.len() >= self.packed_len(side, matrix.rows, matrix.columns), "room for the panels");
+        assert!(
+            out.len() >= self.packed_len(side, matrix.rows, matrix.columns),
+            "room for the panels"
+        );
         #[allow(unsafe_code)]
         // SAFETY: the panels lie inside the slice by the assertion.
         unsafe {
@@ -245,14 +276,21 @@ impl Kernel {
         /// Steps of a piece where the lanes of a step are adjacent.
         const STEPS: usize = 8;
         let (lanes, depth, width) = (matrix.rows, matrix.columns, self.width(side));
-        let size = if matrix.is_transposed() { STEPS.max(self.block * self.pair) } else { width };
+        let size = if matrix.is_transposed() {
+            STEPS.max(self.block * self.pair)
+        } else {
+            width
+        };
         for first in (0..if matrix.is_transposed() { depth } else { lanes }).step_by(size) {
             let (out, piece) = match matrix.is_transposed() {
                 true => {
                     let piece = matrix.part(0, lanes, first, size.min(depth - first));
                     (out.wrapping_add(first / self.pair * width), piece)
                 }
-                false => (out.wrapping_add(first * panel), matrix.part(first, size.min(lanes - first), 0, depth)),
+                false => (
+                    out.wrapping_add(first * panel),
+                    matrix.part(first, size.min(lanes - first), 0, depth),
+                ),
             };
             // SAFETY: the pieces are parts of what the caller gave, and their places are those of these parts.
             piece.in_memory(|piece, _| unsafe { self.pack_steps(out, side, piece, panel) });
@@ -265,7 +303,14 @@ impl Kernel {
     /// `out` points to that many rows, `stride` apart, of that many elements, which nobody else uses meanwhile.
     #[allow(unsafe_code)]
     #[inline]
-    pub unsafe fn tile(&self, segments: &[Segment<'_>], out: *mut f32, stride: usize, size: [usize; 2], add: bool) {
+    pub unsafe fn tile(
+        &self,
+        segments: &[Segment<'_>],
+        out: *mut f32,
+        stride: usize,
+        size: [usize; 2],
+        add: bool,
+    ) {
         for segment in segments {
             let Segment { units, left, right } = segment;
             assert!(left.len() >= units * self.rows && right.len() >= units * self.columns);
@@ -281,20 +326,40 @@ impl Kernel {
 
     /// A tile at the edge of the output, by way of a whole one.
     #[allow(unsafe_code)]
-    unsafe fn partial_tile(&self, segments: &[Segment<'_>], out: *mut f32, stride: usize, size: [usize; 2], add: bool) {
+    unsafe fn partial_tile(
+        &self,
+        segments: &[Segment<'_>],
+        out: *mut f32,
+        stride: usize,
+        size: [usize; 2],
+        add: bool,
+    ) {
         let mut whole = [0.0; LARGEST_TILE];
         // SAFETY: the rows lie inside the output by the caller's promise.
-        let row = |i: usize| unsafe { std::slice::from_raw_parts_mut(out.add(i * stride), size[1]) };
+        let row =
+            |i: usize| unsafe { std::slice::from_raw_parts_mut(out.add(i * stride), size[1]) };
         if add {
-            whole.chunks_exact_mut(self.columns).take(size[0]).enumerate().for_each(|(i, whole)| {
-                whole[..size[1]].copy_from_slice(row(i));
-            });
+            whole
+                .chunks_exact_mut(self.columns)
+                .take(size[0])
+                .enumerate()
+                .for_each(|(i, whole)| {
+                    whole[..size[1]].copy_from_slice(row(i));
+                });
         }
-        let tile = self.low.iter().find(|(rows, _)| *rows >= size[0]).map_or(self.tile, |(_, tile)| *tile);
+        let tile = self
+            .low
+            .iter()
+            .find(|(rows, _)| *rows >= size[0])
+            .map_or(self.tile, |(_, tile)| *tile);
         // SAFETY: as above; `whole` has room for the largest tile.
         unsafe { tile(segments, whole.as_mut_ptr(), self.columns, add) };
-        whole.chunks_exact(self.columns).take(size[0]).enumerate().for_each(|(i, whole)| {
-            row(i).copy_from_slice(&whole[..size[1]]);
-        });
+        whole
+            .chunks_exact(self.columns)
+            .take(size[0])
+            .enumerate()
+            .for_each(|(i, whole)| {
+                row(i).copy_from_slice(&whole[..size[1]]);
+            });
     }
 }

@@ -9,7 +9,11 @@ const COLUMNS: usize = 8;
 /// `a b + c`, fused where that is one instruction of every processor of the target.
 #[inline(always)]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
+    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+        a.mul_add(b, c)
+    } else {
+        a * b + c
+    }
 }
 
 /// See [`super::Tile`].
@@ -17,7 +21,12 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
 pub(super) unsafe fn tile(segments: &[Segment<'_>], out: *mut f32, stride: usize, add: bool) {
     let mut sums = [[0f32; COLUMNS]; ROWS];
     for segment in segments {
-        let panels = segment.left.as_chunks::<ROWS>().0.iter().zip(segment.right.as_chunks::<COLUMNS>().0);
+        let panels = segment
+            .left
+            .as_chunks::<ROWS>()
+            .0
+            .iter()
+            .zip(segment.right.as_chunks::<COLUMNS>().0);
         for (left, right) in panels.take(segment.units) {
             for (sums, left) in sums.iter_mut().zip(left) {
                 for (sum, right) in sums.iter_mut().zip(right) {
@@ -51,17 +60,26 @@ pub(super) unsafe fn pack_rounded(out: *mut f32, width: usize, lanes: Lanes) {
 
 #[allow(unsafe_code)]
 #[inline(always)]
-pub(super) unsafe fn pack_with(out: *mut f32, width: usize, lanes: Lanes, change: impl Fn(f32) -> f32) {
+pub(super) unsafe fn pack_with(
+    out: *mut f32,
+    width: usize,
+    lanes: Lanes,
+    change: impl Fn(f32) -> f32,
+) {
     for first in (0..lanes.count).step_by(width) {
         let seen = width.min(lanes.count - first);
         // SAFETY: all reads and writes lie inside what the caller promises: `count` lanes of `depth` steps, and panels of
         // `width` lanes for them.
         unsafe {
-            let (source, panel) = (lanes.start.add(first * lanes.across), out.add(first * lanes.panel));
+            let (source, panel) = (
+                lanes.start.add(first * lanes.across),
+                out.add(first * lanes.panel),
+            );
             for step in 0..lanes.depth {
                 let (source, to) = (source.add(step * lanes.along), panel.add(step * width));
                 for lane in 0..seen {
-                    to.add(lane).write(change(source.add(lane * lanes.across).read()));
+                    to.add(lane)
+                        .write(change(source.add(lane * lanes.across).read()));
                 }
                 for lane in seen..width {
                     to.add(lane).write(0.0);

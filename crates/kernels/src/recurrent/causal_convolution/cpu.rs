@@ -45,7 +45,13 @@ fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 impl<'a> Inputs<'a> {
     fn new([x, weight, bias, state]: &'a [FlexTensor; 4], silu: bool) -> Self {
         let (x, state) = (Sequence::new(x), Sequence::new(state));
-        Self { x, state, weight: transposed(slice(weight), x.width, state.time + 1), bias: slice(bias), silu }
+        Self {
+            x,
+            state,
+            weight: transposed(slice(weight), x.width, state.time + 1),
+            bias: slice(bias),
+            silu,
+        }
     }
 
     /// The input `back` steps before `time`.
@@ -159,7 +165,10 @@ impl Inputs<'_> {
         let width = self.x.width;
         for (j, weight) in self.weight.chunks_exact(width).enumerate() {
             let row = time + (self.state.time - j) as isize - first as isize;
-            if let Some(inner) = usize::try_from(row).ok().and_then(|row| inner.chunks_exact(width).nth(row)) {
+            if let Some(inner) = usize::try_from(row)
+                .ok()
+                .and_then(|row| inner.chunks_exact(width).nth(row))
+            {
                 add_scaled(out, inner, weight);
             }
         }
@@ -203,13 +212,23 @@ impl Inputs<'_> {
         // SAFETY: the tasks took every step, and the first of a sequence its state.
         let [of_x, of_state] = unsafe { [of_x.whole(), of_state.whole()] };
         let of_weight = transposed(&sums, before + 1, width);
-        [wanted[0].then_some(of_x), Some(of_weight), Some(of_bias), wanted[3].then_some(of_state)]
+        [
+            wanted[0].then_some(of_x),
+            Some(of_weight),
+            Some(of_bias),
+            wanted[3].then_some(of_state),
+        ]
     }
 }
 
 /// The inputs as they are read.
 fn prepared([x, weight, bias, state]: &[FlexTensor; 4]) -> [FlexTensor; 4] {
-    [readable(x), contiguous(weight), contiguous(bias), readable(state)]
+    [
+        readable(x),
+        contiguous(weight),
+        contiguous(bias),
+        readable(state),
+    ]
 }
 
 impl HostOperator<4> for Convolution {
@@ -223,6 +242,10 @@ impl HostOperator<4> for Convolution {
         let inputs = prepared(&given.inputs);
         let found = Inputs::new(&inputs, self.silu).backward(slice(&given.gradient), wanted);
         let mut shapes = inputs.iter().map(dimensions);
-        found.map(|values| shapes.next().and_then(|shape| values.map(|values| tensor(values, &shape))))
+        found.map(|values| {
+            shapes
+                .next()
+                .and_then(|shape| values.map(|values| tensor(values, &shape)))
+        })
     }
 }

@@ -39,7 +39,13 @@ pub fn causal_convolution(
     let state = state.unwrap_or_else(|| Tensor::zeros([batch, taps - 1, width], &device));
     let last = match time + 1 >= taps {
         true => last_steps(x.clone(), taps - 1),
-        false => Tensor::cat(vec![state.clone().slice([0..batch, time..taps - 1, 0..width]), x.clone()], 1),
+        false => Tensor::cat(
+            vec![
+                state.clone().slice([0..batch, time..taps - 1, 0..width]),
+                x.clone(),
+            ],
+            1,
+        ),
     };
     let y = match host::on_host(&x) {
         true => host::four(x, weight, bias, state, cpu::Convolution { silu }),
@@ -56,10 +62,16 @@ mod tests {
     use proptest::prelude::*;
 
     /// By the formula, in f64.
-    fn definition([batch, time, width, taps]: [usize; 4], silu: bool, inputs: &[Vec<f64>]) -> Vec<f64> {
+    fn definition(
+        [batch, time, width, taps]: [usize; 4],
+        silu: bool,
+        inputs: &[Vec<f64>],
+    ) -> Vec<f64> {
         let [x, weight, bias, state] = [0, 1, 2, 3].map(|i| &inputs[i]);
         let mut y = Vec::new();
-        for (b, t, c) in (0..batch * time * width).map(|i| (i / (time * width), i / width % time, i % width)) {
+        for (b, t, c) in
+            (0..batch * time * width).map(|i| (i / (time * width), i / width % time, i % width))
+        {
             let mut sum = bias[c];
             for j in 0..taps {
                 sum += weight[c * taps + j]
@@ -68,7 +80,11 @@ mod tests {
                         false => x[(b * time + t + j + 1 - taps) * width + c],
                     };
             }
-            y.push(if silu { sum / (1.0 + (-sum).exp()) } else { sum });
+            y.push(if silu {
+                sum / (1.0 + (-sum).exp())
+            } else {
+                sum
+            });
         }
         y
     }
@@ -97,7 +113,9 @@ mod tests {
     fn parts_join_and_the_future_is_unseen() {
         for time in [1, 2, 9, 70] {
             let weight = crate::recurrent::testing::tensor([40, 4], 7);
-            check_parts::<3>([2, time, 40], |x, state| causal_convolution(x, weight.clone(), None, state, true));
+            check_parts::<3>([2, time, 40], |x, state| {
+                causal_convolution(x, weight.clone(), None, state, true)
+            });
         }
     }
 
@@ -108,10 +126,20 @@ mod tests {
         agree(
             &shapes,
             1e-5,
-            |t| causal_convolution(part(&t[0]), t[1].get(), None, None, false).0.reshape([-1]),
             |t| {
-                reference::causal_convolution(part(&t[0]), t[1].get(), zeros([30]), zeros([2, 3, 30]), false)
+                causal_convolution(part(&t[0]), t[1].get(), None, None, false)
+                    .0
                     .reshape([-1])
+            },
+            |t| {
+                reference::causal_convolution(
+                    part(&t[0]),
+                    t[1].get(),
+                    zeros([30]),
+                    zeros([2, 3, 30]),
+                    false,
+                )
+                .reshape([-1])
             },
         );
     }

@@ -11,9 +11,20 @@ pub fn causal_convolution(
     with_silu: bool,
 ) -> Tensor<3> {
     let ([batch, time, width], [_, taps]) = (x.dims(), weight.dims());
-    let padded = if taps > 1 { Tensor::cat(vec![state, x], 1) } else { x };
-    let tap = |j: usize| weight.clone().slice([0..width, j..j + 1]).reshape([1, 1, width]);
+    let padded = if taps > 1 {
+        Tensor::cat(vec![state, x], 1)
+    } else {
+        x
+    };
+    let tap = |j: usize| {
+        weight
+            .clone()
+            .slice([0..width, j..j + 1])
+            .reshape([1, 1, width])
+    };
     let shifted = |j: usize| padded.clone().slice([0..batch, j..j + time, 0..width]);
-    let y = (0..taps).fold(bias.reshape([1, 1, width]).repeat_dim(1, time), |y, j| y + shifted(j) * tap(j));
+    let y = (0..taps).fold(bias.reshape([1, 1, width]).repeat_dim(1, time), |y, j| {
+        y + shifted(j) * tap(j)
+    });
     if with_silu { silu(y) } else { y }
 }

@@ -23,7 +23,10 @@ impl Transform {
             let angle = TAU * j as f64 / size as f64;
             [angle.cos() as f32, -angle.sin() as f32]
         };
-        Self { turns: (0..size / 2).map(turn).collect(), size }
+        Self {
+            turns: (0..size / 2).map(turn).collect(),
+            size,
+        }
     }
 
     /// Zeros for all steps.

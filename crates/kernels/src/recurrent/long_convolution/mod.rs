@@ -42,7 +42,9 @@ mod tests {
         for (i, y) in y.iter_mut().enumerate() {
             let (t, c) = (i / width % time, i % width);
             let kernel = &inputs[1][c % kernels * length..][..length];
-            *y = (0..=t.min(length - 1)).map(|j| kernel[j] * inputs[0][i - j * width]).sum();
+            *y = (0..=t.min(length - 1))
+                .map(|j| kernel[j] * inputs[0][i - j * width])
+                .sum();
         }
         y
     }

@@ -43,10 +43,17 @@ impl Step<'_> {
     /// `decay` holds `-8 softplus(decay)`.
     #[inline(always)]
     fn coefficients<const FUSED: bool>(&self, decay: &Lane) -> Coefficients {
-        let (recurrence, input) = (lanes::load(self.recurrence_gate), lanes::load(self.input_gate));
+        let (recurrence, input) = (
+            lanes::load(self.recurrence_gate),
+            lanes::load(self.input_gate),
+        );
         let gate = lane!(l => sigmoid::<FUSED>(input[l]));
         if self.start {
-            return Coefficients { a: [0.0; LANES], root: [1.0; LANES], gate };
+            return Coefficients {
+                a: [0.0; LANES],
+                root: [1.0; LANES],
+                gate,
+            };
         }
         let a = lane!(l => exp::<FUSED>(sigmoid::<FUSED>(recurrence[l]) * decay[l]));
         let root = lane!(l => (1.0 - a[l] * a[l]).sqrt());
@@ -115,14 +122,32 @@ struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    fn prepared([x, recurrence_gate, input_gate, decay, state]: &[FlexTensor; 5]) -> [FlexTensor; 5] {
+    fn prepared(
+        [x, recurrence_gate, input_gate, decay, state]: &[FlexTensor; 5],
+    ) -> [FlexTensor; 5] {
         let [x, recurrence_gate, input_gate] = [x, recurrence_gate, input_gate].map(readable);
-        [x, recurrence_gate, input_gate, contiguous(decay), contiguous(state)]
+        [
+            x,
+            recurrence_gate,
+            input_gate,
+            contiguous(decay),
+            contiguous(state),
+        ]
     }
 
-    fn new([x, recurrence_gate, input_gate, decay, state]: &'a [FlexTensor; 5], starts: Option<&'a [bool]>) -> Self {
+    fn new(
+        [x, recurrence_gate, input_gate, decay, state]: &'a [FlexTensor; 5],
+        starts: Option<&'a [bool]>,
+    ) -> Self {
         let [x, recurrence_gate, input_gate] = [x, recurrence_gate, input_gate].map(Sequence::new);
-        Self { x, recurrence_gate, input_gate, decay: slice(decay), state: slice(state), starts }
+        Self {
+            x,
+            recurrence_gate,
+            input_gate,
+            decay: slice(decay),
+            state: slice(state),
+            starts,
+        }
     }
 
     fn step(&self, batch: usize, time: usize, block: usize) -> Step<'a> {
@@ -131,7 +156,9 @@ impl<'a> Inputs<'a> {
             x: &self.x.row(batch, time)[columns.clone()],
             recurrence_gate: &self.recurrence_gate.row(batch, time)[columns.clone()],
             input_gate: &self.input_gate.row(batch, time)[columns],
-            start: self.starts.is_some_and(|starts| starts[batch * self.x.time + time]),
+            start: self
+                .starts
+                .is_some_and(|starts| starts[batch * self.x.time + time]),
         }
     }
 
@@ -153,8 +180,10 @@ impl HostOperator<5> for Unit {
         for_each(tasks.count(), |task| {
             let (batch, group) = tasks.place(task);
             let state = &inputs.state[batch * width..(batch + 1) * width];
-            let mut carried: Vec<(Lane, Lane)> =
-                group.clone().map(|block| (lanes::block(state, block), inputs.decay(block))).collect();
+            let mut carried: Vec<(Lane, Lane)> = group
+                .clone()
+                .map(|block| (lanes::block(state, block), inputs.decay(block)))
+                .collect();
             for t in 0..time {
                 for ((carried, decay), block) in carried.iter_mut().zip(group.clone()) {
                     // SAFETY: each step of a vector of channels comes once.
@@ -172,22 +201,34 @@ impl HostOperator<5> for Unit {
     }
 
     fn backward(&self, given: Given<5>, _: [bool; 5]) -> [Option<FlexTensor>; 5] {
-        let (inputs, h) = (Inputs::prepared(&given.inputs), given.output.as_ref().map(contiguous));
+        let (inputs, h) = (
+            Inputs::prepared(&given.inputs),
+            given.output.as_ref().map(contiguous),
+        );
         let inputs = Inputs::new(&inputs, self.starts.as_deref());
         let (h, gradient) = (h.as_ref().map_or(&[][..], slice), slice(&given.gradient));
         let (batches, time, width) = (inputs.x.batch, inputs.x.time, inputs.x.width);
-        let [x_rows, recurrence_rows, input_rows] = [0; 3].map(|_| FreshRows::new(inputs.x.len(), width));
+        let [x_rows, recurrence_rows, input_rows] =
+            [0; 3].map(|_| FreshRows::new(inputs.x.len(), width));
         let [decay_rows, state_rows] = [0; 2].map(|_| FreshRows::new(batches * width, width));
         let tasks = Tasks::new(batches, width);
         for_each(tasks.count(), |task| {
             let (batch, group) = tasks.place(task);
             let mut carried: Vec<Carried> = group
                 .clone()
-                .map(|block| Carried { q: [0.0; LANES], decay: inputs.decay(block), of_decay: [0.0; LANES] })
+                .map(|block| Carried {
+                    q: [0.0; LANES],
+                    decay: inputs.decay(block),
+                    of_decay: [0.0; LANES],
+                })
                 .collect();
             for t in (0..time).rev() {
                 let row = batch * time + t;
-                let before = if t == 0 { &inputs.state[batch * width..] } else { &h[(row - 1) * width..] };
+                let before = if t == 0 {
+                    &inputs.state[batch * width..]
+                } else {
+                    &h[(row - 1) * width..]
+                };
                 for (carried, block) in carried.iter_mut().zip(group.clone()) {
                     let columns = lanes::columns(width, block);
                     // SAFETY: each step of a vector of channels comes once.
@@ -199,13 +240,20 @@ impl HostOperator<5> for Unit {
                         }
                     };
                     let gradient = &gradient[row * width..][columns.clone()];
-                    retreat(carried, out, &inputs.step(batch, t, block), &before[columns], gradient);
+                    retreat(
+                        carried,
+                        out,
+                        &inputs.step(batch, t, block),
+                        &before[columns],
+                        gradient,
+                    );
                 }
             }
             for (carried, block) in carried.iter().zip(group) {
                 // The decay acts through -8 softplus.
                 let raw = lanes::block(inputs.decay, block);
-                let of_decay = lane!(l => carried.of_decay[l] * -STRENGTH * sigmoid::<FUSED>(raw[l]));
+                let of_decay =
+                    lane!(l => carried.of_decay[l] * -STRENGTH * sigmoid::<FUSED>(raw[l]));
                 let columns = lanes::columns(width, block);
                 // SAFETY: each vector of channels comes once in a sequence.
                 unsafe {
@@ -215,11 +263,18 @@ impl HostOperator<5> for Unit {
             }
         });
         // SAFETY: the tasks took every step of every vector of channels.
-        let [of_x, of_recurrence, of_input, of_decay, of_state] =
-            unsafe { [x_rows, recurrence_rows, input_rows, decay_rows, state_rows].map(|rows| rows.whole()) };
+        let [of_x, of_recurrence, of_input, of_decay, of_state] = unsafe {
+            [x_rows, recurrence_rows, input_rows, decay_rows, state_rows].map(|rows| rows.whole())
+        };
         let [of_x, of_recurrence, of_input] =
             [of_x, of_recurrence, of_input].map(|values| Some(tensor(values, &inputs.x.shape())));
         let of_decay = tensor(summed(&of_decay, width), &[width]);
-        [of_x, of_recurrence, of_input, Some(of_decay), Some(tensor(of_state, &[batches, width]))]
+        [
+            of_x,
+            of_recurrence,
+            of_input,
+            Some(of_decay),
+            Some(tensor(of_state, &[batches, width])),
+        ]
     }
 }

@@ -38,11 +38,23 @@ pub struct RgLru<'a> {
 /// The slope of the root is bounded by 1000, as in the published implementation (arXiv 2402.19427, appendix A).
 pub fn rg_lru(unit: RgLru<'_>) -> (Tensor<3>, Tensor<2>) {
     let [batch, _, width] = unit.x.dims();
-    let state = unit.state.clone().unwrap_or_else(|| Tensor::zeros([batch, width], &unit.x.device().inner()));
+    let state = unit
+        .state
+        .clone()
+        .unwrap_or_else(|| Tensor::zeros([batch, width], &unit.x.device().inner()));
     let h = match host::on_host(&unit.x) {
         true => {
-            let operator = cpu::Unit { starts: unit.starts.map(<[bool]>::to_vec) };
-            host::five(unit.x, unit.recurrence_gate, unit.input_gate, unit.decay, state, operator)
+            let operator = cpu::Unit {
+                starts: unit.starts.map(<[bool]>::to_vec),
+            };
+            host::five(
+                unit.x,
+                unit.recurrence_gate,
+                unit.input_gate,
+                unit.decay,
+                state,
+                operator,
+            )
         }
         false => reference::rg_lru(unit, state),
     };
@@ -70,11 +82,19 @@ mod tests {
     }
 
     fn starts(batch: usize, time: usize, length: Option<usize>) -> Option<Vec<bool>> {
-        length.map(|length| (0..batch * time).map(|i| (i % time + i / time).is_multiple_of(length)).collect())
+        length.map(|length| {
+            (0..batch * time)
+                .map(|i| (i % time + i / time).is_multiple_of(length))
+                .collect()
+        })
     }
 
     /// By the formula, in f64.
-    fn definition([time, width]: [usize; 2], starts: Option<&[bool]>, inputs: &[Vec<f64>]) -> Vec<f64> {
+    fn definition(
+        [time, width]: [usize; 2],
+        starts: Option<&[bool]>,
+        inputs: &[Vec<f64>],
+    ) -> Vec<f64> {
         let gate = |x: f64| 1.0 / (1.0 + (-x).exp());
         let mut h: Vec<f64> = Vec::new();
         for i in 0..inputs[0].len() {
@@ -84,7 +104,11 @@ mod tests {
             if starts.is_some_and(|starts| starts[row]) {
                 a = 0.0;
             }
-            let before = if row.is_multiple_of(time) { inputs[4][row / time * width + channel] } else { h[i - width] };
+            let before = if row.is_multiple_of(time) {
+                inputs[4][row / time * width + channel]
+            } else {
+                h[i - width]
+            };
             h.push(a * before + (1.0 - a * a).sqrt() * gate(inputs[2][i]) * inputs[0][i]);
         }
         h
@@ -112,9 +136,20 @@ mod tests {
         }
     }
 
-    fn of(x: Tensor<3>, state: Option<Tensor<2>>, starts: Option<&[bool]>) -> (Tensor<3>, Tensor<2>) {
+    fn of(
+        x: Tensor<3>,
+        state: Option<Tensor<2>>,
+        starts: Option<&[bool]>,
+    ) -> (Tensor<3>, Tensor<2>) {
         let decay = tensor([40], 3);
-        rg_lru(RgLru { recurrence_gate: x.clone() * 2.0, input_gate: -x.clone(), x, decay, state, starts })
+        rg_lru(RgLru {
+            recurrence_gate: x.clone() * 2.0,
+            input_gate: -x.clone(),
+            x,
+            decay,
+            state,
+            starts,
+        })
     }
 
     #[test]
@@ -130,7 +165,10 @@ mod tests {
         let starts: Vec<bool> = (0..12).map(|t| t == 0 || t == 5).collect();
         let part = |from: usize, to: usize| x.clone().slice([0..1, from..to, 0..40]);
         let alone = Tensor::cat(
-            vec![of(part(0, 5), None, Some(&starts[..5])).0, of(part(5, 12), None, Some(&starts[5..])).0],
+            vec![
+                of(part(0, 5), None, Some(&starts[..5])).0,
+                of(part(5, 12), None, Some(&starts[5..])).0,
+            ],
             1,
         );
         let state = Some(tensor([1, 40], 9));
@@ -153,11 +191,17 @@ mod tests {
             };
             let (h, _) = rg_lru(unit);
             let gradients = h.clone().sum().backward();
-            (h.into_scalar::<f32>(), gate.grad(&gradients).unwrap().into_scalar::<f32>())
+            (
+                h.into_scalar::<f32>(),
+                gate.grad(&gradients).unwrap().into_scalar::<f32>(),
+            )
         };
         assert!((one(0.0, 0.0).0 - 0.998_044_96).abs() < 1e-6);
         // A decay of nothing: the root is 0, its slope infinite, the gradient small and finite.
         let (h, gradient) = one(-25.0, 0.0);
-        assert!(h.abs() < 1e-3 && gradient.is_finite() && gradient.abs() < 1e-3, "{h} {gradient}");
+        assert!(
+            h.abs() < 1e-3 && gradient.is_finite() && gradient.abs() < 1e-3,
+            "{h} {gradient}"
+        );
     }
 }

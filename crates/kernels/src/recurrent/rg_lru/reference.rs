@@ -22,7 +22,8 @@ pub fn rg_lru(unit: RgLru<'_>, state: Tensor<2>) -> Tensor<3> {
     if let Some(starts) = unit.starts {
         let starts: Vec<f32> = starts.iter().map(|start| f32::from(*start)).collect();
         let data = TensorData::new(starts, [batch, time, 1]);
-        let starts = Tensor::<3>::from_data(data, &unit.x.device().inner()).expand([batch, time, width]);
+        let starts =
+            Tensor::<3>::from_data(data, &unit.x.device().inner()).expand([batch, time, width]);
         let inside = starts.clone().neg() + 1.0;
         (a, root) = (a * inside.clone(), root * inside + starts);
     }

@@ -29,7 +29,10 @@ pub(super) struct Convolution {
 /// Channels of a task. Fixed, so that sums over channels do not depend on the number of threads.
 const COLUMNS: usize = 256;
 /// All products here: inside tasks.
-const HOW: How = How { precision: Precision::F32, threads: Threads::One };
+const HOW: How = How {
+    precision: Precision::F32,
+    threads: Threads::One,
+};
 
 struct Inputs<'a> {
     x: Sequence<'a>,
@@ -41,12 +44,24 @@ struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     fn prepared([x, kernel, read, powers, state]: &[FlexTensor; 5]) -> [FlexTensor; 5] {
-        [readable(x), contiguous(kernel), contiguous(read), contiguous(powers), readable(state)]
+        [
+            readable(x),
+            contiguous(kernel),
+            contiguous(read),
+            contiguous(powers),
+            readable(state),
+        ]
     }
 
     fn new([x, kernel, read, powers, state]: &'a [FlexTensor; 5]) -> Self {
         let (x, state) = (Sequence::new(x), Sequence::new(state));
-        Self { x, kernel: slice(kernel), read: slice(read), powers: slice(powers), state }
+        Self {
+            x,
+            kernel: slice(kernel),
+            read: slice(read),
+            powers: slice(powers),
+            state,
+        }
     }
 
     /// Numbers of a state for each channel: twice the modes.
@@ -70,7 +85,10 @@ impl<'a> Inputs<'a> {
     /// The sequence and the channels of a task.
     fn place(&self, task: usize) -> (usize, Range<usize>) {
         let first = task % self.groups() * COLUMNS;
-        (task / self.groups(), first..(first + COLUMNS).min(self.x.width))
+        (
+            task / self.groups(),
+            first..(first + COLUMNS).min(self.x.width),
+        )
     }
 
     /// What a state adds to the outputs of as many steps.
@@ -86,13 +104,27 @@ impl<'a> Inputs<'a> {
     fn matrices(&self, steps: usize) -> (Vec<f32>, Vec<f32>) {
         let mut toeplitz = vec![0.0; steps * steps];
         for (i, row) in toeplitz.chunks_exact_mut(steps).enumerate() {
-            row[..i + 1].iter_mut().zip(self.kernel[..i + 1].iter().rev()).for_each(|(out, value)| *out = *value);
+            row[..i + 1]
+                .iter_mut()
+                .zip(self.kernel[..i + 1].iter().rev())
+                .for_each(|(out, value)| *out = *value);
         }
-        (toeplitz, (0..steps).rev().flat_map(|i| self.power(i).iter().copied()).collect())
+        (
+            toeplitz,
+            (0..steps)
+                .rev()
+                .flat_map(|i| self.power(i).iter().copied())
+                .collect(),
+        )
     }
 
     /// A chunk's channels of a sequence.
-    fn part(sequence: &Sequence<'a>, batch: usize, steps: Range<usize>, columns: &Range<usize>) -> Matrix<'a> {
+    fn part(
+        sequence: &Sequence<'a>,
+        batch: usize,
+        steps: Range<usize>,
+        columns: &Range<usize>,
+    ) -> Matrix<'a> {
         sequence.matrix(batch, steps, columns.clone())
     }
 
@@ -106,10 +138,21 @@ impl<'a> Inputs<'a> {
     /// Outputs, last states, and where asked the states before every chunk.
     #[allow(unsafe_code)]
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
-        let ([batches, time, width], states, chunks) = (self.x.shape(), self.states(), self.chunks());
+        let ([batches, time, width], states, chunks) =
+            (self.x.shape(), self.states(), self.chunks());
         let (mut y, mut last) = (vec![0.0; self.x.len()], vec![0.0; self.state.len()]);
-        let mut kept = vec![0.0; if keep { batches * chunks * states * width } else { 0 }];
-        let (y_rows, last_rows) = (DisjointRows::new(&mut y, width), DisjointRows::new(&mut last, width));
+        let mut kept = vec![
+            0.0;
+            if keep {
+                batches * chunks * states * width
+            } else {
+                0
+            }
+        ];
+        let (y_rows, last_rows) = (
+            DisjointRows::new(&mut y, width),
+            DisjointRows::new(&mut last, width),
+        );
         let kept_rows = DisjointRows::new(&mut kept, width);
         let tables = self.tables();
         for_each(batches * self.groups(), |task| {
@@ -123,20 +166,37 @@ impl<'a> Inputs<'a> {
                 if keep {
                     for (i, h) in h.chunks_exact(columns.len()).enumerate() {
                         // SAFETY: each chunk of a task's channels comes once.
-                        let row = unsafe { kept_rows.part((batch * chunks + chunk) * states + i, columns.clone()) };
+                        let row = unsafe {
+                            kept_rows.part((batch * chunks + chunk) * states + i, columns.clone())
+                        };
                         row.copy_from_slice(h);
                     }
                 }
-                let (count, x) = (steps.len(), Self::part(&self.x, batch, steps.clone(), &columns));
+                let (count, x) = (
+                    steps.len(),
+                    Self::part(&self.x, batch, steps.clone(), &columns),
+                );
                 let out = &mut out[..count * columns.len()];
                 product(out, Matrix::new(toeplitz, count, count), x, false, HOW);
-                product(out, self.read(count), Matrix::new(&h, states, columns.len()), true, HOW);
+                product(
+                    out,
+                    self.read(count),
+                    Matrix::new(&h, states, columns.len()),
+                    true,
+                    HOW,
+                );
                 for (t, out) in steps.zip(out.chunks_exact(columns.len())) {
                     // SAFETY: each step of a task's channels comes once.
                     unsafe { y_rows.part(batch * time + t, columns.clone()) }.copy_from_slice(out);
                 }
                 turn(&mut h, self.power(count), columns.len(), 1.0);
-                product(&mut h, Matrix::new(falling, count, states).transposed(), x, true, HOW);
+                product(
+                    &mut h,
+                    Matrix::new(falling, count, states).transposed(),
+                    x,
+                    true,
+                    HOW,
+                );
             }
             for (i, h) in h.chunks_exact(columns.len()).enumerate() {
                 // SAFETY: each task has channels of its own.
@@ -153,7 +213,12 @@ impl<'a> Inputs<'a> {
     }
 
     /// Gradients of all inputs.
-    fn backward(&self, kept: &[f32], gradient: &Sequence<'_>, of_last: Option<&Sequence<'_>>) -> [Vec<f32>; 5] {
+    fn backward(
+        &self,
+        kept: &[f32],
+        gradient: &Sequence<'_>,
+        of_last: Option<&Sequence<'_>>,
+    ) -> [Vec<f32>; 5] {
         let (width, states, length) = (self.x.width, self.states(), self.kernel.len());
         let (mut of_x, mut of_state) = (vec![0.0; self.x.len()], vec![0.0; self.state.len()]);
         let sizes = [length, length * states, (length + 1) * states];
@@ -161,20 +226,35 @@ impl<'a> Inputs<'a> {
         let [mut of_kernel, mut of_read, mut of_powers] = sizes.map(|size| vec![0.0; tasks * size]);
         {
             let tables = self.tables();
-            let (x_rows, state_rows) = (DisjointRows::new(&mut of_x, width), DisjointRows::new(&mut of_state, width));
-            let buffers = [(&mut of_kernel[..], sizes[0]), (&mut of_read, sizes[1]), (&mut of_powers, sizes[2])];
+            let (x_rows, state_rows) = (
+                DisjointRows::new(&mut of_x, width),
+                DisjointRows::new(&mut of_state, width),
+            );
+            let buffers = [
+                (&mut of_kernel[..], sizes[0]),
+                (&mut of_read, sizes[1]),
+                (&mut of_powers, sizes[2]),
+            ];
             for_chunks(buffers, |task, sums| {
                 let (batch, columns) = self.place(task);
                 let mut of_h = vec![0.0; states * columns.len()];
                 if let Some(of_last) = of_last {
                     self.gather(&mut of_h, of_last, batch, &columns);
                 }
-                let task = Task { inputs: self, kept, gradient, tables: &tables, x_rows: &x_rows, batch, columns };
+                let task = Task {
+                    inputs: self,
+                    kept,
+                    gradient,
+                    tables: &tables,
+                    x_rows: &x_rows,
+                    batch,
+                    columns,
+                };
                 task.run(&mut of_h, sums, &state_rows);
             });
         }
-        let [of_kernel, of_read, of_powers] =
-            [(of_kernel, 0), (of_read, 1), (of_powers, 2)].map(|(parts, i)| summed(&parts, sizes[i]));
+        let [of_kernel, of_read, of_powers] = [(of_kernel, 0), (of_read, 1), (of_powers, 2)]
+            .map(|(parts, i)| summed(&parts, sizes[i]));
         [of_x, of_kernel, of_read, of_powers, of_state]
     }
 }
@@ -192,37 +272,67 @@ struct Task<'a> {
 #[allow(unsafe_code)]
 impl Task<'_> {
     /// All chunks, the last first; the sums are the gradients of kernel, read and powers.
-    fn run(&self, of_h: &mut [f32], [of_kernel, of_read, of_powers]: [&mut [f32]; 3], state_rows: &DisjointRows<'_>) {
+    fn run(
+        &self,
+        of_h: &mut [f32],
+        [of_kernel, of_read, of_powers]: [&mut [f32]; 3],
+        state_rows: &DisjointRows<'_>,
+    ) {
         let (inputs, states, wide) = (self.inputs, self.inputs.states(), self.columns.len());
         let longest = inputs.kernel.len();
         let (mut out, mut pairs) = (vec![0.0; longest * wide], vec![0.0; longest * longest]);
         let mut of_falling = vec![0.0; longest * states];
         for chunk in (0..inputs.chunks()).rev() {
             let steps = inputs.chunk(chunk);
-            let (count, (toeplitz, falling)) = (steps.len(), &self.tables[usize::from(steps.len() < longest)]);
+            let (count, (toeplitz, falling)) = (
+                steps.len(),
+                &self.tables[usize::from(steps.len() < longest)],
+            );
             let x = Inputs::part(&inputs.x, self.batch, steps.clone(), &self.columns);
             let dy = Inputs::part(self.gradient, self.batch, steps.clone(), &self.columns);
-            let start = (self.batch * inputs.chunks() + chunk) * states * inputs.x.width + self.columns.start;
+            let start = (self.batch * inputs.chunks() + chunk) * states * inputs.x.width
+                + self.columns.start;
             let h = Matrix::strided(&self.kept[start..], states, wide, inputs.x.width);
             let g = Matrix::new(of_h, states, wide);
             let out = &mut out[..count * wide];
-            product(out, Matrix::new(toeplitz, count, count).transposed(), dy, false, HOW);
+            product(
+                out,
+                Matrix::new(toeplitz, count, count).transposed(),
+                dy,
+                false,
+                HOW,
+            );
             product(out, Matrix::new(falling, count, states), g, true, HOW);
             for (t, out) in steps.zip(out.chunks_exact(wide)) {
                 // SAFETY: each step of a task's channels comes once.
-                let row = unsafe { self.x_rows.part(self.batch * inputs.x.time + t, self.columns.clone()) };
+                let row = unsafe {
+                    self.x_rows
+                        .part(self.batch * inputs.x.time + t, self.columns.clone())
+                };
                 row.copy_from_slice(out);
             }
             let pairs = &mut pairs[..count * count];
             product(pairs, dy, x.transposed(), false, HOW);
             for (i, row) in pairs.chunks_exact(count).enumerate() {
-                of_kernel.iter_mut().zip(row[..i + 1].iter().rev()).for_each(|(sum, value)| *sum += value);
+                of_kernel
+                    .iter_mut()
+                    .zip(row[..i + 1].iter().rev())
+                    .for_each(|(sum, value)| *sum += value);
             }
-            product(&mut of_read[..count * states], dy, h.transposed(), true, HOW);
+            product(
+                &mut of_read[..count * states],
+                dy,
+                h.transposed(),
+                true,
+                HOW,
+            );
             let of_falling = &mut of_falling[..count * states];
             product(of_falling, x, g.transposed(), false, HOW);
             for (i, row) in of_falling.chunks_exact(states).rev().enumerate() {
-                of_powers[i * states..(i + 1) * states].iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+                of_powers[i * states..(i + 1) * states]
+                    .iter_mut()
+                    .zip(row)
+                    .for_each(|(sum, value)| *sum += value);
             }
             turned(
                 &mut of_powers[count * states..(count + 1) * states],
@@ -283,7 +393,11 @@ impl HostOperator<5> for Convolution {
         let tensors = Inputs::prepared(&given.inputs);
         let of_last = self.last.gradient().map(|gradient| readable(&gradient));
         let of_last = of_last.as_ref().map(Sequence::new);
-        let found = Inputs::new(&tensors).backward(&given.saved[0], &Sequence::new(&given.gradient), of_last.as_ref());
+        let found = Inputs::new(&tensors).backward(
+            &given.saved[0],
+            &Sequence::new(&given.gradient),
+            of_last.as_ref(),
+        );
         let mut shapes = tensors.iter().map(dimensions);
         found.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
     }

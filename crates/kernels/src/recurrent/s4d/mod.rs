@@ -58,14 +58,22 @@ pub fn s4d(s4d: S4d) -> (Tensor<3>, Tensor<3>) {
     let [batch, time, width] = s4d.x.dims();
     let modes = s4d.real.dims()[0];
     let state = s4d.state.clone();
-    let state = state.unwrap_or_else(|| Tensor::zeros([batch, 2 * modes, width], &s4d.x.device().inner()));
+    let state =
+        state.unwrap_or_else(|| Tensor::zeros([batch, 2 * modes, width], &s4d.x.device().inner()));
     if !host::on_host(&s4d.x) {
         return reference::s4d(s4d, state);
     }
     let tables = Tables::new(&s4d, time.min(CHUNK));
     let side = Side::default();
     let operator = cpu::Convolution { last: side.clone() };
-    let y = host::five(s4d.x, tables.kernel, tables.read, tables.powers, state, operator);
+    let y = host::five(
+        s4d.x,
+        tables.kernel,
+        tables.read,
+        tables.powers,
+        state,
+        operator,
+    );
     let last = side.output(&y);
     (y, last)
 }
@@ -98,18 +106,32 @@ impl Modes {
     fn new(s4d: &S4d) -> Self {
         let modes = s4d.real.dims()[0];
         let row = |x: Tensor<1>| x.reshape([1, modes]);
-        let (real, imaginary) = (row(s4d.real.clone()).clamp_max(-1e-4), row(s4d.imaginary.clone()));
+        let (real, imaginary) = (
+            row(s4d.real.clone()).clamp_max(-1e-4),
+            row(s4d.imaginary.clone()),
+        );
         let dt = s4d.log_step.clone().exp().reshape([1, 1]);
         let exponent = [real.clone() * dt.clone(), imaginary.clone() * dt];
         let size = exponent[0].clone().exp();
-        let top = [size.clone() * exponent[1].clone().cos() - 1.0, size * exponent[1].clone().sin()];
+        let top = [
+            size.clone() * exponent[1].clone().cos() - 1.0,
+            size * exponent[1].clone().sin(),
+        ];
         let square = real.clone() * real.clone() + imaginary.clone() * imaginary.clone();
         let held = [
             (top[0].clone() * real.clone() + top[1].clone() * imaginary.clone()) / square.clone(),
             (top[1].clone() * real - top[0].clone() * imaginary) / square,
         ];
-        let part = |i: usize| s4d.output.clone().slice([0..modes, i..i + 1]).reshape([1, modes]);
-        Self { weight: product([part(0), part(1)], held), exponent }
+        let part = |i: usize| {
+            s4d.output
+                .clone()
+                .slice([0..modes, i..i + 1])
+                .reshape([1, modes])
+        };
+        Self {
+            weight: product([part(0), part(1)], held),
+            exponent,
+        }
     }
 }
 
@@ -124,11 +146,23 @@ impl Tables {
         let modes = s4d.real.dims()[0];
         let count = Tensor::<1, Int>::arange(0..steps as i64 + 1, &s4d.x.device().inner());
         let count = count.float().reshape([steps + 1, 1]);
-        let (size, angle) = (exponent[0].clone() * count.clone(), exponent[1].clone() * count);
-        let powers = [size.clone().exp() * angle.clone().cos(), size.exp() * angle.sin()];
+        let (size, angle) = (
+            exponent[0].clone() * count.clone(),
+            exponent[1].clone() * count,
+        );
+        let powers = [
+            size.clone().exp() * angle.clone().cos(),
+            size.exp() * angle.sin(),
+        ];
         let [real, imaginary] = product(powers.clone(), weight);
         let rows = |x: &Tensor<2>, first: usize| x.clone().slice([first..first + steps, 0..modes]);
-        let first = Tensor::cat(vec![s4d.skip.clone(), Tensor::zeros([steps - 1], &s4d.x.device().inner())], 0);
+        let first = Tensor::cat(
+            vec![
+                s4d.skip.clone(),
+                Tensor::zeros([steps - 1], &s4d.x.device().inner()),
+            ],
+            0,
+        );
         let first = if steps == 1 { s4d.skip.clone() } else { first };
         Self {
             kernel: rows(&real, 0).sum_dim(1).reshape([steps]) + first,
@@ -151,7 +185,10 @@ mod tests {
     /// The layer, whose last three parameters are constant where they are not among the inputs.
     fn layer(t: &[Leaf]) -> S4d {
         let modes = t[1].get::<2>().dims()[0];
-        let parameter = |i: usize, length: usize| t.get(i).map_or_else(|| tensor([length], i as u64), Leaf::get);
+        let parameter = |i: usize, length: usize| {
+            t.get(i)
+                .map_or_else(|| tensor([length], i as u64), Leaf::get)
+        };
         S4d {
             x: t[0].get(),
             real: parameter(4, modes) * 0.4 - 0.6,
@@ -185,7 +222,10 @@ mod tests {
 
     /// By the recurrence, in f64: the outputs, then the last state.
     fn definition([batch, time, width, modes]: [usize; 4], inputs: &[Vec<f64>]) -> Vec<f64> {
-        let (mut y, mut last) = (vec![0.0; batch * time * width], vec![0.0; batch * 2 * modes * width]);
+        let (mut y, mut last) = (
+            vec![0.0; batch * time * width],
+            vec![0.0; batch * 2 * modes * width],
+        );
         let dt = (inputs[6][0] - 1.5).exp();
         for (b, c) in (0..batch * width).map(|i| (i / width, i % width)) {
             for n in 0..modes {
@@ -201,7 +241,12 @@ mod tests {
                     let i = (b * time + t) * width + c;
                     h = times(power, h);
                     h[0] += inputs[0][i];
-                    y[i] += times(weight, h)[0] + if n == 0 { inputs[2][0] * inputs[0][i] } else { 0.0 };
+                    y[i] += times(weight, h)[0]
+                        + if n == 0 {
+                            inputs[2][0] * inputs[0][i]
+                        } else {
+                            0.0
+                        };
                 }
                 (last[at(0)], last[at(1)]) = (h[0], h[1]);
             }
@@ -236,9 +281,16 @@ mod tests {
     fn fourier_transforms_give_the_same() {
         for time in [1, 7, CHUNK, 2 * CHUNK + 1] {
             with_shapes([3, time, 20, 4], |shapes| {
-                let plain = |t: &[Leaf]| S4d { state: None, ..layer(t) };
-                let operator = |t: &[Leaf]| s4d_by_fourier(plain(t)).reshape([-1]) + t[3].get::<3>().sum() * 0.0;
-                agree(&shapes[..4], 1e-5, operator, |t| s4d(plain(t)).0.reshape([-1]) + t[3].get::<3>().sum() * 0.0);
+                let plain = |t: &[Leaf]| S4d {
+                    state: None,
+                    ..layer(t)
+                };
+                let operator = |t: &[Leaf]| {
+                    s4d_by_fourier(plain(t)).reshape([-1]) + t[3].get::<3>().sum() * 0.0
+                };
+                agree(&shapes[..4], 1e-5, operator, |t| {
+                    s4d(plain(t)).0.reshape([-1]) + t[3].get::<3>().sum() * 0.0
+                });
             });
         }
     }
@@ -249,8 +301,19 @@ mod tests {
             check_parts([2, time, 10], |x, state| {
                 let device = Device::flex();
                 let (real, imaginary) = (tensor::<1>([4], 2) * 0.2 - 0.5, tensor([4], 3) * 5.0);
-                let (log_step, skip) = (Tensor::from_floats([-1.0], &device), Tensor::from_floats([0.3], &device));
-                s4d(S4d { x, real, imaginary, output: tensor([4, 2], 5), log_step, skip, state })
+                let (log_step, skip) = (
+                    Tensor::from_floats([-1.0], &device),
+                    Tensor::from_floats([0.3], &device),
+                );
+                s4d(S4d {
+                    x,
+                    real,
+                    imaginary,
+                    output: tensor([4, 2], 5),
+                    log_step,
+                    skip,
+                    state,
+                })
             });
         }
     }

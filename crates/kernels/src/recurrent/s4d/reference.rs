@@ -10,9 +10,16 @@ pub fn s4d(s4d: S4d, state: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
     let Modes { weight, exponent } = Modes::new(&s4d);
     let column = |x: Tensor<2>| x.reshape([1, modes, 1]);
     let size = exponent[0].clone().exp();
-    let power = [column(size.clone() * exponent[1].clone().cos()), column(size * exponent[1].clone().sin())];
+    let power = [
+        column(size.clone() * exponent[1].clone().cos()),
+        column(size * exponent[1].clone().sin()),
+    ];
     let weight = weight.map(column);
-    let part = |i: usize| state.clone().slice([0..batch, i * modes..(i + 1) * modes, 0..width]);
+    let part = |i: usize| {
+        state
+            .clone()
+            .slice([0..batch, i * modes..(i + 1) * modes, 0..width])
+    };
     let [mut real, mut imaginary] = [part(0), part(1)];
     let mut outputs = Vec::with_capacity(time);
     for t in 0..time {
@@ -20,7 +27,9 @@ pub fn s4d(s4d: S4d, state: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
         let turned = power[1].clone() * real.clone() + power[0].clone() * imaginary.clone();
         real = power[0].clone() * real - power[1].clone() * imaginary + x;
         imaginary = turned;
-        outputs.push((weight[0].clone() * real.clone() - weight[1].clone() * imaginary.clone()).sum_dim(1));
+        outputs.push(
+            (weight[0].clone() * real.clone() - weight[1].clone() * imaginary.clone()).sum_dim(1),
+        );
     }
     let y = Tensor::cat(outputs, 1) + s4d.x * s4d.skip.reshape([1, 1, 1]);
     (y, Tensor::cat(vec![real, imaginary], 1))

@@ -54,8 +54,14 @@ struct Gathered<'a> {
 }
 
 /// Gradients of x, step, its bias, transition, input, output, skip and state.
-pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: Option<&[f32]>) -> [Vec<f32>; 8] {
-    let (batch, time, width, states) = (inputs.x.batch, inputs.x.time, inputs.x.width, inputs.states);
+pub(super) fn run(
+    inputs: &Inputs<'_>,
+    kept: &[f32],
+    gradient: &[f32],
+    of_last: Option<&[f32]>,
+) -> [Vec<f32>; 8] {
+    let (batch, time, width, states) =
+        (inputs.x.batch, inputs.x.time, inputs.x.width, inputs.states);
     let (groups, length) = (inputs.groups(), batch * time * states);
     // Sums over channels have one part a group, and sums over the batch one part a sequence.
     let out = Outputs {
@@ -68,20 +74,45 @@ pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: 
         bias: FreshRows::new(batch * width, width),
         skip: FreshRows::new(batch * width, width),
     };
-    let task = Task { inputs, kept, gradient, of_last, out };
+    let task = Task {
+        inputs,
+        kept,
+        gradient,
+        of_last,
+        out,
+    };
     let tasks = inputs.tasks();
     for_each(tasks.count(), |number| task.run(tasks.place(number)));
-    let Outputs { x, step, state, input, output, transition, bias, skip } = task.out;
+    let Outputs {
+        x,
+        step,
+        state,
+        input,
+        output,
+        transition,
+        bias,
+        skip,
+    } = task.out;
     #[allow(unsafe_code)]
     // SAFETY: the tasks wrote every step and every vector of channels.
-    let [of_x, of_step, of_state, of_input, of_output, of_transition, of_bias, of_skip] =
-        unsafe { [x, step, state, input, output, transition, bias, skip].map(|rows| rows.whole()) };
+    let [
+        of_x,
+        of_step,
+        of_state,
+        of_input,
+        of_output,
+        of_transition,
+        of_bias,
+        of_skip,
+    ] = unsafe { [x, step, state, input, output, transition, bias, skip].map(|rows| rows.whole()) };
     let of_transition = summed(&of_transition, width * states);
     let mut by_channel = vec![0.0; width * states];
     transpose(&of_transition, states, width, &mut by_channel);
     let (of_input, of_output) = (summed(&of_input, length), summed(&of_output, length));
     let [of_bias, of_skip] = [of_bias, of_skip].map(|parts| summed(&parts, width));
-    [of_x, of_step, of_bias, by_channel, of_input, of_output, of_skip, of_state]
+    [
+        of_x, of_step, of_bias, by_channel, of_input, of_output, of_skip, of_state,
+    ]
 }
 
 struct Outputs {
@@ -112,7 +143,8 @@ impl Task<'_> {
         let (chunk, folded) = (CHUNK * states * LANES, CHUNK * states * FOLDED);
         let lasting = [each, each, each, blocks.len() * LANES, blocks.len() * LANES];
         scratch::parts(lasting, |lasting| {
-            let [transition, mut state, mut of_transition, mut bias, mut skip] = lasting.map(lanes_of);
+            let [transition, mut state, mut of_transition, mut bias, mut skip] =
+                lasting.map(lanes_of);
             for sums in [&mut state, &mut of_transition, &mut bias, &mut skip] {
                 sums.fill([0.0; LANES]);
             }
@@ -123,18 +155,65 @@ impl Task<'_> {
                     inputs.columns(&mut state[own], inputs.of_batch(of_last, batch), block);
                 }
             }
-            let mut carried = Carried { state, transition: of_transition, bias, skip };
-            let lengths = [rows, rows, rows, rows, rows, chunk + states * LANES, chunk, folded, folded];
-            scratch::parts(lengths, |[dt, driven, dy, along_input, along_transition, h, decay, input, output]| {
-                let [dt, driven, dy, along_input, along_transition] =
-                    [dt, driven, dy, along_input, along_transition].map(lanes_of);
-                let mut rows = Chunk { dt, driven, dy, along_input, along_transition };
-                let mut own = States { h: lanes_of(h), decay: lanes_of(decay) };
-                let mut gathered = Gathered { input: input.as_chunks_mut().0, output: output.as_chunks_mut().0 };
-                for chunk in (0..inputs.chunks()).rev() {
-                    self.chunk(&mut carried, &mut rows, &mut own, &mut gathered, transition, (batch, &blocks, chunk));
-                }
-            });
+            let mut carried = Carried {
+                state,
+                transition: of_transition,
+                bias,
+                skip,
+            };
+            let lengths = [
+                rows,
+                rows,
+                rows,
+                rows,
+                rows,
+                chunk + states * LANES,
+                chunk,
+                folded,
+                folded,
+            ];
+            scratch::parts(
+                lengths,
+                |[
+                    dt,
+                    driven,
+                    dy,
+                    along_input,
+                    along_transition,
+                    h,
+                    decay,
+                    input,
+                    output,
+                ]| {
+                    let [dt, driven, dy, along_input, along_transition] =
+                        [dt, driven, dy, along_input, along_transition].map(lanes_of);
+                    let mut rows = Chunk {
+                        dt,
+                        driven,
+                        dy,
+                        along_input,
+                        along_transition,
+                    };
+                    let mut own = States {
+                        h: lanes_of(h),
+                        decay: lanes_of(decay),
+                    };
+                    let mut gathered = Gathered {
+                        input: input.as_chunks_mut().0,
+                        output: output.as_chunks_mut().0,
+                    };
+                    for chunk in (0..inputs.chunks()).rev() {
+                        self.chunk(
+                            &mut carried,
+                            &mut rows,
+                            &mut own,
+                            &mut gathered,
+                            transition,
+                            (batch, &blocks, chunk),
+                        );
+                    }
+                },
+            );
             self.write(&carried, batch, &blocks);
         });
     }
@@ -154,7 +233,9 @@ impl Task<'_> {
         for (t, dy) in steps.clone().zip(rows.dy.chunks_exact_mut(blocks.len())) {
             let row = batch * inputs.x.time + t;
             let gradient = &self.gradient[row * inputs.x.width..(row + 1) * inputs.x.width];
-            dy.iter_mut().zip(blocks.clone()).for_each(|(dy, block)| *dy = lanes::block(gradient, block));
+            dy.iter_mut()
+                .zip(blocks.clone())
+                .for_each(|(dy, block)| *dy = lanes::block(gradient, block));
         }
         for (i, block) in blocks.clone().enumerate() {
             if i.is_multiple_of(GROUP) {
@@ -162,32 +243,73 @@ impl Task<'_> {
                 gathered.output.fill([0.0; FOLDED]);
             }
             let kept = inputs.kept(batch, block, chunk) * states * LANES;
-            own.h[..states].as_flattened_mut().copy_from_slice(&self.kept[kept..kept + states * LANES]);
+            own.h[..states]
+                .as_flattened_mut()
+                .copy_from_slice(&self.kept[kept..kept + states * LANES]);
             let transition = &transition[i * states..(i + 1) * states];
-            let prepared = Rows { dt: rows.dt, driven: rows.driven, blocks: blocks.len(), block: i };
+            let prepared = Rows {
+                dt: rows.dt,
+                driven: rows.driven,
+                blocks: blocks.len(),
+                block: i,
+            };
             recompute(own, transition, &prepared, inputs, batch, steps.clone());
-            retreat(carried, rows, own, gathered, transition, inputs, batch, steps.clone(), [i, blocks.len()]);
+            retreat(
+                carried,
+                rows,
+                own,
+                gathered,
+                transition,
+                inputs,
+                batch,
+                steps.clone(),
+                [i, blocks.len()],
+            );
             if (i + 1).is_multiple_of(GROUP) || i + 1 == blocks.len() {
                 self.coefficients(gathered, batch, block / GROUP, steps.clone());
             }
         }
         for (i, t) in steps.enumerate() {
             for (j, block) in blocks.clone().enumerate() {
-                let (row, columns) = (batch * inputs.x.time + t, lanes::columns(inputs.x.width, block));
+                let (row, columns) = (
+                    batch * inputs.x.time + t,
+                    lanes::columns(inputs.x.width, block),
+                );
                 // SAFETY: each step of a vector of channels comes once.
-                let out = unsafe { [self.out.x.part(row, columns.clone()), self.out.step.part(row, columns)] };
+                let out = unsafe {
+                    [
+                        self.out.x.part(row, columns.clone()),
+                        self.out.step.part(row, columns),
+                    ]
+                };
                 let sums = [&mut carried.bias[j], &mut carried.skip[j]];
-                finish(out, sums, rows, i * blocks.len() + j, inputs, [batch, t, block]);
+                finish(
+                    out,
+                    sums,
+                    rows,
+                    i * blocks.len() + j,
+                    inputs,
+                    [batch, t, block],
+                );
             }
         }
     }
 
     /// Adds up what the channels of a group gave to the coefficients of the steps of a chunk.
-    fn coefficients(&self, gathered: &Gathered<'_>, batch: usize, group: usize, steps: Range<usize>) {
+    fn coefficients(
+        &self,
+        gathered: &Gathered<'_>,
+        batch: usize,
+        group: usize,
+        steps: Range<usize>,
+    ) {
         let (inputs, states) = (self.inputs, self.inputs.states);
         for (i, t) in steps.enumerate() {
             let row = (group * inputs.x.batch + batch) * inputs.x.time + t;
-            for (out, sums) in [(&self.out.input, &*gathered.input), (&self.out.output, &*gathered.output)] {
+            for (out, sums) in [
+                (&self.out.input, &*gathered.input),
+                (&self.out.output, &*gathered.output),
+            ] {
                 // SAFETY: each step comes once in a group.
                 totals(unsafe { out.row(row) }, &sums[i * states..]);
             }
@@ -203,8 +325,14 @@ impl Task<'_> {
                 let row = batch * states + n;
                 // SAFETY: each vector of channels comes once in a sequence.
                 unsafe {
-                    lanes::store(self.out.state.part(row, columns.clone()), &carried.state[i * states + n]);
-                    lanes::store(self.out.transition.part(row, columns.clone()), &carried.transition[i * states + n]);
+                    lanes::store(
+                        self.out.state.part(row, columns.clone()),
+                        &carried.state[i * states + n],
+                    );
+                    lanes::store(
+                        self.out.transition.part(row, columns.clone()),
+                        &carried.transition[i * states + n],
+                    );
                 }
             }
             // SAFETY: as above.

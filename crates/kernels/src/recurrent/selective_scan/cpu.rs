@@ -42,11 +42,15 @@ pub(super) struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    pub fn new([x, step, bias, transition, input, output, skip, state]: &'a [FlexTensor; 8]) -> Self {
+    pub fn new(
+        [x, step, bias, transition, input, output, skip, state]: &'a [FlexTensor; 8],
+    ) -> Self {
         let (x, input) = (Sequence::new(x), Sequence::new(input));
         let (states, mut by_state) = (input.width, vec![0.0; slice(transition).len()]);
         transpose(slice(transition), x.width, states, &mut by_state);
-        by_state.iter_mut().for_each(|a| *a *= std::f32::consts::LOG2_E);
+        by_state
+            .iter_mut()
+            .for_each(|a| *a *= std::f32::consts::LOG2_E);
         Self {
             x,
             step: Sequence::new(step),
@@ -61,7 +65,9 @@ impl<'a> Inputs<'a> {
     }
 
     /// The inputs as they are read.
-    pub fn prepared([x, step, bias, transition, input, output, skip, state]: &[FlexTensor; 8]) -> [FlexTensor; 8] {
+    pub fn prepared(
+        [x, step, bias, transition, input, output, skip, state]: &[FlexTensor; 8],
+    ) -> [FlexTensor; 8] {
         let [x, step, input, output] = [x, step, input, output].map(readable);
         let [bias, transition, skip, state] = [bias, transition, skip, state].map(contiguous);
         [x, step, bias, transition, input, output, skip, state]
@@ -113,7 +119,11 @@ impl<'a> Inputs<'a> {
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
         let (width, states) = (self.x.width, self.states);
         let size = states * LANES;
-        let kept = if keep { self.kept(self.x.batch, 0, 0) * size } else { 0 };
+        let kept = if keep {
+            self.kept(self.x.batch, 0, 0) * size
+        } else {
+            0
+        };
         let out = Outputs {
             y: FreshRows::new(self.x.len(), width),
             last: FreshRows::new(self.state.len(), width),
@@ -123,10 +133,14 @@ impl<'a> Inputs<'a> {
         for_each(tasks.count(), |task| {
             let (batch, group) = tasks.place(task);
             let (each, rows) = (group.len() * size, CHUNK * group.len() * LANES);
-            scratch::parts([each, each, rows, rows, rows], |[h, transition, dt, driven, sums]| {
-                let [h, transition, dt, driven, sums] = [h, transition, dt, driven, sums].map(lanes_of);
-                self.run(&out, batch, group, keep, [h, transition, dt, driven, sums]);
-            });
+            scratch::parts(
+                [each, each, rows, rows, rows],
+                |[h, transition, dt, driven, sums]| {
+                    let [h, transition, dt, driven, sums] =
+                        [h, transition, dt, driven, sums].map(lanes_of);
+                    self.run(&out, batch, group, keep, [h, transition, dt, driven, sums]);
+                },
+            );
         });
         let Outputs { y, last, kept } = out;
         // SAFETY: the tasks wrote every step of every vector of channels.
@@ -135,12 +149,27 @@ impl<'a> Inputs<'a> {
 
     /// One group of channels of one sequence.
     #[allow(unsafe_code)]
-    fn run(&self, out: &Outputs, batch: usize, group: Range<usize>, keep: bool, memory: [&mut [Lane]; 5]) {
+    fn run(
+        &self,
+        out: &Outputs,
+        batch: usize,
+        group: Range<usize>,
+        keep: bool,
+        memory: [&mut [Lane]; 5],
+    ) {
         let [h, transition, dt, driven, sums] = memory;
         let states = self.states;
         for (i, block) in group.clone().enumerate() {
-            self.columns(&mut transition[i * states..(i + 1) * states], &self.transition, block);
-            self.columns(&mut h[i * states..(i + 1) * states], self.of_batch(self.state, batch), block);
+            self.columns(
+                &mut transition[i * states..(i + 1) * states],
+                &self.transition,
+                block,
+            );
+            self.columns(
+                &mut h[i * states..(i + 1) * states],
+                self.of_batch(self.state, batch),
+                block,
+            );
         }
         for chunk in 0..self.chunks() {
             let steps = self.chunk(chunk);
@@ -152,22 +181,43 @@ impl<'a> Inputs<'a> {
                     let kept = unsafe { out.kept.row(self.kept(batch, block, chunk)) };
                     kept.copy_from_slice(h[own.clone()].as_flattened());
                 }
-                let rows = Rows { dt, driven, blocks: group.len(), block: i };
-                advance(sums, &mut h[own.clone()], &transition[own], &rows, self, batch, steps.clone());
+                let rows = Rows {
+                    dt,
+                    driven,
+                    blocks: group.len(),
+                    block: i,
+                };
+                advance(
+                    sums,
+                    &mut h[own.clone()],
+                    &transition[own],
+                    &rows,
+                    self,
+                    batch,
+                    steps.clone(),
+                );
             }
             for (t, sums) in steps.zip(sums.chunks_exact(group.len())) {
                 let row = batch * self.x.time + t;
                 for (block, sum) in group.clone().zip(sums) {
                     let columns = lanes::columns(self.x.width, block);
                     // SAFETY: each step of a vector of channels comes once.
-                    finish(unsafe { out.y.part(row, columns) }, sum, self, [batch, t, block]);
+                    finish(
+                        unsafe { out.y.part(row, columns) },
+                        sum,
+                        self,
+                        [batch, t, block],
+                    );
                 }
             }
         }
         for (i, block) in group.enumerate() {
             for (n, h) in h[i * states..(i + 1) * states].iter().enumerate() {
                 // SAFETY: each vector of channels comes once.
-                let last = unsafe { out.last.part(batch * states + n, lanes::columns(self.x.width, block)) };
+                let last = unsafe {
+                    out.last
+                        .part(batch * states + n, lanes::columns(self.x.width, block))
+                };
                 lanes::store(last, h);
             }
         }
@@ -183,9 +233,18 @@ impl<'a> Inputs<'a> {
         group: &Range<usize>,
         steps: Range<usize>,
     ) {
-        let rows = dt.chunks_exact_mut(group.len()).zip(driven.chunks_exact_mut(group.len()));
+        let rows = dt
+            .chunks_exact_mut(group.len())
+            .zip(driven.chunks_exact_mut(group.len()));
         for (t, (dt, driven)) in steps.zip(rows) {
-            prepare_row(dt, driven, self.step.row(batch, t), self.bias, self.x.row(batch, t), group.start);
+            prepare_row(
+                dt,
+                driven,
+                self.step.row(batch, t),
+                self.bias,
+                self.x.row(batch, t),
+                group.start,
+            );
         }
     }
 }
@@ -256,7 +315,10 @@ impl HostOperator<8> for Scan {
         let inputs = Inputs::prepared(inputs);
         let inputs = Inputs::new(&inputs);
         let [y, last, kept] = inputs.forward(wanted.contains(&true));
-        self.last.put(tensor(last, &[inputs.x.batch, inputs.states, inputs.x.width]));
+        self.last.put(tensor(
+            last,
+            &[inputs.x.batch, inputs.states, inputs.x.width],
+        ));
         (tensor(y, &inputs.x.shape()), vec![kept])
     }
 
@@ -270,8 +332,11 @@ impl HostOperator<8> for Scan {
             of_last.as_ref().map(slice),
         );
         let mut shapes = inputs.iter().map(crate::host::dimensions);
-        let [of_x, rest @ ..] = found.map(|values| shapes.next().map(|shape| tensor(values, &shape)));
-        let of_x = of_x.filter(|_| wanted[0]).and_then(|of_x| Group::leave(self.readers.as_ref(), of_x));
+        let [of_x, rest @ ..] =
+            found.map(|values| shapes.next().map(|shape| tensor(values, &shape)));
+        let of_x = of_x
+            .filter(|_| wanted[0])
+            .and_then(|of_x| Group::leave(self.readers.as_ref(), of_x));
         let [step, bias, transition, input, output, skip, state] = rest;
         [of_x, step, bias, transition, input, output, skip, state]
     }

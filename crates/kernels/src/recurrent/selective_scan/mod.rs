@@ -59,15 +59,32 @@ pub struct SelectiveScan {
 /// ```
 pub fn selective_scan(scan: SelectiveScan) -> (Tensor<3>, Tensor<3>) {
     let ([batch, _, width], [_, states]) = (scan.x.dims(), scan.transition.dims());
-    let state = scan.state.clone().unwrap_or_else(|| Tensor::zeros([batch, states, width], &scan.x.device().inner()));
+    let state = scan
+        .state
+        .clone()
+        .unwrap_or_else(|| Tensor::zeros([batch, states, width], &scan.x.device().inner()));
     if !host::on_host(&scan.x) {
         return reference::selective_scan(scan, state);
     }
     let side = Side::default();
-    let operator = cpu::Scan { last: side.clone(), readers: scan.readers };
-    let SelectiveScan { x, step, step_bias, transition, input, output, skip, .. } = scan;
+    let operator = cpu::Scan {
+        last: side.clone(),
+        readers: scan.readers,
+    };
+    let SelectiveScan {
+        x,
+        step,
+        step_bias,
+        transition,
+        input,
+        output,
+        skip,
+        ..
+    } = scan;
     let bias = step_bias.unwrap_or_else(|| Tensor::zeros([width], &x.device().inner()));
-    let y = host::eight(x, step, bias, transition, input, output, skip, state, operator);
+    let y = host::eight(
+        x, step, bias, transition, input, output, skip, state, operator,
+    );
     let last = side.output(&y);
     (y, last)
 }
@@ -83,8 +100,21 @@ mod tests {
     use proptest::prelude::*;
 
     fn shapes([batch, time, width, states]: [usize; 4]) -> Vec<Vec<usize>> {
-        let (x, table, each) = (vec![batch, time, width], vec![width, states], vec![batch, time, states]);
-        vec![x.clone(), x, table, each.clone(), each, vec![width], vec![batch, states, width], vec![width]]
+        let (x, table, each) = (
+            vec![batch, time, width],
+            vec![width, states],
+            vec![batch, time, states],
+        );
+        vec![
+            x.clone(),
+            x,
+            table,
+            each.clone(),
+            each,
+            vec![width],
+            vec![batch, states, width],
+            vec![width],
+        ]
     }
 
     fn scan(t: &[Leaf]) -> SelectiveScan {
@@ -107,7 +137,10 @@ mod tests {
         let mut h = inputs[6].clone();
         for (b, t, d) in (0..y.len()).map(|i| (i / (time * width), i / width % time, i % width)) {
             let row = b * time + t;
-            let (x, raw) = (inputs[0][row * width + d], inputs[1][row * width + d] * 3.0 + inputs[7][d]);
+            let (x, raw) = (
+                inputs[0][row * width + d],
+                inputs[1][row * width + d] * 3.0 + inputs[7][d],
+            );
             let dt = raw.exp().ln_1p();
             y[row * width + d] = inputs[5][d] * x;
             for n in 0..states {
@@ -179,7 +212,12 @@ mod tests {
         for time in [1, 3, 40] {
             let (x, square, each) = ([2, time, 24], [24, 24], [2, time, 24]);
             let shapes: [&[usize]; 6] = [&x, &square, &square, &each, &each, &[24]];
-            agree(&shapes, 1e-5, |t| with_readers(t, true), |t| with_readers(t, false));
+            agree(
+                &shapes,
+                1e-5,
+                |t| with_readers(t, true),
+                |t| with_readers(t, false),
+            );
         }
     }
 
@@ -187,7 +225,9 @@ mod tests {
     fn parts_join_and_the_future_is_unseen() {
         for time in [1, 9, 70] {
             check_parts([2, time, 40], |x, state| {
-                let part = |columns: std::ops::Range<usize>| x.clone().slice([0..2, 0..x.dims()[1], columns]);
+                let part = |columns: std::ops::Range<usize>| {
+                    x.clone().slice([0..2, 0..x.dims()[1], columns])
+                };
                 selective_scan(SelectiveScan {
                     x: x.clone(),
                     step: x.clone() * 2.0,

@@ -17,7 +17,11 @@ pub fn selective_scan(scan: SelectiveScan, state: Tensor<3>) -> (Tensor<3>, Tens
     let mut outputs = Vec::with_capacity(time);
     for t in 0..time {
         let row = |x: &Tensor<3>| x.clone().slice([0..batch, t..t + 1, 0..width]);
-        let each = |x: &Tensor<3>| x.clone().slice([0..batch, t..t + 1, 0..states]).swap_dims(1, 2);
+        let each = |x: &Tensor<3>| {
+            x.clone()
+                .slice([0..batch, t..t + 1, 0..states])
+                .swap_dims(1, 2)
+        };
         let (x, dt) = (row(&scan.x), row(&step));
         h = (dt.clone() * transition.clone()).exp() * h + each(&scan.input) * (dt * x);
         outputs.push((each(&scan.output) * h.clone()).sum_dim(1));

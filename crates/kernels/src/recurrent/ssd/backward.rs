@@ -40,7 +40,12 @@ struct Task<'a> {
 }
 
 /// Gradients of x, step, transition, input, output, skip and state.
-pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &FlexTensor, of_last: Option<&[f32]>) -> [Vec<f32>; 7] {
+pub(super) fn run(
+    inputs: &Inputs<'_>,
+    kept: &[f32],
+    gradient: &FlexTensor,
+    of_last: Option<&[f32]>,
+) -> [Vec<f32>; 7] {
     let (batch, heads, rows) = (inputs.x.batch, inputs.heads, inputs.x.batch * inputs.x.time);
     let tables = inputs.parts() * inputs.input.len();
     let (mut x, mut step) = (zeros(inputs.x.len()), zeros(rows * heads));
@@ -57,11 +62,25 @@ pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &FlexTensor, of_l
             output: DisjointRows::new(&mut output, inputs.input.width),
             state: DisjointRows::new(&mut state, inputs.size()),
         };
-        let task = Task { inputs, kept, gradient: Sequence::new(gradient), of_last, out };
+        let task = Task {
+            inputs,
+            kept,
+            gradient: Sequence::new(gradient),
+            of_last,
+            out,
+        };
         for_each(inputs.tasks(), |number| task.run(number));
     }
     let [input, output] = [input, output].map(|parts| summed(&parts, inputs.input.len()));
-    [x, step, summed(&transition, heads), input, output, summed(&skip, heads), state]
+    [
+        x,
+        step,
+        summed(&transition, heads),
+        input,
+        output,
+        summed(&skip, heads),
+        state,
+    ]
 }
 
 /// Working memory of a task.
@@ -83,10 +102,30 @@ struct Memory {
 
 impl Memory {
     fn new() -> Self {
-        let [scores, of_mixing, of_scores, of_x, from_last, dy_kept, through, of_input, of_output] =
-            [const { Vec::new() }; 9];
+        let [
+            scores,
+            of_mixing,
+            of_scores,
+            of_x,
+            from_last,
+            dy_kept,
+            through,
+            of_input,
+            of_output,
+        ] = [const { Vec::new() }; 9];
         let chunk = Chunk::new();
-        Self { chunk, scores, of_mixing, of_scores, of_x, from_last, dy_kept, through, of_input, of_output }
+        Self {
+            chunk,
+            scores,
+            of_mixing,
+            of_scores,
+            of_x,
+            from_last,
+            dy_kept,
+            through,
+            of_input,
+            of_output,
+        }
     }
 
     fn resize(&mut self, steps: usize, width: usize, states: usize) {
@@ -122,15 +161,36 @@ impl Task<'_> {
             memory.resize(steps.len(), inputs.width, inputs.states);
             let tables = inputs.tables(&place, steps);
             scores(&mut memory.scores, tables);
-            for ((head, of_state), sums) in place.heads.clone().zip(of_states.chunks_exact_mut(size)).zip(&mut sums) {
-                self.head(&mut memory, of_state, sums, place.batch, head, chunk, tables);
+            for ((head, of_state), sums) in place
+                .heads
+                .clone()
+                .zip(of_states.chunks_exact_mut(size))
+                .zip(&mut sums)
+            {
+                self.head(
+                    &mut memory,
+                    of_state,
+                    sums,
+                    place.batch,
+                    head,
+                    chunk,
+                    tables,
+                );
             }
             self.tables(&mut memory, &place, number % inputs.parts(), chunk, tables);
         }
-        for ((head, of_state), sums) in place.heads.clone().zip(of_states.chunks_exact(size)).zip(&sums) {
+        for ((head, of_state), sums) in place
+            .heads
+            .clone()
+            .zip(of_states.chunks_exact(size))
+            .zip(&sums)
+        {
             // SAFETY: each head of a sequence comes once.
             unsafe {
-                self.out.state.row(place.batch * inputs.heads + head).copy_from_slice(of_state);
+                self.out
+                    .state
+                    .row(place.batch * inputs.heads + head)
+                    .copy_from_slice(of_state);
                 self.out.transition.part(place.batch, head..head + 1)[0] = sums[0];
                 self.out.skip.part(place.batch, head..head + 1)[0] = sums[1];
             }
@@ -150,28 +210,63 @@ impl Task<'_> {
         [input, output]: [Matrix<'_>; 2],
     ) {
         let (inputs, steps) = (self.inputs, self.inputs.chunk(chunk));
-        let (count, width, states, columns) = (steps.len(), inputs.width, inputs.states, inputs.columns(head));
-        memory.chunk.fill(inputs, batch, head, steps.clone(), &memory.scores);
+        let (count, width, states, columns) = (
+            steps.len(),
+            inputs.width,
+            inputs.states,
+            inputs.columns(head),
+        );
+        memory
+            .chunk
+            .fill(inputs, batch, head, steps.clone(), &memory.scores);
         let kept = ((batch * inputs.heads + head) * inputs.chunks() + chunk) * inputs.size();
         let state = &self.kept[kept..kept + inputs.size()];
         let dy = self.gradient.matrix(batch, steps.clone(), columns.clone());
         let (x, own) = (Matrix::new(&memory.chunk.x, count, width), &memory.chunk);
         // The steps among themselves.
         product(&mut memory.of_mixing, dy, x.transposed(), false, HOW);
-        product(&mut memory.of_x, Matrix::new(&own.mixing, count, count).transposed(), dy, false, HOW);
+        product(
+            &mut memory.of_x,
+            Matrix::new(&own.mixing, count, count).transposed(),
+            dy,
+            false,
+            HOW,
+        );
         add_decayed(&mut memory.of_scores, &memory.of_mixing, &own.sums);
         // To the state after the chunk.
         let of_last = Matrix::new(of_state, width, states);
-        product(&mut memory.from_last, input, of_last.transposed(), false, HOW);
-        product(&mut memory.of_input, Matrix::new(&own.x_left, count, width), of_last, true, HOW);
+        product(
+            &mut memory.from_last,
+            input,
+            of_last.transposed(),
+            false,
+            HOW,
+        );
+        product(
+            &mut memory.of_input,
+            Matrix::new(&own.x_left, count, width),
+            of_last,
+            true,
+            HOW,
+        );
         // From the state before it.
         for (row, t) in memory.dy_kept.chunks_exact_mut(width).zip(steps.clone()) {
             row.copy_from_slice(&self.gradient.row(batch, t)[columns.clone()]);
         }
         scale(&mut memory.dy_kept, &own.kept, width);
         let dy_kept = Matrix::new(&memory.dy_kept, count, width);
-        product(&mut memory.through, dy_kept, Matrix::new(state, width, states), false, HOW);
-        memory.of_output.iter_mut().zip(&memory.through).for_each(|(sum, value)| *sum += value);
+        product(
+            &mut memory.through,
+            dy_kept,
+            Matrix::new(state, width, states),
+            false,
+            HOW,
+        );
+        memory
+            .of_output
+            .iter_mut()
+            .zip(&memory.through)
+            .for_each(|(sum, value)| *sum += value);
         let remains = own.whole() * dot(of_state, state);
         scale(of_state, &[own.whole()], inputs.size());
         product(of_state, dy_kept.transposed(), output, true, HOW);
@@ -180,7 +275,14 @@ impl Task<'_> {
     }
 
     /// The gradients of `dt A` for the steps of a chunk; `remains` is `exp(cs_last) sum(dS * S)`.
-    fn decays(&self, memory: &mut Memory, batch: usize, head: usize, chunk: usize, remains: f32) -> Vec<f32> {
+    fn decays(
+        &self,
+        memory: &mut Memory,
+        batch: usize,
+        head: usize,
+        chunk: usize,
+        remains: f32,
+    ) -> Vec<f32> {
         let (inputs, steps) = (self.inputs, self.inputs.chunk(chunk));
         let (count, width, states) = (steps.len(), inputs.width, inputs.states);
         let group = head / (inputs.heads / inputs.groups());
@@ -189,7 +291,11 @@ impl Task<'_> {
         let mut before = 0.0;
         for (i, t) in steps.enumerate().rev() {
             let row = i * count..(i + 1) * count;
-            add_products(&mut pairs, &memory.of_mixing[row.clone()], &memory.chunk.mixing[row]);
+            add_products(
+                &mut pairs,
+                &memory.of_mixing[row.clone()],
+                &memory.chunk.mixing[row],
+            );
             let c = &inputs.output.row(batch, t)[group * states..(group + 1) * states];
             before += dot_of(&memory.through[i * states..(i + 1) * states], c);
             of_decay[i] = sum_of(&pairs[..i]) + before + remains;
@@ -204,18 +310,39 @@ impl Task<'_> {
     }
 
     /// Writes the gradients of x and step and adds to those of transition and skip.
-    fn finish(&self, memory: &Memory, of_decay: &[f32], sums: &mut [f32; 2], batch: usize, head: usize, chunk: usize) {
+    fn finish(
+        &self,
+        memory: &Memory,
+        of_decay: &[f32],
+        sums: &mut [f32; 2],
+        batch: usize,
+        head: usize,
+        chunk: usize,
+    ) {
         let (inputs, width) = (self.inputs, self.inputs.width);
         for (i, t) in inputs.chunk(chunk).enumerate() {
             let (row, columns) = (batch * inputs.x.time + t, inputs.columns(head));
             // SAFETY: each step of a head comes once.
-            let (of_x, of_step) =
-                unsafe { (self.out.x.part(row, columns.clone()), self.out.step.part(row, head..head + 1)) };
+            let (of_x, of_step) = unsafe {
+                (
+                    self.out.x.part(row, columns.clone()),
+                    self.out.step.part(row, head..head + 1),
+                )
+            };
             let x = &inputs.x.row(batch, t)[columns.clone()];
             let dy = &self.gradient.row(batch, t)[columns];
-            let rows = [&memory.of_x, &memory.from_last].map(|rows| &rows[i * width..(i + 1) * width]);
+            let rows =
+                [&memory.of_x, &memory.from_last].map(|rows| &rows[i * width..(i + 1) * width]);
             let dt = inputs.step.row(batch, t)[head];
-            let along = write(of_x, rows, memory.chunk.left[i], dt, dy, inputs.skip[head], x);
+            let along = write(
+                of_x,
+                rows,
+                memory.chunk.left[i],
+                dt,
+                dy,
+                inputs.skip[head],
+                x,
+            );
             of_step[0] = of_decay[i] * inputs.transition[head] + along;
             sums[0] += of_decay[i] * dt;
             sums[1] += dot_of(dy, x);
@@ -223,16 +350,32 @@ impl Task<'_> {
     }
 
     /// The gradients of the tables over the heads of a task.
-    fn tables(&self, memory: &mut Memory, place: &Place, part: usize, chunk: usize, [input, output]: [Matrix<'_>; 2]) {
+    fn tables(
+        &self,
+        memory: &mut Memory,
+        place: &Place,
+        part: usize,
+        chunk: usize,
+        [input, output]: [Matrix<'_>; 2],
+    ) {
         let (inputs, steps) = (self.inputs, self.inputs.chunk(chunk));
         let (count, states) = (steps.len(), inputs.states);
         let of_scores = Matrix::new(&memory.of_scores, count, count);
         product(&mut memory.of_output, of_scores, input, true, HOW);
-        product(&mut memory.of_input, of_scores.transposed(), output, true, HOW);
+        product(
+            &mut memory.of_input,
+            of_scores.transposed(),
+            output,
+            true,
+            HOW,
+        );
         for (i, t) in steps.enumerate() {
             let row = (part * inputs.x.batch + place.batch) * inputs.x.time + t;
             let columns = place.group * states..(place.group + 1) * states;
-            for (out, values) in [(&self.out.input, &memory.of_input), (&self.out.output, &memory.of_output)] {
+            for (out, values) in [
+                (&self.out.input, &memory.of_input),
+                (&self.out.output, &memory.of_output),
+            ] {
                 // SAFETY: each step of a group comes once in a part.
                 let out = unsafe { out.part(row, columns.clone()) };
                 out.copy_from_slice(&values[i * states..(i + 1) * states]);

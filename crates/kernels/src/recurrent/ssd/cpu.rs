@@ -26,7 +26,10 @@ const CHUNK: usize = 64;
 /// threads.
 const HEADS: usize = 4;
 /// All products here: small, inside tasks.
-pub(super) const HOW: How = How { precision: Precision::F32, threads: crate::matmul::Threads::One };
+pub(super) const HOW: How = How {
+    precision: Precision::F32,
+    threads: crate::matmul::Threads::One,
+};
 
 /// What the scan reads.
 pub(super) struct Inputs<'a> {
@@ -51,7 +54,9 @@ pub(super) struct Place {
 }
 
 impl<'a> Inputs<'a> {
-    pub fn prepared([x, step, transition, input, output, skip, state]: &[FlexTensor; 7]) -> [FlexTensor; 7] {
+    pub fn prepared(
+        [x, step, transition, input, output, skip, state]: &[FlexTensor; 7],
+    ) -> [FlexTensor; 7] {
         let [x, step, input, output] = [x, step, input, output].map(readable);
         let [transition, skip, state] = [transition, skip, state].map(contiguous);
         [x, step, transition, input, output, skip, state]
@@ -61,7 +66,18 @@ impl<'a> Inputs<'a> {
         let shape = dimensions(state);
         let [x, step, input, output] = [x, step, input, output].map(Sequence::new);
         let [transition, skip, state] = [transition, skip, state].map(slice);
-        Self { x, step, input, output, transition, skip, state, heads: shape[1], width: shape[2], states: shape[3] }
+        Self {
+            x,
+            step,
+            input,
+            output,
+            transition,
+            skip,
+            state,
+            heads: shape[1],
+            width: shape[2],
+            states: shape[3],
+        }
     }
 
     pub fn groups(&self) -> usize {
@@ -82,7 +98,11 @@ impl<'a> Inputs<'a> {
         let (batch, group, part) = (task / (groups * parts), task / parts % groups, task % parts);
         let each = self.heads / groups;
         let first = group * each + part * HEADS;
-        Place { batch, group, heads: first..(first + HEADS).min((group + 1) * each) }
+        Place {
+            batch,
+            group,
+            heads: first..(first + HEADS).min((group + 1) * each),
+        }
     }
 
     pub fn chunks(&self) -> usize {
@@ -107,7 +127,8 @@ impl<'a> Inputs<'a> {
     /// `B` and `C` of some steps, `[steps, states]`.
     pub fn tables(&self, place: &Place, steps: Range<usize>) -> [Matrix<'a>; 2] {
         let columns = place.group * self.states..(place.group + 1) * self.states;
-        [self.input, self.output].map(|table| table.matrix(place.batch, steps.clone(), columns.clone()))
+        [self.input, self.output]
+            .map(|table| table.matrix(place.batch, steps.clone(), columns.clone()))
     }
 }
 
@@ -130,11 +151,25 @@ pub(super) struct Chunk {
 impl Chunk {
     pub fn new() -> Self {
         let [sums, kept, left, x, x_left, mixing] = [const { Vec::new() }; 6];
-        Self { sums, kept, left, x, x_left, mixing }
+        Self {
+            sums,
+            kept,
+            left,
+            x,
+            x_left,
+            mixing,
+        }
     }
 
     /// Fills it for some steps of a head; `scores` is `C B^T`.
-    pub fn fill(&mut self, inputs: &Inputs<'_>, batch: usize, head: usize, steps: Range<usize>, scores: &[f32]) {
+    pub fn fill(
+        &mut self,
+        inputs: &Inputs<'_>,
+        batch: usize,
+        head: usize,
+        steps: Range<usize>,
+        scores: &[f32],
+    ) {
         let (count, columns, a) = (steps.len(), inputs.columns(head), inputs.transition[head]);
         let dt = |t: usize| inputs.step.row(batch, t)[head];
         self.sums.clear();
@@ -144,14 +179,23 @@ impl Chunk {
         }));
         let last = self.sums.last().copied().unwrap_or_default();
         self.kept.clear();
-        self.kept.extend(self.sums.iter().map(|cs| exp::<FUSED>(*cs)));
+        self.kept
+            .extend(self.sums.iter().map(|cs| exp::<FUSED>(*cs)));
         self.left.clear();
-        self.left.extend(self.sums.iter().map(|cs| exp::<FUSED>(last - cs)));
+        self.left
+            .extend(self.sums.iter().map(|cs| exp::<FUSED>(last - cs)));
         self.x.resize(count * inputs.width, 0.0);
         self.x_left.resize(count * inputs.width, 0.0);
-        let rows = self.x.chunks_exact_mut(inputs.width).zip(self.x_left.chunks_exact_mut(inputs.width));
+        let rows = self
+            .x
+            .chunks_exact_mut(inputs.width)
+            .zip(self.x_left.chunks_exact_mut(inputs.width));
         for ((t, left), (x, x_left)) in steps.zip(&self.left).zip(rows) {
-            scale_to([x, x_left], &inputs.x.row(batch, t)[columns.clone()], [dt(t), dt(t) * left]);
+            scale_to(
+                [x, x_left],
+                &inputs.x.row(batch, t)[columns.clone()],
+                [dt(t), dt(t) * left],
+            );
         }
         self.mixing.clear();
         self.mixing.extend_from_slice(scores);
@@ -217,16 +261,26 @@ impl Inputs<'_> {
         let (size, time) = (self.size(), self.x.time);
         let mut y = zeros(self.x.len());
         let mut last = zeros(self.state.len());
-        let mut kept = zeros(if keep { self.chunks() * self.state.len() } else { 0 });
+        let mut kept = zeros(if keep {
+            self.chunks() * self.state.len()
+        } else {
+            0
+        });
         let y_rows = DisjointRows::new(&mut y, self.x.width);
-        let (last_rows, kept_rows) = (DisjointRows::new(&mut last, size), DisjointRows::new(&mut kept, size));
+        let (last_rows, kept_rows) = (
+            DisjointRows::new(&mut last, size),
+            DisjointRows::new(&mut kept, size),
+        );
         for_each(self.tasks(), |task| {
             let place = self.place(task);
             let first = place.batch * self.heads + place.heads.start;
             let mut states = self.state[first * size..(first + place.heads.len()) * size].to_vec();
             let longest = CHUNK.min(time);
             let mut matrix = vec![0.0; longest * longest];
-            let (mut inside, mut before) = (vec![0.0; longest * self.width], vec![0.0; longest * self.width]);
+            let (mut inside, mut before) = (
+                vec![0.0; longest * self.width],
+                vec![0.0; longest * self.width],
+            );
             let mut chunk = Chunk::new();
             for number in 0..self.chunks() {
                 let steps = self.chunk(number);
@@ -240,14 +294,18 @@ impl Inputs<'_> {
                         unsafe { kept_rows.row(row) }.copy_from_slice(state);
                     }
                     chunk.fill(self, place.batch, head, steps.clone(), matrix);
-                    let (inside, before) = (&mut inside[..count * self.width], &mut before[..count * self.width]);
+                    let (inside, before) = (
+                        &mut inside[..count * self.width],
+                        &mut before[..count * self.width],
+                    );
                     self.advance(state, &chunk, tables, inside, before);
                     for (i, t) in steps.clone().enumerate() {
                         let columns = self.columns(head);
                         // SAFETY: each step of a head comes once.
                         let y = unsafe { y_rows.part(place.batch * time + t, columns.clone()) };
                         let x = &self.x.row(place.batch, t)[columns];
-                        let rows = [&*inside, &*before].map(|rows| &rows[i * self.width..(i + 1) * self.width]);
+                        let rows = [&*inside, &*before]
+                            .map(|rows| &rows[i * self.width..(i + 1) * self.width]);
                         write(y, rows[0], rows[1], chunk.kept[i], x, self.skip[head]);
                     }
                 }
@@ -270,10 +328,28 @@ impl Inputs<'_> {
         before: &mut [f32],
     ) {
         let (count, [input, output]) = (chunk.sums.len(), tables);
-        product(inside, Matrix::new(&chunk.mixing, count, count), Matrix::new(&chunk.x, count, self.width), false, HOW);
-        product(before, output, Matrix::new(state, self.width, self.states).transposed(), false, HOW);
+        product(
+            inside,
+            Matrix::new(&chunk.mixing, count, count),
+            Matrix::new(&chunk.x, count, self.width),
+            false,
+            HOW,
+        );
+        product(
+            before,
+            output,
+            Matrix::new(state, self.width, self.states).transposed(),
+            false,
+            HOW,
+        );
         scale(state, &[chunk.whole()], self.size());
-        product(state, Matrix::new(&chunk.x_left, count, self.width).transposed(), input, true, HOW);
+        product(
+            state,
+            Matrix::new(&chunk.x_left, count, self.width).transposed(),
+            input,
+            true,
+            HOW,
+        );
     }
 }
 
@@ -290,7 +366,12 @@ impl HostOperator<7> for Scan {
         let tensors = Inputs::prepared(&given.inputs);
         let of_last = self.last.gradient().map(|gradient| contiguous(&gradient));
         let of_last = of_last.as_ref().map(slice);
-        let found = super::backward::run(&Inputs::new(&tensors), &given.saved[0], &given.gradient, of_last);
+        let found = super::backward::run(
+            &Inputs::new(&tensors),
+            &given.saved[0],
+            &given.gradient,
+            of_last,
+        );
         let mut shapes = tensors.iter().map(dimensions);
         found.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
     }

@@ -53,13 +53,24 @@ pub struct Ssd {
 pub fn ssd(ssd: Ssd) -> (Tensor<3>, Tensor<4>) {
     let ([batch, _, wide], [heads]) = (ssd.x.dims(), ssd.transition.dims());
     let shape = [batch, heads, wide / heads, ssd.input.dims()[2] / ssd.groups];
-    let state = ssd.state.clone().unwrap_or_else(|| Tensor::zeros(shape, &ssd.x.device().inner()));
+    let state = ssd
+        .state
+        .clone()
+        .unwrap_or_else(|| Tensor::zeros(shape, &ssd.x.device().inner()));
     if !host::on_host(&ssd.x) {
         return reference::ssd(ssd, state);
     }
     let side = Side::default();
     let operator = cpu::Scan { last: side.clone() };
-    let Ssd { x, step, transition, input, output, skip, .. } = ssd;
+    let Ssd {
+        x,
+        step,
+        transition,
+        input,
+        output,
+        skip,
+        ..
+    } = ssd;
     let y = host::seven(x, step, transition, input, output, skip, state, operator);
     let last = side.output(&y);
     (y, last)
@@ -90,11 +101,22 @@ mod tests {
         }
     }
 
-    fn with_shapes([batch, time, groups, each, width, states]: Sizes, run: impl FnOnce(&[&[usize]])) {
+    fn with_shapes(
+        [batch, time, groups, each, width, states]: Sizes,
+        run: impl FnOnce(&[&[usize]]),
+    ) {
         let heads = groups * each;
         let table: &[usize] = &[batch, time, groups * states];
         let (x, state) = ([batch, time, heads * width], [batch, heads, width, states]);
-        run(&[&x, &[batch, time, heads], &[heads], table, table, &[heads], &state]);
+        run(&[
+            &x,
+            &[batch, time, heads],
+            &[heads],
+            table,
+            table,
+            &[heads],
+            &state,
+        ]);
     }
 
     fn agree_with_reference(sizes: Sizes) {
@@ -110,11 +132,19 @@ mod tests {
     }
 
     /// By the formula, in f64: the outputs, then the last state.
-    fn definition([batch, time, groups, each, width, states]: Sizes, inputs: &[Vec<f64>]) -> Vec<f64> {
+    fn definition(
+        [batch, time, groups, each, width, states]: Sizes,
+        inputs: &[Vec<f64>],
+    ) -> Vec<f64> {
         let (mut y, mut s, heads) = (Vec::new(), inputs[6].clone(), groups * each);
-        for (b, t, h, p) in (0..batch * time * heads * width)
-            .map(|i| (i / (time * heads * width), i / (heads * width) % time, i / width % heads, i % width))
-        {
+        for (b, t, h, p) in (0..batch * time * heads * width).map(|i| {
+            (
+                i / (time * heads * width),
+                i / (heads * width) % time,
+                i / width % heads,
+                i % width,
+            )
+        }) {
             let row = b * time + t;
             let dt = inputs[1][row * heads + h] * 0.5 + 0.6;
             let keep = (dt * -(inputs[2][h] * 0.5).exp()).exp();
@@ -177,14 +207,20 @@ mod tests {
         let all = |x: Tensor<3>| x.into_data().try_into_vec::<f32>().unwrap();
         assert!(all(y).iter().all(|y| *y == 3.0));
         assert!(all(x.grad(&gradients).unwrap()).iter().all(|g| *g == 3.0));
-        assert!(all(step.grad(&gradients).unwrap()).iter().all(|g| *g == 6.0));
+        assert!(
+            all(step.grad(&gradients).unwrap())
+                .iter()
+                .all(|g| *g == 6.0)
+        );
     }
 
     #[test]
     fn parts_join_and_the_future_is_unseen() {
         for time in [1, 9, 150] {
             check_parts([2, time, 48], |x, state| {
-                let part = |columns: std::ops::Range<usize>| x.clone().slice([0..2, 0..x.dims()[1], columns]);
+                let part = |columns: std::ops::Range<usize>| {
+                    x.clone().slice([0..2, 0..x.dims()[1], columns])
+                };
                 ssd(Ssd {
                     x: x.clone(),
                     step: part(0..6).abs(),

@@ -14,11 +14,23 @@ pub fn ssd(ssd: Ssd, state: Tensor<4>) -> (Tensor<3>, Tensor<4>) {
     let mut s = state;
     let mut outputs = Vec::with_capacity(time);
     for t in 0..time {
-        let x = ssd.x.clone().slice([0..batch, t..t + 1, 0..heads * width]).reshape([batch, heads, width, 1]);
-        let dt = ssd.step.clone().slice([0..batch, t..t + 1, 0..heads]).reshape([batch, heads, 1, 1]);
+        let x = ssd
+            .x
+            .clone()
+            .slice([0..batch, t..t + 1, 0..heads * width])
+            .reshape([batch, heads, width, 1]);
+        let dt = ssd
+            .step
+            .clone()
+            .slice([0..batch, t..t + 1, 0..heads])
+            .reshape([batch, heads, 1, 1]);
         let shared = |table: &Tensor<3>| {
-            let row = table.clone().slice([0..batch, t..t + 1, 0..groups * states]).reshape([batch, groups, 1, states]);
-            row.repeat_dim(2, heads / groups).reshape([batch, heads, 1, states])
+            let row = table
+                .clone()
+                .slice([0..batch, t..t + 1, 0..groups * states])
+                .reshape([batch, groups, 1, states]);
+            row.repeat_dim(2, heads / groups)
+                .reshape([batch, heads, 1, states])
         };
         s = (dt.clone() * transition.clone()).exp() * s + dt * x.clone() * shared(&ssd.input);
         let y = (s.clone() * shared(&ssd.output)).sum_dim(3) + x * skip.clone();

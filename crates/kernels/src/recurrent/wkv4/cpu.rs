@@ -43,7 +43,11 @@ fn larger(a: f32, b: f32) -> f32 {
 #[inline(always)]
 fn weights<const FUSED: bool>(before: &Lane, now: &Lane) -> [Lane; 3] {
     let largest = lane!(l => larger(before[l], now[l]));
-    [lane!(l => exp::<FUSED>(before[l] - largest[l])), lane!(l => exp::<FUSED>(now[l] - largest[l])), largest]
+    [
+        lane!(l => exp::<FUSED>(before[l] - largest[l])),
+        lane!(l => exp::<FUSED>(now[l] - largest[l])),
+        largest,
+    ]
 }
 
 vectorised! {
@@ -76,7 +80,12 @@ struct Vector {
 
 impl Vector {
     fn new(constants: Constants, carried: State) -> Self {
-        Self { constants, carried, sums: [[0.0; LANES]; 2], states: Vec::with_capacity(CHUNK) }
+        Self {
+            constants,
+            carried,
+            sums: [[0.0; LANES]; 2],
+            states: Vec::with_capacity(CHUNK),
+        }
     }
 }
 
@@ -130,12 +139,24 @@ struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     fn prepared([key, value, decay, bonus, state]: &[FlexTensor; 5]) -> [FlexTensor; 5] {
-        [readable(key), readable(value), contiguous(decay), contiguous(bonus), readable(state)]
+        [
+            readable(key),
+            readable(value),
+            contiguous(decay),
+            contiguous(bonus),
+            readable(state),
+        ]
     }
 
     fn new([key, value, decay, bonus, state]: &'a [FlexTensor; 5]) -> Self {
         let [key, value, state] = [key, value, state].map(Sequence::new);
-        Self { key, value, decay: slice(decay), bonus: slice(bonus), state }
+        Self {
+            key,
+            value,
+            decay: slice(decay),
+            bonus: slice(bonus),
+            state,
+        }
     }
 
     fn blocks(&self) -> usize {
@@ -152,7 +173,10 @@ impl<'a> Inputs<'a> {
     }
 
     fn constants(&self, block: usize) -> Constants {
-        let (x, u) = (lanes::block(self.decay, block), lanes::block(self.bonus, block));
+        let (x, u) = (
+            lanes::block(self.decay, block),
+            lanes::block(self.bonus, block),
+        );
         [x.map(|x| -x.exp()), u]
     }
 
@@ -168,13 +192,23 @@ impl<'a> Inputs<'a> {
     #[allow(unsafe_code)]
     fn forward(&self, keep: bool) -> [Vec<f32>; 3] {
         let [batches, time, width] = self.value.shape();
-        let [y_rows, last_rows] = [self.value.len(), batches * 3 * width].map(|length| FreshRows::new(length, width));
-        let kept = if keep { self.kept(batches, 0, 0) * 3 * LANES } else { 0 };
+        let [y_rows, last_rows] =
+            [self.value.len(), batches * 3 * width].map(|length| FreshRows::new(length, width));
+        let kept = if keep {
+            self.kept(batches, 0, 0) * 3 * LANES
+        } else {
+            0
+        };
         let kept_rows = FreshRows::new(kept, 3 * LANES);
         let tasks = Tasks::new(batches, width);
         for_each(tasks.count(), |task| {
             let (batch, group) = tasks.place(task);
-            let vector = |block| (Self::vector(&self.state, batch, block), self.constants(block));
+            let vector = |block| {
+                (
+                    Self::vector(&self.state, batch, block),
+                    self.constants(block),
+                )
+            };
             let mut vectors: Vec<(State, Constants)> = group.clone().map(vector).collect();
             for t in 0..time {
                 let (keys, values) = (self.key.row(batch, t), self.value.row(batch, t));
@@ -185,7 +219,12 @@ impl<'a> Inputs<'a> {
                         kept.copy_from_slice(state.as_flattened());
                     }
                     let columns = lanes::columns(width, block);
-                    let y = advance(state, &keys[columns.clone()], &values[columns.clone()], constants);
+                    let y = advance(
+                        state,
+                        &keys[columns.clone()],
+                        &values[columns.clone()],
+                        constants,
+                    );
                     // SAFETY: each step of a vector of channels comes once.
                     lanes::store(unsafe { y_rows.part(batch * time + t, columns) }, &y);
                 }
@@ -193,7 +232,10 @@ impl<'a> Inputs<'a> {
             for ((state, _), block) in vectors.iter().zip(group) {
                 for (i, part) in state.iter().enumerate() {
                     // SAFETY: each vector of channels comes once in a sequence.
-                    lanes::store(unsafe { last_rows.part(batch * 3 + i, lanes::columns(width, block)) }, part);
+                    lanes::store(
+                        unsafe { last_rows.part(batch * 3 + i, lanes::columns(width, block)) },
+                        part,
+                    );
                 }
             }
         });
@@ -202,8 +244,16 @@ impl<'a> Inputs<'a> {
     }
 
     /// The gradients of `alpha` and `beta` behind the last step, from those of the last state, and their exponent.
-    fn start(&self, last: &[f32], of_last: Option<&Sequence<'_>>, batch: usize, block: usize) -> State {
-        let Some(of_last) = of_last else { return [[0.0; LANES], [0.0; LANES], [NOTHING; LANES]] };
+    fn start(
+        &self,
+        last: &[f32],
+        of_last: Option<&Sequence<'_>>,
+        batch: usize,
+        block: usize,
+    ) -> State {
+        let Some(of_last) = of_last else {
+            return [[0.0; LANES], [0.0; LANES], [NOTHING; LANES]];
+        };
         let [of_a, of_b] = [0, 1].map(|i| lanes::block(of_last.row(batch, i), block));
         let width = self.value.width;
         let exponent = lanes::block(&last[(batch * 3 + 2) * width..][..width], block);
@@ -211,19 +261,33 @@ impl<'a> Inputs<'a> {
     }
 
     /// The states of a chunk.
-    fn recompute(&self, vectors: &mut [Vector], kept: &[f32], batch: usize, group: &Range<usize>, chunk: usize) {
+    fn recompute(
+        &self,
+        vectors: &mut [Vector],
+        kept: &[f32],
+        batch: usize,
+        group: &Range<usize>,
+        chunk: usize,
+    ) {
         let (time, width) = (self.value.time, self.value.width);
         for (vector, block) in vectors.iter_mut().zip(group.clone()) {
             let kept = &kept[self.kept(batch, block, chunk) * 3 * LANES..];
             vector.states.clear();
-            vector.states.push([0, 1, 2].map(|i| lanes::load(&kept[i * LANES..])));
+            vector
+                .states
+                .push([0, 1, 2].map(|i| lanes::load(&kept[i * LANES..])));
         }
         for t in chunk * CHUNK..((chunk + 1) * CHUNK).min(time) - 1 {
             let (keys, values) = (self.key.row(batch, t), self.value.row(batch, t));
             for (vector, block) in vectors.iter_mut().zip(group.clone()) {
                 let columns = lanes::columns(width, block);
                 let mut state = vector.states[t - chunk * CHUNK];
-                advance(&mut state, &keys[columns.clone()], &values[columns], &vector.constants);
+                advance(
+                    &mut state,
+                    &keys[columns.clone()],
+                    &values[columns],
+                    &vector.constants,
+                );
                 vector.states.push(state);
             }
         }
@@ -232,7 +296,13 @@ impl<'a> Inputs<'a> {
     /// Gradients of key, value, decay, bonus and state, from those of the output and perhaps of the last state; `last` is
     /// that state itself.
     #[allow(unsafe_code)]
-    fn backward(&self, kept: &[f32], last: &[f32], gradient: &[f32], of_last: Option<&Sequence<'_>>) -> [Vec<f32>; 5] {
+    fn backward(
+        &self,
+        kept: &[f32],
+        last: &[f32],
+        gradient: &[f32],
+        of_last: Option<&Sequence<'_>>,
+    ) -> [Vec<f32>; 5] {
         let [batches, time, width] = self.value.shape();
         let [key_rows, value_rows] = [0; 2].map(|_| FreshRows::new(gradient.len(), width));
         let [decay_rows, bonus_rows] = [0; 2].map(|_| FreshRows::new(batches * width, width));
@@ -240,13 +310,22 @@ impl<'a> Inputs<'a> {
         let tasks = Tasks::new(batches, width);
         for_each(tasks.count(), |task| {
             let (batch, group) = tasks.place(task);
-            let vector = |block| Vector::new(self.constants(block), self.start(last, of_last, batch, block));
+            let vector = |block| {
+                Vector::new(
+                    self.constants(block),
+                    self.start(last, of_last, batch, block),
+                )
+            };
             let mut vectors: Vec<Vector> = group.clone().map(vector).collect();
             for chunk in (0..self.chunks()).rev() {
                 let steps = chunk * CHUNK..((chunk + 1) * CHUNK).min(time);
                 self.recompute(&mut vectors, kept, batch, &group, chunk);
                 for t in steps.clone().rev() {
-                    let (row, keys, values) = (batch * time + t, self.key.row(batch, t), self.value.row(batch, t));
+                    let (row, keys, values) = (
+                        batch * time + t,
+                        self.key.row(batch, t),
+                        self.value.row(batch, t),
+                    );
                     for (vector, block) in vectors.iter_mut().zip(group.clone()) {
                         let columns = lanes::columns(width, block);
                         let dy = &gradient[row * width..][columns.clone()];
@@ -276,9 +355,16 @@ impl<'a> Inputs<'a> {
             }
         });
         // SAFETY: the tasks took every step of every vector of channels.
-        let [of_key, of_value, of_decay, of_bonus, of_states] =
-            unsafe { [key_rows, value_rows, decay_rows, bonus_rows, state_rows].map(|rows| rows.whole()) };
-        [of_key, of_value, summed(&of_decay, width), summed(&of_bonus, width), of_states]
+        let [of_key, of_value, of_decay, of_bonus, of_states] = unsafe {
+            [key_rows, value_rows, decay_rows, bonus_rows, state_rows].map(|rows| rows.whole())
+        };
+        [
+            of_key,
+            of_value,
+            summed(&of_decay, width),
+            summed(&of_bonus, width),
+            of_states,
+        ]
     }
 }
 
@@ -288,7 +374,11 @@ impl HostOperator<5> for Wkv {
         let inputs = Inputs::new(&tensors);
         let keep = wanted.contains(&true);
         let [y, last, kept] = inputs.forward(keep);
-        let saved = if keep { vec![kept, last.clone()] } else { Vec::new() };
+        let saved = if keep {
+            vec![kept, last.clone()]
+        } else {
+            Vec::new()
+        };
         self.last.put(tensor(last, &dimensions(&tensors[4])));
         (tensor(y, &inputs.value.shape()), saved)
     }
@@ -298,7 +388,8 @@ impl HostOperator<5> for Wkv {
         let of_last = self.last.gradient().map(|gradient| readable(&gradient));
         let of_last = of_last.as_ref().map(Sequence::new);
         let [kept, last] = [0, 1].map(|i| &given.saved[i]);
-        let found = Inputs::new(&tensors).backward(kept, last, slice(&given.gradient), of_last.as_ref());
+        let found =
+            Inputs::new(&tensors).backward(kept, last, slice(&given.gradient), of_last.as_ref());
         let mut shapes = tensors.iter().map(dimensions);
         found.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
     }

@@ -49,7 +49,10 @@ pub fn wkv4(wkv: Wkv4) -> (Tensor<3>, Tensor<3>) {
     let [batch, _, width] = wkv.value.dims();
     let state = wkv.state.clone().unwrap_or_else(|| {
         let values = (0..batch * 3 * width).map(|i| if i / width % 3 == 2 { NOTHING } else { 0.0 });
-        Tensor::from_data(TensorData::new(values.collect(), [batch, 3, width]), &wkv.value.device().inner())
+        Tensor::from_data(
+            TensorData::new(values.collect(), [batch, 3, width]),
+            &wkv.value.device().inner(),
+        )
     });
     if !host::on_host(&wkv.value) {
         return reference::wkv4(wkv, state);
@@ -77,16 +80,29 @@ mod tests {
         let part = |i: usize| state.clone().slice([0..batch, i..i + 1, 0..width]);
         let state = Tensor::cat(vec![part(0), part(1) * 0.5 + 1.0, part(2)], 1);
         let (key, decay) = (t[0].get::<3>() * 2.0, t[2].get::<1>() * 3.0);
-        Wkv4 { key, value: t[1].get(), decay, bonus: t[3].get(), state: Some(state) }
+        Wkv4 {
+            key,
+            value: t[1].get(),
+            decay,
+            bonus: t[3].get(),
+            state: Some(state),
+        }
     }
 
     /// The outputs of a sequence in two parts, so that the state's gradient takes part.
     fn in_parts(wkv: Wkv4, cut: usize, run: impl Fn(Wkv4) -> (Tensor<3>, Tensor<3>)) -> Tensor<1> {
         let [batch, time, width] = wkv.value.dims();
-        let part = |x: &Tensor<3>, steps: std::ops::Range<usize>| x.clone().slice([0..batch, steps, 0..width]);
+        let part = |x: &Tensor<3>, steps: std::ops::Range<usize>| {
+            x.clone().slice([0..batch, steps, 0..width])
+        };
         let of = |steps: std::ops::Range<usize>, state: Option<Tensor<3>>| {
             let (key, value) = (part(&wkv.key, steps.clone()), part(&wkv.value, steps));
-            run(Wkv4 { key, value, state, ..wkv.clone() })
+            run(Wkv4 {
+                key,
+                value,
+                state,
+                ..wkv.clone()
+            })
         };
         if cut == 0 || cut >= time {
             return of(0..time, wkv.state.clone()).0.reshape([-1]);
@@ -139,9 +155,17 @@ mod tests {
     #[test]
     fn keys_of_any_size_keep_their_balance() {
         let run = |shift: f32| {
-            let key = (tensor::<3>([2, 70, 40], 1) + shift).autodiff().require_grad();
+            let key = (tensor::<3>([2, 70, 40], 1) + shift)
+                .autodiff()
+                .require_grad();
             let (decay, bonus, value) = (tensor([40], 3), tensor([40], 4), tensor([2, 70, 40], 2));
-            let (y, _) = wkv4(Wkv4 { key: key.clone(), value, decay, bonus, state: None });
+            let (y, _) = wkv4(Wkv4 {
+                key: key.clone(),
+                value,
+                decay,
+                bonus,
+                state: None,
+            });
             let gradients = (y.clone() * tensor([2, 70, 40], 5)).sum().backward();
             [values(y), values(key.grad(&gradients).unwrap())].concat()
         };
@@ -149,7 +173,10 @@ mod tests {
         for shift in [-500.0, 500.0] {
             // Exponents are rounded to 2^-16 there.
             for (found, expected) in run(shift).iter().zip(&expected) {
-                assert!((found - expected).abs() < 1e-3, "{found} against {expected}");
+                assert!(
+                    (found - expected).abs() < 1e-3,
+                    "{found} against {expected}"
+                );
             }
         }
     }
@@ -159,7 +186,13 @@ mod tests {
         for time in [1, 9, 150] {
             check_parts([2, time, 40], |x, state| {
                 let (decay, bonus) = (tensor([40], 3), tensor([40], 4));
-                wkv4(Wkv4 { key: x.clone() * 3.0, value: -x, decay, bonus, state })
+                wkv4(Wkv4 {
+                    key: x.clone() * 3.0,
+                    value: -x,
+                    decay,
+                    bonus,
+                    state,
+                })
             });
         }
     }

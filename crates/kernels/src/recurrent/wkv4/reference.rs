@@ -17,12 +17,22 @@ pub fn wkv4(wkv: Wkv4, state: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
         let (k, v) = (row(&wkv.key), row(&wkv.value));
         let weights = |before: Tensor<3>, now: Tensor<3>| {
             let largest = before.clone().max_pair(now.clone()).detach();
-            ((before - largest.clone()).exp(), (now - largest.clone()).exp(), largest)
+            (
+                (before - largest.clone()).exp(),
+                (now - largest.clone()).exp(),
+                largest,
+            )
         };
         let (before, now, _) = weights(p.clone(), k.clone() + u.clone());
-        outputs.push((before.clone() * a.clone() + now.clone() * v.clone()) / (before * b.clone() + now));
+        outputs.push(
+            (before.clone() * a.clone() + now.clone() * v.clone()) / (before * b.clone() + now),
+        );
         let (before, now, largest) = weights(p + w.clone(), k);
-        (a, b, p) = (before.clone() * a + now.clone() * v, before * b + now, largest);
+        (a, b, p) = (
+            before.clone() * a + now.clone() * v,
+            before * b + now,
+            largest,
+        );
     }
     (Tensor::cat(outputs, 1), Tensor::cat(vec![a, b, p], 1))
 }

@@ -40,7 +40,12 @@ struct Task<'a> {
 }
 
 /// Gradients of receptance, key, value, decay, bonus and state.
-pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: Option<&[f32]>) -> [Vec<f32>; 6] {
+pub(super) fn run(
+    inputs: &Inputs<'_>,
+    kept: &[f32],
+    gradient: &[f32],
+    of_last: Option<&[f32]>,
+) -> [Vec<f32>; 6] {
     let (rows, by_key) = (inputs.batch * inputs.time, inputs.heads * inputs.keys);
     // One row of decays gathers its gradient over the steps of each sequence.
     let decay_rows = if inputs.constant { inputs.batch } else { rows };
@@ -52,14 +57,31 @@ pub(super) fn run(inputs: &Inputs<'_>, kept: &[f32], gradient: &[f32], of_last: 
         bonus: FreshRows::new(inputs.batch * by_key, by_key),
         state: FreshRows::new(inputs.batch * inputs.heads * inputs.size(), inputs.size()),
     };
-    let task = Task { inputs, kept, gradient, of_last, out };
+    let task = Task {
+        inputs,
+        kept,
+        gradient,
+        of_last,
+        out,
+    };
     for_each(inputs.batch * inputs.groups(), |number| task.run(number));
-    let Outputs { receptance, key, value, decay, bonus, state } = task.out;
+    let Outputs {
+        receptance,
+        key,
+        value,
+        decay,
+        bonus,
+        state,
+    } = task.out;
     #[allow(unsafe_code)]
     // SAFETY: the tasks wrote every step of every head.
     let [receptance, key, value, decay, bonus, state] =
         unsafe { [receptance, key, value, decay, bonus, state].map(|rows| rows.whole()) };
-    let decay = if inputs.constant { summed(&decay, by_key) } else { decay };
+    let decay = if inputs.constant {
+        summed(&decay, by_key)
+    } else {
+        decay
+    };
     [receptance, key, value, decay, summed(&bonus, by_key), state]
 }
 
@@ -96,12 +118,30 @@ impl Task<'_> {
         let (inputs, (batch, heads)) = (self.inputs, self.inputs.place(number));
         let [row, by_value] = inputs.blocks().map(|blocks| blocks * LANES);
         let (table, by_key) = (row * by_value, STEPS * row);
-        let of_chunk = [STEPS * by_value, STEPS * STEPS, by_key, by_key, STEPS * by_value, by_key, by_key, by_key];
+        let of_chunk = [
+            STEPS * by_value,
+            STEPS * STEPS,
+            by_key,
+            by_key,
+            STEPS * by_value,
+            by_key,
+            by_key,
+            by_key,
+        ];
         let of_heads = [table, table, row, row].map(|count| heads.len() * count);
         scratch::parts(of_chunk, |[output, mixing, rest @ ..]| {
             let [receptance, key, value, decay, from_state, to_state] = rest.map(lanes_of);
             let output = lanes_of(output);
-            let mut of = Gradients { output, mixing, receptance, key, value, decay, from_state, to_state };
+            let mut of = Gradients {
+                output,
+                mixing,
+                receptance,
+                key,
+                value,
+                decay,
+                from_state,
+                to_state,
+            };
             scratch::parts(of_heads, |carried| {
                 let [mut state, mut turned, mut bonus, mut constant] = carried.map(lanes_of);
                 let mut of_heads: Vec<Carried<'_>> = Vec::with_capacity(heads.len());
@@ -115,13 +155,22 @@ impl Task<'_> {
                     of_heads.push(self.start(carried, batch * inputs.heads + head));
                 }
                 self.chunks(&mut of, &mut of_heads, batch, heads.start);
-                of_heads.iter().zip(heads).for_each(|(of, head)| self.end(of, batch, head));
+                of_heads
+                    .iter()
+                    .zip(heads)
+                    .for_each(|(of, head)| self.end(of, batch, head));
             });
         });
     }
 
     /// All chunks of some heads, from the last to the first.
-    fn chunks(&self, of: &mut Gradients<'_>, of_heads: &mut [Carried<'_>], batch: usize, first: usize) {
+    fn chunks(
+        &self,
+        of: &mut Gradients<'_>,
+        of_heads: &mut [Carried<'_>],
+        batch: usize,
+        first: usize,
+    ) {
         let inputs = self.inputs;
         let table = of_heads.first().map_or(0, |of| of.state.len());
         scratch::with(KEPT * table * LANES, |states| {
@@ -148,7 +197,8 @@ impl Task<'_> {
         of.constant.fill([0.0; LANES]);
         match self.of_last {
             Some(of_last) => {
-                let of_last = &of_last[number * self.inputs.size()..(number + 1) * self.inputs.size()];
+                let of_last =
+                    &of_last[number * self.inputs.size()..(number + 1) * self.inputs.size()];
                 gather(of.state, of_last, values);
                 turn(of.turned, of_last, values);
             }
@@ -162,9 +212,17 @@ impl Task<'_> {
 
     /// The states before the chunks from a kept one on, turned: `[values][keys]`.
     fn states(&self, states: &mut [Lane], chunk: &mut Chunk<'_>, [batch, head, kept]: [usize; 3]) {
-        let (inputs, size, numbers) = (self.inputs, states.len() / KEPT, self.inputs.chunks_of(kept));
+        let (inputs, size, numbers) = (
+            self.inputs,
+            states.len() / KEPT,
+            self.inputs.chunks_of(kept),
+        );
         let kept = (batch * inputs.heads + head) * inputs.kept() + kept;
-        turn(&mut states[..size], &self.kept[kept * inputs.size()..(kept + 1) * inputs.size()], inputs.values);
+        turn(
+            &mut states[..size],
+            &self.kept[kept * inputs.size()..(kept + 1) * inputs.size()],
+            inputs.values,
+        );
         for (i, number) in (numbers.start..numbers.end - 1).enumerate() {
             chunk.read(inputs, batch, head, number);
             let (before, after) = states[i * size..(i + 2) * size].split_at_mut(size);
@@ -186,33 +244,65 @@ impl Task<'_> {
     ) {
         let ([batch, head, number], inputs) = (place, self.inputs);
         chunk.read(inputs, batch, head, number);
-        for (out, t) in of.output.chunks_exact_mut(chunk.values).zip(inputs.chunk(number)) {
+        for (out, t) in of
+            .output
+            .chunks_exact_mut(chunk.values)
+            .zip(inputs.chunk(number))
+        {
             let start = ((batch * inputs.time + t) * inputs.heads + head) * inputs.values;
             load(out, &self.gradient[start..start + inputs.values]);
         }
-        let (padded, width) = (chunk.steps.next_multiple_of(ROWS), [chunk.keys * LANES, chunk.values * LANES]);
+        let (padded, width) = (
+            chunk.steps.next_multiple_of(ROWS),
+            [chunk.keys * LANES, chunk.values * LANES],
+        );
         of_mixing(of.mixing, of.output, chunk);
-        for (out, rows, table) in
-            [(&mut *of.from_state, &*of.output, before), (&mut *of.to_state, &*chunk.value, &*carried.turned)]
-        {
+        for (out, rows, table) in [
+            (&mut *of.from_state, &*of.output, before),
+            (&mut *of.to_state, &*chunk.value, &*carried.turned),
+        ] {
             out.fill([0.0; LANES]);
             let out = &mut out[..padded * chunk.keys];
-            add_product(out, Factor::new(rows.as_flattened(), width[1]), table, width[1], chunk.keys);
+            add_product(
+                out,
+                Factor::new(rows.as_flattened(), width[1]),
+                table,
+                width[1],
+                chunk.keys,
+            );
         }
         chunk.mixing.fill(0.0);
         pairs(of, carried.bonus, chunk, inputs.bonus(head));
         around(of, carried, before, chunk);
         of.value.fill([0.0; LANES]);
         let of_value = &mut of.value[..padded * chunk.values];
-        add_product(of_value, Factor::transposed(chunk.mixing, STEPS), of.output, chunk.steps, chunk.values);
+        add_product(
+            of_value,
+            Factor::transposed(chunk.mixing, STEPS),
+            of.output,
+            chunk.steps,
+            chunk.values,
+        );
         let to_end = Factor::new(chunk.to_end.as_flattened(), width[0]);
         add_product(of_value, to_end, carried.state, width[0], chunk.values);
         scale_rows(carried.state, chunk.whole.as_flattened(), chunk.values);
         let from_start = Factor::transposed(chunk.from_start.as_flattened(), width[0]);
-        add_product(carried.state, from_start, of.output, chunk.steps, chunk.values);
+        add_product(
+            carried.state,
+            from_start,
+            of.output,
+            chunk.steps,
+            chunk.values,
+        );
         scale_columns(carried.turned, chunk.whole);
         let output = Factor::transposed(of.output.as_flattened(), width[1]);
-        add_product(carried.turned, output, chunk.from_start, chunk.steps, chunk.keys);
+        add_product(
+            carried.turned,
+            output,
+            chunk.from_start,
+            chunk.steps,
+            chunk.keys,
+        );
         self.write(of, chunk, place);
     }
 
@@ -220,27 +310,46 @@ impl Task<'_> {
     fn write(&self, of: &Gradients<'_>, chunk: &Chunk<'_>, [batch, head, number]: [usize; 3]) {
         let inputs = self.inputs;
         for (i, t) in inputs.chunk(number).enumerate() {
-            let (row, columns) = (batch * inputs.time + t, head * inputs.keys..(head + 1) * inputs.keys);
+            let (row, columns) = (
+                batch * inputs.time + t,
+                head * inputs.keys..(head + 1) * inputs.keys,
+            );
             let by_key = i * chunk.keys..(i + 1) * chunk.keys;
             // SAFETY: each step of a head comes once.
             unsafe {
-                store(self.out.receptance.part(row, columns.clone()), &of.receptance[by_key.clone()]);
-                store(self.out.key.part(row, columns.clone()), &of.key[by_key.clone()]);
+                store(
+                    self.out.receptance.part(row, columns.clone()),
+                    &of.receptance[by_key.clone()],
+                );
+                store(
+                    self.out.key.part(row, columns.clone()),
+                    &of.key[by_key.clone()],
+                );
                 if !inputs.constant {
                     store(self.out.decay.part(row, columns), &of.decay[by_key]);
                 }
                 let columns = head * inputs.values..(head + 1) * inputs.values;
-                store(self.out.value.part(row, columns), &of.value[i * chunk.values..(i + 1) * chunk.values]);
+                store(
+                    self.out.value.part(row, columns),
+                    &of.value[i * chunk.values..(i + 1) * chunk.values],
+                );
             }
         }
     }
 
     /// Writes what is left before the first step of a head.
     fn end(&self, of: &Carried<'_>, batch: usize, head: usize) {
-        let (inputs, columns) = (self.inputs, head * self.inputs.keys..(head + 1) * self.inputs.keys);
+        let (inputs, columns) = (
+            self.inputs,
+            head * self.inputs.keys..(head + 1) * self.inputs.keys,
+        );
         // SAFETY: each head of a sequence comes once.
         unsafe {
-            scatter(self.out.state.row(batch * inputs.heads + head), of.state, inputs.values);
+            scatter(
+                self.out.state.row(batch * inputs.heads + head),
+                of.state,
+                inputs.values,
+            );
             store(self.out.bonus.part(batch, columns.clone()), of.bonus);
             if inputs.constant {
                 store(self.out.decay.part(batch, columns), of.constant);
@@ -260,9 +369,16 @@ fn part<'a>(buffer: &mut &'a mut [Lane], count: usize) -> &'a mut [Lane] {
 fn turn(turned: &mut [Lane], state: &[f32], values: usize) {
     let keys = state.len() / values;
     turned.fill([0.0; LANES]);
-    for (i, row) in turned.chunks_exact_mut(keys.div_ceil(LANES)).take(values).enumerate() {
+    for (i, row) in turned
+        .chunks_exact_mut(keys.div_ceil(LANES))
+        .take(values)
+        .enumerate()
+    {
         let column = state[i..].iter().step_by(values);
-        row.as_flattened_mut().iter_mut().zip(column).for_each(|(out, value)| *out = *value);
+        row.as_flattened_mut()
+            .iter_mut()
+            .zip(column)
+            .for_each(|(out, value)| *out = *value);
     }
 }
 

@@ -41,16 +41,49 @@ impl<'a> Chunk<'a> {
     pub fn lengths(inputs: &Inputs<'_>) -> [usize; BUFFERS] {
         let [keys, values] = inputs.blocks();
         let [by_key, by_value] = [keys, values].map(|blocks| STEPS * blocks * LANES);
-        [by_key, by_key, by_value, by_key, by_key, by_key, by_key, keys * LANES, STEPS * STEPS]
+        [
+            by_key,
+            by_key,
+            by_value,
+            by_key,
+            by_key,
+            by_key,
+            by_key,
+            keys * LANES,
+            STEPS * STEPS,
+        ]
     }
 
     /// In memory of [`Self::lengths`].
     pub fn new(inputs: &Inputs<'_>, buffers: [&'a mut [f32]; BUFFERS]) -> Self {
-        let [receptance, key, value, decay, slope, from_start, to_end, whole, mixing] = buffers;
+        let [
+            receptance,
+            key,
+            value,
+            decay,
+            slope,
+            from_start,
+            to_end,
+            whole,
+            mixing,
+        ] = buffers;
         let [receptance, key, value, decay] = [receptance, key, value, decay].map(lanes_of);
         let [slope, from_start, to_end, whole] = [slope, from_start, to_end, whole].map(lanes_of);
         let [keys, values] = inputs.blocks();
-        Self { receptance, key, value, decay, slope, from_start, to_end, whole, mixing, steps: 0, keys, values }
+        Self {
+            receptance,
+            key,
+            value,
+            decay,
+            slope,
+            from_start,
+            to_end,
+            whole,
+            mixing,
+            steps: 0,
+            keys,
+            values,
+        }
     }
 
     /// Reads the steps of chunk `number`, and follows their decays from the last to the first.
@@ -59,9 +92,12 @@ impl<'a> Chunk<'a> {
         self.steps = range.len();
         for (i, t) in range.enumerate() {
             let step = inputs.step(batch, head, t);
-            let (of_key, of_value) = (i * self.keys..(i + 1) * self.keys, i * self.values..(i + 1) * self.values);
-            let by_key =
-                [&mut *self.receptance, &mut *self.key, &mut *self.slope].map(|rows| &mut rows[of_key.clone()]);
+            let (of_key, of_value) = (
+                i * self.keys..(i + 1) * self.keys,
+                i * self.values..(i + 1) * self.values,
+            );
+            let by_key = [&mut *self.receptance, &mut *self.key, &mut *self.slope]
+                .map(|rows| &mut rows[of_key.clone()]);
             load_step(by_key, &mut self.value[of_value], &step);
         }
         decays(self);

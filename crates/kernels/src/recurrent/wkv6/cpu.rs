@@ -53,9 +53,18 @@ pub(super) struct Step<'a> {
 }
 
 impl<'a> Inputs<'a> {
-    pub fn prepared([receptance, key, value, decay, bonus, state]: &[FlexTensor; 6]) -> [FlexTensor; 6] {
+    pub fn prepared(
+        [receptance, key, value, decay, bonus, state]: &[FlexTensor; 6],
+    ) -> [FlexTensor; 6] {
         let [receptance, key, value, decay] = [receptance, key, value, decay].map(readable);
-        [receptance, key, value, decay, contiguous(bonus), contiguous(state)]
+        [
+            receptance,
+            key,
+            value,
+            decay,
+            contiguous(bonus),
+            contiguous(state),
+        ]
     }
 
     pub fn new([receptance, key, value, decay, bonus, state]: &'a [FlexTensor; 6]) -> Self {
@@ -64,11 +73,25 @@ impl<'a> Inputs<'a> {
         let constant = dimensions(decay)[..2] != [batch, time];
         let decay = Sequence::repeated(decay, batch, time);
         let [heads, keys, values] = [shape[1], shape[2], shape[3]];
-        Self { receptance, key, value, decay, constant, bonus: slice(bonus), batch, time, heads, keys, values }
+        Self {
+            receptance,
+            key,
+            value,
+            decay,
+            constant,
+            bonus: slice(bonus),
+            batch,
+            time,
+            heads,
+            keys,
+            values,
+        }
     }
 
     pub fn step(&self, batch: usize, head: usize, time: usize) -> Step<'a> {
-        let of = |sequence: &Sequence<'a>, width: usize| &sequence.row(batch, time)[head * width..(head + 1) * width];
+        let of = |sequence: &Sequence<'a>, width: usize| {
+            &sequence.row(batch, time)[head * width..(head + 1) * width]
+        };
         Step {
             receptance: of(&self.receptance, self.keys),
             key: of(&self.key, self.keys),
@@ -114,7 +137,11 @@ impl<'a> Inputs<'a> {
     /// Outputs, last states, and where asked the states before every [`KEPT`] chunks.
     fn forward(&self, state: &[f32], keep: bool) -> [Vec<f32>; 3] {
         let states = self.batch * self.heads;
-        let kept = if keep { states * self.kept() * self.size() } else { 0 };
+        let kept = if keep {
+            states * self.kept() * self.size()
+        } else {
+            0
+        };
         let task = Task {
             inputs: self,
             state,
@@ -166,10 +193,15 @@ impl Task<'_> {
         let tables = [heads.len() * table * LANES, STEPS * values * LANES];
         scratch::parts(Chunk::lengths(inputs), |buffers| {
             scratch::parts(tables, |[states, y]| {
-                let (mut chunk, states, y) = (Chunk::new(inputs, buffers), lanes_of(states), lanes_of(y));
+                let (mut chunk, states, y) =
+                    (Chunk::new(inputs, buffers), lanes_of(states), lanes_of(y));
                 let first = batch * inputs.heads + heads.start;
                 for (i, s) in states.chunks_exact_mut(table).enumerate() {
-                    gather(s, &self.state[(first + i) * size..(first + i + 1) * size], inputs.values);
+                    gather(
+                        s,
+                        &self.state[(first + i) * size..(first + i + 1) * size],
+                        inputs.values,
+                    );
                 }
                 for kept in 0..inputs.kept() {
                     for (head, s) in heads.clone().zip(states.chunks_exact_mut(table)) {
@@ -185,7 +217,13 @@ impl Task<'_> {
     }
 
     /// The chunks of a head from a kept state on.
-    fn head(&self, chunk: &mut Chunk<'_>, s: &mut [Lane], y: &mut [Lane], [batch, head, kept]: [usize; 3]) {
+    fn head(
+        &self,
+        chunk: &mut Chunk<'_>,
+        s: &mut [Lane],
+        y: &mut [Lane],
+        [batch, head, kept]: [usize; 3],
+    ) {
         let inputs = self.inputs;
         if self.keep {
             let row = (batch * inputs.heads + head) * inputs.kept() + kept;
@@ -209,7 +247,13 @@ impl Task<'_> {
 fn advance(s: &mut [Lane], y: &mut [Lane], chunk: &Chunk<'_>) {
     let y = &mut y[..chunk.steps.next_multiple_of(ROWS) * chunk.values];
     y.fill([0.0; LANES]);
-    add_product(y, Factor::new(chunk.mixing, STEPS), chunk.value, chunk.steps, chunk.values);
+    add_product(
+        y,
+        Factor::new(chunk.mixing, STEPS),
+        chunk.value,
+        chunk.steps,
+        chunk.values,
+    );
     let (from_start, width) = (chunk.from_start.as_flattened(), chunk.keys * LANES);
     add_product(y, Factor::new(from_start, width), s, width, chunk.values);
     scale_rows(s, chunk.whole.as_flattened(), chunk.values);
@@ -221,13 +265,17 @@ fn advance(s: &mut [Lane], y: &mut [Lane], chunk: &Chunk<'_>) {
 pub(super) fn gather(s: &mut [Lane], state: &[f32], values: usize) {
     let blocks = values.div_ceil(LANES);
     s.fill([0.0; LANES]);
-    s.chunks_exact_mut(blocks).zip(state.chunks_exact(values)).for_each(|(s, row)| load(s, row));
+    s.chunks_exact_mut(blocks)
+        .zip(state.chunks_exact(values))
+        .for_each(|(s, row)| load(s, row));
 }
 
 /// The way back of [`gather`].
 pub(super) fn scatter(state: &mut [f32], s: &[Lane], values: usize) {
     let blocks = values.div_ceil(LANES);
-    s.chunks_exact(blocks).zip(state.chunks_exact_mut(values)).for_each(|(s, row)| store(row, s));
+    s.chunks_exact(blocks)
+        .zip(state.chunks_exact_mut(values))
+        .for_each(|(s, row)| store(row, s));
 }
 
 vectorised! {
@@ -253,7 +301,12 @@ impl HostOperator<6> for Wkv {
         let tensors = Inputs::prepared(&given.inputs);
         let of_last = self.last.gradient().map(|gradient| contiguous(&gradient));
         let of_last = of_last.as_ref().map(slice);
-        let found = super::backward::run(&Inputs::new(&tensors), &given.saved[0], slice(&given.gradient), of_last);
+        let found = super::backward::run(
+            &Inputs::new(&tensors),
+            &given.saved[0],
+            slice(&given.gradient),
+            of_last,
+        );
         let mut shapes = tensors.iter().map(dimensions);
         found.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
     }

@@ -52,13 +52,23 @@ pub struct Wkv6 {
 pub fn wkv6(wkv: Wkv6) -> (Tensor<3>, Tensor<4>) {
     let ([batch, _, wide], [heads, keys]) = (wkv.value.dims(), wkv.bonus.dims());
     let shape = [batch, heads, keys, wide / heads];
-    let state = wkv.state.clone().unwrap_or_else(|| Tensor::zeros(shape, &wkv.value.device().inner()));
+    let state = wkv
+        .state
+        .clone()
+        .unwrap_or_else(|| Tensor::zeros(shape, &wkv.value.device().inner()));
     if !host::on_host(&wkv.value) {
         return reference::wkv6(wkv, state);
     }
     let side = Side::default();
     let operator = cpu::Wkv { last: side.clone() };
-    let Wkv6 { receptance, key, value, decay, bonus, .. } = wkv;
+    let Wkv6 {
+        receptance,
+        key,
+        value,
+        decay,
+        bonus,
+        ..
+    } = wkv;
     let y = host::six(receptance, key, value, decay, bonus, state, operator);
     let last = side.output(&y);
     (y, last)
@@ -77,9 +87,23 @@ mod tests {
     type Sizes = [usize; 5];
 
     fn shapes([batch, time, heads, keys, values]: Sizes, constant: bool) -> Vec<Vec<usize>> {
-        let (by_key, by_value) = (vec![batch, time, heads * keys], vec![batch, time, heads * values]);
-        let decay = if constant { vec![1, 1, heads * keys] } else { by_key.clone() };
-        vec![by_key.clone(), by_key, by_value, decay, vec![heads, keys], vec![batch, heads, keys, values]]
+        let (by_key, by_value) = (
+            vec![batch, time, heads * keys],
+            vec![batch, time, heads * values],
+        );
+        let decay = if constant {
+            vec![1, 1, heads * keys]
+        } else {
+            by_key.clone()
+        };
+        vec![
+            by_key.clone(),
+            by_key,
+            by_value,
+            decay,
+            vec![heads, keys],
+            vec![batch, heads, keys, values],
+        ]
     }
 
     fn inputs(t: &[Leaf]) -> Wkv6 {
@@ -100,7 +124,12 @@ mod tests {
 
     fn agree_with_reference(sizes: Sizes, constant: bool) {
         with_shapes(sizes, constant, |shapes| {
-            agree(shapes, 1e-5, |t| both(wkv6(inputs(t))), |t| both(reference::wkv6(inputs(t), t[5].get())));
+            agree(
+                shapes,
+                1e-5,
+                |t| both(wkv6(inputs(t))),
+                |t| both(reference::wkv6(inputs(t), t[5].get())),
+            );
         });
     }
 
@@ -108,13 +137,20 @@ mod tests {
     fn definition([batch, time, heads, keys, values]: Sizes, inputs: &[Vec<f64>]) -> Vec<f64> {
         let (mut y, mut s) = (vec![0.0; batch * time * heads * values], inputs[5].clone());
         let constant = inputs[3].len() == heads * keys;
-        for (b, t, h) in (0..batch * time * heads).map(|i| (i / (time * heads), i / heads % time, i % heads)) {
+        for (b, t, h) in
+            (0..batch * time * heads).map(|i| (i / (time * heads), i / heads % time, i % heads))
+        {
             let row = (b * time + t) * heads + h;
             for (i, j) in (0..keys * values).map(|i| (i / values, i % values)) {
                 let s = &mut s[((b * heads + h) * keys + i) * values + j];
                 let [r, k] = [0, 1].map(|n| inputs[n][row * keys + i]);
                 let v = inputs[2][row * values + j];
-                let x = inputs[3][if constant { h * keys + i } else { row * keys + i }] * 3.0 - 1.0;
+                let x = inputs[3][if constant {
+                    h * keys + i
+                } else {
+                    row * keys + i
+                }] * 3.0
+                    - 1.0;
                 y[row * values + j] += r * (*s + inputs[4][h * keys + i] * k * v);
                 *s = (-x.exp()).exp() * *s + k * v;
             }
@@ -152,9 +188,19 @@ mod tests {
     #[test]
     fn what_forgets_at_once_has_gradients() {
         let x = tensor::<3>([1, 20, 6], 1).autodiff().require_grad();
-        let decay = tensor::<3>([1, 20, 6], 2).mul_scalar(200.0).autodiff().require_grad();
+        let decay = tensor::<3>([1, 20, 6], 2)
+            .mul_scalar(200.0)
+            .autodiff()
+            .require_grad();
         let (receptance, key, value) = (x.clone(), x.clone() * 0.7, x.clone() * 2.0);
-        let wkv = Wkv6 { receptance, key, value, decay: decay.clone(), bonus: tensor([2, 3], 3), state: None };
+        let wkv = Wkv6 {
+            receptance,
+            key,
+            value,
+            decay: decay.clone(),
+            bonus: tensor([2, 3], 3),
+            state: None,
+        };
         let gradients = wkv6(wkv).0.sum().backward();
         for found in [x.grad(&gradients), decay.grad(&gradients)] {
             assert!(values(found.unwrap()).iter().all(|value| value.is_finite()));

@@ -142,18 +142,38 @@ vectorised! {
 }
 
 impl<'a> Inputs<'a> {
-    fn prepared([receptance, decay, key, value, removal, replacement, state]: &[FlexTensor; 7]) -> [FlexTensor; 7] {
+    fn prepared(
+        [receptance, decay, key, value, removal, replacement, state]: &[FlexTensor; 7],
+    ) -> [FlexTensor; 7] {
         let [receptance, decay, key, value, removal, replacement] =
             [receptance, decay, key, value, removal, replacement].map(readable);
-        [receptance, decay, key, value, removal, replacement, contiguous(state)]
+        [
+            receptance,
+            decay,
+            key,
+            value,
+            removal,
+            replacement,
+            contiguous(state),
+        ]
     }
 
-    fn new([receptance, decay, key, value, removal, replacement, state]: &'a [FlexTensor; 7]) -> Self {
+    fn new(
+        [receptance, decay, key, value, removal, replacement, state]: &'a [FlexTensor; 7],
+    ) -> Self {
         let by_key = [receptance, decay, key, removal, replacement].map(Sequence::new);
         let shape = dimensions(state);
         let [heads, values, keys] = [shape[1], shape[2], shape[3]];
         let (value, blocks) = (Sequence::new(value), keys.div_ceil(LANES));
-        Self { by_key, value, state: slice(state), heads, values, keys, blocks }
+        Self {
+            by_key,
+            value,
+            state: slice(state),
+            heads,
+            values,
+            keys,
+            blocks,
+        }
     }
 
     /// The vectors of a step, in memory for its table.
@@ -162,8 +182,17 @@ impl<'a> Inputs<'a> {
         'a: 'b,
     {
         let columns = head * self.keys..(head + 1) * self.keys;
-        fill(table, self.by_key.map(|sequence| &sequence.row(batch, time)[columns.clone()]), self.blocks);
-        Step { table, value: &self.value.row(batch, time)[self.columns(head)], blocks: self.blocks }
+        fill(
+            table,
+            self.by_key
+                .map(|sequence| &sequence.row(batch, time)[columns.clone()]),
+            self.blocks,
+        );
+        Step {
+            table,
+            value: &self.value.row(batch, time)[self.columns(head)],
+            blocks: self.blocks,
+        }
     }
 
     /// Where a head's values lie in a row.
@@ -182,14 +211,22 @@ impl<'a> Inputs<'a> {
 
     /// A state in vectors, `[values][blocks]`.
     fn gather(&self, s: &mut [Lane], table: &[f32]) {
-        for (s, row) in s.chunks_exact_mut(self.blocks).zip(table.chunks_exact(self.keys)) {
-            s.iter_mut().enumerate().for_each(|(block, s)| *s = lanes::block(row, block));
+        for (s, row) in s
+            .chunks_exact_mut(self.blocks)
+            .zip(table.chunks_exact(self.keys))
+        {
+            s.iter_mut()
+                .enumerate()
+                .for_each(|(block, s)| *s = lanes::block(row, block));
         }
     }
 
     /// The way back.
     fn scatter(&self, table: &mut [f32], s: &[Lane]) {
-        for (s, row) in s.chunks_exact(self.blocks).zip(table.chunks_exact_mut(self.keys)) {
+        for (s, row) in s
+            .chunks_exact(self.blocks)
+            .zip(table.chunks_exact_mut(self.keys))
+        {
             for (s, out) in s.iter().zip(row.chunks_mut(LANES)) {
                 lanes::store(out, s);
             }
@@ -202,29 +239,41 @@ impl<'a> Inputs<'a> {
         let (heads, time, tasks) = (self.heads, self.value.time, self.value.batch * self.heads);
         let mut y = zeros(self.value.len());
         let mut last = zeros(tasks * self.size());
-        let mut kept = zeros(if keep { tasks * self.chunks() * self.size() } else { 0 });
+        let mut kept = zeros(if keep {
+            tasks * self.chunks() * self.size()
+        } else {
+            0
+        });
         let y_rows = DisjointRows::new(&mut y, self.value.width);
-        let (last_rows, kept_rows) =
-            (DisjointRows::new(&mut last, self.size()), DisjointRows::new(&mut kept, self.size()));
+        let (last_rows, kept_rows) = (
+            DisjointRows::new(&mut last, self.size()),
+            DisjointRows::new(&mut kept, self.size()),
+        );
         let length = self.values * self.blocks * LANES;
         for_each(tasks, |task| {
             let (batch, head) = (task / heads, task % heads);
-            scratch::parts([length, length, TABLE * self.blocks * LANES], |[s, next, table]| {
-                let (mut s, mut next, table) = (lanes_of(s), lanes_of(next), lanes_of(table));
-                self.gather(s, &self.state[task * self.size()..(task + 1) * self.size()]);
-                for t in 0..time {
-                    if keep && t.is_multiple_of(CHUNK) {
-                        // SAFETY: each chunk comes once in a task.
-                        self.scatter(unsafe { kept_rows.row(task * self.chunks() + t / CHUNK) }, s);
+            scratch::parts(
+                [length, length, TABLE * self.blocks * LANES],
+                |[s, next, table]| {
+                    let (mut s, mut next, table) = (lanes_of(s), lanes_of(next), lanes_of(table));
+                    self.gather(s, &self.state[task * self.size()..(task + 1) * self.size()]);
+                    for t in 0..time {
+                        if keep && t.is_multiple_of(CHUNK) {
+                            // SAFETY: each chunk comes once in a task.
+                            self.scatter(
+                                unsafe { kept_rows.row(task * self.chunks() + t / CHUNK) },
+                                s,
+                            );
+                        }
+                        // SAFETY: each step of a head comes once.
+                        let y = unsafe { y_rows.part(batch * time + t, self.columns(head)) };
+                        advance(y, s, next, &self.step(table, batch, head, t));
+                        std::mem::swap(&mut s, &mut next);
                     }
-                    // SAFETY: each step of a head comes once.
-                    let y = unsafe { y_rows.part(batch * time + t, self.columns(head)) };
-                    advance(y, s, next, &self.step(table, batch, head, t));
-                    std::mem::swap(&mut s, &mut next);
-                }
-                // SAFETY: each task has a row of its own.
-                self.scatter(unsafe { last_rows.row(task) }, s);
-            });
+                    // SAFETY: each task has a row of its own.
+                    self.scatter(unsafe { last_rows.row(task) }, s);
+                },
+            );
         });
         [y, last, kept]
     }
@@ -240,14 +289,24 @@ impl<'a> Inputs<'a> {
                 kept,
                 gradient,
                 of_last,
-                of_table: of_table.each_mut().map(|values| DisjointRows::new(values, width)),
+                of_table: of_table
+                    .each_mut()
+                    .map(|values| DisjointRows::new(values, width)),
                 of_value: DisjointRows::new(&mut of_value, self.value.width),
                 of_state: DisjointRows::new(&mut of_state, self.size()),
             };
             for_each(self.value.batch * self.heads, |number| task.run(number));
         }
         let [receptance, decay, key, removal, replacement] = of_table;
-        [receptance, decay, key, of_value, removal, replacement, of_state]
+        [
+            receptance,
+            decay,
+            key,
+            of_value,
+            removal,
+            replacement,
+            of_state,
+        ]
     }
 }
 
@@ -271,7 +330,12 @@ impl Task<'_> {
         scratch::parts(
             [length, (CHUNK + 1) * length, table, table, inputs.values],
             |[d, s, table, of_table, unused]| {
-                let (d, s, table, of_table) = (lanes_of(d), lanes_of(s), lanes_of(table), lanes_of(of_table));
+                let (d, s, table, of_table) = (
+                    lanes_of(d),
+                    lanes_of(s),
+                    lanes_of(table),
+                    lanes_of(of_table),
+                );
                 d.fill([0.0; LANES]);
                 if let Some(of_last) = self.of_last {
                     inputs.gather(d, &of_last[number * size..(number + 1) * size]);
@@ -298,7 +362,11 @@ impl Task<'_> {
         chunk: usize,
     ) {
         let (inputs, length) = (self.inputs, d.len());
-        let (batch, head, time) = (number / inputs.heads, number % inputs.heads, inputs.value.time);
+        let (batch, head, time) = (
+            number / inputs.heads,
+            number % inputs.heads,
+            inputs.value.time,
+        );
         let steps = chunk * CHUNK..((chunk + 1) * CHUNK).min(time);
         for (i, t) in steps.clone().enumerate() {
             let (before, after) = s[i * length..(i + 2) * length].split_at_mut(length);
@@ -311,11 +379,24 @@ impl Task<'_> {
             // SAFETY: each step of a head comes once.
             let of_value = unsafe { self.of_value.part(row, columns.clone()) };
             let gradient = &self.gradient[row * inputs.value.width..][columns];
-            retreat(d, of_table, of_value, [before, after], &inputs.step(table, batch, head, t), gradient);
-            for (rows, of_vector) in self.of_table.iter().zip(of_table.chunks_exact(inputs.blocks)) {
+            retreat(
+                d,
+                of_table,
+                of_value,
+                [before, after],
+                &inputs.step(table, batch, head, t),
+                gradient,
+            );
+            for (rows, of_vector) in self
+                .of_table
+                .iter()
+                .zip(of_table.chunks_exact(inputs.blocks))
+            {
                 // SAFETY: as above.
                 let out = unsafe { rows.part(row, head * inputs.keys..(head + 1) * inputs.keys) };
-                out.chunks_mut(LANES).zip(of_vector).for_each(|(out, lane)| lanes::store(out, lane));
+                out.chunks_mut(LANES)
+                    .zip(of_vector)
+                    .for_each(|(out, lane)| lanes::store(out, lane));
             }
         }
     }
@@ -333,8 +414,11 @@ impl HostOperator<7> for Wkv {
     fn backward(&self, given: Given<7>, _: [bool; 7]) -> [Option<FlexTensor>; 7] {
         let tensors = Inputs::prepared(&given.inputs);
         let of_last = self.last.gradient().map(|gradient| contiguous(&gradient));
-        let found =
-            Inputs::new(&tensors).backward(&given.saved[0], slice(&given.gradient), of_last.as_ref().map(slice));
+        let found = Inputs::new(&tensors).backward(
+            &given.saved[0],
+            slice(&given.gradient),
+            of_last.as_ref().map(slice),
+        );
         let mut shapes = tensors.iter().map(dimensions);
         found.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
     }

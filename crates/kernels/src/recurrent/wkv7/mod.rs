@@ -51,14 +51,34 @@ pub struct Wkv7 {
 pub fn wkv7(wkv: Wkv7) -> (Tensor<3>, Tensor<4>) {
     let ([batch, _, by_key], [_, _, by_value]) = (wkv.key.dims(), wkv.value.dims());
     let shape = [batch, wkv.heads, by_value / wkv.heads, by_key / wkv.heads];
-    let state = wkv.state.clone().unwrap_or_else(|| Tensor::zeros(shape, &wkv.value.device().inner()));
+    let state = wkv
+        .state
+        .clone()
+        .unwrap_or_else(|| Tensor::zeros(shape, &wkv.value.device().inner()));
     if !host::on_host(&wkv.value) {
         return reference::wkv7(wkv, state);
     }
     let side = Side::default();
     let operator = cpu::Wkv { last: side.clone() };
-    let Wkv7 { receptance, log_decay, key, value, removal, replacement, .. } = wkv;
-    let y = host::seven(receptance, log_decay, key, value, removal, replacement, state, operator);
+    let Wkv7 {
+        receptance,
+        log_decay,
+        key,
+        value,
+        removal,
+        replacement,
+        ..
+    } = wkv;
+    let y = host::seven(
+        receptance,
+        log_decay,
+        key,
+        value,
+        removal,
+        replacement,
+        state,
+        operator,
+    );
     let last = side.output(&y);
     (y, last)
 }
@@ -92,7 +112,8 @@ mod tests {
     }
 
     fn with_shapes([batch, time, heads, keys, values]: Sizes, run: impl FnOnce(&[&[usize]])) {
-        let (k, v): ([usize; 3], [usize; 3]) = ([batch, time, heads * keys], [batch, time, heads * values]);
+        let (k, v): ([usize; 3], [usize; 3]) =
+            ([batch, time, heads * keys], [batch, time, heads * values]);
         run(&[&k, &k, &k, &v, &k, &k, &[batch, heads, values, keys]]);
     }
 
@@ -112,9 +133,14 @@ mod tests {
     /// By the formula, in f64: the outputs, then the last state.
     fn definition([batch, time, heads, keys, values]: Sizes, inputs: &[Vec<f64>]) -> Vec<f64> {
         let (mut y, mut s) = (Vec::new(), inputs[6].clone());
-        for (b, t, h, j) in (0..batch * time * heads * values)
-            .map(|i| (i / (time * heads * values), i / (heads * values) % time, i / values % heads, i % values))
-        {
+        for (b, t, h, j) in (0..batch * time * heads * values).map(|i| {
+            (
+                i / (time * heads * values),
+                i / (heads * values) % time,
+                i / values % heads,
+                i % values,
+            )
+        }) {
             let row = (b * time + t) * heads + h;
             let of = |n: usize| &inputs[n][row * keys..(row + 1) * keys];
             let start = ((b * heads + h) * values + j) * keys;
