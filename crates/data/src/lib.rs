@@ -4,7 +4,9 @@
 
 pub mod encode;
 pub mod error;
+pub mod nearest;
 pub mod packing;
+pub mod random;
 pub mod readers;
 pub mod record;
 pub mod template;

@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_hundred_thousand_examples_fill_their_rows() {
-        let mut random = crate::worlds::random::Random::new(3);
+        let mut random = crate::random::Random::new(3);
         let lengths: Vec<usize> = (0..100_000)
             .map(|_| random.range(1, 300) as usize)
             .collect();

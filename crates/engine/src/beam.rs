@@ -3,6 +3,7 @@
 //! A finished continuation `y` scores `log P(y | x) / length^penalty`, its end token counted, which is the rule of Hugging Face's
 //! `generate`. The search ends when no continuation under way can still beat the worst of the best finished ones.
 
+use espalier_kernels::readback::ReadFloats;
 use espalier_models::{
     model::{Input, LanguageModel},
     state::SequenceState,
@@ -201,10 +202,7 @@ fn log_probabilities(
     let hidden = model.hidden(input, Some(state))?;
     let [batch, time, width] = hidden.dims();
     let logits = model.head(hidden.narrow(1, time - 1, 1).reshape([batch, width]));
-    let values = burn::tensor::activation::log_softmax(logits, 1)
-        .into_data()
-        .try_into_vec::<f32>()
-        .unwrap_or_default();
+    let values = burn::tensor::activation::log_softmax(logits, 1).floats();
     Ok(values
         .chunks(model.spec().vocabulary)
         .map(<[f32]>::to_vec)

@@ -5,6 +5,7 @@
 //!
 //! An encoder-decoder reads the prompts as sources and begins with its start token.
 
+use espalier_kernels::readback::ReadFloats;
 use espalier_models::{
     model::{Input, LanguageModel},
     spec::ModelSpec,
@@ -271,11 +272,7 @@ fn last_logits(
     let hidden = model.hidden(input, Some(state))?;
     let [batch, time, width] = hidden.dims();
     let last = hidden.narrow(1, time - 1, 1).reshape([batch, width]);
-    Ok(model
-        .head(last)
-        .into_data()
-        .try_into_vec::<f32>()
-        .unwrap_or_default())
+    Ok(model.head(last).floats())
 }
 
 impl Row {

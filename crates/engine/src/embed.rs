@@ -1,5 +1,6 @@
 //! Texts to vectors: hidden states of the last layer, pooled.
 
+use espalier_kernels::readback::ReadFloats;
 use espalier_models::{
     model::{Input, LanguageModel},
     pooling::Pooling,
@@ -42,7 +43,7 @@ pub fn embed(
             .flat_map(|row| (0..time).map(|t| t < row.len()))
             .collect();
         let pooled = pooling.pool(model.encode(&input)?, &real);
-        let values = pooled.into_data().try_into_vec::<f32>().unwrap_or_default();
+        let values = pooled.floats();
         for (i, vector) in chunk.iter().zip(values.chunks(model.spec().width)) {
             vectors[*i] = vector.to_vec();
         }

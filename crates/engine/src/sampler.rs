@@ -10,7 +10,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
-use espalier_data::worlds::random::Random;
+use espalier_data::random::Random;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};

@@ -1,6 +1,7 @@
 //! Log-probabilities of given texts, in batches.
 
 use espalier_data::encode::Example;
+use espalier_kernels::readback::{ReadFloats, ReadIntegers};
 use espalier_kernels::{cross_entropy::log_probabilities, embedding::embedding};
 use espalier_models::model::{Input, LanguageModel};
 
@@ -78,17 +79,8 @@ fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {
         hidden.reshape([rows.len() * time, width]),
         &predictors,
     ));
-    let choices = logits
-        .clone()
-        .argmax(1)
-        .into_data()
-        .convert::<i32>()
-        .try_into_vec::<i32>()
-        .unwrap_or_default();
-    let values = log_probabilities(logits, &targets)
-        .into_data()
-        .try_into_vec::<f32>()
-        .unwrap_or_default();
+    let choices = logits.clone().argmax(1).integers();
+    let values = log_probabilities(logits, &targets).floats();
     let mut scores = vec![Score::default(); rows.len()];
     for (i, (r, _)) in places.iter().enumerate() {
         scores[*r].log_probability += f64::from(values[i]);

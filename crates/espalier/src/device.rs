@@ -2,7 +2,9 @@
 
 use burn::tensor::Device;
 
-use crate::{Error, Result, recipe::document::suggest};
+use espalier_data::nearest::suggestion;
+
+use crate::{Error, Result};
 
 /// The kinds of device, and whether this program was built with them; every kind but `cpu` is a feature of the same name.
 pub const DEVICES: [(&str, bool); 6] = [
@@ -46,11 +48,9 @@ pub fn parse(text: &str) -> Result<Device> {
             "this program was built without the feature `{kind}`; build it with `cargo build --release --features {kind}`"
         ))),
         None => {
-            let hint =
-                suggest(kind, names.into_iter()).map(|name| format!("; did you mean `{name}`?"));
+            let hint = suggestion(kind, names);
             Err(usage(format!(
-                "no such device{}; there are: {}",
-                hint.unwrap_or_default(),
+                "no such device{hint}; there are: {}",
                 names.join(", ")
             )))
         }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use espalier_data::{readers::nearest::suggestion, tokenizer::Tokenizer};
+use espalier_data::{nearest::suggestion, tokenizer::Tokenizer};
 use espalier_engine::text::TextModel;
 use espalier_models::{
     checkpoint::Checkpoint,
@@ -190,10 +190,9 @@ fn missing(path: &Path) -> String {
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     let known = names(parent);
-    let known: Vec<&str> = known.iter().map(String::as_str).collect();
     let hint = suggestion(
         &path.file_name().unwrap_or_default().to_string_lossy(),
-        &known,
+        known.iter().map(String::as_str),
     );
     format!(
         "{}: no such folder{hint}; expected a model folder, an adapter folder or a run's output",

@@ -21,7 +21,7 @@ use burn::{
 };
 use burn_flex::FlexTensor;
 
-use crate::host;
+use crate::fused;
 
 /// A part of a model that can run twice with the same result.
 pub trait Segment: Debug + Send + Sync + 'static {
@@ -84,7 +84,7 @@ pub fn recomputed(
 
 /// Whether [`recomputed`] works for tensors like `x`.
 pub fn is_supported(x: &Tensor<3>) -> bool {
-    host::on_host(x)
+    fused::on_host(x)
 }
 
 #[backend_extension(Flex, Autodiff)]
@@ -118,7 +118,7 @@ fn outside_autodiff(segment: &dyn Segment, x: FlexTensor) -> FlexTensor {
 fn primitive<const D: usize>(x: Tensor<D>) -> FlexTensor {
     x.inner()
         .try_into_primitive::<Flex>()
-        .unwrap_or_else(|_| host::tensor(Vec::new(), &[0; D]))
+        .unwrap_or_else(|_| fused::tensor(Vec::new(), &[0; D]))
 }
 
 impl Recomputation for Flex {

@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use burn_flex::FlexTensor;
 
 use crate::{
-    host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{self, FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh},
 };
 
@@ -39,8 +39,8 @@ impl Dropout {
     /// assert!(kept.iter().all(|x| *x == 0.0 || (x - 4.0 / 3.0).abs() < 1e-6));
     /// ```
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        if host::on_host(&x) {
-            return host::one(x, Operator(self));
+        if fused::on_host(&x) {
+            return fused::one(x, Operator(self));
         }
         let factors: Vec<f32> = (0..x.shape().num_elements())
             .map(|i| self.factor(i))
@@ -87,7 +87,7 @@ impl Operator {
     }
 }
 
-impl HostOperator<1> for Operator {
+impl FusedOperator<1> for Operator {
     fn forward(&self, [x]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         (self.apply(x), Vec::new())
     }

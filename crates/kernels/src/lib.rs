@@ -2,7 +2,7 @@
 //! cross-entropy.
 //!
 //! Each operator is a folder: its shapes and mathematics in `mod.rs`, its definition in plain Burn operations in
-//! `reference.rs`, and the fused form for the CPU in `cpu.rs`, which the module `host` makes differentiable and which is
+//! `reference.rs`, and the fused form for the CPU in `cpu.rs`, which the module `fused` makes differentiable and which is
 //! tested against the definition. Other devices run the definition.
 //!
 //! Left out on purpose: anything that knows of models, files or tokens. Shapes are checked by the callers; an operator
@@ -17,16 +17,17 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod experts;
-mod host;
+mod fused;
 pub mod linear;
 mod matmul;
 pub mod memory_map;
 pub mod norm;
 pub mod optimiser;
 mod parallel;
+pub mod readback;
+pub mod recomputable;
 pub mod recurrent;
 pub mod rotary;
 pub mod simd;
 #[cfg(test)]
 mod testing;
-pub mod transient;

@@ -3,10 +3,11 @@
 //! On the CPU a step is one pass over memory; elsewhere it is the same formula in tensor operations. Sums run in a fixed
 //! order, so that a resumed run repeats the interrupted one bit for bit.
 
+use crate::readback::ReadFloats;
 use std::sync::OnceLock;
 
 use crate::{
-    host::{self, contiguous, dimensions, slice},
+    fused::{self, contiguous, dimensions, slice},
     parallel::{chunk, for_chunks, for_each},
     simd::vectorised,
 };
@@ -48,7 +49,7 @@ pub struct AdamWState {
 pub fn adamw(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWState {
     let plain = [&state.weight, &state.first, &state.second, &gradient]
         .into_iter()
-        .all(host::on_host);
+        .all(fused::on_host);
     match plain {
         true => on_host(state, gradient, &step),
         false => in_tensors(state, gradient, step),
@@ -111,14 +112,14 @@ fn on_host(state: AdamWState, gradient: Tensor<1>, step: &AdamWStep) -> AdamWSta
 /// The tensor's own memory where the tensor is all of it, else a copy. The tensor is on the host.
 fn whole(tensor: Tensor<1>) -> FlexTensor {
     let Ok(tensor) = tensor.inner().try_into_primitive::<Flex>() else {
-        return host::tensor(Vec::new(), &[0]);
+        return fused::tensor(Vec::new(), &[0]);
     };
     let all =
         tensor.is_contiguous() && slice(&tensor).len() == tensor.bytes().len() / size_of::<f32>();
     if all {
         tensor
     } else {
-        host::tensor(slice(&contiguous(&tensor)).to_vec(), &dimensions(&tensor))
+        fused::tensor(slice(&contiguous(&tensor)).to_vec(), &dimensions(&tensor))
     }
 }
 
@@ -182,15 +183,9 @@ pub fn sum_of_squares(values: Tensor<1>) -> f64 {
         });
         partial.iter().filter_map(OnceLock::get).sum()
     };
-    match host::on_host(&values) {
+    match fused::on_host(&values) {
         true => total(slice(&whole(values))),
-        false => total(
-            &values
-                .into_data()
-                .convert::<f32>()
-                .try_into_vec::<f32>()
-                .unwrap_or_default(),
-        ),
+        false => total(&values.floats()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The model's parameters as a checkpoint stores them: names, fused tensors, transposed layouts, adapters.
 
+use espalier_kernels::readback::ReadFloats;
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
@@ -66,7 +67,7 @@ impl<'a> StoredTensor<'a> {
                 Some(elements) => all.narrow(0, elements.start, elements.len()),
                 None => all,
             };
-            held.into_data().try_into_vec::<f32>().unwrap_or_default()
+            held.floats()
         };
         self.assemble_from(&values)
     }

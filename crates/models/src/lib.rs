@@ -5,7 +5,7 @@
 
 pub mod adapter;
 pub mod alibi;
-pub mod auxiliary;
+pub mod auxiliary_losses;
 pub mod checkpoint;
 mod context;
 pub mod error;
@@ -18,7 +18,7 @@ pub mod parameter;
 pub mod pooling;
 mod positions;
 pub mod recurrent;
-mod relative;
+mod relative_position_bias;
 mod rotary_frequencies;
 pub mod source;
 pub mod spec;

@@ -16,7 +16,7 @@ use espalier_kernels::{
 
 use crate::{
     Error, Result,
-    auxiliary::{Auxiliary, SideOutput, auxiliary},
+    auxiliary_losses::{AuxiliaryLosses, SideOutput, auxiliary_losses},
     context::real_tokens,
     layers::{Builder, linear::Linear, norm::Norm},
     parameter::{Parameter, Parameters, parameters},
@@ -294,8 +294,8 @@ impl LanguageModel {
     }
 
     /// The losses and measures that follow from what the blocks' routers said.
-    pub fn auxiliary(&self, sides: &[SideOutput]) -> Auxiliary {
-        auxiliary(sides, self.spec.router_losses)
+    pub fn auxiliary_losses(&self, sides: &[SideOutput]) -> AuxiliaryLosses {
+        auxiliary_losses(sides, self.spec.router_losses)
     }
 
     /// The encoder's output for a source, `[batch, time, width]`; of a model without encoder its hidden states.

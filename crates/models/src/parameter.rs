@@ -4,6 +4,7 @@
 //! shape they need. Copies share memory until one of them is changed, which makes snapshots free.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use espalier_kernels::readback::ReadFloats;
 
 /// A named weight.
 ///
@@ -131,10 +132,7 @@ impl Parameter {
 
     /// The elements in row-major order.
     pub fn to_vec(&self) -> Vec<f32> {
-        self.flat()
-            .into_data()
-            .try_into_vec::<f32>()
-            .unwrap_or_default()
+        self.flat().floats()
     }
 
     /// Whether gradients are asked for.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use espalier_data::worlds::random::{Random, fnv};
+use espalier_data::random::{Random, fnv};
 
 use crate::{
     Error, Result,

@@ -34,7 +34,7 @@ pub struct ModelSpec {
     /// Rows of the table of token types, which is added to the embedded tokens (BERT).
     pub token_types: Option<usize>,
     /// A bias by distance that all blocks share (T5).
-    pub relative: Option<RelativeSpec>,
+    pub relative: Option<RelativePositionSpec>,
     /// The blocks, first to last.
     pub blocks: Vec<BlockSpec>,
     /// The norm after the last block; post-norm models have none.
@@ -101,7 +101,7 @@ pub enum PositionSpec {
 
 /// T5's relative positions (arXiv 1910.10683): a learned bias for each head and each bucket of distances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RelativeSpec {
+pub struct RelativePositionSpec {
     /// Rows of the table.
     pub buckets: usize,
     /// The distance from which on all share a bucket.
@@ -118,7 +118,7 @@ pub struct EncoderSpec {
     /// Positions that are added to the embedded tokens.
     pub positions: Option<PositionSpec>,
     /// A bias by distance that all blocks share.
-    pub relative: Option<RelativeSpec>,
+    pub relative: Option<RelativePositionSpec>,
     /// A norm over the embedded tokens.
     pub embedding_norm: Option<NormSpec>,
     /// The norm after the last block.

@@ -5,8 +5,8 @@
 
 use crate::spec::{
     Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, DepthPredictor,
-    EncoderSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, PositionSpec, RelativeSpec,
-    RotaryScaling, RotarySpec,
+    EncoderSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec, PositionSpec,
+    RelativePositionSpec, RotaryScaling, RotarySpec,
 };
 
 type Parameters = Vec<(String, Vec<usize>)>;
@@ -139,7 +139,7 @@ pub struct StackSpec<'a> {
     /// Rows of the table of token types.
     pub token_types: Option<usize>,
     /// A bias by distance that all blocks share.
-    pub relative: Option<RelativeSpec>,
+    pub relative: Option<RelativePositionSpec>,
     /// A norm over the embedded tokens.
     pub embedding_norm: Option<NormSpec>,
     /// The norm after the last block.

@@ -9,14 +9,14 @@ use espalier_kernels::{attention::Mask, embedding::embedding, linear::Precision}
 pub use crate::context::Context;
 use crate::{
     Error, Result,
-    auxiliary::Sides,
+    auxiliary_losses::Sides,
     context::Tokens,
     layers::{Builder, block::Block, norm::Norm},
     model::Input,
     parameter::{Parameter, parameters},
     positions::Positions,
     recurrent::Recurrent,
-    relative::RelativeBias,
+    relative_position_bias::RelativePositionBias,
     source::Initial,
     spec::{MixerSpec, ModelSpec, RecurrentSpec},
     spec_parameters::StackSpec,
@@ -61,7 +61,7 @@ pub struct Stack {
     device: Device,
     positions: Option<Positions>,
     token_types: Option<Parameter>,
-    relative: Option<RelativeBias>,
+    relative: Option<RelativePositionBias>,
     embedding_norm: Option<Norm>,
     blocks: Vec<Block>,
     final_norm: Option<Norm>,
@@ -94,7 +94,7 @@ impl Stack {
             .transpose()?;
         let relative = stack
             .relative
-            .map(|kind| RelativeBias::build(builder, prefix, kind, stack.bidirectional))
+            .map(|kind| RelativePositionBias::build(builder, prefix, kind, stack.bidirectional))
             .transpose()?;
         let norm = |builder: &mut Builder, name: &str, kind: Option<_>| {
             kind.map(|kind| Norm::build(builder, &format!("{prefix}{name}"), width, kind))

@@ -4,10 +4,11 @@
 //! ...) and a mark of the model (`model`), by which a state of another model is refused. That of a recurrent model has the
 //! same size however long the text was.
 
+use espalier_kernels::readback::ReadFloats;
 use std::{collections::HashMap, path::Path};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use espalier_data::worlds::random::fnv;
+use espalier_data::random::fnv;
 
 use crate::{
     Error, Result,
@@ -102,7 +103,7 @@ impl Prefix {
         let ids = self.ids.iter().map(|id| *id as f32).collect();
         let mut written = vec![("tokens".to_owned(), vec![self.ids.len()], Dtype::I64, ids)];
         let mut add = |name: String, shape: &[usize], values: TensorData| {
-            let values = values.try_into_vec::<f32>().unwrap_or_default();
+            let values = values.floats();
             written.push((name, shape.to_vec(), Dtype::F32, values));
         };
         for (number, block) in self.state.blocks.iter().enumerate() {
@@ -238,12 +239,7 @@ fn mark(model: &LanguageModel) -> Vec<i64> {
     let spec = serde_json::to_string(model.spec()).unwrap_or_default();
     let first = model.parameters().first().map(|parameter| {
         let count = parameter.len().min(256);
-        parameter
-            .flat()
-            .narrow(0, 0, count)
-            .into_data()
-            .try_into_vec::<f32>()
-            .unwrap_or_default()
+        parameter.flat().narrow(0, 0, count).floats()
     });
     let bits: String = first
         .unwrap_or_default()

@@ -161,7 +161,7 @@ fn the_router_is_on_the_gradient_path_and_the_network_beside_it_is_not() {
         };
         assert!(largest(&gradients, "depth.router") > 1e-3);
         assert_eq!(largest(&gradients, "depth.predictor"), 0.0);
-        let auxiliary = model.auxiliary(&forward().sides.outputs);
+        let auxiliary = model.auxiliary_losses(&forward().sides.outputs);
         assert_eq!(auxiliary.losses[0].name, "depth_loss");
         let gradients = auxiliary.total().unwrap().backward();
         let (own, others) = match predictor {
@@ -184,7 +184,10 @@ fn recomputing_changes_no_gradient() {
         model.set_gradient_checkpointing(recomputed).unwrap();
         let forward = model.forward(&input(), None, &mut Unobserved).unwrap();
         let loss = forward.hidden.powf_scalar(2.0).sum()
-            + model.auxiliary(&forward.sides.outputs).total().unwrap();
+            + model
+                .auxiliary_losses(&forward.sides.outputs)
+                .total()
+                .unwrap();
         let gradients = loss.backward();
         model
             .parameters()

@@ -307,7 +307,7 @@ fn tokens_beyond_the_capacity_keep_their_residual() {
     assert_alike(&model, &free, "room for all in evaluation");
     model.set_training(true);
     let forward = model.forward(&input(), None, &mut Unobserved).unwrap();
-    let auxiliary = model.auxiliary(&forward.sides.outputs);
+    let auxiliary = model.auxiliary_losses(&forward.sides.outputs);
     let measure = |name: &str| {
         auxiliary
             .measures
@@ -326,7 +326,10 @@ fn trained(mut model: LanguageModel, recomputed: bool) -> (Vec<f32>, Vec<Vec<f32
     model.set_training(true);
     model.set_gradient_checkpointing(recomputed).unwrap();
     let forward = model.forward(&input(), None, &mut Unobserved).unwrap();
-    let auxiliary = model.auxiliary(&forward.sides.outputs).total().unwrap();
+    let auxiliary = model
+        .auxiliary_losses(&forward.sides.outputs)
+        .total()
+        .unwrap();
     let loss = forward.hidden.powf_scalar(2.0).mean() + auxiliary;
     let gradients = loss.backward();
     let gradient = |p: &espalier_models::parameter::Parameter| {

@@ -6,8 +6,9 @@ use espalier_data::{
     packing::Row,
 };
 use espalier_kernels::embedding::embedding;
+use espalier_kernels::readback::ReadIntegers;
 use espalier_models::{
-    auxiliary::Auxiliary,
+    auxiliary_losses::AuxiliaryLosses,
     model::{Input, LanguageModel},
     taps::Unobserved,
 };
@@ -207,7 +208,7 @@ impl TokenBatch {
     ///
     /// # Errors
     /// When a token id is outside the vocabulary.
-    pub fn log_probabilities(&self, model: &LanguageModel) -> Result<(Tensor<1>, Auxiliary)> {
+    pub fn log_probabilities(&self, model: &LanguageModel) -> Result<(Tensor<1>, AuxiliaryLosses)> {
         let (predicting, auxiliary) = self.predicting(model)?;
         Ok((
             model.log_probabilities(predicting, &self.targets)?,
@@ -216,14 +217,14 @@ impl TokenBatch {
     }
 
     /// The hidden states that predict the targets, `[targets, width]`, and the losses that the model brings along.
-    fn predicting(&self, model: &LanguageModel) -> Result<(Tensor<2>, Auxiliary)> {
+    fn predicting(&self, model: &LanguageModel) -> Result<(Tensor<2>, AuxiliaryLosses)> {
         let forward = model.forward(&self.input, None, &mut Unobserved)?;
         let [batch, time, width] = forward.hidden.dims();
         let hidden = embedding(
             forward.hidden.reshape([batch * time, width]),
             &self.predictors,
         );
-        Ok((hidden, model.auxiliary(&forward.sides.outputs)))
+        Ok((hidden, model.auxiliary_losses(&forward.sides.outputs)))
     }
 }
 
@@ -249,13 +250,7 @@ fn first_choices(model: &LanguageModel, hidden: Tensor<2>, targets: &[u32]) -> V
     let mut right = Vec::with_capacity(targets.len());
     for (i, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
         let rows = hidden.clone().narrow(0, i * LOGIT_ROWS, targets.len());
-        let choices = model
-            .head(rows)
-            .argmax(1)
-            .into_data()
-            .convert::<i64>()
-            .try_into_vec::<i64>()
-            .unwrap_or_default();
+        let choices = model.head(rows).argmax(1).integers();
         right.extend(
             choices
                 .iter()

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 /// assert_eq!(options.total_steps(100)?, 13); // one epoch of 100 examples by 8
 /// # Ok::<(), espalier_train::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
     /// Optimiser steps; overrides `epochs`.
@@ -67,7 +67,9 @@ pub struct TrainOptions {
 }
 
 /// The course of the step size after warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
     /// Half a cosine from the peak to the end value.

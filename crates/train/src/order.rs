@@ -1,6 +1,6 @@
 //! The order of the data: a function of seed and position alone, so that a resumed run needs no memory of it.
 
-use espalier_data::worlds::random::{Random, fnv};
+use espalier_data::random::{Random, fnv};
 
 /// Shuffled passes over `count` examples.
 ///

@@ -3,6 +3,7 @@
 //! It owns data order, accumulation, clipping, the schedule, evaluation, checkpoints and metrics. Interrupted at any
 //! moment, the same call goes on from the newest checkpoint and ends with the same weights, bit for bit in f32.
 
+use espalier_kernels::readback::ReadFloats;
 use std::{
     collections::BTreeMap,
     fs,
@@ -11,7 +12,7 @@ use std::{
 };
 
 use burn::tensor::Tensor;
-use espalier_data::worlds::random::Random;
+use espalier_data::random::Random;
 use espalier_kernels::{linear::Precision, optimiser::sum_of_squares};
 use espalier_models::{model::LanguageModel, parameter::Parameters};
 
@@ -440,11 +441,6 @@ pub fn evaluate(
 }
 
 fn scalar(tensor: &Tensor<1>) -> f64 {
-    let values = tensor
-        .clone()
-        .inner()
-        .into_data()
-        .try_into_vec::<f32>()
-        .unwrap_or_default();
+    let values = tensor.clone().floats();
     values.first().map_or(f64::NAN, |value| f64::from(*value))
 }

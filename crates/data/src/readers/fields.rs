@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::forms::Form;
-use super::nearest::nearest;
+use crate::nearest::nearest;
 
 /// Keys named in an error; a record can have any number.
 const MOST_KEYS_NAMED: usize = 12;
@@ -55,8 +55,8 @@ pub(super) fn found(map: &Map<String, Value>, missing: &str, known: &[&str]) -> 
     let keys: Vec<&str> = map.keys().map(String::as_str).collect();
     let strange = || keys.iter().filter(|key| !known.contains(key));
     let meant = strange()
-        .find_map(|key| nearest(key, &[missing]))
-        .or_else(|| strange().find_map(|key| nearest(key, known)));
+        .find_map(|key| nearest(key, [missing]))
+        .or_else(|| strange().find_map(|key| nearest(key, known.iter().copied())));
     let hint = meant
         .map(|meant| format!("; did you mean `{meant}`?"))
         .unwrap_or_default();

@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, found};
-use super::nearest::suggestion;
 use super::turns::{Last, check};
 use super::{alpaca, openai, sharegpt};
+use crate::nearest::suggestion;
 use crate::record::{Message, Record};
 use crate::{Error, Result};
 
 /// The shape of the records of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Form {
     /// `instruction`, `input`, `output`.
@@ -155,7 +155,7 @@ pub(super) fn check_column(name: &str) -> Result<()> {
     }
     known.sort_unstable();
     known.dedup();
-    let hint = suggestion(name, &known);
+    let hint = suggestion(name, known.iter().copied());
     Err(Error::Invalid(format!(
         "no column `{name}`{hint}; there are: {}",
         known.join(", ")
@@ -184,7 +184,7 @@ impl FromStr for Form {
             .find(|(_, known, _)| *known == name)
             .map(|(form, ..)| *form)
             .ok_or_else(|| {
-                let hint = suggestion(name, &names);
+                let hint = suggestion(name, names);
                 Error::Invalid(format!(
                     "no data form `{text}`{hint}; there are: {}",
                     names.join(", ")

@@ -31,7 +31,6 @@ mod alpaca;
 mod elements;
 mod fields;
 mod forms;
-pub mod nearest;
 mod openai;
 mod sharegpt;
 mod turns;

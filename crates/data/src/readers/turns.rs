@@ -1,6 +1,6 @@
 //! The rules of a conversation: who may speak after whom.
 
-use super::nearest::suggestion;
+use crate::nearest::suggestion;
 use crate::record::Message;
 
 /// Whose turn a conversation must end with.
@@ -68,7 +68,7 @@ pub(super) fn role(name: &str) -> Result<&'static str, String> {
             let shown: String = name.chars().take(40).collect();
             Err(format!(
                 "no role `{shown}`{}; there are: {}",
-                suggestion(name, &known),
+                suggestion(name, known),
                 known.join(", ")
             ))
         }

@@ -7,8 +7,8 @@
 use serde_json::Map;
 
 use super::lists::{ITEMS, NAMES, fill};
-use super::random::Random;
 use super::{Draft, Item, Split, World};
+use crate::random::Random;
 
 /// The world of arithmetic word problems.
 pub const WORLD: World = World {

@@ -6,8 +6,8 @@
 use serde_json::{Map, Value, json};
 
 use super::lists::{CITIES, COLORS, JOBS, NAMES, PETS, fill};
-use super::random::Random;
 use super::{Draft, Item, Split, World};
+use crate::random::Random;
 
 /// The world of facts and questions about them.
 pub const WORLD: World = World {

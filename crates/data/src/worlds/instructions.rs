@@ -7,9 +7,9 @@ use super::constraints::{
     Constraint, Relation, count_sentences, has_word, of, strict, to_fields, words,
 };
 use super::lists::{END_PHRASES, OBJECTS, PLACES};
-use super::random::Random;
 use super::stories::{Story, sentences};
 use super::{Draft, Item, Split, World};
+use crate::random::Random;
 
 /// The world of stories under constraints.
 pub const WORLD: World = World {

@@ -7,8 +7,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::random::Random;
 use super::{Draft, Item, Split, World};
+use crate::random::Random;
 
 /// The world of memory.
 pub const WORLD: World = World {

@@ -10,10 +10,10 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
-use crate::readers::nearest::suggestion;
+use crate::nearest::suggestion;
+use crate::random::{Random, fnv, mix};
 use crate::record::{Message, Record};
 use crate::{Error, Result};
-use random::{Random, fnv, mix};
 
 pub mod arithmetic;
 pub mod constraints;
@@ -23,7 +23,7 @@ pub mod lists;
 pub mod memory;
 pub mod pairs;
 pub mod preferences;
-pub mod random;
+
 pub mod recall;
 pub mod sentences;
 pub mod slots;
@@ -237,7 +237,7 @@ pub fn tasks() -> impl Iterator<Item = &'static str> {
 
 fn unknown_task(name: &str) -> Error {
     let known: Vec<&str> = tasks().collect();
-    let hint = suggestion(name, &known);
+    let hint = suggestion(name, tasks());
     Error::Invalid(format!(
         "no generated task `{name}`{hint}; there are: {}",
         known.join(", ")

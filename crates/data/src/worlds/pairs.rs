@@ -5,8 +5,8 @@
 
 use serde_json::Map;
 
-use super::random::{Random, fnv, mix};
 use super::{Draft, Item, Split, World};
+use crate::random::{Random, fnv, mix};
 
 /// The world of stored facts.
 pub const WORLD: World = World {

@@ -7,10 +7,10 @@
 use super::constraints::{Constraint, Relation, of, strict};
 use super::facts::{UNKNOWN, values};
 use super::lists::{ADJECTIVES, END_PHRASES, GOOD_FEELINGS, NAMES, OBJECTS, PLACES};
-use super::random::Random;
 use super::sentences::names_subject;
 use super::stories::sentences;
 use super::{Item, Split, check, item};
+use crate::random::Random;
 use crate::record::{Message, Record};
 use crate::{Error, Result};
 

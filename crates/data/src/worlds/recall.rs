@@ -5,8 +5,8 @@
 
 use serde_json::Map;
 
-use super::random::Random;
 use super::{Draft, Item, Split, World};
+use crate::random::Random;
 
 /// The world of key-value recall.
 pub const WORLD: World = World {

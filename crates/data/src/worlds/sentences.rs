@@ -10,8 +10,8 @@ use super::constraints::{Constraint, has_word, of, strict, to_fields};
 use super::lists::{
     ADJECTIVES, END_PHRASES, GOOD_FEELINGS, HEROES, NAMES, OBJECT_ADJECTIVES, OBJECTS, PLACES, fill,
 };
-use super::random::Random;
 use super::{Draft, Item, Split, World};
+use crate::random::Random;
 
 /// The world of sentences under constraints.
 pub const WORLD: World = World {

@@ -6,8 +6,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::random::Random;
 use super::{Draft, Item, Split, World};
+use crate::random::Random;
 
 /// The world of sparse chains.
 pub const WORLD: World = World {

@@ -14,8 +14,8 @@ use super::lists::{
     ADJECTIVES, FEELINGS, FIXES, GOOD_FEELINGS, HELPERS, HEROES, MORALS, NAMES, OBJECT_ADJECTIVES,
     OBJECTS, PLACES, PROBLEMS, WEATHERS, fill,
 };
-use super::random::Random;
 use super::{Draft, Item, World};
+use crate::random::Random;
 
 /// The world of stories.
 pub const WORLD: World = World {

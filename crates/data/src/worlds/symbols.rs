@@ -9,8 +9,8 @@
 
 use serde_json::Map;
 
-use super::random::Random;
 use super::{Draft, Split, World};
+use crate::random::Random;
 
 /// The world of strings.
 pub const WORLD: World = World {

@@ -5,8 +5,8 @@
 
 use serde_json::Map;
 
-use super::random::Random;
 use super::{Draft, World};
+use crate::random::Random;
 
 /// The world of topics.
 pub const WORLD: World = World {

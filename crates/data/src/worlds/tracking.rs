@@ -8,8 +8,8 @@
 use serde_json::Map;
 
 use super::memory::letter;
-use super::random::Random;
 use super::{Draft, Item, Split, World};
+use crate::random::Random;
 
 /// The world of tracking.
 pub const WORLD: World = World {

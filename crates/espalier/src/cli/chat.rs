@@ -7,7 +7,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use espalier_data::{readers::nearest::suggestion, record::Message};
+use espalier_data::{nearest::suggestion, record::Message};
 use espalier_engine::{
     decode::Finish,
     text::{GeneratedText, TextModel, TextOptions},
@@ -181,7 +181,7 @@ impl Chat<'_> {
                 terminal.note("the conversation starts anew with this system message");
             }
             Line::Unknown(name) => {
-                let hint = suggestion(&format!("/{name}"), &COMMANDS);
+                let hint = suggestion(&format!("/{name}"), COMMANDS);
                 terminal.note(&format!("no command /{name}{hint}; {HELP}"));
             }
             Line::Say(text) => self.answer(text)?,

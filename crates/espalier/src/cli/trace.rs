@@ -1,5 +1,6 @@
 //! `espalier trace`: what a model computes on given tokens, for whoever ports a model and checks it.
 
+use espalier_kernels::readback::ReadFloats;
 use std::{collections::HashMap, path::PathBuf};
 
 use burn::tensor::{Gradients, Tensor};
@@ -101,7 +102,7 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     let Forward { hidden, sides } = loaded
         .model
         .forward(&request.input, None, &mut Unobserved)?;
-    let auxiliary = loaded.model.auxiliary(&sides.outputs);
+    let auxiliary = loaded.model.auxiliary_losses(&sides.outputs);
     request.check_labels(loaded.model.spec().vocabulary)?;
     let [batch, time, width] = hidden.dims();
     let logits = loaded.model.head(hidden.clone()).inner();
@@ -273,7 +274,7 @@ fn states(loaded: &LoadedModel, request: &Request) -> Result<Vec<Written>> {
 }
 
 fn values(tensor: Tensor<1>) -> Vec<f32> {
-    tensor.into_data().try_into_vec::<f32>().unwrap_or_default()
+    tensor.floats()
 }
 
 fn write(args: &TraceArgs, written: Vec<Written>) -> Result<()> {

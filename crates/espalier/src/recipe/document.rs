@@ -170,31 +170,6 @@ fn attempt<T: DeserializeOwned>(
     )
 }
 
-/// The nearest of the known words, if one is near enough to be a slip of the finger.
-///
-/// ```
-/// use espalier::recipe::document::suggest;
-/// assert_eq!(suggest("learning_rte", ["model", "learning_rate"].into_iter()), Some("learning_rate"));
-/// assert_eq!(suggest("banana", ["model", "learning_rate"].into_iter()), None);
-/// ```
-pub fn suggest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    /// A longer word is no slip, and the distance takes memory with the product of the lengths.
-    const LONGEST: usize = 64;
-    let folded = fold(wrong);
-    let near = (folded.chars().count() / 3).max(1);
-    known
-        .filter(|word| folded.len() <= LONGEST && word.len() <= LONGEST)
-        .map(|word| (strsim::damerau_levenshtein(&folded, &fold(word)), word))
-        .filter(|(distance, _)| *distance <= near)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, word)| word)
-}
-
-/// Case, hyphens and spaces are the commonest slips, and count for nothing.
-fn fold(word: &str) -> String {
-    word.to_lowercase().replace(['-', ' '], "_")
-}
-
 /// Reads a file that is small enough to be a recipe.
 fn read(path: &Path) -> Result<String, RecipeError> {
     let file_error = |source| RecipeError::File {

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// A recipe file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// The run's folder.
@@ -37,7 +37,7 @@ pub struct Recipe {
 }
 
 /// One stage: a name and one thing to do.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
     /// Names the stage's folder; later stages may give it as their model.
@@ -54,7 +54,7 @@ pub struct Stage {
 }
 
 /// Upcycling: copies of a dense model's feed-forward layers become experts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpcycleStage {
     /// A model folder of the families LLaMA or Mistral, or the name of an earlier stage.
@@ -86,7 +86,9 @@ pub struct UpcycleStage {
 }
 
 /// What routers start from, by the names of mergekit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum GateMode {
     /// Small random numbers.
@@ -101,7 +103,7 @@ pub enum GateMode {
 }
 
 /// Prompts that tell what an expert is for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GatePrompts {
     /// What it shall answer.
@@ -120,7 +122,7 @@ fn default_balance() -> f64 {
 }
 
 /// Training: a model, an objective, data.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainStage {
     /// A model or adapter folder, or the name of an earlier stage; absent when `new` describes a fresh model.
@@ -165,7 +167,7 @@ pub struct TrainStage {
 }
 
 /// A fresh model, in the LLaMA form unless `config` describes another, with a byte-level BPE tokenizer trained on the stage's data and on `tokenizer_data`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NewModel {
     /// Tokens of the vocabulary.
@@ -218,7 +220,7 @@ impl Default for NewModel {
 }
 
 /// Where records come from: a file, or a generated world.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataOptions {
     /// A file of records.
@@ -249,7 +251,18 @@ pub struct DataOptions {
 }
 
 /// What a world's items become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+    schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum WorldShape {
     /// Plain text: the prompt, if any, and the answer.
@@ -281,7 +294,7 @@ impl Default for DataOptions {
 }
 
 /// Evaluation: perplexity on data, accuracy on worlds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluateStage {
     /// A model or adapter folder, or the name of an earlier stage.

@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 use espalier_data::{
     encode::{Encoded, Encoder},
     packing::{self, Strategy},
+    random::{Random, fnv},
     readers::{self, Source},
     record::{Message, Record},
     tokenizer::Tokenizer,
-    worlds::{
-        self, Split, preferences,
-        random::{Random, fnv},
-    },
+    worlds::{self, Split, preferences},
 };
 use espalier_train::batch::{Sample, single};
 use rayon::prelude::*;

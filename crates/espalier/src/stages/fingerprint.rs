@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use espalier_data::{tokenizer::Tokenizer, worlds::random::fnv};
+use espalier_data::{random::fnv, tokenizer::Tokenizer};
 
 use super::Workshop;
 use crate::{

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use super::{Activation, Precision};
 use crate::{
     bf16::{narrow, wide},
-    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh, fresh_with, piece},
     simd::{erf, exp, sigmoid, tanh, vectorised},
 };
@@ -128,7 +128,7 @@ impl Gated {
     }
 }
 
-impl HostOperator<1> for Plain {
+impl FusedOperator<1> for Plain {
     fn forward(&self, [x]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let x = contiguous(x);
         let piece = piece(slice(&x).len());
@@ -153,7 +153,7 @@ impl HostOperator<1> for Plain {
     }
 }
 
-impl HostOperator<2> for Gated {
+impl FusedOperator<2> for Gated {
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let (factors, product) = Factors::new(inputs, self.activation, self.precision);
         // An operator runs forward once.

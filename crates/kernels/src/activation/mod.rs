@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 pub use crate::matmul::Precision;
-use crate::{host, transient::Transient};
+use crate::{fused, recomputable::Recomputable};
 
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +33,8 @@ pub enum Activation {
 
 /// `activation(x)`, elementwise.
 pub fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<D> {
-    match host::on_host(&x) {
-        true => host::one(x, cpu::Plain(activation)),
+    match fused::on_host(&x) {
+        true => fused::one(x, cpu::Plain(activation)),
         false => reference::activate(activation, x),
     }
 }
@@ -47,13 +47,13 @@ pub fn gated<const D: usize>(
     gate: Tensor<D>,
     up: Tensor<D>,
     precision: Precision,
-) -> Transient<D> {
-    if !host::on_host(&gate) {
+) -> Recomputable<D> {
+    if !fused::on_host(&gate) {
         return (reference::activate(activation, gate) * up).into();
     }
     let operator = cpu::Gated::new(activation, precision);
     let remake = operator.remake();
-    Transient::new(host::two(gate, up, operator), remake)
+    Recomputable::new(fused::two(gate, up, operator), remake)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 pub use self::mask::{Mask, MaskSpec};
-use crate::{host, linear::Precision};
+use crate::{fused, linear::Precision};
 
 /// The numbers of an attention.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,9 +61,9 @@ pub fn attention(
         mask: mask.clone(),
         options,
     };
-    match (host::on_host(&query), bias) {
-        (true, None) => host::three(query, key, value, flash()),
-        (true, Some(bias)) => host::four(query, key, value, bias, flash()),
+    match (fused::on_host(&query), bias) {
+        (true, None) => fused::three(query, key, value, flash()),
+        (true, Some(bias)) => fused::four(query, key, value, bias, flash()),
         (false, bias) => {
             let mask = mask.bias(&query.device());
             reference::attention(query, key, value, mask, bias, options)

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{HeadOptions, Regularisation};
 use crate::{
-    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     matmul::{How, Matrix, multiplied, product},
     parallel::{chunk, for_chunks, zeros},
     simd::{exp, maximum, tanh, vectorised},
@@ -347,7 +347,7 @@ impl Gradients {
 /// With and without bias.
 macro_rules! operators {
     ($inputs:literal) => {
-        impl HostOperator<$inputs> for LinearLogProbabilities {
+        impl FusedOperator<$inputs> for LinearLogProbabilities {
             fn forward(
                 &self,
                 inputs: &[FlexTensor; $inputs],
@@ -368,7 +368,7 @@ macro_rules! operators {
             }
         }
 
-        impl HostOperator<$inputs> for LinearCrossEntropy {
+        impl FusedOperator<$inputs> for LinearCrossEntropy {
             fn forward(
                 &self,
                 inputs: &[FlexTensor; $inputs],

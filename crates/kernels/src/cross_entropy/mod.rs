@@ -5,7 +5,7 @@ pub mod reference;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::{host, linear::Precision};
+use crate::{fused, linear::Precision};
 
 /// How the head turns hidden states into logits.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -51,9 +51,9 @@ pub fn linear_log_probabilities(
         targets: targets.to_vec(),
         options,
     };
-    match (host::on_host(&hidden), bias) {
-        (true, None) => host::two(hidden, weight, operator),
-        (true, Some(bias)) => host::three(hidden, weight, bias, operator),
+    match (fused::on_host(&hidden), bias) {
+        (true, None) => fused::two(hidden, weight, operator),
+        (true, Some(bias)) => fused::three(hidden, weight, bias, operator),
         (false, bias) => {
             log_probabilities(reference::logits(hidden, weight, bias, options), targets)
         }
@@ -75,9 +75,9 @@ pub fn linear_cross_entropy(
         targets: targets.to_vec(),
         options,
     };
-    match (host::on_host(&hidden), bias) {
-        (true, None) => host::two(hidden, weight, operator),
-        (true, Some(bias)) => host::three(hidden, weight, bias, operator),
+    match (fused::on_host(&hidden), bias) {
+        (true, None) => fused::two(hidden, weight, operator),
+        (true, Some(bias)) => fused::three(hidden, weight, bias, operator),
         (false, bias) => cross_entropy(
             reference::logits(hidden, weight, bias, options),
             targets,

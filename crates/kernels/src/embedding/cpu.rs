@@ -3,7 +3,7 @@
 use burn_flex::FlexTensor;
 
 use crate::{
-    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh, zeros},
     simd::add,
 };
@@ -16,7 +16,7 @@ pub(super) struct Embedding {
 /// Rows that one task gathers.
 const ROWS: usize = 64;
 
-impl HostOperator<1> for Embedding {
+impl FusedOperator<1> for Embedding {
     fn forward(&self, [table]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let (table, width) = (contiguous(table), dimensions(table)[1]);
         let rows = slice(&table);

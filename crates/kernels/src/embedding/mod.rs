@@ -4,7 +4,7 @@ mod cpu;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::host;
+use crate::fused;
 
 /// The rows of `table` `[rows, width]` that `ids` name: `[ids, width]`. Ids are below `rows`.
 ///
@@ -16,8 +16,8 @@ use crate::host;
 /// assert_eq!(rows.into_data().try_to_vec::<f32>().unwrap(), [3.0, 4.0, 1.0, 2.0, 3.0, 4.0]);
 /// ```
 pub fn embedding(table: Tensor<2>, ids: &[u32]) -> Tensor<2> {
-    if host::on_host(&table) {
-        return host::one(table, cpu::Embedding { ids: ids.to_vec() });
+    if fused::on_host(&table) {
+        return fused::one(table, cpu::Embedding { ids: ids.to_vec() });
     }
     let indices: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
     let device = table.device().inner();

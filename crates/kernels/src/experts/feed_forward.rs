@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     activation::cpu::{gated, gated_backward, plain, plain_backward},
-    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     linear::Group,
     matmul::{Matrix, scratch},
     parallel::for_chunks,
@@ -145,7 +145,7 @@ vectorised! {
     }
 }
 
-impl HostOperator<4> for FeedForward {
+impl FusedOperator<4> for FeedForward {
     fn forward(&self, inputs: &[FlexTensor; 4], wanted: [bool; 4]) -> (FlexTensor, Saved) {
         let [x, weights, up, down] = inputs.each_ref().map(contiguous);
         let (groups, width, narrow) = (self.groups(), dimensions(&x)[1], dimensions(&down)[2]);

@@ -6,7 +6,7 @@ use burn_flex::FlexTensor;
 
 use super::Routing;
 use crate::{
-    host::{dimensions, slice},
+    fused::{dimensions, slice},
     matmul::{Matrix, Precision, Write, multiplied_each, scratch},
     parallel::{copied, for_chunks, fresh},
     simd::{dot, vectorised},

@@ -9,7 +9,7 @@ use super::{
     groups::{Groups, matrix},
 };
 use crate::{
-    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     linear::Group,
     matmul::{Precision, Write},
 };
@@ -70,7 +70,7 @@ fn sizes(weight: &FlexTensor) -> [usize; 2] {
 }
 
 /// The operator on rows and the stacked weight.
-impl HostOperator<2> for Linear {
+impl FusedOperator<2> for Linear {
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let [x, weight] = inputs.each_ref().map(contiguous);
         let [outputs, width] = sizes(&weight);
@@ -111,7 +111,7 @@ impl HostOperator<2> for Linear {
 #[derive(Debug)]
 pub(super) struct Sum(pub Linear);
 
-impl HostOperator<3> for Sum {
+impl FusedOperator<3> for Sum {
     fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         let [x, weight, weights] = inputs.each_ref().map(contiguous);
         let (groups, [outputs, width]) = (self.0.groups(), sizes(&weight));

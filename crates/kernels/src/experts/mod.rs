@@ -20,7 +20,7 @@ pub use self::{
     routing::Routing,
     scores::{choice_weights, expected_shares},
 };
-use crate::{activation::Activation, host, linear::Group, matmul::Precision};
+use crate::{activation::Activation, fused, linear::Group, matmul::Precision};
 
 /// The form of every expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +48,8 @@ pub fn expert_feed_forward(
     form: Form,
     readers: Option<Group>,
 ) -> Tensor<2> {
-    match host::on_host(&x) {
-        true => host::four(
+    match fused::on_host(&x) {
+        true => fused::four(
             x,
             weights,
             up,
@@ -75,8 +75,8 @@ pub fn expert_linear<const D: usize>(
     precision: Precision,
     readers: Option<Group>,
 ) -> Tensor<2> {
-    match host::on_host(&x) {
-        true => host::two(
+    match fused::on_host(&x) {
+        true => fused::two(
             x,
             weight,
             linear::Linear {
@@ -112,8 +112,8 @@ pub fn expert_sum(
         precision,
         readers: None,
     };
-    match host::on_host(&x) {
-        true => host::three(x, weight, weights, linear::Sum(linear)),
+    match fused::on_host(&x) {
+        true => fused::three(x, weight, weights, linear::Sum(linear)),
         false => reference::sum(x, weight, weights, routing, heads, precision),
     }
 }

@@ -8,7 +8,7 @@ use burn_flex::FlexTensor;
 
 use super::Routing;
 use crate::{
-    host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{self, FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh},
     simd::{exp, vectorised},
 };
@@ -16,8 +16,8 @@ use crate::{
 /// The weight of every choice, `[tokens, active]`, from the router's `logits` `[tokens, experts]`: the softmax over all
 /// experts at the chosen ones, divided by their sum where `normalised`.
 pub fn choice_weights(logits: Tensor<2>, routing: &Arc<Routing>, normalised: bool) -> Tensor<2> {
-    match host::on_host(&logits) {
-        true => host::one(
+    match fused::on_host(&logits) {
+        true => fused::one(
             logits,
             Weights {
                 routing: routing.clone(),
@@ -35,8 +35,8 @@ pub fn expected_shares(
     shares: Vec<f32>,
     counted: Option<Vec<bool>>,
 ) -> Tensor<1> {
-    match host::on_host(&logits) {
-        true => host::one(logits, Expected { shares, counted }),
+    match fused::on_host(&logits) {
+        true => fused::one(logits, Expected { shares, counted }),
         false => reference_shares(logits, shares, counted),
     }
 }
@@ -133,7 +133,7 @@ impl Weights {
     }
 }
 
-impl HostOperator<1> for Weights {
+impl FusedOperator<1> for Weights {
     fn forward(&self, [logits]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let (logits, active, experts) = (
             contiguous(logits),
@@ -215,7 +215,7 @@ impl Expected {
     }
 }
 
-impl HostOperator<1> for Expected {
+impl FusedOperator<1> for Expected {
     fn forward(&self, [logits]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let (logits, experts) = (contiguous(logits), self.shares.len());
         let tasks = slice(&logits).len().div_ceil(ROWS * experts);

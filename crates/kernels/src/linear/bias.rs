@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
 use crate::{
-    host::{self, Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{self, FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh},
     simd::{add, sums},
 };
@@ -19,8 +19,8 @@ use crate::{
 /// assert_eq!(sum.into_data().try_into_vec::<f32>().unwrap(), [2.0, 3.0, 2.0, 3.0]);
 /// ```
 pub fn add_bias<const D: usize>(x: Tensor<D>, bias: Tensor<1>) -> Tensor<D> {
-    match host::on_host(&x) {
-        true => host::two(x, bias, AddBias),
+    match fused::on_host(&x) {
+        true => fused::two(x, bias, AddBias),
         false => x + bias.unsqueeze(),
     }
 }
@@ -31,7 +31,7 @@ struct AddBias;
 /// Rows of a task.
 const ROWS: usize = 32;
 
-impl HostOperator<2> for AddBias {
+impl FusedOperator<2> for AddBias {
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let [x, bias] = inputs.each_ref().map(contiguous);
         let (x, bias, shape) = (slice(&x), slice(&bias), dimensions(&x));

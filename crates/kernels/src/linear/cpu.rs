@@ -5,10 +5,10 @@ use super::{
     group::{Factor, Group, Rows},
 };
 use crate::{
-    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     matmul::{How, Matrix, Precision, multiplied, sum_of_products, tall_product},
     parallel::for_chunks,
-    transient::Remake,
+    recomputable::Remake,
 };
 use burn_flex::FlexTensor;
 
@@ -24,7 +24,7 @@ pub(super) struct Linear {
 /// Outputs of a map so narrow that the gradient of its weight takes less arithmetic than reading, as a router's.
 const NARROW: usize = 16;
 
-impl HostOperator<2> for Linear {
+impl FusedOperator<2> for Linear {
     fn forward(&self, [x, weight]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         (self.forward(x, weight, None), Vec::new())
     }
@@ -39,7 +39,7 @@ impl HostOperator<2> for Linear {
     }
 }
 
-impl HostOperator<3> for Linear {
+impl FusedOperator<3> for Linear {
     fn forward(&self, [x, weight, bias]: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         (self.forward(x, weight, Some(bias)), Vec::new())
     }

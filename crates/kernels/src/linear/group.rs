@@ -6,7 +6,7 @@ use burn_flex::FlexTensor;
 
 use super::{Precision, cpu::matrix};
 use crate::{
-    host::{contiguous, dimensions, slice, tensor},
+    fused::{contiguous, dimensions, slice, tensor},
     matmul::{How, Left, Matrix, Packed, Term, add_products, sum_of_products},
     parallel::{chunk, for_chunks},
     simd::add,

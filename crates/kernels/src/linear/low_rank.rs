@@ -11,9 +11,9 @@ use super::{
     reference,
 };
 use crate::{
-    host::{self, Given, HostOperator, Saved, contiguous, dimensions, tensor},
+    fused::{self, FusedOperator, Given, Saved, contiguous, dimensions, tensor},
     matmul::{How, Left, Matrix, sum_of_products, tall_product, transpose},
-    transient::{Remake, Transient},
+    recomputable::{Recomputable, Remake},
 };
 
 /// `x W^T + scale (x A^T) B^T`; no gradient reaches `W`.
@@ -30,7 +30,7 @@ use crate::{
 /// assert_eq!(y.into_scalar::<f32>(), 11.0 + 2.0 * 3.0 * 5.0);
 /// ```
 pub fn low_rank_linear<const D: usize>(
-    x: impl Into<Transient<D>>,
+    x: impl Into<Recomputable<D>>,
     weight: Tensor<2>,
     down: Tensor<2>,
     up: Tensor<2>,
@@ -44,21 +44,21 @@ impl Group {
     /// As [`low_rank_linear`], as one map of this group; the matrices are `down` and `up`.
     pub fn low_rank_linear<const D: usize>(
         &self,
-        x: impl Into<Transient<D>>,
+        x: impl Into<Recomputable<D>>,
         weight: Tensor<2>,
         [down, up]: [Tensor<2>; 2],
         scale: f64,
         precision: Precision,
     ) -> Tensor<D> {
         let (x, remake) = x.into().into_parts();
-        if host::on_host(&x) {
+        if fused::on_host(&x) {
             let operator = LowRankLinear {
                 scale: scale as f32,
                 precision,
                 group: self.clone(),
                 remake,
             };
-            return host::four(x, weight, down, up, operator);
+            return fused::four(x, weight, down, up, operator);
         }
         let narrow = reference::linear(x.clone(), down, None, precision) * scale;
         reference::linear(x, weight.detach(), None, precision)
@@ -81,7 +81,7 @@ impl LowRankLinear {
     }
 }
 
-impl HostOperator<4> for LowRankLinear {
+impl FusedOperator<4> for LowRankLinear {
     /// Saves `s x A^T`.
     fn forward(
         &self,

@@ -1,6 +1,5 @@
 //! The linear map `y = x W^T + b`, with its weight in the checkpoints' layout `[out, in]`.
 
-pub mod batched;
 mod bias;
 mod cpu;
 mod group;
@@ -11,7 +10,7 @@ use burn::tensor::Tensor;
 
 pub use self::{bias::add_bias, group::Group};
 pub use crate::matmul::Precision;
-use crate::{host, transient::Transient};
+use crate::{fused, recomputable::Recomputable};
 
 /// `x W^T + b`.
 ///
@@ -27,7 +26,7 @@ use crate::{host, transient::Transient};
 /// assert_eq!(y.into_data().try_to_vec::<f32>().unwrap(), [3.0, 7.0, 11.0]);
 /// ```
 pub fn linear<const D: usize>(
-    x: impl Into<Transient<D>>,
+    x: impl Into<Recomputable<D>>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
     precision: Precision,
@@ -39,13 +38,13 @@ impl Group {
     /// As [`linear`], as one map of this group.
     pub fn linear<const D: usize>(
         &self,
-        x: impl Into<Transient<D>>,
+        x: impl Into<Recomputable<D>>,
         weight: Tensor<2>,
         bias: Option<Tensor<1>>,
         precision: Precision,
     ) -> Tensor<D> {
         let (x, remake) = x.into().into_parts();
-        if !host::on_host(&x) {
+        if !fused::on_host(&x) {
             return reference::linear(x, weight, bias, precision);
         }
         let operator = cpu::Linear {
@@ -54,8 +53,8 @@ impl Group {
             remake,
         };
         match bias {
-            Some(bias) => host::three(x, weight, bias, operator),
-            None => host::two(x, weight, operator),
+            Some(bias) => fused::three(x, weight, bias, operator),
+            None => fused::two(x, weight, operator),
         }
     }
 }

@@ -24,7 +24,9 @@ use serde::{Deserialize, Serialize};
 use crate::parallel::{for_items, threads};
 
 /// The arithmetic of matrix products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// Factors and sums in f32.

@@ -4,7 +4,7 @@
 //! `dx = inverse (h - n mean(h n) - mean(h))` (RMSNorm: no last term), `dweight = sum dy n`, `dbias = sum dy`.
 
 use crate::{
-    host::{Given, HostOperator, Saved, contiguous, dimensions, owned, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, owned, slice, tensor},
     parallel::{chunk, for_chunks, fresh, zeros},
     simd::{add, dot, sum, vectorised},
 };
@@ -25,7 +25,7 @@ pub(super) struct LayerNorm {
 /// Rows that one task takes. Fixed, so that sums over rows do not depend on the number of threads.
 pub(super) const ROWS: usize = 64;
 
-impl HostOperator<2> for RmsNorm {
+impl FusedOperator<2> for RmsNorm {
     fn forward(&self, [x, weight]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         forward(x, weight, None, self.epsilon, 1)
     }
@@ -38,7 +38,7 @@ impl HostOperator<2> for RmsNorm {
     }
 }
 
-impl HostOperator<3> for LayerNorm {
+impl FusedOperator<3> for LayerNorm {
     fn forward(&self, [x, weight, bias]: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         forward(x, weight, Some(bias), self.epsilon, self.groups)
     }

@@ -7,16 +7,16 @@ pub mod residual;
 use burn::tensor::Tensor;
 
 use crate::{
-    host,
-    transient::{Transient, values},
+    fused,
+    recomputable::{Recomputable, values},
 };
 
 /// `x / sqrt(mean(x^2) + epsilon) * weight`.
 ///
 /// `x`: any shape `[.., width]`, `weight`: `[width]`; statistics in f32.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
-    match host::on_host(&x) {
-        true => host::two(
+    match fused::on_host(&x) {
+        true => fused::two(
             x,
             weight,
             cpu::RmsNorm {
@@ -36,8 +36,8 @@ pub fn layer_norm<const D: usize>(
     bias: Tensor<1>,
     epsilon: f64,
 ) -> Tensor<D> {
-    match host::on_host(&x) {
-        true => host::three(
+    match fused::on_host(&x) {
+        true => fused::three(
             x,
             weight,
             bias,
@@ -60,8 +60,8 @@ pub fn group_norm(
     groups: usize,
     epsilon: f64,
 ) -> Tensor<3> {
-    match host::on_host(&x) {
-        true => host::three(
+    match fused::on_host(&x) {
+        true => fused::three(
             x,
             weight,
             bias,
@@ -80,12 +80,12 @@ fn remade<const D: usize, const N: usize>(
     x: &Tensor<D>,
     factors: [&Tensor<1>; N],
     epsilon: f64,
-) -> Transient<D> {
-    if !host::on_host(x) {
+) -> Recomputable<D> {
+    if !fused::on_host(x) {
         return normed.into();
     }
     let (x, factors) = (values(x), factors.map(values));
-    Transient::new(normed, move || {
+    Recomputable::new(normed, move || {
         cpu::forward(&x, &factors[0], factors.get(1), epsilon as f32, 1).0
     })
 }

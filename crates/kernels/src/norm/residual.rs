@@ -7,10 +7,10 @@ use burn_flex::FlexTensor;
 
 use super::cpu::{self, ROWS};
 use crate::{
-    host::{self, Given, HostOperator, Outputs, Saved, contiguous, dimensions, slice, tensor},
+    fused::{self, FusedOperator, Given, Outputs, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh, piece},
+    recomputable::Recomputable,
     simd::sums,
-    transient::Transient,
 };
 
 /// `x` itself, and `x / sqrt(mean(x^2) + epsilon) * weight`.
@@ -20,13 +20,13 @@ pub fn rms_norm_beside<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<1>,
     epsilon: f64,
-) -> (Tensor<D>, Transient<D>) {
-    if !host::on_host(&x) {
+) -> (Tensor<D>, Recomputable<D>) {
+    if !fused::on_host(&x) {
         return (x.clone(), super::rms_norm(x, weight, epsilon).into());
     }
     let operator = Residual::new(1, epsilon);
     let outputs = operator.outputs.clone();
-    let node: Tensor<D> = host::two(x, weight.clone(), operator);
+    let node: Tensor<D> = fused::two(x, weight.clone(), operator);
     parts(&outputs, &node, [&weight], epsilon)
 }
 
@@ -38,8 +38,8 @@ pub fn layer_norm_beside<const D: usize>(
     weight: Tensor<1>,
     bias: Tensor<1>,
     epsilon: f64,
-) -> (Tensor<D>, Transient<D>) {
-    if !host::on_host(&x) {
+) -> (Tensor<D>, Recomputable<D>) {
+    if !fused::on_host(&x) {
         return (
             x.clone(),
             super::layer_norm(x, weight, bias, epsilon).into(),
@@ -47,7 +47,7 @@ pub fn layer_norm_beside<const D: usize>(
     }
     let operator = Residual::new(1, epsilon);
     let outputs = operator.outputs.clone();
-    let node: Tensor<D> = host::three(x, weight.clone(), bias.clone(), Centred(operator));
+    let node: Tensor<D> = fused::three(x, weight.clone(), bias.clone(), Centred(operator));
     parts(&outputs, &node, [&weight, &bias], epsilon)
 }
 
@@ -59,14 +59,14 @@ pub fn add_rms_norm<const D: usize>(
     y: Tensor<D>,
     weight: Tensor<1>,
     epsilon: f64,
-) -> (Tensor<D>, Transient<D>) {
-    if !host::on_host(&x) {
+) -> (Tensor<D>, Recomputable<D>) {
+    if !fused::on_host(&x) {
         let sum = x + y;
         return (sum.clone(), super::rms_norm(sum, weight, epsilon).into());
     }
     let operator = Residual::new(2, epsilon);
     let outputs = operator.outputs.clone();
-    let node: Tensor<D> = host::three(x, y, weight.clone(), operator);
+    let node: Tensor<D> = fused::three(x, y, weight.clone(), operator);
     parts(&outputs, &node, [&weight], epsilon)
 }
 
@@ -79,8 +79,8 @@ pub fn add_layer_norm<const D: usize>(
     weight: Tensor<1>,
     bias: Tensor<1>,
     epsilon: f64,
-) -> (Tensor<D>, Transient<D>) {
-    if !host::on_host(&x) {
+) -> (Tensor<D>, Recomputable<D>) {
+    if !fused::on_host(&x) {
         let sum = x + y;
         return (
             sum.clone(),
@@ -89,14 +89,14 @@ pub fn add_layer_norm<const D: usize>(
     }
     let operator = Residual::new(2, epsilon);
     let outputs = operator.outputs.clone();
-    let node: Tensor<D> = host::four(x, y, weight.clone(), bias.clone(), Centred(operator));
+    let node: Tensor<D> = fused::four(x, y, weight.clone(), bias.clone(), Centred(operator));
     parts(&outputs, &node, [&weight, &bias], epsilon)
 }
 
 /// `x + y`, on all threads. `x`, `y`: the same shape.
 pub fn add<const D: usize>(x: Tensor<D>, y: Tensor<D>) -> Tensor<D> {
-    match host::on_host(&x) {
-        true => host::two(x, y, Add),
+    match fused::on_host(&x) {
+        true => fused::two(x, y, Add),
         false => x + y,
     }
 }
@@ -106,7 +106,7 @@ fn parts<const D: usize, const N: usize>(
     node: &Tensor<D>,
     factors: [&Tensor<1>; N],
     epsilon: f64,
-) -> (Tensor<D>, Transient<D>) {
+) -> (Tensor<D>, Recomputable<D>) {
     let (sum, normed): (Tensor<D>, Tensor<D>) = (outputs.output(0, node), outputs.output(1, node));
     let normed = super::remade(normed, &sum, factors, epsilon);
     (sum, normed)
@@ -200,7 +200,7 @@ impl Residual {
     }
 }
 
-impl HostOperator<2> for Residual {
+impl FusedOperator<2> for Residual {
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         self.run(inputs, None)
     }
@@ -212,7 +212,7 @@ impl HostOperator<2> for Residual {
     }
 }
 
-impl HostOperator<3> for Centred {
+impl FusedOperator<3> for Centred {
     fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         self.0.run(inputs, Some(&inputs[2]))
     }
@@ -223,7 +223,7 @@ impl HostOperator<3> for Centred {
     }
 }
 
-impl HostOperator<3> for Residual {
+impl FusedOperator<3> for Residual {
     fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         self.run(inputs, None)
     }
@@ -243,7 +243,7 @@ impl HostOperator<3> for Residual {
     }
 }
 
-impl HostOperator<4> for Centred {
+impl FusedOperator<4> for Centred {
     fn forward(&self, inputs: &[FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, Saved) {
         self.0.run(inputs, Some(&inputs[3]))
     }
@@ -268,7 +268,7 @@ impl HostOperator<4> for Centred {
 #[derive(Debug)]
 struct Add;
 
-impl HostOperator<2> for Add {
+impl FusedOperator<2> for Add {
     fn forward(&self, [x, y]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let (x, y) = (contiguous(x), contiguous(y));
         let size = piece(slice(&x).len());
@@ -298,7 +298,7 @@ mod tests {
         #[test]
         fn agree_with_a_sum_and_a_norm(rows in 1usize..150, width in 2usize..90) {
             let shapes: [&[usize]; 4] = [&[rows, width], &[rows, width], &[width], &[width]];
-            let both = |(sum, normed): (Tensor<2>, Transient<2>)| (sum * 0.5 + normed.into_tensor()).reshape([-1]);
+            let both = |(sum, normed): (Tensor<2>, Recomputable<2>)| (sum * 0.5 + normed.into_tensor()).reshape([-1]);
             agree(&shapes[..3], 1e-5, |t| both(add_rms_norm(t[0].get(), t[1].get(), t[2].get(), 1e-3)), |t| {
                 let sum = t[0].get::<2>() + t[1].get();
                 both((sum.clone(), reference::rms_norm(sum, t[2].get(), 1e-3).into()))

@@ -8,12 +8,12 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
 use super::{
-    lanes::summed,
+    channel_block::summed,
     sequence::readable,
     token_mix::{Pairs, token_mixes},
 };
 use crate::{
-    host::{self, Given, HostOperator, Outputs, Saved, contiguous, dimensions, slice, tensor},
+    fused::{self, FusedOperator, Given, Outputs, Saved, contiguous, dimensions, slice, tensor},
     linear::reference,
     matmul::{Matrix, Precision, multiplied_each, tall_product},
     parallel::{copied, fresh, fresh_with, zeros},
@@ -34,7 +34,7 @@ pub fn dynamic_mixes<const N: usize>(
     precision: Precision,
 ) -> [Tensor<3>; N] {
     let [batch, _, width] = x.dims();
-    if !host::on_host(&x) {
+    if !fused::on_host(&x) {
         let weights = weights(&shared, &narrow, &up, precision);
         return token_mixes(x, before, weights);
     }
@@ -46,7 +46,7 @@ pub fn dynamic_mixes<const N: usize>(
         outputs: outputs.clone(),
         precision,
     };
-    let node: Tensor<1> = host::five(x, before, shared, narrow, up, mixes);
+    let node: Tensor<1> = fused::five(x, before, shared, narrow, up, mixes);
     std::array::from_fn(|i| outputs.output(i, &node))
 }
 
@@ -168,7 +168,7 @@ impl<'a> Factors<'a> {
     }
 }
 
-impl<const N: usize> HostOperator<5> for Mixes<N> {
+impl<const N: usize> FusedOperator<5> for Mixes<N> {
     fn forward(&self, inputs: &[FlexTensor; 5], wanted: [bool; 5]) -> (FlexTensor, Saved) {
         let [x, before, shared, narrow, up] = inputs;
         let ([x, before], [shared, narrow, up]) = (

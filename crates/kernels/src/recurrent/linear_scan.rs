@@ -4,12 +4,12 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
 use super::{
-    lanes::{self, LANES, Lane, Tasks, lane},
+    channel_block::{self, ChannelBlock, LANES, Tasks, channels},
     last_steps,
     sequence::{Sequence, readable},
 };
 use crate::{
-    host::{self, Given, HostOperator, Saved, contiguous, slice, tensor},
+    fused::{self, FusedOperator, Given, Saved, contiguous, slice, tensor},
     parallel::{FreshRows, for_each},
     simd::vectorised,
 };
@@ -30,8 +30,8 @@ use crate::{
 pub fn linear_scan(a: Tensor<3>, b: Tensor<3>, state: Option<Tensor<2>>) -> (Tensor<3>, Tensor<2>) {
     let [batch, _, width] = b.dims();
     let state = state.unwrap_or_else(|| Tensor::zeros([batch, width], &b.device().inner()));
-    let h = match host::on_host(&b) {
-        true => host::three(a, b, state, Scan),
+    let h = match fused::on_host(&b) {
+        true => fused::three(a, b, state, Scan),
         false => reference(a, b, state),
     };
     (h.clone(), last(h))
@@ -62,26 +62,26 @@ pub fn reference(a: Tensor<3>, b: Tensor<3>, state: Tensor<2>) -> Tensor<3> {
 struct Scan;
 
 vectorised! {
-    fn advance(h: &mut Lane, out: &mut [f32], a: &[f32], b: &[f32]) {
-        let (a, b, before) = (lanes::load(a), lanes::load(b), *h);
-        *h = lane!(l => a[l] * before[l] + b[l]);
-        lanes::store(out, h);
+    fn advance(h: &mut ChannelBlock, out: &mut [f32], a: &[f32], b: &[f32]) {
+        let (a, b, before) = (channel_block::load(a), channel_block::load(b), *h);
+        *h = channels!(l => a[l] * before[l] + b[l]);
+        channel_block::store(out, h);
     }
 }
 
 vectorised! {
-    fn retreat(q: &mut Lane, of_a: &mut [f32], of_b: &mut [f32], a: &[f32], before: &[f32], gradient: &[f32]) {
-        let (a, before, gradient) = (lanes::load(a), lanes::load(before), lanes::load(gradient));
+    fn retreat(q: &mut ChannelBlock, of_a: &mut [f32], of_b: &mut [f32], a: &[f32], before: &[f32], gradient: &[f32]) {
+        let (a, before, gradient) = (channel_block::load(a), channel_block::load(before), channel_block::load(gradient));
         let later = *q;
-        let now = lane!(l => later[l] + gradient[l]);
-        lanes::store(of_b, &now);
-        lanes::store(of_a, &lane!(l => now[l] * before[l]));
-        *q = lane!(l => now[l] * a[l]);
+        let now = channels!(l => later[l] + gradient[l]);
+        channel_block::store(of_b, &now);
+        channel_block::store(of_a, &channels!(l => now[l] * before[l]));
+        *q = channels!(l => now[l] * a[l]);
     }
 }
 
 #[allow(unsafe_code)]
-impl HostOperator<3> for Scan {
+impl FusedOperator<3> for Scan {
     fn forward(&self, [a, b, state]: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         let (a, b, state) = (readable(a), readable(b), contiguous(state));
         let (a, b, state) = (Sequence::new(&a), Sequence::new(&b), slice(&state));
@@ -91,13 +91,13 @@ impl HostOperator<3> for Scan {
         for_each(tasks.count(), |task| {
             let (batch, group) = tasks.place(task);
             let start = &state[batch * width..(batch + 1) * width];
-            let mut h: Vec<Lane> = group
+            let mut h: Vec<ChannelBlock> = group
                 .clone()
-                .map(|block| lanes::block(start, block))
+                .map(|block| channel_block::block(start, block))
                 .collect();
             for t in 0..time {
                 for (h, block) in h.iter_mut().zip(group.clone()) {
-                    let columns = lanes::columns(width, block);
+                    let columns = channel_block::columns(width, block);
                     // SAFETY: each step of a vector of channels comes once.
                     let out = unsafe { rows.part(batch * time + t, columns.clone()) };
                     advance(
@@ -144,7 +144,7 @@ impl HostOperator<3> for Scan {
                     &h[(row - 1) * width..]
                 };
                 for (q, block) in q.iter_mut().zip(group.clone()) {
-                    let columns = lanes::columns(width, block);
+                    let columns = channel_block::columns(width, block);
                     // SAFETY: each step of a vector of channels comes once.
                     let (of_a, of_b) = unsafe {
                         (
@@ -165,8 +165,8 @@ impl HostOperator<3> for Scan {
             }
             for (q, block) in q.iter().zip(group) {
                 // SAFETY: each vector of channels comes once in a sequence.
-                lanes::store(
-                    unsafe { state_rows.part(batch, lanes::columns(width, block)) },
+                channel_block::store(
+                    unsafe { state_rows.part(batch, channel_block::columns(width, block)) },
                     q,
                 );
             }

@@ -6,8 +6,8 @@
 //! inside.
 
 pub mod causal_convolution;
+mod channel_block;
 pub mod dynamic_mix;
-mod lanes;
 pub mod linear_scan;
 pub mod long_convolution;
 pub mod rg_lru;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn_flex::FlexTensor;
 
-use crate::{host::dimensions, matmul::Matrix};
+use crate::{fused::dimensions, matmul::Matrix};
 
 /// A tensor `[batch, time, width]` with any strides but of the last axis.
 #[derive(Clone, Copy)]

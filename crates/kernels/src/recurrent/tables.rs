@@ -1,7 +1,7 @@
 //! Products with tables that stay in the first two caches, for steps that a recurrence takes together: plain vectors, so that a
 //! product of a few steps costs nothing but its operations.
 
-use super::lanes::{LANES, Lane};
+use super::channel_block::{ChannelBlock, LANES};
 use crate::simd::{multiply_add, vectorised};
 
 /// Rows of an output whose sums stay in registers; tables have a multiple of it.
@@ -37,7 +37,7 @@ impl<'a> Factor<'a> {
 
 vectorised! {
     /// `out += left right`, where `out` and `right` are rows of `blocks` vectors and `depth` is the number of `right`'s rows.
-    pub(super) fn add_product<const FUSED: bool>(out: &mut [Lane], left: Factor<'_>, right: &[Lane], depth: usize, blocks: usize) {
+    pub(super) fn add_product<const FUSED: bool>(out: &mut [ChannelBlock], left: Factor<'_>, right: &[ChannelBlock], depth: usize, blocks: usize) {
         for (group, out) in out.chunks_exact_mut(ROWS * blocks).enumerate() {
             for block in 0..blocks {
                 let mut sums = [[0.0; LANES]; ROWS];
@@ -63,7 +63,7 @@ vectorised! {
 
 vectorised! {
     /// Multiplies every row of a table by its factor.
-    pub(super) fn scale_rows(table: &mut [Lane], factors: &[f32], blocks: usize) {
+    pub(super) fn scale_rows(table: &mut [ChannelBlock], factors: &[f32], blocks: usize) {
         for (row, factor) in table.chunks_exact_mut(blocks).zip(factors) {
             for lane in row {
                 for value in lane {
@@ -76,7 +76,7 @@ vectorised! {
 
 vectorised! {
     /// Multiplies every row of a table by a row of factors.
-    pub(super) fn scale_columns(table: &mut [Lane], factors: &[Lane]) {
+    pub(super) fn scale_columns(table: &mut [ChannelBlock], factors: &[ChannelBlock]) {
         for row in table.chunks_exact_mut(factors.len()) {
             for (lane, factors) in row.iter_mut().zip(factors) {
                 for l in 0..LANES {
@@ -95,7 +95,7 @@ mod tests {
     fn both_layouts_give_the_products() {
         let (rows, depth, blocks) = (2 * ROWS, 3, 2);
         let number = |i: usize| ((i * 7) % 11) as f32 - 5.0;
-        let right: Vec<Lane> = (0..depth * blocks)
+        let right: Vec<ChannelBlock> = (0..depth * blocks)
             .map(|i| std::array::from_fn(|l| number(i * LANES + l)))
             .collect();
         let left: Vec<f32> = (0..rows * depth).map(|i| number(i + 3)).collect();

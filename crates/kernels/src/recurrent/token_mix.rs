@@ -4,12 +4,12 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
 use super::{
-    lanes::summed,
+    channel_block::summed,
     sequence::{Sequence, readable},
     token_shift,
 };
 use crate::{
-    host::{self, Given, HostOperator, Outputs, Saved, slice, tensor},
+    fused::{self, FusedOperator, Given, Outputs, Saved, slice, tensor},
     parallel::{fresh, fresh_with, zeros},
     simd::vectorised,
 };
@@ -38,7 +38,7 @@ pub fn token_mixes<const N: usize>(
     mus: [Tensor<3>; N],
 ) -> [Tensor<3>; N] {
     let [batch, _, width] = x.dims();
-    if !host::on_host(&x) {
+    if !fused::on_host(&x) {
         let (previous, _) = token_shift::token_shift(x.clone(), before);
         let difference = previous - x.clone();
         return mus.map(|mu| x.clone() + difference.clone() * mu);
@@ -51,11 +51,11 @@ pub fn token_mixes<const N: usize>(
         outputs: outputs.clone(),
     };
     let node: Tensor<3> = match mus.each_ref().map(Tensor::clone).as_slice() {
-        [a] => host::three(x, before, a.clone(), mixes),
-        [a, b] => host::four(x, before, a.clone(), b.clone(), mixes),
-        [a, b, c] => host::five(x, before, a.clone(), b.clone(), c.clone(), mixes),
-        [a, b, c, d] => host::six(x, before, a.clone(), b.clone(), c.clone(), d.clone(), mixes),
-        [a, b, c, d, e] => host::seven(
+        [a] => fused::three(x, before, a.clone(), mixes),
+        [a, b] => fused::four(x, before, a.clone(), b.clone(), mixes),
+        [a, b, c] => fused::five(x, before, a.clone(), b.clone(), c.clone(), mixes),
+        [a, b, c, d] => fused::six(x, before, a.clone(), b.clone(), c.clone(), d.clone(), mixes),
+        [a, b, c, d, e] => fused::seven(
             x,
             before,
             a.clone(),
@@ -65,7 +65,7 @@ pub fn token_mixes<const N: usize>(
             e.clone(),
             mixes,
         ),
-        [a, b, c, d, e, f] => host::eight(
+        [a, b, c, d, e, f] => fused::eight(
             x,
             before,
             a.clone(),
@@ -188,7 +188,7 @@ vectorised! {
     }
 }
 
-impl<const N: usize, const INPUTS: usize> HostOperator<INPUTS> for Mixes<N> {
+impl<const N: usize, const INPUTS: usize> FusedOperator<INPUTS> for Mixes<N> {
     fn forward(&self, inputs: &[FlexTensor; INPUTS], _: [bool; INPUTS]) -> (FlexTensor, Saved) {
         let inputs = inputs.each_ref().map(readable);
         let rows = Rows::new(&inputs);
@@ -270,7 +270,7 @@ impl<const N: usize, const INPUTS: usize> HostOperator<INPUTS> for Mixes<N> {
             } else {
                 summed(&sums, width)
             };
-            tensor(sums, &host::dimensions(&given.inputs[2 + number]))
+            tensor(sums, &fused::dimensions(&given.inputs[2 + number]))
         });
         let (of_x, of_before) = (
             tensor(of_x, &[batch, time, width]),

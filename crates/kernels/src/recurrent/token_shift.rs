@@ -8,7 +8,7 @@ use super::{
     sequence::{Sequence, readable},
 };
 use crate::{
-    host::{self, Given, HostOperator, Saved, slice, tensor},
+    fused::{self, FusedOperator, Given, Saved, slice, tensor},
     parallel::{for_chunks, zeros},
 };
 
@@ -22,8 +22,8 @@ pub fn token_shift(x: Tensor<3>, state: Option<Tensor<2>>) -> (Tensor<3>, Tensor
         .unwrap_or_else(|| Tensor::zeros([batch, width], &x.device().inner()))
         .unsqueeze_dim::<3>(1);
     let last = last_steps(x.clone(), 1).reshape([batch, width]);
-    let shifted = match host::on_host(&x) {
-        true => host::two(x, state, Shift),
+    let shifted = match fused::on_host(&x) {
+        true => fused::two(x, state, Shift),
         false => reference(x, state),
     };
     (shifted, last)
@@ -38,7 +38,7 @@ fn reference(x: Tensor<3>, state: Tensor<3>) -> Tensor<3> {
 #[derive(Debug)]
 struct Shift;
 
-impl HostOperator<2> for Shift {
+impl FusedOperator<2> for Shift {
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let inputs = inputs.each_ref().map(readable);
         let [x, state] = inputs.each_ref().map(Sequence::new);

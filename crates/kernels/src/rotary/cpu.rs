@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Tables;
 use crate::{
-    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     parallel::{chunk, fresh},
     simd::vectorised,
 };
@@ -13,7 +13,7 @@ use burn_flex::FlexTensor;
 #[derive(Debug)]
 pub(super) struct Rotate(pub Arc<Tables>);
 
-impl HostOperator<1> for Rotate {
+impl FusedOperator<1> for Rotate {
     fn forward(&self, [x]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         (rotate(x, &self.0, 1.0), Vec::new())
     }

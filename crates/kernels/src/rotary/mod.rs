@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::host;
+use crate::fused;
 
 /// Cosines and sines of a batch of positions, shared by all layers that rotate alike.
 ///
@@ -63,8 +63,8 @@ impl Rotation {
 
     /// Rotates the first `2 * frequencies` channels of `x` `[batch, time, heads, head_dim]`; the rest pass.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        if host::on_host(&x) {
-            return host::one(x, cpu::Rotate(Arc::clone(&self.0)));
+        if fused::on_host(&x) {
+            return fused::one(x, cpu::Rotate(Arc::clone(&self.0)));
         }
         let (cosine, sine) = self.tensors(&x.device());
         reference::rotate(x, cosine, sine, self.0.interleaved)

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use espalier_data::worlds::random::{Random, fnv};
+use espalier_data::random::{Random, fnv};
 
 use super::CONFIGURATION;
 use crate::{

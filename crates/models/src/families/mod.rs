@@ -47,6 +47,7 @@ pub use rwkv::bare;
 use crate::error::{Error, Result};
 use crate::spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use config::VOCABULARY_LIMIT;
+use espalier_data::nearest::nearest;
 use serde_json::{Map, Value, json};
 use std::{ops::Range, path::Path};
 
@@ -211,31 +212,11 @@ fn unknown(name: &str) -> Error {
         .iter()
         .flat_map(|family| [family.architecture, family.model_type])
         .collect();
-    let distance = |known: &&str| edit_distance(known, name);
-    let nearest = known
-        .iter()
-        .copied()
-        .min_by_key(distance)
-        .filter(|known| distance(known) <= known.len() / 3);
     Error::UnknownArchitecture {
         name: name.into(),
-        nearest: nearest.map(Into::into),
+        nearest: nearest(name, known.iter().copied()).map(Into::into),
         known: known.join(", "),
     }
-}
-
-/// Insertions, deletions and replacements between two names (Levenshtein).
-fn edit_distance(left: &str, right: &str) -> usize {
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (line, a) in left.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], line + 1);
-        for (column, b) in right.bytes().enumerate() {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[right.len()]
 }
 
 /// Our own key for a decoder whose mask was taken off (LLM2Vec, arXiv 2404.05961), in any family.
@@ -622,19 +603,6 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("did you mean")
-        );
-    }
-
-    #[test]
-    fn names_are_compared_by_edits() {
-        assert_eq!(edit_distance("kitten", "sitting"), 3);
-        assert_eq!(
-            (
-                edit_distance("", "abc"),
-                edit_distance("abc", ""),
-                edit_distance("abc", "abc")
-            ),
-            (3, 3, 0)
         );
     }
 

@@ -8,7 +8,7 @@ use super::{Family, Frame, TensorEntry, attention, mlp, table, write_frame};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, ChannelSpec, CrossSpec, EncoderSpec, MixerSpec, MlpSpec,
-    ModelSpec, NormSpec, RelativeSpec,
+    ModelSpec, NormSpec, RelativePositionSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -58,7 +58,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let channel = channel(config)?;
     let block = BlockSpec::sequential(MixerSpec::Attention(attention.clone()), channel, norm);
     let layers = config.size("num_layers", LAYER_LIMIT)?;
-    let relative = Some(RelativeSpec {
+    let relative = Some(RelativePositionSpec {
         buckets: config
             .optional_size("relative_attention_num_buckets", BUCKET_LIMIT)?
             .unwrap_or(32),

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     attention::{Options, attention},
-    transient::Transient,
+    recomputable::Recomputable,
 };
 
 use super::{Builder, linear::Linear, norm::Norm};
@@ -66,7 +66,7 @@ impl Attention {
     /// and the queries see all of them.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         cache: Option<&mut KeyValues>,
     ) -> Tensor<3> {

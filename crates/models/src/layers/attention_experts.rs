@@ -8,13 +8,13 @@ use burn::tensor::Tensor;
 use espalier_kernels::{
     attention::{Options, attention},
     linear::add_bias,
-    transient::Transient,
+    recomputable::Recomputable,
 };
 
-use super::{Builder, linear::Linear, router::Router, stacked::Stacked};
+use super::{Builder, expert_linear::ExpertLinear, linear::Linear, router::Router};
 use crate::{
     Result,
-    auxiliary::{SideSpec, Sides},
+    auxiliary_losses::{SideSpec, Sides},
     parameter::{Parameter, parameters},
     source::Initial,
     spec::AttentionExpertsSpec,
@@ -27,10 +27,10 @@ use crate::{
 pub struct AttentionExperts {
     spec: AttentionExpertsSpec,
     router: Router,
-    query: Stacked,
+    query: ExpertLinear,
     key: Linear,
     value: Linear,
-    output: Stacked,
+    output: ExpertLinear,
     bias: Parameter,
 }
 
@@ -54,14 +54,14 @@ impl AttentionExperts {
         let router =
             Router::build(builder, &format!("{name}.router"), width, &spec.router)?.counted(2);
         let name_of = |part: &str| format!("{name}.experts.{part}");
-        let query = Stacked::build(
+        let query = ExpertLinear::build(
             builder,
             &name_of("query"),
             [experts, keys, width],
             1,
             deviation,
         )?;
-        let output = Stacked::build(
+        let output = ExpertLinear::build(
             builder,
             &name_of("output"),
             [experts, width, keys],
@@ -103,7 +103,7 @@ impl AttentionExperts {
     /// queries see all of them.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         cache: Option<&mut KeyValues>,
         sides: &mut Sides,

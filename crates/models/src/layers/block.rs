@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use espalier_kernels::{
     checkpoint::{Segment, Tracked, is_supported, recomputed},
     norm::residual::add,
-    transient::Transient,
+    recomputable::Recomputable,
 };
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     Result,
-    auxiliary::{SideOutput, SideSpec, Sides},
+    auxiliary_losses::{SideOutput, SideSpec, Sides},
     parameter::{Parameters, parameters},
     recurrent::{Recurrent, RecurrentState},
     spec::{BlockSpec, MixerSpec, NormSpec, Residual},
@@ -205,7 +205,7 @@ impl Block {
             ),
             None => (None, None, None),
         };
-        let cross = |x: Transient<3>| match (&self.cross, &context.memory) {
+        let cross = |x: Recomputable<3>| match (&self.cross, &context.memory) {
             (Some(cross), Some(memory)) => Some((
                 &cross.norm,
                 dropped(
@@ -262,7 +262,7 @@ impl Block {
         x: Tensor<3>,
         context: &Context,
         (state, beside): (Option<&mut MixerState>, Option<&mut RecurrentState>),
-        cross: impl FnOnce(Transient<3>) -> Option<(&'a Norm, Tensor<3>)>,
+        cross: impl FnOnce(Recomputable<3>) -> Option<(&'a Norm, Tensor<3>)>,
         sides: &mut Sides,
     ) -> Tensor<3> {
         let sum = |norm: &Norm, x, y| norm.forward_sum(x, y).1.into_tensor();
@@ -407,7 +407,7 @@ impl Mixer {
 
     fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         state: Option<&mut MixerState>,
         sides: &mut Sides,

@@ -3,13 +3,13 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{Activation, activate, gated},
-    transient::Transient,
+    recomputable::Recomputable,
 };
 
 use super::{Builder, experts::Experts, linear::Linear, multi_head_experts::MultiHeadExperts};
 use crate::{
     Result,
-    auxiliary::{SideSpec, Sides},
+    auxiliary_losses::{SideSpec, Sides},
     parameter::parameters,
     recurrent::{RecurrentState, RwkvChannel},
     spec::{ChannelSpec, MlpSpec},
@@ -76,7 +76,7 @@ impl Channel {
     /// `x`: `[batch, time, width]`; the same shape comes back. `state` is of those that see the token before.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         state: Option<&mut RecurrentState>,
         sides: &mut Sides,
@@ -142,7 +142,7 @@ impl FeedForward {
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
-    pub fn forward(&self, x: Transient<3>) -> Tensor<3> {
+    pub fn forward(&self, x: Recomputable<3>) -> Tensor<3> {
         match &self.gate {
             Some(gate) => {
                 let [gate, up] = Linear::forward_all([gate, &self.up], x);

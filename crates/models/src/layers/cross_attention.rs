@@ -4,7 +4,7 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     attention::{Options, attention},
-    transient::Transient,
+    recomputable::Recomputable,
 };
 
 use super::{Builder, linear::Linear};
@@ -60,7 +60,7 @@ impl CrossAttention {
     /// was made of them; zeros come back where neither is there.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         memory: &Memory,
         context: &Context,
         cache: Option<&mut Option<SourceKeys>>,

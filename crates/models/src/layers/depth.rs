@@ -6,6 +6,7 @@
 //! network that nothing else feels. Our own variant weighs by `sigmoid(r_t)`. Recipe: `mixture-of-depths.toml`.
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+use espalier_kernels::readback::ReadFloats;
 use espalier_kernels::{
     activation::{Activation, activate},
     embedding::embedding,
@@ -15,7 +16,7 @@ use espalier_kernels::{
 use super::Builder;
 use crate::{
     Result,
-    auxiliary::{SideOutput, SideSpec, Sides},
+    auxiliary_losses::{SideOutput, SideSpec, Sides},
     parameter::{Parameter, parameters},
     source::Initial,
     spec::{DepthGate, DepthPredictor, DepthRouting, MixerSpec},
@@ -115,13 +116,13 @@ impl Depth {
         let present = context.present.as_deref();
         let chosen = match context.training && state.is_none() {
             true => highest(
-                &host(scores.clone()),
+                &scores.clone().floats(),
                 time,
                 self.spec.capacity,
                 present.map(Vec::as_slice),
             ),
             false => positive(
-                &host(guesses.unwrap_or_else(|| scores.clone())),
+                &guesses.unwrap_or_else(|| scores.clone()).floats(),
                 time,
                 present.map(Vec::as_slice),
             ),
@@ -232,14 +233,6 @@ impl Passing<'_, '_> {
             .clone()
             .select_assign(0, indices, added, IndexingUpdateOp::Add);
     }
-}
-
-fn host(scores: Tensor<2>) -> Vec<f32> {
-    scores
-        .inner()
-        .into_data()
-        .try_into_vec::<f32>()
-        .unwrap_or_default()
 }
 
 /// The `ceil(capacity * time)` highest scores of every row, in the order of tokens; padding is never chosen.

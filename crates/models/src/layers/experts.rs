@@ -13,10 +13,10 @@ use espalier_kernels::{
     linear::{Group, add_bias},
 };
 
-use super::{Builder, router::Router, stacked::Stacked};
+use super::{Builder, expert_linear::ExpertLinear, router::Router};
 use crate::{
     Result,
-    auxiliary::{SideSpec, Sides},
+    auxiliary_losses::{SideSpec, Sides},
     parameter::{Parameter, parameters},
     source::Initial,
     spec::ExpertsSpec,
@@ -28,8 +28,8 @@ use crate::{
 pub struct Experts {
     spec: ExpertsSpec,
     router: Router,
-    up: Stacked,
-    down: Stacked,
+    up: ExpertLinear,
+    down: ExpertLinear,
     bias: Option<Parameter>,
 }
 
@@ -52,14 +52,14 @@ impl Experts {
         let rows = if spec.gated { 2 * inner } else { inner };
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         let name_of = |part: &str| format!("{name}.experts.{part}");
-        let up = Stacked::build(
+        let up = ExpertLinear::build(
             builder,
             &name_of("up"),
             [experts, rows, width],
             rows / inner.max(1),
             deviation,
         )?;
-        let down = Stacked::build(
+        let down = ExpertLinear::build(
             builder,
             &name_of("down"),
             [experts, width, inner],

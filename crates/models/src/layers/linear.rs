@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use espalier_kernels::{
     linear::{Group, Precision, linear},
-    transient::Transient,
+    recomputable::Recomputable,
 };
 
 use super::Builder;
@@ -170,7 +170,7 @@ impl Linear {
     }
 
     /// `x`: `[.., in]`; returns `[.., out]`.
-    pub fn forward<const D: usize>(&self, x: impl Into<Transient<D>>) -> Tensor<D> {
+    pub fn forward<const D: usize>(&self, x: impl Into<Recomputable<D>>) -> Tensor<D> {
         let [y] = Self::forward_all([self], x);
         y
     }
@@ -179,7 +179,7 @@ impl Linear {
     /// differentiated.
     pub fn forward_all<const N: usize, const D: usize>(
         layers: [&Self; N],
-        x: impl Into<Transient<D>>,
+        x: impl Into<Recomputable<D>>,
     ) -> [Tensor<D>; N] {
         Self::forward_beside(0, 0, layers, x).0
     }
@@ -190,7 +190,7 @@ impl Linear {
         others: usize,
         maps: usize,
         layers: [&Self; N],
-        x: impl Into<Transient<D>>,
+        x: impl Into<Recomputable<D>>,
     ) -> ([Tensor<D>; N], Group) {
         let x = x.into();
         let together = layers.iter().filter(|layer| !layer.trains_both()).count();
@@ -207,7 +207,7 @@ impl Linear {
     }
 
     /// As [`Self::forward`], without adding the bias.
-    pub fn forward_without_bias<const D: usize>(&self, x: impl Into<Transient<D>>) -> Tensor<D> {
+    pub fn forward_without_bias<const D: usize>(&self, x: impl Into<Recomputable<D>>) -> Tensor<D> {
         self.forward_in(x.into(), Group::new(1), None)
     }
 
@@ -223,7 +223,7 @@ impl Linear {
 
     fn forward_in<const D: usize>(
         &self,
-        x: Transient<D>,
+        x: Recomputable<D>,
         group: Group,
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
@@ -246,7 +246,7 @@ impl Linear {
 }
 
 impl LowRank {
-    fn forward<const D: usize>(&self, x: Transient<D>, precision: Precision) -> Tensor<D> {
+    fn forward<const D: usize>(&self, x: Recomputable<D>, precision: Precision) -> Tensor<D> {
         let narrow = linear(x, self.down.value(), None, precision) * self.scale;
         linear(narrow, self.up.value(), None, precision)
     }

@@ -6,12 +6,12 @@ pub mod block;
 pub mod channel;
 pub mod cross_attention;
 pub mod depth;
+pub mod expert_linear;
 pub mod experts;
 pub mod linear;
 pub mod multi_head_experts;
 pub mod norm;
 pub mod router;
-pub mod stacked;
 
 use burn::tensor::{Device, Tensor, TensorData};
 

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use super::{Builder, experts::Experts, linear::Linear};
 use crate::{
     Result,
-    auxiliary::{SideSpec, Sides},
+    auxiliary_losses::{SideSpec, Sides},
     parameter::parameters,
     spec::MultiHeadExpertsSpec,
     stack::Context,

@@ -6,7 +6,7 @@ use espalier_kernels::norm::{
     residual::{add_layer_norm, add_rms_norm, layer_norm_beside, rms_norm_beside},
     rms_norm,
 };
-use espalier_kernels::transient::Transient;
+use espalier_kernels::recomputable::Recomputable;
 
 use super::Builder;
 use crate::{
@@ -49,7 +49,7 @@ impl Norm {
         &self,
         x: Tensor<D>,
         y: Tensor<D>,
-    ) -> (Tensor<D>, Transient<D>) {
+    ) -> (Tensor<D>, Recomputable<D>) {
         let weight = self.weight.value::<1>();
         match self.spec {
             NormSpec::LayerNorm { epsilon, .. } => {
@@ -67,7 +67,7 @@ impl Norm {
     }
 
     /// `x` as it goes on, and its norm for linear maps, which then need not keep it. `x`: `[.., width]`.
-    pub fn forward_beside<const D: usize>(&self, x: Tensor<D>) -> (Tensor<D>, Transient<D>) {
+    pub fn forward_beside<const D: usize>(&self, x: Tensor<D>) -> (Tensor<D>, Recomputable<D>) {
         let weight = self.weight.value::<1>();
         match self.spec {
             NormSpec::LayerNorm { epsilon, .. } => {

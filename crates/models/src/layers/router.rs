@@ -1,18 +1,19 @@
 //! The router of experts: a linear map to one score an expert, in f32 whatever the precision of the rest.
 
+use espalier_kernels::readback::ReadFloats;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
     experts::{Routing, choice_weights},
     linear::{Group, Precision},
-    transient::Transient,
+    recomputable::Recomputable,
 };
 
 use super::Builder;
 use crate::{
     Result,
-    auxiliary::{SideOutput, SideSpec, Sides},
+    auxiliary_losses::{SideOutput, SideSpec, Sides},
     parameter::{Parameter, parameters},
     source::Initial,
     spec::RouterSpec,
@@ -69,7 +70,7 @@ impl Router {
     /// maps the router is one.
     pub fn forward<const D: usize>(
         &self,
-        x: impl Into<Transient<D>>,
+        x: impl Into<Recomputable<D>>,
         readers: &Group,
         [batch, time]: [usize; 2],
         context: &Context,
@@ -82,12 +83,7 @@ impl Router {
             logits.reshape([rows, experts]),
             rows / (batch * time).max(1),
         );
-        let scores = logits
-            .clone()
-            .inner()
-            .into_data()
-            .try_into_vec::<f32>()
-            .unwrap_or_default();
+        let scores = logits.clone().floats();
         let routing = Arc::new(choose(
             &self.spec,
             &scores,

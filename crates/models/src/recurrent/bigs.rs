@@ -8,8 +8,8 @@ use std::f64::consts::PI;
 use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{Activation, activate, gated},
+    recomputable::Recomputable,
     recurrent::s4d::{S4d, s4d},
-    transient::Transient,
 };
 use serde::{Deserialize, Serialize};
 
@@ -223,7 +223,7 @@ impl Bigs {
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
-    pub fn forward(&self, x: Transient<3>, context: &Context) -> Tensor<3> {
+    pub fn forward(&self, x: Recomputable<3>, context: &Context) -> Tensor<3> {
         let input = |x| context.text_alone(activate(self.activation, x));
         let (value, mixed) = match &self.backward {
             None => {

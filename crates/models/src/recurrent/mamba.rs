@@ -6,11 +6,11 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{Activation, gated},
+    recomputable::Recomputable,
     recurrent::{
         causal_convolution::causal_convolution,
         selective_scan::{SelectiveScan, selective_scan},
     },
-    transient::Transient,
 };
 use serde::{Deserialize, Serialize};
 
@@ -247,7 +247,7 @@ impl Mamba {
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         mut state: Option<&mut RecurrentState>,
     ) -> Tensor<3> {

@@ -8,8 +8,8 @@ use espalier_kernels::{
     activation::{Activation, gated},
     linear::{Precision, add_bias},
     norm::rms_norm,
+    recomputable::Recomputable,
     recurrent::ssd::{Ssd, ssd},
-    transient::Transient,
 };
 use serde::{Deserialize, Serialize};
 
@@ -170,7 +170,7 @@ impl Mamba2 {
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         mut state: Option<&mut RecurrentState>,
     ) -> Tensor<3> {

@@ -13,11 +13,11 @@ pub mod rwkv4;
 pub mod rwkv6;
 pub mod rwkv7;
 pub mod rwkv_channel;
-mod separate;
 pub mod state;
+mod unpacked_rows;
 
 use burn::tensor::Tensor;
-use espalier_kernels::transient::Transient;
+use espalier_kernels::recomputable::Recomputable;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -33,7 +33,9 @@ pub use self::{
     rwkv7::{Rwkv7, Rwkv7Spec},
     state::RecurrentState,
 };
-use crate::{Result, auxiliary::Sides, layers::Builder, parameter::parameters, stack::Context};
+use crate::{
+    Result, auxiliary_losses::Sides, layers::Builder, parameter::parameters, stack::Context,
+};
 
 /// The names, within the layer, and shapes of a layer's parameters.
 pub type Shapes = Vec<(&'static str, Vec<usize>)>;
@@ -223,12 +225,12 @@ impl Recurrent {
     /// `x`: `[batch, time, width]`; the same shape comes back. Texts that share rows do not see one another.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         state: Option<&mut RecurrentState>,
         sides: &mut Sides,
     ) -> Tensor<3> {
-        separate::each_text(x, context, |x, context| {
+        unpacked_rows::each_text(x, context, |x, context| {
             let Some(first) = &self.first else {
                 return self.layer.forward(x, context, state, sides);
             };
@@ -245,7 +247,7 @@ impl Recurrent {
 impl Layer {
     fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         state: Option<&mut RecurrentState>,
         sides: &mut Sides,

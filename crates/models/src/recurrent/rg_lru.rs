@@ -6,8 +6,8 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{Activation, gated},
+    recomputable::Recomputable,
     recurrent::rg_lru::{RgLru, rg_lru},
-    transient::Transient,
 };
 use serde::{Deserialize, Serialize};
 
@@ -169,7 +169,7 @@ impl RgLruBlock {
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         mut state: Option<&mut RecurrentState>,
     ) -> Tensor<3> {

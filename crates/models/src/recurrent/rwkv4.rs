@@ -5,8 +5,8 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{Activation, gated},
+    recomputable::Recomputable,
     recurrent::wkv4::{Wkv4, wkv4},
-    transient::Transient,
 };
 use serde::{Deserialize, Serialize};
 
@@ -117,7 +117,7 @@ impl Rwkv4 {
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         mut state: Option<&mut RecurrentState>,
     ) -> Tensor<3> {

@@ -10,8 +10,8 @@ use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{Activation, activate, gated},
     linear::add_bias,
+    recomputable::Recomputable,
     recurrent::wkv6::{Wkv6, wkv6},
-    transient::Transient,
 };
 use serde::{Deserialize, Serialize};
 
@@ -221,7 +221,7 @@ impl Rwkv6 {
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         mut state: Option<&mut RecurrentState>,
     ) -> Tensor<3> {

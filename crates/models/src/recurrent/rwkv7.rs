@@ -8,8 +8,8 @@
 use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{Activation, activate},
+    recomputable::Recomputable,
     recurrent::wkv7::{Wkv7, wkv7},
-    transient::Transient,
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Result,
-    auxiliary::Sides,
+    auxiliary_losses::Sides,
     layers::{Builder, linear::Linear},
     parameter::{Parameter, parameters},
     source::Initial,
@@ -241,7 +241,7 @@ impl Rwkv7 {
     /// `x`: `[batch, time, width]`; the same shape comes back. The first block's values go through `sides`.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         mut state: Option<&mut RecurrentState>,
         sides: &mut Sides,

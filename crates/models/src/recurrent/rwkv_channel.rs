@@ -6,14 +6,14 @@ use burn::tensor::Tensor;
 use espalier_kernels::{
     activation::{Activation, activate, gated},
     linear::Precision,
-    transient::Transient,
+    recomputable::Recomputable,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     RecurrentState, Shapes,
     rwkv::{self, Pairs, Share},
-    separate,
+    unpacked_rows,
 };
 use crate::{
     Result,
@@ -109,11 +109,11 @@ impl RwkvChannel {
     /// `x`: `[batch, time, width]`; the same shape comes back. Texts that share rows do not see one another.
     pub fn forward(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         state: Option<&mut RecurrentState>,
     ) -> Tensor<3> {
-        separate::each_text(x, context, |x, context| {
+        unpacked_rows::each_text(x, context, |x, context| {
             self.forward_texts(x, context, state)
         })
     }
@@ -121,7 +121,7 @@ impl RwkvChannel {
     /// As [`Self::forward`] with one text in a row.
     fn forward_texts(
         &self,
-        x: Transient<3>,
+        x: Recomputable<3>,
         context: &Context,
         mut state: Option<&mut RecurrentState>,
     ) -> Tensor<3> {

@@ -6,6 +6,7 @@
 //! is no padding that could count.
 
 use burn::tensor::Tensor;
+use espalier_kernels::readback::ReadFloats;
 
 use crate::{
     Error, Result,
@@ -114,7 +115,7 @@ fn states(model: &LanguageModel, prompt: &[u32], form: GateForm) -> Result<Vec<V
             GateForm::MeanHidden => hidden.clone().mean_dim(1),
             GateForm::Embedding => hidden.clone().sum_dim(1),
         };
-        states.push(state.into_data().try_into_vec::<f32>().unwrap_or_default());
+        states.push(state.floats());
         match site {
             Site::Block(block) if block + 1 >= last => Flow::Stop(hidden),
             Site::Embedding if form == GateForm::Embedding || last == 0 => Flow::Stop(hidden),

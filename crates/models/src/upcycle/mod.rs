@@ -8,7 +8,7 @@ pub mod gates;
 
 use std::collections::HashMap;
 
-use espalier_data::worlds::random::Random;
+use espalier_data::random::Random;
 
 use crate::{
     Error, Result,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 
 /// The ways to tune, by name: `adapter = { lora = { rank = 16 } }`. Full fine-tuning when a recipe names none.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AdapterOptions {
     /// A low-rank addition to chosen weights.

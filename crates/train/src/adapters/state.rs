@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 
 /// The options of state tuning; there are none yet.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StateOptions {}
 

@@ -6,8 +6,9 @@
 //! (RPO), which keeps their likelihood from falling. Recipe: `dpo.toml`.
 
 use burn::tensor::{Tensor, TensorData, activation::log_sigmoid};
-use espalier_data::worlds::random::Random;
-use espalier_models::{auxiliary::Auxiliary, model::LanguageModel};
+use espalier_data::random::Random;
+use espalier_kernels::readback::ReadFloats;
+use espalier_models::{auxiliary_losses::AuxiliaryLosses, model::LanguageModel};
 use serde::{Deserialize, Serialize};
 
 use super::{Batch, Loss, Metric, Objective};
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// The options of DPO.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DpoOptions {
     /// How far the model may leave the reference: the smaller, the further.
@@ -80,7 +81,7 @@ impl Objective for Dpo {
         for chunk in samples.chunks_mut(REFERENCE_BATCH) {
             let batch = self.collate(&chunk.iter().collect::<Vec<_>>(), &mut Random::new(0))?;
             let scores = sequence_log_probabilities(&reference, &batch.tokens)?.by_row;
-            let scores = scores.into_data().try_into_vec::<f32>().unwrap_or_default();
+            let scores = scores.floats();
             for (i, sample) in chunk.iter_mut().enumerate() {
                 if let Sample::Pair(_, reference) = sample {
                     *reference = [
@@ -155,7 +156,7 @@ pub struct Scores {
     /// Log-probability of every target, `[targets]`.
     pub by_target: Tensor<1>,
     /// Losses that the model brings along.
-    pub auxiliary: Auxiliary,
+    pub auxiliary: AuxiliaryLosses,
 }
 
 /// The log-probabilities of a batch's targets.
@@ -180,14 +181,7 @@ pub fn sequence_log_probabilities(model: &LanguageModel, batch: &TokenBatch) -> 
 }
 
 fn metrics(chosen: Tensor<1>, rejected: Tensor<1>, beta: f64) -> Vec<Metric> {
-    let host = |tensor: Tensor<1>| {
-        tensor
-            .inner()
-            .into_data()
-            .try_into_vec::<f32>()
-            .unwrap_or_default()
-    };
-    let (chosen, rejected) = (host(chosen), host(rejected));
+    let (chosen, rejected) = (chosen.floats(), rejected.floats());
     let units = chosen.len() as f64;
     let sum = |values: &[f32]| values.iter().map(|v| beta * f64::from(*v)).sum::<f64>();
     let right = chosen.iter().zip(&rejected).filter(|(c, r)| c > r).count() as f64;

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use espalier_data::worlds::random::Random;
+use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How much is masked.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct InfillingOptions {
     /// Share of the tokens that is masked.

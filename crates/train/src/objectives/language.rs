@@ -4,7 +4,7 @@
 //! objectives differ in the mask alone, which the encoder derives from the chat template.
 //! Recipes: `pretrain.toml`, `sft-lora.toml`.
 
-use espalier_data::worlds::random::Random;
+use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
 
 use super::{Batch, Loss, Objective, rows};

@@ -5,7 +5,7 @@
 //! stay. The loss asks for the chosen ones: from their own position, or, as decoders are used to, from the one before.
 //! Recipes: `bert.toml`, `llm2vec.toml`.
 
-use espalier_data::worlds::random::Random;
+use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How much is masked, and how.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MaskingOptions {
     /// Share of the tokens that are asked for.

@@ -13,8 +13,9 @@ pub mod span_corruption;
 pub mod symbols;
 
 use burn::tensor::Tensor;
-use espalier_data::{packing::Row, worlds::random::Random};
-use espalier_models::{auxiliary::Auxiliary, model::LanguageModel};
+use espalier_data::{packing::Row, random::Random};
+use espalier_kernels::readback::ReadFloats;
+use espalier_models::{auxiliary_losses::AuxiliaryLosses, model::LanguageModel};
 use serde::{Deserialize, Serialize};
 
 use self::symbols::Symbols;
@@ -45,19 +46,14 @@ pub struct Loss {
 
 impl Loss {
     /// A loss over `units` units, with the losses that the model brings along added to its mean.
-    pub fn new(sum: Tensor<1>, units: f64, auxiliary: Auxiliary) -> Self {
+    pub fn new(sum: Tensor<1>, units: f64, auxiliary: AuxiliaryLosses) -> Self {
         let metric = |name, value: f64| Metric {
             name,
             sum: value,
             units: 1.0,
         };
         let value = |tensor: &Tensor<1>| {
-            let values = tensor
-                .clone()
-                .inner()
-                .into_data()
-                .try_into_vec::<f32>()
-                .unwrap_or_default();
+            let values = tensor.clone().floats();
             values.first().map_or(f64::NAN, |value| f64::from(*value))
         };
         let mut metrics: Vec<Metric> = auxiliary
@@ -128,7 +124,7 @@ pub trait Objective {
 }
 
 /// The objectives by name, with their options: `objective = "sft"` or `objective = { dpo = { beta = 0.1 } }`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectiveOptions {
     /// Every token of every document.

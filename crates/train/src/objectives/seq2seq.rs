@@ -4,7 +4,7 @@
 //! The source is what stands before the first target, so conversations and texts serve as they are. Recipe:
 //! `transformer.toml`.
 
-use espalier_data::worlds::random::Random;
+use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
 
 use super::{Batch, Loss, Objective, rows, symbols::Symbols};

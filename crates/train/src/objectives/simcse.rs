@@ -5,7 +5,8 @@
 //! layers add; the paper's falls on attention's probabilities as well. Recipe: `llm2vec.toml`.
 
 use burn::tensor::{Int, Tensor, activation::log_softmax};
-use espalier_data::{packing::Row, worlds::random::Random};
+use espalier_data::{packing::Row, random::Random};
+use espalier_kernels::readback::ReadIntegers;
 use espalier_models::{model::LanguageModel, pooling::Pooling};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ use crate::{
 };
 
 /// How texts are compared.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SimcseOptions {
     /// Similarities are divided by it.
@@ -111,15 +112,8 @@ fn contrast(vectors: Tensor<2>, temperature: f64) -> (Tensor<1>, usize) {
         .narrow(0, 0, count)
         .matmul(unit.narrow(0, count, count).transpose())
         / temperature;
-    let nearest = similarities
-        .clone()
-        .inner()
-        .argmax(1)
-        .into_data()
-        .convert::<i64>()
-        .try_into_vec::<i64>();
+    let nearest = similarities.clone().inner().argmax(1).integers();
     let right = nearest
-        .unwrap_or_default()
         .iter()
         .enumerate()
         .filter(|(i, j)| *i as i64 == **j)

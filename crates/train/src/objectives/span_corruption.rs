@@ -3,7 +3,7 @@
 //!
 //! Recipe: `t5.toml`.
 
-use espalier_data::worlds::random::Random;
+use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How much is removed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SpanOptions {
     /// Share of the tokens that is removed.

@@ -3,6 +3,7 @@
 //! `m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w = w (1 - lr wd) - lr m^ / (sqrt(v^) + eps)`. Matrices decay, vectors
 //! (norms and biases) do not, as in the Hugging Face trainer. Recipes: all of them.
 
+use espalier_kernels::readback::ReadFloats;
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -67,8 +68,7 @@ impl AdamW {
 
     /// The moments by name, for a checkpoint: `first.<parameter>` and `second.<parameter>`.
     pub fn state(&self) -> Vec<(String, Vec<f32>)> {
-        let values =
-            |tensor: &Tensor<1>| tensor.to_data().try_into_vec::<f32>().unwrap_or_default();
+        let values = |tensor: &Tensor<1>| tensor.clone().floats();
         let both = |(name, [first, second]): (&String, &[Tensor<1>; 2])| {
             [
                 (format!("first.{name}"), values(first)),

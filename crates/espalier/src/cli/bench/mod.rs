@@ -9,7 +9,7 @@ mod turns;
 
 use std::path::Path;
 
-use espalier_data::worlds::random::Random;
+use espalier_data::random::Random;
 use serde_json::{Value, json};
 
 use super::Context;

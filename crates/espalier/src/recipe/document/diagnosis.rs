@@ -8,7 +8,9 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeValue, Error};
 
-use super::{RecipeError, override_at, suggest};
+use espalier_data::nearest::nearest;
+
+use super::{RecipeError, override_at};
 
 /// The longest piece of a line that is shown, in characters.
 const WIDEST_EXCERPT: usize = 110;
@@ -103,7 +105,7 @@ impl Finding {
     fn unknown_key(&self) -> Option<UnknownKey> {
         match self {
             Self::UnknownKey(key, known) => {
-                let near = suggest(key, known.iter().map(String::as_str)).is_some();
+                let near = nearest(key, known.iter().map(String::as_str)).is_some();
                 Some(UnknownKey {
                     key: key.clone(),
                     near,
@@ -168,7 +170,7 @@ fn choices(wrong: &str, known: &[String], kind: &str) -> String {
         .map(|word| format!("`{word}`"))
         .collect::<Vec<_>>()
         .join(", ");
-    match suggest(wrong, known.iter().map(String::as_str)) {
+    match nearest(wrong, known.iter().map(String::as_str)) {
         Some(near) => format!(", did you mean `{near}`? known {kind}: {all}"),
         None => format!("; known {kind}: {all}"),
     }

@@ -365,16 +365,6 @@ fn files_are_read_or_refused() {
     assert_eq!(outcome().unwrap_err(), expected);
 }
 
-#[test]
-fn suggestions_are_near() {
-    let known = || ["learning_rate", "model", "sft"].into_iter();
-    assert_eq!(suggest("Learning-Rate", known()), Some("learning_rate"));
-    assert_eq!(suggest("sftt", known()), Some("sft"));
-    assert_eq!(suggest("lr", known()), None);
-    assert_eq!(suggest("", known()), None);
-    assert_eq!(suggest(&"x".repeat(1 << 20), known()), None);
-}
-
 proptest! {
     #[test]
     fn arbitrary_text_never_panics(text in ".*", change in ".*") {

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::{Mask, Options};
 use crate::{
-    host::{Given, HostOperator, Saved, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, dimensions, slice, tensor},
     matmul::{
         Matrix,
         kernel::{Kernel, kernel},
@@ -230,7 +230,7 @@ fn forward(
     bias: Option<&FlexTensor>,
 ) -> (FlexTensor, Saved) {
     let tensors = [query, key, value].map(readable);
-    let bias = bias.map(crate::host::contiguous);
+    let bias = bias.map(crate::fused::contiguous);
     let [query, key, value] = tensors.each_ref().map(Heads::new);
     let shape = [query.batch, query.time, query.heads, query.width];
     let inputs = Inputs {
@@ -246,7 +246,7 @@ fn forward(
 
 fn backward<const N: usize>(flash: &Flash, given: &Given<N>) -> [Vec<f32>; 4] {
     let tensors: Vec<FlexTensor> = given.inputs[..3].iter().map(readable).collect();
-    let bias = given.inputs.get(3).map(crate::host::contiguous);
+    let bias = given.inputs.get(3).map(crate::fused::contiguous);
     let (query, key, value) = (
         Heads::new(&tensors[0]),
         Heads::new(&tensors[1]),
@@ -269,7 +269,7 @@ fn backward<const N: usize>(flash: &Flash, given: &Given<N>) -> [Vec<f32>; 4] {
     }
 }
 
-impl HostOperator<3> for Flash {
+impl FusedOperator<3> for Flash {
     fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
         forward(self, inputs.each_ref(), None)
     }
@@ -289,7 +289,7 @@ impl HostOperator<3> for Flash {
     }
 }
 
-impl HostOperator<4> for Flash {
+impl FusedOperator<4> for Flash {
     fn forward(
         &self,
         [query, key, value, bias]: &[FlexTensor; 4],

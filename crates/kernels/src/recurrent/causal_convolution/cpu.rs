@@ -4,11 +4,11 @@
 //! `dweight_j = sum_t g_t x_{t - (taps - 1) + j}` and `dbias = sum_t g_t`.
 
 use super::super::{
-    lanes::summed,
+    channel_block::summed,
     sequence::{Sequence, readable},
 };
 use crate::{
-    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     matmul::{scratch, transpose},
     parallel::{FreshRows, for_each, fresh},
     simd::{sigmoid, vectorised},
@@ -231,7 +231,7 @@ fn prepared([x, weight, bias, state]: &[FlexTensor; 4]) -> [FlexTensor; 4] {
     ]
 }
 
-impl HostOperator<4> for Convolution {
+impl FusedOperator<4> for Convolution {
     fn forward(&self, inputs: &[FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, Saved) {
         let inputs = prepared(inputs);
         let y = Inputs::new(&inputs, self.silu).forward();

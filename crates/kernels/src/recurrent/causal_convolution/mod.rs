@@ -7,7 +7,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 use super::last_steps;
-use crate::host;
+use crate::fused;
 
 /// `y_t = bias + sum_j weight_j x_{t - (taps - 1) + j}`, then `y sigmoid(y)` where `silu` is set; and the last `taps - 1`
 /// inputs, with which the next part of the sequence continues.
@@ -47,8 +47,8 @@ pub fn causal_convolution(
             1,
         ),
     };
-    let y = match host::on_host(&x) {
-        true => host::four(x, weight, bias, state, cpu::Convolution { silu }),
+    let y = match fused::on_host(&x) {
+        true => fused::four(x, weight, bias, state, cpu::Convolution { silu }),
         false => reference::causal_convolution(x, weight, bias, state, silu),
     };
     (y, last)

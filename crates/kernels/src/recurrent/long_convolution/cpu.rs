@@ -13,7 +13,7 @@ use super::{
     fourier::{LANES, Transform, multiply},
 };
 use crate::{
-    host::{Given, HostOperator, Saved, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     parallel::{DisjointRows, for_chunks, for_each, zeros},
 };
 
@@ -162,7 +162,7 @@ impl<'a> Inputs<'a> {
     }
 }
 
-impl HostOperator<2> for LongConvolution {
+impl FusedOperator<2> for LongConvolution {
     fn forward(&self, [x, kernel]: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
         let (x, kernel) = (readable(x), contiguous(kernel));
         let inputs = Inputs::new(&x, &kernel);

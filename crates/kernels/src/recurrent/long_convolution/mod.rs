@@ -7,7 +7,7 @@ mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::host;
+use crate::fused;
 
 /// `y_t = sum_{j <= t} k_j x_{t-j}` for each channel, in `O(time log time)`.
 ///
@@ -23,8 +23,8 @@ use crate::host;
 /// assert!(y.iter().zip([1.0, 2.5, 1.0]).all(|(y, expected)| (y - expected).abs() < 1e-6));
 /// ```
 pub fn long_convolution(x: Tensor<3>, kernel: Tensor<2>) -> Tensor<3> {
-    match host::on_host(&x) {
-        true => host::two(x, kernel, cpu::LongConvolution),
+    match fused::on_host(&x) {
+        true => fused::two(x, kernel, cpu::LongConvolution),
         false => reference::long_convolution(x, kernel),
     }
 }

@@ -6,13 +6,13 @@
 
 use super::{
     super::{
-        lanes::{self, LANES, Lane, Tasks, lane, summed},
+        channel_block::{self, ChannelBlock, LANES, Tasks, channels, summed},
         sequence::{Sequence, readable},
     },
     SMALLEST, STRENGTH,
 };
 use crate::{
-    host::{Given, HostOperator, Saved, contiguous, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, slice, tensor},
     parallel::{FreshRows, for_each},
     simd::{FUSED, exp, sigmoid, softplus, vectorised},
 };
@@ -34,20 +34,20 @@ struct Step<'a> {
 
 /// The coefficients of a step: `a`, `m` and the input gate.
 struct Coefficients {
-    a: Lane,
-    root: Lane,
-    gate: Lane,
+    a: ChannelBlock,
+    root: ChannelBlock,
+    gate: ChannelBlock,
 }
 
 impl Step<'_> {
     /// `decay` holds `-8 softplus(decay)`.
     #[inline(always)]
-    fn coefficients<const FUSED: bool>(&self, decay: &Lane) -> Coefficients {
+    fn coefficients<const FUSED: bool>(&self, decay: &ChannelBlock) -> Coefficients {
         let (recurrence, input) = (
-            lanes::load(self.recurrence_gate),
-            lanes::load(self.input_gate),
+            channel_block::load(self.recurrence_gate),
+            channel_block::load(self.input_gate),
         );
-        let gate = lane!(l => sigmoid::<FUSED>(input[l]));
+        let gate = channels!(l => sigmoid::<FUSED>(input[l]));
         if self.start {
             return Coefficients {
                 a: [0.0; LANES],
@@ -55,19 +55,19 @@ impl Step<'_> {
                 gate,
             };
         }
-        let a = lane!(l => exp::<FUSED>(sigmoid::<FUSED>(recurrence[l]) * decay[l]));
-        let root = lane!(l => (1.0 - a[l] * a[l]).sqrt());
+        let a = channels!(l => exp::<FUSED>(sigmoid::<FUSED>(recurrence[l]) * decay[l]));
+        let root = channels!(l => (1.0 - a[l] * a[l]).sqrt());
         Coefficients { a, root, gate }
     }
 }
 
 vectorised! {
-    fn advance<const FUSED: bool>(h: &mut Lane, out: &mut [f32], step: &Step<'_>, decay: &Lane) {
+    fn advance<const FUSED: bool>(h: &mut ChannelBlock, out: &mut [f32], step: &Step<'_>, decay: &ChannelBlock) {
         let Coefficients { a, root, gate } = step.coefficients::<FUSED>(decay);
-        let x = lanes::load(step.x);
+        let x = channel_block::load(step.x);
         let before = *h;
-        *h = lane!(l => a[l] * before[l] + root[l] * (gate[l] * x[l]));
-        lanes::store(out, h);
+        *h = channels!(l => a[l] * before[l] + root[l] * (gate[l] * x[l]));
+        channel_block::store(out, h);
     }
 }
 
@@ -81,33 +81,33 @@ struct Outputs<'a> {
 /// What lasts through all steps of a vector of channels: the gradient of `h`, `-8 softplus(decay)`, and the sum over time
 /// of the latter's gradient.
 struct Carried {
-    q: Lane,
-    decay: Lane,
-    of_decay: Lane,
+    q: ChannelBlock,
+    decay: ChannelBlock,
+    of_decay: ChannelBlock,
 }
 
 vectorised! {
     fn retreat<const FUSED: bool>(carried: &mut Carried, out: Outputs<'_>, step: &Step<'_>, before: &[f32], gradient: &[f32]) {
         let decay = carried.decay;
         let Coefficients { a, root, gate } = step.coefficients::<FUSED>(&decay);
-        let (x, before, gradient) = (lanes::load(step.x), lanes::load(before), lanes::load(gradient));
-        let (recurrence, later) = (lanes::load(step.recurrence_gate), carried.q);
-        let q = lane!(l => later[l] + gradient[l]);
-        lanes::store(out.x, &lane!(l => q[l] * root[l] * gate[l]));
-        lanes::store(out.input_gate, &lane!(l => q[l] * root[l] * x[l] * gate[l] * (1.0 - gate[l])));
+        let (x, before, gradient) = (channel_block::load(step.x), channel_block::load(before), channel_block::load(gradient));
+        let (recurrence, later) = (channel_block::load(step.recurrence_gate), carried.q);
+        let q = channels!(l => later[l] + gradient[l]);
+        channel_block::store(out.x, &channels!(l => q[l] * root[l] * gate[l]));
+        channel_block::store(out.input_gate, &channels!(l => q[l] * root[l] * x[l] * gate[l] * (1.0 - gate[l])));
         let mut of_gate = [0.0; LANES];
         if !step.start {
-            let square = lane!(l => a[l] * a[l]);
-            let least = lane!(l => 4.0 * (1.0 - square[l]));
-            let slope = lane!(l => 2.0 / (if least[l] < SMALLEST { SMALLEST } else { least[l] }).sqrt());
-            let of_log = lane!(l => q[l] * (a[l] * before[l] - gate[l] * x[l] * square[l] * slope[l]));
-            let openness = lane!(l => sigmoid::<FUSED>(recurrence[l]));
-            of_gate = lane!(l => of_log[l] * decay[l] * openness[l] * (1.0 - openness[l]));
+            let square = channels!(l => a[l] * a[l]);
+            let least = channels!(l => 4.0 * (1.0 - square[l]));
+            let slope = channels!(l => 2.0 / (if least[l] < SMALLEST { SMALLEST } else { least[l] }).sqrt());
+            let of_log = channels!(l => q[l] * (a[l] * before[l] - gate[l] * x[l] * square[l] * slope[l]));
+            let openness = channels!(l => sigmoid::<FUSED>(recurrence[l]));
+            of_gate = channels!(l => of_log[l] * decay[l] * openness[l] * (1.0 - openness[l]));
             let sum = carried.of_decay;
-            carried.of_decay = lane!(l => sum[l] + of_log[l] * openness[l]);
+            carried.of_decay = channels!(l => sum[l] + of_log[l] * openness[l]);
         }
-        lanes::store(out.recurrence_gate, &of_gate);
-        carried.q = lane!(l => a[l] * q[l]);
+        channel_block::store(out.recurrence_gate, &of_gate);
+        carried.q = channels!(l => a[l] * q[l]);
     }
 }
 
@@ -151,7 +151,7 @@ impl<'a> Inputs<'a> {
     }
 
     fn step(&self, batch: usize, time: usize, block: usize) -> Step<'a> {
-        let columns = lanes::columns(self.x.width, block);
+        let columns = channel_block::columns(self.x.width, block);
         Step {
             x: &self.x.row(batch, time)[columns.clone()],
             recurrence_gate: &self.recurrence_gate.row(batch, time)[columns.clone()],
@@ -163,14 +163,14 @@ impl<'a> Inputs<'a> {
     }
 
     /// `-8 softplus(decay)`.
-    fn decay(&self, block: usize) -> Lane {
-        let decay = lanes::block(self.decay, block);
-        lane!(l => -STRENGTH * softplus::<FUSED>(decay[l]))
+    fn decay(&self, block: usize) -> ChannelBlock {
+        let decay = channel_block::block(self.decay, block);
+        channels!(l => -STRENGTH * softplus::<FUSED>(decay[l]))
     }
 }
 
 #[allow(unsafe_code)]
-impl HostOperator<5> for Unit {
+impl FusedOperator<5> for Unit {
     fn forward(&self, inputs: &[FlexTensor; 5], _: [bool; 5]) -> (FlexTensor, Saved) {
         let inputs = Inputs::prepared(inputs);
         let inputs = Inputs::new(&inputs, self.starts.as_deref());
@@ -180,14 +180,15 @@ impl HostOperator<5> for Unit {
         for_each(tasks.count(), |task| {
             let (batch, group) = tasks.place(task);
             let state = &inputs.state[batch * width..(batch + 1) * width];
-            let mut carried: Vec<(Lane, Lane)> = group
+            let mut carried: Vec<(ChannelBlock, ChannelBlock)> = group
                 .clone()
-                .map(|block| (lanes::block(state, block), inputs.decay(block)))
+                .map(|block| (channel_block::block(state, block), inputs.decay(block)))
                 .collect();
             for t in 0..time {
                 for ((carried, decay), block) in carried.iter_mut().zip(group.clone()) {
                     // SAFETY: each step of a vector of channels comes once.
-                    let out = unsafe { h.part(batch * time + t, lanes::columns(width, block)) };
+                    let out =
+                        unsafe { h.part(batch * time + t, channel_block::columns(width, block)) };
                     advance(carried, out, &inputs.step(batch, t, block), decay);
                 }
             }
@@ -230,7 +231,7 @@ impl HostOperator<5> for Unit {
                     &h[(row - 1) * width..]
                 };
                 for (carried, block) in carried.iter_mut().zip(group.clone()) {
-                    let columns = lanes::columns(width, block);
+                    let columns = channel_block::columns(width, block);
                     // SAFETY: each step of a vector of channels comes once.
                     let out = unsafe {
                         Outputs {
@@ -251,14 +252,14 @@ impl HostOperator<5> for Unit {
             }
             for (carried, block) in carried.iter().zip(group) {
                 // The decay acts through -8 softplus.
-                let raw = lanes::block(inputs.decay, block);
+                let raw = channel_block::block(inputs.decay, block);
                 let of_decay =
-                    lane!(l => carried.of_decay[l] * -STRENGTH * sigmoid::<FUSED>(raw[l]));
-                let columns = lanes::columns(width, block);
+                    channels!(l => carried.of_decay[l] * -STRENGTH * sigmoid::<FUSED>(raw[l]));
+                let columns = channel_block::columns(width, block);
                 // SAFETY: each vector of channels comes once in a sequence.
                 unsafe {
-                    lanes::store(decay_rows.part(batch, columns.clone()), &of_decay);
-                    lanes::store(state_rows.part(batch, columns), &carried.q);
+                    channel_block::store(decay_rows.part(batch, columns.clone()), &of_decay);
+                    channel_block::store(state_rows.part(batch, columns), &carried.q);
                 }
             }
         });

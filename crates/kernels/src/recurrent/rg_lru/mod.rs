@@ -6,7 +6,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 use super::linear_scan::last;
-use crate::host;
+use crate::fused;
 
 /// `c` of the paper: how strongly the recurrence gate acts.
 const STRENGTH: f32 = 8.0;
@@ -42,12 +42,12 @@ pub fn rg_lru(unit: RgLru<'_>) -> (Tensor<3>, Tensor<2>) {
         .state
         .clone()
         .unwrap_or_else(|| Tensor::zeros([batch, width], &unit.x.device().inner()));
-    let h = match host::on_host(&unit.x) {
+    let h = match fused::on_host(&unit.x) {
         true => {
             let operator = cpu::Unit {
                 starts: unit.starts.map(<[bool]>::to_vec),
             };
-            host::five(
+            fused::five(
                 unit.x,
                 unit.recurrence_gate,
                 unit.input_gate,

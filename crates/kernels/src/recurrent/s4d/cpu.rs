@@ -8,11 +8,11 @@
 use std::ops::Range;
 
 use super::super::{
-    lanes::summed,
+    channel_block::summed,
     sequence::{Sequence, readable},
 };
 use crate::{
-    host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, Side, contiguous, dimensions, slice, tensor},
     linear::Precision,
     matmul::{How, Matrix, Threads, product},
     parallel::{DisjointRows, for_chunks, for_each},
@@ -380,7 +380,7 @@ vectorised! {
     }
 }
 
-impl HostOperator<5> for Convolution {
+impl FusedOperator<5> for Convolution {
     fn forward(&self, inputs: &[FlexTensor; 5], wanted: [bool; 5]) -> (FlexTensor, Saved) {
         let tensors = Inputs::prepared(inputs);
         let inputs = Inputs::new(&tensors);

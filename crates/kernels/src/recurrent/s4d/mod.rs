@@ -7,7 +7,7 @@ pub mod reference;
 use burn::tensor::{Int, Tensor};
 
 use super::long_convolution::long_convolution;
-use crate::host::{self, Side};
+use crate::fused::{self, Side};
 
 /// Steps whose kernel is written out; what is older comes through the state.
 const CHUNK: usize = 128;
@@ -60,13 +60,13 @@ pub fn s4d(s4d: S4d) -> (Tensor<3>, Tensor<3>) {
     let state = s4d.state.clone();
     let state =
         state.unwrap_or_else(|| Tensor::zeros([batch, 2 * modes, width], &s4d.x.device().inner()));
-    if !host::on_host(&s4d.x) {
+    if !fused::on_host(&s4d.x) {
         return reference::s4d(s4d, state);
     }
     let tables = Tables::new(&s4d, time.min(CHUNK));
     let side = Side::default();
     let operator = cpu::Convolution { last: side.clone() };
-    let y = host::five(
+    let y = fused::five(
         s4d.x,
         tables.kernel,
         tables.read,

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::{
-    super::lanes::{self, GROUP, LANES, Lane, lane, lanes_of, summed},
+    super::channel_block::{self, ChannelBlock, GROUP, LANES, blocks_of, channels, summed},
     cpu::{CHUNK, Inputs, Rows},
 };
 use crate::{
@@ -23,28 +23,28 @@ const FOLDED: usize = 16;
 /// Gradients that last through all chunks: of state and transition, `[blocks][states]`, and of the step's bias and the skip,
 /// `[blocks]`.
 struct Carried<'a> {
-    state: &'a mut [Lane],
-    transition: &'a mut [Lane],
-    bias: &'a mut [Lane],
-    skip: &'a mut [Lane],
+    state: &'a mut [ChannelBlock],
+    transition: &'a mut [ChannelBlock],
+    bias: &'a mut [ChannelBlock],
+    skip: &'a mut [ChannelBlock],
 }
 
 /// What is known of a chunk, and what is found: rows of `[steps][blocks]`.
 struct Chunk<'a> {
-    dt: &'a mut [Lane],
-    driven: &'a mut [Lane],
+    dt: &'a mut [ChannelBlock],
+    driven: &'a mut [ChannelBlock],
     /// The gradient of the output.
-    dy: &'a mut [Lane],
+    dy: &'a mut [ChannelBlock],
     /// `sum_n q B` and `sum_n e A`.
-    along_input: &'a mut [Lane],
-    along_transition: &'a mut [Lane],
+    along_input: &'a mut [ChannelBlock],
+    along_transition: &'a mut [ChannelBlock],
 }
 
 /// One vector of channels in a chunk: its states, `[steps + 1][states]` after the one before it, and the decays that led
 /// to them.
 struct States<'a> {
-    h: &'a mut [Lane],
-    decay: &'a mut [Lane],
+    h: &'a mut [ChannelBlock],
+    decay: &'a mut [ChannelBlock],
 }
 
 /// Sums over the channels of a group for every step of a chunk, `[steps][states]`.
@@ -144,7 +144,7 @@ impl Task<'_> {
         let lasting = [each, each, each, blocks.len() * LANES, blocks.len() * LANES];
         scratch::parts(lasting, |lasting| {
             let [transition, mut state, mut of_transition, mut bias, mut skip] =
-                lasting.map(lanes_of);
+                lasting.map(blocks_of);
             for sums in [&mut state, &mut of_transition, &mut bias, &mut skip] {
                 sums.fill([0.0; LANES]);
             }
@@ -186,7 +186,7 @@ impl Task<'_> {
                     output,
                 ]| {
                     let [dt, driven, dy, along_input, along_transition] =
-                        [dt, driven, dy, along_input, along_transition].map(lanes_of);
+                        [dt, driven, dy, along_input, along_transition].map(blocks_of);
                     let mut rows = Chunk {
                         dt,
                         driven,
@@ -195,8 +195,8 @@ impl Task<'_> {
                         along_transition,
                     };
                     let mut own = States {
-                        h: lanes_of(h),
-                        decay: lanes_of(decay),
+                        h: blocks_of(h),
+                        decay: blocks_of(decay),
                     };
                     let mut gathered = Gathered {
                         input: input.as_chunks_mut().0,
@@ -225,7 +225,7 @@ impl Task<'_> {
         rows: &mut Chunk<'_>,
         own: &mut States<'_>,
         gathered: &mut Gathered<'_>,
-        transition: &[Lane],
+        transition: &[ChannelBlock],
         (batch, blocks, chunk): (usize, &Range<usize>, usize),
     ) {
         let (inputs, states, steps) = (self.inputs, self.inputs.states, self.inputs.chunk(chunk));
@@ -235,7 +235,7 @@ impl Task<'_> {
             let gradient = &self.gradient[row * inputs.x.width..(row + 1) * inputs.x.width];
             dy.iter_mut()
                 .zip(blocks.clone())
-                .for_each(|(dy, block)| *dy = lanes::block(gradient, block));
+                .for_each(|(dy, block)| *dy = channel_block::block(gradient, block));
         }
         for (i, block) in blocks.clone().enumerate() {
             if i.is_multiple_of(GROUP) {
@@ -273,7 +273,7 @@ impl Task<'_> {
             for (j, block) in blocks.clone().enumerate() {
                 let (row, columns) = (
                     batch * inputs.x.time + t,
-                    lanes::columns(inputs.x.width, block),
+                    channel_block::columns(inputs.x.width, block),
                 );
                 // SAFETY: each step of a vector of channels comes once.
                 let out = unsafe {
@@ -320,16 +320,16 @@ impl Task<'_> {
     fn write(&self, carried: &Carried<'_>, batch: usize, blocks: &Range<usize>) {
         let states = self.inputs.states;
         for (i, block) in blocks.clone().enumerate() {
-            let columns = lanes::columns(self.inputs.x.width, block);
+            let columns = channel_block::columns(self.inputs.x.width, block);
             for n in 0..states {
                 let row = batch * states + n;
                 // SAFETY: each vector of channels comes once in a sequence.
                 unsafe {
-                    lanes::store(
+                    channel_block::store(
                         self.out.state.part(row, columns.clone()),
                         &carried.state[i * states + n],
                     );
-                    lanes::store(
+                    channel_block::store(
                         self.out.transition.part(row, columns.clone()),
                         &carried.transition[i * states + n],
                     );
@@ -337,8 +337,8 @@ impl Task<'_> {
             }
             // SAFETY: as above.
             unsafe {
-                lanes::store(self.out.bias.part(batch, columns.clone()), &carried.bias[i]);
-                lanes::store(self.out.skip.part(batch, columns), &carried.skip[i]);
+                channel_block::store(self.out.bias.part(batch, columns.clone()), &carried.bias[i]);
+                channel_block::store(self.out.skip.part(batch, columns), &carried.skip[i]);
             }
         }
     }
@@ -363,7 +363,7 @@ vectorised! {
 
 vectorised! {
     /// The states of a chunk and the decays that lead to them.
-    fn recompute<const FUSED: bool>(own: &mut States<'_>, transition: &[Lane], rows: &Rows<'_>, inputs: &Inputs<'_>, batch: usize, steps: Range<usize>) {
+    fn recompute<const FUSED: bool>(own: &mut States<'_>, transition: &[ChannelBlock], rows: &Rows<'_>, inputs: &Inputs<'_>, batch: usize, steps: Range<usize>) {
         let states = transition.len();
         for (i, t) in steps.enumerate() {
             let (dt, driven) = rows.step(i);
@@ -371,8 +371,8 @@ vectorised! {
             let decays = &mut own.decay[i * states..(i + 1) * states];
             let tables = transition.iter().zip(inputs.input.row(batch, t));
             for (((&before, after), out), (&a, &b)) in before.iter().zip(after).zip(decays).zip(tables) {
-                let decay = lane!(l => exp2::<FUSED>(dt[l] * a[l]));
-                *after = lane!(l => multiply_add::<FUSED>(decay[l], before[l], driven[l] * b));
+                let decay = channels!(l => exp2::<FUSED>(dt[l] * a[l]));
+                *after = channels!(l => multiply_add::<FUSED>(decay[l], before[l], driven[l] * b));
                 *out = decay;
             }
         }
@@ -381,7 +381,11 @@ vectorised! {
 
 /// `sums + a b`, the second half of the channels after the first.
 #[inline(always)]
-fn folded<const FUSED: bool>(a: &Lane, b: &Lane, sums: &[f32; FOLDED]) -> [f32; FOLDED] {
+fn folded<const FUSED: bool>(
+    a: &ChannelBlock,
+    b: &ChannelBlock,
+    sums: &[f32; FOLDED],
+) -> [f32; FOLDED] {
     let (mut half, mut whole) = ([0.0; FOLDED], [0.0; FOLDED]);
     for l in 0..FOLDED {
         half[l] = multiply_add::<FUSED>(a[l], b[l], sums[l]);
@@ -394,7 +398,7 @@ fn folded<const FUSED: bool>(a: &Lane, b: &Lane, sums: &[f32; FOLDED]) -> [f32; 
 
 vectorised! {
     /// A chunk of one vector of channels backwards; `place` is its number in the group, and how many these are.
-    fn retreat<const FUSED: bool>(carried: &mut Carried<'_>, rows: &mut Chunk<'_>, own: &States<'_>, gathered: &mut Gathered<'_>, transition: &[Lane], inputs: &Inputs<'_>, batch: usize, steps: Range<usize>, place: [usize; 2]) {
+    fn retreat<const FUSED: bool>(carried: &mut Carried<'_>, rows: &mut Chunk<'_>, own: &States<'_>, gathered: &mut Gathered<'_>, transition: &[ChannelBlock], inputs: &Inputs<'_>, batch: usize, steps: Range<usize>, place: [usize; 2]) {
         let ([number, blocks], states) = (place, transition.len());
         let of_states = &mut carried.state[number * states..(number + 1) * states];
         let of_transitions = &mut carried.transition[number * states..(number + 1) * states];
@@ -411,13 +415,13 @@ vectorised! {
                 known.zip(coefficients).zip(lasting).zip(sums)
             {
                 let (later, of_a_later) = (*of_state, *of_a);
-                let q = lane!(l => multiply_add::<FUSED>(dy[l], c, later[l]));
-                let decayed = lane!(l => decay[l] * q[l]);
-                let e = lane!(l => decayed[l] * before[l]);
-                along_input = lane!(l => multiply_add::<FUSED>(q[l], b, along_input[l]));
-                along_transition = lane!(l => multiply_add::<FUSED>(e[l], a[l], along_transition[l]));
+                let q = channels!(l => multiply_add::<FUSED>(dy[l], c, later[l]));
+                let decayed = channels!(l => decay[l] * q[l]);
+                let e = channels!(l => decayed[l] * before[l]);
+                along_input = channels!(l => multiply_add::<FUSED>(q[l], b, along_input[l]));
+                along_transition = channels!(l => multiply_add::<FUSED>(e[l], a[l], along_transition[l]));
                 *of_state = decayed;
-                *of_a = lane!(l => multiply_add::<FUSED>(e[l], dt[l], of_a_later[l]));
+                *of_a = channels!(l => multiply_add::<FUSED>(e[l], dt[l], of_a_later[l]));
                 *of_b = folded::<FUSED>(&q, &driven, of_b);
                 *of_c = folded::<FUSED>(&dy, after, of_c);
             }
@@ -429,21 +433,21 @@ vectorised! {
 
 vectorised! {
     /// Writes the gradients of x and step of one step and adds to those of bias and skip; `row` is its place in the chunk.
-    fn finish<const FUSED: bool>(out: [&mut [f32]; 2], sums: [&mut Lane; 2], rows: &Chunk<'_>, row: usize, inputs: &Inputs<'_>, place: [usize; 3]) {
+    fn finish<const FUSED: bool>(out: [&mut [f32]; 2], sums: [&mut ChannelBlock; 2], rows: &Chunk<'_>, row: usize, inputs: &Inputs<'_>, place: [usize; 3]) {
         let [batch, t, block] = place;
-        let (x, raw) = (lanes::block(inputs.x.row(batch, t), block), lanes::block(inputs.step.row(batch, t), block));
-        let (skip, bias) = (lanes::block(inputs.skip, block), lanes::block(inputs.bias, block));
+        let (x, raw) = (channel_block::block(inputs.x.row(batch, t), block), channel_block::block(inputs.step.row(batch, t), block));
+        let (skip, bias) = (channel_block::block(inputs.skip, block), channel_block::block(inputs.bias, block));
         let (dt, dy) = (rows.dt[row], rows.dy[row]);
         let (along_input, along_transition) = (rows.along_input[row], rows.along_transition[row]);
         let [of_x, of_step] = out;
-        lanes::store(of_x, &lane!(l => skip[l] * dy[l] + dt[l] * along_input[l]));
+        channel_block::store(of_x, &channels!(l => skip[l] * dy[l] + dt[l] * along_input[l]));
         // The transition was multiplied by log2(e).
-        let of_dt = lane!(l => along_transition[l] * std::f32::consts::LN_2 + x[l] * along_input[l]);
-        let of_raw = lane!(l => of_dt[l] * sigmoid::<FUSED>(raw[l] + bias[l]));
-        lanes::store(of_step, &of_raw);
+        let of_dt = channels!(l => along_transition[l] * std::f32::consts::LN_2 + x[l] * along_input[l]);
+        let of_raw = channels!(l => of_dt[l] * sigmoid::<FUSED>(raw[l] + bias[l]));
+        channel_block::store(of_step, &of_raw);
         let [of_bias, of_skip] = sums;
         let (of_bias_later, of_skip_later) = (*of_bias, *of_skip);
-        *of_bias = lane!(l => of_bias_later[l] + of_raw[l]);
-        *of_skip = lane!(l => of_skip_later[l] + dy[l] * x[l]);
+        *of_bias = channels!(l => of_bias_later[l] + of_raw[l]);
+        *of_skip = channels!(l => of_skip_later[l] + dy[l] * x[l]);
     }
 }

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::super::{
-    lanes::{self, LANES, Lane, Tasks, lane, lanes_of},
+    channel_block::{self, ChannelBlock, LANES, Tasks, blocks_of, channels},
     sequence::{Sequence, readable},
 };
 use crate::{
-    host::{Given, HostOperator, Saved, Side, contiguous, slice, tensor},
+    fused::{FusedOperator, Given, Saved, Side, contiguous, slice, tensor},
     linear::Group,
     matmul::{scratch, transpose},
     parallel::{FreshRows, for_each},
@@ -80,7 +80,7 @@ impl<'a> Inputs<'a> {
 
     /// Groups of a sequence.
     pub fn groups(&self) -> usize {
-        lanes::groups(self.x.width)
+        channel_block::groups(self.x.width)
     }
 
     /// How its channels are shared among threads.
@@ -103,9 +103,9 @@ impl<'a> Inputs<'a> {
     }
 
     /// The rows of one vector of channels in a table `[states, width]`.
-    pub fn columns(&self, out: &mut [Lane], table: &[f32], block: usize) {
+    pub fn columns(&self, out: &mut [ChannelBlock], table: &[f32], block: usize) {
         for (out, row) in out.iter_mut().zip(table.chunks_exact(self.x.width)) {
-            *out = lanes::block(row, block);
+            *out = channel_block::block(row, block);
         }
     }
 
@@ -137,7 +137,7 @@ impl<'a> Inputs<'a> {
                 [each, each, rows, rows, rows],
                 |[h, transition, dt, driven, sums]| {
                     let [h, transition, dt, driven, sums] =
-                        [h, transition, dt, driven, sums].map(lanes_of);
+                        [h, transition, dt, driven, sums].map(blocks_of);
                     self.run(&out, batch, group, keep, [h, transition, dt, driven, sums]);
                 },
             );
@@ -155,7 +155,7 @@ impl<'a> Inputs<'a> {
         batch: usize,
         group: Range<usize>,
         keep: bool,
-        memory: [&mut [Lane]; 5],
+        memory: [&mut [ChannelBlock]; 5],
     ) {
         let [h, transition, dt, driven, sums] = memory;
         let states = self.states;
@@ -200,7 +200,7 @@ impl<'a> Inputs<'a> {
             for (t, sums) in steps.zip(sums.chunks_exact(group.len())) {
                 let row = batch * self.x.time + t;
                 for (block, sum) in group.clone().zip(sums) {
-                    let columns = lanes::columns(self.x.width, block);
+                    let columns = channel_block::columns(self.x.width, block);
                     // SAFETY: each step of a vector of channels comes once.
                     finish(
                         unsafe { out.y.part(row, columns) },
@@ -215,10 +215,12 @@ impl<'a> Inputs<'a> {
             for (n, h) in h[i * states..(i + 1) * states].iter().enumerate() {
                 // SAFETY: each vector of channels comes once.
                 let last = unsafe {
-                    out.last
-                        .part(batch * states + n, lanes::columns(self.x.width, block))
+                    out.last.part(
+                        batch * states + n,
+                        channel_block::columns(self.x.width, block),
+                    )
                 };
-                lanes::store(last, h);
+                channel_block::store(last, h);
             }
         }
     }
@@ -227,8 +229,8 @@ impl<'a> Inputs<'a> {
     /// memory, which the recurrence of one vector of channels would not do.
     pub fn prepare(
         &self,
-        dt: &mut [Lane],
-        driven: &mut [Lane],
+        dt: &mut [ChannelBlock],
+        driven: &mut [ChannelBlock],
         batch: usize,
         group: &Range<usize>,
         steps: Range<usize>,
@@ -257,8 +259,8 @@ struct Outputs {
 
 /// What [`Inputs::prepare`] made, and the vector of channels in it that is looked at.
 pub(super) struct Rows<'a> {
-    pub dt: &'a [Lane],
-    pub driven: &'a [Lane],
+    pub dt: &'a [ChannelBlock],
+    pub driven: &'a [ChannelBlock],
     pub blocks: usize,
     pub block: usize,
 }
@@ -266,19 +268,19 @@ pub(super) struct Rows<'a> {
 impl Rows<'_> {
     /// Step size and `dt x` of step `i`.
     #[inline(always)]
-    pub fn step(&self, i: usize) -> (Lane, Lane) {
+    pub fn step(&self, i: usize) -> (ChannelBlock, ChannelBlock) {
         let place = i * self.blocks + self.block;
         (self.dt[place], self.driven[place])
     }
 }
 
 vectorised! {
-    fn prepare_row<const FUSED: bool>(dt: &mut [Lane], driven: &mut [Lane], step: &[f32], bias: &[f32], x: &[f32], first: usize) {
+    fn prepare_row<const FUSED: bool>(dt: &mut [ChannelBlock], driven: &mut [ChannelBlock], step: &[f32], bias: &[f32], x: &[f32], first: usize) {
         for (i, (dt, driven)) in dt.iter_mut().zip(driven).enumerate() {
             // Not by `map`, which would be a call.
-            let (raw, bias, x) = (lanes::block(step, first + i), lanes::block(bias, first + i), lanes::block(x, first + i));
-            let size = lane!(l => softplus::<FUSED>(raw[l] + bias[l]));
-            *driven = lane!(l => size[l] * x[l]);
+            let (raw, bias, x) = (channel_block::block(step, first + i), channel_block::block(bias, first + i), channel_block::block(x, first + i));
+            let size = channels!(l => softplus::<FUSED>(raw[l] + bias[l]));
+            *driven = channels!(l => size[l] * x[l]);
             *dt = size;
         }
     }
@@ -286,15 +288,15 @@ vectorised! {
 
 vectorised! {
     /// Some steps of one vector of channels: writes `C_t h_t`, `[steps][blocks]`.
-    fn advance<const FUSED: bool>(sums: &mut [Lane], h: &mut [Lane], transition: &[Lane], rows: &Rows<'_>, inputs: &Inputs<'_>, batch: usize, steps: Range<usize>) {
+    fn advance<const FUSED: bool>(sums: &mut [ChannelBlock], h: &mut [ChannelBlock], transition: &[ChannelBlock], rows: &Rows<'_>, inputs: &Inputs<'_>, batch: usize, steps: Range<usize>) {
         for (i, t) in steps.enumerate() {
             let (dt, driven) = rows.step(i);
             let mut sum = [0.0; LANES];
             let coefficients = inputs.input.row(batch, t).iter().zip(inputs.output.row(batch, t));
             for ((h, a), (&b, &c)) in h.iter_mut().zip(transition).zip(coefficients) {
-                let decay = lane!(l => exp2::<FUSED>(dt[l] * a[l]));
-                let after = lane!(l => multiply_add::<FUSED>(decay[l], h[l], driven[l] * b));
-                sum = lane!(l => multiply_add::<FUSED>(after[l], c, sum[l]));
+                let decay = channels!(l => exp2::<FUSED>(dt[l] * a[l]));
+                let after = channels!(l => multiply_add::<FUSED>(decay[l], h[l], driven[l] * b));
+                sum = channels!(l => multiply_add::<FUSED>(after[l], c, sum[l]));
                 *h = after;
             }
             sums[i * rows.blocks + rows.block] = sum;
@@ -303,14 +305,14 @@ vectorised! {
 }
 
 vectorised! {
-    fn finish(y: &mut [f32], sum: &Lane, inputs: &Inputs<'_>, place: [usize; 3]) {
+    fn finish(y: &mut [f32], sum: &ChannelBlock, inputs: &Inputs<'_>, place: [usize; 3]) {
         let [batch, t, block] = place;
-        let (x, skip) = (lanes::block(inputs.x.row(batch, t), block), lanes::block(inputs.skip, block));
-        lanes::store(y, &lane!(l => sum[l] + skip[l] * x[l]));
+        let (x, skip) = (channel_block::block(inputs.x.row(batch, t), block), channel_block::block(inputs.skip, block));
+        channel_block::store(y, &channels!(l => sum[l] + skip[l] * x[l]));
     }
 }
 
-impl HostOperator<8> for Scan {
+impl FusedOperator<8> for Scan {
     fn forward(&self, inputs: &[FlexTensor; 8], wanted: [bool; 8]) -> (FlexTensor, Saved) {
         let inputs = Inputs::prepared(inputs);
         let inputs = Inputs::new(&inputs);
@@ -331,7 +333,7 @@ impl HostOperator<8> for Scan {
             slice(&given.gradient),
             of_last.as_ref().map(slice),
         );
-        let mut shapes = inputs.iter().map(crate::host::dimensions);
+        let mut shapes = inputs.iter().map(crate::fused::dimensions);
         let [of_x, rest @ ..] =
             found.map(|values| shapes.next().map(|shape| tensor(values, &shape)));
         let of_x = of_x

@@ -7,7 +7,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 use crate::{
-    host::{self, Side},
+    fused::{self, Side},
     linear::Group,
 };
 
@@ -63,7 +63,7 @@ pub fn selective_scan(scan: SelectiveScan) -> (Tensor<3>, Tensor<3>) {
         .state
         .clone()
         .unwrap_or_else(|| Tensor::zeros([batch, states, width], &scan.x.device().inner()));
-    if !host::on_host(&scan.x) {
+    if !fused::on_host(&scan.x) {
         return reference::selective_scan(scan, state);
     }
     let side = Side::default();
@@ -82,7 +82,7 @@ pub fn selective_scan(scan: SelectiveScan) -> (Tensor<3>, Tensor<3>) {
         ..
     } = scan;
     let bias = step_bias.unwrap_or_else(|| Tensor::zeros([width], &x.device().inner()));
-    let y = host::eight(
+    let y = fused::eight(
         x, step, bias, transition, input, output, skip, state, operator,
     );
     let last = side.output(&y);

@@ -9,7 +9,7 @@
 //! sums alone, without the differences of the published form, whose terms cancel.
 
 use super::{
-    super::{lanes::summed, sequence::Sequence},
+    super::{channel_block::summed, sequence::Sequence},
     cpu::{Chunk, HOW, Inputs, Place, scale, scores},
 };
 use crate::{

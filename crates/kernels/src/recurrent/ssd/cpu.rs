@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::super::sequence::{Sequence, readable};
 use crate::{
-    host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, Side, contiguous, dimensions, slice, tensor},
     linear::Precision,
     matmul::{How, Matrix, product},
     parallel::{DisjointRows, for_each, zeros},
@@ -353,7 +353,7 @@ impl Inputs<'_> {
     }
 }
 
-impl HostOperator<7> for Scan {
+impl FusedOperator<7> for Scan {
     fn forward(&self, inputs: &[FlexTensor; 7], wanted: [bool; 7]) -> (FlexTensor, Saved) {
         let tensors = Inputs::prepared(inputs);
         let inputs = Inputs::new(&tensors);

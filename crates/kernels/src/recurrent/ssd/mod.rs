@@ -7,7 +7,7 @@ pub mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::host::{self, Side};
+use crate::fused::{self, Side};
 
 /// The inputs of heads of `width` channels with `states` numbers each.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ pub fn ssd(ssd: Ssd) -> (Tensor<3>, Tensor<4>) {
         .state
         .clone()
         .unwrap_or_else(|| Tensor::zeros(shape, &ssd.x.device().inner()));
-    if !host::on_host(&ssd.x) {
+    if !fused::on_host(&ssd.x) {
         return reference::ssd(ssd, state);
     }
     let side = Side::default();
@@ -71,7 +71,7 @@ pub fn ssd(ssd: Ssd) -> (Tensor<3>, Tensor<4>) {
         skip,
         ..
     } = ssd;
-    let y = host::seven(x, step, transition, input, output, skip, state, operator);
+    let y = fused::seven(x, step, transition, input, output, skip, state, operator);
     let last = side.output(&y);
     (y, last)
 }

@@ -8,12 +8,12 @@
 use std::ops::Range;
 
 use super::super::{
-    lanes::{self, LANES, Lane, Tasks, lane, summed},
+    channel_block::{self, ChannelBlock, LANES, Tasks, channels, summed},
     sequence::{Sequence, readable},
 };
 use super::NOTHING;
 use crate::{
-    host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, Side, contiguous, dimensions, slice, tensor},
     parallel::{FreshRows, for_each},
     simd::{exp, vectorised},
 };
@@ -29,10 +29,10 @@ pub(super) struct Wkv {
 const CHUNK: usize = 64;
 
 /// `a`, `b` and the exponent, of values or of gradients.
-type State = [Lane; 3];
+type State = [ChannelBlock; 3];
 
 /// The decay's logarithm and the bonus.
-type Constants = [Lane; 2];
+type Constants = [ChannelBlock; 2];
 
 #[inline(always)]
 fn larger(a: f32, b: f32) -> f32 {
@@ -41,26 +41,26 @@ fn larger(a: f32, b: f32) -> f32 {
 
 /// The weights of what was before and of what is now under their larger exponent, and that.
 #[inline(always)]
-fn weights<const FUSED: bool>(before: &Lane, now: &Lane) -> [Lane; 3] {
-    let largest = lane!(l => larger(before[l], now[l]));
+fn weights<const FUSED: bool>(before: &ChannelBlock, now: &ChannelBlock) -> [ChannelBlock; 3] {
+    let largest = channels!(l => larger(before[l], now[l]));
     [
-        lane!(l => exp::<FUSED>(before[l] - largest[l])),
-        lane!(l => exp::<FUSED>(now[l] - largest[l])),
+        channels!(l => exp::<FUSED>(before[l] - largest[l])),
+        channels!(l => exp::<FUSED>(now[l] - largest[l])),
         largest,
     ]
 }
 
 vectorised! {
     /// One step; returns the output.
-    fn advance<const FUSED: bool>(state: &mut State, key: &[f32], value: &[f32], constants: &Constants) -> Lane {
+    fn advance<const FUSED: bool>(state: &mut State, key: &[f32], value: &[f32], constants: &Constants) -> ChannelBlock {
         let ([a, b, p], [w, u]) = (*state, constants);
-        let (k, v) = (lanes::load(key), lanes::load(value));
-        let [before, now, _] = weights::<FUSED>(&p, &lane!(l => u[l] + k[l]));
-        let y = lane!(l => (before[l] * a[l] + now[l] * v[l]) / (before[l] * b[l] + now[l]));
-        let [before, now, largest] = weights::<FUSED>(&lane!(l => p[l] + w[l]), &k);
+        let (k, v) = (channel_block::load(key), channel_block::load(value));
+        let [before, now, _] = weights::<FUSED>(&p, &channels!(l => u[l] + k[l]));
+        let y = channels!(l => (before[l] * a[l] + now[l] * v[l]) / (before[l] * b[l] + now[l]));
+        let [before, now, largest] = weights::<FUSED>(&channels!(l => p[l] + w[l]), &k);
         *state = [
-            lane!(l => before[l] * a[l] + now[l] * v[l]),
-            lane!(l => before[l] * b[l] + now[l]),
+            channels!(l => before[l] * a[l] + now[l] * v[l]),
+            channels!(l => before[l] * b[l] + now[l]),
             largest,
         ];
         y
@@ -73,7 +73,7 @@ struct Vector {
     /// The gradients of `alpha` and `beta`, and their exponent.
     carried: State,
     /// Sums over time for the decay's logarithm and the bonus.
-    sums: [Lane; 2],
+    sums: [ChannelBlock; 2],
     /// The states before every step of the chunk.
     states: Vec<State>,
 }
@@ -91,27 +91,27 @@ impl Vector {
 
 vectorised! {
     /// Step `i` of the chunk backwards, from key, value and the output's gradient; returns the gradients of key and value.
-    fn retreat<const FUSED: bool>(vector: &mut Vector, i: usize, inputs: [&[f32]; 3]) -> [Lane; 2] {
+    fn retreat<const FUSED: bool>(vector: &mut Vector, i: usize, inputs: [&[f32]; 3]) -> [ChannelBlock; 2] {
         let ([a, b, p], [w, u], [of_a, of_b, exponent]) = (vector.states[i], vector.constants, vector.carried);
-        let [k, v, dy] = [lanes::load(inputs[0]), lanes::load(inputs[1]), lanes::load(inputs[2])];
-        let [before, now, largest] = weights::<FUSED>(&p, &lane!(l => u[l] + k[l]));
-        let total = lane!(l => before[l] * b[l] + now[l]);
-        let y = lane!(l => (before[l] * a[l] + now[l] * v[l]) / total[l]);
-        let q = lane!(l => dy[l] / total[l]);
-        let s = lane!(l => q[l] * now[l]);
-        let later = lane!(l => exp::<FUSED>(k[l] + exponent[l]));
-        let of_key = lane!(l => s[l] * (v[l] - y[l]) + later[l] * (of_a[l] * v[l] + of_b[l]));
-        let of_value = lane!(l => s[l] + later[l] * of_a[l]);
-        let kept = lane!(l => exp::<FUSED>(w[l] + exponent[l] + p[l]));
+        let [k, v, dy] = [channel_block::load(inputs[0]), channel_block::load(inputs[1]), channel_block::load(inputs[2])];
+        let [before, now, largest] = weights::<FUSED>(&p, &channels!(l => u[l] + k[l]));
+        let total = channels!(l => before[l] * b[l] + now[l]);
+        let y = channels!(l => (before[l] * a[l] + now[l] * v[l]) / total[l]);
+        let q = channels!(l => dy[l] / total[l]);
+        let s = channels!(l => q[l] * now[l]);
+        let later = channels!(l => exp::<FUSED>(k[l] + exponent[l]));
+        let of_key = channels!(l => s[l] * (v[l] - y[l]) + later[l] * (of_a[l] * v[l] + of_b[l]));
+        let of_value = channels!(l => s[l] + later[l] * of_a[l]);
+        let kept = channels!(l => exp::<FUSED>(w[l] + exponent[l] + p[l]));
         let [of_w, of_u] = vector.sums;
         vector.sums = [
-            lane!(l => of_w[l] + kept[l] * (of_a[l] * a[l] + of_b[l] * b[l])),
-            lane!(l => of_u[l] + s[l] * (v[l] - y[l])),
+            channels!(l => of_w[l] + kept[l] * (of_a[l] * a[l] + of_b[l] * b[l])),
+            channels!(l => of_u[l] + s[l] * (v[l] - y[l])),
         ];
-        let [later, now, exponent] = weights::<FUSED>(&lane!(l => exponent[l] + w[l]), &lane!(l => -largest[l]));
+        let [later, now, exponent] = weights::<FUSED>(&channels!(l => exponent[l] + w[l]), &channels!(l => -largest[l]));
         vector.carried = [
-            lane!(l => now[l] * q[l] + later[l] * of_a[l]),
-            lane!(l => later[l] * of_b[l] - now[l] * q[l] * y[l]),
+            channels!(l => now[l] * q[l] + later[l] * of_a[l]),
+            channels!(l => later[l] * of_b[l] - now[l] * q[l] * y[l]),
             exponent,
         ];
         [of_key, of_value]
@@ -122,9 +122,9 @@ vectorised! {
     /// From gradients of `alpha` and `beta` to those of a state.
     fn of_state<const FUSED: bool>(carried: &State, state: &State) -> State {
         let ([of_a, of_b, exponent], [a, b, p]) = (carried, state);
-        let scale = lane!(l => exp::<FUSED>(exponent[l] + p[l]));
-        let (of_a, of_b) = (lane!(l => scale[l] * of_a[l]), lane!(l => scale[l] * of_b[l]));
-        [of_a, of_b, lane!(l => of_a[l] * a[l] + of_b[l] * b[l])]
+        let scale = channels!(l => exp::<FUSED>(exponent[l] + p[l]));
+        let (of_a, of_b) = (channels!(l => scale[l] * of_a[l]), channels!(l => scale[l] * of_b[l]));
+        [of_a, of_b, channels!(l => of_a[l] * a[l] + of_b[l] * b[l])]
     }
 }
 
@@ -174,16 +174,16 @@ impl<'a> Inputs<'a> {
 
     fn constants(&self, block: usize) -> Constants {
         let (x, u) = (
-            lanes::block(self.decay, block),
-            lanes::block(self.bonus, block),
+            channel_block::block(self.decay, block),
+            channel_block::block(self.bonus, block),
         );
         [x.map(|x| -x.exp()), u]
     }
 
     /// Vector `block` of a state, `[3, width]`; channels behind the last have seen nothing.
     fn vector(state: &Sequence<'_>, batch: usize, block: usize) -> State {
-        let mut vector = [0, 1, 2].map(|i| lanes::block(state.row(batch, i), block));
-        let inside = lanes::columns(state.width, block).len();
+        let mut vector = [0, 1, 2].map(|i| channel_block::block(state.row(batch, i), block));
+        let inside = channel_block::columns(state.width, block).len();
         vector[2][inside..].fill(NOTHING);
         vector
     }
@@ -218,7 +218,7 @@ impl<'a> Inputs<'a> {
                         let kept = unsafe { kept_rows.row(self.kept(batch, block, t / CHUNK)) };
                         kept.copy_from_slice(state.as_flattened());
                     }
-                    let columns = lanes::columns(width, block);
+                    let columns = channel_block::columns(width, block);
                     let y = advance(
                         state,
                         &keys[columns.clone()],
@@ -226,14 +226,16 @@ impl<'a> Inputs<'a> {
                         constants,
                     );
                     // SAFETY: each step of a vector of channels comes once.
-                    lanes::store(unsafe { y_rows.part(batch * time + t, columns) }, &y);
+                    channel_block::store(unsafe { y_rows.part(batch * time + t, columns) }, &y);
                 }
             }
             for ((state, _), block) in vectors.iter().zip(group) {
                 for (i, part) in state.iter().enumerate() {
                     // SAFETY: each vector of channels comes once in a sequence.
-                    lanes::store(
-                        unsafe { last_rows.part(batch * 3 + i, lanes::columns(width, block)) },
+                    channel_block::store(
+                        unsafe {
+                            last_rows.part(batch * 3 + i, channel_block::columns(width, block))
+                        },
                         part,
                     );
                 }
@@ -254,9 +256,9 @@ impl<'a> Inputs<'a> {
         let Some(of_last) = of_last else {
             return [[0.0; LANES], [0.0; LANES], [NOTHING; LANES]];
         };
-        let [of_a, of_b] = [0, 1].map(|i| lanes::block(of_last.row(batch, i), block));
+        let [of_a, of_b] = [0, 1].map(|i| channel_block::block(of_last.row(batch, i), block));
         let width = self.value.width;
-        let exponent = lanes::block(&last[(batch * 3 + 2) * width..][..width], block);
+        let exponent = channel_block::block(&last[(batch * 3 + 2) * width..][..width], block);
         [of_a, of_b, exponent.map(|p| -p)]
     }
 
@@ -275,12 +277,12 @@ impl<'a> Inputs<'a> {
             vector.states.clear();
             vector
                 .states
-                .push([0, 1, 2].map(|i| lanes::load(&kept[i * LANES..])));
+                .push([0, 1, 2].map(|i| channel_block::load(&kept[i * LANES..])));
         }
         for t in chunk * CHUNK..((chunk + 1) * CHUNK).min(time) - 1 {
             let (keys, values) = (self.key.row(batch, t), self.value.row(batch, t));
             for (vector, block) in vectors.iter_mut().zip(group.clone()) {
-                let columns = lanes::columns(width, block);
+                let columns = channel_block::columns(width, block);
                 let mut state = vector.states[t - chunk * CHUNK];
                 advance(
                     &mut state,
@@ -327,30 +329,33 @@ impl<'a> Inputs<'a> {
                         self.value.row(batch, t),
                     );
                     for (vector, block) in vectors.iter_mut().zip(group.clone()) {
-                        let columns = lanes::columns(width, block);
+                        let columns = channel_block::columns(width, block);
                         let dy = &gradient[row * width..][columns.clone()];
                         let inputs = [&keys[columns.clone()], &values[columns.clone()], dy];
                         let found = retreat(vector, t - steps.start, inputs);
                         // SAFETY: each step of a vector of channels comes once.
                         unsafe {
-                            lanes::store(key_rows.part(row, columns.clone()), &found[0]);
-                            lanes::store(value_rows.part(row, columns), &found[1]);
+                            channel_block::store(key_rows.part(row, columns.clone()), &found[0]);
+                            channel_block::store(value_rows.part(row, columns), &found[1]);
                         }
                     }
                 }
             }
             for (vector, block) in vectors.iter().zip(group) {
-                let columns = lanes::columns(width, block);
+                let columns = channel_block::columns(width, block);
                 let found = of_state(&vector.carried, &Self::vector(&self.state, batch, block));
                 // The logarithm of the decay is -exp::<FUSED>(x), whose slope is itself.
-                let of_x = lane!(l => vector.sums[0][l] * vector.constants[0][l]);
+                let of_x = channels!(l => vector.sums[0][l] * vector.constants[0][l]);
                 // SAFETY: each vector of channels comes once in a sequence.
                 unsafe {
                     for (i, found) in found.iter().enumerate() {
-                        lanes::store(state_rows.part(batch * 3 + i, columns.clone()), found);
+                        channel_block::store(
+                            state_rows.part(batch * 3 + i, columns.clone()),
+                            found,
+                        );
                     }
-                    lanes::store(decay_rows.part(batch, columns.clone()), &of_x);
-                    lanes::store(bonus_rows.part(batch, columns), &vector.sums[1]);
+                    channel_block::store(decay_rows.part(batch, columns.clone()), &of_x);
+                    channel_block::store(bonus_rows.part(batch, columns), &vector.sums[1]);
                 }
             }
         });
@@ -368,7 +373,7 @@ impl<'a> Inputs<'a> {
     }
 }
 
-impl HostOperator<5> for Wkv {
+impl FusedOperator<5> for Wkv {
     fn forward(&self, inputs: &[FlexTensor; 5], wanted: [bool; 5]) -> (FlexTensor, Saved) {
         let tensors = Inputs::prepared(inputs);
         let inputs = Inputs::new(&tensors);

@@ -5,7 +5,7 @@ pub mod reference;
 
 use burn::tensor::{Tensor, TensorData};
 
-use crate::host::{self, Side};
+use crate::fused::{self, Side};
 
 /// The exponent of a state that has seen nothing. Finite, so that no difference of two is undefined.
 const NOTHING: f32 = -1e30;
@@ -54,12 +54,12 @@ pub fn wkv4(wkv: Wkv4) -> (Tensor<3>, Tensor<3>) {
             &wkv.value.device().inner(),
         )
     });
-    if !host::on_host(&wkv.value) {
+    if !fused::on_host(&wkv.value) {
         return reference::wkv4(wkv, state);
     }
     let side = Side::default();
     let operator = cpu::Wkv { last: side.clone() };
-    let y = host::five(wkv.key, wkv.value, wkv.decay, wkv.bonus, state, operator);
+    let y = fused::five(wkv.key, wkv.value, wkv.decay, wkv.bonus, state, operator);
     let last = side.output(&y);
     (y, last)
 }

@@ -10,7 +10,7 @@
 
 use super::{
     super::{
-        lanes::{self, LANES, Lane, lane, lanes_of, summed},
+        channel_block::{self, ChannelBlock, LANES, blocks_of, channels, summed},
         tables::{Factor, ROWS, add_product, scale_columns, scale_rows},
     },
     chunk::{Chunk, STEPS, load},
@@ -88,27 +88,27 @@ pub(super) fn run(
 /// The gradients of a chunk, and what they are made of; rows of vectors.
 struct Gradients<'a> {
     /// Of the outputs.
-    output: &'a mut [Lane],
+    output: &'a mut [ChannelBlock],
     /// `dA`, on and below the diagonal.
     mixing: &'a mut [f32],
-    receptance: &'a mut [Lane],
-    key: &'a mut [Lane],
-    value: &'a mut [Lane],
+    receptance: &'a mut [ChannelBlock],
+    key: &'a mut [ChannelBlock],
+    value: &'a mut [ChannelBlock],
     /// Of the decays' logarithms, in the end of `x`.
-    decay: &'a mut [Lane],
+    decay: &'a mut [ChannelBlock],
     /// `dY S^T` and `V D^T`.
-    from_state: &'a mut [Lane],
-    to_state: &'a mut [Lane],
+    from_state: &'a mut [ChannelBlock],
+    to_state: &'a mut [ChannelBlock],
 }
 
 /// The gradients that a head carries from chunk to chunk.
 struct Carried<'a> {
     /// `D`: of the state after the chunk, then of that before it, `[keys][values]`, and turned.
-    state: &'a mut [Lane],
-    turned: &'a mut [Lane],
+    state: &'a mut [ChannelBlock],
+    turned: &'a mut [ChannelBlock],
     /// Of the bonus and of constant decays, `[keys]`.
-    bonus: &'a mut [Lane],
-    constant: &'a mut [Lane],
+    bonus: &'a mut [ChannelBlock],
+    constant: &'a mut [ChannelBlock],
 }
 
 #[allow(unsafe_code)]
@@ -130,8 +130,8 @@ impl Task<'_> {
         ];
         let of_heads = [table, table, row, row].map(|count| heads.len() * count);
         scratch::parts(of_chunk, |[output, mixing, rest @ ..]| {
-            let [receptance, key, value, decay, from_state, to_state] = rest.map(lanes_of);
-            let output = lanes_of(output);
+            let [receptance, key, value, decay, from_state, to_state] = rest.map(blocks_of);
+            let output = blocks_of(output);
             let mut of = Gradients {
                 output,
                 mixing,
@@ -143,7 +143,7 @@ impl Task<'_> {
                 to_state,
             };
             scratch::parts(of_heads, |carried| {
-                let [mut state, mut turned, mut bonus, mut constant] = carried.map(lanes_of);
+                let [mut state, mut turned, mut bonus, mut constant] = carried.map(blocks_of);
                 let mut of_heads: Vec<Carried<'_>> = Vec::with_capacity(heads.len());
                 for head in heads.clone() {
                     let carried = Carried {
@@ -174,7 +174,7 @@ impl Task<'_> {
         let inputs = self.inputs;
         let table = of_heads.first().map_or(0, |of| of.state.len());
         scratch::with(KEPT * table * LANES, |states| {
-            let states = lanes_of(states);
+            let states = blocks_of(states);
             scratch::parts(Chunk::lengths(inputs), |buffers| {
                 let mut chunk = Chunk::new(inputs, buffers);
                 for kept in (0..inputs.kept()).rev() {
@@ -211,7 +211,12 @@ impl Task<'_> {
     }
 
     /// The states before the chunks from a kept one on, turned: `[values][keys]`.
-    fn states(&self, states: &mut [Lane], chunk: &mut Chunk<'_>, [batch, head, kept]: [usize; 3]) {
+    fn states(
+        &self,
+        states: &mut [ChannelBlock],
+        chunk: &mut Chunk<'_>,
+        [batch, head, kept]: [usize; 3],
+    ) {
         let (inputs, size, numbers) = (
             self.inputs,
             states.len() / KEPT,
@@ -238,7 +243,7 @@ impl Task<'_> {
         &self,
         of: &mut Gradients<'_>,
         carried: &mut Carried<'_>,
-        before: &[Lane],
+        before: &[ChannelBlock],
         chunk: &mut Chunk<'_>,
         place: [usize; 3],
     ) {
@@ -359,14 +364,14 @@ impl Task<'_> {
 }
 
 /// Takes the first vectors of a buffer.
-fn part<'a>(buffer: &mut &'a mut [Lane], count: usize) -> &'a mut [Lane] {
+fn part<'a>(buffer: &mut &'a mut [ChannelBlock], count: usize) -> &'a mut [ChannelBlock] {
     let (part, rest) = std::mem::take(buffer).split_at_mut(count);
     *buffer = rest;
     part
 }
 
 /// A state `[keys, values]` as rows of vectors of keys.
-fn turn(turned: &mut [Lane], state: &[f32], values: usize) {
+fn turn(turned: &mut [ChannelBlock], state: &[f32], values: usize) {
     let keys = state.len() / values;
     turned.fill([0.0; LANES]);
     for (i, row) in turned
@@ -383,16 +388,16 @@ fn turn(turned: &mut [Lane], state: &[f32], values: usize) {
 }
 
 vectorised! {
-    fn of_mixing(mixing: &mut [f32], output: &[Lane], chunk: &Chunk<'_>) {
+    fn of_mixing(mixing: &mut [f32], output: &[ChannelBlock], chunk: &Chunk<'_>) {
         let blocks = chunk.values;
         for t in 0..chunk.steps {
             for s in 0..=t {
                 let mut sum = [0.0; LANES];
                 for block in 0..blocks {
                     let (dy, v) = (&output[t * blocks + block], &chunk.value[s * blocks + block]);
-                    sum = lane!(l => sum[l] + dy[l] * v[l]);
+                    sum = channels!(l => sum[l] + dy[l] * v[l]);
                 }
-                mixing[t * STEPS + s] = lanes::total(&sum);
+                mixing[t * STEPS + s] = channel_block::total(&sum);
             }
         }
     }
@@ -400,45 +405,45 @@ vectorised! {
 
 vectorised! {
     /// What the steps of a chunk do among themselves: `A`, `W r`, and gradients of receptance, key, decay and bonus.
-    fn pairs(of: &mut Gradients<'_>, of_bonuses: &mut [Lane], chunk: &mut Chunk<'_>, bonus: &[f32]) {
+    fn pairs(of: &mut Gradients<'_>, of_bonuses: &mut [ChannelBlock], chunk: &mut Chunk<'_>, bonus: &[f32]) {
         let keys = chunk.keys;
         of.key.fill([0.0; LANES]);
         of.decay.fill([0.0; LANES]);
         let mut acting = [[0.0; LANES]; STEPS];
         for (block, of_bonuses) in of_bonuses.iter_mut().enumerate() {
-            let u = lanes::block(bonus, block);
+            let u = channel_block::block(bonus, block);
             let mut of_bonus = *of_bonuses;
             for t in 0..chunk.steps {
                 let own = t * keys + block;
                 let (r, k, along) = (chunk.receptance[own], chunk.key[own], of.mixing[t * STEPS + t]);
                 let row = &mut chunk.mixing[t * STEPS..(t + 1) * STEPS];
-                row[t] += lanes::total(&lane!(l => r[l] * u[l] * k[l]));
-                of_bonus = lane!(l => of_bonus[l] + r[l] * k[l] * along);
+                row[t] += channel_block::total(&channels!(l => r[l] * u[l] * k[l]));
+                of_bonus = channels!(l => of_bonus[l] + r[l] * k[l] * along);
                 let of_key = of.key[own];
-                of.key[own] = lane!(l => of_key[l] + u[l] * r[l] * along);
-                let mut of_receptance = lane!(l => u[l] * k[l] * along);
+                of.key[own] = channels!(l => of_key[l] + u[l] * r[l] * along);
+                let mut of_receptance = channels!(l => u[l] * k[l] * along);
                 let mut decayed = [1.0; LANES];
                 for s in (0..t).rev() {
                     let (k, w, of_key) = (&chunk.key[s * keys + block], &chunk.decay[s * keys + block], &mut of.key[s * keys + block]);
                     let factor = of.mixing[t * STEPS + s];
-                    let from = lane!(l => decayed[l] * k[l]);
-                    let to = lane!(l => decayed[l] * r[l]);
-                    let both = lane!(l => from[l] * r[l]);
-                    row[s] += lanes::total(&both);
-                    of_receptance = lane!(l => of_receptance[l] + factor * from[l]);
-                    *of_key = lane!(l => of_key[l] + factor * to[l]);
-                    acting[s] = lane!(l => factor * both[l]);
-                    decayed = lane!(l => decayed[l] * w[l]);
+                    let from = channels!(l => decayed[l] * k[l]);
+                    let to = channels!(l => decayed[l] * r[l]);
+                    let both = channels!(l => from[l] * r[l]);
+                    row[s] += channel_block::total(&both);
+                    of_receptance = channels!(l => of_receptance[l] + factor * from[l]);
+                    *of_key = channels!(l => of_key[l] + factor * to[l]);
+                    acting[s] = channels!(l => factor * both[l]);
+                    decayed = channels!(l => decayed[l] * w[l]);
                 }
                 let from_state = of.from_state[own];
-                of.receptance[own] = lane!(l => of_receptance[l] + decayed[l] * from_state[l]);
-                chunk.from_start[own] = lane!(l => r[l] * decayed[l]);
+                of.receptance[own] = channels!(l => of_receptance[l] + decayed[l] * from_state[l]);
+                chunk.from_start[own] = channels!(l => r[l] * decayed[l]);
                 // Pairs around the steps between.
                 let mut before = [0.0; LANES];
                 for s in 1..t {
                     let (acting, of_decay) = (&acting[s - 1], &mut of.decay[s * keys + block]);
-                    before = lane!(l => before[l] + acting[l]);
-                    *of_decay = lane!(l => of_decay[l] + before[l]);
+                    before = channels!(l => before[l] + acting[l]);
+                    *of_decay = channels!(l => of_decay[l] + before[l]);
                 }
             }
             *of_bonuses = of_bonus;
@@ -448,38 +453,38 @@ vectorised! {
 
 vectorised! {
     /// What they do with the states before and after: the rest of the gradients of key and decay.
-    fn around(of: &mut Gradients<'_>, carried: &mut Carried<'_>, before: &[Lane], chunk: &Chunk<'_>) {
+    fn around(of: &mut Gradients<'_>, carried: &mut Carried<'_>, before: &[ChannelBlock], chunk: &Chunk<'_>) {
         let keys = chunk.keys;
         for block in 0..keys {
             let mut acting = [0.0; LANES];
             for (d, s) in carried.turned[block..].iter().step_by(keys).zip(before[block..].iter().step_by(keys)) {
-                acting = lane!(l => acting[l] + d[l] * s[l]);
+                acting = channels!(l => acting[l] + d[l] * s[l]);
             }
             let whole = &chunk.whole[block];
-            acting = lane!(l => acting[l] * whole[l]);
+            acting = channels!(l => acting[l] * whole[l]);
             for t in (0..chunk.steps).rev() {
                 let own = t * keys + block;
                 let (of_decay, r, from_state) = (&mut of.decay[own], &chunk.from_start[own], &of.from_state[own]);
-                *of_decay = lane!(l => of_decay[l] + acting[l]);
-                acting = lane!(l => acting[l] + r[l] * from_state[l]);
+                *of_decay = channels!(l => of_decay[l] + acting[l]);
+                acting = channels!(l => acting[l] + r[l] * from_state[l]);
             }
             let (mut acting, mut left) = ([0.0; LANES], [[1.0; LANES]; STEPS]);
             for t in (1..chunk.steps).rev() {
                 let (behind, w) = (left[t], &chunk.decay[t * keys + block]);
-                left[t - 1] = lane!(l => behind[l] * w[l]);
+                left[t - 1] = channels!(l => behind[l] * w[l]);
             }
             let mut constant = carried.constant[block];
             for t in 0..chunk.steps {
                 let own = t * keys + block;
                 let (of_key, to_state, k) = (&mut of.key[own], &of.to_state[own], &chunk.to_end[own]);
                 let (of_decay, slope, w, left) = (&mut of.decay[own], &chunk.slope[own], &chunk.decay[own], &left[t]);
-                *of_key = lane!(l => of_key[l] + left[l] * to_state[l]);
+                *of_key = channels!(l => of_key[l] + left[l] * to_state[l]);
                 // Where nothing is left of a state, its slope may be infinite.
-                let total = lane!(l => of_decay[l] + acting[l]);
-                *of_decay = lane!(l => if w[l] > 0.0 { total[l] * slope[l] } else { 0.0 });
-                acting = lane!(l => acting[l] + k[l] * to_state[l]);
+                let total = channels!(l => of_decay[l] + acting[l]);
+                *of_decay = channels!(l => if w[l] > 0.0 { total[l] * slope[l] } else { 0.0 });
+                acting = channels!(l => acting[l] + k[l] * to_state[l]);
                 let of_decay = *of_decay;
-                constant = lane!(l => constant[l] + of_decay[l]);
+                constant = channels!(l => constant[l] + of_decay[l]);
             }
             carried.constant[block] = constant;
         }

@@ -3,7 +3,7 @@
 //! `Y = A V + (W r) S`, and the next state is `diag(w_1 .. w_last) S + (E k)^T V`. Decays are multiplied up step by step, never
 //! divided: nothing grows, however fast they forget.
 
-use super::super::lanes::{self, LANES, Lane, lane, lanes_of};
+use super::super::channel_block::{self, ChannelBlock, LANES, blocks_of, channels};
 use super::cpu::{Inputs, Step};
 use crate::simd::{exp, vectorised};
 
@@ -12,17 +12,17 @@ pub(super) const STEPS: usize = 16;
 
 /// What the steps of a chunk have, as vectors of channels with zeros behind the last: rows of `keys` or `values` vectors.
 pub(super) struct Chunk<'a> {
-    pub receptance: &'a mut [Lane],
-    pub key: &'a mut [Lane],
-    pub value: &'a mut [Lane],
-    pub decay: &'a mut [Lane],
+    pub receptance: &'a mut [ChannelBlock],
+    pub key: &'a mut [ChannelBlock],
+    pub value: &'a mut [ChannelBlock],
+    pub decay: &'a mut [ChannelBlock],
     /// `-exp(x)`, by which the decay's logarithm follows `x`.
-    pub slope: &'a mut [Lane],
+    pub slope: &'a mut [ChannelBlock],
     /// `W r` and `E k`.
-    pub from_start: &'a mut [Lane],
-    pub to_end: &'a mut [Lane],
+    pub from_start: &'a mut [ChannelBlock],
+    pub to_end: &'a mut [ChannelBlock],
     /// The decays of all steps, `[keys]`.
-    pub whole: &'a mut [Lane],
+    pub whole: &'a mut [ChannelBlock],
     /// `A`, `[STEPS, STEPS]`, zero above the diagonal.
     pub mixing: &'a mut [f32],
     /// Steps, at most [`STEPS`].
@@ -67,8 +67,8 @@ impl<'a> Chunk<'a> {
             whole,
             mixing,
         ] = buffers;
-        let [receptance, key, value, decay] = [receptance, key, value, decay].map(lanes_of);
-        let [slope, from_start, to_end, whole] = [slope, from_start, to_end, whole].map(lanes_of);
+        let [receptance, key, value, decay] = [receptance, key, value, decay].map(blocks_of);
+        let [slope, from_start, to_end, whole] = [slope, from_start, to_end, whole].map(blocks_of);
         let [keys, values] = inputs.blocks();
         Self {
             receptance,
@@ -112,21 +112,21 @@ impl<'a> Chunk<'a> {
 
 /// A row as vectors.
 #[inline(always)]
-fn load_row(out: &mut [Lane], row: &[f32]) {
+fn load_row(out: &mut [ChannelBlock], row: &[f32]) {
     for (block, out) in out.iter_mut().enumerate() {
-        *out = lanes::block(row, block);
+        *out = channel_block::block(row, block);
     }
 }
 
 vectorised! {
     /// A row as vectors.
-    pub(super) fn load(out: &mut [Lane], row: &[f32]) {
+    pub(super) fn load(out: &mut [ChannelBlock], row: &[f32]) {
         load_row(out, row);
     }
 }
 
 vectorised! {
-    fn load_step(by_key: [&mut [Lane]; 3], value: &mut [Lane], step: &Step<'_>) {
+    fn load_step(by_key: [&mut [ChannelBlock]; 3], value: &mut [ChannelBlock], step: &Step<'_>) {
         let [receptance, key, decay] = by_key;
         load_row(receptance, step.receptance);
         load_row(key, step.key);
@@ -141,16 +141,16 @@ vectorised! {
         let count = chunk.steps * chunk.keys;
         for (slope, decay) in chunk.slope[..count].iter_mut().zip(&mut chunk.decay[..count]) {
             let x = *slope;
-            *slope = lane!(l => -exp::<FUSED>(x[l]));
+            *slope = channels!(l => -exp::<FUSED>(x[l]));
             let slope = *slope;
-            *decay = lane!(l => exp::<FUSED>(slope[l]));
+            *decay = channels!(l => exp::<FUSED>(slope[l]));
         }
         for block in 0..chunk.keys {
             let mut left = [1.0; LANES];
             for i in (block..count).step_by(chunk.keys).rev() {
                 let (k, w) = (chunk.key[i], chunk.decay[i]);
-                chunk.to_end[i] = lane!(l => k[l] * left[l]);
-                left = lane!(l => left[l] * w[l]);
+                chunk.to_end[i] = channels!(l => k[l] * left[l]);
+                left = channels!(l => left[l] * w[l]);
             }
             chunk.whole[block] = left;
         }
@@ -167,19 +167,19 @@ vectorised! {
             decayed.copy_from_slice(receptance);
             let mut sum = [0.0; LANES];
             for (block, (r, k)) in receptance.iter().zip(&chunk.key[own]).enumerate() {
-                let u = lanes::block(bonus, block);
-                sum = lane!(l => sum[l] + r[l] * u[l] * k[l]);
+                let u = channel_block::block(bonus, block);
+                sum = channels!(l => sum[l] + r[l] * u[l] * k[l]);
             }
-            row[t] = lanes::total(&sum);
+            row[t] = channel_block::total(&sum);
             for s in (0..t).rev() {
                 let own = s * keys..(s + 1) * keys;
                 let mut sum = [0.0; LANES];
                 for (decayed, (k, w)) in decayed.iter_mut().zip(chunk.key[own.clone()].iter().zip(&chunk.decay[own])) {
                     let before = *decayed;
-                    sum = lane!(l => sum[l] + before[l] * k[l]);
-                    *decayed = lane!(l => before[l] * w[l]);
+                    sum = channels!(l => sum[l] + before[l] * k[l]);
+                    *decayed = channels!(l => before[l] * w[l]);
                 }
-                row[s] = lanes::total(&sum);
+                row[s] = channel_block::total(&sum);
             }
         }
     }

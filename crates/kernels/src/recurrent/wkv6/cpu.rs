@@ -2,14 +2,14 @@
 
 use super::{
     super::{
-        lanes::{self, LANES, Lane, lanes_of},
+        channel_block::{self, ChannelBlock, LANES, blocks_of},
         sequence::{Sequence, readable},
         tables::{Factor, ROWS, add_product, scale_rows},
     },
     chunk::{Chunk, STEPS, load},
 };
 use crate::{
-    host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, Side, contiguous, dimensions, slice, tensor},
     matmul::scratch,
     parallel::{FreshRows, for_each, threads},
     simd::vectorised,
@@ -194,7 +194,7 @@ impl Task<'_> {
         scratch::parts(Chunk::lengths(inputs), |buffers| {
             scratch::parts(tables, |[states, y]| {
                 let (mut chunk, states, y) =
-                    (Chunk::new(inputs, buffers), lanes_of(states), lanes_of(y));
+                    (Chunk::new(inputs, buffers), blocks_of(states), blocks_of(y));
                 let first = batch * inputs.heads + heads.start;
                 for (i, s) in states.chunks_exact_mut(table).enumerate() {
                     gather(
@@ -220,8 +220,8 @@ impl Task<'_> {
     fn head(
         &self,
         chunk: &mut Chunk<'_>,
-        s: &mut [Lane],
-        y: &mut [Lane],
+        s: &mut [ChannelBlock],
+        y: &mut [ChannelBlock],
         [batch, head, kept]: [usize; 3],
     ) {
         let inputs = self.inputs;
@@ -244,7 +244,7 @@ impl Task<'_> {
 }
 
 /// The outputs of a chunk from the state before it, which becomes the state behind it.
-fn advance(s: &mut [Lane], y: &mut [Lane], chunk: &Chunk<'_>) {
+fn advance(s: &mut [ChannelBlock], y: &mut [ChannelBlock], chunk: &Chunk<'_>) {
     let y = &mut y[..chunk.steps.next_multiple_of(ROWS) * chunk.values];
     y.fill([0.0; LANES]);
     add_product(
@@ -262,7 +262,7 @@ fn advance(s: &mut [Lane], y: &mut [Lane], chunk: &Chunk<'_>) {
 }
 
 /// A state `[keys, values]` as rows of vectors.
-pub(super) fn gather(s: &mut [Lane], state: &[f32], values: usize) {
+pub(super) fn gather(s: &mut [ChannelBlock], state: &[f32], values: usize) {
     let blocks = values.div_ceil(LANES);
     s.fill([0.0; LANES]);
     s.chunks_exact_mut(blocks)
@@ -271,7 +271,7 @@ pub(super) fn gather(s: &mut [Lane], state: &[f32], values: usize) {
 }
 
 /// The way back of [`gather`].
-pub(super) fn scatter(state: &mut [f32], s: &[Lane], values: usize) {
+pub(super) fn scatter(state: &mut [f32], s: &[ChannelBlock], values: usize) {
     let blocks = values.div_ceil(LANES);
     s.chunks_exact(blocks)
         .zip(state.chunks_exact_mut(values))
@@ -280,15 +280,15 @@ pub(super) fn scatter(state: &mut [f32], s: &[Lane], values: usize) {
 
 vectorised! {
     /// Writes a row of vectors, as much as `out` takes.
-    pub(super) fn store(out: &mut [f32], row: &[Lane]) {
+    pub(super) fn store(out: &mut [f32], row: &[ChannelBlock]) {
         for (block, lane) in row.iter().enumerate() {
-            let columns = lanes::columns(out.len(), block);
-            lanes::store(&mut out[columns], lane);
+            let columns = channel_block::columns(out.len(), block);
+            channel_block::store(&mut out[columns], lane);
         }
     }
 }
 
-impl HostOperator<6> for Wkv {
+impl FusedOperator<6> for Wkv {
     fn forward(&self, inputs: &[FlexTensor; 6], wanted: [bool; 6]) -> (FlexTensor, Saved) {
         let tensors = Inputs::prepared(inputs);
         let inputs = Inputs::new(&tensors);

@@ -10,7 +10,7 @@ pub mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::host::{self, Side};
+use crate::fused::{self, Side};
 
 /// The inputs of heads with `keys` rows and `values` columns of state.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ pub fn wkv6(wkv: Wkv6) -> (Tensor<3>, Tensor<4>) {
         .state
         .clone()
         .unwrap_or_else(|| Tensor::zeros(shape, &wkv.value.device().inner()));
-    if !host::on_host(&wkv.value) {
+    if !fused::on_host(&wkv.value) {
         return reference::wkv6(wkv, state);
     }
     let side = Side::default();
@@ -69,7 +69,7 @@ pub fn wkv6(wkv: Wkv6) -> (Tensor<3>, Tensor<4>) {
         bonus,
         ..
     } = wkv;
-    let y = host::six(receptance, key, value, decay, bonus, state, operator);
+    let y = fused::six(receptance, key, value, decay, bonus, state, operator);
     let last = side.output(&y);
     (y, last)
 }

@@ -6,11 +6,11 @@
 //! `dk_t = D^T v_t`, `D <- D diag(w_t) + e a_t^T`. The states of a chunk of time are computed again.
 
 use super::super::{
-    lanes::{self, LANES, Lane, lane, lanes_of},
+    channel_block::{self, ChannelBlock, LANES, blocks_of, channels},
     sequence::{Sequence, readable},
 };
 use crate::{
-    host::{Given, HostOperator, Saved, Side, contiguous, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, Side, contiguous, dimensions, slice, tensor},
     matmul::scratch,
     parallel::{DisjointRows, for_each, zeros},
     simd::{exp, vectorised},
@@ -49,24 +49,24 @@ struct Inputs<'a> {
 
 /// The vectors of one step.
 struct Step<'a> {
-    table: &'a [Lane],
+    table: &'a [ChannelBlock],
     value: &'a [f32],
     blocks: usize,
 }
 
 impl Step<'_> {
     #[inline(always)]
-    fn vector(&self, place: usize, block: usize) -> Lane {
+    fn vector(&self, place: usize, block: usize) -> ChannelBlock {
         self.table[place * self.blocks + block]
     }
 }
 
 vectorised! {
-    fn fill<const FUSED: bool>(table: &mut [Lane], rows: [&[f32]; TABLE], blocks: usize) {
+    fn fill<const FUSED: bool>(table: &mut [ChannelBlock], rows: [&[f32]; TABLE], blocks: usize) {
         for (place, row) in rows.into_iter().enumerate() {
             for block in 0..blocks {
-                let values = lanes::block(row, block);
-                table[place * blocks + block] = if place == DECAY { lane!(l => exp::<FUSED>(values[l])) } else { values };
+                let values = channel_block::block(row, block);
+                table[place * blocks + block] = if place == DECAY { channels!(l => exp::<FUSED>(values[l])) } else { values };
             }
         }
     }
@@ -74,38 +74,38 @@ vectorised! {
 
 vectorised! {
     /// One step: from the state `before` to the one `after`, `[values][blocks]`, and the output.
-    fn advance(y: &mut [f32], before: &[Lane], after: &mut [Lane], step: &Step<'_>) {
+    fn advance(y: &mut [f32], before: &[ChannelBlock], after: &mut [ChannelBlock], step: &Step<'_>) {
         let rows = before.chunks_exact(step.blocks).zip(after.chunks_exact_mut(step.blocks));
         for (((before, after), y), &v) in rows.zip(y).zip(step.value) {
             let mut removed = [0.0; LANES];
             for (block, &s) in before.iter().enumerate() {
                 let a = step.vector(REMOVAL, block);
-                removed = lane!(l => removed[l] + s[l] * a[l]);
+                removed = channels!(l => removed[l] + s[l] * a[l]);
             }
-            let removed = lanes::total(&removed);
+            let removed = channel_block::total(&removed);
             let mut sum = [0.0; LANES];
             for (block, (&s, out)) in before.iter().zip(after).enumerate() {
                 let (w, b, k) = (step.vector(DECAY, block), step.vector(REPLACEMENT, block), step.vector(KEY, block));
                 let r = step.vector(RECEPTANCE, block);
-                let next = lane!(l => s[l] * w[l] + removed * b[l] + v * k[l]);
-                sum = lane!(l => sum[l] + next[l] * r[l]);
+                let next = channels!(l => s[l] * w[l] + removed * b[l] + v * k[l]);
+                sum = channels!(l => sum[l] + next[l] * r[l]);
                 *out = next;
             }
-            *y = lanes::total(&sum);
+            *y = channel_block::total(&sum);
         }
     }
 }
 
 /// Adds the product of a vector and a number to a gradient.
 #[inline(always)]
-fn add(out: &mut Lane, values: &Lane, factor: f32) {
+fn add(out: &mut ChannelBlock, values: &ChannelBlock, factor: f32) {
     let before = *out;
-    *out = lane!(l => before[l] + values[l] * factor);
+    *out = channels!(l => before[l] + values[l] * factor);
 }
 
 vectorised! {
     /// One step backwards between two states: adds to the gradients of the table's vectors and writes the value's.
-    fn retreat(d: &mut [Lane], of_table: &mut [Lane], of_value: &mut [f32], states: [&[Lane]; 2], step: &Step<'_>, gradient: &[f32]) {
+    fn retreat(d: &mut [ChannelBlock], of_table: &mut [ChannelBlock], of_value: &mut [f32], states: [&[ChannelBlock]; 2], step: &Step<'_>, gradient: &[f32]) {
         let blocks = step.blocks;
         let rows = d.chunks_exact_mut(blocks).zip(states[0].chunks_exact(blocks)).zip(states[1].chunks_exact(blocks));
         for ((((d, before), after), (&v, &dy)), of_value) in rows.zip(step.value.iter().zip(gradient)).zip(of_value) {
@@ -114,29 +114,29 @@ vectorised! {
                 let (r, a) = (step.vector(RECEPTANCE, block), step.vector(REMOVAL, block));
                 let (b, k) = (step.vector(REPLACEMENT, block), step.vector(KEY, block));
                 let old = *d;
-                let now = lane!(l => old[l] + dy * r[l]);
-                removed = lane!(l => removed[l] + s[l] * a[l]);
-                of_removed = lane!(l => of_removed[l] + now[l] * b[l]);
-                of_v = lane!(l => of_v[l] + now[l] * k[l]);
+                let now = channels!(l => old[l] + dy * r[l]);
+                removed = channels!(l => removed[l] + s[l] * a[l]);
+                of_removed = channels!(l => of_removed[l] + now[l] * b[l]);
+                of_v = channels!(l => of_v[l] + now[l] * k[l]);
                 *d = now;
             }
-            let (removed, of_removed) = (lanes::total(&removed), lanes::total(&of_removed));
-            *of_value = lanes::total(&of_v);
+            let (removed, of_removed) = (channel_block::total(&removed), channel_block::total(&of_removed));
+            *of_value = channel_block::total(&of_v);
             for (block, (d, (s, after))) in d.iter_mut().zip(before.iter().zip(after)).enumerate() {
                 let (w, a, now) = (step.vector(DECAY, block), step.vector(REMOVAL, block), *d);
                 add(&mut of_table[RECEPTANCE * blocks + block], after, dy);
                 let of_decay = of_table[DECAY * blocks + block];
-                of_table[DECAY * blocks + block] = lane!(l => of_decay[l] + now[l] * s[l]);
+                of_table[DECAY * blocks + block] = channels!(l => of_decay[l] + now[l] * s[l]);
                 add(&mut of_table[REMOVAL * blocks + block], s, of_removed);
                 add(&mut of_table[REPLACEMENT * blocks + block], &now, removed);
                 add(&mut of_table[KEY * blocks + block], &now, v);
-                *d = lane!(l => now[l] * w[l] + of_removed * a[l]);
+                *d = channels!(l => now[l] * w[l] + of_removed * a[l]);
             }
         }
         for block in 0..blocks {
             // The decay is an exponential.
             let (w, of_decay) = (step.vector(DECAY, block), of_table[DECAY * blocks + block]);
-            of_table[DECAY * blocks + block] = lane!(l => of_decay[l] * w[l]);
+            of_table[DECAY * blocks + block] = channels!(l => of_decay[l] * w[l]);
         }
     }
 }
@@ -177,7 +177,13 @@ impl<'a> Inputs<'a> {
     }
 
     /// The vectors of a step, in memory for its table.
-    fn step<'b>(&self, table: &'b mut [Lane], batch: usize, head: usize, time: usize) -> Step<'b>
+    fn step<'b>(
+        &self,
+        table: &'b mut [ChannelBlock],
+        batch: usize,
+        head: usize,
+        time: usize,
+    ) -> Step<'b>
     where
         'a: 'b,
     {
@@ -210,25 +216,25 @@ impl<'a> Inputs<'a> {
     }
 
     /// A state in vectors, `[values][blocks]`.
-    fn gather(&self, s: &mut [Lane], table: &[f32]) {
+    fn gather(&self, s: &mut [ChannelBlock], table: &[f32]) {
         for (s, row) in s
             .chunks_exact_mut(self.blocks)
             .zip(table.chunks_exact(self.keys))
         {
             s.iter_mut()
                 .enumerate()
-                .for_each(|(block, s)| *s = lanes::block(row, block));
+                .for_each(|(block, s)| *s = channel_block::block(row, block));
         }
     }
 
     /// The way back.
-    fn scatter(&self, table: &mut [f32], s: &[Lane]) {
+    fn scatter(&self, table: &mut [f32], s: &[ChannelBlock]) {
         for (s, row) in s
             .chunks_exact(self.blocks)
             .zip(table.chunks_exact_mut(self.keys))
         {
             for (s, out) in s.iter().zip(row.chunks_mut(LANES)) {
-                lanes::store(out, s);
+                channel_block::store(out, s);
             }
         }
     }
@@ -255,7 +261,8 @@ impl<'a> Inputs<'a> {
             scratch::parts(
                 [length, length, TABLE * self.blocks * LANES],
                 |[s, next, table]| {
-                    let (mut s, mut next, table) = (lanes_of(s), lanes_of(next), lanes_of(table));
+                    let (mut s, mut next, table) =
+                        (blocks_of(s), blocks_of(next), blocks_of(table));
                     self.gather(s, &self.state[task * self.size()..(task + 1) * self.size()]);
                     for t in 0..time {
                         if keep && t.is_multiple_of(CHUNK) {
@@ -331,10 +338,10 @@ impl Task<'_> {
             [length, (CHUNK + 1) * length, table, table, inputs.values],
             |[d, s, table, of_table, unused]| {
                 let (d, s, table, of_table) = (
-                    lanes_of(d),
-                    lanes_of(s),
-                    lanes_of(table),
-                    lanes_of(of_table),
+                    blocks_of(d),
+                    blocks_of(s),
+                    blocks_of(table),
+                    blocks_of(of_table),
                 );
                 d.fill([0.0; LANES]);
                 if let Some(of_last) = self.of_last {
@@ -354,9 +361,9 @@ impl Task<'_> {
     /// One chunk, from the state before it at the start of `s`.
     fn chunk(
         &self,
-        d: &mut [Lane],
-        s: &mut [Lane],
-        [table, of_table]: [&mut [Lane]; 2],
+        d: &mut [ChannelBlock],
+        s: &mut [ChannelBlock],
+        [table, of_table]: [&mut [ChannelBlock]; 2],
         outputs: &mut [f32],
         number: usize,
         chunk: usize,
@@ -396,13 +403,13 @@ impl Task<'_> {
                 let out = unsafe { rows.part(row, head * inputs.keys..(head + 1) * inputs.keys) };
                 out.chunks_mut(LANES)
                     .zip(of_vector)
-                    .for_each(|(out, lane)| lanes::store(out, lane));
+                    .for_each(|(out, lane)| channel_block::store(out, lane));
             }
         }
     }
 }
 
-impl HostOperator<7> for Wkv {
+impl FusedOperator<7> for Wkv {
     fn forward(&self, inputs: &[FlexTensor; 7], wanted: [bool; 7]) -> (FlexTensor, Saved) {
         let tensors = Inputs::prepared(inputs);
         let inputs = Inputs::new(&tensors);

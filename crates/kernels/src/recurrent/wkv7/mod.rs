@@ -5,7 +5,7 @@ pub mod reference;
 
 use burn::tensor::Tensor;
 
-use crate::host::{self, Side};
+use crate::fused::{self, Side};
 
 /// The inputs of heads with a state of `values` rows and `keys` columns.
 #[derive(Debug, Clone)]
@@ -55,7 +55,7 @@ pub fn wkv7(wkv: Wkv7) -> (Tensor<3>, Tensor<4>) {
         .state
         .clone()
         .unwrap_or_else(|| Tensor::zeros(shape, &wkv.value.device().inner()));
-    if !host::on_host(&wkv.value) {
+    if !fused::on_host(&wkv.value) {
         return reference::wkv7(wkv, state);
     }
     let side = Side::default();
@@ -69,7 +69,7 @@ pub fn wkv7(wkv: Wkv7) -> (Tensor<3>, Tensor<4>) {
         replacement,
         ..
     } = wkv;
-    let y = host::seven(
+    let y = fused::seven(
         receptance,
         log_decay,
         key,

@@ -3,6 +3,7 @@
 //! A layer that routes tokens leaves its scores as a [`SideOutput`] of the forward pass. [`auxiliary`] turns those of a whole
 //! model into losses and measures; whoever trains adds the losses and logs the measures without knowing what they are of.
 
+use espalier_kernels::readback::ReadFloats;
 use std::{collections::BTreeMap, sync::Arc};
 
 use burn::tensor::{Tensor, TensorData};
@@ -94,14 +95,14 @@ pub struct AuxiliaryLoss {
 
 /// Losses and measures that follow from side outputs.
 #[derive(Debug, Clone, Default)]
-pub struct Auxiliary {
+pub struct AuxiliaryLosses {
     /// Losses to be added to the objective's.
     pub losses: Vec<AuxiliaryLoss>,
     /// Measures by name.
     pub measures: Vec<(&'static str, f64)>,
 }
 
-impl Auxiliary {
+impl AuxiliaryLosses {
     /// The weighted sum of all losses, `[1]`, where there are any.
     pub fn total(&self) -> Option<Tensor<1>> {
         self.losses
@@ -116,8 +117,8 @@ impl Auxiliary {
 const DEPTH_WEIGHT: f64 = 0.01;
 
 /// The losses and measures of `sides`.
-pub fn auxiliary(sides: &[SideOutput], losses: Option<RouterLosses>) -> Auxiliary {
-    let mut found = Auxiliary::default();
+pub fn auxiliary_losses(sides: &[SideOutput], losses: Option<RouterLosses>) -> AuxiliaryLosses {
+    let mut found = AuxiliaryLosses::default();
     let routers: Vec<Logits> = sides.iter().filter_map(Logits::of).collect();
     if let Some(losses) = losses.filter(|losses| losses.added && !routers.is_empty()) {
         found.losses.push(AuxiliaryLoss {
@@ -173,12 +174,7 @@ impl<'a> Logits<'a> {
         let count = batch * time * parts;
         let rows = side.values.clone().reshape([count, router.experts]);
         let choose = || {
-            let scores = rows
-                .clone()
-                .inner()
-                .into_data()
-                .try_into_vec::<f32>()
-                .unwrap_or_default();
+            let scores = rows.clone().floats();
             Arc::new(choose(
                 router,
                 &scores,
@@ -384,7 +380,7 @@ fn loads(routers: &[Logits<'_>]) -> Vec<(&'static str, f64)> {
 }
 
 /// The loss by which predictors of depth learn, in training, and how often they are right.
-fn depth(sides: &[SideOutput], found: &mut Auxiliary) {
+fn depth(sides: &[SideOutput], found: &mut AuxiliaryLosses) {
     let mut losses: Vec<(Tensor<1>, f64)> = Vec::new();
     let (mut right, mut count) = (0.0, 0.0);
     for side in sides {
@@ -393,12 +389,7 @@ fn depth(sides: &[SideOutput], found: &mut Auxiliary) {
         };
         let [batch, time, channels] = side.values.dims();
         let all = side.values.clone().reshape([batch * time, channels]);
-        let host = all
-            .clone()
-            .inner()
-            .into_data()
-            .try_into_vec::<f32>()
-            .unwrap_or_default();
+        let host = all.clone().floats();
         let present = side.present.as_deref().map(Vec::as_slice);
         let scores: Vec<f32> = host.iter().step_by(channels).copied().collect();
         let mut passed = vec![0f32; batch * time];
@@ -491,7 +482,7 @@ mod tests {
     }
 
     fn losses(sides: &[SideOutput], form: BalanceForm) -> [f64; 2] {
-        let found = auxiliary(
+        let found = auxiliary_losses(
             sides,
             Some(RouterLosses {
                 added: true,
@@ -541,7 +532,7 @@ mod tests {
         if let SideSpec::Experts { parts, .. } = &mut side.spec {
             *parts = 2;
         }
-        let measures = auxiliary(&[side], None).measures;
+        let measures = auxiliary_losses(&[side], None).measures;
         assert!(
             measures.contains(&("experts/distinct", 3.0)),
             "{measures:?}"

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use espalier_kernels::{
     attention::{Mask, MaskSpec},
     embedding::embedding,
-    transient::Transient,
+    recomputable::Recomputable,
 };
 
 use crate::{context::Tokens, stack::Context};
@@ -14,9 +14,9 @@ use crate::{context::Tokens, stack::Context};
 /// Runs `layer` so that it sees one text in a row. Where rows hold several, as packed ones do, each text becomes a row that
 /// starts on the left, and its outputs go back to where it stood. `x`: `[batch, time, width]`; the same shape comes back.
 pub fn each_text(
-    x: Transient<3>,
+    x: Recomputable<3>,
     context: &Context,
-    layer: impl FnOnce(Transient<3>, &Context) -> Tensor<3>,
+    layer: impl FnOnce(Recomputable<3>, &Context) -> Tensor<3>,
 ) -> Tensor<3> {
     let tokens = &context.tokens;
     let texts = match tokens.past {

@@ -9,20 +9,20 @@ use crate::{
     layers::Builder,
     parameter::{Parameter, parameters},
     source::Initial,
-    spec::RelativeSpec,
+    spec::RelativePositionSpec,
 };
 
 /// The biases of a stack.
 #[derive(Debug, Clone)]
-pub struct RelativeBias {
-    spec: RelativeSpec,
+pub struct RelativePositionBias {
+    spec: RelativePositionSpec,
     bidirectional: bool,
     table: Parameter,
 }
 
-parameters!(RelativeBias: table);
+parameters!(RelativePositionBias: table);
 
-impl RelativeBias {
+impl RelativePositionBias {
     /// Builds `{prefix}relative_bias.weight`, `[buckets, heads]`.
     ///
     /// # Errors
@@ -30,7 +30,7 @@ impl RelativeBias {
     pub fn build(
         builder: &mut Builder,
         prefix: &str,
-        spec: RelativeSpec,
+        spec: RelativePositionSpec,
         bidirectional: bool,
     ) -> Result<Self> {
         let (shape, initial) = (
@@ -57,7 +57,7 @@ impl RelativeBias {
 }
 
 /// The bucket of a key that stands `after` its query (before it, where negative).
-fn bucket(after: i64, spec: RelativeSpec, bidirectional: bool) -> u32 {
+fn bucket(after: i64, spec: RelativePositionSpec, bidirectional: bool) -> u32 {
     let (count, first) = match bidirectional {
         true => (
             spec.buckets / 2,
@@ -87,7 +87,7 @@ fn bucket(after: i64, spec: RelativeSpec, bidirectional: bool) -> u32 {
 mod tests {
     use super::*;
 
-    const SPEC: RelativeSpec = RelativeSpec {
+    const SPEC: RelativePositionSpec = RelativePositionSpec {
         buckets: 32,
         max_distance: 128,
         heads: 1,

@@ -1,7 +1,7 @@
 //! Operators on host memory: one mechanism that makes a pair of plain functions, a forward and its backward, an operator
 //! that Burn can differentiate.
 //!
-//! An operator implements [`HostOperator`] on f32 buffers and is applied by the function named after the number of its
+//! An operator implements [`FusedOperator`] on f32 buffers and is applied by the function named after the number of its
 //! inputs, from [`one`] to [`eight`]; further outputs leave through a [`Side`] or [`Outputs`]. Only the CPU backend runs it; the
 //! public functions of this crate fall back to their definition in Burn operations elsewhere.
 
@@ -26,7 +26,7 @@ use burn::{
 use burn_flex::FlexTensor;
 
 /// A forward and a backward on host memory, over `N` f32 tensors.
-pub(crate) trait HostOperator<const N: usize>: Debug + Send + Sync + 'static {
+pub(crate) trait FusedOperator<const N: usize>: Debug + Send + Sync + 'static {
     /// The output, and what the backward needs besides inputs and output. `wanted` says which inputs will ask for a
     /// gradient; where none does, nothing need be saved.
     fn forward(&self, inputs: &[FlexTensor; N], wanted: [bool; N]) -> (FlexTensor, Saved);
@@ -108,7 +108,7 @@ pub(crate) fn dimensions(tensor: &FlexTensor) -> Vec<usize> {
 /// What the graph keeps of one application.
 #[derive(Debug, Clone)]
 struct Kept<const N: usize> {
-    operator: Arc<dyn HostOperator<N>>,
+    operator: Arc<dyn FusedOperator<N>>,
     inputs: [FlexTensor; N],
     output: Option<FlexTensor>,
     saved: Arc<Saved>,
@@ -147,7 +147,7 @@ impl<const N: usize> Backward<Flex, N> for HostBackward {
 
 /// The inputs that the operator keeps.
 fn kept<const N: usize>(
-    operator: &dyn HostOperator<N>,
+    operator: &dyn FusedOperator<N>,
     inputs: [FlexTensor; N],
 ) -> [FlexTensor; N] {
     let mut index = 0;
@@ -186,20 +186,20 @@ macro_rules! doors {
     ($($(#[$doc:meta])* $name:ident by $door:ident, $count:literal: $($input:ident $rank:ident),+;)+) => {
         #[backend_extension(Flex, Autodiff)]
         #[allow(clippy::too_many_arguments)]
-        trait HostOperators: Backend {
-            $(fn $door($($input: FloatTensor<Self>,)+ operator: Arc<dyn HostOperator<$count>>) -> FloatTensor<Self>;)+
+        trait FusedOperators: Backend {
+            $(fn $door($($input: FloatTensor<Self>,)+ operator: Arc<dyn FusedOperator<$count>>) -> FloatTensor<Self>;)+
         }
 
-        impl HostOperators for Flex {
-            $(fn $door($($input: FlexTensor,)+ operator: Arc<dyn HostOperator<$count>>) -> FlexTensor {
+        impl FusedOperators for Flex {
+            $(fn $door($($input: FlexTensor,)+ operator: Arc<dyn FusedOperator<$count>>) -> FlexTensor {
                 operator.forward(&[$($input),+], [false; $count]).0
             })+
         }
 
-        impl<C: CheckpointStrategy> HostOperators for Autodiff<Flex, C> {
+        impl<C: CheckpointStrategy> FusedOperators for Autodiff<Flex, C> {
             $(fn $door(
                 $($input: FloatTensor<Self>,)+
-                operator: Arc<dyn HostOperator<$count>>,
+                operator: Arc<dyn FusedOperator<$count>>,
             ) -> FloatTensor<Self> {
                 tracked!(operator, $($input),+)
             })+
@@ -210,7 +210,7 @@ macro_rules! doors {
             #[allow(clippy::too_many_arguments)]
             pub(crate) fn $name<$(const $rank: usize,)+ const OUT: usize>(
                 $($input: Tensor<$rank>,)+
-                operator: impl HostOperator<$count>,
+                operator: impl FusedOperator<$count>,
             ) -> Tensor<OUT> {
                 Tensor::from_dispatch(Dispatch::$door($($input.into_dispatch(),)+ Arc::new(operator)))
             }
@@ -299,7 +299,7 @@ struct Port<const N: usize> {
     number: usize,
 }
 
-impl<const N: usize> HostOperator<1> for Port<N> {
+impl<const N: usize> FusedOperator<1> for Port<N> {
     fn forward(&self, [node]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         (
             self.outputs.slots().values[self.number]
@@ -350,7 +350,7 @@ impl Side {
     }
 }
 
-impl HostOperator<1> for Side {
+impl FusedOperator<1> for Side {
     fn forward(&self, [first]: &[FlexTensor; 1], _: [bool; 1]) -> (FlexTensor, Saved) {
         let value = self
             .value

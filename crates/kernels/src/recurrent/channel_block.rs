@@ -8,20 +8,20 @@ use crate::{parallel::threads, simd::add};
 pub(super) const LANES: usize = 32;
 
 /// Neighbouring channels.
-pub(super) type Lane = [f32; LANES];
+pub(super) type ChannelBlock = [f32; LANES];
 
 /// The vector of a value for every channel `l`. No function of one, whose argument the compiler might leave as a call.
-macro_rules! lane {
+macro_rules! channels {
     ($l:ident => $value:expr) => {{
-        let mut lane = [0.0; $crate::recurrent::lanes::LANES];
-        for $l in 0..$crate::recurrent::lanes::LANES {
+        let mut lane = [0.0; $crate::recurrent::channel_block::LANES];
+        for $l in 0..$crate::recurrent::channel_block::LANES {
             lane[$l] = $value;
         }
         lane
     }};
 }
 
-pub(super) use lane;
+pub(super) use channels;
 
 /// The channels of vector `block` among `width`.
 #[inline(always)]
@@ -81,7 +81,7 @@ impl Tasks {
 
 /// The vector at the start of `values`; zeros behind their end.
 #[inline(always)]
-pub(super) fn load(values: &[f32]) -> Lane {
+pub(super) fn load(values: &[f32]) -> ChannelBlock {
     match values.first_chunk::<LANES>() {
         Some(lane) => *lane,
         None => load_part(values),
@@ -91,7 +91,7 @@ pub(super) fn load(values: &[f32]) -> Lane {
 /// Apart from the rest, which the compiler then keeps in registers.
 #[cold]
 #[inline(never)]
-fn load_part(values: &[f32]) -> Lane {
+fn load_part(values: &[f32]) -> ChannelBlock {
     let mut lane = [0.0; LANES];
     lane[..values.len()].copy_from_slice(values);
     lane
@@ -99,13 +99,13 @@ fn load_part(values: &[f32]) -> Lane {
 
 /// Vector `block` of a row; zeros behind its end.
 #[inline(always)]
-pub(super) fn block(row: &[f32], block: usize) -> Lane {
+pub(super) fn block(row: &[f32], block: usize) -> ChannelBlock {
     load(&row[columns(row.len(), block)])
 }
 
 /// Writes as much of the vector as `out` takes.
 #[inline(always)]
-pub(super) fn store(out: &mut [f32], lane: &Lane) {
+pub(super) fn store(out: &mut [f32], lane: &ChannelBlock) {
     match out.first_chunk_mut::<LANES>() {
         Some(out) => *out = *lane,
         None => store_part(out, *lane),
@@ -115,13 +115,13 @@ pub(super) fn store(out: &mut [f32], lane: &Lane) {
 /// See [`load_part`].
 #[cold]
 #[inline(never)]
-fn store_part(out: &mut [f32], lane: Lane) {
+fn store_part(out: &mut [f32], lane: ChannelBlock) {
     out.copy_from_slice(&lane[..out.len()]);
 }
 
 /// The sum over the channels, always in the same order.
 #[inline(always)]
-pub(super) fn total(lane: &Lane) -> f32 {
+pub(super) fn total(lane: &ChannelBlock) -> f32 {
     let mut lane = *lane;
     let mut half = LANES / 2;
     while half > 0 {
@@ -134,7 +134,7 @@ pub(super) fn total(lane: &Lane) -> f32 {
 }
 
 /// A buffer as vectors.
-pub(super) fn lanes_of(values: &mut [f32]) -> &mut [Lane] {
+pub(super) fn blocks_of(values: &mut [f32]) -> &mut [ChannelBlock] {
     values.as_chunks_mut::<LANES>().0
 }
 

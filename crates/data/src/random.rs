@@ -10,7 +10,7 @@ const GOLDEN_GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
 /// A SplitMix64 generator.
 ///
 /// ```
-/// use espalier_data::worlds::random::Random;
+/// use espalier_data::random::Random;
 /// let mut random = Random::new(42);
 /// let draws: Vec<usize> = (0..5).map(|_| random.below(10)).collect();
 /// assert_eq!(draws, [7, 1, 2, 3, 0]);

@@ -22,7 +22,7 @@ use crate::{
 ///
 /// The parts of a matrix are what checkpoints and adapters give a name of its own, such as gates and inputs.
 #[derive(Debug, Clone)]
-pub struct Stacked {
+pub struct ExpertLinear {
     name: String,
     /// `[experts, out, in]`.
     weight: Parameter,
@@ -32,7 +32,7 @@ pub struct Stacked {
     precision: Precision,
 }
 
-impl Stacked {
+impl ExpertLinear {
     /// Builds `{name}.weight` of shape `[experts, out, in]`; every expert's rows are `parts` of one size.
     ///
     /// # Errors
@@ -203,7 +203,7 @@ impl Stacked {
     }
 }
 
-impl Parameters for Stacked {
+impl Parameters for ExpertLinear {
     fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
         self.weight.visit(visitor);
         self.adapters.visit(visitor);

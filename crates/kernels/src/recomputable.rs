@@ -9,23 +9,23 @@ use std::{
 use burn::{backend::Flex, tensor::Tensor};
 use burn_flex::FlexTensor;
 
-use crate::host::{self, contiguous};
+use crate::fused::{self, contiguous};
 
 /// A tensor, and how to make it again. A linear map of it keeps the recipe for its backward, not the values.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
-/// use espalier_kernels::transient::Transient;
-/// let plain: Transient<1> = Tensor::from_floats([1.0], &Device::flex()).into();
+/// use espalier_kernels::recomputable::Recomputable;
+/// let plain: Recomputable<1> = Tensor::from_floats([1.0], &Device::flex()).into();
 /// assert_eq!(plain.into_tensor().dims(), [1]);
 /// ```
 #[derive(Debug, Clone)]
-pub struct Transient<const D: usize> {
+pub struct Recomputable<const D: usize> {
     tensor: Tensor<D>,
     remake: Option<Remake>,
 }
 
-impl<const D: usize> From<Tensor<D>> for Transient<D> {
+impl<const D: usize> From<Tensor<D>> for Recomputable<D> {
     /// A tensor that is kept as it is.
     fn from(tensor: Tensor<D>) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl<const D: usize> From<Tensor<D>> for Transient<D> {
     }
 }
 
-impl<const D: usize> Transient<D> {
+impl<const D: usize> Recomputable<D> {
     /// The values.
     pub fn into_tensor(self) -> Tensor<D> {
         self.tensor
@@ -46,7 +46,7 @@ impl<const D: usize> Transient<D> {
         tensor: Tensor<D>,
         make: impl Fn() -> FlexTensor + Send + Sync + 'static,
     ) -> Self {
-        let remake = host::on_host(&tensor).then(|| {
+        let remake = fused::on_host(&tensor).then(|| {
             Remake(Arc::new(Shared {
                 make: Box::new(make),
                 made: OnceLock::new(),
@@ -86,5 +86,5 @@ impl Debug for Remake {
 pub(crate) fn values<const D: usize>(tensor: &Tensor<D>) -> FlexTensor {
     let primitive = tensor.clone().inner().try_into_primitive::<Flex>();
     // Callers have seen that the tensor is on the host.
-    contiguous(&primitive.unwrap_or_else(|_| host::tensor(Vec::new(), &[0])))
+    contiguous(&primitive.unwrap_or_else(|_| fused::tensor(Vec::new(), &[0])))
 }
