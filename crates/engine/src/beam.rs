@@ -78,7 +78,7 @@ pub fn beam_search(
     let mut state = SequenceState::new(model.spec());
     let mut input = Input {
         source: source(model, &[prompt.to_vec()]),
-        ..Input::rows(&[start])?
+        ..Input::rows(std::slice::from_ref(&start))?
     };
     let mut beams = vec![Beam {
         ids: Vec::new(),
@@ -106,13 +106,18 @@ pub fn beam_search(
         if beams.is_empty() || is_settled(&finished, &beams, options) {
             break;
         }
-        state = state.selected(&chosen);
-        input = Input::rows(
-            &beams
-                .iter()
-                .map(|beam| vec![beam.ids[step]])
-                .collect::<Vec<_>>(),
-        )?;
+        let length = start.len() + step + 1;
+        let stale = model.spec().stales_cache(length - 1, length);
+        let unread = |beam: &Beam| match stale {
+            true => [start.as_slice(), &beam.ids].concat(),
+            false => vec![beam.ids[step]],
+        };
+        state = match stale {
+            // Frequencies of another length: all keys are computed anew.
+            true => SequenceState::new(model.spec()),
+            false => state.selected(&chosen),
+        };
+        input = Input::rows(&beams.iter().map(unread).collect::<Vec<_>>())?;
     }
     if finished.len() < options.beams {
         finished.extend(beams.iter().map(|beam| beam.scored(options)));

@@ -193,12 +193,16 @@ impl Batch<'_> {
                     .for_each(|row| row.finish = row.finish.or(Some(Finish::Context)));
                 break;
             }
-            let known = if produced == 0 {
-                before.len()
-            } else {
-                longest + produced - 1
+            let outgrows = |row: &Row| {
+                let length = row.history.len();
+                let known = if produced == 0 {
+                    before.len()
+                } else {
+                    length - 1
+                };
+                row.finish.is_none() && spec.stales_cache(known, length)
             };
-            if spec.stales_cache(known, longest + produced) {
+            if rows.iter().any(outgrows) {
                 // Frequencies of another length: all keys are computed anew.
                 let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
                 state = SequenceState::new(model.spec());
@@ -347,6 +351,7 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::beam::{BeamOptions, beam_search};
     use burn::tensor::Device;
     use espalier_models::{
         adapter::first_state,
@@ -439,41 +444,72 @@ mod tests {
         }
     }
 
-    #[test]
-    fn keys_are_computed_anew_where_their_frequencies_change() {
+    /// A model whose rotary frequencies depend on the length of the text.
+    fn model_scaled(scaling: &RotaryScaling) -> LanguageModel {
         let mut spec = ModelSpec::llama(61, 16, 2, 4, 2, 32, 64);
         spec.initializer_range = 0.5;
         for block in &mut spec.blocks {
             let MixerSpec::Attention(attention) = &mut block.mixer else {
                 panic!()
             };
-            let (short, long) = (vec![1.0, 1.5], vec![3.0, 40.0]);
-            let scaling = RotaryScaling::LongRope {
-                short,
-                long,
-                original_context: 8,
-                attention_factor: 1.2,
-            };
+            let scaling = scaling.clone();
             attention.rotary = attention
                 .rotary
                 .clone()
                 .map(|rotary| RotarySpec { scaling, ..rotary });
         }
-        let model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
+        LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap()
+    }
+
+    fn long_rope() -> RotaryScaling {
+        RotaryScaling::LongRope {
+            short: vec![1.0, 1.5],
+            long: vec![3.0, 40.0],
+            original_context: 8,
+            attention_factor: 1.2,
+        }
+    }
+
+    #[test]
+    fn keys_are_computed_anew_where_their_frequencies_change() {
+        let model = model_scaled(&long_rope());
         assert_greedy_is_uncached(&model);
+        let prompt = vec![5, 9, 2];
+        let options = DecodeOptions {
+            max_new_tokens: 12,
+            ..options(0.0)
+        };
+        let greedy = decode(&model, &[prompt.clone()], &options, &mut |_, _| true).unwrap();
+        let beam = BeamOptions {
+            beams: 1,
+            max_new_tokens: 12,
+            length_penalty: 1.0,
+            end: Vec::new(),
+        };
+        let found = beam_search(&model, &prompt, &beam).unwrap();
+        assert_eq!(found[0].ids, greedy[0].ids);
     }
 
     #[test]
     fn a_row_does_not_depend_on_its_batch() {
-        let model = model();
+        let dynamic = RotaryScaling::Dynamic {
+            factor: 4.0,
+            original_context: 5,
+        };
+        assert_rows_are_independent(&model());
+        assert_rows_are_independent(&model_scaled(&long_rope()));
+        assert_rows_are_independent(&model_scaled(&dynamic));
+    }
+
+    fn assert_rows_are_independent(model: &LanguageModel) {
         for temperature in [0.0, 1.0] {
             let prompts = [vec![5, 9, 2, 7, 7, 1], vec![3], vec![8, 8, 4]];
             let together =
-                decode(&model, &prompts, &options(temperature), &mut |_, _| true).unwrap();
+                decode(model, &prompts, &options(temperature), &mut |_, _| true).unwrap();
             for (i, prompt) in prompts.iter().enumerate() {
                 let mut alone = options(temperature);
                 alone.sampler.seed += i as u64;
-                let alone = decode(&model, std::slice::from_ref(prompt), &alone, &mut |_, _| {
+                let alone = decode(model, std::slice::from_ref(prompt), &alone, &mut |_, _| {
                     true
                 })
                 .unwrap();

@@ -1,8 +1,7 @@
 //! Log-probabilities of given texts, in batches.
 
 use espalier_data::encode::Example;
-use espalier_kernels::readback::{ReadFloats, ReadIntegers};
-use espalier_kernels::{cross_entropy::log_probabilities, embedding::embedding};
+use espalier_kernels::embedding::embedding;
 use espalier_models::model::{Input, LanguageModel};
 
 use crate::Result;
@@ -75,17 +74,13 @@ fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {
         .map(|(r, t)| (r * time + t - 1) as u32)
         .collect();
     let targets: Vec<u32> = places.iter().map(|(r, t)| rows[*r].ids[*t]).collect();
-    let logits = model.head(embedding(
-        hidden.reshape([rows.len() * time, width]),
-        &predictors,
-    ));
-    let choices = logits.clone().argmax(1).integers();
-    let values = log_probabilities(logits, &targets).floats();
+    let predicting = embedding(hidden.reshape([rows.len() * time, width]), &predictors);
+    let found = model.target_scores(predicting, &targets)?;
     let mut scores = vec![Score::default(); rows.len()];
-    for (i, (r, _)) in places.iter().enumerate() {
-        scores[*r].log_probability += f64::from(values[i]);
+    for ((r, _), target) in places.iter().zip(found) {
+        scores[*r].log_probability += f64::from(target.log_probability);
         scores[*r].targets += 1;
-        scores[*r].first_choices += usize::from(choices[i] as u32 == targets[i]);
+        scores[*r].first_choices += usize::from(target.first_choice);
     }
     Ok(scores)
 }

@@ -11,6 +11,7 @@
 pub mod activation;
 pub mod allocator;
 pub mod attention;
+pub mod backward;
 mod bf16;
 pub mod checkpoint;
 pub mod cross_entropy;

@@ -1,6 +1,9 @@
 //! What the blocks of one forward pass share: which tokens there are, where they stand, and what may be seen.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use espalier_kernels::{
@@ -135,8 +138,8 @@ pub(crate) struct Tokens {
     pub positions: Vec<u32>,
     /// Segment of every token, earlier ones included, `[batch * (past + time)]`.
     pub segments: Option<Vec<u32>>,
-    /// Positions of the longest row, on which some rotations depend.
-    pub longest: usize,
+    /// Length so far of the text that each new token belongs to, on which some rotations depend, `[batch * time]`.
+    pub lengths: Vec<usize>,
     pub bidirectional: bool,
     pub training: bool,
     pub precision: Precision,
@@ -209,13 +212,21 @@ impl Tokens {
     }
 
     fn rotation(&self, rotary: &RotarySpec) -> Rotation {
-        let frequencies = rotary.inverse_frequencies(self.longest);
-        Rotation::new(
+        let (factor, interleaved) = (rotary.attention_factor(), rotary.interleaved);
+        let mut by_length = BTreeMap::new();
+        for length in &self.lengths {
+            by_length
+                .entry(rotary.deciding_length(*length))
+                .or_insert_with_key(|length| rotary.inverse_frequencies(*length));
+        }
+        let frequencies =
+            |token: usize| by_length[&rotary.deciding_length(self.lengths[token])].as_slice();
+        Rotation::by_token(
             &self.positions,
             self.batch,
-            &frequencies,
-            rotary.attention_factor(),
-            rotary.interleaved,
+            frequencies,
+            factor,
+            interleaved,
         )
     }
 
@@ -292,6 +303,7 @@ impl Tokens {
             time: ids.len() / batch.max(1),
             past: earlier.len(),
             positions: ids.iter().map(|id| self.positions[*id as usize]).collect(),
+            lengths: ids.iter().map(|id| self.lengths[*id as usize]).collect(),
             segments: segments
                 .iter()
                 .any(|segment| *segment != 1)
@@ -299,6 +311,31 @@ impl Tokens {
             ..self.clone()
         })
     }
+}
+
+/// How long the text of each new token is so far: one more than the largest position of its segment, whatever else is in the
+/// batch. `positions`: `[batch * time]`; `segments`: those of earlier tokens included, `[batch * keys]`.
+pub(crate) fn text_lengths(
+    positions: &[u32],
+    segments: Option<&[u32]>,
+    batch: usize,
+) -> Vec<usize> {
+    let time = (positions.len() / batch.max(1)).max(1);
+    let row = |(number, positions): (usize, &[u32])| -> Vec<usize> {
+        let keys = segments.map_or(0, |segments| segments.len() / batch.max(1));
+        let segment = |t: usize| {
+            segments.map_or(1, |segments| {
+                segments[(number + 1) * keys - positions.len() + t]
+            })
+        };
+        let mut longest: HashMap<u32, usize> = HashMap::new();
+        for (t, position) in positions.iter().enumerate() {
+            let length = longest.entry(segment(t)).or_default();
+            *length = (*length).max(*position as usize + 1);
+        }
+        (0..positions.len()).map(|t| longest[&segment(t)]).collect()
+    };
+    positions.chunks(time).enumerate().flat_map(row).collect()
 }
 
 /// The interval of real tokens of each row, where segments tell nothing but padding (0) from one text (1).

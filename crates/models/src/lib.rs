@@ -28,6 +28,7 @@ pub mod stack;
 pub mod state;
 pub mod state_file;
 pub mod taps;
+pub mod target_scores;
 pub mod upcycle;
 
 pub use error::{Error, Result};

@@ -616,7 +616,7 @@ impl LanguageModel {
         self.check_ids(&input.ids)
     }
 
-    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
         match ids.iter().find(|id| **id as usize >= self.spec.vocabulary) {
             Some(id) => Err(Error::Token {
                 id: *id,

@@ -39,6 +39,22 @@ impl RotarySpec {
             .collect()
     }
 
+    /// The shortest length whose frequencies are those of `length`.
+    pub(crate) fn deciding_length(&self, length: usize) -> usize {
+        match self.scaling {
+            RotaryScaling::Dynamic {
+                original_context, ..
+            } => length.max(original_context),
+            RotaryScaling::LongRope {
+                original_context, ..
+            } => match length > original_context {
+                true => original_context + 1,
+                false => 0,
+            },
+            _ => 0,
+        }
+    }
+
     /// The base of the frequencies, which dynamic scaling lets grow with the sequence.
     fn base(&self, length: usize) -> f64 {
         let RotaryScaling::Dynamic {

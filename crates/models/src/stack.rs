@@ -10,7 +10,7 @@ pub use crate::context::Context;
 use crate::{
     Error, Result,
     auxiliary_losses::Sides,
-    context::Tokens,
+    context::{Tokens, text_lengths},
     layers::{Builder, block::Block, norm::Norm},
     model::Input,
     parameter::{Parameter, parameters},
@@ -270,7 +270,7 @@ impl Stack {
             batch,
             time,
             past,
-            longest: positions.iter().max().map_or(0, |last| *last as usize + 1),
+            lengths: text_lengths(&positions, segments.as_deref(), batch),
             positions: positions.clone(),
             segments,
             bidirectional: stack.bidirectional,

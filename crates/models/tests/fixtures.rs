@@ -15,6 +15,8 @@ use espalier_models::{
     folder,
     model::{Input, LanguageModel},
     parameter::{Parameter, Parameters},
+    source::Seed,
+    spec::{MixerSpec, ModelSpec, RotaryScaling},
     state::SequenceState,
 };
 
@@ -229,6 +231,52 @@ fn packed_documents_do_not_see_each_other() {
             .concat();
         let gap = gap(&values(&model, &packed), &apart);
         assert!(gap < tolerance(name, &apart), "{name}: {gap}");
+    }
+}
+
+/// Rotary frequencies that depend on a text's length do not depend on what it shares a batch or a row with.
+#[test]
+fn frequencies_are_those_of_the_own_text() {
+    let dynamic = RotaryScaling::Dynamic {
+        factor: 4.0,
+        original_context: 5,
+    };
+    let long = RotaryScaling::LongRope {
+        short: vec![1.0; 4],
+        long: vec![3.0, 7.0, 20.0, 40.0],
+        original_context: 6,
+        attention_factor: 1.1,
+    };
+    for scaling in [dynamic, long] {
+        let mut spec = ModelSpec::llama(61, 16, 2, 2, 1, 32, 64);
+        spec.initializer_range = 0.5;
+        for block in &mut spec.blocks {
+            if let MixerSpec::Attention(attention) = &mut block.mixer
+                && let Some(rotary) = &mut attention.rotary
+            {
+                rotary.scaling = scaling.clone();
+            }
+        }
+        let model = LanguageModel::build(spec, &mut Seed(1), &Device::flex()).unwrap();
+        let texts: [Vec<u32>; 3] = [(1..10).collect(), vec![7, 3], vec![4, 4, 9, 1]];
+        let alone =
+            |text: &Vec<u32>| values(&model, &Input::rows(std::slice::from_ref(text)).unwrap());
+        let apart: Vec<Vec<f32>> = texts.iter().map(alone).collect();
+        let packed = Input {
+            ids: texts.concat(),
+            batch: 1,
+            positions: Some(texts.iter().flat_map(|text| 0..text.len() as u32).collect()),
+            segments: Some([vec![1; 9], vec![2; 2], vec![3; 4]].concat()),
+            ..Input::default()
+        };
+        assert!(gap(&values(&model, &packed), &apart.concat()) < 1e-5);
+        let together = values(&model, &Input::padded(&texts));
+        for (row, expected) in together.chunks(9 * 61).zip(&apart) {
+            assert!(gap(&row[..expected.len()], expected) < 1e-5);
+        }
+        // The frequencies do change with the length, or this would prove nothing.
+        let shorter = values(&model, &Input::rows(&[(1..5).collect()]).unwrap());
+        assert!(gap(&shorter, &apart[0][..4 * 61]) > 1e-3);
     }
 }
 

@@ -6,7 +6,6 @@ use espalier_data::{
     packing::Row,
 };
 use espalier_kernels::embedding::embedding;
-use espalier_kernels::readback::ReadIntegers;
 use espalier_models::{
     auxiliary_losses::AuxiliaryLosses,
     model::{Input, LanguageModel},
@@ -179,7 +178,8 @@ impl TokenBatch {
         let mut loss = Loss::new(sum, count, auxiliary);
         let mut right = Vec::new();
         if !model.is_training() {
-            right = first_choices(model, predicting, &self.targets);
+            let scores = model.target_scores(predicting, &self.targets)?;
+            right = scores.iter().map(|score| score.first_choice).collect();
             loss.metrics.push(share("accuracy", right.iter().copied()));
             // A row of several documents is no one answer.
             if self
@@ -228,9 +228,6 @@ impl TokenBatch {
     }
 }
 
-/// Rows of logits that are made at once.
-const LOGIT_ROWS: usize = 256;
-
 /// How often something was right.
 pub(crate) fn share(name: &'static str, right: impl Iterator<Item = bool>) -> Metric {
     let mut metric = Metric {
@@ -243,22 +240,6 @@ pub(crate) fn share(name: &'static str, right: impl Iterator<Item = bool>) -> Me
         metric.units += 1.0;
     }
     metric
-}
-
-/// Whether each of the targets `[rows]` is the likeliest token of its row of `hidden` `[rows, width]`.
-fn first_choices(model: &LanguageModel, hidden: Tensor<2>, targets: &[u32]) -> Vec<bool> {
-    let mut right = Vec::with_capacity(targets.len());
-    for (i, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
-        let rows = hidden.clone().narrow(0, i * LOGIT_ROWS, targets.len());
-        let choices = model.head(rows).argmax(1).integers();
-        right.extend(
-            choices
-                .iter()
-                .zip(targets)
-                .map(|(choice, target)| *choice == i64::from(*target)),
-        );
-    }
-    right
 }
 
 /// A vector of integers.

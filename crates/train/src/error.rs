@@ -15,6 +15,9 @@ pub enum Error {
     /// The data.
     #[error(transparent)]
     Data(#[from] espalier_data::Error),
+    /// Gradients were lost on their way.
+    #[error(transparent)]
+    Gradients(#[from] espalier_kernels::backward::LostGradients),
     /// A file of the run.
     #[error("{}: {source}; check that the path exists and the disk has room", path.display())]
     File {

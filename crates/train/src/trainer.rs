@@ -13,7 +13,7 @@ use std::{
 
 use burn::tensor::Tensor;
 use espalier_data::random::Random;
-use espalier_kernels::{linear::Precision, optimiser::sum_of_squares};
+use espalier_kernels::{backward::backward, linear::Precision, optimiser::sum_of_squares};
 use espalier_models::{model::LanguageModel, parameter::Parameters};
 
 use crate::{
@@ -291,7 +291,7 @@ impl State<'_> {
             });
         }
         self.window.add(&loss.metrics);
-        let mut found = (loss.sum / units).backward();
+        let mut found = backward(loss.sum / units)?;
         self.run.model.visit(&mut |p| {
             if let Some(gradient) = p.leaf().grad_remove(&mut found) {
                 let sum = match gradients.remove(p.name()) {

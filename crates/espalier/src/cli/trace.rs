@@ -1,5 +1,6 @@
 //! `espalier trace`: what a model computes on given tokens, for whoever ports a model and checks it.
 
+use espalier_kernels::backward::backward;
 use espalier_kernels::readback::ReadFloats;
 use std::{collections::HashMap, path::PathBuf};
 
@@ -138,7 +139,10 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
         )
     }));
     if args.gradients {
-        written.extend(gradients(&loaded, &loss.backward())?);
+        written.extend(gradients(
+            &loaded,
+            &backward(loss).map_err(espalier_train::Error::from)?,
+        )?);
     }
     if let Some(count) = args.generate {
         written.push(generated(&loaded, &request, count)?);

@@ -6,6 +6,7 @@ use burn_flex::FlexTensor;
 
 use super::{Precision, cpu::matrix};
 use crate::{
+    backward::Waiting,
     fused::{contiguous, dimensions, slice, tensor},
     matmul::{How, Left, Matrix, Packed, Term, add_products, sum_of_products},
     parallel::{chunk, for_chunks},
@@ -15,7 +16,8 @@ use crate::{
 /// Linear maps that read the same input, such as the projections of an attention.
 ///
 /// All of them are applied to clones of one tensor, and where `x` needs a gradient, all outputs must take part in what is
-/// differentiated, those of other readers too: the gradient of `x` is computed when the last of their backwards runs.
+/// differentiated, those of other readers too: the gradient of `x` is computed when the last of their backwards runs. Where one of
+/// them has left the graph, [`crate::backward::backward`] gives an error instead of gradients.
 #[derive(Debug, Clone)]
 pub struct Group {
     shared: Arc<Mutex<Shared>>,
@@ -28,6 +30,8 @@ struct Shared {
     packed: Option<Arc<Rows>>,
     /// Readers whose backward is still to come, and what the others leave for the input's gradient.
     backwards: usize,
+    /// From the first reader's backward to the last one's.
+    waiting: Option<Waiting>,
     factors: Vec<Factor>,
     sum: Option<FlexTensor>,
 }
@@ -97,6 +101,7 @@ impl Group {
             forwards: count,
             packed: None,
             backwards: others + count,
+            waiting: None,
             factors: Vec::new(),
             sum: None,
         };
@@ -164,7 +169,11 @@ impl Shared {
     fn whole(&mut self, shape: &[usize]) -> Option<FlexTensor> {
         self.backwards = self.backwards.saturating_sub(1);
         if self.backwards > 0 {
+            self.waiting.get_or_insert_with(Waiting::begin);
             return None;
+        }
+        if let Some(waiting) = self.waiting.take() {
+            waiting.end();
         }
         let factors = std::mem::take(&mut self.factors);
         for precision in [Precision::F32, Precision::Bf16] {

@@ -46,17 +46,35 @@ impl Rotation {
         factor: f32,
         interleaved: bool,
     ) -> Self {
+        Self::by_token(positions, batch, |_| frequencies, factor, interleaved)
+    }
+
+    /// As [`Rotation::new`], where each token has frequencies of its own, as texts of different lengths do under dynamic
+    /// scaling; `frequencies` gives those of a token by its index in `positions`, all of one length.
+    pub fn by_token<'a>(
+        positions: &[u32],
+        batch: usize,
+        frequencies: impl Fn(usize) -> &'a [f32],
+        factor: f32,
+        interleaved: bool,
+    ) -> Self {
         let angles = || {
-            positions
-                .iter()
-                .flat_map(|p| frequencies.iter().map(move |f| *p as f32 * f))
+            let angles = |(i, p): (usize, &u32)| {
+                let position = *p as f32;
+                frequencies(i).iter().map(move |f| position * f)
+            };
+            positions.iter().enumerate().flat_map(angles)
+        };
+        let half = match positions.is_empty() {
+            true => 0,
+            false => frequencies(0).len(),
         };
         Self(Arc::new(Tables {
             cosine: angles().map(|a| a.cos() * factor).collect(),
             sine: angles().map(|a| a.sin() * factor).collect(),
             batch,
             time: positions.len() / batch.max(1),
-            half: frequencies.len(),
+            half,
             interleaved,
         }))
     }
