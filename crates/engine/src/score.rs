@@ -1,4 +1,4 @@
-//! Log-probabilities of given texts, in batches.
+//! Log-probabilities of given targets, in padded batches: the basis of perplexity and of preference accuracy.
 
 use espalier_data::encode::Example;
 use espalier_kernels::readback::{ReadFloats, ReadIntegers};

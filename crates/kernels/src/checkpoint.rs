@@ -1,4 +1,5 @@
-//! Gradient checkpointing (arXiv 1604.06174): a segment of the graph keeps its input alone; its backward runs it again.
+//! Gradient checkpointing (arXiv 1604.06174): a segment of the graph, a block of the model, keeps only its input, `[batch, time,
+//! width]`; its backward runs the forward again.
 
 use std::{
     fmt::Debug,

@@ -36,7 +36,7 @@ pub(crate) trait FusedOperator<const N: usize>: Debug + Send + Sync + 'static {
         false
     }
 
-    /// Whether the backward is given this input; one that it makes again need not stay in memory.
+    /// Whether the backward is given this input; one that it recomputes need not stay in memory.
     fn keeps_input(&self, _input: usize) -> bool {
         true
     }
@@ -81,7 +81,7 @@ pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
     }
 }
 
-/// The tensor where nobody else holds it and its elements are all of its memory, else a copy of which that is true.
+/// The tensor itself where it is the only owner of its memory and fills it, else a copy.
 pub(crate) fn owned(mut tensor: FlexTensor) -> FlexTensor {
     let count = dimensions(&tensor).iter().product::<usize>();
     let whole = tensor.is_contiguous()

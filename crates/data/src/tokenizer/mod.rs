@@ -52,7 +52,7 @@ pub struct Tokenizer {
     companion: Arc<Companion>,
 }
 
-/// What turns text into ids, with what is derived from it on first use.
+/// The pipeline from text to ids, with the values that are derived from it on first use.
 #[derive(Debug)]
 struct Pipeline {
     kind: Kind,

@@ -1,4 +1,4 @@
-//! Strings of letters with rules: the smallest tasks on which an architecture can show what it can do.
+//! Strings of letters with rules (copy, reverse, count, ...): the smallest tasks that tell architectures apart.
 //!
 //! `reverse` turns a string around (arXiv 1706.03762's encoder-decoder needs its cross-attention for it), `copy`, asked in the same
 //! words, gives it back as it is; `count` goes on in

@@ -1,4 +1,4 @@
-//! What must be followed step by step, and is asked for at the end alone.
+//! State tracking: a state that changes at every step and is asked for at the end alone.
 //!
 //! `permutations/N` (the word problem of the permutations of three things, arXiv 2404.08819) names up to N permutations and wants
 //! the one that they make together: linear recurrences whose transitions are diagonal cannot do that at any length. `resets/N`

@@ -1,4 +1,4 @@
-//! What a query may see: an interval of keys.
+//! The attention mask: for each query, the interval of keys that it may see.
 //!
 //! Causal order, windows, packed documents and padding are all intervals, so the mask of a whole batch is two numbers a
 //! query, and whole blocks of forbidden keys are skipped without being looked at.

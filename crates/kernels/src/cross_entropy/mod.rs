@@ -1,4 +1,5 @@
-//! The log-probability of given tokens, from hidden states or from logits; its negative sum is the cross-entropy.
+//! The log-probability of given tokens, from hidden states `[tokens, width]` or from logits `[tokens, vocabulary]`; its negative sum
+//! is the cross-entropy. From hidden states the logits are computed by chunks of rows and never whole in memory.
 
 mod cpu;
 pub mod reference;

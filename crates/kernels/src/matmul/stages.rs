@@ -1,8 +1,8 @@
-//! The work of several products in one queue: those that one thread computes as a whole, then what a stage packs, and its tiles, one
-//! stage behind the other.
+//! One queue of tasks for several products: first the products that one thread computes as a whole, then for each stage (a block
+//! of columns and depth) the tasks that pack its panels and the tasks that compute its register tiles.
 //!
-//! Threads take the tasks in order and wait for what a task needs, not for the end of a stage: while the last tiles of one stage
-//! are computed, the next one is packed and begun.
+//! Threads take the tasks in order. A task waits for the panels that it reads, not for the end of a stage: while the last tiles of
+//! one stage are computed, the next one is packed and begun.
 
 use std::{
     slice,

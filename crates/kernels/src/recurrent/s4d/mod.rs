@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor};
 use super::long_convolution::long_convolution;
 use crate::fused::{self, Side};
 
-/// Steps whose kernel is written out; what is older comes through the state.
+/// Steps of a chunk, inside which the kernel is a matrix; older steps come through the state.
 const CHUNK: usize = 128;
 
 /// The inputs of the layer with `modes` oscillations.

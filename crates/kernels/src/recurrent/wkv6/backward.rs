@@ -85,7 +85,7 @@ pub(super) fn run(
     [receptance, key, value, decay, summed(&bonus, by_key), state]
 }
 
-/// The gradients of a chunk, and what they are made of; rows of vectors.
+/// The gradients of a chunk and their intermediate products; rows of vectors.
 struct Gradients<'a> {
     /// Of the outputs.
     output: &'a mut [ChannelBlock],
@@ -342,7 +342,7 @@ impl Task<'_> {
         }
     }
 
-    /// Writes what is left before the first step of a head.
+    /// Writes the gradient of the state before a head's first step.
     fn end(&self, of: &Carried<'_>, batch: usize, head: usize) {
         let (inputs, columns) = (
             self.inputs,
