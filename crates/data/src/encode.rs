@@ -57,7 +57,7 @@ pub struct Pair {
     pub rejected: Example,
 }
 
-/// What became of a record.
+/// An encoded record, or the reason why it is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Encoded {
     /// A text or a conversation.

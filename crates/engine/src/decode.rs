@@ -19,12 +19,12 @@ use crate::{
     sampler::{Sampler, SamplerOptions},
 };
 
-/// When and how to stop.
+/// Limits, sampling and end tokens of decoding.
 #[derive(Debug, Clone)]
 pub struct DecodeOptions {
     /// Most tokens to generate for a row.
     pub max_new_tokens: usize,
-    /// How tokens are drawn.
+    /// Options of sampling.
     pub sampler: SamplerOptions,
     /// Tokens that end a row; the row keeps them.
     pub end: Vec<u32>,
@@ -45,7 +45,7 @@ pub enum Finish {
     Context,
 }
 
-/// What was generated for one prompt.
+/// The continuation of one prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generated {
     /// The new tokens, an end token included.
@@ -228,7 +228,7 @@ impl Batch<'_> {
     }
 }
 
-/// What the encoder reads, where there is one: texts on the left of a rectangle, padding with segment 0.
+/// The input of the encoder, where there is one: texts on the left of a rectangle, padding with segment 0.
 pub(crate) fn source(model: &LanguageModel, texts: &[Vec<u32>]) -> Option<Box<Input>> {
     model
         .spec()

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How tokens are chosen.
+/// Options of sampling.
 ///
 /// ```
 /// use espalier_engine::sampler::SamplerOptions;

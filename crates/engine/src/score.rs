@@ -7,7 +7,7 @@ use espalier_models::model::{Input, LanguageModel};
 
 use crate::Result;
 
-/// How likely one example's targets are.
+/// The log-probability of one example's targets.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Score {
     /// Sum of the targets' natural log-probabilities.

@@ -11,9 +11,9 @@ use crate::{Result, statistics::Accuracy};
 pub struct Answer {
     /// The item.
     pub item: Item,
-    /// What the model said.
+    /// The model's answer.
     pub text: String,
-    /// What the checker says.
+    /// The checker's verdict.
     pub right: bool,
 }
 

@@ -45,16 +45,16 @@ pub(crate) trait FusedOperator<const N: usize>: Debug + Send + Sync + 'static {
     fn backward(&self, given: Given<N>, wanted: [bool; N]) -> [Option<FlexTensor>; N];
 }
 
-/// What a forward keeps for its backward.
+/// Buffers that a forward keeps for its backward.
 pub(crate) type Saved = Vec<Vec<f32>>;
 
-/// What a backward is given.
+/// The inputs of a backward.
 pub(crate) struct Given<const N: usize> {
     /// The inputs of the forward; nothing in place of those that the operator does not keep.
     pub inputs: [FlexTensor; N],
     /// Its output, where the operator keeps it.
     pub output: Option<FlexTensor>,
-    /// What it saved besides.
+    /// The buffers that the forward saved.
     pub saved: Saved,
     /// Gradient of the output, contiguous.
     pub gradient: FlexTensor,
@@ -105,7 +105,7 @@ pub(crate) fn dimensions(tensor: &FlexTensor) -> Vec<usize> {
     tensor.shape().to_vec()
 }
 
-/// What the graph keeps of one application.
+/// The part of one application that the autodiff graph keeps.
 #[derive(Debug, Clone)]
 struct Kept<const N: usize> {
     operator: Arc<dyn FusedOperator<N>>,

@@ -32,7 +32,7 @@ pub(super) fn render_marked(
     Ok(rendered)
 }
 
-/// What the assistant says in a turn.
+/// The assistant's text in a turn.
 fn span(
     template: &ChatTemplate,
     conversation: &Conversation,

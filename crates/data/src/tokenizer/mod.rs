@@ -64,13 +64,13 @@ struct Pipeline {
 /// The two kinds of pipeline.
 #[derive(Debug)]
 enum Kind {
-    /// What a `tokenizer.json` describes.
+    /// The pipeline of a `tokenizer.json`.
     Library(Box<tokenizers::Tokenizer>),
     /// RWKV's table of byte strings.
     World(World),
 }
 
-/// What the files next to `tokenizer.json` say.
+/// Special tokens, templates and limits from the files next to `tokenizer.json`.
 #[derive(Debug, Clone, Default)]
 struct Companion {
     special: SpecialTokens,

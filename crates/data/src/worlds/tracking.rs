@@ -37,7 +37,7 @@ const PERMUTATIONS: [[usize; 3]; 6] = [
     [2, 1, 0],
 ];
 
-/// What sums are taken modulo.
+/// The modulus of the sums.
 const DIGITS: usize = 4;
 
 /// The share of steps that start over.
@@ -64,7 +64,7 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
     }
 }
 
-/// What is said, and the number of what comes out.
+/// The text, and the number of the result.
 fn permutations(steps: usize, random: &mut Random) -> (String, usize) {
     let mut order = PERMUTATIONS[0];
     let step = |_| {

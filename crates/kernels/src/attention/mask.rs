@@ -26,7 +26,7 @@ pub struct MaskSpec<'a> {
     pub segments: Option<&'a [u32]>,
 }
 
-/// What the queries of a batch may see.
+/// The intervals of keys that the queries of a batch may see.
 #[derive(Debug, Clone)]
 pub struct Mask {
     /// First key and the key after the last, for each query of each row; one row stands for all where they are alike.

@@ -15,7 +15,7 @@ use crate::{
     matmul::{Precision, Write},
 };
 
-/// What both operators share: how rows are multiplied, and how slots lie.
+/// The options of both operators: the arithmetic of the products, and the layout of slots.
 #[derive(Debug)]
 pub(super) struct Linear {
     pub routing: Arc<Routing>,

@@ -91,7 +91,7 @@ struct Stage<'a> {
     computing: AtomicUsize,
 }
 
-/// What a thread does without a break.
+/// A task, which one thread runs without a break.
 enum Task<'a> {
     /// All of a plan.
     Whole(&'a Plan<'a>),

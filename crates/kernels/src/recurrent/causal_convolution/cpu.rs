@@ -25,7 +25,7 @@ pub(super) struct Convolution {
 /// Steps that one task takes. Fixed, so that sums over time do not depend on the number of threads.
 const STEPS: usize = 64;
 
-/// What the rows are made from.
+/// The convolution's inputs.
 struct Inputs<'a> {
     x: Sequence<'a>,
     state: Sequence<'a>,

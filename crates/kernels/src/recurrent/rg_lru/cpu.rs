@@ -78,7 +78,7 @@ struct Outputs<'a> {
     input_gate: &'a mut [f32],
 }
 
-/// What lasts through all steps of a vector of channels: the gradient of `h`, `-8 softplus(decay)`, and the sum over time
+/// Values that last through all steps of a vector of channels: the gradient of `h`, `-8 softplus(decay)`, and the sum over time
 /// of the latter's gradient.
 struct Carried {
     q: ChannelBlock,
@@ -111,7 +111,7 @@ vectorised! {
     }
 }
 
-/// What the operator reads.
+/// The operator's inputs.
 struct Inputs<'a> {
     x: Sequence<'a>,
     recurrence_gate: Sequence<'a>,

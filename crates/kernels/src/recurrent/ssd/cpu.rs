@@ -31,7 +31,7 @@ pub(super) const HOW: How = How {
     threads: crate::matmul::Threads::One,
 };
 
-/// What the scan reads.
+/// The scan's inputs.
 pub(super) struct Inputs<'a> {
     pub x: Sequence<'a>,
     pub step: Sequence<'a>,

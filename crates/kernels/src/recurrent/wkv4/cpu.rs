@@ -67,7 +67,7 @@ vectorised! {
     }
 }
 
-/// What a vector of channels carries backwards.
+/// The gradients that a vector of channels carries backwards in time.
 struct Vector {
     constants: Constants,
     /// The gradients of `alpha` and `beta`, and their exponent.
@@ -128,7 +128,7 @@ vectorised! {
     }
 }
 
-/// What the average reads.
+/// The average's inputs.
 struct Inputs<'a> {
     key: Sequence<'a>,
     value: Sequence<'a>,

@@ -96,7 +96,7 @@ mod tests {
     /// Batch, time, heads, keys, values.
     type Sizes = [usize; 5];
 
-    /// What is removed, scaled so that the state stays of the size of its inputs.
+    /// The inputs, with removal keys scaled so that the state stays of the size of its inputs.
     fn inputs(t: &[Leaf], heads: usize) -> Wkv7 {
         let removal: Tensor<3> = t[4].get();
         let keys = removal.dims()[2] / heads;
