@@ -1,8 +1,8 @@
-//! Records to token ids and the mask of the tokens that are learned.
+//! Encoding: records to token ids and the loss mask, `[time]` each.
 //!
-//! What is learned follows from the record: all of a text, what the assistant says in a conversation (its end-of-turn token
-//! included), the answers of a preference. Which tokens are the assistant's is derived from the chat template, never declared.
-//! A token is learned if it shares a character with what the assistant says; added special tokens share none.
+//! The targets of the loss depend on the kind of record: all tokens of a text, the assistant's turns of a conversation (end-of-turn
+//! tokens included), the answers of a preference. The assistant's tokens are derived from the chat template, never declared: a
+//! token is a target if it shares a character with the assistant's text; added special tokens share none.
 //!
 //! Sources: the conventions of Hugging Face's TRL (completion masks, common-prefix rule, truncation that keeps the start).
 
@@ -16,7 +16,7 @@ use crate::template::{ChatTemplate, Conversation};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// Token ids with the mask of what is learned.
+/// Token ids with their loss mask.
 ///
 /// ```
 /// use espalier_data::encode::Example;
@@ -57,7 +57,7 @@ pub struct Pair {
     pub rejected: Example,
 }
 
-/// What became of a record.
+/// An encoded record, or the reason why it is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Encoded {
     /// A text or a conversation.
@@ -138,7 +138,7 @@ impl Encoder {
         Ok(self.truncated(ids, targets))
     }
 
-    /// A conversation; what the assistant says is learned.
+    /// A conversation, whose targets are the assistant's turns.
     fn chat(&self, messages: &[Message], tools: Option<&Value>) -> Result<Example> {
         let special = self.tokenizer.special();
         let conversation = Conversation {

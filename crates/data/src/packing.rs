@@ -38,7 +38,7 @@ impl Row {
     }
 }
 
-/// What happens to examples and their order.
+/// The way in which examples are distributed over rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strategy {
     /// Best fit; examples longer than a row lose their end.

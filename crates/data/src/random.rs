@@ -31,7 +31,7 @@ impl Random {
         Self::new(mix(fnv(text)))
     }
 
-    /// The state; `Random::new(state)` goes on with the same stream.
+    /// The state; `Random::new(state)` continues the same stream.
     pub fn state(&self) -> u64 {
         self.state
     }

@@ -1,4 +1,5 @@
-//! Beam search: the few likeliest continuations are followed side by side (as in arXiv 1609.08144, section 7).
+//! Beam search (arXiv 1609.08144, section 7): the likeliest continuations of a prompt, extended side by side by one token a
+//! step, each with its own key-value cache.
 //!
 //! A finished continuation `y` scores `log P(y | x) / length^penalty`, its end token counted, which is the rule of Hugging Face's
 //! `generate`. The search ends when no continuation under way can still beat the worst of the best finished ones.
@@ -11,7 +12,7 @@ use espalier_models::{
 
 use crate::{Error, Result, decode::source};
 
-/// How wide and how far.
+/// Width, length and end of a beam search.
 #[derive(Debug, Clone)]
 pub struct BeamOptions {
     /// Continuations that are followed.
@@ -160,7 +161,7 @@ fn forced(model: &LanguageModel, step: usize, longest: usize) -> Option<u32> {
         .or(encoder.forced_first.filter(|_| step == 0))
 }
 
-/// The `count` likeliest beams of one more token, best first, each with the row that it goes on from.
+/// The `count` likeliest beams of one more token, best first, each with the row that it extends.
 fn candidates(
     beams: &[Beam],
     rows: &[Vec<f32>],

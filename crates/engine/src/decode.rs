@@ -1,4 +1,5 @@
-//! The decoding loop: a batch of prompts, one cache, one sampler a row.
+//! The decoding loop: prefill of a batch of prompts, then one token a row and step, with one key-value cache (or
+//! recurrent state) for the batch and one sampler a row.
 //!
 //! Prompts of different lengths are padded on the left; padding is a segment of its own, so no token sees it, and positions
 //! count from each row's first token. A row's tokens do not depend on what else is in the batch.
@@ -18,12 +19,12 @@ use crate::{
     sampler::{Sampler, SamplerOptions},
 };
 
-/// When and how to stop.
+/// Limits, sampling and end tokens of decoding.
 #[derive(Debug, Clone)]
 pub struct DecodeOptions {
     /// Most tokens to generate for a row.
     pub max_new_tokens: usize,
-    /// How tokens are drawn.
+    /// Options of sampling.
     pub sampler: SamplerOptions,
     /// Tokens that end a row; the row keeps them.
     pub end: Vec<u32>,
@@ -44,7 +45,7 @@ pub enum Finish {
     Context,
 }
 
-/// What was generated for one prompt.
+/// The continuation of one prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generated {
     /// The new tokens, an end token included.
@@ -61,7 +62,7 @@ struct Row {
     finish: Option<Finish>,
 }
 
-/// Generates for every prompt. `on_token(row, token)` sees each token and returns whether the row goes on.
+/// Generates for every prompt. `on_token(row, token)` sees each token and returns whether the row continues.
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -116,7 +117,7 @@ fn batches(model: &LanguageModel, prompts: &[Vec<u32>]) -> Vec<Vec<usize>> {
         .collect()
 }
 
-/// As [`decode`] for one prompt, which goes on behind a text that was read before.
+/// As [`decode`] for one prompt that continues a prefix, whose key-value cache or recurrent state was saved.
 ///
 /// # Errors
 /// As [`decode`].
@@ -137,8 +138,8 @@ pub fn decode_after(
     batch.decode(model, options, on_token)
 }
 
-/// Prompts that are decoded together, behind `before`, of which `state` is what is remembered; there is one prompt unless it is
-/// empty.
+/// Prompts that are decoded together after the prefix `before`, whose key-value cache or recurrent state is `state`; with
+/// a prefix there is one prompt.
 struct Batch<'a> {
     state: SequenceState,
     before: &'a [u32],
@@ -231,7 +232,7 @@ impl Batch<'_> {
     }
 }
 
-/// What the encoder reads, where there is one: texts on the left of a rectangle, padding with segment 0.
+/// The input of the encoder, where there is one: texts on the left of a rectangle, padding with segment 0.
 pub(crate) fn source(model: &LanguageModel, texts: &[Vec<u32>]) -> Option<Box<Input>> {
     model
         .spec()
@@ -295,7 +296,7 @@ impl Row {
         })
     }
 
-    /// Draws the row's next token, unless it has ended; an ended row repeats its last token, which nobody reads.
+    /// Draws the row's next token, unless it has ended; an ended row repeats its last token, which is dropped.
     fn advance(
         &mut self,
         index: usize,

@@ -1,4 +1,4 @@
-//! Texts to vectors: hidden states of the last layer, pooled.
+//! Embeddings of texts: hidden states of the last layer, `[batch, time, width]`, pooled to one vector a text.
 
 use espalier_kernels::readback::ReadFloats;
 use espalier_models::{

@@ -1,6 +1,7 @@
-//! Generation: sampling, sequence state, streaming.
+//! Generation: sampling and beam search over a key-value cache or a recurrent state, streamed text; and scores and
+//! embeddings of given texts.
 //!
-//! The decoding loop works on token ids and knows nothing of text; [`text`] adds the tokenizer, stop strings and streaming.
+//! The decoding loop works on token ids alone; [`text`] adds the tokenizer, stop strings and streaming.
 
 pub mod beam;
 pub mod decode;

@@ -5,7 +5,7 @@
 //! comes before the cuts because published settings of models are meant that way; llama.cpp applies it last, which keeps other
 //! tokens at the same settings.
 //!
-//! Left out: frequency and presence penalties, typical and mirostat sampling, beam search.
+//! Left out: frequency and presence penalties, typical and mirostat sampling. Beam search is in [`crate::beam`].
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// How tokens are chosen.
+/// Options of sampling.
 ///
 /// ```
 /// use espalier_engine::sampler::SamplerOptions;

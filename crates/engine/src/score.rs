@@ -1,4 +1,4 @@
-//! Log-probabilities of given texts, in batches.
+//! Log-probabilities of given targets, in padded batches: the basis of perplexity and of preference accuracy.
 
 use espalier_data::encode::Example;
 use espalier_kernels::embedding::embedding;
@@ -6,7 +6,7 @@ use espalier_models::model::{Input, LanguageModel};
 
 use crate::Result;
 
-/// How likely one example's targets are.
+/// The log-probability of one example's targets.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Score {
     /// Sum of the targets' natural log-probabilities.

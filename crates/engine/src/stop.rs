@@ -3,7 +3,7 @@
 //! A stop string may begin in one piece of text and end in a later one, so text that may turn out to begin one is held back. The
 //! stop string that is complete first counts, so the result does not depend on how the text is cut into pieces.
 
-/// What to do after a piece of text.
+/// The consequence of a piece of text for the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stopped {
     /// Give out this text, which may be empty, and go on.

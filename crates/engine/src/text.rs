@@ -19,12 +19,12 @@ pub struct TextModel {
     pub tokenizer: Tokenizer,
 }
 
-/// How a text is generated.
+/// Options of a text's generation.
 #[derive(Debug, Clone)]
 pub struct TextOptions {
     /// Most tokens to generate.
     pub max_new_tokens: usize,
-    /// How tokens are drawn.
+    /// Options of sampling.
     pub sampler: SamplerOptions,
     /// Strings at which generation ends; they are not part of the text.
     pub stops: Vec<String>,

@@ -1,4 +1,5 @@
-//! Evaluation: perplexity, baselines, the worlds' checkers and report pages.
+//! Evaluation: perplexity with n-gram baselines, accuracy on the generated worlds, preference accuracy, retrieval,
+//! confidence intervals, and report pages.
 
 pub mod curves;
 pub mod error;

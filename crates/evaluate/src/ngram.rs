@@ -49,7 +49,7 @@ struct Level {
     discounts: [f64; 3],
 }
 
-/// What follows one context.
+/// The counts of the continuations of one context.
 #[derive(Default)]
 struct Context {
     /// Sum of the counts of all continuations.

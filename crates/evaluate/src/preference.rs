@@ -1,4 +1,4 @@
-//! Preference accuracy: how often the better answer is the likelier one.
+//! Preference accuracy: the share of pairs in which the chosen answer has the larger log-probability.
 
 use espalier_data::encode::Pair;
 use espalier_engine::score::score;

@@ -1,4 +1,4 @@
-//! Retrieval by meaning: is the nearest other text of a set one of the same label?
+//! Retrieval accuracy of embeddings: the share of texts whose nearest neighbour in the set has the same label.
 
 use espalier_engine::embed::normalised;
 

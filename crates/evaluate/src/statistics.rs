@@ -28,7 +28,7 @@ pub fn wilson(correct: u64, total: u64) -> (f64, f64) {
     ((centre - half).max(0.0), (centre + half).min(1.0))
 }
 
-/// How many items were answered correctly, out of how many.
+/// Items answered correctly, of all items asked.
 ///
 /// ```
 /// use espalier_evaluate::statistics::Accuracy;

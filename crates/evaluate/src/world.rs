@@ -1,4 +1,5 @@
-//! Accuracy on a generated world: the model answers held-out items in chat, the world's checker decides.
+//! Accuracy on a generated world: the model answers held-out items through its chat template, the world's checker passes
+//! or fails each answer.
 
 use espalier_data::worlds::{self, Item, Split};
 use espalier_engine::text::{TextModel, TextOptions};
@@ -10,9 +11,9 @@ use crate::{Result, statistics::Accuracy};
 pub struct Answer {
     /// The item.
     pub item: Item,
-    /// What the model said.
+    /// The model's answer.
     pub text: String,
-    /// What the checker says.
+    /// The checker's verdict.
     pub right: bool,
 }
 

@@ -1,7 +1,7 @@
-//! Memory for tensors: freed buffers are kept, and large ones lie on large pages.
+//! Memory for tensors: freed buffers are kept for the next tensor, and the heap lies on large pages.
 //!
 //! A training step frees and asks for the same large buffers again and again. With glibc's defaults each of them is mapped
-//! and cleared anew, and matrices of many small pages miss the processor's table of pages: together a third of a step.
+//! and cleared anew, and matrices on many small pages miss the processor's translation buffer (TLB): together a third of a step.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

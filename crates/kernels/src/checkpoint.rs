@@ -1,4 +1,5 @@
-//! Gradient checkpointing (arXiv 1604.06174): a segment of the graph keeps its input alone; its backward runs it again.
+//! Gradient checkpointing (arXiv 1604.06174): a segment of the graph, a block of the model, keeps only its input, `[batch, time,
+//! width]`; its backward runs the forward again.
 
 use std::{
     fmt::Debug,
@@ -35,7 +36,7 @@ pub trait Segment: Debug + Send + Sync + 'static {
 /// A second run of a segment.
 #[derive(Debug)]
 pub struct Tracked {
-    /// What the first run gave.
+    /// The output of the second run, tracked by autodiff.
     pub output: Tensor<3>,
     /// A new leaf for every trained parameter, in the order in which [`recomputed`] was given them.
     pub leaves: Vec<Tensor<1>>,
@@ -43,7 +44,7 @@ pub struct Tracked {
     pub shared: Shared,
 }
 
-/// What a segment sees besides its input and its own parameters, made by other parts of the graph: flat, any of them absent.
+/// Further inputs of a segment from other parts of the graph (an encoder's hidden states, a shared bias): flat, any of them absent.
 pub type Shared = [Option<Tensor<1>>; 2];
 
 /// Runs `segment` on `x` without keeping what its backward needs. `leaves` are the segment's trained parameters; they and the
@@ -101,7 +102,7 @@ trait Recomputation: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// How to run again, and who gets what.
+/// The segment to run a second time, and the graph's nodes that receive its gradients.
 #[derive(Debug)]
 struct Recipe {
     leaves: Vec<NodeId>,

@@ -11,12 +11,12 @@ use crate::{
     parallel::{chunk, fresh},
 };
 
-/// How much is dropped, and which.
+/// The share of elements that is dropped, and the seed of the choice.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
     /// Share of the elements that are zeroed, below 1.
     pub probability: f64,
-    /// Decides which.
+    /// Seed of the choice of elements.
     pub seed: u64,
 }
 
@@ -50,7 +50,7 @@ impl Dropout {
         x * factors
     }
 
-    /// What element `i` is multiplied with.
+    /// The factor of element `i`: zero, or the scale of the kept ones.
     fn factor(self, i: usize) -> f32 {
         let drawn = (mixed(self.seed.wrapping_add(i as u64)) >> 11) as f64 / (1u64 << 53) as f64;
         if drawn < self.probability {

@@ -36,7 +36,7 @@ pub(crate) trait FusedOperator<const N: usize>: Debug + Send + Sync + 'static {
         false
     }
 
-    /// Whether the backward is given this input; one that it makes again need not stay in memory.
+    /// Whether the backward is given this input; one that it recomputes need not stay in memory.
     fn keeps_input(&self, _input: usize) -> bool {
         true
     }
@@ -45,16 +45,16 @@ pub(crate) trait FusedOperator<const N: usize>: Debug + Send + Sync + 'static {
     fn backward(&self, given: Given<N>, wanted: [bool; N]) -> [Option<FlexTensor>; N];
 }
 
-/// What a forward keeps for its backward.
+/// Buffers that a forward keeps for its backward.
 pub(crate) type Saved = Vec<Vec<f32>>;
 
-/// What a backward is given.
+/// The inputs of a backward.
 pub(crate) struct Given<const N: usize> {
     /// The inputs of the forward; nothing in place of those that the operator does not keep.
     pub inputs: [FlexTensor; N],
     /// Its output, where the operator keeps it.
     pub output: Option<FlexTensor>,
-    /// What it saved besides.
+    /// The buffers that the forward saved.
     pub saved: Saved,
     /// Gradient of the output, contiguous.
     pub gradient: FlexTensor,
@@ -81,7 +81,7 @@ pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
     }
 }
 
-/// The tensor where nobody else holds it and its elements are all of its memory, else a copy of which that is true.
+/// The tensor itself where it is the only owner of its memory and fills it, else a copy.
 pub(crate) fn owned(mut tensor: FlexTensor) -> FlexTensor {
     let count = dimensions(&tensor).iter().product::<usize>();
     let whole = tensor.is_contiguous()
@@ -105,7 +105,7 @@ pub(crate) fn dimensions(tensor: &FlexTensor) -> Vec<usize> {
     tensor.shape().to_vec()
 }
 
-/// What the graph keeps of one application.
+/// The part of one application that the autodiff graph keeps.
 #[derive(Debug, Clone)]
 struct Kept<const N: usize> {
     operator: Arc<dyn FusedOperator<N>>,

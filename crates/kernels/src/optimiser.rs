@@ -1,4 +1,4 @@
-//! Optimiser steps on flat tensors.
+//! The optimiser's step (AdamW, arXiv 1711.05101) and the sum of squares for clipping by norm, on flat tensors `[len]`.
 //!
 //! On the CPU a step is one pass over memory; elsewhere it is the same formula in tensor operations. Sums run in a fixed
 //! order, so that a resumed run repeats the interrupted one bit for bit.
@@ -45,7 +45,7 @@ pub struct AdamWState {
 }
 
 /// AdamW (arXiv 1711.05101, Algorithm 2) with bias correction; `gradient`: `[len]`, f32 throughout. On the CPU the state is
-/// changed in place where nobody else holds it.
+/// changed in place where it has no other owner.
 pub fn adamw(state: AdamWState, gradient: Tensor<1>, step: AdamWStep) -> AdamWState {
     let plain = [&state.weight, &state.first, &state.second, &gradient]
         .into_iter()

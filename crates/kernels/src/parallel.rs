@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long an idle thread stays awake.
+/// Time for which an idle thread spins before it sleeps.
 const AWAKE: Duration = Duration::from_micros(500);
 /// Looks at the state before an idle thread lets others run.
 const SPINS: usize = 2000;

@@ -1,4 +1,4 @@
-//! Reading tensors back into memory, checked in one place.
+//! Copies of tensors' values into plain vectors, with the one check that their element type is the one asked for.
 
 use burn::tensor::{Int, Tensor, TensorData};
 

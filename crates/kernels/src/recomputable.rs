@@ -1,5 +1,5 @@
-//! Tensors that the backward computes again instead of keeping them: what norms and gates give, cheap to make from what is
-//! kept anyway.
+//! Tensors that the backward recomputes instead of keeping: outputs of norms and gates, which cost one pass over inputs that are
+//! kept anyway. Selective recomputation, as in arXiv 2205.05198, section 5.
 
 use std::{
     fmt::Debug,
@@ -11,7 +11,7 @@ use burn_flex::FlexTensor;
 
 use crate::fused::{self, contiguous};
 
-/// A tensor, and how to make it again. A linear map of it keeps the recipe for its backward, not the values.
+/// A tensor, and a function that recomputes it. A linear map that reads it keeps the function for its backward, not the values.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -41,7 +41,7 @@ impl<const D: usize> Recomputable<D> {
         self.tensor
     }
 
-    /// A tensor on the host that `make` gives again, value for value.
+    /// A tensor on the host that `make` recomputes bit for bit.
     pub(crate) fn new(
         tensor: Tensor<D>,
         make: impl Fn() -> FlexTensor + Send + Sync + 'static,
@@ -60,7 +60,7 @@ impl<const D: usize> Recomputable<D> {
     }
 }
 
-/// The recipe of a transient tensor. Its readers share what it makes; the values go with the last of them.
+/// The function that recomputes a tensor. All readers share one result, which is freed with the last of them.
 #[derive(Clone)]
 pub(crate) struct Remake(Arc<Shared>);
 

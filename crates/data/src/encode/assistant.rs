@@ -1,7 +1,7 @@
-//! Which characters of a rendered conversation the assistant says.
+//! The characters of a rendered conversation that the assistant generates, for the loss mask.
 //!
 //! A template with `{% generation %}` marks says so itself. Otherwise the conversation is rendered up to each assistant's turn
-//! with a generation prompt, and up to its end: what lies between is what the model has to generate. Templates whose rendering
+//! with a generation prompt, and up to its end: the text between is the model's to generate. Templates whose rendering
 //! of a turn depends on later turns break that; then the turn's content is looked for in the text.
 
 use crate::record::Message;
@@ -32,7 +32,7 @@ pub(super) fn render_marked(
     Ok(rendered)
 }
 
-/// What the assistant says in a turn.
+/// The assistant's text in a turn.
 fn span(
     template: &ChatTemplate,
     conversation: &Conversation,

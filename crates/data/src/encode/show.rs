@@ -1,4 +1,4 @@
-//! An example as text in which one sees what is learned.
+//! An encoded example as text with the targets of the loss marked, as `data show` prints it.
 
 use super::{Encoder, Example};
 use crate::Result;
@@ -8,8 +8,8 @@ const GIVEN: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
 
 impl Encoder {
-    /// The text of an example with its special tokens; what is learned is green and the rest dim, or without `colour` what is
-    /// learned stands between ⟦ and ⟧. A character spread over several tokens goes with its last one.
+    /// The text of an example with its special tokens; targets are green and the rest dim, or without `colour` targets
+    /// stand between ⟦ and ⟧. A character spread over several tokens goes with its last one.
     ///
     /// # Errors
     /// [`crate::Error::Tokenizer`] when the ids cannot be decoded.

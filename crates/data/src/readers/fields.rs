@@ -92,7 +92,7 @@ pub(super) fn list<'a>(name: &str, value: &'a Value) -> Result<&'a Vec<Value>, S
         .ok_or_else(|| format!("`{name}` must be a list, found {}", kind(value)))
 }
 
-/// What a value is, in words.
+/// The type of a value, in words.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

@@ -87,7 +87,7 @@ pub struct Loaded {
     pub skipped: Vec<Error>,
 }
 
-/// What is wrong with a record, and how many lines after its first.
+/// The fault of a record, and its line, counted from the record's first.
 struct Problem {
     offset: usize,
     reason: String,

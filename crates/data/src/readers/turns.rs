@@ -1,4 +1,4 @@
-//! The rules of a conversation: who may speak after whom.
+//! The order of roles in a conversation: which role may follow which.
 
 use crate::nearest::suggestion;
 use crate::record::Message;

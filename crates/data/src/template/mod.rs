@@ -29,7 +29,7 @@ pub const OUTPUT_LIMIT: usize = 64 << 20;
 /// The most instructions that one rendering may run: some seconds of work, which only a hostile template asks for.
 const MOST_WORK: u64 = 50_000_000;
 
-/// What is said and nothing else, with the end-of-sequence token after the assistant's part: for tasks whose questions and
+/// The messages' texts and nothing else, with the end-of-sequence token after the assistant's part: for tasks whose questions and
 /// answers carry their own marks.
 pub const PLAIN: &str = "\
 {%- for message in messages %}
@@ -42,7 +42,7 @@ pub const PLAIN: &str = "\
 {%- endif %}
 {%- endfor %}";
 
-/// ChatML, with marks around what the assistant says and the token that ends its turn. It refuses tools, for which ChatML has
+/// ChatML, with generation marks around the assistant's text and the token that ends its turn. It refuses tools, for which ChatML has
 /// no one form.
 pub const CHATML: &str = "\
 {%- if tools %}
@@ -88,7 +88,7 @@ pub struct ChatTemplate {
     marks_generation: bool,
 }
 
-/// What a template is rendered with.
+/// The variables of a template's rendering.
 #[derive(Debug, Clone)]
 pub struct Conversation<'a> {
     /// The turns, in order.
@@ -266,7 +266,7 @@ fn cut_at_mark(rendered: Rendered) -> Result<Rendered> {
     })
 }
 
-/// What `transformers` gives its templates, shared by all of them.
+/// The template engine with the settings, filters and functions that `transformers` gives templates, shared by all of them.
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);

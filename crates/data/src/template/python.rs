@@ -141,11 +141,11 @@ pub(super) fn method(
     }
 }
 
-/// How [`to_json`] writes.
+/// Format of [`to_json`].
 struct Layout {
     ensure_ascii: bool,
     sort_keys: bool,
-    /// What one level is indented by; `None` is all on one line.
+    /// The indentation of one level; `None` is all on one line.
     indent: Option<String>,
     between_items: String,
     after_key: String,

@@ -52,7 +52,7 @@ pub struct Tokenizer {
     companion: Arc<Companion>,
 }
 
-/// What turns text into ids, with what is derived from it on first use.
+/// The pipeline from text to ids, with the values that are derived from it on first use.
 #[derive(Debug)]
 struct Pipeline {
     kind: Kind,
@@ -64,13 +64,13 @@ struct Pipeline {
 /// The two kinds of pipeline.
 #[derive(Debug)]
 enum Kind {
-    /// What a `tokenizer.json` describes.
+    /// The pipeline of a `tokenizer.json`.
     Library(Box<tokenizers::Tokenizer>),
     /// RWKV's table of byte strings.
     World(World),
 }
 
-/// What the files next to `tokenizer.json` say.
+/// Special tokens, templates and limits from the files next to `tokenizer.json`.
 #[derive(Debug, Clone, Default)]
 struct Companion {
     special: SpecialTokens,

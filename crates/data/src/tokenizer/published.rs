@@ -1,4 +1,4 @@
-//! Encodings that the reference library gives, one for every part of the pipeline.
+//! Tests: encodings that the reference library gives, one for every part of the pipeline.
 
 use serde_json::{Value, json};
 

@@ -21,7 +21,7 @@ use trie::Trie;
 
 /// The file's name, which folders of these models share.
 pub(super) const VOCABULARY: &str = "rwkv_vocab_v20230424.txt";
-/// What id 0 is called where a folder does not say.
+/// The text of id 0 where a folder names none.
 pub(super) const END_OF_TEXT: &str = "<|rwkv_tokenizer_end_of_text|>";
 /// No known table comes near this id.
 const LARGEST_ID: u32 = 1 << 24;

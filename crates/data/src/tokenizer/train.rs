@@ -22,7 +22,7 @@ const CHUNK: usize = 4096;
 /// The largest vocabulary that can be asked for.
 const LARGEST_VOCABULARY: usize = 1 << 24;
 
-/// What the trainer is asked for.
+/// Options of the training of a tokenizer.
 ///
 /// ```
 /// use espalier_data::tokenizer::BpeOptions;

@@ -44,7 +44,7 @@ enum Case {
     Upper,
 }
 
-/// What was drawn besides the story.
+/// The draws besides the story.
 struct Plan {
     layout: Layout,
     case: Case,

@@ -1,6 +1,6 @@
-//! What must be remembered: tasks on which models with windows, with fixed memories and with attention part ways.
+//! Memory: tasks that separate windowed attention, recurrent states of a fixed size and full attention.
 //!
-//! `flags/GAP` sets four flags, goes on about nothing for GAP letters, and asks for each flag once; attention whose windows reach
+//! `flags/GAP` sets four flags, fills GAP letters with noise, and asks for each flag once; attention whose windows reach
 //! less far can only guess among four. `mqar/N` (arXiv 2312.04927) gives N of 2N keys a value of 2N each, then asks for every
 //! key. `copying/LENGTH` (arXiv 2312.00752) hides letters among blanks and wants them back in order. Answers stand in turns of
 //! their own, so that a conversation is learned where it can be known.

@@ -87,7 +87,7 @@ impl FromStr for Split {
     }
 }
 
-/// What a generator draws: an item that has no task, split and index yet.
+/// An item as a generator draws it, without task, split and index.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Draft {
     /// The question; may be empty.
@@ -96,7 +96,7 @@ pub struct Draft {
     pub solution: String,
     /// The short answer.
     pub answer: String,
-    /// What makes two items the same question.
+    /// The key: items with the same key are the same question.
     pub key: String,
     /// Whatever else the checker needs.
     pub fields: Map<String, Value>,
@@ -125,7 +125,7 @@ pub struct Item {
     pub solution: String,
     /// The short answer.
     pub answer: String,
-    /// What makes two items the same question; decides the split.
+    /// The key: items with the same key are the same question; it decides the split.
     pub key: String,
     /// Fields of the task, such as `instruction_id_list` or `support`.
     pub fields: Map<String, Value>,

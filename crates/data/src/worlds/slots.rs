@@ -21,7 +21,7 @@ pub const WORLD: World = World {
 const SLOTS: usize = 10;
 const SLOT: usize = 6;
 const SYMBOLS: usize = 12;
-/// What announces a symbol, one as good as the other.
+/// Markers before a symbol, all with the same meaning.
 const MARKERS: [char; 6] = ['=', '<', '>', '|', '+', '-'];
 /// Slots whose symbols are free.
 const FREE: usize = 3;
@@ -41,7 +41,7 @@ fn generate(_: &str, _: Split, random: &mut Random) -> Draft {
         let [a, b, c] = [3, 2, 1].map(|back| chain[chain.len() - back]);
         chain.push(look_up(&table, c, look_up(&table, a, b)));
     }
-    // What is said before each symbol that is asked for, and the symbol.
+    // The text before each symbol that is asked for, and the symbol.
     let mut turns: Vec<(String, String)> = vec![(String::new(), String::new())];
     for (slot, symbol) in chain.iter().enumerate() {
         let place = random.below(SLOT - 1);

@@ -202,8 +202,8 @@ impl Story {
             .collect()
     }
 
-    /// Where a title stands first, it names what the story is about and a word of its end: whoever goes on from it has to
-    /// look back.
+    /// Where a title stands first, it names what the story is about and a word of its end: to continue
+    /// it a model has to copy from the context.
     fn draft(self, titled: bool) -> Draft {
         let (key, fields) = (self.key(), self.fields());
         let Self {

@@ -1,9 +1,8 @@
-//! Strings of letters with rules: the smallest tasks on which an architecture can show what it can do.
+//! Strings of letters with rules (copy, reverse, count, ...): the smallest tasks that tell architectures apart.
 //!
 //! `reverse` turns a string around (arXiv 1706.03762's encoder-decoder needs its cross-attention for it), `copy`, asked in the same
-//! words, gives it back as it is; `count` goes on in
-//! the alphabet of sixteen letters and `steps` does so in steps of one to five, so that hidden letters follow from others; `doubled`
-//! writes every letter twice; `mirror` is a string and its reverse, `repeated` a string twice;
+//! words, gives it back as it is; `count` continues the alphabet of sixteen letters, `steps` in steps of one to five, so that hidden
+//! letters can be inferred; `doubled` writes every letter twice; `mirror` is a string and its reverse, `repeated` a string twice;
 //! `markov/N` is a text of N letters in which two letters decide the next one, but for a tenth that is noise (arXiv
 //! 2108.12409's question: what happens beyond the length of training?).
 

@@ -1,4 +1,4 @@
-//! What must be followed step by step, and is asked for at the end alone.
+//! State tracking: a state that changes at every step and is asked for at the end alone.
 //!
 //! `permutations/N` (the word problem of the permutations of three things, arXiv 2404.08819) names up to N permutations and wants
 //! the one that they make together: linear recurrences whose transitions are diagonal cannot do that at any length. `resets/N`
@@ -37,7 +37,7 @@ const PERMUTATIONS: [[usize; 3]; 6] = [
     [2, 1, 0],
 ];
 
-/// What sums are taken modulo.
+/// The modulus of the sums.
 const DIGITS: usize = 4;
 
 /// The share of steps that start over.
@@ -64,7 +64,7 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
     }
 }
 
-/// What is said, and the number of what comes out.
+/// The text, and the number of the result.
 fn permutations(steps: usize, random: &mut Random) -> (String, usize) {
     let mut order = PERMUTATIONS[0];
     let step = |_| {

@@ -34,9 +34,9 @@ const LARGEST: f64 = 1e300;
 pub struct Chart {
     /// The heading.
     pub title: String,
-    /// What is along the horizontal axis.
+    /// Label of the horizontal axis.
     pub x_label: String,
-    /// What is along the vertical axis.
+    /// Label of the vertical axis.
     pub y_label: String,
     /// Whether the vertical axis is logarithmic; values that are not positive are then left out.
     pub log_y: bool,

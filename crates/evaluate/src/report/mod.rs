@@ -71,7 +71,7 @@ pub enum Section {
     Chart(Chart),
     /// Rows and columns.
     Table(Table),
-    /// What a model said, under one heading.
+    /// Samples of a model, under one heading.
     Conversations(Vec<Conversation>),
     /// Paragraphs, separated by blank lines.
     Text {
@@ -85,7 +85,7 @@ pub enum Section {
 /// An exchange with a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Conversation {
-    /// What is shown; may be empty.
+    /// The heading; may be empty.
     pub title: String,
     /// Role and text of each turn; a turn of role `assistant` is set off as the model's.
     pub turns: Vec<(String, String)>,

@@ -116,7 +116,7 @@ impl Table {
     }
 }
 
-/// How a column is set.
+/// Alignment of a column.
 struct Column {
     width: usize,
     numeric: bool,

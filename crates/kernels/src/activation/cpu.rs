@@ -116,7 +116,7 @@ impl Gated {
         }
     }
 
-    /// Computes the output again, once the operator has run.
+    /// A function that recomputes the output, once the operator has run.
     pub fn remake(&self) -> impl Fn() -> FlexTensor + Send + Sync + 'static {
         let (activation, factors) = (self.activation, self.factors.clone());
         move || {

@@ -39,7 +39,7 @@ pub fn activate<const D: usize>(activation: Activation, x: Tensor<D>) -> Tensor<
     }
 }
 
-/// `activation(gate) * up`, elementwise over two tensors of one shape; to be made again in the backward.
+/// `activation(gate) * up`, elementwise over two tensors of one shape; recomputed in the backward where a linear map reads it.
 ///
 /// With [`Precision::Bf16`] both factors are rounded to bf16 first, and kept so for the backward.
 pub fn gated<const D: usize>(

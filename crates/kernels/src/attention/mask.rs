@@ -1,4 +1,4 @@
-//! What a query may see: an interval of keys.
+//! The attention mask: for each query, the interval of keys that it may see.
 //!
 //! Causal order, windows, packed documents and padding are all intervals, so the mask of a whole batch is two numbers a
 //! query, and whole blocks of forbidden keys are skipped without being looked at.
@@ -26,7 +26,7 @@ pub struct MaskSpec<'a> {
     pub segments: Option<&'a [u32]>,
 }
 
-/// What the queries of a batch may see.
+/// The intervals of keys that the queries of a batch may see.
 #[derive(Debug, Clone)]
 pub struct Mask {
     /// First key and the key after the last, for each query of each row; one row stands for all where they are alike.

@@ -189,7 +189,7 @@ impl<'a> Head<'a> {
         });
     }
 
-    /// Adds what the gradients of some rows' logits mean for hidden states, weight and bias.
+    /// Adds the contributions of some rows' logit gradients to the gradients of hidden states, weight and bias.
     fn accumulate(&self, rows: &Range<usize>, of_logits: &[f32], gradients: &mut Gradients) {
         if !gradients.bias.is_empty() {
             for row in of_logits.chunks_exact(self.vocabulary) {

@@ -1,4 +1,5 @@
-//! The log-probability of given tokens, from hidden states or from logits; its negative sum is the cross-entropy.
+//! The log-probability of given tokens, from hidden states `[tokens, width]` or from logits `[tokens, vocabulary]`; its negative sum
+//! is the cross-entropy. From hidden states the logits are computed by chunks of rows and never whole in memory.
 
 mod cpu;
 pub mod reference;
@@ -7,18 +8,18 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::{fused, linear::Precision};
 
-/// How the head turns hidden states into logits.
+/// The head: the map from hidden states to logits.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct HeadOptions {
     /// Logits `z` become `softcap * tanh(z / softcap)` (Gemma 2).
     pub softcap: Option<f64>,
     /// Arithmetic of the products, forward and backward.
     pub precision: Precision,
-    /// What the cross-entropy asks for beyond the targets; log-probabilities do not depend on it.
+    /// Terms of the loss beyond the targets' log-probabilities, which do not depend on it.
     pub regularisation: Regularisation,
 }
 
-/// What a cross-entropy asks for beyond the targets.
+/// Terms of the cross-entropy beyond the targets' log-probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Regularisation {
     /// Adds this times `(log Z)^2` for every row, `Z` the sum of its logits' exponentials (PaLM).

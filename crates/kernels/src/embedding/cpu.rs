@@ -1,4 +1,4 @@
-//! Gather, and its scatter in the order of the ids.
+//! The gather of rows, and its gradient: a scatter that adds in the order of the ids, so that sums are reproducible.
 
 use burn_flex::FlexTensor;
 

@@ -1,4 +1,4 @@
-//! Rows of a table by index, with the scatter gradient.
+//! Embedding: rows of a table `[rows, width]` by token id, whose gradient adds each row's contributions.
 
 mod cpu;
 

@@ -1,6 +1,6 @@
 //! Feed-forward experts on host memory, forward and backward in one operator.
 //!
-//! The backward keeps the inner rows before the activation and makes the rest again. The gradient of a choice's weight is
+//! The backward keeps the inner rows before the activation and recomputes the rest. The gradient of a choice's weight is
 //! taken before the last product, `<g, W h> = <W^T g, h>`, so that the experts' outputs are not kept.
 
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! One linear map for every slot, and the weighted sum of such maps for every token, on host memory.
+//! Linear maps as experts, on host memory: a map for every slot (a token's choice of an expert), and for every token the sum of its
+//! slots' maps by their gating weights.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::{
     matmul::{Precision, Write},
 };
 
-/// What both operators share: how rows are multiplied, and how slots lie.
+/// The options of both operators: the arithmetic of the products, and the layout of slots.
 #[derive(Debug)]
 pub(super) struct Linear {
     pub routing: Arc<Routing>,

@@ -1,7 +1,7 @@
 //! Experts: each token passes through a few of many feed-forward layers or linear maps (arXiv 1701.06538).
 //!
-//! A [`Routing`] says which; rows are grouped by expert, multiplied group by group with one stacked weight, and brought
-//! back. Experts without tokens cost nothing. The routing itself has no gradient; the weights of the choices have.
+//! A [`Routing`] says which; rows are grouped by expert, multiplied group by group with one stacked weight, and scattered
+//! back to their tokens. Experts without tokens cost nothing. The routing itself has no gradient; the weights of the choices have.
 
 mod feed_forward;
 mod groups;

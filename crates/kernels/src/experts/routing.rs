@@ -1,4 +1,4 @@
-//! Which expert sees which token.
+//! Routing: which experts compute which token, by the largest scores (top-k), with an optional capacity for each expert.
 
 use std::{cmp::Ordering, ops::Range};
 

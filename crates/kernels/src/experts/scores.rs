@@ -1,5 +1,5 @@
-//! What follows from a router's scores by softmax: the weights of the choices, and the share of all tokens that each expert would
-//! have.
+//! Softmax over a router's logits `[tokens, experts]`: the gating weights of the chosen experts, and the expected share of all
+//! tokens for each expert, which load balancing losses ask for (arXiv 2101.03961, section 2.2).
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! One row added to all rows, for sums that no linear map ends.
+//! A bias added to all rows, on all threads, where it belongs to no single linear map: after a sum of experts or of low-rank maps.
 
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;

@@ -17,7 +17,7 @@ use burn_flex::FlexTensor;
 pub(super) struct Linear {
     pub precision: Precision,
     pub group: Group,
-    /// Gives the input again, where it is not kept.
+    /// Recomputes the input, where it is not kept.
     pub remake: Option<Remake>,
 }
 

@@ -28,7 +28,7 @@ struct Shared {
     /// Maps whose forward is still to come, and the packed input for them.
     forwards: usize,
     packed: Option<Arc<Rows>>,
-    /// Readers whose backward is still to come, and what the others leave for the input's gradient.
+    /// Readers whose backward is still to come, and the finished readers' contributions to the input's gradient.
     backwards: usize,
     /// From the first reader's backward to the last one's.
     waiting: Option<Waiting>,

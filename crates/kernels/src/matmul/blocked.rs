@@ -155,7 +155,7 @@ fn depth_blocks(kernel: &Kernel, depth: usize) -> impl Iterator<Item = (usize, u
         .map(move |start| (start, most.min(depth - start)))
 }
 
-/// What tiles sum at once: a piece of a term, and with it small pieces that follow.
+/// The pieces of depth that tiles sum at once: a block of a term, with the small blocks after it.
 fn blocks(kernel: &Kernel, terms: &[Term<'_>]) -> Vec<Vec<Piece>> {
     let mut blocks: Vec<Vec<Piece>> = Vec::new();
     for (term, (left, _)) in terms.iter().enumerate() {

@@ -1,8 +1,8 @@
-//! The work of several products in one queue: those that one thread computes as a whole, then what a stage packs, and its tiles, one
-//! stage behind the other.
+//! One queue of tasks for several products: first the products that one thread computes as a whole, then for each stage (a block
+//! of columns and depth) the tasks that pack its panels and the tasks that compute its register tiles.
 //!
-//! Threads take the tasks in order and wait for what a task needs, not for the end of a stage: while the last tiles of one stage
-//! are computed, the next one is packed and begun.
+//! Threads take the tasks in order. A task waits for the panels that it reads, not for the end of a stage: while the last tiles of
+//! one stage are computed, the next one is packed and begun.
 
 use std::{
     slice,
@@ -91,7 +91,7 @@ struct Stage<'a> {
     computing: AtomicUsize,
 }
 
-/// What a thread does without a break.
+/// A task, which one thread runs without a break.
 enum Task<'a> {
     /// All of a plan.
     Whole(&'a Plan<'a>),

@@ -1,4 +1,5 @@
-//! Products over many rows of two matrices, `left^T right`, that are small themselves, as the gradients of low-rank factors.
+//! Small products `left^T right` that sum over many rows, such as the gradients of low-rank factors (LoRA) and of
+//! RWKV-6's narrow mixes.
 //!
 //! Reading the larger factor takes longer than the arithmetic. A task reads some of its rows once, packs them where its
 //! tiles find them in the second cache, and sums by itself; the sums of all tasks are added up in order.

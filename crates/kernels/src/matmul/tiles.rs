@@ -1,4 +1,4 @@
-//! The second step of a product through panels: its tiles, in groups that threads take one after another.
+//! The second step of a product through panels: its register tiles, in groups that threads take one after another.
 
 use std::ops::Range;
 

@@ -1,6 +1,7 @@
-//! A residual stream and the norm of it, in one pass over memory: what a block reads of the stream, and the stream that goes on.
+//! The residual stream and its norm, which the next mixer reads, as one operator with two outputs in one pass over memory.
 //!
-//! Both outputs are one operator's, so that its backward adds the gradient of the norm to that of the stream on the way.
+//! The backward adds the norm's gradient contribution to the residual stream's in the same pass; as two operators, Burn would add
+//! them in another pass on one thread. Shapes: `[.., width]`.
 
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
@@ -15,7 +16,7 @@ use crate::{
 
 /// `x` itself, and `x / sqrt(mean(x^2) + epsilon) * weight`.
 ///
-/// `x`: any shape `[.., width]`, `weight`: `[width]`. The norm is made again from `x` in the backward.
+/// `x`: any shape `[.., width]`, `weight`: `[width]`. The norm is recomputed from `x` in the backward.
 pub fn rms_norm_beside<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<1>,
@@ -32,7 +33,7 @@ pub fn rms_norm_beside<const D: usize>(
 
 /// `x` itself, and `(x - mean) / sqrt(var + epsilon) * weight + bias`.
 ///
-/// `x`: any shape `[.., width]`, `weight` and `bias`: `[width]`. The norm is made again from `x` in the backward.
+/// `x`: any shape `[.., width]`, `weight` and `bias`: `[width]`. The norm is recomputed from `x` in the backward.
 pub fn layer_norm_beside<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<1>,
@@ -53,7 +54,7 @@ pub fn layer_norm_beside<const D: usize>(
 
 /// `s = x + y`, and `s / sqrt(mean(s^2) + epsilon) * weight`.
 ///
-/// `x`, `y`: any shape `[.., width]`, `weight`: `[width]`. The norm is made again from the sum in the backward.
+/// `x`, `y`: any shape `[.., width]`, `weight`: `[width]`. The norm is recomputed from the sum in the backward.
 pub fn add_rms_norm<const D: usize>(
     x: Tensor<D>,
     y: Tensor<D>,
@@ -72,7 +73,7 @@ pub fn add_rms_norm<const D: usize>(
 
 /// `s = x + y`, and `(s - mean) / sqrt(var + epsilon) * weight + bias`.
 ///
-/// `x`, `y`: any shape `[.., width]`, `weight` and `bias`: `[width]`. The norm is made again from the sum in the backward.
+/// `x`, `y`: any shape `[.., width]`, `weight` and `bias`: `[width]`. The norm is recomputed from the sum in the backward.
 pub fn add_layer_norm<const D: usize>(
     x: Tensor<D>,
     y: Tensor<D>,

@@ -39,7 +39,7 @@ pub(super) fn groups(width: usize) -> usize {
     width.div_ceil(LANES).div_ceil(GROUP)
 }
 
-/// How the channels of a batch are shared among threads. What neighbouring channels read at one step lies together, and the
+/// Tasks that share the channels of a batch among threads. The inputs of neighbouring channels at one step lie together, and the
 /// processor fetches it ahead; so a task takes as many groups of one sequence as leave enough tasks for all threads.
 #[derive(Clone, Copy)]
 pub(super) struct Tasks {

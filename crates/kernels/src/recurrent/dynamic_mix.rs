@@ -93,7 +93,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds what a row's own output asks of it.
+    /// Adds the gradient contribution of a token's own mix.
     fn from_own(of_x: &mut [f32], gradient: &[f32], own: &[f32], shared: &[f32]) {
         for ((of_x, gradient), (own, shared)) in of_x.iter_mut().zip(gradient).zip(own.iter().zip(shared)) {
             *of_x += gradient - gradient * (own + shared);
@@ -102,7 +102,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds what the next row's output asks of it.
+    /// Adds the gradient contribution of the next token's mix.
     fn from_next(of_x: &mut [f32], gradient: &[f32], own: &[f32], shared: &[f32]) {
         for ((of_x, gradient), (own, shared)) in of_x.iter_mut().zip(gradient).zip(own.iter().zip(shared)) {
             *of_x += gradient * (own + shared);

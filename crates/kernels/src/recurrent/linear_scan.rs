@@ -1,4 +1,5 @@
-//! The first-order linear recurrence, channel by channel.
+//! The first-order linear recurrence `h_t = a_t h_{t-1} + b_t`, channel by channel: the core of gated recurrences without a
+//! matrix state (arXiv 1709.04057).
 
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;

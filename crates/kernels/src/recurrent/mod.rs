@@ -28,7 +28,8 @@ pub mod wkv7;
 
 use burn::tensor::Tensor;
 
-/// The last `count` steps of `x`, `[batch, time, width]`, in memory of their own: who remembers them does not keep the rest.
+/// The last `count` steps of `x`, `[batch, time, width]`, copied, so that a saved state does not keep the
+/// whole sequence in memory.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

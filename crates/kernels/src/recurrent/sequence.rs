@@ -82,7 +82,7 @@ impl<'a> Sequence<'a> {
         )
     }
 
-    /// How many numbers it holds.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.batch * self.time * self.width
     }

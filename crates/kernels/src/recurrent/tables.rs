@@ -1,5 +1,5 @@
-//! Products with tables that stay in the first two caches, for steps that a recurrence takes together: plain vectors, so that a
-//! product of a few steps costs nothing but its operations.
+//! Small matrix products for the chunks of a recurrence, on tables that stay in the first two caches. They need no packing, so a
+//! product over a few steps costs only its operations.
 
 use super::channel_block::{ChannelBlock, LANES};
 use crate::simd::{multiply_add, vectorised};

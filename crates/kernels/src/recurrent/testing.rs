@@ -1,4 +1,5 @@
-//! What every recurrence has to satisfy, whatever its formula.
+//! Tests that every recurrence passes: values and gradients agree with a definition in f64, a sequence read in parts agrees with
+//! the whole, and no output depends on later inputs or on the number of threads.
 
 use burn::tensor::{Device, Tensor, TensorData};
 

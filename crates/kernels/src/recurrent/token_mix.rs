@@ -163,7 +163,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds what a row's own output asks of it.
+    /// Adds the gradient contribution of a token's own mix.
     fn from_own(of_x: &mut [f32], gradient: &[f32], mu: &[f32]) {
         for ((of_x, gradient), mu) in of_x.iter_mut().zip(gradient).zip(mu) {
             *of_x += gradient - gradient * mu;
@@ -172,7 +172,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds what the next row's output asks of it.
+    /// Adds the gradient contribution of the next token's mix.
     fn from_next(of_x: &mut [f32], gradient: &[f32], mu: &[f32]) {
         for ((of_x, gradient), mu) in of_x.iter_mut().zip(gradient).zip(mu) {
             *of_x += gradient * mu;

@@ -17,7 +17,7 @@ use crate::{
     simd::{dot, vectorised},
 };
 
-/// What one task reads.
+/// The inputs of one task.
 pub(super) struct Given<'a> {
     pub inputs: &'a Inputs<'a>,
     pub output: &'a Heads<'a>,

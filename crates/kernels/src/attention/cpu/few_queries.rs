@@ -1,4 +1,4 @@
-//! Few queries, as in decoding: keys and values are read once, where they lie, and nothing is packed.
+//! Attention of few queries, as in decoding: the cached keys and values are read once, where they lie, and not packed.
 
 use super::Inputs;
 use crate::{

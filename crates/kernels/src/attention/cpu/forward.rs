@@ -1,5 +1,5 @@
-//! The forward, for each panel of queries over blocks of keys: `m' = max(m, max s)`, `l' = l e^(m - m') + sum e^(s - m')`,
-//! `o' = o e^(m - m') + v^T e^(s - m')`, all transposed: queries lie side by side.
+//! The forward with its online softmax, for each panel of queries over blocks of keys: `m' = max(m, max s)`,
+//! `l' = l e^(m - m') + sum e^(s - m')`, `o' = o e^(m - m') + v^T e^(s - m')`, all transposed: queries lie side by side.
 
 use std::ops::Range;
 

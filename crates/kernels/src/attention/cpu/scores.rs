@@ -1,4 +1,4 @@
-//! What happens to a block of scores `[keys, queries]`: scale, soft cap, bias, mask, softmax and their gradients.
+//! Operations on a block of scores `[keys, queries]`: scale, soft cap, bias, mask, online softmax, and their gradients.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ pub(super) struct Panel<'a> {
     /// The keys that each lane sees.
     first: [i32; WIDEST],
     end: [i32; WIDEST],
-    /// All keys that some lane sees, and those that every lane sees.
+    /// The keys that some lane sees, and the keys that every lane sees.
     some: Range<usize>,
     every: Range<usize>,
     scale: f32,

@@ -25,7 +25,7 @@ pub(super) struct Convolution {
 /// Steps that one task takes. Fixed, so that sums over time do not depend on the number of threads.
 const STEPS: usize = 64;
 
-/// What the rows are made from.
+/// The convolution's inputs.
 struct Inputs<'a> {
     x: Sequence<'a>,
     state: Sequence<'a>,
@@ -174,8 +174,8 @@ impl Inputs<'_> {
         }
     }
 
-    /// Each task makes the gradients before the activation of its own steps, and again those of the few behind them that its inputs
-    /// reach: less work than a pass over memory to pass them on.
+    /// Each task computes the gradients before the activation for its own steps, and a second time for the few later steps that its
+    /// inputs reach: less work than a pass over memory to hand them over.
     #[allow(unsafe_code)]
     fn backward(&self, gradient: &[f32], wanted: [bool; 4]) -> [Option<Vec<f32>>; 4] {
         let (width, time, before) = (self.x.width, self.x.time, self.state.time);

@@ -1,5 +1,5 @@
-//! Causal convolution with kernels as long as the sequence, by fast Fourier transforms: for kernels that have no short
-//! recurrence, or whose recurrence is not at hand.
+//! Causal convolution with kernels as long as the sequence, by fast Fourier transforms: for kernels without a
+//! recurrence of a few numbers of state.
 
 mod cpu;
 mod fourier;

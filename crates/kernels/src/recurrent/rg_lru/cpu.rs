@@ -1,7 +1,7 @@
 //! The unit in one pass over time, neighbouring channels side by side.
 //!
-//! With `m = sqrt(1 - a^2)`, `z = sigmoid::<FUSED>(input_gate) x` and `q` the gradient of `h`, backwards in time: `q += dh_t`,
-//! `d(ln a) = q (a h_{t-1} - z a^2 / m)`, `dx = q m sigmoid::<FUSED>(input_gate)`, `d(input_gate) = q m x s (1 - s)`,
+//! With `m = sqrt(1 - a^2)`, `z = sigmoid(input_gate) x` and `q` the gradient of `h`, backwards in time: `q += dh_t`,
+//! `d(ln a) = q (a h_{t-1} - z a^2 / m)`, `dx = q m sigmoid(input_gate)`, `d(input_gate) = q m x s (1 - s)`,
 //! `q <- a q`; `ln a` is a product of three factors.
 
 use super::{
@@ -78,7 +78,7 @@ struct Outputs<'a> {
     input_gate: &'a mut [f32],
 }
 
-/// What lasts through all steps of a vector of channels: the gradient of `h`, `-8 softplus(decay)`, and the sum over time
+/// Values that last through all steps of a vector of channels: the gradient of `h`, `-8 softplus(decay)`, and the sum over time
 /// of the latter's gradient.
 struct Carried {
     q: ChannelBlock,
@@ -111,7 +111,7 @@ vectorised! {
     }
 }
 
-/// What the operator reads.
+/// The operator's inputs.
 struct Inputs<'a> {
     x: Sequence<'a>,
     recurrence_gate: Sequence<'a>,

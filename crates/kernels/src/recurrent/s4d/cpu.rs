@@ -91,7 +91,7 @@ impl<'a> Inputs<'a> {
         )
     }
 
-    /// What a state adds to the outputs of as many steps.
+    /// The contribution of a state to the outputs of as many steps.
     fn read(&self, steps: usize) -> Matrix<'a> {
         Matrix::new(self.read, steps, self.states())
     }

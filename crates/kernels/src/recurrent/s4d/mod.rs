@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor};
 use super::long_convolution::long_convolution;
 use crate::fused::{self, Side};
 
-/// Steps whose kernel is written out; what is older comes through the state.
+/// Steps of a chunk, inside which the kernel is a matrix; older steps come through the state.
 const CHUNK: usize = 128;
 
 /// The inputs of the layer with `modes` oscillations.
@@ -86,11 +86,11 @@ pub fn s4d_by_fourier(s4d: S4d) -> Tensor<3> {
     long_convolution(s4d.x, kernel)
 }
 
-/// What a chunk of `steps` is made of. Pairs of numbers of all modes lie side by side, real parts first.
+/// The matrices of a chunk of `steps`. Complex numbers of all modes lie side by side, real parts first.
 struct Tables {
     /// `K`, with `D` in its first element: `[steps]`.
     kernel: Tensor<1>,
-    /// What a state adds to the outputs that follow it: `[steps, 2 * modes]`.
+    /// The contribution of a state to the outputs after it: `[steps, 2 * modes]`.
     read: Tensor<2>,
     /// `exp(j dt A)` for `j` from 0: `[steps + 1, 2 * modes]`.
     powers: Tensor<2>,

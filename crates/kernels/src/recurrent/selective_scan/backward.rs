@@ -29,7 +29,7 @@ struct Carried<'a> {
     skip: &'a mut [ChannelBlock],
 }
 
-/// What is known of a chunk, and what is found: rows of `[steps][blocks]`.
+/// Inputs and gradients of a chunk: rows of `[steps][blocks]`.
 struct Chunk<'a> {
     dt: &'a mut [ChannelBlock],
     driven: &'a mut [ChannelBlock],
@@ -295,7 +295,7 @@ impl Task<'_> {
         }
     }
 
-    /// Adds up what the channels of a group gave to the coefficients of the steps of a chunk.
+    /// Sums the gradient contributions of a group's channels to `B` and `C` over the steps of a chunk.
     fn coefficients(
         &self,
         gathered: &Gathered<'_>,

@@ -26,7 +26,7 @@ pub(super) struct Scan {
 /// Steps between two kept states.
 pub(super) const CHUNK: usize = 32;
 
-/// What a scan reads.
+/// The scan's inputs.
 pub(super) struct Inputs<'a> {
     pub x: Sequence<'a>,
     pub step: Sequence<'a>,
@@ -83,7 +83,7 @@ impl<'a> Inputs<'a> {
         channel_block::groups(self.x.width)
     }
 
-    /// How its channels are shared among threads.
+    /// The tasks among which its channels are shared.
     pub fn tasks(&self) -> Tasks {
         Tasks::new(self.x.batch, self.x.width)
     }
@@ -257,7 +257,7 @@ struct Outputs {
     kept: FreshRows,
 }
 
-/// What [`Inputs::prepare`] made, and the vector of channels in it that is looked at.
+/// The rows that [`Inputs::prepare`] filled, and the number of a vector of channels in them.
 pub(super) struct Rows<'a> {
     pub dt: &'a [ChannelBlock],
     pub driven: &'a [ChannelBlock],

@@ -90,7 +90,7 @@ struct Memory {
     scores: Vec<f32>,
     of_mixing: Vec<f32>,
     of_scores: Vec<f32>,
-    /// `[steps, width]`: the gradient of `x`, what the last state gives to it, and the output's times `exp(cs)`.
+    /// `[steps, width]`: the gradient of `x`, the last state's contribution to it, and the output's gradient times `exp(cs)`.
     of_x: Vec<f32>,
     from_last: Vec<f32>,
     dy_kept: Vec<f32>,

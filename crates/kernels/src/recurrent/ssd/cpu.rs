@@ -1,6 +1,6 @@
 //! The scan by chunks of time (arXiv 2405.21060, Listing 1). With `cs` the running sum of `dt A` in the chunk, `X = dt x`,
-//! `L_ij = exp::<FUSED>(cs_i - cs_j)` for `j <= i` and `S` the state before: `Y = (C B^T * L) X + diag(exp::<FUSED>(cs)) C S^T`, and the next
-//! state is `exp::<FUSED>(cs_last) S + (diag(exp::<FUSED>(cs_last - cs)) X)^T B`. No exponent is positive.
+//! `L_ij = exp(cs_i - cs_j)` for `j <= i` and `S` the state before: `Y = (C B^T * L) X + diag(exp(cs)) C S^T`, and the next
+//! state is `exp(cs_last) S + (diag(exp(cs_last - cs)) X)^T B`. No exponent is positive.
 
 use std::ops::Range;
 
@@ -31,7 +31,7 @@ pub(super) const HOW: How = How {
     threads: crate::matmul::Threads::One,
 };
 
-/// What the scan reads.
+/// The scan's inputs.
 pub(super) struct Inputs<'a> {
     pub x: Sequence<'a>,
     pub step: Sequence<'a>,
@@ -136,9 +136,9 @@ impl<'a> Inputs<'a> {
 pub(super) struct Chunk {
     /// The running sums of `dt A`.
     pub sums: Vec<f32>,
-    /// `exp::<FUSED>(cs)`: what is left of the state before the chunk.
+    /// `exp(cs)`: the decay of the state before the chunk, by step.
     pub kept: Vec<f32>,
-    /// `exp::<FUSED>(cs_last - cs)`: what is left of a step at the end.
+    /// `exp(cs_last - cs)`: the decay of a step until the end of the chunk.
     pub left: Vec<f32>,
     /// `dt x`, `[steps, width]`.
     pub x: Vec<f32>,
@@ -202,7 +202,7 @@ impl Chunk {
         decay(&mut self.mixing, &self.sums, count);
     }
 
-    /// What is left of the state before the chunk at its end.
+    /// The decay of the state over the whole chunk.
     pub fn whole(&self) -> f32 {
         self.kept.last().copied().unwrap_or(1.0)
     }
@@ -220,7 +220,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Multiplies by `exp::<FUSED>(cs_i - cs_j)`, and by zero above the diagonal.
+    /// Multiplies by `exp(cs_i - cs_j)`, and by zero above the diagonal.
     fn decay<const FUSED: bool>(scores: &mut [f32], sums: &[f32], count: usize) {
         for (i, row) in scores.chunks_exact_mut(count.max(1)).enumerate() {
             let (seen, unseen) = row.split_at_mut(i + 1);
@@ -318,7 +318,7 @@ impl Inputs<'_> {
         [y, last, kept]
     }
 
-    /// One head's chunk: the mix of its steps, what the state before gives, and the next state.
+    /// One head's chunk: the mix of its steps, the contribution of the state before, and the next state.
     fn advance(
         &self,
         state: &mut [f32],

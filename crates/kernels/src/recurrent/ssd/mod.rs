@@ -24,7 +24,7 @@ pub struct Ssd {
     pub output: Tensor<3>,
     /// `D`: `[heads]`.
     pub skip: Tensor<1>,
-    /// How many groups `B` and `C` form.
+    /// Number of groups of `B` and `C`.
     pub groups: usize,
     /// The state before the first step, `[batch, heads, width, states]`; zeros where absent.
     pub state: Option<Tensor<4>>,

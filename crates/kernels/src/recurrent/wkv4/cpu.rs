@@ -1,8 +1,8 @@
 //! The average with neighbouring channels side by side; every vector of channels is a task of its own.
 //!
-//! With `P` and `Q` the gradients of `alpha` and `beta`, backwards in time: `q = dy / (beta + exp::<FUSED>(u + k))`,
-//! `s = q exp::<FUSED>(u + k)`, `dk = s (v - y) + exp::<FUSED>(k) (P v + Q)`, `dv = s + exp::<FUSED>(k) P`, `du += s (v - y)`,
-//! `dw += exp::<FUSED>(w) (P alpha + Q beta)`, `P <- q + exp::<FUSED>(w) P`, `Q <- -q y + exp::<FUSED>(w) Q`. `P` and `Q` have a common exponent, as
+//! With `P` and `Q` the gradients of `alpha` and `beta`, backwards in time: `q = dy / (beta + exp(u + k))`,
+//! `s = q exp(u + k)`, `dk = s (v - y) + exp(k) (P v + Q)`, `dv = s + exp(k) P`, `du += s (v - y)`,
+//! `dw += exp(w) (P alpha + Q beta)`, `P <- q + exp(w) P`, `Q <- -q y + exp(w) Q`. `P` and `Q` have a common exponent, as
 //! `alpha` and `beta` have; every sum of exponents is then at most zero.
 
 use std::ops::Range;
@@ -39,7 +39,7 @@ fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
-/// The weights of what was before and of what is now under their larger exponent, and that.
+/// The weights of the past average and of the current token relative to the larger of their exponents, and that exponent.
 #[inline(always)]
 fn weights<const FUSED: bool>(before: &ChannelBlock, now: &ChannelBlock) -> [ChannelBlock; 3] {
     let largest = channels!(l => larger(before[l], now[l]));
@@ -67,7 +67,7 @@ vectorised! {
     }
 }
 
-/// What a vector of channels carries backwards.
+/// The gradients that a vector of channels carries backwards in time.
 struct Vector {
     constants: Constants,
     /// The gradients of `alpha` and `beta`, and their exponent.
@@ -128,7 +128,7 @@ vectorised! {
     }
 }
 
-/// What the average reads.
+/// The average's inputs.
 struct Inputs<'a> {
     key: Sequence<'a>,
     value: Sequence<'a>,
@@ -344,7 +344,7 @@ impl<'a> Inputs<'a> {
             for (vector, block) in vectors.iter().zip(group) {
                 let columns = channel_block::columns(width, block);
                 let found = of_state(&vector.carried, &Self::vector(&self.state, batch, block));
-                // The logarithm of the decay is -exp::<FUSED>(x), whose slope is itself.
+                // The logarithm of the decay is -exp(x), whose slope is itself.
                 let of_x = channels!(l => vector.sums[0][l] * vector.constants[0][l]);
                 // SAFETY: each vector of channels comes once in a sequence.
                 unsafe {

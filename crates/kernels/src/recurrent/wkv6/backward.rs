@@ -85,7 +85,7 @@ pub(super) fn run(
     [receptance, key, value, decay, summed(&bonus, by_key), state]
 }
 
-/// The gradients of a chunk, and what they are made of; rows of vectors.
+/// The gradients of a chunk and their intermediate products; rows of vectors.
 struct Gradients<'a> {
     /// Of the outputs.
     output: &'a mut [ChannelBlock],
@@ -342,7 +342,7 @@ impl Task<'_> {
         }
     }
 
-    /// Writes what is left before the first step of a head.
+    /// Writes the gradient of the state before a head's first step.
     fn end(&self, of: &Carried<'_>, batch: usize, head: usize) {
         let (inputs, columns) = (
             self.inputs,
@@ -404,7 +404,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// What the steps of a chunk do among themselves: `A`, `W r`, and gradients of receptance, key, decay and bonus.
+    /// The part of the gradients that stays within a chunk: `A`, `W r`, and gradients of receptance, key, decay and bonus.
     fn pairs(of: &mut Gradients<'_>, of_bonuses: &mut [ChannelBlock], chunk: &mut Chunk<'_>, bonus: &[f32]) {
         let keys = chunk.keys;
         of.key.fill([0.0; LANES]);
@@ -452,7 +452,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// What they do with the states before and after: the rest of the gradients of key and decay.
+    /// The part that passes through the states before and after: the rest of the gradients of key and decay.
     fn around(of: &mut Gradients<'_>, carried: &mut Carried<'_>, before: &[ChannelBlock], chunk: &Chunk<'_>) {
         let keys = chunk.keys;
         for block in 0..keys {

@@ -10,7 +10,8 @@ use crate::simd::{exp, vectorised};
 /// Steps of a chunk: few, because pairs of steps take time with each other.
 pub(super) const STEPS: usize = 16;
 
-/// What the steps of a chunk have, as vectors of channels with zeros behind the last: rows of `keys` or `values` vectors.
+/// The inputs of a chunk's steps and their products, as vectors of channels with zeros behind the last: rows of `keys` or
+/// `values` vectors.
 pub(super) struct Chunk<'a> {
     pub receptance: &'a mut [ChannelBlock],
     pub key: &'a mut [ChannelBlock],

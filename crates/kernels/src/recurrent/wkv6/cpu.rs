@@ -28,7 +28,7 @@ pub(super) const KEPT: usize = 4;
 /// Heads of a task at most.
 const MOST: usize = 4;
 
-/// What the recurrence reads.
+/// The recurrence's inputs.
 pub(super) struct Inputs<'a> {
     receptance: Sequence<'a>,
     key: Sequence<'a>,

@@ -35,7 +35,7 @@ const REMOVAL: usize = 3;
 const REPLACEMENT: usize = 4;
 const TABLE: usize = 5;
 
-/// What the recurrence reads.
+/// The recurrence's inputs.
 struct Inputs<'a> {
     /// In the order of the table.
     by_key: [Sequence<'a>; TABLE],

@@ -1,4 +1,5 @@
-//! Linear attention whose state forgets what it rewrites, a generalised delta rule: RWKV-7 (arXiv 2503.14456, section 3).
+//! Linear attention with a generalised delta rule, by which a new value replaces the old one under its key: RWKV-7 (arXiv
+//! 2503.14456, section 3).
 
 mod cpu;
 pub mod reference;
@@ -18,9 +19,9 @@ pub struct Wkv7 {
     pub key: Tensor<3>,
     /// `v`: `[batch, time, heads * values]`.
     pub value: Tensor<3>,
-    /// `a`, what is read to be removed: `[batch, time, heads * keys]`.
+    /// `a`, the key whose value is removed: `[batch, time, heads * keys]`.
     pub removal: Tensor<3>,
-    /// `b`, where it is removed: `[batch, time, heads * keys]`.
+    /// `b`, the key under which it is removed: `[batch, time, heads * keys]`.
     pub replacement: Tensor<3>,
     /// How many heads the channels form.
     pub heads: usize,
@@ -95,7 +96,7 @@ mod tests {
     /// Batch, time, heads, keys, values.
     type Sizes = [usize; 5];
 
-    /// What is removed, scaled so that the state stays of the size of its inputs.
+    /// The inputs, with removal keys scaled so that the state stays of the size of its inputs.
     fn inputs(t: &[Leaf], heads: usize) -> Wkv7 {
         let removal: Tensor<3> = t[4].get();
         let keys = removal.dims()[2] / heads;
