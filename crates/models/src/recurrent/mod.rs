@@ -1,7 +1,7 @@
 //! Mixers whose memory does not grow with the sequence: a spec, a layer and a file for each.
 //!
 //! A new one adds its file and a variant here. What it remembers between decoding steps is a [`RecurrentState`]; padding and
-//! packed rows are dealt with by [`Context::without_padding`] and by `separate.rs`, so that a layer sees one text in a row.
+//! packed rows are dealt with by [`Context::without_padding`] and by `unpacked_rows.rs`, so that a layer sees one text in a row.
 
 pub mod bigs;
 pub mod first_state;
