@@ -22,7 +22,29 @@ pub struct Row {
     pub segments: Vec<u32>,
 }
 
+impl From<&Example> for Row {
+    /// A row of one example.
+    fn from(example: &Example) -> Self {
+        let mut row = Self::default();
+        row.push(&example.ids, &example.targets);
+        row
+    }
+}
+
 impl Row {
+    /// For each target the place in the row from which it is predicted, the one before it, and the token itself.
+    ///
+    /// ```
+    /// use espalier_data::{encode::Example, packing::Row};
+    /// let row = Row::from(&Example::new(vec![5, 6, 7], vec![true, false, true]));
+    /// assert_eq!(row.predictions().collect::<Vec<_>>(), [(1, 7)]);
+    /// ```
+    pub fn predictions(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        (1..self.ids.len())
+            .filter(|t| self.targets[*t])
+            .map(|t| (t - 1, self.ids[t]))
+    }
+
     fn push(&mut self, ids: &[u32], targets: &[bool]) {
         let segment = self.segments.last().map_or(1, |last| last + 1);
         let positions = 0..ids.len() as u32;

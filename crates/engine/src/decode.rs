@@ -181,7 +181,7 @@ impl Batch<'_> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let mut input = Input {
             source,
-            ..padded(prompts, longest)
+            ..Input::padded_before(prompts)
         };
         let longest = before.len() + longest;
         let limit = spec.learned_positions().unwrap_or(usize::MAX);
@@ -207,10 +207,7 @@ impl Batch<'_> {
                 // Frequencies of another length: all keys are computed anew.
                 let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
                 state = SequenceState::new(model.spec());
-                input = padded(
-                    &histories,
-                    histories.iter().map(Vec::len).max().unwrap_or(0),
-                );
+                input = Input::padded_before(&histories);
             }
             let logits = last_logits(model, &input, &mut state)?;
             let vocabulary = spec.vocabulary;
@@ -239,33 +236,6 @@ pub(crate) fn source(model: &LanguageModel, texts: &[Vec<u32>]) -> Option<Box<In
         .encoder
         .as_ref()
         .map(|_| Box::new(Input::padded(texts)))
-}
-
-/// Prompts on the right of a rectangle; padding has segment 0.
-fn padded(prompts: &[Vec<u32>], longest: usize) -> Input {
-    let mut input = Input {
-        batch: prompts.len(),
-        ..Input::default()
-    };
-    if prompts.iter().all(|prompt| prompt.len() == longest) {
-        input.ids = prompts.concat();
-        return input;
-    }
-    let (mut positions, mut segments) = (Vec::new(), Vec::new());
-    for prompt in prompts {
-        let padding = longest - prompt.len();
-        input
-            .ids
-            .extend(std::iter::repeat_n(0, padding).chain(prompt.iter().copied()));
-        positions.extend(std::iter::repeat_n(0, padding).chain(0..prompt.len() as u32));
-        segments
-            .extend(std::iter::repeat_n(0, padding).chain(std::iter::repeat_n(1, prompt.len())));
-    }
-    Input {
-        positions: Some(positions),
-        segments: Some(segments),
-        ..input
-    }
 }
 
 /// Logits of the last position of every row, `[batch * vocabulary]`.

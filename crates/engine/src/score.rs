@@ -1,6 +1,6 @@
 //! Log-probabilities of given targets, in padded batches: the basis of perplexity and of preference accuracy.
 
-use espalier_data::encode::Example;
+use espalier_data::{encode::Example, packing::Row};
 use espalier_kernels::embedding::embedding;
 use espalier_models::model::{Input, LanguageModel};
 
@@ -21,7 +21,7 @@ pub struct Score {
 ///
 /// ```
 /// use burn::tensor::Device;
-/// use espalier_data::encode::Example;
+/// use espalier_data::{encode::Example, packing::Row};
 /// use espalier_engine::score::score;
 /// use espalier_models::{model::LanguageModel, source::Seed, spec::ModelSpec};
 /// let model = LanguageModel::build(ModelSpec::llama(64, 16, 2, 2, 1, 32, 32), &mut Seed(0), &Device::flex())?;
@@ -48,36 +48,23 @@ pub fn score(model: &LanguageModel, examples: &[Example], batch: usize) -> Resul
 }
 
 fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {
-    let time = rows.iter().map(|row| row.ids.len()).max().unwrap_or(1);
-    let padded = |row: &&Example| {
-        let mut ids = row.ids.clone();
-        ids.resize(time, 0);
-        ids
-    };
-    let input = Input {
-        ids: rows.iter().flat_map(padded).collect(),
-        batch: rows.len(),
-        ..Input::default()
-    };
-    let mut places = Vec::new();
+    let rows: Vec<Row> = rows.iter().map(|example| Row::from(*example)).collect();
+    let input = Input::packed(&rows.iter().collect::<Vec<_>>());
+    let time = input.time();
+    let (mut owners, mut predictors, mut targets) = (Vec::new(), Vec::new(), Vec::new());
     for (r, row) in rows.iter().enumerate() {
-        places.extend(
-            (1..row.ids.len())
-                .filter(|t| row.targets[*t])
-                .map(|t| (r, t)),
-        );
+        for (place, target) in row.predictions() {
+            owners.push(r);
+            predictors.push((r * time + place) as u32);
+            targets.push(target);
+        }
     }
     let hidden = model.hidden(&input, None)?;
     let [_, _, width] = hidden.dims();
-    let predictors: Vec<u32> = places
-        .iter()
-        .map(|(r, t)| (r * time + t - 1) as u32)
-        .collect();
-    let targets: Vec<u32> = places.iter().map(|(r, t)| rows[*r].ids[*t]).collect();
     let predicting = embedding(hidden.reshape([rows.len() * time, width]), &predictors);
     let found = model.target_scores(predicting, &targets)?;
     let mut scores = vec![Score::default(); rows.len()];
-    for ((r, _), target) in places.iter().zip(found) {
+    for (r, target) in owners.iter().zip(found) {
         scores[*r].log_probability += f64::from(target.log_probability);
         scores[*r].targets += 1;
         scores[*r].first_choices += usize::from(target.first_choice);

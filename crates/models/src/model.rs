@@ -10,10 +10,10 @@ use espalier_kernels::{
         HeadOptions, Regularisation, cross_entropy, linear_cross_entropy, linear_log_probabilities,
         log_probabilities,
     },
-    dropout::Dropout,
     linear::Precision,
 };
 
+pub use crate::input::Input;
 use crate::{
     Error, Result,
     auxiliary_losses::{AuxiliaryLosses, SideOutput, auxiliary_losses},
@@ -27,80 +27,6 @@ use crate::{
     state::SequenceState,
     taps::{Observer, Unobserved},
 };
-
-/// A batch of token ids as the model reads it. All rows have the same length; padding is a matter of segments.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Input {
-    /// Token ids, `[batch * time]`, row by row.
-    pub ids: Vec<u32>,
-    /// Rows.
-    pub batch: usize,
-    /// Position of each token, `[batch * time]`; counts on from the state when absent.
-    pub positions: Option<Vec<u32>>,
-    /// Segment of each token, `[batch * time]`, in runs: tokens see their own segment only. One segment when absent.
-    pub segments: Option<Vec<u32>>,
-    /// Type of each token, `[batch * time]`, for models that have types; 0 when absent.
-    pub token_types: Option<Vec<u32>>,
-    /// What an encoder-decoder's encoder reads, one row for each row; the state remembers it between steps.
-    pub source: Option<Box<Input>>,
-    /// Dropout of this pass, in training.
-    pub dropout: Option<Dropout>,
-}
-
-impl Input {
-    /// Rows of the same length.
-    ///
-    /// # Errors
-    /// When there are no rows, a row is empty or lengths differ.
-    pub fn rows(rows: &[Vec<u32>]) -> Result<Self> {
-        let time = rows.first().map_or(0, Vec::len);
-        if time == 0 || rows.iter().any(|row| row.len() != time) {
-            return Err(Error::Invalid(
-                "a batch needs rows of one length, at least one token long".into(),
-            ));
-        }
-        Ok(Self {
-            ids: rows.concat(),
-            batch: rows.len(),
-            ..Self::default()
-        })
-    }
-
-    /// Rows of any lengths, padded on the right with tokens of segment 0.
-    pub fn padded(rows: &[Vec<u32>]) -> Self {
-        let time = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let pad = |mut row: Vec<u32>| {
-            row.resize(time, 0);
-            row
-        };
-        let ids = rows.iter().flat_map(|row| pad(row.clone())).collect();
-        let uneven = rows.iter().any(|row| row.len() != time);
-        let segments = uneven.then(|| {
-            rows.iter()
-                .flat_map(|row| pad(vec![1; row.len()]))
-                .collect()
-        });
-        Self {
-            ids,
-            batch: rows.len(),
-            segments,
-            ..Self::default()
-        }
-    }
-
-    /// Sets the dropout of this pass, for the source too; none where the probability is 0.
-    pub fn set_dropout(&mut self, probability: f64, seed: u64) {
-        self.dropout = (probability > 0.0).then_some(Dropout { probability, seed });
-        if let Some(source) = &mut self.source {
-            source.dropout = self.dropout;
-        }
-    }
-
-    /// Tokens of each row.
-    pub fn time(&self) -> usize {
-        self.ids.len() / self.batch.max(1)
-    }
-}
 
 /// A language model of any family.
 ///

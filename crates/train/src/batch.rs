@@ -9,50 +9,55 @@ use espalier_kernels::embedding::embedding;
 use espalier_models::{
     auxiliary_losses::AuxiliaryLosses,
     model::{Input, LanguageModel},
-    taps::Unobserved,
+    taps::{Observer, Unobserved},
 };
 
 use crate::{
     Result,
+    columns::Columns,
+    metrics::{ACCURACY, EXACT_MATCH},
     objectives::{Loss, Metric},
 };
 
-/// One unit of training data.
-#[derive(Debug, Clone)]
-pub enum Sample {
-    /// A row of one or several examples.
-    Row(Row),
-    /// A better and a worse answer, with the reference's log-probabilities `[chosen, rejected]` once they are known.
-    Pair(Pair, [f64; 2]),
+/// One unit of training data: one or several rows that belong together, and what is known of them.
+///
+/// ```
+/// use espalier_data::encode::Example;
+/// use espalier_train::batch::Sample;
+/// let mut sample = Sample::example(&Example::new(vec![5, 6, 7], vec![false, true, true]));
+/// sample.columns.set_texts("gold", vec!["7".into()]);
+/// assert_eq!((sample.rows.len(), sample.tokens()), (1, 3));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sample {
+    /// A text or conversation, or several in one row; of a preference pair the better answer, then the worse one.
+    pub rows: Vec<Row>,
+    /// Labels, gold answers, rewards, scores of a reference.
+    pub columns: Columns,
 }
 
 impl Sample {
+    /// Rows without columns.
+    pub fn new(rows: Vec<Row>) -> Self {
+        Self {
+            rows,
+            columns: Columns::default(),
+        }
+    }
+
     /// A row of one example.
-    pub fn example(example: Example) -> Self {
-        Self::Row(single(&example))
+    pub fn example(example: &Example) -> Self {
+        Self::new(vec![Row::from(example)])
+    }
+
+    /// A row of the better answer, and one of the worse.
+    pub fn pair(pair: &Pair) -> Self {
+        Self::new([&pair.chosen, &pair.rejected].map(Row::from).to_vec())
     }
 
     /// Tokens that the model reads.
     pub fn tokens(&self) -> usize {
-        match self {
-            Self::Row(row) => row.ids.len(),
-            Self::Pair(pair, _) => pair.chosen.ids.len() + pair.rejected.ids.len(),
-        }
-    }
-}
-
-/// An example as a row of its own.
-pub fn single(example: &Example) -> Row {
-    let length = example.ids.len();
-    let mut targets = example.targets.clone();
-    if let Some(first) = targets.first_mut() {
-        *first = false;
-    }
-    Row {
-        ids: example.ids.clone(),
-        targets,
-        positions: (0..length as u32).collect(),
-        segments: vec![1; length],
+        self.rows.iter().map(|row| row.ids.len()).sum()
     }
 }
 
@@ -70,43 +75,33 @@ pub struct TokenBatch {
 }
 
 impl TokenBatch {
-    /// Pads `rows` on the right. Padding is a segment of its own, so that nothing sees it and routers leave it out.
+    /// Pads `rows` on the right; every target is predicted from the token before it.
     pub fn new(rows: &[&Row]) -> Self {
-        let time = rows
-            .iter()
-            .map(|row| row.ids.len())
-            .max()
-            .unwrap_or(0)
-            .max(1);
-        let packed = rows.iter().any(|row| row.segments.iter().any(|s| *s != 1));
-        let padded = rows.iter().any(|row| row.ids.len() < time);
-        let pad = |values: &[u32], filler: u32| {
-            let mut padded = values.to_vec();
-            padded.resize(time, filler);
-            padded
-        };
-        let mut batch = Self {
-            input: Input {
-                ids: rows.iter().flat_map(|row| pad(&row.ids, 0)).collect(),
-                batch: rows.len(),
-                positions: packed
-                    .then(|| rows.iter().flat_map(|row| pad(&row.positions, 0)).collect()),
-                segments: (packed || padded)
-                    .then(|| rows.iter().flat_map(|row| pad(&row.segments, 0)).collect()),
-                ..Input::default()
-            },
-            predictors: Vec::new(),
-            targets: Vec::new(),
-            rows: Vec::new(),
-        };
+        let mut batch = Self::unasked(rows);
+        let time = batch.input.time();
         for (r, row) in rows.iter().enumerate() {
-            for t in (1..row.ids.len()).filter(|t| row.targets[*t]) {
-                batch.predictors.push((r * time + t - 1) as u32);
-                batch.targets.push(row.ids[t]);
-                batch.rows.push(r);
+            for (place, target) in row.predictions() {
+                batch.ask(r, r * time + place, target);
             }
         }
         batch
+    }
+
+    /// Pads `rows` on the right and asks for nothing yet.
+    pub fn unasked(rows: &[&Row]) -> Self {
+        Self {
+            input: Input::packed(rows),
+            predictors: Vec::new(),
+            targets: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Asks for `target`, predicted from the flat index `predictor`, in row `row`.
+    pub fn ask(&mut self, row: usize, predictor: usize, target: u32) {
+        self.predictors.push(predictor as u32);
+        self.targets.push(target);
+        self.rows.push(row);
     }
 
     /// Sources for an encoder and targets for its decoder, which reads `start` and its targets but the last.
@@ -132,11 +127,9 @@ impl TokenBatch {
             rows: Vec::new(),
         };
         for (r, (_, target)) in pairs.iter().enumerate() {
-            batch
-                .predictors
-                .extend((0..target.len()).map(|t| (r * time + t) as u32));
-            batch.targets.extend(target);
-            batch.rows.extend(target.iter().map(|_| r));
+            for (t, id) in target.iter().enumerate() {
+                batch.ask(r, r * time + t, *id);
+            }
         }
         batch
     }
@@ -164,43 +157,45 @@ impl TokenBatch {
     /// # Errors
     /// When a token id is outside the vocabulary.
     pub fn loss(&self, model: &LanguageModel) -> Result<Loss> {
-        self.loss_and_choices(model).map(|(loss, _)| loss)
+        self.loss_and_choices(model, &mut Unobserved)
+            .map(|(loss, _)| loss)
     }
 
-    /// As [`TokenBatch::loss`], with which targets are the model's first choice; none of a model that is being trained.
+    /// As [`TokenBatch::loss`], with an observer of the hidden states, and with which targets are the model's first choice;
+    /// none of a model that is being trained.
     ///
     /// # Errors
     /// As [`TokenBatch::loss`].
-    pub fn loss_and_choices(&self, model: &LanguageModel) -> Result<(Loss, Vec<bool>)> {
-        let (predicting, auxiliary) = self.predicting(model)?;
+    pub fn loss_and_choices(
+        &self,
+        model: &LanguageModel,
+        observer: &mut dyn Observer,
+    ) -> Result<(Loss, Vec<bool>)> {
+        let (predicting, auxiliary) = self.predicting(model, observer)?;
         let sum = model.cross_entropy(predicting.clone(), &self.targets)?;
         let count = self.targets.len() as f64;
         let mut loss = Loss::new(sum, count, auxiliary);
-        let mut right = Vec::new();
-        if !model.is_training() {
-            let scores = model.target_scores(predicting, &self.targets)?;
-            right = scores.iter().map(|score| score.first_choice).collect();
-            loss.metrics.push(share("accuracy", right.iter().copied()));
-            // A row of several documents is no one answer.
-            if self
-                .input
-                .segments
-                .iter()
-                .flatten()
-                .all(|segment| *segment <= 1)
-            {
-                let rows = right
-                    .iter()
-                    .zip(&self.rows)
-                    .map(|(right, row)| (*row, *right))
-                    .collect::<Vec<_>>();
-                let whole = rows
-                    .chunk_by(|a, b| a.0 == b.0)
-                    .map(|row| row.iter().all(|(_, right)| *right));
-                loss.metrics.push(share("exact_match", whole));
-            }
+        if model.is_training() {
+            return Ok((loss, Vec::new()));
         }
+        let scores = model.target_scores(predicting, &self.targets)?;
+        let right: Vec<bool> = scores.iter().map(|score| score.first_choice).collect();
+        loss.metrics
+            .push(share(ACCURACY.name, right.iter().copied()));
+        loss.metrics.extend(self.exact_match(&right));
         Ok((loss, right))
+    }
+
+    /// How many rows have all of their targets right; a row of several documents is no one answer.
+    fn exact_match(&self, right: &[bool]) -> Option<Metric> {
+        let mut segments = self.input.segments.iter().flatten();
+        let rows: Vec<_> = self.rows.iter().zip(right).collect();
+        let whole = rows
+            .chunk_by(|a, b| a.0 == b.0)
+            .map(|row| row.iter().all(|(_, right)| **right));
+        segments
+            .all(|segment| *segment <= 1)
+            .then(|| share(EXACT_MATCH.name, whole))
     }
 
     /// Log-probability of every target, `[targets]`, and the losses that the model brings along; only the predicting
@@ -208,17 +203,26 @@ impl TokenBatch {
     ///
     /// # Errors
     /// When a token id is outside the vocabulary.
-    pub fn log_probabilities(&self, model: &LanguageModel) -> Result<(Tensor<1>, AuxiliaryLosses)> {
-        let (predicting, auxiliary) = self.predicting(model)?;
-        Ok((
-            model.log_probabilities(predicting, &self.targets)?,
-            auxiliary,
-        ))
+    pub fn log_probabilities(
+        &self,
+        model: &LanguageModel,
+        observer: &mut dyn Observer,
+    ) -> Result<(Tensor<1>, AuxiliaryLosses)> {
+        let (predicting, auxiliary) = self.predicting(model, observer)?;
+        let values = model.log_probabilities(predicting, &self.targets)?;
+        Ok((values, auxiliary))
     }
 
-    /// The hidden states that predict the targets, `[targets, width]`, and the losses that the model brings along.
-    fn predicting(&self, model: &LanguageModel) -> Result<(Tensor<2>, AuxiliaryLosses)> {
-        let forward = model.forward(&self.input, None, &mut Unobserved)?;
+    /// The last hidden states that predict the targets, `[targets, width]`, and the losses that the model brings along.
+    ///
+    /// # Errors
+    /// When a token id is outside the vocabulary.
+    pub fn predicting(
+        &self,
+        model: &LanguageModel,
+        observer: &mut dyn Observer,
+    ) -> Result<(Tensor<2>, AuxiliaryLosses)> {
+        let forward = model.forward(&self.input, None, observer)?;
         let [batch, time, width] = forward.hidden.dims();
         let hidden = embedding(
             forward.hidden.reshape([batch * time, width]),
@@ -255,8 +259,8 @@ mod tests {
 
     #[test]
     fn targets_are_predicted_from_the_position_before_them() {
-        let first = single(&Example::new(vec![5, 6, 7], vec![true, false, true]));
-        let second = single(&Example::new(vec![8, 9], vec![false, true]));
+        let first = Row::from(&Example::new(vec![5, 6, 7], vec![true, false, true]));
+        let second = Row::from(&Example::new(vec![8, 9], vec![false, true]));
         let batch = TokenBatch::new(&[&first, &second]);
         assert_eq!(batch.input.ids, [5, 6, 7, 8, 9, 0]);
         assert_eq!(

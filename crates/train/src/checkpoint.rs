@@ -1,32 +1,70 @@
-//! Checkpoints of a run: the trained weights, the optimiser's moments and the step, in a folder that appears whole.
+//! Checkpoints of a run: named tensors and the progress, in a folder that appears whole.
 //!
-//! Data order, schedule and random streams are functions of the seed and the step, so nothing else needs keeping.
+//! Data order, schedule and random streams are functions of the seed and the step, so nothing of them needs keeping.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
-use burn::tensor::Device;
-use espalier_models::{
-    checkpoint::{Dtype, TensorFile, TensorPlan, TensorWriter},
-    model::LanguageModel,
-    parameter::Parameters,
-};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::{Error, Result, optimisers::AdamW};
+use crate::{
+    Error, Result,
+    named_tensors::{self, NamedTensor, SavedTensors},
+};
 
-/// What a checkpoint says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The form of a checkpoint's folder; others are refused.
+pub const FORMAT: u64 = 2;
+
+/// What a checkpoint says of itself, in `progress.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Progress {
+    /// [`FORMAT`].
+    pub format: u64,
     /// Finished optimiser steps.
     pub step: usize,
     /// Hash of everything that decides the trajectory: options, data, starting weights.
     pub fingerprint: String,
     /// Tokens read so far.
     pub tokens: u64,
+    /// Sums of the metrics since the last line of the log, as bits.
+    pub metrics: BTreeMap<String, [u64; 2]>,
+    /// What the objective remembers beside its tensors.
+    pub objective: Value,
 }
+
+impl Progress {
+    /// The beginning of a run.
+    pub fn start(fingerprint: &str) -> Self {
+        Self {
+            format: FORMAT,
+            step: 0,
+            fingerprint: fingerprint.to_owned(),
+            tokens: 0,
+            metrics: BTreeMap::new(),
+            objective: Value::Null,
+        }
+    }
+}
+
+/// The tensors of a checkpoint, each kind in a file of its own: [`NamedTensor`]s to be written, or [`SavedTensors`].
+#[derive(Debug)]
+pub struct Tensors<T> {
+    /// The trained parameters by their keys.
+    pub weights: T,
+    /// The optimiser's state.
+    pub optimiser: T,
+    /// The objective's state.
+    pub objective: T,
+}
+
+const WEIGHTS: &str = "weights.safetensors";
+const OPTIMISER: &str = "optimiser.safetensors";
+const OBJECTIVE: &str = "objective.safetensors";
 
 /// Writes a checkpoint beside its name and renames it, then deletes all but the newest `keep`.
 ///
@@ -34,14 +72,13 @@ pub struct Progress {
 /// When the disk is full; older checkpoints are untouched then.
 pub fn write(
     folder: &Path,
-    model: &LanguageModel,
-    optimiser: &AdamW,
+    tensors: &Tensors<Vec<NamedTensor<'_>>>,
     progress: &Progress,
     keep: usize,
 ) -> Result<()> {
     let name = folder.join(format!("step-{:08}", progress.step));
     let partial = folder.join("partial");
-    let written = write_parts(&partial, model, optimiser, progress);
+    let written = write_parts(&partial, tensors, progress);
     if written.is_err() {
         let _ = fs::remove_dir_all(&partial);
     }
@@ -58,38 +95,19 @@ pub fn write(
 
 fn write_parts(
     partial: &Path,
-    model: &LanguageModel,
-    optimiser: &AdamW,
+    tensors: &Tensors<Vec<NamedTensor<'_>>>,
     progress: &Progress,
 ) -> Result<()> {
     if partial.exists() {
         fs::remove_dir_all(partial).map_err(Error::file(partial))?;
     }
     fs::create_dir_all(partial).map_err(Error::file(partial))?;
-    let mut weights = Vec::new();
-    model.visit(&mut |p| {
-        if p.is_trainable() {
-            weights.push((p.name().to_owned(), p.to_vec()));
-        }
-    });
-    write_vectors(&partial.join("weights.safetensors"), weights)?;
-    write_vectors(&partial.join("optimiser.safetensors"), optimiser.state())?;
+    named_tensors::write(&partial.join(WEIGHTS), &tensors.weights)?;
+    named_tensors::write(&partial.join(OPTIMISER), &tensors.optimiser)?;
+    named_tensors::write(&partial.join(OBJECTIVE), &tensors.objective)?;
     let path = partial.join("progress.json");
     let text = serde_json::to_string_pretty(progress).unwrap_or_default();
     fs::write(&path, text).map_err(Error::file(&path))
-}
-
-fn write_vectors(path: &Path, vectors: Vec<(String, Vec<f32>)>) -> Result<()> {
-    let plan = |(name, values): &(String, Vec<f32>)| TensorPlan {
-        name: name.clone(),
-        dtype: Dtype::F32,
-        shape: vec![values.len()],
-    };
-    let plans: Vec<TensorPlan> = vectors.iter().map(plan).collect();
-    let mut vectors: std::collections::HashMap<_, _> = vectors.into_iter().collect();
-    TensorWriter::new(plans)?
-        .write_file(path, |name| Ok(vectors.remove(name).unwrap_or_default()))?;
-    Ok(())
 }
 
 /// The checkpoints of a run, oldest first.
@@ -110,71 +128,102 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Puts the newest checkpoint into model and optimiser; none is not an error.
+/// The newest checkpoint; none is not an error.
 ///
 /// # Errors
-/// When the newest checkpoint is damaged, or belongs to another recipe, data or model.
-pub fn resume(
+/// When the newest checkpoint is damaged, of another format, or belongs to another recipe, data or model.
+pub fn newest(
     folder: &Path,
-    model: &mut LanguageModel,
-    optimiser: &mut AdamW,
     fingerprint: &str,
-) -> Result<Option<Progress>> {
+) -> Result<Option<(Progress, Tensors<SavedTensors>)>> {
     let Some(newest) = list(folder)?.pop() else {
         return Ok(None);
     };
-    let path = newest.join("progress.json");
-    let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
-    let damaged = |reason: String| Error::Checkpoint {
-        path: newest.clone(),
-        reason,
-    };
-    let progress: Progress =
-        serde_json::from_str(&text).map_err(|e| damaged(format!("progress.json: {e}")))?;
+    let progress = read_progress(&newest)?;
     if progress.fingerprint != fingerprint {
-        return Err(damaged(
+        return Err(refused(
+            &newest,
             "was written by a run with other options, data or starting weights; give another output folder or delete it"
                 .into(),
         ));
     }
-    restore_weights(&newest, model)?;
-    restore_moments(&newest, optimiser, model.device())?;
-    Ok(Some(progress))
+    let open = |name: &str| SavedTensors::open(&newest.join(name));
+    let tensors = Tensors {
+        weights: open(WEIGHTS)?,
+        optimiser: open(OPTIMISER)?,
+        objective: open(OBJECTIVE)?,
+    };
+    Ok(Some((progress, tensors)))
 }
 
-fn restore_weights(checkpoint: &Path, model: &mut LanguageModel) -> Result<()> {
-    let file = TensorFile::open(&checkpoint.join("weights.safetensors"))?;
-    let device = model.device().clone();
-    let mut failure = None;
-    model.visit_mut(&mut |p| {
-        if p.is_trainable() {
-            match file.read_f32(p.name(), None) {
-                Ok(values) if values.len() == p.len() => p.set_data(values, &device),
-                Ok(_) => failure = Some(format!("`{}` has another size", p.name())),
-                Err(error) => failure = Some(error.to_string()),
+fn read_progress(checkpoint: &Path) -> Result<Progress> {
+    let path = checkpoint.join("progress.json");
+    let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
+    let damaged = |error: serde_json::Error| refused(checkpoint, format!("progress.json: {error}"));
+    let value: Value = serde_json::from_str(&text).map_err(damaged)?;
+    let format = value.get("format").and_then(Value::as_u64);
+    if format != Some(FORMAT) {
+        let found = format.map_or("no number".to_owned(), |format| format!("number {format}"));
+        return Err(refused(
+            checkpoint,
+            format!(
+                "was written by another version of espalier (its format has {found}, this one's is {FORMAT}); give another \
+                 output folder or delete it"
+            ),
+        ));
+    }
+    serde_json::from_value(value).map_err(damaged)
+}
+
+fn refused(checkpoint: &Path, reason: String) -> Error {
+    Error::Checkpoint {
+        path: checkpoint.to_owned(),
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complaint(change: impl Fn(&mut Value)) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let nothing = || Vec::new();
+        let tensors = Tensors {
+            weights: nothing(),
+            optimiser: nothing(),
+            objective: nothing(),
+        };
+        write(folder.path(), &tensors, &Progress::start("a"), 1).unwrap();
+        let path = folder.path().join("step-00000000/progress.json");
+        let mut value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        change(&mut value);
+        fs::write(&path, value.to_string()).unwrap();
+        match newest(folder.path(), "a") {
+            Ok(found) => {
+                assert_eq!(found.unwrap().0, Progress::start("a"));
+                String::new()
             }
+            Err(error) => error.to_string(),
         }
-    });
-    match failure {
-        Some(reason) => Err(Error::Checkpoint {
-            path: checkpoint.to_owned(),
-            reason,
-        }),
-        None => Ok(()),
     }
-}
 
-fn restore_moments(checkpoint: &Path, optimiser: &mut AdamW, device: &Device) -> Result<()> {
-    let file = TensorFile::open(&checkpoint.join("optimiser.safetensors"))?;
-    let names: Vec<String> = file
-        .names()
-        .filter_map(|n| n.strip_prefix("first."))
-        .map(str::to_owned)
-        .collect();
-    for name in names {
-        let first = file.read_f32(&format!("first.{name}"), None)?;
-        let second = file.read_f32(&format!("second.{name}"), None)?;
-        optimiser.restore(&name, first, second, device);
+    #[test]
+    fn other_formats_and_runs_are_refused() {
+        assert_eq!(complaint(|_| {}), "");
+        let old = complaint(|value| drop(value.as_object_mut().unwrap().remove("format")));
+        assert!(
+            old.contains("its format has no number, this one's is 2"),
+            "{old}"
+        );
+        let other = complaint(|value| value["format"] = 3.into());
+        assert!(other.contains("its format has number 3"), "{other}");
+        let run = complaint(|value| value["fingerprint"] = "b".into());
+        assert!(
+            run.contains("other options, data or starting weights"),
+            "{run}"
+        );
+        let unknown = complaint(|value| value["more"] = 1.into());
+        assert!(unknown.contains("unknown field `more`"), "{unknown}");
     }
-    Ok(())
 }

@@ -18,6 +18,9 @@ pub enum Error {
     /// Gradients were lost on their way.
     #[error(transparent)]
     Gradients(#[from] espalier_kernels::backward::LostGradients),
+    /// Generation, for objectives that learn from what the model writes.
+    #[error(transparent)]
+    Engine(#[from] espalier_engine::Error),
     /// A file of the run.
     #[error("{}: {source}; check that the path exists and the disk has room", path.display())]
     File {
@@ -32,6 +35,14 @@ pub enum Error {
         /// The option's key.
         key: &'static str,
         /// What is wrong, and the fix.
+        reason: String,
+    },
+    /// A column of the samples is not what an objective needs.
+    #[error("column `{name}`: {reason}")]
+    Column {
+        /// The column.
+        name: String,
+        /// What is wrong.
         reason: String,
     },
     /// The loss or a gradient is not a finite number.

@@ -1,6 +1,9 @@
-//! The metrics log of a run: one JSON object a line, appended and flushed, cut back to the checkpoint on resume.
+//! What a run measures: descriptions of its metrics, sums between two lines of the log, and the log itself.
+//!
+//! The log is one JSON object a line, appended and flushed, cut back to the checkpoint on resume.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -8,7 +11,160 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Result, objectives::Metric};
+
+/// What a metric is, for logs, reports and terminals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetricDescription {
+    /// Its name in the log; of held-out data `eval_<name>`.
+    pub name: &'static str,
+    /// What it is, in a line.
+    pub help: &'static str,
+    /// The title of the chart that it is drawn in, with others of the same title.
+    pub chart: &'static str,
+    /// Whether it is a share, to be shown in percent.
+    pub share: bool,
+}
+
+impl MetricDescription {
+    /// A number of any size.
+    pub const fn number(name: &'static str, chart: &'static str, help: &'static str) -> Self {
+        Self {
+            name,
+            help,
+            chart,
+            share: false,
+        }
+    }
+
+    /// A share between 0 and 1.
+    pub const fn share(name: &'static str, chart: &'static str, help: &'static str) -> Self {
+        Self {
+            share: true,
+            ..Self::number(name, chart, help)
+        }
+    }
+}
+
+/// Metric of token predictions.
+pub const ACCURACY: MetricDescription = MetricDescription::share(
+    "accuracy",
+    "accuracy",
+    "share of the targets that are the model's first choice",
+);
+/// Metric of token predictions.
+pub const EXACT_MATCH: MetricDescription = MetricDescription::share(
+    "exact_match",
+    "accuracy",
+    "share of the rows of which every target is the model's first choice",
+);
+
+/// The loss itself.
+const LOSS: MetricDescription =
+    MetricDescription::number("loss", "loss", "mean over the units of a step");
+
+/// What models say of themselves in a forward pass, whatever the objective.
+const OF_MODELS: &[MetricDescription] = &[
+    MetricDescription::number(
+        "aux_loss",
+        "balance loss",
+        "balance loss of the routers, not weighted",
+    ),
+    MetricDescription::number(
+        "z_loss",
+        "z-loss",
+        "squared log-partition of the routers, not weighted",
+    ),
+    MetricDescription::number(
+        "experts/load",
+        "experts: the largest load over the mean",
+        "tokens of the busiest expert over the mean, averaged over the layers",
+    ),
+    MetricDescription::number(
+        "experts/load_worst",
+        "experts: the largest load over the mean",
+        "tokens of the busiest expert over the mean, in the worst layer",
+    ),
+    MetricDescription::number(
+        "experts/distinct",
+        "experts: different ones of a token",
+        "different experts that the parts of a token find",
+    ),
+    MetricDescription::share(
+        "experts/dropped",
+        "experts: dropped choices",
+        "share of the choices that a full expert dropped",
+    ),
+    MetricDescription::share(
+        "depth/predictor_accuracy",
+        "depths: predictor right",
+        "share of the tokens whose choice of depth the causal predictor foresees",
+    ),
+];
+
+/// What the trainer adds.
+const OF_STEPS: &[MetricDescription] = &[
+    MetricDescription::number(
+        "learning_rate",
+        "learning rate",
+        "step size of the last step",
+    ),
+    MetricDescription::number(
+        "gradient_norm",
+        "gradient norm",
+        "L2 norm over all parameters, before clipping",
+    ),
+];
+
+/// Everything that a run with these metrics of its objective may log, in the order in which a report shows it.
+pub fn descriptions(
+    objective: &'static [MetricDescription],
+) -> impl Iterator<Item = &'static MetricDescription> {
+    [&LOSS]
+        .into_iter()
+        .chain(objective)
+        .chain(OF_MODELS)
+        .chain(OF_STEPS)
+}
+
+/// Sums of metrics since the last line of the log.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Window {
+    sums: BTreeMap<String, [f64; 2]>,
+}
+
+impl Window {
+    /// Adds values and their units.
+    pub fn add(&mut self, metrics: &[Metric]) {
+        for metric in metrics {
+            let [sum, units] = self.sums.entry(metric.name.to_owned()).or_default();
+            *sum += metric.sum;
+            *units += metric.units;
+        }
+    }
+
+    /// The means, by name; the window is empty after that.
+    pub fn means(&mut self) -> Vec<(String, f64)> {
+        std::mem::take(&mut self.sums)
+            .into_iter()
+            .map(|(name, [sum, units])| (name, sum / units.max(1.0)))
+            .collect()
+    }
+
+    /// The sums as the bits of their numbers, which JSON keeps exactly where it would round.
+    pub fn to_bits(&self) -> BTreeMap<String, [u64; 2]> {
+        let bits = |(name, sums): (&String, &[f64; 2])| (name.clone(), sums.map(f64::to_bits));
+        self.sums.iter().map(bits).collect()
+    }
+
+    /// The window of which these are the bits.
+    pub fn from_bits(bits: BTreeMap<String, [u64; 2]>) -> Self {
+        let sums = |(name, bits): (String, [u64; 2])| (name, bits.map(f64::from_bits));
+        Self {
+            sums: bits.into_iter().map(sums).collect(),
+        }
+    }
+}
 
 /// An append-only log, `metrics.jsonl`.
 #[derive(Debug)]
@@ -78,6 +234,24 @@ fn lines_up_to(path: &Path, step: usize) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn windows_come_back_from_their_bits() {
+        let mut window = Window::default();
+        for sum in [0.1, f64::NAN, 1e-300] {
+            let name = if sum.is_nan() { "b" } else { "a" };
+            window.add(&[Metric {
+                name,
+                sum,
+                units: 3.0,
+            }]);
+        }
+        let bits = window.to_bits();
+        assert_eq!(Window::from_bits(bits.clone()).to_bits(), bits);
+        let means = window.means();
+        assert_eq!(means[0], ("a".into(), (0.1 + 1e-300) / 6.0));
+        assert_eq!(window, Window::default());
+    }
 
     #[test]
     fn resuming_drops_later_and_torn_lines() {

@@ -3,7 +3,7 @@
 use espalier_kernels::linear::Precision;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, optimisers::OptimiserName};
 
 /// How long, how fast and how often. Every key may stand in a recipe's `train` table.
 ///
@@ -36,6 +36,8 @@ pub struct TrainOptions {
     pub dropout: f64,
     /// Share of every target token's weight that all tokens get alike; held-out losses are those of the targets alone.
     pub label_smoothing: f64,
+    /// What a step makes of the gradient.
+    pub optimiser: OptimiserName,
     /// Peak step size.
     pub learning_rate: f64,
     /// Its course after warm-up.
@@ -96,6 +98,7 @@ impl Default for TrainOptions {
             gradient_checkpointing: false,
             dropout: 0.0,
             label_smoothing: 0.0,
+            optimiser: OptimiserName::AdamW,
             learning_rate: 2e-5,
             schedule: Schedule::Cosine,
             warmup: 0.03,

@@ -1,6 +1,6 @@
 //! The plan of a run: what it will cost, said before it starts.
 //!
-//! Memory counts weights, gradients, two moments and the activations of one batch; time counts six operations a parameter
+//! Memory counts weights, gradients, the optimiser's state and the activations of one batch; time counts six operations a parameter
 //! and token (four where only an adapter is trained) at the speed of a matrix product on this machine. Both are estimates
 //! to be compared with what the run then used.
 
@@ -10,6 +10,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 use espalier_kernels::linear::{Precision, linear};
 use espalier_models::{
     model::LanguageModel,
+    parameter::Parameters,
     spec::{ChannelSpec, ExpertsSpec, MixerSpec, ModelSpec},
 };
 
@@ -62,7 +63,14 @@ pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -
         longest * options.batch,
         options.gradient_checkpointing,
     );
-    let memory = 4 * parameters + 12 * trainable + activations;
+    let optimiser = options.optimiser.build(options);
+    let mut state = 0;
+    model.visit(&mut |p| {
+        if p.is_trainable() {
+            state += optimiser.bytes(p);
+        }
+    });
+    let memory = 4 * (parameters + trainable) + state + activations;
     let passes = if trainable < parameters { 4.0 } else { 6.0 };
     let passes = if options.gradient_checkpointing {
         passes + 2.0

@@ -3,7 +3,6 @@
 //! It owns data order, accumulation, clipping, the schedule, evaluation, checkpoints and metrics. Interrupted at any
 //! moment, the same call goes on from the newest checkpoint and ends with the same weights, bit for bit in f32.
 
-use espalier_kernels::readback::ReadFloats;
 use std::{
     collections::BTreeMap,
     fs,
@@ -14,25 +13,28 @@ use std::{
 use burn::tensor::Tensor;
 use espalier_data::random::Random;
 use espalier_kernels::{backward::backward, linear::Precision, optimiser::sum_of_squares};
-use espalier_models::{model::LanguageModel, parameter::Parameters};
+use espalier_models::{model::LanguageModel, parameter::Parameter};
 
 use crate::{
     Error, Result,
     batch::Sample,
-    checkpoint::{self, Progress},
-    metrics::MetricsLog,
+    checkpoint::{self, Progress, Tensors},
+    evaluation::{Evaluation, evaluate},
+    metrics::{MetricsLog, Window},
+    named_tensors::{NamedTensor, SavedTensors},
     objectives::{Batch, Metric, Objective},
-    optimisers::AdamW,
+    optimisers::{Optimiser, Step},
     options::TrainOptions,
     order::Order,
+    trained,
 };
 
 /// Everything that a run needs.
 pub struct Run<'a> {
     /// The model to start from; its trainable parameters are trained.
     pub model: LanguageModel,
-    /// What a step minimises.
-    pub objective: &'a dyn Objective,
+    /// What a step minimises; its trainable parameters are trained too.
+    pub objective: &'a mut dyn Objective,
     /// Training data.
     pub samples: Vec<Sample>,
     /// Held-out data, for evaluation.
@@ -108,43 +110,25 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         .set_gradient_checkpointing(run.options.gradient_checkpointing)?;
     run.model.set_label_smoothing(run.options.label_smoothing);
     run.model.set_training(true);
-    if run.options.label_smoothing > 0.0 && !run.objective.predicts_tokens() {
-        let reason = format!(
-            "`{}` has no target tokens to smooth; leave it 0",
-            run.objective.name()
-        );
-        return Err(Error::Option {
-            key: "label_smoothing",
-            reason,
-        });
-    }
-    if run.objective.needs_dropout() && run.options.dropout == 0.0 {
-        let reason = format!(
-            "`{}` compares passes under different dropout; set it, for example to 0.1",
-            run.objective.name()
-        );
-        return Err(Error::Option {
-            key: "dropout",
-            reason,
-        });
-    }
+    check_objective(run.objective, &run.options)?;
+    run.objective.start(&run.model, run.options.seed)?;
     run.objective.prepare(&run.model, &mut run.samples)?;
     run.objective.prepare(&run.model, &mut run.validation)?;
-    let mut optimiser = AdamW::default();
-    let resumed = checkpoint::resume(
-        &checkpoints,
-        &mut run.model,
-        &mut optimiser,
-        &run.fingerprint,
-    )?;
-    if let Some(progress) = &resumed {
-        events(&Event::Resumed(progress.step));
-    }
-    let progress = resumed.unwrap_or(Progress {
-        step: 0,
-        fingerprint: run.fingerprint.clone(),
-        tokens: 0,
-    });
+    trained::check_keys(&run.model, run.objective)?;
+    let mut optimiser = run.options.optimiser.build(&run.options);
+    let resumed = checkpoint::newest(&checkpoints, &run.fingerprint)?;
+    let progress = match resumed {
+        Some((progress, tensors)) => {
+            restore(&mut run, optimiser.as_mut(), &progress, &tensors)?;
+            events(&Event::Resumed(progress.step));
+            progress
+        }
+        None => {
+            let start = &mut |key: &str, p: &Parameter| optimiser.start(key, p);
+            trained::visit(&run.model, run.objective, start);
+            Progress::start(&run.fingerprint)
+        }
+    };
     let log = MetricsLog::open(&run.folder.join("metrics.jsonl"), progress.step)?;
     let order = Order::new(run.samples.len(), run.options.seed);
     let started = Instant::now();
@@ -153,10 +137,10 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         run,
         total,
         optimiser,
+        window: Window::from_bits(progress.metrics.clone()),
         progress,
         log,
         order,
-        window: Window::default(),
     };
     while state.progress.step < total {
         let loss = state.step()?;
@@ -175,43 +159,60 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     state.finish(started, events)
 }
 
+/// Whether the options suit the objective.
+fn check_objective(objective: &dyn Objective, options: &TrainOptions) -> Result<()> {
+    let name = objective.name();
+    if options.label_smoothing > 0.0 && !objective.predicts_tokens() {
+        let reason = format!("`{name}` has no target tokens to smooth; leave it 0");
+        return Err(Error::Option {
+            key: "label_smoothing",
+            reason,
+        });
+    }
+    if objective.needs_dropout() && options.dropout == 0.0 {
+        let reason =
+            format!("`{name}` compares passes under different dropout; set it, for example to 0.1");
+        return Err(Error::Option {
+            key: "dropout",
+            reason,
+        });
+    }
+    Ok(())
+}
+
+/// Puts a checkpoint into model, objective and optimiser. All that it holds must be theirs, and all that they need in it.
+fn restore(
+    run: &mut Run<'_>,
+    optimiser: &mut dyn Optimiser,
+    progress: &Progress,
+    saved: &Tensors<SavedTensors>,
+) -> Result<()> {
+    let mut restored = Ok(());
+    trained::visit_mut(&mut run.model, run.objective, &mut |key, parameter| {
+        if restored.is_ok() {
+            restored = saved
+                .weights
+                .restore_parameter(key, parameter)
+                .and_then(|()| optimiser.restore(key, parameter, &saved.optimiser));
+        }
+    });
+    restored?;
+    run.objective
+        .restore(&saved.objective, &progress.objective)?;
+    saved.weights.refuse_unread()?;
+    saved.optimiser.refuse_unread()?;
+    saved.objective.refuse_unread()
+}
+
 /// A run under way.
 struct State<'a> {
     run: Run<'a>,
     total: usize,
-    optimiser: AdamW,
+    optimiser: Box<dyn Optimiser>,
     progress: Progress,
     log: MetricsLog,
     order: Order,
     window: Window,
-}
-
-/// A mean loss, and named metrics.
-type Evaluation = (f64, Vec<(String, f64)>);
-
-/// What was measured since the last line of the log.
-#[derive(Default)]
-struct Window {
-    metrics: BTreeMap<&'static str, (f64, f64)>,
-}
-
-impl Window {
-    fn add(&mut self, metrics: &[Metric]) {
-        for metric in metrics {
-            let entry = self.metrics.entry(metric.name).or_default();
-            *entry = (entry.0 + metric.sum, entry.1 + metric.units);
-        }
-    }
-
-    fn means(&mut self) -> Vec<(String, f64)> {
-        let mean = |(name, (sum, units)): (&'static str, (f64, f64))| {
-            (name.to_owned(), sum / units.max(1.0))
-        };
-        std::mem::take(&mut self.metrics)
-            .into_iter()
-            .map(mean)
-            .collect()
-    }
 }
 
 impl State<'_> {
@@ -231,18 +232,16 @@ impl State<'_> {
         }
         let norm = self.update(gradients, number)?;
         self.progress.step = number;
+        self.run.objective.after_step(&self.run.model, number)?;
         let tokens = |batch: &Batch| batch.tokens.read() as u64;
         self.progress.tokens += batches.iter().map(tokens).sum::<u64>();
-        self.window.add(&[Metric {
-            name: "loss",
-            sum: loss,
+        let metric = |name, sum| Metric {
+            name,
+            sum,
             units: 1.0,
-        }]);
-        self.window.add(&[Metric {
-            name: "gradient_norm",
-            sum: norm,
-            units: 1.0,
-        }]);
+        };
+        self.window
+            .add(&[metric("loss", loss), metric("gradient_norm", norm)]);
         Ok(loss)
     }
 
@@ -261,7 +260,10 @@ impl State<'_> {
                 "batch|{}|{}|{micro}",
                 options.seed, self.progress.step
             ));
-            let mut batch = self.run.objective.collate(&samples, &mut random)?;
+            let mut batch = self
+                .run
+                .objective
+                .batch(&self.run.model, &samples, &mut random)?;
             batch
                 .tokens
                 .input
@@ -283,7 +285,7 @@ impl State<'_> {
             return Ok(0.0);
         }
         let loss = self.run.objective.loss(&self.run.model, batch)?;
-        let value = scalar(&loss.sum) / units;
+        let value = loss.value() / units;
         if !value.is_finite() {
             return Err(Error::NotFinite {
                 step,
@@ -292,13 +294,13 @@ impl State<'_> {
         }
         self.window.add(&loss.metrics);
         let mut found = backward(loss.sum / units)?;
-        self.run.model.visit(&mut |p| {
+        trained::visit(&self.run.model, self.run.objective, &mut |key, p| {
             if let Some(gradient) = p.leaf().grad_remove(&mut found) {
-                let sum = match gradients.remove(p.name()) {
+                let sum = match gradients.remove(key) {
                     Some(earlier) => earlier + gradient,
                     None => gradient,
                 };
-                gradients.insert(p.name().to_owned(), sum);
+                gradients.insert(key.to_owned(), sum);
             }
         });
         Ok(value)
@@ -324,11 +326,17 @@ impl State<'_> {
         } else {
             1.0
         };
-        let learning_rate = options.learning_rate_at(step - 1, self.total);
-        let optimiser = &mut self.optimiser;
-        self.run.model.visit_mut(&mut |p| {
-            if let Some(gradient) = gradients.remove(p.name()) {
-                optimiser.step(p, gradient, options, learning_rate, step as u64, scale);
+        let step = Step {
+            number: step as u64,
+            learning_rate: options.learning_rate_at(step - 1, self.total),
+            gradient_scale: scale,
+        };
+        let Run {
+            model, objective, ..
+        } = &mut self.run;
+        trained::visit_mut(model, *objective, &mut |key, p| {
+            if let Some(gradient) = gradients.remove(key) {
+                self.optimiser.step(key, p, gradient, step);
             }
         });
         Ok(norm)
@@ -351,16 +359,26 @@ impl State<'_> {
             self.evaluate(events)?;
         }
         if due(self.run.options.checkpoint_every) && !last {
-            let keep = self.run.options.keep_checkpoints;
-            checkpoint::write(
-                checkpoints,
-                &self.run.model,
-                &self.optimiser,
-                &self.progress,
-                keep,
-            )?;
+            self.checkpoint(checkpoints, self.run.options.keep_checkpoints)?;
         }
         Ok(())
+    }
+
+    /// Writes everything that the next step depends on.
+    fn checkpoint(&mut self, folder: &Path, keep: usize) -> Result<()> {
+        let mut weights = Vec::new();
+        trained::visit(&self.run.model, self.run.objective, &mut |key, p| {
+            weights.push(NamedTensor::parameter(key, p));
+        });
+        let objective = self.run.objective.state();
+        self.progress.metrics = self.window.to_bits();
+        self.progress.objective = objective.value;
+        let tensors = Tensors {
+            weights,
+            optimiser: self.optimiser.state(),
+            objective: objective.tensors,
+        };
+        checkpoint::write(folder, &tensors, &self.progress, keep)
     }
 
     /// Mean loss on held-out data, where there is any.
@@ -395,13 +413,7 @@ impl State<'_> {
             .evaluate(events)?
             .map_or((None, Vec::new()), |(loss, metrics)| (Some(loss), metrics));
         let checkpoints = self.run.folder.join("checkpoints");
-        checkpoint::write(
-            &checkpoints,
-            &self.run.model,
-            &self.optimiser,
-            &self.progress,
-            1,
-        )?;
+        self.checkpoint(&checkpoints, 1)?;
         self.run.model.set_precision(Precision::F32);
         Ok(Outcome {
             model: self.run.model.frozen(),
@@ -412,35 +424,4 @@ impl State<'_> {
             validation_metrics,
         })
     }
-}
-
-/// Mean loss and named metrics of `samples` under `model`, without gradients.
-///
-/// # Errors
-/// When a sample does not fit the objective or the model.
-pub fn evaluate(
-    model: &LanguageModel,
-    objective: &dyn Objective,
-    samples: &[Sample],
-    batch: usize,
-) -> Result<Evaluation> {
-    let model = model.frozen();
-    let mut window = Window::default();
-    let (mut sum, mut units) = (0.0, 0.0);
-    for (number, chunk) in samples.chunks(batch.max(1)).enumerate() {
-        let mut random = Random::named(&format!("evaluation|{number}"));
-        let batch = objective.collate(&chunk.iter().collect::<Vec<_>>(), &mut random)?;
-        if batch.units > 0.0 {
-            let loss = objective.loss(&model, &batch)?;
-            sum += scalar(&loss.sum);
-            units += batch.units;
-            window.add(&loss.metrics);
-        }
-    }
-    Ok((sum / units.max(1.0), window.means()))
-}
-
-fn scalar(tensor: &Tensor<1>) -> f64 {
-    let values = tensor.clone().floats();
-    values.first().map_or(f64::NAN, |value| f64::from(*value))
 }

@@ -1,5 +1,7 @@
 //! `espalier train`: one training stage, from the command line alone.
 
+use espalier_train::objectives::registry::{OBJECTIVES, Registered};
+
 use super::{Context, run::perform};
 use crate::{
     Result,
@@ -21,8 +23,8 @@ pub struct TrainArgs {
     /// Training data: jsonl or json in alpaca, sharegpt, messages, preference, completion or text form.
     #[arg(long)]
     pub data: String,
-    /// What is learned: `pretrain`, `sft` or `dpo`.
-    #[arg(long, default_value = "sft")]
+    /// What is learned.
+    #[arg(long, default_value = "sft", help = objectives())]
     pub objective: String,
     /// Train an adapter instead of all weights: `lora`, or `state` for a recurrent model.
     #[arg(long)]
@@ -33,6 +35,22 @@ pub struct TrainArgs {
     /// Recipe keys to set.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// The objectives with their help, and where their options are set.
+fn objectives() -> String {
+    let width = OBJECTIVES
+        .iter()
+        .map(|objective| objective.name.len())
+        .max();
+    let line = |objective: &Registered| {
+        let (name, width) = (objective.name, width.unwrap_or_default());
+        format!("\n  {name:width$}  {}", objective.help)
+    };
+    let lines: String = OBJECTIVES.iter().map(line).collect();
+    format!(
+        "What is learned:{lines}\nWith options as KEY=VALUE: 'objective={{ dpo = {{ beta = 0.2 }} }}'"
+    )
 }
 
 /// Runs the command.

@@ -121,7 +121,7 @@ mod tests {
             "model = 'm'\nobjective = 'sft'\ndata = ['a.jsonl', { world = 'g8', limit = 5 }]",
         );
         assert_eq!(mixed.data[1].limit, Some(5));
-        assert_eq!(mixed.objective, ObjectiveOptions::Sft);
+        assert_eq!(mixed.objective, ObjectiveOptions::Sft(Default::default()));
     }
 
     #[test]

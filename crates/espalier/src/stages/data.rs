@@ -11,7 +11,7 @@ use espalier_data::{
     tokenizer::Tokenizer,
     worlds::{self, Split, preferences},
 };
-use espalier_train::batch::{Sample, single};
+use espalier_train::batch::Sample;
 use rayon::prelude::*;
 
 use super::Voice;
@@ -178,7 +178,7 @@ pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> 
     for encoded in encoded {
         match encoded {
             Encoded::Example(example) => examples.push(example),
-            Encoded::Pair(pair) => samples.push(Sample::Pair(pair, [0.0; 2])),
+            Encoded::Pair(pair) => samples.push(Sample::pair(&pair)),
             Encoded::Dropped { .. } => {}
         }
     }
@@ -186,9 +186,9 @@ pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> 
         true => samples.extend(
             packing::pack(&examples, length, Strategy::BestFit)
                 .into_iter()
-                .map(Sample::Row),
+                .map(|row| Sample::new(vec![row])),
         ),
-        false => samples.extend(examples.iter().map(|example| Sample::Row(single(example)))),
+        false => samples.extend(examples.iter().map(Sample::example)),
     }
     samples
 }

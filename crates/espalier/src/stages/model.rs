@@ -271,6 +271,15 @@ pub fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Tok
     Ok(tokenizer.with_template(ChatTemplate::new(&source)?))
 }
 
+/// Where a model comes from, as far as the folder that is written must know.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// Its `config.json`, unknown keys included.
+    pub config: &'a Map<String, Value>,
+    /// The folder of the base model's weights.
+    pub base: &'a Path,
+}
+
 /// Writes the trained model: a whole model folder, or an adapter's folder when an adapter was trained.
 ///
 /// # Errors
@@ -278,7 +287,7 @@ pub fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Tok
 pub fn save(
     folder: &Path,
     model: &LanguageModel,
-    loaded: &LoadedModel,
+    origin: Origin<'_>,
     adapter: Option<&Adapter>,
     tokenizer: &Tokenizer,
 ) -> Result<()> {
@@ -288,12 +297,13 @@ pub fn save(
         None => Ok(folder::save(
             model,
             folder,
-            Some(&loaded.config),
+            Some(origin.config),
             Dtype::F32,
         )?),
         Some(adapter) => {
-            let adapter = adapter.clone().based_on(relative_to(folder, &loaded.base));
-            Ok(adapter.save(model, loaded.family()?, folder)?)
+            let adapter = adapter.clone().based_on(relative_to(folder, origin.base));
+            let family = families::by_name(&model.spec().family)?;
+            Ok(adapter.save(model, family, folder)?)
         }
     }
 }

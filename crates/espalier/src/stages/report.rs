@@ -4,6 +4,7 @@ use espalier_evaluate::{
     curves::read_metrics,
     report::{Chart, Conversation, Report, Section, Table},
 };
+use espalier_train::{metrics, objectives::registry::Registered};
 use serde_json::{Map, Value};
 
 use crate::{Result, recipe::Recipe};
@@ -21,8 +22,8 @@ pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
             .output
             .join(format!("{:02}-{}", i + 1, stage.name))
             .join("metrics.jsonl");
-        if log.is_file() {
-            sections.extend(charts(&stage.name, &log)?);
+        if let Some(train) = stage.train.as_ref().filter(|_| log.is_file()) {
+            sections.extend(charts(&stage.name, train.objective.registered(), &log)?);
         }
         sections.extend(conversations(&stage.name, &result));
     }
@@ -45,54 +46,32 @@ pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
         .map_err(espalier_evaluate::Error::from)?)
 }
 
-/// Loss, held-out loss and learning rate of a training stage.
+/// The curves of a training stage: the loss, the objective's metrics, what the model says of itself, and the steps'.
 ///
 /// # Errors
 /// When the log cannot be read.
-pub fn charts(name: &str, log: &std::path::Path) -> Result<Vec<Section>> {
-    let metrics = read_metrics(log).map_err(espalier_evaluate::Error::from)?;
-    let chart = |title: &str, y_label: &str, keys: &[&str]| {
-        let series: Vec<_> = keys
-            .iter()
-            .filter_map(|key| metrics.get(key).cloned())
-            .collect();
-        let title = format!("{name}: {title}");
-        (!series.is_empty()).then(|| {
-            Section::Chart(Chart {
-                title,
-                x_label: "step".into(),
-                y_label: y_label.into(),
-                log_y: false,
-                series,
-            })
-        })
-    };
-    let all = [
-        chart("loss", "loss", &["loss", "eval_loss"]),
-        chart(
-            "rewards",
-            "reward",
-            &["rewards/chosen", "rewards/rejected", "rewards/margins"],
-        ),
-        chart(
-            "preference accuracy",
-            "share",
-            &["rewards/accuracies", "eval_rewards/accuracies"],
-        ),
-        chart(
-            "experts: the largest load over the mean",
-            "ratio",
-            &["experts/load", "experts/load_worst"],
-        ),
-        chart(
-            "depths: predictor right",
-            "share",
-            &["depth/predictor_accuracy", "eval_depth/predictor_accuracy"],
-        ),
-        chart("learning rate", "learning rate", &["learning_rate"]),
-        chart("gradient norm", "norm", &["gradient_norm"]),
-    ];
-    Ok(all.into_iter().flatten().collect())
+pub fn charts(name: &str, objective: Registered, log: &std::path::Path) -> Result<Vec<Section>> {
+    let logged = read_metrics(log).map_err(espalier_evaluate::Error::from)?;
+    let mut charts: Vec<Chart> = Vec::new();
+    for metric in metrics::descriptions(objective.metrics) {
+        let title = format!("{name}: {}", metric.chart);
+        for key in [metric.name.to_owned(), format!("eval_{}", metric.name)] {
+            let Some(series) = logged.get(&key).cloned() else {
+                continue;
+            };
+            match charts.iter_mut().find(|chart| chart.title == title) {
+                Some(chart) => chart.series.push(series),
+                None => charts.push(Chart {
+                    title: title.clone(),
+                    x_label: "step".into(),
+                    y_label: if metric.share { "share" } else { metric.chart }.into(),
+                    log_y: false,
+                    series: vec![series],
+                }),
+            }
+        }
+    }
+    Ok(charts.into_iter().map(Section::Chart).collect())
 }
 
 fn figures(name: &str, result: &Value) -> Table {

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use espalier_models::parameter::Parameters;
+use espalier_models::{families, folder::LoadedModel, parameter::Parameters};
 use espalier_train::{
     batch::Sample,
+    objectives::registry::Registered,
     plan::{Plan, plan},
     trainer::{self, Event, Outcome, Run},
 };
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     Voice, Workshop, data,
-    model::{self, Start},
+    model::{self, Origin, Start},
 };
 use crate::{
     Error, Result,
@@ -31,19 +32,24 @@ pub fn run(
     folder: &Path,
     fingerprint: &str,
 ) -> Result<Value> {
-    let (mut start, training, validation) = prepare(workshop, stage)?;
-
-    let family = start.loaded.family()?;
-    let adapter = match (&stage.adapter, start.loaded.adapter.take()) {
+    let (start, training, validation) = prepare(workshop, stage)?;
+    let Start { loaded, tokenizer } = start;
+    let LoadedModel {
+        mut model,
+        config,
+        base,
+        adapter: earlier,
+        ..
+    } = loaded;
+    let family = families::by_name(&model.spec().family)?;
+    let adapter = match (&stage.adapter, earlier) {
         (None, None) => {
-            start.loaded.model.set_trainable(|_| true);
+            model.set_trainable(|_| true);
             None
         }
-        (Some(options), None) => {
-            Some(options.attach(&mut start.loaded.model, family, stage.options.seed)?)
-        }
+        (Some(options), None) => Some(options.attach(&mut model, family, stage.options.seed)?),
         (None, Some(earlier)) => {
-            earlier.mark_trainable(&mut start.loaded.model, family);
+            earlier.mark_trainable(&mut model, family);
             Some(earlier)
         }
         (Some(_), Some(_)) => {
@@ -58,22 +64,20 @@ pub fn run(
             "states cannot be added into the weights of a base that `config` changes: {fix}"
         )));
     }
-    let planned = plan(&start.loaded.model, &training, &stage.options)?;
+    let planned = plan(&model, &training, &stage.options)?;
     say_plan(&planned, workshop.voice);
-    let objective = stage
-        .objective
-        .build(&model::symbols(&start.tokenizer, &start.loaded.model))?;
+    let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
     let run = Run {
-        model: start.loaded.model.clone(),
-        objective: objective.as_ref(),
+        model,
+        objective: objective.as_mut(),
         samples: training,
         validation,
         options: stage.options.clone(),
         folder: folder.to_owned(),
         fingerprint: fingerprint.to_owned(),
     };
-    let voice = &mut *workshop.voice;
-    let mut outcome = trainer::train(run, &mut |event| say_event(event, voice))?;
+    let (voice, registered) = (&mut *workshop.voice, stage.objective.registered());
+    let mut outcome = trainer::train(run, &mut |event| say_event(event, registered, voice))?;
     // An adapter's folder cannot say that its base was changed, so the adapter is merged.
     let adapter = match stage.config.is_empty() {
         true => adapter,
@@ -85,9 +89,12 @@ pub fn run(
     model::save(
         &folder.join("model"),
         &outcome.model,
-        &start.loaded,
+        Origin {
+            config: &config,
+            base: &base,
+        },
         adapter.as_ref(),
-        &start.tokenizer,
+        &tokenizer,
     )?;
     say_outcome(&outcome, &planned, workshop.voice);
     Ok(summary(&outcome, &planned))
@@ -118,7 +125,7 @@ fn prepare(
         (None, Some(new)) => {
             let more = data::records(&new.tokenizer_data, workshop.voice)?;
             let texts = records.iter().chain(&more);
-            let special = stage.objective.special_tokens();
+            let special = (stage.objective.registered().special_tokens)();
             model::create(
                 new,
                 texts,
@@ -153,7 +160,7 @@ fn say_plan(plan: &Plan, voice: &mut dyn Voice) {
     ));
 }
 
-fn say_event(event: &Event, voice: &mut dyn Voice) {
+fn say_event(event: &Event, objective: Registered, voice: &mut dyn Voice) {
     match event {
         Event::Resumed(step) => voice.say(&format!("   goes on after step {step}")),
         Event::Step {
@@ -176,10 +183,11 @@ fn say_event(event: &Event, voice: &mut dyn Voice) {
             metrics,
         } => {
             let share = |(name, value): &(String, f64)| format!(", {name} {:.1} %", 100.0 * value);
-            let known = |(name, _): &&(String, f64)| {
-                ["accuracy", "exact_match", "span_match"].contains(&name.as_str())
+            let is_share = |(name, _): &&(String, f64)| {
+                let mut known = objective.metrics.iter();
+                known.any(|metric| metric.share && metric.name == name)
             };
-            let shares: String = metrics.iter().filter(known).map(share).collect();
+            let shares: String = metrics.iter().filter(is_share).map(share).collect();
             voice.say(&format!(
                 "   step {step}: held-out loss {loss:.4}{}",
                 shares.replace('_', " ")

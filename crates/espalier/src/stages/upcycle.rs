@@ -10,7 +10,10 @@ use espalier_models::upcycle::{
 };
 use serde_json::{Value, json};
 
-use super::{Workshop, model, model::Start};
+use super::{
+    Workshop, model,
+    model::{Origin, Start},
+};
 use crate::{
     Error, Result,
     recipe::{GateMode, GatePrompts, UpcycleStage},
@@ -40,7 +43,7 @@ pub fn run(workshop: &mut Workshop, stage: &UpcycleStage, folder: &Path) -> Resu
         start.loaded.model.merge_adapters();
         Ok(start)
     };
-    let mut start = open(&stage.model)?;
+    let start = open(&stage.model)?;
     let donors = stage.donors.iter().map(open).collect::<Result<Vec<_>>>()?;
     let donors: Vec<_> = donors.iter().map(|donor| &donor.loaded.model).collect();
     let gates = routers(stage, &start)?;
@@ -78,11 +81,14 @@ pub fn run(workshop: &mut Workshop, stage: &UpcycleStage, folder: &Path) -> Resu
         grown.spec().active_parameter_count(),
     );
     // Keys of the dense family that the new one does not know would stay in its configuration.
-    start.loaded.config = espalier_models::families::write_config(grown.spec())?;
+    let config = espalier_models::families::write_config(grown.spec())?;
     model::save(
         &folder.join("model"),
         &grown,
-        &start.loaded,
+        Origin {
+            config: &config,
+            base: &start.loaded.base,
+        },
         None,
         &start.tokenizer,
     )?;

@@ -13,4 +13,4 @@ mod zip;
 pub use self::safetensors::{Dtype, TensorFile, TensorInfo};
 pub use folder::Checkpoint;
 pub use peft_config::PeftConfig;
-pub use writer::{TensorPlan, TensorWriter};
+pub use writer::{Elements, TensorPlan, TensorWriter};

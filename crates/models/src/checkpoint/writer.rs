@@ -1,8 +1,8 @@
 //! Writes safetensors files tensor by tensor: never more than one tensor in memory, never a half-written file.
 //!
 //! The plan of names, types and shapes comes first, so the header is known before any data; then a callback gives
-//! each tensor's numbers. Shards follow the layout of Hugging Face checkpoints: `model-00001-of-000NN.safetensors` and
-//! `model.safetensors.index.json`. Left out: integer and 8-bit tensors.
+//! each tensor's elements. Shards follow the layout of Hugging Face checkpoints: `model-00001-of-000NN.safetensors` and
+//! `model.safetensors.index.json`. Left out: integers of 16 and 32 bits.
 
 use super::folder::{INDEX_FILE, SINGLE_FILE};
 use super::partial_file::{PartialFile, write_whole};
@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub struct TensorPlan {
     /// Its name in the file.
     pub name: String,
-    /// How to store each element: F32, F16 or BF16.
+    /// How to store each element: F32, F16 or BF16, also I64 for whole numbers, and U8 or I8 for bytes.
     pub dtype: Dtype,
     /// The length of each axis, row-major.
     pub shape: Vec<usize>,
@@ -38,9 +39,10 @@ impl TensorPlan {
             Dtype::F16 | Dtype::BF16 => 2,
             // Token ids, which f32 holds exactly up to 2^24.
             Dtype::I64 => 8,
+            Dtype::U8 | Dtype::I8 => 1,
             other => {
                 return Err(Error::Invalid(format!(
-                    "`{}`: {other:?} cannot be written; use F32, F16, BF16 or I64",
+                    "`{}`: {other:?} cannot be written; use F32, F16, BF16, I64, U8 or I8",
                     self.name
                 )));
             }
@@ -50,6 +52,21 @@ impl TensorPlan {
         self.elements()
             .and_then(|elements| elements.checked_mul(width))
             .ok_or_else(overflow)
+    }
+}
+
+/// A tensor's elements, row-major.
+#[derive(Debug, Clone)]
+pub enum Elements<'a> {
+    /// Numbers, to be stored in the type that is planned.
+    Numbers(Vec<f32>),
+    /// Little-endian bytes in the type that is planned.
+    Bytes(Cow<'a, [u8]>),
+}
+
+impl From<Vec<f32>> for Elements<'_> {
+    fn from(numbers: Vec<f32>) -> Self {
+        Self::Numbers(numbers)
     }
 }
 
@@ -80,16 +97,16 @@ impl TensorWriter {
         Ok(Self { tensors })
     }
 
-    /// Writes one file; `numbers` gives the row-major elements of each tensor by its name.
+    /// Writes one file; `elements` gives the row-major elements of each tensor by its name.
     ///
     /// # Errors
-    /// When `numbers` fails or gives the wrong count, or the disk fails; the file at `path` is then as it was.
-    pub fn write_file(
+    /// When `elements` fails or gives the wrong count, or the disk fails; the file at `path` is then as it was.
+    pub fn write_file<'a, E: Into<Elements<'a>>>(
         &self,
         path: &Path,
-        mut numbers: impl FnMut(&str) -> Result<Vec<f32>>,
+        mut elements: impl FnMut(&str) -> Result<E>,
     ) -> Result<()> {
-        write_partial(path, &self.tensors, &mut numbers)?.rename()
+        write_partial(path, &self.tensors, &mut elements)?.rename()
     }
 
     /// Writes a model folder's weights: one `model.safetensors` if its tensors fit `max_shard_bytes`, else shards and
@@ -194,27 +211,40 @@ fn index(shards: &[&[TensorPlan]], names: &[String], total: u64) -> Value {
 }
 
 /// Writes a whole file under its temporary name.
-fn write_partial(
+fn write_partial<'a, E: Into<Elements<'a>>>(
     path: &Path,
     tensors: &[TensorPlan],
-    numbers: &mut impl FnMut(&str) -> Result<Vec<f32>>,
+    elements: &mut impl FnMut(&str) -> Result<E>,
 ) -> Result<PartialFile> {
     let mut file = PartialFile::create(path)?;
     file.write(&header(tensors)?)?;
     for tensor in tensors {
-        let values = numbers(&tensor.name)?;
-        if tensor.elements() != Some(values.len() as u64) {
-            let expected = format!("{:?}", tensor.shape);
-            return Err(Error::Shape {
-                operator: tensor.name.clone(),
-                expected,
-                found: vec![values.len()],
-            });
-        }
-        write_numbers(&mut file, tensor.dtype, &values)?;
+        write_elements(&mut file, tensor, &elements(&tensor.name)?.into())?;
     }
     file.finish()?;
     Ok(file)
+}
+
+fn write_elements(file: &mut PartialFile, plan: &TensorPlan, elements: &Elements) -> Result<()> {
+    let (whole, found) = match elements {
+        Elements::Numbers(values) => (plan.elements() == Some(values.len() as u64), values.len()),
+        Elements::Bytes(bytes) => (plan.byte_count()? == bytes.len() as u64, bytes.len()),
+    };
+    if !whole {
+        return Err(Error::Shape {
+            operator: plan.name.clone(),
+            expected: format!("{:?}", plan.shape),
+            found: vec![found],
+        });
+    }
+    match (elements, plan.dtype) {
+        (Elements::Numbers(_), Dtype::U8 | Dtype::I8) => Err(Error::Invalid(format!(
+            "`{}`: numbers are not rounded to {:?}; give its bytes",
+            plan.name, plan.dtype
+        ))),
+        (Elements::Numbers(values), dtype) => write_numbers(file, dtype, values),
+        (Elements::Bytes(bytes), _) => file.write(bytes),
+    }
 }
 
 /// The header with its length before it, padded by spaces so that the data begins at a multiple of eight.
@@ -303,6 +333,24 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn bytes_are_written_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bytes.safetensors");
+        let plan = TensorPlan {
+            name: "codes".into(),
+            dtype: Dtype::U8,
+            shape: vec![3],
+        };
+        let writer = TensorWriter::new(vec![plan]).unwrap();
+        let bytes = |count: u8| Elements::Bytes((0..count).collect::<Vec<u8>>().into());
+        writer.write_file(&path, |_| Ok(bytes(3))).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(&file.bytes("codes").unwrap()[..], [0, 1, 2]);
+        assert!(writer.write_file(&path, |_| Ok(bytes(2))).is_err());
+        assert!(writer.write_file(&path, |_| Ok(vec![0.5; 3])).is_err());
     }
 
     #[test]
@@ -444,7 +492,10 @@ mod tests {
             ])
             .contains("planned twice")
         );
-        assert!(refused(vec![tensor("a", Dtype::I8, &[1])]).contains("use F32, F16, BF16 or I64"));
+        assert!(
+            refused(vec![tensor("a", Dtype::I8, &[1])])
+                .contains("use F32, F16, BF16, I64, U8 or I8")
+        );
         assert!(refused(vec![tensor("a", Dtype::F32, &[usize::MAX, 2])]).contains("overflows"));
         assert!(refused(vec![tensor("__metadata__", Dtype::F32, &[1])]).contains("`__metadata__`"));
     }

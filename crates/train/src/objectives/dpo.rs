@@ -8,13 +8,14 @@
 use burn::tensor::{Tensor, TensorData, activation::log_sigmoid};
 use espalier_data::random::Random;
 use espalier_kernels::readback::ReadFloats;
-use espalier_models::{auxiliary_losses::AuxiliaryLosses, model::LanguageModel};
+use espalier_models::{auxiliary_losses::AuxiliaryLosses, model::LanguageModel, taps::Unobserved};
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Metric, Objective};
+use super::{Batch, Loss, Metric, Objective, pairs, registry::Entry};
 use crate::{
     Error, Result,
-    batch::{Sample, TokenBatch, integers, single},
+    batch::{Sample, TokenBatch, integers},
+    metrics::MetricDescription,
 };
 
 /// The options of DPO.
@@ -35,6 +36,32 @@ impl Default for DpoOptions {
         }
     }
 }
+
+/// The objective's registration.
+pub const ENTRY: Entry<DpoOptions> = Entry::new(
+    &[
+        MetricDescription::number(
+            "rewards/chosen",
+            "rewards",
+            "beta times the log-ratio of the better answers to the reference",
+        ),
+        MetricDescription::number(
+            "rewards/rejected",
+            "rewards",
+            "beta times the log-ratio of the worse answers to the reference",
+        ),
+        MetricDescription::number("rewards/margins", "rewards", "the first less the second"),
+        MetricDescription::share(
+            "rewards/accuracies",
+            "preference accuracy",
+            "share of the pairs whose better answer has the larger reward",
+        ),
+    ],
+    |options, _| Ok(Box::new(Dpo::new(options.clone())?)),
+);
+
+/// The column of the reference's log-probabilities: of each pair the better answer's, then the worse one's.
+const REFERENCE: &str = "reference_log_probability";
 
 /// The objective.
 #[derive(Debug, Clone)]
@@ -79,53 +106,36 @@ impl Objective for Dpo {
     fn prepare(&self, model: &LanguageModel, samples: &mut [Sample]) -> Result<()> {
         let reference = model.frozen();
         for chunk in samples.chunks_mut(REFERENCE_BATCH) {
-            let batch = self.collate(&chunk.iter().collect::<Vec<_>>(), &mut Random::new(0))?;
+            let random = &mut Random::new(0);
+            let batch = self.collate(&reference, &chunk.iter().collect::<Vec<_>>(), random)?;
             let scores = sequence_log_probabilities(&reference, &batch.tokens)?.by_row;
-            let scores = scores.floats();
+            let scores: Vec<f64> = scores.floats().into_iter().map(f64::from).collect();
+            let (chosen, rejected) = scores.split_at(chunk.len());
             for (i, sample) in chunk.iter_mut().enumerate() {
-                if let Sample::Pair(_, reference) = sample {
-                    *reference = [
-                        f64::from(scores[i]),
-                        f64::from(scores[i + batch.reference.len()]),
-                    ];
-                }
+                let both = vec![chosen[i], rejected[i]];
+                sample.columns.set_numbers(REFERENCE, both);
             }
         }
         Ok(())
     }
 
     /// All better answers come first, then all worse ones.
-    fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
-        let pairs = samples.iter().map(|sample| match sample {
-            Sample::Pair(pair, reference) => Ok((pair, *reference)),
-            Sample::Row(_) => Err(Error::Option {
-                key: "objective",
-                reason: "`dpo` learns from preference pairs".into(),
-            }),
-        });
-        let pairs = pairs.collect::<Result<Vec<_>>>()?;
-        let chosen = pairs.iter().map(|(pair, _)| single(&pair.chosen));
-        let rows: Vec<_> = chosen
-            .chain(pairs.iter().map(|(pair, _)| single(&pair.rejected)))
-            .collect();
-        let tokens = TokenBatch::new(&rows.iter().collect::<Vec<_>>());
-        let reference: Vec<_> = pairs.into_iter().map(|(_, reference)| reference).collect();
-        Ok(Batch {
-            units: reference.len() as f64,
-            tokens,
-            reference,
-        })
+    fn collate(&self, _: &LanguageModel, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
+        let rows = pairs(self.name(), samples)?.concat();
+        Batch::new(TokenBatch::new(&rows), samples.len(), samples)
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
-        let count = batch.reference.len();
+        let count = batch.units as usize;
+        let references = batch.columns.numbers(REFERENCE, 2 * count)?;
         let Scores {
             by_row: scores,
             by_target: tokens,
             auxiliary,
         } = sequence_log_probabilities(model, &batch.tokens)?;
         let reference = |side: usize| {
-            let values: Vec<f32> = batch.reference.iter().map(|r| r[side] as f32).collect();
+            let of_side = references.iter().skip(side).step_by(2);
+            let values: Vec<f32> = of_side.map(|reference| *reference as f32).collect();
             Tensor::<1>::from_data(TensorData::new(values, [count]), model.device())
         };
         let chosen = scores.clone().narrow(0, 0, count) - reference(0);
@@ -164,7 +174,7 @@ pub struct Scores {
 /// # Errors
 /// When a token id is outside the vocabulary.
 pub fn sequence_log_probabilities(model: &LanguageModel, batch: &TokenBatch) -> Result<Scores> {
-    let (by_target, auxiliary) = batch.log_probabilities(model)?;
+    let (by_target, auxiliary) = batch.log_probabilities(model, &mut Unobserved)?;
     let rows = integers(batch.rows.iter().map(|row| *row as i32), model.device());
     let zeros = Tensor::<1>::zeros([batch.input.batch], model.device());
     let sums = zeros.select_assign(

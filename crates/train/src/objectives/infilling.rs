@@ -9,10 +9,18 @@ use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Objective, rows, seq2seq::decoder_start, symbols::Symbols};
+use super::{
+    Batch, Loss, Objective,
+    registry::Entry,
+    rows,
+    seq2seq::decoder_start,
+    symbols::{Symbols, fresh_mask},
+    wrong,
+};
 use crate::{
-    Error, Result,
+    Result,
     batch::{Sample, TokenBatch},
+    metrics::{ACCURACY, EXACT_MATCH},
 };
 
 /// How much is masked.
@@ -37,6 +45,13 @@ impl Default for InfillingOptions {
     }
 }
 
+/// The objective's registration.
+pub const ENTRY: Entry<InfillingOptions> = Entry {
+    metrics: &[ACCURACY, EXACT_MATCH],
+    special_tokens: fresh_mask,
+    build: |options, symbols| Ok(Box::new(Infilling::new(options.clone(), symbols)?)),
+};
+
 /// The objective.
 #[derive(Debug, Clone)]
 pub struct Infilling {
@@ -53,10 +68,6 @@ impl Infilling {
     /// # Errors
     /// When options make no sense, there is no mask token, or the model is no encoder-decoder.
     pub fn new(options: InfillingOptions, symbols: &Symbols) -> Result<Self> {
-        let wrong = |reason: &str| Error::Option {
-            key: "objective",
-            reason: reason.into(),
-        };
         let possible = options.share > 0.0
             && options.share < 1.0
             && (0.1..=100.0).contains(&options.mean_length);
@@ -157,18 +168,19 @@ impl Objective for Infilling {
         "infilling"
     }
 
-    fn collate(&self, samples: &[&Sample], random: &mut Random) -> Result<Batch> {
+    fn collate(
+        &self,
+        _: &LanguageModel,
+        samples: &[&Sample],
+        random: &mut Random,
+    ) -> Result<Batch> {
         let texts = rows("infilling", samples)?;
         let pairs: Vec<_> = texts
             .iter()
             .map(|row| (self.corrupt(&row.ids, random), row.ids.clone()))
             .collect();
         let tokens = TokenBatch::translations(&pairs, self.start);
-        Ok(Batch {
-            units: tokens.targets.len() as f64,
-            tokens,
-            reference: Vec::new(),
-        })
+        Batch::of_targets(tokens, samples)
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {

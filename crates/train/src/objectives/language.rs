@@ -6,12 +6,29 @@
 
 use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
+use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Objective, rows};
+use super::{Batch, Loss, Objective, registry::Entry, rows, wrong};
 use crate::{
-    Error, Result,
+    Result,
     batch::{Sample, TokenBatch},
+    metrics::{ACCURACY, EXACT_MATCH},
 };
+
+/// The options of next-token prediction; there are none yet.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct NextTokenOptions {}
+
+/// Pre-training's registration.
+pub const PRETRAIN: Entry<NextTokenOptions> = Entry::new(&[ACCURACY, EXACT_MATCH], |_, _| {
+    Ok(Box::new(NextToken { name: "pretrain" }))
+});
+
+/// Supervised fine-tuning's registration.
+pub const SFT: Entry<NextTokenOptions> = Entry::new(&[ACCURACY, EXACT_MATCH], |_, _| {
+    Ok(Box::new(NextToken { name: "sft" }))
+});
 
 /// Cross-entropy of the next token on the chosen positions.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +42,7 @@ impl Objective for NextToken {
         self.name
     }
 
-    fn prepare(&self, model: &LanguageModel, _: &mut [Sample]) -> Result<()> {
+    fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
         let reason = match (model.spec().encoder.is_some(), model.spec().bidirectional) {
             (true, _) => "an encoder-decoder learns by `seq2seq`, `span_corruption` or `infilling`",
             (false, true) => {
@@ -33,19 +50,11 @@ impl Objective for NextToken {
             }
             (false, false) => return Ok(()),
         };
-        Err(Error::Option {
-            key: "objective",
-            reason: format!("`{}`: {reason}", self.name),
-        })
+        Err(wrong(format!("`{}`: {reason}", self.name)))
     }
 
-    fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
-        let tokens = TokenBatch::new(&rows(self.name, samples)?);
-        Ok(Batch {
-            units: tokens.targets.len() as f64,
-            tokens,
-            reference: Vec::new(),
-        })
+    fn collate(&self, _: &LanguageModel, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
+        Batch::of_targets(TokenBatch::new(&rows(self.name, samples)?), samples)
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {

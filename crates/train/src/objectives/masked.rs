@@ -5,14 +5,21 @@
 //! stay. The loss asks for the chosen ones: from their own position, or, as decoders are used to, from the one before.
 //! Recipes: `bert.toml`, `llm2vec.toml`.
 
-use espalier_data::random::Random;
+use espalier_data::{packing::Row, random::Random};
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Objective, rows, symbols::Symbols};
+use super::{
+    Batch, Loss, Objective,
+    registry::Entry,
+    rows,
+    symbols::{Symbols, fresh_mask},
+    wrong,
+};
 use crate::{
-    Error, Result,
+    Result,
     batch::{Sample, TokenBatch},
+    metrics::{ACCURACY, EXACT_MATCH},
 };
 
 /// How much is masked, and how.
@@ -36,6 +43,19 @@ impl Default for MaskingOptions {
         }
     }
 }
+
+/// Masked language modelling's registration.
+pub const MLM: Entry<MaskingOptions> = Entry {
+    metrics: &[ACCURACY, EXACT_MATCH],
+    special_tokens: fresh_mask,
+    build: |options, symbols| Ok(Box::new(Masked::new("mlm", options.clone(), symbols, 0)?)),
+};
+
+/// Masked next-token prediction's registration.
+pub const MNTP: Entry<MaskingOptions> = Entry {
+    build: |options, symbols| Ok(Box::new(Masked::new("mntp", options.clone(), symbols, 1)?)),
+    ..MLM
+};
 
 /// The objective.
 #[derive(Debug, Clone)]
@@ -68,20 +88,14 @@ impl Masked {
         ];
         if shares.iter().any(|share| !(0.0..=1.0).contains(share)) || options.probability == 0.0 {
             let reason = "shares lie between 0 and 1, `masked` and `random` together too, and something must be asked for";
-            return Err(Error::Option {
-                key: "objective",
-                reason: reason.into(),
-            });
+            return Err(wrong(reason));
         }
         let reason = || {
             format!(
                 "`{name}` needs a mask token: set `mask_token` in tokenizer_config.json, or add `<mask>`"
             )
         };
-        let mask = symbols.mask.ok_or_else(|| Error::Option {
-            key: "objective",
-            reason: reason(),
-        })?;
+        let mask = symbols.mask.ok_or_else(|| wrong(reason()))?;
         Ok(Self {
             name,
             options,
@@ -110,12 +124,28 @@ impl Masked {
     }
 }
 
+impl Masked {
+    /// The rows with some of their tokens masked and asked for.
+    fn masked(&self, texts: &[&Row], random: &mut Random) -> TokenBatch {
+        let mut tokens = TokenBatch::unasked(texts);
+        let time = tokens.input.time();
+        for (row, text) in texts.iter().enumerate() {
+            let start = row * time;
+            let ids = &mut tokens.input.ids[start..start + text.ids.len()];
+            for (place, id) in self.corrupt(ids, random) {
+                tokens.ask(row, start + place - self.before, id);
+            }
+        }
+        tokens
+    }
+}
+
 impl Objective for Masked {
     fn name(&self) -> &'static str {
         self.name
     }
 
-    fn prepare(&self, model: &LanguageModel, _: &mut [Sample]) -> Result<()> {
+    fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
         let reason = match (model.spec().bidirectional, model.spec().headless) {
             (false, _) => {
                 "needs a model that sees the whole text: an encoder, or a decoder with `bidirectional = true`"
@@ -123,34 +153,16 @@ impl Objective for Masked {
             (true, true) => "needs a model with a head, such as BertForMaskedLM",
             (true, false) => return Ok(()),
         };
-        Err(Error::Option {
-            key: "objective",
-            reason: format!("`{}` {reason}", self.name),
-        })
+        Err(wrong(format!("`{}` {reason}", self.name)))
     }
 
-    fn collate(&self, samples: &[&Sample], random: &mut Random) -> Result<Batch> {
-        let texts = rows(self.name, samples)?;
-        let mut tokens = TokenBatch::new(&texts);
-        (tokens.predictors, tokens.targets, tokens.rows) = Default::default();
-        let time = tokens.input.time();
-        for (row, sample) in texts.iter().enumerate() {
-            let start = row * time;
-            let chosen = self.corrupt(
-                &mut tokens.input.ids[start..start + sample.ids.len()],
-                random,
-            );
-            for (place, id) in chosen {
-                tokens.predictors.push((start + place - self.before) as u32);
-                tokens.targets.push(id);
-                tokens.rows.push(row);
-            }
-        }
-        Ok(Batch {
-            units: tokens.targets.len() as f64,
-            tokens,
-            reference: Vec::new(),
-        })
+    fn collate(
+        &self,
+        _: &LanguageModel,
+        samples: &[&Sample],
+        random: &mut Random,
+    ) -> Result<Batch> {
+        Batch::of_targets(self.masked(&rows(self.name, samples)?, random), samples)
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
@@ -161,7 +173,6 @@ impl Objective for Masked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Sample;
     use espalier_data::encode::Example;
 
     fn objective(before: usize, options: MaskingOptions) -> Masked {
@@ -196,15 +207,10 @@ mod tests {
             masked: 1.0,
             random: 0.0,
         };
-        let sample = Sample::example(Example::new(vec![1, 1, 7, 1], vec![true; 4]));
-        let batch = objective(1, all)
-            .collate(&[&sample], &mut Random::new(1))
-            .unwrap();
-        assert_eq!(
-            (batch.tokens.predictors, batch.tokens.targets),
-            (vec![1], vec![7])
-        );
-        assert_eq!(batch.tokens.input.ids, [1, 1, 99, 1]);
+        let row = Row::from(&Example::new(vec![1, 1, 7, 1], vec![true; 4]));
+        let batch = objective(1, all).masked(&[&row], &mut Random::new(1));
+        assert_eq!((batch.predictors, batch.targets), (vec![1], vec![7]));
+        assert_eq!(batch.input.ids, [1, 1, 99, 1]);
     }
 
     #[test]

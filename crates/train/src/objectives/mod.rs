@@ -1,12 +1,14 @@
 //! Objectives: what a training step minimises.
 //!
-//! An objective is one file here and one variant of [`ObjectiveOptions`]. It sums its loss over units (tokens, pairs) and
-//! says how many units a batch has before the forward pass, so that accumulation divides by the units of the whole step.
+//! An objective is one file here and one line in [`registry`]. It sums its loss over units (tokens, pairs) and says how many
+//! units a batch has before the forward pass, so that accumulation divides by the units of the whole step. It may own
+//! parameters, make its batches with the policy at hand, follow every step, and remember what it likes.
 
 pub mod dpo;
 pub mod infilling;
 pub mod language;
 pub mod masked;
+pub mod registry;
 pub mod seq2seq;
 pub mod simcse;
 pub mod span_corruption;
@@ -15,24 +17,51 @@ pub mod symbols;
 use burn::tensor::Tensor;
 use espalier_data::{packing::Row, random::Random};
 use espalier_kernels::readback::ReadFloats;
-use espalier_models::{auxiliary_losses::AuxiliaryLosses, model::LanguageModel};
-use serde::{Deserialize, Serialize};
+use espalier_models::{
+    auxiliary_losses::AuxiliaryLosses, model::LanguageModel, parameter::Parameters,
+};
+use serde_json::Value;
 
-use self::symbols::Symbols;
+pub use self::registry::{OBJECTIVES, ObjectiveOptions};
 use crate::{
     Error, Result,
     batch::{Sample, TokenBatch},
+    columns::Columns,
+    named_tensors::{NamedTensor, SavedTensors},
 };
 
-/// A batch as the objective that collated it reads it.
+/// A batch as the objective that made it reads it.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// The tokens of all rows.
     pub tokens: TokenBatch,
     /// Units over which the loss is a mean.
     pub units: f64,
-    /// Reference log-probabilities of chosen and rejected answers, for objectives on pairs.
-    pub reference: Vec<[f64; 2]>,
+    /// The samples' columns, one after the other.
+    pub columns: Columns,
+}
+
+impl Batch {
+    /// A batch of samples over `units` units.
+    ///
+    /// # Errors
+    /// When the samples have different columns.
+    pub fn new(tokens: TokenBatch, units: usize, samples: &[&Sample]) -> Result<Self> {
+        Ok(Self {
+            tokens,
+            units: units as f64,
+            columns: Columns::joined(samples.iter().map(|sample| &sample.columns))?,
+        })
+    }
+
+    /// A batch whose units are its target tokens.
+    ///
+    /// # Errors
+    /// When the samples have different columns.
+    pub fn of_targets(tokens: TokenBatch, samples: &[&Sample]) -> Result<Self> {
+        let units = tokens.targets.len();
+        Self::new(tokens, units, samples)
+    }
 }
 
 /// The loss of one batch, summed over its units.
@@ -52,14 +81,10 @@ impl Loss {
             sum: value,
             units: 1.0,
         };
-        let value = |tensor: &Tensor<1>| {
-            let values = tensor.clone().floats();
-            values.first().map_or(f64::NAN, |value| f64::from(*value))
-        };
         let mut metrics: Vec<Metric> = auxiliary
             .losses
             .iter()
-            .map(|loss| metric(loss.name, value(&loss.value)))
+            .map(|loss| metric(loss.name, scalar(&loss.value)))
             .collect();
         metrics.extend(
             auxiliary
@@ -73,6 +98,16 @@ impl Loss {
         };
         Self { sum, metrics }
     }
+
+    /// The sum as a number.
+    pub fn value(&self) -> f64 {
+        scalar(&self.sum)
+    }
+}
+
+fn scalar(tensor: &Tensor<1>) -> f64 {
+    let values = tensor.clone().floats();
+    values.first().map_or(f64::NAN, |value| f64::from(*value))
 }
 
 /// A value to be averaged over batches.
@@ -86,19 +121,21 @@ pub struct Metric {
     pub units: f64,
 }
 
+/// What an objective remembers from step to step, for a checkpoint.
+#[derive(Debug, Default)]
+pub struct ObjectiveState<'a> {
+    /// A moving reference, averages, a buffer's numbers.
+    pub tensors: Vec<NamedTensor<'a>>,
+    /// Whatever else there is. JSON rounds the last bit of some numbers: those that must be exact are tensors or integers.
+    pub value: Value,
+}
+
 /// What a training step minimises.
+///
+/// A reference, a teacher, a buffer of rollouts are fields of the objective. Only two methods have no default.
 pub trait Objective {
     /// The objective's name in recipes.
     fn name(&self) -> &'static str;
-
-    /// Computes, once and before training, what depends on the starting model alone.
-    ///
-    /// # Errors
-    /// When a sample does not fit the model.
-    fn prepare(&self, model: &LanguageModel, samples: &mut [Sample]) -> Result<()> {
-        let _ = (model, samples);
-        Ok(())
-    }
 
     /// Whether the objective compares passes that differ in dropout alone.
     fn needs_dropout(&self) -> bool {
@@ -110,96 +147,124 @@ pub trait Objective {
         true
     }
 
-    /// Makes a batch of samples; what it draws comes from `random`, so that a step can be repeated.
+    /// Meets the starting model, before anything else and also where a run goes on from a checkpoint: refuses one that does
+    /// not suit, makes parameters of its own and keeps a reference ([`LanguageModel::frozen`]).
+    ///
+    /// # Errors
+    /// When the model does not suit.
+    fn start(&mut self, model: &LanguageModel, seed: u64) -> Result<()> {
+        let _ = (model, seed);
+        Ok(())
+    }
+
+    /// Adds to samples, once and before training, what depends on the starting model alone.
+    ///
+    /// # Errors
+    /// When a sample does not fit the model.
+    fn prepare(&self, model: &LanguageModel, samples: &mut [Sample]) -> Result<()> {
+        let _ = (model, samples);
+        Ok(())
+    }
+
+    /// Parameters of its own by the name of the part: a value head, a critic, a drafter. Those that are trainable
+    /// ([`espalier_models::parameter::Parameter::set_trainable`]) are trained and kept as the model's are.
+    fn parameters(&self) -> Vec<(&'static str, &dyn Parameters)> {
+        Vec::new()
+    }
+
+    /// The same parts for change, in the same order.
+    fn parameters_mut(&mut self) -> Vec<(&'static str, &mut dyn Parameters)> {
+        Vec::new()
+    }
+
+    /// Makes a batch of samples, a function of the arguments and of the objective as it is; held-out data is measured on
+    /// such batches. What it draws comes from `random`, so that a step can be repeated.
     ///
     /// # Errors
     /// When the samples are of another kind than the objective learns from.
-    fn collate(&self, samples: &[&Sample], random: &mut Random) -> Result<Batch>;
+    fn collate(
+        &self,
+        model: &LanguageModel,
+        samples: &[&Sample],
+        random: &mut Random,
+    ) -> Result<Batch>;
+
+    /// Makes a batch to be trained on: where it is not [`Objective::collate`]'s, from what the policy writes now
+    /// ([`LanguageModel::frozen`] writes without gradients), or from a buffer of what it wrote before.
+    ///
+    /// # Errors
+    /// As [`Objective::collate`].
+    fn batch(
+        &mut self,
+        policy: &LanguageModel,
+        samples: &[&Sample],
+        random: &mut Random,
+    ) -> Result<Batch> {
+        self.collate(policy, samples, random)
+    }
 
     /// The loss of a batch.
     ///
     /// # Errors
     /// When a token id is outside the vocabulary.
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss>;
-}
 
-/// The objectives by name, with their options: `objective = "sft"` or `objective = { dpo = { beta = 0.1 } }`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ObjectiveOptions {
-    /// Every token of every document.
-    Pretrain,
-    /// The assistant's tokens.
-    Sft,
-    /// Better against worse answers, with default options where none are given.
-    Dpo(dpo::DpoOptions),
-    /// Masked tokens, by an encoder.
-    Mlm(masked::MaskingOptions),
-    /// Masked tokens, by a decoder without its mask, each from the place before.
-    Mntp(masked::MaskingOptions),
-    /// What stands before the first target is read by the encoder, the rest written by the decoder.
-    Seq2seq,
-    /// Removed spans, by an encoder-decoder (T5).
-    SpanCorruption(span_corruption::SpanOptions),
-    /// Texts with masked spans, by an encoder-decoder (BART).
-    Infilling(infilling::InfillingOptions),
-    /// Two encodings of a text find each other.
-    Simcse(simcse::SimcseOptions),
-}
-
-impl ObjectiveOptions {
-    /// Special tokens that a fresh vocabulary needs for the objective.
-    pub fn special_tokens(&self) -> Vec<String> {
-        match self {
-            Self::Mlm(_) | Self::Mntp(_) | Self::Infilling(_) => vec!["<mask>".into()],
-            Self::SpanCorruption(_) => (0..FRESH_SENTINELS)
-                .map(|i| format!("<extra_id_{i}>"))
-                .collect(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// The objective itself; `symbols` are the tokens that it may write.
+    /// Is told of every step (from 1) once the optimiser has changed the model: references move, averages are taken.
     ///
     /// # Errors
-    /// When an option makes no sense or a token is missing.
-    pub fn build(&self, symbols: &Symbols) -> Result<Box<dyn Objective>> {
-        Ok(match self {
-            Self::Pretrain => Box::new(language::NextToken { name: "pretrain" }),
-            Self::Sft => Box::new(language::NextToken { name: "sft" }),
-            Self::Dpo(options) => Box::new(dpo::Dpo::new(options.clone())?),
-            Self::Mlm(options) => {
-                Box::new(masked::Masked::new("mlm", options.clone(), symbols, 0)?)
-            }
-            Self::Mntp(options) => {
-                Box::new(masked::Masked::new("mntp", options.clone(), symbols, 1)?)
-            }
-            Self::Seq2seq => Box::new(seq2seq::SequenceToSequence::new(symbols)?),
-            Self::SpanCorruption(options) => Box::new(span_corruption::SpanCorruption::new(
-                options.clone(),
-                symbols,
-            )?),
-            Self::Infilling(options) => {
-                Box::new(infilling::Infilling::new(options.clone(), symbols)?)
-            }
-            Self::Simcse(options) => Box::new(simcse::Simcse::new(options.clone())?),
-        })
+    /// When what it does fails; the run stops.
+    fn after_step(&mut self, model: &LanguageModel, step: usize) -> Result<()> {
+        let _ = (model, step);
+        Ok(())
+    }
+
+    /// What must be kept for a run to go on bit for bit, beside [`Objective::parameters`].
+    fn state(&self) -> ObjectiveState<'_> {
+        ObjectiveState::default()
+    }
+
+    /// Puts back what [`Objective::state`] gave. A tensor that is not read is an error of the trainer.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape, or the value does not fit.
+    fn restore(&mut self, tensors: &SavedTensors, value: &Value) -> Result<()> {
+        let _ = tensors;
+        match value {
+            Value::Null => Ok(()),
+            _ => Err(wrong(format!(
+                "`{}` has no state, but the checkpoint keeps some; give another output folder",
+                self.name()
+            ))),
+        }
     }
 }
 
-/// Sentinels of a fresh vocabulary.
-const FRESH_SENTINELS: usize = 32;
+/// An error of the key `objective`.
+fn wrong(reason: impl Into<String>) -> Error {
+    Error::Option {
+        key: "objective",
+        reason: reason.into(),
+    }
+}
 
-/// The rows of samples; preference pairs are an error of the objective `name`.
+/// The rows of samples of one row each; preference pairs are an error of the objective `name`.
 fn rows<'a>(name: &str, samples: &[&'a Sample]) -> Result<Vec<&'a Row>> {
-    let row = |sample: &&'a Sample| match sample {
-        Sample::Row(row) => Ok(row),
-        Sample::Pair(..) => Err(Error::Option {
-            key: "objective",
-            reason: format!(
-                "`{name}` learns from texts and conversations, not from preference pairs"
-            ),
-        }),
+    let row = |sample: &&'a Sample| match sample.rows.as_slice() {
+        [row] => Ok(row),
+        _ => Err(wrong(format!(
+            "`{name}` learns from texts and conversations, not from preference pairs"
+        ))),
     };
     samples.iter().map(row).collect()
+}
+
+/// The rows of preference pairs, the better ones and the worse ones; other samples are an error of the objective `name`.
+fn pairs<'a>(name: &str, samples: &[&'a Sample]) -> Result<[Vec<&'a Row>; 2]> {
+    let pair = |sample: &&'a Sample| match sample.rows.as_slice() {
+        [chosen, rejected] => Ok((chosen, rejected)),
+        _ => Err(wrong(format!("`{name}` learns from preference pairs"))),
+    };
+    let pairs = samples.iter().map(pair).collect::<Result<Vec<_>>>()?;
+    let (chosen, rejected) = pairs.into_iter().unzip();
+    Ok([chosen, rejected])
 }

@@ -4,14 +4,27 @@
 //! The source is what stands before the first target, so conversations and texts serve as they are. Recipe:
 //! `transformer.toml`.
 
-use espalier_data::random::Random;
+use espalier_data::{packing::Row, random::Random};
 use espalier_models::model::LanguageModel;
+use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Objective, rows, symbols::Symbols};
+use super::{Batch, Loss, Objective, registry::Entry, rows, symbols::Symbols, wrong};
 use crate::{
-    Error, Result,
+    Result,
     batch::{Sample, TokenBatch},
+    metrics::{ACCURACY, EXACT_MATCH},
 };
+
+/// The options of sequence to sequence; there are none yet.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SequenceToSequenceOptions {}
+
+/// The objective's registration.
+pub const ENTRY: Entry<SequenceToSequenceOptions> =
+    Entry::new(&[ACCURACY, EXACT_MATCH], |_, symbols| {
+        Ok(Box::new(SequenceToSequence::new(symbols)?))
+    });
 
 /// The objective.
 #[derive(Debug, Clone)]
@@ -22,10 +35,7 @@ pub struct SequenceToSequence {
 /// The token with which decoders start; an error where the model is no encoder-decoder.
 pub(super) fn decoder_start(name: &str, symbols: &Symbols) -> Result<u32> {
     let reason = || format!("`{name}` needs an encoder-decoder, such as T5 or BART");
-    symbols.decoder_start.ok_or_else(|| Error::Option {
-        key: "objective",
-        reason: reason(),
-    })
+    symbols.decoder_start.ok_or_else(|| wrong(reason()))
 }
 
 impl SequenceToSequence {
@@ -38,15 +48,10 @@ impl SequenceToSequence {
             start: decoder_start("seq2seq", symbols)?,
         })
     }
-}
 
-impl Objective for SequenceToSequence {
-    fn name(&self) -> &'static str {
-        "seq2seq"
-    }
-
-    fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
-        let split = |row: &&espalier_data::packing::Row| {
+    /// What stands before a row's first target, and its targets.
+    fn translations(&self, samples: &[&Sample]) -> Result<TokenBatch> {
+        let split = |row: &&Row| {
             let first = row
                 .targets
                 .iter()
@@ -58,12 +63,17 @@ impl Objective for SequenceToSequence {
             (row.ids[..first].to_vec(), asked.collect::<Vec<_>>())
         };
         let pairs: Vec<_> = rows("seq2seq", samples)?.iter().map(split).collect();
-        let tokens = TokenBatch::translations(&pairs, self.start);
-        Ok(Batch {
-            units: tokens.targets.len() as f64,
-            tokens,
-            reference: Vec::new(),
-        })
+        Ok(TokenBatch::translations(&pairs, self.start))
+    }
+}
+
+impl Objective for SequenceToSequence {
+    fn name(&self) -> &'static str {
+        "seq2seq"
+    }
+
+    fn collate(&self, _: &LanguageModel, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
+        Batch::of_targets(self.translations(samples)?, samples)
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
@@ -84,12 +94,9 @@ mod tests {
         };
         let example = Example::new(vec![5, 6, 7, 8, 9], vec![false, false, true, true, true]);
         let other = Example::new(vec![4, 3], vec![false, true]);
-        let samples = [Sample::example(example), Sample::example(other)];
-        let batch = SequenceToSequence::new(&symbols).unwrap();
-        let batch = batch
-            .collate(&[&samples[0], &samples[1]], &mut Random::new(0))
-            .unwrap()
-            .tokens;
+        let samples = [Sample::example(&example), Sample::example(&other)];
+        let objective = SequenceToSequence::new(&symbols).unwrap();
+        let batch = objective.translations(&[&samples[0], &samples[1]]).unwrap();
         let source = batch.input.source.unwrap();
         assert_eq!(
             (source.ids, source.segments),

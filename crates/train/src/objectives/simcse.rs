@@ -10,10 +10,11 @@ use espalier_kernels::readback::ReadIntegers;
 use espalier_models::{model::LanguageModel, pooling::Pooling};
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Metric, Objective, rows};
+use super::{Batch, Loss, Metric, Objective, registry::Entry, rows, wrong};
 use crate::{
-    Error, Result,
+    Result,
     batch::{Sample, TokenBatch},
+    metrics::MetricDescription,
 };
 
 /// How texts are compared.
@@ -35,6 +36,18 @@ impl Default for SimcseOptions {
     }
 }
 
+/// How often a text's two vectors find each other.
+const ACCURACY: MetricDescription = MetricDescription::share(
+    "accuracy",
+    "accuracy",
+    "share of the texts that are nearest to their own second encoding",
+);
+
+/// The objective's registration.
+pub const ENTRY: Entry<SimcseOptions> = Entry::new(&[ACCURACY], |options, _| {
+    Ok(Box::new(Simcse::new(options.clone())?))
+});
+
 /// The objective.
 #[derive(Debug, Clone)]
 pub struct Simcse {
@@ -48,10 +61,7 @@ impl Simcse {
     /// When the temperature is not positive.
     pub fn new(options: SimcseOptions) -> Result<Self> {
         if !(options.temperature > 0.0 && options.temperature.is_finite()) {
-            return Err(Error::Option {
-                key: "objective",
-                reason: "`temperature` must be positive".into(),
-            });
+            return Err(wrong("`temperature` must be positive"));
         }
         Ok(Self { options })
     }
@@ -71,15 +81,11 @@ impl Objective for Simcse {
     }
 
     /// All texts once, then all again: dropout falls on other elements of the second half.
-    fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
+    fn collate(&self, _: &LanguageModel, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
         let texts = rows("simcse", samples)?;
         let twice: Vec<&Row> = texts.iter().chain(&texts).copied().collect();
         let tokens = TokenBatch::new(&twice);
-        Ok(Batch {
-            units: texts.len() as f64,
-            tokens,
-            reference: Vec::new(),
-        })
+        Batch::new(tokens, texts.len(), samples)
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
@@ -88,7 +94,7 @@ impl Objective for Simcse {
         let (sum, right) = contrast(pooled, self.options.temperature);
         let count = batch.units;
         let metrics = vec![Metric {
-            name: "accuracy",
+            name: ACCURACY.name,
             sum: right as f64,
             units: count,
         }];

@@ -4,13 +4,21 @@
 //! Recipe: `t5.toml`.
 
 use espalier_data::random::Random;
-use espalier_models::model::LanguageModel;
+use espalier_models::{model::LanguageModel, taps::Unobserved};
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Objective, rows, seq2seq::decoder_start, symbols::Symbols};
+use super::{
+    Batch, Loss, Objective,
+    registry::Entry,
+    rows,
+    seq2seq::decoder_start,
+    symbols::{Symbols, fresh_sentinels},
+    wrong,
+};
 use crate::{
-    Error, Result,
+    Result,
     batch::{Sample, TokenBatch, share},
+    metrics::{ACCURACY, EXACT_MATCH, MetricDescription},
 };
 
 /// How much is removed.
@@ -32,6 +40,20 @@ impl Default for SpanOptions {
     }
 }
 
+/// How often a whole span is right.
+const SPAN_MATCH: MetricDescription = MetricDescription::share(
+    "span_match",
+    "accuracy",
+    "share of the spans of which every token and the end are the model's first choice",
+);
+
+/// The objective's registration.
+pub const ENTRY: Entry<SpanOptions> = Entry {
+    metrics: &[ACCURACY, EXACT_MATCH, SPAN_MATCH],
+    special_tokens: fresh_sentinels,
+    build: |options, symbols| Ok(Box::new(SpanCorruption::new(options.clone(), symbols)?)),
+};
+
 /// The objective.
 #[derive(Debug, Clone)]
 pub struct SpanCorruption {
@@ -46,10 +68,6 @@ impl SpanCorruption {
     /// # Errors
     /// When options make no sense, there are no sentinels, or the model is no encoder-decoder.
     pub fn new(options: SpanOptions, symbols: &Symbols) -> Result<Self> {
-        let wrong = |reason: &str| Error::Option {
-            key: "objective",
-            reason: reason.into(),
-        };
         let possible = options.density > 0.0
             && options.density < 1.0
             && (1.0..=1e6).contains(&options.mean_length);
@@ -139,7 +157,12 @@ impl Objective for SpanCorruption {
         "span_corruption"
     }
 
-    fn collate(&self, samples: &[&Sample], random: &mut Random) -> Result<Batch> {
+    fn collate(
+        &self,
+        _: &LanguageModel,
+        samples: &[&Sample],
+        random: &mut Random,
+    ) -> Result<Batch> {
         let body = |ids: &[u32]| match (ids.split_last(), self.symbols.eos) {
             (Some((last, rest)), Some(eos)) if *last == eos => rest.to_vec(),
             _ => ids.to_vec(),
@@ -153,18 +176,14 @@ impl Objective for SpanCorruption {
             .map(|text| self.corrupt(&text, random))
             .collect();
         let tokens = TokenBatch::translations(&pairs, self.start);
-        Ok(Batch {
-            units: tokens.targets.len() as f64,
-            tokens,
-            reference: Vec::new(),
-        })
+        Batch::of_targets(tokens, samples)
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
-        let (mut loss, right) = batch.tokens.loss_and_choices(model)?;
+        let (mut loss, right) = batch.tokens.loss_and_choices(model, &mut Unobserved)?;
         if !right.is_empty() {
             loss.metrics.push(share(
-                "span_match",
+                SPAN_MATCH.name,
                 self.spans_right(&batch.tokens.targets, &right).into_iter(),
             ));
         }

@@ -18,3 +18,18 @@ pub struct Symbols {
     /// The end of a sequence.
     pub eos: Option<u32>,
 }
+
+/// Special tokens of a fresh vocabulary, for objectives that mask.
+pub(super) fn fresh_mask() -> Vec<String> {
+    vec!["<mask>".into()]
+}
+
+/// Sentinels of a fresh vocabulary.
+const FRESH_SENTINELS: usize = 32;
+
+/// Special tokens of a fresh vocabulary, for objectives that mark removed spans.
+pub(super) fn fresh_sentinels() -> Vec<String> {
+    (0..FRESH_SENTINELS)
+        .map(|i| format!("<extra_id_{i}>"))
+        .collect()
+}

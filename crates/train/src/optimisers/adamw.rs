@@ -3,88 +3,120 @@
 //! `m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; w = w (1 - lr wd) - lr m^ / (sqrt(v^) + eps)`. Matrices decay, vectors
 //! (norms and biases) do not, as in the Hugging Face trainer. Recipes: all of them.
 
-use espalier_kernels::readback::ReadFloats;
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use espalier_kernels::optimiser::{AdamWState, AdamWStep, adamw};
 use espalier_models::parameter::Parameter;
 
-use crate::options::TrainOptions;
+use super::{Optimiser, Step};
+use crate::{
+    Result,
+    named_tensors::{NamedTensor, SavedTensors},
+    options::TrainOptions,
+};
 
-/// The optimiser's memory: two moments a parameter.
-#[derive(Debug, Clone, Default)]
+/// The optimiser: its options, and two moments a parameter.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use espalier_models::parameter::Parameter;
+/// use espalier_train::{optimisers::{Optimiser, Step, adamw::AdamW}, options::TrainOptions};
+/// let mut weight = Parameter::new("weight", vec![2], Tensor::zeros([2], &Device::flex()));
+/// let mut optimiser = AdamW::new(&TrainOptions::default());
+/// let step = Step { number: 1, learning_rate: 0.5, gradient_scale: 1.0 };
+/// optimiser.step("weight", &mut weight, Tensor::ones([2], &Device::flex()), step);
+/// assert!((weight.to_vec()[0] + 0.5).abs() < 1e-6);
+/// assert_eq!(optimiser.state()[0].name, "first.weight");
+/// ```
+#[derive(Debug, Clone)]
 pub struct AdamW {
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
     moments: BTreeMap<String, [Tensor<1>; 2]>,
 }
 
 impl AdamW {
-    /// One step of `parameter` along `gradient` (`[len]`), which is first multiplied by `gradient_scale`.
-    /// `step` counts from 1.
-    pub fn step(
-        &mut self,
-        parameter: &mut Parameter,
-        gradient: Tensor<1>,
-        options: &TrainOptions,
-        learning_rate: f64,
-        step: u64,
-        gradient_scale: f64,
-    ) {
-        let zeros = || Tensor::zeros([parameter.len()], &gradient.device());
-        let [first, second] = self
-            .moments
-            .remove(parameter.name())
-            .unwrap_or_else(|| [zeros(), zeros()]);
-        let weight_decay = if parameter.decays() {
-            options.weight_decay
-        } else {
-            0.0
+    /// The optimiser without moments.
+    pub fn new(options: &TrainOptions) -> Self {
+        Self {
+            beta1: options.beta1,
+            beta2: options.beta2,
+            epsilon: options.epsilon,
+            weight_decay: options.weight_decay,
+            moments: BTreeMap::new(),
+        }
+    }
+}
+
+fn zeros(parameter: &Parameter) -> [Tensor<1>; 2] {
+    let device = parameter.flat().device();
+    [(); 2].map(|()| Tensor::zeros([parameter.len()], &device))
+}
+
+impl Optimiser for AdamW {
+    fn start(&mut self, key: &str, parameter: &Parameter) {
+        self.moments.insert(key.to_owned(), zeros(parameter));
+    }
+
+    fn step(&mut self, key: &str, parameter: &mut Parameter, gradient: Tensor<1>, step: Step) {
+        // Taken out, so that nobody else holds them and they change in place.
+        let moments = self.moments.remove(key);
+        let [first, second] = moments.unwrap_or_else(|| zeros(parameter));
+        let weight_decay = match parameter.decays() {
+            true => self.weight_decay,
+            false => 0.0,
         };
-        let (beta1, beta2, epsilon) = (options.beta1, options.beta2, options.epsilon);
         let step = AdamWStep {
-            learning_rate,
-            beta1,
-            beta2,
-            epsilon,
+            learning_rate: step.learning_rate,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
             weight_decay,
-            step,
-            gradient_scale,
+            step: step.number,
+            gradient_scale: step.gradient_scale,
         };
-        let name = parameter.name().to_owned();
         parameter.update(|weight| {
-            let after = adamw(
-                AdamWState {
-                    weight,
-                    first,
-                    second,
-                },
-                gradient,
-                step,
-            );
-            self.moments.insert(name, [after.first, after.second]);
+            let state = AdamWState {
+                weight,
+                first,
+                second,
+            };
+            let after = adamw(state, gradient, step);
+            let moments = [after.first, after.second];
+            self.moments.insert(key.to_owned(), moments);
             after.weight
         });
     }
 
-    /// The moments by name, for a checkpoint: `first.<parameter>` and `second.<parameter>`.
-    pub fn state(&self) -> Vec<(String, Vec<f32>)> {
-        let values = |tensor: &Tensor<1>| tensor.clone().floats();
-        let both = |(name, [first, second]): (&String, &[Tensor<1>; 2])| {
+    /// `first.<parameter>` and `second.<parameter>`, `[len]` each.
+    fn state(&self) -> Vec<NamedTensor<'_>> {
+        let both = |(key, [first, second]): (&String, &[Tensor<1>; 2])| {
             [
-                (format!("first.{name}"), values(first)),
-                (format!("second.{name}"), values(second)),
+                NamedTensor::floats(format!("first.{key}"), first.clone()),
+                NamedTensor::floats(format!("second.{key}"), second.clone()),
             ]
         };
         self.moments.iter().flat_map(both).collect()
     }
 
-    /// Puts back what [`AdamW::state`] gave.
-    pub fn restore(&mut self, name: &str, first: Vec<f32>, second: Vec<f32>, device: &Device) {
-        let tensor = |values: Vec<f32>| {
-            let count = values.len();
-            Tensor::from_data(TensorData::new(values, [count]), device)
+    fn restore(&mut self, key: &str, parameter: &Parameter, saved: &SavedTensors) -> Result<()> {
+        let (device, shape) = (parameter.flat().device(), [parameter.len()]);
+        let moment = |name: String| -> Result<Tensor<1>> {
+            let values = saved.floats(&name, &shape)?;
+            Ok(Tensor::from_data(TensorData::new(values, shape), &device))
         };
-        self.moments
-            .insert(name.to_owned(), [tensor(first), tensor(second)]);
+        let moments = [
+            moment(format!("first.{key}"))?,
+            moment(format!("second.{key}"))?,
+        ];
+        self.moments.insert(key.to_owned(), moments);
+        Ok(())
+    }
+
+    fn bytes(&self, parameter: &Parameter) -> u64 {
+        8 * parameter.len() as u64
     }
 }

@@ -198,9 +198,9 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
     };
     let samples: Vec<Sample> = rows
         .chunks_exact(2)
-        .map(|both| Sample::Pair(pair(both), [0.0; 2]))
+        .map(|both| Sample::pair(&pair(both)))
         .collect();
-    let objective = ObjectiveOptions::Dpo(DpoOptions::default()).build(&Symbols::default())?;
+    let mut objective = ObjectiveOptions::Dpo(DpoOptions::default()).build(&Symbols::default())?;
     loaded.model.set_precision(args.precision);
     // The reference's forward, and the policy's forward and backward; the head's part is smaller, as half of the tokens
     // are answers.
@@ -223,7 +223,7 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
     let turns = Turns::new(1);
     let mut steps = measure(
         loaded.model,
-        objective.as_ref(),
+        objective.as_mut(),
         samples,
         &size,
         context,
@@ -274,16 +274,16 @@ fn measure_rows(
     };
     let sample = |ids: Vec<u32>| {
         let targets = (0..ids.len()).map(|t| t >= source).collect();
-        Sample::example(Example::new(ids, targets))
+        Sample::example(&Example::new(ids, targets))
     };
     let samples = rows.into_iter().map(sample).collect();
     let options = match (&spec.encoder, spec.bidirectional) {
-        (Some(_), _) => ObjectiveOptions::Seq2seq,
+        (Some(_), _) => ObjectiveOptions::Seq2seq(Default::default()),
         (None, true) => ObjectiveOptions::Mlm(MaskingOptions {
             probability: MASKED,
             ..MaskingOptions::default()
         }),
-        (None, false) => ObjectiveOptions::Pretrain,
+        (None, false) => ObjectiveOptions::Pretrain(Default::default()),
     };
     let decoder_start = spec.encoder.as_ref().map(|encoder| encoder.decoder_start);
     let symbols = Symbols {
@@ -292,7 +292,7 @@ fn measure_rows(
         decoder_start,
         ..Symbols::default()
     };
-    let objective = options.build(&symbols)?;
+    let mut objective = options.build(&symbols)?;
     let TrainArgs {
         batch,
         length,
@@ -308,7 +308,7 @@ fn measure_rows(
         precision,
         gradient_checkpointing,
     };
-    measure(model, objective.as_ref(), samples, &size, context, turn)
+    measure(model, objective.as_mut(), samples, &size, context, turn)
 }
 
 /// Share of an encoder's tokens that are masked and pass the head.
@@ -337,7 +337,7 @@ const PRODUCTS: usize = 3;
 /// Every counted step, each in a turn of its own.
 fn measure(
     model: LanguageModel,
-    objective: &dyn Objective,
+    objective: &mut dyn Objective,
     samples: Vec<Sample>,
     size: &Size,
     context: &Context,

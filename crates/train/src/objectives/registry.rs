@@ -1,0 +1,143 @@
+//! The objectives by name: options, help, metrics and special tokens, each registered by one line.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Objective, dpo, infilling, language, masked, seq2seq, simcse, span_corruption, symbols::Symbols,
+};
+use crate::{Result, metrics::MetricDescription};
+
+/// What an objective's file says of it; `O` are its options.
+pub struct Entry<O> {
+    /// The metrics that it logs.
+    pub metrics: &'static [MetricDescription],
+    /// Special tokens that a fresh vocabulary needs for it.
+    pub special_tokens: fn() -> Vec<String>,
+    /// Makes the objective; the symbols are the tokens that it may write.
+    pub build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+}
+
+impl<O> Entry<O> {
+    /// An objective that needs no special tokens.
+    pub const fn new(
+        metrics: &'static [MetricDescription],
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            metrics,
+            special_tokens: Vec::new,
+            build,
+        }
+    }
+
+    const fn registered(&self, name: &'static str, help: &'static str) -> Registered {
+        Registered {
+            name,
+            help: help.trim_ascii(),
+            metrics: self.metrics,
+            special_tokens: self.special_tokens,
+        }
+    }
+}
+
+/// A registered objective.
+#[derive(Debug, Clone, Copy)]
+pub struct Registered {
+    /// Its name in recipes.
+    pub name: &'static str,
+    /// What it learns, in a line.
+    pub help: &'static str,
+    /// The metrics that it logs.
+    pub metrics: &'static [MetricDescription],
+    /// Special tokens that a fresh vocabulary needs for it.
+    pub special_tokens: fn() -> Vec<String>,
+}
+
+/// Registers objectives: help, variant, name in recipes, options, and the entry of the objective's file.
+macro_rules! objectives {
+    ($(#[doc = $help:literal] $variant:ident($name:literal, $options:ty) = $entry:path),+ $(,)?) => {
+        /// The objectives by name, with their options: `objective = "sft"` or `objective = { dpo = { beta = 0.1 } }`.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+        pub enum ObjectiveOptions {
+            $(#[doc = $help] #[serde(rename = $name)] $variant($options)),+
+        }
+
+        /// Every objective, as reports, help and logs know it.
+        pub const OBJECTIVES: &[Registered] = &[$($entry.registered($name, $help)),+];
+
+        impl ObjectiveOptions {
+            /// What is known of the objective by its name.
+            pub fn registered(&self) -> Registered {
+                match self {
+                    $(Self::$variant(_) => $entry.registered($name, $help)),+
+                }
+            }
+
+            /// The objective itself; `symbols` are the tokens that it may write.
+            ///
+            /// # Errors
+            /// When an option makes no sense or a token is missing.
+            pub fn build(&self, symbols: &Symbols) -> Result<Box<dyn Objective>> {
+                match self {
+                    $(Self::$variant(options) => ($entry.build)(options, symbols)),+
+                }
+            }
+        }
+    };
+}
+
+objectives! {
+    /// Every token of every document.
+    Pretrain("pretrain", language::NextTokenOptions) = language::PRETRAIN,
+    /// The assistant's tokens.
+    Sft("sft", language::NextTokenOptions) = language::SFT,
+    /// Better against worse answers.
+    Dpo("dpo", dpo::DpoOptions) = dpo::ENTRY,
+    /// Masked tokens, by an encoder.
+    Mlm("mlm", masked::MaskingOptions) = masked::MLM,
+    /// Masked tokens, by a decoder without its mask, each from the place before.
+    Mntp("mntp", masked::MaskingOptions) = masked::MNTP,
+    /// What stands before the first target is read by the encoder, the rest written by the decoder.
+    Seq2seq("seq2seq", seq2seq::SequenceToSequenceOptions) = seq2seq::ENTRY,
+    /// Removed spans, by an encoder-decoder (T5).
+    SpanCorruption("span_corruption", span_corruption::SpanOptions) = span_corruption::ENTRY,
+    /// Texts with masked spans, by an encoder-decoder (BART).
+    Infilling("infilling", infilling::InfillingOptions) = infilling::ENTRY,
+    /// Two encodings of a text find each other.
+    Simcse("simcse", simcse::SimcseOptions) = simcse::ENTRY,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_gives_its_objective() {
+        let symbols = Symbols {
+            mask: Some(3),
+            sentinels: vec![4, 5],
+            vocabulary: 10,
+            decoder_start: Some(0),
+            eos: Some(1),
+            ..Symbols::default()
+        };
+        for Registered { name, help, .. } in OBJECTIVES {
+            let options: ObjectiveOptions =
+                serde_json::from_value(serde_json::json!({ *name: {} })).unwrap();
+            assert_eq!(options.registered().name, *name);
+            assert_eq!(options.build(&symbols).unwrap().name(), *name);
+            assert!(help.ends_with('.') && !help.starts_with(' '), "{help}");
+        }
+    }
+
+    #[test]
+    fn fresh_vocabularies_have_the_tokens_that_objectives_write() {
+        let tokens = |name: &str| {
+            let found = OBJECTIVES.iter().find(|objective| objective.name == name);
+            (found.unwrap().special_tokens)()
+        };
+        assert!(tokens("sft").is_empty());
+        assert_eq!(tokens("mlm"), ["<mask>"]);
+        assert_eq!(tokens("span_corruption").len(), 32);
+    }
+}
