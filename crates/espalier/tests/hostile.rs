@@ -214,7 +214,8 @@ fn wrong_recipes_exit_with_2() {
     for (overrides, part) in [
         (["learning_rte=1"], "learning_rate"),
         (["batch=many"], "batch"),
-        (["objective=dpoo"], "dpo"),
+        (["objective=dpoo"], "did you mean `dpo`"),
+        (["optimiser=adam"], "known values: `adamw`"),
     ] {
         let output = run(&overrides);
         let error = String::from_utf8_lossy(&output.stderr);

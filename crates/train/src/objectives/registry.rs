@@ -57,6 +57,14 @@ pub struct Registered {
 macro_rules! objectives {
     ($(#[doc = $help:literal] $variant:ident($name:literal, $options:ty) = $entry:path),+ $(,)?) => {
         /// The objectives by name, with their options: `objective = "sft"` or `objective = { dpo = { beta = 0.1 } }`.
+        ///
+        /// ```
+        /// use espalier_train::objectives::{ObjectiveOptions, symbols::Symbols};
+        /// let options: ObjectiveOptions = serde_json::from_str(r#"{ "dpo": { "beta": 0.2 } }"#)?;
+        /// assert!(options.registered().metrics.iter().any(|metric| metric.name == "rewards/margins"));
+        /// assert_eq!(options.build(&Symbols::default())?.name(), "dpo");
+        /// # Ok::<(), Box<dyn std::error::Error>>(())
+        /// ```
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
         pub enum ObjectiveOptions {
             $(#[doc = $help] #[serde(rename = $name)] $variant($options)),+
