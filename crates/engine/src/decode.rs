@@ -206,11 +206,17 @@ impl Batch<'_> {
             if rows.iter().any(outgrows) {
                 // Frequencies of another length: all keys are computed anew.
                 let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
+                let longest = histories.iter().map(Vec::len).max().unwrap_or(0);
+                let prompts = rows.iter().map(|row| row.prompt as u32);
                 state = SequenceState::new(model.spec());
-                input = padded(
-                    &histories,
-                    histories.iter().map(Vec::len).max().unwrap_or(0),
-                );
+                input = Input {
+                    prompts: Some(
+                        prompts
+                            .flat_map(|prompt| std::iter::repeat_n(prompt, longest))
+                            .collect(),
+                    ),
+                    ..padded(&histories, longest)
+                };
             }
             let logits = last_logits(model, &input, &mut state)?;
             let vocabulary = spec.vocabulary;
@@ -355,7 +361,7 @@ mod tests {
     use crate::beam::{BeamOptions, beam_search};
     use burn::tensor::Device;
     use espalier_models::{
-        adapter::first_state,
+        adapter::{Adapter, FirstStateConfig},
         families::{self, Config},
         parameter::Parameters,
         source::Seed,
@@ -413,7 +419,9 @@ mod tests {
         let config = Config::parse("config.json".as_ref(), text).unwrap();
         let spec = (families::family(&config).unwrap().read)(&config).unwrap();
         let mut model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
-        first_state::attach(&mut model).unwrap();
+        let family = families::by_name("mamba").unwrap();
+        let adapter = Adapter::new(FirstStateConfig {});
+        adapter.attach(&mut model, family, 0).unwrap();
         model.visit_mut(&mut |parameter| {
             if parameter.is_trainable() {
                 parameter.set_data(vec![0.5; parameter.len()], &Device::flex());

@@ -54,9 +54,19 @@ fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {
         ids.resize(time, 0);
         ids
     };
+    // What stands before the first target is the prompt.
+    let prompt = |row: &&Example| {
+        let first = (1..row.ids.len()).find(|t| row.targets[*t]);
+        first.unwrap_or(row.ids.len()) as u32
+    };
     let input = Input {
         ids: rows.iter().flat_map(padded).collect(),
         batch: rows.len(),
+        prompts: Some(
+            rows.iter()
+                .flat_map(|row| std::iter::repeat_n(prompt(row), time))
+                .collect(),
+        ),
         ..Input::default()
     };
     let mut places = Vec::new();

@@ -56,6 +56,18 @@ pub fn single(example: &Example) -> Row {
     }
 }
 
+/// Tokens before the first target of each token's text: what an answer to it is trained on. A text without targets is all prompt.
+fn prompts(row: &Row) -> Vec<u32> {
+    let mut prompts = Vec::with_capacity(row.ids.len());
+    for text in row.segments.chunk_by(|a, b| a == b) {
+        let start = prompts.len();
+        let first = (1..text.len()).find(|t| row.targets[start + t]);
+        let prompt = first.unwrap_or(text.len()) as u32;
+        prompts.extend(std::iter::repeat_n(prompt, text.len()));
+    }
+    prompts
+}
+
 /// Rows padded to one length, and the positions whose predictions count.
 #[derive(Debug, Clone)]
 pub struct TokenBatch {
@@ -93,6 +105,7 @@ impl TokenBatch {
                     .then(|| rows.iter().flat_map(|row| pad(&row.positions, 0)).collect()),
                 segments: (packed || padded)
                     .then(|| rows.iter().flat_map(|row| pad(&row.segments, 0)).collect()),
+                prompts: Some(rows.iter().flat_map(|row| pad(&prompts(row), 0)).collect()),
                 ..Input::default()
             },
             predictors: Vec::new(),
@@ -120,6 +133,11 @@ impl TokenBatch {
         let read: Vec<Vec<u32>> = pairs.iter().map(read).collect();
         // Nothing sees padding, because it comes after everything and is never a target.
         let input = Input {
+            prompts: Some(vec![
+                1;
+                read.iter().map(Vec::len).max().unwrap_or(0)
+                    * read.len()
+            ]),
             segments: None,
             source: Some(Box::new(Input::padded(&sources))),
             ..Input::padded(&read)
@@ -264,5 +282,6 @@ mod tests {
             (vec![1, 3], vec![7, 9], vec![0, 1])
         );
         assert_eq!(batch.input.segments, Some(vec![1, 1, 1, 1, 1, 0]));
+        assert_eq!(batch.input.prompts, Some(vec![2, 2, 2, 1, 1, 0]));
     }
 }

@@ -1,5 +1,7 @@
 //! `espalier train`: one training stage, from the command line alone.
 
+use espalier_train::adapters::AdapterOptions;
+
 use super::{Context, run::perform};
 use crate::{
     Result,
@@ -24,8 +26,8 @@ pub struct TrainArgs {
     /// What is learned: `pretrain`, `sft` or `dpo`.
     #[arg(long, default_value = "sft")]
     pub objective: String,
-    /// Train an adapter instead of all weights: `lora`, or `state` for a recurrent model.
-    #[arg(long)]
+    /// What is trained instead of all weights.
+    #[arg(long, help = adapter_help())]
     pub adapter: Option<String>,
     /// The run's folder; the trained model is in its `01-train/model`.
     #[arg(long)]
@@ -33,6 +35,13 @@ pub struct TrainArgs {
     /// Recipe keys to set.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+fn adapter_help() -> String {
+    format!(
+        "Train an adapter instead of all weights. {}",
+        AdapterOptions::help()
+    )
 }
 
 /// Runs the command.

@@ -43,7 +43,7 @@ pub fn run(
             Some(options.attach(&mut start.loaded.model, family, stage.options.seed)?)
         }
         (None, Some(earlier)) => {
-            earlier.mark_trainable(&mut start.loaded.model, family);
+            earlier.mark_trainable(&mut start.loaded.model);
             Some(earlier)
         }
         (Some(_), Some(_)) => {
@@ -52,10 +52,11 @@ pub fn run(
             ));
         }
     };
-    if adapter.as_ref().is_some_and(|adapter| !adapter.merges()) && !stage.config.is_empty() {
+    let refusal = adapter.as_ref().and_then(|adapter| adapter.merge_refusal());
+    if let Some(reason) = refusal.filter(|_| !stage.config.is_empty()) {
         let fix = "change the base in a stage of its own";
         return Err(Error::usage(format!(
-            "states cannot be added into the weights of a base that `config` changes: {fix}"
+            "the adapter cannot be merged into a base that `config` changes: {reason}; {fix}"
         )));
     }
     let planned = plan(&start.loaded.model, &training, &stage.options)?;
@@ -78,7 +79,7 @@ pub fn run(
     let adapter = match stage.config.is_empty() {
         true => adapter,
         false => {
-            outcome.model.merge_adapters();
+            outcome.model.merge_adapters()?;
             None
         }
     };

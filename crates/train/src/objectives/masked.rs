@@ -133,6 +133,8 @@ impl Objective for Masked {
         let texts = rows(self.name, samples)?;
         let mut tokens = TokenBatch::new(&texts);
         (tokens.predictors, tokens.targets, tokens.rows) = Default::default();
+        // A text is read as a whole, and so does an adapter that looks for its ends.
+        tokens.input.prompts = None;
         let time = tokens.input.time();
         for (row, sample) in texts.iter().enumerate() {
             let start = row * time;

@@ -74,7 +74,9 @@ impl Objective for Simcse {
     fn collate(&self, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
         let texts = rows("simcse", samples)?;
         let twice: Vec<&Row> = texts.iter().chain(&texts).copied().collect();
-        let tokens = TokenBatch::new(&twice);
+        let mut tokens = TokenBatch::new(&twice);
+        // A text is read as a whole, and so does an adapter that looks for its ends.
+        tokens.input.prompts = None;
         Ok(Batch {
             units: texts.len() as f64,
             tokens,
