@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     AdapterFile, AdapterKind, Fresh, PEFT_PREFIX, Registration, each_linear,
     linear_adapter::{LinearAdapter, LinearPass, LinearWeights},
-    target_modules,
+    linear_parts, target_modules,
 };
 use crate::{
     Result,
@@ -191,18 +191,11 @@ impl AdapterKind for PeftConfig {
         family: &Family,
         adapter: &str,
     ) -> Vec<StoredTensor<'a>> {
-        let mut by_map: HashMap<String, &LowRank> = HashMap::new();
-        model.visit_linears(&mut |map| {
-            let own = map.adapters.get(adapter).and_then(|part| part.low_rank());
-            by_map.extend(own.map(|own| (map.name, own)));
-        });
+        let parts = linear_parts(model, adapter);
         let mut tensors = Vec::new();
         for module in layout::modules(model, family) {
-            let all: Option<Vec<&LowRank>> = module
-                .maps
-                .iter()
-                .map(|map| by_map.get(map).copied())
-                .collect();
+            let own = module.maps.iter().map(|map| parts.get(map)?.low_rank());
+            let all: Option<Vec<&LowRank>> = own.collect();
             if let Some(all) = all {
                 let [down, up] = names(&module);
                 let downs = all.iter().map(|a| &a.down).collect();

@@ -15,6 +15,7 @@ mod on_model;
 pub mod saved_modules;
 
 use std::{
+    collections::HashMap,
     fmt::Debug,
     path::{Path, PathBuf},
     sync::Arc,
@@ -376,6 +377,20 @@ pub fn target_modules(
         true => Err(Error::Invalid(choices)),
         false => Ok(found),
     }
+}
+
+/// The parts of an adapter at linear maps, by the maps' names.
+pub fn linear_parts<'a>(
+    model: &'a LanguageModel,
+    adapter: &str,
+) -> HashMap<String, &'a dyn LinearAdapter> {
+    let mut parts: HashMap<String, &'a dyn LinearAdapter> = HashMap::new();
+    model.visit_linears(&mut |map| {
+        if let Some(part) = map.adapters.get(adapter) {
+            parts.insert(map.name, part.as_ref());
+        }
+    });
+    parts
 }
 
 /// Calls `change` with every linear map of the model, until it fails.
