@@ -6,6 +6,12 @@ use espalier_kernels::embedding::embedding;
 use crate::context::Tokens;
 
 /// Where one token stands.
+///
+/// ```
+/// use espalier_models::token_places::Place;
+/// let is_chosen = |index| Place { index, prompt: 5 }.is_at_end_of_prompt(1, 2);
+/// assert_eq!([0, 1, 2, 3, 4, 5].map(is_chosen), [true, false, false, true, true, false]);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// Tokens of its text before it, padding aside.

@@ -285,7 +285,7 @@ fn unknown_kinds_list_the_known_ones() {
             json!({ "peft_type": "ADALORA" }),
             "known: `LORA`, `FIRST_STATE`",
         ),
-        (json!({}), "key `peft_type`"),
+        (json!({}), "key `peft_type`: missing; known: `LORA`"),
         (json!({ "peft_type": "FIRST_STATE", "r": 3 }), "key `r`"),
     ] {
         let error = write(config);

@@ -27,6 +27,9 @@ pub const REGISTRATION: Registration = Registration {
     },
 };
 
+/// Why first states are not merged.
+pub(super) const NO_WEIGHT: &str = "trained first states are no part of any weight";
+
 /// The configuration of trained first states, which says nothing but its kind.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FirstStateConfig {}
@@ -86,7 +89,7 @@ impl AdapterKind for FirstStateConfig {
     }
 
     fn merge_refusal(&self) -> Option<&'static str> {
-        Some("trained first states are no part of any weight")
+        Some(NO_WEIGHT)
     }
 
     fn describe(&self) -> String {

@@ -14,6 +14,33 @@ use crate::{
 
 /// A change of the hidden state that belongs to the model, as in representation fine-tuning (ReFT, arXiv 2404.03592). It is
 /// part of every pass: training, cached decoding, scoring.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use espalier_models::{
+///     adapter::Intervention, model::{Input, LanguageModel}, parameter::Parameter, source::Seed, spec::ModelSpec,
+///     taps::Site, token_places::TokenPlaces,
+/// };
+/// /// Silences the last token of every prompt.
+/// #[derive(Debug, Clone)]
+/// struct Silence;
+/// impl Intervention for Silence {
+///     fn forward(&self, hidden: Tensor<3>, places: &TokenPlaces) -> Tensor<3> {
+///         places.added(hidden, &places.ends_of_prompts(0, 1), |rows| rows.neg())
+///     }
+///     fn parameters(&self) -> Vec<&Parameter> {
+///         Vec::new()
+///     }
+///     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+///         Vec::new()
+///     }
+/// }
+/// let mut model = LanguageModel::build(ModelSpec::llama(64, 16, 2, 2, 1, 32, 32), &mut Seed(0), &Device::flex())?;
+/// model.decoder_mut().intervene(Site::Block(1), "silence", Box::new(Silence))?;
+/// let hidden = model.hidden(&Input::rows(&[vec![1, 2, 3]])?, None)?;
+/// assert_eq!(hidden.narrow(1, 2, 1).abs().max().into_scalar::<f32>(), 0.0);
+/// # Ok::<(), espalier_models::Error>(())
+/// ```
 pub trait Intervention: CloneIntervention + Debug + Send + Sync {
     /// The hidden state to go on with; `hidden` and what comes back are `[batch, time, width]`. `places` tells where each token
     /// stands in its text, however the pass is cut into rows and steps.

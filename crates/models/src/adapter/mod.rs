@@ -217,19 +217,7 @@ impl Adapter {
         let config = Config::load(&folder.join(CONFIGURATION))?;
         let base_model = config.optional_text("base_model_name_or_path")?;
         let base_model = base_model.map(str::to_owned);
-        let peft_type = config.optional_text("peft_type")?.unwrap_or_default();
-        let Some(kind) = kinds.iter().find(|kind| kind.peft_type == peft_type) else {
-            let known = || kinds.iter().map(|kind| kind.peft_type);
-            let names: Vec<String> = known().map(|name| format!("`{name}`")).collect();
-            return Err(config.error(
-                "peft_type",
-                format!(
-                    "`{peft_type}` is no known kind of adapter{}; known: {}",
-                    suggestion(peft_type, known()),
-                    names.join(", ")
-                ),
-            ));
-        };
+        let kind = registered(kinds, &config)?;
         Ok(Self {
             name: DEFAULT_NAME.into(),
             base_model,
@@ -350,6 +338,24 @@ impl Adapter {
     pub fn describe(&self) -> String {
         self.kind.describe()
     }
+}
+
+/// The kind that a configuration names.
+fn registered<'a>(kinds: &'a [Registration], config: &Config) -> Result<&'a Registration> {
+    let found = config.optional_text("peft_type")?;
+    if let Some(kind) = kinds.iter().find(|kind| Some(kind.peft_type) == found) {
+        return Ok(kind);
+    }
+    let known = || kinds.iter().map(|kind| kind.peft_type);
+    let names: Vec<String> = known().map(|name| format!("`{name}`")).collect();
+    let wrong = match found {
+        Some(name) => format!(
+            "no kind of adapter is `{name}`{}",
+            suggestion(name, known())
+        ),
+        None => "missing".to_owned(),
+    };
+    Err(config.error("peft_type", format!("{wrong}; known: {}", names.join(", "))))
 }
 
 /// The modules of the checkpoint that `targeted` accepts by their names; for kinds that adapt linear maps.

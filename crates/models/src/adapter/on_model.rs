@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use espalier_data::nearest::suggestion;
 
-use super::{attachments::Attached, saved_modules};
+use super::{attachments::Attached, first_state::NO_WEIGHT, saved_modules};
 use crate::{Error, Result, model::LanguageModel, parameter::Parameters};
 
 impl LanguageModel {
@@ -102,7 +102,7 @@ impl LanguageModel {
             reasons.extend(map.merge().err().map(|error| error.to_string()))
         });
         if self.has_first_states() {
-            reasons.push("trained first states are no part of any weight".into());
+            reasons.push(NO_WEIGHT.into());
         }
         if self.has_interventions() {
             reasons.push("interventions depend on the hidden state and its place".into());

@@ -9,6 +9,7 @@ use burn::tensor::Tensor;
 use super::{AdapterFile, PEFT_PREFIX};
 use crate::{
     Error, Result,
+    checkpoint::peft_config::is_named,
     families::Family,
     layout::{self, StoredTensor},
     model::LanguageModel,
@@ -40,7 +41,7 @@ impl SavedModules {
         }
     }
 
-    /// Whether a parameter is the adapter's, while the adapter is active.
+    /// Whether a parameter belongs to this adapter while it is active.
     pub fn replaces(&self, adapter: &str, parameter: &str) -> bool {
         let same = |r: &Replaced| &*r.adapter == adapter && r.parameter == parameter;
         self.replaced.iter().any(same)
@@ -72,9 +73,7 @@ impl SavedModules {
 /// Whether a checkpoint tensor belongs to a module that `saved` names by its full name or its last parts.
 fn is_saved(tensor: &str, saved: &[String]) -> bool {
     let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
-    saved
-        .iter()
-        .any(|name| module == name || module.ends_with(&format!(".{name}")))
+    saved.iter().any(|name| is_named(module, name))
 }
 
 /// The tensors of the modules that `saved` names, under PEFT's names.

@@ -4,8 +4,7 @@
 //! that is set and would change the result is refused by name. Left out: DoRA, trained biases, and initialisations that
 //! change the base model (PiSSA, OLoRA, CorDA, LoftQ).
 
-use super::peft_targets::ends_with;
-pub use super::peft_targets::{Pattern, Targets};
+pub use super::peft_targets::{Pattern, Targets, is_named};
 use crate::error::Result;
 use crate::families::config::{Config, is_unset};
 use serde_json::{Map, Value, json};
@@ -199,13 +198,6 @@ impl PeftConfig {
             self.rank_pattern.insert(0, (pattern.clone(), rank));
             self.alpha_pattern.insert(0, (pattern, scale * divisor));
         }
-    }
-
-    /// Whether the module is stored whole.
-    pub fn saves(&self, module_name: &str) -> bool {
-        self.modules_to_save
-            .iter()
-            .any(|entry| ends_with(module_name, entry))
     }
 
     /// The rank of the module's adapter.
@@ -406,7 +398,7 @@ mod tests {
         assert_eq!((config.rank_for(QUERY), config.scale_for(QUERY)), (4, 2.0));
         let config = fixture("peft-lora-head");
         assert!(config.matches(QUERY) && !config.matches("model.layers.1.self_attn.k_proj"));
-        assert!(config.saves("lm_head") && !config.saves("model.embed_tokens"));
+        assert_eq!(config.modules_to_save, ["lm_head"]);
     }
 
     #[test]
