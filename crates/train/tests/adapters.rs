@@ -23,10 +23,10 @@ use espalier_models::{
     families,
     model::{Input, LanguageModel},
     source::Seed,
-    spec::ModelSpec,
+    spec::{MixerSpec, ModelSpec, RotaryScaling, RotarySpec},
 };
 use espalier_train::{
-    batch::{Sample, TokenBatch},
+    batch::{Sample, TokenBatch, single},
     objectives::{ObjectiveOptions, symbols::Symbols},
     options::TrainOptions,
     trainer::{Event, Outcome, Run, train},
@@ -34,9 +34,30 @@ use espalier_train::{
 use made_up_kinds::{KINDS, disturb, output_scale::OutputScale, steering::Steering};
 
 fn base() -> LanguageModel {
+    build(|_| {})
+}
+
+fn build(change: impl Fn(&mut RotarySpec)) -> LanguageModel {
     let mut spec = ModelSpec::llama(61, 16, 2, 4, 2, 32, 64);
     spec.initializer_range = 0.3;
+    for block in &mut spec.blocks {
+        if let MixerSpec::Attention(attention) = &mut block.mixer {
+            attention.rotary.iter_mut().for_each(&change);
+        }
+    }
     LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap()
+}
+
+/// A model whose keys are computed anew when a text outgrows eight tokens.
+fn with_two_frequencies() -> LanguageModel {
+    build(|rotary| {
+        rotary.scaling = RotaryScaling::LongRope {
+            short: vec![1.0, 1.5],
+            long: vec![3.0, 40.0],
+            original_context: 8,
+            attention_factor: 1.2,
+        }
+    })
 }
 
 fn scale() -> Adapter {
@@ -53,8 +74,7 @@ fn steering() -> Adapter {
     })
 }
 
-fn adapted(adapter: &Adapter) -> LanguageModel {
-    let mut model = base();
+fn adapted(mut model: LanguageModel, adapter: &Adapter) -> LanguageModel {
     let family = families::by_name("llama").unwrap();
     adapter.attach(&mut model, family, 0).unwrap();
     model
@@ -110,7 +130,7 @@ fn made_up_kinds_are_trained_saved_and_loaded() {
     let family = families::by_name("llama").unwrap();
     for adapter in [scale(), steering()] {
         let folder = tempfile::tempdir().unwrap();
-        let start = adapted(&adapter);
+        let start = adapted(base(), &adapter);
         let (outcome, losses) = trained(start.clone(), 12, folder.path());
         assert!(losses[11] < losses[0] - 0.05, "{losses:?}");
         // The base is as it was, all of the adapter has moved.
@@ -127,42 +147,69 @@ fn made_up_kinds_are_trained_saved_and_loaded() {
     }
 }
 
-#[test]
-fn what_is_trained_is_what_is_generated() {
-    let mut model = adapted(&steering());
+fn steered(model: LanguageModel) -> LanguageModel {
+    let mut model = adapted(model, &steering());
     disturb(&mut model, "default");
-    let model = model.frozen();
+    model.frozen()
+}
+
+const NEW_TOKENS: usize = 6;
+
+/// Greedy continuations of prompts of different lengths, together.
+fn continued(model: &LanguageModel) -> Vec<(Vec<u32>, Vec<u32>)> {
     let sampler = SamplerOptions {
         temperature: 0.0,
         ..SamplerOptions::default()
     };
     let options = DecodeOptions {
-        max_new_tokens: 6,
+        max_new_tokens: NEW_TOKENS,
         sampler,
         end: vec![],
         forbidden: vec![],
     };
     let prompts = [vec![5, 9, 2, 7, 7], vec![3], vec![8, 8, 4]];
-    let together = decode(&model, &prompts, &options, &mut |_, _| true).unwrap();
-    for (prompt, generated) in prompts.iter().zip(together) {
-        let beams = BeamOptions {
-            beams: 1,
-            max_new_tokens: 6,
-            length_penalty: 1.0,
-            end: vec![],
-        };
-        let beam = beam_search(&model, prompt, &beams).unwrap();
-        assert_eq!(beam[0].ids, generated.ids, "{prompt:?}");
-        // Every token that was generated is the first choice of a batch as training has it.
-        let ids = [prompt.as_slice(), &generated.ids].concat();
+    let generated = decode(model, &prompts, &options, &mut |_, _| true).unwrap();
+    let ids = generated.into_iter().map(|generated| generated.ids);
+    prompts.into_iter().zip(ids).collect()
+}
+
+#[test]
+fn steered_decoding_is_uncached_decoding() {
+    for model in [steered(base()), steered(with_two_frequencies())] {
+        for (prompt, ids) in continued(&model) {
+            let beams = BeamOptions {
+                beams: 1,
+                max_new_tokens: NEW_TOKENS,
+                length_penalty: 1.0,
+                end: vec![],
+            };
+            let beam = beam_search(&model, &prompt, &beams).unwrap();
+            assert_eq!(beam[0].ids, ids, "{prompt:?}");
+            for count in 0..NEW_TOKENS {
+                let history = [&prompt[..], &ids[..count]].concat();
+                let input = Input {
+                    prompts: Some(vec![prompt.len() as u32; history.len()]),
+                    ..Input::rows(&[history.clone()]).unwrap()
+                };
+                let hidden = model.hidden(&input, None).unwrap();
+                let last = hidden.narrow(1, history.len() - 1, 1).reshape([1, 16]);
+                let scores = model.target_scores(last, &ids[count..=count]).unwrap();
+                assert!(scores[0].first_choice, "{prompt:?}, token {count}");
+            }
+        }
+    }
+}
+
+#[test]
+fn training_knows_the_prompts_that_generation_has() {
+    let model = steered(base());
+    for (prompt, generated) in continued(&model) {
+        let ids = [prompt.as_slice(), &generated].concat();
         let targets = (0..ids.len()).map(|t| t >= prompt.len()).collect();
-        let Sample::Row(row) = Sample::example(Example::new(ids, targets)) else {
-            panic!("an example is a row")
-        };
-        let longer = Example::new(vec![1; 20], vec![true; 20]);
-        let longer = espalier_train::batch::single(&longer);
+        let row = single(&Example::new(ids, targets));
+        let longer = single(&Example::new(vec![1; 20], vec![true; 20]));
         let batch = TokenBatch::new(&[&row, &longer]);
         let (_, right) = batch.loss_and_choices(&model).unwrap();
-        assert!(right[..6].iter().all(|right| *right), "{prompt:?}");
+        assert!(right[..NEW_TOKENS].iter().all(|right| *right), "{prompt:?}");
     }
 }
