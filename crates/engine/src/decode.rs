@@ -488,7 +488,13 @@ mod tests {
             max_new_tokens: 12,
             ..options(0.0)
         };
-        let greedy = decode(&model, &[prompt.clone()], &options, &mut |_, _| true).unwrap();
+        let greedy = decode(
+            &model,
+            std::slice::from_ref(&prompt),
+            &options,
+            &mut |_, _| true,
+        )
+        .unwrap();
         let beam = BeamOptions {
             beams: 1,
             max_new_tokens: 12,

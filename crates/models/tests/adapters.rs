@@ -359,7 +359,7 @@ fn steered_rows_do_not_depend_on_padding_packing_or_beams() {
         let rows = [vec![5, 9, 2, 7, 1], vec![3, 8], vec![6, 6, 1, 4]];
         let alone: Vec<Vec<f32>> = rows
             .iter()
-            .map(|row| hidden(&model, &Input::rows(&[row.clone()]).unwrap()))
+            .map(|row| hidden(&model, &Input::rows(std::slice::from_ref(row)).unwrap()))
             .collect();
         let close = |found: &[f32], row: usize, what: &str| {
             let difference = gap(found, &alone[row]);

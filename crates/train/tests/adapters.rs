@@ -189,7 +189,7 @@ fn steered_decoding_is_uncached_decoding() {
                 let history = [&prompt[..], &ids[..count]].concat();
                 let input = Input {
                     prompts: Some(vec![prompt.len() as u32; history.len()]),
-                    ..Input::rows(&[history.clone()]).unwrap()
+                    ..Input::rows(std::slice::from_ref(&history)).unwrap()
                 };
                 let hidden = model.hidden(&input, None).unwrap();
                 let last = hidden.narrow(1, history.len() - 1, 1).reshape([1, 16]);

@@ -111,11 +111,10 @@ impl LinearMapMut<'_> {
             weight: (self.weight.flat().slice([place.clone()])).reshape([outputs, inputs]),
             bias: self.bias.as_ref().map(|bias| bias.flat()),
         };
-        let merge = |adapter: &Box<dyn LinearAdapter>| adapter.merge(&base());
         let additions = self
             .adapters
             .active()
-            .map(merge)
+            .map(|adapter| adapter.merge(&base()))
             .collect::<Result<Vec<_>>>()?;
         for LinearWeights { weight, bias } in additions {
             self.weight.update(|flat| {
