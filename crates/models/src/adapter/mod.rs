@@ -63,7 +63,8 @@ pub trait AdapterKind: Debug + Send + Sync {
     }
 
     /// Puts fresh parts on the model, whose parameters say that they are the adapter's
-    /// ([`Parameter::of_adapter`](crate::parameter::Parameter::of_adapter)). The model computes the same as before.
+    /// ([`Parameter::of_adapter`](crate::parameter::Parameter::of_adapter)). The model computes the same as before. What starts
+    /// from the base's weights finds them in [`LinearMapMut::weights`].
     ///
     /// # Errors
     /// When no part of the model can have one.

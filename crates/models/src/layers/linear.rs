@@ -85,6 +85,24 @@ impl LinearMapMut<'_> {
         ]
     }
 
+    /// The base's weight and bias.
+    pub fn weights(&self) -> LinearWeights {
+        LinearWeights {
+            weight: self
+                .weight
+                .flat()
+                .slice([self.place()])
+                .reshape(self.size()),
+            bias: self.bias.as_ref().map(|bias| bias.flat()),
+        }
+    }
+
+    /// Its elements of the weight.
+    fn place(&self) -> Range<usize> {
+        let [_, inputs] = self.size();
+        self.rows.start * inputs..self.rows.end * inputs
+    }
+
     /// Adds the part of an adapter, active, in place of one that this adapter has here.
     ///
     /// # Errors
@@ -106,15 +124,11 @@ impl LinearMapMut<'_> {
     /// When one of them cannot be merged; the map is then as it was.
     pub fn merge(mut self) -> Result<()> {
         let [outputs, inputs] = self.size();
-        let place = self.rows.start * inputs..self.rows.end * inputs;
-        let base = || LinearWeights {
-            weight: (self.weight.flat().slice([place.clone()])).reshape([outputs, inputs]),
-            bias: self.bias.as_ref().map(|bias| bias.flat()),
-        };
+        let place = self.place();
         let additions = self
             .adapters
             .active()
-            .map(|adapter| adapter.merge(&base()))
+            .map(|adapter| adapter.merge(&self.weights()))
             .collect::<Result<Vec<_>>>()?;
         for LinearWeights { weight, bias } in additions {
             self.weight.update(|flat| {
