@@ -45,6 +45,25 @@ impl Row {
             .map(|t| (t - 1, self.ids[t]))
     }
 
+    /// For each token, how many tokens of its text stand before the first target: the prompt, which an answer follows. A text
+    /// without targets is all prompt.
+    ///
+    /// ```
+    /// use espalier_data::{encode::Example, packing::Row};
+    /// let row = Row::from(&Example::new(vec![5, 6, 7], vec![false, false, true]));
+    /// assert_eq!(row.prompts(), [2, 2, 2]);
+    /// ```
+    pub fn prompts(&self) -> Vec<u32> {
+        let mut prompts = Vec::with_capacity(self.ids.len());
+        for text in self.segments.chunk_by(|a, b| a == b) {
+            let start = prompts.len();
+            let first = (1..text.len()).find(|t| self.targets[start + t]);
+            let prompt = first.unwrap_or(text.len()) as u32;
+            prompts.extend(std::iter::repeat_n(prompt, text.len()));
+        }
+        prompts
+    }
+
     fn push(&mut self, ids: &[u32], targets: &[bool]) {
         let segment = self.segments.last().map_or(1, |last| last + 1);
         let positions = 0..ids.len() as u32;

@@ -119,6 +119,7 @@ pub fn beam_search(
             false => state.selected(&chosen),
         };
         input = Input::rows(&beams.iter().map(unread).collect::<Vec<_>>())?;
+        input.prompts = Some(vec![start.len() as u32; input.ids.len()]);
     }
     if finished.len() < options.beams {
         finished.extend(beams.iter().map(|beam| beam.scored(options)));

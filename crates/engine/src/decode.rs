@@ -206,8 +206,17 @@ impl Batch<'_> {
             if rows.iter().any(outgrows) {
                 // Frequencies of another length: all keys are computed anew.
                 let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
+                let longest = histories.iter().map(Vec::len).max().unwrap_or(0);
+                let prompts = rows.iter().map(|row| row.prompt as u32);
                 state = SequenceState::new(model.spec());
-                input = Input::padded_before(&histories);
+                input = Input {
+                    prompts: Some(
+                        prompts
+                            .flat_map(|prompt| std::iter::repeat_n(prompt, longest))
+                            .collect(),
+                    ),
+                    ..Input::padded_before(&histories)
+                };
             }
             let logits = last_logits(model, &input, &mut state)?;
             let vocabulary = spec.vocabulary;
@@ -325,7 +334,7 @@ mod tests {
     use crate::beam::{BeamOptions, beam_search};
     use burn::tensor::Device;
     use espalier_models::{
-        adapter::first_state,
+        adapter::{Adapter, FirstStateConfig},
         families::{self, Config},
         parameter::Parameters,
         source::Seed,
@@ -383,7 +392,9 @@ mod tests {
         let config = Config::parse("config.json".as_ref(), text).unwrap();
         let spec = (families::family(&config).unwrap().read)(&config).unwrap();
         let mut model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
-        first_state::attach(&mut model).unwrap();
+        let family = families::by_name("mamba").unwrap();
+        let adapter = Adapter::new(FirstStateConfig {});
+        adapter.attach(&mut model, family, 0).unwrap();
         model.visit_mut(&mut |parameter| {
             if parameter.is_trainable() {
                 parameter.set_data(vec![0.5; parameter.len()], &Device::flex());
@@ -450,7 +461,13 @@ mod tests {
             max_new_tokens: 12,
             ..options(0.0)
         };
-        let greedy = decode(&model, &[prompt.clone()], &options, &mut |_, _| true).unwrap();
+        let greedy = decode(
+            &model,
+            std::slice::from_ref(&prompt),
+            &options,
+            &mut |_, _| true,
+        )
+        .unwrap();
         let beam = BeamOptions {
             beams: 1,
             max_new_tokens: 12,

@@ -88,14 +88,14 @@ pub fn load_model(path: &Path, device: &Device) -> Result<LoadedModel> {
     Ok(folder::load(&resolve_model(path)?, device)?)
 }
 
-/// Loads what `path` means together with its tokenizer, and merges adapters.
+/// Loads what `path` means together with its tokenizer, and merges adapters that can be merged.
 ///
 /// # Errors
 /// As [`load_model`], and when the tokenizer is missing or of another model.
 pub fn open_text_model(path: &Path, device: &Device) -> Result<OpenedModel> {
     let folder = resolve_model(path)?;
     let mut loaded = folder::load(&folder, device)?;
-    loaded.model.merge_adapters();
+    loaded.model.merge_what_can_be();
     let model = loaded.model.frozen();
     let home = tokenizer_folder(&folder, &loaded.base);
     let tokenizer = Tokenizer::load(&home)?;

@@ -30,7 +30,7 @@ pub struct LoadedModel {
     pub base: PathBuf,
     /// The type of most tensors in the file.
     pub dtype: Dtype,
-    /// The adapter's configuration, when the model was given as an adapter.
+    /// The adapter, when the model was given as one.
     pub adapter: Option<Adapter>,
 }
 

@@ -18,6 +18,9 @@ pub struct Input {
     pub segments: Option<Vec<u32>>,
     /// Type of each token, `[batch * time]`, for models that have types; 0 when absent.
     pub token_types: Option<Vec<u32>>,
+    /// Tokens of the prompt of each token's text, `[batch * time]`, for interventions that count from its ends. Texts are prompts
+    /// as a whole when absent; what is read behind a state is none.
+    pub prompts: Option<Vec<u32>>,
     /// What an encoder-decoder's encoder reads, one row for each row; the state remembers it between steps.
     pub source: Option<Box<Input>>,
     /// Dropout of this pass, in training.
@@ -57,7 +60,7 @@ impl Input {
     }
 
     /// Rows with their own positions and segments, padded on the right with tokens of segment 0. Nothing sees padding, and
-    /// routers leave it out.
+    /// routers leave it out. The prompt of a text ends before its first target.
     pub fn packed(rows: &[&Row]) -> Self {
         let time = rows.iter().map(|row| row.ids.len()).max();
         let time = time.unwrap_or(0).max(1);
@@ -67,11 +70,13 @@ impl Input {
             let parts: Vec<&Vec<u32>> = rows.iter().map(|row| part(row)).collect();
             rectangle(&parts, time)
         };
+        let prompts: Vec<Vec<u32>> = rows.iter().map(|row| row.prompts()).collect();
         Self {
             ids: all(|row| &row.ids),
             batch: rows.len(),
             positions: packed.then(|| all(|row| &row.positions)),
             segments: (packed || uneven).then(|| all(|row| &row.segments)),
+            prompts: Some(rectangle(&prompts, time)),
             ..Self::default()
         }
     }

@@ -1,4 +1,4 @@
-//! The model's parameters as a checkpoint stores them: names, fused tensors, transposed layouts, adapters.
+//! Parameters as files store them: names, fused tensors, transposed layouts.
 
 use espalier_kernels::readback::ReadFloats;
 use std::{
@@ -36,7 +36,7 @@ enum Assembly {
     Rows,
     /// The same, transposed: stored `[in, out]`.
     Transposed,
-    /// Each part in its own rows and columns, zero elsewhere: the `B` of an adapter on a fused weight.
+    /// Each part in its own rows and columns, zero elsewhere, as the `B` of a low-rank adapter on a fused weight.
     BlockDiagonal,
 }
 
@@ -52,6 +52,81 @@ impl<'a> StoredTensor<'a> {
             elements: None,
             assembly: Assembly::Rows,
         }
+    }
+
+    /// The rows of several parameters of one width, one after another.
+    pub fn rows_of(name: String, parts: Vec<&'a Parameter>) -> Self {
+        let mut shape = parts
+            .first()
+            .map(|part| part.shape().to_vec())
+            .unwrap_or_default();
+        if let Some(rows) = shape.first_mut() {
+            *rows = parts.iter().map(|part| part.shape()[0]).sum();
+        }
+        Self {
+            name,
+            shape,
+            parts,
+            groups: 1,
+            elements: None,
+            assembly: Assembly::Rows,
+        }
+    }
+
+    /// Matrices in rows and columns of their own, zero elsewhere.
+    pub fn block_diagonal(name: String, parts: Vec<&'a Parameter>) -> Self {
+        let sum = |axis: usize| parts.iter().map(|part| part.shape()[axis]).sum();
+        Self {
+            shape: vec![sum(0), sum(1)],
+            assembly: Assembly::BlockDiagonal,
+            ..Self::rows_of(name, parts)
+        }
+    }
+
+    /// The values of each part, by its name, in stored elements of this shape. A tensor that holds a part of a parameter alone
+    /// gives nothing.
+    pub fn split(&self, values: Vec<f32>) -> Vec<(String, Vec<f32>)> {
+        if self.elements.is_some() {
+            return Vec::new();
+        }
+        let names = self.parts.iter().map(|part| part.name().to_owned());
+        let parts = match self.assembly {
+            Assembly::Rows => self.split_rows(&values),
+            Assembly::Transposed if self.shape.len() < 2 => self.split_rows(&values),
+            Assembly::Transposed => {
+                let (inputs, outputs) = (self.shape[0], self.shape[self.shape.len() - 1]);
+                self.split_rows(&transpose(&values, inputs, outputs))
+            }
+            Assembly::BlockDiagonal => self.split_block_diagonal(&values),
+        };
+        names.zip(parts).collect()
+    }
+
+    fn split_rows(&self, values: &[f32]) -> Vec<Vec<f32>> {
+        let mut parts = vec![Vec::new(); self.parts.len()];
+        let mut start = 0;
+        for _ in 0..self.groups {
+            for (part, split) in self.parts.iter().zip(&mut parts) {
+                let length = part.len() / self.groups;
+                split.extend(&values[start..start + length]);
+                start += length;
+            }
+        }
+        parts
+    }
+
+    fn split_block_diagonal(&self, values: &[f32]) -> Vec<Vec<f32>> {
+        let (mut row, mut column) = (0, 0);
+        let mut block = |part: &&Parameter| {
+            let [rows, columns] = [part.shape()[0], part.shape()[1]];
+            let width = self.shape[1];
+            let own = |row: &[f32]| row[column..column + columns].to_vec();
+            let split = values.chunks(width).skip(row).take(rows).flat_map(own);
+            let split = split.collect();
+            (row, column) = (row + rows, column + columns);
+            split
+        };
+        self.parts.iter().map(&mut block).collect()
     }
 
     /// Whether it is never trained.
@@ -84,7 +159,7 @@ impl<'a> StoredTensor<'a> {
                     transpose(&rows, outputs, inputs)
                 }
             }
-            Assembly::BlockDiagonal => self.block_diagonal(values),
+            Assembly::BlockDiagonal => self.blocks(values),
         }
     }
 
@@ -100,7 +175,7 @@ impl<'a> StoredTensor<'a> {
             .collect()
     }
 
-    fn block_diagonal(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
+    fn blocks(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
         let width = self.shape[1];
         let mut whole = Vec::with_capacity(self.shape.iter().product());
         let mut column = 0;
@@ -213,62 +288,6 @@ pub fn modules(model: &LanguageModel, family: &Family) -> Vec<Module> {
         }));
     }
     modules
-}
-
-/// Prefix of every tensor in a PEFT adapter.
-pub const PEFT_PREFIX: &str = "base_model.model.";
-
-/// The tensors of the model's adapter under PEFT's names: low-rank pairs, then whole modules named in `saved`.
-pub fn adapter_tensors<'a>(
-    model: &'a LanguageModel,
-    family: &Family,
-    saved: &[String],
-) -> Vec<StoredTensor<'a>> {
-    let mut adapters_by_map = HashMap::new();
-    model.visit_linears(&mut |map| {
-        adapters_by_map.extend(map.adapter.map(|adapter| (map.name, adapter)));
-    });
-    let mut tensors = Vec::new();
-    for module in modules(model, family) {
-        let adapters: Vec<_> = module
-            .maps
-            .iter()
-            .filter_map(|map| adapters_by_map.get(map))
-            .collect();
-        if adapters.len() == module.maps.len() {
-            let down: Vec<&Parameter> = adapters.iter().map(|a| &a.down).collect();
-            let up: Vec<&Parameter> = adapters.iter().map(|a| &a.up).collect();
-            let rows = |parts: &[&Parameter]| parts.iter().map(|p| p.shape()[0]).sum::<usize>();
-            let name = |part| format!("{PEFT_PREFIX}{}.{part}.weight", module.name);
-            let (rank, inputs, outputs) = (rows(&down), down[0].shape()[1], rows(&up));
-            let assembly = Assembly::Rows;
-            tensors.push(StoredTensor {
-                name: name("lora_A"),
-                shape: vec![rank, inputs],
-                parts: down,
-                groups: 1,
-                elements: None,
-                assembly,
-            });
-            let assembly = Assembly::BlockDiagonal;
-            tensors.push(StoredTensor {
-                name: name("lora_B"),
-                shape: vec![outputs, rank],
-                parts: up,
-                groups: 1,
-                elements: None,
-                assembly,
-            });
-        }
-    }
-    let whole = stored_tensors(model, family)
-        .into_iter()
-        .filter(|tensor| is_saved(&tensor.name, saved));
-    tensors.extend(whole.map(|tensor| StoredTensor {
-        name: format!("{PEFT_PREFIX}{}", tensor.name),
-        ..tensor
-    }));
-    tensors
 }
 
 /// Whether a checkpoint tensor belongs to a module that `saved` names by its full name or its last parts.

@@ -30,6 +30,7 @@ pub mod state;
 pub mod state_file;
 pub mod taps;
 pub mod target_scores;
+pub mod token_places;
 pub mod upcycle;
 
 pub use error::{Error, Result};

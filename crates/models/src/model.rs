@@ -16,6 +16,7 @@ use espalier_kernels::{
 pub use crate::input::Input;
 use crate::{
     Error, Result,
+    adapter::saved_modules::SavedModules,
     auxiliary_losses::{AuxiliaryLosses, SideOutput, auxiliary_losses},
     context::real_tokens,
     layers::{Builder, linear::Linear, norm::Norm},
@@ -56,6 +57,7 @@ pub struct LanguageModel {
     gradient_checkpointing: bool,
     label_smoothing: f64,
     training: bool,
+    saved_modules: SavedModules,
 }
 
 parameters!(LanguageModel: embedding, encoder, decoder, pooler, next_sentence, head_transform, head, head_bias);
@@ -169,6 +171,7 @@ impl LanguageModel {
             gradient_checkpointing: false,
             label_smoothing: 0.0,
             training: false,
+            saved_modules: SavedModules::default(),
         })
     }
 
@@ -394,7 +397,7 @@ impl LanguageModel {
     /// The head's weight and bias, where they are all there is to the head.
     fn plain_head(&self) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
         match &self.head {
-            Some(head) if head.adapter.is_some() => None,
+            Some(head) if head.is_adapted() => None,
             Some(head) => Some((
                 head.weight.value(),
                 head.bias.as_ref().map(Parameter::value),
@@ -495,7 +498,32 @@ impl LanguageModel {
         })
     }
 
+    /// The encoder, where there is one, and the decoder.
+    pub fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        self.encoder.iter().chain([&self.decoder])
+    }
+
+    /// The same for change.
+    pub fn stacks_mut(&mut self) -> impl Iterator<Item = &mut Stack> {
+        self.encoder.iter_mut().chain([&mut self.decoder])
+    }
+
+    /// The decoder; of a model without encoder its only stack.
+    pub fn decoder(&self) -> &Stack {
+        &self.decoder
+    }
+
+    /// The same for change.
+    pub fn decoder_mut(&mut self) -> &mut Stack {
+        &mut self.decoder
+    }
+
     /// The recurrent mixers of the decoder, each with the number of its block.
+    pub fn recurrent_layers(&self) -> impl Iterator<Item = (usize, &Recurrent)> {
+        self.decoder.recurrent_layers()
+    }
+
+    /// The same for change.
     pub fn recurrent_layers_mut(&mut self) -> impl Iterator<Item = (usize, &mut Recurrent)> {
         self.decoder.recurrent_layers_mut()
     }
@@ -505,9 +533,19 @@ impl LanguageModel {
         self.decoder.has_first_states()
     }
 
-    /// Adds all low-rank adapters into the weights.
-    pub fn merge_adapters(&mut self) {
-        self.visit_linears_mut(&mut |linear| linear.merge());
+    /// Whether the residual stream is changed on its way by active adapters.
+    pub fn has_interventions(&self) -> bool {
+        self.stacks().any(|stack| stack.interventions().is_active())
+    }
+
+    /// The modules that adapters replace whole.
+    pub(crate) fn saved_modules(&self) -> &SavedModules {
+        &self.saved_modules
+    }
+
+    /// The same for change.
+    pub(crate) fn saved_modules_mut(&mut self) -> &mut SavedModules {
+        &mut self.saved_modules
     }
 
     fn check(&self, input: &Input) -> Result<()> {
@@ -518,9 +556,15 @@ impl LanguageModel {
                 "a batch needs rows of one length, at least one token long".into(),
             ));
         }
-        if !sized(&input.positions) || !sized(&input.segments) || !sized(&input.token_types) {
+        let lists = [
+            &input.positions,
+            &input.segments,
+            &input.token_types,
+            &input.prompts,
+        ];
+        if !lists.into_iter().all(sized) {
             return Err(Error::Invalid(
-                "positions, segments and types need one entry a token".into(),
+                "positions, segments, types and prompts need one entry a token".into(),
             ));
         }
         if input

@@ -3,6 +3,8 @@
 //! A [`Parameter`] keeps its values flat, so that optimisers, norms and files treat all of them alike; layers ask for the
 //! shape they need. Copies share memory until one of them is changed, which makes snapshots free.
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use espalier_kernels::readback::ReadFloats;
 
@@ -23,6 +25,7 @@ pub struct Parameter {
     trainable: bool,
     fixed: bool,
     decays: bool,
+    adapter: Option<Arc<str>>,
 }
 
 impl Parameter {
@@ -37,6 +40,7 @@ impl Parameter {
             trainable: false,
             fixed: false,
             decays,
+            adapter: None,
         }
     }
 
@@ -54,6 +58,19 @@ impl Parameter {
             decays: false,
             ..self
         }
+    }
+
+    /// The same weight, as one of the adapter of this name.
+    pub fn of_adapter(self, adapter: &str) -> Self {
+        Self {
+            adapter: Some(adapter.into()),
+            ..self
+        }
+    }
+
+    /// The name of the adapter that it belongs to; none for the base's weights.
+    pub fn adapter(&self) -> Option<&str> {
+        self.adapter.as_deref()
     }
 
     /// Whether weight decay acts on it: on matrices, unless their meaning forbids it.

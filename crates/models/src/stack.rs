@@ -9,6 +9,7 @@ use espalier_kernels::{attention::Mask, embedding::embedding, linear::Precision}
 pub use crate::context::Context;
 use crate::{
     Error, Result,
+    adapter::intervention::{Intervention, Interventions},
     auxiliary_losses::Sides,
     context::{Tokens, text_lengths},
     layers::{Builder, block::Block, norm::Norm},
@@ -22,6 +23,7 @@ use crate::{
     spec_parameters::StackSpec,
     state::SequenceState,
     taps::{Flow, Observer, Site},
+    token_places::TokenPlaces,
 };
 
 /// The encoder's output, as decoder blocks see it.
@@ -65,9 +67,10 @@ pub struct Stack {
     embedding_norm: Option<Norm>,
     blocks: Vec<Block>,
     final_norm: Option<Norm>,
+    interventions: Interventions,
 }
 
-parameters!(Stack: positions, token_types, relative, embedding_norm, blocks, final_norm);
+parameters!(Stack: positions, token_types, relative, embedding_norm, blocks, final_norm, interventions);
 
 impl Stack {
     /// Builds the decoder of `spec`, or its encoder, whose parameters begin with `encoder.`.
@@ -122,6 +125,7 @@ impl Stack {
             embedding_norm,
             blocks,
             final_norm,
+            interventions: Interventions::default(),
         })
     }
 
@@ -138,9 +142,19 @@ impl Stack {
         mode: Mode,
         observer: &mut dyn Observer,
     ) -> Result<Forward> {
-        let (positions, contexts) = self.contexts(input, state.as_deref_mut(), memory, mode);
+        let (tokens, contexts) = self.contexts(input, state.as_deref_mut(), memory, mode);
+        let places = self.interventions.is_active().then(|| {
+            let remembered = state.as_deref().map(|state| state.prompts(input.time()));
+            let prompts = remembered.or_else(|| input.prompts.clone());
+            TokenPlaces::new(&tokens, prompts.as_deref())
+        });
+        let intervene = |site, hidden| match &places {
+            Some(places) => self.interventions.forward(site, hidden, places),
+            None => hidden,
+        };
         let mut sides = Sides::default();
-        let mut flow = observer.observe(Site::Embedding, self.embed(embedding, input, &positions)?);
+        let embedded = self.embed(embedding, input, &tokens.positions)?;
+        let mut flow = observer.observe(Site::Embedding, intervene(Site::Embedding, embedded));
         for (i, (block, context)) in self.blocks.iter().zip(&contexts).enumerate() {
             let hidden = match flow {
                 Flow::Continue(hidden) => hidden,
@@ -156,7 +170,7 @@ impl Stack {
                 mode.gradient_checkpointing,
                 &mut sides,
             );
-            flow = observer.observe(Site::Block(i), hidden);
+            flow = observer.observe(Site::Block(i), intervene(Site::Block(i), hidden));
         }
         let (Flow::Continue(hidden) | Flow::Stop(hidden)) = flow;
         let hidden = match &self.final_norm {
@@ -166,7 +180,46 @@ impl Stack {
         Ok(Forward { hidden, sides })
     }
 
+    /// Adds the intervention of an adapter after the embedding or a block, active, in place of one that this adapter has there.
+    ///
+    /// # Errors
+    /// When there is no such block.
+    pub fn intervene(
+        &mut self,
+        site: Site,
+        adapter: &str,
+        intervention: Box<dyn Intervention>,
+    ) -> Result<()> {
+        let count = self.blocks.len();
+        if matches!(site, Site::Block(number) if number >= count) {
+            return Err(Error::Invalid(format!(
+                "no intervention fits {site:?}: the model's blocks are 0 to {}",
+                count.saturating_sub(1)
+            )));
+        }
+        self.interventions.attach(site, adapter, intervention);
+        Ok(())
+    }
+
+    /// What adapters change of the residual stream.
+    pub fn interventions(&self) -> &Interventions {
+        &self.interventions
+    }
+
+    /// The same for change.
+    pub(crate) fn interventions_mut(&mut self) -> &mut Interventions {
+        &mut self.interventions
+    }
+
     /// The recurrent mixers, each with the number of its block.
+    pub fn recurrent_layers(&self) -> impl Iterator<Item = (usize, &Recurrent)> {
+        self.blocks
+            .iter()
+            .enumerate()
+            .filter_map(|(number, block)| Some((number, block.recurrent()?)))
+    }
+
+    /// The same for change.
     pub fn recurrent_layers_mut(&mut self) -> impl Iterator<Item = (usize, &mut Recurrent)> {
         self.blocks
             .iter_mut()
@@ -176,7 +229,8 @@ impl Stack {
 
     /// Whether a recurrent mixer starts from a trained state.
     pub fn has_first_states(&self) -> bool {
-        self.blocks.iter().any(Block::has_first_state)
+        self.recurrent_layers()
+            .any(|(_, layer)| layer.first_states().is_active())
     }
 
     /// Whether no block sees values of another one besides its output, so that each can be run again in the backward by itself.
@@ -245,14 +299,14 @@ impl Stack {
             .then(|| Tensor::from_data(TensorData::new(trained, shape), &self.device))
     }
 
-    /// The positions of the new tokens, and each block's context. Advances the state's count.
+    /// The new tokens, and each block's context. Advances the state's count.
     fn contexts(
         &self,
         input: &Input,
         state: Option<&mut SequenceState>,
         memory: Option<Memory>,
         mode: Mode,
-    ) -> (Vec<u32>, Vec<Context>) {
+    ) -> (Arc<Tokens>, Vec<Context>) {
         let (batch, time) = (input.batch, input.time());
         let past = state.as_ref().map_or(0, |state| state.length);
         let count_on = || {
@@ -271,7 +325,7 @@ impl Stack {
             time,
             past,
             lengths: text_lengths(&positions, segments.as_deref(), batch),
-            positions: positions.clone(),
+            positions,
             segments,
             bidirectional: stack.bidirectional,
             training: mode.training,
@@ -306,7 +360,7 @@ impl Stack {
             made.push((&block.mixer, context.clone()));
             contexts.push(context);
         }
-        (positions, contexts)
+        (tokens, contexts)
     }
 }
 

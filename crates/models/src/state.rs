@@ -23,6 +23,8 @@ pub struct SequenceState {
     pub(crate) source: Option<(usize, Vec<(u32, u32)>)>,
     /// Segment of every position seen, row by row; 0 marks padding on the left. Empty until a row is padded.
     pub(crate) segments: Vec<Vec<u32>>,
+    /// Tokens of each row's prompt; padding is none of it.
+    pub(crate) prompts: Vec<u32>,
     pub(crate) length: usize,
 }
 
@@ -127,6 +129,7 @@ impl SequenceState {
             blocks,
             source: None,
             segments: Vec::new(),
+            prompts: Vec::new(),
             length: 0,
         }
     }
@@ -163,10 +166,14 @@ impl SequenceState {
             true => Vec::new(),
             false => rows.iter().map(|row| self.segments[*row].clone()).collect(),
         };
+        let prompts = rows
+            .iter()
+            .filter_map(|row| self.prompts.get(*row).copied());
         Self {
             blocks: self.blocks.iter().map(block).collect(),
             source,
             segments,
+            prompts: prompts.collect(),
             length: self.length,
         }
     }
@@ -174,6 +181,7 @@ impl SequenceState {
     /// Counts the new tokens; returns the segments of all positions, where any row has more than one.
     pub(crate) fn extend(&mut self, input: &Input) -> Option<Vec<u32>> {
         let (time, past) = (input.time(), self.length);
+        self.note_prompts(input);
         self.length += time;
         if input.segments.is_none() && self.segments.is_empty() {
             return None;
@@ -186,6 +194,30 @@ impl SequenceState {
             }
         }
         Some(self.segments.concat())
+    }
+
+    /// Keeps the length of each row's prompt: what the input says of it, or what is read first.
+    fn note_prompts(&mut self, input: &Input) {
+        let time = input.time();
+        let is_text = |token: &usize| input.segments.as_ref().is_none_or(|s| s[*token] != 0);
+        let told = |prompts: &Vec<u32>| {
+            let row = |row: usize| (row * time..(row + 1) * time).find(&is_text);
+            (0..input.batch)
+                .map(|number| row(number).map_or(0, |token| prompts[token]))
+                .collect()
+        };
+        let whole = |row: usize| (row * time..(row + 1) * time).filter(&is_text).count() as u32;
+        match &input.prompts {
+            Some(prompts) => self.prompts = told(prompts),
+            None if self.length == 0 => self.prompts = (0..input.batch).map(whole).collect(),
+            None => {}
+        }
+    }
+
+    /// Tokens of the prompt of each of so many new tokens of every row.
+    pub(crate) fn prompts(&self, time: usize) -> Vec<u32> {
+        let row = |prompt: &u32| std::iter::repeat_n(*prompt, time);
+        self.prompts.iter().flat_map(row).collect()
     }
 
     /// What the two parts of a block remember, where its mixer's memory does not grow.

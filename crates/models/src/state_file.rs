@@ -47,6 +47,17 @@ impl Prefix {
     /// # Errors
     /// When there are none, one is outside the vocabulary, or the model remembers texts in no way that can be kept.
     pub fn read(model: &LanguageModel, ids: &[u32]) -> Result<Self> {
+        if model.has_interventions() {
+            let reason = "an adapter changes hidden states by their place in the whole prompt";
+            return Err(Error::Invalid(format!(
+                "{reason}, so that a part of it cannot be kept; give the prompt as a whole"
+            )));
+        }
+        Self::read_any(model, ids)
+    }
+
+    /// As [`Prefix::read`], whether or not adapters intervene.
+    pub(crate) fn read_any(model: &LanguageModel, ids: &[u32]) -> Result<Self> {
         let spec = model.spec();
         if spec.encoder.is_some()
             || spec.bidirectional
@@ -193,7 +204,7 @@ impl Prefix {
             }
             parts.fill(&mut block.channel, &format!("blocks.{number}.channel"))?;
         }
-        state.length = ids.len();
+        (state.length, state.prompts) = (ids.len(), vec![ids.len() as u32]);
         Ok(Self { ids, state })
     }
 }

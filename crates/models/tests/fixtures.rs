@@ -372,7 +372,7 @@ fn merged_adapters_equal_peft_and_the_adapted_model() {
         let loaded = folder::load(&fixture(name), &Device::flex()).unwrap();
         let adapted = values(&loaded.model, &input("llama"));
         let mut merged = loaded.model.clone();
-        merged.merge_adapters();
+        merged.merge_adapters().unwrap();
         let difference = gap(&values(&merged, &input("llama")), &adapted);
         assert!(
             difference < 1e-5,
@@ -453,14 +453,14 @@ fn adapters_on_every_family_merge_and_survive_saving() {
         let family = loaded.family().unwrap();
         let mut peft = PeftConfig::new(2, 4.0, targets);
         peft.rank_pattern = vec![(Pattern::suffix(r"experts\.1\.w[12]").unwrap(), 3)];
-        peft.base_model = Some(fixture(name).to_string_lossy().into_owned());
-        espalier_models::adapter::low_rank::attach(&mut loaded.model, family, &peft, 5).unwrap();
+        let adapter = Adapter::new(peft).based_on(fixture(name).to_string_lossy());
+        adapter.attach(&mut loaded.model, family, 5).unwrap();
         assert!(
             gap(&values(&loaded.model.frozen(), &sample(name)), &plain) < 1e-6,
             "{name}: not yet trained"
         );
         loaded.model.visit_mut(&mut |p| {
-            if p.name().ends_with("adapter.up") {
+            if p.name().ends_with("adapter.default.up") {
                 let values = (0..p.len())
                     .map(|i| 0.05 * ((i % 7) as f32 - 3.0))
                     .collect();
@@ -470,16 +470,14 @@ fn adapters_on_every_family_merge_and_survive_saving() {
         let adapted = values(&loaded.model.frozen(), &sample(name));
         assert!(gap(&adapted, &plain) > 1e-3, "{name}");
         let mut merged = loaded.model.frozen();
-        merged.merge_adapters();
+        merged.merge_adapters().unwrap();
         let difference = gap(&values(&merged, &sample(name)), &adapted);
         assert!(
             difference < 1e-4,
             "{name}: merged differs from adapted by {difference}"
         );
         let saved = tempfile::tempdir().unwrap();
-        Adapter::LowRank(peft)
-            .save(&loaded.model, family, saved.path())
-            .unwrap();
+        adapter.save(&loaded.model, family, saved.path()).unwrap();
         let file = TensorFile::open(&saved.path().join("adapter_model.safetensors")).unwrap();
         assert!(
             modules == 0 || file.names().count() == 2 * modules,
@@ -494,11 +492,10 @@ fn adapters_on_every_family_merge_and_survive_saving() {
 
 #[test]
 fn first_states_survive_saving_and_misfits_are_errors() {
-    use espalier_models::{adapter::first_state, parameter::Parameters};
+    use espalier_models::parameter::Parameters;
     let mut loaded = folder::load(&fixture("mamba"), &Device::flex()).unwrap();
-    let config = first_state::attach(&mut loaded.model)
-        .map(|()| FirstStateConfig::default())
-        .unwrap();
+    let (adapter, family) = (Adapter::new(FirstStateConfig {}), loaded.family().unwrap());
+    adapter.attach(&mut loaded.model, family, 0).unwrap();
     loaded.model.visit_mut(&mut |p| {
         if p.is_trainable() {
             let values = (0..p.len())
@@ -510,8 +507,7 @@ fn first_states_survive_saving_and_misfits_are_errors() {
     let adapted = values(&loaded.model.frozen(), &input("mamba"));
     let saved = tempfile::tempdir().unwrap();
     let save = |base: &str| {
-        let adapter = Adapter::FirstState(config.clone())
-            .based_on(fixture(base).to_string_lossy().into_owned());
+        let adapter = adapter.clone().based_on(fixture(base).to_string_lossy());
         adapter
             .save(&loaded.model, loaded.family().unwrap(), saved.path())
             .unwrap();

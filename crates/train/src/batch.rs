@@ -77,7 +77,12 @@ pub struct TokenBatch {
 impl TokenBatch {
     /// Pads `rows` on the right; every target is predicted from the token before it.
     pub fn new(rows: &[&Row]) -> Self {
-        let mut batch = Self::unasked(rows);
+        let mut batch = Self {
+            input: Input::packed(rows),
+            predictors: Vec::new(),
+            targets: Vec::new(),
+            rows: Vec::new(),
+        };
         let time = batch.input.time();
         for (r, row) in rows.iter().enumerate() {
             for (place, target) in row.predictions() {
@@ -87,10 +92,13 @@ impl TokenBatch {
         batch
     }
 
-    /// Pads `rows` on the right and asks for nothing yet.
+    /// Pads `rows` on the right and asks for nothing yet. Their texts are read as wholes: none has a prompt before an answer.
     pub fn unasked(rows: &[&Row]) -> Self {
         Self {
-            input: Input::packed(rows),
+            input: Input {
+                prompts: None,
+                ..Input::packed(rows)
+            },
             predictors: Vec::new(),
             targets: Vec::new(),
             rows: Vec::new(),
@@ -115,6 +123,11 @@ impl TokenBatch {
         let read: Vec<Vec<u32>> = pairs.iter().map(read).collect();
         // Nothing sees padding, because it comes after everything and is never a target.
         let input = Input {
+            prompts: Some(vec![
+                1;
+                read.iter().map(Vec::len).max().unwrap_or(0)
+                    * read.len()
+            ]),
             segments: None,
             source: Some(Box::new(Input::padded(&sources))),
             ..Input::padded(&read)
@@ -268,5 +281,6 @@ mod tests {
             (vec![1, 3], vec![7, 9], vec![0, 1])
         );
         assert_eq!(batch.input.segments, Some(vec![1, 1, 1, 1, 1, 0]));
+        assert_eq!(batch.input.prompts, Some(vec![2, 2, 2, 1, 1, 0]));
     }
 }

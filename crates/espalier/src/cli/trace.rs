@@ -89,7 +89,7 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
         return write(args, written);
     }
     if args.gradients {
-        mark(&mut loaded)?;
+        mark(&mut loaded);
     }
     if let Some(encoder) = &loaded.model.spec().encoder {
         request = request.into_translation(encoder.decoder_start)?;
@@ -187,13 +187,11 @@ fn encoded(hidden: Tensor<3>, mask: &[bool]) -> Vec<Written> {
 }
 
 /// Everything is trained, or of an adapted model what its adapter trains.
-fn mark(loaded: &mut LoadedModel) -> Result<()> {
-    let family = loaded.family()?;
-    match loaded.adapter.clone() {
-        Some(adapter) => adapter.mark_trainable(&mut loaded.model, family),
+fn mark(loaded: &mut LoadedModel) {
+    match &loaded.adapter {
+        Some(adapter) => adapter.mark_trainable(&mut loaded.model),
         None => loaded.model.set_trainable(|_| true),
     }
-    Ok(())
 }
 
 fn gradients(loaded: &LoadedModel, gradients: &Gradients) -> Result<Vec<Written>> {

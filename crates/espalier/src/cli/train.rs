@@ -1,6 +1,9 @@
 //! `espalier train`: one training stage, from the command line alone.
 
-use espalier_train::objectives::registry::{OBJECTIVES, Registered};
+use espalier_train::{
+    adapters::AdapterOptions,
+    objectives::registry::{OBJECTIVES, Registered},
+};
 
 use super::{Context, run::perform};
 use crate::{
@@ -26,8 +29,8 @@ pub struct TrainArgs {
     /// What is learned.
     #[arg(long, default_value = "sft", help = objectives())]
     pub objective: String,
-    /// Train an adapter instead of all weights: `lora`, or `state` for a recurrent model.
-    #[arg(long)]
+    /// What is trained instead of all weights.
+    #[arg(long, help = adapter_help())]
     pub adapter: Option<String>,
     /// The run's folder; the trained model is in its `01-train/model`.
     #[arg(long)]
@@ -50,6 +53,13 @@ fn objectives() -> String {
     let lines: String = OBJECTIVES.iter().map(line).collect();
     format!(
         "What is learned:{lines}\nWith options as KEY=VALUE: 'objective={{ dpo = {{ beta = 0.2 }} }}'"
+    )
+}
+
+fn adapter_help() -> String {
+    format!(
+        "Train an adapter instead of all weights. {}",
+        AdapterOptions::help()
     )
 }
 

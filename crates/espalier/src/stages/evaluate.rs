@@ -40,7 +40,7 @@ pub fn run(workshop: &mut Workshop, stage: &EvaluateStage) -> Result<Value> {
         &workshop.device,
     )?;
     let mut language_model = start.loaded.model;
-    language_model.merge_adapters();
+    language_model.merge_what_can_be();
     let model = TextModel {
         model: language_model,
         tokenizer: start.tokenizer,

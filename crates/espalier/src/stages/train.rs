@@ -49,7 +49,7 @@ pub fn run(
         }
         (Some(options), None) => Some(options.attach(&mut model, family, stage.options.seed)?),
         (None, Some(earlier)) => {
-            earlier.mark_trainable(&mut model, family);
+            earlier.mark_trainable(&mut model);
             Some(earlier)
         }
         (Some(_), Some(_)) => {
@@ -58,10 +58,11 @@ pub fn run(
             ));
         }
     };
-    if adapter.as_ref().is_some_and(|adapter| !adapter.merges()) && !stage.config.is_empty() {
+    let refusal = adapter.as_ref().and_then(|adapter| adapter.merge_refusal());
+    if let Some(reason) = refusal.filter(|_| !stage.config.is_empty()) {
         let fix = "change the base in a stage of its own";
         return Err(Error::usage(format!(
-            "states cannot be added into the weights of a base that `config` changes: {fix}"
+            "the adapter cannot be merged into a base that `config` changes: {reason}; {fix}"
         )));
     }
     let planned = plan(&model, &training, &stage.options)?;
@@ -82,7 +83,7 @@ pub fn run(
     let adapter = match stage.config.is_empty() {
         true => adapter,
         false => {
-            outcome.model.merge_adapters();
+            outcome.model.merge_adapters()?;
             None
         }
     };

@@ -40,7 +40,7 @@ pub fn run(workshop: &mut Workshop, stage: &UpcycleStage, folder: &Path) -> Resu
     };
     let open = |name: &String| -> Result<Start> {
         let mut start = open(name)?;
-        start.loaded.model.merge_adapters();
+        start.loaded.model.merge_adapters()?;
         Ok(start)
     };
     let start = open(&stage.model)?;

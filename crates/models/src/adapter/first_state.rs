@@ -4,132 +4,96 @@
 //! fresh state is zero, which is what a model starts from anyway. The folder holds `adapter_config.json` with the `peft_type`
 //! below and `adapter_model.safetensors` with `blocks.0.mixer.scan` and so on, each `[size]`.
 
-use std::path::Path;
+use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::{AdapterKind, Fresh, Registration};
 use crate::{
     Error, Result,
-    checkpoint::{TensorFile, partial_file::write_whole},
-    families::config::Config,
+    families::{Family, config::Config},
     layout::StoredTensor,
     model::LanguageModel,
-    parameter::{Parameter, Parameters},
     recurrent::FirstState,
     state_file::Prefix,
 };
 
-/// The `peft_type` of such an adapter.
-pub(super) const KIND: &str = "FIRST_STATE";
-
-/// What the parameters' names have and those in the file have not.
-const MARK: &str = ".adapter.";
-
-/// The configuration of trained first states.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct FirstStateConfig {
-    /// The model that they were trained on.
-    pub base_model: Option<String>,
-}
-
-impl FirstStateConfig {
-    pub(super) fn read(config: &Config) -> Result<Self> {
-        config.ignore(&["peft_type"]);
-        let base_model = config
-            .optional_text("base_model_name_or_path")?
-            .map(Into::into);
+/// The line of first states in the list of kinds.
+pub const REGISTRATION: Registration = Registration {
+    peft_type: "FIRST_STATE",
+    read: |config: &Config| {
         config.refuse_unread()?;
-        Ok(Self { base_model })
-    }
+        Ok(Arc::new(FirstStateConfig {}))
+    },
+};
 
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let map = json!({"peft_type": KIND, "base_model_name_or_path": self.base_model});
-        write_whole(path, format!("{map:#}\n").as_bytes())
-    }
+/// Why first states are not merged.
+pub(super) const NO_WEIGHT: &str = "trained first states are no part of any weight";
+
+/// The configuration of trained first states, which says nothing but its kind.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FirstStateConfig {}
+
+/// The layer of the block of this number, as names of parameters and of stored tensors begin.
+fn layer_name(number: usize) -> String {
+    format!("blocks.{number}.mixer")
 }
 
-/// Gives every recurrent layer a first state of zeros and marks those as trained.
-///
-/// # Errors
-/// When the model is no decoder or has no such layer.
-pub fn attach(model: &mut LanguageModel) -> Result<()> {
-    let seen = Prefix::read(model, &[0])?.state;
-    let device = model.device().clone();
-    let mut layers = 0;
-    for (number, layer) in model.recurrent_layers_mut() {
-        let Some([mixer, _]) = seen.recurrent(number) else {
-            continue;
-        };
-        layer.start_from(FirstState::zeros(
-            &format!("blocks.{number}.mixer"),
-            mixer,
-            &device,
-        ));
-        layers += 1;
+impl AdapterKind for FirstStateConfig {
+    fn peft_type(&self) -> &'static str {
+        REGISTRATION.peft_type
     }
-    if layers == 0 {
-        let fix = "train it with `lora`";
-        return Err(Error::Invalid(format!(
-            "only recurrent layers have a first state, and this model has none; {fix}"
-        )));
-    }
-    mark_trainable(model);
-    Ok(())
-}
 
-pub(super) fn mark_trainable(model: &mut LanguageModel) {
-    model.set_trainable(|parameter| parameter.name().contains(MARK));
-}
-
-fn stored_name(parameter: &Parameter) -> String {
-    parameter.name().replacen(MARK, ".", 1)
-}
-
-pub(super) fn tensors(model: &LanguageModel) -> Vec<StoredTensor<'_>> {
-    let mut tensors = Vec::new();
-    model.visit(&mut |parameter| {
-        if parameter.name().contains(MARK) {
-            tensors.push(StoredTensor::whole(stored_name(parameter), parameter));
+    /// Every recurrent layer gets a first state of zeros.
+    fn attach(&self, model: &mut LanguageModel, _: &Family, fresh: Fresh<'_>) -> Result<()> {
+        let seen = Prefix::read_any(model, &[0])?.state;
+        let device = model.device().clone();
+        let mut layers = 0;
+        for (number, layer) in model.recurrent_layers_mut() {
+            let Some([mixer, _]) = seen.recurrent(number) else {
+                continue;
+            };
+            let first = FirstState::zeros(&layer_name(number), fresh.adapter, mixer, &device);
+            layer.first_states_mut().attach(fresh.adapter, first);
+            layers += 1;
         }
-    });
-    tensors
-}
-
-/// Puts the values of a file into the attached states; every tensor must find its place, every state its tensor.
-pub(super) fn fill(model: &mut LanguageModel, path: &Path) -> Result<()> {
-    let file = TensorFile::open(path)?;
-    let wrong = |reason: String| Error::Adapter {
-        path: path.to_owned(),
-        reason,
-    };
-    let device = model.device().clone();
-    let mut unused: Vec<String> = file.names().map(str::to_owned).collect();
-    let mut outcome = Ok(());
-    model.visit_mut(&mut |parameter| {
-        if outcome.is_err() || !parameter.name().contains(MARK) {
-            return;
+        if layers == 0 {
+            let fix = "train it with `lora`";
+            return Err(Error::Invalid(format!(
+                "only recurrent layers have a first state, and this model has none; {fix}"
+            )));
         }
-        let name = stored_name(parameter);
-        unused.retain(|other| *other != name);
-        outcome = match file
-            .info(&name)
-            .filter(|info| info.shape == parameter.shape())
-        {
-            Some(_) => file
-                .read_f32(&name, None)
-                .map(|values| parameter.set_data(values, &device)),
-            None => Err(wrong(format!(
-                "tensor `{name}` of shape {:?} is missing",
-                parameter.shape()
-            ))),
+        Ok(())
+    }
+
+    fn tensors<'a>(
+        &self,
+        model: &'a LanguageModel,
+        _: &Family,
+        adapter: &str,
+    ) -> Vec<StoredTensor<'a>> {
+        let of_layer = |(number, first): (usize, &'a FirstState)| {
+            let name = layer_name(number);
+            let part = move |(part, value)| StoredTensor::whole(format!("{name}.{part}"), value);
+            first.parts().map(part)
         };
-    });
-    outcome?;
-    match unused.first() {
-        Some(name) => Err(wrong(format!(
-            "tensor `{name}` fits no recurrent layer of the base model"
-        ))),
-        None => Ok(()),
+        model
+            .recurrent_layers()
+            .filter_map(|(number, layer)| Some((number, layer.first_states().get(adapter)?)))
+            .flat_map(of_layer)
+            .collect()
+    }
+
+    fn configuration(&self, _: &LanguageModel, _: &Family) -> Value {
+        json!({})
+    }
+
+    fn merge_refusal(&self) -> Option<&'static str> {
+        Some(NO_WEIGHT)
+    }
+
+    fn describe(&self) -> String {
+        "trained first states of the recurrent layers".into()
     }
 }
 
@@ -139,7 +103,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::Input, parameter::Parameters, source::Seed, spec::ModelSpec, state::SequenceState,
+        adapter::Adapter, model::Input, parameter::Parameters, source::Seed, spec::ModelSpec,
+        state::SequenceState,
     };
 
     fn model(config: &str) -> LanguageModel {
@@ -153,6 +118,12 @@ mod tests {
             }
         });
         model
+    }
+
+    fn attach(model: &mut LanguageModel) {
+        let family = crate::families::by_name(&model.spec().family).unwrap();
+        let adapter = Adapter::new(FirstStateConfig {});
+        adapter.attach(model, family, 0).unwrap();
     }
 
     fn pattern(count: usize) -> Vec<f32> {
@@ -190,7 +161,7 @@ mod tests {
     /// A model whose first states are no longer zero.
     fn tuned(config: &str) -> LanguageModel {
         let mut model = model(config);
-        attach(&mut model).unwrap();
+        attach(&mut model);
         model.visit_mut(&mut |parameter| {
             if parameter.is_trainable() {
                 parameter.set_data(pattern(parameter.len()), &Device::flex());
@@ -204,7 +175,7 @@ mod tests {
         for config in KINDS {
             let plain = model(config);
             let mut attached = plain.clone();
-            attach(&mut attached).unwrap();
+            attach(&mut attached);
             let rows = [vec![1, 2, 3, 4, 5], vec![6, 7, 8, 9, 10]];
             let gap = gap(&logits(&plain, &rows), &logits(&attached.frozen(), &rows));
             assert!(gap < 1e-6, "{config}: {gap}");
@@ -224,7 +195,7 @@ mod tests {
                 reached +=
                     usize::from(gradient.is_some_and(|g| g.abs().sum().into_scalar::<f32>() > 0.0));
                 assert!(
-                    !parameter.is_trainable() || parameter.name().contains(MARK),
+                    !parameter.is_trainable() || parameter.adapter() == Some("default"),
                     "{}",
                     parameter.name()
                 );
@@ -293,7 +264,12 @@ mod tests {
     fn models_without_recurrent_layers_are_refused() {
         let spec = ModelSpec::llama(40, 16, 2, 2, 1, 32, 32);
         let mut llama = LanguageModel::build(spec, &mut Seed(0), &Device::flex()).unwrap();
-        let error = attach(&mut llama).unwrap_err().to_string();
+        let family = crate::families::by_name("llama").unwrap();
+        let adapter = Adapter::new(FirstStateConfig {});
+        let error = adapter
+            .attach(&mut llama, family, 0)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("recurrent"), "{error}");
     }
 }

@@ -1,264 +1,248 @@
-//! Low-rank adapters on a model: attached fresh, loaded from PEFT folders and saved to them.
+//! LoRA (arXiv 2106.09685) and rsLoRA (arXiv 2312.03732): `W + scale B A`, in PEFT's folders.
+//!
+//! PEFT stores `A` as `{module}.lora_A.weight` and `B` as `{module}.lora_B.weight`. Where one module of the checkpoint is
+//! several of our maps, its `B` has their factors on its diagonal.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use espalier_data::random::{Random, fnv};
+use espalier_kernels::linear::linear;
+use serde_json::Value;
 
-use super::CONFIGURATION;
+use super::{
+    AdapterFile, AdapterKind, Fresh, PEFT_PREFIX, Registration, each_linear,
+    linear_adapter::{LinearAdapter, LinearPass, LinearWeights},
+    linear_parts, target_modules,
+};
 use crate::{
-    Error, Result,
-    checkpoint::{PeftConfig, TensorFile},
-    families::Family,
-    layers::linear::{LinearMapMut, LowRank},
-    layout::{self, Module, PEFT_PREFIX, is_saved},
+    Result,
+    checkpoint::PeftConfig,
+    families::{Family, config::Config},
+    layers::linear::LinearMapMut,
+    layout::{self, Module, StoredTensor},
     model::LanguageModel,
     parameter::{Parameter, Parameters},
 };
 
-/// Attaches fresh adapters to the modules that `config` targets and marks them (and `modules_to_save`) as trained.
-///
-/// `A` is uniform within `1 / sqrt(inputs)` and `B` zero, so that the model computes the same as before.
-///
-/// # Errors
-/// When no module matches; the message lists what there is.
-pub fn attach(
-    model: &mut LanguageModel,
-    family: &Family,
-    config: &PeftConfig,
-    seed: u64,
-) -> Result<()> {
-    let targets: Vec<Module> = layout::modules(model, family)
-        .into_iter()
-        .filter(|m| targeted(config, m))
-        .collect();
-    if targets.is_empty() {
-        return Err(Error::Invalid(format!(
-            "no module matches the adapter's targets; {}",
-            choices(model, family)
-        )));
+/// LoRA's line in the list of kinds.
+pub const REGISTRATION: Registration = Registration {
+    peft_type: "LORA",
+    read: |config: &Config| Ok(Arc::new(PeftConfig::read(config)?)),
+};
+
+/// `W + scale * B A`, with `A` (`down`) `[rank, in]` and `B` (`up`) `[out, rank]`.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// `A`, `[rank, in]`.
+    pub down: Parameter,
+    /// `B`, `[out, rank]`.
+    pub up: Parameter,
+    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
+    pub scale: f64,
+}
+
+impl LowRank {
+    /// The rank of the addition.
+    pub fn rank(&self) -> usize {
+        self.down.shape()[0]
     }
-    for module in &targets {
-        let (rank, scale) = (
-            config.rank_for(&module.name),
-            config.scale_for(&module.name),
-        );
-        let device = model.device().clone();
-        each_map(model, &module.maps, &mut |_, map| {
-            let [outputs, inputs] = map.size();
-            let bound = 1.0 / (inputs as f64).sqrt();
-            let mut random = Random::new(fnv(&format!("{seed}|{}|adapter", &map.name)));
-            let down = (0..rank * inputs)
-                .map(|_| ((random.f() * 2.0 - 1.0) * bound) as f32)
-                .collect();
-            *map.adapter = Some(low_rank(
-                &map.name,
-                [inputs, outputs],
-                down,
-                vec![0.0; outputs * rank],
-                scale,
-                &device,
-            ));
-        });
+}
+
+impl LinearAdapter for LowRank {
+    fn addition(&self, pass: &LinearPass<'_>) -> Tensor<2> {
+        let down = self.down.value();
+        let narrow = linear(pass.input.clone(), down, None, pass.precision) * self.scale;
+        linear(narrow, self.up.value(), None, pass.precision)
     }
-    mark_trainable(model, family, config);
-    Ok(())
+
+    fn merge(&self, _: &LinearWeights) -> Result<LinearWeights> {
+        let [up, down] = [&self.up, &self.down].map(|factor| factor.value::<2>().inner());
+        Ok(LinearWeights {
+            weight: up.matmul(down) * self.scale,
+            bias: None,
+        })
+    }
+
+    fn parameters(&self) -> Vec<&Parameter> {
+        vec![&self.down, &self.up]
+    }
+
+    fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        vec![&mut self.down, &mut self.up]
+    }
+
+    fn low_rank(&self) -> Option<&LowRank> {
+        Some(self)
+    }
 }
 
-fn targeted(config: &PeftConfig, module: &Module) -> bool {
-    module.name != "lm_head" && config.matches(&module.name) || config.names(&module.name)
-}
-
-fn choices(model: &LanguageModel, family: &Family) -> String {
-    let modules = layout::modules(model, family);
-    let mut last: Vec<&str> = modules
-        .iter()
-        .filter_map(|m| m.name.rsplit('.').next())
-        .collect();
-    last.sort_unstable();
-    last.dedup();
-    format!("the model has {}", last.join(", "))
-}
-
-/// Calls `change` with every linear map named, and its place in `names`.
-fn each_map(
-    model: &mut LanguageModel,
-    names: &[String],
-    change: &mut dyn FnMut(usize, LinearMapMut<'_>),
-) {
-    model.visit_linears_mut(&mut |map| {
-        if let Some(place) = names.iter().position(|name| *name == map.name) {
-            change(place, map);
-        }
-    });
-}
-
-fn low_rank(
-    name: &str,
-    [inputs, outputs]: [usize; 2],
+/// The values of an adapter of one map.
+struct Factors {
     down: Vec<f32>,
     up: Vec<f32>,
     scale: f64,
-    device: &Device,
-) -> LowRank {
-    let rank = down.len() / inputs.max(1);
-    let parameter = |part: &str, shape: Vec<usize>, values: Vec<f32>| {
-        let flat = Tensor::from_data(
-            TensorData::new(values, [shape.iter().product::<usize>()]),
-            device,
-        );
-        Parameter::new(format!("{name}.adapter.{part}"), shape, flat)
-    };
-    LowRank {
-        down: parameter("down", vec![rank, inputs], down),
-        up: parameter("up", vec![outputs, rank], up),
-        scale,
-    }
 }
 
-/// Marks adapters and whole modules as trained, the rest as frozen.
-pub fn mark_trainable(model: &mut LanguageModel, family: &Family, config: &PeftConfig) {
-    if config.modules_to_save.iter().any(|name| name == "lm_head") {
-        model.untied_head();
-    }
-    let entries = (family.tensors)(model.spec());
-    let saved = entries
-        .iter()
-        .filter(|entry| is_saved(&entry.name, &config.modules_to_save));
-    let saved: Vec<String> = saved.flat_map(|entry| entry.parts.clone()).collect();
-    model.set_trainable(|p| {
-        p.name().contains(".adapter.") || saved.iter().any(|name| name == p.name())
-    });
-}
-
-/// Puts the weights of an adapter file into the attached adapters; every tensor of the file must find its place.
-pub(super) fn fill(
-    model: &mut LanguageModel,
-    family: &Family,
-    path: &Path,
-    config: &PeftConfig,
-) -> Result<()> {
-    let file = TensorFile::open(path)?;
-    let wrong = |reason: String| Error::Adapter {
-        path: path.to_owned(),
-        reason,
-    };
-    let mut unused: Vec<String> = file.names().map(str::to_owned).collect();
-    let device = model.device().clone();
-    for module in layout::modules(model, family) {
-        let names =
-            ["lora_A", "lora_B"].map(|part| format!("{PEFT_PREFIX}{}.{part}.weight", module.name));
-        let [Some(down), Some(up)] = [file.info(&names[0]), file.info(&names[1])] else {
-            continue;
+impl Factors {
+    fn attach(self, map: &mut LinearMapMut<'_>, adapter: &str, device: &Device) -> Result<()> {
+        let [outputs, inputs] = map.size();
+        let rank = self.down.len() / inputs.max(1);
+        let parameter = |part: &str, shape: [usize; 2], values: Vec<f32>| {
+            let flat = TensorData::new(values, [shape[0] * shape[1]]);
+            let name = format!("{}.adapter.{adapter}.{part}", map.name);
+            Parameter::new(name, shape.to_vec(), Tensor::from_data(flat, device))
+                .of_adapter(adapter)
         };
-        let (down_shape, up_shape) = (down.shape.clone(), up.shape.clone());
-        let misfit = || {
-            wrong(format!(
-                "`{}` has shapes {down_shape:?} and {up_shape:?}, which do not fit the base",
+        let low_rank = LowRank {
+            down: parameter("down", [rank, inputs], self.down),
+            up: parameter("up", [outputs, rank], self.up),
+            scale: self.scale,
+        };
+        map.attach(adapter, Box::new(low_rank))
+    }
+}
+
+fn targeted(config: &PeftConfig, module: &str) -> bool {
+    module != "lm_head" && config.matches(module) || config.names(module)
+}
+
+fn names(module: &Module) -> [String; 2] {
+    ["lora_A", "lora_B"].map(|part| format!("{PEFT_PREFIX}{}.{part}.weight", module.name))
+}
+
+impl PeftConfig {
+    /// What the file has for the maps of a module; `sizes` are outputs and inputs of all maps.
+    fn factors(
+        &self,
+        module: &Module,
+        sizes: &HashMap<String, [usize; 2]>,
+        file: &mut AdapterFile,
+    ) -> Result<Vec<(String, Factors)>> {
+        let names = names(module);
+        let [Some(down), Some(up)] = names.each_ref().map(|name| file.shape(name)) else {
+            return Ok(Vec::new());
+        };
+        let (down, up) = (down.to_vec(), up.to_vec());
+        let sizes: Vec<[usize; 2]> = module.maps.iter().map(|map| sizes[map]).collect();
+        let rank = down.first().copied().unwrap_or(0);
+        let outputs = sizes.iter().map(|[outputs, _]| outputs).sum();
+        let fits = |[_, inputs]: &[usize; 2]| down == [rank, *inputs];
+        if !sizes.iter().all(fits) || up != [outputs, rank] {
+            return Err(file.error(format!(
+                "`{}` has shapes {down:?} and {up:?}, which do not fit the base",
                 module.name
-            ))
-        };
-        if down_shape.len() != 2 || up_shape.len() != 2 {
-            return Err(misfit());
+            )));
         }
-        let (down, up) = (
-            file.read_f32(&names[0], None)?,
-            file.read_f32(&names[1], None)?,
-        );
-        unused.retain(|name| !names.contains(name));
-        let scale = config.scale_for(&module.name);
-        let mut start = 0;
-        let mut fits = true;
-        each_map(model, &module.maps, &mut |_, map| {
-            let [outputs, inputs] = map.size();
-            let rank = down_shape[0];
-            fits &= down_shape == [rank, inputs] && up_shape[1] == rank;
+        let (down, up) = (file.read(&names[0], &down)?, file.read(&names[1], &up)?);
+        let (scale, mut start) = (self.scale_for(&module.name), 0);
+        let of_map = |(map, [outputs, _]): (&String, [usize; 2])| {
             let rows = start * rank..(start + outputs) * rank;
             start += outputs;
-            if fits && rows.end <= up.len() {
-                *map.adapter = Some(low_rank(
-                    &map.name,
-                    [inputs, outputs],
-                    down.clone(),
-                    up[rows].to_vec(),
-                    scale,
-                    &device,
-                ));
-            }
-        });
-        if !fits || start != up_shape[0] {
-            return Err(misfit());
-        }
-    }
-    unused = fill_saved(model, family, &file, unused, &config.modules_to_save)?;
-    match unused.first() {
-        Some(name) => Err(wrong(format!(
-            "tensor `{name}` fits no module of the base model"
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// Replaces whole modules; returns the tensors of the file that found no place.
-fn fill_saved(
-    model: &mut LanguageModel,
-    family: &Family,
-    file: &TensorFile,
-    unused: Vec<String>,
-    saved: &[String],
-) -> Result<Vec<String>> {
-    let entries = (family.tensors)(model.spec());
-    let mut values: HashMap<String, Vec<f32>> = HashMap::new();
-    let mut left = Vec::new();
-    for name in unused {
-        let bare = name.strip_prefix(PEFT_PREFIX).unwrap_or(&name);
-        let entry = entries
-            .iter()
-            .find(|e| e.name == bare && e.parts.len() == 1 && is_saved(bare, saved));
-        match entry {
-            Some(entry) => values.insert(entry.parts[0].clone(), file.read_f32(&name, None)?),
-            None => {
-                left.push(name);
-                continue;
-            }
+            let factors = Factors {
+                down: down.clone(),
+                up: up[rows].to_vec(),
+                scale,
+            };
+            (map.clone(), factors)
         };
+        Ok(module.maps.iter().zip(sizes).map(of_map).collect())
     }
-    let device = model.device().clone();
-    let mut misfit = None;
-    model.visit_mut(&mut |p| {
-        if let Some(values) = values.remove(p.name()) {
-            if values.len() == p.len() {
-                p.set_data(values, &device);
-            } else {
-                misfit = Some(p.name().to_owned());
-            }
-        }
-    });
-    left.extend(misfit);
-    Ok(left)
 }
 
-/// Writes the configuration of the model's adapter as PEFT does.
-///
-/// # Errors
-/// When the disk is full.
-pub(super) fn write_configuration(
-    model: &LanguageModel,
-    family: &Family,
-    config: &PeftConfig,
-    folder: &Path,
-) -> Result<()> {
-    let mut config = config.clone();
-    let mut fused = layout::modules(model, family);
-    fused.retain(|module| module.maps.len() > 1 && targeted(&config, module));
-    for module in &fused {
-        // An adapter on a fused weight is stored as one of several times the rank, with the same scale.
-        let times = module.maps.len();
-        let (rank, scale) = (
-            config.rank_for(&module.name),
-            config.scale_for(&module.name),
-        );
-        config.set_pattern(&module.name, rank * times, scale);
+impl AdapterKind for PeftConfig {
+    fn peft_type(&self) -> &'static str {
+        REGISTRATION.peft_type
     }
-    config.write(&folder.join(CONFIGURATION))
+
+    fn modules_to_save(&self) -> &[String] {
+        &self.modules_to_save
+    }
+
+    /// `A` is uniform within `1 / sqrt(inputs)` and `B` zero.
+    fn attach(&self, model: &mut LanguageModel, family: &Family, fresh: Fresh<'_>) -> Result<()> {
+        let mut planned = HashMap::new();
+        for module in target_modules(model, family, &|module| targeted(self, module))? {
+            let of_module = (self.rank_for(&module.name), self.scale_for(&module.name));
+            planned.extend(module.maps.into_iter().map(|map| (map, of_module)));
+        }
+        let device = model.device().clone();
+        each_linear(model, &mut |map| match planned.get(&map.name) {
+            None => Ok(()),
+            Some((rank, scale)) => {
+                let [outputs, inputs] = map.size();
+                let bound = 1.0 / (inputs as f64).sqrt();
+                let mut random = Random::new(fnv(&format!("{}|{}|adapter", fresh.seed, &map.name)));
+                let factors = Factors {
+                    down: (0..rank * inputs)
+                        .map(|_| ((random.f() * 2.0 - 1.0) * bound) as f32)
+                        .collect(),
+                    up: vec![0.0; outputs * rank],
+                    scale: *scale,
+                };
+                factors.attach(map, fresh.adapter, &device)
+            }
+        })
+    }
+
+    fn tensors<'a>(
+        &self,
+        model: &'a LanguageModel,
+        family: &Family,
+        adapter: &str,
+    ) -> Vec<StoredTensor<'a>> {
+        let parts = linear_parts(model, adapter);
+        let mut tensors = Vec::new();
+        for module in layout::modules(model, family) {
+            let own = module.maps.iter().map(|map| parts.get(map)?.low_rank());
+            let all: Option<Vec<&LowRank>> = own.collect();
+            if let Some(all) = all {
+                let [down, up] = names(&module);
+                let downs = all.iter().map(|a| &a.down).collect();
+                tensors.push(StoredTensor::rows_of(down, downs));
+                let ups = all.iter().map(|a| &a.up).collect();
+                tensors.push(StoredTensor::block_diagonal(up, ups));
+            }
+        }
+        tensors
+    }
+
+    /// Ranks are the file's. The maps of one module share its `A`, each with its rows of `B`.
+    fn read(
+        &self,
+        model: &mut LanguageModel,
+        family: &Family,
+        adapter: &str,
+        file: &mut AdapterFile,
+    ) -> Result<()> {
+        let mut sizes = HashMap::new();
+        model.visit_linears(&mut |map| {
+            sizes.insert(map.name.clone(), map.size());
+        });
+        let mut by_map = HashMap::new();
+        for module in layout::modules(model, family) {
+            by_map.extend(self.factors(&module, &sizes, file)?);
+        }
+        let device = model.device().clone();
+        each_linear(model, &mut |map| match by_map.remove(&map.name) {
+            Some(factors) => factors.attach(map, adapter, &device),
+            None => Ok(()),
+        })
+    }
+
+    /// An adapter on a fused weight is stored as one of several times the rank, with the same scale.
+    fn configuration(&self, model: &LanguageModel, family: &Family) -> Value {
+        let mut config = self.clone();
+        for module in layout::modules(model, family) {
+            if module.maps.len() > 1 && targeted(self, &module.name) {
+                let (rank, scale) = (self.rank_for(&module.name), self.scale_for(&module.name));
+                config.set_pattern(&module.name, rank * module.maps.len(), scale);
+            }
+        }
+        config.to_json()
+    }
+
+    fn describe(&self) -> String {
+        format!("low rank, r = {}, alpha = {}", self.rank, self.alpha)
+    }
 }

@@ -4,13 +4,10 @@
 //! that is set and would change the result is refused by name. Left out: DoRA, trained biases, and initialisations that
 //! change the base model (PiSSA, OLoRA, CorDA, LoftQ).
 
-use super::partial_file::write_whole;
-use super::peft_targets::ends_with;
-pub use super::peft_targets::{Pattern, Targets};
+pub use super::peft_targets::{Pattern, Targets, is_named};
 use crate::error::Result;
 use crate::families::config::{Config, is_unset};
 use serde_json::{Map, Value, json};
-use std::path::Path;
 
 const RANK_LIMIT: usize = 1 << 16;
 const LAYER_LIMIT: usize = 1 << 20;
@@ -54,8 +51,6 @@ const KNOWN: &[&str] = &[
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeftConfig {
-    /// The model that the adapter was trained on: a folder or a hub's name.
-    pub base_model: Option<String>,
     /// What the model is for, such as `CAUSAL_LM`.
     pub task_type: Option<String>,
     /// The rank, where no pattern says otherwise.
@@ -90,7 +85,6 @@ impl PeftConfig {
     /// A plain LoRA of this rank and alpha on `target_modules`.
     pub fn new(rank: usize, alpha: f64, target_modules: Targets) -> Self {
         Self {
-            base_model: None,
             task_type: Some("CAUSAL_LM".into()),
             rank,
             alpha,
@@ -108,50 +102,39 @@ impl PeftConfig {
         }
     }
 
-    /// Reads the file at `path`.
+    /// Reads what the file says.
     ///
     /// # Errors
-    /// When it cannot be read, a value is out of range, or a key is set that is not supported.
-    pub fn read(path: &Path) -> Result<Self> {
-        let config = Config::load(path)?;
-        check_supported(&config)?;
+    /// When a value is out of range, or a key is set that is not supported.
+    pub fn read(config: &Config) -> Result<Self> {
+        check_supported(config)?;
         Ok(Self {
-            base_model: config
-                .optional_text("base_model_name_or_path")?
-                .map(Into::into),
             task_type: config.optional_text("task_type")?.map(Into::into),
             rank: config.size("r", RANK_LIMIT)?,
             alpha: config.optional_number("lora_alpha")?.unwrap_or(8.0),
-            dropout: dropout(&config)?,
-            target_modules: read_targets(&config, "target_modules")?.ok_or_else(|| {
+            dropout: dropout(config)?,
+            target_modules: read_targets(config, "target_modules")?.ok_or_else(|| {
                 config.error(
                     "target_modules",
                     "missing; add a list of module names or \"all-linear\"",
                 )
             })?,
-            exclude_modules: read_targets(&config, "exclude_modules")?,
-            modules_to_save: texts(&config, "modules_to_save")?,
+            exclude_modules: read_targets(config, "exclude_modules")?,
+            modules_to_save: texts(config, "modules_to_save")?,
             use_rslora: config.flag_or("use_rslora", false)?,
             bias: config.optional_text("bias")?.unwrap_or("none").into(),
             fan_in_fan_out: config.flag_or("fan_in_fan_out", false)?,
-            rank_pattern: patterns(&config, "rank_pattern", |config, key| {
+            rank_pattern: patterns(config, "rank_pattern", |config, key| {
                 config.size(key, RANK_LIMIT)
             })?,
-            alpha_pattern: patterns(&config, "alpha_pattern", Config::positive)?,
+            alpha_pattern: patterns(config, "alpha_pattern", Config::positive)?,
             layers_to_transform: config.optional_counts("layers_to_transform", LAYER_LIMIT)?,
-            layers_pattern: layers_pattern(&config)?,
+            layers_pattern: layers_pattern(config)?,
         })
     }
 
-    /// Writes the file at `path`, whole or not at all.
-    ///
-    /// # Errors
-    /// When the disk fails.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        write_whole(path, format!("{:#}\n", self.to_json()).as_bytes())
-    }
-
-    fn to_json(&self) -> Value {
+    /// What the file says, but for its kind and base model.
+    pub fn to_json(&self) -> Value {
         let sources: Vec<&str> = self.layers_pattern.iter().map(Pattern::source).collect();
         let ranks: Map<String, Value> = self
             .rank_pattern
@@ -164,9 +147,7 @@ impl PeftConfig {
             .map(|(key, alpha)| (key.source().to_owned(), number(*alpha)))
             .collect();
         json!({
-            "peft_type": "LORA",
             "task_type": self.task_type,
-            "base_model_name_or_path": self.base_model,
             "r": self.rank,
             "lora_alpha": number(self.alpha),
             "lora_dropout": self.dropout,
@@ -217,13 +198,6 @@ impl PeftConfig {
             self.rank_pattern.insert(0, (pattern.clone(), rank));
             self.alpha_pattern.insert(0, (pattern, scale * divisor));
         }
-    }
-
-    /// Whether the module is stored whole.
-    pub fn saves(&self, module_name: &str) -> bool {
-        self.modules_to_save
-            .iter()
-            .any(|entry| ends_with(module_name, entry))
     }
 
     /// The rank of the module's adapter.
@@ -278,12 +252,6 @@ fn check_supported(config: &Config) -> Result<()> {
         let reason =
             "is set, and this key is not supported yet; retrain or convert the adapter without it";
         return Err(config.error(key, reason));
-    }
-    match config.optional_text("peft_type")? {
-        Some("LORA") => {}
-        other => {
-            return Err(config.error("peft_type", format!("expected \"LORA\", found {other:?}")));
-        }
     }
     if config.flag_or("use_dora", false)? {
         return Err(config.error(
@@ -409,7 +377,8 @@ mod tests {
     const QUERY: &str = "model.layers.1.self_attn.q_proj";
 
     fn fixture(name: &str) -> PeftConfig {
-        PeftConfig::read(format!("{FIXTURES}/{name}/adapter_config.json").as_ref()).unwrap()
+        let path = format!("{FIXTURES}/{name}/adapter_config.json");
+        PeftConfig::read(&Config::load(path.as_ref()).unwrap()).unwrap()
     }
 
     /// The fixture with some keys changed.
@@ -417,31 +386,23 @@ mod tests {
         let path = format!("{FIXTURES}/peft-lora/adapter_config.json");
         let mut map = Config::load(path.as_ref()).unwrap().map().clone();
         map.extend(changes.as_object().unwrap().clone());
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("adapter_config.json");
-        std::fs::write(&path, Value::Object(map).to_string()).unwrap();
-        PeftConfig::read(&path)
+        PeftConfig::read(&Config::from_map("adapter_config.json".as_ref(), map))
     }
 
     #[test]
     fn reads_the_fixtures() {
         let config = fixture("peft-lora");
-        assert_eq!(
-            (config.rank, config.alpha, config.base_model.as_deref()),
-            (4, 8.0, Some("../llama"))
-        );
+        assert_eq!((config.rank, config.alpha), (4, 8.0));
         assert!(config.matches(QUERY) && config.matches("model.layers.2.mlp.down_proj"));
         assert!(!config.matches("lm_head") && !config.matches("model.layers.1.self_attn.xq_proj"));
         assert_eq!((config.rank_for(QUERY), config.scale_for(QUERY)), (4, 2.0));
         let config = fixture("peft-lora-head");
         assert!(config.matches(QUERY) && !config.matches("model.layers.1.self_attn.k_proj"));
-        assert!(config.saves("lm_head") && !config.saves("model.embed_tokens"));
+        assert_eq!(config.modules_to_save, ["lm_head"]);
     }
 
     #[test]
     fn what_is_written_is_read_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("adapter_config.json");
         let mut config = fixture("peft-lora-head");
         config.rank_pattern = vec![(Pattern::suffix("q_proj").unwrap(), 2)];
         config.alpha_pattern = vec![(Pattern::suffix("v_proj").unwrap(), 2.5)];
@@ -461,8 +422,9 @@ mod tests {
                 ..config
             },
         ] {
-            config.write(&path).unwrap();
-            assert_eq!(PeftConfig::read(&path).unwrap(), config);
+            let written = config.to_json().as_object().unwrap().clone();
+            let written = Config::from_map("adapter_config.json".as_ref(), written);
+            assert_eq!(PeftConfig::read(&written).unwrap(), config);
         }
     }
 
@@ -552,10 +514,6 @@ mod tests {
             (
                 json!({ "init_lora_weights": "pissa" }),
                 "key `init_lora_weights`",
-            ),
-            (
-                json!({ "peft_type": "IA3" }),
-                "key `peft_type`: expected \"LORA\"",
             ),
             (json!({ "r": 0 }), "key `r`"),
             (json!({ "r": -4 }), "key `r`"),

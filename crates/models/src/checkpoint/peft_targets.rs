@@ -102,11 +102,11 @@ impl Targets {
     /// Whether the module of this full name is meant; for [`Targets::AllLinear`], ask only about linear layers.
     pub fn matches(&self, module: &str) -> bool {
         match self {
-            Self::List(entries) => entries.iter().any(|entry| ends_with(module, entry)),
+            Self::List(entries) => entries.iter().any(|entry| is_named(module, entry)),
             Self::Regex(pattern) => pattern.matches(module),
             Self::AllLinear => !["lm_head", "head"]
                 .iter()
-                .any(|head| ends_with(module, head)),
+                .any(|head| is_named(module, head)),
         }
     }
 
@@ -120,7 +120,7 @@ impl Targets {
 }
 
 /// Whether `module` is `entry` or ends with a dot and `entry`.
-pub(super) fn ends_with(module: &str, entry: &str) -> bool {
+pub fn is_named(module: &str, entry: &str) -> bool {
     module
         .strip_suffix(entry)
         .is_some_and(|before| before.is_empty() || before.ends_with('.'))
@@ -137,9 +137,9 @@ mod tests {
             ("a.q_proj", "q_proj"),
             ("a.b.q_proj", "b.q_proj"),
         ] {
-            assert!(ends_with(module, entry), "{module} {entry}");
+            assert!(is_named(module, entry), "{module} {entry}");
         }
-        assert!(!ends_with("a.xq_proj", "q_proj") && !ends_with("proj", "q_proj"));
+        assert!(!is_named("a.xq_proj", "q_proj") && !is_named("proj", "q_proj"));
     }
 
     #[test]

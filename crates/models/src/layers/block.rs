@@ -168,16 +168,19 @@ impl Block {
     }
 
     /// The mixer, where it is recurrent.
-    pub fn recurrent_mut(&mut self) -> Option<&mut Recurrent> {
-        match &mut self.mixer {
+    pub fn recurrent(&self) -> Option<&Recurrent> {
+        match &self.mixer {
             Mixer::Recurrent(layer) => Some(layer),
             Mixer::Attention(_) | Mixer::AttentionExperts(_) => None,
         }
     }
 
-    /// Whether the mixer starts from a trained state.
-    pub fn has_first_state(&self) -> bool {
-        matches!(&self.mixer, Mixer::Recurrent(layer) if layer.has_first_state())
+    /// The same for change.
+    pub fn recurrent_mut(&mut self) -> Option<&mut Recurrent> {
+        match &mut self.mixer {
+            Mixer::Recurrent(layer) => Some(layer),
+            Mixer::Attention(_) | Mixer::AttentionExperts(_) => None,
+        }
     }
 
     /// What the block says of all the tokens that pass through it.

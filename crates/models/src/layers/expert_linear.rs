@@ -1,4 +1,4 @@
-//! A linear map for every expert: one stacked weight, and a low-rank adapter for every part of every expert's matrix.
+//! A linear map for every expert: one stacked weight, and low-rank adapters for every part of every expert's matrix.
 
 use std::{ops::Range, sync::Arc};
 
@@ -10,10 +10,11 @@ use espalier_kernels::{
 
 use super::{
     Builder,
-    linear::{LinearMap, LinearMapMut, LowRank},
+    linear::{LinearMap, LinearMapMut},
 };
 use crate::{
     Result,
+    adapter::{linear_adapter::LinearAdapters, low_rank::LowRank},
     parameter::{Parameter, Parameters},
     source::Initial,
 };
@@ -28,7 +29,7 @@ pub struct ExpertLinear {
     weight: Parameter,
     parts: usize,
     /// Expert by expert, part by part.
-    adapters: Vec<Option<LowRank>>,
+    adapters: Vec<LinearAdapters>,
     precision: Precision,
 }
 
@@ -49,7 +50,7 @@ impl ExpertLinear {
             shape.to_vec(),
             Initial::Normal(deviation),
         )?;
-        let adapters = (0..shape[0] * parts).map(|_| None).collect();
+        let adapters = vec![LinearAdapters::default(); shape[0] * parts];
         Ok(Self {
             name: name.to_owned(),
             weight,
@@ -64,9 +65,9 @@ impl ExpertLinear {
         self.weight.value()
     }
 
-    /// Whether any expert has an adapter.
+    /// Whether any expert has an active adapter.
     pub fn is_adapted(&self) -> bool {
-        self.adapters.iter().any(Option::is_some)
+        self.adapters.iter().any(LinearAdapters::is_active)
     }
 
     /// `x`: a row for every token, `[.., in]`, or for every slot, `[slots, in]`; returns `[slots, out]`, zero where a slot was
@@ -147,52 +148,35 @@ impl ExpertLinear {
         }
     }
 
-    /// The stacked factors of the adapters of part `part`, `[experts, rank, in]` and `[experts, rows, rank]`, where any expert has
-    /// one. Experts with a smaller rank, or no adapter at all, get zeros.
+    /// The stacked factors of the active adapters of part `part`, `[experts, rank, in]` and `[experts, rows, rank]`, where any
+    /// expert has one. Experts with a smaller rank, or no adapter at all, get zeros.
     fn factors(&self, part: usize) -> Option<[Tensor<3>; 2]> {
-        let adapters: Vec<_> = self
+        let experts: Vec<Vec<&LowRank>> = self
             .adapters
             .iter()
             .skip(part)
             .step_by(self.parts)
+            .map(|adapters| adapters.active().filter_map(|a| a.low_rank()).collect())
             .collect();
-        let rank = adapters
-            .iter()
-            .flat_map(|a| a.as_ref())
-            .map(|a| a.down.shape()[0])
-            .max()?;
+        let rank_of = |adapters: &Vec<&LowRank>| adapters.iter().map(|a| a.rank()).sum::<usize>();
+        let rank = experts.iter().map(rank_of).max().filter(|rank| *rank > 0)?;
         let (inputs, rows, device) = (
             self.weight.shape()[2],
             self.rows(part).len(),
             self.weight().device(),
         );
-        let factors = |adapter: &&Option<LowRank>| {
-            let (own, factors) = match adapter {
-                Some(a) => (
-                    a.down.shape()[0],
-                    Some([a.down.value::<2>(), a.up.value::<2>() * a.scale]),
-                ),
-                None => (0, None),
-            };
-            let missing =
-                [[rank - own, inputs], [rows, rank - own]].map(|size| Tensor::zeros(size, &device));
-            match (factors, own == rank) {
-                (Some(factors), true) => factors,
-                (Some([down, up]), false) => {
-                    let [no_down, no_up] = missing;
-                    [
-                        Tensor::cat(vec![down, no_down], 0),
-                        Tensor::cat(vec![up, no_up], 1),
-                    ]
-                }
-                (None, _) => missing,
+        let factors = |adapters: &Vec<&LowRank>| {
+            let mut down: Vec<Tensor<2>> = adapters.iter().map(|a| a.down.value()).collect();
+            let scaled = |a: &&LowRank| a.up.value::<2>() * a.scale;
+            let mut up: Vec<Tensor<2>> = adapters.iter().map(scaled).collect();
+            let missing = rank - rank_of(adapters);
+            if missing > 0 {
+                down.push(Tensor::zeros([missing, inputs], &device));
+                up.push(Tensor::zeros([rows, missing], &device));
             }
+            (joined(down, 0), joined(up, 1))
         };
-        let (down, up) = adapters
-            .iter()
-            .map(factors)
-            .map(|[down, up]| (down, up))
-            .unzip();
+        let (down, up) = experts.iter().map(factors).unzip();
         Some([Tensor::stack(down, 0), Tensor::stack(up, 0)])
     }
 
@@ -219,7 +203,9 @@ impl Parameters for ExpertLinear {
             visitor(LinearMapMut {
                 name: format!("{}.{map}", self.name),
                 rows: self.rows(map),
-                adapter: &mut self.adapters[map],
+                expert: Some(map / self.parts),
+                bias: None,
+                adapters: &mut self.adapters[map],
                 precision: &mut self.precision,
                 weight: &mut self.weight,
             });
@@ -227,14 +213,23 @@ impl Parameters for ExpertLinear {
     }
 
     fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(LinearMap<'a>)) {
-        for (map, adapter) in self.adapters.iter().enumerate() {
+        for (map, adapters) in self.adapters.iter().enumerate() {
             visitor(LinearMap {
                 name: format!("{}.{map}", self.name),
                 weight: self.weight.name(),
                 rows: self.rows(map),
+                inputs: self.weight.shape()[2],
                 expert: Some(map / self.parts),
-                adapter: adapter.as_ref(),
+                adapters,
             });
         }
+    }
+}
+
+/// The matrices side by side along an axis.
+fn joined(mut matrices: Vec<Tensor<2>>, axis: usize) -> Tensor<2> {
+    match matrices.len() {
+        1 => matrices.remove(0),
+        _ => Tensor::cat(matrices, axis),
     }
 }

@@ -1,4 +1,4 @@
-//! The linear layer: a weight and at most one adapter.
+//! The linear layer: a weight, and what adapters add to it.
 
 use std::ops::Range;
 
@@ -10,12 +10,16 @@ use espalier_kernels::{
 
 use super::Builder;
 use crate::{
-    Result,
-    parameter::{Parameter, Parameters, parameters},
+    Error, Result,
+    adapter::{
+        linear_adapter::{LinearAdapter, LinearAdapters, LinearPass, LinearWeights},
+        low_rank::LowRank,
+    },
+    parameter::{Parameter, Parameters},
     source::Initial,
 };
 
-/// `y = x W^T + b`, plus the adapter where there is one.
+/// `y = x W^T + b`, plus what the active adapters add.
 #[derive(Debug, Clone)]
 pub struct Linear {
     name: String,
@@ -23,24 +27,11 @@ pub struct Linear {
     pub weight: Parameter,
     /// `[out]`.
     pub bias: Option<Parameter>,
-    /// A low-rank addition to the weight.
-    pub adapter: Option<LowRank>,
+    /// What adapters add, by their names.
+    pub adapters: LinearAdapters,
     /// The arithmetic of the layer's products.
     pub precision: Precision,
 }
-
-/// LoRA (arXiv 2106.09685): `W + scale * B A`, with `A` (`down`) `[rank, in]` and `B` (`up`) `[out, rank]`.
-#[derive(Debug, Clone)]
-pub struct LowRank {
-    /// `A`, `[rank, in]`.
-    pub down: Parameter,
-    /// `B`, `[out, rank]`.
-    pub up: Parameter,
-    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
-    pub scale: f64,
-}
-
-parameters!(LowRank: down, up);
 
 /// A linear map as adapters see it: a layer, or a part of one expert's matrix in a stack.
 #[derive(Debug, Clone)]
@@ -51,10 +42,19 @@ pub struct LinearMap<'a> {
     pub weight: &'a str,
     /// Its rows of the weight, counted over all axes but the last.
     pub rows: Range<usize>,
+    /// What the map reads: columns of the weight.
+    pub inputs: usize,
     /// Whose it is, in a stack.
     pub expert: Option<usize>,
-    /// What is added to it.
-    pub adapter: Option<&'a LowRank>,
+    /// What adapters add to it.
+    pub adapters: &'a LinearAdapters,
+}
+
+impl LinearMap<'_> {
+    /// Output and input width.
+    pub fn size(&self) -> [usize; 2] {
+        [self.rows.len(), self.inputs]
+    }
 }
 
 /// As [`LinearMap`], for change.
@@ -62,14 +62,18 @@ pub struct LinearMap<'a> {
 pub struct LinearMapMut<'a> {
     /// Our name of the map.
     pub name: String,
-    /// What is added to it.
-    pub adapter: &'a mut Option<LowRank>,
+    /// Whose it is, in a stack.
+    pub expert: Option<usize>,
+    /// What adapters add to it.
+    pub(crate) adapters: &'a mut LinearAdapters,
     /// The arithmetic of its products.
     pub precision: &'a mut Precision,
     /// The weight that holds it.
     pub(super) weight: &'a mut Parameter,
     /// Its rows of the weight.
     pub(super) rows: Range<usize>,
+    /// The bias, where it has one.
+    pub(super) bias: Option<&'a mut Parameter>,
 }
 
 impl LinearMapMut<'_> {
@@ -81,22 +85,62 @@ impl LinearMapMut<'_> {
         ]
     }
 
-    /// Adds the adapter into the weight, in f32, and removes it.
-    pub fn merge(self) {
-        let [outputs, inputs] = self.size();
-        if let Some(adapter) = self.adapter.take() {
-            let delta = adapter
-                .up
-                .value::<2>()
-                .inner()
-                .matmul(adapter.down.value::<2>().inner())
-                * adapter.scale;
-            let place = self.rows.start * inputs..self.rows.end * inputs;
-            self.weight.update(|flat| {
-                let sum = flat.clone().slice([place.clone()]) + delta.reshape([outputs * inputs]);
-                flat.slice_assign([place], sum)
-            });
+    /// The base's weight and bias.
+    pub fn weights(&self) -> LinearWeights {
+        LinearWeights {
+            weight: self
+                .weight
+                .flat()
+                .slice([self.place()])
+                .reshape(self.size()),
+            bias: self.bias.as_ref().map(|bias| bias.flat()),
         }
+    }
+
+    /// Its elements of the weight.
+    fn place(&self) -> Range<usize> {
+        let [_, inputs] = self.size();
+        self.rows.start * inputs..self.rows.end * inputs
+    }
+
+    /// Adds the part of an adapter, active, in place of one that this adapter has here.
+    ///
+    /// # Errors
+    /// When an expert of a stack gets one that is no low-rank addition.
+    pub fn attach(&mut self, adapter: &str, part: Box<dyn LinearAdapter>) -> Result<()> {
+        if self.expert.is_some() && part.low_rank().is_none() {
+            return Err(Error::Invalid(format!(
+                "`{}` is computed for all experts at once, which low-rank adapters alone can join; leave experts out of the targets",
+                self.name
+            )));
+        }
+        self.adapters.attach(adapter, part);
+        Ok(())
+    }
+
+    /// Adds the active adapters into weight and bias, in f32, and removes them.
+    ///
+    /// # Errors
+    /// When one of them cannot be merged; the map is then as it was.
+    pub fn merge(mut self) -> Result<()> {
+        let [outputs, inputs] = self.size();
+        let place = self.place();
+        let additions = self
+            .adapters
+            .active()
+            .map(|adapter| adapter.merge(&self.weights()))
+            .collect::<Result<Vec<_>>>()?;
+        for LinearWeights { weight, bias } in additions {
+            self.weight.update(|flat| {
+                let sum = flat.clone().slice([place.clone()]) + weight.reshape([outputs * inputs]);
+                flat.slice_assign([place.clone()], sum)
+            });
+            if let (Some(sum), Some(addition)) = (&mut self.bias, bias) {
+                sum.update(|flat| flat + addition);
+            }
+        }
+        self.adapters.detach_active();
+        Ok(())
     }
 }
 
@@ -154,7 +198,7 @@ impl Linear {
             name: name.to_owned(),
             weight,
             bias: None,
-            adapter: None,
+            adapters: LinearAdapters::default(),
             precision,
         }
     }
@@ -193,10 +237,10 @@ impl Linear {
         x: impl Into<Recomputable<D>>,
     ) -> ([Tensor<D>; N], Group) {
         let x = x.into();
-        let together = layers.iter().filter(|layer| !layer.trains_both()).count();
+        let together = layers.iter().filter(|layer| !layer.is_apart()).count();
         let readers = Group::beside(others, together + maps);
         let outputs = layers.map(|layer| {
-            let group = if layer.trains_both() {
+            let group = if layer.is_apart() {
                 Group::new(1)
             } else {
                 readers.clone()
@@ -216,9 +260,23 @@ impl Linear {
         self.bias.as_ref().map(Parameter::value)
     }
 
-    /// Whether the weight is trained beside its adapter; the fused form gives the weight no gradient.
-    fn trains_both(&self) -> bool {
-        self.adapter.is_some() && self.weight.is_trainable()
+    /// Whether any adapter is active.
+    pub fn is_adapted(&self) -> bool {
+        self.adapters.is_active()
+    }
+
+    /// The only active adapter, where it is low-rank and the weight is frozen: the fused form gives the weight no gradient.
+    fn fused(&self) -> Option<&LowRank> {
+        let mut active = self.adapters.active();
+        match (active.next(), active.next()) {
+            (Some(one), None) if !self.weight.is_trainable() => one.low_rank(),
+            _ => None,
+        }
+    }
+
+    /// Whether the product has a group of its own, because adapters see it.
+    fn is_apart(&self) -> bool {
+        self.is_adapted() && self.fused().is_none()
     }
 
     fn forward_in<const D: usize>(
@@ -228,27 +286,40 @@ impl Linear {
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
         let weight = self.weight.value();
-        let y = match &self.adapter {
-            None => return group.linear(x, weight, bias, self.precision),
-            Some(adapter) if self.trains_both() => {
-                linear(x.clone(), weight, None, self.precision) + adapter.forward(x, self.precision)
-            }
+        let y = match self.fused() {
             Some(adapter) => {
                 let factors = [adapter.down.value(), adapter.up.value()];
                 group.low_rank_linear(x, weight, factors, adapter.scale, self.precision)
             }
+            None if self.is_adapted() => self.adapted(x),
+            None => return group.linear(x, weight, bias, self.precision),
         };
         match bias {
             Some(bias) => y + bias.unsqueeze(),
             None => y,
         }
     }
-}
 
-impl LowRank {
-    fn forward<const D: usize>(&self, x: Recomputable<D>, precision: Precision) -> Tensor<D> {
-        let narrow = linear(x, self.down.value(), None, precision) * self.scale;
-        linear(narrow, self.up.value(), None, precision)
+    /// The product with what the active adapters add, without the bias.
+    fn adapted<const D: usize>(&self, x: Recomputable<D>) -> Tensor<D> {
+        let product = linear(x.clone(), self.weight.value(), None, self.precision);
+        let (shape, rows) = (
+            product.dims(),
+            product.dims().iter().rev().skip(1).product(),
+        );
+        let flat = |x: Tensor<D>, width| x.reshape([rows, width]);
+        let [outputs, inputs] = self.size();
+        let pass = LinearPass {
+            input: flat(x.into_tensor(), inputs),
+            product: flat(product.clone(), outputs),
+            bias: self.bias(),
+            weight: &|| self.weight.value(),
+            precision: self.precision,
+        };
+        match self.adapters.addition(&pass) {
+            Some(addition) => product + addition.reshape(shape),
+            None => product,
+        }
     }
 }
 
@@ -256,20 +327,22 @@ impl Parameters for Linear {
     fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
         self.weight.visit(visitor);
         self.bias.visit(visitor);
-        self.adapter.visit(visitor);
+        self.adapters.visit(visitor);
     }
 
     fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
         self.weight.visit_mut(visitor);
         self.bias.visit_mut(visitor);
-        self.adapter.visit_mut(visitor);
+        self.adapters.visit_mut(visitor);
     }
 
     fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(LinearMapMut<'_>)) {
         visitor(LinearMapMut {
             name: self.name.clone(),
             rows: 0..self.weight.shape()[0],
-            adapter: &mut self.adapter,
+            expert: None,
+            bias: self.bias.as_mut(),
+            adapters: &mut self.adapters,
             precision: &mut self.precision,
             weight: &mut self.weight,
         });
@@ -280,8 +353,9 @@ impl Parameters for Linear {
             name: self.name.clone(),
             weight: self.weight.name(),
             rows: 0..self.weight.shape()[0],
+            inputs: self.weight.shape()[1],
             expert: None,
-            adapter: self.adapter.as_ref(),
+            adapters: &self.adapters,
         });
     }
 }
@@ -300,14 +374,16 @@ mod tests {
         let weight = parameter("w", [2, 3], &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
         let mut linear = Linear::from_weight("layer", weight, Precision::F32);
         let down = parameter("a", [1, 3], &[1.0, 2.0, 0.0]);
-        linear.adapter = Some(LowRank {
+        let low_rank = LowRank {
             down,
             up: parameter("b", [2, 1], &[0.5, 1.0]),
             scale: 2.0,
-        });
+        };
+        linear.adapters.attach("default", Box::new(low_rank));
         let x = Tensor::<2>::from_floats([[1.0, -1.0, 3.0]], &device);
         let adapted = linear.forward(x.clone());
-        linear.visit_linears_mut(&mut |map| map.merge());
+        linear.visit_linears_mut(&mut |map| map.merge().unwrap());
+        assert!(!linear.is_adapted());
         assert_eq!(linear.weight.to_vec(), [2.0, 2.0, 0.0, 2.0, 5.0, 0.0]);
         let gap = (linear.forward(x) - adapted)
             .abs()

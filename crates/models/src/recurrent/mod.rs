@@ -34,7 +34,8 @@ pub use self::{
     state::RecurrentState,
 };
 use crate::{
-    Result, auxiliary_losses::Sides, layers::Builder, parameter::parameters, stack::Context,
+    Result, adapter::attachments::Attachments, auxiliary_losses::Sides, layers::Builder,
+    parameter::parameters, stack::Context,
 };
 
 /// The names, within the layer, and shapes of a layer's parameters.
@@ -158,11 +159,11 @@ impl RecurrentSpec {
     }
 }
 
-/// A recurrent mixer, and the state from which it starts where that is trained.
+/// A recurrent mixer, and the states from which it starts where adapters have trained them; active ones are summed.
 #[derive(Debug, Clone)]
 pub struct Recurrent {
     layer: Layer,
-    first: Option<FirstState>,
+    first: Attachments<FirstState>,
 }
 
 parameters!(Recurrent: layer, first);
@@ -209,17 +210,20 @@ impl Recurrent {
             RecurrentSpec::Rwkv6(spec) => Layer::Rwkv6(Rwkv6::build(builder, name, width, spec)?),
             RecurrentSpec::Rwkv7(spec) => Layer::Rwkv7(Rwkv7::build(builder, name, width, spec)?),
         };
-        Ok(Self { layer, first: None })
+        Ok(Self {
+            layer,
+            first: Attachments::default(),
+        })
     }
 
-    /// Sets the state from which texts start; they start from zeros without one.
-    pub fn start_from(&mut self, first: FirstState) {
-        self.first = Some(first);
+    /// The states from which texts start, by adapters; they start from zeros without an active one.
+    pub fn first_states(&self) -> &Attachments<FirstState> {
+        &self.first
     }
 
-    /// Whether that state is set.
-    pub fn has_first_state(&self) -> bool {
-        self.first.is_some()
+    /// The same for change.
+    pub fn first_states_mut(&mut self) -> &mut Attachments<FirstState> {
+        &mut self.first
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back. Texts that share rows do not see one another.
@@ -231,13 +235,13 @@ impl Recurrent {
         sides: &mut Sides,
     ) -> Tensor<3> {
         unpacked_rows::each_text(x, context, |x, context| {
-            let Some(first) = &self.first else {
+            if !self.first.is_active() {
                 return self.layer.forward(x, context, state, sides);
-            };
+            }
             let (batch, mut own) = (context.tokens.batch, RecurrentState::default());
             let state = state.unwrap_or(&mut own);
             if state.is_empty() {
-                *state = first.rows(batch);
+                *state = FirstState::rows(self.first.active(), batch);
             }
             self.layer.forward(x, context, Some(state), sides)
         })

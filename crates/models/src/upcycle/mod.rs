@@ -61,11 +61,7 @@ pub fn upcycle(
             "{reason}; give models that were tuned from one base"
         )));
     }
-    if base
-        .parameters()
-        .iter()
-        .any(|parameter| parameter.name().contains(".adapter."))
-    {
+    if !base.adapters().is_empty() {
         return Err(Error::Invalid(
             "an adapted model is merged before its layers are copied".into(),
         ));

@@ -4,13 +4,12 @@
 //! model starts unchanged. Recipe: `sft-lora.toml`. Left out: dropout on the adapter's input.
 
 use espalier_models::{
-    adapter::low_rank,
+    adapter::Adapter,
     checkpoint::{PeftConfig, peft_config::Targets},
-    families::Family,
-    model::LanguageModel,
 };
 use serde::{Deserialize, Serialize};
 
+use super::Tuning;
 use crate::{Error, Result};
 
 /// The options of LoRA.
@@ -41,29 +40,14 @@ impl Default for LoraOptions {
     }
 }
 
-impl LoraOptions {
-    /// Attaches fresh adapters and marks them as trained.
-    ///
-    /// # Errors
-    /// When the rank is zero or no module matches.
-    pub fn attach(
-        &self,
-        model: &mut LanguageModel,
-        family: &Family,
-        seed: u64,
-    ) -> Result<PeftConfig> {
+impl Tuning for LoraOptions {
+    fn adapter(&self) -> Result<Adapter> {
         if self.rank == 0 {
             return Err(Error::Option {
                 key: "rank",
                 reason: "must be at least 1".into(),
             });
         }
-        let config = self.configuration();
-        low_rank::attach(model, family, &config, seed)?;
-        Ok(config)
-    }
-
-    fn configuration(&self) -> PeftConfig {
         let target_modules = match &self.target_modules {
             Some(names) => Targets::List(names.clone()),
             None => Targets::AllLinear,
@@ -72,6 +56,6 @@ impl LoraOptions {
         let mut config = PeftConfig::new(self.rank, alpha, target_modules);
         config.modules_to_save = self.modules_to_save.clone();
         config.use_rslora = self.rslora;
-        config
+        Ok(Adapter::new(config))
     }
 }

@@ -1,4 +1,6 @@
 //! What of the model is trained: everything, or an adapter.
+//!
+//! A way to tune is one file here and one line below; what it puts on the model is a kind of `espalier_models::adapter`.
 
 pub mod lora;
 pub mod state;
@@ -8,25 +10,80 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
-/// The ways to tune, by name: `adapter = { lora = { rank = 16 } }`. Full fine-tuning when a recipe names none.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum AdapterOptions {
+/// A way to tune: options of a recipe that become an adapter.
+pub trait Tuning {
+    /// The adapter that these options describe, not yet on a model.
+    ///
+    /// # Errors
+    /// When an option makes no sense.
+    fn adapter(&self) -> Result<Adapter>;
+}
+
+/// Defines [`AdapterOptions`] and [`KINDS`] from one line for each way to tune: its help, its variant, its name in recipes, its
+/// options.
+macro_rules! ways_to_tune {
+    ($(#[doc = $help:literal] $variant:ident = $name:literal: $options:ty;)+) => {
+        /// The ways to tune, by name: `adapter = { lora = { rank = 16 } }`. Full fine-tuning when a recipe names none.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+        pub enum AdapterOptions {
+            $(
+                #[doc = $help]
+                #[serde(rename = $name)]
+                $variant($options),
+            )+
+        }
+
+        /// The names of all ways to tune, each with its help.
+        pub const KINDS: &[(&str, &str)] = &[$(($name, $help)),+];
+
+        impl AdapterOptions {
+            fn tuning(&self) -> &dyn Tuning {
+                match self {
+                    $(Self::$variant(options) => options,)+
+                }
+            }
+        }
+    };
+}
+
+ways_to_tune! {
     /// A low-rank addition to chosen weights.
-    Lora(lora::LoraOptions),
+    Lora = "lora": lora::LoraOptions;
     /// The states from which recurrent layers start.
-    State(state::StateOptions),
+    State = "state": state::StateOptions;
 }
 
 impl AdapterOptions {
-    /// Attaches fresh adapters and marks them as trained; returns what their folder will say.
+    /// Puts a fresh adapter on the model and marks it as trained; returns what its folder will say.
     ///
     /// # Errors
     /// When an option makes no sense or no module of the model can have one.
     pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<Adapter> {
-        match self {
-            Self::Lora(options) => options.attach(model, family, seed).map(Adapter::LowRank),
-            Self::State(options) => options.attach(model).map(Adapter::FirstState),
+        let adapter = self.tuning().adapter()?;
+        adapter.attach(model, family, seed)?;
+        Ok(adapter)
+    }
+
+    /// A sentence for each way to tune, its name before it.
+    pub fn help() -> String {
+        let one = |(name, help): &(&str, &str)| format!("`{name}`: {}", help.trim());
+        KINDS.iter().map(one).collect::<Vec<_>>().join(" ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_known_and_unknown_ones_list_them() {
+        for (name, _) in KINDS {
+            let options = serde_json::json!({ *name: {} });
+            assert!(serde_json::from_value::<AdapterOptions>(options).is_ok());
+            assert!(AdapterOptions::help().contains(name));
         }
+        let wrong = serde_json::json!({ "lroa": {} });
+        let error = serde_json::from_value::<AdapterOptions>(wrong).unwrap_err();
+        assert!(error.to_string().contains("expected `lora` or `state`"));
     }
 }

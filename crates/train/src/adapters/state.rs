@@ -4,12 +4,10 @@
 //! Recipe: `state-tuning.toml`. RWKV's authors tune the states of RWKV's heads; here all that a block's mixer remembers is
 //! tuned, of any family. It takes larger steps than weights do: a learning rate of 0.01 to 1.
 
-use espalier_models::{
-    adapter::{FirstStateConfig, first_state},
-    model::LanguageModel,
-};
+use espalier_models::adapter::{Adapter, FirstStateConfig};
 use serde::{Deserialize, Serialize};
 
+use super::Tuning;
 use crate::Result;
 
 /// The options of state tuning; there are none yet.
@@ -17,13 +15,8 @@ use crate::Result;
 #[serde(default, deny_unknown_fields)]
 pub struct StateOptions {}
 
-impl StateOptions {
-    /// Attaches states of zeros, which change nothing, and marks them as trained.
-    ///
-    /// # Errors
-    /// When the model has no recurrent layers.
-    pub fn attach(&self, model: &mut LanguageModel) -> Result<FirstStateConfig> {
-        first_state::attach(model)?;
-        Ok(FirstStateConfig::default())
+impl Tuning for StateOptions {
+    fn adapter(&self) -> Result<Adapter> {
+        Ok(Adapter::new(FirstStateConfig {}))
     }
 }

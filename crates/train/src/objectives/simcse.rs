@@ -84,7 +84,7 @@ impl Objective for Simcse {
     fn collate(&self, _: &LanguageModel, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
         let texts = rows("simcse", samples)?;
         let twice: Vec<&Row> = texts.iter().chain(&texts).copied().collect();
-        let tokens = TokenBatch::new(&twice);
+        let tokens = TokenBatch::unasked(&twice);
         Batch::new(tokens, texts.len(), samples)
     }
 

@@ -46,7 +46,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         ));
     }
     let mut loaded = model_path::load_model(&args.model, &context.device)?;
-    loaded.model.merge_adapters();
+    loaded.model.merge_what_can_be();
     let model = loaded.model.frozen();
     check_room(&model, args)?;
     let prompts = random_tokens(model.spec().vocabulary, args.batch, args.prompt);

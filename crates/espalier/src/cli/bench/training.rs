@@ -13,7 +13,7 @@ use espalier_models::{
     spec::{BlockSpec, MixerSpec, ModelSpec},
 };
 use espalier_train::{
-    adapters::lora::LoraOptions,
+    adapters::{AdapterOptions, lora::LoraOptions},
     batch::Sample,
     objectives::{
         Objective, ObjectiveOptions, dpo::DpoOptions, masked::MaskingOptions, symbols::Symbols,
@@ -159,7 +159,7 @@ pub fn lora(args: &LoraArgs, context: &Context) -> Result<()> {
         ..LoraOptions::default()
     };
     let family = loaded.family()?;
-    options.attach(&mut loaded.model, family, 0)?;
+    AdapterOptions::Lora(options).attach(&mut loaded.model, family, 0)?;
     // No gradients of the frozen weights; the adapters' own products are not counted.
     let work = Work::new(loaded.model.spec(), args.step.length, 2.0, 7.0);
     if !args.step.against.is_empty() {

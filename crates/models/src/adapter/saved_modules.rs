@@ -1,0 +1,215 @@
+//! Modules of the base that an adapter trains and stores whole (`modules_to_save`), such as a head.
+//!
+//! Whichever values are not in the model, the base's or the adapter's, are kept aside, so that the adapter can be switched.
+
+use std::{collections::HashMap, sync::Arc};
+
+use burn::tensor::Tensor;
+
+use super::{AdapterFile, PEFT_PREFIX};
+use crate::{
+    Error, Result,
+    checkpoint::peft_config::is_named,
+    families::Family,
+    layout::{self, StoredTensor},
+    model::LanguageModel,
+    parameter::{Parameter, Parameters},
+};
+
+/// What adapters replaced of a model, and what stood there before.
+#[derive(Debug, Clone, Default)]
+pub struct SavedModules {
+    replaced: Vec<Replaced>,
+}
+
+/// A parameter that belongs to the base or to an adapter by turns.
+#[derive(Debug, Clone)]
+struct Replaced {
+    adapter: Arc<str>,
+    parameter: String,
+    /// Whether the adapter's values are in the model.
+    active: bool,
+    /// The values that are not in the model, `[len]`.
+    aside: Tensor<1>,
+}
+
+impl SavedModules {
+    /// Calls `visitor` with every adapter that replaces a parameter, and whether it is active.
+    pub fn adapters(&self, visitor: &mut dyn FnMut(&str, bool)) {
+        for replaced in &self.replaced {
+            visitor(&replaced.adapter, replaced.active);
+        }
+    }
+
+    /// Whether a parameter belongs to this adapter while it is active.
+    pub fn replaces(&self, adapter: &str, parameter: &str) -> bool {
+        let same = |r: &Replaced| &*r.adapter == adapter && r.parameter == parameter;
+        self.replaced.iter().any(same)
+    }
+
+    /// The parameters whose values change hands when those adapters become active that `choose` accepts, adapters that leave
+    /// first.
+    ///
+    /// # Errors
+    /// When two of them replace one parameter.
+    fn exchanges(&self, choose: &dyn Fn(&str) -> bool) -> Result<Vec<usize>> {
+        let mut owners: HashMap<&str, &str> = HashMap::new();
+        for replaced in self.replaced.iter().filter(|r| choose(&r.adapter)) {
+            if let Some(other) = owners.insert(&replaced.parameter, &replaced.adapter) {
+                return Err(Error::Invalid(format!(
+                    "the adapters `{other}` and `{}` both replace `{}`; switch one of them off",
+                    replaced.adapter, replaced.parameter
+                )));
+            }
+        }
+        let change = |wanted: bool| {
+            let turns = move |r: &Replaced| r.active != wanted && choose(&r.adapter) == wanted;
+            (0..self.replaced.len()).filter(move |i| turns(&self.replaced[*i]))
+        };
+        Ok(change(false).chain(change(true)).collect())
+    }
+}
+
+/// Whether a checkpoint tensor belongs to a module that `saved` names by its full name or its last parts.
+fn is_saved(tensor: &str, saved: &[String]) -> bool {
+    let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
+    saved.iter().any(|name| is_named(module, name))
+}
+
+/// The tensors of the modules that `saved` names, under PEFT's names.
+pub fn tensors<'a>(
+    model: &'a LanguageModel,
+    family: &Family,
+    saved: &[String],
+) -> Vec<StoredTensor<'a>> {
+    let named = |mut tensor: StoredTensor<'a>| {
+        tensor.name.insert_str(0, PEFT_PREFIX);
+        tensor
+    };
+    layout::stored_tensors(model, family)
+        .into_iter()
+        .filter(|tensor| is_saved(&tensor.name, saved))
+        .map(named)
+        .collect()
+}
+
+/// Makes the modules that `saved` names the adapter's, with the base's values to begin with.
+///
+/// # Errors
+/// When another active adapter has one of them.
+pub fn attach(
+    model: &mut LanguageModel,
+    family: &Family,
+    saved: &[String],
+    adapter: &str,
+) -> Result<()> {
+    if saved.iter().any(|name| name == "lm_head") {
+        model.untied_head();
+    }
+    let parts: Vec<String> = (family.tensors)(model.spec())
+        .into_iter()
+        .filter(|entry| is_saved(&entry.name, saved))
+        .flat_map(|entry| entry.parts)
+        .collect();
+    let mut replaced = Vec::new();
+    model.visit(&mut |parameter: &Parameter| {
+        if parts.iter().any(|name| name == parameter.name()) {
+            replaced.push(Replaced {
+                adapter: adapter.into(),
+                parameter: parameter.name().to_owned(),
+                active: true,
+                aside: parameter.flat(),
+            });
+        }
+    });
+    let modules = model.saved_modules_mut();
+    let known = modules.replaced.len();
+    modules.replaced.extend(replaced);
+    let is_active = |r: &Replaced, name: &str| r.active && &*r.adapter == name;
+    let active = |name: &str| modules.replaced.iter().any(|r| is_active(r, name));
+    if let Err(error) = modules.exchanges(&active) {
+        modules.replaced.truncate(known);
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Puts the file's values into the modules that `saved` names; modules that the file lacks keep the base's.
+///
+/// # Errors
+/// When a tensor has another shape than its module.
+pub fn read(
+    model: &mut LanguageModel,
+    family: &Family,
+    saved: &[String],
+    file: &mut AdapterFile,
+) -> Result<()> {
+    let mut values = HashMap::new();
+    for tensor in tensors(model, family, saved) {
+        // PEFT's own files leave the prefix out of some names.
+        let bare = tensor.name.strip_prefix(PEFT_PREFIX);
+        let mut names = [Some(tensor.name.as_str()), bare].into_iter().flatten();
+        if let Some(name) = names.find(|name| file.shape(name).is_some()) {
+            let read = file.read(name, &tensor.shape)?;
+            values.extend(tensor.split(read));
+        }
+    }
+    set_values(model, values);
+    Ok(())
+}
+
+/// Replaces the values of parameters by name.
+pub(super) fn set_values(model: &mut LanguageModel, mut values: HashMap<String, Vec<f32>>) {
+    let device = model.device().clone();
+    model.visit_mut(&mut |parameter| {
+        if let Some(values) = values.remove(parameter.name()) {
+            parameter.set_data(values, &device);
+        }
+    });
+}
+
+/// Makes the modules of those adapters active that `choose` accepts, and gives all others back to the base.
+///
+/// # Errors
+/// When two of them have one module; nothing changes then.
+pub fn switch(model: &mut LanguageModel, choose: &dyn Fn(&str) -> bool) -> Result<()> {
+    for index in model.saved_modules().exchanges(choose)? {
+        exchange(model, index);
+    }
+    Ok(())
+}
+
+/// Lets the values in the model and those kept aside change places.
+fn exchange(model: &mut LanguageModel, index: usize) {
+    let replaced = &mut model.saved_modules_mut().replaced[index];
+    replaced.active = !replaced.active;
+    let (name, aside) = (replaced.parameter.clone(), replaced.aside.clone());
+    let mut before = None;
+    model.visit_mut(&mut |parameter| {
+        if parameter.name() == name {
+            before = Some(parameter.flat());
+            parameter.set_flat(aside.clone());
+        }
+    });
+    if let Some(before) = before {
+        model.saved_modules_mut().replaced[index].aside = before;
+    }
+}
+
+/// Makes the modules of active adapters the base's own.
+pub fn merge(model: &mut LanguageModel) {
+    let modules = model.saved_modules_mut();
+    modules.replaced.retain(|replaced| !replaced.active);
+}
+
+/// Gives the modules of an adapter back to the base, for good.
+pub fn detach(model: &mut LanguageModel, adapter: &str) {
+    for index in 0..model.saved_modules().replaced.len() {
+        let replaced = &model.saved_modules().replaced[index];
+        if replaced.active && &*replaced.adapter == adapter {
+            exchange(model, index);
+        }
+    }
+    let modules = model.saved_modules_mut();
+    modules.replaced.retain(|r| &*r.adapter != adapter);
+}

@@ -1,0 +1,218 @@
+//! Adapters of any kind in the trainer and in generation.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
+
+#[path = "../../models/tests/made_up_kinds/mod.rs"]
+mod made_up_kinds;
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use espalier_data::{encode::Example, packing::Row};
+use espalier_engine::{
+    beam::{BeamOptions, beam_search},
+    decode::{DecodeOptions, decode},
+    sampler::SamplerOptions,
+};
+use espalier_models::{
+    adapter::Adapter,
+    families,
+    model::{Input, LanguageModel},
+    source::Seed,
+    spec::{MixerSpec, ModelSpec, RotaryScaling, RotarySpec},
+    taps::Unobserved,
+};
+use espalier_train::{
+    batch::{Sample, TokenBatch},
+    objectives::{ObjectiveOptions, language::NextTokenOptions, symbols::Symbols},
+    options::TrainOptions,
+    trainer::{Event, Outcome, Run, train},
+};
+use made_up_kinds::{KINDS, disturb, output_scale::OutputScale, steering::Steering};
+
+fn base() -> LanguageModel {
+    build(|_| {})
+}
+
+fn build(change: impl Fn(&mut RotarySpec)) -> LanguageModel {
+    let mut spec = ModelSpec::llama(61, 16, 2, 4, 2, 32, 64);
+    spec.initializer_range = 0.3;
+    for block in &mut spec.blocks {
+        if let MixerSpec::Attention(attention) = &mut block.mixer {
+            attention.rotary.iter_mut().for_each(&change);
+        }
+    }
+    LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap()
+}
+
+/// A model whose keys are computed anew when a text outgrows eight tokens.
+fn with_two_frequencies() -> LanguageModel {
+    build(|rotary| {
+        rotary.scaling = RotaryScaling::LongRope {
+            short: vec![1.0, 1.5],
+            long: vec![3.0, 40.0],
+            original_context: 8,
+            attention_factor: 1.2,
+        }
+    })
+}
+
+fn scale() -> Adapter {
+    let targets = vec!["q_proj".into(), "up_proj".into(), "down_proj".into()];
+    Adapter::new(OutputScale { targets })
+}
+
+fn steering() -> Adapter {
+    Adapter::new(Steering {
+        vectors: vec![0],
+        edits: vec![1],
+        rank: 2,
+        ends: [2, 1],
+    })
+}
+
+fn adapted(mut model: LanguageModel, adapter: &Adapter) -> LanguageModel {
+    let family = families::by_name("llama").unwrap();
+    adapter.attach(&mut model, family, 0).unwrap();
+    model
+}
+
+/// Answers that follow their questions, of different lengths.
+fn samples() -> Vec<Sample> {
+    let sample = |i: u32| {
+        let question = 2 + i as usize % 3;
+        let ids: Vec<u32> = (0..question as u32 + 3)
+            .map(|t| (7 * i + 5 * t) % 61)
+            .collect();
+        let targets = (0..ids.len()).map(|t| t >= question).collect();
+        Sample::example(&Example::new(ids, targets))
+    };
+    (0..8).map(sample).collect()
+}
+
+fn trained(model: LanguageModel, steps: usize, folder: &Path) -> (Outcome, Vec<f64>) {
+    let mut objective = ObjectiveOptions::Sft(NextTokenOptions::default())
+        .build(&Symbols::default())
+        .unwrap();
+    let run = Run {
+        model,
+        objective: objective.as_mut(),
+        samples: samples(),
+        validation: Vec::new(),
+        options: TrainOptions {
+            steps: Some(steps),
+            learning_rate: 0.02,
+            warmup: 0.0,
+            ..TrainOptions::default()
+        },
+        folder: folder.to_owned(),
+        fingerprint: "test".into(),
+    };
+    let mut losses = Vec::new();
+    let mut note = |event: &Event| {
+        if let Event::Step { loss, .. } = event {
+            losses.push(*loss);
+        }
+    };
+    let outcome = train(run, &mut note).unwrap();
+    (outcome, losses)
+}
+
+fn logits(model: &LanguageModel) -> Vec<f32> {
+    let input = Input::rows(&[vec![5, 9, 2, 7, 1]]).unwrap();
+    let logits = model.frozen().logits(&input).unwrap();
+    logits.into_data().try_into_vec().unwrap()
+}
+
+#[test]
+fn made_up_kinds_are_trained_saved_and_loaded() {
+    let family = families::by_name("llama").unwrap();
+    for adapter in [scale(), steering()] {
+        let folder = tempfile::tempdir().unwrap();
+        let start = adapted(base(), &adapter);
+        let (outcome, losses) = trained(start.clone(), 12, folder.path());
+        assert!(losses[11] < losses[0] - 0.05, "{losses:?}");
+        // The base is as it was, all of the adapter has moved.
+        for (before, after) in start.parameters().iter().zip(outcome.model.parameters()) {
+            let moved = before.to_vec() != after.to_vec();
+            assert_eq!(moved, before.adapter().is_some(), "{}", before.name());
+        }
+        let saved = tempfile::tempdir().unwrap();
+        adapter.save(&outcome.model, family, saved.path()).unwrap();
+        let mut again = base();
+        let read = Adapter::read_among(KINDS, saved.path()).unwrap();
+        read.load(&mut again, family, saved.path()).unwrap();
+        assert_eq!(logits(&again), logits(&outcome.model));
+    }
+}
+
+fn steered(model: LanguageModel) -> LanguageModel {
+    let mut model = adapted(model, &steering());
+    disturb(&mut model, "default");
+    model.frozen()
+}
+
+const NEW_TOKENS: usize = 6;
+
+/// Greedy continuations of prompts of different lengths, together.
+fn continued(model: &LanguageModel) -> Vec<(Vec<u32>, Vec<u32>)> {
+    let sampler = SamplerOptions {
+        temperature: 0.0,
+        ..SamplerOptions::default()
+    };
+    let options = DecodeOptions {
+        max_new_tokens: NEW_TOKENS,
+        sampler,
+        end: vec![],
+        forbidden: vec![],
+    };
+    let prompts = [vec![5, 9, 2, 7, 7], vec![3], vec![8, 8, 4]];
+    let generated = decode(model, &prompts, &options, &mut |_, _| true).unwrap();
+    let ids = generated.into_iter().map(|generated| generated.ids);
+    prompts.into_iter().zip(ids).collect()
+}
+
+#[test]
+fn steered_decoding_is_uncached_decoding() {
+    for model in [steered(base()), steered(with_two_frequencies())] {
+        for (prompt, ids) in continued(&model) {
+            let beams = BeamOptions {
+                beams: 1,
+                max_new_tokens: NEW_TOKENS,
+                length_penalty: 1.0,
+                end: vec![],
+            };
+            let beam = beam_search(&model, &prompt, &beams).unwrap();
+            assert_eq!(beam[0].ids, ids, "{prompt:?}");
+            for count in 0..NEW_TOKENS {
+                let history = [&prompt[..], &ids[..count]].concat();
+                let input = Input {
+                    prompts: Some(vec![prompt.len() as u32; history.len()]),
+                    ..Input::rows(std::slice::from_ref(&history)).unwrap()
+                };
+                let hidden = model.hidden(&input, None).unwrap();
+                let last = hidden.narrow(1, history.len() - 1, 1).reshape([1, 16]);
+                let scores = model.target_scores(last, &ids[count..=count]).unwrap();
+                assert!(scores[0].first_choice, "{prompt:?}, token {count}");
+            }
+        }
+    }
+}
+
+#[test]
+fn training_knows_the_prompts_that_generation_has() {
+    let model = steered(base());
+    for (prompt, generated) in continued(&model) {
+        let ids = [prompt.as_slice(), &generated].concat();
+        let targets = (0..ids.len()).map(|t| t >= prompt.len()).collect();
+        let row = Row::from(&Example::new(ids, targets));
+        let longer = Row::from(&Example::new(vec![1; 20], vec![true; 20]));
+        let batch = TokenBatch::new(&[&row, &longer]);
+        let (_, right) = batch.loss_and_choices(&model, &mut Unobserved).unwrap();
+        assert!(right[..NEW_TOKENS].iter().all(|right| *right), "{prompt:?}");
+    }
+}
