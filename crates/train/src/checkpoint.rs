@@ -19,7 +19,7 @@ use crate::{
 /// The form of a checkpoint's folder; others are refused.
 pub const FORMAT: u64 = 2;
 
-/// What a checkpoint says of itself, in `progress.json`.
+/// Contents of a checkpoint's `progress.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
@@ -33,7 +33,7 @@ pub struct Progress {
     pub tokens: u64,
     /// Sums of the metrics since the last line of the log, as bits.
     pub metrics: BTreeMap<String, [u64; 2]>,
-    /// What the objective remembers beside its tensors.
+    /// The objective's state beside its tensors.
     pub objective: Value,
 }
 

@@ -1,4 +1,4 @@
-//! What a run measures: descriptions of its metrics, sums between two lines of the log, and the log itself.
+//! Metrics of a run: their descriptions, their sums between two lines of the log, and the log itself.
 //!
 //! The log is one JSON object a line, appended and flushed, cut back to the checkpoint on resume.
 
@@ -13,12 +13,12 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result, objectives::Metric};
 
-/// What a metric is, for logs, reports and terminals.
+/// Description of a metric, for logs, reports and terminals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MetricDescription {
     /// Its name in the log; of held-out data `eval_<name>`.
     pub name: &'static str,
-    /// What it is, in a line.
+    /// Its definition, in a line.
     pub help: &'static str,
     /// The title of the chart that it is drawn in, with others of the same title.
     pub chart: &'static str,
@@ -63,7 +63,7 @@ pub const EXACT_MATCH: MetricDescription = MetricDescription::share(
 const LOSS: MetricDescription =
     MetricDescription::number("loss", "loss", "mean over the units of a step");
 
-/// What models say of themselves in a forward pass, whatever the objective.
+/// Metrics of the model's routers and their auxiliary losses, independent of the objective.
 const OF_MODELS: &[MetricDescription] = &[
     MetricDescription::number(
         "aux_loss",
@@ -102,7 +102,7 @@ const OF_MODELS: &[MetricDescription] = &[
     ),
 ];
 
-/// What the trainer adds.
+/// Metrics of the optimiser's step.
 const OF_STEPS: &[MetricDescription] = &[
     MetricDescription::number(
         "learning_rate",
@@ -116,7 +116,7 @@ const OF_STEPS: &[MetricDescription] = &[
     ),
 ];
 
-/// Everything that a run with these metrics of its objective may log, in the order in which a report shows it.
+/// All metrics that a run with these metrics of its objective may log, in the order of a report.
 pub fn descriptions(
     objective: &'static [MetricDescription],
 ) -> impl Iterator<Item = &'static MetricDescription> {

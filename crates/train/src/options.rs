@@ -36,7 +36,7 @@ pub struct TrainOptions {
     pub dropout: f64,
     /// Share of every target token's weight that all tokens get alike; held-out losses are those of the targets alone.
     pub label_smoothing: f64,
-    /// What a step makes of the gradient.
+    /// The rule by which parameters are updated.
     pub optimiser: OptimiserName,
     /// Peak step size.
     pub learning_rate: f64,

@@ -271,7 +271,7 @@ pub fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Tok
     Ok(tokenizer.with_template(ChatTemplate::new(&source)?))
 }
 
-/// Where a model comes from, as far as the folder that is written must know.
+/// Configuration and base folder of a model, for the folder that is written.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin<'a> {
     /// Its `config.json`, unknown keys included.

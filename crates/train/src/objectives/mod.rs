@@ -2,7 +2,7 @@
 //!
 //! An objective is one file here and one line in [`registry`]. It sums its loss over units (tokens, pairs) and says how many
 //! units a batch has before the forward pass, so that accumulation divides by the units of the whole step. It may own
-//! parameters, make its batches with the policy at hand, follow every step, and remember what it likes.
+//! parameters, make its batches from the policy's own rollouts, be notified of every step, and keep state between steps.
 
 pub mod dpo;
 pub mod infilling;
@@ -121,7 +121,7 @@ pub struct Metric {
     pub units: f64,
 }
 
-/// What an objective remembers from step to step, for a checkpoint.
+/// State of an objective between steps, for a checkpoint.
 #[derive(Debug, Default)]
 pub struct ObjectiveState<'a> {
     /// A moving reference, averages, a buffer's numbers.
@@ -147,8 +147,8 @@ pub trait Objective {
         true
     }
 
-    /// Meets the starting model, before anything else and also where a run goes on from a checkpoint: refuses one that does
-    /// not suit, makes parameters of its own and keeps a reference ([`LanguageModel::frozen`]).
+    /// Called with the starting model before anything else, in a resumed run too: checks that it suits the objective, builds
+    /// the objective's own parameters, keeps a reference ([`LanguageModel::frozen`]).
     ///
     /// # Errors
     /// When the model does not suit.
@@ -157,7 +157,7 @@ pub trait Objective {
         Ok(())
     }
 
-    /// Adds to samples, once and before training, what depends on the starting model alone.
+    /// Adds columns that depend on the starting model alone to samples, once and before training.
     ///
     /// # Errors
     /// When a sample does not fit the model.
@@ -189,8 +189,8 @@ pub trait Objective {
         random: &mut Random,
     ) -> Result<Batch>;
 
-    /// Makes a batch to be trained on: where it is not [`Objective::collate`]'s, from what the policy writes now
-    /// ([`LanguageModel::frozen`] writes without gradients), or from a buffer of what it wrote before.
+    /// Makes a training batch, where it differs from [`Objective::collate`]'s: from rollouts of the policy
+    /// ([`LanguageModel::frozen`] generates without gradients), or from a buffer of earlier ones.
     ///
     /// # Errors
     /// As [`Objective::collate`].
@@ -209,16 +209,16 @@ pub trait Objective {
     /// When a token id is outside the vocabulary.
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss>;
 
-    /// Is told of every step (from 1) once the optimiser has changed the model: references move, averages are taken.
+    /// Called after every optimiser step (from 1): moving references and weight averages are updated here.
     ///
     /// # Errors
-    /// When what it does fails; the run stops.
+    /// When the update fails; the run stops.
     fn after_step(&mut self, model: &LanguageModel, step: usize) -> Result<()> {
         let _ = (model, step);
         Ok(())
     }
 
-    /// What must be kept for a run to go on bit for bit, beside [`Objective::parameters`].
+    /// State beside [`Objective::parameters`] that a resumed run needs to be bit-exact.
     fn state(&self) -> ObjectiveState<'_> {
         ObjectiveState::default()
     }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{Result, metrics::MetricDescription};
 
-/// What an objective's file says of it; `O` are its options.
+/// The registration of an objective, a constant of its file; `O` are its options.
 pub struct Entry<O> {
     /// The metrics that it logs.
     pub metrics: &'static [MetricDescription],
@@ -45,7 +45,7 @@ impl<O> Entry<O> {
 pub struct Registered {
     /// Its name in recipes.
     pub name: &'static str,
-    /// What it learns, in a line.
+    /// Its target, in a line.
     pub help: &'static str,
     /// The metrics that it logs.
     pub metrics: &'static [MetricDescription],
@@ -74,7 +74,7 @@ macro_rules! objectives {
         pub const OBJECTIVES: &[Registered] = &[$($entry.registered($name, $help)),+];
 
         impl ObjectiveOptions {
-            /// What is known of the objective by its name.
+            /// Name, help, metrics and special tokens of the objective.
             pub fn registered(&self) -> Registered {
                 match self {
                     $(Self::$variant(_) => $entry.registered($name, $help)),+

@@ -1,4 +1,4 @@
-//! Optimisers: what a step makes of a gradient.
+//! Optimisers: the update of a parameter along its gradient.
 //!
 //! An optimiser is one file here and one line of [`optimisers!`] below. It knows parameters by the keys of
 //! [`crate::trained`], and hands its state over as named tensors, of whatever number and type it has.
