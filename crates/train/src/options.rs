@@ -17,14 +17,19 @@ use crate::{Error, Result, optimisers::OptimiserName};
 #[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
     /// Optimiser steps; overrides `epochs`.
+    #[schemars(range(min = 1))]
     pub steps: Option<usize>,
     /// Passes over the data.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub epochs: f64,
     /// Examples (or packed rows) of one forward pass.
+    #[schemars(range(min = 1))]
     pub batch: usize,
     /// Forward passes of one optimiser step.
+    #[schemars(range(min = 1))]
     pub accumulation: usize,
     /// Longest example in tokens; longer ones keep their beginning.
+    #[schemars(range(min = 2))]
     pub length: usize,
     /// Fill rows with several examples that cannot see each other.
     pub packing: bool,
@@ -33,38 +38,50 @@ pub struct TrainOptions {
     /// Compute each block a second time in the backward instead of keeping its inner values: less memory, a third more work.
     pub gradient_checkpointing: bool,
     /// Share of what attention and feed-forward layers add that is dropped at random in training.
+    #[schemars(range(min = 0.0, max = 0.99))]
     pub dropout: f64,
     /// Share of every target token's weight that all tokens get alike; held-out losses are those of the targets alone.
+    #[schemars(range(min = 0.0, max = 0.99))]
     pub label_smoothing: f64,
     /// The rule by which parameters are updated.
     pub optimiser: OptimiserName,
     /// Peak step size.
+    #[schemars(range(min = 0.0, max = 1e3))]
     pub learning_rate: f64,
     /// Its course after warm-up.
     pub schedule: Schedule,
     /// Steps of linear warm-up; below 1, a share of all steps.
+    #[schemars(range(min = 0.0, max = 1e9))]
     pub warmup: f64,
     /// Step size at the end, as a share of the peak (cosine and linear).
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub final_learning_rate: f64,
     /// Decoupled weight decay, on matrices only.
+    #[schemars(range(min = 0.0, max = 1e3))]
     pub weight_decay: f64,
     /// Decay of Adam's first moment.
+    #[schemars(range(min = 0.0, max = 0.999_999_9))]
     pub beta1: f64,
     /// Decay of Adam's second moment.
+    #[schemars(range(min = 0.0, max = 0.999_999_9))]
     pub beta2: f64,
     /// Adam's epsilon.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub epsilon: f64,
     /// Longest gradient, in the L2 norm over all parameters; 0 turns clipping off.
+    #[schemars(range(min = 0.0, max = 1e9))]
     pub clip: f64,
     /// Seed of data order and fresh weights.
     pub seed: u64,
     /// Steps between lines of the log.
+    #[schemars(range(min = 1))]
     pub log_every: usize,
     /// Steps between evaluations; 0 evaluates at the end only.
     pub evaluate_every: usize,
     /// Steps between checkpoints; 0 writes none before the end.
     pub checkpoint_every: usize,
     /// Checkpoints that are kept.
+    #[schemars(range(min = 1))]
     pub keep_checkpoints: usize,
 }
 

@@ -9,8 +9,8 @@ use espalier_models::pooling::Pooling;
 use crate::{
     Error, Result,
     model_path::resolve_model,
-    recipe::{DataOptions, EvaluateStage},
-    stages::{Workshop, evaluate},
+    recipe::DataOptions,
+    stages::evaluate::{EvaluateStage, evaluate},
     voice::TerminalVoice,
 };
 
@@ -84,13 +84,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         length: args.length,
     };
     let mut voice = TerminalVoice::new(context.terminal);
-    let mut workshop = Workshop {
-        device: context.device.clone(),
-        folder: PathBuf::new(),
-        models: Default::default(),
-        voice: &mut voice,
-    };
-    let result = evaluate::run(&mut workshop, &stage)?;
+    let result = evaluate(&stage, &context.device, &mut voice)?;
     if context.json {
         context.terminal.json(&result)
     } else {

@@ -9,7 +9,8 @@ use super::Context;
 use crate::{
     Result,
     recipe::{Recipe, document},
-    stages, units,
+    stages::{self, kinds::Kind},
+    units,
     voice::TerminalVoice,
 };
 
@@ -60,7 +61,7 @@ fn recipe(args: &QuickstartArgs) -> Result<Recipe> {
     let mut recipe: Recipe = document::parse(RECIPE, "quickstart.toml", &[])?;
     recipe.output = args.output.clone();
     for stage in &mut recipe.stage {
-        if let Some(train) = &mut stage.train {
+        if let Kind::Train(train) = &mut stage.kind {
             train.options.seed = args.seed;
             if args.short {
                 train.options.steps = Some(3);
@@ -72,7 +73,7 @@ fn recipe(args: &QuickstartArgs) -> Result<Recipe> {
                     .for_each(|data| data.limit = Some(64));
             }
         }
-        if let Some(evaluate) = &mut stage.evaluate {
+        if let Kind::Evaluate(evaluate) = &mut stage.kind {
             evaluate.seed = args.seed;
             if args.short {
                 evaluate.items = 8;

@@ -2,25 +2,34 @@
 
 use std::path::PathBuf;
 
+use serde_json::Value;
+
 use super::Context;
 use crate::{
     Result,
-    recipe::{Recipe, document},
-    stages,
+    recipe::{Recipe, document, keys, schema},
+    stages::{self, seeds},
     voice::TerminalVoice,
 };
 
 /// Run the stages of a recipe; what is done already is not done again, what was interrupted goes on.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  espalier run recipes/sft-lora.toml learning_rate=2e-4 output=runs/second"
+    after_help = "Example:\n  espalier run recipes/sft-lora.toml learning_rate=2e-4 output=runs/second\n  espalier run recipes/experts.toml 'seeds=[0, 1, 2]' defaults.train.options.steps=100\n  espalier run --schema > recipe.schema.json"
 )]
 pub struct RunArgs {
     /// The recipe, a TOML file.
-    pub recipe: PathBuf,
-    /// Recipe keys to set, such as `learning_rate=1e-4` or `stage.0.train.options.batch=4`.
+    #[arg(required_unless_present_any = ["schema", "keys"])]
+    pub recipe: Option<PathBuf>,
+    /// Recipe keys to set, such as `learning_rate=1e-4` or `stage.tune.train.options.batch=4`.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// Write the JSON schema of recipes, for editors, and run nothing.
+    #[arg(long, conflicts_with_all = ["recipe", "keys"])]
+    pub schema: bool,
+    /// Write what every key of a recipe means, as Markdown, and run nothing.
+    #[arg(long, conflicts_with = "recipe")]
+    pub keys: bool,
 }
 
 /// Runs the command.
@@ -28,11 +37,17 @@ pub struct RunArgs {
 /// # Errors
 /// When the recipe is wrong or a stage fails.
 pub fn run(args: &RunArgs, context: &Context) -> Result<()> {
-    let recipe: Recipe = document::load(&args.recipe, &args.overrides)?;
-    perform(&recipe, context)
+    match &args.recipe {
+        Some(path) => perform(&document::load(path, &args.overrides)?, context),
+        None if args.schema => {
+            let text = serde_json::to_string_pretty(&schema::schema());
+            context.terminal.line(&text.unwrap_or_default())
+        }
+        None => context.terminal.line(keys::reference().trim_end()),
+    }
 }
 
-/// Runs a recipe and, with `--json`, writes its figures.
+/// Runs a recipe and writes its figures with `--json`, else mean and spread where there are several seeds.
 ///
 /// # Errors
 /// When a stage fails.
@@ -40,8 +55,13 @@ pub fn perform(recipe: &Recipe, context: &Context) -> Result<()> {
     let mut voice = TerminalVoice::new(context.terminal);
     let results = stages::run(recipe, &context.device, &mut voice)?;
     if context.json {
-        context.terminal.json(&results)
-    } else {
-        Ok(())
+        return context.terminal.json(&results);
     }
+    let of_seeds = results.get("seeds").and_then(Value::as_object);
+    if let Some(of_seeds) = of_seeds.filter(|_| !recipe.seeds.is_empty()) {
+        for table in seeds::tables(&seeds::spreads(recipe, of_seeds)) {
+            context.terminal.line(&table.text())?;
+        }
+    }
+    Ok(())
 }

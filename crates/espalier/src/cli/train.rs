@@ -8,24 +8,24 @@ use espalier_train::{
 use super::{Context, run::perform};
 use crate::{
     Result,
-    recipe::{Recipe, document},
+    recipe::{Recipe, document, keys},
 };
 
 /// Train a model on a data file; the same as a recipe of one stage.
 ///
 /// Interrupted, the same command goes on from its last checkpoint. Every option of a recipe's `train` table can be set as
-/// KEY=VALUE: learning_rate, epochs, steps, batch, accumulation, length, packing, schedule, warmup, validation_share, ...
+/// KEY=VALUE: learning_rate, epochs, steps, batch, ...; `--keys` says what they all mean.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  espalier train --model path/to/model --data conversations.jsonl --adapter lora --output runs/mine learning_rate=1e-4 epochs=2"
 )]
 pub struct TrainArgs {
     /// A model folder in Hugging Face form, or an adapter folder to train on.
-    #[arg(long)]
-    pub model: String,
+    #[arg(long, required_unless_present = "keys")]
+    pub model: Option<String>,
     /// Training data: jsonl or json in alpaca, sharegpt, messages, preference, completion or text form.
-    #[arg(long)]
-    pub data: String,
+    #[arg(long, required_unless_present = "keys")]
+    pub data: Option<String>,
     /// What is learned.
     #[arg(long, default_value = "sft", help = objectives())]
     pub objective: String,
@@ -33,11 +33,14 @@ pub struct TrainArgs {
     #[arg(long, help = adapter_help())]
     pub adapter: Option<String>,
     /// The run's folder; the trained model is in its `01-train/model`.
-    #[arg(long)]
-    pub output: String,
+    #[arg(long, required_unless_present = "keys")]
+    pub output: Option<String>,
     /// Recipe keys to set.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// Write what every key means, as Markdown, and train nothing.
+    #[arg(long)]
+    pub keys: bool,
 }
 
 /// The objectives with their help, and where their options are set.
@@ -68,19 +71,30 @@ fn adapter_help() -> String {
 /// # Errors
 /// When an option is wrong or training fails.
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
+    match (&args.model, &args.data, &args.output) {
+        (Some(model), Some(data), Some(output)) if !args.keys => {
+            let text = recipe(args, model, data, output);
+            let recipe: Recipe = document::parse(&text, "command line", &args.overrides)?;
+            perform(&recipe, context)
+        }
+        _ => context.terminal.line(keys::of_kind("train").trim_end()),
+    }
+}
+
+/// The recipe of one stage that the arguments describe.
+fn recipe(args: &TrainArgs, model: &str, data: &str, output: &str) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let mut text = format!(
-        "output = {}\n[[stage]]\nname = \"train\"\n[stage.train]\n",
-        quoted(&args.output)
-    );
-    let mut set = |key: &str, value: &str| text.push_str(&format!("{key} = {}\n", quoted(value)));
-    set("model", &args.model);
-    set("data", &args.data);
-    set("objective", &args.objective);
-    if let Some(adapter) = &args.adapter {
-        set("adapter", adapter);
+    let mut text = format!("output = {}\n[[stage]]\nname = \"train\"\n", quoted(output));
+    let given = [
+        ("model", model),
+        ("data", data),
+        ("objective", &args.objective),
+    ];
+    let adapter = args.adapter.as_deref().map(|adapter| ("adapter", adapter));
+    text.push_str("[stage.train]\n");
+    for (key, value) in given.into_iter().chain(adapter) {
+        text.push_str(&format!("{key} = {}\n", quoted(value)));
     }
     text.push_str("[stage.train.options]\n");
-    let recipe: Recipe = document::parse(&text, "command line", &args.overrides)?;
-    perform(&recipe, context)
+    text
 }

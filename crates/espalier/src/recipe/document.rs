@@ -2,11 +2,13 @@
 //!
 //! Every complaint names the file, the line and the column, shows the line with a caret, and offers the nearest valid
 //! choice. Command-line overrides (`train.learning_rate=1e-4`) are set in the parsed document before it is read into its
-//! type, so that they are checked exactly like the file; a complaint about one names the override instead of a line.
+//! type, so that they are checked exactly like the file; a complaint about one names the override instead of a line. Then
+//! stages inherit what they do not say themselves.
 //!
 //! Left out: several errors at once (serde stops at the first), and comments (the document is read, never rewritten).
 
 mod diagnosis;
+pub(in crate::recipe) mod inheritance;
 mod overrides;
 
 use std::io::Read;
@@ -158,16 +160,28 @@ fn attempt<T: DeserializeOwned>(
             reason,
         })?;
     }
-    Ok(
+    let refused = |fault| diagnosis::fault(fault, text, name, overrides);
+    let check = |document: &Spanned<DeValue<'_>>| {
         T::deserialize(ValueDeserializer::from(document.clone())).map_err(|error| {
             let blamed = (0..overrides.len())
                 .find(|index| error.span() == Some(override_span(text, *index)));
-            (
-                blamed,
-                diagnosis::mismatch(&error, &document, text, name, overrides),
-            )
-        }),
-    )
+            let mismatch = diagnosis::mismatch(&error, document, text, name, overrides);
+            (blamed, mismatch)
+        })
+    };
+    let defaults = inheritance::take_defaults(&mut document);
+    if let Some(defaults) = &defaults {
+        for (kind, probe) in inheritance::probes(&document, defaults).map_err(refused)? {
+            match check(&probe) {
+                // What the defaults leave out, stages say.
+                Err((_, mismatch)) if mismatch.lacks_key_of(&format!("stage.{kind}")) => {}
+                Err(mismatch) => return Ok(Err(mismatch)),
+                Ok(_) => {}
+            }
+        }
+    }
+    inheritance::apply(&mut document, defaults.as_ref()).map_err(refused)?;
+    Ok(check(&document))
 }
 
 /// Reads a file that is small enough to be a recipe.

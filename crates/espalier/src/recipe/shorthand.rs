@@ -7,7 +7,39 @@ use serde::{
     de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
 use super::DataOptions;
+
+/// The schema of [`name_or_table`]: that of the choice itself, and the bare names of choices that have options.
+pub fn name_or_table_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = T::json_schema(generator);
+    let variants = schema.get("oneOf").and_then(Value::as_array);
+    let named = |variant: &Value| {
+        let name = variant.get("required")?.get(0)?.clone();
+        let description = variant.get("description").cloned().unwrap_or_default();
+        Some(json!({"type": "string", "const": name, "description": description}))
+    };
+    let short: Vec<Value> = variants.into_iter().flatten().filter_map(named).collect();
+    if let Some(Value::Array(variants)) = schema.get_mut("oneOf") {
+        variants.extend(short);
+    }
+    schema
+}
+
+/// The schema of [`one_or_many`].
+pub fn one_or_many_schema(generator: &mut SchemaGenerator) -> Schema {
+    let one = json!([
+        {"type": "string", "description": "A file of records."},
+        generator.subschema_for::<DataOptions>(),
+    ]);
+    let mut several = one.clone();
+    if let Value::Array(several) = &mut several {
+        several.push(json!({"type": "array", "items": {"anyOf": one}}));
+    }
+    json_schema!({"anyOf": several})
+}
 
 /// `"dpo"` means `{ dpo = {} }`; for choices that have no options, the name is all there is.
 ///
@@ -104,7 +136,9 @@ impl<'de> Deserialize<'de> for Element {
 
 #[cfg(test)]
 mod tests {
-    use super::super::*;
+    use espalier_train::objectives::ObjectiveOptions;
+
+    use crate::stages::train::TrainStage;
 
     fn train(body: &str) -> TrainStage {
         toml::from_str(body).unwrap()

@@ -27,21 +27,19 @@ use crate::{
 pub fn records(sources: &[DataOptions], voice: &mut dyn Voice) -> Result<Vec<Record>> {
     let mut all = Vec::new();
     for source in sources {
-        match (&source.path, &source.world) {
-            (Some(_), None) => all.extend(of_file(source, voice)?),
-            (None, Some(task)) => all.extend(of_world(source, task)?),
-            _ => {
-                return Err(Error::usage(
-                    "a data source needs one of `path` and `world`",
-                ));
-            }
+        source.check()?;
+        match &source.world {
+            Some(task) => all.extend(of_world(source, task)?),
+            None => all.extend(of_file(source, voice)?),
         }
     }
     Ok(all)
 }
 
 fn of_file(source: &DataOptions, voice: &mut dyn Voice) -> Result<Vec<Record>> {
-    let path = source.path.clone().unwrap_or_default();
+    let path = source.path.clone().ok_or_else(|| {
+        Error::usage("`from` means what an earlier stage of the same recipe left; there is no such stage here")
+    })?;
     let file = Source {
         path: path.clone(),
         form: source.form,
@@ -67,13 +65,18 @@ fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
     let split: Split = source.split.parse()?;
     let record = |index: usize| match source.shape {
         WorldShape::Chat => demonstration(source, task, split, index as u64),
-        shape => of_item(shape, task, split, index as u64, source.seed),
+        shape => of_item(shape, task, split, index as u64, seed(source)),
     };
     in_order(
         (0..source.limit.unwrap_or(DEFAULT_ITEMS))
             .into_par_iter()
             .map(record),
     )
+}
+
+/// The world's seed; the recipe's first where it says nothing.
+fn seed(source: &DataOptions) -> u64 {
+    source.seed.unwrap_or(0)
 }
 
 /// What all threads make, in order; the first error is that of the first item that has one, whichever thread meets it.
@@ -105,8 +108,8 @@ pub fn of_item(
 
 /// A question and its answer; with the source's probability, an answer with a natural mistake.
 fn demonstration(source: &DataOptions, task: &str, split: Split, index: u64) -> Result<Record> {
-    let item = worlds::item(task, split, index, source.seed)?;
-    let mut random = Random::new(fnv(&format!("mistakes|{task}|{index}|{}", source.seed)));
+    let item = worlds::item(task, split, index, seed(source))?;
+    let mut random = Random::new(fnv(&format!("mistakes|{task}|{index}|{}", seed(source))));
     let wrong = random
         .chance(source.mistakes)
         .then(|| preferences::corrupt(&item, &mut random))

@@ -1,5 +1,8 @@
 //! The evaluation stage: perplexity on data, accuracy on worlds.
 
+use std::path::Path;
+
+use burn::tensor::Device;
 use espalier_data::{
     encode::{Encoded, Example},
     worlds::{Item, Split},
@@ -10,15 +13,22 @@ use espalier_engine::{
     text::{TextModel, TextOptions},
 };
 use espalier_evaluate::{
-    ngram::NgramModel, perplexity, preference::preference_accuracy, retrieval::nearest_neighbour,
-    statistics::Accuracy, world,
+    ngram::NgramModel, perplexity, preference::preference_accuracy, report::Section,
+    retrieval::nearest_neighbour, statistics::Accuracy, world,
 };
+use espalier_models::pooling::Pooling;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{Voice, Workshop, data, model};
+use super::{
+    Voice, data,
+    kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
+    model, report,
+};
 use crate::{
     Result,
-    recipe::{DataOptions, EvaluateStage},
+    recipe::{DataOptions, shorthand},
 };
 
 /// Rows that are scored or decoded at once.
@@ -27,25 +37,127 @@ const BATCH: usize = 16;
 /// Longest answer to an item of a world.
 const MAX_ANSWER: usize = 160;
 
-/// Evaluates and returns the figures.
+/// Evaluation: perplexity on data, accuracy on worlds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluateStage {
+    /// A model or adapter folder, or the name of an earlier stage.
+    pub model: String,
+    /// Keys of the model's `config.json` that change before it is evaluated.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
+    /// Data whose perplexity is measured.
+    #[serde(
+        default,
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schemars(schema_with = "shorthand::one_or_many_schema")]
+    pub data: Vec<DataOptions>,
+    /// Data on which a unigram and a 5-gram model are fitted, as baselines of the perplexity.
+    #[serde(
+        default,
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schemars(schema_with = "shorthand::one_or_many_schema")]
+    pub baseline: Vec<DataOptions>,
+    /// Preference pairs: how often is the better answer the likelier one?
+    #[serde(
+        default,
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schemars(schema_with = "shorthand::one_or_many_schema")]
+    pub preferences: Vec<DataOptions>,
+    /// Tasks of generated worlds whose accuracy is measured with greedy answers.
+    #[serde(default)]
+    pub worlds: Vec<String>,
+    /// Tasks of generated worlds whose accuracy is measured with answers sampled at temperature 1.
+    #[serde(default)]
+    pub sampled_worlds: Vec<String>,
+    /// Tasks of generated worlds whose texts are embedded: how often has the nearest other text the same answer?
+    #[serde(default)]
+    pub retrieval: Vec<String>,
+    /// How texts become vectors.
+    #[serde(default)]
+    pub pooling: Pooling,
+    /// The first position whose perplexity counts.
+    #[serde(default)]
+    pub from: usize,
+    /// A chat template for the worlds, as in training; the tokenizer's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// Seed of the sampled answers.
+    #[serde(default)]
+    pub seed: u64,
+    /// Items of each task.
+    #[serde(default = "default_items")]
+    pub items: usize,
+    /// Longest example in tokens.
+    #[serde(default = "default_length")]
+    pub length: usize,
+}
+
+fn default_items() -> usize {
+    200
+}
+
+fn default_length() -> usize {
+    1024
+}
+
+impl StageKind for EvaluateStage {
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn inputs(&mut self) -> Vec<Input<'_>> {
+        let data = self.data.iter_mut().chain(&mut self.baseline);
+        let data = data.chain(&mut self.preferences).map(Input::Data);
+        let template = self.template.iter_mut().map(Input::Template);
+        let model = [Input::Model(&mut self.model)];
+        model.into_iter().chain(data).chain(template).collect()
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![Output {
+            part: "",
+            kind: ArtifactKind::Report,
+            path: "figures.json",
+        }]
+    }
+
+    fn seed(&mut self) -> Option<&mut u64> {
+        Some(&mut self.seed)
+    }
+
+    fn deciding_keys(&self) -> Result<Value> {
+        keys(self)
+    }
+
+    fn run(&self, workplace: &mut Workplace) -> Result<Value> {
+        evaluate(self, workplace.device, workplace.voice)
+    }
+
+    fn sections(&self, name: &str, _: &Path, figures: &Value) -> Result<Vec<Section>> {
+        Ok(report::conversations(name, figures).into_iter().collect())
+    }
+}
+
+/// Evaluates a model, whose path is given, and returns the figures.
 ///
 /// # Errors
 /// When model or data do not fit.
-pub fn run(workshop: &mut Workshop, stage: &EvaluateStage) -> Result<Value> {
+pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
     let template = stage.template.as_deref();
-    let start = model::open(
-        &workshop.model_path(&stage.model),
-        &stage.config,
-        template,
-        &workshop.device,
-    )?;
+    let start = model::open(Path::new(&stage.model), &stage.config, template, device)?;
     let mut language_model = start.loaded.model;
     language_model.merge_what_can_be();
     let model = TextModel {
         model: language_model,
         tokenizer: start.tokenizer,
     };
-    let voice = &mut *workshop.voice;
     let mut result = Map::from_iter([("kind".to_owned(), "evaluate".into())]);
     if !stage.data.is_empty() {
         result.insert("perplexity".into(), likelihood(&model, stage, voice)?);

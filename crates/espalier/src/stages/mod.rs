@@ -1,29 +1,37 @@
 //! The stages of a recipe, and the run that goes through them.
 //!
 //! A stage works in its own folder of the run. When it is done it writes `stage.json` with the hash of everything that
-//! went into it; a stage whose hash is there already is not run again.
+//! went into it and of everything that it left; a stage of which both are still the same is not run again.
 
+pub mod artifacts;
 pub mod data;
 pub mod evaluate;
-pub mod fingerprint;
+pub mod hashes;
+pub mod kinds;
 pub mod model;
+pub mod record;
 pub mod report;
+pub mod seeds;
 pub mod train;
 pub mod upcycle;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use burn::tensor::Device;
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
+use self::{
+    artifacts::{Artifact, Artifacts},
+    hashes::FileHashes,
+    kinds::{ArtifactKind, Workplace},
+    record::{Past, Record},
+};
 use crate::{
     Error, Result,
-    model_path::resolve_model,
     recipe::{Recipe, Stage},
     units,
 };
@@ -47,57 +55,54 @@ impl Voice for Silent {
     fn progress(&mut self, _: &str, _: usize, _: usize, _: &str) {}
 }
 
-/// A run under way.
-pub struct Workshop<'a> {
-    /// Where tensors live.
-    pub device: Device,
-    /// The run's folder.
-    pub folder: PathBuf,
-    /// Models of the finished stages, by stage name.
-    pub models: BTreeMap<String, PathBuf>,
-    /// Where words go.
-    pub voice: &'a mut dyn Voice,
-}
-
-impl Workshop<'_> {
-    /// The folder of a stage.
-    pub fn stage_folder(&self, number: usize, name: &str) -> PathBuf {
-        self.folder.join(format!("{number:02}-{name}"))
-    }
-
-    /// The model that a recipe means: an earlier stage's by its name, else a path.
-    pub fn model_path(&self, name: &str) -> PathBuf {
-        // A run's folder stands for the last model that it made, as it does for `chat` and `eval`.
-        let elsewhere = || resolve_model(Path::new(name)).unwrap_or_else(|_| PathBuf::from(name));
-        self.models.get(name).cloned().unwrap_or_else(elsewhere)
-    }
-}
-
-/// Runs every stage of a recipe in order and writes the report.
+/// Runs every stage of a recipe in order, once for each seed, and writes the report.
+///
+/// Returns the figures of all stages by name; of a recipe with seeds, those of every seed, and their mean and spread.
 ///
 /// # Errors
 /// When a stage fails; finished stages stay finished, and the same call goes on where this one stopped.
 pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
-    check_names(&recipe.stage)?;
-    recipe.stage.iter().try_for_each(check_stage)?;
+    check(recipe)?;
     fs::create_dir_all(&recipe.output).map_err(Error::file(&recipe.output))?;
     write_recipe(recipe)?;
-    let mut workshop = Workshop {
-        device: device.clone(),
-        folder: recipe.output.clone(),
-        models: BTreeMap::new(),
+    let mut hashes = FileHashes::open(&recipe.output);
+    match recipe.seeds.is_empty() {
+        true => run_once(recipe, device, &mut hashes, voice),
+        false => seeds::run(recipe, device, &mut hashes, voice),
+    }
+}
+
+/// What can be told before any stage has run.
+fn check(recipe: &Recipe) -> Result<()> {
+    check_names(&recipe.stage)?;
+    for stage in &recipe.stage {
+        let wrong = |error: Error| Error::usage(format!("stage `{}`: {error}", stage.name));
+        stage.kind.work().check().map_err(wrong)?;
+    }
+    artifacts::check_inputs(&recipe.stage)
+}
+
+/// Runs a recipe without regard to its seeds.
+fn run_once(
+    recipe: &Recipe,
+    device: &Device,
+    hashes: &mut FileHashes,
+    voice: &mut dyn Voice,
+) -> Result<Value> {
+    let mut run = Run {
+        device,
+        folder: &recipe.output,
+        hashes,
+        artifacts: Artifacts::default(),
         voice,
     };
-    let mut results = serde_json::Map::new();
+    let mut results = Map::new();
     for (i, stage) in recipe.stage.iter().enumerate() {
-        let result = run_stage(&mut workshop, i + 1, stage)?;
-        results.insert(stage.name.clone(), result);
+        results.insert(stage.name.clone(), run.stage(i + 1, stage)?);
     }
     report::write(recipe, &results)?;
-    workshop.voice.say(&format!(
-        "report: {}",
-        recipe.output.join("report.html").display()
-    ));
+    let report = recipe.output.join("report.html");
+    run.voice.say(&format!("report: {}", report.display()));
     Ok(Value::Object(results))
 }
 
@@ -126,24 +131,6 @@ fn check_names(stages: &[Stage]) -> Result<()> {
     Ok(())
 }
 
-/// What can be told of a stage before any has run: nobody wants to hear of it an hour later.
-fn check_stage(stage: &Stage) -> Result<()> {
-    match (&stage.train, &stage.evaluate, &stage.upcycle) {
-        (Some(train), None, None) => {
-            let check = || {
-                train.options.check()?;
-                train.new.as_ref().map_or(Ok(()), model::check)
-            };
-            check().map_err(|error: Error| Error::usage(format!("stage `{}`: {error}", stage.name)))
-        }
-        (None, Some(_), None) | (None, None, Some(_)) => Ok(()),
-        _ => Err(Error::usage(format!(
-            "stage `{}`: give one of `train`, `evaluate` and `upcycle`",
-            stage.name
-        ))),
-    }
-}
-
 fn write_recipe(recipe: &Recipe) -> Result<()> {
     let text = toml::to_string(recipe).map_err(|error| Error::work(format!("recipe: {error}")))?;
     write_whole(&recipe.output.join("recipe.toml"), text.as_bytes())
@@ -156,61 +143,79 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     )?)
 }
 
-fn run_stage(workshop: &mut Workshop, number: usize, stage: &Stage) -> Result<Value> {
-    let folder = workshop.stage_folder(number, &stage.name);
-    fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
-    let fingerprint = fingerprint::of_stage(workshop, stage)?;
-    let done = folder.join("stage.json");
-    let result = match finished(&done, &fingerprint) {
-        Some(result) => {
-            workshop
-                .voice
-                .say(&format!("{number:02} {}: done before", stage.name));
-            result
-        }
-        None => {
-            workshop.voice.say(&format!("{number:02} {}", stage.name));
-            let started = Instant::now();
-            let mut result = perform(workshop, stage, &folder, &fingerprint)?;
-            let seconds = started.elapsed().as_secs_f64();
-            if let Some(figures) = result.as_object_mut() {
-                figures.insert("stage_seconds".into(), seconds.into());
+/// The folder of a stage in that of its run; stages are numbered from 1.
+pub fn stage_folder(run: &Path, number: usize, name: &str) -> PathBuf {
+    run.join(format!("{number:02}-{name}"))
+}
+
+/// A run under way.
+struct Run<'a> {
+    device: &'a Device,
+    folder: &'a Path,
+    hashes: &'a mut FileHashes,
+    artifacts: Artifacts,
+    voice: &'a mut dyn Voice,
+}
+
+impl Run<'_> {
+    /// Runs a stage unless it is done, and gives its figures.
+    fn stage(&mut self, number: usize, stage: &Stage) -> Result<Value> {
+        let folder = stage_folder(self.folder, number, &stage.name);
+        fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+        let fingerprint = self.artifacts.fingerprint(stage, self.hashes)?;
+        let title = format!("{number:02} {}", stage.name);
+        let record = match record::past(&folder, &fingerprint, stage, self.hashes) {
+            Past::Done(record) => {
+                self.voice.say(&format!("{title}: done before"));
+                record
             }
-            workshop
-                .voice
-                .say(&format!("   stage done in {}", units::duration(seconds)));
-            let record = json!({"fingerprint": fingerprint, "result": result});
-            write_whole(&done, format!("{record:#}\n").as_bytes())?;
-            result
+            Past::Outdated(reason) => {
+                self.voice.say(&format!("{title}: {reason}; run again"));
+                record::clear(&folder)?;
+                self.perform(stage, folder.clone(), fingerprint)?
+            }
+            Past::Unfinished => {
+                self.voice.say(&title);
+                self.perform(stage, folder.clone(), fingerprint)?
+            }
+        };
+        for output in stage.kind.work().outputs() {
+            let (name, path) = (
+                artifacts::name(&stage.name, &output),
+                folder.join(output.path),
+            );
+            let hash = record.artifacts.get(&name).cloned().unwrap_or_default();
+            self.artifacts.insert(name, Artifact { path, hash });
         }
-    };
-    if stage.train.is_some() || stage.upcycle.is_some() {
-        workshop
-            .models
-            .insert(stage.name.clone(), folder.join("model"));
+        self.hashes.save()?;
+        Ok(record.result)
     }
-    Ok(result)
-}
 
-fn finished(path: &Path, fingerprint: &str) -> Option<Value> {
-    let record: Value = serde_json::from_str(&fs::read_to_string(path).ok()?).ok()?;
-    (record.get("fingerprint")?.as_str()? == fingerprint)
-        .then(|| record.get("result").cloned().unwrap_or_default())
-}
-
-fn perform(
-    workshop: &mut Workshop,
-    stage: &Stage,
-    folder: &Path,
-    fingerprint: &str,
-) -> Result<Value> {
-    match (&stage.train, &stage.evaluate, &stage.upcycle) {
-        (Some(train), None, None) => train::run(workshop, train, folder, fingerprint),
-        (None, Some(evaluate), None) => evaluate::run(workshop, evaluate),
-        (None, None, Some(upcycle)) => upcycle::run(workshop, upcycle, folder),
-        _ => Err(Error::usage(format!(
-            "stage `{}`: give one of `train`, `evaluate` and `upcycle`",
-            stage.name
-        ))),
+    /// Does a stage's work and records it.
+    fn perform(&mut self, stage: &Stage, folder: PathBuf, fingerprint: String) -> Result<Record> {
+        let started = Instant::now();
+        let mut workplace = Workplace {
+            device: self.device,
+            folder: folder.clone(),
+            fingerprint: fingerprint.clone(),
+            voice: &mut *self.voice,
+        };
+        let resolved = self.artifacts.resolved(stage);
+        let mut result = resolved.kind.work().run(&mut workplace)?;
+        for output in stage.kind.work().outputs() {
+            if output.kind == ArtifactKind::Report {
+                write_whole(
+                    &folder.join(output.path),
+                    format!("{result:#}\n").as_bytes(),
+                )?;
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        if let Some(figures) = result.as_object_mut() {
+            figures.insert("stage_seconds".into(), seconds.into());
+        }
+        let done = format!("   stage done in {}", units::duration(seconds));
+        self.voice.say(&done);
+        record::write(&folder, fingerprint, stage, result, self.hashes)
     }
 }

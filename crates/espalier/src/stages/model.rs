@@ -18,10 +18,69 @@ use espalier_models::{
     spec::ModelSpec,
 };
 use espalier_train::objectives::symbols::Symbols;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::data::text_of;
-use crate::{Error, Result, model_path, recipe::NewModel};
+use crate::{
+    Error, Result, model_path,
+    recipe::{DataOptions, shorthand},
+};
+
+/// A fresh model, in the LLaMA form unless `config` describes another, with a byte-level BPE tokenizer trained on the stage's data and on `tokenizer_data`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct NewModel {
+    /// Tokens of the vocabulary.
+    pub vocabulary: usize,
+    /// A `config.json` of any family, as a table, in place of the sizes below; vocabulary and special tokens are filled in.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Inner width of the gated feed-forward layer.
+    pub inner: usize,
+    /// Longest sequence.
+    pub context: usize,
+    /// Standard deviation of fresh weights.
+    pub initializer_range: f64,
+    /// A folder whose tokenizer is used instead of training one, or the name of an earlier stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// What else the tokenizer is trained on besides the stage's data: texts of later stages, so that they are not spelt
+    /// letter by letter.
+    #[serde(
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schemars(schema_with = "shorthand::one_or_many_schema")]
+    pub tokenizer_data: Vec<DataOptions>,
+}
+
+impl Default for NewModel {
+    fn default() -> Self {
+        Self {
+            vocabulary: 2048,
+            config: Map::new(),
+            width: 256,
+            layers: 4,
+            heads: 4,
+            kv_heads: 2,
+            inner: 704,
+            context: 512,
+            initializer_range: 0.02,
+            tokenizer: None,
+            tokenizer_data: Vec::new(),
+        }
+    }
+}
 
 /// A model with its text front end, ready to be trained.
 pub struct Start {
@@ -42,16 +101,21 @@ pub fn open(
     device: &Device,
 ) -> Result<Start> {
     if !path.is_dir() && !folder::is_bare(path) {
-        return Err(Error::usage(format!(
-            "model `{}` is not a folder, nor the name of an earlier stage",
-            path.display()
-        )));
+        return Err(missing(path));
     }
     let loaded = folder::load_changed(path, changes, device)?;
     let place = model_path::tokenizer_folder(path, &loaded.base);
     let tokenizer = with_template(Tokenizer::load(&place)?, template)?;
     check_vocabulary(&tokenizer, &loaded.model)?;
     Ok(Start { loaded, tokenizer })
+}
+
+/// There is no model at a path.
+pub fn missing(path: &Path) -> Error {
+    Error::usage(format!(
+        "model `{}` is not a folder, nor the name of an earlier stage",
+        path.display()
+    ))
 }
 
 /// A tokenizer with more tokens than the model has rows would fail in the middle of training.
@@ -78,7 +142,7 @@ pub fn create<'a>(
     device: &Device,
 ) -> Result<Start> {
     let tokenizer = match &new.tokenizer {
-        Some(folder) => Tokenizer::load(folder)?,
+        Some(folder) => Tokenizer::load(Path::new(folder))?,
         None => {
             let usual = BpeOptions::default();
             let special_tokens = usual

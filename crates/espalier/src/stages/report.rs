@@ -7,6 +7,7 @@ use espalier_evaluate::{
 use espalier_train::{metrics, objectives::registry::Registered};
 use serde_json::{Map, Value};
 
+use super::stage_folder;
 use crate::{Result, recipe::Recipe};
 
 /// Writes `report.html` into the run's folder.
@@ -16,16 +17,11 @@ use crate::{Result, recipe::Recipe};
 pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
     let mut sections = Vec::new();
     for (i, stage) in recipe.stage.iter().enumerate() {
-        let result = results.get(&stage.name).cloned().unwrap_or_default();
-        sections.push(Section::Table(figures(&stage.name, &result)));
-        let log = recipe
-            .output
-            .join(format!("{:02}-{}", i + 1, stage.name))
-            .join("metrics.jsonl");
-        if let Some(train) = stage.train.as_ref().filter(|_| log.is_file()) {
-            sections.extend(charts(&stage.name, train.objective.registered(), &log)?);
-        }
-        sections.extend(conversations(&stage.name, &result));
+        let figures = results.get(&stage.name).cloned().unwrap_or_default();
+        let (work, name) = (stage.kind.work(), stage.name.as_str());
+        let folder = stage_folder(&recipe.output, i + 1, name);
+        sections.push(Section::Table(table(name, work.figures(&figures))));
+        sections.extend(work.sections(name, &folder, &figures)?);
     }
     let report = Report {
         title: recipe
@@ -74,19 +70,24 @@ pub fn charts(name: &str, objective: Registered, log: &std::path::Path) -> Resul
     Ok(charts.into_iter().map(Section::Chart).collect())
 }
 
-fn figures(name: &str, result: &Value) -> Table {
-    let mut rows = Vec::new();
-    flatten("", result, &mut rows);
+fn table(name: &str, figures: Vec<(String, f64)>) -> Table {
+    let row = |(key, value): (String, f64)| vec![key, plain(value)];
     Table {
         title: name.to_owned(),
         note: String::new(),
         columns: vec!["figure".into(), "value".into()],
-        rows,
+        rows: figures.into_iter().map(row).collect(),
     }
 }
 
-/// Numbers and texts of a result, by dotted key; samples are shown elsewhere.
-fn flatten(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
+/// The numbers of a result by dotted key.
+pub fn numbers(result: &Value) -> Vec<(String, f64)> {
+    let mut all = Vec::new();
+    flatten("", result, &mut all);
+    all
+}
+
+fn flatten(prefix: &str, value: &Value, all: &mut Vec<(String, f64)>) {
     match value {
         Value::Object(map) => {
             for (key, value) in map {
@@ -95,23 +96,26 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
                 } else {
                     format!("{prefix}.{key}")
                 };
-                flatten(&path, value, rows);
+                flatten(&path, value, all);
             }
         }
-        Value::Number(number) => rows.push(vec![prefix.to_owned(), plain(number)]),
-        Value::String(text) => rows.push(vec![prefix.to_owned(), text.clone()]),
+        Value::Number(number) => {
+            all.extend(number.as_f64().map(|value| (prefix.to_owned(), value)))
+        }
         _ => {}
     }
 }
 
-fn plain(number: &serde_json::Number) -> String {
-    match number.as_f64() {
-        Some(value) if !number.is_u64() => format!("{value:.4}"),
-        _ => number.to_string(),
+/// A number for readers: whole ones as they are, others with four decimals.
+pub fn plain(value: f64) -> String {
+    match value.fract() == 0.0 && value.abs() < 1e15 {
+        true => format!("{value:.0}"),
+        false => format!("{value:.4}"),
     }
 }
 
-fn conversations(name: &str, result: &Value) -> Option<Section> {
+/// The sampled answers among the figures of an evaluation.
+pub fn conversations(name: &str, result: &Value) -> Option<Section> {
     let mut all = Vec::new();
     for (task, figures) in result.get("worlds")?.as_object()? {
         let samples = figures

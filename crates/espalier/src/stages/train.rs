@@ -2,37 +2,158 @@
 
 use std::path::Path;
 
+use espalier_data::{readers, record::Record};
+use espalier_evaluate::report::Section;
 use espalier_models::{families, folder::LoadedModel, parameter::Parameters};
 use espalier_train::{
+    adapters::AdapterOptions,
     batch::Sample,
-    objectives::registry::Registered,
+    objectives::{ObjectiveOptions, registry::Registered},
+    options::TrainOptions,
     plan::{Plan, plan},
     trainer::{self, Event, Outcome, Run},
 };
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 use super::{
-    Voice, Workshop, data,
-    model::{self, Origin, Start},
+    Voice, data,
+    kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
+    model::{self, NewModel, Origin, Start},
+    report,
 };
 use crate::{
     Error, Result,
     memory::peak_bytes,
-    recipe::TrainStage,
+    recipe::{DataOptions, shorthand},
     units::{bytes, count, duration},
 };
 
+/// The file in which the held-out share of the data is left.
+const VALIDATION: &str = "validation.jsonl";
+
+/// Training: a model, an objective, data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainStage {
+    /// A model or adapter folder, or the name of an earlier stage; absent when `new` describes a fresh model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// A fresh model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<NewModel>,
+    /// What a step minimises: `pretrain`, `sft`, `dpo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
+    /// table with options such as `{ dpo = { beta = 0.1 } }`.
+    #[serde(deserialize_with = "shorthand::name_or_table")]
+    #[schemars(schema_with = "shorthand::name_or_table_schema::<ObjectiveOptions>")]
+    pub objective: ObjectiveOptions,
+    /// An adapter to train instead of all weights: `lora`, `state`, or a table with options.
+    #[serde(
+        default,
+        deserialize_with = "shorthand::optional_name_or_table",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "shorthand::name_or_table_schema::<AdapterOptions>")]
+    pub adapter: Option<AdapterOptions>,
+    /// Training data: a path, a table, or a list of these.
+    #[serde(deserialize_with = "shorthand::one_or_many")]
+    #[schemars(schema_with = "shorthand::one_or_many_schema")]
+    pub data: Vec<DataOptions>,
+    /// Held-out data; the last `validation_share` of `data` when absent.
+    #[serde(
+        default,
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schemars(schema_with = "shorthand::one_or_many_schema")]
+    pub validation: Vec<DataOptions>,
+    /// Share of `data` that is held out when there is no `validation`; the stage leaves it as the data set `NAME.validation`.
+    #[serde(default)]
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
+    pub validation_share: f64,
+    /// Keys of the model's `config.json` that change before it is trained, such as `bidirectional` or `rope_parameters`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub config: Map<String, Value>,
+    /// A chat template: `chatml`, `plain`, or a path to a Jinja file. The tokenizer's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
+    /// How long, how fast and how often.
+    #[serde(default)]
+    pub options: TrainOptions,
+}
+
+impl TrainStage {
+    /// Whether a share of the data is held out.
+    fn splits(&self) -> bool {
+        self.validation.is_empty() && self.validation_share > 0.0
+    }
+}
+
+impl StageKind for TrainStage {
+    fn check(&self) -> Result<()> {
+        self.options.check()?;
+        if self.model.is_some() == self.new.is_some() {
+            return Err(Error::usage("a train stage needs one of `model` and `new`"));
+        }
+        match (0.0..1.0).contains(&self.validation_share) {
+            true => self.new.as_ref().map_or(Ok(()), model::check),
+            false => Err(Error::usage(
+                "`validation_share` must be at least 0 and below 1",
+            )),
+        }
+    }
+
+    fn inputs(&mut self) -> Vec<Input<'_>> {
+        let mut inputs: Vec<Input<'_>> = self.model.iter_mut().map(Input::Model).collect();
+        if let Some(new) = &mut self.new {
+            inputs.extend(new.tokenizer.iter_mut().map(Input::Tokenizer));
+            inputs.extend(new.tokenizer_data.iter_mut().map(Input::Data));
+        }
+        let data = self.data.iter_mut().chain(&mut self.validation);
+        inputs.extend(data.map(Input::Data));
+        inputs.extend(self.template.iter_mut().map(Input::Template));
+        inputs
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        let output = |part, kind, path| Output { part, kind, path };
+        let model = output("", ArtifactKind::Model, "model");
+        let validation = output("validation", ArtifactKind::Data, VALIDATION);
+        let validation = self.splits().then_some(validation);
+        [model].into_iter().chain(validation).collect()
+    }
+
+    fn seed(&mut self) -> Option<&mut u64> {
+        Some(&mut self.options.seed)
+    }
+
+    fn deciding_keys(&self) -> Result<Value> {
+        let usual = TrainOptions::default();
+        let mut stage = self.clone();
+        stage.options.log_every = usual.log_every;
+        stage.options.checkpoint_every = usual.checkpoint_every;
+        stage.options.keep_checkpoints = usual.keep_checkpoints;
+        stage.options.evaluate_every = usual.evaluate_every;
+        keys(&stage)
+    }
+
+    fn run(&self, workplace: &mut Workplace) -> Result<Value> {
+        train(self, workplace)
+    }
+
+    fn sections(&self, name: &str, folder: &Path, _: &Value) -> Result<Vec<Section>> {
+        let log = folder.join("metrics.jsonl");
+        match log.is_file() {
+            true => report::charts(name, self.objective.registered(), &log),
+            false => Ok(Vec::new()),
+        }
+    }
+}
+
 /// Trains and leaves `model/` in the stage's folder.
-///
-/// # Errors
-/// When model, data or options do not fit, the loss is not finite, or the disk is full.
-pub fn run(
-    workshop: &mut Workshop,
-    stage: &TrainStage,
-    folder: &Path,
-    fingerprint: &str,
-) -> Result<Value> {
-    let (start, training, validation) = prepare(workshop, stage)?;
+fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
+    let (start, training, validation) = prepare(workplace, stage)?;
     let Start { loaded, tokenizer } = start;
     let LoadedModel {
         mut model,
@@ -66,7 +187,7 @@ pub fn run(
         )));
     }
     let planned = plan(&model, &training, &stage.options)?;
-    say_plan(&planned, workshop.voice);
+    say_plan(&planned, workplace.voice);
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
     let run = Run {
         model,
@@ -74,10 +195,10 @@ pub fn run(
         samples: training,
         validation,
         options: stage.options.clone(),
-        folder: folder.to_owned(),
-        fingerprint: fingerprint.to_owned(),
+        folder: workplace.folder.clone(),
+        fingerprint: workplace.fingerprint.clone(),
     };
-    let (voice, registered) = (&mut *workshop.voice, stage.objective.registered());
+    let (voice, registered) = (&mut *workplace.voice, stage.objective.registered());
     let mut outcome = trainer::train(run, &mut |event| say_event(event, registered, voice))?;
     // An adapter's folder cannot say that its base was changed, so the adapter is merged.
     let adapter = match stage.config.is_empty() {
@@ -88,7 +209,7 @@ pub fn run(
         }
     };
     model::save(
-        &folder.join("model"),
+        &workplace.folder.join("model"),
         &outcome.model,
         Origin {
             config: &config,
@@ -97,54 +218,55 @@ pub fn run(
         adapter.as_ref(),
         &tokenizer,
     )?;
-    say_outcome(&outcome, &planned, workshop.voice);
+    say_outcome(&outcome, &planned, workplace.voice);
     Ok(summary(&outcome, &planned))
 }
 
 /// The model to start from, and training and held-out samples.
 fn prepare(
-    workshop: &mut Workshop,
+    workplace: &mut Workplace,
     stage: &TrainStage,
 ) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
-    let mut records = data::records(&stage.data, workshop.voice)?;
-    let mut held_out = data::records(&stage.validation, workshop.voice)?;
-    if held_out.is_empty() && stage.validation_share > 0.0 {
-        if stage.validation_share >= 1.0 {
-            return Err(Error::usage("`validation_share` must be below 1"));
-        }
-        let share = (records.len() as f64 * stage.validation_share).ceil() as usize;
-        held_out = records.split_off(records.len() - share.min(records.len() - 1));
+    let mut records = data::records(&stage.data, workplace.voice)?;
+    let mut held_out = data::records(&stage.validation, workplace.voice)?;
+    if stage.splits() {
+        held_out = hold_out(&mut records, stage.validation_share);
+        let path = workplace.folder.join(VALIDATION);
+        readers::write_jsonl(&path, held_out.iter().map(readers::to_json))?;
     }
-    let template = stage.template.as_deref();
-    let start = match (&stage.model, &stage.new) {
-        (Some(name), None) => model::open(
-            &workshop.model_path(name),
-            &stage.config,
-            template,
-            &workshop.device,
-        )?,
-        (None, Some(new)) => {
-            let more = data::records(&new.tokenizer_data, workshop.voice)?;
-            let texts = records.iter().chain(&more);
-            let special = (stage.objective.registered().special_tokens)();
-            model::create(
-                new,
-                texts,
-                &special,
-                template,
-                stage.options.seed,
-                &workshop.device,
-            )?
-        }
-        _ => return Err(Error::usage("a train stage needs one of `model` and `new`")),
-    };
+    let start = start(stage, &records, workplace)?;
     let options = &stage.options;
     let mut prepare = |records: &[_]| -> Result<Vec<Sample>> {
-        let encoded = data::encode(&start.tokenizer, records, options.length, workshop.voice)?;
+        let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
         Ok(data::samples(encoded, options.packing, options.length))
     };
     let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
     Ok((start, training, validation))
+}
+
+/// Takes the last records away, one at least, and leaves one.
+fn hold_out(records: &mut Vec<Record>, share: f64) -> Vec<Record> {
+    let count = (records.len() as f64 * share).ceil() as usize;
+    let most = records.len().saturating_sub(1);
+    records.split_off(records.len() - count.min(most))
+}
+
+/// The model that the stage names or describes.
+fn start(stage: &TrainStage, records: &[Record], workplace: &mut Workplace) -> Result<Start> {
+    let template = stage.template.as_deref();
+    match (&stage.model, &stage.new) {
+        (Some(path), None) => {
+            model::open(Path::new(path), &stage.config, template, workplace.device)
+        }
+        (None, Some(new)) => {
+            let more = data::records(&new.tokenizer_data, workplace.voice)?;
+            let texts = records.iter().chain(&more);
+            let special = (stage.objective.registered().special_tokens)();
+            let seed = stage.options.seed;
+            model::create(new, texts, &special, template, seed, workplace.device)
+        }
+        _ => Err(Error::usage("a train stage needs one of `model` and `new`")),
+    }
 }
 
 fn say_plan(plan: &Plan, voice: &mut dyn Voice) {
@@ -217,7 +339,7 @@ fn say_outcome(outcome: &Outcome, plan: &Plan, voice: &mut dyn Voice) {
 fn summary(outcome: &Outcome, plan: &Plan) -> Value {
     let mut trained = 0;
     outcome.model.visit(&mut |p| trained += p.len());
-    let metrics: serde_json::Map<String, Value> = outcome
+    let metrics: Map<String, Value> = outcome
         .validation_metrics
         .iter()
         .map(|(name, value)| (name.clone(), json!(value)))

@@ -8,16 +8,15 @@ use espalier_models::upcycle::{
     gates::{ExpertPrompts, GateForm, gates, similarity},
     upcycle,
 };
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 use super::{
-    Workshop, model,
-    model::{Origin, Start},
+    kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
+    model::{self, Origin, Start},
 };
-use crate::{
-    Error, Result,
-    recipe::{GateMode, GatePrompts, UpcycleStage},
-};
+use crate::{Error, Result};
 
 /// Experts where the recipe says nothing.
 const EXPERTS: usize = 8;
@@ -25,21 +24,120 @@ const EXPERTS: usize = 8;
 /// Cosine of two experts' routers above which they are reported: mergekit's bound, a condition number of five.
 const ALIKE: f64 = 24.0 / 26.0;
 
+/// Upcycling: copies of a dense model's feed-forward layers become experts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpcycleStage {
+    /// A model folder of the families LLaMA or Mistral, or the name of an earlier stage.
+    pub model: String,
+    /// Models of the same shape that give the experts in turn; `model` gives all of them when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub donors: Vec<String>,
+    /// Experts of every layer; as many as `prompts` has entries, or eight.
+    #[schemars(range(min = 1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<usize>,
+    /// Experts that each token passes through.
+    #[serde(default = "default_active")]
+    #[schemars(range(min = 1))]
+    pub active: usize,
+    /// Weight of the load-balance loss in further training.
+    #[serde(default = "default_balance")]
+    pub balance: f64,
+    /// Standard deviation of noise on the copies, as a share of each matrix's own.
+    #[serde(default)]
+    pub noise: f64,
+    /// Seed of routers and noise.
+    #[serde(default)]
+    pub seed: u64,
+    /// What the routers start from.
+    #[serde(default)]
+    pub gate_mode: GateMode,
+    /// For each expert, prompts that it shall answer and prompts that it shall not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<GatePrompts>,
+}
+
+/// What routers start from, by the names of mergekit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GateMode {
+    /// Small random numbers.
+    #[default]
+    Random,
+    /// The hidden states of the prompts' last tokens.
+    Hidden,
+    /// The means of the prompts' hidden states.
+    HiddenAvg,
+    /// The sums of the prompts' embeddings.
+    CheapEmbed,
+}
+
+/// Prompts that tell what an expert is for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GatePrompts {
+    /// What it shall answer.
+    pub positive: Vec<String>,
+    /// What it shall not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub negative: Vec<String>,
+}
+
+fn default_active() -> usize {
+    2
+}
+
+fn default_balance() -> f64 {
+    0.01
+}
+
+impl StageKind for UpcycleStage {
+    fn check(&self) -> Result<()> {
+        match self.active {
+            0 => Err(Error::usage("`active` must be at least 1")),
+            active if active > experts(self) => Err(Error::usage(format!(
+                "`active` is {active}, but there are only {} experts",
+                experts(self)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn inputs(&mut self) -> Vec<Input<'_>> {
+        let donors = self.donors.iter_mut().map(Input::Model);
+        [Input::Model(&mut self.model)]
+            .into_iter()
+            .chain(donors)
+            .collect()
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![Output {
+            part: "",
+            kind: ArtifactKind::Model,
+            path: "model",
+        }]
+    }
+
+    fn seed(&mut self) -> Option<&mut u64> {
+        Some(&mut self.seed)
+    }
+
+    fn deciding_keys(&self) -> Result<Value> {
+        keys(self)
+    }
+
+    fn run(&self, workplace: &mut Workplace) -> Result<Value> {
+        grow(self, workplace)
+    }
+}
+
 /// Upcycles and leaves `model/` in the stage's folder.
-///
-/// # Errors
-/// When a model cannot be loaded, has no form with experts, or does not fit the others.
-pub fn run(workshop: &mut Workshop, stage: &UpcycleStage, folder: &Path) -> Result<Value> {
-    let open = |name: &String| {
-        model::open(
-            &workshop.model_path(name),
-            &Default::default(),
-            None,
-            &workshop.device,
-        )
-    };
+fn grow(stage: &UpcycleStage, workplace: &mut Workplace) -> Result<Value> {
     let open = |name: &String| -> Result<Start> {
-        let mut start = open(name)?;
+        let (changes, template) = (Map::new(), None);
+        let mut start = model::open(Path::new(name), &changes, template, workplace.device)?;
         start.loaded.model.merge_adapters()?;
         Ok(start)
     };
@@ -55,7 +153,7 @@ pub fn run(workshop: &mut Workshop, stage: &UpcycleStage, folder: &Path) -> Resu
     if alike > ALIKE {
         let reason =
             format!("the prompts of two experts look alike to the model (cosine {alike:.2})");
-        workshop.voice.say(&format!(
+        workplace.voice.say(&format!(
             "   warning: {reason}; negative prompts tell them apart better"
         ));
     }
@@ -83,7 +181,7 @@ pub fn run(workshop: &mut Workshop, stage: &UpcycleStage, folder: &Path) -> Resu
     // Keys of the dense family that the new one does not know would stay in its configuration.
     let config = espalier_models::families::write_config(grown.spec())?;
     model::save(
-        &folder.join("model"),
+        &workplace.folder.join("model"),
         &grown,
         Origin {
             config: &config,
@@ -92,7 +190,7 @@ pub fn run(workshop: &mut Workshop, stage: &UpcycleStage, folder: &Path) -> Resu
         None,
         &start.tokenizer,
     )?;
-    workshop.voice.say(&format!(
+    workplace.voice.say(&format!(
         "   {active} of {experts} experts active, {all} parameters, {in_use:.0} of them at work"
     ));
     let mut report = json!({"kind": "upcycle", "parameters": all, "active_parameters": in_use});

@@ -10,7 +10,7 @@ use toml::de::{DeValue, Error};
 
 use espalier_data::nearest::nearest;
 
-use super::{RecipeError, override_at};
+use super::{RecipeError, inheritance::Fault, override_at};
 
 /// The longest piece of a line that is shown, in characters.
 const WIDEST_EXCERPT: usize = 110;
@@ -26,6 +26,40 @@ pub(super) struct Mismatch {
     pub error: RecipeError,
     /// The key that the type does not have, where that is the fault.
     pub unknown: Option<UnknownKey>,
+    /// The table that lacks a key, where that is the fault.
+    lacking: Option<String>,
+}
+
+impl Mismatch {
+    /// Whether all that is wrong is a key that this table lacks.
+    pub fn lacks_key_of(&self, table: &str) -> bool {
+        self.lacking.as_deref() == Some(table)
+    }
+}
+
+/// What inheritance found.
+pub(super) fn fault(fault: Fault, text: &str, name: &str, overrides: &[String]) -> RecipeError {
+    placed(fault.reason, Some(fault.span), text, name, overrides)
+}
+
+/// A message that names the override which is to blame, or else the place.
+fn placed(
+    reason: String,
+    span: Option<Range<usize>>,
+    text: &str,
+    name: &str,
+    overrides: &[String],
+) -> RecipeError {
+    let change = span
+        .as_ref()
+        .and_then(|span| override_at(text, span, overrides));
+    match change {
+        Some(change) => RecipeError::Override {
+            text: change.clone(),
+            reason,
+        },
+        None => located(reason, span, text, name),
+    }
 }
 
 /// A key that a type does not have.
@@ -50,19 +84,14 @@ pub(super) fn mismatch(
         .wrong_key()
         .and_then(|key| key_span(document, key, error.span()?))
         .or(error.span());
-    if let Some(change) = span
-        .as_ref()
-        .and_then(|span| override_at(text, span, overrides))
-    {
-        let error = RecipeError::Override {
-            text: change.clone(),
-            reason: finding.to_string(),
-        };
-        return Mismatch { error, unknown };
-    }
+    let lacking = match &finding {
+        Finding::MissingKey(_, table) => Some(table.clone()),
+        _ => None,
+    };
     Mismatch {
-        error: located(finding.to_string(), span, text, name),
+        error: placed(finding.to_string(), span, text, name, overrides),
         unknown,
+        lacking,
     }
 }
 

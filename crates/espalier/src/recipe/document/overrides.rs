@@ -1,7 +1,7 @@
 //! Overrides: `key=value` texts set in a parsed document.
 //!
 //! A key is a path from the root, or the end of one path that is in the document, or such an end and further keys below
-//! it. What is in none of them goes to the table of the only stage. Every value set here carries a span of the caller's,
+//! it; a stage is known by its number from 0 or by its name. What is in none of them goes to the table of the only stage. Every value set here carries a span of the caller's,
 //! so that a later complaint can name the override.
 
 use std::borrow::Cow;
@@ -12,6 +12,9 @@ use toml::de::{DeTable, DeValue};
 
 /// A value of the document with its place in the text.
 type Value<'a> = Spanned<DeValue<'a>>;
+
+/// Keys of the root that may be set though the document does not have them.
+const OF_THE_ROOT: &[&str] = &["defaults", "seeds"];
 
 /// The most keys in one path; recursion below is as deep as a path.
 const LONGEST_PATH: usize = 32;
@@ -85,7 +88,7 @@ fn resolve(
     below_options: bool,
 ) -> Result<Vec<String>, String> {
     let given = || keys.iter().map(|key| key.to_string());
-    if document.get(keys[0]).is_some() {
+    if document.get(keys[0]).is_some() || OF_THE_ROOT.contains(&keys[0]) {
         return Ok(given().collect());
     }
     let mut known = Vec::new();
@@ -214,9 +217,10 @@ fn set<'a>(
                     "`{parent}` is a list of {}, so it has no element `{key}`",
                     array.len()
                 );
-                key.parse::<usize>()
-                    .ok()
-                    .and_then(|index| array.get_mut(index))
+                let named = || array.iter().position(|element| is_named(element, key));
+                let index = key.parse().ok().or_else(named);
+                index
+                    .and_then(|index: usize| array.get_mut(index))
                     .ok_or(reason)?
             }
             other => {
@@ -229,4 +233,10 @@ fn set<'a>(
     }
     *place = new;
     Ok(())
+}
+
+/// Whether an element of a list is a table with this name.
+fn is_named(element: &Value<'_>, name: &str) -> bool {
+    let own = element.get_ref().get("name");
+    own.and_then(|own| own.get_ref().as_str()) == Some(name)
 }

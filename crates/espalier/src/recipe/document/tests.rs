@@ -372,7 +372,7 @@ proptest! {
     }
 
     #[test]
-    fn nearly_valid_text_never_panics(text in "(\\[\\[?stage(\\.train)?\\]?\\]\n|(stage|train|model|steps|é)(\\.[a-z0])? ?= ?(1|\"é\"|\\[|\\{|\\}|[0-9é.]{1,3}),?\n?){0,8}",
+    fn nearly_valid_text_never_panics(text in "(\\[\\[?(stage|defaults)(\\.train|\\.repeat|\\.repeat\\.stage)?\\]?\\]\n|(stage|train|model|steps|name|like|times|é)(\\.[a-z0])? ?= ?(1|\"é\"|\\[|\\{|\\}|[0-9é.]{1,3}),?\n?){0,8}",
                                       change in "(stage|train|model|steps|[.0é]){1,4}=?([0-9\\[\\]{}=\"é]{0,5})") {
         let _ = with(&text, &[&change, "steps=1"]);
     }

@@ -1,0 +1,116 @@
+//! The JSON Schema (2020-12) of recipes, made from the definitions: for editors, and for the reference of keys.
+
+use schemars::{JsonSchema, Schema, transform::Transform};
+use schemars::{SchemaGenerator, generate::SchemaSettings, transform::transform_subschemas};
+use serde_json::{Value, json};
+
+use super::written::RecipeFile;
+
+/// The schema of recipe files.
+///
+/// Keys that a stage needs may come from its defaults or from the stage that it is like, so a kind's table requires none.
+///
+/// ```
+/// let schema = espalier::recipe::schema::schema();
+/// let stage = &schema["$defs"]["StageTable"];
+/// assert_eq!(stage["additionalProperties"], false);
+/// assert!(stage["properties"]["train"].is_object());
+/// ```
+pub fn schema() -> Value {
+    let mut schema = whole();
+    let kinds = &schema["$defs"]["Defaults"]["properties"];
+    let names: Vec<String> = kinds
+        .as_object()
+        .into_iter()
+        .flat_map(|kinds| kinds.values())
+        .filter_map(|kind| Some(reference(kind)?.to_owned()))
+        .collect();
+    for name in names {
+        if let Some(table) = schema["$defs"][&name].as_object_mut() {
+            table.remove("required");
+        }
+    }
+    schema
+}
+
+/// The schema with the keys that a kind's table requires.
+pub(super) fn whole() -> Value {
+    of::<RecipeFile>()
+}
+
+/// A type's schema as recipes write it: TOML has no null, so an optional key is one that may be absent.
+fn of<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::draft2020_12().with_transform(WithoutNull);
+    SchemaGenerator::new(settings)
+        .into_root_schema_for::<T>()
+        .to_value()
+}
+
+/// The name of the definition that a schema refers to.
+pub(super) fn reference(schema: &Value) -> Option<&str> {
+    schema.get("$ref")?.as_str()?.strip_prefix("#/$defs/")
+}
+
+#[derive(Debug, Clone)]
+struct WithoutNull;
+
+impl Transform for WithoutNull {
+    fn transform(&mut self, schema: &mut Schema) {
+        transform_subschemas(self, schema);
+        match schema.get_mut("default") {
+            Some(Value::Null) => drop(schema.remove("default")),
+            Some(Value::Object(keys)) => keys.retain(|_, value| !value.is_null()),
+            _ => {}
+        }
+        if let Some(Value::Array(types)) = schema.get_mut("type") {
+            types.retain(|name| name != "null");
+            if let [only] = &types[..] {
+                let only = only.clone();
+                schema.insert("type".into(), only);
+            }
+        }
+        let null = json!({"type": "null"});
+        if let Some(Value::Array(choices)) = schema.get_mut("anyOf") {
+            choices.retain(|choice| *choice != null);
+            if let [Value::Object(only)] = &choices[..] {
+                let only = only.clone();
+                schema.remove("anyOf");
+                for (key, value) in only {
+                    schema.insert(key, value);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::recipe::document::inheritance::CHOICES;
+
+    #[test]
+    fn keys_that_choose_are_known_to_inheritance() {
+        let schema = schema();
+        let chooses = |value: &Value| {
+            let variants = value["oneOf"].as_array().into_iter().flatten();
+            variants
+                .into_iter()
+                .any(|variant| variant["required"].is_array())
+        };
+        let definitions = schema["$defs"].as_object().unwrap().values();
+        let properties = definitions.filter_map(|table| table["properties"].as_object());
+        let choices: BTreeSet<&str> = properties
+            .flatten()
+            .filter(|(_, value)| chooses(value))
+            .map(|(key, _)| key.as_str())
+            .collect();
+        assert_eq!(choices, CHOICES.iter().copied().collect());
+    }
+
+    #[test]
+    fn nothing_may_be_null() {
+        assert!(!schema().to_string().contains("null"));
+    }
+}
