@@ -1,15 +1,18 @@
 //! `espalier quickstart`: the whole life of a small model in one command, without a network.
 
+mod size;
+
 use std::{path::PathBuf, time::Instant};
 
 use espalier_evaluate::report::Table;
 use serde_json::Value;
 
+use self::size::{Choice, Size, Speed};
 use super::Context;
 use crate::{
     Result,
     recipe::{Recipe, document},
-    stages::{self, kinds::Kind},
+    stages::{self, Voice, kinds::Kind},
     units,
     voice::TerminalVoice,
 };
@@ -29,6 +32,9 @@ pub struct QuickstartArgs {
     /// Seed of weights, data order and sampled answers.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Size of the model; chosen by a measurement of two seconds when absent.
+    #[arg(long, value_enum)]
+    pub size: Option<Size>,
     /// A few steps of each stage: shows that everything works, teaches nothing.
     #[arg(long)]
     pub short: bool,
@@ -40,8 +46,8 @@ pub struct QuickstartArgs {
 /// When a stage fails, or the disk is full.
 pub fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     let started = Instant::now();
-    let recipe = recipe(args)?;
     let mut voice = TerminalVoice::new(context.terminal);
+    let recipe = recipe(args, choice(args, context, &mut voice))?;
     let results = stages::run(&recipe, &context.device, &mut voice)?;
     let table = table(&results);
     if context.json {
@@ -57,12 +63,33 @@ pub fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn recipe(args: &QuickstartArgs) -> Result<Recipe> {
-    let mut recipe: Recipe = document::parse(RECIPE, "quickstart.toml", &[])?;
+/// The size and arithmetic of a run that was begun before, else those that this machine's speed asks for.
+fn choice(args: &QuickstartArgs, context: &Context, voice: &mut dyn Voice) -> Choice {
+    let begun = Choice::of_run(&args.output);
+    if let Some(begun) = begun.filter(|begun| args.size.is_none_or(|size| size == begun.size)) {
+        return begun;
+    }
+    let speed = Speed::measure(&context.device);
+    let measured = speed.choice();
+    let choice = Choice {
+        size: args.size.unwrap_or(measured.size),
+        ..measured
+    };
+    let (f32, bf16) = (speed.f32, speed.bf16);
+    voice.say(&format!(
+        "this machine multiplies at {f32:.0} GFLOP/s in f32 and {bf16:.0} in bf16: {}, {}",
+        choice.size, choice.precision
+    ));
+    choice
+}
+
+fn recipe(args: &QuickstartArgs, choice: Choice) -> Result<Recipe> {
+    let mut recipe: Recipe = document::parse(RECIPE, "quickstart.toml", &choice.size.overrides())?;
     recipe.output = args.output.clone();
     for stage in &mut recipe.stage {
         if let Kind::Train(train) = &mut stage.kind {
             train.options.seed = args.seed;
+            train.options.precision = choice.precision;
             if args.short {
                 train.options.steps = Some(3);
                 let more = train.new.iter_mut().flat_map(|new| &mut new.tokenizer_data);
