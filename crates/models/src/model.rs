@@ -12,6 +12,7 @@ use espalier_kernels::{
     },
     dropout::Dropout,
     linear::Precision,
+    weight::Weight,
 };
 
 use crate::{
@@ -170,7 +171,7 @@ impl LanguageModel {
             spec.width,
             Initial::Normal(spec.embedding_range.unwrap_or(deviation)),
         );
-        let embedding = builder.parameter(
+        let embedding = builder.weight(
             "embedding.weight".into(),
             vec![spec.vocabulary, width],
             normal,
@@ -385,7 +386,7 @@ impl LanguageModel {
             }
         };
         let logits = match &self.head_bias {
-            Some(bias) => logits + bias.leaf().clone().unsqueeze(),
+            Some(bias) => logits + flat(bias).unsqueeze(),
             None => logits,
         };
         match self.spec.logit_softcap {
@@ -466,17 +467,14 @@ impl LanguageModel {
     }
 
     /// The head's weight and bias, where they are all there is to the head.
-    fn plain_head(&self) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
+    fn plain_head(&self) -> Option<(Weight<2>, Option<Tensor<1>>)> {
         match &self.head {
             Some(head) if head.adapter.is_some() => None,
             Some(head) => Some((
-                head.weight.value(),
+                head.weight.weight(),
                 head.bias.as_ref().map(Parameter::value),
             )),
-            None => Some((
-                self.embedding.value(),
-                self.head_bias.as_ref().map(|bias| bias.leaf().clone()),
-            )),
+            None => Some((self.embedding.weight(), self.head_bias.as_ref().map(flat))),
         }
     }
 
@@ -563,8 +561,8 @@ impl LanguageModel {
         Arc::make_mut(&mut self.spec).tied_head = false;
         let (embedding, precision) = (&self.embedding, self.precision);
         self.head.get_or_insert_with(|| {
-            let weight =
-                Parameter::new("head.weight", embedding.shape().to_vec(), embedding.flat());
+            let mut weight = embedding.clone().renamed("head.weight");
+            weight.set_trainable(false);
             Linear::from_weight("head", weight, precision)
         })
     }
@@ -625,6 +623,11 @@ impl LanguageModel {
             None => Ok(()),
         }
     }
+}
+
+/// A bias of any rank as one row, tracked where it is trained: `[len]`.
+fn flat(bias: &Parameter) -> Tensor<1> {
+    bias.leaf().cloned().unwrap_or_else(|| bias.flat())
 }
 
 /// Whether no number comes back after another one.

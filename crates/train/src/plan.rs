@@ -62,7 +62,8 @@ pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -
         longest * options.batch,
         options.gradient_checkpointing,
     );
-    let memory = 4 * parameters + 12 * trainable + activations;
+    let held: usize = model.parameters().iter().map(|p| p.bytes()).sum();
+    let memory = held as u64 + 12 * trainable + activations;
     let passes = if trainable < parameters { 4.0 } else { 6.0 };
     let passes = if options.gradient_checkpointing {
         passes + 2.0

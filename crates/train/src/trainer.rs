@@ -293,7 +293,7 @@ impl State<'_> {
         self.window.add(&loss.metrics);
         let mut found = backward(loss.sum / units)?;
         self.run.model.visit(&mut |p| {
-            if let Some(gradient) = p.leaf().grad_remove(&mut found) {
+            if let Some(gradient) = p.leaf().and_then(|leaf| leaf.grad_remove(&mut found)) {
                 let sum = match gradients.remove(p.name()) {
                     Some(earlier) => earlier + gradient,
                     None => gradient,

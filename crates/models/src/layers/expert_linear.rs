@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use espalier_kernels::{
     experts::{Routing, expert_linear, expert_sum},
     linear::{Group, Precision},
+    weight::Weight,
 };
 
 use super::{
@@ -44,7 +45,7 @@ impl ExpertLinear {
         parts: usize,
         deviation: f64,
     ) -> Result<Self> {
-        let weight = builder.parameter(
+        let weight = builder.weight(
             format!("{name}.weight"),
             shape.to_vec(),
             Initial::Normal(deviation),
@@ -60,8 +61,8 @@ impl ExpertLinear {
     }
 
     /// The stacked weight, `[experts, out, in]`.
-    pub fn weight(&self) -> Tensor<3> {
-        self.weight.value()
+    pub fn weight(&self) -> Weight<3> {
+        self.weight.weight()
     }
 
     /// Whether any expert has an adapter.
@@ -164,7 +165,7 @@ impl ExpertLinear {
         let (inputs, rows, device) = (
             self.weight.shape()[2],
             self.rows(part).len(),
-            self.weight().device(),
+            self.weight.device(),
         );
         let factors = |adapter: &&Option<LowRank>| {
             let (own, factors) = match adapter {

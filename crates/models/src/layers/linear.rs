@@ -112,7 +112,7 @@ impl Linear {
         bias: bool,
         deviation: f64,
     ) -> Result<Self> {
-        let weight = builder.parameter(
+        let weight = builder.weight(
             format!("{name}.weight"),
             size.to_vec(),
             Initial::Normal(deviation),
@@ -140,7 +140,7 @@ impl Linear {
         initial: [Initial; 2],
     ) -> Result<Self> {
         let [weight, bias] = initial;
-        let weight = builder.parameter(format!("{name}.weight"), size.to_vec(), weight)?;
+        let weight = builder.weight(format!("{name}.weight"), size.to_vec(), weight)?;
         let bias = Some(builder.parameter(format!("{name}.bias"), vec![size[0]], bias)?);
         Ok(Self {
             bias,
@@ -227,7 +227,7 @@ impl Linear {
         group: Group,
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
-        let weight = self.weight.value();
+        let weight = self.weight.weight::<2>();
         let y = match &self.adapter {
             None => return group.linear(x, weight, bias, self.precision),
             Some(adapter) if self.trains_both() => {
