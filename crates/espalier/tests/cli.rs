@@ -391,6 +391,23 @@ fn inspect_describes_models_and_adapters() {
         value["parameters"].as_u64().unwrap() * 4,
         value["file_bytes"].as_u64().unwrap()
     );
+    // Matrices stay in the mapped file, norms do not.
+    let kinds = value["memory"]["kinds"].as_array().unwrap();
+    let bytes = |place: &str| {
+        let kind = kinds.iter().find(|kind| kind["place"] == place).unwrap();
+        assert_eq!(kind["format"], "f32");
+        kind["bytes"].as_u64().unwrap()
+    };
+    assert!(bytes("mapped") > 10 * bytes("owned"));
+    assert_eq!(
+        bytes("mapped") + bytes("owned"),
+        value["file_bytes"].as_u64().unwrap()
+    );
+    let embedding = &value["weights"][0];
+    assert_eq!(
+        (&embedding["name"], &embedding["place"]),
+        (&"embedding.weight".into(), &"mapped".into())
+    );
     let tiny = espalier(&["inspect", model()]);
     assert!(out(&tiny).contains("attention 2/1 heads of 8, rotary 10000 ← RMSNorm"));
     assert!(

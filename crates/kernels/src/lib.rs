@@ -30,5 +30,7 @@ pub mod recomputable;
 pub mod recurrent;
 pub mod rotary;
 pub mod simd;
+pub mod stored;
 #[cfg(test)]
 mod testing;
+pub mod weight;

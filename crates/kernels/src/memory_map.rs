@@ -1,4 +1,4 @@
-//! Read-only memory maps of files: weights are paged in as they are read, and never copied whole.
+//! Read-only memory maps of files: weights are paged in as they are read, and those that are not trained are never copied.
 //!
 //! This is the one place of the workspace that maps a file. Left out: writable maps.
 
@@ -9,9 +9,10 @@ use std::path::Path;
 
 /// Maps the whole file at `path` for reading; an empty file gives an empty map.
 ///
-/// The bytes must be treated as untrusted. The file must not be shortened while the map lives: reading past the new
-/// end stops the process (`SIGBUS` on Unix). Writers that replace a file by renaming a new one over it, as the
-/// checkpoint writer does, never change a mapped file.
+/// The bytes must be treated as untrusted. A model that is not trained reads its weights from the map as long as it lives. Until then
+/// the file must not be shortened: reading past the new end stops the process (`SIGBUS` on Unix), and nothing here can prevent it;
+/// a program that writes into the file changes the model. Writers that replace a file by renaming a new one over it, as the
+/// checkpoint writer does, change no mapped file: the map keeps the old one, even where a model is saved over itself.
 ///
 /// # Errors
 /// When the file cannot be opened, is a folder, or cannot be mapped.

@@ -142,10 +142,10 @@ macro_rules! second {
 pub(crate) use {second, vectorised};
 
 /// Partial sums of a reduction: the order of additions is fixed by this number, not by the processor.
-const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 
 #[inline(always)]
-fn fold(lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn fold(lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = lanes;
     let mut half = LANES / 2;
     while half > 0 {

@@ -11,6 +11,7 @@ use espalier_kernels::{
         log_probabilities,
     },
     linear::Precision,
+    weight::Weight,
 };
 
 pub use crate::input::Input;
@@ -98,7 +99,7 @@ impl LanguageModel {
             spec.width,
             Initial::Normal(spec.embedding_range.unwrap_or(deviation)),
         );
-        let embedding = builder.parameter(
+        let embedding = builder.weight(
             "embedding.weight".into(),
             vec![spec.vocabulary, width],
             normal,
@@ -314,7 +315,7 @@ impl LanguageModel {
             }
         };
         let logits = match &self.head_bias {
-            Some(bias) => logits + bias.leaf().clone().unsqueeze(),
+            Some(bias) => logits + flat(bias).unsqueeze(),
             None => logits,
         };
         match self.spec.logit_softcap {
@@ -395,17 +396,14 @@ impl LanguageModel {
     }
 
     /// The head's weight and bias, where they are all there is to the head.
-    fn plain_head(&self) -> Option<(Tensor<2>, Option<Tensor<1>>)> {
+    fn plain_head(&self) -> Option<(Weight<2>, Option<Tensor<1>>)> {
         match &self.head {
             Some(head) if head.is_adapted() => None,
             Some(head) => Some((
-                head.weight.value(),
+                head.weight.weight(),
                 head.bias.as_ref().map(Parameter::value),
             )),
-            None => Some((
-                self.embedding.value(),
-                self.head_bias.as_ref().map(|bias| bias.leaf().clone()),
-            )),
+            None => Some((self.embedding.weight(), self.head_bias.as_ref().map(flat))),
         }
     }
 
@@ -492,8 +490,8 @@ impl LanguageModel {
         Arc::make_mut(&mut self.spec).tied_head = false;
         let (embedding, precision) = (&self.embedding, self.precision);
         self.head.get_or_insert_with(|| {
-            let weight =
-                Parameter::new("head.weight", embedding.shape().to_vec(), embedding.flat());
+            let mut weight = embedding.clone().renamed("head.weight");
+            weight.set_trainable(false);
             Linear::from_weight("head", weight, precision)
         })
     }
@@ -595,6 +593,11 @@ impl LanguageModel {
             None => Ok(()),
         }
     }
+}
+
+/// A bias of any rank as one row, tracked where it is trained: `[len]`.
+fn flat(bias: &Parameter) -> Tensor<1> {
+    bias.leaf().cloned().unwrap_or_else(|| bias.flat())
 }
 
 /// Whether no number comes back after another one.

@@ -1,12 +1,15 @@
 //! Named weights, and the one way to walk over them.
 //!
-//! A [`Parameter`] keeps its values flat, so that optimisers, norms and files treat all of them alike; layers ask for the
-//! shape they need. Copies share memory until one of them is changed, which makes snapshots free.
+//! A [`Parameter`] that is trained keeps its values in f32 and flat, so that optimisers, norms and files treat all of them alike; one
+//! that is not trained may stay as its file holds it. Layers ask for the shape they need. Copies share memory until one of them is
+//! changed, which makes snapshots free.
 
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use espalier_kernels::readback::ReadFloats;
+use espalier_kernels::{readback::ReadFloats, stored::Stored, weight::Weight};
+
+use crate::source::Values;
 
 /// A named weight.
 ///
@@ -21,7 +24,7 @@ use espalier_kernels::readback::ReadFloats;
 pub struct Parameter {
     name: String,
     shape: Vec<usize>,
-    flat: Tensor<1>,
+    weight: Weight<1>,
     trainable: bool,
     fixed: bool,
     decays: bool,
@@ -32,11 +35,20 @@ impl Parameter {
     /// A weight that is not trained yet; `flat` holds the elements in row-major order.
     pub fn new(name: impl Into<String>, shape: Vec<usize>, flat: Tensor<1>) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>(), flat.dims()[0]);
+        Self::from_weight(name, shape, Weight::Tensor(flat.inner()))
+    }
+
+    /// A weight that stays as its file holds it until it is trained or changed.
+    pub fn stored(name: impl Into<String>, stored: Stored) -> Self {
+        Self::from_weight(name, stored.shape().to_vec(), Weight::Stored(stored))
+    }
+
+    fn from_weight(name: impl Into<String>, shape: Vec<usize>, weight: Weight<1>) -> Self {
         let decays = shape.len() > 1;
         Self {
             name: name.into(),
             shape,
-            flat: flat.inner(),
+            weight,
             trainable: false,
             fixed: false,
             decays,
@@ -64,6 +76,14 @@ impl Parameter {
     pub fn of_adapter(self, adapter: &str) -> Self {
         Self {
             adapter: Some(adapter.into()),
+            ..self
+        }
+    }
+
+    /// The same weight under another name.
+    pub fn renamed(self, name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
             ..self
         }
     }
@@ -103,53 +123,118 @@ impl Parameter {
         self.len() == 0
     }
 
-    /// The weight in its shape, tracked by autodiff where it is trained. `D` is the rank of [`Parameter::shape`].
+    /// Bytes that the elements take as they are now.
+    pub fn bytes(&self) -> usize {
+        self.as_stored()
+            .map_or(4 * self.len(), |stored| stored.bytes().len())
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        match &self.weight {
+            Weight::Tensor(flat) => flat.device(),
+            Weight::Stored(_) => Device::flex(),
+        }
+    }
+
+    /// The weight in its shape as operators that multiply or look up rows take it. `D` is the rank of [`Parameter::shape`].
+    pub fn weight<const D: usize>(&self) -> Weight<D> {
+        match &self.weight {
+            Weight::Tensor(_) => Weight::Tensor(self.value()),
+            Weight::Stored(stored) => Weight::Stored(stored.clone()),
+        }
+    }
+
+    /// The weight in its shape, tracked by autodiff where it is trained; a stored one is expanded for this call. `D` is the rank of
+    /// [`Parameter::shape`].
     pub fn value<const D: usize>(&self) -> Tensor<D> {
         let mut shape = [1; D];
         shape.copy_from_slice(&self.shape);
-        self.flat.clone().reshape(shape)
+        match &self.weight {
+            Weight::Tensor(flat) => flat.clone().reshape(shape),
+            Weight::Stored(_) => self.flat().reshape(shape),
+        }
     }
 
     /// The elements, outside autodiff: `[len]`.
     pub fn flat(&self) -> Tensor<1> {
-        self.flat.clone().inner()
+        match &self.weight {
+            Weight::Tensor(flat) => flat.clone().inner(),
+            Weight::Stored(stored) => floats(stored.expanded(), &Device::flex()),
+        }
     }
 
-    /// The tracked leaf whose gradient [`burn::tensor::Gradients`] holds after a backward pass: `[len]`.
-    pub fn leaf(&self) -> &Tensor<1> {
-        &self.flat
+    /// The tensor whose gradient [`burn::tensor::Gradients`] holds after a backward pass where the weight is trained, `[len]`; none of
+    /// a stored weight.
+    pub fn leaf(&self) -> Option<&Tensor<1>> {
+        match &self.weight {
+            Weight::Tensor(flat) => Some(flat),
+            Weight::Stored(_) => None,
+        }
+    }
+
+    /// The rows as its file holds them, where the weight has stayed so.
+    pub fn as_stored(&self) -> Option<&Stored> {
+        match &self.weight {
+            Weight::Tensor(_) => None,
+            Weight::Stored(stored) => Some(stored),
+        }
+    }
+
+    /// The values as a source of another model's weights gives them; stored ones are shared.
+    pub fn values(&self) -> Values {
+        match self.as_stored() {
+            Some(stored) => Values::Stored(stored.clone()),
+            None => Values::Floats(self.to_vec()),
+        }
     }
 
     /// Replaces the elements (`[len]`); a trained weight becomes a new leaf.
     pub fn set_flat(&mut self, flat: Tensor<1>) {
         let flat = flat.inner();
-        self.flat = if self.trainable {
+        self.weight = Weight::Tensor(if self.trainable {
             flat.autodiff().require_grad()
         } else {
             flat
-        };
+        });
     }
 
     /// Replaces the elements by what `change` makes of them. The old tensor is given away, so that a change in place costs
     /// no copy.
     pub fn update(&mut self, change: impl FnOnce(Tensor<1>) -> Tensor<1>) {
-        let device = self.flat.device().inner();
-        let flat = std::mem::replace(&mut self.flat, Tensor::empty([0], &device));
+        let device = self.device().inner();
+        let nothing = Weight::Tensor(Tensor::empty([0], &device));
+        let flat = match std::mem::replace(&mut self.weight, nothing) {
+            Weight::Tensor(flat) => flat,
+            Weight::Stored(stored) => taken(&stored),
+        };
         self.set_flat(change(flat.inner()));
     }
 
     /// Replaces the elements from memory, in row-major order.
     pub fn set_data(&mut self, values: Vec<f32>, device: &Device) {
-        let count = values.len();
-        self.set_flat(Tensor::from_data(
-            TensorData::new(values, [count]),
-            &device.clone().inner(),
-        ));
+        self.set_flat(floats(values, &device.clone().inner()));
     }
 
     /// The elements in row-major order.
     pub fn to_vec(&self) -> Vec<f32> {
-        self.flat().floats()
+        match &self.weight {
+            Weight::Tensor(flat) => flat.clone().inner().floats(),
+            Weight::Stored(stored) => stored.expanded(),
+        }
+    }
+
+    /// The first elements, `count` of them or as many as there are.
+    pub fn first(&self, count: usize) -> Vec<f32> {
+        let count = count.min(self.len());
+        match &self.weight {
+            Weight::Tensor(flat) => flat.clone().inner().narrow(0, 0, count).floats(),
+            Weight::Stored(stored) => {
+                let mut elements = stored.expanded_rows(0..count.div_ceil(stored.width().max(1)));
+                elements.truncate(count);
+                elements
+            }
+        }
     }
 
     /// Whether gradients are asked for.
@@ -157,11 +242,28 @@ impl Parameter {
         self.trainable
     }
 
-    /// Asks for gradients, or stops asking; of a fixed weight nobody gets them.
+    /// Asks for gradients, or stops asking; of a fixed weight nobody gets them. A stored weight that is to be trained becomes f32, and
+    /// stays so.
     pub fn set_trainable(&mut self, trainable: bool) {
         self.trainable = trainable && !self.fixed;
-        self.set_flat(self.flat());
+        match &self.weight {
+            Weight::Tensor(flat) => self.set_flat(flat.clone()),
+            Weight::Stored(stored) if self.trainable => self.set_flat(taken(stored)),
+            Weight::Stored(_) => {}
+        }
     }
+}
+
+fn floats(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let count = values.len();
+    Tensor::from_data(TensorData::new(values, [count]), device)
+}
+
+/// The numbers in f32, which take the place of the stored ones: the pages of these are given back.
+fn taken(stored: &Stored) -> Tensor<1> {
+    let values = floats(stored.expanded(), &Device::flex());
+    stored.bytes().release();
+    values
 }
 
 use crate::layers::linear::{LinearMap, LinearMapMut};

@@ -42,7 +42,7 @@ impl Positions {
                     vec![count + offset, width],
                     Initial::Normal(builder.deviation),
                 );
-                Some(builder.parameter(format!("{prefix}positions.weight"), shape, initial)?)
+                Some(builder.weight(format!("{prefix}positions.weight"), shape, initial)?)
             }
         };
         Ok(Self { spec, width, table })
@@ -67,7 +67,7 @@ impl Positions {
                     return Err(Error::Invalid(format!("{reason}; shorten the input")));
                 }
                 let rows: Vec<u32> = positions.iter().map(|p| p + offset as u32).collect();
-                Ok(embedding(table.value(), &rows).reshape(shape))
+                Ok(embedding(table.weight(), &rows).reshape(shape))
             }
             (PositionSpec::Sinusoidal { interleaved }, _) => {
                 // Rows of a batch have the same positions: each is computed once.

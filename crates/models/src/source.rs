@@ -3,6 +3,7 @@
 use std::{collections::HashMap, ops::Range};
 
 use espalier_data::random::{Random, fnv};
+use espalier_kernels::stored::Stored;
 
 use crate::{
     Error, Result,
@@ -30,13 +31,60 @@ pub enum Initial {
     Values(Vec<f32>),
 }
 
+/// The values of one weight as a source has them.
+///
+/// ```
+/// use espalier_models::source::Values;
+/// assert_eq!(Values::from(vec![1.0, 2.0]).into_floats(), [1.0, 2.0]);
+/// ```
+#[derive(Debug, Clone)]
+pub enum Values {
+    /// In row-major order.
+    Floats(Vec<f32>),
+    /// Rows as a file holds them, in the shape that was asked for.
+    Stored(Stored),
+}
+
+impl From<Vec<f32>> for Values {
+    fn from(values: Vec<f32>) -> Self {
+        Self::Floats(values)
+    }
+}
+
+impl Values {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Floats(values) => values.len(),
+            Self::Stored(stored) => stored.shape().iter().product(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All in f32, in row-major order; the pages of a mapped file are given back.
+    pub fn into_floats(self) -> Vec<f32> {
+        match self {
+            Self::Floats(values) => values,
+            Self::Stored(stored) => {
+                let values = stored.expanded();
+                stored.bytes().release();
+                values
+            }
+        }
+    }
+}
+
 /// Gives a model its weights one at a time, so that building peaks at the model and one tensor.
 pub trait ParameterSource {
-    /// The elements of our parameter `name` in row-major order; `shape` is what the model expects.
+    /// The values of our parameter `name`; `shape` is what the model expects.
     ///
     /// # Errors
     /// When the source has no such weight or another shape.
-    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Vec<f32>>;
+    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Values>;
 }
 
 /// Fresh weights. Each tensor has its own stream, so one weight's values do not depend on the others.
@@ -51,9 +99,9 @@ impl Seed {
 }
 
 impl ParameterSource for Seed {
-    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Vec<f32>> {
+    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Values> {
         let count = shape.iter().product();
-        Ok(match initial {
+        let values = match initial {
             Initial::Zeros => vec![0.0; count],
             Initial::Ones => vec![1.0; count],
             Initial::Values(values) => values,
@@ -70,11 +118,13 @@ impl ParameterSource for Seed {
                 let numbers = self.drawn(name, count, |random| random.normal());
                 perpendicular(numbers, rows, columns, length)
             }
-        })
+        };
+        Ok(values.into())
     }
 }
 
-/// Weights of a Hugging Face folder, read through the family's table of names.
+/// Weights of a Hugging Face folder, read through the family's table of names. What lies in the file as the model has it, whole or as a
+/// run of rows of a fused tensor, stays there, mapped; the rest is put together in memory, in the file's format.
 pub struct CheckpointSource<'a> {
     checkpoint: &'a Checkpoint,
     prefix: &'static str,
@@ -175,8 +225,8 @@ impl CheckpointSource<'_> {
         }
     }
 
-    /// What one tensor of the file holds of a parameter of this shape.
-    fn read(&self, place: &Place, shape: &[usize]) -> Result<Vec<f32>> {
+    /// What one tensor of the file holds of a parameter of this shape, as rows `[rows, width]` over its first axis.
+    fn read(&self, place: &Place, shape: &[usize]) -> Result<Stored> {
         let tensor = stored_name(self.checkpoint, self.prefix, &place.tensor)
             .ok_or_else(|| self.missing(&place.tensor))?;
         let found = self
@@ -191,49 +241,57 @@ impl CheckpointSource<'_> {
         if place.transposed {
             expected.reverse();
         }
+        let misfit = || Error::Shape {
+            operator: tensor.clone(),
+            expected: format!("{expected:?}"),
+            found: found.clone(),
+        };
         if found != expected {
-            return Err(Error::Shape {
-                operator: tensor,
-                expected: format!("{expected:?}"),
-                found,
-            });
+            return Err(misfit());
         }
-        if place.rows.is_some() {
-            return self.checkpoint.read_f32(&tensor, None);
-        }
-        if place.transposed && shape.len() == 2 {
-            let whole = self.checkpoint.read_f32(&tensor, None)?;
-            return Ok(transposed_columns(
-                &whole,
-                place.total,
-                place.start,
-                shape[0],
-            ));
-        }
-        let (stride, rows) = (place.total / place.groups, shape[0] / place.groups);
-        let mut values = Vec::with_capacity(shape.iter().product());
-        for group in 0..place.groups {
-            let first = group * stride + place.start;
-            values.extend(
-                self.checkpoint
-                    .read_f32(&tensor, Some(first..first + rows))?,
-            );
-        }
-        Ok(values)
+        let rows = vec![expected[0], expected[1..].iter().product()];
+        let whole = self.checkpoint.stored(&tensor)?.reshaped(rows);
+        whole
+            .and_then(|whole| part(&whole, place, shape))
+            .ok_or_else(misfit)
+    }
+}
+
+/// The rows of a parameter of this shape in the tensor that holds it.
+fn part(whole: &Stored, place: &Place, shape: &[usize]) -> Option<Stored> {
+    if place.rows.is_some() {
+        return Some(whole.clone());
+    }
+    if place.transposed && shape.len() == 2 {
+        return whole.transposed(place.start..place.start + shape[0]);
+    }
+    let (stride, rows) = (place.total / place.groups, shape[0] / place.groups);
+    let group = |group: usize| {
+        let first = group * stride + place.start;
+        whole.part(first..first + rows)
+    };
+    match place.groups {
+        1 => group(0),
+        groups => Stored::joined(&(0..groups).map(group).collect::<Option<Vec<_>>>()?),
     }
 }
 
 impl ParameterSource for CheckpointSource<'_> {
-    fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Vec<f32>> {
+    fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Values> {
         let places = self.places.get(name).ok_or_else(|| self.missing(name))?;
-        if let [place] = &places[..] {
-            return self.read(place, shape);
-        }
-        let mut values = Vec::with_capacity(shape.iter().product());
-        for place in places {
-            values.extend(self.read(place, shape)?);
-        }
-        Ok(values)
+        let parts = places.iter().map(|place| self.read(place, shape));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let whole = match &parts[..] {
+            [part] => Some(part.clone()),
+            parts => Stored::joined(parts),
+        };
+        let reshaped = whole.and_then(|whole| whole.reshaped(shape.to_vec()));
+        reshaped.map(Values::Stored).ok_or_else(|| Error::Checkpoint {
+            path: self.checkpoint.folder().to_owned(),
+            reason: format!(
+                "the tensors that make up `{name}` differ in type or size; convert the file to one type"
+            ),
+        })
     }
 }
 
@@ -285,7 +343,8 @@ mod tests {
         for [rows, columns] in [[5, 9], [9, 5], [7, 7], [1, 3]] {
             let x = Seed(3)
                 .parameter("w", &[rows, columns], Initial::Orthogonal(0.5))
-                .unwrap();
+                .unwrap()
+                .into_floats();
             let at = |i: usize, j: usize| {
                 if rows <= columns {
                     x[i * columns + j]

@@ -88,7 +88,7 @@ impl Stack {
         let token_types = stack
             .token_types
             .map(|rows| {
-                builder.parameter(
+                builder.weight(
                     format!("{prefix}token_types.weight"),
                     vec![rows, width],
                     normal,
@@ -251,7 +251,7 @@ impl Stack {
     fn embed(&self, table: &Parameter, input: &Input, positions: &[u32]) -> Result<Tensor<3>> {
         let [batch, time] = [input.batch, input.time()];
         let rows = |table: &Parameter, rows: &[u32]| -> Tensor<3> {
-            embedding(table.value(), rows).reshape([batch, time, self.spec.width])
+            embedding(table.weight(), rows).reshape([batch, time, self.spec.width])
         };
         let mut hidden = rows(table, &input.ids);
         if let Some(trained) = self.trained_lookups(input) {

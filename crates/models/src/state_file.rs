@@ -248,10 +248,8 @@ impl Parts<'_> {
 /// What tells a model from others: its specification and its embedding's first numbers, as numbers that an f32 holds.
 fn mark(model: &LanguageModel) -> Vec<i64> {
     let spec = serde_json::to_string(model.spec()).unwrap_or_default();
-    let first = model.parameters().first().map(|parameter| {
-        let count = parameter.len().min(256);
-        parameter.flat().narrow(0, 0, count).floats()
-    });
+    let parameters = model.parameters();
+    let first = parameters.first().map(|parameter| parameter.first(256));
     let bits: String = first
         .unwrap_or_default()
         .iter()

@@ -467,7 +467,7 @@ fn steering_and_scales_are_learned_with_and_without_gradient_checkpointing() {
         let input = Input::rows(&[vec![5, 9, 2, 7, 1], vec![3, 8, 8, 1, 6]]).unwrap();
         let hidden = model.hidden(&input, None).unwrap();
         let mut found = (hidden.clone() * hidden).sum().backward();
-        let mut gradient = |p: &&Parameter| p.leaf().grad_remove(&mut found);
+        let mut gradient = |p: &&Parameter| p.leaf()?.grad_remove(&mut found);
         let parameters = model.parameters();
         let trained = parameters.iter().filter(|p| p.is_trainable());
         trained

@@ -11,7 +11,7 @@ use espalier_models::{
     Result,
     model::{Input, LanguageModel},
     parameter::Parameters,
-    source::{Initial, ParameterSource, Seed},
+    source::{Initial, ParameterSource, Seed, Values},
     spec::{DepthGate, DepthPredictor, DepthRouting, ModelSpec},
     state::SequenceState,
     taps::{Flow, Site, Unobserved},
@@ -36,11 +36,12 @@ fn spec(capacity: f64, predictor: DepthPredictor) -> ModelSpec {
 struct Routers(Option<fn(usize) -> f32>);
 
 impl ParameterSource for Routers {
-    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Vec<f32>> {
+    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Values> {
         match self.0 {
-            Some(weight) if name.contains("depth.router") => {
-                Ok((0..shape.iter().product()).map(weight).collect())
-            }
+            Some(weight) if name.contains("depth.router") => Ok((0..shape.iter().product())
+                .map(weight)
+                .collect::<Vec<_>>()
+                .into()),
             _ => Seed(3).parameter(name, shape, initial),
         }
     }
@@ -150,7 +151,10 @@ fn the_router_is_on_the_gradient_path_and_the_network_beside_it_is_not() {
         let largest = |gradients: &burn::tensor::Gradients, part: &str| {
             let mut largest = 0f32;
             model.visit(&mut |p| {
-                if let Some(gradient) = p.leaf().grad(gradients).filter(|_| p.name().contains(part))
+                if let Some(gradient) = p
+                    .leaf()
+                    .and_then(|leaf| leaf.grad(gradients))
+                    .filter(|_| p.name().contains(part))
                 {
                     largest = values(gradient)
                         .into_iter()
@@ -192,7 +196,11 @@ fn recomputing_changes_no_gradient() {
         model
             .parameters()
             .into_iter()
-            .map(|p| p.leaf().grad(&gradients).map_or(Vec::new(), values))
+            .map(|p| {
+                p.leaf()
+                    .and_then(|leaf| leaf.grad(&gradients))
+                    .map_or(Vec::new(), values)
+            })
             .collect()
     };
     gradients(false)

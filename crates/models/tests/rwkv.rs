@@ -16,7 +16,7 @@ use espalier_models::{
     folder::{self, Description},
     model::{Input, LanguageModel},
     recurrent::RecurrentState,
-    source::{CheckpointSource, Initial, ParameterSource, Seed},
+    source::{CheckpointSource, Initial, ParameterSource, Seed, Values},
     spec::ModelSpec,
     state::SequenceState,
     state_file::Prefix,
@@ -387,21 +387,22 @@ fn blocks_that_read_the_first_one_are_not_run_again() {
 struct Still<'a>(CheckpointSource<'a>);
 
 impl ParameterSource for Still<'_> {
-    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Vec<f32>> {
+    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Values> {
         let count = shape.iter().product();
         let part = name.rsplit_once("mixer.").map_or("", |(_, part)| part);
         if ["mix", "mix_decay", "mix_down.weight", "decay_down.weight"].contains(&part) {
-            return Ok(vec![0.0; count]);
+            return Ok(vec![0.0; count].into());
         }
         if ["mix_up", "decay_up.weight"].contains(&part) {
-            return Ok(vec![0.5; count]);
+            return Ok(vec![0.5; count].into());
         }
         if part == "decay" {
             return self.0.parameter(name, &[count / 8, 8], initial);
         }
         let values = self.0.parameter(name, shape, initial)?;
         Ok(if name.contains("mix_") {
-            values.into_iter().map(|x| 1.0 - x).collect()
+            let values = values.into_floats().into_iter();
+            values.map(|x| 1.0 - x).collect::<Vec<_>>().into()
         } else {
             values
         })

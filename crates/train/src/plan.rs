@@ -70,7 +70,8 @@ pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -
             state += optimiser.bytes(p);
         }
     });
-    let memory = 4 * (parameters + trainable) + state + activations;
+    let held: usize = model.parameters().iter().map(|p| p.bytes()).sum();
+    let memory = held as u64 + 4 * trainable + state + activations;
     let passes = if trainable < parameters { 4.0 } else { 6.0 };
     let passes = if options.gradient_checkpointing {
         passes + 2.0

@@ -295,7 +295,7 @@ impl State<'_> {
         self.window.add(&loss.metrics);
         let mut found = backward(loss.sum / units)?;
         trained::visit(&self.run.model, self.run.objective, &mut |key, p| {
-            if let Some(gradient) = p.leaf().grad_remove(&mut found) {
+            if let Some(gradient) = p.leaf().and_then(|leaf| leaf.grad_remove(&mut found)) {
                 let sum = match gradients.remove(key) {
                     Some(earlier) => earlier + gradient,
                     None => gradient,

@@ -1,18 +1,21 @@
-//! `espalier inspect`: what a model is and what it needs, read from its files without loading its weights.
+//! `espalier inspect`: what a model is and what it needs. Weights that stay as their file holds them are mapped and not read.
 
 mod describe;
 mod diagram;
+mod weights;
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use espalier_data::{record::Message, template::Conversation, tokenizer::Tokenizer};
 use espalier_models::{
     adapter::{self, Adapter},
-    folder::Description,
+    folder::{self, Description},
     spec::ModelSpec,
 };
 use serde_json::{Value, json};
 
+use self::weights::Weights;
 use super::Context;
 use crate::{Error, Result, model_path, units};
 
@@ -38,10 +41,11 @@ struct Inspected {
     spec: ModelSpec,
     dtype: String,
     file_bytes: u64,
+    weights: Weights,
     tokenizer: Option<Tokenizer>,
 }
 
-/// Bytes that the model takes, all in f32; activations are not counted.
+/// Bytes that the model takes: loaded as it is, trained in f32; activations are not counted.
 struct Memory {
     load: u64,
     cache_per_token: u64,
@@ -88,12 +92,13 @@ impl Inspected {
             spec,
             dtype: format!("{:?}", checkpoint.dtype()).to_lowercase(),
             file_bytes: checkpoint.total_bytes(),
+            weights: Weights::of(&folder::load(folder, &Device::flex())?.model),
             tokenizer,
         })
     }
 
     fn print(&self, context: &Context) -> Result<()> {
-        let (spec, memory) = (&self.spec, Memory::of(&self.spec));
+        let (spec, memory) = (&self.spec, self.memory());
         let mut facts = vec![("model", self.folder.display().to_string())];
         if let Some(adapter) = &self.adapter {
             facts.push(("adapter", adapter.describe()));
@@ -106,6 +111,7 @@ impl Inspected {
             "in the file",
             format!("{} in {}", units::bytes(self.file_bytes), self.dtype),
         ));
+        facts.push(("when loaded", self.weights.describe()));
         facts.push(("memory to run", memory.to_run(spec)));
         facts.push((
             "to train",
@@ -195,8 +201,21 @@ impl Inspected {
         )
     }
 
+    fn memory(&self) -> Memory {
+        let (spec, load) = (&self.spec, self.weights.bytes());
+        let trained = spec.parameter_count().saturating_mul(4);
+        Memory {
+            load,
+            cache_per_token: describe::cache_per_token(spec),
+            state: describe::state_size(spec),
+            // Weights, gradients and AdamW's two moments.
+            train: trained.saturating_mul(4),
+            tune: load.saturating_add(describe::low_rank_parameters(spec, RANK).saturating_mul(16)),
+        }
+    }
+
     fn json(&self) -> Result<Value> {
-        let memory = Memory::of(&self.spec);
+        let memory = self.memory();
         let spec =
             serde_json::to_value(&self.spec).map_err(|error| Error::Work(error.to_string()))?;
         let tokenizer = self.tokenizer.as_ref().map(|tokenizer| {
@@ -209,8 +228,9 @@ impl Inspected {
             "family": self.spec.family, "architecture": self.architecture, "spec": spec,
             "parameters": self.spec.parameter_count(), "embedding_parameters": describe::embedding(&self.spec),
             "block_parameters": describe::per_block(&self.spec), "dtype": self.dtype, "file_bytes": self.file_bytes,
+            "weights": self.weights.json(),
             "memory": {
-                "load_bytes": memory.load, "cache_bytes_per_token": memory.cache_per_token,
+                "load_bytes": memory.load, "kinds": self.weights.kinds_json(), "cache_bytes_per_token": memory.cache_per_token,
                 "state_bytes": memory.state,
                 "train_bytes": memory.train, "tune_bytes": memory.tune, "tune_rank": RANK,
             },
@@ -220,18 +240,6 @@ impl Inspected {
 }
 
 impl Memory {
-    fn of(spec: &ModelSpec) -> Self {
-        let load = spec.parameter_count().saturating_mul(4);
-        Self {
-            load,
-            cache_per_token: describe::cache_per_token(spec),
-            state: describe::state_size(spec),
-            // Weights, gradients and AdamW's two moments.
-            train: load.saturating_mul(4),
-            tune: load.saturating_add(describe::low_rank_parameters(spec, RANK).saturating_mul(16)),
-        }
-    }
-
     fn to_run(&self, spec: &ModelSpec) -> String {
         let [load, token, state] = [self.load, self.cache_per_token, self.state].map(units::bytes);
         let whole = units::bytes(self.cache_per_token.saturating_mul(spec.context as u64));
@@ -240,9 +248,9 @@ impl Memory {
             spec.context
         );
         match (self.state, self.cache_per_token) {
-            (0, _) => format!("{load} in f32, and {keys}"),
-            (_, 0) => format!("{load} in f32, and {state} for a sequence, however long it is"),
-            _ => format!("{load} in f32, {state} for a sequence, and {keys}"),
+            (0, _) => format!("{load} of weights, and {keys}"),
+            (_, 0) => format!("{load} of weights, and {state} for a sequence, however long it is"),
+            _ => format!("{load} of weights, {state} for a sequence, and {keys}"),
         }
     }
 }

@@ -203,7 +203,7 @@ fn gradients(loaded: &LoadedModel, gradients: &Gradients) -> Result<Vec<Written>
     // A parameter that the loss does not reach has gradient zero.
     let gradient = |p: &Parameter| {
         p.leaf()
-            .grad(gradients)
+            .and_then(|leaf| leaf.grad(gradients))
             .unwrap_or_else(|| p.flat().zeros_like())
     };
     let trained = |t: &espalier_models::layout::StoredTensor| !t.is_fixed();

@@ -11,6 +11,8 @@ use crate::{
     matmul::{How, Matrix, multiplied, product},
     parallel::{chunk, for_chunks, zeros},
     simd::{exp, maximum, tanh, vectorised},
+    stored::Stored,
+    weight::Held,
 };
 use burn_flex::FlexTensor;
 
@@ -19,6 +21,8 @@ use burn_flex::FlexTensor;
 pub(super) struct LinearLogProbabilities {
     pub targets: Vec<u32>,
     pub options: HeadOptions,
+    /// The head's weight, where it is no tensor.
+    pub stored: Option<Stored>,
 }
 
 /// The negative sum of all: `[1]`. Every target has the same weight, so that the gradients are computed with the loss.
@@ -26,6 +30,8 @@ pub(super) struct LinearLogProbabilities {
 pub(super) struct LinearCrossEntropy {
     pub targets: Vec<u32>,
     pub options: HeadOptions,
+    /// The head's weight, where it is no tensor.
+    pub stored: Option<Stored>,
 }
 
 /// Logits that exist at once, unless that are few rows.
@@ -36,7 +42,7 @@ const ROWS: usize = 256;
 /// Hidden states, the head's weight and bias, and their sizes.
 struct Head<'a> {
     hidden: &'a [f32],
-    weight: &'a [f32],
+    weight: Held,
     bias: Option<&'a [f32]>,
     targets: &'a [u32],
     options: HeadOptions,
@@ -52,12 +58,17 @@ struct Gradients {
 }
 
 impl<'a> Head<'a> {
-    /// `inputs`: hidden states, weight and, where there is one, bias.
-    fn new(inputs: &'a [FlexTensor], targets: &'a [u32], options: HeadOptions) -> Self {
-        let (shape, bias) = (dimensions(&inputs[1]), inputs.get(2).map(slice));
-        let (hidden, weight) = (slice(&inputs[0]), slice(&inputs[1]));
+    /// `inputs`: hidden states, weight (`stored`, where it is no tensor) and, where there is one, bias.
+    fn new(
+        inputs: &'a [FlexTensor],
+        stored: &Option<Stored>,
+        targets: &'a [u32],
+        options: HeadOptions,
+    ) -> Self {
+        let (weight, bias) = (Held::new(&inputs[1], stored), inputs.get(2).map(slice));
+        let shape = weight.shape();
         Self {
-            hidden,
+            hidden: slice(&inputs[0]),
             weight,
             bias,
             targets,
@@ -86,14 +97,10 @@ impl<'a> Head<'a> {
         )
     }
 
-    fn weight(&self) -> Matrix<'a> {
-        Matrix::new(self.weight, self.vocabulary, self.width)
-    }
-
     fn logits(&self, rows: &Range<usize>) -> Vec<f32> {
         let mut logits = multiplied(
             self.hidden(rows),
-            self.weight().transposed(),
+            self.weight.matrix().transposed(),
             How::all(self.options.precision),
         );
         if let Some(bias) = self.bias {
@@ -144,7 +151,10 @@ impl<'a> Head<'a> {
                 0
             })
         };
-        let (hidden, weight) = (zeros(0, self.hidden.len()), zeros(1, self.weight.len()));
+        let (hidden, weight) = (
+            zeros(0, self.hidden.len()),
+            zeros(1, self.vocabulary * self.width),
+        );
         Gradients {
             hidden,
             weight,
@@ -206,7 +216,7 @@ impl<'a> Head<'a> {
             product(
                 part,
                 of_logits,
-                self.weight(),
+                self.weight.matrix(),
                 false,
                 How::all(self.options.precision),
             );
@@ -226,7 +236,7 @@ impl<'a> Head<'a> {
 impl LinearLogProbabilities {
     /// The log-probabilities, and each row's statistics.
     fn run(&self, inputs: &[FlexTensor]) -> (FlexTensor, Saved) {
-        let head = Head::new(inputs, &self.targets, self.options);
+        let head = Head::new(inputs, &self.stored, &self.targets, self.options);
         let (mut output, mut saved) = (Vec::with_capacity(self.targets.len()), Vec::new());
         for rows in head.chunks() {
             let logits = head.logits(&rows);
@@ -248,7 +258,7 @@ impl LinearLogProbabilities {
         gradient: &[f32],
         wanted: &[bool],
     ) -> Gradients {
-        let head = Head::new(inputs, &self.targets, self.options);
+        let head = Head::new(inputs, &self.stored, &self.targets, self.options);
         let mut gradients = head.gradients(wanted);
         for rows in head.chunks() {
             let mut logits = head.logits(&rows);
@@ -270,7 +280,7 @@ impl LinearLogProbabilities {
 impl LinearCrossEntropy {
     /// The loss, and the gradients for an upstream gradient of one.
     fn run(&self, inputs: &[FlexTensor], wanted: &[bool]) -> (FlexTensor, Saved) {
-        let head = Head::new(inputs, &self.targets, self.options);
+        let head = Head::new(inputs, &self.stored, &self.targets, self.options);
         let mut gradients = head.gradients(wanted);
         let regularisation = self.options.regularisation;
         let Regularisation {

@@ -6,7 +6,7 @@ pub mod reference;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::{fused, linear::Precision};
+use crate::{fused, linear::Precision, weight::Weight};
 
 /// The head: the map from hidden states to logits.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -31,7 +31,7 @@ pub struct Regularisation {
 /// Log-probability of `targets` under the logits `hidden weight^T + bias`, which are never whole in memory.
 ///
 /// `hidden`: `[tokens, width]`, `weight`: `[vocabulary, width]`, `bias`: `[vocabulary]`, `targets`: `[tokens]`, below the
-/// vocabulary's size; returns `[tokens]`, in f32. The backward computes the logits a second time, some rows at once.
+/// vocabulary's size; returns `[tokens]`, in f32. A stored weight has no gradient. The backward computes the logits a second time, some rows at once.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -43,21 +43,25 @@ pub struct Regularisation {
 /// ```
 pub fn linear_log_probabilities(
     hidden: Tensor<2>,
-    weight: Tensor<2>,
+    weight: impl Into<Weight<2>>,
     bias: Option<Tensor<1>>,
     targets: &[u32],
     options: HeadOptions,
 ) -> Tensor<1> {
+    if !fused::on_host(&hidden) {
+        let weight = weight.into().into_tensor(&hidden.device());
+        let logits = reference::logits(hidden, weight, bias, options);
+        return log_probabilities(logits, targets);
+    }
+    let (weight, stored) = weight.into().into_parts();
     let operator = cpu::LinearLogProbabilities {
         targets: targets.to_vec(),
         options,
+        stored,
     };
-    match (fused::on_host(&hidden), bias) {
-        (true, None) => fused::two(hidden, weight, operator),
-        (true, Some(bias)) => fused::three(hidden, weight, bias, operator),
-        (false, bias) => {
-            log_probabilities(reference::logits(hidden, weight, bias, options), targets)
-        }
+    match bias {
+        None => fused::two(hidden, weight, operator),
+        Some(bias) => fused::three(hidden, weight, bias, operator),
     }
 }
 
@@ -67,23 +71,25 @@ pub fn linear_log_probabilities(
 /// optimisation step. The gradients are computed together with the loss, so that no logit is computed twice.
 pub fn linear_cross_entropy(
     hidden: Tensor<2>,
-    weight: Tensor<2>,
+    weight: impl Into<Weight<2>>,
     bias: Option<Tensor<1>>,
     targets: &[u32],
     options: HeadOptions,
 ) -> Tensor<1> {
+    if !fused::on_host(&hidden) {
+        let weight = weight.into().into_tensor(&hidden.device());
+        let logits = reference::logits(hidden, weight, bias, options);
+        return cross_entropy(logits, targets, options.regularisation);
+    }
+    let (weight, stored) = weight.into().into_parts();
     let operator = cpu::LinearCrossEntropy {
         targets: targets.to_vec(),
         options,
+        stored,
     };
-    match (fused::on_host(&hidden), bias) {
-        (true, None) => fused::two(hidden, weight, operator),
-        (true, Some(bias)) => fused::three(hidden, weight, bias, operator),
-        (false, bias) => cross_entropy(
-            reference::logits(hidden, weight, bias, options),
-            targets,
-            options.regularisation,
-        ),
+    match bias {
+        None => fused::two(hidden, weight, operator),
+        Some(bias) => fused::three(hidden, weight, bias, operator),
     }
 }
 

@@ -2,11 +2,12 @@
 
 mod cpu;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::fused;
+use crate::{fused, weight::Weight};
 
-/// The rows of `table` `[rows, width]` that `ids` name: `[ids, width]`. Ids are below `rows`.
+/// The rows of `table` `[rows, width]` that `ids` name: `[ids, width]`. Ids are below `rows`; of a stored table only these rows are
+/// read.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -15,7 +16,14 @@ use crate::fused;
 /// let rows = embedding(table, &[1, 0, 1]);
 /// assert_eq!(rows.into_data().try_to_vec::<f32>().unwrap(), [3.0, 4.0, 1.0, 2.0, 3.0, 4.0]);
 /// ```
-pub fn embedding(table: Tensor<2>, ids: &[u32]) -> Tensor<2> {
+pub fn embedding(table: impl Into<Weight<2>>, ids: &[u32]) -> Tensor<2> {
+    let table = match table.into() {
+        Weight::Tensor(table) => table,
+        Weight::Stored(table) => {
+            let shape = [ids.len(), table.width()];
+            return Tensor::from_data(TensorData::new(table.gathered(ids), shape), &Device::flex());
+        }
+    };
     if fused::on_host(&table) {
         return fused::one(table, cpu::Embedding { ids: ids.to_vec() });
     }
@@ -34,7 +42,6 @@ fn reference(table: Tensor<2>, ids: Tensor<1, Int>) -> Tensor<2> {
 mod tests {
     use super::*;
     use crate::testing::agree;
-    use burn::tensor::Device;
 
     #[test]
     fn agrees_with_the_reference() {

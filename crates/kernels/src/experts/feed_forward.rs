@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use burn_flex::FlexTensor;
 
-use super::{
-    Form, Routing,
-    groups::{Groups, matrix},
-};
+use super::{Form, Routing, groups::Groups};
 use crate::{
     activation::cpu::{gated, gated_backward, plain, plain_backward},
     fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
@@ -18,27 +15,29 @@ use crate::{
     matmul::{Matrix, scratch},
     parallel::for_chunks,
     simd::{dot, scaled, vectorised},
+    stored::Stored,
+    weight::Held,
 };
 
 /// The operator on rows, weights and the two stacked matrices.
 #[derive(Debug)]
 pub(super) struct FeedForward {
-    routing: Arc<Routing>,
-    form: Form,
+    pub routing: Arc<Routing>,
+    pub form: Form,
     /// Other readers of the rows.
-    readers: Option<Group>,
+    pub readers: Option<Group>,
+    /// The two matrices, where they are no tensors.
+    pub stored: [Option<Stored>; 2],
 }
 
 /// Rows of a task that works on rows.
 const ROWS: usize = 32;
 
 impl FeedForward {
-    pub fn new(routing: Arc<Routing>, form: Form, readers: Option<Group>) -> Self {
-        Self {
-            routing,
-            form,
-            readers,
-        }
+    /// The two matrices.
+    fn held(&self, [up, down]: [&FlexTensor; 2]) -> [Held; 2] {
+        let [stored_up, stored_down] = &self.stored;
+        [Held::new(up, stored_up), Held::new(down, stored_down)]
     }
 
     fn groups(&self) -> Groups<'_> {
@@ -147,15 +146,16 @@ vectorised! {
 
 impl FusedOperator<4> for FeedForward {
     fn forward(&self, inputs: &[FlexTensor; 4], wanted: [bool; 4]) -> (FlexTensor, Saved) {
-        let [x, weights, up, down] = inputs.each_ref().map(contiguous);
-        let (groups, width, narrow) = (self.groups(), dimensions(&x)[1], dimensions(&down)[2]);
+        let [x, weights, up, down] = inputs.each_ref();
+        let ([up, down], [x, weights]) = (self.held([up, down]), [x, weights].map(contiguous));
+        let (groups, width, narrow) = (self.groups(), dimensions(&x)[1], down.shape()[2]);
         let rows = groups.of_tokens(slice(&x), width);
         let inner = groups.products(groups.rows(&rows, width), |expert| {
-            matrix(&up, expert).transposed()
+            up.matrix_of(expert).transposed()
         });
         let hidden = self.hidden(&inner, narrow);
         let products = groups.products(groups.rows(&hidden, narrow), |expert| {
-            matrix(&down, expert).transposed()
+            down.matrix_of(expert).transposed()
         });
         let y = groups.combined(&products, width, Some(slice(&weights)));
         drop(hidden);
@@ -168,29 +168,30 @@ impl FusedOperator<4> for FeedForward {
     }
 
     fn backward(&self, given: Given<4>, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
-        let [x, weights, up, down] = given.inputs.each_ref().map(contiguous);
+        let [x, weights, up, down] = given.inputs.each_ref();
+        let ([up, down], [x, weights]) = (self.held([up, down]), [x, weights].map(contiguous));
         let gradient = contiguous(&given.gradient);
-        let (groups, width, narrow) = (self.groups(), dimensions(&x)[1], dimensions(&down)[2]);
+        let (groups, width, narrow) = (self.groups(), dimensions(&x)[1], down.shape()[2]);
         let mut inner = given.saved.into_iter().next().unwrap_or_default();
         let upstream = groups.of_tokens(slice(&gradient), width);
         let upstream = groups.rows(&upstream, width);
-        let mut hidden = groups.products(upstream, |expert| matrix(&down, expert));
+        let mut hidden = groups.products(upstream, |expert| down.matrix_of(expert));
         let of_weights = self.inner_gradient(&mut inner, &mut hidden, slice(&weights), narrow);
         let places = self.routing.order().len();
         let of_down = wanted[3].then(|| {
             let hidden = Matrix::new(&hidden, places, narrow);
-            tensor(groups.outer_products(upstream, hidden), &dimensions(&down))
+            tensor(groups.outer_products(upstream, hidden), &down.shape())
         });
         let of_inner = Matrix::new(&inner, places, self.inner_width(narrow));
         let of_up = wanted[2].then(|| {
             let rows = groups.of_tokens(slice(&x), width);
             tensor(
                 groups.outer_products(of_inner, groups.rows(&rows, width)),
-                &dimensions(&up),
+                &up.shape(),
             )
         });
         let of_x = wanted[0].then(|| {
-            let rows = groups.products(of_inner, |expert| matrix(&up, expert));
+            let rows = groups.products(of_inner, |expert| up.matrix_of(expert));
             Group::leave(
                 self.readers.as_ref(),
                 tensor(groups.combined(&rows, width, None), &dimensions(&x)),

@@ -2,11 +2,8 @@
 
 use std::ops::Range;
 
-use burn_flex::FlexTensor;
-
 use super::Routing;
 use crate::{
-    fused::{dimensions, slice},
     matmul::{Matrix, Precision, Write, multiplied_each, scratch},
     parallel::{copied, for_chunks, fresh},
     simd::{dot, vectorised},
@@ -180,15 +177,4 @@ vectorised! {
 /// Some rows.
 fn part(rows: Matrix<'_>, group: Range<usize>) -> Matrix<'_> {
     rows.part(group.start, group.len(), 0, rows.columns())
-}
-
-/// The matrix of an expert in `[experts, out, in]`.
-pub(super) fn matrix(weights: &FlexTensor, expert: usize) -> Matrix<'_> {
-    let shape = dimensions(weights);
-    let size = shape[1] * shape[2];
-    Matrix::new(
-        &slice(weights)[expert * size..(expert + 1) * size],
-        shape[1],
-        shape[2],
-    )
 }

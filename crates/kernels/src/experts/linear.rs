@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use burn_flex::FlexTensor;
 
-use super::{
-    Routing,
-    groups::{Groups, matrix},
-};
+use super::{Routing, groups::Groups};
 use crate::{
     fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     linear::Group,
     matmul::{Precision, Write},
+    stored::Stored,
+    weight::Held,
 };
 
 /// The options of both operators: the arithmetic of the products, and the layout of slots.
@@ -24,6 +23,8 @@ pub(super) struct Linear {
     pub precision: Precision,
     /// Other readers of the rows.
     pub readers: Option<Group>,
+    /// The stacked weight, where it is no tensor.
+    pub stored: Option<Stored>,
 }
 
 impl Linear {
@@ -65,21 +66,21 @@ fn width(x: &FlexTensor) -> usize {
 }
 
 /// Outputs and inputs.
-fn sizes(weight: &FlexTensor) -> [usize; 2] {
-    let shape = dimensions(weight);
+fn sizes(weight: &Held) -> [usize; 2] {
+    let shape = weight.shape();
     [shape[1], shape[2]]
 }
 
 /// The operator on rows and the stacked weight.
 impl FusedOperator<2> for Linear {
     fn forward(&self, inputs: &[FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Saved) {
-        let [x, weight] = inputs.each_ref().map(contiguous);
+        let (x, weight) = (contiguous(&inputs[0]), Held::new(&inputs[1], &self.stored));
         let [outputs, width] = sizes(&weight);
         let rows = self.read(&x);
         let rows = self.groups().rows(&rows, width);
         let products = self
             .groups()
-            .products(rows, |expert| matrix(&weight, expert).transposed());
+            .products(rows, |expert| weight.matrix_of(expert).transposed());
         let y = self.groups().scattered(&products, outputs, self.heads[1]);
         (
             tensor(y, &[self.routing.chosen().len(), outputs]),
@@ -88,7 +89,8 @@ impl FusedOperator<2> for Linear {
     }
 
     fn backward(&self, given: Given<2>, wanted: [bool; 2]) -> [Option<FlexTensor>; 2] {
-        let [x, weight] = given.inputs.each_ref().map(contiguous);
+        let x = contiguous(&given.inputs[0]);
+        let weight = Held::new(&given.inputs[1], &self.stored);
         let gradient = contiguous(&given.gradient);
         let (groups, [outputs, width]) = (self.groups(), sizes(&weight));
         let upstream = groups.of_slots(slice(&gradient), outputs, self.heads[1]);
@@ -97,11 +99,11 @@ impl FusedOperator<2> for Linear {
             let rows = self.read(&x);
             tensor(
                 groups.outer_products(upstream, groups.rows(&rows, width)),
-                &dimensions(&weight),
+                &weight.shape(),
             )
         });
         let of_x = wanted[0].then(|| {
-            let rows = groups.products(upstream, |expert| matrix(&weight, expert));
+            let rows = groups.products(upstream, |expert| weight.matrix_of(expert));
             Group::leave(self.readers.as_ref(), self.returned(&rows, &x))
         });
         [of_x.flatten(), of_weight]
@@ -114,11 +116,13 @@ pub(super) struct Sum(pub Linear);
 
 impl FusedOperator<3> for Sum {
     fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
-        let [x, weight, weights] = inputs.each_ref().map(contiguous);
+        let [x, weight, weights] = inputs.each_ref();
+        let [x, weights] = [x, weights].map(contiguous);
+        let weight = Held::new(weight, &self.0.stored);
         let (groups, [outputs, width]) = (self.0.groups(), sizes(&weight));
         let rows = self.0.read(&x);
         let products = groups.products(groups.rows(&rows, width), |expert| {
-            matrix(&weight, expert).transposed()
+            weight.matrix_of(expert).transposed()
         });
         let y = groups.combined(&products, outputs, Some(slice(&weights)));
         (tensor(y, &[self.0.routing.tokens(), outputs]), Vec::new())
@@ -126,19 +130,21 @@ impl FusedOperator<3> for Sum {
 
     /// The gradient of a choice's weight is taken before the product, `<g, W x> = <W^T g, x>`, so that no output is kept.
     fn backward(&self, given: Given<3>, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let [x, weight, weights] = given.inputs.each_ref().map(contiguous);
+        let [x, weight, weights] = given.inputs.each_ref();
+        let [x, weights] = [x, weights].map(contiguous);
+        let weight = Held::new(weight, &self.0.stored);
         let gradient = contiguous(&given.gradient);
         let (groups, [outputs, width]) = (self.0.groups(), sizes(&weight));
         let upstream = groups.of_tokens(slice(&gradient), outputs);
         let upstream = groups.rows(&upstream, outputs);
-        let mut of_rows = groups.products(upstream, |expert| matrix(&weight, expert));
+        let mut of_rows = groups.products(upstream, |expert| weight.matrix_of(expert));
         let rows = self.0.read(&x);
         let of_weights = groups.weigh(slice(&weights), &mut of_rows, &rows);
         let of_weight = wanted[1].then(|| {
             let rows = groups.weighted(&rows, slice(&weights));
             tensor(
                 groups.outer_products(upstream, groups.rows(&rows, width)),
-                &dimensions(&weight),
+                &weight.shape(),
             )
         });
         let of_x = wanted[0].then(|| self.0.returned(&of_rows, &x));

@@ -20,7 +20,7 @@ pub use self::{
     routing::Routing,
     scores::{choice_weights, expected_shares},
 };
-use crate::{activation::Activation, fused, linear::Group, matmul::Precision};
+use crate::{activation::Activation, fused, linear::Group, matmul::Precision, weight::Weight};
 
 /// The form of every expert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,22 +42,25 @@ pub struct Form {
 pub fn expert_feed_forward(
     x: Tensor<2>,
     weights: Tensor<2>,
-    up: Tensor<3>,
-    down: Tensor<3>,
+    up: impl Into<Weight<3>>,
+    down: impl Into<Weight<3>>,
     routing: &Arc<Routing>,
     form: Form,
     readers: Option<Group>,
 ) -> Tensor<2> {
-    match fused::on_host(&x) {
-        true => fused::four(
-            x,
-            weights,
-            up,
-            down,
-            feed_forward::FeedForward::new(routing.clone(), form, readers),
-        ),
-        false => reference::feed_forward(x, weights, up, down, routing, form),
+    let (up, down) = (up.into(), down.into());
+    if !fused::on_host(&x) {
+        let [up, down] = [up, down].map(|weight| weight.into_tensor(&x.device()));
+        return reference::feed_forward(x, weights, up, down, routing, form);
     }
+    let [(up, stored_up), (down, stored_down)] = [up, down].map(Weight::into_parts);
+    let operator = feed_forward::FeedForward {
+        routing: routing.clone(),
+        form,
+        readers,
+        stored: [stored_up, stored_down],
+    };
+    fused::four(x, weights, up, down, operator)
 }
 
 /// `y_s = W_e(s) x_s` for every slot `s`: `[tokens * active, out]`, zero where it was dropped.
@@ -69,30 +72,28 @@ pub fn expert_feed_forward(
 /// then the second ones, and so on, as attention wants them. With one head a slot is a row.
 pub fn expert_linear<const D: usize>(
     x: Tensor<D>,
-    weight: Tensor<3>,
+    weight: impl Into<Weight<3>>,
     routing: &Arc<Routing>,
     heads: [usize; 2],
     precision: Precision,
     readers: Option<Group>,
 ) -> Tensor<2> {
-    match fused::on_host(&x) {
-        true => fused::two(
-            x,
-            weight,
-            linear::Linear {
-                routing: routing.clone(),
-                heads,
-                precision,
-                readers,
-            },
-        ),
-        false => {
-            let shape = x.dims();
-            let width = shape.last().copied().unwrap_or(1).max(1);
-            let rows = shape.iter().product::<usize>() / width;
-            reference::linear(x.reshape([rows, width]), weight, routing, heads, precision)
-        }
+    if !fused::on_host(&x) {
+        let weight = weight.into().into_tensor(&x.device());
+        let shape = x.dims();
+        let width = shape.last().copied().unwrap_or(1).max(1);
+        let rows = shape.iter().product::<usize>() / width;
+        return reference::linear(x.reshape([rows, width]), weight, routing, heads, precision);
     }
+    let (weight, stored) = weight.into().into_parts();
+    let operator = linear::Linear {
+        routing: routing.clone(),
+        heads,
+        precision,
+        readers,
+        stored,
+    };
+    fused::two(x, weight, operator)
 }
 
 /// `y_t = sum_i w_ti W_e x_ti` over the choices of token `t`: `[tokens, out]`; dropped choices add nothing.
@@ -100,22 +101,25 @@ pub fn expert_linear<const D: usize>(
 /// `x`, `weight` and `heads` of `x` as in [`expert_linear`], `weights`: `[tokens, active]`.
 pub fn expert_sum(
     x: Tensor<2>,
-    weight: Tensor<3>,
+    weight: impl Into<Weight<3>>,
     weights: Tensor<2>,
     routing: &Arc<Routing>,
     heads: usize,
     precision: Precision,
 ) -> Tensor<2> {
-    let linear = linear::Linear {
+    if !fused::on_host(&x) {
+        let weight = weight.into().into_tensor(&x.device());
+        return reference::sum(x, weight, weights, routing, heads, precision);
+    }
+    let (weight, stored) = weight.into().into_parts();
+    let operator = linear::Sum(linear::Linear {
         routing: routing.clone(),
         heads: [heads, 1],
         precision,
         readers: None,
-    };
-    match fused::on_host(&x) {
-        true => fused::three(x, weight, weights, linear::Sum(linear)),
-        false => reference::sum(x, weight, weights, routing, heads, precision),
-    }
+        stored,
+    });
+    fused::three(x, weight, weights, operator)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use crate::{
     matmul::{How, Matrix, Precision, multiplied, sum_of_products, tall_product},
     parallel::for_chunks,
     recomputable::Remake,
+    stored::Stored,
+    weight::Held,
 };
 use burn_flex::FlexTensor;
 
@@ -19,6 +21,8 @@ pub(super) struct Linear {
     pub group: Group,
     /// Recomputes the input, where it is not kept.
     pub remake: Option<Remake>,
+    /// The weight, where it is no tensor.
+    pub stored: Option<Stored>,
 }
 
 /// Outputs of a map so narrow that the gradient of its weight takes less arithmetic than reading, as a router's.
@@ -69,10 +73,10 @@ impl Linear {
         bias: Option<&FlexTensor>,
     ) -> FlexTensor {
         let rows = self.group.input(x, self.precision);
-        let weight = contiguous(weight);
-        let right = matrix(&weight).transposed();
+        let weight = Held::new(weight, &self.stored);
+        let right = weight.matrix().transposed();
         let mut y = sum_of_products(&[(rows.left(), right)], How::all(self.precision));
-        let (mut shape, outputs) = (dimensions(x), dimensions(&weight)[0]);
+        let (mut shape, outputs) = (dimensions(x), weight.shape()[0]);
         if let Some(bias) = bias {
             let bias = contiguous(bias);
             for_chunks([(&mut y, 64 * outputs)], |_, [rows]| {
@@ -107,8 +111,8 @@ impl Linear {
             tensor(products, &dimensions(weight))
         });
         let of_x = wanted[0].then(|| {
-            let (upstream, weight, precision) =
-                (Rows::plain(gradient), contiguous(weight), self.precision);
+            let (upstream, precision) = (Rows::plain(gradient), self.precision);
+            let weight = Held::new(weight, &self.stored);
             let shape = input_shape(gradient, &weight);
             self.group.gradient(
                 vec![Factor {
@@ -124,10 +128,10 @@ impl Linear {
 }
 
 /// The shape of the input, from the gradient of the output and the weight `[out, in]`.
-pub(super) fn input_shape(gradient: &FlexTensor, weight: &FlexTensor) -> Vec<usize> {
+pub(super) fn input_shape(gradient: &FlexTensor, weight: &Held) -> Vec<usize> {
     let mut shape = dimensions(gradient);
     if let Some(last) = shape.last_mut() {
-        *last = dimensions(weight)[1];
+        *last = weight.shape()[1];
     }
     shape
 }

@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn_flex::FlexTensor;
 
-use super::{Precision, cpu::matrix};
+use super::Precision;
 use crate::{
     backward::Waiting,
     fused::{contiguous, dimensions, slice, tensor},
     matmul::{How, Left, Matrix, Packed, Term, add_products, sum_of_products},
     parallel::{chunk, for_chunks},
     simd::add,
+    weight::Held,
 };
 
 /// Linear maps that read the same input, such as the projections of an attention.
@@ -47,7 +48,7 @@ pub(super) struct Rows {
 pub(super) struct Factor {
     pub upstream: Rows,
     /// `[out, in]`.
-    pub weight: FlexTensor,
+    pub weight: Held,
     /// The arithmetic of the product.
     pub precision: Precision,
 }
@@ -181,7 +182,7 @@ impl Shared {
                 .iter()
                 .filter(|factor| factor.precision == precision);
             let terms: Vec<Term<'_>> = factors
-                .map(|factor| (factor.upstream.left(), matrix(&factor.weight)))
+                .map(|factor| (factor.upstream.left(), factor.weight.matrix()))
                 .collect();
             let how = How::all(precision);
             self.sum = match self.sum.take() {

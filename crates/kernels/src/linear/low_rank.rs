@@ -14,6 +14,8 @@ use crate::{
     fused::{self, FusedOperator, Given, Saved, contiguous, dimensions, tensor},
     matmul::{How, Left, Matrix, sum_of_products, tall_product, transpose},
     recomputable::{Recomputable, Remake},
+    stored::Stored,
+    weight::{Held, Weight},
 };
 
 /// `x W^T + scale (x A^T) B^T`; no gradient reaches `W`.
@@ -31,7 +33,7 @@ use crate::{
 /// ```
 pub fn low_rank_linear<const D: usize>(
     x: impl Into<Recomputable<D>>,
-    weight: Tensor<2>,
+    weight: impl Into<Weight<2>>,
     down: Tensor<2>,
     up: Tensor<2>,
     scale: f64,
@@ -45,21 +47,24 @@ impl Group {
     pub fn low_rank_linear<const D: usize>(
         &self,
         x: impl Into<Recomputable<D>>,
-        weight: Tensor<2>,
+        weight: impl Into<Weight<2>>,
         [down, up]: [Tensor<2>; 2],
         scale: f64,
         precision: Precision,
     ) -> Tensor<D> {
         let (x, remake) = x.into().into_parts();
         if fused::on_host(&x) {
+            let (weight, stored) = weight.into().into_parts();
             let operator = LowRankLinear {
                 scale: scale as f32,
                 precision,
                 group: self.clone(),
                 remake,
+                stored,
             };
             return fused::four(x, weight, down, up, operator);
         }
+        let weight = weight.into().into_tensor(&x.device());
         let narrow = reference::linear(x.clone(), down, None, precision) * scale;
         reference::linear(x, weight.detach(), None, precision)
             + reference::linear(narrow, up, None, precision)
@@ -72,6 +77,7 @@ struct LowRankLinear {
     precision: Precision,
     group: Group,
     remake: Option<Remake>,
+    stored: Option<Stored>,
 }
 
 impl LowRankLinear {
@@ -91,7 +97,8 @@ impl FusedOperator<4> for LowRankLinear {
         let (how, mut shape) = (How::all(self.precision), dimensions(x));
         // The input is read twice, by the weight and by `A`, so that even a single map has it packed.
         let rows = self.group.shared_input(x, self.precision);
-        let [weight, down, up] = [weight, down, up].map(contiguous);
+        let weight = Held::new(weight, &self.stored);
+        let [down, up] = [down, up].map(contiguous);
         let narrow = self.scaled(sum_of_products(
             &[(rows.left(), matrix(&down).transposed())],
             how,
@@ -99,12 +106,12 @@ impl FusedOperator<4> for LowRankLinear {
         let rank = dimensions(&down)[0];
         let narrow_rows = Matrix::new(&narrow, narrow.len() / rank.max(1), rank);
         let terms = [
-            (rows.left(), matrix(&weight).transposed()),
+            (rows.left(), weight.matrix().transposed()),
             (Left::Plain(narrow_rows), matrix(&up).transposed()),
         ];
         let y = sum_of_products(&terms, how);
         if let Some(last) = shape.last_mut() {
-            *last = dimensions(&weight)[0];
+            *last = weight.shape()[0];
         }
         (tensor(y, &shape), vec![narrow])
     }
@@ -114,7 +121,8 @@ impl FusedOperator<4> for LowRankLinear {
     }
 
     fn backward(&self, given: Given<4>, wanted: [bool; 4]) -> [Option<FlexTensor>; 4] {
-        let [x, weight, down, up] = given.inputs.each_ref().map(contiguous);
+        let weight = Held::new(&given.inputs[1], &self.stored);
+        let [x, _, down, up] = given.inputs.each_ref().map(contiguous);
         let x = self.remake.as_ref().map_or(&x, Remake::get);
         let how = How::all(self.precision);
         let upstream = Rows::packed(&given.gradient, self.precision);
@@ -135,7 +143,7 @@ impl FusedOperator<4> for LowRankLinear {
             let (shape, precision) = (input_shape(&given.gradient, &weight), self.precision);
             let narrow = Factor {
                 upstream: Rows::plain(&of_narrow),
-                weight: down,
+                weight: Held::Tensor(down),
                 precision,
             };
             self.group.gradient(

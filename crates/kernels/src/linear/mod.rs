@@ -10,12 +10,12 @@ use burn::tensor::Tensor;
 
 pub use self::{bias::add_bias, group::Group};
 pub use crate::matmul::Precision;
-use crate::{fused, recomputable::Recomputable};
+use crate::{fused, recomputable::Recomputable, weight::Weight};
 
 /// `x W^T + b`.
 ///
 /// `x`: `[.., in]`, `weight`: `[out, in]`, `bias`: `[out]`; returns `[.., out]`. The three products, forward and backward, run in
-/// `precision`; sums are f32.
+/// `precision`; sums are f32. A stored weight is read as it is, and has no gradient.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -27,7 +27,7 @@ use crate::{fused, recomputable::Recomputable};
 /// ```
 pub fn linear<const D: usize>(
     x: impl Into<Recomputable<D>>,
-    weight: Tensor<2>,
+    weight: impl Into<Weight<2>>,
     bias: Option<Tensor<1>>,
     precision: Precision,
 ) -> Tensor<D> {
@@ -39,18 +39,21 @@ impl Group {
     pub fn linear<const D: usize>(
         &self,
         x: impl Into<Recomputable<D>>,
-        weight: Tensor<2>,
+        weight: impl Into<Weight<2>>,
         bias: Option<Tensor<1>>,
         precision: Precision,
     ) -> Tensor<D> {
         let (x, remake) = x.into().into_parts();
         if !fused::on_host(&x) {
+            let weight = weight.into().into_tensor(&x.device());
             return reference::linear(x, weight, bias, precision);
         }
+        let (weight, stored) = weight.into().into_parts();
         let operator = cpu::Linear {
             precision,
             group: self.clone(),
             remake,
+            stored,
         };
         match bias {
             Some(bias) => fused::three(x, weight, bias, operator),

@@ -215,7 +215,7 @@ fn groups(
 ) -> (Option<Side>, [usize; 2]) {
     let right = columns.div_ceil(kernel.columns);
     let is_short = rows <= SHORT && 4 * columns >= 3 * rows && right >= OWN_RIGHT * tasks;
-    if is_short && terms.iter().all(|(_, right)| right.is_in_memory()) {
+    if is_short && !terms.iter().any(|(_, right)| right.is_made()) {
         return (Some(Side::Right), [usize::MAX, OWN_RIGHT]);
     }
     let panels = [

@@ -1,9 +1,11 @@
-//! Products with few rows on the left, as in decoding: the right factor is read once, where it lies, in f32 throughout.
+//! Products with few rows on the left, as in decoding: the right factor is read once, where it lies, in f32 throughout. Rows in a
+//! format of their own are read as bytes and never leave the first cache as numbers.
 
-use super::{How, Matrix, Threads};
+use super::{How, Matrix, Source, Threads, scratch};
 use crate::{
     parallel::for_each,
     simd::{dot, vectorised},
+    stored::StoredRows,
 };
 
 /// Rows up to which packing the right factor costs more than it saves.
@@ -56,29 +58,53 @@ pub(super) unsafe fn product(
         start: out,
         stride: right.columns,
     };
-    left.in_memory(|left, left_values| {
-        right.in_memory(|right, right_values| {
+    left.in_memory(|left, left_values| match right.source {
+        // SAFETY: by the caller's promise.
+        Source::Stored(stored, start) => unsafe {
+            each_task(
+                output,
+                (left, left_values),
+                right.columns,
+                add,
+                how,
+                |first, left, rows| {
+                    stored_columns(stored, start, right.is_transposed(), first, left, rows);
+                },
+            );
+        },
+        _ => right.in_memory(|right, right_values| {
             // SAFETY: by the caller's promise.
             unsafe {
-                product_in_memory(output, (left, left_values), (right, right_values), add, how)
-            };
-        });
+                each_task(
+                    output,
+                    (left, left_values),
+                    right.columns,
+                    add,
+                    how,
+                    |first, left, rows| {
+                        columns(right, right_values, first, left, rows);
+                    },
+                );
+            }
+        }),
     });
 }
 
-/// See [`product`]; each matrix with its values.
+/// Calls `task` with every range of columns: its first column, the depth and elements of the left factor's rows, and the range in
+/// every row of the output, to which it adds.
 ///
 /// # Safety
-/// As there.
+/// As for [`product`].
 #[allow(unsafe_code)]
-unsafe fn product_in_memory(
+unsafe fn each_task(
     output: Output,
     (left, left_values): (Matrix<'_>, &[f32]),
-    (right, right_values): (Matrix<'_>, &[f32]),
+    columns: usize,
     add: bool,
     how: How,
+    task: impl Fn(usize, &[f32], &mut [&mut [f32]]) + Sync,
 ) {
-    let (rows, columns, depth) = (left.rows, right.columns, left.columns);
+    let (rows, depth) = (left.rows, left.columns);
     if !add {
         // SAFETY: `out` has room for this many elements, and zero is a valid one.
         unsafe { output.start.write_bytes(0, rows * columns) };
@@ -89,30 +115,66 @@ unsafe fn product_in_memory(
         .collect();
     let task = |first: usize| {
         let part = first..(first + COLUMNS).min(columns);
-        for (row, left) in gathered.chunks_exact(depth).enumerate() {
+        let out = |row| {
+            #[allow(unsafe_code)]
             // SAFETY: rows and columns lie inside the output, and each task has its own columns.
-            let out = unsafe { output.row(row, part.clone()) };
-            match right.row_stride == 1 && right.column_stride >= depth {
-                true => dots(
-                    out,
-                    left,
-                    &right_values[part.start * right.column_stride..],
-                    right.column_stride,
-                ),
-                false => scaled_rows(
-                    out,
-                    left,
-                    right_values,
-                    [right.row_stride, right.column_stride],
-                    part.start,
-                ),
+            unsafe {
+                output.row(row, part.clone())
             }
-        }
+        };
+        let mut out: Vec<&mut [f32]> = (0..rows).map(out).collect();
+        task(first, &gathered, &mut out);
     };
     match how.threads {
         Threads::One => (0..columns).step_by(COLUMNS).for_each(task),
         Threads::All => for_each(columns.div_ceil(COLUMNS), |i| task(i * COLUMNS)),
     }
+}
+
+/// Adds the products of the rows of `left` with some columns of a right factor in memory.
+fn columns(right: Matrix<'_>, values: &[f32], first: usize, left: &[f32], out: &mut [&mut [f32]]) {
+    let depth = right.rows;
+    let strides = [right.row_stride, right.column_stride];
+    for (out, left) in out.iter_mut().zip(left.chunks_exact(depth)) {
+        match strides[0] == 1 && strides[1] >= depth {
+            true => dots(out, left, &values[first * strides[1]..], strides[1]),
+            false => scaled_rows(out, left, values, strides, first),
+        }
+    }
+}
+
+/// As [`columns`] for a right factor in a format of its own, which begins at `start`: the columns are its rows, or, where it is not
+/// transposed, its columns.
+fn stored_columns(
+    stored: StoredRows<'_>,
+    [row, column]: [usize; 2],
+    transposed: bool,
+    first: usize,
+    left: &[f32],
+    out: &mut [&mut [f32]],
+) {
+    let (width, depth) = (out[0].len(), left.len() / out.len());
+    let is_whole = column == 0 && stored.format.row_bytes(depth) == Some(stored.row(0).len());
+    if let ([out], true, true) = (&mut *out, transposed, is_whole) {
+        for (out, row) in out.iter_mut().zip(row + first..) {
+            *out += stored.format.dot(left, stored.row(row));
+        }
+        return;
+    }
+    scratch::with(if transposed { depth } else { width }, |numbers| {
+        for i in 0..if transposed { width } else { depth } {
+            match transposed {
+                true => stored.expand(row + first + i, column, numbers),
+                false => stored.expand(row + i, column + first, numbers),
+            }
+            for (out, left) in out.iter_mut().zip(left.chunks_exact(depth)) {
+                match transposed {
+                    true => dots(&mut out[i..=i], left, numbers, depth),
+                    false => scaled_rows(out, &left[i..=i], numbers, [0, 1], 0),
+                }
+            }
+        }
+    });
 }
 
 vectorised! {

@@ -21,7 +21,10 @@ pub(crate) use tall::tall_product;
 
 use serde::{Deserialize, Serialize};
 
-use crate::parallel::{for_items, threads};
+use crate::{
+    parallel::{for_items, threads},
+    stored::StoredRows,
+};
 
 /// The arithmetic of matrix products.
 #[derive(
@@ -68,6 +71,8 @@ enum Source<'a> {
     Values(&'a [f32]),
     /// Nowhere yet: a function writes them while the product packs them, counting from the given row and column.
     Made(&'a Write<'a>, [usize; 2]),
+    /// In memory in a format of their own, which the product expands while it packs them; from the given row and column.
+    Stored(StoredRows<'a>, [usize; 2]),
 }
 
 /// A matrix, its elements adjacent along rows or along columns.
@@ -76,7 +81,7 @@ pub(crate) struct Matrix<'a> {
     source: Source<'a>,
     rows: usize,
     columns: usize,
-    /// Distances between rows and between columns, one of which is 1; the other one is 0 where the elements are made.
+    /// Distances between rows and between columns, one of which is 1; the other one is 0 where the elements are made or stored.
     row_stride: usize,
     column_stride: usize,
 }
@@ -106,8 +111,17 @@ impl<'a> Matrix<'a> {
 
     /// Rows that are written when a product packs them: what several products read from memory is better kept there.
     pub fn made(write: &'a Write<'a>, rows: usize, columns: usize) -> Self {
+        Self::from_source(Source::Made(write, [0, 0]), rows, columns)
+    }
+
+    /// Rows in a format of their own.
+    pub fn stored(stored: StoredRows<'a>, rows: usize, columns: usize) -> Self {
+        Self::from_source(Source::Stored(stored, [0, 0]), rows, columns)
+    }
+
+    fn from_source(source: Source<'a>, rows: usize, columns: usize) -> Self {
         Self {
-            source: Source::Made(write, [0, 0]),
+            source,
             rows,
             columns,
             row_stride: 0,
@@ -125,9 +139,9 @@ impl<'a> Matrix<'a> {
         self.column_stride != 1
     }
 
-    /// Whether the elements are in memory, and not yet to be written.
-    fn is_in_memory(&self) -> bool {
-        matches!(self.source, Source::Values(_))
+    /// Whether the elements are yet to be written.
+    fn is_made(&self) -> bool {
+        matches!(self.source, Source::Made(..))
     }
 
     /// Rows and columns exchanged.
@@ -152,11 +166,9 @@ impl<'a> Matrix<'a> {
                 let start = row * self.row_stride + column * self.column_stride;
                 Source::Values(&values[start.min(values.len())..])
             }
-            Source::Made(write, [first, second]) if self.is_transposed() => {
-                Source::Made(write, [first + column, second + row])
-            }
-            Source::Made(write, [first, second]) => {
-                Source::Made(write, [first + row, second + column])
+            Source::Made(write, start) => Source::Made(write, self.moved(start, [row, column])),
+            Source::Stored(stored, start) => {
+                Source::Stored(stored, self.moved(start, [row, column]))
             }
         };
         Self {
@@ -167,12 +179,34 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// The start of a part that begins at `[row, column]` of this matrix, counted in rows that lie in one piece.
+    fn moved(&self, [first, second]: [usize; 2], [row, column]: [usize; 2]) -> [usize; 2] {
+        match self.is_transposed() {
+            true => [first + column, second + row],
+            false => [first + row, second + column],
+        }
+    }
+
     /// Calls `work` with the same matrix in memory.
     fn in_memory<T>(self, work: impl FnOnce(Matrix<'_>, &[f32]) -> T) -> T {
-        let (write, [row, column]) = match self.source {
-            Source::Values(values) => return work(self, values),
-            Source::Made(write, start) => (write, start),
-        };
+        match self.source {
+            Source::Values(values) => work(self, values),
+            Source::Made(write, start) => self.written(write, start, work),
+            Source::Stored(stored, start) => {
+                let write =
+                    |row: usize, first: usize, out: &mut [f32]| stored.expand(row, first, out);
+                self.written(&write, start, work)
+            }
+        }
+    }
+
+    /// Calls `work` with the matrix as `write` gives it.
+    fn written<T>(
+        self,
+        write: &Write<'_>,
+        [row, column]: [usize; 2],
+        work: impl FnOnce(Matrix<'_>, &[f32]) -> T,
+    ) -> T {
         let is_transposed = self.is_transposed();
         let [rows, columns] = if is_transposed {
             [self.columns, self.rows]

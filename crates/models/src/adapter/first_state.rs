@@ -190,7 +190,7 @@ mod tests {
             tuned.visit(&mut |parameter| {
                 let gradient = parameter
                     .is_trainable()
-                    .then(|| parameter.leaf().grad(&gradients))
+                    .then(|| parameter.leaf()?.grad(&gradients))
                     .flatten();
                 reached +=
                     usize::from(gradient.is_some_and(|g| g.abs().sum().into_scalar::<f32>() > 0.0));

@@ -6,6 +6,7 @@
 
 use super::safetensors::{Dtype, TensorFile, TensorInfo};
 use crate::error::{Error, Result};
+use espalier_kernels::stored::Stored;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -141,6 +142,14 @@ impl Checkpoint {
     /// When the checkpoint lacks the tensor or the rows, or the tensor is not of a floating type.
     pub fn read_f32(&self, name: &str, rows: Option<Range<usize>>) -> Result<Vec<f32>> {
         self.file(name)?.read_f32(name, rows)
+    }
+
+    /// The tensor `name` as the file holds it: mapped, and not yet read.
+    ///
+    /// # Errors
+    /// As [`TensorFile::stored`].
+    pub fn stored(&self, name: &str) -> Result<Stored> {
+        self.file(name)?.stored(name)
     }
 
     /// The type that most of the elements have; F32 for a checkpoint without tensors.

@@ -5,7 +5,7 @@
 //! tensors that repeat elements (`expand`).
 
 use super::pickle::{self, View};
-use super::safetensors::{Stored, Strided, TensorInfo};
+use super::safetensors::{Place, Strided, TensorInfo};
 use super::zip;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,7 +27,7 @@ pub(super) fn is_pytorch(file: &[u8]) -> bool {
 ///
 /// # Errors
 /// What is wrong with the file.
-pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
+pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Place>, String> {
     if file.starts_with(OLD_FORM) {
         return Err("saved by PyTorch before 1.6; load it there and save it again".into());
     }
@@ -66,7 +66,7 @@ pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
 }
 
 /// Checks that a view lies within its storage and repeats nothing.
-fn placed(view: &View, storage: &Range<usize>) -> Result<Stored, &'static str> {
+fn placed(view: &View, storage: &Range<usize>) -> Result<Place, &'static str> {
     let width = view.dtype.bitsize() / 8;
     let available = view.length.min(storage.len() / width);
     if view.shape.len() != view.strides.len() {
@@ -100,7 +100,7 @@ fn placed(view: &View, storage: &Range<usize>) -> Result<Stored, &'static str> {
         strides: view.strides.clone(),
         width,
     });
-    Ok(Stored {
+    Ok(Place {
         info: TensorInfo {
             dtype: view.dtype,
             shape: view.shape.clone(),

@@ -7,6 +7,10 @@
 
 use super::pth;
 use crate::error::{Error, Result};
+use espalier_kernels::{
+    memory_map,
+    stored::{Bf16, F16, F32, Format, Stored, StoredBytes},
+};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -18,6 +22,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The type and shape of one stored tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,13 +55,13 @@ impl TensorInfo {
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
-    tensors: BTreeMap<String, Stored>,
+    map: Arc<Mmap>,
+    tensors: BTreeMap<String, Place>,
 }
 
 /// Where a tensor lies in the map.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Stored {
+pub(super) struct Place {
     pub info: TensorInfo,
     pub bytes: Range<usize>,
     /// How its elements are reached where they do not lie row by row.
@@ -98,7 +103,7 @@ impl TensorFile {
     /// # Errors
     /// When the file cannot be read, or its header breaks the format in any way.
     pub fn open(path: &Path) -> Result<Self> {
-        let map = espalier_kernels::memory_map::map_file(path).map_err(Error::file(path))?;
+        let map = memory_map::map_file(path).map_err(Error::file(path))?;
         let tensors = match pth::is_pytorch(&map) {
             true => pth::parse(&map),
             false => parse_header(&map),
@@ -106,7 +111,7 @@ impl TensorFile {
         let tensors = tensors.map_err(|reason| Error::checkpoint(path, reason))?;
         Ok(Self {
             path: path.to_path_buf(),
-            map,
+            map: Arc::new(map),
             tensors,
         })
     }
@@ -123,7 +128,7 @@ impl TensorFile {
 
     /// The type and shape of the tensor `name`, if the file has it.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.get(name).map(|stored| &stored.info)
+        self.tensors.get(name).map(|place| &place.info)
     }
 
     /// The bytes of the tensor `name`, little-endian and row-major.
@@ -131,12 +136,12 @@ impl TensorFile {
     /// # Errors
     /// When the file lacks the tensor.
     pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>> {
-        let stored = self.stored(name)?;
+        let place = self.place(name)?;
         let outside = || self.error(format!("tensor `{name}` lies outside the file"));
-        let bytes = self.map.get(stored.bytes.clone()).ok_or_else(outside)?;
-        Ok(match &stored.strided {
+        let bytes = self.map.get(place.bytes.clone()).ok_or_else(outside)?;
+        Ok(match &place.strided {
             None => bytes.into(),
-            Some(strided) => strided.gather(bytes, &stored.info.shape).into(),
+            Some(strided) => strided.gather(bytes, &place.info.shape).into(),
         })
     }
 
@@ -145,7 +150,7 @@ impl TensorFile {
     /// # Errors
     /// When the file lacks the tensor or the rows, or the tensor is not F32, F16, BF16 or F64.
     pub fn read_f32(&self, name: &str, rows: Option<Range<usize>>) -> Result<Vec<f32>> {
-        let info = &self.stored(name)?.info;
+        let info = &self.place(name)?.info;
         let whole = self.bytes(name)?;
         let mut bytes = &whole[..];
         if let Some(rows) = rows {
@@ -153,15 +158,52 @@ impl TensorFile {
                 .ok_or_else(|| self.missing_rows(name, info, &rows))?;
             bytes = &bytes[part];
         }
-        let values = floats(info.dtype, bytes).ok_or_else(|| {
-            self.error(format!(
-                "tensor `{name}` holds {:?}; expected F32, F16, BF16 or F64: convert the file",
-                info.dtype
-            ))
-        });
+        let values = floats(info.dtype, bytes).ok_or_else(|| self.no_floats(name, info));
         // The copy is what stays in memory, not the map beside it.
-        espalier_kernels::memory_map::release(&self.map, self.stored(name)?.bytes.clone());
+        memory_map::release(&self.map, self.place(name)?.bytes.clone());
         values
+    }
+
+    /// The tensor `name` as the file holds it, mapped and not yet read. F64 is rounded to f32, and elements that do not lie row by row
+    /// are put in order, both in memory of their own.
+    ///
+    /// # Errors
+    /// When the file lacks the tensor, or it is not F32, F16, BF16 or F64.
+    pub fn stored(&self, name: &str) -> Result<Stored> {
+        let Place {
+            info,
+            bytes,
+            strided,
+        } = self.place(name)?;
+        let format: &'static dyn Format = match info.dtype {
+            Dtype::F32 | Dtype::F64 => &F32,
+            Dtype::F16 => &F16,
+            Dtype::BF16 => &Bf16,
+            _ => return Err(self.no_floats(name, info)),
+        };
+        let stored = match (info.dtype, strided) {
+            (Dtype::F64, _) => {
+                let values = self.read_f32(name, None)?;
+                Some(
+                    values
+                        .iter()
+                        .flat_map(|value| value.to_le_bytes())
+                        .collect::<Vec<u8>>()
+                        .into(),
+                )
+            }
+            (_, None) => StoredBytes::mapped(self.map.clone(), bytes.clone()),
+            (_, Some(_)) => Some(self.bytes(name)?.into_owned().into()),
+        };
+        // A single number is a row of one.
+        let shape = if info.shape.is_empty() {
+            vec![1]
+        } else {
+            info.shape.clone()
+        };
+        stored
+            .and_then(|bytes| Stored::new(format, shape, bytes))
+            .ok_or_else(|| self.error(format!("tensor `{name}` lies outside the file")))
     }
 
     /// The integer tensor `name`, row-major.
@@ -169,7 +211,7 @@ impl TensorFile {
     /// # Errors
     /// When the file lacks the tensor, it is not of an integer type, or a `u64` does not fit.
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
-        let info = &self.stored(name)?.info;
+        let info = &self.place(name)?.info;
         integers(info.dtype, &self.bytes(name)?).ok_or_else(|| {
             self.error(format!(
                 "tensor `{name}` holds {:?}; expected integers that fit 64 signed bits",
@@ -178,10 +220,17 @@ impl TensorFile {
         })
     }
 
-    fn stored(&self, name: &str) -> Result<&Stored> {
+    fn place(&self, name: &str) -> Result<&Place> {
         self.tensors
             .get(name)
             .ok_or_else(|| self.error(format!("has no tensor `{name}`; `names` lists what it has")))
+    }
+
+    fn no_floats(&self, name: &str, info: &TensorInfo) -> Error {
+        self.error(format!(
+            "tensor `{name}` holds {:?}; expected F32, F16, BF16 or F64: convert the file",
+            info.dtype
+        ))
     }
 
     fn error(&self, reason: String) -> Error {
@@ -207,7 +256,7 @@ fn row_bytes(info: &TensorInfo, length: usize, rows: &Range<usize>) -> Option<Ra
 }
 
 /// Checks the header of `file`, which may be anything, and gives each tensor's place.
-fn parse_header(file: &[u8]) -> std::result::Result<BTreeMap<String, Stored>, String> {
+fn parse_header(file: &[u8]) -> std::result::Result<BTreeMap<String, Place>, String> {
     if file.is_empty() {
         return Err("the file is empty; download or save it again".into());
     }
@@ -218,7 +267,7 @@ fn parse_header(file: &[u8]) -> std::result::Result<BTreeMap<String, Stored>, St
     let start = 8 + length;
     check_duplicates(file.get(8..start).unwrap_or_default())
         .map_err(|error| broken(error.to_string()))?;
-    let place = |(name, entry): (String, &Entry)| {
+    let placed = |(name, entry): (String, &Entry)| {
         let (begin, end) = entry.data_offsets;
         let info = TensorInfo {
             dtype: entry.dtype,
@@ -226,14 +275,14 @@ fn parse_header(file: &[u8]) -> std::result::Result<BTreeMap<String, Stored>, St
         };
         (
             name,
-            Stored {
+            Place {
                 info,
                 bytes: start + begin..start + end,
                 strided: None,
             },
         )
     };
-    Ok(metadata.tensors().into_iter().map(place).collect())
+    Ok(metadata.tensors().into_iter().map(placed).collect())
 }
 
 /// A JSON object may name a key twice and readers then disagree on which counts.

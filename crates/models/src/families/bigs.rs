@@ -195,13 +195,13 @@ mod tests {
                 name: &str,
                 shape: &[usize],
                 initial: crate::source::Initial,
-            ) -> Result<Vec<f32>> {
+            ) -> Result<crate::source::Values> {
                 let other = |name: &str| match name.contains("forward") {
                     true => name.replace("forward", "backward"),
                     false => name.replace("backward", "forward"),
                 };
                 if name == "positions.weight" {
-                    return Ok(vec![0.0; shape.iter().product()]);
+                    return Ok(vec![0.0; shape.iter().product()].into());
                 }
                 self.0.parameter(
                     &if self.1 { other(name) } else { name.to_owned() },

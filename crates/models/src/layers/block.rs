@@ -394,7 +394,7 @@ fn leaves(block: &Block) -> Vec<Tensor<1>> {
     let mut leaves = Vec::new();
     block.visit(&mut |parameter| {
         if parameter.is_trainable() {
-            leaves.push(parameter.leaf().clone());
+            leaves.extend(parameter.leaf().cloned());
         }
     });
     leaves

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use espalier_kernels::{
     experts::{Routing, expert_linear, expert_sum},
     linear::{Group, Precision},
+    weight::Weight,
 };
 
 use super::{
@@ -45,7 +46,7 @@ impl ExpertLinear {
         parts: usize,
         deviation: f64,
     ) -> Result<Self> {
-        let weight = builder.parameter(
+        let weight = builder.weight(
             format!("{name}.weight"),
             shape.to_vec(),
             Initial::Normal(deviation),
@@ -61,8 +62,8 @@ impl ExpertLinear {
     }
 
     /// The stacked weight, `[experts, out, in]`.
-    pub fn weight(&self) -> Tensor<3> {
-        self.weight.value()
+    pub fn weight(&self) -> Weight<3> {
+        self.weight.weight()
     }
 
     /// Whether any expert has an active adapter.
@@ -163,7 +164,7 @@ impl ExpertLinear {
         let (inputs, rows, device) = (
             self.weight.shape()[2],
             self.rows(part).len(),
-            self.weight().device(),
+            self.weight.device(),
         );
         let factors = |adapters: &Vec<&LowRank>| {
             let mut down: Vec<Tensor<2>> = adapters.iter().map(|a| a.down.value()).collect();

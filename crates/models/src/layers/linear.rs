@@ -156,7 +156,7 @@ impl Linear {
         bias: bool,
         deviation: f64,
     ) -> Result<Self> {
-        let weight = builder.parameter(
+        let weight = builder.weight(
             format!("{name}.weight"),
             size.to_vec(),
             Initial::Normal(deviation),
@@ -184,7 +184,7 @@ impl Linear {
         initial: [Initial; 2],
     ) -> Result<Self> {
         let [weight, bias] = initial;
-        let weight = builder.parameter(format!("{name}.weight"), size.to_vec(), weight)?;
+        let weight = builder.weight(format!("{name}.weight"), size.to_vec(), weight)?;
         let bias = Some(builder.parameter(format!("{name}.bias"), vec![size[0]], bias)?);
         Ok(Self {
             bias,
@@ -285,7 +285,7 @@ impl Linear {
         group: Group,
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
-        let weight = self.weight.value();
+        let weight = self.weight.weight::<2>();
         let y = match self.fused() {
             Some(adapter) => {
                 let factors = [adapter.down.value(), adapter.up.value()];
@@ -302,7 +302,8 @@ impl Linear {
 
     /// The product with what the active adapters add, without the bias.
     fn adapted<const D: usize>(&self, x: Recomputable<D>) -> Tensor<D> {
-        let product = linear(x.clone(), self.weight.value(), None, self.precision);
+        let weight = self.weight.weight::<2>();
+        let product = linear(x.clone(), weight, None, self.precision);
         let (shape, rows) = (
             product.dims(),
             product.dims().iter().rev().skip(1).product(),

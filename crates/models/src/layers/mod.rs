@@ -18,7 +18,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::{
     Result,
     parameter::Parameter,
-    source::{Initial, ParameterSource},
+    source::{Initial, ParameterSource, Values},
 };
 
 /// Builds layers from a source of weights.
@@ -38,7 +38,7 @@ pub struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// One weight under its full name.
+    /// One weight under its full name, in f32: what is small, or read by more than products and lookups.
     ///
     /// # Errors
     /// When the source has no such weight or another shape.
@@ -49,8 +49,32 @@ impl Builder<'_> {
         initial: Initial,
     ) -> Result<Parameter> {
         let values = self.source.parameter(&name, &shape, initial)?;
+        Ok(self.in_f32(name, shape, values))
+    }
+
+    /// As [`Builder::parameter`] for a matrix or a table, which on the host stays as its file holds it until it is trained.
+    ///
+    /// # Errors
+    /// When the source has no such weight or another shape.
+    pub fn weight(
+        &mut self,
+        name: String,
+        shape: Vec<usize>,
+        initial: Initial,
+    ) -> Result<Parameter> {
+        if self.device != Device::flex() {
+            return self.parameter(name, shape, initial);
+        }
+        match self.source.parameter(&name, &shape, initial)? {
+            Values::Stored(stored) => Ok(Parameter::stored(name, stored)),
+            values => Ok(self.in_f32(name, shape, values)),
+        }
+    }
+
+    fn in_f32(&self, name: String, shape: Vec<usize>, values: Values) -> Parameter {
+        let values = values.into_floats();
         let count = values.len();
         let flat = Tensor::from_data(TensorData::new(values, [count]), &self.device);
-        Ok(Parameter::new(name, shape, flat))
+        Parameter::new(name, shape, flat)
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     families::by_name,
     model::LanguageModel,
     parameter::Parameter,
-    source::{Initial, ParameterSource, Seed},
+    source::{Initial, ParameterSource, Seed, Values},
     spec::{BalanceForm, ChannelSpec, ExpertsSpec, ModelSpec, RouterLosses, RouterSpec},
 };
 
@@ -173,7 +173,7 @@ impl Copies {
 }
 
 impl ParameterSource for Copies {
-    fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Vec<f32>> {
+    fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Values> {
         if let Some(block) = name
             .strip_prefix("blocks.")
             .and_then(|name| name.strip_suffix(".channel.router.weight"))
@@ -183,7 +183,7 @@ impl ParameterSource for Copies {
                 .ok()
                 .and_then(|block: usize| self.options.gates.get(block))
             {
-                Some(gates) => Ok(gates.clone()),
+                Some(gates) => Ok(gates.clone().into()),
                 None => Seed(self.options.seed).parameter(name, shape, Initial::Normal(0.02)),
             };
         }
@@ -195,11 +195,11 @@ impl ParameterSource for Copies {
             None => Vec::new(),
         };
         let values = match parts.is_empty() {
-            true => self.base.get(name).map(Parameter::to_vec),
+            true => self.base.get(name).map(Parameter::values),
             false => (0..shape[0])
                 .map(|expert| self.expert(expert, &parts))
                 .collect::<Option<Vec<_>>>()
-                .map(|e| e.concat()),
+                .map(|experts| experts.concat().into()),
         };
         let missing = || Error::Invalid(format!("the dense model has no weights for `{name}`"));
         values
