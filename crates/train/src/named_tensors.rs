@@ -29,6 +29,10 @@ pub struct NamedTensor<'a> {
 
 /// The elements of a [`NamedTensor`].
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all state is numbers, the larger kind"
+)]
 pub enum Values<'a> {
     /// Kept as f32.
     Floats(Tensor<1>),

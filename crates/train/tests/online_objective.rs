@@ -1,6 +1,6 @@
 //! An objective that uses all that an objective may: a head of its own, rollouts, a buffer, a moving reference. A run that
 //! was stopped or killed goes on bit for bit.
-#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail loudly")]
 
 use std::{
     fs,
