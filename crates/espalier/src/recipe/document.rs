@@ -108,9 +108,14 @@ pub fn parse<T: DeserializeOwned>(
     overrides: &[String],
 ) -> Result<T, RecipeError> {
     let mut below = vec![false; overrides.len()];
-    let mut first: Option<Mismatch> = None;
+    let mut first: Option<Box<Mismatch>> = None;
+    let source = Source {
+        text,
+        name,
+        overrides,
+    };
     loop {
-        let (index, mismatch) = match attempt(text, name, overrides, &below)? {
+        let (index, mismatch) = match source.attempt(&below)? {
             Ok(value) => return Ok(value),
             Err(refused) => refused,
         };
@@ -136,52 +141,75 @@ pub fn parse<T: DeserializeOwned>(
 }
 
 /// A value, or why there is none and which override is to blame.
-type Attempt<T> = Result<T, (Option<usize>, Mismatch)>;
+type Attempt<T> = Result<T, (Option<usize>, Box<Mismatch>)>;
 
-/// Reads the document with its overrides, those marked in `below` one table deeper, in the stage's options.
-fn attempt<T: DeserializeOwned>(
-    text: &str,
-    name: &str,
-    overrides: &[String],
-    below: &[bool],
-) -> Result<Attempt<T>, RecipeError> {
-    let root = DeTable::parse(text).map_err(|error| diagnosis::syntax(&error, text, name))?;
-    let span = root.span();
-    let mut document = Spanned::new(span, DeValue::Table(root.into_inner()));
-    for (index, change) in overrides.iter().enumerate() {
-        overrides::apply(
-            &mut document,
-            change,
-            override_span(text, index),
-            below[index],
-        )
-        .map_err(|reason| RecipeError::Override {
-            text: change.clone(),
-            reason,
-        })?;
+/// The document with the place of every value.
+type Document<'t> = Spanned<DeValue<'t>>;
+
+/// What was given.
+#[derive(Clone, Copy)]
+struct Source<'t> {
+    text: &'t str,
+    name: &'t str,
+    overrides: &'t [String],
+}
+
+impl<'t> Source<'t> {
+    /// Reads the document with its overrides, those marked in `below` one table deeper, in the stage's options.
+    fn attempt<T: DeserializeOwned>(self, below: &[bool]) -> Result<Attempt<T>, RecipeError> {
+        let mut document = self.document(below)?;
+        let defaults = inheritance::take_defaults(&mut document);
+        if let Some(defaults) = &defaults {
+            let probes = inheritance::probes(&document, defaults);
+            for (kind, probe) in probes.map_err(|fault| self.refused(fault))? {
+                match self.check::<T>(&probe) {
+                    // What the defaults leave out, stages say.
+                    Err((_, mismatch)) if mismatch.lacks_key_of(&format!("stage.{kind}")) => {}
+                    Err(mismatch) => return Ok(Err(mismatch)),
+                    Ok(_) => {}
+                }
+            }
+        }
+        let inherited = inheritance::apply(&mut document, defaults.as_ref());
+        inherited.map_err(|fault| self.refused(fault))?;
+        Ok(self.check(&document))
     }
-    let refused = |fault| diagnosis::fault(fault, text, name, overrides);
-    let check = |document: &Spanned<DeValue<'_>>| {
+
+    /// The text as a document, with its overrides.
+    fn document(self, below: &[bool]) -> Result<Document<'t>, RecipeError> {
+        let root = DeTable::parse(self.text)
+            .map_err(|error| diagnosis::syntax(&error, self.text, self.name))?;
+        let mut document = Spanned::new(root.span(), DeValue::Table(root.into_inner()));
+        for (index, change) in self.overrides.iter().enumerate() {
+            let span = override_span(self.text, index);
+            overrides::apply(&mut document, change, span, below[index]).map_err(|reason| {
+                RecipeError::Override {
+                    text: change.clone(),
+                    reason,
+                }
+            })?;
+        }
+        Ok(document)
+    }
+
+    /// Reads the document into its type.
+    fn check<T: DeserializeOwned>(self, document: &Document<'_>) -> Attempt<T> {
+        let Self {
+            text,
+            name,
+            overrides,
+        } = self;
         T::deserialize(ValueDeserializer::from(document.clone())).map_err(|error| {
             let blamed = (0..overrides.len())
                 .find(|index| error.span() == Some(override_span(text, *index)));
             let mismatch = diagnosis::mismatch(&error, document, text, name, overrides);
-            (blamed, mismatch)
+            (blamed, Box::new(mismatch))
         })
-    };
-    let defaults = inheritance::take_defaults(&mut document);
-    if let Some(defaults) = &defaults {
-        for (kind, probe) in inheritance::probes(&document, defaults).map_err(refused)? {
-            match check(&probe) {
-                // What the defaults leave out, stages say.
-                Err((_, mismatch)) if mismatch.lacks_key_of(&format!("stage.{kind}")) => {}
-                Err(mismatch) => return Ok(Err(mismatch)),
-                Ok(_) => {}
-            }
-        }
     }
-    inheritance::apply(&mut document, defaults.as_ref()).map_err(refused)?;
-    Ok(check(&document))
+
+    fn refused(self, fault: inheritance::Fault) -> RecipeError {
+        diagnosis::fault(fault, self.text, self.name, self.overrides)
+    }
 }
 
 /// Reads a file that is small enough to be a recipe.

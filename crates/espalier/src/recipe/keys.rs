@@ -137,17 +137,20 @@ impl<'s> Reference<'s> {
     }
 
     fn choices(&mut self, title: &str, key: &str, choices: &'s [Value]) -> String {
-        let (mut plain, mut tables): (Vec<String>, Vec<String>) = Default::default();
+        let mut kinds = Vec::new();
+        let mut tables = false;
         for choice in choices {
-            if let Some((name, options)) = variant(choice) {
-                self.kind(&format!("{title} {key}"), name, options);
-                tables.push(format!("`{{ {name} = {{...}} }}`"));
-            } else {
-                plain.push(self.kind(title, key, choice));
+            match variant(choice) {
+                // Its name is a choice too.
+                Some((name, options)) => {
+                    tables = true;
+                    self.kind(&format!("{title} {key}"), name, options);
+                }
+                None => kinds.push(self.kind(title, key, choice)),
             }
         }
-        plain.extend(tables);
-        plain.join(" or ")
+        kinds.extend(tables.then(|| "`{ NAME = { OPTIONS } }`".to_owned()));
+        kinds.join(" or ")
     }
 
     fn object(&mut self, title: &str, key: &str, schema: &'s Value) -> String {
