@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use espalier_data::{nearest::suggestion, tokenizer::Tokenizer};
 use espalier_engine::text::TextModel;
+use espalier_kernels::allocator;
 use espalier_models::{
     checkpoint::Checkpoint,
     folder::{self, LoadedModel},
@@ -99,6 +100,7 @@ pub fn open_text_model(path: &Path, device: &Device) -> Result<OpenedModel> {
     let model = loaded.model.frozen();
     let home = tokenizer_folder(&folder, &loaded.base);
     let tokenizer = Tokenizer::load(&home)?;
+    allocator::give_back_freed_memory();
     let (tokens, rows) = (tokenizer.vocabulary_size(), model.spec().vocabulary);
     if tokens > rows {
         let fix = "copy the tokenizer files of this model";

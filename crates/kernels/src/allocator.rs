@@ -119,6 +119,16 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Gives the memory that is free now back to the system, after work that needed much and comes once, as reading a tokenizer.
+pub fn give_back_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[allow(unsafe_code)]
+    // SAFETY: pages without anything alive on them are given back; they come back empty when they are asked for.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Asks glibc to serve all threads from one arena, where models are trained in threads of their own: a thread's arena consists of
 /// 64 MiB at most, and what is larger would be mapped anew each time, freed memory kept or not. Many small allocations on many
 /// threads, as of tokenizers, wait for each other then. To be called before threads start.

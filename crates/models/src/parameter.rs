@@ -4,7 +4,7 @@
 //! that is not trained may stay as its file holds it. Layers ask for the shape they need. Copies share memory until one of them is
 //! changed, which makes snapshots free.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use espalier_kernels::{readback::ReadFloats, stored::Stored, weight::Weight};
@@ -235,6 +235,27 @@ impl Parameter {
                 elements
             }
         }
+    }
+
+    /// Some rows in f32, counted over all axes but the last, outside autodiff: `[rows, width]`.
+    pub fn rows(&self, rows: Range<usize>) -> Tensor<2> {
+        let width = self.shape.last().copied().unwrap_or(1);
+        let size = [rows.len(), width];
+        match &self.weight {
+            Weight::Tensor(flat) => {
+                let place = rows.start * width..rows.end * width;
+                flat.clone().inner().slice([place]).reshape(size)
+            }
+            Weight::Stored(stored) => {
+                floats(stored.expanded_rows(rows), &Device::flex()).reshape(size)
+            }
+        }
+    }
+
+    /// Takes the values of another parameter of the same shape, whose memory both share from then on.
+    pub fn set_values_of(&mut self, other: &Self) {
+        self.weight = other.weight.clone();
+        self.set_trainable(self.trainable);
     }
 
     /// Whether gradients are asked for.

@@ -156,7 +156,7 @@ impl SavedTensors {
     /// As [`SavedTensors::floats`].
     pub fn restore_parameter(&self, name: &str, parameter: &mut Parameter) -> Result<()> {
         let values = self.floats(name, parameter.shape())?;
-        let device = parameter.flat().device();
+        let device = parameter.device();
         parameter.set_data(values, &device);
         Ok(())
     }

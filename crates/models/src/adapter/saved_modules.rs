@@ -4,8 +4,6 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use burn::tensor::Tensor;
-
 use super::{AdapterFile, PEFT_PREFIX};
 use crate::{
     Error, Result,
@@ -29,8 +27,8 @@ struct Replaced {
     parameter: String,
     /// Whether the adapter's values are in the model.
     active: bool,
-    /// The values that are not in the model, `[len]`.
-    aside: Tensor<1>,
+    /// The values that are not in the model, as they were there.
+    aside: Parameter,
 }
 
 impl SavedModules {
@@ -118,7 +116,7 @@ pub fn attach(
                 adapter: adapter.into(),
                 parameter: parameter.name().to_owned(),
                 active: true,
-                aside: parameter.flat(),
+                aside: parameter.clone(),
             });
         }
     });
@@ -187,8 +185,8 @@ fn exchange(model: &mut LanguageModel, index: usize) {
     let mut before = None;
     model.visit_mut(&mut |parameter| {
         if parameter.name() == name {
-            before = Some(parameter.flat());
-            parameter.set_flat(aside.clone());
+            before = Some(parameter.clone());
+            parameter.set_values_of(&aside);
         }
     });
     if let Some(before) = before {

@@ -88,11 +88,7 @@ impl LinearMapMut<'_> {
     /// The base's weight and bias.
     pub fn weights(&self) -> LinearWeights {
         LinearWeights {
-            weight: self
-                .weight
-                .flat()
-                .slice([self.place()])
-                .reshape(self.size()),
+            weight: self.weight.rows(self.rows.clone()),
             bias: self.bias.as_ref().map(|bias| bias.flat()),
         }
     }
@@ -302,8 +298,7 @@ impl Linear {
 
     /// The product with what the active adapters add, without the bias.
     fn adapted<const D: usize>(&self, x: Recomputable<D>) -> Tensor<D> {
-        let weight = self.weight.weight::<2>();
-        let product = linear(x.clone(), weight, None, self.precision);
+        let product = linear(x.clone(), self.weight.weight::<2>(), None, self.precision);
         let (shape, rows) = (
             product.dims(),
             product.dims().iter().rev().skip(1).product(),
