@@ -262,7 +262,7 @@ mod tests {
         // A sign, an exponent from 2^-8 to 2^7 and ten bits.
         let half = |value: &f32| {
             let bits = value.to_bits();
-            (bits >> 16 & 0x8000 | (bits >> 23 & 15) + 7 << 10 | bits & 0x3ff) as u16
+            (bits >> 16 & 0x8000 | (((bits >> 23 & 15) + 7) << 10) | bits & 0x3ff) as u16
         };
         [
             (&F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),

@@ -41,8 +41,8 @@ impl SavedModules {
 
     /// Whether a parameter belongs to this adapter while it is active.
     pub fn replaces(&self, adapter: &str, parameter: &str) -> bool {
-        let same = |r: &Replaced| &*r.adapter == adapter && r.parameter == parameter;
-        self.replaced.iter().any(same)
+        let mut active = self.replaced.iter().filter(|r| r.active);
+        active.any(|r| &*r.adapter == adapter && r.parameter == parameter)
     }
 
     /// The parameters whose values change hands when those adapters become active that `choose` accepts, adapters that leave
