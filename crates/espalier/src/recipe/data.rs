@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use espalier_data::readers::Form;
+use espalier_data::{readers::Form, worlds};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -89,10 +89,10 @@ impl Default for DataOptions {
 }
 
 impl DataOptions {
-    /// Whether the options name one source, and every number is within its range.
+    /// Whether the options name one source that exists as far as can be told, and every number is within its range.
     ///
     /// # Errors
-    /// When they name none or several.
+    /// When they name none or several, or a task or split that no world has.
     pub fn check(&self) -> Result<()> {
         let sources = [
             self.path.is_some(),
@@ -104,13 +104,16 @@ impl DataOptions {
                 "a data source needs one of `path`, `from` and `world`",
             ));
         }
-        match (0.0..=1.0).contains(&self.mistakes) {
-            true => Ok(()),
-            false => Err(Error::usage(format!(
+        if !(0.0..=1.0).contains(&self.mistakes) {
+            return Err(Error::usage(format!(
                 "`mistakes`: {} is outside 0 to 1",
                 self.mistakes
-            ))),
+            )));
         }
+        if let Some(task) = &self.world {
+            worlds::item(task, self.split.parse()?, 0, 0)?;
+        }
+        Ok(())
     }
 
     /// The part of a run's seed that data take: what is fixed stays, and what is held out is the same for all seeds.

@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use espalier_data::{
     encode::{Encoded, Example},
-    worlds::{Item, Split},
+    worlds::{self, Item, Split},
 };
 use espalier_engine::{
     embed::embed,
@@ -27,7 +27,7 @@ use super::{
     model, report,
 };
 use crate::{
-    Result,
+    Error, Result,
     recipe::{DataOptions, shorthand},
 };
 
@@ -93,9 +93,11 @@ pub struct EvaluateStage {
     pub seed: u64,
     /// Items of each task.
     #[serde(default = "default_items")]
+    #[schemars(range(min = 1))]
     pub items: usize,
     /// Longest example in tokens.
     #[serde(default = "default_length")]
+    #[schemars(range(min = 2))]
     pub length: usize,
 }
 
@@ -109,6 +111,15 @@ fn default_length() -> usize {
 
 impl StageKind for EvaluateStage {
     fn check(&self) -> Result<()> {
+        if self.items == 0 || self.length < 2 {
+            return Err(Error::usage(
+                "`items` must be at least 1 and `length` at least 2",
+            ));
+        }
+        let tasks = self.worlds.iter().chain(&self.sampled_worlds);
+        for task in tasks.chain(&self.retrieval) {
+            worlds::item(task, Split::Test, 0, 0)?;
+        }
         Ok(())
     }
 
