@@ -49,7 +49,7 @@ pub struct RecipeFile {
 #[serde(try_from = "EntryTable", into = "EntryTable")]
 pub enum Entry {
     /// One stage.
-    Stage(Stage),
+    Stage(Box<Stage>),
     /// A repetition and its name.
     Repeat(String, Repeat),
 }
@@ -121,7 +121,11 @@ impl From<Recipe> for RecipeFile {
             output: recipe.output,
             seeds: recipe.seeds,
             defaults: None,
-            stage: recipe.stage.into_iter().map(Entry::Stage).collect(),
+            stage: recipe
+                .stage
+                .into_iter()
+                .map(|stage| Entry::Stage(Box::new(stage)))
+                .collect(),
         }
     }
 }
@@ -134,7 +138,7 @@ fn unroll(entries: Vec<Entry>) -> Result<Vec<Stage>, String> {
         match entry {
             Entry::Stage(mut stage) => {
                 refer(&mut stage, |name| Ok(last.get(name).cloned()))?;
-                stages.push(stage);
+                stages.push(*stage);
             }
             Entry::Repeat(name, repeat) => {
                 stages.extend(repeat.unroll(&name, &last)?);

@@ -245,7 +245,7 @@ macro_rules! stage_kinds {
                 let EntryTable { name, like, repeat, $($table),+ } = table;
                 let plain = StageTable { name, like, $($table),+ };
                 match repeat {
-                    None => Stage::try_from(plain).map(Entry::Stage),
+                    None => Stage::try_from(plain).map(|stage| Entry::Stage(Box::new(stage))),
                     Some(repeat) if $(plain.$table.is_none())&&+ => Ok(Entry::Repeat(plain.name, repeat)),
                     Some(_) => Err(format!("stage `{}`: nothing can stand beside `repeat`", plain.name)),
                 }
@@ -256,7 +256,7 @@ macro_rules! stage_kinds {
             fn from(entry: Entry) -> Self {
                 match entry {
                     Entry::Stage(stage) => {
-                        let StageTable { name, like, $($table),+ } = stage.into();
+                        let StageTable { name, like, $($table),+ } = (*stage).into();
                         Self { name, like, repeat: None, $($table),+ }
                     }
                     Entry::Repeat(name, repeat) => {
