@@ -391,29 +391,55 @@ fn inspect_describes_models_and_adapters() {
         value["parameters"].as_u64().unwrap() * 4,
         value["file_bytes"].as_u64().unwrap()
     );
-    // Matrices stay in the mapped file, norms do not.
-    let kinds = value["memory"]["kinds"].as_array().unwrap();
-    let bytes = |place: &str| {
-        let kind = kinds.iter().find(|kind| kind["place"] == place).unwrap();
-        assert_eq!(kind["format"], "f32");
-        kind["bytes"].as_u64().unwrap()
-    };
-    assert!(bytes("mapped") > 10 * bytes("owned"));
+    let whole = &value["memory"]["kinds"][0];
     assert_eq!(
-        bytes("mapped") + bytes("owned"),
-        value["file_bytes"].as_u64().unwrap()
+        (&whole["format"], &whole["place"]),
+        (&"f32".into(), &"owned".into())
     );
-    let embedding = &value["weights"][0];
-    assert_eq!(
-        (&embedding["name"], &embedding["place"]),
-        (&"embedding.weight".into(), &"mapped".into())
-    );
+    assert_eq!(whole["bytes"], value["file_bytes"]);
     let tiny = espalier(&["inspect", model()]);
     assert!(out(&tiny).contains("attention 2/1 heads of 8, rotary 10000 ← RMSNorm"));
     assert!(
         out(&tiny).contains("<|im_start|>user\n  Hello<|im_end|>"),
         "{}",
         out(&tiny)
+    );
+}
+
+/// Matrices of a file in bf16 stay there, norms do not.
+#[test]
+fn inspect_tells_what_stays_in_the_file() {
+    use espalier_models::{checkpoint::Dtype, folder};
+    let loaded = folder::load(fixture("qwen3").as_ref(), &burn::tensor::Device::flex()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    folder::save(
+        &loaded.model,
+        folder.path(),
+        Some(&loaded.config),
+        Dtype::BF16,
+    )
+    .unwrap();
+    let value = json(&espalier(&[
+        "inspect",
+        folder.path().to_str().unwrap(),
+        "--json",
+    ]));
+    let kinds = value["memory"]["kinds"].as_array().unwrap();
+    let kind = |format: &str, place: &str| {
+        let same = |kind: &&serde_json::Value| kind["format"] == format && kind["place"] == place;
+        kinds.iter().find(same).unwrap()["bytes"].as_u64().unwrap()
+    };
+    let (mapped, owned) = (kind("bf16", "mapped"), kind("f32", "owned"));
+    assert!(mapped > 10 * owned);
+    assert_eq!(mapped + owned / 2, value["file_bytes"].as_u64().unwrap());
+    assert_eq!(
+        mapped + owned,
+        value["memory"]["load_bytes"].as_u64().unwrap()
+    );
+    let embedding = &value["weights"][0];
+    assert_eq!(
+        (&embedding["name"], &embedding["place"]),
+        (&"embedding.weight".into(), &"mapped".into())
     );
 }
 

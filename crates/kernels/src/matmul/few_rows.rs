@@ -14,6 +14,9 @@ pub(super) const LIMIT: usize = 6;
 /// Columns of a task.
 const COLUMNS: usize = 64;
 
+/// Rows of bytes that are asked for before they are read.
+const AHEAD: usize = 3;
+
 /// Where the result goes.
 #[derive(Clone, Copy)]
 struct Output {
@@ -157,6 +160,7 @@ fn stored_columns(
     let is_whole = column == 0 && stored.format.row_bytes(depth) == Some(stored.row(0).len());
     if let ([out], true, true) = (&mut *out, transposed, is_whole) {
         for (out, row) in out.iter_mut().zip(row + first..) {
+            stored.prefetch(row + AHEAD);
             *out += stored.format.dot(left, stored.row(row));
         }
         return;

@@ -214,6 +214,28 @@ impl<'a> StoredRows<'a> {
         &self.bytes[row * self.row_bytes..(row + 1) * self.row_bytes]
     }
 
+    /// Asks for the bytes of a row before they are read: the processor itself looks ahead no further than the end of a page, and a
+    /// mapped file has small ones.
+    pub fn prefetch(&self, row: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(bytes) = self
+            .bytes
+            .get(row * self.row_bytes..(row + 1) * self.row_bytes)
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            const LINE: usize = 64;
+            for line in bytes.chunks(LINE) {
+                #[allow(unsafe_code)]
+                // SAFETY: every x86-64 processor has the instruction, and it reads nothing.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = row;
+    }
+
     /// Writes the numbers of a row from a column on.
     pub fn expand(&self, row: usize, first: usize, out: &mut [f32]) {
         self.format.expand(self.row(row), first, out);

