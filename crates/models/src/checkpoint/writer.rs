@@ -493,7 +493,7 @@ mod tests {
             .contains("planned twice")
         );
         assert!(
-            refused(vec![tensor("a", Dtype::I8, &[1])])
+            refused(vec![tensor("a", Dtype::F4, &[1])])
                 .contains("use F32, F16, BF16, I64, U8 or I8")
         );
         assert!(refused(vec![tensor("a", Dtype::F32, &[usize::MAX, 2])]).contains("overflows"));
