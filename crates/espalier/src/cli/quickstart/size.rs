@@ -48,6 +48,9 @@ impl Size {
 /// Billions of operations a second of the faster products, from which on the full size takes about three minutes.
 const FULL_FROM: f64 = 250.0;
 
+/// How much faster products must be in bf16 to make up for the rounding of what they read, which loops outside of them do.
+const WORTH_ROUNDING: f64 = 1.2;
+
 /// What the quickstart grows, and the arithmetic of its products.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choice {
@@ -92,7 +95,7 @@ impl Speed {
 
     /// The choice for a machine of this speed.
     pub fn choice(self) -> Choice {
-        let precision = match self.bf16 > self.f32 {
+        let precision = match self.bf16 > WORTH_ROUNDING * self.f32 {
             true => Precision::Bf16,
             false => Precision::F32,
         };
@@ -130,6 +133,7 @@ mod tests {
         let of = |size, precision| Choice { size, precision };
         assert_eq!(choice(195.0, 400.0), of(Size::Full, Precision::Bf16));
         assert_eq!(choice(130.0, 90.0), of(Size::Small, Precision::F32));
+        assert_eq!(choice(133.0, 135.0), of(Size::Small, Precision::F32));
         assert_eq!(choice(600.0, 90.0), of(Size::Full, Precision::F32));
     }
 
