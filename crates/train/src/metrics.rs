@@ -4,8 +4,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, Write},
+    fs::{File, OpenOptions},
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -174,26 +174,34 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens the log and keeps only lines up to and including `step`; a torn last line is dropped.
+    /// Opens the log as it was when it had so many bytes: what was written after that is written again. One that is shorter stays
+    /// as it is.
     ///
     /// # Errors
     /// When the file cannot be read or written.
-    pub fn open(path: &Path, step: usize) -> Result<Self> {
-        if path.exists() {
-            let kept = lines_up_to(path, step)?;
-            let partial = path.with_extension("jsonl.partial");
-            fs::write(&partial, kept).map_err(Error::file(&partial))?;
-            fs::rename(&partial, path).map_err(Error::file(path))?;
-        }
+    pub fn open(path: &Path, bytes: u64) -> Result<Self> {
         let file = OpenOptions::new()
             .create(true)
             .append(true)
             .open(path)
             .map_err(Error::file(path))?;
-        Ok(Self {
+        let mut log = Self {
             path: path.to_owned(),
             file,
-        })
+        };
+        if log.bytes()? > bytes {
+            log.file.set_len(bytes).map_err(Error::file(path))?;
+        }
+        Ok(log)
+    }
+
+    /// Bytes so far.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn bytes(&mut self) -> Result<u64> {
+        let end = self.file.metadata().map_err(Error::file(&self.path))?;
+        Ok(end.len())
     }
 
     /// Appends one line: `step` and `values`. A number that is not finite becomes null, as JSON has none.
@@ -215,25 +223,10 @@ impl MetricsLog {
     }
 }
 
-fn lines_up_to(path: &Path, step: usize) -> Result<String> {
-    let file = File::open(path).map_err(Error::file(path))?;
-    let mut kept = String::new();
-    for line in BufReader::new(file).lines() {
-        let line = line.map_err(Error::file(path))?;
-        let number = serde_json::from_str::<Value>(&line)
-            .ok()
-            .and_then(|v| v.get("step").and_then(Value::as_u64));
-        if number.is_some_and(|number| number as usize <= step) {
-            kept.push_str(&line);
-            kept.push('\n');
-        }
-    }
-    Ok(kept)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn windows_come_back_from_their_bits() {
@@ -266,12 +259,11 @@ mod tests {
             fs::read_to_string(&path).unwrap() + "{\"step\": 4, \"lo",
         )
         .unwrap();
-        let mut log = MetricsLog::open(&path, 2).unwrap();
+        let two = "{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":0.5}\n";
+        let mut log = MetricsLog::open(&path, two.len() as u64).unwrap();
+        assert_eq!(log.bytes().unwrap(), two.len() as u64);
         log.write(3, &[("loss".into(), 0.25)]).unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(
-            text,
-            "{\"step\":1,\"loss\":0.5}\n{\"step\":2,\"loss\":0.5}\n{\"step\":3,\"loss\":0.25}\n"
-        );
+        assert_eq!(text, format!("{two}{{\"step\":3,\"loss\":0.25}}\n"));
     }
 }

@@ -18,7 +18,7 @@ use espalier_models::{model::LanguageModel, parameter::Parameter};
 use crate::{
     Error, Result,
     batch::Sample,
-    checkpoint::{self, Progress, Tensors},
+    checkpoint::{self, Progress, Tensors, Whole},
     evaluation::{Evaluation, evaluate},
     metrics::{MetricsLog, Window},
     named_tensors::{NamedTensor, SavedTensors},
@@ -52,6 +52,8 @@ pub struct Run<'a> {
 pub enum Event {
     /// Training goes on from a checkpoint after this step.
     Resumed(usize),
+    /// Something of the run's folder is not as it should be; training goes on all the same.
+    Remark(String),
     /// A step is done.
     Step {
         /// The step, from 1.
@@ -116,9 +118,12 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     run.objective.prepare(&run.model, &mut run.validation)?;
     trained::check_keys(&run.model, run.objective)?;
     let mut optimiser = run.options.optimiser.build(&run.options);
-    let resumed = checkpoint::newest(&checkpoints, &run.fingerprint)?;
+    let (resumed, passed_over) = checkpoint::newest(&checkpoints, &run.fingerprint)?;
+    passed_over
+        .into_iter()
+        .for_each(|remark| events(&Event::Remark(remark)));
     let progress = match resumed {
-        Some((progress, tensors)) => {
+        Some(Whole { progress, tensors }) => {
             restore(&mut run, optimiser.as_mut(), &progress, &tensors)?;
             events(&Event::Resumed(progress.step));
             progress
@@ -129,7 +134,12 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
             Progress::start(&run.fingerprint)
         }
     };
-    let log = MetricsLog::open(&run.folder.join("metrics.jsonl"), progress.step)?;
+    let path = run.folder.join("metrics.jsonl");
+    let mut log = MetricsLog::open(&path, progress.log)?;
+    if log.bytes()? < progress.log {
+        let remark = "is shorter than at the last checkpoint; its earlier lines are lost";
+        events(&Event::Remark(format!("{} {remark}", path.display())));
+    }
     let order = Order::new(run.samples.len(), run.options.seed);
     let started = Instant::now();
     let read_before = progress.tokens;
@@ -370,6 +380,7 @@ impl State<'_> {
         trained::visit(&self.run.model, self.run.objective, &mut |key, p| {
             weights.push(NamedTensor::parameter(key, p));
         });
+        self.progress.log = self.log.bytes()?;
         let objective = self.run.objective.state();
         self.progress.metrics = self.window.to_bits();
         self.progress.objective = objective.value;
@@ -409,11 +420,12 @@ impl State<'_> {
     }
 
     fn finish(mut self, started: Instant, events: &mut dyn FnMut(&Event)) -> Result<Outcome> {
+        // Before the last evaluation, whose line is written again where the run is killed after it.
+        let checkpoints = self.run.folder.join("checkpoints");
+        self.checkpoint(&checkpoints, 1)?;
         let (validation_loss, validation_metrics) = self
             .evaluate(events)?
             .map_or((None, Vec::new()), |(loss, metrics)| (Some(loss), metrics));
-        let checkpoints = self.run.folder.join("checkpoints");
-        self.checkpoint(&checkpoints, 1)?;
         self.run.model.set_precision(Precision::F32);
         Ok(Outcome {
             model: self.run.model.frozen(),

@@ -276,6 +276,7 @@ fn complaint(file: &str, change: impl Fn(&mut Vec<NamedTensor<'_>>)) -> String {
     let mut tensors: Vec<_> = saved.names().map(tensor).collect();
     change(&mut tensors);
     named_tensors::write(&path, &tensors).unwrap();
+    checkpoint::seal(newest.last().unwrap()).unwrap();
     let error = run(folder.path(), &mut Parity::default(), &mut |_| {});
     error.unwrap_err().to_string()
 }

@@ -8,6 +8,7 @@ pub mod data;
 pub mod evaluate;
 pub mod hashes;
 pub mod kinds;
+mod lock;
 pub mod model;
 pub mod record;
 pub mod report;
@@ -28,6 +29,7 @@ use self::{
     artifacts::{Artifact, Artifacts},
     hashes::FileHashes,
     kinds::{ArtifactKind, Workplace},
+    lock::Lock,
     record::{Past, Record},
 };
 use crate::{
@@ -64,6 +66,7 @@ impl Voice for Silent {
 pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
     check(recipe)?;
     fs::create_dir_all(&recipe.output).map_err(Error::file(&recipe.output))?;
+    let _lock = Lock::take(&recipe.output)?;
     write_recipe(recipe)?;
     let mut hashes = FileHashes::open(&recipe.output);
     match recipe.seeds.is_empty() {

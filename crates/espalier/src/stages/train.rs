@@ -285,6 +285,7 @@ fn say_plan(plan: &Plan, voice: &mut dyn Voice) {
 
 fn say_event(event: &Event, objective: Registered, voice: &mut dyn Voice) {
     match event {
+        Event::Remark(remark) => voice.say(&format!("   {remark}")),
         Event::Resumed(step) => voice.say(&format!("   goes on after step {step}")),
         Event::Step {
             step,

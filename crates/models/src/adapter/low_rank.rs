@@ -13,11 +13,14 @@ use serde_json::Value;
 use super::{
     AdapterFile, AdapterKind, Fresh, PEFT_PREFIX, Registration, each_linear,
     linear_adapter::{LinearAdapter, LinearPass, LinearWeights},
-    linear_parts, target_modules,
+    linear_parts, no_module, target_modules,
 };
 use crate::{
     Result,
-    checkpoint::PeftConfig,
+    checkpoint::{
+        PeftConfig,
+        peft_config::{Targets, is_named},
+    },
     families::{Family, config::Config},
     layers::linear::LinearMapMut,
     layout::{self, Module, StoredTensor},
@@ -77,6 +80,14 @@ impl LinearAdapter for LowRank {
     }
 }
 
+/// What a file is compared with.
+struct MapSize {
+    /// Outputs and inputs.
+    size: [usize; 2],
+    /// Whether the map is an expert's.
+    of_expert: bool,
+}
+
 /// The values of an adapter of one map.
 struct Factors {
     down: Vec<f32>,
@@ -112,25 +123,52 @@ fn names(module: &Module) -> [String; 2] {
 }
 
 impl PeftConfig {
+    /// Whether the file may lack a module: it must not, where the configuration targets it. PEFT adapts experts only where the
+    /// model's own code has a layer for each.
+    fn lacking(
+        &self,
+        module: &Module,
+        sizes: &HashMap<String, MapSize>,
+        file: &AdapterFile,
+    ) -> Result<()> {
+        let of_experts = module.maps.iter().all(|map| sizes[map].of_expert);
+        if of_experts || !targeted(self, &module.name) {
+            return Ok(());
+        }
+        Err(file.error(format!(
+            "no tensors for `{}`, which the configuration targets",
+            module.name
+        )))
+    }
+
     /// What the file has for the maps of a module; `sizes` are outputs and inputs of all maps.
     fn factors(
         &self,
         module: &Module,
-        sizes: &HashMap<String, [usize; 2]>,
+        sizes: &HashMap<String, MapSize>,
         file: &mut AdapterFile,
     ) -> Result<Vec<(String, Factors)>> {
         let names = names(module);
         let [Some(down), Some(up)] = names.each_ref().map(|name| file.shape(name)) else {
-            return Ok(Vec::new());
+            return self.lacking(module, sizes, file).map(|()| Vec::new());
         };
         let (down, up) = (down.to_vec(), up.to_vec());
-        let sizes: Vec<[usize; 2]> = module.maps.iter().map(|map| sizes[map]).collect();
-        let rank = down.first().copied().unwrap_or(0);
+        let sizes: Vec<[usize; 2]> = module.maps.iter().map(|map| sizes[map].size).collect();
+        let (rank, expected) = (
+            down.first().copied().unwrap_or(0),
+            self.rank_for(&module.name),
+        );
         let outputs = sizes.iter().map(|[outputs, _]| outputs).sum();
         let fits = |[_, inputs]: &[usize; 2]| down == [rank, *inputs];
         if !sizes.iter().all(fits) || up != [outputs, rank] {
             return Err(file.error(format!(
                 "`{}` has shapes {down:?} and {up:?}, which do not fit the base",
+                module.name
+            )));
+        }
+        if targeted(self, &module.name) && rank != expected {
+            return Err(file.error(format!(
+                "`{}` has rank {rank}, but the configuration says {expected}",
                 module.name
             )));
         }
@@ -162,7 +200,15 @@ impl AdapterKind for PeftConfig {
     /// `A` is uniform within `1 / sqrt(inputs)` and `B` zero.
     fn attach(&self, model: &mut LanguageModel, family: &Family, fresh: Fresh<'_>) -> Result<()> {
         let mut planned = HashMap::new();
-        for module in target_modules(model, family, &|module| targeted(self, module))? {
+        let modules = target_modules(model, family, &|module| targeted(self, module))?;
+        if let Targets::List(entries) = &self.target_modules {
+            let all = layout::modules(model, family);
+            let meant = |entry: &String| all.iter().any(|m| is_named(&m.name, entry));
+            if let Some(strange) = entries.iter().find(|entry| !meant(entry)) {
+                return Err(no_module("target_modules", strange, model, family));
+            }
+        }
+        for module in modules {
             let of_module = (self.rank_for(&module.name), self.scale_for(&module.name));
             planned.extend(module.maps.into_iter().map(|map| (map, of_module)));
         }
@@ -217,7 +263,8 @@ impl AdapterKind for PeftConfig {
     ) -> Result<()> {
         let mut sizes = HashMap::new();
         model.visit_linears(&mut |map| {
-            sizes.insert(map.name.clone(), map.size());
+            let (size, of_expert) = (map.size(), map.expert.is_some());
+            sizes.insert(map.name.clone(), MapSize { size, of_expert });
         });
         let mut by_map = HashMap::new();
         for module in layout::modules(model, family) {

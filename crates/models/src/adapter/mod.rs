@@ -15,7 +15,7 @@ mod on_model;
 pub mod saved_modules;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt::Debug,
     path::{Path, PathBuf},
     sync::Arc,
@@ -386,6 +386,22 @@ pub fn target_modules(
     }
 }
 
+/// An entry of a list of modules that means none of the model's.
+pub fn no_module(key: &str, entry: &str, model: &LanguageModel, family: &Family) -> Error {
+    let names = layout::stored_tensors(model, family);
+    let modules = names.iter().filter_map(|tensor| {
+        let (module, _) = tensor.name.rsplit_once('.')?;
+        Some(module.rsplit('.').next().unwrap_or(module))
+    });
+    let known: BTreeSet<&str> = modules.collect();
+    let hint = suggestion(entry, known.iter().copied());
+    let all: Vec<&str> = known.into_iter().collect();
+    Error::Invalid(format!(
+        "`{key}`: no module of the model is named `{entry}`{hint}; there are {}",
+        all.join(", ")
+    ))
+}
+
 /// The parts of an adapter at linear maps, by the maps' names.
 pub fn linear_parts<'a>(
     model: &'a LanguageModel,
@@ -425,6 +441,15 @@ pub fn each_linear(
 pub fn load(folder: &Path, changes: &Map<String, Value>, device: &Device) -> Result<LoadedModel> {
     let adapter = Adapter::read(folder)?;
     let base = base_folder(folder, &adapter)?;
+    if base.join(CONFIGURATION).is_file() {
+        return Err(Error::Adapter {
+            path: folder.join(CONFIGURATION),
+            reason: format!(
+                "its base {} is an adapter itself; merge that into its own base first, and name the result here",
+                base.display()
+            ),
+        });
+    }
     let mut loaded = folder::load_changed(&base, changes, device)?;
     let family = loaded.family()?;
     adapter.load(&mut loaded.model, family, folder)?;

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{AdapterFile, PEFT_PREFIX};
+use super::{AdapterFile, PEFT_PREFIX, no_module};
 use crate::{
     Error, Result,
     checkpoint::peft_config::is_named,
@@ -104,7 +104,16 @@ pub fn attach(
     if saved.iter().any(|name| name == "lm_head") {
         model.untied_head();
     }
-    let parts: Vec<String> = (family.tensors)(model.spec())
+    let entries = (family.tensors)(model.spec());
+    let is_there = |name: &&String| {
+        entries
+            .iter()
+            .any(|e| is_saved(&e.name, std::slice::from_ref(*name)))
+    };
+    if let Some(strange) = saved.iter().find(|name| !is_there(name)) {
+        return Err(no_module("modules_to_save", strange, model, family));
+    }
+    let parts: Vec<String> = entries
         .into_iter()
         .filter(|entry| is_saved(&entry.name, saved))
         .flat_map(|entry| entry.parts)
@@ -132,10 +141,10 @@ pub fn attach(
     Ok(())
 }
 
-/// Puts the file's values into the modules that `saved` names; modules that the file lacks keep the base's.
+/// Puts the file's values into the modules that `saved` names.
 ///
 /// # Errors
-/// When a tensor has another shape than its module.
+/// When the file lacks a tensor of such a module, or one has another shape than its module.
 pub fn read(
     model: &mut LanguageModel,
     family: &Family,
@@ -147,10 +156,9 @@ pub fn read(
         // PEFT's own files leave the prefix out of some names.
         let bare = tensor.name.strip_prefix(PEFT_PREFIX);
         let mut names = [Some(tensor.name.as_str()), bare].into_iter().flatten();
-        if let Some(name) = names.find(|name| file.shape(name).is_some()) {
-            let read = file.read(name, &tensor.shape)?;
-            values.extend(tensor.split(read));
-        }
+        let name = names.find(|name| file.shape(name).is_some());
+        let read = file.read(name.unwrap_or(&tensor.name), &tensor.shape)?;
+        values.extend(tensor.split(read));
     }
     set_values(model, values);
     Ok(())
