@@ -40,12 +40,13 @@ impl Example {
 
     /// Number of tokens that the loss asks for. The first token has nothing before it and never counts.
     pub fn target_count(&self) -> usize {
-        self.targets
-            .iter()
-            .skip(1)
-            .filter(|target| **target)
-            .count()
+        predicted(&self.targets).count()
     }
+}
+
+/// The places of targets that something stands before: the first token of a text is never predicted.
+pub(crate) fn predicted(targets: &[bool]) -> impl Iterator<Item = usize> + '_ {
+    (1..targets.len()).filter(|place| targets[*place])
 }
 
 /// A better and a worse continuation of the same prompt; `targets` marks the continuation.

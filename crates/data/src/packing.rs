@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::encode::Example;
+use crate::encode::{Example, predicted};
 
 /// Several examples side by side; all fields have the same length, at most the row length.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -40,9 +40,7 @@ impl Row {
     /// assert_eq!(row.predictions().collect::<Vec<_>>(), [(1, 7)]);
     /// ```
     pub fn predictions(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
-        (1..self.ids.len())
-            .filter(|t| self.targets[*t])
-            .map(|t| (t - 1, self.ids[t]))
+        predicted(&self.targets).map(|t| (t - 1, self.ids[t]))
     }
 
     /// For each token, how many tokens of its text stand before the first target: the prompt, which an answer follows. A text
@@ -57,7 +55,7 @@ impl Row {
         let mut prompts = Vec::with_capacity(self.ids.len());
         for text in self.segments.chunk_by(|a, b| a == b) {
             let start = prompts.len();
-            let first = (1..text.len()).find(|t| self.targets[start + t]);
+            let first = predicted(&self.targets[start..start + text.len()]).next();
             let prompt = first.unwrap_or(text.len()) as u32;
             prompts.extend(std::iter::repeat_n(prompt, text.len()));
         }

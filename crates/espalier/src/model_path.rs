@@ -116,14 +116,6 @@ pub fn open_text_model(path: &Path, device: &Device) -> Result<OpenedModel> {
     })
 }
 
-/// As [`open_text_model`], without the folders.
-///
-/// # Errors
-/// As [`open_text_model`].
-pub fn load_text_model(path: &Path, device: &Device) -> Result<TextModel> {
-    Ok(open_text_model(path, device)?.text)
-}
-
 /// Where the tokenizer is: in the adapter's folder where it has one, else in the base model's; beside a model that is a file.
 pub fn tokenizer_folder(folder: &Path, base: &Path) -> PathBuf {
     let own = Tokenizer::file_in(folder).is_some();
