@@ -14,7 +14,7 @@ use espalier_models::{
     folder::{self, LoadedModel},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, stages::folder::is_out_of_place};
 
 /// A model that speaks, and where it came from.
 #[derive(Debug, Clone)]
@@ -145,6 +145,7 @@ fn stages(run: &Path) -> Vec<PathBuf> {
     };
     let mut stages: Vec<(u32, String)> = names(run)
         .into_iter()
+        .filter(|name| !is_out_of_place(name))
         .filter_map(|name| Some((number(&name)?, name)))
         .collect();
     stages.sort();

@@ -7,10 +7,10 @@ use std::{path::PathBuf, time::Instant};
 use espalier_evaluate::report::Table;
 use serde_json::Value;
 
-use self::size::{Choice, Size, Speed};
+use self::size::{Choice, SHORT_STEPS, Size, Speed, holds_more_than_short};
 use super::Context;
 use crate::{
-    Result,
+    Error, Result,
     recipe::{Recipe, document},
     stages::{self, Voice, kinds::Kind},
     units,
@@ -45,6 +45,12 @@ pub struct QuickstartArgs {
 /// # Errors
 /// When a stage fails, or the disk is full.
 pub fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
+    if args.short && holds_more_than_short(&args.output) {
+        return Err(Error::usage(format!(
+            "`{}` holds a whole run, which `--short` would replace; give another folder, as in `--output runs/short`",
+            args.output.display()
+        )));
+    }
     let started = Instant::now();
     let mut voice = TerminalVoice::new(context.terminal);
     let recipe = recipe(args, choice(args, context, &mut voice))?;
@@ -91,7 +97,7 @@ fn recipe(args: &QuickstartArgs, choice: Choice) -> Result<Recipe> {
             train.options.seed = args.seed;
             train.options.precision = choice.precision;
             if args.short {
-                train.options.steps = Some(3);
+                train.options.steps = Some(SHORT_STEPS);
                 let more = train.new.iter_mut().flat_map(|new| &mut new.tokenizer_data);
                 train
                     .data

@@ -25,6 +25,8 @@ const PREVIOUS: &str = "previous.";
 #[schemars(title = "Recipe")]
 pub struct RecipeFile {
     /// The run's folder.
+    #[serde(deserialize_with = "named_folder")]
+    #[schemars(extend("minLength" = 1))]
     pub output: PathBuf,
     /// The whole recipe is run once for each of these, in `seed-N/` of the run's folder; mean and spread of every figure are reported.
     ///
@@ -70,6 +72,16 @@ pub struct Repeat {
     /// What is done in every round, in order.
     #[schemars(with = "Vec<StageTable>")]
     pub stage: Vec<Stage>,
+}
+
+fn named_folder<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let folder = PathBuf::deserialize(deserializer)?;
+    match folder.as_os_str().is_empty() {
+        false => Ok(folder),
+        true => Err(D::Error::custom(
+            "the folder's name is empty; expected one such as `runs/mine`",
+        )),
+    }
 }
 
 fn rounds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {

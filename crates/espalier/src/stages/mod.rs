@@ -6,6 +6,7 @@
 pub mod artifacts;
 pub mod data;
 pub mod evaluate;
+pub mod folder;
 pub mod hashes;
 pub mod kinds;
 mod lock;
@@ -27,6 +28,7 @@ use serde_json::{Map, Value};
 
 use self::{
     artifacts::{Artifact, Artifacts},
+    folder::StageFolder,
     hashes::FileHashes,
     kinds::{ArtifactKind, Workplace},
     lock::Lock,
@@ -82,7 +84,14 @@ fn check(recipe: &Recipe) -> Result<()> {
         let wrong = |error: Error| Error::usage(format!("stage `{}`: {error}", stage.name));
         stage.kind.work().check().map_err(wrong)?;
     }
-    artifacts::check_inputs(&recipe.stage)
+    artifacts::check_inputs(&recipe.stage)?;
+    match recipe.seeds.is_empty() {
+        true => folder::check_own_folders(recipe),
+        false => {
+            let mut runs = recipe.seeds.iter().map(|seed| recipe.of_seed(*seed));
+            runs.try_for_each(|run| folder::check_own_folders(&run))
+        }
+    }
 }
 
 /// Runs a recipe without regard to its seeds.
@@ -163,35 +172,53 @@ struct Run<'a> {
 impl Run<'_> {
     /// Runs a stage unless it is done, and gives its figures.
     fn stage(&mut self, number: usize, stage: &Stage) -> Result<Value> {
-        let folder = stage_folder(self.folder, number, &stage.name);
-        fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
+        let folder = StageFolder::open(stage_folder(self.folder, number, &stage.name))?;
         let fingerprint = self.artifacts.fingerprint(stage, self.hashes)?;
         let title = format!("{number:02} {}", stage.name);
-        let record = match record::past(&folder, &fingerprint, stage, self.hashes) {
+        let record = match record::past(&folder.home, &fingerprint, stage, self.hashes) {
             Past::Done(record) => {
                 self.voice.say(&format!("{title}: done before"));
                 record
             }
             Past::Outdated(reason) => {
-                self.voice.say(&format!("{title}: {reason}; run again"));
-                record::clear(&folder)?;
-                self.perform(stage, folder.clone(), fingerprint)?
+                let place = folder.home.display();
+                self.voice.say(&format!(
+                    "{title}: {reason}; run again to replace {place}, which stays until then"
+                ));
+                self.replace(stage, &folder, fingerprint)?
             }
             Past::Unfinished => {
                 self.voice.say(&title);
-                self.perform(stage, folder.clone(), fingerprint)?
+                self.perform(stage, folder.home.clone(), fingerprint)?
             }
         };
         for output in stage.kind.work().outputs() {
             let (name, path) = (
                 artifacts::name(&stage.name, &output),
-                folder.join(output.path),
+                folder.home.join(output.path),
             );
             let hash = record.artifacts.get(&name).cloned().unwrap_or_default();
             self.artifacts.insert(name, Artifact { path, hash });
         }
         self.hashes.save()?;
         Ok(record.result)
+    }
+
+    /// Does a stage's work beside its finished result, and puts what it leaves in the place of that.
+    fn replace(
+        &mut self,
+        stage: &Stage,
+        folder: &StageFolder,
+        fingerprint: String,
+    ) -> Result<Record> {
+        let partial = &folder.partial;
+        fs::create_dir_all(partial).map_err(Error::file(partial))?;
+        let record = match record::past(partial, &fingerprint, stage, self.hashes) {
+            Past::Done(record) => record,
+            _ => self.perform(stage, partial.clone(), fingerprint)?,
+        };
+        folder.exchange()?;
+        Ok(record)
     }
 
     /// Does a stage's work and records it.

@@ -103,6 +103,7 @@ pub fn open(
     if !path.is_dir() && !folder::is_bare(path) {
         return Err(missing(path));
     }
+    let path = &model_path::resolve_model(path)?;
     let loaded = folder::load_changed(path, changes, device)?;
     let place = model_path::tokenizer_folder(path, &loaded.base);
     let tokenizer = with_template(Tokenizer::load(&place)?, template)?;

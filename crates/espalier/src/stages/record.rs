@@ -61,24 +61,6 @@ pub fn past(folder: &Path, fingerprint: &str, stage: &Stage, hashes: &mut FileHa
     }
 }
 
-/// Removes what the stage left, the record last: whatever happens meanwhile, a run that begins anew knows that it may.
-///
-/// # Errors
-/// When a file cannot be removed.
-pub fn clear(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(Error::file(folder))? {
-        let path = entry.map_err(Error::file(folder))?.path();
-        let removed = match path.is_dir() && !path.is_symlink() {
-            true => fs::remove_dir_all(&path),
-            false if path.ends_with(NAME) => Ok(()),
-            false => fs::remove_file(&path),
-        };
-        removed.map_err(Error::file(&path))?;
-    }
-    let record = folder.join(NAME);
-    fs::remove_file(&record).map_err(Error::file(&record))
-}
-
 /// Records that a stage is done.
 ///
 /// # Errors

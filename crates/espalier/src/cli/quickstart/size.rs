@@ -45,6 +45,9 @@ impl Size {
     }
 }
 
+/// Steps of every training stage of a short quickstart.
+pub const SHORT_STEPS: usize = 3;
+
 /// Billions of operations a second of the faster products, from which on the full size takes about three minutes.
 const FULL_FROM: f64 = 250.0;
 
@@ -75,6 +78,16 @@ impl Choice {
             _ => None,
         })
     }
+}
+
+/// Whether a folder holds a run that is no short quickstart.
+pub fn holds_more_than_short(folder: &Path) -> bool {
+    let file = folder.join("recipe.toml");
+    let is_short = |recipe: Recipe| {
+        let mut stages = recipe.stage.iter();
+        stages.any(|stage| matches!(&stage.kind, Kind::Train(train) if train.options.steps == Some(SHORT_STEPS)))
+    };
+    file.exists() && !document::load(&file, &[]).is_ok_and(is_short)
 }
 
 /// Products as large as those of a training step, measured for a second in each arithmetic.

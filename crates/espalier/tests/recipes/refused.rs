@@ -1,0 +1,1 @@
+//! Keys that would be ignored, and values that make no sense, are refused before anything runs.
