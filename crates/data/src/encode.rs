@@ -183,7 +183,7 @@ impl Encoder {
             rejected: example(rejected),
         };
         if pair.chosen.target_count() == 0 || pair.rejected.target_count() == 0 {
-            return Ok(dropped("no token of an answer is left within max_length"));
+            return Ok(dropped("no token of an answer is left within `length`"));
         }
         Ok(Encoded::Pair(pair))
     }
@@ -221,7 +221,7 @@ impl Encoder {
 
 fn keep(example: Example) -> Encoded {
     match example.target_count() {
-        0 => dropped("no token to learn is left within max_length"),
+        0 => dropped("no token to learn is left within `length`"),
         _ => Encoded::Example(example),
     }
 }

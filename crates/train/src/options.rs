@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, optimisers::OptimiserName};
 
-/// How long, how fast and how often. Every key may stand in a recipe's `train` table.
+/// How long, how fast and how often.
 ///
 /// ```
 /// use espalier_train::options::TrainOptions;
@@ -179,7 +179,12 @@ impl TrainOptions {
         positive("steps", self.steps.unwrap_or(1))?;
         positive("log_every", self.log_every)?;
         positive("keep_checkpoints", self.keep_checkpoints)?;
-        within("epochs", self.epochs, f64::MIN_POSITIVE, 1e6)?;
+        if !(self.epochs > 0.0 && self.epochs <= 1e6) {
+            return Err(Error::Option {
+                key: "epochs",
+                reason: format!("{} is not above 0 and at most 1000000", self.epochs),
+            });
+        }
         within("dropout", self.dropout, 0.0, 0.99)?;
         within("label_smoothing", self.label_smoothing, 0.0, 0.99)?;
         within("learning_rate", self.learning_rate, 0.0, 1e3)?;

@@ -94,15 +94,15 @@ impl DataOptions {
     /// # Errors
     /// When they name none or several, or a task or split that no world has.
     pub fn check(&self) -> Result<()> {
-        let sources = [
-            self.path.is_some(),
-            self.from.is_some(),
-            self.world.is_some(),
-        ];
-        if sources.into_iter().filter(|given| *given).count() != 1 {
-            return Err(Error::usage(
-                "a data source needs one of `path`, `from` and `world`",
-            ));
+        let source = self.source()?;
+        if let Some(key) = self.keys_beside(source).first() {
+            let (kind, belongs) = match source {
+                "world" => ("a world", "a file"),
+                _ => ("a file", "a world"),
+            };
+            return Err(Error::usage(format!(
+                "`{key}` is a key of {belongs}, but the source is {kind} (`{source}`); leave it out"
+            )));
         }
         if !(0.0..=1.0).contains(&self.mistakes) {
             return Err(Error::usage(format!(
@@ -116,10 +116,54 @@ impl DataOptions {
         Ok(())
     }
 
+    /// The key that names the source.
+    fn source(&self) -> Result<&'static str> {
+        let sources = [
+            ("path", self.path.is_some()),
+            ("from", self.from.is_some()),
+            ("world", self.world.is_some()),
+        ];
+        let given: Vec<&str> = of_those_given(&sources);
+        match given[..] {
+            [source] => Ok(source),
+            [] => Err(Error::usage(
+                "a data source needs one of `path`, `from` and `world`",
+            )),
+            _ => Err(Error::usage(format!(
+                "a data source has `{}`; give one",
+                given.join("` and `")
+            ))),
+        }
+    }
+
+    /// The keys that say something and mean nothing to this kind of source.
+    fn keys_beside(&self, source: &str) -> Vec<&'static str> {
+        let usual = Self::default();
+        match source {
+            "world" => of_those_given(&[
+                ("form", self.form.is_some()),
+                ("columns", !self.columns.is_empty()),
+                ("skip_malformed", self.skip_malformed),
+            ]),
+            _ => of_those_given(&[
+                ("as", self.shape != usual.shape),
+                ("split", self.split != usual.split),
+                ("seed", self.seed.is_some()),
+                ("mistakes", self.mistakes != usual.mistakes),
+            ]),
+        }
+    }
+
     /// The part of a run's seed that data take: what is fixed stays, and what is held out is the same for all seeds.
     pub fn reseed(&mut self, seed: u64) {
-        if self.seed.is_none() && self.split == "train" {
+        if self.world.is_some() && self.seed.is_none() && self.split == "train" {
             self.seed = Some(seed);
         }
     }
+}
+
+/// The keys of those that are given.
+fn of_those_given(keys: &[(&'static str, bool)]) -> Vec<&'static str> {
+    let given = keys.iter().filter(|(_, given)| *given);
+    given.map(|(key, _)| *key).collect()
 }

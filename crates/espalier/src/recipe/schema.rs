@@ -38,9 +38,27 @@ pub(super) fn whole() -> Value {
     of::<RecipeFile>()
 }
 
+/// What stands before a key in the table of a kind of stage: nothing, or `options.`; none where the kind has no such key.
+pub(super) fn place_of_key(kind: &str, key: &str) -> Option<&'static str> {
+    let schema = whole();
+    let keys = |table: &Value| {
+        schema["$defs"][reference(table)?]["properties"]
+            .as_object()
+            .cloned()
+    };
+    let own = keys(&schema["$defs"]["StageTable"]["properties"][kind])?;
+    if own.contains_key(key) {
+        return Some("");
+    }
+    let options = keys(own.get("options")?)?;
+    options.contains_key(key).then_some("options.")
+}
+
 /// A type's schema as recipes write it: TOML has no null, so an optional key is one that may be absent.
 fn of<T: JsonSchema>() -> Value {
-    let settings = SchemaSettings::draft2020_12().with_transform(WithoutNull);
+    let settings = SchemaSettings::draft2020_12()
+        .with_transform(WithoutNull)
+        .with_transform(WithoutExamples);
     SchemaGenerator::new(settings)
         .into_root_schema_for::<T>()
         .to_value()
@@ -79,6 +97,21 @@ impl Transform for WithoutNull {
                     schema.insert(key, value);
                 }
             }
+        }
+    }
+}
+
+/// Descriptions are those of the definitions, whose examples are programs.
+#[derive(Debug, Clone)]
+struct WithoutExamples;
+
+impl Transform for WithoutExamples {
+    fn transform(&mut self, schema: &mut Schema) {
+        transform_subschemas(self, schema);
+        if let Some(Value::String(text)) = schema.get_mut("description")
+            && let Some((words, _)) = text.split_once("```")
+        {
+            *text = words.trim_end().to_owned();
         }
     }
 }

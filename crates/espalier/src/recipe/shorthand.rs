@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+    de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -81,8 +81,47 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NameOrTable<T> {
             .map_err(E::custom)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-        T::deserialize(MapAccessDeserializer::new(map))
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<T, A::Error> {
+        let mut map = Counted {
+            entries,
+            empty: true,
+        };
+        let chosen = T::deserialize(MapAccessDeserializer::new(&mut map));
+        if chosen.is_err() && map.empty {
+            return Err(A::Error::custom(
+                "an empty table chooses nothing; expected a name, or a table of one name and its options",
+            ));
+        }
+        let chosen = chosen?;
+        match map.next_key::<String>()? {
+            None => Ok(chosen),
+            Some(second) => Err(A::Error::custom(format!(
+                "`{second}` stands beside another choice; give one"
+            ))),
+        }
+    }
+}
+
+/// A table that knows whether it has any entry: of an empty one, an enumeration only says that it expected another type.
+struct Counted<A> {
+    entries: A,
+    empty: bool,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Counted<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, A::Error> {
+        let key = self.entries.next_key_seed(seed);
+        self.empty &= matches!(key, Ok(None));
+        key
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.entries.next_value_seed(seed)
     }
 }
 

@@ -70,7 +70,8 @@ pub struct Repeat {
     #[serde(default)]
     pub first: BTreeMap<String, String>,
     /// What is done in every round, in order.
-    #[schemars(with = "Vec<StageTable>")]
+    #[serde(deserialize_with = "at_least_one")]
+    #[schemars(with = "Vec<StageTable>", extend("minItems" = 1))]
     pub stage: Vec<Stage>,
 }
 
@@ -81,6 +82,14 @@ fn named_folder<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D
         true => Err(D::Error::custom(
             "the folder's name is empty; expected one such as `runs/mine`",
         )),
+    }
+}
+
+fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Stage>, D::Error> {
+    let stages = Vec::<Stage>::deserialize(deserializer)?;
+    match stages.is_empty() {
+        false => Ok(stages),
+        true => Err(D::Error::custom("a repetition needs at least one stage")),
     }
 }
 

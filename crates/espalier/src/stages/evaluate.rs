@@ -116,7 +116,18 @@ impl StageKind for EvaluateStage {
                 "`items` must be at least 1 and `length` at least 2",
             ));
         }
+        if !self.baseline.is_empty() && self.data.is_empty() {
+            return Err(Error::usage(
+                "`baseline` stands beside the perplexity of `data`, of which there is none",
+            ));
+        }
         let tasks = self.worlds.iter().chain(&self.sampled_worlds);
+        let nothing = tasks.clone().chain(&self.retrieval).next().is_none();
+        if nothing && self.data.is_empty() && self.preferences.is_empty() {
+            return Err(Error::usage(
+                "the stage measures nothing; give one of `data`, `preferences`, `worlds`, `sampled_worlds`, `retrieval`",
+            ));
+        }
         for task in tasks.chain(&self.retrieval) {
             worlds::item(task, Split::Test, 0, 0)?;
         }
@@ -228,6 +239,12 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
         example.targets[..skipped].fill(false);
     }
     let measured = perplexity::perplexity(&model.model, &held_out, bytes, BATCH)?;
+    if measured.tokens == 0 {
+        return Err(Error::work(format!(
+            "no token is left whose perplexity could be measured; give longer texts, or lower `from` (it is {})",
+            stage.from
+        )));
+    }
     let mut figures = json!({
         "per_token": measured.per_token(),
         "bits_per_byte": measured.bits_per_byte(),
@@ -285,6 +302,11 @@ fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) 
             _ => None,
         })
         .collect();
+    if pairs.is_empty() {
+        return Err(Error::work(
+            "`preferences` holds no pair of a better and a worse answer",
+        ));
+    }
     let accuracy = preference_accuracy(&model.model, &pairs, BATCH)?;
     voice.say(&format!("   preferences: {accuracy}"));
     Ok(figures(&accuracy))

@@ -38,18 +38,25 @@ pub struct NewModel {
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
     /// Width of the residual stream.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub width: usize,
     /// Blocks.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub layers: usize,
     /// Query heads.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub heads: usize,
     /// Key and value heads.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub kv_heads: usize,
     /// Inner width of the gated feed-forward layer.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub inner: usize,
     /// Longest sequence.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub context: usize,
     /// Standard deviation of fresh weights.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub initializer_range: f64,
     /// A folder whose tokenizer is used instead of training one, or the name of an earlier stage.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -194,15 +201,16 @@ fn configured(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
     )
 }
 
-/// Whether `new.config` describes a model, as far as can be told before there is a tokenizer.
+/// Whether `new` describes a model, as far as can be told before there is a tokenizer.
 ///
 /// # Errors
 /// When it does not.
 pub fn check(new: &NewModel) -> Result<()> {
     // A tokenizer that the recipe names may be the work of an earlier stage, and decides which ids there are.
-    match new.config.is_empty() || new.tokenizer.is_some() {
-        true => Ok(()),
-        false => described(new, new.vocabulary, [Some(0); 3]).map(drop),
+    match (new.config.is_empty(), new.tokenizer.is_some()) {
+        (true, _) => check_sizes(new),
+        (false, true) => Ok(()),
+        (false, false) => described(new, new.vocabulary, [Some(0); 3]).map(drop),
     }
 }
 
@@ -281,7 +289,8 @@ pub fn symbols(tokenizer: &Tokenizer, model: &LanguageModel) -> Symbols {
     }
 }
 
-fn specification(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
+/// Whether the sizes make sense together.
+fn check_sizes(new: &NewModel) -> Result<()> {
     let sizes = [
         new.width,
         new.layers,
@@ -304,6 +313,11 @@ fn specification(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
             "`new`: all sizes must be positive, `heads` divide `width` into even parts and `kv_heads` divide `heads`",
         ));
     }
+    Ok(())
+}
+
+fn specification(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
+    check_sizes(new)?;
     let vocabulary = tokenizer.vocabulary_size();
     let mut spec = ModelSpec::llama(
         vocabulary,

@@ -93,8 +93,20 @@ impl TrainStage {
 impl StageKind for TrainStage {
     fn check(&self) -> Result<()> {
         self.options.check()?;
+        self.objective.check()?;
+        self.adapter
+            .as_ref()
+            .map_or(Ok(()), AdapterOptions::check)?;
         if self.model.is_some() == self.new.is_some() {
-            return Err(Error::usage("a train stage needs one of `model` and `new`"));
+            return Err(Error::usage(match self.model {
+                Some(_) => "the stage has both `model` and `new`; give one",
+                None => "a train stage needs one of `model` and `new`",
+            }));
+        }
+        if self.new.is_some() && !self.config.is_empty() {
+            return Err(Error::usage(
+                "`config` changes keys of a model that there is already; those of a new one belong into `new.config`",
+            ));
         }
         match (0.0..1.0).contains(&self.validation_share) {
             true => self.new.as_ref().map_or(Ok(()), model::check),

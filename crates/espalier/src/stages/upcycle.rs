@@ -43,9 +43,11 @@ pub struct UpcycleStage {
     pub active: usize,
     /// Weight of the load-balance loss in further training.
     #[serde(default = "default_balance")]
+    #[schemars(range(min = 0.0, max = 1e3))]
     pub balance: f64,
     /// Standard deviation of noise on the copies, as a share of each matrix's own.
     #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1e3))]
     pub noise: f64,
     /// Seed of routers and noise.
     #[serde(default)]
@@ -94,6 +96,13 @@ fn default_balance() -> f64 {
 
 impl StageKind for UpcycleStage {
     fn check(&self) -> Result<()> {
+        for (key, value) in [("balance", self.balance), ("noise", self.noise)] {
+            if !(0.0..=1e3).contains(&value) {
+                return Err(Error::usage(format!(
+                    "`{key}`: {value} is outside 0 to 1000"
+                )));
+            }
+        }
         match self.active {
             0 => Err(Error::usage("`active` must be at least 1")),
             active if active > experts(self) => Err(Error::usage(format!(

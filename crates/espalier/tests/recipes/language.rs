@@ -123,7 +123,7 @@ fn what_is_wrong_is_shown_with_its_line() {
         ),
         (
             format!("{stage}[[stage]]\nname = 'b'\nlike = 'a'\nevaluate.model = 'a'\n"),
-            "the stage has `evaluate` already, so `train` cannot stand beside it",
+            "11:1: the stage has `train` already, so `evaluate` cannot stand beside it",
         ),
         (
             format!("{stage}[[stage]]\nname = 'b'\n"),

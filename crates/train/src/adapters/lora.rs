@@ -17,8 +17,10 @@ use crate::{Error, Result};
 #[serde(default, deny_unknown_fields)]
 pub struct LoraOptions {
     /// Rank of the addition.
+    #[schemars(range(min = 1))]
     pub rank: usize,
     /// Numerator of its scale; twice the rank when absent.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub alpha: Option<f64>,
     /// Names of the modules in the checkpoint (`q_proj`, ...); every linear layer but the head when absent.
     pub target_modules: Option<Vec<String>>,
@@ -53,6 +55,12 @@ impl Tuning for LoraOptions {
             None => Targets::AllLinear,
         };
         let alpha = self.alpha.unwrap_or(2.0 * self.rank as f64);
+        if !(alpha > 0.0 && alpha.is_finite()) {
+            return Err(Error::Option {
+                key: "alpha",
+                reason: format!("{alpha} is not a positive number"),
+            });
+        }
         let mut config = PeftConfig::new(self.rank, alpha, target_modules);
         config.modules_to_save = self.modules_to_save.clone();
         config.use_rslora = self.rslora;

@@ -54,6 +54,14 @@ ways_to_tune! {
 }
 
 impl AdapterOptions {
+    /// Whether the options make sense, whatever the model.
+    ///
+    /// # Errors
+    /// The first option that does not.
+    pub fn check(&self) -> Result<()> {
+        self.tuning().adapter().map(drop)
+    }
+
     /// Puts a fresh adapter on the model and marks it as trained; returns what its folder will say.
     ///
     /// # Errors

@@ -23,8 +23,10 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub struct DpoOptions {
     /// How far the model may leave the reference: the smaller, the further.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub beta: f64,
     /// Weight of the negative log-likelihood of the better answers.
+    #[schemars(range(min = 0.0))]
     pub sft_weight: f64,
 }
 
@@ -34,6 +36,26 @@ impl Default for DpoOptions {
             beta: 0.1,
             sft_weight: 0.0,
         }
+    }
+}
+
+impl DpoOptions {
+    /// # Errors
+    /// When `beta` is not positive or `sft_weight` is negative.
+    fn check(&self) -> Result<()> {
+        if !(self.beta > 0.0 && self.beta.is_finite()) {
+            return Err(Error::Option {
+                key: "beta",
+                reason: format!("{} is not a positive number", self.beta),
+            });
+        }
+        if !(self.sft_weight >= 0.0 && self.sft_weight.is_finite()) {
+            return Err(Error::Option {
+                key: "sft_weight",
+                reason: format!("{} is negative", self.sft_weight),
+            });
+        }
+        Ok(())
     }
 }
 
@@ -57,6 +79,7 @@ pub const ENTRY: Entry<DpoOptions> = Entry::new(
             "share of the pairs whose better answer has the larger reward",
         ),
     ],
+    DpoOptions::check,
     |options, _| Ok(Box::new(Dpo::new(options.clone())?)),
 );
 
@@ -75,18 +98,7 @@ impl Dpo {
     /// # Errors
     /// When `beta` is not positive or `sft_weight` is negative.
     pub fn new(options: DpoOptions) -> Result<Self> {
-        if !(options.beta > 0.0 && options.beta.is_finite()) {
-            return Err(Error::Option {
-                key: "beta",
-                reason: format!("{} is not a positive number", options.beta),
-            });
-        }
-        if !(options.sft_weight >= 0.0 && options.sft_weight.is_finite()) {
-            return Err(Error::Option {
-                key: "sft_weight",
-                reason: format!("{} is negative", options.sft_weight),
-            });
-        }
+        options.check()?;
         Ok(Self { options })
     }
 }

@@ -28,8 +28,10 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub struct InfillingOptions {
     /// Share of the tokens that is masked.
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     pub share: f64,
     /// Mean length of a masked span, in tokens.
+    #[schemars(range(min = 0.1, max = 100.0))]
     pub mean_length: f64,
     /// Whether sentences are put into another order first, as BART's authors do.
     pub permute_sentences: bool,
@@ -45,10 +47,26 @@ impl Default for InfillingOptions {
     }
 }
 
+impl InfillingOptions {
+    /// # Errors
+    /// When shares or lengths make no sense.
+    fn check(&self) -> Result<()> {
+        let possible =
+            self.share > 0.0 && self.share < 1.0 && (0.1..=100.0).contains(&self.mean_length);
+        match possible {
+            true => Ok(()),
+            false => Err(wrong(
+                "`share` lies between 0 and 1, `mean_length` between 0.1 and 100",
+            )),
+        }
+    }
+}
+
 /// The objective's registration.
 pub const ENTRY: Entry<InfillingOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH],
     special_tokens: fresh_mask,
+    check: InfillingOptions::check,
     build: |options, symbols| Ok(Box::new(Infilling::new(options.clone(), symbols)?)),
 };
 
@@ -68,14 +86,7 @@ impl Infilling {
     /// # Errors
     /// When options make no sense, there is no mask token, or the model is no encoder-decoder.
     pub fn new(options: InfillingOptions, symbols: &Symbols) -> Result<Self> {
-        let possible = options.share > 0.0
-            && options.share < 1.0
-            && (0.1..=100.0).contains(&options.mean_length);
-        if !possible {
-            return Err(wrong(
-                "`share` lies between 0 and 1, `mean_length` between 0.1 and 100",
-            ));
-        }
+        options.check()?;
         let mask = symbols
             .mask
             .ok_or_else(|| wrong("`infilling` needs a mask token, such as `<mask>`"))?;

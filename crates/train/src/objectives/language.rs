@@ -21,14 +21,18 @@ use crate::{
 pub struct NextTokenOptions {}
 
 /// Pre-training's registration.
-pub const PRETRAIN: Entry<NextTokenOptions> = Entry::new(&[ACCURACY, EXACT_MATCH], |_, _| {
-    Ok(Box::new(NextToken { name: "pretrain" }))
-});
+pub const PRETRAIN: Entry<NextTokenOptions> = Entry::new(
+    &[ACCURACY, EXACT_MATCH],
+    |_| Ok(()),
+    |_, _| Ok(Box::new(NextToken { name: "pretrain" })),
+);
 
 /// Supervised fine-tuning's registration.
-pub const SFT: Entry<NextTokenOptions> = Entry::new(&[ACCURACY, EXACT_MATCH], |_, _| {
-    Ok(Box::new(NextToken { name: "sft" }))
-});
+pub const SFT: Entry<NextTokenOptions> = Entry::new(
+    &[ACCURACY, EXACT_MATCH],
+    |_| Ok(()),
+    |_, _| Ok(Box::new(NextToken { name: "sft" })),
+);
 
 /// Cross-entropy of the next token on the chosen positions.
 #[derive(Debug, Clone, Copy)]

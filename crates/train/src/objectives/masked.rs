@@ -27,10 +27,13 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub struct MaskingOptions {
     /// Share of the tokens that are asked for.
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     pub probability: f64,
     /// Share of these that the mask token replaces.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub masked: f64,
     /// Share of these that a random token replaces; the rest stays.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub random: f64,
 }
 
@@ -44,10 +47,29 @@ impl Default for MaskingOptions {
     }
 }
 
+impl MaskingOptions {
+    /// # Errors
+    /// When shares make no sense.
+    fn check(&self) -> Result<()> {
+        let shares = [
+            self.probability,
+            self.masked,
+            self.random,
+            self.masked + self.random,
+        ];
+        if shares.iter().any(|share| !(0.0..=1.0).contains(share)) || self.probability == 0.0 {
+            let reason = "shares lie between 0 and 1, `masked` and `random` together too, and something must be asked for";
+            return Err(wrong(reason));
+        }
+        Ok(())
+    }
+}
+
 /// Masked language modelling's registration.
 pub const MLM: Entry<MaskingOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH],
     special_tokens: fresh_mask,
+    check: MaskingOptions::check,
     build: |options, symbols| Ok(Box::new(Masked::new("mlm", options.clone(), symbols, 0)?)),
 };
 
@@ -80,16 +102,7 @@ impl Masked {
         symbols: &Symbols,
         before: usize,
     ) -> Result<Self> {
-        let shares = [
-            options.probability,
-            options.masked,
-            options.random,
-            options.masked + options.random,
-        ];
-        if shares.iter().any(|share| !(0.0..=1.0).contains(share)) || options.probability == 0.0 {
-            let reason = "shares lie between 0 and 1, `masked` and `random` together too, and something must be asked for";
-            return Err(wrong(reason));
-        }
+        options.check()?;
         let reason = || {
             format!(
                 "`{name}` needs a mask token: set `mask_token` in tokenizer_config.json, or add `<mask>`"

@@ -13,6 +13,8 @@ pub struct Entry<O> {
     pub metrics: &'static [MetricDescription],
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
+    /// Whether the options make sense, whatever the model.
+    pub check: fn(&O) -> Result<()>,
     /// Makes the objective; the symbols are the tokens that it may write.
     pub build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
 }
@@ -21,11 +23,13 @@ impl<O> Entry<O> {
     /// An objective that needs no special tokens.
     pub const fn new(
         metrics: &'static [MetricDescription],
+        check: fn(&O) -> Result<()>,
         build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
     ) -> Self {
         Self {
             metrics,
             special_tokens: Vec::new,
+            check,
             build,
         }
     }
@@ -78,6 +82,16 @@ macro_rules! objectives {
             pub fn registered(&self) -> Registered {
                 match self {
                     $(Self::$variant(_) => $entry.registered($name, $help)),+
+                }
+            }
+
+            /// Whether the options make sense, whatever the model.
+            ///
+            /// # Errors
+            /// The first option that does not.
+            pub fn check(&self) -> Result<()> {
+                match self {
+                    $(Self::$variant(options) => ($entry.check)(options)),+
                 }
             }
 

@@ -21,10 +21,11 @@ use crate::{
 pub struct SequenceToSequenceOptions {}
 
 /// The objective's registration.
-pub const ENTRY: Entry<SequenceToSequenceOptions> =
-    Entry::new(&[ACCURACY, EXACT_MATCH], |_, symbols| {
-        Ok(Box::new(SequenceToSequence::new(symbols)?))
-    });
+pub const ENTRY: Entry<SequenceToSequenceOptions> = Entry::new(
+    &[ACCURACY, EXACT_MATCH],
+    |_| Ok(()),
+    |_, symbols| Ok(Box::new(SequenceToSequence::new(symbols)?)),
+);
 
 /// The objective.
 #[derive(Debug, Clone)]

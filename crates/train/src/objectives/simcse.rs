@@ -22,6 +22,7 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub struct SimcseOptions {
     /// Similarities are divided by it.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub temperature: f64,
     /// How hidden states become one vector.
     pub pooling: Pooling,
@@ -36,6 +37,17 @@ impl Default for SimcseOptions {
     }
 }
 
+impl SimcseOptions {
+    /// # Errors
+    /// When the temperature is not positive.
+    fn check(&self) -> Result<()> {
+        match self.temperature > 0.0 && self.temperature.is_finite() {
+            true => Ok(()),
+            false => Err(wrong("`temperature` must be positive")),
+        }
+    }
+}
+
 /// How often a text's two vectors find each other.
 const ACCURACY: MetricDescription = MetricDescription::share(
     "accuracy",
@@ -44,9 +56,10 @@ const ACCURACY: MetricDescription = MetricDescription::share(
 );
 
 /// The objective's registration.
-pub const ENTRY: Entry<SimcseOptions> = Entry::new(&[ACCURACY], |options, _| {
-    Ok(Box::new(Simcse::new(options.clone())?))
-});
+pub const ENTRY: Entry<SimcseOptions> =
+    Entry::new(&[ACCURACY], SimcseOptions::check, |options, _| {
+        Ok(Box::new(Simcse::new(options.clone())?))
+    });
 
 /// The objective.
 #[derive(Debug, Clone)]
@@ -60,9 +73,7 @@ impl Simcse {
     /// # Errors
     /// When the temperature is not positive.
     pub fn new(options: SimcseOptions) -> Result<Self> {
-        if !(options.temperature > 0.0 && options.temperature.is_finite()) {
-            return Err(wrong("`temperature` must be positive"));
-        }
+        options.check()?;
         Ok(Self { options })
     }
 }

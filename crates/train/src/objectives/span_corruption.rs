@@ -26,8 +26,10 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub struct SpanOptions {
     /// Share of the tokens that is removed.
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     pub density: f64,
     /// Mean length of a removed span, in tokens.
+    #[schemars(range(min = 1.0, max = 1e6))]
     pub mean_length: f64,
 }
 
@@ -36,6 +38,21 @@ impl Default for SpanOptions {
         Self {
             density: 0.15,
             mean_length: 3.0,
+        }
+    }
+}
+
+impl SpanOptions {
+    /// # Errors
+    /// When shares or lengths make no sense.
+    fn check(&self) -> Result<()> {
+        let possible =
+            self.density > 0.0 && self.density < 1.0 && (1.0..=1e6).contains(&self.mean_length);
+        match possible {
+            true => Ok(()),
+            false => Err(wrong(
+                "`density` lies between 0 and 1, and `mean_length` is at least 1",
+            )),
         }
     }
 }
@@ -51,6 +68,7 @@ const SPAN_MATCH: MetricDescription = MetricDescription::share(
 pub const ENTRY: Entry<SpanOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH, SPAN_MATCH],
     special_tokens: fresh_sentinels,
+    check: SpanOptions::check,
     build: |options, symbols| Ok(Box::new(SpanCorruption::new(options.clone(), symbols)?)),
 };
 
@@ -68,14 +86,7 @@ impl SpanCorruption {
     /// # Errors
     /// When options make no sense, there are no sentinels, or the model is no encoder-decoder.
     pub fn new(options: SpanOptions, symbols: &Symbols) -> Result<Self> {
-        let possible = options.density > 0.0
-            && options.density < 1.0
-            && (1.0..=1e6).contains(&options.mean_length);
-        if !possible {
-            return Err(wrong(
-                "`density` lies between 0 and 1, and `mean_length` is at least 1",
-            ));
-        }
+        options.check()?;
         if symbols.sentinels.is_empty() {
             return Err(wrong(
                 "`span_corruption` needs sentinels: tokens named `<extra_id_0>`, `<extra_id_1>` and so on",

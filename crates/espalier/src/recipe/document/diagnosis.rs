@@ -289,7 +289,13 @@ fn found_words(found: &str) -> String {
             .find_map(|kind| other.strip_prefix(kind))
             .map_or_else(
                 || other.into(),
-                |value| format!("`{}`", value.trim_matches('`')),
+                |value| match value
+                    .strip_suffix(" as i128")
+                    .or(value.strip_suffix(" as u128"))
+                {
+                    Some(large) => format!("{large}, which is too large"),
+                    None => format!("`{}`", value.trim_matches('`')),
+                },
             ),
     }
 }

@@ -20,6 +20,12 @@ type Value<'a> = Spanned<DeValue<'a>>;
 /// Keys whose table chooses one of several things: another choice replaces the whole, as two would contradict each other.
 pub(in crate::recipe) const CHOICES: &[&str] = &["adapter", "objective"];
 
+/// Keys of which a table has one: what it says itself replaces an inherited alternative.
+const ALTERNATIVES: &[&[&str]] = &[&["model", "new"], SOURCES];
+
+/// Keys that name where data come from; another source replaces the whole table, whose other keys belong to its kind.
+const SOURCES: &[&str] = &["path", "from", "world"];
+
 /// The largest number of rounds for which names are compared; more are refused where the number is read.
 const MOST_ROUNDS: i64 = 1000;
 
@@ -228,7 +234,13 @@ impl<'a> Walk<'_, 'a> {
         place: Range<usize>,
     ) -> Result<DeTable<'a>, Fault> {
         if let Some((_, table)) = self.above.iter().find(|(name, _)| name == other) {
-            return Ok(table.clone());
+            return match table.contains_key("repeat") {
+                false => Ok(table.clone()),
+                true => Err(Fault::new(
+                    place,
+                    format!("`like`: `{other}` is a repetition; name one of its stages"),
+                )),
+            };
         }
         let known = self.above.iter().map(|(name, _)| name.as_str());
         let reason = match () {
@@ -263,8 +275,13 @@ fn one_kind(stage: &DeTable<'_>, span: Range<usize>) -> Result<(), Fault> {
         ["name", "repeat"].contains(&key.get_ref().as_ref())
     };
     match (given.next(), given.next()) {
-        (Some(first), Some(second)) => {
-            let (first, second) = (first.get_ref(), second);
+        (Some(one), Some(other)) => {
+            // What is inherited was written above.
+            let (first, second) = match one.span().start <= other.span().start {
+                true => (one, other),
+                false => (other, one),
+            };
+            let first = first.get_ref();
             let reason = format!(
                 "the stage has `{first}` already, so `{}` cannot stand beside it; give one of {choices}",
                 second.get_ref()
@@ -281,8 +298,12 @@ fn one_kind(stage: &DeTable<'_>, span: Range<usize>) -> Result<(), Fault> {
 
 /// Adds what `own` does not say; tables are merged key by key.
 fn inherit<'a>(own: &mut DeTable<'a>, from: &DeTable<'a>) {
+    let replaced: Vec<&str> = replaced_by(own).collect();
     for (key, value) in from {
         let name = key.get_ref().as_ref();
+        if replaced.contains(&name) {
+            continue;
+        }
         match own.get_mut(name).map(Spanned::get_mut) {
             None => {
                 own.insert(key.clone(), value.clone());
@@ -290,12 +311,31 @@ fn inherit<'a>(own: &mut DeTable<'a>, from: &DeTable<'a>) {
             Some(DeValue::Table(mine)) => {
                 if let DeValue::Table(theirs) = value.get_ref()
                     && !(CHOICES.contains(&name) && chooses_another(mine, theirs))
+                    && !names_another_source(mine, theirs)
                 {
                     inherit(mine, theirs);
                 }
             }
             Some(_) => {}
         }
+    }
+}
+
+/// The alternatives of keys that a table has.
+fn replaced_by(own: &DeTable<'_>) -> impl Iterator<Item = &'static str> {
+    let has = |key: &str| own.contains_key(key);
+    let given = ALTERNATIVES
+        .iter()
+        .filter(move |keys| keys.iter().any(|key| has(key)));
+    let absent = given.flat_map(move |keys| keys.iter().filter(move |key| !has(key)));
+    absent.copied()
+}
+
+fn names_another_source(own: &DeTable<'_>, from: &DeTable<'_>) -> bool {
+    let source = |table: &DeTable<'_>| SOURCES.iter().find(|key| table.contains_key(**key));
+    match (source(own), source(from)) {
+        (Some(own), Some(from)) => own != from,
+        _ => false,
     }
 }
 

@@ -10,6 +10,8 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::recipe::schema;
+
 /// A value of the document with its place in the text.
 type Value<'a> = Spanned<DeValue<'a>>;
 
@@ -89,7 +91,7 @@ fn resolve(
 ) -> Result<Vec<String>, String> {
     let given = || keys.iter().map(|key| key.to_string());
     if document.get(keys[0]).is_some() || OF_THE_ROOT.contains(&keys[0]) {
-        return Ok(given().collect());
+        return Ok(in_repetition(document, keys).unwrap_or_else(|| given().collect()));
     }
     let mut known = Vec::new();
     collect_paths(document, &mut Vec::new(), &mut known);
@@ -112,6 +114,26 @@ fn resolve(
         }
     }
     in_only_stage(document, keys, below_options)
+}
+
+/// The path of a stage of a repetition that is called by its name, as one outside is.
+fn in_repetition(document: &DeValue<'_>, keys: &[&str]) -> Option<Vec<String>> {
+    let ["stage", name, below @ ..] = keys else {
+        return None;
+    };
+    let stages = document.get("stage")?.get_ref().as_array()?;
+    let named = |stages: &[Value<'_>]| stages.iter().position(|stage| is_named(stage, name));
+    if name.parse::<usize>().is_ok() || named(stages).is_some() {
+        return None;
+    }
+    let (outer, inner) = stages.iter().enumerate().find_map(|(outer, stage)| {
+        let repeat = stage.get_ref().get("repeat")?.get_ref();
+        let inner = named(repeat.get("stage")?.get_ref().as_array()?)?;
+        Some((outer.to_string(), inner.to_string()))
+    })?;
+    let path = ["stage", &outer, "repeat", "stage", &inner];
+    let keys = path.into_iter().chain(below.iter().copied());
+    Some(keys.map(str::to_owned).collect())
 }
 
 fn ends_with(path: &[String], keys: &[&str]) -> bool {
@@ -176,7 +198,8 @@ fn in_only_stage(
     let [stage] = &stages[..] else {
         let count = stages.len();
         return Err(format!(
-            "`{key}` is in none of the {count} stages; write its whole path, as in `stage.0.train.{key}`"
+            "`{key}` is in none of the {count} stages; write its whole path, as in `{}`",
+            whole_path(stages, &key)
         ));
     };
     let tables: Vec<String> = children(stage.get_ref())
@@ -186,7 +209,8 @@ fn in_only_stage(
         .collect();
     let [table] = tables.as_slice() else {
         return Err(format!(
-            "`{key}` is not in the stage; write its whole path, as in `stage.0.train.{key}`"
+            "`{key}` is not in the stage; write its whole path, as in `{}`",
+            whole_path(stages, &key)
         ));
     };
     let options = below_options.then_some("options");
@@ -196,6 +220,20 @@ fn in_only_stage(
         .chain(keys.iter().copied())
         .map(str::to_owned)
         .collect())
+}
+
+/// Where a key can stand in one of the stages: in its table, or in the options of its table.
+fn whole_path(stages: &[Value<'_>], key: &str) -> String {
+    let first = key.split('.').next().unwrap_or_default();
+    let places = stages.iter().enumerate().flat_map(|(number, stage)| {
+        let tables = children(stage.get_ref()).into_iter();
+        tables.map(move |(table, _)| (number, table))
+    });
+    let fitting = places.into_iter().find_map(|(number, table)| {
+        let below = schema::place_of_key(&table, first)?;
+        Some(format!("stage.{number}.{table}.{below}{key}"))
+    });
+    fitting.unwrap_or_else(|| format!("stage.0.train.{key}"))
 }
 
 /// Sets the value at a path, making the tables on the way that are missing.
