@@ -13,7 +13,9 @@ use std::{
 };
 
 use espalier::recipe::{Recipe, document, schema};
-use espalier::train::options::TrainOptions;
+use espalier::train::{
+    adapters::AdapterOptions, objectives::ObjectiveOptions, options::TrainOptions,
+};
 use serde_json::{Value, json};
 
 /// What the binary writes to standard output.
@@ -239,4 +241,54 @@ fn ranges_of_the_schema_are_those_that_are_checked() {
         }
     }
     assert!(bounded > 15);
+}
+
+#[test]
+fn what_the_schema_refuses_of_choices_is_refused() {
+    let schema = schema::schema();
+    let objective = |options: Value| {
+        serde_json::from_value::<ObjectiveOptions>(options).is_ok_and(|o| o.check().is_ok())
+    };
+    let adapter = |options: Value| {
+        serde_json::from_value::<AdapterOptions>(options).is_ok_and(|o| o.check().is_ok())
+    };
+    let mut refused = 0;
+    for (definition, name) in [
+        ("DpoOptions", "dpo"),
+        ("MaskingOptions", "mlm"),
+        ("SimcseOptions", "simcse"),
+        ("SpanOptions", "span_corruption"),
+        ("InfillingOptions", "infilling"),
+        ("LoraOptions", "lora"),
+    ] {
+        let accepted = |options: Value| match name {
+            "lora" => adapter(json!({ name: options })),
+            _ => objective(json!({ name: options })),
+        };
+        assert!(accepted(json!({})), "{name}");
+        let properties = schema["$defs"][definition]["properties"].as_object();
+        for (key, property) in properties.unwrap() {
+            let bound = |name: &str| property.get(name).and_then(Value::as_f64);
+            let outside = [
+                bound("minimum").map(|low| low - 1e-6),
+                bound("exclusiveMinimum"),
+                bound("maximum").map(|high| high * 1.001),
+                bound("exclusiveMaximum"),
+            ];
+            let numeric = ["number", "integer"].contains(&property["type"].as_str().unwrap_or(""));
+            assert!(
+                !numeric || outside.iter().any(Option::is_some),
+                "{name}.{key} has no range"
+            );
+            for value in outside.into_iter().flatten() {
+                let value = match property["type"] == "integer" {
+                    true => json!(value.floor().max(0.0) as u64),
+                    false => json!(value),
+                };
+                assert!(!accepted(json!({ key: value })), "{name}.{key} = {value}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 12);
 }

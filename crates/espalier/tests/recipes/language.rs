@@ -248,11 +248,6 @@ fn references_are_checked_before_anything_runs() {
         } else {
             format!("{TINY}{text}")
         };
-        // The shared defaults bring data of a world along.
-        let text = text.replace(
-            "data = { world = \"g8\", as = \"text\", split = \"test\", limit = 2 }\n",
-            "",
-        );
         let message = complaint(here, &text, &[]);
         assert!(message.contains(expected), "{text}\n{message}");
         assert!(!here.join("run").exists());

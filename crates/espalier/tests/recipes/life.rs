@@ -131,12 +131,8 @@ fn an_input_that_is_missing_costs_no_finished_work() {
 fn a_stage_leaves_data_for_later_ones() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = format!(
-        "{}[[stage]]\nname = 'a'\n[stage.train]\n{NEW}\nvalidation_share = 0.25\n\
-         [[stage]]\nname = 'b'\nevaluate = {{ model = 'a', data = {{ from = 'a.validation' }} }}\n",
-        TINY.replace(
-            "data = { world = \"g8\", as = \"text\", split = \"test\", limit = 2 }\n",
-            ""
-        )
+        "{TINY}[[stage]]\nname = 'a'\n[stage.train]\n{NEW}\nvalidation_share = 0.25\n\
+         [[stage]]\nname = 'b'\nevaluate = {{ model = 'a', data = {{ from = 'a.validation' }} }}\n"
     );
     let (_, figures) = run(folder.path(), &recipe, &[]);
     let held_out = fs::read_to_string(folder.path().join("run/01-a/validation.jsonl")).unwrap();

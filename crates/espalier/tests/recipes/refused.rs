@@ -172,7 +172,7 @@ fn stages_that_do_nothing() {
     );
     let message = complaint(here, &like, &[]);
     assert!(
-        message.contains("6:8: `like`: `r` is a repetition; name one of its stages"),
+        message.contains("7:8: `like`: `r` is a repetition; name one of its stages"),
         "{message}"
     );
 }
