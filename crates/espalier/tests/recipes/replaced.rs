@@ -12,14 +12,12 @@ use serde_json::Value;
 use super::{NEW, TINY, command, complaint, run, skipped, two_stages, weights};
 
 /// The names of a run's folders.
-fn folders(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let name =
-        |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
-    let names = entries.map(name).filter(|name| {
-        !name.contains(".json") && !name.ends_with(".toml") && !name.ends_with(".html")
-    });
-    let mut names: Vec<String> = names.collect();
+fn folders(run: &Path) -> Vec<String> {
+    let entries = fs::read_dir(run).unwrap().map(|entry| entry.unwrap());
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> = folders
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
