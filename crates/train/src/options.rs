@@ -5,6 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, optimisers::OptimiserName};
 
+/// More rows than anybody puts into a forward pass, and more passes than into a step: a slip, that would ask for all memory.
+const MOST_ROWS: usize = 1 << 16;
+
+/// Tokens of the longest example.
+const LONGEST: usize = 1 << 24;
+
 /// How long, how fast and how often.
 ///
 /// ```
@@ -23,13 +29,13 @@ pub struct TrainOptions {
     #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub epochs: f64,
     /// Examples (or packed rows) of one forward pass.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MOST_ROWS))]
     pub batch: usize,
     /// Forward passes of one optimiser step.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MOST_ROWS))]
     pub accumulation: usize,
     /// Longest example in tokens; longer ones keep their beginning.
-    #[schemars(range(min = 2))]
+    #[schemars(range(min = 2, max = LONGEST))]
     pub length: usize,
     /// Fill rows with several examples that cannot see each other.
     pub packing: bool,
@@ -173,8 +179,16 @@ impl TrainOptions {
                 reason: format!("{value} is outside {low} to {high}"),
             }),
         };
-        positive("batch", self.batch)?;
-        positive("accumulation", self.accumulation)?;
+        let at_most = |key, value: usize, most: usize| match value <= most {
+            true => positive(key, value),
+            false => Err(Error::Option {
+                key,
+                reason: format!("{value} is more than {most}"),
+            }),
+        };
+        at_most("batch", self.batch, MOST_ROWS)?;
+        at_most("accumulation", self.accumulation, MOST_ROWS)?;
+        at_most("length", self.length, LONGEST)?;
         positive("length", self.length.saturating_sub(1))?;
         positive("steps", self.steps.unwrap_or(1))?;
         positive("log_every", self.log_every)?;

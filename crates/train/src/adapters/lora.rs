@@ -12,12 +12,15 @@ use serde::{Deserialize, Serialize};
 use super::Tuning;
 use crate::{Error, Result};
 
+/// As wide as the widest models, where the addition is no longer of a low rank.
+const LARGEST_RANK: usize = 1 << 16;
+
 /// The options of LoRA.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraOptions {
     /// Rank of the addition.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = LARGEST_RANK))]
     pub rank: usize,
     /// Numerator of its scale; twice the rank when absent.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
@@ -44,10 +47,10 @@ impl Default for LoraOptions {
 
 impl Tuning for LoraOptions {
     fn adapter(&self) -> Result<Adapter> {
-        if self.rank == 0 {
+        if !(1..=LARGEST_RANK).contains(&self.rank) {
             return Err(Error::Option {
                 key: "rank",
-                reason: "must be at least 1".into(),
+                reason: format!("{} is outside 1 to {LARGEST_RANK}", self.rank),
             });
         }
         let target_modules = match &self.target_modules {

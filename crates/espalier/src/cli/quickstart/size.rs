@@ -29,10 +29,11 @@ impl fmt::Display for Size {
 }
 
 /// What the small size changes in the recipe.
-const SMALL: [&str; 3] = [
+const SMALL: [&str; 4] = [
     "stage.pretrain.train.new.width=192",
     "stage.pretrain.train.new.heads=6",
     "stage.pretrain.train.new.inner=528",
+    "stage.tune.train.options.learning_rate=7e-4",
 ];
 
 impl Size {
