@@ -112,7 +112,7 @@ fn values_that_make_no_sense() {
         ),
         (
             "adapter={ lora = { rank = 0 } }",
-            "`rank`: must be at least 1",
+            "`rank`: 0 is outside 1 to 65536",
         ),
         (
             "epochs=nan",
