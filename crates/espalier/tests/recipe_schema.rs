@@ -182,7 +182,7 @@ fn the_reference_of_keys_is_the_definitions() {
         assert!(reference.contains(&row(key)), "{key}");
     }
     assert!(!of_training.contains("| `retrieval` |"));
-    assert!(row("batch").contains("| `8` | at least 1 |"));
+    assert!(row("batch").contains("| `8` | at least 1, at most 65536 |"));
     assert!(
         reference
             .lines()

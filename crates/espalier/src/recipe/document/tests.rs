@@ -245,7 +245,7 @@ fn overrides_of_absent_keys_go_to_the_only_stage() {
     assert_eq!(
         override_complaint(TWO, "learning_rate=1"),
         "override `learning_rate=1`: `learning_rate` is in none of the 2 stages; \
-         write its whole path, as in `stage.0.train.learning_rate`"
+         write its whole path, as in `stage.0.train.options.learning_rate`"
     );
     assert_eq!(
         override_complaint(
@@ -253,7 +253,7 @@ fn overrides_of_absent_keys_go_to_the_only_stage() {
             "learning_rate=1"
         ),
         "override `learning_rate=1`: `learning_rate` is not in the stage; \
-         write its whole path, as in `stage.0.train.learning_rate`"
+         write its whole path, as in `stage.0.train.options.learning_rate`"
     );
 }
 
