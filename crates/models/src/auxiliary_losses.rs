@@ -1,6 +1,6 @@
 //! What layers say of tokens besides their output, and the losses and measures that follow from it.
 //!
-//! A layer that routes tokens leaves its scores as a [`SideOutput`] of the forward pass. [`auxiliary`] turns those of a whole
+//! A layer that routes tokens leaves its scores as a [`SideOutput`] of the forward pass. [`auxiliary_losses`] turns those of a whole
 //! model into losses and measures; whoever trains adds the losses and logs the measures without knowing what they are of.
 
 use espalier_kernels::readback::ReadFloats;

@@ -193,7 +193,7 @@ pub struct Whole {
     pub tensors: Tensors<SavedTensors>,
 }
 
-/// The newest whole checkpoint, if there is one, and why newer ones are passed over. What an interrupted [`write`] left
+/// The newest whole checkpoint, if there is one, and why newer ones are passed over. What an interrupted [`write()`] left
 /// behind is cleared away.
 ///
 /// # Errors

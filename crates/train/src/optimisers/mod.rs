@@ -1,6 +1,6 @@
 //! Optimisers: the update of a parameter along its gradient.
 //!
-//! An optimiser is one file here and one line of [`optimisers!`] below. It knows parameters by the keys of
+//! An optimiser is one file here and one line of `optimisers!` below. It knows parameters by the keys of
 //! [`crate::trained`], and hands its state over as named tensors, of whatever number and type it has.
 
 pub mod adamw;
