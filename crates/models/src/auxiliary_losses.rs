@@ -1,4 +1,4 @@
-//! What layers say of tokens besides their output, and the losses and measures that follow from it.
+//! Auxiliary losses and measures of routing: load balance and z-loss of experts, the predictor and the balance of depths.
 //!
 //! A layer that routes tokens leaves its scores as a [`SideOutput`] of the forward pass. [`auxiliary_losses`] turns those of a whole
 //! model into losses and measures; whoever trains adds the losses and logs the measures without knowing what they are of.

@@ -1,4 +1,4 @@
-//! What a model remembers of a sequence between decoding steps, one kind of memory for each kind of mixer.
+//! The memory of a sequence between decoding steps: key-value caches and recurrent states, one kind for each kind of mixer.
 
 use burn::tensor::{Tensor, s};
 

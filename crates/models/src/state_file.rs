@@ -1,4 +1,4 @@
-//! What a model remembers of a text, in a file: a prompt that was read once can be continued any number of times.
+//! Sequence states in files: a prompt that was read once can be continued any number of times.
 //!
 //! The file is a safetensors file with the tokens (`tokens`), every block's memory (`blocks.0.mixer.scan`, `blocks.1.keys`,
 //! ...) and a mark of the model (`model`), by which a state of another model is refused. That of a recurrent model has the

@@ -1,4 +1,4 @@
-//! What adapters have at one place of a model, by the adapters' names; each can be switched off without being lost.
+//! The adapters at one place of a model (a linear map, a block), by name; each can be switched off without being lost.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What mixes along width: plain and gated feed-forward layers (GLU variants, arXiv 2002.05202).
+//! Channel mixers: plain and gated feed-forward layers (GLU variants, arXiv 2002.05202).
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
