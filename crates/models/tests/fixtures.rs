@@ -6,7 +6,9 @@
     reason = "a test may fail loudly"
 )]
 
-use std::path::{Path, PathBuf};
+mod fixture_lists;
+
+use std::path::Path;
 
 use burn::tensor::Device;
 use espalier_models::{
@@ -19,43 +21,7 @@ use espalier_models::{
     spec::{MixerSpec, ModelSpec, RotaryScaling},
     state::SequenceState,
 };
-
-/// Families whose fixtures are read as source and target.
-const ENCODER_DECODERS: [&str; 4] = ["t5", "t5-v1_1", "bart", "marian-vanilla"];
-
-const FAMILIES: [&str; 27] = [
-    "rwkv4",
-    "rwkv5-eagle",
-    "rwkv6-finch",
-    "rwkv7",
-    "mamba",
-    "mamba2",
-    "jamba",
-    "recurrent-gemma",
-    "gpt2",
-    "llama",
-    "llama3-rope",
-    "llama-linear-pi",
-    "llama-yarn",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gptj",
-    "gemma",
-    "gemma2",
-    "phi3",
-    "falcon-mqa-parallel",
-    "falcon-alibi",
-    "bloom-alibi",
-    "mpt-alibi",
-    "smollm3",
-    "mixtral",
-    "jetmoe",
-];
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(name)
-}
+use fixture_lists::{EVERY, Kind, fixture, fixtures, kind};
 
 fn input(name: &str) -> Input {
     let file = TensorFile::open(&fixture(name).join("expected.safetensors")).unwrap();
@@ -93,7 +59,7 @@ fn gap(a: &[f32], b: &[f32]) -> f32 {
 /// Two rows, with sources where the model has an encoder.
 fn sample(name: &str) -> Input {
     let source = || Box::new(Input::padded(&[(3..20).collect(), (5..12).collect()]));
-    let source = ENCODER_DECODERS.contains(&name).then(source);
+    let source = (kind(name) == Some(Kind::EncoderDecoder)).then(source);
     Input {
         source,
         ..Input::rows(&[vec![0, 7, 9, 11, 4], vec![0, 8, 3, 3, 9]]).unwrap()
@@ -112,7 +78,11 @@ fn tolerance(name: &str, logits: &[f32]) -> f32 {
 
 #[test]
 fn a_cached_pass_equals_the_whole_one() {
-    for name in FAMILIES {
+    for name in &fixtures(&[Kind::Decoder]) {
+        // Keys that grew stale with the length are made anew, so that parts differ from the whole.
+        if name == "phi3-longrope" {
+            continue;
+        }
         let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
         let input = input(name);
         let (batch, time, vocabulary) = (input.batch, input.time(), model.spec().vocabulary);
@@ -144,7 +114,7 @@ fn a_cached_pass_equals_the_whole_one() {
 
 #[test]
 fn a_cached_decoder_equals_the_whole_one_and_reads_its_source_once() {
-    for name in ENCODER_DECODERS {
+    for name in &fixtures(&[Kind::EncoderDecoder]) {
         let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
         let source = || {
             Some(Box::new(Input::padded(&[
@@ -196,7 +166,11 @@ fn a_cached_decoder_equals_the_whole_one_and_reads_its_source_once() {
 
 #[test]
 fn left_padding_changes_nothing() {
-    for name in FAMILIES {
+    for name in &fixtures(&[Kind::Decoder]) {
+        // The longest row of a batch, padding included, decides which of its frequencies turn it.
+        if name == "phi3-longrope" {
+            continue;
+        }
         let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
         let ids: Vec<u32> = input(name).ids[..9].to_vec();
         let plain = values(&model, &Input::rows(std::slice::from_ref(&ids)).unwrap());
@@ -215,7 +189,7 @@ fn left_padding_changes_nothing() {
 
 #[test]
 fn packed_documents_do_not_see_each_other() {
-    for name in FAMILIES {
+    for name in &fixtures(&[Kind::Decoder]) {
         let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
         let ids = input(name).ids;
         let (first, second) = (ids[..7].to_vec(), ids[7..12].to_vec());
@@ -293,11 +267,7 @@ fn tensors(folder: &Path) -> Vec<(String, Vec<f32>)> {
 
 #[test]
 fn saving_after_loading_gives_the_same_tensors() {
-    for name in FAMILIES
-        .into_iter()
-        .chain(ENCODER_DECODERS)
-        .chain(["bert", "llm2vec"])
-    {
+    for name in &fixtures(&EVERY) {
         let loaded = folder::load(&fixture(name), &Device::flex()).unwrap();
         let saved = tempfile::tempdir().unwrap();
         folder::save(
@@ -315,12 +285,7 @@ fn saving_after_loading_gives_the_same_tensors() {
 
 #[test]
 fn running_blocks_again_changes_no_gradient() {
-    for name in FAMILIES
-        .into_iter()
-        .chain(ENCODER_DECODERS)
-        .chain(["bert"])
-        .filter(|name| *name != "rwkv7")
-    {
+    for name in fixtures(&EVERY).iter().filter(|name| *name != "rwkv7") {
         let mut model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
         model.set_trainable(|_| true);
         let input = sample(name);
@@ -424,11 +389,10 @@ fn adapters_survive_saving() {
 fn adapters_on_every_family_merge_and_survive_saving() {
     use espalier_models::checkpoint::peft_config::Pattern;
     let some = |pattern: &str| Targets::Regex(Pattern::whole(pattern).unwrap());
-    let all = FAMILIES
-        .into_iter()
-        .chain(ENCODER_DECODERS)
-        .chain(["bert"])
-        .map(|name| (name, Targets::AllLinear, 0));
+    let names = fixtures(&EVERY);
+    let all = names
+        .iter()
+        .map(|name| (name.as_str(), Targets::AllLinear, 0));
     for (name, targets, modules) in all.chain([
         ("mixtral", Targets::AllLinear, 3 * (4 + 4 * 3)),
         (

@@ -6,7 +6,9 @@
     reason = "a test may fail loudly"
 )]
 
-use std::path::{Path, PathBuf};
+mod fixture_lists;
+
+use std::path::Path;
 
 use burn::tensor::Device;
 use espalier_kernels::linear::Precision;
@@ -18,43 +20,7 @@ use espalier_models::{
     parameter::{Parameter, Parameters},
     state::SequenceState,
 };
-
-/// Fixtures that are read as source and target.
-const ENCODER_DECODERS: [&str; 4] = ["t5", "t5-v1_1", "bart", "marian-vanilla"];
-
-/// Every family: plain, fused (Phi-3), in turns (Falcon, BLOOM), transposed (GPT-2), tied and not, with experts, recurrent.
-const FAMILIES: [&str; 30] = [
-    "bart",
-    "bert",
-    "bloom-alibi",
-    "falcon-alibi",
-    "falcon-mqa-parallel",
-    "gemma",
-    "gemma2",
-    "gpt2",
-    "gptj",
-    "jamba",
-    "jetmoe",
-    "llama",
-    "llama3-rope",
-    "mamba",
-    "mamba2",
-    "marian-vanilla",
-    "mistral",
-    "mixtral",
-    "mpt-alibi",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "recurrent-gemma",
-    "rwkv4",
-    "rwkv5-eagle",
-    "rwkv6-finch",
-    "rwkv7",
-    "smollm3",
-    "t5",
-    "t5-v1_1",
-];
+use fixture_lists::{EVERY, Kind, fixture, fixtures, kind};
 
 fn load(folder: &Path) -> LoadedModel {
     folder::load(folder, &Device::flex()).unwrap()
@@ -62,8 +28,7 @@ fn load(folder: &Path) -> LoadedModel {
 
 /// The fixture, saved in `dtype`.
 fn saved(name: &str, dtype: Dtype) -> tempfile::TempDir {
-    let fixtures = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures"));
-    let loaded = load(&fixtures.join(name));
+    let loaded = load(&fixture(name));
     let folder = tempfile::tempdir().unwrap();
     folder::save(&loaded.model, folder.path(), Some(&loaded.config), dtype).unwrap();
     folder
@@ -90,7 +55,7 @@ fn input(name: &str, rows: usize, time: usize) -> Input {
         ))
     };
     Input {
-        source: ENCODER_DECODERS.contains(&name).then(source),
+        source: (kind(name) == Some(Kind::EncoderDecoder)).then(source),
         ..Input::rows(&(0..rows).map(row).collect::<Vec<_>>()).unwrap()
     }
 }
@@ -120,7 +85,7 @@ fn steps(model: &LanguageModel, input: &Input) -> Vec<f32> {
 
 #[test]
 fn stored_weights_give_the_logits_of_the_expanded_ones() {
-    for name in FAMILIES {
+    for name in &fixtures(&EVERY) {
         for (dtype, format) in [(Dtype::BF16, "bf16"), (Dtype::F16, "f16")] {
             let folder = saved(name, dtype);
             let mut model = load(folder.path()).model;
@@ -143,7 +108,7 @@ fn stored_weights_give_the_logits_of_the_expanded_ones() {
                     );
                 }
             }
-            if !ENCODER_DECODERS.contains(&name) && name != "bert" {
+            if kind(name) == Some(Kind::Decoder) {
                 let input = input(name, 1, 6);
                 assert!(
                     steps(&model, &input) == steps(&twin, &input),
