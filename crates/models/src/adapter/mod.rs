@@ -22,7 +22,7 @@ use std::{
 };
 
 use burn::tensor::Device;
-use espalier_data::nearest::suggestion;
+use espalier_data::{disk, nearest::suggestion};
 use serde_json::{Map, Value, json};
 
 pub use self::{
@@ -31,7 +31,6 @@ pub use self::{
 };
 use crate::{
     Error, Result,
-    checkpoint::partial_file::write_whole,
     families::{Family, config::Config},
     folder::{self, LoadedModel},
     layers::linear::LinearMapMut,
@@ -323,7 +322,7 @@ impl Adapter {
                 self.name
             )));
         }
-        std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        disk::create_folder(folder).map_err(Error::file(folder))?;
         let mut map = Map::new();
         map.insert("peft_type".into(), self.kind.peft_type().into());
         map.insert("base_model_name_or_path".into(), json!(self.base_model));
@@ -331,7 +330,8 @@ impl Adapter {
             map.extend(configuration);
         }
         let text = format!("{:#}\n", Value::Object(map));
-        write_whole(&folder.join(CONFIGURATION), text.as_bytes())?;
+        let path = folder.join(CONFIGURATION);
+        disk::write_whole(&path, text.as_bytes()).map_err(Error::file(&path))?;
         folder::write_tensors(&self.tensors(model, family), &folder.join(WEIGHTS))
     }
 
