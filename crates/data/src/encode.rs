@@ -7,7 +7,10 @@
 //! Sources: the conventions of Hugging Face's TRL (completion masks, common-prefix rule, truncation that keeps the start).
 
 mod assistant;
+mod marks;
 mod show;
+
+pub use assistant::render_learned;
 
 use serde_json::Value;
 
@@ -146,7 +149,7 @@ impl Encoder {
             tools,
             ..Conversation::new(messages, special)
         };
-        let rendered = assistant::render_marked(
+        let rendered = render_learned(
             self.template()?,
             &conversation,
             &self.tokenizer.special_texts(),

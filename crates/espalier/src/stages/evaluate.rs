@@ -222,7 +222,7 @@ fn load(
     let records = data::records(data, voice)?;
     let bytes = records
         .iter()
-        .map(|record| data::text_of(record).len())
+        .map(|sourced| data::text_of(&sourced.record).len())
         .sum();
     Ok((
         data::encode(&model.tokenizer, &records, length, voice)?,
