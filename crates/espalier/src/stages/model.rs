@@ -9,6 +9,7 @@ use espalier_data::{
     template::{CHATML, ChatTemplate, PLAIN},
     tokenizer::{BpeOptions, Tokenizer},
 };
+use espalier_engine::sentence_transformers::SentenceTransformer;
 use espalier_models::{
     adapter::Adapter,
     checkpoint::Dtype,
@@ -374,12 +375,15 @@ pub fn save(
     disk::create_folder(folder).map_err(Error::file(folder))?;
     tokenizer.save(folder)?;
     match adapter {
-        None => Ok(folder::save(
-            model,
-            folder,
-            Some(origin.config),
-            Dtype::F32,
-        )?),
+        None => {
+            SentenceTransformer::copy(origin.base, folder)?;
+            Ok(folder::save(
+                model,
+                folder,
+                Some(origin.config),
+                Dtype::F32,
+            )?)
+        }
         Some(adapter) => {
             let adapter = adapter.clone().based_on(relative_to(folder, origin.base));
             let family = families::by_name(&model.spec().family)?;
