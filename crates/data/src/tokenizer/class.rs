@@ -31,6 +31,10 @@ pub(super) enum Form {
     XlmRoberta,
     /// ALBERT's.
     Albert,
+    /// mBART's: XLM-RoBERTa's order, and a language behind each text.
+    MBart,
+    /// Pegasus's, behind a hundred marks.
+    Pegasus,
     /// What the SentencePiece model itself says.
     AsWritten,
 }
@@ -38,8 +42,11 @@ pub(super) enum Form {
 impl Form {
     /// Whether its file is a SentencePiece model.
     pub(super) fn is_sentencepiece(self) -> bool {
-        use Form::{Albert, AsWritten, Gemma, Llama, T5, XlmRoberta};
-        matches!(self, Llama | Gemma | T5 | XlmRoberta | Albert | AsWritten)
+        use Form::{Albert, AsWritten, Gemma, Llama, MBart, Pegasus, T5, XlmRoberta};
+        matches!(
+            self,
+            Llama | Gemma | T5 | XlmRoberta | Albert | MBart | Pegasus | AsWritten
+        )
     }
 }
 
@@ -152,6 +159,36 @@ const CLASSES: &[Class] = &[
             ("cls_token", "[CLS]"), ("mask_token", "[MASK]"),
         ],
     },
+    Class {
+        names: &["MBartTokenizer"],
+        model_types: &["mbart"],
+        form: Form::MBart,
+        special: ROBERTA_TOKENS,
+    },
+    Class {
+        names: &["PegasusTokenizer"],
+        model_types: &["pegasus"],
+        form: Form::Pegasus,
+        special: &[
+            ("eos_token", "</s>"), ("unk_token", "<unk>"), ("pad_token", "<pad>"), ("mask_token", "<mask_2>"),
+        ],
+    },
+];
+
+/// Models whose SentencePiece pieces stand in an order of their own that is not read here; their `tokenizer.json` has it.
+const OF_THEIR_OWN: &[(&str, &str)] = &[
+    ("camembert", "CamembertTokenizer"),
+    ("xglm", "XGLMTokenizer"),
+    ("mbart50", "MBart50Tokenizer"),
+    ("m2m_100", "M2M100Tokenizer"),
+    ("nllb", "NllbTokenizer"),
+    ("nllb-moe", "NllbTokenizer"),
+    ("marian", "MarianTokenizer"),
+    ("deberta-v2", "DebertaV2Tokenizer"),
+    ("xlnet", "XLNetTokenizer"),
+    ("rembert", "RemBertTokenizer"),
+    ("big_bird", "BigBirdTokenizer"),
+    ("fnet", "FNetTokenizer"),
 ];
 
 /// Names that say nothing of how texts are cut.
@@ -204,6 +241,10 @@ pub(super) fn choose(
         .find(|class| class.model_types.contains(&model_type.as_str()));
     if AS_WRITTEN.contains(&model_type.as_str()) && named.as_deref() == Some("LlamaTokenizer") {
         return Ok(Chosen::Known("LlamaTokenizer", Form::AsWritten));
+    }
+    let strange = OF_THEIR_OWN.iter().find(|(own, _)| *own == model_type);
+    if let (None, Some((_, class))) = (&named, strange) {
+        return Err((*class).to_owned());
     }
     let Some(name) = named else {
         return Ok(own.map_or(Chosen::Open, |class| {
@@ -278,6 +319,13 @@ mod tests {
             choose(unknown.as_object().unwrap(), &Map::new()).unwrap_err(),
             "BertJapaneseTokenizer"
         );
+    }
+
+    #[test]
+    fn a_model_with_an_order_of_its_own_is_not_taken_for_another() {
+        let model = json!({ "model_type": "xglm" });
+        let chosen = choose(&Map::new(), model.as_object().unwrap());
+        assert_eq!(chosen.unwrap_err(), "XGLMTokenizer");
     }
 
     #[test]

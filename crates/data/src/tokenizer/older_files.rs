@@ -258,6 +258,11 @@ impl Marks<'_> {
         self.config.get(key)?.as_bool()
     }
 
+    /// A text of the configuration.
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.config.get(key)?.as_str()
+    }
+
     /// The token of a role, with its id.
     pub(super) fn role(&self, role: &str) -> Result<(&str, u32)> {
         self.token(role).ok_or_else(|| {
@@ -287,7 +292,7 @@ impl Marks<'_> {
             token("add_eos_token", "eos_token"),
         ) {
             (None, None) => Value::Null,
-            (bos, eos) => around(bos, eos),
+            (bos, eos) => around(bos.as_slice(), eos.as_slice()),
         }
     }
 
@@ -340,7 +345,7 @@ fn word_piece(form: Form, ids: &HashMap<String, u32>, marks: &Marks<'_>) -> Resu
         Form::MpNet => marks.roberta(true, false)?,
         _ => {
             let (cls, sep) = (marks.role("cls_token")?, marks.role("sep_token")?);
-            bert_pair(around(Some(cls), Some(sep)), sep.0)
+            bert_pair(around(&[cls], &[sep]), sep.0)
         }
     };
     Ok(Parts {

@@ -54,7 +54,7 @@ pub(super) fn metaspace(prepend_scheme: &str, split: bool) -> Value {
 }
 
 /// Tokens around a text, each with its id.
-pub(super) fn around(before: Option<(&str, u32)>, after: Option<(&str, u32)>) -> Value {
+pub(super) fn around(before: &[(&str, u32)], after: &[(&str, u32)]) -> Value {
     let mark = |(token, _): &(&str, u32)| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
     let text = |name: &str| json!({ "Sequence": { "id": name, "type_id": 0 } });
     let one = |name: &str| {
@@ -63,7 +63,7 @@ pub(super) fn around(before: Option<(&str, u32)>, after: Option<(&str, u32)>) ->
     };
     let tokens: Map<String, Value> = before
         .iter()
-        .chain(&after)
+        .chain(after)
         .map(|(token, id)| {
             (
                 (*token).to_owned(),

@@ -24,7 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::data::text_of;
+use super::{Voice, data::text_of};
 use crate::{
     Error, Result, model_path,
     recipe::{DataOptions, shorthand},
@@ -117,6 +117,32 @@ pub fn open(
     let place = model_path::tokenizer_folder(path, &loaded.base);
     let tokenizer = with_template(Tokenizer::load(&place)?, template)?;
     check_vocabulary(&tokenizer, &loaded.model)?;
+    Ok(Start { loaded, tokenizer })
+}
+
+/// Adds tokens to the tokenizer, and rows for them to the model.
+///
+/// # Errors
+/// When a token is empty, the tokenizer cannot grow, or the model is an adapter.
+pub fn grow(start: Start, tokens: &[String], voice: &mut dyn Voice) -> Result<Start> {
+    if tokens.is_empty() {
+        return Ok(start);
+    }
+    if start.loaded.adapter.is_some() {
+        return Err(Error::usage(
+            "`add_tokens` changes the base, and the model is an adapter on one; merge it first",
+        ));
+    }
+    let known = start.tokenizer.vocabulary_size();
+    let tokenizer = start.tokenizer.with_added(tokens)?;
+    let (wanted, old) = (tokenizer.vocabulary_size(), start.loaded.model.spec().vocabulary);
+    let model = start.loaded.model.grown(known, wanted)?;
+    let rows = match model.spec().vocabulary - old {
+        0 => format!("they take spare rows of the model, which has {old}"),
+        more => format!("the model has {more} rows more"),
+    };
+    voice.say(&format!("   {} tokens added; {rows}", wanted - known));
+    let loaded = LoadedModel { model, ..start.loaded };
     Ok(Start { loaded, tokenizer })
 }
 

@@ -40,47 +40,72 @@ pub(super) struct Pieces {
     sentinels: Vec<String>,
 }
 
+/// What Pegasus has before its pieces.
+const PEGASUS_MARKS: u32 = 103;
+
+/// mBART's languages.
+#[rustfmt::skip]
+const LANGUAGES: [&str; 25] = [
+    "ar_AR", "cs_CZ", "de_DE", "en_XX", "es_XX", "et_EE", "fi_FI", "fr_XX", "gu_IN", "hi_IN", "it_IT", "ja_XX", "kk_KZ",
+    "ko_KR", "lt_LT", "lv_LV", "my_MM", "ne_NP", "nl_XX", "ro_RO", "ru_RU", "si_LK", "tr_TR", "vi_VN", "zh_CN",
+];
+
+/// The marks that a class has and its model lacks.
+fn sentinels(form: Form, extra: u32) -> Vec<String> {
+    match form {
+        Form::T5 => (0..extra)
+            .rev()
+            .map(|i| format!("<extra_id_{i}>"))
+            .collect(),
+        Form::MBart => LANGUAGES.map(str::to_owned).to_vec(),
+        Form::Pegasus => ["<mask_1>".to_owned(), "<mask_2>".to_owned()]
+            .into_iter()
+            .chain((2..PEGASUS_MARKS).map(|i| format!("<unk_{i}>")))
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Texts and scores in the order of their ids, as the class has them.
+fn in_order(form: Form, model: &ModelFile, sentinels: &[String]) -> Vec<(String, f32)> {
+    let pieces = |from: usize| {
+        let pieces = model.pieces.iter().skip(from);
+        pieces.map(|piece| (piece.text.clone(), piece.score))
+    };
+    let marked = |tokens: &[&str], score: f32| {
+        let tokens = tokens.iter().map(|token| ((*token).to_owned(), score));
+        tokens.collect::<Vec<_>>()
+    };
+    let sentinels: Vec<&str> = sentinels.iter().map(String::as_str).collect();
+    // fairseq's order has padding in front, and the mask at the end.
+    let fairseq = marked(&["<s>", "<pad>", "</s>", "<unk>"], 0.0);
+    let parts = match form {
+        Form::XlmRoberta | Form::MBart => {
+            let end = [marked(&sentinels, 0.0), marked(&["<mask>"], 0.0)].concat();
+            [fairseq, pieces(3).collect(), end]
+        }
+        // A mark that no text should become is unlikely enough.
+        Form::Pegasus => [
+            marked(&["<pad>", "</s>"], 0.0),
+            [marked(&sentinels[..2], 0.0), marked(&sentinels[2..], -100.0)].concat(),
+            pieces(2).collect(),
+        ],
+        _ => [pieces(0).collect(), marked(&sentinels, 0.0), Vec::new()],
+    };
+    parts.concat()
+}
+
 impl Pieces {
     /// Reads a model; the class decides where its pieces stand. T5 adds `extra` sentinels.
     pub(super) fn read(path: &Path, bytes: &[u8], form: Form, extra: u32) -> Result<Self> {
         let model = ModelFile::parse(path, bytes)?;
-        let pieces = || {
-            model
-                .pieces
-                .iter()
-                .map(|piece| (piece.text.clone(), piece.score))
-        };
-        let marked = |tokens: &[&str]| {
-            tokens
-                .iter()
-                .map(|token| ((*token).to_owned(), 0.0))
-                .collect::<Vec<_>>()
-        };
-        let sentinels: Vec<String> = match form {
-            Form::T5 => (0..extra)
-                .rev()
-                .map(|i| format!("<extra_id_{i}>"))
-                .collect(),
-            _ => Vec::new(),
-        };
-        // fairseq's order has padding, and the mask at the end.
-        let entries: Vec<(String, f32)> = match form {
-            Form::XlmRoberta => {
-                let front = marked(&["<s>", "<pad>", "</s>", "<unk>"]);
-                front
-                    .into_iter()
-                    .chain(pieces().skip(3))
-                    .chain(marked(&["<mask>"]))
-                    .collect()
-            }
-            _ => pieces()
-                .chain(sentinels.iter().map(|token| (token.clone(), 0.0)))
-                .collect(),
-        };
+        let sentinels = sentinels(form, extra);
+        let entries = in_order(form, &model, &sentinels);
         let unknown = match form {
-            Form::XlmRoberta => 3,
+            Form::XlmRoberta | Form::MBart => 3,
             Form::T5 => 2,
             Form::Albert => 1,
+            Form::Pegasus => model.ids.unknown.try_into().unwrap_or(2) + PEGASUS_MARKS,
             _ => u32::try_from(model.ids.unknown).unwrap_or(0),
         };
         let ids = entries
@@ -260,6 +285,8 @@ pub(super) fn parts(form: Form, pieces: &Pieces, marks: &Marks<'_>) -> Result<Pa
         Form::T5 => t5(pieces, marks),
         Form::XlmRoberta => xlm_roberta(pieces, marks),
         Form::Albert => albert(pieces, marks),
+        Form::MBart => mbart(pieces, marks),
+        Form::Pegasus => pegasus(pieces, marks),
         _ => as_written(pieces, marks),
     }
 }
@@ -321,7 +348,7 @@ fn t5(pieces: &Pieces, marks: &Marks<'_>) -> Result<Parts> {
     Ok(Parts {
         normalizer: pieces.charsmap()?.unwrap_or_default(),
         pre_tokenizer: marked_words("always"),
-        post_processor: around(None, Some(marks.role("eos_token")?)),
+        post_processor: around(&[], &[marks.role("eos_token")?]),
         decoder: metaspace("always", true),
         model: pieces.unigram(false),
     })
@@ -339,7 +366,7 @@ fn xlm_roberta(pieces: &Pieces, marks: &Marks<'_>) -> Result<Parts> {
     Ok(Parts {
         normalizer: pieces.charsmap()?.unwrap_or_default(),
         pre_tokenizer: marked_words(scheme(marks)),
-        post_processor: around(Some(bos), Some(eos)),
+        post_processor: around(&[bos], &[eos]),
         decoder: metaspace(scheme(marks), true),
         model: pieces.unigram(false),
     })
@@ -358,8 +385,37 @@ fn albert(pieces: &Pieces, marks: &Marks<'_>) -> Result<Parts> {
     Ok(Parts {
         normalizer: sequence("normalizers", steps),
         pre_tokenizer: marked_words(scheme(marks)),
-        post_processor: around(Some(cls), Some(sep)),
+        post_processor: around(&[cls], &[sep]),
         decoder: metaspace(scheme(marks), true),
+        model: pieces.unigram(false),
+    })
+}
+
+/// The text's language, English unless the folder says another, stands behind its end.
+fn mbart(pieces: &Pieces, marks: &Marks<'_>) -> Result<Parts> {
+    let language = marks.text("src_lang").unwrap_or("en_XX");
+    let id = marks.id(language).ok_or_else(|| {
+        Error::Tokenizer(format!(
+            "`src_lang` is `{language}`; mBART's languages are {}",
+            LANGUAGES.join(", ")
+        ))
+    })?;
+    Ok(Parts {
+        normalizer: Value::Null,
+        pre_tokenizer: marked_words("always"),
+        post_processor: around(&[], &[marks.role("eos_token")?, (language, id)]),
+        decoder: metaspace("always", true),
+        model: pieces.unigram(false),
+    })
+}
+
+fn pegasus(pieces: &Pieces, marks: &Marks<'_>) -> Result<Parts> {
+    let first = pieces.charsmap()?.unwrap_or_else(|| replace_all(r"\n", " "));
+    Ok(Parts {
+        normalizer: sequence("normalizers", vec![first, replace_all(" {2,}", " ")]),
+        pre_tokenizer: metaspace("always", true),
+        post_processor: around(&[], &[marks.role("eos_token")?]),
+        decoder: metaspace("always", true),
         model: pieces.unigram(false),
     })
 }
