@@ -50,7 +50,9 @@ fn vocabulary_axes(spec: &ModelSpec) -> HashMap<String, usize> {
         ..spec.clone()
     };
     let pairs = spec.parameters().into_iter().zip(larger.parameters());
-    let axis = |(old, new): (&Vec<usize>, &Vec<usize>)| old.iter().zip(new).position(|(old, new)| old != new);
+    let axis = |(old, new): (&Vec<usize>, &Vec<usize>)| {
+        old.iter().zip(new).position(|(old, new)| old != new)
+    };
     pairs
         .filter_map(|((name, old), (_, new))| Some((name, axis((&old, &new))?)))
         .collect()
@@ -67,7 +69,9 @@ struct Grown {
 impl ParameterSource for Grown {
     fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Values> {
         let Some(old) = self.old.remove(name) else {
-            return Err(Error::Invalid(format!("the model has no weight `{name}` to grow from")));
+            return Err(Error::Invalid(format!(
+                "the model has no weight `{name}` to grow from"
+            )));
         };
         let Some(axis) = self.axes.get(name) else {
             return Ok(old.values());
@@ -94,7 +98,9 @@ fn mean_row(values: &[f32], width: usize, count: usize) -> Vec<f32> {
     let count = rows.len().max(1) as f64;
     let mut sum = vec![0.0f64; width];
     for row in rows {
-        sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+        sum.iter_mut()
+            .zip(row)
+            .for_each(|(sum, x)| *sum += f64::from(*x));
     }
     sum.into_iter().map(|sum| (sum / count) as f32).collect()
 }
@@ -108,7 +114,10 @@ mod tests {
 
     fn row(model: &LanguageModel, name: &str, width: usize, row: usize) -> Vec<f32> {
         let parameters = model.parameters();
-        let parameter = parameters.iter().find(|parameter| parameter.name() == name).unwrap();
+        let parameter = parameters
+            .iter()
+            .find(|parameter| parameter.name() == name)
+            .unwrap();
         parameter.to_vec()[row * width..(row + 1) * width].to_vec()
     }
 
@@ -141,8 +150,15 @@ mod tests {
             let logits = |model: &LanguageModel| {
                 let input = Input::rows(&[vec![1, 2, 3]]).unwrap();
                 let [_, _, vocabulary] = model.logits(&input).unwrap().dims();
-                let all = model.logits(&input).unwrap().into_data().try_into_vec::<f32>().unwrap();
-                all.chunks(vocabulary).flat_map(|row| row[..8].to_vec()).collect::<Vec<f32>>()
+                let all = model
+                    .logits(&input)
+                    .unwrap()
+                    .into_data()
+                    .try_into_vec::<f32>()
+                    .unwrap();
+                all.chunks(vocabulary)
+                    .flat_map(|row| row[..8].to_vec())
+                    .collect::<Vec<f32>>()
             };
             assert_eq!(logits(&model), logits(&grown));
         }
@@ -154,7 +170,13 @@ mod tests {
         let model = LanguageModel::build(spec, &mut Seed(1), &Device::flex()).unwrap();
         let grown = model.grown(7, 8).unwrap();
         assert_eq!(grown.spec().vocabulary, 10);
-        assert_eq!(row(&grown, "embedding.weight", 8, 7), mean(&model, "embedding.weight", 8, 7));
-        assert_eq!(row(&grown, "embedding.weight", 8, 9), row(&model, "embedding.weight", 8, 9));
+        assert_eq!(
+            row(&grown, "embedding.weight", 8, 7),
+            mean(&model, "embedding.weight", 8, 7)
+        );
+        assert_eq!(
+            row(&grown, "embedding.weight", 8, 9),
+            row(&model, "embedding.weight", 8, 9)
+        );
     }
 }

@@ -36,6 +36,13 @@ struct Entry {
     path: String,
 }
 
+impl Entry {
+    /// Whether it has a folder of its own besides the transformer's.
+    fn has_folder(&self) -> bool {
+        self.kind != "Transformer" && !self.path.is_empty()
+    }
+}
+
 impl SentenceTransformer {
     /// The folder of the transformer's weights below a folder with a `modules.json`; nothing where there is none.
     ///
@@ -58,6 +65,25 @@ impl SentenceTransformer {
         home(transformer)?.map_or(Ok(None), |home| read(&home, transformer).map(Some))
     }
 
+    /// The files that [`SentenceTransformer::load`] reads besides the transformer's own.
+    ///
+    /// # Errors
+    /// When `modules.json` is malformed.
+    pub fn files(transformer: &Path) -> Result<Vec<PathBuf>> {
+        let Some(home) = home(transformer)? else {
+            return Ok(Vec::new());
+        };
+        let mut files = vec![home.join(MODULES), home.join(PROMPTS)];
+        files.extend(SETTINGS.map(|name| transformer.join(name)));
+        for entry in entries(&home)?.unwrap_or_default() {
+            if entry.has_folder() {
+                files.extend(contents(&join(&home, &entry.path))?);
+            }
+        }
+        files.retain(|path| path.is_file());
+        Ok(files)
+    }
+
     /// Copies what [`SentenceTransformer::load`] reads into the folder of a model that was made of this one; nothing where there is nothing.
     ///
     /// # Errors
@@ -67,7 +93,7 @@ impl SentenceTransformer {
             return Ok(());
         };
         for entry in entries(&home)?.unwrap_or_default() {
-            if entry.kind != "Transformer" {
+            if entry.has_folder() {
                 copy_folder(&join(&home, &entry.path), &join(target, &entry.path))?;
             }
         }
@@ -302,16 +328,22 @@ fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
 /// Copies the files of a module's folder; it has none below it.
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     disk::create_folder(to).map_err(|source| espalier_data::Error::file(to, source))?;
-    if !from.is_dir() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(from).map_err(|source| espalier_data::Error::file(from, source))? {
-        let path = entry
-            .map_err(|source| espalier_data::Error::file(from, source))?
-            .path();
+    for path in contents(from)? {
         if let Some(name) = path.file_name() {
             copy_if_there(&path, &to.join(name))?;
         }
     }
     Ok(())
+}
+
+/// What lies in a module's folder; one without settings may have none.
+fn contents(folder: &Path) -> Result<Vec<PathBuf>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let failed = |source| Error::from(espalier_data::Error::file(folder, source));
+    let entries = fs::read_dir(folder).map_err(failed)?;
+    entries
+        .map(|entry| Ok(entry.map_err(failed)?.path()))
+        .collect()
 }

@@ -69,10 +69,16 @@ pub fn settle(
 fn usual_end(model: &LanguageModel, tokenizer: &Tokenizer, records: &[Record]) -> Option<End> {
     let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
     let known = |id: u32| {
-        let own = tokenizer.special().eos.as_deref().and_then(|token| tokenizer.id(token));
+        let own = tokenizer
+            .special()
+            .eos
+            .as_deref()
+            .and_then(|token| tokenizer.id(token));
         model.spec().eos.contains(&id) || own == Some(id)
     };
-    let conversations = records.iter().filter(|record| !matches!(record, Record::Text { .. }));
+    let conversations = records
+        .iter()
+        .filter(|record| !matches!(record, Record::Text { .. }));
     let mut counts: BTreeMap<String, (usize, End)> = BTreeMap::new();
     for record in conversations.take(PROBES) {
         // A record that cannot be encoded is told of where all are.
@@ -88,7 +94,10 @@ fn usual_end(model: &LanguageModel, tokenizer: &Tokenizer, records: &[Record]) -
             counts.entry(key).or_insert((0, end)).0 += 1;
         }
     }
-    counts.into_values().max_by_key(|(count, _)| *count).map(|(_, end)| end)
+    counts
+        .into_values()
+        .max_by_key(|(count, _)| *count)
+        .map(|(_, end)| end)
 }
 
 /// What the last learned turn ends with, blank text behind it aside.
@@ -105,7 +114,8 @@ fn end_of(encoded: &Encoded, tokenizer: &Tokenizer, known: &dyn Fn(u32) -> bool)
         .filter_map(|(id, target)| target.then_some(*id))
         .collect();
     let text = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
-    let is_blank = |id: &&u32| !known(**id) && !tokenizer.is_added(**id) && text(&[**id]).trim().is_empty();
+    let is_blank =
+        |id: &&u32| !known(**id) && !tokenizer.is_added(**id) && text(&[**id]).trim().is_empty();
     let last = *learned.iter().rev().find(|id| !is_blank(id))?;
     Some(if known(last) {
         End::Known

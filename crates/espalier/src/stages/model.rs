@@ -135,14 +135,25 @@ pub fn grow(start: Start, tokens: &[String], voice: &mut dyn Voice) -> Result<St
     }
     let known = start.tokenizer.vocabulary_size();
     let tokenizer = start.tokenizer.with_added(tokens)?;
-    let (wanted, old) = (tokenizer.vocabulary_size(), start.loaded.model.spec().vocabulary);
+    let (wanted, old) = (
+        tokenizer.vocabulary_size(),
+        start.loaded.model.spec().vocabulary,
+    );
     let model = start.loaded.model.grown(known, wanted)?;
     let rows = match model.spec().vocabulary - old {
-        0 => format!("they take spare rows of the model, which has {old}"),
+        0 => format!("of the model's {old} rows there are enough"),
+        1 => "the model has 1 row more".to_owned(),
         more => format!("the model has {more} rows more"),
     };
-    voice.say(&format!("   {} tokens added; {rows}", wanted - known));
-    let loaded = LoadedModel { model, ..start.loaded };
+    let added = match wanted - known {
+        1 => "1 token added".to_owned(),
+        count => format!("{count} tokens added"),
+    };
+    voice.say(&format!("   {added}; {rows}"));
+    let loaded = LoadedModel {
+        model,
+        ..start.loaded
+    };
     Ok(Start { loaded, tokenizer })
 }
 
@@ -413,6 +424,7 @@ pub fn save(
         Some(adapter) => {
             let adapter = adapter.clone().based_on(relative_to(folder, origin.base));
             let family = families::by_name(&model.spec().family)?;
+            folder::save_other_ends(model, origin.base, folder)?;
             Ok(adapter.save(model, family, folder)?)
         }
     }

@@ -74,7 +74,8 @@ impl Tuning for LoraOptions {
         let mut options = self.clone();
         for module in modules {
             // A module may be named by its last parts.
-            let ends_so = |named: &String| module == *named || module.ends_with(&format!(".{named}"));
+            let ends_so =
+                |named: &String| module == *named || module.ends_with(&format!(".{named}"));
             if !options.modules_to_save.iter().any(ends_so) {
                 options.modules_to_save.push(module);
             }

@@ -86,8 +86,16 @@ impl AdapterOptions {
     pub fn with_vocabulary(&self, model: &LanguageModel, family: &Family) -> Result<Self> {
         let entries = (family.tensors)(model.spec());
         let holds = |part: &str| ["embedding.weight", "head.weight"].contains(&part);
-        let of_vocabulary = entries.iter().filter(|entry| entry.parts.iter().any(|part| holds(part)));
-        let modules = of_vocabulary.map(|entry| entry.name.rsplit_once('.').map_or(entry.name.as_str(), |(module, _)| module).to_owned());
+        let of_vocabulary = entries
+            .iter()
+            .filter(|entry| entry.parts.iter().any(|part| holds(part)));
+        let modules = of_vocabulary.map(|entry| {
+            entry
+                .name
+                .rsplit_once('.')
+                .map_or(entry.name.as_str(), |(module, _)| module)
+                .to_owned()
+        });
         self.tuning().with_modules(modules.collect())
     }
 

@@ -87,7 +87,11 @@ fn in_order(form: Form, model: &ModelFile, sentinels: &[String]) -> Vec<(String,
         // A mark that no text should become is unlikely enough.
         Form::Pegasus => [
             marked(&["<pad>", "</s>"], 0.0),
-            [marked(&sentinels[..2], 0.0), marked(&sentinels[2..], -100.0)].concat(),
+            [
+                marked(&sentinels[..2], 0.0),
+                marked(&sentinels[2..], -100.0),
+            ]
+            .concat(),
             pieces(2).collect(),
         ],
         _ => [pieces(0).collect(), marked(&sentinels, 0.0), Vec::new()],
@@ -410,7 +414,9 @@ fn mbart(pieces: &Pieces, marks: &Marks<'_>) -> Result<Parts> {
 }
 
 fn pegasus(pieces: &Pieces, marks: &Marks<'_>) -> Result<Parts> {
-    let first = pieces.charsmap()?.unwrap_or_else(|| replace_all(r"\n", " "));
+    let first = pieces
+        .charsmap()?
+        .unwrap_or_else(|| replace_all(r"\n", " "));
     Ok(Parts {
         normalizer: sequence("normalizers", vec![first, replace_all(" {2,}", " ")]),
         pre_tokenizer: metaspace("always", true),
