@@ -6,6 +6,7 @@
 //! state in a recurrent layer. Everything else, from folders to switching by name, knows only the trait [`AdapterKind`].
 
 pub mod attachments;
+pub mod expert_parameters;
 mod file;
 pub mod first_state;
 pub mod intervention;
