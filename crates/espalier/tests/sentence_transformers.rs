@@ -161,6 +161,7 @@ fn what_is_saved_is_such_a_folder_again() {
             "learning_rate=1e-30",
             "weight_decay=0",
             "length=16",
+            "dropout=0.1",
         ];
         let output = espalier(
             &[

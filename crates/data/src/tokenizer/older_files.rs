@@ -171,9 +171,11 @@ fn find(folder: &Path, small: &SmallFiles) -> Result<(Vocabulary, &'static str, 
             "",
             Form::AsWritten,
         )),
-        (Chosen::Open, None, None, Some(path)) => {
-            Ok((read_words(&path)?, "BertTokenizer", Form::Bert))
-        }
+        (Chosen::Open, None, None, Some(path)) => match read_words(&path)? {
+            words if words.id("[CLS]").is_some() => Ok((words, "BertTokenizer", Form::Bert)),
+            // Others call their tables so too.
+            _ => Err(nothing(folder, chosen)),
+        },
         (chosen, ..) => Err(nothing(folder, chosen)),
     }
 }
