@@ -42,6 +42,9 @@ impl LoadedModel {
     }
 }
 
+/// What a model's folder says of generation.
+const GENERATION: &str = "generation_config.json";
+
 /// Largest weight file that is written; larger models are sharded.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
@@ -63,7 +66,12 @@ pub fn load_changed(
     device: &Device,
 ) -> Result<LoadedModel> {
     if folder.join(adapter::CONFIGURATION).is_file() {
-        return adapter::load(folder, changes, device);
+        let mut loaded = adapter::load(folder, changes, device)?;
+        // What was learned on a base may end elsewhere than its texts do.
+        if let Some(ends) = generation_ends(folder)? {
+            loaded.model.set_end_tokens(ends);
+        }
+        return Ok(loaded);
     }
     let Description {
         config,
@@ -81,6 +89,34 @@ pub fn load_changed(
         dtype: checkpoint.dtype(),
         adapter: None,
     })
+}
+
+/// The end tokens that a folder's `generation_config.json` names, if it has one that does.
+fn generation_ends(folder: &Path) -> Result<Option<Vec<u32>>> {
+    let path = folder.join(GENERATION);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let generation = Config::load(&path)?;
+    let named = generation
+        .get("eos_token_id")
+        .is_some_and(|ids| !ids.is_null());
+    named.then(|| generation.tokens("eos_token_id")).transpose()
+}
+
+/// Writes the end tokens of a model beside an adapter on it, where they are not those of the base at `base`.
+///
+/// # Errors
+/// When the base cannot be read or the disk is full.
+pub fn save_other_ends(model: &LanguageModel, base: &Path, folder: &Path) -> Result<()> {
+    let ends = &model.spec().eos;
+    if Description::read(base)?.spec.eos == *ends {
+        return Ok(());
+    }
+    write_json(
+        &folder.join(GENERATION),
+        &json!({ "eos_token_id": ids(ends) }),
+    )
 }
 
 /// Whether a folder or file without a `config.json` is a model all the same, by the names of its tensors.
@@ -115,7 +151,7 @@ impl Description {
         for (key, value) in changes {
             config = config.with(key, value.clone());
         }
-        let generation = folder.join("generation_config.json");
+        let generation = folder.join(GENERATION);
         if generation.is_file() {
             // Its end-of-sequence list is the one that counts when generating.
             let generation = Config::load(&generation)?;
@@ -248,7 +284,7 @@ pub fn save(
     let spec = model.spec();
     let ids =
         json!({"bos_token_id": spec.bos, "eos_token_id": ids(&spec.eos), "pad_token_id": spec.pad});
-    write_json(&folder.join("generation_config.json"), &ids)?;
+    write_json(&folder.join(GENERATION), &ids)?;
     write_weights(model, family, folder, dtype)
 }
 

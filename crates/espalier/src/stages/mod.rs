@@ -5,6 +5,7 @@
 
 pub mod artifacts;
 pub mod data;
+pub mod ends;
 pub mod evaluate;
 pub mod folder;
 pub mod hashes;
