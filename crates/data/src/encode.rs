@@ -8,9 +8,11 @@
 
 mod assistant;
 mod show;
+mod truncate;
 
 use serde_json::Value;
 
+pub use self::truncate::Truncation;
 use crate::record::{Message, Record};
 use crate::template::{ChatTemplate, Conversation};
 use crate::tokenizer::Tokenizer;

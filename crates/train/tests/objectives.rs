@@ -90,6 +90,7 @@ fn logged(name: &str) -> BTreeSet<String> {
         },
         folder: folder.path().to_owned(),
         fingerprint: String::new(),
+        interrupted: || false,
     };
     let outcome = trainer::train(run, &mut |_| {}).unwrap();
     assert!(outcome.validation_loss.is_some_and(f64::is_finite));

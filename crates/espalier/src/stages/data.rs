@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use espalier_data::{
-    encode::{Encoded, Encoder},
+    encode::{Encoded, Encoder, Truncation},
     packing::{self, Strategy},
     random::{Random, fnv},
     readers::{self, Source},
@@ -151,14 +151,24 @@ pub fn encode(
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
-    let encoder = Encoder::new(tokenizer.clone(), length);
+    let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
+    let mut truncation = Truncation::default();
     let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
     let mut kept = Vec::with_capacity(records.len());
     for encoded in in_order(records.par_iter().map(|record| Ok(encoder.encode(record)?)))? {
-        match encoded {
+        match truncation.cut(encoded, length) {
             Encoded::Dropped { reason } => *dropped.entry(reason).or_default() += 1,
             encoded => kept.push(encoded),
         }
+    }
+    if truncation.records > 0 {
+        voice.say(&format!(
+            "{} of {} records are longer than `length` = {length} and keep their beginning: {} tokens are cut off (the longest has {})",
+            truncation.records,
+            records.len(),
+            truncation.lost,
+            truncation.longest
+        ));
     }
     for (reason, count) in &dropped {
         voice.say(&format!(
