@@ -172,9 +172,10 @@ impl TextModel {
         for id in &ids {
             answer.hear(*id, &beams.end, unheard);
         }
-        let finish = match ids.last().is_some_and(|id| beams.end.contains(id)) {
-            true => Finish::End,
-            false => Finish::Length,
+        let finish = match ids.last() {
+            Some(last) if beams.end.contains(last) => Finish::End,
+            _ if ids.len() < options.max_new_tokens => Finish::Context,
+            _ => Finish::Length,
         };
         answer.finish(&Generated { ids, finish }, unheard)
     }

@@ -80,7 +80,19 @@ pub fn scored_bytes(tokenizer: &Tokenizer, examples: &[Example]) -> Result<usize
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::Device;
     use espalier_data::tokenizer::BpeOptions;
+    use espalier_models::{source::Seed, spec::ModelSpec};
+
+    #[test]
+    fn a_model_that_sees_its_targets_has_no_perplexity() {
+        let mut spec = ModelSpec::llama(8, 4, 1, 1, 1, 4, 8);
+        spec.bidirectional = true;
+        let model = LanguageModel::build(spec, &mut Seed(0), &Device::flex()).unwrap();
+        let example = Example::new(vec![1, 2], vec![true; 2]);
+        let error = perplexity(&model, &[example], 1, 1).unwrap_err();
+        assert!(error.to_string().contains("no perplexity"), "{error}");
+    }
 
     #[test]
     fn only_what_is_scored_has_bytes() {
