@@ -9,11 +9,13 @@
 mod assistant;
 mod marks;
 mod show;
+mod truncate;
 
 pub use assistant::render_learned;
 
 use serde_json::Value;
 
+pub use self::truncate::Truncation;
 use crate::record::{Message, Record};
 use crate::template::{ChatTemplate, Conversation};
 use crate::tokenizer::Tokenizer;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use espalier_data::{
-    encode::{Encoded, Encoder},
+    encode::{Encoded, Encoder, Truncation},
     packing::{self, Strategy},
     random::{Random, fnv},
     readers::{self, Source},
@@ -182,20 +182,27 @@ pub fn encode(
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
-    let encoder = Encoder::new(tokenizer.clone(), length);
+    let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
+    let mut truncation = Truncation::default();
     let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
     let mut failed = Vec::new();
     let mut kept = Vec::with_capacity(records.len());
     let encode = |sourced: &Sourced| sourced.encoded(&encoder);
     let encoded: Vec<Result<Encoded>> = records.par_iter().map(encode).collect();
     for encoded in encoded {
-        match encoded {
+        match encoded.map(|encoded| truncation.cut(encoded, length)) {
             Ok(Encoded::Dropped { reason }) => *dropped.entry(reason).or_default() += 1,
             Ok(encoded) => kept.push(encoded),
             Err(reason) => failed.push(reason),
         }
     }
     let total = records.len();
+    if truncation.records > 0 {
+        voice.say(&format!(
+            "{} of {total} records are longer than `length` = {length} and keep their beginning: {} tokens are cut off (the longest has {})",
+            truncation.records, truncation.lost, truncation.longest
+        ));
+    }
     for (reason, count) in &dropped {
         voice.say(&format!("{count} of {total} records left out: {reason}"));
     }

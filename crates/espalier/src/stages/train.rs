@@ -8,9 +8,10 @@ use espalier_models::{families, folder::LoadedModel, parameter::Parameters};
 use espalier_train::{
     adapters::AdapterOptions,
     batch::Sample,
-    objectives::{ObjectiveOptions, registry::Registered},
+    objectives::{ObjectiveOptions, PackedRows, registry::Registered},
     options::TrainOptions,
-    plan::{Plan, plan},
+    plan::{Plan, check_lengths, plan},
+    token_count::TokenCount,
     trainer::{self, Event, Outcome, Run},
 };
 use schemars::JsonSchema;
@@ -26,11 +27,17 @@ use super::{
     report,
 };
 use crate::{
-    Error, Result,
+    Error, Result, interrupt,
     memory::peak_bytes,
     recipe::{DataOptions, shorthand},
     units::{bytes, count, duration},
 };
+
+/// Share of padding from which it is said.
+const WASTE: f64 = 0.05;
+
+/// Share of padding from which a remedy is named.
+const MUCH_WASTE: f64 = 0.25;
 
 /// The file in which the held-out share of the data is left.
 const VALIDATION: &str = "validation.jsonl";
@@ -100,6 +107,12 @@ impl StageKind for TrainStage {
     fn check(&self) -> Result<()> {
         self.options.check()?;
         self.objective.check()?;
+        let Registered {
+            name, packed_rows, ..
+        } = self.objective.registered();
+        if self.options.packing && packed_rows == PackedRows::Refused {
+            return Err(espalier_train::Error::packing(name).into());
+        }
         self.adapter
             .as_ref()
             .map_or(Ok(()), AdapterOptions::check)?;
@@ -220,9 +233,12 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
     if adapter.is_some() && !stage.add_tokens.is_empty() {
         workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
     }
-    let planned = plan(&model, &training, &stage.options)?;
-    say_plan(&planned, workplace.voice);
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
+    check_lengths(&model, objective.as_ref(), &training)?;
+    check_lengths(&model, objective.as_ref(), &validation)?;
+    let planned = plan(&model, objective.as_ref(), &training, &stage.options)?;
+    say_plan(&planned, &stage.options, workplace.voice);
+    say_context(&training, model.spec().context, workplace.voice);
     let run = Run {
         model,
         objective: objective.as_mut(),
@@ -231,9 +247,12 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         options: stage.options.clone(),
         folder: workplace.folder.clone(),
         fingerprint: workplace.fingerprint.clone(),
+        interrupted: interrupt::requested,
     };
+    let attentive = interrupt::attentive();
     let (voice, registered) = (&mut *workplace.voice, stage.objective.registered());
     let mut outcome = trainer::train(run, &mut |event| say_event(event, registered, voice))?;
+    drop(attentive);
     let adapter = match merges {
         false => adapter,
         true => {
@@ -313,18 +332,46 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
     }
 }
 
-fn say_plan(plan: &Plan, voice: &mut dyn Voice) {
+fn say_plan(plan: &Plan, options: &TrainOptions, voice: &mut dyn Voice) {
     let share = 100.0 * plan.trainable as f64 / plan.parameters.max(1) as f64;
     voice.say(&format!(
-        "   plan: {} parameters, {} trained ({share:.1} %); {} samples, {} steps, {} tokens; about {} and {}",
+        "   plan: {} parameters, {} trained ({share:.1} %); {} samples, {} steps, {}; about {} and {}",
         count(plan.parameters),
         count(plan.trainable),
         plan.samples,
         plan.steps,
-        count(plan.tokens),
+        tokens(&plan.tokens),
         bytes(plan.memory),
         duration(plan.seconds),
     ));
+    if plan.tokens.padding_share() > MUCH_WASTE && !options.group_by_length {
+        voice.say("   `group_by_length = true` puts samples of like length into a batch, which spares padding");
+    }
+}
+
+/// Tokens in words; padding where it is a share worth sparing.
+fn tokens(tokens: &TokenCount) -> String {
+    let padding = match tokens.padding_share() {
+        share if share < WASTE => String::new(),
+        share => format!(" and {:.0} % padding", 100.0 * share),
+    };
+    format!(
+        "{} tokens ({} learned){padding}",
+        count(tokens.real),
+        count(tokens.learned)
+    )
+}
+
+/// Tells of texts that are longer than what the model was made for, where it reads them all the same.
+fn say_context(samples: &[Sample], context: usize, voice: &mut dyn Voice) {
+    let positions = samples.iter().flat_map(|sample| &sample.rows);
+    let longest = positions.flat_map(|row| row.positions.iter().max()).max();
+    if let Some(last) = longest.filter(|last| **last as usize >= context) {
+        voice.say(&format!(
+            "   texts of up to {} tokens go beyond the context of {context} that the model was made for; `length = {context}` cuts them",
+            last + 1
+        ));
+    }
 }
 
 fn say_event(event: &Event, objective: Registered, voice: &mut dyn Voice) {
@@ -373,9 +420,9 @@ fn say_outcome(outcome: &Outcome, plan: &Plan, voice: &mut dyn Voice) {
         )
     });
     voice.say(&format!(
-        "   used: {} for {} tokens (planned {}){}",
+        "   used: {} for {} (planned {}){}",
         duration(outcome.seconds),
-        count(outcome.tokens),
+        tokens(&outcome.tokens),
         duration(plan.seconds),
         peak.unwrap_or_default()
     ));
@@ -393,7 +440,10 @@ fn summary(outcome: &Outcome, plan: &Plan) -> Value {
         "kind": "train",
         "validation": metrics,
         "steps": outcome.steps,
-        "tokens": outcome.tokens,
+        "tokens": outcome.tokens.real,
+        "learned_tokens": outcome.tokens.learned,
+        "padding_tokens": outcome.tokens.padding,
+        "planned_tokens": plan.tokens.real,
         "seconds": outcome.seconds,
         "validation_loss": outcome.validation_loss,
         "parameters": trained,
