@@ -55,6 +55,7 @@ pub fn run(args: &EmbedArgs, context: &Context) -> Result<()> {
         ));
     }
     let opened = model_path::open_text_model(&args.model, &context.device)?;
+    super::say_remarks(&opened.remarks);
     let encode = |text: &String| opened.text.tokenizer.encode_ids(text, true);
     let ids = texts
         .iter()
