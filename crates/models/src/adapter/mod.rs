@@ -6,6 +6,7 @@
 //! state in a recurrent layer. Everything else, from folders to switching by name, knows only the trait [`AdapterKind`].
 
 pub mod attachments;
+pub mod expert_parameters;
 mod file;
 pub mod first_state;
 pub mod intervention;
@@ -322,22 +323,31 @@ impl Adapter {
         path: &Path,
     ) -> Result<(Self, AdapterFile)> {
         let mut file = AdapterFile::open(path)?;
-        let tensors = ties::tensors(model, family);
+        let mut tensors = layout::stored_tensors(model, family);
+        let head = ties::head(model, family);
+        let repeated = head.as_ref().map(|head| head.name.clone());
+        tensors.extend(head);
         let names = tensors.iter().map(|tensor| tensor.name.as_str());
         let leaves_out_prefix = file.name_as(names, family.prefix)?;
         let named = self.saved(model, family);
         let mut more_saved = BTreeSet::new();
         for tensor in tensors {
             let stored = format!("{PEFT_PREFIX}{}", tensor.name);
-            if file.shape(&stored).is_none() || saved_modules::is_saved(&tensor.name, &named) {
+            let Some(shape) = file.shape(&stored).map(<[usize]>::to_vec) else {
+                continue;
+            };
+            let Some((module, _)) = tensor.name.rsplit_once('.') else {
+                continue;
+            };
+            if saved_modules::is_saved(&tensor.name, &named) {
                 continue;
             }
             // PEFT writes weights of wrapped modules and of embeddings beside the adapter, most often as the base has them.
-            let fits = file.shape(&stored) == Some(tensor.shape.as_slice());
-            let is_the_bases = fits
-                && file.read(&stored, &tensor.shape)?
-                    == tensor.assemble(&|parameter| parameter.flat());
-            if let Some((module, _)) = tensor.name.rsplit_once('.').filter(|_| !is_the_bases) {
+            let own = file.read(&stored, &shape)?;
+            let is_the_bases = own == tensor.assemble(&|parameter| parameter.flat());
+            // A head that stays tied is there twice.
+            let is_there_twice = self.kind.keeps_ties() && repeated.as_ref() == Some(&tensor.name);
+            if !is_the_bases && !is_there_twice {
                 more_saved.insert(module.to_owned());
             }
         }
@@ -379,6 +389,14 @@ impl Adapter {
         let mut tensors = self.kind.tensors(model, family, &self.name);
         let saved = self.saved(model, family);
         tensors.extend(saved_modules::tensors(model, family, &saved));
+        // PEFT asks for a head that stays tied too.
+        let has_embedding = |head: &StoredTensor<'_>| {
+            let embedding = head.names().next();
+            let mut own = tensors.iter().flat_map(|tensor| tensor.names());
+            self.kind.keeps_ties() && own.any(|name| Some(name) == embedding)
+        };
+        let head = ties::head(model, family).filter(has_embedding);
+        tensors.extend(head);
         for tensor in &mut tensors {
             tensor.name = self.name_in_file(&tensor.name, family);
         }

@@ -10,21 +10,14 @@ use crate::{
     tied_head::{EMBEDDING, HEAD, tensor_of},
 };
 
-/// The checkpoint's tensors of the model, and a tied head as if it had one.
-pub(super) fn tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<StoredTensor<'a>> {
-    let mut tensors = layout::stored_tensors(model, family);
-    if let Some(tied) = tied(model, family) {
-        let embedding = format!("{}.weight", tied.embedding);
-        let head = tensors
-            .iter()
-            .find(|tensor| tensor.name == embedding)
-            .cloned();
-        tensors.extend(head.map(|embedding| StoredTensor {
-            name: format!("{}.weight", tied.head),
-            ..embedding
-        }));
-    }
-    tensors
+/// A tied head as a tensor of its own, which checkpoints leave out and adapters do not.
+pub(super) fn head<'a>(model: &'a LanguageModel, family: &Family) -> Option<StoredTensor<'a>> {
+    let tied = tied(model, family)?;
+    let embedding = format!("{}.weight", tied.embedding);
+    let mut tensors = layout::stored_tensors(model, family).into_iter();
+    let mut head = tensors.find(|tensor| tensor.name == embedding)?;
+    head.name = format!("{}.weight", tied.head);
+    Some(head)
 }
 
 /// The modules of head and embedding of a model that ties them.
