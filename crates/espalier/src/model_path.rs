@@ -26,6 +26,8 @@ pub struct OpenedModel {
     pub folder: PathBuf,
     /// The folder of the weights: the base model's where an adapter was meant.
     pub base: PathBuf,
+    /// What the user should know of how the files were read, a sentence each.
+    pub remarks: Vec<String>,
 }
 
 /// The model or adapter folder that `path` means: itself, its `model/`, or the `model/` of its last stage (`NN-*/model`). A
@@ -120,6 +122,7 @@ pub fn open_text_model(path: &Path, device: &Device) -> Result<OpenedModel> {
         text: TextModel { model, tokenizer },
         folder,
         base: loaded.base,
+        remarks: loaded.remarks,
     })
 }
 

@@ -61,6 +61,11 @@ impl<'a> StoredTensor<'a> {
         }
     }
 
+    /// Our names of the parameters that make it up.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(|part| part.name())
+    }
+
     /// The rows of several parameters of one width, one after another.
     pub fn rows_of(name: String, parts: Vec<&'a Parameter>) -> Self {
         let mut shape = parts

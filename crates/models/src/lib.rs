@@ -31,6 +31,7 @@ pub mod state;
 pub mod state_file;
 pub mod taps;
 pub mod target_scores;
+mod tied_head;
 pub mod token_places;
 pub mod upcycle;
 

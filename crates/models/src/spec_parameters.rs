@@ -114,16 +114,11 @@ impl ModelSpec {
             linear(&mut list, "head_transform", self.width, self.width, true);
             norm(&mut list, "head_norm", transform.norm, self.width);
         }
-        match self.tied_head || self.headless {
-            true if self.head_bias => list.push(("head.bias".into(), self.head_bias_shape())),
-            true => {}
-            false => linear(
-                &mut list,
-                "head",
-                self.vocabulary,
-                self.width,
-                self.head_bias,
-            ),
+        if !self.tied_head && !self.headless {
+            linear(&mut list, "head", self.vocabulary, self.width, false);
+        }
+        if self.head_bias {
+            list.push(("head.bias".into(), self.head_bias_shape()));
         }
         list
     }

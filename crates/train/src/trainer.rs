@@ -255,9 +255,14 @@ impl State<'_> {
         let units = Batch::of_step(&mut batches);
         let mut gradients = BTreeMap::new();
         let mut loss = 0.0;
-        for batch in &batches {
+        for (micro, batch) in batches.iter().enumerate() {
+            let seed = self.run.options.seed;
+            let name = format!("adapters|{seed}|{}|{micro}", self.progress.step);
+            let drawn = Random::named(&name).next_u64();
+            self.run.model.set_adapter_dropout(Some(drawn));
             loss += self.backward(batch, units, &mut gradients, number)?;
         }
+        self.run.model.set_adapter_dropout(None);
         let norm = self.update(gradients, number)?;
         self.progress.step = number;
         self.run.objective.after_step(&self.run.model, number)?;

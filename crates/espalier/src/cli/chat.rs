@@ -49,6 +49,7 @@ pub struct ChatArgs {
 /// When the model cannot be loaded or has no chat template; when it cannot answer a line of a pipe.
 pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     let opened = model_path::open_text_model(&args.model, &context.device)?;
+    super::say_remarks(&opened.remarks);
     if opened.text.tokenizer.template().is_none() {
         let fix = "complete text with `espalier generate`, or tune it on conversations first";
         let folder = opened.folder.display();

@@ -63,6 +63,7 @@ pub fn run(args: &EmbedArgs, context: &Context) -> Result<()> {
         ));
     }
     let opened = model_path::open_text_model(&args.model, &context.device)?;
+    super::say_remarks(&opened.remarks);
     let vectors = vectors(args, &opened, &texts)?;
     for (text, (vector, tokens)) in texts.iter().zip(vectors) {
         if context.json {

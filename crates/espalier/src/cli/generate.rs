@@ -69,6 +69,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         args.check_beams()?;
     }
     let opened = model_path::open_text_model(&args.model, &context.device)?;
+    super::say_remarks(&opened.remarks);
     let sampler = args.sampling.options(&opened.base)?;
     let options = TextOptions {
         max_new_tokens: args.sampling.max_new_tokens,

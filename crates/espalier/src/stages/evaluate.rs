@@ -174,6 +174,9 @@ impl StageKind for EvaluateStage {
 pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
     let template = stage.template.as_deref();
     let start = model::open(Path::new(&stage.model), &stage.config, template, device)?;
+    for remark in &start.loaded.remarks {
+        voice.say(&format!("   {remark}"));
+    }
     let mut language_model = start.loaded.model;
     language_model.merge_what_can_be();
     let model = TextModel {

@@ -224,6 +224,8 @@ pub fn create<'a>(
             base,
             dtype: Dtype::F32,
             adapter: None,
+            generation: Map::new(),
+            remarks: Vec::new(),
         },
         tokenizer,
     })
@@ -394,6 +396,8 @@ pub fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Tok
 pub struct Origin<'a> {
     /// Its `config.json`, unknown keys included.
     pub config: &'a Map<String, Value>,
+    /// Its `generation_config.json`.
+    pub generation: &'a Map<String, Value>,
     /// The folder of the base model's weights.
     pub base: &'a Path,
 }
@@ -414,15 +418,16 @@ pub fn save(
     match adapter {
         None => {
             SentenceTransformer::copy(origin.base, folder)?;
-            Ok(folder::save(
+            Ok(folder::save_from(
                 model,
                 folder,
                 Some(origin.config),
+                origin.generation,
                 Dtype::F32,
             )?)
         }
         Some(adapter) => {
-            let adapter = adapter.clone().based_on(relative_to(folder, origin.base));
+            let adapter = adapter.clone().based_on(absolute(origin.base));
             let family = families::by_name(&model.spec().family)?;
             folder::save_other_ends(model, origin.base, folder)?;
             Ok(adapter.save(model, family, folder)?)
@@ -430,32 +435,8 @@ pub fn save(
     }
 }
 
-/// The path from `folder` to `target` where both lie under the working folder, so that they can move together; else absolute.
-fn relative_to(folder: &Path, target: &Path) -> String {
-    let absolute = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let (folder, target) = (absolute(folder), absolute(target));
-    let shared = folder
-        .components()
-        .zip(target.components())
-        .take_while(|(a, b)| a == b)
-        .count();
-    let here = std::env::current_dir()
-        .map(|path| absolute(&path).components().count())
-        .unwrap_or(usize::MAX);
-    if shared < here {
-        return target.to_string_lossy().into_owned();
-    }
-    let up = folder
-        .components()
-        .skip(shared)
-        .map(|_| PathBuf::from(".."));
-    let path: PathBuf = up
-        .chain(
-            target
-                .components()
-                .skip(shared)
-                .map(|c| PathBuf::from(c.as_os_str())),
-        )
-        .collect();
-    path.to_string_lossy().into_owned()
+/// Where a base model is, for other programs take a relative path for the name of a model on a hub.
+fn absolute(path: &Path) -> String {
+    let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    whole.to_string_lossy().into_owned()
 }

@@ -196,9 +196,19 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         config,
         base,
         adapter: earlier,
+        generation,
+        remarks,
         ..
     } = loaded;
+    for remark in remarks {
+        workplace.voice.say(&format!("   {remark}"));
+    }
     let family = families::by_name(&model.spec().family)?;
+    if let (Some(options), None) = (&stage.adapter, &earlier) {
+        for remark in options.remarks(&model, family)? {
+            workplace.voice.say(&format!("   {remark}"));
+        }
+    }
     let adapter = match (&stage.adapter, earlier) {
         (None, None) => {
             model.set_trainable(|_| true);
@@ -265,6 +275,7 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         &outcome.model,
         Origin {
             config: &config,
+            generation: &generation,
             base: &base,
         },
         adapter.as_ref(),

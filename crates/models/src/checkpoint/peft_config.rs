@@ -39,6 +39,7 @@ const KNOWN: &[&str] = &[
     "peft_version",
     "qalora_group_size",
     "revision",
+    "ensure_weight_tying",
 ];
 
 /// The configuration of a LoRA adapter.
@@ -52,7 +53,7 @@ const KNOWN: &[&str] = &[
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeftConfig {
-    /// What the model is for, such as `CAUSAL_LM`.
+    /// What the model is for, such as `CAUSAL_LM`; what it is when absent.
     pub task_type: Option<String>,
     /// The rank, where no pattern says otherwise.
     pub rank: usize,
@@ -69,6 +70,8 @@ pub struct PeftConfig {
     pub exclude_modules: Option<Targets>,
     /// Modules that are trained and stored whole, by the end of their names.
     pub modules_to_save: Vec<String>,
+    /// Whether a head that is the embedding stays so where one of them is trained.
+    pub ensure_weight_tying: bool,
     /// Whether the scale is `alpha / sqrt(rank)` and not `alpha / rank`.
     pub use_rslora: bool,
     /// Which biases were trained; only `none` is supported.
@@ -89,7 +92,7 @@ impl PeftConfig {
     /// A plain LoRA of this rank and alpha on `target_modules`.
     pub fn new(rank: usize, alpha: f64, target_modules: Targets) -> Self {
         Self {
-            task_type: Some("CAUSAL_LM".into()),
+            task_type: None,
             rank,
             alpha,
             dropout: 0.0,
@@ -97,6 +100,7 @@ impl PeftConfig {
             target_parameters: Vec::new(),
             exclude_modules: None,
             modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
             use_rslora: false,
             bias: "none".into(),
             fan_in_fan_out: false,
@@ -132,6 +136,7 @@ impl PeftConfig {
             target_parameters,
             exclude_modules: read_targets(config, "exclude_modules")?,
             modules_to_save: texts(config, "modules_to_save")?,
+            ensure_weight_tying: config.flag_or("ensure_weight_tying", false)?,
             use_rslora: config.flag_or("use_rslora", false)?,
             bias: config.optional_text("bias")?.unwrap_or("none").into(),
             fan_in_fan_out: config.flag_or("fan_in_fan_out", false)?,
@@ -166,6 +171,7 @@ impl PeftConfig {
             "target_parameters": some_unless_empty(&self.target_parameters),
             "exclude_modules": self.exclude_modules.as_ref().map(Targets::write),
             "modules_to_save": some_unless_empty(&self.modules_to_save),
+            "ensure_weight_tying": self.ensure_weight_tying,
             "bias": self.bias,
             "fan_in_fan_out": self.fan_in_fan_out,
             "inference_mode": true,

@@ -68,6 +68,14 @@ impl AdapterOptions {
         self.tuning().adapter().map(drop)
     }
 
+    /// What the user should know before the adapter is put on the model, a sentence each.
+    ///
+    /// # Errors
+    /// When an option makes no sense.
+    pub fn remarks(&self, model: &LanguageModel, family: &Family) -> Result<Vec<String>> {
+        Ok(self.tuning().adapter()?.remarks(model, family))
+    }
+
     /// Puts a fresh adapter on the model and marks it as trained; returns what its folder will say.
     ///
     /// # Errors

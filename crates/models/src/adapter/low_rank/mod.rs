@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use espalier_data::random::{Random, fnv};
-use espalier_kernels::linear::linear;
+use espalier_kernels::{dropout::Dropout, linear::linear};
 use serde_json::Value;
 
 use self::{
@@ -50,6 +50,10 @@ pub struct LowRank {
     pub up: Parameter,
     /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scale: f64,
+    /// Share of the inputs that are dropped in training.
+    pub dropout: f64,
+    /// Which inputs are dropped now.
+    pub dropped: Option<Dropout>,
 }
 
 impl LowRank {
@@ -62,7 +66,11 @@ impl LowRank {
 impl LinearAdapter for LowRank {
     fn addition(&self, pass: &LinearPass<'_>) -> Tensor<2> {
         let down = self.down.value();
-        let narrow = linear(pass.input.clone(), down, None, pass.precision) * self.scale;
+        let input = match self.dropped {
+            Some(dropout) => dropout.forward(pass.input.clone()),
+            None => pass.input.clone(),
+        };
+        let narrow = linear(input, down, None, pass.precision) * self.scale;
         linear(narrow, self.up.value(), None, pass.precision)
     }
 
@@ -80,6 +88,12 @@ impl LinearAdapter for LowRank {
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         vec![&mut self.down, &mut self.up]
+    }
+
+    fn set_dropout(&mut self, seed: Option<u64>) {
+        let seed = seed.filter(|_| self.dropout > 0.0);
+        let probability = self.dropout;
+        self.dropped = seed.map(|seed| Dropout { probability, seed });
     }
 
     fn low_rank(&self) -> Option<&LowRank> {
@@ -104,7 +118,13 @@ impl Factors {
         }
     }
 
-    fn attach(self, map: &mut LinearMapMut<'_>, adapter: &str, device: &Device) -> Result<()> {
+    fn attach(
+        self,
+        map: &mut LinearMapMut<'_>,
+        adapter: &str,
+        dropout: f64,
+        device: &Device,
+    ) -> Result<()> {
         let [outputs, inputs] = map.size();
         let rank = self.down.len() / inputs.max(1);
         let parameter = |part: &str, shape: [usize; 2], values: Vec<f32>| {
@@ -117,6 +137,8 @@ impl Factors {
             down: parameter("down", [rank, inputs], self.down),
             up: parameter("up", [outputs, rank], self.up),
             scale: self.scale,
+            dropout,
+            dropped: None,
         };
         map.attach(adapter, Box::new(low_rank))
     }
@@ -124,6 +146,19 @@ impl Factors {
 
 fn targeted(config: &PeftConfig, module: &str) -> bool {
     module != "lm_head" && config.matches(module) || config.names(module)
+}
+
+/// What PEFT calls the use of a model: it has a name for what predicts next tokens and for what has no head, and none for what predicts
+/// masked ones.
+fn task_type(model: &LanguageModel) -> Option<String> {
+    let spec = model.spec();
+    let name = match (spec.headless, spec.encoder.is_some(), spec.head_transform) {
+        (true, _, _) => "FEATURE_EXTRACTION",
+        (false, true, _) => "SEQ_2_SEQ_LM",
+        (false, false, Some(_)) => return None,
+        (false, false, None) => "CAUSAL_LM",
+    };
+    Some(name.into())
 }
 
 /// The low-rank parts of an adapter by the names of their maps.
@@ -143,6 +178,14 @@ impl AdapterKind for PeftConfig {
         &self.modules_to_save
     }
 
+    fn adapts(&self, module: &str) -> bool {
+        self.names(module)
+    }
+
+    fn keeps_ties(&self) -> bool {
+        self.ensure_weight_tying
+    }
+
     /// `A` is uniform within `1 / sqrt(inputs)` and `B` zero.
     fn attach(&self, model: &mut LanguageModel, family: &Family, fresh: Fresh<'_>) -> Result<()> {
         let planned = self.planned(model, family)?;
@@ -160,7 +203,7 @@ impl AdapterKind for PeftConfig {
                     up: vec![0.0; outputs * rank],
                     scale: *scale,
                 };
-                factors.attach(map, fresh.adapter, &device)
+                factors.attach(map, fresh.adapter, self.dropout, &device)
             }
         })
     }
@@ -226,7 +269,7 @@ impl AdapterKind for PeftConfig {
         }
         let device = model.device().clone();
         each_linear(model, &mut |map| match by_map.remove(&map.name) {
-            Some(factors) => factors.attach(map, adapter, &device),
+            Some(factors) => factors.attach(map, adapter, self.dropout, &device),
             // Experts that the file lacks.
             None => {
                 map.adapters.detach(adapter);
@@ -249,9 +292,12 @@ impl AdapterKind for PeftConfig {
                 .collect();
             if let [first, _, ..] = own[..] {
                 let rank = own.iter().map(|adapter| adapter.rank()).sum();
-                config.set_pattern(&module.name, rank, first.scale);
+                // Without the family's prefix it means the module in a base model too.
+                let name = module.name.strip_prefix(family.prefix);
+                config.set_pattern(name.unwrap_or(&module.name), rank, first.scale);
             }
         }
+        config.task_type = config.task_type.or_else(|| task_type(model));
         config.name_stacks(&modules, &parts);
         config.to_json()
     }
