@@ -21,6 +21,9 @@ pub enum Error {
         "this model sees its whole text at once (`bidirectional` in config.json) and does not generate"
     )]
     Bidirectional,
+    /// A folder of sentence-transformers says something that is not understood.
+    #[error("{0}")]
+    SentenceTransformer(String),
     /// A prompt without tokens.
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,

@@ -102,7 +102,7 @@ impl TextModel {
     ) -> Result<GeneratedText> {
         let decoding = self.decode_options(options);
         let (mut stream, mut stops) = (
-            self.tokenizer.stream(),
+            self.tokenizer.stream_after(prompt),
             StopMatcher::new(options.stops.clone()),
         );
         let (mut text, mut failure, mut stopped) = (String::new(), None, false);
@@ -168,8 +168,8 @@ impl TextModel {
             &self.decode_options(options),
             &mut |_, _| true,
         )?;
-        let text = |row: crate::decode::Generated| {
-            let text = self.tokenizer.decode(&row.ids, true)?;
+        let text = |(row, prompt): (crate::decode::Generated, &Vec<u32>)| {
+            let text = self.tokenizer.decode_after(prompt, &row.ids)?;
             let mut stops = StopMatcher::new(options.stops.clone());
             let (Stopped::Emit(mut kept) | Stopped::Stop(mut kept)) = stops.push(&text);
             kept.push_str(&stops.finish());
@@ -179,7 +179,7 @@ impl TextModel {
                 finish: row.finish,
             })
         };
-        generated.into_iter().map(text).collect()
+        generated.into_iter().zip(prompts).map(text).collect()
     }
 
     fn decode_options(&self, options: &TextOptions) -> DecodeOptions {

@@ -1,17 +1,15 @@
 //! Models as Hugging Face folders: `config.json`, safetensors, `generation_config.json`; adapter folders on top of them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use espalier_data::disk;
 use serde_json::{Map, Value, json};
 
 use crate::{
     Error, Result,
     adapter::{self, Adapter},
-    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, partial_file::write_whole},
+    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter},
     families::{self, Family, config::Config},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
@@ -44,6 +42,9 @@ impl LoadedModel {
     }
 }
 
+/// What a model's folder says of generation.
+const GENERATION: &str = "generation_config.json";
+
 /// Largest weight file that is written; larger models are sharded.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
@@ -65,7 +66,12 @@ pub fn load_changed(
     device: &Device,
 ) -> Result<LoadedModel> {
     if folder.join(adapter::CONFIGURATION).is_file() {
-        return adapter::load(folder, changes, device);
+        let mut loaded = adapter::load(folder, changes, device)?;
+        // What was learned on a base may end elsewhere than its texts do.
+        if let Some(ends) = generation_ends(folder)? {
+            loaded.model.set_end_tokens(ends);
+        }
+        return Ok(loaded);
     }
     let Description {
         config,
@@ -83,6 +89,34 @@ pub fn load_changed(
         dtype: checkpoint.dtype(),
         adapter: None,
     })
+}
+
+/// The end tokens that a folder's `generation_config.json` names, if it has one that does.
+fn generation_ends(folder: &Path) -> Result<Option<Vec<u32>>> {
+    let path = folder.join(GENERATION);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let generation = Config::load(&path)?;
+    let named = generation
+        .get("eos_token_id")
+        .is_some_and(|ids| !ids.is_null());
+    named.then(|| generation.tokens("eos_token_id")).transpose()
+}
+
+/// Writes the end tokens of a model beside an adapter on it, where they are not those of the base at `base`.
+///
+/// # Errors
+/// When the base cannot be read or the disk is full.
+pub fn save_other_ends(model: &LanguageModel, base: &Path, folder: &Path) -> Result<()> {
+    let ends = &model.spec().eos;
+    if Description::read(base)?.spec.eos == *ends {
+        return Ok(());
+    }
+    write_json(
+        &folder.join(GENERATION),
+        &json!({ "eos_token_id": ids(ends) }),
+    )
 }
 
 /// Whether a folder or file without a `config.json` is a model all the same, by the names of its tensors.
@@ -117,7 +151,7 @@ impl Description {
         for (key, value) in changes {
             config = config.with(key, value.clone());
         }
-        let generation = folder.join("generation_config.json");
+        let generation = folder.join(GENERATION);
         if generation.is_file() {
             // Its end-of-sequence list is the one that counts when generating.
             let generation = Config::load(&generation)?;
@@ -242,7 +276,7 @@ pub fn save(
     dtype: Dtype,
 ) -> Result<()> {
     let family = families::by_name(&model.spec().family)?;
-    fs::create_dir_all(folder).map_err(Error::file(folder))?;
+    disk::create_folder(folder).map_err(Error::file(folder))?;
     write_json(
         &folder.join("config.json"),
         &configuration(model, config, dtype)?,
@@ -250,7 +284,7 @@ pub fn save(
     let spec = model.spec();
     let ids =
         json!({"bos_token_id": spec.bos, "eos_token_id": ids(&spec.eos), "pad_token_id": spec.pad});
-    write_json(&folder.join("generation_config.json"), &ids)?;
+    write_json(&folder.join(GENERATION), &ids)?;
     write_weights(model, family, folder, dtype)
 }
 
@@ -319,5 +353,5 @@ fn configuration(
 /// # Errors
 /// When the disk is full.
 pub fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_whole(path, format!("{value:#}\n").as_bytes())
+    disk::write_whole(path, format!("{value:#}\n").as_bytes()).map_err(Error::file(path))
 }

@@ -1,6 +1,5 @@
 //! `espalier generate`: texts that continue prompts, or answer them.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use espalier_engine::{
 use espalier_models::state_file::Prefix;
 use serde_json::json;
 
-use super::{Context, sampling::SamplingArgs};
+use super::{Context, lines, sampling::SamplingArgs};
 use crate::{Error, Result, model_path, units};
 
 /// Prompts that are computed together.
@@ -78,6 +77,13 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         .iter()
         .map(|prompt| encode(&opened.text, prompt, args))
         .collect::<Result<Vec<_>>>()?;
+    if let Some(place) = encoded.iter().position(Vec::is_empty) {
+        let number = place + 1;
+        return Err(Error::Work(format!(
+            "prompt {number} of {} is empty, and this model puts no token of its own before a text, so there is nothing to go on from",
+            prompts.len()
+        )));
+    }
     if let Some(path) = &args.save_state {
         return save_state(&opened.text, &encoded, path, context);
     }
@@ -107,12 +113,7 @@ pub fn finish_name(finish: Finish) -> &'static str {
 fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
     let mut prompts = args.prompts.clone();
     if let Some(path) = &args.file {
-        let text = fs::read_to_string(path).map_err(Error::file(path))?;
-        prompts.extend(
-            text.lines()
-                .filter(|line| !line.trim().is_empty())
-                .map(str::to_string),
-        );
+        prompts.extend(lines::read(path)?);
     }
     if prompts.is_empty() {
         return Err(Error::Usage(
@@ -265,7 +266,7 @@ fn search(
         };
         let ended = best.ids.last().is_some_and(|id| options.end.contains(id));
         let generated = GeneratedText {
-            text: text.tokenizer.decode(&best.ids, true)?,
+            text: text.tokenizer.decode_after(ids, &best.ids)?,
             tokens: best.ids.len(),
             finish: if ended { Finish::End } else { Finish::Length },
         };

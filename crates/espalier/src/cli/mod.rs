@@ -8,6 +8,7 @@ pub mod embed;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod lines;
 pub mod quickstart;
 pub mod run;
 pub mod sampling;

@@ -20,6 +20,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Voice,
     data::{self, Sourced},
+    ends,
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model::{self, NewModel, Origin, Start},
     report,
@@ -79,6 +80,10 @@ pub struct TrainStage {
     /// A chat template: `chatml`, `plain`, or a path to a Jinja file. The tokenizer's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
+    /// Special tokens that the tokenizer gets before training, such as a template's marks; embedding and head grow by rows that start as the
+    /// mean of the old ones. With an adapter, embedding and head are trained too, and the whole model is left instead of an adapter.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub add_tokens: Vec<String>,
     /// How long, how fast and how often.
     #[serde(default)]
     pub options: TrainOptions,
@@ -103,6 +108,11 @@ impl StageKind for TrainStage {
                 Some(_) => "the stage has both `model` and `new`; give one",
                 None => "a train stage needs one of `model` and `new`",
             }));
+        }
+        if self.new.is_some() && !self.add_tokens.is_empty() {
+            return Err(Error::usage(
+                "`add_tokens` adds to the tokenizer of a model that there is already; a new one learns its own",
+            ));
         }
         if self.new.is_some() && !self.config.is_empty() {
             return Err(Error::usage(
@@ -181,7 +191,13 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
             model.set_trainable(|_| true);
             None
         }
-        (Some(options), None) => Some(options.attach(&mut model, family, stage.options.seed)?),
+        (Some(options), None) => {
+            let options = match stage.add_tokens.is_empty() {
+                true => options.clone(),
+                false => options.with_vocabulary(&model, family)?,
+            };
+            Some(options.attach(&mut model, family, stage.options.seed)?)
+        }
         (None, Some(earlier)) => {
             earlier.mark_trainable(&mut model);
             Some(earlier)
@@ -192,12 +208,17 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
             ));
         }
     };
+    // An adapter's folder cannot say that its base was changed, so the adapter is merged.
+    let merges = !(stage.config.is_empty() && stage.add_tokens.is_empty());
     let refusal = adapter.as_ref().and_then(|adapter| adapter.merge_refusal());
-    if let Some(reason) = refusal.filter(|_| !stage.config.is_empty()) {
+    if let Some(reason) = refusal.filter(|_| merges) {
         let fix = "change the base in a stage of its own";
         return Err(Error::usage(format!(
-            "the adapter cannot be merged into a base that `config` changes: {reason}; {fix}"
+            "the adapter cannot be merged into a base that `config` or `add_tokens` changes: {reason}; {fix}"
         )));
+    }
+    if adapter.is_some() && !stage.add_tokens.is_empty() {
+        workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
     }
     let planned = plan(&model, &training, &stage.options)?;
     say_plan(&planned, workplace.voice);
@@ -213,10 +234,9 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
     };
     let (voice, registered) = (&mut *workplace.voice, stage.objective.registered());
     let mut outcome = trainer::train(run, &mut |event| say_event(event, registered, voice))?;
-    // An adapter's folder cannot say that its base was changed, so the adapter is merged.
-    let adapter = match stage.config.is_empty() {
-        true => adapter,
-        false => {
+    let adapter = match merges {
+        false => adapter,
+        true => {
             outcome.model.merge_adapters()?;
             None
         }
@@ -250,7 +270,14 @@ fn prepare(
             held_out.iter().map(|held| readers::to_json(&held.record)),
         )?;
     }
-    let start = start(stage, &records, workplace)?;
+    let mut start = start(stage, &records, workplace)?;
+    ends::settle(
+        &mut start.loaded.model,
+        &start.tokenizer,
+        &records,
+        &stage.objective,
+        workplace.voice,
+    )?;
     let options = &stage.options;
     let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
         let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
@@ -272,7 +299,8 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
     let template = stage.template.as_deref();
     match (&stage.model, &stage.new) {
         (Some(path), None) => {
-            model::open(Path::new(path), &stage.config, template, workplace.device)
+            let start = model::open(Path::new(path), &stage.config, template, workplace.device)?;
+            model::grow(start, &stage.add_tokens, workplace.voice)
         }
         (None, Some(new)) => {
             let more = data::records(&new.tokenizer_data, workplace.voice)?;
