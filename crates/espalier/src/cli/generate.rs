@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use espalier_data::record::Message;
 use espalier_engine::{
-    beam::{BeamOptions, beam_search},
     decode::Finish,
     text::{GeneratedText, TextModel, TextOptions},
 };
@@ -66,6 +65,9 @@ pub struct GenerateArgs {
 /// When the model cannot be loaded, there are no prompts, or a prompt does not fit the model.
 pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let prompts = prompts(args)?;
+    if args.beams != 1 {
+        args.check_beams()?;
+    }
     let opened = model_path::open_text_model(&args.model, &context.device)?;
     let sampler = args.sampling.options(&opened.base)?;
     let options = TextOptions {
@@ -92,11 +94,26 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         return go_on(&opened.text, &prefix, &prompts, &encoded, &options, context);
     }
     if args.beams > 1 {
-        return search(&opened.text, &prompts, &encoded, args, context);
+        return search(&opened.text, &prompts, &encoded, &options, args, context);
     }
     match (&prompts[..], context.json) {
         ([_], false) => stream(&opened.text, &encoded[0], &options, context),
         _ => generate_all(&opened.text, &prompts, &encoded, &options, context),
+    }
+}
+
+impl GenerateArgs {
+    /// Beams follow the likeliest continuations, so that nothing is drawn.
+    fn check_beams(&self) -> Result<()> {
+        if self.beams == 0 {
+            return Err(Error::usage("--beams 0: expected at least 1"));
+        }
+        match self.sampling.drawing() {
+            Some(option) => Err(Error::usage(format!(
+                "{option} says how tokens are drawn, and --beams draws none; leave one of them out"
+            ))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -168,7 +185,7 @@ fn go_on(
 ) -> Result<()> {
     for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
         let started = Instant::now();
-        let generated = text.generate_after(Some(prefix), ids, options, &mut |_| {})?;
+        let generated = text.generate_after(Some(prefix), ids, options, &mut |_| true)?;
         show(
             index,
             prompt,
@@ -193,6 +210,7 @@ fn stream(
         if unwritten.is_none() {
             unwritten = context.terminal.foreign(piece).err();
         }
+        unwritten.is_none()
     })?;
     if let Some(error) = unwritten {
         return Err(error);
@@ -249,27 +267,13 @@ fn search(
     text: &TextModel,
     prompts: &[String],
     encoded: &[Vec<u32>],
+    options: &TextOptions,
     args: &GenerateArgs,
     context: &Context,
 ) -> Result<()> {
-    let options = BeamOptions {
-        beams: args.beams,
-        max_new_tokens: args.sampling.max_new_tokens,
-        length_penalty: args.length_penalty,
-        end: text.end_tokens(),
-    };
     for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
         let started = Instant::now();
-        let found = beam_search(&text.model, ids, &options)?;
-        let Some(best) = found.into_iter().next() else {
-            continue;
-        };
-        let ended = best.ids.last().is_some_and(|id| options.end.contains(id));
-        let generated = GeneratedText {
-            text: text.tokenizer.decode_after(ids, &best.ids)?,
-            tokens: best.ids.len(),
-            finish: if ended { Finish::End } else { Finish::Length },
-        };
+        let generated = text.search(ids, options, args.beams, args.length_penalty)?;
         show(
             index,
             prompt,

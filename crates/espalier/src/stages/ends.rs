@@ -10,7 +10,7 @@ use espalier_data::{
 use espalier_models::model::LanguageModel;
 use espalier_train::objectives::ObjectiveOptions;
 
-use super::Voice;
+use super::{Voice, data::Sourced};
 use crate::{Error, Result};
 
 /// Conversations that are looked at: what ends a turn is the template's, and the same in all of them.
@@ -34,7 +34,7 @@ enum End {
 pub fn settle(
     model: &mut LanguageModel,
     tokenizer: &Tokenizer,
-    records: &[Record],
+    records: &[Sourced],
     objective: &ObjectiveOptions,
     voice: &mut dyn Voice,
 ) -> Result<()> {
@@ -66,7 +66,7 @@ pub fn settle(
 }
 
 /// What most of the conversations end with; nothing where there are none to learn from.
-fn usual_end(model: &LanguageModel, tokenizer: &Tokenizer, records: &[Record]) -> Option<End> {
+fn usual_end(model: &LanguageModel, tokenizer: &Tokenizer, records: &[Sourced]) -> Option<End> {
     let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
     let known = |id: u32| {
         let own = tokenizer
@@ -78,6 +78,7 @@ fn usual_end(model: &LanguageModel, tokenizer: &Tokenizer, records: &[Record]) -
     };
     let conversations = records
         .iter()
+        .map(|sourced| &sourced.record)
         .filter(|record| !matches!(record, Record::Text { .. }));
     let mut counts: BTreeMap<String, (usize, End)> = BTreeMap::new();
     for record in conversations.take(PROBES) {
