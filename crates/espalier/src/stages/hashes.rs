@@ -11,9 +11,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use espalier_data::tokenizer::Tokenizer;
 use espalier_models::adapter::{self, Adapter};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use twox_hash::xxhash3_128;
 
 use super::{model, write_whole};
@@ -25,31 +25,18 @@ const FORMAT: u32 = 1;
 /// A file that was changed so short a time ago may be changed again without another time of modification, so its hash is not kept.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// What decides how a model's folder reads and writes text, besides its vocabulary's own file.
-const TEXT_FILES: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-];
+/// Endings of the files that a folder says in how its model computes, and how it reads and writes text: configurations, vocabularies,
+/// merges, templates. All of them count, for which of them are read depends on what they say.
+const DESCRIPTIONS: [&str; 6] = ["json", "txt", "jinja", "model", "spm", "tiktoken"];
+
+/// Endings of files of weights.
+const WEIGHTS: [&str; 4] = ["safetensors", "pth", "pt", "bin"];
 
 /// Where further chat templates lie.
 const MORE_TEMPLATES: &str = "additional_chat_templates";
 
-/// What decides what a model computes, besides its weights.
-const MODEL_FILES: [&str; 3] = [
-    "config.json",
-    "generation_config.json",
-    adapter::CONFIGURATION,
-];
-
-/// Endings of files of weights and of their indices.
-const WEIGHTS: [&str; 5] = [".safetensors", ".pth", ".pt", ".bin", ".index.json"];
+/// Where a folder of sentence-transformers names the folders of its parts.
+const MODULES: &str = "modules.json";
 
 /// The hash of several things, each of which has a name.
 pub fn digest<'a>(parts: impl IntoIterator<Item = (&'a str, String)>) -> String {
@@ -169,7 +156,7 @@ impl FileHashes {
     /// # Errors
     /// When a file cannot be read.
     pub fn of_tokenizer(&mut self, folder: &Path) -> Result<String> {
-        let files = text_files(folder);
+        let files = descriptions(folder);
         match files.is_empty() {
             true => Err(Error::usage(format!(
                 "tokenizer `{}`: no such folder, or none with a tokenizer, nor the name of an earlier stage",
@@ -191,7 +178,7 @@ impl FileHashes {
     fn of_model_on(&mut self, path: &Path, above: &mut Vec<PathBuf>) -> Result<String> {
         if path.is_file() {
             let home = model_path::tokenizer_folder(path, path);
-            let files = [path.to_owned()].into_iter().chain(text_files(&home));
+            let files = [path.to_owned()].into_iter().chain(descriptions(&home));
             return self.of_files(files.collect(), &home);
         }
         if !path.is_dir() {
@@ -251,21 +238,42 @@ fn read_hash(path: &Path) -> Result<String> {
     }
 }
 
-fn text_files(folder: &Path) -> Vec<PathBuf> {
-    let named = TEXT_FILES.iter().map(|name| folder.join(name));
-    let templates = entries(&folder.join(MORE_TEMPLATES));
-    let all = named.chain(templates).chain(Tokenizer::file_in(folder));
-    all.filter(|path| path.is_file()).collect()
+/// The files that describe a folder's model and tokenizer.
+fn descriptions(folder: &Path) -> Vec<PathBuf> {
+    let templates = folder.join(MORE_TEMPLATES);
+    let parts = module_folders(folder).into_iter().chain([templates]);
+    let all = [folder.to_owned()].into_iter().chain(parts);
+    all.flat_map(|folder| files(&folder, &DESCRIPTIONS))
+        .collect()
 }
 
+/// All that a model's folder consists of.
 fn model_files(folder: &Path) -> Vec<PathBuf> {
-    let decides = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let weights = WEIGHTS.iter().any(|ending| name.ends_with(ending));
-        path.is_file() && (weights || MODEL_FILES.contains(&name.as_ref()))
+    let parts = module_folders(folder)
+        .into_iter()
+        .chain([folder.to_owned()]);
+    let weights = parts.flat_map(|folder| files(&folder, &WEIGHTS));
+    weights.chain(descriptions(folder)).collect()
+}
+
+/// The folders of the parts that `modules.json` names.
+fn module_folders(folder: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(folder.join(MODULES)).unwrap_or_default();
+    let modules: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
+    let paths = modules.iter().filter_map(|module| module["path"].as_str());
+    paths
+        .filter(|path| !path.is_empty())
+        .map(|path| folder.join(path))
+        .collect()
+}
+
+/// The files in a folder whose names end so.
+fn files(folder: &Path, endings: &[&str]) -> Vec<PathBuf> {
+    let ends = |path: &PathBuf| {
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        path.is_file() && ending.is_some_and(|ending| endings.contains(&ending))
     };
-    let own = entries(folder).filter(decides);
-    own.chain(text_files(folder)).collect()
+    entries(folder).filter(ends).collect()
 }
 
 /// What lies in a folder; nothing where it cannot be read.
@@ -350,10 +358,36 @@ mod tests {
         let mut seen = vec![hashes.of_model(&model).unwrap()];
         let more = [
             "model-00001.safetensors",
+            "pytorch_model.bin",
             "additional_chat_templates/a.jinja",
+            "config.json",
+            "generation_config.json",
+            "adapter_model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+            "vocab.json",
+            "merges.txt",
+            "vocab.txt",
+            "rwkv_vocab_v20230424.txt",
+            "tokenizer.model",
+            "spiece.model",
+            "source.spm",
+            "chat_template.jinja",
+            "chat_template.json",
+            "sentence_bert_config.json",
+            "config_sentence_transformers.json",
+            "1_Pooling/config.json",
+            "2_Dense/model.safetensors",
         ];
-        let more = more.into_iter().chain(TEXT_FILES);
-        for name in more.chain(["config.json", "generation_config.json"]) {
+        let modules = r#"[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]"#;
+        fs::write(model.join(MODULES), modules).unwrap();
+        seen.push(hashes.of_model(&model).unwrap());
+        for part in ["1_Pooling", "2_Dense"] {
+            fs::create_dir(model.join(part)).unwrap();
+        }
+        for name in more {
             for text in ["{}", "{ }"] {
                 fs::write(model.join(name), text).unwrap();
                 let hash = hashes.of_model(&model).unwrap();
