@@ -71,7 +71,12 @@ pub fn load_changed(
     device: &Device,
 ) -> Result<LoadedModel> {
     if folder.join(adapter::CONFIGURATION).is_file() {
-        return adapter::load(folder, changes, device);
+        let mut loaded = adapter::load(folder, changes, device)?;
+        // What was learned on a base may end elsewhere than its texts do.
+        if let Some(ends) = generation_ends(folder)? {
+            loaded.model.set_end_tokens(ends);
+        }
+        return Ok(loaded);
     }
     let Description {
         config,
@@ -100,6 +105,34 @@ pub fn load_changed(
         generation,
         remarks,
     })
+}
+
+/// The end tokens that a folder's `generation_config.json` names, if it has one that does.
+fn generation_ends(folder: &Path) -> Result<Option<Vec<u32>>> {
+    let path = folder.join(GENERATION);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let generation = Config::load(&path)?;
+    let named = generation
+        .get("eos_token_id")
+        .is_some_and(|ids| !ids.is_null());
+    named.then(|| generation.tokens("eos_token_id")).transpose()
+}
+
+/// Writes the end tokens of a model beside an adapter on it, where they are not those of the base at `base`.
+///
+/// # Errors
+/// When the base cannot be read or the disk is full.
+pub fn save_other_ends(model: &LanguageModel, base: &Path, folder: &Path) -> Result<()> {
+    let ends = &model.spec().eos;
+    if Description::read(base)?.spec.eos == *ends {
+        return Ok(());
+    }
+    write_json(
+        &folder.join(GENERATION),
+        &json!({ "eos_token_id": ids(ends) }),
+    )
 }
 
 /// Whether a folder or file without a `config.json` is a model all the same, by the names of its tensors.

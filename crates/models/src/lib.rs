@@ -11,6 +11,7 @@ mod context;
 pub mod error;
 pub mod families;
 pub mod folder;
+mod growth;
 pub mod input;
 pub mod layers;
 pub mod layout;

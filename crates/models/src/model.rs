@@ -479,6 +479,11 @@ impl LanguageModel {
         self.label_smoothing = share;
     }
 
+    /// Sets the tokens at which generation ends.
+    pub fn set_end_tokens(&mut self, ends: Vec<u32>) {
+        Arc::make_mut(&mut self.spec).eos = ends;
+    }
+
     /// Whether the model works as in training, where that differs.
     pub fn is_training(&self) -> bool {
         self.training

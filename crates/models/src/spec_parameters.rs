@@ -165,6 +165,18 @@ impl ModelSpec {
         }
     }
 
+    /// Learned positions of what reads a prompt: an encoder-decoder's encoder, or the only stack.
+    pub fn prompt_positions(&self) -> Option<usize> {
+        let positions = match &self.encoder {
+            Some(encoder) => encoder.positions,
+            None => self.positions,
+        };
+        match positions {
+            Some(PositionSpec::Learned { count, .. }) => Some(count),
+            _ => None,
+        }
+    }
+
     /// The shape of the bias of a tied head, `[vocabulary]`; files have a fixed one as `[1, vocabulary]`.
     pub(crate) fn head_bias_shape(&self) -> Vec<usize> {
         if self.head_bias_fixed {

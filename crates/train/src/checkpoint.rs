@@ -20,10 +20,11 @@ use twox_hash::XxHash3_128;
 use crate::{
     Error, Result,
     named_tensors::{self, NamedTensor, SavedTensors},
+    token_count::TokenCount,
 };
 
 /// The form of a checkpoint's folder; others are refused.
-pub const FORMAT: u64 = 3;
+pub const FORMAT: u64 = 4;
 
 /// Contents of a checkpoint's `progress.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,7 +37,7 @@ pub struct Progress {
     /// Hash of everything that decides the trajectory: options, data, starting weights.
     pub fingerprint: String,
     /// Tokens read so far.
-    pub tokens: u64,
+    pub tokens: TokenCount,
     /// Bytes of the log so far.
     pub log: u64,
     /// Sums of the metrics since the last line of the log, as bits.
@@ -52,7 +53,7 @@ impl Progress {
             format: FORMAT,
             step: 0,
             fingerprint: fingerprint.to_owned(),
-            tokens: 0,
+            tokens: TokenCount::default(),
             log: 0,
             metrics: BTreeMap::new(),
             objective: Value::Null,

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -210,14 +211,23 @@ impl MetricsLog {
         let line = format!("{}\n", Value::Object(object));
         self.file
             .append(line.as_bytes())
-            .map_err(Error::file(&self.path))
+            .map_err(Error::file(&self.path))?;
+        self.is_there().map_err(Error::file(&self.path))
+    }
+
+    /// Whether the file still has its name: what is written to one that was deleted is lost with the process.
+    fn is_there(&self) -> io::Result<()> {
+        let (named, open) = (fs::metadata(&self.path)?, self.file.bytes()?);
+        match named.len() == open {
+            true => Ok(()),
+            false => Err(io::Error::other("another file has taken its place")),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn windows_come_back_from_their_bits() {
@@ -235,6 +245,19 @@ mod tests {
         let means = window.means();
         assert_eq!(means[0], ("a".into(), (0.1 + 1e-300) / 6.0));
         assert_eq!(window, Window::default());
+    }
+
+    #[test]
+    fn a_log_that_was_deleted_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path, 0).unwrap();
+        log.write(1, &[]).unwrap();
+        fs::remove_file(&path).unwrap();
+        let error = log.write(2, &[]).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl"), "{error}");
+        fs::write(&path, "").unwrap();
+        assert!(log.write(3, &[]).is_err());
     }
 
     #[test]

@@ -4,12 +4,18 @@
 //! `tokenizers` library's, so ids equal the reference's. This module adds what surrounds it: a model folder's companion files,
 //! training, streaming and special tokens. The RWKV world tokenizer, which the library lacks, is here in full.
 //!
-//! Left out: SentencePiece's `tokenizer.model` (convert it to `tokenizer.json` first), and the flags `add_bos_token` and
-//! `add_eos_token` of `tokenizer_config.json`: the post-processor of `tokenizer.json` alone decides which special tokens are
-//! added. Truncation and padding stored in `tokenizer.json` are dropped, for they would cut texts unasked.
+//! Where a folder has a `tokenizer.json`, its post-processor alone decides which special tokens are added, and `add_bos_token` and
+//! `add_eos_token` of `tokenizer_config.json` say nothing; where it has older files, they decide. Truncation and padding stored in
+//! `tokenizer.json` are dropped, for they would cut texts unasked.
 
+mod added_tokens;
+mod class;
 mod files;
+mod growth;
+mod older_files;
+mod parts;
 mod rwkv_world;
+mod sentencepiece;
 mod special;
 mod stream;
 mod train;
@@ -236,6 +242,14 @@ impl Tokenizer {
         }
     }
 
+    /// Whether this token is found before a text is cut, special or not.
+    pub fn is_added(&self, id: u32) -> bool {
+        match &self.pipeline.kind {
+            Kind::Library(library) => library.get_added_tokens_decoder().contains_key(&id),
+            Kind::World(world) => world.special().contains_key(&id),
+        }
+    }
+
     /// Every added token that is flagged special, as text, by id.
     pub fn special_texts(&self) -> Vec<String> {
         let library = match &self.pipeline.kind {
@@ -291,6 +305,51 @@ impl Tokenizer {
             .filter(|length| *length < 1 << 40)
     }
 
+    /// The ids of [`Tokenizer::encode`] with its special tokens, of a text that is cut at its end until they are at most `longest`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_within(&self, text: &str, longest: usize) -> Result<Vec<u32>> {
+        let ids = self.encode_ids(text, true)?;
+        if ids.len() <= longest {
+            return Ok(ids);
+        }
+        let plain = self.encode_ids(text, false)?;
+        let added = ids.len().saturating_sub(plain.len());
+        let front = (0..=added)
+            .find(|front| ids[*front..].starts_with(&plain))
+            .unwrap_or(0);
+        let kept = longest.saturating_sub(added).min(plain.len());
+        let (before, behind) = (&ids[..front], &ids[front + plain.len()..]);
+        Ok([before, &plain[..kept], behind].concat())
+    }
+
+    /// The same tokenizer on texts in small letters.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for RWKV's world tokenizer, which changes no text.
+    pub fn lowercasing(&self) -> Result<Self> {
+        let Kind::Library(library) = &self.pipeline.kind else {
+            return Err(Error::Tokenizer(
+                "RWKV's world tokenizer cannot write texts in small letters".into(),
+            ));
+        };
+        let unreadable = |reason: serde_json::Error| Error::Tokenizer(reason.to_string());
+        let mut file: Value =
+            serde_json::from_str(&library.to_string(false).map_err(library_error)?)
+                .map_err(unreadable)?;
+        let old = file["normalizer"].take();
+        let lower = serde_json::json!({ "type": "Lowercase" });
+        let steps: Vec<Value> = [lower]
+            .into_iter()
+            .chain(Some(old).filter(|old| !old.is_null()))
+            .collect();
+        file["normalizer"] = parts::sequence("normalizers", steps);
+        let mut lowercasing = Self::from_json(file.to_string().as_bytes())?;
+        lowercasing.companion = self.companion.clone();
+        Ok(lowercasing)
+    }
+
     /// A decoder that takes ids one by one and gives text as soon as it is complete; special tokens give none.
     pub fn stream(&self) -> TextStream {
         TextStream::new(self.clone(), true)
@@ -299,6 +358,41 @@ impl Tokenizer {
     /// As [`Tokenizer::stream`], with the special tokens' text.
     pub fn stream_with_special(&self) -> TextStream {
         TextStream::new(self.clone(), false)
+    }
+
+    /// As [`Tokenizer::stream`], behind tokens whose text is there already: a decoder that takes the first space of a text away leaves
+    /// the one that stands between the two.
+    pub fn stream_after(&self, before: &[u32]) -> TextStream {
+        TextStream::after(self.clone(), self.context(before))
+    }
+
+    /// The text of the ids without special tokens, behind tokens whose text is there already (see [`Tokenizer::stream_after`]).
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn decode_after(&self, before: &[u32], ids: &[u32]) -> Result<String> {
+        let context = self.context(before);
+        let (old, whole) = (
+            self.decode(context, true)?,
+            self.decode(&[context, ids].concat(), true)?,
+        );
+        let shared = old
+            .chars()
+            .zip(whole.chars())
+            .take_while(|(old, new)| old == new);
+        Ok(whole.chars().skip(shared.count()).collect())
+    }
+
+    /// The last tokens of a text, as many as decide how the next one is written: none before a special token.
+    fn context<'a>(&self, before: &'a [u32]) -> &'a [u32] {
+        /// A character has at most four bytes, a token each.
+        const LONGEST: usize = 6;
+        let recent = &before[before.len().saturating_sub(LONGEST)..];
+        let start = recent
+            .iter()
+            .rposition(|id| self.is_special(*id))
+            .map_or(0, |at| at + 1);
+        &recent[start..]
     }
 
     /// A number that tells tokenizers apart: 64-bit FNV-1a of the main file as [`Tokenizer::save`] writes it, and of the

@@ -11,9 +11,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use espalier_engine::sentence_transformers::SentenceTransformer;
 use espalier_models::adapter::{self, Adapter};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use twox_hash::xxhash3_128;
 
 use super::{model, write_whole};
@@ -34,9 +34,6 @@ const WEIGHTS: [&str; 4] = ["safetensors", "pth", "pt", "bin"];
 
 /// Where further chat templates lie.
 const MORE_TEMPLATES: &str = "additional_chat_templates";
-
-/// Where a folder of sentence-transformers names the folders of its parts.
-const MODULES: &str = "modules.json";
 
 /// The hash of several things, each of which has a name.
 pub fn digest<'a>(parts: impl IntoIterator<Item = (&'a str, String)>) -> String {
@@ -184,7 +181,10 @@ impl FileHashes {
         if !path.is_dir() {
             return Err(model::missing(path));
         }
-        let own = self.of_files(model_files(path), path)?;
+        let inner = SentenceTransformer::transformer_folder(path)?;
+        let path = inner.as_deref().unwrap_or(path);
+        let around = SentenceTransformer::files(path)?;
+        let own = self.of_files([model_files(path), around].concat(), path)?;
         if !path.join(adapter::CONFIGURATION).is_file() {
             return Ok(own);
         }
@@ -240,31 +240,13 @@ fn read_hash(path: &Path) -> Result<String> {
 
 /// The files that describe a folder's model and tokenizer.
 fn descriptions(folder: &Path) -> Vec<PathBuf> {
-    let templates = folder.join(MORE_TEMPLATES);
-    let parts = module_folders(folder).into_iter().chain([templates]);
-    let all = [folder.to_owned()].into_iter().chain(parts);
-    all.flat_map(|folder| files(&folder, &DESCRIPTIONS))
-        .collect()
+    let templates = files(&folder.join(MORE_TEMPLATES), &DESCRIPTIONS);
+    [files(folder, &DESCRIPTIONS), templates].concat()
 }
 
 /// All that a model's folder consists of.
 fn model_files(folder: &Path) -> Vec<PathBuf> {
-    let parts = module_folders(folder)
-        .into_iter()
-        .chain([folder.to_owned()]);
-    let weights = parts.flat_map(|folder| files(&folder, &WEIGHTS));
-    weights.chain(descriptions(folder)).collect()
-}
-
-/// The folders of the parts that `modules.json` names.
-fn module_folders(folder: &Path) -> Vec<PathBuf> {
-    let text = fs::read_to_string(folder.join(MODULES)).unwrap_or_default();
-    let modules: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
-    let paths = modules.iter().filter_map(|module| module["path"].as_str());
-    paths
-        .filter(|path| !path.is_empty())
-        .map(|path| folder.join(path))
-        .collect()
+    [files(folder, &WEIGHTS), descriptions(folder)].concat()
 }
 
 /// The files in a folder whose names end so.
@@ -381,8 +363,13 @@ mod tests {
             "1_Pooling/config.json",
             "2_Dense/model.safetensors",
         ];
-        let modules = r#"[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]"#;
-        fs::write(model.join(MODULES), modules).unwrap();
+        let module = |path: &str, kind: &str| serde_json::json!({"path": path, "type": kind});
+        let modules = serde_json::json!([
+            module("", "sentence_transformers.models.Transformer"),
+            module("1_Pooling", "sentence_transformers.models.Pooling"),
+            module("2_Dense", "sentence_transformers.models.Dense"),
+        ]);
+        fs::write(model.join("modules.json"), modules.to_string()).unwrap();
         seen.push(hashes.of_model(&model).unwrap());
         for part in ["1_Pooling", "2_Dense"] {
             fs::create_dir(model.join(part)).unwrap();

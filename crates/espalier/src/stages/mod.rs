@@ -5,6 +5,7 @@
 
 pub mod artifacts;
 pub mod data;
+pub mod ends;
 pub mod evaluate;
 pub mod folder;
 pub mod hashes;
@@ -35,7 +36,7 @@ use self::{
     record::{Past, Record},
 };
 use crate::{
-    Error, Result,
+    Error, Result, interrupt,
     recipe::{Recipe, Stage},
     units,
 };
@@ -112,6 +113,12 @@ fn run_once(
     };
     let mut results = Map::new();
     for (i, stage) in recipe.stage.iter().enumerate() {
+        if interrupt::requested() {
+            return Err(Error::Interrupted(format!(
+                "stopped before stage `{}`; the same command goes on from there",
+                stage.name
+            )));
+        }
         results.insert(stage.name.clone(), run.stage(i + 1, stage)?);
     }
     report::write(recipe, &results)?;

@@ -9,6 +9,7 @@ use espalier_data::{
     template::{CHATML, ChatTemplate, PLAIN},
     tokenizer::{BpeOptions, Tokenizer},
 };
+use espalier_engine::sentence_transformers::SentenceTransformer;
 use espalier_models::{
     adapter::Adapter,
     checkpoint::Dtype,
@@ -23,7 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::data::text_of;
+use super::{Voice, data::text_of};
 use crate::{
     Error, Result, model_path,
     recipe::{DataOptions, shorthand},
@@ -116,6 +117,43 @@ pub fn open(
     let place = model_path::tokenizer_folder(path, &loaded.base);
     let tokenizer = with_template(Tokenizer::load(&place)?, template)?;
     check_vocabulary(&tokenizer, &loaded.model)?;
+    Ok(Start { loaded, tokenizer })
+}
+
+/// Adds tokens to the tokenizer, and rows for them to the model.
+///
+/// # Errors
+/// When a token is empty, the tokenizer cannot grow, or the model is an adapter.
+pub fn grow(start: Start, tokens: &[String], voice: &mut dyn Voice) -> Result<Start> {
+    if tokens.is_empty() {
+        return Ok(start);
+    }
+    if start.loaded.adapter.is_some() {
+        return Err(Error::usage(
+            "`add_tokens` changes the base, and the model is an adapter on one; merge it first",
+        ));
+    }
+    let known = start.tokenizer.vocabulary_size();
+    let tokenizer = start.tokenizer.with_added(tokens)?;
+    let (wanted, old) = (
+        tokenizer.vocabulary_size(),
+        start.loaded.model.spec().vocabulary,
+    );
+    let model = start.loaded.model.grown(known, wanted)?;
+    let rows = match model.spec().vocabulary - old {
+        0 => format!("of the model's {old} rows there are enough"),
+        1 => "the model has 1 row more".to_owned(),
+        more => format!("the model has {more} rows more"),
+    };
+    let added = match wanted - known {
+        1 => "1 token added".to_owned(),
+        count => format!("{count} tokens added"),
+    };
+    voice.say(&format!("   {added}; {rows}"));
+    let loaded = LoadedModel {
+        model,
+        ..start.loaded
+    };
     Ok(Start { loaded, tokenizer })
 }
 
@@ -378,16 +416,20 @@ pub fn save(
     disk::create_folder(folder).map_err(Error::file(folder))?;
     tokenizer.save(folder)?;
     match adapter {
-        None => Ok(folder::save_from(
-            model,
-            folder,
-            Some(origin.config),
-            origin.generation,
-            Dtype::F32,
-        )?),
+        None => {
+            SentenceTransformer::copy(origin.base, folder)?;
+            Ok(folder::save_from(
+                model,
+                folder,
+                Some(origin.config),
+                origin.generation,
+                Dtype::F32,
+            )?)
+        }
         Some(adapter) => {
             let adapter = adapter.clone().based_on(absolute(origin.base));
             let family = families::by_name(&model.spec().family)?;
+            folder::save_other_ends(model, origin.base, folder)?;
             Ok(adapter.save(model, family, folder)?)
         }
     }

@@ -111,7 +111,7 @@ pub trait AdapterKind: Debug + Send + Sync {
     }
 
     /// The configuration, an object without `peft_type` and `base_model_name_or_path`.
-    fn configuration(&self, model: &LanguageModel, family: &Family) -> Value;
+    fn configuration(&self, model: &LanguageModel, family: &Family, adapter: &str) -> Value;
 
     /// Why such an adapter cannot be merged into the weights, where that is so.
     fn merge_refusal(&self) -> Option<&'static str> {
@@ -437,7 +437,7 @@ impl Adapter {
         let mut map = Map::new();
         map.insert("peft_type".into(), self.kind.peft_type().into());
         map.insert("base_model_name_or_path".into(), json!(self.base_model));
-        if let Value::Object(configuration) = self.kind.configuration(model, family) {
+        if let Value::Object(configuration) = self.kind.configuration(model, family, &self.name) {
             map.extend(configuration);
         }
         let text = format!("{:#}\n", Value::Object(map));

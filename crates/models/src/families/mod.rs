@@ -47,7 +47,7 @@ pub use rwkv::bare;
 use crate::error::{Error, Result};
 use crate::spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use config::VOCABULARY_LIMIT;
-use espalier_data::nearest::nearest;
+use espalier_data::nearest::nearest_architecture;
 use serde_json::{Map, Value, json};
 use std::{ops::Range, path::Path};
 
@@ -214,7 +214,7 @@ fn unknown(name: &str) -> Error {
         .collect();
     Error::UnknownArchitecture {
         name: name.into(),
-        nearest: nearest(name, known.iter().copied()).map(Into::into),
+        nearest: nearest_architecture(name, known.iter().copied()).map(Into::into),
         known: known.join(", "),
     }
 }

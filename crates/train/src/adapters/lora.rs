@@ -9,7 +9,7 @@ use espalier_models::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Tuning;
+use super::{AdapterOptions, Tuning};
 use crate::{Error, Result};
 
 /// As wide as the widest models, where the addition is no longer of a low rank.
@@ -79,5 +79,18 @@ impl Tuning for LoraOptions {
         config.use_rslora = self.rslora;
         config.dropout = self.dropout;
         Ok(Adapter::new(config))
+    }
+
+    fn with_modules(&self, modules: Vec<String>) -> Result<AdapterOptions> {
+        let mut options = self.clone();
+        for module in modules {
+            // A module may be named by its last parts.
+            let ends_so =
+                |named: &String| module == *named || module.ends_with(&format!(".{named}"));
+            if !options.modules_to_save.iter().any(ends_so) {
+                options.modules_to_save.push(module);
+            }
+        }
+        Ok(AdapterOptions::Lora(options))
     }
 }

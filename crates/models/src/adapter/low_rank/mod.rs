@@ -18,7 +18,9 @@ use self::{
     targets::by_name,
 };
 use super::{
-    AdapterFile, AdapterKind, Fresh, Registration, each_linear,
+    AdapterFile, AdapterKind, Fresh, Registration,
+    attachments::Attached,
+    each_linear,
     expert_parameters::ExpertParameter,
     linear_adapter::{LinearAdapter, LinearPass, LinearWeights},
     linear_parts,
@@ -256,7 +258,7 @@ impl AdapterKind for PeftConfig {
         // Experts that were stored one by one may have scales of their own; their stack has one.
         let of_maps = by_name(&modules);
         for stack in &stacks {
-            if let Some((_, scale)) = self.of_stack(stack, &of_maps) {
+            if let Some(scale) = self.scale_of_stack(stack, &of_maps) {
                 let own = stack.experts.iter().flatten();
                 own.for_each(|map| {
                     if let Some(factors) = by_map.get_mut(map) {
@@ -268,26 +270,35 @@ impl AdapterKind for PeftConfig {
         let device = model.device().clone();
         each_linear(model, &mut |map| match by_map.remove(&map.name) {
             Some(factors) => factors.attach(map, adapter, self.dropout, &device),
-            None => Ok(()),
+            // Experts that the file lacks.
+            None => {
+                map.adapters.detach(adapter);
+                Ok(())
+            }
         })
     }
 
     /// An adapter on a fused weight is stored as one of several times the rank, with the same scale; experts are named by the
     /// parameter that holds their stack.
-    fn configuration(&self, model: &LanguageModel, family: &Family) -> Value {
+    fn configuration(&self, model: &LanguageModel, family: &Family, adapter: &str) -> Value {
         let mut config = self.clone();
         let modules = layout::modules(model, family);
+        let parts = low_rank_parts(model, adapter);
         for module in modules.iter().filter(|module| module.expert.is_none()) {
-            if module.maps.len() > 1 && targeted(self, &module.name) {
-                let (rank, scale) = (self.rank_for(&module.name), self.scale_for(&module.name));
+            let own: Vec<&LowRank> = module
+                .maps
+                .iter()
+                .filter_map(|map| parts.get(map).copied())
+                .collect();
+            if let [first, _, ..] = own[..] {
+                let rank = own.iter().map(|adapter| adapter.rank()).sum();
                 // Without the family's prefix it means the module in a base model too.
                 let name = module.name.strip_prefix(family.prefix);
-                let name = name.unwrap_or(&module.name);
-                config.set_pattern(name, rank * module.maps.len(), scale);
+                config.set_pattern(name.unwrap_or(&module.name), rank, first.scale);
             }
         }
         config.task_type = config.task_type.or_else(|| task_type(model));
-        config.name_stacks(&modules);
+        config.name_stacks(&modules, &parts);
         config.to_json()
     }
 

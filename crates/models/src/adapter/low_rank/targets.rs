@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use espalier_data::nearest::suggestion;
 
-use super::targeted;
+use super::{LowRank, targeted};
 use crate::{
     Error, Result,
     adapter::{expert_parameters::ExpertParameter, no_linear_map, target_modules},
@@ -75,56 +75,40 @@ impl PeftConfig {
         Ok(planned)
     }
 
-    /// The rank of the stack's adapter where the experts' parts have ranks of their own, and its scale; nothing where no part has
-    /// one. `modules` are the experts' by the names of their maps.
-    pub(super) fn of_stack(
+    /// The scale of a stack's experts, where any of them has an adapter; `modules` are theirs by the names of their maps.
+    pub(super) fn scale_of_stack(
         &self,
         stack: &ExpertParameter,
         modules: &HashMap<&str, &Module>,
-    ) -> Option<(usize, f64)> {
-        let parts = stack.experts.first()?.len();
+    ) -> Option<f64> {
         if self.matches_parameter(&stack.name) {
-            let rank = self.rank_for(&stack.name);
-            return Some((parts * rank, self.scale_for(&stack.name)));
+            return Some(self.scale_for(&stack.name));
         }
-        let name =
-            |maps: &Vec<String>, part: usize| Some(modules.get(maps[part].as_str())?.name.clone());
-        let mut scale = None;
-        let mut rank_of = |part: usize| {
-            let names = stack.experts.iter().filter_map(|maps| name(maps, part));
-            let targeted = names.filter(|name| targeted(self, name));
-            let ranks = targeted.map(|name| {
-                scale.get_or_insert(self.scale_for(&name));
-                self.rank_for(&name)
-            });
-            ranks.max().unwrap_or(0)
-        };
-        let rank = (0..parts).map(&mut rank_of).sum();
-        Some((rank, scale?))
+        let of_maps = stack.experts.iter().flatten();
+        let names = of_maps.filter_map(|map| Some(&modules.get(map.as_str())?.name));
+        let mut scales = names.filter(|name| targeted(self, name));
+        scales.next().map(|name| self.scale_for(name))
     }
 
     /// Names stacks of experts by their parameters, as PEFT does, instead of by single experts or as some of all linear layers.
-    pub(super) fn name_stacks(&mut self, modules: &[Module]) {
-        let stacks = ExpertParameter::all(modules);
-        let by_map = by_name(modules);
-        let found: Vec<Option<(usize, f64)>> = stacks
-            .iter()
-            .map(|stack| self.of_stack(stack, &by_map))
-            .collect();
-        if by_map.values().any(|module| targeted(self, &module.name)) {
+    pub(super) fn name_stacks(&mut self, modules: &[Module], parts: &HashMap<String, &LowRank>) {
+        let mut experts = modules.iter().filter(|module| module.expert.is_some());
+        if experts.any(|module| targeted(self, &module.name)) {
             let others = modules.iter().filter(|module| module.expert.is_none());
             let others: Vec<&str> = others.map(|module| module.name.as_str()).collect();
-            self.target_modules = Targets::List(short_names(&others, &|name| targeted(self, name)));
+            let names = short_names(&others, &|name| targeted(self, name));
+            self.target_modules = Targets::List(names);
         }
+        let stacks = ExpertParameter::all(modules);
+        let adapted: HashMap<&str, (usize, f64)> = stacks
+            .iter()
+            .filter_map(|stack| Some((stack.name.as_str(), rank_and_scale(stack, parts)?)))
+            .collect();
         let names: Vec<&str> = stacks.iter().map(|stack| stack.name.as_str()).collect();
-        let is_adapted = |name: &str| {
-            let place = names.iter().position(|known| *known == name);
-            place.is_some_and(|place| found[place].is_some())
-        };
-        self.target_parameters = short_names(&names, &is_adapted);
-        for (stack, found) in stacks.iter().zip(&found) {
-            if let Some((rank, scale)) = found {
-                self.set_pattern(&stack.name, *rank, *scale);
+        self.target_parameters = short_names(&names, &|name| adapted.contains_key(name));
+        for name in names {
+            if let Some((rank, scale)) = adapted.get(name) {
+                self.set_pattern(name, *rank, *scale);
             }
         }
     }
@@ -136,6 +120,28 @@ pub(super) fn by_name(modules: &[Module]) -> HashMap<&str, &Module> {
     experts
         .flat_map(|module| module.maps.iter().map(move |map| (map.as_str(), module)))
         .collect()
+}
+
+/// The rank of a stack's adapter, where every part of an expert has a rank of its own, and its scale; nothing where no expert has one.
+fn rank_and_scale(
+    stack: &ExpertParameter,
+    parts: &HashMap<String, &LowRank>,
+) -> Option<(usize, f64)> {
+    let of_part = |part: usize| {
+        stack
+            .experts
+            .iter()
+            .filter_map(move |maps| parts.get(&maps[part]))
+    };
+    let count = stack.experts.first()?.len();
+    let scale = (0..count).flat_map(of_part).next()?.scale;
+    let rank = |part| {
+        of_part(part)
+            .map(|adapter| adapter.rank())
+            .max()
+            .unwrap_or(0)
+    };
+    Some(((0..count).map(rank).sum(), scale))
 }
 
 /// The ends of names that mean exactly those of `all` that are `chosen`: the last part, or of a parameter the last two, where all
