@@ -187,6 +187,7 @@ pub(super) fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         ("^embedding_norm.", "model.decoder.layernorm_embedding."),
         ("^blocks.", "model.decoder.layers."),
         ("^head.bias", "final_logits_bias"),
+        ("^head.weight", "lm_head.weight"),
         (".mixer_norm.", ".self_attn_layer_norm."),
         (".mixer.", ".self_attn."),
         (".cross_norm.", ".encoder_attn_layer_norm."),

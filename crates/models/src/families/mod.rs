@@ -554,6 +554,39 @@ mod tests {
         }
     }
 
+    /// Whole numbers that were written with a point, or the other way round, by their keys.
+    fn other_forms(key: &str, written: &Value, theirs: &Value, found: &mut Vec<String>) {
+        match (written, theirs) {
+            (Value::Object(written), Value::Object(theirs)) => {
+                for (key, value) in written {
+                    let their = theirs.get(key).unwrap_or(&Value::Null);
+                    other_forms(key, value, their, found);
+                }
+            }
+            (Value::Array(written), Value::Array(theirs)) => {
+                let pairs = written.iter().zip(theirs);
+                pairs.for_each(|(one, other)| other_forms(key, one, other, found));
+            }
+            (Value::Number(written), Value::Number(theirs)) => {
+                if written.is_f64() != theirs.is_f64() {
+                    found.push(format!("`{key}`: {written}, not {theirs}"));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_in_the_form_that_transformers_writes() {
+        for model in &models() {
+            let (map, theirs) = (write_config(&fixture(model)).unwrap(), config(model));
+            let mut found = Vec::new();
+            let [ours, theirs] = [map, theirs.map().clone()].map(Value::Object);
+            other_forms("", &ours, &theirs, &mut found);
+            assert!(found.is_empty(), "{model}: {}", found.join("; "));
+        }
+    }
+
     #[test]
     fn architectures_come_by_name_base_name_and_type() {
         let find = |text: &str| {
