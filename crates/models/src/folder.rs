@@ -1,17 +1,15 @@
 //! Models as Hugging Face folders: `config.json`, safetensors, `generation_config.json`; adapter folders on top of them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use espalier_data::disk;
 use serde_json::{Map, Value, json};
 
 use crate::{
     Error, Result,
     adapter::{self, Adapter},
-    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, partial_file::write_whole},
+    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter},
     families::{self, Family, config::Config},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
@@ -242,7 +240,7 @@ pub fn save(
     dtype: Dtype,
 ) -> Result<()> {
     let family = families::by_name(&model.spec().family)?;
-    fs::create_dir_all(folder).map_err(Error::file(folder))?;
+    disk::create_folder(folder).map_err(Error::file(folder))?;
     write_json(
         &folder.join("config.json"),
         &configuration(model, config, dtype)?,
@@ -319,5 +317,5 @@ fn configuration(
 /// # Errors
 /// When the disk is full.
 pub fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_whole(path, format!("{value:#}\n").as_bytes())
+    disk::write_whole(path, format!("{value:#}\n").as_bytes()).map_err(Error::file(path))
 }

@@ -5,13 +5,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use burn::tensor::Tensor;
-use espalier_data::{packing::Row, random::Random};
+use espalier_data::{disk, packing::Row, random::Random};
 use espalier_kernels::{backward::backward, linear::Precision, optimiser::sum_of_squares};
 use espalier_models::{model::LanguageModel, parameter::Parameter};
 
@@ -109,7 +108,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     }
     let total = run.options.total_steps(run.samples.len())?;
     let checkpoints = run.folder.join("checkpoints");
-    fs::create_dir_all(&checkpoints).map_err(Error::file(&checkpoints))?;
+    disk::create_folder(&checkpoints).map_err(Error::file(&checkpoints))?;
     run.model.set_precision(run.options.precision);
     run.model
         .set_gradient_checkpointing(run.options.gradient_checkpointing)?;
@@ -139,7 +138,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         }
     };
     let path = run.folder.join("metrics.jsonl");
-    let mut log = MetricsLog::open(&path, progress.log)?;
+    let log = MetricsLog::open(&path, progress.log)?;
     if log.bytes()? < progress.log {
         let remark = "is shorter than at the last checkpoint; its earlier lines are lost";
         events(&Event::Remark(format!("{} {remark}", path.display())));

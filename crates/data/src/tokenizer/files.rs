@@ -12,6 +12,7 @@ use tokenizers::models::bpe::{BPE, Vocab};
 
 use super::rwkv_world::{self, World};
 use super::{Companion, DEFAULT_TEMPLATE, Kind, SpecialTokens, Tokenizer};
+use crate::disk;
 use crate::template::ChatTemplate;
 use crate::{Error, Result};
 
@@ -73,7 +74,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::File`] when a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder).map_err(|source| Error::file(folder, source))?;
+        disk::create_folder(folder).map_err(|source| Error::file(folder, source))?;
         let main = match &self.pipeline.kind {
             Kind::Library(_) => TOKENIZER,
             Kind::World(_) => rwkv_world::VOCABULARY,
@@ -334,7 +335,7 @@ fn read(path: &Path) -> Result<String> {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|source| Error::file(path, source))
+    disk::write_whole(path, text.as_bytes()).map_err(|source| Error::file(path, source))
 }
 
 #[cfg(test)]

@@ -90,12 +90,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the text is not a tokenizer that the library knows.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        // The library panics on some malformed parts.
-        let parsed = catch_unwind(AssertUnwindSafe(|| {
+        let library = caught("tokenizer.json has a part that cannot be read", || {
             tokenizers::Tokenizer::from_bytes(bytes)
-        }));
-        let library = parsed.map_err(|_| {
-            Error::Tokenizer("tokenizer.json has a part that cannot be read".into())
         })?;
         Self::from_library(
             library.map_err(|reason| Error::Tokenizer(format!("tokenizer.json: {reason}")))?,
@@ -133,8 +129,8 @@ impl Tokenizer {
             Kind::Library(library) => library,
             Kind::World(world) => return Ok(world.encoding(text)),
         };
-        let encoding = library
-            .encode_char_offsets(text, add_special)
+        check_length(text)?;
+        let encoding = caught(FAILS, || library.encode_char_offsets(text, add_special))?
             .map_err(library_error)?;
         Ok(Encoding {
             ids: encoding.get_ids().to_vec(),
@@ -148,11 +144,11 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_ids(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         match &self.pipeline.kind {
-            Kind::Library(library) => Ok(library
-                .encode_fast(text, add_special)
-                .map_err(library_error)?
-                .get_ids()
-                .to_vec()),
+            Kind::Library(library) => {
+                check_length(text)?;
+                let encoding = caught(FAILS, || library.encode_fast(text, add_special))?;
+                Ok(encoding.map_err(library_error)?.get_ids().to_vec())
+            }
             Kind::World(world) => Ok(world
                 .encode(text, true)
                 .into_iter()
@@ -182,11 +178,9 @@ impl Tokenizer {
             library.set_encode_special_tokens(true);
             library
         });
-        Ok(library
-            .encode_fast(text, false)
-            .map_err(library_error)?
-            .get_ids()
-            .to_vec())
+        check_length(text)?;
+        let encoding = caught(FAILS, || library.encode_fast(text, false))?;
+        Ok(encoding.map_err(library_error)?.get_ids().to_vec())
     }
 
     /// Text of the ids, without the special tokens if `skip_special`. An id outside the vocabulary gives no text, as models
@@ -196,7 +190,9 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] when the decoder refuses the tokens.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         match &self.pipeline.kind {
-            Kind::Library(library) => library.decode(ids, skip_special).map_err(library_error),
+            Kind::Library(library) => {
+                caught(FAILS, || library.decode(ids, skip_special))?.map_err(library_error)
+            }
             Kind::World(world) => Ok(world.decode(ids, skip_special)),
         }
     }
@@ -327,6 +323,26 @@ impl Tokenizer {
     }
 }
 
+/// The longest text in bytes that is encoded at once; the library keeps some hundred bytes for each piece.
+pub const LONGEST_TEXT: usize = 16 << 20;
+
+fn check_length(text: &str) -> Result<()> {
+    if text.len() <= LONGEST_TEXT {
+        return Ok(());
+    }
+    Err(Error::Tokenizer(format!(
+        "a text of {} bytes is too long to encode at once (at most {LONGEST_TEXT}); split it into several documents",
+        text.len()
+    )))
+}
+
+const FAILS: &str = "a part of tokenizer.json makes the library fail on this text";
+
+/// What the library does, which panics on some malformed parts instead of giving an error.
+fn caught<T>(what: &str, work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Error::Tokenizer(what.into()))
+}
+
 /// Fowler, Noll and Vo's 64-bit hash, variant 1a.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -344,7 +360,34 @@ mod published;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
     use std::path::Path;
+
+    #[test]
+    fn parts_that_make_the_library_fail_are_errors() {
+        let word = json!({ "type": "WordLevel", "vocab": { "a": 0 }, "unk_token": "a" });
+        let file =
+            json!({ "model": word, "pre_tokenizer": { "type": "FixedLength", "length": 0 } });
+        let tokenizer = Tokenizer::from_json(file.to_string().as_bytes()).unwrap();
+        for result in [
+            tokenizer.encode("a b c", true).map(|encoding| encoding.ids),
+            tokenizer.encode_ids("a b c", true),
+            tokenizer.encode_user_text("a b c"),
+        ] {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("makes the library fail"), "{error}");
+        }
+    }
+
+    #[test]
+    fn texts_of_any_length_are_not_begun() {
+        let file = fixture("bpe-bytelevel", "tokenizer.json");
+        let tokenizer = Tokenizer::from_json(&file).unwrap();
+        let error = tokenizer
+            .encode(&"a".repeat(LONGEST_TEXT + 1), false)
+            .unwrap_err();
+        assert!(error.to_string().contains("16777217 bytes"), "{error}");
+    }
 
     #[derive(serde::Deserialize)]
     struct Case {

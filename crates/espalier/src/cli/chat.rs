@@ -187,7 +187,7 @@ impl Chat<'_> {
                     .messages
                     .first()
                     .filter(|message| message.role == "system");
-                self.reset(system.map(|message| message.content.clone()));
+                self.reset(system.map(|message| message.text().into_owned()));
                 terminal.note("the conversation starts anew");
             }
             Line::System(text) => {

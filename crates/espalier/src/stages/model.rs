@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use espalier_data::{
+    disk,
     record::Record,
     template::{CHATML, ChatTemplate, PLAIN},
     tokenizer::{BpeOptions, Tokenizer},
@@ -370,7 +371,7 @@ pub fn save(
     adapter: Option<&Adapter>,
     tokenizer: &Tokenizer,
 ) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+    disk::create_folder(folder).map_err(Error::file(folder))?;
     tokenizer.save(folder)?;
     match adapter {
         None => Ok(folder::save(

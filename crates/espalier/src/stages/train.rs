@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use espalier_data::{readers, record::Record};
+use espalier_data::readers;
 use espalier_evaluate::report::Section;
 use espalier_models::{families, folder::LoadedModel, parameter::Parameters};
 use espalier_train::{
@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Voice, data,
+    Voice,
+    data::{self, Sourced},
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model::{self, NewModel, Origin, Start},
     report,
@@ -263,11 +264,14 @@ fn prepare(
     if stage.splits() {
         held_out = hold_out(&mut records, stage.validation_share);
         let path = workplace.folder.join(VALIDATION);
-        readers::write_jsonl(&path, held_out.iter().map(readers::to_json))?;
+        readers::write_jsonl(
+            &path,
+            held_out.iter().map(|held| readers::to_json(&held.record)),
+        )?;
     }
     let start = start(stage, &records, workplace)?;
     let options = &stage.options;
-    let mut prepare = |records: &[_]| -> Result<Vec<Sample>> {
+    let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
         let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
         Ok(data::samples(encoded, options.packing, options.length))
     };
@@ -276,14 +280,14 @@ fn prepare(
 }
 
 /// Takes the last records away, one at least, and leaves one.
-fn hold_out(records: &mut Vec<Record>, share: f64) -> Vec<Record> {
+fn hold_out(records: &mut Vec<Sourced>, share: f64) -> Vec<Sourced> {
     let count = (records.len() as f64 * share).ceil() as usize;
     let most = records.len().saturating_sub(1);
     records.split_off(records.len() - count.min(most))
 }
 
 /// The model that the stage names or describes.
-fn start(stage: &TrainStage, records: &[Record], workplace: &mut Workplace) -> Result<Start> {
+fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> Result<Start> {
     let template = stage.template.as_deref();
     match (&stage.model, &stage.new) {
         (Some(path), None) => {
@@ -291,7 +295,7 @@ fn start(stage: &TrainStage, records: &[Record], workplace: &mut Workplace) -> R
         }
         (None, Some(new)) => {
             let more = data::records(&new.tokenizer_data, workplace.voice)?;
-            let texts = records.iter().chain(&more);
+            let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
             let special = (stage.objective.registered().special_tokens)();
             let seed = stage.options.seed;
             model::create(new, texts, &special, template, seed, workplace.device)

@@ -6,6 +6,7 @@
 //! state in a recurrent layer. Everything else, from folders to switching by name, knows only the trait [`AdapterKind`].
 
 pub mod attachments;
+pub mod expert_parameters;
 mod file;
 pub mod first_state;
 pub mod intervention;
@@ -22,7 +23,7 @@ use std::{
 };
 
 use burn::tensor::Device;
-use espalier_data::nearest::suggestion;
+use espalier_data::{disk, nearest::suggestion};
 use serde_json::{Map, Value, json};
 
 pub use self::{
@@ -31,7 +32,6 @@ pub use self::{
 };
 use crate::{
     Error, Result,
-    checkpoint::partial_file::write_whole,
     families::{Family, config::Config},
     folder::{self, LoadedModel},
     layers::linear::LinearMapMut,
@@ -100,7 +100,7 @@ pub trait AdapterKind: Debug + Send + Sync {
     }
 
     /// The configuration, an object without `peft_type` and `base_model_name_or_path`.
-    fn configuration(&self, model: &LanguageModel, family: &Family) -> Value;
+    fn configuration(&self, model: &LanguageModel, family: &Family, adapter: &str) -> Value;
 
     /// Why such an adapter cannot be merged into the weights, where that is so.
     fn merge_refusal(&self) -> Option<&'static str> {
@@ -323,15 +323,16 @@ impl Adapter {
                 self.name
             )));
         }
-        std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        disk::create_folder(folder).map_err(Error::file(folder))?;
         let mut map = Map::new();
         map.insert("peft_type".into(), self.kind.peft_type().into());
         map.insert("base_model_name_or_path".into(), json!(self.base_model));
-        if let Value::Object(configuration) = self.kind.configuration(model, family) {
+        if let Value::Object(configuration) = self.kind.configuration(model, family, &self.name) {
             map.extend(configuration);
         }
         let text = format!("{:#}\n", Value::Object(map));
-        write_whole(&folder.join(CONFIGURATION), text.as_bytes())?;
+        let path = folder.join(CONFIGURATION);
+        disk::write_whole(&path, text.as_bytes()).map_err(Error::file(&path))?;
         folder::write_tensors(&self.tensors(model, family), &folder.join(WEIGHTS))
     }
 

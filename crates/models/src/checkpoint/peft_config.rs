@@ -21,6 +21,7 @@ const KNOWN: &[&str] = &[
     "lora_alpha",
     "lora_dropout",
     "target_modules",
+    "target_parameters",
     "exclude_modules",
     "modules_to_save",
     "bias",
@@ -61,6 +62,9 @@ pub struct PeftConfig {
     pub dropout: f64,
     /// The modules that have an adapter.
     pub target_modules: Targets,
+    /// Stacks of experts that have one, by the ends of the names that transformers gives their weights, such as
+    /// `experts.gate_up_proj`.
+    pub target_parameters: Vec<String>,
     /// Modules that have none even so.
     pub exclude_modules: Option<Targets>,
     /// Modules that are trained and stored whole, by the end of their names.
@@ -90,6 +94,7 @@ impl PeftConfig {
             alpha,
             dropout: 0.0,
             target_modules,
+            target_parameters: Vec::new(),
             exclude_modules: None,
             modules_to_save: Vec::new(),
             use_rslora: false,
@@ -108,17 +113,23 @@ impl PeftConfig {
     /// When a value is out of range, or a key is set that is not supported.
     pub fn read(config: &Config) -> Result<Self> {
         check_supported(config)?;
+        let target_parameters = texts(config, "target_parameters")?;
         Ok(Self {
             task_type: config.optional_text("task_type")?.map(Into::into),
             rank: config.size("r", RANK_LIMIT)?,
             alpha: config.optional_number("lora_alpha")?.unwrap_or(8.0),
             dropout: dropout(config)?,
-            target_modules: read_targets(config, "target_modules")?.ok_or_else(|| {
-                config.error(
-                    "target_modules",
-                    "missing; add a list of module names or \"all-linear\"",
-                )
-            })?,
+            target_modules: match read_targets(config, "target_modules")? {
+                Some(targets) => targets,
+                None if !target_parameters.is_empty() => Targets::List(Vec::new()),
+                None => {
+                    return Err(config.error(
+                        "target_modules",
+                        "missing; add a list of module names or \"all-linear\"",
+                    ));
+                }
+            },
+            target_parameters,
             exclude_modules: read_targets(config, "exclude_modules")?,
             modules_to_save: texts(config, "modules_to_save")?,
             use_rslora: config.flag_or("use_rslora", false)?,
@@ -152,6 +163,7 @@ impl PeftConfig {
             "lora_alpha": number(self.alpha),
             "lora_dropout": self.dropout,
             "target_modules": self.target_modules.write(),
+            "target_parameters": some_unless_empty(&self.target_parameters),
             "exclude_modules": self.exclude_modules.as_ref().map(Targets::write),
             "modules_to_save": some_unless_empty(&self.modules_to_save),
             "bias": self.bias,
@@ -179,6 +191,11 @@ impl PeftConfig {
         // A list entry that is the whole name means that one module, whatever its layer.
         let named = matches!(&self.target_modules, Targets::List(entries) if entries.iter().any(|entry| entry == module_name));
         named || self.has_layer(module_name)
+    }
+
+    /// Whether the weight of this full name, which holds a stack of experts, has an adapter.
+    pub fn matches_parameter(&self, name: &str) -> bool {
+        self.target_parameters.iter().any(|end| is_named(name, end))
     }
 
     /// Whether the targets mean the module itself, and not only as one of all linear layers.
@@ -228,11 +245,11 @@ impl PeftConfig {
     }
 }
 
-/// The last part of a name that is a number between two others.
+/// The first part of a name that is a number after two others and before another: the layer, and not an expert of it.
 fn numbered_part(module: &str) -> Option<usize> {
     let parts: Vec<&str> = module.split('.').collect();
     let inner = parts.get(1..parts.len() - 1)?;
-    inner.iter().rev().find_map(|part| part.parse().ok())
+    inner.iter().find_map(|part| part.parse().ok())
 }
 
 fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {

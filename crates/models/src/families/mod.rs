@@ -592,6 +592,8 @@ mod tests {
         let names: [&[&str]; 5] = [
             &["hidden_size", "n_embd", "d_model", "dim"],
             &[
+                // JetMoE's heads follow from its other sizes.
+                "kv_channels",
                 "num_attention_heads",
                 "n_head",
                 "n_heads",

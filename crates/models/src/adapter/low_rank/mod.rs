@@ -3,6 +3,9 @@
 //! PEFT stores `A` as `{module}.lora_A.weight` and `B` as `{module}.lora_B.weight`. Where one module of the checkpoint is
 //! several of our maps, its `B` has their factors on its diagonal.
 
+mod file;
+mod targets;
+
 use std::{collections::HashMap, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -10,22 +13,26 @@ use espalier_data::random::{Random, fnv};
 use espalier_kernels::linear::linear;
 use serde_json::Value;
 
+use self::{
+    file::{expert_tensors, names, sizes},
+    targets::by_name,
+};
 use super::{
-    AdapterFile, AdapterKind, Fresh, PEFT_PREFIX, Registration, each_linear,
+    AdapterFile, AdapterKind, Fresh, Registration,
+    attachments::Attached,
+    each_linear,
+    expert_parameters::ExpertParameter,
     linear_adapter::{LinearAdapter, LinearPass, LinearWeights},
-    linear_parts, no_module, target_modules,
+    linear_parts,
 };
 use crate::{
     Result,
-    checkpoint::{
-        PeftConfig,
-        peft_config::{Targets, is_named},
-    },
+    checkpoint::PeftConfig,
     families::{Family, config::Config},
     layers::linear::LinearMapMut,
-    layout::{self, Module, StoredTensor},
+    layout::{self, StoredTensor},
     model::LanguageModel,
-    parameter::{Parameter, Parameters},
+    parameter::Parameter,
 };
 
 /// LoRA's line in the list of kinds.
@@ -80,14 +87,6 @@ impl LinearAdapter for LowRank {
     }
 }
 
-/// What a file is compared with.
-struct MapSize {
-    /// Outputs and inputs.
-    size: [usize; 2],
-    /// Whether the map is an expert's.
-    of_expert: bool,
-}
-
 /// The values of an adapter of one map.
 struct Factors {
     down: Vec<f32>,
@@ -96,6 +95,15 @@ struct Factors {
 }
 
 impl Factors {
+    /// The same with another scale, the difference put into `B`.
+    fn rescale(&mut self, scale: f64) {
+        let change = std::mem::replace(&mut self.scale, scale) / scale;
+        if change != 1.0 {
+            let changed = |value: &mut f32| *value = (f64::from(*value) * change) as f32;
+            self.up.iter_mut().for_each(changed);
+        }
+    }
+
     fn attach(self, map: &mut LinearMapMut<'_>, adapter: &str, device: &Device) -> Result<()> {
         let [outputs, inputs] = map.size();
         let rank = self.down.len() / inputs.max(1);
@@ -118,74 +126,12 @@ fn targeted(config: &PeftConfig, module: &str) -> bool {
     module != "lm_head" && config.matches(module) || config.names(module)
 }
 
-fn names(module: &Module) -> [String; 2] {
-    ["lora_A", "lora_B"].map(|part| format!("{PEFT_PREFIX}{}.{part}.weight", module.name))
-}
-
-impl PeftConfig {
-    /// Whether the file may lack a module: it must not, where the configuration targets it. PEFT adapts experts only where the
-    /// model's own code has a layer for each.
-    fn lacking(
-        &self,
-        module: &Module,
-        sizes: &HashMap<String, MapSize>,
-        file: &AdapterFile,
-    ) -> Result<()> {
-        let of_experts = module.maps.iter().all(|map| sizes[map].of_expert);
-        if of_experts || !targeted(self, &module.name) {
-            return Ok(());
-        }
-        Err(file.error(format!(
-            "no tensors for `{}`, which the configuration targets",
-            module.name
-        )))
-    }
-
-    /// What the file has for the maps of a module; `sizes` are outputs and inputs of all maps.
-    fn factors(
-        &self,
-        module: &Module,
-        sizes: &HashMap<String, MapSize>,
-        file: &mut AdapterFile,
-    ) -> Result<Vec<(String, Factors)>> {
-        let names = names(module);
-        let [Some(down), Some(up)] = names.each_ref().map(|name| file.shape(name)) else {
-            return self.lacking(module, sizes, file).map(|()| Vec::new());
-        };
-        let (down, up) = (down.to_vec(), up.to_vec());
-        let sizes: Vec<[usize; 2]> = module.maps.iter().map(|map| sizes[map].size).collect();
-        let (rank, expected) = (
-            down.first().copied().unwrap_or(0),
-            self.rank_for(&module.name),
-        );
-        let outputs = sizes.iter().map(|[outputs, _]| outputs).sum();
-        let fits = |[_, inputs]: &[usize; 2]| down == [rank, *inputs];
-        if !sizes.iter().all(fits) || up != [outputs, rank] {
-            return Err(file.error(format!(
-                "`{}` has shapes {down:?} and {up:?}, which do not fit the base",
-                module.name
-            )));
-        }
-        if targeted(self, &module.name) && rank != expected {
-            return Err(file.error(format!(
-                "`{}` has rank {rank}, but the configuration says {expected}",
-                module.name
-            )));
-        }
-        let (down, up) = (file.read(&names[0], &down)?, file.read(&names[1], &up)?);
-        let (scale, mut start) = (self.scale_for(&module.name), 0);
-        let of_map = |(map, [outputs, _]): (&String, [usize; 2])| {
-            let rows = start * rank..(start + outputs) * rank;
-            start += outputs;
-            let factors = Factors {
-                down: down.clone(),
-                up: up[rows].to_vec(),
-                scale,
-            };
-            (map.clone(), factors)
-        };
-        Ok(module.maps.iter().zip(sizes).map(of_map).collect())
-    }
+/// The low-rank parts of an adapter by the names of their maps.
+fn low_rank_parts<'a>(model: &'a LanguageModel, adapter: &str) -> HashMap<String, &'a LowRank> {
+    let parts = linear_parts(model, adapter).into_iter();
+    parts
+        .filter_map(|(map, part)| Some((map, part.low_rank()?)))
+        .collect()
 }
 
 impl AdapterKind for PeftConfig {
@@ -199,19 +145,7 @@ impl AdapterKind for PeftConfig {
 
     /// `A` is uniform within `1 / sqrt(inputs)` and `B` zero.
     fn attach(&self, model: &mut LanguageModel, family: &Family, fresh: Fresh<'_>) -> Result<()> {
-        let mut planned = HashMap::new();
-        let modules = target_modules(model, family, &|module| targeted(self, module))?;
-        if let Targets::List(entries) = &self.target_modules {
-            let all = layout::modules(model, family);
-            let meant = |entry: &String| all.iter().any(|m| is_named(&m.name, entry));
-            if let Some(strange) = entries.iter().find(|entry| !meant(entry)) {
-                return Err(no_module("target_modules", strange, model, family));
-            }
-        }
-        for module in modules {
-            let of_module = (self.rank_for(&module.name), self.scale_for(&module.name));
-            planned.extend(module.maps.into_iter().map(|map| (map, of_module)));
-        }
+        let planned = self.planned(model, family)?;
         let device = model.device().clone();
         each_linear(model, &mut |map| match planned.get(&map.name) {
             None => Ok(()),
@@ -237,19 +171,22 @@ impl AdapterKind for PeftConfig {
         family: &Family,
         adapter: &str,
     ) -> Vec<StoredTensor<'a>> {
-        let parts = linear_parts(model, adapter);
+        let parts = low_rank_parts(model, adapter);
+        let modules = layout::modules(model, family);
         let mut tensors = Vec::new();
-        for module in layout::modules(model, family) {
-            let own = module.maps.iter().map(|map| parts.get(map)?.low_rank());
+        for module in modules.iter().filter(|module| module.expert.is_none()) {
+            let own = module.maps.iter().map(|map| parts.get(map).copied());
             let all: Option<Vec<&LowRank>> = own.collect();
             if let Some(all) = all {
-                let [down, up] = names(&module);
+                let [down, up] = names(module);
                 let downs = all.iter().map(|a| &a.down).collect();
                 tensors.push(StoredTensor::rows_of(down, downs));
                 let ups = all.iter().map(|a| &a.up).collect();
-                tensors.push(StoredTensor::block_diagonal(up, ups));
+                tensors.push(StoredTensor::block_diagonal(up, ups, module.groups));
             }
         }
+        let stacks = ExpertParameter::all(&modules);
+        tensors.extend(expert_tensors(&stacks, &sizes(model), &parts));
         tensors
     }
 
@@ -261,31 +198,61 @@ impl AdapterKind for PeftConfig {
         adapter: &str,
         file: &mut AdapterFile,
     ) -> Result<()> {
-        let mut sizes = HashMap::new();
-        model.visit_linears(&mut |map| {
-            let (size, of_expert) = (map.size(), map.expert.is_some());
-            sizes.insert(map.name.clone(), MapSize { size, of_expert });
-        });
+        let sizes = sizes(model);
+        let modules = layout::modules(model, family);
         let mut by_map = HashMap::new();
-        for module in layout::modules(model, family) {
-            by_map.extend(self.factors(&module, &sizes, file)?);
+        for module in &modules {
+            by_map.extend(self.factors(module, &sizes, file)?);
+        }
+        let stacks = ExpertParameter::all(&modules);
+        let wanted = stacks
+            .iter()
+            .filter(|stack| self.matches_parameter(&stack.name));
+        let wanted: Vec<&ExpertParameter> = wanted.collect();
+        for stack in &wanted {
+            by_map.extend(self.expert_factors(stack, &wanted, &sizes, file)?);
+        }
+        // Experts that were stored one by one may have scales of their own; their stack has one.
+        let of_maps = by_name(&modules);
+        for stack in &stacks {
+            if let Some(scale) = self.scale_of_stack(stack, &of_maps) {
+                let own = stack.experts.iter().flatten();
+                own.for_each(|map| {
+                    if let Some(factors) = by_map.get_mut(map) {
+                        factors.rescale(scale);
+                    }
+                });
+            }
         }
         let device = model.device().clone();
         each_linear(model, &mut |map| match by_map.remove(&map.name) {
             Some(factors) => factors.attach(map, adapter, &device),
-            None => Ok(()),
+            // Experts that the file lacks.
+            None => {
+                map.adapters.detach(adapter);
+                Ok(())
+            }
         })
     }
 
-    /// An adapter on a fused weight is stored as one of several times the rank, with the same scale.
-    fn configuration(&self, model: &LanguageModel, family: &Family) -> Value {
+    /// An adapter on a fused weight is stored as one of several times the rank, with the same scale; experts are named by the
+    /// parameter that holds their stack.
+    fn configuration(&self, model: &LanguageModel, family: &Family, adapter: &str) -> Value {
         let mut config = self.clone();
-        for module in layout::modules(model, family) {
-            if module.maps.len() > 1 && targeted(self, &module.name) {
-                let (rank, scale) = (self.rank_for(&module.name), self.scale_for(&module.name));
-                config.set_pattern(&module.name, rank * module.maps.len(), scale);
+        let modules = layout::modules(model, family);
+        let parts = low_rank_parts(model, adapter);
+        for module in modules.iter().filter(|module| module.expert.is_none()) {
+            let own: Vec<&LowRank> = module
+                .maps
+                .iter()
+                .filter_map(|map| parts.get(map).copied())
+                .collect();
+            if let [first, _, ..] = own[..] {
+                let rank = own.iter().map(|adapter| adapter.rank()).sum();
+                config.set_pattern(&module.name, rank, first.scale);
             }
         }
+        config.name_stacks(&modules, &parts);
         config.to_json()
     }
 
