@@ -52,6 +52,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             expert: mlp.clone(),
             gated: true,
             output_bias: false,
+            shared: None,
         })
     });
     let is_attention = read_period(config, ["attn_layer_period", "attn_layer_offset"], [8, 4])?;

@@ -65,6 +65,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         expert,
         gated: true,
         output_bias: true,
+        shared: None,
     });
     let block = BlockSpec::sequential(mixer, channel, NormSpec::rms(BLOCK_EPSILON));
     let mut blocks = vec![block; config.size("num_hidden_layers", LAYER_LIMIT)?];

@@ -81,10 +81,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         activation: Activation::Gelu,
         bias: false,
     });
-    let norm = NormSpec::LayerNorm {
-        epsilon: config.positive_or("layer_norm_epsilon", 1e-5)?,
-        bias: false,
-    };
+    let norm = NormSpec::layer_without_bias(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let blocks =
         vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layers", LAYER_LIMIT)?];
     let context = config
@@ -152,13 +149,7 @@ mod tests {
     #[test]
     fn reads_the_fixture() {
         let spec = fixture("mpt-alibi");
-        assert_eq!(
-            spec.final_norm,
-            Some(NormSpec::LayerNorm {
-                epsilon: 1e-5,
-                bias: false
-            })
-        );
+        assert_eq!(spec.final_norm, Some(NormSpec::layer_without_bias(1e-5)));
         assert_eq!(
             (
                 super::super::mlp(&spec.blocks[0]).unwrap().inner,

@@ -4,6 +4,7 @@
 //! `rope_type`.
 
 use super::config::{CONTEXT_LIMIT, Config};
+use super::layer_types::FULL;
 use crate::error::{Error, Result};
 use crate::spec::{RotaryScaling, RotarySpec};
 use serde_json::{Map, Value, json};
@@ -57,6 +58,34 @@ pub fn read_any(config: &Config, head_dim: usize, context: usize) -> Result<Rota
         theta,
         interleaved: false,
         scaling,
+    })
+}
+
+/// The configuration as layers of one kind read it, where `full_attention` and `sliding_attention` have rotary positions of their
+/// own. Today they are nested by kind; in older files `rope_scaling` is of full attention alone, and `local_theta` names the
+/// key of the base of the layers with a window, where there is one.
+///
+/// # Errors
+/// When the parameters are no objects.
+pub fn of_layer_type(config: &Config, kind: &str, local_theta: Option<&str>) -> Result<Config> {
+    let nested = match config.optional_object("rope_parameters")? {
+        Some(parameters) => parameters.optional_object(kind)?,
+        None => None,
+    };
+    let config = config.clone();
+    if let Some(nested) = nested {
+        return Ok(config.with("rope_parameters", Value::Object(nested.map().clone())));
+    }
+    if kind == FULL {
+        return Ok(config);
+    }
+    let theta = local_theta.and_then(|key| config.get(key)).cloned();
+    let plain = config
+        .with("rope_parameters", Value::Null)
+        .with("rope_scaling", Value::Null);
+    Ok(match theta {
+        Some(theta) => plain.with("rope_theta", theta),
+        None => plain,
     })
 }
 
