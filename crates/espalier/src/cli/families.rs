@@ -56,7 +56,10 @@ fn text() -> String {
     let mut lines = Vec::new();
     for wanted in ["decoder", "encoder", "encoder-decoder"] {
         let of_kind = FAMILIES.iter().filter(|family| kind(family) == wanted);
+        let mut of_kind: Vec<&Family> = of_kind.collect();
+        of_kind.sort_by_key(|family| family.model_type.to_lowercase());
         let rows: Vec<String> = of_kind
+            .iter()
             .map(|family| format!("  {:width$}  {}", family.model_type, family.architecture))
             .collect();
         lines.push(format!("{wanted}s ({})", rows.len()));

@@ -3,7 +3,11 @@
 
 use super::gemma::as_gemma;
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
-use super::{Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, layer_types, table};
+use super::{
+    Config, Family, TensorEntry, attention,
+    config::{CONTEXT_LIMIT, integer},
+    layer_types, table,
+};
 use crate::error::Result;
 use crate::spec::{Activation, MixerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -83,7 +87,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         set("attn_logit_softcapping", json!(first.softcap));
         set(
             "query_pre_attn_scalar",
-            json!(rounded(first.scale.powi(-2))),
+            integer(rounded(first.scale.powi(-2))),
         );
     }
     layer_types::write(spec, &mut map);

@@ -50,6 +50,7 @@ fn read_as(config: &Config, family: &Family) -> Result<ModelSpec> {
     let switches = Switches {
         head_dim: Some(128),
         qkv_bias: config.flag_or("attention_bias", true)?,
+        partial: true,
         interleaved: true,
         ..Switches::plain(config, 131_072)?
     };

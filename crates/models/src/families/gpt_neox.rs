@@ -67,6 +67,8 @@ fn read(config: &Config) -> Result<ModelSpec> {
 }
 
 fn read_attention(config: &Config, width: usize, context: usize) -> Result<AttentionSpec> {
+    // The class has a key head for every query head.
+    config.ignore(&["num_key_value_heads"]);
     let heads = config.size("num_attention_heads", HEAD_LIMIT)?;
     let head_dim = even_head_dim(config, "num_attention_heads", width, heads)?;
     let mut rotary = config.clone();

@@ -36,6 +36,8 @@ pub(super) struct Switches {
     pub norm: Option<NormSpec>,
     /// What norms on queries and keys run over, where there are any.
     pub qk_norm: Option<NormExtent>,
+    /// Whether a part of each head may rotate alone.
+    pub partial: bool,
     /// Whether neighbouring channels rotate together.
     pub interleaved: bool,
     /// How norms and parts stand in a block.
@@ -58,6 +60,7 @@ impl Switches {
             gated: true,
             norm: None,
             qk_norm: None,
+            partial: false,
             interleaved: false,
             block: BlockSpec::sequential,
             tied: false,
@@ -128,9 +131,13 @@ fn read_attention(
         return Err(config.error("num_key_value_heads", reason));
     }
     let head_dim = head_dim(config, switches, width, heads)?;
+    let rotary = match switches.partial {
+        true => rope::read(config, head_dim, context)?,
+        false => rope::read_whole(config, head_dim, context)?,
+    };
     let rotary = RotarySpec {
         interleaved: switches.interleaved,
-        ..rope::read(config, head_dim, context)?
+        ..rotary
     };
     Ok(AttentionSpec {
         rotary: Some(rotary),

@@ -473,6 +473,9 @@ fn rename(name: &str, table: &[(&str, &str)]) -> String {
 }
 
 #[cfg(test)]
+mod published;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::checkpoint::Checkpoint;

@@ -29,6 +29,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         qkv_bias: bias,
         output_bias: bias,
         mlp_bias: config.flag_or("mlp_bias", false)?,
+        partial: true,
         gated: false,
         norm: Some(norm),
         ..Switches::plain(config, 4096)?

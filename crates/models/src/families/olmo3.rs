@@ -50,7 +50,7 @@ pub(super) fn read_by_type(
         if let MixerSpec::Attention(attention) = &mut block.mixer
             && attention.window.is_some()
         {
-            attention.rotary = Some(rope::read(&local, attention.head_dim, spec.context)?);
+            attention.rotary = Some(rope::read_whole(&local, attention.head_dim, spec.context)?);
         }
     }
     Ok(spec)

@@ -25,6 +25,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         qkv_bias: true,
         output_bias: true,
         mlp_bias: true,
+        partial: true,
         gated: false,
         norm: Some(norm),
         qk_norm: normed.then_some(NormExtent::Head),

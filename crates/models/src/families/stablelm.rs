@@ -22,6 +22,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     config.refuse("qk_layernorm")?;
     let parallel = config.flag_or("use_parallel_residual", false)?;
     let switches = Switches {
+        partial: true,
         qkv_bias: config.flag_or("use_qkv_bias", false)?,
         norm: Some(NormSpec::layer(config.positive_or("layer_norm_eps", 1e-5)?)),
         block: if parallel {
