@@ -211,7 +211,10 @@ impl<'a> Search<'a> {
         let (place, alike) = self.common(&ending)?;
         let end = match alike == ending.tail.len() {
             true => self.with_stop(start, place + alike),
-            false => self.other_end(place.max(start), place + alike),
+            false => {
+                let own = ending.mark.and_then(|mark| self.marked.owner(mark)) == Some(turn);
+                self.other_end(place.max(start), place + alike, own)
+            }
         };
         Some(self.end_of_turn(start, end.max(start)))
     }
@@ -219,46 +222,60 @@ impl<'a> Search<'a> {
     /// The ending of a turn without what the template writes behind any conversation, such as an instruction or the next turn's
     /// beginning: what a conversation without the turn ends with too, behind the same special token.
     fn without_suffix(&self, turn: usize, mut ending: Ending) -> Ending {
-        let tokens = self.special.iter();
-        let found = tokens.filter_map(|token| Some((ending.tail.find(token.as_str())?, token)));
-        let Some((place, token)) =
-            found.min_by_key(|(place, token)| (*place, usize::MAX - token.len()))
-        else {
-            return ending;
-        };
-        let end = place + token.len();
-        let suffix = ending.tail[end..].to_string();
         let eos = self.conversation.special.eos.as_deref();
-        if suffix.trim().is_empty() || Some(suffix.trim()) == eos {
+        let goes_on = |end: &usize| {
+            let suffix = ending.tail[*end..].trim();
+            !suffix.is_empty() && Some(suffix) != eos
+        };
+        let tokens = self.special.iter();
+        let ends = tokens.flat_map(|token| {
+            let places = ending.tail.match_indices(token.as_str());
+            places.map(|(place, token)| place + token.len())
+        });
+        let mut ends: Vec<usize> = ends.filter(goes_on).collect();
+        ends.sort_unstable();
+        if ends.is_empty() {
             return ending;
         }
-        let without = self.rendered_ending(turn, false);
-        let without =
-            without.and_then(|without| Some(without.tail.strip_suffix(&suffix)?.to_string()));
-        if without.is_some_and(|without| without.ends_with(token.as_str())) {
+        let Some(without) = self.rendered_ending(turn, false) else {
+            return ending;
+        };
+        let is_suffix = |end: &usize| {
+            let (kept, suffix) = ending.tail.split_at(*end);
+            let before = without.tail.strip_suffix(suffix);
+            let mut tokens = self.special.iter();
+            let both = |before: &str, token: &str| kept.ends_with(token) && before.ends_with(token);
+            before.is_some_and(|before| tokens.any(|token| both(before, token)))
+        };
+        if let Some(end) = ends.into_iter().find(is_suffix) {
             ending.tail.truncate(end);
         }
         ending
     }
 
-    /// A turn may end without a special token when it is the last one, and with one at once when it is not, which may be the next
-    /// turn's first: it stops the model.
+    /// A turn may end without a special token when it is the last one, and with one, behind white space at most, when it is not, which
+    /// may be the next turn's first: it stops the model.
     fn with_stop(&self, start: usize, end: usize) -> usize {
         let said = self.whole.text[start.min(end)..end].trim_end();
-        let rest = &self.whole.text[end..];
+        let limit = self.next_mark(end).unwrap_or(self.whole.text.len());
+        let rest = self.whole.text[end..limit].trim_start();
+        let white = limit - end - rest.len();
         if self.ends_special(said) {
             return end;
         }
         let begins = self.conversation.special.bos.as_ref();
         let next = self.special.iter().filter(|token| Some(*token) != begins);
         let next = next.filter(|token| rest.starts_with(token.as_str()));
-        end + next.map(String::len).max().unwrap_or(0)
+        next.map(String::len)
+            .max()
+            .map_or(end, |length| end + white + length)
     }
 
-    /// The end of a turn that ends in another way than it does when it is the last one: with the next special token.
-    fn other_end(&self, place: usize, alike: usize) -> usize {
+    /// The end of a turn that ends in another way than it does when it is the last one: with the next special token. Behind a mark of
+    /// its own, what is alike may end with that token already; else that is a header's.
+    fn other_end(&self, place: usize, alike: usize, own: bool) -> usize {
         let text = &self.whole.text;
-        if self.ends_special(text[place.min(alike)..alike].trim_end()) {
+        if own && self.ends_special(text[place.min(alike)..alike].trim_end()) {
             return alike;
         }
         let limit = self.next_mark(alike).unwrap_or(text.len());
