@@ -205,23 +205,32 @@ impl<'a> Search<'a> {
         tokens.any(|token| text.ends_with(token.as_str()))
     }
 
+    /// Whether a text ends with a special token behind which some message's text begins.
+    fn ends_header(&self, text: &str) -> bool {
+        let mut tokens = self.special.iter();
+        let opens = |token: &str| {
+            let mut marks = self.whole.marks.iter();
+            marks.any(|(_, place)| self.whole.text[..*place].trim_end().ends_with(token))
+        };
+        tokens.any(|token| text.ends_with(token.as_str()) && opens(token))
+    }
+
     /// Where the model has spoken.
     fn end(&self, turn: usize, start: usize) -> Option<usize> {
-        let ending = self.without_suffix(turn, self.ending(turn + 1, false)?);
+        let ending = self.without_suffix(turn, start, self.ending(turn + 1, false)?);
         let (place, alike) = self.common(&ending)?;
         let end = match alike == ending.tail.len() {
             true => self.with_stop(start, place + alike),
-            false => {
-                let own = ending.mark.and_then(|mark| self.marked.owner(mark)) == Some(turn);
-                self.other_end(place.max(start), place + alike, own)
-            }
+            false => self.other_end(place.max(start), place + alike),
         };
         Some(self.end_of_turn(start, end.max(start)))
     }
 
     /// The ending of a turn without what the template writes behind any conversation, such as an instruction or the next turn's
     /// beginning: what a conversation without the turn ends with too, behind the same special token.
-    fn without_suffix(&self, turn: usize, mut ending: Ending) -> Ending {
+    ///
+    /// The message before the turn has no such suffix when all that its rendering ends with stands before the turn in the whole too.
+    fn without_suffix(&self, turn: usize, start: usize, mut ending: Ending) -> Ending {
         let eos = self.conversation.special.eos.as_deref();
         let goes_on = |end: &usize| {
             let suffix = ending.tail[*end..].trim();
@@ -240,6 +249,12 @@ impl<'a> Search<'a> {
         let Some(without) = self.rendered_ending(turn, false) else {
             return ending;
         };
+        let common = self.common(&without);
+        let is_before_turn =
+            |(place, alike): (usize, usize)| alike == without.tail.len() && place + alike < start;
+        if common.is_some_and(is_before_turn) {
+            return ending;
+        }
         let is_suffix = |end: &usize| {
             let (kept, suffix) = ending.tail.split_at(*end);
             let before = without.tail.strip_suffix(suffix);
@@ -271,11 +286,12 @@ impl<'a> Search<'a> {
             .map_or(end, |length| end + white + length)
     }
 
-    /// The end of a turn that ends in another way than it does when it is the last one: with the next special token. Behind a mark of
-    /// its own, what is alike may end with that token already; else that is a header's.
-    fn other_end(&self, place: usize, alike: usize, own: bool) -> usize {
+    /// The end of a turn that ends in another way than it does when it is the last one: with the next special token, unless what is
+    /// alike ends with one, which is no header's.
+    fn other_end(&self, place: usize, alike: usize) -> usize {
         let text = &self.whole.text;
-        if own && self.ends_special(text[place.min(alike)..alike].trim_end()) {
+        let said = text[place.min(alike)..alike].trim_end();
+        if self.ends_special(said) && !self.ends_header(said) {
             return alike;
         }
         let limit = self.next_mark(alike).unwrap_or(text.len());
