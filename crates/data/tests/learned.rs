@@ -436,7 +436,14 @@ fn long_conversations_are_told_without_rendering_them_for_each_turn() {
     for turn in 0..3000 {
         turns.extend([user("yes"), assistant(&format!("yes {turn}"))]);
     }
-    let learned = learned(THINKING, turns.into()).unwrap();
-    assert_eq!(learned.len(), 3000);
-    assert_eq!(learned[2998], "yes 2998<|end|>");
+    let turns = Value::from(turns);
+    // Of the second template an earlier turn ends in another way than the same turn when it is the last one.
+    for (template, end) in [
+        (THINKING, "yes 2998<|end|>"),
+        (CHANNELS, "<|channel|>final<|message|>yes 2998<|end|>"),
+    ] {
+        let learned = learned(template, turns.clone()).unwrap();
+        assert_eq!(learned.len(), 3000);
+        assert_eq!(learned[2998], end);
+    }
 }

@@ -105,14 +105,16 @@ struct Ending {
 /// What endings of the same kind have in common, so that a long conversation is not rendered anew for each turn.
 type Kind = (String, bool, bool);
 
-/// An ending behind a mark of the last message, by the mark's number there.
-type Known = (usize, Ending);
+/// An ending behind a mark of the last message, by the mark's number there, and how many bytes of it the whole has.
+type Known = (usize, Ending, usize);
 
 /// A search for spans in one rendering.
 struct Search<'a> {
     template: &'a ChatTemplate,
     conversation: &'a Conversation<'a>,
     special: &'a [String],
+    /// Special tokens behind which some message's text begins.
+    headers: Vec<&'a str>,
     marked: Marked,
     whole: Unmarked,
     /// Where each mark stands in the whole.
@@ -143,10 +145,17 @@ impl<'a> Search<'a> {
         for (mark, place) in &whole.marks {
             places.entry(*mark).or_default().push(*place);
         }
+        let opens = |token: &&str| {
+            let mut marks = whole.marks.iter();
+            marks.any(|(_, place)| whole.text[..*place].trim_end().ends_with(token))
+        };
+        let tokens = special.iter().map(String::as_str);
+        let headers = tokens.filter(opens).collect();
         Ok(Self {
             template,
             conversation,
             special,
+            headers,
             marked,
             whole,
             places,
@@ -180,7 +189,7 @@ impl<'a> Search<'a> {
         if alike == ending.tail.len() {
             return Some(place + alike);
         }
-        let without = self.rendered_ending(turn, false)?;
+        let without = self.ending(turn, false)?;
         let without = Some(without.tail).filter(|_| without.mark == ending.mark);
         let prompt = without
             .as_deref()
@@ -207,12 +216,8 @@ impl<'a> Search<'a> {
 
     /// Whether a text ends with a special token behind which some message's text begins.
     fn ends_header(&self, text: &str) -> bool {
-        let mut tokens = self.special.iter();
-        let opens = |token: &str| {
-            let mut marks = self.whole.marks.iter();
-            marks.any(|(_, place)| self.whole.text[..*place].trim_end().ends_with(token))
-        };
-        tokens.any(|token| text.ends_with(token.as_str()) && opens(token))
+        let mut tokens = self.headers.iter();
+        tokens.any(|token| text.ends_with(token))
     }
 
     /// Where the model has spoken.
@@ -246,7 +251,7 @@ impl<'a> Search<'a> {
         if ends.is_empty() {
             return ending;
         }
-        let Some(without) = self.rendered_ending(turn, false) else {
+        let Some(without) = self.ending(turn, false) else {
             return ending;
         };
         let common = self.common(&without);
@@ -303,7 +308,7 @@ impl<'a> Search<'a> {
         next.map_or(alike, |(found, length)| alike + found + length)
     }
 
-    /// The ending of the first messages: a known one of its kind if it stands at the same place, or else a new rendering's.
+    /// The ending of the first messages: a known one of its kind if the whole has as much of it here, or else a new rendering's.
     fn ending(&self, length: usize, add_generation_prompt: bool) -> Option<Ending> {
         let Some(last) = length.checked_sub(1) else {
             return self.rendered_ending(length, add_generation_prompt);
@@ -315,22 +320,21 @@ impl<'a> Search<'a> {
             is_all,
         );
         let marks = &self.marked.of_message[last];
-        if let Some((number, known)) = self.known.borrow().get(&kind) {
+        if let Some((number, known, alike)) = self.known.borrow().get(&kind) {
             let ending = Ending {
                 mark: marks.get(*number).copied(),
                 ..known.clone()
             };
             let common = ending.mark.and_then(|_| self.common(&ending));
-            if common.is_some_and(|(_, alike)| alike == ending.tail.len()) {
+            if common.is_some_and(|(_, here)| here == *alike) {
                 return Some(ending);
             }
         }
         let ending = self.rendered_ending(length, add_generation_prompt)?;
         let number = marks.iter().position(|mark| Some(*mark) == ending.mark);
-        if let Some(number) = number {
-            self.known
-                .borrow_mut()
-                .insert(kind, (number, ending.clone()));
+        if let (Some(number), Some((_, alike))) = (number, self.common(&ending)) {
+            let known = (number, ending.clone(), alike);
+            self.known.borrow_mut().insert(kind, known);
         }
         Some(ending)
     }

@@ -13,7 +13,7 @@ use minijinja::{Error, ErrorKind};
 const ITEM: usize = 16;
 
 /// Bytes charged for a call of a filter, which takes longer than an operator.
-pub(super) const CALL: usize = 32;
+pub(super) const CALL: usize = 64;
 
 /// The largest number that a filter takes for a width or a count.
 const WIDEST: i64 = 100_000;
@@ -30,12 +30,13 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// The limits for a conversation: some seconds of work, which only a hostile template asks for.
-    pub fn new(messages: usize) -> Self {
-        let messages = messages as u64;
+    /// The limits for a number of messages and the bytes of their texts: a second or two of work for a short conversation, which only
+    /// a hostile template asks for.
+    pub fn new(messages: usize, texts: usize) -> Self {
+        let (messages, texts) = (messages as u64, texts as u64);
         Self {
             instructions: 10_000_000 + 2_000 * messages,
-            bytes: (1 << 29) + 65_536 * messages,
+            bytes: (1 << 28) + 65_536 * messages + 32 * texts,
             nested: 100_000 + 8 * messages,
         }
     }
@@ -129,9 +130,9 @@ fn walk_from(value: &Value, depth: usize) -> Result<(), Error> {
 
 /// A value that has been made, with all its items there.
 pub(super) fn made(value: Value) -> Result<Value, Error> {
+    let is_plain = value.downcast_object_ref::<Vec<Value>>().is_some();
     let value = match value.kind() {
-        ValueKind::Iterable => {
-            look(&value)?;
+        ValueKind::Iterable | ValueKind::Seq if !is_plain => {
             // What is made while it is read might be read through many layers.
             let items = value.try_iter()?;
             let charged = items.map(|item| charge(ITEM).map(|()| item));

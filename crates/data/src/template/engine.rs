@@ -27,7 +27,7 @@ const STACK_OF_LEVEL: usize = 640;
 /// # Errors
 /// [`Error::Template`] with the line.
 pub(super) fn check(program: &str) -> Result<String> {
-    let limits = Limits::new(0);
+    let limits = Limits::new(0, 0);
     on_a_deep_stack(limits, || {
         let prepared = prepare(program)?;
         let checked = Program::new(&ENVIRONMENT, &prepared).map(|_| ());
@@ -43,7 +43,8 @@ pub(super) fn render(
     wrap: impl Fn(String) -> String + Send + Sync + 'static,
 ) -> Result<String> {
     let messages = variables.get("messages").and_then(Value::as_array);
-    let limits = Limits::new(messages.map_or(0, Vec::len));
+    let texts = variables.values().map(length).sum();
+    let limits = Limits::new(messages.map_or(0, Vec::len), texts);
     on_a_deep_stack(limits, || {
         let mut environment = ENVIRONMENT.clone();
         environment.add_filter(generation::FILTER, wrap);
@@ -74,6 +75,16 @@ fn run(
         AutoEscape::None,
     )?;
     Ok(text)
+}
+
+/// The bytes of all texts in a value.
+fn length(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(length).sum(),
+        Value::Object(fields) => fields.values().map(length).sum(),
+        _ => 0,
+    }
 }
 
 /// Does some work on a thread with the stack and the counts that its limits ask for.

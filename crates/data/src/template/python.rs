@@ -360,7 +360,7 @@ mod tests {
 
     #[test]
     fn deep_values_are_refused() {
-        bounds::start(bounds::Limits::new(0));
+        bounds::start(bounds::Limits::new(0, 0));
         let deep = (0..300).fold(Value::from(1), |inner, _| Value::from(vec![inner]));
         assert!(text(&deep).is_err());
     }

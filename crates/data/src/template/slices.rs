@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn strings_and_lists_are_sliced() {
-        bounds::start(bounds::Limits::new(0));
+        bounds::start(bounds::Limits::new(0, 0));
         let reversed = [Value::from(()), Value::from(()), Value::from(-1)];
         assert_eq!(
             slice(&Value::from("aé日"), &reversed).unwrap(),
