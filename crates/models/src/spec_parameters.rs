@@ -114,16 +114,11 @@ impl ModelSpec {
             linear(&mut list, "head_transform", self.width, self.width, true);
             norm(&mut list, "head_norm", transform.norm, self.width);
         }
-        match self.tied_head || self.headless {
-            true if self.head_bias => list.push(("head.bias".into(), self.head_bias_shape())),
-            true => {}
-            false => linear(
-                &mut list,
-                "head",
-                self.vocabulary,
-                self.width,
-                self.head_bias,
-            ),
+        if !self.tied_head && !self.headless {
+            linear(&mut list, "head", self.vocabulary, self.width, false);
+        }
+        if self.head_bias {
+            list.push(("head.bias".into(), self.head_bias_shape()));
         }
         list
     }
@@ -165,6 +160,18 @@ impl ModelSpec {
     /// Positions that the model has learned; beyond them it cannot go.
     pub fn learned_positions(&self) -> Option<usize> {
         match self.positions {
+            Some(PositionSpec::Learned { count, .. }) => Some(count),
+            _ => None,
+        }
+    }
+
+    /// Learned positions of what reads a prompt: an encoder-decoder's encoder, or the only stack.
+    pub fn prompt_positions(&self) -> Option<usize> {
+        let positions = match &self.encoder {
+            Some(encoder) => encoder.positions,
+            None => self.positions,
+        };
+        match positions {
             Some(PositionSpec::Learned { count, .. }) => Some(count),
             _ => None,
         }

@@ -147,6 +147,7 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         ("^next_sentence.", "cls.seq_relationship."),
         ("^head_transform.", "cls.predictions.transform.dense."),
         ("^head_norm.", "cls.predictions.transform.LayerNorm."),
+        ("^head.weight", "cls.predictions.decoder.weight"),
         ("^head.", "cls.predictions."),
         ("^blocks.", "bert.encoder.layer."),
         (".mixer.output.", ".attention.output.dense."),

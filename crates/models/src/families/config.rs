@@ -73,6 +73,8 @@ impl Config {
     /// # Errors
     /// When the text is not a JSON object.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        // Some editors put a byte-order mark before UTF-8.
+        let text = text.trim_start_matches('\u{feff}');
         let map = serde_json::from_str(text)
             .or_else(|error| serde_json::from_str(&quoted_infinity(text)).map_err(|_| error))
             .map_err(|error| {
@@ -470,14 +472,6 @@ pub fn activation_name(activation: Activation) -> &'static str {
         Activation::QuickGelu => "quick_gelu",
         Activation::Sigmoid => "sigmoid",
         Activation::Tanh => "tanh",
-    }
-}
-
-/// A number as JSON has it, whole ones without a point: some readers refuse `8.0` for an integer.
-pub fn integer(number: f64) -> Value {
-    match number.fract() == 0.0 && number.abs() < 9e15 {
-        true => Value::from(number as i64),
-        false => Value::from(number),
     }
 }
 
