@@ -30,7 +30,18 @@ pub const FAMILY: Family = Family {
 /// Most token types.
 const TYPE_LIMIT: usize = 1 << 16;
 
+/// Of the authors' first code, which the multilingual models kept: nothing reads them.
+const QUIET: &[&str] = &[
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+];
+
 fn read(config: &Config) -> Result<ModelSpec> {
+    config.ignore(QUIET);
     for key in ["is_decoder", "add_cross_attention"] {
         config.refuse(key)?;
     }

@@ -6,14 +6,25 @@ pub mod bart;
 pub mod bert;
 pub mod bigs;
 pub mod bloom;
+pub mod cohere;
+pub mod cohere2;
 pub mod config;
+mod config_keys;
+pub mod exaone4;
 pub mod falcon;
 pub mod gemma;
 pub mod gemma2;
+pub mod gemma3;
+pub mod glm;
 pub mod gpt2;
+pub mod gpt_bigcode;
+pub mod gpt_neox;
 pub mod gptj;
+pub mod granite;
+pub mod granitemoe;
 pub mod jamba;
 pub mod jetmoe;
+mod layer_types;
 pub mod llama;
 mod llama_layout;
 pub mod mamba;
@@ -23,11 +34,18 @@ pub mod marian;
 pub mod mistral;
 pub mod mixtral;
 pub mod mpt;
+pub mod nemotron;
+pub mod olmo;
+pub mod olmo2;
+pub mod olmo3;
 pub mod openelm;
+pub mod opt;
 pub mod palm;
+pub mod phi;
 pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
+pub mod qwen_moe;
 mod qwen_windows;
 pub mod recurrent_gemma;
 pub mod rope;
@@ -38,6 +56,8 @@ pub mod rwkv5;
 pub mod rwkv6;
 pub mod rwkv7;
 pub mod smollm3;
+pub mod stablelm;
+pub mod starcoder2;
 mod state_spaces;
 pub mod t5;
 
@@ -76,33 +96,55 @@ pub const FAMILIES: &[Family] = &[
     bert::FAMILY,
     bigs::FAMILY,
     bloom::FAMILY,
+    cohere2::FAMILY,
+    cohere::FAMILY,
+    exaone4::FAMILY,
     falcon::FAMILY,
-    gemma::FAMILY,
     gemma2::FAMILY,
+    gemma3::FAMILY,
+    gemma::FAMILY,
+    glm::FAMILY,
+    glm::SECOND,
     gpt2::FAMILY,
+    gpt_bigcode::FAMILY,
+    gpt_neox::FAMILY,
     gptj::FAMILY,
+    granite::FAMILY,
+    granitemoe::FAMILY,
+    granitemoe::SHARED,
     jamba::FAMILY,
     jetmoe::FAMILY,
     llama::FAMILY,
-    mamba::FAMILY,
     mamba2::FAMILY,
+    mamba::FAMILY,
     mambaformer::FAMILY,
     marian::FAMILY,
     mistral::FAMILY,
     mixtral::FAMILY,
     mpt::FAMILY,
+    nemotron::FAMILY,
+    olmo2::FAMILY,
+    olmo3::FAMILY,
+    olmo::FAMILY,
     openelm::FAMILY,
+    opt::FAMILY,
     palm::FAMILY,
     phi3::FAMILY,
+    phi::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    qwen_moe::OLMOE,
+    qwen_moe::QWEN2,
+    qwen_moe::QWEN3,
     recurrent_gemma::FAMILY,
-    rwkv4::FAMILY,
     rwkv4::AUTHORS,
+    rwkv4::FAMILY,
     rwkv5::FAMILY,
     rwkv6::FAMILY,
     rwkv7::FAMILY,
     smollm3::FAMILY,
+    stablelm::FAMILY,
+    starcoder2::FAMILY,
     t5::FAMILY,
 ];
 
@@ -123,27 +165,41 @@ pub struct TensorEntry {
     pub rows: Option<Range<usize>>,
 }
 
-/// The family of a configuration: by `architectures[0]`, else by `model_type`.
+/// The family of a configuration: by `architectures[0]`, or, where that is absent or unknown, by `model_type`.
 ///
 /// # Errors
-/// When neither is there, or the name is not known; the error lists the known ones and the nearest.
+/// When neither is known, or the architecture is a head of another kind; the error lists the known ones and the nearest.
 pub fn family(config: &Config) -> Result<&'static Family> {
     let architectures = config.optional_texts("architectures")?.unwrap_or_default();
     let model_type = config.optional_text("model_type")?;
-    let (name, found) = match (architectures.first(), model_type) {
-        (Some(&name), _) => (
-            name,
-            FAMILIES.iter().find(|family| family.is_architecture(name)),
-        ),
-        (None, Some(name)) => return by_name(name),
-        (None, None) => {
-            return Err(config.error(
-                "architectures",
-                "missing; add for example [\"LlamaForCausalLM\"]",
-            ));
+    match (architectures.first(), model_type) {
+        (Some(&name), model_type) => {
+            let named = FAMILIES.iter().find(|family| family.is_architecture(name));
+            let typed = || {
+                let model_type = model_type.filter(|_| !is_other_head(name))?;
+                FAMILIES
+                    .iter()
+                    .find(|family| family.model_type == model_type)
+            };
+            named.or_else(typed).ok_or_else(|| unknown(name))
         }
-    };
-    found.ok_or_else(|| unknown(name))
+        (None, Some(name)) => by_name(name),
+        (None, None) => Err(config.error(
+            "architectures",
+            "missing; add for example [\"LlamaForCausalLM\"]",
+        )),
+    }
+}
+
+/// Whether the architecture of this name ends in something else than a language model.
+fn is_other_head(name: &str) -> bool {
+    const LANGUAGE: [&str; 4] = [
+        "ForCausalLM",
+        "ForMaskedLM",
+        "ForConditionalGeneration",
+        "ForPreTraining",
+    ];
+    name.contains("For") && !LANGUAGE.iter().any(|head| name.ends_with(head))
 }
 
 /// The family of this `model_type`.
@@ -425,6 +481,9 @@ fn rename(name: &str, table: &[(&str, &str)]) -> String {
 }
 
 #[cfg(test)]
+mod published;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::checkpoint::Checkpoint;
@@ -601,6 +660,10 @@ mod tests {
         assert_eq!(
             find(r#"{"architectures":[],"model_type":"mistral"}"#).unwrap(),
             "mistral"
+        );
+        assert_eq!(
+            find(r#"{"architectures":["MPTForCausalLM"],"model_type":"mpt"}"#).unwrap(),
+            "mpt"
         );
         assert!(
             find("{}")

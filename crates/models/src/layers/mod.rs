@@ -8,6 +8,7 @@ pub mod cross_attention;
 pub mod depth;
 pub mod expert_linear;
 pub mod experts;
+pub mod head_norm;
 pub mod linear;
 pub mod multi_head_experts;
 pub mod norm;
