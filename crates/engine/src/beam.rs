@@ -66,6 +66,9 @@ pub fn beam_search(
     if model.spec().bidirectional {
         return Err(Error::Bidirectional);
     }
+    if model.spec().headless {
+        return Err(Error::Headless);
+    }
     let start = model
         .spec()
         .encoder

@@ -167,6 +167,9 @@ impl Batch<'_> {
         if model.spec().bidirectional {
             return Err(Error::Bidirectional);
         }
+        if model.spec().headless {
+            return Err(Error::Headless);
+        }
         let (spec, source) = (model.spec(), source(model, prompts));
         let starts = match &spec.encoder {
             Some(encoder) => vec![vec![encoder.decoder_start]; prompts.len()],

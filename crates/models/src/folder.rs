@@ -173,10 +173,12 @@ fn head_name(spec: &ModelSpec, family: &Family) -> Option<String> {
 /// next-sentence layer is there or not.
 fn fit(spec: &mut ModelSpec, family: &Family, checkpoint: &Checkpoint) {
     let own = head_name(spec, family);
-    spec.tied_head |= !checkpoint
-        .names()
-        .any(|name| name == "lm_head.weight" || Some(name) == own.as_deref());
-    if spec.head_transform.is_some() {
+    if !spec.headless {
+        spec.tied_head |= !checkpoint
+            .names()
+            .any(|name| name == "lm_head.weight" || Some(name) == own.as_deref());
+    }
+    if spec.bidirectional {
         let whole = ModelSpec {
             pooler: true,
             next_sentence: true,
@@ -184,11 +186,12 @@ fn fit(spec: &mut ModelSpec, family: &Family, checkpoint: &Checkpoint) {
         };
         let table = (family.tensors)(&whole);
         let has = |part: &str| {
-            let entry = table
-                .iter()
-                .find(|entry| entry.parts.iter().any(|p| p == part));
-            entry.is_some_and(|entry| {
-                source::stored_name(checkpoint, family.prefix, &entry.name).is_some()
+            let of = |entry: &&families::TensorEntry| entry.parts.iter().any(|p| p == part);
+            table.iter().find(of).is_some_and(|entry| {
+                // A classifier may have taken the pooler's place.
+                let alone = table.iter().filter(|e| e.name == entry.name).count() == 1;
+                let stored = source::stored_name(checkpoint, family.prefix, &entry.name);
+                alone && stored.is_some()
             })
         };
         (spec.pooler, spec.next_sentence) = (has("pooler.weight"), has("next_sentence.weight"));
@@ -303,7 +306,9 @@ fn configuration(
 ) -> Result<Value> {
     // What the model is overrides what the folder said; keys that we do not know stay.
     let mut map = config.cloned().unwrap_or_default();
-    map.extend(families::write_config(model.spec())?);
+    let mut written = families::write_config(model.spec())?;
+    keep_labels(&map, &mut written);
+    map.extend(written);
     let name = match dtype {
         Dtype::BF16 => "bfloat16",
         Dtype::F16 => "float16",
@@ -312,6 +317,15 @@ fn configuration(
     map.remove("torch_dtype");
     map.insert("dtype".into(), name.into());
     Ok(Value::Object(map))
+}
+
+/// Names of classes stay where they name as many as there are.
+fn keep_labels(old: &Map<String, Value>, written: &mut Map<String, Value>) {
+    let count = |map: &Map<String, Value>| Some(map.get("id2label")?.as_object()?.len());
+    if count(old).is_some() && count(old) == count(written) {
+        written.remove("id2label");
+        written.remove("label2id");
+    }
 }
 
 /// Writes JSON beside its name and renames it.

@@ -2,34 +2,46 @@
 //!
 //! A family is one file and one line in [`FAMILIES`]. Everything else, from loading to training, knows only the spec.
 
+pub mod albert;
 pub mod bart;
 pub mod bert;
 pub mod bigs;
 pub mod bloom;
 pub mod config;
+pub mod distilbert;
+pub mod electra;
+mod encoder_layout;
 pub mod falcon;
 pub mod gemma;
 pub mod gemma2;
 pub mod gpt2;
 pub mod gptj;
+mod heads;
 pub mod jamba;
 pub mod jetmoe;
 pub mod llama;
 mod llama_layout;
+pub mod m2m_100;
 pub mod mamba;
 pub mod mamba2;
 pub mod mambaformer;
 pub mod marian;
+pub mod mbart;
 pub mod mistral;
 pub mod mixtral;
+pub mod modernbert;
+pub mod mpnet;
 pub mod mpt;
+pub mod nomic_bert;
 pub mod openelm;
 pub mod palm;
+pub mod pegasus;
 pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
 mod qwen_windows;
 pub mod recurrent_gemma;
+pub mod roberta;
 pub mod rope;
 mod routers;
 mod rwkv;
@@ -72,10 +84,13 @@ pub struct Family {
 
 /// All families, one line each.
 pub const FAMILIES: &[Family] = &[
+    albert::FAMILY,
     bart::FAMILY,
     bert::FAMILY,
     bigs::FAMILY,
     bloom::FAMILY,
+    distilbert::FAMILY,
+    electra::FAMILY,
     falcon::FAMILY,
     gemma::FAMILY,
     gemma2::FAMILY,
@@ -84,19 +99,28 @@ pub const FAMILIES: &[Family] = &[
     jamba::FAMILY,
     jetmoe::FAMILY,
     llama::FAMILY,
+    m2m_100::FAMILY,
     mamba::FAMILY,
     mamba2::FAMILY,
     mambaformer::FAMILY,
     marian::FAMILY,
+    mbart::FAMILY,
     mistral::FAMILY,
     mixtral::FAMILY,
+    modernbert::FAMILY,
+    mpnet::FAMILY,
     mpt::FAMILY,
+    nomic_bert::FAMILY,
     openelm::FAMILY,
     palm::FAMILY,
+    pegasus::FAMILY,
     phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
     recurrent_gemma::FAMILY,
+    roberta::FAMILY,
+    roberta::CAMEMBERT,
+    roberta::XLM_ROBERTA,
     rwkv4::FAMILY,
     rwkv4::AUTHORS,
     rwkv5::FAMILY,
@@ -104,6 +128,8 @@ pub const FAMILIES: &[Family] = &[
     rwkv7::FAMILY,
     smollm3::FAMILY,
     t5::FAMILY,
+    t5::MT5,
+    t5::UMT5,
 ];
 
 /// How one tensor of a checkpoint makes up our parameters.
@@ -164,7 +190,7 @@ pub fn by_name(model_type: &str) -> Result<&'static Family> {
 /// use espalier_models::spec::ModelSpec;
 /// let mut spec = ModelSpec::llama(512, 64, 2, 4, 2, 160, 128);
 /// assert_eq!(write_config(&spec)?["num_key_value_heads"], 2);
-/// spec.blocks[1].mixer_norm = espalier_models::spec::NormSpec::layer(1e-5);
+/// spec.blocks[1].mixer_norm = Some(espalier_models::spec::NormSpec::layer(1e-5));
 /// assert!(write_config(&spec).is_err());
 /// # Ok::<(), espalier_models::error::Error>(())
 /// ```
@@ -175,6 +201,12 @@ pub fn write_config(spec: &ModelSpec) -> Result<Map<String, Value>> {
     let family = by_name(&spec.family)?;
     let map = (family.write)(spec);
     let again = (family.read)(&Config::from_map(Path::new("config.json"), map.clone()))?;
+    // These the names of the tensors tell, whatever the configuration says.
+    let again = ModelSpec {
+        pooler: spec.pooler,
+        next_sentence: spec.next_sentence,
+        ..again
+    };
     if again != *spec {
         let reason = format!(
             "a configuration of the family `{}` cannot express this model",
@@ -188,16 +220,9 @@ pub fn write_config(spec: &ModelSpec) -> Result<Map<String, Value>> {
 }
 
 impl Family {
-    /// Whether `name` is the architecture or its base model without a head.
+    /// Whether `name` is the architecture, its base model, or one that classifies.
     fn is_architecture(&self, name: &str) -> bool {
-        let other = |end: &str| {
-            ["ForCausalLM", "LMHeadModel", "ForMaskedLM"]
-                .iter()
-                .fold(self.architecture.to_owned(), |n, e| n.replace(e, end))
-        };
-        name == self.architecture
-            || name == other("Model")
-            || (self.is_masked() && name == other("ForPreTraining"))
+        heads::Task::named(name, self).is_some() || t5::is_encoder(name, self)
     }
 
     /// Whether its head predicts masked tokens.
@@ -248,10 +273,11 @@ impl Frame {
                 "recurrent blocks read one way; remove the key",
             ));
         }
-        Ok(ModelSpec {
+        let spec = ModelSpec {
             bidirectional,
             ..spec
-        })
+        };
+        heads::put_on_decoder(spec, config, family)
     }
 
     /// The same of an encoder-decoder, whose encoder the family adds, or of an encoder.
@@ -261,11 +287,13 @@ impl Frame {
             family: family.model_type.into(),
             vocabulary: config.size("vocab_size", VOCABULARY_LIMIT)?,
             width: self.width,
+            embedding_width: None,
             context: self.context,
             positions: None,
             token_types: None,
             relative: None,
             blocks: self.blocks,
+            block_order: None,
             final_norm: self.final_norm,
             encoder: None,
             bidirectional: false,
@@ -277,6 +305,7 @@ impl Frame {
             head_bias: false,
             head_bias_fixed: false,
             pooler: false,
+            classifier: None,
             next_sentence: false,
             logit_scale: 1.0,
             logit_softcap: None,
@@ -300,7 +329,6 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     };
     let mut map = Map::from_iter(
         [
-            ("architectures", json!([family.architecture])),
             ("model_type", json!(family.model_type)),
             ("dtype", json!("float32")),
             ("vocab_size", json!(spec.vocabulary)),
@@ -313,6 +341,7 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
+    heads::write(spec, family, &mut map);
     if spec.bidirectional && !family.is_masked() {
         map.insert(BIDIRECTIONAL.into(), json!(true));
     }
@@ -373,6 +402,14 @@ const GATE_UP: &[&str] = &[".channel.gate.", ".channel.up."];
 
 /// The checkpoint's tensors: one for each parameter, or for all that are fused, under the name that `names` makes of ours.
 fn table(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<TensorEntry> {
+    // A family whose classifier has a name of its own says so in its table.
+    let own_classifier = names
+        .iter()
+        .any(|(ours, _)| ours.starts_with("^classifier."));
+    let theirs = |name: &str| match name.strip_prefix("classifier.output.") {
+        Some(rest) if !own_classifier => format!("{}{rest}", heads::decoder_name(spec)),
+        _ => rename(name, names),
+    };
     let entry = |name: String| {
         let (mut parts, mut groups) = (vec![name.clone()], 1);
         for fusion in fused {
@@ -390,7 +427,7 @@ fn table(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<Tenso
             }
         }
         Some(TensorEntry {
-            name: rename(&name, names),
+            name: theirs(&name),
             parts,
             groups,
             transposed: false,
@@ -567,10 +604,19 @@ mod tests {
                 .to_string()
                 .contains("key `architectures`: missing")
         );
-        assert!(
-            find(r#"{"architectures":["LlamaForSequenceClassification"],"model_type":"llama"}"#)
-                .is_err()
+        assert_eq!(
+            find(r#"{"architectures":["LlamaForSequenceClassification"]}"#).unwrap(),
+            "llama"
         );
+        assert_eq!(
+            find(r#"{"architectures":["XLMRobertaForTokenClassification"]}"#).unwrap(),
+            "xlm-roberta"
+        );
+        assert_eq!(
+            find(r#"{"architectures":["MT5EncoderModel"]}"#).unwrap(),
+            "mt5"
+        );
+        assert!(find(r#"{"architectures":["LlamaForPreTraining"],"model_type":"llama"}"#).is_err());
         let error = find(r#"{"architectures":["LlamaForCausalML"]}"#)
             .unwrap_err()
             .to_string();

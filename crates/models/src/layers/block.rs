@@ -28,7 +28,7 @@ use crate::{
 pub struct Block {
     residual: Residual,
     depth: Option<Depth>,
-    mixer_norm: Norm,
+    mixer_norm: Option<Norm>,
     mixer: Mixer,
     mixer_output_norm: Option<Norm>,
     cross: Option<Cross>,
@@ -87,12 +87,10 @@ impl Block {
             )?),
             None => None,
         };
-        let mixer_norm = Norm::build(
-            builder,
-            &format!("{name}.mixer_norm"),
-            width,
-            spec.mixer_norm,
-        )?;
+        let mixer_norm = spec
+            .mixer_norm
+            .map(|kind| Norm::build(builder, &format!("{name}.mixer_norm"), width, kind))
+            .transpose()?;
         let mixer = match &spec.mixer {
             MixerSpec::Attention(attention) => Mixer::Attention(Attention::build(
                 builder,
@@ -222,7 +220,10 @@ impl Block {
         if self.residual == Residual::PostNorm {
             return self.forward_post_norm(x, context, (mixer, remembered), cross, sides);
         }
-        let (mut x, normed) = self.mixer_norm.forward_beside(x);
+        let (mut x, normed) = match &self.mixer_norm {
+            Some(norm) => norm.forward_beside(x),
+            None => (x.clone(), x.into()),
+        };
         let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
             Some(norm) => {
                 let (stream, beside) = norm.forward_beside(x.clone());
@@ -268,15 +269,18 @@ impl Block {
         cross: impl FnOnce(Recomputable<3>) -> Option<(&'a Norm, Tensor<3>)>,
         sides: &mut Sides,
     ) -> Tensor<3> {
-        let sum = |norm: &Norm, x, y| norm.forward_sum(x, y).1.into_tensor();
+        let sum = |norm: Option<&Norm>, x: Tensor<3>, y: Tensor<3>| match norm {
+            Some(norm) => norm.forward_sum(x, y).1.into_tensor(),
+            None => x + y,
+        };
         let mixed = dropped(
             self.mixer.forward(x.clone().into(), context, state, sides),
             context,
             0,
         );
-        let mut x = sum(&self.mixer_norm, x, mixed);
+        let mut x = sum(self.mixer_norm.as_ref(), x, mixed);
         if let Some((norm, seen)) = cross(x.clone().into()) {
-            x = sum(norm, x, seen);
+            x = sum(Some(norm), x, seen);
         }
         let Some(channel) = &self.channel else {
             return x;
@@ -286,10 +290,7 @@ impl Block {
             context,
             1,
         );
-        match &self.channel_norm {
-            Some(norm) => sum(norm, x, inner),
-            None => x + inner,
-        }
+        sum(self.channel_norm.as_ref(), x, inner)
     }
 
     /// As [`Block::forward_all`] without state; what the backward needs is computed again when it runs.
