@@ -7,10 +7,15 @@
 //! Sources: the conventions of Hugging Face's TRL (completion masks, common-prefix rule, truncation that keeps the start).
 
 mod assistant;
+mod marks;
 mod show;
+mod truncate;
+
+pub use assistant::render_learned;
 
 use serde_json::Value;
 
+pub use self::truncate::Truncation;
 use crate::record::{Message, Record};
 use crate::template::{ChatTemplate, Conversation};
 use crate::tokenizer::Tokenizer;
@@ -146,7 +151,7 @@ impl Encoder {
             tools,
             ..Conversation::new(messages, special)
         };
-        let rendered = assistant::render_marked(
+        let rendered = render_learned(
             self.template()?,
             &conversation,
             &self.tokenizer.special_texts(),

@@ -2,6 +2,7 @@
 //!
 //! The crate knows nothing of tensors, so it can be used alone.
 
+pub mod disk;
 pub mod encode;
 pub mod error;
 pub mod nearest;

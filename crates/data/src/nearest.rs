@@ -40,6 +40,51 @@ pub fn suggestion<'a>(name: &str, choices: impl IntoIterator<Item = &'a str>) ->
         .unwrap_or_default()
 }
 
+/// As [`nearest`], for names of models' architectures: what they have in common (`ForCausalLM`) says nothing, and families of
+/// short names or of other numbers are not each other's slips.
+///
+/// ```
+/// use espalier_data::nearest::nearest_architecture;
+/// let known = ["GPTJForCausalLM", "gptj", "LlamaForCausalLM", "MptForCausalLM", "Gemma2ForCausalLM"];
+/// assert_eq!(nearest_architecture("LamaForCausalLM", known), Some("LlamaForCausalLM"));
+/// assert_eq!(nearest_architecture("LlamaForCausalML", known), Some("LlamaForCausalLM"));
+/// assert_eq!(nearest_architecture("gpt-j", known), Some("gptj"));
+/// assert_eq!(nearest_architecture("OPTForCausalLM", known), None);
+/// assert_eq!(nearest_architecture("Gemma3ForCausalLM", known), None);
+/// ```
+pub fn nearest_architecture<'a>(
+    name: &str,
+    choices: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    if name.len() > LONGEST {
+        return None;
+    }
+    let of_family = |name: &str| {
+        let ends = ["For", "LMHead", "Model"].map(|end| name.find(end));
+        let end = ends.into_iter().flatten().min().unwrap_or(name.len());
+        name[..end].to_lowercase().replace(['-', '_', ' '], "")
+    };
+    let digits = |name: &str| {
+        name.chars()
+            .filter(char::is_ascii_digit)
+            .collect::<String>()
+    };
+    let wanted = of_family(name);
+    let distance = |choice: &'a str| {
+        let family = of_family(choice);
+        let distance = strsim::damerau_levenshtein(&wanted, &family);
+        let near = wanted.chars().count().max(family.chars().count()) / 5;
+        let of_kind = name.contains("For") == choice.contains("For");
+        (distance <= near && digits(&wanted) == digits(&family))
+            .then_some(((distance, !of_kind), choice))
+    };
+    choices
+        .into_iter()
+        .filter_map(distance)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, choice)| choice)
+}
+
 fn fold(word: &str) -> String {
     word.to_lowercase().replace(['-', ' '], "_")
 }

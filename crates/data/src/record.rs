@@ -1,7 +1,44 @@
 //! What a data set holds: one [`Record`] a line, whatever file form it came from.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+/// What a message says.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// Nothing: `null`, or no `content`, as beside tool calls.
+    #[default]
+    Absent,
+    /// Nothing, said as `null`; for templates that ask whether a content is none.
+    Null,
+    /// Text.
+    Text(String),
+    /// OpenAI's parts, `{"type": "text", "text": ...}`, in order.
+    Parts(Vec<Value>),
+}
+
+impl Content {
+    /// The text, with that of parts joined; empty where there is none.
+    pub fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Absent | Self::Null => Cow::Borrowed(""),
+            Self::Text(text) => Cow::Borrowed(text),
+            Self::Parts(parts) => {
+                let texts = parts.iter().filter_map(|part| part.get("text")?.as_str());
+                Cow::Owned(texts.collect())
+            }
+        }
+    }
+}
+
+impl From<String> for Content {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
 
 /// One message of a conversation, in OpenAI's form.
 ///
@@ -16,11 +53,19 @@ use serde_json::{Map, Value};
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user`, `assistant` or `tool`.
+    /// `system`, `developer`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// The text.
+    /// What is said.
     #[serde(default)]
-    pub content: String,
+    pub content: Content,
+    /// Whether the loss asks for this turn if it is the assistant's; in files OpenAI's `weight`, 0 or 1.
+    #[serde(
+        rename = "weight",
+        with = "weight",
+        default = "weight::one",
+        skip_serializing_if = "weight::is_one"
+    )]
+    pub learned: bool,
     /// Every other field.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
@@ -31,9 +76,15 @@ impl Message {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self {
             role: role.into(),
-            content: content.into(),
+            content: Content::Text(content.into()),
+            learned: true,
             rest: Map::new(),
         }
+    }
+
+    /// The text that is said; empty where there is none.
+    pub fn text(&self) -> Cow<'_, str> {
+        self.content.text()
     }
 
     /// A user's message.
@@ -49,6 +100,27 @@ impl Message {
     /// A system message.
     pub fn system(content: impl Into<String>) -> Self {
         Self::new("system", content)
+    }
+}
+
+/// The number that stands for whether a turn is learned.
+mod weight {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn one() -> bool {
+        true
+    }
+
+    pub fn is_one(learned: &bool) -> bool {
+        *learned
+    }
+
+    pub fn serialize<S: Serializer>(learned: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(u8::from(*learned))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+        Ok(f64::deserialize(deserializer)? != 0.0)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Beam search (arXiv 1609.08144, section 7): the likeliest continuations of a prompt, extended side by side by one token a
 //! step, each with its own key-value cache.
 //!
-//! A finished continuation `y` scores `log P(y | x) / length^penalty`, its end token counted, which is the rule of Hugging Face's
-//! `generate`. The search ends when no continuation under way can still beat the worst of the best finished ones.
+//! A repetition penalty changes log-probabilities, which it multiplies for tokens that occurred; an end string ends a
+//! continuation as an end token does; and what ends counts only where it is among the `beams` best of its step. These are the
+//! rules of Hugging Face's `generate`. A finished continuation `y` scores `log P(y | x) / length^penalty`, its end token counted, which is another of them. The search
+//! ends when no continuation under way can still beat the worst of the best finished ones.
 
 use espalier_kernels::readback::ReadFloats;
 use espalier_models::{
@@ -10,7 +12,11 @@ use espalier_models::{
     state::SequenceState,
 };
 
-use crate::{Error, Result, decode::source};
+use crate::{
+    Error, Result,
+    decode::{check_prompts, source},
+    sampler::penalise,
+};
 
 /// Width, length and end of a beam search.
 #[derive(Debug, Clone)]
@@ -23,6 +29,21 @@ pub struct BeamOptions {
     pub length_penalty: f64,
     /// Tokens that end a continuation, which keeps them.
     pub end: Vec<u32>,
+    /// Above 1 tokens that occurred before become less likely, those of a decoder's prompt included; 1 does nothing.
+    pub repetition_penalty: f32,
+}
+
+impl Default for BeamOptions {
+    /// Five beams of twenty tokens, without penalties.
+    fn default() -> Self {
+        Self {
+            beams: 5,
+            max_new_tokens: 20,
+            length_penalty: 1.0,
+            end: Vec::new(),
+            repetition_penalty: 1.0,
+        }
+    }
 }
 
 /// A continuation and its score.
@@ -41,30 +62,30 @@ struct Beam {
     log_probability: f64,
 }
 
-/// The best continuations of one prompt (of an encoder-decoder: of one source), best first, at most `beams`.
+/// The best continuations of one prompt (of an encoder-decoder: of one source), best first, at most `beams`. `ends` is asked
+/// of the new tokens of every continuation whether they end it, beside the end tokens.
 ///
 /// ```
 /// use burn::tensor::Device;
 /// use espalier_engine::beam::{BeamOptions, beam_search};
 /// use espalier_models::{model::LanguageModel, source::Seed, spec::ModelSpec};
 /// let model = LanguageModel::build(ModelSpec::llama(64, 16, 2, 2, 1, 32, 32), &mut Seed(0), &Device::flex())?;
-/// let options = BeamOptions { beams: 3, max_new_tokens: 4, length_penalty: 1.0, end: vec![] };
-/// assert_eq!(beam_search(&model, &[1, 2], &options)?.len(), 3);
+/// let options = BeamOptions { beams: 3, max_new_tokens: 4, ..Default::default() };
+/// assert_eq!(beam_search(&model, &[1, 2], &options, &mut |_| Ok(false))?.len(), 3);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
-/// When the prompt is empty, a token id is outside the vocabulary, or the model does not generate.
+/// When the prompt is empty or too long, a token id is outside the vocabulary, the model does not generate, or `ends` fails.
 pub fn beam_search(
     model: &LanguageModel,
     prompt: &[u32],
     options: &BeamOptions,
+    ends: &mut dyn FnMut(&[u32]) -> Result<bool>,
 ) -> Result<Vec<Hypothesis>> {
-    if prompt.is_empty() || options.beams == 0 {
-        return Err(Error::EmptyPrompt);
-    }
-    if model.spec().bidirectional {
-        return Err(Error::Bidirectional);
+    check_prompts(model, 0, std::slice::from_ref(&prompt.to_vec()))?;
+    if options.beams == 0 {
+        return Err(Error::Sampling("beams = 0: expected at least 1".into()));
     }
     if model.spec().headless {
         return Err(Error::Headless);
@@ -90,16 +111,20 @@ pub fn beam_search(
     }];
     let mut finished: Vec<Hypothesis> = Vec::new();
     for step in 0..longest {
-        let rows = log_probabilities(model, &input, &mut state)?;
+        let mut rows = log_probabilities(model, &input, &mut state)?;
+        for (beam, row) in beams.iter().zip(&mut rows) {
+            let history = [start.as_slice(), &beam.ids].concat();
+            penalise(row, &history, options.repetition_penalty);
+        }
         let mut next: Vec<(usize, Beam)> = Vec::with_capacity(options.beams);
-        for (row, beam) in candidates(
-            &beams,
-            &rows,
-            2 * options.beams,
-            forced(model, step, longest),
-        ) {
-            if beam.ids.last().is_some_and(|id| options.end.contains(id)) {
-                finished.push(beam.scored(options));
+        let forced = forced(model, step, longest);
+        let count = 2 * options.beams;
+        for (rank, (row, beam)) in candidates(&beams, &rows, count, forced).enumerate() {
+            let ended = beam.ids.last().is_some_and(|id| options.end.contains(id));
+            if ended || ends(&beam.ids)? {
+                if rank < options.beams {
+                    finished.push(beam.scored(options));
+                }
             } else if next.len() < options.beams {
                 next.push((row, beam));
             }
@@ -171,7 +196,7 @@ fn candidates(
     rows: &[Vec<f32>],
     count: usize,
     forced: Option<u32>,
-) -> Vec<(usize, Beam)> {
+) -> impl Iterator<Item = (usize, Beam)> {
     let mut all: Vec<(usize, u32, f64)> = Vec::new();
     for (row, (beam, log_probabilities)) in beams.iter().zip(rows).enumerate() {
         match forced {
@@ -190,7 +215,7 @@ fn candidates(
         all.truncate(count);
     }
     all.sort_by(better);
-    let extended = |(row, id, log_probability): (usize, u32, f64)| {
+    let extended = move |(row, id, log_probability): (usize, u32, f64)| {
         let ids = beams[row].ids.iter().copied().chain([id]).collect();
         (
             row,
@@ -200,7 +225,7 @@ fn candidates(
             },
         )
     };
-    all.into_iter().map(extended).collect()
+    all.into_iter().map(extended)
 }
 
 /// Log-probabilities of the next token of every row.
@@ -233,10 +258,9 @@ mod tests {
         let options = BeamOptions {
             beams: 25,
             max_new_tokens: 3,
-            length_penalty: 1.0,
-            end: vec![],
+            ..BeamOptions::default()
         };
-        let found = beam_search(&model, &[1, 2], &options).unwrap();
+        let found = beam_search(&model, &[1, 2], &options, &mut |_| Ok(false)).unwrap();
         let mut best = (f64::NEG_INFINITY, Vec::new());
         for code in 0..125u32 {
             let ids = vec![code / 25, code / 5 % 5, code % 5];
@@ -261,17 +285,18 @@ mod tests {
 
     #[test]
     fn continuations_and_scores_of_the_reference_library() {
-        for (name, ids, score) in REFERENCE {
+        for (name, penalty, stop, ids, score) in REFERENCE {
             let path = format!("{}/../../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
             let model = folder::load(path.as_ref(), &Device::flex()).unwrap().model;
-            let end = vec![2];
             let options = BeamOptions {
                 beams: 4,
                 max_new_tokens: 8,
-                length_penalty: 1.0,
-                end,
+                end: vec![2],
+                repetition_penalty: *penalty,
+                ..BeamOptions::default()
             };
-            let found = beam_search(&model, &[5, 9, 31, 7, 40, 12], &options).unwrap();
+            let mut ends = |ids: &[u32]| Ok(ids.ends_with(stop) && !stop.is_empty());
+            let found = beam_search(&model, &[5, 9, 31, 7, 40, 12], &options, &mut ends).unwrap();
             assert_eq!(found[0].ids, *ids, "{name}");
             assert!(
                 (found[0].score - score).abs() < 1e-4,
@@ -281,11 +306,70 @@ mod tests {
         }
     }
 
-    /// By transformers: `generate(num_beams=4, max_new_tokens=8, eos_token_id=2, pad_token_id=0)`.
-    const REFERENCE: &[(&str, &[u32], f64)] = &[
-        ("gpt2", &[11, 11, 11, 11, 11, 11, 11, 11], -1.992188),
-        ("llama", &[57, 57, 57, 29, 29, 29, 29, 29], -2.673694),
-        ("t5", &[8, 8, 8, 8, 8, 8, 8, 8], -3.704240),
-        ("bart", &[56, 56, 56, 56, 56, 56, 56, 2], -1.825880),
+    /// By transformers: `generate(num_beams=4, max_new_tokens=8, eos_token_id=2, pad_token_id=0)` with a `repetition_penalty` and
+    /// a stopping criterion for the tokens in the third place.
+    type Reference = (&'static str, f32, &'static [u32], &'static [u32], f64);
+    const REFERENCE: &[Reference] = &[
+        (
+            "gpt2",
+            1.0,
+            &[],
+            &[11, 11, 11, 11, 11, 11, 11, 11],
+            -1.992188,
+        ),
+        (
+            "gpt2",
+            2.5,
+            &[],
+            &[35, 27, 11, 28, 29, 47, 26, 52],
+            -3.209945,
+        ),
+        ("gpt2", 1.3, &[11], &[35, 27, 11], -2.946753),
+        (
+            "llama",
+            1.0,
+            &[],
+            &[57, 57, 57, 29, 29, 29, 29, 29],
+            -2.673694,
+        ),
+        (
+            "llama",
+            1.3,
+            &[],
+            &[57, 29, 59, 33, 43, 53, 17, 29],
+            -2.967155,
+        ),
+        (
+            "llama",
+            1.0,
+            &[57, 57],
+            &[57, 29, 29, 59, 33, 59, 29, 29],
+            -2.667860,
+        ),
+        ("llama", 1.0, &[57, 29], &[57, 57, 29], -2.679557),
+        ("t5", 1.0, &[], &[8, 8, 8, 8, 8, 8, 8, 8], -3.704240),
+        ("t5", 1.3, &[], &[8, 38, 24, 37, 31, 56, 30, 29], -3.899407),
+        ("t5", 1.0, &[8, 8, 8], &[8, 8, 8], -3.696686),
+        (
+            "bart",
+            1.0,
+            &[],
+            &[56, 56, 56, 56, 56, 56, 56, 2],
+            -1.825880,
+        ),
+        (
+            "bart",
+            1.3,
+            &[],
+            &[56, 56, 56, 50, 50, 50, 50, 2],
+            -2.278610,
+        ),
+        (
+            "bart",
+            1.0,
+            &[56, 56],
+            &[9, 50, 50, 50, 50, 50, 50, 2],
+            -1.926699,
+        ),
     ];
 }

@@ -84,6 +84,7 @@ pub fn decode(
     options: &DecodeOptions,
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generated>> {
+    check_prompts(model, 0, prompts)?;
     let mut all = vec![None; prompts.len()];
     for numbers in batches(model, prompts) {
         let batch: Vec<Vec<u32>> = numbers
@@ -101,6 +102,36 @@ pub fn decode(
         }
     }
     Ok(all.into_iter().flatten().collect())
+}
+
+/// Whether the model can begin with these prompts behind a text of `before` tokens.
+pub(crate) fn check_prompts(
+    model: &LanguageModel,
+    before: usize,
+    prompts: &[Vec<u32>],
+) -> Result<()> {
+    if prompts.iter().any(Vec::is_empty) {
+        return Err(Error::EmptyPrompt);
+    }
+    let spec = model.spec();
+    if spec.bidirectional {
+        return Err(Error::Bidirectional);
+    }
+    if spec.headless {
+        return Err(Error::Headless);
+    }
+    let Some(limit) = spec.prompt_positions() else {
+        return Ok(());
+    };
+    let tokens = |prompt: &Vec<u32>| before + prompt.len();
+    match prompts.iter().position(|prompt| tokens(prompt) > limit) {
+        Some(index) => Err(Error::PromptTooLong {
+            number: index + 1,
+            tokens: tokens(&prompts[index]),
+            limit,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Which prompts are decoded together: all of them, unless trained first states would pass through padding before they reach a
@@ -129,6 +160,7 @@ pub fn decode_after(
     on_token: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<Vec<Generated>> {
     let prompts = [prompt.to_vec()];
+    check_prompts(model, prefix.ids.len(), &prompts)?;
     let batch = Batch {
         state: prefix.state.clone(),
         before: &prefix.ids,
@@ -161,15 +193,6 @@ impl Batch<'_> {
             prompts,
             numbers,
         } = self;
-        if prompts.iter().any(Vec::is_empty) {
-            return Err(Error::EmptyPrompt);
-        }
-        if model.spec().bidirectional {
-            return Err(Error::Bidirectional);
-        }
-        if model.spec().headless {
-            return Err(Error::Headless);
-        }
         let (spec, source) = (model.spec(), source(model, prompts));
         let starts = match &spec.encoder {
             Some(encoder) => vec![vec![encoder.decoder_start]; prompts.len()],
@@ -181,20 +204,17 @@ impl Batch<'_> {
             .zip(prompts)
             .map(|(number, prompt)| Row::new(*number, [before, prompt], options))
             .collect::<Result<Vec<_>>>()?;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let mut input = Input {
             source,
             ..Input::padded_before(prompts)
         };
-        let longest = before.len() + longest;
         let limit = spec.learned_positions().unwrap_or(usize::MAX);
         for produced in 0..options.max_new_tokens {
-            if rows.iter().all(|row| row.finish.is_some()) {
-                break;
+            let full = |row: &&mut Row| row.history.len() > limit;
+            for row in rows.iter_mut().filter(full) {
+                row.finish = row.finish.or(Some(Finish::Context));
             }
-            if longest + produced > limit {
-                rows.iter_mut()
-                    .for_each(|row| row.finish = row.finish.or(Some(Finish::Context)));
+            if rows.iter().all(|row| row.finish.is_some()) {
                 break;
             }
             let outgrows = |row: &Row| {
@@ -229,7 +249,9 @@ impl Batch<'_> {
             {
                 next.push(row.advance(*number, logits, spec, options, on_token)?);
             }
-            let positions = rows.iter().map(|row| row.position()).collect();
+            // A row that has ended may stand beyond the last position; what it reads is of no use.
+            let last = u32::try_from(limit - 1).unwrap_or(u32::MAX);
+            let positions = rows.iter().map(|row| row.position().min(last)).collect();
             input = Input {
                 ids: next,
                 batch: rows.len(),
@@ -474,10 +496,9 @@ mod tests {
         let beam = BeamOptions {
             beams: 1,
             max_new_tokens: 12,
-            length_penalty: 1.0,
-            end: Vec::new(),
+            ..BeamOptions::default()
         };
-        let found = beam_search(&model, &prompt, &beam).unwrap();
+        let found = beam_search(&model, &prompt, &beam, &mut |_| Ok(false)).unwrap();
         assert_eq!(found[0].ids, greedy[0].ids);
     }
 
@@ -510,6 +531,45 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// A model of six learned positions.
+    fn short_model() -> LanguageModel {
+        let text = r#"{"model_type":"gpt2","architectures":["GPT2LMHeadModel"],"vocab_size":61,"n_embd":16,"n_layer":2,
+            "n_head":2,"n_positions":6,"initializer_range":0.5}"#;
+        let config = Config::parse("config.json".as_ref(), text).unwrap();
+        let spec = (families::family(&config).unwrap().read)(&config).unwrap();
+        LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap()
+    }
+
+    #[test]
+    fn rows_end_at_the_last_learned_position_each_for_itself() {
+        let model = short_model();
+        let prompts = [vec![5; 6], vec![5, 9], vec![7, 1, 2, 3]];
+        let together = decode(&model, &prompts, &options(0.0), &mut |_, _| true).unwrap();
+        for (prompt, generated) in prompts.iter().zip(&together) {
+            let prompt = std::slice::from_ref(prompt);
+            let alone = decode(&model, prompt, &options(0.0), &mut |_, _| true).unwrap();
+            assert_eq!(generated, &alone[0], "{prompt:?}");
+            assert_eq!(generated.ids.len(), 7 - prompt[0].len());
+            assert_eq!(generated.finish, Finish::Context);
+        }
+    }
+
+    #[test]
+    fn a_prompt_beyond_the_learned_positions_is_an_error() {
+        let prompts = [vec![5; 6], vec![5; 7]];
+        let error = decode(&short_model(), &prompts, &options(0.0), &mut |_, _| true);
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "prompt 2 has 7 tokens, but the model has learned 6 positions; shorten it"
+        );
+        let beams = BeamOptions {
+            beams: 2,
+            max_new_tokens: 4,
+            ..BeamOptions::default()
+        };
+        assert!(beam_search(&short_model(), &prompts[1], &beams, &mut |_| Ok(false)).is_err());
     }
 
     #[test]

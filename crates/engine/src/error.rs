@@ -26,6 +26,27 @@ pub enum Error {
         "this model sees its whole text at once (`bidirectional` in config.json) and does not generate"
     )]
     Bidirectional,
+    /// A folder of sentence-transformers says something that is not understood.
+    #[error("{0}")]
+    SentenceTransformer(String),
+    /// A bidirectional model was asked for the likelihood of a text.
+    #[error(
+        "this model sees the tokens that it would predict, so a text has no likelihood under it, and no perplexity; measure its \
+         embeddings, or its loss on held-out data while it is trained"
+    )]
+    NoLikelihood,
+    /// A prompt beyond the positions that the model has learned.
+    #[error(
+        "prompt {number} has {tokens} tokens, but the model has learned {limit} positions; shorten it"
+    )]
+    PromptTooLong {
+        /// The prompt's number, from 1.
+        number: usize,
+        /// Its tokens, with those of what was read before.
+        tokens: usize,
+        /// The positions.
+        limit: usize,
+    },
     /// A prompt without tokens.
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,

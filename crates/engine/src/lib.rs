@@ -9,6 +9,7 @@ pub mod embed;
 pub mod error;
 pub mod sampler;
 pub mod score;
+pub mod sentence_transformers;
 pub mod stop;
 pub mod text;
 

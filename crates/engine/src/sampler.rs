@@ -192,7 +192,7 @@ impl Sampler {
 }
 
 /// Lowers the logits of the tokens in the history, each once however often it occurs.
-fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
+pub(crate) fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
     if penalty == 1.0 {
         return;
     }

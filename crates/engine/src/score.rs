@@ -4,7 +4,7 @@ use espalier_data::{encode::Example, packing::Row};
 use espalier_kernels::embedding::embedding;
 use espalier_models::model::{Input, LanguageModel};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// The log-probability of one example's targets.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -31,8 +31,11 @@ pub struct Score {
 /// ```
 ///
 /// # Errors
-/// When a token id is outside the vocabulary.
+/// When a token id is outside the vocabulary, or the model sees what it would predict.
 pub fn score(model: &LanguageModel, examples: &[Example], batch: usize) -> Result<Vec<Score>> {
+    if model.spec().bidirectional {
+        return Err(Error::NoLikelihood);
+    }
     let mut order: Vec<usize> = (0..examples.len())
         .filter(|i| examples[*i].target_count() > 0)
         .collect();

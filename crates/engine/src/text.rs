@@ -1,11 +1,16 @@
 //! Text in, text out: the decoding loop with a tokenizer, a chat template and stop strings.
 
-use espalier_data::{record::Message, template::Conversation, tokenizer::Tokenizer};
+use espalier_data::{
+    record::Message,
+    template::Conversation,
+    tokenizer::{TextStream, Tokenizer},
+};
 use espalier_models::{model::LanguageModel, state_file::Prefix};
 
 use crate::{
-    Result,
-    decode::{DecodeOptions, Finish, decode, decode_after},
+    Error, Result,
+    beam::{BeamOptions, beam_search},
+    decode::{DecodeOptions, Finish, Generated, decode, decode_after},
     sampler::SamplerOptions,
     stop::{StopMatcher, Stopped},
 };
@@ -76,7 +81,8 @@ impl TextModel {
         Ok(self.tokenizer.encode(&rendered.text, false)?.ids)
     }
 
-    /// Generates one text; `on_text` sees its pieces as soon as they are certain.
+    /// Generates one text; `on_text` is called after every token, with the piece of text that became certain or with nothing, and
+    /// returns whether to go on.
     ///
     /// # Errors
     /// When the prompt is empty or does not fit the model.
@@ -84,7 +90,7 @@ impl TextModel {
         &self,
         prompt: &[u32],
         options: &TextOptions,
-        on_text: &mut dyn FnMut(&str),
+        on_text: &mut dyn FnMut(&str) -> bool,
     ) -> Result<GeneratedText> {
         self.generate_after(None, prompt, options, on_text)
     }
@@ -98,59 +104,16 @@ impl TextModel {
         prefix: Option<&Prefix>,
         prompt: &[u32],
         options: &TextOptions,
-        on_text: &mut dyn FnMut(&str),
+        on_text: &mut dyn FnMut(&str) -> bool,
     ) -> Result<GeneratedText> {
         let decoding = self.decode_options(options);
-        let (mut stream, mut stops) = (
-            self.tokenizer.stream(),
-            StopMatcher::new(options.stops.clone()),
-        );
-        let (mut text, mut failure, mut stopped) = (String::new(), None, false);
-        let mut emit = |piece: &str, text: &mut String| {
-            text.push_str(piece);
-            on_text(piece);
-        };
-        let mut on_token = |_, token| {
-            if decoding.end.contains(&token) {
-                return true;
-            }
-            match stream.push(token) {
-                Ok(None) => true,
-                Ok(Some(piece)) => match stops.push(&piece) {
-                    Stopped::Emit(piece) => {
-                        emit(&piece, &mut text);
-                        true
-                    }
-                    Stopped::Stop(piece) => {
-                        emit(&piece, &mut text);
-                        stopped = true;
-                        false
-                    }
-                },
-                Err(error) => {
-                    failure = Some(error);
-                    false
-                }
-            }
-        };
+        let mut answer = Answer::new(self, prompt, options);
+        let mut on_token = |_, token| answer.hear(token, &decoding.end, on_text);
         let generated = match prefix {
             Some(prefix) => decode_after(&self.model, prefix, prompt, &decoding, &mut on_token)?,
             None => decode(&self.model, &[prompt.to_vec()], &decoding, &mut on_token)?,
         };
-        if let Some(error) = failure {
-            return Err(error.into());
-        }
-        if !stopped {
-            let rest = stream.finish()?.unwrap_or_default();
-            let (Stopped::Emit(piece) | Stopped::Stop(piece)) = stops.push(&rest);
-            emit(&piece, &mut text);
-            emit(&stops.finish(), &mut text);
-        }
-        Ok(GeneratedText {
-            text,
-            tokens: generated[0].ids.len(),
-            finish: generated[0].finish,
-        })
+        answer.finish(&generated[0], on_text)
     }
 
     /// Generates a text for each prompt, all at once; the texts are without special tokens.
@@ -162,24 +125,62 @@ impl TextModel {
         prompts: &[Vec<u32>],
         options: &TextOptions,
     ) -> Result<Vec<GeneratedText>> {
-        let generated = decode(
-            &self.model,
-            prompts,
-            &self.decode_options(options),
-            &mut |_, _| true,
-        )?;
-        let text = |row: crate::decode::Generated| {
-            let text = self.tokenizer.decode(&row.ids, true)?;
-            let mut stops = StopMatcher::new(options.stops.clone());
-            let (Stopped::Emit(mut kept) | Stopped::Stop(mut kept)) = stops.push(&text);
-            kept.push_str(&stops.finish());
-            Ok(GeneratedText {
-                text: kept,
-                tokens: row.ids.len(),
-                finish: row.finish,
-            })
+        let decoding = self.decode_options(options);
+        let mut answers: Vec<Answer> = prompts
+            .iter()
+            .map(|prompt| Answer::new(self, prompt, options))
+            .collect();
+        let unheard = &mut |_: &str| true;
+        let generated = decode(&self.model, prompts, &decoding, &mut |row, token| {
+            answers[row].hear(token, &decoding.end, unheard)
+        })?;
+        let answers = answers.into_iter().zip(&generated);
+        answers
+            .map(|(answer, row)| answer.finish(row, unheard))
+            .collect()
+    }
+
+    /// The best continuation of a prompt by beam search, which end tokens and stop strings end; of the options of sampling only
+    /// the repetition penalty has a meaning there.
+    ///
+    /// # Errors
+    /// As [`TextModel::generate`].
+    pub fn search(
+        &self,
+        prompt: &[u32],
+        options: &TextOptions,
+        beams: usize,
+        length_penalty: f64,
+    ) -> Result<GeneratedText> {
+        let beams = BeamOptions {
+            beams,
+            max_new_tokens: options.max_new_tokens,
+            length_penalty,
+            end: self.end_tokens(),
+            repetition_penalty: options.sampler.repetition_penalty,
         };
-        generated.into_iter().map(text).collect()
+        let stops = options.stops.iter().filter(|stop| !stop.is_empty());
+        let stops: Vec<&String> = stops.collect();
+        let mut ends = |ids: &[u32]| match stops.is_empty() {
+            true => Ok(false),
+            false => {
+                let text = self.tokenizer.decode_after(prompt, ids)?;
+                Ok(stops.iter().any(|stop| text.contains(stop.as_str())))
+            }
+        };
+        let found = beam_search(&self.model, prompt, &beams, &mut ends)?;
+        let ids = found.into_iter().next().map_or(Vec::new(), |best| best.ids);
+        let mut answer = Answer::new(self, prompt, options);
+        let unheard = &mut |_: &str| true;
+        for id in &ids {
+            answer.hear(*id, &beams.end, unheard);
+        }
+        let finish = match ids.last() {
+            Some(last) if beams.end.contains(last) => Finish::End,
+            _ if ids.len() < options.max_new_tokens => Finish::Context,
+            _ => Finish::Length,
+        };
+        answer.finish(&Generated { ids, finish }, unheard)
     }
 
     fn decode_options(&self, options: &TextOptions) -> DecodeOptions {
@@ -189,5 +190,82 @@ impl TextModel {
             end: self.end_tokens(),
             forbidden: Vec::new(),
         }
+    }
+}
+
+/// A text that is being made of tokens, up to a stop string.
+struct Answer {
+    stream: TextStream,
+    stops: StopMatcher,
+    text: String,
+    /// Whether a stop string or the listener ended it.
+    stopped: bool,
+    failure: Option<Error>,
+}
+
+impl Answer {
+    fn new(model: &TextModel, prompt: &[u32], options: &TextOptions) -> Self {
+        Self {
+            stream: model.tokenizer.stream_after(prompt),
+            stops: StopMatcher::new(options.stops.clone()),
+            text: String::new(),
+            stopped: false,
+            failure: None,
+        }
+    }
+
+    /// Takes a token; whether more may come.
+    fn hear(&mut self, token: u32, end: &[u32], on_text: &mut dyn FnMut(&str) -> bool) -> bool {
+        if end.contains(&token) {
+            return true;
+        }
+        let piece = match self.stream.push(token) {
+            Ok(piece) => piece.unwrap_or_default(),
+            Err(error) => {
+                self.failure = Some(error.into());
+                return false;
+            }
+        };
+        let (piece, stopped) = match self.stops.push(&piece) {
+            Stopped::Emit(piece) => (piece, false),
+            Stopped::Stop(piece) => (piece, true),
+        };
+        self.stopped = stopped;
+        let goes_on = self.emit(&piece, on_text);
+        goes_on && !stopped
+    }
+
+    fn emit(&mut self, piece: &str, on_text: &mut dyn FnMut(&str) -> bool) -> bool {
+        self.text.push_str(piece);
+        on_text(piece)
+    }
+
+    /// The whole text, when no more tokens come.
+    fn finish(
+        mut self,
+        generated: &Generated,
+        on_text: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<GeneratedText> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        if !self.stopped {
+            let rest = self.stream.finish()?.unwrap_or_default();
+            let (piece, stopped) = match self.stops.push(&rest) {
+                Stopped::Emit(piece) => (piece + &self.stops.finish(), false),
+                Stopped::Stop(piece) => (piece, true),
+            };
+            self.stopped = stopped;
+            self.emit(&piece, on_text);
+        }
+        Ok(GeneratedText {
+            text: self.text,
+            tokens: generated.ids.len(),
+            finish: if self.stopped {
+                Finish::Stopped
+            } else {
+                generated.finish
+            },
+        })
     }
 }

@@ -6,13 +6,14 @@
 //! | 1 | the work failed: a file, a model, the data |
 //! | 2 | the command was wrong: an argument, a recipe's key, an override |
 //! | 101 | a bug of this program |
+//! | 130, 143 | it was asked to stop, by SIGINT (Ctrl-C) or SIGTERM |
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::recipe::document::RecipeError;
+use crate::{interrupt, recipe::document::RecipeError};
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -52,6 +53,9 @@ pub enum Error {
     /// Evaluation.
     #[error(transparent)]
     Evaluate(#[from] espalier_evaluate::Error),
+    /// The program was asked to stop; the text says where, and how to go on.
+    #[error("{0}")]
+    Interrupted(String),
     /// A file of the command itself.
     #[error("{}: {source}; check that the path exists and its disk has room and permits access", path.display())]
     File {
@@ -96,18 +100,31 @@ impl Error {
         matches!(self, Self::Stream(error) if error.kind() == ErrorKind::BrokenPipe)
     }
 
+    /// Whether the work was stopped from outside.
+    pub fn is_interruption(&self) -> bool {
+        matches!(
+            self,
+            Self::Interrupted(_) | Self::Train(espalier_train::Error::Interrupted { .. })
+        )
+    }
+
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match () {
             () if self.is_closed_pipe() => 0,
             () if self.is_usage() => 2,
+            () if self.is_interruption() => interrupt::code(),
             () => 1,
         }
     }
 
     /// The error for machines: `{"error": {"kind", "code", "message"}}`.
     pub fn to_json(&self) -> Value {
-        let kind = if self.is_usage() { "usage" } else { "work" };
+        let kind = match () {
+            () if self.is_usage() => "usage",
+            () if self.is_interruption() => "interrupted",
+            () => "work",
+        };
         json!({"error": {"kind": kind, "code": self.exit_code(), "message": self.to_string()}})
     }
 }
@@ -127,6 +144,9 @@ mod tests {
             source: ErrorKind::NotFound.into(),
         };
         assert_eq!(Error::from(missing).exit_code(), 1);
+        let stopped = Error::from(espalier_train::Error::Interrupted { step: 1, total: 2 });
+        assert!(stopped.exit_code() >= 128 && !stopped.is_usage());
+        assert_eq!(stopped.to_json()["error"]["kind"], "interrupted");
         let change = RecipeError::Override {
             text: "a".into(),
             reason: "expected `key=value`".into(),

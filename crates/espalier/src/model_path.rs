@@ -1,4 +1,5 @@
-//! From what a user calls a model to the model: a model folder, an adapter folder, or what a run left behind.
+//! From what a user calls a model to the model: a model folder (sentence-transformers' too), an adapter folder, or what a run left
+//! behind.
 //!
 //! Left out: GGUF files and models of hubs, which are named in the error instead.
 
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use espalier_data::{nearest::suggestion, tokenizer::Tokenizer};
-use espalier_engine::text::TextModel;
+use espalier_engine::{sentence_transformers::SentenceTransformer, text::TextModel};
 use espalier_kernels::allocator;
 use espalier_models::{
     checkpoint::Checkpoint,
@@ -25,6 +26,8 @@ pub struct OpenedModel {
     pub folder: PathBuf,
     /// The folder of the weights: the base model's where an adapter was meant.
     pub base: PathBuf,
+    /// What the user should know of how the files were read, a sentence each.
+    pub remarks: Vec<String>,
 }
 
 /// The model or adapter folder that `path` means: itself, its `model/`, or the `model/` of its last stage (`NN-*/model`). A
@@ -53,6 +56,12 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
         [folder.to_path_buf(), folder.join("model")]
             .into_iter()
             .find(|path| is_model(path))
+            .or_else(|| {
+                SentenceTransformer::transformer_folder(folder)
+                    .ok()
+                    .flatten()
+            })
+            .filter(|path| is_model(path))
     };
     let stage = || {
         stages(path)
@@ -113,6 +122,7 @@ pub fn open_text_model(path: &Path, device: &Device) -> Result<OpenedModel> {
         text: TextModel { model, tokenizer },
         folder,
         base: loaded.base,
+        remarks: loaded.remarks,
     })
 }
 

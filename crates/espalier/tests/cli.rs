@@ -511,3 +511,135 @@ fn a_failed_write_leaves_nothing() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+/// The only line of JSON for each prompt.
+fn generated(arguments: &[&str]) -> Vec<Value> {
+    let output = espalier(&[&["generate", model(), "--json"], arguments].concat());
+    assert!(output.status.success(), "{}", err(&output));
+    let text = out(&output);
+    let line = |line: &str| serde_json::from_str(line).unwrap();
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn stop_strings_end_every_kind_of_generation() {
+    let prompts = ["the sum of two", "three is five and"];
+    for kind in [&["--temperature", "0"][..], &["--beams", "3"]] {
+        let common = [&["--max-new-tokens", "24"], kind].concat();
+        let whole = generated(&[&prompts[..], &common].concat());
+        for (prompt, whole) in prompts.iter().zip(&whole) {
+            let text = whole["text"].as_str().unwrap();
+            let Some(stop) = text.chars().nth(2).filter(|stop| *stop != '\u{fffd}') else {
+                continue;
+            };
+            let stop = stop.to_string();
+            let stopping = [&common[..], &["--stop", &stop]].concat();
+            let alone = generated(&[&[*prompt][..], &stopping].concat()).remove(0);
+            let both = generated(&[&prompts[..], &stopping].concat());
+            let index = prompts.iter().position(|other| other == prompt).unwrap();
+            for key in ["text", "tokens", "finish"] {
+                assert_eq!(both[index][key], alone[key], "{kind:?}, {key}");
+            }
+            let kept = alone["text"].as_str().unwrap();
+            assert!(!kept.contains(&stop), "{kind:?}: {kept:?} holds {stop:?}");
+            if kind[0] == "--temperature" {
+                assert_eq!(alone["finish"], "stop");
+                assert_eq!(kept, text.split(&stop).next().unwrap());
+                assert!(alone["tokens"].as_u64() < whole["tokens"].as_u64());
+            }
+        }
+    }
+}
+
+#[test]
+fn beams_refuse_what_says_how_tokens_are_drawn() {
+    let output = espalier(&["generate", model(), "a", "--beams", "2", "--top-p", "0.5"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(err(&output).contains("--top-p"), "{}", err(&output));
+}
+
+#[test]
+fn bits_per_byte_count_the_bytes_that_are_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text.jsonl");
+    let text = "the sum of two and three is five ".repeat(20);
+    std::fs::write(&path, serde_json::json!({ "text": text }).to_string()).unwrap();
+    let path = path.to_str().unwrap();
+    let tokenizer = Tokenizer::load(Path::new(model())).unwrap();
+    let ids = tokenizer.encode_ids(&text, true).unwrap();
+    for length in [16, 40, 1024] {
+        let output = espalier(&[
+            "--json",
+            "eval",
+            model(),
+            "--data",
+            path,
+            "--length",
+            &length.to_string(),
+        ]);
+        let figures = &json(&output)["perplexity"];
+        let figure = |key: &str| figures[key].as_f64().unwrap();
+        let bytes = tokenizer
+            .decode(&ids[1..ids.len().min(length)], true)
+            .unwrap();
+        assert_eq!(figure("bytes"), bytes.len() as f64);
+        let bits = figure("tokens") * figure("per_token").log2() / figure("bytes");
+        assert!((figure("bits_per_byte") - bits).abs() < 1e-9);
+        assert_eq!(
+            err(&output).contains("keep their beginning"),
+            length < ids.len()
+        );
+    }
+}
+
+#[test]
+fn a_plan_tells_of_truncation_and_padding() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text.jsonl");
+    let lines = (1..=8).map(|words| {
+        let text = "five ".repeat(words * words);
+        serde_json::json!({ "text": text }).to_string() + "\n"
+    });
+    std::fs::write(&path, lines.collect::<String>()).unwrap();
+    let train = |name: &str, options: &[&str]| {
+        let output = folder.path().join(name);
+        let arguments = [
+            "train",
+            "--model",
+            model(),
+            "--data",
+            path.to_str().unwrap(),
+            "--objective",
+            "pretrain",
+            "--output",
+            output.to_str().unwrap(),
+            "length=48",
+            "batch=2",
+        ];
+        let output = espalier(&[&arguments[..], options].concat());
+        assert!(output.status.success(), "{}", err(&output));
+        let said = err(&output);
+        let of = |start: &str, end: &str| {
+            let line = said.lines().find(|line| line.contains(start)).unwrap();
+            let from = line.find(start).unwrap() + start.len();
+            line[from..].split(end).next().unwrap().to_owned()
+        };
+        assert!(
+            said.contains("records are longer than `length` = 48"),
+            "{said}"
+        );
+        assert_eq!(of("steps, ", ";"), of(" for ", " (planned"), "{said}");
+        (of("steps, ", ";"), said)
+    };
+    let (shuffled, said) = train("shuffled", &["seed=1"]);
+    assert!(shuffled.contains("learned") && shuffled.contains("padding"));
+    assert!(said.contains("`group_by_length = true`"), "{said}");
+    let (grouped, said) = train("grouped", &["seed=1", "group_by_length=true"]);
+    assert!(!said.contains("`group_by_length = true`"), "{said}");
+    let share = |text: &str| -> u32 {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let sign = words.iter().position(|word| *word == "%");
+        sign.map_or(0, |sign| words[sign - 1].parse().unwrap())
+    };
+    assert!(share(&grouped) < share(&shuffled), "{grouped} {shuffled}");
+}

@@ -2,7 +2,7 @@
 //!
 //! Each document is scored on its own from its second token on, truncated to the model's context; nothing is scored twice.
 
-use espalier_data::encode::Example;
+use espalier_data::{encode::Example, tokenizer::Tokenizer};
 use espalier_engine::score::score;
 use espalier_models::model::LanguageModel;
 
@@ -22,7 +22,7 @@ pub struct Perplexity {
     pub log_probability: f64,
     /// Scored tokens.
     pub tokens: usize,
-    /// Bytes of the corpus in UTF-8; 0 when unknown.
+    /// Bytes of the scored tokens' text in UTF-8; 0 when unknown.
     pub bytes: usize,
 }
 
@@ -38,10 +38,10 @@ impl Perplexity {
     }
 }
 
-/// Perplexity of `examples`' targets; `bytes` is the corpus' size for bits per byte.
+/// Perplexity of `examples`' targets; `bytes` is the size of their text, for bits per byte ([`scored_bytes`]).
 ///
 /// # Errors
-/// When a token id is outside the vocabulary.
+/// When a token id is outside the vocabulary, or the model sees what it would predict.
 pub fn perplexity(
     model: &LanguageModel,
     examples: &[Example],
@@ -54,4 +54,65 @@ pub fn perplexity(
         tokens: scores.iter().map(|score| score.targets).sum(),
         bytes,
     })
+}
+
+/// Bytes of text that the targets of `examples` stand for; special tokens have none. A character that several tokens make
+/// counts for its last one.
+///
+/// # Errors
+/// When an id cannot be decoded.
+pub fn scored_bytes(tokenizer: &Tokenizer, examples: &[Example]) -> Result<usize> {
+    let mut bytes = 0;
+    for Example { ids, targets } in examples {
+        let mut stream = tokenizer.stream();
+        let mut scored = false;
+        for (place, id) in ids.iter().enumerate() {
+            scored = place > 0 && targets[place];
+            let piece = stream.push(*id)?;
+            bytes += piece.filter(|_| scored).map_or(0, |piece| piece.len());
+        }
+        let rest = stream.finish()?;
+        bytes += rest.filter(|_| scored).map_or(0, |rest| rest.len());
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+    use espalier_data::tokenizer::BpeOptions;
+    use espalier_models::{source::Seed, spec::ModelSpec};
+
+    #[test]
+    fn a_model_that_sees_its_targets_has_no_perplexity() {
+        let mut spec = ModelSpec::llama(8, 4, 1, 1, 1, 4, 8);
+        spec.bidirectional = true;
+        let model = LanguageModel::build(spec, &mut Seed(0), &Device::flex()).unwrap();
+        let example = Example::new(vec![1, 2], vec![true; 2]);
+        let error = perplexity(&model, &[example], 1, 1).unwrap_err();
+        assert!(error.to_string().contains("no perplexity"), "{error}");
+    }
+
+    #[test]
+    fn only_what_is_scored_has_bytes() {
+        let options = BpeOptions {
+            vocabulary: 259,
+            ..Default::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &options).unwrap();
+        let bytes = |text: &str, from: usize, length: usize| {
+            let mut ids = tokenizer.encode_ids(text, false).unwrap();
+            ids.extend(tokenizer.id("<|im_end|>"));
+            ids.truncate(length);
+            let targets = (0..ids.len()).map(|place| place >= from).collect();
+            scored_bytes(&tokenizer, &[Example::new(ids, targets)]).unwrap()
+        };
+        // One token a byte; the first is never scored, the end has no text.
+        assert_eq!(bytes("a tree", 0, 100), 5);
+        assert_eq!(bytes("a tree", 2, 100), 4);
+        assert_eq!(bytes("a tree", 0, 3), 2);
+        assert_eq!(bytes("café", 4, 100), 2);
+        assert_eq!(bytes("a tree", 6, 100), 0);
+    }
 }

@@ -1,22 +1,21 @@
 //! Models as Hugging Face folders: `config.json`, safetensors, `generation_config.json`; adapter folders on top of them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use espalier_data::disk;
 use serde_json::{Map, Value, json};
 
 use crate::{
     Error, Result,
     adapter::{self, Adapter},
-    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, partial_file::write_whole},
+    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter},
     families::{self, Family, config::Config},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
     source::{self, CheckpointSource},
     spec::ModelSpec,
+    tied_head::{self, EMBEDDING, HeadInFile, WithFreshHead},
 };
 
 /// A model with what its folder says of it.
@@ -32,6 +31,10 @@ pub struct LoadedModel {
     pub dtype: Dtype,
     /// The adapter, when the model was given as one.
     pub adapter: Option<Adapter>,
+    /// `generation_config.json` as it was, where there is one.
+    pub generation: Map<String, Value>,
+    /// What the user should know of how the files were read, a sentence each.
+    pub remarks: Vec<String>,
 }
 
 impl LoadedModel {
@@ -43,6 +46,9 @@ impl LoadedModel {
         families::by_name(&self.model.spec().family)
     }
 }
+
+/// How a model is used to generate: its end tokens, temperature and the like.
+const GENERATION: &str = "generation_config.json";
 
 /// Largest weight file that is written; larger models are sharded.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -65,24 +71,68 @@ pub fn load_changed(
     device: &Device,
 ) -> Result<LoadedModel> {
     if folder.join(adapter::CONFIGURATION).is_file() {
-        return adapter::load(folder, changes, device);
+        let mut loaded = adapter::load(folder, changes, device)?;
+        // What was learned on a base may end elsewhere than its texts do.
+        if let Some(ends) = generation_ends(folder)? {
+            loaded.model.set_end_tokens(ends);
+        }
+        return Ok(loaded);
     }
     let Description {
         config,
         family,
         spec,
         checkpoint,
+        generation,
+        remarks,
+        head,
     } = Description::read_changed(folder, changes)?;
-    check_names(&checkpoint, family, &(family.tensors)(&spec))?;
+    check_names(&checkpoint, family, &spec)?;
     let mut source = CheckpointSource::new(&checkpoint, family, &spec);
-    let model = LanguageModel::build(spec, &mut source, device)?;
+    if let Some(tensor) = head.embedding {
+        source.read_from(EMBEDDING, tensor);
+    }
+    let model = match head.fresh {
+        true => LanguageModel::build(spec, &mut WithFreshHead(source), device)?,
+        false => LanguageModel::build(spec, &mut source, device)?,
+    };
     Ok(LoadedModel {
         model,
         config,
         base: folder.to_owned(),
         dtype: checkpoint.dtype(),
         adapter: None,
+        generation,
+        remarks,
     })
+}
+
+/// The end tokens that a folder's `generation_config.json` names, if it has one that does.
+fn generation_ends(folder: &Path) -> Result<Option<Vec<u32>>> {
+    let path = folder.join(GENERATION);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let generation = Config::load(&path)?;
+    let named = generation
+        .get("eos_token_id")
+        .is_some_and(|ids| !ids.is_null());
+    named.then(|| generation.tokens("eos_token_id")).transpose()
+}
+
+/// Writes the end tokens of a model beside an adapter on it, where they are not those of the base at `base`.
+///
+/// # Errors
+/// When the base cannot be read or the disk is full.
+pub fn save_other_ends(model: &LanguageModel, base: &Path, folder: &Path) -> Result<()> {
+    let ends = &model.spec().eos;
+    if Description::read(base)?.spec.eos == *ends {
+        return Ok(());
+    }
+    write_json(
+        &folder.join(GENERATION),
+        &json!({ "eos_token_id": ids(ends) }),
+    )
 }
 
 /// Whether a folder or file without a `config.json` is a model all the same, by the names of its tensors.
@@ -101,6 +151,12 @@ pub struct Description {
     pub spec: ModelSpec,
     /// The weights, mapped.
     pub checkpoint: Checkpoint,
+    /// `generation_config.json` as it is, where there is one.
+    pub generation: Map<String, Value>,
+    /// What the user should know of how the files are read, a sentence each.
+    pub remarks: Vec<String>,
+    /// Where the head comes from.
+    head: HeadInFile,
 }
 
 impl Description {
@@ -117,25 +173,35 @@ impl Description {
         for (key, value) in changes {
             config = config.with(key, value.clone());
         }
-        let generation = folder.join("generation_config.json");
-        if generation.is_file() {
-            // Its end-of-sequence list is the one that counts when generating.
-            let generation = Config::load(&generation)?;
-            if let Some(eos) = generation.get("eos_token_id").filter(|eos| !eos.is_null()) {
-                config = config.with("eos_token_id", eos.clone());
-            }
+        let generation = generation(folder)?;
+        // Its end-of-sequence list is the one that counts when generating.
+        if let Some(eos) = generation.get("eos_token_id").filter(|eos| !eos.is_null()) {
+            config = config.with("eos_token_id", eos.clone());
         }
         let family = families::family(&config)?;
         let mut spec = (family.read)(&config)?;
         config.refuse_unread()?;
         let checkpoint = Checkpoint::open(folder)?;
+        let head = tied_head::settle(&mut spec, &config, family, &checkpoint)?;
         fit(&mut spec, family, &checkpoint);
         Ok(Self {
             config: config.map().clone(),
             family,
             spec,
             checkpoint,
+            generation,
+            remarks: head.remark.clone().into_iter().collect(),
+            head,
         })
+    }
+}
+
+/// What the folder's `generation_config.json` says; nothing where it has none.
+fn generation(folder: &Path) -> Result<Map<String, Value>> {
+    let path = folder.join(GENERATION);
+    match path.is_file() {
+        true => Ok(Config::load(&path)?.map().clone()),
+        false => Ok(Map::new()),
     }
 }
 
@@ -156,28 +222,8 @@ fn read_config(path: &Path) -> Result<Config> {
     Config::load(&file)
 }
 
-/// The name of an output matrix of its own, other than the usual one.
-fn head_name(spec: &ModelSpec, family: &Family) -> Option<String> {
-    let untied = ModelSpec {
-        tied_head: false,
-        ..spec.clone()
-    };
-    let entries = (family.tensors)(&untied).into_iter();
-    entries
-        .filter(|entry| entry.parts.iter().any(|part| part == "head.weight"))
-        .map(|entry| entry.name)
-        .next()
-}
-
-/// What the tensors' names say beyond the configuration: a file without an output matrix means a tied one, and a pooler or
-/// next-sentence layer is there or not.
+/// What the tensors' names say beyond the configuration: a pooler or next-sentence layer is there or not.
 fn fit(spec: &mut ModelSpec, family: &Family, checkpoint: &Checkpoint) {
-    let own = head_name(spec, family);
-    if !spec.headless {
-        spec.tied_head |= !checkpoint
-            .names()
-            .any(|name| name == "lm_head.weight" || Some(name) == own.as_deref());
-    }
     if spec.bidirectional {
         let whole = ModelSpec {
             pooler: true,
@@ -199,17 +245,18 @@ fn fit(spec: &mut ModelSpec, family: &Family, checkpoint: &Checkpoint) {
 }
 
 /// Every tensor of the file must be known: one that would be left out silently is an error.
-fn check_names(
-    checkpoint: &Checkpoint,
-    family: &Family,
-    entries: &[families::TensorEntry],
-) -> Result<()> {
+fn check_names(checkpoint: &Checkpoint, family: &Family, spec: &ModelSpec) -> Result<()> {
+    let entries = (family.tensors)(spec);
+    // A tied head that the file repeats.
+    let head = tied_head::tensor_of(tied_head::HEAD, family, spec);
     let known = |name: &str| {
         let full = format!("{}{name}", family.prefix);
         let derived = family.ignored.iter().any(|suffix| name.ends_with(suffix));
         let (name, full) = (source::todays_name(name), source::todays_name(&full));
         derived
-            || name == "lm_head.weight"
+            || head
+                .as_deref()
+                .is_some_and(|head| head == name || head == full)
             || entries
                 .iter()
                 .any(|entry| entry.name == name || entry.name == full)
@@ -234,7 +281,7 @@ fn check_names(
 
 /// Writes a model folder: `config.json`, weights in `dtype`, `generation_config.json`. Adapters must have been merged.
 ///
-/// `config` is the original `config.json`, whose unknown keys are kept. The weights come last: a folder without them is no model.
+/// `config` is the original `config.json`, whose unknown keys are kept.
 ///
 /// # Errors
 /// When the disk is full; nothing half-written keeps its name.
@@ -244,16 +291,29 @@ pub fn save(
     config: Option<&Map<String, Value>>,
     dtype: Dtype,
 ) -> Result<()> {
+    save_from(model, folder, config, &Map::new(), dtype)
+}
+
+/// As [`save`], with what the original `generation_config.json` says beside the end tokens, such as a temperature.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_from(
+    model: &LanguageModel,
+    folder: &Path,
+    config: Option<&Map<String, Value>>,
+    generation: &Map<String, Value>,
+    dtype: Dtype,
+) -> Result<()> {
     let family = families::by_name(&model.spec().family)?;
-    fs::create_dir_all(folder).map_err(Error::file(folder))?;
+    disk::create_folder(folder).map_err(Error::file(folder))?;
     write_json(
         &folder.join("config.json"),
         &configuration(model, config, dtype)?,
     )?;
-    let spec = model.spec();
-    let ids =
-        json!({"bos_token_id": spec.bos, "eos_token_id": ids(&spec.eos), "pad_token_id": spec.pad});
-    write_json(&folder.join("generation_config.json"), &ids)?;
+    let generation = generation_of(model.spec(), generation);
+    write_json(&folder.join(GENERATION), &generation)?;
+    // The weights come last: a folder without them is no model.
     write_weights(model, family, folder, dtype)
 }
 
@@ -290,6 +350,16 @@ fn values(tensors: &[StoredTensor<'_>], name: &str) -> Result<Vec<f32>> {
         .unwrap_or_default())
 }
 
+/// What was said of generation, with the model's own end tokens.
+fn generation_of(spec: &ModelSpec, said: &Map<String, Value>) -> Value {
+    let mut map = said.clone();
+    for (key, id) in [("bos_token_id", spec.bos), ("pad_token_id", spec.pad)] {
+        map.entry(key).or_insert_with(|| json!(id));
+    }
+    map.insert("eos_token_id".into(), ids(&spec.eos));
+    Value::Object(map)
+}
+
 /// One id as a number, several as a list, none as null: the ecosystem's habit.
 fn ids(list: &[u32]) -> Value {
     match list {
@@ -308,7 +378,13 @@ fn configuration(
     let mut map = config.cloned().unwrap_or_default();
     let mut written = families::write_config(model.spec())?;
     keep_labels(&map, &mut written);
-    map.extend(written);
+    for (key, value) in written {
+        // An equal number keeps its form: readers tell 8 from 8.0.
+        let is_same = map.get(&key).is_some_and(|old| are_equal(old, &value));
+        if !is_same {
+            map.insert(key, value);
+        }
+    }
     let name = match dtype {
         Dtype::BF16 => "bfloat16",
         Dtype::F16 => "float16",
@@ -328,10 +404,27 @@ fn keep_labels(old: &Map<String, Value>, written: &mut Map<String, Value>) {
     }
 }
 
+/// Whether two values mean the same, numbers by what they are worth.
+fn are_equal(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Number(one), Value::Number(other)) => one.as_f64() == other.as_f64(),
+        (Value::Array(one), Value::Array(other)) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(a, b)| are_equal(a, b))
+        }
+        (Value::Object(one), Value::Object(other)) => {
+            let has = |(key, value): (&String, &Value)| {
+                other.get(key).is_some_and(|o| are_equal(value, o))
+            };
+            one.len() == other.len() && one.iter().all(has)
+        }
+        _ => one == other,
+    }
+}
+
 /// Writes JSON beside its name and renames it.
 ///
 /// # Errors
 /// When the disk is full.
 pub fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_whole(path, format!("{value:#}\n").as_bytes())
+    disk::write_whole(path, format!("{value:#}\n").as_bytes()).map_err(Error::file(path))
 }

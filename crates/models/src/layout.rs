@@ -1,9 +1,14 @@
 //! Parameters as files store them: names, fused tensors, transposed layouts.
 
+mod expert_factors;
+
+pub use expert_factors::{ExpertFactors, Factor, PartSize};
+
 use espalier_kernels::readback::ReadFloats;
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
+    sync::Arc,
 };
 
 use burn::tensor::Tensor;
@@ -30,7 +35,7 @@ pub struct StoredTensor<'a> {
 }
 
 /// How the parts make up the stored tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Assembly {
     /// Rows of the parts one after another.
     Rows,
@@ -38,6 +43,8 @@ enum Assembly {
     Transposed,
     /// Each part in its own rows and columns, zero elsewhere, as the `B` of a low-rank adapter on a fused weight.
     BlockDiagonal,
+    /// Factors of low-rank adapters of a stack of experts.
+    Experts(Arc<ExpertFactors>),
 }
 
 impl<'a> StoredTensor<'a> {
@@ -52,6 +59,11 @@ impl<'a> StoredTensor<'a> {
             elements: None,
             assembly: Assembly::Rows,
         }
+    }
+
+    /// Our names of the parameters that make it up.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(|part| part.name())
     }
 
     /// The rows of several parameters of one width, one after another.
@@ -73,12 +85,23 @@ impl<'a> StoredTensor<'a> {
         }
     }
 
-    /// Matrices in rows and columns of their own, zero elsewhere.
-    pub fn block_diagonal(name: String, parts: Vec<&'a Parameter>) -> Self {
+    /// Matrices in rows and columns of their own, zero elsewhere. Their rows take turns in so many groups, as those of
+    /// [`TensorEntry::groups`](crate::families::TensorEntry::groups).
+    pub fn block_diagonal(name: String, parts: Vec<&'a Parameter>, groups: usize) -> Self {
         let sum = |axis: usize| parts.iter().map(|part| part.shape()[axis]).sum();
         Self {
             shape: vec![sum(0), sum(1)],
             assembly: Assembly::BlockDiagonal,
+            groups,
+            ..Self::rows_of(name, parts)
+        }
+    }
+
+    /// The factors of adapters of a stack of experts, each in its place, zero elsewhere.
+    pub fn of_experts(name: String, parts: Vec<&'a Parameter>, factors: ExpertFactors) -> Self {
+        Self {
+            shape: factors.shape().to_vec(),
+            assembly: Assembly::Experts(Arc::new(factors)),
             ..Self::rows_of(name, parts)
         }
     }
@@ -90,7 +113,7 @@ impl<'a> StoredTensor<'a> {
             return Vec::new();
         }
         let names = self.parts.iter().map(|part| part.name().to_owned());
-        let parts = match self.assembly {
+        let parts = match &self.assembly {
             Assembly::Rows => self.split_rows(&values),
             Assembly::Transposed if self.shape.len() < 2 => self.split_rows(&values),
             Assembly::Transposed => {
@@ -98,6 +121,10 @@ impl<'a> StoredTensor<'a> {
                 self.split_rows(&transpose(&values, inputs, outputs))
             }
             Assembly::BlockDiagonal => self.split_block_diagonal(&values),
+            Assembly::Experts(factors) => {
+                let sizes = self.parts.iter().map(|part| part.shape());
+                factors.split(sizes, &values)
+            }
         };
         names.zip(parts).collect()
     }
@@ -116,17 +143,12 @@ impl<'a> StoredTensor<'a> {
     }
 
     fn split_block_diagonal(&self, values: &[f32]) -> Vec<Vec<f32>> {
-        let (mut row, mut column) = (0, 0);
-        let mut block = |part: &&Parameter| {
-            let [rows, columns] = [part.shape()[0], part.shape()[1]];
-            let width = self.shape[1];
-            let own = |row: &[f32]| row[column..column + columns].to_vec();
-            let split = values.chunks(width).skip(row).take(rows).flat_map(own);
-            let split = split.collect();
-            (row, column) = (row + rows, column + columns);
-            split
-        };
-        self.parts.iter().map(&mut block).collect()
+        let width = self.shape[1];
+        let mut parts = vec![Vec::new(); self.parts.len()];
+        for (row, (part, _, columns)) in self.rows_of_blocks().into_iter().enumerate() {
+            parts[part].extend(&values[row * width + columns.start..row * width + columns.end]);
+        }
+        parts
     }
 
     /// Whether it is never trained.
@@ -148,7 +170,7 @@ impl<'a> StoredTensor<'a> {
     }
 
     fn assemble_from(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
-        match self.assembly {
+        match &self.assembly {
             Assembly::Rows => self.rows(values),
             Assembly::Transposed => {
                 let rows = self.rows(values);
@@ -160,6 +182,10 @@ impl<'a> StoredTensor<'a> {
                 }
             }
             Assembly::BlockDiagonal => self.blocks(values),
+            Assembly::Experts(factors) => {
+                let parts = self.parts.iter().map(|part| (part.shape(), values(part)));
+                factors.assemble(parts)
+            }
         }
     }
 
@@ -177,18 +203,35 @@ impl<'a> StoredTensor<'a> {
 
     fn blocks(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
         let width = self.shape[1];
-        let mut whole = Vec::with_capacity(self.shape.iter().product());
-        let mut column = 0;
-        for part in &self.parts {
-            let columns = part.shape()[1];
-            for row in values(part).chunks(columns) {
-                let mut wide = vec![0.0; width];
-                wide[column..column + columns].copy_from_slice(row);
-                whole.extend(wide);
-            }
-            column += columns;
+        let parts: Vec<Vec<f32>> = self.parts.iter().map(|part| values(part)).collect();
+        let mut whole = vec![0.0; self.shape.iter().product()];
+        for (row, (part, own, columns)) in self.rows_of_blocks().into_iter().enumerate() {
+            let place = row * width + columns.start..row * width + columns.end;
+            let rank = columns.len();
+            whole[place].copy_from_slice(&parts[part][own * rank..(own + 1) * rank]);
         }
         whole
+    }
+
+    /// For every stored row of a block diagonal: whose it is, which of that part's rows, and the part's columns.
+    fn rows_of_blocks(&self) -> Vec<(usize, usize, Range<usize>)> {
+        let mut columns = Vec::new();
+        let mut end = 0;
+        for part in &self.parts {
+            columns.push(end..end + part.shape()[1]);
+            end += part.shape()[1];
+        }
+        let of_group = |group: usize| {
+            let of_part = move |(number, part): (usize, &&Parameter)| {
+                let share = part.shape()[0] / self.groups;
+                (group * share..(group + 1) * share).map(move |row| (number, row))
+            };
+            self.parts.iter().enumerate().flat_map(of_part)
+        };
+        (0..self.groups)
+            .flat_map(of_group)
+            .map(|(part, row)| (part, row, columns[part].clone()))
+            .collect()
     }
 }
 
@@ -252,6 +295,21 @@ pub struct Module {
     pub name: String,
     /// Our names of the linear maps whose outputs it concatenates, such as `blocks.0.mixer.query`.
     pub maps: Vec<String>,
+    /// See [`TensorEntry::groups`](crate::families::TensorEntry::groups).
+    pub groups: usize,
+    /// Which expert's it is, where it is one's.
+    pub expert: Option<ExpertModule>,
+}
+
+/// An expert's module in the weight that holds all experts'.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExpertModule {
+    /// The tensor of the file, which holds this expert's matrix or all of them.
+    pub tensor: String,
+    /// The expert's number.
+    pub number: usize,
+    /// The first of its rows in our weight; among an expert's modules it tells which part of the matrix they are.
+    pub row: usize,
 }
 
 /// The linear modules of a model by checkpoint name, the head last. Experts that are stored as one tensor are modules with
@@ -269,22 +327,28 @@ pub fn modules(model: &LanguageModel, family: &Family) -> Vec<Module> {
         let (Some(name), Some(found)) = (entry.name.strip_suffix(".weight"), found) else {
             continue;
         };
-        let mut experts: BTreeMap<Option<usize>, Vec<String>> = BTreeMap::new();
+        let mut experts: BTreeMap<Option<usize>, Vec<&LinearMap<'_>>> = BTreeMap::new();
         for map in found.into_iter().flatten() {
-            let (held, number) = match &entry.rows {
-                Some(rows) => (*rows == map.rows, None),
-                None => (true, map.expert),
-            };
-            if held {
-                experts.entry(number).or_default().push(map.name.clone());
+            if entry.rows.as_ref().is_none_or(|rows| *rows == map.rows) {
+                experts.entry(map.expert).or_default().push(map);
             }
         }
         modules.extend(experts.into_iter().map(|(number, maps)| {
-            let name = match (number, name.rsplit_once('.')) {
-                (Some(number), Some((module, last))) => format!("{module}.{number}.{last}"),
-                _ => name.to_owned(),
+            let stacked = number.filter(|_| entry.rows.is_none());
+            let expert = |number| ExpertModule {
+                tensor: entry.name.clone(),
+                number,
+                row: maps.iter().map(|map| map.rows.start).min().unwrap_or(0),
             };
-            Module { name, maps }
+            Module {
+                name: match (stacked, name.rsplit_once('.')) {
+                    (Some(number), Some((module, last))) => format!("{module}.{number}.{last}"),
+                    _ => name.to_owned(),
+                },
+                expert: number.map(expert),
+                maps: maps.into_iter().map(|map| map.name.clone()).collect(),
+                groups: entry.groups,
+            }
         }));
     }
     modules

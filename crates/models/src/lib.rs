@@ -12,6 +12,7 @@ mod context;
 pub mod error;
 pub mod families;
 pub mod folder;
+mod growth;
 pub mod input;
 pub mod layers;
 pub mod layout;
@@ -32,6 +33,7 @@ pub mod state;
 pub mod state_file;
 pub mod taps;
 pub mod target_scores;
+mod tied_head;
 pub mod token_places;
 pub mod upcycle;
 

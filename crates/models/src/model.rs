@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use burn::tensor::{Device, Tensor};
+use espalier_data::random::fnv;
 use espalier_kernels::{
     attention::Mask,
     cross_entropy::{
@@ -51,8 +52,9 @@ pub struct LanguageModel {
     next_sentence: Option<Linear>,
     head_transform: Option<HeadTransform>,
     classifier: Option<Classifier>,
+    /// The head, where it is not the embedding.
     head: Option<Linear>,
-    /// The bias of a head that is tied to the embedding.
+    /// The bias of a head that is the embedding, or was when it was built, or of one that its file stores as no row.
     head_bias: Option<Parameter>,
     precision: Precision,
     gradient_checkpointing: bool,
@@ -118,17 +120,18 @@ impl LanguageModel {
             .map(|kind| Classifier::build(&mut builder, width, kind))
             .transpose()?;
         let own_head = !spec.tied_head && !spec.headless;
+        let bias_in_head = own_head && spec.head_bias && spec.head_bias_shape().len() == 1;
         let head = match own_head {
             true => Some(Linear::build(
                 &mut builder,
                 "head",
                 [spec.vocabulary, outer],
-                spec.head_bias,
+                bias_in_head,
                 deviation,
             )?),
             false => None,
         };
-        let head_bias = match spec.head_bias && !own_head && !spec.headless {
+        let head_bias = match spec.head_bias && !bias_in_head && !spec.headless {
             true => Some(builder.parameter(
                 "head.bias".into(),
                 spec.head_bias_shape(),
@@ -393,13 +396,14 @@ impl LanguageModel {
 
     /// The head's weight and bias, where they are all there is to the head.
     fn plain_head(&self) -> Option<(Weight<2>, Option<Tensor<1>>)> {
+        let bias = || self.head_bias.as_ref().map(flat);
         match &self.head {
             Some(head) if head.is_adapted() => None,
-            Some(head) => Some((
-                head.weight.weight(),
-                head.bias.as_ref().map(Parameter::value),
-            )),
-            None => Some((self.embedding.weight(), self.head_bias.as_ref().map(flat))),
+            Some(head) => {
+                let own = head.bias.as_ref().map(Parameter::value);
+                Some((head.weight.weight(), own.or_else(bias)))
+            }
+            None => Some((self.embedding.weight(), bias())),
         }
     }
 
@@ -427,6 +431,7 @@ impl LanguageModel {
         copy.visit_mut(&mut |parameter| parameter.set_trainable(false));
         copy.gradient_checkpointing = false;
         copy.training = false;
+        copy.set_adapter_dropout(None);
         copy
     }
 
@@ -473,6 +478,11 @@ impl LanguageModel {
         self.label_smoothing = share;
     }
 
+    /// Sets the tokens at which generation ends.
+    pub fn set_end_tokens(&mut self, ends: Vec<u32>) {
+        Arc::make_mut(&mut self.spec).eos = ends;
+    }
+
     /// Whether the model works as in training, where that differs.
     pub fn is_training(&self) -> bool {
         self.training
@@ -482,6 +492,17 @@ impl LanguageModel {
     /// the z-loss, smoothed labels.
     pub fn set_training(&mut self, on: bool) {
         self.training = on;
+    }
+
+    /// Draws anew which inputs of its adapters are dropped in training, where they say that some are; nothing is dropped from then on
+    /// when absent.
+    pub fn set_adapter_dropout(&mut self, seed: Option<u64>) {
+        self.visit_linears_mut(&mut |map| {
+            let place = fnv(&map.name);
+            for part in map.adapters.parts_mut() {
+                part.set_dropout(seed.map(|seed| seed ^ place));
+            }
+        });
     }
 
     /// Gives the model a head of its own where it was tied to the embedding, and returns the head.

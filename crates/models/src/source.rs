@@ -166,6 +166,13 @@ impl<'a> CheckpointSource<'a> {
             places,
         }
     }
+
+    /// Reads one of our parameters from this tensor of the file and not from its usual one.
+    pub(crate) fn read_from(&mut self, ours: &str, tensor: String) {
+        for place in self.places.get_mut(ours).into_iter().flatten() {
+            place.tensor.clone_from(&tensor);
+        }
+    }
 }
 
 /// The tensor's name as this file has it: base-model files lack the prefix, and norms of old files and the

@@ -124,12 +124,11 @@ impl ModelSpec {
         if let Some(classifier) = self.classifier {
             classifier_parameters(&mut list, &classifier, self.width);
         }
-        match self.tied_head || self.headless {
-            true if self.head_bias && !self.headless => {
-                list.push(("head.bias".into(), self.head_bias_shape()))
-            }
-            true => {}
-            false => linear(&mut list, "head", self.vocabulary, outer, self.head_bias),
+        if !self.tied_head && !self.headless {
+            linear(&mut list, "head", self.vocabulary, outer, false);
+        }
+        if self.head_bias && !self.headless {
+            list.push(("head.bias".into(), self.head_bias_shape()));
         }
         list
     }
@@ -187,13 +186,16 @@ impl ModelSpec {
 
     /// Positions that the model has learned; beyond them it cannot go.
     pub fn learned_positions(&self) -> Option<usize> {
-        match self.positions {
-            Some(
-                PositionSpec::Learned { count, .. }
-                | PositionSpec::LearnedBehindPadding { count, .. },
-            ) => Some(count),
-            _ => None,
-        }
+        self.positions.and_then(PositionSpec::learned)
+    }
+
+    /// Learned positions of what reads a prompt: an encoder-decoder's encoder, or the only stack.
+    pub fn prompt_positions(&self) -> Option<usize> {
+        let positions = match &self.encoder {
+            Some(encoder) => encoder.positions,
+            None => self.positions,
+        };
+        positions.and_then(PositionSpec::learned)
     }
 
     /// The shape of the bias of a tied head, `[vocabulary]`; files have a fixed one as `[1, vocabulary]`.
@@ -213,6 +215,14 @@ impl ModelSpec {
 }
 
 impl PositionSpec {
+    /// Positions of the table, beyond which there are none.
+    fn learned(self) -> Option<usize> {
+        match self {
+            Self::Learned { count, .. } | Self::LearnedBehindPadding { count, .. } => Some(count),
+            Self::Sinusoidal { .. } | Self::SinusoidalBehindPadding { .. } => None,
+        }
+    }
+
     /// Rows of the table, where there is one.
     pub fn table_rows(self) -> Option<usize> {
         match self {

@@ -130,7 +130,7 @@ fn names_that_mean_no_module_are_refused() {
     let target = attach(&["q_proj", "v_porj"], &[]);
     assert!(
         target.contains(
-            "`target_modules`: no module of the model is named `v_porj`; did you mean `v_proj`?"
+            "`target_modules`: no linear layer that can have an adapter is named `v_porj`; did you mean `v_proj`?"
         ),
         "{target}"
     );

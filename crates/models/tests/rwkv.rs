@@ -416,6 +416,7 @@ fn finch_without_its_maps_is_eagle() {
         spec,
         checkpoint,
         config,
+        ..
     } = Description::read(&fixture("rwkv5-eagle")).unwrap();
     let mut map = config.clone();
     map.insert("model_type".into(), json!("rwkv6"));

@@ -17,6 +17,7 @@ use crate::{
     columns::Columns,
     metrics::{ACCURACY, EXACT_MATCH},
     objectives::{Loss, Metric},
+    token_count::TokenCount,
 };
 
 /// One unit of training data: one or several rows that belong together, and what is known of them.
@@ -72,17 +73,14 @@ pub struct TokenBatch {
     pub targets: Vec<u32>,
     /// The row of each target: `[targets]`.
     pub rows: Vec<usize>,
+    /// Tokens that fill rows up, in sources too.
+    pub padding: usize,
 }
 
 impl TokenBatch {
     /// Pads `rows` on the right; every target is predicted from the token before it.
     pub fn new(rows: &[&Row]) -> Self {
-        let mut batch = Self {
-            input: Input::packed(rows),
-            predictors: Vec::new(),
-            targets: Vec::new(),
-            rows: Vec::new(),
-        };
+        let mut batch = Self::asking_nothing(Input::packed(rows), tokens_of(rows));
         let time = batch.input.time();
         for (r, row) in rows.iter().enumerate() {
             for (place, target) in row.predictions() {
@@ -94,15 +92,24 @@ impl TokenBatch {
 
     /// Pads `rows` on the right and asks for nothing yet. Their texts are read as wholes: none has a prompt before an answer.
     pub fn unasked(rows: &[&Row]) -> Self {
-        Self {
-            input: Input {
-                prompts: None,
-                ..Input::packed(rows)
-            },
+        let input = Input {
+            prompts: None,
+            ..Input::packed(rows)
+        };
+        Self::asking_nothing(input, tokens_of(rows))
+    }
+
+    /// A batch of `real` tokens of texts without targets.
+    fn asking_nothing(input: Input, real: usize) -> Self {
+        let mut batch = Self {
+            input,
             predictors: Vec::new(),
             targets: Vec::new(),
             rows: Vec::new(),
-        }
+            padding: 0,
+        };
+        batch.padding = batch.read() - real;
+        batch
     }
 
     /// Asks for `target`, predicted from the flat index `predictor`, in row `row`.
@@ -135,12 +142,9 @@ impl TokenBatch {
             ..Input::padded(&read)
         };
         let time = input.time();
-        let mut batch = Self {
-            input,
-            predictors: Vec::new(),
-            targets: Vec::new(),
-            rows: Vec::new(),
-        };
+        let lengths = |texts: &[Vec<u32>]| texts.iter().map(Vec::len).sum::<usize>();
+        let real = lengths(&sources) + lengths(&read);
+        let mut batch = Self::asking_nothing(input, real);
         for (r, (_, target)) in pairs.iter().enumerate() {
             for (t, id) in target.iter().enumerate() {
                 batch.ask(r, r * time + t, *id);
@@ -157,6 +161,15 @@ impl TokenBatch {
                 .source
                 .as_ref()
                 .map_or(0, |source| source.ids.len())
+    }
+
+    /// What there is to read and to learn.
+    pub fn count(&self) -> TokenCount {
+        TokenCount {
+            real: (self.read() - self.padding) as u64,
+            learned: self.targets.len() as u64,
+            padding: self.padding as u64,
+        }
     }
 
     /// Which positions are text, `[batch * time]`.
@@ -247,6 +260,11 @@ impl TokenBatch {
     }
 }
 
+/// Tokens of rows before they are filled up.
+fn tokens_of(rows: &[&Row]) -> usize {
+    rows.iter().map(|row| row.ids.len()).sum()
+}
+
 /// How often something was right.
 pub(crate) fn share(name: &'static str, right: impl Iterator<Item = bool>) -> Metric {
     let mut metric = Metric {
@@ -278,6 +296,12 @@ mod tests {
         let second = Row::from(&Example::new(vec![8, 9], vec![false, true]));
         let batch = TokenBatch::new(&[&first, &second]);
         assert_eq!(batch.input.ids, [5, 6, 7, 8, 9, 0]);
+        let expected = TokenCount {
+            real: 5,
+            learned: 2,
+            padding: 1,
+        };
+        assert_eq!(batch.count(), expected);
         assert_eq!(
             (batch.predictors, batch.targets, batch.rows),
             (vec![1, 3], vec![7, 9], vec![0, 1])

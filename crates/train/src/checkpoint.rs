@@ -8,10 +8,11 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{ErrorKind, Read},
+    io::Read,
     path::{Path, PathBuf},
 };
 
+use espalier_data::disk;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use twox_hash::XxHash3_128;
@@ -19,10 +20,11 @@ use twox_hash::XxHash3_128;
 use crate::{
     Error, Result,
     named_tensors::{self, NamedTensor, SavedTensors},
+    token_count::TokenCount,
 };
 
 /// The form of a checkpoint's folder; others are refused.
-pub const FORMAT: u64 = 3;
+pub const FORMAT: u64 = 4;
 
 /// Contents of a checkpoint's `progress.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,7 +37,7 @@ pub struct Progress {
     /// Hash of everything that decides the trajectory: options, data, starting weights.
     pub fingerprint: String,
     /// Tokens read so far.
-    pub tokens: u64,
+    pub tokens: TokenCount,
     /// Bytes of the log so far.
     pub log: u64,
     /// Sums of the metrics since the last line of the log, as bits.
@@ -51,7 +53,7 @@ impl Progress {
             format: FORMAT,
             step: 0,
             fingerprint: fingerprint.to_owned(),
-            tokens: 0,
+            tokens: TokenCount::default(),
             log: 0,
             metrics: BTreeMap::new(),
             objective: Value::Null,
@@ -101,9 +103,9 @@ pub fn write(
     written?;
     if name.exists() {
         remove(&replaced)?;
-        fs::rename(&name, &replaced).map_err(Error::file(&name))?;
+        disk::rename(&name, &replaced).map_err(Error::file(&name))?;
     }
-    fs::rename(&partial, &name).map_err(Error::file(&name))?;
+    disk::rename(&partial, &name).map_err(Error::file(&name))?;
     remove(&replaced)?;
     for old in list(folder)?.iter().rev().skip(keep) {
         remove(old)?;
@@ -117,7 +119,7 @@ fn write_parts(
     progress: &Progress,
 ) -> Result<()> {
     remove(partial)?;
-    fs::create_dir_all(partial).map_err(Error::file(partial))?;
+    disk::create_folder(partial).map_err(Error::file(partial))?;
     named_tensors::write(&partial.join(WEIGHTS), &tensors.weights)?;
     named_tensors::write(&partial.join(OPTIMISER), &tensors.optimiser)?;
     named_tensors::write(&partial.join(OBJECTIVE), &tensors.objective)?;
@@ -135,7 +137,7 @@ pub fn seal(checkpoint: &Path) -> Result<()> {
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    fs::write(path, text).map_err(Error::file(path))
+    disk::write_whole(path, text.as_bytes()).map_err(Error::file(path))
 }
 
 /// The hashes of a checkpoint's files.
@@ -160,10 +162,7 @@ fn checksum(path: &Path) -> Result<u128> {
 }
 
 fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::file(folder)(error)),
-        _ => Ok(()),
-    }
+    disk::remove_folder(folder).map_err(Error::file(folder))
 }
 
 /// The checkpoints of a run, oldest first.
@@ -220,7 +219,7 @@ fn clear_away(folder: &Path) -> Result<()> {
     if let Ok(Ok(progress)) = read_progress(&replaced) {
         let name = folder.join(format!("step-{:08}", progress.step));
         if !name.exists() {
-            fs::rename(&replaced, &name).map_err(Error::file(&name))?;
+            disk::rename(&replaced, &name).map_err(Error::file(&name))?;
         }
     }
     remove(&replaced)

@@ -55,6 +55,16 @@ pub enum Error {
         /// The loss, or the tensor's name.
         what: String,
     },
+    /// The run was asked to stop; a checkpoint holds what is done.
+    #[error(
+        "stopped after step {step} of {total}, which a checkpoint keeps; the same command goes on from there"
+    )]
+    Interrupted {
+        /// The last step, from 1.
+        step: usize,
+        /// All steps.
+        total: usize,
+    },
     /// A checkpoint does not belong to this run.
     #[error("{}: {reason}", path.display())]
     Checkpoint {
@@ -66,6 +76,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Rows of several texts for an objective that does not take them.
+    pub fn packing(objective: &str) -> Self {
+        let fix = "leave `packing` out; `group_by_length = true` spares padding too";
+        Self::Option {
+            key: "packing",
+            reason: format!(
+                "`{objective}` takes a row for one text, and packed rows hold several; {fix}"
+            ),
+        }
+    }
+
     /// Wraps an I/O error with its path.
     pub fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

@@ -3,7 +3,13 @@
 use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
 
-use crate::{Result, batch::Sample, metrics::Window, objectives::Objective, trained};
+use crate::{
+    Result,
+    batch::Sample,
+    metrics::Window,
+    objectives::{Batch, Objective},
+    trained,
+};
 
 /// A mean loss, and named metrics.
 pub type Evaluation = (f64, Vec<(String, f64)>);
@@ -21,18 +27,19 @@ pub fn evaluate(
     let model = model.frozen();
     trained::frozen(objective, |objective| {
         let mut window = Window::default();
-        let (mut sum, mut units) = (0.0, 0.0);
-        for (number, chunk) in samples.chunks(batch.max(1)).enumerate() {
+        let collate = |(number, chunk): (usize, &[Sample])| {
             let mut random = Random::named(&format!("evaluation|{number}"));
-            let chunk: Vec<&Sample> = chunk.iter().collect();
-            let batch = objective.collate(&model, &chunk, &mut random)?;
-            if batch.units > 0.0 {
-                let loss = objective.loss(&model, &batch)?;
-                sum += loss.value();
-                units += batch.units;
-                window.add(&loss.metrics);
-            }
+            objective.collate(&model, &chunk.iter().collect::<Vec<_>>(), &mut random)
+        };
+        let chunks = samples.chunks(batch.max(1)).enumerate();
+        let mut batches = chunks.map(collate).collect::<Result<Vec<_>>>()?;
+        let units = Batch::of_step(&mut batches);
+        let mut sum = 0.0;
+        for batch in batches.iter().filter(|batch| batch.units > 0.0) {
+            let loss = objective.loss(&model, batch)?;
+            sum += loss.value();
+            window.add(&loss.metrics);
         }
-        Ok((sum / units.max(1.0), window.means()))
+        Ok((sum / units, window.means()))
     })
 }

@@ -16,6 +16,7 @@ pub mod optimisers;
 pub mod options;
 pub mod order;
 pub mod plan;
+pub mod token_count;
 pub mod trained;
 pub mod trainer;
 

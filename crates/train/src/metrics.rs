@@ -4,11 +4,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
-    io::Write,
+    fs, io,
     path::{Path, PathBuf},
 };
 
+use espalier_data::disk::Log;
 use serde_json::{Map, Value};
 
 use crate::{Error, Result, objectives::Metric};
@@ -170,7 +170,7 @@ impl Window {
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
-    file: File,
+    file: Log,
 }
 
 impl MetricsLog {
@@ -180,28 +180,20 @@ impl MetricsLog {
     /// # Errors
     /// When the file cannot be read or written.
     pub fn open(path: &Path, bytes: u64) -> Result<Self> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .map_err(Error::file(path))?;
-        let mut log = Self {
+        let file = Log::open(path).map_err(Error::file(path))?;
+        file.cut(bytes).map_err(Error::file(path))?;
+        Ok(Self {
             path: path.to_owned(),
             file,
-        };
-        if log.bytes()? > bytes {
-            log.file.set_len(bytes).map_err(Error::file(path))?;
-        }
-        Ok(log)
+        })
     }
 
     /// Bytes so far.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn bytes(&mut self) -> Result<u64> {
-        let end = self.file.metadata().map_err(Error::file(&self.path))?;
-        Ok(end.len())
+    pub fn bytes(&self) -> Result<u64> {
+        self.file.bytes().map_err(Error::file(&self.path))
     }
 
     /// Appends one line: `step` and `values`. A number that is not finite becomes null, as JSON has none.
@@ -218,15 +210,24 @@ impl MetricsLog {
         );
         let line = format!("{}\n", Value::Object(object));
         self.file
-            .write_all(line.as_bytes())
-            .map_err(Error::file(&self.path))
+            .append(line.as_bytes())
+            .map_err(Error::file(&self.path))?;
+        self.is_there().map_err(Error::file(&self.path))
+    }
+
+    /// Whether the file still has its name: what is written to one that was deleted is lost with the process.
+    fn is_there(&self) -> io::Result<()> {
+        let (named, open) = (fs::metadata(&self.path)?, self.file.bytes()?);
+        match named.len() == open {
+            true => Ok(()),
+            false => Err(io::Error::other("another file has taken its place")),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn windows_come_back_from_their_bits() {
@@ -244,6 +245,19 @@ mod tests {
         let means = window.means();
         assert_eq!(means[0], ("a".into(), (0.1 + 1e-300) / 6.0));
         assert_eq!(window, Window::default());
+    }
+
+    #[test]
+    fn a_log_that_was_deleted_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path, 0).unwrap();
+        log.write(1, &[]).unwrap();
+        fs::remove_file(&path).unwrap();
+        let error = log.write(2, &[]).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl"), "{error}");
+        fs::write(&path, "").unwrap();
+        assert!(log.write(3, &[]).is_err());
     }
 
     #[test]

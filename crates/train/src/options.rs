@@ -39,6 +39,8 @@ pub struct TrainOptions {
     pub length: usize,
     /// Fill rows with several examples that cannot see each other.
     pub packing: bool,
+    /// Put examples of like length into a batch, which spares padding; the longest come first in every 50 steps.
+    pub group_by_length: bool,
     /// Arithmetic of the matrix products: `f32`, or `bf16` with f32 weights, sums and optimiser state.
     pub precision: Precision,
     /// Compute each block a second time in the backward instead of keeping its inner values: less memory, a third more work.
@@ -117,6 +119,7 @@ impl Default for TrainOptions {
             accumulation: 1,
             length: 1024,
             packing: false,
+            group_by_length: false,
             precision: Precision::F32,
             gradient_checkpointing: false,
             dropout: 0.0,
@@ -146,16 +149,15 @@ impl TrainOptions {
         self.batch * self.accumulation
     }
 
-    /// Optimiser steps for `examples` examples.
+    /// Optimiser steps for `examples` examples; the last step of a pass holds what is left of it.
     ///
     /// # Errors
     /// When an option makes no sense.
     pub fn total_steps(&self, examples: usize) -> Result<usize> {
         self.check()?;
         let by_epochs = || {
-            (self.epochs * examples as f64 / self.examples_per_step() as f64)
-                .ceil()
-                .max(1.0) as usize
+            let steps = examples.div_ceil(self.examples_per_step()).max(1);
+            (self.epochs * steps as f64).ceil().max(1.0) as usize
         };
         Ok(self.steps.unwrap_or_else(by_epochs))
     }
@@ -282,6 +284,25 @@ mod tests {
                 "step {step}"
             );
         }
+    }
+
+    #[test]
+    fn a_pass_ends_with_its_last_example() {
+        // transformers: ceil(epochs * ceil(ceil(examples / batch) / accumulation)).
+        let steps = |examples, batch, accumulation, epochs| {
+            let options = TrainOptions {
+                batch,
+                accumulation,
+                epochs,
+                ..Default::default()
+            };
+            options.total_steps(examples).unwrap()
+        };
+        assert_eq!(steps(3, 1, 16, 1.0), 1);
+        assert_eq!(steps(3, 1, 16, 5.0), 5);
+        assert_eq!(steps(9, 2, 2, 2.0), 6);
+        assert_eq!(steps(9, 2, 2, 0.5), 2);
+        assert_eq!(steps(8, 2, 2, 1.5), 3);
     }
 
     #[test]

@@ -1,20 +1,25 @@
 //! The plan of a run: what it will cost, said before it starts.
 //!
-//! Memory counts weights, gradients, the optimiser's state and the activations of one batch; time counts six operations a parameter
-//! and token (four where only an adapter is trained) at the speed of a matrix product on this machine. Both are estimates
-//! to be compared with what the run then used.
+//! Tokens are counted on the run's own batches, all of them in a short run. Memory counts weights, gradients, the optimiser's
+//! state and the activations of one batch; time counts six operations a parameter and token (four where only an adapter is
+//! trained), padding included, at the speed of a matrix product of the model's size on this machine. Both are estimates to be
+//! compared with what the run then used.
 
 use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Tensor};
+use espalier_data::{packing::Row, random::Random};
 use espalier_kernels::linear::{Precision, linear};
 use espalier_models::{
-    model::LanguageModel,
+    model::{Input, LanguageModel},
     parameter::Parameters,
-    spec::{ChannelSpec, ExpertsSpec, MixerSpec, ModelSpec},
+    spec::{ChannelSpec, ExpertsSpec, MixerSpec, ModelSpec, PositionSpec},
 };
 
-use crate::{Result, batch::Sample, options::TrainOptions};
+use crate::{
+    Error, Result, batch::Sample, objectives::Objective, options::TrainOptions, order::Order,
+    token_count::TokenCount, trainer::random_of_batch,
+};
 
 /// The plan.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,8 +32,8 @@ pub struct Plan {
     pub samples: usize,
     /// Optimiser steps.
     pub steps: usize,
-    /// Tokens that will be read.
-    pub tokens: u64,
+    /// Tokens of all steps.
+    pub tokens: TokenCount,
     /// Estimated peak memory in bytes.
     pub memory: u64,
     /// Estimated seconds.
@@ -40,11 +45,19 @@ const STEP_EFFICIENCY: f64 = 0.6;
 /// Logits that the cross-entropy computes at once, unless that are few rows.
 const LOGITS_AT_ONCE: usize = 1 << 22;
 
+/// Steps whose batches are counted; a longer run has the same mean.
+const COUNTED_STEPS: usize = 1000;
+
 /// Plans a run of `model` on `samples`.
 ///
 /// # Errors
-/// When an option makes no sense.
-pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -> Result<Plan> {
+/// When an option makes no sense, or a sample does not fit the objective.
+pub fn plan(
+    model: &LanguageModel,
+    objective: &dyn Objective,
+    samples: &[Sample],
+    options: &TrainOptions,
+) -> Result<Plan> {
     let steps = options.total_steps(samples.len())?;
     let count = |trained: bool| {
         model
@@ -55,8 +68,7 @@ pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -
             .sum::<u64>()
     };
     let (parameters, trainable) = (count(false), count(true));
-    let mean = samples.iter().map(|s| s.tokens() as f64).sum::<f64>() / samples.len().max(1) as f64;
-    let tokens = (mean * (steps * options.examples_per_step()) as f64) as u64;
+    let tokens = count_tokens(model, objective, samples, options, steps)?;
     let longest = samples.iter().map(Sample::tokens).max().unwrap_or(0);
     let activations = activation_bytes(
         model.spec(),
@@ -78,8 +90,14 @@ pub fn plan(model: &LanguageModel, samples: &[Sample], options: &TrainOptions) -
     } else {
         passes
     };
-    let seconds = passes * model.spec().active_parameter_count() * tokens as f64
-        / (matrix_speed(model.device(), options.precision) * STEP_EFFICIENCY);
+    let rows = (longest * options.batch).clamp(1, 2048);
+    let speed = matrix_speed(
+        model.device(),
+        options.precision,
+        [rows, model.spec().width],
+    );
+    let seconds = passes * model.spec().active_parameter_count() * tokens.read() as f64
+        / (speed * STEP_EFFICIENCY);
     Ok(Plan {
         parameters,
         trainable,
@@ -129,11 +147,108 @@ fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
     4 * (tokens * (kept + 2 * spec.width) + logits) as u64
 }
 
-/// Floating-point operations a second of a matrix product, measured in a few hundredths of a second.
-pub fn matrix_speed(device: &Device, precision: Precision) -> f64 {
+/// The tokens of `steps` steps, on batches as the trainer makes them.
+fn count_tokens(
+    model: &LanguageModel,
+    objective: &dyn Objective,
+    samples: &[Sample],
+    options: &TrainOptions,
+    steps: usize,
+) -> Result<TokenCount> {
+    let counted = steps.min(COUNTED_STEPS);
+    let mut order = Order::of(samples, options);
+    let mut tokens = TokenCount::default();
+    for step in 0..counted {
+        for (micro, numbers) in order.step(step).iter().enumerate() {
+            let of_batch: Vec<&Sample> = numbers.iter().map(|i| &samples[*i]).collect();
+            let mut random = random_of_batch(options, step, micro);
+            let batch = objective.collate(model, &of_batch, &mut random)?;
+            tokens += batch.tokens.count();
+        }
+    }
+    Ok(match counted == steps {
+        true => tokens,
+        false => tokens.scaled(steps as f64 / counted as f64),
+    })
+}
+
+/// Whether every sample lies within the positions that the model has learned.
+///
+/// # Errors
+/// When some are longer; the error says how many, and the length that fits.
+pub fn check_lengths(
+    model: &LanguageModel,
+    objective: &dyn Objective,
+    samples: &[Sample],
+) -> Result<()> {
+    let limit = |positions: Option<PositionSpec>| match positions {
+        Some(PositionSpec::Learned { count, .. }) => Some(count),
+        _ => None,
+    };
+    let spec = model.spec();
+    let own = limit(spec.positions);
+    let of_source = spec
+        .encoder
+        .as_ref()
+        .and_then(|encoder| limit(encoder.positions));
+    let Some(shortest) = own.into_iter().chain(of_source).min() else {
+        return Ok(());
+    };
+    let beyond = |sample: &Sample| -> Result<bool> {
+        // What an objective makes of a sample is seldom longer than the sample, and never by much.
+        let longest = sample.rows.iter().map(longest_text).max().unwrap_or(0);
+        if 2 * longest <= shortest {
+            return Ok(false);
+        }
+        let batch = objective.collate(model, &[sample], &mut Random::new(0))?;
+        let source = batch.tokens.input.source.as_deref();
+        let exceeds = |input: &Input, limit: Option<usize>| {
+            limit.is_some_and(|limit| last_position(input) >= limit)
+        };
+        Ok(exceeds(&batch.tokens.input, own) || source.is_some_and(|s| exceeds(s, of_source)))
+    };
+    let mut long = Vec::new();
+    for sample in samples {
+        if beyond(sample)? {
+            long.push(sample.rows.iter().map(longest_text).max().unwrap_or(0));
+        }
+    }
+    match long.iter().max() {
+        None => Ok(()),
+        Some(longest) => Err(Error::Option {
+            key: "length",
+            reason: format!(
+                "{} of {} samples are longer than the {shortest} positions that the model has learned, the longest has {longest} \
+                 tokens; set `length = {shortest}`, which keeps their beginning, or shorten them",
+                long.len(),
+                samples.len(),
+            ),
+        }),
+    }
+}
+
+/// Tokens of the longest text of a row.
+fn longest_text(row: &Row) -> usize {
+    row.positions
+        .iter()
+        .max()
+        .map_or(0, |last| *last as usize + 1)
+}
+
+/// The last position that an input asks for.
+fn last_position(input: &Input) -> usize {
+    match &input.positions {
+        Some(positions) => positions.iter().max().map_or(0, |last| *last as usize),
+        None => input.time().saturating_sub(1),
+    }
+}
+
+/// Floating-point operations a second of a product of `[rows, width]` with a square matrix, measured in a few hundredths of a
+/// second.
+pub fn matrix_speed(device: &Device, precision: Precision, [rows, width]: [usize; 2]) -> f64 {
     let device = device.clone().inner();
-    let matrix = || Tensor::<2>::random([512, 512], Distribution::Default, &device);
-    let (a, b) = (matrix(), matrix());
+    let matrix = |rows| Tensor::<2>::random([rows, width], Distribution::Default, &device);
+    let (a, b) = (matrix(rows), matrix(width));
     let multiply = || linear(a.clone(), b.clone(), None, precision).into_data();
     multiply();
     let started = Instant::now();
@@ -142,5 +257,5 @@ pub fn matrix_speed(device: &Device, precision: Precision) -> f64 {
         multiply();
         count += 1;
     }
-    f64::from(count) * 2.0 * 512f64.powi(3) / started.elapsed().as_secs_f64()
+    f64::from(count) * 2.0 * (rows * width * width) as f64 / started.elapsed().as_secs_f64()
 }

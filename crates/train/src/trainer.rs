@@ -5,13 +5,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use burn::tensor::Tensor;
-use espalier_data::random::Random;
+use espalier_data::{disk, packing::Row, random::Random};
 use espalier_kernels::{backward::backward, linear::Precision, optimiser::sum_of_squares};
 use espalier_models::{model::LanguageModel, parameter::Parameter};
 
@@ -22,10 +21,11 @@ use crate::{
     evaluation::{Evaluation, evaluate},
     metrics::{MetricsLog, Window},
     named_tensors::{NamedTensor, SavedTensors},
-    objectives::{Batch, Metric, Objective},
+    objectives::{Batch, Metric, Objective, PackedRows},
     optimisers::{Optimiser, Step},
     options::TrainOptions,
     order::Order,
+    token_count::TokenCount,
     trained,
 };
 
@@ -45,6 +45,8 @@ pub struct Run<'a> {
     pub folder: PathBuf,
     /// Hash of everything that decides the trajectory; a checkpoint with another one is refused.
     pub fingerprint: String,
+    /// Asked after every step whether to stop: the run then leaves a checkpoint and ends with [`Error::Interrupted`].
+    pub interrupted: fn() -> bool,
 }
 
 /// What happens during a run, for progress bars.
@@ -62,7 +64,7 @@ pub enum Event {
         total: usize,
         /// Loss of the step.
         loss: f64,
-        /// Tokens read since the process started, and the seconds that took.
+        /// Tokens of texts since the process started, and the seconds that took.
         speed: (u64, f64),
     },
     /// The held-out loss was measured after this step.
@@ -83,8 +85,8 @@ pub struct Outcome {
     pub model: LanguageModel,
     /// Steps in all.
     pub steps: usize,
-    /// Tokens read in all.
-    pub tokens: u64,
+    /// Tokens of all steps.
+    pub tokens: TokenCount,
     /// Seconds of this process.
     pub seconds: f64,
     /// Held-out loss at the end, where there is held-out data.
@@ -106,13 +108,14 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     }
     let total = run.options.total_steps(run.samples.len())?;
     let checkpoints = run.folder.join("checkpoints");
-    fs::create_dir_all(&checkpoints).map_err(Error::file(&checkpoints))?;
+    disk::create_folder(&checkpoints).map_err(Error::file(&checkpoints))?;
     run.model.set_precision(run.options.precision);
     run.model
         .set_gradient_checkpointing(run.options.gradient_checkpointing)?;
     run.model.set_label_smoothing(run.options.label_smoothing);
     run.model.set_training(true);
     check_objective(run.objective, &run.options)?;
+    check_rows(run.objective, run.samples.iter().chain(&run.validation))?;
     run.objective.start(&run.model, run.options.seed)?;
     run.objective.prepare(&run.model, &mut run.samples)?;
     run.objective.prepare(&run.model, &mut run.validation)?;
@@ -135,14 +138,14 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         }
     };
     let path = run.folder.join("metrics.jsonl");
-    let mut log = MetricsLog::open(&path, progress.log)?;
+    let log = MetricsLog::open(&path, progress.log)?;
     if log.bytes()? < progress.log {
         let remark = "is shorter than at the last checkpoint; its earlier lines are lost";
         events(&Event::Remark(format!("{} {remark}", path.display())));
     }
-    let order = Order::new(run.samples.len(), run.options.seed);
+    let order = Order::of(&run.samples, &run.options);
     let started = Instant::now();
-    let read_before = progress.tokens;
+    let read_before = progress.tokens.real;
     let mut state = State {
         run,
         total,
@@ -155,7 +158,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     while state.progress.step < total {
         let loss = state.step()?;
         let speed = (
-            state.progress.tokens - read_before,
+            state.progress.tokens.real - read_before,
             started.elapsed().as_secs_f64(),
         );
         events(&Event::Step {
@@ -190,6 +193,19 @@ fn check_objective(objective: &dyn Objective, options: &TrainOptions) -> Result<
     Ok(())
 }
 
+/// Whether the objective takes the rows as they are.
+fn check_rows<'a>(
+    objective: &dyn Objective,
+    mut samples: impl Iterator<Item = &'a Sample>,
+) -> Result<()> {
+    let is_packed = |row: &Row| row.segments.iter().any(|segment| *segment > 1);
+    let apart = objective.packed_rows() == PackedRows::Apart;
+    match apart || !samples.any(|sample| sample.rows.iter().any(is_packed)) {
+        true => Ok(()),
+        false => Err(Error::packing(objective.name())),
+    }
+}
+
 /// Puts a checkpoint into model, objective and optimiser. All that it holds must be theirs, and all that they need in it.
 fn restore(
     run: &mut Run<'_>,
@@ -214,6 +230,12 @@ fn restore(
     saved.objective.refuse_unread()
 }
 
+/// What a batch of a step (from 0) draws from: a function of seed, step and batch, so that a run that was interrupted draws it
+/// again.
+pub(crate) fn random_of_batch(options: &TrainOptions, step: usize, batch: usize) -> Random {
+    Random::named(&format!("batch|{}|{step}|{batch}", options.seed))
+}
+
 /// A run under way.
 struct State<'a> {
     run: Run<'a>,
@@ -229,22 +251,24 @@ impl State<'_> {
     /// One optimiser step; returns its loss.
     fn step(&mut self) -> Result<f64> {
         let number = self.progress.step + 1;
-        let batches = self.batches()?;
-        let units = batches
-            .iter()
-            .map(|batch| batch.units)
-            .sum::<f64>()
-            .max(1.0);
+        let mut batches = self.batches()?;
+        let units = Batch::of_step(&mut batches);
         let mut gradients = BTreeMap::new();
         let mut loss = 0.0;
-        for batch in &batches {
+        for (micro, batch) in batches.iter().enumerate() {
+            let seed = self.run.options.seed;
+            let name = format!("adapters|{seed}|{}|{micro}", self.progress.step);
+            let drawn = Random::named(&name).next_u64();
+            self.run.model.set_adapter_dropout(Some(drawn));
             loss += self.backward(batch, units, &mut gradients, number)?;
         }
+        self.run.model.set_adapter_dropout(None);
         let norm = self.update(gradients, number)?;
         self.progress.step = number;
         self.run.objective.after_step(&self.run.model, number)?;
-        let tokens = |batch: &Batch| batch.tokens.read() as u64;
-        self.progress.tokens += batches.iter().map(tokens).sum::<u64>();
+        for batch in &batches {
+            self.progress.tokens += batch.tokens.count();
+        }
         let metric = |name, sum| Metric {
             name,
             sum,
@@ -258,18 +282,10 @@ impl State<'_> {
     /// The batches of the next step, a function of the step alone.
     fn batches(&mut self) -> Result<Vec<Batch>> {
         let options = &self.run.options;
-        let start = self.progress.step * options.examples_per_step();
         let mut batches = Vec::with_capacity(options.accumulation);
-        for micro in 0..options.accumulation {
-            let positions = start + micro * options.batch..start + (micro + 1) * options.batch;
-            let samples: Vec<&Sample> = positions
-                .map(|p| &self.run.samples[self.order.example(p)])
-                .collect();
-            // What is drawn is a function of seed, step and batch, so that a run that was interrupted draws it again.
-            let mut random = Random::named(&format!(
-                "batch|{}|{}|{micro}",
-                options.seed, self.progress.step
-            ));
+        for (micro, numbers) in self.order.step(self.progress.step).iter().enumerate() {
+            let samples: Vec<&Sample> = numbers.iter().map(|i| &self.run.samples[*i]).collect();
+            let mut random = random_of_batch(options, self.progress.step, micro);
             let mut batch = self
                 .run
                 .objective
@@ -362,16 +378,23 @@ impl State<'_> {
                 "learning_rate".into(),
                 self.run.options.learning_rate_at(step - 1, self.total),
             ));
-            values.push(("tokens".into(), self.progress.tokens as f64));
+            values.push(("tokens".into(), self.progress.tokens.real as f64));
             self.log.write(step, &values)?;
         }
         if due(self.run.options.evaluate_every) && !last {
             self.evaluate(events)?;
         }
-        if due(self.run.options.checkpoint_every) && !last {
+        let interrupted = !last && (self.run.interrupted)();
+        if (due(self.run.options.checkpoint_every) && !last) || interrupted {
             self.checkpoint(checkpoints, self.run.options.keep_checkpoints)?;
         }
-        Ok(())
+        match interrupted {
+            true => Err(Error::Interrupted {
+                step,
+                total: self.total,
+            }),
+            false => Ok(()),
+        }
     }
 
     /// Writes everything that the next step depends on.

@@ -111,6 +111,7 @@ fn trained(model: LanguageModel, steps: usize, folder: &Path) -> (Outcome, Vec<f
         },
         folder: folder.to_owned(),
         fingerprint: "test".into(),
+        interrupted: || false,
     };
     let mut losses = Vec::new();
     let mut note = |event: &Event| {
@@ -183,10 +184,9 @@ fn steered_decoding_is_uncached_decoding() {
             let beams = BeamOptions {
                 beams: 1,
                 max_new_tokens: NEW_TOKENS,
-                length_penalty: 1.0,
-                end: vec![],
+                ..BeamOptions::default()
             };
-            let beam = beam_search(&model, &prompt, &beams).unwrap();
+            let beam = beam_search(&model, &prompt, &beams, &mut |_| Ok(false)).unwrap();
             assert_eq!(beam[0].ids, ids, "{prompt:?}");
             for count in 0..NEW_TOKENS {
                 let history = [&prompt[..], &ids[..count]].concat();

@@ -4,7 +4,10 @@
 use std::{collections::BTreeSet, fs};
 
 use burn::tensor::Device;
-use espalier_data::encode::{Example, Pair};
+use espalier_data::{
+    encode::{Example, Pair},
+    packing::{Strategy, pack},
+};
 use espalier_models::{
     families::{self, Config},
     model::LanguageModel,
@@ -14,9 +17,12 @@ use espalier_models::{
 use espalier_train::{
     batch::Sample,
     metrics,
-    objectives::{OBJECTIVES, ObjectiveOptions, registry::Registered, symbols::Symbols},
+    objectives::{
+        OBJECTIVES, Objective, ObjectiveOptions, PackedRows, registry::Registered, symbols::Symbols,
+    },
     options::TrainOptions,
-    trainer::{self, Run},
+    plan::{check_lengths, plan},
+    trainer::{self, Event, Run},
 };
 use serde_json::{Value, json};
 
@@ -60,8 +66,8 @@ fn samples(objective: &str) -> Vec<Sample> {
     (0..6).map(sample).collect()
 }
 
-/// The names in the log of a short run, without the prefix of held-out data.
-fn logged(name: &str) -> BTreeSet<String> {
+/// An objective with its options, and a fresh model that suits it.
+fn built(name: &str, options: Value) -> (Box<dyn Objective>, LanguageModel) {
     let symbols = Symbols {
         mask: Some(3),
         sentinels: vec![20, 21, 22],
@@ -70,29 +76,38 @@ fn logged(name: &str) -> BTreeSet<String> {
         eos: Some(1),
         ..Symbols::default()
     };
-    let options: ObjectiveOptions = serde_json::from_value(json!({ name: {} })).unwrap();
-    let mut objective = options.build(&symbols).unwrap();
+    let options: ObjectiveOptions = serde_json::from_value(json!({ name: options })).unwrap();
     let mut model = LanguageModel::build(spec(name), &mut Seed(1), &Device::flex()).unwrap();
     model.set_trainable(|_| true);
+    (options.build(&symbols).unwrap(), model)
+}
+
+/// The names in the log of a short run, without the prefix of held-out data.
+fn logged(name: &str) -> BTreeSet<String> {
+    let (mut objective, model) = built(name, json!({}));
+    let options = TrainOptions {
+        steps: Some(3),
+        batch: 4,
+        learning_rate: 1e-2,
+        dropout: 0.1,
+        log_every: 1,
+        ..TrainOptions::default()
+    };
+    let planned = plan(&model, objective.as_ref(), &samples(name), &options).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let run = Run {
         model,
         objective: objective.as_mut(),
         samples: samples(name),
         validation: samples(name),
-        options: TrainOptions {
-            steps: Some(3),
-            batch: 3,
-            learning_rate: 1e-2,
-            dropout: 0.1,
-            log_every: 1,
-            ..TrainOptions::default()
-        },
+        options,
         folder: folder.path().to_owned(),
         fingerprint: String::new(),
+        interrupted: || false,
     };
     let outcome = trainer::train(run, &mut |_| {}).unwrap();
     assert!(outcome.validation_loss.is_some_and(f64::is_finite));
+    assert_eq!(planned.tokens, outcome.tokens, "{name}: planned and used");
     let log = fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
     let keys = |line: &str| -> Vec<String> {
         let line: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
@@ -123,4 +138,138 @@ fn every_objective_trains_and_logs_what_it_is_registered_with() {
             .collect();
         assert!(unknown.is_empty(), "{name}: {unknown:?} is not registered");
     }
+}
+
+/// A run of one step that learns nothing: its loss, and its held-out loss on the same samples.
+fn measured(name: &str, options: Value, samples: Vec<Sample>, cut: [usize; 2]) -> (f64, f64) {
+    let (mut objective, model) = built(name, options);
+    let folder = tempfile::tempdir().unwrap();
+    let [batch, accumulation] = cut;
+    let run = Run {
+        model,
+        objective: objective.as_mut(),
+        samples: samples.clone(),
+        validation: samples,
+        options: TrainOptions {
+            batch,
+            accumulation,
+            learning_rate: 0.0,
+            ..TrainOptions::default()
+        },
+        folder: folder.path().to_owned(),
+        fingerprint: String::new(),
+        interrupted: || false,
+    };
+    let mut losses = Vec::new();
+    let outcome = trainer::train(run, &mut |event| {
+        if let Event::Step { loss, .. } = event {
+            losses.push(*loss);
+        }
+    });
+    assert_eq!(losses.len(), 1, "one pass is one step");
+    (losses[0], outcome.unwrap().validation_loss.unwrap())
+}
+
+#[test]
+fn every_term_of_dpo_is_a_mean_over_the_step_however_it_is_cut() {
+    let answer = |length: u32, last: u32| {
+        let ids: Vec<u32> = [5, 6]
+            .into_iter()
+            .chain(7..7 + length)
+            .chain([last])
+            .collect();
+        let targets = (0..ids.len()).map(|place| place >= 2).collect();
+        Example::new(ids, targets)
+    };
+    let pair = |length| {
+        Sample::pair(&Pair {
+            chosen: answer(length, 11),
+            rejected: answer(2, 12),
+        })
+    };
+    let samples: Vec<Sample> = [1, 9, 3, 2, 6].map(pair).to_vec();
+    let options = json!({ "sft_weight": 1.0 });
+    let (whole, held_out) = measured("dpo", options.clone(), samples.clone(), [5, 1]);
+    // The model is its own reference: ln 2, and the mean over all tokens of the better answers.
+    let chosen = |sample: &Sample| Sample::new(vec![sample.rows[0].clone()]);
+    let better: Vec<Sample> = samples.iter().map(chosen).collect();
+    let (likelihood, _) = measured("sft", json!({}), better, [5, 1]);
+    assert!((whole - 2f64.ln() - likelihood).abs() < 1e-5, "{whole}");
+    assert!((held_out - whole).abs() < 1e-5, "{held_out}");
+    for cut in [[1, 5], [2, 3], [1, 16]] {
+        let (parts, held_out) = measured("dpo", options.clone(), samples.clone(), cut);
+        assert!((parts - whole).abs() < 1e-5, "{cut:?}: {parts}");
+        assert!((held_out - whole).abs() < 1e-5, "{cut:?}: {held_out}");
+    }
+}
+
+#[test]
+fn packed_rows_have_the_loss_of_their_texts_or_are_refused() {
+    for Registered {
+        name, packed_rows, ..
+    } in OBJECTIVES
+    {
+        let texts = [vec![5, 6, 7, 8], vec![9, 10, 11], vec![12, 13]];
+        let examples = texts.map(|ids: Vec<u32>| {
+            let targets = vec![true; ids.len()];
+            Example::new(ids, targets)
+        });
+        let rows = pack(&examples, 9, Strategy::BestFit);
+        assert_eq!(rows.len(), 1);
+        let packed: Vec<Sample> = rows.into_iter().map(|row| Sample::new(vec![row])).collect();
+        match packed_rows {
+            PackedRows::Apart => {
+                // All is asked for, so that nothing depends on what is drawn.
+                let options = match *name {
+                    "mlm" | "mntp" => json!({ "probability": 1.0, "masked": 1.0, "random": 0.0 }),
+                    _ => json!({}),
+                };
+                let apart = examples.iter().map(Sample::example).collect();
+                let (apart, _) = measured(name, options.clone(), apart, [3, 1]);
+                let (packed, _) = measured(name, options, packed, [3, 1]);
+                assert!((apart - packed).abs() < 1e-5, "{name}: {apart} {packed}");
+            }
+            PackedRows::Refused => {
+                let (mut objective, model) = built(name, json!({}));
+                let folder = tempfile::tempdir().unwrap();
+                let run = Run {
+                    model,
+                    objective: objective.as_mut(),
+                    samples: packed,
+                    validation: Vec::new(),
+                    options: TrainOptions {
+                        dropout: 0.1,
+                        ..TrainOptions::default()
+                    },
+                    folder: folder.path().to_owned(),
+                    fingerprint: String::new(),
+                    interrupted: || false,
+                };
+                let error = trainer::train(run, &mut |_| {}).unwrap_err().to_string();
+                assert!(error.starts_with("`packing`: "), "{name}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn texts_beyond_the_learned_positions_are_found_before_training() {
+    let text = json!({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": VOCABULARY, "n_embd": 8, "n_layer": 1,
+        "n_head": 2, "n_positions": 6
+    });
+    let config = Config::parse("config.json".as_ref(), &text.to_string()).unwrap();
+    let spec = (families::family(&config).unwrap().read)(&config).unwrap();
+    let model = LanguageModel::build(spec, &mut Seed(1), &Device::flex()).unwrap();
+    let (objective, _) = built("pretrain", json!({}));
+    let of_length = |length| Sample::example(&Example::new(vec![3; length], vec![true; length]));
+    let fitting = [of_length(6), of_length(2)];
+    check_lengths(&model, objective.as_ref(), &fitting).unwrap();
+    let long = [of_length(6), of_length(9), of_length(7)];
+    let error = check_lengths(&model, objective.as_ref(), &long).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`length`: 2 of 3 samples are longer than the 6 positions that the model has learned, the longest has 9 tokens; set \
+         `length = 6`, which keeps their beginning, or shorten them"
+    );
 }

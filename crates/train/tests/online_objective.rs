@@ -30,7 +30,7 @@ use espalier_train::{
     batch::{Sample, TokenBatch},
     checkpoint,
     named_tensors::{self, NamedTensor, SavedTensors, Values},
-    objectives::{Batch, Loss, Metric, Objective, ObjectiveState},
+    objectives::{Batch, Loss, Metric, Objective, ObjectiveState, PackedRows},
     options::TrainOptions,
     trainer::{self, Event, Outcome, Run},
 };
@@ -48,6 +48,10 @@ struct Parity {
 impl Objective for Parity {
     fn name(&self) -> &'static str {
         "parity"
+    }
+
+    fn packed_rows(&self) -> PackedRows {
+        PackedRows::Refused
     }
 
     fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
@@ -187,6 +191,7 @@ fn run(folder: &Path, objective: &mut Parity, events: &mut dyn FnMut(&Event)) ->
         options,
         folder: folder.to_owned(),
         fingerprint: "parity".into(),
+        interrupted: || false,
     };
     trainer::train(run, events)
 }

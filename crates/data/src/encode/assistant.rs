@@ -1,89 +1,421 @@
 //! The characters of a rendered conversation that the assistant generates, for the loss mask.
 //!
-//! A template with `{% generation %}` marks says so itself. Otherwise the conversation is rendered up to each assistant's turn
-//! with a generation prompt, and up to its end: the text between is the model's to generate. Templates whose rendering
-//! of a turn depends on later turns break that; then the turn's content is looked for in the text.
+//! A template with `{% generation %}` marks says so itself. Otherwise the span of a turn lies between two ends of shorter
+//! renderings: of the messages before the turn with a generation prompt, after which the model speaks, and of the messages with
+//! the turn, after which it has spoken. Templates write earlier turns in other ways than the last one (thinking is left out, a
+//! turn ends with another token), so that the shorter renderings need not be prefixes of the whole. What they have in common with it
+//! is found by [`marks`](super::marks) in the messages: behind the same mark stands the same text, up to the place in question.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::marks::{Marked, Placing, Unmarked};
 use crate::record::Message;
 use crate::template::{ChatTemplate, Conversation, Rendered};
 use crate::{Error, Result};
 
+/// The most bytes that shorter renderings of one conversation may take together: a bound on time.
+const MOST_RENDERED: usize = 256 << 20;
+
 /// Half-open range of bytes of the whole text.
 type Span = (usize, usize);
 
-/// Renders a conversation with what the assistant says in `generation`. `special` are the tokenizer's special tokens.
-pub(super) fn render_marked(
+/// Renders a conversation with what the loss asks for in `generation`: what the assistant says in the turns that are to be learned.
+/// `special` are the tokenizer's special tokens.
+///
+/// # Errors
+/// [`Error::Template`] when the template refuses the conversation, or it cannot be told what the assistant says.
+pub fn render_learned(
     template: &ChatTemplate,
     conversation: &Conversation,
     special: &[String],
 ) -> Result<Rendered> {
-    let mut rendered = template.render(conversation)?;
-    if !template.marks_generation() {
-        let turns = conversation
-            .messages
-            .iter()
-            .enumerate()
-            .filter(|(_, message)| message.role == "assistant");
-        let spans: Result<Vec<Span>> = turns
-            .map(|(turn, _)| span(template, conversation, &rendered.text, turn, special))
-            .collect();
-        rendered.generation = in_characters(&rendered.text, &spans?);
+    let messages = template.understood(conversation);
+    let mut rendered = template.render_messages(conversation, &messages)?;
+    if template.marks_generation() {
+        leave_out(&mut rendered, &messages)?;
+        return Ok(rendered);
     }
-    Ok(rendered)
-}
-
-/// The assistant's text in a turn.
-fn span(
-    template: &ChatTemplate,
-    conversation: &Conversation,
-    whole: &str,
-    turn: usize,
-    special: &[String],
-) -> Result<Span> {
-    let part = |length: usize, add_generation_prompt: bool| {
-        let messages = &conversation.messages[..length];
-        let part = Conversation {
-            messages,
-            add_generation_prompt,
-            ..conversation.clone()
-        };
-        // A template may refuse a part of a conversation that it takes whole.
-        Some(template.render(&part).ok()?.text).filter(|text| whole.starts_with(text.as_str()))
+    let search = |placing| {
+        Search::new(
+            template,
+            conversation,
+            &messages,
+            &rendered.text,
+            special,
+            placing,
+        )?
+        .spans()
     };
-    match (part(turn, true), part(turn + 1, false)) {
-        (Some(before), Some(after)) if before.len() < after.len() => Ok((
-            before.len(),
-            end_of_turn(whole, before.len(), after.len(), special),
-        )),
-        _ => find_content(whole, &conversation.messages[turn], turn, special),
+    let mut failure = None;
+    for placing in Placing::ALL {
+        match search(placing) {
+            Ok(spans) => {
+                rendered.generation = in_characters(&rendered.text, &spans);
+                return Ok(rendered);
+            }
+            Err(turn) => failure = failure.or(Some(turn)),
+        }
     }
+    Err(Error::Template(format!(
+        "cannot tell which text the assistant says in message {}: put {{% generation %}} and {{% endgeneration %}} around it in \
+         the template",
+        failure.unwrap_or_default() + 1
+    )))
 }
 
-/// Leaves out white space after the special token that ends a turn: generation has stopped by then.
-fn end_of_turn(whole: &str, start: usize, end: usize, special: &[String]) -> usize {
-    let said = whole[start..end].trim_end();
-    let ended = special.iter().any(|token| said.ends_with(token.as_str()));
-    if ended { start + said.len() } else { end }
-}
-
-/// The only place of a turn's content, with a special token that follows at once.
-fn find_content(whole: &str, message: &Message, turn: usize, special: &[String]) -> Result<Span> {
-    let content = message.content.trim();
-    let mut places = whole.match_indices(content).map(|(place, _)| place);
-    let (Some(start), None, false) = (places.next(), places.next(), content.is_empty()) else {
+/// Drops the spans of turns that are not to be learned from what a template has marked.
+fn leave_out(rendered: &mut Rendered, messages: &[Message]) -> Result<()> {
+    let turns: Vec<&Message> = assistants(messages).map(|(_, message)| message).collect();
+    if turns.iter().all(|message| message.learned) {
+        return Ok(());
+    }
+    if turns.len() != rendered.generation.len() {
         return Err(Error::Template(format!(
-            "cannot tell which text the assistant says in message {}: its content is empty, changed, or found more than once \
-             in the rendered text; put {{% generation %}} and {{% endgeneration %}} around it in the template",
-            turn + 1
+            "cannot tell which turns are not to be learned (`weight` 0): the template has {} parts between {{% generation %}} and \
+             {{% endgeneration %}} for {} turns of the assistant",
+            rendered.generation.len(),
+            turns.len()
         )));
+    }
+    let mut turns = turns.iter();
+    rendered
+        .generation
+        .retain(|_| turns.next().is_some_and(|message| message.learned));
+    Ok(())
+}
+
+fn assistants(messages: &[Message]) -> impl Iterator<Item = (usize, &Message)> {
+    let messages = messages.iter().enumerate();
+    messages.filter(|(_, message)| message.role == "assistant")
+}
+
+/// The end of a shorter rendering: its last mark that the whole has, and what stands behind it.
+#[derive(Clone)]
+struct Ending {
+    /// None when there is no such mark: then the tail is all.
+    mark: Option<char>,
+    /// How often the mark has stood there by then.
+    count: usize,
+    tail: String,
+}
+
+/// What endings of the same kind have in common, so that a long conversation is not rendered anew for each turn.
+type Kind = (String, bool, bool);
+
+/// An ending behind a mark of the last message, by the mark's number there.
+type Known = (usize, Ending);
+
+/// A search for spans in one rendering.
+struct Search<'a> {
+    template: &'a ChatTemplate,
+    conversation: &'a Conversation<'a>,
+    special: &'a [String],
+    marked: Marked,
+    whole: Unmarked,
+    /// Where each mark stands in the whole.
+    places: HashMap<char, Vec<usize>>,
+    known: RefCell<HashMap<Kind, Known>>,
+    /// Bytes of shorter renderings so far.
+    rendered: Cell<usize>,
+}
+
+impl<'a> Search<'a> {
+    /// Renders the messages with marks; the number of the first message when they change what is rendered.
+    fn new(
+        template: &'a ChatTemplate,
+        conversation: &'a Conversation<'a>,
+        messages: &[Message],
+        text: &str,
+        special: &'a [String],
+        placing: Placing,
+    ) -> Result<Self, usize> {
+        let free = template.absent_characters(conversation);
+        let marked = Marked::new(messages, placing, free).ok_or(0_usize)?;
+        let rendered = template.render_messages(conversation, &marked.messages);
+        let whole = marked.unmark(&rendered.map_err(|_| 0_usize)?.text);
+        if whole.text != text {
+            return Err(assistants(messages).next().map_or(0, |(turn, _)| turn));
+        }
+        let mut places: HashMap<char, Vec<usize>> = HashMap::new();
+        for (mark, place) in &whole.marks {
+            places.entry(*mark).or_default().push(*place);
+        }
+        Ok(Self {
+            template,
+            conversation,
+            special,
+            marked,
+            whole,
+            places,
+            known: RefCell::default(),
+            rendered: Cell::new(0),
+        })
+    }
+
+    /// The spans of the turns that are to be learned; the number of a turn that cannot be told.
+    fn spans(&self) -> Result<Vec<Span>, usize> {
+        let (mut spans, mut last_end) = (Vec::new(), 0);
+        for (turn, message) in assistants(&self.marked.messages) {
+            let span = self
+                .start(turn)
+                .and_then(|start| Some((start, self.end(turn, start)?)));
+            let (start, end) = span
+                .filter(|span| last_end <= span.0 && self.holds(turn, *span))
+                .ok_or(turn)?;
+            last_end = end;
+            if message.learned && start < end {
+                spans.push((start, end));
+            }
+        }
+        Ok(spans)
+    }
+
+    /// Where the model begins to speak: after the generation prompt, as far as the turn was written after it.
+    fn start(&self, turn: usize) -> Option<usize> {
+        let ending = self.ending(turn, true)?;
+        let (place, alike) = self.common(&ending)?;
+        let prompted = || self.after_generation_prompt(turn, &ending, place);
+        let whole = alike == ending.tail.len();
+        Some(if whole { None } else { prompted() }.unwrap_or(place + alike))
+    }
+
+    /// Behind the generation prompt, where it stands before the turn, but not behind what a shorter conversation ends with.
+    fn after_generation_prompt(&self, turn: usize, ending: &Ending, from: usize) -> Option<usize> {
+        let without = self.rendered_ending(turn, false)?;
+        let prompt = (without.mark == ending.mark)
+            .then(|| ending.tail.strip_prefix(without.tail.as_str()))??;
+        let end = self.next_mark(from)?;
+        let said = !prompt.trim().is_empty();
+        let found = self.whole.text[from..end].rfind(prompt).filter(|_| said)?;
+        Some(from + found + prompt.len())
+    }
+
+    /// Where the model has spoken.
+    fn end(&self, turn: usize, start: usize) -> Option<usize> {
+        let ending = self.without_suffix(turn, self.ending(turn + 1, false)?);
+        let (place, alike) = self.common(&ending)?;
+        let end = match alike == ending.tail.len() {
+            true => self.with_stop(start, place + alike),
+            false => self.other_end(place.max(start), place + alike),
+        };
+        Some(self.end_of_turn(start, end.max(start)))
+    }
+
+    /// The ending of a turn without what the template writes behind any conversation, such as an instruction or the next turn's
+    /// beginning: what a conversation without the turn ends with too, behind the same special token.
+    fn without_suffix(&self, turn: usize, mut ending: Ending) -> Ending {
+        let tokens = self.special.iter();
+        let found = tokens.filter_map(|token| Some((ending.tail.find(token.as_str())?, token)));
+        let Some((place, token)) =
+            found.min_by_key(|(place, token)| (*place, usize::MAX - token.len()))
+        else {
+            return ending;
+        };
+        let end = place + token.len();
+        let suffix = ending.tail[end..].to_string();
+        let eos = self.conversation.special.eos.as_deref();
+        if suffix.trim().is_empty() || Some(suffix.trim()) == eos {
+            return ending;
+        }
+        let without = self.rendered_ending(turn, false);
+        let without =
+            without.and_then(|without| Some(without.tail.strip_suffix(&suffix)?.to_string()));
+        if without.is_some_and(|without| without.ends_with(token.as_str())) {
+            ending.tail.truncate(end);
+        }
+        ending
+    }
+
+    /// A turn may end without a special token when it is the last one, and with one at once when it is not, which may be the next
+    /// turn's first: it stops the model.
+    fn with_stop(&self, start: usize, end: usize) -> usize {
+        let said = self.whole.text[start.min(end)..end].trim_end();
+        let rest = &self.whole.text[end..];
+        if self
+            .special
+            .iter()
+            .any(|token| said.ends_with(token.as_str()))
+        {
+            return end;
+        }
+        let begins = self.conversation.special.bos.as_ref();
+        let next = self.special.iter().filter(|token| Some(*token) != begins);
+        let next = next.filter(|token| rest.starts_with(token.as_str()));
+        end + next.map(String::len).max().unwrap_or(0)
+    }
+
+    /// The end of a turn that ends in another way than it does when it is the last one: with the next special token.
+    fn other_end(&self, place: usize, alike: usize) -> usize {
+        let text = &self.whole.text;
+        let ended = |token: &String| {
+            text[place.min(alike)..alike]
+                .trim_end()
+                .ends_with(token.as_str())
+        };
+        if self.special.iter().any(ended) {
+            return alike;
+        }
+        let limit = self.next_mark(alike).unwrap_or(text.len());
+        let next = self
+            .special
+            .iter()
+            .filter_map(|token| Some((text[alike..limit].find(token.as_str())?, token.len())))
+            .min_by_key(|(found, length)| (*found, std::cmp::Reverse(*length)));
+        next.map_or(alike, |(found, length)| alike + found + length)
+    }
+
+    /// The ending of the first messages: a known one of its kind if it stands at the same place, or else a new rendering's.
+    fn ending(&self, length: usize, add_generation_prompt: bool) -> Option<Ending> {
+        let Some(last) = length.checked_sub(1) else {
+            return self.rendered_ending(length, add_generation_prompt);
+        };
+        let is_all = length == self.marked.messages.len();
+        let kind = (
+            kind(&self.marked.messages[last]),
+            add_generation_prompt,
+            is_all,
+        );
+        let marks = &self.marked.of_message[last];
+        if let Some((number, known)) = self.known.borrow().get(&kind) {
+            let ending = Ending {
+                mark: marks.get(*number).copied(),
+                ..known.clone()
+            };
+            let common = ending.mark.and_then(|_| self.common(&ending));
+            if common.is_some_and(|(_, alike)| alike == ending.tail.len()) {
+                return Some(ending);
+            }
+        }
+        let ending = self.rendered_ending(length, add_generation_prompt)?;
+        let number = marks.iter().position(|mark| Some(*mark) == ending.mark);
+        if let Some(number) = number {
+            self.known
+                .borrow_mut()
+                .insert(kind, (number, ending.clone()));
+        }
+        Some(ending)
+    }
+
+    /// Renders the first messages.
+    fn rendered_ending(&self, length: usize, add_generation_prompt: bool) -> Option<Ending> {
+        let part = Conversation {
+            add_generation_prompt,
+            ..self.conversation.clone()
+        };
+        let messages = &self.marked.messages[..length];
+        let rendered = self.template.render_messages(&part, messages).ok()?.text;
+        self.rendered.set(self.rendered.get() + rendered.len());
+        let part = self.marked.unmark(&rendered);
+        let whole_has = |index: usize| {
+            let (mark, place) = part.marks[index];
+            let marks = part.marks[..=index].iter();
+            let count = marks.filter(|(other, _)| *other == mark).count();
+            let there = self.places.get(&mark)?.len() >= count;
+            there.then(|| Ending {
+                mark: Some(mark),
+                count,
+                tail: part.text[place..].to_string(),
+            })
+        };
+        let known = (0..part.marks.len()).rev().find_map(whole_has);
+        (self.rendered.get() <= MOST_RENDERED).then(|| {
+            known.unwrap_or(Ending {
+                mark: None,
+                count: 0,
+                tail: part.text,
+            })
+        })
+    }
+
+    /// The place of an ending's mark in the whole, and how many bytes behind it are those of the ending; no special token is cut.
+    fn common(&self, ending: &Ending) -> Option<(usize, usize)> {
+        let place = match ending.mark {
+            Some(mark) => *self.places.get(&mark)?.get(ending.count - 1)?,
+            None => 0,
+        };
+        let (tail, rest) = (ending.tail.as_str(), &self.whole.text[place..]);
+        let pairs = tail.chars().zip(rest.chars());
+        let mut alike: usize = pairs
+            .take_while(|(left, right)| left == right)
+            .map(|(character, _)| character.len_utf8())
+            .sum();
+        if alike < tail.len() {
+            // Without any mark, texts that part early say nothing.
+            let next = self.next_mark(place);
+            (ending.mark.is_some() || next.is_some()).then_some(())?;
+            alike = next.map_or(alike, |next| alike.min(next - place));
+            alike = uncut(tail, uncut(rest, alike, self.special), self.special);
+        }
+        Some((place, alike))
+    }
+
+    /// The place of the first mark after one.
+    fn next_mark(&self, place: usize) -> Option<usize> {
+        let marks = &self.whole.marks;
+        let next = marks.partition_point(|(_, other)| *other <= place);
+        marks.get(next).map(|(_, next)| *next)
+    }
+
+    /// Leaves out white space after the special token that ends a turn: generation has stopped by then.
+    fn end_of_turn(&self, start: usize, end: usize) -> usize {
+        let said = self.whole.text[start..end].trim_end();
+        let ended = |token: &String| said.ends_with(token.as_str());
+        if self.special.iter().any(ended) {
+            start + said.len()
+        } else {
+            end
+        }
+    }
+
+    /// Whether a span has a mark of the turn, if these are there at all, and none of what others say.
+    fn holds(&self, turn: usize, (start, end): Span) -> bool {
+        let marks = &self.whole.marks;
+        let first = marks.partition_point(|(_, place)| *place <= start);
+        let inside = marks[first..].iter().take_while(|(_, place)| *place < end);
+        let given = |(mark, _): &(char, usize)| {
+            let owner = self.marked.owner(*mark);
+            owner.is_some_and(|owner| self.marked.messages[owner].role != "assistant")
+        };
+        if inside.clone().any(given) {
+            return false;
+        }
+        let own = self.marked.of_message[turn].iter();
+        let mut own = own.filter_map(|mark| self.places.get(mark)).peekable();
+        own.peek().is_none() || own.flatten().any(|place| (start..=end).contains(place))
+    }
+}
+
+/// What a message has, on which its ending depends.
+fn kind(message: &Message) -> String {
+    let there = message.rest.iter().filter(|(_, value)| !value.is_null());
+    let calls = message.rest.get("tool_calls").and_then(Value::as_array);
+    let mut kind = format!(
+        "{} {} {}",
+        message.role,
+        message.text().is_empty(),
+        calls.map_or(0, Vec::len)
+    );
+    there.for_each(|(name, _)| kind = format!("{kind} {name}"));
+    kind
+}
+
+/// A length that cuts no special token of the text, and no tag such as `<think>`.
+fn uncut(text: &str, length: usize, special: &[String]) -> usize {
+    let cut = |token: &String| {
+        let starts = text[..length].char_indices().rev();
+        starts
+            .take_while(|(start, _)| start + token.len() > length)
+            .filter(|(start, _)| text[*start..].starts_with(token.as_str()))
+            .map(|(start, _)| start)
+            .last()
     };
-    let end = start + content.len();
-    let ending = special
-        .iter()
-        .filter(|token| whole[end..].starts_with(token.as_str()))
-        .map(String::len)
-        .max();
-    Ok((start, end + ending.unwrap_or(0)))
+    let length = special.iter().filter_map(cut).min().unwrap_or(length);
+    let last = text[..length].rfind(['<', '>', '[', ']']);
+    let open = last.filter(|place| text[*place..].starts_with(['<', '[']));
+    open.unwrap_or(length)
 }
 
 /// Byte ranges, ascending, as character ranges.
@@ -99,7 +431,6 @@ fn in_characters(text: &str, spans: &[Span]) -> Vec<(usize, usize)> {
         .map(|(start, end)| (count_to(*start), count_to(*end)))
         .collect()
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +470,7 @@ mod tests {
             tools,
             ..Conversation::new(messages, &roles)
         };
-        let rendered = render_marked(&ChatTemplate::new(source)?, &conversation, &special())?;
+        let rendered = render_learned(&ChatTemplate::new(source)?, &conversation, &special())?;
         let characters: Vec<char> = rendered.text.chars().collect();
         Ok(rendered
             .generation

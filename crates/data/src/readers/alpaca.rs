@@ -3,11 +3,13 @@
 use serde_json::Value;
 
 use super::fields::{Fields, list, text};
+use super::openai::tools;
 use super::turns::{Last, check};
 use crate::record::{Message, Record};
 
 pub(super) fn read(fields: &Fields) -> Result<Record, String> {
     let mut messages = start(fields)?;
+    let tools = tools(fields)?;
     if fields.has("chosen") || fields.has("rejected") {
         check(&messages, Last::User)?;
         let chosen = Message::assistant(fields.required_text("chosen")?);
@@ -16,15 +18,12 @@ pub(super) fn read(fields: &Fields) -> Result<Record, String> {
             prompt: messages,
             chosen,
             rejected,
-            tools: None,
+            tools,
         });
     }
     messages.push(Message::assistant(fields.required_text("output")?));
     check(&messages, Last::Assistant)?;
-    Ok(Record::Chat {
-        messages,
-        tools: None,
-    })
+    Ok(Record::Chat { messages, tools })
 }
 
 /// System message, history and the question.
@@ -101,9 +100,9 @@ mod tests {
         let Ok(Record::Chat { messages, .. }) = read(value) else {
             panic!("no chat")
         };
-        let turns: Vec<&str> = messages
+        let turns: Vec<String> = messages
             .iter()
-            .map(|message| message.content.as_str())
+            .map(|message| message.text().into_owned())
             .collect();
         assert_eq!(turns, ["s", "a", "b", "c", "d"]);
         assert_eq!(messages[0].role, "system");

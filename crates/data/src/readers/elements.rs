@@ -198,7 +198,7 @@ impl<R: BufRead> Array<R> {
         match self.stream.skip_space()? {
             Some(b']') => return self.close(),
             // Only a comma can follow an element: the element would have gone on otherwise.
-            Some(_) if !first => self.stream.bump()?,
+            Some(_) if !first => self.after_comma()?,
             _ => {}
         }
         self.stream.skip_space()?;
@@ -209,6 +209,19 @@ impl<R: BufRead> Array<R> {
             return Err(self.stream.too_long(line));
         }
         Ok(Some(Element { line, bytes }))
+    }
+
+    /// Passes the comma between two elements, behind which there must be one.
+    fn after_comma(&mut self) -> Result<()> {
+        let line = self.stream.line;
+        self.stream.bump()?;
+        if self.stream.skip_space()? != Some(b']') {
+            return Ok(());
+        }
+        // The bracket is read next time.
+        self.place = Place::First;
+        let reason = "invalid JSON: a comma before `]`; take it out, the last element has none";
+        Err(self.stream.record_error(line, reason))
     }
 
     /// The bytes up to the comma or bracket that ends the element; one more than allowed when it is too long.
@@ -313,6 +326,15 @@ mod tests {
             parts,
             expected.map(|(line, text)| Ok((line, text.to_string())))
         );
+    }
+
+    #[test]
+    fn a_comma_after_the_last_element_is_named() {
+        let parts = parts("[1,\n2 ,\n]\n", 100);
+        assert_eq!(parts[..2], [Ok((1, "1".into())), Ok((2, "2 ".into()))]);
+        let reason =
+            "x:2: invalid JSON: a comma before `]`; take it out, the last element has none";
+        assert_eq!(parts[2..], [Err(reason.to_string())]);
     }
 
     #[test]

@@ -28,6 +28,15 @@ impl Fields {
         self.get(name).is_some()
     }
 
+    /// The keys that the form does not read, with values that say something.
+    pub fn unread(&self) -> impl Iterator<Item = (&str, &Value)> {
+        let unread = |(key, value): &(&String, &Value)| {
+            !self.form.keys().contains(&key.as_str()) && !says_nothing(value)
+        };
+        let keys = self.map.iter().filter(unread);
+        keys.map(|(key, value)| (key.as_str(), value))
+    }
+
     pub fn required(&self, name: &str) -> Result<&Value, String> {
         self.get(name).ok_or_else(|| self.missing(name))
     }
@@ -90,6 +99,17 @@ pub(super) fn list<'a>(name: &str, value: &'a Value) -> Result<&'a Vec<Value>, S
     value
         .as_array()
         .ok_or_else(|| format!("`{name}` must be a list, found {}", kind(value)))
+}
+
+/// Whether a value is null or empty.
+pub(super) fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.iter().all(says_nothing),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
 }
 
 /// The type of a value, in words.

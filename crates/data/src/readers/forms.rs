@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, found};
-use super::turns::{Last, check};
+use super::refused::refuse_record_keys;
+use super::turns::{Last, check, with_system};
 use super::{alpaca, openai, sharegpt};
 use crate::nearest::suggestion;
 use crate::record::{Message, Record};
@@ -41,6 +42,7 @@ const FORMS: [(Form, &str, &[&str]); 6] = [
             "output",
             "system",
             "history",
+            "tools",
             "chosen",
             "rejected",
         ],
@@ -50,16 +52,23 @@ const FORMS: [(Form, &str, &[&str]); 6] = [
         "sharegpt",
         &["conversations", "system", "tools", "chosen", "rejected"],
     ),
-    (Form::Messages, "messages", &["messages", "tools"]),
+    (Form::Messages, "messages", &["messages", "system", "tools"]),
     (
         Form::Preference,
         "preference",
-        &["prompt", "chosen", "rejected", "tools"],
+        &["prompt", "chosen", "rejected", "system", "tools"],
     ),
     (
         Form::Completion,
         "completion",
-        &["prompt", "completion", "question", "answer"],
+        &[
+            "prompt",
+            "completion",
+            "question",
+            "answer",
+            "system",
+            "tools",
+        ],
     ),
     (Form::Text, "text", &["text"]),
 ];
@@ -88,12 +97,23 @@ impl Form {
         rules.iter().find(|(holds, _)| *holds).map(|(_, form)| *form).ok_or_else(|| {
             let known: Vec<&str> = FORMS.iter().flat_map(|(_, _, keys)| keys.iter().copied()).collect();
             let expected = "`messages`, `conversations`, `instruction`, `prompt` and `completion`, `chosen` and `rejected`, or `text`";
-            format!("the keys show no known form ({}); expected {expected}", found(map, "", &known))
+            let list = map.iter().find(|(_, value)| value.is_array());
+            let hint = match list {
+                _ if has("role") && has("content") => {
+                    "; a message alone: put the list of them under `messages`".to_string()
+                }
+                Some((name, _)) if map.len() == 1 => {
+                    let name: String = name.chars().take(40).collect();
+                    format!("; `{name}` holds a list: write the list alone to a file")
+                }
+                _ => String::new(),
+            };
+            format!("the keys show no known form ({}); expected {expected}{hint}", found(map, "", &known))
         })
     }
 
     pub(super) fn read(self, fields: &Fields) -> Result<Record, String> {
-        refuse_unpaired(self, fields)?;
+        refuse_record_keys(self, fields)?;
         match self {
             Self::Alpaca => alpaca::read(fields),
             Self::ShareGpt => sharegpt::read(fields),
@@ -104,19 +124,6 @@ impl Form {
                 text: fields.required_text("text")?.to_string(),
             }),
         }
-    }
-}
-
-/// Unpaired preferences look like conversations, but learning their bad answers would be wrong.
-fn refuse_unpaired(form: Form, fields: &Fields) -> Result<(), String> {
-    let label = ["kto_tag", "label"]
-        .into_iter()
-        .find(|name| fields.get(name).is_some_and(Value::is_boolean));
-    match label {
-        Some(label) if form != Form::Text => Err(format!(
-            "unpaired preferences (`{label}` is true or false) are not supported: use pairs of `chosen` and `rejected`"
-        )),
-        _ => Ok(()),
     }
 }
 
@@ -131,7 +138,8 @@ fn read_completion(fields: &Fields) -> Result<Record, String> {
     } else {
         "completion"
     };
-    let mut messages = openai::turns(asked, fields.required(asked)?, Message::user)?;
+    let asking = openai::turns(asked, fields.required(asked)?, Message::user)?;
+    let mut messages = with_system(fields, asking)?;
     messages.extend(openai::turns(
         answered,
         fields.required(answered)?,
@@ -140,7 +148,7 @@ fn read_completion(fields: &Fields) -> Result<Record, String> {
     check(&messages, Last::Assistant)?;
     Ok(Record::Chat {
         messages,
-        tools: None,
+        tools: openai::tools(fields)?,
     })
 }
 

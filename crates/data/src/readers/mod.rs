@@ -32,6 +32,7 @@ mod elements;
 mod fields;
 mod forms;
 mod openai;
+mod refused;
 mod sharegpt;
 mod turns;
 mod write;
@@ -44,7 +45,7 @@ mod write;
 /// let path = folder.path().join("data.jsonl");
 /// std::fs::write(&path, "{\"question\": \"1 + 1?\", \"answer\": \"2\"}\n")?;
 /// let loaded = read_all(&Source::new(&path), false)?;
-/// assert!(matches!(&loaded.records[0], Record::Chat { messages, .. } if messages[1].content == "2"));
+/// assert!(matches!(&loaded.records[0], Record::Chat { messages, .. } if messages[1].text() == "2"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +77,7 @@ pub struct Reader {
     columns: BTreeMap<String, String>,
     plain: bool,
     failed: bool,
+    line: usize,
 }
 
 /// A whole data set in memory.
@@ -83,6 +85,8 @@ pub struct Reader {
 pub struct Loaded {
     /// The records, in order; at least one.
     pub records: Vec<Record>,
+    /// The line of the file that each record begins at, from 1.
+    pub lines: Vec<usize>,
     /// The malformed records that were left out.
     pub skipped: Vec<Error>,
 }
@@ -127,6 +131,7 @@ pub fn open(source: &Source) -> Result<Reader> {
         columns: source.columns.clone(),
         plain,
         failed: false,
+        line: 0,
     })
 }
 
@@ -137,11 +142,16 @@ pub fn open(source: &Source) -> Result<Reader> {
 pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
     let mut loaded = Loaded {
         records: Vec::new(),
+        lines: Vec::new(),
         skipped: Vec::new(),
     };
-    for record in open(source)? {
+    let mut reader = open(source)?;
+    while let Some(record) = reader.next() {
         match record {
-            Ok(record) => loaded.records.push(record),
+            Ok(record) => {
+                loaded.records.push(record);
+                loaded.lines.push(reader.line);
+            }
             Err(error @ Error::Record { .. }) if skip_malformed => loaded.skipped.push(error),
             Err(error) => return Err(error),
         }
@@ -184,6 +194,10 @@ fn without_mark(file: File) -> std::io::Result<Box<dyn BufRead + Send>> {
     let mut input = BufReader::new(file);
     let mut head = Vec::new();
     (&mut input).take(3).read_to_end(&mut head)?;
+    if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
+        let reason = "the file is UTF-16; save it as UTF-8";
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, reason));
+    }
     if head == b"\xef\xbb\xbf" {
         head.clear();
     }
@@ -191,6 +205,11 @@ fn without_mark(file: File) -> std::io::Result<Box<dyn BufRead + Send>> {
 }
 
 impl Reader {
+    /// The line of the file at which the last record began, from 1.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
     /// The form, once it is given or a record has shown it.
     pub fn form(&self) -> Option<Form> {
         self.form
@@ -233,6 +252,10 @@ impl Reader {
 }
 
 fn object(text: &str) -> Result<Map<String, Value>, Problem> {
+    if text.starts_with('\u{feff}') {
+        let reason = "a byte order mark before the record, as where files were joined; take it out";
+        return Err(reason.to_string().into());
+    }
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => Err(format!("expected an object, found {}", kind(&other)).into()),
@@ -240,7 +263,12 @@ fn object(text: &str) -> Result<Map<String, Value>, Problem> {
             let (line, column) = (error.line(), error.column());
             let message = error.to_string();
             let message = message.split(" at line ").next().unwrap_or(&message);
-            let reason = format!("invalid JSON at column {column}: {message}");
+            // A line is a record in jsonl; JSON that is laid out over several ends too early.
+            let hint = match error.is_eof() && !text.contains('\n') {
+                true => "; a record is one line, or an element of a list `[...]`",
+                false => "",
+            };
+            let reason = format!("invalid JSON at column {column}: {message}{hint}");
             Err(Problem {
                 offset: line.saturating_sub(1),
                 reason,
@@ -264,6 +292,7 @@ impl Iterator for Reader {
                 return Some(Err(error));
             }
         };
+        self.line = element.line;
         Some(
             self.read(&element)
                 .map_err(|Problem { offset, reason }| Error::Record {
@@ -343,6 +372,64 @@ mod tests {
             errors.len() == 1 && errors[0].starts_with("/x.json:4: invalid JSON at column 3"),
             "{errors:?}"
         );
+    }
+
+    #[test]
+    fn layouts_that_are_no_records_are_named() {
+        let (records, errors) = load("x.json", b"{\n  \"data\": [\n  ]\n}\n");
+        assert!(records.is_empty());
+        assert_eq!(
+            errors[0],
+            "/x.json:1: invalid JSON at column 1: EOF while parsing an object; a record is one line, or an element of a list `[...]`"
+        );
+        let (records, errors) = load(
+            "x.jsonl",
+            b"{\"text\": \"a\"}\n\xef\xbb\xbf{\"text\": \"b\"}\n",
+        );
+        assert_eq!(records.len(), 1);
+        assert!(
+            errors[0].starts_with("/x.jsonl:2: a byte order mark"),
+            "{errors:?}"
+        );
+        let (records, errors) = load("x.json", b"[{\"text\": \"a\"},\n]");
+        assert_eq!(records.len(), 1);
+        assert!(
+            errors[0].starts_with("/x.json:1: invalid JSON: a comma before `]`"),
+            "{errors:?}"
+        );
+        let (_, errors) = load("x.json", br#"{"train": [{"text": "a"}]}"#);
+        assert!(
+            errors[0].ends_with("; `train` holds a list: write the list alone to a file"),
+            "{errors:?}"
+        );
+        let (_, errors) = load("x.json", br#"{"role": "user", "content": "a"}"#);
+        assert!(
+            errors[0].ends_with("; a message alone: put the list of them under `messages`"),
+            "{errors:?}"
+        );
+    }
+
+    #[test]
+    fn utf_16_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.jsonl");
+        std::fs::write(&path, b"\xff\xfe{\0").unwrap();
+        let error = read_all(&Source::new(&path), true).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("the file is UTF-16; save it as UTF-8"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_lines_of_records_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.json");
+        std::fs::write(&path, "[{\"text\":\n\"a\"},\n3,\n{\"text\": \"b\"}]").unwrap();
+        let loaded = read_all(&Source::new(&path), true).unwrap();
+        assert_eq!((loaded.records.len(), loaded.lines), (2, vec![1, 4]));
     }
 
     #[test]

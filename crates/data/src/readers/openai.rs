@@ -3,11 +3,13 @@
 use serde_json::Value;
 
 use super::fields::{Fields, kind, list, text};
-use super::turns::{Last, check, role};
-use crate::record::{Message, Record};
+use super::refused::{learned, refuse_turn_keys};
+use super::turns::{Last, check, role, with_system};
+use crate::record::{Content, Message, Record};
 
 pub(super) fn read_messages(fields: &Fields) -> Result<Record, String> {
     let messages = turns("messages", fields.required("messages")?, Message::user)?;
+    let messages = with_system(fields, messages)?;
     check(&messages, Last::Assistant)?;
     Ok(Record::Chat {
         messages,
@@ -37,6 +39,7 @@ pub(super) fn read_preference(fields: &Fields) -> Result<Record, String> {
                 .to_string(),
         );
     }
+    let prompt = with_system(fields, prompt)?;
     check(&prompt, Last::User)?;
     let (chosen, rejected) = (
         answer("chosen", &chosen[common..])?,
@@ -63,6 +66,9 @@ fn common_start(chosen: &[Message], rejected: &[Message]) -> usize {
 
 fn answer(name: &str, messages: &[Message]) -> Result<Message, String> {
     match messages {
+        [message] if message.role == "assistant" && !message.learned => Err(format!(
+            "the turn of `{name}` is not to be learned, but a preference is about nothing else"
+        )),
         [message] if message.role == "assistant" => Ok(message.clone()),
         other => {
             let roles: Vec<&str> = other.iter().map(|message| message.role.as_str()).collect();
@@ -102,31 +108,47 @@ pub(super) fn message(value: &Value) -> Result<Message, String> {
         .ok_or("a message without `role`")?;
     let content = content(rest.shift_remove("content").unwrap_or_default())?;
     let role = role(text("role", &speaker)?)?;
-    if content.is_none() && !rest.contains_key("tool_calls") {
+    let learned = learned(role, &mut rest)?;
+    refuse_turn_keys(&rest)?;
+    let says = |name: &&str| {
+        rest.get(*name)
+            .is_some_and(|value| !value.is_null() && value != &serde_json::json!([]))
+    };
+    if content == Content::Absent && !["tool_calls", "reasoning_content"].iter().any(says) {
         return Err(format!("a message of the {role} without `content`"));
     }
     Ok(Message {
         role: role.to_string(),
-        content: content.unwrap_or_default(),
+        content,
+        learned,
         rest,
     })
 }
 
-/// The text of a message: text, nothing, or a list of text parts.
-fn content(value: Value) -> Result<Option<String>, String> {
+/// What a message says: text, nothing, or a list of text parts.
+fn content(value: Value) -> Result<Content, String> {
     match value {
-        Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text)),
+        Value::Null => Ok(Content::Absent),
+        Value::String(text) => Ok(Content::Text(text)),
         Value::Array(parts) => {
-            let text = parts
-                .iter()
-                .map(|part| part.get("text").and_then(Value::as_str));
-            let text: Option<String> = text.collect();
-            text.map(Some)
-                .ok_or_else(|| "`content` has parts that are not text".to_string())
+            parts.iter().try_for_each(check_part)?;
+            Ok(Content::Parts(parts))
         }
         other => Err(format!("`content` must be text, found {}", kind(&other))),
     }
+}
+
+/// Parts are text, or thinking as Mistral writes it.
+fn check_part(part: &Value) -> Result<(), String> {
+    let name = part.get("type").and_then(Value::as_str).unwrap_or("text");
+    if matches!(name, "text" | "thinking") && part.get(name).is_some_and(Value::is_string) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(40).collect();
+    Err(match name {
+        "text" | "thinking" => format!("`content` has a part without `{shown}`"),
+        _ => format!("`content` has parts that are not text: `{shown}`"),
+    })
 }
 
 /// The tools on offer, from a list or from JSON in a text; bare functions get OpenAI's envelope.
@@ -196,10 +218,7 @@ mod tests {
         };
         assert_eq!(messages[1].rest["tool_calls"], json!([{"id": "1"}]));
         assert_eq!(
-            (
-                messages[2].content.as_str(),
-                &messages[2].rest["tool_call_id"]
-            ),
+            (&*messages[2].text(), &messages[2].rest["tool_call_id"]),
             ("r", &json!("1"))
         );
         assert_eq!(

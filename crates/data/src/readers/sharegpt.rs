@@ -1,10 +1,11 @@
 //! The form of ShareGPT: `conversations` of `{from, value}`, with function calls as JSON in a turn of their own.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::fields::{Fields, kind, list, text};
 use super::openai::{self, tools};
-use super::turns::{Last, check, role};
+use super::refused::{learned, refuse_turn_keys};
+use super::turns::{Last, check, role, with_system};
 use crate::record::{Message, Record};
 
 pub(super) fn read(fields: &Fields) -> Result<Record, String> {
@@ -15,12 +16,7 @@ pub(super) fn read(fields: &Fields) -> Result<Record, String> {
     {
         messages.push(message(turn).map_err(|reason| format!("turn {}: {reason}", index + 1))?);
     }
-    let system = fields.text("system")?.filter(|system| !system.is_empty());
-    if let Some(system) =
-        system.filter(|_| messages.first().is_none_or(|first| first.role != "system"))
-    {
-        messages.insert(0, Message::system(system));
-    }
+    let messages = with_system(fields, messages)?;
     let tools = tools(fields)?;
     if fields.has("chosen") || fields.has("rejected") {
         check(&messages, Last::User)?;
@@ -39,8 +35,13 @@ pub(super) fn read(fields: &Fields) -> Result<Record, String> {
 fn answer(fields: &Fields, name: &str) -> Result<Message, String> {
     let message =
         message(fields.required(name)?).map_err(|reason| format!("`{name}`: {reason}"))?;
-    if message.role == "assistant" {
+    if message.role == "assistant" && message.learned {
         return Ok(message);
+    }
+    if !message.learned {
+        return Err(format!(
+            "the turn of `{name}` is not to be learned, but a preference is about nothing else"
+        ));
     }
     Err(format!(
         "`{name}` must be the assistant's, found `{}`",
@@ -55,20 +56,41 @@ fn message(turn: &Value) -> Result<Message, String> {
     if map.contains_key("role") {
         return openai::message(turn);
     }
-    let speaker = text("from", map.get("from").ok_or("a message without `from`")?)?;
-    let value = text(
-        "value",
-        map.get("value").ok_or("a message without `value`")?,
-    )?;
-    if speaker == "function_call" {
-        function_call(value)
+    let mut rest = map.clone();
+    let speaker = rest
+        .shift_remove("from")
+        .ok_or("a message without `from`")?;
+    let value = rest
+        .shift_remove("value")
+        .ok_or("a message without `value`")?;
+    let (speaker, value) = (text("from", &speaker)?, text("value", &value)?);
+    let calls = match speaker {
+        "function_call" => Some(function_calls(value)?),
+        _ => None,
+    };
+    let role = if calls.is_some() {
+        "assistant"
     } else {
-        Ok(Message::new(role(speaker)?, value))
-    }
+        role(speaker)?
+    };
+    let learned = learned(role, &mut rest)?;
+    refuse_turn_keys(&rest)?;
+    let content = match calls {
+        Some(calls) => {
+            rest.insert("tool_calls".to_string(), calls);
+            String::new()
+        }
+        None => value.to_string(),
+    };
+    Ok(Message {
+        learned,
+        rest,
+        ..Message::new(role, content)
+    })
 }
 
-/// A turn of the assistant that calls functions, from the JSON of one call or a list of them.
-fn function_call(value: &str) -> Result<Message, String> {
+/// The calls of functions in a turn of the assistant, from the JSON of one call or a list of them.
+fn function_calls(value: &str) -> Result<Value, String> {
     let parsed: Value = serde_json::from_str(value)
         .map_err(|error| format!("the function call is not JSON: {error}"))?;
     let calls = if let Value::Array(calls) = parsed {
@@ -79,15 +101,10 @@ fn function_call(value: &str) -> Result<Message, String> {
     if calls.is_empty() || calls.iter().any(|call| call.get("name").is_none()) {
         return Err("a function call without `name`".to_string());
     }
-    let calls: Vec<Value> = calls
-        .iter()
+    let calls = calls.iter();
+    Ok(calls
         .map(|call| json!({"type": "function", "function": call}))
-        .collect();
-    let rest = Map::from_iter([("tool_calls".to_string(), Value::Array(calls))]);
-    Ok(Message {
-        rest,
-        ..Message::assistant("")
-    })
+        .collect())
 }
 
 #[cfg(test)]
@@ -143,7 +160,7 @@ mod tests {
             panic!("no chat")
         };
         assert_eq!(messages.len(), 3);
-        assert_eq!(messages[0].content, "mine");
+        assert_eq!(messages[0].text(), "mine");
     }
 
     #[test]

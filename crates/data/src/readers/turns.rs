@@ -1,5 +1,6 @@
 //! The order of roles in a conversation: which role may follow which.
 
+use super::fields::Fields;
 use crate::nearest::suggestion;
 use crate::record::Message;
 
@@ -18,8 +19,8 @@ pub(super) fn check(messages: &[Message], last: Last) -> Result<(), String> {
     for (index, message) in messages.iter().enumerate() {
         let role = message.role.as_str();
         let allowed = match role {
-            "system" => index == 0,
-            "user" => matches!(previous, "" | "system" | "assistant"),
+            "system" | "developer" => index == 0,
+            "user" => matches!(previous, "" | "system" | "developer" | "assistant"),
             "tool" => matches!(previous, "assistant" | "tool"),
             _ => matches!(previous, "user" | "tool"),
         };
@@ -47,12 +48,26 @@ pub(super) fn check(messages: &[Message], last: Last) -> Result<(), String> {
     }
 }
 
-/// Our name of a role: `user`, `assistant`, `system` or `tool`.
+/// The messages after the record's `system` message, unless they bring their own.
+pub(super) fn with_system(
+    fields: &Fields,
+    mut messages: Vec<Message>,
+) -> Result<Vec<Message>, String> {
+    let own = |first: &Message| matches!(first.role.as_str(), "system" | "developer");
+    let system = fields.text("system")?.filter(|system| !system.is_empty());
+    if let Some(system) = system.filter(|_| !messages.first().is_some_and(own)) {
+        messages.insert(0, Message::system(system));
+    }
+    Ok(messages)
+}
+
+/// Our name of a role: `user`, `assistant`, `system`, `developer` or `tool`.
 pub(super) fn role(name: &str) -> Result<&'static str, String> {
     match name {
         "user" | "human" => Ok("user"),
         "assistant" | "gpt" => Ok("assistant"),
-        "system" | "developer" => Ok("system"),
+        "system" => Ok("system"),
+        "developer" => Ok("developer"),
         "tool" | "observation" | "function" => Ok("tool"),
         _ => {
             let known = [
@@ -61,6 +76,7 @@ pub(super) fn role(name: &str) -> Result<&'static str, String> {
                 "assistant",
                 "gpt",
                 "system",
+                "developer",
                 "tool",
                 "observation",
                 "function",
@@ -92,6 +108,7 @@ mod tests {
         for roles in [
             "user assistant",
             "system user assistant",
+            "developer user assistant",
             "user assistant tool tool assistant user assistant",
         ] {
             assert_eq!(checked(roles, Last::Assistant), Ok(()));

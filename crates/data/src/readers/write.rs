@@ -1,11 +1,11 @@
 //! Writing data sets as jsonl, whole or not at all.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::disk::PartialFile;
 use crate::record::Record;
 use crate::{Error, Result};
 
@@ -41,33 +41,21 @@ pub fn to_json(record: &Record) -> Value {
 /// When the file cannot be written; nothing is left behind then.
 pub fn write_jsonl(path: impl AsRef<Path>, values: impl IntoIterator<Item = Value>) -> Result<()> {
     let path = path.as_ref();
-    let partial = partial_name(path);
-    let written = write_lines(&partial, values).and_then(|()| fs::rename(&partial, path));
-    written.map_err(|error| {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&partial);
-        Error::file(path, error)
-    })
-}
-
-fn partial_name(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.partial", std::process::id()));
-    path.with_file_name(name)
+    write_lines(path, values).map_err(|error| Error::file(path, error))
 }
 
 fn write_lines(path: &Path, values: impl IntoIterator<Item = Value>) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
+    let mut file = PartialFile::create(path)?;
     for value in values {
-        serde_json::to_writer(&mut file, &value)?;
-        file.write_all(b"\n")?;
+        file.write(format!("{value}\n").as_bytes())?;
     }
-    file.flush()
+    file.rename()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn writes_lines_and_leaves_nothing_else() {

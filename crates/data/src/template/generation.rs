@@ -93,13 +93,7 @@ pub(super) struct Sentinels {
 
 impl Sentinels {
     pub(super) fn absent_from(program: &str, variables: &Map<String, Value>) -> Self {
-        let mut taken = BTreeSet::new();
-        note_private(program, &mut taken);
-        variables.iter().for_each(|(key, value)| {
-            note_private(key, &mut taken);
-            note_private_of(value, &mut taken);
-        });
-        let mut free = ('\u{F0000}'..='\u{10FFFD}').filter(|character| !taken.contains(character));
+        let mut free = absent_characters(program, variables);
         // Two planes of private characters cannot be used up by any input worth rendering.
         Self {
             open: free.next().unwrap_or('\u{F0000}'),
@@ -132,6 +126,20 @@ impl Sentinels {
         }
         rendered
     }
+}
+
+/// The private characters that occur nowhere in a template and its variables, in order.
+pub(super) fn absent_characters(
+    program: &str,
+    variables: &Map<String, Value>,
+) -> impl Iterator<Item = char> + use<> {
+    let mut taken = BTreeSet::new();
+    note_private(program, &mut taken);
+    variables.iter().for_each(|(key, value)| {
+        note_private(key, &mut taken);
+        note_private_of(value, &mut taken);
+    });
+    ('\u{F0000}'..='\u{10FFFD}').filter(move |character| !taken.contains(character))
 }
 
 fn note_private_of(value: &Value, taken: &mut BTreeSet<char>) {

@@ -6,28 +6,23 @@
 //! zones (`strftime_now` gives UTC).
 
 mod clock;
+mod engine;
 mod generation;
+mod messages;
 mod python;
 mod slices;
 
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::LazyLock;
+use std::borrow::Cow;
 
-use minijinja::value::Value as Jinja;
-use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
-use crate::record::Message;
+use crate::record::{Content, Message};
 use crate::tokenizer::SpecialTokens;
 use crate::{Error, Result};
 use generation::Sentinels;
 
 /// The most bytes that a template may render.
 pub const OUTPUT_LIMIT: usize = 64 << 20;
-
-/// The most instructions that one rendering may run: some seconds of work, which only a hostile template asks for.
-const MOST_WORK: u64 = 50_000_000;
 
 /// The messages' texts and nothing else, with the end-of-sequence token after the assistant's part: for tasks whose questions and
 /// answers carry their own marks.
@@ -135,9 +130,7 @@ impl ChatTemplate {
     /// [`Error::Template`] with the line when the template is malformed.
     pub fn new(source: &str) -> Result<Self> {
         let (program, marks_generation) = generation::rewrite(source);
-        ENVIRONMENT
-            .template_from_named_str("chat_template", &program)
-            .map_err(|error| template_error(&error))?;
+        engine::check(&program)?;
         Ok(Self {
             source: source.into(),
             program,
@@ -162,7 +155,8 @@ impl ChatTemplate {
     /// than [`OUTPUT_LIMIT`]; when a final message is to be continued but the template does not show it.
     pub fn render(&self, conversation: &Conversation) -> Result<Rendered> {
         if !conversation.continue_final_message {
-            return self.render_variables(&variables(conversation, conversation.messages));
+            let messages = self.understood(conversation);
+            return self.render_messages(conversation, &messages);
         }
         if conversation.add_generation_prompt {
             return Err(Error::Template(
@@ -175,37 +169,68 @@ impl ChatTemplate {
                 "continue_final_message: there is no message to continue".into(),
             ));
         };
-        last.content += CONTINUE_MARK;
-        cut_at_mark(self.render_variables(&variables(conversation, &messages))?)
+        last.content = Content::Text(last.text().into_owned() + CONTINUE_MARK);
+        cut_at_mark(self.render_messages(conversation, &messages)?)
+    }
+
+    /// Messages as the template understands them. Contents that are absent are none where the template fails without them (DeepSeek's
+    /// ask for that), parts of contents are joined where it fails at lists or writes them as values.
+    pub(crate) fn understood<'a>(&self, conversation: &Conversation<'a>) -> Cow<'a, [Message]> {
+        let given = conversation.messages;
+        let joined = messages::joined(given);
+        let nulls = messages::with_nulls(given);
+        let both = joined.as_deref().and_then(messages::with_nulls);
+        if joined.is_none() && nulls.is_none() || self.understands(conversation, given) {
+            return Cow::Borrowed(given);
+        }
+        let others = [joined, nulls, both].into_iter().flatten();
+        let understood = others
+            .into_iter()
+            .find(|messages| self.understands(conversation, messages));
+        understood.map_or(Cow::Borrowed(given), Cow::Owned)
+    }
+
+    /// Whether the template takes the messages, and writes no value where there should be a text.
+    fn understands(&self, conversation: &Conversation, messages: &[Message]) -> bool {
+        let Ok(rendered) = self.render_messages(conversation, messages) else {
+            return false;
+        };
+        let nulls = messages
+            .iter()
+            .any(|message| message.content == Content::Null);
+        let prints_nulls = || {
+            let empty = messages::with_empty_texts(messages);
+            let empty = self.render_messages(conversation, &empty);
+            empty.is_ok_and(|empty| messages::prints_nulls(&rendered.text, &empty.text))
+        };
+        !messages::prints_parts(&rendered.text, messages) && !(nulls && prints_nulls())
+    }
+
+    /// Renders these messages in place of the conversation's, as they are.
+    pub(crate) fn render_messages(
+        &self,
+        conversation: &Conversation,
+        messages: &[Message],
+    ) -> Result<Rendered> {
+        self.render_variables(&variables(conversation, messages))
+    }
+
+    /// Characters that occur neither in the template nor in what the conversation brings.
+    pub(crate) fn absent_characters(
+        &self,
+        conversation: &Conversation,
+    ) -> impl Iterator<Item = char> + use<> {
+        generation::absent_characters(
+            &self.program,
+            &variables(conversation, conversation.messages),
+        )
     }
 
     fn render_variables(&self, variables: &Map<String, Value>) -> Result<Rendered> {
         let sentinels = Sentinels::absent_from(&self.program, variables);
-        let mut environment = ENVIRONMENT.clone();
-        environment.add_filter(generation::FILTER, move |body: String| {
-            sentinels.wrap(&body)
-        });
-        // The engine must not take the process with it, whatever a template does.
-        let output = catch_unwind(AssertUnwindSafe(|| {
-            run(&environment, &self.program, variables)
-        }));
-        let output = output.unwrap_or_else(|_| {
-            Err(Error::Template("the template makes the engine fail".into()))
-        })?;
+        let output = engine::render(&self.program, variables, move |body| sentinels.wrap(&body))?;
         Ok(sentinels.extract(&output))
     }
-}
-
-fn run(environment: &Environment, program: &str, variables: &Map<String, Value>) -> Result<String> {
-    let mut output = Bounded(Vec::new());
-    let template = environment.template_from_named_str("chat_template", program);
-    let rendered = template.and_then(|template| {
-        template
-            .render_captured_to(variables, &mut output)
-            .map(|_| ())
-    });
-    rendered.map_err(|error| template_error(&error))?;
-    String::from_utf8(output.0).map_err(|error| Error::Template(error.to_string()))
 }
 
 /// The variables that a template sees.
@@ -216,7 +241,7 @@ fn variables(conversation: &Conversation, messages: &[Message]) -> Map<String, V
     }
     variables.insert(
         "messages".into(),
-        messages.iter().map(message_value).collect(),
+        messages.iter().map(messages::value).collect(),
     );
     variables.insert(
         "tools".into(),
@@ -229,14 +254,6 @@ fn variables(conversation: &Conversation, messages: &[Message]) -> Map<String, V
     );
     variables.extend(conversation.variables.clone());
     variables
-}
-
-fn message_value(message: &Message) -> Value {
-    let mut fields = Map::new();
-    fields.insert("role".into(), message.role.clone().into());
-    fields.insert("content".into(), message.content.clone().into());
-    fields.extend(message.rest.clone());
-    Value::Object(fields)
 }
 
 /// Cuts at the last continuation mark; if the template trimmed the mark's space, it would have trimmed the content's too.
@@ -264,56 +281,6 @@ fn cut_at_mark(rendered: Rendered) -> Result<Rendered> {
         text: kept.to_string(),
         generation,
     })
-}
-
-/// The template engine with the settings, filters and functions that `transformers` gives templates, shared by all of them.
-static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_keep_trailing_newline(false);
-    environment.set_unknown_method_callback(python::method);
-    environment.set_fuel(Some(MOST_WORK));
-    environment.set_formatter(python::print);
-    environment.add_filter("tojson", python::to_json);
-    environment.add_filter("title", |text: String| python::title(&text));
-    environment.add_filter("string", |value: Jinja| python::text(&value));
-    environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", |format: String| clock::now(&format));
-    // Replaced before rendering; here so that checking the syntax knows it.
-    environment.add_filter(generation::FILTER, |body: String| body);
-    environment
-});
-
-fn raise_exception(message: String) -> Result<Jinja, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// The error's own words, its line, and the cause where a called part failed.
-fn template_error(error: &minijinja::Error) -> Error {
-    let cause = std::error::Error::source(error)
-        .map(|cause| format!(": {cause}"))
-        .unwrap_or_default();
-    Error::Template(format!("{error}{cause}"))
-}
-
-/// A buffer that refuses to grow beyond [`OUTPUT_LIMIT`].
-struct Bounded(Vec<u8>);
-
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > OUTPUT_LIMIT {
-            return Err(io::Error::other(format!(
-                "the template renders more than {OUTPUT_LIMIT} bytes"
-            )));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -103,6 +103,33 @@ fn float_text(float: f64) -> String {
     )
 }
 
+/// The filter `trim` of Jinja: of what is no text, it trims how Python writes it.
+pub(super) fn trim(value: Value, characters: Option<String>) -> Result<Value, Error> {
+    let text = text(&value)?;
+    let trimmed = match &characters {
+        Some(characters) => text.trim_matches(|character| characters.contains(character)),
+        None => text.trim(),
+    };
+    Ok(trimmed.into())
+}
+
+/// The filter `length` of Jinja: what is undefined has none.
+pub(super) fn length(value: Value) -> Result<usize, Error> {
+    match value.is_undefined() {
+        true => Ok(0),
+        false => value.len().ok_or_else(|| {
+            let kind = value.kind();
+            let reason = format!("cannot calculate length of value of type {kind}");
+            Error::new(ErrorKind::InvalidOperation, reason)
+        }),
+    }
+}
+
+/// The test `iterable` of Jinja: what is undefined is, none is not.
+pub(super) fn is_iterable(value: Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
 /// Python's `title` filter of Jinja: words begin after white space, a hyphen or an opening bracket.
 pub(super) fn title(text: &str) -> String {
     let mut begins = true;

@@ -1,17 +1,21 @@
 //! A tokenizer's folder, laid out as Hugging Face's: `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
-//! `chat_template.jinja`, `additional_chat_templates/`. In place of `tokenizer.json` there may be GPT-2's older `vocab.json` and
-//! `merges.txt`, or the table of an RWKV world tokenizer.
+//! `chat_template.jinja`, `additional_chat_templates/`. In place of `tokenizer.json` there may be older files (see
+//! [`older_files`]), or the table of an RWKV world tokenizer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
-use tokenizers::models::bpe::{BPE, Vocab};
 
+use super::added_tokens::{Added, Sources};
+use super::class;
 use super::rwkv_world::{self, World};
-use super::{Companion, DEFAULT_TEMPLATE, Kind, SpecialTokens, Tokenizer};
+use super::{
+    Companion, DEFAULT_TEMPLATE, Kind, SpecialTokens, Tokenizer, older_files, sentencepiece,
+};
+use crate::disk;
 use crate::template::ChatTemplate;
 use crate::{Error, Result};
 
@@ -20,8 +24,10 @@ const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_MAP: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
 const MORE_TEMPLATES: &str = "additional_chat_templates";
-/// GPT-2's only special token, which its two files do not mark as such.
-const END_OF_TEXT: &str = "<|endoftext|>";
+const ADDED: &str = "added_tokens.json";
+/// What the model's own files say of its tokens.
+const MODEL: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
 /// No known tokenizer comes near this size.
 const LARGEST_FILE: u64 = 512 << 20;
 
@@ -29,24 +35,32 @@ impl Tokenizer {
     /// Reads a model folder.
     ///
     /// The chat template is that of `chat_template.jinja`, else of `tokenizer_config.json`; special tokens are those of
-    /// `tokenizer_config.json`, then of `special_tokens_map.json`.
+    /// `tokenizer_config.json`, then of `special_tokens_map.json`, then of the class that reads older files, then the added tokens whose
+    /// ids `config.json` or `generation_config.json` name.
     ///
     /// # Errors
     /// [`Error::File`] when a file cannot be read, [`Error::Tokenizer`] or [`Error::Record`] when the folder has no tokenizer
     /// or a malformed one, [`Error::Template`] when a chat template is malformed.
     pub fn load(folder: &Path) -> Result<Self> {
-        let config = read_object(&folder.join(CONFIG))?;
+        let small = SmallFiles::read(folder)?;
         let mut special = SpecialTokens::default();
-        special.fill_from(&config);
-        special.fill_from(&read_object(&folder.join(SPECIAL_MAP))?);
-        let table = folder.join(table_name(&config));
+        special.fill_from(&small.config);
+        special.fill_from(&small.special_map);
+        let table = folder.join(table_name(&small.config));
         let mut tokenizer = match read_if_there(&folder.join(TOKENIZER))? {
             Some(text) => {
-                Self::from_json(text.as_bytes()).map_err(|reason| in_folder(folder, reason))?
+                let tokenizer = Self::from_json(text.as_bytes())
+                    .and_then(|tokenizer| tokenizer.with_listed(&small, &special));
+                tokenizer.map_err(|reason| in_folder(folder, reason))?
             }
-            None if table.is_file() => from_table(&table, &config, &mut special)?,
-            None => from_two_files(folder, &mut special)?,
+            // A `vocab_file` of BERT's has the same ending.
+            None if table.is_file() && !small.has_known_class() => {
+                from_table(&table, &small.config, &mut special)?
+            }
+            None => older_files::load(folder, &small, &mut special)?,
         };
+        small.fill_from_model(&tokenizer, &mut special);
+        let config = small.config;
         let templates = read_templates(folder, &config)?;
         tokenizer.companion = Arc::new(Companion {
             special,
@@ -56,13 +70,16 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The file of `folder` that its ids come from: `tokenizer.json`, `vocab.json` or an RWKV table; nothing where it has no
-    /// tokenizer.
+    /// The file of `folder` that its ids come from: `tokenizer.json`, an RWKV table or one of the older files; nothing where it has
+    /// no tokenizer.
     pub fn file_in(folder: &Path) -> Option<PathBuf> {
         let config = read_object(&folder.join(CONFIG)).unwrap_or_default();
-        let names = [TOKENIZER, &table_name(&config), "vocab.json"];
+        let table = table_name(&config);
+        let names = [TOKENIZER, table.as_str(), "vocab.json"];
         names
             .into_iter()
+            .chain(sentencepiece::FILES)
+            .chain(["vocab.txt"])
             .map(|name| folder.join(name))
             .find(|path| path.is_file())
     }
@@ -73,7 +90,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::File`] when a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder).map_err(|source| Error::file(folder, source))?;
+        disk::create_folder(folder).map_err(|source| Error::file(folder, source))?;
         let main = match &self.pipeline.kind {
             Kind::Library(_) => TOKENIZER,
             Kind::World(_) => rwkv_world::VOCABULARY,
@@ -122,6 +139,130 @@ impl Tokenizer {
             _ => _ = config.insert("chat_template".into(), named_list(templates)),
         }
         config
+    }
+}
+
+/// The small files beside a vocabulary, empty where they are missing.
+#[derive(Debug, Default)]
+pub(super) struct SmallFiles {
+    /// `tokenizer_config.json`.
+    pub(super) config: Map<String, Value>,
+    /// `special_tokens_map.json`.
+    pub(super) special_map: Map<String, Value>,
+    /// `added_tokens.json`: ids by text.
+    pub(super) added: Map<String, Value>,
+    /// `config.json`.
+    pub(super) model: Map<String, Value>,
+    /// `generation_config.json`.
+    generation: Map<String, Value>,
+}
+
+impl SmallFiles {
+    fn read(folder: &Path) -> Result<Self> {
+        let read = |name| read_object(&folder.join(name));
+        Ok(Self {
+            config: read(CONFIG)?,
+            special_map: read(SPECIAL_MAP)?,
+            added: read(ADDED)?,
+            model: read(MODEL)?,
+            generation: read(GENERATION)?,
+        })
+    }
+
+    /// Whether a class is known that reads the folder's older files.
+    fn has_known_class(&self) -> bool {
+        matches!(
+            class::choose(&self.config, &self.model),
+            Ok(class::Chosen::Known(..))
+        )
+    }
+
+    /// The texts of the tokens that these files give ids.
+    pub(super) fn listed_tokens(&self) -> BTreeSet<String> {
+        let listed = added_tokens(&self.config).into_values();
+        listed.chain(self.added.keys().cloned()).collect()
+    }
+
+    /// Roles that no file of the tokenizer gives go to the added tokens whose ids the model's files name: a piece of ordinary text
+    /// under such an id is a default that nobody meant.
+    fn fill_from_model(&self, tokenizer: &Tokenizer, special: &mut SpecialTokens) {
+        let id = |key| {
+            [&self.model, &self.generation]
+                .into_iter()
+                .find_map(|map| first_id(map.get(key)?))
+        };
+        for (role, key) in [
+            (&mut special.bos, "bos_token_id"),
+            (&mut special.eos, "eos_token_id"),
+            (&mut special.pad, "pad_token_id"),
+        ] {
+            let token = || {
+                id(key)
+                    .filter(|id| tokenizer.is_added(*id))
+                    .and_then(|id| tokenizer.token(id))
+            };
+            *role = role.take().or_else(token);
+        }
+    }
+}
+
+/// An id, or the first of a list.
+fn first_id(value: &Value) -> Option<u32> {
+    let id = value
+        .as_u64()
+        .or_else(|| value.as_array()?.first()?.as_u64())?;
+    u32::try_from(id).ok()
+}
+
+impl Tokenizer {
+    /// The tokenizer of a `tokenizer.json` with the tokens that the files beside it add, as far as they have the ids that these files say.
+    fn with_listed(self, small: &SmallFiles, special: &SpecialTokens) -> Result<Self> {
+        let Kind::Library(library) = &self.pipeline.kind else {
+            return Ok(self);
+        };
+        let known = library.get_added_tokens_decoder();
+        let missing = |token: &Added| {
+            known
+                .get(&token.id)
+                .is_none_or(|known| known.content != token.content)
+        };
+        let sources = Sources {
+            config: &small.config,
+            special_map: &small.special_map,
+            added: &small.added,
+            special,
+        };
+        let size = self.vocabulary_size() as u32;
+        let listed = small.listed_tokens();
+        let tokens = sources.tokens(&|token| self.id(token), size, Vec::new());
+        // A role without a token in any file stays a name.
+        let wanted =
+            |token: &Added| self.id(&token.content).is_some() || listed.contains(&token.content);
+        let new: Vec<Added> = tokens
+            .into_iter()
+            .filter(|token| missing(token) && wanted(token))
+            .collect();
+        if new.is_empty() {
+            return Ok(self);
+        }
+        let mut library = (**library).clone();
+        for token in &new {
+            let added = AddedToken::from(token.content.clone(), token.special)
+                .normalized(token.normalized)
+                .lstrip(token.lstrip)
+                .rstrip(token.rstrip)
+                .single_word(token.single_word);
+            library.add_tokens([added]).map_err(super::library_error)?;
+            let id = library.token_to_id(&token.content);
+            if id != Some(token.id) {
+                let (content, wanted) = (&token.content, token.id);
+                let got = id.map_or("none".to_owned(), |id| id.to_string());
+                return Err(Error::Tokenizer(format!(
+                    "`{content}` has id {wanted} in {CONFIG} or {ADDED}, but {got} in {TOKENIZER}; the files do not belong together"
+                )));
+            }
+        }
+        Self::from_library(library)
     }
 }
 
@@ -238,64 +379,8 @@ fn added_tokens(config: &Map<String, Value>) -> BTreeMap<u32, String> {
         .collect()
 }
 
-/// GPT-2's `vocab.json` and `merges.txt`.
-fn from_two_files(folder: &Path, special: &mut SpecialTokens) -> Result<Tokenizer> {
-    let (vocabulary, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
-    let (Some(vocabulary_text), Some(merges_text)) =
-        (read_if_there(&vocabulary)?, read_if_there(&merges)?)
-    else {
-        return Err(Error::Tokenizer(format!(
-            "{}: no {TOKENIZER} here (nor vocab.json with merges.txt, nor {}); name the folder of a model or train a tokenizer",
-            folder.display(),
-            rwkv_world::VOCABULARY
-        )));
-    };
-    let ids: std::collections::HashMap<String, u32> = serde_json::from_str(&vocabulary_text)
-        .map_err(|reason| Error::Tokenizer(format!("{}: {reason}", vocabulary.display())))?;
-    if ids.contains_key(END_OF_TEXT) {
-        for role in [&mut special.bos, &mut special.eos, &mut special.unk] {
-            role.get_or_insert_with(|| END_OF_TEXT.into());
-        }
-    }
-    let known: Vec<AddedToken> = special
-        .named()
-        .filter(|(_, token)| ids.contains_key(*token))
-        .map(|(_, token)| AddedToken::from(token, true))
-        .collect();
-    let model = BPE::builder().vocab_and_merges(
-        ids.into_iter().collect::<Vocab>(),
-        parse_merges(&merges, &merges_text)?,
-    );
-    let model = model
-        .build()
-        .map_err(|reason| Error::Tokenizer(format!("{}: {reason}", merges.display())))?;
-    Tokenizer::from_byte_level_model(model, &known)
-}
-
-/// One "left right" a line, after an optional `#version` line.
-fn parse_merges(path: &Path, text: &str) -> Result<Vec<(String, String)>> {
-    let lines = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
-    let parse = |(number, line): (usize, &str)| {
-        let pair = line
-            .split_once(' ')
-            .filter(|(_, right)| !right.contains(' '));
-        let (left, right) = pair.ok_or_else(|| {
-            Error::Tokenizer(format!(
-                "{}:{}: expected two tokens with a space between",
-                path.display(),
-                number + 1
-            ))
-        })?;
-        Ok((left.to_string(), right.to_string()))
-    };
-    lines.map(parse).collect()
-}
-
 /// Puts the folder before the reason.
-fn in_folder(folder: &Path, error: Error) -> Error {
+pub(super) fn in_folder(folder: &Path, error: Error) -> Error {
     match error {
         Error::Tokenizer(reason) => Error::Tokenizer(format!("{}: {reason}", folder.display())),
         Error::Template(reason) => Error::Template(format!("{}: {reason}", folder.display())),
@@ -320,7 +405,21 @@ fn read_if_there(path: &Path) -> Result<Option<String>> {
     }
 }
 
-fn read(path: &Path) -> Result<String> {
+pub(super) fn read(path: &Path) -> Result<String> {
+    let not_text = |_| {
+        Error::file(
+            path,
+            std::io::Error::new(
+                std::io::ErrorKind::InvalidData,
+                "stream did not contain valid UTF-8",
+            ),
+        )
+    };
+    String::from_utf8(read_bytes(path)?).map_err(not_text)
+}
+
+/// The bytes of a file of a believable size.
+pub(super) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     let size = std::fs::metadata(path)
         .map_err(|source| Error::file(path, source))?
         .len();
@@ -330,11 +429,11 @@ fn read(path: &Path) -> Result<String> {
             path.display()
         )));
     }
-    std::fs::read_to_string(path).map_err(|source| Error::file(path, source))
+    std::fs::read(path).map_err(|source| Error::file(path, source))
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|source| Error::file(path, source))
+    disk::write_whole(path, text.as_bytes()).map_err(|source| Error::file(path, source))
 }
 
 #[cfg(test)]

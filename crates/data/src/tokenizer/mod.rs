@@ -4,12 +4,18 @@
 //! `tokenizers` library's, so ids equal the reference's. This module adds what surrounds it: a model folder's companion files,
 //! training, streaming and special tokens. The RWKV world tokenizer, which the library lacks, is here in full.
 //!
-//! Left out: SentencePiece's `tokenizer.model` (convert it to `tokenizer.json` first), and the flags `add_bos_token` and
-//! `add_eos_token` of `tokenizer_config.json`: the post-processor of `tokenizer.json` alone decides which special tokens are
-//! added. Truncation and padding stored in `tokenizer.json` are dropped, for they would cut texts unasked.
+//! Where a folder has a `tokenizer.json`, its post-processor alone decides which special tokens are added, and `add_bos_token` and
+//! `add_eos_token` of `tokenizer_config.json` say nothing; where it has older files, they decide. Truncation and padding stored in
+//! `tokenizer.json` are dropped, for they would cut texts unasked.
 
+mod added_tokens;
+mod class;
 mod files;
+mod growth;
+mod older_files;
+mod parts;
 mod rwkv_world;
+mod sentencepiece;
 mod special;
 mod stream;
 mod train;
@@ -90,12 +96,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the text is not a tokenizer that the library knows.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
-        // The library panics on some malformed parts.
-        let parsed = catch_unwind(AssertUnwindSafe(|| {
+        let library = caught("tokenizer.json has a part that cannot be read", || {
             tokenizers::Tokenizer::from_bytes(bytes)
-        }));
-        let library = parsed.map_err(|_| {
-            Error::Tokenizer("tokenizer.json has a part that cannot be read".into())
         })?;
         Self::from_library(
             library.map_err(|reason| Error::Tokenizer(format!("tokenizer.json: {reason}")))?,
@@ -133,8 +135,8 @@ impl Tokenizer {
             Kind::Library(library) => library,
             Kind::World(world) => return Ok(world.encoding(text)),
         };
-        let encoding = library
-            .encode_char_offsets(text, add_special)
+        check_length(text)?;
+        let encoding = caught(FAILS, || library.encode_char_offsets(text, add_special))?
             .map_err(library_error)?;
         Ok(Encoding {
             ids: encoding.get_ids().to_vec(),
@@ -148,11 +150,11 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_ids(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         match &self.pipeline.kind {
-            Kind::Library(library) => Ok(library
-                .encode_fast(text, add_special)
-                .map_err(library_error)?
-                .get_ids()
-                .to_vec()),
+            Kind::Library(library) => {
+                check_length(text)?;
+                let encoding = caught(FAILS, || library.encode_fast(text, add_special))?;
+                Ok(encoding.map_err(library_error)?.get_ids().to_vec())
+            }
             Kind::World(world) => Ok(world
                 .encode(text, true)
                 .into_iter()
@@ -182,11 +184,9 @@ impl Tokenizer {
             library.set_encode_special_tokens(true);
             library
         });
-        Ok(library
-            .encode_fast(text, false)
-            .map_err(library_error)?
-            .get_ids()
-            .to_vec())
+        check_length(text)?;
+        let encoding = caught(FAILS, || library.encode_fast(text, false))?;
+        Ok(encoding.map_err(library_error)?.get_ids().to_vec())
     }
 
     /// Text of the ids, without the special tokens if `skip_special`. An id outside the vocabulary gives no text, as models
@@ -196,7 +196,9 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] when the decoder refuses the tokens.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         match &self.pipeline.kind {
-            Kind::Library(library) => library.decode(ids, skip_special).map_err(library_error),
+            Kind::Library(library) => {
+                caught(FAILS, || library.decode(ids, skip_special))?.map_err(library_error)
+            }
             Kind::World(world) => Ok(world.decode(ids, skip_special)),
         }
     }
@@ -236,6 +238,14 @@ impl Tokenizer {
             Kind::Library(library) => library
                 .id_to_token(id)
                 .is_some_and(|token| library.get_added_vocabulary().is_special_token(&token)),
+            Kind::World(world) => world.special().contains_key(&id),
+        }
+    }
+
+    /// Whether this token is found before a text is cut, special or not.
+    pub fn is_added(&self, id: u32) -> bool {
+        match &self.pipeline.kind {
+            Kind::Library(library) => library.get_added_tokens_decoder().contains_key(&id),
             Kind::World(world) => world.special().contains_key(&id),
         }
     }
@@ -295,6 +305,51 @@ impl Tokenizer {
             .filter(|length| *length < 1 << 40)
     }
 
+    /// The ids of [`Tokenizer::encode`] with its special tokens, of a text that is cut at its end until they are at most `longest`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_within(&self, text: &str, longest: usize) -> Result<Vec<u32>> {
+        let ids = self.encode_ids(text, true)?;
+        if ids.len() <= longest {
+            return Ok(ids);
+        }
+        let plain = self.encode_ids(text, false)?;
+        let added = ids.len().saturating_sub(plain.len());
+        let front = (0..=added)
+            .find(|front| ids[*front..].starts_with(&plain))
+            .unwrap_or(0);
+        let kept = longest.saturating_sub(added).min(plain.len());
+        let (before, behind) = (&ids[..front], &ids[front + plain.len()..]);
+        Ok([before, &plain[..kept], behind].concat())
+    }
+
+    /// The same tokenizer on texts in small letters.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for RWKV's world tokenizer, which changes no text.
+    pub fn lowercasing(&self) -> Result<Self> {
+        let Kind::Library(library) = &self.pipeline.kind else {
+            return Err(Error::Tokenizer(
+                "RWKV's world tokenizer cannot write texts in small letters".into(),
+            ));
+        };
+        let unreadable = |reason: serde_json::Error| Error::Tokenizer(reason.to_string());
+        let mut file: Value =
+            serde_json::from_str(&library.to_string(false).map_err(library_error)?)
+                .map_err(unreadable)?;
+        let old = file["normalizer"].take();
+        let lower = serde_json::json!({ "type": "Lowercase" });
+        let steps: Vec<Value> = [lower]
+            .into_iter()
+            .chain(Some(old).filter(|old| !old.is_null()))
+            .collect();
+        file["normalizer"] = parts::sequence("normalizers", steps);
+        let mut lowercasing = Self::from_json(file.to_string().as_bytes())?;
+        lowercasing.companion = self.companion.clone();
+        Ok(lowercasing)
+    }
+
     /// A decoder that takes ids one by one and gives text as soon as it is complete; special tokens give none.
     pub fn stream(&self) -> TextStream {
         TextStream::new(self.clone(), true)
@@ -303,6 +358,41 @@ impl Tokenizer {
     /// As [`Tokenizer::stream`], with the special tokens' text.
     pub fn stream_with_special(&self) -> TextStream {
         TextStream::new(self.clone(), false)
+    }
+
+    /// As [`Tokenizer::stream`], behind tokens whose text is there already: a decoder that takes the first space of a text away leaves
+    /// the one that stands between the two.
+    pub fn stream_after(&self, before: &[u32]) -> TextStream {
+        TextStream::after(self.clone(), self.context(before))
+    }
+
+    /// The text of the ids without special tokens, behind tokens whose text is there already (see [`Tokenizer::stream_after`]).
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn decode_after(&self, before: &[u32], ids: &[u32]) -> Result<String> {
+        let context = self.context(before);
+        let (old, whole) = (
+            self.decode(context, true)?,
+            self.decode(&[context, ids].concat(), true)?,
+        );
+        let shared = old
+            .chars()
+            .zip(whole.chars())
+            .take_while(|(old, new)| old == new);
+        Ok(whole.chars().skip(shared.count()).collect())
+    }
+
+    /// The last tokens of a text, as many as decide how the next one is written: none before a special token.
+    fn context<'a>(&self, before: &'a [u32]) -> &'a [u32] {
+        /// A character has at most four bytes, a token each.
+        const LONGEST: usize = 6;
+        let recent = &before[before.len().saturating_sub(LONGEST)..];
+        let start = recent
+            .iter()
+            .rposition(|id| self.is_special(*id))
+            .map_or(0, |at| at + 1);
+        &recent[start..]
     }
 
     /// A number that tells tokenizers apart: 64-bit FNV-1a of the main file as [`Tokenizer::save`] writes it, and of the
@@ -327,6 +417,26 @@ impl Tokenizer {
     }
 }
 
+/// The longest text in bytes that is encoded at once; the library keeps some hundred bytes for each piece.
+pub const LONGEST_TEXT: usize = 16 << 20;
+
+fn check_length(text: &str) -> Result<()> {
+    if text.len() <= LONGEST_TEXT {
+        return Ok(());
+    }
+    Err(Error::Tokenizer(format!(
+        "a text of {} bytes is too long to encode at once (at most {LONGEST_TEXT}); split it into several documents",
+        text.len()
+    )))
+}
+
+const FAILS: &str = "a part of tokenizer.json makes the library fail on this text";
+
+/// What the library does, which panics on some malformed parts instead of giving an error.
+fn caught<T>(what: &str, work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|_| Error::Tokenizer(what.into()))
+}
+
 /// Fowler, Noll and Vo's 64-bit hash, variant 1a.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -344,7 +454,34 @@ mod published;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
     use std::path::Path;
+
+    #[test]
+    fn parts_that_make_the_library_fail_are_errors() {
+        let word = json!({ "type": "WordLevel", "vocab": { "a": 0 }, "unk_token": "a" });
+        let file =
+            json!({ "model": word, "pre_tokenizer": { "type": "FixedLength", "length": 0 } });
+        let tokenizer = Tokenizer::from_json(file.to_string().as_bytes()).unwrap();
+        for result in [
+            tokenizer.encode("a b c", true).map(|encoding| encoding.ids),
+            tokenizer.encode_ids("a b c", true),
+            tokenizer.encode_user_text("a b c"),
+        ] {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("makes the library fail"), "{error}");
+        }
+    }
+
+    #[test]
+    fn texts_of_any_length_are_not_begun() {
+        let file = fixture("bpe-bytelevel", "tokenizer.json");
+        let tokenizer = Tokenizer::from_json(&file).unwrap();
+        let error = tokenizer
+            .encode(&"a".repeat(LONGEST_TEXT + 1), false)
+            .unwrap_err();
+        assert!(error.to_string().contains("16777217 bytes"), "{error}");
+    }
 
     #[derive(serde::Deserialize)]
     struct Case {

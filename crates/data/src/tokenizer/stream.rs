@@ -42,6 +42,15 @@ impl TextStream {
         }
     }
 
+    /// A stream behind tokens that have been given out.
+    pub(super) fn after(tokenizer: Tokenizer, before: &[u32]) -> Self {
+        Self {
+            given: before.len(),
+            window: before.to_vec(),
+            ..Self::new(tokenizer, true)
+        }
+    }
+
     /// Takes one id; gives the text that became complete with it, if any did.
     ///
     /// # Errors

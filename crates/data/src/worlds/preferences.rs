@@ -350,13 +350,13 @@ mod tests {
                 else {
                     panic!("no pair")
                 };
-                assert_eq!(prompt[0].content, item.prompt);
-                assert!(check(&item, &chosen.content).unwrap());
+                assert_eq!(prompt[0].text(), item.prompt);
+                assert!(check(&item, &chosen.text()).unwrap());
                 assert!(
-                    !check(&item, &rejected.content).unwrap(),
+                    !check(&item, &rejected.text()).unwrap(),
                     "{} {}",
                     item.prompt,
-                    rejected.content
+                    rejected.text()
                 );
             }
         }

@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(messages.len(), 2 * (SLOTS - FREE));
         let text: String = messages
             .iter()
-            .map(|message| message.content.as_str())
+            .map(|message| message.text().into_owned())
             .collect();
         assert_eq!(text, format!("{}{}", item.prompt, item.solution));
         let mut fixed = Random::named("slots");

@@ -1,7 +1,7 @@
 //! `espalier chat`: a conversation in the terminal, or one line of a pipe after the other.
 //!
-//! When the context is full the oldest exchange is left out. Left out: editing of lines, and stopping an answer other than by
-//! ending the program.
+//! When the context is full the oldest exchange is left out. Ctrl-C stops the answer, and at the prompt the program. Left out:
+//! editing of lines.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
@@ -15,10 +15,10 @@ use espalier_engine::{
 use serde_json::json;
 
 use super::{Context, generate::finish_name, sampling::SamplingArgs};
-use crate::{Error, Result, model_path, units};
+use crate::{Error, Result, interrupt, model_path, units};
 
-const HELP: &str =
-    "/reset forgets the conversation, /system TEXT sets the system message, /quit or Ctrl-D ends";
+const HELP: &str = "/reset forgets the conversation, /system TEXT sets the system message, /quit or Ctrl-D ends; \
+     Ctrl-C stops an answer";
 const COMMANDS: [&str; 5] = ["/help", "/quit", "/exit", "/reset", "/system"];
 
 /// Talk to a model.
@@ -49,6 +49,7 @@ pub struct ChatArgs {
 /// When the model cannot be loaded or has no chat template; when it cannot answer a line of a pipe.
 pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     let opened = model_path::open_text_model(&args.model, &context.device)?;
+    super::say_remarks(&opened.remarks);
     if opened.text.tokenizer.template().is_none() {
         let fix = "complete text with `espalier generate`, or tune it on conversations first";
         let folder = opened.folder.display();
@@ -70,9 +71,19 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     };
     chat.reset(args.system.clone());
     match &args.prompt {
-        Some(prompt) => chat.answer(prompt),
+        Some(prompt) => {
+            chat.answer(prompt)?;
+            match interrupt::requested() {
+                true => Err(stopped()),
+                false => Ok(()),
+            }
+        }
         None => chat.converse(&opened.folder.display().to_string()),
     }
+}
+
+fn stopped() -> Error {
+    Error::Interrupted("the answer was stopped".into())
 }
 
 /// A conversation under way.
@@ -138,7 +149,11 @@ impl Chat<'_> {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
                 // At a terminal the conversation goes on after an error.
-                Err(error) if interactive && !matches!(error, Error::Stream(_)) => {
+                Err(error)
+                    if interactive
+                        && !matches!(error, Error::Stream(_))
+                        && !error.is_interruption() =>
+                {
                     writeln!(io::stderr(), "error: {error}")?;
                 }
                 Err(error) => return Err(error),
@@ -173,7 +188,7 @@ impl Chat<'_> {
                     .messages
                     .first()
                     .filter(|message| message.role == "system");
-                self.reset(system.map(|message| message.content.clone()));
+                self.reset(system.map(|message| message.text().into_owned()));
                 terminal.note("the conversation starts anew");
             }
             Line::System(text) => {
@@ -209,13 +224,17 @@ impl Chat<'_> {
         let prompt = self.fitting_prompt()?;
         let start = Instant::now();
         let mut unwritten = None;
+        interrupt::forget();
+        let attentive = interrupt::attentive();
         let generated =
             self.model
                 .generate(&prompt, &self.turn_options(prompt.len()), &mut |piece| {
                     if !json && unwritten.is_none() {
                         unwritten = terminal.foreign(piece).err();
                     }
+                    unwritten.is_none() && !interrupt::requested()
                 })?;
+        drop(attentive);
         if let Some(error) = unwritten {
             return Err(error);
         }
@@ -226,6 +245,12 @@ impl Chat<'_> {
                 "finish": finish_name(generated.finish), "tokens_per_second": rate,
             }))?,
             false => terminal.line("")?,
+        }
+        if interrupt::requested() {
+            terminal.note("(stopped; Ctrl-C again ends the conversation)");
+        }
+        if interrupt::is_termination() {
+            return Err(stopped());
         }
         if matches!(generated.finish, Finish::Length | Finish::Context) {
             let tokens = generated.tokens;

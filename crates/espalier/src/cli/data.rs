@@ -6,11 +6,11 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use espalier_data::{
+    disk::PartialFile,
     readers::to_json,
     record::Record,
     worlds::{self, Split, WORLDS},
 };
-use espalier_models::checkpoint::partial_file::PartialFile;
 use serde_json::{Value, json};
 
 use super::Context;
@@ -141,15 +141,16 @@ fn generate(args: &GenerateArgs, context: &Context) -> Result<()> {
     };
     // A wrong name is told before a file is begun.
     tasks(&args.world)?;
-    let mut file = PartialFile::create(path)?;
+    let mut file = PartialFile::create(path).map_err(Error::file(path))?;
     let progress = context.terminal.progress(args.count, "generate");
     for index in 0..args.count {
-        file.write(format!("{}\n", value(index)?).as_bytes())?;
+        let line = format!("{}\n", value(index)?);
+        file.write(line.as_bytes()).map_err(Error::file(path))?;
         if index % 256 == 0 {
             progress.set(index, "");
         }
     }
-    file.rename()?;
+    file.rename().map_err(Error::file(path))?;
     progress.set(args.count, "");
     progress.finish(&format!(
         "{} items of {} in {}",

@@ -1,13 +1,19 @@
 //! `espalier embed`: texts to vectors.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
-use espalier_engine::embed::{embed, normalised};
+use espalier_engine::{
+    embed::{embed, normalised},
+    sentence_transformers::{Embedded, SentenceTransformer},
+};
 use espalier_models::pooling::Pooling;
 use serde_json::json;
 
-use super::Context;
-use crate::{Error, Result, model_path};
+use super::{Context, lines};
+use crate::{
+    Error, Result,
+    model_path::{self, OpenedModel},
+};
 
 /// Texts that are computed together.
 const BATCH: usize = 16;
@@ -16,7 +22,8 @@ const BATCH: usize = 16;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   espalier embed MODEL 'a first text' 'another one'
-  espalier embed MODEL --file texts.txt --pooling last --json > vectors.jsonl")]
+  espalier embed MODEL --file texts.txt --pooling last --json > vectors.jsonl
+  espalier embed SENTENCE-TRANSFORMER --prompt-name query 'what is a tree?'")]
 pub struct EmbedArgs {
     /// A model folder, an adapter folder, or a run's output
     pub model: PathBuf,
@@ -26,10 +33,17 @@ pub struct EmbedArgs {
     /// Further texts, one a line
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// How tokens become one vector: mean, weighted_mean, first or last
-    #[arg(long, default_value = "mean")]
-    pub pooling: Pooling,
-    /// Leave the vectors as long as they are instead of making them as long as one
+    /// How tokens become one vector: mean, weighted_mean, first or last. Without it, what the folder's modules.json says, or mean
+    #[arg(long)]
+    pub pooling: Option<Pooling>,
+    /// Put this text before every text, and not the model's default prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_name")]
+    pub prompt: Option<String>,
+    /// Put the prompt of this name in config_sentence_transformers.json before every text
+    #[arg(long, value_name = "NAME")]
+    pub prompt_name: Option<String>,
+    /// Leave the vectors as long as they are instead of making them as long as one. Where modules.json describes the vectors, its
+    /// modules alone decide, and this leaves their Normalize out
     #[arg(long)]
     pub raw: bool,
 }
@@ -41,13 +55,7 @@ pub struct EmbedArgs {
 pub fn run(args: &EmbedArgs, context: &Context) -> Result<()> {
     let mut texts = args.texts.clone();
     if let Some(path) = &args.file {
-        let lines = fs::read_to_string(path).map_err(Error::file(path))?;
-        texts.extend(
-            lines
-                .lines()
-                .filter(|line| !line.trim().is_empty())
-                .map(str::to_owned),
-        );
+        texts.extend(lines::read(path)?);
     }
     if texts.is_empty() {
         return Err(Error::usage(
@@ -55,26 +63,61 @@ pub fn run(args: &EmbedArgs, context: &Context) -> Result<()> {
         ));
     }
     let opened = model_path::open_text_model(&args.model, &context.device)?;
-    let encode = |text: &String| opened.text.tokenizer.encode_ids(text, true);
-    let ids = texts
-        .iter()
-        .map(encode)
-        .collect::<std::result::Result<Vec<_>, _>>()?;
-    let vectors = embed(&opened.text.model, &ids, args.pooling, BATCH)?;
-    for ((text, ids), vector) in texts.iter().zip(&ids).zip(vectors) {
-        let vector = if args.raw {
-            vector
-        } else {
-            normalised(&vector)
-        };
+    super::say_remarks(&opened.remarks);
+    let vectors = vectors(args, &opened, &texts)?;
+    for (text, (vector, tokens)) in texts.iter().zip(vectors) {
         if context.json {
             context
                 .terminal
-                .json(&json!({ "text": text, "tokens": ids.len(), "embedding": vector }))?;
+                .json(&json!({ "text": text, "tokens": tokens, "embedding": vector }))?;
         } else {
             let numbers: Vec<String> = vector.iter().map(|x| format!("{x:.6}")).collect();
             context.terminal.line(&numbers.join(" "))?;
         }
     }
     Ok(())
+}
+
+/// The vectors as `modules.json` describes them, or by `--pooling`.
+fn vectors(args: &EmbedArgs, opened: &OpenedModel, texts: &[String]) -> Result<Vec<Embedded>> {
+    let (model, tokenizer) = (&opened.text.model, &opened.text.tokenizer);
+    let described = match args.pooling {
+        None => SentenceTransformer::load(&opened.folder)?.map_or_else(
+            || SentenceTransformer::load(&opened.base),
+            |own| Ok(Some(own)),
+        )?,
+        Some(_) => None,
+    };
+    if let Some(described) = described {
+        let prompt = match &args.prompt {
+            Some(prompt) => prompt,
+            None => described.prompt(args.prompt_name.as_deref())?,
+        };
+        let form = if args.raw {
+            described.clone().without_normalize()
+        } else {
+            described.clone()
+        };
+        return Ok(form.embed(model, tokenizer, texts, prompt, BATCH)?);
+    }
+    if args.prompt_name.is_some() {
+        return Err(Error::usage(
+            "`--prompt-name` names a prompt of a folder with a modules.json; give the text with `--prompt`",
+        ));
+    }
+    let prompt = args.prompt.as_deref().unwrap_or_default();
+    let encode = |text: &String| tokenizer.encode_ids(&format!("{prompt}{text}"), true);
+    let ids = texts
+        .iter()
+        .map(encode)
+        .collect::<std::result::Result<Vec<_>, _>>()?;
+    let vectors = embed(model, &ids, args.pooling.unwrap_or_default(), BATCH)?;
+    let scaled = vectors.into_iter().map(|vector| {
+        if args.raw {
+            vector
+        } else {
+            normalised(&vector)
+        }
+    });
+    Ok(scaled.zip(ids.iter().map(Vec::len)).collect())
 }

@@ -1,19 +1,17 @@
 //! `espalier generate`: texts that continue prompts, or answer them.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use espalier_data::record::Message;
 use espalier_engine::{
-    beam::{BeamOptions, beam_search},
     decode::Finish,
     text::{GeneratedText, TextModel, TextOptions},
 };
 use espalier_models::state_file::Prefix;
 use serde_json::json;
 
-use super::{Context, sampling::SamplingArgs};
+use super::{Context, lines, sampling::SamplingArgs};
 use crate::{Error, Result, model_path, units};
 
 /// Prompts that are computed together.
@@ -67,7 +65,11 @@ pub struct GenerateArgs {
 /// When the model cannot be loaded, there are no prompts, or a prompt does not fit the model.
 pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let prompts = prompts(args)?;
+    if args.beams != 1 {
+        args.check_beams()?;
+    }
     let opened = model_path::open_text_model(&args.model, &context.device)?;
+    super::say_remarks(&opened.remarks);
     let sampler = args.sampling.options(&opened.base)?;
     let options = TextOptions {
         max_new_tokens: args.sampling.max_new_tokens,
@@ -78,6 +80,13 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         .iter()
         .map(|prompt| encode(&opened.text, prompt, args))
         .collect::<Result<Vec<_>>>()?;
+    if let Some(place) = encoded.iter().position(Vec::is_empty) {
+        let number = place + 1;
+        return Err(Error::Work(format!(
+            "prompt {number} of {} is empty, and this model puts no token of its own before a text, so there is nothing to go on from",
+            prompts.len()
+        )));
+    }
     if let Some(path) = &args.save_state {
         return save_state(&opened.text, &encoded, path, context);
     }
@@ -86,11 +95,26 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         return go_on(&opened.text, &prefix, &prompts, &encoded, &options, context);
     }
     if args.beams > 1 {
-        return search(&opened.text, &prompts, &encoded, args, context);
+        return search(&opened.text, &prompts, &encoded, &options, args, context);
     }
     match (&prompts[..], context.json) {
         ([_], false) => stream(&opened.text, &encoded[0], &options, context),
         _ => generate_all(&opened.text, &prompts, &encoded, &options, context),
+    }
+}
+
+impl GenerateArgs {
+    /// Beams follow the likeliest continuations, so that nothing is drawn.
+    fn check_beams(&self) -> Result<()> {
+        if self.beams == 0 {
+            return Err(Error::usage("--beams 0: expected at least 1"));
+        }
+        match self.sampling.drawing() {
+            Some(option) => Err(Error::usage(format!(
+                "{option} says how tokens are drawn, and --beams draws none; leave one of them out"
+            ))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -107,12 +131,7 @@ pub fn finish_name(finish: Finish) -> &'static str {
 fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
     let mut prompts = args.prompts.clone();
     if let Some(path) = &args.file {
-        let text = fs::read_to_string(path).map_err(Error::file(path))?;
-        prompts.extend(
-            text.lines()
-                .filter(|line| !line.trim().is_empty())
-                .map(str::to_string),
-        );
+        prompts.extend(lines::read(path)?);
     }
     if prompts.is_empty() {
         return Err(Error::Usage(
@@ -167,7 +186,7 @@ fn go_on(
 ) -> Result<()> {
     for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
         let started = Instant::now();
-        let generated = text.generate_after(Some(prefix), ids, options, &mut |_| {})?;
+        let generated = text.generate_after(Some(prefix), ids, options, &mut |_| true)?;
         show(
             index,
             prompt,
@@ -192,6 +211,7 @@ fn stream(
         if unwritten.is_none() {
             unwritten = context.terminal.foreign(piece).err();
         }
+        unwritten.is_none()
     })?;
     if let Some(error) = unwritten {
         return Err(error);
@@ -248,27 +268,13 @@ fn search(
     text: &TextModel,
     prompts: &[String],
     encoded: &[Vec<u32>],
+    options: &TextOptions,
     args: &GenerateArgs,
     context: &Context,
 ) -> Result<()> {
-    let options = BeamOptions {
-        beams: args.beams,
-        max_new_tokens: args.sampling.max_new_tokens,
-        length_penalty: args.length_penalty,
-        end: text.end_tokens(),
-    };
     for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
         let started = Instant::now();
-        let found = beam_search(&text.model, ids, &options)?;
-        let Some(best) = found.into_iter().next() else {
-            continue;
-        };
-        let ended = best.ids.last().is_some_and(|id| options.end.contains(id));
-        let generated = GeneratedText {
-            text: text.tokenizer.decode(&best.ids, true)?,
-            tokens: best.ids.len(),
-            finish: if ended { Finish::End } else { Finish::Length },
-        };
+        let generated = text.search(ids, options, args.beams, args.length_penalty)?;
         show(
             index,
             prompt,

@@ -8,6 +8,7 @@ pub mod embed;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod lines;
 pub mod quickstart;
 pub mod run;
 pub mod sampling;
@@ -23,7 +24,7 @@ use burn::tensor::Device;
 use clap::{Parser, Subcommand, error::ErrorKind};
 use espalier_kernels::allocator;
 
-use crate::{Error, Result, device, terminal::Terminal};
+use crate::{Error, Result, device, interrupt, terminal::Terminal};
 
 /// What every verb is given besides its arguments.
 #[derive(Debug, Clone)]
@@ -116,6 +117,7 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(cli: &Cli) -> Result<()> {
+    interrupt::listen()?;
     allocator::keep_freed_memory();
     if matches!(&cli.verb, Verb::Bench(args) if args.trains_in_threads()) {
         allocator::share_one_arena();
@@ -192,6 +194,13 @@ fn record_panics() -> Arc<Mutex<String>> {
         }
     }));
     last
+}
+
+/// Says what the user should know of how a model was read, on the standard error, where it mixes with no output.
+fn say_remarks(remarks: &[String]) {
+    for remark in remarks {
+        let _ = writeln!(std::io::stderr(), "note: {remark}");
+    }
 }
 
 fn report_bug(what: &str, json: bool) -> ExitCode {

@@ -43,29 +43,60 @@ impl SamplingArgs {
     /// # Errors
     /// When an option is out of range, or `generation_config.json` is malformed.
     pub fn options(&self, base: &Path) -> Result<SamplerOptions> {
-        let own = published(&base.join("generation_config.json"))?;
-        let options = SamplerOptions {
+        let path = base.join("generation_config.json");
+        let options = self.over(&published(&path)?);
+        options.validate().map_err(|error| {
+            // What is wrong without the file is wrong on the command line.
+            match self.over(&USUAL).validate() {
+                Ok(()) => Error::Work(format!(
+                    "{}: {error}; mend the file, or set the option on the command line",
+                    path.display()
+                )),
+                Err(_) => Error::Usage(error.to_string()),
+            }
+        })?;
+        Ok(options)
+    }
+
+    /// The options, with those of `own` where none were given.
+    fn over(&self, own: &SamplerOptions) -> SamplerOptions {
+        SamplerOptions {
             temperature: self.temperature.unwrap_or(own.temperature),
             top_p: self.top_p.unwrap_or(own.top_p),
             top_k: self.top_k.unwrap_or(own.top_k),
             min_p: self.min_p.unwrap_or(own.min_p),
             repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
             seed: self.seed,
-        };
-        options
-            .validate()
-            .map_err(|error| Error::Usage(error.to_string()))?;
-        Ok(options)
+        }
+    }
+
+    /// An option that was given, and has a meaning only where tokens are drawn.
+    pub fn drawing(&self) -> Option<&'static str> {
+        let given = [
+            (self.temperature.is_some_and(|t| t != 0.0), "--temperature"),
+            (self.top_p.is_some(), "--top-p"),
+            (self.top_k.is_some(), "--top-k"),
+            (self.min_p.is_some(), "--min-p"),
+        ];
+        given
+            .into_iter()
+            .find_map(|(given, option)| given.then_some(option))
     }
 }
 
+/// Where neither the command line nor the model says anything.
+const USUAL: SamplerOptions = SamplerOptions {
+    temperature: 0.7,
+    top_p: 0.95,
+    top_k: 0,
+    min_p: 0.0,
+    repetition_penalty: 1.0,
+    seed: 0,
+};
+
 /// What the makers of a model recommend.
 fn published(path: &Path) -> Result<SamplerOptions> {
-    let usual = SamplerOptions {
-        temperature: 0.7,
-        top_p: 0.95,
-        ..SamplerOptions::default()
-    };
+    let usual = USUAL;
     if !path.is_file() {
         return Ok(usual);
     }
@@ -128,6 +159,25 @@ mod tests {
         )
         .unwrap();
         assert_eq!(NONE.options(folder.path()).unwrap().temperature, 0.0);
+    }
+
+    #[test]
+    fn values_out_of_range_in_the_models_file_name_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("generation_config.json");
+        std::fs::write(&path, r#"{"top_p": 0}"#).unwrap();
+        let error = NONE.options(folder.path()).unwrap_err();
+        let (said, path) = (error.to_string(), path.display());
+        assert!(
+            said.starts_with(&format!("{path}: top_p = 0: expected")),
+            "{said}"
+        );
+        assert_eq!(error.exit_code(), 1);
+        let given = SamplingArgs {
+            top_p: Some(0.9),
+            ..NONE
+        };
+        assert_eq!(given.options(folder.path()).unwrap().top_p, 0.9);
     }
 
     #[test]

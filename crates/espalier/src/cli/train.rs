@@ -32,6 +32,9 @@ pub struct TrainArgs {
     /// What is trained instead of all weights.
     #[arg(long, help = adapter_help())]
     pub adapter: Option<String>,
+    /// Give the tokenizer this special token, and the model a row for it; may be given several times.
+    #[arg(long, value_name = "TOKEN")]
+    pub add_tokens: Vec<String>,
     /// The run's folder; the trained model is in its `01-train/model`.
     #[arg(long, required_unless_present = "keys")]
     pub output: Option<String>,
@@ -94,6 +97,10 @@ fn recipe(args: &TrainArgs, model: &str, data: &str, output: &str) -> String {
     text.push_str("[stage.train]\n");
     for (key, value) in given.into_iter().chain(adapter) {
         text.push_str(&format!("{key} = {}\n", quoted(value)));
+    }
+    if !args.add_tokens.is_empty() {
+        let tokens: Vec<String> = args.add_tokens.iter().map(|token| quoted(token)).collect();
+        text.push_str(&format!("add_tokens = [{}]\n", tokens.join(", ")));
     }
     text.push_str("[stage.train.options]\n");
     text

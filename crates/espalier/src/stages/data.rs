@@ -1,9 +1,9 @@
 //! Data for a stage: records from files and worlds, encoded and packed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use espalier_data::{
-    encode::{Encoded, Encoder},
+    encode::{Encoded, Encoder, Truncation},
     packing::{self, Strategy},
     random::{Random, fnv},
     readers::{self, Source},
@@ -20,23 +20,50 @@ use crate::{
     recipe::{DataOptions, WorldShape},
 };
 
+/// A record and where it comes from.
+#[derive(Debug, Clone)]
+pub struct Sourced {
+    /// What it says.
+    pub record: Record,
+    /// The file and its line, from 1; nothing for a world's items.
+    pub place: Option<(Arc<Path>, usize)>,
+}
+
+impl Sourced {
+    /// Encodes the record.
+    ///
+    /// # Errors
+    /// When it cannot be encoded, with its place.
+    pub fn encoded(&self, encoder: &Encoder) -> Result<Encoded> {
+        encoder.encode(&self.record).map_err(|error| {
+            Error::work(match &self.place {
+                Some((path, line)) => format!("{}:{line}: {error}", path.display()),
+                None => error.to_string(),
+            })
+        })
+    }
+}
+
 /// Records of all sources, in order. What was left out is counted and said.
 ///
 /// # Errors
 /// When a file cannot be read, a record is malformed, or a world is unknown.
-pub fn records(sources: &[DataOptions], voice: &mut dyn Voice) -> Result<Vec<Record>> {
+pub fn records(sources: &[DataOptions], voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
     let mut all = Vec::new();
     for source in sources {
         source.check()?;
         match &source.world {
-            Some(task) => all.extend(of_world(source, task)?),
+            Some(task) => all.extend(of_world(source, task)?.into_iter().map(|record| Sourced {
+                record,
+                place: None,
+            })),
             None => all.extend(of_file(source, voice)?),
         }
     }
     Ok(all)
 }
 
-fn of_file(source: &DataOptions, voice: &mut dyn Voice) -> Result<Vec<Record>> {
+fn of_file(source: &DataOptions, voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
     let path = source.path.clone().ok_or_else(|| {
         Error::usage("`from` means what an earlier stage of the same recipe left; there is no such stage here")
     })?;
@@ -53,9 +80,13 @@ fn of_file(source: &DataOptions, voice: &mut dyn Voice) -> Result<Vec<Record>> {
             loaded.skipped.len()
         ));
     }
-    let mut records = loaded.records;
-    records.truncate(source.limit.unwrap_or(usize::MAX));
-    Ok(records)
+    let path: Arc<Path> = path.into();
+    let records = loaded.records.into_iter().zip(loaded.lines);
+    let records = records.map(|(record, line)| Sourced {
+        record,
+        place: Some((path.clone(), line)),
+    });
+    Ok(records.take(source.limit.unwrap_or(usize::MAX)).collect())
 }
 
 /// Items of a world when a recipe does not say how many.
@@ -128,7 +159,7 @@ pub fn text_of(record: &Record) -> String {
     let contents = |messages: &[Message]| {
         messages
             .iter()
-            .map(|m| m.content.as_str())
+            .map(Message::text)
             .collect::<Vec<_>>()
             .join("\n")
     };
@@ -136,35 +167,57 @@ pub fn text_of(record: &Record) -> String {
         Record::Text { text } => text.clone(),
         Record::Chat { messages, .. } => contents(messages),
         Record::Preference { prompt, chosen, .. } => {
-            format!("{}\n{}", contents(prompt), chosen.content)
+            format!("{}\n{}", contents(prompt), chosen.text())
         }
     }
 }
 
-/// Encodes records; those with nothing to learn are counted and said.
+/// Encodes records; those with nothing to learn, and those that cannot be encoded, are counted and said.
 ///
 /// # Errors
-/// When a record cannot be encoded, or nothing is left.
+/// When nothing is left.
 pub fn encode(
     tokenizer: &Tokenizer,
-    records: &[Record],
+    records: &[Sourced],
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
-    let encoder = Encoder::new(tokenizer.clone(), length);
+    let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
+    let mut truncation = Truncation::default();
     let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
+    let mut failed = Vec::new();
     let mut kept = Vec::with_capacity(records.len());
-    for encoded in in_order(records.par_iter().map(|record| Ok(encoder.encode(record)?)))? {
-        match encoded {
-            Encoded::Dropped { reason } => *dropped.entry(reason).or_default() += 1,
-            encoded => kept.push(encoded),
+    let encode = |sourced: &Sourced| sourced.encoded(&encoder);
+    let encoded: Vec<Result<Encoded>> = records.par_iter().map(encode).collect();
+    for encoded in encoded {
+        match encoded.map(|encoded| truncation.cut(encoded, length)) {
+            Ok(Encoded::Dropped { reason }) => *dropped.entry(reason).or_default() += 1,
+            Ok(encoded) => kept.push(encoded),
+            Err(reason) => failed.push(reason),
         }
     }
-    for (reason, count) in &dropped {
+    let total = records.len();
+    if truncation.records > 0 {
         voice.say(&format!(
-            "{count} of {} records left out: {reason}",
-            records.len()
+            "{} of {total} records are longer than `length` = {length} and keep their beginning: {} tokens are cut off (the longest has {})",
+            truncation.records, truncation.lost, truncation.longest
         ));
+    }
+    for (reason, count) in &dropped {
+        voice.say(&format!("{count} of {total} records left out: {reason}"));
+    }
+    match failed.first() {
+        Some(first) if kept.is_empty() => {
+            return Err(Error::work(format!(
+                "no record is left to learn from: {} of {total} cannot be encoded; the first: {first}",
+                failed.len()
+            )));
+        }
+        Some(first) => voice.say(&format!(
+            "{} of {total} records left out that cannot be encoded; the first: {first}",
+            failed.len()
+        )),
+        None => {}
     }
     if kept.is_empty() && !records.is_empty() {
         return Err(Error::work(

@@ -174,6 +174,9 @@ impl StageKind for EvaluateStage {
 pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
     let template = stage.template.as_deref();
     let start = model::open(Path::new(&stage.model), &stage.config, template, device)?;
+    for remark in &start.loaded.remarks {
+        voice.say(&format!("   {remark}"));
+    }
     let mut language_model = start.loaded.model;
     language_model.merge_what_can_be();
     let model = TextModel {
@@ -212,32 +215,34 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     Ok(Value::Object(result))
 }
 
-/// Encoded records and their bytes.
+/// Encoded records, none of which goes beyond the model's learned positions.
 fn load(
     model: &TextModel,
     data: &[DataOptions],
     length: usize,
     voice: &mut dyn Voice,
-) -> Result<(Vec<Encoded>, usize)> {
+) -> Result<Vec<Encoded>> {
     let records = data::records(data, voice)?;
-    let bytes = records
-        .iter()
-        .map(|record| data::text_of(record).len())
-        .sum();
-    Ok((
-        data::encode(&model.tokenizer, &records, length, voice)?,
-        bytes,
-    ))
+    let encoded = data::encode(&model.tokenizer, &records, length, voice)?;
+    let longest = encoded.iter().map(Encoded::longest).max().unwrap_or(0);
+    match model.model.spec().prompt_positions() {
+        Some(limit) if longest > limit => Err(Error::work(format!(
+            "the longest text has {longest} tokens, but the model has learned {limit} positions; `length` = {limit} keeps the \
+             beginning of longer texts"
+        ))),
+        _ => Ok(encoded),
+    }
 }
 
 /// Perplexity, beside that of n-gram models where the stage names data for them.
 fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
-    let (encoded, bytes) = load(model, &stage.data, stage.length, voice)?;
+    let encoded = load(model, &stage.data, stage.length, voice)?;
     let mut held_out = examples(encoded);
     for example in &mut held_out {
         let skipped = stage.from.min(example.targets.len());
         example.targets[..skipped].fill(false);
     }
+    let bytes = perplexity::scored_bytes(&model.tokenizer, &held_out)?;
     let measured = perplexity::perplexity(&model.model, &held_out, bytes, BATCH)?;
     if measured.tokens == 0 {
         return Err(Error::work(format!(
@@ -249,6 +254,7 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
         "per_token": measured.per_token(),
         "bits_per_byte": measured.bits_per_byte(),
         "tokens": measured.tokens,
+        "bytes": measured.bytes,
     });
     let mut line = format!(
         "   perplexity {:.3} over {} tokens",
@@ -256,7 +262,7 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
         measured.tokens
     );
     if !stage.baseline.is_empty() {
-        let (encoded, _) = load(model, &stage.baseline, stage.length, voice)?;
+        let encoded = load(model, &stage.baseline, stage.length, voice)?;
         let training = examples(encoded);
         for (name, order) in [("unigram", 1), ("5-gram", 5)] {
             let documents = training.iter().map(|example| example.ids.as_slice());
@@ -294,7 +300,7 @@ fn retrieval(
 
 /// How often the better answer of a pair is the likelier one.
 fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
-    let (encoded, _) = load(model, &stage.preferences, stage.length, voice)?;
+    let encoded = load(model, &stage.preferences, stage.length, voice)?;
     let pairs: Vec<_> = encoded
         .into_iter()
         .filter_map(|encoded| match encoded {

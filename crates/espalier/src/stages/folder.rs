@@ -3,11 +3,9 @@
 //! A finished result stays where it is until the next one is finished: that one is made beside it, in `NN-name.partial`, and
 //! takes its place by renaming. Whenever a run is interrupted, the same command goes on, and one of the two is whole.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
+use espalier_data::disk;
 use espalier_models::adapter::{self, Adapter};
 
 use super::{kinds::Input, stage_folder};
@@ -51,9 +49,9 @@ impl StageFolder {
         };
         let (partial, old) = (beside(PARTIAL), beside(OLD));
         match (home.exists(), old.exists()) {
-            (true, true) => fs::remove_dir_all(&old).map_err(Error::file(&old))?,
-            (false, true) => fs::rename(&old, &home).map_err(Error::file(&old))?,
-            _ => fs::create_dir_all(&home).map_err(Error::file(&home))?,
+            (true, true) => disk::remove_folder(&old).map_err(Error::file(&old))?,
+            (false, true) => disk::rename(&old, &home).map_err(Error::file(&old))?,
+            _ => disk::create_folder(&home).map_err(Error::file(&home))?,
         }
         Ok(Self { home, partial, old })
     }
@@ -63,9 +61,9 @@ impl StageFolder {
     /// # Errors
     /// When a folder cannot be renamed or removed.
     pub fn exchange(&self) -> Result<()> {
-        fs::rename(&self.home, &self.old).map_err(Error::file(&self.home))?;
-        fs::rename(&self.partial, &self.home).map_err(Error::file(&self.partial))?;
-        fs::remove_dir_all(&self.old).map_err(Error::file(&self.old))
+        disk::rename(&self.home, &self.old).map_err(Error::file(&self.home))?;
+        disk::rename(&self.partial, &self.home).map_err(Error::file(&self.partial))?;
+        disk::remove_folder(&self.old).map_err(Error::file(&self.old))
     }
 }
 
@@ -118,6 +116,7 @@ fn with_bases(path: &Path, paths: &mut Vec<PathBuf>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn an_interrupted_exchange_leaves_a_whole_result() {

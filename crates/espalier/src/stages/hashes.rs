@@ -12,6 +12,7 @@ use std::{
 };
 
 use espalier_data::tokenizer::Tokenizer;
+use espalier_engine::sentence_transformers::SentenceTransformer;
 use espalier_models::adapter::{self, Adapter};
 use serde::{Deserialize, Serialize};
 use twox_hash::xxhash3_128;
@@ -175,7 +176,12 @@ impl FileHashes {
                 "tokenizer `{}`: no such folder, or none with a tokenizer, nor the name of an earlier stage",
                 folder.display()
             ))),
-            false => self.of_files(files, folder),
+            // Which class reads older files, and which token ends a text, may stand in the model's own.
+            false => {
+                let model = MODEL_FILES.iter().map(|name| folder.join(name));
+                let model = model.filter(|path| path.is_file());
+                self.of_files(files.into_iter().chain(model).collect(), folder)
+            }
         }
     }
 
@@ -197,7 +203,10 @@ impl FileHashes {
         if !path.is_dir() {
             return Err(model::missing(path));
         }
-        let own = self.of_files(model_files(path), path)?;
+        let inner = SentenceTransformer::transformer_folder(path)?;
+        let path = inner.as_deref().unwrap_or(path);
+        let around = SentenceTransformer::files(path)?;
+        let own = self.of_files([model_files(path), around].concat(), path)?;
         if !path.join(adapter::CONFIGURATION).is_file() {
             return Ok(own);
         }

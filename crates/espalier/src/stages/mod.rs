@@ -5,6 +5,7 @@
 
 pub mod artifacts;
 pub mod data;
+pub mod ends;
 pub mod evaluate;
 pub mod folder;
 pub mod hashes;
@@ -18,12 +19,12 @@ pub mod train;
 pub mod upcycle;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use burn::tensor::Device;
+use espalier_data::disk;
 use serde_json::{Map, Value};
 
 use self::{
@@ -35,7 +36,7 @@ use self::{
     record::{Past, Record},
 };
 use crate::{
-    Error, Result,
+    Error, Result, interrupt,
     recipe::{Recipe, Stage},
     units,
 };
@@ -67,8 +68,10 @@ impl Voice for Silent {
 /// When a stage fails; finished stages stay finished, and the same call goes on where this one stopped.
 pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
     check(recipe)?;
-    fs::create_dir_all(&recipe.output).map_err(Error::file(&recipe.output))?;
+    disk::create_folder(&recipe.output).map_err(Error::file(&recipe.output))?;
     let _lock = Lock::take(&recipe.output)?;
+    // Whoever holds the lock is the only one who writes here.
+    disk::clear_partial_files(&recipe.output).map_err(Error::file(&recipe.output))?;
     write_recipe(recipe)?;
     let mut hashes = FileHashes::open(&recipe.output);
     match recipe.seeds.is_empty() {
@@ -110,6 +113,12 @@ fn run_once(
     };
     let mut results = Map::new();
     for (i, stage) in recipe.stage.iter().enumerate() {
+        if interrupt::requested() {
+            return Err(Error::Interrupted(format!(
+                "stopped before stage `{}`; the same command goes on from there",
+                stage.name
+            )));
+        }
         results.insert(stage.name.clone(), run.stage(i + 1, stage)?);
     }
     report::write(recipe, &results)?;
@@ -150,9 +159,7 @@ fn write_recipe(recipe: &Recipe) -> Result<()> {
 
 /// Writes beside the name and renames.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    Ok(espalier_models::checkpoint::partial_file::write_whole(
-        path, bytes,
-    )?)
+    disk::write_whole(path, bytes).map_err(Error::file(path))
 }
 
 /// The folder of a stage in that of its run; stages are numbered from 1.
@@ -212,7 +219,7 @@ impl Run<'_> {
         fingerprint: String,
     ) -> Result<Record> {
         let partial = &folder.partial;
-        fs::create_dir_all(partial).map_err(Error::file(partial))?;
+        disk::create_folder(partial).map_err(Error::file(partial))?;
         let record = match record::past(partial, &fingerprint, stage, self.hashes) {
             Past::Done(record) => record,
             _ => self.perform(stage, partial.clone(), fingerprint)?,

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use espalier_data::{
+    disk,
     record::Record,
     template::{CHATML, ChatTemplate, PLAIN},
     tokenizer::{BpeOptions, Tokenizer},
 };
+use espalier_engine::sentence_transformers::SentenceTransformer;
 use espalier_models::{
     adapter::Adapter,
     checkpoint::Dtype,
@@ -22,7 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::data::text_of;
+use super::{Voice, data::text_of};
 use crate::{
     Error, Result, model_path,
     recipe::{DataOptions, shorthand},
@@ -118,6 +120,43 @@ pub fn open(
     Ok(Start { loaded, tokenizer })
 }
 
+/// Adds tokens to the tokenizer, and rows for them to the model.
+///
+/// # Errors
+/// When a token is empty, the tokenizer cannot grow, or the model is an adapter.
+pub fn grow(start: Start, tokens: &[String], voice: &mut dyn Voice) -> Result<Start> {
+    if tokens.is_empty() {
+        return Ok(start);
+    }
+    if start.loaded.adapter.is_some() {
+        return Err(Error::usage(
+            "`add_tokens` changes the base, and the model is an adapter on one; merge it first",
+        ));
+    }
+    let known = start.tokenizer.vocabulary_size();
+    let tokenizer = start.tokenizer.with_added(tokens)?;
+    let (wanted, old) = (
+        tokenizer.vocabulary_size(),
+        start.loaded.model.spec().vocabulary,
+    );
+    let model = start.loaded.model.grown(known, wanted)?;
+    let rows = match model.spec().vocabulary - old {
+        0 => format!("of the model's {old} rows there are enough"),
+        1 => "the model has 1 row more".to_owned(),
+        more => format!("the model has {more} rows more"),
+    };
+    let added = match wanted - known {
+        1 => "1 token added".to_owned(),
+        count => format!("{count} tokens added"),
+    };
+    voice.say(&format!("   {added}; {rows}"));
+    let loaded = LoadedModel {
+        model,
+        ..start.loaded
+    };
+    Ok(Start { loaded, tokenizer })
+}
+
 /// There is no model at a path.
 pub fn missing(path: &Path) -> Error {
     Error::usage(format!(
@@ -185,6 +224,8 @@ pub fn create<'a>(
             base,
             dtype: Dtype::F32,
             adapter: None,
+            generation: Map::new(),
+            remarks: Vec::new(),
         },
         tokenizer,
     })
@@ -360,6 +401,8 @@ pub fn with_template(tokenizer: Tokenizer, template: Option<&str>) -> Result<Tok
 pub struct Origin<'a> {
     /// Its `config.json`, unknown keys included.
     pub config: &'a Map<String, Value>,
+    /// Its `generation_config.json`.
+    pub generation: &'a Map<String, Value>,
     /// The folder of the base model's weights.
     pub base: &'a Path,
 }
@@ -375,49 +418,30 @@ pub fn save(
     adapter: Option<&Adapter>,
     tokenizer: &Tokenizer,
 ) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+    disk::create_folder(folder).map_err(Error::file(folder))?;
     tokenizer.save(folder)?;
     match adapter {
-        None => Ok(folder::save(
-            model,
-            folder,
-            Some(origin.config),
-            Dtype::F32,
-        )?),
+        None => {
+            SentenceTransformer::copy(origin.base, folder)?;
+            Ok(folder::save_from(
+                model,
+                folder,
+                Some(origin.config),
+                origin.generation,
+                Dtype::F32,
+            )?)
+        }
         Some(adapter) => {
-            let adapter = adapter.clone().based_on(relative_to(folder, origin.base));
+            let adapter = adapter.clone().based_on(absolute(origin.base));
             let family = families::by_name(&model.spec().family)?;
+            folder::save_other_ends(model, origin.base, folder)?;
             Ok(adapter.save(model, family, folder)?)
         }
     }
 }
 
-/// The path from `folder` to `target` where both lie under the working folder, so that they can move together; else absolute.
-fn relative_to(folder: &Path, target: &Path) -> String {
-    let absolute = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let (folder, target) = (absolute(folder), absolute(target));
-    let shared = folder
-        .components()
-        .zip(target.components())
-        .take_while(|(a, b)| a == b)
-        .count();
-    let here = std::env::current_dir()
-        .map(|path| absolute(&path).components().count())
-        .unwrap_or(usize::MAX);
-    if shared < here {
-        return target.to_string_lossy().into_owned();
-    }
-    let up = folder
-        .components()
-        .skip(shared)
-        .map(|_| PathBuf::from(".."));
-    let path: PathBuf = up
-        .chain(
-            target
-                .components()
-                .skip(shared)
-                .map(|c| PathBuf::from(c.as_os_str())),
-        )
-        .collect();
-    path.to_string_lossy().into_owned()
+/// Where a base model is, for other programs take a relative path for the name of a model on a hub.
+fn absolute(path: &Path) -> String {
+    let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    whole.to_string_lossy().into_owned()
 }

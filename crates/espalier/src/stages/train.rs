@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use espalier_data::{readers, record::Record};
+use espalier_data::readers;
 use espalier_evaluate::report::Section;
 use espalier_models::{families, folder::LoadedModel, parameter::Parameters};
 use espalier_train::{
     adapters::AdapterOptions,
     batch::Sample,
-    objectives::{ObjectiveOptions, registry::Registered},
+    objectives::{ObjectiveOptions, PackedRows, registry::Registered},
     options::TrainOptions,
-    plan::{Plan, plan},
+    plan::{Plan, check_lengths, plan},
+    token_count::TokenCount,
     trainer::{self, Event, Outcome, Run},
 };
 use schemars::JsonSchema;
@@ -18,17 +19,25 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Voice, data,
+    Voice,
+    data::{self, Sourced},
+    ends,
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model::{self, NewModel, Origin, Start},
     report,
 };
 use crate::{
-    Error, Result,
+    Error, Result, interrupt,
     memory::peak_bytes,
     recipe::{DataOptions, shorthand},
     units::{bytes, count, duration},
 };
+
+/// Share of padding from which it is said.
+const WASTE: f64 = 0.05;
+
+/// Share of padding from which a remedy is named.
+const MUCH_WASTE: f64 = 0.25;
 
 /// The file in which the held-out share of the data is left.
 const VALIDATION: &str = "validation.jsonl";
@@ -78,6 +87,10 @@ pub struct TrainStage {
     /// A chat template: `chatml`, `plain`, or a path to a Jinja file. The tokenizer's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
+    /// Special tokens that the tokenizer gets before training, such as a template's marks; embedding and head grow by rows that start as the
+    /// mean of the old ones. With an adapter, embedding and head are trained too, and the whole model is left instead of an adapter.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub add_tokens: Vec<String>,
     /// How long, how fast and how often.
     #[serde(default)]
     pub options: TrainOptions,
@@ -94,6 +107,12 @@ impl StageKind for TrainStage {
     fn check(&self) -> Result<()> {
         self.options.check()?;
         self.objective.check()?;
+        let Registered {
+            name, packed_rows, ..
+        } = self.objective.registered();
+        if self.options.packing && packed_rows == PackedRows::Refused {
+            return Err(espalier_train::Error::packing(name).into());
+        }
         self.adapter
             .as_ref()
             .map_or(Ok(()), AdapterOptions::check)?;
@@ -102,6 +121,11 @@ impl StageKind for TrainStage {
                 Some(_) => "the stage has both `model` and `new`; give one",
                 None => "a train stage needs one of `model` and `new`",
             }));
+        }
+        if self.new.is_some() && !self.add_tokens.is_empty() {
+            return Err(Error::usage(
+                "`add_tokens` adds to the tokenizer of a model that there is already; a new one learns its own",
+            ));
         }
         if self.new.is_some() && !self.config.is_empty() {
             return Err(Error::usage(
@@ -172,15 +196,31 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         config,
         base,
         adapter: earlier,
+        generation,
+        remarks,
         ..
     } = loaded;
+    for remark in remarks {
+        workplace.voice.say(&format!("   {remark}"));
+    }
     let family = families::by_name(&model.spec().family)?;
+    if let (Some(options), None) = (&stage.adapter, &earlier) {
+        for remark in options.remarks(&model, family)? {
+            workplace.voice.say(&format!("   {remark}"));
+        }
+    }
     let adapter = match (&stage.adapter, earlier) {
         (None, None) => {
             model.set_trainable(|_| true);
             None
         }
-        (Some(options), None) => Some(options.attach(&mut model, family, stage.options.seed)?),
+        (Some(options), None) => {
+            let options = match stage.add_tokens.is_empty() {
+                true => options.clone(),
+                false => options.with_vocabulary(&model, family)?,
+            };
+            Some(options.attach(&mut model, family, stage.options.seed)?)
+        }
         (None, Some(earlier)) => {
             earlier.mark_trainable(&mut model);
             Some(earlier)
@@ -191,16 +231,24 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
             ));
         }
     };
+    // An adapter's folder cannot say that its base was changed, so the adapter is merged.
+    let merges = !(stage.config.is_empty() && stage.add_tokens.is_empty());
     let refusal = adapter.as_ref().and_then(|adapter| adapter.merge_refusal());
-    if let Some(reason) = refusal.filter(|_| !stage.config.is_empty()) {
+    if let Some(reason) = refusal.filter(|_| merges) {
         let fix = "change the base in a stage of its own";
         return Err(Error::usage(format!(
-            "the adapter cannot be merged into a base that `config` changes: {reason}; {fix}"
+            "the adapter cannot be merged into a base that `config` or `add_tokens` changes: {reason}; {fix}"
         )));
     }
-    let planned = plan(&model, &training, &stage.options)?;
-    say_plan(&planned, workplace.voice);
+    if adapter.is_some() && !stage.add_tokens.is_empty() {
+        workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
+    }
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
+    check_lengths(&model, objective.as_ref(), &training)?;
+    check_lengths(&model, objective.as_ref(), &validation)?;
+    let planned = plan(&model, objective.as_ref(), &training, &stage.options)?;
+    say_plan(&planned, &stage.options, workplace.voice);
+    say_context(&training, model.spec().context, workplace.voice);
     let run = Run {
         model,
         objective: objective.as_mut(),
@@ -209,13 +257,15 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         options: stage.options.clone(),
         folder: workplace.folder.clone(),
         fingerprint: workplace.fingerprint.clone(),
+        interrupted: interrupt::requested,
     };
+    let attentive = interrupt::attentive();
     let (voice, registered) = (&mut *workplace.voice, stage.objective.registered());
     let mut outcome = trainer::train(run, &mut |event| say_event(event, registered, voice))?;
-    // An adapter's folder cannot say that its base was changed, so the adapter is merged.
-    let adapter = match stage.config.is_empty() {
-        true => adapter,
-        false => {
+    drop(attentive);
+    let adapter = match merges {
+        false => adapter,
+        true => {
             outcome.model.merge_adapters()?;
             None
         }
@@ -225,6 +275,7 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         &outcome.model,
         Origin {
             config: &config,
+            generation: &generation,
             base: &base,
         },
         adapter.as_ref(),
@@ -244,11 +295,21 @@ fn prepare(
     if stage.splits() {
         held_out = hold_out(&mut records, stage.validation_share);
         let path = workplace.folder.join(VALIDATION);
-        readers::write_jsonl(&path, held_out.iter().map(readers::to_json))?;
+        readers::write_jsonl(
+            &path,
+            held_out.iter().map(|held| readers::to_json(&held.record)),
+        )?;
     }
-    let start = start(stage, &records, workplace)?;
+    let mut start = start(stage, &records, workplace)?;
+    ends::settle(
+        &mut start.loaded.model,
+        &start.tokenizer,
+        &records,
+        &stage.objective,
+        workplace.voice,
+    )?;
     let options = &stage.options;
-    let mut prepare = |records: &[_]| -> Result<Vec<Sample>> {
+    let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
         let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
         Ok(data::samples(encoded, options.packing, options.length))
     };
@@ -257,22 +318,23 @@ fn prepare(
 }
 
 /// Takes the last records away, one at least, and leaves one.
-fn hold_out(records: &mut Vec<Record>, share: f64) -> Vec<Record> {
+fn hold_out(records: &mut Vec<Sourced>, share: f64) -> Vec<Sourced> {
     let count = (records.len() as f64 * share).ceil() as usize;
     let most = records.len().saturating_sub(1);
     records.split_off(records.len() - count.min(most))
 }
 
 /// The model that the stage names or describes.
-fn start(stage: &TrainStage, records: &[Record], workplace: &mut Workplace) -> Result<Start> {
+fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> Result<Start> {
     let template = stage.template.as_deref();
     match (&stage.model, &stage.new) {
         (Some(path), None) => {
-            model::open(Path::new(path), &stage.config, template, workplace.device)
+            let start = model::open(Path::new(path), &stage.config, template, workplace.device)?;
+            model::grow(start, &stage.add_tokens, workplace.voice)
         }
         (None, Some(new)) => {
             let more = data::records(&new.tokenizer_data, workplace.voice)?;
-            let texts = records.iter().chain(&more);
+            let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
             let special = (stage.objective.registered().special_tokens)();
             let seed = stage.options.seed;
             model::create(new, texts, &special, template, seed, workplace.device)
@@ -281,18 +343,46 @@ fn start(stage: &TrainStage, records: &[Record], workplace: &mut Workplace) -> R
     }
 }
 
-fn say_plan(plan: &Plan, voice: &mut dyn Voice) {
+fn say_plan(plan: &Plan, options: &TrainOptions, voice: &mut dyn Voice) {
     let share = 100.0 * plan.trainable as f64 / plan.parameters.max(1) as f64;
     voice.say(&format!(
-        "   plan: {} parameters, {} trained ({share:.1} %); {} samples, {} steps, {} tokens; about {} and {}",
+        "   plan: {} parameters, {} trained ({share:.1} %); {} samples, {} steps, {}; about {} and {}",
         count(plan.parameters),
         count(plan.trainable),
         plan.samples,
         plan.steps,
-        count(plan.tokens),
+        tokens(&plan.tokens),
         bytes(plan.memory),
         duration(plan.seconds),
     ));
+    if plan.tokens.padding_share() > MUCH_WASTE && !options.group_by_length {
+        voice.say("   `group_by_length = true` puts samples of like length into a batch, which spares padding");
+    }
+}
+
+/// Tokens in words; padding where it is a share worth sparing.
+fn tokens(tokens: &TokenCount) -> String {
+    let padding = match tokens.padding_share() {
+        share if share < WASTE => String::new(),
+        share => format!(" and {:.0} % padding", 100.0 * share),
+    };
+    format!(
+        "{} tokens ({} learned){padding}",
+        count(tokens.real),
+        count(tokens.learned)
+    )
+}
+
+/// Tells of texts that are longer than what the model was made for, where it reads them all the same.
+fn say_context(samples: &[Sample], context: usize, voice: &mut dyn Voice) {
+    let positions = samples.iter().flat_map(|sample| &sample.rows);
+    let longest = positions.flat_map(|row| row.positions.iter().max()).max();
+    if let Some(last) = longest.filter(|last| **last as usize >= context) {
+        voice.say(&format!(
+            "   texts of up to {} tokens go beyond the context of {context} that the model was made for; `length = {context}` cuts them",
+            last + 1
+        ));
+    }
 }
 
 fn say_event(event: &Event, objective: Registered, voice: &mut dyn Voice) {
@@ -341,9 +431,9 @@ fn say_outcome(outcome: &Outcome, plan: &Plan, voice: &mut dyn Voice) {
         )
     });
     voice.say(&format!(
-        "   used: {} for {} tokens (planned {}){}",
+        "   used: {} for {} (planned {}){}",
         duration(outcome.seconds),
-        count(outcome.tokens),
+        tokens(&outcome.tokens),
         duration(plan.seconds),
         peak.unwrap_or_default()
     ));
@@ -361,7 +451,10 @@ fn summary(outcome: &Outcome, plan: &Plan) -> Value {
         "kind": "train",
         "validation": metrics,
         "steps": outcome.steps,
-        "tokens": outcome.tokens,
+        "tokens": outcome.tokens.real,
+        "learned_tokens": outcome.tokens.learned,
+        "padding_tokens": outcome.tokens.padding,
+        "planned_tokens": plan.tokens.real,
         "seconds": outcome.seconds,
         "validation_loss": outcome.validation_loss,
         "parameters": trained,

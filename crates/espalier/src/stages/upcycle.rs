@@ -194,6 +194,7 @@ fn grow(stage: &UpcycleStage, workplace: &mut Workplace) -> Result<Value> {
         &grown,
         Origin {
             config: &config,
+            generation: &start.loaded.generation,
             base: &start.loaded.base,
         },
         None,

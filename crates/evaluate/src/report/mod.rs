@@ -9,8 +9,9 @@
 mod chart;
 mod table;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
+
+use espalier_data::disk;
 
 pub use chart::{Chart, Series};
 pub use table::Table;
@@ -124,18 +125,10 @@ impl Report {
     /// As [`Report::html`], or [`ReportError::File`] when the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let html = self.html()?;
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(format!(".{}.partial", std::process::id()));
-        let beside = path.with_file_name(name);
-        write_synced(&beside, &html)
-            .and_then(|()| std::fs::rename(&beside, path))
-            .map_err(|source| {
-                let _ = std::fs::remove_file(&beside);
-                ReportError::File {
-                    path: path.into(),
-                    source,
-                }
-            })
+        disk::write_whole(path, html.as_bytes()).map_err(|source| ReportError::File {
+            path: path.into(),
+            source,
+        })
     }
 
     fn facts_html(&self) -> String {
@@ -240,12 +233,6 @@ fn escape(text: &str) -> String {
         }
     }
     safe
-}
-
-fn write_synced(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = std::fs::File::create(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }
 
 #[cfg(test)]

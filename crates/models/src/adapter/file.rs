@@ -1,13 +1,22 @@
 //! The file of an adapter's weights, of which every tensor must find its place.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
+use super::PEFT_PREFIX;
 use crate::{Error, Result, checkpoint::TensorFile};
+
+/// What PEFT puts between the name of a module that it wrapped and the module's own weight.
+const BASE_LAYER: &str = ".base_layer.";
 
 /// The weights of an adapter folder, and which of them nobody has read yet.
 #[derive(Debug)]
 pub struct AdapterFile {
     file: TensorFile,
+    /// The file's names by those under which they are asked for.
+    names: BTreeMap<String, String>,
     unread: BTreeSet<String>,
 }
 
@@ -18,8 +27,55 @@ impl AdapterFile {
     /// When it is missing or damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let file = TensorFile::open(path)?;
-        let unread = file.names().map(str::to_owned).collect();
-        Ok(Self { file, unread })
+        let names: BTreeMap<_, _> = file
+            .names()
+            .map(|name| (name.to_owned(), name.to_owned()))
+            .collect();
+        let unread = names.keys().cloned().collect();
+        Ok(Self {
+            file,
+            names,
+            unread,
+        })
+    }
+
+    /// Reads the names as those of the tensors of a checkpoint: an adapter of a base model leaves out the family's prefix, or has it
+    /// where this base lacks it, PEFT's own prefix is missing before some, and the weights of modules that PEFT wrapped have a part of
+    /// their name more. Returns whether the family's prefix was left out.
+    ///
+    /// # Errors
+    /// When two tensors mean the same.
+    pub fn name_as<'a>(
+        &mut self,
+        tensors: impl IntoIterator<Item = &'a str>,
+        prefix: &'a str,
+    ) -> Result<bool> {
+        let roots = Roots::of(tensors, prefix);
+        let (mut names, mut left_out) = (BTreeMap::new(), false);
+        for stored in std::mem::take(&mut self.names).into_values() {
+            let bare = stored.strip_prefix(PEFT_PREFIX).unwrap_or(&stored);
+            let bare = match bare.rsplit_once(BASE_LAYER) {
+                Some((module, part @ ("weight" | "bias"))) => format!("{module}.{part}"),
+                _ => bare.to_owned(),
+            };
+            let name = match roots.place(&bare) {
+                Some(Prefix::Missing) => {
+                    left_out = true;
+                    format!("{PEFT_PREFIX}{prefix}{bare}")
+                }
+                Some(Prefix::Extra) => format!("{PEFT_PREFIX}{}", &bare[prefix.len()..]),
+                Some(Prefix::AsIs) => format!("{PEFT_PREFIX}{bare}"),
+                None => stored.clone(),
+            };
+            if let Some(other) = names.insert(name, stored.clone()) {
+                return Err(self.error(format!(
+                    "tensors `{other}` and `{stored}` are the same one of the base"
+                )));
+            }
+        }
+        self.unread = names.keys().cloned().collect();
+        self.names = names;
+        Ok(left_out)
     }
 
     /// The names of tensors that nobody has read yet, sorted.
@@ -29,6 +85,7 @@ impl AdapterFile {
 
     /// The shape of a tensor, if the file has it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        let name = self.names.get(name)?;
         self.file.info(name).map(|info| info.shape.as_slice())
     }
 
@@ -47,7 +104,8 @@ impl AdapterFile {
             }
         }
         self.unread.remove(name);
-        self.file.read_f32(name, None)
+        let stored = self.names.get(name).map_or(name, String::as_str);
+        self.file.read_f32(stored, None)
     }
 
     /// Refuses tensors that nobody has read.
@@ -69,5 +127,87 @@ impl AdapterFile {
             path: self.file.path().to_owned(),
             reason,
         }
+    }
+}
+
+/// How a name has the family's prefix, compared with the checkpoint's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prefix {
+    AsIs,
+    Missing,
+    Extra,
+}
+
+/// The first parts of the names of a checkpoint's tensors, with and without the family's prefix.
+struct Roots<'a> {
+    whole: BTreeSet<&'a str>,
+    behind: BTreeSet<&'a str>,
+    prefix: &'a str,
+}
+
+impl<'a> Roots<'a> {
+    fn of(tensors: impl IntoIterator<Item = &'a str>, prefix: &'a str) -> Self {
+        let (mut whole, mut behind) = (BTreeSet::new(), BTreeSet::new());
+        for tensor in tensors {
+            whole.insert(first_part(tensor));
+            let rest = tensor.strip_prefix(prefix).filter(|_| !prefix.is_empty());
+            behind.extend(rest.map(first_part));
+        }
+        Self {
+            whole,
+            behind,
+            prefix,
+        }
+    }
+
+    fn place(&self, name: &str) -> Option<Prefix> {
+        let extra = name.strip_prefix(self.prefix);
+        if self.whole.contains(first_part(name)) {
+            Some(Prefix::AsIs)
+        } else if self.behind.contains(first_part(name)) {
+            Some(Prefix::Missing)
+        } else if extra.is_some_and(|rest| self.whole.contains(first_part(rest))) {
+            Some(Prefix::Extra)
+        } else {
+            None
+        }
+    }
+}
+
+fn first_part(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_with_and_without_the_familys_prefix() {
+        let with = [
+            "model.layers.0.mlp.up_proj.weight",
+            "model.norm.weight",
+            "lm_head.weight",
+        ];
+        let roots = Roots::of(with, "model.");
+        assert_eq!(
+            roots.place("model.layers.1.q.lora_A.weight"),
+            Some(Prefix::AsIs)
+        );
+        assert_eq!(roots.place("lm_head.lora_A.weight"), Some(Prefix::AsIs));
+        assert_eq!(
+            roots.place("layers.1.q.lora_A.weight"),
+            Some(Prefix::Missing)
+        );
+        assert_eq!(roots.place("score.weight"), None);
+        let without = Roots::of(["encoder.layer.0.output.dense.weight"], "bert.");
+        assert_eq!(
+            without.place("bert.encoder.layer.1.q.lora_B.weight"),
+            Some(Prefix::Extra)
+        );
+        assert_eq!(
+            without.place("encoder.layer.1.q.lora_B.weight"),
+            Some(Prefix::AsIs)
+        );
     }
 }

@@ -84,7 +84,7 @@ impl AdapterKind for FirstStateConfig {
             .collect()
     }
 
-    fn configuration(&self, _: &LanguageModel, _: &Family) -> Value {
+    fn configuration(&self, _: &LanguageModel, _: &Family, _: &str) -> Value {
         json!({})
     }
 

@@ -30,6 +30,9 @@ pub trait LinearAdapter: CloneLinearAdapter + Debug + Send + Sync {
     /// The parameters for change, in the same order.
     fn parameters_mut(&mut self) -> Vec<&mut Parameter>;
 
+    /// Draws anew which of its inputs are dropped in training, where it says that some are; none are when absent.
+    fn set_dropout(&mut self, _seed: Option<u64>) {}
+
     /// The adapter as a low-rank addition, where it is one: a single one takes part in the product of its frozen weight, and
     /// those of experts are stacked.
     fn low_rank(&self) -> Option<&LowRank> {

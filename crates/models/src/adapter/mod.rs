@@ -6,6 +6,7 @@
 //! state in a recurrent layer. Everything else, from folders to switching by name, knows only the trait [`AdapterKind`].
 
 pub mod attachments;
+pub mod expert_parameters;
 mod file;
 pub mod first_state;
 pub mod intervention;
@@ -13,6 +14,7 @@ pub mod linear_adapter;
 pub mod low_rank;
 mod on_model;
 pub mod saved_modules;
+mod ties;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -22,7 +24,7 @@ use std::{
 };
 
 use burn::tensor::Device;
-use espalier_data::nearest::suggestion;
+use espalier_data::{disk, nearest::suggestion};
 use serde_json::{Map, Value, json};
 
 pub use self::{
@@ -31,7 +33,6 @@ pub use self::{
 };
 use crate::{
     Error, Result,
-    checkpoint::partial_file::write_whole,
     families::{Family, config::Config},
     folder::{self, LoadedModel},
     layers::linear::LinearMapMut,
@@ -60,6 +61,16 @@ pub trait AdapterKind: Debug + Send + Sync {
     /// Modules of the base that are trained and stored whole, by the ends of their names.
     fn modules_to_save(&self) -> &[String] {
         &[]
+    }
+
+    /// Whether it adapts the module of this checkpoint name by that name, and not only as one of all linear maps.
+    fn adapts(&self, _module: &str) -> bool {
+        false
+    }
+
+    /// Whether a head that is the embedding stays so, though the adapter changes one of them.
+    fn keeps_ties(&self) -> bool {
+        false
     }
 
     /// Puts fresh parts on the model, whose parameters say that they are the adapter's
@@ -100,7 +111,7 @@ pub trait AdapterKind: Debug + Send + Sync {
     }
 
     /// The configuration, an object without `peft_type` and `base_model_name_or_path`.
-    fn configuration(&self, model: &LanguageModel, family: &Family) -> Value;
+    fn configuration(&self, model: &LanguageModel, family: &Family, adapter: &str) -> Value;
 
     /// Why such an adapter cannot be merged into the weights, where that is so.
     fn merge_refusal(&self) -> Option<&'static str> {
@@ -164,6 +175,10 @@ pub struct Adapter {
     name: String,
     base_model: Option<String>,
     kind: Arc<dyn AdapterKind>,
+    /// Modules of the base that its file holds whole besides those that the configuration names.
+    more_saved: Vec<String>,
+    /// Whether its file leaves the family's prefix out of the names, as those of base models do.
+    leaves_out_prefix: bool,
 }
 
 impl Adapter {
@@ -173,6 +188,8 @@ impl Adapter {
             name: DEFAULT_NAME.into(),
             base_model: None,
             kind: Arc::new(kind),
+            more_saved: Vec::new(),
+            leaves_out_prefix: false,
         }
     }
 
@@ -223,6 +240,8 @@ impl Adapter {
             name: DEFAULT_NAME.into(),
             base_model,
             kind: (kind.read)(&config)?,
+            more_saved: Vec::new(),
+            leaves_out_prefix: false,
         })
     }
 
@@ -261,23 +280,83 @@ impl Adapter {
             adapter: &self.name,
             seed,
         };
+        let saved = self.saved(model, family);
+        ties::untie(self.kind.as_ref(), &saved, model, family);
         self.kind.attach(model, family, fresh)?;
-        saved_modules::attach(model, family, self.kind.modules_to_save(), &self.name)
+        let trained = |module: &str| !self.more_saved.iter().any(|more| more == module);
+        saved_modules::attach(model, family, &saved, &self.name, &trained)
     }
 
-    /// Puts the adapter of a folder on the model, active and frozen, as is everything else.
+    /// The modules that it replaces whole.
+    fn saved(&self, model: &LanguageModel, family: &Family) -> Vec<String> {
+        ties::saved(self.kind.as_ref(), &self.more_saved, model, family)
+    }
+
+    /// What the user should know before the adapter is put on the model, a sentence each.
+    pub fn remarks(&self, model: &LanguageModel, family: &Family) -> Vec<String> {
+        let saved = self.saved(model, family);
+        let remark = ties::remark(self.kind.as_ref(), &saved, model, family);
+        remark.into_iter().collect()
+    }
+
+    /// Puts the adapter of a folder on the model, active and frozen, as is everything else. Returns the adapter with what its file says
+    /// beyond the configuration.
     ///
     /// # Errors
     /// As [`Adapter::attach`], and when the folder's weights are missing or do not fit.
-    pub fn load(&self, model: &mut LanguageModel, family: &Family, folder: &Path) -> Result<()> {
-        let mut file = AdapterFile::open(&folder.join(WEIGHTS))?;
-        self.attach(model, family, 0)?;
+    pub fn load(&self, model: &mut LanguageModel, family: &Family, folder: &Path) -> Result<Self> {
+        let (adapter, mut file) = self.open(model, family, &folder.join(WEIGHTS))?;
+        adapter.attach(model, family, 0)?;
         model.set_trainable(|_| false);
-        let read = self.read_parts(model, family, &mut file);
-        if read.is_err() {
+        if let Err(error) = adapter.read_parts(model, family, &mut file) {
             model.detach_adapter(&self.name);
+            return Err(error);
         }
-        read
+        Ok(adapter)
+    }
+
+    /// The file of weights, and this adapter with what that file says beyond the configuration.
+    fn open(
+        &self,
+        model: &LanguageModel,
+        family: &Family,
+        path: &Path,
+    ) -> Result<(Self, AdapterFile)> {
+        let mut file = AdapterFile::open(path)?;
+        let mut tensors = layout::stored_tensors(model, family);
+        let head = ties::head(model, family);
+        let repeated = head.as_ref().map(|head| head.name.clone());
+        tensors.extend(head);
+        let names = tensors.iter().map(|tensor| tensor.name.as_str());
+        let leaves_out_prefix = file.name_as(names, family.prefix)?;
+        let named = self.saved(model, family);
+        let mut more_saved = BTreeSet::new();
+        for tensor in tensors {
+            let stored = format!("{PEFT_PREFIX}{}", tensor.name);
+            let Some(shape) = file.shape(&stored).map(<[usize]>::to_vec) else {
+                continue;
+            };
+            let Some((module, _)) = tensor.name.rsplit_once('.') else {
+                continue;
+            };
+            if saved_modules::is_saved(&tensor.name, &named) {
+                continue;
+            }
+            // PEFT writes weights of wrapped modules and of embeddings beside the adapter, most often as the base has them.
+            let own = file.read(&stored, &shape)?;
+            let is_the_bases = own == tensor.assemble(&|parameter| parameter.flat());
+            // A head that stays tied is there twice.
+            let is_there_twice = self.kind.keeps_ties() && repeated.as_ref() == Some(&tensor.name);
+            if !is_the_bases && !is_there_twice {
+                more_saved.insert(module.to_owned());
+            }
+        }
+        let adapter = Self {
+            more_saved: more_saved.into_iter().collect(),
+            leaves_out_prefix,
+            ..self.clone()
+        };
+        Ok((adapter, file))
     }
 
     fn read_parts(
@@ -287,7 +366,8 @@ impl Adapter {
         file: &mut AdapterFile,
     ) -> Result<()> {
         self.kind.read(model, family, &self.name, file)?;
-        saved_modules::read(model, family, self.kind.modules_to_save(), file)?;
+        let saved = self.saved(model, family);
+        saved_modules::read(model, family, &saved, file)?;
         file.refuse_unread()
     }
 
@@ -300,16 +380,43 @@ impl Adapter {
     pub fn mark_trainable(&self, model: &mut LanguageModel) {
         let saved = model.saved_modules().clone();
         model.set_trainable(|parameter| {
-            parameter.adapter() == Some(&self.name) || saved.replaces(&self.name, parameter.name())
+            parameter.adapter() == Some(&self.name) || saved.trains(&self.name, parameter.name())
         });
     }
 
     /// The adapter's tensors under the names of its file.
     pub fn tensors<'a>(&self, model: &'a LanguageModel, family: &Family) -> Vec<StoredTensor<'a>> {
         let mut tensors = self.kind.tensors(model, family, &self.name);
-        let saved = self.kind.modules_to_save();
-        tensors.extend(saved_modules::tensors(model, family, saved));
+        let saved = self.saved(model, family);
+        tensors.extend(saved_modules::tensors(model, family, &saved));
+        // PEFT asks for a head that stays tied too.
+        let has_embedding = |head: &StoredTensor<'_>| {
+            let embedding = head.names().next();
+            let mut own = tensors.iter().flat_map(|tensor| tensor.names());
+            self.kind.keeps_ties() && own.any(|name| Some(name) == embedding)
+        };
+        let head = ties::head(model, family).filter(has_embedding);
+        tensors.extend(head);
+        for tensor in &mut tensors {
+            tensor.name = self.name_in_file(&tensor.name, family);
+        }
         tensors
+    }
+
+    /// What the file calls a tensor of the adapter that is named as the checkpoint's.
+    fn name_in_file(&self, name: &str, family: &Family) -> String {
+        let mut bare = name.strip_prefix(PEFT_PREFIX).unwrap_or(name).to_owned();
+        if let Some((module, part)) = bare.rsplit_once('.')
+            && self.more_saved.iter().any(|more| more == module)
+            && self.kind.adapts(module)
+        {
+            bare = format!("{module}.base_layer.{part}");
+        }
+        let bare = match bare.strip_prefix(family.prefix) {
+            Some(rest) if self.leaves_out_prefix => rest,
+            _ => &bare,
+        };
+        format!("{PEFT_PREFIX}{bare}")
     }
 
     /// Writes the model's adapter as a folder; it has to be active.
@@ -323,15 +430,16 @@ impl Adapter {
                 self.name
             )));
         }
-        std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+        disk::create_folder(folder).map_err(Error::file(folder))?;
         let mut map = Map::new();
         map.insert("peft_type".into(), self.kind.peft_type().into());
         map.insert("base_model_name_or_path".into(), json!(self.base_model));
-        if let Value::Object(configuration) = self.kind.configuration(model, family) {
+        if let Value::Object(configuration) = self.kind.configuration(model, family, &self.name) {
             map.extend(configuration);
         }
         let text = format!("{:#}\n", Value::Object(map));
-        write_whole(&folder.join(CONFIGURATION), text.as_bytes())?;
+        let path = folder.join(CONFIGURATION);
+        disk::write_whole(&path, text.as_bytes()).map_err(Error::file(&path))?;
         folder::write_tensors(&self.tensors(model, family), &folder.join(WEIGHTS))
     }
 
@@ -389,6 +497,15 @@ pub fn target_modules(
 /// An entry of a list of modules that means none of the model's.
 pub fn no_module(key: &str, entry: &str, model: &LanguageModel, family: &Family) -> Error {
     let names = layout::stored_tensors(model, family);
+    let own = [entry.to_owned()];
+    if names
+        .iter()
+        .any(|tensor| saved_modules::is_saved(&tensor.name, &own))
+    {
+        return Error::Invalid(format!(
+            "`{key}`: `{entry}` is no linear map, and nothing else can be adapted; train it whole as one of `modules_to_save`"
+        ));
+    }
     let modules = names.iter().filter_map(|tensor| {
         let (module, _) = tensor.name.rsplit_once('.')?;
         Some(module.rsplit('.').next().unwrap_or(module))
@@ -433,8 +550,7 @@ pub fn each_linear(
     outcome
 }
 
-/// Loads an adapter folder and its base; a relative base path is resolved against the adapter folder. `changes` replace keys of
-/// the base's `config.json`.
+/// Loads an adapter folder and its base, see [`base_folder`]. `changes` replace keys of the base's `config.json`.
 ///
 /// # Errors
 /// When a file is missing or damaged, or the adapter does not fit its base.
@@ -452,12 +568,30 @@ pub fn load(folder: &Path, changes: &Map<String, Value>, device: &Device) -> Res
     }
     let mut loaded = folder::load_changed(&base, changes, device)?;
     let family = loaded.family()?;
-    adapter.load(&mut loaded.model, family, folder)?;
-    loaded.adapter = Some(adapter);
+    loaded
+        .remarks
+        .extend(adapter.remarks(&loaded.model, family));
+    if let Some(named) = adapter
+        .base_model()
+        .filter(|named| is_elsewhere(&base, named))
+    {
+        loaded.remarks.push(format!(
+            "{}: the base model is no longer at {named}; {} is taken for it",
+            folder.join(CONFIGURATION).display(),
+            base.display()
+        ));
+    }
+    loaded.adapter = Some(adapter.load(&mut loaded.model, family, folder)?);
     Ok(loaded)
 }
 
-/// The base model of an adapter folder: beside the adapter, else in the working folder.
+/// Whether a base was found elsewhere than at its absolute path.
+fn is_elsewhere(base: &Path, named: &str) -> bool {
+    Path::new(named).is_absolute() && base != Path::new(named)
+}
+
+/// The base model of an adapter folder: where its configuration says, beside the adapter or in the working folder. A base that was
+/// moved together with the adapter is found by the end of its path, in the folders above the adapter.
 ///
 /// # Errors
 /// When the configuration names no base model, or there is none where it says.
@@ -470,14 +604,36 @@ pub fn base_folder(folder: &Path, adapter: &Adapter) -> Result<PathBuf> {
         .base_model()
         .ok_or_else(|| missing("`base_model_name_or_path` is missing".into()))?;
     let beside = folder.join(name);
-    let found = [beside.clone(), PathBuf::from(name)]
-        .into_iter()
-        .find(|path| path.is_dir() || folder::is_bare(path));
+    let is_there = |path: &PathBuf| path.is_dir() || folder::is_bare(path);
+    let mut named = [beside.clone(), PathBuf::from(name)].into_iter();
+    let found = named.find(is_there).or_else(|| moved(folder, name));
     found.ok_or_else(|| {
         let fix = "put it there, or change `base_model_name_or_path`";
-        missing(format!(
-            "base model `{name}` is neither at {} nor in the working folder; {fix}",
-            beside.display()
-        ))
+        let beside = beside.display();
+        missing(match Path::new(name).is_absolute() {
+            true => {
+                format!("base model {beside} is not there, nor further up from the adapter; {fix}")
+            }
+            false => format!(
+                "base model `{name}` is neither at {beside} nor in the working folder; {fix}"
+            ),
+        })
     })
+}
+
+/// The model folder whose path ends as the absolute path `name` does, over two names at least, from the nearest folder above the
+/// adapter; longer ends first.
+fn moved(folder: &Path, name: &str) -> Option<PathBuf> {
+    let name = Path::new(name);
+    let parts: Vec<_> = name.components().skip(1).collect();
+    if !name.is_absolute() {
+        return None;
+    }
+    let place = std::path::absolute(folder).ok()?;
+    let ends = (0..parts.len().saturating_sub(1)).map(|skipped| parts[skipped..].iter().collect());
+    let is_model = |path: &PathBuf| {
+        *path != place && (path.join("config.json").is_file() || folder::is_bare(path))
+    };
+    ends.flat_map(|end: PathBuf| place.ancestors().map(move |above| above.join(&end)))
+        .find(is_model)
 }

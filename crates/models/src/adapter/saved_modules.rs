@@ -27,6 +27,8 @@ struct Replaced {
     parameter: String,
     /// Whether the adapter's values are in the model.
     active: bool,
+    /// Whether it is trained with the adapter.
+    trained: bool,
     /// The values that are not in the model, as they were there.
     aside: Parameter,
 }
@@ -39,9 +41,9 @@ impl SavedModules {
         }
     }
 
-    /// Whether a parameter belongs to this adapter while it is active.
-    pub fn replaces(&self, adapter: &str, parameter: &str) -> bool {
-        let mut active = self.replaced.iter().filter(|r| r.active);
+    /// Whether a parameter is trained with this adapter, which is active.
+    pub fn trains(&self, adapter: &str, parameter: &str) -> bool {
+        let mut active = self.replaced.iter().filter(|r| r.active && r.trained);
         active.any(|r| &*r.adapter == adapter && r.parameter == parameter)
     }
 
@@ -69,7 +71,7 @@ impl SavedModules {
 }
 
 /// Whether a checkpoint tensor belongs to a module that `saved` names by its full name or its last parts.
-fn is_saved(tensor: &str, saved: &[String]) -> bool {
+pub(super) fn is_saved(tensor: &str, saved: &[String]) -> bool {
     let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
     saved.iter().any(|name| is_named(module, name))
 }
@@ -91,40 +93,63 @@ pub fn tensors<'a>(
         .collect()
 }
 
-/// Makes the modules that `saved` names the adapter's, with the base's values to begin with.
+/// The names under which PEFT looks for a classification head; a model has one of them.
+const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
+
+/// Makes the modules that `saved` names the adapter's, with the base's values to begin with; those that `trained` accepts are trained
+/// with it.
 ///
 /// # Errors
-/// When another active adapter has one of them.
+/// When another active adapter has one of them, or a name means nothing.
 pub fn attach(
     model: &mut LanguageModel,
     family: &Family,
     saved: &[String],
     adapter: &str,
+    trained: &dyn Fn(&str) -> bool,
 ) -> Result<()> {
-    if saved.iter().any(|name| name == "lm_head") {
-        model.untied_head();
-    }
     let entries = (family.tensors)(model.spec());
     let is_there = |name: &&String| {
         entries
             .iter()
             .any(|e| is_saved(&e.name, std::slice::from_ref(*name)))
     };
-    if let Some(strange) = saved.iter().find(|name| !is_there(name)) {
-        return Err(no_module("modules_to_save", strange, model, family));
+    let has_classifier = saved
+        .iter()
+        .any(|name| CLASSIFIERS.contains(&name.as_str()) && is_there(&name));
+    let is_strange = |name: &&String| {
+        !is_there(name) && !(has_classifier && CLASSIFIERS.contains(&name.as_str()))
+    };
+    if let Some(strange) = saved.iter().find(is_strange) {
+        return Err(match CLASSIFIERS.contains(&strange.as_str()) {
+            true => Error::Invalid(format!(
+                "`modules_to_save`: the adapter has a classification head (`{strange}`), and its base has none; name the folder of a model with one (`...ForSequenceClassification` or `...ForTokenClassification`) as its base"
+            )),
+            false => no_module("modules_to_save", strange, model, family),
+        });
     }
-    let parts: Vec<String> = entries
+    let module = |tensor: &str| {
+        tensor
+            .rsplit_once('.')
+            .map_or(tensor.to_owned(), |(m, _)| m.to_owned())
+    };
+    // Our parameters, and whether they are trained.
+    let parts: HashMap<String, bool> = entries
         .into_iter()
         .filter(|entry| is_saved(&entry.name, saved))
-        .flat_map(|entry| entry.parts)
+        .flat_map(|entry| {
+            let trained = trained(&module(&entry.name));
+            entry.parts.into_iter().map(move |part| (part, trained))
+        })
         .collect();
     let mut replaced = Vec::new();
     model.visit(&mut |parameter: &Parameter| {
-        if parts.iter().any(|name| name == parameter.name()) {
+        if let Some(trained) = parts.get(parameter.name()) {
             replaced.push(Replaced {
                 adapter: adapter.into(),
                 parameter: parameter.name().to_owned(),
                 active: true,
+                trained: *trained,
                 aside: parameter.clone(),
             });
         }
@@ -153,11 +178,7 @@ pub fn read(
 ) -> Result<()> {
     let mut values = HashMap::new();
     for tensor in tensors(model, family, saved) {
-        // PEFT's own files leave the prefix out of some names.
-        let bare = tensor.name.strip_prefix(PEFT_PREFIX);
-        let mut names = [Some(tensor.name.as_str()), bare].into_iter().flatten();
-        let name = names.find(|name| file.shape(name).is_some());
-        let read = file.read(name.unwrap_or(&tensor.name), &tensor.shape)?;
+        let read = file.read(&tensor.name, &tensor.shape)?;
         values.extend(tensor.split(read));
     }
     set_values(model, values);

@@ -1,7 +1,6 @@
 //! Checkpoints in and out: safetensors files, PyTorch's files, folders of shards, and the configuration of adapters.
 
 pub mod folder;
-pub mod partial_file;
 pub mod peft_config;
 mod peft_targets;
 mod pickle;

@@ -21,6 +21,7 @@ const KNOWN: &[&str] = &[
     "lora_alpha",
     "lora_dropout",
     "target_modules",
+    "target_parameters",
     "exclude_modules",
     "modules_to_save",
     "bias",
@@ -38,6 +39,7 @@ const KNOWN: &[&str] = &[
     "peft_version",
     "qalora_group_size",
     "revision",
+    "ensure_weight_tying",
 ];
 
 /// The configuration of a LoRA adapter.
@@ -51,7 +53,7 @@ const KNOWN: &[&str] = &[
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeftConfig {
-    /// What the model is for, such as `CAUSAL_LM`.
+    /// What the model is for, such as `CAUSAL_LM`; what it is when absent.
     pub task_type: Option<String>,
     /// The rank, where no pattern says otherwise.
     pub rank: usize,
@@ -61,10 +63,15 @@ pub struct PeftConfig {
     pub dropout: f64,
     /// The modules that have an adapter.
     pub target_modules: Targets,
+    /// Stacks of experts that have one, by the ends of the names that transformers gives their weights, such as
+    /// `experts.gate_up_proj`.
+    pub target_parameters: Vec<String>,
     /// Modules that have none even so.
     pub exclude_modules: Option<Targets>,
     /// Modules that are trained and stored whole, by the end of their names.
     pub modules_to_save: Vec<String>,
+    /// Whether a head that is the embedding stays so where one of them is trained.
+    pub ensure_weight_tying: bool,
     /// Whether the scale is `alpha / sqrt(rank)` and not `alpha / rank`.
     pub use_rslora: bool,
     /// Which biases were trained; only `none` is supported.
@@ -85,13 +92,15 @@ impl PeftConfig {
     /// A plain LoRA of this rank and alpha on `target_modules`.
     pub fn new(rank: usize, alpha: f64, target_modules: Targets) -> Self {
         Self {
-            task_type: Some("CAUSAL_LM".into()),
+            task_type: None,
             rank,
             alpha,
             dropout: 0.0,
             target_modules,
+            target_parameters: Vec::new(),
             exclude_modules: None,
             modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
             use_rslora: false,
             bias: "none".into(),
             fan_in_fan_out: false,
@@ -108,19 +117,26 @@ impl PeftConfig {
     /// When a value is out of range, or a key is set that is not supported.
     pub fn read(config: &Config) -> Result<Self> {
         check_supported(config)?;
+        let target_parameters = texts(config, "target_parameters")?;
         Ok(Self {
             task_type: config.optional_text("task_type")?.map(Into::into),
             rank: config.size("r", RANK_LIMIT)?,
             alpha: config.optional_number("lora_alpha")?.unwrap_or(8.0),
             dropout: dropout(config)?,
-            target_modules: read_targets(config, "target_modules")?.ok_or_else(|| {
-                config.error(
-                    "target_modules",
-                    "missing; add a list of module names or \"all-linear\"",
-                )
-            })?,
+            target_modules: match read_targets(config, "target_modules")? {
+                Some(targets) => targets,
+                None if !target_parameters.is_empty() => Targets::List(Vec::new()),
+                None => {
+                    return Err(config.error(
+                        "target_modules",
+                        "missing; add a list of module names or \"all-linear\"",
+                    ));
+                }
+            },
+            target_parameters,
             exclude_modules: read_targets(config, "exclude_modules")?,
             modules_to_save: texts(config, "modules_to_save")?,
+            ensure_weight_tying: config.flag_or("ensure_weight_tying", false)?,
             use_rslora: config.flag_or("use_rslora", false)?,
             bias: config.optional_text("bias")?.unwrap_or("none").into(),
             fan_in_fan_out: config.flag_or("fan_in_fan_out", false)?,
@@ -152,8 +168,10 @@ impl PeftConfig {
             "lora_alpha": number(self.alpha),
             "lora_dropout": self.dropout,
             "target_modules": self.target_modules.write(),
+            "target_parameters": some_unless_empty(&self.target_parameters),
             "exclude_modules": self.exclude_modules.as_ref().map(Targets::write),
             "modules_to_save": some_unless_empty(&self.modules_to_save),
+            "ensure_weight_tying": self.ensure_weight_tying,
             "bias": self.bias,
             "fan_in_fan_out": self.fan_in_fan_out,
             "inference_mode": true,
@@ -179,6 +197,11 @@ impl PeftConfig {
         // A list entry that is the whole name means that one module, whatever its layer.
         let named = matches!(&self.target_modules, Targets::List(entries) if entries.iter().any(|entry| entry == module_name));
         named || self.has_layer(module_name)
+    }
+
+    /// Whether the weight of this full name, which holds a stack of experts, has an adapter.
+    pub fn matches_parameter(&self, name: &str) -> bool {
+        self.target_parameters.iter().any(|end| is_named(name, end))
     }
 
     /// Whether the targets mean the module itself, and not only as one of all linear layers.
@@ -228,11 +251,11 @@ impl PeftConfig {
     }
 }
 
-/// The last part of a name that is a number between two others.
+/// The first part of a name that is a number after two others and before another: the layer, and not an expert of it.
 fn numbered_part(module: &str) -> Option<usize> {
     let parts: Vec<&str> = module.split('.').collect();
     let inner = parts.get(1..parts.len() - 1)?;
-    inner.iter().rev().find_map(|part| part.parse().ok())
+    inner.iter().find_map(|part| part.parse().ok())
 }
 
 fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {

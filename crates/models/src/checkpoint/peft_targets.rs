@@ -112,6 +112,7 @@ impl Targets {
 
     pub(super) fn write(&self) -> Value {
         match self {
+            Self::List(entries) if entries.is_empty() => Value::Null,
             Self::List(entries) => json!(entries),
             Self::Regex(pattern) => json!(pattern.source),
             Self::AllLinear => json!("all-linear"),

@@ -5,9 +5,9 @@
 //! `model.safetensors.index.json`. Left out: integers of 16 and 32 bits.
 
 use super::folder::{INDEX_FILE, SINGLE_FILE};
-use super::partial_file::{PartialFile, write_whole};
 use super::safetensors::Dtype;
 use crate::error::{Error, Result};
+use espalier_data::disk::{self, PartialFile};
 use half::vec::HalfFloatVecExt;
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
@@ -106,7 +106,8 @@ impl TensorWriter {
         path: &Path,
         mut elements: impl FnMut(&str) -> Result<E>,
     ) -> Result<()> {
-        write_partial(path, &self.tensors, &mut elements)?.rename()
+        let file = write_partial(path, &self.tensors, &mut elements)?;
+        file.rename().map_err(Error::file(path))
     }
 
     /// Writes a model folder's weights: one `model.safetensors` if its tensors fit `max_shard_bytes`, else shards and
@@ -129,7 +130,9 @@ impl TensorWriter {
         for (path, tensors) in paths.iter().zip(&shards) {
             partial.push(write_partial(path, tensors, &mut numbers)?);
         }
-        partial.into_iter().try_for_each(PartialFile::rename)?;
+        for (file, path) in partial.into_iter().zip(&paths) {
+            file.rename().map_err(Error::file(path))?;
+        }
         self.finish_folder(folder, &shards, &names)?;
         Ok(paths)
     }
@@ -143,17 +146,14 @@ impl TensorWriter {
     ) -> Result<()> {
         let stale = if shards.len() > 1 {
             let index = index(shards, names, total_bytes(&self.tensors)?);
-            write_whole(&folder.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?;
+            let path = folder.join(INDEX_FILE);
+            disk::write_whole(&path, format!("{index:#}\n").as_bytes())
+                .map_err(Error::file(&path))?;
             folder.join(SINGLE_FILE)
         } else {
             folder.join(INDEX_FILE)
         };
-        match std::fs::remove_file(&stale) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::file(&stale)(error))
-            }
-            _ => Ok(()),
-        }
+        disk::remove_file(&stale).map_err(Error::file(&stale))
     }
 }
 
@@ -210,22 +210,26 @@ fn index(shards: &[&[TensorPlan]], names: &[String], total: u64) -> Value {
     json!({ "metadata": { "total_size": total }, "weight_map": weight_map })
 }
 
+/// Appends bytes to a file.
+type Write<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
+
 /// Writes a whole file under its temporary name.
 fn write_partial<'a, E: Into<Elements<'a>>>(
     path: &Path,
     tensors: &[TensorPlan],
     elements: &mut impl FnMut(&str) -> Result<E>,
 ) -> Result<PartialFile> {
-    let mut file = PartialFile::create(path)?;
-    file.write(&header(tensors)?)?;
+    let mut file = PartialFile::create(path).map_err(Error::file(path))?;
+    let mut write = |bytes: &[u8]| file.write(bytes).map_err(Error::file(path));
+    write(&header(tensors)?)?;
     for tensor in tensors {
-        write_elements(&mut file, tensor, &elements(&tensor.name)?.into())?;
+        write_elements(&mut write, tensor, &elements(&tensor.name)?.into())?;
     }
-    file.finish()?;
+    file.finish().map_err(Error::file(path))?;
     Ok(file)
 }
 
-fn write_elements(file: &mut PartialFile, plan: &TensorPlan, elements: &Elements) -> Result<()> {
+fn write_elements(write: Write<'_>, plan: &TensorPlan, elements: &Elements) -> Result<()> {
     let (whole, found) = match elements {
         Elements::Numbers(values) => (plan.elements() == Some(values.len() as u64), values.len()),
         Elements::Bytes(bytes) => (plan.byte_count()? == bytes.len() as u64, bytes.len()),
@@ -242,8 +246,8 @@ fn write_elements(file: &mut PartialFile, plan: &TensorPlan, elements: &Elements
             "`{}`: numbers are not rounded to {:?}; give its bytes",
             plan.name, plan.dtype
         ))),
-        (Elements::Numbers(values), dtype) => write_numbers(file, dtype, values),
-        (Elements::Bytes(bytes), _) => file.write(bytes),
+        (Elements::Numbers(values), dtype) => write_numbers(write, dtype, values),
+        (Elements::Bytes(bytes), _) => write(bytes),
     }
 }
 
@@ -274,7 +278,7 @@ fn fill<const N: usize>(bytes: &mut Vec<u8>, numbers: impl ExactSizeIterator<Ite
 }
 
 /// Writes `values` in pieces, so that the converted copy stays small.
-fn write_numbers(file: &mut PartialFile, dtype: Dtype, values: &[f32]) -> Result<()> {
+fn write_numbers(write: Write<'_>, dtype: Dtype, values: &[f32]) -> Result<()> {
     const PIECE: usize = 1 << 16;
     let mut bytes = Vec::with_capacity(4 * PIECE.min(values.len()));
     for piece in values.chunks(PIECE) {
@@ -297,7 +301,7 @@ fn write_numbers(file: &mut PartialFile, dtype: Dtype, values: &[f32]) -> Result
             ),
             _ => fill(&mut bytes, piece.iter().map(|value| value.to_le_bytes())),
         }
-        file.write(&bytes)?;
+        write(&bytes)?;
     }
     Ok(())
 }

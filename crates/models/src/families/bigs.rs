@@ -118,6 +118,7 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         ("^embedding_norm.", "bigs.embeddings.LayerNorm."),
         ("^head_transform.", "cls.predictions.transform.dense."),
         ("^head_norm.", "cls.predictions.transform.LayerNorm."),
+        ("^head.weight", "cls.predictions.decoder.weight"),
         ("^head.", "cls.predictions."),
         ("^blocks.", "bigs.encoder.layer."),
         (".mixer_norm.", ".LayerNorm."),

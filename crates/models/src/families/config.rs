@@ -73,6 +73,8 @@ impl Config {
     /// # Errors
     /// When the text is not a JSON object.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        // Some editors put a byte-order mark before UTF-8.
+        let text = text.trim_start_matches('\u{feff}');
         let map = serde_json::from_str(text)
             .or_else(|error| serde_json::from_str(&quoted_infinity(text)).map_err(|_| error))
             .map_err(|error| {

@@ -3,7 +3,7 @@
 
 use super::gemma::as_gemma;
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
-use super::{Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, table};
+use super::{Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, table, whole};
 use crate::error::Result;
 use crate::spec::{Activation, MixerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -103,7 +103,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         set("attn_logit_softcapping", json!(first.softcap));
         set(
             "query_pre_attn_scalar",
-            json!(rounded(first.scale.powi(-2))),
+            whole(rounded(first.scale.powi(-2))),
         );
     }
     if let Some(window) = all.iter().find_map(|attention| attention.window) {

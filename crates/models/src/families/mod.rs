@@ -59,7 +59,7 @@ pub use rwkv::bare;
 use crate::error::{Error, Result};
 use crate::spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
 use config::VOCABULARY_LIMIT;
-use espalier_data::nearest::nearest;
+use espalier_data::nearest::nearest_architecture;
 use serde_json::{Map, Value, json};
 use std::{ops::Range, path::Path};
 
@@ -239,7 +239,7 @@ fn unknown(name: &str) -> Error {
         .collect();
     Error::UnknownArchitecture {
         name: name.into(),
-        nearest: nearest(name, known.iter().copied()).map(Into::into),
+        nearest: nearest_architecture(name, known.iter().copied()).map(Into::into),
         known: known.join(", "),
     }
 }
@@ -346,6 +346,14 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
         map.insert(BIDIRECTIONAL.into(), json!(true));
     }
     map
+}
+
+/// A number that readers of such files take as an integer: without a point wherever it is one.
+fn whole(number: f64) -> Value {
+    match number.fract() == 0.0 && number.abs() < 1e15 {
+        true => json!(number as i64),
+        false => json!(number),
+    }
 }
 
 /// The attention of a block, if that is its mixer.
@@ -638,6 +646,8 @@ mod tests {
         let names: [&[&str]; 5] = [
             &["hidden_size", "n_embd", "d_model", "dim"],
             &[
+                // JetMoE's heads follow from its other sizes.
+                "kv_channels",
                 "num_attention_heads",
                 "n_head",
                 "n_heads",

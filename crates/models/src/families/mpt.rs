@@ -5,7 +5,7 @@
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
 use super::{
-    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table,
+    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, whole,
     write_frame,
 };
 use crate::error::Result;
@@ -115,7 +115,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         let slopes = attention.alibi.map(|alibi| alibi.largest);
         set(
             "attn_config",
-            json!({ "alibi": slopes.is_some(), "alibi_bias_max": slopes, "softmax_scale": scale }),
+            json!({ "alibi": slopes.is_some(), "alibi_bias_max": slopes.map(whole), "softmax_scale": scale }),
         );
     }
     map

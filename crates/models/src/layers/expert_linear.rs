@@ -92,7 +92,7 @@ impl ExpertLinear {
         let added = |map| {
             let [down, up] = self.factors(map)?;
             let narrow = expert_linear(
-                x.clone(),
+                self.dropped(map, x.clone()),
                 down,
                 routing,
                 [heads[0], 1],
@@ -142,6 +142,7 @@ impl ExpertLinear {
         );
         match self.factors(0) {
             Some([down, up]) => {
+                let x = self.dropped(0, x);
                 let narrow = expert_linear(x, down, routing, [heads, 1], self.precision, None);
                 y + expert_sum(narrow, up, weights, routing, 1, self.precision)
             }
@@ -179,6 +180,19 @@ impl ExpertLinear {
         };
         let (down, up) = experts.iter().map(factors).unzip();
         Some([Tensor::stack(down, 0), Tensor::stack(up, 0)])
+    }
+
+    /// What the adapters of part `part` read of `x`: their experts have one dropout.
+    fn dropped<const D: usize>(&self, part: usize, x: Tensor<D>) -> Tensor<D> {
+        let own = self.adapters.iter().skip(part).step_by(self.parts);
+        let mut dropouts = own.flat_map(|adapters| {
+            let active = adapters.active().filter_map(|adapter| adapter.low_rank());
+            active.filter_map(|adapter| adapter.dropped)
+        });
+        match dropouts.next() {
+            Some(dropout) => dropout.forward(x),
+            None => x,
+        }
     }
 
     /// The rows of one map, counted over experts and their matrices.

@@ -261,11 +261,14 @@ impl Linear {
         self.adapters.is_active()
     }
 
-    /// The only active adapter, where it is low-rank and the weight is frozen: the fused form gives the weight no gradient.
+    /// The only active adapter, where it is low-rank, reads all of the input and the weight is frozen: the fused form gives the weight
+    /// no gradient.
     fn fused(&self) -> Option<&LowRank> {
         let mut active = self.adapters.active();
         match (active.next(), active.next()) {
-            (Some(one), None) if !self.weight.is_trainable() => one.low_rank(),
+            (Some(one), None) if !self.weight.is_trainable() => {
+                one.low_rank().filter(|adapter| adapter.dropped.is_none())
+            }
             _ => None,
         }
     }
@@ -374,6 +377,8 @@ mod tests {
             down,
             up: parameter("b", [2, 1], &[0.5, 1.0]),
             scale: 2.0,
+            dropout: 0.0,
+            dropped: None,
         };
         linear.adapters.attach("default", Box::new(low_rank));
         let x = Tensor::<2>::from_floats([[1.0, -1.0, 3.0]], &device);

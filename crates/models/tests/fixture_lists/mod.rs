@@ -1,4 +1,5 @@
 //! The fixtures of all families, found by looking: a new one is tested by lying in its folder.
+#![allow(dead_code, reason = "every test needs some of it")]
 
 use std::path::PathBuf;
 

@@ -111,7 +111,7 @@ impl AdapterKind for OutputScale {
         modules.filter_map(of_module).collect()
     }
 
-    fn configuration(&self, _: &LanguageModel, _: &Family) -> Value {
+    fn configuration(&self, _: &LanguageModel, _: &Family, _: &str) -> Value {
         json!({ "target_modules": self.targets })
     }
 

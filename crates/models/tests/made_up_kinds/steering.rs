@@ -142,7 +142,7 @@ impl AdapterKind for Steering {
         interventions.flat_map(at_site).collect()
     }
 
-    fn configuration(&self, _: &LanguageModel, _: &Family) -> Value {
+    fn configuration(&self, _: &LanguageModel, _: &Family, _: &str) -> Value {
         json!({
             "vectors": self.vectors, "edits": self.edits, "rank": self.rank,
             "first": self.ends[0], "last": self.ends[1],

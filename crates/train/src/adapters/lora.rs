@@ -1,7 +1,7 @@
 //! LoRA (arXiv 2106.09685) and rsLoRA (arXiv 2312.03732): `y = x W^T + s x A^T B^T`.
 //!
 //! `s = alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA. `A` starts uniform within `1 / sqrt(inputs)`, `B` at zero, so the
-//! model starts unchanged. Recipe: `sft-lora.toml`. Left out: dropout on the adapter's input.
+//! model starts unchanged. Recipe: `sft-lora.toml`.
 
 use espalier_models::{
     adapter::Adapter,
@@ -9,7 +9,7 @@ use espalier_models::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Tuning;
+use super::{AdapterOptions, Tuning};
 use crate::{Error, Result};
 
 /// As wide as the widest models, where the addition is no longer of a low rank.
@@ -31,6 +31,9 @@ pub struct LoraOptions {
     pub modules_to_save: Vec<String>,
     /// Scale by the root of the rank.
     pub rslora: bool,
+    /// Share of what the adapter reads that is zeroed in training; the base reads all.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
+    pub dropout: f64,
 }
 
 impl Default for LoraOptions {
@@ -41,6 +44,7 @@ impl Default for LoraOptions {
             target_modules: None,
             modules_to_save: Vec::new(),
             rslora: false,
+            dropout: 0.0,
         }
     }
 }
@@ -64,9 +68,29 @@ impl Tuning for LoraOptions {
                 reason: format!("{alpha} is not a positive number"),
             });
         }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::Option {
+                key: "dropout",
+                reason: format!("{} is outside 0 to below 1", self.dropout),
+            });
+        }
         let mut config = PeftConfig::new(self.rank, alpha, target_modules);
         config.modules_to_save = self.modules_to_save.clone();
         config.use_rslora = self.rslora;
+        config.dropout = self.dropout;
         Ok(Adapter::new(config))
+    }
+
+    fn with_modules(&self, modules: Vec<String>) -> Result<AdapterOptions> {
+        let mut options = self.clone();
+        for module in modules {
+            // A module may be named by its last parts.
+            let ends_so =
+                |named: &String| module == *named || module.ends_with(&format!(".{named}"));
+            if !options.modules_to_save.iter().any(ends_so) {
+                options.modules_to_save.push(module);
+            }
+        }
+        Ok(AdapterOptions::Lora(options))
     }
 }

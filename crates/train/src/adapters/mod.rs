@@ -17,6 +17,12 @@ pub trait Tuning {
     /// # Errors
     /// When an option makes no sense.
     fn adapter(&self) -> Result<Adapter>;
+
+    /// The same options with these modules of the base trained whole besides.
+    ///
+    /// # Errors
+    /// When this way to tune trains no modules of the base.
+    fn with_modules(&self, modules: Vec<String>) -> Result<AdapterOptions>;
 }
 
 /// Defines [`AdapterOptions`] and [`KINDS`] from one line for each way to tune: its help, its variant, its name in recipes, its
@@ -62,6 +68,14 @@ impl AdapterOptions {
         self.tuning().adapter().map(drop)
     }
 
+    /// What the user should know before the adapter is put on the model, a sentence each.
+    ///
+    /// # Errors
+    /// When an option makes no sense.
+    pub fn remarks(&self, model: &LanguageModel, family: &Family) -> Result<Vec<String>> {
+        Ok(self.tuning().adapter()?.remarks(model, family))
+    }
+
     /// Puts a fresh adapter on the model and marks it as trained; returns what its folder will say.
     ///
     /// # Errors
@@ -70,6 +84,27 @@ impl AdapterOptions {
         let adapter = self.tuning().adapter()?;
         adapter.attach(model, family, seed)?;
         Ok(adapter)
+    }
+
+    /// The same options with embedding and head trained whole besides, whose new rows would stay untrained otherwise
+    /// (LLaMA-Factory's `additional_target`).
+    ///
+    /// # Errors
+    /// When this way to tune trains no modules of the base.
+    pub fn with_vocabulary(&self, model: &LanguageModel, family: &Family) -> Result<Self> {
+        let entries = (family.tensors)(model.spec());
+        let holds = |part: &str| ["embedding.weight", "head.weight"].contains(&part);
+        let of_vocabulary = entries
+            .iter()
+            .filter(|entry| entry.parts.iter().any(|part| holds(part)));
+        let modules = of_vocabulary.map(|entry| {
+            entry
+                .name
+                .rsplit_once('.')
+                .map_or(entry.name.as_str(), |(module, _)| module)
+                .to_owned()
+        });
+        self.tuning().with_modules(modules.collect())
     }
 
     /// A sentence for each way to tune, its name before it.

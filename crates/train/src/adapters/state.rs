@@ -7,8 +7,8 @@
 use espalier_models::adapter::{Adapter, FirstStateConfig};
 use serde::{Deserialize, Serialize};
 
-use super::Tuning;
-use crate::Result;
+use super::{AdapterOptions, Tuning};
+use crate::{Error, Result};
 
 /// The options of state tuning; there are none yet.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -18,5 +18,12 @@ pub struct StateOptions {}
 impl Tuning for StateOptions {
     fn adapter(&self) -> Result<Adapter> {
         Ok(Adapter::new(FirstStateConfig {}))
+    }
+
+    fn with_modules(&self, _: Vec<String>) -> Result<AdapterOptions> {
+        Err(Error::Option {
+            key: "adapter",
+            reason: "state tuning trains no weights, so rows of new tokens would stay as they begin; tune with `lora`, or without an adapter".into(),
+        })
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! With `a = log pi(y_w) - log ref(y_w)` and `b` likewise for the worse answer (sums over the answer's tokens),
 //! `loss = -log sigmoid(beta (a - b))`, a mean over pairs. The reference is the model as it was before the first step;
-//! its log-probabilities are computed once. `sft_weight` adds the mean negative log-likelihood of the better answers' tokens
-//! (RPO), which keeps their likelihood from falling. Recipe: `dpo.toml`.
+//! its log-probabilities are computed once. `sft_weight` adds the negative log-likelihood of the better answers, a mean over
+//! the tokens of the whole step (RPO), which keeps their likelihood from falling. Recipe: `dpo.toml`.
 
 use burn::tensor::{Tensor, TensorData, activation::log_sigmoid};
 use espalier_data::random::Random;
@@ -11,7 +11,7 @@ use espalier_kernels::readback::ReadFloats;
 use espalier_models::{auxiliary_losses::AuxiliaryLosses, model::LanguageModel, taps::Unobserved};
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Metric, Objective, pairs, registry::Entry};
+use super::{Batch, Loss, Metric, Objective, PackedRows, pairs, registry::Entry};
 use crate::{
     Error, Result,
     batch::{Sample, TokenBatch, integers},
@@ -79,6 +79,7 @@ pub const ENTRY: Entry<DpoOptions> = Entry::new(
             "share of the pairs whose better answer has the larger reward",
         ),
     ],
+    PackedRows::Refused,
     DpoOptions::check,
     |options, _| Ok(Box::new(Dpo::new(options.clone())?)),
 );
@@ -111,6 +112,10 @@ impl Objective for Dpo {
         "dpo"
     }
 
+    fn packed_rows(&self) -> PackedRows {
+        ENTRY.packed_rows
+    }
+
     fn predicts_tokens(&self) -> bool {
         false
     }
@@ -134,7 +139,9 @@ impl Objective for Dpo {
     /// All better answers come first, then all worse ones.
     fn collate(&self, _: &LanguageModel, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
         let rows = pairs(self.name(), samples)?.concat();
-        Batch::new(TokenBatch::new(&rows), samples.len(), samples)
+        let mut batch = Batch::new(TokenBatch::new(&rows), samples.len(), samples)?;
+        batch.second_units = better_tokens(&batch) as f64;
+        Ok(batch)
     }
 
     fn loss(&self, model: &LanguageModel, batch: &Batch) -> Result<Loss> {
@@ -155,14 +162,19 @@ impl Objective for Dpo {
         let metrics = metrics(chosen.clone(), rejected.clone(), self.options.beta);
         let mut sum = preference_loss(chosen, rejected, self.options.beta);
         if self.options.sft_weight > 0.0 {
-            let better = batch.tokens.rows.iter().filter(|row| **row < count).count();
-            let mean = -tokens.narrow(0, 0, better).sum() / better.max(1) as f64;
-            sum = sum + mean * (self.options.sft_weight * count as f64);
+            let better = -tokens.narrow(0, 0, better_tokens(batch)).sum();
+            sum = sum + better * (self.options.sft_weight * batch.exchange);
         }
         let mut loss = Loss::new(sum, count as f64, auxiliary);
         loss.metrics.extend(metrics);
         Ok(loss)
     }
+}
+
+/// Targets of the better answers, which come first.
+fn better_tokens(batch: &Batch) -> usize {
+    let better = |row: &&usize| (**row as f64) < batch.units;
+    batch.tokens.rows.iter().filter(better).count()
 }
 
 /// Eq. 7 summed over pairs; `chosen` and `rejected` are log-ratios to the reference, `[pairs]`.

@@ -10,7 +10,7 @@ use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Batch, Loss, Objective,
+    Batch, Loss, Objective, PackedRows,
     registry::Entry,
     rows,
     seq2seq::decoder_start,
@@ -65,6 +65,7 @@ impl InfillingOptions {
 /// The objective's registration.
 pub const ENTRY: Entry<InfillingOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH],
+    packed_rows: PackedRows::Refused,
     special_tokens: fresh_mask,
     check: InfillingOptions::check,
     build: |options, symbols| Ok(Box::new(Infilling::new(options.clone(), symbols)?)),
@@ -177,6 +178,10 @@ fn poisson(mean: f64, random: &mut Random) -> usize {
 impl Objective for Infilling {
     fn name(&self) -> &'static str {
         "infilling"
+    }
+
+    fn packed_rows(&self) -> PackedRows {
+        ENTRY.packed_rows
     }
 
     fn collate(

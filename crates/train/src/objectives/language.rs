@@ -8,7 +8,7 @@ use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Objective, registry::Entry, rows, wrong};
+use super::{Batch, Loss, Objective, PackedRows, registry::Entry, rows, wrong};
 use crate::{
     Result,
     batch::{Sample, TokenBatch},
@@ -23,6 +23,7 @@ pub struct NextTokenOptions {}
 /// Pre-training's registration.
 pub const PRETRAIN: Entry<NextTokenOptions> = Entry::new(
     &[ACCURACY, EXACT_MATCH],
+    PackedRows::Apart,
     |_| Ok(()),
     |_, _| Ok(Box::new(NextToken { name: "pretrain" })),
 );
@@ -30,6 +31,7 @@ pub const PRETRAIN: Entry<NextTokenOptions> = Entry::new(
 /// Supervised fine-tuning's registration.
 pub const SFT: Entry<NextTokenOptions> = Entry::new(
     &[ACCURACY, EXACT_MATCH],
+    PackedRows::Apart,
     |_| Ok(()),
     |_, _| Ok(Box::new(NextToken { name: "sft" })),
 );
@@ -44,6 +46,10 @@ pub struct NextToken {
 impl Objective for NextToken {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn packed_rows(&self) -> PackedRows {
+        PRETRAIN.packed_rows
     }
 
     fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {

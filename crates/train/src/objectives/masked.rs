@@ -10,7 +10,7 @@ use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Batch, Loss, Objective,
+    Batch, Loss, Objective, PackedRows,
     registry::Entry,
     rows,
     symbols::{Symbols, fresh_mask},
@@ -68,6 +68,7 @@ impl MaskingOptions {
 /// Masked language modelling's registration.
 pub const MLM: Entry<MaskingOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH],
+    packed_rows: PackedRows::Apart,
     special_tokens: fresh_mask,
     check: MaskingOptions::check,
     build: |options, symbols| Ok(Box::new(Masked::new("mlm", options.clone(), symbols, 0)?)),
@@ -118,10 +119,19 @@ impl Masked {
         })
     }
 
-    /// Masks `ids` in place; returns the places that were chosen, with what stood there.
-    fn corrupt(&self, ids: &mut [u32], random: &mut Random) -> Vec<(usize, u32)> {
+    /// Masks `ids` in place, whose `positions` begin anew with every text; returns the places that were chosen, with what
+    /// stood there. What has nothing before it in its own text is not predicted from the place before.
+    fn corrupt(
+        &self,
+        ids: &mut [u32],
+        positions: &[u32],
+        random: &mut Random,
+    ) -> Vec<(usize, u32)> {
         let mut chosen = Vec::new();
-        for (place, id) in ids.iter_mut().enumerate().skip(self.before) {
+        for ((place, id), position) in ids.iter_mut().enumerate().zip(positions) {
+            if (*position as usize) < self.before {
+                continue;
+            }
             if self.symbols.special.contains(id) || !random.chance(self.options.probability) {
                 continue;
             }
@@ -145,7 +155,7 @@ impl Masked {
         for (row, text) in texts.iter().enumerate() {
             let start = row * time;
             let ids = &mut tokens.input.ids[start..start + text.ids.len()];
-            for (place, id) in self.corrupt(ids, random) {
+            for (place, id) in self.corrupt(ids, &text.positions, random) {
                 tokens.ask(row, start + place - self.before, id);
             }
         }
@@ -156,6 +166,10 @@ impl Masked {
 impl Objective for Masked {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn packed_rows(&self) -> PackedRows {
+        MLM.packed_rows
     }
 
     fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
@@ -186,7 +200,10 @@ impl Objective for Masked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use espalier_data::encode::Example;
+    use espalier_data::{
+        encode::Example,
+        packing::{Strategy, pack},
+    };
 
     fn objective(before: usize, options: MaskingOptions) -> Masked {
         let symbols = Symbols {
@@ -202,7 +219,7 @@ mod tests {
     fn the_shares_are_those_of_the_paper() {
         let (mut random, mut ids) = (Random::new(3), vec![50; 100_000]);
         let chosen = objective(0, MaskingOptions::default())
-            .corrupt(&mut ids, &mut random)
+            .corrupt(&mut ids, &[0; 100_000], &mut random)
             .len() as f64;
         let share = |wanted: &dyn Fn(&u32) -> bool| {
             ids.iter().filter(|id| wanted(id)).count() as f64 / chosen
@@ -224,6 +241,36 @@ mod tests {
         let batch = objective(1, all).masked(&[&row], &mut Random::new(1));
         assert_eq!((batch.predictors, batch.targets), (vec![1], vec![7]));
         assert_eq!(batch.input.ids, [1, 1, 99, 1]);
+    }
+
+    #[test]
+    fn packed_texts_are_asked_for_what_they_are_asked_alone() {
+        let all = MaskingOptions {
+            probability: 1.0,
+            masked: 1.0,
+            random: 0.0,
+        };
+        let texts = [vec![5, 6, 7], vec![8, 9]];
+        let alone = texts.clone().map(|ids| {
+            let targets = vec![true; ids.len()];
+            Row::from(&Example::new(ids, targets))
+        });
+        let examples = texts.map(|ids| Example::new(ids.clone(), vec![true; ids.len()]));
+        let packed = pack(&examples, 5, Strategy::BestFit);
+        for (before, expected) in [(0, vec![5, 6, 7, 8, 9]), (1, vec![6, 7, 9])] {
+            let objective = objective(before, all.clone());
+            let together = objective.masked(&[&packed[0]], &mut Random::new(1));
+            let [a, b] = &alone;
+            let apart = objective.masked(&[a, b], &mut Random::new(1));
+            assert_eq!(together.targets, expected);
+            assert_eq!(apart.targets, expected);
+            let segments = together.input.segments.unwrap();
+            let of_text = |id: &u32| if *id < 8 { 1 } else { 2 };
+            let predicted = together.predictors.iter().zip(&expected);
+            for (predictor, id) in predicted {
+                assert_eq!(segments[*predictor as usize], of_text(id));
+            }
+        }
     }
 
     #[test]

@@ -37,6 +37,11 @@ pub struct Batch {
     pub tokens: TokenBatch,
     /// Units over which the loss is a mean.
     pub units: f64,
+    /// Units over which a second term of the loss is a mean, such as tokens where `units` are pairs; 0 where there is none.
+    pub second_units: f64,
+    /// How many `units` the whole step has for each of its `second_units`. The second term's sum times this number belongs
+    /// into [`Loss::sum`], so that it becomes a mean over the step however the step is cut into batches.
+    pub exchange: f64,
     /// The samples' columns, one after the other.
     pub columns: Columns,
 }
@@ -50,6 +55,8 @@ impl Batch {
         Ok(Self {
             tokens,
             units: units as f64,
+            second_units: 0.0,
+            exchange: 0.0,
             columns: Columns::joined(samples.iter().map(|sample| &sample.columns))?,
         })
     }
@@ -61,6 +68,16 @@ impl Batch {
     pub fn of_targets(tokens: TokenBatch, samples: &[&Sample]) -> Result<Self> {
         let units = tokens.targets.len();
         Self::new(tokens, units, samples)
+    }
+
+    /// The units of a whole step, of which these are the batches; each of them is told how its second units exchange for them.
+    pub(crate) fn of_step(batches: &mut [Self]) -> f64 {
+        let sum = |of: fn(&Self) -> f64| batches.iter().map(of).sum::<f64>();
+        let (units, second) = (sum(|batch| batch.units), sum(|batch| batch.second_units));
+        for batch in batches {
+            batch.exchange = units / second.max(1.0);
+        }
+        units.max(1.0)
     }
 }
 
@@ -130,12 +147,24 @@ pub struct ObjectiveState<'a> {
     pub value: Value,
 }
 
+/// How an objective takes rows that hold several texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PackedRows {
+    /// By their segments: nothing is predicted across a border, and a packed row has the loss of its texts.
+    Apart,
+    /// Not at all: it takes a row for one text, so that rows of several are refused.
+    Refused,
+}
+
 /// What a training step minimises.
 ///
-/// A reference, a teacher, a buffer of rollouts are fields of the objective. Only two methods have no default.
+/// A reference, a teacher, a buffer of rollouts are fields of the objective. Only the methods without a body must be written.
 pub trait Objective {
     /// The objective's name in recipes.
     fn name(&self) -> &'static str;
+
+    /// How rows of several texts are taken; the trainer refuses what the objective does not take.
+    fn packed_rows(&self) -> PackedRows;
 
     /// Whether the objective compares passes that differ in dropout alone.
     fn needs_dropout(&self) -> bool {

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Objective, dpo, infilling, language, masked, seq2seq, simcse, span_corruption, symbols::Symbols,
+    Objective, PackedRows, dpo, infilling, language, masked, seq2seq, simcse, span_corruption,
+    symbols::Symbols,
 };
 use crate::{Result, metrics::MetricDescription};
 
@@ -11,6 +12,8 @@ use crate::{Result, metrics::MetricDescription};
 pub struct Entry<O> {
     /// The metrics that it logs.
     pub metrics: &'static [MetricDescription],
+    /// How it takes rows of several texts.
+    pub packed_rows: PackedRows,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
     /// Whether the options make sense, whatever the model.
@@ -23,11 +26,13 @@ impl<O> Entry<O> {
     /// An objective that needs no special tokens.
     pub const fn new(
         metrics: &'static [MetricDescription],
+        packed_rows: PackedRows,
         check: fn(&O) -> Result<()>,
         build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
     ) -> Self {
         Self {
             metrics,
+            packed_rows,
             special_tokens: Vec::new,
             check,
             build,
@@ -39,6 +44,7 @@ impl<O> Entry<O> {
             name,
             help: help.trim_ascii(),
             metrics: self.metrics,
+            packed_rows: self.packed_rows,
             special_tokens: self.special_tokens,
         }
     }
@@ -53,6 +59,8 @@ pub struct Registered {
     pub help: &'static str,
     /// The metrics that it logs.
     pub metrics: &'static [MetricDescription],
+    /// How it takes rows of several texts.
+    pub packed_rows: PackedRows,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
 }
@@ -147,7 +155,13 @@ mod tests {
             let options: ObjectiveOptions =
                 serde_json::from_value(serde_json::json!({ *name: {} })).unwrap();
             assert_eq!(options.registered().name, *name);
-            assert_eq!(options.build(&symbols).unwrap().name(), *name);
+            let objective = options.build(&symbols).unwrap();
+            assert_eq!(objective.name(), *name);
+            assert_eq!(
+                objective.packed_rows(),
+                options.registered().packed_rows,
+                "{name}"
+            );
             assert!(help.ends_with('.') && !help.starts_with(' '), "{help}");
         }
     }

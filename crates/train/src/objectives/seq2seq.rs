@@ -1,14 +1,14 @@
 //! Sequence to sequence (arXiv 1706.03762): an encoder reads what is given, the decoder learns what is asked for, with
 //! teacher forcing.
 //!
-//! The source is what stands before the first target, so conversations and texts serve as they are. Recipe:
-//! `transformer.toml`.
+//! Every answer of a conversation is a pair of its own, whose source is all that stands before it, earlier answers included.
+//! Recipe: `transformer.toml`.
 
 use espalier_data::{packing::Row, random::Random};
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Objective, registry::Entry, rows, symbols::Symbols, wrong};
+use super::{Batch, Loss, Objective, PackedRows, registry::Entry, rows, symbols::Symbols, wrong};
 use crate::{
     Result,
     batch::{Sample, TokenBatch},
@@ -23,6 +23,7 @@ pub struct SequenceToSequenceOptions {}
 /// The objective's registration.
 pub const ENTRY: Entry<SequenceToSequenceOptions> = Entry::new(
     &[ACCURACY, EXACT_MATCH],
+    PackedRows::Refused,
     |_| Ok(()),
     |_, symbols| Ok(Box::new(SequenceToSequence::new(symbols)?)),
 );
@@ -52,27 +53,35 @@ impl SequenceToSequence {
         })
     }
 
-    /// What stands before a row's first target, and its targets.
+    /// Every answer of every row.
     fn translations(&self, samples: &[&Sample]) -> Result<TokenBatch> {
-        let split = |row: &&Row| {
-            let first = row
-                .targets
-                .iter()
-                .position(|target| *target)
-                .unwrap_or(row.ids.len());
-            let asked = (first..row.ids.len())
-                .filter(|t| row.targets[*t])
-                .map(|t| row.ids[t]);
-            (row.ids[..first].to_vec(), asked.collect::<Vec<_>>())
-        };
-        let pairs: Vec<_> = rows("seq2seq", samples)?.iter().map(split).collect();
+        let rows = rows("seq2seq", samples)?;
+        let pairs: Vec<_> = rows.into_iter().flat_map(answers).collect();
         Ok(TokenBatch::translations(&pairs, self.start))
     }
+}
+
+/// Each run of a row's targets, and all that stands before it.
+fn answers(row: &Row) -> Vec<(Vec<u32>, Vec<u32>)> {
+    let mut pairs = Vec::new();
+    let mut start = 0;
+    for run in row.targets.chunk_by(|a, b| a == b) {
+        let end = start + run.len();
+        if run[0] {
+            pairs.push((row.ids[..start].to_vec(), row.ids[start..end].to_vec()));
+        }
+        start = end;
+    }
+    pairs
 }
 
 impl Objective for SequenceToSequence {
     fn name(&self) -> &'static str {
         "seq2seq"
+    }
+
+    fn packed_rows(&self) -> PackedRows {
+        ENTRY.packed_rows
     }
 
     fn collate(&self, _: &LanguageModel, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
@@ -118,5 +127,19 @@ mod tests {
             (vec![0, 1, 2, 3], vec![7, 8, 9, 3])
         );
         assert!(SequenceToSequence::new(&Symbols::default()).is_err());
+    }
+
+    #[test]
+    fn every_answer_has_all_that_stands_before_it_as_its_source() {
+        let objective = SequenceToSequence { start: 0 };
+        let targets = [false, true, true, false, false, true];
+        let example = Example::new(vec![5, 6, 7, 8, 9, 10], targets.to_vec());
+        let batch = objective
+            .translations(&[&Sample::example(&example)])
+            .unwrap();
+        let source = batch.input.source.unwrap();
+        assert_eq!(source.ids, [5, 0, 0, 0, 0, 5, 6, 7, 8, 9]);
+        assert_eq!(batch.input.ids, [0, 6, 0, 0]);
+        assert_eq!((batch.targets, batch.rows), (vec![6, 7, 10], vec![0, 0, 1]));
     }
 }

@@ -4,13 +4,15 @@
 //! `loss = -log exp(cos(h_i, h'_i) / t) / sum_j exp(cos(h_i, h'_j) / t)`. Dropout falls on what attention and feed-forward
 //! layers add; the paper's falls on attention's probabilities as well. Recipe: `llm2vec.toml`.
 
+use std::collections::HashSet;
+
 use burn::tensor::{Int, Tensor, activation::log_softmax};
 use espalier_data::{packing::Row, random::Random};
 use espalier_kernels::readback::ReadIntegers;
 use espalier_models::{model::LanguageModel, pooling::Pooling};
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Metric, Objective, registry::Entry, rows, wrong};
+use super::{Batch, Loss, Metric, Objective, PackedRows, registry::Entry, rows, wrong};
 use crate::{
     Result,
     batch::{Sample, TokenBatch},
@@ -56,10 +58,12 @@ const ACCURACY: MetricDescription = MetricDescription::share(
 );
 
 /// The objective's registration.
-pub const ENTRY: Entry<SimcseOptions> =
-    Entry::new(&[ACCURACY], SimcseOptions::check, |options, _| {
-        Ok(Box::new(Simcse::new(options.clone())?))
-    });
+pub const ENTRY: Entry<SimcseOptions> = Entry::new(
+    &[ACCURACY],
+    PackedRows::Refused,
+    SimcseOptions::check,
+    |options, _| Ok(Box::new(Simcse::new(options.clone())?)),
+);
 
 /// The objective.
 #[derive(Debug, Clone)]
@@ -83,6 +87,10 @@ impl Objective for Simcse {
         "simcse"
     }
 
+    fn packed_rows(&self) -> PackedRows {
+        ENTRY.packed_rows
+    }
+
     fn predicts_tokens(&self) -> bool {
         false
     }
@@ -91,9 +99,12 @@ impl Objective for Simcse {
         true
     }
 
-    /// All texts once, then all again: dropout falls on other elements of the second half.
+    /// All texts once, then all again: dropout falls on other elements of the second half. A text that occurs twice counts
+    /// once, as it would else be its own negative.
     fn collate(&self, _: &LanguageModel, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
-        let texts = rows("simcse", samples)?;
+        let mut seen = HashSet::new();
+        let mut texts = rows("simcse", samples)?;
+        texts.retain(|text| seen.insert(&text.ids));
         let twice: Vec<&Row> = texts.iter().chain(&texts).copied().collect();
         let tokens = TokenBatch::unasked(&twice);
         Batch::new(tokens, texts.len(), samples)
@@ -145,6 +156,24 @@ fn contrast(vectors: Tensor<2>, temperature: f64) -> (Tensor<1>, usize) {
 mod tests {
     use super::*;
     use burn::tensor::Device;
+    use espalier_data::encode::Example;
+    use espalier_models::{source::Seed, spec::ModelSpec};
+
+    #[test]
+    fn a_text_is_never_its_own_negative() {
+        let of = |ids: &[u32]| Sample::example(&Example::new(ids.to_vec(), vec![true; ids.len()]));
+        let samples = [of(&[5, 6]), of(&[7]), of(&[5, 6]), of(&[5])];
+        let spec = ModelSpec::llama(8, 4, 1, 1, 1, 4, 8);
+        let model = LanguageModel::build(spec, &mut Seed(0), &Device::flex()).unwrap();
+        let simcse = Simcse::new(SimcseOptions::default()).unwrap();
+        let samples: Vec<&Sample> = samples.iter().collect();
+        let batch = simcse
+            .collate(&model, &samples, &mut Random::new(0))
+            .unwrap();
+        assert_eq!(batch.units, 3.0);
+        let half = [5, 6, 7, 0, 5, 0];
+        assert_eq!(batch.tokens.input.ids, [half, half].concat());
+    }
 
     #[test]
     fn worked_examples() {

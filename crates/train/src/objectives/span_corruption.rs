@@ -8,7 +8,7 @@ use espalier_models::{model::LanguageModel, taps::Unobserved};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Batch, Loss, Objective,
+    Batch, Loss, Objective, PackedRows,
     registry::Entry,
     rows,
     seq2seq::decoder_start,
@@ -67,6 +67,7 @@ const SPAN_MATCH: MetricDescription = MetricDescription::share(
 /// The objective's registration.
 pub const ENTRY: Entry<SpanOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH, SPAN_MATCH],
+    packed_rows: PackedRows::Refused,
     special_tokens: fresh_sentinels,
     check: SpanOptions::check,
     build: |options, symbols| Ok(Box::new(SpanCorruption::new(options.clone(), symbols)?)),
@@ -166,6 +167,10 @@ fn segments(total: usize, count: usize, random: &mut Random) -> Vec<usize> {
 impl Objective for SpanCorruption {
     fn name(&self) -> &'static str {
         "span_corruption"
+    }
+
+    fn packed_rows(&self) -> PackedRows {
+        ENTRY.packed_rows
     }
 
     fn collate(

@@ -375,6 +375,7 @@ fn measure(
         options,
         folder: folder.clone(),
         fingerprint: "bench".into(),
+        interrupted: || false,
     };
     let mut steps = Vec::with_capacity(WARM_UP + runs);
     let mut started = Instant::now();

@@ -1,6 +1,7 @@
 //! `espalier data show`: records, or with a tokenizer the tokens that a model reads and those that it learns.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::ValueEnum;
 use espalier_data::{
@@ -16,7 +17,10 @@ use serde_json::{Value, json};
 use super::world_record;
 use crate::cli::Context;
 use crate::{
-    Error, Result, model_path, recipe::WorldShape, stages::model::with_template, terminal::harmless,
+    Error, Result, model_path,
+    recipe::WorldShape,
+    stages::{data::Sourced, model::with_template},
+    terminal::harmless,
 };
 
 /// Show records of a file or a world; with a tokenizer, what a model learns of them.
@@ -58,18 +62,25 @@ pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
         .as_ref()
         .map(|path| encoder(path, args))
         .transpose()?;
-    for (index, record) in records.iter().enumerate() {
-        match (&encoder, context.json) {
-            (None, true) => context.terminal.json(&to_json(record))?,
-            (None, false) => show_structure(index, record, context)?,
-            (Some(encoder), true) => context.terminal.json(&encoded_json(encoder, record)?)?,
-            (Some(encoder), false) => show_encoded(index, encoder, record, context)?,
+    for (index, sourced) in records.iter().enumerate() {
+        let record = &sourced.record;
+        let Some(encoder) = &encoder else {
+            match context.json {
+                true => context.terminal.json(&to_json(record))?,
+                false => show_structure(index, record, context)?,
+            }
+            continue;
+        };
+        let encoded = sourced.encoded(encoder)?;
+        match context.json {
+            true => context.terminal.json(&encoded_json(encoder, encoded)?)?,
+            false => show_encoded(index, encoder, encoded, context)?,
         }
     }
     Ok(())
 }
 
-fn records(args: &ShowArgs) -> Result<Vec<Record>> {
+fn records(args: &ShowArgs) -> Result<Vec<Sourced>> {
     let path = Path::new(&args.data);
     if path.exists() {
         let form = args
@@ -78,11 +89,19 @@ fn records(args: &ShowArgs) -> Result<Vec<Record>> {
             .map(str::parse::<Form>)
             .transpose()
             .map_err(usage)?;
-        let reader = readers::open(&Source {
+        let mut reader = readers::open(&Source {
             form,
             ..Source::new(path)
         })?;
-        return Ok(reader.take(args.count).collect::<Result<_, _>>()?);
+        let path: Arc<Path> = path.into();
+        let mut records = Vec::new();
+        while let Some(record) = reader.next().filter(|_| records.len() < args.count) {
+            records.push(Sourced {
+                record: record?,
+                place: Some((path.clone(), reader.line())),
+            });
+        }
+        return Ok(records);
     }
     if let Err(error) = worlds::world(&args.data) {
         return Err(Error::Usage(format!(
@@ -92,7 +111,13 @@ fn records(args: &ShowArgs) -> Result<Vec<Record>> {
     }
     let form = world_form(args.form.as_deref())?;
     (0..args.count as u64)
-        .map(|index| world_record(&args.data, Split::Train, index, 0, form))
+        .map(|index| {
+            let record = world_record(&args.data, Split::Train, index, 0, form)?;
+            Ok(Sourced {
+                record,
+                place: None,
+            })
+        })
         .collect()
 }
 
@@ -138,7 +163,7 @@ fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()
     let turns = |turns: &[Message]| {
         turns
             .iter()
-            .try_for_each(|turn| line(&turn.role, &turn.content))
+            .try_for_each(|turn| line(&turn.role, &turn.text()))
     };
     match record {
         Record::Text { text } => {
@@ -160,8 +185,8 @@ fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()
         } => {
             heading(index, &format!("preference{}", tools(offered)), context)?;
             turns(prompt)?;
-            line("chosen", &chosen.content)?;
-            line("rejected", &rejected.content)?;
+            line("chosen", &chosen.text())?;
+            line("rejected", &rejected.text())?;
         }
     }
     terminal.line("")
@@ -175,7 +200,12 @@ fn heading(index: usize, text: &str, context: &Context) -> Result<()> {
     )
 }
 
-fn show_encoded(index: usize, encoder: &Encoder, record: &Record, context: &Context) -> Result<()> {
+fn show_encoded(
+    index: usize,
+    encoder: &Encoder,
+    encoded: Encoded,
+    context: &Context,
+) -> Result<()> {
     let terminal = &context.terminal;
     let show = |example: &Example| -> Result<()> {
         terminal.line(&shown(encoder, example, terminal.colour())?)
@@ -187,7 +217,7 @@ fn show_encoded(index: usize, encoder: &Encoder, record: &Record, context: &Cont
             example.target_count()
         )
     };
-    match encoder.encode(record)? {
+    match encoded {
         Encoded::Example(example) => {
             heading(index, &sizes(&example), context)?;
             show(&example)?;
@@ -221,7 +251,7 @@ fn shown(encoder: &Encoder, example: &Example, colour: bool) -> Result<String> {
     Ok(kept)
 }
 
-fn encoded_json(encoder: &Encoder, record: &Record) -> Result<Value> {
+fn encoded_json(encoder: &Encoder, encoded: Encoded) -> Result<Value> {
     let example = |example: &Example| -> Result<Value> {
         let text = encoder.show(example, false)?;
         let (tokens, learned) = (example.ids.len(), example.target_count());
@@ -229,7 +259,7 @@ fn encoded_json(encoder: &Encoder, record: &Record) -> Result<Value> {
             json!({"tokens": tokens, "learned": learned, "shown": text, "ids": example.ids, "targets": example.targets}),
         )
     };
-    Ok(match encoder.encode(record)? {
+    Ok(match encoded {
         Encoded::Example(one) => example(&one)?,
         Encoded::Pair(pair) => {
             json!({"chosen": example(&pair.chosen)?, "rejected": example(&pair.rejected)?})

@@ -1,0 +1,108 @@
+//! Truncation: what is longer than a limit keeps its beginning, and is counted.
+
+use super::{Encoded, Example, Pair, dropped, keep};
+
+/// Records that were too long.
+///
+/// ```
+/// use espalier_data::encode::{Encoded, Example, Truncation};
+/// let mut truncation = Truncation::default();
+/// let encoded = Encoded::Example(Example::new(vec![5, 6, 7], vec![true; 3]));
+/// let Encoded::Example(kept) = truncation.cut(encoded, 2) else { unreachable!() };
+/// assert_eq!((kept.ids, truncation.records, truncation.lost, truncation.longest), (vec![5, 6], 1, 1, 3));
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Truncation {
+    /// Records that were cut.
+    pub records: usize,
+    /// Their tokens that were cut off.
+    pub lost: usize,
+    /// Tokens of the longest one before it was cut.
+    pub longest: usize,
+}
+
+impl Encoded {
+    /// Tokens of its longest text.
+    pub fn longest(&self) -> usize {
+        match self {
+            Self::Example(example) => example.ids.len(),
+            Self::Pair(pair) => pair.chosen.ids.len().max(pair.rejected.ids.len()),
+            Self::Dropped { .. } => 0,
+        }
+    }
+}
+
+impl Truncation {
+    /// An encoded record of at most `length` tokens; dropped where nothing to learn is left.
+    pub fn cut(&mut self, encoded: Encoded, length: usize) -> Encoded {
+        match encoded {
+            Encoded::Example(mut example) => match self.examples([&mut example], length) {
+                true => keep(example),
+                false => Encoded::Example(example),
+            },
+            Encoded::Pair(Pair {
+                mut chosen,
+                mut rejected,
+            }) => {
+                let cut = self.examples([&mut chosen, &mut rejected], length);
+                let nothing = chosen.target_count() == 0 || rejected.target_count() == 0;
+                match cut && nothing {
+                    true => dropped("no token of an answer is left within `length`"),
+                    false => Encoded::Pair(Pair { chosen, rejected }),
+                }
+            }
+            dropped => dropped,
+        }
+    }
+
+    /// Cuts the examples of one record; whether any was too long.
+    fn examples<const N: usize>(&mut self, examples: [&mut Example; N], length: usize) -> bool {
+        let mut cut = false;
+        for example in examples {
+            let whole = example.ids.len();
+            if whole > length {
+                cut = true;
+                self.lost += whole - length;
+                self.longest = self.longest.max(whole);
+                example.ids.truncate(length);
+                example.targets.truncate(length);
+            }
+        }
+        self.records += usize::from(cut);
+        cut
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example(length: u32) -> Example {
+        let targets = (0..length).map(|place| place >= 3).collect();
+        Example::new((0..length).collect(), targets)
+    }
+
+    #[test]
+    fn what_has_nothing_left_to_learn_is_dropped() {
+        let mut truncation = Truncation::default();
+        let mut kept = |length: u32, limit| {
+            let encoded = truncation.cut(Encoded::Example(example(length)), limit);
+            matches!(encoded, Encoded::Example(_))
+        };
+        assert_eq!([kept(8, 4), kept(8, 3), kept(4, 4)], [true, false, true]);
+        let pair = Encoded::Pair(Pair {
+            chosen: example(6),
+            rejected: example(4),
+        });
+        let Encoded::Pair(pair) = truncation.cut(pair, 5) else {
+            panic!()
+        };
+        assert_eq!((pair.chosen.ids.len(), pair.rejected.ids.len()), (5, 4));
+        let expected = Truncation {
+            records: 3,
+            lost: 4 + 5 + 1,
+            longest: 8,
+        };
+        assert_eq!(truncation, expected);
+    }
+}

@@ -1,0 +1,100 @@
+//! Signals that ask the program to stop (SIGINT, as by Ctrl-C, and SIGTERM).
+//!
+//! Usually the first one ends the program at once. Who has work to save is [`attentive`] meanwhile: then the first one is kept
+//! for [`requested`], and the second ends the program.
+
+use std::{
+    io,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+struct Signals {
+    /// Whether the next signal ends the program.
+    at_once: Arc<AtomicBool>,
+    /// The last signal; 0 before the first.
+    received: Arc<AtomicUsize>,
+}
+
+static SIGNALS: OnceLock<Signals> = OnceLock::new();
+
+/// Listens for signals from here on; without it, they end the program as the system sees fit, and nothing is ever
+/// [`requested`].
+///
+/// # Errors
+/// When the system refuses.
+pub fn listen() -> io::Result<()> {
+    let signals = SIGNALS.get_or_init(|| Signals {
+        at_once: Arc::new(AtomicBool::new(true)),
+        received: Arc::default(),
+    });
+    for signal in [SIGINT, SIGTERM] {
+        let status = exit_code(signal as usize);
+        // In this order: the first signal is not the second one.
+        flag::register_conditional_shutdown(signal, status.into(), Arc::clone(&signals.at_once))?;
+        flag::register(signal, Arc::clone(&signals.at_once))?;
+        flag::register_usize(signal, Arc::clone(&signals.received), signal as usize)?;
+    }
+    Ok(())
+}
+
+/// As long as it lives, the first signal is kept for [`requested`].
+#[derive(Debug)]
+pub struct Attentive(());
+
+impl Drop for Attentive {
+    fn drop(&mut self) {
+        set_at_once(true);
+    }
+}
+
+/// Keeps the next signal for [`requested`].
+pub fn attentive() -> Attentive {
+    set_at_once(requested());
+    Attentive(())
+}
+
+fn set_at_once(value: bool) {
+    if let Some(signals) = SIGNALS.get() {
+        signals.at_once.store(value, Ordering::SeqCst);
+    }
+}
+
+/// Whether a signal came.
+pub fn requested() -> bool {
+    received() != 0
+}
+
+/// Whether a SIGTERM came, which asks for the end of the program and not of an answer alone.
+pub fn is_termination() -> bool {
+    received() == SIGTERM as usize
+}
+
+/// Takes what was requested as done.
+pub fn forget() {
+    if let Some(signals) = SIGNALS.get() {
+        signals.received.store(0, Ordering::SeqCst);
+    }
+}
+
+/// The exit code of a program that the last signal ended: 130 for SIGINT, 143 for SIGTERM.
+pub fn code() -> u8 {
+    exit_code(received())
+}
+
+fn received() -> usize {
+    let signals = SIGNALS.get();
+    signals.map_or(0, |signals| signals.received.load(Ordering::SeqCst))
+}
+
+/// 128 and the signal's number, as shells say it.
+fn exit_code(signal: usize) -> u8 {
+    128 + signal as u8
+}

@@ -1,0 +1,293 @@
+//! Adapters by PEFT whose files hold more than a plain one, or name it otherwise: what they compute, what is said of them, and that
+//! they are written as they were.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use burn::tensor::Device;
+use espalier_models::{
+    adapter::Adapter,
+    checkpoint::{PeftConfig, TensorFile, peft_config::Targets},
+    folder::{self, LoadedModel},
+    model::{Input, LanguageModel},
+    parameter::{Parameter, Parameters},
+};
+use serde_json::{Map, Value, json};
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(name)
+}
+
+fn load(folder: &Path) -> LoadedModel {
+    folder::load(folder, &Device::flex()).unwrap()
+}
+
+fn cases() -> Vec<PathBuf> {
+    let entries = fs::read_dir(fixture("odd-adapters")).unwrap();
+    let mut all: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    all.sort();
+    assert!(all.len() > 8);
+    all
+}
+
+/// The largest difference from what PEFT computes.
+fn gap(folder: &Path, model: &LanguageModel) -> f32 {
+    let expected = TensorFile::open(&folder.join("expected.safetensors")).unwrap();
+    let [rows, time] = expected.info("input_ids").unwrap().shape[..] else {
+        panic!()
+    };
+    let ids = expected.read_i64("input_ids").unwrap();
+    let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
+    let rows: Vec<Vec<u32>> = ids.chunks(time).map(<[u32]>::to_vec).take(rows).collect();
+    let hidden = model.hidden(&Input::rows(&rows).unwrap(), None).unwrap();
+    let (name, found) = match expected.info("logits") {
+        Some(_) => ("logits", model.head(hidden)),
+        None => ("last_hidden_state", hidden),
+    };
+    let expected = expected.read_f32(name, None).unwrap();
+    let found = found.into_data().try_into_vec::<f32>().unwrap();
+    assert_eq!(found.len(), expected.len());
+    let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, f32::max)
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    let file = TensorFile::open(&folder.join("adapter_model.safetensors")).unwrap();
+    file.names().map(str::to_owned).collect()
+}
+
+fn configuration(folder: &Path) -> Map<String, Value> {
+    let text = fs::read_to_string(folder.join("adapter_config.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn they_compute_what_peft_computes_before_and_after_saving_and_when_merged() {
+    for case in cases() {
+        let name = case.file_name().unwrap().to_str().unwrap().to_owned();
+        let mut loaded = load(&case);
+        let difference = gap(&case, &loaded.model);
+        assert!(difference < 1e-4, "{name}: {difference}");
+        // What is written has PEFT's names, copies of the base's weights aside, and its use.
+        let (saved, family) = (tempfile::tempdir().unwrap(), loaded.family().unwrap());
+        let adapter = loaded
+            .adapter
+            .clone()
+            .unwrap()
+            .based_on(loaded.base.to_string_lossy());
+        adapter.save(&loaded.model, family, saved.path()).unwrap();
+        let is_copy = |tensor: &String| {
+            tensor.contains(".base_layer.")
+                || name == "whole-embeddings" && !tensor.contains("lora")
+        };
+        let wanted = names(&case).into_iter().filter(|tensor| !is_copy(tensor));
+        assert_eq!(names(saved.path()), wanted.collect(), "{name}");
+        let (theirs, ours) = (configuration(&case), configuration(saved.path()));
+        if name != "no-task" {
+            assert_eq!(ours["task_type"], theirs["task_type"], "{name}");
+        }
+        assert_eq!(ours["ensure_weight_tying"], theirs["ensure_weight_tying"]);
+        let again = load(saved.path());
+        assert!(gap(&case, &again.model) < 1e-4, "{name}");
+        // The base alone computes something else, and the merged model the same.
+        loaded.model.set_active_adapters(&[]).unwrap();
+        assert!(gap(&case, &loaded.model) > 1e-2, "{name}");
+        loaded.model.set_active_adapters(&["default"]).unwrap();
+        loaded.model.merge_adapters().unwrap();
+        assert!(gap(&case, &loaded.model) < 1e-4, "{name}");
+        let tied = loaded.model.spec().tied_head && !loaded.model.spec().headless;
+        assert_eq!(tied, name == "tied-both", "{name}");
+    }
+}
+
+#[test]
+fn heads_that_part_from_their_embedding_are_told() {
+    for case in cases() {
+        let name = case.file_name().unwrap().to_str().unwrap().to_owned();
+        let remarks = load(&case).remarks;
+        let parts = ["tied-embedding", "tied-head", "tied-target"].contains(&name.as_str());
+        let told = remarks
+            .iter()
+            .any(|remark| remark.contains("alone, so the two part"));
+        assert_eq!(told, parts, "{name}: {remarks:?}");
+    }
+}
+
+#[test]
+fn only_what_the_configuration_names_is_trained() {
+    let trained = |name: &str| {
+        let mut loaded = load(&fixture("odd-adapters").join(name));
+        loaded.adapter.unwrap().mark_trainable(&mut loaded.model);
+        let mut names = BTreeSet::new();
+        loaded.model.visit(&mut |parameter: &Parameter| {
+            if parameter.is_trainable() && parameter.adapter().is_none() {
+                names.insert(parameter.name().to_owned());
+            }
+        });
+        names.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(trained("tied-embedding"), ["embedding.weight"]);
+    assert_eq!(trained("tied-head"), ["head.weight"]);
+    assert_eq!(trained("tied-both"), ["embedding.weight"]);
+    assert!(trained("target").is_empty() && trained("whole-embeddings").is_empty());
+}
+
+/// A copy of a case with another file of weights, in which `change` may touch the values.
+fn changed(case: &str, change: impl Fn(&str, &mut Vec<f32>)) -> tempfile::TempDir {
+    use espalier_models::checkpoint::{Dtype, TensorPlan, TensorWriter};
+    let (folder, source) = (
+        tempfile::tempdir().unwrap(),
+        fixture("odd-adapters").join(case),
+    );
+    let mut config = configuration(&source);
+    let base = config["base_model_name_or_path"].as_str().unwrap();
+    let base = fs::canonicalize(source.join(base)).unwrap();
+    config.insert("base_model_name_or_path".into(), json!(base));
+    let text = Value::Object(config).to_string();
+    fs::write(folder.path().join("adapter_config.json"), text).unwrap();
+    let file = TensorFile::open(&source.join("adapter_model.safetensors")).unwrap();
+    let plan = |name: &str| TensorPlan {
+        name: name.into(),
+        dtype: Dtype::F32,
+        shape: file.info(name).unwrap().shape.clone(),
+    };
+    TensorWriter::new(file.names().map(plan).collect())
+        .unwrap()
+        .write_file(&folder.path().join("adapter_model.safetensors"), |name| {
+            let mut values = file.read_f32(name, None)?;
+            change(name, &mut values);
+            Ok(values)
+        })
+        .unwrap();
+    folder
+}
+
+#[test]
+fn weights_beside_the_adapter_replace_the_bases_and_stay_frozen() {
+    for (case, tensor) in [
+        ("target", "lm_head.base_layer.weight"),
+        ("whole-embeddings", "lm_head.weight"),
+    ] {
+        let folder = changed(case, |name, values| {
+            if name.ends_with(tensor) {
+                values.fill(0.0);
+            }
+        });
+        let mut loaded = load(folder.path());
+        let head = |model: &LanguageModel| {
+            let parameters = model.parameters();
+            let head = parameters
+                .iter()
+                .find(|p| p.name() == "head.weight")
+                .unwrap();
+            head.to_vec()
+        };
+        assert!(head(&loaded.model).iter().all(|x| *x == 0.0), "{case}");
+        let adapter = loaded.adapter.clone().unwrap();
+        adapter.mark_trainable(&mut loaded.model);
+        let parameters = loaded.model.parameters();
+        assert!(
+            parameters
+                .iter()
+                .all(|p| p.name() != "head.weight" || !p.is_trainable())
+        );
+        let (saved, family) = (tempfile::tempdir().unwrap(), loaded.family().unwrap());
+        let adapter = adapter.based_on(loaded.base.to_string_lossy());
+        adapter.save(&loaded.model, family, saved.path()).unwrap();
+        assert!(
+            names(saved.path())
+                .iter()
+                .any(|name| name.ends_with(tensor)),
+            "{case}"
+        );
+        assert!(
+            head(&load(saved.path()).model).iter().all(|x| *x == 0.0),
+            "{case}"
+        );
+        loaded.model.set_active_adapters(&[]).unwrap();
+        assert!(head(&loaded.model).iter().any(|x| *x != 0.0), "{case}");
+    }
+}
+
+#[test]
+fn fresh_adapters_say_what_the_model_is_for() {
+    for (base, module, task) in [
+        ("llama", "q_proj", json!("CAUSAL_LM")),
+        ("t5", "q", json!("SEQ_2_SEQ_LM")),
+        ("bert", "query", json!("FEATURE_EXTRACTION")),
+    ] {
+        let mut loaded = load(&fixture(base));
+        let family = loaded.family().unwrap();
+        let adapter = Adapter::new(PeftConfig::new(2, 4.0, Targets::List(vec![module.into()])));
+        adapter.attach(&mut loaded.model, family, 0).unwrap();
+        let saved = tempfile::tempdir().unwrap();
+        adapter.save(&loaded.model, family, saved.path()).unwrap();
+        assert_eq!(configuration(saved.path())["task_type"], task, "{base}");
+    }
+}
+
+#[test]
+fn classification_heads_and_embeddings_are_refused_by_name() {
+    let attach = |targets: &[&str], saved: &[&str]| {
+        let mut loaded = load(&fixture("llama"));
+        let family = loaded.family().unwrap();
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let mut config = PeftConfig::new(2, 4.0, Targets::List(owned(targets)));
+        config.modules_to_save = owned(saved);
+        let attached = Adapter::new(config).attach(&mut loaded.model, family, 0);
+        attached.unwrap_err().to_string()
+    };
+    let head = attach(&["q_proj"], &["classifier", "score"]);
+    assert!(
+        head.contains("has a classification head (`classifier`), and its base has none"),
+        "{head}"
+    );
+    let embedding = attach(&["embed_tokens"], &[]);
+    assert!(
+        embedding.contains("`embed_tokens` is no linear map")
+            && embedding.contains("`modules_to_save`"),
+        "{embedding}"
+    );
+}
+
+#[test]
+fn dropout_falls_on_what_the_adapter_reads_and_on_nothing_else() {
+    let mut loaded = load(&fixture("llama"));
+    let family = loaded.family().unwrap();
+    let mut config = PeftConfig::new(2, 4.0, Targets::List(vec!["q_proj".into()]));
+    config.dropout = 0.5;
+    let adapter = Adapter::new(config);
+    adapter.attach(&mut loaded.model, family, 0).unwrap();
+    loaded.model.visit_mut(&mut |parameter| {
+        if parameter.is_trainable() {
+            parameter.set_data(vec![0.3; parameter.len()], &Device::flex());
+        }
+    });
+    let input = Input::rows(&[vec![1, 2, 3, 4, 5, 6]]).unwrap();
+    let logits = |model: &LanguageModel| {
+        let logits = model.logits(&input).unwrap();
+        logits.into_data().try_into_vec::<f32>().unwrap()
+    };
+    let whole = logits(&loaded.model);
+    let drawn = [7, 7, 8].map(|seed| {
+        loaded.model.set_adapter_dropout(Some(seed));
+        logits(&loaded.model)
+    });
+    assert!(drawn[0] == drawn[1] && drawn[0] != drawn[2] && drawn[0] != whole);
+    // A copy outside training drops nothing, and neither does a model whose adapter adds nothing.
+    assert_eq!(logits(&loaded.model.frozen()), whole);
+    loaded.model.set_adapter_dropout(None);
+    assert_eq!(logits(&loaded.model), whole);
+    let saved = tempfile::tempdir().unwrap();
+    adapter.save(&loaded.model, family, saved.path()).unwrap();
+    assert_eq!(configuration(saved.path())["lora_dropout"], json!(0.5));
+}

@@ -1,0 +1,174 @@
+//! Heads that are the embedding and heads that are not, as configuration and file say it together.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
+
+use std::{fs, path::PathBuf};
+
+use burn::tensor::Device;
+use espalier_models::{
+    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter},
+    folder::{self, LoadedModel},
+    model::{Input, LanguageModel},
+};
+use serde_json::{Map, Value, json};
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(name)
+}
+
+/// The names of embedding and head in the files of a fixture, and whether it ties them.
+const CASES: [(&str, &str, &str); 5] = [
+    ("llama3-rope", "model.embed_tokens.weight", "lm_head.weight"),
+    ("gpt2", "transformer.wte.weight", "lm_head.weight"),
+    (
+        "bloom-alibi",
+        "transformer.word_embeddings.weight",
+        "lm_head.weight",
+    ),
+    ("t5", "shared.weight", "lm_head.weight"),
+    ("bart", "model.shared.weight", "lm_head.weight"),
+];
+
+/// A copy of a fixture with these tensors more (as copies of others, times a number) and some fewer.
+fn copy(
+    name: &str,
+    more: &[(&str, &str, f32)],
+    fewer: &[&str],
+    config: Value,
+) -> tempfile::TempDir {
+    let (folder, source) = (tempfile::tempdir().unwrap(), fixture(name));
+    let text = fs::read_to_string(source.join("config.json")).unwrap();
+    let mut map: Map<String, Value> = serde_json::from_str(&text).unwrap();
+    map.extend(config.as_object().unwrap().clone());
+    fs::write(
+        folder.path().join("config.json"),
+        Value::Object(map).to_string(),
+    )
+    .unwrap();
+    let checkpoint = Checkpoint::open(&source).unwrap();
+    let of = |name: &str| {
+        let found = more.iter().find(|(new, _, _)| *new == name);
+        let (from, factor) = found.map_or((name, 1.0), |(_, from, factor)| (*from, *factor));
+        (from.to_owned(), factor)
+    };
+    let kept = checkpoint.names().filter(|name| !fewer.contains(name));
+    let plan = |name: &str| TensorPlan {
+        name: name.into(),
+        dtype: Dtype::F32,
+        shape: checkpoint.info(&of(name).0).unwrap().shape.clone(),
+    };
+    let all = kept.chain(more.iter().map(|(new, _, _)| *new)).map(plan);
+    TensorWriter::new(all.collect())
+        .unwrap()
+        .write_file(&folder.path().join("model.safetensors"), |name| {
+            let (from, factor) = of(name);
+            let values = checkpoint.read_f32(&from, None)?;
+            Ok(values.into_iter().map(|x| x * factor).collect::<Vec<f32>>())
+        })
+        .unwrap();
+    folder
+}
+
+fn load(folder: &std::path::Path) -> LoadedModel {
+    folder::load(folder, &Device::flex()).unwrap()
+}
+
+fn logits(model: &LanguageModel) -> Vec<f32> {
+    let mut input = Input::rows(&[vec![3, 4, 5, 6]]).unwrap();
+    if model.spec().encoder.is_some() {
+        input.source = Some(Box::new(Input::rows(&[vec![7, 8, 9]]).unwrap()));
+    }
+    let logits = model.logits(&input).unwrap();
+    logits.into_data().try_into_vec().unwrap()
+}
+
+#[test]
+fn a_file_that_repeats_the_embedding_is_tied_and_one_that_differs_is_not() {
+    for (name, embedding, head) in CASES {
+        let plain = load(&fixture(name));
+        assert!(
+            plain.model.spec().tied_head && plain.remarks.is_empty(),
+            "{name}"
+        );
+        let same = load(copy(name, &[(head, embedding, 1.0)], &[], json!({})).path());
+        assert!(
+            same.model.spec().tied_head && same.remarks.is_empty(),
+            "{name}"
+        );
+        assert_eq!(logits(&same.model), logits(&plain.model), "{name}");
+        let other = copy(name, &[(head, embedding, 2.0)], &[], json!({}));
+        let other = load(other.path());
+        assert!(!other.model.spec().tied_head, "{name}");
+        assert!(
+            other.remarks[0].contains("differ; both are taken as they are"),
+            "{name}"
+        );
+        let untied = json!({"tie_word_embeddings": false});
+        let untied = copy(name, &[(head, embedding, 2.0)], &[], untied);
+        let untied = load(untied.path());
+        assert!(untied.remarks.is_empty(), "{name}");
+        // T5 scales the hidden state only before a tied head.
+        if name != "t5" {
+            assert_eq!(logits(&other.model), logits(&untied.model), "{name}");
+            let saved = tempfile::tempdir().unwrap();
+            folder::save(&other.model, saved.path(), Some(&other.config), Dtype::F32).unwrap();
+            let again = load(saved.path());
+            assert!(
+                again.remarks.is_empty() && !again.model.spec().tied_head,
+                "{name}"
+            );
+            assert_eq!(logits(&again.model), logits(&other.model), "{name}");
+        }
+    }
+}
+
+#[test]
+fn of_two_that_are_tied_either_may_be_missing() {
+    for (name, embedding, head) in CASES {
+        let plain = load(&fixture(name));
+        let swapped = copy(name, &[(head, embedding, 1.0)], &[embedding], json!({}));
+        let swapped = load(swapped.path());
+        assert!(swapped.model.spec().tied_head, "{name}");
+        assert_eq!(logits(&swapped.model), logits(&plain.model), "{name}");
+        let neither = copy(name, &[], &[embedding], json!({}));
+        let error = folder::load(neither.path(), &Device::flex())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(embedding), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_head_that_is_missing_starts_from_random_numbers_and_that_is_told() {
+    for name in ["llama", "qwen2", "gptj"] {
+        let head = ["lm_head.weight"];
+        let folder = copy(name, &[], &head, json!({}));
+        let (one, two) = (load(folder.path()), load(folder.path()));
+        assert!(!one.model.spec().tied_head, "{name}");
+        assert!(
+            one.remarks[0].contains("starts from random numbers"),
+            "{name}"
+        );
+        assert_eq!(logits(&one.model), logits(&two.model), "{name}");
+        let tied = copy(name, &[], &head, json!({"tie_word_embeddings": true}));
+        let tied = load(tied.path());
+        assert!(
+            tied.remarks.is_empty() && tied.model.spec().tied_head,
+            "{name}"
+        );
+        assert_ne!(logits(&one.model), logits(&tied.model), "{name}");
+    }
+    // Files of base models never have one.
+    let base = copy(
+        "llama",
+        &[],
+        &["lm_head.weight"],
+        json!({"architectures": ["LlamaModel"]}),
+    );
+    let base = load(base.path());
+    assert!(base.model.spec().tied_head && base.remarks[0].contains("a base model without a head"));
+}
