@@ -1,7 +1,7 @@
 //! Encoding: records to token ids and the loss mask, `[time]` each.
 //!
 //! The targets of the loss depend on the kind of record: all tokens of a text, the assistant's turns of a conversation (end-of-turn
-//! tokens included), the answers of a preference. The assistant's tokens are derived from the chat template, never declared: a
+//! tokens included) unless they are marked as not to be learned, the answers of a preference. The assistant's tokens are derived from the chat template, never declared: a
 //! token is a target if it shares a character with the assistant's text; added special tokens share none.
 //!
 //! Sources: the conventions of Hugging Face's TRL (completion masks, common-prefix rule, truncation that keeps the start).

@@ -95,7 +95,9 @@ const PARTS: &str = "\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}";
 
-const SPECIAL: [&str; 12] = [
+const SPECIAL: [&str; 14] = [
+    "<|eot_id|>",
+    "<end_of_turn>",
     "<|start|>",
     "<|end|>",
     "<|return|>",
@@ -112,13 +114,20 @@ const SPECIAL: [&str; 12] = [
 
 /// The texts that are learned.
 fn learned(template: &str, messages: Value) -> Result<Vec<String>> {
+    with_tools(template, messages, None)
+}
+
+fn with_tools(template: &str, messages: Value, tools: Option<&Value>) -> Result<Vec<String>> {
     let messages: Vec<Message> = serde_json::from_value(messages).unwrap();
     let special = SpecialTokens {
         bos: Some("<s>".into()),
         eos: Some("</s>".into()),
         ..SpecialTokens::default()
     };
-    let conversation = Conversation::new(&messages, &special);
+    let conversation = Conversation {
+        tools,
+        ..Conversation::new(&messages, &special)
+    };
     let template = ChatTemplate::new(template)?;
     let rendered = render_learned(&template, &conversation, &SPECIAL.map(String::from))?;
     assert_eq!(rendered.text, template.render(&conversation)?.text);
@@ -293,6 +302,85 @@ fn turns_that_are_not_to_be_learned_are_not() {
     let turns = json!([user("a"), wrong, user("b"), assistant("b")]);
     assert_eq!(learned(INSTRUCTED, turns.clone()).unwrap(), ["b<|end|>"]);
     assert_eq!(learned(CHATML, turns).unwrap(), ["b<|im_end|>"]);
+}
+
+#[derive(serde::Deserialize)]
+struct Case {
+    name: String,
+    template: String,
+    messages: Value,
+    tools: Option<Value>,
+    add_generation_prompt: bool,
+    rendered: Option<String>,
+}
+
+/// What the reference's templates have the assistant say.
+fn expected(name: &str) -> Vec<&'static str> {
+    let call = r#"{"name": "get_weather", "parameters": {"city": "Köln", "days": 2}}<|eot_id|>"#;
+    match name {
+        "chatml/three" => vec![" Hello! \n<|im_end|>"],
+        "chatml-generation/three" => vec!["Hello!<|im_end|>"],
+        "chatml/system" | "chatml-generation/system" => vec!["Ja.<|im_end|>"],
+        "chatml/tool" | "chatml-generation/tool" => {
+            vec!["<|im_end|>", "Seven degrees.<|im_end|>"]
+        }
+        "headers/three" => vec!["Hello!<|eot_id|>"],
+        "headers/system" => vec!["Ja.<|eot_id|>"],
+        "headers/tool" => vec![call, "Seven degrees.<|eot_id|>"],
+        "inst/three" => vec![" Hello!</s>"],
+        "turns/three" => vec!["Hello!<end_of_turn>"],
+        "turns/tool" => vec!["<end_of_turn>", "Seven degrees.<end_of_turn>"],
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn the_templates_of_the_reference_are_told() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/fixtures/templates.json"
+    );
+    let text = std::fs::read_to_string(path).unwrap();
+    let cases: Vec<Case> = serde_json::from_str(&text).unwrap();
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for case in cases {
+        let asked = case.rendered.is_none() || case.add_generation_prompt;
+        let unlike = case.name.starts_with("filters");
+        if asked || unlike {
+            continue;
+        }
+        let said = with_tools(&case.template, case.messages, case.tools.as_ref()).unwrap();
+        let expected = expected(&case.name);
+        seen += usize::from(!expected.is_empty());
+        if said != expected {
+            wrong.push((case.name, said));
+        }
+    }
+    assert_eq!(wrong, []);
+    assert_eq!(seen, 15);
+}
+
+#[test]
+fn templates_that_look_ahead_are_told() {
+    // The number of messages comes first, so no part is a prefix of the whole, and there is no generation prompt: the model begins
+    // with its role.
+    let source = "{{ messages | length }}{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>\n{% endfor %}";
+    let turns = json!([
+        user("fünf?"),
+        assistant("fünf"),
+        user("ja?"),
+        assistant("ja")
+    ]);
+    let expected = ["[assistant]fünf</s>", "[assistant]ja</s>"];
+    assert_eq!(learned(source, turns).unwrap(), expected);
+}
+
+#[test]
+fn white_space_that_ends_a_turn_is_said() {
+    let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    let turns = json!([user("a"), assistant("b"), user("c")]);
+    assert_eq!(learned(source, turns).unwrap(), ["b\n"]);
 }
 
 #[test]

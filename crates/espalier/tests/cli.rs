@@ -252,7 +252,7 @@ fn generation_is_reproducible_and_counts() {
 fn prompts_come_from_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("prompts.txt");
-    std::fs::write(&path, "one\n\ntwo\n").unwrap();
+    std::fs::write(&path, "\u{feff}one\n\ntwo\n").unwrap();
     let arguments = [
         "generate",
         model(),
@@ -263,7 +263,14 @@ fn prompts_come_from_files() {
         "--max-new-tokens",
         "3",
     ];
-    assert_eq!(out(&espalier(&arguments)).lines().count(), 2);
+    let output = out(&espalier(&arguments));
+    let prompt = |line| serde_json::from_str::<Value>(line).unwrap()["prompt"].clone();
+    let prompts: Vec<Value> = output.lines().map(prompt).collect();
+    assert_eq!(prompts, ["one", "", "two"]);
+    // Without a template a blank line is no token to go on from.
+    let plain = [&arguments[..4], &arguments[5..]].concat();
+    assert!(err(&espalier(&plain)).is_empty());
+    assert!(out(&espalier(&plain)).contains("prompt 2 of 3 is empty"));
 }
 
 #[test]
@@ -596,7 +603,8 @@ fn bits_per_byte_count_the_bytes_that_are_scored() {
 fn a_plan_tells_of_truncation_and_padding() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("text.jsonl");
-    let lines = (1..=8).map(|words| {
+    let lines = (0..64).map(|line| {
+        let words = 1 + line % 8;
         let text = "five ".repeat(words * words);
         serde_json::json!({ "text": text }).to_string() + "\n"
     });

@@ -49,12 +49,14 @@ fn command(folder: &Path) -> Command {
     command
 }
 
-/// A run that has logged some steps.
+/// A run that has logged some steps of its own.
 fn under_way(folder: &Path) -> Child {
+    let log = folder.join("run/01-first/metrics.jsonl");
+    let logged = || fs::read_to_string(&log).map_or(0, |log| log.lines().count());
+    let before = logged();
     let mut child = command(folder).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(120);
-    let log = folder.join("run/01-first/metrics.jsonl");
-    while fs::read_to_string(&log).map_or(0, |log| log.lines().count()) < 3 {
+    while logged() < before + 3 {
         assert!(child.try_wait().unwrap().is_none(), "the run ended early");
         assert!(Instant::now() < deadline, "no step was logged");
         sleep(Duration::from_millis(1));
@@ -89,7 +91,6 @@ fn a_run_that_is_asked_to_stop_goes_on_to_the_same_weights() {
         let words = ["stopped after step", "the same command goes on"];
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
         assert!(!stopped.path().join("run/01-first/model").exists());
-        // The next one logs the steps after the checkpoint.
     }
     let output = command(stopped.path()).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));

@@ -9,7 +9,7 @@ pub use crate::spec_heads::{
 };
 pub use crate::spec_routing::{
     AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthGate, DepthPredictor, DepthRouting,
-    ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterSpec,
+    ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterSpec, SharedExpertSpec,
 };
 pub use espalier_kernels::activation::Activation;
 use serde::{Deserialize, Serialize};
@@ -166,7 +166,7 @@ pub struct EncoderSpec {
 pub struct BlockSpec {
     /// What mixes along time.
     pub mixer: MixerSpec,
-    /// The norm before the mixer, where there is one.
+    /// The norm before the mixer, or where `residual` says; none where it reads the stream as it is.
     pub mixer_norm: Option<NormSpec>,
     /// Attention to the encoder's output, after the mixer, with its norm.
     pub cross: Option<CrossSpec>,
@@ -180,6 +180,8 @@ pub struct BlockSpec {
     pub channel_output_norm: Option<NormSpec>,
     /// How the two are joined.
     pub residual: Residual,
+    /// Factor on what the two parts add (Granite).
+    pub residual_scale: f64,
     /// Which tokens pass through the block; all when absent.
     pub routing: Option<DepthRouting>,
 }
@@ -196,6 +198,7 @@ impl BlockSpec {
             mixer_output_norm: None,
             channel_output_norm: None,
             residual: Residual::Sequential,
+            residual_scale: 1.0,
             routing: None,
         }
     }
@@ -224,6 +227,14 @@ impl BlockSpec {
             ..Self::sequential(mixer, channel, norm)
         }
     }
+
+    /// A block with norms over what its parts add, and none before them: `x += norm(mixer(x)); x += norm(channel(x))`.
+    pub fn output_norm(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
+        Self {
+            residual: Residual::OutputNorm,
+            ..Self::sequential(mixer, channel, norm)
+        }
+    }
 }
 
 /// Attention to the encoder's output.
@@ -245,6 +256,8 @@ pub enum Residual {
     Parallel,
     /// With norms over the sums: `x = norm(x + mixer(x)); x = norm(x + channel(x))`.
     PostNorm,
+    /// With norms over what is added alone: `x += norm(mixer(x)); x += norm(channel(x))` (OLMo 2).
+    OutputNorm,
 }
 
 /// What mixes along time.
@@ -282,8 +295,24 @@ pub struct AttentionSpec {
     pub qkv_bias: bool,
     /// A bias on the output projection.
     pub output_bias: bool,
-    /// A norm over each head of queries and keys, before the rotation.
+    /// Queries, keys and values are cut off at this and minus this, after their norms (OLMo).
+    pub clip: Option<f64>,
+    /// A norm over queries and keys, before the rotation.
     pub qk_norm: Option<NormSpec>,
+    /// What that norm runs over.
+    pub qk_norm_extent: NormExtent,
+}
+
+/// What a norm of queries or keys runs over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormExtent {
+    /// Each head, all with one weight, `[head_dim]`.
+    Head,
+    /// Each head, with a weight of its own, `[heads, head_dim]`, and no bias (Cohere).
+    OwnHead,
+    /// All heads together, `[heads * head_dim]` (OLMo 2).
+    AllHeads,
 }
 
 impl AttentionSpec {
@@ -300,7 +329,9 @@ impl AttentionSpec {
             window: None,
             qkv_bias: false,
             output_bias: false,
+            clip: None,
             qk_norm: None,
+            qk_norm_extent: NormExtent::Head,
         }
     }
 
@@ -446,6 +477,13 @@ pub enum NormSpec {
         epsilon: f64,
         /// Whether there is a bias.
         bias: bool,
+        /// Whether the weight is stored as its distance from one (Nemotron).
+        from_one: bool,
+    },
+    /// `(x - mean) / sqrt(var + epsilon)`, without parameters (OLMo).
+    Standardised {
+        /// Added to the variance.
+        epsilon: f64,
     },
     /// `x / sqrt(mean(x^2) + epsilon) * weight`.
     RmsNorm {
@@ -462,6 +500,16 @@ impl NormSpec {
         Self::LayerNorm {
             epsilon,
             bias: true,
+            from_one: false,
+        }
+    }
+
+    /// LayerNorm without a bias.
+    pub fn layer_without_bias(epsilon: f64) -> Self {
+        Self::LayerNorm {
+            epsilon,
+            bias: false,
+            from_one: false,
         }
     }
 
@@ -476,8 +524,15 @@ impl NormSpec {
     /// What is added to the variance or mean square.
     pub fn epsilon(self) -> f64 {
         match self {
-            Self::LayerNorm { epsilon, .. } | Self::RmsNorm { epsilon, .. } => epsilon,
+            Self::LayerNorm { epsilon, .. }
+            | Self::RmsNorm { epsilon, .. }
+            | Self::Standardised { epsilon } => epsilon,
         }
+    }
+
+    /// Whether there is a weight.
+    pub fn has_weight(self) -> bool {
+        !matches!(self, Self::Standardised { .. })
     }
 
     /// Whether there is a bias.

@@ -5,7 +5,7 @@
 
 use crate::spec::{
     Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, ClassifierSpec,
-    DepthPredictor, EncoderSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+    DepthPredictor, EncoderSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormExtent, NormSpec,
     PositionSpec, RelativePositionSpec, RotaryScaling, RotarySpec,
 };
 
@@ -390,6 +390,16 @@ fn experts_parameters(list: &mut Parameters, path: &str, spec: &ExpertsSpec, wid
     if spec.output_bias {
         list.push((format!("{path}.bias"), vec![width]));
     }
+    if let Some(shared) = &spec.shared {
+        if spec.gated {
+            let gate = format!("{path}.shared.gate");
+            linear(list, &gate, shared.expert.inner, width, shared.expert.bias);
+        }
+        mlp_parameters(list, &format!("{path}.shared"), &shared.expert, width);
+        if shared.weighed {
+            linear(list, &format!("{path}.shared.weigher"), 1, width, false);
+        }
+    }
 }
 
 fn attention_experts_parameters(
@@ -441,13 +451,19 @@ fn attention_parameters(
         attention.output_bias,
     );
     if let Some(kind) = attention.qk_norm {
-        norm(
-            list,
-            &format!("{path}.query_norm"),
-            kind,
-            attention.head_dim,
-        );
-        norm(list, &format!("{path}.key_norm"), kind, attention.head_dim);
+        for (name, heads) in [
+            ("query_norm", attention.heads),
+            ("key_norm", attention.kv_heads),
+        ] {
+            let (path, width) = (format!("{path}.{name}"), attention.head_dim);
+            match attention.qk_norm_extent {
+                NormExtent::Head => norm(list, &path, kind, width),
+                NormExtent::AllHeads => norm(list, &path, kind, heads.saturating_mul(width)),
+                NormExtent::OwnHead => {
+                    list.push((format!("{path}.weight"), vec![heads, width]));
+                }
+            }
+        }
     }
 }
 
@@ -464,7 +480,9 @@ fn linear(list: &mut Parameters, path: &str, rows: usize, columns: usize, bias: 
 }
 
 fn norm(list: &mut Parameters, path: &str, kind: NormSpec, width: usize) {
-    list.push((format!("{path}.weight"), vec![width]));
+    if kind.has_weight() {
+        list.push((format!("{path}.weight"), vec![width]));
+    }
     if kind.has_bias() {
         list.push((format!("{path}.bias"), vec![width]));
     }

@@ -38,6 +38,17 @@ pub struct ExpertsSpec {
     pub gated: bool,
     /// A bias on the sum of the experts' outputs.
     pub output_bias: bool,
+    /// An expert that all tokens pass through besides.
+    pub shared: Option<SharedExpertSpec>,
+}
+
+/// An expert that all tokens pass through; it has a gate where the others have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SharedExpertSpec {
+    /// Its sizes.
+    pub expert: MlpSpec,
+    /// Whether its output is multiplied by the logistic function of a linear map of its input (Qwen2-MoE).
+    pub weighed: bool,
 }
 
 /// Multi-head experts (arXiv 2404.15045): tokens are cut into sub-tokens that are routed one by one.

@@ -58,6 +58,7 @@ fn experts(router: RouterSpec) -> ExpertsSpec {
         expert,
         gated: true,
         output_bias: false,
+        shared: None,
     }
 }
 
@@ -437,6 +438,7 @@ fn a_linear_expert_for_parts_is_block_diagonal() {
         expert,
         gated: false,
         output_bias: false,
+        shared: None,
     };
     // relu(x) - relu(-x) = x, so that the expert is the map `a`.
     let a = |i: usize, j: usize| ((i * 5 + j * 3) % 7) as f32 * 0.1 - 0.3;

@@ -100,7 +100,7 @@ fn they_compute_what_peft_computes_before_and_after_saving_and_when_merged() {
         assert!(gap(&case, &again.model) < 1e-4, "{name}");
         // The base alone computes something else, and the merged model the same.
         loaded.model.set_active_adapters(&[]).unwrap();
-        assert!(gap(&case, &loaded.model) > 1e-2, "{name}");
+        assert!(gap(&case, &loaded.model) > 1e-3, "{name}");
         loaded.model.set_active_adapters(&["default"]).unwrap();
         loaded.model.merge_adapters().unwrap();
         assert!(gap(&case, &loaded.model) < 1e-4, "{name}");
@@ -290,4 +290,55 @@ fn dropout_falls_on_what_the_adapter_reads_and_on_nothing_else() {
     let saved = tempfile::tempdir().unwrap();
     adapter.save(&loaded.model, family, saved.path()).unwrap();
     assert_eq!(configuration(saved.path())["lora_dropout"], json!(0.5));
+}
+
+#[test]
+fn a_base_that_was_moved_with_its_adapter_is_found_and_named() {
+    let place = tempfile::tempdir().unwrap();
+    let copy = |from: &Path, to: &Path, files: &[&str]| {
+        fs::create_dir_all(to).unwrap();
+        for file in files {
+            fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+    };
+    let run = place.path().join("run");
+    let (base, tuned) = (run.join("01-base/model"), run.join("02-tune/model"));
+    copy(
+        &fixture("llama"),
+        &base,
+        &["config.json", "model.safetensors"],
+    );
+    let case = fixture("odd-adapters/target");
+    copy(
+        &case,
+        &tuned,
+        &["adapter_config.json", "adapter_model.safetensors"],
+    );
+    let mut config = configuration(&tuned);
+    config.insert("base_model_name_or_path".into(), json!(base));
+    fs::write(
+        tuned.join("adapter_config.json"),
+        Value::Object(config).to_string(),
+    )
+    .unwrap();
+    assert!(load(&tuned).remarks.is_empty());
+    let moved = place.path().join("elsewhere/run");
+    fs::create_dir_all(moved.parent().unwrap()).unwrap();
+    fs::rename(&run, &moved).unwrap();
+    let loaded = load(&moved.join("02-tune/model"));
+    assert_eq!(loaded.base, moved.join("01-base/model"));
+    assert!(gap(&case, &loaded.model) < 1e-4);
+    assert!(
+        loaded.remarks[0].contains("is no longer at"),
+        "{:?}",
+        loaded.remarks
+    );
+    // Without it there is nothing to take its place, the adapter's own folder least of all.
+    fs::remove_dir_all(moved.join("01-base")).unwrap();
+    let error = folder::load(&moved.join("02-tune/model"), &Device::flex());
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("is not there, nor further up from the adapter"),
+        "{error}"
+    );
 }

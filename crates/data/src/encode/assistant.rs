@@ -177,20 +177,32 @@ impl<'a> Search<'a> {
     fn start(&self, turn: usize) -> Option<usize> {
         let ending = self.ending(turn, true)?;
         let (place, alike) = self.common(&ending)?;
-        let prompted = || self.after_generation_prompt(turn, &ending, place);
-        let whole = alike == ending.tail.len();
-        Some(if whole { None } else { prompted() }.unwrap_or(place + alike))
+        if alike == ending.tail.len() {
+            return Some(place + alike);
+        }
+        let without = self.rendered_ending(turn, false)?;
+        let without = Some(without.tail).filter(|_| without.mark == ending.mark);
+        let prompt = without
+            .as_deref()
+            .and_then(|text| ending.tail.strip_prefix(text));
+        let prompt = prompt.filter(|prompt| !prompt.trim().is_empty());
+        let found = prompt.and_then(|prompt| self.behind(prompt, place));
+        let parts_inside = prompt.is_some_and(|prompt| alike >= ending.tail.len() - prompt.len());
+        let parts_at_token = self.ends_special(&self.whole.text[place..place + alike]);
+        found.or((parts_inside || parts_at_token).then_some(place + alike))
     }
 
-    /// Behind the generation prompt, where it stands before the turn, but not behind what a shorter conversation ends with.
-    fn after_generation_prompt(&self, turn: usize, ending: &Ending, from: usize) -> Option<usize> {
-        let without = self.rendered_ending(turn, false)?;
-        let prompt = (without.mark == ending.mark)
-            .then(|| ending.tail.strip_prefix(without.tail.as_str()))??;
-        let end = self.next_mark(from)?;
-        let said = !prompt.trim().is_empty();
-        let found = self.whole.text[from..end].rfind(prompt).filter(|_| said)?;
-        Some(from + found + prompt.len())
+    /// Behind the last such text between a place and the next mark.
+    fn behind(&self, text: &str, place: usize) -> Option<usize> {
+        let end = self.next_mark(place)?;
+        let found = self.whole.text[place..end].rfind(text)?;
+        Some(place + found + text.len())
+    }
+
+    /// Whether a text ends with a special token.
+    fn ends_special(&self, text: &str) -> bool {
+        let mut tokens = self.special.iter();
+        tokens.any(|token| text.ends_with(token.as_str()))
     }
 
     /// Where the model has spoken.
@@ -234,11 +246,7 @@ impl<'a> Search<'a> {
     fn with_stop(&self, start: usize, end: usize) -> usize {
         let said = self.whole.text[start.min(end)..end].trim_end();
         let rest = &self.whole.text[end..];
-        if self
-            .special
-            .iter()
-            .any(|token| said.ends_with(token.as_str()))
-        {
+        if self.ends_special(said) {
             return end;
         }
         let begins = self.conversation.special.bos.as_ref();
@@ -250,12 +258,7 @@ impl<'a> Search<'a> {
     /// The end of a turn that ends in another way than it does when it is the last one: with the next special token.
     fn other_end(&self, place: usize, alike: usize) -> usize {
         let text = &self.whole.text;
-        let ended = |token: &String| {
-            text[place.min(alike)..alike]
-                .trim_end()
-                .ends_with(token.as_str())
-        };
-        if self.special.iter().any(ended) {
+        if self.ends_special(text[place.min(alike)..alike].trim_end()) {
             return alike;
         }
         let limit = self.next_mark(alike).unwrap_or(text.len());
@@ -362,8 +365,7 @@ impl<'a> Search<'a> {
     /// Leaves out white space after the special token that ends a turn: generation has stopped by then.
     fn end_of_turn(&self, start: usize, end: usize) -> usize {
         let said = self.whole.text[start..end].trim_end();
-        let ended = |token: &String| said.ends_with(token.as_str());
-        if self.special.iter().any(ended) {
+        if self.ends_special(said) {
             start + said.len()
         } else {
             end
@@ -430,149 +432,4 @@ fn in_characters(text: &str, spans: &[Span]) -> Vec<(usize, usize)> {
         .iter()
         .map(|(start, end)| (count_to(*start), count_to(*end)))
         .collect()
-}
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tokenizer::SpecialTokens;
-
-    #[derive(serde::Deserialize)]
-    struct Case {
-        name: String,
-        template: String,
-        messages: Vec<Message>,
-        tools: Option<serde_json::Value>,
-        add_generation_prompt: bool,
-        rendered: Option<String>,
-    }
-
-    fn roles() -> SpecialTokens {
-        SpecialTokens {
-            bos: Some("<s>".into()),
-            eos: Some("</s>".into()),
-            ..Default::default()
-        }
-    }
-
-    fn special() -> Vec<String> {
-        ["<|im_end|>", "</s>", "<|eot_id|>", "<end_of_turn>"]
-            .map(String::from)
-            .to_vec()
-    }
-
-    fn said(
-        source: &str,
-        messages: &[Message],
-        tools: Option<&serde_json::Value>,
-    ) -> Result<Vec<String>> {
-        let roles = roles();
-        let conversation = Conversation {
-            tools,
-            ..Conversation::new(messages, &roles)
-        };
-        let rendered = render_learned(&ChatTemplate::new(source)?, &conversation, &special())?;
-        let characters: Vec<char> = rendered.text.chars().collect();
-        Ok(rendered
-            .generation
-            .iter()
-            .map(|(start, end)| characters[*start..*end].iter().collect())
-            .collect())
-    }
-
-    fn cases() -> Vec<Case> {
-        let path = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../../tests/fixtures/templates.json"
-        );
-        let cases: Vec<Case> =
-            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        cases
-            .into_iter()
-            .filter(|case| case.rendered.is_some() && !case.add_generation_prompt)
-            .collect()
-    }
-
-    /// What the reference's templates have the assistant say.
-    fn expected(name: &str) -> Option<Vec<&'static str>> {
-        let call =
-            r#"{"name": "get_weather", "parameters": {"city": "Köln", "days": 2}}<|eot_id|>"#;
-        Some(match name {
-            "chatml/three" => vec![" Hello! \n<|im_end|>"],
-            "chatml-generation/three" => vec!["Hello!<|im_end|>"],
-            "chatml/system" | "chatml-generation/system" => vec!["Ja.<|im_end|>"],
-            "chatml/tool" | "chatml-generation/tool" => {
-                vec!["<|im_end|>", "Seven degrees.<|im_end|>"]
-            }
-            "headers/three" => vec!["Hello!<|eot_id|>"],
-            "headers/system" => vec!["Ja.<|eot_id|>"],
-            "headers/tool" => vec![call, "Seven degrees.<|eot_id|>"],
-            "inst/three" => vec![" Hello!</s>"],
-            "turns/three" => vec!["Hello!<end_of_turn>"],
-            "turns/tool" => vec!["<end_of_turn>", "Seven degrees.<end_of_turn>"],
-            // Written backwards, but once more forwards at the end, where the search finds it.
-            "filters/system" => vec!["Ja."],
-            _ => return None,
-        })
-    }
-
-    #[test]
-    fn derived_spans_are_what_the_assistant_says() {
-        let mut seen = 0;
-        for case in cases() {
-            let assistants = case
-                .messages
-                .iter()
-                .filter(|message| message.role == "assistant")
-                .count();
-            let said = said(&case.template, &case.messages, case.tools.as_ref());
-            match expected(&case.name) {
-                Some(expected) => assert_eq!(said.unwrap(), expected, "{}", case.name),
-                None if assistants == 0 => {
-                    assert_eq!(said.unwrap(), Vec::<String>::new(), "{}", case.name)
-                }
-                // Numbered by their total and written backwards: nothing can be derived.
-                None => assert!(
-                    said.unwrap_err().to_string().contains("{% generation %}"),
-                    "{}",
-                    case.name
-                ),
-            }
-            seen += usize::from(assistants > 0);
-        }
-        assert_eq!(seen, 18);
-    }
-
-    #[test]
-    fn templates_that_look_ahead_are_searched() {
-        // The number of messages comes first, so no part is a prefix of the whole.
-        let source = "{{ messages | length }}{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>\n{% endfor %}";
-        let messages = [
-            Message::user("Sum?"),
-            Message::assistant("fünf"),
-            Message::user("Sure?"),
-            Message::assistant("ja"),
-        ];
-        assert_eq!(
-            said(source, &messages, None).unwrap(),
-            ["fünf</s>", "ja</s>"]
-        );
-        let ambiguous = [Message::user("fünf?"), Message::assistant("fünf")];
-        assert!(
-            said(source, &ambiguous, None)
-                .unwrap_err()
-                .to_string()
-                .contains("message 2")
-        );
-    }
-
-    #[test]
-    fn white_space_that_ends_a_turn_is_said() {
-        let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
-        let messages = [
-            Message::user("a"),
-            Message::assistant("b"),
-            Message::user("c"),
-        ];
-        assert_eq!(said(source, &messages, None).unwrap(), ["b\n"]);
-    }
 }

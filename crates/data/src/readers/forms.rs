@@ -240,16 +240,6 @@ mod tests {
     }
 
     #[test]
-    fn unpaired_preferences_are_refused() {
-        let message = read(json!({"messages": [], "label": true})).unwrap_err();
-        assert!(
-            message.starts_with("unpaired preferences (`label` is true or false)"),
-            "{message}"
-        );
-        assert!(read(json!({"text": "a", "label": true})).is_ok());
-    }
-
-    #[test]
     fn completions_of_text_and_of_messages() {
         let expected = Record::Chat {
             messages: vec![Message::user("a"), Message::assistant("b")],

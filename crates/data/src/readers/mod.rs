@@ -6,12 +6,15 @@
 //!
 //! | form | keys |
 //! |---|---|
-//! | `alpaca` | `instruction`, `input`, `output`, `system`, `history`; ranking: `chosen`, `rejected` |
+//! | `alpaca` | `instruction`, `input`, `output`, `system`, `history`, `tools`; ranking: `chosen`, `rejected` |
 //! | `sharegpt` | `conversations` of `{from, value}`, `system`, `tools`; ranking: `chosen`, `rejected` |
-//! | `messages` | `messages` of `{role, content}`, `tools` |
-//! | `preference` | `prompt` (or the common start of the two), `chosen`, `rejected`, `tools` |
-//! | `completion` | `prompt` and `completion`, or `question` and `answer` |
+//! | `messages` | `messages` of `{role, content}`, `system`, `tools` |
+//! | `preference` | `prompt` (or the common start of the two), `chosen`, `rejected`, `system`, `tools` |
+//! | `completion` | `prompt` and `completion`, or `question` and `answer`, `system`, `tools` |
 //! | `text` | `text`, or a `.txt` file |
+//!
+//! Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
+//! reads are errors.
 
 use std::collections::BTreeMap;
 use std::fs::File;

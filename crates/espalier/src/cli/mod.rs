@@ -6,6 +6,7 @@ pub mod data;
 pub mod doctor;
 pub mod embed;
 pub mod eval;
+pub mod families;
 pub mod generate;
 pub mod inspect;
 pub mod lines;
@@ -74,6 +75,7 @@ enum Verb {
     Embed(embed::EmbedArgs),
     Eval(eval::EvalArgs),
     Data(data::DataArgs),
+    Families(families::FamiliesArgs),
     Inspect(inspect::InspectArgs),
     Trace(trace::TraceArgs),
     Bench(bench::BenchArgs),
@@ -91,6 +93,7 @@ impl Verb {
             Self::Embed(args) => embed::run(args, context),
             Self::Eval(args) => eval::run(args, context),
             Self::Data(args) => data::run(args, context),
+            Self::Families(args) => families::run(args, context),
             Self::Inspect(args) => inspect::run(args, context),
             Self::Trace(args) => trace::run(args, context),
             Self::Bench(args) => bench::run(args, context),

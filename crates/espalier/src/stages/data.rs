@@ -248,3 +248,54 @@ pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> 
     }
     samples
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use espalier_data::{template::ChatTemplate, tokenizer::BpeOptions};
+
+    struct Said(Vec<String>);
+
+    impl Voice for Said {
+        fn say(&mut self, line: &str) {
+            self.0.push(line.to_owned());
+        }
+
+        fn progress(&mut self, _: &str, _: usize, _: usize, _: &str) {}
+    }
+
+    #[test]
+    fn records_that_cannot_be_encoded_are_counted_with_their_lines() {
+        let options = BpeOptions {
+            vocabulary: 259,
+            ..BpeOptions::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &options).unwrap();
+        let source = "{% for m in messages %}{{ m.content }}{% if m.content == 'no' %}{{ raise_exception('no') }}{% endif %}{% endfor %}";
+        let tokenizer = tokenizer.with_template(ChatTemplate::new(source).unwrap());
+        let path: Arc<Path> = Path::new("chats.jsonl").into();
+        let records: Vec<Sourced> = ["a", "no", "b"]
+            .into_iter()
+            .enumerate()
+            .map(|(index, text)| Sourced {
+                record: Record::Chat {
+                    messages: vec![Message::user(text), Message::assistant("yes")],
+                    tools: None,
+                },
+                place: Some((path.clone(), index + 1)),
+            })
+            .collect();
+        let mut said = Said(Vec::new());
+        assert_eq!(
+            encode(&tokenizer, &records, 100, &mut said).unwrap().len(),
+            2
+        );
+        assert!(
+            said.0[0].starts_with("1 of 3 records left out that cannot be encoded; the first: chats.jsonl:2: chat template: "),
+            "{:?}",
+            said.0
+        );
+        let error = encode(&tokenizer, &records[1..2], 100, &mut said).unwrap_err();
+        assert!(error.to_string().contains("chats.jsonl:2: "), "{error}");
+    }
+}

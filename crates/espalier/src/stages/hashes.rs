@@ -11,7 +11,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use espalier_data::tokenizer::Tokenizer;
 use espalier_engine::sentence_transformers::SentenceTransformer;
 use espalier_models::adapter::{self, Adapter};
 use serde::{Deserialize, Serialize};
@@ -26,31 +25,15 @@ const FORMAT: u32 = 1;
 /// A file that was changed so short a time ago may be changed again without another time of modification, so its hash is not kept.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// What decides how a model's folder reads and writes text, besides its vocabulary's own file.
-const TEXT_FILES: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-];
+/// Endings of the files that a folder says in how its model computes, and how it reads and writes text: configurations, vocabularies,
+/// merges, templates. All of them count, for which of them are read depends on what they say.
+const DESCRIPTIONS: [&str; 6] = ["json", "txt", "jinja", "model", "spm", "tiktoken"];
+
+/// Endings of files of weights.
+const WEIGHTS: [&str; 4] = ["safetensors", "pth", "pt", "bin"];
 
 /// Where further chat templates lie.
 const MORE_TEMPLATES: &str = "additional_chat_templates";
-
-/// What decides what a model computes, besides its weights.
-const MODEL_FILES: [&str; 3] = [
-    "config.json",
-    "generation_config.json",
-    adapter::CONFIGURATION,
-];
-
-/// Endings of files of weights and of their indices.
-const WEIGHTS: [&str; 5] = [".safetensors", ".pth", ".pt", ".bin", ".index.json"];
 
 /// The hash of several things, each of which has a name.
 pub fn digest<'a>(parts: impl IntoIterator<Item = (&'a str, String)>) -> String {
@@ -170,18 +153,13 @@ impl FileHashes {
     /// # Errors
     /// When a file cannot be read.
     pub fn of_tokenizer(&mut self, folder: &Path) -> Result<String> {
-        let files = text_files(folder);
+        let files = descriptions(folder);
         match files.is_empty() {
             true => Err(Error::usage(format!(
                 "tokenizer `{}`: no such folder, or none with a tokenizer, nor the name of an earlier stage",
                 folder.display()
             ))),
-            // Which class reads older files, and which token ends a text, may stand in the model's own.
-            false => {
-                let model = MODEL_FILES.iter().map(|name| folder.join(name));
-                let model = model.filter(|path| path.is_file());
-                self.of_files(files.into_iter().chain(model).collect(), folder)
-            }
+            false => self.of_files(files, folder),
         }
     }
 
@@ -197,7 +175,7 @@ impl FileHashes {
     fn of_model_on(&mut self, path: &Path, above: &mut Vec<PathBuf>) -> Result<String> {
         if path.is_file() {
             let home = model_path::tokenizer_folder(path, path);
-            let files = [path.to_owned()].into_iter().chain(text_files(&home));
+            let files = [path.to_owned()].into_iter().chain(descriptions(&home));
             return self.of_files(files.collect(), &home);
         }
         if !path.is_dir() {
@@ -260,21 +238,24 @@ fn read_hash(path: &Path) -> Result<String> {
     }
 }
 
-fn text_files(folder: &Path) -> Vec<PathBuf> {
-    let named = TEXT_FILES.iter().map(|name| folder.join(name));
-    let templates = entries(&folder.join(MORE_TEMPLATES));
-    let all = named.chain(templates).chain(Tokenizer::file_in(folder));
-    all.filter(|path| path.is_file()).collect()
+/// The files that describe a folder's model and tokenizer.
+fn descriptions(folder: &Path) -> Vec<PathBuf> {
+    let templates = files(&folder.join(MORE_TEMPLATES), &DESCRIPTIONS);
+    [files(folder, &DESCRIPTIONS), templates].concat()
 }
 
+/// All that a model's folder consists of.
 fn model_files(folder: &Path) -> Vec<PathBuf> {
-    let decides = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let weights = WEIGHTS.iter().any(|ending| name.ends_with(ending));
-        path.is_file() && (weights || MODEL_FILES.contains(&name.as_ref()))
+    [files(folder, &WEIGHTS), descriptions(folder)].concat()
+}
+
+/// The files in a folder whose names end so.
+fn files(folder: &Path, endings: &[&str]) -> Vec<PathBuf> {
+    let ends = |path: &PathBuf| {
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        path.is_file() && ending.is_some_and(|ending| endings.contains(&ending))
     };
-    let own = entries(folder).filter(decides);
-    own.chain(text_files(folder)).collect()
+    entries(folder).filter(ends).collect()
 }
 
 /// What lies in a folder; nothing where it cannot be read.
@@ -359,10 +340,41 @@ mod tests {
         let mut seen = vec![hashes.of_model(&model).unwrap()];
         let more = [
             "model-00001.safetensors",
+            "pytorch_model.bin",
             "additional_chat_templates/a.jinja",
+            "config.json",
+            "generation_config.json",
+            "adapter_model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+            "vocab.json",
+            "merges.txt",
+            "vocab.txt",
+            "rwkv_vocab_v20230424.txt",
+            "tokenizer.model",
+            "spiece.model",
+            "source.spm",
+            "chat_template.jinja",
+            "chat_template.json",
+            "sentence_bert_config.json",
+            "config_sentence_transformers.json",
+            "1_Pooling/config.json",
+            "2_Dense/model.safetensors",
         ];
-        let more = more.into_iter().chain(TEXT_FILES);
-        for name in more.chain(["config.json", "generation_config.json"]) {
+        let module = |path: &str, kind: &str| serde_json::json!({"path": path, "type": kind});
+        let modules = serde_json::json!([
+            module("", "sentence_transformers.models.Transformer"),
+            module("1_Pooling", "sentence_transformers.models.Pooling"),
+            module("2_Dense", "sentence_transformers.models.Dense"),
+        ]);
+        fs::write(model.join("modules.json"), modules.to_string()).unwrap();
+        seen.push(hashes.of_model(&model).unwrap());
+        for part in ["1_Pooling", "2_Dense"] {
+            fs::create_dir(model.join(part)).unwrap();
+        }
+        for name in more {
             for text in ["{}", "{ }"] {
                 fs::write(model.join(name), text).unwrap();
                 let hash = hashes.of_model(&model).unwrap();

@@ -40,32 +40,34 @@ impl AdapterFile {
     }
 
     /// Reads the names as those of the tensors of a checkpoint: an adapter of a base model leaves out the family's prefix, or has it
-    /// where this base lacks it, PEFT's own prefix is missing before some, and the weights of modules that PEFT wrapped have a part of
-    /// their name more. Returns whether the family's prefix was left out.
+    /// where this base lacks it, whole weights may lack PEFT's own prefix, and those of modules that PEFT wrapped have a part of their
+    /// name more. Returns whether the family's prefix was left out.
     ///
     /// # Errors
     /// When two tensors mean the same.
-    pub fn name_as<'a>(
-        &mut self,
-        tensors: impl IntoIterator<Item = &'a str>,
-        prefix: &'a str,
-    ) -> Result<bool> {
+    pub fn name_as(&mut self, tensors: &[&str], prefix: &str) -> Result<bool> {
         let roots = Roots::of(tensors, prefix);
         let (mut names, mut left_out) = (BTreeMap::new(), false);
         for stored in std::mem::take(&mut self.names).into_values() {
-            let bare = stored.strip_prefix(PEFT_PREFIX).unwrap_or(&stored);
+            let bare = match stored.strip_prefix(PEFT_PREFIX) {
+                Some(bare) => bare,
+                None if tensors.contains(&stored.as_str()) => &stored,
+                // What a kind names in a way of its own.
+                None => {
+                    names.insert(stored.clone(), stored);
+                    continue;
+                }
+            };
             let bare = match bare.rsplit_once(BASE_LAYER) {
                 Some((module, part @ ("weight" | "bias"))) => format!("{module}.{part}"),
                 _ => bare.to_owned(),
             };
-            let name = match roots.place(&bare) {
-                Some(Prefix::Missing) => {
-                    left_out = true;
-                    format!("{PEFT_PREFIX}{prefix}{bare}")
-                }
+            let place = roots.place(&bare);
+            left_out |= place == Some(Prefix::Missing);
+            let name = match place {
+                Some(Prefix::Missing) => format!("{PEFT_PREFIX}{prefix}{bare}"),
                 Some(Prefix::Extra) => format!("{PEFT_PREFIX}{}", &bare[prefix.len()..]),
-                Some(Prefix::AsIs) => format!("{PEFT_PREFIX}{bare}"),
-                None => stored.clone(),
+                Some(Prefix::AsIs) | None => format!("{PEFT_PREFIX}{bare}"),
             };
             if let Some(other) = names.insert(name, stored.clone()) {
                 return Err(self.error(format!(
@@ -146,7 +148,7 @@ struct Roots<'a> {
 }
 
 impl<'a> Roots<'a> {
-    fn of(tensors: impl IntoIterator<Item = &'a str>, prefix: &'a str) -> Self {
+    fn of(tensors: &[&'a str], prefix: &'a str) -> Self {
         let (mut whole, mut behind) = (BTreeSet::new(), BTreeSet::new());
         for tensor in tensors {
             whole.insert(first_part(tensor));
@@ -189,7 +191,7 @@ mod tests {
             "model.norm.weight",
             "lm_head.weight",
         ];
-        let roots = Roots::of(with, "model.");
+        let roots = Roots::of(&with, "model.");
         assert_eq!(
             roots.place("model.layers.1.q.lora_A.weight"),
             Some(Prefix::AsIs)
@@ -200,7 +202,7 @@ mod tests {
             Some(Prefix::Missing)
         );
         assert_eq!(roots.place("score.weight"), None);
-        let without = Roots::of(["encoder.layer.0.output.dense.weight"], "bert.");
+        let without = Roots::of(&["encoder.layer.0.output.dense.weight"], "bert.");
         assert_eq!(
             without.place("bert.encoder.layer.1.q.lora_B.weight"),
             Some(Prefix::Extra)

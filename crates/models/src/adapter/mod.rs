@@ -327,8 +327,8 @@ impl Adapter {
         let head = ties::head(model, family);
         let repeated = head.as_ref().map(|head| head.name.clone());
         tensors.extend(head);
-        let names = tensors.iter().map(|tensor| tensor.name.as_str());
-        let leaves_out_prefix = file.name_as(names, family.prefix)?;
+        let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        let leaves_out_prefix = file.name_as(&names, family.prefix)?;
         let named = self.saved(model, family);
         let mut more_saved = BTreeSet::new();
         for tensor in tensors {
@@ -405,7 +405,10 @@ impl Adapter {
 
     /// What the file calls a tensor of the adapter that is named as the checkpoint's.
     fn name_in_file(&self, name: &str, family: &Family) -> String {
-        let mut bare = name.strip_prefix(PEFT_PREFIX).unwrap_or(name).to_owned();
+        let Some(bare) = name.strip_prefix(PEFT_PREFIX) else {
+            return name.to_owned();
+        };
+        let mut bare = bare.to_owned();
         if let Some((module, part)) = bare.rsplit_once('.')
             && self.more_saved.iter().any(|more| more == module)
             && self.kind.adapts(module)
@@ -494,18 +497,22 @@ pub fn target_modules(
     }
 }
 
+/// An entry of the targets that means modules of the model which are no linear maps; nothing where it means none.
+pub fn no_linear_map(entry: &str, model: &LanguageModel, family: &Family) -> Option<Error> {
+    let (names, own) = (layout::stored_tensors(model, family), [entry.to_owned()]);
+    let is_there = names
+        .iter()
+        .any(|tensor| saved_modules::is_saved(&tensor.name, &own));
+    is_there.then(|| {
+        Error::Invalid(format!(
+            "`target_modules`: `{entry}` is no linear map, and only those can be adapted; train it whole as one of `modules_to_save`"
+        ))
+    })
+}
+
 /// An entry of a list of modules that means none of the model's.
 pub fn no_module(key: &str, entry: &str, model: &LanguageModel, family: &Family) -> Error {
     let names = layout::stored_tensors(model, family);
-    let own = [entry.to_owned()];
-    if names
-        .iter()
-        .any(|tensor| saved_modules::is_saved(&tensor.name, &own))
-    {
-        return Error::Invalid(format!(
-            "`{key}`: `{entry}` is no linear map, and nothing else can be adapted; train it whole as one of `modules_to_save`"
-        ));
-    }
     let modules = names.iter().filter_map(|tensor| {
         let (module, _) = tensor.name.rsplit_once('.')?;
         Some(module.rsplit('.').next().unwrap_or(module))

@@ -236,6 +236,7 @@ pub(super) fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         ("^blocks.", "model.decoder.layers."),
         ("^head.weight", "lm_head.weight"),
         ("^head.bias", "final_logits_bias"),
+        ("^head.weight", "lm_head.weight"),
         (".mixer_norm.", ".self_attn_layer_norm."),
         (".mixer.", ".self_attn."),
         (".cross_norm.", ".encoder_attn_layer_norm."),

@@ -25,16 +25,18 @@ pub const FAMILY: Family = Family {
 /// What stands before names in files that have a head.
 const PREFIX: &str = "bert.";
 
+/// Of the authors' first code, which the multilingual models kept: nothing reads them.
+const QUIET: &[&str] = &[
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+];
+
 fn read(config: &Config) -> Result<ModelSpec> {
-    // Written by the authors' tools; no version reads them.
-    config.ignore(&[
-        "directionality",
-        "pooler_fc_size",
-        "pooler_num_attention_heads",
-        "pooler_num_fc_layers",
-        "pooler_size_per_head",
-        "pooler_type",
-    ]);
+    config.ignore(QUIET);
     encoder_layout::read(config, &FAMILY, &Switches::BERT)
 }
 

@@ -40,7 +40,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         Some(width) => width,
         None => config.size("n_embed", WIDTH_LIMIT)?,
     };
-    let heads = config.size("n_head", HEAD_LIMIT)?;
+    let heads = read_heads(config)?;
     let head_dim = even_head_dim(config, "n_head", width, heads)?;
     let mixer = MixerSpec::Attention(AttentionSpec {
         alibi: Some(AlibiSpec {
@@ -73,6 +73,21 @@ fn read(config: &Config) -> Result<ModelSpec> {
         embedding_norm: Some(norm),
         ..frame.read(config, &FAMILY)?
     })
+}
+
+/// The number of heads, which some files give under two names.
+fn read_heads(config: &Config) -> Result<usize> {
+    const OTHER: &str = "num_attention_heads";
+    let heads = config.optional_size("n_head", HEAD_LIMIT)?;
+    match (heads, config.optional_size(OTHER, HEAD_LIMIT)?) {
+        (Some(heads), Some(other)) if heads != other => Err(config.error(
+            OTHER,
+            format!("{other}, but `n_head` says {heads}; remove the wrong one"),
+        )),
+        (None, Some(other)) => Ok(other),
+        (Some(heads), _) => Ok(heads),
+        (None, None) => config.size("n_head", HEAD_LIMIT),
+    }
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {

@@ -3,7 +3,7 @@
 //! Sizes are bounded as they are read, so that products of them cannot overflow and nobody allocates a file's fancies. Keys that
 //! nobody has read are remembered: what they say might be another model.
 
-use super::state_spaces;
+use super::{config_keys as keys, state_spaces};
 use crate::error::{Error, Result};
 use crate::spec::Activation;
 use serde_json::{Map, Value};
@@ -127,26 +127,27 @@ impl Config {
         read.extend(keys.iter().map(|key| format!("{}{key}", self.prefix)));
     }
 
-    /// Refuses keys that were not read, unless they are known to change nothing of what a model computes, or say nothing.
+    /// The same configuration with values for keys that are absent or null.
+    pub fn with_defaults(&self, defaults: &[(&str, Value)]) -> Self {
+        let absent = defaults.iter().filter(|(key, _)| self.get(key).is_none());
+        absent.fold(self.clone(), |config, (key, value)| {
+            config.with(key, value.clone())
+        })
+    }
+
+    /// Looks at the keys that were not read: refuses those that might change what a model computes, by their names, and tells
+    /// once of the others, which are ignored. What is known to say nothing, or is not set, is not mentioned.
     ///
     /// # Errors
-    /// When there is such a key.
+    /// When there is a key that might change the computation.
     pub fn refuse_unread(&self) -> Result<()> {
-        let read = self
-            .read
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let unread = |key: &String| !read.contains(key) && !is_harmless(key);
-        let mut unknown = self
-            .map
-            .iter()
-            .filter(|(key, value)| unread(key) && !is_unset(value))
-            .map(|(key, _)| key);
-        let Some(first) = unknown.next() else {
+        let unread = self.unread();
+        let (grave, odd): (Vec<&str>, Vec<&str>) =
+            unread.iter().partition(|key| keys::may_matter(key));
+        let Some((first, others)) = grave.split_first() else {
+            keys::tell_ignored(&self.path, &odd);
             return Ok(());
         };
-        let others: Vec<&str> = unknown.map(String::as_str).collect();
         let also = if others.is_empty() {
             String::new()
         } else {
@@ -157,6 +158,17 @@ impl Config {
             first,
             format!("unknown to this family{also}: this may be another model; {fix}"),
         ))
+    }
+
+    /// The keys that nobody read, that are set, and that are not known to say nothing.
+    fn unread(&self) -> Vec<&str> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let unread = |key: &str| !read.contains(key) && !keys::is_harmless(key);
+        self.map
+            .iter()
+            .filter(|(key, value)| unread(key) && !is_unset(value))
+            .map(|(key, _)| key.as_str())
+            .collect()
     }
 
     /// An error about `key`.
@@ -419,80 +431,6 @@ impl Config {
     }
 }
 
-/// Keys that say nothing of what a model computes when it is not being trained: bookkeeping, defaults of generation, heads of
-/// other tasks, and the libraries' own switches.
-const HARMLESS: &[&str] = &[
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_name_or_path",
-    "architectures",
-    "attn_implementation",
-    "auto_map",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "cache_implementation",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "cls_token_id",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "dtype",
-    "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "eos_token_id",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "id2label",
-    "init_std",
-    "initializer_factor",
-    "initializer_range",
-    "label2id",
-    "length_penalty",
-    "mask_token_id",
-    "max_length",
-    "min_length",
-    "model_type",
-    "name_or_path",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_labels",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "pad_token_id",
-    "prefix",
-    "pretraining_tp",
-    "problem_type",
-    "remove_invalid_values",
-    "repetition_penalty",
-    "return_dict",
-    "return_dict_in_generate",
-    "sep_token_id",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tf_legacy_loss",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "torchscript",
-    "transformers.js_config",
-    "transformers_version",
-    "typical_p",
-    "unk_token_id",
-    "use_bfloat16",
-    "use_cache",
-];
-
-/// Whether a key is known to change nothing: by its name, or because it is about dropout.
-fn is_harmless(key: &str) -> bool {
-    HARMLESS.contains(&key) || key.contains("drop") || key.starts_with("summary_")
-}
-
 /// `text` with the infinities that Python writes as strings, for JSON has none.
 fn quoted_infinity(text: &str) -> String {
     let mut inside = false;
@@ -534,6 +472,14 @@ pub fn activation_name(activation: Activation) -> &'static str {
         Activation::QuickGelu => "quick_gelu",
         Activation::Sigmoid => "sigmoid",
         Activation::Tanh => "tanh",
+    }
+}
+
+/// A number as JSON has it, whole ones without a point: some readers refuse `8.0` for an integer.
+pub fn integer(number: f64) -> Value {
+    match number.fract() == 0.0 && number.abs() < 9e15 {
+        true => Value::from(number as i64),
+        false => Value::from(number),
     }
 }
 
@@ -612,6 +558,26 @@ mod tests {
         );
         config.ignore(&["sparse_attention"]);
         config.refuse_unread().unwrap();
+    }
+
+    #[test]
+    fn keys_without_a_word_on_the_computation_are_ignored() {
+        let text = r#"{"is_llama_config":true,"tokenizer_name":"x","use_flash_attn":true,"model_max_length":4096}"#;
+        let config = config(text);
+        assert_eq!(
+            config.unread(),
+            ["is_llama_config", "model_max_length", "tokenizer_name"]
+        );
+        config.refuse_unread().unwrap();
+        let error = |text: &str| self::config(text).refuse_unread().unwrap_err().to_string();
+        for key in [
+            "residual_multiplier",
+            "rope_interleaved",
+            "qk_layernorm",
+            "moe_layer_freq",
+        ] {
+            assert!(error(&format!(r#"{{"{key}":2}}"#)).contains(&format!("key `{key}`")));
+        }
     }
 
     #[test]

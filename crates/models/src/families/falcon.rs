@@ -94,7 +94,7 @@ fn read_attention(
     if alibi {
         config.ignore(&["rope_theta", "rope_scaling", "rope_parameters"]);
     }
-    let rotary = || rope::read(config, head_dim, context);
+    let rotary = || rope::read_whole(config, head_dim, context);
     Ok(AttentionSpec {
         rotary: (!alibi).then(rotary).transpose()?,
         alibi: alibi.then_some(AlibiSpec {

@@ -3,7 +3,11 @@
 
 use super::gemma::as_gemma;
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
-use super::{Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, table, whole};
+use super::{
+    Config, Family, TensorEntry, attention,
+    config::{CONTEXT_LIMIT, integer},
+    layer_types, table,
+};
 use crate::error::Result;
 use crate::spec::{Activation, MixerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -56,7 +60,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
 }
 
 /// A soft cap: the class default where the key is absent, none where it is null.
-fn softcap(config: &Config, key: &str, default: f64) -> Result<Option<f64>> {
+pub(super) fn softcap(config: &Config, key: &str, default: f64) -> Result<Option<f64>> {
     match config.contains(key) {
         true => config.optional_positive(key),
         false => Ok(Some(default)),
@@ -65,30 +69,10 @@ fn softcap(config: &Config, key: &str, default: f64) -> Result<Option<f64>> {
 
 /// The window of each block: as `layer_types` says, else on even layers.
 fn windows(config: &Config) -> Result<Vec<Option<usize>>> {
-    let window = Some(
-        config
-            .optional_size("sliding_window", CONTEXT_LIMIT)?
-            .unwrap_or(4096),
-    );
-    let count = layers(config)?;
-    let Some(types) = config.optional_texts("layer_types")? else {
-        return Ok((0..count)
-            .map(|layer| window.filter(|_| layer % 2 == 0))
-            .collect());
-    };
-    if types.len() != count {
-        let reason = format!("expected {count} layers, found {}", types.len());
-        return Err(config.error("layer_types", reason));
-    }
-    let kind = |name: &&str| match *name {
-        "sliding_attention" => Ok(window),
-        "full_attention" => Ok(None),
-        _ => Err(config.error(
-            "layer_types",
-            format!("unknown kind `{name}`; known are sliding_attention, full_attention"),
-        )),
-    };
-    types.iter().map(kind).collect()
+    let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
+    let sliding = layer_types::read(config, layers(config)?, |layer| layer % 2 == 0)?;
+    let window = |sliding: bool| sliding.then_some(window.unwrap_or(4096));
+    Ok(sliding.into_iter().map(window).collect())
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
@@ -103,28 +87,15 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         set("attn_logit_softcapping", json!(first.softcap));
         set(
             "query_pre_attn_scalar",
-            whole(rounded(first.scale.powi(-2))),
+            integer(rounded(first.scale.powi(-2))),
         );
     }
-    if let Some(window) = all.iter().find_map(|attention| attention.window) {
-        set("sliding_window", json!(window));
-    }
-    let kind = |window: Option<usize>| {
-        if window.is_some() {
-            "sliding_attention"
-        } else {
-            "full_attention"
-        }
-    };
-    set(
-        "layer_types",
-        all.iter().map(|attention| kind(attention.window)).collect(),
-    );
+    layer_types::write(spec, &mut map);
     map
 }
 
 /// Without the noise that a root and a square leave: the number is a whole one in all known files.
-fn rounded(number: f64) -> f64 {
+pub(super) fn rounded(number: f64) -> f64 {
     if (number - number.round()).abs() < 1e-9 * number {
         number.round()
     } else {
@@ -132,7 +103,8 @@ fn rounded(number: f64) -> f64 {
     }
 }
 
-fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
+/// LLaMA's table with the norms after the parts.
+pub(super) fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
     // The names of the norms after the parts; the norm before the feed-forward layer is not LLaMA's.
     const NORMS: &[(&str, &str)] = &[
         (".mixer_output_norm.", ".post_attention_layernorm."),

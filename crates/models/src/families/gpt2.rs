@@ -123,7 +123,8 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     map
 }
 
-const NAMES: &[(&str, &str)] = &[
+/// Our names and those of the files.
+pub(super) const NAMES: &[(&str, &str)] = &[
     ("embedding.", "transformer.wte."),
     ("positions.", "transformer.wpe."),
     ("final_norm.", "transformer.ln_f."),

@@ -32,6 +32,8 @@ const BALANCE: &str = "router_aux_loss_coef";
 
 fn read(config: &Config) -> Result<ModelSpec> {
     config.ignore(&["use_mamba_kernels", "use_mambapy", "use_associative_scan"]);
+    // The class has norms inside Mamba's layers in any case, and asks generation how many logits it wants.
+    config.ignore(&["mamba_inner_layernorms", "num_logits_to_keep"]);
     require_silu(config)?;
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
     let context = config
@@ -52,6 +54,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             expert: mlp.clone(),
             gated: true,
             output_bias: false,
+            shared: None,
         })
     });
     let is_attention = read_period(config, ["attn_layer_period", "attn_layer_offset"], [8, 4])?;

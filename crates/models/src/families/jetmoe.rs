@@ -28,7 +28,24 @@ const BALANCE: &str = "aux_loss_coef";
 /// The norms of blocks have this epsilon whatever the file says; the final norm alone reads it.
 const BLOCK_EPSILON: f64 = 1e-6;
 
+/// Keys of the code that the first files came with, of which the class asks nothing, or nothing new.
+const QUIET: &[&str] = &[
+    "bias",
+    "glu",
+    "layer_norm_epsilon",
+    "length",
+    "rotary_percent",
+];
+
 fn read(config: &Config) -> Result<ModelSpec> {
+    config.ignore(QUIET);
+    let older = [
+        ("num_local_experts", "moe_num_experts"),
+        ("num_experts_per_tok", "moe_top_k"),
+    ];
+    let named = older.map(|(today, older)| config.get(older).map(|value| (today, value.clone())));
+    let named: Vec<_> = named.into_iter().flatten().collect();
+    let config = &config.with_defaults(&named);
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
     let context = config
         .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
@@ -53,7 +70,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         kv_heads,
         head_dim,
         scale: (head_dim as f64).powf(-0.5),
-        rotary: Some(rope::read(config, head_dim, context)?),
+        rotary: Some(rope::read_whole(config, head_dim, context)?),
     });
     let expert = MlpSpec {
         inner: config.size("intermediate_size", INNER_LIMIT)?,
@@ -65,6 +82,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         expert,
         gated: true,
         output_bias: true,
+        shared: None,
     });
     let block = BlockSpec::sequential(mixer, channel, NormSpec::rms(BLOCK_EPSILON));
     let mut blocks = vec![block; config.size("num_hidden_layers", LAYER_LIMIT)?];

@@ -1,7 +1,7 @@
 //! LLaMA 1, 2 and 3 (arXiv 2302.13971, 2307.09288, 2407.21783): RMSNorm, rotary positions, grouped queries and SwiGLU.
 
-use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers, tensors};
-use super::{Config, Family, mlp};
+use super::llama_layout::{self, IGNORED, PREFIX, Switches, tensors};
+use super::{Config, Family};
 use crate::error::Result;
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value, json};
@@ -20,13 +20,10 @@ pub const FAMILY: Family = Family {
 fn read(config: &Config) -> Result<ModelSpec> {
     let bias = config.flag_or("attention_bias", false)?;
     let switches = Switches {
-        context: 2048,
-        head_dim: None,
         qkv_bias: bias,
         output_bias: bias,
         mlp_bias: config.flag_or("mlp_bias", false)?,
-        qk_norm: false,
-        windows: vec![None; layers(config)?],
+        ..Switches::plain(config, 2048)?
     };
     llama_layout::read(config, &FAMILY, &switches)
 }
@@ -37,22 +34,14 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         "attention_bias".into(),
         json!(llama_layout::output_bias(spec)),
     );
-    map.insert(
-        "mlp_bias".into(),
-        json!(
-            spec.blocks
-                .first()
-                .and_then(mlp)
-                .is_some_and(|mlp| mlp.bias)
-        ),
-    );
+    map.insert("mlp_bias".into(), json!(llama_layout::mlp_bias(spec)));
     map
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::{changed, fixture};
-    use super::super::{attention, write_config};
+    use super::super::{attention, mlp, write_config};
     use super::*;
     use crate::spec::{NormSpec, RotaryScaling};
 

@@ -1,4 +1,4 @@
-//! The keys and tensor names that LLaMA, Mistral, Qwen2 and Qwen3 share: one decoder with a few switches.
+//! The keys and tensor names that LLaMA and its many relatives share: one decoder with a few switches.
 
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
@@ -8,7 +8,8 @@ use super::{
 };
 use crate::error::Result;
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormExtent,
+    NormSpec, RotarySpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -29,14 +30,26 @@ pub(super) struct Switches {
     pub output_bias: bool,
     /// Biases on the feed-forward layer.
     pub mlp_bias: bool,
-    /// Norms on queries and keys.
-    pub qk_norm: bool,
+    /// Whether the feed-forward layer has a gate.
+    pub gated: bool,
+    /// All norms; RMSNorm with `rms_norm_eps` if absent.
+    pub norm: Option<NormSpec>,
+    /// What norms on queries and keys run over, where there are any.
+    pub qk_norm: Option<NormExtent>,
+    /// Whether a part of each head may rotate alone.
+    pub partial: bool,
+    /// Whether neighbouring channels rotate together.
+    pub interleaved: bool,
+    /// How norms and parts stand in a block.
+    pub block: fn(MixerSpec, ChannelSpec, NormSpec) -> BlockSpec,
+    /// `tie_word_embeddings` where the file has none.
+    pub tied: bool,
     /// The window of each block.
     pub windows: Vec<Option<usize>>,
 }
 
 impl Switches {
-    /// Those of a family with no biases, no norms on queries and keys, and no windows.
+    /// Those of a family with no biases, no norms on queries and keys, no windows, and a head of its own.
     pub fn plain(config: &Config, context: usize) -> Result<Self> {
         Ok(Self {
             context,
@@ -44,7 +57,13 @@ impl Switches {
             qkv_bias: false,
             output_bias: false,
             mlp_bias: false,
-            qk_norm: false,
+            gated: true,
+            norm: None,
+            qk_norm: None,
+            partial: false,
+            interleaved: false,
+            block: BlockSpec::sequential,
+            tied: false,
             windows: vec![None; layers(config)?],
         })
     }
@@ -61,20 +80,27 @@ pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Res
     let context = config
         .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
         .unwrap_or(switches.context);
-    let norm = NormSpec::rms(config.positive_or("rms_norm_eps", 1e-6)?);
+    let norm = match switches.norm {
+        Some(norm) => norm,
+        None => NormSpec::rms(config.positive_or("rms_norm_eps", 1e-6)?),
+    };
     let attention = read_attention(config, switches, width, context, norm)?;
     let activation = config.activation_or("hidden_act", Activation::Silu)?;
-    let channel = ChannelSpec::GatedMlp(MlpSpec {
+    let mlp = MlpSpec {
         inner: config.size("intermediate_size", INNER_LIMIT)?,
         activation,
         bias: switches.mlp_bias,
-    });
+    };
+    let channel = match switches.gated {
+        true => ChannelSpec::GatedMlp(mlp),
+        false => ChannelSpec::Mlp(mlp),
+    };
     let block = |window: &Option<usize>| {
         let mixer = MixerSpec::Attention(AttentionSpec {
             window: *window,
             ..attention.clone()
         });
-        BlockSpec::sequential(mixer, channel.clone(), norm)
+        (switches.block)(mixer, channel.clone(), norm)
     };
     let mut blocks: Vec<BlockSpec> = switches.windows.iter().map(block).collect();
     routers::read_depths(config, &mut blocks)?;
@@ -83,7 +109,7 @@ pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Res
         context,
         blocks,
         final_norm: Some(norm),
-        tied_by_default: false,
+        tied_by_default: switches.tied,
     }
     .read(config, family)
 }
@@ -105,11 +131,20 @@ fn read_attention(
         return Err(config.error("num_key_value_heads", reason));
     }
     let head_dim = head_dim(config, switches, width, heads)?;
+    let rotary = match switches.partial {
+        true => rope::read(config, head_dim, context)?,
+        false => rope::read_whole(config, head_dim, context)?,
+    };
+    let rotary = RotarySpec {
+        interleaved: switches.interleaved,
+        ..rotary
+    };
     Ok(AttentionSpec {
-        rotary: Some(rope::read(config, head_dim, context)?),
+        rotary: Some(rotary),
         qkv_bias: switches.qkv_bias,
         output_bias: switches.output_bias,
-        qk_norm: switches.qk_norm.then_some(norm),
+        qk_norm: switches.qk_norm.map(|_| norm),
+        qk_norm_extent: switches.qk_norm.unwrap_or(NormExtent::Head),
         ..AttentionSpec::plain(heads, kv_heads, head_dim)
     })
 }
@@ -150,7 +185,8 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
         set("num_attention_heads", json!(attention.heads));
         set("num_key_value_heads", json!(attention.kv_heads));
         set("head_dim", json!(attention.head_dim));
-        let rotary = attention.rotary.as_ref();
+        let all = spec.blocks.iter().filter_map(super::attention);
+        let rotary = all.filter_map(|attention| attention.rotary.as_ref()).next();
         set(
             "rope_parameters",
             rotary.map_or(Value::Null, |rotary| {
@@ -160,6 +196,29 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     }
     routers::write_depths(&spec.blocks, &mut map);
     map
+}
+
+/// Gives the value of one key to another, as which a family knows it.
+pub(super) fn rename_key(map: &mut Map<String, Value>, from: &str, to: &str) {
+    if let Some(value) = map.remove(from) {
+        map.insert(to.to_owned(), value);
+    }
+}
+
+/// Whether the first block has biases on its queries, keys and values.
+pub(super) fn qkv_bias(spec: &ModelSpec) -> bool {
+    spec.blocks
+        .first()
+        .and_then(attention)
+        .is_some_and(|attention| attention.qkv_bias)
+}
+
+/// Whether the first block has biases on its feed-forward layer.
+pub(super) fn mlp_bias(spec: &ModelSpec) -> bool {
+    spec.blocks
+        .first()
+        .and_then(mlp)
+        .is_some_and(|mlp| mlp.bias)
 }
 
 /// Whether the first block has biases on its attention's output projection.

@@ -39,6 +39,14 @@ const IGNORED: &[&str] = &[
     "use_associative_scan",
     "use_mamba_kernels",
     "chunk_size",
+    // Of the authors' own configuration, which the first files kept.
+    "d_inner",
+    "d_model",
+    "fused_add_norm",
+    "n_layer",
+    "pad_vocab_size_multiple",
+    "rms_norm",
+    "ssm_cfg",
 ];
 
 /// What Mamba and Mamba-2 share.

@@ -26,13 +26,8 @@ fn read(config: &Config) -> Result<ModelSpec> {
         .optional_size("sliding_window", CONTEXT_LIMIT)?
         .or(absent.then_some(DEFAULT_WINDOW));
     let switches = Switches {
-        context: 131_072,
-        head_dim: None,
-        qkv_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
         windows: vec![window; layers(config)?],
+        ..Switches::plain(config, 131_072)?
     };
     llama_layout::read(config, &FAMILY, &switches)
 }

@@ -62,6 +62,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             expert,
             gated: true,
             output_bias: false,
+            shared: None,
         };
         block.channel = match heads {
             Some(heads) => ChannelSpec::MultiHeadExperts(MultiHeadExpertsSpec { heads, experts }),

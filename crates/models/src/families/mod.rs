@@ -7,18 +7,29 @@ pub mod bart;
 pub mod bert;
 pub mod bigs;
 pub mod bloom;
+pub mod cohere;
+pub mod cohere2;
 pub mod config;
+mod config_keys;
 pub mod distilbert;
 pub mod electra;
 mod encoder_layout;
+pub mod exaone4;
 pub mod falcon;
 pub mod gemma;
 pub mod gemma2;
+pub mod gemma3;
+pub mod glm;
 pub mod gpt2;
+pub mod gpt_bigcode;
+pub mod gpt_neox;
 pub mod gptj;
+pub mod granite;
+pub mod granitemoe;
 mod heads;
 pub mod jamba;
 pub mod jetmoe;
+mod layer_types;
 pub mod llama;
 mod llama_layout;
 pub mod m2m_100;
@@ -32,13 +43,20 @@ pub mod mixtral;
 pub mod modernbert;
 pub mod mpnet;
 pub mod mpt;
+pub mod nemotron;
 pub mod nomic_bert;
+pub mod olmo;
+pub mod olmo2;
+pub mod olmo3;
 pub mod openelm;
+pub mod opt;
 pub mod palm;
 pub mod pegasus;
+pub mod phi;
 pub mod phi3;
 pub mod qwen2;
 pub mod qwen3;
+pub mod qwen_moe;
 mod qwen_windows;
 pub mod recurrent_gemma;
 pub mod roberta;
@@ -50,6 +68,8 @@ pub mod rwkv5;
 pub mod rwkv6;
 pub mod rwkv7;
 pub mod smollm3;
+pub mod stablelm;
+pub mod starcoder2;
 mod state_spaces;
 pub mod t5;
 
@@ -89,19 +109,30 @@ pub const FAMILIES: &[Family] = &[
     bert::FAMILY,
     bigs::FAMILY,
     bloom::FAMILY,
+    cohere2::FAMILY,
+    cohere::FAMILY,
     distilbert::FAMILY,
     electra::FAMILY,
+    exaone4::FAMILY,
     falcon::FAMILY,
-    gemma::FAMILY,
     gemma2::FAMILY,
+    gemma3::FAMILY,
+    gemma::FAMILY,
+    glm::FAMILY,
+    glm::SECOND,
     gpt2::FAMILY,
+    gpt_bigcode::FAMILY,
+    gpt_neox::FAMILY,
     gptj::FAMILY,
+    granite::FAMILY,
+    granitemoe::FAMILY,
+    granitemoe::SHARED,
     jamba::FAMILY,
     jetmoe::FAMILY,
     llama::FAMILY,
     m2m_100::FAMILY,
-    mamba::FAMILY,
     mamba2::FAMILY,
+    mamba::FAMILY,
     mambaformer::FAMILY,
     marian::FAMILY,
     mbart::FAMILY,
@@ -110,23 +141,34 @@ pub const FAMILIES: &[Family] = &[
     modernbert::FAMILY,
     mpnet::FAMILY,
     mpt::FAMILY,
+    nemotron::FAMILY,
     nomic_bert::FAMILY,
+    olmo2::FAMILY,
+    olmo3::FAMILY,
+    olmo::FAMILY,
     openelm::FAMILY,
+    opt::FAMILY,
     palm::FAMILY,
     pegasus::FAMILY,
     phi3::FAMILY,
+    phi::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    qwen_moe::OLMOE,
+    qwen_moe::QWEN2,
+    qwen_moe::QWEN3,
     recurrent_gemma::FAMILY,
-    roberta::FAMILY,
     roberta::CAMEMBERT,
+    roberta::FAMILY,
     roberta::XLM_ROBERTA,
-    rwkv4::FAMILY,
     rwkv4::AUTHORS,
+    rwkv4::FAMILY,
     rwkv5::FAMILY,
     rwkv6::FAMILY,
     rwkv7::FAMILY,
     smollm3::FAMILY,
+    stablelm::FAMILY,
+    starcoder2::FAMILY,
     t5::FAMILY,
     t5::MT5,
     t5::UMT5,
@@ -149,27 +191,41 @@ pub struct TensorEntry {
     pub rows: Option<Range<usize>>,
 }
 
-/// The family of a configuration: by `architectures[0]`, else by `model_type`.
+/// The family of a configuration: by `architectures[0]`, or, where that is absent or unknown, by `model_type`.
 ///
 /// # Errors
-/// When neither is there, or the name is not known; the error lists the known ones and the nearest.
+/// When neither is known, or the architecture is a head of another kind; the error lists the known ones and the nearest.
 pub fn family(config: &Config) -> Result<&'static Family> {
     let architectures = config.optional_texts("architectures")?.unwrap_or_default();
     let model_type = config.optional_text("model_type")?;
-    let (name, found) = match (architectures.first(), model_type) {
-        (Some(&name), _) => (
-            name,
-            FAMILIES.iter().find(|family| family.is_architecture(name)),
-        ),
-        (None, Some(name)) => return by_name(name),
-        (None, None) => {
-            return Err(config.error(
-                "architectures",
-                "missing; add for example [\"LlamaForCausalLM\"]",
-            ));
+    match (architectures.first(), model_type) {
+        (Some(&name), model_type) => {
+            let named = FAMILIES.iter().find(|family| family.is_architecture(name));
+            let typed = || {
+                let model_type = model_type.filter(|_| !is_other_head(name))?;
+                FAMILIES
+                    .iter()
+                    .find(|family| family.model_type == model_type)
+            };
+            named.or_else(typed).ok_or_else(|| unknown(name))
         }
-    };
-    found.ok_or_else(|| unknown(name))
+        (None, Some(name)) => by_name(name),
+        (None, None) => Err(config.error(
+            "architectures",
+            "missing; add for example [\"LlamaForCausalLM\"]",
+        )),
+    }
+}
+
+/// Whether the architecture of this name ends in something else than a language model.
+fn is_other_head(name: &str) -> bool {
+    const LANGUAGE: [&str; 4] = [
+        "ForCausalLM",
+        "ForMaskedLM",
+        "ForConditionalGeneration",
+        "ForPreTraining",
+    ];
+    name.contains("For") && !LANGUAGE.iter().any(|head| name.ends_with(head))
 }
 
 /// The family of this `model_type`.
@@ -348,14 +404,6 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     map
 }
 
-/// A number that readers of such files take as an integer: without a point wherever it is one.
-fn whole(number: f64) -> Value {
-    match number.fract() == 0.0 && number.abs() < 1e15 {
-        true => json!(number as i64),
-        false => json!(number),
-    }
-}
-
 /// The attention of a block, if that is its mixer.
 fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
     match &block.mixer {
@@ -460,6 +508,9 @@ fn rename(name: &str, table: &[(&str, &str)]) -> String {
         }
     })
 }
+
+#[cfg(test)]
+mod published;
 
 #[cfg(test)]
 mod tests {
@@ -591,6 +642,39 @@ mod tests {
         }
     }
 
+    /// Whole numbers that were written with a point, or the other way round, by their keys.
+    fn other_forms(key: &str, written: &Value, theirs: &Value, found: &mut Vec<String>) {
+        match (written, theirs) {
+            (Value::Object(written), Value::Object(theirs)) => {
+                for (key, value) in written {
+                    let their = theirs.get(key).unwrap_or(&Value::Null);
+                    other_forms(key, value, their, found);
+                }
+            }
+            (Value::Array(written), Value::Array(theirs)) => {
+                let pairs = written.iter().zip(theirs);
+                pairs.for_each(|(one, other)| other_forms(key, one, other, found));
+            }
+            (Value::Number(written), Value::Number(theirs)) => {
+                if written.is_f64() != theirs.is_f64() {
+                    found.push(format!("`{key}`: {written}, not {theirs}"));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_in_the_form_that_transformers_writes() {
+        for model in &models() {
+            let (map, theirs) = (write_config(&fixture(model)).unwrap(), config(model));
+            let mut found = Vec::new();
+            let [ours, theirs] = [map, theirs.map().clone()].map(Value::Object);
+            other_forms("", &ours, &theirs, &mut found);
+            assert!(found.is_empty(), "{model}: {}", found.join("; "));
+        }
+    }
+
     #[test]
     fn architectures_come_by_name_base_name_and_type() {
         let find = |text: &str| {
@@ -605,6 +689,10 @@ mod tests {
         assert_eq!(
             find(r#"{"architectures":[],"model_type":"mistral"}"#).unwrap(),
             "mistral"
+        );
+        assert_eq!(
+            find(r#"{"architectures":["MPTForCausalLM"],"model_type":"mpt"}"#).unwrap(),
+            "mpt"
         );
         assert!(
             find("{}")

@@ -64,9 +64,10 @@ fn read(config: &Config) -> Result<ModelSpec> {
         "sparse_prediction",
     ]);
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
-    let norm = NormSpec::LayerNorm {
-        epsilon: config.positive_or("norm_eps", 1e-5)?,
-        bias: config.flag_or("norm_bias", false)?,
+    let epsilon = config.positive_or("norm_eps", 1e-5)?;
+    let norm = match config.flag_or("norm_bias", false)? {
+        true => NormSpec::layer(epsilon),
+        false => NormSpec::layer_without_bias(epsilon),
     };
     let context = config
         .optional_size("max_position_embeddings", CONTEXT_LIMIT)?

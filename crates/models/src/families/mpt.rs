@@ -1,11 +1,11 @@
 //! MPT (MosaicML, 2023): ALiBi, no biases anywhere, and queries, keys and values in one tensor.
 //!
 //! As in the reference library, the feed-forward layer is four times as wide as the model whatever `expansion_ratio` says.
-//! Left out, and refused: clipped or normed queries and keys, other scales of the logits, models without ALiBi.
+//! Left out, and refused: normed queries and keys, other scales of the logits, models without ALiBi.
 
-use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
+use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, integer};
 use super::{
-    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, whole,
+    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table,
     write_frame,
 };
 use crate::error::Result;
@@ -54,9 +54,9 @@ fn read(config: &Config) -> Result<ModelSpec> {
             "false is not supported: published models have no biases",
         ));
     }
-    let (mut scale, mut slopes) = (None, 8.0);
+    let (mut scale, mut slopes, mut clip) = (None, 8.0, None);
     if let Some(attention) = config.optional_object("attn_config")? {
-        attention.refuse("clip_qkv")?;
+        clip = attention.optional_positive("clip_qkv")?;
         attention.refuse("qk_ln")?;
         attention.refuse("prefix_lm")?;
         if !attention.flag_or("alibi", true)? {
@@ -74,6 +74,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             largest: slopes,
             form: AlibiForm::Distance,
         }),
+        clip,
         ..AttentionSpec::plain(heads, heads, head_dim)
     });
     let channel = ChannelSpec::Mlp(MlpSpec {
@@ -81,10 +82,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         activation: Activation::Gelu,
         bias: false,
     });
-    let norm = NormSpec::LayerNorm {
-        epsilon: config.positive_or("layer_norm_epsilon", 1e-5)?,
-        bias: false,
-    };
+    let norm = NormSpec::layer_without_bias(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let blocks =
         vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layers", LAYER_LIMIT)?];
     let context = config
@@ -112,10 +110,15 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         let scale =
             (attention.scale != (attention.head_dim as f64).powf(-0.5)).then_some(attention.scale);
         set("n_heads", json!(attention.heads));
-        let slopes = attention.alibi.map(|alibi| alibi.largest);
+        let slopes = attention.alibi.map(|alibi| integer(alibi.largest));
         set(
             "attn_config",
-            json!({ "alibi": slopes.is_some(), "alibi_bias_max": slopes.map(whole), "softmax_scale": scale }),
+            json!({
+                "alibi": slopes.is_some(),
+                "alibi_bias_max": slopes,
+                "softmax_scale": scale,
+                "clip_qkv": attention.clip,
+            }),
         );
     }
     map
@@ -150,15 +153,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_attention_is_bound_by_is_written() {
+        let keys = json!({ "clip_qkv": 6.5, "alibi_bias_max": 4 });
+        let spec = changed("mpt-alibi", json!({ "attn_config": keys })).unwrap();
+        assert_eq!(attention(&spec.blocks[0]).unwrap().clip, Some(6.5));
+        let written = super::super::write_config(&spec).unwrap();
+        let written = written["attn_config"].to_string();
+        assert!(written.contains("\"clip_qkv\":6.5") && written.contains("\"alibi_bias_max\":4,"));
+    }
+
+    #[test]
     fn reads_the_fixture() {
         let spec = fixture("mpt-alibi");
-        assert_eq!(
-            spec.final_norm,
-            Some(NormSpec::LayerNorm {
-                epsilon: 1e-5,
-                bias: false
-            })
-        );
+        assert_eq!(spec.final_norm, Some(NormSpec::layer_without_bias(1e-5)));
         assert_eq!(
             (
                 super::super::mlp(&spec.blocks[0]).unwrap().inner,
@@ -167,7 +174,7 @@ mod tests {
             (96, 64)
         );
         for wrong in [
-            json!({ "clip_qkv": 6.0 }),
+            json!({ "clip_qkv": -6.0 }),
             json!({ "qk_ln": true }),
             json!({ "alibi": false }),
         ] {

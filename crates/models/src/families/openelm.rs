@@ -30,6 +30,8 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let width = config.size("model_dim", WIDTH_LIMIT)?;
     let head_dim = config.size("head_dim", HEAD_LIMIT)?;
     let count = config.size("num_transformer_layers", LAYER_LIMIT)?;
+    // What the lists of heads follow from, and how far a table of rotations reaches at first.
+    config.ignore(&["qkv_multipliers", "rope_max_length"]);
     if !config.flag_or("ffn_with_glu", true)? {
         return Err(config.error(
             "ffn_with_glu",

@@ -50,10 +50,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         activation: config.activation_or("hidden_act", Activation::Silu)?,
         bias: false,
     });
-    let norm = NormSpec::LayerNorm {
-        epsilon: config.positive_or("layer_norm_epsilon", 1e-5)?,
-        bias: false,
-    };
+    let norm = NormSpec::layer_without_bias(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let blocks = vec![
         BlockSpec::parallel(mixer, channel, norm);
         config.size("num_hidden_layers", LAYER_LIMIT)?

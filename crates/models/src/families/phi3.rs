@@ -24,8 +24,11 @@ pub const FAMILY: Family = Family {
 fn read(config: &Config) -> Result<ModelSpec> {
     // Read with LongRoPE alone.
     config.ignore(&["original_max_position_embeddings"]);
+    // Of the code that the first files came with; the class has neither.
+    config.ignore(&["full_attn_mod", "interpolate_factor"]);
     let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
     let switches = Switches {
+        partial: true,
         windows: vec![window; layers(config)?],
         ..Switches::plain(config, 4096)?
     };

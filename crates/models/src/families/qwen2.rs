@@ -19,13 +19,9 @@ pub const FAMILY: Family = Family {
 
 fn read(config: &Config) -> Result<ModelSpec> {
     let switches = Switches {
-        context: 32_768,
-        head_dim: None,
         qkv_bias: true,
-        output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
         windows: qwen_windows::read(config)?,
+        ..Switches::plain(config, 32_768)?
     };
     llama_layout::read(config, &FAMILY, &switches)
 }

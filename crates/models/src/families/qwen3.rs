@@ -3,7 +3,7 @@
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, tensors};
 use super::{Config, Family, qwen_windows};
 use crate::error::Result;
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, NormExtent};
 use serde_json::{Map, Value, json};
 
 /// The registration of Qwen3.
@@ -20,13 +20,12 @@ pub const FAMILY: Family = Family {
 fn read(config: &Config) -> Result<ModelSpec> {
     let bias = config.flag_or("attention_bias", false)?;
     let switches = Switches {
-        context: 32_768,
         head_dim: Some(128),
         qkv_bias: bias,
         output_bias: bias,
-        mlp_bias: false,
-        qk_norm: true,
+        qk_norm: Some(NormExtent::Head),
         windows: qwen_windows::read(config)?,
+        ..Switches::plain(config, 32_768)?
     };
     llama_layout::read(config, &FAMILY, &switches)
 }

@@ -29,6 +29,8 @@ const KINDS: [&str; 3] = ["recurrent", "recurrent", "attention"];
 
 fn read(config: &Config) -> Result<ModelSpec> {
     config.ignore(&["final_w_init_variance_scale"]);
+    // The class scales embeddings in any case.
+    config.ignore(&["embeddings_scale_by_sqrt_dim"]);
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
     let norm = NormSpec::RmsNorm {
         epsilon: config.positive_or("rms_norm_eps", 1e-6)?,

@@ -4,6 +4,7 @@
 //! `rope_type`.
 
 use super::config::{CONTEXT_LIMIT, Config};
+use super::{config_keys, layer_types::FULL};
 use crate::error::{Error, Result};
 use crate::spec::{RotaryScaling, RotarySpec};
 use serde_json::{Map, Value, json};
@@ -22,6 +23,31 @@ pub fn read(config: &Config, head_dim: usize, context: usize) -> Result<RotarySp
     }
 }
 
+/// The key of the share of a head that rotates.
+const SHARE: &str = "partial_rotary_factor";
+
+/// As [`read`], for families whose rotary positions turn whole heads: a share that the file asks for is ignored, as their classes do,
+/// and told of.
+///
+/// # Errors
+/// When a value is out of range or the kind of scaling is not known.
+pub fn read_whole(config: &Config, head_dim: usize, context: usize) -> Result<RotarySpec> {
+    let mut whole = config.clone().with(SHARE, Value::Null);
+    let mut shares = vec![config.get(SHARE).cloned()];
+    for key in ["rope_parameters", "rope_scaling"] {
+        if let Some(object) = config.optional_object(key)? {
+            let mut map = object.map().clone();
+            shares.push(map.remove(SHARE));
+            whole = whole.with(key, Value::Object(map));
+        }
+    }
+    let asks = |share: Value| share.as_f64().is_some_and(|share| share != 1.0);
+    if shares.into_iter().flatten().any(asks) {
+        config_keys::tell_ignored(config.path(), &[SHARE]);
+    }
+    read(&whole, head_dim, context)
+}
+
 fn odd(config: &Config, head_dim: usize, dim: usize) -> Error {
     let reason = format!(
         "rotary positions need an even number of channels, at most the head's {head_dim}; found {dim}"
@@ -35,6 +61,8 @@ fn odd(config: &Config, head_dim: usize, dim: usize) -> Error {
 /// When a value is out of range or the kind of scaling is not known.
 pub fn read_any(config: &Config, head_dim: usize, context: usize) -> Result<RotarySpec> {
     let (key, parameters) = parameters(config)?;
+    // What stands inside counts; beside it the same keys say nothing.
+    config.ignore(&["rope_theta", SHARE]);
     let number = |name: &str| match parameters.optional_positive(name)? {
         None => config.optional_positive(name),
         found => Ok(found),
@@ -57,6 +85,34 @@ pub fn read_any(config: &Config, head_dim: usize, context: usize) -> Result<Rota
         theta,
         interleaved: false,
         scaling,
+    })
+}
+
+/// The configuration as layers of one kind read it, where `full_attention` and `sliding_attention` have rotary positions of their
+/// own. Today they are nested by kind; in older files `rope_scaling` is of full attention alone, and `local_theta` names the
+/// key of the base of the layers with a window, where there is one.
+///
+/// # Errors
+/// When the parameters are no objects.
+pub fn of_layer_type(config: &Config, kind: &str, local_theta: Option<&str>) -> Result<Config> {
+    let nested = match config.optional_object("rope_parameters")? {
+        Some(parameters) => parameters.optional_object(kind)?,
+        None => None,
+    };
+    let config = config.clone();
+    if let Some(nested) = nested {
+        return Ok(config.with("rope_parameters", Value::Object(nested.map().clone())));
+    }
+    if kind == FULL {
+        return Ok(config);
+    }
+    let theta = local_theta.and_then(|key| config.get(key)).cloned();
+    let plain = config
+        .with("rope_parameters", Value::Null)
+        .with("rope_scaling", Value::Null);
+    Ok(match theta {
+        Some(theta) => plain.with("rope_theta", theta),
+        None => plain,
     })
 }
 
@@ -331,6 +387,15 @@ mod tests {
                 scaling: RotaryScaling::None
             }
         );
+    }
+
+    #[test]
+    fn a_share_of_the_head_counts_where_the_family_has_one() {
+        let both = r#"{"partial_rotary_factor":0.25,"rope_parameters":{"rope_type":"default","partial_rotary_factor":0.5}}"#;
+        let config = Config::parse("config.json".as_ref(), both).unwrap();
+        assert_eq!(read(&config, 8, 2048).unwrap().dim, 4);
+        assert_eq!(read_whole(&config, 8, 2048).unwrap().dim, 8);
+        config.refuse_unread().unwrap();
     }
 
     #[test]

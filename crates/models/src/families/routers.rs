@@ -23,14 +23,25 @@ const Z_LOSS: &str = "router_z_loss_coef";
 /// Our own key for a balance loss layer by layer.
 const PER_LAYER: &str = "router_aux_loss_per_layer";
 
-/// Reads how tokens choose among experts.
+/// Reads how tokens choose among experts, with Mixtral's defaults.
 pub(super) fn read(config: &Config) -> Result<RouterSpec> {
-    let experts = config
-        .optional_size("num_local_experts", EXPERT_LIMIT)?
-        .unwrap_or(8);
+    read_with(config, [8, 2], true)
+}
+
+/// Reads how tokens choose among experts; `defaults` are their number and that of active ones. Some files say `num_experts`.
+pub(super) fn read_with(
+    config: &Config,
+    defaults: [usize; 2],
+    normalised: bool,
+) -> Result<RouterSpec> {
+    let named = match config.optional_size("num_local_experts", EXPERT_LIMIT)? {
+        None => config.optional_size("num_experts", EXPERT_LIMIT)?,
+        experts => experts,
+    };
+    let experts = named.unwrap_or(defaults[0]);
     let active = config
         .optional_size("num_experts_per_tok", EXPERT_LIMIT)?
-        .unwrap_or(2);
+        .unwrap_or(defaults[1]);
     if active > experts {
         let reason =
             format!("{active} of {experts} experts cannot be active; choose at most {experts}");
@@ -45,7 +56,7 @@ pub(super) fn read(config: &Config) -> Result<RouterSpec> {
     Ok(RouterSpec {
         experts,
         active,
-        normalised: config.flag_or(NORMALISED, true)?,
+        normalised: config.flag_or(NORMALISED, normalised)?,
         capacity,
     })
 }

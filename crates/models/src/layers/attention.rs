@@ -6,7 +6,7 @@ use espalier_kernels::{
     recomputable::Recomputable,
 };
 
-use super::{Builder, linear::Linear, norm::Norm};
+use super::{Builder, head_norm::HeadNorm, linear::Linear};
 use crate::{Result, parameter::parameters, spec::AttentionSpec, stack::Context, state::KeyValues};
 
 /// The attention mixer of one block.
@@ -17,8 +17,8 @@ pub struct Attention {
     key: Linear,
     value: Linear,
     output: Linear,
-    query_norm: Option<Norm>,
-    key_norm: Option<Norm>,
+    query_norm: Option<HeadNorm>,
+    key_norm: Option<HeadNorm>,
 }
 
 parameters!(Attention: query, key, value, output, query_norm, key_norm);
@@ -45,12 +45,14 @@ impl Attention {
         let key = project("key", [keys, width], spec.qkv_bias, deviation)?;
         let value = project("value", [keys, width], spec.qkv_bias, deviation)?;
         let output = project("output", [width, queries], spec.output_bias, residual)?;
-        let mut norm = |part: &str| {
+        let mut norm = |part: &str, heads: usize| {
+            let (name, size) = (format!("{name}.{part}"), [heads, spec.head_dim]);
             spec.qk_norm
-                .map(|n| Norm::build(builder, &format!("{name}.{part}"), spec.head_dim, n))
+                .map(|norm| HeadNorm::build(builder, &name, size, norm, spec.qk_norm_extent))
                 .transpose()
         };
-        let (query_norm, key_norm) = (norm("query_norm")?, norm("key_norm")?);
+        let query_norm = norm("query_norm", spec.heads)?;
+        let key_norm = norm("key_norm", spec.kv_heads)?;
         Ok(Self {
             spec: spec.clone(),
             query,
@@ -77,6 +79,9 @@ impl Attention {
         let mut value = self.split(value, self.spec.kv_heads);
         if let (Some(query_norm), Some(key_norm)) = (&self.query_norm, &self.key_norm) {
             (query, key) = (query_norm.forward(query), key_norm.forward(key));
+        }
+        if let Some(clip) = self.spec.clip {
+            [query, key, value] = [query, key, value].map(|x| x.clamp(-clip, clip));
         }
         if let Some(rotation) = &context.rotation {
             (query, key) = (rotation.apply(query), rotation.apply(key));

@@ -27,6 +27,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Block {
     residual: Residual,
+    residual_scale: f64,
     depth: Option<Depth>,
     mixer_norm: Option<Norm>,
     mixer: Mixer,
@@ -128,9 +129,9 @@ impl Block {
             }),
             None => None,
         };
-        let residual = spec.residual;
         Ok(Self {
-            residual,
+            residual: spec.residual,
+            residual_scale: spec.residual_scale,
             depth,
             mixer_norm,
             mixer,
@@ -217,8 +218,8 @@ impl Block {
             )),
             _ => None,
         };
-        if self.residual == Residual::PostNorm {
-            return self.forward_post_norm(x, context, (mixer, remembered), cross, sides);
+        if matches!(self.residual, Residual::PostNorm | Residual::OutputNorm) {
+            return self.forward_norm_after(x, context, (mixer, remembered), cross, sides);
         }
         let (mut x, normed) = match &self.mixer_norm {
             Some(norm) => norm.forward_beside(x),
@@ -236,7 +237,7 @@ impl Block {
             &self.mixer_output_norm,
             self.mixer.forward(normed, context, mixer, sides),
         );
-        let mut mixed = dropped(mixed, context, 0);
+        let mut mixed = self.scaled(dropped(mixed, context, 0));
         let Some(channel) = &self.channel else {
             return add(x, mixed);
         };
@@ -254,14 +255,20 @@ impl Block {
             }
         };
         let inner = channel.forward(inner, context, remembered, sides);
-        add(
-            x,
-            dropped(optional(&self.channel_output_norm, inner), context, 1),
-        )
+        let inner = dropped(optional(&self.channel_output_norm, inner), context, 1);
+        add(x, self.scaled(inner))
     }
 
-    /// `x = norm(x + mixer(x))`, and so on for the other parts.
-    fn forward_post_norm<'a>(
+    /// What a part adds, times the spec's factor.
+    fn scaled(&self, x: Tensor<3>) -> Tensor<3> {
+        match self.residual_scale {
+            1.0 => x,
+            scale => x * scale,
+        }
+    }
+
+    /// `x = norm(x + mixer(x))` or `x = x + norm(mixer(x))`, and so on for the other parts.
+    fn forward_norm_after<'a>(
         &self,
         x: Tensor<3>,
         context: &Context,
@@ -269,9 +276,10 @@ impl Block {
         cross: impl FnOnce(Recomputable<3>) -> Option<(&'a Norm, Tensor<3>)>,
         sides: &mut Sides,
     ) -> Tensor<3> {
-        let sum = |norm: Option<&Norm>, x: Tensor<3>, y: Tensor<3>| match norm {
-            Some(norm) => norm.forward_sum(x, y).1.into_tensor(),
-            None => x + y,
+        let sum = |norm: Option<&Norm>, x: Tensor<3>, y: Tensor<3>| match (norm, self.residual) {
+            (None, _) => add(x, self.scaled(y)),
+            (Some(norm), Residual::OutputNorm) => add(x, self.scaled(norm.forward(y))),
+            (Some(norm), _) => norm.forward_sum(x, self.scaled(y)).1.into_tensor(),
         };
         let mixed = dropped(
             self.mixer.forward(x.clone().into(), context, state, sides),

@@ -8,18 +8,20 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
-    activation::{activate, gated},
+    activation::{Activation, activate, gated},
     experts::{Form, Routing, expert_feed_forward},
     linear::{Group, add_bias},
 };
 
-use super::{Builder, expert_linear::ExpertLinear, router::Router};
+use super::{
+    Builder, channel::FeedForward, expert_linear::ExpertLinear, linear::Linear, router::Router,
+};
 use crate::{
     Result,
     auxiliary_losses::{SideSpec, Sides},
     parameter::{Parameter, parameters},
     source::Initial,
-    spec::ExpertsSpec,
+    spec::{ExpertsSpec, SharedExpertSpec},
     stack::Context,
 };
 
@@ -31,13 +33,51 @@ pub struct Experts {
     up: ExpertLinear,
     down: ExpertLinear,
     bias: Option<Parameter>,
+    shared: Option<SharedExpert>,
 }
 
-parameters!(Experts: router, up, down, bias);
+parameters!(Experts: router, up, down, bias, shared);
+
+/// The expert that all tokens pass through.
+#[derive(Debug, Clone)]
+struct SharedExpert {
+    layer: FeedForward,
+    /// A linear map whose logistic function multiplies the output.
+    weigher: Option<Linear>,
+}
+
+parameters!(SharedExpert: layer, weigher);
+
+impl SharedExpert {
+    fn build(
+        builder: &mut Builder,
+        name: &str,
+        width: usize,
+        spec: &SharedExpertSpec,
+        gated: bool,
+    ) -> Result<Self> {
+        let layer = FeedForward::build(builder, name, width, &spec.expert, gated)?;
+        let (weigher, deviation) = (format!("{name}.weigher"), builder.deviation);
+        let weigher = spec
+            .weighed
+            .then(|| Linear::build(builder, &weigher, [1, width], false, deviation))
+            .transpose()?;
+        Ok(Self { layer, weigher })
+    }
+
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let y = self.layer.forward(x.clone().into());
+        match &self.weigher {
+            Some(weigher) => activate(Activation::Sigmoid, weigher.forward(x)) * y,
+            None => y,
+        }
+    }
+}
 
 impl Experts {
     /// Builds `{name}.router`, `{name}.experts.up.weight` `[experts, inner, width]` (with a gate `[experts, 2 inner, width]`,
-    /// gates first), `{name}.experts.down.weight` `[experts, width, inner]` and, where the spec has one, `{name}.bias`.
+    /// gates first), `{name}.experts.down.weight` `[experts, width, inner]` and, where the spec has them, `{name}.bias` and the
+    /// layer `{name}.shared` with `{name}.shared.weigher`.
     ///
     /// # Errors
     /// When the source lacks a weight.
@@ -70,12 +110,19 @@ impl Experts {
             true => Some(builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?),
             false => None,
         };
+        let shared_name = format!("{name}.shared");
+        let shared = spec
+            .shared
+            .as_ref()
+            .map(|shared| SharedExpert::build(builder, &shared_name, width, shared, spec.gated))
+            .transpose()?;
         Ok(Self {
             spec: spec.clone(),
             router,
             up,
             down,
             bias,
+            shared,
         })
     }
 
@@ -87,13 +134,18 @@ impl Experts {
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(&self, x: Tensor<3>, context: &Context, sides: &mut Sides) -> Tensor<3> {
         let [batch, time, width] = x.dims();
+        let shared = self.shared.as_ref().map(|expert| expert.forward(x.clone()));
         let y = self.forward_rows(
             x.reshape([batch * time, width]),
             [batch, time],
             context,
             sides,
         );
-        y.reshape([batch, time, width])
+        let y = y.reshape([batch, time, width]);
+        match shared {
+            Some(shared) => y + shared,
+            None => y,
+        }
     }
 
     /// `x`: rows of which each of `size` tokens has equally many, `[rows, width]`; the same shape comes back.

@@ -9,6 +9,7 @@ pub mod cross_attention;
 pub mod depth;
 pub mod expert_linear;
 pub mod experts;
+pub mod head_norm;
 pub mod head_transform;
 pub mod linear;
 pub mod multi_head_experts;

@@ -1,6 +1,6 @@
 //! The norm of a block.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use espalier_kernels::norm::{
     layer_norm,
     residual::{add_layer_norm, add_rms_norm, layer_norm_beside, rms_norm_beside},
@@ -20,28 +20,74 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Norm {
     spec: NormSpec,
-    weight: Parameter,
+    width: usize,
+    device: Device,
+    weight: Option<Parameter>,
     bias: Option<Parameter>,
 }
 
 parameters!(Norm: weight, bias);
 
 impl Norm {
-    /// Builds `{name}.weight` and, for LayerNorm, `{name}.bias`, both `[width]`.
+    /// Builds `{name}.weight` and `{name}.bias`, both `[width]`, where the kind has them.
     ///
     /// # Errors
     /// When the source lacks a weight.
     pub fn build(builder: &mut Builder, name: &str, width: usize, spec: NormSpec) -> Result<Self> {
         let initial = match spec {
-            NormSpec::RmsNorm { from_one: true, .. } => Initial::Zeros,
+            NormSpec::RmsNorm { from_one: true, .. }
+            | NormSpec::LayerNorm { from_one: true, .. } => Initial::Zeros,
             _ => Initial::Ones,
         };
-        let weight = builder.parameter(format!("{name}.weight"), vec![width], initial)?;
-        let bias = match spec.has_bias() {
-            true => Some(builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?),
-            false => None,
+        let mut parameter = |part: &str, wanted: bool, initial: Initial| {
+            wanted
+                .then(|| builder.parameter(format!("{name}.{part}"), vec![width], initial))
+                .transpose()
         };
-        Ok(Self { spec, weight, bias })
+        let weight = parameter("weight", spec.has_weight(), initial)?;
+        let bias = parameter("bias", spec.has_bias(), Initial::Zeros)?;
+        Ok(Self {
+            spec,
+            width,
+            device: builder.device.clone(),
+            weight,
+            bias,
+        })
+    }
+
+    /// A norm of this kind whose weight is one.
+    pub fn plain(width: usize, spec: NormSpec, device: &Device) -> Self {
+        let spec = match spec {
+            NormSpec::RmsNorm { epsilon, .. } => NormSpec::rms(epsilon),
+            _ => NormSpec::Standardised {
+                epsilon: spec.epsilon(),
+            },
+        };
+        Self {
+            spec,
+            width,
+            device: device.clone(),
+            weight: None,
+            bias: None,
+        }
+    }
+
+    /// The factors `[width]`.
+    fn factors(&self) -> Tensor<1> {
+        let one_less = matches!(
+            self.spec,
+            NormSpec::RmsNorm { from_one: true, .. } | NormSpec::LayerNorm { from_one: true, .. }
+        );
+        match &self.weight {
+            None => Tensor::ones([self.width], &self.device),
+            Some(weight) if one_less => weight.value::<1>() + 1.0,
+            Some(weight) => weight.value(),
+        }
+    }
+
+    fn offsets(&self) -> Tensor<1> {
+        let none = || Tensor::zeros([self.width], &self.device);
+        self.bias.as_ref().map_or_else(none, |bias| bias.value())
     }
 
     /// `x + y` and its norm, in one pass. `x`, `y`: `[.., width]`.
@@ -50,45 +96,31 @@ impl Norm {
         x: Tensor<D>,
         y: Tensor<D>,
     ) -> (Tensor<D>, Recomputable<D>) {
-        let weight = self.weight.value::<1>();
         match self.spec {
-            NormSpec::LayerNorm { epsilon, .. } => {
-                add_layer_norm(x, y, weight.clone(), self.bias_or_zero(&weight), epsilon)
+            NormSpec::LayerNorm { epsilon, .. } | NormSpec::Standardised { epsilon } => {
+                add_layer_norm(x, y, self.factors(), self.offsets(), epsilon)
             }
-            NormSpec::RmsNorm { epsilon, from_one } => {
-                add_rms_norm(x, y, if from_one { weight + 1.0 } else { weight }, epsilon)
-            }
+            NormSpec::RmsNorm { epsilon, .. } => add_rms_norm(x, y, self.factors(), epsilon),
         }
-    }
-
-    fn bias_or_zero(&self, weight: &Tensor<1>) -> Tensor<1> {
-        let none = || Tensor::zeros(weight.dims(), &weight.device().inner());
-        self.bias.as_ref().map_or_else(none, |bias| bias.value())
     }
 
     /// `x` as it goes on, and its norm for linear maps, which then need not keep it. `x`: `[.., width]`.
     pub fn forward_beside<const D: usize>(&self, x: Tensor<D>) -> (Tensor<D>, Recomputable<D>) {
-        let weight = self.weight.value::<1>();
         match self.spec {
-            NormSpec::LayerNorm { epsilon, .. } => {
-                layer_norm_beside(x, weight.clone(), self.bias_or_zero(&weight), epsilon)
+            NormSpec::LayerNorm { epsilon, .. } | NormSpec::Standardised { epsilon } => {
+                layer_norm_beside(x, self.factors(), self.offsets(), epsilon)
             }
-            NormSpec::RmsNorm { epsilon, from_one } => {
-                rms_norm_beside(x, if from_one { weight + 1.0 } else { weight }, epsilon)
-            }
+            NormSpec::RmsNorm { epsilon, .. } => rms_norm_beside(x, self.factors(), epsilon),
         }
     }
 
     /// `x`: `[.., width]`; the same shape comes back.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let weight = self.weight.value::<1>();
         match self.spec {
-            NormSpec::LayerNorm { epsilon, .. } => {
-                layer_norm(x, weight.clone(), self.bias_or_zero(&weight), epsilon)
+            NormSpec::LayerNorm { epsilon, .. } | NormSpec::Standardised { epsilon } => {
+                layer_norm(x, self.factors(), self.offsets(), epsilon)
             }
-            NormSpec::RmsNorm { epsilon, from_one } => {
-                rms_norm(x, if from_one { weight + 1.0 } else { weight }, epsilon)
-            }
+            NormSpec::RmsNorm { epsilon, .. } => rms_norm(x, self.factors(), epsilon),
         }
     }
 }

@@ -128,6 +128,7 @@ fn specification(spec: &ModelSpec, options: &Upcycling) -> Result<ModelSpec> {
             expert: expert.clone(),
             gated: true,
             output_bias: false,
+            shared: None,
         });
     }
     spec.family = by_name("mixtral")?.model_type.into();

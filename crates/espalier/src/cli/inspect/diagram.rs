@@ -129,6 +129,7 @@ fn block(block: &BlockSpec) -> Vec<String> {
             .unwrap_or_default();
         match (block.residual, before) {
             (Residual::PostNorm, Some(kind)) => format!("x = {} of x + {what}", norm(*kind)),
+            (Residual::OutputNorm, Some(kind)) => format!("x + {} of {what}", norm(*kind)),
             (Residual::Parallel, Some(kind)) => format!("  + {what} ← {}{after}", norm(*kind)),
             (Residual::Parallel, None) => format!("  + {what} ← the same{after}"),
             (_, Some(kind)) => format!("x + {what} ← {}{after}", norm(*kind)),
@@ -144,7 +145,7 @@ fn block(block: &BlockSpec) -> Vec<String> {
 
 fn norm(kind: NormSpec) -> &'static str {
     match kind {
-        NormSpec::LayerNorm { .. } => "LayerNorm",
+        NormSpec::LayerNorm { .. } | NormSpec::Standardised { .. } => "LayerNorm",
         NormSpec::RmsNorm { .. } => "RMSNorm",
     }
 }

@@ -7,7 +7,7 @@ use espalier_data::nearest::suggestion;
 use super::{LowRank, targeted};
 use crate::{
     Error, Result,
-    adapter::{expert_parameters::ExpertParameter, target_modules},
+    adapter::{expert_parameters::ExpertParameter, no_linear_map, target_modules},
     checkpoint::{
         PeftConfig,
         peft_config::{Targets, is_named},
@@ -28,7 +28,8 @@ impl PeftConfig {
         if let Targets::List(entries) = &self.target_modules {
             let meant = |entry: &String| all.iter().any(|m| is_named(&m.name, entry));
             if let Some(strange) = entries.iter().find(|entry| !meant(entry)) {
-                return Err(no_linear(strange, &all));
+                let other = no_linear_map(strange, model, family);
+                return Err(other.unwrap_or_else(|| no_linear(strange, &all)));
             }
         }
         let stacks = ExpertParameter::all(&all);
