@@ -221,11 +221,8 @@ impl Tokenizer {
             return Ok(self);
         };
         let known = library.get_added_tokens_decoder();
-        let missing = |token: &Added| {
-            known
-                .get(&token.id)
-                .is_none_or(|known| known.content != token.content)
-        };
+        // What tokenizer.json adds keeps the id that it has there, whatever the other files say, as in transformers.
+        let missing = |token: &Added| known.values().all(|known| known.content != token.content);
         let sources = Sources {
             config: &small.config,
             special_map: &small.special_map,

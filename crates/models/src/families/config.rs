@@ -475,14 +475,6 @@ pub fn activation_name(activation: Activation) -> &'static str {
     }
 }
 
-/// A number as JSON has it, whole ones without a point: some readers refuse `8.0` for an integer.
-pub fn integer(number: f64) -> Value {
-    match number.fract() == 0.0 && number.abs() < 9e15 {
-        true => Value::from(number as i64),
-        false => Value::from(number),
-    }
-}
-
 fn in_range(value: &Value, least: usize, limit: usize) -> Option<usize> {
     let number = usize::try_from(value.as_u64()?).ok()?;
     (least..=limit).contains(&number).then_some(number)

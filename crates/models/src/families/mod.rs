@@ -404,6 +404,14 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     map
 }
 
+/// A number that readers of such files take as an integer: without a point wherever it is one.
+fn whole(number: f64) -> Value {
+    match number.fract() == 0.0 && number.abs() < 1e15 {
+        true => json!(number as i64),
+        false => json!(number),
+    }
+}
+
 /// The attention of a block, if that is its mixer.
 fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
     match &block.mixer {
