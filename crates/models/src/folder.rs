@@ -13,6 +13,7 @@ use crate::{
     families::{self, Family, config::Config},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
+    positions::check_computed,
     source::{self, CheckpointSource},
     spec::ModelSpec,
     tied_head::{self, EMBEDDING, HeadInFile, WithFreshHead},
@@ -88,6 +89,7 @@ pub fn load_changed(
         head,
     } = Description::read_changed(folder, changes)?;
     check_names(&checkpoint, family, &spec)?;
+    check_computed(&spec, &checkpoint)?;
     let mut source = CheckpointSource::new(&checkpoint, family, &spec);
     if let Some(tensor) = head.embedding {
         source.read_from(EMBEDDING, tensor);

@@ -328,8 +328,9 @@ impl LanguageModel {
     /// The negative sum of the log-probabilities of `targets` `[tokens]`, from `hidden` `[tokens, width]`: `[1]`.
     ///
     /// # Errors
-    /// When a target is outside the vocabulary.
+    /// When a target is outside the vocabulary, or there is no head over it.
     pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
+        self.check_head()?;
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
             Some((weight, bias)) => linear_cross_entropy(
@@ -346,8 +347,9 @@ impl LanguageModel {
     /// Log-probability of `targets` `[tokens]` as the head sees them from `hidden` `[tokens, width]`: `[tokens]`.
     ///
     /// # Errors
-    /// When a target is outside the vocabulary.
+    /// When a target is outside the vocabulary, or there is no head over it.
     pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
+        self.check_head()?;
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
             Some((weight, bias)) => linear_log_probabilities(
@@ -359,6 +361,15 @@ impl LanguageModel {
             ),
             None => log_probabilities(self.head(hidden), targets),
         })
+    }
+
+    /// An error where there is no head over the vocabulary.
+    pub(crate) fn check_head(&self) -> Result<()> {
+        let reason = "this model has no head over its vocabulary (`architectures` in config.json) and predicts no tokens";
+        match self.spec.headless {
+            true => Err(Error::Invalid(reason.into())),
+            false => Ok(()),
+        }
     }
 
     /// Hidden states for the head's product: transformed, and scaled, since the factor on the logits may as well stand here.

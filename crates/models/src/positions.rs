@@ -8,10 +8,11 @@ use espalier_kernels::embedding::embedding;
 
 use crate::{
     Error, Result,
+    checkpoint::Checkpoint,
     layers::Builder,
     parameter::{Parameter, parameters},
     source::Initial,
-    spec::PositionSpec,
+    spec::{ModelSpec, PositionSpec},
 };
 
 /// The positions of a stack.
@@ -161,6 +162,36 @@ fn bounded_sinusoid(position: u32, width: usize) -> Vec<f32> {
     );
     let rest = std::iter::repeat_n(0.0, width - 2 * half);
     sines.chain(cosines).chain(rest).collect()
+}
+
+/// How far a file's sines and cosines may be from those of today: further than halves round.
+const COMPUTED_GAP: f32 = 0.01;
+
+/// Refuses a file's table of sines and cosines, which are computed, where it holds other numbers.
+///
+/// # Errors
+/// When it does, or cannot be read.
+pub(crate) fn check_computed(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
+    let Some(PositionSpec::Sinusoidal { interleaved }) = spec.positions else {
+        return Ok(());
+    };
+    for name in checkpoint
+        .names()
+        .filter(|name| name.ends_with("embed_positions.weight"))
+    {
+        let table = checkpoint.read_f32(name, None)?;
+        for (position, row) in table.chunks(spec.width.max(1)).enumerate() {
+            let computed = sinusoid(position as u32, row.len(), interleaved);
+            let far = |(a, b): (&f32, &f32)| (a - b).abs() > COMPUTED_GAP;
+            if row.iter().zip(&computed).any(far) {
+                let reason = format!(
+                    "`{name}` holds other numbers than sines and cosines at position {position}; such a table is not supported yet"
+                );
+                return Err(Error::checkpoint(checkpoint.folder(), reason));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Sines and cosines of `position` times `10000^(-2i / width)`, `[width]`: taking turns, or all sines first.

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn every_answer_has_all_that_stands_before_it_as_its_source() {
-        let objective = SequenceToSequence { start: 0 };
+        let objective = SequenceToSequence { start: Some(0) };
         let targets = [false, true, true, false, false, true];
         let example = Example::new(vec![5, 6, 7, 8, 9, 10], targets.to_vec());
         let batch = objective
