@@ -56,7 +56,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         (block.mixer_output_norm, block.channel_output_norm) = (channel_norm, channel_norm);
         if let MixerSpec::Attention(attention) = &mut block.mixer {
             (attention.scale, attention.softcap) = (scale, cap);
-            attention.qk_norm = Some(mixer_norm);
+            attention.qk_norm = mixer_norm;
         }
     }
     Ok(ModelSpec {
