@@ -403,7 +403,10 @@ impl Adapter {
             self.kind.keeps_ties() && own.any(|name| Some(name) == embedding)
         };
         let head = ties::head(model, family).filter(has_embedding);
-        tensors.extend(head);
+        tensors.extend(head.map(|mut head| {
+            head.name.insert_str(0, PEFT_PREFIX);
+            head
+        }));
         for tensor in &mut tensors {
             tensor.name = self.name_in_file(&tensor.name, family);
         }

@@ -161,7 +161,7 @@ impl Config {
     }
 
     /// The keys that nobody read, that are set, and that are not known to say nothing.
-    fn unread(&self) -> Vec<&str> {
+    pub(crate) fn unread(&self) -> Vec<&str> {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let unread = |key: &str| !read.contains(key) && !keys::is_harmless(key);
         self.map
