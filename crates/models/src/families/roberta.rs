@@ -94,7 +94,6 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{changed, fixture};
-    use super::*;
     use crate::spec::PositionSpec;
     use serde_json::json;
 
