@@ -61,7 +61,9 @@ fn gap(folder: &Path, model: &LanguageModel) -> f32 {
 }
 
 fn names(folder: &Path) -> BTreeSet<String> {
-    let file = TensorFile::open(&folder.join("adapter_model.safetensors")).unwrap();
+    let paths = ["safetensors", "bin"].map(|end| folder.join(format!("adapter_model.{end}")));
+    let path = paths.into_iter().find(|path| path.exists()).unwrap();
+    let file = TensorFile::open(&path).unwrap();
     file.names().map(str::to_owned).collect()
 }
 

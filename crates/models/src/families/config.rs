@@ -558,7 +558,7 @@ mod tests {
         let config = config(text);
         assert_eq!(
             config.unread(),
-            ["is_llama_config", "model_max_length", "tokenizer_name"]
+            ["is_llama_config", "tokenizer_name", "model_max_length"]
         );
         config.refuse_unread().unwrap();
         let error = |text: &str| self::config(text).refuse_unread().unwrap_err().to_string();

@@ -815,14 +815,14 @@ mod tests {
         empty.blocks.clear();
         assert!(write_config(&empty).is_err());
         let foreign = ModelSpec {
-            family: "gpt3".into(),
+            family: "mistrall".into(),
             ..fixture("gpt2")
         };
         assert!(
             write_config(&foreign)
                 .unwrap_err()
                 .to_string()
-                .contains("did you mean `gpt2`?")
+                .contains("did you mean `mistral`?")
         );
     }
 }
