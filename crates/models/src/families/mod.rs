@@ -720,7 +720,7 @@ mod tests {
             find(r#"{"architectures":["MT5EncoderModel"]}"#).unwrap(),
             "mt5"
         );
-        assert!(find(r#"{"architectures":["LlamaForPreTraining"],"model_type":"llama"}"#).is_err());
+        assert!(find(r#"{"architectures":["LlamaForPreTraining"]}"#).is_err());
         let error = find(r#"{"architectures":["LlamaForCausalML"]}"#)
             .unwrap_err()
             .to_string();

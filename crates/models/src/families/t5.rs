@@ -211,8 +211,9 @@ fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     set("initializer_factor", json!(spec.embedding_range));
     set("d_model", json!(spec.width));
     set("n_positions", json!(spec.context));
+    // Of the encoder alone nobody reads how many blocks its decoder would have.
+    set("num_decoder_layers", json!(spec.blocks.len()));
     if spec.encoder.is_some() {
-        set("num_decoder_layers", json!(spec.blocks.len()));
         set("scale_decoder_outputs", json!(spec.logit_scale != 1.0));
     }
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
