@@ -253,6 +253,45 @@ fn headers_that_the_model_writes_are_learned() {
 }
 
 #[test]
+fn an_empty_earlier_answer_ends_behind_its_header() {
+    let turns = json!([user("a"), assistant(""), user("b"), assistant("c")]);
+    let expected = [
+        "<|channel|>final<|message|><|end|>",
+        "<|channel|>final<|message|>c<|return|>",
+    ];
+    assert_eq!(learned(CHANNELS, turns).unwrap(), expected);
+}
+
+#[test]
+fn an_end_in_parts_is_learned_whole() {
+    let turns = json!([user("a"), assistant("b"), user("c"), assistant("")]);
+    let closed = "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|channel|>{{ '<|channel|>' if m.role == 'assistant' }}message<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant<|message|>{% endif %}";
+    let expected = [
+        "b<|channel|><|channel|>message<|end|>",
+        "<|channel|><|channel|>message<|end|>",
+    ];
+    assert_eq!(learned(closed, turns).unwrap(), expected);
+    let last = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}{{ '<|assistant|>' if add_generation_prompt else '</s>' }}";
+    let turns = json!([user("a"), assistant(""), user("c"), assistant("d")]);
+    assert_eq!(learned(last, turns).unwrap(), ["<|end|>", "d<|end|>\n</s>"]);
+}
+
+#[test]
+fn the_next_turns_beginning_is_not_learned_where_it_is_always_there() {
+    let source = "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}{{ '<|channel|>' if m.role == 'assistant' }}<|end|>{% endfor %}<|start|>assistant<|message|>";
+    let turns = json!([user("a"), assistant("b"), user("c"), assistant("")]);
+    let expected = ["b<|channel|><|end|>", "<|channel|><|end|>"];
+    assert_eq!(learned(source, turns).unwrap(), expected);
+}
+
+#[test]
+fn a_turn_that_ends_behind_a_line_break_learns_its_end() {
+    let source = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% if not loop.last %}{{ '\n<|end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\n<|assistant|>\n' }}{% endif %}";
+    let turns = json!([user("a"), assistant("b"), user("c"), assistant("d")]);
+    assert_eq!(learned(source, turns).unwrap(), ["b\n<|end|>", "d"]);
+}
+
+#[test]
 fn systems_that_move_and_roles_that_must_alternate() {
     let system = json!({"role": "system", "content": "b"});
     let turns = json!([system, user("a"), assistant("b"), user("a"), assistant("a")]);

@@ -205,9 +205,19 @@ impl<'a> Search<'a> {
         tokens.any(|token| text.ends_with(token.as_str()))
     }
 
+    /// Whether a text ends with a special token behind which some message's text begins.
+    fn ends_header(&self, text: &str) -> bool {
+        let mut tokens = self.special.iter();
+        let opens = |token: &str| {
+            let mut marks = self.whole.marks.iter();
+            marks.any(|(_, place)| self.whole.text[..*place].trim_end().ends_with(token))
+        };
+        tokens.any(|token| text.ends_with(token.as_str()) && opens(token))
+    }
+
     /// Where the model has spoken.
     fn end(&self, turn: usize, start: usize) -> Option<usize> {
-        let ending = self.without_suffix(turn, self.ending(turn + 1, false)?);
+        let ending = self.without_suffix(turn, start, self.ending(turn + 1, false)?);
         let (place, alike) = self.common(&ending)?;
         let end = match alike == ending.tail.len() {
             true => self.with_stop(start, place + alike),
@@ -218,47 +228,70 @@ impl<'a> Search<'a> {
 
     /// The ending of a turn without what the template writes behind any conversation, such as an instruction or the next turn's
     /// beginning: what a conversation without the turn ends with too, behind the same special token.
-    fn without_suffix(&self, turn: usize, mut ending: Ending) -> Ending {
-        let tokens = self.special.iter();
-        let found = tokens.filter_map(|token| Some((ending.tail.find(token.as_str())?, token)));
-        let Some((place, token)) =
-            found.min_by_key(|(place, token)| (*place, usize::MAX - token.len()))
-        else {
-            return ending;
-        };
-        let end = place + token.len();
-        let suffix = ending.tail[end..].to_string();
+    ///
+    /// The message before the turn has no such suffix when all that its rendering ends with stands before the turn in the whole too.
+    fn without_suffix(&self, turn: usize, start: usize, mut ending: Ending) -> Ending {
         let eos = self.conversation.special.eos.as_deref();
-        if suffix.trim().is_empty() || Some(suffix.trim()) == eos {
+        let goes_on = |end: &usize| {
+            let suffix = ending.tail[*end..].trim();
+            !suffix.is_empty() && Some(suffix) != eos
+        };
+        let tokens = self.special.iter();
+        let ends = tokens.flat_map(|token| {
+            let places = ending.tail.match_indices(token.as_str());
+            places.map(|(place, token)| place + token.len())
+        });
+        let mut ends: Vec<usize> = ends.filter(goes_on).collect();
+        ends.sort_unstable();
+        if ends.is_empty() {
             return ending;
         }
-        let without = self.rendered_ending(turn, false);
-        let without =
-            without.and_then(|without| Some(without.tail.strip_suffix(&suffix)?.to_string()));
-        if without.is_some_and(|without| without.ends_with(token.as_str())) {
+        let Some(without) = self.rendered_ending(turn, false) else {
+            return ending;
+        };
+        let common = self.common(&without);
+        let is_before_turn =
+            |(place, alike): (usize, usize)| alike == without.tail.len() && place + alike < start;
+        if common.is_some_and(is_before_turn) {
+            return ending;
+        }
+        let is_suffix = |end: &usize| {
+            let (kept, suffix) = ending.tail.split_at(*end);
+            let before = without.tail.strip_suffix(suffix);
+            let mut tokens = self.special.iter();
+            let both = |before: &str, token: &str| kept.ends_with(token) && before.ends_with(token);
+            before.is_some_and(|before| tokens.any(|token| both(before, token)))
+        };
+        if let Some(end) = ends.into_iter().find(is_suffix) {
             ending.tail.truncate(end);
         }
         ending
     }
 
-    /// A turn may end without a special token when it is the last one, and with one at once when it is not, which may be the next
-    /// turn's first: it stops the model.
+    /// A turn may end without a special token when it is the last one, and with one, behind white space at most, when it is not, which
+    /// may be the next turn's first: it stops the model.
     fn with_stop(&self, start: usize, end: usize) -> usize {
         let said = self.whole.text[start.min(end)..end].trim_end();
-        let rest = &self.whole.text[end..];
+        let limit = self.next_mark(end).unwrap_or(self.whole.text.len());
+        let rest = self.whole.text[end..limit].trim_start();
+        let white = limit - end - rest.len();
         if self.ends_special(said) {
             return end;
         }
         let begins = self.conversation.special.bos.as_ref();
         let next = self.special.iter().filter(|token| Some(*token) != begins);
         let next = next.filter(|token| rest.starts_with(token.as_str()));
-        end + next.map(String::len).max().unwrap_or(0)
+        next.map(String::len)
+            .max()
+            .map_or(end, |length| end + white + length)
     }
 
-    /// The end of a turn that ends in another way than it does when it is the last one: with the next special token.
+    /// The end of a turn that ends in another way than it does when it is the last one: with the next special token, unless what is
+    /// alike ends with one, which is no header's.
     fn other_end(&self, place: usize, alike: usize) -> usize {
         let text = &self.whole.text;
-        if self.ends_special(text[place.min(alike)..alike].trim_end()) {
+        let said = text[place.min(alike)..alike].trim_end();
+        if self.ends_special(said) && !self.ends_header(said) {
             return alike;
         }
         let limit = self.next_mark(alike).unwrap_or(text.len());

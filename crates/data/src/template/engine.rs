@@ -1,23 +1,39 @@
-//! The template engine, set up as `transformers` sets up Jinja, and bounded: what it renders, and how many instructions it runs.
+//! The template engine, set up as `transformers` sets up Jinja, and bounded ([`super::bounds`]).
+//!
+//! A program is compiled and run on a thread of its own, whose stack holds what the bounds leave to recursion: nested expressions, and
+//! lists of lists that are dropped.
 
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
+use std::thread;
 
+use minijinja::machinery::{Vm, make_string_output};
 use minijinja::value::Value as Jinja;
-use minijinja::{Environment, ErrorKind};
+use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde_json::{Map, Value};
 
-use super::{OUTPUT_LIMIT, clock, generation, python};
+use super::bounds::Limits;
+use super::program::{ONE, Program, prepare};
+use super::{OUTPUT_LIMIT, bounds, clock, filters, generation, operators, python};
 use crate::{Error, Result};
 
-/// The most instructions that one rendering may run: some seconds of work, which only a hostile template asks for.
-const MOST_WORK: u64 = 50_000_000;
+/// Bytes of stack for parsing and for calls of macros in one another.
+const STACK: usize = 32 << 20;
 
-/// Checks the syntax of a program.
-pub(super) fn check(program: &str) -> Result<()> {
-    let checked = ENVIRONMENT.template_from_named_str("chat_template", program);
-    checked.map(|_| ()).map_err(|error| template_error(&error))
+/// Bytes of stack that dropping a list in a list takes, and more.
+const STACK_OF_LEVEL: usize = 640;
+
+/// Checks the syntax of a program; the program to be rendered.
+///
+/// # Errors
+/// [`Error::Template`] with the line.
+pub(super) fn check(program: &str) -> Result<String> {
+    let limits = Limits::new(0);
+    on_a_deep_stack(limits, || {
+        let prepared = prepare(program)?;
+        let checked = Program::new(&ENVIRONMENT, &prepared).map(|_| ());
+        checked.map_err(|error| template_error(&error))?;
+        Ok(prepared)
+    })
 }
 
 /// Runs a program; `wrap` gets the text of each generation block.
@@ -26,23 +42,61 @@ pub(super) fn render(
     variables: &Map<String, Value>,
     wrap: impl Fn(String) -> String + Send + Sync + 'static,
 ) -> Result<String> {
-    let mut environment = ENVIRONMENT.clone();
-    environment.add_filter(generation::FILTER, wrap);
-    // The engine must not take the process with it, whatever a template does.
-    let output = catch_unwind(AssertUnwindSafe(|| run(&environment, program, variables)));
-    output.unwrap_or_else(|_| Err(Error::Template("the template makes the engine fail".into())))
+    let messages = variables.get("messages").and_then(Value::as_array);
+    let limits = Limits::new(messages.map_or(0, Vec::len));
+    on_a_deep_stack(limits, || {
+        let mut environment = ENVIRONMENT.clone();
+        environment.add_filter(generation::FILTER, wrap);
+        environment.set_fuel(Some(limits.instructions));
+        let text = run(&environment, program, variables).map_err(|error| template_error(&error))?;
+        if text.len() <= OUTPUT_LIMIT {
+            return Ok(text);
+        }
+        Err(Error::Template(format!(
+            "the template renders more than {OUTPUT_LIMIT} bytes"
+        )))
+    })
 }
 
-fn run(environment: &Environment, program: &str, variables: &Map<String, Value>) -> Result<String> {
-    let mut output = Bounded(Vec::new());
-    let template = environment.template_from_named_str("chat_template", program);
-    let rendered = template.and_then(|template| {
-        template
-            .render_captured_to(variables, &mut output)
-            .map(|_| ())
-    });
-    rendered.map_err(|error| template_error(&error))?;
-    String::from_utf8(output.0).map_err(|error| Error::Template(error.to_string()))
+fn run(
+    environment: &Environment,
+    program: &str,
+    variables: &Map<String, Value>,
+) -> Result<String, minijinja::Error> {
+    let program = Program::new(environment, program)?;
+    let mut text = String::new();
+    let mut output = make_string_output(&mut text);
+    Vm::new(environment).eval(
+        &program.instructions,
+        Jinja::from_serialize(variables),
+        &program.blocks,
+        &mut output,
+        AutoEscape::None,
+    )?;
+    Ok(text)
+}
+
+/// Does some work on a thread with the stack and the counts that its limits ask for.
+fn on_a_deep_stack<T: Send>(limits: Limits, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let stack =
+        STACK + STACK_OF_LEVEL * usize::try_from(limits.nested).unwrap_or(usize::MAX / 1024);
+    let work = || {
+        bounds::start(limits);
+        work()
+    };
+    thread::scope(|scope| {
+        let started = thread::Builder::new()
+            .stack_size(stack)
+            .spawn_scoped(scope, work);
+        let started = started.map_err(|reason| {
+            Error::Template(format!(
+                "no thread with {stack} bytes of stack for it: {reason}"
+            ))
+        })?;
+        // The engine must not take the process with it, whatever a template does.
+        let failed = |_| Err(Error::Template("the template makes the engine fail".into()));
+        started.join().unwrap_or_else(failed)
+    })
 }
 
 /// The template engine with the settings, filters and functions that `transformers` gives templates, shared by all of them.
@@ -52,17 +106,14 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     environment.set_lstrip_blocks(true);
     environment.set_keep_trailing_newline(false);
     environment.set_unknown_method_callback(python::method);
-    environment.set_fuel(Some(MOST_WORK));
     environment.set_formatter(python::print);
-    environment.add_filter("tojson", python::to_json);
-    environment.add_filter("title", |text: String| python::title(&text));
-    environment.add_filter("string", |value: Jinja| python::text(&value));
-    environment.add_filter("trim", python::trim);
-    environment.add_filter("length", python::length);
-    environment.add_filter("count", python::length);
+    filters::add_to(&mut environment);
+    operators::add_to(&mut environment);
+    operators::add_tests_to(&mut environment);
     environment.add_test("iterable", python::is_iterable);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |format: String| clock::now(&format));
+    environment.add_global(ONE, 1);
     // Replaced before rendering; here so that checking the syntax knows it.
     environment.add_filter(generation::FILTER, |body: String| body);
     environment
@@ -77,24 +128,10 @@ fn template_error(error: &minijinja::Error) -> Error {
     let cause = std::error::Error::source(error)
         .map(|cause| format!(": {cause}"))
         .unwrap_or_default();
+    if error.kind() == ErrorKind::OutOfFuel {
+        return Error::Template(format!(
+            "the template runs more steps than any conversation asks for: {error}{cause}"
+        ));
+    }
     Error::Template(format!("{error}{cause}"))
-}
-
-/// A buffer that refuses to grow beyond [`OUTPUT_LIMIT`].
-struct Bounded(Vec<u8>);
-
-impl io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > OUTPUT_LIMIT {
-            return Err(io::Error::other(format!(
-                "the template renders more than {OUTPUT_LIMIT} bytes"
-            )));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

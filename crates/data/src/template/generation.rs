@@ -1,4 +1,4 @@
-//! Rewriting a template's source for the engine, and `{% generation %}` blocks, with which a template says what the assistant generates.
+//! `{% generation %}` blocks, with which a template says what the assistant generates.
 //!
 //! The engine knows no custom tags, so the tags are rewritten to a filter block, whitespace marks kept. The filter puts a
 //! character that occurs nowhere in the input before and after the block's text; both are taken out of the rendered text and
@@ -8,19 +8,22 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::{Rendered, slices};
+use super::Rendered;
 
 /// The filter that stands for a generation block.
 pub(super) const FILTER: &str = "espalier_generation_block";
 
-/// Rewrites the generation tags and the slices with a step of a template; tells whether there was a generation tag.
+/// Rewrites the generation tags of a template; tells whether there was a generation tag.
 pub(super) fn rewrite(source: &str) -> (String, bool) {
     let (mut program, mut rest, mut marked, mut raw) =
         (String::with_capacity(source.len()), source, false, false);
     while let Some(place) = rest.find('{') {
         program.push_str(&rest[..place]);
         rest = &rest[place..];
-        let length = construct_length(rest, raw);
+        // What is not closed is an error of the parser's.
+        let Some(length) = construct_length(rest, raw) else {
+            break;
+        };
         let (construct, after) = rest.split_at(length);
         match tag_name(construct) {
             Some("generation") if !raw => {
@@ -36,12 +39,7 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
                 } else {
                     name == Some("raw")
                 };
-                let as_it_is = raw || construct.starts_with("{#");
-                program += &if as_it_is {
-                    construct.to_string()
-                } else {
-                    slices::rewrite(construct)
-                };
+                program.push_str(construct);
             }
         }
         rest = after;
@@ -50,15 +48,21 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
     (program, marked)
 }
 
-/// Bytes of the comment, expression or tag that the text begins with; 1 for a lone brace. Inside `raw`, only tags count.
-fn construct_length(text: &str, raw: bool) -> usize {
-    let length = match text.as_bytes().get(1) {
-        Some(b'#') if !raw => text.find("#}").map(|place| place + 2),
-        Some(b'{') if !raw => length_outside_strings(text, "}}"),
+/// Bytes of the comment, expression or tag that the text begins with; 1 for a lone brace. Inside `raw`, only its end counts.
+fn construct_length(text: &str, raw: bool) -> Option<usize> {
+    match text.as_bytes().get(1) {
+        Some(b'%') if raw => {
+            let tag = text[2..].trim_start_matches(['-', '+']).trim_start();
+            let is_end = tag.starts_with("endraw");
+            let end = is_end.then(|| text.find("%}")).flatten();
+            Some(end.map_or(1, |place| place + 2))
+        }
+        _ if raw => Some(1),
+        Some(b'#') => text.find("#}").map(|place| place + 2),
+        Some(b'{') => length_outside_strings(text, "}}"),
         Some(b'%') => length_outside_strings(text, "%}"),
         _ => Some(1),
-    };
-    length.unwrap_or(1)
+    }
 }
 
 /// Bytes up to the closing mark, which may also stand inside a string, where it does not count.

@@ -3,30 +3,41 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State};
 
-use super::slices;
+use super::{bounds, filters};
 
 /// Deeper values are refused rather than overflow the stack.
-const DEEPEST: usize = 128;
+pub(super) const DEEPEST: usize = 128;
 
 /// Prints an expression's value.
 pub(super) fn print(output: &mut Output, _: &State, value: &Value) -> Result<(), Error> {
+    if let Some(text) = value.as_str() {
+        bounds::charge(text.len())?;
+        return output.write_str(text).map_err(Error::from);
+    }
     output.write_str(&text(value)?).map_err(Error::from)
 }
 
 /// Python's `str`: strings as they are, all else as `repr`.
 pub(super) fn text(value: &Value) -> Result<String, Error> {
     match value.as_str() {
-        Some(text) => Ok(text.to_string()),
+        Some(text) => bounds::charge(text.len()).map(|()| text.to_string()),
         None => repr(value, 0),
     }
 }
 
 fn repr(value: &Value, depth: usize) -> Result<String, Error> {
     check_depth(depth)?;
+    let written = written(value, depth)?;
+    bounds::charge(written.len())?;
+    Ok(written)
+}
+
+fn written(value: &Value, depth: usize) -> Result<String, Error> {
+    bounds::look(value)?;
     match value.kind() {
         ValueKind::String => Ok(repr_string(value.as_str().unwrap_or_default())),
         ValueKind::Number => Ok(number(value)),
-        ValueKind::Seq => {
+        ValueKind::Seq | ValueKind::Iterable => {
             let items: Result<Vec<_>, _> = value
                 .try_iter()?
                 .map(|item| repr(&item, depth + 1))
@@ -106,6 +117,8 @@ fn float_text(float: f64) -> String {
 /// The filter `trim` of Jinja: of what is no text, it trims how Python writes it.
 pub(super) fn trim(value: Value, characters: Option<String>) -> Result<Value, Error> {
     let text = text(&value)?;
+    let each = characters.as_ref().map_or(1, String::len);
+    bounds::charge_times(text.len(), each)?;
     let trimmed = match &characters {
         Some(characters) => text.trim_matches(|character| characters.contains(character)),
         None => text.trim(),
@@ -152,19 +165,24 @@ pub(super) fn method(
     name: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
+    let called: Vec<Value> = std::iter::once(value).chain(arguments).cloned().collect();
+    filters::charge(name, &called)?;
     match (
         value.as_str(),
         name,
         arguments.first().and_then(Value::as_str),
     ) {
-        (_, slices::METHOD, _) => slices::slice(value, arguments),
         (Some(text), "removeprefix", Some(part)) => {
             Ok(text.strip_prefix(part).unwrap_or(text).into())
         }
         (Some(text), "removesuffix", Some(part)) => {
             Ok(text.strip_suffix(part).unwrap_or(text).into())
         }
-        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments),
+        _ => {
+            let found =
+                minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments);
+            bounds::made(found?)
+        }
     }
 }
 
@@ -205,6 +223,7 @@ pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
 impl Layout {
     fn json(&self, value: &Value, depth: usize) -> Result<String, Error> {
         check_depth(depth)?;
+        bounds::look(value)?;
         match value.kind() {
             ValueKind::None => Ok("null".into()),
             ValueKind::Bool => Ok(if value.is_true() { "true" } else { "false" }.into()),
@@ -215,7 +234,7 @@ impl Layout {
                     .try_iter()?
                     .map(|item| self.json(&item, depth + 1))
                     .collect();
-                Ok(self.join('[', items?, ']', depth))
+                self.join('[', items?, ']', depth)
             }
             ValueKind::Map => self.object(value, depth),
             kind => Err(Error::new(
@@ -240,11 +259,21 @@ impl Layout {
             Ok(format!("{}{}{item}", self.string(&name)?, self.after_key))
         };
         let entries: Result<_, Error> = keys.iter().map(entry).collect();
-        Ok(self.join('{', entries?, '}', depth))
+        self.join('{', entries?, '}', depth)
     }
 
-    fn join(&self, open: char, items: Vec<String>, close: char, depth: usize) -> String {
-        match &self.indent {
+    fn join(
+        &self,
+        open: char,
+        items: Vec<String>,
+        close: char,
+        depth: usize,
+    ) -> Result<String, Error> {
+        let indent = self.indent.as_ref().map_or(0, String::len);
+        let between = indent.saturating_mul(depth + 1) + self.between_items.len();
+        bounds::charge_times(items.len(), between + self.after_key.len())?;
+        bounds::charge(items.iter().map(String::len).sum())?;
+        Ok(match &self.indent {
             Some(indent) if !items.is_empty() => {
                 let (inner, outer) = (
                     format!("\n{}", indent.repeat(depth + 1)),
@@ -254,7 +283,7 @@ impl Layout {
                 format!("{open}{inner}{joined}{outer}{close}")
             }
             _ => format!("{open}{}{close}", items.join(&self.between_items)),
-        }
+        })
     }
 
     fn string(&self, text: &str) -> Result<String, Error> {
@@ -289,7 +318,7 @@ fn json_number(value: &Value) -> String {
     }
 }
 
-fn check_depth(depth: usize) -> Result<(), Error> {
+pub(super) fn check_depth(depth: usize) -> Result<(), Error> {
     if depth <= DEEPEST {
         return Ok(());
     }
@@ -331,6 +360,7 @@ mod tests {
 
     #[test]
     fn deep_values_are_refused() {
+        bounds::start(bounds::Limits::new(0));
         let deep = (0..300).fold(Value::from(1), |inner, _| Value::from(vec![inner]));
         assert!(text(&deep).is_err());
     }

@@ -1,81 +1,11 @@
-//! Slices with a step, such as `text[::-1]`, as Python takes them.
+//! Slices, such as `text[1:]` and `text[::-1]`, as Python takes them.
 //!
-//! The engine's own go wrong: empty values and some bounds make it panic. So `value[a:b:c]` is rewritten to a method call with
-//! the same three parts, and the method is answered here.
+//! The engine's own go wrong: empty values and some bounds make it panic, and slices of slices are read through all of them.
 
 use minijinja::value::{Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind};
 
-/// The method that stands for a slice with a step.
-pub(super) const METHOD: &str = "espalier_slice";
-
-/// A bracket that has been opened, in the text written so far.
-struct Open {
-    place: usize,
-    /// Colons directly inside.
-    colons: Vec<usize>,
-}
-
-/// Rewrites the slices with a step of one expression or tag.
-pub(super) fn rewrite(construct: &str) -> String {
-    let (mut written, mut open, mut quote, mut escaped) = (
-        String::with_capacity(construct.len()),
-        Vec::new(),
-        None,
-        false,
-    );
-    for character in construct.chars() {
-        let inside_string = quote.is_some();
-        match character {
-            _ if escaped => escaped = false,
-            '\\' if inside_string => escaped = true,
-            _ if inside_string => quote = quote.filter(|quote| *quote != character),
-            '\'' | '"' => quote = Some(character),
-            '[' | '(' | '{' => open.push(Open {
-                place: written.len(),
-                colons: Vec::new(),
-            }),
-            ':' => open
-                .iter_mut()
-                .next_back()
-                .into_iter()
-                .for_each(|open: &mut Open| open.colons.push(written.len())),
-            ']' | ')' | '}' => {
-                let slice = open
-                    .pop()
-                    .filter(|_| character == ']')
-                    .and_then(|open| call(&written, &open));
-                if let Some((place, call)) = slice {
-                    written.truncate(place);
-                    written.push_str(&call);
-                    continue;
-                }
-            }
-            _ => {}
-        }
-        written.push(character);
-    }
-    written
-}
-
-/// The call for a bracket with two colons in it.
-fn call(written: &str, open: &Open) -> Option<(usize, String)> {
-    let [first, second] = open.colons[..] else {
-        return None;
-    };
-    let part = |start: usize, end: usize| match written[start..end].trim() {
-        "" => "none",
-        part => part,
-    };
-    let (start, stop) = (part(open.place + 1, first), part(first + 1, second));
-    Some((
-        open.place,
-        format!(
-            ".{METHOD}({start}, {stop}, {})",
-            part(second + 1, written.len())
-        ),
-    ))
-}
+use super::bounds;
 
 /// The slice of a string or a list.
 pub(super) fn slice(value: &Value, arguments: &[Value]) -> Result<Value, Error> {
@@ -87,7 +17,9 @@ pub(super) fn slice(value: &Value, arguments: &[Value]) -> Result<Value, Error> 
             "a slice's step must not be 0",
         ));
     }
+    bounds::look(value)?;
     if let Some(text) = value.as_str() {
+        bounds::charge_times(4, text.len())?;
         let characters: Vec<char> = text.chars().collect();
         let places = places(characters.len() as i64, start, stop, step);
         return Ok(places
@@ -103,10 +35,8 @@ pub(super) fn slice(value: &Value, arguments: &[Value]) -> Result<Value, Error> 
     }
     let items: Vec<Value> = value.try_iter()?.collect();
     let places = places(items.len() as i64, start, stop, step);
-    Ok(places
-        .filter_map(|place| items.get(place).cloned())
-        .collect::<Vec<_>>()
-        .into())
+    let kept = places.filter_map(|place| items.get(place).cloned());
+    bounds::made(kept.collect::<Vec<_>>().into())
 }
 
 /// Python's rule for the places of a slice.
@@ -148,28 +78,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_slices_with_a_step_are_rewritten() {
-        assert_eq!(
-            rewrite("{{ a[::-1] }}"),
-            "{{ a.espalier_slice(none, none, -1) }}"
-        );
-        assert_eq!(
-            rewrite("a[b[1::2][0] : c(':') : d]"),
-            "a.espalier_slice(b.espalier_slice(1, none, 2)[0], c(':'), d)"
-        );
-        for untouched in [
-            "a[1:]",
-            "a['::']",
-            "{'a': [1, {'b': 2}], 'c': \"[::\\\"]\"}",
-            "[a",
-            "a]",
-            "x[{'k':1,'l':2}]",
-        ] {
-            assert_eq!(rewrite(untouched), untouched);
-        }
-    }
-
-    #[test]
     fn places_are_pythons() {
         let of = |length, start, stop, step| places(length, start, stop, step).collect::<Vec<_>>();
         assert_eq!(of(4, None, None, -1), [3, 2, 1, 0]);
@@ -184,6 +92,7 @@ mod tests {
 
     #[test]
     fn strings_and_lists_are_sliced() {
+        bounds::start(bounds::Limits::new(0));
         let reversed = [Value::from(()), Value::from(()), Value::from(-1)];
         assert_eq!(
             slice(&Value::from("aé日"), &reversed).unwrap(),
