@@ -87,6 +87,9 @@ pub fn beam_search(
     if options.beams == 0 {
         return Err(Error::Sampling("beams = 0: expected at least 1".into()));
     }
+    if model.spec().headless {
+        return Err(Error::Headless);
+    }
     let start = model
         .spec()
         .encoder

@@ -117,6 +117,9 @@ pub(crate) fn check_prompts(
     if spec.bidirectional {
         return Err(Error::Bidirectional);
     }
+    if spec.headless {
+        return Err(Error::Headless);
+    }
     let Some(limit) = spec.prompt_positions() else {
         return Ok(());
     };
@@ -381,6 +384,17 @@ mod tests {
             end: vec![],
             forbidden: vec![],
         }
+    }
+
+    #[test]
+    fn a_model_without_a_head_does_not_generate() {
+        let mut spec = ModelSpec::llama(61, 16, 2, 4, 2, 32, 64);
+        spec.headless = true;
+        let model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
+        let result = decode(&model, &[vec![5]], &options(0.0), &mut |_, _| true);
+        assert!(matches!(result, Err(Error::Headless)));
+        let result = beam_search(&model, &[5], &BeamOptions::default(), &mut |_| Ok(false));
+        assert!(matches!(result, Err(Error::Headless)));
     }
 
     #[test]

@@ -16,6 +16,11 @@ pub enum Error {
     /// A sampling option makes no sense, or the logits are not numbers.
     #[error("{0}")]
     Sampling(String),
+    /// A model without a head over its vocabulary was asked to generate.
+    #[error(
+        "this model has no head over a vocabulary (`architectures` in config.json) and does not generate"
+    )]
+    Headless,
     /// A bidirectional model was asked to generate.
     #[error(
         "this model sees its whole text at once (`bidirectional` in config.json) and does not generate"

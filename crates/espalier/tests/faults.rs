@@ -93,7 +93,7 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
             .iter()
             .any(|with_times| name.ends_with(with_times))
             {
-                found.insert(name, fs::read(&path).unwrap());
+                found.insert(name, without_place(fs::read(&path).unwrap(), root));
             } else {
                 found.insert(name, Vec::new());
             }
@@ -102,6 +102,14 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     visit(folder, &folder.join("run"), &mut found);
     found
+}
+
+/// A file's bytes, and where it names its own folder, a name that all runs share.
+fn without_place(bytes: Vec<u8>, root: &Path) -> Vec<u8> {
+    match String::from_utf8(bytes) {
+        Ok(text) => text.replace(&*root.to_string_lossy(), "").into_bytes(),
+        Err(error) => error.into_bytes(),
+    }
 }
 
 fn without_times(log: &str) -> Vec<u8> {

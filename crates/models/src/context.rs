@@ -235,9 +235,7 @@ impl Tokens {
             (self.time, self.past + self.time, self.segments.as_deref());
         match real_tokens(segments, self.batch) {
             // Padding sees the text too, as in the reference library; nobody sees padding.
-            Some(seen) if self.bidirectional && window.is_none() => {
-                Mask::cross(queries, keys, &seen)
-            }
+            Some(seen) if self.bidirectional => Mask::both_ways(queries, keys, &seen, window),
             _ => Mask::new(MaskSpec {
                 batch: self.batch,
                 queries,

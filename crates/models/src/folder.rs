@@ -13,6 +13,7 @@ use crate::{
     families::{self, Family, config::Config},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
+    positions::check_computed,
     source::{self, CheckpointSource},
     spec::ModelSpec,
     tied_head::{self, EMBEDDING, HeadInFile, WithFreshHead},
@@ -88,6 +89,7 @@ pub fn load_changed(
         head,
     } = Description::read_changed(folder, changes)?;
     check_names(&checkpoint, family, &spec)?;
+    check_computed(&spec, &checkpoint)?;
     let mut source = CheckpointSource::new(&checkpoint, family, &spec);
     if let Some(tensor) = head.embedding {
         source.read_from(EMBEDDING, tensor);
@@ -224,7 +226,7 @@ fn read_config(path: &Path) -> Result<Config> {
 
 /// What the tensors' names say beyond the configuration: a pooler or next-sentence layer is there or not.
 fn fit(spec: &mut ModelSpec, family: &Family, checkpoint: &Checkpoint) {
-    if spec.head_transform.is_some() {
+    if spec.bidirectional {
         let whole = ModelSpec {
             pooler: true,
             next_sentence: true,
@@ -232,11 +234,12 @@ fn fit(spec: &mut ModelSpec, family: &Family, checkpoint: &Checkpoint) {
         };
         let table = (family.tensors)(&whole);
         let has = |part: &str| {
-            let entry = table
-                .iter()
-                .find(|entry| entry.parts.iter().any(|p| p == part));
-            entry.is_some_and(|entry| {
-                source::stored_name(checkpoint, family.prefix, &entry.name).is_some()
+            let of = |entry: &&families::TensorEntry| entry.parts.iter().any(|p| p == part);
+            table.iter().find(of).is_some_and(|entry| {
+                // A classifier may have taken the pooler's place.
+                let alone = table.iter().filter(|e| e.name == entry.name).count() == 1;
+                let stored = source::stored_name(checkpoint, family.prefix, &entry.name);
+                alone && stored.is_some()
             })
         };
         (spec.pooler, spec.next_sentence) = (has("pooler.weight"), has("next_sentence.weight"));
@@ -375,7 +378,9 @@ fn configuration(
 ) -> Result<Value> {
     // What the model is overrides what the folder said; keys that we do not know stay.
     let mut map = config.cloned().unwrap_or_default();
-    for (key, value) in families::write_config(model.spec())? {
+    let mut written = families::write_config(model.spec())?;
+    keep_labels(&map, &mut written);
+    for (key, value) in written {
         // An equal number keeps its form: readers tell 8 from 8.0.
         let is_same = map.get(&key).is_some_and(|old| are_equal(old, &value));
         if !is_same {
@@ -390,6 +395,15 @@ fn configuration(
     map.remove("torch_dtype");
     map.insert("dtype".into(), name.into());
     Ok(Value::Object(map))
+}
+
+/// Names of classes stay where they name as many as there are.
+fn keep_labels(old: &Map<String, Value>, written: &mut Map<String, Value>) {
+    let count = |map: &Map<String, Value>| Some(map.get("id2label")?.as_object()?.len());
+    if count(old).is_some() && count(old) == count(written) {
+        written.remove("id2label");
+        written.remove("label2id");
+    }
 }
 
 /// Whether two values mean the same, numbers by what they are worth.

@@ -5,7 +5,6 @@ use std::{collections::HashSet, sync::Arc};
 use burn::tensor::{Device, Tensor};
 use espalier_data::random::fnv;
 use espalier_kernels::{
-    activation::activate,
     attention::Mask,
     cross_entropy::{
         HeadOptions, Regularisation, cross_entropy, linear_cross_entropy, linear_log_probabilities,
@@ -21,11 +20,11 @@ use crate::{
     adapter::saved_modules::SavedModules,
     auxiliary_losses::{AuxiliaryLosses, SideOutput, auxiliary_losses},
     context::real_tokens,
-    layers::{Builder, linear::Linear, norm::Norm},
+    layers::{Builder, classifier::Classifier, head_transform::HeadTransform, linear::Linear},
     parameter::{Parameter, Parameters, parameters},
     recurrent::Recurrent,
     source::{Initial, ParameterSource},
-    spec::{HeadTransformSpec, ModelSpec},
+    spec::ModelSpec,
     stack::{Forward, Memory, Mode, Stack},
     state::SequenceState,
     taps::{Observer, Unobserved},
@@ -52,6 +51,7 @@ pub struct LanguageModel {
     pooler: Option<Linear>,
     next_sentence: Option<Linear>,
     head_transform: Option<HeadTransform>,
+    classifier: Option<Classifier>,
     /// The head, where it is not the embedding.
     head: Option<Linear>,
     /// The bias of a head that is the embedding, or was when it was built, or of one that its file stores as no row.
@@ -63,17 +63,7 @@ pub struct LanguageModel {
     saved_modules: SavedModules,
 }
 
-parameters!(LanguageModel: embedding, encoder, decoder, pooler, next_sentence, head_transform, head, head_bias);
-
-/// `norm(activation(x W^T + b))`, before the head.
-#[derive(Debug, Clone)]
-struct HeadTransform {
-    spec: HeadTransformSpec,
-    dense: Linear,
-    norm: Norm,
-}
-
-parameters!(HeadTransform: dense, norm);
+parameters!(LanguageModel: embedding, encoder, decoder, pooler, next_sentence, head_transform, classifier, head, head_bias);
 
 impl LanguageModel {
     /// Builds the model that `spec` describes with the weights of `source`.
@@ -97,13 +87,14 @@ impl LanguageModel {
             layer,
             layers,
         };
-        let (width, normal) = (
+        let (width, outer, normal) = (
             spec.width,
+            spec.outer_width(),
             Initial::Normal(spec.embedding_range.unwrap_or(deviation)),
         );
         let embedding = builder.weight(
             "embedding.weight".into(),
-            vec![spec.vocabulary, width],
+            vec![spec.vocabulary, outer],
             normal,
         )?;
         let spec = Arc::new(spec);
@@ -120,32 +111,27 @@ impl LanguageModel {
         };
         let pooler = dense(&mut builder, "pooler", width, spec.pooler)?;
         let next_sentence = dense(&mut builder, "next_sentence", 2, spec.next_sentence)?;
-        let transform = dense(
-            &mut builder,
-            "head_transform",
-            width,
-            spec.head_transform.is_some(),
-        )?;
-        let head_transform = match (transform, spec.head_transform) {
-            (Some(dense), Some(spec)) => {
-                let norm = Norm::build(&mut builder, "head_norm", width, spec.norm)?;
-                Some(HeadTransform { spec, dense, norm })
-            }
-            _ => None,
-        };
+        let head_transform = spec
+            .head_transform
+            .map(|kind| HeadTransform::build(&mut builder, [outer, width], kind))
+            .transpose()?;
+        let classifier = spec
+            .classifier
+            .map(|kind| Classifier::build(&mut builder, width, kind))
+            .transpose()?;
         let own_head = !spec.tied_head && !spec.headless;
         let bias_in_head = own_head && spec.head_bias && spec.head_bias_shape().len() == 1;
         let head = match own_head {
             true => Some(Linear::build(
                 &mut builder,
                 "head",
-                [spec.vocabulary, width],
+                [spec.vocabulary, outer],
                 bias_in_head,
                 deviation,
             )?),
             false => None,
         };
-        let head_bias = match spec.head_bias && !bias_in_head {
+        let head_bias = match spec.head_bias && !bias_in_head && !spec.headless {
             true => Some(builder.parameter(
                 "head.bias".into(),
                 spec.head_bias_shape(),
@@ -169,6 +155,7 @@ impl LanguageModel {
             pooler,
             next_sentence,
             head_transform,
+            classifier,
             head,
             head_bias,
             precision: Precision::F32,
@@ -308,6 +295,17 @@ impl LanguageModel {
         }
     }
 
+    /// The scores of classes that the model gives the texts or tokens of `input`, whose hidden states are `hidden`
+    /// `[batch, time, width]`: `[batch, labels]` or `[batch * time, labels]`.
+    ///
+    /// # Errors
+    /// When the model does not classify.
+    pub fn class_scores(&self, hidden: Tensor<3>, input: &Input) -> Result<Tensor<2>> {
+        let reason = || Error::Invalid("this model has no classifier".into());
+        let classifier = self.classifier.as_ref().ok_or_else(reason)?;
+        Ok(classifier.forward(hidden, input, self.spec.pad))
+    }
+
     /// The head: `[.., width]` to logits `[.., vocabulary]`.
     pub fn head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         let hidden = self.before_head(hidden);
@@ -330,8 +328,9 @@ impl LanguageModel {
     /// The negative sum of the log-probabilities of `targets` `[tokens]`, from `hidden` `[tokens, width]`: `[1]`.
     ///
     /// # Errors
-    /// When a target is outside the vocabulary.
+    /// When a target is outside the vocabulary, or there is no head over it.
     pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
+        self.check_head()?;
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
             Some((weight, bias)) => linear_cross_entropy(
@@ -348,8 +347,9 @@ impl LanguageModel {
     /// Log-probability of `targets` `[tokens]` as the head sees them from `hidden` `[tokens, width]`: `[tokens]`.
     ///
     /// # Errors
-    /// When a target is outside the vocabulary.
+    /// When a target is outside the vocabulary, or there is no head over it.
     pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
+        self.check_head()?;
         self.check_ids(targets)?;
         Ok(match self.plain_head() {
             Some((weight, bias)) => linear_log_probabilities(
@@ -363,12 +363,19 @@ impl LanguageModel {
         })
     }
 
+    /// An error where there is no head over the vocabulary.
+    pub(crate) fn check_head(&self) -> Result<()> {
+        let reason = "this model has no head over its vocabulary (`architectures` in config.json) and predicts no tokens";
+        match self.spec.headless {
+            true => Err(Error::Invalid(reason.into())),
+            false => Ok(()),
+        }
+    }
+
     /// Hidden states for the head's product: transformed, and scaled, since the factor on the logits may as well stand here.
     fn before_head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         let hidden = match &self.head_transform {
-            Some(HeadTransform { spec, dense, norm }) => {
-                norm.forward(activate(spec.activation, dense.forward(hidden)))
-            }
+            Some(transform) => transform.forward(hidden),
             None => hidden,
         };
         if self.spec.logit_scale == 1.0 {
@@ -416,6 +423,9 @@ impl LanguageModel {
     /// # Errors
     /// When a token id or a position is outside the model's tables.
     pub fn logits(&self, input: &Input) -> Result<Tensor<3>> {
+        if self.spec.headless && self.spec.embedding_width.is_some() {
+            return Err(Error::Invalid("this model has no head".into()));
+        }
         Ok(self.head(self.hidden(input, None)?))
     }
 

@@ -8,10 +8,11 @@ use espalier_kernels::embedding::embedding;
 
 use crate::{
     Error, Result,
+    checkpoint::Checkpoint,
     layers::Builder,
     parameter::{Parameter, parameters},
     source::Initial,
-    spec::PositionSpec,
+    spec::{ModelSpec, PositionSpec},
 };
 
 /// The positions of a stack.
@@ -35,64 +36,162 @@ impl Positions {
         width: usize,
         spec: PositionSpec,
     ) -> Result<Self> {
-        let table = match spec {
-            PositionSpec::Sinusoidal { .. } => None,
-            PositionSpec::Learned { count, offset } => {
-                let (shape, initial) = (
-                    vec![count + offset, width],
-                    Initial::Normal(builder.deviation),
-                );
-                Some(builder.weight(format!("{prefix}positions.weight"), shape, initial)?)
-            }
-        };
+        let initial = Initial::Normal(builder.deviation);
+        let table = spec
+            .table_rows()
+            .map(|rows| {
+                builder.weight(
+                    format!("{prefix}positions.weight"),
+                    vec![rows, width],
+                    initial,
+                )
+            })
+            .transpose()?;
         Ok(Self { spec, width, table })
     }
 
-    /// The vectors of `positions` `[batch * time]`: `[batch, time, width]`.
+    /// The vectors of `positions` `[batch * time]`, where `ids` stand: `[batch, time, width]`.
     ///
     /// # Errors
     /// When a position is outside the table.
     pub fn forward(
         &self,
         positions: &[u32],
+        ids: &[u32],
         [batch, time]: [usize; 2],
         device: &Device,
     ) -> Result<Tensor<3>> {
-        let shape = [batch, time, self.width];
-        match (self.spec, &self.table) {
-            (PositionSpec::Learned { count, offset }, Some(table)) => {
-                if let Some(p) = positions.iter().find(|p| **p as usize >= count) {
-                    let reason =
-                        format!("position {p} is outside the model's {count} learned positions");
-                    return Err(Error::Invalid(format!("{reason}; shorten the input")));
-                }
-                let rows: Vec<u32> = positions.iter().map(|p| p + offset as u32).collect();
-                Ok(embedding(table.weight(), &rows).reshape(shape))
+        let behind = |padding| behind_padding(positions, ids, time, padding);
+        let vectors = match self.spec {
+            PositionSpec::Learned { count, offset } => {
+                let rows = positions.iter().map(|p| p.saturating_add(offset as u32));
+                self.rows(&rows.collect::<Vec<_>>(), count, offset)?
             }
-            (PositionSpec::Sinusoidal { interleaved }, _) => {
-                // Rows of a batch have the same positions: each is computed once.
-                let distinct: Vec<u32> = BTreeSet::from_iter(positions.iter().copied())
-                    .into_iter()
-                    .collect();
-                let rows: Vec<u32> = positions
-                    .iter()
-                    .map(|p| distinct.partition_point(|known| known < p) as u32)
-                    .collect();
-                let values: Vec<f32> = distinct
-                    .iter()
-                    .flat_map(|p| sinusoid(*p, self.width, interleaved))
-                    .collect();
-                let values = TensorData::new(values, [distinct.len(), self.width]);
-                Ok(
-                    embedding(Tensor::from_data(values, &device.clone().inner()), &rows)
-                        .reshape(shape),
-                )
+            PositionSpec::LearnedBehindPadding { count, padding } => {
+                self.rows(&behind(padding), count, padding as usize + 1)?
             }
-            (PositionSpec::Learned { .. }, None) => Err(Error::Invalid(
+            PositionSpec::Sinusoidal { interleaved } => {
+                let vector = |p: u32| sinusoid(p, self.width, interleaved);
+                computed(positions, self.width, vector, device)
+            }
+            PositionSpec::SinusoidalBehindPadding { padding } => {
+                let vector = |p: u32| match p == padding {
+                    true => vec![0.0; self.width],
+                    false => bounded_sinusoid(p, self.width),
+                };
+                computed(&behind(padding), self.width, vector, device)
+            }
+        };
+        Ok(vectors.reshape([batch, time, self.width]))
+    }
+
+    /// `rows` of the table, of which the first `offset` stand before position 0.
+    fn rows(&self, rows: &[u32], count: usize, offset: usize) -> Result<Tensor<2>> {
+        let Some(table) = &self.table else {
+            return Err(Error::Invalid(
                 "a model without its table of positions".into(),
-            )),
+            ));
+        };
+        if let Some(row) = rows.iter().find(|row| **row as usize >= count + offset) {
+            let position = *row as usize - offset;
+            let reason =
+                format!("position {position} is outside the model's {count} learned positions");
+            return Err(Error::Invalid(format!("{reason}; shorten the input")));
+        }
+        Ok(embedding(table.weight(), rows))
+    }
+}
+
+/// The vectors of `positions`, `[positions, width]`. Rows of a batch have the same ones: each is computed once.
+fn computed(
+    positions: &[u32],
+    width: usize,
+    vector: impl Fn(u32) -> Vec<f32>,
+    device: &Device,
+) -> Tensor<2> {
+    let distinct: Vec<u32> = BTreeSet::from_iter(positions.iter().copied())
+        .into_iter()
+        .collect();
+    let rows: Vec<u32> = positions
+        .iter()
+        .map(|p| distinct.partition_point(|known| known < p) as u32)
+        .collect();
+    let values: Vec<f32> = distinct.iter().flat_map(|p| vector(*p)).collect();
+    let values = TensorData::new(values, [distinct.len(), width]);
+    embedding(
+        Tensor::<2>::from_data(values, &device.clone().inner()),
+        &rows,
+    )
+}
+
+/// Positions counted from behind the number of the padding token, which itself stands where its number says and is not counted.
+fn behind_padding(positions: &[u32], ids: &[u32], time: usize, padding: u32) -> Vec<u32> {
+    let row = |(positions, ids): (&[u32], &[u32])| -> Vec<u32> {
+        let mut skipped = 0;
+        let place = |(position, id): (&u32, &u32)| {
+            if *position == 0 {
+                skipped = 0;
+            }
+            if *id == padding {
+                skipped += 1;
+                return padding;
+            }
+            padding
+                .saturating_add(1)
+                .saturating_add(position.saturating_sub(skipped))
+        };
+        positions.iter().zip(ids).map(place).collect()
+    };
+    let time = time.max(1);
+    positions
+        .chunks(time)
+        .zip(ids.chunks(time))
+        .flat_map(row)
+        .collect()
+}
+
+/// Sines, then cosines, of `position` times `10000^(-i / (width / 2 - 1))`, `[width]`; of an odd width the last is 0.
+fn bounded_sinusoid(position: u32, width: usize) -> Vec<f32> {
+    let half = width / 2;
+    // In f32, as the reference rounds it.
+    let step = (10_000f64.ln() / half.saturating_sub(1).max(1) as f64) as f32;
+    let angle = |i: usize| position as f32 * (-step * i as f32).exp();
+    let (sines, cosines) = (
+        (0..half).map(|i| angle(i).sin()),
+        (0..half).map(|i| angle(i).cos()),
+    );
+    let rest = std::iter::repeat_n(0.0, width - 2 * half);
+    sines.chain(cosines).chain(rest).collect()
+}
+
+/// How far a file's sines and cosines may be from those of today: further than halves round.
+const COMPUTED_GAP: f32 = 0.01;
+
+/// Refuses a file's table of sines and cosines, which are computed, where it holds other numbers.
+///
+/// # Errors
+/// When it does, or cannot be read.
+pub(crate) fn check_computed(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
+    let Some(PositionSpec::Sinusoidal { interleaved }) = spec.positions else {
+        return Ok(());
+    };
+    for name in checkpoint
+        .names()
+        .filter(|name| name.ends_with("embed_positions.weight"))
+    {
+        let table = checkpoint.read_f32(name, None)?;
+        for (position, row) in table.chunks(spec.width.max(1)).enumerate() {
+            let computed = sinusoid(position as u32, row.len(), interleaved);
+            let far = |(a, b): (&f32, &f32)| (a - b).abs() > COMPUTED_GAP;
+            if row.iter().zip(&computed).any(far) {
+                let reason = format!(
+                    "`{name}` holds other numbers than sines and cosines at position {position}; such a table is not supported yet"
+                );
+                return Err(Error::checkpoint(checkpoint.folder(), reason));
+            }
         }
     }
+    Ok(())
 }
 
 /// Sines and cosines of `position` times `10000^(-2i / width)`, `[width]`: taking turns, or all sines first.
@@ -130,6 +229,31 @@ mod tests {
                 halves[0], halves[3], halves[1], halves[4], halves[2], halves[5]
             ]
         );
+    }
+
+    #[test]
+    fn padding_is_not_counted() {
+        let (positions, ids) = ([0, 1, 2, 3, 0, 1, 0, 1], [5, 1, 6, 7, 1, 1, 8, 9]);
+        let expected = [2, 1, 3, 4, 1, 1, 2, 3];
+        assert_eq!(behind_padding(&positions, &ids, 8, 1), expected);
+        // Rows count for themselves.
+        assert_eq!(
+            behind_padding(&[0, 1, 0, 1], &[1, 4, 4, 1], 2, 1),
+            [1, 2, 2, 1]
+        );
+    }
+
+    #[test]
+    fn the_longest_wavelength_is_ten_thousand_times_the_shortest() {
+        let found = bounded_sinusoid(3, 6);
+        let angles = [3.0f64, 0.03, 0.0003];
+        let expected = angles.map(f64::sin).into_iter().chain(angles.map(f64::cos));
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(
+                (f64::from(*found) - expected).abs() < 1e-6,
+                "{found} against {expected}"
+            );
+        }
     }
 
     #[test]

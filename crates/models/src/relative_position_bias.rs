@@ -1,5 +1,5 @@
 //! T5's relative positions (arXiv 1910.10683): each head learns a bias for each bucket of distances; near distances have
-//! a bucket each, far ones share them on a logarithmic scale. All blocks of a stack add the same biases.
+//! a bucket each, far ones share them on a logarithmic scale. All blocks of a stack add the same biases, or each its own.
 
 use burn::tensor::Tensor;
 use espalier_kernels::embedding::embedding;
@@ -12,7 +12,7 @@ use crate::{
     spec::RelativePositionSpec,
 };
 
-/// The biases of a stack.
+/// The biases of a stack, or of one of its blocks.
 #[derive(Debug, Clone)]
 pub struct RelativePositionBias {
     spec: RelativePositionSpec,
@@ -23,13 +23,13 @@ pub struct RelativePositionBias {
 parameters!(RelativePositionBias: table);
 
 impl RelativePositionBias {
-    /// Builds `{prefix}relative_bias.weight`, `[buckets, heads]`.
+    /// Builds `{name}.weight`, `[buckets, heads]`.
     ///
     /// # Errors
     /// When the source lacks the weight.
     pub fn build(
         builder: &mut Builder,
-        prefix: &str,
+        name: &str,
         spec: RelativePositionSpec,
         bidirectional: bool,
     ) -> Result<Self> {
@@ -37,7 +37,7 @@ impl RelativePositionBias {
             vec![spec.buckets, spec.heads],
             Initial::Normal(builder.deviation),
         );
-        let table = builder.parameter(format!("{prefix}relative_bias.weight"), shape, initial)?;
+        let table = builder.parameter(format!("{name}.weight"), shape, initial)?;
         Ok(Self {
             spec,
             bidirectional,
@@ -91,6 +91,7 @@ mod tests {
         buckets: 32,
         max_distance: 128,
         heads: 1,
+        per_block: false,
     };
 
     #[test]

@@ -4,6 +4,9 @@
 //! encoder-decoder has a second list in [`EncoderSpec`].
 
 pub use crate::recurrent::{RecurrentSpec, RwkvChannelSpec};
+pub use crate::spec_heads::{
+    ClassifierDenseSpec, ClassifierSpec, HeadTransformSpec, Problem, Subject,
+};
 pub use crate::spec_routing::{
     AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthGate, DepthPredictor, DepthRouting,
     ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterSpec, SharedExpertSpec,
@@ -27,6 +30,9 @@ pub struct ModelSpec {
     pub vocabulary: usize,
     /// Width of the residual stream.
     pub width: usize,
+    /// Width of the table of the embedding, and of what is added to it, where a linear layer leads from there to the model's width
+    /// (ALBERT, ELECTRA).
+    pub embedding_width: Option<usize>,
     /// Longest sequence that the model was made for.
     pub context: usize,
     /// Positions that are added to the embedded tokens.
@@ -37,6 +43,8 @@ pub struct ModelSpec {
     pub relative: Option<RelativePositionSpec>,
     /// The blocks, first to last.
     pub blocks: Vec<BlockSpec>,
+    /// The numbers of the blocks in the order in which they are run, where some are run more than once (ALBERT).
+    pub block_order: Option<Vec<usize>>,
     /// The norm after the last block; post-norm models have none.
     pub final_norm: Option<NormSpec>,
     /// The encoder whose output these blocks see, which makes the model an encoder-decoder.
@@ -59,6 +67,8 @@ pub struct ModelSpec {
     pub head_bias_fixed: bool,
     /// A dense layer with tanh over the first token's hidden state (BERT).
     pub pooler: bool,
+    /// Scores of classes, in place of a head.
+    pub classifier: Option<ClassifierSpec>,
     /// A linear layer from the pooled state to two classes (BERT's next sentence).
     pub next_sentence: bool,
     /// Factor on the logits.
@@ -92,10 +102,24 @@ pub enum PositionSpec {
         /// Rows before that of position 0 (BART: 2).
         offset: usize,
     },
+    /// A table of vectors in which the padding token has the row of its own number, the first other token of a text the row after
+    /// that, and so on: padding within a text is not counted (RoBERTa).
+    LearnedBehindPadding {
+        /// Positions that there are, the rows up to the padding's left out.
+        count: usize,
+        /// The padding token.
+        padding: u32,
+    },
     /// Sines and cosines (arXiv 1706.03762).
     Sinusoidal {
         /// Whether they take turns, as in the paper, rather than all sines before all cosines, as in Marian.
         interleaved: bool,
+    },
+    /// All sines before all cosines, counted as in [`PositionSpec::LearnedBehindPadding`], with wavelengths whose longest is 10,000
+    /// times the shortest, and nothing for padding (M2M-100).
+    SinusoidalBehindPadding {
+        /// The padding token.
+        padding: u32,
     },
 }
 
@@ -108,6 +132,8 @@ pub struct RelativePositionSpec {
     pub max_distance: usize,
     /// Columns of the table.
     pub heads: usize,
+    /// Whether every block has a table of its own (UMT5), rather than all one together.
+    pub per_block: bool,
 }
 
 /// The encoder of an encoder-decoder. It shares vocabulary, width, embedding and embedding scale with the decoder.
@@ -125,6 +151,8 @@ pub struct EncoderSpec {
     pub final_norm: Option<NormSpec>,
     /// The token with which the decoder starts.
     pub decoder_start: u32,
+    /// Whether the decoder is trained to start with the last token of its target instead, which names the language (mBART).
+    pub starts_with_last: bool,
     /// Whether looking up the padding token trains nothing (BART and Marian, which may start the decoder with it).
     pub fixed_padding: bool,
     /// A token that generation puts first.
@@ -133,22 +161,13 @@ pub struct EncoderSpec {
     pub forced_last: Option<u32>,
 }
 
-/// A layer before the head: `norm(activation(x W^T + b))`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct HeadTransformSpec {
-    /// The nonlinearity.
-    pub activation: Activation,
-    /// The norm after it.
-    pub norm: NormSpec,
-}
-
 /// One residual block: a sequence mixer and a channel mixer, joined as [`Residual`] says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BlockSpec {
     /// What mixes along time.
     pub mixer: MixerSpec,
-    /// The norm before the mixer, or where `residual` says.
-    pub mixer_norm: NormSpec,
+    /// The norm before the mixer, or where `residual` says; none where it reads the stream as it is.
+    pub mixer_norm: Option<NormSpec>,
     /// Attention to the encoder's output, after the mixer, with its norm.
     pub cross: Option<CrossSpec>,
     /// What mixes along width.
@@ -172,7 +191,7 @@ impl BlockSpec {
     pub fn sequential(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
         Self {
             mixer,
-            mixer_norm: norm,
+            mixer_norm: Some(norm),
             cross: None,
             channel,
             channel_norm: Some(norm),

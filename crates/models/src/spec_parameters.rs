@@ -4,9 +4,9 @@
 //! `[out, in]`.
 
 use crate::spec::{
-    Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, DepthPredictor,
-    EncoderSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormExtent, NormSpec, PositionSpec,
-    RelativePositionSpec, RotaryScaling, RotarySpec,
+    Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, ClassifierSpec,
+    DepthPredictor, EncoderSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormExtent, NormSpec,
+    PositionSpec, RelativePositionSpec, RotaryScaling, RotarySpec,
 };
 
 type Parameters = Vec<(String, Vec<usize>)>;
@@ -46,11 +46,13 @@ impl ModelSpec {
             family: "llama".into(),
             vocabulary,
             width,
+            embedding_width: None,
             context,
             positions: None,
             token_types: None,
             relative: None,
             blocks: vec![block; layers],
+            block_order: None,
             final_norm: Some(norm),
             encoder: None,
             bidirectional: false,
@@ -62,6 +64,7 @@ impl ModelSpec {
             head_bias: false,
             head_bias_fixed: false,
             pooler: false,
+            classifier: None,
             next_sentence: false,
             logit_scale: 1.0,
             logit_softcap: None,
@@ -96,10 +99,8 @@ impl ModelSpec {
 
     /// The name and shape of every parameter, in the order of computation.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        let mut list = vec![(
-            "embedding.weight".to_owned(),
-            vec![self.vocabulary, self.width],
-        )];
+        let outer = self.outer_width();
+        let mut list = vec![("embedding.weight".to_owned(), vec![self.vocabulary, outer])];
         if let Some(encoder) = &self.encoder {
             stack_parameters(&mut list, "encoder.", &encoder.stack(), self.width);
         }
@@ -111,16 +112,36 @@ impl ModelSpec {
             linear(&mut list, "next_sentence", 2, self.width, true);
         }
         if let Some(transform) = self.head_transform {
-            linear(&mut list, "head_transform", self.width, self.width, true);
-            norm(&mut list, "head_norm", transform.norm, self.width);
+            linear(
+                &mut list,
+                "head_transform",
+                outer,
+                self.width,
+                transform.bias,
+            );
+            norm(&mut list, "head_norm", transform.norm, outer);
+        }
+        if let Some(classifier) = self.classifier {
+            classifier_parameters(&mut list, &classifier, self.width);
         }
         if !self.tied_head && !self.headless {
-            linear(&mut list, "head", self.vocabulary, self.width, false);
+            linear(&mut list, "head", self.vocabulary, outer, false);
         }
-        if self.head_bias {
+        if self.head_bias && !self.headless {
             list.push(("head.bias".into(), self.head_bias_shape()));
         }
         list
+    }
+
+    /// Width of the embedding's table and of what the head reads.
+    pub fn outer_width(&self) -> usize {
+        self.embedding_width.unwrap_or(self.width)
+    }
+
+    /// The numbers of the blocks in the order in which they are run.
+    pub fn block_order(&self) -> Vec<usize> {
+        let each_once = || (0..self.blocks.len()).collect();
+        self.block_order.clone().unwrap_or_else(each_once)
     }
 }
 
@@ -129,6 +150,10 @@ impl ModelSpec {
 pub struct StackSpec<'a> {
     /// The blocks, first to last.
     pub blocks: &'a [BlockSpec],
+    /// See [`ModelSpec::block_order`].
+    pub block_order: Option<&'a [usize]>,
+    /// See [`ModelSpec::embedding_width`].
+    pub embedding_width: Option<usize>,
     /// Positions that are added to the embedded tokens.
     pub positions: Option<PositionSpec>,
     /// Rows of the table of token types.
@@ -148,6 +173,8 @@ impl ModelSpec {
     pub fn stack(&self) -> StackSpec<'_> {
         StackSpec {
             blocks: &self.blocks,
+            block_order: self.block_order.as_deref(),
+            embedding_width: self.embedding_width,
             positions: self.positions,
             token_types: self.token_types,
             relative: self.relative,
@@ -159,10 +186,7 @@ impl ModelSpec {
 
     /// Positions that the model has learned; beyond them it cannot go.
     pub fn learned_positions(&self) -> Option<usize> {
-        match self.positions {
-            Some(PositionSpec::Learned { count, .. }) => Some(count),
-            _ => None,
-        }
+        self.positions.and_then(PositionSpec::learned)
     }
 
     /// Learned positions of what reads a prompt: an encoder-decoder's encoder, or the only stack.
@@ -171,10 +195,7 @@ impl ModelSpec {
             Some(encoder) => encoder.positions,
             None => self.positions,
         };
-        match positions {
-            Some(PositionSpec::Learned { count, .. }) => Some(count),
-            _ => None,
-        }
+        positions.and_then(PositionSpec::learned)
     }
 
     /// The shape of the bias of a tied head, `[vocabulary]`; files have a fixed one as `[1, vocabulary]`.
@@ -188,7 +209,40 @@ impl ModelSpec {
 
     /// What is added to variances and mean squares, by the first block.
     pub fn norm_epsilon(&self) -> Option<f64> {
-        self.blocks.first().map(|block| block.mixer_norm.epsilon())
+        let norm = |block: &BlockSpec| block.mixer_norm.or(block.channel_norm);
+        self.blocks.first().and_then(norm).map(NormSpec::epsilon)
+    }
+}
+
+impl PositionSpec {
+    /// Positions of the table, beyond which there are none.
+    fn learned(self) -> Option<usize> {
+        match self {
+            Self::Learned { count, .. } | Self::LearnedBehindPadding { count, .. } => Some(count),
+            Self::Sinusoidal { .. } | Self::SinusoidalBehindPadding { .. } => None,
+        }
+    }
+
+    /// Rows of the table, where there is one.
+    pub fn table_rows(self) -> Option<usize> {
+        match self {
+            Self::Learned { count, offset } => Some(count.saturating_add(offset)),
+            Self::LearnedBehindPadding { count, padding } => {
+                Some(count.saturating_add(padding as usize).saturating_add(1))
+            }
+            Self::Sinusoidal { .. } | Self::SinusoidalBehindPadding { .. } => None,
+        }
+    }
+}
+
+impl RelativePositionSpec {
+    /// The names of a stack's tables: one for all its `blocks`, or one for each.
+    pub fn names(self, prefix: &str, blocks: usize) -> impl Iterator<Item = String> {
+        let name = move |number: usize| match self.per_block {
+            true => format!("{prefix}blocks.{number}.relative_bias"),
+            false => format!("{prefix}relative_bias"),
+        };
+        (0..if self.per_block { blocks } else { 1 }).map(name)
     }
 }
 
@@ -197,6 +251,8 @@ impl EncoderSpec {
     pub fn stack(&self) -> StackSpec<'_> {
         StackSpec {
             blocks: &self.blocks,
+            block_order: None,
+            embedding_width: None,
             positions: self.positions,
             token_types: None,
             relative: self.relative,
@@ -208,23 +264,23 @@ impl EncoderSpec {
 }
 
 fn stack_parameters(list: &mut Parameters, prefix: &str, stack: &StackSpec<'_>, width: usize) {
-    if let Some(PositionSpec::Learned { count, offset }) = stack.positions {
-        list.push((
-            format!("{prefix}positions.weight"),
-            vec![count.saturating_add(offset), width],
-        ));
-    }
+    let outer = stack.embedding_width.unwrap_or(width);
+    let rows = stack.positions.and_then(PositionSpec::table_rows);
+    list.extend(rows.map(|rows| (format!("{prefix}positions.weight"), vec![rows, outer])));
     if let Some(rows) = stack.token_types {
-        list.push((format!("{prefix}token_types.weight"), vec![rows, width]));
+        list.push((format!("{prefix}token_types.weight"), vec![rows, outer]));
     }
     if let Some(relative) = stack.relative {
-        list.push((
-            format!("{prefix}relative_bias.weight"),
-            vec![relative.buckets, relative.heads],
-        ));
+        let shape = vec![relative.buckets, relative.heads];
+        let names = relative.names(prefix, stack.blocks.len());
+        list.extend(names.map(|name| (format!("{name}.weight"), shape.clone())));
     }
     if let Some(kind) = stack.embedding_norm {
-        norm(list, &format!("{prefix}embedding_norm"), kind, width);
+        norm(list, &format!("{prefix}embedding_norm"), kind, outer);
+    }
+    if stack.embedding_width.is_some() {
+        let name = format!("{prefix}embedding_projection");
+        linear(list, &name, width, outer, true);
     }
     for (number, block) in stack.blocks.iter().enumerate() {
         block_parameters(list, &format!("{prefix}blocks.{number}"), block, width);
@@ -232,6 +288,16 @@ fn stack_parameters(list: &mut Parameters, prefix: &str, stack: &StackSpec<'_>, 
     if let Some(kind) = stack.final_norm {
         norm(list, &format!("{prefix}final_norm"), kind, width);
     }
+}
+
+fn classifier_parameters(list: &mut Parameters, spec: &ClassifierSpec, width: usize) {
+    if let Some(dense) = spec.dense {
+        linear(list, "classifier.dense", width, width, dense.bias);
+        if let Some(kind) = dense.norm {
+            norm(list, "classifier.norm", kind, width);
+        }
+    }
+    linear(list, "classifier.output", spec.labels, width, spec.bias);
 }
 
 fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width: usize) {
@@ -254,7 +320,9 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
             );
         }
     }
-    norm(list, &format!("{path}.mixer_norm"), block.mixer_norm, width);
+    if let Some(kind) = block.mixer_norm {
+        norm(list, &format!("{path}.mixer_norm"), kind, width);
+    }
     match &block.mixer {
         MixerSpec::Attention(attention) => {
             attention_parameters(list, &format!("{path}.mixer"), attention, width)

@@ -141,7 +141,7 @@ impl RouterSpec {
 
 impl ModelSpec {
     /// The share of tokens whose way leads through the parameter of this name: less than one for experts and for blocks that
-    /// tokens may skip. Multi-head experts see parts of tokens, and count by their parts.
+    /// tokens may skip, more than one for blocks that are run more than once. Multi-head experts see parts of tokens, and count by their parts.
     pub fn share_of_tokens(&self, name: &str) -> f64 {
         let number = name
             .strip_prefix("blocks.")
@@ -149,6 +149,8 @@ impl ModelSpec {
         let Some(block) = number.and_then(|number| self.blocks.get(number)) else {
             return 1.0;
         };
+        let runs = |order: &Vec<usize>| order.iter().filter(|run| Some(**run) == number).count();
+        let runs = self.block_order.as_ref().map_or(1, runs) as f64;
         let depth = match block.routing {
             Some(routing) if !name.contains(".depth.") => routing.capacity,
             _ => 1.0,
@@ -165,7 +167,7 @@ impl ModelSpec {
             | ChannelSpec::Rwkv(_)
             | ChannelSpec::None => 1.0,
         };
-        match (
+        runs * match (
             name.contains(".mixer.experts."),
             name.contains(".channel.experts."),
         ) {

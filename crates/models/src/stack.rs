@@ -12,7 +12,7 @@ use crate::{
     adapter::intervention::{Intervention, Interventions},
     auxiliary_losses::Sides,
     context::{Tokens, text_lengths},
-    layers::{Builder, block::Block, norm::Norm},
+    layers::{Builder, block::Block, linear::Linear, norm::Norm},
     model::Input,
     parameter::{Parameter, parameters},
     positions::Positions,
@@ -63,14 +63,18 @@ pub struct Stack {
     device: Device,
     positions: Option<Positions>,
     token_types: Option<Parameter>,
-    relative: Option<RelativePositionBias>,
+    /// One for all blocks, or one for each.
+    relative: Vec<RelativePositionBias>,
     embedding_norm: Option<Norm>,
+    embedding_projection: Option<Linear>,
+    /// The numbers of the blocks in the order in which they are run.
+    order: Vec<usize>,
     blocks: Vec<Block>,
     final_norm: Option<Norm>,
     interventions: Interventions,
 }
 
-parameters!(Stack: positions, token_types, relative, embedding_norm, blocks, final_norm, interventions);
+parameters!(Stack: positions, token_types, relative, embedding_norm, embedding_projection, blocks, final_norm, interventions);
 
 impl Stack {
     /// Builds the decoder of `spec`, or its encoder, whose parameters begin with `encoder.`.
@@ -80,9 +84,10 @@ impl Stack {
     pub fn build(builder: &mut Builder, spec: &Arc<ModelSpec>, is_encoder: bool) -> Result<Self> {
         let (stack, prefix) = side(spec, is_encoder);
         let width = spec.width;
+        let outer = stack.embedding_width.unwrap_or(width);
         let positions = stack
             .positions
-            .map(|kind| Positions::build(builder, prefix, width, kind))
+            .map(|kind| Positions::build(builder, prefix, outer, kind))
             .transpose()?;
         let normal = Initial::Normal(builder.deviation);
         let token_types = stack
@@ -90,20 +95,44 @@ impl Stack {
             .map(|rows| {
                 builder.weight(
                     format!("{prefix}token_types.weight"),
-                    vec![rows, width],
+                    vec![rows, outer],
                     normal,
                 )
             })
             .transpose()?;
         let relative = stack
             .relative
-            .map(|kind| RelativePositionBias::build(builder, prefix, kind, stack.bidirectional))
-            .transpose()?;
-        let norm = |builder: &mut Builder, name: &str, kind: Option<_>| {
+            .into_iter()
+            .flat_map(|kind| {
+                let names = kind.names(prefix, stack.blocks.len());
+                names.map(move |name| (name, kind))
+            })
+            .map(|(name, kind)| {
+                RelativePositionBias::build(builder, &name, kind, stack.bidirectional)
+            })
+            .collect::<Result<_>>()?;
+        let norm = |builder: &mut Builder, name: &str, width, kind: Option<_>| {
             kind.map(|kind| Norm::build(builder, &format!("{prefix}{name}"), width, kind))
                 .transpose()
         };
-        let embedding_norm = norm(builder, "embedding_norm", stack.embedding_norm)?;
+        let embedding_norm = norm(builder, "embedding_norm", outer, stack.embedding_norm)?;
+        let embedding_projection = stack
+            .embedding_width
+            .map(|outer| {
+                let name = format!("{prefix}embedding_projection");
+                Linear::build(builder, &name, [width, outer], true, builder.deviation)
+            })
+            .transpose()?;
+        let order = match stack.block_order {
+            Some(order) => order.to_vec(),
+            None => (0..stack.blocks.len()).collect(),
+        };
+        if let Some(number) = order.iter().find(|number| **number >= stack.blocks.len()) {
+            return Err(Error::Invalid(format!(
+                "block {number} is to be run, and there are {}",
+                stack.blocks.len()
+            )));
+        }
         let blocks = stack
             .blocks
             .iter()
@@ -113,7 +142,7 @@ impl Stack {
                 Block::build(builder, &format!("{prefix}blocks.{i}"), width, block)
             })
             .collect::<Result<_>>()?;
-        let final_norm = norm(builder, "final_norm", stack.final_norm)?;
+        let final_norm = norm(builder, "final_norm", width, stack.final_norm)?;
         let (spec, device) = (spec.clone(), builder.device.clone());
         Ok(Self {
             spec,
@@ -123,6 +152,8 @@ impl Stack {
             token_types,
             relative,
             embedding_norm,
+            embedding_projection,
+            order,
             blocks,
             final_norm,
             interventions: Interventions::default(),
@@ -155,7 +186,11 @@ impl Stack {
         let mut sides = Sides::default();
         let embedded = self.embed(embedding, input, &tokens.positions)?;
         let mut flow = observer.observe(Site::Embedding, intervene(Site::Embedding, embedded));
-        for (i, (block, context)) in self.blocks.iter().zip(&contexts).enumerate() {
+        let runs = self
+            .order
+            .iter()
+            .filter_map(|number| self.blocks.get(*number));
+        for (i, (block, context)) in runs.zip(&contexts).enumerate() {
             let hidden = match flow {
                 Flow::Continue(hidden) => hidden,
                 Flow::Stop(_) => break,
@@ -190,7 +225,7 @@ impl Stack {
         adapter: &str,
         intervention: Box<dyn Intervention>,
     ) -> Result<()> {
-        let count = self.blocks.len();
+        let count = self.order.len();
         if matches!(site, Site::Block(number) if number >= count) {
             return Err(Error::Invalid(format!(
                 "no intervention fits {site:?}: the model's blocks are 0 to {}",
@@ -250,8 +285,9 @@ impl Stack {
 
     fn embed(&self, table: &Parameter, input: &Input, positions: &[u32]) -> Result<Tensor<3>> {
         let [batch, time] = [input.batch, input.time()];
+        let outer = table.shape()[1];
         let rows = |table: &Parameter, rows: &[u32]| -> Tensor<3> {
-            embedding(table.weight(), rows).reshape([batch, time, self.spec.width])
+            embedding(table.weight(), rows).reshape([batch, time, outer])
         };
         let mut hidden = rows(table, &input.ids);
         if let Some(trained) = self.trained_lookups(input) {
@@ -272,10 +308,14 @@ impl Stack {
             hidden = hidden + rows(kinds, &types);
         }
         if let Some(table) = &self.positions {
-            hidden = hidden + table.forward(positions, [batch, time], &self.device)?;
+            hidden = hidden + table.forward(positions, &input.ids, [batch, time], &self.device)?;
         }
-        Ok(match &self.embedding_norm {
+        let hidden = match &self.embedding_norm {
             Some(norm) => norm.forward(hidden),
+            None => hidden,
+        };
+        Ok(match &self.embedding_projection {
+            Some(projection) => projection.forward(hidden),
             None => hidden,
         })
     }
@@ -332,25 +372,35 @@ impl Stack {
             precision: mode.precision,
             device: self.device.clone(),
         });
-        let shared = self
+        let relative: Vec<Tensor<2>> = self
             .relative
-            .as_ref()
-            .map(|relative| relative.forward(time, past + time));
+            .iter()
+            .map(|relative| relative.forward(time, past + time))
+            .collect();
+        // The bias of a block: its own, or that of all.
+        let bias = |number: usize| relative.get(number).or(relative.first()).cloned();
+        let own_biases = relative.len() > 1;
         let mut made: Vec<(&MixerSpec, Context)> = Vec::new();
-        let mut contexts = Vec::with_capacity(stack.blocks.len());
-        for (i, block) in stack.blocks.iter().enumerate() {
+        let mut contexts = Vec::with_capacity(self.order.len());
+        let runs = self
+            .order
+            .iter()
+            .filter_map(|number| Some((*number, stack.blocks.get(*number)?)));
+        for (i, (number, block)) in runs.enumerate() {
             let dropout = input
                 .dropout
                 .map(|dropout| dropout.of(2 * i as u64 + u64::from(self.is_encoder)));
             if let Some((_, known)) = made.iter().find(|(mixer, _)| **mixer == block.mixer) {
+                let own = bias(number).filter(|_| own_biases);
                 contexts.push(Context {
                     dropout,
+                    bias: own.or_else(|| known.bias.clone()),
                     ..known.clone()
                 });
                 continue;
             }
             let own = tokens.context(&block.mixer);
-            let bias = own.bias.clone().or_else(|| shared.clone());
+            let bias = own.bias.clone().or_else(|| bias(number));
             let context = Context {
                 bias,
                 memory: memory.clone(),

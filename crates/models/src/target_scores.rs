@@ -25,8 +25,9 @@ impl LanguageModel {
     /// The logits of a few rows exist at a time.
     ///
     /// # Errors
-    /// When a target is outside the vocabulary.
+    /// When a target is outside the vocabulary, or there is no head over it.
     pub fn target_scores(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Vec<TargetScore>> {
+        self.check_head()?;
         self.check_ids(targets)?;
         let hidden = hidden.inner();
         let mut scores = Vec::with_capacity(targets.len());

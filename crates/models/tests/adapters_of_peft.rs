@@ -55,8 +55,13 @@ fn computed(model: &LanguageModel, name: &str, expected: &TensorFile) -> (Vec<f3
     };
     let input = match kind(name) {
         Some(Kind::EncoderDecoder) => {
-            let start = model.spec().encoder.as_ref().unwrap().decoder_start;
-            let target = |row: Vec<u32>| [vec![start], row[..row.len() - 1].to_vec()].concat();
+            let encoder = model.spec().encoder.as_ref().unwrap();
+            let start = |row: &[u32]| match encoder.starts_with_last {
+                true => row[row.len() - 1],
+                false => encoder.decoder_start,
+            };
+            let target =
+                |row: Vec<u32>| [vec![start(&row)], row[..row.len() - 1].to_vec()].concat();
             Input {
                 source: Some(Box::new(Input::padded(&own))),
                 ..Input::rows(&rows("labels").into_iter().map(target).collect::<Vec<_>>()).unwrap()

@@ -39,13 +39,18 @@ fn input(name: &str) -> Input {
     }
 }
 
+/// What the model gives: logits, scores of classes, or of a model alone its hidden states.
 fn values(model: &LanguageModel, input: &Input) -> Vec<f32> {
-    model
-        .logits(input)
-        .unwrap()
-        .into_data()
-        .try_into_vec::<f32>()
-        .unwrap()
+    let spec = model.spec();
+    let data = match (spec.classifier, spec.headless) {
+        (None, false) => model.logits(input).unwrap().into_data(),
+        (None, true) => model.hidden(input, None).unwrap().into_data(),
+        (Some(_), _) => {
+            let hidden = model.hidden(input, None).unwrap();
+            model.class_scores(hidden, input).unwrap().into_data()
+        }
+    };
+    data.try_into_vec::<f32>().unwrap()
 }
 
 fn gap(a: &[f32], b: &[f32]) -> f32 {
@@ -322,6 +327,45 @@ fn running_blocks_again_changes_no_gradient() {
                 parameter.name()
             );
         }
+    }
+}
+
+/// A text's scores and hidden states do not depend on the padding behind it, nor on what it shares a batch with.
+#[test]
+fn padding_behind_a_text_changes_nothing() {
+    for name in &fixtures(&[Kind::Encoder]) {
+        let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
+        let texts: [Vec<u32>; 2] = [(3..20).collect(), (5..12).collect()];
+        let together = values(&model, &Input::padded(&texts));
+        let row = together.len() / 2;
+        for (text, together) in texts.iter().zip(together.chunks(row)) {
+            let alone = values(&model, &Input::rows(std::slice::from_ref(text)).unwrap());
+            let difference = gap(&together[..alone.len()], &alone);
+            assert!(difference < 2e-5, "{name}: {difference}");
+        }
+    }
+}
+
+/// A packed row of a model that reads both ways gives each text what it has alone.
+#[test]
+fn packed_texts_of_encoders_do_not_see_each_other() {
+    for name in &fixtures(&[Kind::Encoder]) {
+        let model = folder::load(&fixture(name), &Device::flex()).unwrap().model;
+        let texts: [Vec<u32>; 2] = [(3..10).collect(), (5..10).collect()];
+        let packed = Input {
+            ids: texts.concat(),
+            batch: 1,
+            positions: Some((0..7).chain(0..5).collect()),
+            segments: Some([vec![1; 7], vec![2; 5]].concat()),
+            ..Input::default()
+        };
+        let hidden = |input: &Input| -> Vec<f32> {
+            let hidden = model.hidden(input, None).unwrap();
+            hidden.into_data().try_into_vec().unwrap()
+        };
+        let alone = texts.map(|text| hidden(&Input::rows(&[text]).unwrap()));
+        let difference = gap(&hidden(&packed), &alone.concat());
+        assert!(difference < 2e-5, "{name}: {difference}");
     }
 }
 

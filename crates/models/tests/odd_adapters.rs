@@ -61,7 +61,9 @@ fn gap(folder: &Path, model: &LanguageModel) -> f32 {
 }
 
 fn names(folder: &Path) -> BTreeSet<String> {
-    let file = TensorFile::open(&folder.join("adapter_model.safetensors")).unwrap();
+    let paths = ["safetensors", "bin"].map(|end| folder.join(format!("adapter_model.{end}")));
+    let path = paths.into_iter().find(|path| path.exists()).unwrap();
+    let file = TensorFile::open(&path).unwrap();
     file.names().map(str::to_owned).collect()
 }
 
@@ -90,9 +92,11 @@ fn they_compute_what_peft_computes_before_and_after_saving_and_when_merged() {
                 || name == "whole-embeddings" && !tensor.contains("lora")
         };
         let wanted = names(&case).into_iter().filter(|tensor| !is_copy(tensor));
+        // Those of a model with a head that are put on one without become adapters of that.
+        let wanted = wanted.map(|tensor| tensor.replace(".model.bert.", ".model."));
         assert_eq!(names(saved.path()), wanted.collect(), "{name}");
         let (theirs, ours) = (configuration(&case), configuration(saved.path()));
-        if name != "no-task" {
+        if !["no-task", "encoder-masked"].contains(&name.as_str()) {
             assert_eq!(ours["task_type"], theirs["task_type"], "{name}");
         }
         assert_eq!(ours["ensure_weight_tying"], theirs["ensure_weight_tying"]);

@@ -61,7 +61,10 @@ fn input(name: &str, rows: usize, time: usize) -> Input {
 }
 
 fn logits(model: &LanguageModel, input: &Input) -> Vec<f32> {
-    let logits = model.logits(input).unwrap();
+    let logits = match model.spec().headless {
+        true => model.hidden(input, None).unwrap(),
+        false => model.logits(input).unwrap(),
+    };
     logits.into_data().try_into_vec::<f32>().unwrap()
 }
 

@@ -119,11 +119,13 @@ impl TokenBatch {
         self.rows.push(row);
     }
 
-    /// Sources for an encoder and targets for its decoder, which reads `start` and its targets but the last.
-    pub fn translations(pairs: &[(Vec<u32>, Vec<u32>)], start: u32) -> Self {
+    /// Sources for an encoder and targets for its decoder, which reads `start`, or where there is none the last of its targets, and
+    /// then its targets but the last.
+    pub fn translations(pairs: &[(Vec<u32>, Vec<u32>)], start: Option<u32>) -> Self {
         let sources: Vec<Vec<u32>> = pairs.iter().map(|(source, _)| source.clone()).collect();
         let read = |(_, target): &(Vec<u32>, Vec<u32>)| -> Vec<u32> {
-            std::iter::once(start)
+            let first = start.or(target.last().copied()).unwrap_or_default();
+            std::iter::once(first)
                 .chain(target.iter().copied().take(target.len().saturating_sub(1)))
                 .collect()
         };

@@ -356,7 +356,7 @@ mod tests {
     fn other_formats_and_runs_are_refused() {
         let old = complaint(|value| drop(value.as_object_mut().unwrap().remove("format")));
         assert!(
-            old.contains("its format has no number, this one's is 3"),
+            old.contains("its format has no number, this one's is 4"),
             "{old}"
         );
         let other = complaint(|value| value["format"] = 2.into());

@@ -20,13 +20,14 @@ use espalier_engine::{
 };
 use espalier_models::{
     adapter::Adapter,
-    families,
+    families, folder,
     model::{Input, LanguageModel},
     source::Seed,
     spec::{MixerSpec, ModelSpec, RotaryScaling, RotarySpec},
     taps::Unobserved,
 };
 use espalier_train::{
+    adapters::{AdapterOptions, lora::LoraOptions},
     batch::{Sample, TokenBatch},
     objectives::{ObjectiveOptions, language::NextTokenOptions, symbols::Symbols},
     options::TrainOptions,
@@ -215,4 +216,24 @@ fn training_knows_the_prompts_that_generation_has() {
         let (_, right) = batch.loss_and_choices(&model, &mut Unobserved).unwrap();
         assert!(right[..NEW_TOKENS].iter().all(|right| *right), "{prompt:?}");
     }
+}
+
+#[test]
+fn experts_have_no_dropout_of_their_own() {
+    let attach = |dropout: f64, target_modules: Option<Vec<String>>| {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+        let path = Path::new(fixtures).join("mixtral");
+        let loaded = folder::load(&path, &Device::flex()).unwrap();
+        let (family, mut model) = (loaded.family().unwrap(), loaded.model);
+        let options = LoraOptions {
+            dropout,
+            target_modules,
+            ..LoraOptions::default()
+        };
+        AdapterOptions::Lora(options).attach(&mut model, family, 0)
+    };
+    assert!(attach(0.0, None).is_ok());
+    assert!(attach(0.1, Some(vec!["q_proj".into()])).is_ok());
+    let error = attach(0.1, None).unwrap_err().to_string();
+    assert!(error.contains("experts of a stack have none"), "{error}");
 }

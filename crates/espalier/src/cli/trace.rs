@@ -14,7 +14,7 @@ use espalier_models::{
     checkpoint::{Dtype, TensorFile, TensorPlan, TensorWriter},
     folder::{self, LoadedModel},
     layout::stored_tensors,
-    model::Input,
+    model::{Input, LanguageModel},
     parameter::Parameter,
     recurrent::RecurrentState,
     stack::Forward,
@@ -33,8 +33,9 @@ use crate::{Error, Result};
 /// come by name: `aux_loss`), with
 /// --gradients `grad.<tensor>` under the checkpoint's names and layouts, with --generate `generated` (row 0 and N greedy
 /// tokens, end-of-sequence forbidden), with --states what recurrent layers remember behind row 0: `state.0`, `state.1`, ..., block by
-/// block, a mixer's parts before the channel's. Of a bidirectional model it gets `last_hidden_state`, `mean_pooled` and, of one with
-/// a pooler, `pooler_output`.
+/// block, a mixer's parts before the channel's. Of a bidirectional model it gets `last_hidden_state`, `mean_pooled`, of one with
+/// a pooler `pooler_output`, and of one with a head `logits` and, of labels that stand where they are asked for, `loss`. A classifier gives
+/// its scores as `logits`; its labels are classes or numbers, one for each row or token.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  espalier trace path/to/model input.safetensors output.safetensors --gradients --generate 12"
@@ -68,51 +69,36 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     let mut loaded = folder::load(&args.model, &context.device)?;
     super::say_remarks(&loaded.remarks);
     let mut request = Request::read(&args.input)?;
+    if loaded.model.spec().headless && args.generate.is_some() {
+        let reason = "--generate: this model has no head over a vocabulary and does not generate";
+        return Err(Error::Usage(reason.into()));
+    }
+    if loaded.model.spec().classifier.is_some() {
+        if args.gradients {
+            mark(&mut loaded);
+        }
+        return write(args, classified(&loaded, &request, args.gradients)?);
+    }
     if loaded.model.spec().bidirectional {
-        if args.gradients || args.generate.is_some() || args.states {
-            let reason = "an encoder has no loss, does not generate and remembers nothing; leave --gradients, --generate and --states out";
-            return Err(Error::Usage(reason.into()));
-        }
-        // Its padding stands where it stands.
-        request.input.positions = None;
-        let hidden = loaded.model.hidden(&request.input, None)?;
-        let pooled = loaded.model.pooled(hidden.clone());
-        let mut written = encoded(hidden, &request.mask);
-        if let Some(pooled) = pooled {
-            let [batch, width] = pooled.dims();
-            written.push((
-                "pooler_output".into(),
-                vec![batch, width],
-                Dtype::F32,
-                values(pooled.reshape([batch * width])),
-            ));
-        }
-        return write(args, written);
+        return write(args, read_both_ways(&mut loaded, request, args)?);
     }
     if args.gradients {
         mark(&mut loaded);
     }
     if let Some(encoder) = &loaded.model.spec().encoder {
-        request = request.into_translation(encoder.decoder_start)?;
+        let start = (!encoder.starts_with_last).then_some(encoder.decoder_start);
+        request = request.into_translation(start, loaded.model.spec().pad.unwrap_or(0))?;
     }
-    if request.labels.len() != request.input.ids.len() {
-        return Err(Error::work(format!(
-            "{}: `labels` needs the shape of `input_ids`",
-            args.input.display()
-        )));
-    }
+    request.check_lengths(&args.input)?;
     let Forward { hidden, sides } = loaded
         .model
         .forward(&request.input, None, &mut Unobserved)?;
     let auxiliary = loaded.model.auxiliary_losses(&sides.outputs);
     request.check_labels(loaded.model.spec().vocabulary)?;
-    let [batch, time, width] = hidden.dims();
+    let [batch, time, _] = hidden.dims();
     let logits = loaded.model.head(hidden.clone()).inner();
     let vocabulary = logits.dims()[2];
-    let (predictors, targets) = request.predictions();
-    let chosen = embedding(hidden.reshape([batch * time, width]), &predictors);
-    let count = targets.len().max(1) as f64;
-    let mut loss = loaded.model.cross_entropy(chosen, &targets)? / count;
+    let mut loss = request.loss(&loaded.model, hidden)?;
     if let Some(total) = auxiliary.total() {
         loss = loss + total;
     }
@@ -155,6 +141,105 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
         written[0].1.remove(0);
     }
     write(args, written)
+}
+
+/// What a model that reads both ways gives: hidden states, and of a head over masked tokens logits and the loss of the labels.
+fn read_both_ways(
+    loaded: &mut LoadedModel,
+    mut request: Request,
+    args: &TraceArgs,
+) -> Result<Vec<Written>> {
+    let has_loss = request.has_labels && !loaded.model.spec().headless;
+    if args.generate.is_some() || args.states || args.gradients && !has_loss {
+        let reason = "a model that reads both ways does not generate, remembers nothing, and has a loss where it has a head and `labels` are given";
+        return Err(Error::Usage(format!(
+            "{reason}; leave --generate, --states and --gradients out"
+        )));
+    }
+    if args.gradients {
+        mark(loaded);
+    }
+    // Its padding stands where it stands.
+    (request.input.positions, request.aligned) = (None, true);
+    let model = &loaded.model;
+    let hidden = model.hidden(&request.input, None)?;
+    let mut written = encoded(hidden.clone().inner(), &request.mask);
+    if let Some(pooled) = model.pooled(hidden.clone()) {
+        written.push(tensor("pooler_output", pooled));
+    }
+    if model.spec().headless {
+        return Ok(written);
+    }
+    written.push(tensor("logits", model.head(hidden.clone())));
+    if has_loss {
+        request.check_lengths(&args.input)?;
+        request.check_labels(model.spec().vocabulary)?;
+        let loss = request.loss(model, hidden)?;
+        written.push((
+            "loss".into(),
+            vec![],
+            Dtype::F32,
+            values(loss.clone().inner()),
+        ));
+        if args.gradients {
+            let found = backward(loss).map_err(espalier_train::Error::from)?;
+            written.extend(gradients(loaded, &found)?);
+        }
+    }
+    Ok(written)
+}
+
+/// The scores of classes, and the loss of the labels.
+fn classified(
+    loaded: &LoadedModel,
+    request: &Request,
+    wants_gradients: bool,
+) -> Result<Vec<Written>> {
+    let model = &loaded.model;
+    let mut input = request.input.clone();
+    if model.spec().bidirectional {
+        input.positions = None;
+    }
+    let hidden = model.hidden(&input, None)?;
+    let [batch, time, _] = hidden.dims();
+    let scores = model.class_scores(hidden, &input)?;
+    let [rows, labels] = scores.dims();
+    let shape = match rows == batch {
+        true => vec![rows, labels],
+        false => vec![batch, time, labels],
+    };
+    let mut written = vec![(
+        "logits".to_owned(),
+        shape,
+        Dtype::F32,
+        values(scores.clone().inner().reshape([rows * labels])),
+    )];
+    if !request.has_labels {
+        return match wants_gradients {
+            true => Err(Error::work("--gradients: the loss needs `labels`")),
+            false => Ok(written),
+        };
+    }
+    let loss = model.class_loss(scores, &request.numbers)?;
+    written.push((
+        "loss".into(),
+        vec![],
+        Dtype::F32,
+        values(loss.clone().inner()),
+    ));
+    if wants_gradients {
+        let found = backward(loss).map_err(espalier_train::Error::from)?;
+        written.extend(gradients(loaded, &found)?);
+    }
+    Ok(written)
+}
+
+/// A tensor under a name.
+fn tensor<const D: usize>(name: &str, tensor: Tensor<D>) -> Written {
+    let shape = tensor.dims().to_vec();
+    let size = shape.iter().product::<usize>();
+    let values = values(tensor.inner().reshape([size]));
+    (name.into(), shape, Dtype::F32, values)
 }
 
 /// What an encoder gives: hidden states, and their mean over the real tokens of each row.
@@ -302,6 +387,10 @@ struct Request {
     /// 1 for tokens, 0 for padding, `[batch * time]`.
     mask: Vec<bool>,
     labels: Vec<i64>,
+    /// The labels as they are, for classes and numbers.
+    numbers: Vec<f32>,
+    /// Whether labels were given.
+    has_labels: bool,
     /// Whether the labels stand where they are predicted, rather than one token later.
     aligned: bool,
     /// Whether the ids were given as a row, not as a batch.
@@ -329,7 +418,9 @@ impl Request {
         if mask.as_ref().is_some_and(|mask| mask.len() != batch * time) {
             return Err(wrong("`attention_mask` needs the shape of `input_ids`"));
         }
-        let labels = optional("labels")?.unwrap_or_else(|| ids.clone());
+        let (given, numbers) = labels(&file)?;
+        let has_labels = file.info("labels").is_some();
+        let labels = if has_labels { given } else { ids.clone() };
         let mut input = Input {
             ids: ids.iter().map(id).collect::<Result<_>>()?,
             batch,
@@ -343,13 +434,17 @@ impl Request {
             input,
             mask: mask.unwrap_or_else(|| vec![true; batch * time]),
             labels,
+            numbers,
+            has_labels,
             aligned: false,
             is_row,
         })
     }
 
     /// The ids as a source, and the labels, shifted right, as what the decoder reads.
-    fn into_translation(mut self, start: u32) -> Result<Self> {
+    /// The decoder starts with `start`, or with the last of a row's labels. What is not asked for (-100) is read as padding, as in
+    /// the reference.
+    fn into_translation(mut self, start: Option<u32>, pad: u32) -> Result<Self> {
         let batch = self.input.batch;
         if self.labels.is_empty() || !self.labels.len().is_multiple_of(batch) {
             return Err(Error::work(
@@ -358,9 +453,9 @@ impl Request {
         }
         let time = self.labels.len() / batch;
         let shifted = |row: &[i64]| -> Vec<u32> {
-            // What is not asked for (-100) is read as padding, as in the reference.
-            let read = |label: &i64| u32::try_from(*label).unwrap_or(0);
-            std::iter::once(start)
+            let read = |label: &i64| u32::try_from(*label).unwrap_or(pad);
+            let last = || row.iter().map(read).rfind(|id| *id != pad);
+            std::iter::once(start.or_else(last).unwrap_or(pad))
                 .chain(row[..time - 1].iter().map(read))
                 .collect()
         };
@@ -379,6 +474,25 @@ impl Request {
             aligned: true,
             ..self
         })
+    }
+
+    fn check_lengths(&self, path: &std::path::Path) -> Result<()> {
+        match self.labels.len() == self.input.ids.len() {
+            true => Ok(()),
+            false => Err(Error::work(format!(
+                "{}: `labels` needs the shape of `input_ids`",
+                path.display()
+            ))),
+        }
+    }
+
+    /// The mean cross-entropy of what is asked for, from hidden states `[batch, time, width]`.
+    fn loss(&self, model: &LanguageModel, hidden: Tensor<3>) -> Result<Tensor<1>> {
+        let [batch, time, width] = hidden.dims();
+        let (predictors, targets) = self.predictions();
+        let chosen = embedding(hidden.reshape([batch * time, width]), &predictors);
+        let count = targets.len().max(1) as f64;
+        Ok(model.cross_entropy(chosen, &targets)? / count)
     }
 
     fn check_labels(&self, vocabulary: usize) -> Result<()> {
@@ -413,6 +527,19 @@ impl Request {
             .map(|t| given.ids[t])
             .collect()
     }
+}
+
+/// The labels as integers, where they are, and as numbers.
+fn labels(file: &TensorFile) -> Result<(Vec<i64>, Vec<f32>)> {
+    let Some(info) = file.info("labels") else {
+        return Ok(Default::default());
+    };
+    if matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        return Ok((Vec::new(), file.read_f32("labels", None)?));
+    }
+    let whole = file.read_i64("labels")?;
+    let numbers = whole.iter().map(|label| *label as f32).collect();
+    Ok((whole, numbers))
 }
 
 /// Positions count real tokens; padding stands at position 0.

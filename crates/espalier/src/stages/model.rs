@@ -326,6 +326,11 @@ pub fn symbols(tokenizer: &Tokenizer, model: &LanguageModel) -> Symbols {
             .encoder
             .as_ref()
             .map(|encoder| encoder.decoder_start),
+        starts_with_last: model
+            .spec()
+            .encoder
+            .as_ref()
+            .is_some_and(|encoder| encoder.starts_with_last),
         eos: model.spec().eos.first().copied(),
     }
 }

@@ -90,6 +90,33 @@ impl Mask {
         }
     }
 
+    /// The mask of texts that are seen as a whole, as in [`Mask::cross`], or up to a distance less than `window` in each
+    /// direction. The last query stands at the last key.
+    pub fn both_ways(
+        queries: usize,
+        keys: usize,
+        seen: &[(u32, u32)],
+        window: Option<usize>,
+    ) -> Self {
+        let Some(window) = window else {
+            return Self::cross(queries, keys, seen);
+        };
+        let near = |(first, end): &(u32, u32)| -> Vec<(u32, u32)> {
+            let interval = |key: usize| {
+                let nearest = (key + 1).saturating_sub(window) as u32;
+                let last = key.saturating_add(window).min(keys) as u32;
+                (nearest.max(*first), last.min(*end))
+            };
+            (keys - queries..keys).map(interval).collect()
+        };
+        Self {
+            intervals: Arc::new(seen.iter().flat_map(near).collect()),
+            queries,
+            keys,
+            rows: seen.len(),
+        }
+    }
+
     /// All keys that some of the queries see.
     pub(super) fn span(&self, row: usize, queries: Range<usize>) -> Range<usize> {
         let seen = self
@@ -182,6 +209,8 @@ mod tests {
             allowed(near),
             [true, true, false, true, true, true, false, true, true]
         );
+        let near = Mask::both_ways(3, 3, &[(0, 2)], Some(2));
+        assert_eq!(*near.intervals, [(0, 2), (0, 2), (1, 2)]);
         let bias = Mask::cross(2, 3, &[(0, 2), (1, 3)])
             .bias(&Device::flex())
             .into_data()

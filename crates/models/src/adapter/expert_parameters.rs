@@ -82,7 +82,14 @@ fn parameter(module: &Module) -> Option<String> {
         (number.parse() == Ok(expert.number)).then_some((stack, leaf))
     };
     let Some((stack, leaf)) = one_by_one() else {
-        return Some(expert.tensor.clone());
+        // Granite's file has the names of its authors' code.
+        let granite = [("input_linear", ".gate_up_proj"), ("output_linear", DOWN)];
+        let renamed = granite.iter().find_map(|(theirs, name)| {
+            let end = format!(".block_sparse_moe.{theirs}.weight");
+            let layer = expert.tensor.strip_suffix(&end)?;
+            Some(format!("{layer}.block_sparse_moe.experts{name}"))
+        });
+        return Some(renamed.unwrap_or_else(|| expert.tensor.clone()));
     };
     match leaf {
         // The names of Mixtral's own code; transformers calls its module otherwise than its file does.
@@ -167,6 +174,12 @@ mod tests {
         assert_eq!(
             (all.len(), all[0].name.as_str(), all[0].experts.len()),
             (1, tensor, 2)
+        );
+        let granite = "model.layers.1.block_sparse_moe.output_linear.weight";
+        let other = ExpertParameter::all(&[module(granite, 0, 0)]);
+        assert_eq!(
+            other[0].name,
+            "model.layers.1.block_sparse_moe.experts.down_proj"
         );
         let names = all[0].tensors(&[&all[0]]);
         assert_eq!(

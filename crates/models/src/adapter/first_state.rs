@@ -22,7 +22,10 @@ use crate::{
 pub const REGISTRATION: Registration = Registration {
     peft_type: "FIRST_STATE",
     read: |config: &Config| {
-        config.refuse_unread()?;
+        if let Some(key) = config.unread().first() {
+            let reason = "first states have no such key; is this the configuration of another kind of adapter?";
+            return Err(config.error(key, reason));
+        }
         Ok(Arc::new(FirstStateConfig {}))
     },
 };

@@ -137,6 +137,9 @@ pub const CONFIGURATION: &str = "adapter_config.json";
 /// Name of the weights in an adapter folder.
 const WEIGHTS: &str = "adapter_model.safetensors";
 
+/// The same as PyTorch writes them, in older folders; safetensors win where a folder has both.
+const PICKLED_WEIGHTS: &str = "adapter_model.bin";
+
 /// Prefix of every tensor in a PEFT adapter.
 pub const PEFT_PREFIX: &str = "base_model.model.";
 
@@ -305,7 +308,11 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::attach`], and when the folder's weights are missing or do not fit.
     pub fn load(&self, model: &mut LanguageModel, family: &Family, folder: &Path) -> Result<Self> {
-        let (adapter, mut file) = self.open(model, family, &folder.join(WEIGHTS))?;
+        let pickled = folder.join(PICKLED_WEIGHTS);
+        let usual = folder.join(WEIGHTS);
+        let is_older = !usual.is_file() && pickled.is_file();
+        let path = if is_older { pickled } else { usual };
+        let (adapter, mut file) = self.open(model, family, &path)?;
         adapter.attach(model, family, 0)?;
         model.set_trainable(|_| false);
         if let Err(error) = adapter.read_parts(model, family, &mut file) {
@@ -396,7 +403,10 @@ impl Adapter {
             self.kind.keeps_ties() && own.any(|name| Some(name) == embedding)
         };
         let head = ties::head(model, family).filter(has_embedding);
-        tensors.extend(head);
+        tensors.extend(head.map(|mut head| {
+            head.name.insert_str(0, PEFT_PREFIX);
+            head
+        }));
         for tensor in &mut tensors {
             tensor.name = self.name_in_file(&tensor.name, family);
         }

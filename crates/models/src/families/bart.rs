@@ -1,5 +1,5 @@
 //! BART (arXiv 1910.13461): an encoder-decoder with norms over the sums, learned positions, and a bias on the logits that is
-//! never trained. The layout serves Marian too.
+//! never trained. The layout serves Marian, mBART, M2M-100 and Pegasus too.
 
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
@@ -27,26 +27,49 @@ pub const FAMILY: Family = Family {
 };
 
 /// Rows of the tables of positions before that of position 0.
-const OFFSET: usize = 2;
-
-fn read_bart(config: &Config) -> Result<ModelSpec> {
-    let norm = Some(NormSpec::layer(EPSILON));
-    let learned = |count| PositionSpec::Learned {
-        count,
-        offset: OFFSET,
-    };
-    read(config, &FAMILY, learned, norm)
-}
-
+pub(super) const OFFSET: usize = 2;
 const EPSILON: f64 = 1e-5;
 
-/// Reads the layout, with positions for a context and a norm over the embedding.
-pub(super) fn read(
-    config: &Config,
-    family: &Family,
-    positions: impl Fn(usize) -> PositionSpec,
-    embedding_norm: Option<NormSpec>,
-) -> Result<ModelSpec> {
+/// Where the families differ.
+pub(super) struct Switches {
+    /// The positions of a stack for so many tokens.
+    pub positions: fn(usize) -> PositionSpec,
+    /// Whether there is a norm over the embedding.
+    pub embedding_norm: bool,
+    /// Whether norms stand before the mixers, and one after each stack, rather than over the sums.
+    pub norms_before: bool,
+    /// Whether the logits have a bias, which is never trained.
+    pub logit_bias: bool,
+    /// Whether the decoder is trained to start with the last token of its target.
+    pub starts_with_last: bool,
+    /// `activation_function` where the file has none.
+    pub activation: Activation,
+    /// `scale_embedding` where the file has none.
+    pub scaled: bool,
+}
+
+impl Switches {
+    /// Those of BART.
+    pub const BART: Self = Self {
+        positions: |count| PositionSpec::Learned {
+            count,
+            offset: OFFSET,
+        },
+        embedding_norm: true,
+        norms_before: false,
+        logit_bias: true,
+        starts_with_last: false,
+        activation: Activation::Gelu,
+        scaled: false,
+    };
+}
+
+fn read_bart(config: &Config) -> Result<ModelSpec> {
+    read(config, &FAMILY, &Switches::BART)
+}
+
+/// Reads the layout.
+pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Result<ModelSpec> {
     // Said by the family already.
     let known = [
         "is_encoder_decoder",
@@ -55,20 +78,10 @@ pub(super) fn read(
         "extra_pos_embeddings",
     ];
     config.ignore(&known);
-    if !config.flag_or("normalize_embedding", true)? && embedding_norm.is_some() {
-        return Err(config.error("normalize_embedding", "false is not supported"));
-    }
-    for key in [
-        "add_bias_logits",
-        "normalize_before",
-        "add_final_layer_norm",
-        "normalize_embedding_before",
-    ] {
-        config.refuse(key)?;
-    }
+    check(config, switches)?;
     let width = config.size("d_model", WIDTH_LIMIT)?;
     let norm = NormSpec::layer(EPSILON);
-    let activation = config.activation_or("activation_function", Activation::Gelu)?;
+    let activation = config.activation_or("activation_function", switches.activation)?;
     let side = |side: &str| -> Result<(usize, BlockSpec)> {
         let key = format!("{side}_attention_heads");
         let heads = config.size(&key, HEAD_LIMIT)?;
@@ -89,7 +102,11 @@ pub(super) fn read(
             attention: attention.clone(),
             norm,
         });
-        let block = BlockSpec::post_norm(MixerSpec::Attention(attention), channel, norm);
+        let join = match switches.norms_before {
+            true => BlockSpec::sequential,
+            false => BlockSpec::post_norm,
+        };
+        let block = join(MixerSpec::Attention(attention), channel, norm);
         Ok((
             config.size(&format!("{side}_layers"), LAYER_LIMIT)?,
             BlockSpec { cross, ..block },
@@ -102,14 +119,23 @@ pub(super) fn read(
         .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
         .unwrap_or(1024);
     let start = config.token("decoder_start_token_id")?;
+    // Generation starts with the beginning of a text where nothing else is said.
+    let start = match switches.starts_with_last {
+        true => start.or(config.token("bos_token_id")?),
+        false => start,
+    };
+    let embedding_norm = switches.embedding_norm.then_some(norm);
+    let final_norm = switches.norms_before.then_some(norm);
+    let positions = Some((switches.positions)(context));
     let encoder = EncoderSpec {
         blocks: vec![block; layers],
-        positions: Some(positions(context)),
+        positions,
         relative: None,
         embedding_norm,
-        final_norm: None,
+        final_norm,
         decoder_start: start
             .ok_or_else(|| config.error("decoder_start_token_id", "missing; add it"))?,
+        starts_with_last: switches.starts_with_last,
         fixed_padding: true,
         forced_first: config.token("forced_bos_token_id")?,
         forced_last: config.token("forced_eos_token_id")?,
@@ -118,21 +144,41 @@ pub(super) fn read(
         width,
         context,
         blocks,
-        final_norm: None,
+        final_norm,
         tied_by_default: true,
     };
-    let scale = config.flag_or("scale_embedding", false)?;
+    let scale = config.flag_or("scale_embedding", switches.scaled)?;
     let deviation = config.positive_or("init_std", 0.02)?;
     Ok(ModelSpec {
-        positions: Some(positions(context)),
+        positions,
         encoder: Some(encoder),
         embedding_scale: if scale { (width as f64).sqrt() } else { 1.0 },
         embedding_norm,
-        head_bias: true,
-        head_bias_fixed: true,
+        head_bias: switches.logit_bias,
+        head_bias_fixed: switches.logit_bias,
         initializer_range: deviation,
         ..frame.read_decoder(config, family)?
     })
+}
+
+/// Keys of old files that ask for another layout than the family's are refused.
+fn check(config: &Config, switches: &Switches) -> Result<()> {
+    let mut said = vec![
+        ("add_bias_logits", false),
+        ("normalize_embedding_before", false),
+    ];
+    said.extend([
+        ("normalize_embedding", switches.embedding_norm),
+        ("normalize_before", switches.norms_before),
+        ("add_final_layer_norm", switches.norms_before),
+    ]);
+    for (key, expected) in said {
+        if config.flag_or(key, expected)? != expected {
+            let reason = format!("{} is not supported by this family", !expected);
+            return Err(config.error(key, reason));
+        }
+    }
+    Ok(())
 }
 
 fn write_bart(spec: &ModelSpec) -> Map<String, Value> {
@@ -182,10 +228,13 @@ pub(super) fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
             "^encoder.embedding_norm.",
             "model.encoder.layernorm_embedding.",
         ),
+        ("^encoder.final_norm.", "model.encoder.layer_norm."),
         ("^encoder.blocks.", "model.encoder.layers."),
         ("^positions.", "model.decoder.embed_positions."),
         ("^embedding_norm.", "model.decoder.layernorm_embedding."),
+        ("^final_norm.", "model.decoder.layer_norm."),
         ("^blocks.", "model.decoder.layers."),
+        ("^head.weight", "lm_head.weight"),
         ("^head.bias", "final_logits_bias"),
         ("^head.weight", "lm_head.weight"),
         (".mixer_norm.", ".self_attn_layer_norm."),

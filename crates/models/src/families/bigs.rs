@@ -78,7 +78,11 @@ fn read(config: &Config) -> Result<ModelSpec> {
                 .unwrap_or(2),
         ),
         embedding_norm: Some(norm),
-        head_transform: Some(HeadTransformSpec { activation, norm }),
+        head_transform: Some(HeadTransformSpec {
+            activation,
+            norm,
+            bias: true,
+        }),
         head_bias: true,
         ..frame.read_decoder(config, &FAMILY)?
     })

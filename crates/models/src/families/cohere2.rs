@@ -66,7 +66,6 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{changed, fixture};
-    use super::*;
 
     use super::super::attention;
     use serde_json::json;

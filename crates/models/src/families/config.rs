@@ -161,7 +161,7 @@ impl Config {
     }
 
     /// The keys that nobody read, that are set, and that are not known to say nothing.
-    fn unread(&self) -> Vec<&str> {
+    pub(crate) fn unread(&self) -> Vec<&str> {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let unread = |key: &str| !read.contains(key) && !keys::is_harmless(key);
         self.map
@@ -475,14 +475,6 @@ pub fn activation_name(activation: Activation) -> &'static str {
     }
 }
 
-/// A number as JSON has it, whole ones without a point: some readers refuse `8.0` for an integer.
-pub fn integer(number: f64) -> Value {
-    match number.fract() == 0.0 && number.abs() < 9e15 {
-        true => Value::from(number as i64),
-        false => Value::from(number),
-    }
-}
-
 fn in_range(value: &Value, least: usize, limit: usize) -> Option<usize> {
     let number = usize::try_from(value.as_u64()?).ok()?;
     (least..=limit).contains(&number).then_some(number)
@@ -566,7 +558,7 @@ mod tests {
         let config = config(text);
         assert_eq!(
             config.unread(),
-            ["is_llama_config", "model_max_length", "tokenizer_name"]
+            ["is_llama_config", "tokenizer_name", "model_max_length"]
         );
         config.refuse_unread().unwrap();
         let error = |text: &str| self::config(text).refuse_unread().unwrap_err().to_string();

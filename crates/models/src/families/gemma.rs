@@ -49,7 +49,7 @@ pub(super) fn as_gemma(mut spec: ModelSpec, tied_head: bool, activation: Activat
             channel_norm,
             ..
         } = block;
-        (*mixer_norm, *channel_norm) = (from_one(*mixer_norm), channel_norm.map(from_one));
+        (*mixer_norm, *channel_norm) = (mixer_norm.map(from_one), channel_norm.map(from_one));
         if let ChannelSpec::GatedMlp(mlp) = &mut block.channel {
             mlp.activation = activation;
         }

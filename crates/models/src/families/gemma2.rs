@@ -4,9 +4,7 @@
 use super::gemma::as_gemma;
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
 use super::{
-    Config, Family, TensorEntry, attention,
-    config::{CONTEXT_LIMIT, integer},
-    layer_types, table,
+    Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, layer_types, table, whole,
 };
 use crate::error::Result;
 use crate::spec::{Activation, MixerSpec, ModelSpec};
@@ -87,7 +85,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         set("attn_logit_softcapping", json!(first.softcap));
         set(
             "query_pre_attn_scalar",
-            integer(rounded(first.scale.powi(-2))),
+            whole(rounded(first.scale.powi(-2))),
         );
     }
     layer_types::write(spec, &mut map);

@@ -5,11 +5,7 @@ use super::gemma::as_gemma;
 use super::gemma2::{rounded, tensors};
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers};
 use super::olmo3::{read_by_type, write_by_type};
-use super::{
-    Config, Family, attention,
-    config::{CONTEXT_LIMIT, integer},
-    layer_types,
-};
+use super::{Config, Family, attention, config::CONTEXT_LIMIT, layer_types, whole};
 use crate::error::Result;
 use crate::spec::{Activation, MixerSpec, ModelSpec, NormExtent};
 use serde_json::{Map, Value, json};
@@ -60,7 +56,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         (block.mixer_output_norm, block.channel_output_norm) = (channel_norm, channel_norm);
         if let MixerSpec::Attention(attention) = &mut block.mixer {
             (attention.scale, attention.softcap) = (scale, cap);
-            attention.qk_norm = Some(mixer_norm);
+            attention.qk_norm = mixer_norm;
         }
     }
     Ok(ModelSpec {
@@ -79,7 +75,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         set("attn_logit_softcapping", json!(first.softcap));
         set(
             "query_pre_attn_scalar",
-            integer(rounded(first.scale.powi(-2))),
+            whole(rounded(first.scale.powi(-2))),
         );
     }
     write_by_type(spec, &mut map);

@@ -87,7 +87,6 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::fixture;
-    use super::*;
 
     use super::super::attention;
 

@@ -211,6 +211,6 @@ mod tests {
     fn only_the_final_norm_reads_the_epsilon() {
         let spec = changed("jetmoe", json!({ "rms_norm_eps": 1e-3 })).unwrap();
         assert_eq!(spec.final_norm.unwrap().epsilon(), 1e-3);
-        assert_eq!(spec.blocks[0].mixer_norm.epsilon(), 1e-6);
+        assert_eq!(spec.norm_epsilon(), Some(1e-6));
     }
 }

@@ -2,7 +2,10 @@
 //! cosines for positions, and an embedding scaled by the root of the width.
 
 use super::config::{Config, VOCABULARY_LIMIT};
-use super::{Family, bart};
+use super::{
+    Family,
+    bart::{self, Switches},
+};
 use crate::error::Result;
 use crate::spec::{ModelSpec, PositionSpec};
 use serde_json::{Map, Value, json};
@@ -38,12 +41,12 @@ fn read(config: &Config) -> Result<ModelSpec> {
         let reason = "separate embeddings of encoder and decoder are not supported yet";
         return Err(config.error("share_encoder_decoder_embeddings", reason));
     }
-    bart::read(
-        config,
-        &FAMILY,
-        |_| PositionSpec::Sinusoidal { interleaved: false },
-        None,
-    )
+    let switches = Switches {
+        positions: |_| PositionSpec::Sinusoidal { interleaved: false },
+        embedding_norm: false,
+        ..Switches::BART
+    };
+    bart::read(config, &FAMILY, &switches)
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {

@@ -2,6 +2,7 @@
 //!
 //! A family is one file and one line in [`FAMILIES`]. Everything else, from loading to training, knows only the spec.
 
+pub mod albert;
 pub mod bart;
 pub mod bert;
 pub mod bigs;
@@ -10,6 +11,9 @@ pub mod cohere;
 pub mod cohere2;
 pub mod config;
 mod config_keys;
+pub mod distilbert;
+pub mod electra;
+mod encoder_layout;
 pub mod exaone4;
 pub mod falcon;
 pub mod gemma;
@@ -22,25 +26,32 @@ pub mod gpt_neox;
 pub mod gptj;
 pub mod granite;
 pub mod granitemoe;
+mod heads;
 pub mod jamba;
 pub mod jetmoe;
 mod layer_types;
 pub mod llama;
 mod llama_layout;
+pub mod m2m_100;
 pub mod mamba;
 pub mod mamba2;
 pub mod mambaformer;
 pub mod marian;
+pub mod mbart;
 pub mod mistral;
 pub mod mixtral;
+pub mod modernbert;
+pub mod mpnet;
 pub mod mpt;
 pub mod nemotron;
+pub mod nomic_bert;
 pub mod olmo;
 pub mod olmo2;
 pub mod olmo3;
 pub mod openelm;
 pub mod opt;
 pub mod palm;
+pub mod pegasus;
 pub mod phi;
 pub mod phi3;
 pub mod qwen2;
@@ -48,6 +59,7 @@ pub mod qwen3;
 pub mod qwen_moe;
 mod qwen_windows;
 pub mod recurrent_gemma;
+pub mod roberta;
 pub mod rope;
 mod routers;
 mod rwkv;
@@ -92,12 +104,15 @@ pub struct Family {
 
 /// All families, one line each.
 pub const FAMILIES: &[Family] = &[
+    albert::FAMILY,
     bart::FAMILY,
     bert::FAMILY,
     bigs::FAMILY,
     bloom::FAMILY,
     cohere2::FAMILY,
     cohere::FAMILY,
+    distilbert::FAMILY,
+    electra::FAMILY,
     exaone4::FAMILY,
     falcon::FAMILY,
     gemma2::FAMILY,
@@ -115,20 +130,26 @@ pub const FAMILIES: &[Family] = &[
     jamba::FAMILY,
     jetmoe::FAMILY,
     llama::FAMILY,
+    m2m_100::FAMILY,
     mamba2::FAMILY,
     mamba::FAMILY,
     mambaformer::FAMILY,
     marian::FAMILY,
+    mbart::FAMILY,
     mistral::FAMILY,
     mixtral::FAMILY,
+    modernbert::FAMILY,
+    mpnet::FAMILY,
     mpt::FAMILY,
     nemotron::FAMILY,
+    nomic_bert::FAMILY,
     olmo2::FAMILY,
     olmo3::FAMILY,
     olmo::FAMILY,
     openelm::FAMILY,
     opt::FAMILY,
     palm::FAMILY,
+    pegasus::FAMILY,
     phi3::FAMILY,
     phi::FAMILY,
     qwen2::FAMILY,
@@ -137,6 +158,9 @@ pub const FAMILIES: &[Family] = &[
     qwen_moe::QWEN2,
     qwen_moe::QWEN3,
     recurrent_gemma::FAMILY,
+    roberta::CAMEMBERT,
+    roberta::FAMILY,
+    roberta::XLM_ROBERTA,
     rwkv4::AUTHORS,
     rwkv4::FAMILY,
     rwkv5::FAMILY,
@@ -146,6 +170,8 @@ pub const FAMILIES: &[Family] = &[
     stablelm::FAMILY,
     starcoder2::FAMILY,
     t5::FAMILY,
+    t5::MT5,
+    t5::UMT5,
 ];
 
 /// How one tensor of a checkpoint makes up our parameters.
@@ -220,7 +246,7 @@ pub fn by_name(model_type: &str) -> Result<&'static Family> {
 /// use espalier_models::spec::ModelSpec;
 /// let mut spec = ModelSpec::llama(512, 64, 2, 4, 2, 160, 128);
 /// assert_eq!(write_config(&spec)?["num_key_value_heads"], 2);
-/// spec.blocks[1].mixer_norm = espalier_models::spec::NormSpec::layer(1e-5);
+/// spec.blocks[1].mixer_norm = Some(espalier_models::spec::NormSpec::layer(1e-5));
 /// assert!(write_config(&spec).is_err());
 /// # Ok::<(), espalier_models::error::Error>(())
 /// ```
@@ -231,6 +257,12 @@ pub fn write_config(spec: &ModelSpec) -> Result<Map<String, Value>> {
     let family = by_name(&spec.family)?;
     let map = (family.write)(spec);
     let again = (family.read)(&Config::from_map(Path::new("config.json"), map.clone()))?;
+    // These the names of the tensors tell, whatever the configuration says.
+    let again = ModelSpec {
+        pooler: spec.pooler,
+        next_sentence: spec.next_sentence,
+        ..again
+    };
     if again != *spec {
         let reason = format!(
             "a configuration of the family `{}` cannot express this model",
@@ -244,16 +276,9 @@ pub fn write_config(spec: &ModelSpec) -> Result<Map<String, Value>> {
 }
 
 impl Family {
-    /// Whether `name` is the architecture or its base model without a head.
+    /// Whether `name` is the architecture, its base model, or one that classifies.
     fn is_architecture(&self, name: &str) -> bool {
-        let other = |end: &str| {
-            ["ForCausalLM", "LMHeadModel", "ForMaskedLM"]
-                .iter()
-                .fold(self.architecture.to_owned(), |n, e| n.replace(e, end))
-        };
-        name == self.architecture
-            || name == other("Model")
-            || (self.is_masked() && name == other("ForPreTraining"))
+        heads::Task::named(name, self).is_some() || t5::is_encoder(name, self)
     }
 
     /// Whether its head predicts masked tokens.
@@ -304,10 +329,11 @@ impl Frame {
                 "recurrent blocks read one way; remove the key",
             ));
         }
-        Ok(ModelSpec {
+        let spec = ModelSpec {
             bidirectional,
             ..spec
-        })
+        };
+        heads::put_on_decoder(spec, config, family)
     }
 
     /// The same of an encoder-decoder, whose encoder the family adds, or of an encoder.
@@ -317,11 +343,13 @@ impl Frame {
             family: family.model_type.into(),
             vocabulary: config.size("vocab_size", VOCABULARY_LIMIT)?,
             width: self.width,
+            embedding_width: None,
             context: self.context,
             positions: None,
             token_types: None,
             relative: None,
             blocks: self.blocks,
+            block_order: None,
             final_norm: self.final_norm,
             encoder: None,
             bidirectional: false,
@@ -333,6 +361,7 @@ impl Frame {
             head_bias: false,
             head_bias_fixed: false,
             pooler: false,
+            classifier: None,
             next_sentence: false,
             logit_scale: 1.0,
             logit_softcap: None,
@@ -356,7 +385,6 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
     };
     let mut map = Map::from_iter(
         [
-            ("architectures", json!([family.architecture])),
             ("model_type", json!(family.model_type)),
             ("dtype", json!("float32")),
             ("vocab_size", json!(spec.vocabulary)),
@@ -369,10 +397,19 @@ fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
+    heads::write(spec, family, &mut map);
     if spec.bidirectional && !family.is_masked() {
         map.insert(BIDIRECTIONAL.into(), json!(true));
     }
     map
+}
+
+/// A number that readers of such files take as an integer: without a point wherever it is one.
+fn whole(number: f64) -> Value {
+    match number.fract() == 0.0 && number.abs() < 1e15 {
+        true => json!(number as i64),
+        false => json!(number),
+    }
 }
 
 /// The attention of a block, if that is its mixer.
@@ -429,6 +466,14 @@ const GATE_UP: &[&str] = &[".channel.gate.", ".channel.up."];
 
 /// The checkpoint's tensors: one for each parameter, or for all that are fused, under the name that `names` makes of ours.
 fn table(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<TensorEntry> {
+    // A family whose classifier has a name of its own says so in its table.
+    let own_classifier = names
+        .iter()
+        .any(|(ours, _)| ours.starts_with("^classifier."));
+    let theirs = |name: &str| match name.strip_prefix("classifier.output.") {
+        Some(rest) if !own_classifier => format!("{}{rest}", heads::decoder_name(spec)),
+        _ => rename(name, names),
+    };
     let entry = |name: String| {
         let (mut parts, mut groups) = (vec![name.clone()], 1);
         for fusion in fused {
@@ -446,7 +491,7 @@ fn table(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<Tenso
             }
         }
         Some(TensorEntry {
-            name: rename(&name, names),
+            name: theirs(&name),
             parts,
             groups,
             transposed: false,
@@ -663,10 +708,19 @@ mod tests {
                 .to_string()
                 .contains("key `architectures`: missing")
         );
-        assert!(
-            find(r#"{"architectures":["LlamaForSequenceClassification"],"model_type":"llama"}"#)
-                .is_err()
+        assert_eq!(
+            find(r#"{"architectures":["LlamaForSequenceClassification"]}"#).unwrap(),
+            "llama"
         );
+        assert_eq!(
+            find(r#"{"architectures":["XLMRobertaForTokenClassification"]}"#).unwrap(),
+            "xlm-roberta"
+        );
+        assert_eq!(
+            find(r#"{"architectures":["MT5EncoderModel"]}"#).unwrap(),
+            "mt5"
+        );
+        assert!(find(r#"{"architectures":["LlamaForPreTraining"]}"#).is_err());
         let error = find(r#"{"architectures":["LlamaForCausalML"]}"#)
             .unwrap_err()
             .to_string();
@@ -761,14 +815,14 @@ mod tests {
         empty.blocks.clear();
         assert!(write_config(&empty).is_err());
         let foreign = ModelSpec {
-            family: "gpt3".into(),
+            family: "mistrall".into(),
             ..fixture("gpt2")
         };
         assert!(
             write_config(&foreign)
                 .unwrap_err()
                 .to_string()
-                .contains("did you mean `gpt2`?")
+                .contains("did you mean `mistral`?")
         );
     }
 }

@@ -3,9 +3,9 @@
 //! As in the reference library, the feed-forward layer is four times as wide as the model whatever `expansion_ratio` says.
 //! Left out, and refused: normed queries and keys, other scales of the logits, models without ALiBi.
 
-use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, integer};
+use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
 use super::{
-    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table,
+    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, whole,
     write_frame,
 };
 use crate::error::Result;
@@ -110,7 +110,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         let scale =
             (attention.scale != (attention.head_dim as f64).powf(-0.5)).then_some(attention.scale);
         set("n_heads", json!(attention.heads));
-        let slopes = attention.alibi.map(|alibi| integer(alibi.largest));
+        let slopes = attention.alibi.map(|alibi| whole(alibi.largest));
         set(
             "attn_config",
             json!({

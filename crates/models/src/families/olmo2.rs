@@ -56,7 +56,6 @@ pub(super) fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::fixture;
-    use super::*;
 
     #[test]
     fn norms_run_over_outputs_and_over_all_heads() {

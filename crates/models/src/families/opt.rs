@@ -102,7 +102,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     );
     set(
         "layer_norm_elementwise_affine",
-        json!(first.mixer_norm.has_weight()),
+        json!(first.mixer_norm.is_some_and(NormSpec::has_weight)),
     );
     if let Some(mlp) = mlp(first) {
         set("ffn_dim", json!(mlp.inner));

@@ -1,10 +1,12 @@
-//! T5 and T5 v1.1 (arXiv 1910.10683): an encoder-decoder with RMSNorm, no biases, unscaled scores, and a bias by distance that
-//! all blocks of a stack share.
+//! T5 and T5 v1.1 (arXiv 1910.10683), mT5 (arXiv 2010.11934) and UMT5: an encoder-decoder with RMSNorm, no biases, unscaled scores,
+//! and a bias by distance that all blocks of a stack share, or that each has for itself (UMT5). The encoder serves alone too.
 
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
-use super::{Family, Frame, TensorEntry, attention, mlp, table, write_frame};
+use super::{
+    BIDIRECTIONAL, Family, Frame, TensorEntry, attention, mlp, rename, table, write_frame,
+};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, ChannelSpec, CrossSpec, EncoderSpec, MixerSpec, MlpSpec,
@@ -13,25 +15,68 @@ use crate::spec::{
 use serde_json::{Map, Value, json};
 
 /// The registration of T5.
-pub const FAMILY: Family = Family {
-    model_type: "t5",
-    architecture: "T5ForConditionalGeneration",
-    read,
-    write,
-    tensors,
-    prefix: "",
-    ignored: &[
-        "encoder.embed_tokens.weight",
-        "decoder.embed_tokens.weight",
-        // An old file's table that no version has ever read.
-        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-    ],
-};
+pub const FAMILY: Family = family(
+    "t5",
+    "T5ForConditionalGeneration",
+    |config| read(config, &FAMILY),
+    |spec| write(spec, &FAMILY),
+);
+
+/// The registration of mT5.
+pub const MT5: Family = family(
+    "mt5",
+    "MT5ForConditionalGeneration",
+    |config| read(config, &MT5),
+    |spec| write(spec, &MT5),
+);
+
+/// The registration of UMT5.
+pub const UMT5: Family = family(
+    "umt5",
+    "UMT5ForConditionalGeneration",
+    |config| read(config, &UMT5),
+    |spec| write(spec, &UMT5),
+);
+
+const fn family(
+    model_type: &'static str,
+    architecture: &'static str,
+    read: fn(&Config) -> Result<ModelSpec>,
+    write: fn(&ModelSpec) -> Map<String, Value>,
+) -> Family {
+    Family {
+        model_type,
+        architecture,
+        read,
+        write,
+        tensors,
+        prefix: "",
+        ignored: &[
+            "encoder.embed_tokens.weight",
+            "decoder.embed_tokens.weight",
+            // An old file's table that no version has ever read.
+            "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+        ],
+    }
+}
+
+/// Whether `name` is the architecture of a family of this layout whose encoder stands alone.
+pub(super) fn is_encoder(name: &str, family: &Family) -> bool {
+    [FAMILY.model_type, MT5.model_type, UMT5.model_type].contains(&family.model_type)
+        && name == encoder_architecture(family)
+}
+
+fn encoder_architecture(family: &Family) -> String {
+    family
+        .architecture
+        .replace("ForConditionalGeneration", "EncoderModel")
+}
 
 /// Most buckets of distances.
 const BUCKET_LIMIT: usize = 1 << 16;
 
-fn read(config: &Config) -> Result<ModelSpec> {
+fn read(config: &Config, family: &Family) -> Result<ModelSpec> {
+    let is_t5 = family.model_type == FAMILY.model_type;
     // Said by `feed_forward_proj` already, or by the family.
     config.ignore(&[
         "dense_act_fn",
@@ -55,7 +100,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         scale: 1.0,
         ..AttentionSpec::plain(heads, heads, head_dim)
     };
-    let channel = channel(config)?;
+    let channel = channel(config, if is_t5 { "relu" } else { "gated-gelu" })?;
     let block = BlockSpec::sequential(MixerSpec::Attention(attention.clone()), channel, norm);
     let layers = config.size("num_layers", LAYER_LIMIT)?;
     let relative = Some(RelativePositionSpec {
@@ -66,6 +111,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             .optional_size("relative_attention_max_distance", CONTEXT_LIMIT)?
             .unwrap_or(128),
         heads,
+        per_block: family.model_type == UMT5.model_type,
     });
     let encoder = EncoderSpec {
         blocks: vec![block.clone(); layers],
@@ -74,6 +120,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         embedding_norm: None,
         final_norm: Some(norm),
         decoder_start: config.token("decoder_start_token_id")?.unwrap_or(0),
+        starts_with_last: false,
         fixed_padding: false,
         forced_first: config.token("forced_bos_token_id")?,
         forced_last: config.token("forced_eos_token_id")?,
@@ -86,16 +133,25 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let context = config
         .optional_size("n_positions", CONTEXT_LIMIT)?
         .unwrap_or(512);
+    let alone = config
+        .optional_texts("architectures")?
+        .is_some_and(|names| names.first().is_some_and(|name| is_encoder(name, family)));
     let frame = Frame {
         width,
         context,
-        blocks,
+        blocks: if alone {
+            encoder.blocks.clone()
+        } else {
+            blocks
+        },
         final_norm: Some(norm),
         tied_by_default: true,
     };
-    let spec = frame.read_decoder(config, &FAMILY)?;
+    let spec = frame.read_decoder(config, family)?;
     // Without the newer key, a head of its own says that the logits are not scaled; files may still have no such head.
-    let scaled = config.flag_or("scale_decoder_outputs", spec.tied_head)?;
+    let scaled = config.flag_or("scale_decoder_outputs", spec.tied_head)?
+        && family.model_type != MT5.model_type
+        && !alone;
     let logit_scale = if scaled {
         (width as f64).powf(-0.5)
     } else {
@@ -106,7 +162,9 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let initializer_range = factor * (width as f64).powf(-0.5);
     Ok(ModelSpec {
         relative,
-        encoder: Some(encoder),
+        encoder: Some(encoder).filter(|_| !alone),
+        bidirectional: alone,
+        headless: alone,
         logit_scale,
         initializer_range,
         embedding_range: Some(factor),
@@ -115,10 +173,10 @@ fn read(config: &Config) -> Result<ModelSpec> {
 }
 
 /// `feed_forward_proj`: an activation, gated where its name says so; `gated-gelu` stands for the tanh form.
-fn channel(config: &Config) -> Result<ChannelSpec> {
+fn channel(config: &Config, default: &str) -> Result<ChannelSpec> {
     const KEY: &str = "feed_forward_proj";
     let inner = config.size("d_ff", INNER_LIMIT)?;
-    let name = config.optional_text(KEY)?.unwrap_or("relu").to_owned();
+    let name = config.optional_text(KEY)?.unwrap_or(default).to_owned();
     let (gated, name) = match name.strip_prefix("gated-") {
         Some("gelu") => (true, "gelu_new".to_owned()),
         Some(name) => (true, name.to_owned()),
@@ -140,17 +198,25 @@ fn channel(config: &Config) -> Result<ChannelSpec> {
     })
 }
 
-fn write(spec: &ModelSpec) -> Map<String, Value> {
-    let mut map = write_frame(spec, &FAMILY);
+fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
+    let mut map = write_frame(spec, family);
     map.remove("initializer_range");
+    map.remove(BIDIRECTIONAL);
     let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
-    set("is_encoder_decoder", json!(true));
+    if spec.encoder.is_none() {
+        set("architectures", json!([encoder_architecture(family)]));
+        set("num_layers", json!(spec.blocks.len()));
+    }
+    set("is_encoder_decoder", json!(spec.encoder.is_some()));
     set("initializer_factor", json!(spec.embedding_range));
     set("d_model", json!(spec.width));
     set("n_positions", json!(spec.context));
+    // Of the encoder alone nobody reads how many blocks its decoder would have.
     set("num_decoder_layers", json!(spec.blocks.len()));
+    if spec.encoder.is_some() {
+        set("scale_decoder_outputs", json!(spec.logit_scale != 1.0));
+    }
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
-    set("scale_decoder_outputs", json!(spec.logit_scale != 1.0));
     if let Some((block, mlp)) = spec
         .blocks
         .first()
@@ -215,22 +281,12 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel.", ".layer.2.DenseReluDense."),
     ];
     const NAMES: &[(&str, &str)] = &[
-        ("^embedding.", "shared."),
-        ("^head.", "lm_head."),
-        ("^encoder.final_norm.", "encoder.final_layer_norm."),
-        (
-            "^encoder.relative_bias.",
-            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.",
-        ),
-        ("^encoder.blocks.", "encoder.block."),
-        ("^final_norm.", "decoder.final_layer_norm."),
-        (
-            "^relative_bias.",
-            "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.",
-        ),
-        ("^blocks.", "decoder.block."),
         (".mixer_norm.", ".layer.0.layer_norm."),
         (".mixer.", ".layer.0.SelfAttention."),
+        (
+            ".relative_bias.",
+            ".layer.0.SelfAttention.relative_attention_bias.",
+        ),
         (".query.", ".q."),
         (".key.", ".k."),
         (".value.", ".v."),
@@ -246,17 +302,38 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
     } else {
         &[(".up.", ".wi.")]
     };
-    let (encoder, decoder) = (
-        [ENCODER, NAMES, inner].concat(),
-        [DECODER, NAMES, inner].concat(),
-    );
-    let mut entries = table(spec, &decoder, &[]);
-    for (entry, of_encoder) in entries.iter_mut().zip(table(spec, &encoder, &[])) {
-        if entry.name.starts_with("encoder.") {
-            *entry = of_encoder;
-        }
-    }
+    // Where the encoder stands alone, its blocks are the model's.
+    let side = if spec.encoder.is_some() {
+        "decoder."
+    } else {
+        "encoder."
+    };
+    let place = |ours: &str| {
+        let (side, rest) = match ours.strip_prefix("encoder.") {
+            Some(rest) => ("encoder.", rest),
+            None => (side, ours),
+        };
+        let theirs = match rest.strip_prefix("blocks.") {
+            Some(rest) => format!("{side}block.{rest}"),
+            None if rest.starts_with("final_norm.") => {
+                format!("{side}{}", rest.replace("final_norm.", "final_layer_norm."))
+            }
+            None if rest.starts_with("relative_bias.") => format!("{side}block.0.{rest}"),
+            None => {
+                let named = rest.replace("embedding.", "shared.");
+                return named.replace("head.", "lm_head.");
+            }
+        };
+        let own = if side == "encoder." { ENCODER } else { DECODER };
+        rename(&theirs, &[own, NAMES, inner].concat())
+    };
+    let entries = table(spec, &[], &[]).into_iter();
     entries
+        .map(|entry| TensorEntry {
+            name: place(&entry.name),
+            ..entry
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -276,5 +353,23 @@ mod tests {
         );
         assert_eq!(attention(&new.blocks[0]).unwrap().scale, 1.0);
         assert!(changed("t5", json!({ "feed_forward_proj": "gated-mish" })).is_err());
+    }
+
+    #[test]
+    fn later_families_differ_in_a_few_points() {
+        let (mt5, umt5) = (fixture("mt5"), fixture("umt5"));
+        assert!(mt5.logit_scale == 1.0 && umt5.logit_scale < 1.0);
+        let per_block = |spec: &ModelSpec| spec.relative.is_some_and(|r| r.per_block);
+        assert!(!per_block(&mt5) && per_block(&umt5));
+        let plain = changed("mt5", json!({ "feed_forward_proj": null })).unwrap();
+        assert!(matches!(plain.blocks[0].channel, ChannelSpec::GatedMlp(_)));
+    }
+
+    #[test]
+    fn the_encoder_stands_alone() {
+        let spec = fixture("t5-encoder");
+        assert!(spec.encoder.is_none() && spec.bidirectional && spec.headless);
+        let names: Vec<String> = tensors(&spec).into_iter().map(|entry| entry.name).collect();
+        assert!(names.contains(&"encoder.block.1.layer.1.DenseReluDense.wi.weight".to_owned()));
     }
 }

@@ -29,7 +29,7 @@ pub struct Block {
     residual: Residual,
     residual_scale: f64,
     depth: Option<Depth>,
-    mixer_norm: Norm,
+    mixer_norm: Option<Norm>,
     mixer: Mixer,
     mixer_output_norm: Option<Norm>,
     cross: Option<Cross>,
@@ -88,12 +88,10 @@ impl Block {
             )?),
             None => None,
         };
-        let mixer_norm = Norm::build(
-            builder,
-            &format!("{name}.mixer_norm"),
-            width,
-            spec.mixer_norm,
-        )?;
+        let mixer_norm = spec
+            .mixer_norm
+            .map(|kind| Norm::build(builder, &format!("{name}.mixer_norm"), width, kind))
+            .transpose()?;
         let mixer = match &spec.mixer {
             MixerSpec::Attention(attention) => Mixer::Attention(Attention::build(
                 builder,
@@ -223,7 +221,10 @@ impl Block {
         if matches!(self.residual, Residual::PostNorm | Residual::OutputNorm) {
             return self.forward_norm_after(x, context, (mixer, remembered), cross, sides);
         }
-        let (mut x, normed) = self.mixer_norm.forward_beside(x);
+        let (mut x, normed) = match &self.mixer_norm {
+            Some(norm) => norm.forward_beside(x),
+            None => (x.clone(), x.into()),
+        };
         let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
             Some(norm) => {
                 let (stream, beside) = norm.forward_beside(x.clone());
@@ -275,18 +276,19 @@ impl Block {
         cross: impl FnOnce(Recomputable<3>) -> Option<(&'a Norm, Tensor<3>)>,
         sides: &mut Sides,
     ) -> Tensor<3> {
-        let sum = |norm: &Norm, x, y| match self.residual {
-            Residual::OutputNorm => add(x, self.scaled(norm.forward(y))),
-            _ => norm.forward_sum(x, self.scaled(y)).1.into_tensor(),
+        let sum = |norm: Option<&Norm>, x: Tensor<3>, y: Tensor<3>| match (norm, self.residual) {
+            (None, _) => add(x, self.scaled(y)),
+            (Some(norm), Residual::OutputNorm) => add(x, self.scaled(norm.forward(y))),
+            (Some(norm), _) => norm.forward_sum(x, self.scaled(y)).1.into_tensor(),
         };
         let mixed = dropped(
             self.mixer.forward(x.clone().into(), context, state, sides),
             context,
             0,
         );
-        let mut x = sum(&self.mixer_norm, x, mixed);
+        let mut x = sum(self.mixer_norm.as_ref(), x, mixed);
         if let Some((norm, seen)) = cross(x.clone().into()) {
-            x = sum(norm, x, seen);
+            x = sum(Some(norm), x, seen);
         }
         let Some(channel) = &self.channel else {
             return x;
@@ -296,10 +298,7 @@ impl Block {
             context,
             1,
         );
-        match &self.channel_norm {
-            Some(norm) => sum(norm, x, inner),
-            None => x + inner,
-        }
+        sum(self.channel_norm.as_ref(), x, inner)
     }
 
     /// As [`Block::forward_all`] without state; what the backward needs is computed again when it runs.

@@ -6,6 +6,8 @@
 use espalier_models::{
     adapter::Adapter,
     checkpoint::{PeftConfig, peft_config::Targets},
+    model::LanguageModel,
+    parameter::Parameters,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +31,8 @@ pub struct LoraOptions {
     pub target_modules: Option<Vec<String>>,
     /// Modules that are trained and saved whole, such as `lm_head`.
     pub modules_to_save: Vec<String>,
+    /// Whether a head that is the embedding stays so where one of them is trained whole; it parts from it otherwise.
+    pub ensure_weight_tying: bool,
     /// Scale by the root of the rank.
     pub rslora: bool,
     /// Share of what the adapter reads that is zeroed in training; the base reads all.
@@ -43,6 +47,7 @@ impl Default for LoraOptions {
             alpha: None,
             target_modules: None,
             modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
             rslora: false,
             dropout: 0.0,
         }
@@ -76,6 +81,7 @@ impl Tuning for LoraOptions {
         }
         let mut config = PeftConfig::new(self.rank, alpha, target_modules);
         config.modules_to_save = self.modules_to_save.clone();
+        config.ensure_weight_tying = self.ensure_weight_tying;
         config.use_rslora = self.rslora;
         config.dropout = self.dropout;
         Ok(Adapter::new(config))
@@ -91,6 +97,23 @@ impl Tuning for LoraOptions {
                 options.modules_to_save.push(module);
             }
         }
+        // New tokens are read and predicted by the same rows where the model has one table for both.
+        options.ensure_weight_tying = true;
         Ok(AdapterOptions::Lora(options))
+    }
+
+    /// PEFT has no dropout on experts of a stack, and refuses a folder that says so.
+    fn check_attached(&self, model: &LanguageModel) -> Result<()> {
+        let mut adapts_experts = false;
+        model.visit_linears(&mut |map| {
+            adapts_experts |= map.expert.is_some() && map.adapters.is_active();
+        });
+        match adapts_experts && self.dropout > 0.0 {
+            false => Ok(()),
+            true => Err(Error::Option {
+                key: "dropout",
+                reason: "experts of a stack have none in PEFT; leave it at 0, or name `target_modules` without them".into(),
+            }),
+        }
     }
 }

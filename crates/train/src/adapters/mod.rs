@@ -23,6 +23,14 @@ pub trait Tuning {
     /// # Errors
     /// When this way to tune trains no modules of the base.
     fn with_modules(&self, modules: Vec<String>) -> Result<AdapterOptions>;
+
+    /// Whether what was put on the model can be kept in a folder.
+    ///
+    /// # Errors
+    /// When it cannot.
+    fn check_attached(&self, _model: &LanguageModel) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Defines [`AdapterOptions`] and [`KINDS`] from one line for each way to tune: its help, its variant, its name in recipes, its
@@ -83,6 +91,7 @@ impl AdapterOptions {
     pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<Adapter> {
         let adapter = self.tuning().adapter()?;
         adapter.attach(model, family, seed)?;
+        self.tuning().check_attached(model)?;
         Ok(adapter)
     }
 

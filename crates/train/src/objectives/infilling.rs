@@ -78,7 +78,7 @@ pub struct Infilling {
     special: Vec<u32>,
     sentence_ends: HashSet<u32>,
     mask: u32,
-    start: u32,
+    start: Option<u32>,
 }
 
 impl Infilling {

@@ -31,13 +31,15 @@ pub const ENTRY: Entry<SequenceToSequenceOptions> = Entry::new(
 /// The objective.
 #[derive(Debug, Clone)]
 pub struct SequenceToSequence {
-    start: u32,
+    start: Option<u32>,
 }
 
-/// The token with which decoders start; an error where the model is no encoder-decoder.
-pub(super) fn decoder_start(name: &str, symbols: &Symbols) -> Result<u32> {
+/// The token with which decoders start, or nothing where it is the last of their targets; an error where the model is no
+/// encoder-decoder.
+pub(super) fn decoder_start(name: &str, symbols: &Symbols) -> Result<Option<u32>> {
     let reason = || format!("`{name}` needs an encoder-decoder, such as T5 or BART");
-    symbols.decoder_start.ok_or_else(|| wrong(reason()))
+    let start = symbols.decoder_start.ok_or_else(|| wrong(reason()))?;
+    Ok((!symbols.starts_with_last).then_some(start))
 }
 
 impl SequenceToSequence {
@@ -113,6 +115,13 @@ mod tests {
             (vec![5, 6, 4, 0], Some(vec![1, 1, 1, 0]))
         );
         assert_eq!(batch.input.ids, [0, 7, 8, 0, 0, 0]);
+        let by_language = Symbols {
+            starts_with_last: true,
+            ..symbols
+        };
+        let objective = SequenceToSequence::new(&by_language).unwrap();
+        let other = objective.translations(&[&samples[0], &samples[1]]).unwrap();
+        assert_eq!(other.input.ids, [9, 7, 8, 3, 0, 0]);
         assert_eq!(
             (batch.predictors, batch.targets),
             (vec![0, 1, 2, 3], vec![7, 8, 9, 3])
@@ -122,7 +131,7 @@ mod tests {
 
     #[test]
     fn every_answer_has_all_that_stands_before_it_as_its_source() {
-        let objective = SequenceToSequence { start: 0 };
+        let objective = SequenceToSequence { start: Some(0) };
         let targets = [false, true, true, false, false, true];
         let example = Example::new(vec![5, 6, 7, 8, 9, 10], targets.to_vec());
         let batch = objective

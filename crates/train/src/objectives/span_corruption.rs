@@ -78,7 +78,7 @@ pub const ENTRY: Entry<SpanOptions> = Entry {
 pub struct SpanCorruption {
     options: SpanOptions,
     symbols: Symbols,
-    start: u32,
+    start: Option<u32>,
 }
 
 impl SpanCorruption {

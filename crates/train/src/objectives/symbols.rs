@@ -15,6 +15,8 @@ pub struct Symbols {
     pub vocabulary: usize,
     /// The token with which a decoder starts.
     pub decoder_start: Option<u32>,
+    /// Whether a decoder is trained to start with the last token of its target instead (mBART).
+    pub starts_with_last: bool,
     /// The end of a sequence.
     pub eos: Option<u32>,
 }

@@ -1,6 +1,12 @@
 //! A specification as a diagram: what a token passes on its way, from top to bottom.
 
-use espalier_models::spec::{BlockSpec, ChannelSpec, ModelSpec, NormSpec, PositionSpec, Residual};
+use espalier_models::{
+    pooling::Pooling,
+    spec::{
+        BlockSpec, ChannelSpec, ClassifierSpec, ModelSpec, NormSpec, PositionSpec,
+        RelativePositionSpec, Residual, Subject,
+    },
+};
 
 use super::describe;
 
@@ -11,10 +17,7 @@ pub fn lines(spec: &ModelSpec) -> Vec<String> {
         lines.push("source tokens".into());
         embedding(&mut lines, spec, encoder.positions, encoder.embedding_norm);
         if let Some(relative) = encoder.relative {
-            lines.push(format!(
-                "  biases by distance in {} buckets, for all blocks",
-                relative.buckets
-            ));
+            lines.push(biases(relative));
         }
         blocks(&mut lines, &encoder.blocks);
         lines.extend(encoder.final_norm.map(|kind| format!("  {}", norm(kind))));
@@ -24,12 +27,11 @@ pub fn lines(spec: &ModelSpec) -> Vec<String> {
     lines.push("tokens".into());
     embedding(&mut lines, spec, spec.positions, spec.embedding_norm);
     if let Some(relative) = spec.relative {
-        lines.push(format!(
-            "  biases by distance in {} buckets, for all blocks",
-            relative.buckets
-        ));
+        lines.push(biases(relative));
     }
     blocks(&mut lines, &spec.blocks);
+    let order = |order: &Vec<usize>| format!("  run in the order {order:?}");
+    lines.extend(spec.block_order.as_ref().map(order));
     lines.extend(spec.final_norm.map(|kind| format!("  {}", norm(kind))));
     lines.extend(
         spec.pooler
@@ -43,6 +45,18 @@ pub fn lines(spec: &ModelSpec) -> Vec<String> {
     lines
 }
 
+fn biases(relative: RelativePositionSpec) -> String {
+    let whose = if relative.per_block {
+        "for each block"
+    } else {
+        "for all blocks"
+    };
+    format!(
+        "  biases by distance in {} buckets, {whose}",
+        relative.buckets
+    )
+}
+
 fn embedding(
     lines: &mut Vec<String>,
     spec: &ModelSpec,
@@ -50,8 +64,12 @@ fn embedding(
     over: Option<NormSpec>,
 ) {
     let positions = match positions {
-        Some(PositionSpec::Learned { count, .. }) => format!(" + {count} learned positions"),
-        Some(PositionSpec::Sinusoidal { .. }) => " + sines and cosines".into(),
+        Some(
+            PositionSpec::Learned { count, .. } | PositionSpec::LearnedBehindPadding { count, .. },
+        ) => format!(" + {count} learned positions"),
+        Some(PositionSpec::Sinusoidal { .. } | PositionSpec::SinusoidalBehindPadding { .. }) => {
+            " + sines and cosines".into()
+        }
         None => String::new(),
     };
     let types = spec
@@ -60,9 +78,12 @@ fn embedding(
         .unwrap_or_default();
     lines.push(format!(
         "  embedding {} x {}{positions}{types}",
-        spec.vocabulary, spec.width
+        spec.vocabulary,
+        spec.outer_width()
     ));
     lines.extend(over.map(|kind| format!("  {}", norm(kind))));
+    let projection = |outer| format!("  linear {outer} to {}", spec.width);
+    lines.extend(spec.embedding_width.map(projection));
 }
 
 /// Equal neighbours in one box.
@@ -85,7 +106,7 @@ fn blocks(lines: &mut Vec<String>, blocks: &[BlockSpec]) {
 fn block(block: &BlockSpec) -> Vec<String> {
     let mut parts = vec![(
         describe::mixer(&block.mixer),
-        Some(block.mixer_norm),
+        block.mixer_norm,
         block.mixer_output_norm,
     )];
     if let Some(cross) = &block.cross {
@@ -135,14 +156,30 @@ fn head(spec: &ModelSpec) -> String {
         .map(|cap| format!(", soft cap {cap}"))
         .unwrap_or_default();
     let bias = if spec.head_bias { " with a bias" } else { "" };
+    if let Some(classifier) = spec.classifier {
+        return classes(&classifier);
+    }
     match (spec.headless, spec.tied_head) {
         (true, _) => "hidden states".into(),
         (false, true) => format!("  head: the embedding's table{bias}{softcap}\nlogits"),
         (false, false) => format!(
             "  head {} x {}{bias}{softcap}\nlogits",
-            spec.vocabulary, spec.width
+            spec.vocabulary,
+            spec.outer_width()
         ),
     }
+}
+
+fn classes(classifier: &ClassifierSpec) -> String {
+    let dense = classifier.dense.map_or("", |_| "dense layer and ");
+    let (of, what) = match classifier.subject {
+        Subject::Texts(Pooling::First) => ("the first token", "texts"),
+        Subject::Texts(Pooling::Last) => ("the last token", "texts"),
+        Subject::Texts(Pooling::Mean | Pooling::WeightedMean) => ("the mean", "texts"),
+        Subject::Tokens => ("every token", "tokens"),
+    };
+    let labels = classifier.labels;
+    format!("  {dense}linear layer over {of}\nscores of {labels} classes of {what}")
 }
 
 #[cfg(test)]
@@ -187,6 +224,7 @@ mod tests {
             embedding_norm: Some(norm),
             final_norm: None,
             decoder_start: 0,
+            starts_with_last: false,
             fixed_padding: false,
             forced_first: None,
             forced_last: None,
