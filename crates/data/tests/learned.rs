@@ -1,4 +1,10 @@
 //! What is learned of conversations, through short templates that do what published ones do.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use espalier_data::{
     Result,

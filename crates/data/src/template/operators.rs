@@ -51,7 +51,8 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
             is_in(state, value, container).map(|found| !found)
         },
     );
-    let comparisons: [(&str, fn(&Value, &Value) -> bool); 6] = [
+    type Comparison = fn(&Value, &Value) -> bool;
+    let comparisons: [(&str, Comparison); 6] = [
         (names::EQUAL, |left, right| left == right),
         (names::UNEQUAL, |left, right| left != right),
         (names::LESS, |left, right| left < right),

@@ -21,7 +21,7 @@ pub struct ExpertParameter {
 impl ExpertParameter {
     /// The stacks of a model's modules; of a module's parameters the outer one is last.
     pub fn all(modules: &[Module]) -> Vec<Self> {
-        let mut stacks: BTreeMap<String, BTreeMap<usize, Vec<(usize, &Module)>>> = BTreeMap::new();
+        let mut stacks: BTreeMap<String, Experts<'_>> = BTreeMap::new();
         let mut order = Vec::new();
         for module in modules {
             let Some((name, expert)) = parameter(module).zip(module.expert.as_ref()) else {
@@ -69,6 +69,9 @@ impl ExpertParameter {
             .map(|factor| format!("{PEFT_PREFIX}{}{inner}.{factor}.weight", self.module()))
     }
 }
+
+/// The modules of every expert of a stack, each with the first of its rows.
+type Experts<'a> = BTreeMap<usize, Vec<(usize, &'a Module)>>;
 
 /// The parameter of the second layer of experts, which transformers defines last.
 const DOWN: &str = ".down_proj";

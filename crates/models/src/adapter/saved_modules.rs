@@ -118,7 +118,7 @@ pub fn attach(
         .iter()
         .any(|name| CLASSIFIERS.contains(&name.as_str()) && is_there(&name));
     let is_strange = |name: &&String| {
-        !is_there(name) && !(has_classifier && CLASSIFIERS.contains(&name.as_str()))
+        !(is_there(name) || has_classifier && CLASSIFIERS.contains(&name.as_str()))
     };
     if let Some(strange) = saved.iter().find(is_strange) {
         return Err(match CLASSIFIERS.contains(&strange.as_str()) {

@@ -663,10 +663,10 @@ mod tests {
                 let pairs = written.iter().zip(theirs);
                 pairs.for_each(|(one, other)| other_forms(key, one, other, found));
             }
-            (Value::Number(written), Value::Number(theirs)) => {
-                if written.is_f64() != theirs.is_f64() {
-                    found.push(format!("`{key}`: {written}, not {theirs}"));
-                }
+            (Value::Number(written), Value::Number(theirs))
+                if written.is_f64() != theirs.is_f64() =>
+            {
+                found.push(format!("`{key}`: {written}, not {theirs}"));
             }
             _ => {}
         }
