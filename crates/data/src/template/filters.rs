@@ -128,8 +128,8 @@ fn charge_growth(name: &str, value: &Value, others: &[Value]) -> Result<(), Erro
         }
         "batch" | "slice" => {
             let counts = named(others, &["count", "slices", "linecount"])?;
-            let counts = counts.iter().map(bounds::check_width);
-            counts.map(|count| count.map(|_| ())).collect()
+            let mut counts = counts.iter().map(bounds::check_width);
+            counts.try_for_each(|count| count.map(|_| ()))
         }
         "replace" => {
             let matches = text.matches(given(0).unwrap_or_default()).count();

@@ -137,7 +137,7 @@ impl ChatTemplate {
             let empty = self.render_messages(conversation, &empty);
             empty.is_ok_and(|empty| messages::prints_nulls(&rendered.text, &empty.text))
         };
-        !messages::prints_parts(&rendered.text, messages) && !(nulls && prints_nulls())
+        !(messages::prints_parts(&rendered.text, messages) || nulls && prints_nulls())
     }
 
     /// Renders these messages in place of the conversation's, as they are.
