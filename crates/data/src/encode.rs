@@ -237,14 +237,14 @@ fn dropped(reason: &str) -> Encoded {
     }
 }
 
-/// Whether each token's characters meet one of the spans, both half-open.
+/// Whether each token's characters meet one of the spans, all half-open; the spans ascend.
 fn overlapping(offsets: &[(usize, usize)], spans: &[(usize, usize)]) -> Vec<bool> {
-    let meets =
-        |start: usize, end: usize| spans.iter().any(|span| start.max(span.0) < end.min(span.1));
-    offsets
-        .iter()
-        .map(|(start, end)| meets(*start, *end))
-        .collect()
+    let meets = |(start, end): &(usize, usize)| {
+        let first = spans.partition_point(|span| span.1 <= *start);
+        let mut near = spans[first..].iter().take_while(|span| span.0 < *end);
+        near.any(|span| *start.max(&span.0) < *end.min(&span.1))
+    };
+    offsets.iter().map(meets).collect()
 }
 
 fn common_prefix(left: &[u32], right: &[u32]) -> usize {
@@ -259,6 +259,18 @@ mod tests {
     use super::*;
     use crate::template::CHATML;
     use crate::tokenizer::BpeOptions;
+
+    #[test]
+    fn tokens_that_meet_a_span_are_targets() {
+        let offsets = [(0, 1), (1, 5), (5, 5), (5, 7), (7, 8), (8, 9)];
+        let spans = [(3, 3), (4, 6), (8, 9)];
+        let expected = [false, true, false, true, false, true];
+        assert_eq!(overlapping(&offsets, &spans), expected);
+        let many: Vec<(usize, usize)> = (0..300_000)
+            .map(|place| (2 * place, 2 * place + 1))
+            .collect();
+        assert!(overlapping(&many, &many).iter().all(|meets| *meets));
+    }
 
     pub(super) fn tokenizer() -> Tokenizer {
         let texts = vec!["what is the sum of two and three? the sum is five.".to_string(); 4];

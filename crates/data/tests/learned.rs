@@ -1,10 +1,5 @@
 //! What is learned of conversations, through short templates that do what published ones do.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test may fail loudly"
-)]
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use espalier_data::{
     Result,

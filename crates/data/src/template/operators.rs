@@ -32,6 +32,8 @@ pub(super) mod names {
     pub const KEPT: &str = "operator kept";
 }
 
+type Comparison = fn(&Value, &Value) -> bool;
+
 /// Adds the operators.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_function(names::ADD, add);
@@ -51,7 +53,6 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
             is_in(state, value, container).map(|found| !found)
         },
     );
-    type Comparison = fn(&Value, &Value) -> bool;
     let comparisons: [(&str, Comparison); 6] = [
         (names::EQUAL, |left, right| left == right),
         (names::UNEQUAL, |left, right| left != right),
