@@ -362,17 +362,20 @@ fn expected(name: &str) -> Vec<&'static str> {
         "chatml-generation/three" => vec!["Hello!<|im_end|>"],
         "chatml/system" | "chatml-generation/system" => vec!["Ja.<|im_end|>"],
         "chatml/tool" | "chatml-generation/tool" => {
-            vec!["<|im_end|>", "Seven degrees.<|im_end|>"]
+            vec![UNSEEN]
         }
         "headers/three" => vec!["Hello!<|eot_id|>"],
         "headers/system" => vec!["Ja.<|eot_id|>"],
         "headers/tool" => vec![call, "Seven degrees.<|eot_id|>"],
         "inst/three" => vec![" Hello!</s>"],
         "turns/three" => vec!["Hello!<end_of_turn>"],
-        "turns/tool" => vec!["<end_of_turn>", "Seven degrees.<end_of_turn>"],
+        "turns/tool" => vec![UNSEEN],
         _ => Vec::new(),
     }
 }
+
+/// Of a template that leaves out the calls of tools.
+const UNSEEN: &str = "refused";
 
 #[test]
 fn the_templates_of_the_reference_are_told() {
@@ -390,7 +393,12 @@ fn the_templates_of_the_reference_are_told() {
         if asked || unlike {
             continue;
         }
-        let said = with_tools(&case.template, case.messages, case.tools.as_ref()).unwrap();
+        let said = match with_tools(&case.template, case.messages, case.tools.as_ref()) {
+            Err(error) if error.to_string().contains("does not show the `tool_calls`") => {
+                vec![UNSEEN.to_owned()]
+            }
+            said => said.unwrap(),
+        };
         let expected = expected(&case.name);
         seen += usize::from(!expected.is_empty());
         if said != expected {
@@ -447,4 +455,24 @@ fn long_conversations_are_told_without_rendering_them_for_each_turn() {
         assert_eq!(learned.len(), 3000);
         assert_eq!(learned[2998], end);
     }
+}
+
+#[test]
+fn what_a_template_leaves_out_is_refused() {
+    let plain = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}";
+    let call = json!([
+        {"role": "user", "content": "Sum"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
+    ]);
+    let error = learned(plain, call).unwrap_err().to_string();
+    assert!(
+        error.contains("does not show the `tool_calls` of message 2"),
+        "{error}"
+    );
+    let thinking = json!([
+        {"role": "user", "content": "Sum"},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Two"}]}
+    ]);
+    let error = learned(plain, thinking).unwrap_err().to_string();
+    assert!(error.contains("lists of parts"), "{error}");
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::marks::{Marked, Placing, Unmarked};
 use crate::record::Message;
-use crate::template::{ChatTemplate, Conversation, Rendered};
+use crate::template::{ChatTemplate, Conversation, Rendered, messages::prints_parts};
 use crate::{Error, Result};
 
 /// The most bytes that shorter renderings of one conversation may take together: a bound on time.
@@ -34,6 +34,7 @@ pub fn render_learned(
 ) -> Result<Rendered> {
     let messages = template.understood(conversation);
     let mut rendered = template.render_messages(conversation, &messages)?;
+    refuse_unread(template, conversation, &messages, &rendered.text)?;
     if template.marks_generation() {
         leave_out(&mut rendered, &messages)?;
         return Ok(rendered);
@@ -64,6 +65,45 @@ pub fn render_learned(
          the template",
         failure.unwrap_or_default() + 1
     )))
+}
+
+/// Refuses a conversation of which the template leaves out what is to be learned: calls of tools that it does not show, and parts of
+/// contents that it writes as values.
+fn refuse_unread(
+    template: &ChatTemplate,
+    conversation: &Conversation,
+    messages: &[Message],
+    text: &str,
+) -> Result<()> {
+    if prints_parts(text, messages) {
+        return Err(Error::Template(
+            "the template does not read contents that are lists of parts; give texts (thinking as `reasoning_content`)".into(),
+        ));
+    }
+    let calls = |message: &Message| {
+        let calls = message.rest.get("tool_calls").and_then(Value::as_array);
+        calls.is_some_and(|calls| !calls.is_empty())
+    };
+    let Some((turn, _)) = assistants(messages).find(|(_, m)| m.learned && calls(m)) else {
+        return Ok(());
+    };
+    let without: Vec<Message> = messages
+        .iter()
+        .map(|message| {
+            let mut message = message.clone();
+            message.rest.remove("tool_calls");
+            message
+        })
+        .collect();
+    let unseen = template.render_messages(conversation, &without);
+    if unseen.is_ok_and(|unseen| unseen.text == text) {
+        return Err(Error::Template(format!(
+            "the template does not show the `tool_calls` of message {}, so nothing of them would be learned; use the template of a \
+             model that calls tools, or give a null content where there is only the call",
+            turn + 1
+        )));
+    }
+    Ok(())
 }
 
 /// Drops the spans of turns that are not to be learned from what a template has marked.

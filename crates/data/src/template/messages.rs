@@ -65,12 +65,18 @@ pub(super) fn with_nulls(messages: &[Message]) -> Option<Vec<Message>> {
 }
 
 /// Whether a rendered text shows parts as values, as `{{ message.content }}` writes a list, which no model was tuned on.
-pub(super) fn prints_parts(rendered: &str, messages: &[Message]) -> bool {
-    const VALUE: &str = "{'type': 'text'";
-    rendered.contains(VALUE)
-        && !messages
+pub(crate) fn prints_parts(rendered: &str, messages: &[Message]) -> bool {
+    let kinds = |message: &Message| match &message.content {
+        Content::Parts(parts) => parts
             .iter()
-            .any(|message| message.text().contains(VALUE))
+            .filter_map(|part| Some(part.get("type")?.as_str()?.to_owned()))
+            .collect(),
+        _ => Vec::new(),
+    };
+    messages.iter().flat_map(kinds).any(|kind| {
+        let value = format!("{{'type': '{kind}'");
+        rendered.contains(&value) && !messages.iter().any(|other| other.text().contains(&value))
+    })
 }
 
 /// Whether a rendered text shows more words for nothing than the same with empty texts.

@@ -13,7 +13,7 @@ mod conversation;
 mod engine;
 mod filters;
 mod generation;
-mod messages;
+pub(crate) mod messages;
 mod operators;
 mod program;
 mod python;
