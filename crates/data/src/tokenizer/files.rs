@@ -374,6 +374,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::template::CHATML;
+    use crate::template::ChatTemplate;
     use crate::tokenizer::BpeOptions;
 
     fn trained() -> Tokenizer {
