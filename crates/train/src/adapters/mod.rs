@@ -24,6 +24,14 @@ pub trait Tuning {
     /// When this way to tune trains no modules of the base.
     fn with_modules(&self, modules: Vec<String>) -> Result<AdapterOptions>;
 
+    /// Whether the options make sense for a model, before anything is put on it.
+    ///
+    /// # Errors
+    /// When they do not.
+    fn check_model(&self, _model: &LanguageModel) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether what was put on the model can be kept in a folder.
     ///
     /// # Errors
@@ -90,6 +98,7 @@ impl AdapterOptions {
     /// When an option makes no sense or no module of the model can have one.
     pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<Adapter> {
         let adapter = self.tuning().adapter()?;
+        self.tuning().check_model(model)?;
         adapter.attach(model, family, seed)?;
         self.tuning().check_attached(model)?;
         Ok(adapter)
