@@ -499,3 +499,28 @@ fn absolute(path: &Path) -> String {
     let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     whole.to_string_lossy().into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_are_there_already_are_told_of() {
+        let options = BpeOptions {
+            vocabulary: 259,
+            ..BpeOptions::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &options).unwrap();
+        let end = tokenizer.special().eos.clone().unwrap();
+        let (end_id, a) = (tokenizer.id(&end).unwrap(), tokenizer.id("a").unwrap());
+        assert_eq!(
+            known_tokens(&tokenizer, &["<new>".into(), end.clone(), "a".into()]),
+            [
+                format!("`{end}` is a special token already ({end_id}); it stays as it is"),
+                format!(
+                    "`a` is a piece of the vocabulary already ({a}); it becomes special and keeps its row"
+                ),
+            ]
+        );
+    }
+}

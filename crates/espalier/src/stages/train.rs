@@ -501,3 +501,6 @@ fn summary(outcome: &Outcome, plan: &Plan) -> Value {
         "peak_bytes": peak_bytes(),
     })
 }
+
+#[cfg(test)]
+mod tests;
