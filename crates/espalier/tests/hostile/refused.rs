@@ -205,7 +205,7 @@ fn range_errors_name_the_line_that_is_at_fault() {
     wrong(
         &mended,
         &["stage.a.train.options.clip=-1"],
-        "override `stage.a.train.options.clip=-1`: `clip`: -1 is outside 0 to",
+        "override `stage.a.train.options.clip=-1`: stage `a`: `clip`: -1 is outside 0 to",
     );
     // What is missing has no line of its own: that of the stage's name is told.
     wrong(

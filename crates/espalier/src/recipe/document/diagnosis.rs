@@ -66,14 +66,8 @@ pub(super) fn complaint(
             false => key,
         })
     };
-    let span = table.and_then(place);
-    let change = span
-        .as_ref()
-        .and_then(|span| override_at(text, span, overrides));
-    match change {
-        Some(_) => placed(reason.clone(), span, text, name, overrides),
-        None => located(format!("stage `{stage}`: {reason}"), span, text, name),
-    }
+    let reason = format!("stage `{stage}`: {reason}");
+    placed(reason, table.and_then(place), text, name, overrides)
 }
 
 /// The table of a stage by its name; the stages of a repetition are found by their own names.
