@@ -16,17 +16,13 @@ pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
                 .into_owned();
             if path.is_dir() {
                 visit(root, &path, found);
+            } else if name.ends_with("hashes.json") {
+                // What is remembered of files so as not to read them again depends on how old they are.
             } else if name.ends_with(".jsonl") {
                 found.insert(name, without_times(&fs::read_to_string(&path).unwrap()));
-            } else if ![
-                ".lock",
-                "hashes.json",
-                "report.html",
-                "stage.json",
-                "result.json",
-            ]
-            .iter()
-            .any(|with_times| name.ends_with(with_times))
+            } else if ![".lock", "report.html", "stage.json", "result.json"]
+                .iter()
+                .any(|with_times| name.ends_with(with_times))
             {
                 found.insert(name, without_place(fs::read(&path).unwrap(), root));
             } else {
