@@ -270,6 +270,39 @@ mod tests {
     }
 
     #[test]
+    fn pairs_beside_conversations_are_read_where_they_are_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ultrafeedback.jsonl");
+        let turns = |answer: &str| {
+            format!(
+                r#"[{{"role":"user","content":"q"}},{{"role":"assistant","content":"{answer}"}}]"#
+            )
+        };
+        let (good, bad) = (turns("good"), turns("bad"));
+        let line =
+            format!(r#"{{"prompt":"q","messages":{good},"chosen":{good},"rejected":{bad}}}"#);
+        std::fs::write(&path, line).unwrap();
+        let source = DataOptions {
+            path: Some(path),
+            ..DataOptions::default()
+        };
+        let read = |pairs| {
+            let found = records(&[source.clone()], pairs, &mut Said(Vec::new())).unwrap();
+            found[0].record.clone()
+        };
+        assert_eq!(
+            read(true),
+            Record::Preference {
+                prompt: vec![Message::user("q")],
+                chosen: Message::assistant("good"),
+                rejected: Message::assistant("bad"),
+                tools: None,
+            }
+        );
+        assert!(matches!(read(false), Record::Chat { .. }));
+    }
+
+    #[test]
     fn records_that_cannot_be_encoded_are_counted_with_their_lines() {
         let options = BpeOptions {
             vocabulary: 259,

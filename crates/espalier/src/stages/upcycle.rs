@@ -314,3 +314,40 @@ fn tokens(prompts: &GatePrompts, tokenizer: &Tokenizer) -> Result<ExpertPrompts>
         negative: encoded(&prompts.negative)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use espalier_models::{source::Seed, spec::ModelSpec};
+
+    #[test]
+    fn experts_without_room_are_refused_with_their_number() {
+        let device = Device::flex();
+        let spec = ModelSpec::llama(64, 16, 1, 2, 1, 32, 32);
+        let base = LanguageModel::build(spec, &mut Seed(0), &device).unwrap();
+        let options = |experts, active| Upcycling {
+            experts,
+            active,
+            balance: 0.01,
+            noise: 0.0,
+            seed: 0,
+            gates: Vec::new(),
+        };
+        assert!(check_memory(&base, &options(8, 2), &device).is_ok());
+        let refused = |experts, active| {
+            let error = check_memory(&base, &options(experts, active), &device).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        // Three matrices of 16 x 32 and a row of 16 for each, in f32: 6208 bytes.
+        let said = refused(1 << 40, 2);
+        assert!(
+            said.starts_with(
+                "`experts` = 1099511627776: a model with so many takes about 6.06 PiB of memory"
+            ),
+            "{said}"
+        );
+        let said = refused(2, 3);
+        assert!(said.starts_with("`active`: 3 of 2 experts"), "{said}");
+    }
+}
