@@ -12,6 +12,7 @@ pub mod hashes;
 pub mod kinds;
 mod lock;
 pub mod model;
+pub mod new_model;
 pub mod record;
 pub mod report;
 pub mod seeds;

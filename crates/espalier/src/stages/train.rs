@@ -24,7 +24,8 @@ use super::{
     data::{self, Sourced},
     ends,
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
-    model::{self, NewModel, Origin, Start},
+    model::{self, Origin, Start},
+    new_model::{self, NewModel},
     report,
 };
 use crate::{
@@ -134,7 +135,7 @@ impl StageKind for TrainStage {
             ));
         }
         match (0.0..1.0).contains(&self.validation_share) {
-            true => self.new.as_ref().map_or(Ok(()), model::check),
+            true => self.new.as_ref().map_or(Ok(()), new_model::check),
             false => Err(Error::usage(
                 "`validation_share` must be at least 0 and below 1",
             )),
@@ -341,7 +342,7 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
             let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
             let special = (stage.objective.registered().special_tokens)();
             let seed = stage.options.seed;
-            model::create(new, texts, &special, template, seed, workplace.device)
+            new_model::create(new, texts, &special, template, seed, workplace.device)
         }
         _ => Err(Error::usage("a train stage needs one of `model` and `new`")),
     }
