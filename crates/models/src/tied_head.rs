@@ -6,13 +6,15 @@
 use crate::{
     Result,
     checkpoint::Checkpoint,
-    families::{Family, config::Config},
+    families::{Family, TensorEntry, config::Config},
     source::{Initial, ParameterSource, Seed, Values, stored_name},
     spec::ModelSpec,
 };
 
 /// Our name of the head's matrix.
 pub(crate) const HEAD: &str = "head.weight";
+/// Our name of the head's bias.
+pub(crate) const HEAD_BIAS: &str = "head.bias";
 /// Our name of the embedding's.
 pub(crate) const EMBEDDING: &str = "embedding.weight";
 
@@ -29,13 +31,45 @@ pub(crate) struct HeadInFile {
 
 /// The checkpoint's name of one of the two matrices, where the family's files have one.
 pub(crate) fn tensor_of(ours: &str, family: &Family, spec: &ModelSpec) -> Option<String> {
-    let untied = ModelSpec {
-        tied_head: false,
-        ..spec.clone()
-    };
-    let mut entries = (family.tensors)(&untied).into_iter();
+    name_of(ours, (family.tensors)(&untied(spec)))
+}
+
+/// As [`tensor_of`], by the name that transformers has for it.
+pub(crate) fn tensor_in_memory(ours: &str, family: &Family, spec: &ModelSpec) -> Option<String> {
+    name_of(ours, family.in_memory(&untied(spec)))
+}
+
+fn name_of(ours: &str, entries: Vec<TensorEntry>) -> Option<String> {
+    let mut entries = entries.into_iter();
     let entry = entries.find(|entry| entry.parts.iter().any(|part| part == ours))?;
     Some(entry.name)
+}
+
+/// The same model with a head of its own.
+pub(crate) fn untied(spec: &ModelSpec) -> ModelSpec {
+    ModelSpec {
+        tied_head: false,
+        ..spec.clone()
+    }
+}
+
+/// Whether a tensor of a file says nothing: one of the family's derived ones, or the bias of a head that is not there, which
+/// transformers writes beside that of the head that is.
+pub(crate) fn is_derived(name: &str, family: &Family, spec: &ModelSpec) -> bool {
+    let ignored = |end: &&str| name.ends_with(end);
+    family.ignored.iter().any(ignored) || other_bias(family, spec).is_some_and(|bias| bias == name)
+}
+
+/// What a head's bias is called where the head is tied, if that of `spec` has its own, and the other way round: transformers has both,
+/// and they are one where an adapter trains them.
+pub(crate) fn other_bias(family: &Family, spec: &ModelSpec) -> Option<String> {
+    let other = ModelSpec {
+        tied_head: !spec.tied_head,
+        ..spec.clone()
+    };
+    let bias = |spec| name_of(HEAD_BIAS, (family.tensors)(spec));
+    let (own, other) = (bias(spec), bias(&other));
+    other.filter(|name| spec.head_bias && own.as_ref() != Some(name))
 }
 
 /// Settles whether the head of `spec` is tied.

@@ -41,6 +41,7 @@ pub mod mbart;
 pub mod mistral;
 pub mod mixtral;
 pub mod modernbert;
+pub mod module_names;
 pub mod mpnet;
 pub mod mpt;
 pub mod nemotron;
@@ -74,6 +75,7 @@ mod state_spaces;
 pub mod t5;
 
 pub use config::Config;
+pub use module_names::ModuleNames;
 pub use rwkv::bare;
 
 use crate::error::{Error, Result};
@@ -96,6 +98,8 @@ pub struct Family {
     pub write: fn(&ModelSpec) -> Map<String, Value>,
     /// The checkpoint's tensors, in the order of [`ModelSpec::parameters`].
     pub tensors: fn(&ModelSpec) -> Vec<TensorEntry>,
+    /// How the modules of transformers, which adapters name, differ from the tensors.
+    pub modules: ModuleNames,
     /// What base-model files leave out before tensor names.
     pub prefix: &'static str,
     /// Ends of the names of derived buffers in old files, to be ignored.
