@@ -150,8 +150,9 @@ impl PeftConfig {
         let is_module = |module: &&Module| module.expert.is_none() && module.parameter().is_none();
         let layers: Vec<&Module> = modules.iter().filter(is_module).collect();
         let differs = |module: &&Module| self.targets_in_peft(module) != has(module);
-        let mut experts = modules.iter().filter(|module| module.expert.is_some());
-        if experts.any(|module| self.targets(module)) || layers.iter().any(differs) {
+        let mut others = modules.iter().filter(|module| !is_module(module));
+        let names_another = others.any(|module| module.names().any(|name| self.matches(name)));
+        if names_another || layers.iter().any(differs) {
             let chosen: HashSet<&str> = layers
                 .iter()
                 .filter(|m| has(m))
