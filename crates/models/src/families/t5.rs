@@ -6,7 +6,7 @@ use super::config::{
 };
 use super::module_names::renamed;
 use super::{
-    BIDIRECTIONAL, Family, Frame, ModuleNames, TensorEntry, attention, mlp, rename, table,
+    Family, Frame, ModuleNames, TensorEntry, attention, frame::BIDIRECTIONAL, mlp, rename, table,
     write_frame,
 };
 use crate::error::Result;
