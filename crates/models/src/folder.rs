@@ -325,7 +325,8 @@ fn write_weights(
     folder: &Path,
     dtype: Dtype,
 ) -> Result<()> {
-    let tensors = stored_tensors(model, family);
+    let mut tensors = stored_tensors(model, family);
+    tensors.extend(tied_head::repeated_tables(model, family));
     writer(&tensors, dtype)?
         .write_sharded(folder, MAX_SHARD_BYTES, |name| values(&tensors, name))?;
     Ok(())

@@ -4,9 +4,11 @@
 //! stay apart. Of two that are tied either may be missing. A head that should be there and is not starts from random numbers.
 
 use crate::{
-    Result,
+    Error, Result,
     checkpoint::Checkpoint,
     families::{Family, TensorEntry, config::Config},
+    layout::StoredTensor,
+    model::LanguageModel,
     source::{Initial, ParameterSource, Seed, Values, stored_name},
     spec::ModelSpec,
 };
@@ -82,6 +84,22 @@ pub(crate) fn settle(
     family: &Family,
     checkpoint: &Checkpoint,
 ) -> Result<HeadInFile> {
+    let table = own_table(family, spec, checkpoint)?;
+    let found = settle_head(spec, config, family, checkpoint, table.clone())?;
+    Ok(HeadInFile {
+        embedding: table.or(found.embedding),
+        ..found
+    })
+}
+
+/// As [`settle`], with the tensor that is the embedding where it is not the usual one.
+fn settle_head(
+    spec: &mut ModelSpec,
+    config: &Config,
+    family: &Family,
+    checkpoint: &Checkpoint,
+    table: Option<String>,
+) -> Result<HeadInFile> {
     if spec.headless {
         return Ok(HeadInFile::default());
     }
@@ -89,7 +107,7 @@ pub(crate) fn settle(
         let name = tensor_of(ours, family, spec)?;
         stored_name(checkpoint, family.prefix, &name)
     };
-    let (head, embedding) = (stored(HEAD), stored(EMBEDDING));
+    let (head, embedding) = (stored(HEAD), table.or_else(|| stored(EMBEDDING)));
     match (spec.tied_head, head, embedding) {
         (true, Some(head), None) => Ok(HeadInFile {
             embedding: Some(head),
@@ -118,6 +136,59 @@ pub(crate) fn settle(
         }),
         _ => Ok(HeadInFile::default()),
     }
+}
+
+/// The tables that the stacks of an encoder-decoder look up in transformers, which never reads the one that they share.
+fn stack_tables(family: &Family, spec: &ModelSpec) -> Vec<String> {
+    let shared = family
+        .modules
+        .unread
+        .zip(tensor_of(EMBEDDING, family, spec));
+    let Some((unread, shared)) = shared else {
+        return Vec::new();
+    };
+    let sides = match spec.encoder {
+        Some(_) => &["encoder", "decoder"][..],
+        None => &["encoder"],
+    };
+    let table = |side: &&str| shared.replace(unread, &format!("{side}.embed_tokens"));
+    sides.iter().map(table).collect()
+}
+
+/// The table that the stacks look up, where the file has one of their own.
+fn own_table(family: &Family, spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<Option<String>> {
+    let stored = stack_tables(family, spec).into_iter();
+    let stored: Vec<String> = stored
+        .filter_map(|name| stored_name(checkpoint, family.prefix, &name))
+        .collect();
+    if let [one, other] = &stored[..]
+        && !are_equal(checkpoint, one, other)?
+    {
+        return Err(Error::checkpoint(
+            checkpoint.folder(),
+            format!(
+                "`{one}` and `{other}` differ; encoder and decoder with embeddings of their own are not supported"
+            ),
+        ));
+    }
+    Ok(stored.into_iter().next())
+}
+
+/// The embedding under the names of both stacks' tables, which transformers reads where nothing ties them.
+pub(crate) fn repeated_tables<'a>(
+    model: &'a LanguageModel,
+    family: &Family,
+) -> Vec<StoredTensor<'a>> {
+    let spec = model.spec();
+    let embedding = model
+        .parameters()
+        .into_iter()
+        .find(|parameter| parameter.name() == EMBEDDING);
+    let Some(embedding) = embedding.filter(|_| !spec.tied_head && spec.encoder.is_some()) else {
+        return Vec::new();
+    };
+    let whole = |name| StoredTensor::whole(name, embedding);
+    stack_tables(family, spec).into_iter().map(whole).collect()
 }
 
 fn said(remark: String) -> HeadInFile {

@@ -277,3 +277,56 @@ fn heads_of_masked_tokens_have_tables_and_biases_of_their_own() {
         assert_eq!(logits(&load(saved.path()).model), found, "{name}");
     }
 }
+
+#[test]
+fn stacks_read_tables_of_their_own_where_nothing_ties_them() {
+    for (name, shared) in [
+        ("bart", "model.shared"),
+        ("m2m-100", "model.shared"),
+        ("t5", "shared"),
+    ] {
+        let (shared, head) = (format!("{shared}.weight"), "lm_head.weight");
+        let [encoder, decoder] = ["encoder", "decoder"]
+            .map(|side| shared.replace("shared", &format!("{side}.embed_tokens")));
+        let untied = json!({"tie_word_embeddings": false});
+        let tables = |of_decoder: f32, fewer: &[&str]| {
+            let more = [
+                (encoder.as_str(), shared.as_str(), 3.0),
+                (&decoder, &shared, of_decoder),
+                (head, &shared, 2.0),
+            ];
+            copy(name, &more, fewer, untied.clone())
+        };
+        // What is called shared means nothing, and may be missing.
+        let (beside, alone) = (tables(3.0, &[]), tables(3.0, &[&shared]));
+        let (beside, alone) = (load(beside.path()), load(alone.path()));
+        assert_eq!(logits(&beside.model), logits(&alone.model), "{name}");
+        let plain = copy(name, &[(head, &shared, 2.0)], &[], untied.clone());
+        let plain = load(plain.path());
+        assert_ne!(logits(&beside.model), logits(&plain.model), "{name}");
+        let differ = tables(4.0, &[]);
+        let error = folder::load(differ.path(), &Device::flex())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("embeddings of their own"), "{name}: {error}");
+        let saved = tempfile::tempdir().unwrap();
+        folder::save(
+            &beside.model,
+            saved.path(),
+            Some(&beside.config),
+            Dtype::F32,
+        )
+        .unwrap();
+        let file = Checkpoint::open(saved.path()).unwrap();
+        let read = |name: &str| file.read_f32(name, None).unwrap();
+        assert!(
+            read(&encoder) == read(&shared) && read(&decoder) == read(&shared),
+            "{name}"
+        );
+        assert_eq!(
+            logits(&load(saved.path()).model),
+            logits(&beside.model),
+            "{name}"
+        );
+    }
+}
