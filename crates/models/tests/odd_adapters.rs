@@ -7,6 +7,8 @@
     reason = "a test may fail loudly"
 )]
 
+mod fixture_lists;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -21,11 +23,8 @@ use espalier_models::{
     model::{Input, LanguageModel},
     parameter::{Parameter, Parameters},
 };
+use fixture_lists::{fixture, outputs};
 use serde_json::{Map, Value, json};
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(name)
-}
 
 fn load(folder: &Path) -> LoadedModel {
     folder::load(folder, &Device::flex()).unwrap()
@@ -42,22 +41,8 @@ fn cases() -> Vec<PathBuf> {
 /// The largest difference from what PEFT computes.
 fn gap(folder: &Path, model: &LanguageModel) -> f32 {
     let expected = TensorFile::open(&folder.join("expected.safetensors")).unwrap();
-    let [rows, time] = expected.info("input_ids").unwrap().shape[..] else {
-        panic!()
-    };
-    let ids = expected.read_i64("input_ids").unwrap();
-    let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
-    let rows: Vec<Vec<u32>> = ids.chunks(time).map(<[u32]>::to_vec).take(rows).collect();
-    let hidden = model.hidden(&Input::rows(&rows).unwrap(), None).unwrap();
-    let (name, found) = match expected.info("logits") {
-        Some(_) => ("logits", model.head(hidden)),
-        None => ("last_hidden_state", hidden),
-    };
-    let expected = expected.read_f32(name, None).unwrap();
-    let found = found.into_data().try_into_vec::<f32>().unwrap();
-    assert_eq!(found.len(), expected.len());
-    let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-    differences.fold(0.0, f32::max)
+    let (ours, theirs) = outputs::computed(model, &expected);
+    outputs::gap(&ours, &theirs)
 }
 
 fn names(folder: &Path) -> BTreeSet<String> {
@@ -87,13 +72,21 @@ fn they_compute_what_peft_computes_before_and_after_saving_and_when_merged() {
             .unwrap()
             .based_on(loaded.base.to_string_lossy());
         adapter.save(&loaded.model, family, saved.path()).unwrap();
-        let is_copy = |tensor: &String| {
-            tensor.contains(".base_layer.")
-                || name == "whole-embeddings" && !tensor.contains("lora")
+        let is_copy = |tensor: &String| match name.as_str() {
+            "whole-embeddings" => !tensor.contains("lora"),
+            // What transformers never reads.
+            "shared" | "shared-bart" => tensor.ends_with("shared.weight"),
+            "state-dict" => !tensor.contains("lora") && !tensor.contains(".modules_to_save."),
+            _ => tensor.contains(".base_layer.") && !tensor.contains(".experts.base_layer."),
         };
         let wanted = names(&case).into_iter().filter(|tensor| !is_copy(tensor));
-        // Those of a model with a head that are put on one without become adapters of that.
-        let wanted = wanted.map(|tensor| tensor.replace(".model.bert.", ".model."));
+        // Those of a model with a head that are put on one without become adapters of that; state dicts name the adapter.
+        let wanted = wanted.map(|tensor| {
+            let tensor = tensor.replace(".model.bert.", ".model.");
+            tensor
+                .replace(".modules_to_save.default.", ".")
+                .replace(".default.", ".")
+        });
         assert_eq!(names(saved.path()), wanted.collect(), "{name}");
         let (theirs, ours) = (configuration(&case), configuration(saved.path()));
         if !["no-task", "encoder-masked"].contains(&name.as_str()) {
@@ -109,20 +102,266 @@ fn they_compute_what_peft_computes_before_and_after_saving_and_when_merged() {
         loaded.model.merge_adapters().unwrap();
         assert!(gap(&case, &loaded.model) < 1e-4, "{name}");
         let tied = loaded.model.spec().tied_head && !loaded.model.spec().headless;
-        assert_eq!(tied, name == "tied-both", "{name}");
+        let base = load(&loaded.base).model.spec().tied_head;
+        let parts = PARTED.contains(&name.as_str());
+        assert!(
+            !base || loaded.model.spec().headless || tied != parts,
+            "{name}"
+        );
     }
 }
+
+/// The cases in which head and embedding part.
+const PARTED: [&str; 6] = [
+    "tied-embedding",
+    "tied-head",
+    "tied-target",
+    "head-with-table",
+    "both-head",
+    "scaled-head",
+];
 
 #[test]
 fn heads_that_part_from_their_embedding_are_told() {
     for case in cases() {
         let name = case.file_name().unwrap().to_str().unwrap().to_owned();
         let remarks = load(&case).remarks;
-        let parts = ["tied-embedding", "tied-head", "tied-target"].contains(&name.as_str());
+        let parts = PARTED.contains(&name.as_str());
         let told = remarks
             .iter()
             .any(|remark| remark.contains("alone, so the two part"));
         assert_eq!(told, parts, "{name}: {remarks:?}");
+    }
+}
+
+#[test]
+fn what_means_nothing_to_transformers_is_told() {
+    let remarks = |case: &str| load(&fixture("odd-adapters").join(case)).remarks.join(" ");
+    for case in ["shared", "shared-bart"] {
+        let told = remarks(case);
+        assert!(
+            told.contains("never reads `shared`") && told.contains("left out here"),
+            "{told}"
+        );
+    }
+    let told = remarks("steps");
+    assert!(
+        told.contains("an adapter of `dt_proj` counts here, but not everywhere"),
+        "{told}"
+    );
+    // A table for each of two sides.
+    let mut loaded = load(&fixture("t5"));
+    let family = loaded.family().unwrap();
+    let mut config = PeftConfig::new(2, 4.0, Targets::List(vec!["q".into()]));
+    config.modules_to_save = vec!["embed_tokens".into()];
+    let error = Adapter::new(config)
+        .attach(&mut loaded.model, family, 0)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("a table for each of the model's two sides"),
+        "{error}"
+    );
+}
+
+#[test]
+fn tables_that_transformers_never_reads_are_trained_where_the_adapter_is_merged() {
+    let mut config = PeftConfig::new(2, 4.0, Targets::List(vec!["q".into()]));
+    config.modules_to_save = vec!["shared".into()];
+    let trained = |adapter: Adapter| {
+        let mut loaded = load(&fixture("t5"));
+        let family = loaded.family().unwrap();
+        let remarks = adapter.remarks(&loaded.model, family);
+        adapter.attach(&mut loaded.model, family, 0).unwrap();
+        let parameters = loaded.model.parameters();
+        let mut embedding = parameters.iter().filter(|p| p.name() == "embedding.weight");
+        (
+            embedding.any(|p| p.is_trainable()),
+            remarks.iter().any(|r| r.contains("never reads")),
+        )
+    };
+    assert_eq!(trained(Adapter::new(config.clone())), (false, true));
+    assert_eq!(trained(Adapter::new(config).to_be_merged()), (true, false));
+}
+
+#[test]
+fn layers_that_others_cannot_serve_are_adapted_where_they_are_named() {
+    for (base, left_out) in [
+        ("mamba", &["dt_proj", "out_proj"][..]),
+        ("mamba2", &["out_proj"]),
+        ("jamba", &["dt_proj"]),
+    ] {
+        let adapted = |targets: Targets| {
+            let mut loaded = load(&fixture(base));
+            let family = loaded.family().unwrap();
+            let adapter = Adapter::new(PeftConfig::new(2, 4.0, targets));
+            let remarks = adapter.remarks(&loaded.model, family);
+            adapter.attach(&mut loaded.model, family, 0).unwrap();
+            let saved = tempfile::tempdir().unwrap();
+            adapter.save(&loaded.model, family, saved.path()).unwrap();
+            (names(saved.path()), configuration(saved.path()), remarks)
+        };
+        let (tensors, config, remarks) = adapted(Targets::AllLinear);
+        // PEFT would take all linear layers for more.
+        let targets: Vec<&str> = config["target_modules"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| t.as_str().unwrap())
+            .collect();
+        assert!(targets.contains(&"in_proj") && remarks.is_empty(), "{base}");
+        for name in left_out {
+            let has = |tensors: &BTreeSet<String>| {
+                tensors
+                    .iter()
+                    .any(|tensor| tensor.contains(&format!(".{name}.")))
+            };
+            assert!(!has(&tensors) && !targets.contains(name), "{base} {name}");
+            let (tensors, _, remarks) = adapted(Targets::List(vec![(*name).into()]));
+            assert!(
+                has(&tensors) && remarks[0].contains(&format!("adapter of `{name}`")),
+                "{base} {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn both_names_mean_a_module_and_that_of_transformers_is_written() {
+    for (base, target, written, saved) in [
+        (
+            "gpt-neox",
+            "embed_out",
+            vec!["lm_head"],
+            ("embed_out", "lm_head"),
+        ),
+        (
+            "gpt-neox",
+            "lm_head",
+            vec!["lm_head"],
+            ("lm_head", "lm_head"),
+        ),
+        (
+            "nomic-bert",
+            "Wqkv",
+            vec!["k_proj", "q_proj", "v_proj"],
+            ("emb_ln", "nomic_bert.embeddings.LayerNorm"),
+        ),
+        (
+            "nomic-bert",
+            "fc11",
+            vec!["up_proj"],
+            ("emb_ln", "nomic_bert.embeddings.LayerNorm"),
+        ),
+    ] {
+        let attached = |adapter: &Adapter| {
+            let mut loaded = load(&fixture(base));
+            let family = loaded.family().unwrap();
+            adapter.attach(&mut loaded.model, family, 0).unwrap();
+            loaded
+        };
+        let config = PeftConfig::new(2, 4.0, Targets::List(vec![target.into()]));
+        let adapter = Adapter::new(config).based_on(fixture(base).to_string_lossy());
+        let (loaded, folder) = (attached(&adapter), tempfile::tempdir().unwrap());
+        adapter
+            .save(&loaded.model, loaded.family().unwrap(), folder.path())
+            .unwrap();
+        let mut targets: Vec<Value> = configuration(folder.path())["target_modules"]
+            .as_array()
+            .unwrap()
+            .clone();
+        targets.sort_by_key(Value::to_string);
+        assert_eq!(json!(targets), json!(written), "{base}");
+        assert_eq!(
+            load(folder.path()).model.active_adapters(),
+            ["default"],
+            "{base}"
+        );
+
+        let mut config = PeftConfig::new(2, 4.0, Targets::AllLinear);
+        config.modules_to_save = vec![saved.0.into()];
+        let adapter = Adapter::new(config).based_on(fixture(base).to_string_lossy());
+        let (loaded, folder) = (attached(&adapter), tempfile::tempdir().unwrap());
+        adapter
+            .save(&loaded.model, loaded.family().unwrap(), folder.path())
+            .unwrap();
+        assert_eq!(
+            configuration(folder.path())["modules_to_save"],
+            json!([saved.1]),
+            "{base}"
+        );
+        let weight = format!("base_model.model.{}.weight", saved.1);
+        assert!(names(folder.path()).contains(&weight), "{base}");
+        load(folder.path());
+    }
+}
+
+#[test]
+fn adapters_with_the_names_of_files_are_read() {
+    use espalier_models::checkpoint::{Dtype, TensorPlan, TensorWriter};
+    // As they were written here before, and by the models' own code.
+    for (case, renamed, targets) in [
+        (
+            "odd-adapters/renamed-target",
+            &[("lm_head.", "embed_out.")][..],
+            json!(["query_key_value", "embed_out"]),
+        ),
+        (
+            "odd-adapters/renamed-head",
+            &[("lm_head.", "embed_out.")],
+            json!(["query_key_value"]),
+        ),
+        (
+            "adapters/nomic-bert",
+            &[
+                (".self_attn.o_proj.", ".attn.out_proj."),
+                (".mlp.up_proj.", ".mlp.fc11."),
+                (".mlp.gate_proj.", ".mlp.fc12."),
+                (".mlp.down_proj.", ".mlp.fc2."),
+                ("nomic_bert.layers.", "nomic_bert.encoder.layers."),
+            ],
+            json!([
+                "q_proj", "k_proj", "v_proj", "out_proj", "fc11", "fc12", "fc2", "dense"
+            ]),
+        ),
+    ] {
+        let (folder, source) = (tempfile::tempdir().unwrap(), fixture(case));
+        let mut config = configuration(&source);
+        let base = config["base_model_name_or_path"].as_str().unwrap();
+        let base = fs::canonicalize(source.join(base)).unwrap();
+        config.insert("base_model_name_or_path".into(), json!(base));
+        config.insert("target_modules".into(), targets);
+        fs::write(
+            folder.path().join("adapter_config.json"),
+            Value::Object(config).to_string(),
+        )
+        .unwrap();
+        let file = TensorFile::open(&source.join("adapter_model.safetensors")).unwrap();
+        let other = |name: &str| {
+            let keep = name.contains(".self_attn.") && !name.contains(".o_proj.");
+            let mut names = renamed.iter().filter(|_| !keep);
+            let (name, names) = (name.to_owned(), &mut names);
+            names.fold(name, |name, (ours, theirs)| name.replace(ours, theirs))
+        };
+        let plan = |name: &str| TensorPlan {
+            name: other(name),
+            dtype: Dtype::F32,
+            shape: file.info(name).unwrap().shape.clone(),
+        };
+        let originals: Vec<(String, String)> = file
+            .names()
+            .map(|name| (other(name), name.to_owned()))
+            .collect();
+        assert!(originals.iter().any(|(new, old)| new != old));
+        TensorWriter::new(file.names().map(plan).collect())
+            .unwrap()
+            .write_file(&folder.path().join("adapter_model.safetensors"), |name| {
+                let (_, original) = originals.iter().find(|(new, _)| new == name).unwrap();
+                file.read_f32(original, None)
+            })
+            .unwrap();
+        let found = gap(&source, &load(folder.path()).model);
+        assert!(found < 1e-4, "{case}: {found}");
     }
 }
 

@@ -217,11 +217,11 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
             None
         }
         (Some(options), None) => {
-            let options = match stage.add_tokens.is_empty() {
-                true => options.clone(),
-                false => options.with_vocabulary(&model, family)?,
-            };
-            Some(options.attach(&mut model, family, stage.options.seed)?)
+            let seed = stage.options.seed;
+            Some(match stage.add_tokens.is_empty() {
+                true => options.attach(&mut model, family, seed)?,
+                false => options.attach_with_vocabulary(&mut model, family, seed)?,
+            })
         }
         (None, Some(earlier)) => {
             earlier.mark_trainable(&mut model);

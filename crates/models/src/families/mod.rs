@@ -42,6 +42,7 @@ pub mod mbart;
 pub mod mistral;
 pub mod mixtral;
 pub mod modernbert;
+pub mod module_names;
 pub mod mpnet;
 pub mod mpt;
 pub mod nemotron;
@@ -76,6 +77,7 @@ pub mod t5;
 mod tensor_table;
 
 pub use config::Config;
+pub use module_names::ModuleNames;
 pub use rwkv::bare;
 pub use tensor_table::TensorEntry;
 
@@ -100,6 +102,8 @@ pub struct Family {
     pub write: fn(&ModelSpec) -> Map<String, Value>,
     /// The checkpoint's tensors, in the order of [`ModelSpec::parameters`].
     pub tensors: fn(&ModelSpec) -> Vec<TensorEntry>,
+    /// How the modules of transformers, which adapters name, differ from the tensors.
+    pub modules: ModuleNames,
     /// What base-model files leave out before tensor names.
     pub prefix: &'static str,
     /// Ends of the names of derived buffers in old files, to be ignored.
