@@ -585,3 +585,42 @@ fn a_base_that_was_moved_with_its_adapter_is_found_and_named() {
         "{error}"
     );
 }
+
+#[test]
+fn modules_to_save_are_the_ends_of_names_as_in_peft() {
+    let attached = |base: &str, targets: Targets, saved: &str| {
+        let mut loaded = load(&fixture(base));
+        let family = loaded.family().unwrap();
+        let mut config = PeftConfig::new(2, 4.0, targets);
+        config.modules_to_save = vec![saved.into()];
+        let adapter = Adapter::new(config);
+        adapter
+            .attach(&mut loaded.model, family, 0)
+            .map_err(|error| error.to_string())?;
+        let folder = tempfile::tempdir().unwrap();
+        adapter.save(&loaded.model, family, folder.path()).unwrap();
+        Ok::<_, String>(names(folder.path()))
+    };
+    let list = |name: &str| Targets::List(vec![name.into()]);
+    let norms = attached("llama", list("q_proj"), "norm").unwrap();
+    for name in [
+        "model.norm",
+        "model.layers.0.input_layernorm",
+        "model.layers.1.post_attention_layernorm",
+    ] {
+        assert!(
+            norms.contains(&format!("base_model.model.{name}.weight")),
+            "{name}"
+        );
+    }
+    // What is trained whole is none of all linear layers, and is not adapted besides.
+    let whole = attached("llama", Targets::AllLinear, "o_proj").unwrap();
+    assert!(
+        whole.iter().all(|name| !name.contains("o_proj.lora"))
+            && whole.iter().any(|name| name.ends_with("o_proj.weight"))
+    );
+    let error = attached("llama", list("o_proj"), "o_proj").unwrap_err();
+    assert!(error.contains("which PEFT refuses"), "{error}");
+    let error = attached("qwen3-moe", list("q_proj"), "experts").unwrap_err();
+    assert!(error.contains("not trained whole"), "{error}");
+}
