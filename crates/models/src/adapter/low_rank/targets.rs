@@ -63,6 +63,12 @@ impl PeftConfig {
         (self.rank_of(&names), self.scale_of(&names))
     }
 
+    /// Whether patterns and defaults give a module this rank and scale, by all of its names and by that of transformers alone.
+    pub(super) fn says(&self, module: &Module, rank: usize, scale: f64) -> bool {
+        let of_name = (self.rank_for(&module.name), self.scale_for(&module.name));
+        self.rank_and_scale(module) == (rank, scale) && of_name == (rank, scale)
+    }
+
     /// The ranks and scales of all maps that get an adapter, by their names.
     pub(super) fn planned(
         &self,
