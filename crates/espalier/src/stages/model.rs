@@ -13,7 +13,12 @@ use espalier_engine::sentence_transformers::SentenceTransformer;
 use espalier_models::{
     adapter::Adapter,
     checkpoint::Dtype,
-    families::{self, Config},
+    families::{
+        self, Config,
+        config::{
+            CONTEXT_LIMIT, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, VOCABULARY_LIMIT, WIDTH_LIMIT,
+        },
+    },
     folder::{self, LoadedModel},
     model::LanguageModel,
     source::Seed,
@@ -26,7 +31,7 @@ use serde_json::{Map, Value};
 
 use super::{Voice, data::text_of};
 use crate::{
-    Error, Result, model_path,
+    Error, Result, memory, model_path,
     recipe::{DataOptions, shorthand},
 };
 
@@ -35,27 +40,28 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub struct NewModel {
     /// Tokens of the vocabulary.
+    #[schemars(range(min = 1, max = VOCABULARY_LIMIT))]
     pub vocabulary: usize,
     /// A `config.json` of any family, as a table, in place of the sizes below; vocabulary and special tokens are filled in.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
     /// Width of the residual stream.
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = WIDTH_LIMIT))]
     pub width: usize,
     /// Blocks.
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = LAYER_LIMIT))]
     pub layers: usize,
     /// Query heads.
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = HEAD_LIMIT))]
     pub heads: usize,
     /// Key and value heads.
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = HEAD_LIMIT))]
     pub kv_heads: usize,
     /// Inner width of the gated feed-forward layer.
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = INNER_LIMIT))]
     pub inner: usize,
     /// Longest sequence.
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = CONTEXT_LIMIT))]
     pub context: usize,
     /// Standard deviation of fresh weights.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
@@ -130,10 +136,13 @@ pub fn grow(start: Start, tokens: &[String], voice: &mut dyn Voice) -> Result<St
     }
     if start.loaded.adapter.is_some() {
         return Err(Error::usage(
-            "`add_tokens` changes the base, and the model is an adapter on one; merge it first",
+            "`add_tokens` changes the base, and the model is an adapter on one; add the tokens to the base, and train the adapter on that",
         ));
     }
     let known = start.tokenizer.vocabulary_size();
+    for remark in known_tokens(&start.tokenizer, tokens) {
+        voice.say(&format!("   {remark}"));
+    }
     let tokenizer = start.tokenizer.with_added(tokens)?;
     let (wanted, old) = (
         tokenizer.vocabulary_size(),
@@ -146,15 +155,34 @@ pub fn grow(start: Start, tokens: &[String], voice: &mut dyn Voice) -> Result<St
         more => format!("the model has {more} rows more"),
     };
     let added = match wanted - known {
+        0 => return Ok(grown_start(start, model, tokenizer)),
         1 => "1 token added".to_owned(),
         count => format!("{count} tokens added"),
     };
     voice.say(&format!("   {added}; {rows}"));
+    Ok(grown_start(start, model, tokenizer))
+}
+
+fn grown_start(start: Start, model: LanguageModel, tokenizer: Tokenizer) -> Start {
     let loaded = LoadedModel {
         model,
         ..start.loaded
     };
-    Ok(Start { loaded, tokenizer })
+    Start { loaded, tokenizer }
+}
+
+/// What becomes of tokens that the tokenizer has already, a sentence each.
+fn known_tokens(tokenizer: &Tokenizer, tokens: &[String]) -> Vec<String> {
+    let known = |token: &String| {
+        let id = tokenizer.id(token)?;
+        Some(match tokenizer.is_special(id) {
+            true => format!("`{token}` is a special token already ({id}); it stays as it is"),
+            false => format!(
+                "`{token}` is a piece of the vocabulary already ({id}); it becomes special and keeps its row"
+            ),
+        })
+    };
+    tokens.iter().filter_map(known).collect()
 }
 
 /// There is no model at a path.
@@ -214,6 +242,7 @@ pub fn create<'a>(
         true => specification(new, &tokenizer)?,
         false => configured(new, &tokenizer)?,
     };
+    check_memory(new, &spec, device)?;
     let base = PathBuf::new();
     let model = LanguageModel::build(spec, &mut Seed(seed), device)?;
     let config = families::write_config(model.spec())?;
@@ -335,18 +364,43 @@ pub fn symbols(tokenizer: &Tokenizer, model: &LanguageModel) -> Symbols {
     }
 }
 
+impl NewModel {
+    /// The sizes by name, with the largest that makes sense.
+    fn sizes(&self) -> [(&'static str, usize, usize); 7] {
+        [
+            ("vocabulary", self.vocabulary, VOCABULARY_LIMIT),
+            ("width", self.width, WIDTH_LIMIT),
+            ("layers", self.layers, LAYER_LIMIT),
+            ("heads", self.heads, HEAD_LIMIT),
+            ("kv_heads", self.kv_heads, HEAD_LIMIT),
+            ("inner", self.inner, INNER_LIMIT),
+            ("context", self.context, CONTEXT_LIMIT),
+        ]
+    }
+}
+
+/// Whether the weights of a fresh model and their gradients have room; the error names the size that is the most out of the ordinary.
+fn check_memory(new: &NewModel, spec: &ModelSpec, device: &Device) -> Result<()> {
+    let usual = NewModel::default().sizes();
+    let excess = |((_, value, _), (_, usual, _)): &(_, (_, usize, _))| value / usual;
+    let largest = new.sizes().into_iter().zip(usual).max_by_key(excess);
+    let asked = match largest.filter(|_| new.config.is_empty()) {
+        Some(((name, value, _), _)) => format!("`new.{name}` = {value}: a model of these sizes"),
+        None => "`new.config`: this model".to_owned(),
+    };
+    let bytes = 2.0 * 4.0 * spec.parameter_count() as f64;
+    memory::check(asked, bytes, "choose smaller sizes", device)
+}
+
 /// Whether the sizes make sense together.
 fn check_sizes(new: &NewModel) -> Result<()> {
-    let sizes = [
-        new.width,
-        new.layers,
-        new.heads,
-        new.kv_heads,
-        new.inner,
-        new.context,
-    ];
-    let fits = sizes.iter().all(|size| (1..=1 << 20).contains(size))
-        && new.width.is_multiple_of(new.heads)
+    let outside = |(_, value, most): &(_, usize, usize)| !(1..=*most).contains(value);
+    if let Some((name, value, most)) = new.sizes().into_iter().find(outside) {
+        return Err(Error::usage(format!(
+            "`new.{name}`: {value} is outside 1 to {most}"
+        )));
+    }
+    let fits = new.width.is_multiple_of(new.heads)
         && new.heads.is_multiple_of(new.kv_heads)
         && (new.width / new.heads).is_multiple_of(2);
     if !(new.initializer_range > 0.0 && new.initializer_range.is_finite()) {
@@ -356,7 +410,7 @@ fn check_sizes(new: &NewModel) -> Result<()> {
     }
     if !fits {
         return Err(Error::usage(
-            "`new`: all sizes must be positive, `heads` divide `width` into even parts and `kv_heads` divide `heads`",
+            "`new`: `heads` must divide `width` into even parts, and `kv_heads` must divide `heads`",
         ));
     }
     Ok(())
@@ -444,4 +498,29 @@ pub fn save(
 fn absolute(path: &Path) -> String {
     let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     whole.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_that_are_there_already_are_told_of() {
+        let options = BpeOptions {
+            vocabulary: 259,
+            ..BpeOptions::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &options).unwrap();
+        let end = tokenizer.special().eos.clone().unwrap();
+        let (end_id, a) = (tokenizer.id(&end).unwrap(), tokenizer.id("a").unwrap());
+        assert_eq!(
+            known_tokens(&tokenizer, &["<new>".into(), end.clone(), "a".into()]),
+            [
+                format!("`{end}` is a special token already ({end_id}); it stays as it is"),
+                format!(
+                    "`a` is a piece of the vocabulary already ({a}); it becomes special and keeps its row"
+                ),
+            ]
+        );
+    }
 }

@@ -103,6 +103,22 @@ impl Tuning for LoraOptions {
         options.adapter()
     }
 
+    /// A rank beyond the widest map adds nothing that a smaller one does not, and takes memory with every map.
+    fn check_model(&self, model: &LanguageModel) -> Result<()> {
+        let mut widest = 0;
+        model.visit_linears(&mut |map| widest = widest.max(map.inputs).max(map.rows.len()));
+        match self.rank > widest && widest > 0 {
+            false => Ok(()),
+            true => Err(Error::Option {
+                key: "rank",
+                reason: format!(
+                    "{} is more than {widest}, the width of the model's widest map, above which an addition is of no higher rank; choose less",
+                    self.rank
+                ),
+            }),
+        }
+    }
+
     /// PEFT has no dropout on experts of a stack and their routers, and refuses a folder that says so.
     fn check_attached(&self, model: &LanguageModel) -> Result<()> {
         let mut adapts_experts = false;

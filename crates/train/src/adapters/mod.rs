@@ -24,6 +24,14 @@ pub trait Tuning {
     /// When this way to tune trains no modules of the base.
     fn with_modules(&self, modules: Vec<String>) -> Result<Adapter>;
 
+    /// Whether the options make sense for a model, before anything is put on it.
+    ///
+    /// # Errors
+    /// When they do not.
+    fn check_model(&self, _model: &LanguageModel) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether what was put on the model can be kept in a folder.
     ///
     /// # Errors
@@ -99,6 +107,7 @@ impl AdapterOptions {
         family: &Family,
         seed: u64,
     ) -> Result<Adapter> {
+        self.tuning().check_model(model)?;
         adapter.attach(model, family, seed)?;
         self.tuning().check_attached(model)?;
         Ok(adapter)
