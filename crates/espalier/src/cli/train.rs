@@ -1,17 +1,17 @@
 //! `espalier train`: one training stage, from the command line alone.
 
+use std::path::{Path, PathBuf};
+
 use espalier_train::{
     adapters::AdapterOptions,
     objectives::registry::{OBJECTIVES, Registered},
 };
 
-use std::path::{Path, PathBuf};
-
 use super::{Context, run::perform};
 use crate::{
     Result,
     recipe::{
-        Recipe, document, keys,
+        Recipe, keys,
         llama_factory::{self, Translated},
     },
     voice::{TerminalVoice, Voice},
@@ -93,7 +93,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     match (&args.model, &args.data, &args.output) {
         (Some(model), Some(data), Some(output)) if !args.keys => {
             let text = recipe(args, model, data, output);
-            let recipe: Recipe = document::parse(&text, "command line", &args.overrides)?;
+            let recipe = Recipe::parse(&text, "command line", &args.overrides)?;
             perform(&recipe, context)
         }
         _ => context.terminal.line(keys::of_kind("train").trim_end()),
@@ -110,7 +110,8 @@ fn translated(path: &Path, args: &TrainArgs, context: &Context) -> Result<()> {
     if let Some(output) = &args.output {
         overrides.push(format!("output={}", toml::Value::String(output.clone())));
     }
-    let recipe: Recipe = document::parse(&text, &path.display().to_string(), &overrides)?;
+    let name = format!("the recipe of {}", path.display());
+    let recipe = Recipe::parse(&text, &name, &overrides)?;
     if args.recipe_only {
         return context.terminal.line(text.trim_end());
     }
