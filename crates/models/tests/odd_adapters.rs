@@ -19,16 +19,15 @@ use burn::tensor::Device;
 use espalier_models::{
     adapter::Adapter,
     checkpoint::{PeftConfig, TensorFile, peft_config::Targets},
-    folder::{self, LoadedModel},
+    folder,
     model::{Input, LanguageModel},
     parameter::{Parameter, Parameters},
 };
-use fixture_lists::{fixture, outputs};
-use serde_json::{Map, Value, json};
-
-fn load(folder: &Path) -> LoadedModel {
-    folder::load(folder, &Device::flex()).unwrap()
-}
+use fixture_lists::{
+    adapter_folders::{configuration, gap, load, names},
+    fixture,
+};
+use serde_json::{Value, json};
 
 fn cases() -> Vec<PathBuf> {
     let entries = fs::read_dir(fixture("odd-adapters")).unwrap();
@@ -36,25 +35,6 @@ fn cases() -> Vec<PathBuf> {
     all.sort();
     assert!(all.len() > 8);
     all
-}
-
-/// The largest difference from what PEFT computes.
-fn gap(folder: &Path, model: &LanguageModel) -> f32 {
-    let expected = TensorFile::open(&folder.join("expected.safetensors")).unwrap();
-    let (ours, theirs) = outputs::computed(model, &expected);
-    outputs::gap(&ours, &theirs)
-}
-
-fn names(folder: &Path) -> BTreeSet<String> {
-    let paths = ["safetensors", "bin"].map(|end| folder.join(format!("adapter_model.{end}")));
-    let path = paths.into_iter().find(|path| path.exists()).unwrap();
-    let file = TensorFile::open(&path).unwrap();
-    file.names().map(str::to_owned).collect()
-}
-
-fn configuration(folder: &Path) -> Map<String, Value> {
-    let text = fs::read_to_string(folder.join("adapter_config.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
 }
 
 #[test]
@@ -162,207 +142,6 @@ fn what_means_nothing_to_transformers_is_told() {
         error.contains("a table for each of the model's two sides"),
         "{error}"
     );
-}
-
-#[test]
-fn tables_that_transformers_never_reads_are_trained_where_the_adapter_is_merged() {
-    let mut config = PeftConfig::new(2, 4.0, Targets::List(vec!["q".into()]));
-    config.modules_to_save = vec!["shared".into()];
-    let trained = |adapter: Adapter| {
-        let mut loaded = load(&fixture("t5"));
-        let family = loaded.family().unwrap();
-        let remarks = adapter.remarks(&loaded.model, family);
-        adapter.attach(&mut loaded.model, family, 0).unwrap();
-        let parameters = loaded.model.parameters();
-        let mut embedding = parameters.iter().filter(|p| p.name() == "embedding.weight");
-        (
-            embedding.any(|p| p.is_trainable()),
-            remarks.iter().any(|r| r.contains("never reads")),
-        )
-    };
-    assert_eq!(trained(Adapter::new(config.clone())), (false, true));
-    assert_eq!(trained(Adapter::new(config).to_be_merged()), (true, false));
-}
-
-#[test]
-fn layers_that_others_cannot_serve_are_adapted_where_they_are_named() {
-    for (base, left_out) in [
-        ("mamba", &["dt_proj", "out_proj"][..]),
-        ("mamba2", &["out_proj"]),
-        ("jamba", &["dt_proj"]),
-    ] {
-        let adapted = |targets: Targets| {
-            let mut loaded = load(&fixture(base));
-            let family = loaded.family().unwrap();
-            let adapter = Adapter::new(PeftConfig::new(2, 4.0, targets));
-            let remarks = adapter.remarks(&loaded.model, family);
-            adapter.attach(&mut loaded.model, family, 0).unwrap();
-            let saved = tempfile::tempdir().unwrap();
-            adapter.save(&loaded.model, family, saved.path()).unwrap();
-            (names(saved.path()), configuration(saved.path()), remarks)
-        };
-        let (tensors, config, remarks) = adapted(Targets::AllLinear);
-        // PEFT would take all linear layers for more.
-        let targets: Vec<&str> = config["target_modules"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|t| t.as_str().unwrap())
-            .collect();
-        assert!(targets.contains(&"in_proj") && remarks.is_empty(), "{base}");
-        for name in left_out {
-            let has = |tensors: &BTreeSet<String>| {
-                tensors
-                    .iter()
-                    .any(|tensor| tensor.contains(&format!(".{name}.")))
-            };
-            assert!(!has(&tensors) && !targets.contains(name), "{base} {name}");
-            let (tensors, _, remarks) = adapted(Targets::List(vec![(*name).into()]));
-            assert!(
-                has(&tensors) && remarks[0].contains(&format!("adapter of `{name}`")),
-                "{base} {name}"
-            );
-        }
-    }
-}
-
-#[test]
-fn both_names_mean_a_module_and_that_of_transformers_is_written() {
-    for (base, target, written, saved) in [
-        (
-            "gpt-neox",
-            "embed_out",
-            vec!["lm_head"],
-            ("embed_out", "lm_head"),
-        ),
-        (
-            "gpt-neox",
-            "lm_head",
-            vec!["lm_head"],
-            ("lm_head", "lm_head"),
-        ),
-        (
-            "nomic-bert",
-            "Wqkv",
-            vec!["k_proj", "q_proj", "v_proj"],
-            ("emb_ln", "nomic_bert.embeddings.LayerNorm"),
-        ),
-        (
-            "nomic-bert",
-            "fc11",
-            vec!["up_proj"],
-            ("emb_ln", "nomic_bert.embeddings.LayerNorm"),
-        ),
-    ] {
-        let attached = |adapter: &Adapter| {
-            let mut loaded = load(&fixture(base));
-            let family = loaded.family().unwrap();
-            adapter.attach(&mut loaded.model, family, 0).unwrap();
-            loaded
-        };
-        let config = PeftConfig::new(2, 4.0, Targets::List(vec![target.into()]));
-        let adapter = Adapter::new(config).based_on(fixture(base).to_string_lossy());
-        let (loaded, folder) = (attached(&adapter), tempfile::tempdir().unwrap());
-        adapter
-            .save(&loaded.model, loaded.family().unwrap(), folder.path())
-            .unwrap();
-        let mut targets: Vec<Value> = configuration(folder.path())["target_modules"]
-            .as_array()
-            .unwrap()
-            .clone();
-        targets.sort_by_key(Value::to_string);
-        assert_eq!(json!(targets), json!(written), "{base}");
-        assert_eq!(
-            load(folder.path()).model.active_adapters(),
-            ["default"],
-            "{base}"
-        );
-
-        let mut config = PeftConfig::new(2, 4.0, Targets::AllLinear);
-        config.modules_to_save = vec![saved.0.into()];
-        let adapter = Adapter::new(config).based_on(fixture(base).to_string_lossy());
-        let (loaded, folder) = (attached(&adapter), tempfile::tempdir().unwrap());
-        adapter
-            .save(&loaded.model, loaded.family().unwrap(), folder.path())
-            .unwrap();
-        assert_eq!(
-            configuration(folder.path())["modules_to_save"],
-            json!([saved.1]),
-            "{base}"
-        );
-        let weight = format!("base_model.model.{}.weight", saved.1);
-        assert!(names(folder.path()).contains(&weight), "{base}");
-        load(folder.path());
-    }
-}
-
-#[test]
-fn adapters_with_the_names_of_files_are_read() {
-    use espalier_models::checkpoint::{Dtype, TensorPlan, TensorWriter};
-    // As they were written here before, and by the models' own code.
-    for (case, renamed, targets) in [
-        (
-            "odd-adapters/renamed-target",
-            &[("lm_head.", "embed_out.")][..],
-            json!(["query_key_value", "embed_out"]),
-        ),
-        (
-            "odd-adapters/renamed-head",
-            &[("lm_head.", "embed_out.")],
-            json!(["query_key_value"]),
-        ),
-        (
-            "adapters/nomic-bert",
-            &[
-                (".self_attn.o_proj.", ".attn.out_proj."),
-                (".mlp.up_proj.", ".mlp.fc11."),
-                (".mlp.gate_proj.", ".mlp.fc12."),
-                (".mlp.down_proj.", ".mlp.fc2."),
-                ("nomic_bert.layers.", "nomic_bert.encoder.layers."),
-            ],
-            json!([
-                "q_proj", "k_proj", "v_proj", "out_proj", "fc11", "fc12", "fc2", "dense"
-            ]),
-        ),
-    ] {
-        let (folder, source) = (tempfile::tempdir().unwrap(), fixture(case));
-        let mut config = configuration(&source);
-        let base = config["base_model_name_or_path"].as_str().unwrap();
-        let base = fs::canonicalize(source.join(base)).unwrap();
-        config.insert("base_model_name_or_path".into(), json!(base));
-        config.insert("target_modules".into(), targets);
-        fs::write(
-            folder.path().join("adapter_config.json"),
-            Value::Object(config).to_string(),
-        )
-        .unwrap();
-        let file = TensorFile::open(&source.join("adapter_model.safetensors")).unwrap();
-        let other = |name: &str| {
-            let keep = name.contains(".self_attn.") && !name.contains(".o_proj.");
-            let mut names = renamed.iter().filter(|_| !keep);
-            let (name, names) = (name.to_owned(), &mut names);
-            names.fold(name, |name, (ours, theirs)| name.replace(ours, theirs))
-        };
-        let plan = |name: &str| TensorPlan {
-            name: other(name),
-            dtype: Dtype::F32,
-            shape: file.info(name).unwrap().shape.clone(),
-        };
-        let originals: Vec<(String, String)> = file
-            .names()
-            .map(|name| (other(name), name.to_owned()))
-            .collect();
-        assert!(originals.iter().any(|(new, old)| new != old));
-        TensorWriter::new(file.names().map(plan).collect())
-            .unwrap()
-            .write_file(&folder.path().join("adapter_model.safetensors"), |name| {
-                let (_, original) = originals.iter().find(|(new, _)| new == name).unwrap();
-                file.read_f32(original, None)
-            })
-            .unwrap();
-        let found = gap(&source, &load(folder.path()).model);
-        assert!(found < 1e-4, "{case}: {found}");
-    }
 }
 
 #[test]

@@ -79,13 +79,14 @@ pub(super) fn is_saved(tensor: &str, saved: &[String]) -> bool {
     is_module_saved(module_of(tensor), saved)
 }
 
-/// Whether `saved` names the module, or one around it, by its full name or its last parts.
+/// Whether `saved` names the module, or one around it, by the end of its name; as in PEFT that may begin within a part of it, so that
+/// `norm` means every `input_layernorm` too.
 pub(super) fn is_module_saved(module: &str, saved: &[String]) -> bool {
     let mut modules = std::iter::successors(Some(module), |name| {
         let (around, _) = name.rsplit_once('.')?;
         Some(around)
     });
-    modules.any(|module| saved.iter().any(|name| is_named(module, name)))
+    modules.any(|module| saved.iter().any(|name| module.ends_with(name.as_str())))
 }
 
 /// `entries` with the names of transformers where they have those of the family's files.

@@ -299,16 +299,16 @@ impl AdapterKind for PeftConfig {
         let modules = layout::modules(model, family);
         let parts = low_rank_parts(model, adapter);
         for module in modules.iter().filter(|module| module.expert.is_none()) {
-            let own: Vec<&LowRank> = module
-                .maps
-                .iter()
-                .filter_map(|map| parts.get(map).copied())
-                .collect();
-            if let [first, _, ..] = own[..] {
-                let rank = own.iter().map(|adapter| adapter.rank()).sum();
+            let own = module.maps.iter().map(|map| parts.get(map).copied());
+            let own: Vec<&LowRank> = own.collect::<Option<_>>().unwrap_or_default();
+            let Some(scale) = own.first().map(|adapter| adapter.scale) else {
+                continue;
+            };
+            let rank = own.iter().map(|adapter| adapter.rank()).sum();
+            if module.parameter().is_none() && !config.says(module, rank, scale) {
                 // Without the family's prefix it means the module in a base model too.
                 let name = module.name.strip_prefix(family.prefix);
-                config.set_pattern(name.unwrap_or(&module.name), rank, first.scale);
+                config.set_pattern(name.unwrap_or(&module.name), rank, scale);
             }
         }
         config.task_type = config.task_type.or_else(|| task_type(model));

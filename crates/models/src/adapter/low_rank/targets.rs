@@ -7,7 +7,10 @@ use espalier_data::nearest::suggestion;
 use super::LowRank;
 use crate::{
     Error, Result,
-    adapter::{expert_parameters::ExpertParameter, no_linear_map, target_modules},
+    adapter::{
+        expert_parameters::ExpertParameter, no_linear_map, saved_modules::is_module_saved,
+        target_modules,
+    },
     checkpoint::{
         PeftConfig,
         peft_config::{Targets, is_named},
@@ -17,6 +20,11 @@ use crate::{
     model::LanguageModel,
 };
 
+/// Whether `saved` names the module itself, and not only one around it.
+fn saved_itself(module: &str, saved: &[String]) -> bool {
+    saved.iter().any(|entry| module.ends_with(entry.as_str()))
+}
+
 /// All names of a module for patterns; what is a bare parameter in transformers goes by that, too.
 pub(super) fn names_of(module: &Module) -> Vec<String> {
     let names = module.names().map(str::to_owned);
@@ -25,7 +33,7 @@ pub(super) fn names_of(module: &Module) -> Vec<String> {
 
 impl PeftConfig {
     /// Whether a module has an adapter: by any of its names, or by its parameter's. Of all linear layers the head is none, and neither
-    /// are routers and what cannot serve one elsewhere.
+    /// are routers, what cannot serve one elsewhere, and what is trained whole.
     pub(super) fn targets(&self, module: &Module) -> bool {
         let named = module.names().any(|name| self.matches(name))
             && !module.names().any(|name| self.excludes(name));
@@ -33,6 +41,7 @@ impl PeftConfig {
             .parameter()
             .is_some_and(|name| self.matches_parameter(&name));
         let is_usual = !module.is_head() && !module.is_router() && module.left_out.is_none();
+        let is_usual = is_usual && !is_module_saved(&module.name, &self.modules_to_save);
         by_parameter || named && (self.target_modules != Targets::AllLinear || is_usual)
     }
 
@@ -52,6 +61,12 @@ impl PeftConfig {
         let names = names_of(module);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         (self.rank_of(&names), self.scale_of(&names))
+    }
+
+    /// Whether patterns and defaults give a module this rank and scale, by all of its names and by that of transformers alone.
+    pub(super) fn says(&self, module: &Module, rank: usize, scale: f64) -> bool {
+        let of_name = (self.rank_for(&module.name), self.scale_for(&module.name));
+        self.rank_and_scale(module) == (rank, scale) && of_name == (rank, scale)
     }
 
     /// The ranks and scales of all maps that get an adapter, by their names.
@@ -77,6 +92,13 @@ impl PeftConfig {
         let wants_modules = self.target_modules != Targets::List(Vec::new());
         if targeted.is_empty() && (planned.is_empty() || wants_modules) {
             target_modules(model, family, &|_| false)?;
+        }
+        let both = |module: &&Module| saved_itself(&module.name, &self.modules_to_save);
+        if let Some(module) = targeted.iter().copied().find(|module| both(module)) {
+            return Err(Error::Invalid(format!(
+                "`{}` is one of the `target_modules` and one of the `modules_to_save`, which PEFT refuses; name it in one of them",
+                module.name
+            )));
         }
         for module in targeted {
             let of_module = self.rank_and_scale(module);
