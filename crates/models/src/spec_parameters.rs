@@ -5,8 +5,9 @@
 
 use crate::spec::{
     Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, ClassifierSpec,
-    DepthPredictor, EncoderSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormExtent, NormSpec,
-    PositionSpec, RelativePositionSpec, RotaryScaling, RotarySpec,
+    DepthPredictor, EmbeddingProjectionSpec, EncoderSpec, ExpertsSpec, MixerSpec, MlpSpec,
+    ModelSpec, NormExtent, NormSpec, PositionSpec, ProjectionPlace, RelativePositionSpec,
+    RotaryScaling, RotarySpec,
 };
 
 type Parameters = Vec<(String, Vec<usize>)>;
@@ -46,7 +47,7 @@ impl ModelSpec {
             family: "llama".into(),
             vocabulary,
             width,
-            embedding_width: None,
+            embedding_projection: None,
             context,
             positions: None,
             token_types: None,
@@ -122,7 +123,7 @@ impl ModelSpec {
             norm(&mut list, "head_norm", transform.norm, outer);
         }
         if let Some(classifier) = self.classifier {
-            classifier_parameters(&mut list, &classifier, self.width);
+            classifier_parameters(&mut list, &classifier, self.hidden_width());
         }
         if !self.tied_head && !self.headless {
             linear(&mut list, "head", self.vocabulary, outer, false);
@@ -135,7 +136,13 @@ impl ModelSpec {
 
     /// Width of the embedding's table and of what the head reads.
     pub fn outer_width(&self) -> usize {
-        self.embedding_width.unwrap_or(self.width)
+        self.embedding_projection
+            .map_or(self.width, |projection| projection.width)
+    }
+
+    /// Width of the hidden states that the decoder gives.
+    pub fn hidden_width(&self) -> usize {
+        self.stack().leads_back().unwrap_or(self.width)
     }
 
     /// The numbers of the blocks in the order in which they are run.
@@ -152,8 +159,8 @@ pub struct StackSpec<'a> {
     pub blocks: &'a [BlockSpec],
     /// See [`ModelSpec::block_order`].
     pub block_order: Option<&'a [usize]>,
-    /// See [`ModelSpec::embedding_width`].
-    pub embedding_width: Option<usize>,
+    /// See [`ModelSpec::embedding_projection`].
+    pub embedding_projection: Option<EmbeddingProjectionSpec>,
     /// Positions that are added to the embedded tokens.
     pub positions: Option<PositionSpec>,
     /// Rows of the table of token types.
@@ -168,13 +175,32 @@ pub struct StackSpec<'a> {
     pub bidirectional: bool,
 }
 
+impl StackSpec<'_> {
+    /// Width of what is added to the tokens of a model of this width.
+    pub(crate) fn added_width(&self, width: usize) -> usize {
+        match self.embedding_projection {
+            Some(projection) if projection.place == ProjectionPlace::BehindPositions => {
+                projection.width
+            }
+            _ => width,
+        }
+    }
+
+    /// The embedding's width, where the last linear layer leads back to it.
+    pub(crate) fn leads_back(&self) -> Option<usize> {
+        self.embedding_projection
+            .filter(|projection| projection.place == ProjectionPlace::BothEnds)
+            .map(|projection| projection.width)
+    }
+}
+
 impl ModelSpec {
     /// The model without its head, and without its encoder.
     pub fn stack(&self) -> StackSpec<'_> {
         StackSpec {
             blocks: &self.blocks,
             block_order: self.block_order.as_deref(),
-            embedding_width: self.embedding_width,
+            embedding_projection: self.embedding_projection,
             positions: self.positions,
             token_types: self.token_types,
             relative: self.relative,
@@ -187,6 +213,21 @@ impl ModelSpec {
     /// Positions that the model has learned; beyond them it cannot go.
     pub fn learned_positions(&self) -> Option<usize> {
         self.positions.and_then(PositionSpec::learned)
+    }
+
+    /// Takes over which positions come from a table of the file in place of sines and cosines, which no configuration tells.
+    pub(crate) fn take_tables_of(&mut self, other: &Self) {
+        let take = |own: &mut Option<PositionSpec>, other: Option<PositionSpec>| {
+            if let (Some(PositionSpec::Sinusoidal { .. }), Some(PositionSpec::Fixed { .. })) =
+                (*own, other)
+            {
+                *own = other;
+            }
+        };
+        take(&mut self.positions, other.positions);
+        if let (Some(own), Some(other)) = (&mut self.encoder, &other.encoder) {
+            take(&mut own.positions, other.positions);
+        }
     }
 
     /// Learned positions of what reads a prompt: an encoder-decoder's encoder, or the only stack.
@@ -214,45 +255,13 @@ impl ModelSpec {
     }
 }
 
-impl PositionSpec {
-    /// Positions of the table, beyond which there are none.
-    fn learned(self) -> Option<usize> {
-        match self {
-            Self::Learned { count, .. } | Self::LearnedBehindPadding { count, .. } => Some(count),
-            Self::Sinusoidal { .. } | Self::SinusoidalBehindPadding { .. } => None,
-        }
-    }
-
-    /// Rows of the table, where there is one.
-    pub fn table_rows(self) -> Option<usize> {
-        match self {
-            Self::Learned { count, offset } => Some(count.saturating_add(offset)),
-            Self::LearnedBehindPadding { count, padding } => {
-                Some(count.saturating_add(padding as usize).saturating_add(1))
-            }
-            Self::Sinusoidal { .. } | Self::SinusoidalBehindPadding { .. } => None,
-        }
-    }
-}
-
-impl RelativePositionSpec {
-    /// The names of a stack's tables: one for all its `blocks`, or one for each.
-    pub fn names(self, prefix: &str, blocks: usize) -> impl Iterator<Item = String> {
-        let name = move |number: usize| match self.per_block {
-            true => format!("{prefix}blocks.{number}.relative_bias"),
-            false => format!("{prefix}relative_bias"),
-        };
-        (0..if self.per_block { blocks } else { 1 }).map(name)
-    }
-}
-
 impl EncoderSpec {
     /// The encoder as a stack.
     pub fn stack(&self) -> StackSpec<'_> {
         StackSpec {
             blocks: &self.blocks,
             block_order: None,
-            embedding_width: None,
+            embedding_projection: None,
             positions: self.positions,
             token_types: None,
             relative: self.relative,
@@ -264,29 +273,37 @@ impl EncoderSpec {
 }
 
 fn stack_parameters(list: &mut Parameters, prefix: &str, stack: &StackSpec<'_>, width: usize) {
-    let outer = stack.embedding_width.unwrap_or(width);
+    let (outer, projection) = (stack.added_width(width), stack.embedding_projection);
+    let before = stack.leads_back().is_some();
+    let name = format!("{prefix}embedding_projection");
+    if let Some(projection) = projection.filter(|_| before) {
+        linear(list, &name, width, projection.width, false);
+    }
     let rows = stack.positions.and_then(PositionSpec::table_rows);
     list.extend(rows.map(|rows| (format!("{prefix}positions.weight"), vec![rows, outer])));
     if let Some(rows) = stack.token_types {
         list.push((format!("{prefix}token_types.weight"), vec![rows, outer]));
     }
     if let Some(relative) = stack.relative {
-        let shape = vec![relative.buckets, relative.heads];
+        let shape = vec![relative.rows, relative.heads];
         let names = relative.names(prefix, stack.blocks.len());
         list.extend(names.map(|name| (format!("{name}.weight"), shape.clone())));
     }
     if let Some(kind) = stack.embedding_norm {
         norm(list, &format!("{prefix}embedding_norm"), kind, outer);
     }
-    if stack.embedding_width.is_some() {
-        let name = format!("{prefix}embedding_projection");
-        linear(list, &name, width, outer, true);
+    if let Some(projection) = projection.filter(|_| !before) {
+        linear(list, &name, width, projection.width, true);
     }
     for (number, block) in stack.blocks.iter().enumerate() {
         block_parameters(list, &format!("{prefix}blocks.{number}"), block, width);
     }
     if let Some(kind) = stack.final_norm {
         norm(list, &format!("{prefix}final_norm"), kind, width);
+    }
+    if let Some(outer) = stack.leads_back() {
+        let name = format!("{prefix}output_projection");
+        linear(list, &name, outer, width, false);
     }
 }
 

@@ -4,7 +4,11 @@ use std::path::Path;
 
 use espalier_data::readers;
 use espalier_evaluate::report::Section;
-use espalier_models::{families, folder::LoadedModel, parameter::Parameters};
+use espalier_models::{
+    families,
+    folder::{self, LoadedModel},
+    parameter::Parameters,
+};
 use espalier_train::{
     adapters::AdapterOptions,
     batch::Sample,
@@ -246,6 +250,9 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
     check_lengths(&model, objective.as_ref(), &training)?;
     check_lengths(&model, objective.as_ref(), &validation)?;
+    if adapter.is_none() || merges {
+        folder::check_savable(model.spec(), Some(&config))?;
+    }
     let planned = plan(&model, objective.as_ref(), &training, &stage.options)?;
     say_plan(&planned, &stage.options, workplace.voice);
     say_context(&training, model.spec().context, workplace.voice);

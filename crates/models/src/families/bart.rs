@@ -19,11 +19,8 @@ pub const FAMILY: Family = Family {
     read: read_bart,
     write: write_bart,
     tensors,
-    prefix: "",
-    ignored: &[
-        "model.encoder.embed_tokens.weight",
-        "model.decoder.embed_tokens.weight",
-    ],
+    prefix: "model.",
+    ignored: &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
 };
 
 /// Rows of the tables of positions before that of position 0.

@@ -14,7 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
-    prefix: "",
+    prefix: "backbone.",
     ignored: &[],
 };
 

@@ -15,7 +15,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
-    prefix: "",
+    prefix: "backbone.",
     ignored: &[],
 };
 

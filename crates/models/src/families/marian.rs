@@ -17,7 +17,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors: bart::tensors,
-    prefix: "",
+    prefix: "model.",
     // Sines and cosines are computed.
     ignored: &[
         "embed_positions.weight",

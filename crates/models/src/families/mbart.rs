@@ -16,7 +16,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors: bart::tensors,
-    prefix: "",
+    prefix: "model.",
     ignored: bart::FAMILY.ignored,
 };
 

@@ -44,7 +44,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
-    let mut map = llama_layout::write(spec, &FAMILY);
+    let mut map = llama_layout::write_partial(spec, &FAMILY);
     rename_key(&mut map, "rms_norm_eps", "layer_norm_eps");
     let first = spec.blocks.first().and_then(attention);
     let normed = first.is_some_and(|attention| attention.qk_norm.is_some());

@@ -24,7 +24,7 @@ pub fn read(config: &Config, head_dim: usize, context: usize) -> Result<RotarySp
 }
 
 /// The key of the share of a head that rotates.
-const SHARE: &str = "partial_rotary_factor";
+pub(super) const SHARE: &str = "partial_rotary_factor";
 
 /// As [`read`], for families whose rotary positions turn whole heads: a share that the file asks for is ignored, as their classes do,
 /// and told of.
@@ -120,10 +120,7 @@ pub fn of_layer_type(config: &Config, kind: &str, local_theta: Option<&str>) -> 
 pub fn write(rotary: &RotarySpec, head_dim: usize) -> Value {
     let mut parameters = Map::from_iter([("rope_theta".to_owned(), json!(rotary.theta))]);
     if rotary.dim != head_dim {
-        parameters.insert(
-            "partial_rotary_factor".into(),
-            json!(rotary.dim as f64 / head_dim as f64),
-        );
+        parameters.insert(SHARE.into(), json!(share(rotary.dim, head_dim)));
     }
     let scaling = match &rotary.scaling {
         RotaryScaling::None => json!({ "rope_type": "default" }),
@@ -176,6 +173,27 @@ pub fn write(rotary: &RotarySpec, head_dim: usize) -> Value {
         parameters.extend(scaling);
     }
     Value::Object(parameters)
+}
+
+/// Plain rotary positions, for models none of whose layers has any.
+pub fn write_none() -> Value {
+    json!({ "rope_type": "default", "rope_theta": DEFAULT_THETA })
+}
+
+/// The share of a head's channels that `dim` is, as a number from which `dim` follows again where it is cut off to a whole one.
+fn share(dim: usize, head_dim: usize) -> f64 {
+    let share = dim as f64 / head_dim as f64;
+    match (head_dim as f64 * share) as usize == dim {
+        true => share,
+        false => share.next_up(),
+    }
+}
+
+/// As [`write`], for families that turn a part of each head where nothing is said of it: all of a head is said too.
+pub fn write_with_share(rotary: &RotarySpec, head_dim: usize) -> Value {
+    let mut parameters = write(rotary, head_dim);
+    parameters[SHARE] = json!(share(rotary.dim, head_dim));
+    parameters
 }
 
 /// The object that holds the scaling, with its key; an empty one if the file has neither form.
@@ -447,6 +465,15 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn shares_lead_back_to_their_channels() {
+        for head_dim in 1..=300 {
+            for dim in 1..=head_dim {
+                assert_eq!((head_dim as f64 * share(dim, head_dim)) as usize, dim);
+            }
+        }
     }
 
     #[test]
