@@ -19,6 +19,8 @@ pub const FAMILY: Family = Family {
 };
 
 fn read(config: &Config) -> Result<ModelSpec> {
+    // Of the code that the first files came with; the share of a head says it today.
+    config.ignore(&["rotary_dim"]);
     let norm = NormSpec::layer(config.positive_or("layer_norm_eps", 1e-5)?);
     let normed = config.flag_or("qk_layernorm", false)?;
     let switches = Switches {
