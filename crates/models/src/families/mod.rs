@@ -16,6 +16,7 @@ pub mod electra;
 mod encoder_layout;
 pub mod exaone4;
 pub mod falcon;
+mod frame;
 pub mod gemma;
 pub mod gemma2;
 pub mod gemma3;
@@ -72,16 +73,19 @@ pub mod stablelm;
 pub mod starcoder2;
 mod state_spaces;
 pub mod t5;
+mod tensor_table;
 
 pub use config::Config;
 pub use rwkv::bare;
+pub use tensor_table::TensorEntry;
 
 use crate::error::{Error, Result};
-use crate::spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec};
-use config::VOCABULARY_LIMIT;
+use crate::spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec};
 use espalier_data::nearest::nearest_architecture;
+use frame::{Frame, write_frame};
 use serde_json::{Map, Value, json};
-use std::{ops::Range, path::Path};
+use std::path::Path;
+use tensor_table::{Fused, GATE_UP, QUERY_KEY_VALUE, rename, table};
 
 /// What the rest of the crate needs to know of a family.
 #[derive(Debug)]
@@ -173,23 +177,6 @@ pub const FAMILIES: &[Family] = &[
     t5::MT5,
     t5::UMT5,
 ];
-
-/// How one tensor of a checkpoint makes up our parameters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorEntry {
-    /// The name in the checkpoint.
-    pub name: String,
-    /// Our parameters, which lie in it one after another along our first axis (the outputs).
-    pub parts: Vec<String>,
-    /// How often the parts take turns: each of so many groups has an equal share of every part's rows. One: each part is
-    /// whole.
-    pub groups: usize,
-    /// Whether it is stored `[in, out]`; ours are `[out, in]`.
-    pub transposed: bool,
-    /// Where it holds some rows of its only part, as one expert's matrix of a stack: which, counted over all axes but the
-    /// last.
-    pub rows: Option<Range<usize>>,
-}
 
 /// The family of a configuration: by `architectures[0]`, or, where that is absent or unknown, by `model_type`.
 ///
@@ -314,110 +301,6 @@ fn unknown(name: &str) -> Error {
     }
 }
 
-/// Our own key for a decoder whose mask was taken off (LLM2Vec, arXiv 2404.05961), in any family.
-const BIDIRECTIONAL: &str = "bidirectional";
-
-/// The keys that all families share, read into the spec around `blocks`.
-struct Frame {
-    width: usize,
-    context: usize,
-    blocks: Vec<BlockSpec>,
-    final_norm: Option<NormSpec>,
-    tied_by_default: bool,
-}
-
-impl Frame {
-    fn read(self, config: &Config, family: &Family) -> Result<ModelSpec> {
-        config.refuse("add_cross_attention")?;
-        config.refuse("is_encoder_decoder")?;
-        let spec = self.read_decoder(config, family)?;
-        let bidirectional = config.flag_or(BIDIRECTIONAL, false)?;
-        if bidirectional
-            && spec
-                .blocks
-                .iter()
-                .any(|block| matches!(block.mixer, MixerSpec::Recurrent(_)))
-        {
-            return Err(config.error(
-                BIDIRECTIONAL,
-                "recurrent blocks read one way; remove the key",
-            ));
-        }
-        let spec = ModelSpec {
-            bidirectional,
-            ..spec
-        };
-        heads::put_on_decoder(spec, config, family)
-    }
-
-    /// The same of an encoder-decoder, whose encoder the family adds, or of an encoder.
-    fn read_decoder(self, config: &Config, family: &Family) -> Result<ModelSpec> {
-        config.refuse("quantization_config")?;
-        Ok(ModelSpec {
-            family: family.model_type.into(),
-            vocabulary: config.size("vocab_size", VOCABULARY_LIMIT)?,
-            width: self.width,
-            embedding_projection: None,
-            context: self.context,
-            positions: None,
-            token_types: None,
-            relative: None,
-            blocks: self.blocks,
-            block_order: None,
-            final_norm: self.final_norm,
-            encoder: None,
-            bidirectional: false,
-            embedding_scale: 1.0,
-            embedding_norm: None,
-            tied_head: config.flag_or("tie_word_embeddings", self.tied_by_default)?,
-            headless: false,
-            head_transform: None,
-            head_bias: false,
-            head_bias_fixed: false,
-            pooler: false,
-            classifier: None,
-            next_sentence: false,
-            logit_scale: 1.0,
-            logit_softcap: None,
-            router_losses: None,
-            z_loss: 0.0,
-            initializer_range: config.positive_or("initializer_range", 0.02)?,
-            embedding_range: None,
-            bos: config.token("bos_token_id")?,
-            eos: config.tokens("eos_token_id")?,
-            pad: config.token("pad_token_id")?,
-        })
-    }
-}
-
-/// The keys that all families share.
-fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
-    let eos = match spec.eos[..] {
-        [] => Value::Null,
-        [token] => json!(token),
-        _ => json!(spec.eos),
-    };
-    let mut map = Map::from_iter(
-        [
-            ("model_type", json!(family.model_type)),
-            ("dtype", json!("float32")),
-            ("vocab_size", json!(spec.vocabulary)),
-            ("tie_word_embeddings", json!(spec.tied_head)),
-            ("initializer_range", json!(spec.initializer_range)),
-            ("bos_token_id", json!(spec.bos)),
-            ("eos_token_id", eos),
-            ("pad_token_id", json!(spec.pad)),
-            ("use_cache", json!(true)),
-        ]
-        .map(|(key, value)| (key.to_owned(), value)),
-    );
-    heads::write(spec, family, &mut map);
-    if spec.bidirectional && !family.is_masked() {
-        map.insert(BIDIRECTIONAL.into(), json!(true));
-    }
-    map
-}
-
 /// A number that readers of such files take as an integer: without a point wherever it is one.
 fn whole(number: f64) -> Value {
     match number.fract() == 0.0 && number.abs() < 1e15 {
@@ -466,74 +349,10 @@ fn even_head_dim(config: &Config, heads_key: &str, width: usize, heads: usize) -
     Ok(width / heads)
 }
 
-/// Our parameters that one checkpoint tensor holds, as parts of their names; the first one stands for all in the table.
-struct Fused {
-    parts: &'static [&'static str],
-    /// See [`TensorEntry::groups`].
-    groups: usize,
-}
-
-/// Queries, keys and values.
-const QUERY_KEY_VALUE: &[&str] = &[".mixer.query.", ".mixer.key.", ".mixer.value."];
-/// Gates and inputs of a feed-forward layer.
-const GATE_UP: &[&str] = &[".channel.gate.", ".channel.up."];
-
-/// The checkpoint's tensors: one for each parameter, or for all that are fused, under the name that `names` makes of ours.
-fn table(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<TensorEntry> {
-    // A family whose classifier has a name of its own says so in its table.
-    let own_classifier = names
-        .iter()
-        .any(|(ours, _)| ours.starts_with("^classifier."));
-    let theirs = |name: &str| match name.strip_prefix("classifier.output.") {
-        Some(rest) if !own_classifier => format!("{}{rest}", heads::decoder_name(spec)),
-        _ => rename(name, names),
-    };
-    let entry = |name: String| {
-        let (mut parts, mut groups) = (vec![name.clone()], 1);
-        for fusion in fused {
-            match fusion.parts.iter().position(|part| name.contains(part)) {
-                None => {}
-                Some(0) => {
-                    parts = fusion
-                        .parts
-                        .iter()
-                        .map(|part| name.replace(fusion.parts[0], part))
-                        .collect();
-                    groups = fusion.groups;
-                }
-                Some(_) => return None,
-            }
-        }
-        Some(TensorEntry {
-            name: theirs(&name),
-            parts,
-            groups,
-            transposed: false,
-            rows: None,
-        })
-    };
-    spec.parameters()
-        .into_iter()
-        .filter_map(|(name, _)| entry(name))
-        .collect()
-}
-
-/// `name` with each of our names replaced by the checkpoint's; after `^` ours must stand at the beginning.
-fn rename(name: &str, table: &[(&str, &str)]) -> String {
-    table.iter().fold(name.to_owned(), |name, (ours, theirs)| {
-        match ours.strip_prefix('^') {
-            Some(ours) => name
-                .strip_prefix(ours)
-                .map(|rest| format!("{theirs}{rest}"))
-                .unwrap_or(name),
-            None => name.replace(ours, theirs),
-        }
-    })
-}
-
 #[cfg(test)]
 mod published;
 #[cfg(test)]
 mod saving;
+
 #[cfg(test)]
 mod tests;

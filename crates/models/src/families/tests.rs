@@ -1,8 +1,9 @@
-//! What is true of every family, by its fixtures.
+//! What must hold of every family, over all fixtures.
 
 use super::*;
 use crate::folder::Description;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
 /// The fixtures that have a configuration, found by looking: a new one is tested by lying in its folder.
