@@ -85,3 +85,38 @@ fn are_equal(one: &Value, other: &Value) -> bool {
         _ => one == other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::NormSpec;
+    use serde_json::json;
+
+    #[test]
+    fn what_cannot_be_saved_is_told_before() {
+        let spec = ModelSpec::llama(512, 64, 2, 4, 2, 160, 128);
+        check_savable(&spec, None).unwrap();
+        let mut unequal = spec.clone();
+        unequal.blocks[1].mixer_norm = Some(NormSpec::layer(1e-5));
+        let error = check_savable(&unequal, None).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the trained model could not be saved: ")
+                && error.contains("`llama` cannot express this model"),
+            "{error}"
+        );
+        // A key of the original that would change the model when it is read again.
+        let stale = json!({ "bidirectional": true });
+        let error = check_savable(&spec, stale.as_object()).unwrap_err();
+        assert!(error.to_string().contains("something else than the model"));
+    }
+
+    #[test]
+    fn what_nobody_knows_stays() {
+        let spec = ModelSpec::llama(512, 64, 2, 4, 2, 160, 128);
+        let original = json!({ "rope_theta": 10000, "torch_dtype": "float16", "odd": [1] });
+        let map = configuration(&spec, original.as_object(), Dtype::BF16).unwrap_or_default();
+        assert_eq!(map.get("odd"), Some(&json!([1])));
+        assert_eq!(map.get("dtype"), Some(&json!("bfloat16")));
+        assert!(!map.contains_key("torch_dtype"));
+    }
+}
