@@ -3,6 +3,7 @@
 use super::tests::{config, models};
 use super::{Config, family};
 use crate::saved_configuration::check_savable;
+use espalier_data::random::Random;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 
@@ -89,6 +90,12 @@ fn starts(map: &Map<String, Value>) -> Vec<Map<String, Value>> {
     starts
 }
 
+/// Whether the configuration is one of a model.
+fn is_read(map: &Map<String, Value>) -> bool {
+    let config = Config::from_map("config.json".as_ref(), map.clone());
+    family(&config).is_ok_and(|family| (family.read)(&config).is_ok())
+}
+
 /// What is wrong with the configuration: it is read, and could not be saved.
 fn fault(map: &Map<String, Value>) -> Option<String> {
     let config = Config::from_map("config.json".as_ref(), map.clone());
@@ -132,6 +139,47 @@ fn whatever_is_read_is_written() {
     assert!(
         faults.is_empty(),
         "{} of {tried}:\n{}",
+        faults.len(),
+        faults.into_iter().collect::<Vec<_>>().join("\n")
+    );
+}
+
+/// Several keys at once: some values mean something only beside others.
+#[test]
+fn whatever_is_read_of_several_changes_is_written() {
+    const ROUNDS: usize = 60;
+    const CHANGES: usize = 12;
+    let (mut faults, mut kept) = (BTreeSet::new(), 0);
+    let mut random = Random::new(11);
+    let mut below = |count: usize| (random.f() * count as f64) as usize;
+    for model in models() {
+        let config = config(&model);
+        assert!(is_read(config.map()));
+        (family(&config).unwrap().read)(&config).unwrap();
+        let keys: Vec<String> = config.asked().into_iter().collect();
+        for _ in 0..ROUNDS {
+            let (mut map, mut changes) = (config.map().clone(), Vec::new());
+            for _ in 0..CHANGES {
+                let key = &keys[below(keys.len())];
+                let mut values = values(value(&map, key));
+                let value = values.swap_remove(below(values.len()));
+                let change = format!("`{key}`: {value}");
+                let changed = with(&map, key, value);
+                if is_read(&changed) {
+                    map = changed;
+                    changes.push(change);
+                }
+            }
+            kept += changes.len();
+            if let Some(fault) = fault(&map) {
+                faults.insert(format!("{model}: {}: {fault}", changes.join(", ")));
+            }
+        }
+    }
+    assert!(kept > 20_000, "{kept}");
+    assert!(
+        faults.is_empty(),
+        "{}:\n{}",
         faults.len(),
         faults.into_iter().collect::<Vec<_>>().join("\n")
     );
