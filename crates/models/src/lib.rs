@@ -30,6 +30,7 @@ mod spec_embedding;
 mod spec_heads;
 mod spec_parameters;
 mod spec_routing;
+mod spec_stack;
 pub mod stack;
 pub mod state;
 pub mod state_file;

@@ -20,7 +20,7 @@ use crate::{
     relative_position_bias::RelativePositionBias,
     source::Initial,
     spec::{MixerSpec, ModelSpec, ProjectionPlace, RecurrentSpec},
-    spec_parameters::StackSpec,
+    spec_stack::StackSpec,
     state::SequenceState,
     taps::{Flow, Observer, Site},
     token_places::TokenPlaces,
