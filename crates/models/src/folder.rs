@@ -254,7 +254,7 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, spec: &ModelSpec) -> Re
     let head = tied_head::tensor_of(tied_head::HEAD, family, spec);
     let known = |name: &str| {
         let full = format!("{}{name}", family.prefix);
-        let derived = family.ignored.iter().any(|suffix| name.ends_with(suffix));
+        let derived = tied_head::is_derived(name, family, spec);
         let (name, full) = (source::todays_name(name), source::todays_name(&full));
         derived
             || head
@@ -326,7 +326,8 @@ fn write_weights(
     folder: &Path,
     dtype: Dtype,
 ) -> Result<()> {
-    let tensors = stored_tensors(model, family);
+    let mut tensors = stored_tensors(model, family);
+    tensors.extend(tied_head::repeated_tables(model, family));
     writer(&tensors, dtype)?
         .write_sharded(folder, MAX_SHARD_BYTES, |name| values(&tensors, name))?;
     Ok(())

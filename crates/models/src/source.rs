@@ -249,10 +249,11 @@ impl CheckpointSource<'_> {
         if place.transposed {
             expected.reverse();
         }
-        let misfit = || Error::Shape {
-            operator: tensor.clone(),
-            expected: format!("{expected:?}"),
-            found: found.clone(),
+        let misfit = || {
+            let reason = format!(
+                "tensor `{tensor}` has shape {found:?} where config.json asks for {expected:?}; do the two belong to one model?"
+            );
+            Error::checkpoint(self.checkpoint.path_of(&tensor), reason)
         };
         if found != expected {
             return Err(misfit());

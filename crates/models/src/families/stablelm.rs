@@ -2,7 +2,7 @@
 //! queries, keys and values, or attention and feed-forward side by side and a norm for each head of queries and keys.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, rename_key};
-use super::{Config, Family, TensorEntry, attention, block_of};
+use super::{Config, Family, ModuleNames, TensorEntry, attention, block_of};
 use crate::error::Result;
 use crate::spec::{BlockSpec, MixerSpec, ModelSpec, NormExtent, NormSpec, Residual};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

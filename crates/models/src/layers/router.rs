@@ -10,11 +10,14 @@ use espalier_kernels::{
     recomputable::Recomputable,
 };
 
-use super::Builder;
+use super::{
+    Builder,
+    linear::{Linear, LinearMap, LinearMapMut},
+};
 use crate::{
     Result,
     auxiliary_losses::{SideOutput, SideSpec, Sides},
-    parameter::{Parameter, parameters},
+    parameter::{Parameter, Parameters},
     source::Initial,
     spec::RouterSpec,
     stack::Context,
@@ -24,11 +27,9 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Router {
     spec: RouterSpec,
-    weight: Parameter,
+    scores: Linear,
     times: usize,
 }
-
-parameters!(Router: weight);
 
 impl Router {
     /// Builds `{name}.weight` `[experts, width]`.
@@ -46,7 +47,7 @@ impl Router {
             builder.parameter(format!("{name}.weight"), vec![spec.experts, width], initial)?;
         Ok(Self {
             spec: spec.clone(),
-            weight,
+            scores: Linear::from_weight(name, weight, Precision::F32),
             times: 1,
         })
     }
@@ -65,9 +66,14 @@ impl Router {
         Self { times, ..self }
     }
 
+    /// How many maps of a group of readers it is: none where adapters see its product.
+    pub fn readers(&self) -> usize {
+        usize::from(!self.scores.is_apart())
+    }
+
     /// The choices for rows `x` `[.., width]`, of which every token of `size` (`[batch, time]`) has equally many, and their weights
     /// `[rows, active]`. The logits become a side output `[batch, time, parts * experts]`. `readers` are those of `x`, of whose
-    /// maps the router is one.
+    /// maps the router is one, see [`Router::readers`].
     pub fn forward<const D: usize>(
         &self,
         x: impl Into<Recomputable<D>>,
@@ -76,7 +82,7 @@ impl Router {
         context: &Context,
         sides: &mut Sides,
     ) -> (Arc<Routing>, Tensor<2>) {
-        let logits = readers.linear(x, self.weight.value(), None, Precision::F32);
+        let logits = self.scores.forward_among(readers, x);
         let experts = self.spec.experts;
         let rows = logits.dims().iter().product::<usize>() / experts.max(1);
         let (logits, parts) = (
@@ -99,6 +105,26 @@ impl Router {
             ..side
         });
         (routing, weights)
+    }
+}
+
+impl Parameters for Router {
+    fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
+        self.scores.visit(visitor);
+    }
+
+    fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
+        self.scores.visit_mut(visitor);
+    }
+
+    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(LinearMapMut<'_>)) {
+        self.scores.visit_linears_mut(visitor);
+        // Whatever the rest computes in.
+        self.scores.precision = Precision::F32;
+    }
+
+    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(LinearMap<'a>)) {
+        self.scores.visit_linears(visitor);
     }
 }
 
