@@ -237,6 +237,15 @@ impl<'a> StoredTensor<'a> {
     }
 }
 
+/// The shape in which these rows of a parameter of this shape are stored: a matrix, but for a row of a matrix, which is a vector.
+pub(crate) fn row_shape(rows: &Range<usize>, shape: &[usize]) -> Vec<usize> {
+    let width = shape.last().copied().unwrap_or(1);
+    match (rows.len(), shape.len()) {
+        (1, ..=2) => vec![width],
+        (rows, _) => vec![rows, width],
+    }
+}
+
 /// `[rows, columns]` to `[columns, rows]`.
 fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..columns)
@@ -294,7 +303,7 @@ fn tensors_of(model: &LanguageModel, entries: Vec<TensorEntry>) -> Vec<StoredTen
         shape[0] = parts.iter().map(|p| p.shape()[0]).sum();
         let width = shape[shape.len() - 1];
         if let Some(rows) = &entry.rows {
-            shape = vec![rows.len(), width];
+            shape = row_shape(rows, &shape);
         }
         if entry.transposed {
             shape.reverse();

@@ -9,6 +9,7 @@ use crate::{
     Error, Result,
     checkpoint::Checkpoint,
     families::{Family, TensorEntry},
+    layout::row_shape,
     spec::ModelSpec,
 };
 
@@ -242,7 +243,7 @@ impl CheckpointSource<'_> {
             .map(|info| info.shape.clone())
             .unwrap_or_default();
         let mut expected = match &place.rows {
-            Some(rows) => vec![rows.len(), shape[shape.len() - 1]],
+            Some(rows) => row_shape(rows, shape),
             None => [&[place.total], &shape[1..]].concat(),
         };
         if place.transposed {
@@ -257,7 +258,10 @@ impl CheckpointSource<'_> {
         if found != expected {
             return Err(misfit());
         }
-        let rows = vec![expected[0], expected[1..].iter().product()];
+        let rows = match &place.rows {
+            Some(rows) => vec![rows.len(), shape[shape.len() - 1]],
+            None => vec![expected[0], expected[1..].iter().product()],
+        };
         let whole = self.checkpoint.stored(&tensor)?.reshaped(rows);
         whole
             .and_then(|whole| part(&whole, place, shape))

@@ -4,6 +4,9 @@
 //! encoder-decoder has a second list in [`EncoderSpec`].
 
 pub use crate::recurrent::{RecurrentSpec, RwkvChannelSpec};
+pub use crate::spec_embedding::{
+    EmbeddingProjectionSpec, PositionSpec, ProjectionPlace, RelativePositionSpec,
+};
 pub use crate::spec_heads::{
     ClassifierDenseSpec, ClassifierSpec, HeadTransformSpec, Problem, Subject,
 };
@@ -30,9 +33,8 @@ pub struct ModelSpec {
     pub vocabulary: usize,
     /// Width of the residual stream.
     pub width: usize,
-    /// Width of the table of the embedding, and of what is added to it, where a linear layer leads from there to the model's width
-    /// (ALBERT, ELECTRA).
-    pub embedding_width: Option<usize>,
+    /// The width of the embedding where it is not the model's, and what leads from one to the other.
+    pub embedding_projection: Option<EmbeddingProjectionSpec>,
     /// Longest sequence that the model was made for.
     pub context: usize,
     /// Positions that are added to the embedded tokens.
@@ -89,51 +91,6 @@ pub struct ModelSpec {
     pub eos: Vec<u32>,
     /// Padding token.
     pub pad: Option<u32>,
-}
-
-/// Positions that are added to the embedded tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PositionSpec {
-    /// A table of vectors.
-    Learned {
-        /// Positions that there are.
-        count: usize,
-        /// Rows before that of position 0 (BART: 2).
-        offset: usize,
-    },
-    /// A table of vectors in which the padding token has the row of its own number, the first other token of a text the row after
-    /// that, and so on: padding within a text is not counted (RoBERTa).
-    LearnedBehindPadding {
-        /// Positions that there are, the rows up to the padding's left out.
-        count: usize,
-        /// The padding token.
-        padding: u32,
-    },
-    /// Sines and cosines (arXiv 1706.03762).
-    Sinusoidal {
-        /// Whether they take turns, as in the paper, rather than all sines before all cosines, as in Marian.
-        interleaved: bool,
-    },
-    /// All sines before all cosines, counted as in [`PositionSpec::LearnedBehindPadding`], with wavelengths whose longest is 10,000
-    /// times the shortest, and nothing for padding (M2M-100).
-    SinusoidalBehindPadding {
-        /// The padding token.
-        padding: u32,
-    },
-}
-
-/// T5's relative positions (arXiv 1910.10683): a learned bias for each head and each bucket of distances.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RelativePositionSpec {
-    /// Rows of the table.
-    pub buckets: usize,
-    /// The distance from which on all share a bucket.
-    pub max_distance: usize,
-    /// Columns of the table.
-    pub heads: usize,
-    /// Whether every block has a table of its own (UMT5), rather than all one together.
-    pub per_block: bool,
 }
 
 /// The encoder of an encoder-decoder. It shares vocabulary, width, embedding and embedding scale with the decoder.
@@ -228,6 +185,14 @@ impl BlockSpec {
         }
     }
 
+    /// A block whose norms the stream itself passes: `x = norm(x); x += mixer(x); x = norm(x); x += channel(x)`.
+    pub fn normed_stream(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
+        Self {
+            residual: Residual::NormedStream,
+            ..Self::sequential(mixer, channel, norm)
+        }
+    }
+
     /// A block with norms over what its parts add, and none before them: `x += norm(mixer(x)); x += norm(channel(x))`.
     pub fn output_norm(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
         Self {
@@ -256,6 +221,8 @@ pub enum Residual {
     Parallel,
     /// With norms over the sums: `x = norm(x + mixer(x)); x = norm(x + channel(x))`.
     PostNorm,
+    /// With norms through which the stream itself passes: `x = norm(x); x += mixer(x); x = norm(x); x += channel(x)` (BLOOM's other form).
+    NormedStream,
     /// With norms over what is added alone: `x += norm(mixer(x)); x += norm(channel(x))` (OLMo 2).
     OutputNorm,
 }

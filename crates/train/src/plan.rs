@@ -188,10 +188,7 @@ pub fn check_lengths(
     objective: &dyn Objective,
     samples: &[Sample],
 ) -> Result<()> {
-    let limit = |positions: Option<PositionSpec>| match positions {
-        Some(PositionSpec::Learned { count, .. }) => Some(count),
-        _ => None,
-    };
+    let limit = |positions: Option<PositionSpec>| positions.and_then(PositionSpec::learned);
     let spec = model.spec();
     let own = limit(spec.positions);
     let of_source = spec

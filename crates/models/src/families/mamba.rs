@@ -16,7 +16,7 @@ pub const FAMILY: Family = Family {
     write,
     tensors,
     modules: ModuleNames::without(LEFT_OUT),
-    prefix: "",
+    prefix: "backbone.",
     ignored: &[],
 };
 

@@ -16,7 +16,7 @@ pub const FAMILY: Family = Family {
     write,
     tensors,
     modules: ModuleNames::without(&[OUTPUT_LEFT_OUT]),
-    prefix: "",
+    prefix: "backbone.",
     ignored: &[],
 };
 

@@ -225,6 +225,10 @@ impl Block {
             Some(norm) => norm.forward_beside(x),
             None => (x.clone(), x.into()),
         };
+        let is_normed = self.residual == Residual::NormedStream;
+        if is_normed {
+            x = normed.clone().into_tensor();
+        }
         let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
             Some(norm) => {
                 let (stream, beside) = norm.forward_beside(x.clone());
@@ -253,6 +257,10 @@ impl Block {
                 let x = add(x, mixed);
                 (x.clone(), beside.unwrap_or_else(|| x.into()))
             }
+        };
+        let x = match is_normed {
+            true => inner.clone().into_tensor(),
+            false => x,
         };
         let inner = channel.forward(inner, context, remembered, sides);
         let inner = dropped(optional(&self.channel_output_norm, inner), context, 1);

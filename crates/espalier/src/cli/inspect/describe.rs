@@ -64,7 +64,7 @@ pub fn parameters(spec: &ModelSpec) -> String {
 
 /// Parameters of the embedding table.
 pub fn embedding(spec: &ModelSpec) -> u64 {
-    (spec.vocabulary as u64).saturating_mul(spec.width as u64)
+    (spec.vocabulary as u64).saturating_mul(spec.outer_width() as u64)
 }
 
 /// Parameters of every block.
