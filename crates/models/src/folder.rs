@@ -253,7 +253,8 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, spec: &ModelSpec) -> Re
     let head = tied_head::tensor_of(tied_head::HEAD, family, spec);
     let known = |name: &str| {
         let full = format!("{}{name}", family.prefix);
-        let derived = family.ignored.iter().any(|suffix| name.ends_with(suffix));
+        let derived = family.ignored.iter().any(|suffix| name.ends_with(suffix))
+            || families::deepseek::is_of_further_tokens(spec, name);
         let (name, full) = (source::todays_name(name), source::todays_name(&full));
         derived
             || head

@@ -26,6 +26,7 @@ mod rotary_frequencies;
 pub mod source;
 pub mod spec;
 mod spec_heads;
+mod spec_latent;
 mod spec_parameters;
 mod spec_routing;
 pub mod stack;

@@ -7,9 +7,11 @@ pub use crate::recurrent::{RecurrentSpec, RwkvChannelSpec};
 pub use crate::spec_heads::{
     ClassifierDenseSpec, ClassifierSpec, HeadTransformSpec, Problem, Subject,
 };
+pub use crate::spec_latent::LatentAttentionSpec;
 pub use crate::spec_routing::{
     AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthGate, DepthPredictor, DepthRouting,
-    ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterSpec, SharedExpertSpec,
+    ExpertGroups, ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterScores, RouterSpec,
+    SharedExpertSpec,
 };
 pub use espalier_kernels::activation::Activation;
 use serde::{Deserialize, Serialize};
@@ -268,6 +270,8 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// Softmax attention whose queries and outputs are experts.
     AttentionExperts(AttentionExpertsSpec),
+    /// Softmax attention whose keys and values are made of a latent.
+    LatentAttention(LatentAttentionSpec),
     /// A memory that does not grow.
     Recurrent(RecurrentSpec),
 }

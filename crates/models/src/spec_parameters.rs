@@ -330,6 +330,10 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
         MixerSpec::AttentionExperts(attention) => {
             attention_experts_parameters(list, &format!("{path}.mixer"), attention, width);
         }
+        MixerSpec::LatentAttention(attention) => {
+            let named = |(name, shape): (&str, _)| (format!("{path}.mixer.{name}"), shape);
+            list.extend(attention.parameters(width).into_iter().map(named));
+        }
         MixerSpec::Recurrent(recurrent) => {
             let named = |(name, shape): (&str, _)| (format!("{path}.mixer.{name}"), shape);
             list.extend(recurrent.parameters(width).into_iter().map(named));
@@ -379,6 +383,9 @@ fn experts_parameters(list: &mut Parameters, path: &str, spec: &ExpertsSpec, wid
         inner
     };
     list.push((format!("{path}.router.weight"), vec![experts, width]));
+    if spec.router.choice_bias {
+        list.push((format!("{path}.router.choice_bias"), vec![experts]));
+    }
     list.push((
         format!("{path}.experts.up.weight"),
         vec![experts, rows, width],

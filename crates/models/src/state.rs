@@ -67,9 +67,9 @@ pub enum MixerState {
 impl MixerState {
     fn new(mixer: &MixerSpec) -> Self {
         match mixer {
-            MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => {
-                Self::Attention(KeyValues::default())
-            }
+            MixerSpec::Attention(_)
+            | MixerSpec::AttentionExperts(_)
+            | MixerSpec::LatentAttention(_) => Self::Attention(KeyValues::default()),
             MixerSpec::Recurrent(_) => Self::Recurrent(RecurrentState::default()),
         }
     }

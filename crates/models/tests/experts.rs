@@ -39,12 +39,7 @@ fn dense() -> ModelSpec {
 }
 
 fn router(experts: usize, active: usize) -> RouterSpec {
-    RouterSpec {
-        experts,
-        active,
-        normalised: true,
-        capacity: None,
-    }
+    RouterSpec::softmax(experts, active, true)
 }
 
 fn experts(router: RouterSpec) -> ExpertsSpec {

@@ -34,8 +34,9 @@ impl Options {
 
 /// Attends: `softmax(scale * q k^T) v` over the keys that `mask` allows; a query that sees no key gives zeros.
 ///
-/// `query`: `[batch, queries, heads, head_dim]`; `key`, `value`: `[batch, keys, kv_heads, head_dim]` with `kv_heads`
-/// dividing `heads`; query head `h` reads key head `h / (heads / kv_heads)`. Returns the shape of `query`.
+/// `query`: `[batch, queries, heads, head_dim]`; `key`: `[batch, keys, kv_heads, head_dim]` with `kv_heads` dividing `heads`;
+/// `value`: `[batch, keys, kv_heads, value_dim]`; query head `h` reads key head `h / (heads / kv_heads)`. Returns
+/// `[batch, queries, heads, value_dim]`.
 ///
 /// `bias`, `[heads, queries + keys - 1]`, is added to the scores by distance: element `query - key + keys - 1`, counting
 /// both from 0. ALiBi and T5's learned positions are such biases; it has a gradient. Memory is linear in the sequence, for
@@ -143,6 +144,8 @@ mod tests {
         kv_heads: usize,
         group: usize,
         width: usize,
+        /// By how many channels values are wider than queries.
+        wider: isize,
         causal: bool,
         window: Option<usize>,
         /// Length of packed documents.
@@ -159,6 +162,7 @@ mod tests {
         kv_heads: 1,
         group: 1,
         width: 8,
+        wider: 0,
         causal: true,
         window: None,
         segment: None,
@@ -205,7 +209,12 @@ mod tests {
         let shapes: [&[usize]; 4] = [
             &[batch, queries, heads, width],
             &[batch, keys, kv_heads, width],
-            &[batch, keys, kv_heads, width],
+            &[
+                batch,
+                keys,
+                kv_heads,
+                width.saturating_add_signed(case.wider).max(1),
+            ],
             &[heads, queries + keys - 1],
         ];
         let options = Options {
@@ -234,10 +243,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn agrees_with_the_reference((batch, queries, past) in (1usize..3, 1usize..70, 0usize..9), kv_heads in 1usize..3,
-            group in 1usize..4, width in 1usize..40, causal: bool, window in proptest::option::of(1usize..20),
+            group in 1usize..4, width in 1usize..40, wider in -20isize..20, causal: bool, window in proptest::option::of(1usize..20),
             segment in proptest::option::of(2usize..15), softcap in proptest::option::of(0.5f64..3.0), biased: bool) {
             let precision = Precision::F32;
-            let case = Case { batch, queries, past, kv_heads, group, width, causal, window, segment, softcap, biased, precision };
+            let case = Case { batch, queries, past, kv_heads, group, width, wider, causal, window, segment, softcap, biased, precision };
             check(case, 1e-5);
             // Scores of up to `width` are off by up to 2^-8 of what they sum, and so are their exponents.
             check(Case { precision: Precision::Bf16, ..case }, 0.05 * (width as f32).sqrt());
@@ -279,6 +288,7 @@ mod tests {
             Case {
                 queries: 290,
                 width: 4,
+                wider: 30,
                 segment: Some(70),
                 ..CASE
             },

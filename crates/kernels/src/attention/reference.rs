@@ -16,7 +16,7 @@ pub fn attention(
     options: Options,
 ) -> Tensor<4> {
     let [batch, queries, heads, width] = query.dims();
-    let [_, keys, kv_heads, _] = key.dims();
+    let ([_, keys, kv_heads, _], value_width) = (key.dims(), value.dims()[3]);
     let group = heads / kv_heads;
     let [query, key, value] =
         [query, key, value].map(|x| rounded(x, options.precision).swap_dims(1, 2));
@@ -35,7 +35,7 @@ pub fn attention(
         .reshape([batch, kv_heads, group * queries, keys])
         .matmul(value);
     mixed
-        .reshape([batch, heads, queries, width])
+        .reshape([batch, heads, queries, value_width])
         .swap_dims(1, 2)
 }
 

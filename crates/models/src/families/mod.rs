@@ -11,6 +11,7 @@ pub mod cohere;
 pub mod cohere2;
 pub mod config;
 mod config_keys;
+pub mod deepseek;
 pub mod distilbert;
 pub mod electra;
 mod encoder_layout;
@@ -111,6 +112,8 @@ pub const FAMILIES: &[Family] = &[
     bloom::FAMILY,
     cohere2::FAMILY,
     cohere::FAMILY,
+    deepseek::SECOND,
+    deepseek::THIRD,
     distilbert::FAMILY,
     electra::FAMILY,
     exaone4::FAMILY,
@@ -416,7 +419,9 @@ fn whole(number: f64) -> Value {
 fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
     match &block.mixer {
         MixerSpec::Attention(attention) => Some(attention),
-        MixerSpec::AttentionExperts(_) | MixerSpec::Recurrent(_) => None,
+        MixerSpec::AttentionExperts(_)
+        | MixerSpec::LatentAttention(_)
+        | MixerSpec::Recurrent(_) => None,
     }
 }
 

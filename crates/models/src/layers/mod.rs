@@ -11,6 +11,7 @@ pub mod expert_linear;
 pub mod experts;
 pub mod head_norm;
 pub mod head_transform;
+pub mod latent_attention;
 pub mod linear;
 pub mod multi_head_experts;
 pub mod norm;

@@ -3,8 +3,8 @@
 use espalier_models::{
     families::config::activation_name,
     spec::{
-        AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, ExpertsSpec, MixerSpec,
-        MlpSpec, ModelSpec, RotaryScaling, RotarySpec,
+        AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, ExpertsSpec,
+        LatentAttentionSpec, MixerSpec, MlpSpec, ModelSpec, RotaryScaling, RotarySpec,
     },
 };
 
@@ -90,6 +90,7 @@ pub fn cache_per_token(spec: &ModelSpec) -> u64 {
         MixerSpec::AttentionExperts(attention) => {
             2 * attention.kv_heads as u64 * attention.head_dim as u64
         }
+        MixerSpec::LatentAttention(attention) => attention.remembered() as u64,
         MixerSpec::Recurrent(_) => 0,
     };
     spec.blocks
@@ -103,7 +104,9 @@ pub fn cache_per_token(spec: &ModelSpec) -> u64 {
 pub fn state_size(spec: &ModelSpec) -> u64 {
     let mixer = |block: &BlockSpec| match &block.mixer {
         MixerSpec::Recurrent(recurrent) => recurrent.state_size(spec.width),
-        MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => 0,
+        MixerSpec::Attention(_)
+        | MixerSpec::AttentionExperts(_)
+        | MixerSpec::LatentAttention(_) => 0,
     };
     let shifted = |block: &BlockSpec| {
         if matches!(block.channel, ChannelSpec::Rwkv(_)) {
@@ -162,6 +165,7 @@ pub fn mixer(mixer: &MixerSpec) -> String {
     match mixer {
         MixerSpec::Attention(mixer) => attention(mixer),
         MixerSpec::AttentionExperts(mixer) => attention_experts(mixer),
+        MixerSpec::LatentAttention(mixer) => latent_attention(mixer),
         MixerSpec::Recurrent(mixer) => mixer.describe(),
     }
 }
@@ -203,6 +207,18 @@ fn attention_experts(spec: &AttentionExpertsSpec) -> String {
     format!(
         "attention with {active} of {experts} experts over {} heads of {}{rotary}",
         spec.kv_heads, spec.head_dim
+    )
+}
+
+fn latent_attention(spec: &LatentAttentionSpec) -> String {
+    let bias = if spec.bias { ", biases" } else { "" };
+    format!(
+        "latent attention {} heads of {} and {}, latent {}, {}{bias}",
+        spec.heads,
+        spec.key_dim(),
+        spec.value_dim,
+        spec.latent,
+        rotary(&spec.rotary)
     )
 }
 

@@ -41,29 +41,24 @@ impl Given<'_> {
             self.inputs.flash.options.precision,
         );
         let kernel = kernel(precision);
-        let (width, high, wide, most) = (
-            query.width,
-            kernel.rows,
-            kernel.columns,
-            keys_of_block(kernel),
-        );
+        let (width, value_width) = (query.width, self.inputs.value.width);
+        let (high, wide, most) = (kernel.rows, kernel.columns, keys_of_block(kernel));
         let kv_head = self.inputs.kv_head(head);
         let keys = key.matrix(batch, kv_head, 0..key.time);
         let values = self.inputs.value.matrix(batch, kv_head, 0..key.time);
-        let of_lanes = kernel.packed_len(Side::Left, key.time, width);
         let block = most * wide;
         let sizes = [
             kernel.packed_len(Side::Right, wide, width),
-            kernel.packed_len(Side::Right, wide, width),
+            kernel.packed_len(Side::Right, wide, value_width),
             kernel.packed_len(Side::Right, width, wide),
-            kernel.packed_len(Side::Right, width, wide),
+            kernel.packed_len(Side::Right, value_width, wide),
             block,
             block,
             block,
             width.next_multiple_of(high) * wide,
             kernel.packed_len(Side::Left, most, wide),
-            of_lanes,
-            of_lanes,
+            kernel.packed_len(Side::Left, key.time, width),
+            kernel.packed_len(Side::Left, key.time, value_width),
             kernel.packed_len(Side::Left, width, key.time),
             width * wide,
         ];
@@ -100,7 +95,7 @@ impl Given<'_> {
                     of_query.fill(0.0);
                     for block in panel.blocks(most) {
                         score_tiles(kernel, width, &panel, &block, 0, k, q, weights);
-                        score_tiles(kernel, width, &panel, &block, 0, v, g, of_scores);
+                        score_tiles(kernel, value_width, &panel, &block, 0, v, g, of_scores);
                         let size = block.len() * wide;
                         let (weights, of_scores) = (&mut weights[..size], &mut of_scores[..size]);
                         let of_bias = of_bias.as_deref_mut();
@@ -114,7 +109,8 @@ impl Given<'_> {
                             &along,
                             of_bias,
                         );
-                        let add = |out: &mut [f32],
+                        let add = |width: usize,
+                                   out: &mut [f32],
                                    block_scores: &[f32],
                                    lanes: &[f32],
                                    turned: &mut [f32]| {
@@ -129,8 +125,8 @@ impl Given<'_> {
                                 out,
                             );
                         };
-                        add(of_value, weights, g_lanes, turned);
-                        add(of_key, of_scores, q_lanes, turned);
+                        add(value_width, of_value, weights, g_lanes, turned);
+                        add(width, of_key, of_scores, q_lanes, turned);
                         let right = right_factor(kernel, precision, of_scores, wide, units);
                         add_mixed(
                             kernel,

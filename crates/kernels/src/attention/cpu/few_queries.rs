@@ -62,7 +62,8 @@ pub(super) fn run(
         log_sum[0] = softmax(row);
     }
     let value = inputs.value.matrix(batch, kv_head, keys.clone());
-    let mut mixed = vec![0.0; count * query.width];
+    let value_width = inputs.value.width;
+    let mut mixed = vec![0.0; count * value_width];
     product(
         &mut mixed,
         Matrix::new(&scores, count, keys.len()),
@@ -70,7 +71,7 @@ pub(super) fn run(
         false,
         how,
     );
-    for (i, mixed) in mixed.chunks_exact(query.width).enumerate() {
+    for (i, mixed) in mixed.chunks_exact(value_width).enumerate() {
         #[allow(unsafe_code)]
         // SAFETY: as above.
         unsafe { outputs.row(query.index(batch, i, head)) }.copy_from_slice(mixed);

@@ -121,14 +121,15 @@ impl<'a> Inputs<'a> {
             .map(|bias| &bias[head * distances..(head + 1) * distances])
     }
 
-    /// The values mixed for all queries, `[batch, queries, heads, width]`, and for each row of it the log of its softmax's
+    /// The values mixed for all queries, `[batch, queries, heads, value_width]`, and for each row of it the log of its softmax's
     /// denominator.
     fn forward(&self) -> (Vec<f32>, Vec<f32>) {
-        let query = &self.query;
-        let mut output = zeros(query.len());
-        let mut log_sums = vec![f32::NEG_INFINITY; query.batch * query.time * query.heads];
+        let (query, value_width) = (&self.query, self.value.width);
+        let rows = query.batch * query.time * query.heads;
+        let mut output = zeros(rows * value_width);
+        let mut log_sums = vec![f32::NEG_INFINITY; rows];
         let rows = (
-            DisjointRows::new(&mut output, query.width),
+            DisjointRows::new(&mut output, value_width),
             DisjointRows::new(&mut log_sums, 1),
         );
         let heads = query.batch * query.heads;
@@ -162,16 +163,16 @@ impl<'a> Inputs<'a> {
         gradient: &Heads<'_>,
         log_sums: &[f32],
     ) -> [Vec<f32>; 4] {
-        let (query, key) = (&self.query, &self.key);
+        let (query, key, value) = (&self.query, &self.key, &self.value);
         let distances = query.time + key.time - 1;
         let each = query.batch * query.heads;
         let mut of_query = zeros(query.len());
         let query_rows = DisjointRows::new(&mut of_query, query.width);
-        let head = key.time * key.width;
+        let [key_head, value_head] = [key, value].map(|heads| heads.time * heads.width);
         // The part of the biases is empty where there are none.
         let sizes = [
-            (each * head, head),
-            (each * head, head),
+            (each * key_head, key_head),
+            (each * value_head, value_head),
             (self.bias.map_or(0, |_| each * distances), distances),
         ];
         let [of_key, of_value, of_bias] = fresh(sizes, |task, [of_key, of_value, of_bias]| {
@@ -185,13 +186,15 @@ impl<'a> Inputs<'a> {
             let of_bias = (!of_bias.is_empty()).then_some(of_bias);
             given.run(place, &query_rows, of_key, of_value, of_bias);
         });
-        let [of_key, of_value] = [of_key, of_value].map(|parts| self.gathered(&parts));
+        let [of_key, of_value] =
+            [(of_key, key), (of_value, value)].map(|(parts, of)| self.gathered(&parts, of));
         [of_query, of_key, of_value, self.summed(&of_bias, distances)]
     }
 
-    /// From `[batch, heads, keys, width]` to `[batch, keys, kv_heads, width]`: sums over the heads of a group, in order.
-    fn gathered(&self, parts: &[f32]) -> Vec<f32> {
-        let (heads, key) = (self.query.heads, &self.key);
+    /// From `[batch, heads, keys, width]` to `[batch, keys, kv_heads, width]`, the shape of `key`: sums over the heads of a group, in
+    /// order.
+    fn gathered(&self, parts: &[f32], key: &Heads<'_>) -> Vec<f32> {
+        let heads = self.query.heads;
         let (group, width) = (heads / key.heads, key.width);
         let [gathered] = fresh([(key.len(), TOKENS * key.heads * width)], |task, [rows]| {
             for (i, row) in rows.chunks_exact_mut(width).enumerate() {
@@ -232,7 +235,7 @@ fn forward(
     let tensors = [query, key, value].map(readable);
     let bias = bias.map(crate::fused::contiguous);
     let [query, key, value] = tensors.each_ref().map(Heads::new);
-    let shape = [query.batch, query.time, query.heads, query.width];
+    let shape = [query.batch, query.time, query.heads, value.width];
     let inputs = Inputs {
         flash,
         query,
