@@ -28,7 +28,7 @@ pub struct LoadedModel {
     pub config: Map<String, Value>,
     /// The folder of the weights and the tokenizer: the base model's when the model was given as an adapter.
     pub base: PathBuf,
-    /// The type of most tensors in the file.
+    /// The type of most tensors in the file; bf16 where those are packed.
     pub dtype: Dtype,
     /// The adapter, when the model was given as one.
     pub adapter: Option<Adapter>,
@@ -102,7 +102,10 @@ pub fn load_changed(
         model,
         config,
         base: folder.to_owned(),
-        dtype: checkpoint.dtype(),
+        dtype: match checkpoint.dtype() {
+            Dtype::U8 => Dtype::BF16,
+            dtype => dtype,
+        },
         adapter: None,
         generation,
         remarks,
@@ -256,6 +259,7 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, spec: &ModelSpec) -> Re
         let derived = family.ignored.iter().any(|suffix| name.ends_with(suffix))
             || families::deepseek::is_of_further_tokens(spec, name);
         let (name, full) = (source::todays_name(name), source::todays_name(&full));
+        let (name, full) = (source::unpacked_name(&name), source::unpacked_name(&full));
         derived
             || head
                 .as_deref()
@@ -394,6 +398,8 @@ fn configuration(
         _ => "float32",
     };
     map.remove("torch_dtype");
+    // What is saved is not packed.
+    map.remove("quantization_config");
     map.insert("dtype".into(), name.into());
     Ok(Value::Object(map))
 }

@@ -117,8 +117,8 @@ impl<'a> StoredTensor<'a> {
             Assembly::Rows => self.split_rows(&values),
             Assembly::Transposed if self.shape.len() < 2 => self.split_rows(&values),
             Assembly::Transposed => {
-                let (inputs, outputs) = (self.shape[0], self.shape[self.shape.len() - 1]);
-                self.split_rows(&transpose(&values, inputs, outputs))
+                let [inputs, outputs] = self.last_axes();
+                self.split_rows(&transpose_each(&values, inputs, outputs))
             }
             Assembly::BlockDiagonal => self.split_block_diagonal(&values),
             Assembly::Experts(factors) => {
@@ -174,11 +174,11 @@ impl<'a> StoredTensor<'a> {
             Assembly::Rows => self.rows(values),
             Assembly::Transposed => {
                 let rows = self.rows(values);
-                let (outputs, inputs) = (self.shape[self.shape.len() - 1], self.shape[0]);
+                let [inputs, outputs] = self.last_axes();
                 if self.shape.len() < 2 {
                     rows
                 } else {
-                    transpose(&rows, outputs, inputs)
+                    transpose_each(&rows, outputs, inputs)
                 }
             }
             Assembly::BlockDiagonal => self.blocks(values),
@@ -187,6 +187,12 @@ impl<'a> StoredTensor<'a> {
                 factors.assemble(parts)
             }
         }
+    }
+
+    /// The lengths of the last two axes, or of the only one twice.
+    fn last_axes(&self) -> [usize; 2] {
+        let axis = |from_last: usize| self.shape[self.shape.len().saturating_sub(from_last)];
+        [axis(self.shape.len().min(2)), axis(1)]
     }
 
     /// The rows of all parts, which take turns in as many groups as there are.
@@ -242,6 +248,14 @@ fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
         .collect()
 }
 
+/// As [`transpose`], for matrices of this size one after another.
+fn transpose_each(matrices: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    matrices
+        .chunks((rows * columns).max(1))
+        .flat_map(|matrix| transpose(matrix, rows, columns))
+        .collect()
+}
+
 /// Every weight of the model (adapters aside) under its checkpoint name.
 pub fn stored_tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<StoredTensor<'a>> {
     let parameters: HashMap<&str, &Parameter> = model
@@ -265,7 +279,8 @@ pub fn stored_tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<Stor
             shape = vec![rows.len(), width];
         }
         if entry.transposed {
-            shape.reverse();
+            let last = shape.len().saturating_sub(2);
+            shape[last..].reverse();
         }
         let assembly = if entry.transposed {
             Assembly::Transposed
@@ -324,9 +339,11 @@ pub fn modules(model: &LanguageModel, family: &Family) -> Vec<Module> {
             .iter()
             .map(|part| by_weight.get(part.as_str()))
             .collect();
-        let (Some(name), Some(found)) = (entry.name.strip_suffix(".weight"), found) else {
+        let Some(found) = found else {
             continue;
         };
+        // A stack of experts may be a parameter without a module of its own.
+        let name = entry.name.strip_suffix(".weight").unwrap_or(&entry.name);
         let mut experts: BTreeMap<Option<usize>, Vec<&LinearMap<'_>>> = BTreeMap::new();
         for map in found.into_iter().flatten() {
             if entry.rows.as_ref().is_none_or(|rows| *rows == map.rows) {

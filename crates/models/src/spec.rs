@@ -9,9 +9,9 @@ pub use crate::spec_heads::{
 };
 pub use crate::spec_latent::LatentAttentionSpec;
 pub use crate::spec_routing::{
-    AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthGate, DepthPredictor, DepthRouting,
-    ExpertGroups, ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterScores, RouterSpec,
-    SharedExpertSpec,
+    AttentionExpertsSpec, BalanceForm, CapacitySpec, ClampedGate, DepthGate, DepthPredictor,
+    DepthRouting, ExpertGroups, ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterScores,
+    RouterSpec, SharedExpertSpec,
 };
 pub use espalier_kernels::activation::Activation;
 use serde::{Deserialize, Serialize};
@@ -305,6 +305,8 @@ pub struct AttentionSpec {
     pub qk_norm: Option<NormSpec>,
     /// What that norm runs over.
     pub qk_norm_extent: NormExtent,
+    /// Whether each head has a score of its own that takes its share of the softmax and adds no value (gpt-oss).
+    pub sinks: bool,
 }
 
 /// What a norm of queries or keys runs over.
@@ -336,6 +338,7 @@ impl AttentionSpec {
             clip: None,
             qk_norm: None,
             qk_norm_extent: NormExtent::Head,
+            sinks: false,
         }
     }
 

@@ -25,6 +25,8 @@ pub struct RouterSpec {
     pub groups: Option<ExpertGroups>,
     /// Factor on the weights.
     pub scale: f64,
+    /// A bias on the logits.
+    pub bias: bool,
 }
 
 /// What a router makes of its logits.
@@ -62,14 +64,26 @@ pub struct CapacitySpec {
 pub struct ExpertsSpec {
     /// Who goes where.
     pub router: RouterSpec,
-    /// The sizes of one expert, which has no biases.
+    /// The sizes of one expert.
     pub expert: MlpSpec,
     /// Whether experts have a gate.
     pub gated: bool,
+    /// The form of gates that are cut off, in place of the activation.
+    pub clamped: Option<ClampedGate>,
     /// A bias on the sum of the experts' outputs.
     pub output_bias: bool,
     /// An expert that all tokens pass through besides.
     pub shared: Option<SharedExpertSpec>,
+}
+
+/// Gates and inputs that are cut off at `limit`: `g sigmoid(alpha g) (u + 1)`, with `g` at most the limit and `u` between minus the
+/// limit and the limit. In the experts' matrices their rows take turns, a gate first (gpt-oss).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ClampedGate {
+    /// Steepness of the gate's logistic function.
+    pub alpha: f64,
+    /// Where both are cut off.
+    pub limit: f64,
 }
 
 /// An expert that all tokens pass through; it has a gate where the others have.
@@ -174,6 +188,7 @@ impl RouterSpec {
             choice_bias: false,
             groups: None,
             scale: 1.0,
+            bias: false,
         }
     }
 

@@ -52,6 +52,7 @@ fn experts(router: RouterSpec) -> ExpertsSpec {
         router,
         expert,
         gated: true,
+        clamped: None,
         output_bias: false,
         shared: None,
     }
@@ -432,6 +433,7 @@ fn a_linear_expert_for_parts_is_block_diagonal() {
         router: router(1, 1),
         expert,
         gated: false,
+        clamped: None,
         output_bias: false,
         shared: None,
     };

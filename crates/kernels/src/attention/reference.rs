@@ -6,13 +6,14 @@ use super::Options;
 use crate::linear::reference::rounded;
 
 /// `softmax(softcap(scale * q k^T) + bias + mask) v`; shapes as in [`super::attention`], `mask`:
-/// `[batch or 1, 1, queries, keys]`.
+/// `[batch or 1, 1, queries, keys]`. The share of a score of `sinks` `[heads]` is left out of the sum.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
     mask: Tensor<4>,
     bias: Option<Tensor<2>>,
+    sinks: Option<Tensor<1>>,
     options: Options,
 ) -> Tensor<4> {
     let [batch, queries, heads, width] = query.dims();
@@ -30,7 +31,16 @@ pub fn attention(
     if let Some(bias) = bias {
         scores = scores + by_distance(bias, queries, keys);
     }
-    let weights = softmax(scores + mask, 3);
+    let scores = scores + mask;
+    let weights = match sinks {
+        Some(sinks) => {
+            let sinks = sinks
+                .reshape([1, heads, 1, 1])
+                .expand([batch, heads, queries, 1]);
+            softmax(Tensor::cat(vec![scores, sinks], 3), 3).narrow(3, 0, keys)
+        }
+        None => softmax(scores, 3),
+    };
     let mixed = weights
         .reshape([batch, kv_heads, group * queries, keys])
         .matmul(value);

@@ -269,6 +269,7 @@ fn read_experts(
             ..dense.clone()
         },
         gated: true,
+        clamped: None,
         output_bias: false,
         shared,
     })

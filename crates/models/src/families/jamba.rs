@@ -53,6 +53,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             router,
             expert: mlp.clone(),
             gated: true,
+            clamped: None,
             output_bias: false,
             shared: None,
         })

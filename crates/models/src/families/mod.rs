@@ -24,6 +24,7 @@ pub mod glm;
 pub mod gpt2;
 pub mod gpt_bigcode;
 pub mod gpt_neox;
+pub mod gpt_oss;
 pub mod gptj;
 pub mod granite;
 pub mod granitemoe;
@@ -126,6 +127,7 @@ pub const FAMILIES: &[Family] = &[
     gpt2::FAMILY,
     gpt_bigcode::FAMILY,
     gpt_neox::FAMILY,
+    gpt_oss::FAMILY,
     gptj::FAMILY,
     granite::FAMILY,
     granitemoe::FAMILY,
@@ -187,7 +189,7 @@ pub struct TensorEntry {
     /// How often the parts take turns: each of so many groups has an equal share of every part's rows. One: each part is
     /// whole.
     pub groups: usize,
-    /// Whether it is stored `[in, out]`; ours are `[out, in]`.
+    /// Whether it is stored `[in, out]`; ours are `[out, in]`. Of a stack of matrices, `[.., in, out]`, each is.
     pub transposed: bool,
     /// Where it holds some rows of its only part, as one expert's matrix of a stack: which, counted over all axes but the
     /// last.
@@ -577,7 +579,8 @@ mod tests {
             for entry in &entries {
                 let mut stored = checkpoint.info(&entry.name).unwrap().shape.clone();
                 if entry.transposed {
-                    stored.reverse();
+                    let last = stored.len().saturating_sub(2);
+                    stored[last..].reverse();
                 }
                 let mut whole = shapes[&entry.parts[0]].clone();
                 whole[0] = entry.parts.iter().map(|part| shapes[part][0]).sum();

@@ -116,6 +116,7 @@ fn experts(router: RouterSpec, expert: MlpSpec, shared: Option<SharedExpertSpec>
         router,
         expert,
         gated: true,
+        clamped: None,
         output_bias: false,
         shared,
     }

@@ -4,6 +4,7 @@ pub mod attention;
 pub mod attention_experts;
 pub mod block;
 pub mod channel;
+pub mod clamped_gate;
 pub mod classifier;
 pub mod cross_attention;
 pub mod depth;

@@ -25,14 +25,15 @@ use crate::{
 pub struct Router {
     spec: RouterSpec,
     weight: Parameter,
+    bias: Option<Parameter>,
     choice_bias: Option<Parameter>,
     times: usize,
 }
 
-parameters!(Router: weight, choice_bias);
+parameters!(Router: weight, bias, choice_bias);
 
 impl Router {
-    /// Builds `{name}.weight` `[experts, width]` and, where the spec has it, `{name}.choice_bias` `[experts]`.
+    /// Builds `{name}.weight` `[experts, width]` and, where the spec has them, `{name}.bias` and `{name}.choice_bias` `[experts]`.
     ///
     /// # Errors
     /// When the source lacks the weight.
@@ -45,18 +46,20 @@ impl Router {
         let initial = Initial::Normal(builder.deviation);
         let weight =
             builder.parameter(format!("{name}.weight"), vec![spec.experts, width], initial)?;
-        let name = format!("{name}.choice_bias");
-        let choice_bias = match spec.choice_bias {
-            true => Some(
-                builder
-                    .parameter(name, vec![spec.experts], Initial::Zeros)?
-                    .fixed(),
-            ),
-            false => None,
+        let mut bias = |part: &str, wanted: bool| {
+            let (name, shape) = (format!("{name}.{part}"), vec![spec.experts]);
+            wanted
+                .then(|| builder.parameter(name, shape, Initial::Zeros))
+                .transpose()
         };
+        let (bias, choice_bias) = (
+            bias("bias", spec.bias)?,
+            bias("choice_bias", spec.choice_bias)?.map(Parameter::fixed),
+        );
         Ok(Self {
             spec: spec.clone(),
             weight,
+            bias,
             choice_bias,
             times: 1,
         })
@@ -91,7 +94,8 @@ impl Router {
         context: &Context,
         sides: &mut Sides,
     ) -> (Arc<Routing>, Tensor<2>) {
-        let logits = readers.linear(x, self.weight.value(), None, Precision::F32);
+        let bias = self.bias.as_ref().map(Parameter::value);
+        let logits = readers.linear(x, self.weight.value(), bias, Precision::F32);
         let experts = self.spec.experts;
         let rows = logits.dims().iter().product::<usize>() / experts.max(1);
         let (logits, parts) = (

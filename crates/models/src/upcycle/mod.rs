@@ -122,6 +122,7 @@ fn specification(spec: &ModelSpec, options: &Upcycling) -> Result<ModelSpec> {
             router,
             expert: expert.clone(),
             gated: true,
+            clamped: None,
             output_bias: false,
             shared: None,
         });

@@ -126,13 +126,18 @@ pub fn state_size(spec: &ModelSpec) -> u64 {
 /// Parameters of adapters of this rank on every matrix of the blocks.
 pub fn low_rank_parameters(spec: &ModelSpec, rank: u64) -> u64 {
     let gated = |block: &BlockSpec| match &block.channel {
-        ChannelSpec::SparseExperts(experts) => experts.gated,
+        ChannelSpec::SparseExperts(experts) => experts.gated && experts.clamped.is_none(),
         ChannelSpec::MultiHeadExperts(spec) => spec.experts.gated,
         _ => false,
     };
     let gated = spec.blocks.iter().any(gated);
     let matrix = |(name, shape): &(String, Vec<usize>)| match shape[..] {
-        _ if !name.starts_with("blocks.") || name.contains("router.") => 0,
+        _ if !name.starts_with("blocks.")
+            || name.contains("router.")
+            || name.ends_with(".bias") =>
+        {
+            0
+        }
         [rows, columns] => (rows as u64).saturating_add(columns as u64),
         // Gates and inputs of an expert have an adapter each.
         [experts, rows, columns] if name.contains(".experts.") => {
@@ -252,8 +257,9 @@ pub fn attention(attention: &AttentionSpec) -> String {
         ""
     };
     let bias = if attention.qkv_bias { ", biases" } else { "" };
+    let sinks = if attention.sinks { ", sinks" } else { "" };
     format!(
-        "attention {heads} heads of {}{rotary}{alibi}{window}{softcap}{norm}{bias}",
+        "attention {heads} heads of {}{rotary}{alibi}{window}{softcap}{norm}{bias}{sinks}",
         attention.head_dim
     )
 }

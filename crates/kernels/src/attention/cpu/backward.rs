@@ -26,14 +26,14 @@ pub(super) struct Given<'a> {
 }
 
 impl Given<'_> {
-    /// One head of one row: writes the gradients of its queries and adds those of keys, values and biases.
+    /// One head of one row: writes the gradients of its queries and adds those of keys, values and what the head has of its own.
     pub fn run(
         &self,
         (batch, head): (usize, usize),
         query_rows: &DisjointRows<'_>,
         of_key: &mut [f32],
         of_value: &mut [f32],
-        mut of_bias: Option<&mut [f32]>,
+        of_own: &mut [f32],
     ) {
         let (query, key, precision) = (
             &self.inputs.query,
@@ -92,13 +92,18 @@ impl Given<'_> {
                     kernel.pack(q_lanes, Side::Right, queries_matrix.transposed());
                     kernel.pack(g_lanes, Side::Right, gradients.transposed());
                     let (log_sums, along) = self.statistics(batch, head, &panel);
+                    if let Some(sink) = self.inputs.sink(head) {
+                        for lane in 0..queries.len() {
+                            of_own[0] -= (sink - log_sums[lane]).exp() * along[lane];
+                        }
+                    }
                     of_query.fill(0.0);
                     for block in panel.blocks(most) {
                         score_tiles(kernel, width, &panel, &block, 0, k, q, weights);
                         score_tiles(kernel, value_width, &panel, &block, 0, v, g, of_scores);
                         let size = block.len() * wide;
                         let (weights, of_scores) = (&mut weights[..size], &mut of_scores[..size]);
-                        let of_bias = of_bias.as_deref_mut();
+                        let of_bias = self.inputs.bias(head).map(|_| &mut *of_own);
                         scores::gradients(
                             wide,
                             weights,

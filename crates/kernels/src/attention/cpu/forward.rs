@@ -65,7 +65,7 @@ pub(super) fn run(
                     inputs.query.matrix(batch, head, panel.queries.clone()),
                 );
                 mixed.fill(0.0);
-                let mut softmax = Softmax::new();
+                let mut softmax = Softmax::new(inputs.sink(head));
                 for block in panel.blocks(most) {
                     score_tiles(
                         kernel, width, &panel, &block, first, of_key, of_query, scores,
