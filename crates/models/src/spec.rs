@@ -499,6 +499,11 @@ pub enum NormSpec {
         /// Whether the weight is stored as its distance from one (Gemma).
         from_one: bool,
     },
+    /// `x / sqrt(mean(x^2) + epsilon)`, without parameters (Falcon-Mamba).
+    Scaled {
+        /// Added to the mean square.
+        epsilon: f64,
+    },
 }
 
 impl NormSpec {
@@ -533,13 +538,14 @@ impl NormSpec {
         match self {
             Self::LayerNorm { epsilon, .. }
             | Self::RmsNorm { epsilon, .. }
-            | Self::Standardised { epsilon } => epsilon,
+            | Self::Standardised { epsilon }
+            | Self::Scaled { epsilon } => epsilon,
         }
     }
 
     /// Whether there is a weight.
     pub fn has_weight(self) -> bool {
-        !matches!(self, Self::Standardised { .. })
+        !matches!(self, Self::Standardised { .. } | Self::Scaled { .. })
     }
 
     /// Whether there is a bias.

@@ -1,4 +1,5 @@
-//! Mamba (arXiv 2312.00752), in the layout of transformers.
+//! Mamba (arXiv 2312.00752), in the layout of transformers, and Falcon-Mamba (2410.05355), which has norms without weights within its
+//! layers.
 
 use super::config::{CONTEXT_LIMIT, Config, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
 use super::{Family, Frame, Fused, TensorEntry, table, write_frame};
@@ -18,6 +19,20 @@ pub const FAMILY: Family = Family {
     ignored: &[],
 };
 
+/// The registration of Falcon-Mamba.
+pub const FALCON: Family = Family {
+    model_type: "falcon_mamba",
+    architecture: "FalconMambaForCausalLM",
+    read: read_falcon,
+    write: write_falcon,
+    tensors,
+    prefix: "",
+    ignored: &[],
+};
+
+/// The key of what is added to the mean squares of Falcon-Mamba's inner norms.
+const INNER_NORM: &str = "mixer_rms_eps";
+
 /// Most taps of a convolution, and most numbers of state of a channel.
 pub(super) const STATE_LIMIT: usize = 1 << 16;
 
@@ -36,6 +51,7 @@ const IGNORED: &[&str] = &[
     "rescale_prenorm_residual",
     "residual_in_fp32",
     "use_mambapy",
+    "use_falcon_mambapy",
     "use_associative_scan",
     "use_mamba_kernels",
     "chunk_size",
@@ -94,8 +110,8 @@ impl Sizes {
         })
     }
 
-    /// A layer of these sizes.
-    pub fn layer(&self, config: &Config) -> Result<MixerSpec> {
+    /// A layer of these sizes, with this norm within.
+    pub fn layer(&self, config: &Config, norm: Option<NormSpec>) -> Result<MixerSpec> {
         Ok(MixerSpec::Recurrent(RecurrentSpec::Mamba(MambaSpec {
             inner: self.inner,
             states: self.states,
@@ -103,7 +119,7 @@ impl Sizes {
             taps: self.taps,
             convolution_bias: self.convolution_bias,
             bias: self.bias,
-            norm: None,
+            norm,
         })))
     }
 
@@ -164,8 +180,15 @@ pub(super) fn write_context(spec: &ModelSpec, map: &mut Map<String, Value>) {
 
 fn read(config: &Config) -> Result<ModelSpec> {
     let sizes = Sizes::read(config, 16)?;
-    let mixer = sizes.layer(config)?;
+    let mixer = sizes.layer(config, None)?;
     read_blocks(config, &FAMILY, sizes.width, mixer, true)
+}
+
+fn read_falcon(config: &Config) -> Result<ModelSpec> {
+    let sizes = Sizes::read(config, 16)?;
+    let epsilon = config.positive_or(INNER_NORM, 1e-6)?;
+    let mixer = sizes.layer(config, Some(NormSpec::Scaled { epsilon }))?;
+    read_blocks(config, &FALCON, sizes.width, mixer, true)
 }
 
 /// Equal blocks of a mixer alone.
@@ -199,7 +222,20 @@ fn layer(spec: &ModelSpec) -> Option<&MambaSpec> {
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
-    let mut map = write_frame(spec, &FAMILY);
+    write_as(spec, &FAMILY)
+}
+
+fn write_falcon(spec: &ModelSpec) -> Map<String, Value> {
+    let mut map = write_as(spec, &FALCON);
+    let epsilon = layer(spec)
+        .and_then(|layer| layer.norm)
+        .map(NormSpec::epsilon);
+    map.insert(INNER_NORM.into(), json!(epsilon));
+    map
+}
+
+fn write_as(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
+    let mut map = write_frame(spec, family);
     if let Some(layer) = layer(spec) {
         let MambaSpec {
             inner,
@@ -273,6 +309,18 @@ mod tests {
         let auto = changed("mamba", json!({ "time_step_rank": "auto" })).unwrap();
         assert_eq!(super::layer(&auto).unwrap().rank, 2);
         assert_eq!(write_config(&spec).unwrap()["expand"], 2);
+    }
+
+    #[test]
+    fn falcons_have_norms_without_weights() {
+        let spec = fixture("falcon-mamba");
+        let norm = layer(&spec).unwrap().norm;
+        assert_eq!(norm, Some(NormSpec::Scaled { epsilon: 0.001 }));
+        assert!(
+            spec.parameters()
+                .iter()
+                .all(|(name, _)| !name.contains("b_norm"))
+        );
     }
 
     #[test]

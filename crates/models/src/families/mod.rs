@@ -137,6 +137,7 @@ pub const FAMILIES: &[Family] = &[
     llama::FAMILY,
     m2m_100::FAMILY,
     mamba2::FAMILY,
+    mamba::FALCON,
     mamba::FAMILY,
     mambaformer::FAMILY,
     marian::FAMILY,
