@@ -52,8 +52,13 @@ impl LatentAttentionSpec {
         (self.key_dim() as f64).powf(-0.5) * stretch * stretch
     }
 
-    /// Numbers that are remembered of each position: the keys and values of all heads.
+    /// Numbers that are remembered of each position: the latent, and the key's rotating channels.
     pub fn remembered(&self) -> usize {
+        self.latent.saturating_add(self.rotary.dim)
+    }
+
+    /// Channels of the keys and values of all heads.
+    pub fn expanded(&self) -> usize {
         let head = self.key_dim().saturating_add(self.value_dim);
         self.heads.saturating_mul(head)
     }
@@ -117,7 +122,8 @@ mod tests {
             norm: NormSpec::rms(1e-6),
             bias: false,
         };
-        assert_eq!((spec.scale(), spec.remembered()), (0.25, 38));
+        assert_eq!(spec.scale(), 0.25);
+        assert_eq!((spec.remembered(), spec.expanded()), (10, 38));
         let scaling = RotaryScaling::Yarn {
             factor: 40.0,
             original_context: 4096,

@@ -12,18 +12,14 @@ use tokenizers::AddedToken;
 use super::added_tokens::{Added, Sources};
 use super::class;
 use super::rwkv_world::{self, World};
-use super::{
-    Companion, DEFAULT_TEMPLATE, Kind, SpecialTokens, Tokenizer, older_files, sentencepiece,
-};
+use super::template_files::{TEMPLATE, named_list, read_templates};
+use super::{Companion, Kind, SpecialTokens, Tokenizer, older_files, sentencepiece};
 use crate::disk;
-use crate::template::ChatTemplate;
 use crate::{Error, Result};
 
 const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_MAP: &str = "special_tokens_map.json";
-const TEMPLATE: &str = "chat_template.jinja";
-const MORE_TEMPLATES: &str = "additional_chat_templates";
 const ADDED: &str = "added_tokens.json";
 /// What the model's own files say of its tokens.
 const MODEL: &str = "config.json";
@@ -263,66 +259,7 @@ impl Tokenizer {
     }
 }
 
-fn named_list(templates: &BTreeMap<String, ChatTemplate>) -> Value {
-    templates
-        .iter()
-        .map(|(name, template)| json!({ "name": name, "template": template.source() }))
-        .collect()
-}
-
-/// The templates of a folder by name; a file wins over the configuration.
-fn read_templates(
-    folder: &Path,
-    config: &Map<String, Value>,
-) -> Result<BTreeMap<String, ChatTemplate>> {
-    let mut sources = config
-        .get("chat_template")
-        .map(config_templates)
-        .unwrap_or_default();
-    for (name, path) in template_files(&folder.join(MORE_TEMPLATES))? {
-        sources.insert(name, read(&path)?);
-    }
-    if let Some(source) = read_if_there(&folder.join(TEMPLATE))? {
-        sources.insert(DEFAULT_TEMPLATE.into(), source);
-    }
-    let parse = |(name, source): (String, String)| {
-        let template = ChatTemplate::new(&source).map_err(|reason| in_folder(folder, reason))?;
-        Ok((name, template))
-    };
-    sources.into_iter().map(parse).collect()
-}
-
-/// One template, or a list of `{name, template}`.
-fn config_templates(value: &Value) -> BTreeMap<String, String> {
-    let named = |entry: &Value| {
-        let field = |key| Some(entry.get(key)?.as_str()?.to_string());
-        Some((field("name")?, field("template")?))
-    };
-    match value {
-        Value::String(source) => BTreeMap::from([(DEFAULT_TEMPLATE.into(), source.clone())]),
-        Value::Array(list) => list.iter().filter_map(named).collect(),
-        _ => BTreeMap::new(),
-    }
-}
-
-fn template_files(folder: &Path) -> Result<Vec<(String, std::path::PathBuf)>> {
-    if !folder.is_dir() {
-        return Ok(Vec::new());
-    }
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|source| Error::file(folder, source))? {
-        let path = entry.map_err(|source| Error::file(folder, source))?.path();
-        if let (Some("jinja"), Some(name)) = (
-            extension(&path),
-            path.file_stem().and_then(|name| name.to_str()),
-        ) {
-            files.push((name.to_string(), path.clone()));
-        }
-    }
-    Ok(files)
-}
-
-fn extension(path: &Path) -> Option<&str> {
+pub(super) fn extension(path: &Path) -> Option<&str> {
     path.extension()?.to_str()
 }
 
@@ -394,7 +331,7 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
         .map_err(|reason| Error::Tokenizer(format!("{}: {reason}", path.display())))
 }
 
-fn read_if_there(path: &Path) -> Result<Option<String>> {
+pub(super) fn read_if_there(path: &Path) -> Result<Option<String>> {
     if path.exists() {
         read(path).map(Some)
     } else {
@@ -437,6 +374,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::template::CHATML;
+    use crate::template::ChatTemplate;
     use crate::tokenizer::BpeOptions;
 
     fn trained() -> Tokenizer {
@@ -497,9 +435,12 @@ mod tests {
         };
         assert_eq!(source("default").as_deref(), Some("one"));
         assert_eq!(source("rag").as_deref(), Some("two"));
-        std::fs::create_dir(folder.path().join(MORE_TEMPLATES)).unwrap();
+        std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
         write(
-            &folder.path().join(MORE_TEMPLATES).join("tool_use.jinja"),
+            &folder
+                .path()
+                .join("additional_chat_templates")
+                .join("tool_use.jinja"),
             "three",
         )
         .unwrap();

@@ -312,7 +312,7 @@ fn read_attention(
         norm: NormSpec::rms(LATENT_NORM),
         bias: config.flag_or("attention_bias", false)?,
     };
-    if attention.remembered() > INNER_LIMIT {
+    if attention.expanded() > INNER_LIMIT {
         let reason = format!("all heads together are wider than {INNER_LIMIT}");
         return Err(config.error("num_attention_heads", reason));
     }

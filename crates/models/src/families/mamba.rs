@@ -81,20 +81,15 @@ impl Sizes {
         config.ignore(IGNORED);
         let width = config.size("hidden_size", WIDTH_LIMIT)?;
         let expand = config.optional_size("expand", INNER_LIMIT)?.unwrap_or(2);
-        let inner = width.saturating_mul(expand);
+        // Falcon-Mamba was published with the two at odds.
+        let inner = match config.optional_size("intermediate_size", INNER_LIMIT)? {
+            Some(inner) => inner,
+            None => width.saturating_mul(expand),
+        };
         if inner > INNER_LIMIT {
             return Err(config.error(
                 "expand",
                 format!("{expand} times the width is more than {INNER_LIMIT}"),
-            ));
-        }
-        if config
-            .optional_size("intermediate_size", INNER_LIMIT)?
-            .is_some_and(|given| given != inner)
-        {
-            return Err(config.error(
-                "intermediate_size",
-                format!("expected {inner}, expand times the width"),
             ));
         }
         require_silu(config)?;
@@ -108,6 +103,19 @@ impl Sizes {
             convolution_bias: config.flag_or("use_conv_bias", true)?,
             bias: config.flag_or("use_bias", false)?,
         })
+    }
+
+    /// As [`Sizes::read`], where channels of another number than `expand` gives are refused.
+    pub fn read_expanded(config: &Config, states: usize) -> Result<Self> {
+        let sizes = Self::read(config, states)?;
+        let expand = config.optional_size("expand", INNER_LIMIT)?.unwrap_or(2);
+        match sizes.inner == sizes.width.saturating_mul(expand) {
+            true => Ok(sizes),
+            false => Err(config.error(
+                "intermediate_size",
+                format!("expected {expand}, as expand is, times the width"),
+            )),
+        }
     }
 
     /// A layer of these sizes, with this norm within.
@@ -129,7 +137,7 @@ impl Sizes {
         set("hidden_size", json!(self.width));
         set("num_hidden_layers", json!(spec.blocks.len()));
         set("layer_norm_epsilon", json!(spec.norm_epsilon()));
-        set("expand", json!(self.inner / self.width.max(1)));
+        set("expand", json!((self.inner / self.width.max(1)).max(1)));
         set("conv_kernel", json!(self.taps));
         set("state_size", json!(self.states));
         set("use_conv_bias", json!(self.convolution_bias));
@@ -316,6 +324,9 @@ mod tests {
         let spec = fixture("falcon-mamba");
         let norm = layer(&spec).unwrap().norm;
         assert_eq!(norm, Some(NormSpec::Scaled { epsilon: 0.001 }));
+        // As it was published.
+        let odd = changed("falcon-mamba", json!({ "expand": 16 })).unwrap();
+        assert_eq!(layer(&odd), layer(&spec));
         assert!(
             spec.parameters()
                 .iter()
@@ -328,7 +339,7 @@ mod tests {
         for (key, value) in [
             ("hidden_act", json!("relu")),
             ("conv_kernel", json!(1)),
-            ("intermediate_size", json!(49)),
+            ("intermediate_size", json!(0)),
             ("time_step_rank", json!("often")),
             ("expand", json!(1e9)),
         ] {

@@ -5,7 +5,7 @@ use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
 use super::{
-    BIDIRECTIONAL, Family, Frame, TensorEntry, attention, mlp, rename, table, write_frame,
+    Family, Frame, TensorEntry, attention, frame::BIDIRECTIONAL, mlp, rename, table, write_frame,
 };
 use crate::error::Result;
 use crate::spec::{

@@ -2,7 +2,8 @@
 //! maps of one narrow latent, and queries may be of another.
 //!
 //! `[c, r] = W_down x`, `[k, v] = W_up norm(c)`; a head's key is `[k, rotate(r)]` with one `r` for all heads, its query
-//! `[q, rotate(q')]`. The cache holds keys and values of all heads, and not the latents.
+//! `[q, rotate(q')]`. The cache holds `norm(c)` and `rotate(r)` alone; where there are earlier positions, queries and mixed values pass
+//! through `W_up` in place of keys and values.
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
@@ -86,8 +87,8 @@ impl LatentAttention {
         })
     }
 
-    /// `x`: `[batch, time, width]`; the same shape comes back. With a cache, the new keys and values are added to it and the
-    /// queries see all of them.
+    /// `x`: `[batch, time, width]`; the same shape comes back. With a cache, the new latents are added to it and the queries see all of
+    /// them.
     pub fn forward(
         &self,
         x: Recomputable<3>,
@@ -96,19 +97,52 @@ impl LatentAttention {
     ) -> Tensor<3> {
         let (query, latent) = self.project(x);
         let query = self.rotated_query(query, context);
-        let (mut key, mut value) = self.keys_and_values(latent, context);
-        if let Some(cache) = cache {
-            (key, value) = cache.append(key, value);
-        }
+        let latents = self.latents(latent, context);
+        let earlier = cache.and_then(|cache| {
+            let is_first = cache.length() == 0;
+            let all = cache.append_latents(latents.clone());
+            (!is_first).then_some(all)
+        });
+        let mixed = match earlier {
+            Some(all) => self.over_latents(query, all, context),
+            None => {
+                let (key, value) = self.keys_and_values(latents);
+                self.attend([query, key, value], context)
+            }
+        };
+        let [batch, time, heads, value_dim] = mixed.dims();
+        self.output
+            .forward(mixed.reshape([batch, time, heads * value_dim]))
+    }
+
+    fn attend(&self, [query, key, value]: [Tensor<4>; 3], context: &Context) -> Tensor<4> {
         let options = Options {
             scale: self.spec.scale(),
             softcap: None,
             precision: context.precision,
         };
-        let mixed = attention(query, key, value, &context.mask, None, options);
-        let [batch, time, heads, value_dim] = mixed.dims();
-        self.output
-            .forward(mixed.reshape([batch, time, heads * value_dim]))
+        attention(query, key, value, &context.mask, None, options)
+    }
+
+    /// Attends to the latents of earlier positions without making their keys and values: `q^T (W_k c) = (W_k^T q)^T c`, and
+    /// `sum w (W_v c) = W_v (sum w c)`. To all heads the latents are keys and values alike.
+    fn over_latents(&self, query: Tensor<4>, latents: Tensor<4>, context: &Context) -> Tensor<4> {
+        let LatentAttentionSpec {
+            heads,
+            latent,
+            plain_dim,
+            value_dim,
+            ..
+        } = self.spec;
+        let weight = self.key_value.adapted_weight();
+        let weight = weight.reshape([heads, plain_dim + value_dim, latent]);
+        let of_keys = weight.clone().narrow(1, 0, plain_dim);
+        let of_values = weight.narrow(1, plain_dim, value_dim).swap_dims(1, 2);
+        let plain = by_head(query.clone().narrow(3, 0, plain_dim), of_keys);
+        let turning = query.narrow(3, plain_dim, self.spec.rotary.dim);
+        let query = Tensor::cat(vec![plain, turning], 3);
+        let value = latents.clone().narrow(3, 0, latent);
+        by_head(self.attend([query, latents, value], context), of_values)
     }
 
     /// The queries `[batch, time, heads * key_dim]`, and the latent with the key's rotating channels behind it.
@@ -134,25 +168,43 @@ impl LatentAttention {
         Tensor::cat(vec![query.narrow(3, 0, plain), rotating], 3)
     }
 
-    /// Keys `[batch, time, heads, key_dim]`, with positions, and values `[batch, time, heads, value_dim]`.
-    fn keys_and_values(&self, latent: Tensor<3>, context: &Context) -> (Tensor<4>, Tensor<4>) {
+    /// `[batch, time, 1, latent + turning]`: the latents after their norm, and the key's rotating channels, with positions.
+    fn latents(&self, latent: Tensor<3>, context: &Context) -> Tensor<4> {
         let [batch, time, _] = latent.dims();
-        let LatentAttentionSpec {
-            heads,
-            plain_dim,
-            value_dim,
-            ..
-        } = self.spec;
         let (width, turning) = (self.spec.latent, self.spec.rotary.dim);
         let shared = latent.clone().narrow(2, width, turning);
         let shared = rotated(shared.reshape([batch, time, 1, turning]), context);
         let latent = self.latent_norm.forward(latent.narrow(2, 0, width));
-        let both = self.key_value.forward(latent);
+        Tensor::cat(vec![latent.reshape([batch, time, 1, width]), shared], 3)
+    }
+
+    /// Keys `[batch, time, heads, key_dim]` and values `[batch, time, heads, value_dim]`, made of latents.
+    fn keys_and_values(&self, latents: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let [batch, time, _, _] = latents.dims();
+        let LatentAttentionSpec {
+            heads,
+            latent,
+            plain_dim,
+            value_dim,
+            ..
+        } = self.spec;
+        let turning = self.spec.rotary.dim;
+        let shared = latents.clone().narrow(3, latent, turning);
+        let latents: Tensor<3> = latents.narrow(3, 0, latent).reshape([batch, time, latent]);
+        let both = self.key_value.forward(latents);
         let both = both.reshape([batch, time, heads, plain_dim + value_dim]);
         let key = both.clone().narrow(3, 0, plain_dim);
-        let key = Tensor::cat(vec![key, shared.expand([batch, time, heads, turning])], 3);
+        let shared = shared.expand([batch, time, heads, turning]);
+        let key = Tensor::cat(vec![key, shared], 3);
         (key, both.narrow(3, plain_dim, value_dim))
     }
+}
+
+/// Each head's rows `[batch, time, heads, in]` times its matrix of `[heads, in, out]`.
+fn by_head(rows: Tensor<4>, matrices: Tensor<3>) -> Tensor<4> {
+    rows.swap_dims(1, 2)
+        .matmul(matrices.unsqueeze())
+        .swap_dims(1, 2)
 }
 
 fn rotated(x: Tensor<4>, context: &Context) -> Tensor<4> {

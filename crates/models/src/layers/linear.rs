@@ -251,6 +251,23 @@ impl Linear {
         self.forward_in(x.into(), Group::new(1), None)
     }
 
+    /// The weight with what the active adapters add to it, `[out, in]`.
+    pub fn adapted_weight(&self) -> Tensor<2> {
+        let weight = self.weight.value::<2>();
+        let low_rank: Option<Vec<_>> = self.adapters.active().map(|one| one.low_rank()).collect();
+        match low_rank {
+            Some(adapters) => adapters.into_iter().fold(weight, |sum, adapter| {
+                let product = adapter.up.value::<2>().matmul(adapter.down.value());
+                sum + product * adapter.scale
+            }),
+            // What the map makes of unit vectors.
+            None => {
+                let units = Tensor::<2>::eye(self.size()[1], &weight.device());
+                self.forward_without_bias(units).transpose()
+            }
+        }
+    }
+
     /// The bias, `[out]`.
     pub fn bias(&self) -> Option<Tensor<1>> {
         self.bias.as_ref().map(Parameter::value)

@@ -93,9 +93,9 @@ impl Given<'_> {
                     kernel.pack(g_lanes, Side::Right, gradients.transposed());
                     let (log_sums, along) = self.statistics(batch, head, &panel);
                     if let Some(sink) = self.inputs.sink(head) {
-                        for lane in 0..queries.len() {
-                            of_own[0] -= (sink - log_sums[lane]).exp() * along[lane];
-                        }
+                        let lanes = log_sums.iter().zip(&along).take(queries.len());
+                        let share = |(log_sum, along): (&f32, &f32)| (sink - log_sum).exp() * along;
+                        of_own[0] -= lanes.map(share).sum::<f32>();
                     }
                     of_query.fill(0.0);
                     for block in panel.blocks(most) {
