@@ -13,14 +13,14 @@ const LONGEST: usize = 64;
 /// assert_eq!(nearest("csv", ["alpaca", "sharegpt"]), None);
 /// ```
 pub fn nearest<'a>(name: &str, choices: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    if name.len() > LONGEST {
+    if name.is_empty() || name.len() > LONGEST {
         return None;
     }
     let folded = fold(name);
     let near = |choice: &str| (folded.chars().count().max(choice.len()) / 3).max(1);
     choices
         .into_iter()
-        .filter(|choice| choice.len() <= LONGEST)
+        .filter(|choice| !choice.is_empty() && choice.len() <= LONGEST)
         .map(|choice| (strsim::damerau_levenshtein(&folded, &fold(choice)), choice))
         .filter(|(distance, choice)| *distance <= near(choice))
         .min_by_key(|(distance, _)| *distance)
@@ -40,24 +40,24 @@ pub fn suggestion<'a>(name: &str, choices: impl IntoIterator<Item = &'a str>) ->
         .unwrap_or_default()
 }
 
-/// As [`nearest`], for names of models' architectures: what they have in common (`ForCausalLM`) says nothing, and families of
-/// short names or of other numbers are not each other's slips.
+/// As [`nearest`], for names of models' architectures, the nearest first: what they have in common (`ForCausalLM`) says nothing, and
+/// families of short names or of other numbers are not each other's slips.
 ///
 /// ```
-/// use espalier_data::nearest::nearest_architecture;
-/// let known = ["GPTJForCausalLM", "gptj", "LlamaForCausalLM", "MptForCausalLM", "Gemma2ForCausalLM"];
-/// assert_eq!(nearest_architecture("LamaForCausalLM", known), Some("LlamaForCausalLM"));
-/// assert_eq!(nearest_architecture("LlamaForCausalML", known), Some("LlamaForCausalLM"));
-/// assert_eq!(nearest_architecture("gpt-j", known), Some("gptj"));
-/// assert_eq!(nearest_architecture("OPTForCausalLM", known), None);
-/// assert_eq!(nearest_architecture("Gemma3ForCausalLM", known), None);
+/// use espalier_data::nearest::nearest_architectures;
+/// let known = ["GPTJForCausalLM", "gptj", "LlamaForCausalLM", "MptForCausalLM", "Gemma2ForCausalLM", ""];
+/// assert_eq!(nearest_architectures("LamaForCausalLM", known), ["LlamaForCausalLM"]);
+/// assert_eq!(nearest_architectures("LlamaForCausalML", known), ["LlamaForCausalLM"]);
+/// assert_eq!(nearest_architectures("gpt-j", known), ["gptj"]);
+/// assert!(nearest_architectures("OPTForCausalLM", known).is_empty());
+/// assert!(nearest_architectures("Gemma3ForCausalLM", known).is_empty());
 /// ```
-pub fn nearest_architecture<'a>(
+pub fn nearest_architectures<'a>(
     name: &str,
     choices: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+) -> Vec<&'a str> {
     if name.len() > LONGEST {
-        return None;
+        return Vec::new();
     }
     let of_family = |name: &str| {
         let ends = ["For", "LMHead", "Model"].map(|end| name.find(end));
@@ -75,14 +75,18 @@ pub fn nearest_architecture<'a>(
         let distance = strsim::damerau_levenshtein(&wanted, &family);
         let near = wanted.chars().count().max(family.chars().count()) / 5;
         let of_kind = name.contains("For") == choice.contains("For");
-        (distance <= near && digits(&wanted) == digits(&family))
+        (!family.is_empty() && distance <= near && digits(&wanted) == digits(&family))
             .then_some(((distance, !of_kind), choice))
     };
-    choices
+    let mut found: Vec<_> = choices.into_iter().filter_map(distance).collect();
+    found.sort_unstable();
+    found.dedup();
+    // Types of models where one was given, architectures where one was.
+    let of_kind = found.first().map(|((_, of_kind), _)| *of_kind);
+    let found = found
         .into_iter()
-        .filter_map(distance)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, choice)| choice)
+        .filter(|((_, kind), _)| Some(*kind) == of_kind);
+    found.map(|(_, choice)| choice).collect()
 }
 
 fn fold(word: &str) -> String {
@@ -97,6 +101,13 @@ mod tests {
     fn swapped_letters_are_one_slip() {
         assert_eq!(nearest("smaple", ["sample"]), Some("sample"));
         assert_eq!(nearest("ab", ["ba"]), Some("ba"));
+    }
+
+    #[test]
+    fn nothing_is_nobodys_slip() {
+        assert_eq!(nearest("", ["a", ""]), None);
+        assert_eq!(nearest("a", [""]), None);
+        assert!(nearest_architectures("", ["", "a"]).is_empty());
     }
 
     #[test]

@@ -273,6 +273,22 @@ fn the_space_between_a_prompt_and_what_follows_stays() {
             assert_eq!(streamed, after, "{name} {cut}");
         }
     }
+    // BERT's puts a mark behind the prompt too, and the words on both sides of it are parted.
+    let tokenizer = Tokenizer::load(&fixtures().join("wordpiece")).unwrap();
+    let prompt = tokenizer.encode_ids("the cat", true).unwrap();
+    assert!(tokenizer.is_special(prompt[prompt.len() - 1]));
+    let answer = tokenizer.encode_ids("sat on the mat", false).unwrap();
+    assert_eq!(
+        tokenizer.decode_after(&prompt, &answer).unwrap(),
+        " sat on the mat"
+    );
+    let mut stream = tokenizer.stream_after(&prompt);
+    let mut streamed: String = answer
+        .iter()
+        .filter_map(|id| stream.push(*id).unwrap())
+        .collect();
+    streamed.extend(stream.finish().unwrap());
+    assert_eq!(streamed, " sat on the mat");
     // Behind a special token a text begins anew.
     let tokenizer = Tokenizer::load(&fixtures().join("older-llama-legacy")).unwrap();
     let prompt = tokenizer.encode_ids("x<|im_start|>", false).unwrap();

@@ -1,14 +1,17 @@
 //! Signals that ask the program to stop (SIGINT, as by Ctrl-C, and SIGTERM).
 //!
-//! Usually the first one ends the program at once. Who has work to save is [`attentive`] meanwhile: then the first one is kept
-//! for [`requested`], and the second ends the program.
+//! Usually the first one ends the program at once, after its [`last_words`] where there are some. Who has work to save is
+//! [`attentive`] meanwhile: then the first one is kept for [`requested`], and the second ends the program.
 
 use std::{
-    io,
+    io::{self, Write},
+    process,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use signal_hook::{
@@ -21,7 +24,14 @@ struct Signals {
     at_once: Arc<AtomicBool>,
     /// The last signal; 0 before the first.
     received: Arc<AtomicUsize>,
+    /// Whether somebody has work to save.
+    attentive: AtomicBool,
+    /// Whether somebody has something to say before the end.
+    speaking: AtomicBool,
 }
+
+/// How soon last words follow a signal.
+const SOON: Duration = Duration::from_millis(10);
 
 static SIGNALS: OnceLock<Signals> = OnceLock::new();
 
@@ -34,6 +44,8 @@ pub fn listen() -> io::Result<()> {
     let signals = SIGNALS.get_or_init(|| Signals {
         at_once: Arc::new(AtomicBool::new(true)),
         received: Arc::default(),
+        attentive: AtomicBool::new(false),
+        speaking: AtomicBool::new(false),
     });
     for signal in [SIGINT, SIGTERM] {
         let status = exit_code(signal as usize);
@@ -51,19 +63,60 @@ pub struct Attentive(());
 
 impl Drop for Attentive {
     fn drop(&mut self) {
-        set_at_once(true);
+        change(|signals| {
+            // Who was attentive to a signal speaks of it.
+            if requested() {
+                signals.speaking.store(false, Ordering::SeqCst);
+            }
+            signals.attentive.store(false, Ordering::SeqCst);
+        });
     }
 }
 
 /// Keeps the next signal for [`requested`].
 pub fn attentive() -> Attentive {
-    set_at_once(requested());
+    change(|signals| signals.attentive.store(true, Ordering::SeqCst));
     Attentive(())
 }
 
-fn set_at_once(value: bool) {
+/// As long as it lives, a signal that ends the program lets it say something first.
+#[derive(Debug)]
+pub struct LastWords(());
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        change(|signals| signals.speaking.store(false, Ordering::SeqCst));
+    }
+}
+
+/// Says `words` on the standard error when a signal comes while nobody is [`attentive`], and ends the program.
+pub fn last_words(words: &'static str) -> LastWords {
+    change(|signals| signals.speaking.store(true, Ordering::SeqCst));
+    thread::spawn(move || speak(words));
+    LastWords(())
+}
+
+/// Waits for a signal that nobody is attentive to, or for the end of the work.
+fn speak(words: &str) {
+    let Some(signals) = SIGNALS.get() else { return };
+    while signals.speaking.load(Ordering::SeqCst) {
+        if requested() && !signals.attentive.load(Ordering::SeqCst) {
+            let _ = writeln!(io::stderr(), "{words}");
+            process::exit(code().into());
+        }
+        thread::sleep(SOON);
+    }
+}
+
+/// Changes who cares for signals, and with it what the next one does.
+fn change(what: impl FnOnce(&Signals)) {
     if let Some(signals) = SIGNALS.get() {
-        signals.at_once.store(value, Ordering::SeqCst);
+        what(signals);
+        let cares =
+            signals.attentive.load(Ordering::SeqCst) || signals.speaking.load(Ordering::SeqCst);
+        signals
+            .at_once
+            .store(!cares || requested(), Ordering::SeqCst);
     }
 }
 

@@ -3,8 +3,8 @@
 //!
 //! Left out: GGUF files and models of hubs, which are named in the error instead.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use burn::tensor::Device;
 use espalier_data::{nearest::suggestion, tokenizer::Tokenizer};
@@ -41,9 +41,7 @@ pub struct OpenedModel {
 /// # Errors
 /// When there is no such folder, or no model in it; the message says what is there and what to do.
 pub fn resolve_model(path: &Path) -> Result<PathBuf> {
-    if !path.exists() {
-        return Err(Error::Work(missing(path)));
-    }
+    check_access(path)?;
     if !path.is_dir() {
         check_weights(path)?;
         return if folder::is_bare(path) {
@@ -73,12 +71,26 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
         return Ok(found);
     }
     Checkpoint::file_in(path).map_or(Ok(()), |file| check_weights(&file))?;
+    // What cannot be looked at is not missing.
+    check_access(&path.join("config.json")).or_else(|error| match error {
+        Error::Work(_) => Ok(()),
+        other => Err(other),
+    })?;
     let expected = "has neither config.json nor adapter_config.json nor RWKV's weights, and no finished run's model/";
     Err(Error::Work(format!(
         "{}: {expected}; it holds {}",
         path.display(),
-        contents(path)
+        contents(path).map_err(Error::file(path))?
     )))
+}
+
+/// Whether something is there; the system's reason where it does not let us see.
+fn check_access(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Work(missing(path))),
+        Err(error) => Err(Error::file(path)(error)),
+    }
 }
 
 /// A damaged file of weights says what is wrong with it.
@@ -154,6 +166,7 @@ fn stages(run: &Path) -> Vec<PathBuf> {
             .and_then(|(digits, _)| digits.parse::<u32>().ok())
     };
     let mut stages: Vec<(u32, String)> = names(run)
+        .unwrap_or_default()
         .into_iter()
         .filter(|name| !is_out_of_place(name))
         .filter_map(|name| Some((number(&name)?, name)))
@@ -162,23 +175,24 @@ fn stages(run: &Path) -> Vec<PathBuf> {
     stages.into_iter().map(|(_, name)| run.join(name)).collect()
 }
 
-/// Names in a folder, sorted; none where it cannot be read.
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
+/// Names in a folder, sorted.
+fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let name =
+        |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    let mut names = fs::read_dir(folder)?
+        .map(name)
+        .collect::<io::Result<Vec<String>>>()?;
     names.sort();
-    names
+    Ok(names)
 }
 
-fn contents(folder: &Path) -> String {
-    let names = names(folder);
-    match names.len() {
+fn contents(folder: &Path) -> io::Result<String> {
+    let names = names(folder)?;
+    Ok(match names.len() {
         0 => "nothing".into(),
         1..=8 => names.join(", "),
         count => format!("{}, ... ({count} in all)", names[..8].join(", ")),
-    }
+    })
 }
 
 fn missing(path: &Path) -> String {
@@ -194,7 +208,7 @@ fn missing(path: &Path) -> String {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    let known = names(parent);
+    let known = names(parent).unwrap_or_default();
     let hint = suggestion(
         &path.file_name().unwrap_or_default().to_string_lossy(),
         known.iter().map(String::as_str),
@@ -278,6 +292,35 @@ mod tests {
                 && !is_hub_name(Path::new("a/b/c"))
                 && !is_hub_name(Path::new("a"))
         );
+    }
+
+    /// A loop of links stands for any folder or file at which the system refuses a look: root may look at everything else.
+    #[cfg(unix)]
+    #[test]
+    fn what_may_not_be_seen_is_not_called_missing() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let looped = folder.path().join("looped");
+        symlink(&looped, &looped).unwrap();
+        let message = |path: &Path| resolve_model(path).unwrap_err().to_string();
+        let said = message(&looped);
+        assert!(
+            said.contains("looped") && said.contains("symbolic links"),
+            "{said}"
+        );
+        let model = folder.path().join("model");
+        fs::create_dir(&model).unwrap();
+        symlink(model.join("config.json"), model.join("config.json")).unwrap();
+        let said = message(&model);
+        assert!(
+            said.contains("config.json: ") && said.contains("symbolic links"),
+            "{said}"
+        );
+        // A file where a folder is expected.
+        fs::write(folder.path().join("file"), "").unwrap();
+        let said = message(&folder.path().join("file/model"));
+        assert!(said.contains("Not a directory"), "{said}");
+        assert!(contents(&folder.path().join("file")).is_err());
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Terminal {
     bars: bool,
     interactive: bool,
     colour: bool,
+    /// Whether standard error, where remarks go, is coloured.
+    colour_of_remarks: bool,
 }
 
 impl Terminal {
@@ -44,6 +46,7 @@ impl Terminal {
             bars,
             interactive,
             colour: interactive && !plain,
+            colour_of_remarks: io::stderr().is_terminal() && !plain,
         }
     }
 
@@ -129,6 +132,15 @@ impl Terminal {
     /// The text in bold, where colours are shown.
     pub fn bold(&self, text: &str) -> String {
         self.styled("1", text)
+    }
+
+    /// The text in bold, for standard error where that is a terminal.
+    pub fn bold_remark(&self, text: &str) -> String {
+        Self {
+            colour: self.colour_of_remarks,
+            ..*self
+        }
+        .bold(text)
     }
 
     /// The text dimmed, where colours are shown.
@@ -267,8 +279,23 @@ mod tests {
             bars: false,
             interactive: false,
             colour: false,
+            colour_of_remarks: false,
         };
         assert_eq!(plain.bold("a"), "a");
+        // A log of remarks has none, whatever becomes of the results.
+        let logged = Terminal {
+            colour: true,
+            ..plain
+        };
+        assert_eq!(logged.bold_remark("a"), "a");
+        let seen = Terminal {
+            colour_of_remarks: true,
+            ..plain
+        };
+        assert_eq!(
+            (seen.bold("a"), seen.bold_remark("a")),
+            ("a".into(), "\x1b[1ma\x1b[0m".into())
+        );
         assert_eq!(
             Terminal {
                 colour: true,

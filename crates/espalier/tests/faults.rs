@@ -6,14 +6,15 @@
     reason = "a test may fail loudly"
 )]
 
+mod runs;
+
 use std::{
-    collections::BTreeMap,
     fs,
     path::Path,
     process::{Command, Output},
 };
 
-use serde_json::Value;
+use runs::{difference, files};
 
 /// A fresh model is trained, then an adapter on it, then both are measured.
 const RECIPE: &str = r#"
@@ -69,63 +70,6 @@ fn run(folder: &Path, fault: Option<&str>) -> Output {
     command.output().unwrap()
 }
 
-/// The files of a run by name, without what tells of time and of checkpoints.
-fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    fn visit(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path
-                .strip_prefix(root)
-                .unwrap()
-                .to_string_lossy()
-                .into_owned();
-            if path.is_dir() {
-                visit(root, &path, found);
-            } else if name.ends_with(".jsonl") {
-                found.insert(name, without_times(&fs::read_to_string(&path).unwrap()));
-            } else if ![
-                ".lock",
-                "hashes.json",
-                "report.html",
-                "stage.json",
-                "result.json",
-            ]
-            .iter()
-            .any(|with_times| name.ends_with(with_times))
-            {
-                found.insert(name, without_place(fs::read(&path).unwrap(), root));
-            } else {
-                found.insert(name, Vec::new());
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    visit(folder, &folder.join("run"), &mut found);
-    found
-}
-
-/// A file's bytes, and where it names its own folder, a name that all runs share.
-fn without_place(bytes: Vec<u8>, root: &Path) -> Vec<u8> {
-    match String::from_utf8(bytes) {
-        Ok(text) => text.replace(&*root.to_string_lossy(), "").into_bytes(),
-        Err(error) => error.into_bytes(),
-    }
-}
-
-fn without_times(log: &str) -> Vec<u8> {
-    let line = |line: &str| {
-        let mut value: Value = serde_json::from_str(line).unwrap();
-        let map = value.as_object_mut().unwrap();
-        map.retain(|key, _| !key.contains("second") && !key.contains("memory"));
-        value.to_string()
-    };
-    log.lines()
-        .map(line)
-        .collect::<Vec<_>>()
-        .join("\n")
-        .into_bytes()
-}
-
 /// Every change of a run is hit, each in a run of its own, until one is past the last.
 fn every_change(kind: &str) {
     let whole = tempfile::tempdir().unwrap();
@@ -156,12 +100,11 @@ fn every_change(kind: &str) {
         let again = run(folder.path(), None);
         let error = String::from_utf8_lossy(&again.stderr);
         assert!(again.status.success(), "after {fault}: {error}");
-        let found = files(folder.path());
-        let names = |files: &BTreeMap<String, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
-        assert_eq!(names(&found), names(&expected), "after {fault}");
-        for (name, bytes) in &expected {
-            assert!(found[name] == *bytes, "after {fault}: {name} differs");
-        }
+        assert_eq!(
+            difference(&expected, &files(folder.path())),
+            None,
+            "after {fault}"
+        );
         hit += 1;
     }
     assert!(hit > 100, "{hit} changes were hit");

@@ -101,6 +101,29 @@ fn a_run_that_is_asked_to_stop_goes_on_to_the_same_weights() {
 }
 
 #[test]
+fn a_signal_before_the_first_step_says_how_to_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, code) in [("-INT", 130), ("-TERM", 143)] {
+        let child = command(folder.path()).spawn().unwrap();
+        let begun = folder.path().join("run/.lock");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !begun.exists() {
+            assert!(Instant::now() < deadline, "the run did not begin");
+            sleep(Duration::from_micros(100));
+        }
+        signal(&child, name);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        assert!(
+            said(&output).contains("the same command goes on"),
+            "{}",
+            said(&output)
+        );
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+    }
+}
+
+#[test]
 fn a_folder_that_is_deleted_meanwhile_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let child = under_way(folder.path());

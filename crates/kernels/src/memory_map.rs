@@ -10,8 +10,9 @@ use std::path::Path;
 /// Maps the whole file at `path` for reading; an empty file gives an empty map.
 ///
 /// The bytes must be treated as untrusted. A model that is not trained reads its weights from the map as long as it lives. Until then
-/// the file must not be shortened: reading past the new end stops the process (`SIGBUS` on Unix), and nothing here can prevent it;
-/// a program that writes into the file changes the model. Writers that replace a file by renaming a new one over it, as the
+/// the file must not be shortened: reading past the new end stops the process (`SIGBUS` on Unix), with a sentence where
+/// [`explain_lost_pages`] was called; whether a file is as long as its header says is checked when it is opened, and a shorter one is refused.
+/// A program that writes into the file changes the model. Writers that replace a file by renaming a new one over it, as the
 /// checkpoint writer does, change no mapped file: the map keeps the old one, even where a model is saved over itself.
 ///
 /// # Errors
@@ -28,6 +29,43 @@ pub fn map_file(path: &Path) -> io::Result<Mmap> {
     // SAFETY: the map is read-only and outlives the handle by design of `mmap`. Another process may still change the
     // file's bytes under us; they are plain `u8`, for which every value is valid, and the rule above asks for no more.
     unsafe { Mmap::map(&file) }
+}
+
+/// From here on, a mapped file that is shortened while it is read ends the process with code 1 and a sentence, where the system
+/// would end it without a word (`SIGBUS`). A program calls it once; libraries leave signals alone. Elsewhere than on Linux it
+/// does nothing.
+///
+/// # Errors
+/// When the system refuses.
+pub fn explain_lost_pages() -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        const SENTENCE: &[u8] = b"error: a file of weights became shorter, or unreadable, while it was in use; restore it and start again\n";
+        extern "C" fn explain(_: libc::c_int) {
+            #[allow(unsafe_code)]
+            // SAFETY: both calls are safe in a signal handler, and the second does not return to the read that failed.
+            unsafe {
+                libc::write(
+                    libc::STDERR_FILENO,
+                    SENTENCE.as_ptr().cast(),
+                    SENTENCE.len(),
+                );
+                libc::_exit(1);
+            }
+        }
+        #[allow(unsafe_code)]
+        // SAFETY: the action is wholly written before it is read, and its handler keeps to what handlers may do.
+        let refused = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = explain as extern "C" fn(libc::c_int) as libc::sighandler_t;
+            libc::sigemptyset(&mut action.sa_mask);
+            libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) != 0
+        };
+        if refused {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Gives the pages of `range` back: they do not count as the process's memory until they are read again.

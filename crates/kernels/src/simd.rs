@@ -6,7 +6,7 @@
 //! Loops fuse a multiplication with an addition only where they say so, by `multiply_add`; all others give the same bits with
 //! every instruction set.
 
-use std::sync::OnceLock;
+use std::{fmt, sync::OnceLock};
 
 /// An instruction set for which the loops are compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,18 +26,56 @@ pub enum Level {
 /// Environment variable that lowers the level: `portable`, `avx2`, `avx512`, `avx512bf16` or `amx`.
 pub const LEVEL_VARIABLE: &str = "ESPALIER_SIMD";
 
+/// The levels by the names that [`LEVEL_VARIABLE`] knows.
+const LEVELS: [(&str, Level); 5] = [
+    ("portable", Level::Portable),
+    ("avx2", Level::Avx2),
+    ("avx512", Level::Avx512),
+    ("avx512bf16", Level::Avx512Bf16),
+    ("amx", Level::Amx),
+];
+
+/// [`LEVEL_VARIABLE`] names no level.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownLevel(String);
+
+impl fmt::Display for UnknownLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = LEVELS.map(|(name, _)| name).join(", ");
+        write!(
+            f,
+            "{LEVEL_VARIABLE} is `{}`; leave it out, or choose one of {names}",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for UnknownLevel {}
+
+/// The level that the environment asks for, if it does.
+///
+/// # Errors
+/// When it asks for one that there is not; [`level`] then takes the best.
+pub fn asked_level() -> Result<Option<Level>, UnknownLevel> {
+    let name = std::env::var_os(LEVEL_VARIABLE).unwrap_or_default();
+    parse_level(&name.to_string_lossy())
+}
+
+fn parse_level(name: &str) -> Result<Option<Level>, UnknownLevel> {
+    let known = LEVELS.iter().find(|(known, _)| *known == name);
+    match (name, known) {
+        ("", _) => Ok(None),
+        (_, Some((_, level))) => Ok(Some(*level)),
+        (_, None) => Err(UnknownLevel(name.chars().take(40).collect())),
+    }
+}
+
 /// The level in use: the best that this processor has, or the lower one that [`LEVEL_VARIABLE`] asks for.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
-        let asked = match std::env::var(LEVEL_VARIABLE).as_deref() {
-            Ok("portable") => Level::Portable,
-            Ok("avx2") => Level::Avx2,
-            Ok("avx512") => Level::Avx512,
-            Ok("avx512bf16") => Level::Avx512Bf16,
-            _ => Level::Amx,
-        };
-        asked.min(best())
+        let asked = asked_level().ok().flatten();
+        asked.unwrap_or(Level::Amx).min(best())
     })
 }
 
@@ -410,6 +448,16 @@ mod tests {
                 "{x}"
             );
         }
+    }
+
+    #[test]
+    fn unknown_levels_are_named_with_the_choices() {
+        assert_eq!(parse_level(""), Ok(None));
+        assert_eq!(parse_level("avx2"), Ok(Some(Level::Avx2)));
+        assert_eq!(
+            parse_level("avx3").unwrap_err().to_string(),
+            "ESPALIER_SIMD is `avx3`; leave it out, or choose one of portable, avx2, avx512, avx512bf16, amx"
+        );
     }
 
     /// Runs all tests of this crate again with each lower instruction set.

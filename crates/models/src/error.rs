@@ -43,14 +43,12 @@ pub enum Error {
         reason: String,
     },
     /// An architecture that no family registers.
-    #[error("unknown architecture `{name}`{}; known: {known}", suggestion(.nearest.as_deref()))]
+    #[error("unknown architecture `{name}`{}; `espalier families` lists all that are known", suggestion(.nearest))]
     UnknownArchitecture {
         /// The name in the file.
         name: String,
-        /// The known name most like it, if one is close.
-        nearest: Option<String>,
-        /// All known names, with commas between them.
-        known: String,
+        /// The known names most like it, where some are close.
+        nearest: Vec<String>,
     },
     /// A tensor whose shape does not fit.
     #[error(
@@ -103,10 +101,11 @@ impl Error {
     }
 }
 
-fn suggestion(nearest: Option<&str>) -> String {
-    nearest
-        .map(|name| format!("; did you mean `{name}`?"))
-        .unwrap_or_default()
+fn suggestion(nearest: &[String]) -> String {
+    match nearest {
+        [] => String::new(),
+        names => format!("; did you mean `{}`?", names.join("` or `")),
+    }
 }
 
 #[cfg(test)]
@@ -127,8 +126,7 @@ mod tests {
             .to_string(),
             Error::UnknownArchitecture {
                 name: "A".into(),
-                nearest: Some("B".into()),
-                known: "B, C".into(),
+                nearest: vec!["B".into(), "C".into()],
             }
             .to_string(),
             Error::Shape {
@@ -151,7 +149,7 @@ mod tests {
         assert!(lines[2].starts_with("model/config.json: key `n_head`"));
         assert_eq!(
             lines[3],
-            "unknown architecture `A`; did you mean `B`?; known: B, C"
+            "unknown architecture `A`; did you mean `B` or `C`?; `espalier families` lists all that are known"
         );
     }
 }

@@ -256,7 +256,7 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, spec: &ModelSpec) -> Re
     let head = tied_head::tensor_of(tied_head::HEAD, family, spec);
     let known = |name: &str| {
         let full = format!("{}{name}", family.prefix);
-        let derived = family.ignored.iter().any(|suffix| name.ends_with(suffix))
+        let derived = tied_head::is_derived(name, family, spec)
             || families::deepseek::is_of_further_tokens(spec, name);
         let (name, full) = (source::todays_name(name), source::todays_name(&full));
         let (name, full) = (source::unpacked_name(&name), source::unpacked_name(&full));
@@ -330,7 +330,8 @@ fn write_weights(
     folder: &Path,
     dtype: Dtype,
 ) -> Result<()> {
-    let tensors = stored_tensors(model, family);
+    let mut tensors = stored_tensors(model, family);
+    tensors.extend(tied_head::repeated_tables(model, family));
     writer(&tensors, dtype)?
         .write_sharded(folder, MAX_SHARD_BYTES, |name| values(&tensors, name))?;
     Ok(())

@@ -27,7 +27,7 @@ impl LanguageModel {
         if let Some(parameter) = old.values().find(|parameter| parameter.adapter().is_some()) {
             let adapter = parameter.adapter().unwrap_or_default();
             return Err(Error::Invalid(format!(
-                "tokens cannot be added while the adapter `{adapter}` is attached; merge it first"
+                "tokens cannot be added while the adapter `{adapter}` is attached; `merge_adapters` puts it into the weights"
             )));
         }
         let mut spec = self.spec().clone();

@@ -1,8 +1,10 @@
 //! Parameters as files store them: names, fused tensors, transposed layouts.
 
 mod expert_factors;
+mod modules;
 
 pub use expert_factors::{ExpertFactors, Factor, PartSize};
+pub use modules::{ExpertModule, Module, modules, modules_of_file};
 
 use espalier_kernels::readback::ReadFloats;
 use std::{
@@ -14,10 +16,10 @@ use std::{
 use burn::tensor::Tensor;
 
 use crate::{
-    families::Family,
-    layers::linear::LinearMap,
+    families::{Family, TensorEntry},
     model::LanguageModel,
-    parameter::{Parameter, Parameters},
+    parameter::Parameter,
+    tied_head::untied,
 };
 
 /// One checkpoint tensor, assembled from one or several of our parameters.
@@ -86,7 +88,7 @@ impl<'a> StoredTensor<'a> {
     }
 
     /// Matrices in rows and columns of their own, zero elsewhere. Their rows take turns in so many groups, as those of
-    /// [`TensorEntry::groups`](crate::families::TensorEntry::groups).
+    /// [`TensorEntry::groups`].
     pub fn block_diagonal(name: String, parts: Vec<&'a Parameter>, groups: usize) -> Self {
         let sum = |axis: usize| parts.iter().map(|part| part.shape()[axis]).sum();
         Self {
@@ -258,12 +260,42 @@ fn transpose_each(matrices: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 
 /// Every weight of the model (adapters aside) under its checkpoint name.
 pub fn stored_tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<StoredTensor<'a>> {
+    tensors_of(model, (family.tensors)(model.spec()))
+}
+
+/// Every weight of the model (adapters aside) as the modules of transformers hold it, under the names that adapters have for it.
+pub fn tensors_in_memory<'a>(model: &'a LanguageModel, family: &Family) -> Vec<StoredTensor<'a>> {
+    tensors_of(model, family.in_memory(model.spec()))
+}
+
+/// What transformers calls each tensor of the file that it holds under another name.
+pub fn renamed_tensors(model: &LanguageModel, family: &Family) -> BTreeMap<String, String> {
+    if family.modules.tensors.is_none() {
+        return BTreeMap::new();
+    }
+    let spec = untied(model.spec());
+    let memory = family.in_memory(&spec);
+    let places: HashMap<_, _> = memory
+        .into_iter()
+        .map(|e| ((e.parts, e.rows.map(|rows| rows.start)), e.name))
+        .collect();
+    let renamed = |entry: TensorEntry| {
+        let name = places.get(&(entry.parts, entry.rows.map(|rows| rows.start)))?;
+        (*name != entry.name).then(|| (entry.name, name.clone()))
+    };
+    (family.tensors)(&spec)
+        .into_iter()
+        .filter_map(renamed)
+        .collect()
+}
+
+fn tensors_of(model: &LanguageModel, entries: Vec<TensorEntry>) -> Vec<StoredTensor<'_>> {
     let parameters: HashMap<&str, &Parameter> = model
         .parameters()
         .into_iter()
         .map(|p| (p.name(), p))
         .collect();
-    let store = |entry: crate::families::TensorEntry| {
+    let store = |entry: TensorEntry| {
         let parts: Vec<&Parameter> = entry
             .parts
             .iter()
@@ -297,84 +329,5 @@ pub fn stored_tensors<'a>(model: &'a LanguageModel, family: &Family) -> Vec<Stor
             assembly,
         }
     };
-    (family.tensors)(model.spec())
-        .into_iter()
-        .map(store)
-        .collect()
-}
-
-/// A module of the checkpoint that holds linear weights: its name, and our layers that make it up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Module {
-    /// The checkpoint's name of the module, such as `model.layers.0.self_attn.q_proj`.
-    pub name: String,
-    /// Our names of the linear maps whose outputs it concatenates, such as `blocks.0.mixer.query`.
-    pub maps: Vec<String>,
-    /// See [`TensorEntry::groups`](crate::families::TensorEntry::groups).
-    pub groups: usize,
-    /// Which expert's it is, where it is one's.
-    pub expert: Option<ExpertModule>,
-}
-
-/// An expert's module in the weight that holds all experts'.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ExpertModule {
-    /// The tensor of the file, which holds this expert's matrix or all of them.
-    pub tensor: String,
-    /// The expert's number.
-    pub number: usize,
-    /// The first of its rows in our weight; among an expert's modules it tells which part of the matrix they are.
-    pub row: usize,
-}
-
-/// The linear modules of a model by checkpoint name, the head last. Experts that are stored as one tensor are modules with
-/// their numbers before the last part of its name, such as `model.layers.0.mlp.3.input_linear`.
-pub fn modules(model: &LanguageModel, family: &Family) -> Vec<Module> {
-    let mut by_weight: HashMap<&str, Vec<LinearMap<'_>>> = HashMap::new();
-    model.visit_linears(&mut |map| by_weight.entry(map.weight).or_default().push(map));
-    let mut modules = Vec::new();
-    for entry in (family.tensors)(model.spec()) {
-        let found: Option<Vec<_>> = entry
-            .parts
-            .iter()
-            .map(|part| by_weight.get(part.as_str()))
-            .collect();
-        let Some(found) = found else {
-            continue;
-        };
-        // A stack of experts may be a parameter without a module of its own.
-        let name = entry.name.strip_suffix(".weight").unwrap_or(&entry.name);
-        let mut experts: BTreeMap<Option<usize>, Vec<&LinearMap<'_>>> = BTreeMap::new();
-        for map in found.into_iter().flatten() {
-            if entry.rows.as_ref().is_none_or(|rows| *rows == map.rows) {
-                experts.entry(map.expert).or_default().push(map);
-            }
-        }
-        modules.extend(experts.into_iter().map(|(number, maps)| {
-            let stacked = number.filter(|_| entry.rows.is_none());
-            let expert = |number| ExpertModule {
-                tensor: entry.name.clone(),
-                number,
-                row: maps.iter().map(|map| map.rows.start).min().unwrap_or(0),
-            };
-            Module {
-                name: match (stacked, name.rsplit_once('.')) {
-                    (Some(number), Some((module, last))) => format!("{module}.{number}.{last}"),
-                    _ => name.to_owned(),
-                },
-                expert: number.map(expert),
-                maps: maps.into_iter().map(|map| map.name.clone()).collect(),
-                groups: entry.groups,
-            }
-        }));
-    }
-    modules
-}
-
-/// Whether a checkpoint tensor belongs to a module that `saved` names by its full name or its last parts.
-pub fn is_saved(tensor: &str, saved: &[String]) -> bool {
-    let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
-    saved
-        .iter()
-        .any(|name| module == name || module.ends_with(&format!(".{name}")))
+    entries.into_iter().map(store).collect()
 }

@@ -363,8 +363,11 @@ impl LanguageModel {
         })
     }
 
-    /// An error where there is no head over the vocabulary.
-    pub(crate) fn check_head(&self) -> Result<()> {
+    /// Whether there is a head over the vocabulary.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn check_head(&self) -> Result<()> {
         let reason = "this model has no head over its vocabulary (`architectures` in config.json) and predicts no tokens";
         match self.spec.headless {
             true => Err(Error::Invalid(reason.into())),

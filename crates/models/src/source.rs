@@ -293,10 +293,11 @@ impl CheckpointSource<'_> {
             let last = expected.len().saturating_sub(2);
             expected[last..].reverse();
         }
-        let misfit = || Error::Shape {
-            operator: tensor.clone(),
-            expected: format!("{expected:?}"),
-            found: found.clone(),
+        let misfit = || {
+            let reason = format!(
+                "tensor `{tensor}` has shape {found:?} where config.json asks for {expected:?}; do the two belong to one model?"
+            );
+            Error::checkpoint(self.checkpoint.path_of(&tensor), reason)
         };
         if found != expected {
             return Err(misfit());

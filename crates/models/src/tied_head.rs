@@ -4,15 +4,19 @@
 //! stay apart. Of two that are tied either may be missing. A head that should be there and is not starts from random numbers.
 
 use crate::{
-    Result,
+    Error, Result,
     checkpoint::Checkpoint,
-    families::{Family, config::Config},
+    families::{Family, TensorEntry, config::Config},
+    layout::StoredTensor,
+    model::LanguageModel,
     source::{Initial, ParameterSource, Seed, Values, stored_name},
     spec::ModelSpec,
 };
 
 /// Our name of the head's matrix.
 pub(crate) const HEAD: &str = "head.weight";
+/// Our name of the head's bias.
+pub(crate) const HEAD_BIAS: &str = "head.bias";
 /// Our name of the embedding's.
 pub(crate) const EMBEDDING: &str = "embedding.weight";
 
@@ -29,13 +33,45 @@ pub(crate) struct HeadInFile {
 
 /// The checkpoint's name of one of the two matrices, where the family's files have one.
 pub(crate) fn tensor_of(ours: &str, family: &Family, spec: &ModelSpec) -> Option<String> {
-    let untied = ModelSpec {
-        tied_head: false,
-        ..spec.clone()
-    };
-    let mut entries = (family.tensors)(&untied).into_iter();
+    name_of(ours, (family.tensors)(&untied(spec)))
+}
+
+/// As [`tensor_of`], by the name that transformers has for it.
+pub(crate) fn tensor_in_memory(ours: &str, family: &Family, spec: &ModelSpec) -> Option<String> {
+    name_of(ours, family.in_memory(&untied(spec)))
+}
+
+fn name_of(ours: &str, entries: Vec<TensorEntry>) -> Option<String> {
+    let mut entries = entries.into_iter();
     let entry = entries.find(|entry| entry.parts.iter().any(|part| part == ours))?;
     Some(entry.name)
+}
+
+/// The same model with a head of its own.
+pub(crate) fn untied(spec: &ModelSpec) -> ModelSpec {
+    ModelSpec {
+        tied_head: false,
+        ..spec.clone()
+    }
+}
+
+/// Whether a tensor of a file says nothing: one of the family's derived ones, or the bias of a head that is not there, which
+/// transformers writes beside that of the head that is.
+pub(crate) fn is_derived(name: &str, family: &Family, spec: &ModelSpec) -> bool {
+    let ignored = |end: &&str| name.ends_with(end);
+    family.ignored.iter().any(ignored) || other_bias(family, spec).is_some_and(|bias| bias == name)
+}
+
+/// What a head's bias is called where the head is tied, if that of `spec` has its own, and the other way round: transformers has both,
+/// and they are one where an adapter trains them.
+pub(crate) fn other_bias(family: &Family, spec: &ModelSpec) -> Option<String> {
+    let other = ModelSpec {
+        tied_head: !spec.tied_head,
+        ..spec.clone()
+    };
+    let bias = |spec| name_of(HEAD_BIAS, (family.tensors)(spec));
+    let (own, other) = (bias(spec), bias(&other));
+    other.filter(|name| spec.head_bias && own.as_ref() != Some(name))
 }
 
 /// Settles whether the head of `spec` is tied.
@@ -48,6 +84,22 @@ pub(crate) fn settle(
     family: &Family,
     checkpoint: &Checkpoint,
 ) -> Result<HeadInFile> {
+    let table = own_table(family, spec, checkpoint)?;
+    let found = settle_head(spec, config, family, checkpoint, table.clone())?;
+    Ok(HeadInFile {
+        embedding: table.or(found.embedding),
+        ..found
+    })
+}
+
+/// As [`settle`], with the tensor that is the embedding where it is not the usual one.
+fn settle_head(
+    spec: &mut ModelSpec,
+    config: &Config,
+    family: &Family,
+    checkpoint: &Checkpoint,
+    table: Option<String>,
+) -> Result<HeadInFile> {
     if spec.headless {
         return Ok(HeadInFile::default());
     }
@@ -55,7 +107,7 @@ pub(crate) fn settle(
         let name = tensor_of(ours, family, spec)?;
         stored_name(checkpoint, family.prefix, &name)
     };
-    let (head, embedding) = (stored(HEAD), stored(EMBEDDING));
+    let (head, embedding) = (stored(HEAD), table.or_else(|| stored(EMBEDDING)));
     match (spec.tied_head, head, embedding) {
         (true, Some(head), None) => Ok(HeadInFile {
             embedding: Some(head),
@@ -84,6 +136,59 @@ pub(crate) fn settle(
         }),
         _ => Ok(HeadInFile::default()),
     }
+}
+
+/// The tables that the stacks of an encoder-decoder look up in transformers, which never reads the one that they share.
+fn stack_tables(family: &Family, spec: &ModelSpec) -> Vec<String> {
+    let shared = family
+        .modules
+        .unread
+        .zip(tensor_of(EMBEDDING, family, spec));
+    let Some((unread, shared)) = shared else {
+        return Vec::new();
+    };
+    let sides = match spec.encoder {
+        Some(_) => &["encoder", "decoder"][..],
+        None => &["encoder"],
+    };
+    let table = |side: &&str| shared.replace(unread, &format!("{side}.embed_tokens"));
+    sides.iter().map(table).collect()
+}
+
+/// The table that the stacks look up, where the file has one of their own.
+fn own_table(family: &Family, spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<Option<String>> {
+    let stored = stack_tables(family, spec).into_iter();
+    let stored: Vec<String> = stored
+        .filter_map(|name| stored_name(checkpoint, family.prefix, &name))
+        .collect();
+    if let [one, other] = &stored[..]
+        && !are_equal(checkpoint, one, other)?
+    {
+        return Err(Error::checkpoint(
+            checkpoint.folder(),
+            format!(
+                "`{one}` and `{other}` differ; encoder and decoder with embeddings of their own are not supported"
+            ),
+        ));
+    }
+    Ok(stored.into_iter().next())
+}
+
+/// The embedding under the names of both stacks' tables, which transformers reads where nothing ties them.
+pub(crate) fn repeated_tables<'a>(
+    model: &'a LanguageModel,
+    family: &Family,
+) -> Vec<StoredTensor<'a>> {
+    let spec = model.spec();
+    let embedding = model
+        .parameters()
+        .into_iter()
+        .find(|parameter| parameter.name() == EMBEDDING);
+    let Some(embedding) = embedding.filter(|_| !spec.tied_head && spec.encoder.is_some()) else {
+        return Vec::new();
+    };
+    let whole = |name| StoredTensor::whole(name, embedding);
+    stack_tables(family, spec).into_iter().map(whole).collect()
 }
 
 fn said(remark: String) -> HeadInFile {

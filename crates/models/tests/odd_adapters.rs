@@ -7,6 +7,8 @@
     reason = "a test may fail loudly"
 )]
 
+mod fixture_lists;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -17,19 +19,15 @@ use burn::tensor::Device;
 use espalier_models::{
     adapter::Adapter,
     checkpoint::{PeftConfig, TensorFile, peft_config::Targets},
-    folder::{self, LoadedModel},
+    folder,
     model::{Input, LanguageModel},
     parameter::{Parameter, Parameters},
 };
-use serde_json::{Map, Value, json};
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures")).join(name)
-}
-
-fn load(folder: &Path) -> LoadedModel {
-    folder::load(folder, &Device::flex()).unwrap()
-}
+use fixture_lists::{
+    adapter_folders::{configuration, gap, load, names},
+    fixture,
+};
+use serde_json::{Value, json};
 
 fn cases() -> Vec<PathBuf> {
     let entries = fs::read_dir(fixture("odd-adapters")).unwrap();
@@ -37,39 +35,6 @@ fn cases() -> Vec<PathBuf> {
     all.sort();
     assert!(all.len() > 8);
     all
-}
-
-/// The largest difference from what PEFT computes.
-fn gap(folder: &Path, model: &LanguageModel) -> f32 {
-    let expected = TensorFile::open(&folder.join("expected.safetensors")).unwrap();
-    let [rows, time] = expected.info("input_ids").unwrap().shape[..] else {
-        panic!()
-    };
-    let ids = expected.read_i64("input_ids").unwrap();
-    let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
-    let rows: Vec<Vec<u32>> = ids.chunks(time).map(<[u32]>::to_vec).take(rows).collect();
-    let hidden = model.hidden(&Input::rows(&rows).unwrap(), None).unwrap();
-    let (name, found) = match expected.info("logits") {
-        Some(_) => ("logits", model.head(hidden)),
-        None => ("last_hidden_state", hidden),
-    };
-    let expected = expected.read_f32(name, None).unwrap();
-    let found = found.into_data().try_into_vec::<f32>().unwrap();
-    assert_eq!(found.len(), expected.len());
-    let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-    differences.fold(0.0, f32::max)
-}
-
-fn names(folder: &Path) -> BTreeSet<String> {
-    let paths = ["safetensors", "bin"].map(|end| folder.join(format!("adapter_model.{end}")));
-    let path = paths.into_iter().find(|path| path.exists()).unwrap();
-    let file = TensorFile::open(&path).unwrap();
-    file.names().map(str::to_owned).collect()
-}
-
-fn configuration(folder: &Path) -> Map<String, Value> {
-    let text = fs::read_to_string(folder.join("adapter_config.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
 }
 
 #[test]
@@ -87,13 +52,21 @@ fn they_compute_what_peft_computes_before_and_after_saving_and_when_merged() {
             .unwrap()
             .based_on(loaded.base.to_string_lossy());
         adapter.save(&loaded.model, family, saved.path()).unwrap();
-        let is_copy = |tensor: &String| {
-            tensor.contains(".base_layer.")
-                || name == "whole-embeddings" && !tensor.contains("lora")
+        let is_copy = |tensor: &String| match name.as_str() {
+            "whole-embeddings" => !tensor.contains("lora"),
+            // What transformers never reads.
+            "shared" | "shared-bart" => tensor.ends_with("shared.weight"),
+            "state-dict" => !tensor.contains("lora") && !tensor.contains(".modules_to_save."),
+            _ => tensor.contains(".base_layer.") && !tensor.contains(".experts.base_layer."),
         };
         let wanted = names(&case).into_iter().filter(|tensor| !is_copy(tensor));
-        // Those of a model with a head that are put on one without become adapters of that.
-        let wanted = wanted.map(|tensor| tensor.replace(".model.bert.", ".model."));
+        // Those of a model with a head that are put on one without become adapters of that; state dicts name the adapter.
+        let wanted = wanted.map(|tensor| {
+            let tensor = tensor.replace(".model.bert.", ".model.");
+            tensor
+                .replace(".modules_to_save.default.", ".")
+                .replace(".default.", ".")
+        });
         assert_eq!(names(saved.path()), wanted.collect(), "{name}");
         let (theirs, ours) = (configuration(&case), configuration(saved.path()));
         if !["no-task", "encoder-masked"].contains(&name.as_str()) {
@@ -109,21 +82,66 @@ fn they_compute_what_peft_computes_before_and_after_saving_and_when_merged() {
         loaded.model.merge_adapters().unwrap();
         assert!(gap(&case, &loaded.model) < 1e-4, "{name}");
         let tied = loaded.model.spec().tied_head && !loaded.model.spec().headless;
-        assert_eq!(tied, name == "tied-both", "{name}");
+        let base = load(&loaded.base).model.spec().tied_head;
+        let parts = PARTED.contains(&name.as_str());
+        assert!(
+            !base || loaded.model.spec().headless || tied != parts,
+            "{name}"
+        );
     }
 }
+
+/// The cases in which head and embedding part.
+const PARTED: [&str; 6] = [
+    "tied-embedding",
+    "tied-head",
+    "tied-target",
+    "head-with-table",
+    "both-head",
+    "scaled-head",
+];
 
 #[test]
 fn heads_that_part_from_their_embedding_are_told() {
     for case in cases() {
         let name = case.file_name().unwrap().to_str().unwrap().to_owned();
         let remarks = load(&case).remarks;
-        let parts = ["tied-embedding", "tied-head", "tied-target"].contains(&name.as_str());
+        let parts = PARTED.contains(&name.as_str());
         let told = remarks
             .iter()
             .any(|remark| remark.contains("alone, so the two part"));
         assert_eq!(told, parts, "{name}: {remarks:?}");
     }
+}
+
+#[test]
+fn what_means_nothing_to_transformers_is_told() {
+    let remarks = |case: &str| load(&fixture("odd-adapters").join(case)).remarks.join(" ");
+    for case in ["shared", "shared-bart"] {
+        let told = remarks(case);
+        assert!(
+            told.contains("never reads `shared`") && told.contains("left out here"),
+            "{told}"
+        );
+    }
+    let told = remarks("steps");
+    assert!(
+        told.contains("an adapter of `dt_proj` counts here, but not everywhere"),
+        "{told}"
+    );
+    // A table for each of two sides.
+    let mut loaded = load(&fixture("t5"));
+    let family = loaded.family().unwrap();
+    let mut config = PeftConfig::new(2, 4.0, Targets::List(vec!["q".into()]));
+    config.modules_to_save = vec!["embed_tokens".into()];
+    let error = Adapter::new(config)
+        .attach(&mut loaded.model, family, 0)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("a table for each of the model's two sides"),
+        "{error}"
+    );
 }
 
 #[test]

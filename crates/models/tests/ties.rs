@@ -174,3 +174,159 @@ fn a_head_that_is_missing_starts_from_random_numbers_and_that_is_told() {
     let base = load(base.path());
     assert!(base.model.spec().tied_head && base.remarks[0].contains("a base model without a head"));
 }
+
+#[test]
+fn heads_of_masked_tokens_have_tables_and_biases_of_their_own() {
+    // The names of the table, of the bias of a tied head, and of that of its own.
+    for (name, embedding, table, tied, own) in [
+        (
+            "roberta",
+            "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.weight",
+            "lm_head.bias",
+            "lm_head.decoder.bias",
+        ),
+        (
+            "mpnet",
+            "mpnet.embeddings.word_embeddings.weight",
+            "lm_head.decoder.weight",
+            "lm_head.bias",
+            "lm_head.decoder.bias",
+        ),
+        (
+            "albert",
+            "albert.embeddings.word_embeddings.weight",
+            "predictions.decoder.weight",
+            "predictions.bias",
+            "predictions.decoder.bias",
+        ),
+        (
+            "nomic-bert",
+            "nomic_bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.weight",
+            "cls.predictions.bias",
+            "cls.predictions.decoder.bias",
+        ),
+        (
+            "distilbert",
+            "distilbert.embeddings.word_embeddings.weight",
+            "vocab_projector.weight",
+            "vocab_projector.bias",
+            "vocab_projector.bias",
+        ),
+        (
+            "electra",
+            "electra.embeddings.word_embeddings.weight",
+            "generator_lm_head.weight",
+            "generator_lm_head.bias",
+            "generator_lm_head.bias",
+        ),
+        (
+            "modernbert",
+            "model.embeddings.tok_embeddings.weight",
+            "decoder.weight",
+            "decoder.bias",
+            "decoder.bias",
+        ),
+    ] {
+        let plain = logits(&load(&fixture(name)).model);
+        let mut more = vec![(table, embedding, 2.0)];
+        // Transformers writes the tied one, which it does not read, beside it.
+        if own != tied {
+            more.push((own, tied, 2.0));
+        }
+        let folder = copy(name, &more, &[], json!({"tie_word_embeddings": false}));
+        let loaded = load(folder.path());
+        assert!(
+            loaded.remarks.is_empty() && !loaded.model.spec().tied_head,
+            "{name}"
+        );
+        let found = logits(&loaded.model);
+        let bias = Checkpoint::open(&fixture(name))
+            .unwrap()
+            .read_f32(tied, None)
+            .unwrap();
+        let missing = |index: usize| {
+            if own == tied {
+                bias[index % bias.len()]
+            } else {
+                0.0
+            }
+        };
+        let twice = |(index, x): (usize, &f32)| 2.0 * x - missing(index);
+        let differences = plain
+            .iter()
+            .enumerate()
+            .map(twice)
+            .zip(&found)
+            .map(|(a, b)| (a - b).abs());
+        assert!(differences.fold(0.0, f32::max) < 1e-5, "{name}");
+        let saved = tempfile::tempdir().unwrap();
+        folder::save(
+            &loaded.model,
+            saved.path(),
+            Some(&loaded.config),
+            Dtype::F32,
+        )
+        .unwrap();
+        let names = Checkpoint::open(saved.path()).unwrap();
+        assert!(
+            names.info(table).is_some() && names.info(own).is_some(),
+            "{name}"
+        );
+        assert_eq!(logits(&load(saved.path()).model), found, "{name}");
+    }
+}
+
+#[test]
+fn stacks_read_tables_of_their_own_where_nothing_ties_them() {
+    for (name, shared) in [
+        ("bart", "model.shared"),
+        ("m2m-100", "model.shared"),
+        ("t5", "shared"),
+    ] {
+        let (shared, head) = (format!("{shared}.weight"), "lm_head.weight");
+        let [encoder, decoder] = ["encoder", "decoder"]
+            .map(|side| shared.replace("shared", &format!("{side}.embed_tokens")));
+        let untied = json!({"tie_word_embeddings": false});
+        let tables = |of_decoder: f32, fewer: &[&str]| {
+            let more = [
+                (encoder.as_str(), shared.as_str(), 3.0),
+                (&decoder, &shared, of_decoder),
+                (head, &shared, 2.0),
+            ];
+            copy(name, &more, fewer, untied.clone())
+        };
+        // What is called shared means nothing, and may be missing.
+        let (beside, alone) = (tables(3.0, &[]), tables(3.0, &[&shared]));
+        let (beside, alone) = (load(beside.path()), load(alone.path()));
+        assert_eq!(logits(&beside.model), logits(&alone.model), "{name}");
+        let plain = copy(name, &[(head, &shared, 2.0)], &[], untied.clone());
+        let plain = load(plain.path());
+        assert_ne!(logits(&beside.model), logits(&plain.model), "{name}");
+        let differ = tables(4.0, &[]);
+        let error = folder::load(differ.path(), &Device::flex())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("embeddings of their own"), "{name}: {error}");
+        let saved = tempfile::tempdir().unwrap();
+        folder::save(
+            &beside.model,
+            saved.path(),
+            Some(&beside.config),
+            Dtype::F32,
+        )
+        .unwrap();
+        let file = Checkpoint::open(saved.path()).unwrap();
+        let read = |name: &str| file.read_f32(name, None).unwrap();
+        assert!(
+            read(&encoder) == read(&shared) && read(&decoder) == read(&shared),
+            "{name}"
+        );
+        assert_eq!(
+            logits(&load(saved.path()).model),
+            logits(&beside.model),
+            "{name}"
+        );
+    }
+}

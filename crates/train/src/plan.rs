@@ -36,6 +36,10 @@ pub struct Plan {
     pub tokens: TokenCount,
     /// Estimated peak memory in bytes.
     pub memory: u64,
+    /// The part of it that grows with the rows of a batch.
+    pub activations: u64,
+    /// Rows of the largest batch, and tokens of the longest sample.
+    pub largest_batch: [usize; 2],
     /// Estimated seconds.
     pub seconds: f64,
 }
@@ -70,11 +74,10 @@ pub fn plan(
     let (parameters, trainable) = (count(false), count(true));
     let tokens = count_tokens(model, objective, samples, options, steps)?;
     let longest = samples.iter().map(Sample::tokens).max().unwrap_or(0);
-    let activations = activation_bytes(
-        model.spec(),
-        longest * options.batch,
-        options.gradient_checkpointing,
-    );
+    // No batch reaches into the next pass.
+    let rows = options.batch.min(samples.len());
+    let activations =
+        activation_bytes(model.spec(), longest * rows, options.gradient_checkpointing);
     let optimiser = options.optimiser.build(options);
     let mut state = 0;
     model.visit(&mut |p| {
@@ -90,11 +93,10 @@ pub fn plan(
     } else {
         passes
     };
-    let rows = (longest * options.batch).clamp(1, 2048);
     let speed = matrix_speed(
         model.device(),
         options.precision,
-        [rows, model.spec().width],
+        [(longest * rows).clamp(1, 2048), model.spec().width],
     );
     let seconds = passes * model.spec().active_parameter_count() * tokens.read() as f64
         / (speed * STEP_EFFICIENCY);
@@ -105,12 +107,14 @@ pub fn plan(
         steps,
         tokens,
         memory,
+        activations,
+        largest_batch: [rows, longest],
         seconds,
     })
 }
 
-/// Bytes of what the forward pass keeps for the backward pass, all in f32, and of the logits that exist at once.
-fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
+/// Bytes of what the forward pass of so many tokens keeps for the backward pass, all in f32, and of the logits that exist at once.
+pub fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
     let block = |block: &espalier_models::spec::BlockSpec| {
         let heads = match &block.mixer {
             MixerSpec::Attention(attention) => {
@@ -144,8 +148,11 @@ fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u64 {
     };
     let logits = LOGITS_AT_ONCE
         .max(256 * spec.vocabulary)
-        .min(tokens * spec.vocabulary);
-    4 * (tokens * (kept + 2 * spec.width) + logits) as u64
+        .min(tokens.saturating_mul(spec.vocabulary));
+    let numbers = tokens
+        .saturating_mul(kept + 2 * spec.width)
+        .saturating_add(logits);
+    4u64.saturating_mul(numbers as u64)
 }
 
 /// The tokens of `steps` steps, on batches as the trainer makes them.

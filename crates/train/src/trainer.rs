@@ -114,8 +114,8 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         .set_gradient_checkpointing(run.options.gradient_checkpointing)?;
     run.model.set_label_smoothing(run.options.label_smoothing);
     run.model.set_training(true);
-    check_objective(run.objective, &run.options)?;
-    check_rows(run.objective, run.samples.iter().chain(&run.validation))?;
+    check(&run.model, run.objective, &run.samples, &run.options)?;
+    check_rows(run.objective, run.validation.iter())?;
     run.objective.start(&run.model, run.options.seed)?;
     run.objective.prepare(&run.model, &mut run.samples)?;
     run.objective.prepare(&run.model, &mut run.validation)?;
@@ -170,6 +170,25 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         state.after_step(&checkpoints, events)?;
     }
     state.finish(started, events)
+}
+
+/// Whether model, samples and options suit the objective.
+///
+/// # Errors
+/// When they do not; [`train`] refuses them alike, but a plan was made by then.
+pub fn check(
+    model: &LanguageModel,
+    objective: &dyn Objective,
+    samples: &[Sample],
+    options: &TrainOptions,
+) -> Result<()> {
+    check_objective(objective, options)?;
+    check_rows(objective, samples.iter())?;
+    objective.check(model, samples, options)?;
+    match objective.needs_head() {
+        true => Ok(model.check_head()?),
+        false => Ok(()),
+    }
 }
 
 /// Whether the options suit the objective.

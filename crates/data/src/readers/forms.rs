@@ -82,10 +82,14 @@ impl Form {
             .map_or(&[], |(_, _, keys)| *keys)
     }
 
-    /// The form that the keys of a record show.
-    pub(super) fn detect(map: &Map<String, Value>) -> Result<Self, String> {
+    /// The form that the keys of a record show; `pairs` are taken before the conversation that stands beside them, as in UltraFeedback.
+    pub(super) fn detect(map: &Map<String, Value>, pairs: bool) -> Result<Self, String> {
         let has = |name| map.contains_key(name);
         let rules = [
+            (
+                pairs && has("messages") && has("chosen") && has("rejected"),
+                Self::Preference,
+            ),
             (has("conversations"), Self::ShareGpt),
             (has("messages"), Self::Messages),
             (has("instruction"), Self::Alpaca),
@@ -210,8 +214,31 @@ mod tests {
         let Value::Object(map) = value else {
             panic!("no object")
         };
-        let form = Form::detect(&map)?;
+        let form = Form::detect(&map, false)?;
         form.read(&Fields::new(form, map))
+    }
+
+    #[test]
+    fn a_pair_beside_its_conversation_is_read_where_pairs_are_wanted() {
+        let turn = |role, content| json!({"role": role, "content": content});
+        let record = json!({
+            "prompt": "a", "prompt_id": "x", "score_chosen": 8.5, "score_rejected": 5.0,
+            "messages": [turn("user", "a"), turn("assistant", "b")],
+            "chosen": [turn("user", "a"), turn("assistant", "b")],
+            "rejected": [turn("user", "a"), turn("assistant", "c")],
+        });
+        let Value::Object(map) = record else {
+            panic!("no object")
+        };
+        assert_eq!(Form::detect(&map, false).unwrap(), Form::Messages);
+        let form = Form::detect(&map, true).unwrap();
+        let expected = Record::Preference {
+            prompt: vec![Message::user("a")],
+            chosen: Message::assistant("b"),
+            rejected: Message::assistant("c"),
+            tools: None,
+        };
+        assert_eq!(form.read(&Fields::new(form, map)).unwrap(), expected);
     }
 
     #[test]

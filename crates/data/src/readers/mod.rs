@@ -59,6 +59,8 @@ pub struct Source {
     pub form: Option<Form>,
     /// Names of columns: ours to the file's, such as `output` to `response`.
     pub columns: BTreeMap<String, String>,
+    /// Whether preference pairs are wanted: a record that has one beside a conversation is then read as the pair.
+    pub pairs: bool,
 }
 
 impl Source {
@@ -68,6 +70,7 @@ impl Source {
             path: path.into(),
             form: None,
             columns: BTreeMap::new(),
+            pairs: false,
         }
     }
 }
@@ -78,6 +81,7 @@ pub struct Reader {
     elements: Elements,
     form: Option<Form>,
     columns: BTreeMap<String, String>,
+    pairs: bool,
     plain: bool,
     failed: bool,
     line: usize,
@@ -132,6 +136,7 @@ pub fn open(source: &Source) -> Result<Reader> {
         elements,
         form: source.form,
         columns: source.columns.clone(),
+        pairs: source.pairs,
         plain,
         failed: false,
         line: 0,
@@ -233,7 +238,7 @@ impl Reader {
         let map = self.rename(object(text)?);
         let form = match self.form {
             Some(form) => form,
-            None => *self.form.insert(Form::detect(&map)?),
+            None => *self.form.insert(Form::detect(&map, self.pairs)?),
         };
         Ok(form.read(&Fields::new(form, map))?)
     }

@@ -204,7 +204,7 @@ mod tests {
         let Value::Object(map) = value else {
             panic!("no object")
         };
-        let form = Form::detect(&map)?;
+        let form = Form::detect(&map, false)?;
         form.read(&Fields::new(form, map))
     }
 

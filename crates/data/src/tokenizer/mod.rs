@@ -26,6 +26,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
+use tokenizers::DecoderWrapper;
 
 use crate::template::ChatTemplate;
 use crate::{Error, Result};
@@ -364,7 +365,7 @@ impl Tokenizer {
     /// As [`Tokenizer::stream`], behind tokens whose text is there already: a decoder that takes the first space of a text away leaves
     /// the one that stands between the two.
     pub fn stream_after(&self, before: &[u32]) -> TextStream {
-        TextStream::after(self.clone(), self.context(before))
+        TextStream::after(self.clone(), &self.context(before))
     }
 
     /// The text of the ids without special tokens, behind tokens whose text is there already (see [`Tokenizer::stream_after`]).
@@ -374,8 +375,8 @@ impl Tokenizer {
     pub fn decode_after(&self, before: &[u32], ids: &[u32]) -> Result<String> {
         let context = self.context(before);
         let (old, whole) = (
-            self.decode(context, true)?,
-            self.decode(&[context, ids].concat(), true)?,
+            self.decode(&context, true)?,
+            self.decode(&[&context, ids].concat(), true)?,
         );
         let shared = old
             .chars()
@@ -384,16 +385,31 @@ impl Tokenizer {
         Ok(whole.chars().skip(shared.count()).collect())
     }
 
-    /// The last tokens of a text, as many as decide how the next one is written: none before a special token.
-    fn context<'a>(&self, before: &'a [u32]) -> &'a [u32] {
+    /// The last tokens of a text, as many as decide how the next one is written: none before a special token. Where words are
+    /// joined by spaces, as those of BERT, a special token parts none: such a tokenizer puts one behind every text, also behind one
+    /// that goes on.
+    fn context(&self, before: &[u32]) -> Vec<u32> {
         /// A character has at most four bytes, a token each.
         const LONGEST: usize = 6;
-        let recent = &before[before.len().saturating_sub(LONGEST)..];
-        let start = recent
-            .iter()
-            .rposition(|id| self.is_special(*id))
-            .map_or(0, |at| at + 1);
-        &recent[start..]
+        let joined = self.joins_words();
+        let recent = before.iter().copied().rev();
+        let mut context: Vec<u32> = recent
+            .take_while(|id| joined || !self.is_special(*id))
+            .filter(|id| !self.is_special(*id))
+            .take(LONGEST)
+            .collect();
+        context.reverse();
+        context
+    }
+
+    /// Whether tokens are words and parts of words, which decoding joins by spaces.
+    fn joins_words(&self) -> bool {
+        match &self.pipeline.kind {
+            Kind::Library(library) => {
+                matches!(library.get_decoder(), Some(DecoderWrapper::WordPiece(_)))
+            }
+            Kind::World(_) => false,
+        }
     }
 
     /// A number that tells tokenizers apart: 64-bit FNV-1a of the main file as [`Tokenizer::save`] writes it, and of the

@@ -136,16 +136,28 @@ impl Chat<'_> {
         if interactive {
             self.greet(name);
         }
-        let mut line = String::new();
-        loop {
+        let mut bytes = Vec::new();
+        for number in 1.. {
             if interactive {
-                write!(io::stderr(), "{} ", self.context.terminal.bold(">"))?;
+                write!(io::stderr(), "{} ", self.context.terminal.bold_remark(">"))?;
             }
-            line.clear();
-            if io::stdin().lock().read_line(&mut line)? == 0 {
+            bytes.clear();
+            if io::stdin().lock().read_until(b'\n', &mut bytes)? == 0 {
                 break;
             }
-            match self.act(&Line::parse(&line)) {
+            let line = match std::str::from_utf8(&bytes) {
+                Ok(line) => line,
+                // One bad line is no reason to lose the conversation; it is said even where nothing else is.
+                Err(error) => {
+                    let place = error.valid_up_to() + 1;
+                    writeln!(
+                        io::stderr(),
+                        "line {number} is skipped: its byte {place} is not UTF-8"
+                    )?;
+                    continue;
+                }
+            };
+            match self.act(&Line::parse(line)) {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
                 // At a terminal the conversation goes on after an error.

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Tensor};
 use serde_json::json;
-use sysinfo::{CpuRefreshKind, Disks, MemoryRefreshKind, RefreshKind, System};
+use sysinfo::{CpuRefreshKind, Disks, RefreshKind, System};
 
 use super::Context;
-use crate::{Error, Result, device::DEVICES, units};
+use crate::{Error, Result, device::DEVICES, memory::MachineMemory, units};
 
 /// Side of the square matrices of the speed test.
 const SIDE: usize = 512;
@@ -55,21 +55,14 @@ pub fn run(_: &DoctorArgs, context: &Context) -> Result<()> {
 
 impl Machine {
     fn look(device: &Device) -> Result<Self> {
-        let kinds = RefreshKind::nothing()
-            .with_cpu(CpuRefreshKind::nothing())
-            .with_memory(MemoryRefreshKind::nothing().with_ram());
+        let kinds = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing());
         let system = System::new_with_specifics(kinds);
         let brand = system
             .cpus()
             .first()
             .map(|cpu| cpu.brand().trim().to_string())
             .unwrap_or_default();
-        // A container's limit counts, not the machine's memory.
-        let limits = system
-            .cgroup_limits()
-            .filter(|limits| limits.total_memory > 0);
-        let limit =
-            |machine: u64, limit: Option<u64>| limit.map_or(machine, |limit| machine.min(limit));
+        let memory = MachineMemory::look();
         Ok(Self {
             processor: if brand.is_empty() {
                 "unknown".into()
@@ -78,14 +71,8 @@ impl Machine {
             },
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             instructions: instructions(),
-            memory_total: limit(
-                system.total_memory(),
-                limits.as_ref().map(|limits| limits.total_memory),
-            ),
-            memory_free: limit(
-                system.available_memory(),
-                limits.as_ref().map(|limits| limits.free_memory),
-            ),
+            memory_total: memory.total,
+            memory_free: memory.free,
             disk_free: std::env::current_dir()
                 .ok()
                 .and_then(|folder| disk_free(&folder)),

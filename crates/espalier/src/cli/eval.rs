@@ -10,7 +10,10 @@ use crate::{
     Error, Result,
     model_path::resolve_model,
     recipe::DataOptions,
-    stages::evaluate::{EvaluateStage, evaluate},
+    stages::{
+        evaluate::{EvaluateStage, evaluate},
+        kinds::StageKind,
+    },
     voice::TerminalVoice,
 };
 
@@ -83,6 +86,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         items: args.items,
         length: args.length,
     };
+    stage.check()?;
     let mut voice = TerminalVoice::new(context.terminal);
     let result = evaluate(&stage, &context.device, &mut voice)?;
     if context.json {

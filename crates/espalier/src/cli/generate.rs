@@ -11,8 +11,13 @@ use espalier_engine::{
 use espalier_models::state_file::Prefix;
 use serde_json::json;
 
-use super::{Context, lines, sampling::SamplingArgs};
-use crate::{Error, Result, model_path, units};
+use super::{
+    Context,
+    inspect::describe::{cache_per_token, state_size},
+    lines,
+    sampling::SamplingArgs,
+};
+use crate::{Error, Result, memory, model_path, units};
 
 /// Prompts that are computed together.
 const BATCH: usize = 16;
@@ -167,7 +172,13 @@ fn save_state(
     };
     let prefix = Prefix::read(&text.model, ids)?;
     prefix.save(&text.model, path)?;
-    let size = units::bytes(4 * prefix.size() as u64);
+    let bytes = 4 * prefix.size() as u64;
+    if context.json {
+        return context.terminal.json(
+            &json!({ "state": path.to_string_lossy(), "tokens": ids.len(), "bytes": bytes }),
+        );
+    }
+    let size = units::bytes(bytes);
     context.terminal.line(&format!(
         "{}: {} tokens, remembered in {size}",
         path.display(),
@@ -263,6 +274,27 @@ fn generate_all(
     Ok(())
 }
 
+/// Whether there can be so many continuations, and room for what each remembers of the prompt and for its logits.
+fn check_room(
+    text: &TextModel,
+    encoded: &[Vec<u32>],
+    beams: usize,
+    context: &Context,
+) -> Result<()> {
+    let spec = text.model.spec();
+    if beams > spec.vocabulary {
+        return Err(Error::usage(format!(
+            "--beams {beams}: expected at most {}, the tokens of the vocabulary",
+            spec.vocabulary
+        )));
+    }
+    let longest = encoded.iter().map(Vec::len).max().unwrap_or(0);
+    let remembered = longest as f64 * cache_per_token(spec) as f64 + state_size(spec) as f64;
+    let bytes = beams as f64 * (remembered + 8.0 * spec.vocabulary as f64);
+    let asked = format!("--beams {beams}: to follow so many continuations");
+    memory::check(asked, bytes, "choose fewer", &context.device)
+}
+
 /// The best continuation of every prompt by beam search.
 fn search(
     text: &TextModel,
@@ -272,6 +304,7 @@ fn search(
     args: &GenerateArgs,
     context: &Context,
 ) -> Result<()> {
+    check_room(text, encoded, args.beams, context)?;
     for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
         let started = Instant::now();
         let generated = text.search(ids, options, args.beams, args.length_penalty)?;

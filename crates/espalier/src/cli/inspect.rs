@@ -1,6 +1,6 @@
 //! `espalier inspect`: what a model is and what it needs. Weights that stay as their file holds them are mapped and not read.
 
-mod describe;
+pub(super) mod describe;
 mod diagram;
 mod weights;
 

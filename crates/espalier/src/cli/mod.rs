@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::Device;
 use clap::{Parser, Subcommand, error::ErrorKind};
-use espalier_kernels::allocator;
+use espalier_kernels::{allocator, memory_map, simd};
 
 use crate::{Error, Result, device, interrupt, terminal::Terminal};
 
@@ -121,6 +121,8 @@ pub fn main() -> ExitCode {
 
 fn execute(cli: &Cli) -> Result<()> {
     interrupt::listen()?;
+    memory_map::explain_lost_pages()?;
+    simd::asked_level().map_err(|error| Error::usage(error.to_string()))?;
     allocator::keep_freed_memory();
     if matches!(&cli.verb, Verb::Bench(args) if args.trains_in_threads()) {
         allocator::share_one_arena();

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Context;
 use crate::{
     Result,
-    recipe::{Recipe, document, keys, schema},
+    recipe::{Recipe, keys, schema},
     stages::{self, seeds},
     voice::TerminalVoice,
 };
@@ -38,7 +38,7 @@ pub struct RunArgs {
 /// When the recipe is wrong or a stage fails.
 pub fn run(args: &RunArgs, context: &Context) -> Result<()> {
     match &args.recipe {
-        Some(path) => perform(&document::load(path, &args.overrides)?, context),
+        Some(path) => perform(&Recipe::load(path, &args.overrides)?, context),
         None if args.schema => {
             let text = serde_json::to_string_pretty(&schema::schema());
             context.terminal.line(&text.unwrap_or_default())

@@ -22,6 +22,8 @@ use espalier_models::{
     taps::Unobserved,
 };
 
+use serde_json::{Map, Value, json};
+
 use super::Context;
 use crate::{Error, Result};
 
@@ -77,10 +79,14 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
         if args.gradients {
             mark(&mut loaded);
         }
-        return write(args, classified(&loaded, &request, args.gradients)?);
+        return write(
+            args,
+            classified(&loaded, &request, args.gradients)?,
+            context,
+        );
     }
     if loaded.model.spec().bidirectional {
-        return write(args, read_both_ways(&mut loaded, request, args)?);
+        return write(args, read_both_ways(&mut loaded, request, args)?, context);
     }
     if args.gradients {
         mark(&mut loaded);
@@ -140,7 +146,7 @@ pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     if request.is_row {
         written[0].1.remove(0);
     }
-    write(args, written)
+    write(args, written, context)
 }
 
 /// What a model that reads both ways gives: hidden states, and of a head over masked tokens logits and the loss of the labels.
@@ -365,20 +371,31 @@ fn values(tensor: Tensor<1>) -> Vec<f32> {
     tensor.floats()
 }
 
-fn write(args: &TraceArgs, written: Vec<Written>) -> Result<()> {
+/// Writes the tensors; what was written is said as JSON where that is asked for.
+fn write(args: &TraceArgs, written: Vec<Written>, context: &Context) -> Result<()> {
     let plan = |(name, shape, dtype, _): &Written| TensorPlan {
         name: name.clone(),
         dtype: *dtype,
         shape: shape.clone(),
     };
     let plans = written.iter().map(plan).collect();
+    let shapes: Map<String, Value> = written
+        .iter()
+        .map(|(name, shape, ..)| (name.clone(), json!(shape)))
+        .collect();
     let mut by_name: HashMap<String, Vec<f32>> = written
         .into_iter()
         .map(|(name, .., values)| (name, values))
         .collect();
-    Ok(TensorWriter::new(plans)?.write_file(&args.output, |name| {
+    TensorWriter::new(plans)?.write_file(&args.output, |name| {
         Ok(by_name.remove(name).unwrap_or_default())
-    })?)
+    })?;
+    match context.json {
+        true => context
+            .terminal
+            .json(&json!({ "output": args.output.to_string_lossy(), "tensors": shapes })),
+        false => Ok(()),
+    }
 }
 
 /// The tokens that the user asks about.

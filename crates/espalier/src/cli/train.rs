@@ -8,7 +8,7 @@ use espalier_train::{
 use super::{Context, run::perform};
 use crate::{
     Result,
-    recipe::{Recipe, document, keys},
+    recipe::{Recipe, keys},
 };
 
 /// Train a model on a data file; the same as a recipe of one stage.
@@ -77,7 +77,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     match (&args.model, &args.data, &args.output) {
         (Some(model), Some(data), Some(output)) if !args.keys => {
             let text = recipe(args, model, data, output);
-            let recipe: Recipe = document::parse(&text, "command line", &args.overrides)?;
+            let recipe = Recipe::parse(&text, "command line", &args.overrides)?;
             perform(&recipe, context)
         }
         _ => context.terminal.line(keys::of_kind("train").trim_end()),

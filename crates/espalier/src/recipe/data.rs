@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+/// Items of a world that are drawn at once: more of these short texts teach nothing, and fill the memory.
+pub const MOST_ITEMS: usize = 1 << 24;
+
 /// Where records come from: a file, a data set that an earlier stage left, or a generated world.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -108,6 +111,12 @@ impl DataOptions {
             return Err(Error::usage(format!(
                 "`mistakes`: {} is outside 0 to 1",
                 self.mistakes
+            )));
+        }
+        let items = self.limit.filter(|_| self.world.is_some());
+        if let Some(limit) = items.filter(|limit| *limit > MOST_ITEMS) {
+            return Err(Error::usage(format!(
+                "`limit`: {limit} items of a world are more than {MOST_ITEMS}"
             )));
         }
         if let Some(task) = &self.world {

@@ -74,7 +74,29 @@ pub enum RecipeError {
 /// # Errors
 /// [`RecipeError`] when the file cannot be read, or as for [`parse`].
 pub fn load<T: DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T, RecipeError> {
-    parse(&read(path)?, &path.display().to_string(), overrides)
+    load_checked(path, overrides, &|_| Ok(()))
+}
+
+/// As [`load`], and what `check` finds wrong is told with its place.
+///
+/// # Errors
+/// As [`load`], and when `check` finds something.
+pub fn load_checked<T: DeserializeOwned>(
+    path: &Path,
+    overrides: &[String],
+    check: &dyn Fn(&T) -> Result<(), Complaint>,
+) -> Result<T, RecipeError> {
+    let text = read(path)?;
+    parse_checked(&text, &path.display().to_string(), overrides, check)
+}
+
+/// What is wrong with a stage, though its keys are known and of the right types.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// The stage's name; one of a repetition ends in the number of its round.
+    pub stage: String,
+    /// What is wrong; the first words in backticks are the key that is at fault, where it is one.
+    pub reason: String,
 }
 
 /// Parses TOML text, applies `key=value` overrides in order, and checks the result against `T`; `name` stands for the
@@ -107,6 +129,19 @@ pub fn parse<T: DeserializeOwned>(
     name: &str,
     overrides: &[String],
 ) -> Result<T, RecipeError> {
+    parse_checked(text, name, overrides, &|_| Ok(()))
+}
+
+/// As [`parse`], and what `check` finds wrong is told with its place.
+///
+/// # Errors
+/// As [`parse`], and when `check` finds something.
+pub fn parse_checked<T: DeserializeOwned>(
+    text: &str,
+    name: &str,
+    overrides: &[String],
+    check: &dyn Fn(&T) -> Result<(), Complaint>,
+) -> Result<T, RecipeError> {
     let mut below = vec![false; overrides.len()];
     let mut first: Option<Box<Mismatch>> = None;
     let source = Source {
@@ -115,7 +150,7 @@ pub fn parse<T: DeserializeOwned>(
         overrides,
     };
     loop {
-        let (index, mismatch) = match source.attempt(&below)? {
+        let (index, mismatch) = match source.attempt(&below, check)? {
             Ok(value) => return Ok(value),
             Err(refused) => refused,
         };
@@ -156,7 +191,11 @@ struct Source<'t> {
 
 impl<'t> Source<'t> {
     /// Reads the document with its overrides, those marked in `below` one table deeper, in the stage's options.
-    fn attempt<T: DeserializeOwned>(self, below: &[bool]) -> Result<Attempt<T>, RecipeError> {
+    fn attempt<T: DeserializeOwned>(
+        self,
+        below: &[bool],
+        check: &dyn Fn(&T) -> Result<(), Complaint>,
+    ) -> Result<Attempt<T>, RecipeError> {
         let mut document = self.document(below)?;
         let defaults = inheritance::take_defaults(&mut document);
         if let Some(defaults) = &defaults {
@@ -172,7 +211,15 @@ impl<'t> Source<'t> {
         }
         let inherited = inheritance::apply(&mut document, defaults.as_ref());
         inherited.map_err(|fault| self.refused(fault))?;
-        Ok(self.check(&document))
+        let value = self.check(&document);
+        if let Ok(value) = &value {
+            check(value).map_err(|complaint| self.complained(&complaint, &document))?;
+        }
+        Ok(value)
+    }
+
+    fn complained(self, complaint: &Complaint, document: &Document<'_>) -> RecipeError {
+        diagnosis::complaint(complaint, document, self.text, self.name, self.overrides)
     }
 
     /// The text as a document, with its overrides.

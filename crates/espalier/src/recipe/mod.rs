@@ -30,12 +30,16 @@ pub mod schema;
 pub mod shorthand;
 pub mod written;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 pub use self::data::{DataOptions, WorldShape};
-use crate::stages::kinds::{Kind, StageTable};
+use self::document::{Complaint, RecipeError};
+use crate::stages::{
+    artifacts,
+    kinds::{Kind, StageTable},
+};
 
 /// A recipe, resolved: defaults, likenesses and repetitions have become stages.
 ///
@@ -70,6 +74,37 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Reads a recipe file and checks every stage, as far as can be told before any has run.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is wrong; the error says where.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
+        document::load_checked(path, overrides, &Self::check)
+    }
+
+    /// As [`Recipe::load`], of a text that is called `name` in messages.
+    ///
+    /// # Errors
+    /// When the text is wrong; the error says where.
+    pub fn parse(text: &str, name: &str, overrides: &[String]) -> Result<Self, RecipeError> {
+        document::parse_checked(text, name, overrides, &Self::check)
+    }
+
+    /// Checks every stage, as far as can be told before any has run.
+    ///
+    /// # Errors
+    /// The first that is wrong.
+    pub fn check(&self) -> Result<(), Complaint> {
+        for stage in &self.stage {
+            let complaint = |error: crate::Error| Complaint {
+                stage: stage.name.clone(),
+                reason: error.to_string(),
+            };
+            stage.kind.work().check().map_err(complaint)?;
+        }
+        artifacts::check_inputs(&self.stage)
+    }
+
     /// The recipe of one seed, in a folder of its own.
     ///
     /// The seed is added to every stage's own. Data take it where the recipe fixes no seed for them and they belong to the

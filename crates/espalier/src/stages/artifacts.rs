@@ -11,7 +11,11 @@ use super::{
     hashes::{FileHashes, digest},
     kinds::{ArtifactKind, Input, Output},
 };
-use crate::{Error, Result, model_path::resolve_model, recipe::Stage};
+use crate::{
+    Result,
+    model_path::resolve_model,
+    recipe::{Stage, document::Complaint},
+};
 
 /// Chat templates that need no file.
 const BUILT_IN_TEMPLATES: [&str; 2] = ["chatml", "plain"];
@@ -142,9 +146,12 @@ impl Artifacts {
 ///
 /// # Errors
 /// The first reference that is not.
-pub fn check_inputs(stages: &[Stage]) -> Result<()> {
+pub fn check_inputs(stages: &[Stage]) -> Result<(), Complaint> {
     for (index, stage) in stages.iter().enumerate() {
-        let wrong = |reason| Error::usage(format!("stage `{}`: {reason}", stage.name));
+        let wrong = |reason| Complaint {
+            stage: stage.name.clone(),
+            reason,
+        };
         for input in stage.clone().kind.work_mut().inputs() {
             check_input(input, index, stages).map_err(wrong)?;
         }

@@ -44,11 +44,15 @@ impl Sourced {
     }
 }
 
-/// Records of all sources, in order. What was left out is counted and said.
+/// Records of all sources, in order; `pairs` says whether preference pairs are wanted. What was left out is counted and said.
 ///
 /// # Errors
 /// When a file cannot be read, a record is malformed, or a world is unknown.
-pub fn records(sources: &[DataOptions], voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
+pub fn records(
+    sources: &[DataOptions],
+    pairs: bool,
+    voice: &mut dyn Voice,
+) -> Result<Vec<Sourced>> {
     let mut all = Vec::new();
     for source in sources {
         source.check()?;
@@ -57,13 +61,13 @@ pub fn records(sources: &[DataOptions], voice: &mut dyn Voice) -> Result<Vec<Sou
                 record,
                 place: None,
             })),
-            None => all.extend(of_file(source, voice)?),
+            None => all.extend(of_file(source, pairs, voice)?),
         }
     }
     Ok(all)
 }
 
-fn of_file(source: &DataOptions, voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
+fn of_file(source: &DataOptions, pairs: bool, voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
     let path = source.path.clone().ok_or_else(|| {
         Error::usage("`from` means what an earlier stage of the same recipe left; there is no such stage here")
     })?;
@@ -71,6 +75,7 @@ fn of_file(source: &DataOptions, voice: &mut dyn Voice) -> Result<Vec<Sourced>> 
         path: path.clone(),
         form: source.form,
         columns: source.columns.clone(),
+        pairs,
     };
     let loaded = readers::read_all(&file, source.skip_malformed)?;
     if let Some(first) = loaded.skipped.first() {
@@ -262,6 +267,39 @@ mod tests {
         }
 
         fn progress(&mut self, _: &str, _: usize, _: usize, _: &str) {}
+    }
+
+    #[test]
+    fn pairs_beside_conversations_are_read_where_they_are_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ultrafeedback.jsonl");
+        let turns = |answer: &str| {
+            format!(
+                r#"[{{"role":"user","content":"q"}},{{"role":"assistant","content":"{answer}"}}]"#
+            )
+        };
+        let (good, bad) = (turns("good"), turns("bad"));
+        let line =
+            format!(r#"{{"prompt":"q","messages":{good},"chosen":{good},"rejected":{bad}}}"#);
+        std::fs::write(&path, line).unwrap();
+        let source = DataOptions {
+            path: Some(path),
+            ..DataOptions::default()
+        };
+        let read = |pairs| {
+            let found = records(&[source.clone()], pairs, &mut Said(Vec::new())).unwrap();
+            found[0].record.clone()
+        };
+        assert_eq!(
+            read(true),
+            Record::Preference {
+                prompt: vec![Message::user("q")],
+                chosen: Message::assistant("good"),
+                rejected: Message::assistant("bad"),
+                tools: None,
+            }
+        );
+        assert!(matches!(read(false), Record::Chat { .. }));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    recipe::{DataOptions, shorthand},
+    recipe::{DataOptions, data::MOST_ITEMS, shorthand},
 };
 
 /// Rows that are scored or decoded at once.
@@ -93,7 +93,7 @@ pub struct EvaluateStage {
     pub seed: u64,
     /// Items of each task.
     #[serde(default = "default_items")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MOST_ITEMS))]
     pub items: usize,
     /// Longest example in tokens.
     #[serde(default = "default_length")]
@@ -115,6 +115,12 @@ impl StageKind for EvaluateStage {
             return Err(Error::usage(
                 "`items` must be at least 1 and `length` at least 2",
             ));
+        }
+        if self.items > MOST_ITEMS {
+            return Err(Error::usage(format!(
+                "`items`: {} is more than {MOST_ITEMS}",
+                self.items
+            )));
         }
         if !self.baseline.is_empty() && self.data.is_empty() {
             return Err(Error::usage(
@@ -219,10 +225,11 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
 fn load(
     model: &TextModel,
     data: &[DataOptions],
+    pairs: bool,
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
-    let records = data::records(data, voice)?;
+    let records = data::records(data, pairs, voice)?;
     let encoded = data::encode(&model.tokenizer, &records, length, voice)?;
     let longest = encoded.iter().map(Encoded::longest).max().unwrap_or(0);
     match model.model.spec().prompt_positions() {
@@ -236,7 +243,7 @@ fn load(
 
 /// Perplexity, beside that of n-gram models where the stage names data for them.
 fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
-    let encoded = load(model, &stage.data, stage.length, voice)?;
+    let encoded = load(model, &stage.data, false, stage.length, voice)?;
     let mut held_out = examples(encoded);
     for example in &mut held_out {
         let skipped = stage.from.min(example.targets.len());
@@ -262,7 +269,7 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
         measured.tokens
     );
     if !stage.baseline.is_empty() {
-        let encoded = load(model, &stage.baseline, stage.length, voice)?;
+        let encoded = load(model, &stage.baseline, false, stage.length, voice)?;
         let training = examples(encoded);
         for (name, order) in [("unigram", 1), ("5-gram", 5)] {
             let documents = training.iter().map(|example| example.ids.as_slice());
@@ -300,7 +307,7 @@ fn retrieval(
 
 /// How often the better answer of a pair is the likelier one.
 fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
-    let encoded = load(model, &stage.preferences, stage.length, voice)?;
+    let encoded = load(model, &stage.preferences, true, stage.length, voice)?;
     let pairs: Vec<_> = encoded
         .into_iter()
         .filter_map(|encoded| match encoded {

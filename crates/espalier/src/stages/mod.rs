@@ -12,6 +12,7 @@ pub mod hashes;
 pub mod kinds;
 mod lock;
 pub mod model;
+pub mod new_model;
 pub mod record;
 pub mod report;
 pub mod seeds;
@@ -37,7 +38,7 @@ use self::{
 };
 use crate::{
     Error, Result, interrupt,
-    recipe::{Recipe, Stage},
+    recipe::{Recipe, Stage, document::Complaint},
     units,
 };
 
@@ -68,6 +69,9 @@ impl Voice for Silent {
 /// When a stage fails; finished stages stay finished, and the same call goes on where this one stopped.
 pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
     check(recipe)?;
+    let _words = interrupt::last_words(
+        "stopped; what is finished stays, and the same command goes on from there",
+    );
     disk::create_folder(&recipe.output).map_err(Error::file(&recipe.output))?;
     let _lock = Lock::take(&recipe.output)?;
     // Whoever holds the lock is the only one who writes here.
@@ -83,11 +87,9 @@ pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Va
 /// What can be told before any stage has run.
 fn check(recipe: &Recipe) -> Result<()> {
     check_names(&recipe.stage)?;
-    for stage in &recipe.stage {
-        let wrong = |error: Error| Error::usage(format!("stage `{}`: {error}", stage.name));
-        stage.kind.work().check().map_err(wrong)?;
-    }
-    artifacts::check_inputs(&recipe.stage)?;
+    recipe.check().map_err(|Complaint { stage, reason }| {
+        Error::usage(format!("stage `{stage}`: {reason}"))
+    })?;
     match recipe.seeds.is_empty() {
         true => folder::check_own_folders(recipe),
         false => {

@@ -1,95 +1,26 @@
 //! The model that a training stage starts from, and the folder that it leaves behind.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::Device;
 use espalier_data::{
     disk,
-    record::Record,
     template::{CHATML, ChatTemplate, PLAIN},
-    tokenizer::{BpeOptions, Tokenizer},
+    tokenizer::Tokenizer,
 };
 use espalier_engine::sentence_transformers::SentenceTransformer;
 use espalier_models::{
     adapter::Adapter,
     checkpoint::Dtype,
-    families::{self, Config},
+    families,
     folder::{self, LoadedModel},
     model::LanguageModel,
-    source::Seed,
-    spec::ModelSpec,
 };
 use espalier_train::objectives::symbols::Symbols;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Voice, data::text_of};
-use crate::{
-    Error, Result, model_path,
-    recipe::{DataOptions, shorthand},
-};
-
-/// A fresh model, in the LLaMA form unless `config` describes another, with a byte-level BPE tokenizer trained on the stage's data and on `tokenizer_data`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct NewModel {
-    /// Tokens of the vocabulary.
-    pub vocabulary: usize,
-    /// A `config.json` of any family, as a table, in place of the sizes below; vocabulary and special tokens are filled in.
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    pub config: Map<String, Value>,
-    /// Width of the residual stream.
-    #[schemars(range(min = 1, max = 1_048_576))]
-    pub width: usize,
-    /// Blocks.
-    #[schemars(range(min = 1, max = 1_048_576))]
-    pub layers: usize,
-    /// Query heads.
-    #[schemars(range(min = 1, max = 1_048_576))]
-    pub heads: usize,
-    /// Key and value heads.
-    #[schemars(range(min = 1, max = 1_048_576))]
-    pub kv_heads: usize,
-    /// Inner width of the gated feed-forward layer.
-    #[schemars(range(min = 1, max = 1_048_576))]
-    pub inner: usize,
-    /// Longest sequence.
-    #[schemars(range(min = 1, max = 1_048_576))]
-    pub context: usize,
-    /// Standard deviation of fresh weights.
-    #[schemars(extend("exclusiveMinimum" = 0.0))]
-    pub initializer_range: f64,
-    /// A folder whose tokenizer is used instead of training one, or the name of an earlier stage.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tokenizer: Option<String>,
-    /// What else the tokenizer is trained on besides the stage's data: texts of later stages, so that they are not spelt
-    /// letter by letter.
-    #[serde(
-        deserialize_with = "shorthand::one_or_many",
-        skip_serializing_if = "Vec::is_empty"
-    )]
-    #[schemars(schema_with = "shorthand::one_or_many_schema")]
-    pub tokenizer_data: Vec<DataOptions>,
-}
-
-impl Default for NewModel {
-    fn default() -> Self {
-        Self {
-            vocabulary: 2048,
-            config: Map::new(),
-            width: 256,
-            layers: 4,
-            heads: 4,
-            kv_heads: 2,
-            inner: 704,
-            context: 512,
-            initializer_range: 0.02,
-            tokenizer: None,
-            tokenizer_data: Vec::new(),
-        }
-    }
-}
+use super::Voice;
+use crate::{Error, Result, model_path};
 
 /// A model with its text front end, ready to be trained.
 pub struct Start {
@@ -130,10 +61,13 @@ pub fn grow(start: Start, tokens: &[String], voice: &mut dyn Voice) -> Result<St
     }
     if start.loaded.adapter.is_some() {
         return Err(Error::usage(
-            "`add_tokens` changes the base, and the model is an adapter on one; merge it first",
+            "`add_tokens` changes the base, and the model is an adapter on one; add the tokens to the base, and train the adapter on that",
         ));
     }
     let known = start.tokenizer.vocabulary_size();
+    for remark in known_tokens(&start.tokenizer, tokens) {
+        voice.say(&format!("   {remark}"));
+    }
     let tokenizer = start.tokenizer.with_added(tokens)?;
     let (wanted, old) = (
         tokenizer.vocabulary_size(),
@@ -146,15 +80,34 @@ pub fn grow(start: Start, tokens: &[String], voice: &mut dyn Voice) -> Result<St
         more => format!("the model has {more} rows more"),
     };
     let added = match wanted - known {
+        0 => return Ok(grown_start(start, model, tokenizer)),
         1 => "1 token added".to_owned(),
         count => format!("{count} tokens added"),
     };
     voice.say(&format!("   {added}; {rows}"));
+    Ok(grown_start(start, model, tokenizer))
+}
+
+fn grown_start(start: Start, model: LanguageModel, tokenizer: Tokenizer) -> Start {
     let loaded = LoadedModel {
         model,
         ..start.loaded
     };
-    Ok(Start { loaded, tokenizer })
+    Start { loaded, tokenizer }
+}
+
+/// What becomes of tokens that the tokenizer has already, a sentence each.
+fn known_tokens(tokenizer: &Tokenizer, tokens: &[String]) -> Vec<String> {
+    let known = |token: &String| {
+        let id = tokenizer.id(token)?;
+        Some(match tokenizer.is_special(id) {
+            true => format!("`{token}` is a special token already ({id}); it stays as it is"),
+            false => format!(
+                "`{token}` is a piece of the vocabulary already ({id}); it becomes special and keeps its row"
+            ),
+        })
+    };
+    tokens.iter().filter_map(known).collect()
 }
 
 /// There is no model at a path.
@@ -174,124 +127,6 @@ fn check_vocabulary(tokenizer: &Tokenizer, model: &LanguageModel) -> Result<()> 
             "the tokenizer has {tokens} tokens but the model only {rows}; they do not belong together"
         ))),
     }
-}
-
-/// A fresh model and, unless the recipe names one, a tokenizer trained on all of `records`.
-///
-/// # Errors
-/// When the sizes make no sense.
-pub fn create<'a>(
-    new: &NewModel,
-    records: impl Iterator<Item = &'a Record> + Send,
-    special: &[String],
-    template: Option<&str>,
-    seed: u64,
-    device: &Device,
-) -> Result<Start> {
-    let tokenizer = match &new.tokenizer {
-        Some(folder) => Tokenizer::load(Path::new(folder))?,
-        None => {
-            let usual = BpeOptions::default();
-            let special_tokens = usual
-                .special_tokens
-                .iter()
-                .chain(special)
-                .cloned()
-                .collect();
-            let options = BpeOptions {
-                vocabulary: new.vocabulary,
-                special_tokens,
-                ..usual
-            };
-            Tokenizer::train_byte_level_bpe(records.map(text_of), &options)?
-        }
-    };
-    let tokenizer = match (template, tokenizer.template()) {
-        (None, None) => tokenizer.with_template(ChatTemplate::new(CHATML)?),
-        _ => with_template(tokenizer, template)?,
-    };
-    let spec = match new.config.is_empty() {
-        true => specification(new, &tokenizer)?,
-        false => configured(new, &tokenizer)?,
-    };
-    let base = PathBuf::new();
-    let model = LanguageModel::build(spec, &mut Seed(seed), device)?;
-    let config = families::write_config(model.spec())?;
-    Ok(Start {
-        loaded: LoadedModel {
-            model,
-            config,
-            base,
-            dtype: Dtype::F32,
-            adapter: None,
-            generation: Map::new(),
-            remarks: Vec::new(),
-        },
-        tokenizer,
-    })
-}
-
-/// What `new.config` describes, with the tokenizer's size and special tokens where it leaves them out.
-fn configured(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
-    let special = tokenizer.special();
-    let id = |token: &Option<String>| tokenizer.id(token.as_deref()?);
-    described(
-        new,
-        tokenizer.vocabulary_size(),
-        [&special.bos, &special.eos, &special.pad].map(id),
-    )
-}
-
-/// Whether `new` describes a model, as far as can be told before there is a tokenizer.
-///
-/// # Errors
-/// When it does not.
-pub fn check(new: &NewModel) -> Result<()> {
-    // A tokenizer that the recipe names may be the work of an earlier stage, and decides which ids there are.
-    match (new.config.is_empty(), new.tokenizer.is_some()) {
-        (true, _) => check_sizes(new),
-        (false, true) => Ok(()),
-        (false, false) => described(new, new.vocabulary, [Some(0); 3]).map(drop),
-    }
-}
-
-fn described(
-    new: &NewModel,
-    vocabulary: usize,
-    [bos, eos, pad]: [Option<u32>; 3],
-) -> Result<ModelSpec> {
-    let plain = NewModel {
-        vocabulary: new.vocabulary,
-        config: new.config.clone(),
-        ..NewModel::default()
-    };
-    let sized = NewModel {
-        tokenizer: None,
-        tokenizer_data: Vec::new(),
-        ..new.clone()
-    };
-    if sized != plain {
-        return Err(Error::usage(
-            "`new`: with `config`, sizes belong into it; leave `width`, `layers` and the like out",
-        ));
-    }
-    let filled = [
-        ("vocab_size", Some(vocabulary as u32)),
-        ("bos_token_id", bos),
-        ("eos_token_id", eos),
-        ("pad_token_id", pad),
-        ("decoder_start_token_id", bos.or(pad).or(eos)),
-    ];
-    let mut map = new.config.clone();
-    for (key, value) in filled {
-        if !map.contains_key(key) {
-            map.insert(key.to_owned(), value.into());
-        }
-    }
-    let config = Config::from_map(Path::new("new.config"), map);
-    let spec = (families::family(&config)?.read)(&config)?;
-    config.refuse_unread()?;
-    Ok(spec)
 }
 
 /// The tokens that objectives may write.
@@ -333,53 +168,6 @@ pub fn symbols(tokenizer: &Tokenizer, model: &LanguageModel) -> Symbols {
             .is_some_and(|encoder| encoder.starts_with_last),
         eos: model.spec().eos.first().copied(),
     }
-}
-
-/// Whether the sizes make sense together.
-fn check_sizes(new: &NewModel) -> Result<()> {
-    let sizes = [
-        new.width,
-        new.layers,
-        new.heads,
-        new.kv_heads,
-        new.inner,
-        new.context,
-    ];
-    let fits = sizes.iter().all(|size| (1..=1 << 20).contains(size))
-        && new.width.is_multiple_of(new.heads)
-        && new.heads.is_multiple_of(new.kv_heads)
-        && (new.width / new.heads).is_multiple_of(2);
-    if !(new.initializer_range > 0.0 && new.initializer_range.is_finite()) {
-        return Err(Error::usage(
-            "`new.initializer_range` must be a positive number",
-        ));
-    }
-    if !fits {
-        return Err(Error::usage(
-            "`new`: all sizes must be positive, `heads` divide `width` into even parts and `kv_heads` divide `heads`",
-        ));
-    }
-    Ok(())
-}
-
-fn specification(new: &NewModel, tokenizer: &Tokenizer) -> Result<ModelSpec> {
-    check_sizes(new)?;
-    let vocabulary = tokenizer.vocabulary_size();
-    let mut spec = ModelSpec::llama(
-        vocabulary,
-        new.width,
-        new.layers,
-        new.heads,
-        new.kv_heads,
-        new.inner,
-        new.context,
-    );
-    spec.initializer_range = new.initializer_range;
-    let id = |token: &Option<String>| tokenizer.id(token.as_deref()?);
-    let special = tokenizer.special();
-    (spec.bos, spec.pad) = (id(&special.bos), id(&special.pad));
-    spec.eos = id(&special.eos).into_iter().collect();
-    Ok(spec)
 }
 
 /// The tokenizer with another chat template: `chatml`, or the template in a file.
@@ -444,4 +232,30 @@ pub fn save(
 fn absolute(path: &Path) -> String {
     let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     whole.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use espalier_data::tokenizer::BpeOptions;
+
+    #[test]
+    fn tokens_that_are_there_already_are_told_of() {
+        let options = BpeOptions {
+            vocabulary: 259,
+            ..BpeOptions::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &options).unwrap();
+        let end = tokenizer.special().eos.clone().unwrap();
+        let (end_id, a) = (tokenizer.id(&end).unwrap(), tokenizer.id("a").unwrap());
+        assert_eq!(
+            known_tokens(&tokenizer, &["<new>".into(), end.clone(), "a".into()]),
+            [
+                format!("`{end}` is a special token already ({end_id}); it stays as it is"),
+                format!(
+                    "`a` is a piece of the vocabulary already ({a}); it becomes special and keeps its row"
+                ),
+            ]
+        );
+    }
 }

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use burn::tensor::Device;
 use espalier_data::readers;
 use espalier_evaluate::report::Section;
-use espalier_models::{families, folder::LoadedModel, parameter::Parameters};
+use espalier_models::{families, folder::LoadedModel, model::LanguageModel, parameter::Parameters};
 use espalier_train::{
     adapters::AdapterOptions,
     batch::Sample,
@@ -23,12 +24,13 @@ use super::{
     data::{self, Sourced},
     ends,
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
-    model::{self, NewModel, Origin, Start},
+    model::{self, Origin, Start},
+    new_model::{self, NewModel},
     report,
 };
 use crate::{
     Error, Result, interrupt,
-    memory::peak_bytes,
+    memory::{self, peak_bytes},
     recipe::{DataOptions, shorthand},
     units::{bytes, count, duration},
 };
@@ -133,7 +135,7 @@ impl StageKind for TrainStage {
             ));
         }
         match (0.0..1.0).contains(&self.validation_share) {
-            true => self.new.as_ref().map_or(Ok(()), model::check),
+            true => self.new.as_ref().map_or(Ok(()), new_model::check),
             false => Err(Error::usage(
                 "`validation_share` must be at least 0 and below 1",
             )),
@@ -215,11 +217,11 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
             None
         }
         (Some(options), None) => {
-            let options = match stage.add_tokens.is_empty() {
-                true => options.clone(),
-                false => options.with_vocabulary(&model, family)?,
-            };
-            Some(options.attach(&mut model, family, stage.options.seed)?)
+            let seed = stage.options.seed;
+            Some(match stage.add_tokens.is_empty() {
+                true => options.attach(&mut model, family, seed)?,
+                false => options.attach_with_vocabulary(&mut model, family, seed)?,
+            })
         }
         (None, Some(earlier)) => {
             earlier.mark_trainable(&mut model);
@@ -227,7 +229,7 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         }
         (Some(_), Some(_)) => {
             return Err(Error::usage(
-                "the model is an adapter already: leave `adapter` out to train it on, or merge it first",
+                "the model is an adapter already: leave `adapter` out to train it on, or give the model that it stands on for a fresh one",
             ));
         }
     };
@@ -244,9 +246,11 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
     }
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
+    trainer::check(&model, objective.as_ref(), &training, &stage.options)?;
     check_lengths(&model, objective.as_ref(), &training)?;
     check_lengths(&model, objective.as_ref(), &validation)?;
     let planned = plan(&model, objective.as_ref(), &training, &stage.options)?;
+    check_memory(&planned, &model, &stage.options, workplace.device)?;
     say_plan(&planned, &stage.options, workplace.voice);
     say_context(&training, model.spec().context, workplace.voice);
     let run = Run {
@@ -290,8 +294,9 @@ fn prepare(
     workplace: &mut Workplace,
     stage: &TrainStage,
 ) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
-    let mut records = data::records(&stage.data, workplace.voice)?;
-    let mut held_out = data::records(&stage.validation, workplace.voice)?;
+    let pairs = stage.objective.registered().pairs;
+    let mut records = data::records(&stage.data, pairs, workplace.voice)?;
+    let mut held_out = data::records(&stage.validation, pairs, workplace.voice)?;
     if stage.splits() {
         held_out = hold_out(&mut records, stage.validation_share);
         let path = workplace.folder.join(VALIDATION);
@@ -333,14 +338,45 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
             model::grow(start, &stage.add_tokens, workplace.voice)
         }
         (None, Some(new)) => {
-            let more = data::records(&new.tokenizer_data, workplace.voice)?;
+            let more = data::records(&new.tokenizer_data, false, workplace.voice)?;
             let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
             let special = (stage.objective.registered().special_tokens)();
             let seed = stage.options.seed;
-            model::create(new, texts, &special, template, seed, workplace.device)
+            new_model::create(new, texts, &special, template, seed, workplace.device)
         }
         _ => Err(Error::usage("a train stage needs one of `model` and `new`")),
     }
+}
+
+/// Whether what is trained has room: what is frozen may stay in its file.
+fn check_memory(
+    plan: &Plan,
+    model: &LanguageModel,
+    options: &TrainOptions,
+    device: &Device,
+) -> Result<()> {
+    let parameters = model.parameters();
+    let frozen = parameters.iter().filter(|p| !p.is_trainable());
+    let frozen: usize = frozen.map(|p| p.bytes()).sum();
+    let needed = plan.memory.saturating_sub(frozen as u64);
+    let [rows, longest] = plan.largest_batch;
+    let (asked, fix) = match 2 * plan.activations > needed {
+        true => (
+            format!(
+                "`batch` = {}: a forward pass of {rows} rows of up to {longest} tokens",
+                options.batch
+            ),
+            "lower `batch` and raise `accumulation`, lower `length`, or set `gradient_checkpointing`",
+        ),
+        false => (
+            format!(
+                "training {} parameters, with gradients and the optimiser's state,",
+                count(plan.trainable)
+            ),
+            "train an adapter, or a smaller model",
+        ),
+    };
+    memory::check(asked, needed as f64, fix, device)
 }
 
 fn say_plan(plan: &Plan, options: &TrainOptions, voice: &mut dyn Voice) {
@@ -355,7 +391,9 @@ fn say_plan(plan: &Plan, options: &TrainOptions, voice: &mut dyn Voice) {
         bytes(plan.memory),
         duration(plan.seconds),
     ));
-    if plan.tokens.padding_share() > MUCH_WASTE && !options.group_by_length {
+    // A batch of one has none, and packed rows are full but for the last.
+    let helps = options.batch > 1 && !options.packing && !options.group_by_length;
+    if plan.tokens.padding_share() > MUCH_WASTE && helps {
         voice.say("   `group_by_length = true` puts samples of like length into a batch, which spares padding");
     }
 }
@@ -464,3 +502,6 @@ fn summary(outcome: &Outcome, plan: &Plan) -> Value {
         "peak_bytes": peak_bytes(),
     })
 }
+
+#[cfg(test)]
+mod tests;

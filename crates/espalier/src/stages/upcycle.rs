@@ -2,11 +2,15 @@
 
 use std::path::Path;
 
+use burn::tensor::Device;
 use espalier_data::tokenizer::Tokenizer;
-use espalier_models::upcycle::{
-    Upcycling,
-    gates::{ExpertPrompts, GateForm, gates, similarity},
-    upcycle,
+use espalier_models::{
+    model::LanguageModel,
+    upcycle::{
+        Upcycling,
+        gates::{ExpertPrompts, GateForm, gates, similarity},
+        specification, upcycle,
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,10 +20,13 @@ use super::{
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model::{self, Origin, Start},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Experts where the recipe says nothing.
 const EXPERTS: usize = 8;
+
+/// More than any model has in a layer.
+const MOST_EXPERTS: usize = 4096;
 
 /// Cosine of two experts' routers above which they are reported: mergekit's bound, a condition number of five.
 const ALIKE: f64 = 24.0 / 26.0;
@@ -34,7 +41,7 @@ pub struct UpcycleStage {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub donors: Vec<String>,
     /// Experts of every layer; as many as `prompts` has entries, or eight.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = MOST_EXPERTS))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<usize>,
     /// Experts that each token passes through.
@@ -103,14 +110,23 @@ impl StageKind for UpcycleStage {
                 )));
             }
         }
-        match self.active {
-            0 => Err(Error::usage("`active` must be at least 1")),
-            active if active > experts(self) => Err(Error::usage(format!(
-                "`active` is {active}, but there are only {} experts",
-                experts(self)
-            ))),
-            _ => Ok(()),
+        let experts = experts(self);
+        for (key, value, most) in [
+            ("experts", experts, MOST_EXPERTS),
+            ("active", self.active, experts),
+        ] {
+            if !(1..=most).contains(&value) {
+                return Err(Error::usage(format!(
+                    "`{key}`: {value} is outside 1 to {most}{}",
+                    if key == "active" {
+                        ", the number of experts"
+                    } else {
+                        ""
+                    }
+                )));
+            }
         }
+        check_prompts(self)
     }
 
     fn inputs(&mut self) -> Vec<Input<'_>> {
@@ -139,6 +155,42 @@ impl StageKind for UpcycleStage {
 
     fn run(&self, workplace: &mut Workplace) -> Result<Value> {
         grow(self, workplace)
+    }
+}
+
+/// Whether there are prompts where routers are made of them, some for each expert.
+fn check_prompts(stage: &UpcycleStage) -> Result<()> {
+    let (given, experts) = (stage.prompts.len(), experts(stage));
+    if stage.gate_mode == GateMode::Random {
+        return match given {
+            0 => Ok(()),
+            _ => Err(Error::usage(
+                "`prompts` need a `gate_mode`: hidden, hidden_avg or cheap_embed",
+            )),
+        };
+    }
+    if given != experts {
+        let reason =
+            format!("`prompts`: {experts} experts need as many entries, there are {given}");
+        return Err(Error::usage(format!(
+            "{reason}; give each expert its own, or set `experts` to {given}"
+        )));
+    }
+    let number = |at: Option<usize>| at.map(|at| at + 1);
+    let silent = stage.prompts.iter().position(|one| one.positive.is_empty());
+    match number(silent) {
+        Some(number) => Err(Error::usage(format!(
+            "`prompts`: expert {number} has no positive ones; give at least one that it shall answer"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// An option that the model itself shows to be wrong is as wrong as any other.
+fn wrong(error: espalier_models::Error) -> Error {
+    match error {
+        espalier_models::Error::Invalid(reason) => Error::usage(reason),
+        other => other.into(),
     }
 }
 
@@ -182,7 +234,8 @@ fn grow(stage: &UpcycleStage, workplace: &mut Workplace) -> Result<Value> {
         seed,
         gates,
     };
-    let grown = upcycle(&start.loaded.model, &donors, options)?;
+    check_memory(&start.loaded.model, &options, workplace.device)?;
+    let grown = upcycle(&start.loaded.model, &donors, options).map_err(wrong)?;
     let (all, in_use) = (
         grown.spec().parameter_count(),
         grown.spec().active_parameter_count(),
@@ -210,6 +263,14 @@ fn grow(stage: &UpcycleStage, workplace: &mut Workplace) -> Result<Value> {
     Ok(report)
 }
 
+/// Whether the copies have room.
+fn check_memory(base: &LanguageModel, options: &Upcycling, device: &Device) -> Result<()> {
+    let spec = specification(base.spec(), options).map_err(wrong)?;
+    let bytes = 4.0 * spec.parameter_count() as f64;
+    let asked = format!("`experts` = {}: a model with so many", options.experts);
+    memory::check(asked, bytes, "choose fewer", device)
+}
+
 /// Experts of every layer.
 fn experts(stage: &UpcycleStage) -> usize {
     let prompts = Some(stage.prompts.len()).filter(|count| *count > 0);
@@ -218,31 +279,18 @@ fn experts(stage: &UpcycleStage) -> usize {
 
 /// The routers of all blocks where prompts give them.
 fn routers(stage: &UpcycleStage, start: &Start) -> Result<Vec<Vec<f32>>> {
-    let (given, experts) = (stage.prompts.len(), experts(stage));
     let form = match stage.gate_mode {
-        GateMode::Random if given == 0 => return Ok(Vec::new()),
-        GateMode::Random => {
-            return Err(Error::usage(
-                "`prompts` need a `gate_mode`: hidden, hidden_avg or cheap_embed",
-            ));
-        }
+        GateMode::Random => return Ok(Vec::new()),
         GateMode::Hidden => GateForm::LastHidden,
         GateMode::HiddenAvg => GateForm::MeanHidden,
         GateMode::CheapEmbed => GateForm::Embedding,
     };
-    if given != experts {
-        let reason =
-            format!("{experts} experts need as many entries of `prompts`, there are {given}");
-        return Err(Error::usage(format!(
-            "{reason}; give each expert its own, or set `experts` to {given}"
-        )));
-    }
     let prompts = stage
         .prompts
         .iter()
         .map(|prompts| tokens(prompts, &start.tokenizer))
         .collect::<Result<Vec<_>>>()?;
-    Ok(gates(&start.loaded.model, &prompts, form)?)
+    gates(&start.loaded.model, &prompts, form).map_err(wrong)
 }
 
 /// The prompts' tokens, behind the token that begins a text.
@@ -265,4 +313,41 @@ fn tokens(prompts: &GatePrompts, tokenizer: &Tokenizer) -> Result<ExpertPrompts>
         positive: encoded(&prompts.positive)?,
         negative: encoded(&prompts.negative)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use espalier_models::{source::Seed, spec::ModelSpec};
+
+    #[test]
+    fn experts_without_room_are_refused_with_their_number() {
+        let device = Device::flex();
+        let spec = ModelSpec::llama(64, 16, 1, 2, 1, 32, 32);
+        let base = LanguageModel::build(spec, &mut Seed(0), &device).unwrap();
+        let options = |experts, active| Upcycling {
+            experts,
+            active,
+            balance: 0.01,
+            noise: 0.0,
+            seed: 0,
+            gates: Vec::new(),
+        };
+        assert!(check_memory(&base, &options(8, 2), &device).is_ok());
+        let refused = |experts, active| {
+            let error = check_memory(&base, &options(experts, active), &device).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        // Three matrices of 16 x 32 and a row of 16 for each, in f32: 6208 bytes.
+        let said = refused(1 << 40, 2);
+        assert!(
+            said.starts_with(
+                "`experts` = 1099511627776: a model with so many takes about 6.06 PiB of memory"
+            ),
+            "{said}"
+        );
+        let said = refused(2, 3);
+        assert!(said.starts_with("`active`: 3 of 2 experts"), "{said}");
+    }
 }

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use espalier::train::checkpoint;
 use mutator::Mutator;
 
 /// The longest that a command on tiny files may take.
@@ -208,6 +209,36 @@ pub const TARGETS: &[Target] = &[
         command: &["--quiet", "run", "recipe.toml"],
     },
     Target {
+        name: "checkpoint-weights",
+        file: "run/01-grow/checkpoints/step-00000004/weights.safetensors",
+        command: &["--quiet", "run", "recipe.toml"],
+    },
+    Target {
+        name: "checkpoint-objective",
+        file: "run/01-grow/checkpoints/step-00000004/objective.safetensors",
+        command: &["--quiet", "run", "recipe.toml"],
+    },
+    Target {
+        name: "checksums",
+        file: "run/01-grow/checkpoints/step-00000004/checksums.json",
+        command: &["--quiet", "run", "recipe.toml"],
+    },
+    Target {
+        name: "log",
+        file: "run/01-grow/metrics.jsonl",
+        command: &["--quiet", "run", "recipe.toml"],
+    },
+    Target {
+        name: "hashes",
+        file: "run/hashes.json",
+        command: &["--quiet", "run", "recipe.toml"],
+    },
+    Target {
+        name: "lock",
+        file: "run/.lock",
+        command: &["--quiet", "run", "recipe.toml"],
+    },
+    Target {
         name: "record",
         file: "run/01-grow/stage.json",
         command: &["--quiet", "run", "recipe.toml"],
@@ -259,6 +290,10 @@ impl Torture {
             let ended = torture.run(torture.good.path(), &words);
             assert_eq!(ended.map_err(|finding| finding.reason), Ok(0), "{line}");
         }
+        // A run keeps the hashes of files that are some seconds old.
+        let hashes =
+            r#"{"format": 1, "files": {"data.jsonl": {"size": 3, "modified": 7, "hash": "00"}}}"#;
+        fs::write(torture.good.path().join("run/hashes.json"), hashes).unwrap();
         for target in TARGETS {
             let path = torture.good.path().join(target.file);
             assert!(path.is_file(), "{} is missing", path.display());
@@ -279,9 +314,13 @@ impl Torture {
         let path = folder.path().join(target.file);
         let changed = mutator.file(&fs::read(&path).unwrap());
         fs::write(&path, changed).unwrap();
-        if target.file.contains("checkpoints") {
+        if target.file.contains("checkpoints") || target.file.ends_with("metrics.jsonl") {
             // Without its record the stage goes on from its checkpoints.
             fs::remove_file(folder.path().join("run/01-grow/stage.json")).unwrap();
+        }
+        if target.file.contains("checkpoints") && mutator.below(2) == 0 {
+            // Damage is found by its checksum, malice is not.
+            let _ = checkpoint::seal(path.parent().unwrap());
         }
         let words: Vec<String> = target.command.iter().map(|&word| word.to_owned()).collect();
         self.check(folder, &words)

@@ -85,25 +85,12 @@ fn parameter(module: &Module) -> Option<String> {
         (number.parse() == Ok(expert.number)).then_some((stack, leaf))
     };
     let Some((stack, leaf)) = one_by_one() else {
-        // Granite's file has the names of its authors' code.
-        let granite = [("input_linear", ".gate_up_proj"), ("output_linear", DOWN)];
-        let renamed = granite.iter().find_map(|(theirs, name)| {
-            let end = format!(".block_sparse_moe.{theirs}.weight");
-            let layer = expert.tensor.strip_suffix(&end)?;
-            Some(format!("{layer}.block_sparse_moe.experts{name}"))
-        });
-        return Some(renamed.unwrap_or_else(|| expert.tensor.clone()));
+        return Some(expert.tensor.clone());
     };
     match leaf {
-        // The names of Mixtral's own code; transformers calls its module otherwise than its file does.
-        "w1" | "w2" | "w3" => {
-            let stack = stack.replace(".block_sparse_moe.", ".mlp.");
-            let second = leaf == "w2";
-            Some(format!(
-                "{stack}{}",
-                if second { DOWN } else { ".gate_up_proj" }
-            ))
-        }
+        // The names of Mixtral's own code.
+        "w1" | "w3" => Some(format!("{stack}.gate_up_proj")),
+        "w2" => Some(format!("{stack}{DOWN}")),
         "gate_proj" | "up_proj" => Some(format!("{stack}.gate_up_proj")),
         _ => Some(format!("{stack}.{leaf}")),
     }
@@ -117,6 +104,8 @@ mod tests {
     fn module(tensor: &str, number: usize, row: usize) -> Module {
         Module {
             name: tensor.trim_end_matches(".weight").to_owned(),
+            other_names: Vec::new(),
+            left_out: None,
             maps: vec![format!("{tensor}.{number}")],
             groups: 1,
             expert: Some(ExpertModule {
@@ -138,7 +127,7 @@ mod tests {
             (1, "w1", 8),
             (1, "w2", 4),
         ] {
-            let name = format!("model.layers.0.block_sparse_moe.experts.{number}.{leaf}.weight");
+            let name = format!("model.layers.0.mlp.experts.{number}.{leaf}.weight");
             modules.push(module(&name, number, row));
         }
         let all = ExpertParameter::all(&modules);
@@ -177,12 +166,6 @@ mod tests {
         assert_eq!(
             (all.len(), all[0].name.as_str(), all[0].experts.len()),
             (1, tensor, 2)
-        );
-        let granite = "model.layers.1.block_sparse_moe.output_linear.weight";
-        let other = ExpertParameter::all(&[module(granite, 0, 0)]);
-        assert_eq!(
-            other[0].name,
-            "model.layers.1.block_sparse_moe.experts.down_proj"
         );
         let names = all[0].tensors(&[&all[0]]);
         assert_eq!(

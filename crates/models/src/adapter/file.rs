@@ -11,6 +11,30 @@ use crate::{Error, Result, checkpoint::TensorFile};
 /// What PEFT puts between the name of a module that it wrapped and the module's own weight.
 const BASE_LAYER: &str = ".base_layer.";
 
+/// Where PEFT keeps the base's module whose place the adapter's takes.
+const ORIGINAL: &str = ".original_module.";
+
+/// What stands before the adapter's name in a state dict, and whether it stays without it.
+const BEFORE_ADAPTER: [(&str, bool); 3] = [
+    (".lora_A.", true),
+    (".lora_B.", true),
+    (".modules_to_save.", false),
+];
+
+/// A name of a module's state dict as PEFT's folders have it, without the adapter's name, and that.
+fn without_adapter(name: &str) -> (String, Option<&str>) {
+    for (mark, stays) in BEFORE_ADAPTER {
+        let parts = name.split_once(mark);
+        if let Some((module, rest)) = parts
+            && let Some((adapter, part)) = rest.split_once('.')
+        {
+            let mark = if stays { mark } else { "." };
+            return (format!("{module}{mark}{part}"), Some(adapter));
+        }
+    }
+    (name.to_owned(), None)
+}
+
 /// The weights of an adapter folder, and which of them nobody has read yet.
 #[derive(Debug)]
 pub struct AdapterFile {
@@ -39,45 +63,73 @@ impl AdapterFile {
         })
     }
 
-    /// Reads the names as those of the tensors of a checkpoint: an adapter of a base model leaves out the family's prefix, or has it
-    /// where this base lacks it, whole weights may lack PEFT's own prefix, and those of modules that PEFT wrapped have a part of their
-    /// name more. Returns whether the family's prefix was left out.
+    /// Reads the names as `tensors`, those that transformers has for the base's: an adapter of a base model leaves out the family's
+    /// prefix, or has it where this base lacks it, whole weights may lack PEFT's own prefix or have the name of the base's file
+    /// (`renamed`), those of modules that PEFT wrapped have a part of their name more, and a module's state dict has the adapter's
+    /// name in all. Returns whether the family's prefix was left out.
     ///
     /// # Errors
-    /// When two tensors mean the same.
-    pub fn name_as(&mut self, tensors: &[&str], prefix: &str) -> Result<bool> {
-        let roots = Roots::of(tensors, prefix);
+    /// When two tensors mean the same, or there are two adapters.
+    pub fn name_as(
+        &mut self,
+        tensors: &[&str],
+        renamed: &BTreeMap<String, String>,
+        prefix: &str,
+    ) -> Result<bool> {
+        let of_file = renamed.keys().map(String::as_str);
+        let known: BTreeSet<&str> = tensors.iter().copied().chain(of_file).collect();
+        let roots = Roots::of(&known, prefix);
         let (mut names, mut left_out) = (BTreeMap::new(), false);
+        let mut adapters = BTreeSet::new();
         for stored in std::mem::take(&mut self.names).into_values() {
             let bare = match stored.strip_prefix(PEFT_PREFIX) {
                 Some(bare) => bare,
-                None if tensors.contains(&stored.as_str()) => &stored,
+                None if known.contains(stored.as_str()) => &stored,
                 // What a kind names in a way of its own.
                 None => {
                     names.insert(stored.clone(), stored);
                     continue;
                 }
             };
+            // What stood there before, which the adapter's own takes the place of.
+            if bare.contains(ORIGINAL) {
+                continue;
+            }
+            let (bare, adapter) = without_adapter(bare);
+            adapters.extend(adapter.map(str::to_owned));
             let bare = match bare.rsplit_once(BASE_LAYER) {
                 Some((module, part @ ("weight" | "bias"))) => format!("{module}.{part}"),
-                _ => bare.to_owned(),
+                _ => bare,
             };
             let place = roots.place(&bare);
             left_out |= place == Some(Prefix::Missing);
-            let name = match place {
-                Some(Prefix::Missing) => format!("{PEFT_PREFIX}{prefix}{bare}"),
-                Some(Prefix::Extra) => format!("{PEFT_PREFIX}{}", &bare[prefix.len()..]),
-                Some(Prefix::AsIs) | None => format!("{PEFT_PREFIX}{bare}"),
+            let whole = match place {
+                Some(Prefix::Missing) => format!("{prefix}{bare}"),
+                Some(Prefix::Extra) => bare[prefix.len()..].to_owned(),
+                Some(Prefix::AsIs) | None => bare,
             };
+            let name = format!("{PEFT_PREFIX}{}", renamed.get(&whole).unwrap_or(&whole));
             if let Some(other) = names.insert(name, stored.clone()) {
                 return Err(self.error(format!(
                     "tensors `{other}` and `{stored}` are the same one of the base"
                 )));
             }
         }
+        if adapters.len() > 1 {
+            let all: Vec<String> = adapters.into_iter().collect();
+            return Err(self.error(format!(
+                "holds the adapters {}; write each with PEFT's `save_pretrained`",
+                all.join(", ")
+            )));
+        }
         self.unread = names.keys().cloned().collect();
         self.names = names;
         Ok(left_out)
+    }
+
+    /// Leaves a tensor unread that changes nothing.
+    pub fn skip(&mut self, name: &str) {
+        self.unread.remove(name);
     }
 
     /// The names of tensors that nobody has read yet, sorted.
@@ -110,12 +162,13 @@ impl AdapterFile {
         self.file.read_f32(stored, None)
     }
 
-    /// Refuses tensors that nobody has read.
+    /// Refuses tensors that nobody has read, but for those of the base that say nothing, by their names there.
     ///
     /// # Errors
     /// When there is one.
-    pub fn refuse_unread(&self) -> Result<()> {
-        match self.unread.first() {
+    pub fn refuse_unread(&self, says_nothing: &dyn Fn(&str) -> bool) -> Result<()> {
+        let counts = |name: &&String| !says_nothing(name.strip_prefix(PEFT_PREFIX).unwrap_or(name));
+        match self.unread.iter().find(counts) {
             Some(name) => Err(self.error(format!(
                 "tensor `{name}` fits no part of the base model that the configuration names"
             ))),
@@ -148,7 +201,7 @@ struct Roots<'a> {
 }
 
 impl<'a> Roots<'a> {
-    fn of(tensors: &[&'a str], prefix: &'a str) -> Self {
+    fn of(tensors: &BTreeSet<&'a str>, prefix: &'a str) -> Self {
         let (mut whole, mut behind) = (BTreeSet::new(), BTreeSet::new());
         for tensor in tensors {
             whole.insert(first_part(tensor));
@@ -185,13 +238,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_of_state_dicts_lose_the_adapters() {
+        for (name, expected, adapter) in [
+            (
+                "a.q.lora_A.default.weight",
+                "a.q.lora_A.weight",
+                Some("default"),
+            ),
+            ("a.q.lora_B.weight", "a.q.lora_B.weight", None),
+            (
+                "head.modules_to_save.x.dense.bias",
+                "head.dense.bias",
+                Some("x"),
+            ),
+            ("a.q.base_layer.weight", "a.q.base_layer.weight", None),
+        ] {
+            assert_eq!(
+                without_adapter(name),
+                (expected.to_owned(), adapter),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
     fn names_are_found_with_and_without_the_familys_prefix() {
         let with = [
             "model.layers.0.mlp.up_proj.weight",
             "model.norm.weight",
             "lm_head.weight",
         ];
-        let roots = Roots::of(&with, "model.");
+        let roots = Roots::of(&BTreeSet::from(with), "model.");
         assert_eq!(
             roots.place("model.layers.1.q.lora_A.weight"),
             Some(Prefix::AsIs)
@@ -202,7 +279,10 @@ mod tests {
             Some(Prefix::Missing)
         );
         assert_eq!(roots.place("score.weight"), None);
-        let without = Roots::of(&["encoder.layer.0.output.dense.weight"], "bert.");
+        let without = Roots::of(
+            &BTreeSet::from(["encoder.layer.0.output.dense.weight"]),
+            "bert.",
+        );
         assert_eq!(
             without.place("bert.encoder.layer.1.q.lora_B.weight"),
             Some(Prefix::Extra)

@@ -2,16 +2,20 @@
 //!
 //! Whichever values are not in the model, the base's or the adapter's, are kept aside, so that the adapter can be switched.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{AdapterFile, PEFT_PREFIX, no_module};
 use crate::{
     Error, Result,
     checkpoint::peft_config::is_named,
-    families::Family,
+    families::{Family, TensorEntry},
     layout::{self, StoredTensor},
     model::LanguageModel,
     parameter::{Parameter, Parameters},
+    tied_head::{self, untied},
 };
 
 /// What adapters replaced of a model, and what stood there before.
@@ -70,10 +74,86 @@ impl SavedModules {
     }
 }
 
-/// Whether a checkpoint tensor belongs to a module that `saved` names by its full name or its last parts.
+/// Whether a tensor belongs to a module that `saved` names, see [`is_module_saved`].
 pub(super) fn is_saved(tensor: &str, saved: &[String]) -> bool {
-    let module = tensor.rsplit_once('.').map_or(tensor, |(module, _)| module);
-    saved.iter().any(|name| is_named(module, name))
+    is_module_saved(module_of(tensor), saved)
+}
+
+/// Whether `saved` names the module, or one around it, by the end of its name; as in PEFT that may begin within a part of it, so that
+/// `norm` means every `input_layernorm` too.
+pub(super) fn is_module_saved(module: &str, saved: &[String]) -> bool {
+    let mut modules = std::iter::successors(Some(module), |name| {
+        let (around, _) = name.rsplit_once('.')?;
+        Some(around)
+    });
+    modules.any(|module| saved.iter().any(|name| module.ends_with(name.as_str())))
+}
+
+/// `entries` with the names of transformers where they have those of the family's files.
+pub(super) fn in_memory(entries: &[String], model: &LanguageModel, family: &Family) -> Vec<String> {
+    let spec = untied(model.spec());
+    let (memory, file) = (family.in_memory(&spec), (family.tensors)(&spec));
+    let mut found: Vec<String> = Vec::new();
+    for entry in entries {
+        let named = |tensor: &TensorEntry| is_saved(&tensor.name, std::slice::from_ref(entry));
+        let of_file: Vec<&String> = match memory.iter().any(named) {
+            true => Vec::new(),
+            false => file
+                .iter()
+                .filter(|e| named(e))
+                .flat_map(|e| &e.parts)
+                .collect(),
+        };
+        let meant = memory
+            .iter()
+            .filter(|e| e.parts.iter().any(|part| of_file.contains(&part)));
+        let modules = meant.map(|e| module_of(&e.name).to_owned());
+        let modules: Vec<String> = modules.collect();
+        match modules.is_empty() {
+            true => found.push(entry.clone()),
+            false => found.extend(modules),
+        }
+    }
+    let mut seen = HashSet::new();
+    found.retain(|entry| seen.insert(entry.clone()));
+    found
+}
+
+/// What a configuration says of the modules that `entries` name: the names of transformers, and nothing of what that never reads.
+pub(super) fn written(entries: &[String], model: &LanguageModel, family: &Family) -> Vec<String> {
+    let mut written = in_memory(entries, model, family);
+    written.retain(|entry| !is_unread(entry, family));
+    written
+}
+
+/// The bias of a head of its own under the name that it has where the head is tied, which PEFT asks for too.
+pub(super) fn other_bias<'a>(
+    model: &'a LanguageModel,
+    family: &Family,
+    saved: &[String],
+) -> Option<StoredTensor<'a>> {
+    let spec = model.spec();
+    let name = tied_head::other_bias(family, spec).filter(|_| !spec.tied_head)?;
+    let mut tensors = tensors(model, family, saved).into_iter();
+    let mut bias = tensors.find(|tensor| tensor.names().eq([tied_head::HEAD_BIAS]))?;
+    bias.name = format!("{PEFT_PREFIX}{name}");
+    is_saved(&name, saved).then_some(bias)
+}
+
+/// Whether an entry names a module that transformers makes and never reads, so that training it changes nothing there.
+pub(super) fn is_unread(entry: &str, family: &Family) -> bool {
+    let unread = family.modules.unread;
+    unread.is_some_and(|module| is_named(entry, module))
+}
+
+/// Whether an entry names the tables that both stacks of an encoder-decoder look up in transformers.
+fn is_own_table(entry: &str, family: &Family) -> bool {
+    family.modules.unread.is_some() && is_named(entry, "embed_tokens")
+}
+
+/// The module of a tensor.
+pub(super) fn module_of(tensor: &str) -> &str {
+    tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
 }
 
 /// The tensors of the modules that `saved` names, under PEFT's names.
@@ -86,7 +166,7 @@ pub fn tensors<'a>(
         tensor.name.insert_str(0, PEFT_PREFIX);
         tensor
     };
-    layout::stored_tensors(model, family)
+    layout::tensors_in_memory(model, family)
         .into_iter()
         .filter(|tensor| is_saved(&tensor.name, saved))
         .map(named)
@@ -108,7 +188,7 @@ pub fn attach(
     adapter: &str,
     trained: &dyn Fn(&str) -> bool,
 ) -> Result<()> {
-    let entries = (family.tensors)(model.spec());
+    let entries = family.in_memory(model.spec());
     let is_there = |name: &&String| {
         entries
             .iter()
@@ -125,20 +205,25 @@ pub fn attach(
             true => Error::Invalid(format!(
                 "`modules_to_save`: the adapter has a classification head (`{strange}`), and its base has none; name the folder of a model with one (`...ForSequenceClassification` or `...ForTokenClassification`) as its base"
             )),
+            false if is_own_table(strange, family) => Error::Invalid(format!(
+                "`modules_to_save`: `{strange}` is a table for each of the model's two sides in transformers, which part there, and one for both here; name `lm_head`, or train without an adapter"
+            )),
             false => no_module("modules_to_save", strange, model, family),
         });
     }
-    let module = |tensor: &str| {
-        tensor
-            .rsplit_once('.')
-            .map_or(tensor.to_owned(), |(m, _)| m.to_owned())
-    };
+    let is_part = |entry: &&TensorEntry| entry.rows.is_some() && is_saved(&entry.name, saved);
+    if let Some(expert) = entries.iter().find(is_part) {
+        return Err(Error::Invalid(format!(
+            "`modules_to_save`: `{}` is one of many experts that transformers holds as one weight, and those are not trained whole; name them as `target_modules`",
+            module_of(&expert.name)
+        )));
+    }
     // Our parameters, and whether they are trained.
     let parts: HashMap<String, bool> = entries
         .into_iter()
         .filter(|entry| is_saved(&entry.name, saved))
         .flat_map(|entry| {
-            let trained = trained(&module(&entry.name));
+            let trained = trained(module_of(&entry.name));
             entry.parts.into_iter().map(move |part| (part, trained))
         })
         .collect();

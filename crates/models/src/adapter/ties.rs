@@ -1,20 +1,20 @@
 //! Adapters on models whose head is their embedding. An adapter that trains or adds to one of the two has that one alone, as PEFT
 //! does: the other stays the base's. With `ensure_weight_tying` the two stay one.
 
-use super::AdapterKind;
+use super::{AdapterKind, saved_modules::is_module_saved};
 use crate::{
     checkpoint::peft_config::is_named,
     families::Family,
     layout::{self, StoredTensor},
     model::LanguageModel,
-    tied_head::{EMBEDDING, HEAD, tensor_of},
+    tied_head::{EMBEDDING, HEAD, tensor_in_memory, tensor_of},
 };
 
 /// A tied head as a tensor of its own, which checkpoints leave out and adapters do not.
 pub(super) fn head<'a>(model: &'a LanguageModel, family: &Family) -> Option<StoredTensor<'a>> {
     let tied = tied(model, family)?;
     let embedding = format!("{}.weight", tied.embedding);
-    let mut tensors = layout::stored_tensors(model, family).into_iter();
+    let mut tensors = layout::tensors_in_memory(model, family).into_iter();
     let mut head = tensors.find(|tensor| tensor.name == embedding)?;
     head.name = format!("{}.weight", tied.head);
     Some(head)
@@ -23,36 +23,29 @@ pub(super) fn head<'a>(model: &'a LanguageModel, family: &Family) -> Option<Stor
 /// The modules of head and embedding of a model that ties them.
 struct Tied {
     head: String,
+    head_in_file: String,
     embedding: String,
 }
 
 fn tied(model: &LanguageModel, family: &Family) -> Option<Tied> {
     let spec = model.spec();
-    let module = |ours| {
-        let name = tensor_of(ours, family, spec)?;
-        Some(name.strip_suffix(".weight")?.to_owned())
-    };
+    let module = |tensor: Option<String>| Some(tensor?.strip_suffix(".weight")?.to_owned());
     let is_tied = spec.tied_head && !spec.headless;
     is_tied.then_some(())?;
     Some(Tied {
-        head: module(HEAD)?,
-        embedding: module(EMBEDDING)?,
+        head: module(tensor_in_memory(HEAD, family, spec))?,
+        head_in_file: module(tensor_of(HEAD, family, spec))?,
+        embedding: module(tensor_in_memory(EMBEDDING, family, spec))?,
     })
 }
 
-/// Whether one of `entries` means the module.
-fn means(entries: &[String], module: &str) -> bool {
-    entries.iter().any(|entry| is_named(module, entry))
-}
-
-/// The modules that an adapter replaces whole, as the model has them: where head and embedding stay one, the embedding is both.
+/// The modules that an adapter replaces whole, `saved`, as the model has them: where head and embedding stay one, the embedding is both.
 pub(super) fn saved(
     kind: &dyn AdapterKind,
-    more: &[String],
+    mut saved: Vec<String>,
     model: &LanguageModel,
     family: &Family,
 ) -> Vec<String> {
-    let mut saved = [kind.modules_to_save(), more].concat();
     if let Some(tied) = tied(model, family).filter(|_| kind.keeps_ties()) {
         for entry in &mut saved {
             if is_named(&tied.head, entry) {
@@ -83,8 +76,17 @@ fn parted(
     family: &Family,
 ) -> Option<String> {
     let tied = tied(model, family).filter(|_| !kind.keeps_ties())?;
-    let changes = |module: &String| means(saved, module) || kind.adapts(module);
-    [tied.head, tied.embedding].into_iter().find(changes)
+    let changes = |module: &String| {
+        let other = match *module == tied.head {
+            true => &tied.head_in_file,
+            false => module,
+        };
+        is_module_saved(module, saved) || kind.adapts(&[module, other])
+    };
+    [&tied.head, &tied.embedding]
+        .into_iter()
+        .find(|module| changes(module))
+        .cloned()
 }
 
 /// What the user should know before the adapter is put on the model.

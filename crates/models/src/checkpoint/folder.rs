@@ -175,6 +175,11 @@ impl Checkpoint {
             .sum()
     }
 
+    /// The file that holds the tensor `name`; the folder where none does.
+    pub fn path_of(&self, name: &str) -> &Path {
+        self.file(name).map_or(&self.folder, TensorFile::path)
+    }
+
     fn file(&self, name: &str) -> Result<&TensorFile> {
         let file = self
             .places

@@ -63,7 +63,7 @@ pub struct PeftConfig {
     pub dropout: f64,
     /// The modules that have an adapter.
     pub target_modules: Targets,
-    /// Stacks of experts that have one, by the ends of the names that transformers gives their weights, such as
+    /// Stacks of experts, and their routers, that have one, by the ends of the names that transformers gives their weights, such as
     /// `experts.gate_up_proj`.
     pub target_parameters: Vec<String>,
     /// Modules that have none even so.
@@ -185,13 +185,9 @@ impl PeftConfig {
         })
     }
 
-    /// Whether the linear layer or embedding of this full checkpoint name, without `.weight`, has an adapter.
+    /// Whether this full name of a linear layer, without `.weight`, is one of those that have an adapter.
     pub fn matches(&self, module_name: &str) -> bool {
-        let excluded = self
-            .exclude_modules
-            .as_ref()
-            .is_some_and(|targets| targets.matches(module_name));
-        if excluded || !self.target_modules.matches(module_name) {
+        if self.excludes(module_name) || !self.target_modules.matches(module_name) {
             return false;
         }
         // A list entry that is the whole name means that one module, whatever its layer.
@@ -199,7 +195,13 @@ impl PeftConfig {
         named || self.has_layer(module_name)
     }
 
-    /// Whether the weight of this full name, which holds a stack of experts, has an adapter.
+    /// Whether this full name is one of those that have none even so.
+    pub fn excludes(&self, module_name: &str) -> bool {
+        let excluded = self.exclude_modules.as_ref();
+        excluded.is_some_and(|targets| targets.matches(module_name))
+    }
+
+    /// Whether the weight of this full name, which holds a stack of experts or scores them, has an adapter.
     pub fn matches_parameter(&self, name: &str) -> bool {
         self.target_parameters.iter().any(|end| is_named(name, end))
     }
@@ -225,13 +227,23 @@ impl PeftConfig {
 
     /// The rank of the module's adapter.
     pub fn rank_for(&self, module_name: &str) -> usize {
-        first_match(&self.rank_pattern, module_name).unwrap_or(self.rank)
+        self.rank_of(&[module_name])
+    }
+
+    /// The rank of the adapter of a module that goes by any of `names`.
+    pub fn rank_of(&self, names: &[&str]) -> usize {
+        first_match(&self.rank_pattern, names).unwrap_or(self.rank)
     }
 
     /// The factor on the module's `B A`: `alpha / rank`, or `alpha / sqrt(rank)` with `use_rslora`.
     pub fn scale_for(&self, module_name: &str) -> f64 {
-        let alpha = first_match(&self.alpha_pattern, module_name).unwrap_or(self.alpha);
-        let rank = self.rank_for(module_name) as f64;
+        self.scale_of(&[module_name])
+    }
+
+    /// As [`PeftConfig::scale_for`], of a module that goes by any of `names`.
+    pub fn scale_of(&self, names: &[&str]) -> f64 {
+        let alpha = first_match(&self.alpha_pattern, names).unwrap_or(self.alpha);
+        let rank = self.rank_of(names) as f64;
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
@@ -258,11 +270,10 @@ fn numbered_part(module: &str) -> Option<usize> {
     inner.iter().find_map(|part| part.parse().ok())
 }
 
-fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
-    patterns
-        .iter()
-        .find(|(pattern, _)| pattern.matches(module))
-        .map(|(_, value)| *value)
+fn first_match<T: Copy>(patterns: &[(Pattern, T)], names: &[&str]) -> Option<T> {
+    let matches = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name));
+    let mut found = patterns.iter().filter(|(pattern, _)| matches(pattern));
+    found.next().map(|(_, value)| *value)
 }
 
 /// Refuses what would change the result without being understood.

@@ -3,13 +3,18 @@
 //! A pickle is a program for a stack machine that may import and call anything. This machine knows the instructions that
 //! `torch.save` writes (protocol 2) and six names that it may "import": those that rebuild tensors, parameters and ordered
 //! dictionaries. Any other name is an error that says it; nothing is ever called. Values live in one list and refer to each
-//! other by index, so that no nesting can exhaust the stack, and their number is limited.
+//! other by index, so that no nesting can exhaust the stack, and their number is limited. What the pickle says once and names
+//! often is kept once: names are pieces of the pickle, views are shared, and arguments are read where they are.
 
 use super::safetensors::Dtype;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 /// A tensor takes about twenty-five values; more than this is no file of weights.
 const MOST_VALUES: usize = 1 << 21;
+
+/// PyTorch's own limit is 64; weights have four at most, and each axis takes memory for every tensor.
+const MOST_AXES: usize = 16;
 
 /// A tensor as the pickle describes it: a view of a storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +49,7 @@ enum Value<'a> {
         key: &'a str,
         length: usize,
     },
-    Tensor(Box<View<'a>>),
+    Tensor(Rc<View<'a>>),
 }
 
 /// What a pickle may import.
@@ -85,11 +90,11 @@ impl Name {
 }
 
 /// The tensors of a pickled dictionary by name; those of its `state_dict` or `model` where it has one. What is no tensor is
-/// left out.
+/// left out, and of a name that is given twice the last counts, as in Python.
 ///
 /// # Errors
 /// What is wrong with the pickle.
-pub(super) fn tensors(pickle: &[u8]) -> Result<Vec<(String, View<'_>)>, String> {
+pub(super) fn tensors(pickle: &[u8]) -> Result<BTreeMap<&str, Rc<View<'_>>>, String> {
     let mut machine = Machine::default();
     let result = machine.run(pickle)?;
     let mut pairs = machine.dictionary(result)?;
@@ -101,10 +106,10 @@ pub(super) fn tensors(pickle: &[u8]) -> Result<Vec<(String, View<'_>)>, String> 
         pairs = inner;
     }
     let tensor = |(key, value): &(Id, Id)| match (&machine.values[*key], &machine.values[*value]) {
-        (Value::Text(name), Value::Tensor(view)) => Some(((*name).to_owned(), (**view).clone())),
+        (Value::Text(name), Value::Tensor(view)) => Some((*name, Rc::clone(view))),
         _ => None,
     };
-    let found: Vec<_> = pairs.iter().filter_map(tensor).collect();
+    let found: BTreeMap<_, _> = pairs.iter().filter_map(tensor).collect();
     if found.is_empty() && !pairs.is_empty() {
         return Err("the pickle holds no tensors by name; save a state dictionary".into());
     }
@@ -300,8 +305,7 @@ impl<'a> Machine<'a> {
     /// `('storage', type, key, device, elements)`, by which a pickle refers to an entry of the archive.
     fn storage(&mut self) -> Result<Value<'a>, String> {
         let id = self.pop()?;
-        let parts = self.tuple(id)?;
-        let [kind, name, key, _, length] = parts[..] else {
+        let &[kind, name, key, _, length] = self.tuple(id)? else {
             return Err("a storage is not described by five values".into());
         };
         match (
@@ -322,10 +326,10 @@ impl<'a> Machine<'a> {
     fn call(&mut self) -> Result<Value<'a>, String> {
         let (arguments, name) = (self.pop()?, self.pop()?);
         let arguments = self.tuple(arguments)?;
-        match (&self.values[name], &arguments[..]) {
+        match (&self.values[name], arguments) {
             (Value::Name(Name::OrderedDictionary), []) => Ok(Value::Dictionary(vec![])),
             (Value::Name(Name::RebuildParameter), [tensor, ..]) => match &self.values[*tensor] {
-                Value::Tensor(view) => Ok(Value::Tensor(view.clone())),
+                Value::Tensor(view) => Ok(Value::Tensor(Rc::clone(view))),
                 _ => Err("a parameter is made of something else than a tensor".into()),
             },
             (Value::Name(Name::RebuildTensor), [storage, offset, shape, strides, ..]) => {
@@ -337,7 +341,7 @@ impl<'a> Machine<'a> {
                     self.sizes(*shape)?,
                     self.sizes(*strides)?,
                 );
-                Ok(Value::Tensor(Box::new(View {
+                Ok(Value::Tensor(Rc::new(View {
                     dtype,
                     storage: key,
                     length,
@@ -352,9 +356,9 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn tuple(&self, id: Id) -> Result<Vec<Id>, String> {
+    fn tuple(&self, id: Id) -> Result<&[Id], String> {
         match &self.values[id] {
-            Value::Tuple(parts) => Ok(parts.clone()),
+            Value::Tuple(parts) => Ok(parts),
             _ => Err("the pickle has something else where a tuple belongs".into()),
         }
     }
@@ -380,10 +384,14 @@ impl<'a> Machine<'a> {
     }
 
     fn sizes(&self, id: Id) -> Result<Vec<usize>, String> {
-        self.tuple(id)?
-            .into_iter()
-            .map(|id| self.size(id))
-            .collect()
+        let axes = self.tuple(id)?;
+        if axes.len() > MOST_AXES {
+            let count = axes.len();
+            return Err(format!(
+                "the pickle has a tensor of {count} axes; expected at most {MOST_AXES}"
+            ));
+        }
+        axes.iter().map(|id| self.size(*id)).collect()
     }
 }
 
@@ -459,7 +467,7 @@ mod tests {
             shape,
             strides,
         };
-        assert_eq!(found, [("a".to_owned(), view)]);
+        assert_eq!(found, BTreeMap::from([("a", Rc::new(view))]));
         assert!(tensors(b"\x80\x02}q\x00.").unwrap().is_empty());
     }
 
@@ -516,6 +524,50 @@ mod tests {
                 .unwrap_err()
                 .contains("cut off")
         );
+    }
+
+    /// The function that rebuilds tensors under number 1, a storage of six under 2, its tensor under 3.
+    const BEGUN: &[u8] = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nq\x01(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06tQq\x02h\x01(h\x02K\x00K\x06\x85K\x01\x85tRq\x03";
+
+    #[test]
+    fn what_is_shared_is_kept_once() {
+        // Twenty thousand tensors of one shape of a million axes.
+        let mut code = [BEGUN, b"("].concat();
+        code.extend(b"K\x01".repeat(1_000_000));
+        code.extend(b"tq\x04}(");
+        for number in 0..20_000 {
+            code.extend(b"X\x05\x00\x00\x00");
+            code.extend(format!("{number:05}").bytes());
+            code.extend(b"h\x01(h\x02K\x00h\x04h\x04tR");
+        }
+        code.extend(b"u.");
+        let error = tensors(&code).unwrap_err();
+        assert!(
+            error.contains("1000000 axes; expected at most 16"),
+            "{error}"
+        );
+        // One name of a megabyte and one tensor, half a million times.
+        let mut code = [BEGUN, b"X\x40\x42\x0f\x00"].concat();
+        code.extend(b"n".repeat(1_000_000));
+        code.extend(b"q\x04}(");
+        code.extend(b"h\x04h\x03".repeat(500_000));
+        code.extend(b"u.");
+        let found = tensors(&code).unwrap();
+        assert_eq!(found.len(), 1);
+        assert!(found.values().all(|view| view.shape == [6]));
+    }
+
+    #[test]
+    fn many_arguments_take_linear_time() {
+        // Half a million arguments, with which a parameter is rebuilt as often: 10^11 copies if each call made its own.
+        let mut code = [BEGUN, b"ctorch._utils\n_rebuild_parameter\nq\x04(h\x03"].concat();
+        code.extend(b"N".repeat(500_000));
+        code.extend(b"tq\x05");
+        code.extend(b"h\x04h\x05R".repeat(500_000));
+        code.extend(b"}.");
+        let started = std::time::Instant::now();
+        assert!(tensors(&code).unwrap().is_empty());
+        assert!(started.elapsed().as_secs() < 20);
     }
 
     proptest! {

@@ -5,7 +5,7 @@
 //! tensors that repeat elements (`expand`).
 
 use super::pickle::{self, View};
-use super::safetensors::{Place, Strided, TensorInfo};
+use super::safetensors::{MOST_TENSORS, Place, Strided, TensorInfo};
 use super::zip;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -51,17 +51,22 @@ pub(super) fn parse(file: &[u8]) -> Result<BTreeMap<String, Place>, String> {
     {
         return Err("its numbers are big-endian; expected little-endian".into());
     }
-    let stored = |(name, view): (String, View)| {
+    let found = pickle::tensors(&file[place.clone()])?;
+    if found.len() > MOST_TENSORS {
+        return Err(format!("holds more than {MOST_TENSORS} tensors"));
+    }
+    let stored = |(name, view): (&str, _)| {
+        let view: &View = view;
         let storage = entries.get(&*format!("{folder}/data/{}", view.storage));
         let placed = storage
             .ok_or("its storage is not in the archive")
-            .and_then(|storage| placed(&view, storage));
+            .and_then(|storage| placed(view, storage));
         let stored = placed.map_err(|reason| format!("tensor `{name}`: {reason}"))?;
-        Ok((name, stored))
+        Ok((name.to_owned(), stored))
     };
-    pickle::tensors(&file[place.clone()])?
-        .into_iter()
-        .map(stored)
+    found
+        .iter()
+        .map(|(name, view)| stored((name, view)))
         .collect()
 }
 

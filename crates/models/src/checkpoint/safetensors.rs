@@ -2,8 +2,8 @@
 //!
 //! The format of safetensors is that of huggingface/safetensors: a `u64` header length, a JSON header, then the tensors' bytes. The
 //! header comes from outside, so nothing in it is believed: the `safetensors` crate checks its length, its JSON, and
-//! that shapes, types and offsets cover the buffer without overlap or hole; this file adds duplicate names. Nothing is
-//! allocated by a size that the file only claims. Left out: 8-bit and 4-bit floats, which have readers of their own.
+//! that shapes, types and offsets cover the buffer without overlap or hole; this file adds duplicate names and a bound on their
+//! number. Nothing is allocated by a size that the file only claims. Left out: 8-bit and 4-bit floats, which have readers of their own.
 
 use super::pth;
 use crate::error::{Error, Result};
@@ -23,6 +23,9 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Tensors of one file: the largest models have about a hundred thousand in all, and a header of a million takes seconds.
+pub(super) const MOST_TENSORS: usize = 1 << 17;
 
 /// The type and shape of one stored tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -262,11 +265,13 @@ fn parse_header(file: &[u8]) -> std::result::Result<BTreeMap<String, Place>, Str
     }
     let broken =
         |reason| format!("not a whole safetensors file ({reason}); download or save it again");
+    // Names first: a header of too many is not worth more.
+    if let Some(header) = header(file) {
+        check_names(header).map_err(|error| broken(error.to_string()))?;
+    }
     let (length, metadata) =
         SafeTensors::read_metadata(file).map_err(|error| broken(error.to_string()))?;
     let start = 8 + length;
-    check_duplicates(file.get(8..start).unwrap_or_default())
-        .map_err(|error| broken(error.to_string()))?;
     let placed = |(name, entry): (String, &Entry)| {
         let (begin, end) = entry.data_offsets;
         let info = TensorInfo {
@@ -285,8 +290,14 @@ fn parse_header(file: &[u8]) -> std::result::Result<BTreeMap<String, Place>, Str
     Ok(metadata.tensors().into_iter().map(placed).collect())
 }
 
-/// A JSON object may name a key twice and readers then disagree on which counts.
-fn check_duplicates(header: &[u8]) -> serde_json::Result<()> {
+/// The JSON of the header, where the file is as long as it says.
+fn header(file: &[u8]) -> Option<&[u8]> {
+    let (length, rest) = file.split_first_chunk::<8>()?;
+    rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)
+}
+
+/// A JSON object may name a key twice and readers then disagree on which counts; and it may have too many.
+fn check_names(header: &[u8]) -> serde_json::Result<()> {
     struct Names;
     impl<'de> Visitor<'de> for Names {
         type Value = ();
@@ -298,6 +309,10 @@ fn check_duplicates(header: &[u8]) -> serde_json::Result<()> {
             while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
                 if let Some(name) = seen.replace(name) {
                     return Err(A::Error::custom(format!("tensor `{name}` is named twice")));
+                }
+                if seen.len() > MOST_TENSORS + 1 {
+                    let reason = format!("it names more than {MOST_TENSORS} tensors");
+                    return Err(A::Error::custom(reason));
                 }
             }
             Ok(())
@@ -508,6 +523,28 @@ mod tests {
                 .to_string()
                 .contains("`a` is named twice")
         );
+    }
+
+    /// A file of this many tensors of one byte.
+    fn file_of(count: usize) -> Vec<u8> {
+        let entry = |i: usize| {
+            format!(
+                r#""blocks.{i}.weight":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{}]}}"#,
+                i + 1
+            )
+        };
+        let entries: Vec<String> = (0..count).map(entry).collect();
+        file(&format!("{{{}}}", entries.join(",")), count)
+    }
+
+    #[test]
+    fn a_header_of_a_million_tensors_is_refused_at_once() {
+        let bytes = file_of(1_000_000);
+        let started = std::time::Instant::now();
+        let error = open(&bytes).unwrap_err().to_string();
+        assert!(error.contains("more than 131072 tensors"), "{error}");
+        assert!(started.elapsed().as_secs_f64() < 2.0);
+        assert_eq!(open(&file_of(5_000)).unwrap().names().count(), 5_000);
     }
 
     /// Reads everything that a file offers; nothing read may be longer than the file allows.

@@ -2,7 +2,7 @@
 
 use super::config::{Config, LAYER_LIMIT, WIDTH_LIMIT};
 use super::encoder_layout::{self, Switches, head_names};
-use super::{Family, TensorEntry};
+use super::{Family, ModuleNames, TensorEntry};
 use crate::error::Result;
 use crate::spec::{Activation, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: &[
         "embeddings.position_ids",

@@ -4,7 +4,9 @@
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
+use super::{
+    Family, Frame, ModuleNames, TensorEntry, attention, even_head_dim, mlp, table, write_frame,
+};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, ChannelSpec, CrossSpec, EncoderSpec, MixerSpec, MlpSpec,
@@ -19,6 +21,10 @@ pub const FAMILY: Family = Family {
     read: read_bart,
     write: write_bart,
     tensors,
+    modules: ModuleNames {
+        unread: Some("shared"),
+        ..ModuleNames::OF_FILES
+    },
     prefix: "",
     ignored: &[
         "model.encoder.embed_tokens.weight",

@@ -2,7 +2,7 @@
 //! tokens.
 
 use super::encoder_layout::{self, Switches, head_names};
-use super::{Config, Family, TensorEntry};
+use super::{Config, Family, ModuleNames, TensorEntry};
 use crate::error::Result;
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: &[
         "embeddings.position_ids",

@@ -5,7 +5,7 @@ use super::config::{
     CONTEXT_LIMIT, Config, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
 use super::mamba::STATE_LIMIT;
-use super::{Family, Frame, TensorEntry, table, write_frame};
+use super::{Family, Frame, ModuleNames, TensorEntry, table, write_frame};
 use crate::error::Result;
 use crate::recurrent::{BigsSpec, RecurrentSpec};
 use crate::spec::{
@@ -20,6 +20,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "bigs.",
     ignored: &[
         "embeddings.position_ids",

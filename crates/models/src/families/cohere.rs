@@ -2,7 +2,7 @@
 //! rotate together, a factor on the logits, and perhaps norms on queries and keys with weights for each head.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, rename_key, tensors};
-use super::{Config, Family, attention};
+use super::{Config, Family, ModuleNames, attention};
 use crate::error::Result;
 use crate::spec::{BlockSpec, ModelSpec, NormExtent, NormSpec};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

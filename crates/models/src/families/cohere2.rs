@@ -2,7 +2,7 @@
 
 use super::cohere::{scaled, switches, write_shared};
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers, tensors};
-use super::{Config, Family, config::CONTEXT_LIMIT, layer_types};
+use super::{Config, Family, ModuleNames, config::CONTEXT_LIMIT, layer_types};
 use crate::error::Result;
 use crate::spec::{MixerSpec, ModelSpec};
 use serde_json::{Map, Value};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

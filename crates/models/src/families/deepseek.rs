@@ -9,7 +9,7 @@ use super::config::{
 };
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX};
 use super::routers::EXPERT_LIMIT;
-use super::{Config, Family, Frame, TensorEntry, block_of, mixtral, mlp, rope, table};
+use super::{Config, Family, Frame, ModuleNames, TensorEntry, block_of, mixtral, mlp, rope, table};
 use crate::error::Result;
 use crate::spec::{
     Activation, BlockSpec, ChannelSpec, ExpertGroups, ExpertsSpec, LatentAttentionSpec, MixerSpec,
@@ -25,6 +25,7 @@ pub const SECOND: Family = Family {
     read: read_second,
     write: write_second,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };
@@ -36,6 +37,7 @@ pub const THIRD: Family = Family {
     read: read_third,
     write: write_third,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

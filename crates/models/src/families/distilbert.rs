@@ -5,7 +5,7 @@ use super::config::{
 };
 use super::encoder_layout;
 use super::heads::EncoderHeads;
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, write_frame};
+use super::{Family, Frame, ModuleNames, TensorEntry, attention, even_head_dim, mlp, write_frame};
 use crate::error::Result;
 use crate::pooling::Pooling;
 use crate::spec::{
@@ -21,6 +21,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: &["embeddings.position_ids", "vocab_projector.weight"],
 };

@@ -4,7 +4,7 @@
 use super::config::{Config, WIDTH_LIMIT};
 use super::encoder_layout::{self, Switches};
 use super::heads::Task;
-use super::{Family, TensorEntry};
+use super::{Family, ModuleNames, TensorEntry};
 use crate::error::Result;
 use crate::spec::{Activation, ClassifierDenseSpec, ClassifierSpec, ModelSpec, Problem, Subject};
 use serde_json::{Map, Value, json};
@@ -16,6 +16,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: &["embeddings.position_ids", "generator_lm_head.weight"],
 };

@@ -5,7 +5,7 @@ use super::cohere2::without_positions;
 use super::config::CONTEXT_LIMIT;
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers};
 use super::olmo2::tensors;
-use super::{Config, Family, layer_types};
+use super::{Config, Family, ModuleNames, layer_types};
 use crate::error::Result;
 use crate::spec::{BlockSpec, ModelSpec, NormExtent};
 use serde_json::{Map, Value, json};
@@ -17,6 +17,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -6,8 +6,8 @@ use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
 use super::{
-    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp, rope, table,
-    write_frame,
+    Family, Frame, Fused, ModuleNames, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp,
+    rope, table, write_frame,
 };
 use crate::error::Result;
 use crate::spec::{
@@ -23,6 +23,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "transformer.",
     ignored: &["rotary.inv_freq", "rotary_emb.inv_freq"],
 };

@@ -2,7 +2,7 @@
 //! scaled by the root of the width; tied.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, tensors};
-use super::{Config, Family};
+use super::{Config, Family, ModuleNames};
 use crate::error::Result;
 use crate::spec::{Activation, BlockSpec, ChannelSpec, ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -4,7 +4,8 @@
 use super::gemma::as_gemma;
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
 use super::{
-    Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, layer_types, table, whole,
+    Config, Family, ModuleNames, TensorEntry, attention, config::CONTEXT_LIMIT, layer_types, table,
+    whole,
 };
 use crate::error::Result;
 use crate::spec::{Activation, MixerSpec, ModelSpec};
@@ -17,6 +18,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

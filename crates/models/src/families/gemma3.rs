@@ -5,7 +5,7 @@ use super::gemma::as_gemma;
 use super::gemma2::{rounded, tensors};
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers};
 use super::olmo3::{read_by_type, write_by_type};
-use super::{Config, Family, attention, config::CONTEXT_LIMIT, layer_types, whole};
+use super::{Config, Family, ModuleNames, attention, config::CONTEXT_LIMIT, layer_types, whole};
 use crate::error::Result;
 use crate::spec::{Activation, MixerSpec, ModelSpec, NormExtent};
 use serde_json::{Map, Value, json};
@@ -17,6 +17,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

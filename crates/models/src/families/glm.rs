@@ -2,7 +2,7 @@
 //! that rotate together, and gates and inputs in one tensor; the later one has norms after the parts too.
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches};
-use super::{Config, Family, Fused, GATE_UP, TensorEntry, table};
+use super::{Config, Family, Fused, GATE_UP, ModuleNames, TensorEntry, table};
 use crate::error::Result;
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write: write_first,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };
@@ -25,6 +26,7 @@ pub const SECOND: Family = Family {
     read: read_second,
     write: write_second,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

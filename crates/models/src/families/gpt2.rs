@@ -8,8 +8,8 @@ use super::config::{
     activation_name,
 };
 use super::{
-    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp, table,
-    write_frame,
+    Family, Frame, Fused, ModuleNames, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp,
+    table, write_frame,
 };
 use crate::error::Result;
 use crate::spec::{
@@ -25,6 +25,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "transformer.",
     ignored: &["attn.bias", "attn.masked_bias"],
 };

@@ -4,9 +4,10 @@
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
+use super::module_names::renamed;
 use super::{
-    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp, rope, table,
-    write_frame,
+    Family, Frame, Fused, ModuleNames, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp,
+    rope, table, write_frame,
 };
 use crate::error::Result;
 use crate::spec::{
@@ -22,6 +23,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::of(in_memory),
     prefix: "gpt_neox.",
     ignored: &[
         "attention.bias",
@@ -140,6 +142,11 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         groups,
     };
     table(spec, NAMES, &[fused])
+}
+
+/// Transformers calls the head as every family's.
+fn in_memory(spec: &ModelSpec) -> Vec<TensorEntry> {
+    renamed(tensors(spec), &[("^embed_out.", "lm_head.")])
 }
 
 #[cfg(test)]

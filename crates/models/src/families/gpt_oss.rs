@@ -5,7 +5,7 @@
 use super::config::CONTEXT_LIMIT;
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
 use super::routers::{self, EXPERT_LIMIT};
-use super::{Config, Family, TensorEntry, layer_types, table};
+use super::{Config, Family, ModuleNames, TensorEntry, layer_types, table};
 use crate::error::Result;
 use crate::spec::{
     Activation, ChannelSpec, ClampedGate, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
@@ -20,6 +20,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

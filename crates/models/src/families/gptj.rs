@@ -4,7 +4,9 @@
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
+use super::{
+    Family, Frame, ModuleNames, TensorEntry, attention, even_head_dim, mlp, table, write_frame,
+};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
@@ -19,6 +21,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "transformer.",
     ignored: &["attn.bias", "attn.masked_bias", "attn.embed_positions"],
 };

@@ -2,7 +2,7 @@
 
 use super::gemma2::rounded;
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, tensors};
-use super::{Config, Family, attention};
+use super::{Config, Family, ModuleNames, attention};
 use crate::error::Result;
 use crate::spec::{MixerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -2,7 +2,10 @@
 
 use super::granite::{multiplied, write_multipliers};
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches};
-use super::{Config, Family, Fused, TensorEntry, config::INNER_LIMIT, mlp, routers, table};
+use super::module_names::renamed;
+use super::{
+    Config, Family, Fused, ModuleNames, TensorEntry, config::INNER_LIMIT, mlp, routers, table,
+};
 use crate::error::Result;
 use crate::spec::{ChannelSpec, ExpertsSpec, MlpSpec, ModelSpec, SharedExpertSpec};
 use serde_json::{Map, Value, json};
@@ -14,6 +17,7 @@ pub const FAMILY: Family = Family {
     read,
     write: write_plain,
     tensors,
+    modules: ModuleNames::of(in_memory),
     prefix: PREFIX,
     ignored: IGNORED,
 };
@@ -25,6 +29,7 @@ pub const SHARED: Family = Family {
     read: read_shared,
     write: write_shared,
     tensors,
+    modules: ModuleNames::of(in_memory),
     prefix: PREFIX,
     ignored: IGNORED,
 };
@@ -127,6 +132,22 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         groups: 1,
     };
     table(spec, &[OWN, NAMES].concat(), &[fused])
+}
+
+/// The files have the names of the authors' code.
+fn in_memory(spec: &ModelSpec) -> Vec<TensorEntry> {
+    const NAMES: &[(&str, &str)] = &[
+        (
+            ".block_sparse_moe.input_linear.weight",
+            ".block_sparse_moe.experts.gate_up_proj",
+        ),
+        (
+            ".block_sparse_moe.output_linear.weight",
+            ".block_sparse_moe.experts.down_proj",
+        ),
+        (".router.layer.", ".router."),
+    ];
+    renamed(tensors(spec), NAMES)
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! Jamba (arXiv 2403.19887): blocks of Mamba with attention now and then, and experts in every other feed-forward layer.
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
-use super::mamba::{INPUT_GATE, LAYER_NAMES, STATE_LIMIT, read_rank, read_taps, require_silu};
+use super::mamba::{
+    INPUT_GATE, LAYER_NAMES, STATE_LIMIT, STEPS_LEFT_OUT, read_rank, read_taps, require_silu,
+};
 use super::{
-    Family, Frame, TensorEntry, attention, block_of, even_head_dim, mixtral, mlp, routers, table,
-    write_frame,
+    Family, Frame, ModuleNames, TensorEntry, attention, block_of, even_head_dim, mixtral, mlp,
+    routers, table, write_frame,
 };
 use crate::error::Result;
 use crate::recurrent::{MambaSpec, RecurrentSpec};
@@ -21,6 +23,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::without(&[STEPS_LEFT_OUT]),
     prefix: "model.",
     ignored: &[],
 };

@@ -4,7 +4,9 @@
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
-use super::{Family, Frame, Fused, TensorEntry, mlp, rope, routers, table, write_frame};
+use super::{
+    Family, Frame, Fused, ModuleNames, TensorEntry, mlp, rope, routers, table, write_frame,
+};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionExpertsSpec, BlockSpec, ChannelSpec, ExpertsSpec, MixerSpec, MlpSpec,
@@ -19,6 +21,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "model.",
     ignored: &["rotary_emb.inv_freq"],
 };

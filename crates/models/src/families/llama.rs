@@ -1,7 +1,7 @@
 //! LLaMA 1, 2 and 3 (arXiv 2302.13971, 2307.09288, 2407.21783): RMSNorm, rotary positions, grouped queries and SwiGLU.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, tensors};
-use super::{Config, Family};
+use super::{Config, Family, ModuleNames};
 use crate::error::Result;
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value, json};
@@ -13,6 +13,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

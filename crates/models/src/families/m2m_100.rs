@@ -2,7 +2,7 @@
 //! cosines counted from behind the number of the padding token.
 
 use super::{
-    Config, Family,
+    Config, Family, ModuleNames,
     bart::{self, Switches},
 };
 use crate::error::Result;
@@ -16,6 +16,10 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors: bart::tensors,
+    modules: ModuleNames {
+        unread: Some("shared"),
+        ..ModuleNames::OF_FILES
+    },
     prefix: "",
     // Sines and cosines are computed.
     ignored: &[

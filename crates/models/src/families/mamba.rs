@@ -2,7 +2,8 @@
 //! layers.
 
 use super::config::{CONTEXT_LIMIT, Config, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
-use super::{Family, Frame, Fused, TensorEntry, table, write_frame};
+use super::module_names::LeftOut;
+use super::{Family, Frame, Fused, ModuleNames, TensorEntry, table, write_frame};
 use crate::error::Result;
 use crate::recurrent::{MambaSpec, RecurrentSpec};
 use crate::spec::{Activation, BlockSpec, MixerSpec, ModelSpec, NormSpec};
@@ -15,6 +16,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::without(LEFT_OUT),
     prefix: "",
     ignored: &[],
 };
@@ -26,6 +28,7 @@ pub const FALCON: Family = Family {
     read: read_falcon,
     write: write_falcon,
     tensors,
+    modules: ModuleNames::without(LEFT_OUT),
     prefix: "",
     ignored: &[],
 };
@@ -185,6 +188,20 @@ pub(super) fn write_context(spec: &ModelSpec, map: &mut Map<String, Value>) {
         map.insert(CONTEXT.into(), json!(spec.context));
     }
 }
+
+/// The projection of the steps, which transformers reads past any adapter.
+pub(super) const STEPS_LEFT_OUT: LeftOut = LeftOut {
+    name: "dt_proj",
+    reason: "transformers multiplies by its weight itself, past an adapter, which changes nothing there before it is merged",
+};
+
+/// What PEFT adapts in no Mamba.
+pub(super) const OUTPUT_LEFT_OUT: LeftOut = LeftOut {
+    name: "out_proj",
+    reason: "PEFT refuses it in models of this kind and opens no folder that has one",
+};
+
+const LEFT_OUT: &[LeftOut] = &[STEPS_LEFT_OUT, OUTPUT_LEFT_OUT];
 
 fn read(config: &Config) -> Result<ModelSpec> {
     let sizes = Sizes::read(config, 16)?;

@@ -1,8 +1,8 @@
 //! Mamba-2 (arXiv 2405.21060), in the layout of transformers.
 
 use super::config::{Config, HEAD_LIMIT};
-use super::mamba::{NAMES, STATE_LIMIT, Sizes, read_blocks};
-use super::{Family, Fused, TensorEntry, table, write_frame};
+use super::mamba::{NAMES, OUTPUT_LEFT_OUT, STATE_LIMIT, Sizes, read_blocks};
+use super::{Family, Fused, ModuleNames, TensorEntry, table, write_frame};
 use crate::error::Result;
 use crate::recurrent::{Mamba2Spec, RecurrentSpec};
 use crate::spec::{MixerSpec, ModelSpec};
@@ -15,6 +15,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::without(&[OUTPUT_LEFT_OUT]),
     prefix: "",
     ignored: &[],
 };

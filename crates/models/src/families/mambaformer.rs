@@ -7,8 +7,8 @@
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT};
 use super::mamba::{INPUT_GATE, LAYER_NAMES, Sizes};
 use super::{
-    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table,
-    write_frame,
+    Family, Frame, Fused, ModuleNames, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim,
+    table, write_frame,
 };
 use crate::error::Result;
 use crate::recurrent::{MambaSpec, RecurrentSpec};
@@ -22,6 +22,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "backbone.",
     ignored: &[],
 };

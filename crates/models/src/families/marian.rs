@@ -3,7 +3,7 @@
 
 use super::config::{Config, VOCABULARY_LIMIT};
 use super::{
-    Family,
+    Family, ModuleNames,
     bart::{self, Switches},
 };
 use crate::error::Result;
@@ -17,6 +17,10 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors: bart::tensors,
+    modules: ModuleNames {
+        unread: Some("shared"),
+        ..ModuleNames::OF_FILES
+    },
     prefix: "",
     // Sines and cosines are computed.
     ignored: &[

@@ -2,7 +2,7 @@
 //! a text, with which the decoder is trained to start.
 
 use super::{
-    Config, Family,
+    Config, Family, ModuleNames,
     bart::{self, Switches},
 };
 use crate::error::Result;
@@ -16,6 +16,10 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors: bart::tensors,
+    modules: ModuleNames {
+        unread: Some("shared"),
+        ..ModuleNames::OF_FILES
+    },
     prefix: "",
     ignored: bart::FAMILY.ignored,
 };

@@ -1,7 +1,7 @@
 //! Mistral (arXiv 2310.06825): LLaMA with a sliding window on every layer, where the file has one.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers, tensors};
-use super::{Config, Family, attention, config::CONTEXT_LIMIT};
+use super::{Config, Family, ModuleNames, attention, config::CONTEXT_LIMIT};
 use crate::error::Result;
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value, json};
@@ -13,6 +13,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -2,8 +2,10 @@
 //! 2404.15045).
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
+use super::module_names::renamed;
 use super::{
-    Config, Family, TensorEntry, attention, block_of, config::CONTEXT_LIMIT, routers, table,
+    Config, Family, ModuleNames, TensorEntry, attention, block_of, config::CONTEXT_LIMIT, routers,
+    table,
 };
 use crate::error::Result;
 use crate::spec::{ChannelSpec, ExpertsSpec, ModelSpec, MultiHeadExpertsSpec};
@@ -16,6 +18,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::of(in_memory),
     prefix: PREFIX,
     ignored: IGNORED,
 };
@@ -151,6 +154,11 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         }
     }
     entries
+}
+
+/// The files have the names of the authors' code.
+fn in_memory(spec: &ModelSpec) -> Vec<TensorEntry> {
+    renamed(tensors(spec), &[(".block_sparse_moe.", ".mlp.")])
 }
 
 /// The tensors of all experts that one stacked parameter holds; `names` are those of a gate, an input and an output.

@@ -44,6 +44,7 @@ pub mod mbart;
 pub mod mistral;
 pub mod mixtral;
 pub mod modernbert;
+pub mod module_names;
 pub mod mpnet;
 pub mod mpt;
 pub mod nemotron;
@@ -78,12 +79,13 @@ pub mod t5;
 mod tensor_table;
 
 pub use config::Config;
+pub use module_names::ModuleNames;
 pub use rwkv::bare;
 pub use tensor_table::TensorEntry;
 
 use crate::error::{Error, Result};
 use crate::spec::{AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec};
-use espalier_data::nearest::nearest_architecture;
+use espalier_data::nearest::nearest_architectures;
 use frame::{Frame, write_frame};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -102,6 +104,8 @@ pub struct Family {
     pub write: fn(&ModelSpec) -> Map<String, Value>,
     /// The checkpoint's tensors, in the order of [`ModelSpec::parameters`].
     pub tensors: fn(&ModelSpec) -> Vec<TensorEntry>,
+    /// How the modules of transformers, which adapters name, differ from the tensors.
+    pub modules: ModuleNames,
     /// What base-model files leave out before tensor names.
     pub prefix: &'static str,
     /// Ends of the names of derived buffers in old files, to be ignored.
@@ -187,7 +191,7 @@ pub const FAMILIES: &[Family] = &[
 /// The family of a configuration: by `architectures[0]`, or, where that is absent or unknown, by `model_type`.
 ///
 /// # Errors
-/// When neither is known, or the architecture is a head of another kind; the error lists the known ones and the nearest.
+/// When neither is known, or the architecture is a head of another kind; the error names the nearest.
 pub fn family(config: &Config) -> Result<&'static Family> {
     let architectures = config.optional_texts("architectures")?.unwrap_or_default();
     let model_type = config.optional_text("model_type")?;
@@ -224,7 +228,7 @@ fn is_other_head(name: &str) -> bool {
 /// The family of this `model_type`.
 ///
 /// # Errors
-/// When it is not known; the error lists the known ones and the nearest.
+/// When it is not known; the error names the nearest.
 pub fn by_name(model_type: &str) -> Result<&'static Family> {
     FAMILIES
         .iter()
@@ -280,16 +284,19 @@ impl Family {
     }
 }
 
+/// Names that are offered in place of one that is not known.
+const MOST_SUGGESTED: usize = 3;
+
 fn unknown(name: &str) -> Error {
     let name: &str = &name.chars().take(64).collect::<String>();
-    let known: Vec<&str> = FAMILIES
+    let known = FAMILIES
         .iter()
-        .flat_map(|family| [family.architecture, family.model_type])
-        .collect();
+        .flat_map(|family| [family.architecture, family.model_type]);
+    let mut nearest = nearest_architectures(name, known);
+    nearest.truncate(MOST_SUGGESTED);
     Error::UnknownArchitecture {
         name: name.into(),
-        nearest: nearest_architecture(name, known.iter().copied()).map(Into::into),
-        known: known.join(", "),
+        nearest: nearest.into_iter().map(Into::into).collect(),
     }
 }
 

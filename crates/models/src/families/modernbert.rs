@@ -7,8 +7,8 @@ use super::config::{
 use super::encoder_layout::bare_where_alone;
 use super::heads::EncoderHeads;
 use super::{
-    Family, Frame, Fused, GATE_UP, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp,
-    rope, table, write_frame,
+    Family, Frame, Fused, GATE_UP, ModuleNames, QUERY_KEY_VALUE, TensorEntry, attention,
+    even_head_dim, mlp, rope, table, write_frame,
 };
 use crate::error::Result;
 use crate::pooling::Pooling;
@@ -25,6 +25,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: &["decoder.weight", "rotary_emb.inv_freq"],
 };

@@ -1,7 +1,7 @@
 //! MPNet (arXiv 2004.09297): RoBERTa without token types, with T5's biases by distance besides.
 
 use super::encoder_layout::{self, Switches, head_names};
-use super::{Config, Family, TensorEntry, attention};
+use super::{Config, Family, ModuleNames, TensorEntry, attention};
 use crate::error::Result;
 use crate::spec::{ModelSpec, RelativePositionSpec};
 use serde_json::{Map, Value, json};
@@ -13,6 +13,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: &[
         "embeddings.position_ids",

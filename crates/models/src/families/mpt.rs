@@ -5,8 +5,8 @@
 
 use super::config::{CONTEXT_LIMIT, Config, HEAD_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
 use super::{
-    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, table, whole,
-    write_frame,
+    Family, Frame, Fused, ModuleNames, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim,
+    table, whole, write_frame,
 };
 use crate::error::Result;
 use crate::spec::{
@@ -22,6 +22,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "transformer.",
     ignored: &[],
 };

@@ -2,7 +2,7 @@
 //! distance from one, and rotary positions on half of each head.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, rename_key, tensors};
-use super::{Config, Family};
+use super::{Config, Family, ModuleNames};
 use crate::error::Result;
 use crate::spec::{ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -6,8 +6,8 @@ use super::config::{
 use super::encoder_layout::{bare_where_alone, head_names};
 use super::heads::EncoderHeads;
 use super::{
-    Family, Frame, Fused, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp, rope, table,
-    write_frame,
+    Family, Frame, Fused, ModuleNames, QUERY_KEY_VALUE, TensorEntry, attention, even_head_dim, mlp,
+    rope, table, write_frame,
 };
 use crate::error::Result;
 use crate::pooling::Pooling;
@@ -24,6 +24,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::of(in_memory),
     prefix: PREFIX,
     ignored: &[
         "cls.predictions.decoder.weight",
@@ -188,19 +189,23 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     map
 }
 
+/// The names outside the blocks, which files and modules share.
+const OUTER_NAMES: &[(&str, &str)] = &[
+    ("^embedding.", "nomic_bert.embeddings.word_embeddings."),
+    (
+        "^token_types.",
+        "nomic_bert.embeddings.token_type_embeddings.",
+    ),
+    ("^pooler.", "nomic_bert.pooler.dense."),
+    ("^classifier.dense.", "nomic_bert.pooler.dense."),
+    ("^classifier.output.", "classifier."),
+    ("^head_transform.", "cls.predictions.transform.dense."),
+    ("^head_norm.", "cls.predictions.transform.layer_norm."),
+];
+
 fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
     const NAMES: &[(&str, &str)] = &[
-        ("^embedding.", "nomic_bert.embeddings.word_embeddings."),
-        (
-            "^token_types.",
-            "nomic_bert.embeddings.token_type_embeddings.",
-        ),
         ("^embedding_norm.", "nomic_bert.emb_ln."),
-        ("^pooler.", "nomic_bert.pooler.dense."),
-        ("^classifier.dense.", "nomic_bert.pooler.dense."),
-        ("^classifier.output.", "classifier."),
-        ("^head_transform.", "cls.predictions.transform.dense."),
-        ("^head_norm.", "cls.predictions.transform.layer_norm."),
         ("^blocks.", "nomic_bert.encoder.layers."),
         (".mixer_norm.", ".norm1."),
         (".mixer.query.", ".attn.Wqkv."),
@@ -210,17 +215,39 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
         (".channel.gate.", ".mlp.fc12."),
         (".channel.down.", ".mlp.fc2."),
     ];
+    let fused = Fused {
+        parts: QUERY_KEY_VALUE,
+        groups: 1,
+    };
+    named(spec, NAMES, &[fused])
+}
+
+/// Transformers takes the authors' tensors apart.
+fn in_memory(spec: &ModelSpec) -> Vec<TensorEntry> {
+    const NAMES: &[(&str, &str)] = &[
+        ("^embedding_norm.", "nomic_bert.embeddings.LayerNorm."),
+        ("^blocks.", "nomic_bert.layers."),
+        (".mixer_norm.", ".post_attention_layernorm."),
+        (".mixer.query.", ".self_attn.q_proj."),
+        (".mixer.key.", ".self_attn.k_proj."),
+        (".mixer.value.", ".self_attn.v_proj."),
+        (".mixer.output.", ".self_attn.o_proj."),
+        (".channel_norm.", ".post_mlp_layernorm."),
+        (".channel.up.", ".mlp.up_proj."),
+        (".channel.gate.", ".mlp.gate_proj."),
+        (".channel.down.", ".mlp.down_proj."),
+    ];
+    named(spec, NAMES, &[])
+}
+
+fn named(spec: &ModelSpec, names: &[(&str, &str)], fused: &[Fused]) -> Vec<TensorEntry> {
     let head = [
         "cls.predictions.decoder.weight",
         "cls.predictions.bias",
         "cls.predictions.decoder.bias",
     ];
-    let names = [NAMES, &head_names(spec, head)].concat();
-    let fused = [Fused {
-        parts: QUERY_KEY_VALUE,
-        groups: 1,
-    }];
-    bare_where_alone(spec, PREFIX, table(spec, &names, &fused))
+    let names = [OUTER_NAMES, names, &head_names(spec, head)].concat();
+    bare_where_alone(spec, PREFIX, table(spec, &names, fused))
 }
 
 #[cfg(test)]

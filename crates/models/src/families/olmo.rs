@@ -1,7 +1,7 @@
 //! OLMo (arXiv 2402.00838): LLaMA with LayerNorm that has no parameters, and perhaps a bound on queries, keys and values.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, tensors};
-use super::{Config, Family, attention};
+use super::{Config, Family, ModuleNames, attention};
 use crate::error::Result;
 use crate::spec::{MixerSpec, ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -13,6 +13,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

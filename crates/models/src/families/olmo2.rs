@@ -2,7 +2,7 @@
 //! heads of queries, and of keys, together.
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches};
-use super::{Config, Family, TensorEntry, table};
+use super::{Config, Family, ModuleNames, TensorEntry, table};
 use crate::error::Result;
 use crate::spec::{BlockSpec, ModelSpec, NormExtent};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -2,7 +2,7 @@
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers};
 use super::olmo2::{self, tensors};
-use super::{Config, Family, config::CONTEXT_LIMIT, layer_types, rope};
+use super::{Config, Family, ModuleNames, config::CONTEXT_LIMIT, layer_types, rope};
 use crate::error::Result;
 use crate::spec::{MixerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

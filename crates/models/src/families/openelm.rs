@@ -6,7 +6,8 @@ use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
 use super::{
-    Family, Frame, Fused, GATE_UP, QUERY_KEY_VALUE, TensorEntry, attention, mlp, table, write_frame,
+    Family, Frame, Fused, GATE_UP, ModuleNames, QUERY_KEY_VALUE, TensorEntry, attention, mlp,
+    table, write_frame,
 };
 use crate::error::Result;
 use crate::spec::{
@@ -22,6 +23,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "transformer.",
     ignored: &["pos_embedding.inv_freq"],
 };

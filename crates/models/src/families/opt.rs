@@ -5,7 +5,9 @@ use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, VOCABULARY_LIMIT, WIDTH_LIMIT,
     activation_name,
 };
-use super::{Family, Frame, TensorEntry, attention, even_head_dim, mlp, table, write_frame};
+use super::{
+    Family, Frame, ModuleNames, TensorEntry, attention, even_head_dim, mlp, table, write_frame,
+};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
@@ -20,6 +22,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "model.",
     ignored: &[],
 };

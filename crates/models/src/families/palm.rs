@@ -5,7 +5,7 @@
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
-use super::{Family, Frame, TensorEntry, attention, mlp, table, write_frame};
+use super::{Family, Frame, ModuleNames, TensorEntry, attention, mlp, table, write_frame};
 use crate::error::Result;
 use crate::spec::{
     Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
@@ -20,6 +20,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "transformer.",
     ignored: &[],
 };

@@ -1,7 +1,7 @@
 //! Pegasus (arXiv 1912.08777): BART with norms before the mixers and after each stack, and with Marian's positions.
 
 use super::{
-    Config, Family,
+    Config, Family, ModuleNames,
     bart::{self, Switches},
 };
 use crate::error::Result;
@@ -15,6 +15,10 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors: bart::tensors,
+    modules: ModuleNames {
+        unread: Some("shared"),
+        ..ModuleNames::OF_FILES
+    },
     prefix: "",
     // Sines and cosines are computed.
     ignored: &[

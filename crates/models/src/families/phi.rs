@@ -2,7 +2,7 @@
 //! head included, and rotary positions on a part of each head.
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, rename_key};
-use super::{Config, Family, TensorEntry, attention, table};
+use super::{Config, Family, ModuleNames, TensorEntry, attention, table};
 use crate::error::Result;
 use crate::spec::{BlockSpec, ModelSpec, NormExtent, NormSpec};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -3,8 +3,8 @@
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
 use super::{
-    Config, Family, Fused, GATE_UP, QUERY_KEY_VALUE, TensorEntry, attention, config::CONTEXT_LIMIT,
-    table,
+    Config, Family, Fused, GATE_UP, ModuleNames, QUERY_KEY_VALUE, TensorEntry, attention,
+    config::CONTEXT_LIMIT, table,
 };
 use crate::error::Result;
 use crate::spec::{ModelSpec, RotaryScaling};
@@ -17,6 +17,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -1,7 +1,7 @@
 //! Qwen2 (arXiv 2407.10671): LLaMA with biases on queries, keys and values, and sliding windows on some layers.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, tensors};
-use super::{Config, Family, qwen_windows};
+use super::{Config, Family, ModuleNames, qwen_windows};
 use crate::error::Result;
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value};
@@ -13,6 +13,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

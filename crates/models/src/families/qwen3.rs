@@ -1,7 +1,7 @@
 //! Qwen3 (arXiv 2505.09388): LLaMA with a norm on each head of queries and keys, and heads of 128 channels.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, tensors};
-use super::{Config, Family, qwen_windows};
+use super::{Config, Family, ModuleNames, qwen_windows};
 use crate::error::Result;
 use crate::spec::{ModelSpec, NormExtent};
 use serde_json::{Map, Value, json};
@@ -13,6 +13,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -4,8 +4,8 @@
 use super::config::{CONTEXT_LIMIT, INNER_LIMIT, LAYER_LIMIT};
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
 use super::{
-    Config, Family, TensorEntry, attention, block_of, mixtral, mlp, olmo, qwen_windows, routers,
-    table,
+    Config, Family, ModuleNames, TensorEntry, attention, block_of, mixtral, mlp, olmo,
+    qwen_windows, routers, table,
 };
 use crate::error::Result;
 use crate::spec::{
@@ -20,6 +20,7 @@ pub const QWEN2: Family = Family {
     read: read_qwen2,
     write: write_qwen2,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };
@@ -31,6 +32,7 @@ pub const QWEN3: Family = Family {
     read: read_qwen3,
     write: write_qwen3,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };
@@ -42,6 +44,7 @@ pub const OLMOE: Family = Family {
     read: read_olmoe,
     write: write_olmoe,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -4,7 +4,8 @@
 use super::config::{Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name};
 use super::mamba::{read_context, read_taps, write_context};
 use super::{
-    Family, Frame, TensorEntry, attention, block_of, even_head_dim, mlp, rope, table, write_frame,
+    Family, Frame, ModuleNames, TensorEntry, attention, block_of, even_head_dim, mlp, rope, table,
+    write_frame,
 };
 use crate::error::Result;
 use crate::recurrent::{RecurrentSpec, RgLruSpec};
@@ -20,6 +21,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "model.",
     ignored: &["rotary_emb.inv_freq", "normalizer"],
 };

@@ -2,7 +2,7 @@
 //! behind the number of the padding token.
 
 use super::encoder_layout::{self, Switches, head_names};
-use super::{Config, Family, TensorEntry};
+use super::{Config, Family, ModuleNames, TensorEntry};
 use crate::error::Result;
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value};
@@ -46,6 +46,7 @@ const fn family(
         read,
         write,
         tensors,
+        modules: ModuleNames::OF_FILES,
         prefix: PREFIX,
         ignored: &[
             "embeddings.position_ids",

@@ -5,7 +5,7 @@
 
 use super::config::{CONTEXT_LIMIT, Config, INNER_LIMIT, WIDTH_LIMIT};
 use super::rwkv::{self, authors_table, write_model};
-use super::{Family, TensorEntry, table};
+use super::{Family, ModuleNames, TensorEntry, table};
 use crate::error::Result;
 use crate::recurrent::{RecurrentSpec, Rwkv4Spec, RwkvChannelSpec, Share};
 use crate::spec::{ChannelSpec, MixerSpec, ModelSpec};
@@ -18,6 +18,7 @@ pub const FAMILY: Family = Family {
     read: |config| read(config, &FAMILY),
     write: |spec| write(spec, &FAMILY),
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "rwkv.",
     ignored: &[],
 };
@@ -29,6 +30,7 @@ pub const AUTHORS: Family = Family {
     read: |config| read(config, &AUTHORS),
     write: |spec| write(spec, &AUTHORS),
     tensors: |spec| authors_table(spec, AUTHORS_NAMES),
+    modules: ModuleNames::OF_FILES,
     prefix: "",
     ignored: &[],
 };

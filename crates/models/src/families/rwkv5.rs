@@ -2,7 +2,7 @@
 
 use super::config::Config;
 use super::rwkv::{Sizes, authors_table, read_channel, read_model, write_model};
-use super::{Family, TensorEntry};
+use super::{Family, ModuleNames, TensorEntry};
 use crate::error::Result;
 use crate::recurrent::{RecurrentSpec, Rwkv6Spec, Share};
 use crate::spec::{MixerSpec, ModelSpec};
@@ -15,6 +15,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "",
     ignored: &[],
 };

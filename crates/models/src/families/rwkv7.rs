@@ -2,7 +2,7 @@
 
 use super::config::{Config, INNER_LIMIT};
 use super::rwkv::{Sizes, authors_table, read_channel, read_model, write_model};
-use super::{Family, TensorEntry};
+use super::{Family, ModuleNames, TensorEntry};
 use crate::error::Result;
 use crate::recurrent::{RecurrentSpec, Rwkv7Spec, Share};
 use crate::spec::{BlockSpec, MixerSpec, ModelSpec};
@@ -15,6 +15,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: "",
     ignored: &["blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"],
 };

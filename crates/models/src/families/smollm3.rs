@@ -2,7 +2,7 @@
 //! windows on those layers.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers, tensors};
-use super::{Config, Family, attention, config::CONTEXT_LIMIT, mlp, rope};
+use super::{Config, Family, ModuleNames, attention, config::CONTEXT_LIMIT, mlp, rope};
 use crate::error::Result;
 use crate::spec::{MixerSpec, ModelSpec};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -2,7 +2,7 @@
 //! queries, keys and values, or attention and feed-forward side by side.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, rename_key, tensors};
-use super::{Config, Family};
+use super::{Config, Family, ModuleNames};
 use crate::error::Result;
 use crate::spec::{BlockSpec, ModelSpec, NormSpec, Residual};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

@@ -2,7 +2,7 @@
 //! gate.
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers, rename_key};
-use super::{Config, Family, TensorEntry, attention, config::CONTEXT_LIMIT, table};
+use super::{Config, Family, ModuleNames, TensorEntry, attention, config::CONTEXT_LIMIT, table};
 use crate::error::Result;
 use crate::spec::{ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -14,6 +14,7 @@ pub const FAMILY: Family = Family {
     read,
     write,
     tensors,
+    modules: ModuleNames::OF_FILES,
     prefix: PREFIX,
     ignored: IGNORED,
 };

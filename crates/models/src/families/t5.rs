@@ -4,8 +4,10 @@
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT, activation_name,
 };
+use super::module_names::renamed;
 use super::{
-    Family, Frame, TensorEntry, attention, frame::BIDIRECTIONAL, mlp, rename, table, write_frame,
+    Family, Frame, ModuleNames, TensorEntry, attention, frame::BIDIRECTIONAL, mlp, rename, table,
+    write_frame,
 };
 use crate::error::Result;
 use crate::spec::{
@@ -50,6 +52,10 @@ const fn family(
         read,
         write,
         tensors,
+        modules: ModuleNames {
+            unread: Some("shared"),
+            ..ModuleNames::of(in_memory)
+        },
         prefix: "",
         ignored: &[
             "encoder.embed_tokens.weight",
@@ -334,6 +340,15 @@ fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
             ..entry
         })
         .collect()
+}
+
+/// An encoder alone has one table, which its stack looks up.
+fn in_memory(spec: &ModelSpec) -> Vec<TensorEntry> {
+    let table = match spec.encoder.is_some() {
+        true => "shared.",
+        false => "encoder.embed_tokens.",
+    };
+    renamed(tensors(spec), &[("^shared.", table)])
 }
 
 #[cfg(test)]

@@ -203,7 +203,7 @@ fn architectures_come_by_name_base_name_and_type() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("did you mean `LlamaForCausalLM`?") && error.contains("GPT2LMHeadModel"),
+        error.contains("did you mean `LlamaForCausalLM`?") && error.contains("`espalier families`"),
         "{error}"
     );
     assert!(

@@ -109,8 +109,9 @@ impl AttentionExperts {
         sides: &mut Sides,
     ) -> Tensor<3> {
         // The router is one more map of `x`, the query experts read it too.
+        let maps = self.router.readers();
         let ([key, value], readers) =
-            Linear::forward_beside(1, 1, [&self.key, &self.value], x.clone());
+            Linear::forward_beside(1, maps, [&self.key, &self.value], x.clone());
         let [batch, time, _] = key.dims();
         let (routing, weights) =
             self.router

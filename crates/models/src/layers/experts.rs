@@ -205,7 +205,7 @@ impl Experts {
         context: &Context,
         sides: &mut Sides,
     ) -> Tensor<2> {
-        let readers = Group::beside(1, 1);
+        let readers = Group::beside(1, self.router.readers());
         let (routing, weights) = self
             .router
             .forward(x.clone(), &readers, size, context, sides);

@@ -246,6 +246,16 @@ impl Linear {
         (outputs, readers)
     }
 
+    /// As [`Self::forward`] of a layer whose input these read too; it is one of their maps unless it is apart, see
+    /// [`Self::is_apart`].
+    pub(super) fn forward_among<const D: usize>(
+        &self,
+        readers: &Group,
+        x: impl Into<Recomputable<D>>,
+    ) -> Tensor<D> {
+        self.forward_in(x.into(), readers.clone(), self.bias())
+    }
+
     /// As [`Self::forward`], without adding the bias.
     pub fn forward_without_bias<const D: usize>(&self, x: impl Into<Recomputable<D>>) -> Tensor<D> {
         self.forward_in(x.into(), Group::new(1), None)
@@ -291,7 +301,7 @@ impl Linear {
     }
 
     /// Whether the product has a group of its own, because adapters see it.
-    fn is_apart(&self) -> bool {
+    pub(super) fn is_apart(&self) -> bool {
         self.is_adapted() && self.fused().is_none()
     }
 

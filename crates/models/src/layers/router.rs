@@ -10,11 +10,14 @@ use espalier_kernels::{
     recomputable::Recomputable,
 };
 
-use super::Builder;
+use super::{
+    Builder,
+    linear::{Linear, LinearMap, LinearMapMut},
+};
 use crate::{
     Result,
     auxiliary_losses::{SideOutput, SideSpec, Sides},
-    parameter::{Parameter, parameters},
+    parameter::{Parameter, Parameters},
     source::Initial,
     spec::{ExpertGroups, RouterScores, RouterSpec},
     stack::Context,
@@ -24,13 +27,10 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Router {
     spec: RouterSpec,
-    weight: Parameter,
-    bias: Option<Parameter>,
+    scores: Linear,
     choice_bias: Option<Parameter>,
     times: usize,
 }
-
-parameters!(Router: weight, bias, choice_bias);
 
 impl Router {
     /// Builds `{name}.weight` `[experts, width]` and, where the spec has them, `{name}.bias` and `{name}.choice_bias` `[experts]`.
@@ -56,10 +56,11 @@ impl Router {
             bias("bias", spec.bias)?,
             bias("choice_bias", spec.choice_bias)?.map(Parameter::fixed),
         );
+        let mut scores = Linear::from_weight(name, weight, Precision::F32);
+        scores.bias = bias;
         Ok(Self {
             spec: spec.clone(),
-            weight,
-            bias,
+            scores,
             choice_bias,
             times: 1,
         })
@@ -83,9 +84,14 @@ impl Router {
         Self { times, ..self }
     }
 
+    /// How many maps of a group of readers it is: none where adapters see its product.
+    pub fn readers(&self) -> usize {
+        usize::from(!self.scores.is_apart())
+    }
+
     /// The choices for rows `x` `[.., width]`, of which every token of `size` (`[batch, time]`) has equally many, and their weights
     /// `[rows, active]`. The logits become a side output `[batch, time, parts * experts]`. `readers` are those of `x`, of whose
-    /// maps the router is one.
+    /// maps the router is one, see [`Router::readers`].
     pub fn forward<const D: usize>(
         &self,
         x: impl Into<Recomputable<D>>,
@@ -94,8 +100,7 @@ impl Router {
         context: &Context,
         sides: &mut Sides,
     ) -> (Arc<Routing>, Tensor<2>) {
-        let bias = self.bias.as_ref().map(Parameter::value);
-        let logits = readers.linear(x, self.weight.value(), bias, Precision::F32);
+        let logits = self.scores.forward_among(readers, x);
         let experts = self.spec.experts;
         let rows = logits.dims().iter().product::<usize>() / experts.max(1);
         let (logits, parts) = (
@@ -132,6 +137,28 @@ impl Router {
             1.0 => weights,
             scale => weights * scale,
         }
+    }
+}
+
+impl Parameters for Router {
+    fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
+        self.scores.visit(visitor);
+        self.choice_bias.visit(visitor);
+    }
+
+    fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
+        self.scores.visit_mut(visitor);
+        self.choice_bias.visit_mut(visitor);
+    }
+
+    fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(LinearMapMut<'_>)) {
+        self.scores.visit_linears_mut(visitor);
+        // Whatever the rest computes in.
+        self.scores.precision = Precision::F32;
+    }
+
+    fn visit_linears<'a>(&'a self, visitor: &mut dyn FnMut(LinearMap<'a>)) {
+        self.scores.visit_linears(visitor);
     }
 }
 

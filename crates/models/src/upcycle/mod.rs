@@ -54,7 +54,7 @@ pub fn upcycle(
         .find(|donor| donor.spec().blocks != base.spec().blocks)
     {
         let reason = format!(
-            "a donor of the family `{}` has blocks of another shape",
+            "`donors`: one of the family `{}` has blocks of another shape",
             other.spec().family
         );
         return Err(Error::Invalid(format!(
@@ -82,7 +82,10 @@ pub fn upcycle(
 }
 
 /// The specification with experts in place of feed-forward layers.
-fn specification(spec: &ModelSpec, options: &Upcycling) -> Result<ModelSpec> {
+///
+/// # Errors
+/// As [`upcycle`].
+pub fn specification(spec: &ModelSpec, options: &Upcycling) -> Result<ModelSpec> {
     let Upcycling {
         experts,
         active,
@@ -92,14 +95,19 @@ fn specification(spec: &ModelSpec, options: &Upcycling) -> Result<ModelSpec> {
     } = *options;
     if !["llama", "mistral"].contains(&spec.family.as_str()) {
         return Err(Error::Invalid(format!(
-            "`{}` has no form with experts; give a llama or a mistral",
+            "`model`: `{}` has no form with experts; give a llama or a mistral",
             spec.family
         )));
     }
-    if active == 0 || active > experts || balance < 0.0 || noise < 0.0 {
+    if active == 0 || active > experts {
         return Err(Error::Invalid(format!(
-            "{active} of {experts} experts cannot be active; choose 1 to {experts}"
+            "`active`: {active} of {experts} experts cannot be active; choose 1 to {experts}"
         )));
+    }
+    for (key, value) in [("balance", balance), ("noise", noise)] {
+        if value.is_nan() || value < 0.0 {
+            return Err(Error::Invalid(format!("`{key}`: {value} is negative")));
+        }
     }
     if !options.gates.is_empty()
         && options

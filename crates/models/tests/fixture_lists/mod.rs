@@ -1,6 +1,9 @@
 //! The fixtures of all families, found by looking: a new one is tested by lying in its folder.
 #![allow(dead_code, reason = "every test needs some of it")]
 
+pub mod adapter_folders;
+pub mod outputs;
+
 use std::path::PathBuf;
 
 use espalier_models::checkpoint::TensorFile;

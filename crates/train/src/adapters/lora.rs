@@ -11,7 +11,7 @@ use espalier_models::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{AdapterOptions, Tuning};
+use super::Tuning;
 use crate::{Error, Result};
 
 /// As wide as the widest models, where the addition is no longer of a low rank.
@@ -27,7 +27,8 @@ pub struct LoraOptions {
     /// Numerator of its scale; twice the rank when absent.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub alpha: Option<f64>,
-    /// Names of the modules in the checkpoint (`q_proj`, ...); every linear layer but the head when absent.
+    /// Names of modules (`q_proj`, ...), as transformers or the model's file calls them; when absent every linear layer but the head,
+    /// routers of experts, and what transformers or PEFT cannot serve (Mamba's `dt_proj` and `out_proj`).
     pub target_modules: Option<Vec<String>>,
     /// Modules that are trained and saved whole, such as `lm_head`.
     pub modules_to_save: Vec<String>,
@@ -87,7 +88,7 @@ impl Tuning for LoraOptions {
         Ok(Adapter::new(config))
     }
 
-    fn with_modules(&self, modules: Vec<String>) -> Result<AdapterOptions> {
+    fn with_modules(&self, modules: Vec<String>) -> Result<Adapter> {
         let mut options = self.clone();
         for module in modules {
             // A module may be named by its last parts.
@@ -99,20 +100,37 @@ impl Tuning for LoraOptions {
         }
         // New tokens are read and predicted by the same rows where the model has one table for both.
         options.ensure_weight_tying = true;
-        Ok(AdapterOptions::Lora(options))
+        options.adapter()
     }
 
-    /// PEFT has no dropout on experts of a stack, and refuses a folder that says so.
+    /// A rank beyond the widest map adds nothing that a smaller one does not, and takes memory with every map.
+    fn check_model(&self, model: &LanguageModel) -> Result<()> {
+        let mut widest = 0;
+        model.visit_linears(&mut |map| widest = widest.max(map.inputs).max(map.rows.len()));
+        match self.rank > widest && widest > 0 {
+            false => Ok(()),
+            true => Err(Error::Option {
+                key: "rank",
+                reason: format!(
+                    "{} is more than {widest}, the width of the model's widest map, above which an addition is of no higher rank; choose less",
+                    self.rank
+                ),
+            }),
+        }
+    }
+
+    /// PEFT has no dropout on experts of a stack and their routers, and refuses a folder that says so.
     fn check_attached(&self, model: &LanguageModel) -> Result<()> {
         let mut adapts_experts = false;
         model.visit_linears(&mut |map| {
-            adapts_experts |= map.expert.is_some() && map.adapters.is_active();
+            let of_experts = map.expert.is_some() || map.name.ends_with(".router");
+            adapts_experts |= of_experts && map.adapters.is_active();
         });
         match adapts_experts && self.dropout > 0.0 {
             false => Ok(()),
             true => Err(Error::Option {
                 key: "dropout",
-                reason: "experts of a stack have none in PEFT; leave it at 0, or name `target_modules` without them".into(),
+                reason: "experts of a stack have none in PEFT, and neither have their routers; leave it at 0, or name `target_modules` without them".into(),
             }),
         }
     }

@@ -18,11 +18,19 @@ pub trait Tuning {
     /// When an option makes no sense.
     fn adapter(&self) -> Result<Adapter>;
 
-    /// The same options with these modules of the base trained whole besides.
+    /// The adapter of these options with these modules of the base trained whole besides.
     ///
     /// # Errors
     /// When this way to tune trains no modules of the base.
-    fn with_modules(&self, modules: Vec<String>) -> Result<AdapterOptions>;
+    fn with_modules(&self, modules: Vec<String>) -> Result<Adapter>;
+
+    /// Whether the options make sense for a model, before anything is put on it.
+    ///
+    /// # Errors
+    /// When they do not.
+    fn check_model(&self, _model: &LanguageModel) -> Result<()> {
+        Ok(())
+    }
 
     /// Whether what was put on the model can be kept in a folder.
     ///
@@ -89,19 +97,39 @@ impl AdapterOptions {
     /// # Errors
     /// When an option makes no sense or no module of the model can have one.
     pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<Adapter> {
-        let adapter = self.tuning().adapter()?;
+        self.attach_as(self.tuning().adapter()?, model, family, seed)
+    }
+
+    fn attach_as(
+        &self,
+        adapter: Adapter,
+        model: &mut LanguageModel,
+        family: &Family,
+        seed: u64,
+    ) -> Result<Adapter> {
+        self.tuning().check_model(model)?;
         adapter.attach(model, family, seed)?;
         self.tuning().check_attached(model)?;
         Ok(adapter)
     }
 
-    /// The same options with embedding and head trained whole besides, whose new rows would stay untrained otherwise
-    /// (LLaMA-Factory's `additional_target`).
+    /// As [`AdapterOptions::attach`], with embedding and head trained whole besides, whose new rows would stay untrained otherwise
+    /// (LLaMA-Factory's `additional_target`); the adapter has to be merged in the end.
     ///
     /// # Errors
-    /// When this way to tune trains no modules of the base.
-    pub fn with_vocabulary(&self, model: &LanguageModel, family: &Family) -> Result<Self> {
-        let entries = (family.tensors)(model.spec());
+    /// As [`AdapterOptions::attach`], and when this way to tune trains no modules of the base.
+    pub fn attach_with_vocabulary(
+        &self,
+        model: &mut LanguageModel,
+        family: &Family,
+        seed: u64,
+    ) -> Result<Adapter> {
+        let adapter = self.with_vocabulary(model, family)?;
+        self.attach_as(adapter, model, family, seed)
+    }
+
+    fn with_vocabulary(&self, model: &LanguageModel, family: &Family) -> Result<Adapter> {
+        let entries = family.in_memory(model.spec());
         let holds = |part: &str| ["embedding.weight", "head.weight"].contains(&part);
         let of_vocabulary = entries
             .iter()
@@ -113,7 +141,8 @@ impl AdapterOptions {
                 .map_or(entry.name.as_str(), |(module, _)| module)
                 .to_owned()
         });
-        self.tuning().with_modules(modules.collect())
+        let adapter = self.tuning().with_modules(modules.collect())?;
+        Ok(adapter.to_be_merged())
     }
 
     /// A sentence for each way to tune, its name before it.

@@ -7,7 +7,7 @@
 use espalier_models::adapter::{Adapter, FirstStateConfig};
 use serde::{Deserialize, Serialize};
 
-use super::{AdapterOptions, Tuning};
+use super::Tuning;
 use crate::{Error, Result};
 
 /// The options of state tuning; there are none yet.
@@ -20,7 +20,7 @@ impl Tuning for StateOptions {
         Ok(Adapter::new(FirstStateConfig {}))
     }
 
-    fn with_modules(&self, _: Vec<String>) -> Result<AdapterOptions> {
+    fn with_modules(&self, _: Vec<String>) -> Result<Adapter> {
         Err(Error::Option {
             key: "adapter",
             reason: "state tuning trains no weights, so rows of new tokens would stay as they begin; tune with `lora`, or without an adapter".into(),

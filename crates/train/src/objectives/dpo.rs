@@ -11,11 +11,12 @@ use espalier_kernels::readback::ReadFloats;
 use espalier_models::{auxiliary_losses::AuxiliaryLosses, model::LanguageModel, taps::Unobserved};
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Metric, Objective, PackedRows, pairs, registry::Entry};
+use super::{Batch, Loss, Metric, Objective, PackedRows, check_causal, pairs, registry::Entry};
 use crate::{
     Error, Result,
     batch::{Sample, TokenBatch, integers},
     metrics::MetricDescription,
+    options::TrainOptions,
 };
 
 /// The options of DPO.
@@ -60,7 +61,7 @@ impl DpoOptions {
 }
 
 /// The objective's registration.
-pub const ENTRY: Entry<DpoOptions> = Entry::new(
+pub const ENTRY: Entry<DpoOptions> = Entry::of_pairs(
     &[
         MetricDescription::number(
             "rewards/chosen",
@@ -118,6 +119,10 @@ impl Objective for Dpo {
 
     fn predicts_tokens(&self) -> bool {
         false
+    }
+
+    fn check(&self, model: &LanguageModel, _: &[Sample], _: &TrainOptions) -> Result<()> {
+        check_causal(self.name(), model)
     }
 
     fn prepare(&self, model: &LanguageModel, samples: &mut [Sample]) -> Result<()> {

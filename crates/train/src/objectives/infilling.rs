@@ -66,6 +66,7 @@ impl InfillingOptions {
 pub const ENTRY: Entry<InfillingOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH],
     packed_rows: PackedRows::Refused,
+    pairs: false,
     special_tokens: fresh_mask,
     check: InfillingOptions::check,
     build: |options, symbols| Ok(Box::new(Infilling::new(options.clone(), symbols)?)),

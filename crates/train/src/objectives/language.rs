@@ -8,11 +8,12 @@ use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Loss, Objective, PackedRows, registry::Entry, rows, wrong};
+use super::{Batch, Loss, Objective, PackedRows, check_causal, registry::Entry, rows};
 use crate::{
     Result,
     batch::{Sample, TokenBatch},
     metrics::{ACCURACY, EXACT_MATCH},
+    options::TrainOptions,
 };
 
 /// The options of next-token prediction; there are none yet.
@@ -52,15 +53,8 @@ impl Objective for NextToken {
         PRETRAIN.packed_rows
     }
 
-    fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
-        let reason = match (model.spec().encoder.is_some(), model.spec().bidirectional) {
-            (true, _) => "an encoder-decoder learns by `seq2seq`, `span_corruption` or `infilling`",
-            (false, true) => {
-                "a model that sees the whole text would only learn to copy the next token; take `mlm`, `mntp` or `simcse`"
-            }
-            (false, false) => return Ok(()),
-        };
-        Err(wrong(format!("`{}`: {reason}", self.name)))
+    fn check(&self, model: &LanguageModel, _: &[Sample], _: &TrainOptions) -> Result<()> {
+        check_causal(self.name, model)
     }
 
     fn collate(&self, _: &LanguageModel, samples: &[&Sample], _: &mut Random) -> Result<Batch> {

@@ -20,6 +20,7 @@ use crate::{
     Result,
     batch::{Sample, TokenBatch},
     metrics::{ACCURACY, EXACT_MATCH},
+    options::TrainOptions,
 };
 
 /// How much is masked, and how.
@@ -69,6 +70,7 @@ impl MaskingOptions {
 pub const MLM: Entry<MaskingOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH],
     packed_rows: PackedRows::Apart,
+    pairs: false,
     special_tokens: fresh_mask,
     check: MaskingOptions::check,
     build: |options, symbols| Ok(Box::new(Masked::new("mlm", options.clone(), symbols, 0)?)),
@@ -172,7 +174,7 @@ impl Objective for Masked {
         MLM.packed_rows
     }
 
-    fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
+    fn check(&self, model: &LanguageModel, _: &[Sample], _: &TrainOptions) -> Result<()> {
         let reason = match (model.spec().bidirectional, model.spec().headless) {
             (false, _) => {
                 "needs a model that sees the whole text: an encoder, or a decoder with `bidirectional = true`"

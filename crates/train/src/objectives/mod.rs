@@ -28,6 +28,7 @@ use crate::{
     batch::{Sample, TokenBatch},
     columns::Columns,
     named_tensors::{NamedTensor, SavedTensors},
+    options::TrainOptions,
 };
 
 /// A batch as the objective that made it reads it.
@@ -176,8 +177,27 @@ pub trait Objective {
         true
     }
 
-    /// Called with the starting model before anything else, in a resumed run too: checks that it suits the objective, builds
-    /// the objective's own parameters, keeps a reference ([`LanguageModel::frozen`]).
+    /// Whether the model has to have a head over its vocabulary.
+    fn needs_head(&self) -> bool {
+        true
+    }
+
+    /// Whether model, samples and options suit the objective; asked before anything is planned or started.
+    ///
+    /// # Errors
+    /// When they do not.
+    fn check(
+        &self,
+        model: &LanguageModel,
+        samples: &[Sample],
+        options: &TrainOptions,
+    ) -> Result<()> {
+        let _ = (model, samples, options);
+        Ok(())
+    }
+
+    /// Called with the starting model before the first step, in a resumed run too: builds the objective's own parameters, keeps
+    /// a reference ([`LanguageModel::frozen`]).
     ///
     /// # Errors
     /// When the model does not suit.
@@ -274,6 +294,19 @@ fn wrong(reason: impl Into<String>) -> Error {
         key: "objective",
         reason: reason.into(),
     }
+}
+
+/// Whether a model reads its text from left to right and predicts each token from those before it; another is an error of the
+/// objective `name`.
+fn check_causal(name: &str, model: &LanguageModel) -> Result<()> {
+    let reason = match (model.spec().encoder.is_some(), model.spec().bidirectional) {
+        (true, _) => "an encoder-decoder learns by `seq2seq`, `span_corruption` or `infilling`",
+        (false, true) => {
+            "a model that sees the whole text would only learn to copy the next token; take `mlm`, `mntp` or `simcse`"
+        }
+        (false, false) => return Ok(()),
+    };
+    Err(wrong(format!("`{name}`: {reason}")))
 }
 
 /// The rows of samples of one row each; preference pairs are an error of the objective `name`.

@@ -14,6 +14,8 @@ pub struct Entry<O> {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
+    /// Whether it learns from preference pairs.
+    pub pairs: bool,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
     /// Whether the options make sense, whatever the model.
@@ -33,9 +35,23 @@ impl<O> Entry<O> {
         Self {
             metrics,
             packed_rows,
+            pairs: false,
             special_tokens: Vec::new,
             check,
             build,
+        }
+    }
+
+    /// An objective that learns from preference pairs.
+    pub const fn of_pairs(
+        metrics: &'static [MetricDescription],
+        packed_rows: PackedRows,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            pairs: true,
+            ..Self::new(metrics, packed_rows, check, build)
         }
     }
 
@@ -45,6 +61,7 @@ impl<O> Entry<O> {
             help: help.trim_ascii(),
             metrics: self.metrics,
             packed_rows: self.packed_rows,
+            pairs: self.pairs,
             special_tokens: self.special_tokens,
         }
     }
@@ -61,6 +78,8 @@ pub struct Registered {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
+    /// Whether it learns from preference pairs.
+    pub pairs: bool,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
 }

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Batch, Loss, Metric, Objective, PackedRows, registry::Entry, rows, wrong};
 use crate::{
-    Result,
+    Error, Result,
     batch::{Sample, TokenBatch},
     metrics::MetricDescription,
+    options::TrainOptions,
 };
 
 /// How texts are compared.
@@ -99,12 +100,31 @@ impl Objective for Simcse {
         true
     }
 
+    fn needs_head(&self) -> bool {
+        false
+    }
+
+    /// A text alone finds itself whatever the model does: its loss is 0.
+    fn check(&self, _: &LanguageModel, samples: &[Sample], options: &TrainOptions) -> Result<()> {
+        let key = match (
+            options.batch,
+            distinct(&rows(self.name(), &samples.iter().collect::<Vec<_>>())?).len(),
+        ) {
+            (1, _) => "batch",
+            (_, 0 | 1) => "data",
+            _ => return Ok(()),
+        };
+        let reason = "`simcse` tells texts of a batch apart, and there is only one; it needs at least two different ones";
+        Err(Error::Option {
+            key,
+            reason: reason.into(),
+        })
+    }
+
     /// All texts once, then all again: dropout falls on other elements of the second half. A text that occurs twice counts
     /// once, as it would else be its own negative.
     fn collate(&self, _: &LanguageModel, samples: &[&Sample], _: &mut Random) -> Result<Batch> {
-        let mut seen = HashSet::new();
-        let mut texts = rows("simcse", samples)?;
-        texts.retain(|text| seen.insert(&text.ids));
+        let texts = distinct(&rows("simcse", samples)?);
         let twice: Vec<&Row> = texts.iter().chain(&texts).copied().collect();
         let tokens = TokenBatch::unasked(&twice);
         Batch::new(tokens, texts.len(), samples)
@@ -122,6 +142,14 @@ impl Objective for Simcse {
         }];
         Ok(Loss { sum, metrics })
     }
+}
+
+/// The texts that differ, each once.
+fn distinct<'a>(texts: &[&'a Row]) -> Vec<&'a Row> {
+    let mut seen = HashSet::new();
+    let mut texts = texts.to_vec();
+    texts.retain(|text| seen.insert(&text.ids));
+    texts
 }
 
 /// Eq. 4 summed over the texts, and how many texts are nearest to themselves; `vectors`: `[2 * texts, width]`, all first

@@ -68,6 +68,7 @@ const SPAN_MATCH: MetricDescription = MetricDescription::share(
 pub const ENTRY: Entry<SpanOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH, SPAN_MATCH],
     packed_rows: PackedRows::Refused,
+    pairs: false,
     special_tokens: fresh_sentinels,
     check: SpanOptions::check,
     build: |options, symbols| Ok(Box::new(SpanCorruption::new(options.clone(), symbols)?)),

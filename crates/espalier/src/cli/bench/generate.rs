@@ -13,8 +13,8 @@ use espalier_engine::{
 use espalier_models::model::LanguageModel;
 
 use super::{Figures, median, random_tokens};
-use crate::cli::Context;
-use crate::{Error, Result, model_path};
+use crate::cli::{Context, inspect::describe::cache_per_token};
+use crate::{Error, Result, memory, model_path};
 
 /// Runs that are counted.
 const RUNS: usize = 3;
@@ -48,7 +48,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let mut loaded = model_path::load_model(&args.model, &context.device)?;
     loaded.model.merge_what_can_be();
     let model = loaded.model.frozen();
-    check_room(&model, args)?;
+    check_room(&model, args, context)?;
     let prompts = random_tokens(model.spec().vocabulary, args.batch, args.prompt);
     let progress = context.terminal.progress(RUNS as u64 + 1, "benchmark");
     let mut seconds = [Vec::new(), Vec::new()];
@@ -66,8 +66,15 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     show(args, seconds.map(|all| median(&all)), context)
 }
 
-fn check_room(model: &LanguageModel, args: &GenerateArgs) -> Result<()> {
-    let (needed, spec) = (args.prompt + args.new, model.spec());
+fn check_room(model: &LanguageModel, args: &GenerateArgs, context: &Context) -> Result<()> {
+    let (needed, spec) = (args.prompt.saturating_add(args.new), model.spec());
+    let tokens = args.batch as f64 * needed as f64;
+    let bytes = tokens * (cache_per_token(spec) as f64 + 4.0 * 4.0 * spec.width as f64);
+    let asked = format!(
+        "`--batch` {} of `--prompt` {} tokens",
+        args.batch, args.prompt
+    );
+    memory::check(asked, bytes, "ask for less", &context.device)?;
     match spec.learned_positions() {
         Some(rows) if needed > rows => Err(Error::Usage(format!(
             "`--prompt` and `--new` make {needed} tokens but the model has {rows} positions; ask for fewer"

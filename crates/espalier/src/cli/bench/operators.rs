@@ -9,7 +9,7 @@ use espalier_kernels::{
 };
 
 use super::{Figures, median};
-use crate::{Error, Result, cli::Context};
+use crate::{Error, Result, cli::Context, memory};
 
 /// The size of the attention.
 #[derive(Debug, clap::Args)]
@@ -60,6 +60,10 @@ pub struct MatmulArgs {
 /// When a size is zero.
 pub fn run_attention(args: &AttentionArgs, context: &Context) -> Result<()> {
     check(&[args.batch, args.heads, args.length, args.width, args.runs])?;
+    let sizes = [args.batch, args.heads, args.length, args.width];
+    // Three inputs, the result, and a gradient of each.
+    let asked = "a tensor of `--batch`, `--heads`, `--length` and `--width`, and seven like it,";
+    memory::check(asked, 8.0 * floats(&sizes), "ask for less", &context.device)?;
     let shape = [args.batch, args.length, args.heads, args.width];
     let random = || {
         tracked(Tensor::<4>::random(
@@ -124,6 +128,12 @@ pub fn run_attention(args: &AttentionArgs, context: &Context) -> Result<()> {
 /// When a size is zero.
 pub fn run_matmul(args: &MatmulArgs, context: &Context) -> Result<()> {
     check(&[args.rows, args.inputs, args.outputs, args.runs])?;
+    let [rows, inputs, outputs] = [args.rows, args.inputs, args.outputs];
+    let matrices = [[rows, inputs], [inputs, outputs], [rows, outputs]];
+    let bytes = matrices.iter().map(|sizes| 2.0 * floats(sizes)).sum();
+    let asked =
+        format!("a product of `--rows` {rows}, `--inputs` {inputs} and `--outputs` {outputs}");
+    memory::check(asked, bytes, "ask for less", &context.device)?;
     let (device, precision) = (&context.device, args.precision);
     let random = |shape| Tensor::<2>::random(shape, Distribution::Default, device);
     let (x, weight) = (
@@ -190,6 +200,11 @@ fn time(runs: usize, mut work: impl FnMut()) -> f64 {
         started.elapsed().as_secs_f64()
     };
     median(&(0..runs).map(one).collect::<Vec<_>>())
+}
+
+/// Bytes of a tensor in f32.
+fn floats(sizes: &[usize]) -> f64 {
+    sizes.iter().fold(4.0, |bytes, size| bytes * *size as f64)
 }
 
 fn check(sizes: &[usize]) -> Result<()> {

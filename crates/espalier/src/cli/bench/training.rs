@@ -19,6 +19,7 @@ use espalier_train::{
         Objective, ObjectiveOptions, dpo::DpoOptions, masked::MaskingOptions, symbols::Symbols,
     },
     options::TrainOptions,
+    plan::activation_bytes,
     trainer::{self, Event, Run},
 };
 
@@ -26,7 +27,7 @@ use super::{
     Figures, median, random_tokens,
     turns::{Turn, Turns},
 };
-use crate::{Error, Result, cli::Context, model_path};
+use crate::{Error, Result, cli::Context, memory, model_path};
 
 /// The size of a step.
 #[derive(Debug, clap::Args)]
@@ -187,7 +188,13 @@ pub fn lora(args: &LoraArgs, context: &Context) -> Result<()> {
 pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
     let mut loaded = load(&args.model, args.length, context)?;
     loaded.model.set_trainable(|_| true);
-    let rows = random_tokens(loaded.model.spec().vocabulary, 2 * args.pairs, args.length);
+    let rows = 2usize.saturating_mul(args.pairs);
+    let asked = format!(
+        "`--pairs` {} of `--length` {} tokens",
+        args.pairs, args.length
+    );
+    check_room(asked, &loaded.model, rows, args.length, context)?;
+    let rows = random_tokens(loaded.model.spec().vocabulary, rows, args.length);
     let example = |row: &Vec<u32>| {
         let targets = (0..args.length).map(|t| t >= args.length / 2).collect();
         Example::new(row.clone(), targets)
@@ -258,6 +265,18 @@ fn load(path: &Path, length: usize, context: &Context) -> Result<LoadedModel> {
     }
 }
 
+/// Whether a forward pass of so many rows has room, by the plan's estimate.
+fn check_room(
+    asked: String,
+    model: &LanguageModel,
+    rows: usize,
+    length: usize,
+    context: &Context,
+) -> Result<()> {
+    let bytes = activation_bytes(model.spec(), rows.saturating_mul(length), true);
+    memory::check(asked, bytes as f64, "ask for less", &context.device)
+}
+
 /// Decoders predict the next token, encoders masked ones, and of an encoder-decoder's row the first half is the source.
 fn measure_rows(
     model: LanguageModel,
@@ -265,6 +284,11 @@ fn measure_rows(
     context: &Context,
     turn: &Turn<'_>,
 ) -> Result<Vec<Step>> {
+    let asked = format!(
+        "`--batch` {} of `--length` {} tokens",
+        args.batch, args.length
+    );
+    check_room(asked, &model, args.batch, args.length, context)?;
     let spec = model.spec();
     let rows = random_tokens(spec.vocabulary, args.batch, args.length);
     let source = if spec.encoder.is_some() {

@@ -18,7 +18,7 @@ use super::world_record;
 use crate::cli::Context;
 use crate::{
     Error, Result, model_path,
-    recipe::WorldShape,
+    recipe::{WorldShape, data::MOST_ITEMS},
     stages::{data::Sourced, model::with_template},
     terminal::harmless,
 };
@@ -110,6 +110,12 @@ fn records(args: &ShowArgs) -> Result<Vec<Sourced>> {
         )));
     }
     let form = world_form(args.form.as_deref())?;
+    if args.count > MOST_ITEMS {
+        return Err(Error::usage(format!(
+            "`--count`: {} items of a world are more than {MOST_ITEMS}",
+            args.count
+        )));
+    }
     (0..args.count as u64)
         .map(|index| {
             let record = world_record(&args.data, Split::Train, index, 0, form)?;

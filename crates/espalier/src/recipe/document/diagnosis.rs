@@ -10,7 +10,7 @@ use toml::de::{DeValue, Error};
 
 use espalier_data::nearest::nearest;
 
-use super::{RecipeError, inheritance::Fault, override_at};
+use super::{Complaint, RecipeError, inheritance::Fault, override_at};
 
 /// The longest piece of a line that is shown, in characters.
 const WIDEST_EXCERPT: usize = 110;
@@ -40,6 +40,90 @@ impl Mismatch {
 /// What inheritance found.
 pub(super) fn fault(fault: Fault, text: &str, name: &str, overrides: &[String]) -> RecipeError {
     placed(fault.reason, Some(fault.span), text, name, overrides)
+}
+
+/// What is wrong with a stage, at the key that is at fault, else at the stage's name.
+pub(super) fn complaint(
+    complaint: &Complaint,
+    document: &Spanned<DeValue<'_>>,
+    text: &str,
+    name: &str,
+    overrides: &[String],
+) -> RecipeError {
+    let Complaint { stage, reason } = complaint;
+    let key = reason.split('`').nth(1).unwrap_or_default();
+    let key = key.rsplit('.').next().unwrap_or_default();
+    let table = document
+        .get_ref()
+        .get("stage")
+        .and_then(|stages| stage_of(stages, stage));
+    let place = |table| {
+        let entry = entry_of(table, key).or_else(|| entry_of(table, "name"))?;
+        let (key, value) = entry;
+        // Of what an override set, the value alone is marked.
+        Some(match value.start > text.len() {
+            true => value,
+            false => key,
+        })
+    };
+    let reason = format!("stage `{stage}`: {reason}");
+    placed(reason, table.and_then(place), text, name, overrides)
+}
+
+/// The table of a stage by its name; the stages of a repetition are found by their own names.
+fn stage_of<'v, 'd>(
+    stages: &'v Spanned<DeValue<'d>>,
+    name: &str,
+) -> Option<&'v Spanned<DeValue<'d>>> {
+    let named = |table: &DeValue<'_>, name: &str| {
+        table.get("name").and_then(|own| own.get_ref().as_str()) == Some(name)
+    };
+    let round =
+        |(name, number): (&str, &str)| number.parse::<u64>().is_ok().then(|| name.to_owned());
+    let of_round = name.rsplit_once('-').and_then(round);
+    for stage in stages.get_ref().as_array()? {
+        let table = stage.get_ref();
+        if named(table, name) {
+            return Some(stage);
+        }
+        let inner = table
+            .get("repeat")
+            .and_then(|repeat| repeat.get_ref().get("stage"));
+        let inner = inner.and_then(|stages| stages.get_ref().as_array());
+        let found = inner.into_iter().flatten().find(|stage| {
+            of_round
+                .as_ref()
+                .is_some_and(|name| named(stage.get_ref(), name))
+        });
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+/// The places of a key and of its value in a table or below it, the nearest first.
+fn entry_of(value: &Spanned<DeValue<'_>>, key: &str) -> Option<(Range<usize>, Range<usize>)> {
+    let mut level = vec![value];
+    while !level.is_empty() {
+        let mut below = Vec::new();
+        for value in level {
+            match value.get_ref() {
+                DeValue::Table(entries) => {
+                    for (name, child) in entries {
+                        if name.get_ref() == key {
+                            return Some((name.span(), child.span()));
+                        }
+                        below.push(child);
+                    }
+                }
+                DeValue::Array(elements) => below.extend(elements.iter()),
+                _ => {}
+            }
+        }
+        level = below;
+    }
+    None
 }
 
 /// A message that names the override which is to blame, or else the place.

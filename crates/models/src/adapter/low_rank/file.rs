@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use super::{Factors, LowRank, targeted};
+use super::{Factors, LowRank, targets::names_of};
 use crate::{
     Result,
     adapter::{AdapterFile, PEFT_PREFIX, expert_parameters::ExpertParameter},
@@ -78,12 +78,13 @@ impl PeftConfig {
     /// Reads `A` and `B` of a module or parameter with `stacked` experts (one where there is no stack) and gives them with the rank.
     fn read_factors(
         &self,
-        name: &str,
+        names: &[&str],
         tensors: &[String; 2],
         [outputs, inputs]: [usize; 2],
         stacked: usize,
         file: &mut AdapterFile,
     ) -> Result<(Vec<f32>, Vec<f32>, usize)> {
+        let name = names.first().copied().unwrap_or_default();
         let shape = |tensor: &String| file.shape(tensor).unwrap_or_default().to_vec();
         let (down, up) = (shape(&tensors[0]), shape(&tensors[1]));
         let all = down.first().copied().unwrap_or(0);
@@ -93,7 +94,7 @@ impl PeftConfig {
                 "`{name}` has shapes {down:?} and {up:?}, which do not fit the base"
             )));
         }
-        let expected = self.rank_for(name);
+        let expected = self.rank_of(names);
         if rank != expected {
             return Err(file.error(format!(
                 "`{name}` has rank {rank}, but the configuration says {expected}"
@@ -103,34 +104,25 @@ impl PeftConfig {
         Ok((down, file.read(&tensors[1], &up)?, rank))
     }
 
-    /// What the file has for the maps of a module. It must not lack what the configuration targets; experts of a stack it may, for
-    /// PEFT adapts them one by one only where a model's own code had a layer for each.
+    /// What the file has for the maps of a module.
     pub(super) fn factors(
         &self,
         module: &Module,
         sizes: &Sizes,
         file: &mut AdapterFile,
     ) -> Result<Vec<(String, Factors)>> {
-        let names = names(module);
-        let targeted = targeted(self, &module.name);
-        if names.iter().any(|name| file.shape(name).is_none()) {
-            if targeted && module.expert.is_none() {
-                return Err(file.error(format!(
-                    "no tensors for `{}`, which the configuration targets",
-                    module.name
-                )));
-            }
-            return Ok(Vec::new());
-        }
-        if !targeted {
-            // Not read, and so refused with the name of its tensor.
+        let tensors = names(module);
+        let is_there = tensors.iter().all(|name| file.shape(name).is_some());
+        // What is not targeted is not read, and so refused with the name of its tensor.
+        if !is_there || !self.may_have(module) {
             return Ok(Vec::new());
         }
         let of_maps: Vec<[usize; 2]> = module.maps.iter().map(|map| sizes[map]).collect();
         let outputs = of_maps.iter().map(|[outputs, _]| outputs).sum();
         let inputs = of_maps.first().map_or(0, |[_, inputs]| *inputs);
-        let (down, up, rank) =
-            self.read_factors(&module.name, &names, [outputs, inputs], 1, file)?;
+        let names = names_of(module);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let (down, up, rank) = self.read_factors(&names, &tensors, [outputs, inputs], 1, file)?;
         let mut ups = vec![Vec::new(); of_maps.len()];
         let mut rows = up.chunks(rank.max(1));
         for _ in 0..module.groups {
@@ -140,7 +132,7 @@ impl PeftConfig {
                     .for_each(|row| up.extend(row));
             }
         }
-        let scale = self.scale_for(&module.name);
+        let scale = self.scale_of(&names);
         let mut factors = shared(&down, ups.clone(), rank, scale);
         if factors.iter().any(|factors| factors.down.is_empty()) {
             // All maps of a module have one, or none.
@@ -178,7 +170,7 @@ impl PeftConfig {
             maps.first().map_or(0, |map| sizes[map][1]),
         ];
         let experts = stack.experts.len();
-        let (down, up, rank) = self.read_factors(&stack.name, &names, size, experts, file)?;
+        let (down, up, rank) = self.read_factors(&[&stack.name], &names, size, experts, file)?;
         let scale = self.scale_for(&stack.name);
         let untrained = up.iter().all(|value| *value == 0.0);
         let of_expert = |(expert, maps): (usize, &Vec<String>)| {

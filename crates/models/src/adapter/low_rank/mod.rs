@@ -23,14 +23,14 @@ use super::{
     each_linear,
     expert_parameters::ExpertParameter,
     linear_adapter::{LinearAdapter, LinearPass, LinearWeights},
-    linear_parts,
+    linear_parts, saved_modules,
 };
 use crate::{
     Result,
     checkpoint::PeftConfig,
     families::{Family, config::Config},
     layers::linear::LinearMapMut,
-    layout::{self, StoredTensor},
+    layout::{self, Module, StoredTensor},
     model::LanguageModel,
     parameter::Parameter,
 };
@@ -144,10 +144,6 @@ impl Factors {
     }
 }
 
-fn targeted(config: &PeftConfig, module: &str) -> bool {
-    module != "lm_head" && config.matches(module) || config.names(module)
-}
-
 /// What PEFT calls the use of a model: it has a name for what predicts next tokens and for what has no head, and none for what predicts
 /// masked ones.
 fn task_type(model: &LanguageModel) -> Option<String> {
@@ -178,8 +174,12 @@ impl AdapterKind for PeftConfig {
         &self.modules_to_save
     }
 
-    fn adapts(&self, module: &str) -> bool {
-        self.names(module)
+    fn adapts(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| self.names(name))
+    }
+
+    fn remarks(&self, model: &LanguageModel, family: &Family) -> Vec<String> {
+        targets::remarks(self, &layout::modules(model, family))
     }
 
     fn keeps_ties(&self) -> bool {
@@ -244,8 +244,22 @@ impl AdapterKind for PeftConfig {
         let sizes = sizes(model);
         let modules = layout::modules(model, family);
         let mut by_map = HashMap::new();
-        for module in &modules {
+        for module in modules
+            .iter()
+            .chain(&layout::modules_of_file(model, family))
+        {
             by_map.extend(self.factors(module, &sizes, file)?);
+        }
+        // Experts of a stack it may lack, for PEFT adapts them one by one only where a model's own code had a layer for each.
+        let lacks = |module: &&Module| {
+            let all = module.maps.iter().all(|map| by_map.contains_key(map));
+            module.expert.is_none() && !all && self.targets(module)
+        };
+        if let Some(module) = modules.iter().find(lacks) {
+            return Err(file.error(format!(
+                "no tensors for `{}`, which the configuration targets",
+                module.name
+            )));
         }
         let stacks = ExpertParameter::all(&modules);
         let wanted = stacks
@@ -285,20 +299,21 @@ impl AdapterKind for PeftConfig {
         let modules = layout::modules(model, family);
         let parts = low_rank_parts(model, adapter);
         for module in modules.iter().filter(|module| module.expert.is_none()) {
-            let own: Vec<&LowRank> = module
-                .maps
-                .iter()
-                .filter_map(|map| parts.get(map).copied())
-                .collect();
-            if let [first, _, ..] = own[..] {
-                let rank = own.iter().map(|adapter| adapter.rank()).sum();
+            let own = module.maps.iter().map(|map| parts.get(map).copied());
+            let own: Vec<&LowRank> = own.collect::<Option<_>>().unwrap_or_default();
+            let Some(scale) = own.first().map(|adapter| adapter.scale) else {
+                continue;
+            };
+            let rank = own.iter().map(|adapter| adapter.rank()).sum();
+            if module.parameter().is_none() && !config.says(module, rank, scale) {
                 // Without the family's prefix it means the module in a base model too.
                 let name = module.name.strip_prefix(family.prefix);
-                config.set_pattern(name.unwrap_or(&module.name), rank, first.scale);
+                config.set_pattern(name.unwrap_or(&module.name), rank, scale);
             }
         }
         config.task_type = config.task_type.or_else(|| task_type(model));
-        config.name_stacks(&modules, &parts);
+        config.name_modules(&modules, &parts);
+        config.modules_to_save = saved_modules::written(&self.modules_to_save, model, family);
         config.to_json()
     }
 

@@ -1,13 +1,16 @@
 //! What a configuration targets: linear modules by name, stacks of experts by the parameter that holds them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use espalier_data::nearest::suggestion;
 
-use super::{LowRank, targeted};
+use super::LowRank;
 use crate::{
     Error, Result,
-    adapter::{expert_parameters::ExpertParameter, no_linear_map, target_modules},
+    adapter::{
+        expert_parameters::ExpertParameter, no_linear_map, saved_modules::is_module_saved,
+        target_modules,
+    },
     checkpoint::{
         PeftConfig,
         peft_config::{Targets, is_named},
@@ -17,7 +20,55 @@ use crate::{
     model::LanguageModel,
 };
 
+/// Whether `saved` names the module itself, and not only one around it.
+fn saved_itself(module: &str, saved: &[String]) -> bool {
+    saved.iter().any(|entry| module.ends_with(entry.as_str()))
+}
+
+/// All names of a module for patterns; what is a bare parameter in transformers goes by that, too.
+pub(super) fn names_of(module: &Module) -> Vec<String> {
+    let names = module.names().map(str::to_owned);
+    module.parameter().into_iter().chain(names).collect()
+}
+
 impl PeftConfig {
+    /// Whether a module has an adapter: by any of its names, or by its parameter's. Of all linear layers the head is none, and neither
+    /// are routers, what cannot serve one elsewhere, and what is trained whole.
+    pub(super) fn targets(&self, module: &Module) -> bool {
+        let named = module.names().any(|name| self.matches(name))
+            && !module.names().any(|name| self.excludes(name));
+        let by_parameter = module
+            .parameter()
+            .is_some_and(|name| self.matches_parameter(&name));
+        let is_usual = !module.is_head() && !module.is_router() && module.left_out.is_none();
+        let is_usual = is_usual && !is_module_saved(&module.name, &self.modules_to_save);
+        by_parameter || named && (self.target_modules != Targets::AllLinear || is_usual)
+    }
+
+    /// Whether a file may have an adapter of a module: of all linear layers also those that only a file of another program names.
+    pub(super) fn may_have(&self, module: &Module) -> bool {
+        self.target_modules == Targets::AllLinear || self.targets(module)
+    }
+
+    /// Whether PEFT reads the targets as a module's, which has a linear layer there.
+    fn targets_in_peft(&self, module: &Module) -> bool {
+        let is_usual = self.target_modules != Targets::AllLinear || !module.is_head();
+        module.parameter().is_none() && is_usual && self.matches(&module.name)
+    }
+
+    /// The rank and the scale of a module.
+    fn rank_and_scale(&self, module: &Module) -> (usize, f64) {
+        let names = names_of(module);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        (self.rank_of(&names), self.scale_of(&names))
+    }
+
+    /// Whether patterns and defaults give a module this rank and scale, by all of its names and by that of transformers alone.
+    pub(super) fn says(&self, module: &Module, rank: usize, scale: f64) -> bool {
+        let of_name = (self.rank_for(&module.name), self.scale_for(&module.name));
+        self.rank_and_scale(module) == (rank, scale) && of_name == (rank, scale)
+    }
+
     /// The ranks and scales of all maps that get an adapter, by their names.
     pub(super) fn planned(
         &self,
@@ -25,38 +76,33 @@ impl PeftConfig {
         family: &Family,
     ) -> Result<HashMap<String, (usize, f64)>> {
         let all = layout::modules(model, family);
-        if let Targets::List(entries) = &self.target_modules {
-            let meant = |entry: &String| all.iter().any(|m| is_named(&m.name, entry));
-            if let Some(strange) = entries.iter().find(|entry| !meant(entry)) {
-                let other = no_linear_map(strange, model, family);
-                return Err(other.unwrap_or_else(|| no_linear(strange, &all)));
-            }
-        }
         let stacks = ExpertParameter::all(&all);
-        let meant = |entry: &&String| stacks.iter().any(|stack| is_named(&stack.name, entry));
-        if let Some(strange) = self.target_parameters.iter().find(|entry| !meant(entry)) {
-            return Err(no_stack(strange, &stacks));
-        }
+        self.check_entries(&all, &stacks, model, family)?;
         let mut planned = HashMap::new();
         for stack in stacks
             .iter()
             .filter(|stack| self.matches_parameter(&stack.name))
         {
             let of_stack = (self.rank_for(&stack.name), self.scale_for(&stack.name));
-            planned.extend(
-                stack
-                    .experts
-                    .iter()
-                    .flatten()
-                    .map(|map| (map.clone(), of_stack)),
-            );
+            let maps = stack.experts.iter().flatten();
+            planned.extend(maps.map(|map| (map.clone(), of_stack)));
         }
+        let targeted: Vec<&Module> = all.iter().filter(|module| self.targets(module)).collect();
         // Parameters alone may be targeted.
-        if planned.is_empty() || self.target_modules != Targets::List(Vec::new()) {
-            for module in target_modules(model, family, &|module| targeted(self, module))? {
-                let of_module = (self.rank_for(&module.name), self.scale_for(&module.name));
-                planned.extend(module.maps.into_iter().map(|map| (map, of_module)));
-            }
+        let wants_modules = self.target_modules != Targets::List(Vec::new());
+        if targeted.is_empty() && (planned.is_empty() || wants_modules) {
+            target_modules(model, family, &|_| false)?;
+        }
+        let both = |module: &&Module| saved_itself(&module.name, &self.modules_to_save);
+        if let Some(module) = targeted.iter().copied().find(|module| both(module)) {
+            return Err(Error::Invalid(format!(
+                "`{}` is one of the `target_modules` and one of the `modules_to_save`, which PEFT refuses; name it in one of them",
+                module.name
+            )));
+        }
+        for module in targeted {
+            let of_module = self.rank_and_scale(module);
+            planned.extend(module.maps.iter().map(|map| (map.clone(), of_module)));
         }
         for stack in &stacks {
             let own = stack.experts.iter().flatten();
@@ -75,6 +121,35 @@ impl PeftConfig {
         Ok(planned)
     }
 
+    /// Refuses entries that mean nothing.
+    fn check_entries(
+        &self,
+        all: &[Module],
+        stacks: &[ExpertParameter],
+        model: &LanguageModel,
+        family: &Family,
+    ) -> Result<()> {
+        if let Targets::List(entries) = &self.target_modules {
+            let meant = |entry: &String| {
+                let mut names = all.iter().flat_map(Module::names);
+                names.any(|name| is_named(name, entry))
+            };
+            if let Some(strange) = entries.iter().find(|entry| !meant(entry)) {
+                let other = no_linear_map(strange, model, family);
+                return Err(other.unwrap_or_else(|| no_linear(strange, all)));
+            }
+        }
+        let stacks = stacks.iter().map(|stack| stack.name.clone());
+        let parameters: Vec<String> = stacks
+            .chain(all.iter().filter_map(Module::parameter))
+            .collect();
+        let meant = |entry: &&String| parameters.iter().any(|name| is_named(name, entry));
+        match self.target_parameters.iter().find(|entry| !meant(entry)) {
+            Some(strange) => Err(no_parameter(strange, &parameters)),
+            None => Ok(()),
+        }
+    }
+
     /// The scale of a stack's experts, where any of them has an adapter; `modules` are theirs by the names of their maps.
     pub(super) fn scale_of_stack(
         &self,
@@ -85,33 +160,75 @@ impl PeftConfig {
             return Some(self.scale_for(&stack.name));
         }
         let of_maps = stack.experts.iter().flatten();
-        let names = of_maps.filter_map(|map| Some(&modules.get(map.as_str())?.name));
-        let mut scales = names.filter(|name| targeted(self, name));
-        scales.next().map(|name| self.scale_for(name))
+        let mut experts = of_maps.filter_map(|map| modules.get(map.as_str()));
+        let first = experts.find(|module| self.targets(module))?;
+        Some(self.rank_and_scale(first).1)
     }
 
-    /// Names stacks of experts by their parameters, as PEFT does, instead of by single experts or as some of all linear layers.
-    pub(super) fn name_stacks(&mut self, modules: &[Module], parts: &HashMap<String, &LowRank>) {
-        let mut experts = modules.iter().filter(|module| module.expert.is_some());
-        if experts.any(|module| targeted(self, &module.name)) {
-            let others = modules.iter().filter(|module| module.expert.is_none());
-            let others: Vec<&str> = others.map(|module| module.name.as_str()).collect();
-            let names = short_names(&others, &|name| targeted(self, name));
+    /// Names what has an adapter as PEFT does: linear layers as modules, by the names of transformers, stacks of experts and routers by
+    /// their parameters. The targets stay as they are where PEFT reads the same from them.
+    pub(super) fn name_modules(&mut self, modules: &[Module], parts: &HashMap<String, &LowRank>) {
+        let has = |module: &Module| module.maps.iter().all(|map| parts.contains_key(map));
+        let is_module = |module: &&Module| module.expert.is_none() && module.parameter().is_none();
+        let layers: Vec<&Module> = modules.iter().filter(is_module).collect();
+        let differs = |module: &&Module| self.targets_in_peft(module) != has(module);
+        let mut others = modules.iter().filter(|module| !is_module(module));
+        let names_another = others.any(|module| module.names().any(|name| self.matches(name)));
+        if names_another || layers.iter().any(differs) {
+            let chosen: HashSet<&str> = layers
+                .iter()
+                .filter(|m| has(m))
+                .map(|m| m.name.as_str())
+                .collect();
+            let names: Vec<&str> = layers.iter().map(|module| module.name.as_str()).collect();
+            let names = short_names(&names, &|name| chosen.contains(name));
             self.target_modules = Targets::List(names);
+            // The list has none of them.
+            self.exclude_modules = None;
+            self.layers_to_transform = None;
+            self.layers_pattern = Vec::new();
         }
         let stacks = ExpertParameter::all(modules);
-        let adapted: HashMap<&str, (usize, f64)> = stacks
+        let mut adapted: BTreeMap<String, (usize, f64)> = stacks
             .iter()
-            .filter_map(|stack| Some((stack.name.as_str(), rank_and_scale(stack, parts)?)))
+            .filter_map(|stack| Some((stack.name.clone(), rank_and_scale(stack, parts)?)))
             .collect();
-        let names: Vec<&str> = stacks.iter().map(|stack| stack.name.as_str()).collect();
-        self.target_parameters = short_names(&names, &|name| adapted.contains_key(name));
-        for name in names {
-            if let Some((rank, scale)) = adapted.get(name) {
-                self.set_pattern(name, *rank, *scale);
+        let mut names: Vec<String> = stacks.into_iter().map(|stack| stack.name).collect();
+        for module in modules {
+            let Some(parameter) = module.parameter() else {
+                continue;
+            };
+            let own = module.maps.iter().find_map(|map| parts.get(map));
+            adapted.extend(own.map(|own| (parameter.clone(), (own.rank(), own.scale))));
+            names.push(parameter);
+        }
+        let all: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.target_parameters = short_names(&all, &|name| adapted.contains_key(name));
+        for (name, (rank, scale)) in adapted {
+            if (self.rank_for(&name), self.scale_for(&name)) != (rank, scale) {
+                self.set_pattern(&name, rank, scale);
             }
         }
     }
+}
+
+/// What the user should know of modules that are named and that other programs cannot serve, a sentence for each reason.
+pub(super) fn remarks(config: &PeftConfig, modules: &[Module]) -> Vec<String> {
+    let mut reasons: BTreeMap<&str, &str> = BTreeMap::new();
+    let named = config.target_modules != Targets::AllLinear;
+    for module in modules
+        .iter()
+        .filter(|module| named && config.targets(module))
+    {
+        if let Some(reason) = module.left_out {
+            let last = module.name.rsplit('.').next().unwrap_or_default();
+            reasons.insert(reason, last);
+        }
+    }
+    let sentence = |(reason, name)| {
+        format!("an adapter of `{name}` counts here, but not everywhere: {reason}")
+    };
+    reasons.into_iter().map(sentence).collect()
 }
 
 /// The modules of single experts by the names of their maps.
@@ -188,15 +305,15 @@ fn no_linear(entry: &str, modules: &[Module]) -> Error {
 }
 
 /// An entry of `target_parameters` that means none of the model's.
-fn no_stack(entry: &str, stacks: &[ExpertParameter]) -> Error {
-    let last = |stack: &ExpertParameter| {
-        let parts: Vec<&str> = stack.name.rsplitn(3, '.').take(2).collect();
+fn no_parameter(entry: &str, parameters: &[String]) -> Error {
+    let last = |name: &String| {
+        let parts: Vec<&str> = name.rsplitn(3, '.').take(2).collect();
         parts.into_iter().rev().collect::<Vec<_>>().join(".")
     };
-    let known: BTreeSet<String> = stacks.iter().map(last).collect();
+    let known: BTreeSet<String> = parameters.iter().map(last).collect();
     let known: Vec<String> = known.into_iter().collect();
     Error::Invalid(format!(
-        "`target_parameters`: no stack of experts is named `{entry}`; {}",
+        "`target_parameters`: no stack of experts and no router is named `{entry}`; {}",
         match known.is_empty() {
             true => "the model has none".to_owned(),
             false => format!("there are {}", known.join(", ")),

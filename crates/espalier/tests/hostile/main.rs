@@ -6,6 +6,9 @@
     reason = "a test may fail loudly"
 )]
 
+mod refused;
+mod streams;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -86,11 +89,18 @@ fn absurd_configurations() {
     );
     with_config(
         |c| drop(c.insert("intermediate_size".into(), 41.into())),
-        "shape",
+        "model.safetensors: tensor `model.layers.0.mlp.gate_proj.weight` has shape",
     );
     with_config(
         |c| drop(c.insert("architectures".into(), vec!["LlamaForCausalML"].into())),
         "LlamaForCausalLM",
+    );
+    with_config(
+        |c| {
+            c.insert("architectures".into(), vec![""].into());
+            c.remove("model_type");
+        },
+        "unknown architecture ``; `espalier families` lists all that are known",
     );
     with_config(|c| drop(c.remove("hidden_size")), "hidden_size");
 }
