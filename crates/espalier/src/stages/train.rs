@@ -361,6 +361,13 @@ fn check_memory(
     let needed = plan.memory.saturating_sub(frozen as u64);
     let [rows, longest] = plan.largest_batch;
     let (asked, fix) = match 2 * plan.activations > needed {
+        true if rows == 1 => (
+            format!(
+                "`length` = {}: a forward pass of one text of {longest} tokens",
+                options.length
+            ),
+            "lower `length`, set `gradient_checkpointing`, or take a smaller model",
+        ),
         true => (
             format!(
                 "`batch` = {}: a forward pass of {rows} rows of up to {longest} tokens",

@@ -82,6 +82,14 @@ fn a_plan_beyond_the_memory_is_refused_with_what_takes_it() {
         ),
         "{said}"
     );
+    let said = refused(Plan {
+        largest_batch: [1, 300],
+        ..planned(1 << 60, 1 << 60)
+    });
+    assert!(
+        said.starts_with("`length` = 1024: a forward pass of one text of 300 tokens takes about"),
+        "{said}"
+    );
     let said = refused(planned(1 << 60, 1 << 20));
     assert!(
         said.starts_with(
