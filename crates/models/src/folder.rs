@@ -31,7 +31,7 @@ pub struct LoadedModel {
     pub config: Map<String, Value>,
     /// The folder of the weights and the tokenizer: the base model's when the model was given as an adapter.
     pub base: PathBuf,
-    /// The type of most tensors in the file.
+    /// The type of most tensors in the file; bf16 where those are packed.
     pub dtype: Dtype,
     /// The adapter, when the model was given as one.
     pub adapter: Option<Adapter>,
@@ -102,7 +102,10 @@ pub fn load_changed(
         model,
         config,
         base: folder.to_owned(),
-        dtype: checkpoint.dtype(),
+        dtype: match checkpoint.dtype() {
+            Dtype::U8 => Dtype::BF16,
+            dtype => dtype,
+        },
         adapter: None,
         generation,
         remarks,
@@ -254,8 +257,10 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, spec: &ModelSpec) -> Re
     let head = tied_head::tensor_of(tied_head::HEAD, family, spec);
     let known = |name: &str| {
         let full = format!("{}{name}", family.prefix);
-        let derived = tied_head::is_derived(name, family, spec);
+        let derived = tied_head::is_derived(name, family, spec)
+            || families::deepseek::is_of_further_tokens(spec, name);
         let (name, full) = (source::todays_name(name), source::todays_name(&full));
+        let (name, full) = (source::unpacked_name(&name), source::unpacked_name(&full));
         derived
             || head
                 .as_deref()

@@ -28,6 +28,7 @@ pub mod source;
 pub mod spec;
 mod spec_embedding;
 mod spec_heads;
+mod spec_latent;
 mod spec_parameters;
 mod spec_routing;
 mod spec_stack;

@@ -49,6 +49,8 @@ pub(crate) fn configuration(
         _ => "float32",
     };
     map.remove("torch_dtype");
+    // What is saved is not packed.
+    map.remove("quantization_config");
     map.insert("dtype".into(), name.into());
     let again = Config::from_map(Path::new("config.json"), map.clone());
     match families::is_of(&again, spec)? {

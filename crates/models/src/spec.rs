@@ -10,9 +10,11 @@ pub use crate::spec_embedding::{
 pub use crate::spec_heads::{
     ClassifierDenseSpec, ClassifierSpec, HeadTransformSpec, Problem, Subject,
 };
+pub use crate::spec_latent::LatentAttentionSpec;
 pub use crate::spec_routing::{
-    AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthGate, DepthPredictor, DepthRouting,
-    ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterSpec, SharedExpertSpec,
+    AttentionExpertsSpec, BalanceForm, CapacitySpec, ClampedGate, DepthGate, DepthPredictor,
+    DepthRouting, ExpertGroups, ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterScores,
+    RouterSpec, SharedExpertSpec,
 };
 pub use espalier_kernels::activation::Activation;
 use serde::{Deserialize, Serialize};
@@ -235,6 +237,8 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// Softmax attention whose queries and outputs are experts.
     AttentionExperts(AttentionExpertsSpec),
+    /// Softmax attention whose keys and values are made of a latent.
+    LatentAttention(LatentAttentionSpec),
     /// A memory that does not grow.
     Recurrent(RecurrentSpec),
 }
@@ -268,6 +272,8 @@ pub struct AttentionSpec {
     pub qk_norm: Option<NormSpec>,
     /// What that norm runs over.
     pub qk_norm_extent: NormExtent,
+    /// Whether each head has a score of its own that takes its share of the softmax and adds no value (gpt-oss).
+    pub sinks: bool,
 }
 
 /// What a norm of queries or keys runs over.
@@ -299,6 +305,7 @@ impl AttentionSpec {
             clip: None,
             qk_norm: None,
             qk_norm_extent: NormExtent::Head,
+            sinks: false,
         }
     }
 
@@ -459,6 +466,11 @@ pub enum NormSpec {
         /// Whether the weight is stored as its distance from one (Gemma).
         from_one: bool,
     },
+    /// `x / sqrt(mean(x^2) + epsilon)`, without parameters (Falcon-Mamba).
+    Scaled {
+        /// Added to the mean square.
+        epsilon: f64,
+    },
 }
 
 impl NormSpec {
@@ -493,13 +505,14 @@ impl NormSpec {
         match self {
             Self::LayerNorm { epsilon, .. }
             | Self::RmsNorm { epsilon, .. }
-            | Self::Standardised { epsilon } => epsilon,
+            | Self::Standardised { epsilon }
+            | Self::Scaled { epsilon } => epsilon,
         }
     }
 
     /// Whether there is a weight.
     pub fn has_weight(self) -> bool {
-        !matches!(self, Self::Standardised { .. })
+        !matches!(self, Self::Standardised { .. } | Self::Scaled { .. })
     }
 
     /// Whether there is a bias.

@@ -231,6 +231,10 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
         MixerSpec::AttentionExperts(attention) => {
             attention_experts_parameters(list, &format!("{path}.mixer"), attention, width);
         }
+        MixerSpec::LatentAttention(attention) => {
+            let named = |(name, shape): (&str, _)| (format!("{path}.mixer.{name}"), shape);
+            list.extend(attention.parameters(width).into_iter().map(named));
+        }
         MixerSpec::Recurrent(recurrent) => {
             let named = |(name, shape): (&str, _)| (format!("{path}.mixer.{name}"), shape);
             list.extend(recurrent.parameters(width).into_iter().map(named));
@@ -280,14 +284,26 @@ fn experts_parameters(list: &mut Parameters, path: &str, spec: &ExpertsSpec, wid
         inner
     };
     list.push((format!("{path}.router.weight"), vec![experts, width]));
+    if spec.router.bias {
+        list.push((format!("{path}.router.bias"), vec![experts]));
+    }
+    if spec.router.choice_bias {
+        list.push((format!("{path}.router.choice_bias"), vec![experts]));
+    }
     list.push((
         format!("{path}.experts.up.weight"),
         vec![experts, rows, width],
     ));
+    if spec.expert.bias {
+        list.push((format!("{path}.experts.up.bias"), vec![experts, rows]));
+    }
     list.push((
         format!("{path}.experts.down.weight"),
         vec![experts, width, inner],
     ));
+    if spec.expert.bias {
+        list.push((format!("{path}.experts.down.bias"), vec![experts, width]));
+    }
     if spec.output_bias {
         list.push((format!("{path}.bias"), vec![width]));
     }
@@ -351,6 +367,9 @@ fn attention_parameters(
         queries,
         attention.output_bias,
     );
+    if attention.sinks {
+        list.push((format!("{path}.sinks"), vec![attention.heads]));
+    }
     if let Some(kind) = attention.qk_norm {
         for (name, heads) in [
             ("query_norm", attention.heads),

@@ -123,6 +123,7 @@ pub fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u6
             MixerSpec::AttentionExperts(attention) => {
                 attention.head_dim * attention.kv_heads * (attention.router.active + 1)
             }
+            MixerSpec::LatentAttention(attention) => attention.expanded(),
             MixerSpec::Recurrent(recurrent) => recurrent.kept() / 2,
         };
         // Experts keep their inner rows alone.

@@ -56,6 +56,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             router,
             expert: mlp.clone(),
             gated: true,
+            clamped: None,
             output_bias: false,
             shared: None,
         })
@@ -147,12 +148,7 @@ fn read_router(config: &Config) -> Result<Option<RouterSpec>> {
             format!("{active} of {experts} experts cannot be active; choose at most {experts}");
         return Err(config.error("num_experts_per_tok", reason));
     }
-    Ok((experts > 1).then_some(RouterSpec {
-        experts,
-        active,
-        normalised: false,
-        capacity: None,
-    }))
+    Ok((experts > 1).then_some(RouterSpec::softmax(experts, active, false)))
 }
 
 /// Which layers are special: one in `period`, from `offset` on.

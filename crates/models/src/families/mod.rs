@@ -11,6 +11,7 @@ pub mod cohere;
 pub mod cohere2;
 pub mod config;
 mod config_keys;
+pub mod deepseek;
 pub mod distilbert;
 pub mod electra;
 mod encoder_layout;
@@ -24,6 +25,7 @@ pub mod glm;
 pub mod gpt2;
 pub mod gpt_bigcode;
 pub mod gpt_neox;
+pub mod gpt_oss;
 pub mod gptj;
 pub mod granite;
 pub mod granitemoe;
@@ -119,6 +121,8 @@ pub const FAMILIES: &[Family] = &[
     bloom::FAMILY,
     cohere2::FAMILY,
     cohere::FAMILY,
+    deepseek::SECOND,
+    deepseek::THIRD,
     distilbert::FAMILY,
     electra::FAMILY,
     exaone4::FAMILY,
@@ -131,6 +135,7 @@ pub const FAMILIES: &[Family] = &[
     gpt2::FAMILY,
     gpt_bigcode::FAMILY,
     gpt_neox::FAMILY,
+    gpt_oss::FAMILY,
     gptj::FAMILY,
     granite::FAMILY,
     granitemoe::FAMILY,
@@ -140,6 +145,7 @@ pub const FAMILIES: &[Family] = &[
     llama::FAMILY,
     m2m_100::FAMILY,
     mamba2::FAMILY,
+    mamba::FALCON,
     mamba::FAMILY,
     mambaformer::FAMILY,
     marian::FAMILY,
@@ -320,7 +326,9 @@ fn whole(number: f64) -> Value {
 fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
     match &block.mixer {
         MixerSpec::Attention(attention) => Some(attention),
-        MixerSpec::AttentionExperts(_) | MixerSpec::Recurrent(_) => None,
+        MixerSpec::AttentionExperts(_)
+        | MixerSpec::LatentAttention(_)
+        | MixerSpec::Recurrent(_) => None,
     }
 }
 

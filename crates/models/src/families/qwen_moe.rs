@@ -119,6 +119,7 @@ fn experts(router: RouterSpec, expert: MlpSpec, shared: Option<SharedExpertSpec>
         router,
         expert,
         gated: true,
+        clamped: None,
         output_bias: false,
         shared,
     }

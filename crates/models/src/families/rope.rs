@@ -196,6 +196,16 @@ pub fn write_with_share(rotary: &RotarySpec, head_dim: usize) -> Value {
     parameters
 }
 
+/// YaRN's `mscale_all_dim`, by which DeepSeek's families stretch scores; zero counts as absent.
+///
+/// # Errors
+/// When it is no number.
+pub fn score_stretch(config: &Config) -> Result<Option<f64>> {
+    let (_, parameters) = parameters(config)?;
+    let stretch = parameters.optional_number("mscale_all_dim")?;
+    Ok(stretch.filter(|stretch| *stretch != 0.0))
+}
+
 /// The object that holds the scaling, with its key; an empty one if the file has neither form.
 fn parameters(config: &Config) -> Result<(&'static str, Config)> {
     for key in ["rope_parameters", "rope_scaling"] {
@@ -363,6 +373,8 @@ fn yarn_attention_factor(parameters: &Config, factor: f64) -> Result<f64> {
         (Some(mscale), Some(all)) => rule(mscale) / rule(all),
         _ => rule(1.0),
     };
+    // So many decimals are read again as they were written, by every reader of JSON.
+    let resolved = (resolved * 1e12).round() / 1e12;
     let positive = resolved.is_finite() && resolved > 0.0;
     positive
         .then_some(resolved)

@@ -157,7 +157,7 @@ fn block(block: &BlockSpec) -> Vec<String> {
 fn norm(kind: NormSpec) -> &'static str {
     match kind {
         NormSpec::LayerNorm { .. } | NormSpec::Standardised { .. } => "LayerNorm",
-        NormSpec::RmsNorm { .. } => "RMSNorm",
+        NormSpec::RmsNorm { .. } | NormSpec::Scaled { .. } => "RMSNorm",
     }
 }
 
