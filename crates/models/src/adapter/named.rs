@@ -157,13 +157,27 @@ impl Adapter {
     /// # Errors
     /// When the model has an adapter of this name, or nothing that can have one of this kind.
     pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<()> {
+        let fresh = Fresh {
+            adapter: &self.name,
+            seed,
+            is_read: false,
+        };
+        self.attach_as(model, family, fresh)
+    }
+
+    fn attach_as(
+        &self,
+        model: &mut LanguageModel,
+        family: &Family,
+        fresh: Fresh<'_>,
+    ) -> Result<()> {
         if model.adapters().contains(&self.name) {
             return Err(Error::Invalid(format!(
                 "the model has an adapter `{}` already; give this one another name",
                 self.name
             )));
         }
-        let attached = self.attach_parts(model, family, seed);
+        let attached = self.attach_parts(model, family, fresh);
         if attached.is_err() {
             model.detach_adapter(&self.name);
         }
@@ -172,11 +186,12 @@ impl Adapter {
         Ok(())
     }
 
-    fn attach_parts(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<()> {
-        let fresh = Fresh {
-            adapter: &self.name,
-            seed,
-        };
+    fn attach_parts(
+        &self,
+        model: &mut LanguageModel,
+        family: &Family,
+        fresh: Fresh<'_>,
+    ) -> Result<()> {
         let saved = self.saved(model, family);
         ties::untie(self.kind.as_ref(), &saved, model, family);
         self.kind.attach(model, family, fresh)?;
@@ -218,7 +233,12 @@ impl Adapter {
         let is_older = !usual.is_file() && pickled.is_file();
         let path = if is_older { pickled } else { usual };
         let (adapter, mut file) = self.open(model, family, &path)?;
-        adapter.attach(model, family, 0)?;
+        let fresh = Fresh {
+            adapter: &self.name,
+            seed: 0,
+            is_read: true,
+        };
+        adapter.attach_as(model, family, fresh)?;
         model.set_trainable(|_| false);
         if let Err(error) = adapter.read_parts(model, family, &mut file) {
             model.detach_adapter(&self.name);
