@@ -373,7 +373,10 @@ fn wrong_configurations_and_files_are_refused_with_a_sentence() {
             serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         config["base_model_name_or_path"] = fixture("llama").to_str().unwrap().into();
         change(folder.path(), &mut config);
-        fs::write(&path, config.to_string()).unwrap();
+        match config.is_null() {
+            true => fs::remove_file(&path).unwrap(),
+            false => fs::write(&path, config.to_string()).unwrap(),
+        }
         folder::load(folder.path(), &Device::flex())
             .err()
             .map(|error| error.to_string())
@@ -406,6 +409,11 @@ fn wrong_configurations_and_files_are_refused_with_a_sentence() {
         case(&move |folder, _| fs::remove_file(folder.join(file)).unwrap()).unwrap()
     };
     assert!(without("config.json").contains("config.json"));
+    let alone = case(&|_, config| *config = serde_json::Value::Null).unwrap();
+    assert!(
+        alone.contains("put an adapter_config.json beside it"),
+        "{alone}"
+    );
     let missing = without("intkey_layer_0_comp_block_output_unit_pos_nunit_1#1.bin");
     assert!(missing.contains("missing"), "{missing}");
     let changed = |from: &'static str, to: &'static str| {

@@ -1,8 +1,7 @@
 //! Strings of letters with rules (copy, reverse, count, ...): the smallest tasks that tell architectures apart.
 //!
 //! `reverse` turns a string around (arXiv 1706.03762's encoder-decoder needs its cross-attention for it), `copy`, asked in the same
-//! words, gives it back as it is; `sign/reverse`, `sign/copy` and `sign/sort` say by a sign before the string what is wanted, and
-//! `new-sign/reverse` and `new-sign/descending` by a sign that none of these has; `count` continues the alphabet of sixteen letters, `steps` in steps of one to five, so that hidden
+//! words, gives it back as it is; `count` continues the alphabet of sixteen letters, `steps` in steps of one to five, so that hidden
 //! letters can be inferred; `doubled` writes every letter twice; `mirror` is a string and its reverse, `repeated` a string twice;
 //! `markov/N` is a text of N letters in which two letters decide the next one, but for a tenth that is noise (arXiv
 //! 2108.12409's question: what happens beyond the length of training?).
@@ -19,11 +18,6 @@ pub const WORLD: World = World {
     tasks: &[
         "symbols/reverse",
         "symbols/copy",
-        "symbols/sign/reverse",
-        "symbols/sign/copy",
-        "symbols/sign/sort",
-        "symbols/new-sign/reverse",
-        "symbols/new-sign/descending",
         "symbols/count",
         "symbols/steps",
         "symbols/doubled",
@@ -44,9 +38,8 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
         .and_then(|number| number.parse().ok())
         .unwrap_or(0);
     match task.split('/').nth(1) {
-        Some("reverse") => asked("", random, reversed),
-        Some("copy") => asked("", random, str::to_owned),
-        Some("sign" | "new-sign") => signed(task, random),
+        Some("reverse") => asked(random, |string| string.chars().rev().collect()),
+        Some("copy") => asked(random, str::to_owned),
         Some("count") => text(count(random)),
         Some("steps") => text(steps(random)),
         Some("doubled") => text(doubled(random)),
@@ -72,33 +65,12 @@ fn letters(count: usize, alphabet: usize, random: &mut Random) -> String {
         .collect()
 }
 
-fn reversed(string: &str) -> String {
-    string.chars().rev().collect()
-}
-
-fn sorted(string: &str) -> String {
-    let mut letters: Vec<char> = string.chars().collect();
-    letters.sort_unstable();
-    letters.into_iter().collect()
-}
-
-/// What is wanted stands before the string, as a sign of its own or as one that says nothing yet.
-fn signed(task: &str, random: &mut Random) -> Draft {
-    match task {
-        "symbols/sign/reverse" => asked("<", random, reversed),
-        "symbols/sign/copy" => asked("=", random, str::to_owned),
-        "symbols/sign/sort" => asked("^", random, sorted),
-        "symbols/new-sign/reverse" => asked("?", random, reversed),
-        _ => asked("?", random, |string| reversed(&sorted(string))),
-    }
-}
-
-/// A sign and four to twelve letters of twenty, and what is wanted of them.
-fn asked(sign: &str, random: &mut Random, wanted: impl Fn(&str) -> String) -> Draft {
+/// Four to twelve letters of twenty, and what is wanted of them.
+fn asked(random: &mut Random, wanted: impl Fn(&str) -> String) -> Draft {
     let string = letters(4 + random.below(9), 20, random);
     let answer = wanted(&string);
     Draft {
-        prompt: format!("{sign}{string}>"),
+        prompt: format!("{string}>"),
         answer: answer.clone(),
         key: string,
         solution: answer,
@@ -177,21 +149,6 @@ mod tests {
                 .collect::<String>(),
             reversed.answer
         );
-        for (task, sign, answer) in [
-            (
-                "symbols/sign/copy",
-                '=',
-                str::to_owned as fn(&str) -> String,
-            ),
-            ("symbols/sign/sort", '^', sorted),
-            ("symbols/new-sign/reverse", '?', reversed),
-            ("symbols/new-sign/descending", '?', |s| reversed(&sorted(s))),
-        ] {
-            let item = first(task);
-            let string = item.prompt.strip_prefix(sign).unwrap();
-            assert_eq!(answer(string.trim_end_matches('>')), item.answer);
-        }
-        assert_eq!(sorted("cabb"), "abbc");
         let counted = first("symbols/count").solution.into_bytes();
         assert!(
             counted

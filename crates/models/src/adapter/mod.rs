@@ -1,5 +1,5 @@
-//! What is added to a model and trained in its place: low-rank maps, first states of recurrent layers, and whatever a kind adds to
-//! linear maps and to the residual stream.
+//! What is added to a model and trained in its place: low-rank maps, first states of recurrent layers, edits of hidden states, and
+//! whatever a kind adds to linear maps and to the residual stream.
 //!
 //! A kind is one file here and one line in [`KINDS`]. It puts its parts where they work: a [`LinearAdapter`] at a linear map
 //! ([`LinearMapMut::attach`]), an [`Intervention`] after a block ([`Stack::intervene`](crate::stack::Stack::intervene)), a first

@@ -6,14 +6,14 @@
 //! reads the prompt.
 //!
 //! The folder holds `adapter_config.json` with the `peft_type` `LOREFT`. LoReFT's weights lie beside it as pyreft has them
-//! ([`pyreft`]), which opens the folder. Those of other forms are in `adapter_model.safetensors` as `layers.0.prefix.R` and so on:
+//! (`pyreft.rs`), which opens the folder. Those of other forms are in `adapter_model.safetensors` as `layers.0.prefix.R` and so on:
 //! pyreft's `load` cannot make the unconstrained ones, whose classes ask for more than its configuration says, and keeps the
 //! others as rotations of the whole width. Of pyreft's own folders those of `LoreftIntervention`, `NoreftIntervention` and
 //! `NodireftIntervention` are read, where an `adapter_config.json` beside them says base and positions, which pyreft does not keep.
 
 mod edit;
 mod positions;
-pub mod pyreft;
+mod pyreft;
 
 use std::{path::Path, sync::Arc};
 

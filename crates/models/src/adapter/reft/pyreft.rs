@@ -35,7 +35,7 @@ pub(super) fn opens(method: Method) -> bool {
 
 /// The weights of a folder of pyreft's.
 #[derive(Debug, Clone)]
-pub struct PyreftFolder {
+pub(super) struct PyreftFolder {
     /// The form of the edits.
     pub method: Method,
     /// Directions of an edit.
