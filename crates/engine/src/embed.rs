@@ -44,7 +44,7 @@ pub fn embed(
             .collect();
         let pooled = pooling.pool(model.encode(&input)?, &real);
         let values = pooled.floats();
-        for (i, vector) in chunk.iter().zip(values.chunks(model.spec().width)) {
+        for (i, vector) in chunk.iter().zip(values.chunks(model.spec().hidden_width())) {
             vectors[*i] = vector.to_vec();
         }
     }

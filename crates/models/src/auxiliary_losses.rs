@@ -46,6 +46,8 @@ pub enum SideSpec {
     Experts {
         /// How it chooses.
         router: RouterSpec,
+        /// What is added to scores where experts are chosen, where the router has that.
+        choice_bias: Option<Arc<Vec<f32>>>,
         /// Parts of a token.
         parts: usize,
         /// How often it counts in the joint balance loss.
@@ -164,6 +166,7 @@ impl<'a> Logits<'a> {
     fn of(side: &'a SideOutput) -> Option<Self> {
         let SideSpec::Experts {
             router,
+            choice_bias,
             parts,
             times,
         } = &side.spec
@@ -178,6 +181,7 @@ impl<'a> Logits<'a> {
             Arc::new(choose(
                 router,
                 &scores,
+                choice_bias.as_ref().map(|bias| bias.as_slice()),
                 *parts,
                 side.present.as_deref(),
                 side.training,
@@ -461,14 +465,9 @@ mod tests {
             TensorData::new(rows.concat(), [1, count, experts]),
             &Device::flex(),
         );
-        let router = RouterSpec {
-            experts,
-            active,
-            normalised: true,
-            capacity: None,
-        };
         let spec = SideSpec::Experts {
-            router,
+            router: RouterSpec::softmax(experts, active, true),
+            choice_bias: None,
             parts: 1,
             times: 1,
         };

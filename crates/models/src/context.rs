@@ -151,9 +151,10 @@ impl Tokens {
     pub fn context(self: &Arc<Self>, mixer: &MixerSpec) -> Context {
         let (time, keys) = (self.time, self.past + self.time);
         let (rotary, window) = match mixer {
-            MixerSpec::Attention(attention) => (&attention.rotary, attention.window),
-            MixerSpec::AttentionExperts(attention) => (&attention.rotary, None),
-            MixerSpec::Recurrent(_) => (&None, None),
+            MixerSpec::Attention(attention) => (attention.rotary.as_ref(), attention.window),
+            MixerSpec::AttentionExperts(attention) => (attention.rotary.as_ref(), None),
+            MixerSpec::LatentAttention(attention) => (Some(&attention.rotary), None),
+            MixerSpec::Recurrent(_) => (None, None),
         };
         let (bias, key_bias) = match mixer {
             MixerSpec::Attention(AttentionSpec {
@@ -201,7 +202,7 @@ impl Tokens {
                 .mask(None),
                 _ => self.mask(window),
             },
-            rotation: rotary.as_ref().map(|rotary| self.rotation(rotary)),
+            rotation: rotary.map(|rotary| self.rotation(rotary)),
             precision: self.precision,
             training: self.training,
             present: self.present(),

@@ -13,11 +13,14 @@ use crate::{
     families::{self, Family, config::Config},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
-    positions::check_computed,
+    positions,
+    saved_configuration::configuration,
     source::{self, CheckpointSource},
     spec::ModelSpec,
-    tied_head::{self, EMBEDDING, HeadInFile, WithFreshHead},
+    tied_head::{self, EMBEDDING, HeadInFile, WithFresh},
 };
+
+pub use crate::saved_configuration::check_savable;
 
 /// A model with what its folder says of it.
 #[derive(Debug, Clone)]
@@ -28,7 +31,7 @@ pub struct LoadedModel {
     pub config: Map<String, Value>,
     /// The folder of the weights and the tokenizer: the base model's when the model was given as an adapter.
     pub base: PathBuf,
-    /// The type of most tensors in the file.
+    /// The type of most tensors in the file; bf16 where those are packed.
     pub dtype: Dtype,
     /// The adapter, when the model was given as one.
     pub adapter: Option<Adapter>,
@@ -89,20 +92,20 @@ pub fn load_changed(
         head,
     } = Description::read_changed(folder, changes)?;
     check_names(&checkpoint, family, &spec)?;
-    check_computed(&spec, &checkpoint)?;
     let mut source = CheckpointSource::new(&checkpoint, family, &spec);
     if let Some(tensor) = head.embedding {
         source.read_from(EMBEDDING, tensor);
     }
-    let model = match head.fresh {
-        true => LanguageModel::build(spec, &mut WithFreshHead(source), device)?,
-        false => LanguageModel::build(spec, &mut source, device)?,
-    };
+    let fresh = head.fresh;
+    let model = LanguageModel::build(spec, &mut WithFresh { source, fresh }, device)?;
     Ok(LoadedModel {
         model,
         config,
         base: folder.to_owned(),
-        dtype: checkpoint.dtype(),
+        dtype: match checkpoint.dtype() {
+            Dtype::U8 => Dtype::BF16,
+            dtype => dtype,
+        },
         adapter: None,
         generation,
         remarks,
@@ -185,6 +188,7 @@ impl Description {
         config.refuse_unread()?;
         let checkpoint = Checkpoint::open(folder)?;
         let head = tied_head::settle(&mut spec, &config, family, &checkpoint)?;
+        positions::settle(&mut spec, family, &checkpoint)?;
         fit(&mut spec, family, &checkpoint);
         Ok(Self {
             config: config.map().clone(),
@@ -253,8 +257,10 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, spec: &ModelSpec) -> Re
     let head = tied_head::tensor_of(tied_head::HEAD, family, spec);
     let known = |name: &str| {
         let full = format!("{}{name}", family.prefix);
-        let derived = tied_head::is_derived(name, family, spec);
+        let derived = tied_head::is_derived(name, family, spec)
+            || families::deepseek::is_of_further_tokens(spec, name);
         let (name, full) = (source::todays_name(name), source::todays_name(&full));
+        let (name, full) = (source::unpacked_name(&name), source::unpacked_name(&full));
         derived
             || head
                 .as_deref()
@@ -311,7 +317,7 @@ pub fn save_from(
     disk::create_folder(folder).map_err(Error::file(folder))?;
     write_json(
         &folder.join("config.json"),
-        &configuration(model, config, dtype)?,
+        &Value::Object(configuration(model.spec(), config, dtype)?),
     )?;
     let generation = generation_of(model.spec(), generation);
     write_json(&folder.join(GENERATION), &generation)?;
@@ -369,58 +375,6 @@ fn ids(list: &[u32]) -> Value {
         [] => Value::Null,
         [one] => json!(one),
         many => json!(many),
-    }
-}
-
-fn configuration(
-    model: &LanguageModel,
-    config: Option<&Map<String, Value>>,
-    dtype: Dtype,
-) -> Result<Value> {
-    // What the model is overrides what the folder said; keys that we do not know stay.
-    let mut map = config.cloned().unwrap_or_default();
-    let mut written = families::write_config(model.spec())?;
-    keep_labels(&map, &mut written);
-    for (key, value) in written {
-        // An equal number keeps its form: readers tell 8 from 8.0.
-        let is_same = map.get(&key).is_some_and(|old| are_equal(old, &value));
-        if !is_same {
-            map.insert(key, value);
-        }
-    }
-    let name = match dtype {
-        Dtype::BF16 => "bfloat16",
-        Dtype::F16 => "float16",
-        _ => "float32",
-    };
-    map.remove("torch_dtype");
-    map.insert("dtype".into(), name.into());
-    Ok(Value::Object(map))
-}
-
-/// Names of classes stay where they name as many as there are.
-fn keep_labels(old: &Map<String, Value>, written: &mut Map<String, Value>) {
-    let count = |map: &Map<String, Value>| Some(map.get("id2label")?.as_object()?.len());
-    if count(old).is_some() && count(old) == count(written) {
-        written.remove("id2label");
-        written.remove("label2id");
-    }
-}
-
-/// Whether two values mean the same, numbers by what they are worth.
-fn are_equal(one: &Value, other: &Value) -> bool {
-    match (one, other) {
-        (Value::Number(one), Value::Number(other)) => one.as_f64() == other.as_f64(),
-        (Value::Array(one), Value::Array(other)) => {
-            one.len() == other.len() && one.iter().zip(other).all(|(a, b)| are_equal(a, b))
-        }
-        (Value::Object(one), Value::Object(other)) => {
-            let has = |(key, value): (&String, &Value)| {
-                other.get(key).is_some_and(|o| are_equal(value, o))
-            };
-            one.len() == other.len() && one.iter().all(has)
-        }
-        _ => one == other,
     }
 }
 

@@ -129,8 +129,8 @@ impl<'a> StoredTensor<'a> {
             Assembly::Rows => self.split_rows(&values),
             Assembly::Transposed if self.shape.len() < 2 => self.split_rows(&values),
             Assembly::Transposed => {
-                let (inputs, outputs) = (self.shape[0], self.shape[self.shape.len() - 1]);
-                self.split_rows(&transpose(&values, inputs, outputs))
+                let [inputs, outputs] = self.last_axes();
+                self.split_rows(&transpose_each(&values, inputs, outputs))
             }
             Assembly::BlockDiagonal => self.split_block_diagonal(&values),
             Assembly::Experts(factors) => {
@@ -186,11 +186,11 @@ impl<'a> StoredTensor<'a> {
             Assembly::Rows => self.rows(values),
             Assembly::Transposed => {
                 let rows = self.rows(values);
-                let (outputs, inputs) = (self.shape[self.shape.len() - 1], self.shape[0]);
+                let [inputs, outputs] = self.last_axes();
                 if self.shape.len() < 2 {
                     rows
                 } else {
-                    transpose(&rows, outputs, inputs)
+                    transpose_each(&rows, outputs, inputs)
                 }
             }
             Assembly::BlockDiagonal => self.blocks(values),
@@ -199,6 +199,12 @@ impl<'a> StoredTensor<'a> {
                 factors.assemble(parts)
             }
         }
+    }
+
+    /// The lengths of the last two axes, or of the only one twice.
+    fn last_axes(&self) -> [usize; 2] {
+        let axis = |from_last: usize| self.shape[self.shape.len().saturating_sub(from_last)];
+        [axis(self.shape.len().min(2)), axis(1)]
     }
 
     /// The rows of all parts, which take turns in as many groups as there are.
@@ -247,10 +253,27 @@ impl<'a> StoredTensor<'a> {
     }
 }
 
+/// The shape in which these rows of a parameter of this shape are stored: a matrix, but for a row of a matrix, which is a vector.
+pub(crate) fn row_shape(rows: &Range<usize>, shape: &[usize]) -> Vec<usize> {
+    let width = shape.last().copied().unwrap_or(1);
+    match (rows.len(), shape.len()) {
+        (1, ..=2) => vec![width],
+        (rows, _) => vec![rows, width],
+    }
+}
+
 /// `[rows, columns]` to `[columns, rows]`.
 fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..columns)
         .flat_map(|c| (0..rows).map(move |r| matrix[r * columns + c]))
+        .collect()
+}
+
+/// As [`transpose`], for matrices of this size one after another.
+fn transpose_each(matrices: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    matrices
+        .chunks((rows * columns).max(1))
+        .flat_map(|matrix| transpose(matrix, rows, columns))
         .collect()
 }
 
@@ -304,10 +327,11 @@ fn tensors_of(model: &LanguageModel, entries: Vec<TensorEntry>) -> Vec<StoredTen
         shape[0] = parts.iter().map(|p| p.shape()[0]).sum();
         let width = shape[shape.len() - 1];
         if let Some(rows) = &entry.rows {
-            shape = vec![rows.len(), width];
+            shape = row_shape(rows, &shape);
         }
         if entry.transposed {
-            shape.reverse();
+            let last = shape.len().saturating_sub(2);
+            shape[last..].reverse();
         }
         let assembly = if entry.transposed {
             Assembly::Transposed

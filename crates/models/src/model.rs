@@ -4,15 +4,9 @@ use std::{collections::HashSet, sync::Arc};
 
 use burn::tensor::{Device, Tensor};
 use espalier_data::random::fnv;
-use espalier_kernels::{
-    attention::Mask,
-    cross_entropy::{
-        HeadOptions, Regularisation, cross_entropy, linear_cross_entropy, linear_log_probabilities,
-        log_probabilities,
-    },
-    linear::Precision,
-    weight::Weight,
-};
+use espalier_kernels::{attention::Mask, linear::Precision};
+
+mod head;
 
 pub use crate::input::Input;
 use crate::{
@@ -117,7 +111,7 @@ impl LanguageModel {
             .transpose()?;
         let classifier = spec
             .classifier
-            .map(|kind| Classifier::build(&mut builder, width, kind))
+            .map(|kind| Classifier::build(&mut builder, spec.hidden_width(), kind))
             .transpose()?;
         let own_head = !spec.tied_head && !spec.headless;
         let bias_in_head = own_head && spec.head_bias && spec.head_bias_shape().len() == 1;
@@ -304,132 +298,6 @@ impl LanguageModel {
         let reason = || Error::Invalid("this model has no classifier".into());
         let classifier = self.classifier.as_ref().ok_or_else(reason)?;
         Ok(classifier.forward(hidden, input, self.spec.pad))
-    }
-
-    /// The head: `[.., width]` to logits `[.., vocabulary]`.
-    pub fn head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        let hidden = self.before_head(hidden);
-        let logits = match &self.head {
-            Some(head) => head.forward(hidden),
-            None => {
-                Linear::from_weight("head", self.embedding.clone(), self.precision).forward(hidden)
-            }
-        };
-        let logits = match &self.head_bias {
-            Some(bias) => logits + flat(bias).unsqueeze(),
-            None => logits,
-        };
-        match self.spec.logit_softcap {
-            Some(softcap) => (logits / softcap).tanh() * softcap,
-            None => logits,
-        }
-    }
-
-    /// The negative sum of the log-probabilities of `targets` `[tokens]`, from `hidden` `[tokens, width]`: `[1]`.
-    ///
-    /// # Errors
-    /// When a target is outside the vocabulary, or there is no head over it.
-    pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
-        self.check_head()?;
-        self.check_ids(targets)?;
-        Ok(match self.plain_head() {
-            Some((weight, bias)) => linear_cross_entropy(
-                self.before_head(hidden),
-                weight,
-                bias,
-                targets,
-                self.head_options(),
-            ),
-            None => cross_entropy(self.head(hidden), targets, self.regularisation()),
-        })
-    }
-
-    /// Log-probability of `targets` `[tokens]` as the head sees them from `hidden` `[tokens, width]`: `[tokens]`.
-    ///
-    /// # Errors
-    /// When a target is outside the vocabulary, or there is no head over it.
-    pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
-        self.check_head()?;
-        self.check_ids(targets)?;
-        Ok(match self.plain_head() {
-            Some((weight, bias)) => linear_log_probabilities(
-                self.before_head(hidden),
-                weight,
-                bias,
-                targets,
-                self.head_options(),
-            ),
-            None => log_probabilities(self.head(hidden), targets),
-        })
-    }
-
-    /// Whether there is a head over the vocabulary.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn check_head(&self) -> Result<()> {
-        let reason = "this model has no head over its vocabulary (`architectures` in config.json) and predicts no tokens";
-        match self.spec.headless {
-            true => Err(Error::Invalid(reason.into())),
-            false => Ok(()),
-        }
-    }
-
-    /// Hidden states for the head's product: transformed, and scaled, since the factor on the logits may as well stand here.
-    fn before_head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        let hidden = match &self.head_transform {
-            Some(transform) => transform.forward(hidden),
-            None => hidden,
-        };
-        if self.spec.logit_scale == 1.0 {
-            hidden
-        } else {
-            hidden * self.spec.logit_scale
-        }
-    }
-
-    fn head_options(&self) -> HeadOptions {
-        let regularisation = self.regularisation();
-        HeadOptions {
-            softcap: self.spec.logit_softcap,
-            precision: self.precision,
-            regularisation,
-        }
-    }
-
-    /// A matter of training: what is measured of a model is its likelihood.
-    fn regularisation(&self) -> Regularisation {
-        match self.training {
-            true => Regularisation {
-                z_loss: self.spec.z_loss,
-                label_smoothing: self.label_smoothing,
-            },
-            false => Regularisation::default(),
-        }
-    }
-
-    /// The head's weight and bias, where they are all there is to the head.
-    fn plain_head(&self) -> Option<(Weight<2>, Option<Tensor<1>>)> {
-        let bias = || self.head_bias.as_ref().map(flat);
-        match &self.head {
-            Some(head) if head.is_adapted() => None,
-            Some(head) => {
-                let own = head.bias.as_ref().map(Parameter::value);
-                Some((head.weight.weight(), own.or_else(bias)))
-            }
-            None => Some((self.embedding.weight(), bias())),
-        }
-    }
-
-    /// Logits of every position, `[batch, time, vocabulary]`.
-    ///
-    /// # Errors
-    /// When a token id or a position is outside the model's tables.
-    pub fn logits(&self, input: &Input) -> Result<Tensor<3>> {
-        if self.spec.headless && self.spec.embedding_width.is_some() {
-            return Err(Error::Invalid("this model has no head".into()));
-        }
-        Ok(self.head(self.hidden(input, None)?))
     }
 
     /// All parameters, in a fixed order.
@@ -630,11 +498,6 @@ impl LanguageModel {
             None => Ok(()),
         }
     }
-}
-
-/// A bias of any rank as one row, tracked where it is trained: `[len]`.
-fn flat(bias: &Parameter) -> Tensor<1> {
-    bias.leaf().cloned().unwrap_or_else(|| bias.flat())
 }
 
 /// Whether no number comes back after another one.

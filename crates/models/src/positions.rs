@@ -9,10 +9,11 @@ use espalier_kernels::embedding::embedding;
 use crate::{
     Error, Result,
     checkpoint::Checkpoint,
+    families::Family,
     layers::Builder,
     parameter::{Parameter, parameters},
-    source::Initial,
-    spec::{ModelSpec, PositionSpec},
+    source::{Initial, stored_name},
+    spec::{EncoderSpec, ModelSpec, PositionSpec},
 };
 
 /// The positions of a stack.
@@ -47,6 +48,10 @@ impl Positions {
                 )
             })
             .transpose()?;
+        let table = match spec {
+            PositionSpec::Fixed { .. } => table.map(Parameter::fixed),
+            _ => table,
+        };
         Ok(Self { spec, width, table })
     }
 
@@ -67,6 +72,7 @@ impl Positions {
                 let rows = positions.iter().map(|p| p.saturating_add(offset as u32));
                 self.rows(&rows.collect::<Vec<_>>(), count, offset)?
             }
+            PositionSpec::Fixed { count } => self.rows(positions, count, 0)?,
             PositionSpec::LearnedBehindPadding { count, padding } => {
                 self.rows(&behind(padding), count, padding as usize + 1)?
             }
@@ -94,8 +100,7 @@ impl Positions {
         };
         if let Some(row) = rows.iter().find(|row| **row as usize >= count + offset) {
             let position = *row as usize - offset;
-            let reason =
-                format!("position {position} is outside the model's {count} learned positions");
+            let reason = format!("position {position} is outside the model's {count} positions");
             return Err(Error::Invalid(format!("{reason}; shorten the input")));
         }
         Ok(embedding(table.weight(), rows))
@@ -167,31 +172,67 @@ fn bounded_sinusoid(position: u32, width: usize) -> Vec<f32> {
 /// How far a file's sines and cosines may be from those of today: further than halves round.
 const COMPUTED_GAP: f32 = 0.01;
 
-/// Refuses a file's table of sines and cosines, which are computed, where it holds other numbers.
+/// Takes a file's tables of sines and cosines, which are computed elsewhere, as they are where they hold other numbers.
 ///
 /// # Errors
-/// When it does, or cannot be read.
-pub(crate) fn check_computed(spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<()> {
-    let Some(PositionSpec::Sinusoidal { interleaved }) = spec.positions else {
-        return Ok(());
-    };
-    for name in checkpoint
-        .names()
-        .filter(|name| name.ends_with("embed_positions.weight"))
-    {
-        let table = checkpoint.read_f32(name, None)?;
-        for (position, row) in table.chunks(spec.width.max(1)).enumerate() {
-            let computed = sinusoid(position as u32, row.len(), interleaved);
-            let far = |(a, b): (&f32, &f32)| (a - b).abs() > COMPUTED_GAP;
-            if row.iter().zip(&computed).any(far) {
-                let reason = format!(
-                    "`{name}` holds other numbers than sines and cosines at position {position}; such a table is not supported yet"
-                );
-                return Err(Error::checkpoint(checkpoint.folder(), reason));
-            }
+/// When one cannot be read.
+pub(crate) fn settle(spec: &mut ModelSpec, family: &Family, checkpoint: &Checkpoint) -> Result<()> {
+    let other = |ours: &str, positions: Option<PositionSpec>| -> Result<Option<PositionSpec>> {
+        let Some(PositionSpec::Sinusoidal { interleaved }) = positions else {
+            return Ok(positions);
+        };
+        match other_table(spec, family, checkpoint, ours, interleaved)? {
+            Some(count) => Ok(Some(PositionSpec::Fixed { count })),
+            None => Ok(positions),
         }
+    };
+    let decoders = other("positions.weight", spec.positions)?;
+    let encoders = match &spec.encoder {
+        Some(encoder) => other("encoder.positions.weight", encoder.positions)?,
+        None => None,
+    };
+    spec.positions = decoders;
+    if let Some(encoder) = &mut spec.encoder {
+        encoder.positions = encoders;
     }
     Ok(())
+}
+
+/// The rows of the file's table of this parameter of ours, where it has one of other numbers than sines and cosines.
+fn other_table(
+    spec: &ModelSpec,
+    family: &Family,
+    checkpoint: &Checkpoint,
+    ours: &str,
+    interleaved: bool,
+) -> Result<Option<usize>> {
+    let fixed = Some(PositionSpec::Fixed { count: 1 });
+    let encoder = spec.encoder.clone().map(|encoder| EncoderSpec {
+        positions: fixed,
+        ..encoder
+    });
+    let with_tables = ModelSpec {
+        positions: fixed,
+        encoder,
+        ..spec.clone()
+    };
+    let entries = (family.tensors)(&with_tables);
+    let entry = entries
+        .iter()
+        .find(|entry| entry.parts.iter().any(|p| p == ours));
+    let stored = entry.and_then(|entry| stored_name(checkpoint, family.prefix, &entry.name));
+    let Some(name) = stored else {
+        return Ok(None);
+    };
+    let table = checkpoint.read_f32(&name, None)?;
+    let rows = table.chunks(spec.width.max(1));
+    let count = rows.len();
+    let far = |(a, b): (&f32, &f32)| (a - b).abs() > COMPUTED_GAP;
+    let differs = |(position, row): (usize, &[f32])| {
+        let computed = sinusoid(position as u32, row.len(), interleaved);
+        row.iter().zip(&computed).any(far)
+    };
+    Ok(rows.enumerate().any(differs).then_some(count))
 }
 
 /// Sines and cosines of `position` times `10000^(-2i / width)`, `[width]`: taking turns, or all sines first.

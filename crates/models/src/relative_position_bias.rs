@@ -23,7 +23,7 @@ pub struct RelativePositionBias {
 parameters!(RelativePositionBias: table);
 
 impl RelativePositionBias {
-    /// Builds `{name}.weight`, `[buckets, heads]`.
+    /// Builds `{name}.weight`, `[rows, heads]`.
     ///
     /// # Errors
     /// When the source lacks the weight.
@@ -34,7 +34,7 @@ impl RelativePositionBias {
         bidirectional: bool,
     ) -> Result<Self> {
         let (shape, initial) = (
-            vec![spec.buckets, spec.heads],
+            vec![spec.rows, spec.heads],
             Initial::Normal(builder.deviation),
         );
         let table = builder.parameter(format!("{name}.weight"), shape, initial)?;
@@ -89,6 +89,7 @@ mod tests {
 
     const SPEC: RelativePositionSpec = RelativePositionSpec {
         buckets: 32,
+        rows: 32,
         max_distance: 128,
         heads: 1,
         per_block: false,

@@ -12,13 +12,12 @@ impl ModelSpec {
     pub fn stales_cache(&self, before: usize, after: usize) -> bool {
         self.blocks.iter().any(|block| {
             let rotary = match &block.mixer {
-                MixerSpec::Attention(attention) => &attention.rotary,
-                MixerSpec::AttentionExperts(attention) => &attention.rotary,
-                MixerSpec::Recurrent(_) => return false,
+                MixerSpec::Attention(attention) => attention.rotary.as_ref(),
+                MixerSpec::AttentionExperts(attention) => attention.rotary.as_ref(),
+                MixerSpec::LatentAttention(attention) => Some(&attention.rotary),
+                MixerSpec::Recurrent(_) => None,
             };
-            rotary
-                .as_ref()
-                .is_some_and(|rotary| rotary.changes_between(before, after))
+            rotary.is_some_and(|rotary| rotary.changes_between(before, after))
         })
     }
 }

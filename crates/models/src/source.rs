@@ -3,12 +3,13 @@
 use std::{collections::HashMap, ops::Range};
 
 use espalier_data::random::{Random, fnv};
-use espalier_kernels::stored::Stored;
+use espalier_kernels::stored::{Mxfp4, Stored};
 
 use crate::{
     Error, Result,
     checkpoint::Checkpoint,
     families::{Family, TensorEntry},
+    layout::row_shape,
     spec::ModelSpec,
 };
 
@@ -191,6 +192,15 @@ pub(crate) fn stored_name(checkpoint: &Checkpoint, prefix: &str, name: &str) -> 
         .find(|name| checkpoint.info(name).is_some())
 }
 
+/// Ends of the names of tensors that hold a packed parameter: its numbers, and the scales of their blocks.
+const PACKED: [&str; 2] = ["_blocks", "_scales"];
+
+/// The name of the parameter that a tensor of this name holds, or holds a part of.
+pub(crate) fn unpacked_name(name: &str) -> &str {
+    let bare = PACKED.iter().find_map(|end| name.strip_suffix(end));
+    bare.unwrap_or(name)
+}
+
 /// The name that newer files give to what this one calls `name`.
 pub(crate) fn todays_name(name: &str) -> String {
     let name = name
@@ -232,8 +242,43 @@ impl CheckpointSource<'_> {
         }
     }
 
+    /// A stack of matrices `[.., out, in]` of this shape that the file holds packed, in the tensors of numbers and of scales that gpt-oss
+    /// is published in.
+    fn packed(&self, place: &Place, shape: &[usize]) -> Result<Option<Stored>> {
+        let name = |end: &str| {
+            let name = format!("{}{end}", place.tensor);
+            stored_name(self.checkpoint, self.prefix, &name)
+        };
+        let [Some(numbers), Some(scales)] = PACKED.map(name) else {
+            return Ok(None);
+        };
+        let size = |name: &str| self.checkpoint.info(name).map(|info| info.shape.clone());
+        let (width, outer) = shape.split_last().unwrap_or((&0, &[]));
+        let blocks = [outer, &[width / Mxfp4::NUMBERS]].concat();
+        let misfit = |name: &str, expected: &[usize]| Error::Shape {
+            operator: name.to_owned(),
+            expected: format!("{expected:?}"),
+            found: size(name).unwrap_or_default(),
+        };
+        let halves = [&blocks[..], &[Mxfp4::NUMBERS / 2]].concat();
+        for (name, expected) in [(&numbers, &halves), (&scales, &blocks)] {
+            if size(name).as_ref() != Some(expected) {
+                return Err(misfit(name, expected));
+            }
+        }
+        let [numbers_of, scales_of] = [&numbers, &scales].map(|name| self.checkpoint.bytes(name));
+        let bytes = Mxfp4::joined(&numbers_of?, &scales_of?);
+        bytes
+            .and_then(|bytes| Stored::new(&Mxfp4, shape.to_vec(), bytes))
+            .map(Some)
+            .ok_or_else(|| misfit(&numbers, &halves))
+    }
+
     /// What one tensor of the file holds of a parameter of this shape, as rows `[rows, width]` over its first axis.
     fn read(&self, place: &Place, shape: &[usize]) -> Result<Stored> {
+        if let Some(packed) = self.packed(place, shape)? {
+            return Ok(packed);
+        }
         let tensor = stored_name(self.checkpoint, self.prefix, &place.tensor)
             .ok_or_else(|| self.missing(&place.tensor))?;
         let found = self
@@ -242,11 +287,12 @@ impl CheckpointSource<'_> {
             .map(|info| info.shape.clone())
             .unwrap_or_default();
         let mut expected = match &place.rows {
-            Some(rows) => vec![rows.len(), shape[shape.len() - 1]],
+            Some(rows) => row_shape(rows, shape),
             None => [&[place.total], &shape[1..]].concat(),
         };
         if place.transposed {
-            expected.reverse();
+            let last = expected.len().saturating_sub(2);
+            expected[last..].reverse();
         }
         let misfit = || {
             let reason = format!(
@@ -257,7 +303,10 @@ impl CheckpointSource<'_> {
         if found != expected {
             return Err(misfit());
         }
-        let rows = vec![expected[0], expected[1..].iter().product()];
+        let rows = match &place.rows {
+            Some(rows) => vec![rows.len(), shape[shape.len() - 1]],
+            None => vec![expected[0], expected[1..].iter().product()],
+        };
         let whole = self.checkpoint.stored(&tensor)?.reshaped(rows);
         whole
             .and_then(|whole| part(&whole, place, shape))
@@ -270,8 +319,10 @@ fn part(whole: &Stored, place: &Place, shape: &[usize]) -> Option<Stored> {
     if place.rows.is_some() {
         return Some(whole.clone());
     }
-    if place.transposed && shape.len() == 2 {
-        return whole.transposed(place.start..place.start + shape[0]);
+    match (place.transposed, shape) {
+        (true, [rows, _]) => return whole.transposed(place.start..place.start + rows),
+        (true, [_, rows, inputs]) => return turned(whole, [*rows, *inputs]),
+        _ => {}
     }
     let (stride, rows) = (place.total / place.groups, shape[0] / place.groups);
     let group = |group: usize| {
@@ -282,6 +333,15 @@ fn part(whole: &Stored, place: &Place, shape: &[usize]) -> Option<Stored> {
         1 => group(0),
         groups => Stored::joined(&(0..groups).map(group).collect::<Option<Vec<_>>>()?),
     }
+}
+
+/// Matrices of this size that are stored `[in, out]`, one after another.
+fn turned(whole: &Stored, [rows, inputs]: [usize; 2]) -> Option<Stored> {
+    let matrix = |number: usize| {
+        let one = whole.part(number..number + 1)?;
+        one.reshaped(vec![inputs, rows])?.transposed(0..rows)
+    };
+    Stored::joined(&(0..whole.rows()).map(matrix).collect::<Option<Vec<_>>>()?)
 }
 
 impl ParameterSource for CheckpointSource<'_> {

@@ -4,12 +4,17 @@
 //! encoder-decoder has a second list in [`EncoderSpec`].
 
 pub use crate::recurrent::{RecurrentSpec, RwkvChannelSpec};
+pub use crate::spec_embedding::{
+    EmbeddingProjectionSpec, PositionSpec, ProjectionPlace, RelativePositionSpec,
+};
 pub use crate::spec_heads::{
     ClassifierDenseSpec, ClassifierSpec, HeadTransformSpec, Problem, Subject,
 };
+pub use crate::spec_latent::LatentAttentionSpec;
 pub use crate::spec_routing::{
-    AttentionExpertsSpec, BalanceForm, CapacitySpec, DepthGate, DepthPredictor, DepthRouting,
-    ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterSpec, SharedExpertSpec,
+    AttentionExpertsSpec, BalanceForm, CapacitySpec, ClampedGate, DepthGate, DepthPredictor,
+    DepthRouting, ExpertGroups, ExpertsSpec, MultiHeadExpertsSpec, RouterLosses, RouterScores,
+    RouterSpec, SharedExpertSpec,
 };
 pub use espalier_kernels::activation::Activation;
 use serde::{Deserialize, Serialize};
@@ -30,9 +35,8 @@ pub struct ModelSpec {
     pub vocabulary: usize,
     /// Width of the residual stream.
     pub width: usize,
-    /// Width of the table of the embedding, and of what is added to it, where a linear layer leads from there to the model's width
-    /// (ALBERT, ELECTRA).
-    pub embedding_width: Option<usize>,
+    /// The width of the embedding where it is not the model's, and what leads from one to the other.
+    pub embedding_projection: Option<EmbeddingProjectionSpec>,
     /// Longest sequence that the model was made for.
     pub context: usize,
     /// Positions that are added to the embedded tokens.
@@ -89,51 +93,6 @@ pub struct ModelSpec {
     pub eos: Vec<u32>,
     /// Padding token.
     pub pad: Option<u32>,
-}
-
-/// Positions that are added to the embedded tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PositionSpec {
-    /// A table of vectors.
-    Learned {
-        /// Positions that there are.
-        count: usize,
-        /// Rows before that of position 0 (BART: 2).
-        offset: usize,
-    },
-    /// A table of vectors in which the padding token has the row of its own number, the first other token of a text the row after
-    /// that, and so on: padding within a text is not counted (RoBERTa).
-    LearnedBehindPadding {
-        /// Positions that there are, the rows up to the padding's left out.
-        count: usize,
-        /// The padding token.
-        padding: u32,
-    },
-    /// Sines and cosines (arXiv 1706.03762).
-    Sinusoidal {
-        /// Whether they take turns, as in the paper, rather than all sines before all cosines, as in Marian.
-        interleaved: bool,
-    },
-    /// All sines before all cosines, counted as in [`PositionSpec::LearnedBehindPadding`], with wavelengths whose longest is 10,000
-    /// times the shortest, and nothing for padding (M2M-100).
-    SinusoidalBehindPadding {
-        /// The padding token.
-        padding: u32,
-    },
-}
-
-/// T5's relative positions (arXiv 1910.10683): a learned bias for each head and each bucket of distances.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RelativePositionSpec {
-    /// Rows of the table.
-    pub buckets: usize,
-    /// The distance from which on all share a bucket.
-    pub max_distance: usize,
-    /// Columns of the table.
-    pub heads: usize,
-    /// Whether every block has a table of its own (UMT5), rather than all one together.
-    pub per_block: bool,
 }
 
 /// The encoder of an encoder-decoder. It shares vocabulary, width, embedding and embedding scale with the decoder.
@@ -228,6 +187,14 @@ impl BlockSpec {
         }
     }
 
+    /// A block whose norms the stream itself passes: `x = norm(x); x += mixer(x); x = norm(x); x += channel(x)`.
+    pub fn normed_stream(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
+        Self {
+            residual: Residual::NormedStream,
+            ..Self::sequential(mixer, channel, norm)
+        }
+    }
+
     /// A block with norms over what its parts add, and none before them: `x += norm(mixer(x)); x += norm(channel(x))`.
     pub fn output_norm(mixer: MixerSpec, channel: ChannelSpec, norm: NormSpec) -> Self {
         Self {
@@ -256,6 +223,8 @@ pub enum Residual {
     Parallel,
     /// With norms over the sums: `x = norm(x + mixer(x)); x = norm(x + channel(x))`.
     PostNorm,
+    /// With norms through which the stream itself passes: `x = norm(x); x += mixer(x); x = norm(x); x += channel(x)` (BLOOM's other form).
+    NormedStream,
     /// With norms over what is added alone: `x += norm(mixer(x)); x += norm(channel(x))` (OLMo 2).
     OutputNorm,
 }
@@ -268,6 +237,8 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// Softmax attention whose queries and outputs are experts.
     AttentionExperts(AttentionExpertsSpec),
+    /// Softmax attention whose keys and values are made of a latent.
+    LatentAttention(LatentAttentionSpec),
     /// A memory that does not grow.
     Recurrent(RecurrentSpec),
 }
@@ -301,6 +272,8 @@ pub struct AttentionSpec {
     pub qk_norm: Option<NormSpec>,
     /// What that norm runs over.
     pub qk_norm_extent: NormExtent,
+    /// Whether each head has a score of its own that takes its share of the softmax and adds no value (gpt-oss).
+    pub sinks: bool,
 }
 
 /// What a norm of queries or keys runs over.
@@ -332,6 +305,7 @@ impl AttentionSpec {
             clip: None,
             qk_norm: None,
             qk_norm_extent: NormExtent::Head,
+            sinks: false,
         }
     }
 
@@ -492,6 +466,11 @@ pub enum NormSpec {
         /// Whether the weight is stored as its distance from one (Gemma).
         from_one: bool,
     },
+    /// `x / sqrt(mean(x^2) + epsilon)`, without parameters (Falcon-Mamba).
+    Scaled {
+        /// Added to the mean square.
+        epsilon: f64,
+    },
 }
 
 impl NormSpec {
@@ -526,13 +505,14 @@ impl NormSpec {
         match self {
             Self::LayerNorm { epsilon, .. }
             | Self::RmsNorm { epsilon, .. }
-            | Self::Standardised { epsilon } => epsilon,
+            | Self::Standardised { epsilon }
+            | Self::Scaled { epsilon } => epsilon,
         }
     }
 
     /// Whether there is a weight.
     pub fn has_weight(self) -> bool {
-        !matches!(self, Self::Standardised { .. })
+        !matches!(self, Self::Standardised { .. } | Self::Scaled { .. })
     }
 
     /// Whether there is a bias.

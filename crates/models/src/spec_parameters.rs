@@ -5,9 +5,10 @@
 
 use crate::spec::{
     Activation, AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, ClassifierSpec,
-    DepthPredictor, EncoderSpec, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormExtent, NormSpec,
-    PositionSpec, RelativePositionSpec, RotaryScaling, RotarySpec,
+    DepthPredictor, ExpertsSpec, MixerSpec, MlpSpec, ModelSpec, NormExtent, NormSpec, PositionSpec,
+    RotaryScaling, RotarySpec,
 };
+use crate::spec_stack::StackSpec;
 
 type Parameters = Vec<(String, Vec<usize>)>;
 
@@ -46,7 +47,7 @@ impl ModelSpec {
             family: "llama".into(),
             vocabulary,
             width,
-            embedding_width: None,
+            embedding_projection: None,
             context,
             positions: None,
             token_types: None,
@@ -122,7 +123,7 @@ impl ModelSpec {
             norm(&mut list, "head_norm", transform.norm, outer);
         }
         if let Some(classifier) = self.classifier {
-            classifier_parameters(&mut list, &classifier, self.width);
+            classifier_parameters(&mut list, &classifier, self.hidden_width());
         }
         if !self.tied_head && !self.headless {
             linear(&mut list, "head", self.vocabulary, outer, false);
@@ -131,71 +132,6 @@ impl ModelSpec {
             list.push(("head.bias".into(), self.head_bias_shape()));
         }
         list
-    }
-
-    /// Width of the embedding's table and of what the head reads.
-    pub fn outer_width(&self) -> usize {
-        self.embedding_width.unwrap_or(self.width)
-    }
-
-    /// The numbers of the blocks in the order in which they are run.
-    pub fn block_order(&self) -> Vec<usize> {
-        let each_once = || (0..self.blocks.len()).collect();
-        self.block_order.clone().unwrap_or_else(each_once)
-    }
-}
-
-/// Embedding additions, blocks and last norm, of a decoder or an encoder.
-#[derive(Debug, Clone, Copy)]
-pub struct StackSpec<'a> {
-    /// The blocks, first to last.
-    pub blocks: &'a [BlockSpec],
-    /// See [`ModelSpec::block_order`].
-    pub block_order: Option<&'a [usize]>,
-    /// See [`ModelSpec::embedding_width`].
-    pub embedding_width: Option<usize>,
-    /// Positions that are added to the embedded tokens.
-    pub positions: Option<PositionSpec>,
-    /// Rows of the table of token types.
-    pub token_types: Option<usize>,
-    /// A bias by distance that all blocks share.
-    pub relative: Option<RelativePositionSpec>,
-    /// A norm over the embedded tokens.
-    pub embedding_norm: Option<NormSpec>,
-    /// The norm after the last block.
-    pub final_norm: Option<NormSpec>,
-    /// Whether every token sees the whole text.
-    pub bidirectional: bool,
-}
-
-impl ModelSpec {
-    /// The model without its head, and without its encoder.
-    pub fn stack(&self) -> StackSpec<'_> {
-        StackSpec {
-            blocks: &self.blocks,
-            block_order: self.block_order.as_deref(),
-            embedding_width: self.embedding_width,
-            positions: self.positions,
-            token_types: self.token_types,
-            relative: self.relative,
-            embedding_norm: self.embedding_norm,
-            final_norm: self.final_norm,
-            bidirectional: self.bidirectional,
-        }
-    }
-
-    /// Positions that the model has learned; beyond them it cannot go.
-    pub fn learned_positions(&self) -> Option<usize> {
-        self.positions.and_then(PositionSpec::learned)
-    }
-
-    /// Learned positions of what reads a prompt: an encoder-decoder's encoder, or the only stack.
-    pub fn prompt_positions(&self) -> Option<usize> {
-        let positions = match &self.encoder {
-            Some(encoder) => encoder.positions,
-            None => self.positions,
-        };
-        positions.and_then(PositionSpec::learned)
     }
 
     /// The shape of the bias of a tied head, `[vocabulary]`; files have a fixed one as `[1, vocabulary]`.
@@ -212,81 +148,46 @@ impl ModelSpec {
         let norm = |block: &BlockSpec| block.mixer_norm.or(block.channel_norm);
         self.blocks.first().and_then(norm).map(NormSpec::epsilon)
     }
-}
 
-impl PositionSpec {
-    /// Positions of the table, beyond which there are none.
-    fn learned(self) -> Option<usize> {
-        match self {
-            Self::Learned { count, .. } | Self::LearnedBehindPadding { count, .. } => Some(count),
-            Self::Sinusoidal { .. } | Self::SinusoidalBehindPadding { .. } => None,
-        }
-    }
-
-    /// Rows of the table, where there is one.
-    pub fn table_rows(self) -> Option<usize> {
-        match self {
-            Self::Learned { count, offset } => Some(count.saturating_add(offset)),
-            Self::LearnedBehindPadding { count, padding } => {
-                Some(count.saturating_add(padding as usize).saturating_add(1))
-            }
-            Self::Sinusoidal { .. } | Self::SinusoidalBehindPadding { .. } => None,
-        }
-    }
-}
-
-impl RelativePositionSpec {
-    /// The names of a stack's tables: one for all its `blocks`, or one for each.
-    pub fn names(self, prefix: &str, blocks: usize) -> impl Iterator<Item = String> {
-        let name = move |number: usize| match self.per_block {
-            true => format!("{prefix}blocks.{number}.relative_bias"),
-            false => format!("{prefix}relative_bias"),
-        };
-        (0..if self.per_block { blocks } else { 1 }).map(name)
-    }
-}
-
-impl EncoderSpec {
-    /// The encoder as a stack.
-    pub fn stack(&self) -> StackSpec<'_> {
-        StackSpec {
-            blocks: &self.blocks,
-            block_order: None,
-            embedding_width: None,
-            positions: self.positions,
-            token_types: None,
-            relative: self.relative,
-            embedding_norm: self.embedding_norm,
-            final_norm: self.final_norm,
-            bidirectional: true,
-        }
+    /// The numbers of the blocks in the order in which they are run.
+    pub fn block_order(&self) -> Vec<usize> {
+        let each_once = || (0..self.blocks.len()).collect();
+        self.block_order.clone().unwrap_or_else(each_once)
     }
 }
 
 fn stack_parameters(list: &mut Parameters, prefix: &str, stack: &StackSpec<'_>, width: usize) {
-    let outer = stack.embedding_width.unwrap_or(width);
+    let (outer, projection) = (stack.added_width(width), stack.embedding_projection);
+    let before = stack.leads_back().is_some();
+    let name = format!("{prefix}embedding_projection");
+    if let Some(projection) = projection.filter(|_| before) {
+        linear(list, &name, width, projection.width, false);
+    }
     let rows = stack.positions.and_then(PositionSpec::table_rows);
     list.extend(rows.map(|rows| (format!("{prefix}positions.weight"), vec![rows, outer])));
     if let Some(rows) = stack.token_types {
         list.push((format!("{prefix}token_types.weight"), vec![rows, outer]));
     }
     if let Some(relative) = stack.relative {
-        let shape = vec![relative.buckets, relative.heads];
+        let shape = vec![relative.rows, relative.heads];
         let names = relative.names(prefix, stack.blocks.len());
         list.extend(names.map(|name| (format!("{name}.weight"), shape.clone())));
     }
     if let Some(kind) = stack.embedding_norm {
         norm(list, &format!("{prefix}embedding_norm"), kind, outer);
     }
-    if stack.embedding_width.is_some() {
-        let name = format!("{prefix}embedding_projection");
-        linear(list, &name, width, outer, true);
+    if let Some(projection) = projection.filter(|_| !before) {
+        linear(list, &name, width, projection.width, true);
     }
     for (number, block) in stack.blocks.iter().enumerate() {
         block_parameters(list, &format!("{prefix}blocks.{number}"), block, width);
     }
     if let Some(kind) = stack.final_norm {
         norm(list, &format!("{prefix}final_norm"), kind, width);
+    }
+    if let Some(outer) = stack.leads_back() {
+        let name = format!("{prefix}output_projection");
+        linear(list, &name, outer, width, false);
     }
 }
 
@@ -329,6 +230,10 @@ fn block_parameters(list: &mut Parameters, path: &str, block: &BlockSpec, width:
         }
         MixerSpec::AttentionExperts(attention) => {
             attention_experts_parameters(list, &format!("{path}.mixer"), attention, width);
+        }
+        MixerSpec::LatentAttention(attention) => {
+            let named = |(name, shape): (&str, _)| (format!("{path}.mixer.{name}"), shape);
+            list.extend(attention.parameters(width).into_iter().map(named));
         }
         MixerSpec::Recurrent(recurrent) => {
             let named = |(name, shape): (&str, _)| (format!("{path}.mixer.{name}"), shape);
@@ -379,14 +284,26 @@ fn experts_parameters(list: &mut Parameters, path: &str, spec: &ExpertsSpec, wid
         inner
     };
     list.push((format!("{path}.router.weight"), vec![experts, width]));
+    if spec.router.bias {
+        list.push((format!("{path}.router.bias"), vec![experts]));
+    }
+    if spec.router.choice_bias {
+        list.push((format!("{path}.router.choice_bias"), vec![experts]));
+    }
     list.push((
         format!("{path}.experts.up.weight"),
         vec![experts, rows, width],
     ));
+    if spec.expert.bias {
+        list.push((format!("{path}.experts.up.bias"), vec![experts, rows]));
+    }
     list.push((
         format!("{path}.experts.down.weight"),
         vec![experts, width, inner],
     ));
+    if spec.expert.bias {
+        list.push((format!("{path}.experts.down.bias"), vec![experts, width]));
+    }
     if spec.output_bias {
         list.push((format!("{path}.bias"), vec![width]));
     }
@@ -450,6 +367,9 @@ fn attention_parameters(
         queries,
         attention.output_bias,
     );
+    if attention.sinks {
+        list.push((format!("{path}.sinks"), vec![attention.heads]));
+    }
     if let Some(kind) = attention.qk_norm {
         for (name, heads) in [
             ("query_norm", attention.heads),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{ChannelSpec, MixerSpec, MlpSpec, ModelSpec, RotarySpec};
 
-/// How tokens choose among experts.
+/// How tokens choose among experts, and how the chosen ones are weighed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RouterSpec {
     /// Experts to choose from.
@@ -16,6 +16,38 @@ pub struct RouterSpec {
     pub normalised: bool,
     /// How many tokens an expert takes at most, the earliest first; the others it leaves to the residual.
     pub capacity: Option<CapacitySpec>,
+    /// What is made of the logits before experts are chosen and weighed.
+    pub scores: RouterScores,
+    /// Whether each expert has a number that is added to its score where experts are chosen, and not where they are weighed. It
+    /// balances loads during pretraining and is never trained by gradients (DeepSeek-V3).
+    pub choice_bias: bool,
+    /// Which experts are open to a token, by groups; all where absent.
+    pub groups: Option<ExpertGroups>,
+    /// Factor on the weights.
+    pub scale: f64,
+    /// A bias on the logits.
+    pub bias: bool,
+}
+
+/// What a router makes of its logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterScores {
+    /// Their softmax over all experts.
+    Softmax,
+    /// The logistic function of each (DeepSeek-V3).
+    Sigmoid,
+}
+
+/// Groups of neighbouring experts, of which a token's experts may come from a few alone (DeepSeek-V2, arXiv 2405.04434).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpertGroups {
+    /// Groups of equal size.
+    pub count: usize,
+    /// Groups that are open to a token.
+    pub active: usize,
+    /// A group is as good as the sum of so many of its best scores.
+    pub judged_by: usize,
 }
 
 /// The most tokens of an expert, as multiples of an equal share.
@@ -32,14 +64,26 @@ pub struct CapacitySpec {
 pub struct ExpertsSpec {
     /// Who goes where.
     pub router: RouterSpec,
-    /// The sizes of one expert, which has no biases.
+    /// The sizes of one expert.
     pub expert: MlpSpec,
     /// Whether experts have a gate.
     pub gated: bool,
+    /// The form of gates that are cut off, in place of the activation.
+    pub clamped: Option<ClampedGate>,
     /// A bias on the sum of the experts' outputs.
     pub output_bias: bool,
     /// An expert that all tokens pass through besides.
     pub shared: Option<SharedExpertSpec>,
+}
+
+/// Gates and inputs that are cut off at `limit`: `g sigmoid(alpha g) (u + 1)`, with `g` at most the limit and `u` between minus the
+/// limit and the limit. In the experts' matrices their rows take turns, a gate first (gpt-oss).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ClampedGate {
+    /// Steepness of the gate's logistic function.
+    pub alpha: f64,
+    /// Where both are cut off.
+    pub limit: f64,
 }
 
 /// An expert that all tokens pass through; it has a gate where the others have.
@@ -133,6 +177,21 @@ pub enum DepthPredictor {
 }
 
 impl RouterSpec {
+    /// A router whose weights are shares of a softmax, over the chosen experts where `normalised`, without capacities or groups.
+    pub fn softmax(experts: usize, active: usize, normalised: bool) -> Self {
+        Self {
+            experts,
+            active,
+            normalised,
+            capacity: None,
+            scores: RouterScores::Softmax,
+            choice_bias: false,
+            groups: None,
+            scale: 1.0,
+            bias: false,
+        }
+    }
+
     /// Share of the experts that a token passes through.
     pub fn share(&self) -> f64 {
         self.active as f64 / self.experts.max(1) as f64
@@ -157,7 +216,9 @@ impl ModelSpec {
         };
         let mixer = match &block.mixer {
             MixerSpec::AttentionExperts(attention) => attention.router.share(),
-            MixerSpec::Attention(_) | MixerSpec::Recurrent(_) => 1.0,
+            MixerSpec::Attention(_) | MixerSpec::LatentAttention(_) | MixerSpec::Recurrent(_) => {
+                1.0
+            }
         };
         let channel = match &block.channel {
             ChannelSpec::SparseExperts(experts) => experts.router.share(),

@@ -19,8 +19,8 @@ use crate::{
     recurrent::Recurrent,
     relative_position_bias::RelativePositionBias,
     source::Initial,
-    spec::{MixerSpec, ModelSpec, RecurrentSpec},
-    spec_parameters::StackSpec,
+    spec::{MixerSpec, ModelSpec, ProjectionPlace, RecurrentSpec},
+    spec_stack::StackSpec,
     state::SequenceState,
     taps::{Flow, Observer, Site},
     token_places::TokenPlaces,
@@ -49,7 +49,7 @@ pub struct Mode {
 /// What a forward pass gives.
 #[derive(Debug, Clone)]
 pub struct Forward {
-    /// Hidden states after the final norm, `[batch, time, width]`.
+    /// Hidden states after the final norm, `[batch, time, width]`, of [`ModelSpec::hidden_width`].
     pub hidden: Tensor<3>,
     /// What the blocks' routers said on the way.
     pub sides: Sides,
@@ -66,15 +66,20 @@ pub struct Stack {
     /// One for all blocks, or one for each.
     relative: Vec<RelativePositionBias>,
     embedding_norm: Option<Norm>,
-    embedding_projection: Option<Linear>,
+    /// The linear layer from an embedding of another width, before what is added to it.
+    projection_before: Option<Linear>,
+    /// The same behind what is added to it.
+    projection_behind: Option<Linear>,
     /// The numbers of the blocks in the order in which they are run.
     order: Vec<usize>,
     blocks: Vec<Block>,
     final_norm: Option<Norm>,
+    /// The linear layer back to the embedding's width.
+    output_projection: Option<Linear>,
     interventions: Interventions,
 }
 
-parameters!(Stack: positions, token_types, relative, embedding_norm, embedding_projection, blocks, final_norm, interventions);
+parameters!(Stack: projection_before, positions, token_types, relative, embedding_norm, projection_behind, blocks, final_norm, output_projection, interventions);
 
 impl Stack {
     /// Builds the decoder of `spec`, or its encoder, whose parameters begin with `encoder.`.
@@ -84,7 +89,7 @@ impl Stack {
     pub fn build(builder: &mut Builder, spec: &Arc<ModelSpec>, is_encoder: bool) -> Result<Self> {
         let (stack, prefix) = side(spec, is_encoder);
         let width = spec.width;
-        let outer = stack.embedding_width.unwrap_or(width);
+        let outer = stack.added_width(width);
         let positions = stack
             .positions
             .map(|kind| Positions::build(builder, prefix, outer, kind))
@@ -116,13 +121,24 @@ impl Stack {
                 .transpose()
         };
         let embedding_norm = norm(builder, "embedding_norm", outer, stack.embedding_norm)?;
+        let linear = |builder: &mut Builder, name: &str, size, bias| {
+            let deviation = builder.deviation;
+            Linear::build(builder, &format!("{prefix}{name}"), size, bias, deviation)
+        };
         let embedding_projection = stack
-            .embedding_width
-            .map(|outer| {
-                let name = format!("{prefix}embedding_projection");
-                Linear::build(builder, &name, [width, outer], true, builder.deviation)
+            .embedding_projection
+            .map(|spec| {
+                let bias = spec.place == ProjectionPlace::BehindPositions;
+                let projection =
+                    linear(builder, "embedding_projection", [width, spec.width], bias)?;
+                Ok::<_, Error>((spec.place, projection))
             })
             .transpose()?;
+        let (before, behind) = match embedding_projection {
+            Some((ProjectionPlace::BothEnds, projection)) => (Some(projection), None),
+            Some((ProjectionPlace::BehindPositions, projection)) => (None, Some(projection)),
+            None => (None, None),
+        };
         let order = match stack.block_order {
             Some(order) => order.to_vec(),
             None => (0..stack.blocks.len()).collect(),
@@ -143,6 +159,10 @@ impl Stack {
             })
             .collect::<Result<_>>()?;
         let final_norm = norm(builder, "final_norm", width, stack.final_norm)?;
+        let output_projection = stack
+            .leads_back()
+            .map(|outer| linear(builder, "output_projection", [outer, width], false))
+            .transpose()?;
         let (spec, device) = (spec.clone(), builder.device.clone());
         Ok(Self {
             spec,
@@ -152,10 +172,12 @@ impl Stack {
             token_types,
             relative,
             embedding_norm,
-            embedding_projection,
+            projection_before: before,
+            projection_behind: behind,
             order,
             blocks,
             final_norm,
+            output_projection,
             interventions: Interventions::default(),
         })
     }
@@ -212,6 +234,7 @@ impl Stack {
             Some(norm) => norm.forward(hidden),
             None => hidden,
         };
+        let hidden = project(&self.output_projection, hidden);
         Ok(Forward { hidden, sides })
     }
 
@@ -290,9 +313,8 @@ impl Stack {
 
     fn embed(&self, table: &Parameter, input: &Input, positions: &[u32]) -> Result<Tensor<3>> {
         let [batch, time] = [input.batch, input.time()];
-        let outer = table.shape()[1];
         let rows = |table: &Parameter, rows: &[u32]| -> Tensor<3> {
-            embedding(table.weight(), rows).reshape([batch, time, outer])
+            embedding(table.weight(), rows).reshape([batch, time, table.shape()[1]])
         };
         let mut hidden = rows(table, &input.ids);
         if let Some(trained) = self.trained_lookups(input) {
@@ -304,6 +326,7 @@ impl Stack {
         if self.spec.embedding_scale != 1.0 {
             hidden = hidden * self.spec.embedding_scale;
         }
+        hidden = project(&self.projection_before, hidden);
         if let Some(kinds) = &self.token_types {
             let zeros = || vec![0; input.ids.len()];
             let types = input.token_types.clone().unwrap_or_else(zeros);
@@ -322,10 +345,7 @@ impl Stack {
             Some(norm) => norm.forward(hidden),
             None => hidden,
         };
-        Ok(match &self.embedding_projection {
-            Some(projection) => projection.forward(hidden),
-            None => hidden,
-        })
+        Ok(project(&self.projection_behind, hidden))
     }
 
     /// 0 where a lookup trains nothing and 1 elsewhere, `[batch, time, 1]`; nothing where all are 1.
@@ -419,6 +439,14 @@ impl Stack {
             contexts.push(context);
         }
         (tokens, contexts)
+    }
+}
+
+/// The linear layer, where there is one.
+fn project(projection: &Option<Linear>, hidden: Tensor<3>) -> Tensor<3> {
+    match projection {
+        Some(projection) => projection.forward(hidden),
+        None => hidden,
     }
 }
 

@@ -3,6 +3,7 @@
 use burn::tensor::{Tensor, s};
 
 use crate::{
+    Result,
     layers::cross_attention::SourceKeys,
     model::Input,
     recurrent::RecurrentState,
@@ -67,9 +68,9 @@ pub enum MixerState {
 impl MixerState {
     fn new(mixer: &MixerSpec) -> Self {
         match mixer {
-            MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => {
-                Self::Attention(KeyValues::default())
-            }
+            MixerSpec::Attention(_)
+            | MixerSpec::AttentionExperts(_)
+            | MixerSpec::LatentAttention(_) => Self::Attention(KeyValues::default()),
             MixerSpec::Recurrent(_) => Self::Recurrent(RecurrentState::default()),
         }
     }
@@ -243,7 +244,8 @@ impl SequenceState {
     }
 }
 
-/// Keys and values in buffers that grow by doubling, so that appending a position does not copy the past.
+/// Keys and values in buffers that grow by doubling, so that appending a position does not copy the past. Latents serve as both, and lie
+/// among the keys.
 #[derive(Debug, Clone, Default)]
 pub struct KeyValues {
     key: Option<Tensor<4>>,
@@ -271,23 +273,50 @@ impl KeyValues {
         }
     }
 
-    /// The keys and values of all positions so far, where there are any.
-    pub(crate) fn seen(&self) -> Option<[Tensor<4>; 2]> {
+    /// The keys and values of all positions so far, as far as there are any, with their names.
+    pub(crate) fn seen(&self) -> Vec<(&'static str, Tensor<4>)> {
         let view = |buffer: &Option<Tensor<4>>| Some(buffer.clone()?.slice(s![.., 0..self.length]));
-        Some([view(&self.key)?, view(&self.value)?])
+        let named = [("keys", view(&self.key)), ("values", view(&self.value))];
+        let held = named.into_iter();
+        held.filter_map(|(name, tensor)| Some((name, tensor?)))
+            .collect()
     }
 
-    /// Those of a text, `[batch, time, kv_heads, head_dim]` each.
-    pub(crate) fn of(key: Tensor<4>, value: Tensor<4>) -> Self {
-        let length = key.dims()[1];
-        Self {
-            key: Some(key),
-            value: Some(value),
+    /// As many positions as `length` of a text, of what `read` gives for the names and widths, `[heads, width]`, of this one's.
+    pub(crate) fn filled(
+        &self,
+        length: usize,
+        read: impl Fn(&str, [usize; 2]) -> Result<Tensor<4>>,
+    ) -> Result<Self> {
+        let mut filled = Self {
             length,
+            ..Self::default()
+        };
+        for (name, tensor) in self.seen() {
+            let [_, _, heads, width] = tensor.dims();
+            let buffer = match name {
+                "keys" => &mut filled.key,
+                _ => &mut filled.value,
+            };
+            *buffer = Some(read(name, [heads, width])?);
         }
+        Ok(filled)
     }
 
-    /// Adds new positions and returns all of them; both tensors are `[batch, time, kv_heads, head_dim]`.
+    /// Positions so far.
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Adds new positions of what serves as keys and as values, and returns all of them: `[batch, time, 1, width]`.
+    pub fn append_latents(&mut self, latents: Tensor<4>) -> Tensor<4> {
+        let total = self.length + latents.dims()[1];
+        let all = append(&mut self.key, latents, self.length, total);
+        self.length = total;
+        all
+    }
+
+    /// Adds new positions and returns all of them; both tensors are `[batch, time, kv_heads, width]`.
     pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let total = self.length + key.dims()[1];
         let keys = append(&mut self.key, key, self.length, total);

@@ -15,7 +15,7 @@ use crate::{
     checkpoint::{Dtype, TensorFile, TensorPlan, TensorWriter},
     model::LanguageModel,
     recurrent::RecurrentState,
-    state::{KeyValues, MixerState, SequenceState},
+    state::{MixerState, SequenceState},
 };
 
 /// A text that was read, and what the model remembers of it.
@@ -128,10 +128,7 @@ impl Prefix {
                     .map(|(name, part)| ("mixer", name, part))
                     .collect(),
                 MixerState::Attention(cache) => {
-                    for (name, tensor) in ["keys", "values"]
-                        .into_iter()
-                        .zip(cache.seen().into_iter().flatten())
-                    {
+                    for (name, tensor) in cache.seen() {
                         add(
                             format!("blocks.{number}.{name}"),
                             &tensor.dims(),
@@ -191,14 +188,11 @@ impl Prefix {
                     parts.fill(state, &format!("blocks.{number}.mixer"))?
                 }
                 MixerState::Attention(cache) => {
-                    let [_, _, heads, width] = cache.seen().map_or([0; 4], |[key, _]| key.dims());
-                    let read = |name| {
-                        parts.read(
-                            &format!("blocks.{number}.{name}"),
-                            [1, ids.len(), heads, width],
-                        )
+                    let read = |name: &str, [heads, width]: [usize; 2]| {
+                        let name = format!("blocks.{number}.{name}");
+                        parts.read(&name, [1, ids.len(), heads, width])
                     };
-                    *cache = KeyValues::of(read("keys")?, read("values")?);
+                    *cache = cache.filled(ids.len(), read)?;
                 }
                 MixerState::Routed(_) => {}
             }
@@ -286,26 +280,45 @@ mod tests {
             .unwrap()
     }
 
+    /// A model whose attention keeps latents.
+    fn latent() -> LanguageModel {
+        const FIXTURE: &str = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/fixtures/deepseek-v3"
+        );
+        crate::folder::load(FIXTURE.as_ref(), &Device::flex())
+            .unwrap()
+            .model
+    }
+
     #[test]
     fn a_text_goes_on_from_the_file_as_from_the_text() {
-        let (model, folder) = (hybrid(1), tempfile::tempdir().unwrap());
-        let path = folder.path().join("prefix.safetensors");
-        let ids: Vec<u32> = (0..30).collect();
-        Prefix::read(&model, &ids[..20])
-            .unwrap()
-            .save(&model, &path)
-            .unwrap();
-        let mut prefix = Prefix::load(&model, &path).unwrap();
-        let (whole, joined) = (
-            last(&model, &ids, None),
-            last(&model, &ids[20..], Some(&mut prefix.state)),
-        );
-        let gap = whole
-            .iter()
-            .zip(&joined)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
-        assert!(gap < 1e-5, "{gap}");
+        for model in [hybrid(1), latent()] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("prefix.safetensors");
+            let ids: Vec<u32> = (0..30).collect();
+            let read = Prefix::read(&model, &ids[..20]).unwrap();
+            read.save(&model, &path).unwrap();
+            let mut prefix = Prefix::load(&model, &path).unwrap();
+            let (whole, joined) = (
+                last(&model, &ids, None),
+                last(&model, &ids[20..], Some(&mut prefix.state)),
+            );
+            let gaps = whole.iter().zip(&joined).map(|(a, b)| (a - b).abs());
+            let gap = gaps.fold(0.0, f32::max);
+            assert!(gap < 1e-5, "{gap}");
+        }
+    }
+
+    #[test]
+    fn latents_are_kept_in_place_of_keys_and_values() {
+        let model = latent();
+        let size = |length: u32| {
+            let ids: Vec<u32> = (0..length).collect();
+            Prefix::read(&model, &ids).unwrap().size()
+        };
+        // A latent of 8 and four rotating channels, in both blocks.
+        assert_eq!(size(9) - size(5), 4 * 2 * (8 + 4));
     }
 
     #[test]

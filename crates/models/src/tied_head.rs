@@ -1,7 +1,8 @@
 //! Whether a model's head is its embedding, by what the configuration says and what the file holds, as transformers 5 decides it.
 //!
 //! The configuration's word counts, with one exception: where it ties the two and the file holds both with different values, they
-//! stay apart. Of two that are tied either may be missing. A head that should be there and is not starts from random numbers.
+//! stay apart. Of two that are tied either may be missing. A head that should be there and is not starts from random numbers, and its
+//! bias from zero.
 
 use crate::{
     Error, Result,
@@ -23,8 +24,8 @@ pub(crate) const EMBEDDING: &str = "embedding.weight";
 /// How head and embedding of a file belong together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HeadInFile {
-    /// Whether the head is to be drawn at random, for the file has none.
-    pub fresh: bool,
+    /// What starts as in a fresh model, for the file does not have it: a head at random, its bias at zero.
+    pub fresh: Vec<&'static str>,
     /// The tensor that is the embedding too, where the file has the head alone.
     pub embedding: Option<String>,
     /// What the user should know.
@@ -103,39 +104,54 @@ fn settle_head(
     if spec.headless {
         return Ok(HeadInFile::default());
     }
-    let stored = |ours| {
+    let is_stored = |ours, spec: &ModelSpec| {
         let name = tensor_of(ours, family, spec)?;
         stored_name(checkpoint, family.prefix, &name)
     };
-    let (head, embedding) = (stored(HEAD), table.or_else(|| stored(EMBEDDING)));
-    match (spec.tied_head, head, embedding) {
-        (true, Some(head), None) => Ok(HeadInFile {
+    let has_own_bias = is_stored(HEAD_BIAS, spec).is_some();
+    let is_base = is_base_model(config, family)?;
+    let head = is_stored(HEAD, spec);
+    let embedding = table.or_else(|| is_stored(EMBEDDING, spec));
+    let mut settled = match (spec.tied_head, head, embedding) {
+        (true, Some(head), None) => HeadInFile {
             embedding: Some(head),
             ..HeadInFile::default()
-        }),
+        },
         (true, Some(head), Some(embedding)) if !are_equal(checkpoint, &head, &embedding)? => {
             spec.tied_head = false;
-            Ok(said(format!(
+            said(format!(
                 "{}: the configuration ties the head to the embedding, but `{head}` and `{embedding}` differ; both are taken as they are (`\"tie_word_embeddings\": false` says so)",
                 checkpoint.folder().display()
-            )))
+            ))
         }
-        (false, None, _) if is_base_model(config, family)? => {
+        (false, None, _) if is_base => {
             spec.tied_head = true;
-            Ok(said(format!(
+            said(format!(
                 "{}: a base model without a head; where it has to predict tokens, its embedding takes the head's place",
                 checkpoint.folder().display()
-            )))
+            ))
         }
-        (false, None, _) => Ok(HeadInFile {
-            fresh: true,
+        (false, None, _) => HeadInFile {
+            fresh: vec![HEAD],
             ..said(format!(
                 "{}: the file has no head, and the configuration does not tie it to the embedding: it starts from random numbers and has to be trained (`\"tie_word_embeddings\": true` ties it)",
                 checkpoint.folder().display()
             ))
-        }),
-        _ => Ok(HeadInFile::default()),
+        },
+        _ => HeadInFile::default(),
+    };
+    let quiet = is_base || spec.head_bias_fixed || !settled.fresh.is_empty();
+    if spec.head_bias && !has_own_bias && (quiet || spec.tied_head && !spec.bidirectional) {
+        settled.fresh.push(HEAD_BIAS);
+        let remark = || {
+            format!(
+                "{}: the file has no bias of the head: it starts from zero",
+                checkpoint.folder().display()
+            )
+        };
+        settled.remark = settled.remark.or_else(|| (!quiet).then(remark));
     }
+    Ok(settled)
 }
 
 /// The tables that the stacks of an encoder-decoder look up in transformers, which never reads the one that they share.
@@ -207,20 +223,23 @@ fn are_equal(checkpoint: &Checkpoint, one: &str, other: &str) -> Result<bool> {
 /// Whether the configuration is one of the family's base model, whose files never have a head.
 fn is_base_model(config: &Config, family: &Family) -> Result<bool> {
     let architectures = config.optional_texts("architectures")?.unwrap_or_default();
-    let is_base = |name: &&str| {
-        *name != family.architecture && name.ends_with("Model") && !name.ends_with("LMHeadModel")
-    };
-    Ok(architectures.first().is_some_and(is_base))
+    let first = architectures.first();
+    Ok(first.is_some_and(|name| family.is_base_architecture(name)))
 }
 
-/// A source whose head is drawn at random.
-pub(crate) struct WithFreshHead<S>(pub S);
+/// A source in which these parameters start as in a fresh model.
+pub(crate) struct WithFresh<S> {
+    /// The other parameters.
+    pub source: S,
+    /// Our names of these.
+    pub fresh: Vec<&'static str>,
+}
 
-impl<S: ParameterSource> ParameterSource for WithFreshHead<S> {
+impl<S: ParameterSource> ParameterSource for WithFresh<S> {
     fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Values> {
-        match name == HEAD {
+        match self.fresh.contains(&name) {
             true => Seed(0).parameter(name, shape, initial),
-            false => self.0.parameter(name, shape, initial),
+            false => self.source.parameter(name, shape, initial),
         }
     }
 }

@@ -39,12 +39,7 @@ fn dense() -> ModelSpec {
 }
 
 fn router(experts: usize, active: usize) -> RouterSpec {
-    RouterSpec {
-        experts,
-        active,
-        normalised: true,
-        capacity: None,
-    }
+    RouterSpec::softmax(experts, active, true)
 }
 
 fn experts(router: RouterSpec) -> ExpertsSpec {
@@ -57,6 +52,7 @@ fn experts(router: RouterSpec) -> ExpertsSpec {
         router,
         expert,
         gated: true,
+        clamped: None,
         output_bias: false,
         shared: None,
     }
@@ -437,6 +433,7 @@ fn a_linear_expert_for_parts_is_block_diagonal() {
         router: router(1, 1),
         expert,
         gated: false,
+        clamped: None,
         output_bias: false,
         shared: None,
     };

@@ -14,7 +14,7 @@ use burn::tensor::Device;
 use espalier_kernels::linear::Precision;
 use espalier_models::{
     adapter::Adapter,
-    checkpoint::{Checkpoint, Dtype, PeftConfig, peft_config::Targets},
+    checkpoint::{Checkpoint, Dtype, PeftConfig, TensorFile, peft_config::Targets},
     folder::{self, LoadedModel},
     model::{Input, LanguageModel},
     parameter::{Parameter, Parameters},
@@ -303,5 +303,85 @@ fn a_model_is_saved_over_the_file_that_it_is_mapped_from() {
             logits(&load(folder.path()).model, &input(name, 2, 9)),
             before
         );
+    }
+}
+
+const PACKED: &str = "gpt-oss-mxfp4";
+
+#[test]
+fn packed_experts_are_those_that_transformers_expands() {
+    let model = load(&fixture(PACKED)).model;
+    let packed = |p: &&Parameter| p.as_stored().is_some_and(|s| s.format().name() == "mxfp4");
+    let parameters = model.parameters();
+    assert_eq!(parameters.iter().copied().filter(|p| packed(&p)).count(), 4);
+    let expected = TensorFile::open(&fixture(PACKED).join("outputs.safetensors")).unwrap();
+    let time = expected.info("input_ids").unwrap().shape[1];
+    let ids = expected.read_i64("input_ids").unwrap();
+    let rows: Vec<Vec<u32>> = ids
+        .chunks(time)
+        .map(|row| row.iter().map(|id| *id as u32).collect())
+        .collect();
+    let input = Input::rows(&rows).unwrap();
+    let (found, expected) = (
+        logits(&model, &input),
+        expected.read_f32("logits", None).unwrap(),
+    );
+    let gap = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+    assert!(gap.fold(0.0, f32::max) < 1e-5);
+    assert!(found == logits(&expanded(&model), &input));
+}
+
+#[test]
+fn packed_experts_decode_and_carry_adapters_as_expanded_ones_do() {
+    let mut loaded = load(&fixture(PACKED));
+    let row = input(PACKED, 1, 9);
+    assert!(steps(&loaded.model, &row) == steps(&expanded(&loaded.model), &row));
+    let family = loaded.family().unwrap();
+    let peft = PeftConfig::new(2, 4.0, Targets::AllLinear);
+    Adapter::new(peft)
+        .attach(&mut loaded.model, family, 5)
+        .unwrap();
+    let mut twin = expanded(&loaded.model);
+    twin.set_trainable(|p| p.adapter().is_some());
+    let (found, expected) = (gradients(&loaded.model, PACKED), gradients(&twin, PACKED));
+    assert!(found.len() > 20 && found == expected);
+}
+
+#[test]
+fn packed_experts_are_saved_expanded() {
+    let folder = saved(PACKED, Dtype::F32);
+    let again = load(folder.path());
+    assert!(!again.config.contains_key("quantization_config"));
+    let input = input(PACKED, 2, 9);
+    let before = logits(&load(&fixture(PACKED)).model, &input);
+    assert!(logits(&again.model, &input) == before);
+    let file = Checkpoint::open(folder.path()).unwrap();
+    let shape = |name: &str| {
+        file.info(&format!("model.layers.0.mlp.experts.{name}"))
+            .unwrap()
+            .shape
+            .clone()
+    };
+    assert_eq!(shape("gate_up_proj"), [3, 32, 128]);
+    assert_eq!(shape("down_proj"), [3, 64, 32]);
+}
+
+/// The packed fixture with another width of its experts, so that nothing fits.
+#[test]
+fn blocks_that_do_not_fit_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |name: &str| std::fs::copy(fixture(PACKED).join(name), folder.path().join(name));
+    copy("model.safetensors").unwrap();
+    let config = std::fs::read_to_string(fixture(PACKED).join("config.json")).unwrap();
+    for width in [96, 65] {
+        let other = config.replace(
+            "\"intermediate_size\": 64",
+            &format!("\"intermediate_size\": {width}"),
+        );
+        assert!(other != config);
+        std::fs::write(folder.path().join("config.json"), other).unwrap();
+        let error = folder::load(folder.path(), &Device::flex()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("experts."), "{error}");
     }
 }

@@ -126,6 +126,7 @@ pub fn activation_bytes(spec: &ModelSpec, tokens: usize, recomputed: bool) -> u6
             MixerSpec::AttentionExperts(attention) => {
                 attention.head_dim * attention.kv_heads * (attention.router.active + 1)
             }
+            MixerSpec::LatentAttention(attention) => attention.expanded(),
             MixerSpec::Recurrent(recurrent) => recurrent.kept() / 2,
         };
         // Experts keep their inner rows alone.
@@ -191,10 +192,7 @@ pub fn check_lengths(
     objective: &dyn Objective,
     samples: &[Sample],
 ) -> Result<()> {
-    let limit = |positions: Option<PositionSpec>| match positions {
-        Some(PositionSpec::Learned { count, .. }) => Some(count),
-        _ => None,
-    };
+    let limit = |positions: Option<PositionSpec>| positions.and_then(PositionSpec::learned);
     let spec = model.spec();
     let own = limit(spec.positions);
     let of_source = spec

@@ -99,7 +99,7 @@ impl SentenceTransformer {
         if rows.iter().any(Vec::is_empty) {
             return Err(Error::EmptyPrompt);
         }
-        let width = model.spec().width;
+        let width = model.spec().hidden_width();
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by_key(|row| rows[*row].len());
         let mut embedded = vec![Embedded::default(); rows.len()];

@@ -5,7 +5,12 @@ use std::path::Path;
 use burn::tensor::Device;
 use espalier_data::readers;
 use espalier_evaluate::report::Section;
-use espalier_models::{families, folder::LoadedModel, model::LanguageModel, parameter::Parameters};
+use espalier_models::{
+    families,
+    folder::{self, LoadedModel},
+    model::LanguageModel,
+    parameter::Parameters,
+};
 use espalier_train::{
     adapters::AdapterOptions,
     batch::Sample,
@@ -251,6 +256,9 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
     trainer::check(&model, objective.as_ref(), &training, &stage.options)?;
     check_lengths(&model, objective.as_ref(), &training)?;
     check_lengths(&model, objective.as_ref(), &validation)?;
+    if adapter.is_none() || merges {
+        folder::check_savable(model.spec(), Some(&config))?;
+    }
     let planned = plan(&model, objective.as_ref(), &training, &stage.options)?;
     check_memory(&planned, &model, &stage.options, workplace.device)?;
     say_plan(&planned, &stage.options, workplace.voice);

@@ -34,8 +34,9 @@ impl Options {
 
 /// Attends: `softmax(scale * q k^T) v` over the keys that `mask` allows; a query that sees no key gives zeros.
 ///
-/// `query`: `[batch, queries, heads, head_dim]`; `key`, `value`: `[batch, keys, kv_heads, head_dim]` with `kv_heads`
-/// dividing `heads`; query head `h` reads key head `h / (heads / kv_heads)`. Returns the shape of `query`.
+/// `query`: `[batch, queries, heads, head_dim]`; `key`: `[batch, keys, kv_heads, head_dim]` with `kv_heads` dividing `heads`;
+/// `value`: `[batch, keys, kv_heads, value_dim]`; query head `h` reads key head `h / (heads / kv_heads)`. Returns
+/// `[batch, queries, heads, value_dim]`.
 ///
 /// `bias`, `[heads, queries + keys - 1]`, is added to the scores by distance: element `query - key + keys - 1`, counting
 /// both from 0. ALiBi and T5's learned positions are such biases; it has a gradient. Memory is linear in the sequence, for
@@ -63,12 +64,33 @@ pub fn attention(
     };
     match (fused::on_host(&query), bias) {
         (true, None) => fused::three(query, key, value, flash()),
-        (true, Some(bias)) => fused::four(query, key, value, bias, flash()),
+        (true, Some(bias)) => fused::four(query, key, value, bias, cpu::WithBias(flash())),
         (false, bias) => {
             let mask = mask.bias(&query.device());
-            reference::attention(query, key, value, mask, bias, options)
+            reference::attention(query, key, value, mask, bias, None, options)
         }
     }
+}
+
+/// As [`attention`], where every head has a further score, `sinks` `[heads]`, that takes its share of the softmax and adds no value: a
+/// query may look at nothing (gpt-oss, after arXiv 2309.17453).
+pub fn attention_with_sinks(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    mask: &Mask,
+    sinks: Tensor<1>,
+    options: Options,
+) -> Tensor<4> {
+    if !fused::on_host(&query) {
+        let mask = mask.bias(&query.device());
+        return reference::attention(query, key, value, mask, None, Some(sinks), options);
+    }
+    let flash = cpu::Flash {
+        mask: mask.clone(),
+        options,
+    };
+    fused::four(query, key, value, sinks, cpu::WithSinks(flash))
 }
 
 #[cfg(test)]
@@ -143,6 +165,8 @@ mod tests {
         kv_heads: usize,
         group: usize,
         width: usize,
+        /// By how many channels values are wider than queries.
+        wider: isize,
         causal: bool,
         window: Option<usize>,
         /// Length of packed documents.
@@ -159,6 +183,7 @@ mod tests {
         kv_heads: 1,
         group: 1,
         width: 8,
+        wider: 0,
         causal: true,
         window: None,
         segment: None,
@@ -205,7 +230,12 @@ mod tests {
         let shapes: [&[usize]; 4] = [
             &[batch, queries, heads, width],
             &[batch, keys, kv_heads, width],
-            &[batch, keys, kv_heads, width],
+            &[
+                batch,
+                keys,
+                kv_heads,
+                width.saturating_add_signed(case.wider).max(1),
+            ],
             &[heads, queries + keys - 1],
         ];
         let options = Options {
@@ -224,8 +254,8 @@ mod tests {
             |t| attention(t[0].get(), t[1].get(), t[2].get(), mask, bias(t), options).reshape([-1]),
             |t| {
                 let mask = mask.bias(&Device::flex());
-                reference::attention(t[0].get(), t[1].get(), t[2].get(), mask, bias(t), plain)
-                    .reshape([-1])
+                let [query, key, value] = [0, 1, 2].map(|i| t[i].get());
+                reference::attention(query, key, value, mask, bias(t), None, plain).reshape([-1])
             },
         );
     }
@@ -234,10 +264,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn agrees_with_the_reference((batch, queries, past) in (1usize..3, 1usize..70, 0usize..9), kv_heads in 1usize..3,
-            group in 1usize..4, width in 1usize..40, causal: bool, window in proptest::option::of(1usize..20),
+            group in 1usize..4, width in 1usize..40, wider in -20isize..20, causal: bool, window in proptest::option::of(1usize..20),
             segment in proptest::option::of(2usize..15), softcap in proptest::option::of(0.5f64..3.0), biased: bool) {
             let precision = Precision::F32;
-            let case = Case { batch, queries, past, kv_heads, group, width, causal, window, segment, softcap, biased, precision };
+            let case = Case { batch, queries, past, kv_heads, group, width, wider, causal, window, segment, softcap, biased, precision };
             check(case, 1e-5);
             // Scores of up to `width` are off by up to 2^-8 of what they sum, and so are their exponents.
             check(Case { precision: Precision::Bf16, ..case }, 0.05 * (width as f32).sqrt());
@@ -279,11 +309,78 @@ mod tests {
             Case {
                 queries: 290,
                 width: 4,
+                wider: 30,
                 segment: Some(70),
                 ..CASE
             },
             1e-5,
         );
+    }
+
+    #[test]
+    fn a_sink_takes_its_share() {
+        let device = Device::flex();
+        let query = Tensor::<4>::from_floats([[[[1.0, 0.0]]]], &device);
+        let key = Tensor::<4>::from_floats([[[[0.0, 1.0]], [[0.0, 2.0]]]], &device);
+        let value = Tensor::<4>::from_floats([[[[8.0, 4.0]], [[4.0, 0.0]]]], &device);
+        // Three scores of zero, of which one adds nothing.
+        let mask = Mask::cross(1, 2, &[(0, 2)]);
+        let sinks = Tensor::<1>::zeros([1], &device);
+        let mixed = attention_with_sinks(query, key, value, &mask, sinks, Options::scaled(1.0));
+        let mixed = mixed.into_data().try_to_vec::<f32>().unwrap();
+        let near = |found: f32, expected: f32| (found - expected).abs() < 1e-5;
+        assert!(
+            near(mixed[0], 4.0) && near(mixed[1], 4.0 / 3.0),
+            "{mixed:?}"
+        );
+    }
+
+    #[test]
+    fn sinks_agree_with_the_reference() {
+        for (queries, past, window, segment) in [
+            (3, 20, None, None),
+            (1, 0, Some(2), None),
+            (70, 5, Some(9), None),
+            (600, 0, None, Some(130)),
+        ] {
+            let (batch, keys, kv_heads, heads, width) = (2, queries + past, 2, 6, 7);
+            let segments: Option<Vec<u32>> = segment.map(|length| {
+                (0..batch * keys)
+                    .map(|i| (i % keys / length) as u32)
+                    .collect()
+            });
+            let mask = Mask::new(MaskSpec {
+                batch,
+                queries,
+                keys,
+                causal: true,
+                window,
+                segments: segments.as_deref(),
+            });
+            let shapes: [&[usize]; 4] = [
+                &[batch, queries, heads, width],
+                &[batch, keys, kv_heads, width],
+                &[batch, keys, kv_heads, width + 2],
+                &[heads],
+            ];
+            let options = Options::scaled(0.7);
+            agree(
+                &shapes,
+                1e-5,
+                |t| {
+                    let [query, key, value] = [0, 1, 2].map(|i| t[i].get());
+                    attention_with_sinks(query, key, value, &mask, t[3].get(), options)
+                        .reshape([-1])
+                },
+                |t| {
+                    let [query, key, value] = [0, 1, 2].map(|i| t[i].get());
+                    let mask = mask.bias(&Device::flex());
+                    let sinks = Some(t[3].get());
+                    reference::attention(query, key, value, mask, None, sinks, options)
+                        .reshape([-1])
+                },
+            );
+        }
     }
 
     #[test]

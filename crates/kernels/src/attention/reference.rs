@@ -6,17 +6,18 @@ use super::Options;
 use crate::linear::reference::rounded;
 
 /// `softmax(softcap(scale * q k^T) + bias + mask) v`; shapes as in [`super::attention`], `mask`:
-/// `[batch or 1, 1, queries, keys]`.
+/// `[batch or 1, 1, queries, keys]`. The share of a score of `sinks` `[heads]` is left out of the sum.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
     mask: Tensor<4>,
     bias: Option<Tensor<2>>,
+    sinks: Option<Tensor<1>>,
     options: Options,
 ) -> Tensor<4> {
     let [batch, queries, heads, width] = query.dims();
-    let [_, keys, kv_heads, _] = key.dims();
+    let ([_, keys, kv_heads, _], value_width) = (key.dims(), value.dims()[3]);
     let group = heads / kv_heads;
     let [query, key, value] =
         [query, key, value].map(|x| rounded(x, options.precision).swap_dims(1, 2));
@@ -30,12 +31,21 @@ pub fn attention(
     if let Some(bias) = bias {
         scores = scores + by_distance(bias, queries, keys);
     }
-    let weights = softmax(scores + mask, 3);
+    let scores = scores + mask;
+    let weights = match sinks {
+        Some(sinks) => {
+            let sinks = sinks
+                .reshape([1, heads, 1, 1])
+                .expand([batch, heads, queries, 1]);
+            softmax(Tensor::cat(vec![scores, sinks], 3), 3).narrow(3, 0, keys)
+        }
+        None => softmax(scores, 3),
+    };
     let mixed = weights
         .reshape([batch, kv_heads, group * queries, keys])
         .matmul(value);
     mixed
-        .reshape([batch, heads, queries, width])
+        .reshape([batch, heads, queries, value_width])
         .swap_dims(1, 2)
 }
 

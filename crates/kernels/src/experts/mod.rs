@@ -18,7 +18,7 @@ use burn::tensor::Tensor;
 
 pub use self::{
     routing::Routing,
-    scores::{choice_weights, expected_shares},
+    scores::{choice_weights, expected_shares, sigmoid_weights},
 };
 use crate::{activation::Activation, fused, linear::Group, matmul::Precision, weight::Weight};
 

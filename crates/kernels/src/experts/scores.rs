@@ -1,9 +1,12 @@
-//! Softmax over a router's logits `[tokens, experts]`: the gating weights of the chosen experts, and the expected share of all
+//! Softmax, or the logistic function, of a router's logits `[tokens, experts]`: the gating weights of the chosen experts, and the expected share of all
 //! tokens for each expert, which load balancing losses ask for (arXiv 2101.03961, section 2.2).
 
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor, TensorData, activation::softmax};
+use burn::tensor::{
+    Int, Tensor, TensorData,
+    activation::{sigmoid, softmax},
+};
 use burn_flex::FlexTensor;
 
 use super::Routing;
@@ -28,6 +31,17 @@ pub fn choice_weights(logits: Tensor<2>, routing: &Arc<Routing>, normalised: boo
     }
 }
 
+/// The weight of every choice, `[tokens, active]`, where experts do not compete: the logistic function of the chosen logits, divided
+/// by their sum where `normalised` (DeepSeek-V3, arXiv 2412.19437).
+pub fn sigmoid_weights(logits: Tensor<2>, routing: &Routing, normalised: bool) -> Tensor<2> {
+    let weights = sigmoid(of_chosen(logits, routing));
+    match normalised {
+        // The small number is the authors'.
+        true => weights.clone() / (weights.sum_dim(1) + 1e-20),
+        false => weights,
+    }
+}
+
 /// `sum_t c_t sum_e s_e p_te` with the softmax `p` of every row of `logits` `[rows, experts]`: `[1]`. `shares`: `[experts]`, as
 /// numbers without gradient; `counted` says which rows count, all where absent.
 pub fn expected_shares(
@@ -42,18 +56,22 @@ pub fn expected_shares(
 }
 
 fn reference_weights(logits: Tensor<2>, routing: &Routing, normalised: bool) -> Tensor<2> {
+    match normalised {
+        true => softmax(of_chosen(logits, routing), 1),
+        false => of_chosen(softmax(logits, 1), routing),
+    }
+}
+
+/// The values `[tokens, experts]` of the chosen experts, `[tokens, active]`.
+fn of_chosen(values: Tensor<2>, routing: &Routing) -> Tensor<2> {
     let chosen: Vec<i32> = routing
         .chosen()
         .iter()
         .map(|expert| *expert as i32)
         .collect();
-    let shape = [routing.tokens(), routing.active()];
-    let chosen =
-        Tensor::<2, Int>::from_data(TensorData::new(chosen, shape), &logits.device().inner());
-    match normalised {
-        true => softmax(logits.gather(1, chosen), 1),
-        false => softmax(logits, 1).gather(1, chosen),
-    }
+    let chosen = TensorData::new(chosen, [routing.tokens(), routing.active()]);
+    let chosen = Tensor::<2, Int>::from_data(chosen, &values.device().inner());
+    values.gather(1, chosen)
 }
 
 fn reference_shares(logits: Tensor<2>, shares: Vec<f32>, counted: Option<Vec<bool>>) -> Tensor<1> {
@@ -291,6 +309,21 @@ mod tests {
                     .all(|(a, b)| (a - b).abs() < 1e-6),
                 "{found:?}"
             );
+        }
+    }
+
+    #[test]
+    fn weights_without_competition() {
+        let logits = Tensor::<2>::from_floats([[0.0, 3f32.ln(), -9.0]], &Device::flex());
+        let routing = Routing::top_k(&[0.0, 1.0, -9.0], 3, 2, None, None);
+        for (normalised, expected) in [(false, [0.75, 0.5]), (true, [0.6, 0.4])] {
+            let found = sigmoid_weights(logits.clone(), &routing, normalised);
+            let found = found.into_data().try_into_vec::<f32>().unwrap();
+            let near = found
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-6);
+            assert!(near, "{found:?}");
         }
     }
 

@@ -8,10 +8,11 @@ mod bf16;
 mod bytes;
 mod f16;
 mod f32;
+mod mxfp4;
 
 use std::{fmt::Debug, ops::Range, sync::Arc};
 
-pub use self::{bf16::Bf16, bytes::StoredBytes, f16::F16, f32::F32};
+pub use self::{bf16::Bf16, bytes::StoredBytes, f16::F16, f32::F32, mxfp4::Mxfp4};
 use crate::{
     matmul::Matrix,
     parallel::{chunk, fresh},

@@ -4,7 +4,7 @@ use super::config::{Config, LAYER_LIMIT, WIDTH_LIMIT};
 use super::encoder_layout::{self, Switches, head_names};
 use super::{Family, ModuleNames, TensorEntry};
 use crate::error::Result;
-use crate::spec::{Activation, ModelSpec};
+use crate::spec::{Activation, EmbeddingProjectionSpec, ModelSpec};
 use serde_json::{Map, Value, json};
 
 /// The registration of ALBERT.
@@ -53,11 +53,11 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let group = |run: usize| (run as f64 / (runs as f64 / groups as f64)) as usize;
     let order = (0..runs).flat_map(|run| (0..size).map(move |block| group(run) * size + block));
     Ok(ModelSpec {
-        embedding_width: Some(
+        embedding_projection: Some(EmbeddingProjectionSpec::behind_positions(
             config
                 .optional_size("embedding_size", WIDTH_LIMIT)?
                 .unwrap_or(128),
-        ),
+        )),
         block_order: Some(order.collect()),
         blocks: spec
             .blocks

@@ -25,11 +25,8 @@ pub const FAMILY: Family = Family {
         unread: Some("shared"),
         ..ModuleNames::OF_FILES
     },
-    prefix: "",
-    ignored: &[
-        "model.encoder.embed_tokens.weight",
-        "model.decoder.embed_tokens.weight",
-    ],
+    prefix: "model.",
+    ignored: &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
 };
 
 /// Rows of the tables of positions before that of position 0.

@@ -9,7 +9,7 @@ use super::{
 use crate::error::Result;
 use crate::spec::{
     Activation, AlibiForm, AlibiSpec, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec,
-    ModelSpec, NormSpec,
+    ModelSpec, NormSpec, Residual,
 };
 use serde_json::{Map, Value, json};
 
@@ -25,6 +25,9 @@ pub const FAMILY: Family = Family {
     ignored: &[],
 };
 
+/// The key of whether the stream goes on from the norms.
+const NORMED_STREAM: &str = "apply_residual_connection_post_layernorm";
+
 fn read(config: &Config) -> Result<ModelSpec> {
     // How the reference computes it, not what.
     let known = [
@@ -36,7 +39,6 @@ fn read(config: &Config) -> Result<ModelSpec> {
     ];
     config.ignore(&known);
     config.ignore(&["slow_but_exact", "unk_token_id"]);
-    config.refuse("apply_residual_connection_post_layernorm")?;
     let width = match config.optional_size("hidden_size", WIDTH_LIMIT)? {
         Some(width) => width,
         None => config.size("n_embed", WIDTH_LIMIT)?,
@@ -58,8 +60,11 @@ fn read(config: &Config) -> Result<ModelSpec> {
         bias: true,
     });
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
-    let blocks =
-        vec![BlockSpec::sequential(mixer, channel, norm); config.size("n_layer", LAYER_LIMIT)?];
+    let block = match config.flag_or(NORMED_STREAM, false)? {
+        true => BlockSpec::normed_stream(mixer, channel, norm),
+        false => BlockSpec::sequential(mixer, channel, norm),
+    };
+    let blocks = vec![block; config.size("n_layer", LAYER_LIMIT)?];
     let context = config
         .optional_size("seq_length", CONTEXT_LIMIT)?
         .unwrap_or(2048);
@@ -107,6 +112,11 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     );
     set("seq_length", json!(spec.context));
     set("layer_norm_epsilon", json!(spec.norm_epsilon()));
+    let residual = spec.blocks.first().map(|block| block.residual);
+    set(
+        NORMED_STREAM,
+        json!(residual == Some(Residual::NormedStream)),
+    );
     map
 }
 
@@ -155,12 +165,8 @@ mod tests {
                 .map(|alibi| alibi.largest),
             Some(8.0)
         );
-        assert!(
-            changed(
-                "bloom-alibi",
-                json!({ "apply_residual_connection_post_layernorm": true })
-            )
-            .is_err()
-        );
+        let other = json!({ "apply_residual_connection_post_layernorm": true });
+        let other = changed("bloom-alibi", other).unwrap();
+        assert_eq!(other.blocks[0].residual, Residual::NormedStream);
     }
 }

@@ -6,7 +6,10 @@ use super::encoder_layout::{self, Switches};
 use super::heads::Task;
 use super::{Family, ModuleNames, TensorEntry};
 use crate::error::Result;
-use crate::spec::{Activation, ClassifierDenseSpec, ClassifierSpec, ModelSpec, Problem, Subject};
+use crate::spec::{
+    Activation, ClassifierDenseSpec, ClassifierSpec, EmbeddingProjectionSpec, ModelSpec, Problem,
+    Subject,
+};
 use serde_json::{Map, Value, json};
 
 /// The registration of ELECTRA.
@@ -35,8 +38,9 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let outer = config
         .optional_size("embedding_size", WIDTH_LIMIT)?
         .unwrap_or(128);
+    let narrow = Some(outer).filter(|outer| *outer != spec.width);
     let spec = ModelSpec {
-        embedding_width: Some(outer).filter(|outer| *outer != spec.width),
+        embedding_projection: narrow.map(EmbeddingProjectionSpec::behind_positions),
         ..spec
     };
     if Task::read(config, &FAMILY)? != Task::Pretraining {
@@ -129,7 +133,7 @@ mod tests {
         let spec = fixture("electra");
         assert!(spec.outer_width() < spec.width && !spec.headless);
         let wide = changed("electra", json!({ "embedding_size": spec.width })).unwrap();
-        assert_eq!(wide.embedding_width, None);
+        assert_eq!(wide.embedding_projection, None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::cohere2::without_positions;
 use super::config::CONTEXT_LIMIT;
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers};
 use super::olmo2::tensors;
-use super::{Config, Family, ModuleNames, layer_types};
+use super::{Config, Family, ModuleNames, attention, layer_types};
 use crate::error::Result;
 use crate::spec::{BlockSpec, ModelSpec, NormExtent};
 use serde_json::{Map, Value, json};
@@ -25,11 +25,14 @@ pub const FAMILY: Family = Family {
 /// The key of the number of layers of which the last sees everything.
 const PATTERN: &str = "sliding_window_pattern";
 
+/// `sliding_window` where the file has none.
+const WINDOW: usize = 4096;
+
 fn read(config: &Config) -> Result<ModelSpec> {
     let config = &config.with_defaults(&[("rms_norm_eps", json!(1e-5))]);
     let window = match config.contains("sliding_window") {
         true => config.optional_size("sliding_window", CONTEXT_LIMIT)?,
-        false => Some(4096),
+        false => Some(WINDOW),
     };
     let switches = Switches {
         qk_norm: Some(NormExtent::Head),
@@ -69,7 +72,13 @@ fn windows(config: &Config, window: Option<usize>) -> Result<Vec<Option<usize>>>
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = llama_layout::write(spec, &FAMILY);
-    map.insert("sliding_window".into(), Value::Null);
+    let has_positions = |block: &BlockSpec| attention(block).is_some_and(|a| a.rotary.is_some());
+    // A window takes their positions from the layers that do not have it, even where that is all of them.
+    let window = match spec.blocks.iter().any(has_positions) {
+        true => Value::Null,
+        false => json!(WINDOW),
+    };
+    map.insert("sliding_window".into(), window);
     layer_types::write(spec, &mut map);
     map
 }
@@ -77,9 +86,8 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{changed, fixture};
+    use super::super::write_config;
     use super::*;
-
-    use super::super::attention;
 
     #[test]
     fn layers_without_a_window_have_no_positions_where_others_have_one() {
@@ -92,6 +100,10 @@ mod tests {
             (of(&spec, 0), of(&spec, 1)),
             ((Some(6), true), (None, false))
         );
+        let full = json!({ "layer_types": ["full_attention", "full_attention"] });
+        let full = changed("exaone4", full).unwrap();
+        assert_eq!((of(&full, 0), of(&full, 1)), ((None, false), (None, false)));
+        write_config(&full).unwrap();
         let none = json!({ "sliding_window": null, "layer_types": null, "sliding_window_pattern": "LLLG" });
         assert_eq!(of(&changed("exaone4", none).unwrap(), 1), (None, true));
     }

@@ -31,7 +31,12 @@ pub const FAMILY: Family = Family {
 fn read(config: &Config) -> Result<ModelSpec> {
     // Multi-query attention of the first releases has one key head, whatever it says.
     config.ignore(&["num_kv_heads", "multi_query"]);
-    let width = config.size("hidden_size", WIDTH_LIMIT)?;
+    // Older names, beside those that count.
+    config.ignore(&["n_head", "n_layer"]);
+    let width = match config.optional_size("n_embed", WIDTH_LIMIT)? {
+        Some(width) => width,
+        None => config.size("hidden_size", WIDTH_LIMIT)?,
+    };
     let context = config
         .optional_size("max_position_embeddings", CONTEXT_LIMIT)?
         .unwrap_or(2048);

@@ -52,7 +52,7 @@ impl Frame {
             family: family.model_type.into(),
             vocabulary: config.size("vocab_size", VOCABULARY_LIMIT)?,
             width: self.width,
-            embedding_width: None,
+            embedding_projection: None,
             context: self.context,
             positions: None,
             token_types: None,

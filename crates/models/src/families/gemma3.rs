@@ -5,7 +5,9 @@ use super::gemma::as_gemma;
 use super::gemma2::{rounded, tensors};
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers};
 use super::olmo3::{read_by_type, write_by_type};
-use super::{Config, Family, ModuleNames, attention, config::CONTEXT_LIMIT, layer_types, whole};
+use super::{
+    Config, Family, ModuleNames, attention, config::CONTEXT_LIMIT, config_keys, layer_types, whole,
+};
 use crate::error::Result;
 use crate::spec::{Activation, MixerSpec, ModelSpec, NormExtent};
 use serde_json::{Map, Value, json};
@@ -21,6 +23,9 @@ pub const FAMILY: Family = Family {
     prefix: PREFIX,
     ignored: IGNORED,
 };
+
+/// The key of Gemma 2's cap on the scores.
+const SCORE_CAP: &str = "attn_logit_softcapping";
 
 fn read(config: &Config) -> Result<ModelSpec> {
     config.refuse("use_bidirectional_attention")?;
@@ -51,12 +56,15 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let scale = config
         .positive_or("query_pre_attn_scalar", 256.0)?
         .powf(-0.5);
-    let cap = config.optional_positive("attn_logit_softcapping")?;
+    // The class knows the key and never uses it.
+    if config.optional_positive(SCORE_CAP)?.is_some() {
+        config_keys::tell_ignored(config.path(), &[SCORE_CAP]);
+    }
     for block in &mut spec.blocks {
         let (mixer_norm, channel_norm) = (block.mixer_norm, block.channel_norm);
         (block.mixer_output_norm, block.channel_output_norm) = (channel_norm, channel_norm);
         if let MixerSpec::Attention(attention) = &mut block.mixer {
-            (attention.scale, attention.softcap) = (scale, cap);
+            attention.scale = scale;
             attention.qk_norm = mixer_norm;
         }
     }
@@ -73,7 +81,6 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     set("attention_bias", json!(llama_layout::output_bias(spec)));
     set("final_logit_softcapping", json!(spec.logit_softcap));
     if let Some(first) = spec.blocks.first().and_then(attention) {
-        set("attn_logit_softcapping", json!(first.softcap));
         set(
             "query_pre_attn_scalar",
             whole(rounded(first.scale.powi(-2))),
@@ -105,5 +112,7 @@ mod tests {
         let older = changed("gemma3", older).unwrap();
         assert_eq!((theta(&older, 0), theta(&older, 1)), (3e4, 2e6));
         assert!(attention(&older.blocks[1]).unwrap().window.is_none());
+        let capped = changed("gemma3", json!({ "attn_logit_softcapping": 50.0 }));
+        assert_eq!(capped.unwrap(), spec);
     }
 }

@@ -68,7 +68,7 @@ fn write_second(spec: &ModelSpec) -> Map<String, Value> {
 }
 
 fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
-    let mut map = llama_layout::write(spec, family);
+    let mut map = llama_layout::write_partial(spec, family);
     map.insert("attention_bias".into(), json!(llama_layout::qkv_bias(spec)));
     map
 }

@@ -109,11 +109,10 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         set("num_attention_heads", json!(attention.heads));
         set("attention_bias", json!(attention.qkv_bias));
         if let Some(rotary) = &attention.rotary {
-            let mut parameters = rope::write(rotary, attention.head_dim);
-            // Without it, a part of the head is the default.
-            parameters["partial_rotary_factor"] =
-                json!(rotary.dim as f64 / attention.head_dim as f64);
-            set("rope_parameters", parameters);
+            set(
+                "rope_parameters",
+                rope::write_with_share(rotary, attention.head_dim),
+            );
         }
     }
     map

@@ -70,7 +70,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     };
     let spec = frame.read(config, &FAMILY)?;
     Ok(ModelSpec {
-        head_bias: !spec.tied_head,
+        head_bias: true,
         ..spec
     })
 }

@@ -75,6 +75,7 @@ fn read_with(config: &Config, family: &Family, shared: usize) -> Result<ModelSpe
             router: router.clone(),
             expert,
             gated: true,
+            clamped: None,
             output_bias: false,
             shared,
         });

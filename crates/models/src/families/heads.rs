@@ -16,6 +16,10 @@ const TOKENS: &str = "ForTokenClassification";
 const PRETRAINING: &str = "ForPreTraining";
 /// Ends of the names of architectures with a head over the vocabulary.
 const VOCABULARY: [&str; 3] = ["ForCausalLM", "LMHeadModel", "ForMaskedLM"];
+/// The same of encoder-decoders, of which no classifiers are known.
+const TRANSLATORS: [&str; 2] = ["ForConditionalGeneration", "MTModel"];
+/// What stands before the ends, where architectures of one family differ in it.
+const OTHER_STEMS: [(&str, &str); 1] = [("Gemma3", "Gemma3Text")];
 /// Whether a classifier of tokens has a bias.
 const TOKEN_BIAS: &str = "token_classification_bias";
 
@@ -54,25 +58,25 @@ impl Task {
             Self::Tokens,
             Self::Pretraining,
         ];
-        let is = |task: &Self| {
-            (*task != Self::Pretraining || family.is_masked()) && task.architecture(family) == name
-        };
+        let is = |task: &Self| task.architecture(family).is_some_and(|known| known == name);
         all.into_iter().find(is)
     }
 
-    /// The name of the family's architecture for the task.
-    pub fn architecture(self, family: &Family) -> String {
-        let end = match self {
-            Self::Vocabulary => return family.architecture.to_owned(),
-            Self::Base => "Model",
-            Self::Pretraining => PRETRAINING,
-            Self::Texts => TEXTS,
-            Self::Tokens => TOKENS,
+    /// The name of the family's architecture for the task, where it has one.
+    pub fn architecture(self, family: &Family) -> Option<String> {
+        let name = family.architecture;
+        let before = |ends: &[&str]| ends.iter().find_map(|end| name.strip_suffix(end));
+        let (alone, translator) = (before(&VOCABULARY), before(&TRANSLATORS));
+        let (stem, end) = match self {
+            Self::Vocabulary => return Some(name.to_owned()),
+            Self::Base => (alone.or(translator), "Model"),
+            Self::Pretraining => (alone.filter(|_| family.is_masked()), PRETRAINING),
+            Self::Texts => (alone, TEXTS),
+            Self::Tokens => (alone, TOKENS),
         };
-        let name = family.architecture.to_owned();
-        VOCABULARY
-            .iter()
-            .fold(name, |name, known| name.replace(known, end))
+        let stem = stem?;
+        let other = OTHER_STEMS.iter().find(|(own, _)| *own == stem);
+        Some(format!("{}{end}", other.map_or(stem, |(_, other)| other)))
     }
 
     /// The task of a model.
@@ -197,9 +201,10 @@ fn read_problem(config: &Config, subject: Subject, labels: usize) -> Result<Prob
 
 /// The keys that name the architecture and its classes.
 pub(super) fn write(spec: &ModelSpec, family: &Family, map: &mut Map<String, Value>) {
+    let architecture = Task::of(spec).architecture(family);
     map.insert(
         "architectures".into(),
-        json!([Task::of(spec).architecture(family)]),
+        json!([architecture.as_deref().unwrap_or(family.architecture)]),
     );
     let Some(classifier) = spec.classifier else {
         return;
@@ -226,7 +231,7 @@ pub(super) fn write(spec: &ModelSpec, family: &Family, map: &mut Map<String, Val
 
 /// The name of a decoder's classifier in its files: most call it `score`, some only that of texts.
 pub(super) fn decoder_name(spec: &ModelSpec) -> &'static str {
-    const OWN: [&str; 5] = ["bloom", "falcon", "gpt2", "gpt_neox", "mpt"];
+    const OWN: [&str; 6] = ["bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "mpt"];
     let of_tokens = Task::of(spec) == Task::Tokens;
     match of_tokens && OWN.contains(&spec.family.as_str()) {
         true => "classifier.",

@@ -56,6 +56,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             router,
             expert: mlp.clone(),
             gated: true,
+            clamped: None,
             output_bias: false,
             shared: None,
         })
@@ -86,8 +87,9 @@ fn read(config: &Config) -> Result<ModelSpec> {
     }
     .read(config, &FAMILY)?;
     let losses = routers::read_losses(config, BALANCE, 0.001)?;
+    let is_sparse = |block: &BlockSpec| matches!(block.channel, ChannelSpec::SparseExperts(_));
     Ok(ModelSpec {
-        router_losses: experts.map(|_| losses),
+        router_losses: spec.blocks.iter().any(is_sparse).then_some(losses),
         ..spec
     })
 }
@@ -146,12 +148,7 @@ fn read_router(config: &Config) -> Result<Option<RouterSpec>> {
             format!("{active} of {experts} experts cannot be active; choose at most {experts}");
         return Err(config.error("num_experts_per_tok", reason));
     }
-    Ok((experts > 1).then_some(RouterSpec {
-        experts,
-        active,
-        normalised: false,
-        capacity: None,
-    }))
+    Ok((experts > 1).then_some(RouterSpec::softmax(experts, active, false)))
 }
 
 /// Which layers are special: one in `period`, from `offset` on.
@@ -207,10 +204,11 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         "intermediate_size",
         json!(spec.blocks.iter().find_map(mlp).map(|mlp| mlp.inner)),
     );
-    if let Some(attention) = spec.blocks.iter().find_map(attention) {
-        set("num_attention_heads", json!(attention.heads));
-        set("num_key_value_heads", json!(attention.kv_heads));
-    }
+    // Readers ask for heads even where no layer has any.
+    let heads = spec.blocks.iter().find_map(attention);
+    let [heads, kv_heads] = heads.map_or([1, 1], |a| [a.heads, a.kv_heads]);
+    set("num_attention_heads", json!(heads));
+    set("num_key_value_heads", json!(kv_heads));
     let mamba = spec.blocks.iter().find_map(|block| match &block.mixer {
         MixerSpec::Recurrent(RecurrentSpec::Mamba(layer)) => Some(layer),
         _ => None,

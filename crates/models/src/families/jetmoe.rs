@@ -84,6 +84,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         router,
         expert,
         gated: true,
+        clamped: None,
         output_bias: true,
         shared: None,
     });

@@ -187,14 +187,25 @@ pub(super) fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
         set("head_dim", json!(attention.head_dim));
         let all = spec.blocks.iter().filter_map(super::attention);
         let rotary = all.filter_map(|attention| attention.rotary.as_ref()).next();
+        let write = |rotary| rope::write(rotary, attention.head_dim);
         set(
             "rope_parameters",
-            rotary.map_or(Value::Null, |rotary| {
-                rope::write(rotary, attention.head_dim)
-            }),
+            rotary.map_or_else(rope::write_none, write),
         );
     }
     routers::write_depths(&spec.blocks, &mut map);
+    map
+}
+
+/// As [`write`], for families that turn a part of each head where nothing is said of it.
+pub(super) fn write_partial(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
+    let mut map = write(spec, family);
+    if let Some(attention) = spec.blocks.first().and_then(attention)
+        && let Some(rotary) = &attention.rotary
+    {
+        let parameters = rope::write_with_share(rotary, attention.head_dim);
+        map.insert("rope_parameters".into(), parameters);
+    }
     map
 }
 

@@ -20,7 +20,7 @@ pub const FAMILY: Family = Family {
         unread: Some("shared"),
         ..ModuleNames::OF_FILES
     },
-    prefix: "",
+    prefix: "model.",
     // Sines and cosines are computed.
     ignored: &[
         "embed_positions.weights",

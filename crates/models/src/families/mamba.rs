@@ -1,4 +1,5 @@
-//! Mamba (arXiv 2312.00752), in the layout of transformers.
+//! Mamba (arXiv 2312.00752), in the layout of transformers, and Falcon-Mamba (2410.05355), which has norms without weights within its
+//! layers.
 
 use super::config::{CONTEXT_LIMIT, Config, INNER_LIMIT, LAYER_LIMIT, WIDTH_LIMIT};
 use super::module_names::LeftOut;
@@ -16,9 +17,24 @@ pub const FAMILY: Family = Family {
     write,
     tensors,
     modules: ModuleNames::without(LEFT_OUT),
+    prefix: "backbone.",
+    ignored: &[],
+};
+
+/// The registration of Falcon-Mamba.
+pub const FALCON: Family = Family {
+    model_type: "falcon_mamba",
+    architecture: "FalconMambaForCausalLM",
+    read: read_falcon,
+    write: write_falcon,
+    tensors,
+    modules: ModuleNames::without(LEFT_OUT),
     prefix: "",
     ignored: &[],
 };
+
+/// The key of what is added to the mean squares of Falcon-Mamba's inner norms.
+const INNER_NORM: &str = "mixer_rms_eps";
 
 /// Most taps of a convolution, and most numbers of state of a channel.
 pub(super) const STATE_LIMIT: usize = 1 << 16;
@@ -38,6 +54,7 @@ const IGNORED: &[&str] = &[
     "rescale_prenorm_residual",
     "residual_in_fp32",
     "use_mambapy",
+    "use_falcon_mambapy",
     "use_associative_scan",
     "use_mamba_kernels",
     "chunk_size",
@@ -67,20 +84,15 @@ impl Sizes {
         config.ignore(IGNORED);
         let width = config.size("hidden_size", WIDTH_LIMIT)?;
         let expand = config.optional_size("expand", INNER_LIMIT)?.unwrap_or(2);
-        let inner = width.saturating_mul(expand);
+        // Falcon-Mamba was published with the two at odds.
+        let inner = match config.optional_size("intermediate_size", INNER_LIMIT)? {
+            Some(inner) => inner,
+            None => width.saturating_mul(expand),
+        };
         if inner > INNER_LIMIT {
             return Err(config.error(
                 "expand",
                 format!("{expand} times the width is more than {INNER_LIMIT}"),
-            ));
-        }
-        if config
-            .optional_size("intermediate_size", INNER_LIMIT)?
-            .is_some_and(|given| given != inner)
-        {
-            return Err(config.error(
-                "intermediate_size",
-                format!("expected {inner}, expand times the width"),
             ));
         }
         require_silu(config)?;
@@ -96,8 +108,21 @@ impl Sizes {
         })
     }
 
-    /// A layer of these sizes.
-    pub fn layer(&self, config: &Config) -> Result<MixerSpec> {
+    /// As [`Sizes::read`], where channels of another number than `expand` gives are refused.
+    pub fn read_expanded(config: &Config, states: usize) -> Result<Self> {
+        let sizes = Self::read(config, states)?;
+        let expand = config.optional_size("expand", INNER_LIMIT)?.unwrap_or(2);
+        match sizes.inner == sizes.width.saturating_mul(expand) {
+            true => Ok(sizes),
+            false => Err(config.error(
+                "intermediate_size",
+                format!("expected {expand}, as expand is, times the width"),
+            )),
+        }
+    }
+
+    /// A layer of these sizes, with this norm within.
+    pub fn layer(&self, config: &Config, norm: Option<NormSpec>) -> Result<MixerSpec> {
         Ok(MixerSpec::Recurrent(RecurrentSpec::Mamba(MambaSpec {
             inner: self.inner,
             states: self.states,
@@ -105,7 +130,7 @@ impl Sizes {
             taps: self.taps,
             convolution_bias: self.convolution_bias,
             bias: self.bias,
-            norm: None,
+            norm,
         })))
     }
 
@@ -115,7 +140,7 @@ impl Sizes {
         set("hidden_size", json!(self.width));
         set("num_hidden_layers", json!(spec.blocks.len()));
         set("layer_norm_epsilon", json!(spec.norm_epsilon()));
-        set("expand", json!(self.inner / self.width.max(1)));
+        set("expand", json!((self.inner / self.width.max(1)).max(1)));
         set("conv_kernel", json!(self.taps));
         set("state_size", json!(self.states));
         set("use_conv_bias", json!(self.convolution_bias));
@@ -180,8 +205,15 @@ const LEFT_OUT: &[LeftOut] = &[STEPS_LEFT_OUT, OUTPUT_LEFT_OUT];
 
 fn read(config: &Config) -> Result<ModelSpec> {
     let sizes = Sizes::read(config, 16)?;
-    let mixer = sizes.layer(config)?;
+    let mixer = sizes.layer(config, None)?;
     read_blocks(config, &FAMILY, sizes.width, mixer, true)
+}
+
+fn read_falcon(config: &Config) -> Result<ModelSpec> {
+    let sizes = Sizes::read(config, 16)?;
+    let epsilon = config.positive_or(INNER_NORM, 1e-6)?;
+    let mixer = sizes.layer(config, Some(NormSpec::Scaled { epsilon }))?;
+    read_blocks(config, &FALCON, sizes.width, mixer, true)
 }
 
 /// Equal blocks of a mixer alone.
@@ -215,7 +247,20 @@ fn layer(spec: &ModelSpec) -> Option<&MambaSpec> {
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
-    let mut map = write_frame(spec, &FAMILY);
+    write_as(spec, &FAMILY)
+}
+
+fn write_falcon(spec: &ModelSpec) -> Map<String, Value> {
+    let mut map = write_as(spec, &FALCON);
+    let epsilon = layer(spec)
+        .and_then(|layer| layer.norm)
+        .map(NormSpec::epsilon);
+    map.insert(INNER_NORM.into(), json!(epsilon));
+    map
+}
+
+fn write_as(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
+    let mut map = write_frame(spec, family);
     if let Some(layer) = layer(spec) {
         let MambaSpec {
             inner,
@@ -292,11 +337,26 @@ mod tests {
     }
 
     #[test]
+    fn falcons_have_norms_without_weights() {
+        let spec = fixture("falcon-mamba");
+        let norm = layer(&spec).unwrap().norm;
+        assert_eq!(norm, Some(NormSpec::Scaled { epsilon: 0.001 }));
+        // As it was published.
+        let odd = changed("falcon-mamba", json!({ "expand": 16 })).unwrap();
+        assert_eq!(layer(&odd), layer(&spec));
+        assert!(
+            spec.parameters()
+                .iter()
+                .all(|(name, _)| !name.contains("b_norm"))
+        );
+    }
+
+    #[test]
     fn senseless_sizes_are_refused() {
         for (key, value) in [
             ("hidden_act", json!("relu")),
             ("conv_kernel", json!(1)),
-            ("intermediate_size", json!(49)),
+            ("intermediate_size", json!(0)),
             ("time_step_rank", json!("often")),
             ("expand", json!(1e9)),
         ] {

@@ -16,7 +16,7 @@ pub const FAMILY: Family = Family {
     write,
     tensors,
     modules: ModuleNames::without(&[OUTPUT_LEFT_OUT]),
-    prefix: "",
+    prefix: "backbone.",
     ignored: &[],
 };
 
@@ -24,7 +24,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     config.ignore(&["time_step_rank"]);
     // Of the code that the first files came with: the class norms after the gate, by RMSNorm, in any case.
     config.ignore(&["intermediate_size", "norm_before_gate", "rms_norm"]);
-    let sizes = Sizes::read(config, 128)?;
+    let sizes = Sizes::read_expanded(config, 128)?;
     let head_dim = config.optional_size("head_dim", HEAD_LIMIT)?.unwrap_or(64);
     let heads = config
         .optional_size("num_heads", HEAD_LIMIT)?

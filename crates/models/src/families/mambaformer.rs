@@ -46,7 +46,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         output_bias: true,
         ..AttentionSpec::plain(heads, heads, head_dim)
     });
-    let mamba = sizes.layer(config)?;
+    let mamba = sizes.layer(config, None)?;
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let block = |attends: &bool| {
         BlockSpec::mixer_alone(

@@ -20,7 +20,7 @@ pub const FAMILY: Family = Family {
         unread: Some("shared"),
         ..ModuleNames::OF_FILES
     },
-    prefix: "",
+    prefix: "model.",
     ignored: bart::FAMILY.ignored,
 };
 

@@ -64,6 +64,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             router: router.clone(),
             expert,
             gated: true,
+            clamped: None,
             output_bias: false,
             shared: None,
         };

@@ -11,6 +11,7 @@ pub mod cohere;
 pub mod cohere2;
 pub mod config;
 mod config_keys;
+pub mod deepseek;
 pub mod distilbert;
 pub mod electra;
 mod encoder_layout;
@@ -24,6 +25,7 @@ pub mod glm;
 pub mod gpt2;
 pub mod gpt_bigcode;
 pub mod gpt_neox;
+pub mod gpt_oss;
 pub mod gptj;
 pub mod granite;
 pub mod granitemoe;
@@ -119,6 +121,8 @@ pub const FAMILIES: &[Family] = &[
     bloom::FAMILY,
     cohere2::FAMILY,
     cohere::FAMILY,
+    deepseek::SECOND,
+    deepseek::THIRD,
     distilbert::FAMILY,
     electra::FAMILY,
     exaone4::FAMILY,
@@ -131,6 +135,7 @@ pub const FAMILIES: &[Family] = &[
     gpt2::FAMILY,
     gpt_bigcode::FAMILY,
     gpt_neox::FAMILY,
+    gpt_oss::FAMILY,
     gptj::FAMILY,
     granite::FAMILY,
     granitemoe::FAMILY,
@@ -140,6 +145,7 @@ pub const FAMILIES: &[Family] = &[
     llama::FAMILY,
     m2m_100::FAMILY,
     mamba2::FAMILY,
+    mamba::FALCON,
     mamba::FAMILY,
     mambaformer::FAMILY,
     marian::FAMILY,
@@ -253,14 +259,8 @@ pub fn by_name(model_type: &str) -> Result<&'static Family> {
 pub fn write_config(spec: &ModelSpec) -> Result<Map<String, Value>> {
     let family = by_name(&spec.family)?;
     let map = (family.write)(spec);
-    let again = (family.read)(&Config::from_map(Path::new("config.json"), map.clone()))?;
-    // These the names of the tensors tell, whatever the configuration says.
-    let again = ModelSpec {
-        pooler: spec.pooler,
-        next_sentence: spec.next_sentence,
-        ..again
-    };
-    if again != *spec {
+    let again = Config::from_map(Path::new("config.json"), map.clone());
+    if !is_of(&again, spec)? {
         let reason = format!(
             "a configuration of the family `{}` cannot express this model",
             spec.family
@@ -272,10 +272,30 @@ pub fn write_config(spec: &ModelSpec) -> Result<Map<String, Value>> {
     Ok(map)
 }
 
+/// Whether a configuration of `spec`'s family describes it, but for what the names of the tensors tell.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn is_of(config: &Config, spec: &ModelSpec) -> Result<bool> {
+    let again = (by_name(&spec.family)?.read)(config)?;
+    let mut again = ModelSpec {
+        pooler: spec.pooler,
+        next_sentence: spec.next_sentence,
+        ..again
+    };
+    again.take_tables_of(spec);
+    Ok(again == *spec)
+}
+
 impl Family {
     /// Whether `name` is the architecture, its base model, or one that classifies.
     fn is_architecture(&self, name: &str) -> bool {
         heads::Task::named(name, self).is_some() || t5::is_encoder(name, self)
+    }
+
+    /// Whether `name` is the architecture of its model without a head.
+    pub(crate) fn is_base_architecture(&self, name: &str) -> bool {
+        heads::Task::named(name, self) == Some(heads::Task::Base)
     }
 
     /// Whether its head predicts masked tokens.
@@ -312,7 +332,9 @@ fn whole(number: f64) -> Value {
 fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
     match &block.mixer {
         MixerSpec::Attention(attention) => Some(attention),
-        MixerSpec::AttentionExperts(_) | MixerSpec::Recurrent(_) => None,
+        MixerSpec::AttentionExperts(_)
+        | MixerSpec::LatentAttention(_)
+        | MixerSpec::Recurrent(_) => None,
     }
 }
 
@@ -350,6 +372,8 @@ fn even_head_dim(config: &Config, heads_key: &str, width: usize, heads: usize) -
 
 #[cfg(test)]
 mod published;
+#[cfg(test)]
+mod saving;
 
 #[cfg(test)]
 mod tests;

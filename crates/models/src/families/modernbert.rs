@@ -231,11 +231,15 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     if let Some(window) = windows().find_map(|a| a.window) {
         set("local_attention", json!(2 * window.saturating_sub(1)));
     }
-    let rotations = windows().filter_map(|a| {
-        let rotary = a.rotary.as_ref()?;
-        Some((name(a).to_owned(), rope::write(rotary, a.head_dim)))
-    });
-    set("rope_parameters", Value::Object(rotations.collect()));
+    // Of a kind of layer that there is none of, the rotations of the other.
+    let rotations = |kind: &Kind| {
+        let own = windows().find(|a| name(a) == kind.name);
+        let any = own.or_else(|| windows().next())?;
+        let rotary = any.rotary.as_ref()?;
+        Some((kind.name.to_owned(), rope::write(rotary, any.head_dim)))
+    };
+    let rotations = [GLOBAL, LOCAL].iter().filter_map(rotations).collect();
+    set("rope_parameters", Value::Object(rotations));
     write_heads(spec, &mut map);
     map
 }

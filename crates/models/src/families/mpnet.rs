@@ -32,9 +32,11 @@ const PADDING: u32 = 1;
 
 fn read(config: &Config) -> Result<ModelSpec> {
     const KEY: &str = "relative_attention_num_buckets";
-    let buckets = config.optional_size(KEY, 1 << 16)?.unwrap_or(BUCKETS);
-    if buckets != BUCKETS {
-        let reason = format!("{buckets} buckets are not supported; MPNet has {BUCKETS}");
+    let rows = config.optional_size(KEY, 1 << 16)?.unwrap_or(BUCKETS);
+    if rows < BUCKETS {
+        let reason = format!(
+            "{rows} rows do not suffice: MPNet counts distances in {BUCKETS} buckets; give {BUCKETS} or more"
+        );
         return Err(config.error(KEY, reason));
     }
     let switches = Switches {
@@ -49,7 +51,8 @@ fn read(config: &Config) -> Result<ModelSpec> {
         .and_then(attention)
         .map_or(0, |a| a.heads);
     let relative = RelativePositionSpec {
-        buckets,
+        buckets: BUCKETS,
+        rows,
         max_distance: MAX_DISTANCE,
         heads,
         per_block: false,
@@ -62,7 +65,8 @@ fn read(config: &Config) -> Result<ModelSpec> {
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = encoder_layout::write(spec, &FAMILY);
-    map.insert("relative_attention_num_buckets".into(), json!(BUCKETS));
+    let rows = spec.relative.map(|relative| relative.rows);
+    map.insert("relative_attention_num_buckets".into(), json!(rows));
     map
 }
 
@@ -113,6 +117,9 @@ mod tests {
             spec.relative.map(|relative| relative.buckets),
             Some(BUCKETS)
         );
-        assert!(changed("mpnet", json!({ "relative_attention_num_buckets": 16 })).is_err());
+        let rows = |rows| changed("mpnet", json!({ "relative_attention_num_buckets": rows }));
+        assert!(rows(16).is_err());
+        let relative = rows(40).unwrap().relative.unwrap();
+        assert_eq!((relative.buckets, relative.rows), (BUCKETS, 40));
     }
 }

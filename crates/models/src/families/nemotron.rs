@@ -43,7 +43,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
-    let mut map = llama_layout::write(spec, &FAMILY);
+    let mut map = llama_layout::write_partial(spec, &FAMILY);
     rename_key(&mut map, "rms_norm_eps", "norm_eps");
     map.insert(
         "attention_bias".into(),

@@ -49,7 +49,6 @@ const TODAYS_KEYS: &[(&str, &str)] = &[
     ("n_positions", "max_position_embeddings"),
     ("layer_norm_epsilon", "layer_norm_eps"),
     ("rotary_emb_base", "rope_theta"),
-    ("rotary_emb_fraction", "partial_rotary_factor"),
 ];
 
 fn read(config: &Config) -> Result<ModelSpec> {
@@ -131,6 +130,10 @@ fn todays(config: &Config) -> Result<Config> {
     ] {
         config.refuse(key)?;
     }
+    if config.positive_or("rotary_emb_fraction", 1.0)? != 1.0 {
+        let reason = "only 1.0 is supported: the positions turn whole heads";
+        return Err(config.error("rotary_emb_fraction", reason));
+    }
     if !config.flag_or("scale_attn_weights", true)? {
         return Err(config.error("scale_attn_weights", "false is not supported yet"));
     }
@@ -162,7 +165,7 @@ fn mixer(config: &Config, width: usize, context: usize) -> Result<MixerSpec> {
     let theta = config.optional_positive("rope_theta")?.unwrap_or(THETA);
     let config = config.clone().with("rope_theta", json!(theta));
     Ok(MixerSpec::Attention(AttentionSpec {
-        rotary: Some(rope::read(&config, head_dim, context)?),
+        rotary: Some(rope::read_whole(&config, head_dim, context)?),
         ..AttentionSpec::plain(heads, heads, head_dim)
     }))
 }
@@ -269,6 +272,11 @@ mod tests {
             "causal": false, "prenorm": false, "qkv_proj_bias": false, "use_flash_attn": true, "fused_bias_fc": true,
         });
         assert_eq!(changed("nomic-bert-base", old.clone()).unwrap(), spec);
+        let part = json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 1000.0, "partial_rotary_factor": 0.5 } });
+        assert_eq!(changed("nomic-bert-base", part).unwrap(), spec);
+        let mut part = old.clone();
+        part["rotary_emb_fraction"] = json!(0.5);
+        assert!(changed("nomic-bert-base", part).is_err());
         let mut prenorm = old;
         prenorm["prenorm"] = json!(true);
         assert!(changed("nomic-bert-base", prenorm).is_err());

@@ -1,5 +1,5 @@
 //! OPT (arXiv 2205.01068): learned positions after two rows that stand for nothing, ReLU, biases, and norms before the parts or,
-//! in one of the published sizes, after them.
+//! in one of the published sizes, after them, where the embedding is narrower than the model too.
 
 use super::config::{
     CONTEXT_LIMIT, Config, HEAD_LIMIT, INNER_LIMIT, LAYER_LIMIT, VOCABULARY_LIMIT, WIDTH_LIMIT,
@@ -10,8 +10,8 @@ use super::{
 };
 use crate::error::Result;
 use crate::spec::{
-    Activation, AttentionSpec, BlockSpec, ChannelSpec, MixerSpec, MlpSpec, ModelSpec, NormSpec,
-    PositionSpec, Residual,
+    Activation, AttentionSpec, BlockSpec, ChannelSpec, EmbeddingProjectionSpec, MixerSpec, MlpSpec,
+    ModelSpec, NormSpec, PositionSpec, Residual,
 };
 use serde_json::{Map, Value, json};
 
@@ -34,15 +34,8 @@ fn read(config: &Config) -> Result<ModelSpec> {
     // How old versions of the library set the model up.
     config.ignore(&["init_std", "activation_dropout"]);
     let width = config.size("hidden_size", WIDTH_LIMIT)?;
-    if let Some(embedded) = config
-        .optional_size("word_embed_proj_dim", WIDTH_LIMIT)?
-        .filter(|embedded| *embedded != width)
-    {
-        let reason = format!(
-            "embeddings of width {embedded} in a model of width {width} are not supported; choose another size of this model"
-        );
-        return Err(config.error("word_embed_proj_dim", reason));
-    }
+    let embedded = config.optional_size("word_embed_proj_dim", WIDTH_LIMIT)?;
+    let other = embedded.filter(|embedded| *embedded != width);
     let count = config.size(
         "max_position_embeddings",
         CONTEXT_LIMIT.min(VOCABULARY_LIMIT),
@@ -82,6 +75,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     }
     .read(config, &FAMILY)?;
     Ok(ModelSpec {
+        embedding_projection: other.map(EmbeddingProjectionSpec::both_ends),
         positions: Some(PositionSpec::Learned { count, offset: 2 }),
         ..spec
     })
@@ -91,7 +85,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = write_frame(spec, &FAMILY);
     let mut set = |key: &str, value: Value| map.insert(key.to_owned(), value);
     set("hidden_size", json!(spec.width));
-    set("word_embed_proj_dim", json!(spec.width));
+    set("word_embed_proj_dim", json!(spec.outer_width()));
     set("num_hidden_layers", json!(spec.blocks.len()));
     set("max_position_embeddings", json!(spec.context));
     let Some(first) = spec.blocks.first() else {
@@ -123,11 +117,13 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
 
 fn tensors(spec: &ModelSpec) -> Vec<TensorEntry> {
     const NAMES: &[(&str, &str)] = &[
-        ("embedding.", "model.decoder.embed_tokens."),
-        ("positions.", "model.decoder.embed_positions."),
+        ("^embedding.", "model.decoder.embed_tokens."),
+        ("^embedding_projection.", "model.decoder.project_in."),
+        ("^output_projection.", "model.decoder.project_out."),
+        ("^positions.", "model.decoder.embed_positions."),
         ("^final_norm.", "model.decoder.final_layer_norm."),
-        ("head.", "lm_head."),
-        ("blocks.", "model.decoder.layers."),
+        ("^head.", "lm_head."),
+        ("^blocks.", "model.decoder.layers."),
         (".mixer_norm.", ".self_attn_layer_norm."),
         (".channel_norm.", ".final_layer_norm."),
         (".mixer.query.", ".self_attn.q_proj."),
@@ -153,12 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn narrow_embeddings_are_refused() {
-        let error = changed("opt", json!({ "word_embed_proj_dim": 8 })).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("key `word_embed_proj_dim`: embeddings of width 8")
-        );
+    fn narrow_embeddings_are_projected_at_both_ends() {
+        let spec = changed("opt", json!({ "word_embed_proj_dim": 8 })).unwrap();
+        assert_eq!((spec.outer_width(), spec.hidden_width()), (8, 8));
+        let names: Vec<String> = tensors(&spec).into_iter().map(|entry| entry.name).collect();
+        for name in ["project_in", "project_out"] {
+            assert!(names.contains(&format!("model.decoder.{name}.weight")));
+        }
+        assert_eq!(fixture("opt").embedding_projection, None);
     }
 }

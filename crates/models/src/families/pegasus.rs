@@ -19,7 +19,7 @@ pub const FAMILY: Family = Family {
         unread: Some("shared"),
         ..ModuleNames::OF_FILES
     },
-    prefix: "",
+    prefix: "model.",
     // Sines and cosines are computed.
     ignored: &[
         "embed_positions.weight",
@@ -50,7 +50,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_table_of_other_numbers_is_refused() {
+    fn a_table_of_other_numbers_is_taken_as_it_is() {
         let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/pegasus");
         let folder = tempfile::tempdir().unwrap();
         let file = Checkpoint::open(fixture.as_ref()).unwrap();
@@ -88,12 +88,15 @@ mod tests {
                 .unwrap();
             crate::folder::load(folder.path(), &burn::tensor::Device::flex())
         };
-        load(0.0).unwrap();
-        let error = load(0.5).unwrap_err().to_string();
-        assert!(
-            error.contains(TABLE) && error.contains("position 1"),
-            "{error}"
-        );
+        let positions = |second: f32| {
+            let model = load(second).unwrap().model;
+            let encoder = model.spec().encoder.as_ref().unwrap().positions;
+            (encoder, model.spec().positions)
+        };
+        let sines = Some(PositionSpec::Sinusoidal { interleaved: false });
+        assert_eq!(positions(0.0), (sines, sines));
+        let fixed = Some(PositionSpec::Fixed { count: 2 });
+        assert_eq!(positions(0.5), (fixed, sines));
     }
 
     #[test]

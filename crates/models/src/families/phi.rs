@@ -20,6 +20,8 @@ pub const FAMILY: Family = Family {
 };
 
 fn read(config: &Config) -> Result<ModelSpec> {
+    // Of the code that the first files came with; the share of a head says it today.
+    config.ignore(&["rotary_dim"]);
     let norm = NormSpec::layer(config.positive_or("layer_norm_eps", 1e-5)?);
     let normed = config.flag_or("qk_layernorm", false)?;
     let switches = Switches {
@@ -45,7 +47,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
-    let mut map = llama_layout::write(spec, &FAMILY);
+    let mut map = llama_layout::write_partial(spec, &FAMILY);
     rename_key(&mut map, "rms_norm_eps", "layer_norm_eps");
     let first = spec.blocks.first().and_then(attention);
     let normed = first.is_some_and(|attention| attention.qk_norm.is_some());

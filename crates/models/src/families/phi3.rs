@@ -37,10 +37,12 @@ fn read(config: &Config) -> Result<ModelSpec> {
 }
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
-    let mut map = llama_layout::write(spec, &FAMILY);
-    // The class computes the width of a head.
-    map.remove("head_dim");
+    let mut map = llama_layout::write_partial(spec, &FAMILY);
     let first = spec.blocks.first().and_then(attention);
+    // The class computes the width of a head where nothing is said.
+    if first.is_some_and(|attention| attention.heads * attention.head_dim == spec.width) {
+        map.remove("head_dim");
+    }
     map.insert(
         "sliding_window".into(),
         json!(first.and_then(|attention| attention.window)),

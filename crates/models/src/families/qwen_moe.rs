@@ -65,7 +65,7 @@ fn read_qwen2(config: &Config) -> Result<ModelSpec> {
         weighed: true,
     };
     let router = routers::read_with(config, [60, 4], false)?;
-    with_experts(config, spec, experts(router, expert, Some(shared)), 0.001)
+    with_some_experts(config, spec, &experts(router, expert, Some(shared)), 0.001)
 }
 
 fn read_qwen3(config: &Config) -> Result<ModelSpec> {
@@ -86,7 +86,7 @@ fn read_qwen3(config: &Config) -> Result<ModelSpec> {
     let spec = llama_layout::read(config, &QWEN3, &switches)?;
     let expert = expert(config, "moe_intermediate_size", 768, &spec)?;
     let router = routers::read_with(config, [128, 8], false)?;
-    with_experts(config, spec, experts(router, expert, None), 0.001)
+    with_some_experts(config, spec, &experts(router, expert, None), 0.001)
 }
 
 fn read_olmoe(config: &Config) -> Result<ModelSpec> {
@@ -102,7 +102,7 @@ fn read_olmoe(config: &Config) -> Result<ModelSpec> {
     olmo::read_clip(config, &mut spec)?;
     let expert = expert(config, "intermediate_size", 2048, &spec)?;
     let router = routers::read_with(config, [64, 8], false)?;
-    with_experts(config, spec, experts(router, expert, None), 0.01)
+    with_experts(config, spec, &experts(router, expert, None), 0.01, |_| true)
 }
 
 /// An expert of the width that `key` has, and otherwise like the dense layers of `spec`.
@@ -119,16 +119,17 @@ fn experts(router: RouterSpec, expert: MlpSpec, shared: Option<SharedExpertSpec>
         router,
         expert,
         gated: true,
+        clamped: None,
         output_bias: false,
         shared,
     }
 }
 
 /// Puts experts into every `decoder_sparse_step`th block, but for those of `mlp_only_layers`.
-fn with_experts(
+fn with_some_experts(
     config: &Config,
-    mut spec: ModelSpec,
-    experts: ExpertsSpec,
+    spec: ModelSpec,
+    experts: &ExpertsSpec,
     balance: f64,
 ) -> Result<ModelSpec> {
     let step = config
@@ -137,8 +138,20 @@ fn with_experts(
     let dense = config
         .optional_counts("mlp_only_layers", LAYER_LIMIT)?
         .unwrap_or_default();
+    let has_experts = |number: usize| (number + 1).is_multiple_of(step) && !dense.contains(&number);
+    with_experts(config, spec, experts, balance, has_experts)
+}
+
+/// Puts experts into the blocks whose numbers `has_experts` accepts.
+fn with_experts(
+    config: &Config,
+    mut spec: ModelSpec,
+    experts: &ExpertsSpec,
+    balance: f64,
+    has_experts: impl Fn(usize) -> bool,
+) -> Result<ModelSpec> {
     for (number, block) in spec.blocks.iter_mut().enumerate() {
-        if (number + 1).is_multiple_of(step) && !dense.contains(&number) {
+        if has_experts(number) {
             block.channel = ChannelSpec::SparseExperts(experts.clone());
         }
     }

@@ -222,7 +222,7 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
         set(
             "rope_parameters",
             rotary.map_or(Value::Null, |rotary| {
-                rope::write(rotary, attention.head_dim)
+                rope::write_with_share(rotary, attention.head_dim)
             }),
         );
     }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Most experts of a layer.
-const EXPERT_LIMIT: usize = 1 << 16;
+pub(super) const EXPERT_LIMIT: usize = 1 << 16;
 
 /// Our own key for weights of experts that are not divided by their sum (Switch); the same as in Qwen's mixtures.
 const NORMALISED: &str = "norm_topk_prob";
@@ -53,11 +53,10 @@ pub(super) fn read_with(
         training,
         evaluation: evaluation.unwrap_or(training),
     });
+    let normalised = config.flag_or(NORMALISED, normalised)?;
     Ok(RouterSpec {
-        experts,
-        active,
-        normalised: config.flag_or(NORMALISED, normalised)?,
         capacity,
+        ..RouterSpec::softmax(experts, active, normalised)
     })
 }
 
@@ -122,7 +121,7 @@ pub(super) fn read_depths(config: &Config, blocks: &mut [BlockSpec]) -> Result<(
     }
     let windowed = |block: &BlockSpec| match &block.mixer {
         MixerSpec::Attention(attention) => attention.window.is_some() || attention.alibi.is_some(),
-        MixerSpec::AttentionExperts(_) => false,
+        MixerSpec::AttentionExperts(_) | MixerSpec::LatentAttention(_) => false,
         MixerSpec::Recurrent(_) => true,
     };
     if blocks.iter().any(windowed) {

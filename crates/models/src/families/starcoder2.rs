@@ -22,6 +22,14 @@ pub const FAMILY: Family = Family {
 fn read(config: &Config) -> Result<ModelSpec> {
     // What the published files say besides, and what is the only choice.
     config.ignore(&["norm_type", "mlp_type"]);
+    // Of GPT-BigCode, which the class does not know.
+    config.ignore(&[
+        "activation_function",
+        "attention_softmax_in_fp32",
+        "layer_norm_epsilon",
+        "scale_attention_softmax_in_fp32",
+        "scale_attn_weights",
+    ]);
     let bias = config.flag_or("use_bias", true)?;
     let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
     let switches = Switches {

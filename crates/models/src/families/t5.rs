@@ -109,10 +109,12 @@ fn read(config: &Config, family: &Family) -> Result<ModelSpec> {
     let channel = channel(config, if is_t5 { "relu" } else { "gated-gelu" })?;
     let block = BlockSpec::sequential(MixerSpec::Attention(attention.clone()), channel, norm);
     let layers = config.size("num_layers", LAYER_LIMIT)?;
+    let buckets = config
+        .optional_size("relative_attention_num_buckets", BUCKET_LIMIT)?
+        .unwrap_or(32);
     let relative = Some(RelativePositionSpec {
-        buckets: config
-            .optional_size("relative_attention_num_buckets", BUCKET_LIMIT)?
-            .unwrap_or(32),
+        buckets,
+        rows: buckets,
         max_distance: config
             .optional_size("relative_attention_max_distance", CONTEXT_LIMIT)?
             .unwrap_or(128),

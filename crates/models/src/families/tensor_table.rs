@@ -14,7 +14,7 @@ pub struct TensorEntry {
     /// How often the parts take turns: each of so many groups has an equal share of every part's rows. One: each part is
     /// whole.
     pub groups: usize,
-    /// Whether it is stored `[in, out]`; ours are `[out, in]`.
+    /// Whether it is stored `[in, out]`; ours are `[out, in]`. Of a stack of matrices, `[.., in, out]`, each is.
     pub transposed: bool,
     /// Where it holds some rows of its only part, as one expert's matrix of a stack: which, counted over all axes but the
     /// last.

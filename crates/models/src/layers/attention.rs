@@ -2,12 +2,19 @@
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
-    attention::{Options, attention},
+    attention::{Options, attention, attention_with_sinks},
     recomputable::Recomputable,
 };
 
 use super::{Builder, head_norm::HeadNorm, linear::Linear};
-use crate::{Result, parameter::parameters, spec::AttentionSpec, stack::Context, state::KeyValues};
+use crate::{
+    Result,
+    parameter::{Parameter, parameters},
+    source::Initial,
+    spec::AttentionSpec,
+    stack::Context,
+    state::KeyValues,
+};
 
 /// The attention mixer of one block.
 #[derive(Debug, Clone)]
@@ -19,12 +26,13 @@ pub struct Attention {
     output: Linear,
     query_norm: Option<HeadNorm>,
     key_norm: Option<HeadNorm>,
+    sinks: Option<Parameter>,
 }
 
-parameters!(Attention: query, key, value, output, query_norm, key_norm);
+parameters!(Attention: query, key, value, output, sinks, query_norm, key_norm);
 
 impl Attention {
-    /// Builds `{name}.query`, `key`, `value`, `output` and, where the spec has them, `query_norm` and `key_norm`.
+    /// Builds `{name}.query`, `key`, `value`, `output` and, where the spec has them, `sinks` `[heads]`, `query_norm` and `key_norm`.
     ///
     /// # Errors
     /// When the source lacks a weight.
@@ -45,6 +53,13 @@ impl Attention {
         let key = project("key", [keys, width], spec.qkv_bias, deviation)?;
         let value = project("value", [keys, width], spec.qkv_bias, deviation)?;
         let output = project("output", [width, queries], spec.output_bias, residual)?;
+        let sinks = match spec.sinks {
+            true => {
+                let (name, shape) = (format!("{name}.sinks"), vec![spec.heads]);
+                Some(builder.parameter(name, shape, Initial::Zeros)?)
+            }
+            false => None,
+        };
         let mut norm = |part: &str, heads: usize| {
             let (name, size) = (format!("{name}.{part}"), [heads, spec.head_dim]);
             spec.qk_norm
@@ -61,6 +76,7 @@ impl Attention {
             output,
             query_norm,
             key_norm,
+            sinks,
         })
     }
 
@@ -97,14 +113,11 @@ impl Attention {
             softcap: self.spec.softcap,
             precision: context.precision,
         };
-        let mixed = attention(
-            query,
-            key,
-            value,
-            &context.mask,
-            context.bias.clone(),
-            options,
-        );
+        let mask = &context.mask;
+        let mixed = match &self.sinks {
+            Some(sinks) => attention_with_sinks(query, key, value, mask, sinks.value(), options),
+            None => attention(query, key, value, mask, context.bias.clone(), options),
+        };
         let mixed = if context.key_bias.is_some() {
             mixed.narrow(3, 0, self.spec.head_dim)
         } else {

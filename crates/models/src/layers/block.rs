@@ -11,7 +11,7 @@ use espalier_kernels::{
 
 use super::{
     Builder, attention::Attention, attention_experts::AttentionExperts, channel::Channel,
-    cross_attention::CrossAttention, depth::Depth, norm::Norm,
+    cross_attention::CrossAttention, depth::Depth, latent_attention::LatentAttention, norm::Norm,
 };
 use crate::{
     Result,
@@ -60,11 +60,13 @@ pub enum Mixer {
     Attention(Attention),
     /// Softmax attention whose queries and outputs are experts.
     AttentionExperts(AttentionExperts),
+    /// Softmax attention whose keys and values are made of a latent.
+    LatentAttention(LatentAttention),
     /// A memory that does not grow.
     Recurrent(Recurrent),
 }
 
-parameters!(enum Mixer: Attention, AttentionExperts, Recurrent);
+parameters!(enum Mixer: Attention, AttentionExperts, LatentAttention, Recurrent);
 
 impl Block {
     /// Builds `{name}.mixer_norm`, `{name}.mixer`, `{name}.channel_norm`, `{name}.channel`, the norms over their outputs, and,
@@ -101,6 +103,9 @@ impl Block {
             )?),
             MixerSpec::AttentionExperts(attention) => Mixer::AttentionExperts(
                 AttentionExperts::build(builder, &format!("{name}.mixer"), width, attention)?,
+            ),
+            MixerSpec::LatentAttention(attention) => Mixer::LatentAttention(
+                LatentAttention::build(builder, &format!("{name}.mixer"), width, attention)?,
             ),
             MixerSpec::Recurrent(spec) => Mixer::Recurrent(Recurrent::build(
                 builder,
@@ -170,7 +175,7 @@ impl Block {
     pub fn recurrent(&self) -> Option<&Recurrent> {
         match &self.mixer {
             Mixer::Recurrent(layer) => Some(layer),
-            Mixer::Attention(_) | Mixer::AttentionExperts(_) => None,
+            Mixer::Attention(_) | Mixer::AttentionExperts(_) | Mixer::LatentAttention(_) => None,
         }
     }
 
@@ -178,7 +183,7 @@ impl Block {
     pub fn recurrent_mut(&mut self) -> Option<&mut Recurrent> {
         match &mut self.mixer {
             Mixer::Recurrent(layer) => Some(layer),
-            Mixer::Attention(_) | Mixer::AttentionExperts(_) => None,
+            Mixer::Attention(_) | Mixer::AttentionExperts(_) | Mixer::LatentAttention(_) => None,
         }
     }
 
@@ -225,6 +230,10 @@ impl Block {
             Some(norm) => norm.forward_beside(x),
             None => (x.clone(), x.into()),
         };
+        let is_normed = self.residual == Residual::NormedStream;
+        if is_normed {
+            x = normed.clone().into_tensor();
+        }
         let beside = (self.residual == Residual::Parallel).then(|| match &self.channel_norm {
             Some(norm) => {
                 let (stream, beside) = norm.forward_beside(x.clone());
@@ -253,6 +262,10 @@ impl Block {
                 let x = add(x, mixed);
                 (x.clone(), beside.unwrap_or_else(|| x.into()))
             }
+        };
+        let x = match is_normed {
+            true => inner.clone().into_tensor(),
+            false => x,
         };
         let inner = channel.forward(inner, context, remembered, sides);
         let inner = dropped(optional(&self.channel_output_norm, inner), context, 1);
@@ -412,7 +425,7 @@ fn leaves(block: &Block) -> Vec<Tensor<1>> {
 impl Mixer {
     fn side(&self) -> Option<SideSpec> {
         match self {
-            Self::Attention(_) | Self::Recurrent(_) => None,
+            Self::Attention(_) | Self::LatentAttention(_) | Self::Recurrent(_) => None,
             Self::AttentionExperts(attention) => Some(attention.side()),
         }
     }
@@ -428,6 +441,7 @@ impl Mixer {
         match self {
             Self::Attention(attention) => attention.forward(x, context, cache(state)),
             Self::AttentionExperts(attention) => attention.forward(x, context, cache(state), sides),
+            Self::LatentAttention(attention) => attention.forward(x, context, cache(state)),
             Self::Recurrent(layer) => {
                 layer.forward(x, context, state.and_then(MixerState::recurrent), sides)
             }

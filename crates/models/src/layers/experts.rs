@@ -6,15 +6,17 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use espalier_kernels::{
     activation::{Activation, activate, gated},
+    embedding::embedding,
     experts::{Form, Routing, expert_feed_forward},
     linear::{Group, add_bias},
 };
 
 use super::{
-    Builder, channel::FeedForward, expert_linear::ExpertLinear, linear::Linear, router::Router,
+    Builder, channel::FeedForward, clamped_gate::clamped, expert_linear::ExpertLinear,
+    linear::Linear, router::Router,
 };
 use crate::{
     Result,
@@ -32,11 +34,39 @@ pub struct Experts {
     router: Router,
     up: ExpertLinear,
     down: ExpertLinear,
+    biases: Option<Biases>,
     bias: Option<Parameter>,
     shared: Option<SharedExpert>,
 }
 
-parameters!(Experts: router, up, down, bias, shared);
+parameters!(Experts: router, up, down, biases, bias, shared);
+
+/// Biases of every expert's two matrices, `[experts, out]`.
+#[derive(Debug, Clone)]
+struct Biases {
+    up: Parameter,
+    down: Parameter,
+}
+
+parameters!(Biases: up, down);
+
+impl Biases {
+    /// What the experts of all slots add to their first product, `[slots, rows]`.
+    fn of_slots(&self, routing: &Routing) -> Tensor<2> {
+        embedding(self.up.value::<2>(), routing.chosen())
+    }
+
+    /// What they add to the weighted sums, `[tokens, width]`.
+    fn of_tokens(&self, weights: Tensor<2>, routing: &Routing) -> Tensor<2> {
+        let (device, size) = (weights.device(), weights.dims());
+        let chosen = routing.chosen().iter().map(|expert| *expert as i32);
+        let chosen = TensorData::new(chosen.collect::<Vec<_>>(), size);
+        let chosen = Tensor::<2, Int>::from_data(chosen, &device.clone().inner());
+        let shares = Tensor::zeros([size[0], routing.experts()], &device);
+        let shares = shares.scatter(1, chosen, weights, IndexingUpdateOp::Add);
+        shares.matmul(self.down.value())
+    }
+}
 
 /// The expert that all tokens pass through.
 #[derive(Debug, Clone)]
@@ -76,8 +106,8 @@ impl SharedExpert {
 
 impl Experts {
     /// Builds `{name}.router`, `{name}.experts.up.weight` `[experts, inner, width]` (with a gate `[experts, 2 inner, width]`,
-    /// gates first), `{name}.experts.down.weight` `[experts, width, inner]` and, where the spec has them, `{name}.bias` and the
-    /// layer `{name}.shared` with `{name}.shared.weigher`.
+    /// gates first), `{name}.experts.down.weight` `[experts, width, inner]` and, where the spec has them, the biases of both,
+    /// `{name}.bias` and the layer `{name}.shared` with `{name}.shared.weigher`.
     ///
     /// # Errors
     /// When the source lacks a weight.
@@ -92,11 +122,17 @@ impl Experts {
         let rows = if spec.gated { 2 * inner } else { inner };
         let (deviation, residual) = (builder.deviation, builder.residual_deviation);
         let name_of = |part: &str| format!("{name}.experts.{part}");
+        // Rows that take turns are one part.
+        let parts = if spec.gated && spec.clamped.is_none() {
+            2
+        } else {
+            1
+        };
         let up = ExpertLinear::build(
             builder,
             &name_of("up"),
             [experts, rows, width],
-            rows / inner.max(1),
+            parts,
             deviation,
         )?;
         let down = ExpertLinear::build(
@@ -106,6 +142,18 @@ impl Experts {
             1,
             residual,
         )?;
+        let mut biases = |part: &str, rows: usize| {
+            let name = name_of(&format!("{part}.bias"));
+            let biases = builder.parameter(name, vec![experts, rows], Initial::Zeros)?;
+            Result::Ok(biases.undecayed())
+        };
+        let biases = match spec.expert.bias {
+            true => Some(Biases {
+                up: biases("up", rows)?,
+                down: biases("down", width)?,
+            }),
+            false => None,
+        };
         let bias = match spec.output_bias {
             true => Some(builder.parameter(format!("{name}.bias"), vec![width], Initial::Zeros)?),
             false => None,
@@ -121,6 +169,7 @@ impl Experts {
             router,
             up,
             down,
+            biases,
             bias,
             shared,
         })
@@ -165,7 +214,8 @@ impl Experts {
             gated: self.spec.gated,
             precision: context.precision,
         };
-        let y = match self.up.is_adapted() || self.down.is_adapted() {
+        let plain = self.biases.is_none() && self.spec.clamped.is_none();
+        let y = match !plain || self.up.is_adapted() || self.down.is_adapted() {
             true => self.by_parts(x, weights, &routing, form, readers),
             false => expert_feed_forward(
                 x,
@@ -183,7 +233,8 @@ impl Experts {
         }
     }
 
-    /// The same with adapters, one linear map after the other.
+    /// The same with adapters, biases or another gate, one linear map after the other. All slots have room: experts with biases have
+    /// no capacity.
     fn by_parts(
         &self,
         x: Tensor<2>,
@@ -193,8 +244,13 @@ impl Experts {
         readers: Group,
     ) -> Tensor<2> {
         let inner = self.up.forward(x, routing, [1, 1], readers);
-        let hidden = match form.gated {
-            true => {
+        let inner = match &self.biases {
+            Some(biases) => inner + biases.of_slots(routing),
+            None => inner,
+        };
+        let hidden = match (form.gated, self.spec.clamped) {
+            (_, Some(gate)) => clamped(inner, gate),
+            (true, None) => {
                 let half = inner.dims()[1] / 2;
                 let (gate, up) = (
                     inner.clone().narrow(1, 0, half),
@@ -202,8 +258,12 @@ impl Experts {
                 );
                 gated(form.activation, gate, up, form.precision).into_tensor()
             }
-            false => activate(form.activation, inner),
+            (false, None) => activate(form.activation, inner),
         };
-        self.down.summed(hidden, weights, routing, 1)
+        let y = self.down.summed(hidden, weights.clone(), routing, 1);
+        match &self.biases {
+            Some(biases) => y + biases.of_tokens(weights, routing),
+            None => y,
+        }
     }
 }

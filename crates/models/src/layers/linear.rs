@@ -246,19 +246,36 @@ impl Linear {
         (outputs, readers)
     }
 
-    /// As [`Self::forward`] of a layer without bias whose input these read too; it is one of their maps unless it is apart, see
+    /// As [`Self::forward`] of a layer whose input these read too; it is one of their maps unless it is apart, see
     /// [`Self::is_apart`].
     pub(super) fn forward_among<const D: usize>(
         &self,
         readers: &Group,
         x: impl Into<Recomputable<D>>,
     ) -> Tensor<D> {
-        self.forward_in(x.into(), readers.clone(), None)
+        self.forward_in(x.into(), readers.clone(), self.bias())
     }
 
     /// As [`Self::forward`], without adding the bias.
     pub fn forward_without_bias<const D: usize>(&self, x: impl Into<Recomputable<D>>) -> Tensor<D> {
         self.forward_in(x.into(), Group::new(1), None)
+    }
+
+    /// The weight with what the active adapters add to it, `[out, in]`.
+    pub fn adapted_weight(&self) -> Tensor<2> {
+        let weight = self.weight.value::<2>();
+        let low_rank: Option<Vec<_>> = self.adapters.active().map(|one| one.low_rank()).collect();
+        match low_rank {
+            Some(adapters) => adapters.into_iter().fold(weight, |sum, adapter| {
+                let product = adapter.up.value::<2>().matmul(adapter.down.value());
+                sum + product * adapter.scale
+            }),
+            // What the map makes of unit vectors.
+            None => {
+                let units = Tensor::<2>::eye(self.size()[1], &weight.device());
+                self.forward_without_bias(units).transpose()
+            }
+        }
     }
 
     /// The bias, `[out]`.

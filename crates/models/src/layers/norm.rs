@@ -58,7 +58,9 @@ impl Norm {
     /// A norm of this kind whose weight is one.
     pub fn plain(width: usize, spec: NormSpec, device: &Device) -> Self {
         let spec = match spec {
-            NormSpec::RmsNorm { epsilon, .. } => NormSpec::rms(epsilon),
+            NormSpec::RmsNorm { epsilon, .. } | NormSpec::Scaled { epsilon } => {
+                NormSpec::Scaled { epsilon }
+            }
             _ => NormSpec::Standardised {
                 epsilon: spec.epsilon(),
             },
@@ -100,7 +102,9 @@ impl Norm {
             NormSpec::LayerNorm { epsilon, .. } | NormSpec::Standardised { epsilon } => {
                 add_layer_norm(x, y, self.factors(), self.offsets(), epsilon)
             }
-            NormSpec::RmsNorm { epsilon, .. } => add_rms_norm(x, y, self.factors(), epsilon),
+            NormSpec::RmsNorm { epsilon, .. } | NormSpec::Scaled { epsilon } => {
+                add_rms_norm(x, y, self.factors(), epsilon)
+            }
         }
     }
 
@@ -110,7 +114,9 @@ impl Norm {
             NormSpec::LayerNorm { epsilon, .. } | NormSpec::Standardised { epsilon } => {
                 layer_norm_beside(x, self.factors(), self.offsets(), epsilon)
             }
-            NormSpec::RmsNorm { epsilon, .. } => rms_norm_beside(x, self.factors(), epsilon),
+            NormSpec::RmsNorm { epsilon, .. } | NormSpec::Scaled { epsilon } => {
+                rms_norm_beside(x, self.factors(), epsilon)
+            }
         }
     }
 
@@ -120,7 +126,9 @@ impl Norm {
             NormSpec::LayerNorm { epsilon, .. } | NormSpec::Standardised { epsilon } => {
                 layer_norm(x, self.factors(), self.offsets(), epsilon)
             }
-            NormSpec::RmsNorm { epsilon, .. } => rms_norm(x, self.factors(), epsilon),
+            NormSpec::RmsNorm { epsilon, .. } | NormSpec::Scaled { epsilon } => {
+                rms_norm(x, self.factors(), epsilon)
+            }
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The router of experts: a linear map to one score an expert, in f32 whatever the precision of the rest.
 
 use espalier_kernels::readback::ReadFloats;
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
-    experts::{Routing, choice_weights},
+    experts::{Routing, choice_weights, sigmoid_weights},
     linear::{Group, Precision},
     recomputable::Recomputable,
 };
@@ -19,7 +19,7 @@ use crate::{
     auxiliary_losses::{SideOutput, SideSpec, Sides},
     parameter::{Parameter, Parameters},
     source::Initial,
-    spec::RouterSpec,
+    spec::{ExpertGroups, RouterScores, RouterSpec},
     stack::Context,
 };
 
@@ -28,11 +28,12 @@ use crate::{
 pub struct Router {
     spec: RouterSpec,
     scores: Linear,
+    choice_bias: Option<Parameter>,
     times: usize,
 }
 
 impl Router {
-    /// Builds `{name}.weight` `[experts, width]`.
+    /// Builds `{name}.weight` `[experts, width]` and, where the spec has them, `{name}.bias` and `{name}.choice_bias` `[experts]`.
     ///
     /// # Errors
     /// When the source lacks the weight.
@@ -45,9 +46,22 @@ impl Router {
         let initial = Initial::Normal(builder.deviation);
         let weight =
             builder.parameter(format!("{name}.weight"), vec![spec.experts, width], initial)?;
+        let mut bias = |part: &str, wanted: bool| {
+            let (name, shape) = (format!("{name}.{part}"), vec![spec.experts]);
+            wanted
+                .then(|| builder.parameter(name, shape, Initial::Zeros))
+                .transpose()
+        };
+        let (bias, choice_bias) = (
+            bias("bias", spec.bias)?,
+            bias("choice_bias", spec.choice_bias)?.map(Parameter::fixed),
+        );
+        let mut scores = Linear::from_weight(name, weight, Precision::F32);
+        scores.bias = bias;
         Ok(Self {
             spec: spec.clone(),
-            scores: Linear::from_weight(name, weight, Precision::F32),
+            scores,
+            choice_bias,
             times: 1,
         })
     }
@@ -56,6 +70,10 @@ impl Router {
     pub fn side(&self, parts: usize) -> SideSpec {
         SideSpec::Experts {
             router: self.spec.clone(),
+            choice_bias: self
+                .choice_bias
+                .as_ref()
+                .map(|bias| Arc::new(bias.to_vec())),
             parts,
             times: self.times,
         }
@@ -90,14 +108,16 @@ impl Router {
             rows / (batch * time).max(1),
         );
         let scores = logits.clone().floats();
+        let choice_bias = self.choice_bias.as_ref().map(Parameter::to_vec);
         let routing = Arc::new(choose(
             &self.spec,
             &scores,
+            choice_bias.as_deref(),
             parts,
             context.present.as_deref(),
             context.training,
         ));
-        let weights = choice_weights(logits.clone(), &routing, self.spec.normalised);
+        let weights = self.weights(logits.clone(), &routing);
         let values = logits.reshape([batch, time, parts * experts]);
         let side = SideOutput::new(self.side(parts), values, context);
         sides.outputs.push(SideOutput {
@@ -106,15 +126,29 @@ impl Router {
         });
         (routing, weights)
     }
+
+    /// The weights of the chosen experts, `[rows, active]`.
+    fn weights(&self, logits: Tensor<2>, routing: &Arc<Routing>) -> Tensor<2> {
+        let weights = match self.spec.scores {
+            RouterScores::Softmax => choice_weights(logits, routing, self.spec.normalised),
+            RouterScores::Sigmoid => sigmoid_weights(logits, routing, self.spec.normalised),
+        };
+        match self.spec.scale {
+            1.0 => weights,
+            scale => weights * scale,
+        }
+    }
 }
 
 impl Parameters for Router {
     fn visit<'a>(&'a self, visitor: &mut dyn FnMut(&'a Parameter)) {
         self.scores.visit(visitor);
+        self.choice_bias.visit(visitor);
     }
 
     fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
         self.scores.visit_mut(visitor);
+        self.choice_bias.visit_mut(visitor);
     }
 
     fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(LinearMapMut<'_>)) {
@@ -128,10 +162,11 @@ impl Parameters for Router {
     }
 }
 
-/// The choices for `scores` `[tokens * parts, experts]`, where `present` says which tokens are no padding.
+/// The choices for `logits` `[tokens * parts, experts]`, where `present` says which tokens are no padding.
 pub(crate) fn choose(
     spec: &RouterSpec,
-    scores: &[f32],
+    logits: &[f32],
+    choice_bias: Option<&[f32]>,
     parts: usize,
     present: Option<&Vec<bool>>,
     training: bool,
@@ -142,7 +177,7 @@ pub(crate) fn choose(
             .flat_map(|real| std::iter::repeat_n(*real, parts))
             .collect()
     });
-    let rows = scores.len() / spec.experts.max(1);
+    let rows = logits.len() / spec.experts.max(1);
     let real = present
         .as_ref()
         .map_or(rows, |present| present.iter().filter(|real| **real).count());
@@ -155,10 +190,101 @@ pub(crate) fn choose(
         (factor * (real * spec.active) as f64 / spec.experts as f64).ceil() as usize
     });
     Routing::top_k(
-        scores,
+        &judged(spec, logits, choice_bias),
         spec.experts,
         spec.active,
         capacity,
         present.as_deref(),
     )
+}
+
+/// The numbers by which experts are chosen, `[rows, experts]`: the logits, where scores are in their order.
+fn judged<'a>(spec: &RouterSpec, logits: &'a [f32], choice_bias: Option<&[f32]>) -> Cow<'a, [f32]> {
+    if choice_bias.is_none() && spec.groups.is_none() {
+        return Cow::Borrowed(logits);
+    }
+    let mut scores = logits.to_vec();
+    for row in scores.chunks_exact_mut(spec.experts.max(1)) {
+        match spec.scores {
+            RouterScores::Softmax => softmax(row),
+            RouterScores::Sigmoid => row.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp())),
+        }
+        let biases = choice_bias.unwrap_or_default();
+        row.iter_mut()
+            .zip(biases)
+            .for_each(|(score, bias)| *score += bias);
+        if let Some(groups) = spec.groups {
+            close_groups(row, groups);
+        }
+    }
+    Cow::Owned(scores)
+}
+
+fn softmax(row: &mut [f32]) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut()
+        .for_each(|value| *value = (*value - largest).exp());
+    let sum: f32 = row.iter().sum();
+    row.iter_mut().for_each(|value| *value /= sum);
+}
+
+/// Takes the experts of all but the best groups out of the choice.
+fn close_groups(row: &mut [f32], groups: ExpertGroups) {
+    let size = row.len() / groups.count.max(1);
+    let worth = |group: &[f32]| -> f32 {
+        let mut scores = group.to_vec();
+        scores.sort_unstable_by(|a, b| b.total_cmp(a));
+        scores.iter().take(groups.judged_by).sum()
+    };
+    let worths: Vec<f32> = row.chunks_exact(size.max(1)).map(worth).collect();
+    let open = Routing::top_k(&worths, groups.count, groups.active, None, None);
+    for (number, group) in row.chunks_exact_mut(size.max(1)).enumerate() {
+        if !open.chosen().contains(&(number as u32)) {
+            group.fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(spec: &RouterSpec, scores: &[f32], choice_bias: Option<&[f32]>) -> Vec<u32> {
+        choose(spec, scores, choice_bias, 1, None, false)
+            .chosen()
+            .to_vec()
+    }
+
+    #[test]
+    fn experts_come_from_the_best_groups() {
+        let groups = |judged_by| RouterSpec {
+            groups: Some(ExpertGroups {
+                count: 2,
+                active: 1,
+                judged_by,
+            }),
+            ..RouterSpec::softmax(4, 2, false)
+        };
+        // The first group has the best expert, the second one the best two.
+        let scores = [2.0, -9.0, 1.8, 1.9];
+        assert_eq!(
+            chosen(&RouterSpec::softmax(4, 2, false), &scores, None),
+            [0, 3]
+        );
+        assert_eq!(chosen(&groups(1), &scores, None), [0, 1]);
+        assert_eq!(chosen(&groups(2), &scores, None), [3, 2]);
+    }
+
+    #[test]
+    fn a_bias_counts_after_the_logistic_function() {
+        let spec = RouterSpec {
+            scores: RouterScores::Sigmoid,
+            ..RouterSpec::softmax(3, 1, true)
+        };
+        // Scores 0.982, 0.5 and 0.018.
+        let logits = [4.0, 0.0, -4.0];
+        assert_eq!(chosen(&spec, &logits, Some(&[0.0, 0.4, 0.0])), [0]);
+        assert_eq!(chosen(&spec, &logits, Some(&[0.0, 0.5, 0.0])), [1]);
+        assert_eq!(chosen(&spec, &logits, Some(&[0.0, 0.4, 1.0])), [2]);
+    }
 }

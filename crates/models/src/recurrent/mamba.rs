@@ -1,7 +1,7 @@
 //! Mamba (arXiv 2312.00752): a gated state space whose step size, input and output maps depend on the token.
 //!
 //! `u, z = W_in x`; `u = silu(conv(u))`; `r, B, C = W_x u`; `dt = softplus(W_dt r + b_dt)`; `A = -exp(A_log)`; the scan of
-//! section 3.3; `W_out (y silu(z))`. Jamba (arXiv 2403.19887) puts norms over `r`, `B` and `C`.
+//! section 3.3; `W_out (y silu(z))`. Jamba (arXiv 2403.19887) and Falcon-Mamba (2410.05355) put norms over `r`, `B` and `C`.
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
@@ -39,7 +39,7 @@ pub struct MambaSpec {
     pub convolution_bias: bool,
     /// Biases of the projections in and out.
     pub bias: bool,
-    /// The norm over what makes step sizes, inputs and outputs (Jamba).
+    /// The norm over what makes step sizes, inputs and outputs (Jamba, Falcon-Mamba).
     pub norm: Option<NormSpec>,
 }
 
@@ -60,7 +60,7 @@ impl MambaSpec {
             "selection.weight",
             vec![self.rank.saturating_add(states.saturating_mul(2)), inner],
         ));
-        if self.norm.is_some() {
+        if self.norm.is_some_and(NormSpec::has_weight) {
             let norms = [
                 ("step_norm.weight", self.rank),
                 ("b_norm.weight", states),

@@ -125,16 +125,12 @@ pub fn specification(spec: &ModelSpec, options: &Upcycling) -> Result<ModelSpec>
         let ChannelSpec::GatedMlp(expert) = &block.channel else {
             continue;
         };
-        let router = RouterSpec {
-            experts,
-            active,
-            normalised: true,
-            capacity: None,
-        };
+        let router = RouterSpec::softmax(experts, active, true);
         block.channel = ChannelSpec::SparseExperts(ExpertsSpec {
             router,
             expert: expert.clone(),
             gated: true,
+            clamped: None,
             output_bias: false,
             shared: None,
         });

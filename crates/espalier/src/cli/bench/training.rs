@@ -474,6 +474,8 @@ fn pairs(block: &BlockSpec, keys: f64, source: f64) -> f64 {
         MixerSpec::AttentionExperts(attention) => {
             attention.router.active * attention.kv_heads * attention.head_dim
         }
+        // Scores are products of keys, what is mixed is values.
+        MixerSpec::LatentAttention(attention) => attention.expanded() / 2,
         MixerSpec::Recurrent(recurrent) => return recurrent.products() as f64,
     };
     // A routed block has fewer queries, and each of them fewer keys.

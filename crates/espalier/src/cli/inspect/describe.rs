@@ -3,8 +3,8 @@
 use espalier_models::{
     families::config::activation_name,
     spec::{
-        AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, ExpertsSpec, MixerSpec,
-        MlpSpec, ModelSpec, RotaryScaling, RotarySpec,
+        AttentionExpertsSpec, AttentionSpec, BlockSpec, ChannelSpec, ExpertsSpec,
+        LatentAttentionSpec, MixerSpec, MlpSpec, ModelSpec, RotaryScaling, RotarySpec,
     },
 };
 
@@ -64,7 +64,7 @@ pub fn parameters(spec: &ModelSpec) -> String {
 
 /// Parameters of the embedding table.
 pub fn embedding(spec: &ModelSpec) -> u64 {
-    (spec.vocabulary as u64).saturating_mul(spec.width as u64)
+    (spec.vocabulary as u64).saturating_mul(spec.outer_width() as u64)
 }
 
 /// Parameters of every block.
@@ -90,6 +90,7 @@ pub fn cache_per_token(spec: &ModelSpec) -> u64 {
         MixerSpec::AttentionExperts(attention) => {
             2 * attention.kv_heads as u64 * attention.head_dim as u64
         }
+        MixerSpec::LatentAttention(attention) => attention.remembered() as u64,
         MixerSpec::Recurrent(_) => 0,
     };
     spec.blocks
@@ -103,7 +104,9 @@ pub fn cache_per_token(spec: &ModelSpec) -> u64 {
 pub fn state_size(spec: &ModelSpec) -> u64 {
     let mixer = |block: &BlockSpec| match &block.mixer {
         MixerSpec::Recurrent(recurrent) => recurrent.state_size(spec.width),
-        MixerSpec::Attention(_) | MixerSpec::AttentionExperts(_) => 0,
+        MixerSpec::Attention(_)
+        | MixerSpec::AttentionExperts(_)
+        | MixerSpec::LatentAttention(_) => 0,
     };
     let shifted = |block: &BlockSpec| {
         if matches!(block.channel, ChannelSpec::Rwkv(_)) {
@@ -123,13 +126,18 @@ pub fn state_size(spec: &ModelSpec) -> u64 {
 /// Parameters of adapters of this rank on every matrix of the blocks.
 pub fn low_rank_parameters(spec: &ModelSpec, rank: u64) -> u64 {
     let gated = |block: &BlockSpec| match &block.channel {
-        ChannelSpec::SparseExperts(experts) => experts.gated,
+        ChannelSpec::SparseExperts(experts) => experts.gated && experts.clamped.is_none(),
         ChannelSpec::MultiHeadExperts(spec) => spec.experts.gated,
         _ => false,
     };
     let gated = spec.blocks.iter().any(gated);
     let matrix = |(name, shape): &(String, Vec<usize>)| match shape[..] {
-        _ if !name.starts_with("blocks.") || name.contains("router.") => 0,
+        _ if !name.starts_with("blocks.")
+            || name.contains("router.")
+            || name.ends_with(".bias") =>
+        {
+            0
+        }
         [rows, columns] => (rows as u64).saturating_add(columns as u64),
         // Gates and inputs of an expert have an adapter each.
         [experts, rows, columns] if name.contains(".experts.") => {
@@ -162,6 +170,7 @@ pub fn mixer(mixer: &MixerSpec) -> String {
     match mixer {
         MixerSpec::Attention(mixer) => attention(mixer),
         MixerSpec::AttentionExperts(mixer) => attention_experts(mixer),
+        MixerSpec::LatentAttention(mixer) => latent_attention(mixer),
         MixerSpec::Recurrent(mixer) => mixer.describe(),
     }
 }
@@ -206,6 +215,18 @@ fn attention_experts(spec: &AttentionExpertsSpec) -> String {
     )
 }
 
+fn latent_attention(spec: &LatentAttentionSpec) -> String {
+    let bias = if spec.bias { ", biases" } else { "" };
+    format!(
+        "latent attention {} heads of {} and {}, latent {}, {}{bias}",
+        spec.heads,
+        spec.key_dim(),
+        spec.value_dim,
+        spec.latent,
+        rotary(&spec.rotary)
+    )
+}
+
 /// Heads, positions, windows and biases.
 pub fn attention(attention: &AttentionSpec) -> String {
     let heads = match attention.heads == attention.kv_heads {
@@ -236,8 +257,9 @@ pub fn attention(attention: &AttentionSpec) -> String {
         ""
     };
     let bias = if attention.qkv_bias { ", biases" } else { "" };
+    let sinks = if attention.sinks { ", sinks" } else { "" };
     format!(
-        "attention {heads} heads of {}{rotary}{alibi}{window}{softcap}{norm}{bias}",
+        "attention {heads} heads of {}{rotary}{alibi}{window}{softcap}{norm}{bias}{sinks}",
         attention.head_dim
     )
 }

@@ -3,8 +3,8 @@
 use espalier_models::{
     pooling::Pooling,
     spec::{
-        BlockSpec, ChannelSpec, ClassifierSpec, ModelSpec, NormSpec, PositionSpec,
-        RelativePositionSpec, Residual, Subject,
+        BlockSpec, ChannelSpec, ClassifierSpec, EmbeddingProjectionSpec, ModelSpec, NormSpec,
+        PositionSpec, RelativePositionSpec, Residual, Subject,
     },
 };
 
@@ -33,6 +33,13 @@ pub fn lines(spec: &ModelSpec) -> Vec<String> {
     let order = |order: &Vec<usize>| format!("  run in the order {order:?}");
     lines.extend(spec.block_order.as_ref().map(order));
     lines.extend(spec.final_norm.map(|kind| format!("  {}", norm(kind))));
+    if spec.hidden_width() != spec.width {
+        lines.push(format!(
+            "  linear {} to {}",
+            spec.width,
+            spec.hidden_width()
+        ));
+    }
     lines.extend(
         spec.pooler
             .then(|| "  pooled: tanh of a dense layer over the first token".into()),
@@ -70,6 +77,7 @@ fn embedding(
         Some(PositionSpec::Sinusoidal { .. } | PositionSpec::SinusoidalBehindPadding { .. }) => {
             " + sines and cosines".into()
         }
+        Some(PositionSpec::Fixed { count }) => format!(" + {count} positions of the file"),
         None => String::new(),
     };
     let types = spec
@@ -82,8 +90,10 @@ fn embedding(
         spec.outer_width()
     ));
     lines.extend(over.map(|kind| format!("  {}", norm(kind))));
-    let projection = |outer| format!("  linear {outer} to {}", spec.width);
-    lines.extend(spec.embedding_width.map(projection));
+    let projection = |projection: EmbeddingProjectionSpec| {
+        format!("  linear {} to {}", projection.width, spec.width)
+    };
+    lines.extend(spec.embedding_projection.map(projection));
 }
 
 /// Equal neighbours in one box.
@@ -132,6 +142,7 @@ fn block(block: &BlockSpec) -> Vec<String> {
             (Residual::OutputNorm, Some(kind)) => format!("x + {} of {what}", norm(*kind)),
             (Residual::Parallel, Some(kind)) => format!("  + {what} ← {}{after}", norm(*kind)),
             (Residual::Parallel, None) => format!("  + {what} ← the same{after}"),
+            (Residual::NormedStream, Some(kind)) => format!("x = {} of x, + {what}", norm(*kind)),
             (_, Some(kind)) => format!("x + {what} ← {}{after}", norm(*kind)),
             (_, None) => format!("x + {what}{after}"),
         }
@@ -146,7 +157,7 @@ fn block(block: &BlockSpec) -> Vec<String> {
 fn norm(kind: NormSpec) -> &'static str {
     match kind {
         NormSpec::LayerNorm { .. } | NormSpec::Standardised { .. } => "LayerNorm",
-        NormSpec::RmsNorm { .. } => "RMSNorm",
+        NormSpec::RmsNorm { .. } | NormSpec::Scaled { .. } => "RMSNorm",
     }
 }
 

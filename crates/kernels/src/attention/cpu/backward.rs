@@ -26,14 +26,14 @@ pub(super) struct Given<'a> {
 }
 
 impl Given<'_> {
-    /// One head of one row: writes the gradients of its queries and adds those of keys, values and biases.
+    /// One head of one row: writes the gradients of its queries and adds those of keys, values and what the head has of its own.
     pub fn run(
         &self,
         (batch, head): (usize, usize),
         query_rows: &DisjointRows<'_>,
         of_key: &mut [f32],
         of_value: &mut [f32],
-        mut of_bias: Option<&mut [f32]>,
+        of_own: &mut [f32],
     ) {
         let (query, key, precision) = (
             &self.inputs.query,
@@ -41,29 +41,24 @@ impl Given<'_> {
             self.inputs.flash.options.precision,
         );
         let kernel = kernel(precision);
-        let (width, high, wide, most) = (
-            query.width,
-            kernel.rows,
-            kernel.columns,
-            keys_of_block(kernel),
-        );
+        let (width, value_width) = (query.width, self.inputs.value.width);
+        let (high, wide, most) = (kernel.rows, kernel.columns, keys_of_block(kernel));
         let kv_head = self.inputs.kv_head(head);
         let keys = key.matrix(batch, kv_head, 0..key.time);
         let values = self.inputs.value.matrix(batch, kv_head, 0..key.time);
-        let of_lanes = kernel.packed_len(Side::Left, key.time, width);
         let block = most * wide;
         let sizes = [
             kernel.packed_len(Side::Right, wide, width),
-            kernel.packed_len(Side::Right, wide, width),
+            kernel.packed_len(Side::Right, wide, value_width),
             kernel.packed_len(Side::Right, width, wide),
-            kernel.packed_len(Side::Right, width, wide),
+            kernel.packed_len(Side::Right, value_width, wide),
             block,
             block,
             block,
             width.next_multiple_of(high) * wide,
             kernel.packed_len(Side::Left, most, wide),
-            of_lanes,
-            of_lanes,
+            kernel.packed_len(Side::Left, key.time, width),
+            kernel.packed_len(Side::Left, key.time, value_width),
             kernel.packed_len(Side::Left, width, key.time),
             width * wide,
         ];
@@ -97,13 +92,18 @@ impl Given<'_> {
                     kernel.pack(q_lanes, Side::Right, queries_matrix.transposed());
                     kernel.pack(g_lanes, Side::Right, gradients.transposed());
                     let (log_sums, along) = self.statistics(batch, head, &panel);
+                    if let Some(sink) = self.inputs.sink(head) {
+                        let lanes = log_sums.iter().zip(&along).take(queries.len());
+                        let share = |(log_sum, along): (&f32, &f32)| (sink - log_sum).exp() * along;
+                        of_own[0] -= lanes.map(share).sum::<f32>();
+                    }
                     of_query.fill(0.0);
                     for block in panel.blocks(most) {
                         score_tiles(kernel, width, &panel, &block, 0, k, q, weights);
-                        score_tiles(kernel, width, &panel, &block, 0, v, g, of_scores);
+                        score_tiles(kernel, value_width, &panel, &block, 0, v, g, of_scores);
                         let size = block.len() * wide;
                         let (weights, of_scores) = (&mut weights[..size], &mut of_scores[..size]);
-                        let of_bias = of_bias.as_deref_mut();
+                        let of_bias = self.inputs.bias(head).map(|_| &mut *of_own);
                         scores::gradients(
                             wide,
                             weights,
@@ -114,7 +114,8 @@ impl Given<'_> {
                             &along,
                             of_bias,
                         );
-                        let add = |out: &mut [f32],
+                        let add = |width: usize,
+                                   out: &mut [f32],
                                    block_scores: &[f32],
                                    lanes: &[f32],
                                    turned: &mut [f32]| {
@@ -129,8 +130,8 @@ impl Given<'_> {
                                 out,
                             );
                         };
-                        add(of_value, weights, g_lanes, turned);
-                        add(of_key, of_scores, q_lanes, turned);
+                        add(value_width, of_value, weights, g_lanes, turned);
+                        add(width, of_key, of_scores, q_lanes, turned);
                         let right = right_factor(kernel, precision, of_scores, wide, units);
                         add_mixed(
                             kernel,

@@ -24,6 +24,7 @@ pub(super) fn run(
         How::one(options.precision),
     );
     let keys = inputs.flash.mask.span(batch, 0..count);
+    // Nothing is seen: the outputs stay zero, and their gradient reaches nobody.
     if keys.is_empty() {
         return;
     }
@@ -59,10 +60,11 @@ pub(super) fn run(
         #[allow(unsafe_code)]
         // SAFETY: each task has its own batch row and its own head.
         let log_sum = unsafe { log_sums.row(query.index(batch, i, head)) };
-        log_sum[0] = softmax(row);
+        log_sum[0] = softmax(row, inputs.sink(head).unwrap_or(f32::NEG_INFINITY));
     }
     let value = inputs.value.matrix(batch, kv_head, keys.clone());
-    let mut mixed = vec![0.0; count * query.width];
+    let value_width = inputs.value.width;
+    let mut mixed = vec![0.0; count * value_width];
     product(
         &mut mixed,
         Matrix::new(&scores, count, keys.len()),
@@ -70,7 +72,7 @@ pub(super) fn run(
         false,
         how,
     );
-    for (i, mixed) in mixed.chunks_exact(query.width).enumerate() {
+    for (i, mixed) in mixed.chunks_exact(value_width).enumerate() {
         #[allow(unsafe_code)]
         // SAFETY: as above.
         unsafe { outputs.row(query.index(batch, i, head)) }.copy_from_slice(mixed);
@@ -87,15 +89,16 @@ vectorised! {
 }
 
 vectorised! {
-    /// Scores become weights; returns the log of their denominator. Where nothing is seen, nothing weighs.
-    fn softmax<const FUSED: bool>(scores: &mut [f32]) -> f32 {
-        let largest = maximum(scores);
+    /// Scores become weights beside a score `sink`; returns the log of their denominator. Where nothing is seen, nothing weighs.
+    fn softmax<const FUSED: bool>(scores: &mut [f32], sink: f32) -> f32 {
+        let seen = maximum(scores);
+        let largest = if sink > seen { sink } else { seen };
         if largest == f32::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {
             scores.fill(0.0);
             return f32::NEG_INFINITY;
         }
         scores.iter_mut().for_each(|score| *score = exp::<FUSED>(*score - largest));
-        let total = sum(scores);
+        let total = sum(scores) + exp::<FUSED>(sink - largest);
         let inverse = total.recip();
         scores.iter_mut().for_each(|score| *score *= inverse);
         largest + total.ln()

@@ -25,7 +25,8 @@ pub(super) fn run(
     (outputs, log_sums): &(DisjointRows<'_>, DisjointRows<'_>),
 ) {
     let kernel = kernel(inputs.flash.options.precision);
-    let (width, wide, most) = (inputs.query.width, kernel.columns, keys_of_block(kernel));
+    let (width, value_width) = (inputs.query.width, inputs.value.width);
+    let (wide, most) = (kernel.columns, keys_of_block(kernel));
     let seen = inputs.flash.mask.span(batch, queries.clone());
     let kv_head = inputs.kv_head(head);
     // Keys before the first block that anybody sees are not packed.
@@ -40,10 +41,10 @@ pub(super) fn run(
         kernel.packed_len(Side::Right, wide, width),
         most * wide,
         most * wide,
-        width.next_multiple_of(kernel.rows) * wide,
+        value_width.next_multiple_of(kernel.rows) * wide,
         kernel.packed_len(Side::Left, keys.len(), width),
-        kernel.packed_len(Side::Left, width, keys.len()),
-        width * wide,
+        kernel.packed_len(Side::Left, value_width, keys.len()),
+        value_width * wide,
     ];
     scratch::parts(
         sizes,
@@ -64,7 +65,7 @@ pub(super) fn run(
                     inputs.query.matrix(batch, head, panel.queries.clone()),
                 );
                 mixed.fill(0.0);
-                let mut softmax = Softmax::new();
+                let mut softmax = Softmax::new(inputs.sink(head));
                 for block in panel.blocks(most) {
                     score_tiles(
                         kernel, width, &panel, &block, first, of_key, of_query, scores,
@@ -75,7 +76,7 @@ pub(super) fn run(
                         right_factor(kernel, inputs.flash.options.precision, rows, wide, weights);
                     add_mixed(
                         kernel,
-                        width,
+                        value_width,
                         keys.len(),
                         block.start - first,
                         block.len(),
@@ -84,12 +85,12 @@ pub(super) fn run(
                         mixed,
                     );
                 }
-                transpose(&mixed[..width * wide], width, wide, rows_of);
+                transpose(&mixed[..value_width * wide], value_width, wide, rows_of);
                 for ((lane, position), mixed) in panel
                     .queries
                     .clone()
                     .enumerate()
-                    .zip(rows_of.chunks_exact(width))
+                    .zip(rows_of.chunks_exact(value_width))
                 {
                     let index = inputs.query.index(batch, position, head);
                     #[allow(unsafe_code)]

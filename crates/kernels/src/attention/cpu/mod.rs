@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::{Mask, Options};
 use crate::{
-    fused::{FusedOperator, Given, Saved, dimensions, slice, tensor},
+    fused::{FusedOperator, Given, Saved, contiguous, dimensions, slice, tensor},
     matmul::{
         Matrix,
         kernel::{Kernel, kernel},
@@ -22,12 +22,20 @@ use crate::{
 };
 use burn_flex::FlexTensor;
 
-/// The operator, without and with a bias by distance.
+/// The operator on queries, keys and values.
 #[derive(Debug)]
 pub(super) struct Flash {
     pub mask: Mask,
     pub options: Options,
 }
+
+/// The operator with a bias by distance.
+#[derive(Debug)]
+pub(super) struct WithBias(pub Flash);
+
+/// The operator with a further score of each head.
+#[derive(Debug)]
+pub(super) struct WithSinks(pub Flash);
 
 /// Keys of a block: whole panels of whole units, so that every block begins with both.
 fn keys_of_block(kernel: &Kernel) -> usize {
@@ -99,13 +107,23 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// Query, key and value, and one row of biases a head or none.
+/// Query, key and value, and what each head has besides.
 struct Inputs<'a> {
     flash: &'a Flash,
     query: Heads<'a>,
     key: Heads<'a>,
     value: Heads<'a>,
-    bias: Option<&'a [f32]>,
+    own: Own<'a>,
+}
+
+/// What each head has of its own.
+#[derive(Clone, Copy)]
+enum Own<'a> {
+    Nothing,
+    /// A row of biases by distance.
+    Bias(&'a [f32]),
+    /// A score that adds no value.
+    Sink(&'a [f32]),
 }
 
 impl<'a> Inputs<'a> {
@@ -117,18 +135,38 @@ impl<'a> Inputs<'a> {
     /// The biases of a head: element `query - key + keys - 1` belongs to a query and a key.
     fn bias(&self, head: usize) -> Option<&'a [f32]> {
         let distances = self.query.time + self.key.time - 1;
-        self.bias
-            .map(|bias| &bias[head * distances..(head + 1) * distances])
+        match self.own {
+            Own::Bias(bias) => Some(&bias[head * distances..(head + 1) * distances]),
+            Own::Nothing | Own::Sink(_) => None,
+        }
     }
 
-    /// The values mixed for all queries, `[batch, queries, heads, width]`, and for each row of it the log of its softmax's
+    /// The score of a head that adds no value, where there is one.
+    fn sink(&self, head: usize) -> Option<f32> {
+        match self.own {
+            Own::Sink(sinks) => sinks.get(head).copied(),
+            Own::Nothing | Own::Bias(_) => None,
+        }
+    }
+
+    /// Numbers that each head has of its own.
+    fn own_len(&self) -> usize {
+        match self.own {
+            Own::Nothing => 0,
+            Own::Bias(_) => self.query.time + self.key.time - 1,
+            Own::Sink(_) => 1,
+        }
+    }
+
+    /// The values mixed for all queries, `[batch, queries, heads, value_width]`, and for each row of it the log of its softmax's
     /// denominator.
     fn forward(&self) -> (Vec<f32>, Vec<f32>) {
-        let query = &self.query;
-        let mut output = zeros(query.len());
-        let mut log_sums = vec![f32::NEG_INFINITY; query.batch * query.time * query.heads];
+        let (query, value_width) = (&self.query, self.value.width);
+        let rows = query.batch * query.time * query.heads;
+        let mut output = zeros(rows * value_width);
+        let mut log_sums = vec![f32::NEG_INFINITY; rows];
         let rows = (
-            DisjointRows::new(&mut output, query.width),
+            DisjointRows::new(&mut output, value_width),
             DisjointRows::new(&mut log_sums, 1),
         );
         let heads = query.batch * query.heads;
@@ -155,26 +193,24 @@ impl<'a> Inputs<'a> {
         (output, log_sums)
     }
 
-    /// Gradients of query, key, value and bias.
+    /// Gradients of query, key, value and what heads have of their own.
     fn backward(
         &self,
         output: &Heads<'_>,
         gradient: &Heads<'_>,
         log_sums: &[f32],
     ) -> [Vec<f32>; 4] {
-        let (query, key) = (&self.query, &self.key);
-        let distances = query.time + key.time - 1;
+        let (query, key, value) = (&self.query, &self.key, &self.value);
         let each = query.batch * query.heads;
         let mut of_query = zeros(query.len());
         let query_rows = DisjointRows::new(&mut of_query, query.width);
-        let head = key.time * key.width;
-        // The part of the biases is empty where there are none.
+        let [key_head, value_head] = [key, value].map(|heads| heads.time * heads.width);
         let sizes = [
-            (each * head, head),
-            (each * head, head),
-            (self.bias.map_or(0, |_| each * distances), distances),
+            (each * key_head, key_head),
+            (each * value_head, value_head),
+            (each * self.own_len(), self.own_len().max(1)),
         ];
-        let [of_key, of_value, of_bias] = fresh(sizes, |task, [of_key, of_value, of_bias]| {
+        let [of_key, of_value, of_own] = fresh(sizes, |task, [of_key, of_value, of_own]| {
             let place = (task / query.heads, task % query.heads);
             let given = backward::Given {
                 inputs: self,
@@ -182,16 +218,17 @@ impl<'a> Inputs<'a> {
                 gradient,
                 log_sums,
             };
-            let of_bias = (!of_bias.is_empty()).then_some(of_bias);
-            given.run(place, &query_rows, of_key, of_value, of_bias);
+            given.run(place, &query_rows, of_key, of_value, of_own);
         });
-        let [of_key, of_value] = [of_key, of_value].map(|parts| self.gathered(&parts));
-        [of_query, of_key, of_value, self.summed(&of_bias, distances)]
+        let [of_key, of_value] =
+            [(of_key, key), (of_value, value)].map(|(parts, of)| self.gathered(&parts, of));
+        [of_query, of_key, of_value, self.summed(&of_own)]
     }
 
-    /// From `[batch, heads, keys, width]` to `[batch, keys, kv_heads, width]`: sums over the heads of a group, in order.
-    fn gathered(&self, parts: &[f32]) -> Vec<f32> {
-        let (heads, key) = (self.query.heads, &self.key);
+    /// From `[batch, heads, keys, width]` to `[batch, keys, kv_heads, width]`, the shape of `key`: sums over the heads of a group, in
+    /// order.
+    fn gathered(&self, parts: &[f32], key: &Heads<'_>) -> Vec<f32> {
+        let heads = self.query.heads;
         let (group, width) = (heads / key.heads, key.width);
         let [gathered] = fresh([(key.len(), TOKENS * key.heads * width)], |task, [rows]| {
             for (i, row) in rows.chunks_exact_mut(width).enumerate() {
@@ -206,16 +243,9 @@ impl<'a> Inputs<'a> {
         gathered
     }
 
-    /// The gradient of the biases, summed over the batch.
-    fn summed(&self, parts: &[f32], distances: usize) -> Vec<f32> {
-        let mut sums = vec![
-            0.0;
-            if parts.is_empty() {
-                0
-            } else {
-                self.query.heads * distances
-            }
-        ];
+    /// The gradient of what heads have of their own, summed over the batch.
+    fn summed(&self, parts: &[f32]) -> Vec<f32> {
+        let mut sums = vec![0.0; self.query.heads * self.own_len()];
         for part in parts.chunks_exact(sums.len().max(1)) {
             add(&mut sums, part);
         }
@@ -223,30 +253,24 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Applies the operator to three tensors and perhaps a bias.
-fn forward(
-    flash: &Flash,
-    [query, key, value]: [&FlexTensor; 3],
-    bias: Option<&FlexTensor>,
-) -> (FlexTensor, Saved) {
-    let tensors = [query, key, value].map(readable);
-    let bias = bias.map(crate::fused::contiguous);
+/// Applies the operator to three tensors and perhaps what heads have of their own.
+fn forward(flash: &Flash, tensors: [&FlexTensor; 3], own: Own<'_>) -> (FlexTensor, Saved) {
+    let tensors = tensors.map(readable);
     let [query, key, value] = tensors.each_ref().map(Heads::new);
-    let shape = [query.batch, query.time, query.heads, query.width];
+    let shape = [query.batch, query.time, query.heads, value.width];
     let inputs = Inputs {
         flash,
         query,
         key,
         value,
-        bias: bias.as_ref().map(slice),
+        own,
     };
     let (output, log_sums) = inputs.forward();
     (tensor(output, &shape), vec![log_sums])
 }
 
-fn backward<const N: usize>(flash: &Flash, given: &Given<N>) -> [Vec<f32>; 4] {
+fn backward<const N: usize>(flash: &Flash, given: &Given<N>, own: Own<'_>) -> [Vec<f32>; 4] {
     let tensors: Vec<FlexTensor> = given.inputs[..3].iter().map(readable).collect();
-    let bias = given.inputs.get(3).map(crate::fused::contiguous);
     let (query, key, value) = (
         Heads::new(&tensors[0]),
         Heads::new(&tensors[1]),
@@ -257,7 +281,7 @@ fn backward<const N: usize>(flash: &Flash, given: &Given<N>) -> [Vec<f32>; 4] {
         query,
         key,
         value,
-        bias: bias.as_ref().map(slice),
+        own,
     };
     match &given.output {
         Some(output) => inputs.backward(
@@ -271,7 +295,7 @@ fn backward<const N: usize>(flash: &Flash, given: &Given<N>) -> [Vec<f32>; 4] {
 
 impl FusedOperator<3> for Flash {
     fn forward(&self, inputs: &[FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
-        forward(self, inputs.each_ref(), None)
+        forward(self, inputs.each_ref(), Own::Nothing)
     }
 
     fn keeps_output(&self) -> bool {
@@ -279,7 +303,7 @@ impl FusedOperator<3> for Flash {
     }
 
     fn backward(&self, given: Given<3>, _: [bool; 3]) -> [Option<FlexTensor>; 3] {
-        let [query, key, value, _] = backward(self, &given);
+        let [query, key, value, _] = backward(self, &given, Own::Nothing);
         let shapes = given.inputs.each_ref().map(dimensions);
         [
             Some(tensor(query, &shapes[0])),
@@ -289,22 +313,32 @@ impl FusedOperator<3> for Flash {
     }
 }
 
-impl FusedOperator<4> for Flash {
-    fn forward(
-        &self,
-        [query, key, value, bias]: &[FlexTensor; 4],
-        _: [bool; 4],
-    ) -> (FlexTensor, Saved) {
-        forward(self, [query, key, value], Some(bias))
-    }
+/// An operator with a fourth tensor, which `$own` makes of its numbers.
+macro_rules! with_own {
+    ($operator:ident, $own:ident) => {
+        impl FusedOperator<4> for $operator {
+            fn forward(
+                &self,
+                [query, key, value, own]: &[FlexTensor; 4],
+                _: [bool; 4],
+            ) -> (FlexTensor, Saved) {
+                let own = contiguous(own);
+                forward(&self.0, [query, key, value], Own::$own(slice(&own)))
+            }
 
-    fn keeps_output(&self) -> bool {
-        true
-    }
+            fn keeps_output(&self) -> bool {
+                true
+            }
 
-    fn backward(&self, given: Given<4>, _: [bool; 4]) -> [Option<FlexTensor>; 4] {
-        let gradients = backward(self, &given);
-        let mut shapes = given.inputs.iter().map(dimensions);
-        gradients.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
-    }
+            fn backward(&self, given: Given<4>, _: [bool; 4]) -> [Option<FlexTensor>; 4] {
+                let own = contiguous(&given.inputs[3]);
+                let gradients = backward(&self.0, &given, Own::$own(slice(&own)));
+                let mut shapes = given.inputs.iter().map(dimensions);
+                gradients.map(|values| shapes.next().map(|shape| tensor(values, &shape)))
+            }
+        }
+    };
 }
+
+with_own!(WithBias, Bias);
+with_own!(WithSinks, Sink);

@@ -124,10 +124,11 @@ pub(super) struct Softmax {
 }
 
 impl Softmax {
-    pub fn new() -> Self {
+    /// Before the first key; a `sink` has its share from the start.
+    pub fn new(sink: Option<f32>) -> Self {
         Self {
-            largest: [f32::NEG_INFINITY; WIDEST],
-            sums: [0.0; WIDEST],
+            largest: [sink.unwrap_or(f32::NEG_INFINITY); WIDEST],
+            sums: [if sink.is_some() { 1.0 } else { 0.0 }; WIDEST],
         }
     }
 

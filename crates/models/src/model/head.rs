@@ -1,0 +1,146 @@
+//! The head over the vocabulary: logits, and losses and log-probabilities that need not keep them.
+
+use burn::tensor::Tensor;
+use espalier_kernels::{
+    cross_entropy::{
+        HeadOptions, Regularisation, cross_entropy, linear_cross_entropy, linear_log_probabilities,
+        log_probabilities,
+    },
+    weight::Weight,
+};
+
+use super::{Input, LanguageModel};
+use crate::{Error, Result, layers::linear::Linear, parameter::Parameter};
+
+impl LanguageModel {
+    /// The head: `[.., width]` to logits `[.., vocabulary]`.
+    pub fn head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+        let hidden = self.before_head(hidden);
+        let logits = match &self.head {
+            Some(head) => head.forward(hidden),
+            None => {
+                Linear::from_weight("head", self.embedding.clone(), self.precision).forward(hidden)
+            }
+        };
+        let logits = match &self.head_bias {
+            Some(bias) => logits + flat(bias).unsqueeze(),
+            None => logits,
+        };
+        match self.spec.logit_softcap {
+            Some(softcap) => (logits / softcap).tanh() * softcap,
+            None => logits,
+        }
+    }
+
+    /// The negative sum of the log-probabilities of `targets` `[tokens]`, from `hidden` `[tokens, width]`: `[1]`.
+    ///
+    /// # Errors
+    /// When a target is outside the vocabulary, or there is no head over it.
+    pub fn cross_entropy(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
+        self.check_head()?;
+        self.check_ids(targets)?;
+        Ok(match self.plain_head() {
+            Some((weight, bias)) => linear_cross_entropy(
+                self.before_head(hidden),
+                weight,
+                bias,
+                targets,
+                self.head_options(),
+            ),
+            None => cross_entropy(self.head(hidden), targets, self.regularisation()),
+        })
+    }
+
+    /// Log-probability of `targets` `[tokens]` as the head sees them from `hidden` `[tokens, width]`: `[tokens]`.
+    ///
+    /// # Errors
+    /// When a target is outside the vocabulary, or there is no head over it.
+    pub fn log_probabilities(&self, hidden: Tensor<2>, targets: &[u32]) -> Result<Tensor<1>> {
+        self.check_head()?;
+        self.check_ids(targets)?;
+        Ok(match self.plain_head() {
+            Some((weight, bias)) => linear_log_probabilities(
+                self.before_head(hidden),
+                weight,
+                bias,
+                targets,
+                self.head_options(),
+            ),
+            None => log_probabilities(self.head(hidden), targets),
+        })
+    }
+
+    /// Whether there is a head over the vocabulary.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn check_head(&self) -> Result<()> {
+        let reason = "this model has no head over its vocabulary (`architectures` in config.json) and predicts no tokens";
+        match self.spec.headless {
+            true => Err(Error::Invalid(reason.into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Hidden states for the head's product: transformed, and scaled, since the factor on the logits may as well stand here.
+    fn before_head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+        let hidden = match &self.head_transform {
+            Some(transform) => transform.forward(hidden),
+            None => hidden,
+        };
+        if self.spec.logit_scale == 1.0 {
+            hidden
+        } else {
+            hidden * self.spec.logit_scale
+        }
+    }
+
+    fn head_options(&self) -> HeadOptions {
+        let regularisation = self.regularisation();
+        HeadOptions {
+            softcap: self.spec.logit_softcap,
+            precision: self.precision,
+            regularisation,
+        }
+    }
+
+    /// A matter of training: what is measured of a model is its likelihood.
+    fn regularisation(&self) -> Regularisation {
+        match self.training {
+            true => Regularisation {
+                z_loss: self.spec.z_loss,
+                label_smoothing: self.label_smoothing,
+            },
+            false => Regularisation::default(),
+        }
+    }
+
+    /// The head's weight and bias, where they are all there is to the head.
+    fn plain_head(&self) -> Option<(Weight<2>, Option<Tensor<1>>)> {
+        let bias = || self.head_bias.as_ref().map(flat);
+        match &self.head {
+            Some(head) if head.is_adapted() => None,
+            Some(head) => {
+                let own = head.bias.as_ref().map(Parameter::value);
+                Some((head.weight.weight(), own.or_else(bias)))
+            }
+            None => Some((self.embedding.weight(), bias())),
+        }
+    }
+
+    /// Logits of every position, `[batch, time, vocabulary]`.
+    ///
+    /// # Errors
+    /// When a token id or a position is outside the model's tables.
+    pub fn logits(&self, input: &Input) -> Result<Tensor<3>> {
+        if self.spec.headless && self.spec.hidden_width() != self.spec.outer_width() {
+            return Err(Error::Invalid("this model has no head".into()));
+        }
+        Ok(self.head(self.hidden(input, None)?))
+    }
+}
+
+/// A bias of any rank as one row, tracked where it is trained: `[len]`.
+fn flat(bias: &Parameter) -> Tensor<1> {
+    bias.leaf().cloned().unwrap_or_else(|| bias.flat())
+}
