@@ -122,6 +122,16 @@ impl<'a> StoredTensor<'a> {
         }
     }
 
+    /// One matrix that is stored transposed.
+    pub fn transposed(name: String, parameter: &'a Parameter) -> Self {
+        let shape = parameter.shape().iter().rev().copied().collect();
+        Self {
+            shape,
+            assembly: Assembly::Transposed,
+            ..Self::whole(name, parameter)
+        }
+    }
+
     /// The values of each part, by its name, in stored elements of this shape. A tensor that holds a part of a parameter alone
     /// gives nothing.
     pub fn split(&self, values: Vec<f32>) -> Vec<(String, Vec<f32>)> {

@@ -409,6 +409,7 @@ impl State<'_> {
                     ..step
                 };
                 self.optimiser.step(key, p, gradient, step);
+                p.restore_orthonormal_rows();
             }
         });
         Ok(norm)

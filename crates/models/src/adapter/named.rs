@@ -10,15 +10,13 @@ use espalier_data::{disk, nearest::suggestion};
 use serde_json::{Map, Value, json};
 
 use super::{
-    AdapterFile, AdapterKind, CONFIGURATION, DEFAULT_NAME, Fresh, KINDS, PEFT_PREFIX,
-    PICKLED_WEIGHTS, Registration, WEIGHTS,
+    AdapterFile, AdapterKind, CONFIGURATION, DEFAULT_NAME, Fresh, KINDS, PEFT_PREFIX, Registration,
     saved_modules::{self, module_of},
     ties,
 };
 use crate::{
     Error, Result,
     families::{Family, config::Config},
-    folder,
     layout::{self, StoredTensor},
     model::LanguageModel,
     tied_head,
@@ -228,11 +226,7 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::attach`], and when the folder's weights are missing or do not fit.
     pub fn load(&self, model: &mut LanguageModel, family: &Family, folder: &Path) -> Result<Self> {
-        let pickled = folder.join(PICKLED_WEIGHTS);
-        let usual = folder.join(WEIGHTS);
-        let is_older = !usual.is_file() && pickled.is_file();
-        let path = if is_older { pickled } else { usual };
-        let (adapter, mut file) = self.open(model, family, &path)?;
+        let (adapter, mut file) = self.open(model, family, folder)?;
         let fresh = Fresh {
             adapter: &self.name,
             seed: 0,
@@ -247,14 +241,14 @@ impl Adapter {
         Ok(adapter)
     }
 
-    /// The file of weights, and this adapter with what that file says beyond the configuration.
+    /// The weights of a folder, and this adapter with what that file says beyond the configuration.
     fn open(
         &self,
         model: &LanguageModel,
         family: &Family,
-        path: &Path,
+        folder: &Path,
     ) -> Result<(Self, AdapterFile)> {
-        let mut file = AdapterFile::open(path)?;
+        let mut file = self.kind.open(folder)?;
         let mut tensors = layout::tensors_in_memory(model, family);
         let head = ties::head(model, family);
         let repeated = head.as_ref().map(|head| head.name.clone());
@@ -398,7 +392,7 @@ impl Adapter {
         let text = format!("{:#}\n", Value::Object(map));
         let path = folder.join(CONFIGURATION);
         disk::write_whole(&path, text.as_bytes()).map_err(Error::file(&path))?;
-        folder::write_tensors(&self.tensors(model, family), &folder.join(WEIGHTS))
+        self.kind.write(self.tensors(model, family), folder)
     }
 
     /// The adapter in words.
