@@ -15,6 +15,7 @@ pub mod backward;
 mod bf16;
 pub mod checkpoint;
 pub mod cross_entropy;
+pub mod decomposition;
 pub mod dropout;
 pub mod embedding;
 pub mod experts;

@@ -3,7 +3,7 @@
 use espalier_data::packing::Row;
 use espalier_kernels::dropout::Dropout;
 
-use crate::{Error, Result};
+use crate::{Error, Result, embedding_noise::EmbeddingNoise};
 
 /// A batch of token ids as the model reads it. All rows have the same length; padding is a matter of segments.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,6 +25,8 @@ pub struct Input {
     pub source: Option<Box<Input>>,
     /// Dropout of this pass, in training.
     pub dropout: Option<Dropout>,
+    /// Noise on the embeddings of this pass, in training.
+    pub noise: Option<EmbeddingNoise>,
 }
 
 impl Input {
@@ -105,6 +107,15 @@ impl Input {
         self.dropout = (probability > 0.0).then_some(Dropout { probability, seed });
         if let Some(source) = &mut self.source {
             source.dropout = self.dropout;
+        }
+    }
+
+    /// Sets the noise on the embeddings of this pass, on the source's too; none where its strength is 0.
+    pub fn set_noise(&mut self, alpha: f64, seed: u64) {
+        self.noise = (alpha > 0.0).then_some(EmbeddingNoise { alpha, seed });
+        if let Some(source) = &mut self.source {
+            let seed = !seed;
+            source.noise = self.noise.map(|noise| EmbeddingNoise { seed, ..noise });
         }
     }
 

@@ -28,6 +28,7 @@ pub struct Parameter {
     trainable: bool,
     fixed: bool,
     decays: bool,
+    learning_rate: f64,
     adapter: Option<Arc<str>>,
 }
 
@@ -52,6 +53,7 @@ impl Parameter {
             trainable: false,
             fixed: false,
             decays,
+            learning_rate: 1.0,
             adapter: None,
         }
     }
@@ -68,6 +70,14 @@ impl Parameter {
     pub fn undecayed(self) -> Self {
         Self {
             decays: false,
+            ..self
+        }
+    }
+
+    /// The same weight, with this factor on the learning rate.
+    pub fn with_learning_rate(self, factor: f64) -> Self {
+        Self {
+            learning_rate: factor,
             ..self
         }
     }
@@ -91,6 +101,16 @@ impl Parameter {
     /// The name of the adapter that it belongs to; none for the base's weights.
     pub fn adapter(&self) -> Option<&str> {
         self.adapter.as_deref()
+    }
+
+    /// Its factor on the learning rate.
+    pub fn learning_rate(&self) -> f64 {
+        self.learning_rate
+    }
+
+    /// Multiplies its factor on the learning rate.
+    pub fn scale_learning_rate(&mut self, factor: f64) {
+        self.learning_rate *= factor;
     }
 
     /// Whether weight decay acts on it: on matrices, unless their meaning forbids it.

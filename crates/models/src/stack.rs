@@ -315,6 +315,9 @@ impl Stack {
         if let Some(trained) = self.trained_lookups(input) {
             hidden = hidden.clone() * trained.clone() + hidden.detach() * (trained.neg() + 1.0);
         }
+        if let Some(noise) = input.noise {
+            hidden = hidden + noise.draw(input, outer, &self.device);
+        }
         if self.spec.embedding_scale != 1.0 {
             hidden = hidden * self.spec.embedding_scale;
         }

@@ -93,3 +93,17 @@ impl Error {
         move |source| Self::File { path, source }
     }
 }
+
+/// Whether an option's value is within its range.
+///
+/// # Errors
+/// When it is not.
+pub(crate) fn within(key: &'static str, value: f64, low: f64, high: f64) -> Result<()> {
+    match value >= low && value <= high {
+        true => Ok(()),
+        false => Err(Error::Option {
+            key,
+            reason: format!("{value} is outside {low} to {high}"),
+        }),
+    }
+}

@@ -4,8 +4,10 @@
 //! checkpoints and metrics. Objectives own the mathematics, and may own parameters, batches and state.
 
 pub mod adapters;
+pub mod averaging;
 pub mod batch;
 pub mod checkpoint;
+pub mod choice;
 pub mod columns;
 pub mod error;
 pub mod evaluation;
@@ -16,6 +18,8 @@ pub mod optimisers;
 pub mod options;
 pub mod order;
 pub mod plan;
+pub mod rates;
+pub mod schedule;
 pub mod token_count;
 pub mod trained;
 pub mod trainer;

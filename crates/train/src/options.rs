@@ -1,9 +1,14 @@
 //! The options of a training run, with the defaults that users of other tools expect.
 
+use std::collections::BTreeMap;
+
 use espalier_kernels::linear::Precision;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, optimisers::OptimiserName};
+use crate::{
+    Error, Result, averaging::Average, choice, error::within, optimisers::OptimiserOptions,
+    schedule::Schedule,
+};
 
 /// More rows than anybody puts into a forward pass, and more passes than into a step: a slip, that would ask for all memory.
 const MOST_ROWS: usize = 1 << 16;
@@ -51,8 +56,16 @@ pub struct TrainOptions {
     /// Share of every target token's weight that all tokens get alike; held-out losses are those of the targets alone.
     #[schemars(range(min = 0.0, max = 0.99))]
     pub label_smoothing: f64,
+    /// Noise on the embeddings in training (NEFTune): its strength, 5 to 15 in the paper, 0 for none.
+    #[schemars(range(min = 0.0, max = 1e6))]
+    pub embedding_noise: f64,
+    /// Leave an average of the weights instead of the last ones: `{ moving = { decay = 0.999 } }` over all steps, or `{ last = { count = 5, every = 100 } }`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average: Option<Average>,
     /// The rule by which parameters are updated.
-    pub optimiser: OptimiserName,
+    #[serde(deserialize_with = "choice::name_or_table")]
+    #[schemars(schema_with = "choice::name_or_table_schema::<OptimiserOptions>")]
+    pub optimiser: OptimiserOptions,
     /// Peak step size.
     #[schemars(range(min = 0.0, max = 1e3))]
     pub learning_rate: f64,
@@ -64,6 +77,16 @@ pub struct TrainOptions {
     /// Step size at the end, as a share of the peak (cosine and linear).
     #[schemars(range(min = 0.0, max = 1.0))]
     pub final_learning_rate: f64,
+    /// Periods of `cosine_restarts`.
+    #[schemars(range(min = 1))]
+    pub cycles: usize,
+    /// Steps in which `warmup_stable_decay` falls; below 1, a share of all steps.
+    #[schemars(range(min = 0.0, max = 1e9))]
+    pub decay: f64,
+    /// Factors on the learning rate by patterns (regular expressions) that occur in a parameter's name in the checkpoint; of several they are
+    /// multiplied.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub learning_rates: BTreeMap<String, f64>,
     /// Decoupled weight decay, on matrices only.
     #[schemars(range(min = 0.0, max = 1e3))]
     pub weight_decay: f64,
@@ -93,23 +116,6 @@ pub struct TrainOptions {
     pub keep_checkpoints: usize,
 }
 
-/// The course of the step size after warm-up.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// Half a cosine from the peak to the end value.
-    #[default]
-    Cosine,
-    /// A straight line from the peak to the end value.
-    Linear,
-    /// The peak throughout.
-    Constant,
-    /// The peak times `sqrt(warmup / step)`, without an end (arXiv 1706.03762, equation 3).
-    InverseSquareRoot,
-}
-
 impl Default for TrainOptions {
     fn default() -> Self {
         Self {
@@ -124,11 +130,16 @@ impl Default for TrainOptions {
             gradient_checkpointing: false,
             dropout: 0.0,
             label_smoothing: 0.0,
-            optimiser: OptimiserName::AdamW,
+            embedding_noise: 0.0,
+            average: None,
+            optimiser: OptimiserOptions::default(),
             learning_rate: 2e-5,
             schedule: Schedule::Cosine,
             warmup: 0.03,
             final_learning_rate: 0.0,
+            cycles: 1,
+            decay: 0.1,
+            learning_rates: BTreeMap::new(),
             weight_decay: 0.0,
             beta1: 0.9,
             beta2: 0.999,
@@ -174,13 +185,6 @@ impl TrainOptions {
             }),
             _ => Ok(()),
         };
-        let within = |key, value: f64, low: f64, high: f64| match value >= low && value <= high {
-            true => Ok(()),
-            false => Err(Error::Option {
-                key,
-                reason: format!("{value} is outside {low} to {high}"),
-            }),
-        };
         let at_most = |key, value: usize, most: usize| match value <= most {
             true => positive(key, value),
             false => Err(Error::Option {
@@ -206,85 +210,25 @@ impl TrainOptions {
         within("learning_rate", self.learning_rate, 0.0, 1e3)?;
         within("warmup", self.warmup, 0.0, 1e9)?;
         within("final_learning_rate", self.final_learning_rate, 0.0, 1.0)?;
+        positive("cycles", self.cycles)?;
+        within("decay", self.decay, 0.0, 1e9)?;
+        for factor in self.learning_rates.values() {
+            within("learning_rates", *factor, 0.0, 1e6)?;
+        }
+        within("embedding_noise", self.embedding_noise, 0.0, 1e6)?;
+        self.average.as_ref().map_or(Ok(()), Average::check)?;
+        self.optimiser.check()?;
         within("weight_decay", self.weight_decay, 0.0, 1e3)?;
         within("beta1", self.beta1, 0.0, 0.999_999_9)?;
         within("beta2", self.beta2, 0.0, 0.999_999_9)?;
         within("epsilon", self.epsilon, 0.0, 1.0)?;
         within("clip", self.clip, 0.0, 1e9)
     }
-
-    /// Step size of step `step` (from 0) of `total`.
-    pub fn learning_rate_at(&self, step: usize, total: usize) -> f64 {
-        let warmup = if self.warmup < 1.0 {
-            (self.warmup * total as f64).ceil()
-        } else {
-            self.warmup
-        };
-        let step = step as f64;
-        if step < warmup {
-            return self.learning_rate * (step + 1.0) / warmup;
-        }
-        let progress = ((step - warmup) / (total as f64 - warmup).max(1.0)).min(1.0);
-        let share = match self.schedule {
-            Schedule::Constant => 1.0,
-            Schedule::InverseSquareRoot => (warmup.max(1.0) / (step + 1.0)).sqrt(),
-            Schedule::Linear => 1.0 - (1.0 - self.final_learning_rate) * progress,
-            Schedule::Cosine => {
-                let wave = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
-                self.final_learning_rate + (1.0 - self.final_learning_rate) * wave
-            }
-        };
-        self.learning_rate * share
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn schedules_begin_peak_and_end_where_they_should() {
-        let options = TrainOptions {
-            learning_rate: 1.0,
-            warmup: 10.0,
-            final_learning_rate: 0.1,
-            ..Default::default()
-        };
-        assert!((options.learning_rate_at(0, 110) - 0.1).abs() < 1e-12);
-        assert!((options.learning_rate_at(10, 110) - 1.0).abs() < 1e-12);
-        assert!((options.learning_rate_at(60, 110) - 0.55).abs() < 1e-12);
-        assert!((options.learning_rate_at(110, 110) - 0.1).abs() < 1e-12);
-        let linear = TrainOptions {
-            schedule: Schedule::Linear,
-            ..options.clone()
-        };
-        assert!((linear.learning_rate_at(35, 110) - 0.775).abs() < 1e-12);
-        let constant = TrainOptions {
-            schedule: Schedule::Constant,
-            ..options
-        };
-        assert_eq!(constant.learning_rate_at(100, 110), 1.0);
-    }
-
-    #[test]
-    fn the_first_transformers_schedule() {
-        // d^-0.5 min(s^-0.5, s W^-1.5), steps s counted from 1.
-        let (width, warmup) = (512f64, 4000f64);
-        let options = TrainOptions {
-            learning_rate: (width * warmup).powf(-0.5),
-            schedule: Schedule::InverseSquareRoot,
-            warmup,
-            ..Default::default()
-        };
-        assert!((options.learning_rate_at(3999, 100_000) - 6.9877e-4).abs() < 1e-8);
-        for step in [1f64, 1000.0, 4000.0, 4001.0, 16000.0, 100_000.0] {
-            let expected = width.powf(-0.5) * step.powf(-0.5).min(step * warmup.powf(-1.5));
-            assert!(
-                (options.learning_rate_at(step as usize - 1, 100_000) - expected).abs() < 1e-12,
-                "step {step}"
-            );
-        }
-    }
 
     #[test]
     fn a_pass_ends_with_its_last_example() {

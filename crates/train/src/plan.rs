@@ -83,6 +83,9 @@ pub fn plan(
     model.visit(&mut |p| {
         if p.is_trainable() {
             state += optimiser.bytes(p);
+            if options.average.is_some() {
+                state += 4 * p.len() as u64;
+            }
         }
     });
     let held: usize = model.parameters().iter().map(|p| p.bytes()).sum();

@@ -16,6 +16,7 @@ use espalier_models::{model::LanguageModel, parameter::Parameter};
 
 use crate::{
     Error, Result,
+    averaging::Averager,
     batch::Sample,
     checkpoint::{self, Progress, Tensors, Whole},
     evaluation::{Evaluation, evaluate},
@@ -121,13 +122,21 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     run.objective.prepare(&run.model, &mut run.validation)?;
     trained::check_keys(&run.model, run.objective)?;
     let mut optimiser = run.options.optimiser.build(&run.options);
+    let average = run.options.average.clone();
+    let mut averager = average.map(|average| Averager::new(average, total));
     let (resumed, passed_over) = checkpoint::newest(&checkpoints, &run.fingerprint)?;
     passed_over
         .into_iter()
         .for_each(|remark| events(&Event::Remark(remark)));
     let progress = match resumed {
         Some(Whole { progress, tensors }) => {
-            restore(&mut run, optimiser.as_mut(), &progress, &tensors)?;
+            restore(
+                &mut run,
+                optimiser.as_mut(),
+                averager.as_mut(),
+                &progress,
+                &tensors,
+            )?;
             events(&Event::Resumed(progress.step));
             progress
         }
@@ -150,6 +159,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         run,
         total,
         optimiser,
+        averager,
         window: Window::from_bits(progress.metrics.clone()),
         progress,
         log,
@@ -229,6 +239,7 @@ fn check_rows<'a>(
 fn restore(
     run: &mut Run<'_>,
     optimiser: &mut dyn Optimiser,
+    mut averager: Option<&mut Averager>,
     progress: &Progress,
     saved: &Tensors<SavedTensors>,
 ) -> Result<()> {
@@ -239,6 +250,9 @@ fn restore(
                 .weights
                 .restore_parameter(key, parameter)
                 .and_then(|()| optimiser.restore(key, parameter, &saved.optimiser));
+        }
+        if let (Ok(()), Some(averager)) = (&restored, &mut averager) {
+            restored = averager.restore(key, parameter, &saved.optimiser, progress.step);
         }
     });
     restored?;
@@ -260,6 +274,7 @@ struct State<'a> {
     run: Run<'a>,
     total: usize,
     optimiser: Box<dyn Optimiser>,
+    averager: Option<Averager>,
     progress: Progress,
     log: MetricsLog,
     order: Order,
@@ -285,6 +300,9 @@ impl State<'_> {
         let norm = self.update(gradients, number)?;
         self.progress.step = number;
         self.run.objective.after_step(&self.run.model, number)?;
+        if let Some(averager) = &mut self.averager {
+            averager.after_step(&self.run.model, self.run.objective, number);
+        }
         for batch in &batches {
             self.progress.tokens += batch.tokens.count();
         }
@@ -313,6 +331,10 @@ impl State<'_> {
                 .tokens
                 .input
                 .set_dropout(options.dropout, random.next_u64());
+            if options.embedding_noise > 0.0 {
+                let seed = random.next_u64();
+                batch.tokens.input.set_noise(options.embedding_noise, seed);
+            }
             batches.push(batch);
         }
         Ok(batches)
@@ -381,6 +403,11 @@ impl State<'_> {
         } = &mut self.run;
         trained::visit_mut(model, *objective, &mut |key, p| {
             if let Some(gradient) = gradients.remove(key) {
+                let learning_rate = step.learning_rate * p.learning_rate();
+                let step = Step {
+                    learning_rate,
+                    ..step
+                };
                 self.optimiser.step(key, p, gradient, step);
             }
         });
@@ -426,9 +453,11 @@ impl State<'_> {
         let objective = self.run.objective.state();
         self.progress.metrics = self.window.to_bits();
         self.progress.objective = objective.value;
+        let mut optimiser = self.optimiser.state();
+        optimiser.extend(self.averager.iter().flat_map(Averager::state));
         let tensors = Tensors {
             weights,
-            optimiser: self.optimiser.state(),
+            optimiser,
             objective: objective.tensors,
         };
         checkpoint::write(folder, &tensors, &self.progress, keep)
@@ -465,6 +494,9 @@ impl State<'_> {
         // Before the last evaluation, whose line is written again where the run is killed after it.
         let checkpoints = self.run.folder.join("checkpoints");
         self.checkpoint(&checkpoints, 1)?;
+        if let Some(averager) = &mut self.averager {
+            averager.apply(&mut self.run.model, self.run.objective);
+        }
         let (validation_loss, validation_metrics) = self
             .evaluate(events)?
             .map_or((None, Vec::new()), |(loss, metrics)| (Some(loss), metrics));

@@ -1,5 +1,7 @@
 //! `espalier train`: one training stage, from the command line alone.
 
+use std::path::{Path, PathBuf};
+
 use espalier_train::{
     adapters::AdapterOptions,
     objectives::registry::{OBJECTIVES, Registered},
@@ -8,7 +10,11 @@ use espalier_train::{
 use super::{Context, run::perform};
 use crate::{
     Result,
-    recipe::{Recipe, keys},
+    recipe::{
+        Recipe, keys,
+        llama_factory::{self, Translated},
+    },
+    voice::{TerminalVoice, Voice},
 };
 
 /// Train a model on a data file; the same as a recipe of one stage.
@@ -21,10 +27,10 @@ use crate::{
 )]
 pub struct TrainArgs {
     /// A model folder in Hugging Face form, or an adapter folder to train on.
-    #[arg(long, required_unless_present = "keys")]
+    #[arg(long, required_unless_present_any = ["keys", "from_llamafactory"])]
     pub model: Option<String>,
     /// Training data: jsonl or json in alpaca, sharegpt, messages, preference, completion or text form.
-    #[arg(long, required_unless_present = "keys")]
+    #[arg(long, required_unless_present_any = ["keys", "from_llamafactory"])]
     pub data: Option<String>,
     /// What is learned.
     #[arg(long, default_value = "sft", help = objectives())]
@@ -36,8 +42,15 @@ pub struct TrainArgs {
     #[arg(long, value_name = "TOKEN")]
     pub add_tokens: Vec<String>,
     /// The run's folder; the trained model is in its `01-train/model`.
-    #[arg(long, required_unless_present = "keys")]
+    #[arg(long, required_unless_present_any = ["keys", "from_llamafactory"])]
     pub output: Option<String>,
+    /// Train what a training file of LLaMA-Factory says, YAML or JSON: its recipe is written first, and keys without a counterpart are
+    /// errors. `dataset_info.json` is read from its `dataset_dir`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "objective", "adapter", "add_tokens", "keys"])]
+    pub from_llamafactory: Option<PathBuf>,
+    /// With `--from-llamafactory`: write the recipe and train nothing.
+    #[arg(long, requires = "from_llamafactory")]
+    pub recipe_only: bool,
     /// Recipe keys to set.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
@@ -74,6 +87,9 @@ fn adapter_help() -> String {
 /// # Errors
 /// When an option is wrong or training fails.
 pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
+    if let Some(path) = &args.from_llamafactory {
+        return translated(path, args, context);
+    }
     match (&args.model, &args.data, &args.output) {
         (Some(model), Some(data), Some(output)) if !args.keys => {
             let text = recipe(args, model, data, output);
@@ -82,6 +98,29 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         }
         _ => context.terminal.line(keys::of_kind("train").trim_end()),
     }
+}
+
+/// Writes and runs the recipe that another tool's training file means.
+fn translated(path: &Path, args: &TrainArgs, context: &Context) -> Result<()> {
+    let Translated {
+        recipe: text,
+        remarks,
+    } = llama_factory::translate(path)?;
+    let mut overrides = args.overrides.clone();
+    if let Some(output) = &args.output {
+        overrides.push(format!("output={}", toml::Value::String(output.clone())));
+    }
+    let name = format!("the recipe of {}", path.display());
+    let recipe = Recipe::parse(&text, &name, &overrides)?;
+    if args.recipe_only {
+        return context.terminal.line(text.trim_end());
+    }
+    let mut voice = TerminalVoice::new(context.terminal);
+    text.lines().for_each(|line| voice.say(line));
+    for remark in remarks {
+        voice.say(&format!("   {remark}"));
+    }
+    perform(&recipe, context)
 }
 
 /// The recipe of one stage that the arguments describe.

@@ -26,6 +26,7 @@
 pub mod data;
 pub mod document;
 pub mod keys;
+pub mod llama_factory;
 pub mod schema;
 pub mod shorthand;
 pub mod written;

@@ -17,6 +17,7 @@ use espalier_train::{
     objectives::{ObjectiveOptions, PackedRows, registry::Registered},
     options::TrainOptions,
     plan::{Plan, check_lengths, plan},
+    rates,
     token_count::TokenCount,
     trainer::{self, Event, Outcome, Run},
 };
@@ -250,6 +251,7 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
     if adapter.is_some() && !stage.add_tokens.is_empty() {
         workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
     }
+    rates::set_rates(&mut model, family, &stage.options.learning_rates)?;
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
     trainer::check(&model, objective.as_ref(), &training, &stage.options)?;
     check_lengths(&model, objective.as_ref(), &training)?;

@@ -3,6 +3,10 @@
 //! On the CPU a step is one pass over memory; elsewhere it is the same formula in tensor operations. Sums run in a fixed
 //! order, so that a resumed run repeats the interrupted one bit for bit.
 
+mod eight_bit;
+
+pub use eight_bit::{AdamW8BitState, BLOCK, adamw_8bit};
+
 use crate::readback::ReadFloats;
 use std::sync::OnceLock;
 

@@ -1,0 +1,477 @@
+//! What every key of a training file becomes.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use toml::{Table, Value as Toml};
+
+use super::{Reading, data_sets, set};
+use crate::Result;
+
+/// Keys that change nothing of what is computed here: where things are kept, shown or sent, and how fast they are got ready.
+const HARMLESS: &[&str] = &[
+    "cache_dir",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "ddp_timeout",
+    "do_train",
+    "double_quantization_device",
+    "eval_on_each_dataset",
+    "flash_attn",
+    "hf_hub_token",
+    "include_effective_tokens_per_second",
+    "include_num_input_tokens_seen",
+    "low_cpu_mem_usage",
+    "model_revision",
+    "overwrite_cache",
+    "overwrite_output_dir",
+    "plot_loss",
+    "preprocessing_batch_size",
+    "preprocessing_num_workers",
+    "remove_unused_columns",
+    "report_to",
+    "run_name",
+    "save_only_model",
+    "save_safetensors",
+    "save_strategy",
+    "trust_remote_code",
+    "use_fast_tokenizer",
+    "use_kv_cache",
+    "logging_strategy",
+    "per_device_eval_batch_size",
+    "compute_accuracy",
+    "enable_liger_kernel",
+    "use_unsloth",
+];
+
+/// Keys that mean something which has no counterpart, unless they have the value beside them.
+fn without_counterpart() -> Vec<(&'static str, Vec<Value>)> {
+    let no = || vec![json!(false)];
+    vec![
+        ("badam_mode", vec![]),
+        ("buffer_size", vec![json!(16384)]),
+        ("deepspeed", vec![]),
+        ("disable_shuffling", no()),
+        ("do_eval", vec![json!(true), json!(false)]),
+        ("do_predict", no()),
+        ("early_stopping_steps", vec![]),
+        ("fp16", no()),
+        ("fsdp", vec![json!("")]),
+        ("infer_backend", vec![json!("huggingface")]),
+        ("interleave_probs", vec![]),
+        ("mask_history", no()),
+        ("media_dir", vec![]),
+        ("mix_strategy", vec![json!("concat")]),
+        ("mixture_of_depths", vec![]),
+        ("neat_packing", vec![json!(true), json!(false)]),
+        ("predict_with_generate", no()),
+        ("pure_bf16", no()),
+        ("resume_from_checkpoint", vec![json!(true), json!(false)]),
+        ("rope_scaling", vec![]),
+        ("shift_attn", no()),
+        ("split_special_tokens", no()),
+        ("streaming", no()),
+        ("tokenized_path", vec![]),
+        ("tool_format", vec![]),
+        ("train_from_scratch", no()),
+        ("train_on_prompt", no()),
+        ("upcast_layernorm", no()),
+        ("upcast_lmhead_output", no()),
+        ("use_adam_mini", no()),
+        ("use_apollo", no()),
+        ("use_asft_loss", no()),
+        ("use_badam", no()),
+        ("use_dft_loss", no()),
+        ("use_eaft_loss", no()),
+        ("use_llama_pro", no()),
+        ("create_new_adapter", no()),
+        ("pissa_convert", no()),
+        ("galore_layerwise", no()),
+        ("galore_proj_type", vec![json!("std")]),
+        ("galore_target", vec![json!("all")]),
+        ("loraplus_lr_embedding", vec![json!(1e-6)]),
+        ("ref_model", vec![]),
+        ("ref_model_adapters", vec![]),
+        ("reward_model", vec![]),
+        ("reward_model_type", vec![json!("lora")]),
+        ("dpo_label_smoothing", vec![json!(0), json!(0.0)]),
+        ("pref_bco_weight", vec![json!(0), json!(0.0)]),
+        ("simpo_gamma", vec![json!(0.5)]),
+        ("ld_alpha", vec![]),
+        ("kto_chosen_weight", vec![json!(1), json!(1.0)]),
+        ("kto_rejected_weight", vec![json!(1), json!(1.0)]),
+        (
+            "quantization_method",
+            vec![json!("bnb"), json!("bitsandbytes")],
+        ),
+        ("quantization_device_map", vec![]),
+        ("default_system", vec![]),
+        ("enable_thinking", vec![json!(true)]),
+        ("preserve_thinking", no()),
+        ("ignore_pad_token_for_loss", vec![json!(true)]),
+        ("eval_dataset_dir", vec![]),
+        ("resize_vocab", vec![json!(true), json!(false)]),
+        ("moe_aux_loss_coef", vec![]),
+    ]
+}
+
+/// The recipe of one training stage.
+pub(super) fn recipe(reading: &mut Reading) -> Result<Table> {
+    for key in HARMLESS {
+        reading.take(key);
+    }
+    for (key, harmless) in without_counterpart() {
+        reading.refuse_unless(key, &harmless, "has no counterpart here");
+    }
+    let mut train = Table::new();
+    model(reading, &mut train)?;
+    objective(reading, &mut train)?;
+    adapter(reading, &mut train)?;
+    data(reading, &mut train)?;
+    let options = options(reading)?;
+    train.insert("options".into(), Toml::Table(options));
+    let output = reading.text("output_dir")?;
+    let mut recipe = Table::new();
+    set(
+        &mut recipe,
+        "output",
+        Some(output.unwrap_or_else(|| "runs/llama-factory".into())),
+    );
+    let stage = Table::from_iter([
+        ("name".to_owned(), Toml::from("train")),
+        ("train".to_owned(), Toml::Table(train)),
+    ]);
+    recipe.insert("stage".into(), Toml::Array(vec![Toml::Table(stage)]));
+    Ok(recipe)
+}
+
+fn model(reading: &mut Reading, train: &mut Table) -> Result<()> {
+    let model = reading.text("model_name_or_path")?;
+    let adapters = reading.list("adapter_name_or_path")?;
+    let model = match (&adapters[..], model) {
+        ([], Some(model)) => model,
+        ([adapter], _) => {
+            let remark =
+                format!("the adapter `{adapter}` is trained on; its folder names its base");
+            reading.remarks.push(remark);
+            adapter.clone()
+        }
+        ([_, _, ..], _) => {
+            reading.refuse(
+                "adapter_name_or_path",
+                "names several adapters, of which one is trained at a time",
+            );
+            return Ok(());
+        }
+        ([], None) => return Err(reading.error("`model_name_or_path` is missing")),
+    };
+    set(train, "model", Some(model));
+    let mut added = reading.list("add_tokens")?;
+    added.extend(reading.list("add_special_tokens")?);
+    if !added.is_empty() {
+        set(train, "add_tokens", Some(added));
+    }
+    // Theirs are written for models whose tokenizers have the same template as Jinja.
+    match reading.text("template")?.as_deref() {
+        None => {}
+        Some("chatml") => set(train, "template", Some("chatml")),
+        Some(name) => reading.remarks.push(format!(
+            "`template: {name}`: the template of the model's own tokenizer is used"
+        )),
+    }
+    Ok(())
+}
+
+fn objective(reading: &mut Reading, train: &mut Table) -> Result<()> {
+    let stage = reading.text("stage")?;
+    let beta = reading.number("pref_beta")?;
+    let loss = reading.text("pref_loss")?;
+    let sft_weight = reading.number("pref_ftx")?;
+    let objective = match stage.as_deref() {
+        Some("pt") => Toml::from("pretrain"),
+        None | Some("sft") => Toml::from("sft"),
+        Some("dpo") => {
+            if loss.is_some_and(|loss| loss != "sigmoid") {
+                reading.refuse("pref_loss", "has no counterpart here; `sigmoid` has");
+            }
+            let mut options = Table::new();
+            set(&mut options, "beta", Some(beta.unwrap_or(0.1)));
+            set(
+                &mut options,
+                "sft_weight",
+                sft_weight.filter(|weight| *weight != 0.0),
+            );
+            Toml::Table(Table::from_iter([("dpo".to_owned(), Toml::Table(options))]))
+        }
+        Some(_) => {
+            reading.refuse(
+                "stage",
+                "has no counterpart here; `pt`, `sft` and `dpo` have",
+            );
+            return Ok(());
+        }
+    };
+    set(train, "objective", Some(objective));
+    Ok(())
+}
+
+fn adapter(reading: &mut Reading, train: &mut Table) -> Result<()> {
+    let kind = reading.text("finetuning_type")?;
+    let rank = reading.integer("lora_rank")?.unwrap_or(8);
+    let alpha = reading.number("lora_alpha")?;
+    let dropout = reading.number("lora_dropout")?;
+    let targets = reading.list("lora_target")?;
+    let more = reading.list("additional_target")?;
+    let rslora = reading.flag("use_rslora")?;
+    let dora = reading.flag("use_dora")?;
+    let pissa = reading.flag("pissa_init")?;
+    let passes = reading.integer("pissa_iter")?;
+    let ratio = reading.number("loraplus_lr_ratio")?;
+    let layers = reading.integer("freeze_trainable_layers")?;
+    let modules = reading.list("freeze_trainable_modules")?;
+    let extra = reading.list("freeze_extra_modules")?;
+    let bits = reading.integer("quantization_bit")?;
+    let quantised = reading.text("quantization_type")?;
+    let double = reading.take("double_quantization");
+    match kind.as_deref() {
+        Some("full") => {}
+        None | Some("lora") => {
+            let mut lora = Table::new();
+            set(&mut lora, "rank", Some(rank));
+            set(&mut lora, "alpha", alpha);
+            set(
+                &mut lora,
+                "dropout",
+                dropout.filter(|dropout| *dropout != 0.0),
+            );
+            if targets.iter().all(|target| target != "all") && !targets.is_empty() {
+                set(&mut lora, "target_modules", Some(targets));
+            }
+            if !more.is_empty() {
+                set(&mut lora, "modules_to_save", Some(more));
+            }
+            set(&mut lora, "rslora", rslora.then_some(true));
+            set(&mut lora, "dora", dora.then_some(true));
+            if pissa {
+                let passes = passes.unwrap_or(16);
+                let exact = Toml::from("pissa");
+                let fast = Toml::from(format!("pissa_niter_{passes}"));
+                set(
+                    &mut lora,
+                    "init",
+                    Some(if passes < 0 { exact } else { fast }),
+                );
+            }
+            set(&mut lora, "plus_ratio", ratio);
+            let lora = Table::from_iter([("lora".to_owned(), Toml::Table(lora))]);
+            set(train, "adapter", Some(lora));
+        }
+        Some("freeze") => {
+            let mut freeze = Table::new();
+            set(&mut freeze, "layers", Some(layers.unwrap_or(2)));
+            if modules.iter().all(|module| module != "all") && !modules.is_empty() {
+                set(&mut freeze, "modules", Some(modules));
+            }
+            if !extra.is_empty() {
+                set(&mut freeze, "extra_modules", Some(extra));
+            }
+            set(train, "freeze", Some(freeze));
+        }
+        Some(_) => reading.refuse(
+            "finetuning_type",
+            "has no counterpart here; `full`, `lora` and `freeze` have",
+        ),
+    }
+    match (bits, quantised.as_deref()) {
+        (None, _) => {}
+        (Some(4), None | Some("nf4")) => {
+            let mut quantise = Table::new();
+            set(
+                &mut quantise,
+                "double",
+                double.and_then(|double| double.as_bool()),
+            );
+            let quantise = Table::from_iter([("nf4".to_owned(), Toml::Table(quantise))]);
+            set(train, "quantise", Some(quantise));
+        }
+        (Some(4), Some(_)) => reading.refuse("quantization_type", "has no counterpart; `nf4` has"),
+        (Some(_), _) => reading.refuse("quantization_bit", "has no counterpart; 4 has"),
+    }
+    Ok(())
+}
+
+fn data(reading: &mut Reading, train: &mut Table) -> Result<()> {
+    let folder = reading.text("dataset_dir")?;
+    let folder = PathBuf::from(folder.unwrap_or_else(|| "data".into()));
+    let limit = reading.integer("max_samples")?;
+    let names = reading.list("dataset")?;
+    if names.is_empty() {
+        return Err(reading.error("`dataset` is missing"));
+    }
+    let sources = data_sets::sources(reading, &folder, &names, limit)?;
+    set(train, "data", Some(sources));
+    let held_out = reading.list("eval_dataset")?;
+    if !held_out.is_empty() {
+        let sources = data_sets::sources(reading, &folder, &held_out, limit)?;
+        set(train, "validation", Some(sources));
+    }
+    match reading.number("val_size")? {
+        None => {}
+        Some(share) if share == 0.0 => {}
+        Some(share) if share < 1.0 => set(train, "validation_share", Some(share)),
+        Some(_) => reading.refuse(
+            "val_size",
+            "is a count, and a share is taken here; give one below 1",
+        ),
+    }
+    Ok(())
+}
+
+fn options(reading: &mut Reading) -> Result<Table> {
+    let mut options = Table::new();
+    for (theirs, ours) in [
+        ("cutoff_len", "length"),
+        ("per_device_train_batch_size", "batch"),
+        ("gradient_accumulation_steps", "accumulation"),
+        ("logging_steps", "log_every"),
+        ("save_steps", "checkpoint_every"),
+        ("save_total_limit", "keep_checkpoints"),
+        ("seed", "seed"),
+    ] {
+        let value = reading.integer(theirs)?;
+        set(&mut options, ours, value);
+    }
+    for (theirs, ours) in [
+        ("num_train_epochs", "epochs"),
+        ("learning_rate", "learning_rate"),
+        ("weight_decay", "weight_decay"),
+        ("adam_beta1", "beta1"),
+        ("adam_beta2", "beta2"),
+        ("adam_epsilon", "epsilon"),
+        ("max_grad_norm", "clip"),
+        ("neftune_noise_alpha", "embedding_noise"),
+        ("label_smoothing_factor", "label_smoothing"),
+    ] {
+        let value = reading.number(theirs)?;
+        set(&mut options, ours, value);
+    }
+    // What they have where nothing is said.
+    for (key, usual) in [
+        ("length", Toml::from(2048)),
+        ("batch", Toml::from(8)),
+        ("epochs", Toml::from(3.0)),
+        ("learning_rate", Toml::from(5e-5)),
+        ("seed", Toml::from(42)),
+    ] {
+        options.entry(key).or_insert(usual);
+    }
+    let steps = reading.integer("max_steps")?.filter(|steps| *steps > 0);
+    set(&mut options, "steps", steps);
+    let share = reading.number("warmup_ratio")?;
+    let steps = reading.number("warmup_steps")?.filter(|steps| *steps > 0.0);
+    set(&mut options, "warmup", Some(steps.or(share).unwrap_or(0.0)));
+    if reading.flag("bf16")? {
+        set(&mut options, "precision", Some("bf16"));
+    }
+    let packs = reading.take("packing").and_then(|packs| packs.as_bool());
+    let pretrains = reading.keys.get("stage") == Some(&json!("pt"));
+    set(
+        &mut options,
+        "packing",
+        packs.unwrap_or(pretrains).then_some(true),
+    );
+    let grouped = reading.flag("group_by_length")?;
+    set(&mut options, "group_by_length", grouped.then_some(true));
+    let plain = reading.take("disable_gradient_checkpointing");
+    let recomputes = plain.and_then(|plain| plain.as_bool()) != Some(true);
+    set(
+        &mut options,
+        "gradient_checkpointing",
+        recomputes.then_some(true),
+    );
+    match reading.text("eval_strategy")?.as_deref() {
+        Some("steps") => {
+            let steps = reading.integer("eval_steps")?;
+            set(&mut options, "evaluate_every", Some(steps.unwrap_or(500)));
+        }
+        _ => _ = reading.take("eval_steps"),
+    }
+    schedule(reading, &mut options)?;
+    optimiser(reading, &mut options)?;
+    Ok(options)
+}
+
+fn schedule(reading: &mut Reading, options: &mut Table) -> Result<()> {
+    let name = reading.text("lr_scheduler_type")?;
+    let own = reading.take("lr_scheduler_kwargs");
+    let own = own
+        .and_then(|own| own.as_object().cloned())
+        .unwrap_or_default();
+    let ours = match name.as_deref() {
+        None | Some("linear") => "linear",
+        Some("cosine" | "cosine_with_min_lr") => "cosine",
+        Some("cosine_with_restarts") => "cosine_restarts",
+        Some("constant") => {
+            set(options, "warmup", Some(0.0));
+            "constant"
+        }
+        Some("constant_with_warmup") => "constant",
+        Some("inverse_sqrt") => "inverse_square_root",
+        Some("warmup_stable_decay") => "warmup_stable_decay",
+        Some(_) => {
+            reading.refuse("lr_scheduler_type", "has no counterpart here");
+            return Ok(());
+        }
+    };
+    set(options, "schedule", Some(ours));
+    for (key, value) in own {
+        match (key.as_str(), value.as_f64()) {
+            ("num_cycles", Some(cycles)) if ours == "cosine_restarts" => {
+                set(options, "cycles", Some(cycles as i64));
+            }
+            ("min_lr_rate", Some(share)) if ours == "cosine" => {
+                set(options, "final_learning_rate", Some(share));
+            }
+            ("num_decay_steps", Some(steps)) if ours == "warmup_stable_decay" => {
+                set(options, "decay", Some(steps));
+            }
+            _ => reading.refuse(
+                "lr_scheduler_kwargs",
+                &format!("has `{key}`, which has no counterpart"),
+            ),
+        }
+    }
+    Ok(())
+}
+
+fn optimiser(reading: &mut Reading, options: &mut Table) -> Result<()> {
+    let name = reading.text("optim")?;
+    let muon = reading.flag("use_muon")?;
+    let galore = reading.flag("use_galore")?;
+    let rank = reading.integer("galore_rank")?;
+    let interval = reading.integer("galore_update_interval")?;
+    let scale = reading.number("galore_scale")?;
+    if galore {
+        let mut own = Table::new();
+        set(&mut own, "rank", Some(rank.unwrap_or(16)));
+        set(&mut own, "interval", Some(interval.unwrap_or(200)));
+        set(&mut own, "scale", Some(scale.unwrap_or(2.0)));
+        let own = Table::from_iter([("galore".to_owned(), Toml::Table(own))]);
+        set(options, "optimiser", Some(own));
+        return Ok(());
+    }
+    let ours = match name.as_deref() {
+        _ if muon => Some("muon"),
+        None | Some("adamw_torch" | "adamw_torch_fused" | "adamw_hf" | "paged_adamw_32bit") => None,
+        Some("adamw_bnb_8bit" | "adamw_8bit" | "paged_adamw_8bit") => Some("adamw_8bit"),
+        Some("lion_32bit" | "paged_lion_32bit") => Some("lion"),
+        Some("adafactor") => Some("adafactor"),
+        Some("sgd") => Some("sgd"),
+        Some(_) => {
+            reading.refuse("optim", "has no counterpart here");
+            None
+        }
+    };
+    set(options, "optimiser", ours);
+    Ok(())
+}

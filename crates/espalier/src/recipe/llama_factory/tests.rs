@@ -1,0 +1,199 @@
+//! Training files as their users write them.
+
+use super::*;
+use crate::recipe::{Recipe, document::parse};
+use std::fs;
+
+/// A folder with the data sets' list, and the training file `text` in it.
+fn translated(text: &str) -> Result<Translated> {
+    let folder = tempfile::tempdir().unwrap();
+    let info = r#"{
+        "identity": { "file_name": "identity.json" },
+        "calls": { "file_name": "calls.json", "formatting": "sharegpt", "columns": { "messages": "conversations", "tools": "tools" } },
+        "openai": { "file_name": "o.jsonl", "formatting": "sharegpt", "columns": { "messages": "messages" },
+            "tags": { "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant" } },
+        "pairs": { "file_name": "pairs.json", "ranking": true, "formatting": "sharegpt",
+            "columns": { "messages": "conversations", "chosen": "chosen", "rejected": "rejected" } },
+        "web": { "file_name": "web.jsonl", "columns": { "prompt": "content" } },
+        "hub": { "hf_hub_url": "someone/something" },
+        "odd": { "file_name": "odd.json", "formatting": "sharegpt", "tags": { "user_tag": "prompter" } },
+        "pictures": { "file_name": "p.json", "columns": { "prompt": "instruction", "images": "images" } }
+    }"#;
+    fs::write(folder.path().join("dataset_info.json"), info).unwrap();
+    let path = folder.path().join("train.yaml");
+    let text = text.replace("DATA", &folder.path().display().to_string());
+    fs::write(&path, text).unwrap();
+    translate(&path)
+}
+
+fn value(text: &str) -> Toml {
+    let translated = translated(text).unwrap();
+    // What it says is a recipe.
+    parse::<Recipe>(&translated.recipe, "translated", &[]).unwrap();
+    let table: Table = translated.recipe.parse().unwrap();
+    table["stage"][0]["train"].clone()
+}
+
+fn refusal(text: &str) -> String {
+    translated(text).unwrap_err().to_string()
+}
+
+/// The project's own example, key by key.
+const EXAMPLE: &str = "
+### model
+model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
+trust_remote_code: true
+
+### method
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+
+### dataset
+dataset: identity,calls
+dataset_dir: DATA
+template: llama3
+cutoff_len: 2048
+max_samples: 1000
+overwrite_cache: true
+preprocessing_num_workers: 16
+dataloader_num_workers: 4
+
+### output
+output_dir: saves/llama3-8b/lora/sft
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+overwrite_output_dir: true
+save_only_model: false
+report_to: none  # choices: [none, wandb, tensorboard, swanlab, mlflow]
+
+### train
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+resume_from_checkpoint: null
+";
+
+#[test]
+fn the_example_of_the_project_is_a_recipe() {
+    let translated = translated(EXAMPLE).unwrap();
+    let recipe: Recipe = parse(&translated.recipe, "translated", &[]).unwrap();
+    assert_eq!(recipe.output.to_str(), Some("saves/llama3-8b/lora/sft"));
+    assert!(translated.remarks[0].contains("`template: llama3`"));
+    let train = value(EXAMPLE);
+    assert_eq!(train["objective"].as_str(), Some("sft"));
+    assert_eq!(train["adapter"]["lora"]["rank"].as_integer(), Some(8));
+    assert!(train["adapter"]["lora"].get("target_modules").is_none());
+    let options = &train["options"];
+    assert_eq!(options["accumulation"].as_integer(), Some(8));
+    assert_eq!(options["learning_rate"].as_float(), Some(1e-4));
+    assert_eq!(options["warmup"].as_float(), Some(0.1));
+    assert_eq!(options["precision"].as_str(), Some("bf16"));
+    assert_eq!(options["length"].as_integer(), Some(2048));
+    let data = train["data"].as_array().unwrap();
+    assert!(data[0]["path"].as_str().unwrap().ends_with("identity.json"));
+    assert_eq!(
+        (data[0]["form"].as_str(), data[1]["form"].as_str()),
+        (Some("alpaca"), Some("sharegpt"))
+    );
+    assert_eq!(data[1]["limit"].as_integer(), Some(1000));
+    assert!(data[1].get("columns").is_none());
+}
+
+#[test]
+fn learning_rates_that_python_takes_for_texts_are_numbers() {
+    let text = EXAMPLE.replace("1.0e-4", "1e-4");
+    assert_eq!(
+        value(&text)["options"]["learning_rate"].as_float(),
+        Some(1e-4)
+    );
+    let error = refusal(&EXAMPLE.replace("1.0e-4", "fast"));
+    assert!(
+        error.contains("`learning_rate`: \"fast\" is not a number"),
+        "{error}"
+    );
+}
+
+#[test]
+fn forms_and_columns_are_ours() {
+    let data = |name: &str| {
+        let text = EXAMPLE.replace("identity,calls", name);
+        value(&text)["data"][0].clone()
+    };
+    assert_eq!(data("openai")["form"].as_str(), Some("messages"));
+    assert!(data("openai").get("columns").is_none());
+    assert_eq!(data("pairs")["form"].as_str(), Some("sharegpt"));
+    assert_eq!(data("web")["form"].as_str(), Some("text"));
+    assert_eq!(data("web")["columns"]["text"].as_str(), Some("content"));
+}
+
+#[test]
+fn what_has_no_counterpart_is_named_and_all_of_it() {
+    let more = |keys: &str| refusal(&format!("{EXAMPLE}{keys}"));
+    let error = more("shift_attn: true\nuse_badam: true\nmystery: 3\n");
+    for key in [
+        "`shift_attn: true`",
+        "`use_badam: true`",
+        "`mystery: 3` is no key",
+    ] {
+        assert!(error.contains(key), "{key}: {error}");
+    }
+    assert!(more("max_samples_: 3\n").contains("max_samples_"));
+    let stage = |stage: &str| refusal(&EXAMPLE.replace("stage: sft", stage));
+    assert!(stage("stage: ppo").contains("`stage: \"ppo\"`"));
+    let data = |name: &str| refusal(&EXAMPLE.replace("identity,calls", name));
+    assert!(data("hub").contains("`hf_hub_url` of the data set `hub`"));
+    assert!(data("odd").contains("neither sharegpt's nor OpenAI's"));
+    assert!(data("pictures").contains("`images` of the data set `pictures`"));
+    assert!(
+        data("identiti").contains("did you mean `identity`?"),
+        "{}",
+        data("identiti")
+    );
+    // What means nothing beyond its usual value is nothing.
+    assert!(
+        translated(&format!(
+            "{EXAMPLE}shift_attn: false\nmix_strategy: concat\n"
+        ))
+        .is_ok()
+    );
+}
+
+#[test]
+fn ways_to_tune_and_optimisers() {
+    let with = |keys: &str| value(&format!("{EXAMPLE}{keys}"));
+    let lora = with("lora_alpha: 32\nuse_rslora: true\nadditional_target: embed_tokens,lm_head\n");
+    let lora = &lora["adapter"]["lora"];
+    assert_eq!(lora["alpha"].as_float(), Some(32.0));
+    assert_eq!(lora["rslora"].as_bool(), Some(true));
+    assert_eq!(lora["modules_to_save"].as_array().unwrap().len(), 2);
+    let full = EXAMPLE.replace("finetuning_type: lora", "finetuning_type: full");
+    let galore = value(&format!("{full}use_galore: true\ngalore_rank: 64\n"));
+    assert!(galore.get("adapter").is_none());
+    let own = &galore["options"]["optimiser"]["galore"];
+    assert_eq!(
+        (own["rank"].as_integer(), own["scale"].as_float()),
+        (Some(64), Some(2.0))
+    );
+    let optimiser = with("optim: paged_adamw_8bit\nneftune_noise_alpha: 5\n");
+    assert_eq!(
+        optimiser["options"]["optimiser"].as_str(),
+        Some("adamw_8bit")
+    );
+    assert_eq!(
+        optimiser["options"]["embedding_noise"].as_float(),
+        Some(5.0)
+    );
+    let dpo = EXAMPLE.replace("stage: sft", "stage: dpo\npref_beta: 0.2\npref_ftx: 0.5");
+    let dpo = value(&dpo.replace("identity,calls", "pairs"));
+    assert_eq!(dpo["objective"]["dpo"]["beta"].as_float(), Some(0.2));
+    assert_eq!(dpo["objective"]["dpo"]["sft_weight"].as_float(), Some(0.5));
+}
