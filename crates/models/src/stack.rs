@@ -321,7 +321,8 @@ impl Stack {
             hidden = hidden.clone() * trained.clone() + hidden.detach() * (trained.neg() + 1.0);
         }
         if let Some(noise) = input.noise {
-            hidden = hidden + noise.draw(input, outer, &self.device);
+            let width = hidden.dims()[2];
+            hidden = hidden + noise.draw(input, width, &self.device);
         }
         if self.spec.embedding_scale != 1.0 {
             hidden = hidden * self.spec.embedding_scale;
