@@ -8,11 +8,19 @@ mod bf16;
 mod bytes;
 mod f16;
 mod f32;
+mod four_bit;
 mod mxfp4;
 
 use std::{fmt::Debug, ops::Range, sync::Arc};
 
-pub use self::{bf16::Bf16, bytes::StoredBytes, f16::F16, f32::F32, mxfp4::Mxfp4};
+pub use self::{
+    bf16::Bf16,
+    bytes::StoredBytes,
+    f16::F16,
+    f32::F32,
+    four_bit::{Code, Constants, FourBit},
+    mxfp4::Mxfp4,
+};
 use crate::{
     matmul::Matrix,
     parallel::{chunk, fresh},
@@ -35,6 +43,12 @@ pub trait Format: Debug + Send + Sync + 'static {
     /// The bytes as the f32 numbers that they are, where they are that and lie so that they can be read.
     fn floats<'a>(&self, _bytes: &'a [u8]) -> Option<&'a [f32]> {
         None
+    }
+
+    /// Whether the numbers are those of a finer weight, rounded to be read and never changed. Rows then hold constants beside their
+    /// numbers, and cannot be cut into others.
+    fn is_quantised(&self) -> bool {
+        false
     }
 
     /// Bytes of a row of so many numbers; nothing where these are not whole blocks.
@@ -105,6 +119,9 @@ impl Stored {
 
     /// The same rows in another shape; nothing where that has another size, or cuts blocks.
     pub fn reshaped(self, shape: Vec<usize>) -> Option<Self> {
+        if self.format.is_quantised() && shape.last() != Some(&self.width()) {
+            return None;
+        }
         Self::new(self.format, shape, self.bytes)
     }
 

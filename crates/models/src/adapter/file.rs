@@ -21,8 +21,19 @@ const BEFORE_ADAPTER: [(&str, bool); 3] = [
     (".modules_to_save.", false),
 ];
 
+/// What stands before the adapter's name of a magnitude, which is called a weight behind it.
+const MAGNITUDE: &str = ".lora_magnitude_vector";
+
 /// A name of a module's state dict as PEFT's folders have it, without the adapter's name, and that.
 fn without_adapter(name: &str) -> (String, Option<&str>) {
+    if let Some((module, rest)) = name.split_once(MAGNITUDE)
+        && let Some(adapter) = rest.strip_prefix('.')
+    {
+        let adapter = adapter.strip_suffix("weight").unwrap_or(adapter);
+        let adapter = adapter.trim_end_matches('.');
+        let adapter = (!adapter.is_empty()).then_some(adapter);
+        return (format!("{module}{MAGNITUDE}"), adapter);
+    }
     for (mark, stays) in BEFORE_ADAPTER {
         let parts = name.split_once(mark);
         if let Some((module, rest)) = parts
@@ -294,6 +305,21 @@ mod tests {
                 Some("x"),
             ),
             ("a.q.base_layer.weight", "a.q.base_layer.weight", None),
+            (
+                "a.q.lora_magnitude_vector",
+                "a.q.lora_magnitude_vector",
+                None,
+            ),
+            (
+                "a.q.lora_magnitude_vector.x.weight",
+                "a.q.lora_magnitude_vector",
+                Some("x"),
+            ),
+            (
+                "a.q.lora_magnitude_vector.weight",
+                "a.q.lora_magnitude_vector",
+                None,
+            ),
         ] {
             assert_eq!(
                 without_adapter(name),

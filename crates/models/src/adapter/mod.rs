@@ -153,6 +153,8 @@ pub struct Fresh<'a> {
     pub adapter: &'a str,
     /// Seed of its random numbers.
     pub seed: u64,
+    /// Whether a file's values take the place of the fresh ones at once.
+    pub is_read: bool,
 }
 
 /// Name of the configuration in an adapter folder.

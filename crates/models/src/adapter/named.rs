@@ -155,13 +155,27 @@ impl Adapter {
     /// # Errors
     /// When the model has an adapter of this name, or nothing that can have one of this kind.
     pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<()> {
+        let fresh = Fresh {
+            adapter: &self.name,
+            seed,
+            is_read: false,
+        };
+        self.attach_as(model, family, fresh)
+    }
+
+    fn attach_as(
+        &self,
+        model: &mut LanguageModel,
+        family: &Family,
+        fresh: Fresh<'_>,
+    ) -> Result<()> {
         if model.adapters().contains(&self.name) {
             return Err(Error::Invalid(format!(
                 "the model has an adapter `{}` already; give this one another name",
                 self.name
             )));
         }
-        let attached = self.attach_parts(model, family, seed);
+        let attached = self.attach_parts(model, family, fresh);
         if attached.is_err() {
             model.detach_adapter(&self.name);
         }
@@ -170,11 +184,12 @@ impl Adapter {
         Ok(())
     }
 
-    fn attach_parts(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<()> {
-        let fresh = Fresh {
-            adapter: &self.name,
-            seed,
-        };
+    fn attach_parts(
+        &self,
+        model: &mut LanguageModel,
+        family: &Family,
+        fresh: Fresh<'_>,
+    ) -> Result<()> {
         let saved = self.saved(model, family);
         ties::untie(self.kind.as_ref(), &saved, model, family);
         self.kind.attach(model, family, fresh)?;
@@ -212,7 +227,12 @@ impl Adapter {
     /// As [`Adapter::attach`], and when the folder's weights are missing or do not fit.
     pub fn load(&self, model: &mut LanguageModel, family: &Family, folder: &Path) -> Result<Self> {
         let (adapter, mut file) = self.open(model, family, folder)?;
-        adapter.attach(model, family, 0)?;
+        let fresh = Fresh {
+            adapter: &self.name,
+            seed: 0,
+            is_read: true,
+        };
+        adapter.attach_as(model, family, fresh)?;
         model.set_trainable(|_| false);
         if let Err(error) = adapter.read_parts(model, family, &mut file) {
             model.detach_adapter(&self.name);

@@ -2,6 +2,7 @@
 
 pub mod folder;
 pub mod peft_config;
+mod peft_initialisation;
 mod peft_targets;
 mod pickle;
 mod pth;

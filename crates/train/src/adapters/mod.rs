@@ -33,6 +33,9 @@ pub trait Tuning {
         Ok(())
     }
 
+    /// Gives the parameters of the adapter learning rates of their own.
+    fn set_rates(&self, _model: &mut LanguageModel) {}
+
     /// Whether what was put on the model can be kept in a folder.
     ///
     /// # Errors
@@ -113,6 +116,7 @@ impl AdapterOptions {
         self.tuning().check_model(model)?;
         adapter.attach(model, family, seed)?;
         self.tuning().check_attached(model)?;
+        self.tuning().set_rates(model);
         Ok(adapter)
     }
 
