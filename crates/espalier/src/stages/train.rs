@@ -14,6 +14,7 @@ use espalier_models::{
 use espalier_train::{
     adapters::AdapterOptions,
     batch::Sample,
+    freeze::FreezeOptions,
     objectives::{ObjectiveOptions, PackedRows, registry::Registered},
     options::TrainOptions,
     plan::{Plan, check_lengths, plan},
@@ -73,6 +74,9 @@ pub struct TrainStage {
     )]
     #[schemars(schema_with = "shorthand::name_or_table_schema::<AdapterOptions>")]
     pub adapter: Option<AdapterOptions>,
+    /// Train some blocks and modules alone, without an adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeOptions>,
     /// Training data: a path, a table, or a list of these.
     #[serde(deserialize_with = "shorthand::one_or_many")]
     #[schemars(schema_with = "shorthand::one_or_many_schema")]
@@ -124,6 +128,14 @@ impl StageKind for TrainStage {
         self.adapter
             .as_ref()
             .map_or(Ok(()), AdapterOptions::check)?;
+        if let Some(freeze) = &self.freeze {
+            freeze.check()?;
+            if self.adapter.is_some() {
+                return Err(Error::usage(
+                    "the stage has both `adapter`, which freezes the whole base, and `freeze`; give one",
+                ));
+            }
+        }
         if self.model.is_some() == self.new.is_some() {
             return Err(Error::usage(match self.model {
                 Some(_) => "the stage has both `model` and `new`; give one",
@@ -219,7 +231,10 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
     }
     let adapter = match (&stage.adapter, earlier) {
         (None, None) => {
-            model.set_trainable(|_| true);
+            match &stage.freeze {
+                Some(freeze) => freeze.apply(&mut model, family)?,
+                None => model.set_trainable(|_| true),
+            }
             None
         }
         (Some(options), None) => {
@@ -228,6 +243,11 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
                 true => options.attach(&mut model, family, seed)?,
                 false => options.attach_with_vocabulary(&mut model, family, seed)?,
             })
+        }
+        (None, Some(_)) if stage.freeze.is_some() => {
+            return Err(Error::usage(
+                "the model is an adapter, which alone is trained; leave `freeze` out, or merge it into its base first",
+            ));
         }
         (None, Some(earlier)) => {
             earlier.mark_trainable(&mut model);
