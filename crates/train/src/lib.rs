@@ -18,6 +18,7 @@ pub mod optimisers;
 pub mod options;
 pub mod order;
 pub mod plan;
+pub mod quantise;
 pub mod rates;
 pub mod schedule;
 pub mod token_count;
