@@ -20,6 +20,7 @@ pub mod order;
 pub mod plan;
 pub mod quantise;
 pub mod rates;
+mod released;
 pub mod schedule;
 pub mod token_count;
 pub mod trained;
