@@ -43,8 +43,12 @@ enum Assembly {
     Rows,
     /// The same, transposed: stored `[in, out]`.
     Transposed,
-    /// Each part in its own rows and columns, zero elsewhere, as the `B` of a low-rank adapter on a fused weight.
-    BlockDiagonal,
+    /// Each part in its own columns, so many that follow each other in the same rows; zero elsewhere. The `B` of a low-rank adapter on
+    /// a fused weight is one.
+    BlockDiagonal {
+        /// Parts in the same rows.
+        beside: usize,
+    },
     /// Factors of low-rank adapters of a stack of experts.
     Experts(Arc<ExpertFactors>),
 }
@@ -87,16 +91,26 @@ impl<'a> StoredTensor<'a> {
         }
     }
 
-    /// Matrices in rows and columns of their own, zero elsewhere. Their rows take turns in so many groups, as those of
-    /// [`TensorEntry::groups`].
-    pub fn block_diagonal(name: String, parts: Vec<&'a Parameter>, groups: usize) -> Self {
-        let sum = |axis: usize| parts.iter().map(|part| part.shape()[axis]).sum();
+    /// Matrices in rows and columns of their own, zero elsewhere, each of parts side by side, as many as every other. Their rows take
+    /// turns in so many groups, as those of [`TensorEntry::groups`].
+    pub fn block_diagonal(name: String, blocks: Vec<Vec<&'a Parameter>>, groups: usize) -> Self {
+        let beside = blocks.first().map_or(1, Vec::len);
+        debug_assert!(blocks.iter().all(|block| block.len() == beside));
+        let rows = blocks.iter().map(|block| block[0].shape()[0]).sum();
+        let parts = blocks.concat();
+        let columns = parts.iter().map(|part| part.shape()[1]).sum();
         Self {
-            shape: vec![sum(0), sum(1)],
-            assembly: Assembly::BlockDiagonal,
+            shape: vec![rows, columns],
+            assembly: Assembly::BlockDiagonal { beside },
             groups,
             ..Self::rows_of(name, parts)
         }
+    }
+
+    /// The same, its rows in so many groups in which the parts take turns.
+    #[must_use]
+    pub fn in_turns(self, groups: usize) -> Self {
+        Self { groups, ..self }
     }
 
     /// The factors of adapters of a stack of experts, each in its place, zero elsewhere.
@@ -105,6 +119,16 @@ impl<'a> StoredTensor<'a> {
             shape: factors.shape().to_vec(),
             assembly: Assembly::Experts(Arc::new(factors)),
             ..Self::rows_of(name, parts)
+        }
+    }
+
+    /// One matrix that is stored transposed.
+    pub fn transposed(name: String, parameter: &'a Parameter) -> Self {
+        let shape = parameter.shape().iter().rev().copied().collect();
+        Self {
+            shape,
+            assembly: Assembly::Transposed,
+            ..Self::whole(name, parameter)
         }
     }
 
@@ -122,7 +146,7 @@ impl<'a> StoredTensor<'a> {
                 let [inputs, outputs] = self.last_axes();
                 self.split_rows(&transpose_each(&values, inputs, outputs))
             }
-            Assembly::BlockDiagonal => self.split_block_diagonal(&values),
+            Assembly::BlockDiagonal { beside } => self.split_block_diagonal(&values, *beside),
             Assembly::Experts(factors) => {
                 let sizes = self.parts.iter().map(|part| part.shape());
                 factors.split(sizes, &values)
@@ -144,10 +168,13 @@ impl<'a> StoredTensor<'a> {
         parts
     }
 
-    fn split_block_diagonal(&self, values: &[f32]) -> Vec<Vec<f32>> {
+    fn split_block_diagonal(&self, values: &[f32], beside: usize) -> Vec<Vec<f32>> {
         let width = self.shape[1];
         let mut parts = vec![Vec::new(); self.parts.len()];
-        for (row, (part, _, columns)) in self.rows_of_blocks().into_iter().enumerate() {
+        for BlockRow {
+            row, part, columns, ..
+        } in self.rows_of_blocks(beside)
+        {
             parts[part].extend(&values[row * width + columns.start..row * width + columns.end]);
         }
         parts
@@ -183,7 +210,7 @@ impl<'a> StoredTensor<'a> {
                     transpose_each(&rows, outputs, inputs)
                 }
             }
-            Assembly::BlockDiagonal => self.blocks(values),
+            Assembly::BlockDiagonal { beside } => self.blocks(values, *beside),
             Assembly::Experts(factors) => {
                 let parts = self.parts.iter().map(|part| (part.shape(), values(part)));
                 factors.assemble(parts)
@@ -209,11 +236,17 @@ impl<'a> StoredTensor<'a> {
             .collect()
     }
 
-    fn blocks(&self, values: &dyn Fn(&Parameter) -> Vec<f32>) -> Vec<f32> {
+    fn blocks(&self, values: &dyn Fn(&Parameter) -> Vec<f32>, beside: usize) -> Vec<f32> {
         let width = self.shape[1];
         let parts: Vec<Vec<f32>> = self.parts.iter().map(|part| values(part)).collect();
         let mut whole = vec![0.0; self.shape.iter().product()];
-        for (row, (part, own, columns)) in self.rows_of_blocks().into_iter().enumerate() {
+        for BlockRow {
+            row,
+            part,
+            own,
+            columns,
+        } in self.rows_of_blocks(beside)
+        {
             let place = row * width + columns.start..row * width + columns.end;
             let rank = columns.len();
             whole[place].copy_from_slice(&parts[part][own * rank..(own + 1) * rank]);
@@ -221,26 +254,44 @@ impl<'a> StoredTensor<'a> {
         whole
     }
 
-    /// For every stored row of a block diagonal: whose it is, which of that part's rows, and the part's columns.
-    fn rows_of_blocks(&self) -> Vec<(usize, usize, Range<usize>)> {
+    /// The rows of all parts of a block diagonal, in the order of the stored ones.
+    fn rows_of_blocks(&self, beside: usize) -> Vec<BlockRow> {
         let mut columns = Vec::new();
         let mut end = 0;
         for part in &self.parts {
             columns.push(end..end + part.shape()[1]);
             end += part.shape()[1];
         }
-        let of_group = |group: usize| {
-            let of_part = move |(number, part): (usize, &&Parameter)| {
-                let share = part.shape()[0] / self.groups;
-                (group * share..(group + 1) * share).map(move |row| (number, row))
-            };
-            self.parts.iter().enumerate().flat_map(of_part)
-        };
-        (0..self.groups)
-            .flat_map(of_group)
-            .map(|(part, row)| (part, row, columns[part].clone()))
-            .collect()
+        let mut rows = Vec::new();
+        let mut row = 0;
+        for group in 0..self.groups {
+            for (block, parts) in self.parts.chunks(beside).enumerate() {
+                let share = parts[0].shape()[0] / self.groups;
+                for own in group * share..(group + 1) * share {
+                    rows.extend((0..parts.len()).map(|part| BlockRow {
+                        row,
+                        part: block * beside + part,
+                        own,
+                        columns: columns[block * beside + part].clone(),
+                    }));
+                    row += 1;
+                }
+            }
+        }
+        rows
     }
+}
+
+/// A row of a part of a block diagonal.
+struct BlockRow {
+    /// The stored row.
+    row: usize,
+    /// Whose it is.
+    part: usize,
+    /// Which of that part's rows.
+    own: usize,
+    /// The part's columns.
+    columns: Range<usize>,
 }
 
 /// The shape in which these rows of a parameter of this shape are stored: a matrix, but for a row of a matrix, which is a vector.

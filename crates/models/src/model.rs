@@ -376,8 +376,8 @@ impl LanguageModel {
         self.training = on;
     }
 
-    /// Draws anew which inputs of its adapters are dropped in training, where they say that some are; nothing is dropped from then on
-    /// when absent.
+    /// Draws anew what is dropped of the inputs of adapters, or of what they make of hidden states, in training, where they say that
+    /// something is; nothing is dropped from then on when absent.
     pub fn set_adapter_dropout(&mut self, seed: Option<u64>) {
         self.visit_linears_mut(&mut |map| {
             let place = fnv(&map.name);
@@ -385,6 +385,9 @@ impl LanguageModel {
                 part.set_dropout(seed.map(|seed| seed ^ place));
             }
         });
+        for stack in self.stacks_mut() {
+            stack.interventions_mut().set_dropout(seed);
+        }
     }
 
     /// Gives the model a head of its own where it was tied to the embedding, and returns the head.

@@ -7,7 +7,9 @@
 use std::{ops::Range, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use espalier_kernels::{readback::ReadFloats, stored::Stored, weight::Weight};
+use espalier_kernels::{
+    decomposition::orthonormal, readback::ReadFloats, stored::Stored, weight::Weight,
+};
 
 use crate::source::Values;
 
@@ -29,6 +31,7 @@ pub struct Parameter {
     fixed: bool,
     decays: bool,
     learning_rate: f64,
+    orthonormal: bool,
     adapter: Option<Arc<str>>,
 }
 
@@ -54,6 +57,7 @@ impl Parameter {
             fixed: false,
             decays,
             learning_rate: 1.0,
+            orthonormal: false,
             adapter: None,
         }
     }
@@ -79,6 +83,14 @@ impl Parameter {
         Self {
             learning_rate: factor,
             ..self
+        }
+    }
+
+    /// The same matrix, whose rows are to stay orthonormal while it is trained: it does not decay, for the way back undoes that.
+    pub fn with_orthonormal_rows(self) -> Self {
+        Self {
+            orthonormal: true,
+            ..self.undecayed()
         }
     }
 
@@ -235,6 +247,20 @@ impl Parameter {
             Weight::Stored(stored) => taken(&stored),
         };
         self.set_flat(change(flat.inner()));
+    }
+
+    /// Brings a matrix with orthonormal rows back to such after a step: those that span the same space, by a QR decomposition of the
+    /// transpose. Other weights stay as they are.
+    pub fn restore_orthonormal_rows(&mut self) {
+        if let [rows, columns] = self.shape[..]
+            && self.orthonormal
+        {
+            self.update(|flat| {
+                let columns_of = flat.reshape([rows, columns]).transpose();
+                let restored = orthonormal(columns_of).transpose();
+                restored.reshape([rows * columns])
+            });
+        }
     }
 
     /// Replaces the elements from memory, in row-major order.

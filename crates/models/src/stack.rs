@@ -248,7 +248,7 @@ impl Stack {
         adapter: &str,
         intervention: Box<dyn Intervention>,
     ) -> Result<()> {
-        let count = self.order.len();
+        let count = self.sites();
         if matches!(site, Site::Block(number) if number >= count) {
             return Err(Error::Invalid(format!(
                 "no intervention fits {site:?}: the model's blocks are 0 to {}",
@@ -257,6 +257,11 @@ impl Stack {
         }
         self.interventions.attach(site, adapter, intervention);
         Ok(())
+    }
+
+    /// How many blocks a hidden state passes, each of which is a [`Site`]; one that is run twice counts twice.
+    pub fn sites(&self) -> usize {
+        self.order.len()
     }
 
     /// What adapters change of the residual stream.
@@ -316,7 +321,8 @@ impl Stack {
             hidden = hidden.clone() * trained.clone() + hidden.detach() * (trained.neg() + 1.0);
         }
         if let Some(noise) = input.noise {
-            hidden = hidden + noise.draw(input, outer, &self.device);
+            let width = hidden.dims()[2];
+            hidden = hidden + noise.draw(input, width, &self.device);
         }
         if self.spec.embedding_scale != 1.0 {
             hidden = hidden * self.spec.embedding_scale;

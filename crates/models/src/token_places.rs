@@ -66,12 +66,14 @@ impl TokenPlaces {
 
     /// The flat indices of the `first` and `last` tokens of each prompt among the new tokens.
     pub fn ends_of_prompts(&self, first: usize, last: usize) -> Vec<u32> {
-        let chosen = |place: &Option<Place>| {
-            place.is_some_and(|place| place.is_at_end_of_prompt(first, last))
-        };
+        self.chosen(&|place| place.is_at_end_of_prompt(first, last))
+    }
+
+    /// The flat indices of the new tokens whose place is accepted.
+    pub fn chosen(&self, accepts: &dyn Fn(Place) -> bool) -> Vec<u32> {
         (0..)
             .zip(&self.places)
-            .filter(|(_, place)| chosen(place))
+            .filter(|(_, place)| place.is_some_and(accepts))
             .map(|(index, _)| index)
             .collect()
     }

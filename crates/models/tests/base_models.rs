@@ -102,7 +102,9 @@ fn every_family_loads_without_its_head() {
         else {
             continue;
         };
-        if config.map()["architectures"] != json!([family.architecture]) {
+        // Packed weights are not written again as numbers.
+        let is_packed = config.map().contains_key("quantization_config");
+        if config.map()["architectures"] != json!([family.architecture]) || is_packed {
             continue;
         }
         let stem = if stem == "Gemma3" { "Gemma3Text" } else { stem };

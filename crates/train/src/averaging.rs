@@ -111,6 +111,7 @@ impl Averager {
         trained::visit_mut(model, objective, &mut |key, p| {
             if let Some(average) = self.sums.remove(key) {
                 p.set_flat(average);
+                p.restore_orthonormal_rows();
             }
         });
     }

@@ -33,8 +33,8 @@ pub fn set_rates(
         let mut found = false;
         model.visit_mut(&mut |p: &mut Parameter| {
             let of_module = names.get(module(p.name())).into_iter().flatten();
-            let mut all = of_module.map(String::as_str).chain([p.name()]);
-            let occurs = all.any(|name| pattern.is_match(name));
+            let occurs = (of_module.map(String::as_str).chain([p.name()]))
+                .any(|name| pattern.is_match(name));
             if p.is_trainable() && occurs {
                 found = true;
                 p.scale_learning_rate(*factor);

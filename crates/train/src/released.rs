@@ -47,6 +47,7 @@ pub(crate) fn update(
         ..step
     };
     optimiser.step(key, parameter, gradient, step);
+    parameter.restore_orthonormal_rows();
 }
 
 /// Updates every parameter whose gradient a block of its own gives, as soon as it does. Returns the gradients of the others, and the

@@ -11,7 +11,7 @@ mod made_up_kinds;
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use espalier_data::{encode::Example, packing::Row};
 use espalier_engine::{
     beam::{BeamOptions, beam_search},
@@ -19,15 +19,17 @@ use espalier_engine::{
     sampler::SamplerOptions,
 };
 use espalier_models::{
-    adapter::Adapter,
+    adapter::{Adapter, ReftConfig, reft::Method},
     families, folder,
     model::{Input, LanguageModel},
+    parameter::Parameters,
     source::Seed,
     spec::{MixerSpec, ModelSpec, RotaryScaling, RotarySpec},
     taps::Unobserved,
 };
 use espalier_train::{
     adapters::{AdapterOptions, lora::LoraOptions},
+    averaging::Average,
     batch::{Sample, TokenBatch},
     objectives::{ObjectiveOptions, language::NextTokenOptions, symbols::Symbols},
     options::TrainOptions,
@@ -76,6 +78,13 @@ fn steering() -> Adapter {
     })
 }
 
+fn reft(method: Method) -> Adapter {
+    Adapter::new(ReftConfig {
+        method,
+        ..ReftConfig::new(3, "f2+l2".parse().unwrap())
+    })
+}
+
 fn adapted(mut model: LanguageModel, adapter: &Adapter) -> LanguageModel {
     let family = families::by_name("llama").unwrap();
     adapter.attach(&mut model, family, 0).unwrap();
@@ -96,6 +105,22 @@ fn samples() -> Vec<Sample> {
 }
 
 fn trained(model: LanguageModel, steps: usize, folder: &Path) -> (Outcome, Vec<f64>) {
+    trained_with(model, steps, folder, &|_| ())
+}
+
+fn trained_with(
+    model: LanguageModel,
+    steps: usize,
+    folder: &Path,
+    change: &dyn Fn(&mut TrainOptions),
+) -> (Outcome, Vec<f64>) {
+    let mut options = TrainOptions {
+        steps: Some(steps),
+        learning_rate: 0.02,
+        warmup: 0.0,
+        ..TrainOptions::default()
+    };
+    change(&mut options);
     let mut objective = ObjectiveOptions::Sft(NextTokenOptions::default())
         .build(&Symbols::default())
         .unwrap();
@@ -104,12 +129,7 @@ fn trained(model: LanguageModel, steps: usize, folder: &Path) -> (Outcome, Vec<f
         objective: objective.as_mut(),
         samples: samples(),
         validation: Vec::new(),
-        options: TrainOptions {
-            steps: Some(steps),
-            learning_rate: 0.02,
-            warmup: 0.0,
-            ..TrainOptions::default()
-        },
+        options,
         folder: folder.to_owned(),
         fingerprint: "test".into(),
         interrupted: || false,
@@ -152,6 +172,52 @@ fn made_up_kinds_are_trained_saved_and_loaded() {
     }
 }
 
+#[test]
+fn all_forms_are_trained_saved_and_loaded() {
+    let family = families::by_name("llama").unwrap();
+    for (method, name) in Method::ALL {
+        let adapter = reft(method);
+        let folder = tempfile::tempdir().unwrap();
+        let start = adapted(base(), &adapter);
+        let (outcome, losses) = trained(start.clone(), 12, folder.path());
+        assert!(losses[11] < losses[0] - 0.02, "{name}: {losses:?}");
+        for (before, after) in start.parameters().iter().zip(outcome.model.parameters()) {
+            let moved = before.to_vec() != after.to_vec();
+            // No target is predicted where the last block has read the start of the prompt.
+            if !before.name().starts_with("edits.1.adapter.default.prefix") {
+                assert_eq!(moved, before.adapter().is_some(), "{}", before.name());
+            }
+        }
+        let saved = tempfile::tempdir().unwrap();
+        adapter.save(&outcome.model, family, saved.path()).unwrap();
+        let mut again = base();
+        let read = Adapter::read(saved.path()).unwrap();
+        read.load(&mut again, family, saved.path()).unwrap();
+        assert_eq!(logits(&again), logits(&outcome.model), "{name}");
+    }
+}
+
+#[test]
+fn weights_and_their_averages_stay_orthonormal() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = adapted(base(), &reft(Method::Loreft));
+    let change = |options: &mut TrainOptions| {
+        options.average = Some(Average::Moving { decay: 0.9 });
+    };
+    let (outcome, _) = trained_with(start, 100, folder.path(), &change);
+    let mut seen = 0;
+    outcome.model.visit(&mut |parameter| {
+        if parameter.name().ends_with(".directions") {
+            let directions = parameter.flat().reshape([3, 16]);
+            let gram = directions.clone().matmul(directions.transpose());
+            let gap = (gram - Tensor::<2>::eye(3, &Device::flex())).abs();
+            assert!(gap.max().into_scalar::<f32>() < 1e-6);
+            seen += 1;
+        }
+    });
+    assert_eq!(seen, 4);
+}
+
 fn steered(model: LanguageModel) -> LanguageModel {
     let mut model = adapted(model, &steering());
     disturb(&mut model, "default");
@@ -180,7 +246,13 @@ fn continued(model: &LanguageModel) -> Vec<(Vec<u32>, Vec<u32>)> {
 
 #[test]
 fn steered_decoding_is_uncached_decoding() {
-    for model in [steered(base()), steered(with_two_frequencies())] {
+    let edited = |method| adapted(base(), &reft(method)).frozen();
+    for model in [
+        steered(base()),
+        steered(with_two_frequencies()),
+        edited(Method::Loreft),
+        edited(Method::Direft),
+    ] {
         for (prompt, ids) in continued(&model) {
             let beams = BeamOptions {
                 beams: 1,
@@ -206,14 +278,22 @@ fn steered_decoding_is_uncached_decoding() {
 
 #[test]
 fn training_knows_the_prompts_that_generation_has() {
-    let model = steered(base());
-    for (prompt, generated) in continued(&model) {
+    for model in [
+        steered(base()),
+        adapted(base(), &reft(Method::Loreft)).frozen(),
+    ] {
+        prompts_are_known(&model);
+    }
+}
+
+fn prompts_are_known(model: &LanguageModel) {
+    for (prompt, generated) in continued(model) {
         let ids = [prompt.as_slice(), &generated].concat();
         let targets = (0..ids.len()).map(|t| t >= prompt.len()).collect();
         let row = Row::from(&Example::new(ids, targets));
         let longer = Row::from(&Example::new(vec![1; 20], vec![true; 20]));
         let batch = TokenBatch::new(&[&row, &longer]);
-        let (_, right) = batch.loss_and_choices(&model, &mut Unobserved).unwrap();
+        let (_, right) = batch.loss_and_choices(model, &mut Unobserved).unwrap();
         assert!(right[..NEW_TOKENS].iter().all(|right| *right), "{prompt:?}");
     }
 }

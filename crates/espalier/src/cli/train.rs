@@ -14,7 +14,8 @@ use crate::{
         Recipe, keys,
         llama_factory::{self, Translated},
     },
-    voice::{TerminalVoice, Voice},
+    stages::Voice,
+    voice::TerminalVoice,
 };
 
 /// Train a model on a data file; the same as a recipe of one stage.

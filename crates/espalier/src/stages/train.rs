@@ -67,7 +67,7 @@ pub struct TrainStage {
     #[serde(deserialize_with = "shorthand::name_or_table")]
     #[schemars(schema_with = "shorthand::name_or_table_schema::<ObjectiveOptions>")]
     pub objective: ObjectiveOptions,
-    /// An adapter to train instead of all weights: `lora`, `state`, or a table with options.
+    /// An adapter to train instead of all weights: `lora`, `reft`, `state`, or a table with options.
     #[serde(
         default,
         deserialize_with = "shorthand::optional_name_or_table",

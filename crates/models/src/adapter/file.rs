@@ -1,12 +1,12 @@
 //! The file of an adapter's weights, of which every tensor must find its place.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
 };
 
 use super::PEFT_PREFIX;
-use crate::{Error, Result, checkpoint::TensorFile};
+use crate::{Error, Result, checkpoint::TensorFile, layout::StoredTensor};
 
 /// What PEFT puts between the name of a module that it wrapped and the module's own weight.
 const BASE_LAYER: &str = ".base_layer.";
@@ -21,8 +21,19 @@ const BEFORE_ADAPTER: [(&str, bool); 3] = [
     (".modules_to_save.", false),
 ];
 
+/// What stands before the adapter's name of a magnitude, which is called a weight behind it.
+const MAGNITUDE: &str = ".lora_magnitude_vector";
+
 /// A name of a module's state dict as PEFT's folders have it, without the adapter's name, and that.
 fn without_adapter(name: &str) -> (String, Option<&str>) {
+    if let Some((module, rest)) = name.split_once(MAGNITUDE)
+        && let Some(adapter) = rest.strip_prefix('.')
+    {
+        let adapter = adapter.strip_suffix("weight").unwrap_or(adapter);
+        let adapter = adapter.trim_end_matches('.');
+        let adapter = (!adapter.is_empty()).then_some(adapter);
+        return (format!("{module}{MAGNITUDE}"), adapter);
+    }
     for (mark, stays) in BEFORE_ADAPTER {
         let parts = name.split_once(mark);
         if let Some((module, rest)) = parts
@@ -38,10 +49,18 @@ fn without_adapter(name: &str) -> (String, Option<&str>) {
 /// The weights of an adapter folder, and which of them nobody has read yet.
 #[derive(Debug)]
 pub struct AdapterFile {
-    file: TensorFile,
-    /// The file's names by those under which they are asked for.
-    names: BTreeMap<String, String>,
+    /// One file, but where a kind has more.
+    files: Vec<TensorFile>,
+    /// Where the tensors are, by the names under which they are asked for.
+    places: BTreeMap<String, StoredPlace>,
     unread: BTreeSet<String>,
+}
+
+/// One of the files, and a tensor's name there.
+#[derive(Debug, Clone)]
+struct StoredPlace {
+    file: usize,
+    name: String,
 }
 
 impl AdapterFile {
@@ -50,15 +69,29 @@ impl AdapterFile {
     /// # Errors
     /// When it is missing or damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = TensorFile::open(path)?;
-        let names: BTreeMap<_, _> = file
-            .names()
-            .map(|name| (name.to_owned(), name.to_owned()))
-            .collect();
-        let unread = names.keys().cloned().collect();
+        Self::open_all(&[(String::new(), path)])
+    }
+
+    /// Maps several files as one, in which each puts its own text before its names.
+    ///
+    /// # Errors
+    /// When one is missing or damaged.
+    pub fn open_all(paths: &[(String, &Path)]) -> Result<Self> {
+        let (mut files, mut places) = (Vec::new(), BTreeMap::new());
+        for (file, (before, path)) in paths.iter().enumerate() {
+            let opened = TensorFile::open(path)?;
+            let place = |name: &str| {
+                let asked = format!("{before}{name}");
+                let name = name.to_owned();
+                (asked, StoredPlace { file, name })
+            };
+            places.extend(opened.names().map(place));
+            files.push(opened);
+        }
+        let unread = places.keys().cloned().collect();
         Ok(Self {
-            file,
-            names,
+            files,
+            places,
             unread,
         })
     }
@@ -79,15 +112,15 @@ impl AdapterFile {
         let of_file = renamed.keys().map(String::as_str);
         let known: BTreeSet<&str> = tensors.iter().copied().chain(of_file).collect();
         let roots = Roots::of(&known, prefix);
-        let (mut names, mut left_out) = (BTreeMap::new(), false);
+        let (mut places, mut left_out) = (BTreeMap::<String, StoredPlace>::new(), false);
         let mut adapters = BTreeSet::new();
-        for stored in std::mem::take(&mut self.names).into_values() {
+        for (stored, own) in std::mem::take(&mut self.places) {
             let bare = match stored.strip_prefix(PEFT_PREFIX) {
                 Some(bare) => bare,
                 None if known.contains(stored.as_str()) => &stored,
                 // What a kind names in a way of its own.
                 None => {
-                    names.insert(stored.clone(), stored);
+                    places.insert(stored, own);
                     continue;
                 }
             };
@@ -109,9 +142,10 @@ impl AdapterFile {
                 Some(Prefix::AsIs) | None => bare,
             };
             let name = format!("{PEFT_PREFIX}{}", renamed.get(&whole).unwrap_or(&whole));
-            if let Some(other) = names.insert(name, stored.clone()) {
+            if let Some(other) = places.insert(name, own) {
                 return Err(self.error(format!(
-                    "tensors `{other}` and `{stored}` are the same one of the base"
+                    "tensors `{}` and `{stored}` are the same one of the base",
+                    other.name
                 )));
             }
         }
@@ -122,8 +156,8 @@ impl AdapterFile {
                 all.join(", ")
             )));
         }
-        self.unread = names.keys().cloned().collect();
-        self.names = names;
+        self.unread = places.keys().cloned().collect();
+        self.places = places;
         Ok(left_out)
     }
 
@@ -139,8 +173,9 @@ impl AdapterFile {
 
     /// The shape of a tensor, if the file has it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        let name = self.names.get(name)?;
-        self.file.info(name).map(|info| info.shape.as_slice())
+        let place = self.places.get(name)?;
+        let info = self.files[place.file].info(&place.name)?;
+        Some(info.shape.as_slice())
     }
 
     /// The values of a tensor of this shape, row by row.
@@ -148,18 +183,33 @@ impl AdapterFile {
     /// # Errors
     /// When the file has no such tensor, or one of another shape.
     pub fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        match self.shape(name) {
-            Some(found) if found == shape => {}
-            found => {
-                let found = found.map_or("missing".to_owned(), |found| format!("{found:?}"));
-                return Err(self.error(format!(
-                    "tensor `{name}` is {found}, which does not fit the base: expected {shape:?}"
-                )));
+        let wrong = |file: &Self, found: String| {
+            Err(file.error(format!(
+                "tensor `{name}` is {found}, which does not fit the base: expected {shape:?}"
+            )))
+        };
+        match (self.places.get(name), self.shape(name)) {
+            (Some(place), Some(found)) if found == shape => {
+                let values = self.files[place.file].read_f32(&place.name, None);
+                self.unread.remove(name);
+                values
             }
+            (_, Some(found)) => wrong(self, format!("{found:?}")),
+            (_, None) => wrong(self, "missing".into()),
         }
-        self.unread.remove(name);
-        let stored = self.names.get(name).map_or(name, String::as_str);
-        self.file.read_f32(stored, None)
+    }
+
+    /// The values of the parameters that make up these tensors, by the parameters' names.
+    ///
+    /// # Errors
+    /// As [`AdapterFile::read`].
+    pub fn values(&mut self, tensors: Vec<StoredTensor<'_>>) -> Result<HashMap<String, Vec<f32>>> {
+        let mut values = HashMap::new();
+        for tensor in tensors {
+            let read = self.read(&tensor.name, &tensor.shape)?;
+            values.extend(tensor.split(read));
+        }
+        Ok(values)
     }
 
     /// Refuses tensors that nobody has read, but for those of the base that say nothing, by their names there.
@@ -179,7 +229,10 @@ impl AdapterFile {
     /// An error about the file.
     pub fn error(&self, reason: String) -> Error {
         Error::Adapter {
-            path: self.file.path().to_owned(),
+            path: self
+                .files
+                .first()
+                .map_or_else(Default::default, |file| file.path().to_owned()),
             reason,
         }
     }
@@ -252,6 +305,21 @@ mod tests {
                 Some("x"),
             ),
             ("a.q.base_layer.weight", "a.q.base_layer.weight", None),
+            (
+                "a.q.lora_magnitude_vector",
+                "a.q.lora_magnitude_vector",
+                None,
+            ),
+            (
+                "a.q.lora_magnitude_vector.x.weight",
+                "a.q.lora_magnitude_vector",
+                Some("x"),
+            ),
+            (
+                "a.q.lora_magnitude_vector.weight",
+                "a.q.lora_magnitude_vector",
+                None,
+            ),
         ] {
             assert_eq!(
                 without_adapter(name),

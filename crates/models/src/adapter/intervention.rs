@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
+use espalier_data::random::fnv;
 
 use super::attachments::{Attached, Attachments};
 use crate::{
@@ -51,6 +52,9 @@ pub trait Intervention: CloneIntervention + Debug + Send + Sync {
 
     /// The parameters for change, in the same order.
     fn parameters_mut(&mut self) -> Vec<&mut Parameter>;
+
+    /// Draws anew what it drops in training, where it says that something is; nothing is dropped when absent.
+    fn set_dropout(&mut self, _seed: Option<u64>) {}
 }
 
 /// Copies an intervention of any kind; every [`Intervention`] that is [`Clone`] has it.
@@ -104,6 +108,16 @@ impl Interventions {
         self.sites
             .iter()
             .filter_map(move |here| Some((here.site, here.attached.get(adapter)?.as_ref())))
+    }
+
+    /// Draws anew what each drops in training.
+    pub fn set_dropout(&mut self, seed: Option<u64>) {
+        for here in &mut self.sites {
+            let place = fnv(&format!("{:?}", here.site));
+            for part in here.attached.parts_mut() {
+                part.set_dropout(seed.map(|seed| seed ^ place));
+            }
+        }
     }
 
     /// Whether any is active.

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
-use espalier_kernels::linear::Precision;
+use espalier_kernels::{linear::Precision, weight::Weight};
 
 use super::{attachments::Attachments, low_rank::LowRank};
 use crate::{
@@ -49,7 +49,7 @@ pub struct LinearPass<'a> {
     /// The base's bias, `[out]`.
     pub bias: Option<Tensor<1>>,
     /// Gives the base's weight, `[out, in]`.
-    pub weight: &'a dyn Fn() -> Tensor<2>,
+    pub weight: &'a dyn Fn() -> Weight<2>,
     /// The arithmetic of products.
     pub precision: Precision,
 }

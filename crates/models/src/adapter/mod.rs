@@ -1,5 +1,5 @@
-//! What is added to a model and trained in its place: low-rank maps, first states of recurrent layers, and whatever a kind adds to
-//! linear maps and to the residual stream.
+//! What is added to a model and trained in its place: low-rank maps, first states of recurrent layers, edits of hidden states, and
+//! whatever a kind adds to linear maps and to the residual stream.
 //!
 //! A kind is one file here and one line in [`KINDS`]. It puts its parts where they work: a [`LinearAdapter`] at a linear map
 //! ([`LinearMapMut::attach`]), an [`Intervention`] after a block ([`Stack::intervene`](crate::stack::Stack::intervene)), a first
@@ -16,10 +16,11 @@ pub mod low_rank;
 mod modules;
 mod named;
 mod on_model;
+pub mod reft;
 pub mod saved_modules;
 mod ties;
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, path::Path, sync::Arc};
 
 use serde_json::Value;
 
@@ -31,16 +32,22 @@ pub use self::{
     linear_adapter::LinearAdapter,
     modules::{each_linear, linear_parts, no_linear_map, no_module, target_modules},
     named::Adapter,
+    reft::ReftConfig,
 };
 use crate::{
     Result,
     families::{Family, config::Config},
+    folder::write_tensors,
     layout::StoredTensor,
     model::LanguageModel,
 };
 
 /// All kinds of adapters, one line each.
-pub const KINDS: &[Registration] = &[low_rank::REGISTRATION, first_state::REGISTRATION];
+pub const KINDS: &[Registration] = &[
+    low_rank::REGISTRATION,
+    first_state::REGISTRATION,
+    reft::REGISTRATION,
+];
 
 /// How the configuration of a kind is told from others and read.
 #[derive(Debug, Clone, Copy)]
@@ -77,12 +84,31 @@ pub trait AdapterKind: Debug + Send + Sync {
     }
 
     /// Puts fresh parts on the model, whose parameters say that they are the adapter's
-    /// ([`Parameter::of_adapter`](crate::parameter::Parameter::of_adapter)). The model computes the same as before. What starts
+    /// ([`Parameter::of_adapter`](crate::parameter::Parameter::of_adapter)). The model computes the same as before, unless
+    /// the kind's reference starts otherwise. What starts
     /// from the base's weights finds them in [`LinearMapMut::weights`].
     ///
     /// # Errors
     /// When no part of the model can have one.
     fn attach(&self, model: &mut LanguageModel, family: &Family, fresh: Fresh<'_>) -> Result<()>;
+
+    /// Opens the weights of a folder.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged.
+    fn open(&self, folder: &Path) -> Result<AdapterFile> {
+        let (pickled, usual) = (folder.join(PICKLED_WEIGHTS), folder.join(WEIGHTS));
+        let is_older = !usual.is_file() && pickled.is_file();
+        AdapterFile::open(if is_older { &pickled } else { &usual })
+    }
+
+    /// Writes all tensors of a folder, the adapter's own and those of modules that are trained whole.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    fn write(&self, tensors: Vec<StoredTensor<'_>>, folder: &Path) -> Result<()> {
+        write_tensors(&tensors, &folder.join(WEIGHTS))
+    }
 
     /// The adapter's own tensors under the names of its file.
     fn tensors<'a>(
@@ -103,13 +129,8 @@ pub trait AdapterKind: Debug + Send + Sync {
         adapter: &str,
         file: &mut AdapterFile,
     ) -> Result<()> {
-        let read = |tensor: StoredTensor<'_>| {
-            let values = file.read(&tensor.name, &tensor.shape)?;
-            Ok(tensor.split(values))
-        };
-        let tensors = self.tensors(model, family, adapter);
-        let values = tensors.into_iter().map(read).collect::<Result<Vec<_>>>()?;
-        saved_modules::set_values(model, values.into_iter().flatten().collect());
+        let values = file.values(self.tensors(model, family, adapter))?;
+        saved_modules::set_values(model, values);
         Ok(())
     }
 
@@ -132,6 +153,8 @@ pub struct Fresh<'a> {
     pub adapter: &'a str,
     /// Seed of its random numbers.
     pub seed: u64,
+    /// Whether a file's values take the place of the fresh ones at once.
+    pub is_read: bool,
 }
 
 /// Name of the configuration in an adapter folder.

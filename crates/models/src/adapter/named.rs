@@ -10,15 +10,13 @@ use espalier_data::{disk, nearest::suggestion};
 use serde_json::{Map, Value, json};
 
 use super::{
-    AdapterFile, AdapterKind, CONFIGURATION, DEFAULT_NAME, Fresh, KINDS, PEFT_PREFIX,
-    PICKLED_WEIGHTS, Registration, WEIGHTS,
+    AdapterFile, AdapterKind, CONFIGURATION, DEFAULT_NAME, Fresh, KINDS, PEFT_PREFIX, Registration,
     saved_modules::{self, module_of},
     ties,
 };
 use crate::{
     Error, Result,
     families::{Family, config::Config},
-    folder,
     layout::{self, StoredTensor},
     model::LanguageModel,
     tied_head,
@@ -157,13 +155,27 @@ impl Adapter {
     /// # Errors
     /// When the model has an adapter of this name, or nothing that can have one of this kind.
     pub fn attach(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<()> {
+        let fresh = Fresh {
+            adapter: &self.name,
+            seed,
+            is_read: false,
+        };
+        self.attach_as(model, family, fresh)
+    }
+
+    fn attach_as(
+        &self,
+        model: &mut LanguageModel,
+        family: &Family,
+        fresh: Fresh<'_>,
+    ) -> Result<()> {
         if model.adapters().contains(&self.name) {
             return Err(Error::Invalid(format!(
                 "the model has an adapter `{}` already; give this one another name",
                 self.name
             )));
         }
-        let attached = self.attach_parts(model, family, seed);
+        let attached = self.attach_parts(model, family, fresh);
         if attached.is_err() {
             model.detach_adapter(&self.name);
         }
@@ -172,11 +184,12 @@ impl Adapter {
         Ok(())
     }
 
-    fn attach_parts(&self, model: &mut LanguageModel, family: &Family, seed: u64) -> Result<()> {
-        let fresh = Fresh {
-            adapter: &self.name,
-            seed,
-        };
+    fn attach_parts(
+        &self,
+        model: &mut LanguageModel,
+        family: &Family,
+        fresh: Fresh<'_>,
+    ) -> Result<()> {
         let saved = self.saved(model, family);
         ties::untie(self.kind.as_ref(), &saved, model, family);
         self.kind.attach(model, family, fresh)?;
@@ -213,12 +226,13 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::attach`], and when the folder's weights are missing or do not fit.
     pub fn load(&self, model: &mut LanguageModel, family: &Family, folder: &Path) -> Result<Self> {
-        let pickled = folder.join(PICKLED_WEIGHTS);
-        let usual = folder.join(WEIGHTS);
-        let is_older = !usual.is_file() && pickled.is_file();
-        let path = if is_older { pickled } else { usual };
-        let (adapter, mut file) = self.open(model, family, &path)?;
-        adapter.attach(model, family, 0)?;
+        let (adapter, mut file) = self.open(model, family, folder)?;
+        let fresh = Fresh {
+            adapter: &self.name,
+            seed: 0,
+            is_read: true,
+        };
+        adapter.attach_as(model, family, fresh)?;
         model.set_trainable(|_| false);
         if let Err(error) = adapter.read_parts(model, family, &mut file) {
             model.detach_adapter(&self.name);
@@ -227,14 +241,14 @@ impl Adapter {
         Ok(adapter)
     }
 
-    /// The file of weights, and this adapter with what that file says beyond the configuration.
+    /// The weights of a folder, and this adapter with what that file says beyond the configuration.
     fn open(
         &self,
         model: &LanguageModel,
         family: &Family,
-        path: &Path,
+        folder: &Path,
     ) -> Result<(Self, AdapterFile)> {
-        let mut file = AdapterFile::open(path)?;
+        let mut file = self.kind.open(folder)?;
         let mut tensors = layout::tensors_in_memory(model, family);
         let head = ties::head(model, family);
         let repeated = head.as_ref().map(|head| head.name.clone());
@@ -378,7 +392,7 @@ impl Adapter {
         let text = format!("{:#}\n", Value::Object(map));
         let path = folder.join(CONFIGURATION);
         disk::write_whole(&path, text.as_bytes()).map_err(Error::file(&path))?;
-        folder::write_tensors(&self.tensors(model, family), &folder.join(WEIGHTS))
+        self.kind.write(self.tensors(model, family), folder)
     }
 
     /// The adapter in words.

@@ -261,11 +261,7 @@ pub fn read(
     saved: &[String],
     file: &mut AdapterFile,
 ) -> Result<()> {
-    let mut values = HashMap::new();
-    for tensor in tensors(model, family, saved) {
-        let read = file.read(&tensor.name, &tensor.shape)?;
-        values.extend(tensor.split(read));
-    }
+    let values = file.values(tensors(model, family, saved))?;
     set_values(model, values);
     Ok(())
 }

@@ -3,9 +3,11 @@
 pub(crate) mod bitsandbytes;
 pub mod folder;
 pub mod peft_config;
+mod peft_initialisation;
 mod peft_targets;
 mod pickle;
 mod pth;
+mod pth_writer;
 pub mod safetensors;
 pub mod writer;
 mod zip;
@@ -13,4 +15,5 @@ mod zip;
 pub use self::safetensors::{Dtype, TensorFile, TensorInfo};
 pub use folder::Checkpoint;
 pub use peft_config::PeftConfig;
+pub use pth_writer::state_dictionary;
 pub use writer::{Elements, TensorPlan, TensorWriter};

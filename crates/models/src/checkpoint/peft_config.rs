@@ -1,9 +1,10 @@
 //! `adapter_config.json` of a LoRA adapter, in and out, as the PEFT library writes it.
 //!
 //! LoRA is arXiv 2106.09685, the `use_rslora` scale 2312.03732. A key that is unset or at its default is ignored; one
-//! that is set and would change the result is refused by name. Left out: DoRA, trained biases, and initialisations that
-//! change the base model (PiSSA, OLoRA, CorDA, LoftQ).
+//! that is set and would change the result is refused by name. Left out: trained biases, and initialisations other than PiSSA
+//! that change the base model (OLoRA, CorDA, LoftQ, LoRA-GA).
 
+pub use super::peft_initialisation::Initialisation;
 pub use super::peft_targets::{Pattern, Targets, is_named};
 use crate::error::Result;
 use crate::families::config::{Config, is_unset};
@@ -74,6 +75,10 @@ pub struct PeftConfig {
     pub ensure_weight_tying: bool,
     /// Whether the scale is `alpha / sqrt(rank)` and not `alpha / rank`.
     pub use_rslora: bool,
+    /// Whether the lengths of the rows are trained apart from their directions.
+    pub use_dora: bool,
+    /// How the factors begin.
+    pub initialisation: Initialisation,
     /// Which biases were trained; only `none` is supported.
     pub bias: String,
     /// Whether the base stores its matrices `[in, out]`, as GPT-2 does.
@@ -102,6 +107,8 @@ impl PeftConfig {
             modules_to_save: Vec::new(),
             ensure_weight_tying: false,
             use_rslora: false,
+            use_dora: false,
+            initialisation: Initialisation::Uniform,
             bias: "none".into(),
             fan_in_fan_out: false,
             rank_pattern: Vec::new(),
@@ -138,6 +145,8 @@ impl PeftConfig {
             modules_to_save: texts(config, "modules_to_save")?,
             ensure_weight_tying: config.flag_or("ensure_weight_tying", false)?,
             use_rslora: config.flag_or("use_rslora", false)?,
+            use_dora: config.flag_or("use_dora", false)?,
+            initialisation: initialisation(config)?,
             bias: config.optional_text("bias")?.unwrap_or("none").into(),
             fan_in_fan_out: config.flag_or("fan_in_fan_out", false)?,
             rank_pattern: patterns(config, "rank_pattern", |config, key| {
@@ -177,7 +186,7 @@ impl PeftConfig {
             "inference_mode": true,
             "init_lora_weights": true,
             "use_rslora": self.use_rslora,
-            "use_dora": false,
+            "use_dora": self.use_dora,
             "rank_pattern": ranks,
             "alpha_pattern": alphas,
             "layers_to_transform": self.layers_to_transform,
@@ -287,20 +296,13 @@ fn check_supported(config: &Config) -> Result<()> {
             "is set, and this key is not supported yet; retrain or convert the adapter without it";
         return Err(config.error(key, reason));
     }
-    if config.flag_or("use_dora", false)? {
-        return Err(config.error(
-            "use_dora",
-            "DoRA adapters are not supported yet; merge the adapter where it was trained",
-        ));
-    }
     if let Some(bias @ ("all" | "lora_only")) = config.optional_text("bias")? {
         return Err(config.error(
             "bias",
             format!("trained biases (`{bias}`) are not supported yet; only \"none\" is"),
         ));
     }
-    check_one_of(config, "bias", &["none"])?;
-    check_initialisation(config)
+    check_one_of(config, "bias", &["none"])
 }
 
 fn check_one_of(config: &Config, key: &str, allowed: &[&str]) -> Result<()> {
@@ -312,18 +314,26 @@ fn check_one_of(config: &Config, key: &str, allowed: &[&str]) -> Result<()> {
     }
 }
 
-/// Initialisations that take the adapter out of the base model would need the same change of the base on loading.
-fn check_initialisation(config: &Config) -> Result<()> {
-    match config.get("init_lora_weights") {
-        None | Some(Value::Bool(_)) => Ok(()),
-        Some(Value::String(name)) if name == "gaussian" || name == "orthogonal" => Ok(()),
-        Some(other) => {
-            let reason = format!(
-                "{other} changes the base model and is not supported yet; convert it to plain LoRA first"
-            );
-            Err(config.error("init_lora_weights", reason))
-        }
+/// How the adapter was made. What takes something out of the base has to be known on loading, for the base lacks it then too.
+fn initialisation(config: &Config) -> Result<Initialisation> {
+    let value = config.get("init_lora_weights").unwrap_or(&Value::Null);
+    if value.is_null() || value.is_boolean() {
+        return Ok(Initialisation::Uniform);
     }
+    let name = value.as_str().unwrap_or_default();
+    // These leave the base as it is.
+    if ["orthogonal", "eva", "mica"].contains(&name) {
+        return Ok(Initialisation::Uniform);
+    }
+    let why = match Initialisation::named(name) {
+        Some(Initialisation::Pissa { passes: Some(_) }) => {
+            "took out of the base what random vectors found, which PEFT itself does not find again"
+        }
+        Some(known) => return Ok(known),
+        None => "changes the base model and is not supported yet",
+    };
+    let fix = "convert it to plain LoRA first (`path_initial_model_for_weight_conversion` of PEFT's `save_pretrained`)";
+    Err(config.error("init_lora_weights", format!("{value} {why}; {fix}")))
 }
 
 fn dropout(config: &Config) -> Result<f64> {
@@ -533,10 +543,6 @@ mod tests {
     #[test]
     fn keys_that_would_change_the_result_are_refused_by_name() {
         let cases = [
-            (
-                json!({ "use_dora": true }),
-                "key `use_dora`: DoRA adapters are not supported yet",
-            ),
             (json!({ "bias": "all" }), "key `bias`: trained biases"),
             (json!({ "bias": "some" }), "key `bias`"),
             (json!({ "lora_bias": true }), "key `lora_bias`: is set"),
@@ -546,8 +552,12 @@ mod tests {
             ),
             (json!({ "a_new_key": 3 }), "key `a_new_key`"),
             (
-                json!({ "init_lora_weights": "pissa" }),
-                "key `init_lora_weights`",
+                json!({ "init_lora_weights": "olora" }),
+                "key `init_lora_weights`: \"olora\" changes the base model",
+            ),
+            (
+                json!({ "init_lora_weights": "pissa_niter_4" }),
+                "key `init_lora_weights`: \"pissa_niter_4\" took out of the base",
             ),
             (json!({ "r": 0 }), "key `r`"),
             (json!({ "r": -4 }), "key `r`"),

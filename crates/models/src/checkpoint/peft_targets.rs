@@ -55,7 +55,10 @@ impl Pattern {
     }
 
     /// An expression for the name before a layer's number.
-    pub(super) fn layer(source: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// As [`Pattern::whole`].
+    pub fn layer(source: &str) -> Result<Self> {
         Self::within(source, &format!(r"^(?:.*\.)?(?:{source})\.(?<layer>\d+)\."))
     }
 

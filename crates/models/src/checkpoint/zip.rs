@@ -126,6 +126,49 @@ fn extra_64(mut extra: &[u8]) -> &[u8] {
     &[]
 }
 
+/// An archive of these entries, stored as they are; nothing where it would need more than four gigabytes. The bytes of each entry begin at
+/// a multiple of 64, where tensors are expected.
+pub(super) fn archive(entries: &[(String, Vec<u8>)]) -> Option<Vec<u8>> {
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    for (name, bytes) in entries {
+        let offset = u32::try_from(file.len()).ok()?;
+        let padding = (64 - (file.len() + 34 + name.len()) % 64) % 64;
+        let size = u32::try_from(bytes.len()).ok()?.to_le_bytes();
+        let lengths = |extra: usize| {
+            [name.len() as u16, extra as u16]
+                .map(u16::to_le_bytes)
+                .concat()
+        };
+        // Version, flags, method, time and date are zero.
+        let checked = [&[0u8; 10][..], &checksum(bytes).to_le_bytes(), &size, &size].concat();
+        file.extend([&LOCAL.to_le_bytes()[..], &checked].concat());
+        file.extend([&lengths(4 + padding)[..], name.as_bytes(), b"FB"].concat());
+        file.extend((padding as u16).to_le_bytes());
+        file.resize(file.len() + padding, b'Z');
+        file.extend(bytes);
+        directory.extend([&ENTRY.to_le_bytes()[..], &[0; 2], &checked, &lengths(0)].concat());
+        directory.extend([&[0; 10][..], &offset.to_le_bytes(), name.as_bytes()].concat());
+    }
+    let (start, size) = (
+        u32::try_from(file.len()).ok()?,
+        u32::try_from(directory.len()).ok()?,
+    );
+    let count = u16::try_from(entries.len()).ok()?.to_le_bytes();
+    file.extend(directory);
+    file.extend([&END.to_le_bytes()[..], &[0; 4], &count, &count].concat());
+    file.extend([&size.to_le_bytes()[..], &start.to_le_bytes(), &[0; 2]].concat());
+    u32::try_from(file.len()).ok().map(|_| file)
+}
+
+/// CRC-32 as zip has it.
+fn checksum(bytes: &[u8]) -> u32 {
+    let byte = |sum: u32, byte: &u8| {
+        let bit = |sum: u32, _| sum >> 1 ^ (0xEDB8_8320 & (sum & 1).wrapping_neg());
+        (0..8).fold(sum ^ u32::from(*byte), bit)
+    };
+    !bytes.iter().fold(u32::MAX, byte)
+}
+
 /// A range that lies within the file.
 fn range(file: &[u8], start: u64, size: u64) -> Option<Range<usize>> {
     let end = usize::try_from(start.checked_add(size)?).ok()?;
@@ -146,6 +189,11 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+
+    #[test]
+    fn the_checksum_is_that_of_zip() {
+        assert_eq!(checksum(b"123456789"), 0xCBF4_3926);
+    }
 
     /// An archive of these entries, as zip64 or not.
     pub fn archive(entries: &[(&str, &[u8])], long: bool) -> Vec<u8> {

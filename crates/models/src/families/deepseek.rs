@@ -375,6 +375,8 @@ fn write(spec: &ModelSpec, family: &Family) -> Map<String, Value> {
         set("v_head_dim", json!(attention.value_dim));
         set("attention_bias", json!(attention.bias));
     }
+    // A key that has to be there, also where all layers are dense.
+    set("num_experts_per_tok", json!(1));
     if let Some(experts) = experts(spec) {
         let router = &experts.router;
         let inner = experts.expert.inner;

@@ -193,6 +193,12 @@ pub const FAMILIES: &[Family] = &[
 /// # Errors
 /// When neither is known, or the architecture is a head of another kind; the error names the nearest.
 pub fn family(config: &Config) -> Result<&'static Family> {
+    if config.contains("intervention_types") {
+        return Err(config.error(
+            "intervention_types",
+            "this is pyreft's configuration of an adapter; put an adapter_config.json beside it that says the base model and the positions, such as {\"peft_type\": \"LOREFT\", \"base_model_name_or_path\": \"path/to/base\", \"positions\": \"f7+l7\"}",
+        ));
+    }
     let architectures = config.optional_texts("architectures")?.unwrap_or_default();
     let model_type = config.optional_text("model_type")?;
     match (architectures.first(), model_type) {

@@ -107,9 +107,10 @@ impl LinearMapMut<'_> {
     /// # Errors
     /// When an expert of a stack gets one that is no low-rank addition.
     pub fn attach(&mut self, adapter: &str, part: Box<dyn LinearAdapter>) -> Result<()> {
-        if self.expert.is_some() && part.low_rank().is_none() {
+        let is_plain = |own: &LowRank| own.magnitude.is_none() && own.start.is_none();
+        if self.expert.is_some() && !part.low_rank().is_some_and(is_plain) {
             return Err(Error::Invalid(format!(
-                "`{}` is computed for all experts at once, which low-rank adapters alone can join; leave experts out of the targets",
+                "`{}` is computed for all experts at once, which plain low-rank adapters alone can join; leave experts out of the targets",
                 self.name
             )));
         }
@@ -300,7 +301,7 @@ impl Linear {
         let mut active = self.adapters.active();
         match (active.next(), active.next()) {
             (Some(one), None) if !self.weight.is_trainable() => {
-                one.low_rank().filter(|adapter| adapter.dropped.is_none())
+                one.low_rank().filter(|adapter| adapter.is_plain())
             }
             _ => None,
         }
@@ -320,7 +321,7 @@ impl Linear {
         let weight = self.weight.weight::<2>();
         let y = match self.fused() {
             Some(adapter) => {
-                let factors = [adapter.down.value(), adapter.up.value()];
+                let factors = adapter.factors();
                 group.low_rank_linear(x, weight, factors, adapter.scale, self.precision)
             }
             None if self.is_adapted() => self.adapted(x),
@@ -345,7 +346,7 @@ impl Linear {
             input: flat(x.into_tensor(), inputs),
             product: flat(product.clone(), outputs),
             bias: self.bias(),
-            weight: &|| self.weight.value(),
+            weight: &|| self.weight.weight(),
             precision: self.precision,
         };
         match self.adapters.addition(&pass) {
@@ -406,13 +407,7 @@ mod tests {
         let weight = parameter("w", [2, 3], &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
         let mut linear = Linear::from_weight("layer", weight, Precision::F32);
         let down = parameter("a", [1, 3], &[1.0, 2.0, 0.0]);
-        let low_rank = LowRank {
-            down,
-            up: parameter("b", [2, 1], &[0.5, 1.0]),
-            scale: 2.0,
-            dropout: 0.0,
-            dropped: None,
-        };
+        let low_rank = LowRank::new([down, parameter("b", [2, 1], &[0.5, 1.0])], 2.0);
         linear.adapters.attach("default", Box::new(low_rank));
         let x = Tensor::<2>::from_floats([[1.0, -1.0, 3.0]], &device);
         let adapted = linear.forward(x.clone());

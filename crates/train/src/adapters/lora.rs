@@ -1,13 +1,20 @@
-//! LoRA (arXiv 2106.09685) and rsLoRA (arXiv 2312.03732): `y = x W^T + s x A^T B^T`.
+//! LoRA (arXiv 2106.09685) and its kin: `y = x W^T + s x A^T B^T`.
 //!
-//! `s = alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA. `A` starts uniform within `1 / sqrt(inputs)`, `B` at zero, so the
-//! model starts unchanged. Recipe: `sft-lora.toml`.
+//! `s = alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA (arXiv 2312.03732). `A` starts uniform within `1 / sqrt(inputs)`, `B` at zero,
+//! so the model starts unchanged; with PiSSA (arXiv 2404.02948) `s B A` starts as a part of `W` which the base loses. DoRA (arXiv
+//! 2402.09353) trains the lengths of the sum's rows apart from their directions, and with LoRA+ (arXiv 2402.12354) `B` learns faster than
+//! `A`. Recipe: `sft-lora.toml`.
+
+use std::collections::BTreeMap;
 
 use espalier_models::{
     adapter::Adapter,
-    checkpoint::{PeftConfig, peft_config::Targets},
+    checkpoint::{
+        PeftConfig,
+        peft_config::{Initialisation, Pattern, Targets},
+    },
     model::LanguageModel,
-    parameter::Parameters,
+    parameter::{Parameter, Parameters},
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +46,27 @@ pub struct LoraOptions {
     /// Share of what the adapter reads that is zeroed in training; the base reads all.
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub dropout: f64,
+    /// Train the lengths of the weights' rows apart from their directions (DoRA).
+    pub dora: bool,
+    /// How the factors start: `gaussian`, or as a part of the weight that the base loses, `pissa` (all singular values are computed) or
+    /// `pissa_niter_16` (the largest are sought in so many passes). `A` is uniform and `B` zero when absent.
+    pub init: Option<String>,
+    /// Factor on the learning rate of `B` and of vectors (LoRA+); 16 in the paper.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub plus_ratio: Option<f64>,
+    /// Ranks of some modules, by the ends of their names or regular expressions; the first that matches in alphabetical order counts.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// As `rank_pattern`, for `alpha`.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// The only layers that are adapted, by their numbers from 0.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// What stands before the layer's number in a module's name, such as `layers`; the first number counts when absent.
+    pub layers_pattern: Vec<String>,
+    /// Modules that are not adapted even so, named as `target_modules` are.
+    pub exclude_modules: Vec<String>,
+    /// Stacks of experts and routers, by the ends of the names that transformers gives their weights, such as `experts.gate_up_proj`; no
+    /// linear layers are adapted beside them unless `target_modules` names some.
+    pub target_parameters: Vec<String>,
 }
 
 impl Default for LoraOptions {
@@ -51,41 +79,108 @@ impl Default for LoraOptions {
             ensure_weight_tying: false,
             rslora: false,
             dropout: 0.0,
+            dora: false,
+            init: None,
+            plus_ratio: None,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
+            exclude_modules: Vec::new(),
+            target_parameters: Vec::new(),
         }
+    }
+}
+
+fn wrong(key: &'static str, reason: String) -> Error {
+    Error::Option { key, reason }
+}
+
+fn check_rank(key: &'static str, rank: usize) -> Result<()> {
+    match (1..=LARGEST_RANK).contains(&rank) {
+        true => Ok(()),
+        false => Err(wrong(key, format!("{rank} is outside 1 to {LARGEST_RANK}"))),
+    }
+}
+
+fn check_positive(key: &'static str, number: f64) -> Result<()> {
+    match number > 0.0 && number.is_finite() {
+        true => Ok(()),
+        false => Err(wrong(key, format!("{number} is not a positive number"))),
+    }
+}
+
+/// The expressions of a table, with what they mean, each checked.
+fn patterns<T: Copy>(
+    key: &'static str,
+    table: &BTreeMap<String, T>,
+    check: impl Fn(&'static str, T) -> Result<()>,
+) -> Result<Vec<(Pattern, T)>> {
+    let entry = |(text, value): (&String, &T)| {
+        check(key, *value)?;
+        let pattern = Pattern::suffix(text).map_err(|error| wrong(key, error.to_string()))?;
+        Ok((pattern, *value))
+    };
+    table.iter().map(entry).collect()
+}
+
+impl LoraOptions {
+    fn initialisation(&self) -> Result<Initialisation> {
+        let Some(name) = &self.init else {
+            return Ok(Initialisation::Uniform);
+        };
+        Initialisation::named(name).ok_or_else(|| {
+            let known = "`gaussian`, `pissa`, and `pissa_niter_` with a number from 1 to 1000";
+            wrong("init", format!("`{name}` is none; there are {known}"))
+        })
+    }
+
+    fn targets(&self) -> Targets {
+        match &self.target_modules {
+            Some(names) => Targets::List(names.clone()),
+            None if !self.target_parameters.is_empty() => Targets::List(Vec::new()),
+            None => Targets::AllLinear,
+        }
+    }
+
+    fn config(&self) -> Result<PeftConfig> {
+        check_rank("rank", self.rank)?;
+        let alpha = self.alpha.unwrap_or(2.0 * self.rank as f64);
+        check_positive("alpha", alpha)?;
+        self.plus_ratio
+            .map_or(Ok(()), |ratio| check_positive("plus_ratio", ratio))?;
+        if !(0.0..1.0).contains(&self.dropout) {
+            let reason = format!("{} is outside 0 to below 1", self.dropout);
+            return Err(wrong("dropout", reason));
+        }
+        let layer = |text: &String| {
+            Pattern::layer(text).map_err(|error| wrong("layers_pattern", error.to_string()))
+        };
+        let mut config = PeftConfig::new(self.rank, alpha, self.targets());
+        config.modules_to_save = self.modules_to_save.clone();
+        config.ensure_weight_tying = self.ensure_weight_tying;
+        config.use_rslora = self.rslora;
+        config.use_dora = self.dora;
+        config.initialisation = self.initialisation()?;
+        config.dropout = self.dropout;
+        config.rank_pattern = patterns("rank_pattern", &self.rank_pattern, check_rank)?;
+        config.alpha_pattern = patterns("alpha_pattern", &self.alpha_pattern, check_positive)?;
+        config.layers_to_transform = self.layers_to_transform.clone();
+        config.layers_pattern = self
+            .layers_pattern
+            .iter()
+            .map(layer)
+            .collect::<Result<_>>()?;
+        let excluded = Some(self.exclude_modules.clone()).filter(|names| !names.is_empty());
+        config.exclude_modules = excluded.map(Targets::List);
+        config.target_parameters = self.target_parameters.clone();
+        Ok(config)
     }
 }
 
 impl Tuning for LoraOptions {
     fn adapter(&self) -> Result<Adapter> {
-        if !(1..=LARGEST_RANK).contains(&self.rank) {
-            return Err(Error::Option {
-                key: "rank",
-                reason: format!("{} is outside 1 to {LARGEST_RANK}", self.rank),
-            });
-        }
-        let target_modules = match &self.target_modules {
-            Some(names) => Targets::List(names.clone()),
-            None => Targets::AllLinear,
-        };
-        let alpha = self.alpha.unwrap_or(2.0 * self.rank as f64);
-        if !(alpha > 0.0 && alpha.is_finite()) {
-            return Err(Error::Option {
-                key: "alpha",
-                reason: format!("{alpha} is not a positive number"),
-            });
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::Option {
-                key: "dropout",
-                reason: format!("{} is outside 0 to below 1", self.dropout),
-            });
-        }
-        let mut config = PeftConfig::new(self.rank, alpha, target_modules);
-        config.modules_to_save = self.modules_to_save.clone();
-        config.ensure_weight_tying = self.ensure_weight_tying;
-        config.use_rslora = self.rslora;
-        config.dropout = self.dropout;
-        Ok(Adapter::new(config))
+        Ok(Adapter::new(self.config()?))
     }
 
     fn with_modules(&self, modules: Vec<String>) -> Result<Adapter> {
@@ -107,16 +202,36 @@ impl Tuning for LoraOptions {
     fn check_model(&self, model: &LanguageModel) -> Result<()> {
         let mut widest = 0;
         model.visit_linears(&mut |map| widest = widest.max(map.inputs).max(map.rows.len()));
-        match self.rank > widest && widest > 0 {
+        let ranks = self.rank_pattern.values().chain([&self.rank]);
+        let largest = ranks.copied().max().unwrap_or(0);
+        match largest > widest && widest > 0 {
             false => Ok(()),
-            true => Err(Error::Option {
-                key: "rank",
-                reason: format!(
-                    "{} is more than {widest}, the width of the model's widest map, above which an addition is of no higher rank; choose less",
-                    self.rank
-                ),
-            }),
+            true => {
+                let key = if largest == self.rank {
+                    "rank"
+                } else {
+                    "rank_pattern"
+                };
+                Err(wrong(
+                    key,
+                    format!(
+                        "{largest} is more than {widest}, the width of the model's widest map, above which an addition is of no higher rank; choose less"
+                    ),
+                ))
+            }
         }
+    }
+
+    fn set_rates(&self, model: &mut LanguageModel) {
+        let Some(ratio) = self.plus_ratio else {
+            return;
+        };
+        model.visit_mut(&mut |p: &mut Parameter| {
+            let is_up = p.adapter().is_some() && p.name().ends_with(".up");
+            if p.is_trainable() && (is_up || p.shape().len() == 1) {
+                p.scale_learning_rate(ratio);
+            }
+        });
     }
 
     /// PEFT has no dropout on experts of a stack and their routers, and refuses a folder that says so.

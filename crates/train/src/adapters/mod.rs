@@ -3,6 +3,7 @@
 //! A way to tune is one file here and one line below; what it puts on the model is a kind of `espalier_models::adapter`.
 
 pub mod lora;
+pub mod reft;
 pub mod state;
 
 use espalier_models::{adapter::Adapter, families::Family, model::LanguageModel};
@@ -31,6 +32,9 @@ pub trait Tuning {
     fn check_model(&self, _model: &LanguageModel) -> Result<()> {
         Ok(())
     }
+
+    /// Gives the parameters of the adapter learning rates of their own.
+    fn set_rates(&self, _model: &mut LanguageModel) {}
 
     /// Whether what was put on the model can be kept in a folder.
     ///
@@ -71,6 +75,8 @@ macro_rules! ways_to_tune {
 ways_to_tune! {
     /// A low-rank addition to chosen weights.
     Lora = "lora": lora::LoraOptions;
+    /// Edits of hidden states at a few tokens of the prompt (LoReFT, DiReFT).
+    Reft = "reft": reft::ReftOptions;
     /// The states from which recurrent layers start.
     State = "state": state::StateOptions;
 }
@@ -110,6 +116,7 @@ impl AdapterOptions {
         self.tuning().check_model(model)?;
         adapter.attach(model, family, seed)?;
         self.tuning().check_attached(model)?;
+        self.tuning().set_rates(model);
         Ok(adapter)
     }
 
@@ -165,6 +172,10 @@ mod tests {
         }
         let wrong = serde_json::json!({ "lroa": {} });
         let error = serde_json::from_value::<AdapterOptions>(wrong).unwrap_err();
-        assert!(error.to_string().contains("expected `lora` or `state`"));
+        assert!(
+            error
+                .to_string()
+                .contains("expected one of `lora`, `reft`, `state`")
+        );
     }
 }

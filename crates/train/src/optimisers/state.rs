@@ -129,11 +129,11 @@ impl<R: Rule> Optimiser for Ruled<R> {
     }
 
     fn state(&self) -> Vec<NamedTensor<'_>> {
-        let of_parameter = |(key, state): (&'_ String, &'_ Vec<(Slot, Value)>)| {
-            let tensors = state.iter().map(|(slot, value)| named(key, *slot, value));
-            tensors.collect::<Vec<_>>()
-        };
-        self.states.iter().flat_map(of_parameter).collect()
+        let mut tensors = Vec::new();
+        for (key, state) in &self.states {
+            tensors.extend(state.iter().map(|(slot, value)| named(key, *slot, value)));
+        }
+        tensors
     }
 
     fn restore(&mut self, key: &str, parameter: &Parameter, saved: &SavedTensors) -> Result<()> {

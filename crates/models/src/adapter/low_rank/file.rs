@@ -17,6 +17,10 @@ pub(super) fn names(module: &Module) -> [String; 2] {
     ["lora_A", "lora_B"].map(|part| format!("{PEFT_PREFIX}{}.{part}.weight", module.name))
 }
 
+pub(super) fn magnitude_name(module: &Module) -> String {
+    format!("{PEFT_PREFIX}{}.lora_magnitude_vector", module.name)
+}
+
 /// Outputs and inputs of every linear map by its name.
 pub(super) type Sizes = HashMap<String, [usize; 2]>;
 
@@ -42,6 +46,7 @@ fn shared(down: &[f32], ups: Vec<Vec<f32>>, rank: usize, scale: f64) -> Vec<Fact
                 .flat_map(|row| row[kept.clone()].to_vec())
                 .collect(),
             scale,
+            ..Factors::default()
         }
     };
     ups.into_iter().enumerate().map(of_map).collect()
@@ -72,6 +77,19 @@ fn own_ranks(ups: &[Vec<f32>], rank: usize) -> Option<Vec<Range<usize>>> {
     let first = own.iter_mut().find(|range| range.start < range.end)?;
     first.start = 0;
     Some(own)
+}
+
+/// The rows of several maps, so many each, which take turns in so many groups.
+fn in_turns(values: &[f32], width: usize, outputs: &[usize], groups: usize) -> Vec<Vec<f32>> {
+    let mut maps = vec![Vec::new(); outputs.len()];
+    let mut rows = values.chunks(width.max(1));
+    for _ in 0..groups {
+        for (outputs, map) in outputs.iter().zip(&mut maps) {
+            let own = rows.by_ref().take(outputs / groups);
+            own.for_each(|row| map.extend(row));
+        }
+    }
+    maps
 }
 
 impl PeftConfig {
@@ -123,15 +141,8 @@ impl PeftConfig {
         let names = names_of(module);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let (down, up, rank) = self.read_factors(&names, &tensors, [outputs, inputs], 1, file)?;
-        let mut ups = vec![Vec::new(); of_maps.len()];
-        let mut rows = up.chunks(rank.max(1));
-        for _ in 0..module.groups {
-            for ([outputs, _], up) in of_maps.iter().zip(&mut ups) {
-                rows.by_ref()
-                    .take(outputs / module.groups)
-                    .for_each(|row| up.extend(row));
-            }
-        }
+        let rows_of_maps: Vec<usize> = of_maps.iter().map(|[outputs, _]| *outputs).collect();
+        let ups = in_turns(&up, rank, &rows_of_maps, module.groups);
         let scale = self.scale_of(&names);
         let mut factors = shared(&down, ups.clone(), rank, scale);
         if factors.iter().any(|factors| factors.down.is_empty()) {
@@ -142,8 +153,16 @@ impl PeftConfig {
                     down: down.clone(),
                     up,
                     scale,
+                    ..Factors::default()
                 })
                 .collect();
+        }
+        if self.use_dora {
+            let magnitude = file.read(&magnitude_name(module), &[outputs])?;
+            let magnitudes = in_turns(&magnitude, 1, &rows_of_maps, module.groups);
+            for (factors, magnitude) in factors.iter_mut().zip(magnitudes) {
+                factors.magnitude = Some(magnitude);
+            }
         }
         Ok(module.maps.iter().cloned().zip(factors).collect())
     }

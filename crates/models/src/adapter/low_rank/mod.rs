@@ -1,20 +1,24 @@
-//! LoRA (arXiv 2106.09685) and rsLoRA (arXiv 2312.03732): `W + scale B A`, in PEFT's folders.
+//! LoRA (arXiv 2106.09685) and rsLoRA (arXiv 2312.03732): `W + scale B A`, in PEFT's folders. DoRA and PiSSA are in files of their own.
 //!
 //! PEFT stores `A` as `{module}.lora_A.weight` and `B` as `{module}.lora_B.weight`. Where one module of the checkpoint is
 //! several of our maps, its `B` has their factors on its diagonal.
 
+mod dora;
 mod file;
+mod start;
 mod targets;
 
 use std::{collections::HashMap, sync::Arc};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use espalier_data::random::{Random, fnv};
-use espalier_kernels::{dropout::Dropout, linear::linear};
+use espalier_kernels::{
+    dropout::Dropout,
+    linear::{Precision, linear},
+};
 use serde_json::Value;
 
 use self::{
-    file::{expert_tensors, names, sizes},
+    file::{expert_tensors, magnitude_name, names, sizes},
     targets::by_name,
 };
 use super::{
@@ -54,40 +58,134 @@ pub struct LowRank {
     pub dropout: f64,
     /// Which inputs are dropped now.
     pub dropped: Option<Dropout>,
+    /// `A` and `-B` of what the base loses at the start, never trained (PiSSA).
+    pub start: Option<[Parameter; 2]>,
+    /// The length of every row of the sum, `[out]` (DoRA).
+    pub magnitude: Option<Parameter>,
 }
 
 impl LowRank {
-    /// The rank of the addition.
-    pub fn rank(&self) -> usize {
-        self.down.shape()[0]
+    /// A plain addition of `A` and `B`.
+    pub fn new([down, up]: [Parameter; 2], scale: f64) -> Self {
+        Self {
+            down,
+            up,
+            scale,
+            dropout: 0.0,
+            dropped: None,
+            start: None,
+            magnitude: None,
+        }
     }
+
+    /// The rank of the addition, with what the base loses.
+    pub fn rank(&self) -> usize {
+        let start = self.start.as_ref().map_or(0, |[down, _]| down.shape()[0]);
+        self.down.shape()[0] + start
+    }
+
+    /// `A` and `B`, with what the base loses beside them: `[rank, in]` and `[out, rank]`.
+    pub fn factors(&self) -> [Tensor<2>; 2] {
+        let [down, up] = [self.down.value(), self.up.value()];
+        match &self.start {
+            None => [down, up],
+            Some([start_down, start_up]) => [
+                Tensor::cat(vec![down, start_down.value()], 0),
+                Tensor::cat(vec![up, start_up.value()], 1),
+            ],
+        }
+    }
+
+    /// Whether it is a sum of products alone, which takes part in the product of its weight.
+    pub fn is_plain(&self) -> bool {
+        self.dropped.is_none() && self.magnitude.is_none()
+    }
+
+    /// `scale B A`, with what the base loses, outside autodiff: `[out, in]`.
+    fn product(&self) -> Tensor<2> {
+        let [down, up] = self.factors().map(Tensor::inner);
+        up.matmul(down) * self.scale
+    }
+
+    /// `scale x A^T B^T`, with what the base loses.
+    fn through(&self, input: Tensor<2>, precision: Precision) -> Tensor<2> {
+        wide(input, self.factors(), self.scale, precision)
+    }
+
+    /// The same without what the base loses.
+    fn trained(&self, input: Tensor<2>, precision: Precision) -> Tensor<2> {
+        let factors = [self.down.value(), self.up.value()];
+        wide(input, factors, self.scale, precision)
+    }
+
+    /// The base's product without what it loses.
+    fn with_start(&self, product: Tensor<2>, input: &Tensor<2>, precision: Precision) -> Tensor<2> {
+        match &self.start {
+            None => product,
+            Some(start) => {
+                let factors = start.each_ref().map(Parameter::value);
+                product + wide(input.clone(), factors, self.scale, precision)
+            }
+        }
+    }
+
+    /// The parameters of the matrices `A`, and those of the matrices `B`.
+    fn matrices(&self) -> (Vec<&Parameter>, Vec<&Parameter>) {
+        let start = self.start.iter();
+        let (downs, ups): (Vec<_>, Vec<_>) = start.map(|[down, up]| (down, up)).unzip();
+        (
+            [vec![&self.down], downs].concat(),
+            [vec![&self.up], ups].concat(),
+        )
+    }
+}
+
+/// `scale x A^T B^T`.
+fn wide(
+    input: Tensor<2>,
+    [down, up]: [Tensor<2>; 2],
+    scale: f64,
+    precision: Precision,
+) -> Tensor<2> {
+    let narrow = linear(input, down, None, precision) * scale;
+    linear(narrow, up, None, precision)
 }
 
 impl LinearAdapter for LowRank {
     fn addition(&self, pass: &LinearPass<'_>) -> Tensor<2> {
-        let down = self.down.value();
-        let input = match self.dropped {
-            Some(dropout) => dropout.forward(pass.input.clone()),
-            None => pass.input.clone(),
-        };
-        let narrow = linear(input, down, None, pass.precision) * self.scale;
-        linear(narrow, self.up.value(), None, pass.precision)
+        if let Some(magnitude) = &self.magnitude {
+            return dora::addition(self, magnitude, pass);
+        }
+        match self.dropped {
+            None => self.through(pass.input.clone(), pass.precision),
+            Some(dropout) => {
+                let input = dropout.forward(pass.input.clone());
+                let trained = self.trained(input, pass.precision);
+                self.with_start(trained, &pass.input, pass.precision)
+            }
+        }
     }
 
-    fn merge(&self, _: &LinearWeights) -> Result<LinearWeights> {
-        let [up, down] = [&self.up, &self.down].map(|factor| factor.value::<2>().inner());
-        Ok(LinearWeights {
-            weight: up.matmul(down) * self.scale,
-            bias: None,
+    fn merge(&self, base: &LinearWeights) -> Result<LinearWeights> {
+        Ok(match &self.magnitude {
+            Some(magnitude) => dora::merge(self, magnitude, base),
+            None => LinearWeights {
+                weight: self.product(),
+                bias: None,
+            },
         })
     }
 
     fn parameters(&self) -> Vec<&Parameter> {
-        vec![&self.down, &self.up]
+        let start = self.start.iter().flatten();
+        let own = [&self.down, &self.up].into_iter();
+        own.chain(start).chain(&self.magnitude).collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        vec![&mut self.down, &mut self.up]
+        let start = self.start.iter_mut().flatten();
+        let own = [&mut self.down, &mut self.up].into_iter();
+        own.chain(start).chain(&mut self.magnitude).collect()
     }
 
     fn set_dropout(&mut self, seed: Option<u64>) {
@@ -102,10 +200,14 @@ impl LinearAdapter for LowRank {
 }
 
 /// The values of an adapter of one map.
+#[derive(Debug, Clone, Default)]
 struct Factors {
     down: Vec<f32>,
     up: Vec<f32>,
     scale: f64,
+    /// `A` and `-B` of what the base loses.
+    start: Option<[Vec<f32>; 2]>,
+    magnitude: Option<Vec<f32>>,
 }
 
 impl Factors {
@@ -126,19 +228,28 @@ impl Factors {
         device: &Device,
     ) -> Result<()> {
         let [outputs, inputs] = map.size();
-        let rank = self.down.len() / inputs.max(1);
-        let parameter = |part: &str, shape: [usize; 2], values: Vec<f32>| {
-            let flat = TensorData::new(values, [shape[0] * shape[1]]);
+        let parameter = |part: &str, shape: &[usize], values: Vec<f32>| {
+            let flat = TensorData::new(values, [shape.iter().product::<usize>()]);
             let name = format!("{}.adapter.{adapter}.{part}", map.name);
             Parameter::new(name, shape.to_vec(), Tensor::from_data(flat, device))
                 .of_adapter(adapter)
         };
+        let factors = |names: [&str; 2], [down, up]: [Vec<f32>; 2]| {
+            let rank = down.len() / inputs.max(1);
+            let down = parameter(names[0], &[rank, inputs], down);
+            [down, parameter(names[1], &[outputs, rank], up)]
+        };
+        let start = self.start.map(|start| {
+            let start = factors(["start_down", "start_up"], start);
+            start.map(Parameter::fixed)
+        });
+        let magnitude = self.magnitude;
+        let magnitude = magnitude.map(|values| parameter("magnitude", &[outputs], values));
         let low_rank = LowRank {
-            down: parameter("down", [rank, inputs], self.down),
-            up: parameter("up", [outputs, rank], self.up),
-            scale: self.scale,
             dropout,
-            dropped: None,
+            start,
+            magnitude,
+            ..LowRank::new(factors(["down", "up"], [self.down, self.up]), self.scale)
         };
         map.attach(adapter, Box::new(low_rank))
     }
@@ -186,22 +297,16 @@ impl AdapterKind for PeftConfig {
         self.ensure_weight_tying
     }
 
-    /// `A` is uniform within `1 / sqrt(inputs)` and `B` zero.
+    /// Where a file's values take their place, `A` and `B` are zero.
     fn attach(&self, model: &mut LanguageModel, family: &Family, fresh: Fresh<'_>) -> Result<()> {
         let planned = self.planned(model, family)?;
         let device = model.device().clone();
         each_linear(model, &mut |map| match planned.get(&map.name) {
             None => Ok(()),
             Some((rank, scale)) => {
-                let [outputs, inputs] = map.size();
-                let bound = 1.0 / (inputs as f64).sqrt();
-                let mut random = Random::new(fnv(&format!("{}|{}|adapter", fresh.seed, &map.name)));
-                let factors = Factors {
-                    down: (0..rank * inputs)
-                        .map(|_| ((random.f() * 2.0 - 1.0) * bound) as f32)
-                        .collect(),
-                    up: vec![0.0; outputs * rank],
-                    scale: *scale,
+                let factors = match fresh.is_read {
+                    true => start::zeros(map.size(), *rank, *scale),
+                    false => self.fresh(map, *rank, *scale, fresh.seed),
                 };
                 factors.attach(map, fresh.adapter, self.dropout, &device)
             }
@@ -222,10 +327,14 @@ impl AdapterKind for PeftConfig {
             let all: Option<Vec<&LowRank>> = own.collect();
             if let Some(all) = all {
                 let [down, up] = names(module);
-                let downs = all.iter().map(|a| &a.down).collect();
-                tensors.push(StoredTensor::rows_of(down, downs));
-                let ups = all.iter().map(|a| &a.up).collect();
+                let (downs, ups): (Vec<_>, Vec<_>) = all.iter().map(|own| own.matrices()).unzip();
+                tensors.push(StoredTensor::rows_of(down, downs.concat()));
                 tensors.push(StoredTensor::block_diagonal(up, ups, module.groups));
+                let magnitudes: Vec<_> = all.iter().filter_map(|a| a.magnitude.as_ref()).collect();
+                if !magnitudes.is_empty() {
+                    let rows = StoredTensor::rows_of(magnitude_name(module), magnitudes);
+                    tensors.push(rows.in_turns(module.groups));
+                }
             }
         }
         let stacks = ExpertParameter::all(&modules);
@@ -281,6 +390,7 @@ impl AdapterKind for PeftConfig {
                 });
             }
         }
+        self.take_out_of_the_base(&modules, model, &mut by_map)?;
         let device = model.device().clone();
         each_linear(model, &mut |map| match by_map.remove(&map.name) {
             Some(factors) => factors.attach(map, adapter, self.dropout, &device),
@@ -295,9 +405,12 @@ impl AdapterKind for PeftConfig {
     /// An adapter on a fused weight is stored as one of several times the rank, with the same scale; experts are named by the
     /// parameter that holds their stack.
     fn configuration(&self, model: &LanguageModel, family: &Family, adapter: &str) -> Value {
-        let mut config = self.clone();
-        let modules = layout::modules(model, family);
         let parts = low_rank_parts(model, adapter);
+        let mut config = match parts.values().any(|part| part.start.is_some()) {
+            true => self.converted(),
+            false => self.clone(),
+        };
+        let modules = layout::modules(model, family);
         for module in modules.iter().filter(|module| module.expert.is_none()) {
             let own = module.maps.iter().map(|map| parts.get(map).copied());
             let own: Vec<&LowRank> = own.collect::<Option<_>>().unwrap_or_default();
@@ -318,6 +431,7 @@ impl AdapterKind for PeftConfig {
     }
 
     fn describe(&self) -> String {
-        format!("low rank, r = {}, alpha = {}", self.rank, self.alpha)
+        let kind = if self.use_dora { ", DoRA" } else { "" };
+        format!("low rank, r = {}, alpha = {}{kind}", self.rank, self.alpha)
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     },
     checkpoint::{
         PeftConfig,
-        peft_config::{Targets, is_named},
+        peft_config::{Initialisation, Targets, is_named},
     },
     families::Family,
     layout::{self, Module},
@@ -65,8 +65,45 @@ impl PeftConfig {
 
     /// Whether patterns and defaults give a module this rank and scale, by all of its names and by that of transformers alone.
     pub(super) fn says(&self, module: &Module, rank: usize, scale: f64) -> bool {
+        // A scale may be made of roots.
+        let near = |found: f64| (found - scale).abs() <= 1e-12 * scale.abs();
         let of_name = (self.rank_for(&module.name), self.scale_for(&module.name));
-        self.rank_and_scale(module) == (rank, scale) && of_name == (rank, scale)
+        let found = [self.rank_and_scale(module), of_name];
+        found
+            .iter()
+            .all(|(own, found)| *own == rank && near(*found))
+    }
+
+    /// The rank of a module.
+    pub(super) fn rank_of_module(&self, module: &Module) -> usize {
+        self.rank_and_scale(module).0
+    }
+
+    /// What needs the matrix of a layer alone cannot be had where experts are computed together, nor in PEFT at a bare parameter.
+    fn check_matrices(
+        &self,
+        all: &[Module],
+        planned: &HashMap<String, (usize, f64)>,
+    ) -> Result<()> {
+        let name = match (self.use_dora, self.initialisation) {
+            (true, _) => "DoRA",
+            (_, Initialisation::Pissa { .. }) => "PiSSA",
+            _ => return Ok(()),
+        };
+        let is_bare = |module: &&Module| module.expert.is_some() || module.parameter().is_some();
+        let is_planned = |module: &&Module| module.maps.iter().any(|map| planned.contains_key(map));
+        match all.iter().filter(is_bare).find(is_planned) {
+            None => Ok(()),
+            Some(module) => Err(Error::Invalid(format!(
+                "{name} needs a layer of its own, and `{}` is {}; leave it out of `target_modules` and `target_parameters`, or use a plain LoRA",
+                module.name,
+                if module.expert.is_some() {
+                    "an expert of a stack"
+                } else {
+                    "a router without one"
+                },
+            ))),
+        }
     }
 
     /// The ranks and scales of all maps that get an adapter, by their names.
@@ -118,6 +155,7 @@ impl PeftConfig {
                 )));
             }
         }
+        self.check_matrices(&all, &planned)?;
         Ok(planned)
     }
 
