@@ -58,7 +58,8 @@ pub(crate) fn update(
 pub(crate) fn backward(
     release: Release,
     loss: Tensor<1>,
-    (model, objective): (&mut LanguageModel, &mut dyn Objective),
+    model: &mut LanguageModel,
+    objective: &mut dyn Objective,
     optimiser: &mut dyn Optimiser,
     step: Step,
 ) -> Result<(Gradients, Squares)> {

@@ -379,9 +379,9 @@ impl State<'_> {
                 let Run {
                     model, objective, ..
                 } = &mut self.run;
-                let trained = (model, &mut **objective);
                 let optimiser = self.optimiser.as_mut();
-                let (found, gone) = released::backward(release, sum, trained, optimiser, numbers)?;
+                let (found, gone) =
+                    released::backward(release, sum, model, *objective, optimiser, numbers)?;
                 gradients.released.extend(gone);
                 found
             }
