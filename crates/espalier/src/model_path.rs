@@ -14,6 +14,8 @@ use espalier_models::{
     checkpoint::Checkpoint,
     folder::{self, LoadedModel},
 };
+use espalier_train::quantise::QuantiseOptions;
+use serde_json::Map;
 
 use crate::{Error, Result, stages::folder::is_out_of_place};
 
@@ -107,7 +109,26 @@ fn check_weights(file: &Path) -> Result<()> {
 /// # Errors
 /// As [`resolve_model`], and when a file is damaged or does not fit the others.
 pub fn load_model(path: &Path, device: &Device) -> Result<LoadedModel> {
-    Ok(folder::load(&resolve_model(path)?, device)?)
+    load_quantised_model(path, None, device)
+}
+
+/// As [`load_model`], with the (base) model's linear maps rounded where `quantise` says how.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_quantised_model(
+    path: &Path,
+    quantise: Option<QuantiseOptions>,
+    device: &Device,
+) -> Result<LoadedModel> {
+    let format = quantise.map(QuantiseOptions::format);
+    let folder = resolve_model(path)?;
+    Ok(folder::load_quantised(
+        &folder,
+        &Map::new(),
+        format,
+        device,
+    )?)
 }
 
 /// Loads what `path` means together with its tokenizer, and merges adapters that can be merged.
@@ -115,8 +136,20 @@ pub fn load_model(path: &Path, device: &Device) -> Result<LoadedModel> {
 /// # Errors
 /// As [`load_model`], and when the tokenizer is missing or of another model.
 pub fn open_text_model(path: &Path, device: &Device) -> Result<OpenedModel> {
+    open_quantised_text_model(path, None, device)
+}
+
+/// As [`open_text_model`], with the (base) model's linear maps rounded where `quantise` says how; adapters then stay beside them.
+///
+/// # Errors
+/// As [`open_text_model`].
+pub fn open_quantised_text_model(
+    path: &Path,
+    quantise: Option<QuantiseOptions>,
+    device: &Device,
+) -> Result<OpenedModel> {
     let folder = resolve_model(path)?;
-    let mut loaded = folder::load(&folder, device)?;
+    let mut loaded = load_quantised_model(&folder, quantise, device)?;
     loaded.model.merge_what_can_be();
     let model = loaded.model.frozen();
     let home = tokenizer_folder(&folder, &loaded.base);

@@ -2,6 +2,7 @@
 //! width]`; its backward runs the forward again.
 
 use std::{
+    collections::HashMap,
     fmt::Debug,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -22,7 +23,7 @@ use burn::{
 };
 use burn_flex::FlexTensor;
 
-use crate::fused;
+use crate::{fused, release};
 
 /// A part of a model that can run twice with the same result.
 pub trait Segment: Debug + Send + Sync + 'static {
@@ -57,16 +58,12 @@ pub fn recomputed(
     leaves: Vec<Tensor<1>>,
     segment: Arc<dyn Segment>,
 ) -> Tensor<3> {
-    let ids = Arc::new(Mutex::new(Vec::with_capacity(leaves.len())));
-    for leaf in &leaves {
-        Dispatch::identify(leaf.clone().into_dispatch(), ids.clone());
-    }
+    let nodes = nodes(&leaves);
     let x = x.into_dispatch();
     let first = leaves
         .into_iter()
         .next()
         .map_or_else(|| x.clone(), Tensor::into_dispatch);
-    let leaves = std::mem::take(&mut *ids.lock().unwrap_or_else(PoisonError::into_inner));
     let given = shared.each_ref().map(Option::is_some);
     let [memory, bias] =
         shared.map(|shared| shared.map_or_else(|| x.clone(), Tensor::into_dispatch));
@@ -76,11 +73,25 @@ pub fn recomputed(
         memory,
         bias,
         Arc::new(Recipe {
-            leaves,
+            leaves: nodes,
             given,
             segment,
         }),
     ))
+}
+
+/// The graph's nodes of tensors that it tracks.
+fn nodes(leaves: &[Tensor<1>]) -> Vec<NodeId> {
+    let ids = Arc::new(Mutex::new(Vec::with_capacity(leaves.len())));
+    for leaf in leaves {
+        Dispatch::identify(leaf.clone().into_dispatch(), ids.clone());
+    }
+    std::mem::take(&mut *ids.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// The graph's node of a tensor, where it is tracked.
+pub(crate) fn node(leaf: &Tensor<1>) -> Option<NodeId> {
+    nodes(std::slice::from_ref(leaf)).pop()
 }
 
 /// Whether [`recomputed`] works for tensors like `x`.
@@ -173,14 +184,23 @@ impl Backward<Flex, 4> for Recompute {
         if let Some(parent) = input {
             register(parent.id, x.grad_remove(&mut found).map(primitive));
         }
+        let mut whole = HashMap::new();
         for (leaf, own) in recipe.leaves.iter().zip(tracked.leaves) {
-            register(*leaf, own.grad_remove(&mut found).map(primitive));
+            match own.grad_remove(&mut found) {
+                Some(gradient) if release::is_alone(*leaf) => {
+                    whole.insert((*leaf).into(), gradient);
+                }
+                gradient => register(*leaf, gradient.map(primitive)),
+            }
         }
         for (parent, own) in parents.into_iter().zip(tracked.shared) {
             if let (Some(parent), Some(own)) = (parent, own) {
                 register(parent.id, own.grad_remove(&mut found).map(primitive));
             }
         }
+        // The segment's hold on its parameters is given up before these may change, which then takes no copy of them.
+        drop((recipe, found));
+        release::give(whole);
     }
 }
 
@@ -209,7 +229,10 @@ impl<C: CheckpointStrategy> Recomputation for Autodiff<Flex, C> {
         let x = x.into_primitive();
         let y = outside_autodiff(recipe.segment.as_ref(), x.clone());
         match prepared {
-            OpsKind::Tracked(prepared) => prepared.finish(Kept { x, recipe }, y),
+            OpsKind::Tracked(prepared) => {
+                release::joined(&recipe.leaves);
+                prepared.finish(Kept { x, recipe }, y)
+            }
             OpsKind::UnTracked(prepared) => prepared.finish(y),
         }
     }

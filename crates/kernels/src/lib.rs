@@ -29,6 +29,7 @@ mod parallel;
 pub mod readback;
 pub mod recomputable;
 pub mod recurrent;
+pub mod release;
 pub mod rotary;
 pub mod simd;
 pub mod stored;

@@ -4,18 +4,20 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use espalier_data::disk;
+use espalier_kernels::stored::FourBit;
 use serde_json::{Map, Value, json};
 
 use crate::{
     Error, Result,
     adapter::{self, Adapter},
-    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter},
+    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, bitsandbytes},
     families::{self, Family, config::Config},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
     positions,
+    quantised::Quantising,
     saved_configuration::configuration,
-    source::{self, CheckpointSource},
+    source::{self, CheckpointSource, ParameterSource},
     spec::ModelSpec,
     tied_head::{self, EMBEDDING, HeadInFile, WithFresh},
 };
@@ -74,8 +76,26 @@ pub fn load_changed(
     changes: &Map<String, Value>,
     device: &Device,
 ) -> Result<LoadedModel> {
+    load_quantised(folder, changes, None, device)
+}
+
+/// As [`load_changed`], with the linear maps of the (base) model's blocks rounded while they are read, one at a time, where `quantise`
+/// says how.
+///
+/// # Errors
+/// As [`load_changed`], and when the device is not the host.
+pub fn load_quantised(
+    folder: &Path,
+    changes: &Map<String, Value>,
+    quantise: Option<&'static FourBit>,
+    device: &Device,
+) -> Result<LoadedModel> {
+    if quantise.is_some() && device.clone().inner() != Device::flex() {
+        let reason = "a quantised base is kept on the host alone; leave the quantisation out, or choose the CPU";
+        return Err(Error::Invalid(reason.into()));
+    }
     if folder.join(adapter::CONFIGURATION).is_file() {
-        let mut loaded = adapter::load(folder, changes, device)?;
+        let mut loaded = adapter::load(folder, changes, quantise, device)?;
         // What was learned on a base may end elsewhere than its texts do.
         if let Some(ends) = generation_ends(folder)? {
             loaded.model.set_end_tokens(ends);
@@ -97,7 +117,14 @@ pub fn load_changed(
         source.read_from(EMBEDDING, tensor);
     }
     let fresh = head.fresh;
-    let model = LanguageModel::build(spec, &mut WithFresh { source, fresh }, device)?;
+    let mut source = WithFresh { source, fresh };
+    let model = match quantise {
+        None => LanguageModel::build(spec, &mut source, device)?,
+        Some(format) => {
+            let source: &mut dyn ParameterSource = &mut source;
+            LanguageModel::build(spec, &mut Quantising { source, format }, device)?
+        }
+    };
     Ok(LoadedModel {
         model,
         config,
@@ -183,6 +210,7 @@ impl Description {
         if let Some(eos) = generation.get("eos_token_id").filter(|eos| !eos.is_null()) {
             config = config.with("eos_token_id", eos.clone());
         }
+        let config = bitsandbytes::unpacked(config)?;
         let family = families::family(&config)?;
         let mut spec = (family.read)(&config)?;
         config.refuse_unread()?;

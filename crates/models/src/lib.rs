@@ -22,6 +22,7 @@ pub mod model;
 pub mod parameter;
 pub mod pooling;
 mod positions;
+pub mod quantised;
 pub mod recurrent;
 mod relative_position_bias;
 mod rotary_frequencies;

@@ -213,6 +213,12 @@ impl Parameter {
         }
     }
 
+    /// Whether its numbers are those of a finer weight, rounded to be read and never changed.
+    pub fn is_quantised(&self) -> bool {
+        self.as_stored()
+            .is_some_and(|stored| stored.format().is_quantised())
+    }
+
     /// The values as a source of another model's weights gives them; stored ones are shared.
     pub fn values(&self) -> Values {
         match self.as_stored() {

@@ -7,7 +7,7 @@ use espalier_kernels::stored::{Mxfp4, Stored};
 
 use crate::{
     Error, Result,
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, bitsandbytes},
     families::{Family, TensorEntry},
     layout::row_shape,
     spec::ModelSpec,
@@ -86,6 +86,14 @@ pub trait ParameterSource {
     /// # Errors
     /// When the source has no such weight or another shape.
     fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Values>;
+
+    /// The weight of a linear map, which a source may round.
+    ///
+    /// # Errors
+    /// As [`ParameterSource::parameter`].
+    fn linear(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Values> {
+        self.parameter(name, shape, initial)
+    }
 }
 
 /// Fresh weights. Each tensor has its own stream, so one weight's values do not depend on the others.
@@ -133,6 +141,7 @@ pub struct CheckpointSource<'a> {
 }
 
 /// Where one of our parameters, or some rows of it, lies in a checkpoint.
+#[derive(Clone)]
 struct Place {
     tensor: String,
     /// First of our rows within a group of the (possibly fused) tensor.
@@ -198,7 +207,7 @@ const PACKED: [&str; 2] = ["_blocks", "_scales"];
 /// The name of the parameter that a tensor of this name holds, or holds a part of.
 pub(crate) fn unpacked_name(name: &str) -> &str {
     let bare = PACKED.iter().find_map(|end| name.strip_suffix(end));
-    bare.unwrap_or(name)
+    bitsandbytes::weight_of(bare.unwrap_or(name))
 }
 
 /// The name that newer files give to what this one calls `name`.
@@ -274,6 +283,34 @@ impl CheckpointSource<'_> {
             .ok_or_else(|| misfit(&numbers, &halves))
     }
 
+    /// What a rounded matrix of the file, which lies as ours do even where others are transposed, holds of a parameter of this shape.
+    fn rounded(
+        &self,
+        whole: Stored,
+        tensor: &str,
+        place: &Place,
+        shape: &[usize],
+    ) -> Result<Stored> {
+        let rows = place
+            .rows
+            .as_ref()
+            .map_or(place.total, ExactSizeIterator::len);
+        let expected = [rows, shape.last().copied().unwrap_or(0)];
+        let upright = Place {
+            transposed: false,
+            ..place.clone()
+        };
+        let part = match whole.shape() == expected {
+            true => part(&whole, &upright, shape),
+            false => None,
+        };
+        part.ok_or_else(|| Error::Shape {
+            operator: tensor.to_owned(),
+            expected: format!("{expected:?}"),
+            found: whole.shape().to_vec(),
+        })
+    }
+
     /// What one tensor of the file holds of a parameter of this shape, as rows `[rows, width]` over its first axis.
     fn read(&self, place: &Place, shape: &[usize]) -> Result<Stored> {
         if let Some(packed) = self.packed(place, shape)? {
@@ -281,6 +318,9 @@ impl CheckpointSource<'_> {
         }
         let tensor = stored_name(self.checkpoint, self.prefix, &place.tensor)
             .ok_or_else(|| self.missing(&place.tensor))?;
+        if let Some(whole) = bitsandbytes::read(self.checkpoint, &tensor)? {
+            return self.rounded(whole, &tensor, place, shape);
+        }
         let found = self
             .checkpoint
             .info(&tensor)

@@ -50,6 +50,9 @@ pub struct TrainOptions {
     pub precision: Precision,
     /// Compute each block a second time in the backward instead of keeping its inner values: less memory, a third more work.
     pub gradient_checkpointing: bool,
+    /// Update each block as soon as the backward has its gradients, which are then let go: one block's exist at a time. Needs
+    /// `gradient_checkpointing`, and neither clips nor accumulates.
+    pub release_gradients: bool,
     /// Share of what attention and feed-forward layers add that is dropped at random in training.
     #[schemars(range(min = 0.0, max = 0.99))]
     pub dropout: f64,
@@ -128,6 +131,7 @@ impl Default for TrainOptions {
             group_by_length: false,
             precision: Precision::F32,
             gradient_checkpointing: false,
+            release_gradients: false,
             dropout: 0.0,
             label_smoothing: 0.0,
             embedding_noise: 0.0,
@@ -222,7 +226,37 @@ impl TrainOptions {
         within("beta1", self.beta1, 0.0, 0.999_999_9)?;
         within("beta2", self.beta2, 0.0, 0.999_999_9)?;
         within("epsilon", self.epsilon, 0.0, 1.0)?;
-        within("clip", self.clip, 0.0, 1e9)
+        within("clip", self.clip, 0.0, 1e9)?;
+        self.check_release()
+    }
+
+    /// Whether gradients that are released are not needed later.
+    fn check_release(&self) -> Result<()> {
+        let reason = match self {
+            Self {
+                release_gradients: false,
+                ..
+            } => return Ok(()),
+            Self {
+                gradient_checkpointing: false,
+                ..
+            } => {
+                "blocks give their gradients away when they run again in the backward; set `gradient_checkpointing = true`"
+            }
+            Self {
+                accumulation: 2.., ..
+            } => {
+                "a block is updated by every backward, and cannot wait for others; set `accumulation = 1` and raise `batch`"
+            }
+            Self { clip, .. } if *clip > 0.0 => {
+                "the norm over all gradients is known when they are gone; set `clip = 0`"
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Option {
+            key: "release_gradients",
+            reason: reason.into(),
+        })
     }
 }
 
@@ -247,6 +281,31 @@ mod tests {
         assert_eq!(steps(9, 2, 2, 2.0), 6);
         assert_eq!(steps(9, 2, 2, 0.5), 2);
         assert_eq!(steps(8, 2, 2, 1.5), 3);
+    }
+
+    #[test]
+    fn released_gradients_exclude_what_needs_them() {
+        let right = TrainOptions {
+            gradient_checkpointing: true,
+            release_gradients: true,
+            clip: 0.0,
+            ..Default::default()
+        };
+        right.check().unwrap();
+        let changes: [(fn(&mut TrainOptions), &str); 3] = [
+            (
+                |options| options.gradient_checkpointing = false,
+                "set `gradient_checkpointing = true`",
+            ),
+            (|options| options.accumulation = 2, "set `accumulation = 1`"),
+            (|options| options.clip = 1.0, "set `clip = 0`"),
+        ];
+        for (change, fix) in changes {
+            let mut wrong = right.clone();
+            change(&mut wrong);
+            let error = wrong.check().unwrap_err().to_string();
+            assert!(error.contains(fix), "{error}");
+        }
     }
 
     #[test]

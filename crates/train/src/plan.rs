@@ -5,7 +5,7 @@
 //! trained), padding included, at the speed of a matrix product of the model's size on this machine. Both are estimates to be
 //! compared with what the run then used.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use burn::tensor::{Device, Distribution, Tensor};
 use espalier_data::{packing::Row, random::Random};
@@ -89,7 +89,7 @@ pub fn plan(
         }
     });
     let held: usize = model.parameters().iter().map(|p| p.bytes()).sum();
-    let memory = held as u64 + 4 * trainable + state + activations;
+    let memory = held as u64 + gradient_bytes(model, options) + state + activations;
     let passes = if trainable < parameters { 4.0 } else { 6.0 };
     let passes = if options.gradient_checkpointing {
         passes + 2.0
@@ -114,6 +114,23 @@ pub fn plan(
         largest_batch: [rows, longest],
         seconds,
     })
+}
+
+/// Bytes of the gradients that exist at once.
+fn gradient_bytes(model: &LanguageModel, options: &TrainOptions) -> u64 {
+    let (mut all, mut blocks) = (0, BTreeMap::<String, u64>::new());
+    for parameter in model.parameters().iter().filter(|p| p.is_trainable()) {
+        let bytes = 4 * parameter.len() as u64;
+        let name = parameter.name();
+        let (before, inside) = name.split_once("blocks.").unwrap_or(("", ""));
+        match inside.split_once('.').filter(|_| options.release_gradients) {
+            Some((number, _)) => {
+                *blocks.entry(format!("{before}{number}")).or_default() += bytes;
+            }
+            None => all += bytes,
+        }
+    }
+    all + blocks.into_values().max().unwrap_or(0)
 }
 
 /// Bytes of what the forward pass of so many tokens keeps for the backward pass, all in f32, and of the logits that exist at once.

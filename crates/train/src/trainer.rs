@@ -11,7 +11,7 @@ use std::{
 
 use burn::tensor::Tensor;
 use espalier_data::{disk, packing::Row, random::Random};
-use espalier_kernels::{backward::backward, linear::Precision, optimiser::sum_of_squares};
+use espalier_kernels::{backward::backward, linear::Precision, release::Release};
 use espalier_models::{model::LanguageModel, parameter::Parameter};
 
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     optimisers::{Optimiser, Step},
     options::TrainOptions,
     order::Order,
+    released::{self, Squares},
     token_count::TokenCount,
     trained,
 };
@@ -269,6 +270,15 @@ pub(crate) fn random_of_batch(options: &TrainOptions, step: usize, batch: usize)
     Random::named(&format!("batch|{}|{step}|{batch}", options.seed))
 }
 
+/// The gradients of a step.
+#[derive(Debug, Default)]
+struct Collected {
+    /// Those that the step's end applies.
+    waiting: BTreeMap<String, Tensor<1>>,
+    /// The squared norms of those whose parameters were updated in the backward.
+    released: Squares,
+}
+
 /// A run under way.
 struct State<'a> {
     run: Run<'a>,
@@ -287,7 +297,7 @@ impl State<'_> {
         let number = self.progress.step + 1;
         let mut batches = self.batches()?;
         let units = Batch::of_step(&mut batches);
-        let mut gradients = BTreeMap::new();
+        let mut gradients = Collected::default();
         let mut loss = 0.0;
         for (micro, batch) in batches.iter().enumerate() {
             let seed = self.run.options.seed;
@@ -345,12 +355,13 @@ impl State<'_> {
         &mut self,
         batch: &Batch,
         units: f64,
-        gradients: &mut BTreeMap<String, Tensor<1>>,
+        gradients: &mut Collected,
         step: usize,
     ) -> Result<f64> {
         if batch.units == 0.0 {
             return Ok(0.0);
         }
+        let release = self.run.options.release_gradients.then(Release::begin);
         let loss = self.run.objective.loss(&self.run.model, batch)?;
         let value = loss.value() / units;
         if !value.is_finite() {
@@ -360,32 +371,53 @@ impl State<'_> {
             });
         }
         self.window.add(&loss.metrics);
-        let mut found = backward(loss.sum / units)?;
+        let sum = loss.sum / units;
+        let mut found = match release {
+            None => backward(sum)?,
+            Some(release) => {
+                let numbers = self.step_of(step, 1.0);
+                let Run {
+                    model, objective, ..
+                } = &mut self.run;
+                let optimiser = self.optimiser.as_mut();
+                let (found, gone) =
+                    released::backward(release, sum, model, *objective, optimiser, numbers)?;
+                gradients.released.extend(gone);
+                found
+            }
+        };
         trained::visit(&self.run.model, self.run.objective, &mut |key, p| {
             if let Some(gradient) = p.leaf().and_then(|leaf| leaf.grad_remove(&mut found)) {
-                let sum = match gradients.remove(key) {
+                let sum = match gradients.waiting.remove(key) {
                     Some(earlier) => earlier + gradient,
                     None => gradient,
                 };
-                gradients.insert(key.to_owned(), sum);
+                gradients.waiting.insert(key.to_owned(), sum);
             }
         });
         Ok(value)
     }
 
-    /// Clips and applies the gradients; returns their norm before clipping.
-    fn update(&mut self, mut gradients: BTreeMap<String, Tensor<1>>, step: usize) -> Result<f64> {
-        let mut total = 0.0f64;
-        for (name, gradient) in &gradients {
-            let squares = sum_of_squares(gradient.clone());
-            if !squares.is_finite() {
-                return Err(Error::NotFinite {
-                    step,
-                    what: format!("the gradient of `{name}`"),
-                });
-            }
-            total += squares;
+    /// The numbers of step `number` (from 1).
+    fn step_of(&self, number: usize, gradient_scale: f64) -> Step {
+        Step {
+            number: number as u64,
+            learning_rate: self.run.options.learning_rate_at(number - 1, self.total),
+            gradient_scale,
         }
+    }
+
+    /// Clips and applies the gradients that were not released; returns the norm of all before clipping.
+    fn update(&mut self, mut gradients: Collected, number: usize) -> Result<f64> {
+        for (name, gradient) in &gradients.waiting {
+            let squares = released::squares(name, gradient, number as u64)?;
+            gradients.released.insert(name.clone(), squares);
+        }
+        let mut total = 0.0f64;
+        gradients
+            .released
+            .values()
+            .for_each(|squares| total += squares);
         let norm = total.sqrt();
         let options = &self.run.options;
         let scale = if options.clip > 0.0 && norm > options.clip {
@@ -393,23 +425,13 @@ impl State<'_> {
         } else {
             1.0
         };
-        let step = Step {
-            number: step as u64,
-            learning_rate: options.learning_rate_at(step - 1, self.total),
-            gradient_scale: scale,
-        };
+        let step = self.step_of(number, scale);
         let Run {
             model, objective, ..
         } = &mut self.run;
         trained::visit_mut(model, *objective, &mut |key, p| {
-            if let Some(gradient) = gradients.remove(key) {
-                let learning_rate = step.learning_rate * p.learning_rate();
-                let step = Step {
-                    learning_rate,
-                    ..step
-                };
-                self.optimiser.step(key, p, gradient, step);
-                p.restore_orthonormal_rows();
+            if let Some(gradient) = gradients.waiting.remove(key) {
+                released::update(self.optimiser.as_mut(), key, p, gradient, step);
             }
         });
         Ok(norm)

@@ -12,6 +12,7 @@ use espalier_engine::{
     decode::Finish,
     text::{GeneratedText, TextModel, TextOptions},
 };
+use espalier_train::quantise::QuantiseOptions;
 use serde_json::json;
 
 use super::{Context, generate::finish_name, sampling::SamplingArgs};
@@ -38,6 +39,9 @@ pub struct ChatArgs {
     /// Answer this and exit
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
+    /// Round the linear maps of the (base) model's blocks to four bits: nf4 or fp4
+    #[arg(long, value_name = "NAME")]
+    pub quantise: Option<QuantiseOptions>,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -48,7 +52,8 @@ pub struct ChatArgs {
 /// # Errors
 /// When the model cannot be loaded or has no chat template; when it cannot answer a line of a pipe.
 pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
-    let opened = model_path::open_text_model(&args.model, &context.device)?;
+    let opened =
+        model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
     super::say_remarks(&opened.remarks);
     if opened.text.tokenizer.template().is_none() {
         let fix = "complete text with `espalier generate`, or tune it on conversations first";

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::Context;
 
 use espalier_models::pooling::Pooling;
+use espalier_train::quantise::QuantiseOptions;
 
 use crate::{
     Error, Result,
@@ -37,6 +38,9 @@ pub struct EvalArgs {
     /// How texts become vectors: mean, weighted_mean, first or last.
     #[arg(long, default_value = "mean")]
     pub pooling: Pooling,
+    /// Round the linear maps of the (base) model's blocks to four bits: nf4 or fp4.
+    #[arg(long, value_name = "NAME")]
+    pub quantise: Option<QuantiseOptions>,
     /// Items of each task.
     #[arg(long, default_value_t = 200)]
     pub items: usize,
@@ -78,6 +82,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         worlds,
         sampled_worlds,
         config: Default::default(),
+        quantise: args.quantise,
         retrieval: args.retrieval.clone(),
         pooling: args.pooling,
         from: 0,

@@ -9,6 +9,7 @@ use espalier_engine::{
     text::{GeneratedText, TextModel, TextOptions},
 };
 use espalier_models::state_file::Prefix;
+use espalier_train::quantise::QuantiseOptions;
 use serde_json::json;
 
 use super::{
@@ -59,6 +60,9 @@ pub struct GenerateArgs {
     /// Go on behind the text whose memory `--save-state` wrote to FILE
     #[arg(long, value_name = "FILE", conflicts_with_all = ["chat", "beams"])]
     pub from_state: Option<PathBuf>,
+    /// Round the linear maps of the (base) model's blocks to four bits: nf4 or fp4
+    #[arg(long, value_name = "NAME")]
+    pub quantise: Option<QuantiseOptions>,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -73,7 +77,8 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     if args.beams != 1 {
         args.check_beams()?;
     }
-    let opened = model_path::open_text_model(&args.model, &context.device)?;
+    let opened =
+        model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
     super::say_remarks(&opened.remarks);
     let sampler = args.sampling.options(&opened.base)?;
     let options = TextOptions {

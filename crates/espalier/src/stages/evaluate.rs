@@ -17,6 +17,7 @@ use espalier_evaluate::{
     retrieval::nearest_neighbour, statistics::Accuracy, world,
 };
 use espalier_models::pooling::Pooling;
+use espalier_train::quantise::QuantiseOptions;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -46,6 +47,15 @@ pub struct EvaluateStage {
     /// Keys of the model's `config.json` that change before it is evaluated.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
+    /// Round the linear maps of the (base) model's blocks to four bits while they are read: `nf4`, `fp4`, or a table such as
+    /// `{ nf4 = { double = false } }`.
+    #[serde(
+        default,
+        deserialize_with = "shorthand::optional_name_or_table",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "shorthand::name_or_table_schema::<QuantiseOptions>")]
+    pub quantise: Option<QuantiseOptions>,
     /// Data whose perplexity is measured.
     #[serde(
         default,
@@ -179,7 +189,13 @@ impl StageKind for EvaluateStage {
 /// When model or data do not fit.
 pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
     let template = stage.template.as_deref();
-    let start = model::open(Path::new(&stage.model), &stage.config, template, device)?;
+    let start = model::open(
+        Path::new(&stage.model),
+        &stage.config,
+        stage.quantise,
+        template,
+        device,
+    )?;
     for remark in &start.loaded.remarks {
         voice.say(&format!("   {remark}"));
     }

@@ -9,6 +9,7 @@ use espalier_data::{
     tokenizer::Tokenizer,
 };
 use espalier_engine::sentence_transformers::SentenceTransformer;
+use espalier_kernels::allocator;
 use espalier_models::{
     adapter::Adapter,
     checkpoint::Dtype,
@@ -16,7 +17,7 @@ use espalier_models::{
     folder::{self, LoadedModel},
     model::LanguageModel,
 };
-use espalier_train::objectives::symbols::Symbols;
+use espalier_train::{objectives::symbols::Symbols, quantise::QuantiseOptions};
 use serde_json::{Map, Value};
 
 use super::Voice;
@@ -30,13 +31,15 @@ pub struct Start {
     pub tokenizer: Tokenizer,
 }
 
-/// Loads a model or adapter folder with its tokenizer; `changes` replace keys of its `config.json`.
+/// Loads a model or adapter folder with its tokenizer; `changes` replace keys of its `config.json`, and `quantise` says how the base is
+/// rounded, if it is.
 ///
 /// # Errors
 /// When a file is missing or damaged.
 pub fn open(
     path: &Path,
     changes: &Map<String, Value>,
+    quantise: Option<QuantiseOptions>,
     template: Option<&str>,
     device: &Device,
 ) -> Result<Start> {
@@ -44,7 +47,9 @@ pub fn open(
         return Err(missing(path));
     }
     let path = &model_path::resolve_model(path)?;
-    let loaded = folder::load_changed(path, changes, device)?;
+    let format = quantise.map(QuantiseOptions::format);
+    let loaded = folder::load_quantised(path, changes, format, device)?;
+    allocator::give_back_freed_memory();
     let place = model_path::tokenizer_folder(path, &loaded.base);
     let tokenizer = with_template(Tokenizer::load(&place)?, template)?;
     check_vocabulary(&tokenizer, &loaded.model)?;

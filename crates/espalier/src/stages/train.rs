@@ -10,6 +10,7 @@ use espalier_models::{
     folder::{self, LoadedModel},
     model::LanguageModel,
     parameter::Parameters,
+    quantised::quantised_weights,
 };
 use espalier_train::{
     adapters::AdapterOptions,
@@ -18,6 +19,7 @@ use espalier_train::{
     objectives::{ObjectiveOptions, PackedRows, registry::Registered},
     options::TrainOptions,
     plan::{Plan, check_lengths, plan},
+    quantise::QuantiseOptions,
     rates,
     token_count::TokenCount,
     trainer::{self, Event, Outcome, Run},
@@ -77,6 +79,15 @@ pub struct TrainStage {
     /// Train some blocks and modules alone, without an adapter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freeze: Option<FreezeOptions>,
+    /// Round the linear maps of the (base) model's blocks to four bits while they are read: `nf4`, `fp4`, or a table such as
+    /// `{ nf4 = { double = false } }`. An adapter is then trained on them; it is kept apart.
+    #[serde(
+        default,
+        deserialize_with = "shorthand::optional_name_or_table",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(schema_with = "shorthand::name_or_table_schema::<QuantiseOptions>")]
+    pub quantise: Option<QuantiseOptions>,
     /// Training data: a path, a table, or a list of these.
     #[serde(deserialize_with = "shorthand::one_or_many")]
     #[schemars(schema_with = "shorthand::one_or_many_schema")]
@@ -150,6 +161,11 @@ impl StageKind for TrainStage {
         if self.new.is_some() && !self.config.is_empty() {
             return Err(Error::usage(
                 "`config` changes keys of a model that there is already; those of a new one belong into `new.config`",
+            ));
+        }
+        if self.quantise.is_some() && self.new.is_some() {
+            return Err(Error::usage(
+                "`quantise` rounds a base that stays as it is, and a new model has to be trained; leave one of them out",
             ));
         }
         match (0.0..1.0).contains(&self.validation_share) {
@@ -229,7 +245,13 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
             workplace.voice.say(&format!("   {remark}"));
         }
     }
+    let rounded = quantised_weights(&model);
     let adapter = match (&stage.adapter, earlier) {
+        (None, None) if rounded > 0 => {
+            return Err(Error::usage(
+                "the model is quantised, and rounded weights cannot be trained; train an adapter on them (`adapter = \"lora\"`), or the full-precision model",
+            ));
+        }
         (None, None) => {
             match &stage.freeze {
                 Some(freeze) => freeze.apply(&mut model, family)?,
@@ -267,6 +289,16 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         return Err(Error::usage(format!(
             "the adapter cannot be merged into a base that `config` or `add_tokens` changes: {reason}; {fix}"
         )));
+    }
+    if rounded > 0 && merges {
+        return Err(Error::usage(
+            "the adapter cannot be merged into a quantised base, which `config` or `add_tokens` asks for; change the full-precision base in a stage of its own",
+        ));
+    }
+    if quantised_weights(&model) < rounded {
+        return Err(Error::usage(
+            "the adapter would change or train weights of the quantised base themselves; leave their modules out of `modules_to_save`, start from a plain `lora`, or do not quantise",
+        ));
     }
     if adapter.is_some() && !stage.add_tokens.is_empty() {
         workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
@@ -364,7 +396,13 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
     let template = stage.template.as_deref();
     match (&stage.model, &stage.new) {
         (Some(path), None) => {
-            let start = model::open(Path::new(path), &stage.config, template, workplace.device)?;
+            let start = model::open(
+                Path::new(path),
+                &stage.config,
+                stage.quantise,
+                template,
+                workplace.device,
+            )?;
             model::grow(start, &stage.add_tokens, workplace.voice)
         }
         (None, Some(new)) => {

@@ -198,7 +198,7 @@ fn wrong(error: espalier_models::Error) -> Error {
 fn grow(stage: &UpcycleStage, workplace: &mut Workplace) -> Result<Value> {
     let open = |name: &String| -> Result<Start> {
         let (changes, template) = (Map::new(), None);
-        let mut start = model::open(Path::new(name), &changes, template, workplace.device)?;
+        let mut start = model::open(Path::new(name), &changes, None, template, workplace.device)?;
         start.loaded.model.merge_adapters()?;
         Ok(start)
     };

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use espalier_kernels::stored::FourBit;
 use serde_json::{Map, Value};
 
 use super::{Adapter, CONFIGURATION};
@@ -11,11 +12,17 @@ use crate::{
     folder::{self, LoadedModel},
 };
 
-/// Loads an adapter folder and its base, see [`base_folder`]. `changes` replace keys of the base's `config.json`.
+/// Loads an adapter folder and its base, see [`base_folder`]. `changes` replace keys of the base's `config.json`, and `quantise` says
+/// how its linear maps are rounded, if they are.
 ///
 /// # Errors
 /// When a file is missing or damaged, or the adapter does not fit its base.
-pub fn load(folder: &Path, changes: &Map<String, Value>, device: &Device) -> Result<LoadedModel> {
+pub fn load(
+    folder: &Path,
+    changes: &Map<String, Value>,
+    quantise: Option<&'static FourBit>,
+    device: &Device,
+) -> Result<LoadedModel> {
     let adapter = Adapter::read(folder)?;
     let base = base_folder(folder, &adapter)?;
     if base.join(CONFIGURATION).is_file() {
@@ -27,7 +34,7 @@ pub fn load(folder: &Path, changes: &Map<String, Value>, device: &Device) -> Res
             ),
         });
     }
-    let mut loaded = folder::load_changed(&base, changes, device)?;
+    let mut loaded = folder::load_quantised(&base, changes, quantise, device)?;
     let family = loaded.family()?;
     loaded
         .remarks

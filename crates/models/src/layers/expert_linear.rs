@@ -46,7 +46,7 @@ impl ExpertLinear {
         parts: usize,
         deviation: f64,
     ) -> Result<Self> {
-        let weight = builder.weight(
+        let weight = builder.linear(
             format!("{name}.weight"),
             shape.to_vec(),
             Initial::Normal(deviation),

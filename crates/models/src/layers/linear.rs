@@ -19,6 +19,9 @@ use crate::{
     source::Initial,
 };
 
+/// Why an adapter is not merged into a rounded weight.
+const QUANTISED: &str = "the base is quantised, and rounding would change what an adapter adds to it; merge it into the full-precision base: load that without quantising it";
+
 /// `y = x W^T + b`, plus what the active adapters add.
 #[derive(Debug, Clone)]
 pub struct Linear {
@@ -120,6 +123,9 @@ impl LinearMapMut<'_> {
     /// # Errors
     /// When one of them cannot be merged; the map is then as it was.
     pub fn merge(mut self) -> Result<()> {
+        if self.weight.is_quantised() && self.adapters.is_active() {
+            return Err(Error::Invalid(QUANTISED.into()));
+        }
         let [outputs, inputs] = self.size();
         let place = self.place();
         let additions = self
@@ -153,7 +159,7 @@ impl Linear {
         bias: bool,
         deviation: f64,
     ) -> Result<Self> {
-        let weight = builder.weight(
+        let weight = builder.linear(
             format!("{name}.weight"),
             size.to_vec(),
             Initial::Normal(deviation),
@@ -181,7 +187,7 @@ impl Linear {
         initial: [Initial; 2],
     ) -> Result<Self> {
         let [weight, bias] = initial;
-        let weight = builder.weight(format!("{name}.weight"), size.to_vec(), weight)?;
+        let weight = builder.linear(format!("{name}.weight"), size.to_vec(), weight)?;
         let bias = Some(builder.parameter(format!("{name}.bias"), vec![size[0]], bias)?);
         Ok(Self {
             bias,

@@ -68,16 +68,33 @@ impl Builder<'_> {
         shape: Vec<usize>,
         initial: Initial,
     ) -> Result<Parameter> {
-        if self.device != Device::flex() {
-            return self.parameter(name, shape, initial);
-        }
-        match self.source.parameter(&name, &shape, initial)? {
+        let values = self.source.parameter(&name, &shape, initial)?;
+        Ok(self.kept(name, shape, values))
+    }
+
+    /// As [`Builder::weight`] for the weight of a linear map, which the source may round.
+    ///
+    /// # Errors
+    /// When the source has no such weight or another shape.
+    pub fn linear(
+        &mut self,
+        name: String,
+        shape: Vec<usize>,
+        initial: Initial,
+    ) -> Result<Parameter> {
+        let values = self.source.linear(&name, &shape, initial)?;
+        Ok(self.kept(name, shape, values))
+    }
+
+    fn kept(&self, name: String, shape: Vec<usize>, values: Values) -> Parameter {
+        match values {
             Values::Stored(stored)
-                if stored.bytes().len() < 4 * stored.shape().iter().product::<usize>() =>
+                if self.device == Device::flex()
+                    && stored.bytes().len() < 4 * stored.shape().iter().product::<usize>() =>
             {
-                Ok(Parameter::stored(name, stored))
+                Parameter::stored(name, stored)
             }
-            values => Ok(self.in_f32(name, shape, values)),
+            values => self.in_f32(name, shape, values),
         }
     }
 

@@ -187,7 +187,7 @@ pub(super) fn map(
     size: [usize; 2],
     initial: Initial,
 ) -> Result<Linear> {
-    let weight = builder.weight(format!("{name}.weight"), size.to_vec(), initial)?;
+    let weight = builder.linear(format!("{name}.weight"), size.to_vec(), initial)?;
     Ok(Linear::from_weight(name, weight, Precision::F32))
 }
 

@@ -20,6 +20,7 @@ use espalier_train::{
     },
     options::TrainOptions,
     plan::activation_bytes,
+    quantise::QuantiseOptions,
     trainer::{self, Event, Run},
 };
 
@@ -63,6 +64,9 @@ pub struct LoraArgs {
     /// Rank of the adapters
     #[arg(long, default_value_t = 16)]
     pub rank: usize,
+    /// Round the linear maps of the base's blocks to four bits: nf4 or fp4
+    #[arg(long, value_name = "NAME")]
+    pub quantise: Option<QuantiseOptions>,
 }
 
 /// The size of a DPO step.
@@ -154,7 +158,8 @@ pub fn train(args: &TrainArgs, context: &Context) -> Result<()> {
 /// # Errors
 /// As [`train`].
 pub fn lora(args: &LoraArgs, context: &Context) -> Result<()> {
-    let mut loaded = load(&args.step.model, args.step.length, context)?;
+    let mut loaded = load_quantised(&args.step.model, args.step.length, args.quantise, context)?;
+    let base: usize = loaded.model.parameters().iter().map(|p| p.bytes()).sum();
     let options = LoraOptions {
         rank: args.rank,
         ..LoraOptions::default()
@@ -173,7 +178,14 @@ pub fn lora(args: &LoraArgs, context: &Context) -> Result<()> {
     show(
         "lora_step",
         &args.step,
-        vec![("rank", args.rank.into())],
+        vec![
+            ("rank", args.rank.into()),
+            (
+                "quantise",
+                args.quantise.map_or("-", QuantiseOptions::name).into(),
+            ),
+            ("base_bytes", base.into()),
+        ],
         &steps,
         work,
         context,
@@ -256,7 +268,16 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
 }
 
 fn load(path: &Path, length: usize, context: &Context) -> Result<LoadedModel> {
-    let loaded = model_path::load_model(path, &context.device)?;
+    load_quantised(path, length, None, context)
+}
+
+fn load_quantised(
+    path: &Path,
+    length: usize,
+    quantise: Option<QuantiseOptions>,
+    context: &Context,
+) -> Result<LoadedModel> {
+    let loaded = model_path::load_quantised_model(path, quantise, &context.device)?;
     match loaded.model.spec().learned_positions() {
         Some(rows) if length > rows => Err(Error::Usage(format!(
             "`--length` is {length} but the model has {rows} positions; ask for fewer"
