@@ -96,7 +96,8 @@ mod tests {
             assert!((found - expected).abs() < 1e-6, "{found}");
         }
         let merged = weight() + adapter().merge(&base).unwrap().weight;
-        let expected = [[0.707_107, 0.707_107, 0.0], [0.371_391, 0.928_477, 0.0]];
+        let half = 0.5f32.sqrt();
+        let expected = [[half, half, 0.0], [0.371_391, 0.928_477, 0.0]];
         let expected = Tensor::<2>::from_floats(expected, &Device::flex());
         let gap = (merged.clone() - expected).abs().max().into_scalar::<f32>();
         assert!(gap < 1e-6, "{gap}");

@@ -214,9 +214,12 @@ pub(super) fn skip_what_says_nothing(file: &mut AdapterFile, method: Method) {
     names.iter().for_each(|name| file.skip(name));
 }
 
+/// A tensor of a file: its name, its shape, its numbers.
+type Named = (String, Vec<usize>, Vec<f32>);
+
 /// Writes the files and their `config.json`.
 pub(super) fn write(tensors: &[StoredTensor<'_>], rank: usize, folder: &Path) -> Result<()> {
-    let mut files: Vec<(&str, Vec<(String, Vec<usize>, Vec<f32>)>)> = Vec::new();
+    let mut files: Vec<(&str, Vec<Named>)> = Vec::new();
     for tensor in tensors {
         let Some((key, name)) = tensor.name.split_once('/') else {
             continue;
