@@ -178,6 +178,18 @@ fn a_killed_run_goes_on_to_the_same_edits_and_the_same_curve() {
 }
 
 #[test]
+fn the_number_of_threads_changes_no_bit() {
+    let edits = ["1", "2"].map(|threads| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = command(folder.path(), "loreft", &[]);
+        let output = command.env("RAYON_NUM_THREADS", threads).output().unwrap();
+        assert!(output.status.success());
+        saved(folder.path())
+    });
+    assert!(edits[0].len() == 4 && edits[0] == edits[1]);
+}
+
+#[test]
 fn directions_stay_orthonormal_and_the_base_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     train(folder.path(), "loreft", &["options.steps=1"]);

@@ -189,3 +189,18 @@ fn what_is_saved_is_such_a_folder_again() {
         fs::remove_dir_all(run).unwrap();
     }
 }
+
+#[test]
+fn vectors_are_cut_to_the_dimensions_that_the_folder_names() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&fixture("every-mode"), folder.path());
+    let whole = &embed(folder.path(), &["hello world"])[0];
+    let path = folder.path().join("config_sentence_transformers.json");
+    let text = fs::read_to_string(&path).unwrap_or_else(|_| "{}".into());
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    config["truncate_dim"] = 8.into();
+    fs::write(&path, config.to_string()).unwrap();
+    let cut = &embed(folder.path(), &["hello world"])[0];
+    assert_eq!(cut.len(), 8);
+    assert_eq!(cut[..], whole[..8]);
+}

@@ -11,6 +11,7 @@ mod classification;
 mod context;
 pub mod embedding_noise;
 pub mod error;
+pub mod expansion;
 pub mod families;
 pub mod folder;
 mod growth;

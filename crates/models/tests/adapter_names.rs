@@ -336,3 +336,25 @@ fn a_fused_projection_of_the_file_is_read_as_the_three_of_transformers() {
     }
     assert!(load(saved.path()).adapter.is_some());
 }
+
+#[test]
+fn what_peft_takes_for_experts_is_known_by_its_parameter() {
+    // PEFT takes `gate_proj` of these for the experts' own, also in whole names.
+    for name in ["deepseek-v3", "deepseek-v2"] {
+        let mut loaded = load(&fixture(name));
+        let family = loaded.family().unwrap();
+        let adapter = Adapter::new(PeftConfig::new(2, 4.0, Targets::AllLinear));
+        adapter.attach(&mut loaded.model, family, 0).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        adapter.save(&loaded.model, family, folder.path()).unwrap();
+        let text = fs::read_to_string(folder.path().join("adapter_config.json")).unwrap();
+        let config: Value = serde_json::from_str(&text).unwrap();
+        let modules = config["target_modules"].to_string();
+        let parameters = config["target_parameters"].to_string();
+        assert!(
+            !modules.contains("gate_proj") && modules.contains("o_proj"),
+            "{modules}"
+        );
+        assert!(parameters.contains("gate_proj.weight"), "{parameters}");
+    }
+}

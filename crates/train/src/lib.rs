@@ -11,6 +11,7 @@ pub mod choice;
 pub mod columns;
 pub mod error;
 pub mod evaluation;
+pub mod freeze;
 pub mod metrics;
 pub mod named_tensors;
 pub mod objectives;

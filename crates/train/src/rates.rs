@@ -33,7 +33,9 @@ pub fn set_rates(
         let mut found = false;
         model.visit_mut(&mut |p: &mut Parameter| {
             let of_module = names.get(module(p.name())).into_iter().flatten();
-            let occurs = (of_module.map(String::as_str).chain([p.name()]))
+            let occurs = of_module
+                .map(String::as_str)
+                .chain([p.name()])
                 .any(|name| pattern.is_match(name));
             if p.is_trainable() && occurs {
                 found = true;

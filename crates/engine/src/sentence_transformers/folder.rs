@@ -188,6 +188,7 @@ fn read(home: &Path, transformer: &Path) -> Result<SentenceTransformer> {
             .unwrap_or(false),
         prompts,
         default_prompt,
+        truncated: truncated(home)?,
     };
     check_sizes(home, &transformer)?;
     transformer.prompt(None)?;
@@ -251,6 +252,21 @@ fn prompts(home: &Path) -> Result<(BTreeMap<String, String>, Option<String>)> {
         .and_then(Value::as_str)
         .map(str::to_owned);
     Ok((prompts.collect(), default))
+}
+
+/// `truncate_dim`: how many numbers of a vector are kept.
+fn truncated(home: &Path) -> Result<Option<usize>> {
+    let path = home.join(PROMPTS);
+    match object_if_there(&path)?.get("truncate_dim") {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64().and_then(|count| usize::try_from(count).ok()) {
+            Some(count) if count > 0 => Ok(Some(count)),
+            _ => Err(wrong(
+                &path,
+                format!("`truncate_dim`: {value} is no number of dimensions"),
+            )),
+        },
+    }
 }
 
 fn entries(folder: &Path) -> Result<Option<Vec<Entry>>> {

@@ -41,6 +41,8 @@ pub struct SentenceTransformer {
     lower_case: bool,
     /// What may be put before a text, by name.
     pub prompts: BTreeMap<String, String>,
+    /// The first numbers of a vector that are kept, all where absent.
+    truncated: Option<usize>,
     /// The name of what is put before a text when nothing else is asked for.
     pub default_prompt: Option<String>,
 }
@@ -138,12 +140,13 @@ impl SentenceTransformer {
 
     /// What the modules behind the pooling make of a vector.
     fn behind(&self, pooled: Vec<f32>) -> Vec<f32> {
-        self.modules
-            .iter()
-            .fold(pooled, |vector, module| match module {
-                Module::Dense(dense) => dense.apply(&vector),
-                Module::Norm(norm) => norm.apply(&vector),
-                Module::Normalize => normalised(&vector),
-            })
+        let modules = self.modules.iter();
+        let mut vector = modules.fold(pooled, |vector, module| match module {
+            Module::Dense(dense) => dense.apply(&vector),
+            Module::Norm(norm) => norm.apply(&vector),
+            Module::Normalize => normalised(&vector),
+        });
+        vector.truncate(self.truncated.unwrap_or(usize::MAX));
+        vector
     }
 }

@@ -12,7 +12,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Voice, evaluate::EvaluateStage, report, train::TrainStage, upcycle::UpcycleStage};
+use super::{
+    Voice, evaluate::EvaluateStage, expand::ExpandStage, extract::ExtractStage, merge::MergeStage,
+    report, train::TrainStage, upcycle::UpcycleStage,
+};
 use crate::{
     Error, Result,
     recipe::{
@@ -275,6 +278,12 @@ stage_kinds! {
     evaluate: Evaluate(EvaluateStage),
     /// Make a dense model into one with experts.
     upcycle: Upcycle(UpcycleStage),
+    /// Give a model further blocks that leave its stream as it is.
+    expand: Expand(ExpandStage),
+    /// Merge adapters into their base, or into one adapter.
+    merge: Merge(MergeStage),
+    /// Make the difference of a tuned model from its base an adapter.
+    extract: Extract(ExtractStage),
 }
 
 impl Kind {

@@ -15,6 +15,7 @@ use espalier_models::{
 use espalier_train::{
     adapters::AdapterOptions,
     batch::Sample,
+    freeze::FreezeOptions,
     objectives::{ObjectiveOptions, PackedRows, registry::Registered},
     options::TrainOptions,
     plan::{Plan, check_lengths, plan},
@@ -75,6 +76,9 @@ pub struct TrainStage {
     )]
     #[schemars(schema_with = "shorthand::name_or_table_schema::<AdapterOptions>")]
     pub adapter: Option<AdapterOptions>,
+    /// Train some blocks and modules alone, without an adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeOptions>,
     /// Round the linear maps of the (base) model's blocks to four bits while they are read: `nf4`, `fp4`, or a table such as
     /// `{ nf4 = { double = false } }`. An adapter is then trained on them; it is kept apart.
     #[serde(
@@ -135,6 +139,14 @@ impl StageKind for TrainStage {
         self.adapter
             .as_ref()
             .map_or(Ok(()), AdapterOptions::check)?;
+        if let Some(freeze) = &self.freeze {
+            freeze.check()?;
+            if self.adapter.is_some() {
+                return Err(Error::usage(
+                    "the stage has both `adapter`, which freezes the whole base, and `freeze`; give one",
+                ));
+            }
+        }
         if self.model.is_some() == self.new.is_some() {
             return Err(Error::usage(match self.model {
                 Some(_) => "the stage has both `model` and `new`; give one",
@@ -241,7 +253,10 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
             ));
         }
         (None, None) => {
-            model.set_trainable(|_| true);
+            match &stage.freeze {
+                Some(freeze) => freeze.apply(&mut model, family)?,
+                None => model.set_trainable(|_| true),
+            }
             None
         }
         (Some(options), None) => {
@@ -250,6 +265,11 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
                 true => options.attach(&mut model, family, seed)?,
                 false => options.attach_with_vocabulary(&mut model, family, seed)?,
             })
+        }
+        (None, Some(_)) if stage.freeze.is_some() => {
+            return Err(Error::usage(
+                "the model is an adapter, which alone is trained; leave `freeze` out, or merge it into its base first",
+            ));
         }
         (None, Some(earlier)) => {
             earlier.mark_trainable(&mut model);

@@ -68,6 +68,13 @@ impl<T> Attachments<T> {
             .map(|attachment| &attachment.part)
     }
 
+    /// As [`Attachments::get`], for change.
+    pub fn get_mut(&mut self, adapter: &str) -> Option<&mut T> {
+        let mut attached = self.attached.iter_mut();
+        let found = attached.find(|attachment| &*attachment.adapter == adapter);
+        found.map(|attachment| &mut attachment.part)
+    }
+
     /// The parts of active adapters, in the order in which they were attached.
     pub fn active(&self) -> impl Iterator<Item = &T> {
         self.attached

@@ -105,6 +105,7 @@ mod tests {
         Module {
             name: tensor.trim_end_matches(".weight").to_owned(),
             other_names: Vec::new(),
+            by_parameter: false,
             left_out: None,
             maps: vec![format!("{tensor}.{number}")],
             groups: 1,

@@ -81,6 +81,40 @@ impl LanguageModel {
         }
     }
 
+    /// Multiplies what an adapter adds by a weight.
+    ///
+    /// # Errors
+    /// When a part of it is no addition, such as a module that it replaces whole.
+    pub fn weigh_adapter(&mut self, name: &str, weight: f64) -> Result<()> {
+        let mut others = weight != 1.0 && self.has_other_parts(name);
+        self.visit_linears_mut(&mut |map| {
+            if let Some(part) = map.adapters.get_mut(name) {
+                others |= !part.weigh(weight);
+            }
+        });
+        match others {
+            false => Ok(()),
+            true => Err(Error::Invalid(format!(
+                "`{name}` is more than additions to weights, and nothing else can have the weight {weight}; leave it at 1"
+            ))),
+        }
+    }
+
+    /// Whether an adapter has parts elsewhere than at linear maps.
+    fn has_other_parts(&self, name: &str) -> bool {
+        let mut found = false;
+        let mut note = |adapter: &str, _: bool| found |= adapter == name;
+        for (_, layer) in self.recurrent_layers() {
+            layer.first_states().adapters(&mut note);
+        }
+        for stack in self.stacks() {
+            let attached = stack.interventions().attached();
+            attached.for_each(|attached| attached.adapters(&mut note));
+        }
+        self.saved_modules().adapters(&mut note);
+        found
+    }
+
     /// Adds all active adapters into the weights. Inactive ones stay as they are.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ pub const SECOND: Family = Family {
     read: read_second,
     write: write_second,
     tensors,
-    modules: ModuleNames::OF_FILES,
+    modules: ModuleNames::BESIDE_EXPERTS,
     prefix: PREFIX,
     ignored: IGNORED,
 };
@@ -37,7 +37,7 @@ pub const THIRD: Family = Family {
     read: read_third,
     write: write_third,
     tensors,
-    modules: ModuleNames::OF_FILES,
+    modules: ModuleNames::BESIDE_EXPERTS,
     prefix: PREFIX,
     ignored: IGNORED,
 };

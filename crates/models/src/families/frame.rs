@@ -12,6 +12,9 @@ use serde_json::{Map, Value, json};
 /// Our own key for a decoder whose mask was taken off (LLM2Vec, arXiv 2404.05961), in any family.
 pub(super) const BIDIRECTIONAL: &str = "bidirectional";
 
+/// The key of transformers by which a decoder's mask is taken off, where it is false.
+const IS_CAUSAL: &str = "is_causal";
+
 /// The keys that all families share, read into the spec around `blocks`.
 pub(super) struct Frame {
     pub(super) width: usize,
@@ -26,7 +29,8 @@ impl Frame {
         config.refuse("add_cross_attention")?;
         config.refuse("is_encoder_decoder")?;
         let spec = self.read_decoder(config, family)?;
-        let bidirectional = config.flag_or(BIDIRECTIONAL, false)?;
+        let bidirectional =
+            config.flag_or(BIDIRECTIONAL, false)? || !config.flag_or(IS_CAUSAL, true)?;
         if bidirectional
             && spec
                 .blocks

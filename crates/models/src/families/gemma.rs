@@ -28,8 +28,12 @@ fn read(config: &Config) -> Result<ModelSpec> {
         output_bias: bias,
         ..Switches::plain(config, 8192)?
     };
-    // The first files say `gelu` and mean its tanh form, as `hidden_activation` beside it made plain later.
-    let named = config.activation_or("hidden_activation", Activation::GeluTanh)?;
+    // The first files say `gelu` and mean its tanh form, as `hidden_activation` beside it made plain later; nobody reads that.
+    config.ignore(&["hidden_activation"]);
+    let named = match config.activation_or("hidden_act", Activation::GeluTanh)? {
+        Activation::Gelu => Activation::GeluTanh,
+        other => other,
+    };
     let spec = llama_layout::read(config, &FAMILY, &switches)?;
     Ok(as_gemma(
         spec,
@@ -66,8 +70,7 @@ pub(super) fn as_gemma(mut spec: ModelSpec, tied_head: bool, activation: Activat
 
 fn write(spec: &ModelSpec) -> Map<String, Value> {
     let mut map = llama_layout::write(spec, &FAMILY);
-    let activation = map.remove("hidden_act").unwrap_or_default();
-    map.insert("hidden_act".into(), json!("gelu_pytorch_tanh"));
+    let activation = map.get("hidden_act").cloned().unwrap_or_default();
     map.insert("hidden_activation".into(), activation);
     map.insert(
         "attention_bias".into(),
@@ -97,9 +100,10 @@ mod tests {
     #[test]
     fn plain_gelu_means_its_tanh_form() {
         let spec = changed("gemma", json!({ "hidden_act": "gelu" })).unwrap();
-        assert_eq!(
-            super::super::mlp(&spec.blocks[0]).unwrap().activation,
-            Activation::GeluTanh
-        );
+        let activation = |spec: &ModelSpec| super::super::mlp(&spec.blocks[0]).unwrap().activation;
+        assert_eq!(activation(&spec), Activation::GeluTanh);
+        let keys = json!({ "hidden_act": "silu", "hidden_activation": "gelu" });
+        let spec = changed("gemma", keys).unwrap();
+        assert_eq!(activation(&spec), Activation::Silu);
     }
 }

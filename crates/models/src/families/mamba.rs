@@ -29,7 +29,7 @@ pub const FALCON: Family = Family {
     write: write_falcon,
     tensors,
     modules: ModuleNames::without(LEFT_OUT),
-    prefix: "",
+    prefix: "backbone.",
     ignored: &[],
 };
 

@@ -11,6 +11,8 @@ pub struct ModuleNames {
     pub tensors: Option<fn(&ModelSpec) -> Vec<TensorEntry>>,
     /// Linear layers that an adapter of all linear layers leaves out.
     pub left_out: &'static [LeftOut],
+    /// Linear layers whose last names PEFT takes for those of experts, so that it knows them by their parameters alone.
+    pub by_parameter: &'static [&'static str],
     /// A module that an encoder-decoder has there and never reads: its stacks look up tables of their own.
     pub unread: Option<&'static str>,
 }
@@ -29,7 +31,14 @@ impl ModuleNames {
     pub const OF_FILES: Self = Self {
         tensors: None,
         left_out: &[],
+        by_parameter: &[],
         unread: None,
+    };
+
+    /// The modules are the file's, and PEFT takes the parts of dense and shared layers for those of experts.
+    pub const BESIDE_EXPERTS: Self = Self {
+        by_parameter: &["gate_proj", "up_proj", "down_proj"],
+        ..Self::OF_FILES
     };
 
     /// The modules are the file's but for what `tensors` says.

@@ -32,7 +32,7 @@ pub const QWEN3: Family = Family {
     read: read_qwen3,
     write: write_qwen3,
     tensors,
-    modules: ModuleNames::OF_FILES,
+    modules: ModuleNames::BESIDE_EXPERTS,
     prefix: PREFIX,
     ignored: IGNORED,
 };

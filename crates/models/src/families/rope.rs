@@ -101,7 +101,10 @@ pub fn of_layer_type(config: &Config, kind: &str, local_theta: Option<&str>) -> 
     };
     let config = config.clone();
     if let Some(nested) = nested {
-        return Ok(config.with("rope_parameters", Value::Object(nested.map().clone())));
+        let own = Value::Object(nested.map().clone());
+        return Ok(config
+            .with("rope_parameters", own)
+            .with("rope_scaling", Value::Null));
     }
     if kind == FULL {
         return Ok(config);
@@ -208,8 +211,12 @@ pub fn score_stretch(config: &Config) -> Result<Option<f64>> {
 
 /// The object that holds the scaling, with its key; an empty one if the file has neither form.
 fn parameters(config: &Config) -> Result<(&'static str, Config)> {
-    for key in ["rope_parameters", "rope_scaling"] {
-        if let Some(object) = config.optional_object(key)? {
+    // Where a file has both, the older key wins in transformers, unless it is empty.
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Some(object) = config.optional_object(key)? else {
+            continue;
+        };
+        if key == "rope_parameters" || !object.map().is_empty() {
             return Ok((key, one_for_all_layers(config, key, object)?));
         }
     }

@@ -48,9 +48,16 @@ fn read(config: &Config) -> Result<ModelSpec> {
         true => config.optional_size("sliding_window", CONTEXT_LIMIT)?,
         false => None,
     };
+    // Where the file does not list the layers, those without positions have the window.
+    let types = config.optional_texts("layer_types")?;
+    let has_window = |layer: usize, rotates: bool| match &types {
+        Some(types) => types.get(layer) == Some(&"sliding_attention"),
+        None => !rotates,
+    };
     let windows = rotating
         .iter()
-        .map(|rotates| window.filter(|_| !rotates))
+        .enumerate()
+        .map(|(layer, rotates)| window.filter(|_| has_window(layer, *rotates)))
         .collect();
     let switches = Switches {
         qkv_bias: bias,

@@ -306,3 +306,38 @@ fn models_that_a_family_cannot_express_are_not_written() {
             .contains("did you mean `mistral`?")
     );
 }
+
+#[test]
+fn a_decoder_that_is_not_causal_reads_both_ways() {
+    assert!(!fixture("qwen3").bidirectional);
+    let spec = changed("qwen3", json!({ "is_causal": false })).unwrap();
+    assert!(spec.bidirectional);
+}
+
+#[test]
+fn the_older_key_of_rotary_scaling_wins_where_both_stand() {
+    let scaling = json!({ "rope_type": "linear", "factor": 4.0 });
+    for model in ["llama", "qwen2"] {
+        let both = changed(model, json!({ "rope_scaling": scaling })).unwrap();
+        assert_ne!(both, fixture(model), "{model}");
+        let alone = json!({ "rope_parameters": scaling });
+        assert_eq!(both, changed(model, alone).unwrap(), "{model}");
+        let empty = changed(model, json!({ "rope_scaling": {} })).unwrap();
+        assert_eq!(empty, fixture(model), "{model}");
+    }
+}
+
+#[test]
+fn smollm3s_windows_are_those_of_its_list() {
+    let kinds = ["sliding_attention", "full_attention"];
+    let count = fixture("smollm3").blocks.len();
+    let types: Vec<&str> = (0..count).map(|layer| kinds[layer % 2]).collect();
+    let keys = json!({ "use_sliding_window": true, "sliding_window": 4, "layer_types": types });
+    let spec = changed("smollm3", keys).unwrap();
+    let windows = spec
+        .blocks
+        .iter()
+        .map(|block| attention(block).unwrap().window);
+    let expected = (0..count).map(|layer| (layer % 2 == 0).then_some(4));
+    assert!(windows.eq(expected));
+}

@@ -22,6 +22,8 @@ pub struct Module {
     pub groups: usize,
     /// Which expert's it is, where it is one's.
     pub expert: Option<ExpertModule>,
+    /// Whether PEFT knows it by its parameter alone, though transformers has a linear layer there.
+    pub by_parameter: bool,
     /// Why an adapter of all linear layers leaves it out, where transformers and PEFT cannot serve one.
     pub left_out: Option<&'static str>,
 }
@@ -57,8 +59,8 @@ impl Module {
     /// The name of its weight, where transformers has no linear layer for it but a bare parameter, as its routers are; JetMoE's alone
     /// have a linear layer.
     pub fn parameter(&self) -> Option<String> {
-        (self.is_router() && !self.name.ends_with(".layer"))
-            .then(|| format!("{}.weight", self.name))
+        let is_bare = self.is_router() && !self.name.ends_with(".layer");
+        (is_bare || self.by_parameter).then(|| format!("{}.weight", self.name))
     }
 }
 
@@ -127,6 +129,7 @@ fn of_table(model: &LanguageModel, family: &Family, entries: Vec<TensorEntry>) -
             }
         }
         let is_end = |end: &str| name == end || name.ends_with(&format!(".{end}"));
+        let by_parameter = family.modules.by_parameter.iter().any(|end| is_end(end));
         let mut left_out = family.modules.left_out.iter();
         let left_out = left_out.find(|left_out| is_end(left_out.name));
         modules.extend(experts.into_iter().map(|(number, maps)| {
@@ -145,6 +148,7 @@ fn of_table(model: &LanguageModel, family: &Family, entries: Vec<TensorEntry>) -
                 expert: number.map(expert),
                 maps: maps.into_iter().map(|map| map.name.clone()).collect(),
                 groups: entry.groups,
+                by_parameter: number.is_none() && by_parameter,
                 left_out: left_out.map(|left_out| left_out.reason),
             }
         }));

@@ -250,3 +250,78 @@ impl Tuning for LoraOptions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use espalier_models::{families, source::Seed, spec::ModelSpec};
+    use serde_json::json;
+
+    use super::*;
+    use crate::adapters::AdapterOptions;
+
+    fn options(options: serde_json::Value) -> AdapterOptions {
+        serde_json::from_value(json!({ "lora": options })).unwrap()
+    }
+
+    /// Names, shapes and rates of what is trained.
+    fn trained(lora: serde_json::Value) -> Vec<(String, Vec<usize>, f64)> {
+        let spec = ModelSpec::llama(64, 16, 3, 2, 1, 32, 32);
+        let mut model = LanguageModel::build(spec, &mut Seed(0), &Device::flex()).unwrap();
+        let family = families::by_name("llama").unwrap();
+        options(lora).attach(&mut model, family, 0).unwrap();
+        let mut found = Vec::new();
+        model.visit(&mut |p| {
+            if p.is_trainable() {
+                found.push((p.name().to_owned(), p.shape().to_vec(), p.learning_rate()));
+            }
+        });
+        found
+    }
+
+    #[test]
+    fn b_and_vectors_learn_faster_than_a() {
+        let all = trained(json!({ "plus_ratio": 16.0, "dora": true, "modules_to_save": ["norm"] }));
+        assert!(all.iter().any(|(name, ..)| name == "final_norm.weight"));
+        for (name, shape, rate) in all {
+            let is_fast = name.ends_with(".up") || shape.len() == 1;
+            assert_eq!(rate, if is_fast { 16.0 } else { 1.0 }, "{name}");
+        }
+    }
+
+    #[test]
+    fn modules_ranks_and_layers_are_chosen() {
+        let all = trained(json!({
+            "rank": 4, "target_modules": ["q_proj", "v_proj", "up_proj"], "exclude_modules": ["v_proj"],
+            "rank_pattern": { "self_attn.*": 2 }, "layers_to_transform": [0, 2], "layers_pattern": ["layers"],
+        }));
+        let ranks: Vec<(&str, usize)> = all
+            .iter()
+            .filter(|(name, ..)| name.ends_with(".down"))
+            .map(|(name, shape, _)| (name.split(".adapter").next().unwrap(), shape[0]))
+            .collect();
+        let expected = [
+            ("blocks.0.mixer.query", 2),
+            ("blocks.0.channel.up", 4),
+            ("blocks.2.mixer.query", 2),
+            ("blocks.2.channel.up", 4),
+        ];
+        assert_eq!(ranks, expected);
+    }
+
+    #[test]
+    fn options_that_make_no_sense_are_named() {
+        for (lora, key) in [
+            (json!({ "init": "olora" }), "init"),
+            (json!({ "init": "pissa_niter_0" }), "init"),
+            (json!({ "plus_ratio": -1.0 }), "plus_ratio"),
+            (json!({ "rank_pattern": { "q_proj": 0 } }), "rank_pattern"),
+            (json!({ "alpha_pattern": { "(": 1.0 } }), "alpha_pattern"),
+            (json!({ "layers_pattern": ["["] }), "layers_pattern"),
+            (json!({ "dropout": 1.0 }), "dropout"),
+        ] {
+            let error = options(lora).check().unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+}

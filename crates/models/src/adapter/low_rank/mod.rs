@@ -3,6 +3,7 @@
 //! PEFT stores `A` as `{module}.lora_A.weight` and `B` as `{module}.lora_B.weight`. Where one module of the checkpoint is
 //! several of our maps, its `B` has their factors on its diagonal.
 
+pub mod arithmetic;
 mod dora;
 mod file;
 mod start;
@@ -192,6 +193,14 @@ impl LinearAdapter for LowRank {
         let seed = seed.filter(|_| self.dropout > 0.0);
         let probability = self.dropout;
         self.dropped = seed.map(|seed| Dropout { probability, seed });
+    }
+
+    fn weigh(&mut self, weight: f64) -> bool {
+        let is_sum = self.magnitude.is_none();
+        if is_sum {
+            self.scale *= weight;
+        }
+        is_sum || weight == 1.0
     }
 
     fn low_rank(&self) -> Option<&LowRank> {

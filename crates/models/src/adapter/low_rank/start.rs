@@ -121,7 +121,7 @@ pub(super) fn zeros([outputs, inputs]: [usize; 2], rank: usize, scale: f64) -> F
 }
 
 /// The weights of some maps, in their order.
-fn weights_of(maps: &[String], model: &mut LanguageModel) -> Result<Vec<Tensor<2>>> {
+pub(super) fn weights_of(maps: &[String], model: &mut LanguageModel) -> Result<Vec<Tensor<2>>> {
     let mut weights = HashMap::new();
     each_linear(model, &mut |map| {
         if maps.contains(&map.name) {

@@ -88,11 +88,14 @@ mod tests {
 
     #[test]
     fn both_ends_take_no_more_than_half_of_the_prompt_each() {
-        assert_eq!(chosen("f2+l3", 9), [vec![0, 1], vec![6, 7, 8]]);
-        assert_eq!(chosen("f7+l7", 5), [vec![0, 1], vec![3, 4]]);
-        assert_eq!(chosen("f7+l7", 1), [vec![], vec![]]);
-        assert_eq!(chosen("f3", 4), [vec![0, 1], vec![]]);
-        assert_eq!(chosen("l1", 4), [vec![], vec![3]]);
+        let check = |positions: &str, prompt, first: &[usize], last: &[usize]| {
+            assert_eq!(chosen(positions, prompt), [first.to_vec(), last.to_vec()]);
+        };
+        check("f2+l3", 9, &[0, 1], &[6, 7, 8]);
+        check("f7+l7", 5, &[0, 1], &[3, 4]);
+        check("f7+l7", 1, &[], &[]);
+        check("f3", 4, &[0, 1], &[]);
+        check("l1", 4, &[], &[3]);
     }
 
     #[test]

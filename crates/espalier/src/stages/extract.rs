@@ -1,0 +1,131 @@
+//! The stage that makes an adapter of what tuning did to a model.
+
+use std::path::Path;
+
+use espalier_models::{
+    adapter::low_rank::arithmetic::{Extracted, extract},
+    checkpoint::{PeftConfig, peft_config::Targets},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::{
+    kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
+    model::{self, Origin},
+};
+use crate::{Error, Result};
+
+/// As wide as the widest models.
+const LARGEST_RANK: usize = 1 << 16;
+
+/// Extraction: the largest singular values of the difference of a tuned model from its base become a low-rank adapter on that.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExtractStage {
+    /// The tuned model: a folder, or the name of an earlier stage.
+    pub model: String,
+    /// The model that was tuned.
+    pub base: String,
+    /// Rank of the adapter.
+    #[serde(default = "default_rank")]
+    #[schemars(range(min = 1, max = LARGEST_RANK))]
+    pub rank: usize,
+    /// Names of modules, as those of a LoRA; every linear layer but the head when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_modules: Option<Vec<String>>,
+    /// Modules that the adapter holds whole, such as `lm_head`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
+}
+
+fn default_rank() -> usize {
+    8
+}
+
+impl StageKind for ExtractStage {
+    fn check(&self) -> Result<()> {
+        match (1..=LARGEST_RANK).contains(&self.rank) {
+            true => Ok(()),
+            false => Err(Error::usage(format!(
+                "`rank`: {} is outside 1 to {LARGEST_RANK}",
+                self.rank
+            ))),
+        }
+    }
+
+    fn inputs(&mut self) -> Vec<Input<'_>> {
+        vec![Input::Model(&mut self.model), Input::Model(&mut self.base)]
+    }
+
+    fn outputs(&self) -> Vec<Output> {
+        vec![Output {
+            part: "",
+            kind: ArtifactKind::Model,
+            path: "model",
+        }]
+    }
+
+    fn seed(&mut self) -> Option<&mut u64> {
+        None
+    }
+
+    fn deciding_keys(&self) -> Result<Value> {
+        keys(self)
+    }
+
+    fn run(&self, workplace: &mut Workplace) -> Result<Value> {
+        let open =
+            |path: &str| model::open(Path::new(path), &Map::new(), None, None, workplace.device);
+        let mut tuned = open(&self.model)?;
+        let mut base = open(&self.base)?;
+        if base.loaded.adapter.is_some() {
+            return Err(Error::usage(
+                "`base` is an adapter, on which no other can stand; merge it into its own base first",
+            ));
+        }
+        tuned.loaded.model.merge_adapters().map_err(wrong)?;
+        let targets = match &self.target_modules {
+            Some(names) => Targets::List(names.clone()),
+            None => Targets::AllLinear,
+        };
+        let mut config = PeftConfig::new(self.rank, self.rank as f64, targets);
+        config.modules_to_save = self.modules_to_save.clone();
+        let family = base.loaded.family()?;
+        let model = &mut base.loaded.model;
+        let found = extract(model, &tuned.loaded.model, family, &config).map_err(wrong)?;
+        model::save(
+            &workplace.folder.join("model"),
+            &base.loaded.model,
+            Origin {
+                config: &base.loaded.config,
+                generation: &base.loaded.generation,
+                base: &base.loaded.base,
+            },
+            Some(&found.adapter),
+            &tuned.tokenizer,
+        )?;
+        say(&found, self.rank, workplace);
+        Ok(json!({"kind": "extract", "share": found.share, "left": found.left.len()}))
+    }
+}
+
+fn say(found: &Extracted, rank: usize, workplace: &mut Workplace) {
+    workplace.voice.say(&format!(
+        "   rank {rank} has {:.1} % of the change of the adapted weights",
+        100.0 * found.share
+    ));
+    if let Some(first) = found.left.first() {
+        workplace.voice.say(&format!(
+            "   {} changed parameters are left out, such as `{first}`: name their modules in `modules_to_save` to have them whole",
+            found.left.len()
+        ));
+    }
+}
+
+fn wrong(error: espalier_models::Error) -> Error {
+    match error {
+        espalier_models::Error::Invalid(reason) => Error::usage(reason),
+        other => other.into(),
+    }
+}
