@@ -60,7 +60,13 @@ impl StageKind for ExpandStage {
     }
 
     fn run(&self, workplace: &mut Workplace) -> Result<Value> {
-        let start = model::open(Path::new(&self.model), &Map::new(), None, workplace.device)?;
+        let start = model::open(
+            Path::new(&self.model),
+            &Map::new(),
+            None,
+            None,
+            workplace.device,
+        )?;
         if start.loaded.adapter.is_some() {
             return Err(Error::usage(
                 "`model`: an adapter has no blocks of its own; merge it into its base first",

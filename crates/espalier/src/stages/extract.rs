@@ -75,7 +75,8 @@ impl StageKind for ExtractStage {
     }
 
     fn run(&self, workplace: &mut Workplace) -> Result<Value> {
-        let open = |path: &str| model::open(Path::new(path), &Map::new(), None, workplace.device);
+        let open =
+            |path: &str| model::open(Path::new(path), &Map::new(), None, None, workplace.device);
         let mut tuned = open(&self.model)?;
         let mut base = open(&self.base)?;
         if base.loaded.adapter.is_some() {

@@ -171,7 +171,7 @@ fn load(stage: &MergeStage, workplace: &mut Workplace) -> Result<(Start, Vec<Str
         Some(model) => Path::new(model),
         None => &folders[0],
     };
-    let mut start = model::open(first, &Map::new(), None, workplace.device)?;
+    let mut start = model::open(first, &Map::new(), None, None, workplace.device)?;
     if stage.model.is_some() && start.loaded.adapter.is_some() {
         return Err(Error::usage(
             "`model` is an adapter; name a whole model, or put the adapter into `adapters`",
