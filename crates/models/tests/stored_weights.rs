@@ -313,7 +313,7 @@ fn packed_experts_are_those_that_transformers_expands() {
     let model = load(&fixture(PACKED)).model;
     let packed = |p: &&Parameter| p.as_stored().is_some_and(|s| s.format().name() == "mxfp4");
     let parameters = model.parameters();
-    assert_eq!(parameters.iter().copied().filter(|p| packed(&p)).count(), 4);
+    assert_eq!(parameters.iter().copied().filter(|p| packed(p)).count(), 4);
     let expected = TensorFile::open(&fixture(PACKED).join("outputs.safetensors")).unwrap();
     let time = expected.info("input_ids").unwrap().shape[1];
     let ids = expected.read_i64("input_ids").unwrap();

@@ -292,7 +292,8 @@ mod tests {
             ..Default::default()
         };
         right.check().unwrap();
-        let changes: [(fn(&mut TrainOptions), &str); 3] = [
+        type Change = fn(&mut TrainOptions);
+        let changes: [(Change, &str); 3] = [
             (
                 |options| options.gradient_checkpointing = false,
                 "set `gradient_checkpointing = true`",

@@ -51,6 +51,10 @@ impl Slot {
 
 /// What stands in a [`Slot`].
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all state is numbers, the larger kind"
+)]
 pub enum Value {
     /// Numbers, `[length]`.
     Floats(Tensor<1>),
