@@ -287,7 +287,8 @@ mod tests {
             ..DataOptions::default()
         };
         let read = |pairs| {
-            let found = records(&[source.clone()], pairs, &mut Said(Vec::new())).unwrap();
+            let found =
+                records(std::slice::from_ref(&source), pairs, &mut Said(Vec::new())).unwrap();
             found[0].record.clone()
         };
         assert_eq!(

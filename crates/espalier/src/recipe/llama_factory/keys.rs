@@ -316,8 +316,7 @@ fn data(reading: &mut Reading, train: &mut Table) -> Result<()> {
         set(train, "validation", Some(sources));
     }
     match reading.number("val_size")? {
-        None => {}
-        Some(share) if share == 0.0 => {}
+        None | Some(0.0) => {}
         Some(share) if share < 1.0 => set(train, "validation_share", Some(share)),
         Some(_) => reading.refuse(
             "val_size",
