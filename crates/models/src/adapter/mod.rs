@@ -2,7 +2,7 @@
 //! whatever a kind adds to linear maps and to the residual stream.
 //!
 //! A kind is one file here and one line in [`KINDS`]. It puts its parts where they work: a [`LinearAdapter`] at a linear map
-//! ([`LinearMapMut::attach`]), an [`Intervention`] after a block ([`Stack::intervene`](crate::stack::Stack::intervene)), a first
+//! ([`LinearMapMut::attach`](crate::layers::linear::LinearMapMut::attach)), an [`Intervention`] after a block ([`Stack::intervene`](crate::stack::Stack::intervene)), a first
 //! state in a recurrent layer. Everything else, from folders to switching by name, knows only the trait [`AdapterKind`].
 
 pub mod attachments;
@@ -86,7 +86,7 @@ pub trait AdapterKind: Debug + Send + Sync {
     /// Puts fresh parts on the model, whose parameters say that they are the adapter's
     /// ([`Parameter::of_adapter`](crate::parameter::Parameter::of_adapter)). The model computes the same as before, unless
     /// the kind's reference starts otherwise. What starts
-    /// from the base's weights finds them in [`LinearMapMut::weights`].
+    /// from the base's weights finds them in [`LinearMapMut::weights`](crate::layers::linear::LinearMapMut::weights).
     ///
     /// # Errors
     /// When no part of the model can have one.

@@ -192,7 +192,7 @@ fn share(dim: usize, head_dim: usize) -> f64 {
     }
 }
 
-/// As [`write`], for families that turn a part of each head where nothing is said of it: all of a head is said too.
+/// As [`write()`], for families that turn a part of each head where nothing is said of it: all of a head is said too.
 pub fn write_with_share(rotary: &RotarySpec, head_dim: usize) -> Value {
     let mut parameters = write(rotary, head_dim);
     parameters[SHARE] = json!(share(rotary.dim, head_dim));
