@@ -48,7 +48,9 @@ fn modules_are_called_as_transformers_calls_them() {
         let loaded = folder::load(&fixture(&fixture_name), &Device::flex()).unwrap();
         let (model, family) = (&loaded.model, loaded.family().unwrap());
         let modules = layout::modules(model, family);
-        let own = |module: &&Module| module.expert.is_none() && module.parameter().is_none();
+        // What PEFT has to know by its parameter is a linear layer of transformers all the same.
+        let is_layer = |module: &Module| module.by_parameter || module.parameter().is_none();
+        let own = |module: &&Module| module.expert.is_none() && is_layer(module);
         let linear: BTreeSet<String> = modules
             .iter()
             .filter(own)
@@ -73,7 +75,8 @@ fn modules_are_called_as_transformers_calls_them() {
         let stacks = ExpertParameter::all(&modules)
             .into_iter()
             .map(|stack| stack.name);
-        let parameters = stacks.chain(modules.iter().filter_map(Module::parameter));
+        let bare = modules.iter().filter(|module| !is_layer(module));
+        let parameters = stacks.chain(bare.filter_map(Module::parameter));
         compare(
             "parameters",
             parameters.map(|name| starred(&name)).collect(),
