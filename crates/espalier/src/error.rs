@@ -70,6 +70,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// What a model cannot do is the fault of what was asked for.
+    pub fn of_request(error: espalier_models::Error) -> Self {
+        match error {
+            espalier_models::Error::Invalid(reason) => Self::usage(reason),
+            other => other.into(),
+        }
+    }
+
     /// A [`Error::Usage`].
     pub fn usage(text: impl Into<String>) -> Self {
         Self::Usage(text.into())

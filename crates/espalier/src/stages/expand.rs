@@ -76,7 +76,7 @@ impl StageKind for ExpandStage {
         let bytes = 8.0 * spec.parameter_count() as f64;
         let asked = format!("`blocks` = {}: a model with so many more", self.blocks);
         memory::check(asked, bytes, "choose fewer", workplace.device)?;
-        let model = expanded(&start.loaded.model, self.blocks).map_err(wrong)?;
+        let model = expanded(&start.loaded.model, self.blocks).map_err(Error::of_request)?;
         let count = model.spec().blocks.len();
         model::save(
             &workplace.folder.join("model"),
@@ -95,12 +95,5 @@ impl StageKind for ExpandStage {
             self.blocks
         ));
         Ok(json!({"kind": "expand", "blocks": count, "parameters": all}))
-    }
-}
-
-fn wrong(error: espalier_models::Error) -> Error {
-    match error {
-        espalier_models::Error::Invalid(reason) => Error::usage(reason),
-        other => other.into(),
     }
 }

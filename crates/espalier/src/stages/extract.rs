@@ -84,7 +84,11 @@ impl StageKind for ExtractStage {
                 "`base` is an adapter, on which no other can stand; merge it into its own base first",
             ));
         }
-        tuned.loaded.model.merge_adapters().map_err(wrong)?;
+        tuned
+            .loaded
+            .model
+            .merge_adapters()
+            .map_err(Error::of_request)?;
         let targets = match &self.target_modules {
             Some(names) => Targets::List(names.clone()),
             None => Targets::AllLinear,
@@ -93,7 +97,8 @@ impl StageKind for ExtractStage {
         config.modules_to_save = self.modules_to_save.clone();
         let family = base.loaded.family()?;
         let model = &mut base.loaded.model;
-        let found = extract(model, &tuned.loaded.model, family, &config).map_err(wrong)?;
+        let found =
+            extract(model, &tuned.loaded.model, family, &config).map_err(Error::of_request)?;
         model::save(
             &workplace.folder.join("model"),
             &base.loaded.model,
@@ -120,12 +125,5 @@ fn say(found: &Extracted, rank: usize, workplace: &mut Workplace) {
             "   {} changed parameters are left out, such as `{first}`: name their modules in `modules_to_save` to have them whole",
             found.left.len()
         ));
-    }
-}
-
-fn wrong(error: espalier_models::Error) -> Error {
-    match error {
-        espalier_models::Error::Invalid(reason) => Error::usage(reason),
-        other => other.into(),
     }
 }

@@ -126,12 +126,16 @@ impl StageKind for MergeStage {
             .map(|(i, name)| (name.as_str(), self.weight(i)))
             .collect();
         let adapter = match self.combination() {
-            Some(combination) => Some(combine(model, &weighted, combination).map_err(wrong)?),
+            Some(combination) => {
+                Some(combine(model, &weighted, combination).map_err(Error::of_request)?)
+            }
             None => {
                 for (name, weight) in weighted {
-                    model.weigh_adapter(name, weight).map_err(wrong)?;
+                    model
+                        .weigh_adapter(name, weight)
+                        .map_err(Error::of_request)?;
                 }
-                model.merge_adapters().map_err(wrong)?;
+                model.merge_adapters().map_err(Error::of_request)?;
                 None
             }
         };
@@ -222,13 +226,6 @@ fn check_base(base: &Path, folder: &Path, adapter: &Adapter) -> Result<()> {
             own.display(),
             base.display()
         ))),
-    }
-}
-
-fn wrong(error: espalier_models::Error) -> Error {
-    match error {
-        espalier_models::Error::Invalid(reason) => Error::usage(reason),
-        other => other.into(),
     }
 }
 

@@ -186,14 +186,6 @@ fn check_prompts(stage: &UpcycleStage) -> Result<()> {
     }
 }
 
-/// An option that the model itself shows to be wrong is as wrong as any other.
-fn wrong(error: espalier_models::Error) -> Error {
-    match error {
-        espalier_models::Error::Invalid(reason) => Error::usage(reason),
-        other => other.into(),
-    }
-}
-
 /// Upcycles and leaves `model/` in the stage's folder.
 fn grow(stage: &UpcycleStage, workplace: &mut Workplace) -> Result<Value> {
     let open = |name: &String| -> Result<Start> {
@@ -235,7 +227,7 @@ fn grow(stage: &UpcycleStage, workplace: &mut Workplace) -> Result<Value> {
         gates,
     };
     check_memory(&start.loaded.model, &options, workplace.device)?;
-    let grown = upcycle(&start.loaded.model, &donors, options).map_err(wrong)?;
+    let grown = upcycle(&start.loaded.model, &donors, options).map_err(Error::of_request)?;
     let (all, in_use) = (
         grown.spec().parameter_count(),
         grown.spec().active_parameter_count(),
@@ -265,7 +257,7 @@ fn grow(stage: &UpcycleStage, workplace: &mut Workplace) -> Result<Value> {
 
 /// Whether the copies have room.
 fn check_memory(base: &LanguageModel, options: &Upcycling, device: &Device) -> Result<()> {
-    let spec = specification(base.spec(), options).map_err(wrong)?;
+    let spec = specification(base.spec(), options).map_err(Error::of_request)?;
     let bytes = 4.0 * spec.parameter_count() as f64;
     let asked = format!("`experts` = {}: a model with so many", options.experts);
     memory::check(asked, bytes, "choose fewer", device)
@@ -290,7 +282,7 @@ fn routers(stage: &UpcycleStage, start: &Start) -> Result<Vec<Vec<f32>>> {
         .iter()
         .map(|prompts| tokens(prompts, &start.tokenizer))
         .collect::<Result<Vec<_>>>()?;
-    gates(&start.loaded.model, &prompts, form).map_err(wrong)
+    gates(&start.loaded.model, &prompts, form).map_err(Error::of_request)
 }
 
 /// The prompts' tokens, behind the token that begins a text.
