@@ -1,12 +1,13 @@
 //! Encoding: records to token ids and the loss mask, `[time]` each.
 //!
 //! The targets of the loss depend on the kind of record: all tokens of a text, the assistant's turns of a conversation (end-of-turn
-//! tokens included) unless they are marked as not to be learned, the answers of a preference. The assistant's tokens are derived from the chat template, never declared: a
+//! tokens included) unless they are marked as not to be learned, the answers of a preference. Of records with labels no token is a target. The assistant's tokens are derived from the chat template, never declared: a
 //! token is a target if it shares a character with the assistant's text; added special tokens share none.
 //!
 //! Sources: the conventions of Hugging Face's TRL (completion masks, common-prefix rule, truncation that keeps the start).
 
 mod assistant;
+mod labels;
 mod marks;
 mod show;
 mod truncate;
@@ -15,7 +16,7 @@ pub use assistant::render_learned;
 
 use serde_json::Value;
 
-pub use self::truncate::Truncation;
+pub use self::{labels::Labelled, truncate::Truncation};
 use crate::record::{Message, Record};
 use crate::template::{ChatTemplate, Conversation};
 use crate::tokenizer::Tokenizer;
@@ -55,21 +56,25 @@ pub(crate) fn predicted(targets: &[bool]) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// A better and a worse continuation of the same prompt; `targets` marks the continuation.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Pair {
     /// Prompt and better answer.
     pub chosen: Example,
     /// Prompt and worse answer.
     pub rejected: Example,
+    /// By how much the better answer's reward should be larger; 0 where nothing is said.
+    pub margin: f64,
 }
 
 /// An encoded record, or the reason why it is left out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Encoded {
     /// A text or a conversation.
     Example(Example),
     /// A preference.
     Pair(Pair),
+    /// A text of which something is said, as a whole or at some of its tokens.
+    Labelled(Labelled),
     /// Nothing is left to learn, so the record is left out; callers count these.
     Dropped {
         /// Why, without details of the record, so that equal reasons can be counted together.
@@ -124,8 +129,16 @@ impl Encoder {
                 prompt,
                 chosen,
                 rejected,
+                margin,
                 tools,
-            } => self.preference(prompt, chosen, rejected, tools.as_ref()),
+            } => self.preference(prompt, [chosen, rejected], *margin, tools.as_ref()),
+            Record::Labelled { text, label } => self.labelled(text, label),
+            Record::Tagged { words, labels } => self.tagged(words, labels),
+            Record::Steps {
+                prompt,
+                steps,
+                labels,
+            } => self.steps(prompt, steps, labels),
         }
     }
 
@@ -165,8 +178,8 @@ impl Encoder {
     fn preference(
         &self,
         prompt: &[Message],
-        chosen: &Message,
-        rejected: &Message,
+        [chosen, rejected]: [&Message; 2],
+        margin: Option<f64>,
         tools: Option<&Value>,
     ) -> Result<Encoded> {
         let start = self.ids(prompt, tools, true)?;
@@ -186,6 +199,7 @@ impl Encoder {
         let pair = Pair {
             chosen: example(chosen),
             rejected: example(rejected),
+            margin: margin.unwrap_or(0.0),
         };
         if pair.chosen.target_count() == 0 || pair.rejected.target_count() == 0 {
             return Ok(dropped("no token of an answer is left within `length`"));
@@ -421,6 +435,7 @@ mod tests {
             prompt,
             chosen,
             rejected,
+            margin: None,
             tools: None,
         };
         let Encoded::Pair(pair) = encoder.encode(&record).unwrap() else {

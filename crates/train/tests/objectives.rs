@@ -11,8 +11,9 @@ use espalier_data::{
 use espalier_models::{
     families::{self, Config},
     model::LanguageModel,
+    pooling::Pooling,
     source::Seed,
-    spec::ModelSpec,
+    spec::{ClassifierSpec, ModelSpec, Problem, Subject},
 };
 use espalier_train::{
     batch::Sample,
@@ -43,8 +44,31 @@ fn encoder_decoder() -> ModelSpec {
     (families::family(&config).unwrap().read)(&config).unwrap()
 }
 
+/// A decoder that gives classes.
+fn classifier(labels: usize, subject: Subject) -> ModelSpec {
+    let problem = match labels {
+        1 => Problem::Regression,
+        _ => Problem::OneClass,
+    };
+    ModelSpec {
+        headless: true,
+        pad: Some(0),
+        classifier: Some(ClassifierSpec {
+            labels,
+            subject,
+            dense: None,
+            bias: false,
+            problem,
+        }),
+        ..decoder(false)
+    }
+}
+
 fn spec(objective: &str) -> ModelSpec {
     match objective {
+        "reward" => classifier(1, Subject::Texts(Pooling::Last)),
+        "classify" => classifier(3, Subject::Texts(Pooling::Last)),
+        "process_reward" => classifier(2, Subject::Tokens),
         "seq2seq" | "span_corruption" | "infilling" => encoder_decoder(),
         "mlm" | "mntp" | "simcse" => decoder(true),
         _ => decoder(false),
@@ -57,10 +81,13 @@ fn samples(objective: &str) -> Vec<Sample> {
         Example::new(ids, vec![false, false, false, true, true, true])
     };
     let sample = |i: u32| match objective {
-        "dpo" => Sample::pair(&Pair {
+        "dpo" | "reward" => Sample::pair(&Pair {
+            margin: 0.25,
             chosen: example(i, 11),
             rejected: example(i, 12),
         }),
+        "classify" => Sample::labelled(&[5 + i, 6, 7], &[], &[f64::from(i % 3)]),
+        "process_reward" => Sample::labelled(&[5 + i, 6, 7], &[0, 2], &[1.0, f64::from(i % 2)]),
         _ => Sample::example(&example(i, 10)),
     };
     (0..6).map(sample).collect()
@@ -183,6 +210,7 @@ fn every_term_of_dpo_is_a_mean_over_the_step_however_it_is_cut() {
     };
     let pair = |length| {
         Sample::pair(&Pair {
+            margin: 0.0,
             chosen: answer(length, 11),
             rejected: answer(2, 12),
         })

@@ -19,6 +19,8 @@ pub struct Truncation {
     pub lost: usize,
     /// Tokens of the longest one before it was cut.
     pub longest: usize,
+    /// Whether pairs that are too long are left out as they are, because a part of an answer is not what was compared.
+    pub whole_pairs: bool,
 }
 
 impl Encoded {
@@ -27,6 +29,7 @@ impl Encoded {
         match self {
             Self::Example(example) => example.ids.len(),
             Self::Pair(pair) => pair.chosen.ids.len().max(pair.rejected.ids.len()),
+            Self::Labelled(labelled) => labelled.ids.len(),
             Self::Dropped { .. } => 0,
         }
     }
@@ -40,18 +43,36 @@ impl Truncation {
                 true => keep(example),
                 false => Encoded::Example(example),
             },
+            Encoded::Pair(pair)
+                if self.whole_pairs
+                    && pair.chosen.ids.len().max(pair.rejected.ids.len()) > length =>
+            {
+                dropped("an answer is longer than `length`, and a reward is one of whole answers")
+            }
             Encoded::Pair(Pair {
                 mut chosen,
                 mut rejected,
+                margin,
             }) => {
                 let cut = self.examples([&mut chosen, &mut rejected], length);
                 let nothing = chosen.target_count() == 0 || rejected.target_count() == 0;
                 match cut && nothing {
                     true => dropped("no token of an answer is left within `length`"),
-                    false => Encoded::Pair(Pair { chosen, rejected }),
+                    false => Encoded::Pair(Pair {
+                        chosen,
+                        rejected,
+                        margin,
+                    }),
                 }
             }
-            dropped => dropped,
+            Encoded::Labelled(mut labelled) if labelled.ids.len() > length => {
+                self.records += 1;
+                self.lost += labelled.ids.len() - length;
+                self.longest = self.longest.max(labelled.ids.len());
+                labelled.truncate(length);
+                labelled.kept()
+            }
+            fitting => fitting,
         }
     }
 
@@ -93,6 +114,7 @@ mod tests {
         let pair = Encoded::Pair(Pair {
             chosen: example(6),
             rejected: example(4),
+            margin: 0.0,
         });
         let Encoded::Pair(pair) = truncation.cut(pair, 5) else {
             panic!()
@@ -102,7 +124,25 @@ mod tests {
             records: 3,
             lost: 4 + 5 + 1,
             longest: 8,
+            whole_pairs: false,
         };
         assert_eq!(truncation, expected);
+    }
+
+    #[test]
+    fn pairs_that_must_be_whole_are_left_out() {
+        let mut truncation = Truncation {
+            whole_pairs: true,
+            ..Truncation::default()
+        };
+        let mut cut = |longer: u32, limit| {
+            let pair = Pair {
+                chosen: example(4),
+                rejected: example(longer),
+                margin: 0.0,
+            };
+            matches!(truncation.cut(Encoded::Pair(pair), limit), Encoded::Pair(_))
+        };
+        assert_eq!([cut(6, 6), cut(6, 5)], [true, false]);
     }
 }

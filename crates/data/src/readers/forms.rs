@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::fields::{Fields, found};
 use super::refused::refuse_record_keys;
 use super::turns::{Last, check, with_system};
-use super::{alpaca, openai, sharegpt};
+use super::{Wanted, alpaca, labels, openai, sharegpt};
 use crate::nearest::suggestion;
 use crate::record::{Message, Record};
 use crate::{Error, Result};
@@ -28,11 +28,17 @@ pub enum Form {
     Preference,
     /// `prompt` and `completion`, or `question` and `answer`.
     Completion,
+    /// `text` and `label`.
+    Labelled,
+    /// `tokens` and `labels`.
+    Tagged,
+    /// `prompt`, `completions` and `labels`.
+    Steps,
     /// `text`.
     Text,
 }
 
-const FORMS: [(Form, &str, &[&str]); 6] = [
+const FORMS: [(Form, &str, &[&str]); 9] = [
     (
         Form::Alpaca,
         "alpaca",
@@ -45,18 +51,26 @@ const FORMS: [(Form, &str, &[&str]); 6] = [
             "tools",
             "chosen",
             "rejected",
+            "margin",
         ],
     ),
     (
         Form::ShareGpt,
         "sharegpt",
-        &["conversations", "system", "tools", "chosen", "rejected"],
+        &[
+            "conversations",
+            "system",
+            "tools",
+            "chosen",
+            "rejected",
+            "margin",
+        ],
     ),
     (Form::Messages, "messages", &["messages", "system", "tools"]),
     (
         Form::Preference,
         "preference",
-        &["prompt", "chosen", "rejected", "system", "tools"],
+        &["prompt", "chosen", "rejected", "margin", "system", "tools"],
     ),
     (
         Form::Completion,
@@ -70,6 +84,17 @@ const FORMS: [(Form, &str, &[&str]); 6] = [
             "tools",
         ],
     ),
+    (Form::Labelled, "labelled", &["text", "label", "labels"]),
+    (
+        Form::Tagged,
+        "tagged",
+        &["tokens", "words", "labels", "ner_tags", "tags"],
+    ),
+    (
+        Form::Steps,
+        "steps",
+        &["prompt", "completions", "labels", "system"],
+    ),
     (Form::Text, "text", &["text"]),
 ];
 
@@ -82,10 +107,21 @@ impl Form {
             .map_or(&[], |(_, _, keys)| *keys)
     }
 
-    /// The form that the keys of a record show; `pairs` are taken before the conversation that stands beside them, as in UltraFeedback.
-    pub(super) fn detect(map: &Map<String, Value>, pairs: bool) -> Result<Self, String> {
+    /// The form that the keys of a record show. Pairs that are wanted are taken before the conversation that stands beside them, as in
+    /// UltraFeedback, and labels that are wanted before the text.
+    pub(super) fn detect(map: &Map<String, Value>, wanted: Wanted) -> Result<Self, String> {
         let has = |name| map.contains_key(name);
+        let pairs = wanted == Wanted::Pairs;
+        let labels = wanted == Wanted::Labels;
+        let words = has("tokens") || has("words");
+        let tags = has("labels") || has("ner_tags") || has("tags");
         let rules = [
+            (labels && words && tags, Self::Tagged),
+            (
+                labels && has("text") && (has("label") || has("labels")),
+                Self::Labelled,
+            ),
+            (has("completions") && has("labels"), Self::Steps),
             (
                 pairs && has("messages") && has("chosen") && has("rejected"),
                 Self::Preference,
@@ -124,6 +160,9 @@ impl Form {
             Self::Messages => openai::read_messages(fields),
             Self::Preference => openai::read_preference(fields),
             Self::Completion => read_completion(fields),
+            Self::Labelled => labels::read_labelled(fields),
+            Self::Tagged => labels::read_tagged(fields),
+            Self::Steps => labels::read_steps(fields),
             Self::Text => Ok(Record::Text {
                 text: fields.required_text("text")?.to_string(),
             }),
@@ -214,7 +253,7 @@ mod tests {
         let Value::Object(map) = value else {
             panic!("no object")
         };
-        let form = Form::detect(&map, false)?;
+        let form = Form::detect(&map, Wanted::Texts)?;
         form.read(&Fields::new(form, map))
     }
 
@@ -230,12 +269,13 @@ mod tests {
         let Value::Object(map) = record else {
             panic!("no object")
         };
-        assert_eq!(Form::detect(&map, false).unwrap(), Form::Messages);
-        let form = Form::detect(&map, true).unwrap();
+        assert_eq!(Form::detect(&map, Wanted::Texts).unwrap(), Form::Messages);
+        let form = Form::detect(&map, Wanted::Pairs).unwrap();
         let expected = Record::Preference {
             prompt: vec![Message::user("a")],
             chosen: Message::assistant("b"),
             rejected: Message::assistant("c"),
+            margin: None,
             tools: None,
         };
         assert_eq!(form.read(&Fields::new(form, map)).unwrap(), expected);

@@ -9,8 +9,11 @@
 //! | `alpaca` | `instruction`, `input`, `output`, `system`, `history`, `tools`; ranking: `chosen`, `rejected` |
 //! | `sharegpt` | `conversations` of `{from, value}`, `system`, `tools`; ranking: `chosen`, `rejected` |
 //! | `messages` | `messages` of `{role, content}`, `system`, `tools` |
-//! | `preference` | `prompt` (or the common start of the two), `chosen`, `rejected`, `system`, `tools` |
+//! | `preference` | `prompt` (or the common start of the two), `chosen`, `rejected`, `margin`, `system`, `tools` |
 //! | `completion` | `prompt` and `completion`, or `question` and `answer`, `system`, `tools` |
+//! | `labelled` | `text`, `label` (or `labels`): a number, a name, or a list of them |
+//! | `tagged` | `tokens` (or `words`), `labels` (or `ner_tags`, `tags`), one for each |
+//! | `steps` | `prompt`, `completions`, `labels`: whether each step of an answer is right, `system` |
 //! | `text` | `text`, or a `.txt` file |
 //!
 //! Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
@@ -34,6 +37,7 @@ mod alpaca;
 mod elements;
 mod fields;
 mod forms;
+mod labels;
 mod openai;
 mod refused;
 mod sharegpt;
@@ -59,8 +63,20 @@ pub struct Source {
     pub form: Option<Form>,
     /// Names of columns: ours to the file's, such as `output` to `response`.
     pub columns: BTreeMap<String, String>,
-    /// Whether preference pairs are wanted: a record that has one beside a conversation is then read as the pair.
-    pub pairs: bool,
+    /// What is wanted of records that hold several things.
+    pub wanted: Wanted,
+}
+
+/// What an objective learns from, where a record holds several things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wanted {
+    /// Texts and conversations; labels beside texts say nothing.
+    #[default]
+    Texts,
+    /// Preference pairs, before the conversation that stands beside them.
+    Pairs,
+    /// Labels of texts, words or steps.
+    Labels,
 }
 
 impl Source {
@@ -70,7 +86,7 @@ impl Source {
             path: path.into(),
             form: None,
             columns: BTreeMap::new(),
-            pairs: false,
+            wanted: Wanted::Texts,
         }
     }
 }
@@ -81,7 +97,7 @@ pub struct Reader {
     elements: Elements,
     form: Option<Form>,
     columns: BTreeMap<String, String>,
-    pairs: bool,
+    wanted: Wanted,
     plain: bool,
     failed: bool,
     line: usize,
@@ -136,7 +152,7 @@ pub fn open(source: &Source) -> Result<Reader> {
         elements,
         form: source.form,
         columns: source.columns.clone(),
-        pairs: source.pairs,
+        wanted: source.wanted,
         plain,
         failed: false,
         line: 0,
@@ -238,7 +254,7 @@ impl Reader {
         let map = self.rename(object(text)?);
         let form = match self.form {
             Some(form) => form,
-            None => *self.form.insert(Form::detect(&map, self.pairs)?),
+            None => *self.form.insert(Form::detect(&map, self.wanted)?),
         };
         Ok(form.read(&Fields::new(form, map))?)
     }
@@ -534,18 +550,20 @@ mod tests {
         let tools = proptest::option::of(Just(
             json!([{"type": "function", "function": {"name": "f"}}]),
         ));
+        let margin = proptest::option::of((-8i32..8).prop_map(|eighths| f64::from(eighths) / 8.0));
         prop_oneof![
             any::<String>().prop_map(|text| Record::Text { text }),
             (messages(4), tools.clone())
                 .prop_map(|(messages, tools)| Record::Chat { messages, tools }),
-            (messages(3), any::<String>(), any::<String>(), tools).prop_map(
-                |(prompt, chosen, rejected, tools)| {
+            (messages(3), any::<String>(), any::<String>(), margin, tools).prop_map(
+                |(prompt, chosen, rejected, margin, tools)| {
                     let (chosen, rejected) =
                         (Message::assistant(chosen), Message::assistant(rejected));
                     Record::Preference {
                         prompt,
                         chosen,
                         rejected,
+                        margin,
                         tools,
                     }
                 }

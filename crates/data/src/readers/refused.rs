@@ -196,7 +196,7 @@ fn is_verdict(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::fields::Fields;
-    use super::super::forms::Form;
+    use super::super::{Wanted, forms::Form};
     use crate::record::Record;
     use serde_json::{Value, json};
 
@@ -204,7 +204,7 @@ mod tests {
         let Value::Object(map) = value else {
             panic!("no object")
         };
-        let form = Form::detect(&map, false)?;
+        let form = Form::detect(&map, Wanted::Texts)?;
         form.read(&Fields::new(form, map))
     }
 

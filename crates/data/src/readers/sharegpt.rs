@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fields::{Fields, kind, list, text};
-use super::openai::{self, tools};
+use super::openai::{self, margin, tools};
 use super::refused::{learned, refuse_turn_keys};
 use super::turns::{Last, check, role, with_system};
 use crate::record::{Message, Record};
@@ -25,6 +25,7 @@ pub(super) fn read(fields: &Fields) -> Result<Record, String> {
             prompt: messages,
             chosen,
             rejected,
+            margin: margin(fields)?,
             tools,
         });
     }

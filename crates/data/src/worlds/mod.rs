@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::nearest::suggestion;
 use crate::random::{Random, fnv, mix};
-use crate::record::{Message, Record};
+use crate::record::{Label, Message, Record};
 use crate::{Error, Result};
 
 pub mod arithmetic;
@@ -27,6 +27,7 @@ pub mod preferences;
 pub mod recall;
 pub mod sentences;
 pub mod slots;
+pub mod steps;
 pub mod stories;
 pub mod symbols;
 pub mod topics;
@@ -177,6 +178,18 @@ impl Item {
     /// The text for language modelling as a record.
     pub fn record_text(&self) -> Record {
         Record::Text { text: self.text() }
+    }
+
+    /// The question, or where there is none the text, with the short answer as its label.
+    pub fn record_label(&self) -> Record {
+        let text = match self.prompt.is_empty() {
+            true => &self.solution,
+            false => &self.prompt,
+        };
+        Record::Labelled {
+            text: text.clone(),
+            label: Label::Name(self.answer.clone()),
+        }
     }
 
     /// The item as a line of a data file, the task's own fields last.

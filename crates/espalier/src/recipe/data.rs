@@ -71,6 +71,10 @@ pub enum WorldShape {
     Chat,
     /// A question, its answer, and a worse one.
     Preference,
+    /// The question, or the text where there is none, with the short answer as its label.
+    Label,
+    /// A question and the steps of an answer, of which the last may be wrong, each with its label.
+    Steps,
 }
 
 impl Default for DataOptions {

@@ -6,15 +6,15 @@ use espalier_data::{
     encode::{Encoded, Encoder, Truncation},
     packing::{self, Strategy},
     random::{Random, fnv},
-    readers::{self, Source},
+    readers::{self, Source, Wanted},
     record::{Message, Record},
     tokenizer::Tokenizer,
-    worlds::{self, Split, preferences},
+    worlds::{self, Split, preferences, steps},
 };
 use espalier_train::batch::Sample;
 use rayon::prelude::*;
 
-use super::Voice;
+use super::{Voice, classes::Classes};
 use crate::{
     Error, Result,
     recipe::{DataOptions, WorldShape},
@@ -30,6 +30,14 @@ pub struct Sourced {
 }
 
 impl Sourced {
+    /// Where the record stands, for the beginning of a message; nothing for a world's items.
+    pub fn words(&self) -> String {
+        match &self.place {
+            Some((path, line)) => format!("{}:{line}: ", path.display()),
+            None => String::new(),
+        }
+    }
+
     /// Encodes the record.
     ///
     /// # Errors
@@ -44,13 +52,13 @@ impl Sourced {
     }
 }
 
-/// Records of all sources, in order; `pairs` says whether preference pairs are wanted. What was left out is counted and said.
+/// Records of all sources, in order; `wanted` says what is read of records that hold several things. What was left out is counted and said.
 ///
 /// # Errors
 /// When a file cannot be read, a record is malformed, or a world is unknown.
 pub fn records(
     sources: &[DataOptions],
-    pairs: bool,
+    wanted: Wanted,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Sourced>> {
     let mut all = Vec::new();
@@ -61,13 +69,13 @@ pub fn records(
                 record,
                 place: None,
             })),
-            None => all.extend(of_file(source, pairs, voice)?),
+            None => all.extend(of_file(source, wanted, voice)?),
         }
     }
     Ok(all)
 }
 
-fn of_file(source: &DataOptions, pairs: bool, voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
+fn of_file(source: &DataOptions, wanted: Wanted, voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
     let path = source.path.clone().ok_or_else(|| {
         Error::usage("`from` means what an earlier stage of the same recipe left; there is no such stage here")
     })?;
@@ -75,7 +83,7 @@ fn of_file(source: &DataOptions, pairs: bool, voice: &mut dyn Voice) -> Result<V
         path: path.clone(),
         form: source.form,
         columns: source.columns.clone(),
-        pairs,
+        wanted,
     };
     let loaded = readers::read_all(&file, source.skip_malformed)?;
     if let Some(first) = loaded.skipped.first() {
@@ -134,6 +142,8 @@ pub fn of_item(
     let item = || worlds::item(task, split, index, seed);
     Ok(match shape {
         WorldShape::Preference => preferences::preference(task, split, index, seed)?,
+        WorldShape::Label => item()?.record_label(),
+        WorldShape::Steps => steps::steps(task, split, index, seed)?,
         WorldShape::Text => item()?.record_text(),
         WorldShape::Answer => Record::Text {
             text: item()?.solution,
@@ -174,6 +184,11 @@ pub fn text_of(record: &Record) -> String {
         Record::Preference { prompt, chosen, .. } => {
             format!("{}\n{}", contents(prompt), chosen.text())
         }
+        Record::Labelled { text, .. } => text.clone(),
+        Record::Tagged { words, .. } => words.join(" "),
+        Record::Steps { prompt, steps, .. } => {
+            format!("{}\n{}", contents(prompt), steps.join("\n"))
+        }
     }
 }
 
@@ -187,8 +202,21 @@ pub fn encode(
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
+    encode_within(tokenizer, records, length, Truncation::default(), voice)
+}
+
+/// As [`encode`], with what is too long treated as `truncation` says.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_within(
+    tokenizer: &Tokenizer,
+    records: &[Sourced],
+    length: usize,
+    mut truncation: Truncation,
+    voice: &mut dyn Voice,
+) -> Result<Vec<Encoded>> {
     let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
-    let mut truncation = Truncation::default();
     let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
     let mut failed = Vec::new();
     let mut kept = Vec::with_capacity(records.len());
@@ -232,14 +260,27 @@ pub fn encode(
     Ok(kept)
 }
 
-/// Samples of the trainer, packed into rows where asked.
-pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> {
+/// Samples of the trainer, packed into rows where asked; `classes` say what labels mean.
+///
+/// # Errors
+/// When a label means nothing.
+pub fn samples(
+    encoded: Vec<Encoded>,
+    pack: bool,
+    length: usize,
+    classes: Option<&Classes>,
+) -> Result<Vec<Sample>> {
     let mut examples = Vec::new();
     let mut samples = Vec::new();
     for encoded in encoded {
         match encoded {
             Encoded::Example(example) => examples.push(example),
             Encoded::Pair(pair) => samples.push(Sample::pair(&pair)),
+            Encoded::Labelled(labelled) => {
+                let values =
+                    classes.map_or(Ok(Vec::new()), |classes| classes.values(&labelled.labels))?;
+                samples.push(Sample::labelled(&labelled.ids, &labelled.places, &values));
+            }
             Encoded::Dropped { .. } => {}
         }
     }
@@ -251,7 +292,7 @@ pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> 
         ),
         false => samples.extend(examples.iter().map(Sample::example)),
     }
-    samples
+    Ok(samples)
 }
 
 #[cfg(test)]
@@ -286,21 +327,22 @@ mod tests {
             path: Some(path),
             ..DataOptions::default()
         };
-        let read = |pairs| {
-            let found =
-                records(std::slice::from_ref(&source), pairs, &mut Said(Vec::new())).unwrap();
+        let read = |wanted| {
+            let source = std::slice::from_ref(&source);
+            let found = records(source, wanted, &mut Said(Vec::new())).unwrap();
             found[0].record.clone()
         };
         assert_eq!(
-            read(true),
+            read(Wanted::Pairs),
             Record::Preference {
                 prompt: vec![Message::user("q")],
                 chosen: Message::assistant("good"),
                 rejected: Message::assistant("bad"),
+                margin: None,
                 tools: None,
             }
         );
-        assert!(matches!(read(false), Record::Chat { .. }));
+        assert!(matches!(read(Wanted::Texts), Record::Chat { .. }));
     }
 
     #[test]

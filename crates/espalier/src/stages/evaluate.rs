@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use espalier_data::{
     encode::{Encoded, Example},
+    readers::Wanted,
     worlds::{self, Item, Split},
 };
 use espalier_engine::{
@@ -13,17 +14,24 @@ use espalier_engine::{
     text::{TextModel, TextOptions},
 };
 use espalier_evaluate::{
-    ngram::NgramModel, perplexity, preference::preference_accuracy, report::Section,
-    retrieval::nearest_neighbour, statistics::Accuracy, world,
+    ngram::NgramModel,
+    perplexity,
+    preference::{preference_accuracy, reward_accuracy},
+    report::Section,
+    retrieval::nearest_neighbour,
+    statistics::Accuracy,
+    world,
 };
 use espalier_models::pooling::Pooling;
-use espalier_train::quantise::QuantiseOptions;
+use espalier_train::{evaluation, objectives::classification::Classify, quantise::QuantiseOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Voice, data,
+    Voice, best_of,
+    classes::Classes,
+    data,
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model, report,
 };
@@ -33,10 +41,13 @@ use crate::{
 };
 
 /// Rows that are scored or decoded at once.
-const BATCH: usize = 16;
+pub(super) const BATCH: usize = 16;
 
 /// Longest answer to an item of a world.
-const MAX_ANSWER: usize = 160;
+pub(super) const MAX_ANSWER: usize = 160;
+
+/// Most answers to an item among which a reward model chooses.
+const MOST_ANSWERS: usize = 1024;
 
 /// Evaluation: perplexity on data, accuracy on worlds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -72,7 +83,7 @@ pub struct EvaluateStage {
     )]
     #[schemars(schema_with = "shorthand::one_or_many_schema")]
     pub baseline: Vec<DataOptions>,
-    /// Preference pairs: how often is the better answer the likelier one?
+    /// Preference pairs: how often is the better answer the likelier one, or of a reward model the one with the larger score?
     #[serde(
         default,
         deserialize_with = "shorthand::one_or_many",
@@ -80,12 +91,27 @@ pub struct EvaluateStage {
     )]
     #[schemars(schema_with = "shorthand::one_or_many_schema")]
     pub preferences: Vec<DataOptions>,
+    /// Data with labels: how often does a classifier choose the right one?
+    #[serde(
+        default,
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schemars(schema_with = "shorthand::one_or_many_schema")]
+    pub labels: Vec<DataOptions>,
     /// Tasks of generated worlds whose accuracy is measured with greedy answers.
     #[serde(default)]
     pub worlds: Vec<String>,
     /// Tasks of generated worlds whose accuracy is measured with answers sampled at temperature 1.
     #[serde(default)]
     pub sampled_worlds: Vec<String>,
+    /// A reward model that chooses among several answers to each item of `sampled_worlds`: a folder, or the name of an earlier stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward: Option<String>,
+    /// Answers among which the reward model chooses.
+    #[serde(default = "default_best_of")]
+    #[schemars(range(min = 1, max = MOST_ANSWERS))]
+    pub best_of: usize,
     /// Tasks of generated worlds whose texts are embedded: how often has the nearest other text the same answer?
     #[serde(default)]
     pub retrieval: Vec<String>,
@@ -111,6 +137,10 @@ pub struct EvaluateStage {
     pub length: usize,
 }
 
+fn default_best_of() -> usize {
+    8
+}
+
 fn default_items() -> usize {
     200
 }
@@ -132,6 +162,17 @@ impl StageKind for EvaluateStage {
                 self.items
             )));
         }
+        if !(1..=MOST_ANSWERS).contains(&self.best_of) {
+            return Err(Error::usage(format!(
+                "`best_of`: {} is outside 1 to {MOST_ANSWERS}",
+                self.best_of
+            )));
+        }
+        if self.reward.is_some() && self.sampled_worlds.is_empty() {
+            return Err(Error::usage(
+                "`reward` chooses among answers to `sampled_worlds`, of which there is none",
+            ));
+        }
         if !self.baseline.is_empty() && self.data.is_empty() {
             return Err(Error::usage(
                 "`baseline` stands beside the perplexity of `data`, of which there is none",
@@ -139,9 +180,10 @@ impl StageKind for EvaluateStage {
         }
         let tasks = self.worlds.iter().chain(&self.sampled_worlds);
         let nothing = tasks.clone().chain(&self.retrieval).next().is_none();
-        if nothing && self.data.is_empty() && self.preferences.is_empty() {
+        if nothing && self.data.is_empty() && self.preferences.is_empty() && self.labels.is_empty()
+        {
             return Err(Error::usage(
-                "the stage measures nothing; give one of `data`, `preferences`, `worlds`, `sampled_worlds`, `retrieval`",
+                "the stage measures nothing; give one of `data`, `preferences`, `labels`, `worlds`, `sampled_worlds`, `retrieval`",
             ));
         }
         for task in tasks.chain(&self.retrieval) {
@@ -152,10 +194,12 @@ impl StageKind for EvaluateStage {
 
     fn inputs(&mut self) -> Vec<Input<'_>> {
         let data = self.data.iter_mut().chain(&mut self.baseline);
-        let data = data.chain(&mut self.preferences).map(Input::Data);
+        let data = data.chain(&mut self.preferences).chain(&mut self.labels);
+        let data = data.map(Input::Data);
         let template = self.template.iter_mut().map(Input::Template);
-        let model = [Input::Model(&mut self.model)];
-        model.into_iter().chain(data).chain(template).collect()
+        let reward = self.reward.iter_mut().map(Input::Model);
+        let model = [Input::Model(&mut self.model)].into_iter().chain(reward);
+        model.chain(data).chain(template).collect()
     }
 
     fn outputs(&self) -> Vec<Output> {
@@ -199,6 +243,7 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     for remark in &start.loaded.remarks {
         voice.say(&format!("   {remark}"));
     }
+    let classes = Classes::of(&start.loaded);
     let mut language_model = start.loaded.model;
     language_model.merge_what_can_be();
     let model = TextModel {
@@ -211,6 +256,9 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     }
     if !stage.preferences.is_empty() {
         result.insert("preferences".into(), preferences(&model, stage, voice)?);
+    }
+    if !stage.labels.is_empty() {
+        result.insert("labels".into(), labels(&model, &classes?, stage, voice)?);
     }
     let mut figures = Map::new();
     for task in &stage.retrieval {
@@ -234,6 +282,10 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
             result.insert(key.into(), Value::Object(figures));
         }
     }
+    if let Some(reward) = &stage.reward {
+        let found = best_of::best_of(&model, Path::new(reward), stage, device, voice)?;
+        result.insert("best_of".into(), found);
+    }
     Ok(Value::Object(result))
 }
 
@@ -241,11 +293,11 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
 fn load(
     model: &TextModel,
     data: &[DataOptions],
-    pairs: bool,
+    wanted: Wanted,
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
-    let records = data::records(data, pairs, voice)?;
+    let records = data::records(data, wanted, voice)?;
     let encoded = data::encode(&model.tokenizer, &records, length, voice)?;
     let longest = encoded.iter().map(Encoded::longest).max().unwrap_or(0);
     match model.model.spec().prompt_positions() {
@@ -259,7 +311,7 @@ fn load(
 
 /// Perplexity, beside that of n-gram models where the stage names data for them.
 fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
-    let encoded = load(model, &stage.data, false, stage.length, voice)?;
+    let encoded = load(model, &stage.data, Wanted::Texts, stage.length, voice)?;
     let mut held_out = examples(encoded);
     for example in &mut held_out {
         let skipped = stage.from.min(example.targets.len());
@@ -285,7 +337,7 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
         measured.tokens
     );
     if !stage.baseline.is_empty() {
-        let encoded = load(model, &stage.baseline, false, stage.length, voice)?;
+        let encoded = load(model, &stage.baseline, Wanted::Texts, stage.length, voice)?;
         let training = examples(encoded);
         for (name, order) in [("unigram", 1), ("5-gram", 5)] {
             let documents = training.iter().map(|example| example.ids.as_slice());
@@ -321,9 +373,15 @@ fn retrieval(
     Ok(figures(&accuracy))
 }
 
-/// How often the better answer of a pair is the likelier one.
+/// How often the better answer of a pair is the likelier one, or has the larger score.
 fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
-    let encoded = load(model, &stage.preferences, true, stage.length, voice)?;
+    let encoded = load(
+        model,
+        &stage.preferences,
+        Wanted::Pairs,
+        stage.length,
+        voice,
+    )?;
     let pairs: Vec<_> = encoded
         .into_iter()
         .filter_map(|encoded| match encoded {
@@ -336,12 +394,38 @@ fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) 
             "`preferences` holds no pair of a better and a worse answer",
         ));
     }
-    let accuracy = preference_accuracy(&model.model, &pairs, BATCH)?;
+    let accuracy = match model.model.spec().classifier {
+        Some(_) => reward_accuracy(&model.model, &pairs, BATCH)?,
+        None => preference_accuracy(&model.model, &pairs, BATCH)?,
+    };
     voice.say(&format!("   preferences: {accuracy}"));
     Ok(figures(&accuracy))
 }
 
-fn figures(accuracy: &Accuracy) -> Value {
+/// Loss and accuracy of a classifier on data with labels.
+fn labels(
+    model: &TextModel,
+    classes: &Classes,
+    stage: &EvaluateStage,
+    voice: &mut dyn Voice,
+) -> Result<Value> {
+    let records = data::records(&stage.labels, Wanted::Labels, voice)?;
+    records
+        .iter()
+        .try_for_each(|sourced| classes.check(sourced))?;
+    let encoded = data::encode(&model.tokenizer, &records, stage.length, voice)?;
+    let samples = data::samples(encoded, false, stage.length, Some(classes))?;
+    let mut objective = Classify { name: "classify" };
+    let (loss, metrics) = evaluation::evaluate(&model.model, &mut objective, &samples, BATCH)?;
+    let mut figures = json!({ "loss": loss, "items": samples.len() });
+    for (name, value) in metrics {
+        voice.say(&format!("   {name} {:.1} %", 100.0 * value));
+        figures[name] = value.into();
+    }
+    Ok(figures)
+}
+
+pub(super) fn figures(accuracy: &Accuracy) -> Value {
     let (low, high) = accuracy.interval();
     json!({"accuracy": accuracy.value(), "low": low, "high": high, "items": accuracy.total})
 }
@@ -384,7 +468,7 @@ pub fn examples(encoded: Vec<Encoded>) -> Vec<Example> {
     let example = |encoded| match encoded {
         Encoded::Example(example) => Some(example),
         Encoded::Pair(pair) => Some(pair.chosen),
-        Encoded::Dropped { .. } => None,
+        Encoded::Labelled(_) | Encoded::Dropped { .. } => None,
     };
     encoded.into_iter().filter_map(example).collect()
 }

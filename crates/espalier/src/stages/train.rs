@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use espalier_data::readers;
+use espalier_data::{
+    encode::Truncation,
+    readers::{self, Wanted},
+};
 use espalier_evaluate::report::Section;
 use espalier_models::{
     families,
@@ -29,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Voice,
+    Voice, classes,
     data::{self, Sourced},
     ends,
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
@@ -63,7 +66,7 @@ pub struct TrainStage {
     /// A fresh model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<NewModel>,
-    /// What a step minimises: `pretrain`, `sft`, `dpo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
+    /// What a step minimises: `pretrain`, `sft`, `dpo`, `reward`, `process_reward`, `classify`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
     /// table with options such as `{ dpo = { beta = 0.1 } }`.
     #[serde(deserialize_with = "shorthand::name_or_table")]
     #[schemars(schema_with = "shorthand::name_or_table_schema::<ObjectiveOptions>")]
@@ -261,9 +264,16 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         }
         (Some(options), None) => {
             let seed = stage.options.seed;
-            Some(match stage.add_tokens.is_empty() {
-                true => options.attach(&mut model, family, seed)?,
-                false => options.attach_with_vocabulary(&mut model, family, seed)?,
+            let classifies = stage.objective.registered().classifies;
+            Some(match (classifies, stage.add_tokens.is_empty()) {
+                (true, true) => options.attach_with_classifier(&mut model, family, seed)?,
+                (true, false) => {
+                    return Err(Error::usage(
+                        "`add_tokens` with an adapter trains embedding and head, and a classifier has no head; add the tokens in a stage of its own",
+                    ));
+                }
+                (false, true) => options.attach(&mut model, family, seed)?,
+                (false, false) => options.attach_with_vocabulary(&mut model, family, seed)?,
             })
         }
         (None, Some(_)) if stage.freeze.is_some() => {
@@ -356,9 +366,13 @@ fn prepare(
     workplace: &mut Workplace,
     stage: &TrainStage,
 ) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
-    let pairs = stage.objective.registered().pairs;
-    let mut records = data::records(&stage.data, pairs, workplace.voice)?;
-    let mut held_out = data::records(&stage.validation, pairs, workplace.voice)?;
+    let Registered {
+        wanted,
+        whole_pairs,
+        ..
+    } = stage.objective.registered();
+    let mut records = data::records(&stage.data, wanted, workplace.voice)?;
+    let mut held_out = data::records(&stage.validation, wanted, workplace.voice)?;
     if stage.splits() {
         held_out = hold_out(&mut records, stage.validation_share);
         let path = workplace.folder.join(VALIDATION);
@@ -376,9 +390,27 @@ fn prepare(
         workplace.voice,
     )?;
     let options = &stage.options;
+    let said = [records.as_slice(), held_out.as_slice()];
+    let classes = classes::settle(
+        &mut start.loaded,
+        &stage.objective,
+        &said,
+        options.seed,
+        workplace.voice,
+    )?;
     let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
-        let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
-        Ok(data::samples(encoded, options.packing, options.length))
+        let truncation = Truncation {
+            whole_pairs,
+            ..Truncation::default()
+        };
+        let encoded = data::encode_within(
+            &start.tokenizer,
+            records,
+            options.length,
+            truncation,
+            workplace.voice,
+        )?;
+        data::samples(encoded, options.packing, options.length, classes.as_ref())
     };
     let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
     Ok((start, training, validation))
@@ -406,7 +438,7 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
             model::grow(start, &stage.add_tokens, workplace.voice)
         }
         (None, Some(new)) => {
-            let more = data::records(&new.tokenizer_data, false, workplace.voice)?;
+            let more = data::records(&new.tokenizer_data, Wanted::Texts, workplace.voice)?;
             let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
             let special = (stage.objective.registered().special_tokens)();
             let seed = stage.options.seed;

@@ -64,12 +64,13 @@ impl InfillingOptions {
 
 /// The objective's registration.
 pub const ENTRY: Entry<InfillingOptions> = Entry {
-    metrics: &[ACCURACY, EXACT_MATCH],
-    packed_rows: PackedRows::Refused,
-    pairs: false,
     special_tokens: fresh_mask,
-    check: InfillingOptions::check,
-    build: |options, symbols| Ok(Box::new(Infilling::new(options.clone(), symbols)?)),
+    ..Entry::new(
+        &[ACCURACY, EXACT_MATCH],
+        PackedRows::Refused,
+        InfillingOptions::check,
+        |options, symbols| Ok(Box::new(Infilling::new(options.clone(), symbols)?)),
+    )
 };
 
 /// The objective.

@@ -68,12 +68,13 @@ impl MaskingOptions {
 
 /// Masked language modelling's registration.
 pub const MLM: Entry<MaskingOptions> = Entry {
-    metrics: &[ACCURACY, EXACT_MATCH],
-    packed_rows: PackedRows::Apart,
-    pairs: false,
     special_tokens: fresh_mask,
-    check: MaskingOptions::check,
-    build: |options, symbols| Ok(Box::new(Masked::new("mlm", options.clone(), symbols, 0)?)),
+    ..Entry::new(
+        &[ACCURACY, EXACT_MATCH],
+        PackedRows::Apart,
+        MaskingOptions::check,
+        |options, symbols| Ok(Box::new(Masked::new("mlm", options.clone(), symbols, 0)?)),
+    )
 };
 
 /// Masked next-token prediction's registration.

@@ -1,10 +1,11 @@
 //! The objectives by name: options, help, metrics and special tokens, each registered by one line.
 
+use espalier_data::readers::Wanted;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Objective, PackedRows, dpo, infilling, language, masked, seq2seq, simcse, span_corruption,
-    symbols::Symbols,
+    Objective, PackedRows, classification, dpo, infilling, language, masked, process_reward,
+    reward, seq2seq, simcse, span_corruption, symbols::Symbols,
 };
 use crate::{Result, metrics::MetricDescription};
 
@@ -14,8 +15,12 @@ pub struct Entry<O> {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
-    /// Whether it learns from preference pairs.
-    pub pairs: bool,
+    /// What it learns from, where records hold several things.
+    pub wanted: Wanted,
+    /// Whether answers that are too long are left out with their pair instead of being cut.
+    pub whole_pairs: bool,
+    /// Whether the model has to give classes of texts or tokens; it gets a fresh classifier where it does not.
+    pub classifies: bool,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
     /// Whether the options make sense, whatever the model.
@@ -35,7 +40,9 @@ impl<O> Entry<O> {
         Self {
             metrics,
             packed_rows,
-            pairs: false,
+            wanted: Wanted::Texts,
+            whole_pairs: false,
+            classifies: false,
             special_tokens: Vec::new,
             check,
             build,
@@ -50,8 +57,23 @@ impl<O> Entry<O> {
         build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
     ) -> Self {
         Self {
-            pairs: true,
+            wanted: Wanted::Pairs,
             ..Self::new(metrics, packed_rows, check, build)
+        }
+    }
+
+    /// An objective of a model that classifies texts or tokens; it takes a row for one text.
+    pub const fn of_classes(
+        metrics: &'static [MetricDescription],
+        wanted: Wanted,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            wanted,
+            whole_pairs: true,
+            classifies: true,
+            ..Self::new(metrics, PackedRows::Refused, check, build)
         }
     }
 
@@ -61,7 +83,9 @@ impl<O> Entry<O> {
             help: help.trim_ascii(),
             metrics: self.metrics,
             packed_rows: self.packed_rows,
-            pairs: self.pairs,
+            wanted: self.wanted,
+            whole_pairs: self.whole_pairs,
+            classifies: self.classifies,
             special_tokens: self.special_tokens,
         }
     }
@@ -78,8 +102,12 @@ pub struct Registered {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
-    /// Whether it learns from preference pairs.
-    pub pairs: bool,
+    /// What it learns from, where records hold several things.
+    pub wanted: Wanted,
+    /// Whether answers that are too long are left out with their pair instead of being cut.
+    pub whole_pairs: bool,
+    /// Whether the model has to give classes of texts or tokens.
+    pub classifies: bool,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
 }
@@ -142,6 +170,12 @@ objectives! {
     Sft("sft", language::NextTokenOptions) = language::SFT,
     /// Better against worse answers.
     Dpo("dpo", dpo::DpoOptions) = dpo::ENTRY,
+    /// The better answer's score is the larger one: a reward model (Bradley-Terry).
+    Reward("reward", reward::RewardOptions) = reward::ENTRY,
+    /// Whether each step of an answer is right: a process reward model.
+    ProcessReward("process_reward", process_reward::ProcessRewardOptions) = process_reward::ENTRY,
+    /// Classes of texts or of words.
+    Classify("classify", classification::ClassifyOptions) = classification::ENTRY,
     /// Masked tokens, by an encoder.
     Mlm("mlm", masked::MaskingOptions) = masked::MLM,
     /// Masked tokens, by a decoder without its mask, each from the place before.

@@ -66,12 +66,13 @@ const SPAN_MATCH: MetricDescription = MetricDescription::share(
 
 /// The objective's registration.
 pub const ENTRY: Entry<SpanOptions> = Entry {
-    metrics: &[ACCURACY, EXACT_MATCH, SPAN_MATCH],
-    packed_rows: PackedRows::Refused,
-    pairs: false,
     special_tokens: fresh_sentinels,
-    check: SpanOptions::check,
-    build: |options, symbols| Ok(Box::new(SpanCorruption::new(options.clone(), symbols)?)),
+    ..Entry::new(
+        &[ACCURACY, EXACT_MATCH, SPAN_MATCH],
+        PackedRows::Refused,
+        SpanOptions::check,
+        |options, symbols| Ok(Box::new(SpanCorruption::new(options.clone(), symbols)?)),
+    )
 };
 
 /// The objective.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use espalier_data::{
-    encode::{Encoded, Encoder, Example},
+    encode::{Encoded, Encoder, Example, Labelled},
     readers::{self, Form, Source, to_json},
-    record::{Message, Record},
+    record::{Label, Message, Record},
     tokenizer::Tokenizer,
     worlds::{self, Split},
 };
@@ -46,7 +46,7 @@ pub struct ShowArgs {
     /// How many records
     #[arg(long, value_name = "COUNT", default_value_t = 3)]
     pub count: usize,
-    /// The file's form (alpaca, sharegpt, messages, preference, completion, text), or a world's (chat, text, preference)
+    /// The file's form (alpaca, sharegpt, messages, preference, completion, text), or a world's (chat, text, preference, label, steps)
     #[arg(long, value_name = "FORM")]
     pub form: Option<String>,
 }
@@ -133,7 +133,7 @@ fn world_form(name: Option<&str>) -> Result<WorldShape> {
     };
     WorldShape::from_str(name, true).map_err(|_| {
         Error::Usage(format!(
-            "`--form {name}`: a world's is `chat`, `text`, `answer` or `preference`"
+            "`--form {name}`: a world's is `chat`, `text`, `answer`, `preference`, `label` or `steps`"
         ))
     })
 }
@@ -187,15 +187,44 @@ fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()
             prompt,
             chosen,
             rejected,
+            margin,
             tools: offered,
         } => {
             heading(index, &format!("preference{}", tools(offered)), context)?;
             turns(prompt)?;
             line("chosen", &chosen.text())?;
             line("rejected", &rejected.text())?;
+            if let Some(margin) = margin {
+                line("margin", &margin.to_string())?;
+            }
+        }
+        Record::Labelled { text, label } => {
+            heading(index, "text with a label", context)?;
+            line("text", text)?;
+            line("label", &said(label))?;
+        }
+        Record::Tagged { words, labels } => {
+            heading(index, "words with labels", context)?;
+            let mut all = words.iter().zip(labels);
+            all.try_for_each(|(word, label)| line(&said(label), word))?;
+        }
+        Record::Steps {
+            prompt,
+            steps,
+            labels,
+        } => {
+            heading(index, "steps with labels", context)?;
+            turns(prompt)?;
+            let mut all = steps.iter().zip(labels);
+            all.try_for_each(|(step, label)| line(&said(label), step))?;
         }
     }
     terminal.line("")
+}
+
+/// A label as a file says it.
+fn said(label: &Label) -> String {
+    serde_json::to_string(label).unwrap_or_default()
 }
 
 fn heading(index: usize, text: &str, context: &Context) -> Result<()> {
@@ -238,9 +267,21 @@ fn show_encoded(
             )?;
             show(&pair.rejected)?;
         }
+        Encoded::Labelled(labelled) => {
+            let example = unlearned(&labelled);
+            let labels = labelled.labels.len();
+            let words = format!("{} tokens, {labels} labels", example.ids.len());
+            heading(index, &words, context)?;
+            show(&example)?;
+        }
         Encoded::Dropped { reason } => heading(index, &format!("left out: {reason}"), context)?,
     }
     terminal.line("")
+}
+
+/// The tokens of a labelled text, none of which is predicted.
+fn unlearned(labelled: &Labelled) -> Example {
+    Example::new(labelled.ids.clone(), vec![false; labelled.ids.len()])
 }
 
 /// The example's text without control characters other than the colours.
@@ -269,6 +310,12 @@ fn encoded_json(encoder: &Encoder, encoded: Encoded) -> Result<Value> {
         Encoded::Example(one) => example(&one)?,
         Encoded::Pair(pair) => {
             json!({"chosen": example(&pair.chosen)?, "rejected": example(&pair.rejected)?})
+        }
+        Encoded::Labelled(labelled) => {
+            let mut shown = example(&unlearned(&labelled))?;
+            shown["places"] = json!(labelled.places);
+            shown["labels"] = json!(labelled.labels);
+            shown
         }
         Encoded::Dropped { reason } => json!({"dropped": reason}),
     })

@@ -34,10 +34,12 @@ use crate::{
     Result,
     checkpoint::PeftConfig,
     families::{Family, config::Config},
+    fresh_classifier::TASKS,
     layers::linear::LinearMapMut,
     layout::{self, Module, StoredTensor},
     model::LanguageModel,
     parameter::Parameter,
+    spec::Subject,
 };
 
 /// LoRA's line in the list of kinds.
@@ -264,10 +266,15 @@ impl Factors {
     }
 }
 
-/// What PEFT calls the use of a model: it has a name for what predicts next tokens and for what has no head, and none for what predicts
-/// masked ones.
+/// What PEFT calls the use of a model: it has a name for what predicts next tokens, for what classifies and for what has no head, and none
+/// for what predicts masked ones.
 fn task_type(model: &LanguageModel) -> Option<String> {
     let spec = model.spec();
+    if let Some(classifier) = spec.classifier {
+        let of_tokens = classifier.subject == Subject::Tokens;
+        let known = TASKS.into_iter().find(|(_, tokens)| *tokens == of_tokens);
+        return known.map(|(name, _)| name.to_owned());
+    }
     let name = match (spec.headless, spec.encoder.is_some(), spec.head_transform) {
         (true, _, _) => "FEATURE_EXTRACTION",
         (false, true, _) => "SEQ_2_SEQ_LM",
