@@ -111,12 +111,14 @@ fn renamed(old: &ModelSpec, new: &ModelSpec, family: &Family) -> HashMap<String,
         [part] => Some(part.clone()),
         _ => None,
     };
+    // Files of models without a head leave the family's prefix out.
+    let bare = |name: &str| name.strip_prefix(family.prefix).unwrap_or(name).to_owned();
     let old: HashMap<String, String> = (family.tensors)(old)
         .into_iter()
-        .filter_map(|entry| Some((entry.name.clone(), alone(&entry)?)))
+        .filter_map(|entry| Some((bare(&entry.name), alone(&entry)?)))
         .collect();
     let other = |entry: TensorEntry| {
-        let (ours, before) = (alone(&entry)?, old.get(&entry.name)?);
+        let (ours, before) = (alone(&entry)?, old.get(&bare(&entry.name))?);
         (ours != *before).then(|| (ours, before.clone()))
     };
     (family.tensors)(new)
