@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use espalier_data::{
     encode::{Encoded, Example},
+    readers::Wanted,
     worlds::{self, Item, Split},
 };
 use espalier_engine::{
@@ -241,11 +242,11 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
 fn load(
     model: &TextModel,
     data: &[DataOptions],
-    pairs: bool,
+    wanted: Wanted,
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
-    let records = data::records(data, pairs, voice)?;
+    let records = data::records(data, wanted, voice)?;
     let encoded = data::encode(&model.tokenizer, &records, length, voice)?;
     let longest = encoded.iter().map(Encoded::longest).max().unwrap_or(0);
     match model.model.spec().prompt_positions() {
@@ -259,7 +260,7 @@ fn load(
 
 /// Perplexity, beside that of n-gram models where the stage names data for them.
 fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
-    let encoded = load(model, &stage.data, false, stage.length, voice)?;
+    let encoded = load(model, &stage.data, Wanted::Texts, stage.length, voice)?;
     let mut held_out = examples(encoded);
     for example in &mut held_out {
         let skipped = stage.from.min(example.targets.len());
@@ -285,7 +286,7 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
         measured.tokens
     );
     if !stage.baseline.is_empty() {
-        let encoded = load(model, &stage.baseline, false, stage.length, voice)?;
+        let encoded = load(model, &stage.baseline, Wanted::Texts, stage.length, voice)?;
         let training = examples(encoded);
         for (name, order) in [("unigram", 1), ("5-gram", 5)] {
             let documents = training.iter().map(|example| example.ids.as_slice());
@@ -323,7 +324,13 @@ fn retrieval(
 
 /// How often the better answer of a pair is the likelier one.
 fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
-    let encoded = load(model, &stage.preferences, true, stage.length, voice)?;
+    let encoded = load(
+        model,
+        &stage.preferences,
+        Wanted::Pairs,
+        stage.length,
+        voice,
+    )?;
     let pairs: Vec<_> = encoded
         .into_iter()
         .filter_map(|encoded| match encoded {
@@ -384,6 +391,7 @@ pub fn examples(encoded: Vec<Encoded>) -> Vec<Example> {
     let example = |encoded| match encoded {
         Encoded::Example(example) => Some(example),
         Encoded::Pair(pair) => Some(pair.chosen),
+        Encoded::Unpaired { example, .. } => Some(example),
         Encoded::Dropped { .. } => None,
     };
     encoded.into_iter().filter_map(example).collect()

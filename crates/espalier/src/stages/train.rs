@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use espalier_data::readers;
+use espalier_data::readers::{self, Wanted};
 use espalier_evaluate::report::Section;
 use espalier_models::{
     families,
@@ -63,7 +63,7 @@ pub struct TrainStage {
     /// A fresh model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<NewModel>,
-    /// What a step minimises: `pretrain`, `sft`, `dpo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
+    /// What a step minimises: `pretrain`, `sft`, `dpo`, `kto`, `orpo`, `cpo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
     /// table with options such as `{ dpo = { beta = 0.1 } }`.
     #[serde(deserialize_with = "shorthand::name_or_table")]
     #[schemars(schema_with = "shorthand::name_or_table_schema::<ObjectiveOptions>")]
@@ -185,6 +185,8 @@ impl StageKind for TrainStage {
         let data = self.data.iter_mut().chain(&mut self.validation);
         inputs.extend(data.map(Input::Data));
         inputs.extend(self.template.iter_mut().map(Input::Template));
+        let others = self.objective.models().into_iter();
+        inputs.extend(others.map(|other| Input::Model(other.path)));
         inputs
     }
 
@@ -304,6 +306,11 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
     }
     rates::set_rates(&mut model, family, &stage.options.learning_rates)?;
+    for other in stage.objective.clone().models() {
+        if other.same_vocabulary {
+            model::check_same_tokens(Path::new(other.path), &tokenizer)?;
+        }
+    }
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
     trainer::check(&model, objective.as_ref(), &training, &stage.options)?;
     check_lengths(&model, objective.as_ref(), &training)?;
@@ -356,9 +363,9 @@ fn prepare(
     workplace: &mut Workplace,
     stage: &TrainStage,
 ) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
-    let pairs = stage.objective.registered().pairs;
-    let mut records = data::records(&stage.data, pairs, workplace.voice)?;
-    let mut held_out = data::records(&stage.validation, pairs, workplace.voice)?;
+    let wanted = stage.objective.registered().wanted;
+    let mut records = data::records(&stage.data, wanted, workplace.voice)?;
+    let mut held_out = data::records(&stage.validation, wanted, workplace.voice)?;
     if stage.splits() {
         held_out = hold_out(&mut records, stage.validation_share);
         let path = workplace.folder.join(VALIDATION);
@@ -378,6 +385,10 @@ fn prepare(
     let options = &stage.options;
     let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
         let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
+        let encoded = match wanted {
+            Wanted::Verdicts => data::unpaired(encoded),
+            Wanted::Texts | Wanted::Pairs => encoded,
+        };
         Ok(data::samples(encoded, options.packing, options.length))
     };
     let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
@@ -406,7 +417,7 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
             model::grow(start, &stage.add_tokens, workplace.voice)
         }
         (None, Some(new)) => {
-            let more = data::records(&new.tokenizer_data, false, workplace.voice)?;
+            let more = data::records(&new.tokenizer_data, Wanted::Texts, workplace.voice)?;
             let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
             let special = (stage.objective.registered().special_tokens)();
             let seed = stage.options.seed;

@@ -1,9 +1,12 @@
 //! The objectives by name: options, help, metrics and special tokens, each registered by one line.
 
+use espalier_data::readers::Wanted;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Objective, PackedRows, dpo, infilling, language, masked, seq2seq, simcse, span_corruption,
+    Objective, OtherModel, PackedRows, infilling, language, masked,
+    preference::{cpo, dpo, kto, orpo},
+    seq2seq, simcse, span_corruption,
     symbols::Symbols,
 };
 use crate::{Result, metrics::MetricDescription};
@@ -14,10 +17,12 @@ pub struct Entry<O> {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
-    /// Whether it learns from preference pairs.
-    pub pairs: bool,
+    /// What records it learns from.
+    pub wanted: Wanted,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
+    /// The models that its options name.
+    pub models: fn(&mut O) -> Vec<OtherModel<'_>>,
     /// Whether the options make sense, whatever the model.
     pub check: fn(&O) -> Result<()>,
     /// Makes the objective; the symbols are the tokens that it may write.
@@ -35,8 +40,9 @@ impl<O> Entry<O> {
         Self {
             metrics,
             packed_rows,
-            pairs: false,
+            wanted: Wanted::Texts,
             special_tokens: Vec::new,
+            models: |_| Vec::new(),
             check,
             build,
         }
@@ -50,9 +56,28 @@ impl<O> Entry<O> {
         build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
     ) -> Self {
         Self {
-            pairs: true,
+            wanted: Wanted::Pairs,
             ..Self::new(metrics, packed_rows, check, build)
         }
+    }
+
+    /// An objective that learns from answers with verdicts.
+    pub const fn of_verdicts(
+        metrics: &'static [MetricDescription],
+        packed_rows: PackedRows,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            wanted: Wanted::Verdicts,
+            ..Self::new(metrics, packed_rows, check, build)
+        }
+    }
+
+    /// The same, whose options name other models.
+    #[must_use]
+    pub const fn with_models(self, models: fn(&mut O) -> Vec<OtherModel<'_>>) -> Self {
+        Self { models, ..self }
     }
 
     const fn registered(&self, name: &'static str, help: &'static str) -> Registered {
@@ -61,7 +86,7 @@ impl<O> Entry<O> {
             help: help.trim_ascii(),
             metrics: self.metrics,
             packed_rows: self.packed_rows,
-            pairs: self.pairs,
+            wanted: self.wanted,
             special_tokens: self.special_tokens,
         }
     }
@@ -78,8 +103,8 @@ pub struct Registered {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
-    /// Whether it learns from preference pairs.
-    pub pairs: bool,
+    /// What records it learns from.
+    pub wanted: Wanted,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
 }
@@ -109,6 +134,13 @@ macro_rules! objectives {
             pub fn registered(&self) -> Registered {
                 match self {
                     $(Self::$variant(_) => $entry.registered($name, $help)),+
+                }
+            }
+
+            /// The models that the options name.
+            pub fn models(&mut self) -> Vec<OtherModel<'_>> {
+                match self {
+                    $(Self::$variant(options) => ($entry.models)(options)),+
                 }
             }
 
@@ -142,6 +174,12 @@ objectives! {
     Sft("sft", language::NextTokenOptions) = language::SFT,
     /// Better against worse answers.
     Dpo("dpo", dpo::DpoOptions) = dpo::ENTRY,
+    /// Good and bad answers, each by itself (KTO).
+    Kto("kto", kto::KtoOptions) = kto::ENTRY,
+    /// Better against worse answers by their odds, and the better ones' likelihood; without a reference (ORPO).
+    Orpo("orpo", orpo::OrpoOptions) = orpo::ENTRY,
+    /// Better against worse answers without a reference (CPO, SimPO).
+    Cpo("cpo", cpo::CpoOptions) = cpo::ENTRY,
     /// Masked tokens, by an encoder.
     Mlm("mlm", masked::MaskingOptions) = masked::MLM,
     /// Masked tokens, by a decoder without its mask, each from the place before.
