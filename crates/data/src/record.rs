@@ -156,6 +156,17 @@ pub enum Record {
         /// JSON schemas of the tools on offer.
         tools: Option<Value>,
     },
+    /// A prompt with an answer that is good or bad.
+    Unpaired {
+        /// The conversation up to the answer.
+        prompt: Vec<Message>,
+        /// The answer, an assistant's message.
+        answer: Message,
+        /// Whether it is a good one.
+        desirable: bool,
+        /// JSON schemas of the tools on offer.
+        tools: Option<Value>,
+    },
     /// A text of a class.
     Labelled {
         /// The text.
@@ -179,6 +190,19 @@ pub enum Record {
         /// Whether each is right.
         labels: Vec<Label>,
     },
+}
+
+impl Record {
+    /// Leaves the last of the assistant's turns to be learned, and no other.
+    pub fn learn_last_turn(&mut self) {
+        let Self::Chat { messages, .. } = self else {
+            return;
+        };
+        let mut turns = messages.iter_mut().rev();
+        let mut own = turns.by_ref().filter(|turn| turn.role == "assistant");
+        own.next();
+        own.for_each(|turn| turn.learned = false);
+    }
 }
 
 /// What is said of a text, a word or a step.

@@ -28,6 +28,8 @@ pub const LABELS: &str = "labels";
 
 /// Stands for no label, as in transformers.
 pub const UNASKED: f64 = -100.0;
+/// The column that says whether an answer is a good one: 1, or 0.
+pub const DESIRABLE: &str = "desirable";
 
 /// One unit of training data: one or several rows that belong together, and what is known of them.
 ///
@@ -85,6 +87,14 @@ impl Sample {
             }
         };
         sample.columns.set_numbers(LABELS, values);
+        sample
+    }
+
+    /// A row of an answer that is good or bad.
+    pub fn judged(example: &Example, desirable: bool) -> Self {
+        let mut sample = Self::example(example);
+        let verdict = f64::from(u8::from(desirable));
+        sample.columns.set_numbers(DESIRABLE, vec![verdict]);
         sample
     }
 

@@ -1,7 +1,7 @@
 //! Every registered objective trains, is measured on held-out data, and logs nothing but what it is registered with.
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, sync::OnceLock};
 
 use burn::tensor::Device;
 use espalier_data::{
@@ -9,7 +9,9 @@ use espalier_data::{
     packing::{Strategy, pack},
 };
 use espalier_models::{
+    checkpoint::Dtype,
     families::{self, Config},
+    folder,
     model::LanguageModel,
     pooling::Pooling,
     source::Seed,
@@ -26,6 +28,7 @@ use espalier_train::{
     trainer::{self, Event, Run},
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const VOCABULARY: usize = 24;
 
@@ -81,16 +84,39 @@ fn samples(objective: &str) -> Vec<Sample> {
         Example::new(ids, vec![false, false, false, true, true, true])
     };
     let sample = |i: u32| match objective {
-        "dpo" | "reward" => Sample::pair(&Pair {
+        "dpo" | "orpo" | "cpo" | "reward" => Sample::pair(&Pair {
             margin: 0.25,
             chosen: example(i, 11),
             rejected: example(i, 12),
         }),
+        "kto" => Sample::judged(&example(i, 11), i % 2 == 0),
         "classify" => Sample::labelled(&[5 + i, 6, 7], &[], &[f64::from(i % 3)]),
         "process_reward" => Sample::labelled(&[5 + i, 6, 7], &[0, 2], &[1.0, f64::from(i % 2)]),
         _ => Sample::example(&example(i, 10)),
     };
     (0..6).map(sample).collect()
+}
+
+/// A model's folder, for objectives that read another model.
+fn another() -> String {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = decoder(false);
+        let model = LanguageModel::build(spec, &mut Seed(2), &Device::flex()).unwrap();
+        folder::save(&model, folder.path(), None, Dtype::F32).unwrap();
+        folder
+    });
+    folder.path().to_string_lossy().into_owned()
+}
+
+/// The options that an objective cannot do without.
+fn needed(name: &str) -> Value {
+    match name {
+        "distill" => json!({ "teacher": another() }),
+        "selective" => json!({ "reference": another() }),
+        _ => json!({}),
+    }
 }
 
 /// An objective with its options, and a fresh model that suits it.
@@ -111,7 +137,7 @@ fn built(name: &str, options: Value) -> (Box<dyn Objective>, LanguageModel) {
 
 /// The names in the log of a short run, without the prefix of held-out data.
 fn logged(name: &str) -> BTreeSet<String> {
-    let (mut objective, model) = built(name, json!({}));
+    let (mut objective, model) = built(name, needed(name));
     let options = TrainOptions {
         steps: Some(3),
         batch: 4,
@@ -216,7 +242,7 @@ fn every_term_of_dpo_is_a_mean_over_the_step_however_it_is_cut() {
         })
     };
     let samples: Vec<Sample> = [1, 9, 3, 2, 6].map(pair).to_vec();
-    let options = json!({ "sft_weight": 1.0 });
+    let options = json!({ "loss": { "sigmoid": 1.0, "sft": 1.0 } });
     let (whole, held_out) = measured("dpo", options.clone(), samples.clone(), [5, 1]);
     // The model is its own reference: ln 2, and the mean over all tokens of the better answers.
     let chosen = |sample: &Sample| Sample::new(vec![sample.rows[0].clone()]);
@@ -250,7 +276,7 @@ fn packed_rows_have_the_loss_of_their_texts_or_are_refused() {
                 // All is asked for, so that nothing depends on what is drawn.
                 let options = match *name {
                     "mlm" | "mntp" => json!({ "probability": 1.0, "masked": 1.0, "random": 0.0 }),
-                    _ => json!({}),
+                    name => needed(name),
                 };
                 let apart = examples.iter().map(Sample::example).collect();
                 let (apart, _) = measured(name, options.clone(), apart, [3, 1]);

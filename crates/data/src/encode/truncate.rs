@@ -1,6 +1,6 @@
 //! Truncation: what is longer than a limit keeps its beginning, and is counted.
 
-use super::{Encoded, Example, Pair, dropped, keep};
+use super::{Encoded, Example, NO_ANSWER, Pair, dropped, keep};
 
 /// Records that were too long.
 ///
@@ -30,6 +30,7 @@ impl Encoded {
             Self::Example(example) => example.ids.len(),
             Self::Pair(pair) => pair.chosen.ids.len().max(pair.rejected.ids.len()),
             Self::Labelled(labelled) => labelled.ids.len(),
+            Self::Unpaired { example, .. } => example.ids.len(),
             Self::Dropped { .. } => 0,
         }
     }
@@ -57,12 +58,22 @@ impl Truncation {
                 let cut = self.examples([&mut chosen, &mut rejected], length);
                 let nothing = chosen.target_count() == 0 || rejected.target_count() == 0;
                 match cut && nothing {
-                    true => dropped("no token of an answer is left within `length`"),
+                    true => dropped(NO_ANSWER),
                     false => Encoded::Pair(Pair {
                         chosen,
                         rejected,
                         margin,
                     }),
+                }
+            }
+            Encoded::Unpaired {
+                mut example,
+                desirable,
+            } => {
+                let cut = self.examples([&mut example], length);
+                match cut && example.target_count() == 0 {
+                    true => dropped(NO_ANSWER),
+                    false => Encoded::Unpaired { example, desirable },
                 }
             }
             Encoded::Labelled(mut labelled) if labelled.ids.len() > length => {

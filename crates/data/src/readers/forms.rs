@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::fields::{Fields, found};
 use super::refused::refuse_record_keys;
 use super::turns::{Last, check, with_system};
-use super::{Wanted, alpaca, labels, openai, sharegpt};
+use super::{Wanted, alpaca, labels, openai, sharegpt, verdict};
 use crate::nearest::suggestion;
 use crate::record::{Message, Record};
 use crate::{Error, Result};
@@ -111,7 +111,7 @@ impl Form {
     /// UltraFeedback, and labels that are wanted before the text.
     pub(super) fn detect(map: &Map<String, Value>, wanted: Wanted) -> Result<Self, String> {
         let has = |name| map.contains_key(name);
-        let pairs = wanted == Wanted::Pairs;
+        let pairs = matches!(wanted, Wanted::Pairs | Wanted::Verdicts);
         let labels = wanted == Wanted::Labels;
         let words = has("tokens") || has("words");
         let tags = has("labels") || has("ner_tags") || has("tags");
@@ -200,6 +200,7 @@ pub(super) fn check_column(name: &str) -> Result<()> {
     let mut known: Vec<&str> = FORMS
         .iter()
         .flat_map(|(_, _, keys)| keys.iter().copied())
+        .chain(verdict::KEYS)
         .collect();
     if known.contains(&name) {
         return Ok(());

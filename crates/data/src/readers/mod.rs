@@ -2,7 +2,7 @@
 //!
 //! A file is never held in memory: jsonl is read by lines, a JSON array element by element, plain text by paragraphs. The
 //! form is detected from the keys of the first record or given by name; columns can be renamed. A malformed record is an
-//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files, unpaired preferences (KTO).
+//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files.
 //!
 //! | form | keys |
 //! |---|---|
@@ -16,7 +16,7 @@
 //! | `steps` | `prompt`, `completions`, `labels`: whether each step of an answer is right, `system` |
 //! | `text` | `text`, or a `.txt` file |
 //!
-//! Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
+//! Where verdicts are wanted, a conversation says with `label` or `kto_tag` whether its last answer is a good one. Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
 //! reads are errors.
 
 use std::collections::BTreeMap;
@@ -42,6 +42,7 @@ mod openai;
 mod refused;
 mod sharegpt;
 mod turns;
+mod verdict;
 mod write;
 
 /// A data file and how to read it.
@@ -63,18 +64,20 @@ pub struct Source {
     pub form: Option<Form>,
     /// Names of columns: ours to the file's, such as `output` to `response`.
     pub columns: BTreeMap<String, String>,
-    /// What is wanted of records that hold several things.
+    /// What is wanted of a record.
     pub wanted: Wanted,
 }
 
-/// What an objective learns from, where a record holds several things.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What is wanted of records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Wanted {
-    /// Texts and conversations; labels beside texts say nothing.
+    /// Whatever a record says; labels beside texts say nothing.
     #[default]
     Texts,
-    /// Preference pairs, before the conversation that stands beside them.
+    /// Preference pairs: a record that has one beside a conversation is read as the pair.
     Pairs,
+    /// Answers with a verdict, and pairs, which have one for both answers; records without are errors.
+    Verdicts,
     /// Labels of texts, words or steps.
     Labels,
 }
@@ -246,17 +249,30 @@ impl Reader {
                 error.valid_up_to()
             )
         })?;
+        if self.plain && self.wanted == Wanted::Verdicts {
+            return Err("a plain text has no verdicts; give .jsonl"
+                .to_string()
+                .into());
+        }
         if self.plain {
             return Ok(Record::Text {
                 text: text.trim_end().to_string(),
             });
         }
-        let map = self.rename(object(text)?);
+        let mut map = self.rename(object(text)?);
+        let verdict = match self.wanted {
+            Wanted::Verdicts => verdict::take(&mut map)?,
+            Wanted::Texts | Wanted::Pairs | Wanted::Labels => None,
+        };
         let form = match self.form {
             Some(form) => form,
             None => *self.form.insert(Form::detect(&map, self.wanted)?),
         };
-        Ok(form.read(&Fields::new(form, map))?)
+        let record = form.read(&Fields::new(form, map))?;
+        match self.wanted {
+            Wanted::Verdicts => Ok(verdict::judged(record, verdict)?),
+            Wanted::Texts | Wanted::Pairs | Wanted::Labels => Ok(record),
+        }
     }
 
     /// Our names for the file's columns.

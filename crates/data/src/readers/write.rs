@@ -9,8 +9,8 @@ use crate::disk::PartialFile;
 use crate::record::Record;
 use crate::{Error, Result};
 
-/// A record as a line of jsonl, in the form that reads back as the same record: `text`, `messages`, `preference`, `labelled`,
-/// `tagged` or `steps`.
+/// A record as a line of jsonl, in the form that reads back as the same record: `text`, `messages`, `preference`, `completion`,
+/// `labelled`, `tagged` or `steps`.
 ///
 /// ```
 /// use espalier_data::{readers::to_json, record::Record};
@@ -33,6 +33,15 @@ pub fn to_json(record: &Record) -> Value {
             }
             (pair, tools)
         }
+        Record::Unpaired {
+            prompt,
+            answer,
+            desirable,
+            tools,
+        } => (
+            json!({"prompt": prompt, "completion": [answer], "label": desirable}),
+            tools,
+        ),
         Record::Labelled { text, label } => return json!({"text": text, "label": label}),
         Record::Tagged { words, labels } => return json!({"tokens": words, "labels": labels}),
         Record::Steps {

@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use espalier_data::{
-    encode::{Encoded, Encoder, Truncation},
+    encode::{Encoded, Encoder, Pair, Truncation},
     packing::{self, Strategy},
     random::{Random, fnv},
     readers::{self, Source, Wanted},
     record::{Message, Record},
     tokenizer::Tokenizer,
-    worlds::{self, Split, preferences, steps},
+    worlds::{self, Split, noise::with_noise, preferences, steps},
 };
 use espalier_train::batch::Sample;
 use rayon::prelude::*;
@@ -109,6 +109,7 @@ fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
     let split: Split = source.split.parse()?;
     let record = |index: usize| match source.shape {
         WorldShape::Chat => demonstration(source, task, split, index as u64),
+        WorldShape::Text if source.noise > 0.0 => noisy(source, task, split, index as u64),
         shape => of_item(shape, task, split, index as u64, seed(source)),
     };
     in_order(
@@ -116,6 +117,14 @@ fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
             .into_par_iter()
             .map(record),
     )
+}
+
+/// A plain text with words between its own that mean nothing.
+fn noisy(source: &DataOptions, task: &str, split: Split, index: u64) -> Result<Record> {
+    let text = worlds::item(task, split, index, seed(source))?.text();
+    let name = format!("noise|{task}|{split}|{index}|{}", seed(source));
+    let text = with_noise(&text, source.noise, &mut Random::named(&name));
+    Ok(Record::Text { text })
 }
 
 /// The world's seed; the recipe's first where it says nothing.
@@ -183,6 +192,9 @@ pub fn text_of(record: &Record) -> String {
         Record::Chat { messages, .. } => contents(messages),
         Record::Preference { prompt, chosen, .. } => {
             format!("{}\n{}", contents(prompt), chosen.text())
+        }
+        Record::Unpaired { prompt, answer, .. } => {
+            format!("{}\n{}", contents(prompt), answer.text())
         }
         Record::Labelled { text, .. } => text.clone(),
         Record::Tagged { words, .. } => words.join(" "),
@@ -260,6 +272,20 @@ pub fn encode_within(
     Ok(kept)
 }
 
+/// Pairs as two answers with verdicts; other records as they are.
+pub fn unpaired(encoded: Vec<Encoded>) -> Vec<Encoded> {
+    let answer = |example, desirable| Encoded::Unpaired { example, desirable };
+    let parts = |encoded| match encoded {
+        Encoded::Pair(Pair {
+            chosen, rejected, ..
+        }) => {
+            vec![answer(chosen, true), answer(rejected, false)]
+        }
+        other => vec![other],
+    };
+    encoded.into_iter().flat_map(parts).collect()
+}
+
 /// Samples of the trainer, packed into rows where asked; `classes` say what labels mean.
 ///
 /// # Errors
@@ -280,6 +306,9 @@ pub fn samples(
                 let values =
                     classes.map_or(Ok(Vec::new()), |classes| classes.values(&labelled.labels))?;
                 samples.push(Sample::labelled(&labelled.ids, &labelled.places, &values));
+            }
+            Encoded::Unpaired { example, desirable } => {
+                samples.push(Sample::judged(&example, desirable));
             }
             Encoded::Dropped { .. } => {}
         }

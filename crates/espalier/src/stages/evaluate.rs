@@ -468,6 +468,7 @@ pub fn examples(encoded: Vec<Encoded>) -> Vec<Example> {
     let example = |encoded| match encoded {
         Encoded::Example(example) => Some(example),
         Encoded::Pair(pair) => Some(pair.chosen),
+        Encoded::Unpaired { example, .. } => Some(example),
         Encoded::Labelled(_) | Encoded::Dropped { .. } => None,
     };
     encoded.into_iter().filter_map(example).collect()

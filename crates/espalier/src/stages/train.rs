@@ -19,7 +19,7 @@ use espalier_train::{
     adapters::AdapterOptions,
     batch::Sample,
     freeze::FreezeOptions,
-    objectives::{ObjectiveOptions, PackedRows, registry::Registered},
+    objectives::{ObjectiveOptions, PackedRows, language::Turns, registry::Registered},
     options::TrainOptions,
     plan::{Plan, check_lengths, plan},
     quantise::QuantiseOptions,
@@ -66,7 +66,9 @@ pub struct TrainStage {
     /// A fresh model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<NewModel>,
-    /// What a step minimises: `pretrain`, `sft`, `dpo`, `reward`, `process_reward`, `classify`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
+    /// What a step minimises: `pretrain`, `sft`, `dpo`, `kto`, `orpo`, `cpo`, `reward`, `process_reward`, `classify`, `distill`, `selective`,
+    /// `mlm`, `mntp`,
+    /// `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
     /// table with options such as `{ dpo = { beta = 0.1 } }`.
     #[serde(deserialize_with = "shorthand::name_or_table")]
     #[schemars(schema_with = "shorthand::name_or_table_schema::<ObjectiveOptions>")]
@@ -188,6 +190,8 @@ impl StageKind for TrainStage {
         let data = self.data.iter_mut().chain(&mut self.validation);
         inputs.extend(data.map(Input::Data));
         inputs.extend(self.template.iter_mut().map(Input::Template));
+        let others = self.objective.models().into_iter();
+        inputs.extend(others.map(|other| Input::Model(other.path)));
         inputs
     }
 
@@ -314,6 +318,11 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
     }
     rates::set_rates(&mut model, family, &stage.options.learning_rates)?;
+    for other in stage.objective.clone().models() {
+        if other.same_vocabulary {
+            model::check_same_tokens(Path::new(other.path), &tokenizer)?;
+        }
+    }
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
     trainer::check(&model, objective.as_ref(), &training, &stage.options)?;
     check_lengths(&model, objective.as_ref(), &training)?;
@@ -373,6 +382,12 @@ fn prepare(
     } = stage.objective.registered();
     let mut records = data::records(&stage.data, wanted, workplace.voice)?;
     let mut held_out = data::records(&stage.validation, wanted, workplace.voice)?;
+    if let ObjectiveOptions::Sft(options) = &stage.objective
+        && options.turns == Turns::Last
+    {
+        let all = records.iter_mut().chain(&mut held_out);
+        all.for_each(|sourced| sourced.record.learn_last_turn());
+    }
     if stage.splits() {
         held_out = hold_out(&mut records, stage.validation_share);
         let path = workplace.folder.join(VALIDATION);
@@ -410,6 +425,10 @@ fn prepare(
             truncation,
             workplace.voice,
         )?;
+        let encoded = match wanted {
+            Wanted::Verdicts => data::unpaired(encoded),
+            Wanted::Texts | Wanted::Pairs | Wanted::Labels => encoded,
+        };
         data::samples(encoded, options.packing, options.length, classes.as_ref())
     };
     let (training, validation) = (prepare(&records)?, prepare(&held_out)?);

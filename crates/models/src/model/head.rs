@@ -83,7 +83,7 @@ impl LanguageModel {
     }
 
     /// Hidden states for the head's product: transformed, and scaled, since the factor on the logits may as well stand here.
-    fn before_head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+    pub(super) fn before_head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         let hidden = match &self.head_transform {
             Some(transform) => transform.forward(hidden),
             None => hidden,
@@ -116,7 +116,7 @@ impl LanguageModel {
     }
 
     /// The head's weight and bias, where they are all there is to the head.
-    fn plain_head(&self) -> Option<(Weight<2>, Option<Tensor<1>>)> {
+    pub(super) fn plain_head(&self) -> Option<(Weight<2>, Option<Tensor<1>>)> {
         let bias = || self.head_bias.as_ref().map(flat);
         match &self.head {
             Some(head) if head.is_adapted() => None,
@@ -126,6 +126,13 @@ impl LanguageModel {
             }
             None => Some((self.embedding.weight(), bias())),
         }
+    }
+
+    /// The head's weight, `[vocabulary, width]`.
+    pub(super) fn head_weight(&self) -> &Parameter {
+        self.head
+            .as_ref()
+            .map_or(&self.embedding, |head| &head.weight)
     }
 
     /// Logits of every position, `[batch, time, vocabulary]`.

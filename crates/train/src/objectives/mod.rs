@@ -5,13 +5,16 @@
 //! parameters, make its batches from the policy's own rollouts, be notified of every step, and keep state between steps.
 
 pub mod classification;
-pub mod dpo;
+pub mod distillation;
 pub mod infilling;
 pub mod language;
 pub mod masked;
+pub mod preference;
 pub mod process_reward;
+pub mod reference;
 pub mod registry;
 pub mod reward;
+pub mod selective;
 pub mod seq2seq;
 pub mod simcse;
 pub mod span_corruption;
@@ -48,6 +51,8 @@ pub struct Batch {
     pub exchange: f64,
     /// The samples' columns, one after the other.
     pub columns: Columns,
+    /// Further rows that the objective reads, in which nothing is learned.
+    pub beside: Option<TokenBatch>,
 }
 
 impl Batch {
@@ -62,6 +67,7 @@ impl Batch {
             second_units: 0.0,
             exchange: 0.0,
             columns: Columns::joined(samples.iter().map(|sample| &sample.columns))?,
+            beside: None,
         })
     }
 
@@ -149,6 +155,15 @@ pub struct ObjectiveState<'a> {
     pub tensors: Vec<NamedTensor<'a>>,
     /// Whatever else there is. JSON rounds the last bit of some numbers: those that must be exact are tensors or integers.
     pub value: Value,
+}
+
+/// A model that an objective reads besides the one that is trained.
+#[derive(Debug)]
+pub struct OtherModel<'a> {
+    /// A model or adapter folder, or in a recipe the name of an earlier stage.
+    pub path: &'a mut String,
+    /// Whether its tokens have to be those of the model that is trained.
+    pub same_vocabulary: bool,
 }
 
 /// How an objective takes rows that hold several texts.

@@ -4,8 +4,10 @@ use espalier_data::readers::Wanted;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Objective, PackedRows, classification, dpo, infilling, language, masked, process_reward,
-    reward, seq2seq, simcse, span_corruption, symbols::Symbols,
+    Objective, OtherModel, PackedRows, classification, distillation, infilling, language, masked,
+    preference::{cpo, dpo, kto, orpo},
+    process_reward, reward, selective, seq2seq, simcse, span_corruption,
+    symbols::Symbols,
 };
 use crate::{Result, metrics::MetricDescription};
 
@@ -15,7 +17,7 @@ pub struct Entry<O> {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
-    /// What it learns from, where records hold several things.
+    /// What records it learns from.
     pub wanted: Wanted,
     /// Whether answers that are too long are left out with their pair instead of being cut.
     pub whole_pairs: bool,
@@ -23,6 +25,8 @@ pub struct Entry<O> {
     pub classifies: bool,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
+    /// The models that its options name.
+    pub models: fn(&mut O) -> Vec<OtherModel<'_>>,
     /// Whether the options make sense, whatever the model.
     pub check: fn(&O) -> Result<()>,
     /// Makes the objective; the symbols are the tokens that it may write.
@@ -44,6 +48,7 @@ impl<O> Entry<O> {
             whole_pairs: false,
             classifies: false,
             special_tokens: Vec::new,
+            models: |_| Vec::new(),
             check,
             build,
         }
@@ -60,6 +65,25 @@ impl<O> Entry<O> {
             wanted: Wanted::Pairs,
             ..Self::new(metrics, packed_rows, check, build)
         }
+    }
+
+    /// An objective that learns from answers with verdicts.
+    pub const fn of_verdicts(
+        metrics: &'static [MetricDescription],
+        packed_rows: PackedRows,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            wanted: Wanted::Verdicts,
+            ..Self::new(metrics, packed_rows, check, build)
+        }
+    }
+
+    /// The same, whose options name other models.
+    #[must_use]
+    pub const fn with_models(self, models: fn(&mut O) -> Vec<OtherModel<'_>>) -> Self {
+        Self { models, ..self }
     }
 
     /// An objective of a model that classifies texts or tokens; it takes a row for one text.
@@ -102,7 +126,7 @@ pub struct Registered {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
-    /// What it learns from, where records hold several things.
+    /// What records it learns from.
     pub wanted: Wanted,
     /// Whether answers that are too long are left out with their pair instead of being cut.
     pub whole_pairs: bool,
@@ -140,6 +164,13 @@ macro_rules! objectives {
                 }
             }
 
+            /// The models that the options name.
+            pub fn models(&mut self) -> Vec<OtherModel<'_>> {
+                match self {
+                    $(Self::$variant(options) => ($entry.models)(options)),+
+                }
+            }
+
             /// Whether the options make sense, whatever the model.
             ///
             /// # Errors
@@ -167,15 +198,25 @@ objectives! {
     /// Every token of every document.
     Pretrain("pretrain", language::NextTokenOptions) = language::PRETRAIN,
     /// The assistant's tokens.
-    Sft("sft", language::NextTokenOptions) = language::SFT,
+    Sft("sft", language::SftOptions) = language::SFT,
     /// Better against worse answers.
     Dpo("dpo", dpo::DpoOptions) = dpo::ENTRY,
+    /// Good and bad answers, each by itself (KTO).
+    Kto("kto", kto::KtoOptions) = kto::ENTRY,
+    /// Better against worse answers by their odds, and the better ones' likelihood; without a reference (ORPO).
+    Orpo("orpo", orpo::OrpoOptions) = orpo::ENTRY,
+    /// Better against worse answers without a reference (CPO, SimPO).
+    Cpo("cpo", cpo::CpoOptions) = cpo::ENTRY,
     /// The better answer's score is the larger one: a reward model (Bradley-Terry).
     Reward("reward", reward::RewardOptions) = reward::ENTRY,
     /// Whether each step of an answer is right: a process reward model.
     ProcessReward("process_reward", process_reward::ProcessRewardOptions) = process_reward::ENTRY,
     /// Classes of texts or of words.
     Classify("classify", classification::ClassifyOptions) = classification::ENTRY,
+    /// A teacher's distributions in place of labels: knowledge distillation.
+    Distill("distill", distillation::DistillOptions) = distillation::ENTRY,
+    /// The tokens of which a reference says that they are worth learning (Rho-1).
+    Selective("selective", selective::SelectiveOptions) = selective::ENTRY,
     /// Masked tokens, by an encoder.
     Mlm("mlm", masked::MaskingOptions) = masked::MLM,
     /// Masked tokens, by a decoder without its mask, each from the place before.

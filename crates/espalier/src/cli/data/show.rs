@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use espalier_data::{
     encode::{Encoded, Encoder, Example, Labelled},
-    readers::{self, Form, Source, to_json},
+    readers::{self, Form, Source, Wanted, to_json},
     record::{Label, Message, Record},
     tokenizer::Tokenizer,
     worlds::{self, Split},
@@ -49,6 +49,9 @@ pub struct ShowArgs {
     /// The file's form (alpaca, sharegpt, messages, preference, completion, text), or a world's (chat, text, preference, label, steps)
     #[arg(long, value_name = "FORM")]
     pub form: Option<String>,
+    /// Read what `label` or `kto_tag` say of a file's answers, as the objective `kto` does
+    #[arg(long)]
+    pub verdicts: bool,
 }
 
 /// Shows the first records.
@@ -91,6 +94,10 @@ fn records(args: &ShowArgs) -> Result<Vec<Sourced>> {
             .map_err(usage)?;
         let mut reader = readers::open(&Source {
             form,
+            wanted: match args.verdicts {
+                true => Wanted::Verdicts,
+                false => Wanted::Texts,
+            },
             ..Source::new(path)
         })?;
         let path: Arc<Path> = path.into();
@@ -218,6 +225,16 @@ fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()
             let mut all = steps.iter().zip(labels);
             all.try_for_each(|(step, label)| line(&said(label), step))?;
         }
+        Record::Unpaired {
+            prompt,
+            answer,
+            desirable,
+            tools: offered,
+        } => {
+            heading(index, &format!("answer{}", tools(offered)), context)?;
+            turns(prompt)?;
+            line(verdict(*desirable), &answer.text())?;
+        }
     }
     terminal.line("")
 }
@@ -225,6 +242,14 @@ fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()
 /// A label as a file says it.
 fn said(label: &Label) -> String {
     serde_json::to_string(label).unwrap_or_default()
+}
+
+/// A verdict in a word.
+fn verdict(desirable: bool) -> &'static str {
+    match desirable {
+        true => "desirable",
+        false => "undesirable",
+    }
 }
 
 fn heading(index: usize, text: &str, context: &Context) -> Result<()> {
@@ -266,6 +291,11 @@ fn show_encoded(
                 context,
             )?;
             show(&pair.rejected)?;
+        }
+        Encoded::Unpaired { example, desirable } => {
+            let title = format!("{}, {}", verdict(desirable), sizes(&example));
+            heading(index, &title, context)?;
+            show(&example)?;
         }
         Encoded::Labelled(labelled) => {
             let example = unlearned(&labelled);
@@ -317,6 +347,10 @@ fn encoded_json(encoder: &Encoder, encoded: Encoded) -> Result<Value> {
             shown["labels"] = json!(labelled.labels);
             shown
         }
+        Encoded::Unpaired {
+            example: one,
+            desirable,
+        } => json!({verdict(desirable): example(&one)?}),
         Encoded::Dropped { reason } => json!({"dropped": reason}),
     })
 }
