@@ -26,12 +26,12 @@ impl LanguageModel {
     /// `[rows, vocabulary]`, outside autodiff, and gives the gradient itself. Where the head is a plain linear map, no logits are kept.
     ///
     /// # Errors
-    /// When there is no head over the vocabulary, or the loss fails.
-    pub fn through_head<E: From<crate::Error>>(
+    /// When there is no head over the vocabulary.
+    pub fn through_head(
         &self,
         hidden: Tensor<2>,
-        loss: &mut dyn FnMut(Range<usize>, Tensor<2>) -> Result<Rated, E>,
-    ) -> Result<Tensor<1>, E> {
+        loss: &mut dyn FnMut(Range<usize>, Tensor<2>) -> Rated,
+    ) -> Result<Tensor<1>> {
         self.check_head()?;
         let count = hidden.dims()[0];
         let chunks = (0..count).step_by(ROWS);
@@ -49,14 +49,14 @@ impl LanguageModel {
             let states = scaled.clone().narrow(0, rows.start, rows.len());
             let Some(head) = &head else {
                 let logits = self.head(states);
-                let rated = loss(rows, logits.clone().inner())?;
+                let rated = loss(rows, logits.clone().inner());
                 value += rated.value;
                 add(&mut rest, (logits * rated.gradient).sum());
                 continue;
             };
             let states = states.inner();
             let logits = head.logits(states.clone());
-            let rated = loss(rows, head.capped(logits.clone()))?;
+            let rated = loss(rows, head.capped(logits.clone()));
             value += rated.value;
             let gradient = head.before_cap(rated.gradient, logits);
             if head.trains_weight() {
@@ -172,10 +172,10 @@ mod tests {
     fn squares(model: &LanguageModel, hidden: Tensor<2>) -> Tensor<1> {
         let half = &mut |_: Range<usize>, logits: Tensor<2>| {
             let value = (logits.clone() * logits.clone()).sum().into_scalar::<f32>();
-            Ok::<_, crate::Error>(Rated {
+            Rated {
                 value: f64::from(value) / 2.0,
                 gradient: logits,
-            })
+            }
         };
         model.through_head(hidden, half).unwrap()
     }

@@ -243,7 +243,7 @@ impl Objective for Distill {
         let rate = &mut |rows: std::ops::Range<usize>, logits: Tensor<2>| {
             let others = others.clone().narrow(0, rows.start, rows.len());
             let other = teacher.head(others).inner();
-            Ok::<_, Error>(divergence(logits, other, options.beta, options.temperature))
+            divergence(logits, other, options.beta, options.temperature)
         };
         let divergence = model.through_head(states.clone(), rate)?;
         let mut metrics = vec![Metric {
