@@ -104,8 +104,8 @@ name = "reinforce"
 [stage.train]
 model = "grow"
 objective.grpo = { num_generations = 3, num_iterations = 2, beta = 0.1, rollout = { rewards = [{ length = { target = 4 } }], max_completion_length = 9 } }
-data = { world = "sentence/1", limit = 12 }
-validation = { world = "sentence/1", split = "val", limit = 2 }
+data = { world = "addition", limit = 12 }
+validation = { world = "addition", as = "chat", split = "val", limit = 2 }
 "#,
         ),
     },
@@ -119,8 +119,8 @@ name = "reinforce"
 model = "grow"
 objective.ppo = { num_ppo_epochs = 2, num_mini_batches = 2, kl_target = 1.0, rollout = { rewards = [{ length = { target = 4 } }], max_completion_length = 9 } }
 adapter = { lora = { rank = 2 } }
-data = { world = "sentence/1", limit = 12 }
-validation = { world = "sentence/1", split = "val", limit = 2 }
+data = { world = "addition", limit = 12 }
+validation = { world = "addition", as = "chat", split = "val", limit = 2 }
 "#,
         ),
     },
