@@ -24,6 +24,7 @@ use espalier_train::{
     plan::{Plan, check_lengths, plan},
     quantise::QuantiseOptions,
     rates,
+    rewards::Read,
     token_count::TokenCount,
     trainer::{self, Event, Outcome, Run},
 };
@@ -38,7 +39,7 @@ use super::{
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model::{self, Origin, Start},
     new_model::{self, NewModel},
-    report,
+    prompts, report,
 };
 use crate::{
     Error, Result, interrupt,
@@ -66,9 +67,8 @@ pub struct TrainStage {
     /// A fresh model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<NewModel>,
-    /// What a step minimises: `pretrain`, `sft`, `dpo`, `kto`, `orpo`, `cpo`, `reward`, `process_reward`, `classify`, `distill`, `selective`,
-    /// `mlm`, `mntp`,
-    /// `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
+    /// What a step minimises: `pretrain`, `sft`, `dpo`, `kto`, `orpo`, `cpo`, `reward`, `process_reward`, `classify`, `distill`,
+    /// `selective`, `grpo`, `rloo`, `online_dpo`, `ppo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
     /// table with options such as `{ dpo = { beta = 0.1 } }`.
     #[serde(deserialize_with = "shorthand::name_or_table")]
     #[schemars(schema_with = "shorthand::name_or_table_schema::<ObjectiveOptions>")]
@@ -190,8 +190,10 @@ impl StageKind for TrainStage {
         let data = self.data.iter_mut().chain(&mut self.validation);
         inputs.extend(data.map(Input::Data));
         inputs.extend(self.template.iter_mut().map(Input::Template));
-        let others = self.objective.models().into_iter();
-        inputs.extend(others.map(|other| Input::Model(other.path)));
+        inputs.extend(self.objective.reads().into_iter().map(|read| match read {
+            Read::Model(name) => Input::Model(name),
+            Read::File(word) => Input::Word(word),
+        }));
         inputs
     }
 
@@ -222,11 +224,15 @@ impl StageKind for TrainStage {
     }
 
     fn sections(&self, name: &str, folder: &Path, _: &Value) -> Result<Vec<Section>> {
-        let log = folder.join("metrics.jsonl");
-        match log.is_file() {
-            true => report::charts(name, self.objective.registered(), &log),
-            false => Ok(Vec::new()),
+        let [log, samples] = ["metrics.jsonl", "samples.jsonl"].map(|file| folder.join(file));
+        let mut sections = match log.is_file() {
+            true => report::charts(name, self.objective.registered(), &log)?,
+            false => Vec::new(),
+        };
+        if samples.is_file() {
+            sections.push(report::rollouts(name, &samples)?);
         }
+        Ok(sections)
     }
 }
 
@@ -324,6 +330,7 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         }
     }
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
+    objective.equip(&tokenizer, workplace.device)?;
     trainer::check(&model, objective.as_ref(), &training, &stage.options)?;
     check_lengths(&model, objective.as_ref(), &training)?;
     check_lengths(&model, objective.as_ref(), &validation)?;
@@ -378,6 +385,7 @@ fn prepare(
     let Registered {
         wanted,
         whole_pairs,
+        prompts: asks,
         ..
     } = stage.objective.registered();
     let mut records = data::records(&stage.data, wanted, workplace.voice)?;
@@ -388,8 +396,15 @@ fn prepare(
         let all = records.iter_mut().chain(&mut held_out);
         all.for_each(|sourced| sourced.record.learn_last_turn());
     }
+    let origins_of = |sources: &[DataOptions], records: &[Sourced]| match asks {
+        true => prompts::origins(sources, records),
+        false => Ok(Vec::new()),
+    };
+    let mut origins = origins_of(&stage.data, &records)?;
+    let mut held_out_origins = origins_of(&stage.validation, &held_out)?;
     if stage.splits() {
         held_out = hold_out(&mut records, stage.validation_share);
+        held_out_origins = origins.split_off(records.len().min(origins.len()));
         let path = workplace.folder.join(VALIDATION);
         readers::write_jsonl(
             &path,
@@ -405,6 +420,20 @@ fn prepare(
         workplace.voice,
     )?;
     let options = &stage.options;
+    if asks {
+        let mut prepare = |records: &[Sourced], origins: &[Value]| {
+            prompts::samples(
+                &start.tokenizer,
+                records,
+                origins,
+                options.length,
+                workplace.voice,
+            )
+        };
+        let training = prepare(&records, &origins)?;
+        let validation = prepare(&held_out, &held_out_origins)?;
+        return Ok((start, training, validation));
+    }
     let said = [records.as_slice(), held_out.as_slice()];
     let classes = classes::settle(
         &mut start.loaded,

@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Objective, OtherModel, PackedRows, classification, distillation, infilling, language, masked,
+    online::{grpo, online_dpo, ppo, rloo},
     preference::{cpo, dpo, kto, orpo},
     process_reward, reward, selective, seq2seq, simcse, span_corruption,
     symbols::Symbols,
 };
-use crate::{Result, metrics::MetricDescription};
+use crate::{Result, metrics::MetricDescription, rewards::Read};
 
 /// The registration of an objective, a constant of its file; `O` are its options.
 pub struct Entry<O> {
@@ -23,6 +24,10 @@ pub struct Entry<O> {
     pub whole_pairs: bool,
     /// Whether the model has to give classes of texts or tokens; it gets a fresh classifier where it does not.
     pub classifies: bool,
+    /// Whether it asks for prompts alone, which the policy answers.
+    pub prompts: bool,
+    /// What its rewards read besides the recipe, which belongs to what a run is made of.
+    pub reads: fn(&mut O) -> Vec<Read<'_>>,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
     /// The models that its options name.
@@ -47,6 +52,8 @@ impl<O> Entry<O> {
             wanted: Wanted::Texts,
             whole_pairs: false,
             classifies: false,
+            prompts: false,
+            reads: |_| Vec::new(),
             special_tokens: Vec::new,
             models: |_| Vec::new(),
             check,
@@ -101,6 +108,20 @@ impl<O> Entry<O> {
         }
     }
 
+    /// An objective that learns from the policy's own answers to prompts, a row for each.
+    pub const fn of_prompts(
+        metrics: &'static [MetricDescription],
+        reads: fn(&mut O) -> Vec<Read<'_>>,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            prompts: true,
+            reads,
+            ..Self::new(metrics, PackedRows::Refused, check, build)
+        }
+    }
+
     const fn registered(&self, name: &'static str, help: &'static str) -> Registered {
         Registered {
             name,
@@ -110,6 +131,7 @@ impl<O> Entry<O> {
             wanted: self.wanted,
             whole_pairs: self.whole_pairs,
             classifies: self.classifies,
+            prompts: self.prompts,
             special_tokens: self.special_tokens,
         }
     }
@@ -132,8 +154,19 @@ pub struct Registered {
     pub whole_pairs: bool,
     /// Whether the model has to give classes of texts or tokens.
     pub classifies: bool,
+    /// Whether it asks for prompts alone, which the policy answers.
+    pub prompts: bool,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
+}
+
+/// What an objective's options name; none names both other models and rewards.
+fn reads<O>(entry: Entry<O>, options: &mut O) -> Vec<Read<'_>> {
+    if (entry.models)(options).is_empty() {
+        return (entry.reads)(options);
+    }
+    let models = (entry.models)(options).into_iter();
+    models.map(|other| Read::Model(other.path)).collect()
 }
 
 /// Registers objectives: help, variant, name in recipes, options, and the entry of the objective's file.
@@ -181,6 +214,13 @@ macro_rules! objectives {
                 }
             }
 
+            /// What it reads besides the recipe's data: models that the options name, or what its rewards read.
+            pub fn reads(&mut self) -> Vec<Read<'_>> {
+                match self {
+                    $(Self::$variant(options) => reads($entry, options)),+
+                }
+            }
+
             /// The objective itself; `symbols` are the tokens that it may write.
             ///
             /// # Errors
@@ -217,6 +257,14 @@ objectives! {
     Distill("distill", distillation::DistillOptions) = distillation::ENTRY,
     /// The tokens of which a reference says that they are worth learning (Rho-1).
     Selective("selective", selective::SelectiveOptions) = selective::ENTRY,
+    /// The policy's own answers, each against the others to its prompt (GRPO).
+    Grpo("grpo", grpo::GrpoOptions) = grpo::ENTRY,
+    /// The policy's own answers, each against the mean of the others (RLOO).
+    Rloo("rloo", rloo::RlooOptions) = rloo::ENTRY,
+    /// The better against the worse of two answers of the policy's own.
+    OnlineDpo("online_dpo", online_dpo::OnlineDpoOptions) = online_dpo::ENTRY,
+    /// The policy's own answers, token by token against what a critic expects.
+    Ppo("ppo", ppo::PpoOptions) = ppo::ENTRY,
     /// Masked tokens, by an encoder.
     Mlm("mlm", masked::MaskingOptions) = masked::MLM,
     /// Masked tokens, by a decoder without its mask, each from the place before.
