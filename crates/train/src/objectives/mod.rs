@@ -7,6 +7,7 @@
 pub mod infilling;
 pub mod language;
 pub mod masked;
+pub mod online;
 pub mod preference;
 pub mod reference;
 pub mod registry;
@@ -15,8 +16,8 @@ pub mod simcse;
 pub mod span_corruption;
 pub mod symbols;
 
-use burn::tensor::Tensor;
-use espalier_data::{packing::Row, random::Random};
+use burn::tensor::{Device, Tensor};
+use espalier_data::{packing::Row, random::Random, tokenizer::Tokenizer};
 use espalier_kernels::readback::ReadFloats;
 use espalier_models::{
     auxiliary_losses::AuxiliaryLosses, model::LanguageModel, parameter::Parameters,
@@ -152,15 +153,6 @@ pub struct ObjectiveState<'a> {
     pub value: Value,
 }
 
-/// A model that an objective reads besides the one that is trained.
-#[derive(Debug)]
-pub struct OtherModel<'a> {
-    /// A model or adapter folder, or in a recipe the name of an earlier stage.
-    pub path: &'a mut String,
-    /// Whether its tokens have to be those of the model that is trained.
-    pub same_vocabulary: bool,
-}
-
 /// How an objective takes rows that hold several texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PackedRows {
@@ -168,6 +160,15 @@ pub enum PackedRows {
     Apart,
     /// Not at all: it takes a row for one text, so that rows of several are refused.
     Refused,
+}
+
+/// What becomes of a prompt that the policy answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// Rows of each prompt.
+    pub rows: usize,
+    /// Most tokens of an answer.
+    pub tokens: usize,
 }
 
 /// What a training step minimises.
@@ -193,6 +194,21 @@ pub trait Objective {
     /// Whether the model has to have a head over its vocabulary.
     fn needs_head(&self) -> bool {
         true
+    }
+
+    /// What becomes of a sample where it is a prompt that the policy answers: a plan counts on it, and makes no batches.
+    fn growth(&self) -> Option<Growth> {
+        None
+    }
+
+    /// Given before anything else where there is a tokenizer: objectives that read or write text keep it, and load further
+    /// models onto the device.
+    ///
+    /// # Errors
+    /// When something that the options name cannot be loaded.
+    fn equip(&mut self, tokenizer: &Tokenizer, device: &Device) -> Result<()> {
+        let _ = (tokenizer, device);
+        Ok(())
     }
 
     /// Whether model, samples and options suit the objective; asked before anything is planned or started.
@@ -278,6 +294,11 @@ pub trait Objective {
     fn after_step(&mut self, model: &LanguageModel, step: usize) -> Result<()> {
         let _ = (model, step);
         Ok(())
+    }
+
+    /// Something of the last step for readers: lines of the run's `samples.jsonl`, each an object.
+    fn shown(&self) -> &[Value] {
+        &[]
     }
 
     /// State beside [`Objective::parameters`] that a resumed run needs to be bit-exact.

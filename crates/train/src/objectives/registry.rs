@@ -4,12 +4,13 @@ use espalier_data::readers::Wanted;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Objective, OtherModel, PackedRows, infilling, language, masked,
+    Objective, PackedRows, infilling, language, masked,
+    online::{grpo, online_dpo, ppo, rloo},
     preference::{cpo, dpo, kto, orpo},
     seq2seq, simcse, span_corruption,
     symbols::Symbols,
 };
-use crate::{Result, metrics::MetricDescription};
+use crate::{Result, metrics::MetricDescription, rewards::Read};
 
 /// The registration of an objective, a constant of its file; `O` are its options.
 pub struct Entry<O> {
@@ -19,10 +20,12 @@ pub struct Entry<O> {
     pub packed_rows: PackedRows,
     /// What records it learns from.
     pub wanted: Wanted,
+    /// Whether it asks for prompts alone, which the policy answers.
+    pub prompts: bool,
+    /// What its options name besides the recipe, which belongs to what a run is made of.
+    pub reads: fn(&mut O) -> Vec<Read<'_>>,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
-    /// The models that its options name.
-    pub models: fn(&mut O) -> Vec<OtherModel<'_>>,
     /// Whether the options make sense, whatever the model.
     pub check: fn(&O) -> Result<()>,
     /// Makes the objective; the symbols are the tokens that it may write.
@@ -41,8 +44,9 @@ impl<O> Entry<O> {
             metrics,
             packed_rows,
             wanted: Wanted::Texts,
+            prompts: false,
+            reads: |_| Vec::new(),
             special_tokens: Vec::new,
-            models: |_| Vec::new(),
             check,
             build,
         }
@@ -74,10 +78,24 @@ impl<O> Entry<O> {
         }
     }
 
-    /// The same, whose options name other models.
+    /// The same, whose options name files or other models.
     #[must_use]
-    pub const fn with_models(self, models: fn(&mut O) -> Vec<OtherModel<'_>>) -> Self {
-        Self { models, ..self }
+    pub const fn that_reads(self, reads: fn(&mut O) -> Vec<Read<'_>>) -> Self {
+        Self { reads, ..self }
+    }
+
+    /// An objective that learns from the policy's own answers to prompts, a row for each.
+    pub const fn of_prompts(
+        metrics: &'static [MetricDescription],
+        reads: fn(&mut O) -> Vec<Read<'_>>,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            prompts: true,
+            reads,
+            ..Self::new(metrics, PackedRows::Refused, check, build)
+        }
     }
 
     const fn registered(&self, name: &'static str, help: &'static str) -> Registered {
@@ -87,6 +105,7 @@ impl<O> Entry<O> {
             metrics: self.metrics,
             packed_rows: self.packed_rows,
             wanted: self.wanted,
+            prompts: self.prompts,
             special_tokens: self.special_tokens,
         }
     }
@@ -105,6 +124,8 @@ pub struct Registered {
     pub packed_rows: PackedRows,
     /// What records it learns from.
     pub wanted: Wanted,
+    /// Whether it asks for prompts alone, which the policy answers.
+    pub prompts: bool,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
 }
@@ -137,13 +158,6 @@ macro_rules! objectives {
                 }
             }
 
-            /// The models that the options name.
-            pub fn models(&mut self) -> Vec<OtherModel<'_>> {
-                match self {
-                    $(Self::$variant(options) => ($entry.models)(options)),+
-                }
-            }
-
             /// Whether the options make sense, whatever the model.
             ///
             /// # Errors
@@ -151,6 +165,13 @@ macro_rules! objectives {
             pub fn check(&self) -> Result<()> {
                 match self {
                     $(Self::$variant(options) => ($entry.check)(options)),+
+                }
+            }
+
+            /// What its rewards read besides the recipe.
+            pub fn reads(&mut self) -> Vec<Read<'_>> {
+                match self {
+                    $(Self::$variant(options) => ($entry.reads)(options)),+
                 }
             }
 
@@ -180,6 +201,14 @@ objectives! {
     Orpo("orpo", orpo::OrpoOptions) = orpo::ENTRY,
     /// Better against worse answers without a reference (CPO, SimPO).
     Cpo("cpo", cpo::CpoOptions) = cpo::ENTRY,
+    /// The policy's own answers, each against the others to its prompt (GRPO).
+    Grpo("grpo", grpo::GrpoOptions) = grpo::ENTRY,
+    /// The policy's own answers, each against the mean of the others (RLOO).
+    Rloo("rloo", rloo::RlooOptions) = rloo::ENTRY,
+    /// The better against the worse of two answers of the policy's own.
+    OnlineDpo("online_dpo", online_dpo::OnlineDpoOptions) = online_dpo::ENTRY,
+    /// The policy's own answers, token by token against what a critic expects.
+    Ppo("ppo", ppo::PpoOptions) = ppo::ENTRY,
     /// Masked tokens, by an encoder.
     Mlm("mlm", masked::MaskingOptions) = masked::MLM,
     /// Masked tokens, by a decoder without its mask, each from the place before.
