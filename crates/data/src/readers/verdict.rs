@@ -174,7 +174,7 @@ mod tests {
             ),
             (
                 json!({"messages": [{"role": "assistant", "content": "a"}], "label": true}),
-                "no prompt stands before the answer",
+                "`assistant` at the start",
             ),
         ] {
             let error = read(record).unwrap_err();

@@ -84,6 +84,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         best_of: 1,
         worlds,
         sampled_worlds,
+        divergence_from: None,
         config: Default::default(),
         quantise: args.quantise,
         retrieval: args.retrieval.clone(),

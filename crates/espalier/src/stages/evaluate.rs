@@ -4,13 +4,15 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use espalier_data::{
-    encode::{Encoded, Example},
+    encode::{Encoded, Encoder, Example},
     readers::Wanted,
+    record::{Message, Record},
     worlds::{self, Item, Split},
 };
 use espalier_engine::{
     embed::embed,
     sampler::SamplerOptions,
+    score::{Score, score},
     text::{TextModel, TextOptions},
 };
 use espalier_evaluate::{
@@ -22,7 +24,7 @@ use espalier_evaluate::{
     statistics::Accuracy,
     world,
 };
-use espalier_models::pooling::Pooling;
+use espalier_models::{model::LanguageModel, pooling::Pooling};
 use espalier_train::{evaluation, objectives::classification::Classify, quantise::QuantiseOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -112,6 +114,10 @@ pub struct EvaluateStage {
     #[serde(default = "default_best_of")]
     #[schemars(range(min = 1, max = MOST_ANSWERS))]
     pub best_of: usize,
+    /// A model over the same tokens, or the name of an earlier stage: how far is the model from it? The mean log-ratio of the answers to
+    /// `sampled_worlds`, in nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergence_from: Option<String>,
     /// Tasks of generated worlds whose texts are embedded: how often has the nearest other text the same answer?
     #[serde(default)]
     pub retrieval: Vec<String>,
@@ -186,6 +192,11 @@ impl StageKind for EvaluateStage {
                 "the stage measures nothing; give one of `data`, `preferences`, `labels`, `worlds`, `sampled_worlds`, `retrieval`",
             ));
         }
+        if self.divergence_from.is_some() && self.sampled_worlds.is_empty() {
+            return Err(Error::usage(
+                "`divergence_from` is measured on the answers to `sampled_worlds`, of which there are none",
+            ));
+        }
         for task in tasks.chain(&self.retrieval) {
             worlds::item(task, Split::Test, 0, 0)?;
         }
@@ -197,8 +208,9 @@ impl StageKind for EvaluateStage {
         let data = data.chain(&mut self.preferences).chain(&mut self.labels);
         let data = data.map(Input::Data);
         let template = self.template.iter_mut().map(Input::Template);
-        let reward = self.reward.iter_mut().map(Input::Model);
-        let model = [Input::Model(&mut self.model)].into_iter().chain(reward);
+        let reward = self.reward.iter_mut().chain(&mut self.divergence_from);
+        let others = reward.map(Input::Model);
+        let model = [Input::Model(&mut self.model)].into_iter().chain(others);
         model.chain(data).chain(template).collect()
     }
 
@@ -267,15 +279,26 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     if !figures.is_empty() {
         result.insert("retrieval".into(), Value::Object(figures));
     }
+    let reference = match &stage.divergence_from {
+        None => None,
+        Some(path) => {
+            let path = Path::new(path);
+            model::check_same_tokens(path, &model.tokenizer)?;
+            let mut start = model::open(path, &Map::new(), None, None, device)?;
+            start.loaded.model.merge_what_can_be();
+            Some(start.loaded.model)
+        }
+    };
     for (key, tasks, temperature) in [
         ("worlds", &stage.worlds, 0.0),
         ("sampled_worlds", &stage.sampled_worlds, 1.0),
     ] {
         let mut figures = Map::new();
+        let reference = reference.as_ref().filter(|_| temperature > 0.0);
         for task in tasks {
             figures.insert(
                 task.clone(),
-                accuracy(&model, task, stage, temperature, voice)?,
+                accuracy(&model, task, stage, temperature, reference, voice)?,
             );
         }
         if !figures.is_empty() {
@@ -435,6 +458,7 @@ fn accuracy(
     task: &str,
     stage: &EvaluateStage,
     temperature: f32,
+    reference: Option<&LanguageModel>,
     voice: &mut dyn Voice,
 ) -> Result<Value> {
     let items = world::items(task, Split::Test, stage.items, 0)?;
@@ -457,10 +481,46 @@ fn accuracy(
     } else {
         "sampled"
     };
-    voice.say(&format!("   {task}, {kind}: {accuracy}"));
     let mut figures = figures(&accuracy);
+    let mut distance = String::new();
+    if let Some(reference) = reference {
+        let (divergence, tokens) = divergence(model, reference, &answers)?;
+        distance = format!(", {divergence:.3} nats from the reference");
+        figures["divergence"] = divergence.into();
+        figures["tokens"] = tokens.into();
+    }
+    voice.say(&format!("   {task}, {kind}: {accuracy}{distance}"));
     figures["samples"] = answers.iter().take(5).map(sample).collect();
     Ok(figures)
+}
+
+/// How far a model is from another one on its own answers, the mean of their log-ratios, and the mean of their tokens.
+fn divergence(
+    model: &TextModel,
+    reference: &LanguageModel,
+    answers: &[world::Answer],
+) -> Result<(f64, f64)> {
+    let encoder = Encoder::new(model.tokenizer.clone(), usize::MAX);
+    let mut examples = Vec::with_capacity(answers.len());
+    for answer in answers {
+        let record = Record::Unpaired {
+            prompt: answer.item.question(),
+            answer: Message::assistant(&answer.text),
+            desirable: answer.right,
+            tools: None,
+        };
+        if let Encoded::Unpaired { example, .. } = encoder.encode(&record)? {
+            examples.push(example);
+        }
+    }
+    let scores = [&model.model, reference].map(|model| score(model, &examples, BATCH));
+    let [own, other] = scores;
+    let (own, other) = (own?, other?);
+    let ratio = |(own, other): (&Score, &Score)| own.log_probability - other.log_probability;
+    let sum: f64 = own.iter().zip(&other).map(ratio).sum();
+    let tokens: usize = examples.iter().map(Example::target_count).sum();
+    let count = examples.len().max(1) as f64;
+    Ok((sum / count, tokens as f64 / count))
 }
 
 /// The examples whose perplexity is measured; a pair counts as its better answer.

@@ -191,7 +191,7 @@ impl StageKind for TrainStage {
         inputs.extend(data.map(Input::Data));
         inputs.extend(self.template.iter_mut().map(Input::Template));
         inputs.extend(self.objective.reads().into_iter().map(|read| match read {
-            Read::Model(name) => Input::Model(name),
+            Read::Model(name) | Read::Peer(name) => Input::Model(name),
             Read::File(word) => Input::Word(word),
         }));
         inputs
@@ -324,9 +324,9 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
     }
     rates::set_rates(&mut model, family, &stage.options.learning_rates)?;
-    for other in stage.objective.clone().models() {
-        if other.same_vocabulary {
-            model::check_same_tokens(Path::new(other.path), &tokenizer)?;
+    for read in stage.objective.clone().reads() {
+        if let Read::Peer(path) = read {
+            model::check_same_tokens(Path::new(path), &tokenizer)?;
         }
     }
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;

@@ -20,8 +20,7 @@ use espalier_models::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Batch, Loss, Metric, Objective, OtherModel, PackedRows, check_causal, reference,
-    registry::Entry, rows,
+    Batch, Loss, Metric, Objective, PackedRows, check_causal, reference, registry::Entry, rows,
 };
 use crate::{
     Error, Result,
@@ -29,6 +28,7 @@ use crate::{
     error::within,
     metrics::{ACCURACY, MetricDescription},
     options::TrainOptions,
+    rewards::Read,
 };
 
 /// The options of distillation.
@@ -110,12 +110,7 @@ pub const ENTRY: Entry<DistillOptions> = Entry::new(
     DistillOptions::check,
     |options, _| Ok(Box::new(Distill::new(options.clone()))),
 )
-.with_models(|options| {
-    vec![OtherModel {
-        path: &mut options.teacher,
-        same_vocabulary: true,
-    }]
-});
+.that_reads(|options| vec![Read::Peer(&mut options.teacher)]);
 
 /// The objective.
 #[derive(Debug)]

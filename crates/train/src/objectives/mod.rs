@@ -158,15 +158,6 @@ pub struct ObjectiveState<'a> {
     pub value: Value,
 }
 
-/// A model that an objective reads besides the one that is trained.
-#[derive(Debug)]
-pub struct OtherModel<'a> {
-    /// A model or adapter folder, or in a recipe the name of an earlier stage.
-    pub path: &'a mut String,
-    /// Whether its tokens have to be those of the model that is trained.
-    pub same_vocabulary: bool,
-}
-
 /// How an objective takes rows that hold several texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PackedRows {

@@ -15,13 +15,14 @@ use espalier_models::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, OtherModel};
+use super::Batch;
 use crate::{
     Error, Result,
     batch::Sample,
     choice,
     error::within,
     named_tensors::{NamedTensor, SavedTensors},
+    rewards::Read,
 };
 
 /// Whose log-probabilities the policy's are measured against.
@@ -88,12 +89,9 @@ impl ReferenceOptions {
     }
 
     /// The model that it names.
-    pub fn models(&mut self) -> Vec<OtherModel<'_>> {
+    pub fn reads(&mut self) -> Vec<Read<'_>> {
         match self {
-            Self::Folder(path) => vec![OtherModel {
-                path,
-                same_vocabulary: true,
-            }],
+            Self::Folder(path) => vec![Read::Peer(path)],
             _ => Vec::new(),
         }
     }

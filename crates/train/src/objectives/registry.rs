@@ -4,7 +4,7 @@ use espalier_data::readers::Wanted;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Objective, OtherModel, PackedRows, classification, distillation, infilling, language, masked,
+    Objective, PackedRows, classification, distillation, infilling, language, masked,
     online::{grpo, online_dpo, ppo, rloo},
     preference::{cpo, dpo, kto, orpo},
     process_reward, reward, selective, seq2seq, simcse, span_corruption,
@@ -26,12 +26,10 @@ pub struct Entry<O> {
     pub classifies: bool,
     /// Whether it asks for prompts alone, which the policy answers.
     pub prompts: bool,
-    /// What its rewards read besides the recipe, which belongs to what a run is made of.
+    /// What its options name besides the recipe, which belongs to what a run is made of.
     pub reads: fn(&mut O) -> Vec<Read<'_>>,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
-    /// The models that its options name.
-    pub models: fn(&mut O) -> Vec<OtherModel<'_>>,
     /// Whether the options make sense, whatever the model.
     pub check: fn(&O) -> Result<()>,
     /// Makes the objective; the symbols are the tokens that it may write.
@@ -55,7 +53,6 @@ impl<O> Entry<O> {
             prompts: false,
             reads: |_| Vec::new(),
             special_tokens: Vec::new,
-            models: |_| Vec::new(),
             check,
             build,
         }
@@ -87,10 +84,10 @@ impl<O> Entry<O> {
         }
     }
 
-    /// The same, whose options name other models.
+    /// The same, whose options name files or other models.
     #[must_use]
-    pub const fn with_models(self, models: fn(&mut O) -> Vec<OtherModel<'_>>) -> Self {
-        Self { models, ..self }
+    pub const fn that_reads(self, reads: fn(&mut O) -> Vec<Read<'_>>) -> Self {
+        Self { reads, ..self }
     }
 
     /// An objective of a model that classifies texts or tokens; it takes a row for one text.
@@ -160,15 +157,6 @@ pub struct Registered {
     pub special_tokens: fn() -> Vec<String>,
 }
 
-/// What an objective's options name; none names both other models and rewards.
-fn reads<O>(entry: Entry<O>, options: &mut O) -> Vec<Read<'_>> {
-    if (entry.models)(options).is_empty() {
-        return (entry.reads)(options);
-    }
-    let models = (entry.models)(options).into_iter();
-    models.map(|other| Read::Model(other.path)).collect()
-}
-
 /// Registers objectives: help, variant, name in recipes, options, and the entry of the objective's file.
 macro_rules! objectives {
     ($(#[doc = $help:literal] $variant:ident($name:literal, $options:ty) = $entry:path),+ $(,)?) => {
@@ -197,13 +185,6 @@ macro_rules! objectives {
                 }
             }
 
-            /// The models that the options name.
-            pub fn models(&mut self) -> Vec<OtherModel<'_>> {
-                match self {
-                    $(Self::$variant(options) => ($entry.models)(options)),+
-                }
-            }
-
             /// Whether the options make sense, whatever the model.
             ///
             /// # Errors
@@ -214,10 +195,10 @@ macro_rules! objectives {
                 }
             }
 
-            /// What it reads besides the recipe's data: models that the options name, or what its rewards read.
+            /// What the options name besides the recipe.
             pub fn reads(&mut self) -> Vec<Read<'_>> {
                 match self {
-                    $(Self::$variant(options) => reads($entry, options)),+
+                    $(Self::$variant(options) => ($entry.reads)(options)),+
                 }
             }
 

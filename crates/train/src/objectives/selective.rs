@@ -11,14 +11,14 @@ use espalier_models::{model::LanguageModel, taps::Unobserved};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Batch, Loss, Metric, Objective, OtherModel, PackedRows, check_causal, reference,
-    registry::Entry, rows,
+    Batch, Loss, Metric, Objective, PackedRows, check_causal, reference, registry::Entry, rows,
 };
 use crate::{
     Error, Result,
     batch::{Sample, TokenBatch},
     metrics::{ACCURACY, EXACT_MATCH, MetricDescription},
     options::TrainOptions,
+    rewards::Read,
 };
 
 /// The options of selective language modelling.
@@ -130,13 +130,10 @@ pub const ENTRY: Entry<SelectiveOptions> = Entry::new(
     SelectiveOptions::check,
     |options, _| Ok(Box::new(Selective::new(options.clone()))),
 )
-.with_models(|options| {
+.that_reads(|options| {
     let named = !options.reference.is_empty();
-    let reference = named.then_some(OtherModel {
-        path: &mut options.reference,
-        same_vocabulary: true,
-    });
-    reference.into_iter().collect()
+    let reference = named.then_some(&mut options.reference);
+    reference.map(Read::Peer).into_iter().collect()
 });
 
 /// The column of the reference's losses, one for each target of a sample.

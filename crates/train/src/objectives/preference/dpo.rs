@@ -178,7 +178,7 @@ pub const ENTRY: Entry<DpoOptions> = Entry::of_pairs(
     DpoOptions::check,
     |options, _| Ok(Box::new(Dpo::new(options.clone())?)),
 )
-.with_models(|options| options.reference.models());
+.that_reads(|options| options.reference.reads());
 
 /// The objective.
 #[derive(Debug, Clone)]

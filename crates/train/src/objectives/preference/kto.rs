@@ -138,7 +138,7 @@ pub const ENTRY: Entry<KtoOptions> = Entry::of_verdicts(
     KtoOptions::check,
     |options, _| Ok(Box::new(Kto::new(options.clone())?)),
 )
-.with_models(|options| options.reference.models());
+.that_reads(|options| options.reference.reads());
 
 /// The objective.
 #[derive(Debug, Clone)]
