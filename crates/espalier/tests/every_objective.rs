@@ -42,6 +42,7 @@ struct Column {
 const TEXTS: &str = "{ world = 'g8', as = 'text', limit = 6 }";
 const CHATS: &str = "{ world = 'sentence/1', limit = 6 }";
 const PAIRS: &str = "{ world = 'sentence/1', as = 'preference', limit = 6 }";
+const SUMS: &str = "{ world = 'addition', limit = 6 }";
 const LIKELIHOOD: &str = "data = { world = 'g8', as = 'text', split = 'val', limit = 2 }";
 const PREFERENCES: &str =
     "preferences = { world = 'sentence/1', as = 'preference', split = 'val', limit = 2 }";
@@ -97,11 +98,25 @@ columns! {
         LIKELIHOOD,
         false
     ),
-    selective: (
-        "{ selective = { reference = 'base', ratio = 0.5, scope = 'sequence' } }",
+    // Against itself all that tells targets apart is rounding.
+    selective: ("{ selective = { reference = 'base', ratio = 0.5 } }", TEXTS, LIKELIHOOD, false),
+    selective_of_rows: (
+        "{ selective = { select = 'high_loss', ratio = 0.5, scope = 'sequence' } }",
         TEXTS,
         LIKELIHOOD,
         true
+    ),
+    grpo: (
+        "{ grpo = { num_generations = 2, rollout = { rewards = ['world'], max_completion_length = 6 } } }",
+        SUMS,
+        LIKELIHOOD,
+        false
+    ),
+    ppo: (
+        "{ ppo = { rollout = { rewards = ['world'], max_completion_length = 6 } } }",
+        SUMS,
+        LIKELIHOOD,
+        false
     ),
 }
 

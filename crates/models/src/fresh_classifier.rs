@@ -1,6 +1,6 @@
 //! A fresh classifier in place of what stands on a model: scores of classes for texts (reward models among them) or for tokens.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use serde_json::{Map, Value};
 
@@ -8,7 +8,7 @@ use crate::{
     Error, Result,
     adapter::{Adapter, PEFT_PREFIX},
     families::{Config, Family, TensorEntry, classifying},
-    folder::LoadedModel,
+    folder::{LoadedModel, write_json},
     model::LanguageModel,
     parameter::{Parameter, Parameters},
     source::{Initial, ParameterSource, Seed, Values},
@@ -158,7 +158,7 @@ impl ParameterSource for Kept {
 pub(crate) fn for_adapter(
     loaded: &mut LoadedModel,
     adapter: &Adapter,
-    folder: &std::path::Path,
+    folder: &Path,
 ) -> Result<()> {
     let file = folder.join(crate::adapter::CONFIGURATION);
     let config = Config::load(&file)?;
@@ -184,14 +184,52 @@ pub(crate) fn for_adapter(
     let Some(labels) = entries.filter(scores).find_map(shape) else {
         return Ok(());
     };
+    let names = saved_names(folder, labels)?;
     let fresh = FreshClassifier {
         of_tokens,
-        names: &names(labels),
+        names: &names,
         problem: None,
         deviation: Some(0.0),
         seed: 0,
     };
     fresh.put_on(loaded)
+}
+
+/// The file with the names of classes beside an adapter, whose own configuration has no place for them.
+const CLASSES: &str = "classes.json";
+
+/// Writes the names of the classes that `config` says beside an adapter, where they have names of their own.
+///
+/// # Errors
+/// When the disk is full.
+pub fn save_names(config: &Map<String, Value>, folder: &Path) -> Result<()> {
+    let Some(Value::Object(said)) = config.get("id2label") else {
+        return Ok(());
+    };
+    let usual = names(said.len());
+    let is_usual = |(_, name): (&String, &Value)| {
+        let name = name.as_str();
+        usual.iter().any(|usual| Some(usual.as_str()) == name)
+    };
+    match said.iter().all(is_usual) {
+        true => Ok(()),
+        false => write_json(&folder.join(CLASSES), &Value::Object(said.clone())),
+    }
+}
+
+/// The names of so many classes of an adapter: those of the file beside it, and else those that transformers gives.
+fn saved_names(folder: &Path, labels: usize) -> Result<Vec<String>> {
+    let path = folder.join(CLASSES);
+    let usual = names(labels);
+    if !path.is_file() {
+        return Ok(usual);
+    }
+    let said = Config::load(&path)?;
+    let name = |(number, usual): (usize, String)| {
+        let name = said.optional_text(&number.to_string())?;
+        Ok(name.map_or(usual, str::to_owned))
+    };
+    usual.into_iter().enumerate().map(name).collect()
 }
 
 /// The names that transformers gives to classes without one.
