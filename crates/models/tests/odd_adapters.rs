@@ -316,7 +316,7 @@ fn dropout_falls_on_what_the_adapter_reads_and_on_nothing_else() {
 }
 
 /// A copy of an adapter of PEFT on a fixture, with some keys of its configuration changed.
-fn changed(case: &str, changes: Value) -> tempfile::TempDir {
+fn configured(case: &str, changes: Value) -> tempfile::TempDir {
     let (folder, case) = (tempfile::tempdir().unwrap(), fixture(case));
     let weights = "adapter_model.safetensors";
     fs::copy(case.join(weights), folder.path().join(weights)).unwrap();
@@ -333,7 +333,7 @@ fn changed(case: &str, changes: Value) -> tempfile::TempDir {
 fn parameters_that_the_model_has_not_are_told_unless_nothing_is_meant() {
     // As PEFT writes all linear layers of a DeepSeek-V3 without experts.
     let names = json!(["gate_up_proj", "gate.weight", "down_proj"]);
-    let folder = changed("peft-lora", json!({ "target_parameters": names }));
+    let folder = configured("peft-lora", json!({ "target_parameters": names }));
     let (plain, loaded) = (load(&fixture("peft-lora")), load(folder.path()));
     let told = "`target_parameters`: the model has no gate_up_proj, gate.weight, down_proj; as PEFT does, the adapter is read without";
     assert!(loaded.remarks.iter().any(|remark| remark == told));
@@ -347,7 +347,7 @@ fn parameters_that_the_model_has_not_are_told_unless_nothing_is_meant() {
     let case = "odd-adapters/all-linear-qwen3";
     let mut some = configuration(&fixture(case))["target_parameters"].clone();
     some.as_array_mut().unwrap().push("w3.weight".into());
-    let folder = changed(case, json!({ "target_parameters": some }));
+    let folder = configured(case, json!({ "target_parameters": some }));
     let remarks = load(folder.path()).remarks;
     assert!(
         remarks
@@ -357,7 +357,7 @@ fn parameters_that_the_model_has_not_are_told_unless_nothing_is_meant() {
     );
     // Where nothing else is meant either, and where somebody wants to train them.
     let alone = json!({ "target_modules": null, "target_parameters": ["experts.w3"] });
-    let folder = changed("peft-lora", alone);
+    let folder = configured("peft-lora", alone);
     let error = folder::load(folder.path(), &Device::flex()).unwrap_err();
     assert!(
         error.to_string().contains("is named `experts.w3`"),

@@ -185,7 +185,9 @@ fn endless(folder: &Path) -> PathBuf {
                 (_, true) => 1.0,
                 _ => 0.0,
             };
-            Ok((0..shape.iter().product()).map(number).collect())
+            Ok((0..shape.iter().product())
+                .map(number)
+                .collect::<Vec<f32>>())
         })
         .unwrap();
     drop(checkpoint);
@@ -341,7 +343,7 @@ fn paths_that_are_no_text_are_refused_or_answered_in_json() {
         ("data generate g1/1 --count 1 --output @/items.jsonl", 0),
         ("data show @/data.jsonl --tokenizer @", 2),
         ("bench generate @ --prompt 2 --new 2", 0),
-        ("trace @ @/input @/output", 1),
+        ("trace @ @/input @/output", 0),
         ("run @/none.toml", 1),
         ("run @/recipe.toml", 0),
         ("train --model @ --data d.jsonl --output o", 2),

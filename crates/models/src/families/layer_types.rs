@@ -111,6 +111,14 @@ mod tests {
         changed(model, changes).is_ok()
     }
 
+    /// The keys with the switch of the families that have one.
+    fn with_switch(model: &str, mut keys: Value) -> Value {
+        if model.starts_with("qwen") {
+            keys["use_sliding_window"] = true.into();
+        }
+        keys
+    }
+
     fn of(kind: &str, model: &str) -> Value {
         vec![kind; fixture(model).blocks.len()].into()
     }
@@ -150,8 +158,10 @@ mod tests {
                 (&full, json!(8), Some(8)),
                 (&sliding, json!(8), Some(8)),
             ] {
-                let on = window != Value::Null;
-                let keys = json!({ "layer_types": kinds, "sliding_window": window, "use_sliding_window": on });
+                let keys = with_switch(
+                    model,
+                    json!({ "layer_types": kinds, "sliding_window": window }),
+                );
                 let spec = changed(model, keys.clone()).unwrap();
                 assert_eq!(windows(&spec), vec![expected; count], "{model} {keys}");
                 write_config(&spec).unwrap();
@@ -163,8 +173,11 @@ mod tests {
             if count > 1 {
                 let mut mixed = full.clone();
                 mixed[0] = SLIDING.into();
-                let mixed = json!({ "layer_types": mixed, "sliding_window": 8, "use_sliding_window": true });
-                assert!(changed(model, mixed).is_err(), "{model}");
+                let mixed = json!({ "layer_types": mixed, "sliding_window": 8 });
+                assert!(
+                    changed(model, with_switch(model, mixed)).is_err(),
+                    "{model}"
+                );
             }
         }
     }
