@@ -180,6 +180,27 @@ pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
     Ok(loaded)
 }
 
+/// The objects of a file of records as they are, by the line that each begins at, from 1; what is no object is left out.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn objects(path: &Path) -> Result<BTreeMap<usize, Map<String, Value>>> {
+    if is_plain(path)? {
+        return Ok(BTreeMap::new());
+    }
+    let file = File::open(path).map_err(|error| Error::file(path, error))?;
+    let input = without_mark(file).map_err(|error| Error::file(path, error))?;
+    let mut objects = BTreeMap::new();
+    for element in elements::split(input, path, false)? {
+        let Ok(element) = element else { continue };
+        let text = std::str::from_utf8(&element.bytes).ok();
+        if let Some(Ok(object)) = text.map(object) {
+            objects.insert(element.line, object);
+        }
+    }
+    Ok(objects)
+}
+
 /// Whether a file is plain text (or JSON), by its ending.
 fn is_plain(path: &Path) -> Result<bool> {
     let ending = path

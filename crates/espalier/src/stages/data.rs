@@ -101,7 +101,7 @@ fn of_file(source: &DataOptions, pairs: bool, voice: &mut dyn Voice) -> Result<V
 }
 
 /// Items of a world when a recipe does not say how many.
-const DEFAULT_ITEMS: usize = 1000;
+pub(super) const DEFAULT_ITEMS: usize = 1000;
 
 fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
     let split: Split = source.split.parse()?;

@@ -67,6 +67,8 @@ pub const ENTRY: Entry<InfillingOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH],
     packed_rows: PackedRows::Refused,
     pairs: false,
+    prompts: false,
+    reads: |_| Vec::new(),
     special_tokens: fresh_mask,
     check: InfillingOptions::check,
     build: |options, symbols| Ok(Box::new(Infilling::new(options.clone(), symbols)?)),

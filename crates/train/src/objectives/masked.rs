@@ -71,6 +71,8 @@ pub const MLM: Entry<MaskingOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH],
     packed_rows: PackedRows::Apart,
     pairs: false,
+    prompts: false,
+    reads: |_| Vec::new(),
     special_tokens: fresh_mask,
     check: MaskingOptions::check,
     build: |options, symbols| Ok(Box::new(Masked::new("mlm", options.clone(), symbols, 0)?)),

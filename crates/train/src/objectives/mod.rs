@@ -8,14 +8,15 @@ pub mod dpo;
 pub mod infilling;
 pub mod language;
 pub mod masked;
+pub mod online;
 pub mod registry;
 pub mod seq2seq;
 pub mod simcse;
 pub mod span_corruption;
 pub mod symbols;
 
-use burn::tensor::Tensor;
-use espalier_data::{packing::Row, random::Random};
+use burn::tensor::{Device, Tensor};
+use espalier_data::{packing::Row, random::Random, tokenizer::Tokenizer};
 use espalier_kernels::readback::ReadFloats;
 use espalier_models::{
     auxiliary_losses::AuxiliaryLosses, model::LanguageModel, parameter::Parameters,
@@ -157,6 +158,15 @@ pub enum PackedRows {
     Refused,
 }
 
+/// What becomes of a prompt that the policy answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// Rows of each prompt.
+    pub rows: usize,
+    /// Most tokens of an answer.
+    pub tokens: usize,
+}
+
 /// What a training step minimises.
 ///
 /// A reference, a teacher, a buffer of rollouts are fields of the objective. Only the methods without a body must be written.
@@ -180,6 +190,21 @@ pub trait Objective {
     /// Whether the model has to have a head over its vocabulary.
     fn needs_head(&self) -> bool {
         true
+    }
+
+    /// What becomes of a sample where it is a prompt that the policy answers: a plan counts on it, and makes no batches.
+    fn growth(&self) -> Option<Growth> {
+        None
+    }
+
+    /// Given before anything else where there is a tokenizer: objectives that read or write text keep it, and load further
+    /// models onto the device.
+    ///
+    /// # Errors
+    /// When something that the options name cannot be loaded.
+    fn equip(&mut self, tokenizer: &Tokenizer, device: &Device) -> Result<()> {
+        let _ = (tokenizer, device);
+        Ok(())
     }
 
     /// Whether model, samples and options suit the objective; asked before anything is planned or started.
@@ -265,6 +290,11 @@ pub trait Objective {
     fn after_step(&mut self, model: &LanguageModel, step: usize) -> Result<()> {
         let _ = (model, step);
         Ok(())
+    }
+
+    /// Something of the last step for readers: lines of the run's `samples.jsonl`, each an object.
+    fn shown(&self) -> &[Value] {
+        &[]
     }
 
     /// State beside [`Objective::parameters`] that a resumed run needs to be bit-exact.

@@ -3,10 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Objective, PackedRows, dpo, infilling, language, masked, seq2seq, simcse, span_corruption,
+    Objective, PackedRows, dpo, infilling, language, masked,
+    online::{grpo, online_dpo, ppo, rloo},
+    seq2seq, simcse, span_corruption,
     symbols::Symbols,
 };
-use crate::{Result, metrics::MetricDescription};
+use crate::{Result, metrics::MetricDescription, rewards::Read};
 
 /// The registration of an objective, a constant of its file; `O` are its options.
 pub struct Entry<O> {
@@ -16,6 +18,10 @@ pub struct Entry<O> {
     pub packed_rows: PackedRows,
     /// Whether it learns from preference pairs.
     pub pairs: bool,
+    /// Whether it asks for prompts alone, which the policy answers.
+    pub prompts: bool,
+    /// What its rewards read besides the recipe, which belongs to what a run is made of.
+    pub reads: fn(&mut O) -> Vec<Read<'_>>,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
     /// Whether the options make sense, whatever the model.
@@ -36,6 +42,8 @@ impl<O> Entry<O> {
             metrics,
             packed_rows,
             pairs: false,
+            prompts: false,
+            reads: |_| Vec::new(),
             special_tokens: Vec::new,
             check,
             build,
@@ -55,6 +63,20 @@ impl<O> Entry<O> {
         }
     }
 
+    /// An objective that learns from the policy's own answers to prompts, a row for each.
+    pub const fn of_prompts(
+        metrics: &'static [MetricDescription],
+        reads: fn(&mut O) -> Vec<Read<'_>>,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            prompts: true,
+            reads,
+            ..Self::new(metrics, PackedRows::Refused, check, build)
+        }
+    }
+
     const fn registered(&self, name: &'static str, help: &'static str) -> Registered {
         Registered {
             name,
@@ -62,6 +84,7 @@ impl<O> Entry<O> {
             metrics: self.metrics,
             packed_rows: self.packed_rows,
             pairs: self.pairs,
+            prompts: self.prompts,
             special_tokens: self.special_tokens,
         }
     }
@@ -80,6 +103,8 @@ pub struct Registered {
     pub packed_rows: PackedRows,
     /// Whether it learns from preference pairs.
     pub pairs: bool,
+    /// Whether it asks for prompts alone, which the policy answers.
+    pub prompts: bool,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
 }
@@ -122,6 +147,13 @@ macro_rules! objectives {
                 }
             }
 
+            /// What its rewards read besides the recipe.
+            pub fn reads(&mut self) -> Vec<Read<'_>> {
+                match self {
+                    $(Self::$variant(options) => ($entry.reads)(options)),+
+                }
+            }
+
             /// The objective itself; `symbols` are the tokens that it may write.
             ///
             /// # Errors
@@ -142,6 +174,14 @@ objectives! {
     Sft("sft", language::NextTokenOptions) = language::SFT,
     /// Better against worse answers.
     Dpo("dpo", dpo::DpoOptions) = dpo::ENTRY,
+    /// The policy's own answers, each against the others to its prompt (GRPO).
+    Grpo("grpo", grpo::GrpoOptions) = grpo::ENTRY,
+    /// The policy's own answers, each against the mean of the others (RLOO).
+    Rloo("rloo", rloo::RlooOptions) = rloo::ENTRY,
+    /// The better against the worse of two answers of the policy's own.
+    OnlineDpo("online_dpo", online_dpo::OnlineDpoOptions) = online_dpo::ENTRY,
+    /// The policy's own answers, token by token against what a critic expects.
+    Ppo("ppo", ppo::PpoOptions) = ppo::ENTRY,
     /// Masked tokens, by an encoder.
     Mlm("mlm", masked::MaskingOptions) = masked::MLM,
     /// Masked tokens, by a decoder without its mask, each from the place before.

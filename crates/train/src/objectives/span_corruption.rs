@@ -69,6 +69,8 @@ pub const ENTRY: Entry<SpanOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH, SPAN_MATCH],
     packed_rows: PackedRows::Refused,
     pairs: false,
+    prompts: false,
+    reads: |_| Vec::new(),
     special_tokens: fresh_sentinels,
     check: SpanOptions::check,
     build: |options, symbols| Ok(Box::new(SpanCorruption::new(options.clone(), symbols)?)),
