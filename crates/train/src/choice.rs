@@ -9,12 +9,17 @@ use serde::{
 };
 use serde_json::{Value, json};
 
-/// The schema of [`name_or_table`]: that of the choice itself, and the bare names of choices that have options.
+/// The schema of [`name_or_table`]: that of the choice itself, and the bare names of choices that have options, all of which may be left
+/// out; a choice that is given with one text has none.
 pub fn name_or_table_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = T::json_schema(generator);
     let variants = schema.get("oneOf").and_then(Value::as_array);
     let named = |variant: &Value| {
         let name = variant.get("required")?.get(0)?.clone();
+        let options = variant.get("properties")?.get(name.as_str()?)?;
+        if options.get("type") == Some(&json!("string")) {
+            return None;
+        }
         let description = variant.get("description").cloned().unwrap_or_default();
         Some(json!({"type": "string", "const": name, "description": description}))
     };

@@ -70,10 +70,11 @@ fn samples(objective: &str) -> Vec<Sample> {
         Example::new(ids, vec![false, false, false, true, true, true])
     };
     let sample = |i: u32| match objective {
-        "dpo" => Sample::pair(&Pair {
+        "dpo" | "orpo" | "cpo" => Sample::pair(&Pair {
             chosen: example(i, 11),
             rejected: example(i, 12),
         }),
+        "kto" => Sample::judged(&example(i, 11), i % 2 == 0),
         _ => Sample::example(&example(i, 10)),
     };
     (0..6).map(sample).collect()
@@ -216,7 +217,7 @@ fn every_term_of_dpo_is_a_mean_over_the_step_however_it_is_cut() {
         })
     };
     let samples: Vec<Sample> = [1, 9, 3, 2, 6].map(pair).to_vec();
-    let options = json!({ "sft_weight": 1.0 });
+    let options = json!({ "loss": { "sigmoid": 1.0, "sft": 1.0 } });
     let (whole, held_out) = measured("dpo", options.clone(), samples.clone(), [5, 1]);
     // The model is its own reference: ln 2, and the mean over all tokens of the better answers.
     let chosen = |sample: &Sample| Sample::new(vec![sample.rows[0].clone()]);

@@ -2,7 +2,7 @@
 //!
 //! A file is never held in memory: jsonl is read by lines, a JSON array element by element, plain text by paragraphs. The
 //! form is detected from the keys of the first record or given by name; columns can be renamed. A malformed record is an
-//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files, unpaired preferences (KTO).
+//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files.
 //!
 //! | form | keys |
 //! |---|---|
@@ -13,8 +13,9 @@
 //! | `completion` | `prompt` and `completion`, or `question` and `answer`, `system`, `tools` |
 //! | `text` | `text`, or a `.txt` file |
 //!
-//! Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
-//! reads are errors, and so is a key that stands twice in an object.
+//! Where verdicts are wanted, a conversation says with `label` or `kto_tag` whether its last answer is a good one. Turns may say whether
+//! they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody reads are errors, and so is
+//! a key that stands twice in an object.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -40,6 +41,7 @@ mod openai;
 mod refused;
 mod sharegpt;
 mod turns;
+mod verdict;
 mod write;
 
 /// A data file and how to read it.
@@ -61,8 +63,20 @@ pub struct Source {
     pub form: Option<Form>,
     /// Names of columns: ours to the file's, such as `output` to `response`.
     pub columns: BTreeMap<String, String>,
-    /// Whether preference pairs are wanted: a record that has one beside a conversation is then read as the pair.
-    pub pairs: bool,
+    /// What is wanted of a record.
+    pub wanted: Wanted,
+}
+
+/// What is wanted of records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Whatever a record says.
+    #[default]
+    Texts,
+    /// Preference pairs: a record that has one beside a conversation is read as the pair.
+    Pairs,
+    /// Answers with a verdict, and pairs, which have one for both answers; records without are errors.
+    Verdicts,
 }
 
 impl Source {
@@ -72,7 +86,7 @@ impl Source {
             path: path.into(),
             form: None,
             columns: BTreeMap::new(),
-            pairs: false,
+            wanted: Wanted::Texts,
         }
     }
 }
@@ -83,7 +97,7 @@ pub struct Reader {
     elements: Elements,
     form: Option<Form>,
     columns: BTreeMap<String, String>,
-    pairs: bool,
+    wanted: Wanted,
     plain: bool,
     failed: bool,
     line: usize,
@@ -138,7 +152,7 @@ pub fn open(source: &Source) -> Result<Reader> {
         elements,
         form: source.form,
         columns: source.columns.clone(),
-        pairs: source.pairs,
+        wanted: source.wanted,
         plain,
         failed: false,
         line: 0,
@@ -253,17 +267,33 @@ impl Reader {
                 error.valid_up_to()
             )
         })?;
+        if self.plain && self.wanted == Wanted::Verdicts {
+            return Err("a plain text has no verdicts; give .jsonl"
+                .to_string()
+                .into());
+        }
         if self.plain {
             return Ok(Record::Text {
                 text: text.trim_end().to_string(),
             });
         }
-        let map = self.rename(object(text)?);
+        let mut map = self.rename(object(text)?);
+        let verdict = match self.wanted {
+            Wanted::Verdicts => verdict::take(&mut map)?,
+            Wanted::Texts | Wanted::Pairs => None,
+        };
         let form = match self.form {
             Some(form) => form,
-            None => *self.form.insert(Form::detect(&map, self.pairs)?),
+            None => {
+                let pairs = self.wanted != Wanted::Texts;
+                *self.form.insert(Form::detect(&map, pairs)?)
+            }
         };
-        Ok(form.read(&Fields::new(form, map))?)
+        let record = form.read(&Fields::new(form, map))?;
+        match self.wanted {
+            Wanted::Verdicts => Ok(verdict::judged(record, verdict)?),
+            Wanted::Texts | Wanted::Pairs => Ok(record),
+        }
     }
 
     /// Our names for the file's columns.

@@ -121,7 +121,9 @@ fn question(record: &Record) -> Option<(&[Message], Option<&Value>)> {
                 .rposition(|message| message.role != "assistant")?;
             Some((&messages[..=last], tools.as_ref()))
         }
-        Record::Preference { prompt, tools, .. } => Some((prompt, tools.as_ref())),
+        Record::Preference { prompt, tools, .. } | Record::Unpaired { prompt, tools, .. } => {
+            Some((prompt, tools.as_ref()))
+        }
         Record::Text { .. } => None,
     }
 }
@@ -155,7 +157,7 @@ fn placed(sourced: &Sourced, error: &espalier_data::Error) -> String {
 mod tests {
     use super::*;
     use crate::stages::Silent;
-    use espalier_data::{template::ChatTemplate, tokenizer::BpeOptions};
+    use espalier_data::{readers::Wanted, template::ChatTemplate, tokenizer::BpeOptions};
 
     fn tokenizer() -> Tokenizer {
         let options = BpeOptions {
@@ -189,7 +191,7 @@ mod tests {
             ..DataOptions::default()
         };
         let sources = [world(2), file, world(1)];
-        let records = data::records(&sources, false, &mut Silent).unwrap();
+        let records = data::records(&sources, Wanted::Texts, &mut Silent).unwrap();
         let origins = origins(&sources, &records).unwrap();
         let key = |key: &str| -> Vec<Value> {
             origins.iter().map(|origin| origin[key].clone()).collect()

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use espalier_data::readers;
+use espalier_data::readers::{self, Wanted};
 use espalier_evaluate::report::Section;
 use espalier_models::{
     families,
@@ -64,7 +64,7 @@ pub struct TrainStage {
     /// A fresh model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<NewModel>,
-    /// What a step minimises: `pretrain`, `sft`, `dpo`, `grpo`, `rloo`, `online_dpo`, `ppo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
+    /// What a step minimises: `pretrain`, `sft`, `dpo`, `kto`, `orpo`, `cpo`, `grpo`, `rloo`, `online_dpo`, `ppo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
     /// table with options such as `{ dpo = { beta = 0.1 } }`.
     #[serde(deserialize_with = "shorthand::name_or_table")]
     #[schemars(schema_with = "shorthand::name_or_table_schema::<ObjectiveOptions>")]
@@ -187,7 +187,7 @@ impl StageKind for TrainStage {
         inputs.extend(data.map(Input::Data));
         inputs.extend(self.template.iter_mut().map(Input::Template));
         inputs.extend(self.objective.reads().into_iter().map(|read| match read {
-            Read::Model(name) => Input::Model(name),
+            Read::Model(name) | Read::Peer(name) => Input::Model(name),
             Read::File(word) => Input::Word(word),
         }));
         inputs
@@ -321,6 +321,11 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
     }
     rates::set_rates(&mut model, family, &stage.options.learning_rates)?;
+    for read in stage.objective.clone().reads() {
+        if let Read::Peer(path) = read {
+            model::check_same_tokens(Path::new(path), &tokenizer)?;
+        }
+    }
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
     objective.equip(&tokenizer, workplace.device)?;
     trainer::check(&model, objective.as_ref(), &training, &stage.options)?;
@@ -374,9 +379,9 @@ fn prepare(
     workplace: &mut Workplace,
     stage: &TrainStage,
 ) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
-    let pairs = stage.objective.registered().pairs;
-    let mut records = data::records(&stage.data, pairs, workplace.voice)?;
-    let mut held_out = data::records(&stage.validation, pairs, workplace.voice)?;
+    let wanted = stage.objective.registered().wanted;
+    let mut records = data::records(&stage.data, wanted, workplace.voice)?;
+    let mut held_out = data::records(&stage.validation, wanted, workplace.voice)?;
     let asks = stage.objective.registered().prompts;
     let origins_of = |sources: &[DataOptions], records: &[Sourced]| match asks {
         true => prompts::origins(sources, records),
@@ -418,6 +423,10 @@ fn prepare(
     }
     let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
         let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
+        let encoded = match wanted {
+            Wanted::Verdicts => data::unpaired(encoded),
+            Wanted::Texts | Wanted::Pairs => encoded,
+        };
         Ok(data::samples(encoded, options.packing, options.length))
     };
     let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
@@ -446,7 +455,7 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
             model::grow(start, &stage.add_tokens, workplace.voice)
         }
         (None, Some(new)) => {
-            let more = data::records(&new.tokenizer_data, false, workplace.voice)?;
+            let more = data::records(&new.tokenizer_data, Wanted::Texts, workplace.voice)?;
             let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
             let special = (stage.objective.registered().special_tokens)();
             let seed = stage.options.seed;

@@ -56,7 +56,7 @@ pub const KINDS: &[Kind] = &[
 name = "align"
 [stage.train]
 model = "grow"
-objective = { dpo = { beta = 0.2, sft_weight = 0.1 } }
+objective = { dpo = { beta = 0.2, loss = { sigmoid = 1.0, sft = 0.1 } } }
 data = { world = "sentence/1", as = "preference", limit = 12 }
 validation = { world = "sentence/1", as = "preference", split = "val", limit = 2 }
 "#,

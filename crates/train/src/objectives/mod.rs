@@ -4,11 +4,12 @@
 //! units a batch has before the forward pass, so that accumulation divides by the units of the whole step. It may own
 //! parameters, make its batches from the policy's own rollouts, be notified of every step, and keep state between steps.
 
-pub mod dpo;
 pub mod infilling;
 pub mod language;
 pub mod masked;
 pub mod online;
+pub mod preference;
+pub mod reference;
 pub mod registry;
 pub mod seq2seq;
 pub mod simcse;
@@ -46,6 +47,8 @@ pub struct Batch {
     pub exchange: f64,
     /// The samples' columns, one after the other.
     pub columns: Columns,
+    /// Further rows that the objective reads, in which nothing is learned.
+    pub beside: Option<TokenBatch>,
 }
 
 impl Batch {
@@ -60,6 +63,7 @@ impl Batch {
             second_units: 0.0,
             exchange: 0.0,
             columns: Columns::joined(samples.iter().map(|sample| &sample.columns))?,
+            beside: None,
         })
     }
 

@@ -1,10 +1,12 @@
 //! The objectives by name: options, help, metrics and special tokens, each registered by one line.
 
+use espalier_data::readers::Wanted;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Objective, PackedRows, dpo, infilling, language, masked,
+    Objective, PackedRows, infilling, language, masked,
     online::{grpo, online_dpo, ppo, rloo},
+    preference::{cpo, dpo, kto, orpo},
     seq2seq, simcse, span_corruption,
     symbols::Symbols,
 };
@@ -16,11 +18,11 @@ pub struct Entry<O> {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
-    /// Whether it learns from preference pairs.
-    pub pairs: bool,
+    /// What records it learns from.
+    pub wanted: Wanted,
     /// Whether it asks for prompts alone, which the policy answers.
     pub prompts: bool,
-    /// What its rewards read besides the recipe, which belongs to what a run is made of.
+    /// What its options name besides the recipe, which belongs to what a run is made of.
     pub reads: fn(&mut O) -> Vec<Read<'_>>,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
@@ -41,7 +43,7 @@ impl<O> Entry<O> {
         Self {
             metrics,
             packed_rows,
-            pairs: false,
+            wanted: Wanted::Texts,
             prompts: false,
             reads: |_| Vec::new(),
             special_tokens: Vec::new,
@@ -58,9 +60,28 @@ impl<O> Entry<O> {
         build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
     ) -> Self {
         Self {
-            pairs: true,
+            wanted: Wanted::Pairs,
             ..Self::new(metrics, packed_rows, check, build)
         }
+    }
+
+    /// An objective that learns from answers with verdicts.
+    pub const fn of_verdicts(
+        metrics: &'static [MetricDescription],
+        packed_rows: PackedRows,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            wanted: Wanted::Verdicts,
+            ..Self::new(metrics, packed_rows, check, build)
+        }
+    }
+
+    /// The same, whose options name files or other models.
+    #[must_use]
+    pub const fn that_reads(self, reads: fn(&mut O) -> Vec<Read<'_>>) -> Self {
+        Self { reads, ..self }
     }
 
     /// An objective that learns from the policy's own answers to prompts, a row for each.
@@ -83,7 +104,7 @@ impl<O> Entry<O> {
             help: help.trim_ascii(),
             metrics: self.metrics,
             packed_rows: self.packed_rows,
-            pairs: self.pairs,
+            wanted: self.wanted,
             prompts: self.prompts,
             special_tokens: self.special_tokens,
         }
@@ -101,8 +122,8 @@ pub struct Registered {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
-    /// Whether it learns from preference pairs.
-    pub pairs: bool,
+    /// What records it learns from.
+    pub wanted: Wanted,
     /// Whether it asks for prompts alone, which the policy answers.
     pub prompts: bool,
     /// Special tokens that a fresh vocabulary needs for it.
@@ -174,6 +195,12 @@ objectives! {
     Sft("sft", language::NextTokenOptions) = language::SFT,
     /// Better against worse answers.
     Dpo("dpo", dpo::DpoOptions) = dpo::ENTRY,
+    /// Good and bad answers, each by itself (KTO).
+    Kto("kto", kto::KtoOptions) = kto::ENTRY,
+    /// Better against worse answers by their odds, and the better ones' likelihood; without a reference (ORPO).
+    Orpo("orpo", orpo::OrpoOptions) = orpo::ENTRY,
+    /// Better against worse answers without a reference (CPO, SimPO).
+    Cpo("cpo", cpo::CpoOptions) = cpo::ENTRY,
     /// The policy's own answers, each against the others to its prompt (GRPO).
     Grpo("grpo", grpo::GrpoOptions) = grpo::ENTRY,
     /// The policy's own answers, each against the mean of the others (RLOO).

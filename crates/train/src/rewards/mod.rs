@@ -70,11 +70,13 @@ pub trait Reward: Send + std::fmt::Debug {
     fn score(&mut self, answers: &[Asked<'_>]) -> Result<Vec<Option<f64>>>;
 }
 
-/// Something outside the recipe that a source reads.
+/// Something outside the recipe that a source of rewards, or an objective, reads.
 #[derive(Debug)]
 pub enum Read<'a> {
     /// A model folder, or the name of an earlier stage.
     Model(&'a mut String),
+    /// A model folder, or the name of an earlier stage, over the tokens of the model that is trained.
+    Peer(&'a mut String),
     /// A word that may be a file.
     File(&'a str),
 }
