@@ -1,6 +1,6 @@
 //! Process rewards: whether each step of an answer is right, at the step's last token (arXiv 2211.14275; TRL's `PRMTrainer`).
 //!
-//! The loss is the cross-entropy of two classes, a mean over the steps of the batch. Recipe: `reward-model.toml`.
+//! The loss is the cross-entropy of two classes, a mean over the steps of the whole optimisation step.
 
 use espalier_data::readers::Wanted;
 use serde::{Deserialize, Serialize};
