@@ -57,23 +57,17 @@ impl Truncation {
             }) => {
                 let cut = self.examples([&mut chosen, &mut rejected], length);
                 let nothing = chosen.target_count() == 0 || rejected.target_count() == 0;
-<<<<<<< HEAD
-                match cut && nothing {
-                    true => dropped(NO_ANSWER),
-                    false => Encoded::Pair(Pair {
-                        chosen,
-                        rejected,
-                        margin,
-                    }),
-=======
-                let pair = Pair { chosen, rejected };
+                let pair = Pair {
+                    chosen,
+                    rejected,
+                    margin,
+                };
                 match (cut, nothing) {
                     (true, true) => dropped(NO_ANSWER),
                     (true, false) => {
                         pair.kept("`chosen` and `rejected` are the same within `length`")
                     }
                     (false, _) => Encoded::Pair(pair),
->>>>>>> main
                 }
             }
             Encoded::Unpaired {
@@ -132,22 +126,14 @@ mod tests {
             matches!(encoded, Encoded::Example(_))
         };
         assert_eq!([kept(8, 4), kept(8, 3), kept(4, 4)], [true, false, true]);
-<<<<<<< HEAD
-        let pair = Encoded::Pair(Pair {
-            chosen: example(6),
-            rejected: example(4),
-            margin: 0.0,
-        });
-        let Encoded::Pair(pair) = truncation.cut(pair, 5) else {
-=======
         let pair = || {
             Encoded::Pair(Pair {
                 chosen: example(6),
                 rejected: example(4),
+                margin: 0.0,
             })
         };
         let Encoded::Pair(cut) = truncation.cut(pair(), 5) else {
->>>>>>> main
             panic!()
         };
         assert_eq!((cut.chosen.ids.len(), cut.rejected.ids.len()), (5, 4));

@@ -39,11 +39,8 @@ mod alpaca;
 mod elements;
 mod fields;
 mod forms;
-<<<<<<< HEAD
-mod labels;
-=======
 mod json;
->>>>>>> main
+mod labels;
 mod openai;
 mod refused;
 mod sharegpt;

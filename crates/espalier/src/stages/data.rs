@@ -32,10 +32,8 @@ pub struct Sourced {
 impl Sourced {
     /// Where the record stands, for the beginning of a message; nothing for a world's items.
     pub fn words(&self) -> String {
-        match &self.place {
-            Some((path, line)) => format!("{}:{line}: ", path.display()),
-            None => String::new(),
-        }
+        let place = self.shown_place();
+        place.map_or(String::new(), |place| format!("{place}: "))
     }
 
     /// Encodes the record.
@@ -235,12 +233,7 @@ pub fn encode_within(
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
     let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
-<<<<<<< HEAD
-    let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
-=======
-    let mut truncation = Truncation::default();
     let mut dropped: BTreeMap<String, Vec<&Sourced>> = BTreeMap::new();
->>>>>>> main
     let mut failed = Vec::new();
     let mut kept = Vec::with_capacity(records.len());
     let encode = |sourced: &Sourced| sourced.encoded(&encoder);
