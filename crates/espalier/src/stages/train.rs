@@ -425,7 +425,7 @@ fn prepare(
         let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
         let encoded = match wanted {
             Wanted::Verdicts => data::unpaired(encoded),
-            Wanted::Texts | Wanted::Pairs => encoded,
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts => encoded,
         };
         Ok(data::samples(encoded, options.packing, options.length))
     };
