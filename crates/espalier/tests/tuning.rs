@@ -8,7 +8,7 @@
 
 mod tuned;
 
-use std::fs;
+use std::{fs, path::Path};
 
 use espalier::models::checkpoint::TensorFile;
 use serde_json::Value;

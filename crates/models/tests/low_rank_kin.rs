@@ -97,10 +97,14 @@ fn they_compute_what_peft_computes_before_and_after_saving_and_when_merged() {
         let again = load(saved.path());
         let difference = gap(&case, &again.model);
         assert!(difference < 1e-4, "{name}: {difference} when saved");
-        // The base alone is as it was.
-        let base = load(&loaded.base).model;
-        assert_eq!(base_weights(&loaded.model), base_weights(&base), "{name}");
+        // The base alone is as it was, but for a head that became one of its own.
         loaded.model.set_active_adapters(&[]).unwrap();
+        let mut alone = base_weights(&loaded.model);
+        let base = base_weights(&load(&loaded.base).model);
+        alone.retain(|(weight, _)| {
+            weight != "head.weight" || base.iter().any(|(own, _)| own == weight)
+        });
+        assert!(alone == base, "{name}");
         assert!(gap(&case, &loaded.model) > 1e-2, "{name}");
         loaded.model.set_active_adapters(&["default"]).unwrap();
         loaded.model.merge_adapters().unwrap();
