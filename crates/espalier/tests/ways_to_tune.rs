@@ -443,3 +443,68 @@ fn what_is_frozen_stays_as_it_was() {
         }
     }
 }
+
+/// Rows of added tokens belong to the adapter, whose base grows when it is loaded.
+#[test]
+fn added_tokens_leave_an_adapter() {
+    let bench = Bench::new();
+    let texts = bench.folder.path().join("texts.jsonl");
+    let line = |i: usize| format!("{{\"text\": \"one <new> and {i} <new> of them <newer>\"}}\n");
+    fs::write(&texts, (0..16).map(line).collect::<String>()).unwrap();
+    for base in [&bench.attention, &bench.biased] {
+        for rounding in ["", "quantise = 'nf4'\n"] {
+            let stage = |model: &Path, keys: &str, options: &str| {
+                format!(
+                    "output = \"run\"\n[[stage]]\nname = \"tuned\"\n[stage.train]\nmodel = {model:?}\nobjective = \"pretrain\"\n{rounding}{keys}\
+                     data = {texts:?}\nvalidation = {texts:?}\n[stage.train.options]\nlength = 128\nbatch = 4\nwarmup = 0.0\nlog_every = 1\n{options}\n"
+                )
+            };
+            let keys = "adapter = { lora = { rank = 2, target_modules = ['q_proj'], added_tokens = true } }\nadd_tokens = ['<new>', '<newer>']\n";
+            let options = "steps = 6\nlearning_rate = 5e-2\ncheckpoint_every = 2\n";
+            let text = stage(base, keys, options);
+            bench.survives_a_kill(&text, rounding);
+            let whole = bench.place();
+            run(&whole, &text);
+            assert!(model(&whole).join("adapter_config.json").exists());
+            let losses = logged(&whole, "loss");
+            assert!(losses[5] < losses[0], "{losses:?}");
+            let again = bench.place();
+            run(
+                &again,
+                &stage(&model(&whole), "", "steps = 1\nlearning_rate = 0.0\n"),
+            );
+            let [trained, loaded] = [&whole, &again].map(|place| logged(place, "eval_loss"));
+            assert_eq!(trained.last(), loaded.last());
+            if rounding.is_empty() {
+                let merged = bench.place();
+                let text = format!(
+                    "output = \"run\"\n[[stage]]\nname = \"merged\"\n[stage.merge]\nadapters = [{:?}]\n",
+                    model(&whole)
+                );
+                run(&merged, &text);
+                let again = bench.place();
+                let merged = merged.join("run/01-merged/model");
+                run(
+                    &again,
+                    &stage(&merged, "", "steps = 1\nlearning_rate = 0.0\n"),
+                );
+                let merged = logged(&again, "eval_loss").last().copied().unwrap();
+                assert!((merged - loaded.last().unwrap()).abs() < 1e-5);
+            }
+        }
+    }
+    // Tokens that are there already are no added ones, and without any there is nothing to train.
+    let place = bench.place();
+    let text = recipe(
+        "adapter = { lora = { added_tokens = true } }",
+        &bench.attention.to_string_lossy(),
+        "steps = 1",
+    );
+    fs::write(place.join("recipe.toml"), text).unwrap();
+    let output = espalier(&place, &["run", "recipe.toml"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        said.contains("`added_tokens` trains the rows of the tokens that `add_tokens` names"),
+        "{said}"
+    );
+}

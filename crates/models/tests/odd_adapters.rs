@@ -322,7 +322,7 @@ fn what_heads_and_embeddings_cannot_have_is_refused_by_name() {
             "llama",
             "q_proj",
             |config| config.tokens = Some(by_module(&[("embed_token", &[3])])),
-            &["no module of the model is named `embed_token`, did you mean `embed_tokens`?"],
+            &["no module of the model is named `embed_token`; did you mean `embed_tokens`?"],
         ),
         (
             "gemma2",

@@ -45,6 +45,17 @@ struct Rows {
     head: Option<Vec<u32>>,
 }
 
+impl Rows {
+    /// The same where embedding and head are one: then both have the embedding's.
+    fn settled(self, is_tied: bool) -> Result<Self> {
+        match is_tied && self.head.is_some() {
+            false => Ok(self),
+            true if self.head == self.embedding => Ok(Self { head: None, ..self }),
+            true => Err(Error::Invalid("`trainable_token_indices`: embedding and head are to stay one (`ensure_weight_tying`), and their lists differ; give both the same, or name the embedding alone".into())),
+        }
+    }
+}
+
 impl Vocabulary {
     pub fn of(model: &LanguageModel, family: &Family) -> Option<Self> {
         let spec = model.spec();
@@ -150,12 +161,6 @@ impl PeftConfig {
                 }
             }
         }
-        if vocabulary.is_tied && rows.head.is_some() {
-            if rows.head != rows.embedding {
-                return Err(Error::Invalid("`trainable_token_indices`: embedding and head are to stay one (`ensure_weight_tying`), and their lists differ; give both the same, or name the embedding alone".into()));
-            }
-            rows.head = None;
-        }
         Ok(rows)
     }
 
@@ -178,7 +183,8 @@ impl PeftConfig {
             ids.as_ref()
                 .is_some_and(|ids| new.all(|id| ids.contains(&id)))
         };
-        let head_is_whole = spec.tied_head || spec.headless || has_all(&rows.head);
+        let shares = spec.tied_head && rows.head.is_none();
+        let head_is_whole = shares || spec.headless || has_all(&rows.head);
         if !(has_all(&rows.embedding) && head_is_whole) || spec.head_bias {
             let bias = if spec.head_bias {
                 ", whose bias no adapter holds"
@@ -255,6 +261,7 @@ impl PeftConfig {
         let Some(vocabulary) = Vocabulary::of(model, family) else {
             return Ok(());
         };
+        let rows = rows.settled(vocabulary.is_tied)?;
         self.check_vocabulary(&vocabulary, &rows, family)?;
         let known = model.spec().vocabulary;
         let mut all = rows.embedding.iter().chain(&rows.head).flatten();
@@ -264,20 +271,18 @@ impl PeftConfig {
             )));
         }
         let adapter = fresh.adapter;
-        let embedding = model.embedding();
+        let weight = &model.embedding().weight;
         let part = match rows.embedding {
-            Some(ids) => Some(TableAdapter::Rows(token_rows(
-                "embedding",
-                &embedding.weight,
-                ids,
-                adapter,
-            ))),
+            Some(ids) => {
+                let own = token_rows("embedding", weight, ids, adapter);
+                Some(TableAdapter::Rows(own))
+            }
             None if self.targets_embedding(&vocabulary) => {
                 let names = names_of(&vocabulary.module());
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 let (rank, scale) = (self.rank_of(&names), self.scale_of(&names));
-                let weight = &embedding.weight;
-                Some(TableAdapter::LowRank(low_rank(weight, rank, scale, fresh)))
+                let own = low_rank(weight, rank, scale, fresh);
+                Some(TableAdapter::LowRank(own))
             }
             None => None,
         };
