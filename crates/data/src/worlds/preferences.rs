@@ -2,14 +2,14 @@
 //!
 //! For answers under constraints the slip breaks exactly one of them where that is possible: a forgotten case, quote, end
 //! phrase, word or bullet, a comma left in, a forbidden word used, too few or too many words. Arithmetic is off by a
-//! little, a fact is another value or `unknown`. The checker has the last word: no rejected answer passes it.
+//! little, a sum has a wrong digit, a fact is another value or `unknown`. The checker has the last word: no rejected answer passes it.
 
 use super::constraints::{Constraint, Relation, of, strict};
 use super::facts::{UNKNOWN, values};
 use super::lists::{ADJECTIVES, END_PHRASES, GOOD_FEELINGS, NAMES, OBJECTS, PLACES};
 use super::sentences::names_subject;
 use super::stories::sentences;
-use super::{Item, Split, check, item};
+use super::{Item, Split, addition, check, item};
 use crate::random::Random;
 use crate::record::{Message, Record};
 use crate::{Error, Result};
@@ -20,6 +20,7 @@ const MOST_TRIES: usize = 20;
 /// A worse answer that fails the checker, or nothing for a world that has no slips.
 pub fn corrupt(item: &Item, random: &mut Random) -> Option<String> {
     let slip = match item.task.split('/').next() {
+        Some("addition") => addition::wrong_digit,
         Some("g1") => wrong_number,
         Some("g6") => wrong_value,
         Some("g7" | "sentence") => broken_constraint,
@@ -45,7 +46,7 @@ pub fn preference(task: &str, split: Split, index: u64, seed: u64) -> Result<Rec
     let mut random = Random::named(&format!("preference|{task}|{split}|{index}|{seed}"));
     let rejected = corrupt(&item, &mut random).ok_or_else(|| {
         Error::Invalid(format!(
-            "`{task}` has no preference pairs: use a task of g1, g6, g7 or sentence"
+            "`{task}` has no preference pairs: use a task of addition, g1, g6, g7 or sentence"
         ))
     })?;
     Ok(Record::Preference {
@@ -322,7 +323,8 @@ fn like(word: &str, model: &str) -> String {
 mod tests {
     use super::*;
 
-    const TASKS: [&str; 11] = [
+    const TASKS: [&str; 12] = [
+        "addition",
         "g1/1",
         "g1/2",
         "g1/3",
