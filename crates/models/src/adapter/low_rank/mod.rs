@@ -8,6 +8,7 @@
 
 pub mod arithmetic;
 mod dora;
+mod factors;
 mod file;
 mod start;
 mod targets;
@@ -15,7 +16,7 @@ mod vocabulary;
 
 use std::{collections::HashMap, sync::Arc};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 use espalier_kernels::{
     dropout::Dropout,
     linear::{Precision, linear},
@@ -23,6 +24,7 @@ use espalier_kernels::{
 use serde_json::Value;
 
 use self::{
+    factors::Factors,
     file::{bias_name, expert_tensors, magnitude_name, names, sizes},
     targets::by_name,
     vocabulary::{Vocabulary, low_rank_table},
@@ -39,7 +41,6 @@ use crate::{
     Error, Result,
     checkpoint::{PeftConfig, peft_config::TrainedBiases},
     families::{Family, config::Config},
-    layers::linear::LinearMapMut,
     layout::{self, Module, StoredTensor},
     model::LanguageModel,
     parameter::Parameter,
@@ -232,68 +233,6 @@ impl LinearAdapter for LowRank {
 
 /// Why `B` with a bias is not merged into a layer without one.
 const NO_BIAS: &str = "`lora_bias` adds a bias, and a layer that it adds to has none to take it; keep the adapter apart, or train it without";
-
-/// The values of an adapter of one map.
-#[derive(Debug, Clone, Default)]
-struct Factors {
-    down: Vec<f32>,
-    up: Vec<f32>,
-    scale: f64,
-    /// `A` and `-B` of what the base loses.
-    start: Option<[Vec<f32>; 2]>,
-    magnitude: Option<Vec<f32>>,
-    bias: Option<Vec<f32>>,
-}
-
-impl Factors {
-    /// The same with another scale, the difference put into `B`.
-    fn rescale(&mut self, scale: f64) {
-        let change = std::mem::replace(&mut self.scale, scale) / scale;
-        if change != 1.0 {
-            let changed = |value: &mut f32| *value = (f64::from(*value) * change) as f32;
-            self.up.iter_mut().for_each(changed);
-            self.bias.iter_mut().flatten().for_each(changed);
-        }
-    }
-
-    fn attach(
-        self,
-        map: &mut LinearMapMut<'_>,
-        adapter: &str,
-        dropout: f64,
-        device: &Device,
-    ) -> Result<()> {
-        let [outputs, inputs] = map.size();
-        let parameter = |part: &str, shape: &[usize], values: Vec<f32>| {
-            let flat = TensorData::new(values, [shape.iter().product::<usize>()]);
-            let name = format!("{}.adapter.{adapter}.{part}", map.name);
-            Parameter::new(name, shape.to_vec(), Tensor::from_data(flat, device))
-                .of_adapter(adapter)
-        };
-        let factors = |names: [&str; 2], [down, up]: [Vec<f32>; 2]| {
-            let rank = down.len() / inputs.max(1);
-            let down = parameter(names[0], &[rank, inputs], down);
-            [down, parameter(names[1], &[outputs, rank], up)]
-        };
-        let start = self.start.map(|start| {
-            let start = factors(["start_down", "start_up"], start);
-            start.map(Parameter::fixed)
-        });
-        let magnitude = self.magnitude;
-        let magnitude = magnitude.map(|values| parameter("magnitude", &[outputs], values));
-        let bias = self
-            .bias
-            .map(|values| parameter("bias", &[outputs], values));
-        let low_rank = LowRank {
-            dropout,
-            start,
-            magnitude,
-            bias,
-            ..LowRank::new(factors(["down", "up"], [self.down, self.up]), self.scale)
-        };
-        map.attach(adapter, Box::new(low_rank))
-    }
-}
 
 /// What PEFT calls the use of a model: it has a name for what predicts next tokens and for what has no head, and none for what predicts
 /// masked ones.
