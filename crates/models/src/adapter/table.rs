@@ -22,9 +22,9 @@ use crate::{
 #[derive(Debug, Clone)]
 pub enum TableAdapter {
     /// Something is added to every row.
-    LowRank(LowRankTable),
+    LowRank(Box<LowRankTable>),
     /// Some rows are others.
-    Rows(TokenRows),
+    Rows(Box<TokenRows>),
 }
 
 impl TableAdapter {
@@ -58,7 +58,10 @@ impl Parameters for TableAdapter {
 
     fn visit_mut(&mut self, visitor: &mut dyn FnMut(&mut Parameter)) {
         match self {
-            Self::LowRank(own) => [&mut own.down, &mut own.up].into_iter().for_each(visitor),
+            Self::LowRank(own) => {
+                let LowRankTable { down, up, .. } = own.as_mut();
+                [down, up].into_iter().for_each(visitor);
+            }
             Self::Rows(own) => visitor(&mut own.rows),
         }
     }
@@ -198,7 +201,9 @@ mod tests {
     #[test]
     fn some_rows_are_others_where_they_are_looked_up_and_merged() {
         let mut table = table();
-        table.adapters.attach("default", TableAdapter::Rows(rows()));
+        table
+            .adapters
+            .attach("default", TableAdapter::Rows(Box::new(rows())));
         let expected = [-1.0, -2.0, 3.0, 4.0, 7.0, 8.0, -1.0, -2.0];
         assert_eq!(floats(table.rows(&[2, 1, 0, 2])), expected);
         assert_eq!(floats(table.rows(&[1])), [3.0, 4.0]);
@@ -218,7 +223,7 @@ mod tests {
         };
         table
             .adapters
-            .attach("default", TableAdapter::LowRank(low_rank));
+            .attach("default", TableAdapter::LowRank(Box::new(low_rank)));
         assert_eq!(floats(table.rows(&[0, 1])), [2.5, 4.0, 3.0, 4.0]);
         table.merge();
         assert_eq!(table.weight.to_vec(), [2.5, 4.0, 3.0, 4.0, 8.0, 10.0]);

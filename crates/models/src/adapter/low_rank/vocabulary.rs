@@ -275,14 +275,14 @@ impl PeftConfig {
         let part = match rows.embedding {
             Some(ids) => {
                 let own = token_rows("embedding", weight, ids, adapter);
-                Some(TableAdapter::Rows(own))
+                Some(TableAdapter::Rows(Box::new(own)))
             }
             None if self.targets_embedding(&vocabulary) => {
                 let names = names_of(&vocabulary.module());
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 let (rank, scale) = (self.rank_of(&names), self.scale_of(&names));
                 let own = low_rank(weight, rank, scale, fresh);
-                Some(TableAdapter::LowRank(own))
+                Some(TableAdapter::LowRank(Box::new(own)))
             }
             None => None,
         };
@@ -345,7 +345,7 @@ pub(super) fn low_rank_table<'a>(
     adapter: &str,
 ) -> Option<&'a LowRankTable> {
     match model.embedding().adapters.get(adapter)? {
-        TableAdapter::LowRank(own) => Some(own),
+        TableAdapter::LowRank(own) => Some(own.as_ref()),
         TableAdapter::Rows(_) => None,
     }
 }
