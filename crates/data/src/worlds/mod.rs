@@ -15,6 +15,7 @@ use crate::random::{Random, fnv, mix};
 use crate::record::{Message, Record};
 use crate::{Error, Result};
 
+pub mod addition;
 pub mod arithmetic;
 pub mod brackets;
 pub mod constraints;
@@ -52,6 +53,7 @@ pub const WORLDS: &[World] = &[
     slots::WORLD,
     memory::WORLD,
     tracking::WORLD,
+    addition::WORLD,
 ];
 
 /// Attempts to draw an item of the wanted split before giving up; about 20 are needed.
@@ -347,6 +349,7 @@ mod tests {
             ("g6/3", 0x211c_7af5_993b_5ba9),
             ("g7/2", 0x534d_b469_abf1_8d70),
             ("g8", 0xc551_a4da_7156_3740),
+            ("addition", 0xbf78_30fe_9643_155c),
         ] {
             assert_eq!(golden_hash(task).unwrap(), hash, "{task}");
         }
@@ -356,6 +359,7 @@ mod tests {
     fn first_items() {
         let first = |task| item(task, Split::Train, 0, 0).unwrap();
         assert_eq!(first("g1/1").text(), "12 * 6 = 72");
+        assert_eq!(first("addition").text(), "81+45= 621");
         let second = first("g1/2");
         assert_eq!(
             second.prompt,

@@ -2,8 +2,12 @@
 //!
 //! For answers under constraints the slip breaks exactly one of them where that is possible: a forgotten case, quote, end
 //! phrase, word or bullet, a comma left in, a forbidden word used, too few or too many words. Arithmetic is off by a
+<<<<<<< HEAD
 //! little, a fact is another value or `unknown`, and whatever has no mistakes of its own is changed in one place. The checker has
 //! the last word: no rejected answer passes it.
+=======
+//! little, a sum has a wrong digit, a fact is another value or `unknown`. The checker has the last word: no rejected answer passes it.
+>>>>>>> main
 
 use super::constraints::{Constraint, Relation, of, strict};
 use super::facts::{UNKNOWN, values};
@@ -11,7 +15,7 @@ use super::lists::{ADJECTIVES, END_PHRASES, GOOD_FEELINGS, NAMES, OBJECTS, PLACE
 use super::sentences::names_subject;
 use super::slips::{one_change, other_verdict};
 use super::stories::sentences;
-use super::{Item, Split, check, item};
+use super::{Item, Split, addition, check, item};
 use crate::random::Random;
 use crate::record::{Message, Record};
 use crate::{Error, Result};
@@ -22,6 +26,7 @@ const MOST_TRIES: usize = 20;
 /// A worse answer that fails the checker, or nothing where none is found.
 pub fn corrupt(item: &Item, random: &mut Random) -> Option<String> {
     let slip = match item.task.split('/').next() {
+        Some("addition") => addition::wrong_digit,
         Some("g1") => wrong_number,
         Some("g6") => wrong_value,
         Some("g7" | "sentence") => broken_constraint,
@@ -48,7 +53,11 @@ pub fn preference(task: &str, split: Split, index: u64, seed: u64) -> Result<Rec
     let mut random = Random::named(&format!("preference|{task}|{split}|{index}|{seed}"));
     let rejected = corrupt(&item, &mut random).ok_or_else(|| {
         Error::Invalid(format!(
+<<<<<<< HEAD
             "`{task}`: no wrong answer to item {index} was found"
+=======
+            "`{task}` has no preference pairs: use a task of addition, g1, g6, g7 or sentence"
+>>>>>>> main
         ))
     })?;
     Ok(Record::Preference {
@@ -325,7 +334,8 @@ fn like(word: &str, model: &str) -> String {
 mod tests {
     use super::*;
 
-    const TASKS: [&str; 11] = [
+    const TASKS: [&str; 12] = [
+        "addition",
         "g1/1",
         "g1/2",
         "g1/3",

@@ -23,7 +23,8 @@ pub(super) fn one_change(item: &Item, random: &mut Random) -> Option<String> {
     if gold.is_empty() {
         return Some(TOO_MUCH.to_owned());
     }
-    match random.below(3) {
+    let changes = if gold.chars().nth(1).is_some() { 3 } else { 1 };
+    match random.below(changes) {
         0 => other_character(gold, random),
         1 => swapped(gold, random),
         _ => gold

@@ -43,6 +43,7 @@ const QUIET: &[&str] = &[
 fn read(config: &Config) -> Result<ModelSpec> {
     config.ignore(QUIET);
     let older = [
+        ("intermediate_size", "ffn_hidden_size"),
         ("num_local_experts", "moe_num_experts"),
         ("num_experts_per_tok", "moe_top_k"),
     ];
@@ -209,6 +210,16 @@ mod tests {
         );
         assert!(spec.tied_head && !spec.router_losses.unwrap().added);
         assert_eq!(write_config(&spec).unwrap()["num_attention_heads"], 4);
+    }
+
+    #[test]
+    fn reads_the_names_of_the_authors_own_code() {
+        let older = json!({
+            "intermediate_size": null, "ffn_hidden_size": 40,
+            "num_local_experts": null, "moe_num_experts": 4,
+            "num_experts_per_tok": null, "moe_top_k": 2,
+        });
+        assert_eq!(changed("jetmoe", older).unwrap(), fixture("jetmoe"));
     }
 
     #[test]
