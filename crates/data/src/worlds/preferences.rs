@@ -2,12 +2,8 @@
 //!
 //! For answers under constraints the slip breaks exactly one of them where that is possible: a forgotten case, quote, end
 //! phrase, word or bullet, a comma left in, a forbidden word used, too few or too many words. Arithmetic is off by a
-<<<<<<< HEAD
-//! little, a fact is another value or `unknown`, and whatever has no mistakes of its own is changed in one place. The checker has
-//! the last word: no rejected answer passes it.
-=======
-//! little, a sum has a wrong digit, a fact is another value or `unknown`. The checker has the last word: no rejected answer passes it.
->>>>>>> main
+//! little, a sum has a wrong digit, a fact is another value or `unknown`, and whatever has no mistakes of its own is changed in one
+//! place. The checker has the last word: no rejected answer passes it.
 
 use super::constraints::{Constraint, Relation, of, strict};
 use super::facts::{UNKNOWN, values};
@@ -53,11 +49,7 @@ pub fn preference(task: &str, split: Split, index: u64, seed: u64) -> Result<Rec
     let mut random = Random::named(&format!("preference|{task}|{split}|{index}|{seed}"));
     let rejected = corrupt(&item, &mut random).ok_or_else(|| {
         Error::Invalid(format!(
-<<<<<<< HEAD
             "`{task}`: no wrong answer to item {index} was found"
-=======
-            "`{task}` has no preference pairs: use a task of addition, g1, g6, g7 or sentence"
->>>>>>> main
         ))
     })?;
     Ok(Record::Preference {
