@@ -2,7 +2,7 @@
 //!
 //! A file is never held in memory: jsonl is read by lines, a JSON array element by element, plain text by paragraphs. The
 //! form is detected from the keys of the first record or given by name; columns can be renamed. A malformed record is an
-//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files, unpaired preferences (KTO).
+//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files.
 //!
 //! | form | keys |
 //! |---|---|
@@ -13,8 +13,9 @@
 //! | `completion` | `prompt` and `completion`, or `question` and `answer`, `system`, `tools` |
 //! | `text` | `text`, or a `.txt` file |
 //!
-//! Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
-//! reads are errors.
+//! Where verdicts are wanted, a conversation says with `label` or `kto_tag` whether its last answer is a good one. Turns may say whether
+//! they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody reads are errors, and so is
+//! a key that stands twice in an object.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,16 +29,19 @@ use crate::{Error, Result};
 use elements::{Element, Elements};
 use fields::{Fields, kind};
 pub use forms::Form;
+use json::Unambiguous;
 pub use write::{to_json, write_jsonl};
 
 mod alpaca;
 mod elements;
 mod fields;
 mod forms;
+mod json;
 mod openai;
 mod refused;
 mod sharegpt;
 mod turns;
+mod verdict;
 mod write;
 
 /// A data file and how to read it.
@@ -59,8 +63,20 @@ pub struct Source {
     pub form: Option<Form>,
     /// Names of columns: ours to the file's, such as `output` to `response`.
     pub columns: BTreeMap<String, String>,
-    /// Whether preference pairs are wanted: a record that has one beside a conversation is then read as the pair.
-    pub pairs: bool,
+    /// What is wanted of a record.
+    pub wanted: Wanted,
+}
+
+/// What is wanted of records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Whatever a record says.
+    #[default]
+    Texts,
+    /// Preference pairs: a record that has one beside a conversation is read as the pair.
+    Pairs,
+    /// Answers with a verdict, and pairs, which have one for both answers; records without are errors.
+    Verdicts,
 }
 
 impl Source {
@@ -70,7 +86,7 @@ impl Source {
             path: path.into(),
             form: None,
             columns: BTreeMap::new(),
-            pairs: false,
+            wanted: Wanted::Texts,
         }
     }
 }
@@ -81,7 +97,7 @@ pub struct Reader {
     elements: Elements,
     form: Option<Form>,
     columns: BTreeMap<String, String>,
-    pairs: bool,
+    wanted: Wanted,
     plain: bool,
     failed: bool,
     line: usize,
@@ -136,7 +152,7 @@ pub fn open(source: &Source) -> Result<Reader> {
         elements,
         form: source.form,
         columns: source.columns.clone(),
-        pairs: source.pairs,
+        wanted: source.wanted,
         plain,
         failed: false,
         line: 0,
@@ -176,6 +192,27 @@ pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
         )));
     }
     Ok(loaded)
+}
+
+/// The objects of a file of records as they are, by the line that each begins at, from 1; what is no object is left out.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn objects(path: &Path) -> Result<BTreeMap<usize, Map<String, Value>>> {
+    if is_plain(path)? {
+        return Ok(BTreeMap::new());
+    }
+    let file = File::open(path).map_err(|error| Error::file(path, error))?;
+    let input = without_mark(file).map_err(|error| Error::file(path, error))?;
+    let mut objects = BTreeMap::new();
+    for element in elements::split(input, path, false)? {
+        let Ok(element) = element else { continue };
+        let text = std::str::from_utf8(&element.bytes).ok();
+        if let Some(Ok(object)) = text.map(object) {
+            objects.insert(element.line, object);
+        }
+    }
+    Ok(objects)
 }
 
 /// Whether a file is plain text (or JSON), by its ending.
@@ -230,17 +267,33 @@ impl Reader {
                 error.valid_up_to()
             )
         })?;
+        if self.plain && self.wanted == Wanted::Verdicts {
+            return Err("a plain text has no verdicts; give .jsonl"
+                .to_string()
+                .into());
+        }
         if self.plain {
             return Ok(Record::Text {
                 text: text.trim_end().to_string(),
             });
         }
-        let map = self.rename(object(text)?);
+        let mut map = self.rename(object(text)?);
+        let verdict = match self.wanted {
+            Wanted::Verdicts => verdict::take(&mut map)?,
+            Wanted::Texts | Wanted::Pairs => None,
+        };
         let form = match self.form {
             Some(form) => form,
-            None => *self.form.insert(Form::detect(&map, self.pairs)?),
+            None => {
+                let pairs = self.wanted != Wanted::Texts;
+                *self.form.insert(Form::detect(&map, pairs)?)
+            }
         };
-        Ok(form.read(&Fields::new(form, map))?)
+        let record = form.read(&Fields::new(form, map))?;
+        match self.wanted {
+            Wanted::Verdicts => Ok(verdict::judged(record, verdict)?),
+            Wanted::Texts | Wanted::Pairs => Ok(record),
+        }
     }
 
     /// Our names for the file's columns.
@@ -265,8 +318,8 @@ fn object(text: &str) -> Result<Map<String, Value>, Problem> {
         return Err(reason.to_string().into());
     }
     match serde_json::from_str(text) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(other) => Err(format!("expected an object, found {}", kind(&other)).into()),
+        Ok(Unambiguous(Value::Object(map))) => Ok(map),
+        Ok(Unambiguous(other)) => Err(format!("expected an object, found {}", kind(&other)).into()),
         Err(error) => {
             let (line, column) = (error.line(), error.column());
             let message = error.to_string();
@@ -413,6 +466,26 @@ mod tests {
         let (_, errors) = load("x.json", br#"{"role": "user", "content": "a"}"#);
         assert!(
             errors[0].ends_with("; a message alone: put the list of them under `messages`"),
+            "{errors:?}"
+        );
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_named_with_its_line() {
+        let good = r#"{"prompt": "a", "completion": "b"}"#;
+        let twice = r#"{"prompt": "a", "completion": "b", "completion": "c"}"#;
+        let (records, errors) = load("x.jsonl", format!("{good}\n{twice}\n{good}\n").as_bytes());
+        assert_eq!(records.len(), 2);
+        assert_eq!(
+            errors,
+            [
+                "/x.jsonl:2: invalid JSON at column 47: the key `completion` stands twice in an object; keep one of them"
+            ]
+        );
+        let laid_out = "[{\"text\": \"a\"},\n{\"text\":\n\"b\",\n\"text\": \"c\"}]";
+        let (_, errors) = load("x.json", laid_out.as_bytes());
+        assert!(
+            errors[0].starts_with("/x.json:4: invalid JSON at column 6: the key `text`"),
             "{errors:?}"
         );
     }

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use espalier_data::{
-    encode::{Encoded, Encoder, Truncation},
+    encode::{Encoded, Encoder, Pair, Truncation},
     packing::{self, Strategy},
     random::{Random, fnv},
-    readers::{self, Source},
+    readers::{self, Source, Wanted},
     record::{Message, Record},
     tokenizer::Tokenizer,
     worlds::{self, Split, preferences},
@@ -36,21 +36,27 @@ impl Sourced {
     /// When it cannot be encoded, with its place.
     pub fn encoded(&self, encoder: &Encoder) -> Result<Encoded> {
         encoder.encode(&self.record).map_err(|error| {
-            Error::work(match &self.place {
-                Some((path, line)) => format!("{}:{line}: {error}", path.display()),
+            Error::work(match self.shown_place() {
+                Some(place) => format!("{place}: {error}"),
                 None => error.to_string(),
             })
         })
     }
+
+    /// Its file and line, where it has them.
+    fn shown_place(&self) -> Option<String> {
+        let (path, line) = self.place.as_ref()?;
+        Some(format!("{}:{line}", path.display()))
+    }
 }
 
-/// Records of all sources, in order; `pairs` says whether preference pairs are wanted. What was left out is counted and said.
+/// Records of all sources, in order. What was left out is counted and said.
 ///
 /// # Errors
 /// When a file cannot be read, a record is malformed, or a world is unknown.
 pub fn records(
     sources: &[DataOptions],
-    pairs: bool,
+    wanted: Wanted,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Sourced>> {
     let mut all = Vec::new();
@@ -61,13 +67,13 @@ pub fn records(
                 record,
                 place: None,
             })),
-            None => all.extend(of_file(source, pairs, voice)?),
+            None => all.extend(of_file(source, wanted, voice)?),
         }
     }
     Ok(all)
 }
 
-fn of_file(source: &DataOptions, pairs: bool, voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
+fn of_file(source: &DataOptions, wanted: Wanted, voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
     let path = source.path.clone().ok_or_else(|| {
         Error::usage("`from` means what an earlier stage of the same recipe left; there is no such stage here")
     })?;
@@ -75,7 +81,7 @@ fn of_file(source: &DataOptions, pairs: bool, voice: &mut dyn Voice) -> Result<V
         path: path.clone(),
         form: source.form,
         columns: source.columns.clone(),
-        pairs,
+        wanted,
     };
     let loaded = readers::read_all(&file, source.skip_malformed)?;
     if let Some(first) = loaded.skipped.first() {
@@ -95,7 +101,7 @@ fn of_file(source: &DataOptions, pairs: bool, voice: &mut dyn Voice) -> Result<V
 }
 
 /// Items of a world when a recipe does not say how many.
-const DEFAULT_ITEMS: usize = 1000;
+pub(super) const DEFAULT_ITEMS: usize = 1000;
 
 fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
     let split: Split = source.split.parse()?;
@@ -174,6 +180,9 @@ pub fn text_of(record: &Record) -> String {
         Record::Preference { prompt, chosen, .. } => {
             format!("{}\n{}", contents(prompt), chosen.text())
         }
+        Record::Unpaired { prompt, answer, .. } => {
+            format!("{}\n{}", contents(prompt), answer.text())
+        }
     }
 }
 
@@ -189,14 +198,14 @@ pub fn encode(
 ) -> Result<Vec<Encoded>> {
     let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
     let mut truncation = Truncation::default();
-    let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
+    let mut dropped: BTreeMap<String, Vec<&Sourced>> = BTreeMap::new();
     let mut failed = Vec::new();
     let mut kept = Vec::with_capacity(records.len());
     let encode = |sourced: &Sourced| sourced.encoded(&encoder);
     let encoded: Vec<Result<Encoded>> = records.par_iter().map(encode).collect();
-    for encoded in encoded {
+    for (sourced, encoded) in records.iter().zip(encoded) {
         match encoded.map(|encoded| truncation.cut(encoded, length)) {
-            Ok(Encoded::Dropped { reason }) => *dropped.entry(reason).or_default() += 1,
+            Ok(Encoded::Dropped { reason }) => dropped.entry(reason).or_default().push(sourced),
             Ok(encoded) => kept.push(encoded),
             Err(reason) => failed.push(reason),
         }
@@ -208,8 +217,13 @@ pub fn encode(
             truncation.records, truncation.lost, truncation.longest
         ));
     }
-    for (reason, count) in &dropped {
-        voice.say(&format!("{count} of {total} records left out: {reason}"));
+    for (reason, left_out) in &dropped {
+        let count = left_out.len();
+        let first = left_out.iter().find_map(|sourced| sourced.shown_place());
+        let first = first.map_or(String::new(), |place| format!("; the first: {place}"));
+        voice.say(&format!(
+            "{count} of {total} records left out: {reason}{first}"
+        ));
     }
     match failed.first() {
         Some(first) if kept.is_empty() => {
@@ -232,6 +246,18 @@ pub fn encode(
     Ok(kept)
 }
 
+/// Pairs as two answers with verdicts; other records as they are.
+pub fn unpaired(encoded: Vec<Encoded>) -> Vec<Encoded> {
+    let answer = |example, desirable| Encoded::Unpaired { example, desirable };
+    let parts = |encoded| match encoded {
+        Encoded::Pair(Pair { chosen, rejected }) => {
+            vec![answer(chosen, true), answer(rejected, false)]
+        }
+        other => vec![other],
+    };
+    encoded.into_iter().flat_map(parts).collect()
+}
+
 /// Samples of the trainer, packed into rows where asked.
 pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> {
     let mut examples = Vec::new();
@@ -240,6 +266,9 @@ pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> 
         match encoded {
             Encoded::Example(example) => examples.push(example),
             Encoded::Pair(pair) => samples.push(Sample::pair(&pair)),
+            Encoded::Unpaired { example, desirable } => {
+                samples.push(Sample::judged(&example, desirable));
+            }
             Encoded::Dropped { .. } => {}
         }
     }
@@ -286,13 +315,13 @@ mod tests {
             path: Some(path),
             ..DataOptions::default()
         };
-        let read = |pairs| {
+        let read = |wanted| {
             let found =
-                records(std::slice::from_ref(&source), pairs, &mut Said(Vec::new())).unwrap();
+                records(std::slice::from_ref(&source), wanted, &mut Said(Vec::new())).unwrap();
             found[0].record.clone()
         };
         assert_eq!(
-            read(true),
+            read(Wanted::Pairs),
             Record::Preference {
                 prompt: vec![Message::user("q")],
                 chosen: Message::assistant("good"),
@@ -300,7 +329,7 @@ mod tests {
                 tools: None,
             }
         );
-        assert!(matches!(read(false), Record::Chat { .. }));
+        assert!(matches!(read(Wanted::Texts), Record::Chat { .. }));
     }
 
     #[test]
@@ -336,5 +365,38 @@ mod tests {
         );
         let error = encode(&tokenizer, &records[1..2], 100, &mut said).unwrap_err();
         assert!(error.to_string().contains("chats.jsonl:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_pair_of_equal_answers_is_left_out_and_told() {
+        let options = BpeOptions {
+            vocabulary: 259,
+            ..BpeOptions::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &options).unwrap();
+        let source = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        let tokenizer = tokenizer.with_template(ChatTemplate::new(source).unwrap());
+        let path: Arc<Path> = Path::new("pairs.jsonl").into();
+        let rejected = ["b", "a", "abc", "a", "abd"];
+        let pair = |(index, rejected): (usize, &str)| Sourced {
+            record: Record::Preference {
+                prompt: vec![Message::user("q")],
+                chosen: Message::assistant(if rejected.len() > 1 { "ab" } else { "a" }),
+                rejected: Message::assistant(rejected),
+                tools: None,
+            },
+            place: Some((path.clone(), index + 1)),
+        };
+        let records: Vec<Sourced> = rejected.into_iter().enumerate().map(pair).collect();
+        let mut said = Said(Vec::new());
+        let kept = encode(&tokenizer, &records, 3, &mut said).unwrap();
+        assert_eq!(kept.len(), 1);
+        assert_eq!(
+            said.0[1..],
+            [
+                "2 of 5 records left out: `chosen` and `rejected` are the same within `length`; the first: pairs.jsonl:3",
+                "2 of 5 records left out: `chosen` and `rejected` are the same, so that neither is better; the first: pairs.jsonl:2",
+            ]
+        );
     }
 }
