@@ -286,7 +286,7 @@ pub fn samples(encoded: Vec<Encoded>, packing: Option<Strategy>, length: usize) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use espalier_data::{template::ChatTemplate, tokenizer::BpeOptions};
+    use espalier_data::{encode::Example, template::ChatTemplate, tokenizer::BpeOptions};
 
     struct Said(Vec<String>);
 
