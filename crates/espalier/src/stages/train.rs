@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use espalier_data::readers::{self, Wanted};
+use espalier_data::{
+    packing::Strategy,
+    readers::{self, Wanted},
+};
 use espalier_evaluate::report::Section;
 use espalier_models::{
     families,
@@ -459,13 +462,22 @@ fn prepare(
         let validation = prepare(&held_out, &held_out_origins)?;
         return Ok((start, training, validation));
     }
+    // Of a document every part is worth learning; of an answer the beginning, which stands behind its question.
+    let packing = options.packing.then_some(match &stage.objective {
+        ObjectiveOptions::Pretrain(_) => Strategy::BestFitSplit,
+        _ => Strategy::BestFit,
+    });
+    let longest = match packing {
+        Some(Strategy::BestFitSplit) => usize::MAX,
+        _ => options.length,
+    };
     let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
-        let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
+        let encoded = data::encode(&start.tokenizer, records, longest, workplace.voice)?;
         let encoded = match wanted {
             Wanted::Verdicts => data::unpaired(encoded),
             Wanted::Texts | Wanted::Pairs | Wanted::Prompts => encoded,
         };
-        Ok(data::samples(encoded, options.packing, options.length))
+        Ok(data::samples(encoded, packing, options.length))
     };
     let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
     Ok((start, training, validation))
