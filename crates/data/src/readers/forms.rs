@@ -34,11 +34,13 @@ pub enum Form {
     Tagged,
     /// `prompt`, `completions` and `labels`.
     Steps,
+    /// `prompt` alone, of which the answer is asked.
+    Prompt,
     /// `text`.
     Text,
 }
 
-const FORMS: [(Form, &str, &[&str]); 9] = [
+const FORMS: [(Form, &str, &[&str]); 10] = [
     (
         Form::Alpaca,
         "alpaca",
@@ -95,6 +97,7 @@ const FORMS: [(Form, &str, &[&str]); 9] = [
         "steps",
         &["prompt", "completions", "labels", "system"],
     ),
+    (Form::Prompt, "prompt", &["prompt", "system", "tools"]),
     (Form::Text, "text", &["text"]),
 ];
 
@@ -132,6 +135,7 @@ impl Form {
             (has("chosen") && has("rejected"), Self::Preference),
             (has("prompt") && has("completion"), Self::Completion),
             (has("question") && has("answer"), Self::Completion),
+            (wanted == Wanted::Prompts && has("prompt"), Self::Prompt),
             (has("text"), Self::Text),
         ];
         rules.iter().find(|(holds, _)| *holds).map(|(_, form)| *form).ok_or_else(|| {
@@ -163,11 +167,23 @@ impl Form {
             Self::Labelled => labels::read_labelled(fields),
             Self::Tagged => labels::read_tagged(fields),
             Self::Steps => labels::read_steps(fields),
+            Self::Prompt => read_prompt(fields),
             Self::Text => Ok(Record::Text {
                 text: fields.required_text("text")?.to_string(),
             }),
         }
     }
+}
+
+/// A conversation that waits for its answer.
+fn read_prompt(fields: &Fields) -> Result<Record, String> {
+    let asking = openai::turns("prompt", fields.required("prompt")?, Message::user)?;
+    let messages = with_system(fields, asking)?;
+    check(&messages, Last::User)?;
+    Ok(Record::Chat {
+        messages,
+        tools: openai::tools(fields)?,
+    })
 }
 
 fn read_completion(fields: &Fields) -> Result<Record, String> {

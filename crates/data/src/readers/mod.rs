@@ -14,6 +14,7 @@
 //! | `labelled` | `text`, `label` (or `labels`): a number, a name, or a list of them |
 //! | `tagged` | `tokens` (or `words`), `labels` (or `ner_tags`, `tags`), one for each |
 //! | `steps` | `prompt`, `completions`, `labels`: whether each step of an answer is right, `system` |
+//! | `prompt` | `prompt` where answers are not wanted, `system`, `tools`, and whatever rewards read |
 //! | `text` | `text`, or a `.txt` file |
 //!
 //! Where verdicts are wanted, a conversation says with `label` or `kto_tag` whether its last answer is a good one. Turns may say whether
@@ -83,6 +84,8 @@ pub enum Wanted {
     Verdicts,
     /// Labels of texts, words or steps.
     Labels,
+    /// Prompts, whose answers may be missing; other keys are for whoever scores answers.
+    Prompts,
 }
 
 impl Source {
@@ -286,7 +289,7 @@ impl Reader {
         let mut map = self.rename(object(text)?);
         let verdict = match self.wanted {
             Wanted::Verdicts => verdict::take(&mut map)?,
-            Wanted::Texts | Wanted::Pairs | Wanted::Labels => None,
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts | Wanted::Labels => None,
         };
         let form = match self.form {
             Some(form) => form,
@@ -295,7 +298,7 @@ impl Reader {
         let record = form.read(&Fields::new(form, map))?;
         match self.wanted {
             Wanted::Verdicts => Ok(verdict::judged(record, verdict)?),
-            Wanted::Texts | Wanted::Pairs | Wanted::Labels => Ok(record),
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts | Wanted::Labels => Ok(record),
         }
     }
 

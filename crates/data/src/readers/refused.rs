@@ -137,6 +137,10 @@ pub(super) fn refuse_turn_keys(turn: &Map<String, Value>) -> Result<(), String> 
 pub(super) fn refuse_record_keys(form: Form, fields: &Fields) -> Result<(), String> {
     let conversation = form != Form::Text;
     for (key, value) in fields.unread() {
+        if form == Form::Prompt {
+            refuse(key, &[])?;
+            continue;
+        }
         if key == "label" && conversation && verdict::meaning(value).is_some() {
             return Err(format!("`label` is of no use here: {UNPAIRED}"));
         }
@@ -167,7 +171,7 @@ fn refuse(key: &str, lists: &[&[(&str, &str)]]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::super::fields::Fields;
-    use super::super::{Wanted, forms::Form};
+    use super::super::forms::Form;
     use crate::record::Record;
     use serde_json::{Value, json};
 
@@ -175,7 +179,7 @@ mod tests {
         let Value::Object(map) = value else {
             panic!("no object")
         };
-        let form = Form::detect(&map, Wanted::Texts)?;
+        let form = Form::detect(&map, super::super::Wanted::Texts)?;
         form.read(&Fields::new(form, map))
     }
 

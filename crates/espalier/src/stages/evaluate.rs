@@ -437,7 +437,7 @@ fn labels(
         .iter()
         .try_for_each(|sourced| classes.check(sourced))?;
     let encoded = data::encode(&model.tokenizer, &records, stage.length, voice)?;
-    let samples = data::samples(encoded, false, stage.length, Some(classes))?;
+    let samples = data::samples(encoded, None, stage.length, Some(classes))?;
     let mut objective = Classify { name: "classify" };
     let (loss, metrics) = evaluation::evaluate(&model.model, &mut objective, &samples, BATCH)?;
     let mut figures = json!({ "loss": loss, "items": samples.len() });
