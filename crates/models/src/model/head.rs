@@ -158,11 +158,12 @@ impl LanguageModel {
         }
     }
 
-    /// The head's weight, `[vocabulary, width]`.
-    pub(super) fn head_weight(&self) -> &Parameter {
-        self.head
-            .as_ref()
-            .map_or(&self.embedding, |head| &head.weight)
+    /// Whether the weight of a plain head, or an adapter on the table that it is, is trained.
+    pub(super) fn trains_plain_head(&self) -> bool {
+        match &self.head {
+            Some(head) => head.weight.is_trainable(),
+            None => self.embedding.weight.is_trainable() || self.embedding.adapters.is_active(),
+        }
     }
 
     /// Logits of every position, `[batch, time, vocabulary]`.

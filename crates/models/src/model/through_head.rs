@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use espalier_kernels::linear::{Precision, linear};
 
 use super::LanguageModel;
-use crate::{Result, parameter::Parameter};
+use crate::Result;
 
 /// Rows of logits that are made at once: with 128 thousand words 128 MiB.
 const ROWS: usize = 256;
@@ -36,9 +36,8 @@ impl LanguageModel {
         let count = hidden.dims()[0];
         let chunks = (0..count).step_by(ROWS);
         let chunks = chunks.map(|start| start..(start + ROWS).min(count));
-        let plain = self.plain_head().is_some();
-        let head = plain.then(|| Head::of(self));
-        let scaled = if plain {
+        let head = Head::of(self);
+        let scaled = if head.is_some() {
             self.before_head(hidden.clone())
         } else {
             hidden
@@ -59,7 +58,7 @@ impl LanguageModel {
             let rated = loss(rows, head.capped(logits.clone()));
             value += rated.value;
             let gradient = head.before_cap(rated.gradient, logits);
-            if head.trains_weight() {
+            if head.trained.is_some() {
                 let of_rows = head.product(gradient.clone().transpose(), states.transpose());
                 add(&mut of_weight, of_rows);
             }
@@ -70,8 +69,8 @@ impl LanguageModel {
         }
         if let (Some(head), false) = (&head, of_states.is_empty()) {
             add(&mut rest, (scaled * Tensor::cat(of_states, 0)).sum());
-            if let (Some(leaf), Some(gradient)) = (head.tracked_weight(), of_weight) {
-                add(&mut rest, (leaf * gradient).sum());
+            if let (Some(weight), Some(gradient)) = (&head.trained, of_weight) {
+                add(&mut rest, (weight.clone() * gradient).sum());
             }
             if let (Some(bias), Some(gradient)) = (&head.bias, of_bias) {
                 add(&mut rest, (bias.clone() * gradient).sum());
@@ -97,8 +96,9 @@ fn add<const D: usize>(sum: &mut Option<Tensor<D>>, more: Tensor<D>) {
 }
 
 /// A head that is a linear map, with a cap on its logits where the model has one.
-struct Head<'a> {
-    parameter: &'a Parameter,
+struct Head {
+    /// `[vocabulary, width]`, tracked, where it is trained.
+    trained: Option<Tensor<2>>,
     /// `[vocabulary, width]`, outside autodiff.
     weight: Tensor<2>,
     /// `[width, vocabulary]`.
@@ -109,26 +109,19 @@ struct Head<'a> {
     precision: Precision,
 }
 
-impl<'a> Head<'a> {
-    fn of(model: &'a LanguageModel) -> Self {
-        let parameter = model.head_weight();
-        let weight = parameter.weight::<2>().into_tensor(model.device()).inner();
-        Self {
-            parameter,
+impl Head {
+    fn of(model: &LanguageModel) -> Option<Self> {
+        let (weight, bias) = model.plain_head()?;
+        let tracked = weight.into_tensor(model.device());
+        let weight = tracked.clone().inner();
+        Some(Self {
+            trained: model.trains_plain_head().then_some(tracked),
             transposed: weight.clone().transpose(),
             weight,
-            bias: model.plain_head().and_then(|(_, bias)| bias),
+            bias,
             softcap: model.spec().logit_softcap,
             precision: model.precision(),
-        }
-    }
-
-    fn trains_weight(&self) -> bool {
-        self.parameter.is_trainable()
-    }
-
-    fn tracked_weight(&self) -> Option<Tensor<2>> {
-        self.trains_weight().then(|| self.parameter.value())
+        })
     }
 
     /// Before the cap.
