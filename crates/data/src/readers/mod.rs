@@ -2,7 +2,7 @@
 //!
 //! A file is never held in memory: jsonl is read by lines, a JSON array element by element, plain text by paragraphs. The
 //! form is detected from the keys of the first record or given by name; columns can be renamed. A malformed record is an
-//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files, unpaired preferences (KTO).
+//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files.
 //!
 //! | form | keys |
 //! |---|---|
@@ -13,7 +13,7 @@
 //! | `completion` | `prompt` and `completion`, or `question` and `answer`, `system`, `tools` |
 //! | `text` | `text`, or a `.txt` file |
 //!
-//! Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
+//! Where verdicts are wanted, a conversation says with `label` or `kto_tag` whether its last answer is a good one. Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
 //! reads are errors.
 
 use std::collections::BTreeMap;
@@ -39,6 +39,7 @@ mod openai;
 mod refused;
 mod sharegpt;
 mod turns;
+mod verdict;
 mod write;
 
 /// A data file and how to read it.
@@ -60,8 +61,20 @@ pub struct Source {
     pub form: Option<Form>,
     /// Names of columns: ours to the file's, such as `output` to `response`.
     pub columns: BTreeMap<String, String>,
-    /// Whether preference pairs are wanted: a record that has one beside a conversation is then read as the pair.
-    pub pairs: bool,
+    /// What is wanted of a record.
+    pub wanted: Wanted,
+}
+
+/// What is wanted of records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Whatever a record says.
+    #[default]
+    Texts,
+    /// Preference pairs: a record that has one beside a conversation is read as the pair.
+    Pairs,
+    /// Answers with a verdict, and pairs, which have one for both answers; records without are errors.
+    Verdicts,
 }
 
 impl Source {
@@ -71,7 +84,7 @@ impl Source {
             path: path.into(),
             form: None,
             columns: BTreeMap::new(),
-            pairs: false,
+            wanted: Wanted::Texts,
         }
     }
 }
@@ -82,7 +95,7 @@ pub struct Reader {
     elements: Elements,
     form: Option<Form>,
     columns: BTreeMap<String, String>,
-    pairs: bool,
+    wanted: Wanted,
     plain: bool,
     failed: bool,
     line: usize,
@@ -149,7 +162,7 @@ pub fn open(source: &Source) -> Result<Reader> {
         elements,
         form: source.form,
         columns: source.columns.clone(),
-        pairs: source.pairs,
+        wanted: source.wanted,
         plain,
         failed: false,
         line: 0,
@@ -201,6 +214,27 @@ pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
     }
     loaded.unread = reader.unread().map(str::to_owned).collect();
     Ok(loaded)
+}
+
+/// The objects of a file of records as they are, by the line that each begins at, from 1; what is no object is left out.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn objects(path: &Path) -> Result<BTreeMap<usize, Map<String, Value>>> {
+    if is_plain(path)? {
+        return Ok(BTreeMap::new());
+    }
+    let file = File::open(path).map_err(|error| Error::file(path, error))?;
+    let input = without_mark(file).map_err(|error| Error::file(path, error))?;
+    let mut objects = BTreeMap::new();
+    for element in elements::split(input, path, false)? {
+        let Ok(element) = element else { continue };
+        let text = std::str::from_utf8(&element.bytes).ok();
+        if let Some(Ok(object)) = text.map(object) {
+            objects.insert(element.line, object);
+        }
+    }
+    Ok(objects)
 }
 
 /// Whether a file is plain text (or JSON), by its ending.
@@ -260,6 +294,11 @@ impl Reader {
                 error.valid_up_to()
             )
         })?;
+        if self.plain && self.wanted == Wanted::Verdicts {
+            return Err("a plain text has no verdicts; give .jsonl"
+                .to_string()
+                .into());
+        }
         if self.plain {
             return Ok(Record::Text {
                 text: text.trim_end().to_string(),
@@ -272,10 +311,17 @@ impl Reader {
     }
 
     fn read_object(&mut self, map: Map<String, Value>) -> Result<Record, String> {
-        let map = self.rename(map);
+        let mut map = self.rename(map);
+        let verdict = match self.wanted {
+            Wanted::Verdicts => verdict::take(&mut map)?,
+            Wanted::Texts | Wanted::Pairs => None,
+        };
         let form = match self.form {
             Some(form) => form,
-            None => *self.form.insert(Form::detect(&map, self.pairs)?),
+            None => {
+                let pairs = self.wanted != Wanted::Texts;
+                *self.form.insert(Form::detect(&map, pairs)?)
+            }
         };
         let fields = Fields::new(form, map);
         let record = form.read(&fields)?;
@@ -284,7 +330,10 @@ impl Reader {
                 self.unread.insert(key.to_owned(), fields.unread_name(key));
             }
         }
-        Ok(record)
+        match self.wanted {
+            Wanted::Verdicts => verdict::judged(record, verdict),
+            Wanted::Texts | Wanted::Pairs => Ok(record),
+        }
     }
 
     /// The renamed columns that a record lacks, for the error that it may be.
