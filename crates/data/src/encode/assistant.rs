@@ -199,8 +199,21 @@ impl<'a> Search<'a> {
         let prompt = prompt.filter(|prompt| !prompt.trim().is_empty());
         let found = prompt.and_then(|prompt| self.behind(prompt, place));
         let parts_inside = prompt.is_some_and(|prompt| alike >= ending.tail.len() - prompt.len());
-        let parts_at_token = self.ends_special(&self.whole.text[place..place + alike]);
-        found.or((parts_inside || parts_at_token).then_some(place + alike))
+        let common = &self.whole.text[place..place + alike];
+        let parted = |condition: bool| condition.then_some(place + alike);
+        found
+            .or(parted(parts_inside || self.ends_header(common.trim_end())))
+            .or_else(|| self.behind_header(&ending.tail, place))
+            .or(parted(self.ends_special(common)))
+    }
+
+    /// Behind the header that the generation prompt ends with, where the turn has it behind other text than the prompt.
+    fn behind_header(&self, prompt: &str, place: usize) -> Option<usize> {
+        let headers = self.headers.iter();
+        let last = headers.filter_map(|token| prompt.rfind(token)).max()?;
+        let header = &prompt[last..];
+        let behind = self.behind(header, place);
+        behind.or_else(|| self.behind(header.trim_end(), place))
     }
 
     /// Behind the last such text between a place and the next mark.

@@ -14,6 +14,7 @@ mod files;
 mod growth;
 mod older_files;
 mod parts;
+mod patterns;
 mod rwkv_world;
 mod sentencepiece;
 mod special;
@@ -101,12 +102,15 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the text is not a tokenizer that the library knows.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        let translated = patterns::translated(bytes);
         let library = caught("tokenizer.json has a part that cannot be read", || {
-            tokenizers::Tokenizer::from_bytes(bytes)
+            tokenizers::Tokenizer::from_bytes(translated.as_deref().unwrap_or(bytes))
         })?;
-        Self::from_library(
-            library.map_err(|reason| Error::Tokenizer(format!("tokenizer.json: {reason}")))?,
-        )
+        let refused = |reason| {
+            patterns::refused(bytes)
+                .unwrap_or_else(|| Error::Tokenizer(format!("tokenizer.json: {reason}")))
+        };
+        Self::from_library(library.map_err(refused)?)
     }
 
     fn from_library(mut library: tokenizers::Tokenizer) -> Result<Self> {
