@@ -98,7 +98,11 @@ pub fn plan(
         }
     });
     let held: usize = model.parameters().iter().map(|p| p.bytes()).sum();
-    let memory = held as u64 + gradient_bytes(model, options) + state + activations;
+    let memory = held as u64
+        + gradient_bytes(model, options)
+        + state
+        + activations
+        + objective.kept_bytes(model);
     let passes = if trainable < parameters { 4.0 } else { 6.0 };
     let passes = if options.gradient_checkpointing {
         passes + 2.0

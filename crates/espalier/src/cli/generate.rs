@@ -15,7 +15,7 @@ use serde_json::json;
 use super::{
     Context,
     inspect::describe::{cache_per_token, state_size},
-    lines,
+    lines::Texts,
     sampling::SamplingArgs,
 };
 use crate::{Error, Result, memory, model_path, units};
@@ -73,7 +73,8 @@ pub struct GenerateArgs {
 /// # Errors
 /// When the model cannot be loaded, there are no prompts, or a prompt does not fit the model.
 pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
-    let prompts = prompts(args)?;
+    let given = prompts(args)?;
+    let prompts = &given.all;
     if args.beams != 1 {
         args.check_beams()?;
     }
@@ -91,10 +92,9 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         .map(|prompt| encode(&opened.text, prompt, args))
         .collect::<Result<Vec<_>>>()?;
     if let Some(place) = encoded.iter().position(Vec::is_empty) {
-        let number = place + 1;
         return Err(Error::Work(format!(
-            "prompt {number} of {} is empty, and this model puts no token of its own before a text, so there is nothing to go on from",
-            prompts.len()
+            "{}: the prompt is empty, and this model puts no token of its own before a text, so there is nothing to go on from",
+            given.place(place)
         )));
     }
     if let Some(path) = &args.save_state {
@@ -102,14 +102,14 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     }
     if let Some(path) = &args.from_state {
         let prefix = Prefix::load(&opened.text.model, path)?;
-        return go_on(&opened.text, &prefix, &prompts, &encoded, &options, context);
+        return go_on(&opened.text, &prefix, prompts, &encoded, &options, context);
     }
     if args.beams > 1 {
-        return search(&opened.text, &prompts, &encoded, &options, args, context);
+        return search(&opened.text, prompts, &encoded, &options, args, context);
     }
     match (&prompts[..], context.json) {
         ([_], false) => stream(&opened.text, &encoded[0], &options, context),
-        _ => generate_all(&opened.text, &prompts, &encoded, &options, context),
+        _ => generate_all(&opened.text, prompts, &encoded, &options, context),
     }
 }
 
@@ -138,12 +138,9 @@ pub fn finish_name(finish: Finish) -> &'static str {
     }
 }
 
-fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
-    let mut prompts = args.prompts.clone();
-    if let Some(path) = &args.file {
-        prompts.extend(lines::read(path)?);
-    }
-    if prompts.is_empty() {
+fn prompts(args: &GenerateArgs) -> Result<Texts> {
+    let prompts = Texts::gather(&args.prompts, args.file.as_deref())?;
+    if prompts.all.is_empty() {
         return Err(Error::Usage(
             "there is no prompt; give one after the model, or `--file prompts.txt`".into(),
         ));

@@ -225,6 +225,12 @@ pub trait Objective {
         Ok(())
     }
 
+    /// Bytes that it keeps besides its parameters once training has moved on from `model`, such as a reference's.
+    fn kept_bytes(&self, model: &LanguageModel) -> u64 {
+        let _ = model;
+        0
+    }
+
     /// Called with the starting model before the first step, in a resumed run too: builds the objective's own parameters, keeps
     /// a reference ([`LanguageModel::frozen`]).
     ///

@@ -194,6 +194,24 @@ impl Reference {
         Ok(())
     }
 
+    /// Bytes of the weights in which a reference that is kept comes to differ from the policy: f32, one for each that moves. Whatever else
+    /// both have they share, and what is asked once is gone before the first step.
+    pub fn kept_bytes(&self, policy: &LanguageModel, always: bool) -> u64 {
+        let (all, moving) = match (&self.options, always) {
+            (ReferenceOptions::Moving(_), _) => (false, moving_weights(policy)),
+            (ReferenceOptions::Start, true) => (false, trained_weights(policy)),
+            (ReferenceOptions::Folder(_), true) => (true, BTreeSet::new()),
+            _ => return 0,
+        };
+        let mut bytes = 0;
+        policy.visit(&mut |p| {
+            if all || moving.contains(p.name()) {
+                bytes += 4 * p.len() as u64;
+            }
+        });
+        bytes
+    }
+
     /// The model that a reference which stays is asked of.
     fn fixed(&self, policy: &LanguageModel) -> Result<Option<LanguageModel>> {
         match &self.options {
@@ -346,6 +364,13 @@ fn moving_weights(policy: &LanguageModel) -> BTreeSet<String> {
     names
 }
 
+/// The names of all weights that are trained.
+fn trained_weights(policy: &LanguageModel) -> BTreeSet<String> {
+    let parameters = policy.parameters();
+    let trained = parameters.iter().filter(|p| p.is_trainable());
+    trained.map(|p| p.name().to_owned()).collect()
+}
+
 /// `own <- share * other + (1 - share) * own`.
 fn mix(own: &mut Parameter, other: &Parameter, share: f64) {
     match share {
@@ -436,6 +461,12 @@ mod tests {
             assert_eq!(own.to_vec() != old.to_vec(), adapted.contains(own.name()));
         }
         assert_eq!(reference.state().len(), adapted.len());
+        let numbers: usize = reference
+            .state()
+            .iter()
+            .map(|t| t.shape.iter().product::<usize>())
+            .sum();
+        assert_eq!(reference.kept_bytes(&policy, false), 4 * numbers as u64);
     }
 
     #[test]

@@ -262,6 +262,10 @@ impl Objective for Dpo {
         self.reference.check(model)
     }
 
+    fn kept_bytes(&self, model: &LanguageModel) -> u64 {
+        self.reference.kept_bytes(model, false)
+    }
+
     fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
         self.reference.start(model, false)
     }

@@ -233,6 +233,11 @@ impl Objective for Kto {
         }
     }
 
+    fn kept_bytes(&self, model: &LanguageModel) -> u64 {
+        self.reference
+            .kept_bytes(model, self.options.loss == KtoLoss::Kto)
+    }
+
     fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
         self.reference
             .start(model, self.options.loss == KtoLoss::Kto)
