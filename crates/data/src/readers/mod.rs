@@ -11,6 +11,7 @@
 //! | `messages` | `messages` of `{role, content}`, `system`, `tools` |
 //! | `preference` | `prompt` (or the common start of the two), `chosen`, `rejected`, `system`, `tools` |
 //! | `completion` | `prompt` and `completion`, or `question` and `answer`, `system`, `tools` |
+//! | `prompt` | `prompt` where answers are not wanted, `system`, `tools`, and whatever rewards read |
 //! | `text` | `text`, or a `.txt` file |
 //!
 //! Where verdicts are wanted, a conversation says with `label` or `kto_tag` whether its last answer is a good one. Turns may say whether
@@ -78,6 +79,8 @@ pub enum Wanted {
     Pairs,
     /// Answers with a verdict, and pairs, which have one for both answers; records without are errors.
     Verdicts,
+    /// Prompts, whose answers may be missing; other keys are for whoever scores answers.
+    Prompts,
 }
 
 impl Source {
@@ -317,25 +320,24 @@ impl Reader {
         let mut map = self.rename(map);
         let verdict = match self.wanted {
             Wanted::Verdicts => verdict::take(&mut map)?,
-            Wanted::Texts | Wanted::Pairs => None,
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts => None,
         };
         let form = match self.form {
             Some(form) => form,
-            None => {
-                let pairs = self.wanted != Wanted::Texts;
-                *self.form.insert(Form::detect(&map, pairs)?)
-            }
+            None => *self.form.insert(Form::detect(&map, self.wanted)?),
         };
         let fields = Fields::new(form, map);
         let record = form.read(&fields)?;
-        for (key, _) in fields.unread() {
+        // What stands beside a prompt is for whoever scores its answers.
+        let unread = fields.unread().filter(|_| form != Form::Prompt);
+        for (key, _) in unread {
             if !self.unread.contains_key(key) && self.unread.len() < MOST_UNREAD {
                 self.unread.insert(key.to_owned(), fields.unread_name(key));
             }
         }
         match self.wanted {
             Wanted::Verdicts => verdict::judged(record, verdict),
-            Wanted::Texts | Wanted::Pairs => Ok(record),
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts => Ok(record),
         }
     }
 
