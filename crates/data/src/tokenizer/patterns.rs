@@ -226,7 +226,7 @@ mod tests {
     fn texts_are_cut_as_oniguruma_does() {
         for (pattern, text, expected) in [
             (r"^\s*\w+", "a b\nc d\n", &["a", " b\n", "c", " d\n"][..]),
-            (r"\s+$", "a \nb  ", &["a", " \n", "b", "  "][..]),
+            (r"\s+$", "a \nb  ", &["a", " ", "\nb", "  "][..]),
             (
                 r"\w+",
                 "a\u{200d}b²👍c",
