@@ -1,6 +1,6 @@
 //! Truncation: what is longer than a limit keeps its beginning, and is counted.
 
-use super::{Encoded, Example, NO_ANSWER, Pair, dropped, keep};
+use super::{CUT_OFF, Encoded, Example, NO_ANSWER, Pair, dropped, keep};
 
 /// Records that were too long.
 ///
@@ -41,7 +41,7 @@ impl Truncation {
     pub fn cut(&mut self, encoded: Encoded, length: usize) -> Encoded {
         match encoded {
             Encoded::Example(mut example) => match self.examples([&mut example], length) {
-                true => keep(example),
+                true => keep(example, CUT_OFF),
                 false => Encoded::Example(example),
             },
             Encoded::Pair(pair)

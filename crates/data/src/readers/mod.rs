@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::nearest::suggestion;
 use crate::record::Record;
 use crate::{Error, Result};
 use elements::{Element, Elements};
@@ -110,6 +111,10 @@ pub struct Reader {
     plain: bool,
     failed: bool,
     line: usize,
+    /// Columns that are given a name of ours and that no record had so far.
+    unseen: BTreeMap<String, String>,
+    /// Columns that are not read, by their names, with how they are told of.
+    unread: BTreeMap<String, String>,
 }
 
 /// A whole data set in memory.
@@ -121,6 +126,8 @@ pub struct Loaded {
     pub lines: Vec<usize>,
     /// The malformed records that were left out.
     pub skipped: Vec<Error>,
+    /// Columns of the file that say something and are not read, in quotes, with what was probably meant.
+    pub unread: Vec<String>,
 }
 
 /// The fault of a record, and its line, counted from the record's first.
@@ -138,7 +145,7 @@ impl From<String> for Problem {
 /// Opens a data file.
 ///
 /// # Errors
-/// When it cannot be read, its kind is not known or a column name is not one of ours. Malformed records are errors of the
+/// When it cannot be read, its kind is not known, a column name is not one of ours or a plain text is to have columns. Malformed records are errors of the
 /// iterator.
 pub fn open(source: &Source) -> Result<Reader> {
     let plain = is_plain(&source.path)?;
@@ -146,6 +153,12 @@ pub fn open(source: &Source) -> Result<Reader> {
         let reason = "a plain text file has only the form `text`; the other forms are read from .json and .jsonl";
         return Err(Error::Invalid(format!(
             "{}: {reason}",
+            source.path.display()
+        )));
+    }
+    if plain && !source.columns.is_empty() {
+        return Err(Error::Invalid(format!(
+            "{}: a plain text file has no columns; leave `columns` out",
             source.path.display()
         )));
     }
@@ -165,18 +178,22 @@ pub fn open(source: &Source) -> Result<Reader> {
         plain,
         failed: false,
         line: 0,
+        unseen: source.columns.clone(),
+        unread: BTreeMap::new(),
     })
 }
 
 /// Reads a whole file.
 ///
 /// # Errors
-/// The first malformed record, unless `skip_malformed`; a file that cannot be read; a file without a usable record.
+/// The first malformed record, unless `skip_malformed`; a file that cannot be read; a file without a usable record; a column that is
+/// renamed and that no record has.
 pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
     let mut loaded = Loaded {
         records: Vec::new(),
         lines: Vec::new(),
         skipped: Vec::new(),
+        unread: Vec::new(),
     };
     let mut reader = open(source)?;
     while let Some(record) = reader.next() {
@@ -200,6 +217,14 @@ pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
             source.path.display()
         )));
     }
+    if let Some((ours, theirs)) = reader.unseen.first_key_value() {
+        let hint = suggestion(theirs, reader.unread.keys().map(String::as_str));
+        return Err(Error::Invalid(format!(
+            "{}: `columns.{ours}` names the column `{theirs}`, which no record has{hint}",
+            source.path.display()
+        )));
+    }
+    loaded.unread = reader.unread().map(str::to_owned).collect();
     Ok(loaded)
 }
 
@@ -264,6 +289,11 @@ impl Reader {
         self.line
     }
 
+    /// Columns of the records so far that say something and are not read, in quotes, with what was probably meant.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        self.unread.values().map(String::as_str)
+    }
+
     /// The form, once it is given or a record has shown it.
     pub fn form(&self) -> Option<Form> {
         self.form
@@ -286,7 +316,14 @@ impl Reader {
                 text: text.trim_end().to_string(),
             });
         }
-        let mut map = self.rename(object(text)?);
+        let map = object(text)?;
+        let lacking = self.lacking(&map);
+        let read = self.read_object(map);
+        Ok(read.map_err(|reason| reason + &lacking)?)
+    }
+
+    fn read_object(&mut self, map: Map<String, Value>) -> Result<Record, String> {
+        let mut map = self.rename(map);
         let verdict = match self.wanted {
             Wanted::Verdicts => verdict::take(&mut map)?,
             Wanted::Texts | Wanted::Pairs | Wanted::Prompts | Wanted::Labels => None,
@@ -295,28 +332,54 @@ impl Reader {
             Some(form) => form,
             None => *self.form.insert(Form::detect(&map, self.wanted)?),
         };
-        let record = form.read(&Fields::new(form, map))?;
+        let fields = Fields::new(form, map);
+        let record = form.read(&fields)?;
+        // What stands beside a prompt is for whoever scores its answers.
+        let unread = fields.unread().filter(|_| form != Form::Prompt);
+        for (key, _) in unread {
+            if !self.unread.contains_key(key) && self.unread.len() < MOST_UNREAD {
+                self.unread.insert(key.to_owned(), fields.unread_name(key));
+            }
+        }
         match self.wanted {
-            Wanted::Verdicts => Ok(verdict::judged(record, verdict)?),
+            Wanted::Verdicts => verdict::judged(record, verdict),
             Wanted::Texts | Wanted::Pairs | Wanted::Prompts | Wanted::Labels => Ok(record),
         }
     }
 
-    /// Our names for the file's columns.
-    fn rename(&self, mut map: Map<String, Value>) -> Map<String, Value> {
-        let taken: Vec<(&String, Option<Value>)> = self
-            .columns
-            .iter()
-            .map(|(ours, theirs)| (ours, map.shift_remove(theirs)))
-            .collect();
-        map.extend(
-            taken
-                .into_iter()
-                .filter_map(|(ours, value)| Some((ours.clone(), value?))),
-        );
+    /// The renamed columns that a record lacks, for the error that it may be.
+    fn lacking(&self, map: &Map<String, Value>) -> String {
+        let lacks = |(ours, theirs): (&String, &String)| {
+            let hint = suggestion(theirs, map.keys().map(String::as_str));
+            let named =
+                format!("; `columns.{ours}` names the column `{theirs}`, which it lacks{hint}");
+            (!map.contains_key(theirs)).then_some(named)
+        };
+        self.columns.iter().filter_map(lacks).collect()
+    }
+
+    /// Our names for the file's columns. A column that has one of these names itself is not read in place of the one that is named.
+    fn rename(&mut self, mut map: Map<String, Value>) -> Map<String, Value> {
+        let mut taken = Vec::with_capacity(self.columns.len());
+        for (ours, theirs) in &self.columns {
+            if let Some(value) = map.shift_remove(theirs) {
+                self.unseen.remove(ours);
+                taken.push((ours.clone(), value));
+            }
+        }
+        for ours in self.columns.keys() {
+            let value = map.shift_remove(ours);
+            if value.is_some_and(|value| !fields::says_nothing(&value)) {
+                self.unread.insert(ours.clone(), format!("`{ours}`"));
+            }
+        }
+        map.extend(taken);
         map
     }
 }
+
+/// The most columns that are remembered as not read.
+const MOST_UNREAD: usize = 12;
 
 fn object(text: &str) -> Result<Map<String, Value>, Problem> {
     if text.starts_with('\u{feff}') {
@@ -559,6 +622,59 @@ mod tests {
         source.columns.insert("promt".into(), "input".into());
         let message = read_all(&source, false).unwrap_err().to_string();
         assert!(message.contains("did you mean `prompt`?"), "{message}");
+    }
+
+    #[test]
+    fn a_renamed_column_is_read_and_no_other_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.jsonl");
+        let read = |lines: &str, column: &str| {
+            std::fs::write(&path, lines).unwrap();
+            let columns = BTreeMap::from([("text".to_owned(), column.to_owned())]);
+            let source = Source {
+                columns,
+                ..Source::new(&path)
+            };
+            read_all(&source, false)
+        };
+        let line = r#"{"text": "a", "body": "b"}"#;
+        let loaded = read(line, "body").unwrap();
+        assert_eq!(loaded.records, [Record::Text { text: "b".into() }]);
+        assert_eq!(loaded.unread, ["`text`"]);
+        let message = read(line, "bdy").unwrap_err().to_string();
+        assert!(
+            message.ends_with(
+                "; `columns.text` names the column `bdy`, which it lacks; did you mean `body`?"
+            ),
+            "{message}"
+        );
+        // Where the column may be absent, no record has it.
+        let turns = r#"{"prompt": "a", "completion": "b", "sys": "c"}"#;
+        std::fs::write(&path, turns).unwrap();
+        let columns = BTreeMap::from([("system".to_owned(), "syss".to_owned())]);
+        let source = Source {
+            columns,
+            ..Source::new(&path)
+        };
+        let message = read_all(&source, false).unwrap_err().to_string();
+        assert!(
+            message.ends_with("x.jsonl: `columns.system` names the column `syss`, which no record has; did you mean `sys`?"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn columns_that_are_not_read_are_named_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.jsonl");
+        let lines = [
+            r#"{"instruction": "a", "inptu": "b", "output": "c", "id": 7}"#,
+            r#"{"instruction": "a", "input": "b", "output": "c", "id": 8, "empty": []}"#,
+        ];
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let loaded = read_all(&Source::new(&path), false).unwrap();
+        assert_eq!(loaded.records.len(), 2);
+        assert_eq!(loaded.unread, ["`id`", "`inptu` (did you mean `input`?)"]);
     }
 
     #[test]

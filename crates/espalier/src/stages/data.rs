@@ -97,6 +97,13 @@ fn of_file(source: &DataOptions, wanted: Wanted, voice: &mut dyn Voice) -> Resul
             loaded.skipped.len()
         ));
     }
+    if !loaded.unread.is_empty() {
+        voice.say(&format!(
+            "{}: columns that are not read: {}",
+            path.display(),
+            loaded.unread.join(", ")
+        ));
+    }
     let path: Arc<Path> = path.into();
     let records = loaded.records.into_iter().zip(loaded.lines);
     let records = records.map(|(record, line)| Sourced {
@@ -274,8 +281,21 @@ pub fn encode_within(
         None => {}
     }
     if kept.is_empty() && !records.is_empty() {
-        return Err(Error::work(
-            "no record is left to learn from; raise `options.length` or check the data",
+        let why = match (truncation.records, dropped.keys().next()) {
+            (0, Some(reason)) => reason.as_str(),
+            _ => "raise `options.length` or check the data",
+        };
+        return Err(Error::work(format!(
+            "no record is left to learn from; {why}"
+        )));
+    }
+    let hidden = records
+        .par_iter()
+        .filter(|sourced| encoder.hides_reasoning(&sourced.record));
+    let hidden = hidden.count();
+    if hidden > 0 {
+        voice.say(&format!(
+            "{hidden} of {total} records have reasoning in turns before the last one that the template does not show, so that it is not learned"
         ));
     }
     Ok(kept)

@@ -59,7 +59,7 @@ pub struct ShowArgs {
 /// # Errors
 /// When the data or the tokenizer cannot be read, or a record cannot be encoded.
 pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
-    let records = records(args)?;
+    let records = records(args, context)?;
     let encoder = args
         .tokenizer
         .as_ref()
@@ -83,7 +83,7 @@ pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn records(args: &ShowArgs) -> Result<Vec<Sourced>> {
+fn records(args: &ShowArgs, context: &Context) -> Result<Vec<Sourced>> {
     let path = Path::new(&args.data);
     if path.exists() {
         let form = args
@@ -107,6 +107,12 @@ fn records(args: &ShowArgs) -> Result<Vec<Sourced>> {
                 record: record?,
                 place: Some((path.clone(), reader.line())),
             });
+        }
+        let unread: Vec<&str> = reader.unread().collect();
+        if !unread.is_empty() {
+            let columns = unread.join(", ");
+            let note = format!("columns that are not read: {columns}");
+            context.terminal.note(&harmless(&note));
         }
         return Ok(records);
     }
