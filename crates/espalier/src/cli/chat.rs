@@ -62,11 +62,12 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
             "{folder}: the model has no chat template, so it cannot converse; {fix}"
         )));
     }
-    let sampler = args.sampling.options(&opened.base)?;
+    let settings = args.sampling.settings(&opened.base)?;
+    settings.remarks.iter().for_each(|remark| context.terminal.note(remark));
     let options = TextOptions {
         max_new_tokens: args.sampling.max_new_tokens,
-        sampler,
-        stops: Vec::new(),
+        sampler: settings.sampler,
+        stops: settings.stops,
     };
     let mut chat = Chat {
         model: opened.text,
@@ -142,6 +143,7 @@ impl Chat<'_> {
             self.greet(name);
         }
         let mut bytes = Vec::new();
+        let mut unanswered = Vec::new();
         for number in 1.. {
             if interactive {
                 write!(io::stderr(), "{} ", self.context.terminal.bold_remark(">"))?;
@@ -164,22 +166,28 @@ impl Chat<'_> {
             };
             match self.act(&Line::parse(line)) {
                 Ok(true) => {}
-                Ok(false) => return Ok(()),
-                // At a terminal the conversation goes on after an error.
-                Err(error)
-                    if interactive
-                        && !matches!(error, Error::Stream(_))
-                        && !error.is_interruption() =>
-                {
-                    writeln!(io::stderr(), "error: {error}")?;
+                Ok(false) => break,
+                Err(error) if matches!(error, Error::Stream(_)) || error.is_interruption() => {
+                    return Err(error);
                 }
-                Err(error) => return Err(error),
+                // One line without an answer is no reason to lose the conversation.
+                Err(error) => {
+                    writeln!(io::stderr(), "error: {error}")?;
+                    unanswered.push(number);
+                }
             }
         }
         if interactive {
             writeln!(io::stderr())?;
         }
-        Ok(())
+        // The exit code of a pipe says whether everything was answered.
+        match unanswered[..] {
+            [first, ..] if !interactive => Err(Error::Work(format!(
+                "without an answer: {} of the lines, the first of them line {first}",
+                unanswered.len()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn greet(&self, name: &str) {

@@ -13,6 +13,7 @@ use super::{Context, lines};
 use crate::{
     Error, Result,
     model_path::{self, OpenedModel},
+    stages::model::beyond_context,
 };
 
 /// Texts that are computed together.
@@ -65,6 +66,10 @@ pub fn run(args: &EmbedArgs, context: &Context) -> Result<()> {
     let opened = model_path::open_text_model(&args.model, &context.device)?;
     super::say_remarks(&opened.remarks);
     let vectors = vectors(args, &opened, &texts)?;
+    let longest = vectors.iter().map(|(_, tokens)| *tokens).max();
+    if let Some(remark) = beyond_context(opened.text.model.spec(), longest.unwrap_or(0)) {
+        context.terminal.note(&remark);
+    }
     for (text, (vector, tokens)) in texts.iter().zip(vectors) {
         if context.json {
             context
