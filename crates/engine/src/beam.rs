@@ -331,9 +331,21 @@ mod tests {
         let model = folder::load(path.as_ref(), &Device::flex()).unwrap().model;
         // By transformers, as below, with `length_penalty` and `early_stopping`.
         for (length_penalty, end, early_stopping, ids, score) in [
-            (1.0, 59, false, vec![57, 57, 57, 29, 29, 29, 29, 29], -2.673693),
+            (
+                1.0,
+                59,
+                false,
+                vec![57, 57, 57, 29, 29, 29, 29, 29],
+                -2.673693,
+            ),
             (1.0, 59, true, vec![57, 57, 29, 59], -2.770545),
-            (2.0, 29, false, vec![57, 57, 57, 59, 33, 59, 59, 29], -0.349032),
+            (
+                2.0,
+                29,
+                false,
+                vec![57, 57, 57, 59, 33, 59, 59, 29],
+                -0.349032,
+            ),
             (2.0, 29, true, vec![57, 57, 29], -0.893186),
         ] {
             let options = BeamOptions {

@@ -672,11 +672,20 @@ fn a_model_generates_as_its_makers_say() {
         .collect();
     let generate = |folder: &tempfile::TempDir, more: &[&str]| {
         let path = folder.path().to_str().unwrap();
-        let mut arguments = vec!["generate", path, "the sum", "--json", "--max-new-tokens", "3"];
+        let mut arguments = vec![
+            "generate",
+            path,
+            "the sum",
+            "--json",
+            "--max-new-tokens",
+            "3",
+        ];
         arguments.extend(more);
         espalier(&arguments)
     };
-    let one = generating(&format!("{{\"suppress_tokens\": {others:?}, \"typical_p\": 0.5}}"));
+    let one = generating(&format!(
+        "{{\"suppress_tokens\": {others:?}, \"typical_p\": 0.5}}"
+    ));
     for more in [&[][..], &["--beams", "2"]] {
         let output = generate(&one, more);
         assert_eq!(json(&output)["text"], "ttt", "{}", err(&output));
@@ -704,11 +713,23 @@ fn a_model_generates_as_its_makers_say() {
 #[test]
 fn options_that_make_no_sense_exit_with_two() {
     for (more, message) in [
-        (&["--length-penalty=nan"][..], "--length-penalty NaN: expected a number from -100"),
-        (&["--length-penalty=-1e300"], "expected a number from -100 to 100"),
+        (
+            &["--length-penalty=nan"][..],
+            "--length-penalty NaN: expected a number from -100",
+        ),
+        (
+            &["--length-penalty=-1e300"],
+            "expected a number from -100 to 100",
+        ),
         (&["--stop", ""], "--stop '': every text has an empty one"),
-        (&["--top-k", "-5"], "invalid value '-5' for '--top-k <COUNT>'"),
-        (&["--max-new-tokens", "-5"], "invalid value '-5' for '--max-new-tokens"),
+        (
+            &["--top-k", "-5"],
+            "invalid value '-5' for '--top-k <COUNT>'",
+        ),
+        (
+            &["--max-new-tokens", "-5"],
+            "invalid value '-5' for '--max-new-tokens",
+        ),
     ] {
         let output = espalier(&[&["generate", model(), "a"], more].concat());
         assert_eq!(output.status.code(), Some(2), "{}", err(&output));
@@ -793,11 +814,27 @@ fn pipes_are_no_data() {
     assert!(made.success());
     let (pipe, output) = (pipe.to_str().unwrap(), folder.path().join("run"));
     let output = output.to_str().unwrap();
-    let train = ["train", "--model", model(), "--data", pipe, "--output", output];
-    for arguments in [&train[..], &["eval", model(), "--data", pipe], &["data", "show", pipe]] {
+    let train = [
+        "train",
+        "--model",
+        model(),
+        "--data",
+        pipe,
+        "--output",
+        output,
+    ];
+    for arguments in [
+        &train[..],
+        &["eval", model(), "--data", pipe],
+        &["data", "show", pipe],
+    ] {
         let output = espalier(arguments);
         assert_eq!(output.status.code(), Some(1), "{}", err(&output));
-        assert!(err(&output).contains("write it to a file first"), "{}", err(&output));
+        assert!(
+            err(&output).contains("write it to a file first"),
+            "{}",
+            err(&output)
+        );
     }
 }
 

@@ -150,7 +150,8 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     let path = run.folder.join("metrics.jsonl");
     let log = MetricsLog::open(&path, progress.log)?;
     if log.bytes()? < progress.log {
-        let remark = "was damaged since the last checkpoint; the lines from the damage to there are lost";
+        let remark =
+            "was damaged since the last checkpoint; the lines from the damage to there are lost";
         events(&Event::Remark(format!("{} {remark}", path.display())));
     }
     let order = Order::of(&run.samples, &run.options);

@@ -234,8 +234,14 @@ fn without_mark(file: File) -> std::io::Result<Box<dyn BufRead + Send>> {
 /// ```
 pub fn is_utf_16(head: &[u8]) -> bool {
     let marked = head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff");
-    let zeros = head.get(..4).map(|head| [head[0], head[1], head[2], head[3]].map(|byte| byte == 0));
-    marked || matches!(zeros, Some([false, true, false, true] | [true, false, true, false]))
+    let zeros = head
+        .get(..4)
+        .map(|head| [head[0], head[1], head[2], head[3]].map(|byte| byte == 0));
+    marked
+        || matches!(
+            zeros,
+            Some([false, true, false, true] | [true, false, true, false])
+        )
 }
 
 impl Reader {

@@ -119,7 +119,9 @@ impl SentenceTransformer {
 
 /// The folder whose `modules.json` has this folder as its transformer.
 fn home(transformer: &Path) -> Result<Option<PathBuf>> {
-    let parent = transformer.parent().filter(|parent| names(parent, transformer));
+    let parent = transformer
+        .parent()
+        .filter(|parent| names(parent, transformer));
     for folder in [Some(transformer), parent].into_iter().flatten() {
         let own = SentenceTransformer::transformer_folder(folder)?;
         if own.is_some_and(|own| same(&own, transformer)) {
@@ -133,7 +135,9 @@ fn home(transformer: &Path) -> Result<Option<PathBuf>> {
 fn names(folder: &Path, child: &Path) -> bool {
     let text = fs::read_to_string(folder.join(MODULES)).unwrap_or_default();
     let list: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
-    let mut paths = list.iter().filter_map(|module| module.get("path")?.as_str());
+    let mut paths = list
+        .iter()
+        .filter_map(|module| module.get("path")?.as_str());
     paths.any(|path| !path.is_empty() && same(&folder.join(path), child))
 }
 

@@ -63,7 +63,10 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
         )));
     }
     let settings = args.sampling.settings(&opened.base)?;
-    settings.remarks.iter().for_each(|remark| context.terminal.note(remark));
+    settings
+        .remarks
+        .iter()
+        .for_each(|remark| context.terminal.note(remark));
     let options = TextOptions {
         max_new_tokens: args.sampling.max_new_tokens,
         sampler: settings.sampler,

@@ -80,7 +80,10 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
     super::say_remarks(&opened.remarks);
     let settings = args.sampling.settings(&opened.base)?;
-    settings.remarks.iter().for_each(|remark| context.terminal.note(remark));
+    settings
+        .remarks
+        .iter()
+        .for_each(|remark| context.terminal.note(remark));
     let beams = args.beams(&settings.beams, context);
     let options = TextOptions {
         max_new_tokens: args.sampling.max_new_tokens,

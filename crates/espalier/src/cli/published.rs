@@ -280,8 +280,7 @@ mod tests {
         );
         let said = said.unwrap().remarks;
         assert_eq!(said.len(), 1);
-        let end =
-            "not supported, and left out: `sequence_bias`, `typical_p`, `early_stopping` = \"never\"";
+        let end = "not supported, and left out: `sequence_bias`, `typical_p`, `early_stopping` = \"never\"";
         assert!(said[0].ends_with(end), "{said:?}");
         assert!(published("{}").unwrap().remarks.is_empty());
     }

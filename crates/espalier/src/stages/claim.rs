@@ -88,11 +88,17 @@ fn copy(folder: &Path) -> Option<Copy> {
 
 /// The names of a recipe's stages that are finished in its folder.
 fn finished(recipe: &Recipe) -> Vec<&str> {
-    let mut runs: Vec<Recipe> = recipe.seeds.iter().map(|seed| recipe.of_seed(*seed)).collect();
+    let mut runs: Vec<Recipe> = recipe
+        .seeds
+        .iter()
+        .map(|seed| recipe.of_seed(*seed))
+        .collect();
     runs.push(recipe.clone());
     let stages = recipe.stage.iter().enumerate();
     let is_finished = |number: usize, name: &str| {
-        let mut folders = runs.iter().map(|run| stage_folder(&run.output, number, name));
+        let mut folders = runs
+            .iter()
+            .map(|run| stage_folder(&run.output, number, name));
         folders.any(|folder| folder.join(record::NAME).is_file())
     };
     stages

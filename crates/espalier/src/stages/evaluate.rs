@@ -145,7 +145,8 @@ impl StageKind for EvaluateStage {
             ));
         }
         for task in tasks.chain(&self.retrieval) {
-            worlds::item(task, Split::Test, 0, 0).map_err(|error| Error::usage(error.to_string()))?;
+            worlds::item(task, Split::Test, 0, 0)
+                .map_err(|error| Error::usage(error.to_string()))?;
         }
         Ok(())
     }

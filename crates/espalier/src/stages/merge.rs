@@ -136,9 +136,7 @@ impl StageKind for MergeStage {
             .map(|(i, name)| (name.as_str(), self.weight(i)))
             .collect();
         let adapter = match self.combination() {
-            Some(combination) => {
-                Some(combine(model, &weighted, combination).map_err(wrong)?)
-            }
+            Some(combination) => Some(combine(model, &weighted, combination).map_err(wrong)?),
             None => {
                 for (name, weight) in weighted {
                     model.weigh_adapter(name, weight).map_err(wrong)?;

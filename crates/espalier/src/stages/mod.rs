@@ -83,7 +83,10 @@ pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Va
     disk::clear_partial_files(&recipe.output).map_err(Error::file(&recipe.output))?;
     if !claim::write_copy(recipe)? {
         let own = recipe.output.join("recipe.toml");
-        voice.say(&format!("{}: no copy of a run, so it stays as it is", own.display()));
+        voice.say(&format!(
+            "{}: no copy of a run, so it stays as it is",
+            own.display()
+        ));
     }
     let mut hashes = FileHashes::open(&recipe.output);
     match recipe.seeds.is_empty() {

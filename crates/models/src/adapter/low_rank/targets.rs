@@ -208,7 +208,9 @@ impl PeftConfig {
     fn opens_in_peft(&self) -> bool {
         let chooses = self.layers_to_transform.is_some() || !self.layers_pattern.is_empty();
         match &self.target_modules {
-            Targets::List(_) => self.layers_pattern.is_empty() || self.layers_to_transform.is_some(),
+            Targets::List(_) => {
+                self.layers_pattern.is_empty() || self.layers_to_transform.is_some()
+            }
             Targets::AllLinear | Targets::Regex(_) => !chooses,
         }
     }
