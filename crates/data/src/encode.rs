@@ -70,6 +70,13 @@ pub enum Encoded {
     Example(Example),
     /// A preference.
     Pair(Pair),
+    /// An answer that is good or bad; the targets mark it.
+    Unpaired {
+        /// Prompt and answer.
+        example: Example,
+        /// Whether it is a good one.
+        desirable: bool,
+    },
     /// Nothing is left to learn, so the record is left out; callers count these.
     Dropped {
         /// Why, without details of the record, so that equal reasons can be counted together.
@@ -126,6 +133,12 @@ impl Encoder {
                 rejected,
                 tools,
             } => self.preference(prompt, chosen, rejected, tools.as_ref()),
+            Record::Unpaired {
+                prompt,
+                answer,
+                desirable,
+                tools,
+            } => self.unpaired(prompt, answer, *desirable, tools.as_ref()),
         }
     }
 
@@ -169,28 +182,48 @@ impl Encoder {
         rejected: &Message,
         tools: Option<&Value>,
     ) -> Result<Encoded> {
-        let start = self.ids(prompt, tools, true)?;
-        let whole = |answer: &Message| {
-            self.ids(
-                &[prompt, std::slice::from_ref(answer)].concat(),
-                tools,
-                false,
-            )
-        };
-        let (chosen, rejected) = (whole(chosen)?, whole(rejected)?);
-        let prompt_length = common_prefix(&start, &chosen).min(common_prefix(&start, &rejected));
-        let example = |ids: Vec<u32>| {
-            let targets = (0..ids.len()).map(|place| place >= prompt_length).collect();
-            self.truncated(ids, targets)
-        };
-        let pair = Pair {
-            chosen: example(chosen),
-            rejected: example(rejected),
-        };
+        let [chosen, rejected] = self.answers(prompt, [chosen, rejected], tools)?;
+        let pair = Pair { chosen, rejected };
         if pair.chosen.target_count() == 0 || pair.rejected.target_count() == 0 {
-            return Ok(dropped("no token of an answer is left within `length`"));
+            return Ok(dropped(NO_ANSWER));
         }
         Ok(Encoded::Pair(pair))
+    }
+
+    /// An answer and its verdict, encoded as those of a pair are.
+    fn unpaired(
+        &self,
+        prompt: &[Message],
+        answer: &Message,
+        desirable: bool,
+        tools: Option<&Value>,
+    ) -> Result<Encoded> {
+        let [example] = self.answers(prompt, [answer], tools)?;
+        Ok(match example.target_count() {
+            0 => dropped(NO_ANSWER),
+            _ => Encoded::Unpaired { example, desirable },
+        })
+    }
+
+    /// The prompt with each of these answers.
+    fn answers<const N: usize>(
+        &self,
+        prompt: &[Message],
+        answers: [&Message; N],
+        tools: Option<&Value>,
+    ) -> Result<[Example; N]> {
+        let start = self.ids(prompt, tools, true)?;
+        let mut prompt_length = start.len();
+        let mut all: [Vec<u32>; N] = std::array::from_fn(|_| Vec::new());
+        for (ids, answer) in all.iter_mut().zip(answers) {
+            let whole = [prompt, std::slice::from_ref(answer)].concat();
+            *ids = self.ids(&whole, tools, false)?;
+            prompt_length = prompt_length.min(common_prefix(&start, ids));
+        }
+        Ok(all.map(|ids| {
+            let targets = (0..ids.len()).map(|place| place >= prompt_length).collect();
+            self.truncated(ids, targets)
+        }))
     }
 
     fn ids(
@@ -223,6 +256,9 @@ impl Encoder {
         Example::new(ids, targets)
     }
 }
+
+/// Why a record is left out whose prompt leaves no room.
+const NO_ANSWER: &str = "no token of an answer is left within `length`";
 
 fn keep(example: Example) -> Encoded {
     match example.target_count() {

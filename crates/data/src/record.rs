@@ -154,4 +154,15 @@ pub enum Record {
         /// JSON schemas of the tools on offer.
         tools: Option<Value>,
     },
+    /// A prompt with an answer that is good or bad.
+    Unpaired {
+        /// The conversation up to the answer.
+        prompt: Vec<Message>,
+        /// The answer, an assistant's message.
+        answer: Message,
+        /// Whether it is a good one.
+        desirable: bool,
+        /// JSON schemas of the tools on offer.
+        tools: Option<Value>,
+    },
 }

@@ -255,6 +255,9 @@ fn what_the_schema_refuses_of_choices_is_refused() {
     let mut refused = 0;
     for (definition, name) in [
         ("DpoOptions", "dpo"),
+        ("KtoOptions", "kto"),
+        ("OrpoOptions", "orpo"),
+        ("CpoOptions", "cpo"),
         ("MaskingOptions", "mlm"),
         ("SimcseOptions", "simcse"),
         ("SpanOptions", "span_corruption"),

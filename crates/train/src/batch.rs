@@ -20,6 +20,9 @@ use crate::{
     token_count::TokenCount,
 };
 
+/// The column that says whether an answer is a good one: 1, or 0.
+pub const DESIRABLE: &str = "desirable";
+
 /// One unit of training data: one or several rows that belong together, and what is known of them.
 ///
 /// ```
@@ -54,6 +57,14 @@ impl Sample {
     /// A row of the better answer, and one of the worse.
     pub fn pair(pair: &Pair) -> Self {
         Self::new([&pair.chosen, &pair.rejected].map(Row::from).to_vec())
+    }
+
+    /// A row of an answer that is good or bad.
+    pub fn judged(example: &Example, desirable: bool) -> Self {
+        let mut sample = Self::example(example);
+        let verdict = f64::from(u8::from(desirable));
+        sample.columns.set_numbers(DESIRABLE, vec![verdict]);
+        sample
     }
 
     /// Tokens that the model reads.

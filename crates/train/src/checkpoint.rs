@@ -40,6 +40,9 @@ pub struct Progress {
     pub tokens: TokenCount,
     /// Bytes of the log so far.
     pub log: u64,
+    /// Bytes of the log of samples so far.
+    #[serde(default)]
+    pub samples: u64,
     /// Sums of the metrics since the last line of the log, as bits.
     pub metrics: BTreeMap<String, [u64; 2]>,
     /// The objective's state beside its tensors.
@@ -55,6 +58,7 @@ impl Progress {
             fingerprint: fingerprint.to_owned(),
             tokens: TokenCount::default(),
             log: 0,
+            samples: 0,
             metrics: BTreeMap::new(),
             objective: Value::Null,
         }

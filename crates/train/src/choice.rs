@@ -5,16 +5,21 @@ use std::{fmt, marker::PhantomData};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeSeed, Error, MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::{Value, json};
 
-/// The schema of [`name_or_table`]: that of the choice itself, and the bare names of choices that have options.
+/// The schema of [`name_or_table`]: that of the choice itself, and the bare names of choices that have options, all of which may be left
+/// out; a choice that is given with one text has none.
 pub fn name_or_table_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = T::json_schema(generator);
     let variants = schema.get("oneOf").and_then(Value::as_array);
     let named = |variant: &Value| {
         let name = variant.get("required")?.get(0)?.clone();
+        let options = variant.get("properties")?.get(name.as_str()?)?;
+        if options.get("type") == Some(&json!("string")) {
+            return None;
+        }
         let description = variant.get("description").cloned().unwrap_or_default();
         Some(json!({"type": "string", "const": name, "description": description}))
     };
@@ -45,6 +50,65 @@ where
     T: Deserialize<'de>,
 {
     name_or_table(deserializer).map(Some)
+}
+
+/// A list whose elements are as [`name_or_table`] reads them; a single one may stand for itself.
+///
+/// # Errors
+/// When a name is unknown or a table's options are wrong.
+pub fn names_or_tables<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_any(NamesOrTables(PhantomData))
+}
+
+/// The schema of [`names_or_tables`].
+pub fn names_or_tables_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    let one = name_or_table_schema::<T>(generator);
+    let mut choices = match one.get("oneOf") {
+        Some(Value::Array(choices)) => choices.clone(),
+        _ => vec![one.clone().to_value()],
+    };
+    choices.insert(0, json!({"type": "array", "items": one}));
+    schemars::json_schema!({"anyOf": choices})
+}
+
+struct NamesOrTables<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for NamesOrTables<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter
+            .write_str("a list of names or of tables of one name and its options, or a single one")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<Vec<T>, E> {
+        Ok(vec![NameOrTable(PhantomData).visit_str(name)?])
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<Vec<T>, A::Error> {
+        Ok(vec![NameOrTable(PhantomData).visit_map(entries)?])
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
+        let mut all = Vec::new();
+        while let Some(Element(element)) = elements.next_element()? {
+            all.push(element);
+        }
+        Ok(all)
+    }
+}
+
+/// An element of a list.
+struct Element<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Element<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        name_or_table(deserializer).map(Self)
+    }
 }
 
 struct NameOrTable<T>(PhantomData<T>);

@@ -65,6 +65,14 @@ impl Columns {
         }
     }
 
+    /// Every column of numbers, by name.
+    pub fn all_numbers(&self) -> impl Iterator<Item = (&str, &[f64])> {
+        self.0.iter().filter_map(|(name, column)| match column {
+            Column::Numbers(values) => Some((name.as_str(), values.as_slice())),
+            Column::Texts(_) => None,
+        })
+    }
+
     /// The columns of several samples, one after the other.
     ///
     /// # Errors

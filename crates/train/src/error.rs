@@ -45,6 +45,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A source of rewards failed.
+    #[error("the reward `{source_name}`: {reason}")]
+    Reward {
+        /// The source's name.
+        source_name: String,
+        /// What it did, with its last words, and the fix.
+        reason: String,
+    },
     /// The loss or a gradient is not a finite number.
     #[error(
         "step {step}: {what} is not finite; lower `learning_rate`, or check the data of this step"

@@ -22,6 +22,7 @@ pub mod plan;
 pub mod quantise;
 pub mod rates;
 mod released;
+pub mod rewards;
 pub mod schedule;
 pub mod token_count;
 pub mod trained;

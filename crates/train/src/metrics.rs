@@ -63,6 +63,22 @@ pub const EXACT_MATCH: MetricDescription = MetricDescription::share(
 const LOSS: MetricDescription =
     MetricDescription::number("loss", "loss", "mean over the units of a step");
 
+const fn of_reward(name: &'static str) -> MetricDescription {
+    let chart = "reward by source";
+    MetricDescription::number(name, chart, "reward of this source, mean over answers")
+}
+
+/// Metrics of the sources of rewards.
+const OF_REWARDS: &[MetricDescription] = &[
+    of_reward("rewards/world/mean"),
+    of_reward("rewards/command/mean"),
+    of_reward("rewards/endpoint/mean"),
+    of_reward("rewards/model/mean"),
+    of_reward("rewards/judge/mean"),
+    of_reward("rewards/length/mean"),
+    of_reward("rewards/regex/mean"),
+];
+
 /// Metrics of the model's routers and their auxiliary losses, independent of the objective.
 const OF_MODELS: &[MetricDescription] = &[
     MetricDescription::number(
@@ -123,6 +139,7 @@ pub fn descriptions(
     [&LOSS]
         .into_iter()
         .chain(objective)
+        .chain(OF_REWARDS)
         .chain(OF_MODELS)
         .chain(OF_STEPS)
 }
@@ -206,6 +223,19 @@ impl MetricsLog {
         self.file.sync().map_err(Error::file(&self.path))
     }
 
+    /// Appends lines that say something else, each an object, with the step as their first key.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub fn write_objects(&mut self, step: usize, objects: &[Value]) -> Result<()> {
+        for object in objects {
+            let mut line = Map::from_iter([("step".to_owned(), Value::from(step))]);
+            line.extend(object.as_object().cloned().unwrap_or_default());
+            self.append(&line)?;
+        }
+        Ok(())
+    }
+
     /// Appends one line: `step` and `values`. A number that is not finite becomes null, as JSON has none.
     ///
     /// # Errors
@@ -218,7 +248,11 @@ impl MetricsLog {
                 .iter()
                 .map(|(key, value)| (key.clone(), Value::from(*value))),
         );
-        let line = format!("{}\n", Value::Object(object));
+        self.append(&object)
+    }
+
+    fn append(&mut self, object: &Map<String, Value>) -> Result<()> {
+        let line = format!("{}\n", serde_json::to_string(object).unwrap_or_default());
         self.file
             .append(line.as_bytes())
             .map_err(Error::file(&self.path))?;

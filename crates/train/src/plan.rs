@@ -1,6 +1,6 @@
 //! The plan of a run: what it will cost, said before it starts.
 //!
-//! Tokens are counted on the run's own batches, all of them in a short run. Memory counts weights, gradients, the optimiser's
+//! Tokens are counted on the run's own batches, all of them in a short run; answers of the policy count as long as they may be. Memory counts weights, gradients, the optimiser's
 //! state and the activations of one batch; time counts six operations a parameter and token (four where only an adapter is
 //! trained), padding included, at the speed of a matrix product of the model's size on this machine. Both are estimates to be
 //! compared with what the run then used. Samples count as what they take; reading them is over when the plan is made.
@@ -17,8 +17,13 @@ use espalier_models::{
 };
 
 use crate::{
-    Error, Result, batch::Sample, objectives::Objective, options::TrainOptions, order::Order,
-    token_count::TokenCount, trainer::random_of_batch,
+    Error, Result,
+    batch::Sample,
+    objectives::{Growth, Objective},
+    options::TrainOptions,
+    order::Order,
+    token_count::TokenCount,
+    trainer::random_of_batch,
 };
 
 /// The plan.
@@ -78,6 +83,10 @@ pub fn plan(
     let longest = samples.iter().map(Sample::tokens).max().unwrap_or(0);
     // No batch reaches into the next pass.
     let rows = options.batch.min(samples.len());
+    let (rows, longest) = match objective.growth() {
+        Some(growth) => (rows * growth.rows, longest + growth.tokens),
+        None => (rows, longest),
+    };
     let activations =
         activation_bytes(model.spec(), longest * rows, options.gradient_checkpointing);
     let optimiser = options.optimiser.build(options);
@@ -91,7 +100,11 @@ pub fn plan(
         }
     });
     let held: usize = model.parameters().iter().map(|p| p.bytes()).sum();
-    let memory = held as u64 + gradient_bytes(model, options) + state + activations;
+    let memory = held as u64
+        + gradient_bytes(model, options)
+        + state
+        + activations
+        + objective.kept_bytes(model);
     let passes = if trainable < parameters { 4.0 } else { 6.0 };
     let passes = if options.gradient_checkpointing {
         passes + 2.0
@@ -201,6 +214,10 @@ fn count_tokens(
     for step in 0..counted {
         for (micro, numbers) in order.step(step).iter().enumerate() {
             let of_batch: Vec<&Sample> = numbers.iter().map(|i| &samples[*i]).collect();
+            if let Some(growth) = objective.growth() {
+                tokens += answered(&of_batch, growth);
+                continue;
+            }
             let mut random = random_of_batch(options, step, micro);
             let batch = objective.collate(model, &of_batch, &mut random)?;
             tokens += batch.tokens.count();
@@ -210,6 +227,17 @@ fn count_tokens(
         true => tokens,
         false => tokens.scaled(steps as f64 / counted as f64),
     })
+}
+
+/// The tokens of prompts with the longest answers; that answers are shorter, nobody can know before.
+fn answered(prompts: &[&Sample], growth: Growth) -> TokenCount {
+    let written = (prompts.len() * growth.rows * growth.tokens) as u64;
+    let read: usize = prompts.iter().map(|prompt| prompt.tokens()).sum();
+    TokenCount {
+        real: (read * growth.rows) as u64 + written,
+        learned: written,
+        padding: 0,
+    }
 }
 
 /// Whether every sample lies within the positions that the model has learned.
@@ -231,6 +259,10 @@ pub fn check_lengths(
     let Some(shortest) = own.into_iter().chain(of_source).min() else {
         return Ok(());
     };
+    if objective.growth().is_some() {
+        // Prompts with their answers are the objective's own matter (`Objective::check`).
+        return Ok(());
+    }
     let beyond = |sample: &Sample| -> Result<bool> {
         // What an objective makes of a sample is seldom longer than the sample, and never by much.
         let longest = sample.rows.iter().map(longest_text).max().unwrap_or(0);

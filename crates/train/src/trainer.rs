@@ -1,6 +1,6 @@
 //! The trainer: one loop for every objective.
 //!
-//! It owns data order, accumulation, clipping, the schedule, evaluation, checkpoints and metrics. Interrupted at any
+//! It owns data order, accumulation, clipping, the schedule, evaluation, checkpoints, metrics and what objectives show to readers. Interrupted at any
 //! moment, the same call goes on from the newest checkpoint and ends with the same weights, bit for bit in f32.
 
 use std::{
@@ -154,6 +154,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
             "was damaged since the last checkpoint; the lines from the damage to there are lost";
         events(&Event::Remark(format!("{} {remark}", path.display())));
     }
+    let samples = open_samples(&run.folder, progress.samples)?;
     let order = Order::of(&run.samples, &run.options);
     let started = Instant::now();
     let read_before = progress.tokens.real;
@@ -165,6 +166,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         window: Window::from_bits(progress.metrics.clone()),
         progress,
         log,
+        samples,
         order,
     };
     while state.progress.step < total {
@@ -182,6 +184,18 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         state.after_step(&checkpoints, events)?;
     }
     state.finish(started, events)
+}
+
+/// The log of what an objective shows to readers.
+const SAMPLES: &str = "samples.jsonl";
+
+/// That log as it was when it had so many bytes; none before there is something to show.
+fn open_samples(folder: &Path, bytes: u64) -> Result<Option<MetricsLog>> {
+    let path = folder.join(SAMPLES);
+    match path.exists() || bytes > 0 {
+        true => MetricsLog::open(&path, bytes).map(Some),
+        false => Ok(None),
+    }
 }
 
 /// Whether model, samples and options suit the objective.
@@ -288,6 +302,7 @@ struct State<'a> {
     averager: Option<Averager>,
     progress: Progress,
     log: MetricsLog,
+    samples: Option<MetricsLog>,
     order: Order,
     window: Window,
 }
@@ -296,7 +311,11 @@ impl State<'_> {
     /// One optimiser step; returns its loss.
     fn step(&mut self) -> Result<f64> {
         let number = self.progress.step + 1;
-        let mut batches = self.batches()?;
+        let mut batches = match self.batches() {
+            // What is done is kept until the source of rewards works again.
+            Err(error @ Error::Reward { .. }) => return Err(self.saved_before(error)),
+            batches => batches?,
+        };
         let units = Batch::of_step(&mut batches);
         let mut gradients = Collected::default();
         let mut loss = 0.0;
@@ -325,6 +344,16 @@ impl State<'_> {
         self.window
             .add(&[metric("loss", loss), metric("gradient_norm", norm)]);
         Ok(loss)
+    }
+
+    /// The error of a step that came to nothing, after a checkpoint of those before it.
+    fn saved_before(&mut self, error: Error) -> Error {
+        if self.progress.step == 0 {
+            return error;
+        }
+        let checkpoints = self.run.folder.join("checkpoints");
+        let saved = self.checkpoint(&checkpoints, self.run.options.keep_checkpoints);
+        saved.err().unwrap_or(error)
     }
 
     /// The batches of the next step, a function of the step alone.
@@ -450,6 +479,7 @@ impl State<'_> {
             ));
             values.push(("tokens".into(), self.progress.tokens.real as f64));
             self.log.write(step, &values)?;
+            self.show(step)?;
         }
         if due(self.run.options.evaluate_every) && !last {
             self.evaluate(events)?;
@@ -467,6 +497,22 @@ impl State<'_> {
         }
     }
 
+    /// Writes what the objective shows of a step.
+    fn show(&mut self, step: usize) -> Result<()> {
+        let shown = self.run.objective.shown();
+        if shown.is_empty() {
+            return Ok(());
+        }
+        if self.samples.is_none() {
+            let path = self.run.folder.join(SAMPLES);
+            self.samples = Some(MetricsLog::open(&path, 0)?);
+        }
+        match &mut self.samples {
+            Some(log) => log.write_objects(step, shown),
+            None => Ok(()),
+        }
+    }
+
     /// Writes everything that the next step depends on.
     fn checkpoint(&mut self, folder: &Path, keep: usize) -> Result<()> {
         let mut weights = Vec::new();
@@ -475,6 +521,7 @@ impl State<'_> {
         });
         self.log.sync()?;
         self.progress.log = self.log.bytes()?;
+        self.progress.samples = self.samples.as_ref().map_or(Ok(0), MetricsLog::bytes)?;
         let objective = self.run.objective.state();
         self.progress.metrics = self.window.to_bits();
         self.progress.objective = objective.value;

@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use espalier_data::{
     encode::{Example, Pair},
     packing::{Strategy, pack},
+    tokenizer::{BpeOptions, Tokenizer},
 };
 use espalier_models::{
     families::{self, Config},
@@ -18,7 +19,8 @@ use espalier_train::{
     batch::Sample,
     metrics,
     objectives::{
-        OBJECTIVES, Objective, ObjectiveOptions, PackedRows, registry::Registered, symbols::Symbols,
+        OBJECTIVES, Objective, ObjectiveOptions, PackedRows, online::rollout, registry::Registered,
+        symbols::Symbols,
     },
     options::TrainOptions,
     plan::{check_lengths, plan},
@@ -51,23 +53,39 @@ fn spec(objective: &str) -> ModelSpec {
     }
 }
 
+/// Whether an objective asks for prompts alone.
+fn asks(objective: &str) -> bool {
+    OBJECTIVES
+        .iter()
+        .any(|known| known.name == objective && known.prompts)
+}
+
 fn samples(objective: &str) -> Vec<Sample> {
+    if asks(objective) {
+        let prompt = |i: u32| rollout::prompt(vec![5 + i, 6, 7], &[], &Value::Null);
+        return (0..6).map(prompt).collect();
+    }
     let example = |i: u32, last: u32| {
         let ids = vec![5 + i, 6, 7 + i, 8, 9, last];
         Example::new(ids, vec![false, false, false, true, true, true])
     };
     let sample = |i: u32| match objective {
-        "dpo" => Sample::pair(&Pair {
+        "dpo" | "orpo" | "cpo" => Sample::pair(&Pair {
             chosen: example(i, 11),
             rejected: example(i, 12),
         }),
+        "kto" => Sample::judged(&example(i, 11), i % 2 == 0),
         _ => Sample::example(&example(i, 10)),
     };
     (0..6).map(sample).collect()
 }
 
 /// An objective with its options, and a fresh model that suits it.
-fn built(name: &str, options: Value) -> (Box<dyn Objective>, LanguageModel) {
+fn built(name: &str, mut options: Value) -> (Box<dyn Objective>, LanguageModel) {
+    if asks(name) {
+        options["rollout"] =
+            json!({ "rewards": [{ "length": { "target": 3 } }], "max_completion_length": 4 });
+    }
     let symbols = Symbols {
         mask: Some(3),
         sentinels: vec![20, 21, 22],
@@ -79,7 +97,14 @@ fn built(name: &str, options: Value) -> (Box<dyn Objective>, LanguageModel) {
     let options: ObjectiveOptions = serde_json::from_value(json!({ name: options })).unwrap();
     let mut model = LanguageModel::build(spec(name), &mut Seed(1), &Device::flex()).unwrap();
     model.set_trainable(|_| true);
-    (options.build(&symbols).unwrap(), model)
+    let mut objective = options.build(&symbols).unwrap();
+    let bytes = BpeOptions {
+        vocabulary: 259,
+        ..BpeOptions::default()
+    };
+    let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &bytes).unwrap();
+    objective.equip(&tokenizer, &Device::flex()).unwrap();
+    (objective, model)
 }
 
 /// The names in the log of a short run, without the prefix of held-out data.
@@ -89,7 +114,8 @@ fn logged(name: &str) -> BTreeSet<String> {
         steps: Some(3),
         batch: 4,
         learning_rate: 1e-2,
-        dropout: 0.1,
+        // Who compares the policy with itself takes none.
+        dropout: if asks(name) { 0.0 } else { 0.1 },
         log_every: 1,
         ..TrainOptions::default()
     };
@@ -107,7 +133,10 @@ fn logged(name: &str) -> BTreeSet<String> {
     };
     let outcome = trainer::train(run, &mut |_| {}).unwrap();
     assert!(outcome.validation_loss.is_some_and(f64::is_finite));
-    assert_eq!(planned.tokens, outcome.tokens, "{name}: planned and used");
+    // How long answers become, nobody knows before.
+    if !asks(name) {
+        assert_eq!(planned.tokens, outcome.tokens, "{name}: planned and used");
+    }
     let log = fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
     let keys = |line: &str| -> Vec<String> {
         let line: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
@@ -188,7 +217,7 @@ fn every_term_of_dpo_is_a_mean_over_the_step_however_it_is_cut() {
         })
     };
     let samples: Vec<Sample> = [1, 9, 3, 2, 6].map(pair).to_vec();
-    let options = json!({ "sft_weight": 1.0 });
+    let options = json!({ "loss": { "sigmoid": 1.0, "sft": 1.0 } });
     let (whole, held_out) = measured("dpo", options.clone(), samples.clone(), [5, 1]);
     // The model is its own reference: ln 2, and the mean over all tokens of the better answers.
     let chosen = |sample: &Sample| Sample::new(vec![sample.rows[0].clone()]);

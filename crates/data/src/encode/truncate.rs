@@ -1,6 +1,6 @@
 //! Truncation: what is longer than a limit keeps its beginning, and is counted.
 
-use super::{Encoded, Example, Pair, dropped, keep};
+use super::{Encoded, Example, NO_ANSWER, Pair, dropped, keep};
 
 /// Records that were too long.
 ///
@@ -27,6 +27,7 @@ impl Encoded {
         match self {
             Self::Example(example) => example.ids.len(),
             Self::Pair(pair) => pair.chosen.ids.len().max(pair.rejected.ids.len()),
+            Self::Unpaired { example, .. } => example.ids.len(),
             Self::Dropped { .. } => 0,
         }
     }
@@ -47,8 +48,18 @@ impl Truncation {
                 let cut = self.examples([&mut chosen, &mut rejected], length);
                 let nothing = chosen.target_count() == 0 || rejected.target_count() == 0;
                 match cut && nothing {
-                    true => dropped("no token of an answer is left within `length`"),
+                    true => dropped(NO_ANSWER),
                     false => Encoded::Pair(Pair { chosen, rejected }),
+                }
+            }
+            Encoded::Unpaired {
+                mut example,
+                desirable,
+            } => {
+                let cut = self.examples([&mut example], length);
+                match cut && example.target_count() == 0 {
+                    true => dropped(NO_ANSWER),
+                    false => Encoded::Unpaired { example, desirable },
                 }
             }
             dropped => dropped,

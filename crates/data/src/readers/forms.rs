@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::fields::{Fields, found};
 use super::refused::refuse_record_keys;
 use super::turns::{Last, check, with_system};
-use super::{alpaca, openai, sharegpt};
+use super::{alpaca, openai, sharegpt, verdict};
 use crate::nearest::suggestion;
 use crate::record::{Message, Record};
 use crate::{Error, Result};
@@ -161,6 +161,7 @@ pub(super) fn check_column(name: &str) -> Result<()> {
     let mut known: Vec<&str> = FORMS
         .iter()
         .flat_map(|(_, _, keys)| keys.iter().copied())
+        .chain(verdict::KEYS)
         .collect();
     if known.contains(&name) {
         return Ok(());

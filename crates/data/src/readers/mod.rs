@@ -2,7 +2,7 @@
 //!
 //! A file is never held in memory: jsonl is read by lines, a JSON array element by element, plain text by paragraphs. The
 //! form is detected from the keys of the first record or given by name; columns can be renamed. A malformed record is an
-//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files, unpaired preferences (KTO).
+//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files.
 //!
 //! | form | keys |
 //! |---|---|
@@ -13,7 +13,7 @@
 //! | `completion` | `prompt` and `completion`, or `question` and `answer`, `system`, `tools` |
 //! | `text` | `text`, or a `.txt` file |
 //!
-//! Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
+//! Where verdicts are wanted, a conversation says with `label` or `kto_tag` whether its last answer is a good one. Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
 //! reads are errors.
 
 use std::collections::BTreeMap;
@@ -38,6 +38,7 @@ mod openai;
 mod refused;
 mod sharegpt;
 mod turns;
+mod verdict;
 mod write;
 
 /// A data file and how to read it.
@@ -59,8 +60,20 @@ pub struct Source {
     pub form: Option<Form>,
     /// Names of columns: ours to the file's, such as `output` to `response`.
     pub columns: BTreeMap<String, String>,
-    /// Whether preference pairs are wanted: a record that has one beside a conversation is then read as the pair.
-    pub pairs: bool,
+    /// What is wanted of a record.
+    pub wanted: Wanted,
+}
+
+/// What is wanted of records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// Whatever a record says.
+    #[default]
+    Texts,
+    /// Preference pairs: a record that has one beside a conversation is read as the pair.
+    Pairs,
+    /// Answers with a verdict, and pairs, which have one for both answers; records without are errors.
+    Verdicts,
 }
 
 impl Source {
@@ -70,7 +83,7 @@ impl Source {
             path: path.into(),
             form: None,
             columns: BTreeMap::new(),
-            pairs: false,
+            wanted: Wanted::Texts,
         }
     }
 }
@@ -81,7 +94,7 @@ pub struct Reader {
     elements: Elements,
     form: Option<Form>,
     columns: BTreeMap<String, String>,
-    pairs: bool,
+    wanted: Wanted,
     plain: bool,
     failed: bool,
     line: usize,
@@ -137,7 +150,7 @@ pub fn open(source: &Source) -> Result<Reader> {
         elements,
         form: source.form,
         columns: source.columns.clone(),
-        pairs: source.pairs,
+        wanted: source.wanted,
         plain,
         failed: false,
         line: 0,
@@ -188,6 +201,27 @@ fn check_regular(path: &Path) -> Result<()> {
         () => "a pipe or a device; data is read more than once, so write it to a file first",
     };
     Err(Error::Invalid(format!("{}: {kind}", path.display())))
+}
+
+/// The objects of a file of records as they are, by the line that each begins at, from 1; what is no object is left out.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn objects(path: &Path) -> Result<BTreeMap<usize, Map<String, Value>>> {
+    if is_plain(path)? {
+        return Ok(BTreeMap::new());
+    }
+    let file = File::open(path).map_err(|error| Error::file(path, error))?;
+    let input = without_mark(file).map_err(|error| Error::file(path, error))?;
+    let mut objects = BTreeMap::new();
+    for element in elements::split(input, path, false)? {
+        let Ok(element) = element else { continue };
+        let text = std::str::from_utf8(&element.bytes).ok();
+        if let Some(Ok(object)) = text.map(object) {
+            objects.insert(element.line, object);
+        }
+    }
+    Ok(objects)
 }
 
 /// Whether a file is plain text (or JSON), by its ending.
@@ -262,17 +296,33 @@ impl Reader {
                 error.valid_up_to()
             )
         })?;
+        if self.plain && self.wanted == Wanted::Verdicts {
+            return Err("a plain text has no verdicts; give .jsonl"
+                .to_string()
+                .into());
+        }
         if self.plain {
             return Ok(Record::Text {
                 text: text.trim_end().to_string(),
             });
         }
-        let map = self.rename(object(text)?);
+        let mut map = self.rename(object(text)?);
+        let verdict = match self.wanted {
+            Wanted::Verdicts => verdict::take(&mut map)?,
+            Wanted::Texts | Wanted::Pairs => None,
+        };
         let form = match self.form {
             Some(form) => form,
-            None => *self.form.insert(Form::detect(&map, self.pairs)?),
+            None => {
+                let pairs = self.wanted != Wanted::Texts;
+                *self.form.insert(Form::detect(&map, pairs)?)
+            }
         };
-        Ok(form.read(&Fields::new(form, map))?)
+        let record = form.read(&Fields::new(form, map))?;
+        match self.wanted {
+            Wanted::Verdicts => Ok(verdict::judged(record, verdict)?),
+            Wanted::Texts | Wanted::Pairs => Ok(record),
+        }
     }
 
     /// Our names for the file's columns.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::fields::{Fields, kind, says_nothing};
 use super::forms::Form;
+use super::verdict;
 
 /// Keys of a turn that say whether it is learned.
 const LEARNED: [&str; 6] = [
@@ -84,8 +85,7 @@ const OF_QUESTIONS: [(&str, &str); 5] = [
 const PARTS_OF_TURNS: &str = "turns are learned whole or not at all";
 const WHOLE_WEIGHTS: &str = "what is learned is learned alike; leave out what is not to be";
 const FLAGS_OF_TURNS: &str = "say of each turn whether it is learned, with `weight` 0 or 1";
-const UNPAIRED: &str =
-    "unpaired preferences are not supported: use pairs of `chosen` and `rejected`";
+const UNPAIRED: &str = "it judges an answer, and only `kto` learns from verdicts; choose that objective, or leave it out";
 
 /// Takes the keys that say whether a turn is learned out of it.
 pub(super) fn learned(role: &str, turn: &mut Map<String, Value>) -> Result<bool, String> {
@@ -137,7 +137,7 @@ pub(super) fn refuse_turn_keys(turn: &Map<String, Value>) -> Result<(), String> 
 pub(super) fn refuse_record_keys(form: Form, fields: &Fields) -> Result<(), String> {
     let conversation = form != Form::Text;
     for (key, value) in fields.unread() {
-        if key == "label" && conversation && is_verdict(value) {
+        if key == "label" && conversation && verdict::meaning(value).is_some() {
             return Err(format!("`label` is of no use here: {UNPAIRED}"));
         }
         match form {
@@ -161,35 +161,6 @@ fn refuse(key: &str, lists: &[&[(&str, &str)]]) -> Result<(), String> {
     match known.find(|(name, _)| *name == key) {
         Some((_, instead)) => Err(format!("`{key}` is of no use here: {instead}")),
         None => Ok(()),
-    }
-}
-
-/// Whether a label says that an answer is good or bad, as those of unpaired preferences do, and not what a record is about.
-fn is_verdict(value: &Value) -> bool {
-    const WORDS: [&str; 14] = [
-        "true",
-        "false",
-        "0",
-        "1",
-        "-1",
-        "good",
-        "bad",
-        "yes",
-        "no",
-        "chosen",
-        "rejected",
-        "desirable",
-        "undesirable",
-        "positive",
-    ];
-    match value {
-        Value::Bool(_) => true,
-        Value::Number(number) => matches!(number.as_f64(), Some(0.0 | 1.0 | -1.0)),
-        Value::String(text) => {
-            let text = text.trim().to_lowercase();
-            WORDS.contains(&text.as_str()) || text == "negative"
-        }
-        _ => false,
     }
 }
 
@@ -295,14 +266,14 @@ mod tests {
             let record = json!({"prompt": "q", "completion": "a", "label": label});
             let error = read(record).unwrap_err();
             assert!(
-                error.starts_with("`label` is of no use here: unpaired"),
+                error.starts_with("`label` is of no use here: it judges an answer"),
                 "{error}"
             );
         }
         assert!(
             read(json!({"messages": [], "kto_tag": "x"}))
                 .unwrap_err()
-                .contains("unpaired")
+                .contains("only `kto` learns from verdicts")
         );
         assert!(read(json!({"prompt": "q", "completion": "a", "label": "history"})).is_ok());
         assert!(read(json!({"text": "a", "label": true})).is_ok());

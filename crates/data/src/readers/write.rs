@@ -9,7 +9,7 @@ use crate::disk::PartialFile;
 use crate::record::Record;
 use crate::{Error, Result};
 
-/// A record as a line of jsonl, in the form that reads back as the same record: `text`, `messages` or `preference`.
+/// A record as a line of jsonl, in the form that reads back as the same record: `text`, `messages`, `preference` or `completion`.
 ///
 /// ```
 /// use espalier_data::{readers::to_json, record::Record};
@@ -26,6 +26,15 @@ pub fn to_json(record: &Record) -> Value {
             tools,
         } => (
             json!({"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}),
+            tools,
+        ),
+        Record::Unpaired {
+            prompt,
+            answer,
+            desirable,
+            tools,
+        } => (
+            json!({"prompt": prompt, "completion": [answer], "label": desirable}),
             tools,
         ),
     };

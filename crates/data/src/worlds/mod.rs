@@ -199,6 +199,36 @@ impl Item {
         Value::Object(object)
     }
 
+    /// The item that [`Item::to_json`] wrote.
+    ///
+    /// # Errors
+    /// When a field is missing or of another type.
+    pub fn from_json(value: &Value) -> Result<Self> {
+        let text = |name: &str| {
+            let text = value.get(name).and_then(Value::as_str).map(str::to_owned);
+            text.ok_or_else(|| Error::Invalid(format!("the record has no text `{name}`")))
+        };
+        let index = value.get("index").and_then(Value::as_u64);
+        let own = [
+            "task", "split", "index", "prompt", "solution", "answer", "key",
+        ];
+        let others = value.as_object().into_iter().flatten();
+        let others = others.filter(|(name, _)| !own.contains(&name.as_str()));
+        Ok(Self {
+            task: text("task")?,
+            split: text("split")?.parse()?,
+            index: index
+                .ok_or_else(|| Error::Invalid("the record has no number `index`".into()))?,
+            prompt: text("prompt")?,
+            solution: text("solution")?,
+            answer: text("answer")?,
+            key: text("key")?,
+            fields: others
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
+        })
+    }
+
     /// A text field of the task, empty when absent.
     pub(crate) fn field(&self, name: &str) -> &str {
         self.fields
@@ -444,6 +474,16 @@ mod tests {
         assert!(message.contains("did you mean `sentence/2`?"), "{message}");
         assert!(item("g1", Split::Train, 0, 0).is_err());
         assert_eq!(world("g1").unwrap().name, world("g1/4").unwrap().name);
+    }
+
+    #[test]
+    fn items_come_back_from_json() {
+        for task in tasks() {
+            let item = item(task, Split::Validation, 2, 0).unwrap();
+            assert_eq!(Item::from_json(&item.to_json()).unwrap(), item);
+        }
+        let error = Item::from_json(&Value::Null).unwrap_err().to_string();
+        assert!(error.contains("no text `task`"), "{error}");
     }
 
     #[test]

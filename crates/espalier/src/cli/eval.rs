@@ -81,6 +81,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         preferences: Vec::new(),
         worlds,
         sampled_worlds,
+        divergence_from: None,
         config: Default::default(),
         quantise: args.quantise,
         retrieval: args.retrieval.clone(),

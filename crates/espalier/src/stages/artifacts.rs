@@ -87,7 +87,7 @@ impl Artifacts {
                     (data.path, data.from) = (Some(artifact.path.clone()), None);
                 }
             }
-            Input::Template(_) => {}
+            Input::Template(_) | Input::Word(_) => {}
         }
     }
 
@@ -138,6 +138,10 @@ impl Artifacts {
                 Ok(String::new())
             }
             Input::Template(path) => hashes.of_file(Path::new(path)),
+            Input::Word(word) => match Path::new(word) {
+                path if path.is_file() => hashes.of_file(path),
+                _ => Ok(String::new()),
+            },
         }
     }
 }
@@ -163,7 +167,7 @@ fn check_input(input: Input<'_>, index: usize, stages: &[Stage]) -> Result<(), S
     let expected = match &input {
         Input::Model(_) | Input::Tokenizer(_) => ArtifactKind::Model,
         Input::Data(_) => ArtifactKind::Data,
-        Input::Template(_) => return Ok(()),
+        Input::Template(_) | Input::Word(_) => return Ok(()),
     };
     if let Input::Data(data) = &input {
         data.check().map_err(|error| error.to_string())?;

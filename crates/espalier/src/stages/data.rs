@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use espalier_data::{
-    encode::{Encoded, Encoder, Truncation},
+    encode::{Encoded, Encoder, Pair, Truncation},
     packing::{self, Strategy},
     random::{Random, fnv},
-    readers::{self, Source},
+    readers::{self, Source, Wanted},
     record::{Message, Record},
     tokenizer::Tokenizer,
     worlds::{self, Split, preferences},
@@ -44,13 +44,13 @@ impl Sourced {
     }
 }
 
-/// Records of all sources, in order; `pairs` says whether preference pairs are wanted. What was left out is counted and said.
+/// Records of all sources, in order. What was left out is counted and said.
 ///
 /// # Errors
 /// When a file cannot be read, a record is malformed, or a world is unknown.
 pub fn records(
     sources: &[DataOptions],
-    pairs: bool,
+    wanted: Wanted,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Sourced>> {
     let mut all = Vec::new();
@@ -61,13 +61,13 @@ pub fn records(
                 record,
                 place: None,
             })),
-            None => all.extend(of_file(source, pairs, voice)?),
+            None => all.extend(of_file(source, wanted, voice)?),
         }
     }
     Ok(all)
 }
 
-fn of_file(source: &DataOptions, pairs: bool, voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
+fn of_file(source: &DataOptions, wanted: Wanted, voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
     let path = source.path.clone().ok_or_else(|| {
         Error::usage("`from` means what an earlier stage of the same recipe left; there is no such stage here")
     })?;
@@ -75,7 +75,7 @@ fn of_file(source: &DataOptions, pairs: bool, voice: &mut dyn Voice) -> Result<V
         path: path.clone(),
         form: source.form,
         columns: source.columns.clone(),
-        pairs,
+        wanted,
     };
     let loaded = readers::read_all(&file, source.skip_malformed)?;
     if let Some(first) = loaded.skipped.first() {
@@ -95,7 +95,7 @@ fn of_file(source: &DataOptions, pairs: bool, voice: &mut dyn Voice) -> Result<V
 }
 
 /// Items of a world when a recipe does not say how many.
-const DEFAULT_ITEMS: usize = 1000;
+pub(super) const DEFAULT_ITEMS: usize = 1000;
 
 fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
     let split: Split = source.split.parse()?;
@@ -174,6 +174,9 @@ pub fn text_of(record: &Record) -> String {
         Record::Preference { prompt, chosen, .. } => {
             format!("{}\n{}", contents(prompt), chosen.text())
         }
+        Record::Unpaired { prompt, answer, .. } => {
+            format!("{}\n{}", contents(prompt), answer.text())
+        }
     }
 }
 
@@ -232,6 +235,18 @@ pub fn encode(
     Ok(kept)
 }
 
+/// Pairs as two answers with verdicts; other records as they are.
+pub fn unpaired(encoded: Vec<Encoded>) -> Vec<Encoded> {
+    let answer = |example, desirable| Encoded::Unpaired { example, desirable };
+    let parts = |encoded| match encoded {
+        Encoded::Pair(Pair { chosen, rejected }) => {
+            vec![answer(chosen, true), answer(rejected, false)]
+        }
+        other => vec![other],
+    };
+    encoded.into_iter().flat_map(parts).collect()
+}
+
 /// Samples of the trainer, packed into rows where asked.
 pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> {
     let mut examples = Vec::new();
@@ -240,6 +255,9 @@ pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> 
         match encoded {
             Encoded::Example(example) => examples.push(example),
             Encoded::Pair(pair) => samples.push(Sample::pair(&pair)),
+            Encoded::Unpaired { example, desirable } => {
+                samples.push(Sample::judged(&example, desirable));
+            }
             Encoded::Dropped { .. } => {}
         }
     }
@@ -286,13 +304,13 @@ mod tests {
             path: Some(path),
             ..DataOptions::default()
         };
-        let read = |pairs| {
+        let read = |wanted| {
             let found =
-                records(std::slice::from_ref(&source), pairs, &mut Said(Vec::new())).unwrap();
+                records(std::slice::from_ref(&source), wanted, &mut Said(Vec::new())).unwrap();
             found[0].record.clone()
         };
         assert_eq!(
-            read(true),
+            read(Wanted::Pairs),
             Record::Preference {
                 prompt: vec![Message::user("q")],
                 chosen: Message::assistant("good"),
@@ -300,7 +318,7 @@ mod tests {
                 tools: None,
             }
         );
-        assert!(matches!(read(false), Record::Chat { .. }));
+        assert!(matches!(read(Wanted::Texts), Record::Chat { .. }));
     }
 
     #[test]

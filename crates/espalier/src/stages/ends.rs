@@ -38,8 +38,11 @@ pub fn settle(
     objective: &ObjectiveOptions,
     voice: &mut dyn Voice,
 ) -> Result<()> {
-    use ObjectiveOptions::{Dpo, Seq2seq, Sft};
-    if !matches!(objective, Sft(_) | Dpo(_) | Seq2seq(_)) {
+    use ObjectiveOptions::{Cpo, Dpo, Kto, Orpo, Seq2seq, Sft};
+    if !matches!(
+        objective,
+        Sft(_) | Dpo(_) | Kto(_) | Orpo(_) | Cpo(_) | Seq2seq(_)
+    ) {
         return Ok(());
     }
     let Some(end) = usual_end(model, tokenizer, records) else {
@@ -106,6 +109,7 @@ fn end_of(encoded: &Encoded, tokenizer: &Tokenizer, known: &dyn Fn(u32) -> bool)
     let example = match encoded {
         Encoded::Example(example) => example,
         Encoded::Pair(pair) => &pair.chosen,
+        Encoded::Unpaired { example, .. } => example,
         Encoded::Dropped { .. } => return None,
     };
     let learned: Vec<u32> = example

@@ -4,19 +4,22 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use espalier_data::{
-    encode::{Encoded, Example},
+    encode::{Encoded, Encoder, Example},
+    readers::Wanted,
+    record::{Message, Record},
     worlds::{self, Item, Split},
 };
 use espalier_engine::{
     embed::embed,
     sampler::SamplerOptions,
+    score::{Score, score},
     text::{TextModel, TextOptions},
 };
 use espalier_evaluate::{
     ngram::NgramModel, perplexity, preference::preference_accuracy, report::Section,
     retrieval::nearest_neighbour, statistics::Accuracy, world,
 };
-use espalier_models::pooling::Pooling;
+use espalier_models::{model::LanguageModel, pooling::Pooling};
 use espalier_train::quantise::QuantiseOptions;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -86,6 +89,10 @@ pub struct EvaluateStage {
     /// Tasks of generated worlds whose accuracy is measured with answers sampled at temperature 1.
     #[serde(default)]
     pub sampled_worlds: Vec<String>,
+    /// A model over the same tokens, or the name of an earlier stage: how far is the model from it? The mean log-ratio of the answers to
+    /// `sampled_worlds`, in nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergence_from: Option<String>,
     /// Tasks of generated worlds whose texts are embedded: how often has the nearest other text the same answer?
     #[serde(default)]
     pub retrieval: Vec<String>,
@@ -144,6 +151,11 @@ impl StageKind for EvaluateStage {
                 "the stage measures nothing; give one of `data`, `preferences`, `worlds`, `sampled_worlds`, `retrieval`",
             ));
         }
+        if self.divergence_from.is_some() && self.sampled_worlds.is_empty() {
+            return Err(Error::usage(
+                "`divergence_from` is measured on the answers to `sampled_worlds`, of which there are none",
+            ));
+        }
         for task in tasks.chain(&self.retrieval) {
             worlds::item(task, Split::Test, 0, 0)
                 .map_err(|error| Error::usage(error.to_string()))?;
@@ -155,8 +167,9 @@ impl StageKind for EvaluateStage {
         let data = self.data.iter_mut().chain(&mut self.baseline);
         let data = data.chain(&mut self.preferences).map(Input::Data);
         let template = self.template.iter_mut().map(Input::Template);
-        let model = [Input::Model(&mut self.model)];
-        model.into_iter().chain(data).chain(template).collect()
+        let other = self.divergence_from.iter_mut().map(Input::Model);
+        let model = [Input::Model(&mut self.model)].into_iter().chain(other);
+        model.chain(data).chain(template).collect()
     }
 
     fn outputs(&self) -> Vec<Output> {
@@ -220,15 +233,26 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     if !figures.is_empty() {
         result.insert("retrieval".into(), Value::Object(figures));
     }
+    let reference = match &stage.divergence_from {
+        None => None,
+        Some(path) => {
+            let path = Path::new(path);
+            model::check_same_tokens(path, &model.tokenizer)?;
+            let mut start = model::open(path, &Map::new(), None, None, device)?;
+            start.loaded.model.merge_what_can_be();
+            Some(start.loaded.model)
+        }
+    };
     for (key, tasks, temperature) in [
         ("worlds", &stage.worlds, 0.0),
         ("sampled_worlds", &stage.sampled_worlds, 1.0),
     ] {
         let mut figures = Map::new();
+        let reference = reference.as_ref().filter(|_| temperature > 0.0);
         for task in tasks {
             figures.insert(
                 task.clone(),
-                accuracy(&model, task, stage, temperature, voice)?,
+                accuracy(&model, task, stage, temperature, reference, voice)?,
             );
         }
         if !figures.is_empty() {
@@ -242,11 +266,11 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
 fn load(
     model: &TextModel,
     data: &[DataOptions],
-    pairs: bool,
+    wanted: Wanted,
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
-    let records = data::records(data, pairs, voice)?;
+    let records = data::records(data, wanted, voice)?;
     let encoded = data::encode(&model.tokenizer, &records, length, voice)?;
     let longest = encoded.iter().map(Encoded::longest).max().unwrap_or(0);
     if let Some(remark) = model::beyond_context(model.model.spec(), longest) {
@@ -263,7 +287,7 @@ fn load(
 
 /// Perplexity, beside that of n-gram models where the stage names data for them.
 fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
-    let encoded = load(model, &stage.data, false, stage.length, voice)?;
+    let encoded = load(model, &stage.data, Wanted::Texts, stage.length, voice)?;
     let mut held_out = examples(encoded);
     for example in &mut held_out {
         let skipped = stage.from.min(example.targets.len());
@@ -289,7 +313,7 @@ fn likelihood(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -
         measured.tokens
     );
     if !stage.baseline.is_empty() {
-        let encoded = load(model, &stage.baseline, false, stage.length, voice)?;
+        let encoded = load(model, &stage.baseline, Wanted::Texts, stage.length, voice)?;
         let training = examples(encoded);
         for (name, order) in [("unigram", 1), ("5-gram", 5)] {
             let documents = training.iter().map(|example| example.ids.as_slice());
@@ -327,7 +351,13 @@ fn retrieval(
 
 /// How often the better answer of a pair is the likelier one.
 fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
-    let encoded = load(model, &stage.preferences, true, stage.length, voice)?;
+    let encoded = load(
+        model,
+        &stage.preferences,
+        Wanted::Pairs,
+        stage.length,
+        voice,
+    )?;
     let pairs: Vec<_> = encoded
         .into_iter()
         .filter_map(|encoded| match encoded {
@@ -355,6 +385,7 @@ fn accuracy(
     task: &str,
     stage: &EvaluateStage,
     temperature: f32,
+    reference: Option<&LanguageModel>,
     voice: &mut dyn Voice,
 ) -> Result<Value> {
     let items = world::items(task, Split::Test, stage.items, 0)?;
@@ -377,10 +408,46 @@ fn accuracy(
     } else {
         "sampled"
     };
-    voice.say(&format!("   {task}, {kind}: {accuracy}"));
     let mut figures = figures(&accuracy);
+    let mut distance = String::new();
+    if let Some(reference) = reference {
+        let (divergence, tokens) = divergence(model, reference, &answers)?;
+        distance = format!(", {divergence:.3} nats from the reference");
+        figures["divergence"] = divergence.into();
+        figures["tokens"] = tokens.into();
+    }
+    voice.say(&format!("   {task}, {kind}: {accuracy}{distance}"));
     figures["samples"] = answers.iter().take(5).map(sample).collect();
     Ok(figures)
+}
+
+/// How far a model is from another one on its own answers, the mean of their log-ratios, and the mean of their tokens.
+fn divergence(
+    model: &TextModel,
+    reference: &LanguageModel,
+    answers: &[world::Answer],
+) -> Result<(f64, f64)> {
+    let encoder = Encoder::new(model.tokenizer.clone(), usize::MAX);
+    let mut examples = Vec::with_capacity(answers.len());
+    for answer in answers {
+        let record = Record::Unpaired {
+            prompt: answer.item.question(),
+            answer: Message::assistant(&answer.text),
+            desirable: answer.right,
+            tools: None,
+        };
+        if let Encoded::Unpaired { example, .. } = encoder.encode(&record)? {
+            examples.push(example);
+        }
+    }
+    let scores = [&model.model, reference].map(|model| score(model, &examples, BATCH));
+    let [own, other] = scores;
+    let (own, other) = (own?, other?);
+    let ratio = |(own, other): (&Score, &Score)| own.log_probability - other.log_probability;
+    let sum: f64 = own.iter().zip(&other).map(ratio).sum();
+    let tokens: usize = examples.iter().map(Example::target_count).sum();
+    let count = examples.len().max(1) as f64;
+    Ok((sum / count, tokens as f64 / count))
 }
 
 /// The examples whose perplexity is measured; a pair counts as its better answer.
@@ -388,6 +455,7 @@ pub fn examples(encoded: Vec<Encoded>) -> Vec<Example> {
     let example = |encoded| match encoded {
         Encoded::Example(example) => Some(example),
         Encoded::Pair(pair) => Some(pair.chosen),
+        Encoded::Unpaired { example, .. } => Some(example),
         Encoded::Dropped { .. } => None,
     };
     encoded.into_iter().filter_map(example).collect()

@@ -97,6 +97,7 @@ fn paths(stage: &Stage) -> Vec<PathBuf> {
         match input {
             Input::Model(name) => with_bases(Path::new(name), &mut paths),
             Input::Tokenizer(name) | Input::Template(name) => paths.push(PathBuf::from(&*name)),
+            Input::Word(word) => paths.push(PathBuf::from(word)),
             Input::Data(data) => paths.extend(data.path.clone()),
         }
     }

@@ -92,6 +92,8 @@ pub enum Input<'a> {
     Data(&'a mut DataOptions),
     /// A chat template: the name of a built-in one, or a path.
     Template(&'a mut String),
+    /// A word of a command, which may be a file.
+    Word(&'a str),
 }
 
 impl<'a> Input<'a> {
@@ -100,7 +102,7 @@ impl<'a> Input<'a> {
         match self {
             Self::Model(name) | Self::Tokenizer(name) => Some(name),
             Self::Data(data) => data.from.as_mut(),
-            Self::Template(_) => None,
+            Self::Template(_) | Self::Word(_) => None,
         }
     }
 }

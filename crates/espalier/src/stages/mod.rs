@@ -17,6 +17,7 @@ mod lock;
 pub mod merge;
 pub mod model;
 pub mod new_model;
+pub mod prompts;
 pub mod record;
 pub mod report;
 pub mod seeds;

@@ -11,7 +11,7 @@ use espalier_data::{
 use espalier_engine::sentence_transformers::SentenceTransformer;
 use espalier_kernels::allocator;
 use espalier_models::{
-    adapter::Adapter,
+    adapter::{self, Adapter},
     checkpoint::Dtype,
     families,
     folder::{self, LoadedModel},
@@ -143,6 +143,39 @@ fn check_vocabulary(tokenizer: &Tokenizer, model: &LanguageModel) -> Result<()> 
         false => Err(Error::work(format!(
             "the tokenizer has {tokens} tokens but the model only {rows}; they do not belong together"
         ))),
+    }
+}
+
+/// Whether another model's tokens are those of `tokenizer`, as they have to be where the two predict the same texts.
+///
+/// # Errors
+/// When they are not; the message has the first that differs.
+pub fn check_same_tokens(path: &Path, tokenizer: &Tokenizer) -> Result<()> {
+    if !path.is_dir() && !folder::is_bare(path) {
+        return Err(missing(path));
+    }
+    let path = &model_path::resolve_model(path)?;
+    let base = match path.join(adapter::CONFIGURATION).is_file() {
+        true => adapter::base_folder(path, &Adapter::read(path)?)?,
+        false => path.clone(),
+    };
+    let other = Tokenizer::load(&model_path::tokenizer_folder(path, &base))?;
+    let count = tokenizer.vocabulary_size().max(other.vocabulary_size()) as u32;
+    match (0..count).find(|id| tokenizer.token(*id) != other.token(*id)) {
+        None => Ok(()),
+        Some(id) => {
+            let name = |tokenizer: &Tokenizer| match tokenizer.token(id) {
+                Some(token) => format!("`{token}`"),
+                None => "nothing".into(),
+            };
+            Err(Error::work(format!(
+                "`{}` has other tokens than the model that is trained: {id} is {} there and {} here; only models over the same vocabulary \
+                 can be compared",
+                path.display(),
+                name(&other),
+                name(tokenizer)
+            )))
+        }
     }
 }
 

@@ -1,14 +1,22 @@
 //! The report of a run: curves of its training stages, tables of its figures, samples.
 
+use std::{fs, path::Path};
+
 use espalier_evaluate::{
-    curves::read_metrics,
-    report::{Chart, Conversation, Report, Section, Table},
+    curves::{Metrics, read_metrics},
+    report::{Chart, Conversation, Report, Section, Series, Table},
 };
-use espalier_train::{metrics, objectives::registry::Registered};
+use espalier_train::{
+    metrics,
+    objectives::{
+        online::{DIVERGENCE, MEAN_REWARD},
+        registry::Registered,
+    },
+};
 use serde_json::{Map, Value};
 
 use super::stage_folder;
-use crate::{Result, recipe::Recipe};
+use crate::{Error, Result, recipe::Recipe};
 
 /// Writes `report.html` into the run's folder.
 ///
@@ -46,7 +54,7 @@ pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
 ///
 /// # Errors
 /// When the log cannot be read.
-pub fn charts(name: &str, objective: Registered, log: &std::path::Path) -> Result<Vec<Section>> {
+pub fn charts(name: &str, objective: Registered, log: &Path) -> Result<Vec<Section>> {
     let logged = read_metrics(log).map_err(espalier_evaluate::Error::from)?;
     let mut charts: Vec<Chart> = Vec::new();
     for metric in metrics::descriptions(objective.metrics) {
@@ -67,7 +75,71 @@ pub fn charts(name: &str, objective: Registered, log: &std::path::Path) -> Resul
             }
         }
     }
-    Ok(charts.into_iter().map(Section::Chart).collect())
+    let asks = objective
+        .prompts
+        .then(|| against_reward(name, &logged))
+        .flatten();
+    Ok(asks.into_iter().chain(charts).map(Section::Chart).collect())
+}
+
+/// How far the policy has gone from the reference for the reward that it has, a point for each line of the log.
+fn against_reward(name: &str, logged: &Metrics) -> Option<Chart> {
+    let [distance, reward] = [&DIVERGENCE, &MEAN_REWARD].map(|metric| logged.get(metric.name));
+    let (distance, reward) = (&distance?.points, &reward?.points);
+    let of_step = |(step, distance): &(f64, f64)| {
+        let reward = reward.iter().find(|(other, _)| other == step)?.1;
+        Some((*distance, reward))
+    };
+    let series = Series {
+        name: "reward".into(),
+        points: distance.iter().filter_map(of_step).collect(),
+    };
+    Some(Chart {
+        title: format!("{name}: reward against distance from the reference"),
+        x_label: "KL divergence of an answer in nats".into(),
+        y_label: "reward".into(),
+        log_y: false,
+        series: vec![series],
+    })
+}
+
+/// Answers that are shown of the first and of the last logged step.
+const SHOWN: usize = 4;
+
+/// Some answers of the first and of the last step that a run has logged, with their rewards.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn rollouts(name: &str, samples: &Path) -> Result<Section> {
+    let text = fs::read_to_string(samples).map_err(Error::file(samples))?;
+    // A killed run may leave its last line torn.
+    let lines = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    let lines: Vec<Value> = lines.collect();
+    let steps: Vec<&[Value]> = lines.chunk_by(|a, b| a["step"] == b["step"]).collect();
+    let (first, last) = (steps.first(), steps.iter().skip(1).next_back());
+    let of_step = |step: &&[Value]| {
+        step.iter()
+            .take(SHOWN)
+            .map(|line| rollout(name, line))
+            .collect()
+    };
+    let shown: Vec<Vec<Conversation>> = first.into_iter().chain(last).map(of_step).collect();
+    Ok(Section::Conversations(shown.concat()))
+}
+
+fn rollout(name: &str, line: &Value) -> Conversation {
+    let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+    let reward = line["reward"].as_f64().map_or("none".into(), plain);
+    Conversation {
+        title: format!("{name}, step {}: reward {reward}", line["step"]),
+        turns: vec![
+            ("user".into(), text("prompt")),
+            ("assistant".into(), text("answer")),
+        ],
+        verdict: None,
+    }
 }
 
 fn table(name: &str, figures: Vec<(String, f64)>) -> Table {

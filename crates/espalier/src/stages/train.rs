@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use espalier_data::readers;
+use espalier_data::readers::{self, Wanted};
 use espalier_evaluate::report::Section;
 use espalier_models::{
     families,
@@ -22,6 +22,7 @@ use espalier_train::{
     plan::{Plan, check_lengths, plan},
     quantise::QuantiseOptions,
     rates,
+    rewards::Read,
     token_count::TokenCount,
     trainer::{self, Event, Outcome, Run},
 };
@@ -36,7 +37,7 @@ use super::{
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model::{self, Origin, Start},
     new_model::{self, NewModel},
-    report,
+    prompts, report,
 };
 use crate::{
     Error, Result, interrupt,
@@ -64,7 +65,7 @@ pub struct TrainStage {
     /// A fresh model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<NewModel>,
-    /// What a step minimises: `pretrain`, `sft`, `dpo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
+    /// What a step minimises: `pretrain`, `sft`, `dpo`, `kto`, `orpo`, `cpo`, `grpo`, `rloo`, `online_dpo`, `ppo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
     /// table with options such as `{ dpo = { beta = 0.1 } }`.
     #[serde(deserialize_with = "shorthand::name_or_table")]
     #[schemars(schema_with = "shorthand::name_or_table_schema::<ObjectiveOptions>")]
@@ -186,6 +187,10 @@ impl StageKind for TrainStage {
         let data = self.data.iter_mut().chain(&mut self.validation);
         inputs.extend(data.map(Input::Data));
         inputs.extend(self.template.iter_mut().map(Input::Template));
+        inputs.extend(self.objective.reads().into_iter().map(|read| match read {
+            Read::Model(name) | Read::Peer(name) => Input::Model(name),
+            Read::File(word) => Input::Word(word),
+        }));
         inputs
     }
 
@@ -216,11 +221,15 @@ impl StageKind for TrainStage {
     }
 
     fn sections(&self, name: &str, folder: &Path, _: &Value) -> Result<Vec<Section>> {
-        let log = folder.join("metrics.jsonl");
-        match log.is_file() {
-            true => report::charts(name, self.objective.registered(), &log),
-            false => Ok(Vec::new()),
+        let [log, samples] = ["metrics.jsonl", "samples.jsonl"].map(|file| folder.join(file));
+        let mut sections = match log.is_file() {
+            true => report::charts(name, self.objective.registered(), &log)?,
+            false => Vec::new(),
+        };
+        if samples.is_file() {
+            sections.push(report::rollouts(name, &samples)?);
         }
+        Ok(sections)
     }
 }
 
@@ -305,7 +314,13 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
     }
     rates::set_rates(&mut model, family, &stage.options.learning_rates)?;
+    for read in stage.objective.clone().reads() {
+        if let Read::Peer(path) = read {
+            model::check_same_tokens(Path::new(path), &tokenizer)?;
+        }
+    }
     let mut objective = stage.objective.build(&model::symbols(&tokenizer, &model))?;
+    objective.equip(&tokenizer, workplace.device)?;
     trainer::check(&model, objective.as_ref(), &training, &stage.options)?;
     check_lengths(&model, objective.as_ref(), &training)?;
     check_lengths(&model, objective.as_ref(), &validation)?;
@@ -357,11 +372,19 @@ fn prepare(
     workplace: &mut Workplace,
     stage: &TrainStage,
 ) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
-    let pairs = stage.objective.registered().pairs;
-    let mut records = data::records(&stage.data, pairs, workplace.voice)?;
-    let mut held_out = data::records(&stage.validation, pairs, workplace.voice)?;
+    let wanted = stage.objective.registered().wanted;
+    let mut records = data::records(&stage.data, wanted, workplace.voice)?;
+    let mut held_out = data::records(&stage.validation, wanted, workplace.voice)?;
+    let asks = stage.objective.registered().prompts;
+    let origins_of = |sources: &[DataOptions], records: &[Sourced]| match asks {
+        true => prompts::origins(sources, records),
+        false => Ok(Vec::new()),
+    };
+    let mut origins = origins_of(&stage.data, &records)?;
+    let mut held_out_origins = origins_of(&stage.validation, &held_out)?;
     if stage.splits() {
         held_out = hold_out(&mut records, stage.validation_share);
+        held_out_origins = origins.split_off(records.len().min(origins.len()));
         let path = workplace.folder.join(VALIDATION);
         readers::write_jsonl(
             &path,
@@ -377,8 +400,26 @@ fn prepare(
         workplace.voice,
     )?;
     let options = &stage.options;
+    if asks {
+        let mut prepare = |records: &[Sourced], origins: &[Value]| {
+            prompts::samples(
+                &start.tokenizer,
+                records,
+                origins,
+                options.length,
+                workplace.voice,
+            )
+        };
+        let training = prepare(&records, &origins)?;
+        let validation = prepare(&held_out, &held_out_origins)?;
+        return Ok((start, training, validation));
+    }
     let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
         let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
+        let encoded = match wanted {
+            Wanted::Verdicts => data::unpaired(encoded),
+            Wanted::Texts | Wanted::Pairs => encoded,
+        };
         Ok(data::samples(encoded, options.packing, options.length))
     };
     let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
@@ -407,7 +448,7 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
             model::grow(start, &stage.add_tokens, workplace.voice)
         }
         (None, Some(new)) => {
-            let more = data::records(&new.tokenizer_data, false, workplace.voice)?;
+            let more = data::records(&new.tokenizer_data, Wanted::Texts, workplace.voice)?;
             let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
             let special = (stage.objective.registered().special_tokens)();
             let seed = stage.options.seed;

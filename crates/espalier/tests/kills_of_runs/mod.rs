@@ -1,4 +1,4 @@
-//! Runs of six kinds that are killed (kill -9) at random moments, started again until they end, and compared with a run that was
+//! Runs of eight kinds that are killed (kill -9) at random moments, started again until they end, and compared with a run that was
 //! left alone: weights, logs and all other files are the same.
 
 use std::{
@@ -56,7 +56,7 @@ pub const KINDS: &[Kind] = &[
 name = "align"
 [stage.train]
 model = "grow"
-objective = { dpo = { beta = 0.2, sft_weight = 0.1 } }
+objective = { dpo = { beta = 0.2, loss = { sigmoid = 1.0, sft = 0.1 } } }
 data = { world = "sentence/1", as = "preference", limit = 12 }
 validation = { world = "sentence/1", as = "preference", split = "val", limit = 2 }
 "#,
@@ -92,6 +92,35 @@ validation = []
 packing = true
 accumulation = 3
 dropout = 0.1
+"#,
+        ),
+    },
+    Kind {
+        name: "grpo",
+        recipe: Some(
+            r#"
+[[stage]]
+name = "reinforce"
+[stage.train]
+model = "grow"
+objective.grpo = { num_generations = 3, num_iterations = 2, beta = 0.1, rollout = { rewards = [{ length = { target = 4 } }], max_completion_length = 9 } }
+data = { world = "addition", limit = 12 }
+validation = { world = "addition", as = "chat", split = "val", limit = 2 }
+"#,
+        ),
+    },
+    Kind {
+        name: "ppo",
+        recipe: Some(
+            r#"
+[[stage]]
+name = "reinforce"
+[stage.train]
+model = "grow"
+objective.ppo = { num_ppo_epochs = 2, num_mini_batches = 2, kl_target = 1.0, rollout = { rewards = [{ length = { target = 4 } }], max_completion_length = 9 } }
+adapter = { lora = { rank = 2 } }
+data = { world = "addition", limit = 12 }
+validation = { world = "addition", as = "chat", split = "val", limit = 2 }
 "#,
         ),
     },

@@ -68,14 +68,14 @@ fn stages_inherit_and_the_nearer_word_counts() {
 #[test]
 fn another_choice_replaces_the_inherited_one() {
     let text = "output = 'o'\n[defaults.train]\nmodel = 'm'\ndata = 'd'\nobjective = { dpo = { beta = 0.2 } }\n\
-        [[stage]]\nname = 'a'\ntrain.objective = { dpo = { sft_weight = 1.0 } }\n\
+        [[stage]]\nname = 'a'\ntrain.objective = { dpo = { ld_alpha = 1.0 } }\n\
         [[stage]]\nname = 'b'\ntrain.objective = { simcse = { temperature = 0.1 } }\n\
         [[stage]]\nname = 'c'\ntrain.objective = 'sft'\n";
     let recipe: Recipe = document::parse(text, "recipe.toml", &[]).unwrap();
     let written = toml::Table::try_from(&recipe).unwrap();
     let objective = |stage: usize| &written["stage"][stage]["train"]["objective"];
     assert_eq!(objective(0)["dpo"]["beta"].as_float(), Some(0.2));
-    assert_eq!(objective(0)["dpo"]["sft_weight"].as_float(), Some(1.0));
+    assert_eq!(objective(0)["dpo"]["ld_alpha"].as_float(), Some(1.0));
     assert!(objective(1).get("dpo").is_none());
     assert!(objective(2).get("sft").is_some() && objective(2).get("dpo").is_none());
 }

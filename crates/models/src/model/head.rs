@@ -70,6 +70,37 @@ impl LanguageModel {
         })
     }
 
+    /// As [`LanguageModel::log_probabilities`], of the logits divided by `temperature`, at which tokens are drawn.
+    ///
+    /// # Errors
+    /// When a target is outside the vocabulary, or there is no head over it.
+    pub fn log_probabilities_at(
+        &self,
+        hidden: Tensor<2>,
+        targets: &[u32],
+        temperature: f64,
+    ) -> Result<Tensor<1>> {
+        if temperature == 1.0 {
+            return self.log_probabilities(hidden, targets);
+        }
+        self.check_head()?;
+        self.check_ids(targets)?;
+        let plain = self
+            .plain_head()
+            .filter(|_| self.spec.logit_softcap.is_none());
+        Ok(match plain {
+            // A linear head of a scaled state has scaled logits, which need not be kept.
+            Some((weight, bias)) => linear_log_probabilities(
+                self.before_head(hidden) / temperature,
+                weight,
+                bias.map(|bias| bias / temperature),
+                targets,
+                self.head_options(),
+            ),
+            None => log_probabilities(self.head(hidden) / temperature, targets),
+        })
+    }
+
     /// Whether there is a head over the vocabulary.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use espalier_data::random::Random;
+use espalier_data::{random::Random, readers::Wanted};
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
@@ -66,7 +66,9 @@ impl InfillingOptions {
 pub const ENTRY: Entry<InfillingOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH],
     packed_rows: PackedRows::Refused,
-    pairs: false,
+    wanted: Wanted::Texts,
+    prompts: false,
+    reads: |_| Vec::new(),
     special_tokens: fresh_mask,
     check: InfillingOptions::check,
     build: |options, symbols| Ok(Box::new(Infilling::new(options.clone(), symbols)?)),

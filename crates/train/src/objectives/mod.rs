@@ -4,18 +4,20 @@
 //! units a batch has before the forward pass, so that accumulation divides by the units of the whole step. It may own
 //! parameters, make its batches from the policy's own rollouts, be notified of every step, and keep state between steps.
 
-pub mod dpo;
 pub mod infilling;
 pub mod language;
 pub mod masked;
+pub mod online;
+pub mod preference;
+pub mod reference;
 pub mod registry;
 pub mod seq2seq;
 pub mod simcse;
 pub mod span_corruption;
 pub mod symbols;
 
-use burn::tensor::Tensor;
-use espalier_data::{packing::Row, random::Random};
+use burn::tensor::{Device, Tensor};
+use espalier_data::{packing::Row, random::Random, tokenizer::Tokenizer};
 use espalier_kernels::readback::ReadFloats;
 use espalier_models::{
     auxiliary_losses::AuxiliaryLosses, model::LanguageModel, parameter::Parameters,
@@ -45,6 +47,8 @@ pub struct Batch {
     pub exchange: f64,
     /// The samples' columns, one after the other.
     pub columns: Columns,
+    /// Further rows that the objective reads, in which nothing is learned.
+    pub beside: Option<TokenBatch>,
 }
 
 impl Batch {
@@ -59,6 +63,7 @@ impl Batch {
             second_units: 0.0,
             exchange: 0.0,
             columns: Columns::joined(samples.iter().map(|sample| &sample.columns))?,
+            beside: None,
         })
     }
 
@@ -157,6 +162,15 @@ pub enum PackedRows {
     Refused,
 }
 
+/// What becomes of a prompt that the policy answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Growth {
+    /// Rows of each prompt.
+    pub rows: usize,
+    /// Most tokens of an answer.
+    pub tokens: usize,
+}
+
 /// What a training step minimises.
 ///
 /// A reference, a teacher, a buffer of rollouts are fields of the objective. Only the methods without a body must be written.
@@ -182,6 +196,21 @@ pub trait Objective {
         true
     }
 
+    /// What becomes of a sample where it is a prompt that the policy answers: a plan counts on it, and makes no batches.
+    fn growth(&self) -> Option<Growth> {
+        None
+    }
+
+    /// Given before anything else where there is a tokenizer: objectives that read or write text keep it, and load further
+    /// models onto the device.
+    ///
+    /// # Errors
+    /// When something that the options name cannot be loaded.
+    fn equip(&mut self, tokenizer: &Tokenizer, device: &Device) -> Result<()> {
+        let _ = (tokenizer, device);
+        Ok(())
+    }
+
     /// Whether model, samples and options suit the objective; asked before anything is planned or started.
     ///
     /// # Errors
@@ -194,6 +223,12 @@ pub trait Objective {
     ) -> Result<()> {
         let _ = (model, samples, options);
         Ok(())
+    }
+
+    /// Bytes that it keeps besides its parameters once training has moved on from `model`, such as a reference's.
+    fn kept_bytes(&self, model: &LanguageModel) -> u64 {
+        let _ = model;
+        0
     }
 
     /// Called with the starting model before the first step, in a resumed run too: builds the objective's own parameters, keeps
@@ -265,6 +300,11 @@ pub trait Objective {
     fn after_step(&mut self, model: &LanguageModel, step: usize) -> Result<()> {
         let _ = (model, step);
         Ok(())
+    }
+
+    /// Something of the last step for readers: lines of the run's `samples.jsonl`, each an object.
+    fn shown(&self) -> &[Value] {
+        &[]
     }
 
     /// State beside [`Objective::parameters`] that a resumed run needs to be bit-exact.

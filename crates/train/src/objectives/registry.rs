@@ -1,12 +1,16 @@
 //! The objectives by name: options, help, metrics and special tokens, each registered by one line.
 
+use espalier_data::readers::Wanted;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Objective, PackedRows, dpo, infilling, language, masked, seq2seq, simcse, span_corruption,
+    Objective, PackedRows, infilling, language, masked,
+    online::{grpo, online_dpo, ppo, rloo},
+    preference::{cpo, dpo, kto, orpo},
+    seq2seq, simcse, span_corruption,
     symbols::Symbols,
 };
-use crate::{Result, metrics::MetricDescription};
+use crate::{Result, metrics::MetricDescription, rewards::Read};
 
 /// The registration of an objective, a constant of its file; `O` are its options.
 pub struct Entry<O> {
@@ -14,8 +18,12 @@ pub struct Entry<O> {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
-    /// Whether it learns from preference pairs.
-    pub pairs: bool,
+    /// What records it learns from.
+    pub wanted: Wanted,
+    /// Whether it asks for prompts alone, which the policy answers.
+    pub prompts: bool,
+    /// What its options name besides the recipe, which belongs to what a run is made of.
+    pub reads: fn(&mut O) -> Vec<Read<'_>>,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
     /// Whether the options make sense, whatever the model.
@@ -35,7 +43,9 @@ impl<O> Entry<O> {
         Self {
             metrics,
             packed_rows,
-            pairs: false,
+            wanted: Wanted::Texts,
+            prompts: false,
+            reads: |_| Vec::new(),
             special_tokens: Vec::new,
             check,
             build,
@@ -50,8 +60,41 @@ impl<O> Entry<O> {
         build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
     ) -> Self {
         Self {
-            pairs: true,
+            wanted: Wanted::Pairs,
             ..Self::new(metrics, packed_rows, check, build)
+        }
+    }
+
+    /// An objective that learns from answers with verdicts.
+    pub const fn of_verdicts(
+        metrics: &'static [MetricDescription],
+        packed_rows: PackedRows,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            wanted: Wanted::Verdicts,
+            ..Self::new(metrics, packed_rows, check, build)
+        }
+    }
+
+    /// The same, whose options name files or other models.
+    #[must_use]
+    pub const fn that_reads(self, reads: fn(&mut O) -> Vec<Read<'_>>) -> Self {
+        Self { reads, ..self }
+    }
+
+    /// An objective that learns from the policy's own answers to prompts, a row for each.
+    pub const fn of_prompts(
+        metrics: &'static [MetricDescription],
+        reads: fn(&mut O) -> Vec<Read<'_>>,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            prompts: true,
+            reads,
+            ..Self::new(metrics, PackedRows::Refused, check, build)
         }
     }
 
@@ -61,7 +104,8 @@ impl<O> Entry<O> {
             help: help.trim_ascii(),
             metrics: self.metrics,
             packed_rows: self.packed_rows,
-            pairs: self.pairs,
+            wanted: self.wanted,
+            prompts: self.prompts,
             special_tokens: self.special_tokens,
         }
     }
@@ -78,8 +122,10 @@ pub struct Registered {
     pub metrics: &'static [MetricDescription],
     /// How it takes rows of several texts.
     pub packed_rows: PackedRows,
-    /// Whether it learns from preference pairs.
-    pub pairs: bool,
+    /// What records it learns from.
+    pub wanted: Wanted,
+    /// Whether it asks for prompts alone, which the policy answers.
+    pub prompts: bool,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
 }
@@ -122,6 +168,13 @@ macro_rules! objectives {
                 }
             }
 
+            /// What its rewards read besides the recipe.
+            pub fn reads(&mut self) -> Vec<Read<'_>> {
+                match self {
+                    $(Self::$variant(options) => ($entry.reads)(options)),+
+                }
+            }
+
             /// The objective itself; `symbols` are the tokens that it may write.
             ///
             /// # Errors
@@ -142,6 +195,20 @@ objectives! {
     Sft("sft", language::NextTokenOptions) = language::SFT,
     /// Better against worse answers.
     Dpo("dpo", dpo::DpoOptions) = dpo::ENTRY,
+    /// Good and bad answers, each by itself (KTO).
+    Kto("kto", kto::KtoOptions) = kto::ENTRY,
+    /// Better against worse answers by their odds, and the better ones' likelihood; without a reference (ORPO).
+    Orpo("orpo", orpo::OrpoOptions) = orpo::ENTRY,
+    /// Better against worse answers without a reference (CPO, SimPO).
+    Cpo("cpo", cpo::CpoOptions) = cpo::ENTRY,
+    /// The policy's own answers, each against the others to its prompt (GRPO).
+    Grpo("grpo", grpo::GrpoOptions) = grpo::ENTRY,
+    /// The policy's own answers, each against the mean of the others (RLOO).
+    Rloo("rloo", rloo::RlooOptions) = rloo::ENTRY,
+    /// The better against the worse of two answers of the policy's own.
+    OnlineDpo("online_dpo", online_dpo::OnlineDpoOptions) = online_dpo::ENTRY,
+    /// The policy's own answers, token by token against what a critic expects.
+    Ppo("ppo", ppo::PpoOptions) = ppo::ENTRY,
     /// Masked tokens, by an encoder.
     Mlm("mlm", masked::MaskingOptions) = masked::MLM,
     /// Masked tokens, by a decoder without its mask, each from the place before.

@@ -3,7 +3,7 @@
 //!
 //! Recipe: `t5.toml`.
 
-use espalier_data::random::Random;
+use espalier_data::{random::Random, readers::Wanted};
 use espalier_models::{model::LanguageModel, taps::Unobserved};
 use serde::{Deserialize, Serialize};
 
@@ -68,7 +68,9 @@ const SPAN_MATCH: MetricDescription = MetricDescription::share(
 pub const ENTRY: Entry<SpanOptions> = Entry {
     metrics: &[ACCURACY, EXACT_MATCH, SPAN_MATCH],
     packed_rows: PackedRows::Refused,
-    pairs: false,
+    wanted: Wanted::Texts,
+    prompts: false,
+    reads: |_| Vec::new(),
     special_tokens: fresh_sentinels,
     check: SpanOptions::check,
     build: |options, symbols| Ok(Box::new(SpanCorruption::new(options.clone(), symbols)?)),

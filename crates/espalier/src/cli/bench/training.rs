@@ -16,7 +16,8 @@ use espalier_train::{
     adapters::{AdapterOptions, lora::LoraOptions},
     batch::Sample,
     objectives::{
-        Objective, ObjectiveOptions, dpo::DpoOptions, masked::MaskingOptions, symbols::Symbols,
+        Objective, ObjectiveOptions, masked::MaskingOptions, preference::dpo::DpoOptions,
+        symbols::Symbols,
     },
     options::TrainOptions,
     plan::activation_bytes,

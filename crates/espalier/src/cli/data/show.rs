@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use espalier_data::{
     encode::{Encoded, Encoder, Example},
-    readers::{self, Form, Source, to_json},
+    readers::{self, Form, Source, Wanted, to_json},
     record::{Message, Record},
     tokenizer::Tokenizer,
     worlds::{self, Split},
@@ -49,6 +49,9 @@ pub struct ShowArgs {
     /// The file's form (alpaca, sharegpt, messages, preference, completion, text), or a world's (chat, text, preference)
     #[arg(long, value_name = "FORM")]
     pub form: Option<String>,
+    /// Read what `label` or `kto_tag` say of a file's answers, as the objective `kto` does
+    #[arg(long)]
+    pub verdicts: bool,
 }
 
 /// Shows the first records.
@@ -91,6 +94,10 @@ fn records(args: &ShowArgs) -> Result<Vec<Sourced>> {
             .map_err(usage)?;
         let mut reader = readers::open(&Source {
             form,
+            wanted: match args.verdicts {
+                true => Wanted::Verdicts,
+                false => Wanted::Texts,
+            },
             ..Source::new(path)
         })?;
         let path: Arc<Path> = path.into();
@@ -194,8 +201,26 @@ fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()
             line("chosen", &chosen.text())?;
             line("rejected", &rejected.text())?;
         }
+        Record::Unpaired {
+            prompt,
+            answer,
+            desirable,
+            tools: offered,
+        } => {
+            heading(index, &format!("answer{}", tools(offered)), context)?;
+            turns(prompt)?;
+            line(verdict(*desirable), &answer.text())?;
+        }
     }
     terminal.line("")
+}
+
+/// A verdict in a word.
+fn verdict(desirable: bool) -> &'static str {
+    match desirable {
+        true => "desirable",
+        false => "undesirable",
+    }
 }
 
 fn heading(index: usize, text: &str, context: &Context) -> Result<()> {
@@ -238,6 +263,11 @@ fn show_encoded(
             )?;
             show(&pair.rejected)?;
         }
+        Encoded::Unpaired { example, desirable } => {
+            let title = format!("{}, {}", verdict(desirable), sizes(&example));
+            heading(index, &title, context)?;
+            show(&example)?;
+        }
         Encoded::Dropped { reason } => heading(index, &format!("left out: {reason}"), context)?,
     }
     terminal.line("")
@@ -270,6 +300,10 @@ fn encoded_json(encoder: &Encoder, encoded: Encoded) -> Result<Value> {
         Encoded::Pair(pair) => {
             json!({"chosen": example(&pair.chosen)?, "rejected": example(&pair.rejected)?})
         }
+        Encoded::Unpaired {
+            example: one,
+            desirable,
+        } => json!({verdict(desirable): example(&one)?}),
         Encoded::Dropped { reason } => json!({"dropped": reason}),
     })
 }

@@ -18,7 +18,14 @@ use crate::stages::kinds::Kind;
 type Value<'a> = Spanned<DeValue<'a>>;
 
 /// Keys whose table chooses one of several things: another choice replaces the whole, as two would contradict each other.
-pub(in crate::recipe) const CHOICES: &[&str] = &["adapter", "objective", "optimiser", "quantise"];
+pub(in crate::recipe) const CHOICES: &[&str] = &[
+    "adapter",
+    "f_divergence",
+    "objective",
+    "optimiser",
+    "quantise",
+    "reference",
+];
 
 /// Keys of which a table has one: what it says itself replaces an inherited alternative.
 const ALTERNATIVES: &[&[&str]] = &[&["model", "new"], SOURCES];

@@ -21,6 +21,7 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("tools", "tools", "tools"),
     ("chosen", "chosen", "chosen"),
     ("rejected", "rejected", "rejected"),
+    ("kto_tag", "label", "label"),
 ];
 
 /// Keys of an entry that name another place than a file.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use toml::{Table, Value as Toml};
 
-use super::{Reading, data_sets, set};
+use super::{Reading, data_sets, preferences, set};
 use crate::Result;
 
 /// Keys that change nothing of what is computed here: where things are kept, shown or sent, and how fast they are got ready.
@@ -90,16 +90,9 @@ fn without_counterpart() -> Vec<(&'static str, Vec<Value>)> {
         ("galore_proj_type", vec![json!("std")]),
         ("galore_target", vec![json!("all")]),
         ("loraplus_lr_embedding", vec![json!(1e-6)]),
-        ("ref_model", vec![]),
         ("ref_model_adapters", vec![]),
         ("reward_model", vec![]),
         ("reward_model_type", vec![json!("lora")]),
-        ("dpo_label_smoothing", vec![json!(0), json!(0.0)]),
-        ("pref_bco_weight", vec![json!(0), json!(0.0)]),
-        ("simpo_gamma", vec![json!(0.5)]),
-        ("ld_alpha", vec![]),
-        ("kto_chosen_weight", vec![json!(1), json!(1.0)]),
-        ("kto_rejected_weight", vec![json!(1), json!(1.0)]),
         (
             "quantization_method",
             vec![json!("bnb"), json!("bitsandbytes")],
@@ -184,31 +177,22 @@ fn model(reading: &mut Reading, train: &mut Table) -> Result<()> {
 
 fn objective(reading: &mut Reading, train: &mut Table) -> Result<()> {
     let stage = reading.text("stage")?;
-    let beta = reading.number("pref_beta")?;
-    let loss = reading.text("pref_loss")?;
-    let sft_weight = reading.number("pref_ftx")?;
     let objective = match stage.as_deref() {
-        Some("pt") => Toml::from("pretrain"),
-        None | Some("sft") => Toml::from("sft"),
-        Some("dpo") => {
-            if loss.is_some_and(|loss| loss != "sigmoid") {
-                reading.refuse("pref_loss", "has no counterpart here; `sigmoid` has");
+        Some("dpo") => Toml::Table(preferences::of_dpo(reading)?),
+        Some("kto") => Toml::Table(preferences::of_kto(reading)?),
+        other => {
+            preferences::take(reading)?;
+            match other {
+                Some("pt") => Toml::from("pretrain"),
+                None | Some("sft") => Toml::from("sft"),
+                Some(_) => {
+                    reading.refuse(
+                        "stage",
+                        "has no counterpart here; `pt`, `sft`, `dpo` and `kto` have",
+                    );
+                    return Ok(());
+                }
             }
-            let mut options = Table::new();
-            set(&mut options, "beta", Some(beta.unwrap_or(0.1)));
-            set(
-                &mut options,
-                "sft_weight",
-                sft_weight.filter(|weight| *weight != 0.0),
-            );
-            Toml::Table(Table::from_iter([("dpo".to_owned(), Toml::Table(options))]))
-        }
-        Some(_) => {
-            reading.refuse(
-                "stage",
-                "has no counterpart here; `pt`, `sft` and `dpo` have",
-            );
-            return Ok(());
         }
     };
     set(train, "objective", Some(objective));

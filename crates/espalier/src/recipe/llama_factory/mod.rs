@@ -1,10 +1,12 @@
 //! LLaMA-Factory's training files (arXiv 2403.13372), read as recipes of one stage.
 //!
 //! `keys.rs` has a line for every key: what it becomes here, or that it changes nothing of what is computed. A key that means something and
-//! has no counterpart is an error that names it, with all others of its kind, and nothing is run. `data_sets.rs` reads `dataset_info.json`.
+//! has no counterpart is an error that names it, with all others of its kind, and nothing is run. `preferences.rs` has those of preferences;
+//! `data_sets.rs` reads `dataset_info.json`.
 
 mod data_sets;
 mod keys;
+mod preferences;
 
 use std::path::{Path, PathBuf};
 

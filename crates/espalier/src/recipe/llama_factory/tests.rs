@@ -14,6 +14,8 @@ fn translated(text: &str) -> Result<Translated> {
             "tags": { "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant" } },
         "pairs": { "file_name": "pairs.json", "ranking": true, "formatting": "sharegpt",
             "columns": { "messages": "conversations", "chosen": "chosen", "rejected": "rejected" } },
+        "verdicts": { "file_name": "kto.json", "formatting": "sharegpt",
+            "columns": { "messages": "conversations", "kto_tag": "kto_tag" } },
         "web": { "file_name": "web.jsonl", "columns": { "prompt": "content" } },
         "hub": { "hf_hub_url": "someone/something" },
         "odd": { "file_name": "odd.json", "formatting": "sharegpt", "tags": { "user_tag": "prompter" } },
@@ -195,5 +197,72 @@ fn ways_to_tune_and_optimisers() {
     let dpo = EXAMPLE.replace("stage: sft", "stage: dpo\npref_beta: 0.2\npref_ftx: 0.5");
     let dpo = value(&dpo.replace("identity,calls", "pairs"));
     assert_eq!(dpo["objective"]["dpo"]["beta"].as_float(), Some(0.2));
-    assert_eq!(dpo["objective"]["dpo"]["sft_weight"].as_float(), Some(0.5));
+    assert_eq!(dpo["objective"]["dpo"]["loss"]["sft"].as_float(), Some(0.5));
+}
+
+#[test]
+fn preferences() {
+    let with = |stage: &str, data: &str| {
+        let text = EXAMPLE.replace("stage: sft", stage);
+        value(&text.replace("identity,calls", data))["objective"].clone()
+    };
+    let objective = |text: &str| text.parse::<Table>().unwrap()["o"].clone();
+    for (keys, expected) in [
+        (
+            "stage: dpo",
+            "o = { dpo = { beta = 0.1, loss = 'sigmoid' } }",
+        ),
+        (
+            "stage: dpo\ndpo_label_smoothing: 0.2",
+            "o = { dpo = { beta = 0.1, loss = 'cdpo', label_smoothing = 0.2 } }",
+        ),
+        (
+            "stage: dpo\npref_loss: ipo\npref_bco_weight: 0.5\nref_model: other",
+            "o = { dpo = { beta = 0.1, loss = { ipo = 1.0, bco = 0.5 }, reference = { folder = 'other' } } }",
+        ),
+        (
+            "stage: dpo\npref_loss: hinge\nld_alpha: 0.5",
+            "o = { dpo = { beta = 0.1, loss = 'hinge', ld_alpha = 0.5 } }",
+        ),
+        (
+            "stage: dpo\npref_loss: kto_pair\npref_beta: 0.3",
+            "o = { kto = { beta = 0.3 } }",
+        ),
+        (
+            "stage: dpo\npref_loss: orpo",
+            "o = { orpo = { beta = 0.1, nll_on = 'completion' } }",
+        ),
+        (
+            "stage: dpo\npref_loss: simpo\npref_beta: 2\nsimpo_gamma: 1\npref_ftx: 0.1",
+            "o = { cpo = { beta = 2.0, loss = 'simpo', simpo_gamma = 1.0, cpo_alpha = 0.1 } }",
+        ),
+        (
+            "stage: dpo\nadapter_name_or_path: mine",
+            "o = { dpo = { beta = 0.1, loss = 'sigmoid', reference = 'without_adapter' } }",
+        ),
+    ] {
+        assert_eq!(with(keys, "pairs"), objective(expected), "{keys}");
+    }
+    let keys = "stage: kto\nkto_chosen_weight: 1.0\nkto_rejected_weight: 1.33";
+    let expected =
+        "o = { kto = { beta = 0.1, desirable_weight = 1.0, undesirable_weight = 1.33 } }";
+    assert_eq!(with(keys, "verdicts"), objective(expected));
+    let text = EXAMPLE.replace("stage: sft", keys);
+    let data = &value(&text.replace("identity,calls", "verdicts"))["data"][0];
+    assert_eq!(data["columns"]["label"].as_str(), Some("kto_tag"));
+    for (keys, refused) in [
+        ("stage: dpo\npref_loss: exo", "`pref_loss: \"exo\"`"),
+        (
+            "stage: dpo\npref_loss: orpo\npref_ftx: 1",
+            "`pref_ftx: 1` has no counterpart beside",
+        ),
+        (
+            "stage: dpo\npref_loss: simpo\nref_model: x",
+            "`ref_model: \"x\"`",
+        ),
+        ("stage: kto\npref_ftx: 1", "`pref_ftx: 1`"),
+    ] {
+        let error = refusal(&EXAMPLE.replace("stage: sft", keys));
+        assert!(error.contains(refused), "{error}");
+    }
 }

@@ -1,0 +1,406 @@
+//! A reward by a program of one's own: it is started once and asked in JSON lines.
+//!
+//! For each answer it gets one line, `{"prompt": ..., "messages": [...], "completion": ..., "record": {...}}`, and prints one: a number,
+//! `null` where it has no opinion, or `{"reward": ...}`. The lines of a batch are sent without waiting, the answers are expected in
+//! the same order. Output must be flushed line by line. What the program writes to its standard error is kept for messages.
+
+use std::{
+    collections::VecDeque,
+    io::{BufRead, BufReader, Read, Write},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::Duration,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Asked, Reward, failed, parsed, shortened};
+use crate::{Error, Result};
+
+/// The options of a command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CommandOptions {
+    /// The program and its arguments, such as `["python3", "reward.py"]`; files among them are part of what the stage is made of.
+    pub run: Vec<String>,
+    /// Longest wait for an answer, in seconds.
+    #[serde(default = "usual_timeout")]
+    #[schemars(extend("exclusiveMinimum" = 0.0), range(max = 86400.0))]
+    pub timeout: f64,
+}
+
+fn usual_timeout() -> f64 {
+    60.0
+}
+
+impl CommandOptions {
+    /// # Errors
+    /// When there is no program, or no time to answer.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.run.first().is_none_or(String::is_empty) {
+            return Err(Error::Option {
+                key: "run",
+                reason: "names no program; give it with its arguments, such as [\"python3\", \"reward.py\"]".into(),
+            });
+        }
+        check_timeout(self.timeout)
+    }
+}
+
+/// Whether a wait in seconds makes sense.
+///
+/// # Errors
+/// When it does not.
+pub(super) fn check_timeout(seconds: f64) -> Result<()> {
+    match seconds > 0.0 && seconds <= 86400.0 {
+        true => Ok(()),
+        false => Err(Error::Option {
+            key: "timeout",
+            reason: format!("{seconds} seconds is outside 0 to 86400"),
+        }),
+    }
+}
+
+/// Lines that are kept for messages.
+const KEPT_LINES: usize = 8;
+
+/// How long a program that closed its output may take to end, before its end is not waited for.
+const LAST_MOMENTS: Duration = Duration::from_millis(500);
+
+/// The program, started when it is first asked.
+#[derive(Debug)]
+pub struct CommandReward {
+    options: CommandOptions,
+    running: Option<Running>,
+}
+
+impl CommandReward {
+    /// # Errors
+    /// When the options make no sense.
+    pub(super) fn new(options: CommandOptions) -> Result<Self> {
+        options.check()?;
+        Ok(Self {
+            options,
+            running: None,
+        })
+    }
+
+    fn failed(&self, reason: String) -> Error {
+        failed(
+            "command",
+            format!("`{}` {reason}", self.options.run.join(" ")),
+        )
+    }
+}
+
+impl Reward for CommandReward {
+    fn score(&mut self, answers: &[Asked<'_>]) -> Result<Vec<Option<f64>>> {
+        let mut running = match self.running.take() {
+            Some(running) => running,
+            None => Running::start(&self.options.run).map_err(|error| {
+                self.failed(format!(
+                    "cannot be started: {error}; check the program's name"
+                ))
+            })?,
+        };
+        let lines = answers.iter().map(|asked| format!("{}\n", asked.to_json()));
+        running.send(lines.collect());
+        let wait = Duration::from_secs_f64(self.options.timeout);
+        let mut scores = Vec::with_capacity(answers.len());
+        for number in 1..=answers.len() {
+            match running.score(wait) {
+                Ok(score) => scores.push(score),
+                Err(fault) => {
+                    let place = format!("answer {number} of {}", answers.len());
+                    let reason = running.explain(&fault, &place, self.options.timeout);
+                    return Err(self.failed(reason));
+                }
+            }
+        }
+        self.running = Some(running);
+        Ok(scores)
+    }
+}
+
+/// Why there is no reward.
+enum Fault {
+    /// The output ended.
+    Ended,
+    /// Nothing came in time.
+    Silent,
+    /// What came is no number.
+    Wrong(String),
+}
+
+/// A program under way. Its pipes have threads of their own, so that neither side ever waits for the other to read.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    questions: Option<Sender<String>>,
+    lines: Receiver<String>,
+    errors: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Running {
+    fn start(run: &[String]) -> std::io::Result<Self> {
+        let (program, arguments) = run.split_first().ok_or(std::io::ErrorKind::NotFound)?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        // Ctrl-C asks the run to finish its step, for which it needs the program.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.spawn()?;
+        let (questions, asked) = mpsc::channel();
+        let (said, lines) = mpsc::channel();
+        let errors = Arc::default();
+        if let Some(input) = child.stdin.take() {
+            thread::spawn(move || write_lines(input, &asked));
+        }
+        if let Some(output) = child.stdout.take() {
+            thread::spawn(move || read_lines(output, &said));
+        }
+        if let Some(output) = child.stderr.take() {
+            let errors = Arc::clone(&errors);
+            thread::spawn(move || keep_lines(output, &errors));
+        }
+        Ok(Self {
+            child,
+            questions: Some(questions),
+            lines,
+            errors,
+        })
+    }
+
+    /// Hands lines to the program; one that is gone is found out by who waits for its answers.
+    fn send(&self, lines: String) {
+        if let Some(questions) = &self.questions {
+            let _ = questions.send(lines);
+        }
+    }
+
+    fn score(&self, wait: Duration) -> Result<Option<f64>, Fault> {
+        let line = self.lines.recv_timeout(wait).map_err(|error| match error {
+            RecvTimeoutError::Timeout => Fault::Silent,
+            RecvTimeoutError::Disconnected => Fault::Ended,
+        })?;
+        let value = serde_json::from_str(&line).ok();
+        value
+            .and_then(|value| parsed(&value))
+            .ok_or(Fault::Wrong(line))
+    }
+
+    /// What went wrong, with the program's end and its last words.
+    fn explain(&mut self, fault: &Fault, place: &str, timeout: f64) -> String {
+        let reason = match fault {
+            Fault::Silent => format!(
+                "gave no reward for {place} within {timeout} seconds; check that it answers every line and flushes its output, or raise `timeout`"
+            ),
+            Fault::Wrong(line) => format!(
+                "printed {:?} for {place} where a number, null or {{\"reward\": number}} is expected; print anything else to the standard error",
+                shortened(line)
+            ),
+            Fault::Ended => match self.end() {
+                Some(status) => format!("ended ({status}) before {place}"),
+                None => format!("closed its output before {place}"),
+            },
+        };
+        // The last words may still be under way.
+        thread::sleep(Duration::from_millis(50));
+        let errors = self.errors.lock();
+        let errors = errors.unwrap_or_else(|poisoned| poisoned.into_inner());
+        match errors.is_empty() {
+            true => format!("{reason}; it wrote nothing to its standard error"),
+            false => {
+                let lines: Vec<&str> = errors.iter().map(String::as_str).collect();
+                format!("{reason}; its last lines:\n{}", lines.join("\n"))
+            }
+        }
+    }
+
+    /// Ends the program and, where the system knows groups, whatever it has started.
+    fn kill(&mut self) {
+        #[cfg(unix)]
+        let _ = Command::new("kill")
+            .args(["-KILL", "--", &format!("-{}", self.child.id())])
+            .stderr(Stdio::null())
+            .status();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// How the program ended, if it does so in a moment.
+    fn end(&mut self) -> Option<std::process::ExitStatus> {
+        let step = Duration::from_millis(10);
+        for _ in 0..LAST_MOMENTS.as_millis() / step.as_millis() {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Some(status);
+            }
+            thread::sleep(step);
+        }
+        None
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A program that reads to the end of its input ends by itself; any other is ended.
+        self.questions = None;
+        if self.end().is_none() {
+            self.kill();
+        }
+    }
+}
+
+/// Writes lines as they come, until nobody sends any or reads them.
+fn write_lines(mut input: ChildStdin, lines: &Receiver<String>) {
+    for text in lines {
+        if input
+            .write_all(text.as_bytes())
+            .and_then(|()| input.flush())
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// Passes lines on, until the output ends or nobody wants them.
+fn read_lines(output: ChildStdout, lines: &Sender<String>) {
+    for line in BufReader::new(output).lines() {
+        let Ok(line) = line else { return };
+        if lines.send(line).is_err() {
+            return;
+        }
+    }
+}
+
+/// The longest line that is kept of a standard error.
+const LONGEST_LINE: u64 = 1000;
+
+/// Keeps the last lines, cut where they are very long.
+fn keep_lines(output: ChildStderr, kept: &Mutex<VecDeque<String>>) {
+    let mut reader = BufReader::new(output);
+    let mut bytes = Vec::new();
+    loop {
+        bytes.clear();
+        match (&mut reader)
+            .take(LONGEST_LINE)
+            .read_until(b'\n', &mut bytes)
+        {
+            Ok(read) if read > 0 => {}
+            _ => return,
+        }
+        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        let mut kept = kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        kept.push_back(line);
+        if kept.len() > KEPT_LINES {
+            kept.pop_front();
+        }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use espalier_data::record::Message;
+    use serde_json::json;
+
+    /// What a program of the shell gives for these answers.
+    fn asked(program: &str, timeout: f64, answers: &[&str]) -> Result<Vec<Option<f64>>> {
+        let run = ["sh", "-c", program].map(str::to_owned).to_vec();
+        let mut reward = CommandReward::new(CommandOptions { run, timeout })?;
+        score(&mut reward, answers)
+    }
+
+    fn score(reward: &mut CommandReward, answers: &[&str]) -> Result<Vec<Option<f64>>> {
+        let (messages, record) = ([Message::user("how long?")], json!({"gold": 3}));
+        let asked = |answer| Asked {
+            messages: &messages,
+            answer,
+            tokens: 1,
+            record: &record,
+        };
+        let answers: Vec<_> = answers.iter().copied().map(asked).collect();
+        reward.score(&answers)
+    }
+
+    fn complaint(program: &str, timeout: f64) -> String {
+        asked(program, timeout, &["a", "b"])
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn every_line_is_answered_by_one_process() {
+        let program = r#"n=0; while read -r line; do n=$((n+1)); case "$line" in
+            *'"completion":"none"'*) echo null;; *'"gold":3'*) echo "{\"reward\": $n}";; *) echo -1;; esac; done"#;
+        let run = ["sh", "-c", program].map(str::to_owned).to_vec();
+        let options = CommandOptions { run, timeout: 20.0 };
+        let mut reward = CommandReward::new(options).unwrap();
+        assert_eq!(
+            score(&mut reward, &["x", "none", "y"]).unwrap(),
+            [Some(1.0), None, Some(3.0)]
+        );
+        assert_eq!(score(&mut reward, &["z"]).unwrap(), [Some(4.0)]);
+    }
+
+    #[test]
+    fn more_than_a_pipe_holds_is_no_deadlock() {
+        let long = "x".repeat(20_000);
+        let answers = vec![long.as_str(); 40];
+        let scores = asked("while read -r line; do echo ${#line}; done", 60.0, &answers).unwrap();
+        assert!(scores.iter().all(|score| score.unwrap() > 20_000.0));
+        assert_eq!(scores.len(), 40);
+    }
+
+    #[test]
+    fn a_program_that_fails_is_told_of_with_its_last_lines() {
+        let crashed = complaint(
+            "read -r line; echo 1; echo 'key error: gold' >&2; exit 3",
+            20.0,
+        );
+        for words in [
+            "exit status: 3",
+            "answer 2 of 2",
+            "its last lines:\nkey error: gold",
+        ] {
+            assert!(crashed.contains(words), "{crashed}");
+        }
+        let odd = complaint("while read -r line; do echo great; done", 20.0);
+        assert!(odd.contains("printed \"great\" for answer 1 of 2"), "{odd}");
+        assert!(odd.contains("nothing to its standard error"), "{odd}");
+        let hung = complaint("echo thinking >&2; sleep 600", 0.3);
+        assert!(hung.contains("within 0.3 seconds"), "{hung}");
+        assert!(hung.ends_with("thinking"), "{hung}");
+        let options = CommandOptions {
+            run: vec!["no-such-program-here".into()],
+            timeout: 1.0,
+        };
+        let missing = score(&mut CommandReward::new(options).unwrap(), &["a"]);
+        let missing = missing.unwrap_err().to_string();
+        assert!(
+            missing.contains("`no-such-program-here` cannot be started"),
+            "{missing}"
+        );
+    }
+
+    #[test]
+    fn senseless_options_are_refused() {
+        for (run, timeout) in [
+            (vec![], 1.0),
+            (vec![String::new()], 1.0),
+            (vec!["a".into()], 0.0),
+        ] {
+            assert!(CommandReward::new(CommandOptions { run, timeout }).is_err());
+        }
+    }
+}

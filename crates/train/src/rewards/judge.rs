@@ -1,0 +1,292 @@
+//! The reward of a judge: a language model is asked in words, and a regular expression finds the score in its reply.
+//!
+//! The judge is a model folder, which answers greedily in this process, or an endpoint that takes OpenAI's chat requests. A reply
+//! without a score is no opinion; where none of a batch has one, the pattern does not fit the judge and the run ends.
+
+use burn::tensor::Device;
+use espalier_data::record::Message;
+use espalier_engine::{
+    sampler::SamplerOptions,
+    text::{TextModel, TextOptions},
+};
+use regex::Regex;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    Asked, Reward,
+    endpoint::{Endpoint, EndpointOptions},
+    failed, model,
+    rules::compiled,
+    shortened,
+};
+use crate::{Error, Result};
+
+/// The options of a judge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JudgeOptions {
+    /// A model folder, or the name of an earlier stage; absent where `endpoint` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// A server of OpenAI's chat completions; absent where `model` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<EndpointOptions>,
+    /// The model that the endpoint is asked for.
+    #[serde(default)]
+    pub endpoint_model: String,
+    /// What the judge is asked; `{prompt}` and `{answer}` stand for what it judges.
+    #[serde(default = "usual_prompt")]
+    pub prompt: String,
+    /// A regular expression that finds the score in its reply, as its first group.
+    #[serde(default = "usual_pattern")]
+    pub pattern: String,
+    /// What the score is divided by.
+    #[serde(default = "usual_scale")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
+    pub scale: f64,
+    /// Longest reply in tokens.
+    #[serde(default = "usual_length")]
+    #[schemars(range(min = 1))]
+    pub max_new_tokens: usize,
+}
+
+fn usual_prompt() -> String {
+    "Rate the answer to the question from 0 (useless) to 10 (perfect). Question: {prompt}\nAnswer: {answer}\nReply with `Score: ` and the number.".into()
+}
+
+fn usual_pattern() -> String {
+    r"[Ss]core:\s*(-?\d+(?:\.\d+)?)".into()
+}
+
+fn usual_scale() -> f64 {
+    10.0
+}
+
+fn usual_length() -> usize {
+    64
+}
+
+impl JudgeOptions {
+    /// # Errors
+    /// When there is not one judge, its question lacks the answer, or the pattern lacks a group.
+    pub(super) fn check(&self) -> Result<()> {
+        let wrong = |key, reason: &str| {
+            Err(Error::Option {
+                key,
+                reason: reason.into(),
+            })
+        };
+        if self.model.is_some() == self.endpoint.is_some() {
+            return wrong("judge", "give one of `model` and `endpoint`");
+        }
+        if !self.prompt.contains("{answer}") {
+            return wrong(
+                "prompt",
+                "the judge never sees the answer; put {answer} where it belongs",
+            );
+        }
+        if !(self.scale > 0.0 && self.scale.is_finite()) {
+            return wrong("scale", "must be a positive number");
+        }
+        if self.max_new_tokens == 0 {
+            return wrong("max_new_tokens", "a reply has at least one token");
+        }
+        if compiled(&self.pattern)?.captures_len() < 2 {
+            return wrong("pattern", "has no group; put parentheses around the number");
+        }
+        self.endpoint
+            .as_ref()
+            .map_or(Ok(()), EndpointOptions::check)
+    }
+
+    fn question(&self, asked: &Asked<'_>) -> Vec<Message> {
+        // In one pass, so that an answer that says {prompt} stays as it is.
+        let mut text = String::new();
+        let mut rest = self.prompt.as_str();
+        while let Some(at) = rest.find('{') {
+            text.push_str(&rest[..at]);
+            rest = &rest[at..];
+            let known = [
+                ("{prompt}", asked.prompt()),
+                ("{answer}", asked.answer.to_owned()),
+            ];
+            match known.into_iter().find(|(name, _)| rest.starts_with(name)) {
+                Some((name, value)) => {
+                    text.push_str(&value);
+                    rest = &rest[name.len()..];
+                }
+                None => {
+                    text.push('{');
+                    rest = &rest[1..];
+                }
+            }
+        }
+        text.push_str(rest);
+        vec![Message::user(text)]
+    }
+}
+
+/// Who judges.
+#[derive(Debug)]
+enum Judge {
+    Model(Box<TextModel>),
+    Endpoint(Endpoint),
+}
+
+/// A judge.
+#[derive(Debug)]
+pub struct JudgeReward {
+    options: JudgeOptions,
+    pattern: Regex,
+    judge: Judge,
+}
+
+/// Questions that a model answers at once.
+const BATCH: usize = 64;
+
+impl JudgeReward {
+    /// # Errors
+    /// When an option makes no sense, or the model cannot be loaded.
+    pub(super) fn load(options: JudgeOptions, device: &Device) -> Result<Self> {
+        options.check()?;
+        let judge = match (&options.model, &options.endpoint) {
+            (Some(path), _) => {
+                let (model, tokenizer) = model::opened(path, device)?;
+                Judge::Model(Box::new(TextModel { model, tokenizer }))
+            }
+            (None, Some(endpoint)) => Judge::Endpoint(Endpoint::new("judge", endpoint.clone())?),
+            (None, None) => return Err(failed("judge", "give one of `model` and `endpoint`")),
+        };
+        Ok(Self {
+            pattern: compiled(&options.pattern)?,
+            options,
+            judge,
+        })
+    }
+
+    fn replies(&self, questions: &[Vec<Message>]) -> Result<Vec<String>> {
+        match &self.judge {
+            Judge::Model(model) => self.of_model(model, questions),
+            Judge::Endpoint(endpoint) => {
+                let reply = |question: &Vec<Message>| self.of_endpoint(endpoint, question);
+                questions.iter().map(reply).collect()
+            }
+        }
+    }
+
+    fn of_model(&self, model: &TextModel, questions: &[Vec<Message>]) -> Result<Vec<String>> {
+        let options = TextOptions {
+            max_new_tokens: self.options.max_new_tokens,
+            sampler: SamplerOptions {
+                temperature: 0.0,
+                ..SamplerOptions::default()
+            },
+            stops: Vec::new(),
+        };
+        let mut replies = Vec::with_capacity(questions.len());
+        for chunk in questions.chunks(BATCH) {
+            let prompts = chunk.iter().map(|question| model.chat_prompt(question));
+            let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
+            let written = model.generate_batch(&prompts, &options)?;
+            replies.extend(written.into_iter().map(|reply| reply.text));
+        }
+        Ok(replies)
+    }
+
+    fn of_endpoint(&self, endpoint: &Endpoint, question: &[Message]) -> Result<String> {
+        let response = endpoint.post(&json!({
+            "model": self.options.endpoint_model,
+            "messages": question,
+            "max_tokens": self.options.max_new_tokens,
+            "temperature": 0,
+        }))?;
+        let text = response
+            .pointer("/choices/0/message/content")
+            .and_then(Value::as_str);
+        text.map(str::to_owned).ok_or_else(|| {
+            let response = shortened(&response.to_string());
+            endpoint.failed(format!(
+                "answered {response} where `choices` with a message's `content` is expected"
+            ))
+        })
+    }
+
+    fn found(&self, reply: &str) -> Option<f64> {
+        let number = self.pattern.captures(reply)?.get(1)?.as_str();
+        let number: f64 = number.parse().ok()?;
+        Some(number / self.options.scale)
+    }
+}
+
+impl Reward for JudgeReward {
+    fn score(&mut self, answers: &[Asked<'_>]) -> Result<Vec<Option<f64>>> {
+        let questions: Vec<_> = answers
+            .iter()
+            .map(|asked| self.options.question(asked))
+            .collect();
+        let replies = self.replies(&questions)?;
+        let scores: Vec<_> = replies.iter().map(|reply| self.found(reply)).collect();
+        match replies.first() {
+            Some(first) if scores.iter().all(Option::is_none) => Err(failed(
+                "judge",
+                format!(
+                    "`pattern` found no score in any of {} replies; the first: {:?}",
+                    replies.len(),
+                    shortened(first)
+                ),
+            )),
+            _ => Ok(scores),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(text: &str) -> JudgeOptions {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn the_question_holds_prompt_and_answer_once() {
+        let options = options(r#"{"model": "m", "prompt": "Q {prompt} A {answer} {other} {"}"#);
+        let messages = [Message::user("{answer}?")];
+        let asked = Asked {
+            messages: &messages,
+            answer: "{prompt}!",
+            tokens: 1,
+            record: &Value::Null,
+        };
+        let question = options.question(&asked);
+        assert_eq!(question[0].text(), "Q {answer}? A {prompt}! {other} {");
+    }
+
+    #[test]
+    fn scores_are_found_and_scaled() {
+        let options = options(r#"{"endpoint": {"url": "http://localhost/"}}"#);
+        let judge = JudgeReward::load(options, &Device::flex()).unwrap();
+        assert_eq!(judge.found("I think. Score: 7.5"), Some(0.75));
+        assert_eq!(judge.found("score:10"), Some(1.0));
+        assert_eq!(judge.found("seven"), None);
+    }
+
+    #[test]
+    fn senseless_judges_are_refused() {
+        for (text, words) in [
+            ("{}", "one of `model` and `endpoint`"),
+            (
+                r#"{"model": "m", "prompt": "well?"}"#,
+                "never sees the answer",
+            ),
+            (r#"{"model": "m", "pattern": "\\d+"}"#, "has no group"),
+            (r#"{"model": "m", "pattern": "("}"#, "unclosed group"),
+            (r#"{"model": "m", "scale": 0}"#, "positive"),
+        ] {
+            let error = options(text).check().unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
