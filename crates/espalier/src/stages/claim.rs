@@ -5,7 +5,7 @@
 
 use std::{fs, path::Path};
 
-use espalier_models::{adapter, checkpoint::Checkpoint};
+use espalier_models::{adapter, checkpoint::Checkpoint, folder};
 
 use super::{record, stage_folder, write_whole};
 use crate::{
@@ -26,7 +26,7 @@ const MARK: &str = "# Written by espalier: the recipe of this run, with all that
 pub fn check(recipe: &Recipe) -> Result<()> {
     let folder = &recipe.output;
     let other = "give another `output`";
-    if folder.join(adapter::CONFIGURATION).is_file() || Checkpoint::file_in(folder).is_some() {
+    if is_model(folder) {
         return Err(Error::usage(format!(
             "`output`: {} is a model's folder, and a run would lie in it; {other}",
             folder.display()
@@ -45,6 +45,12 @@ pub fn check(recipe: &Recipe) -> Result<()> {
         folder.display(),
         finished.join(", ")
     )))
+}
+
+/// Whether a model lies in a folder itself, and not in a run's below it. A lone file of weights may be anything.
+fn is_model(folder: &Path) -> bool {
+    let described = folder.join("config.json").is_file() && Checkpoint::file_in(folder).is_some();
+    described || folder.join(adapter::CONFIGURATION).is_file() || folder::is_bare(folder)
 }
 
 /// Writes the copy of a recipe into its folder, unless somebody's own recipe lies there; whether it does not.
