@@ -63,6 +63,16 @@ pub struct Pair {
     pub rejected: Example,
 }
 
+impl Pair {
+    /// The pair, or nothing where its two texts are alike, for then there is nothing to prefer.
+    fn kept(self, reason: &str) -> Encoded {
+        match self.chosen.ids == self.rejected.ids {
+            true => dropped(reason),
+            false => Encoded::Pair(self),
+        }
+    }
+}
+
 /// An encoded record, or the reason why it is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Encoded {
@@ -187,7 +197,7 @@ impl Encoder {
         if pair.chosen.target_count() == 0 || pair.rejected.target_count() == 0 {
             return Ok(dropped(NO_ANSWER));
         }
-        Ok(Encoded::Pair(pair))
+        Ok(pair.kept("`chosen` and `rejected` are the same, so that neither is better"))
     }
 
     /// An answer and its verdict, encoded as those of a pair are.

@@ -28,9 +28,7 @@ pub fn embed(
     pooling: Pooling,
     batch: usize,
 ) -> Result<Vec<Vec<f32>>> {
-    if texts.iter().any(Vec::is_empty) {
-        return Err(Error::EmptyPrompt);
-    }
+    check_tokens(texts)?;
     let mut order: Vec<usize> = (0..texts.len()).collect();
     order.sort_by_key(|i| texts[*i].len());
     let mut vectors = vec![Vec::new(); texts.len()];
@@ -49,6 +47,14 @@ pub fn embed(
         }
     }
     Ok(vectors)
+}
+
+/// Whether every text has tokens.
+pub(crate) fn check_tokens(texts: &[Vec<u32>]) -> Result<()> {
+    match texts.iter().position(Vec::is_empty) {
+        Some(index) => Err(Error::EmptyText { number: index + 1 }),
+        None => Ok(()),
+    }
 }
 
 /// The vector divided by its length.
@@ -94,6 +100,7 @@ mod tests {
                 assert!(gap < 1e-5, "{pooling:?}: {gap}");
             }
         }
-        assert!(embed(&model, &[vec![]], Pooling::Mean, 1).is_err());
+        let error = embed(&model, &[vec![1], vec![]], Pooling::Mean, 1).unwrap_err();
+        assert!(error.to_string().starts_with("text 2 is empty"));
     }
 }

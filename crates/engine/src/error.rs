@@ -50,4 +50,10 @@ pub enum Error {
     /// A prompt without tokens.
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,
+    /// A text to be embedded without tokens.
+    #[error("text {number} is empty; give at least one token")]
+    EmptyText {
+        /// The text's number, from 1.
+        number: usize,
+    },
 }

@@ -1,6 +1,6 @@
 //! How much memory the machine has, how much the process has used, and what options may ask for.
 
-use std::fmt::Display;
+use std::{fmt::Display, sync::OnceLock};
 
 use burn::tensor::Device;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
@@ -39,7 +39,47 @@ impl MachineMemory {
     }
 }
 
-/// Whether what an option asks for fits into this machine's memory; other devices have their own, which is not known here.
+/// The bound that takes the machine's place in [`check`], in bytes.
+static LIMIT: OnceLock<u64> = OnceLock::new();
+
+/// Sets the bound of [`check`], which is the machine's memory otherwise; the first one stays.
+pub fn set_limit(bytes: u64) {
+    // Who comes second has said nothing new.
+    let _ = LIMIT.set(bytes);
+}
+
+/// A bound in words: bytes, with K, M, G or T for their multiples (of 1024 each), or `none`.
+///
+/// ```
+/// use espalier::memory::parse_limit;
+/// assert_eq!(parse_limit("64GiB"), Ok(64 << 30));
+/// assert_eq!(parse_limit("1.5g"), Ok(3 << 29));
+/// assert_eq!(parse_limit("none"), Ok(u64::MAX));
+/// assert!(parse_limit("much").is_err());
+/// ```
+///
+/// # Errors
+/// When it is none of these.
+pub fn parse_limit(text: &str) -> Result<u64, String> {
+    if text == "none" {
+        return Ok(u64::MAX);
+    }
+    let place = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = text.split_at(place.unwrap_or(text.len()));
+    let unit = unit.trim().to_ascii_lowercase();
+    let unit = unit.trim_end_matches("ib").trim_end_matches('b');
+    let power = ["", "k", "m", "g", "t"]
+        .iter()
+        .position(|name| *name == unit);
+    let number: Option<f64> = number.parse().ok();
+    match (number, power) {
+        (Some(number), Some(power)) => Ok((number * 1024f64.powi(power as i32)) as u64),
+        _ => Err("expected a size such as 64GiB, or none".into()),
+    }
+}
+
+/// Whether what an option asks for fits into this machine's memory, or into the bound that was set in its place; other devices have
+/// their own, which is not known here.
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -51,15 +91,21 @@ impl MachineMemory {
 /// ```
 ///
 /// # Errors
-/// When `bytes`, an estimate, are more than the machine has; the error says what was `asked` for, and the `fix`.
+/// When `bytes`, an estimate, are more than that; the error says what was `asked` for, the `fix`, and what to do about an estimate that is
+/// too high.
 pub fn check(asked: impl Display, bytes: f64, fix: &str, device: &Device) -> Result<()> {
-    let total = MachineMemory::look().total;
-    if *device != Device::flex() || total == 0 || bytes <= total as f64 {
+    let set = LIMIT.get().copied();
+    let bound = set.unwrap_or_else(|| MachineMemory::look().total);
+    if *device != Device::flex() || bound == 0 && set.is_none() || bytes <= bound as f64 {
         return Ok(());
     }
-    let (bytes, total) = (units::bytes(bytes as u64), units::bytes(total));
+    let (bytes, bound) = (units::bytes(bytes as u64), units::bytes(bound));
+    let but = match set {
+        Some(_) => format!("`--memory-limit` is {bound}"),
+        None => format!("this machine has {bound}"),
+    };
     Err(Error::usage(format!(
-        "{asked} takes about {bytes} of memory, but this machine has {total}; {fix}"
+        "{asked} takes about {bytes} of memory, but {but}; {fix}, or, where that is estimated too high, raise `--memory-limit`"
     )))
 }
 

@@ -86,6 +86,19 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
     )))
 }
 
+/// A path as a recipe or another file names it.
+///
+/// # Errors
+/// When it is not UTF-8, so that no text can name it.
+pub fn as_text(path: &Path) -> Result<&str> {
+    path.to_str().ok_or_else(|| {
+        Error::Usage(format!(
+            "{}: the path is not UTF-8, and texts can name no others; rename it, or reach it through a link",
+            path.display()
+        ))
+    })
+}
+
 /// Whether something is there; the system's reason where it does not let us see.
 fn check_access(path: &Path) -> Result<()> {
     match fs::metadata(path) {

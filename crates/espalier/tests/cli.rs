@@ -270,7 +270,15 @@ fn prompts_come_from_files() {
     // Without a template a blank line is no token to go on from.
     let plain = [&arguments[..4], &arguments[5..]].concat();
     assert!(err(&espalier(&plain)).is_empty());
-    assert!(out(&espalier(&plain)).contains("prompt 2 of 3 is empty"));
+    let place = format!("{}:2: the ", path.display());
+    assert!(out(&espalier(&plain)).contains(&format!("{place}prompt is empty")));
+    let embed = ["embed", model(), "--file", path.to_str().unwrap(), "--json"];
+    assert!(out(&espalier(&embed)).contains(&format!("{place}text is empty")));
+    let argument = out(&espalier(&["embed", model(), "one", "", "--json"]));
+    assert!(
+        argument.contains("argument 2 of 2: the text is empty"),
+        "{argument}"
+    );
 }
 
 #[test]

@@ -36,6 +36,10 @@ pub(crate) fn configuration(
     let mut map = config.cloned().unwrap_or_default();
     let mut written = families::write_config(spec)?;
     keep_labels(&map, &mut written);
+    // A list with a word for each layer, which the model may have more or fewer of now.
+    if !written.contains_key("layer_types") {
+        map.remove("layer_types");
+    }
     for (key, value) in written {
         // An equal number keeps its form: readers tell 8 from 8.0.
         let is_same = map.get(&key).is_some_and(|old| are_equal(old, &value));
@@ -115,10 +119,10 @@ mod tests {
     #[test]
     fn what_nobody_knows_stays() {
         let spec = ModelSpec::llama(512, 64, 2, 4, 2, 160, 128);
-        let original = json!({ "rope_theta": 10000, "torch_dtype": "float16", "odd": [1] });
+        let original = json!({ "rope_theta": 10000, "torch_dtype": "float16", "odd": [1], "layer_types": ["full_attention"] });
         let map = configuration(&spec, original.as_object(), Dtype::BF16).unwrap_or_default();
         assert_eq!(map.get("odd"), Some(&json!([1])));
         assert_eq!(map.get("dtype"), Some(&json!("bfloat16")));
-        assert!(!map.contains_key("torch_dtype"));
+        assert!(!map.contains_key("torch_dtype") && !map.contains_key("layer_types"));
     }
 }

@@ -171,23 +171,31 @@ fn stack_tables(family: &Family, spec: &ModelSpec) -> Vec<String> {
     sides.iter().map(table).collect()
 }
 
-/// The table that the stacks look up, where the file has one of their own.
+/// The table that the stacks look up, where the file has one of their own. A stack without one has the shared one, and so has a tied head.
 fn own_table(family: &Family, spec: &ModelSpec, checkpoint: &Checkpoint) -> Result<Option<String>> {
-    let stored = stack_tables(family, spec).into_iter();
-    let stored: Vec<String> = stored
-        .filter_map(|name| stored_name(checkpoint, family.prefix, &name))
-        .collect();
-    if let [one, other] = &stored[..]
-        && !are_equal(checkpoint, one, other)?
-    {
-        return Err(Error::checkpoint(
-            checkpoint.folder(),
-            format!(
-                "`{one}` and `{other}` differ; encoder and decoder with embeddings of their own are not supported"
-            ),
-        ));
+    let stored = |name: String| stored_name(checkpoint, family.prefix, &name);
+    let own: Vec<Option<String>> = stack_tables(family, spec).into_iter().map(stored).collect();
+    let Some(first) = own.iter().flatten().next().cloned() else {
+        return Ok(None);
+    };
+    let shared = tensor_of(EMBEDDING, family, spec).and_then(stored);
+    let ties_head = spec.tied_head && !spec.headless;
+    let has_head = tensor_of(HEAD, family, spec).and_then(stored).is_some();
+    let of_head = shared.clone().filter(|_| ties_head && !has_head);
+    let of_stacks = own
+        .iter()
+        .filter_map(|own| own.as_ref().or(shared.as_ref()));
+    for other in of_stacks.chain(&of_head).filter(|other| **other != first) {
+        if !are_equal(checkpoint, &first, other)? {
+            return Err(Error::checkpoint(
+                checkpoint.folder(),
+                format!(
+                    "`{first}` and `{other}` differ; an encoder, a decoder and a tied head with embeddings of their own are not supported"
+                ),
+            ));
+        }
     }
-    Ok(stored.into_iter().next())
+    Ok(Some(first))
 }
 
 /// The embedding under the names of both stacks' tables, which transformers reads where nothing ties them.

@@ -20,6 +20,7 @@ use espalier_models::{
     adapter::Adapter,
     checkpoint::{PeftConfig, TensorFile, peft_config::Targets},
     folder,
+    layout::{Module, modules},
     model::{Input, LanguageModel},
     parameter::{Parameter, Parameters},
 };
@@ -312,6 +313,110 @@ fn dropout_falls_on_what_the_adapter_reads_and_on_nothing_else() {
     let saved = tempfile::tempdir().unwrap();
     adapter.save(&loaded.model, family, saved.path()).unwrap();
     assert_eq!(configuration(saved.path())["lora_dropout"], json!(0.5));
+}
+
+/// A copy of an adapter of PEFT on a fixture, with some keys of its configuration changed.
+fn configured(case: &str, changes: Value) -> tempfile::TempDir {
+    let (folder, case) = (tempfile::tempdir().unwrap(), fixture(case));
+    let weights = "adapter_model.safetensors";
+    fs::copy(case.join(weights), folder.path().join(weights)).unwrap();
+    let mut config = configuration(&case);
+    let base = case.join(config["base_model_name_or_path"].as_str().unwrap());
+    config["base_model_name_or_path"] = base.to_string_lossy().into();
+    config.extend(changes.as_object().unwrap().clone());
+    let path = folder.path().join("adapter_config.json");
+    fs::write(path, Value::Object(config).to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn parameters_that_the_model_has_not_are_told_unless_nothing_is_meant() {
+    // As PEFT writes all linear layers of a DeepSeek-V3 without experts.
+    let names = json!(["gate_up_proj", "gate.weight", "down_proj"]);
+    let folder = configured("peft-lora", json!({ "target_parameters": names }));
+    let (plain, loaded) = (load(&fixture("peft-lora")), load(folder.path()));
+    let told = "`target_parameters`: the model has no gate_up_proj, gate.weight, down_proj; as PEFT does, the adapter is read without";
+    assert!(loaded.remarks.iter().any(|remark| remark == told));
+    let input = Input::rows(&[vec![1, 2, 3, 4]]).unwrap();
+    let logits = |model: &LanguageModel| {
+        let logits = model.logits(&input).unwrap();
+        logits.into_data().try_into_vec::<f32>().unwrap()
+    };
+    assert_eq!(logits(&loaded.model), logits(&plain.model));
+    // Of some that are there, the others are told alone.
+    let case = "odd-adapters/all-linear-qwen3";
+    let mut some = configuration(&fixture(case))["target_parameters"].clone();
+    some.as_array_mut().unwrap().push("w3.weight".into());
+    let folder = configured(case, json!({ "target_parameters": some }));
+    let remarks = load(folder.path()).remarks;
+    assert!(
+        remarks
+            .iter()
+            .any(|remark| remark.contains("has no w3.weight;")),
+        "{remarks:?}"
+    );
+    // Where nothing else is meant either, and where somebody wants to train them.
+    let alone = json!({ "target_modules": null, "target_parameters": ["experts.w3"] });
+    let folder = configured("peft-lora", alone);
+    let error = folder::load(folder.path(), &Device::flex()).unwrap_err();
+    assert!(
+        error.to_string().contains("is named `experts.w3`"),
+        "{error}"
+    );
+    let mut config = PeftConfig::new(2, 4.0, Targets::List(vec!["q_proj".into()]));
+    config.target_parameters = vec!["experts.w3".into()];
+    let mut base = load(&fixture("llama"));
+    let family = base.family().unwrap();
+    let error = Adapter::new(config).attach(&mut base.model, family, 0);
+    assert!(error.unwrap_err().to_string().contains("`experts.w3`"));
+}
+
+#[test]
+fn what_peft_adapts_as_a_parameter_has_neither_dropout_nor_dora() {
+    let part = "a layer that PEFT takes for a part of an expert";
+    let cases: [(&str, fn(&Module) -> bool, &str); 4] = [
+        ("deepseek-v3", |m| m.name.ends_with(".mlp.up_proj"), part),
+        (
+            "deepseek-v3",
+            |m| m.name.ends_with("shared_experts.up_proj"),
+            part,
+        ),
+        ("qwen3-moe", |m| m.expert.is_some(), "an expert of a stack"),
+        ("mixtral", Module::is_router, "a router without one"),
+    ];
+    for (name, chosen, what) in cases {
+        let mut loaded = load(&fixture(name));
+        let family = loaded.family().unwrap();
+        let modules = modules(&loaded.model, family);
+        let module = modules.iter().find(|module| chosen(module)).unwrap();
+        let attention = modules
+            .iter()
+            .find(|m| m.name.contains(".self_attn."))
+            .unwrap();
+        let attention = attention.name.clone();
+        let mut kept = |targets: &[&String], dropout: f64, dora: bool| {
+            let targets = targets.iter().map(|name| name.to_string()).collect();
+            let mut config = PeftConfig::new(2, 4.0, Targets::List(targets));
+            (config.dropout, config.use_dora) = (dropout, dora);
+            let adapter = Adapter::new(config);
+            let attached = adapter.attach(&mut loaded.model, family, 0);
+            let kept = attached.and_then(|()| adapter.check_kept(&loaded.model, family));
+            loaded.model.detach_adapter("default");
+            kept.map_err(|error| error.to_string())
+        };
+        assert_eq!(kept(&[&attention], 0.1, true), Ok(()), "{name}");
+        assert_eq!(kept(&[&module.name], 0.0, false), Ok(()), "{name}");
+        let dropout = kept(&[&attention, &module.name], 0.1, false).unwrap_err();
+        assert!(
+            dropout.contains("without dropout") && dropout.contains(what),
+            "{name}: {dropout}"
+        );
+        let dora = kept(&[&attention, &module.name], 0.0, true).unwrap_err();
+        assert!(
+            dora.contains("DoRA needs") && dora.contains(what),
+            "{name}: {dora}"
+        );
+    }
 }
 
 #[test]

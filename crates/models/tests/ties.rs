@@ -329,3 +329,57 @@ fn stacks_read_tables_of_their_own_where_nothing_ties_them() {
         );
     }
 }
+
+#[test]
+fn tables_that_a_configuration_ties_must_be_alike() {
+    for (name, shared) in [
+        ("bart", "model.shared"),
+        ("mbart", "model.shared"),
+        ("marian-vanilla", "model.shared"),
+        ("t5", "shared"),
+    ] {
+        let shared = format!("{shared}.weight");
+        let [encoder, decoder] = ["encoder", "decoder"]
+            .map(|side| shared.replace("shared", &format!("{side}.embed_tokens")));
+        let plain = logits(&load(&fixture(name)).model);
+        // Each side has the shared table where it has none, and the head has it too.
+        for (of_encoder, of_decoder, fewer, fits) in [
+            (Some(1.0), Some(1.0), &[][..], true),
+            (Some(1.0), None, &[], true),
+            (None, Some(1.0), &[], true),
+            (Some(1.0), Some(1.0), &[shared.as_str()], true),
+            (Some(1.0), None, &[shared.as_str()], true),
+            (Some(2.0), None, &[], false),
+            (None, Some(2.0), &[], false),
+            (Some(1.0), Some(2.0), &[], false),
+            (Some(2.0), Some(2.0), &[], false),
+            (Some(1.0), Some(2.0), &[shared.as_str()], false),
+        ] {
+            let sides = [(&encoder, of_encoder), (&decoder, of_decoder)].into_iter();
+            let more: Vec<(&str, &str, f32)> = sides
+                .filter_map(|(table, factor)| Some((table.as_str(), shared.as_str(), factor?)))
+                .collect();
+            let folder = copy(name, &more, fewer, json!({}));
+            let case = format!("{name}: {more:?} without {fewer:?}");
+            match folder::load(folder.path(), &Device::flex()) {
+                Ok(loaded) => {
+                    assert!(fits, "{case}");
+                    assert_eq!(logits(&loaded.model), plain, "{case}");
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(!fits, "{case}: {error}");
+                    assert!(error.contains("embeddings of their own"), "{case}: {error}");
+                }
+            }
+        }
+        // A head of the file's own is not the shared table, which then nobody reads.
+        let head = [
+            (encoder.as_str(), shared.as_str(), 2.0),
+            (&decoder, &shared, 2.0),
+            ("lm_head.weight", &shared, 3.0),
+        ];
+        let loaded = load(copy(name, &head, &[], json!({})).path());
+        assert!(!loaded.model.spec().tied_head, "{name}");
+    }
+}

@@ -47,9 +47,13 @@ impl Truncation {
             }) => {
                 let cut = self.examples([&mut chosen, &mut rejected], length);
                 let nothing = chosen.target_count() == 0 || rejected.target_count() == 0;
-                match cut && nothing {
-                    true => dropped(NO_ANSWER),
-                    false => Encoded::Pair(Pair { chosen, rejected }),
+                let pair = Pair { chosen, rejected };
+                match (cut, nothing) {
+                    (true, true) => dropped(NO_ANSWER),
+                    (true, false) => {
+                        pair.kept("`chosen` and `rejected` are the same within `length`")
+                    }
+                    (false, _) => Encoded::Pair(pair),
                 }
             }
             Encoded::Unpaired {
@@ -101,17 +105,27 @@ mod tests {
             matches!(encoded, Encoded::Example(_))
         };
         assert_eq!([kept(8, 4), kept(8, 3), kept(4, 4)], [true, false, true]);
-        let pair = Encoded::Pair(Pair {
-            chosen: example(6),
-            rejected: example(4),
-        });
-        let Encoded::Pair(pair) = truncation.cut(pair, 5) else {
+        let pair = || {
+            Encoded::Pair(Pair {
+                chosen: example(6),
+                rejected: example(4),
+            })
+        };
+        let Encoded::Pair(cut) = truncation.cut(pair(), 5) else {
             panic!()
         };
-        assert_eq!((pair.chosen.ids.len(), pair.rejected.ids.len()), (5, 4));
+        assert_eq!((cut.chosen.ids.len(), cut.rejected.ids.len()), (5, 4));
+        // One that is only a longer form of the other is no better within what is left.
+        let Encoded::Dropped { reason } = truncation.cut(pair(), 4) else {
+            panic!()
+        };
+        assert_eq!(
+            reason,
+            "`chosen` and `rejected` are the same within `length`"
+        );
         let expected = Truncation {
-            records: 3,
-            lost: 4 + 5 + 1,
+            records: 4,
+            lost: 4 + 5 + 1 + 2,
             longest: 8,
         };
         assert_eq!(truncation, expected);

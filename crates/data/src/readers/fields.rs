@@ -96,9 +96,14 @@ pub(super) fn text<'a>(name: &str, value: &'a Value) -> Result<&'a str, String> 
 
 /// The list of a value that must be one.
 pub(super) fn list<'a>(name: &str, value: &'a Value) -> Result<&'a Vec<Value>, String> {
-    value
-        .as_array()
-        .ok_or_else(|| format!("`{name}` must be a list, found {}", kind(value)))
+    value.as_array().ok_or_else(|| {
+        let as_text = value.as_str().map_or("", str::trim_start);
+        let hint = match as_text.starts_with('[') {
+            true => "; it is a list in quotes: write the list itself",
+            false => "",
+        };
+        format!("`{name}` must be a list, found {}{hint}", kind(value))
+    })
 }
 
 /// Whether a value is null or empty.
@@ -150,6 +155,14 @@ mod tests {
         assert_eq!(
             list("messages", &json!({})).unwrap_err(),
             "`messages` must be a list, found an object"
+        );
+        assert_eq!(
+            list("messages", &json!(" [{\"role\": \"user\"}]")).unwrap_err(),
+            "`messages` must be a list, found text; it is a list in quotes: write the list itself"
+        );
+        assert_eq!(
+            list("messages", &json!("Hello")).unwrap_err(),
+            "`messages` must be a list, found text"
         );
     }
 }

@@ -13,8 +13,9 @@
 //! | `completion` | `prompt` and `completion`, or `question` and `answer`, `system`, `tools` |
 //! | `text` | `text`, or a `.txt` file |
 //!
-//! Where verdicts are wanted, a conversation says with `label` or `kto_tag` whether its last answer is a good one. Turns may say whether they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody
-//! reads are errors.
+//! Where verdicts are wanted, a conversation says with `label` or `kto_tag` whether its last answer is a good one. Turns may say whether
+//! they are learned (`weight`, `train`, `loss`, ...). Keys that would change what a record means and that nobody reads are errors, and so is
+//! a key that stands twice in an object.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,12 +29,14 @@ use crate::{Error, Result};
 use elements::{Element, Elements};
 use fields::{Fields, kind};
 pub use forms::Form;
+use json::Unambiguous;
 pub use write::{to_json, write_jsonl};
 
 mod alpaca;
 mod elements;
 mod fields;
 mod forms;
+mod json;
 mod openai;
 mod refused;
 mod sharegpt;
@@ -347,8 +350,8 @@ fn object(text: &str) -> Result<Map<String, Value>, Problem> {
         return Err(reason.to_string().into());
     }
     match serde_json::from_str(text) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(other) => Err(format!("expected an object, found {}", kind(&other)).into()),
+        Ok(Unambiguous(Value::Object(map))) => Ok(map),
+        Ok(Unambiguous(other)) => Err(format!("expected an object, found {}", kind(&other)).into()),
         Err(error) => {
             let (line, column) = (error.line(), error.column());
             let message = error.to_string();
@@ -495,6 +498,26 @@ mod tests {
         let (_, errors) = load("x.json", br#"{"role": "user", "content": "a"}"#);
         assert!(
             errors[0].ends_with("; a message alone: put the list of them under `messages`"),
+            "{errors:?}"
+        );
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_named_with_its_line() {
+        let good = r#"{"prompt": "a", "completion": "b"}"#;
+        let twice = r#"{"prompt": "a", "completion": "b", "completion": "c"}"#;
+        let (records, errors) = load("x.jsonl", format!("{good}\n{twice}\n{good}\n").as_bytes());
+        assert_eq!(records.len(), 2);
+        assert_eq!(
+            errors,
+            [
+                "/x.jsonl:2: invalid JSON at column 47: the key `completion` stands twice in an object; keep one of them"
+            ]
+        );
+        let laid_out = "[{\"text\": \"a\"},\n{\"text\":\n\"b\",\n\"text\": \"c\"}]";
+        let (_, errors) = load("x.json", laid_out.as_bytes());
+        assert!(
+            errors[0].starts_with("/x.json:4: invalid JSON at column 6: the key `text`"),
             "{errors:?}"
         );
     }

@@ -8,7 +8,7 @@ use super::turns::{Last, check, role, with_system};
 use crate::record::{Content, Message, Record};
 
 pub(super) fn read_messages(fields: &Fields) -> Result<Record, String> {
-    let messages = turns("messages", fields.required("messages")?, Message::user)?;
+    let messages = listed("messages", fields.required("messages")?)?;
     let messages = with_system(fields, messages)?;
     check(&messages, Last::Assistant)?;
     Ok(Record::Chat {
@@ -86,9 +86,14 @@ pub(super) fn turns(
     value: &Value,
     speaker: fn(String) -> Message,
 ) -> Result<Vec<Message>, String> {
-    if let Value::String(text) = value {
-        return Ok(vec![speaker(text.clone())]);
+    match value {
+        Value::String(text) => Ok(vec![speaker(text.clone())]),
+        _ => listed(name, value),
     }
+}
+
+/// Messages, from a list of them.
+fn listed(name: &str, value: &Value) -> Result<Vec<Message>, String> {
     let messages = list(name, value)?.iter().enumerate();
     messages
         .map(|(index, value)| {
@@ -278,6 +283,13 @@ mod tests {
                 .unwrap_err()
                 .contains("user without `content`")
         );
+        for text in ["[{\"role\": \"user\", \"content\": \"a\"}]", "a"] {
+            let message = read(json!({"messages": text})).unwrap_err();
+            assert!(
+                message.starts_with("`messages` must be a list, found text"),
+                "{message}"
+            );
+        }
         let tools = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": "{"});
         assert!(
             read(tools)

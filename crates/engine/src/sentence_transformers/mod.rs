@@ -14,7 +14,10 @@ use espalier_data::tokenizer::Tokenizer;
 use espalier_kernels::readback::ReadFloats;
 use espalier_models::model::{Input, LanguageModel};
 
-use crate::{Error, Result, embed::normalised};
+use crate::{
+    Error, Result,
+    embed::{check_tokens, normalised},
+};
 use dense::{Dense, Norm};
 pub use pooling::{Mode, SentencePooling};
 
@@ -98,9 +101,7 @@ impl SentenceTransformer {
             Ok(tokenizer.encode_within(&format!("{prompt}{text}"), self.longest())?)
         };
         let rows = texts.iter().map(encode).collect::<Result<Vec<_>>>()?;
-        if rows.iter().any(Vec::is_empty) {
-            return Err(Error::EmptyPrompt);
-        }
+        check_tokens(&rows)?;
         let width = model.spec().hidden_width();
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by_key(|row| rows[*row].len());

@@ -159,9 +159,9 @@ fn generate(args: &GenerateArgs, context: &Context) -> Result<()> {
         path.display()
     ));
     match context.json {
-        true => context
-            .terminal
-            .json(&json!({"output": path, "world": args.world, "count": args.count})),
+        true => context.terminal.json(
+            &json!({"output": path.to_string_lossy(), "world": args.world, "count": args.count}),
+        ),
         false => Ok(()),
     }
 }

@@ -9,7 +9,7 @@ use espalier_engine::{
 use espalier_models::pooling::Pooling;
 use serde_json::json;
 
-use super::{Context, lines};
+use super::{Context, lines::Texts};
 use crate::{
     Error, Result,
     model_path::{self, OpenedModel},
@@ -54,10 +54,8 @@ pub struct EmbedArgs {
 /// # Errors
 /// When the model cannot be loaded, there are no texts, or one has no tokens.
 pub fn run(args: &EmbedArgs, context: &Context) -> Result<()> {
-    let mut texts = args.texts.clone();
-    if let Some(path) = &args.file {
-        texts.extend(lines::read(path)?);
-    }
+    let given = Texts::gather(&args.texts, args.file.as_deref())?;
+    let texts = &given.all;
     if texts.is_empty() {
         return Err(Error::usage(
             "no text: give one as an argument, or a file with `--file`",
@@ -65,7 +63,13 @@ pub fn run(args: &EmbedArgs, context: &Context) -> Result<()> {
     }
     let opened = model_path::open_text_model(&args.model, &context.device)?;
     super::say_remarks(&opened.remarks);
-    let vectors = vectors(args, &opened, &texts)?;
+    let vectors = vectors(args, &opened, texts).map_err(|error| match error {
+        Error::Engine(espalier_engine::Error::EmptyText { number }) => Error::Work(format!(
+            "{}: the text is empty, and this model puts no token of its own around a text, so there is nothing to embed",
+            given.place(number - 1)
+        )),
+        other => other,
+    })?;
     let longest = vectors.iter().map(|(_, tokens)| *tokens).max();
     if let Some(remark) = beyond_context(opened.text.model.spec(), longest.unwrap_or(0)) {
         context.terminal.note(&remark);

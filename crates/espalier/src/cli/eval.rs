@@ -9,7 +9,7 @@ use espalier_train::quantise::QuantiseOptions;
 
 use crate::{
     Error, Result,
-    model_path::resolve_model,
+    model_path::{as_text, resolve_model},
     recipe::DataOptions,
     stages::{
         evaluate::{EvaluateStage, evaluate},
@@ -75,7 +75,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         ..DataOptions::default()
     };
     let stage = EvaluateStage {
-        model: resolve_model(&args.model)?.to_string_lossy().into_owned(),
+        model: as_text(&resolve_model(&args.model)?)?.to_owned(),
         data: args.data.iter().map(source).collect(),
         baseline: Vec::new(),
         preferences: Vec::new(),

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::{
     Context,
     inspect::describe::{cache_per_token, state_size},
-    lines,
+    lines::Texts,
     published::{Beams, FILE, LENGTH_PENALTY, is_length_penalty},
     sampling::SamplingArgs,
 };
@@ -74,7 +74,8 @@ pub struct GenerateArgs {
 /// # Errors
 /// When the model cannot be loaded, there are no prompts, or a prompt does not fit the model.
 pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
-    let prompts = prompts(args)?;
+    let given = prompts(args)?;
+    let prompts = &given.all;
     args.check()?;
     let opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
@@ -95,10 +96,9 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         .map(|prompt| encode(&opened.text, prompt, args))
         .collect::<Result<Vec<_>>>()?;
     if let Some(place) = encoded.iter().position(Vec::is_empty) {
-        let number = place + 1;
         return Err(Error::Work(format!(
-            "prompt {number} of {} is empty, and this model puts no token of its own before a text, so there is nothing to go on from",
-            prompts.len()
+            "{}: the prompt is empty, and this model puts no token of its own before a text, so there is nothing to go on from",
+            given.place(place)
         )));
     }
     if let Some(path) = &args.save_state {
@@ -106,14 +106,14 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     }
     if let Some(path) = &args.from_state {
         let prefix = Prefix::load(&opened.text.model, path)?;
-        let longest = go_on(&opened.text, &prefix, &prompts, &encoded, &options, context)?;
+        let longest = go_on(&opened.text, &prefix, prompts, &encoded, &options, context)?;
         say_context(&opened.text, longest, context);
         return Ok(());
     }
     let longest = match (&prompts[..], context.json) {
-        _ if beams.count > 1 => search(&opened.text, &prompts, &encoded, &options, beams, context),
+        _ if beams.count > 1 => search(&opened.text, prompts, &encoded, &options, beams, context),
         ([_], false) => stream(&opened.text, &encoded[0], &options, context),
-        _ => generate_all(&opened.text, &prompts, &encoded, &options, context),
+        _ => generate_all(&opened.text, prompts, &encoded, &options, context),
     }?;
     say_context(&opened.text, longest, context);
     Ok(())
@@ -189,12 +189,9 @@ pub fn finish_name(finish: Finish) -> &'static str {
     }
 }
 
-fn prompts(args: &GenerateArgs) -> Result<Vec<String>> {
-    let mut prompts = args.prompts.clone();
-    if let Some(path) = &args.file {
-        prompts.extend(lines::read(path)?);
-    }
-    if prompts.is_empty() {
+fn prompts(args: &GenerateArgs) -> Result<Texts> {
+    let prompts = Texts::gather(&args.prompts, args.file.as_deref())?;
+    if prompts.all.is_empty() {
         return Err(Error::Usage(
             "there is no prompt; give one after the model, or `--file prompts.txt`".into(),
         ));

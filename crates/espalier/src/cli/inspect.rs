@@ -224,7 +224,7 @@ impl Inspected {
             json!({"vocabulary": tokenizer.vocabulary_size(), "special": special, "template": tokenizer.template().is_some()})
         });
         Ok(json!({
-            "model": self.folder, "base": self.base, "adapter": self.adapter.as_ref().map(Adapter::describe),
+            "model": self.folder.to_string_lossy(), "base": self.base.to_string_lossy(), "adapter": self.adapter.as_ref().map(Adapter::describe),
             "family": self.spec.family, "architecture": self.architecture, "spec": spec,
             "parameters": self.spec.parameter_count(), "embedding_parameters": describe::embedding(&self.spec),
             "block_parameters": describe::per_block(&self.spec), "dtype": self.dtype, "file_bytes": self.file_bytes,

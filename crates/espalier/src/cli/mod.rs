@@ -26,7 +26,7 @@ use burn::tensor::Device;
 use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use espalier_kernels::{allocator, memory_map, simd};
 
-use crate::{Error, Result, device, interrupt, terminal::Terminal};
+use crate::{Error, Result, device, interrupt, memory, terminal::Terminal};
 
 /// What every verb is given besides its arguments.
 #[derive(Debug, Clone)]
@@ -62,6 +62,9 @@ struct Cli {
     /// No progress and no remarks; results and errors only.
     #[arg(long, short, global = true)]
     quiet: bool,
+    /// Refuse what is estimated to take more memory than this, such as `64GiB`, or `none`; all of this machine's when absent.
+    #[arg(long, global = true, value_name = "SIZE", value_parser = memory::parse_limit)]
+    memory_limit: Option<u64>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -159,6 +162,9 @@ fn execute(cli: &Cli) -> Result<()> {
     check_threads()?;
     memory_map::explain_lost_pages()?;
     simd::asked_level().map_err(|error| Error::usage(error.to_string()))?;
+    if let Some(bytes) = cli.memory_limit {
+        memory::set_limit(bytes);
+    }
     allocator::keep_freed_memory();
     if matches!(&cli.verb, Verb::Bench(args) if args.trains_in_threads()) {
         allocator::share_one_arena();

@@ -5,6 +5,7 @@ use espalier_kernels::readback::ReadFloats;
 use std::{collections::HashMap, path::PathBuf};
 
 use burn::tensor::{Gradients, Tensor};
+use clap::builder::RangedU64ValueParser;
 use espalier_engine::{
     decode::{DecodeOptions, decode},
     sampler::SamplerOptions,
@@ -53,12 +54,15 @@ pub struct TraceArgs {
     #[arg(long)]
     pub gradients: bool,
     /// Write the greedy continuation of row 0 by this many tokens.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(0..=MOST_TOKENS))]
     pub generate: Option<usize>,
     /// Write what recurrent layers remember behind row 0.
     #[arg(long)]
     pub states: bool,
 }
+
+/// Most tokens of a continuation, which stands whole in the output.
+const MOST_TOKENS: u64 = 1 << 16;
 
 /// A tensor to be written.
 type Written = (String, Vec<usize>, Dtype, Vec<f32>);

@@ -36,11 +36,17 @@ impl Sourced {
     /// When it cannot be encoded, with its place.
     pub fn encoded(&self, encoder: &Encoder) -> Result<Encoded> {
         encoder.encode(&self.record).map_err(|error| {
-            Error::work(match &self.place {
-                Some((path, line)) => format!("{}:{line}: {error}", path.display()),
+            Error::work(match self.shown_place() {
+                Some(place) => format!("{place}: {error}"),
                 None => error.to_string(),
             })
         })
+    }
+
+    /// Its file and line, where it has them.
+    fn shown_place(&self) -> Option<String> {
+        let (path, line) = self.place.as_ref()?;
+        Some(format!("{}:{line}", path.display()))
     }
 }
 
@@ -192,14 +198,14 @@ pub fn encode(
 ) -> Result<Vec<Encoded>> {
     let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
     let mut truncation = Truncation::default();
-    let mut dropped: BTreeMap<String, usize> = BTreeMap::new();
+    let mut dropped: BTreeMap<String, Vec<&Sourced>> = BTreeMap::new();
     let mut failed = Vec::new();
     let mut kept = Vec::with_capacity(records.len());
     let encode = |sourced: &Sourced| sourced.encoded(&encoder);
     let encoded: Vec<Result<Encoded>> = records.par_iter().map(encode).collect();
-    for encoded in encoded {
+    for (sourced, encoded) in records.iter().zip(encoded) {
         match encoded.map(|encoded| truncation.cut(encoded, length)) {
-            Ok(Encoded::Dropped { reason }) => *dropped.entry(reason).or_default() += 1,
+            Ok(Encoded::Dropped { reason }) => dropped.entry(reason).or_default().push(sourced),
             Ok(encoded) => kept.push(encoded),
             Err(reason) => failed.push(reason),
         }
@@ -211,8 +217,13 @@ pub fn encode(
             truncation.records, truncation.lost, truncation.longest
         ));
     }
-    for (reason, count) in &dropped {
-        voice.say(&format!("{count} of {total} records left out: {reason}"));
+    for (reason, left_out) in &dropped {
+        let count = left_out.len();
+        let first = left_out.iter().find_map(|sourced| sourced.shown_place());
+        let first = first.map_or(String::new(), |place| format!("; the first: {place}"));
+        voice.say(&format!(
+            "{count} of {total} records left out: {reason}{first}"
+        ));
     }
     match failed.first() {
         Some(first) if kept.is_empty() => {
@@ -354,5 +365,38 @@ mod tests {
         );
         let error = encode(&tokenizer, &records[1..2], 100, &mut said).unwrap_err();
         assert!(error.to_string().contains("chats.jsonl:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_pair_of_equal_answers_is_left_out_and_told() {
+        let options = BpeOptions {
+            vocabulary: 259,
+            ..BpeOptions::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &options).unwrap();
+        let source = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        let tokenizer = tokenizer.with_template(ChatTemplate::new(source).unwrap());
+        let path: Arc<Path> = Path::new("pairs.jsonl").into();
+        let rejected = ["b", "a", "abc", "a", "abd"];
+        let pair = |(index, rejected): (usize, &str)| Sourced {
+            record: Record::Preference {
+                prompt: vec![Message::user("q")],
+                chosen: Message::assistant(if rejected.len() > 1 { "ab" } else { "a" }),
+                rejected: Message::assistant(rejected),
+                tools: None,
+            },
+            place: Some((path.clone(), index + 1)),
+        };
+        let records: Vec<Sourced> = rejected.into_iter().enumerate().map(pair).collect();
+        let mut said = Said(Vec::new());
+        let kept = encode(&tokenizer, &records, 3, &mut said).unwrap();
+        assert_eq!(kept.len(), 1);
+        assert_eq!(
+            said.0[1..],
+            [
+                "2 of 5 records left out: `chosen` and `rejected` are the same within `length`; the first: pairs.jsonl:3",
+                "2 of 5 records left out: `chosen` and `rejected` are the same, so that neither is better; the first: pairs.jsonl:2",
+            ]
+        );
     }
 }

@@ -43,6 +43,7 @@ use self::{
 };
 use crate::{
     Error, Result, interrupt,
+    model_path::as_text,
     recipe::{Recipe, Stage, document::Complaint},
     units,
 };
@@ -98,6 +99,9 @@ pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Va
 
 /// What can be told before any stage has run.
 fn check(recipe: &Recipe) -> Result<()> {
+    // Stages, adapters and reports name each other's files.
+    let output = std::path::absolute(&recipe.output).map_err(Error::file(&recipe.output))?;
+    as_text(&output)?;
     check_names(&recipe.stage)?;
     recipe.check().map_err(|Complaint { stage, reason }| {
         Error::usage(format!("stage `{stage}`: {reason}"))

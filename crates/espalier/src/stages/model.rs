@@ -278,10 +278,12 @@ pub fn save(
     }
 }
 
-/// Where a base model is, for other programs take a relative path for the name of a model on a hub.
+/// Where a base model is, for other programs take a relative path for the name of a model on a hub; as it was given where the whole path
+/// is no text.
 fn absolute(path: &Path) -> String {
-    let whole = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    whole.to_string_lossy().into_owned()
+    let whole = std::fs::canonicalize(path).ok();
+    let whole = whole.as_deref().and_then(Path::to_str);
+    whole.map_or_else(|| path.to_string_lossy().into_owned(), str::to_owned)
 }
 
 #[cfg(test)]

@@ -300,6 +300,14 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
             "the adapter cannot be merged into a base that `config` or `add_tokens` changes: {reason}; {fix}"
         )));
     }
+    if let Some(adapter) = adapter.as_ref().filter(|_| !merges) {
+        adapter.check_kept(&model, family)?;
+        if stage.new.is_some() {
+            return Err(Error::usage(
+                "an adapter's folder names its base, and a `new` model has no folder yet; make it in a stage of its own, whose name is then the `model` of this one",
+            ));
+        }
+    }
     if rounded > 0 && merges {
         return Err(Error::usage(
             "the adapter cannot be merged into a quantised base, which `config` or `add_tokens` asks for; change the full-precision base in a stage of its own",

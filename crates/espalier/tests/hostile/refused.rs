@@ -88,6 +88,137 @@ fn what_cannot_have_room_is_refused_with_its_option() {
 }
 
 #[test]
+fn counts_beyond_all_measure_are_refused_with_their_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = recipe(folder.path(), "{ world = \"sentence/1\", limit = 8 }");
+    assert!(espalier(&["--quiet", "run", &path]).status.success());
+    let model = folder.path().join("run/01-train/model");
+    let model = model.to_string_lossy();
+    let (llama, input) = (fixture("llama"), fixture("llama/expected.safetensors"));
+    let [llama, input] = [&llama, &input].map(|path| path.to_string_lossy());
+    let output = folder.path().join("traced.safetensors");
+    let output = output.to_string_lossy();
+    const MUCH: &str = "18446744073709551615";
+    for (arguments, part) in [
+        (
+            &["generate", &model, "hi", "--beams", MUCH][..],
+            "--beams 18446744073709551615: expected at most 3",
+        ),
+        (
+            &[
+                "generate",
+                &model,
+                "hi",
+                "--beams",
+                "200",
+                "--memory-limit",
+                "64KiB",
+            ],
+            "--beams 200: to follow so many continuations takes about ",
+        ),
+        (
+            &["bench", "train", &llama, "--runs", MUCH],
+            "'--runs <RUNS>'",
+        ),
+        (
+            &["bench", "dpo", &llama, "--runs", "100001"],
+            "'--runs <RUNS>'",
+        ),
+        (&["bench", "attention", "--runs", MUCH], "'--runs <RUNS>'"),
+        (&["bench", "matmul", "--runs", "0"], "'--runs <RUNS>'"),
+        (
+            &["trace", &llama, &input, &output, "--generate", MUCH],
+            "'--generate <N>'",
+        ),
+        (
+            &["data", "show", "g1/1", "--count", MUCH],
+            "`--count`: 18446744073709551615 items of a world are more than",
+        ),
+    ] {
+        let output = espalier(&[arguments, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let said = said["error"]["message"].as_str().unwrap();
+        assert!(said.contains(part), "`{part}` is not in: {said}");
+    }
+}
+
+#[test]
+fn an_estimate_of_memory_can_be_overruled() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(
+        folder.path(),
+        "{ world = \"g8\", as = \"text\", limit = 4 }",
+    );
+    let run = |limit: &str| {
+        espalier(&[
+            "run",
+            &recipe,
+            "objective=pretrain",
+            "--memory-limit",
+            limit,
+        ])
+    };
+    let said = |limit: &str| {
+        let output = run(limit);
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, small) = said("100K");
+    assert_eq!(code, Some(2), "{small}");
+    assert!(
+        small.contains("of memory, but `--memory-limit` is 100 KiB; ")
+            && small.contains(", or, where that is estimated too high, raise `--memory-limit`"),
+        "{small}"
+    );
+    // What is refused for this machine is not with a higher bound; what comes then is another matter.
+    let length = ["bench", "attention", "--length", "99999999999"];
+    refused(&espalier(&length), 2, "but this machine has ");
+    let asked = ["bench", "generate", "nowhere", "--memory-limit", "much"];
+    let output = espalier(&asked);
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("expected a size such as 64GiB, or none"),
+        "{error}"
+    );
+    let (code, enough) = said("none");
+    assert_eq!(code, Some(0), "{enough}");
+}
+
+#[test]
+fn adapters_that_their_library_would_not_read_are_refused_before_the_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(
+        folder.path(),
+        "{ world = \"g8\", as = \"text\", limit = 4 }",
+    );
+    let small = "hidden_size = 32, num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 2, moe_intermediate_size = 32, \
+        num_experts = 4, num_experts_per_tok = 2, intermediate_size = 64, head_dim = 16, max_position_embeddings = 256";
+    let experts = format!(
+        "new={{ vocabulary = 300, config = {{ architectures = [\"Qwen3MoeForCausalLM\"], model_type = \"qwen3_moe\", {small} }} }}"
+    );
+    let lora = |options: &str| format!("adapter={{ lora = {{ {options} }} }}");
+    let text = ["objective=pretrain", &experts];
+    for (options, part) in [
+        (
+            "dropout = 0.1",
+            "is trained without dropout, for it is an expert of a stack",
+        ),
+        ("dora = true", "DoRA needs a layer of its own"),
+    ] {
+        let lora = lora(options);
+        refused_unplanned(&recipe, &[&text[..], &[&lora]].concat(), 1, part);
+    }
+    // Of attention alone it may be; what then fails is that nobody has kept the base.
+    let attention = lora("dropout = 0.1, target_modules = [\"q_proj\", \"v_proj\"]");
+    let part = "an adapter's folder names its base, and a `new` model has no folder yet";
+    refused_unplanned(&recipe, &[&text[..], &[&attention]].concat(), 2, part);
+}
+
+#[test]
 fn objectives_and_models_that_do_not_suit_are_refused_before_the_plan() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe(folder.path(), "{ world = \"sentence/1\", limit = 4 }");

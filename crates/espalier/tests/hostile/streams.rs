@@ -153,3 +153,257 @@ fn weights_that_are_cut_off_while_they_are_in_use_end_the_program_with_a_word() 
     let next = espalier(&["generate", &model.to_string_lossy(), "a"]);
     refused(&next, 1, "model.safetensors: not a whole safetensors file");
 }
+
+/// A model that says one letter for ever: its blocks add nothing, and its table knows one token.
+#[cfg(unix)]
+fn endless(folder: &Path) -> PathBuf {
+    use espalier::models::checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter};
+    let model = grown(folder);
+    let config = model.join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    let mut map: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(map["tie_word_embeddings"], true);
+    map["max_position_embeddings"] = (1 << 16).into();
+    fs::write(&config, map.to_string()).unwrap();
+    let tokenizer = espalier::data::tokenizer::Tokenizer::load(&model).unwrap();
+    let letter = tokenizer.encode_ids("a", false).unwrap()[0] as usize;
+    let weights = model.join("model.safetensors");
+    let checkpoint = Checkpoint::open(&weights).unwrap();
+    let plan = |name: &str| TensorPlan {
+        name: name.into(),
+        dtype: Dtype::F32,
+        shape: checkpoint.info(name).unwrap().shape.clone(),
+    };
+    let writer = TensorWriter::new(checkpoint.names().map(plan).collect()).unwrap();
+    let changed = folder.join("changed.safetensors");
+    writer
+        .write_file(&changed, |name| {
+            let shape = &checkpoint.info(name).unwrap().shape;
+            let number = |index: usize| match (name.contains("embed"), name.contains("norm")) {
+                (true, _) if index / shape[1] == letter => 1.0,
+                (true, _) => 0.01,
+                (_, true) => 1.0,
+                _ => 0.0,
+            };
+            Ok((0..shape.iter().product())
+                .map(number)
+                .collect::<Vec<f32>>())
+        })
+        .unwrap();
+    drop(checkpoint);
+    fs::rename(&changed, &weights).unwrap();
+    model
+}
+
+/// A chat that is written to and listened to by pipes.
+#[cfg(unix)]
+struct Talk {
+    child: std::process::Child,
+    stdin: std::process::ChildStdin,
+    /// What it said so far, on both streams.
+    said: [std::sync::Arc<std::sync::Mutex<Vec<u8>>>; 2],
+}
+
+#[cfg(unix)]
+impl Talk {
+    fn with(model: &Path) -> Self {
+        use std::{io::Read, process::Stdio, sync::Arc};
+        let mut child = Command::new(env!("CARGO_BIN_EXE_espalier"))
+            .arg("chat")
+            .arg(model)
+            .args(["--temperature", "0", "--max-new-tokens", "60000"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let streams: [Box<dyn Read + Send>; 2] = [
+            Box::new(child.stdout.take().unwrap()),
+            Box::new(child.stderr.take().unwrap()),
+        ];
+        let said = streams.map(|mut stream| {
+            let said = Arc::default();
+            let heard: Arc<std::sync::Mutex<Vec<u8>>> = Arc::clone(&said);
+            std::thread::spawn(move || {
+                let mut bytes = [0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut bytes) {
+                    heard.lock().unwrap().extend(&bytes[..count]);
+                }
+            });
+            said
+        });
+        let stdin = child.stdin.take().unwrap();
+        Self { child, stdin, said }
+    }
+
+    fn text(&self, stream: usize) -> String {
+        String::from_utf8_lossy(&self.said[stream].lock().unwrap()).into_owned()
+    }
+
+    fn say(&mut self, line: &str) {
+        use std::io::Write;
+        self.stdin.write_all(line.as_bytes()).unwrap();
+        self.stdin.flush().unwrap();
+    }
+
+    fn interrupt(&self) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-INT", &id]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits until something holds; the program must not end meanwhile.
+    fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !holds(self) {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{what}: ended: {}", self.text(1));
+            assert!(std::time::Instant::now() < deadline, "{what} never came");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
+    fn code(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interruption_stops_the_answer_and_the_next_one_the_chat() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = endless(folder.path());
+    let mut chat = Talk::with(&model);
+    for turn in 1..=2 {
+        chat.say("hello\n");
+        // The answer is under way: much longer than any that is not stopped before 60000 tokens would be by then.
+        let before = chat.text(0).len();
+        chat.until("an answer", |chat| chat.text(0).len() > before + 20);
+        let stops = |chat: &Talk| chat.text(1).matches("(stopped; Ctrl-C again").count();
+        assert_eq!(stops(&chat), turn - 1);
+        chat.interrupt();
+        chat.until("the end of the answer", |chat| stops(chat) == turn);
+        let answer = chat.text(0);
+        assert!(
+            answer.ends_with('\n') && answer.len() < 50_000,
+            "{}",
+            answer.len()
+        );
+        assert_eq!(answer.lines().count(), turn);
+    }
+    chat.interrupt();
+    assert_eq!(chat.code(), Some(130));
+    // Before the first question one is enough.
+    let mut chat = Talk::with(&model);
+    chat.say("/nothing\n");
+    chat.until("a word", |chat| chat.text(1).contains("no command"));
+    chat.interrupt();
+    assert_eq!(chat.code(), Some(130));
+}
+
+/// Paths that are not UTF-8 are found or refused, with JSON on the standard output in either case.
+#[cfg(target_os = "linux")]
+#[test]
+fn paths_that_are_no_text_are_refused_or_answered_in_json() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let place = tempfile::tempdir().unwrap();
+    let model = grown(place.path());
+    let strange = place.path().join(OsStr::from_bytes(b"m\xffodel"));
+    fs::create_dir(&strange).unwrap();
+    for entry in fs::read_dir(&model).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, strange.join(path.file_name().unwrap())).unwrap();
+    }
+    fs::copy(fixture("llama/expected.safetensors"), strange.join("input")).unwrap();
+    fs::write(strange.join("data.jsonl"), "{\"text\": \"once upon\"}\n").unwrap();
+    fs::write(strange.join("broken.jsonl"), "{\n").unwrap();
+    fs::copy(
+        place.path().join("recipe.toml"),
+        strange.join("recipe.toml"),
+    )
+    .unwrap();
+    let words = |text: &str| {
+        text.split(' ')
+            .map(OsStr::new)
+            .map(OsStr::to_owned)
+            .collect()
+    };
+    // `@` stands for the folder; the second number says how the command ends.
+    let cases: &[(&str, i32)] = &[
+        ("inspect @", 0),
+        ("generate @ hi --max-new-tokens 2", 0),
+        ("generate @ hi --beams 2 --max-new-tokens 2", 0),
+        ("generate @ hi --save-state @/state", 0),
+        ("generate @ hi --from-state @/state --max-new-tokens 2", 0),
+        ("generate @ --file @/none", 1),
+        ("embed @ hi", 0),
+        ("embed @ --file @/data.jsonl", 0),
+        ("chat @ --prompt hi --max-new-tokens 2", 0),
+        ("eval @ --world g1/1 --items 1", 2),
+        ("data generate g1/1 --count 1 --output @/items.jsonl", 0),
+        ("data show @/data.jsonl --tokenizer @", 2),
+        ("bench generate @ --prompt 2 --new 2", 0),
+        ("trace @ @/input @/output", 0),
+        ("run @/none.toml", 1),
+        ("run @/recipe.toml", 0),
+        ("train --model @ --data d.jsonl --output o", 2),
+        ("train --from-llamafactory @/recipe.toml", 2),
+        ("quickstart --output @/run", 2),
+        ("inspect @/none", 1),
+        ("inspect @/data.jsonl", 1),
+    ];
+    let check = |arguments: &[std::ffi::OsString], folder: &Path, code: i32| {
+        let output = Command::new(env!("CARGO_BIN_EXE_espalier"))
+            .arg("--json")
+            .args(arguments)
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        let [out, said] = [&output.stdout, &output.stderr].map(|s| String::from_utf8_lossy(s));
+        let case = format!("{arguments:?}: {out}{said}");
+        assert_eq!(output.status.code(), Some(code), "{case}");
+        assert!(
+            !case.contains("panicked") && !case.contains("a bug of"),
+            "{case}"
+        );
+        let mut lines = std::str::from_utf8(&output.stdout)
+            .unwrap()
+            .lines()
+            .peekable();
+        assert!(lines.peek().is_some(), "{case}");
+        for line in lines {
+            let value: Result<serde_json::Value, _> = serde_json::from_str(line);
+            assert!(value.is_ok(), "{case}");
+        }
+    };
+    for (command, code) in cases {
+        let arguments: Vec<std::ffi::OsString> = words(command);
+        let put = |argument: &std::ffi::OsString| {
+            let bytes: Vec<u8> = argument.as_bytes().to_vec();
+            match bytes.strip_prefix(b"@") {
+                Some(rest) => {
+                    OsStr::from_bytes(&[strange.as_os_str().as_bytes(), rest].concat()).to_owned()
+                }
+                None => argument.clone(),
+            }
+        };
+        let arguments: Vec<_> = arguments.iter().map(put).collect();
+        check(&arguments, place.path(), *code);
+    }
+    // From inside such a folder.
+    let cases: &[(&str, i32)] = &[
+        ("inspect .", 0),
+        ("eval . --data data.jsonl", 0),
+        ("data show data.jsonl --tokenizer .", 0),
+        ("data show broken.jsonl", 1),
+        (
+            "train --model . --data data.jsonl --objective pretrain --output run steps=1",
+            2,
+        ),
+        ("run recipe.toml output=run", 2),
+    ];
+    for (command, code) in cases {
+        let arguments: Vec<std::ffi::OsString> = words(command);
+        check(&arguments, &strange, *code);
+    }
+}

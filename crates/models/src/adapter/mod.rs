@@ -137,6 +137,14 @@ pub trait AdapterKind: Debug + Send + Sync {
     /// The configuration, an object without `peft_type` and `base_model_name_or_path`.
     fn configuration(&self, model: &LanguageModel, family: &Family, adapter: &str) -> Value;
 
+    /// Whether what is trained of it can be kept in a folder that its reference reads.
+    ///
+    /// # Errors
+    /// When it cannot.
+    fn check_kept(&self, _model: &LanguageModel, _family: &Family, _adapter: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Why such an adapter cannot be merged into the weights, where that is so.
     fn merge_refusal(&self) -> Option<&'static str> {
         None

@@ -205,6 +205,14 @@ impl Adapter {
         ties::saved(self.kind.as_ref(), saved, model, family)
     }
 
+    /// Whether what is trained of it, on this model, can be kept in a folder that its reference reads.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn check_kept(&self, model: &LanguageModel, family: &Family) -> Result<()> {
+        self.kind.check_kept(model, family, &self.name)
+    }
+
     /// What the user should know before the adapter is put on the model, a sentence each.
     pub fn remarks(&self, model: &LanguageModel, family: &Family) -> Vec<String> {
         let saved = self.saved(model, family);

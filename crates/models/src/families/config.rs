@@ -3,7 +3,7 @@
 //! Sizes are bounded as they are read, so that products of them cannot overflow and nobody allocates a file's fancies. Keys that
 //! nobody has read are remembered: what they say might be another model.
 
-use super::{config_keys as keys, state_spaces};
+use super::{config_keys as keys, layer_types, state_spaces};
 use crate::error::{Error, Result};
 use crate::spec::Activation;
 use serde_json::{Map, Value};
@@ -163,7 +163,11 @@ impl Config {
     /// The keys that nobody read, that are set, and that are not known to say nothing.
     pub(crate) fn unread(&self) -> Vec<&str> {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let unread = |key: &str| !read.contains(key) && !keys::is_harmless(key);
+        let no_windows = layer_types::says_no_windows(&self.map);
+        let harmless = |key: &str| {
+            keys::is_harmless(key) || no_windows && layer_types::OF_WINDOWS.contains(&key)
+        };
+        let unread = |key: &str| !read.contains(key) && !harmless(key);
         self.map
             .iter()
             .filter(|(key, value)| unread(key) && !is_unset(value))

@@ -6,7 +6,8 @@ use super::gemma2::{rounded, tensors};
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers};
 use super::olmo3::{read_by_type, write_by_type};
 use super::{
-    Config, Family, ModuleNames, attention, config::CONTEXT_LIMIT, config_keys, layer_types, whole,
+    Config, Family, ModuleNames, attention, config::CONTEXT_LIMIT, config_keys,
+    frame::BIDIRECTIONAL, layer_types, whole,
 };
 use crate::error::Result;
 use crate::spec::{Activation, MixerSpec, ModelSpec, NormExtent};
@@ -27,12 +28,20 @@ pub const FAMILY: Family = Family {
 /// The key of Gemma 2's cap on the scores.
 const SCORE_CAP: &str = "attn_logit_softcapping";
 
+/// The key by which the class reads both ways, as EmbeddingGemma does.
+const BOTH_WAYS: &str = "use_bidirectional_attention";
+
 fn read(config: &Config) -> Result<ModelSpec> {
-    config.refuse("use_bidirectional_attention")?;
+    let both_ways = config.flag_or(BOTH_WAYS, false)?;
     // What `layer_types` says.
     config.ignore(&["_sliding_window_pattern"]);
     let bias = config.flag_or("attention_bias", false)?;
     let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
+    // The class then takes the key for both directions together, and what is left of it for the distance in each.
+    let window = match both_ways {
+        true => Some(window.unwrap_or(4096) / 2 + 1),
+        false => window,
+    };
     let by_pattern = layer_types::every(config, "sliding_window_pattern", 6)?;
     let sliding = layer_types::read(config, layers(config)?, by_pattern)?;
     let window = |sliding: &bool| sliding.then_some(window.unwrap_or(4096));
@@ -50,7 +59,11 @@ fn read(config: &Config) -> Result<ModelSpec> {
         ("rope_theta", json!(1e6)),
         ("rope_local_base_freq", json!(1e4)),
     ];
-    let config = &config.with_defaults(&defaults);
+    let mut config = config.with_defaults(&defaults);
+    if both_ways {
+        config = config.with(BIDIRECTIONAL, json!(true));
+    }
+    let config = &config;
     let spec = read_by_type(config, &FAMILY, &switches, Some("rope_local_base_freq"))?;
     let mut spec = as_gemma(spec, tied, activation);
     let scale = config
@@ -86,7 +99,19 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
             whole(rounded(first.scale.powi(-2))),
         );
     }
+    set(BOTH_WAYS, json!(spec.bidirectional));
     write_by_type(spec, &mut map);
+    if spec.bidirectional {
+        map.remove(BIDIRECTIONAL);
+        let window = spec
+            .blocks
+            .iter()
+            .filter_map(attention)
+            .find_map(|a| a.window);
+        // Where no layer has a window the key says nothing, but the class computes with it.
+        let both = window.map_or(4096, |window| (2 * (window - 1)).max(1));
+        map.insert("sliding_window".into(), json!(both));
+    }
     map
 }
 
@@ -94,6 +119,34 @@ fn write(spec: &ModelSpec) -> Map<String, Value> {
 mod tests {
     use super::super::tests::{changed, fixture};
     use super::*;
+
+    #[test]
+    fn a_window_of_both_directions_is_halved_as_in_the_class() {
+        let windows = |spec: &ModelSpec| -> Vec<Option<usize>> {
+            let all = spec.blocks.iter().filter_map(attention);
+            all.map(|attention| attention.window).collect()
+        };
+        for (window, each) in [(8, 5), (7, 4), (1, 1)] {
+            let keys = json!({ "use_bidirectional_attention": true, "sliding_window": window });
+            let spec = changed("gemma3", keys).unwrap();
+            assert!(spec.bidirectional);
+            assert_eq!(windows(&spec)[..2], [Some(each), None]);
+            let written = super::super::write_config(&spec).unwrap();
+            assert_eq!(written["sliding_window"], (2 * (each - 1)).max(1));
+            assert_eq!(written["use_bidirectional_attention"], true);
+        }
+        // Our own key changes the mask of a decoder and not what its window means; as it is saved the class reads the same.
+        let spec = changed(
+            "gemma3",
+            json!({ "bidirectional": true, "sliding_window": 8 }),
+        )
+        .unwrap();
+        assert_eq!(windows(&spec)[0], Some(8));
+        let written = super::super::write_config(&spec).unwrap();
+        assert_eq!(written["sliding_window"], 14);
+        let decoder = super::super::write_config(&fixture("gemma3")).unwrap();
+        assert_eq!(decoder["use_bidirectional_attention"], false);
+    }
 
     #[test]
     fn older_files_name_the_local_base() {

@@ -1,7 +1,7 @@
 //! Mistral (arXiv 2310.06825): LLaMA with a sliding window on every layer, where the file has one.
 
 use super::llama_layout::{self, IGNORED, PREFIX, Switches, layers, tensors};
-use super::{Config, Family, ModuleNames, attention, config::CONTEXT_LIMIT};
+use super::{Config, Family, ModuleNames, attention, config::CONTEXT_LIMIT, layer_types};
 use crate::error::Result;
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value, json};
@@ -26,6 +26,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     let window = config
         .optional_size("sliding_window", CONTEXT_LIMIT)?
         .or(absent.then_some(DEFAULT_WINDOW));
+    layer_types::check_uniform(config, layers(config)?, window)?;
     let switches = Switches {
         windows: vec![window; layers(config)?],
         ..Switches::plain(config, 131_072)?

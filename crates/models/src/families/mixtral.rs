@@ -4,8 +4,8 @@
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
 use super::module_names::renamed;
 use super::{
-    Config, Family, ModuleNames, TensorEntry, attention, block_of, config::CONTEXT_LIMIT, routers,
-    table,
+    Config, Family, ModuleNames, TensorEntry, attention, block_of, config::CONTEXT_LIMIT,
+    layer_types, routers, table,
 };
 use crate::error::Result;
 use crate::spec::{ChannelSpec, ExpertsSpec, ModelSpec, MultiHeadExpertsSpec};
@@ -40,6 +40,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     }
     let config = &with_defaults(config);
     let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
+    layer_types::check_uniform(config, layers(config)?, window)?;
     let switches = Switches {
         windows: vec![window; layers(config)?],
         ..Switches::plain(config, 131_072)?

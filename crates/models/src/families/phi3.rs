@@ -4,7 +4,7 @@
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
 use super::{
     Config, Family, Fused, GATE_UP, ModuleNames, QUERY_KEY_VALUE, TensorEntry, attention,
-    config::CONTEXT_LIMIT, table,
+    config::CONTEXT_LIMIT, layer_types, table,
 };
 use crate::error::Result;
 use crate::spec::{ModelSpec, RotaryScaling};
@@ -28,6 +28,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     // Of the code that the first files came with; the class has neither.
     config.ignore(&["full_attn_mod", "interpolate_factor"]);
     let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
+    layer_types::check_uniform(config, layers(config)?, window)?;
     let switches = Switches {
         partial: true,
         windows: vec![window; layers(config)?],

@@ -4,7 +4,7 @@
 use super::config::{CONTEXT_LIMIT, INNER_LIMIT, LAYER_LIMIT};
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers};
 use super::{
-    Config, Family, ModuleNames, TensorEntry, attention, block_of, mixtral, mlp, olmo,
+    Config, Family, ModuleNames, TensorEntry, attention, block_of, layer_types, mixtral, mlp, olmo,
     qwen_windows, routers, table,
 };
 use crate::error::Result;
@@ -76,6 +76,7 @@ fn read_qwen3(config: &Config) -> Result<ModelSpec> {
         true => config.optional_size("sliding_window", CONTEXT_LIMIT)?,
         false => None,
     };
+    layer_types::check_uniform(config, layers(config)?, window)?;
     let switches = Switches {
         qkv_bias: bias,
         output_bias: bias,

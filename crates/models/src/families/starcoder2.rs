@@ -2,7 +2,9 @@
 //! gate.
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches, layers, rename_key};
-use super::{Config, Family, ModuleNames, TensorEntry, attention, config::CONTEXT_LIMIT, table};
+use super::{
+    Config, Family, ModuleNames, TensorEntry, attention, config::CONTEXT_LIMIT, layer_types, table,
+};
 use crate::error::Result;
 use crate::spec::{ModelSpec, NormSpec};
 use serde_json::{Map, Value, json};
@@ -32,6 +34,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
     ]);
     let bias = config.flag_or("use_bias", true)?;
     let window = config.optional_size("sliding_window", CONTEXT_LIMIT)?;
+    layer_types::check_uniform(config, layers(config)?, window)?;
     let switches = Switches {
         qkv_bias: bias,
         output_bias: bias,

@@ -233,22 +233,6 @@ impl Tuning for LoraOptions {
             }
         });
     }
-
-    /// PEFT has no dropout on experts of a stack and their routers, and refuses a folder that says so.
-    fn check_attached(&self, model: &LanguageModel) -> Result<()> {
-        let mut adapts_experts = false;
-        model.visit_linears(&mut |map| {
-            let of_experts = map.expert.is_some() || map.name.ends_with(".router");
-            adapts_experts |= of_experts && map.adapters.is_active();
-        });
-        match adapts_experts && self.dropout > 0.0 {
-            false => Ok(()),
-            true => Err(Error::Option {
-                key: "dropout",
-                reason: "experts of a stack have none in PEFT, and neither have their routers; leave it at 0, or name `target_modules` without them".into(),
-            }),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -35,14 +35,6 @@ pub trait Tuning {
 
     /// Gives the parameters of the adapter learning rates of their own.
     fn set_rates(&self, _model: &mut LanguageModel) {}
-
-    /// Whether what was put on the model can be kept in a folder.
-    ///
-    /// # Errors
-    /// When it cannot.
-    fn check_attached(&self, _model: &LanguageModel) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// Defines [`AdapterOptions`] and [`KINDS`] from one line for each way to tune: its help, its variant, its name in recipes, its
@@ -115,7 +107,6 @@ impl AdapterOptions {
     ) -> Result<Adapter> {
         self.tuning().check_model(model)?;
         adapter.attach(model, family, seed)?;
-        self.tuning().check_attached(model)?;
         self.tuning().set_rates(model);
         Ok(adapter)
     }

@@ -9,6 +9,7 @@ mod turns;
 
 use std::path::Path;
 
+use clap::builder::RangedU64ValueParser;
 use espalier_data::random::Random;
 use serde_json::{Value, json};
 
@@ -63,6 +64,14 @@ pub fn run(args: &BenchArgs, context: &Context) -> Result<()> {
         Job::Attention(args) => operators::run_attention(args, context),
         Job::Matmul(args) => operators::run_matmul(args, context),
     }
+}
+
+/// As many runs as anyone waits for.
+const MOST_RUNS: u64 = 100_000;
+
+/// How many runs are counted, on the command line.
+fn number_of_runs() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=MOST_RUNS)
 }
 
 /// Rows of random tokens without the first three, which are special in most vocabularies.

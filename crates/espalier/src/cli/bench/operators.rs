@@ -30,7 +30,7 @@ pub struct AttentionArgs {
     #[arg(long, default_value_t = Precision::F32)]
     pub precision: Precision,
     /// Runs that are counted
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = super::number_of_runs())]
     pub runs: usize,
 }
 
@@ -50,7 +50,7 @@ pub struct MatmulArgs {
     #[arg(long, default_value_t = Precision::F32)]
     pub precision: Precision,
     /// Runs that are counted
-    #[arg(long, default_value_t = 9)]
+    #[arg(long, default_value_t = 9, value_parser = super::number_of_runs())]
     pub runs: usize,
 }
 

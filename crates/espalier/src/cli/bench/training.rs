@@ -49,7 +49,7 @@ pub struct TrainArgs {
     #[arg(long)]
     pub gradient_checkpointing: bool,
     /// Steps that are counted, after two that are not
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = super::number_of_runs())]
     pub runs: usize,
     /// Another model folder, whose steps alternate with those of the first; may be repeated
     #[arg(long, value_name = "MODEL")]
@@ -88,7 +88,7 @@ pub struct DpoArgs {
     #[arg(long)]
     pub gradient_checkpointing: bool,
     /// Steps that are counted, after two that are not
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = super::number_of_runs())]
     pub runs: usize,
 }
 

@@ -209,7 +209,7 @@ pub fn extract(
         ));
     }
     let mut left = changed(base, tuned);
-    let planned = config.planned(base, family)?;
+    let planned = config.planned(base, family, false)?;
     let mut tuned = tuned.clone();
     let (mut captured, mut all) = (0.0, 0.0);
     let mut factors = HashMap::new();

@@ -306,9 +306,16 @@ impl AdapterKind for PeftConfig {
         self.ensure_weight_tying
     }
 
+    fn check_kept(&self, model: &LanguageModel, family: &Family, adapter: &str) -> Result<()> {
+        let parts = low_rank_parts(model, adapter);
+        self.check_dropout(&layout::modules(model, family), &|map| {
+            parts.contains_key(map)
+        })
+    }
+
     /// Where a file's values take their place, `A` and `B` are zero.
     fn attach(&self, model: &mut LanguageModel, family: &Family, fresh: Fresh<'_>) -> Result<()> {
-        let planned = self.planned(model, family)?;
+        let planned = self.planned(model, family, fresh.is_read)?;
         let device = model.device().clone();
         each_linear(model, &mut |map| match planned.get(&map.name) {
             None => Ok(()),
@@ -435,6 +442,10 @@ impl AdapterKind for PeftConfig {
         }
         config.task_type = config.task_type.or_else(|| task_type(model));
         config.name_modules(&modules, &parts);
+        // PEFT reads no dropout beside them, and nothing is trained with it.
+        if !config.target_parameters.is_empty() {
+            config.dropout = 0.0;
+        }
         config.modules_to_save = saved_modules::written(&self.modules_to_save, model, family);
         config.to_json()
     }

@@ -90,31 +90,45 @@ impl PeftConfig {
             (_, Initialisation::Pissa { .. }) => "PiSSA",
             _ => return Ok(()),
         };
-        let is_bare = |module: &&Module| module.expert.is_some() || module.parameter().is_some();
-        let is_planned = |module: &&Module| module.maps.iter().any(|map| planned.contains_key(map));
-        match all.iter().filter(is_bare).find(is_planned) {
+        match bare(all, &|map| planned.contains_key(map)) {
             None => Ok(()),
-            Some(module) => Err(Error::Invalid(format!(
-                "{name} needs a layer of its own, and `{}` is {}; leave it out of `target_modules` and `target_parameters`, or use a plain LoRA",
-                module.name,
-                if module.expert.is_some() {
-                    "an expert of a stack"
-                } else {
-                    "a router without one"
-                },
+            Some((module, what)) => Err(Error::Invalid(format!(
+                "{name} needs a layer of its own, and `{module}` is {what}; leave it out of `target_modules` and `target_parameters`, or use a plain LoRA"
             ))),
         }
     }
 
-    /// The ranks and scales of all maps that get an adapter, by their names.
+    /// Refuses to train with dropout what PEFT adapts as a parameter: it knows no dropout there, and would not read the folder.
+    pub(super) fn check_dropout(
+        &self,
+        modules: &[Module],
+        has: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
+        match bare(modules, has).filter(|_| self.dropout > 0.0) {
+            None => Ok(()),
+            Some((module, what)) => Err(Error::Invalid(format!(
+                "an adapter of `{module}` is trained without dropout, for it is {what}, and PEFT reads no others; set `dropout` (`lora_dropout` in adapter_config.json) to 0, or leave it out of `target_modules` and `target_parameters`"
+            ))),
+        }
+    }
+
+    /// The ranks and scales of all maps that get an adapter, by their names. Of what is read from a folder some parameters may be no
+    /// model's: PEFT writes them for the experts of a kind of model, and ignores them where a model of that kind has none.
     pub(super) fn planned(
         &self,
         model: &LanguageModel,
         family: &Family,
+        is_read: bool,
     ) -> Result<HashMap<String, (usize, f64)>> {
         let all = layout::modules(model, family);
         let stacks = ExpertParameter::all(&all);
-        self.check_entries(&all, &stacks, model, family)?;
+        self.check_entries(&all, model, family)?;
+        let strange = self.strange_parameters(&all);
+        let some = strange.len() < self.target_parameters.len()
+            || self.target_modules != Targets::List(Vec::new());
+        if let Some(strange) = strange.first().filter(|_| !(is_read && some)) {
+            return Err(no_parameter(strange, &parameters(&all)));
+        }
         let mut planned = HashMap::new();
         for stack in stacks
             .iter()
@@ -159,33 +173,30 @@ impl PeftConfig {
         Ok(planned)
     }
 
-    /// Refuses entries that mean nothing.
-    fn check_entries(
-        &self,
-        all: &[Module],
-        stacks: &[ExpertParameter],
-        model: &LanguageModel,
-        family: &Family,
-    ) -> Result<()> {
-        if let Targets::List(entries) = &self.target_modules {
-            let meant = |entry: &String| {
-                let mut names = all.iter().flat_map(Module::names);
-                names.any(|name| is_named(name, entry))
-            };
-            if let Some(strange) = entries.iter().find(|entry| !meant(entry)) {
+    /// Refuses entries of `target_modules` that mean nothing.
+    fn check_entries(&self, all: &[Module], model: &LanguageModel, family: &Family) -> Result<()> {
+        let Targets::List(entries) = &self.target_modules else {
+            return Ok(());
+        };
+        let meant = |entry: &String| {
+            let mut names = all.iter().flat_map(Module::names);
+            names.any(|name| is_named(name, entry))
+        };
+        match entries.iter().find(|entry| !meant(entry)) {
+            None => Ok(()),
+            Some(strange) => {
                 let other = no_linear_map(strange, model, family);
-                return Err(other.unwrap_or_else(|| no_linear(strange, all)));
+                Err(other.unwrap_or_else(|| no_linear(strange, all)))
             }
         }
-        let stacks = stacks.iter().map(|stack| stack.name.clone());
-        let parameters: Vec<String> = stacks
-            .chain(all.iter().filter_map(Module::parameter))
-            .collect();
-        let meant = |entry: &&String| parameters.iter().any(|name| is_named(name, entry));
-        match self.target_parameters.iter().find(|entry| !meant(entry)) {
-            Some(strange) => Err(no_parameter(strange, &parameters)),
-            None => Ok(()),
-        }
+    }
+
+    /// The entries of `target_parameters` that mean nothing.
+    fn strange_parameters(&self, modules: &[Module]) -> Vec<&str> {
+        let known = parameters(modules);
+        let meant = |entry: &&str| known.iter().any(|name| is_named(name, entry));
+        let entries = self.target_parameters.iter().map(String::as_str);
+        entries.filter(|entry| !meant(entry)).collect()
     }
 
     /// The scale of a stack's experts, where any of them has an adapter; `modules` are theirs by the names of their maps.
@@ -278,7 +289,34 @@ pub(super) fn remarks(config: &PeftConfig, modules: &[Module]) -> Vec<String> {
     let sentence = |(reason, name)| {
         format!("an adapter of `{name}` counts here, but not everywhere: {reason}")
     };
-    reasons.into_iter().map(sentence).collect()
+    let strange = config.strange_parameters(modules);
+    let ignored = (!strange.is_empty()).then(|| {
+        format!(
+            "`target_parameters`: the model has no {}; as PEFT does, the adapter is read without",
+            strange.join(", ")
+        )
+    });
+    reasons.into_iter().map(sentence).chain(ignored).collect()
+}
+
+/// The names of all weights that `target_parameters` may mean.
+fn parameters(modules: &[Module]) -> Vec<String> {
+    let stacks = ExpertParameter::all(modules).into_iter();
+    let bare = modules.iter().filter_map(Module::parameter);
+    stacks.map(|stack| stack.name).chain(bare).collect()
+}
+
+/// The first module, with what it is, that PEFT adapts as a parameter and whose maps are some that are asked for.
+fn bare<'a>(modules: &'a [Module], has: &dyn Fn(&str) -> bool) -> Option<(&'a str, &'static str)> {
+    let is_bare = |module: &&Module| module.expert.is_some() || module.parameter().is_some();
+    let mut found = modules.iter().filter(is_bare);
+    let module = found.find(|module| module.maps.iter().any(|map| has(map)))?;
+    let what = match (&module.expert, module.by_parameter) {
+        (Some(_), _) => "an expert of a stack",
+        (None, true) => "a layer that PEFT takes for a part of an expert",
+        (None, false) => "a router without one",
+    };
+    Some((&module.name, what))
 }
 
 /// The modules of single experts by the names of their maps.
