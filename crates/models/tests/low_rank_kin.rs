@@ -433,11 +433,11 @@ fn a_choice_of_layers_is_saved_as_peft_opens_it() {
             let chooses = is_set("layers_to_transform") || is_set("layers_pattern");
             assert!(
                 !chooses || written["target_modules"].is_array(),
-                "{name}, {kind}: {written}"
+                "{name}, {kind}: {written:?}"
             );
             assert!(
                 !is_set("layers_pattern") || is_set("layers_to_transform"),
-                "{name}, {kind}: {written}"
+                "{name}, {kind}: {written:?}"
             );
             let again = load(folder.path());
             let difference = outputs::gap(&logits(&again.model), &logits(&loaded.model));

@@ -238,6 +238,7 @@ impl Chat<'_> {
 
     /// Answers a message; one that cannot be answered is forgotten.
     fn answer(&mut self, text: &str) -> Result<()> {
+        self.check_room(text)?;
         self.messages.push(Message::user(text));
         let answered = self.generate();
         match &answered {
@@ -245,6 +246,21 @@ impl Chat<'_> {
             Err(_) => _ = self.messages.pop(),
         }
         answered.map(|_| ())
+    }
+
+    /// Whether a message fits the context alone, behind the system message: else nothing needs to be forgotten for it.
+    fn check_room(&self, text: &str) -> Result<()> {
+        let system = self.messages.first();
+        let system = system.filter(|message| message.role == "system").cloned();
+        let alone: Vec<Message> = system.into_iter().chain([Message::user(text)]).collect();
+        let tokens = self.model.chat_prompt(&alone)?.len();
+        let window = self.model.model.spec().context;
+        match tokens < window {
+            true => Ok(()),
+            false => Err(Error::Work(format!(
+                "the message has {tokens} tokens but the model's context {window}; shorten it"
+            ))),
+        }
     }
 
     fn generate(&mut self) -> Result<GeneratedText> {
@@ -312,20 +328,8 @@ impl Chat<'_> {
         let window = self.model.model.spec().context;
         loop {
             let prompt = self.model.chat_prompt(&self.messages)?;
-            let full = prompt.len() >= window;
-            if !full && prompt.len() + window / 8 < window {
+            if prompt.len() + window / 8 < window || !self.forget_oldest() {
                 return Ok(prompt);
-            }
-            if !self.forget_oldest() {
-                let tokens = prompt.len();
-                let reason = format!(
-                    "the message has {tokens} tokens but the model's context {window}; shorten it"
-                );
-                return if full {
-                    Err(Error::Work(reason))
-                } else {
-                    Ok(prompt)
-                };
             }
             self.context
                 .terminal
