@@ -141,7 +141,9 @@ pub fn beam_search(
         let mut next: Vec<(usize, Beam)> = Vec::with_capacity(options.beams);
         let count = 2 * options.beams;
         for (rank, (row, beam)) in candidates(&beams, &rows, count, forced).enumerate() {
-            let ended = beam.ids.last().is_some_and(|id| options.end.contains(id));
+            // Where no more tokens may come, everything ends, and is compared with what ended before.
+            let full = step + 1 == longest;
+            let ended = full || beam.ids.last().is_some_and(|id| options.end.contains(id));
             if ended || ends(&beam.ids)? {
                 if rank < options.beams {
                     finished.push(beam.scored(options));
