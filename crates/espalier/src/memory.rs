@@ -109,7 +109,15 @@ pub fn check(asked: impl Display, bytes: f64, fix: &str, device: &Device) -> Res
     )))
 }
 
-/// Most resident memory of this process so far in bytes (`VmHWM`); nothing on systems without `/proc`.
+/// Lets [`peak_bytes`] begin again at what is in use now, where the system can (Linux).
+pub fn forget_peak() {
+    // "5" resets the high-water mark (proc_pid_clear_refs(5)); a system that does not know it keeps the old one.
+    if cfg!(target_os = "linux") {
+        let _ = std::fs::write("/proc/self/clear_refs", "5");
+    }
+}
+
+/// Most resident memory of this process in bytes (`VmHWM`), since its start or [`forget_peak`]; nothing on systems without `/proc`.
 pub fn peak_bytes() -> Option<u64> {
     peak_of(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
@@ -125,6 +133,18 @@ fn peak_of(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_peak_is_forgotten() {
+        let large = std::hint::black_box(vec![1u8; 256 << 20]);
+        let with = peak_bytes().unwrap();
+        assert!(large.iter().any(|byte| *byte == 1));
+        drop(large);
+        forget_peak();
+        let without = peak_bytes().unwrap();
+        assert!(without + (200 << 20) < with, "{with} {without}");
+    }
 
     #[test]
     fn the_high_water_mark_is_read() {

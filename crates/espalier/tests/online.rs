@@ -175,9 +175,7 @@ fn answers_and_rewards_are_kept_and_shown() {
 #[test]
 fn prompts_of_a_file_bring_their_columns() {
     let folder = tempfile::tempdir().unwrap();
-    let line = |gold: usize| {
-        format!("{{\"question\": \"1+{gold}=\", \"answer\": \"x\", \"gold\": {gold}}}\n")
-    };
+    let line = |gold: usize| format!("{{\"prompt\": \"1+{gold}=\", \"gold\": {gold}}}\n");
     let lines: String = (0..6).map(line).collect();
     fs::write(folder.path().join("asked.jsonl"), lines).unwrap();
     let script =

@@ -18,7 +18,6 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-#[allow(dead_code, reason = "other tests use the rest")]
 mod runs;
 
 const GROW: &str = r#"
@@ -317,11 +316,8 @@ fn answers_with_verdicts_are_learned_by_kto_and_refused_by_others() {
             "{error}"
         );
     }
-    let output = espalier(
-        folder.path(),
-        &["data", "show", "verdicts.jsonl", "--verdicts"],
-    );
-    let output = { output }.output().unwrap();
+    let show = ["data", "show", "verdicts.jsonl", "--verdicts"];
+    let output = espalier(folder.path(), &show).output().unwrap();
     succeeded(&output);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(

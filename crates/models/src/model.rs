@@ -14,7 +14,10 @@ use crate::{
     adapter::saved_modules::SavedModules,
     auxiliary_losses::{AuxiliaryLosses, SideOutput, auxiliary_losses},
     context::real_tokens,
-    layers::{Builder, classifier::Classifier, head_transform::HeadTransform, linear::Linear},
+    layers::{
+        Builder, classifier::Classifier, embedding::Embedding, head_transform::HeadTransform,
+        linear::Linear,
+    },
     parameter::{Parameter, Parameters, parameters},
     recurrent::Recurrent,
     source::{Initial, ParameterSource},
@@ -39,7 +42,7 @@ use crate::{
 pub struct LanguageModel {
     spec: Arc<ModelSpec>,
     device: Device,
-    embedding: Parameter,
+    embedding: Embedding,
     encoder: Option<Stack>,
     decoder: Stack,
     pooler: Option<Linear>,
@@ -91,6 +94,7 @@ impl LanguageModel {
             vec![spec.vocabulary, outer],
             normal,
         )?;
+        let embedding = Embedding::new(embedding);
         let spec = Arc::new(spec);
         let encoder = spec
             .encoder
@@ -395,10 +399,20 @@ impl LanguageModel {
         Arc::make_mut(&mut self.spec).tied_head = false;
         let (embedding, precision) = (&self.embedding, self.precision);
         self.head.get_or_insert_with(|| {
-            let mut weight = embedding.clone().renamed("head.weight");
+            let mut weight = embedding.weight.clone().renamed("head.weight");
             weight.set_trainable(false);
             Linear::from_weight("head", weight, precision)
         })
+    }
+
+    /// The table of tokens, and what adapters do to it.
+    pub fn embedding(&self) -> &Embedding {
+        &self.embedding
+    }
+
+    /// The same for change.
+    pub(crate) fn embedding_mut(&mut self) -> &mut Embedding {
+        &mut self.embedding
     }
 
     /// The encoder, where there is one, and the decoder.

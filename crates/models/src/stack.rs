@@ -12,7 +12,7 @@ use crate::{
     adapter::intervention::{Intervention, Interventions},
     auxiliary_losses::Sides,
     context::{Tokens, text_lengths},
-    layers::{Builder, block::Block, linear::Linear, norm::Norm},
+    layers::{Builder, block::Block, embedding::Embedding, linear::Linear, norm::Norm},
     model::Input,
     parameter::{Parameter, parameters},
     positions::Positions,
@@ -188,7 +188,7 @@ impl Stack {
     /// When a position or a token type is outside the model's tables.
     pub fn forward(
         &self,
-        embedding: &Parameter,
+        embedding: &Embedding,
         input: &Input,
         mut state: Option<&mut SequenceState>,
         memory: Option<Memory>,
@@ -311,12 +311,9 @@ impl Stack {
         side(&self.spec, self.is_encoder).0
     }
 
-    fn embed(&self, table: &Parameter, input: &Input, positions: &[u32]) -> Result<Tensor<3>> {
+    fn embed(&self, table: &Embedding, input: &Input, positions: &[u32]) -> Result<Tensor<3>> {
         let [batch, time] = [input.batch, input.time()];
-        let rows = |table: &Parameter, rows: &[u32]| -> Tensor<3> {
-            embedding(table.weight(), rows).reshape([batch, time, table.shape()[1]])
-        };
-        let mut hidden = rows(table, &input.ids);
+        let mut hidden: Tensor<3> = table.rows(&input.ids).reshape([batch, time, table.width()]);
         if let Some(trained) = self.trained_lookups(input) {
             hidden = hidden.clone() * trained.clone() + hidden.detach() * (trained.neg() + 1.0);
         }
@@ -337,7 +334,8 @@ impl Stack {
                     "token type {kind} is outside the model's {count} types"
                 )));
             }
-            hidden = hidden + rows(kinds, &types);
+            let width = kinds.shape()[1];
+            hidden = hidden + embedding(kinds.weight(), &types).reshape([batch, time, width]);
         }
         if let Some(table) = &self.positions {
             hidden = hidden + table.forward(positions, &input.ids, [batch, time], &self.device)?;

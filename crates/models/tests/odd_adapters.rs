@@ -18,7 +18,10 @@ use std::{
 use burn::tensor::Device;
 use espalier_models::{
     adapter::Adapter,
-    checkpoint::{PeftConfig, TensorFile, peft_config::Targets},
+    checkpoint::{
+        PeftConfig, TensorFile,
+        peft_config::{Targets, TrainedTokens},
+    },
     folder,
     layout::{Module, modules},
     model::{Input, LanguageModel},
@@ -26,7 +29,7 @@ use espalier_models::{
 };
 use fixture_lists::{
     adapter_folders::{configuration, gap, load, names},
-    fixture,
+    fixture, outputs,
 };
 use serde_json::{Value, json};
 
@@ -259,27 +262,158 @@ fn fresh_adapters_say_what_the_model_is_for() {
 }
 
 #[test]
-fn classification_heads_and_embeddings_are_refused_by_name() {
-    let attach = |targets: &[&str], saved: &[&str]| {
-        let mut loaded = load(&fixture("llama"));
+fn what_heads_and_embeddings_cannot_have_is_refused_by_name() {
+    type Change = fn(&mut PeftConfig);
+    let cases: [(&str, &str, Change, &[&str]); 10] = [
+        (
+            "llama",
+            "q_proj",
+            |config| config.modules_to_save = vec!["classifier".into(), "score".into()],
+            &["has a classification head (`classifier`), and its base has none"],
+        ),
+        (
+            "gpt2",
+            "wpe",
+            |_| {},
+            &["`wpe` is no linear map", "`modules_to_save`"],
+        ),
+        (
+            "llama",
+            "embed_tokens",
+            |config| config.use_dora = true,
+            &["DoRA is not supported for the embedding `model.embed_tokens`"],
+        ),
+        (
+            "llama",
+            "embed_tokens",
+            |config| config.lora_bias = true,
+            &["`model.embed_tokens` has no `lora_bias`"],
+        ),
+        (
+            "gpt2",
+            "wte",
+            |config| config.ensure_weight_tying = true,
+            &[
+                "only where the embedding is called `embed_tokens`",
+                "`transformer.wte`",
+            ],
+        ),
+        (
+            "t5",
+            "q",
+            |config| config.tokens = Some(TrainedTokens::OfEmbedding(vec![3])),
+            &["a table for each of the model's two sides"],
+        ),
+        (
+            "llama",
+            "embed_tokens",
+            |config| config.tokens = Some(TrainedTokens::OfEmbedding(vec![3])),
+            &[
+                "rows of `model.embed_tokens` are trained",
+                "leave it out of one of them",
+            ],
+        ),
+        (
+            "llama",
+            "q_proj",
+            |config| config.tokens = Some(TrainedTokens::OfEmbedding(vec![3, 61])),
+            &["the model has no row 61, only 61"],
+        ),
+        (
+            "llama",
+            "q_proj",
+            |config| config.tokens = Some(by_module(&[("embed_token", &[3])])),
+            &["no module of the model is named `embed_token`; did you mean `embed_tokens`?"],
+        ),
+        (
+            "gemma2",
+            "q_proj",
+            |config| {
+                config.ensure_weight_tying = true;
+                config.tokens = Some(by_module(&[("embed_tokens", &[3]), ("lm_head", &[4])]));
+            },
+            &["embedding and head are to stay one", "their lists differ"],
+        ),
+    ];
+    for (base, target, change, parts) in cases {
+        let mut loaded = load(&fixture(base));
         let family = loaded.family().unwrap();
-        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let mut config = PeftConfig::new(2, 4.0, Targets::List(owned(targets)));
-        config.modules_to_save = owned(saved);
+        let mut config = PeftConfig::new(2, 4.0, Targets::List(vec![target.into()]));
+        change(&mut config);
         let attached = Adapter::new(config).attach(&mut loaded.model, family, 0);
-        attached.unwrap_err().to_string()
-    };
-    let head = attach(&["q_proj"], &["classifier", "score"]);
-    assert!(
-        head.contains("has a classification head (`classifier`), and its base has none"),
-        "{head}"
-    );
-    let embedding = attach(&["embed_tokens"], &[]);
-    assert!(
-        embedding.contains("`embed_tokens` is no linear map")
-            && embedding.contains("`modules_to_save`"),
-        "{embedding}"
-    );
+        let error = attached.unwrap_err().to_string();
+        for part in parts {
+            assert!(error.contains(part), "{base} {target}: {error}");
+        }
+        assert!(loaded.model.adapters().is_empty(), "{base} {target}");
+    }
+}
+
+fn by_module(modules: &[(&str, &[u32])]) -> TrainedTokens {
+    let entry = |(name, ids): &(&str, &[u32])| ((*name).to_owned(), ids.to_vec());
+    TrainedTokens::ByModule(modules.iter().map(entry).collect())
+}
+
+/// Rows of tokens that the base lacks are the adapter's, where it has all of them.
+#[test]
+fn an_adapter_may_hold_rows_that_its_base_lacks() {
+    for (base, tied) in [("llama", false), ("gemma2", true)] {
+        let source = load(&fixture(base));
+        let family = source.family().unwrap();
+        let known = source.model.spec().vocabulary as u32;
+        let new: Vec<u32> = (known - 1..known + 2).collect();
+        let tokens = match tied {
+            true => TrainedTokens::OfEmbedding(new.clone()),
+            false => by_module(&[("embed_tokens", &new), ("lm_head", &new)]),
+        };
+        let mut config = PeftConfig::new(2, 4.0, Targets::List(vec!["q_proj".into()]));
+        config.tokens = Some(tokens);
+        let adapter = Adapter::new(config.clone()).based_on(fixture(base).to_string_lossy());
+        let mut model = source
+            .model
+            .grown(known as usize, known as usize + 2)
+            .unwrap();
+        adapter.attach(&mut model, family, 3).unwrap();
+        model.visit_mut(&mut |parameter| {
+            if parameter.is_trainable() {
+                let values = (0..parameter.len()).map(|i| 0.1 * ((i % 9) as f32 - 4.0));
+                parameter.set_data(values.collect(), &Device::flex());
+            }
+        });
+        let saved = tempfile::tempdir().unwrap();
+        adapter.save(&model, family, saved.path()).unwrap();
+        let again = load(saved.path());
+        assert!(
+            again
+                .remarks
+                .iter()
+                .any(|said| said.contains("2 more tokens")),
+            "{base}"
+        );
+        let input = Input::rows(&[vec![3, known, 5, known + 1, 7, known - 1, 9]]).unwrap();
+        let computed = |model: &LanguageModel| {
+            let logits = model.frozen().logits(&input).unwrap();
+            logits.into_data().try_into_vec::<f32>().unwrap()
+        };
+        assert_eq!(computed(&again.model), computed(&model), "{base}");
+        let mut merged = again.model.clone();
+        merged.merge_adapters().unwrap();
+        let difference = outputs::gap(&computed(&merged), &computed(&model));
+        assert!(difference < 1e-5, "{base}: {difference}");
+        // A row that nobody has.
+        let beyond = TrainedTokens::OfEmbedding(vec![known + 1]);
+        let lacking = Adapter::new(PeftConfig {
+            tokens: Some(beyond),
+            ..config
+        });
+        let error = lacking.rows_needed(&source.model, family).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("names row {}", known + 1)),
+            "{error}"
+        );
+    }
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub struct TrainOptions {
     /// Longest example in tokens; longer ones keep their beginning.
     #[schemars(range(min = 2, max = LONGEST))]
     pub length: usize,
-    /// Fill rows with several examples that cannot see each other.
+    /// Fill rows with several examples that cannot see each other; long documents (`pretrain`) then become several pieces.
     pub packing: bool,
     /// Put examples of like length into a batch, which spares padding; the longest come first in every 50 steps.
     pub group_by_length: bool,

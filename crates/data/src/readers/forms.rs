@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::fields::{Fields, found};
 use super::refused::refuse_record_keys;
 use super::turns::{Last, check, with_system};
-use super::{alpaca, openai, sharegpt, verdict};
+use super::{Wanted, alpaca, openai, sharegpt, verdict};
 use crate::nearest::suggestion;
 use crate::record::{Message, Record};
 use crate::{Error, Result};
@@ -28,11 +28,13 @@ pub enum Form {
     Preference,
     /// `prompt` and `completion`, or `question` and `answer`.
     Completion,
+    /// `prompt` alone, of which the answer is asked.
+    Prompt,
     /// `text`.
     Text,
 }
 
-const FORMS: [(Form, &str, &[&str]); 6] = [
+const FORMS: [(Form, &str, &[&str]); 7] = [
     (
         Form::Alpaca,
         "alpaca",
@@ -70,6 +72,7 @@ const FORMS: [(Form, &str, &[&str]); 6] = [
             "tools",
         ],
     ),
+    (Form::Prompt, "prompt", &["prompt", "system", "tools"]),
     (Form::Text, "text", &["text"]),
 ];
 
@@ -82,9 +85,11 @@ impl Form {
             .map_or(&[], |(_, _, keys)| *keys)
     }
 
-    /// The form that the keys of a record show; `pairs` are taken before the conversation that stands beside them, as in UltraFeedback.
-    pub(super) fn detect(map: &Map<String, Value>, pairs: bool) -> Result<Self, String> {
+    /// The form that the keys of a record show. Pairs that are wanted are taken before the conversation that stands beside them, as in
+    /// UltraFeedback.
+    pub(super) fn detect(map: &Map<String, Value>, wanted: Wanted) -> Result<Self, String> {
         let has = |name| map.contains_key(name);
+        let pairs = matches!(wanted, Wanted::Pairs | Wanted::Verdicts);
         let rules = [
             (
                 pairs && has("messages") && has("chosen") && has("rejected"),
@@ -96,6 +101,7 @@ impl Form {
             (has("chosen") && has("rejected"), Self::Preference),
             (has("prompt") && has("completion"), Self::Completion),
             (has("question") && has("answer"), Self::Completion),
+            (wanted == Wanted::Prompts && has("prompt"), Self::Prompt),
             (has("text"), Self::Text),
         ];
         rules.iter().find(|(holds, _)| *holds).map(|(_, form)| *form).ok_or_else(|| {
@@ -124,11 +130,23 @@ impl Form {
             Self::Messages => openai::read_messages(fields),
             Self::Preference => openai::read_preference(fields),
             Self::Completion => read_completion(fields),
+            Self::Prompt => read_prompt(fields),
             Self::Text => Ok(Record::Text {
                 text: fields.required_text("text")?.to_string(),
             }),
         }
     }
+}
+
+/// A conversation that waits for its answer.
+fn read_prompt(fields: &Fields) -> Result<Record, String> {
+    let asking = openai::turns("prompt", fields.required("prompt")?, Message::user)?;
+    let messages = with_system(fields, asking)?;
+    check(&messages, Last::User)?;
+    Ok(Record::Chat {
+        messages,
+        tools: openai::tools(fields)?,
+    })
 }
 
 fn read_completion(fields: &Fields) -> Result<Record, String> {
@@ -215,7 +233,7 @@ mod tests {
         let Value::Object(map) = value else {
             panic!("no object")
         };
-        let form = Form::detect(&map, false)?;
+        let form = Form::detect(&map, Wanted::Texts)?;
         form.read(&Fields::new(form, map))
     }
 
@@ -231,8 +249,8 @@ mod tests {
         let Value::Object(map) = record else {
             panic!("no object")
         };
-        assert_eq!(Form::detect(&map, false).unwrap(), Form::Messages);
-        let form = Form::detect(&map, true).unwrap();
+        assert_eq!(Form::detect(&map, Wanted::Texts).unwrap(), Form::Messages);
+        let form = Form::detect(&map, Wanted::Pairs).unwrap();
         let expected = Record::Preference {
             prompt: vec![Message::user("a")],
             chosen: Message::assistant("b"),

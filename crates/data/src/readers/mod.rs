@@ -11,6 +11,7 @@
 //! | `messages` | `messages` of `{role, content}`, `system`, `tools` |
 //! | `preference` | `prompt` (or the common start of the two), `chosen`, `rejected`, `system`, `tools` |
 //! | `completion` | `prompt` and `completion`, or `question` and `answer`, `system`, `tools` |
+//! | `prompt` | `prompt` where answers are not wanted, `system`, `tools`, and whatever rewards read |
 //! | `text` | `text`, or a `.txt` file |
 //!
 //! Where verdicts are wanted, a conversation says with `label` or `kto_tag` whether its last answer is a good one. Turns may say whether
@@ -77,6 +78,8 @@ pub enum Wanted {
     Pairs,
     /// Answers with a verdict, and pairs, which have one for both answers; records without are errors.
     Verdicts,
+    /// Prompts, whose answers may be missing; other keys are for whoever scores answers.
+    Prompts,
 }
 
 impl Source {
@@ -312,19 +315,16 @@ impl Reader {
         let mut map = self.rename(object(text)?);
         let verdict = match self.wanted {
             Wanted::Verdicts => verdict::take(&mut map)?,
-            Wanted::Texts | Wanted::Pairs => None,
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts => None,
         };
         let form = match self.form {
             Some(form) => form,
-            None => {
-                let pairs = self.wanted != Wanted::Texts;
-                *self.form.insert(Form::detect(&map, pairs)?)
-            }
+            None => *self.form.insert(Form::detect(&map, self.wanted)?),
         };
         let record = form.read(&Fields::new(form, map))?;
         match self.wanted {
             Wanted::Verdicts => Ok(verdict::judged(record, verdict)?),
-            Wanted::Texts | Wanted::Pairs => Ok(record),
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts => Ok(record),
         }
     }
 

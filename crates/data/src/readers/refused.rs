@@ -137,6 +137,10 @@ pub(super) fn refuse_turn_keys(turn: &Map<String, Value>) -> Result<(), String> 
 pub(super) fn refuse_record_keys(form: Form, fields: &Fields) -> Result<(), String> {
     let conversation = form != Form::Text;
     for (key, value) in fields.unread() {
+        if form == Form::Prompt {
+            refuse(key, &[])?;
+            continue;
+        }
         if key == "label" && conversation && verdict::meaning(value).is_some() {
             return Err(format!("`label` is of no use here: {UNPAIRED}"));
         }
@@ -175,7 +179,7 @@ mod tests {
         let Value::Object(map) = value else {
             panic!("no object")
         };
-        let form = Form::detect(&map, false)?;
+        let form = Form::detect(&map, super::super::Wanted::Texts)?;
         form.read(&Fields::new(form, map))
     }
 

@@ -111,7 +111,7 @@ mod tests {
             panic!("no object")
         };
         let verdict = take(&mut map)?;
-        let form = super::super::Form::detect(&map, true)?;
+        let form = super::super::Form::detect(&map, super::super::Wanted::Verdicts)?;
         judged(form.read(&super::super::Fields::new(form, map))?, verdict)
     }
 

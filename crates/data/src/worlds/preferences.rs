@@ -2,12 +2,14 @@
 //!
 //! For answers under constraints the slip breaks exactly one of them where that is possible: a forgotten case, quote, end
 //! phrase, word or bullet, a comma left in, a forbidden word used, too few or too many words. Arithmetic is off by a
-//! little, a sum has a wrong digit, a fact is another value or `unknown`. The checker has the last word: no rejected answer passes it.
+//! little, a sum has a wrong digit, a fact is another value or `unknown`, and whatever has no mistakes of its own is changed in one
+//! place. The checker has the last word: no rejected answer passes it.
 
 use super::constraints::{Constraint, Relation, of, strict};
 use super::facts::{UNKNOWN, values};
 use super::lists::{ADJECTIVES, END_PHRASES, GOOD_FEELINGS, NAMES, OBJECTS, PLACES};
 use super::sentences::names_subject;
+use super::slips::{one_change, other_verdict};
 use super::stories::sentences;
 use super::{Item, Split, addition, check, item};
 use crate::random::Random;
@@ -17,14 +19,15 @@ use crate::{Error, Result};
 /// Random slips tried where the first ones pass the checker.
 const MOST_TRIES: usize = 20;
 
-/// A worse answer that fails the checker, or nothing for a world that has no slips.
+/// A worse answer that fails the checker, or nothing where none is found.
 pub fn corrupt(item: &Item, random: &mut Random) -> Option<String> {
     let slip = match item.task.split('/').next() {
         Some("addition") => addition::wrong_digit,
         Some("g1") => wrong_number,
         Some("g6") => wrong_value,
         Some("g7" | "sentence") => broken_constraint,
-        _ => return None,
+        _ if item.task == "g4/judge" => other_verdict,
+        _ => one_change,
     };
     let mut slips = (0..MOST_TRIES).filter_map(|_| slip(item, random));
     slips.find(|output| check(item, output).is_ok_and(|passes| !passes))
@@ -33,7 +36,7 @@ pub fn corrupt(item: &Item, random: &mut Random) -> Option<String> {
 /// The gold answer of an item against a corrupted one, as a record.
 ///
 /// # Errors
-/// When there is no such task or it has no slips.
+/// When there is no such task, or no worse answer is found.
 ///
 /// ```
 /// use espalier_data::{record::Record, worlds::{Split, preferences::preference}};
@@ -46,7 +49,7 @@ pub fn preference(task: &str, split: Split, index: u64, seed: u64) -> Result<Rec
     let mut random = Random::named(&format!("preference|{task}|{split}|{index}|{seed}"));
     let rejected = corrupt(&item, &mut random).ok_or_else(|| {
         Error::Invalid(format!(
-            "`{task}` has no preference pairs: use a task of addition, g1, g6, g7 or sentence"
+            "`{task}`: no wrong answer to item {index} was found"
         ))
     })?;
     Ok(Record::Preference {
@@ -401,15 +404,25 @@ mod tests {
     }
 
     #[test]
-    fn pairs_are_deterministic_and_stories_have_none() {
+    fn pairs_are_deterministic() {
         let draw = || preference("g7/2", Split::Test, 5, 1).unwrap();
         assert_eq!(draw(), draw());
-        assert!(
-            preference("g8", Split::Train, 0, 0)
-                .unwrap_err()
-                .to_string()
-                .contains("no preference pairs")
-        );
+    }
+
+    #[test]
+    fn corrupted_answers_of_every_task_fail() {
+        for task in super::super::tasks() {
+            for index in 0..10_000 {
+                let item = item(task, Split::Train, index, 2).unwrap();
+                let wrong = corrupt(&item, &mut Random::new(index));
+                let wrong = wrong.unwrap_or_else(|| panic!("no slip: {}", item.to_json()));
+                assert!(
+                    !check(&item, &wrong).unwrap(),
+                    "{wrong}: {}",
+                    item.to_json()
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `espalier data`: generate data of the worlds, and look at data as a model will see it.
 
+mod catalogue;
 mod show;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use show::ShowArgs;
 /// Generate data, or look at data as a model will see it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
+  espalier data worlds
   espalier data generate g1/2 --count 1000 --output sums.jsonl
   espalier data show sums.jsonl --tokenizer MODEL")]
 pub struct DataArgs {
@@ -31,6 +33,9 @@ pub struct DataArgs {
 enum DataVerb {
     Generate(GenerateArgs),
     Show(ShowArgs),
+    /// List the worlds and their tasks, with an item of each
+    #[command(after_help = "Example:\n  espalier data worlds\n  espalier data worlds --json")]
+    Worlds,
 }
 
 /// Generate items of a world: questions with exact checkers, stories, preferences.
@@ -67,6 +72,7 @@ pub fn run(args: &DataArgs, context: &Context) -> Result<()> {
     match &args.verb {
         DataVerb::Generate(args) => generate(args, context),
         DataVerb::Show(args) => show::run(args, context),
+        DataVerb::Worlds => catalogue::run(context),
     }
 }
 

@@ -9,7 +9,7 @@ use espalier_train::{
 
 use super::{Context, run::perform};
 use crate::{
-    Result,
+    Error, Result,
     recipe::{
         Recipe, keys,
         llama_factory::{self, Translated},
@@ -114,7 +114,9 @@ fn translated(path: &Path, args: &TrainArgs, context: &Context) -> Result<()> {
     let name = format!("the recipe of {}", path.display());
     let recipe = Recipe::parse(&text, &name, &overrides)?;
     if args.recipe_only {
-        return context.terminal.line(text.trim_end());
+        return context
+            .terminal
+            .line(&printed(&text, &recipe, &remarks, !overrides.is_empty())?);
     }
     let mut voice = TerminalVoice::new(context.terminal);
     text.lines().for_each(|line| voice.say(line));
@@ -122,6 +124,16 @@ fn translated(path: &Path, args: &TrainArgs, context: &Context) -> Result<()> {
         voice.say(&format!("   {remark}"));
     }
     perform(&recipe, context)
+}
+
+/// The recipe with what there is to say about it as comments; where keys were given besides, with these and all its defaults.
+fn printed(text: &str, recipe: &Recipe, remarks: &[String], changed: bool) -> Result<String> {
+    let comments = remarks.iter().map(|remark| format!("# {remark}\n"));
+    let text = match changed {
+        true => toml::to_string(recipe).map_err(|error| Error::work(error.to_string()))?,
+        false => text.to_owned(),
+    };
+    Ok(comments.collect::<String>() + text.trim_end())
 }
 
 /// The recipe of one stage that the arguments describe.

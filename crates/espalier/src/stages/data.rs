@@ -258,8 +258,8 @@ pub fn unpaired(encoded: Vec<Encoded>) -> Vec<Encoded> {
     encoded.into_iter().flat_map(parts).collect()
 }
 
-/// Samples of the trainer, packed into rows where asked.
-pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> {
+/// Samples of the trainer, packed into rows where a way is given.
+pub fn samples(encoded: Vec<Encoded>, packing: Option<Strategy>, length: usize) -> Vec<Sample> {
     let mut examples = Vec::new();
     let mut samples = Vec::new();
     for encoded in encoded {
@@ -272,13 +272,13 @@ pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> 
             Encoded::Dropped { .. } => {}
         }
     }
-    match pack {
-        true => samples.extend(
-            packing::pack(&examples, length, Strategy::BestFit)
+    match packing {
+        Some(strategy) => samples.extend(
+            packing::pack(&examples, length, strategy)
                 .into_iter()
                 .map(|row| Sample::new(vec![row])),
         ),
-        false => samples.extend(examples.iter().map(Sample::example)),
+        None => samples.extend(examples.iter().map(Sample::example)),
     }
     samples
 }
@@ -286,7 +286,7 @@ pub fn samples(encoded: Vec<Encoded>, pack: bool, length: usize) -> Vec<Sample> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use espalier_data::{template::ChatTemplate, tokenizer::BpeOptions};
+    use espalier_data::{encode::Example, template::ChatTemplate, tokenizer::BpeOptions};
 
     struct Said(Vec<String>);
 
@@ -296,6 +296,21 @@ mod tests {
         }
 
         fn progress(&mut self, _: &str, _: usize, _: usize, _: &str) {}
+    }
+
+    #[test]
+    fn packed_documents_are_cut_into_pieces_and_lose_nothing() {
+        let ids: Vec<u32> = (0..10).collect();
+        let document = || vec![Encoded::Example(Example::new(ids.clone(), vec![true; 10]))];
+        let read = |strategy| -> Vec<u32> {
+            let samples = samples(document(), strategy, 4);
+            let rows = samples.iter().flat_map(|sample| &sample.rows);
+            rows.flat_map(|row| row.ids.clone()).collect()
+        };
+        let mut whole = read(Some(Strategy::BestFitSplit));
+        whole.sort_unstable();
+        assert_eq!(whole, ids);
+        assert_eq!(read(Some(Strategy::BestFit)), ids[..4]);
     }
 
     #[test]

@@ -42,7 +42,7 @@ use self::{
     record::{Past, Record},
 };
 use crate::{
-    Error, Result, interrupt,
+    Error, Result, interrupt, memory,
     model_path::as_text,
     recipe::{Recipe, Stage, document::Complaint},
     units,
@@ -251,6 +251,7 @@ impl Run<'_> {
             voice: &mut *self.voice,
         };
         let resolved = self.artifacts.resolved(stage);
+        memory::forget_peak();
         let mut result = resolved.kind.work().run(&mut workplace)?;
         for output in stage.kind.work().outputs() {
             if output.kind == ArtifactKind::Report {

@@ -1,6 +1,6 @@
 //! The model that a training stage starts from, and the folder that it leaves behind.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use burn::tensor::Device;
 use espalier_data::{
@@ -30,6 +30,8 @@ pub struct Start {
     pub loaded: LoadedModel,
     /// The tokenizer, with the template that the recipe or the folder gives.
     pub tokenizer: Tokenizer,
+    /// The ids of tokens that were added to both.
+    pub added: Vec<u32>,
 }
 
 /// Loads a model or adapter folder with its tokenizer; `changes` replace keys of its `config.json`, and `quantise` says how the base is
@@ -54,7 +56,11 @@ pub fn open(
     let place = model_path::tokenizer_folder(path, &loaded.base);
     let tokenizer = with_template(Tokenizer::load(&place)?, template)?;
     check_vocabulary(&tokenizer, &loaded.model)?;
-    Ok(Start { loaded, tokenizer })
+    Ok(Start {
+        loaded,
+        tokenizer,
+        added: Vec::new(),
+    })
 }
 
 /// Adds tokens to the tokenizer, and rows for them to the model.
@@ -85,21 +91,26 @@ pub fn grow(start: Start, tokens: &[String], voice: &mut dyn Voice) -> Result<St
         1 => "the model has 1 row more".to_owned(),
         more => format!("the model has {more} rows more"),
     };
+    let new = known as u32..wanted as u32;
     let added = match wanted - known {
-        0 => return Ok(grown_start(start, model, tokenizer)),
+        0 => return Ok(grown_start(start, model, tokenizer, new)),
         1 => "1 token added".to_owned(),
         count => format!("{count} tokens added"),
     };
     voice.say(&format!("   {added}; {rows}"));
-    Ok(grown_start(start, model, tokenizer))
+    Ok(grown_start(start, model, tokenizer, new))
 }
 
-fn grown_start(start: Start, model: LanguageModel, tokenizer: Tokenizer) -> Start {
+fn grown_start(start: Start, model: LanguageModel, tokenizer: Tokenizer, new: Range<u32>) -> Start {
     let loaded = LoadedModel {
         model,
         ..start.loaded
     };
-    Start { loaded, tokenizer }
+    Start {
+        loaded,
+        tokenizer,
+        added: new.collect(),
+    }
 }
 
 /// What becomes of tokens that the tokenizer has already, a sentence each.

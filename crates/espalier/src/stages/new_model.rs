@@ -149,6 +149,7 @@ pub fn create<'a>(
             remarks: Vec::new(),
         },
         tokenizer,
+        added: Vec::new(),
     })
 }
 

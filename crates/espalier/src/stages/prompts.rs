@@ -191,7 +191,7 @@ mod tests {
             ..DataOptions::default()
         };
         let sources = [world(2), file, world(1)];
-        let records = data::records(&sources, Wanted::Texts, &mut Silent).unwrap();
+        let records = data::records(&sources, Wanted::Prompts, &mut Silent).unwrap();
         let origins = origins(&sources, &records).unwrap();
         let key = |key: &str| -> Vec<Value> {
             origins.iter().map(|origin| origin[key].clone()).collect()

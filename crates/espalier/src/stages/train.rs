@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use espalier_data::readers::{self, Wanted};
+use espalier_data::{
+    packing::Strategy,
+    readers::{self, Wanted},
+};
 use espalier_evaluate::report::Section;
 use espalier_models::{
     families,
@@ -106,6 +109,9 @@ pub struct TrainStage {
     #[serde(default)]
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub validation_share: f64,
+    /// Number of records of `data` that are held out, in place of a share.
+    #[serde(default)]
+    pub validation_count: usize,
     /// Keys of the model's `config.json` that change before it is trained, such as `bidirectional` or `rope_parameters`.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
@@ -113,7 +119,8 @@ pub struct TrainStage {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
     /// Special tokens that the tokenizer gets before training, such as a template's marks; embedding and head grow by rows that start as the
-    /// mean of the old ones. With an adapter, embedding and head are trained too, and the whole model is left instead of an adapter.
+    /// mean of the old ones. With an adapter, embedding and head are trained too, and the whole model is left instead of an adapter, unless
+    /// `adapter.lora.added_tokens` says that the new rows alone are trained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub add_tokens: Vec<String>,
     /// How long, how fast and how often.
@@ -122,9 +129,16 @@ pub struct TrainStage {
 }
 
 impl TrainStage {
+    /// Whether an adapter keeps the rows of added tokens, and needs no new base.
+    fn keeps_added_tokens(&self) -> bool {
+        let adapter = self.adapter.as_ref();
+        adapter.is_some_and(AdapterOptions::keeps_added_tokens) && !self.add_tokens.is_empty()
+    }
+
     /// Whether a share of the data is held out.
     fn splits(&self) -> bool {
-        self.validation.is_empty() && self.validation_share > 0.0
+        let holds_out = self.validation_share > 0.0 || self.validation_count > 0;
+        self.validation.is_empty() && holds_out
     }
 }
 
@@ -155,6 +169,12 @@ impl StageKind for TrainStage {
                 None => "a train stage needs one of `model` and `new`",
             }));
         }
+        let adapter = self.adapter.as_ref();
+        if adapter.is_some_and(AdapterOptions::keeps_added_tokens) && self.add_tokens.is_empty() {
+            return Err(Error::usage(
+                "`added_tokens` trains the rows of the tokens that `add_tokens` names, and the stage names none; add some, or name tokens that there are with `trainable_tokens`",
+            ));
+        }
         if self.new.is_some() && !self.add_tokens.is_empty() {
             return Err(Error::usage(
                 "`add_tokens` adds to the tokenizer of a model that there is already; a new one learns its own",
@@ -168,6 +188,11 @@ impl StageKind for TrainStage {
         if self.quantise.is_some() && self.new.is_some() {
             return Err(Error::usage(
                 "`quantise` rounds a base that stays as it is, and a new model has to be trained; leave one of them out",
+            ));
+        }
+        if self.validation_share > 0.0 && self.validation_count > 0 {
+            return Err(Error::usage(
+                "the stage has both `validation_share` and `validation_count`; give one",
             ));
         }
         match (0.0..1.0).contains(&self.validation_share) {
@@ -236,7 +261,12 @@ impl StageKind for TrainStage {
 /// Trains and leaves `model/` in the stage's folder.
 fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
     let (start, training, validation) = prepare(workplace, stage)?;
-    let Start { loaded, tokenizer } = start;
+    let Start {
+        loaded,
+        tokenizer,
+        added,
+    } = start;
+    let keeps_added = stage.keeps_added_tokens();
     let LoadedModel {
         mut model,
         config,
@@ -273,6 +303,14 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
             let seed = stage.options.seed;
             Some(match stage.add_tokens.is_empty() {
                 true => options.attach(&mut model, family, seed)?,
+                false if keeps_added => {
+                    if added.is_empty() {
+                        return Err(Error::usage(
+                            "`added_tokens`: the vocabulary has all of the `add_tokens` already; name them by their ids in `trainable_tokens`",
+                        ));
+                    }
+                    options.attach_with_tokens(&added, &mut model, family, seed)?
+                }
                 false => options.attach_with_vocabulary(&mut model, family, seed)?,
             })
         }
@@ -292,7 +330,7 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         }
     };
     // An adapter's folder cannot say that its base was changed, so the adapter is merged.
-    let merges = !(stage.config.is_empty() && stage.add_tokens.is_empty());
+    let merges = !stage.config.is_empty() || !stage.add_tokens.is_empty() && !keeps_added;
     let refusal = adapter.as_ref().and_then(|adapter| adapter.merge_refusal());
     if let Some(reason) = refusal.filter(|_| merges) {
         let fix = "change the base in a stage of its own";
@@ -318,7 +356,9 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
             "the adapter would change or train weights of the quantised base themselves; leave their modules out of `modules_to_save`, start from a plain `lora`, or do not quantise",
         ));
     }
-    if adapter.is_some() && !stage.add_tokens.is_empty() {
+    if adapter.is_some() && keeps_added {
+        workplace.voice.say("   of embedding and head the rows of the added tokens alone are trained, and kept in the adapter");
+    } else if adapter.is_some() && !stage.add_tokens.is_empty() {
         workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
     }
     rates::set_rates(&mut model, family, &stage.options.learning_rates)?;
@@ -391,7 +431,8 @@ fn prepare(
     let mut origins = origins_of(&stage.data, &records)?;
     let mut held_out_origins = origins_of(&stage.validation, &held_out)?;
     if stage.splits() {
-        held_out = hold_out(&mut records, stage.validation_share);
+        let share = (records.len() as f64 * stage.validation_share).ceil() as usize;
+        held_out = hold_out(&mut records, share.max(stage.validation_count));
         held_out_origins = origins.split_off(records.len().min(origins.len()));
         let path = workplace.folder.join(VALIDATION);
         readers::write_jsonl(
@@ -422,21 +463,29 @@ fn prepare(
         let validation = prepare(&held_out, &held_out_origins)?;
         return Ok((start, training, validation));
     }
+    // Of a document every part is worth learning; of an answer the beginning, which stands behind its question.
+    let packing = options.packing.then_some(match &stage.objective {
+        ObjectiveOptions::Pretrain(_) => Strategy::BestFitSplit,
+        _ => Strategy::BestFit,
+    });
+    let longest = match packing {
+        Some(Strategy::BestFitSplit) => usize::MAX,
+        _ => options.length,
+    };
     let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
-        let encoded = data::encode(&start.tokenizer, records, options.length, workplace.voice)?;
+        let encoded = data::encode(&start.tokenizer, records, longest, workplace.voice)?;
         let encoded = match wanted {
             Wanted::Verdicts => data::unpaired(encoded),
-            Wanted::Texts | Wanted::Pairs => encoded,
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts => encoded,
         };
-        Ok(data::samples(encoded, options.packing, options.length))
+        Ok(data::samples(encoded, packing, options.length))
     };
     let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
     Ok((start, training, validation))
 }
 
-/// Takes the last records away, one at least, and leaves one.
-fn hold_out(records: &mut Vec<Sourced>, share: f64) -> Vec<Sourced> {
-    let count = (records.len() as f64 * share).ceil() as usize;
+/// Takes the last records away, so many as there are beside one.
+fn hold_out(records: &mut Vec<Sourced>, count: usize) -> Vec<Sourced> {
     let most = records.len().saturating_sub(1);
     records.split_off(records.len() - count.min(most))
 }

@@ -66,6 +66,18 @@ fn stages_inherit_and_the_nearer_word_counts() {
 }
 
 #[test]
+fn freezing_replaces_an_inherited_adapter_and_an_adapter_freezing() {
+    let text = "output = 'o'\n[[stage]]\nname = 'a'\ntrain = { model = 'm', data = 'd', objective = 'sft', adapter = 'lora', validation_share = 0.5 }\n\
+        [[stage]]\nname = 'b'\nlike = 'a'\ntrain = { freeze = { layers = 2 }, validation_count = 3 }\n\
+        [[stage]]\nname = 'c'\nlike = 'b'\ntrain.adapter.lora.rank = 2\n";
+    let recipe: Recipe = document::parse(text, "recipe.toml", &[]).unwrap();
+    let written = toml::Table::try_from(&recipe).unwrap();
+    let has = |stage: usize, key: &str| written["stage"][stage]["train"].get(key).is_some();
+    let found = [0, 1, 2].map(|stage| [has(stage, "adapter"), has(stage, "freeze")]);
+    assert_eq!(found, [[true, false], [false, true], [true, false]]);
+}
+
+#[test]
 fn another_choice_replaces_the_inherited_one() {
     let text = "output = 'o'\n[defaults.train]\nmodel = 'm'\ndata = 'd'\nobjective = { dpo = { beta = 0.2 } }\n\
         [[stage]]\nname = 'a'\ntrain.objective = { dpo = { ld_alpha = 1.0 } }\n\

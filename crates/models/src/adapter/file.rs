@@ -21,18 +21,25 @@ const BEFORE_ADAPTER: [(&str, bool); 3] = [
     (".modules_to_save.", false),
 ];
 
-/// What stands before the adapter's name of a magnitude, which is called a weight behind it.
-const MAGNITUDE: &str = ".lora_magnitude_vector";
+/// What stands before the adapter's name at the end of a name. A magnitude is called a weight behind it.
+const AT_THE_END: [&str; 4] = [
+    ".lora_magnitude_vector",
+    ".lora_embedding_A",
+    ".lora_embedding_B",
+    ".trainable_tokens_delta",
+];
 
 /// A name of a module's state dict as PEFT's folders have it, without the adapter's name, and that.
 fn without_adapter(name: &str) -> (String, Option<&str>) {
-    if let Some((module, rest)) = name.split_once(MAGNITUDE)
-        && let Some(adapter) = rest.strip_prefix('.')
-    {
-        let adapter = adapter.strip_suffix("weight").unwrap_or(adapter);
-        let adapter = adapter.trim_end_matches('.');
-        let adapter = (!adapter.is_empty()).then_some(adapter);
-        return (format!("{module}{MAGNITUDE}"), adapter);
+    for mark in AT_THE_END {
+        if let Some((module, rest)) = name.split_once(mark)
+            && let Some(adapter) = rest.strip_prefix('.')
+        {
+            let adapter = adapter.strip_suffix("weight").unwrap_or(adapter);
+            let adapter = adapter.trim_end_matches('.');
+            let adapter = (!adapter.is_empty()).then_some(adapter);
+            return (format!("{module}{mark}"), adapter);
+        }
     }
     for (mark, stays) in BEFORE_ADAPTER {
         let parts = name.split_once(mark);
@@ -341,6 +348,13 @@ mod tests {
                 "a.q.lora_magnitude_vector.weight",
                 "a.q.lora_magnitude_vector",
                 None,
+            ),
+            ("e.lora_embedding_A.x", "e.lora_embedding_A", Some("x")),
+            ("e.lora_embedding_B", "e.lora_embedding_B", None),
+            (
+                "e.token_adapter.trainable_tokens_delta.x",
+                "e.token_adapter.trainable_tokens_delta",
+                Some("x"),
             ),
         ] {
             assert_eq!(

@@ -36,6 +36,16 @@ pub fn load(
     }
     let mut loaded = folder::load_quantised(&base, changes, quantise, device)?;
     let family = loaded.family()?;
+    let known = loaded.model.spec().vocabulary;
+    let rows = adapter.rows_needed(&loaded.model, family)?;
+    if rows > known {
+        loaded.model = loaded.model.grown(known, rows)?;
+        loaded.remarks.push(format!(
+            "{}: the adapter has rows for {} more tokens than its base; in PEFT, resize the base first (`resize_token_embeddings({rows})`)",
+            folder.display(),
+            rows - known
+        ));
+    }
     loaded
         .remarks
         .extend(adapter.remarks(&loaded.model, family));

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use burn::tensor::Tensor;
 use espalier_kernels::{linear::Precision, weight::Weight};
 
-use super::{attachments::Attachments, low_rank::LowRank};
+use super::{attachments::Attachments, low_rank::LowRank, table::TokenRows};
 use crate::{
     Result,
     layers::linear::{LinearMap, LinearMapMut},
@@ -41,6 +41,11 @@ pub trait LinearAdapter: CloneLinearAdapter + Debug + Send + Sync {
     /// The adapter as a low-rank addition, where it is one: a single one takes part in the product of its frozen weight, and
     /// those of experts are stacked.
     fn low_rank(&self) -> Option<&LowRank> {
+        None
+    }
+
+    /// The rows of some outputs that take the place of the base's, where it is that.
+    fn token_rows(&self) -> Option<&TokenRows> {
         None
     }
 }

@@ -18,6 +18,7 @@ mod named;
 mod on_model;
 pub mod reft;
 pub mod saved_modules;
+pub mod table;
 mod ties;
 
 use std::{fmt::Debug, path::Path, sync::Arc};
@@ -66,6 +67,25 @@ pub trait AdapterKind: Debug + Send + Sync {
     /// Modules of the base that are trained and stored whole, by the ends of their names or of those of modules around them.
     fn modules_to_save(&self) -> &[String] {
         &[]
+    }
+
+    /// Tensors of the base besides, such as biases, that are trained and stored whole, by the names that transformers has for them.
+    fn tensors_to_save(&self, _model: &LanguageModel, _family: &Family) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether it changes a head and an embedding of these names, which are one, in different ways, besides what
+    /// [`AdapterKind::adapts`] says.
+    fn parts_head(&self, _embedding: &[&str], _head: &[&str]) -> bool {
+        false
+    }
+
+    /// How many rows the table of tokens must have for it, where it holds all of those that the base lacks.
+    ///
+    /// # Errors
+    /// When it needs rows that neither it nor the base has.
+    fn rows_needed(&self, model: &LanguageModel, _family: &Family) -> Result<usize> {
+        Ok(model.spec().vocabulary)
     }
 
     /// Whether it adapts the module of these names by one of them, and not only as one of all linear maps.

@@ -197,11 +197,20 @@ impl Adapter {
         saved_modules::attach(model, family, &saved, &self.name, &trained)
     }
 
-    /// The modules that it replaces whole.
+    /// How many rows the model's table of tokens must have for it: as many as it has, unless the adapter holds further ones.
+    ///
+    /// # Errors
+    /// When it needs rows that neither it nor the model has.
+    pub fn rows_needed(&self, model: &LanguageModel, family: &Family) -> Result<usize> {
+        self.kind.rows_needed(model, family)
+    }
+
+    /// The modules and tensors that it replaces whole.
     fn saved(&self, model: &LanguageModel, family: &Family) -> Vec<String> {
         let named = [self.kind.modules_to_save(), &self.more_saved].concat();
         let mut saved = saved_modules::in_memory(&named, model, family);
         saved.retain(|entry| self.to_be_merged || !saved_modules::is_unread(entry, family));
+        saved.extend(self.kind.tensors_to_save(model, family));
         ties::saved(self.kind.as_ref(), saved, model, family)
     }
 
@@ -327,6 +336,7 @@ impl Adapter {
     /// The adapter's tensors under the names of its file.
     pub fn tensors<'a>(&self, model: &'a LanguageModel, family: &Family) -> Vec<StoredTensor<'a>> {
         let mut tensors = self.kind.tensors(model, family, &self.name);
+        let wrapped: BTreeSet<String> = tensors.iter().filter_map(wrapped_module).collect();
         let saved = self.saved(model, family);
         tensors.extend(saved_modules::tensors(model, family, &saved));
         tensors.extend(saved_modules::other_bias(model, family, &saved));
@@ -343,23 +353,29 @@ impl Adapter {
         }));
         let renamed = layout::renamed_tensors(model, family);
         for tensor in &mut tensors {
-            tensor.name = self.name_in_file(&tensor.name, &renamed, family);
+            tensor.name = self.name_in_file(&tensor.name, &renamed, &wrapped, family);
         }
         tensors
     }
 
     /// What the file calls a tensor of the adapter that is named as transformers does; `renamed` has its name by that of the base's
-    /// file, where they differ.
+    /// file, where they differ. The base's own tensors of modules that PEFT wrapped have a part of their name more.
     fn name_in_file(
         &self,
         name: &str,
         renamed: &BTreeMap<String, String>,
+        wrapped: &BTreeSet<String>,
         family: &Family,
     ) -> String {
         let Some(bare) = name.strip_prefix(PEFT_PREFIX) else {
             return name.to_owned();
         };
         let mut bare = bare.to_owned();
+        if let Some((module, "bias")) = bare.rsplit_once('.')
+            && wrapped.contains(module)
+        {
+            bare = format!("{module}.base_layer.bias");
+        }
         if let Some((module, part)) = bare.rsplit_once('.')
             && self.more_saved.iter().any(|more| more == module)
         {
@@ -408,6 +424,13 @@ impl Adapter {
     pub fn describe(&self) -> String {
         self.kind.describe()
     }
+}
+
+/// The module that PEFT wraps for a tensor of an adapter's own.
+fn wrapped_module(tensor: &StoredTensor<'_>) -> Option<String> {
+    let name = tensor.name.strip_prefix(PEFT_PREFIX)?;
+    let (module, _) = name.split_once(".lora_")?;
+    Some(module.to_owned())
 }
 
 /// The kind that a configuration names.

@@ -35,6 +35,7 @@ impl LanguageModel {
             let attached = stack.interventions().attached();
             attached.for_each(|attached| attached.adapters(&mut add));
         }
+        self.embedding().adapters.adapters(&mut add);
         self.saved_modules().adapters(&mut add);
         states
     }
@@ -70,6 +71,7 @@ impl LanguageModel {
 
     fn each_attached(&mut self, change: &mut dyn FnMut(&mut dyn Attached)) {
         self.visit_linears_mut(&mut |map| change(map.adapters));
+        change(&mut self.embedding_mut().adapters);
         for (_, layer) in self.recurrent_layers_mut() {
             change(layer.first_states_mut());
         }
@@ -92,6 +94,9 @@ impl LanguageModel {
                 others |= !part.weigh(weight);
             }
         });
+        if let Some(part) = self.embedding_mut().adapters.get_mut(name) {
+            others |= !part.weigh(weight);
+        }
         match others {
             false => Ok(()),
             true => Err(Error::Invalid(format!(
@@ -100,7 +105,7 @@ impl LanguageModel {
         }
     }
 
-    /// Whether an adapter has parts elsewhere than at linear maps.
+    /// Whether an adapter has parts elsewhere than at linear maps and the embedding.
     fn has_other_parts(&self, name: &str) -> bool {
         let mut found = false;
         let mut note = |adapter: &str, _: bool| found |= adapter == name;
@@ -143,6 +148,7 @@ impl LanguageModel {
         }
         reasons.sort();
         reasons.dedup();
+        self.embedding_mut().merge();
         saved_modules::merge(self);
         reasons
     }

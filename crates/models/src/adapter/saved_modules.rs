@@ -1,4 +1,4 @@
-//! Modules of the base that an adapter trains and stores whole (`modules_to_save`), such as a head.
+//! Modules of the base that an adapter trains and stores whole (`modules_to_save`), such as a head, and single tensors, such as biases.
 //!
 //! Whichever values are not in the model, the base's or the adapter's, are kept aside, so that the adapter can be switched.
 
@@ -74,9 +74,9 @@ impl SavedModules {
     }
 }
 
-/// Whether a tensor belongs to a module that `saved` names, see [`is_module_saved`].
+/// Whether `saved` names a tensor itself, or a module that it belongs to, see [`is_module_saved`].
 pub(super) fn is_saved(tensor: &str, saved: &[String]) -> bool {
-    is_module_saved(module_of(tensor), saved)
+    is_module_saved(module_of(tensor), saved) || saved.iter().any(|entry| entry == tensor)
 }
 
 /// Whether `saved` names the module, or one around it, by the end of its name; as in PEFT that may begin within a part of it, so that

@@ -76,6 +76,9 @@ fn parted(
     family: &Family,
 ) -> Option<String> {
     let tied = tied(model, family).filter(|_| !kind.keeps_ties())?;
+    if kind.parts_head(&[&tied.embedding], &[&tied.head, &tied.head_in_file]) {
+        return Some(tied.head);
+    }
     let changes = |module: &String| {
         let other = match *module == tied.head {
             true => &tied.head_in_file,

@@ -5,6 +5,7 @@ pub mod folder;
 pub mod peft_config;
 mod peft_initialisation;
 mod peft_targets;
+mod peft_tokens;
 mod pickle;
 mod pth;
 mod pth_writer;

@@ -1,11 +1,13 @@
 //! `adapter_config.json` of a LoRA adapter, in and out, as the PEFT library writes it.
 //!
 //! LoRA is arXiv 2106.09685, the `use_rslora` scale 2312.03732. A key that is unset or at its default is ignored; one
-//! that is set and would change the result is refused by name. Left out: trained biases, and initialisations other than PiSSA
-//! that change the base model (OLoRA, CorDA, LoftQ, LoRA-GA).
+//! that is set and would change the result is refused by name. Left out: initialisations other than PiSSA that change the base model
+//! (OLoRA, CorDA, LoftQ, LoRA-GA), and PiSSA's fast ones where they were not converted: PEFT takes what a randomised search finds out of
+//! the base again on loading, which is not what it found before.
 
 pub use super::peft_initialisation::Initialisation;
 pub use super::peft_targets::{Pattern, Targets, is_named};
+pub use super::peft_tokens::TrainedTokens;
 use crate::error::Result;
 use crate::families::config::{Config, is_unset};
 use serde_json::{Map, Value, json};
@@ -26,6 +28,8 @@ const KNOWN: &[&str] = &[
     "exclude_modules",
     "modules_to_save",
     "bias",
+    "lora_bias",
+    "trainable_token_indices",
     "fan_in_fan_out",
     "init_lora_weights",
     "use_rslora",
@@ -42,6 +46,35 @@ const KNOWN: &[&str] = &[
     "revision",
     "ensure_weight_tying",
 ];
+
+/// Which biases of the base are trained, and stored with the adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrainedBiases {
+    /// None.
+    None,
+    /// All, those of norms too.
+    All,
+    /// Those of the layers that have an adapter.
+    OfTargets,
+}
+
+impl TrainedBiases {
+    const ALL: [Self; 3] = [Self::None, Self::All, Self::OfTargets];
+
+    /// PEFT's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::All => "all",
+            Self::OfTargets => "lora_only",
+        }
+    }
+
+    /// What PEFT calls so.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|biases| biases.name() == name)
+    }
+}
 
 /// The configuration of a LoRA adapter.
 ///
@@ -79,8 +112,12 @@ pub struct PeftConfig {
     pub use_dora: bool,
     /// How the factors begin.
     pub initialisation: Initialisation,
-    /// Which biases were trained; only `none` is supported.
-    pub bias: String,
+    /// Which of the base's biases are trained and stored with the adapter.
+    pub biases: TrainedBiases,
+    /// Whether `B` has a bias of its own.
+    pub lora_bias: bool,
+    /// The tokens whose rows are trained.
+    pub tokens: Option<TrainedTokens>,
     /// Whether the base stores its matrices `[in, out]`, as GPT-2 does.
     pub fan_in_fan_out: bool,
     /// Ranks of modules that differ; the first pattern that matches counts.
@@ -109,7 +146,9 @@ impl PeftConfig {
             use_rslora: false,
             use_dora: false,
             initialisation: Initialisation::Uniform,
-            bias: "none".into(),
+            biases: TrainedBiases::None,
+            lora_bias: false,
+            tokens: None,
             fan_in_fan_out: false,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
@@ -125,7 +164,7 @@ impl PeftConfig {
     pub fn read(config: &Config) -> Result<Self> {
         check_supported(config)?;
         let target_parameters = texts(config, "target_parameters")?;
-        Ok(Self {
+        let found = Self {
             task_type: config.optional_text("task_type")?.map(Into::into),
             rank: config.size("r", RANK_LIMIT)?,
             alpha: config.optional_number("lora_alpha")?.unwrap_or(8.0),
@@ -147,7 +186,9 @@ impl PeftConfig {
             use_rslora: config.flag_or("use_rslora", false)?,
             use_dora: config.flag_or("use_dora", false)?,
             initialisation: initialisation(config)?,
-            bias: config.optional_text("bias")?.unwrap_or("none").into(),
+            biases: biases(config)?,
+            lora_bias: config.flag_or("lora_bias", false)?,
+            tokens: TrainedTokens::read(config)?,
             fan_in_fan_out: config.flag_or("fan_in_fan_out", false)?,
             rank_pattern: patterns(config, "rank_pattern", |config, key| {
                 config.size(key, RANK_LIMIT)
@@ -155,7 +196,23 @@ impl PeftConfig {
             alpha_pattern: patterns(config, "alpha_pattern", Config::positive)?,
             layers_to_transform: config.optional_counts("layers_to_transform", LAYER_LIMIT)?,
             layers_pattern: layers_pattern(config)?,
-        })
+        };
+        match found.lora_bias_refusal() {
+            Some(reason) => Err(config.error("lora_bias", reason)),
+            None => Ok(found),
+        }
+    }
+
+    /// Why `B` can have no bias of its own, where that is so: PEFT has none there.
+    pub fn lora_bias_refusal(&self) -> Option<&'static str> {
+        let is_pissa = matches!(self.initialisation, Initialisation::Pissa { .. });
+        match self.lora_bias {
+            true if self.use_dora => {
+                Some("DoRA has no bias beside its lengths; leave one of them out")
+            }
+            true if is_pissa => Some("PiSSA has none; leave one of them out"),
+            _ => None,
+        }
     }
 
     /// What the file says, but for its kind and base model.
@@ -181,7 +238,9 @@ impl PeftConfig {
             "exclude_modules": self.exclude_modules.as_ref().map(Targets::write),
             "modules_to_save": some_unless_empty(&self.modules_to_save),
             "ensure_weight_tying": self.ensure_weight_tying,
-            "bias": self.bias,
+            "bias": self.biases.name(),
+            "lora_bias": self.lora_bias,
+            "trainable_token_indices": self.tokens.as_ref().map(TrainedTokens::to_json),
             "fan_in_fan_out": self.fan_in_fan_out,
             "inference_mode": true,
             "init_lora_weights": true,
@@ -296,22 +355,17 @@ fn check_supported(config: &Config) -> Result<()> {
             "is set, and this key is not supported yet; retrain or convert the adapter without it";
         return Err(config.error(key, reason));
     }
-    if let Some(bias @ ("all" | "lora_only")) = config.optional_text("bias")? {
-        return Err(config.error(
-            "bias",
-            format!("trained biases (`{bias}`) are not supported yet; only \"none\" is"),
-        ));
-    }
-    check_one_of(config, "bias", &["none"])
+    Ok(())
 }
 
-fn check_one_of(config: &Config, key: &str, allowed: &[&str]) -> Result<()> {
-    match config.optional_text(key)? {
-        Some(text) if !allowed.contains(&text) => {
-            Err(config.error(key, format!("expected {allowed:?}, found `{text}`")))
-        }
-        _ => Ok(()),
-    }
+fn biases(config: &Config) -> Result<TrainedBiases> {
+    let Some(name) = config.optional_text("bias")? else {
+        return Ok(TrainedBiases::None);
+    };
+    TrainedBiases::named(name).ok_or_else(|| {
+        let names = TrainedBiases::ALL.map(TrainedBiases::name);
+        config.error("bias", format!("expected one of {names:?}, found `{name}`"))
+    })
 }
 
 /// How the adapter was made. What takes something out of the base has to be known on loading, for the base lacks it then too.
@@ -415,6 +469,8 @@ fn some_unless_empty<T>(list: &[T]) -> Option<&[T]> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
@@ -452,6 +508,14 @@ mod tests {
         config.alpha_pattern = vec![(Pattern::suffix("v_proj").unwrap(), 2.5)];
         config.layers_to_transform = Some(vec![0, 2]);
         config.layers_pattern = vec![Pattern::layer("layers").unwrap()];
+        config.biases = TrainedBiases::OfTargets;
+        config.lora_bias = true;
+        config.tokens = Some(TrainedTokens::OfEmbedding(vec![7, 3]));
+        let by_module = BTreeMap::from([("lm_head".to_owned(), vec![5])]);
+        let by_module = PeftConfig {
+            tokens: Some(TrainedTokens::ByModule(by_module)),
+            ..config.clone()
+        };
         let all = PeftConfig {
             target_modules: Targets::AllLinear,
             ..config.clone()
@@ -460,6 +524,7 @@ mod tests {
         for config in [
             fixture("peft-lora"),
             config.clone(),
+            by_module,
             all,
             PeftConfig {
                 target_modules: regex,
@@ -543,11 +608,17 @@ mod tests {
     #[test]
     fn keys_that_would_change_the_result_are_refused_by_name() {
         let cases = [
-            (json!({ "bias": "all" }), "key `bias`: trained biases"),
             (json!({ "bias": "some" }), "key `bias`"),
-            (json!({ "lora_bias": true }), "key `lora_bias`: is set"),
             (
-                json!({ "trainable_token_indices": [1] }),
+                json!({ "lora_bias": true, "use_dora": true }),
+                "key `lora_bias`: DoRA has no bias",
+            ),
+            (
+                json!({ "trainable_token_indices": [1, 1] }),
+                "key `trainable_token_indices`",
+            ),
+            (
+                json!({ "trainable_token_indices": { "lm_head": [-1] } }),
                 "key `trainable_token_indices`",
             ),
             (json!({ "a_new_key": 3 }), "key `a_new_key`"),

@@ -104,6 +104,10 @@ impl LatentAttention {
             (!is_first).then_some(all)
         });
         let mixed = match earlier {
+            Some(all) if self.key_value.adds_a_bias() => {
+                let (key, value) = self.keys_and_values(all);
+                self.attend([query, key, value], context)
+            }
             Some(all) => self.over_latents(query, all, context),
             None => {
                 let (key, value) = self.keys_and_values(latents);

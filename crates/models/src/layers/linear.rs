@@ -96,6 +96,11 @@ impl LinearMapMut<'_> {
         }
     }
 
+    /// The weight that holds it.
+    pub(crate) fn weight(&self) -> &Parameter {
+        self.weight
+    }
+
     /// Its elements of the weight.
     fn place(&self) -> Range<usize> {
         let [_, inputs] = self.size();
@@ -107,7 +112,7 @@ impl LinearMapMut<'_> {
     /// # Errors
     /// When an expert of a stack gets one that is no low-rank addition.
     pub fn attach(&mut self, adapter: &str, part: Box<dyn LinearAdapter>) -> Result<()> {
-        let is_plain = |own: &LowRank| own.magnitude.is_none() && own.start.is_none();
+        let is_plain = |own: &LowRank| own.is_product() && own.start.is_none();
         if self.expert.is_some() && !part.low_rank().is_some_and(is_plain) {
             return Err(Error::Invalid(format!(
                 "`{}` is computed for all experts at once, which plain low-rank adapters alone can join; leave experts out of the targets",
@@ -268,14 +273,24 @@ impl Linear {
         self.forward_in(x.into(), Group::new(1), None)
     }
 
-    /// The weight with what the active adapters add to it, `[out, in]`.
+    /// Whether an active adapter adds the same to every output, so that no weight computes as the map does.
+    pub(super) fn adds_a_bias(&self) -> bool {
+        let biased = |own: &LowRank| own.bias.is_some();
+        self.adapters
+            .active()
+            .any(|one| one.low_rank().is_some_and(biased))
+    }
+
+    /// The weight with what the active adapters add to it, `[out, in]`, where they add no bias.
     pub fn adapted_weight(&self) -> Tensor<2> {
         let weight = self.weight.value::<2>();
-        let low_rank: Option<Vec<_>> = self.adapters.active().map(|one| one.low_rank()).collect();
-        match low_rank {
+        let product = |own: &&LowRank| own.is_product();
+        let active = self.adapters.active();
+        let products: Option<Vec<_>> = active.map(|one| one.low_rank().filter(product)).collect();
+        match products {
             Some(adapters) => adapters.into_iter().fold(weight, |sum, adapter| {
-                let product = adapter.up.value::<2>().matmul(adapter.down.value());
-                sum + product * adapter.scale
+                let [down, up] = adapter.factors();
+                sum + up.matmul(down) * adapter.scale
             }),
             // What the map makes of unit vectors.
             None => {

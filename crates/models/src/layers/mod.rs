@@ -8,6 +8,7 @@ pub mod clamped_gate;
 pub mod classifier;
 pub mod cross_attention;
 pub mod depth;
+pub mod embedding;
 pub mod expert_linear;
 pub mod experts;
 pub mod head_norm;

@@ -6,11 +6,12 @@ use espalier_kernels::{
         HeadOptions, Regularisation, cross_entropy, linear_cross_entropy, linear_log_probabilities,
         log_probabilities,
     },
+    linear::linear,
     weight::Weight,
 };
 
 use super::{Input, LanguageModel};
-use crate::{Error, Result, layers::linear::Linear, parameter::Parameter};
+use crate::{Error, Result, parameter::Parameter};
 
 impl LanguageModel {
     /// The head: `[.., width]` to logits `[.., vocabulary]`.
@@ -18,9 +19,7 @@ impl LanguageModel {
         let hidden = self.before_head(hidden);
         let logits = match &self.head {
             Some(head) => head.forward(hidden),
-            None => {
-                Linear::from_weight("head", self.embedding.clone(), self.precision).forward(hidden)
-            }
+            None => linear(hidden, self.embedding.table(), None, self.precision),
         };
         let logits = match &self.head_bias {
             Some(bias) => logits + flat(bias).unsqueeze(),
@@ -155,7 +154,7 @@ impl LanguageModel {
                 let own = head.bias.as_ref().map(Parameter::value);
                 Some((head.weight.weight(), own.or_else(bias)))
             }
-            None => Some((self.embedding.weight(), bias())),
+            None => Some((self.embedding.table(), bias())),
         }
     }
 

@@ -3,7 +3,7 @@
 //! `s = alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA (arXiv 2312.03732). `A` starts uniform within `1 / sqrt(inputs)`, `B` at zero,
 //! so the model starts unchanged; with PiSSA (arXiv 2404.02948) `s B A` starts as a part of `W` which the base loses. DoRA (arXiv
 //! 2402.09353) trains the lengths of the sum's rows apart from their directions, and with LoRA+ (arXiv 2402.12354) `B` learns faster than
-//! `A`. Recipe: `sft-lora.toml`.
+//! `A`. Rows of some tokens can be trained besides, those of added ones above all, and biases. Recipe: `sft-lora.toml`.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use espalier_models::{
     adapter::Adapter,
     checkpoint::{
         PeftConfig,
-        peft_config::{Initialisation, Pattern, Targets},
+        peft_config::{Initialisation, Pattern, Targets, TrainedBiases, TrainedTokens},
     },
     model::LanguageModel,
     parameter::{Parameter, Parameters},
@@ -34,7 +34,7 @@ pub struct LoraOptions {
     /// Numerator of its scale; twice the rank when absent.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub alpha: Option<f64>,
-    /// Names of modules (`q_proj`, ...), as transformers or the model's file calls them; when absent every linear layer but the head,
+    /// Names of modules (`q_proj`, `embed_tokens`, ...), as transformers or the model's file calls them; when absent every linear layer but the head,
     /// routers of experts, and what transformers or PEFT cannot serve (Mamba's `dt_proj` and `out_proj`).
     pub target_modules: Option<Vec<String>>,
     /// Modules that are trained and saved whole, such as `lm_head`.
@@ -67,6 +67,30 @@ pub struct LoraOptions {
     /// Stacks of experts and routers, by the ends of the names that transformers gives their weights, such as `experts.gate_up_proj`; no
     /// linear layers are adapted beside them unless `target_modules` names some.
     pub target_parameters: Vec<String>,
+    /// Tokens, by their ids, whose rows of the embedding are trained, and of the head where that is the embedding.
+    pub trainable_tokens: Vec<u32>,
+    /// Train the rows of the tokens that `add_tokens` adds, in embedding and head, and no others: an adapter is left then, and no whole
+    /// model.
+    pub added_tokens: bool,
+    /// Which of the base's biases are trained with it.
+    pub bias: Biases,
+    /// Give `B` a bias of its own.
+    pub lora_bias: bool,
+}
+
+/// Which of the base's biases are trained.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Biases {
+    /// None.
+    #[default]
+    None,
+    /// All, those of norms too.
+    All,
+    /// Those of the adapted modules.
+    LoraOnly,
 }
 
 impl Default for LoraOptions {
@@ -88,6 +112,10 @@ impl Default for LoraOptions {
             layers_pattern: Vec::new(),
             exclude_modules: Vec::new(),
             target_parameters: Vec::new(),
+            trainable_tokens: Vec::new(),
+            added_tokens: false,
+            bias: Biases::None,
+            lora_bias: false,
         }
     }
 }
@@ -174,6 +202,24 @@ impl LoraOptions {
         let excluded = Some(self.exclude_modules.clone()).filter(|names| !names.is_empty());
         config.exclude_modules = excluded.map(Targets::List);
         config.target_parameters = self.target_parameters.clone();
+        config.biases = match self.bias {
+            Biases::None => TrainedBiases::None,
+            Biases::All => TrainedBiases::All,
+            Biases::LoraOnly => TrainedBiases::OfTargets,
+        };
+        config.lora_bias = self.lora_bias;
+        if let Some(reason) = config.lora_bias_refusal() {
+            return Err(wrong("lora_bias", reason.into()));
+        }
+        let tokens = &self.trainable_tokens;
+        if let Some(id) = tokens
+            .iter()
+            .find(|id| tokens.iter().filter(|t| t == id).count() > 1)
+        {
+            return Err(wrong("trainable_tokens", format!("names {id} twice")));
+        }
+        let tokens = Some(tokens.clone()).filter(|tokens| !tokens.is_empty());
+        config.tokens = tokens.map(TrainedTokens::OfEmbedding);
         Ok(config)
     }
 }
@@ -181,6 +227,32 @@ impl LoraOptions {
 impl Tuning for LoraOptions {
     fn adapter(&self) -> Result<Adapter> {
         Ok(Adapter::new(self.config()?))
+    }
+
+    fn keeps_added_tokens(&self) -> bool {
+        self.added_tokens
+    }
+
+    /// A head of its own has rows for them too.
+    fn with_added_tokens(
+        &self,
+        added: &[u32],
+        [embedding, head]: [Option<String>; 2],
+    ) -> Result<Adapter> {
+        let mut tokens = self.trainable_tokens.clone();
+        let new = added
+            .iter()
+            .filter(|id| !self.trainable_tokens.contains(id));
+        tokens.extend(new);
+        let mut config = self.config()?;
+        config.tokens = Some(match (embedding, head) {
+            (Some(embedding), Some(head)) => TrainedTokens::ByModule(BTreeMap::from([
+                (embedding, tokens),
+                (head, added.to_vec()),
+            ])),
+            _ => TrainedTokens::OfEmbedding(tokens),
+        });
+        Ok(Adapter::new(config))
     }
 
     fn with_modules(&self, modules: Vec<String>) -> Result<Adapter> {
@@ -303,6 +375,9 @@ mod tests {
             (json!({ "alpha_pattern": { "(": 1.0 } }), "alpha_pattern"),
             (json!({ "layers_pattern": ["["] }), "layers_pattern"),
             (json!({ "dropout": 1.0 }), "dropout"),
+            (json!({ "lora_bias": true, "dora": true }), "lora_bias"),
+            (json!({ "lora_bias": true, "init": "pissa" }), "lora_bias"),
+            (json!({ "trainable_tokens": [4, 4] }), "trainable_tokens"),
         ] {
             let error = options(lora).check().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

@@ -9,7 +9,7 @@ pub mod state;
 use espalier_models::{adapter::Adapter, families::Family, model::LanguageModel};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// A way to tune: options of a recipe that become an adapter.
 pub trait Tuning {
@@ -24,6 +24,20 @@ pub trait Tuning {
     /// # Errors
     /// When this way to tune trains no modules of the base.
     fn with_modules(&self, modules: Vec<String>) -> Result<Adapter>;
+
+    /// Whether of tokens that are added to the model's vocabulary the rows alone are trained, and kept in the adapter.
+    fn keeps_added_tokens(&self) -> bool {
+        false
+    }
+
+    /// The adapter of these options with the rows of these tokens trained besides, in the embedding and a head of its own, whose
+    /// modules are named where the model has both.
+    ///
+    /// # Errors
+    /// When this way to tune trains no rows.
+    fn with_added_tokens(&self, _added: &[u32], _modules: [Option<String>; 2]) -> Result<Adapter> {
+        self.with_modules(Vec::new())
+    }
 
     /// Whether the options make sense for a model, before anything is put on it.
     ///
@@ -123,6 +137,41 @@ impl AdapterOptions {
         seed: u64,
     ) -> Result<Adapter> {
         let adapter = self.with_vocabulary(model, family)?;
+        self.attach_as(adapter, model, family, seed)
+    }
+
+    /// Whether of tokens that are added the rows alone are trained, and kept in the adapter.
+    pub fn keeps_added_tokens(&self) -> bool {
+        self.tuning().keeps_added_tokens()
+    }
+
+    /// As [`AdapterOptions::attach`], with the rows of added tokens trained besides, in embedding and head.
+    ///
+    /// # Errors
+    /// As [`AdapterOptions::attach`], and when an adapter cannot hold all that the new tokens bring.
+    pub fn attach_with_tokens(
+        &self,
+        added: &[u32],
+        model: &mut LanguageModel,
+        family: &Family,
+        seed: u64,
+    ) -> Result<Adapter> {
+        let spec = model.spec();
+        if spec.head_bias {
+            return Err(Error::Option {
+                key: "added_tokens",
+                reason: "the model's head has a bias for every token, which no adapter holds; leave it out, and the whole model is left".into(),
+            });
+        }
+        let entries = family.in_memory(spec);
+        let module = |part: &str| {
+            let mut entries = entries.iter();
+            let entry = entries.find(|entry| entry.parts.iter().any(|own| own == part))?;
+            let module = entry.name.strip_suffix(".weight").unwrap_or(&entry.name);
+            Some(module.to_owned())
+        };
+        let modules = ["embedding.weight", "head.weight"].map(module);
+        let adapter = self.tuning().with_added_tokens(added, modules)?;
         self.attach_as(adapter, model, family, seed)
     }
 

@@ -360,7 +360,15 @@ fn moving_weights(policy: &LanguageModel) -> BTreeSet<String> {
         if map.adapters.is_active() {
             names.insert(map.weight.to_owned());
         }
+        let mut parts = map.adapters.active().filter_map(|part| part.low_rank());
+        if parts.any(|part| part.bias.is_some()) {
+            names.insert(format!("{}.bias", map.name));
+        }
     });
+    let embedding = policy.embedding();
+    if embedding.adapters.is_active() {
+        names.insert(embedding.weight.name().to_owned());
+    }
     names
 }
 

@@ -93,6 +93,7 @@ impl<O> Entry<O> {
     ) -> Self {
         Self {
             prompts: true,
+            wanted: Wanted::Prompts,
             reads,
             ..Self::new(metrics, PackedRows::Refused, check, build)
         }

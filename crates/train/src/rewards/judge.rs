@@ -245,6 +245,11 @@ impl Reward for JudgeReward {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use espalier_data::{
+        template::{ChatTemplate, PLAIN},
+        tokenizer::{BpeOptions, Tokenizer},
+    };
+    use espalier_models::{model::LanguageModel, source::Seed, spec::ModelSpec};
 
     fn options(text: &str) -> JudgeOptions {
         serde_json::from_str(text).unwrap()
@@ -271,6 +276,33 @@ mod tests {
         assert_eq!(judge.found("I think. Score: 7.5"), Some(0.75));
         assert_eq!(judge.found("score:10"), Some(1.0));
         assert_eq!(judge.found("seven"), None);
+    }
+
+    #[test]
+    fn a_model_that_gives_no_score_ends_the_run() {
+        let bytes = BpeOptions {
+            vocabulary: 259,
+            ..BpeOptions::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &bytes).unwrap();
+        let spec = ModelSpec::llama(tokenizer.vocabulary_size(), 16, 2, 2, 1, 32, 64);
+        let model = LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap();
+        let options = options(r#"{"model": "m", "prompt": "{answer}", "max_new_tokens": 4}"#);
+        let tokenizer = tokenizer.with_template(ChatTemplate::new(PLAIN).unwrap());
+        let mut judge = JudgeReward {
+            pattern: compiled(&options.pattern).unwrap(),
+            options,
+            judge: Judge::Model(Box::new(TextModel { model, tokenizer })),
+        };
+        let messages = [Message::user("?")];
+        let asked = Asked {
+            messages: &messages,
+            answer: "x",
+            tokens: 1,
+            record: &Value::Null,
+        };
+        let error = judge.score(&[asked, asked]).unwrap_err().to_string();
+        assert!(error.contains("no score in any of 2 replies"), "{error}");
     }
 
     #[test]

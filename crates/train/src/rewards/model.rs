@@ -63,10 +63,7 @@ impl ModelReward {
     pub fn load(options: &ModelOptions, device: &Device) -> Result<Self> {
         options.check()?;
         let (model, tokenizer) = opened(&options.path, device)?;
-        let scores_texts = model.spec().classifier.is_some_and(|classifier| {
-            classifier.labels == 1 && matches!(classifier.subject, Subject::Texts(_))
-        });
-        if !scores_texts {
+        if !scores_texts(&model) {
             let reason = "is no reward model; one has `\"architectures\": [\"...ForSequenceClassification\"]` and one label in its config.json, as `objective = \"reward\"` leaves it";
             return Err(failed("model", format!("{}: {reason}", options.path)));
         }
@@ -109,6 +106,13 @@ impl Reward for ModelReward {
     }
 }
 
+/// Whether a model gives a text one score.
+fn scores_texts(model: &LanguageModel) -> bool {
+    model.spec().classifier.is_some_and(|classifier| {
+        classifier.labels == 1 && matches!(classifier.subject, Subject::Texts(_))
+    })
+}
+
 /// A model folder outside autodiff, adapters merged where they can be, with its tokenizer.
 ///
 /// # Errors
@@ -122,4 +126,68 @@ pub(super) fn opened(path: &str, device: &Device) -> Result<(LanguageModel, Toke
         None => loaded.base.as_path(),
     };
     Ok((loaded.model.frozen(), Tokenizer::load(home)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use espalier_data::{
+        template::{ChatTemplate, PLAIN},
+        tokenizer::BpeOptions,
+    };
+    use espalier_models::{
+        pooling::Pooling,
+        source::Seed,
+        spec::{ClassifierSpec, ModelSpec, Problem},
+    };
+    use serde_json::Value;
+
+    fn reward() -> ModelReward {
+        let bytes = BpeOptions {
+            vocabulary: 259,
+            ..BpeOptions::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &bytes).unwrap();
+        let spec = ModelSpec {
+            headless: true,
+            initializer_range: 0.3,
+            classifier: Some(ClassifierSpec {
+                labels: 1,
+                subject: Subject::Texts(Pooling::Last),
+                dense: None,
+                bias: false,
+                problem: Problem::Regression,
+            }),
+            ..ModelSpec::llama(tokenizer.vocabulary_size(), 16, 2, 2, 1, 32, 64)
+        };
+        ModelReward {
+            model: LanguageModel::build(spec, &mut Seed(3), &Device::flex()).unwrap(),
+            tokenizer: tokenizer.with_template(ChatTemplate::new(PLAIN).unwrap()),
+        }
+    }
+
+    #[test]
+    fn a_conversation_is_scored_at_its_last_token_whatever_stands_beside_it() {
+        let mut reward = reward();
+        assert!(scores_texts(&reward.model));
+        let messages = [Message::user("1+1=")];
+        let asked = |answer: &'static str| Asked {
+            messages: &messages,
+            answer,
+            tokens: 1,
+            record: &Value::Null,
+        };
+        let answers = [asked("2"), asked("a longer answer"), asked("3")];
+        let together = reward.score(&answers).unwrap();
+        for (answer, score) in answers.iter().zip(&together) {
+            let alone = reward.score(&[*answer]).unwrap()[0].unwrap();
+            assert!((alone - score.unwrap()).abs() < 1e-5, "{together:?}");
+            let text = reward.text(answer).unwrap();
+            let input = Input::rows(&[text]).unwrap();
+            let hidden = reward.model.hidden(&input, None).unwrap();
+            let plain = reward.model.class_scores(hidden, &input).unwrap().floats()[0];
+            assert!((f64::from(plain) - alone).abs() < 1e-6);
+        }
+        assert!((together[0].unwrap() - together[2].unwrap()).abs() > 1e-4);
+    }
 }

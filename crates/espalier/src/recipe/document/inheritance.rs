@@ -28,7 +28,12 @@ pub(in crate::recipe) const CHOICES: &[&str] = &[
 ];
 
 /// Keys of which a table has one: what it says itself replaces an inherited alternative.
-const ALTERNATIVES: &[&[&str]] = &[&["model", "new"], SOURCES];
+const ALTERNATIVES: &[&[&str]] = &[
+    &["model", "new"],
+    &["adapter", "freeze"],
+    &["validation_share", "validation_count"],
+    SOURCES,
+];
 
 /// Keys that name where data come from; another source replaces the whole table, whose other keys belong to its kind.
 const SOURCES: &[&str] = &["path", "from", "world"];

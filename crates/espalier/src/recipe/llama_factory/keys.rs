@@ -15,6 +15,7 @@ const HARMLESS: &[&str] = &[
     "dataloader_pin_memory",
     "ddp_timeout",
     "do_train",
+    "data_shared_file_system",
     "double_quantization_device",
     "eval_on_each_dataset",
     "flash_attn",
@@ -37,17 +38,41 @@ const HARMLESS: &[&str] = &[
     "trust_remote_code",
     "use_fast_tokenizer",
     "use_kv_cache",
+    "use_reentrant_gc",
+    "use_unsloth_gc",
+    "use_v1_kernels",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "infer_dtype",
     "logging_strategy",
+    "ms_hub_token",
+    "offload_folder",
+    "om_hub_token",
     "per_device_eval_batch_size",
     "compute_accuracy",
+    "print_param_status",
     "enable_liger_kernel",
     "use_unsloth",
+    // How pictures and sounds are read; data that has some is refused.
+    "audio_sampling_rate",
+    "crop_to_patches",
+    "freeze_multi_modal_projector",
+    "freeze_vision_tower",
+    "image_do_pan_and_scan",
+    "image_max_pixels",
+    "image_min_pixels",
+    "use_audio_in_video",
+    "video_fps",
+    "video_max_pixels",
+    "video_maxlen",
+    "video_min_pixels",
 ];
 
 /// Keys that mean something which has no counterpart, unless they have the value beside them.
 fn without_counterpart() -> Vec<(&'static str, Vec<Value>)> {
     let no = || vec![json!(false)];
     vec![
+        ("adapter_folder", vec![]),
         ("badam_mode", vec![]),
         ("buffer_size", vec![json!(16384)]),
         ("deepspeed", vec![]),
@@ -56,14 +81,18 @@ fn without_counterpart() -> Vec<(&'static str, Vec<Value>)> {
         ("do_predict", no()),
         ("early_stopping_steps", vec![]),
         ("fp16", no()),
+        ("fp8", no()),
+        ("freeze_language_model", no()),
         ("fsdp", vec![json!("")]),
         ("infer_backend", vec![json!("huggingface")]),
+        ("init_special_tokens", vec![]),
         ("interleave_probs", vec![]),
         ("mask_history", no()),
         ("media_dir", vec![]),
         ("mix_strategy", vec![json!("concat")]),
         ("mixture_of_depths", vec![]),
         ("neat_packing", vec![json!(true), json!(false)]),
+        ("new_special_tokens_config", vec![]),
         ("predict_with_generate", no()),
         ("pure_bf16", no()),
         ("resume_from_checkpoint", vec![json!(true), json!(false)]),
@@ -83,10 +112,10 @@ fn without_counterpart() -> Vec<(&'static str, Vec<Value>)> {
         ("use_badam", no()),
         ("use_dft_loss", no()),
         ("use_eaft_loss", no()),
-        ("use_llama_pro", no()),
+        ("use_swanlab", no()),
         ("create_new_adapter", no()),
-        ("pissa_convert", no()),
-        ("galore_layerwise", no()),
+        // An adapter that starts as a part of the base is always written as one on the base as it was.
+        ("pissa_convert", vec![json!(true), json!(false)]),
         ("galore_proj_type", vec![json!("std")]),
         ("galore_target", vec![json!("all")]),
         ("loraplus_lr_embedding", vec![json!(1e-6)]),
@@ -214,6 +243,7 @@ fn adapter(reading: &mut Reading, train: &mut Table) -> Result<()> {
     let layers = reading.integer("freeze_trainable_layers")?;
     let modules = reading.list("freeze_trainable_modules")?;
     let extra = reading.list("freeze_extra_modules")?;
+    let expanded = reading.flag("use_llama_pro")?;
     let bits = reading.integer("quantization_bit")?;
     let quantised = reading.text("quantization_type")?;
     let double = reading.take("double_quantization");
@@ -247,6 +277,9 @@ fn adapter(reading: &mut Reading, train: &mut Table) -> Result<()> {
                 );
             }
             set(&mut lora, "plus_ratio", ratio);
+            if expanded {
+                reading.refuse("use_llama_pro", "has a counterpart with `finetuning_type: freeze` alone; name the new blocks in a recipe (`layers_to_transform`)");
+            }
             let lora = Table::from_iter([("lora".to_owned(), Toml::Table(lora))]);
             set(train, "adapter", Some(lora));
         }
@@ -259,6 +292,7 @@ fn adapter(reading: &mut Reading, train: &mut Table) -> Result<()> {
             if !extra.is_empty() {
                 set(&mut freeze, "extra_modules", Some(extra));
             }
+            set(&mut freeze, "expanded", expanded.then_some(true));
             set(train, "freeze", Some(freeze));
         }
         Some(_) => reading.refuse(
@@ -268,17 +302,23 @@ fn adapter(reading: &mut Reading, train: &mut Table) -> Result<()> {
     }
     match (bits, quantised.as_deref()) {
         (None, _) => {}
-        (Some(4), None | Some("nf4")) => {
+        (Some(4), kind @ (None | Some("nf4" | "fp4"))) => {
             let mut quantise = Table::new();
             set(
                 &mut quantise,
                 "double",
                 double.and_then(|double| double.as_bool()),
             );
-            let quantise = Table::from_iter([("nf4".to_owned(), Toml::Table(quantise))]);
+            let kind = kind.unwrap_or("nf4").to_owned();
+            let quantise = Table::from_iter([(kind, Toml::Table(quantise))]);
             set(train, "quantise", Some(quantise));
         }
-        (Some(4), Some(_)) => reading.refuse("quantization_type", "has no counterpart; `nf4` has"),
+        (Some(4), Some(_)) => {
+            reading.refuse(
+                "quantization_type",
+                "has no counterpart; `nf4` and `fp4` have",
+            );
+        }
         (Some(_), _) => reading.refuse("quantization_bit", "has no counterpart; 4 has"),
     }
     Ok(())
@@ -286,7 +326,15 @@ fn adapter(reading: &mut Reading, train: &mut Table) -> Result<()> {
 
 fn data(reading: &mut Reading, train: &mut Table) -> Result<()> {
     let folder = reading.text("dataset_dir")?;
-    let folder = PathBuf::from(folder.unwrap_or_else(|| "data".into()));
+    let folder = folder.unwrap_or_else(|| "data".into());
+    if folder == "ONLINE" || folder.starts_with("REMOTE:") {
+        reading.refuse(
+            "dataset_dir",
+            "is on a hub; download it, and give the folder",
+        );
+        return Ok(());
+    }
+    let folder = PathBuf::from(folder);
     let limit = reading.integer("max_samples")?;
     let names = reading.list("dataset")?;
     if names.is_empty() {
@@ -302,10 +350,10 @@ fn data(reading: &mut Reading, train: &mut Table) -> Result<()> {
     match reading.number("val_size")? {
         None | Some(0.0) => {}
         Some(share) if share < 1.0 => set(train, "validation_share", Some(share)),
-        Some(_) => reading.refuse(
-            "val_size",
-            "is a count, and a share is taken here; give one below 1",
-        ),
+        Some(count) if count.fract() == 0.0 && count < 1e15 => {
+            set(train, "validation_count", Some(count as i64));
+        }
+        Some(_) => reading.refuse("val_size", "is neither a share below 1 nor a count"),
     }
     Ok(())
 }
@@ -434,6 +482,8 @@ fn optimiser(reading: &mut Reading, options: &mut Table) -> Result<()> {
     let rank = reading.integer("galore_rank")?;
     let interval = reading.integer("galore_update_interval")?;
     let scale = reading.number("galore_scale")?;
+    // Its weights are updated one after another in the backward.
+    let layerwise = reading.flag("galore_layerwise")?;
     if galore {
         let mut own = Table::new();
         set(&mut own, "rank", Some(rank.unwrap_or(16)));
@@ -441,6 +491,12 @@ fn optimiser(reading: &mut Reading, options: &mut Table) -> Result<()> {
         set(&mut own, "scale", Some(scale.unwrap_or(2.0)));
         let own = Table::from_iter([("galore".to_owned(), Toml::Table(own))]);
         set(options, "optimiser", Some(own));
+        if layerwise {
+            set(options, "release_gradients", Some(true));
+            set(options, "clip", Some(0.0));
+            let remark = "`galore_layerwise`: gradients are gone before their norm is known, and nothing is clipped";
+            reading.remarks.push(remark.into());
+        }
         return Ok(());
     }
     let ours = match name.as_deref() {

@@ -266,3 +266,183 @@ fn preferences() {
         assert!(error.contains(refused), "{error}");
     }
 }
+
+#[test]
+fn what_changed_its_name_is_mapped() {
+    let with = |keys: &str| value(&format!("{EXAMPLE}{keys}"));
+    let held_out = with("val_size: 100\n");
+    assert_eq!(held_out["validation_count"].as_integer(), Some(100));
+    let held_out = with("val_size: 0.1\n");
+    assert_eq!(held_out["validation_share"].as_float(), Some(0.1));
+    let rounded = with("quantization_bit: 4\nquantization_type: fp4\ndouble_quantization: false\n");
+    assert_eq!(rounded["quantise"]["fp4"]["double"].as_bool(), Some(false));
+    let frozen = EXAMPLE.replace("finetuning_type: lora", "finetuning_type: freeze");
+    let frozen = format!("{frozen}freeze_trainable_layers: 8\nuse_llama_pro: true\n");
+    let frozen = value(&frozen);
+    assert_eq!(frozen["freeze"]["layers"].as_integer(), Some(8));
+    assert_eq!(frozen["freeze"]["expanded"].as_bool(), Some(true));
+    let galore = EXAMPLE
+        .replace("finetuning_type: lora", "finetuning_type: full")
+        .replace(
+            "gradient_accumulation_steps: 8",
+            "gradient_accumulation_steps: 1",
+        );
+    let galore = value(&format!(
+        "{galore}use_galore: true\ngalore_layerwise: true\n"
+    ));
+    assert_eq!(galore["options"]["release_gradients"].as_bool(), Some(true));
+    let expanded = refusal(&format!("{EXAMPLE}use_llama_pro: true\n"));
+    assert!(expanded.contains("`use_llama_pro: true`"), "{expanded}");
+    let hub = EXAMPLE.replace("dataset_dir: DATA", "dataset_dir: REMOTE:a/b");
+    assert!(refusal(&hub).contains("`dataset_dir: \"REMOTE:a/b\"`"));
+}
+
+/// The project's own examples of LoRA, full tuning, QLoRA and extras by what they say besides the first: recipes, or refused with
+/// these keys.
+#[test]
+fn the_examples_of_the_project_are_recipes_or_their_keys_are_named() {
+    const PICTURES: &str = "image_max_pixels: 262144\nvideo_max_pixels: 16384\n";
+    const FULL: (&str, &str) = ("finetuning_type: lora", "finetuning_type: full");
+    const PAIRS: (&str, &str) = ("identity,calls", "pairs");
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, &'a [&'a str]);
+    let cases: &[Case<'_>] = &[
+        ("lora sft", &[], "", &[]),
+        (
+            "lora dpo",
+            &[("stage: sft", "stage: dpo"), PAIRS],
+            "pref_beta: 0.1\npref_loss: sigmoid  # choices: [sigmoid (dpo), orpo, simpo]\n",
+            &[],
+        ),
+        (
+            "lora pretrain",
+            &[("stage: sft", "stage: pt"), ("identity,calls", "web")],
+            "",
+            &[],
+        ),
+        (
+            "lora sft ds3",
+            &[],
+            "deepspeed: examples/deepspeed/ds_z3_config.json\n",
+            &["deepspeed"],
+        ),
+        (
+            "lora sft ray",
+            &[],
+            "ray_num_workers: 4\n",
+            &["ray_num_workers"],
+        ),
+        (
+            "preprocess",
+            &[],
+            "tokenized_path: saves/dataset/sft\n",
+            &["tokenized_path"],
+        ),
+        (
+            "pictures",
+            &[("identity,calls", "pictures,identity")],
+            PICTURES,
+            &["images"],
+        ),
+        (
+            "full sft",
+            &[FULL],
+            "deepspeed: examples/deepspeed/ds_z3_config.json\n",
+            &["deepspeed"],
+        ),
+        (
+            "pictures full",
+            &[FULL, ("identity,calls", "pictures")],
+            "freeze_vision_tower: true\nfreeze_multi_modal_projector: true\nfreeze_language_model: false\n",
+            &["images"],
+        ),
+        (
+            "qlora otfq",
+            &[],
+            "quantization_bit: 4\nquantization_method: bnb\n",
+            &[],
+        ),
+        (
+            "qlora npu",
+            &[],
+            "quantization_bit: 4\nquantization_method: bnb\ndouble_quantization: false\n",
+            &[],
+        ),
+        (
+            "adam mini",
+            &[FULL],
+            "use_adam_mini: true\n",
+            &["use_adam_mini"],
+        ),
+        (
+            "apollo",
+            &[FULL],
+            "use_apollo: true\napollo_rank: 128\n",
+            &["use_apollo", "apollo_rank"],
+        ),
+        (
+            "badam",
+            &[FULL],
+            "use_badam: true\nbadam_mode: layer\n",
+            &["use_badam", "badam_mode"],
+        ),
+        (
+            "fp8",
+            &[FULL],
+            "fp8: true\nfp8_backend: torchao\n",
+            &["fp8", "fp8_backend"],
+        ),
+        (
+            "llama pro",
+            &[("finetuning_type: lora", "finetuning_type: freeze")],
+            "use_llama_pro: true\n",
+            &[],
+        ),
+        ("lora plus", &[], "loraplus_lr_ratio: 16.0\n", &[]),
+        (
+            "depths",
+            &[FULL],
+            "mixture_of_depths: convert\noptim: paged_adamw_8bit\n",
+            &["mixture_of_depths"],
+        ),
+        ("muon", &[FULL], "use_muon: true\n", &[]),
+        (
+            "predict",
+            &[],
+            "do_predict: true\npredict_with_generate: true\n",
+            &["do_predict", "predict_with_generate"],
+        ),
+        (
+            "oft",
+            &[("finetuning_type: lora", "finetuning_type: oft")],
+            "oft_block_size: 32\n",
+            &["finetuning_type", "oft_block_size"],
+        ),
+        (
+            "pissa",
+            &[],
+            "pissa_init: true\npissa_iter: 16\npissa_convert: true\n",
+            &[],
+        ),
+    ];
+    for (name, changes, keys, refused) in cases {
+        let text = changes.iter().fold(EXAMPLE.to_owned(), |text, (old, new)| {
+            text.replace(old, new)
+        });
+        match translated(&format!("{text}{keys}")) {
+            Ok(translated) => {
+                assert!(refused.is_empty(), "{name}");
+                parse::<Recipe>(&translated.recipe, "translated", &[]).unwrap();
+            }
+            Err(error) => {
+                let error = error.to_string();
+                assert!(!refused.is_empty(), "{name}: {error}");
+                let named = |key: &&&str| error.contains(&format!("`{key}"));
+                assert_eq!(
+                    refused.iter().filter(named).count(),
+                    refused.len(),
+                    "{name}: {error}"
+                );
+            }
+        }
+    }
+}

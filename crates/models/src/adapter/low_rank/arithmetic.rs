@@ -54,6 +54,14 @@ pub fn combine(
             "`{name}` holds modules whole, of which there is no sum; merge the adapters into the model, or leave it out"
         )));
     }
+    if let Some((name, _)) = adapters
+        .iter()
+        .find(|(name, _)| model.embedding().adapters.get(name).is_some())
+    {
+        return Err(Error::Invalid(format!(
+            "`{name}` changes the embedding, and only adapters of linear layers are combined; merge the adapters into the model, or leave it out"
+        )));
+    }
     let mut found: HashMap<String, Factors> = HashMap::new();
     let mut failed = None;
     model.visit_linears(&mut |map| {
@@ -61,7 +69,7 @@ pub fn combine(
         for (name, weight) in adapters {
             match map.adapters.get(name).map(|part| part.low_rank()) {
                 None => {}
-                Some(Some(part)) if part.magnitude.is_none() => own.push((part, *weight)),
+                Some(Some(part)) if part.is_product() => own.push((part, *weight)),
                 Some(_) => failed = Some(Error::Invalid(format!(
                     "`{name}` is no plain low-rank addition at `{}`, and only those have sums of their kind; merge it into the model",
                     map.name

@@ -21,6 +21,10 @@ pub(super) fn magnitude_name(module: &Module) -> String {
     format!("{PEFT_PREFIX}{}.lora_magnitude_vector", module.name)
 }
 
+pub(super) fn bias_name(module: &Module) -> String {
+    format!("{PEFT_PREFIX}{}.lora_B.bias", module.name)
+}
+
 /// Outputs and inputs of every linear map by its name.
 pub(super) type Sizes = HashMap<String, [usize; 2]>;
 
@@ -162,6 +166,13 @@ impl PeftConfig {
             let magnitudes = in_turns(&magnitude, 1, &rows_of_maps, module.groups);
             for (factors, magnitude) in factors.iter_mut().zip(magnitudes) {
                 factors.magnitude = Some(magnitude);
+            }
+        }
+        if self.lora_bias {
+            let bias = file.read(&bias_name(module), &[outputs])?;
+            let biases = in_turns(&bias, 1, &rows_of_maps, module.groups);
+            for (factors, bias) in factors.iter_mut().zip(biases) {
+                factors.bias = Some(bias);
             }
         }
         Ok(module.maps.iter().cloned().zip(factors).collect())

@@ -1,17 +1,22 @@
 //! LoRA (arXiv 2106.09685) and rsLoRA (arXiv 2312.03732): `W + scale B A`, in PEFT's folders. DoRA and PiSSA are in files of their own.
 //!
+//! With `lora_bias` `B` has a bias `b` of its own: `y = W x + scale (B A x + b)`. What is done to embedding and head besides is in
+//! `vocabulary.rs`.
+//!
 //! PEFT stores `A` as `{module}.lora_A.weight` and `B` as `{module}.lora_B.weight`. Where one module of the checkpoint is
 //! several of our maps, its `B` has their factors on its diagonal.
 
 pub mod arithmetic;
 mod dora;
+mod factors;
 mod file;
 mod start;
 mod targets;
+mod vocabulary;
 
 use std::{collections::HashMap, sync::Arc};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 use espalier_kernels::{
     dropout::Dropout,
     linear::{Precision, linear},
@@ -19,8 +24,10 @@ use espalier_kernels::{
 use serde_json::Value;
 
 use self::{
-    file::{expert_tensors, magnitude_name, names, sizes},
+    factors::Factors,
+    file::{bias_name, expert_tensors, magnitude_name, names, sizes},
     targets::by_name,
+    vocabulary::{Vocabulary, low_rank_table},
 };
 use super::{
     AdapterFile, AdapterKind, Fresh, Registration,
@@ -31,10 +38,9 @@ use super::{
     linear_parts, saved_modules,
 };
 use crate::{
-    Result,
-    checkpoint::PeftConfig,
+    Error, Result,
+    checkpoint::{PeftConfig, peft_config::TrainedBiases},
     families::{Family, config::Config},
-    layers::linear::LinearMapMut,
     layout::{self, Module, StoredTensor},
     model::LanguageModel,
     parameter::Parameter,
@@ -63,6 +69,8 @@ pub struct LowRank {
     pub start: Option<[Parameter; 2]>,
     /// The length of every row of the sum, `[out]` (DoRA).
     pub magnitude: Option<Parameter>,
+    /// What is added to the product, `[out]`, times the scale too.
+    pub bias: Option<Parameter>,
 }
 
 impl LowRank {
@@ -76,7 +84,13 @@ impl LowRank {
             dropped: None,
             start: None,
             magnitude: None,
+            bias: None,
         }
+    }
+
+    /// Whether it is a sum of products alone, of whatever inputs.
+    pub fn is_product(&self) -> bool {
+        self.magnitude.is_none() && self.bias.is_none()
     }
 
     /// The rank of the addition, with what the base loses.
@@ -99,7 +113,7 @@ impl LowRank {
 
     /// Whether it is a sum of products alone, which takes part in the product of its weight.
     pub fn is_plain(&self) -> bool {
-        self.dropped.is_none() && self.magnitude.is_none()
+        self.dropped.is_none() && self.is_product()
     }
 
     /// `scale B A`, with what the base loses, outside autodiff: `[out, in]`.
@@ -157,13 +171,17 @@ impl LinearAdapter for LowRank {
         if let Some(magnitude) = &self.magnitude {
             return dora::addition(self, magnitude, pass);
         }
-        match self.dropped {
+        let product = match self.dropped {
             None => self.through(pass.input.clone(), pass.precision),
             Some(dropout) => {
                 let input = dropout.forward(pass.input.clone());
                 let trained = self.trained(input, pass.precision);
                 self.with_start(trained, &pass.input, pass.precision)
             }
+        };
+        match &self.bias {
+            Some(bias) => product + (bias.value::<1>() * self.scale).unsqueeze(),
+            None => product,
         }
     }
 
@@ -172,7 +190,10 @@ impl LinearAdapter for LowRank {
             Some(magnitude) => dora::merge(self, magnitude, base),
             None => LinearWeights {
                 weight: self.product(),
-                bias: None,
+                bias: match (&self.bias, &base.bias) {
+                    (Some(_), None) => return Err(Error::Invalid(NO_BIAS.into())),
+                    (bias, _) => bias.as_ref().map(|bias| bias.flat() * self.scale),
+                },
             },
         })
     }
@@ -180,13 +201,15 @@ impl LinearAdapter for LowRank {
     fn parameters(&self) -> Vec<&Parameter> {
         let start = self.start.iter().flatten();
         let own = [&self.down, &self.up].into_iter();
-        own.chain(start).chain(&self.magnitude).collect()
+        let vectors = self.magnitude.iter().chain(&self.bias);
+        own.chain(start).chain(vectors).collect()
     }
 
     fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
         let start = self.start.iter_mut().flatten();
         let own = [&mut self.down, &mut self.up].into_iter();
-        own.chain(start).chain(&mut self.magnitude).collect()
+        let vectors = self.magnitude.iter_mut().chain(&mut self.bias);
+        own.chain(start).chain(vectors).collect()
     }
 
     fn set_dropout(&mut self, seed: Option<u64>) {
@@ -208,61 +231,8 @@ impl LinearAdapter for LowRank {
     }
 }
 
-/// The values of an adapter of one map.
-#[derive(Debug, Clone, Default)]
-struct Factors {
-    down: Vec<f32>,
-    up: Vec<f32>,
-    scale: f64,
-    /// `A` and `-B` of what the base loses.
-    start: Option<[Vec<f32>; 2]>,
-    magnitude: Option<Vec<f32>>,
-}
-
-impl Factors {
-    /// The same with another scale, the difference put into `B`.
-    fn rescale(&mut self, scale: f64) {
-        let change = std::mem::replace(&mut self.scale, scale) / scale;
-        if change != 1.0 {
-            let changed = |value: &mut f32| *value = (f64::from(*value) * change) as f32;
-            self.up.iter_mut().for_each(changed);
-        }
-    }
-
-    fn attach(
-        self,
-        map: &mut LinearMapMut<'_>,
-        adapter: &str,
-        dropout: f64,
-        device: &Device,
-    ) -> Result<()> {
-        let [outputs, inputs] = map.size();
-        let parameter = |part: &str, shape: &[usize], values: Vec<f32>| {
-            let flat = TensorData::new(values, [shape.iter().product::<usize>()]);
-            let name = format!("{}.adapter.{adapter}.{part}", map.name);
-            Parameter::new(name, shape.to_vec(), Tensor::from_data(flat, device))
-                .of_adapter(adapter)
-        };
-        let factors = |names: [&str; 2], [down, up]: [Vec<f32>; 2]| {
-            let rank = down.len() / inputs.max(1);
-            let down = parameter(names[0], &[rank, inputs], down);
-            [down, parameter(names[1], &[outputs, rank], up)]
-        };
-        let start = self.start.map(|start| {
-            let start = factors(["start_down", "start_up"], start);
-            start.map(Parameter::fixed)
-        });
-        let magnitude = self.magnitude;
-        let magnitude = magnitude.map(|values| parameter("magnitude", &[outputs], values));
-        let low_rank = LowRank {
-            dropout,
-            start,
-            magnitude,
-            ..LowRank::new(factors(["down", "up"], [self.down, self.up]), self.scale)
-        };
-        map.attach(adapter, Box::new(low_rank))
-    }
-}
+/// Why `B` with a bias is not merged into a layer without one.
+const NO_BIAS: &str = "`lora_bias` adds a bias, and a layer that it adds to has none to take it; keep the adapter apart, or train it without";
 
 /// What PEFT calls the use of a model: it has a name for what predicts next tokens and for what has no head, and none for what predicts
 /// masked ones.
@@ -294,12 +264,48 @@ impl AdapterKind for PeftConfig {
         &self.modules_to_save
     }
 
+    fn tensors_to_save(&self, model: &LanguageModel, family: &Family) -> Vec<String> {
+        let is_bias = |name: &String| name == "bias" || name.ends_with(".bias");
+        let tensors = layout::tensors_in_memory(model, family).into_iter();
+        let mut biases: Vec<String> = tensors
+            .filter(|tensor| !tensor.is_fixed())
+            .map(|tensor| tensor.name)
+            .filter(is_bias)
+            .collect();
+        match self.biases {
+            TrainedBiases::None => biases.clear(),
+            TrainedBiases::All => {}
+            TrainedBiases::OfTargets => {
+                let modules = layout::modules(model, family).into_iter();
+                let targeted = modules.filter(|m| m.expert.is_none() && self.targets(m));
+                let own: Vec<String> = targeted.map(|m| format!("{}.bias", m.name)).collect();
+                biases.retain(|bias| own.contains(bias));
+            }
+        }
+        biases
+    }
+
     fn adapts(&self, names: &[&str]) -> bool {
         names.iter().any(|name| self.names(name))
     }
 
+    fn parts_head(&self, embedding: &[&str], head: &[&str]) -> bool {
+        self.rows_part(embedding, head)
+    }
+
+    fn rows_needed(&self, model: &LanguageModel, family: &Family) -> Result<usize> {
+        self.vocabulary_needed(model, family)
+    }
+
     fn remarks(&self, model: &LanguageModel, family: &Family) -> Vec<String> {
-        targets::remarks(self, &layout::modules(model, family))
+        let mut remarks = targets::remarks(self, &layout::modules(model, family));
+        if self.biases != TrainedBiases::None && self.tensors_to_save(model, family).is_empty() {
+            let which = self.biases.name();
+            remarks.push(format!(
+                "`bias` = \"{which}\" trains nothing: the model has no such biases"
+            ));
+        }
+        remarks
     }
 
     fn keeps_ties(&self) -> bool {
@@ -316,14 +322,16 @@ impl AdapterKind for PeftConfig {
     /// Where a file's values take their place, `A` and `B` are zero.
     fn attach(&self, model: &mut LanguageModel, family: &Family, fresh: Fresh<'_>) -> Result<()> {
         let planned = self.planned(model, family, fresh.is_read)?;
+        self.attach_vocabulary(model, family, fresh)?;
         let device = model.device().clone();
         each_linear(model, &mut |map| match planned.get(&map.name) {
             None => Ok(()),
             Some((rank, scale)) => {
-                let factors = match fresh.is_read {
+                let mut factors = match fresh.is_read {
                     true => start::zeros(map.size(), *rank, *scale),
                     false => self.fresh(map, *rank, *scale, fresh.seed),
                 };
+                factors.bias = self.lora_bias.then(|| vec![0.0; map.size()[0]]);
                 factors.attach(map, fresh.adapter, self.dropout, &device)
             }
         })
@@ -351,10 +359,17 @@ impl AdapterKind for PeftConfig {
                     let rows = StoredTensor::rows_of(magnitude_name(module), magnitudes);
                     tensors.push(rows.in_turns(module.groups));
                 }
+                let biases: Vec<_> = all.iter().filter_map(|a| a.bias.as_ref()).collect();
+                if !biases.is_empty() {
+                    let rows = StoredTensor::rows_of(bias_name(module), biases);
+                    tensors.push(rows.in_turns(module.groups));
+                }
             }
         }
         let stacks = ExpertParameter::all(&modules);
         tensors.extend(expert_tensors(&stacks, &sizes(model), &parts));
+        tensors.extend(vocabulary::tensors(model, family, adapter));
+        tensors.extend(vocabulary::repeated(model, family, adapter));
         tensors
     }
 
@@ -366,6 +381,7 @@ impl AdapterKind for PeftConfig {
         adapter: &str,
         file: &mut AdapterFile,
     ) -> Result<()> {
+        vocabulary::read(model, family, adapter, file)?;
         let sizes = sizes(model);
         let modules = layout::modules(model, family);
         let mut by_map = HashMap::new();
@@ -412,7 +428,10 @@ impl AdapterKind for PeftConfig {
             Some(factors) => factors.attach(map, adapter, self.dropout, &device),
             // Experts that the file lacks.
             None => {
-                map.adapters.detach(adapter);
+                let part = map.adapters.get(adapter);
+                if part.is_some_and(|part| part.low_rank().is_some()) {
+                    map.adapters.detach(adapter);
+                }
                 Ok(())
             }
         })
@@ -440,8 +459,17 @@ impl AdapterKind for PeftConfig {
                 config.set_pattern(name.unwrap_or(&module.name), rank, scale);
             }
         }
+        let embedding = low_rank_table(model, adapter).zip(Vocabulary::of(model, family));
+        let embedding = embedding.map(|(own, vocabulary)| {
+            let module = vocabulary.module();
+            if !config.says(&module, own.rank(), own.scale) {
+                let name = module.name.strip_prefix(family.prefix);
+                config.set_pattern(name.unwrap_or(&module.name), own.rank(), own.scale);
+            }
+            module
+        });
         config.task_type = config.task_type.or_else(|| task_type(model));
-        config.name_modules(&modules, &parts);
+        config.name_modules(&modules, embedding.as_ref(), &parts);
         // PEFT reads no dropout beside them, and nothing is trained with it.
         if !config.target_parameters.is_empty() {
             config.dropout = 0.0;
@@ -452,6 +480,14 @@ impl AdapterKind for PeftConfig {
 
     fn describe(&self) -> String {
         let kind = if self.use_dora { ", DoRA" } else { "" };
-        format!("low rank, r = {}, alpha = {}{kind}", self.rank, self.alpha)
+        let tokens = self.tokens.iter().flat_map(|tokens| tokens.lists());
+        let tokens = match tokens.map(Vec::len).max() {
+            Some(count) => format!(", rows of {count} tokens"),
+            None => String::new(),
+        };
+        format!(
+            "low rank, r = {}, alpha = {}{kind}{tokens}",
+            self.rank, self.alpha
+        )
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use espalier_data::nearest::suggestion;
 
-use super::LowRank;
+use super::{LowRank, vocabulary::Vocabulary};
 use crate::{
     Error, Result,
     adapter::{
@@ -140,8 +140,10 @@ impl PeftConfig {
         }
         let targeted: Vec<&Module> = all.iter().filter(|module| self.targets(module)).collect();
         // Parameters alone may be targeted.
+        let vocabulary = Vocabulary::of(model, family);
+        let has_embedding = vocabulary.is_some_and(|own| self.targets_embedding(&own));
         let wants_modules = self.target_modules != Targets::List(Vec::new());
-        if targeted.is_empty() && (planned.is_empty() || wants_modules) {
+        if targeted.is_empty() && !has_embedding && (planned.is_empty() || wants_modules) {
             target_modules(model, family, &|_| false)?;
         }
         let both = |module: &&Module| saved_itself(&module.name, &self.modules_to_save);
@@ -178,9 +180,11 @@ impl PeftConfig {
         let Targets::List(entries) = &self.target_modules else {
             return Ok(());
         };
+        let vocabulary = Vocabulary::of(model, family);
         let meant = |entry: &String| {
             let mut names = all.iter().flat_map(Module::names);
             names.any(|name| is_named(name, entry))
+                || Self::is_entry_of_embedding(entry, vocabulary.as_ref())
         };
         match entries.iter().find(|entry| !meant(entry)) {
             None => Ok(()),
@@ -226,12 +230,21 @@ impl PeftConfig {
         }
     }
 
-    /// Names what has an adapter as PEFT does: linear layers as modules, by the names of transformers, stacks of experts and routers by
+    /// Names what has an adapter as PEFT does: linear layers, and an `embedding` that has one, as modules, by the names of transformers, stacks of experts and routers by
     /// their parameters. The targets stay as they are where PEFT reads the same from them.
-    pub(super) fn name_modules(&mut self, modules: &[Module], parts: &HashMap<String, &LowRank>) {
-        let has = |module: &Module| module.maps.iter().all(|map| parts.contains_key(map));
+    pub(super) fn name_modules(
+        &mut self,
+        modules: &[Module],
+        embedding: Option<&Module>,
+        parts: &HashMap<String, &LowRank>,
+    ) {
+        let has = |module: &Module| {
+            let is_embedding = embedding.is_some_and(|embedding| embedding.maps == module.maps);
+            is_embedding || module.maps.iter().all(|map| parts.contains_key(map))
+        };
         let is_module = |module: &&Module| module.expert.is_none() && module.parameter().is_none();
-        let layers: Vec<&Module> = modules.iter().filter(is_module).collect();
+        let layers = embedding.into_iter().chain(modules);
+        let layers: Vec<&Module> = layers.filter(is_module).collect();
         let differs = |module: &&Module| self.targets_in_peft(module) != has(module);
         let mut others = modules.iter().filter(|module| !is_module(module));
         let names_another = others.any(|module| module.names().any(|name| self.matches(name)));

@@ -3,7 +3,7 @@
 //! [`Online`] is all that they have in common: prompts are answered by the policy as it is ([`rollout`]), the answers are scored
 //! ([`crate::rewards`]), a [`Method`] makes something to learn from of them, and that is learned from for one or several steps
 //! ([`buffer`]). A method is one file here and one line in the registry. The reference, of which each run logs how far it has moved away, is
-//! the model as it was before the first step; where an adapter is trained, that is the base, which is in memory once.
+//! the model as it was before the first step unless another is named; where an adapter is trained, that is the base, which is in memory once.
 
 pub mod advantages;
 pub mod answers;
@@ -49,6 +49,11 @@ pub trait Method: std::fmt::Debug {
 
     /// Whether it asks for the log-probabilities of the policy that wrote the answers before it learns from them.
     fn needs_old(&self) -> bool {
+        false
+    }
+
+    /// Whether it trains a model of the policy's size beside the policy.
+    fn trains_critic(&self) -> bool {
         false
     }
 
@@ -115,6 +120,9 @@ pub trait Method: std::fmt::Debug {
     }
 }
 
+/// Bytes of a number of a critic that is trained: the weight, its gradient, and two moments.
+const CRITIC_BYTES: u64 = 16;
+
 /// A method at work: the objective.
 #[derive(Debug)]
 pub struct Online<M> {
@@ -177,6 +185,17 @@ impl<M: Method> Objective for Online<M> {
         })
     }
 
+    fn kept_bytes(&self, model: &LanguageModel) -> u64 {
+        let mut trained = 0;
+        model.visit(&mut |p| trained += if p.is_trainable() { p.len() as u64 } else { 0 });
+        let critic = if self.method.trains_critic() {
+            trained
+        } else {
+            0
+        };
+        self.actor.reference().kept_bytes(model, true) + CRITIC_BYTES * critic
+    }
+
     fn equip(&mut self, tokenizer: &Tokenizer, device: &Device) -> Result<()> {
         self.actor.equip(tokenizer, device)
     }
@@ -204,7 +223,7 @@ impl<M: Method> Objective for Online<M> {
     }
 
     fn start(&mut self, model: &LanguageModel, seed: u64) -> Result<()> {
-        self.actor.start(model);
+        self.actor.start(model)?;
         self.method.start(model, seed)
     }
 
@@ -234,7 +253,8 @@ impl<M: Method> Objective for Online<M> {
         self.method.loss(&self.actor, model, batch)
     }
 
-    fn after_step(&mut self, _: &LanguageModel, _: usize) -> Result<()> {
+    fn after_step(&mut self, model: &LanguageModel, step: usize) -> Result<()> {
+        self.actor.reference_mut().after_step(model, step)?;
         self.buffer.after_step();
         self.method.after_step();
         Ok(())
@@ -246,7 +266,7 @@ impl<M: Method> Objective for Online<M> {
 
     fn state(&self) -> ObjectiveState<'_> {
         ObjectiveState {
-            tensors: Vec::new(),
+            tensors: self.actor.reference().state(),
             value: json!(Kept {
                 method: self.method.state(),
                 buffer: self.buffer.state(),
@@ -254,7 +274,8 @@ impl<M: Method> Objective for Online<M> {
         }
     }
 
-    fn restore(&mut self, _: &SavedTensors, value: &Value) -> Result<()> {
+    fn restore(&mut self, tensors: &SavedTensors, value: &Value) -> Result<()> {
+        self.actor.reference_mut().restore(tensors)?;
         let kept: Kept = serde_json::from_value(value.clone())
             .map_err(|error| unreadable(&error.to_string()))?;
         self.method.restore(&kept.method)?;

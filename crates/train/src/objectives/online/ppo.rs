@@ -285,6 +285,10 @@ impl Method for Ppo {
         true
     }
 
+    fn trains_critic(&self) -> bool {
+        self.options.critic == CriticKind::Model
+    }
+
     fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
         self.critic.start(model);
         Ok(())

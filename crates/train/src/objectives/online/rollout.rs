@@ -25,7 +25,10 @@ use crate::{
     Error, Result,
     batch::{Sample, TokenBatch},
     choice,
-    objectives::Batch,
+    objectives::{
+        Batch,
+        reference::{self, Reference, ReferenceOptions},
+    },
     rewards::{self, Asked, Read, RewardOptions, Rewards, Scores},
 };
 
@@ -40,6 +43,10 @@ pub struct RolloutOptions {
     /// The weight of each reward in the sum; all count once when absent.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub reward_weights: Vec<f64>,
+    /// Whose log-probabilities answers are measured against; there is always one, for every run logs how far it has gone from it.
+    #[serde(deserialize_with = "reference::named")]
+    #[schemars(schema_with = "choice::name_or_table_schema::<ReferenceOptions>")]
+    pub reference: ReferenceOptions,
     /// Longest answer in tokens, its end included.
     #[schemars(range(min = 1))]
     pub max_completion_length: usize,
@@ -61,6 +68,7 @@ impl Default for RolloutOptions {
         Self {
             rewards: Vec::new(),
             reward_weights: Vec::new(),
+            reference: ReferenceOptions::default(),
             max_completion_length: 256,
             temperature: 1.0,
             top_k: 0,
@@ -87,16 +95,19 @@ impl RolloutOptions {
             let reason = "must be a positive number: greedy answers to a prompt are all the same";
             return wrong("temperature", reason.into());
         }
+        if self.reference == ReferenceOptions::None {
+            let reason = "there must be one, from which the distance is logged; leave the key out for the start";
+            return wrong("reference", reason.into());
+        }
+        self.reference.check()?;
         self.sampler(0).validate()?;
         rewards::check(&self.rewards, &self.reward_weights)
     }
 
-    /// What the rewards read besides the recipe.
+    /// What rewards and reference read besides the recipe.
     pub fn reads(&mut self) -> Vec<Read<'_>> {
-        self.rewards
-            .iter_mut()
-            .flat_map(RewardOptions::reads)
-            .collect()
+        let rewards = self.rewards.iter_mut().flat_map(RewardOptions::reads);
+        rewards.chain(self.reference.reads()).collect()
     }
 
     fn sampler(&self, seed: u64) -> SamplerOptions {
@@ -193,7 +204,7 @@ pub struct Written {
 pub struct Actor {
     options: RolloutOptions,
     tools: Option<Tools>,
-    reference: Option<LanguageModel>,
+    reference: Reference,
 }
 
 #[derive(Debug)]
@@ -206,9 +217,9 @@ impl Actor {
     /// An actor without tokenizer, rewards and reference.
     pub fn new(options: RolloutOptions) -> Self {
         Self {
+            reference: Reference::new(options.reference.clone()),
             options,
             tools: None,
-            reference: None,
         }
     }
 
@@ -231,17 +242,31 @@ impl Actor {
         Ok(())
     }
 
-    /// Keeps the starting model as the reference: it shares its weights until training moves them, and for good where an adapter alone
-    /// is trained.
-    pub fn start(&mut self, model: &LanguageModel) {
-        self.reference = Some(model.frozen());
+    /// Keeps the reference. The starting model shares its weights with the policy until training moves them, and for good where an adapter
+    /// alone is trained.
+    ///
+    /// # Errors
+    /// When a folder cannot be read.
+    pub fn start(&mut self, model: &LanguageModel) -> Result<()> {
+        self.reference.start(model, true)
+    }
+
+    /// The reference.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// The same for change.
+    pub fn reference_mut(&mut self) -> &mut Reference {
+        &mut self.reference
     }
 
     /// Whether the model has positions enough for every prompt and the longest answer.
     ///
     /// # Errors
-    /// When it has not, or an answer would never end.
+    /// When it has not, or cannot have such a reference.
     pub fn check(&self, model: &LanguageModel, samples: &[Sample]) -> Result<()> {
+        self.reference.check(model)?;
         let rows = samples.iter().flat_map(|sample| &sample.rows);
         let longest = rows.map(|row| row.ids.len()).max().unwrap_or(0);
         let wanted = longest + self.options.max_completion_length;
@@ -300,7 +325,7 @@ impl Actor {
         if with_old {
             self.set_scores(&policy, &mut written.answers, OLD)?;
         }
-        let reference = self.reference.as_ref().unwrap_or(&policy);
+        let reference = self.reference.kept().unwrap_or(&policy);
         self.set_scores(reference, &mut written.answers, REFERENCE)?;
         Ok(written)
     }
