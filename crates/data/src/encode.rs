@@ -1,21 +1,23 @@
 //! Encoding: records to token ids and the loss mask, `[time]` each.
 //!
 //! The targets of the loss depend on the kind of record: all tokens of a text, the assistant's turns of a conversation (end-of-turn
-//! tokens included) unless they are marked as not to be learned, the answers of a preference. The assistant's tokens are derived from the chat template, never declared: a
+//! tokens included) unless they are marked as not to be learned, the answers of a preference. Of records with labels no token is a target. The assistant's tokens are derived from the chat template, never declared: a
 //! token is a target if it shares a character with the assistant's text; added special tokens share none.
 //!
 //! Sources: the conventions of Hugging Face's TRL (completion masks, common-prefix rule, truncation that keeps the start).
 
 mod assistant;
+mod labels;
 mod marks;
 mod show;
 mod truncate;
+mod unread;
 
 pub use assistant::render_learned;
 
 use serde_json::Value;
 
-pub use self::truncate::Truncation;
+pub use self::{labels::Labelled, truncate::Truncation};
 use crate::record::{Message, Record};
 use crate::template::{ChatTemplate, Conversation};
 use crate::tokenizer::Tokenizer;
@@ -55,12 +57,14 @@ pub(crate) fn predicted(targets: &[bool]) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// A better and a worse continuation of the same prompt; `targets` marks the continuation.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Pair {
     /// Prompt and better answer.
     pub chosen: Example,
     /// Prompt and worse answer.
     pub rejected: Example,
+    /// By how much the better answer's reward should be larger; 0 where nothing is said.
+    pub margin: f64,
 }
 
 impl Pair {
@@ -74,12 +78,14 @@ impl Pair {
 }
 
 /// An encoded record, or the reason why it is left out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Encoded {
     /// A text or a conversation.
     Example(Example),
     /// A preference.
     Pair(Pair),
+    /// A text of which something is said, as a whole or at some of its tokens.
+    Labelled(Labelled),
     /// An answer that is good or bad; the targets mark it.
     Unpaired {
         /// Prompt and answer.
@@ -135,14 +141,28 @@ impl Encoder {
     /// part cannot be told; [`Error::Tokenizer`] when the text cannot be encoded.
     pub fn encode(&self, record: &Record) -> Result<Encoded> {
         match record {
-            Record::Text { text } => Ok(keep(self.text(text)?)),
-            Record::Chat { messages, tools } => Ok(keep(self.chat(messages, tools.as_ref())?)),
+            Record::Text { text } => {
+                let example = self.text(text)?;
+                Ok(keep(
+                    example,
+                    "a text of no more than one token, before which nothing stands",
+                ))
+            }
+            Record::Chat { messages, tools } => self.chat(messages, tools.as_ref()),
             Record::Preference {
                 prompt,
                 chosen,
                 rejected,
+                margin,
                 tools,
-            } => self.preference(prompt, chosen, rejected, tools.as_ref()),
+            } => self.preference(prompt, [chosen, rejected], *margin, tools.as_ref()),
+            Record::Labelled { text, label } => self.labelled(text, label),
+            Record::Tagged { words, labels } => self.tagged(words, labels),
+            Record::Steps {
+                prompt,
+                steps,
+                labels,
+            } => self.steps(prompt, steps, labels),
             Record::Unpaired {
                 prompt,
                 answer,
@@ -168,32 +188,39 @@ impl Encoder {
     }
 
     /// A conversation, whose targets are the assistant's turns.
-    fn chat(&self, messages: &[Message], tools: Option<&Value>) -> Result<Example> {
-        let special = self.tokenizer.special();
-        let conversation = Conversation {
-            tools,
-            ..Conversation::new(messages, special)
-        };
+    fn chat(&self, messages: &[Message], tools: Option<&Value>) -> Result<Encoded> {
+        let conversation = self.conversation(messages, tools);
         let rendered = render_learned(
-            self.template()?,
+            self.template(tools)?,
             &conversation,
             &self.tokenizer.special_texts(),
         )?;
         let encoding = self.tokenizer.encode(&rendered.text, false)?;
         let targets = overlapping(&encoding.offsets, &rendered.generation);
-        Ok(self.truncated(encoding.ids, targets))
+        let reason = match targets.iter().any(|target| *target) {
+            true => CUT_OFF,
+            false if assistants(messages).all(|(_, message)| !message.learned) => {
+                "no turn of the assistant is to be learned (`weight` 0)"
+            }
+            false => "the assistant says nothing that the template shows",
+        };
+        Ok(keep(self.truncated(encoding.ids, targets), reason))
     }
 
     /// A pair; the ids after the longest common prefix of the prompt with both whole conversations are the answers.
     fn preference(
         &self,
         prompt: &[Message],
-        chosen: &Message,
-        rejected: &Message,
+        [chosen, rejected]: [&Message; 2],
+        margin: Option<f64>,
         tools: Option<&Value>,
     ) -> Result<Encoded> {
         let [chosen, rejected] = self.answers(prompt, [chosen, rejected], tools)?;
-        let pair = Pair { chosen, rejected };
+        let pair = Pair {
+            chosen,
+            rejected,
+            margin: margin.unwrap_or(0.0),
+        };
         if pair.chosen.target_count() == 0 || pair.rejected.target_count() == 0 {
             return Ok(dropped(NO_ANSWER));
         }
@@ -222,12 +249,28 @@ impl Encoder {
         answers: [&Message; N],
         tools: Option<&Value>,
     ) -> Result<[Example; N]> {
-        let start = self.ids(prompt, tools, true)?;
+        let prompted = Conversation {
+            add_generation_prompt: true,
+            ..self.conversation(prompt, tools)
+        };
+        let template = self.template(tools)?;
+        let text = template.render(&prompted)?.text;
+        let start = self.tokenizer.encode_ids(&text, false)?;
+        // Nothing but the answer is learned.
+        let given = |message: &Message| Message {
+            learned: false,
+            ..message.clone()
+        };
+        let prompt: Vec<Message> = prompt.iter().map(given).collect();
         let mut prompt_length = start.len();
         let mut all: [Vec<u32>; N] = std::array::from_fn(|_| Vec::new());
         for (ids, answer) in all.iter_mut().zip(answers) {
-            let whole = [prompt, std::slice::from_ref(answer)].concat();
-            *ids = self.ids(&whole, tools, false)?;
+            let whole = [prompt.as_slice(), std::slice::from_ref(answer)].concat();
+            let conversation = self.conversation(&whole, tools);
+            let (messages, rendered) = template.understood(&conversation);
+            let text = rendered?.text;
+            unread::refuse_unread(template, &conversation, &messages, &text)?;
+            *ids = self.tokenizer.encode_ids(&text, false)?;
             prompt_length = prompt_length.min(common_prefix(&start, ids));
         }
         Ok(all.map(|ids| {
@@ -236,27 +279,38 @@ impl Encoder {
         }))
     }
 
-    fn ids(
-        &self,
-        messages: &[Message],
-        tools: Option<&Value>,
-        add_generation_prompt: bool,
-    ) -> Result<Vec<u32>> {
-        let special = self.tokenizer.special();
-        let conversation = Conversation {
-            tools,
-            add_generation_prompt,
-            ..Conversation::new(messages, special)
+    /// Whether the template leaves out the reasoning of turns before a conversation's last one. Many do so by design; then it is
+    /// not learned.
+    pub fn hides_reasoning(&self, record: &Record) -> bool {
+        let Record::Chat { messages, tools } = record else {
+            return false;
         };
-        self.tokenizer
-            .encode_ids(&self.template()?.render(&conversation)?.text, false)
+        let conversation = self.conversation(messages, tools.as_ref());
+        self.template(tools.as_ref())
+            .is_ok_and(|template| unread::hides_reasoning(template, &conversation, record))
     }
 
-    fn template(&self) -> Result<&ChatTemplate> {
-        self.tokenizer.template().ok_or_else(|| {
-            Error::Template(
-                "the tokenizer has none, and conversations need one; choose one, such as template = \"chatml\"".into(),
-            )
+    fn conversation<'a>(
+        &'a self,
+        messages: &'a [Message],
+        tools: Option<&'a Value>,
+    ) -> Conversation<'a> {
+        Conversation {
+            tools,
+            ..Conversation::new(messages, self.tokenizer.special())
+        }
+    }
+
+    fn template(&self, tools: Option<&Value>) -> Result<&ChatTemplate> {
+        self.tokenizer.template_for(tools.is_some()).ok_or_else(|| {
+            let names: Vec<&str> = self.tokenizer.template_names().collect();
+            let there = match names.is_empty() {
+                true => "none".to_string(),
+                false => format!("no `default`, but {}", names.join(", ")),
+            };
+            Error::Template(format!(
+                "the tokenizer has {there}, and conversations need one; choose one, such as template = \"chatml\""
+            ))
         })
     }
 
@@ -270,11 +324,20 @@ impl Encoder {
 /// Why a record is left out whose prompt leaves no room.
 const NO_ANSWER: &str = "no token of an answer is left within `length`";
 
-fn keep(example: Example) -> Encoded {
+/// The example, or the reason why there is nothing to learn in it.
+fn keep(example: Example, reason: &str) -> Encoded {
     match example.target_count() {
-        0 => dropped("no token to learn is left within `length`"),
+        0 => dropped(reason),
         _ => Encoded::Example(example),
     }
+}
+
+const CUT_OFF: &str = "no token to learn is left within `length`";
+
+/// The turns of the assistant, with their numbers.
+fn assistants(messages: &[Message]) -> impl DoubleEndedIterator<Item = (usize, &Message)> {
+    let messages = messages.iter().enumerate();
+    messages.filter(|(_, message)| message.role == "assistant")
 }
 
 fn dropped(reason: &str) -> Encoded {
@@ -467,6 +530,7 @@ mod tests {
             prompt,
             chosen,
             rejected,
+            margin: None,
             tools: None,
         };
         let Encoded::Pair(pair) = encoder.encode(&record).unwrap() else {

@@ -151,6 +151,8 @@ pub enum Record {
         chosen: Message,
         /// The worse answer, an assistant's message.
         rejected: Message,
+        /// By how much the better answer's reward should be larger, where that is said.
+        margin: Option<f64>,
         /// JSON schemas of the tools on offer.
         tools: Option<Value>,
     },
@@ -165,4 +167,61 @@ pub enum Record {
         /// JSON schemas of the tools on offer.
         tools: Option<Value>,
     },
+    /// A text of a class.
+    Labelled {
+        /// The text.
+        text: String,
+        /// What it is; several classes, or a number.
+        label: Label,
+    },
+    /// Words, each of a class.
+    Tagged {
+        /// The words, in order.
+        words: Vec<String>,
+        /// What each of them is.
+        labels: Vec<Label>,
+    },
+    /// An answer in steps, each of which is right or wrong.
+    Steps {
+        /// The conversation up to the answer.
+        prompt: Vec<Message>,
+        /// The steps, in order.
+        steps: Vec<String>,
+        /// Whether each is right.
+        labels: Vec<Label>,
+    },
+}
+
+impl Record {
+    /// Leaves the last of the assistant's turns to be learned, and no other.
+    pub fn learn_last_turn(&mut self) {
+        let Self::Chat { messages, .. } = self else {
+            return;
+        };
+        let mut turns = messages.iter_mut().rev();
+        let mut own = turns.by_ref().filter(|turn| turn.role == "assistant");
+        own.next();
+        own.for_each(|turn| turn.learned = false);
+    }
+}
+
+/// What is said of a text, a word or a step.
+///
+/// ```
+/// use espalier_data::record::Label;
+/// let labels: Vec<Label> = serde_json::from_str(r#"[true, 2, "B-PER", [0, 1]]"#)?;
+/// assert_eq!(labels[2], Label::Name("B-PER".into()));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Label {
+    /// Right or wrong.
+    Flag(bool),
+    /// The number of a class, or a number to be found.
+    Number(f64),
+    /// The name of a class.
+    Name(String),
+    /// Several classes by name, or a number for each class.
+    Many(Vec<Label>),
 }

@@ -476,3 +476,139 @@ fn what_a_template_leaves_out_is_refused() {
     let error = learned(plain, thinking).unwrap_err().to_string();
     assert!(error.contains("lists of parts"), "{error}");
 }
+
+/// The words of an error.
+fn refusal(template: &str, messages: Value, tools: Option<&Value>) -> String {
+    let refused = with_tools(template, messages, tools);
+    refused.unwrap_err().to_string()
+}
+
+const HEADED: &str = "\
+{%- for m in messages %}{{- '<|' + m.role + '|>' + m.content + '<|end|>' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}";
+
+#[test]
+fn tools_that_are_not_shown_are_refused() {
+    let tools = json!([{"type": "function", "function": {"name": "add"}}]);
+    let turns = json!([user("Sum"), assistant("Two")]);
+    let error = refusal(HEADED, turns.clone(), Some(&tools));
+    assert!(error.contains("does not show the `tools`"), "{error}");
+    let showing = format!("{{{{- tools | tojson if tools else '' }}}}{HEADED}");
+    let shown = with_tools(&showing, turns, Some(&tools)).unwrap();
+    assert_eq!(shown, ["Two<|end|>"]);
+}
+
+#[test]
+fn reasoning_of_the_answer_that_is_not_shown_is_refused() {
+    for name in ["reasoning_content", "thinking", "reasoning"] {
+        let mut answer = assistant("Two");
+        answer[name] = "one and one".into();
+        let turns = json!([user("Sum"), answer.clone()]);
+        let error = refusal(HEADED, turns.clone(), None);
+        let expected = format!("does not show the `{name}` of message 2");
+        assert!(error.contains(&expected), "{error}");
+        // Of earlier turns, and of those that are not learned, it may be left out.
+        let earlier = json!([user("Sum"), answer, user("More"), assistant("Three")]);
+        assert_eq!(
+            learned(HEADED, earlier).unwrap(),
+            ["Two<|end|>", "Three<|end|>"]
+        );
+        answer["weight"] = 0.into();
+        assert!(learned(HEADED, json!([user("Sum"), answer])).is_ok());
+    }
+}
+
+#[test]
+fn texts_become_parts_where_a_template_reads_nothing_else() {
+    let parts = "\
+{%- for m in messages %}{{- '<|' + m.role + '|>' }}
+{%- for part in m.content %}{%- if part.type == 'text' %}{{- part.text }}{%- endif %}{%- endfor %}{{- '<|end|>' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}";
+    let turns = json!([user("Sum"), assistant("Two")]);
+    assert_eq!(learned(parts, turns).unwrap(), ["Two<|end|>"]);
+    let prompt: Vec<Message> = serde_json::from_value(json!([user("Sum")])).unwrap();
+    let special = SpecialTokens::default();
+    let template = ChatTemplate::new(parts).unwrap();
+    let prompt = template
+        .render(&Conversation::new(&prompt, &special))
+        .unwrap();
+    assert_eq!(prompt.text, "<|user|>Sum<|end|>");
+    // A system message may be asked for as a text all the same.
+    let mixed = parts.replace(
+        "{%- for m in messages %}",
+        "{{- '<|start|>' + messages[0].content + '<|end|>' }}{%- for m in messages[1:] %}",
+    );
+    let turns = json!([{"role": "system", "content": "Be brief"}, user("Sum"), assistant("Two")]);
+    assert_eq!(learned(&mixed, turns).unwrap(), ["Two<|end|>"]);
+}
+
+#[test]
+fn an_answer_that_is_not_shown_is_refused() {
+    let source = "{% for m in messages %}{{ m.role }}<|end|>{% endfor %}";
+    let error = refusal(source, json!([user("Sum"), assistant("Two")]), None);
+    assert!(
+        error.contains("does not show the content of message 2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_call_that_is_shown_once_a_tool_has_answered_is_learned() {
+    // As Nemotron Nano 2: of a conversation's last turn the content alone is written, and thinking is opened before it.
+    let source = "\
+{%- set ns = namespace(last='') %}
+{%- if messages[-1].role == 'assistant' %}{%- set ns.last = messages[-1].content %}{%- set turns = messages[:-1] %}{%- else %}{%- set turns = messages %}{%- endif %}
+{%- for m in turns %}
+{%- if m.role == 'assistant' %}{{- '<|start|>assistant\\n' + m.content }}
+{%- if m.tool_calls %}{%- for call in m.tool_calls %}{{- '[' + call.function | tojson + ']' }}{%- endfor %}{%- endif %}{{- '\\n<|end|>\\n' }}
+{%- else %}{{- '<|start|>' + m.role + '\\n' + m.content + '\\n' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant\\n<think>\\n' }}
+{%- elif ns.last %}{{- '<|start|>assistant\\n<think>\\n' + ns.last + '\\n<|end|>\\n' }}{%- endif %}";
+    let called = call(json!(""), json!({"city": "Paris"}));
+    let turns = json!([
+        user("Where?"),
+        called,
+        tool("here"),
+        assistant("Here"),
+        user("And?"),
+        assistant("There")
+    ]);
+    let expected = [
+        "[{\"name\": \"f\", \"arguments\": {\"city\": \"Paris\"}}]\n<|end|>",
+        "Here\n<|end|>",
+        "There\n<|end|>",
+    ];
+    assert_eq!(learned(source, turns).unwrap(), expected);
+    // Without a token that ends the turn it cannot be told, and nothing is left out without a word.
+    let unended = source
+        .replace("<|end|>", "(end)")
+        .replace("<|start|>", "(start)");
+    let turns = json!([user("Where?"), called, tool("here"), assistant("Here")]);
+    let error = refusal(&unended, turns, None);
+    assert!(
+        error.contains("cannot tell which text the assistant says in message 2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn turns_that_begin_in_other_ways_than_the_prompt_are_told() {
+    // As Motif 2: the prompt has no beginning of a turn. As Apriel 1.6: the prompt goes on with words that no turn has, and stands
+    // behind each conversation whose last turn is not the assistant's.
+    let motif = "\
+{%- for m in messages %}{{- '<|start|><|' + m.role + '|>' + m.content + '\\n<|end|>' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- else %}{{- '<|return|>' }}{%- endif %}";
+    let apriel = "\
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{- '<|user|>\\n' + m.content }}{%- else %}{{- '\\n<|assistant|>\\n' + m.content + '\\n<|end|>\\n' }}{%- endif %}
+{%- if loop.last and m.role != 'assistant' %}{{- '\\n<|assistant|>\\nHere are my steps:\\n' }}{%- endif %}
+{%- endfor %}";
+    let turns = json!([user("a?"), assistant("b"), user("c?"), assistant("d")]);
+    for source in [motif, apriel] {
+        assert_eq!(
+            learned(source, turns.clone()).unwrap(),
+            ["b\n<|end|>", "d\n<|end|>"]
+        );
+    }
+}

@@ -35,6 +35,11 @@ pub enum Error {
          embeddings, or its loss on held-out data while it is trained"
     )]
     NoLikelihood,
+    /// A model that gives no text one score was asked for rewards.
+    #[error(
+        "this model is no reward model: it does not give a text one score (`...ForSequenceClassification` with one label)"
+    )]
+    NoReward,
     /// A prompt beyond the positions that the model has learned.
     #[error(
         "prompt {number} has {tokens} tokens, but the model has learned {limit} positions; shorten it"

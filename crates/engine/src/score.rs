@@ -1,7 +1,7 @@
 //! Log-probabilities of given targets, in padded batches: the basis of perplexity and of preference accuracy.
 
 use espalier_data::{encode::Example, packing::Row};
-use espalier_kernels::embedding::embedding;
+use espalier_kernels::{embedding::embedding, readback::ReadFloats};
 use espalier_models::model::{Input, LanguageModel};
 
 use crate::{Error, Result};
@@ -48,6 +48,28 @@ pub fn score(model: &LanguageModel, examples: &[Example], batch: usize) -> Resul
         }
     }
     Ok(scores)
+}
+
+/// The score that a reward model gives each text, read at its last token; texts of like length share a batch.
+///
+/// # Errors
+/// When the model does not give a text one score, or a token id is outside the vocabulary.
+pub fn rewards(model: &LanguageModel, texts: &[Vec<u32>], batch: usize) -> Result<Vec<f64>> {
+    let mut order: Vec<usize> = (0..texts.len()).filter(|i| !texts[*i].is_empty()).collect();
+    order.sort_by_key(|i| texts[*i].len());
+    let mut rewards = vec![f64::NEG_INFINITY; texts.len()];
+    for chunk in order.chunks(batch.max(1)) {
+        let rows: Vec<Vec<u32>> = chunk.iter().map(|i| texts[*i].clone()).collect();
+        let input = Input::padded(&rows);
+        let scores = model.class_scores(model.hidden(&input, None)?, &input)?;
+        if scores.dims() != [rows.len(), 1] {
+            return Err(Error::NoReward);
+        }
+        for (i, score) in chunk.iter().zip(scores.floats()) {
+            rewards[*i] = f64::from(score);
+        }
+    }
+    Ok(rewards)
 }
 
 fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {

@@ -14,6 +14,7 @@ pub mod error;
 pub mod expansion;
 pub mod families;
 pub mod folder;
+pub mod fresh_classifier;
 mod growth;
 pub mod input;
 pub mod layers;

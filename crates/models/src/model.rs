@@ -7,7 +7,9 @@ use espalier_data::random::fnv;
 use espalier_kernels::{attention::Mask, linear::Precision};
 
 mod head;
+mod through_head;
 
+pub use self::through_head::Rated;
 pub use crate::input::Input;
 use crate::{
     Error, Result,

@@ -20,6 +20,14 @@ use crate::{
     token_count::TokenCount,
 };
 
+/// The column of a pair's margin.
+pub const MARGIN: &str = "margin";
+
+/// The column of what is said of a text or its tokens.
+pub const LABELS: &str = "labels";
+
+/// Stands for no label, as in transformers.
+pub const UNASKED: f64 = -100.0;
 /// The column that says whether an answer is a good one: 1, or 0.
 pub const DESIRABLE: &str = "desirable";
 
@@ -54,9 +62,32 @@ impl Sample {
         Self::new(vec![Row::from(example)])
     }
 
-    /// A row of the better answer, and one of the worse.
+    /// A row of the better answer, and one of the worse; the column [`MARGIN`] says how far apart they are.
     pub fn pair(pair: &Pair) -> Self {
-        Self::new([&pair.chosen, &pair.rejected].map(Row::from).to_vec())
+        let mut sample = Self::new([&pair.chosen, &pair.rejected].map(Row::from).to_vec());
+        sample.columns.set_numbers(MARGIN, vec![pair.margin]);
+        sample
+    }
+
+    /// A row of a text of which `values` are said in the column [`LABELS`]: of all of it, or one at each of `places`, and [`UNASKED`]
+    /// at its other tokens.
+    pub fn labelled(ids: &[u32], places: &[usize], values: &[f64]) -> Self {
+        let targets = vec![false; ids.len()];
+        let mut sample = Self::example(&Example::new(ids.to_vec(), targets));
+        let values = match places {
+            [] => values.to_vec(),
+            places => {
+                let mut all = vec![UNASKED; ids.len()];
+                for (place, value) in places.iter().zip(values) {
+                    if let Some(at) = all.get_mut(*place) {
+                        *at = *value;
+                    }
+                }
+                all
+            }
+        };
+        sample.columns.set_numbers(LABELS, values);
+        sample
     }
 
     /// A row of an answer that is good or bad.

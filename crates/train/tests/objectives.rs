@@ -1,7 +1,7 @@
 //! Every registered objective trains, is measured on held-out data, and logs nothing but what it is registered with.
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, sync::OnceLock};
 
 use burn::tensor::Device;
 use espalier_data::{
@@ -10,10 +10,13 @@ use espalier_data::{
     tokenizer::{BpeOptions, Tokenizer},
 };
 use espalier_models::{
+    checkpoint::Dtype,
     families::{self, Config},
+    folder,
     model::LanguageModel,
+    pooling::Pooling,
     source::Seed,
-    spec::ModelSpec,
+    spec::{ClassifierSpec, ModelSpec, Problem, Subject},
 };
 use espalier_train::{
     batch::Sample,
@@ -27,6 +30,7 @@ use espalier_train::{
     trainer::{self, Event, Run},
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 const VOCABULARY: usize = 24;
 
@@ -45,8 +49,31 @@ fn encoder_decoder() -> ModelSpec {
     (families::family(&config).unwrap().read)(&config).unwrap()
 }
 
+/// A decoder that gives classes.
+fn classifier(labels: usize, subject: Subject) -> ModelSpec {
+    let problem = match labels {
+        1 => Problem::Regression,
+        _ => Problem::OneClass,
+    };
+    ModelSpec {
+        headless: true,
+        pad: Some(0),
+        classifier: Some(ClassifierSpec {
+            labels,
+            subject,
+            dense: None,
+            bias: false,
+            problem,
+        }),
+        ..decoder(false)
+    }
+}
+
 fn spec(objective: &str) -> ModelSpec {
     match objective {
+        "reward" => classifier(1, Subject::Texts(Pooling::Last)),
+        "classify" => classifier(3, Subject::Texts(Pooling::Last)),
+        "process_reward" => classifier(2, Subject::Tokens),
         "seq2seq" | "span_corruption" | "infilling" => encoder_decoder(),
         "mlm" | "mntp" | "simcse" => decoder(true),
         _ => decoder(false),
@@ -70,14 +97,39 @@ fn samples(objective: &str) -> Vec<Sample> {
         Example::new(ids, vec![false, false, false, true, true, true])
     };
     let sample = |i: u32| match objective {
-        "dpo" | "orpo" | "cpo" => Sample::pair(&Pair {
+        "dpo" | "orpo" | "cpo" | "reward" => Sample::pair(&Pair {
+            margin: 0.25,
             chosen: example(i, 11),
             rejected: example(i, 12),
         }),
         "kto" => Sample::judged(&example(i, 11), i % 2 == 0),
+        "classify" => Sample::labelled(&[5 + i, 6, 7], &[], &[f64::from(i % 3)]),
+        "process_reward" => Sample::labelled(&[5 + i, 6, 7], &[0, 2], &[1.0, f64::from(i % 2)]),
         _ => Sample::example(&example(i, 10)),
     };
     (0..6).map(sample).collect()
+}
+
+/// A model's folder, for objectives that read another model.
+fn another() -> String {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = decoder(false);
+        let model = LanguageModel::build(spec, &mut Seed(2), &Device::flex()).unwrap();
+        folder::save(&model, folder.path(), None, Dtype::F32).unwrap();
+        folder
+    });
+    folder.path().to_string_lossy().into_owned()
+}
+
+/// The options that an objective cannot do without.
+fn needed(name: &str) -> Value {
+    match name {
+        "distill" => json!({ "teacher": another() }),
+        "selective" => json!({ "reference": another() }),
+        _ => json!({}),
+    }
 }
 
 /// An objective with its options, and a fresh model that suits it.
@@ -109,7 +161,7 @@ fn built(name: &str, mut options: Value) -> (Box<dyn Objective>, LanguageModel) 
 
 /// The names in the log of a short run, without the prefix of held-out data.
 fn logged(name: &str) -> BTreeSet<String> {
-    let (mut objective, model) = built(name, json!({}));
+    let (mut objective, model) = built(name, needed(name));
     let options = TrainOptions {
         steps: Some(3),
         batch: 4,
@@ -212,6 +264,7 @@ fn every_term_of_dpo_is_a_mean_over_the_step_however_it_is_cut() {
     };
     let pair = |length| {
         Sample::pair(&Pair {
+            margin: 0.0,
             chosen: answer(length, 11),
             rejected: answer(2, 12),
         })
@@ -251,7 +304,7 @@ fn packed_rows_have_the_loss_of_their_texts_or_are_refused() {
                 // All is asked for, so that nothing depends on what is drawn.
                 let options = match *name {
                     "mlm" | "mntp" => json!({ "probability": 1.0, "masked": 1.0, "random": 0.0 }),
-                    _ => json!({}),
+                    name => needed(name),
                 };
                 let apart = examples.iter().map(Sample::example).collect();
                 let (apart, _) = measured(name, options.clone(), apart, [3, 1]);

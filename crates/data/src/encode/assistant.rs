@@ -11,9 +11,11 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
+use super::assistants;
 use super::marks::{Marked, Placing, Unmarked};
+use super::unread::{has_calls, refuse_unread};
 use crate::record::Message;
-use crate::template::{ChatTemplate, Conversation, Rendered, messages::prints_parts};
+use crate::template::{ChatTemplate, Conversation, Rendered};
 use crate::{Error, Result};
 
 /// The most bytes that shorter renderings of one conversation may take together: a bound on time.
@@ -32,8 +34,8 @@ pub fn render_learned(
     conversation: &Conversation,
     special: &[String],
 ) -> Result<Rendered> {
-    let messages = template.understood(conversation);
-    let mut rendered = template.render_messages(conversation, &messages)?;
+    let (messages, rendered) = template.understood(conversation);
+    let mut rendered = rendered?;
     refuse_unread(template, conversation, &messages, &rendered.text)?;
     if template.marks_generation() {
         leave_out(&mut rendered, &messages)?;
@@ -67,45 +69,6 @@ pub fn render_learned(
     )))
 }
 
-/// Refuses a conversation of which the template leaves out what is to be learned: calls of tools that it does not show, and parts of
-/// contents that it writes as values.
-fn refuse_unread(
-    template: &ChatTemplate,
-    conversation: &Conversation,
-    messages: &[Message],
-    text: &str,
-) -> Result<()> {
-    if prints_parts(text, messages) {
-        return Err(Error::Template(
-            "the template does not read contents that are lists of parts; give texts (thinking as `reasoning_content`)".into(),
-        ));
-    }
-    let calls = |message: &Message| {
-        let calls = message.rest.get("tool_calls").and_then(Value::as_array);
-        calls.is_some_and(|calls| !calls.is_empty())
-    };
-    let Some((turn, _)) = assistants(messages).find(|(_, m)| m.learned && calls(m)) else {
-        return Ok(());
-    };
-    let without: Vec<Message> = messages
-        .iter()
-        .map(|message| {
-            let mut message = message.clone();
-            message.rest.remove("tool_calls");
-            message
-        })
-        .collect();
-    let unseen = template.render_messages(conversation, &without);
-    if unseen.is_ok_and(|unseen| unseen.text == text) {
-        return Err(Error::Template(format!(
-            "the template does not show the `tool_calls` of message {}, so nothing of them would be learned; use the template of a \
-             model that calls tools, or give a null content where there is only the call",
-            turn + 1
-        )));
-    }
-    Ok(())
-}
-
 /// Drops the spans of turns that are not to be learned from what a template has marked.
 fn leave_out(rendered: &mut Rendered, messages: &[Message]) -> Result<()> {
     let turns: Vec<&Message> = assistants(messages).map(|(_, message)| message).collect();
@@ -125,11 +88,6 @@ fn leave_out(rendered: &mut Rendered, messages: &[Message]) -> Result<()> {
         .generation
         .retain(|_| turns.next().is_some_and(|message| message.learned));
     Ok(())
-}
-
-fn assistants(messages: &[Message]) -> impl Iterator<Item = (usize, &Message)> {
-    let messages = messages.iter().enumerate();
-    messages.filter(|(_, message)| message.role == "assistant")
 }
 
 /// The end of a shorter rendering: its last mark that the whole has, and what stands behind it.
@@ -214,6 +172,10 @@ impl<'a> Search<'a> {
             let (start, end) = span
                 .filter(|span| last_end <= span.0 && self.holds(turn, *span))
                 .ok_or(turn)?;
+            let says = !message.text().trim().is_empty() || has_calls(message);
+            if start == end && says && message.learned {
+                return Err(turn);
+            }
             last_end = end;
             if message.learned && start < end {
                 spans.push((start, end));
@@ -237,8 +199,21 @@ impl<'a> Search<'a> {
         let prompt = prompt.filter(|prompt| !prompt.trim().is_empty());
         let found = prompt.and_then(|prompt| self.behind(prompt, place));
         let parts_inside = prompt.is_some_and(|prompt| alike >= ending.tail.len() - prompt.len());
-        let parts_at_token = self.ends_special(&self.whole.text[place..place + alike]);
-        found.or((parts_inside || parts_at_token).then_some(place + alike))
+        let common = &self.whole.text[place..place + alike];
+        let parted = |condition: bool| condition.then_some(place + alike);
+        found
+            .or(parted(parts_inside || self.ends_header(common.trim_end())))
+            .or_else(|| self.behind_header(&ending.tail, place))
+            .or(parted(self.ends_special(common)))
+    }
+
+    /// Behind the header that the generation prompt ends with, where the turn has it behind other text than the prompt.
+    fn behind_header(&self, prompt: &str, place: usize) -> Option<usize> {
+        let headers = self.headers.iter();
+        let last = headers.filter_map(|token| prompt.rfind(token)).max()?;
+        let header = &prompt[last..];
+        let behind = self.behind(header, place);
+        behind.or_else(|| self.behind(header.trim_end(), place))
     }
 
     /// Behind the last such text between a place and the next mark.
@@ -268,7 +243,21 @@ impl<'a> Search<'a> {
             true => self.with_stop(start, place + alike),
             false => self.other_end(place.max(start), place + alike),
         };
-        Some(self.end_of_turn(start, end.max(start)))
+        if end > start {
+            return Some(self.end_of_turn(start, end));
+        }
+        self.end_behind_marks(turn, start).or(Some(start))
+    }
+
+    /// Where the model has spoken in a turn that the template shows in another way, or not at all, when it is the last one: with the
+    /// first special token behind what the turn says.
+    fn end_behind_marks(&self, turn: usize, start: usize) -> Option<usize> {
+        let marks = self.marked.of_message[turn].iter();
+        let places = marks.filter_map(|mark| self.places.get(mark)).flatten();
+        let last = places.copied().filter(|place| *place >= start).max()?;
+        let end = self.other_end(last, last);
+        self.ends_special(&self.whole.text[last..end])
+            .then_some(end)
     }
 
     /// The ending of a turn without what the template writes behind any conversation, such as an instruction or the next turn's

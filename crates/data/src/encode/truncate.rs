@@ -1,6 +1,6 @@
 //! Truncation: what is longer than a limit keeps its beginning, and is counted.
 
-use super::{Encoded, Example, NO_ANSWER, Pair, dropped, keep};
+use super::{CUT_OFF, Encoded, Example, NO_ANSWER, Pair, dropped, keep};
 
 /// Records that were too long.
 ///
@@ -19,6 +19,8 @@ pub struct Truncation {
     pub lost: usize,
     /// Tokens of the longest one before it was cut.
     pub longest: usize,
+    /// Whether pairs that are too long are left out as they are, because a part of an answer is not what was compared.
+    pub whole_pairs: bool,
 }
 
 impl Encoded {
@@ -27,6 +29,7 @@ impl Encoded {
         match self {
             Self::Example(example) => example.ids.len(),
             Self::Pair(pair) => pair.chosen.ids.len().max(pair.rejected.ids.len()),
+            Self::Labelled(labelled) => labelled.ids.len(),
             Self::Unpaired { example, .. } => example.ids.len(),
             Self::Dropped { .. } => 0,
         }
@@ -38,16 +41,27 @@ impl Truncation {
     pub fn cut(&mut self, encoded: Encoded, length: usize) -> Encoded {
         match encoded {
             Encoded::Example(mut example) => match self.examples([&mut example], length) {
-                true => keep(example),
+                true => keep(example, CUT_OFF),
                 false => Encoded::Example(example),
             },
+            Encoded::Pair(pair)
+                if self.whole_pairs
+                    && pair.chosen.ids.len().max(pair.rejected.ids.len()) > length =>
+            {
+                dropped("an answer is longer than `length`, and a reward is one of whole answers")
+            }
             Encoded::Pair(Pair {
                 mut chosen,
                 mut rejected,
+                margin,
             }) => {
                 let cut = self.examples([&mut chosen, &mut rejected], length);
                 let nothing = chosen.target_count() == 0 || rejected.target_count() == 0;
-                let pair = Pair { chosen, rejected };
+                let pair = Pair {
+                    chosen,
+                    rejected,
+                    margin,
+                };
                 match (cut, nothing) {
                     (true, true) => dropped(NO_ANSWER),
                     (true, false) => {
@@ -66,7 +80,14 @@ impl Truncation {
                     false => Encoded::Unpaired { example, desirable },
                 }
             }
-            dropped => dropped,
+            Encoded::Labelled(mut labelled) if labelled.ids.len() > length => {
+                self.records += 1;
+                self.lost += labelled.ids.len() - length;
+                self.longest = self.longest.max(labelled.ids.len());
+                labelled.truncate(length);
+                labelled.kept()
+            }
+            fitting => fitting,
         }
     }
 
@@ -109,6 +130,7 @@ mod tests {
             Encoded::Pair(Pair {
                 chosen: example(6),
                 rejected: example(4),
+                margin: 0.0,
             })
         };
         let Encoded::Pair(cut) = truncation.cut(pair(), 5) else {
@@ -127,7 +149,25 @@ mod tests {
             records: 4,
             lost: 4 + 5 + 1 + 2,
             longest: 8,
+            whole_pairs: false,
         };
         assert_eq!(truncation, expected);
+    }
+
+    #[test]
+    fn pairs_that_must_be_whole_are_left_out() {
+        let mut truncation = Truncation {
+            whole_pairs: true,
+            ..Truncation::default()
+        };
+        let mut cut = |longer: u32, limit| {
+            let pair = Pair {
+                chosen: example(4),
+                rejected: example(longer),
+                margin: 0.0,
+            };
+            matches!(truncation.cut(Encoded::Pair(pair), limit), Encoded::Pair(_))
+        };
+        assert_eq!([cut(6, 6), cut(6, 5)], [true, false]);
     }
 }

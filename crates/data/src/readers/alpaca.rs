@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::fields::{Fields, list, text};
-use super::openai::tools;
+use super::openai::{margin, tools};
 use super::turns::{Last, check};
 use crate::record::{Message, Record};
 
@@ -18,6 +18,7 @@ pub(super) fn read(fields: &Fields) -> Result<Record, String> {
             prompt: messages,
             chosen,
             rejected,
+            margin: margin(fields)?,
             tools,
         });
     }

@@ -37,6 +37,15 @@ impl Fields {
         keys.map(|(key, value)| (key.as_str(), value))
     }
 
+    /// The name of a key that is not read, with what was probably meant.
+    pub fn unread_name(&self, key: &str) -> String {
+        let missing = self.form.keys().iter().filter(|name| !self.has(name));
+        let meant = nearest(key, missing.copied());
+        let hint = meant.map_or(String::new(), |name| format!(" (did you mean `{name}`?)"));
+        let key: String = key.chars().take(40).collect();
+        format!("`{key}`{hint}")
+    }
+
     pub fn required(&self, name: &str) -> Result<&Value, String> {
         self.get(name).ok_or_else(|| self.missing(name))
     }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::fields::{Fields, found};
 use super::refused::refuse_record_keys;
 use super::turns::{Last, check, with_system};
-use super::{Wanted, alpaca, openai, sharegpt, verdict};
+use super::{Wanted, alpaca, labels, openai, sharegpt, verdict};
 use crate::nearest::suggestion;
 use crate::record::{Message, Record};
 use crate::{Error, Result};
@@ -28,13 +28,19 @@ pub enum Form {
     Preference,
     /// `prompt` and `completion`, or `question` and `answer`.
     Completion,
+    /// `text` and `label`.
+    Labelled,
+    /// `tokens` and `labels`.
+    Tagged,
+    /// `prompt`, `completions` and `labels`.
+    Steps,
     /// `prompt` alone, of which the answer is asked.
     Prompt,
     /// `text`.
     Text,
 }
 
-const FORMS: [(Form, &str, &[&str]); 7] = [
+const FORMS: [(Form, &str, &[&str]); 10] = [
     (
         Form::Alpaca,
         "alpaca",
@@ -47,18 +53,26 @@ const FORMS: [(Form, &str, &[&str]); 7] = [
             "tools",
             "chosen",
             "rejected",
+            "margin",
         ],
     ),
     (
         Form::ShareGpt,
         "sharegpt",
-        &["conversations", "system", "tools", "chosen", "rejected"],
+        &[
+            "conversations",
+            "system",
+            "tools",
+            "chosen",
+            "rejected",
+            "margin",
+        ],
     ),
     (Form::Messages, "messages", &["messages", "system", "tools"]),
     (
         Form::Preference,
         "preference",
-        &["prompt", "chosen", "rejected", "system", "tools"],
+        &["prompt", "chosen", "rejected", "margin", "system", "tools"],
     ),
     (
         Form::Completion,
@@ -71,6 +85,17 @@ const FORMS: [(Form, &str, &[&str]); 7] = [
             "system",
             "tools",
         ],
+    ),
+    (Form::Labelled, "labelled", &["text", "label", "labels"]),
+    (
+        Form::Tagged,
+        "tagged",
+        &["tokens", "words", "labels", "ner_tags", "tags"],
+    ),
+    (
+        Form::Steps,
+        "steps",
+        &["prompt", "completions", "labels", "system"],
     ),
     (Form::Prompt, "prompt", &["prompt", "system", "tools"]),
     (Form::Text, "text", &["text"]),
@@ -86,11 +111,20 @@ impl Form {
     }
 
     /// The form that the keys of a record show. Pairs that are wanted are taken before the conversation that stands beside them, as in
-    /// UltraFeedback.
+    /// UltraFeedback, and labels that are wanted before the text.
     pub(super) fn detect(map: &Map<String, Value>, wanted: Wanted) -> Result<Self, String> {
         let has = |name| map.contains_key(name);
         let pairs = matches!(wanted, Wanted::Pairs | Wanted::Verdicts);
+        let labels = wanted == Wanted::Labels;
+        let words = has("tokens") || has("words");
+        let tags = has("labels") || has("ner_tags") || has("tags");
         let rules = [
+            (labels && words && tags, Self::Tagged),
+            (
+                labels && has("text") && (has("label") || has("labels")),
+                Self::Labelled,
+            ),
+            (has("completions") && has("labels"), Self::Steps),
             (
                 pairs && has("messages") && has("chosen") && has("rejected"),
                 Self::Preference,
@@ -130,6 +164,9 @@ impl Form {
             Self::Messages => openai::read_messages(fields),
             Self::Preference => openai::read_preference(fields),
             Self::Completion => read_completion(fields),
+            Self::Labelled => labels::read_labelled(fields),
+            Self::Tagged => labels::read_tagged(fields),
+            Self::Steps => labels::read_steps(fields),
             Self::Prompt => read_prompt(fields),
             Self::Text => Ok(Record::Text {
                 text: fields.required_text("text")?.to_string(),
@@ -255,6 +292,7 @@ mod tests {
             prompt: vec![Message::user("a")],
             chosen: Message::assistant("b"),
             rejected: Message::assistant("c"),
+            margin: None,
             tools: None,
         };
         assert_eq!(form.read(&Fields::new(form, map)).unwrap(), expected);

@@ -9,8 +9,11 @@
 //! | `alpaca` | `instruction`, `input`, `output`, `system`, `history`, `tools`; ranking: `chosen`, `rejected` |
 //! | `sharegpt` | `conversations` of `{from, value}`, `system`, `tools`; ranking: `chosen`, `rejected` |
 //! | `messages` | `messages` of `{role, content}`, `system`, `tools` |
-//! | `preference` | `prompt` (or the common start of the two), `chosen`, `rejected`, `system`, `tools` |
+//! | `preference` | `prompt` (or the common start of the two), `chosen`, `rejected`, `margin`, `system`, `tools` |
 //! | `completion` | `prompt` and `completion`, or `question` and `answer`, `system`, `tools` |
+//! | `labelled` | `text`, `label` (or `labels`): a number, a name, or a list of them |
+//! | `tagged` | `tokens` (or `words`), `labels` (or `ner_tags`, `tags`), one for each |
+//! | `steps` | `prompt`, `completions`, `labels`: whether each step of an answer is right, `system` |
 //! | `prompt` | `prompt` where answers are not wanted, `system`, `tools`, and whatever rewards read |
 //! | `text` | `text`, or a `.txt` file |
 //!
@@ -25,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::nearest::suggestion;
 use crate::record::Record;
 use crate::{Error, Result};
 use elements::{Element, Elements};
@@ -38,6 +42,7 @@ mod elements;
 mod fields;
 mod forms;
 mod json;
+mod labels;
 mod openai;
 mod refused;
 mod sharegpt;
@@ -71,13 +76,15 @@ pub struct Source {
 /// What is wanted of records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Wanted {
-    /// Whatever a record says.
+    /// Whatever a record says; labels beside texts say nothing.
     #[default]
     Texts,
     /// Preference pairs: a record that has one beside a conversation is read as the pair.
     Pairs,
     /// Answers with a verdict, and pairs, which have one for both answers; records without are errors.
     Verdicts,
+    /// Labels of texts, words or steps.
+    Labels,
     /// Prompts, whose answers may be missing; other keys are for whoever scores answers.
     Prompts,
 }
@@ -104,6 +111,10 @@ pub struct Reader {
     plain: bool,
     failed: bool,
     line: usize,
+    /// Columns that are given a name of ours and that no record had so far.
+    unseen: BTreeMap<String, String>,
+    /// Columns that are not read, by their names, with how they are told of.
+    unread: BTreeMap<String, String>,
 }
 
 /// A whole data set in memory.
@@ -115,6 +126,8 @@ pub struct Loaded {
     pub lines: Vec<usize>,
     /// The malformed records that were left out.
     pub skipped: Vec<Error>,
+    /// Columns of the file that say something and are not read, in quotes, with what was probably meant.
+    pub unread: Vec<String>,
 }
 
 /// The fault of a record, and its line, counted from the record's first.
@@ -132,7 +145,7 @@ impl From<String> for Problem {
 /// Opens a data file.
 ///
 /// # Errors
-/// When it cannot be read, its kind is not known or a column name is not one of ours. Malformed records are errors of the
+/// When it cannot be read, its kind is not known, a column name is not one of ours or a plain text is to have columns. Malformed records are errors of the
 /// iterator.
 pub fn open(source: &Source) -> Result<Reader> {
     check_regular(&source.path)?;
@@ -141,6 +154,12 @@ pub fn open(source: &Source) -> Result<Reader> {
         let reason = "a plain text file has only the form `text`; the other forms are read from .json and .jsonl";
         return Err(Error::Invalid(format!(
             "{}: {reason}",
+            source.path.display()
+        )));
+    }
+    if plain && !source.columns.is_empty() {
+        return Err(Error::Invalid(format!(
+            "{}: a plain text file has no columns; leave `columns` out",
             source.path.display()
         )));
     }
@@ -160,18 +179,22 @@ pub fn open(source: &Source) -> Result<Reader> {
         plain,
         failed: false,
         line: 0,
+        unseen: source.columns.clone(),
+        unread: BTreeMap::new(),
     })
 }
 
 /// Reads a whole file.
 ///
 /// # Errors
-/// The first malformed record, unless `skip_malformed`; a file that cannot be read; a file without a usable record.
+/// The first malformed record, unless `skip_malformed`; a file that cannot be read; a file without a usable record; a column that is
+/// renamed and that no record has.
 pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
     let mut loaded = Loaded {
         records: Vec::new(),
         lines: Vec::new(),
         skipped: Vec::new(),
+        unread: Vec::new(),
     };
     let mut reader = open(source)?;
     while let Some(record) = reader.next() {
@@ -195,6 +218,14 @@ pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
             source.path.display()
         )));
     }
+    if let Some((ours, theirs)) = reader.unseen.first_key_value() {
+        let hint = suggestion(theirs, reader.unread.keys().map(String::as_str));
+        return Err(Error::Invalid(format!(
+            "{}: `columns.{ours}` names the column `{theirs}`, which no record has{hint}",
+            source.path.display()
+        )));
+    }
+    loaded.unread = reader.unread().map(str::to_owned).collect();
     Ok(loaded)
 }
 
@@ -290,6 +321,11 @@ impl Reader {
         self.line
     }
 
+    /// Columns of the records so far that say something and are not read, in quotes, with what was probably meant.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        self.unread.values().map(String::as_str)
+    }
+
     /// The form, once it is given or a record has shown it.
     pub fn form(&self) -> Option<Form> {
         self.form
@@ -312,37 +348,70 @@ impl Reader {
                 text: text.trim_end().to_string(),
             });
         }
-        let mut map = self.rename(object(text)?);
+        let map = object(text)?;
+        let lacking = self.lacking(&map);
+        let read = self.read_object(map);
+        Ok(read.map_err(|reason| reason + &lacking)?)
+    }
+
+    fn read_object(&mut self, map: Map<String, Value>) -> Result<Record, String> {
+        let mut map = self.rename(map);
         let verdict = match self.wanted {
             Wanted::Verdicts => verdict::take(&mut map)?,
-            Wanted::Texts | Wanted::Pairs | Wanted::Prompts => None,
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts | Wanted::Labels => None,
         };
         let form = match self.form {
             Some(form) => form,
             None => *self.form.insert(Form::detect(&map, self.wanted)?),
         };
-        let record = form.read(&Fields::new(form, map))?;
+        let fields = Fields::new(form, map);
+        let record = form.read(&fields)?;
+        // What stands beside a prompt is for whoever scores its answers.
+        let unread = fields.unread().filter(|_| form != Form::Prompt);
+        for (key, _) in unread {
+            if !self.unread.contains_key(key) && self.unread.len() < MOST_UNREAD {
+                self.unread.insert(key.to_owned(), fields.unread_name(key));
+            }
+        }
         match self.wanted {
-            Wanted::Verdicts => Ok(verdict::judged(record, verdict)?),
-            Wanted::Texts | Wanted::Pairs | Wanted::Prompts => Ok(record),
+            Wanted::Verdicts => verdict::judged(record, verdict),
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts | Wanted::Labels => Ok(record),
         }
     }
 
-    /// Our names for the file's columns.
-    fn rename(&self, mut map: Map<String, Value>) -> Map<String, Value> {
-        let taken: Vec<(&String, Option<Value>)> = self
-            .columns
-            .iter()
-            .map(|(ours, theirs)| (ours, map.shift_remove(theirs)))
-            .collect();
-        map.extend(
-            taken
-                .into_iter()
-                .filter_map(|(ours, value)| Some((ours.clone(), value?))),
-        );
+    /// The renamed columns that a record lacks, for the error that it may be.
+    fn lacking(&self, map: &Map<String, Value>) -> String {
+        let lacks = |(ours, theirs): (&String, &String)| {
+            let hint = suggestion(theirs, map.keys().map(String::as_str));
+            let named =
+                format!("; `columns.{ours}` names the column `{theirs}`, which it lacks{hint}");
+            (!map.contains_key(theirs)).then_some(named)
+        };
+        self.columns.iter().filter_map(lacks).collect()
+    }
+
+    /// Our names for the file's columns. A column that has one of these names itself is not read in place of the one that is named.
+    fn rename(&mut self, mut map: Map<String, Value>) -> Map<String, Value> {
+        let mut taken = Vec::with_capacity(self.columns.len());
+        for (ours, theirs) in &self.columns {
+            if let Some(value) = map.shift_remove(theirs) {
+                self.unseen.remove(ours);
+                taken.push((ours.clone(), value));
+            }
+        }
+        for ours in self.columns.keys() {
+            let value = map.shift_remove(ours);
+            if value.is_some_and(|value| !fields::says_nothing(&value)) {
+                self.unread.insert(ours.clone(), format!("`{ours}`"));
+            }
+        }
+        map.extend(taken);
         map
     }
 }
+
+/// The most columns that are remembered as not read.
+const MOST_UNREAD: usize = 12;
 
 fn object(text: &str) -> Result<Map<String, Value>, Problem> {
     if text.starts_with('\u{feff}') {
@@ -599,6 +668,59 @@ mod tests {
     }
 
     #[test]
+    fn a_renamed_column_is_read_and_no_other_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.jsonl");
+        let read = |lines: &str, column: &str| {
+            std::fs::write(&path, lines).unwrap();
+            let columns = BTreeMap::from([("text".to_owned(), column.to_owned())]);
+            let source = Source {
+                columns,
+                ..Source::new(&path)
+            };
+            read_all(&source, false)
+        };
+        let line = r#"{"text": "a", "body": "b"}"#;
+        let loaded = read(line, "body").unwrap();
+        assert_eq!(loaded.records, [Record::Text { text: "b".into() }]);
+        assert_eq!(loaded.unread, ["`text`"]);
+        let message = read(line, "bdy").unwrap_err().to_string();
+        assert!(
+            message.ends_with(
+                "; `columns.text` names the column `bdy`, which it lacks; did you mean `body`?"
+            ),
+            "{message}"
+        );
+        // Where the column may be absent, no record has it.
+        let turns = r#"{"prompt": "a", "completion": "b", "sys": "c"}"#;
+        std::fs::write(&path, turns).unwrap();
+        let columns = BTreeMap::from([("system".to_owned(), "syss".to_owned())]);
+        let source = Source {
+            columns,
+            ..Source::new(&path)
+        };
+        let message = read_all(&source, false).unwrap_err().to_string();
+        assert!(
+            message.ends_with("x.jsonl: `columns.system` names the column `syss`, which no record has; did you mean `sys`?"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn columns_that_are_not_read_are_named_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.jsonl");
+        let lines = [
+            r#"{"instruction": "a", "inptu": "b", "output": "c", "id": 7}"#,
+            r#"{"instruction": "a", "input": "b", "output": "c", "id": 8, "empty": []}"#,
+        ];
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let loaded = read_all(&Source::new(&path), false).unwrap();
+        assert_eq!(loaded.records.len(), 2);
+        assert_eq!(loaded.unread, ["`id`", "`inptu` (did you mean `input`?)"]);
+    }
+
+    #[test]
     fn empty_sets_and_unknown_files_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         for (name, content, reason) in [
@@ -650,18 +772,20 @@ mod tests {
         let tools = proptest::option::of(Just(
             json!([{"type": "function", "function": {"name": "f"}}]),
         ));
+        let margin = proptest::option::of((-8i32..8).prop_map(|eighths| f64::from(eighths) / 8.0));
         prop_oneof![
             any::<String>().prop_map(|text| Record::Text { text }),
             (messages(4), tools.clone())
                 .prop_map(|(messages, tools)| Record::Chat { messages, tools }),
-            (messages(3), any::<String>(), any::<String>(), tools).prop_map(
-                |(prompt, chosen, rejected, tools)| {
+            (messages(3), any::<String>(), any::<String>(), margin, tools).prop_map(
+                |(prompt, chosen, rejected, margin, tools)| {
                     let (chosen, rejected) =
                         (Message::assistant(chosen), Message::assistant(rejected));
                     Record::Preference {
                         prompt,
                         chosen,
                         rejected,
+                        margin,
                         tools,
                     }
                 }

@@ -49,8 +49,18 @@ pub(super) fn read_preference(fields: &Fields) -> Result<Record, String> {
         prompt,
         chosen,
         rejected,
+        margin: margin(fields)?,
         tools: tools(fields)?,
     })
+}
+
+/// By how much the better answer is the better one, if that is said.
+pub(super) fn margin(fields: &Fields) -> Result<Option<f64>, String> {
+    let number = |value: &Value| {
+        let number = value.as_f64().filter(|number| number.is_finite());
+        number.ok_or_else(|| format!("`margin` must be a number, found {}", kind(value)))
+    };
+    fields.get("margin").map(number).transpose()
 }
 
 /// Number of first messages that are alike; the last one of each is never counted.
@@ -208,6 +218,7 @@ mod tests {
             prompt,
             chosen,
             rejected,
+            margin: None,
             tools: None,
         })
     }

@@ -44,7 +44,7 @@ const OF_TURNS: [(&str, &str); 8] = [
 ];
 
 /// Keys of a record that nobody reads, and what to do instead.
-const OF_RECORDS: [(&str, &str); 17] = [
+const OF_RECORDS: [(&str, &str); 18] = [
     ("weight", WHOLE_WEIGHTS),
     ("weights", WHOLE_WEIGHTS),
     ("sample_weight", WHOLE_WEIGHTS),
@@ -60,6 +60,10 @@ const OF_RECORDS: [(&str, &str); 17] = [
     ("kto_tag", UNPAIRED),
     (
         "chat_template_kwargs",
+        "write what it says into the chat template",
+    ),
+    (
+        "enable_thinking",
         "write what it says into the chat template",
     ),
     ("documents", "write them into a message"),
@@ -143,6 +147,12 @@ pub(super) fn refuse_record_keys(form: Form, fields: &Fields) -> Result<(), Stri
         }
         if key == "label" && conversation && verdict::meaning(value).is_some() {
             return Err(format!("`label` is of no use here: {UNPAIRED}"));
+        }
+        let other = matches!(key, "messages" | "conversations");
+        if other && matches!(form, Form::Messages | Form::ShareGpt) && value.is_array() {
+            return Err(
+                "`messages` and `conversations` are both there; keep one of them".to_string(),
+            );
         }
         match form {
             Form::Alpaca | Form::Completion => refuse(key, &[&OF_RECORDS, &OF_QUESTIONS])?,
@@ -295,10 +305,14 @@ mod tests {
             ("weight", json!(0)),
             ("train_on_inputs", json!(true)),
             ("chat_template_kwargs", json!({"enable_thinking": false})),
+            ("enable_thinking", json!(false)),
         ] {
             let error = read(json!({"messages": chat, key: value})).unwrap_err();
             assert!(error.starts_with(&format!("`{key}`")), "{error}");
         }
+        let turns = json!([{"from": "human", "value": "c"}, {"from": "gpt", "value": "d"}]);
+        let error = read(json!({"messages": chat, "conversations": turns})).unwrap_err();
+        assert!(error.contains("keep one of them"), "{error}");
         let image = json!([{"role": "user", "content": "a", "images": ["x"]}]);
         assert!(
             read(json!({"messages": image}))

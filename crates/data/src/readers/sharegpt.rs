@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fields::{Fields, kind, list, text};
-use super::openai::{self, tools};
+use super::openai::{self, margin, tools};
 use super::refused::{learned, refuse_turn_keys};
 use super::turns::{Last, check, role, with_system};
 use crate::record::{Message, Record};
@@ -25,6 +25,7 @@ pub(super) fn read(fields: &Fields) -> Result<Record, String> {
             prompt: messages,
             chosen,
             rejected,
+            margin: margin(fields)?,
             tools,
         });
     }
@@ -152,15 +153,17 @@ mod tests {
     }
 
     #[test]
-    fn a_leading_system_turn_overrides_the_column() {
-        let turns = [turn("system", "mine"), turn("human", "q"), turn("gpt", "a")];
-        let Ok(Record::Chat { messages, .. }) =
-            read(json!({"conversations": turns, "system": "other"}))
-        else {
+    fn a_leading_system_turn_and_the_column_must_agree() {
+        let read = |system: &str| {
+            let turns = [turn("system", "mine"), turn("human", "q"), turn("gpt", "a")];
+            read(json!({"conversations": turns, "system": system}))
+        };
+        let Ok(Record::Chat { messages, .. }) = read("mine") else {
             panic!("no chat")
         };
         assert_eq!(messages.len(), 3);
         assert_eq!(messages[0].text(), "mine");
+        assert!(read("other").unwrap_err().contains("say different things"));
     }
 
     #[test]

@@ -48,15 +48,24 @@ pub(super) fn check(messages: &[Message], last: Last) -> Result<(), String> {
     }
 }
 
-/// The messages after the record's `system` message, unless they bring their own.
+/// The messages after the record's `system` message, unless they bring the same themselves.
 pub(super) fn with_system(
     fields: &Fields,
     mut messages: Vec<Message>,
 ) -> Result<Vec<Message>, String> {
-    let own = |first: &Message| matches!(first.role.as_str(), "system" | "developer");
-    let system = fields.text("system")?.filter(|system| !system.is_empty());
-    if let Some(system) = system.filter(|_| !messages.first().is_some_and(own)) {
-        messages.insert(0, Message::system(system));
+    let Some(system) = fields.text("system")?.filter(|system| !system.is_empty()) else {
+        return Ok(messages);
+    };
+    match messages.first() {
+        Some(first) if matches!(first.role.as_str(), "system" | "developer") => {
+            if first.text().trim() != system.trim() {
+                return Err(format!(
+                    "`system` and the first turn, which is the {}'s, say different things; keep one of them",
+                    first.role
+                ));
+            }
+        }
+        _ => messages.insert(0, Message::system(system)),
     }
     Ok(messages)
 }
@@ -94,6 +103,21 @@ pub(super) fn role(name: &str) -> Result<&'static str, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_system_message_stands_in_one_place() {
+        let read = |system: &str, messages: Vec<Message>| {
+            let map = serde_json::Map::from_iter([("system".to_owned(), system.into())]);
+            with_system(&Fields::new(super::super::Form::Messages, map), messages)
+        };
+        let (own, user) = (Message::system("be brief"), Message::user("a"));
+        let both = vec![own.clone(), user.clone()];
+        assert_eq!(read("be brief", vec![user.clone()]).unwrap(), both);
+        assert_eq!(read("be brief\n", both.clone()).unwrap(), both);
+        assert_eq!(read("", both.clone()).unwrap(), both);
+        let error = read("be long", both).unwrap_err();
+        assert!(error.starts_with("`system` and the first turn"), "{error}");
+    }
 
     fn checked(roles: &str, last: Last) -> Result<(), String> {
         let messages: Vec<Message> = roles

@@ -77,6 +77,9 @@ pub(super) fn judged(record: Record, verdict: Option<bool>) -> Result<Record, St
         (Record::Text { .. }, _) => {
             Err("a text is no answer to a prompt; give `prompt` and `completion`".into())
         }
+        (Record::Labelled { .. } | Record::Tagged { .. } | Record::Steps { .. }, _) => {
+            Err("labels of texts, words or steps are no verdicts on an answer; give `prompt` and `completion`".into())
+        }
         (_, None) => Err("no `label`: say whether the answer is a good one, true or false".into()),
         (
             Record::Chat {

@@ -9,7 +9,8 @@ use crate::disk::PartialFile;
 use crate::record::Record;
 use crate::{Error, Result};
 
-/// A record as a line of jsonl, in the form that reads back as the same record: `text`, `messages`, `preference` or `completion`.
+/// A record as a line of jsonl, in the form that reads back as the same record: `text`, `messages`, `preference`, `completion`,
+/// `labelled`, `tagged` or `steps`.
 ///
 /// ```
 /// use espalier_data::{readers::to_json, record::Record};
@@ -23,11 +24,15 @@ pub fn to_json(record: &Record) -> Value {
             prompt,
             chosen,
             rejected,
+            margin,
             tools,
-        } => (
-            json!({"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}),
-            tools,
-        ),
+        } => {
+            let mut pair = json!({"prompt": prompt, "chosen": [chosen], "rejected": [rejected]});
+            if let Some(margin) = margin {
+                pair["margin"] = json!(margin);
+            }
+            (pair, tools)
+        }
         Record::Unpaired {
             prompt,
             answer,
@@ -37,6 +42,13 @@ pub fn to_json(record: &Record) -> Value {
             json!({"prompt": prompt, "completion": [answer], "label": desirable}),
             tools,
         ),
+        Record::Labelled { text, label } => return json!({"text": text, "label": label}),
+        Record::Tagged { words, labels } => return json!({"tokens": words, "labels": labels}),
+        Record::Steps {
+            prompt,
+            steps,
+            labels,
+        } => return json!({"prompt": prompt, "completions": steps, "labels": labels}),
     };
     if let Some(tools) = tools {
         value["tools"] = tools.clone();

@@ -45,7 +45,9 @@ fn format_time(seconds: u64, format: &str) -> String {
             ('%', Some('-')) => {
                 characters.next();
                 let directive = characters.next().unwrap_or('-');
-                text += directive_text(seconds, directive).trim_start_matches('0');
+                let written = directive_text(seconds, directive);
+                let digits = written.trim_start_matches('0');
+                text += if digits.is_empty() { "0" } else { digits };
             }
             ('%', Some(directive)) => {
                 characters.next();
@@ -75,9 +77,44 @@ fn directive_text(seconds: u64, directive: char) -> String {
         'p' => if hour < 12 { "AM" } else { "PM" }.into(),
         'M' => format!("{minute:02}"),
         'S' => format!("{second:02}"),
+        'j' => format!("{:03}", days - first_day(days) + 1),
+        'h' => MONTHS[month - 1][..3].into(),
+        'e' => format!("{day:2}"),
+        'u' => ((days + 3) % 7 + 1).to_string(),
+        'w' => ((days + 4) % 7).to_string(),
+        'C' => format!("{:02}", year / 100),
+        'U' => format!("{:02}", week(days, (days + 4) % 7)),
+        'W' => format!("{:02}", week(days, (days + 3) % 7)),
+        'D' | 'x' => format_time(seconds, "%m/%d/%y"),
+        'F' => format_time(seconds, "%Y-%m-%d"),
+        'T' | 'X' => format_time(seconds, "%H:%M:%S"),
+        'R' => format_time(seconds, "%H:%M"),
+        'r' => format_time(seconds, "%I:%M:%S %p"),
+        'c' => format_time(seconds, "%a %b %e %H:%M:%S %Y"),
+        'f' => "000000".into(),
+        's' => seconds.to_string(),
+        'n' => "\n".into(),
+        't' => "\t".into(),
+        // The time is one without a zone.
+        'Z' | 'z' => String::new(),
         '%' => "%".into(),
         other => format!("%{other}"),
     }
+}
+
+/// The first day of a day's year, in days since 1970-01-01.
+fn first_day(day: u64) -> u64 {
+    let (year, ..) = date(day);
+    let mut first = day - day.min(366);
+    while date(first).0 < year {
+        first += 1;
+    }
+    first
+}
+
+/// The week of the year, the first of which begins on its first first day; `place` is a day's place in its week, from 0.
+fn week(day: u64, place: u64) -> u64 {
+    (day - first_day(day) + 7 - place) / 7
 }
 
 /// Year, month from 1 and day from 1 of a number of days since 1970-01-01. Years begin in March, so leap days come last.
@@ -119,5 +156,10 @@ mod tests {
             format_time(951_868_800, "%-d %B %y 100%% %Q"),
             "1 March 00 100% %Q"
         );
+        assert_eq!(
+            format_time(951_868_800, "%j %-H %e %F %a %u %w %U %W %D %T"),
+            "061 0  1 2000-03-01 Wed 3 3 09 09 03/01/00 00:00:00"
+        );
+        assert_eq!(format_time(0, "%j %c%Z"), "001 Thu Jan  1 00:00:00 1970");
     }
 }

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::bounds::Limits;
 use super::program::{ONE, Program, prepare};
-use super::{OUTPUT_LIMIT, bounds, clock, filters, generation, operators, python};
+use super::{OUTPUT_LIMIT, bounds, clock, filters, generation, numbers, operators, python};
 use crate::{Error, Result};
 
 /// Bytes of stack for parsing and for calls of macros in one another.
@@ -122,6 +122,8 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     operators::add_to(&mut environment);
     operators::add_tests_to(&mut environment);
     environment.add_test("iterable", python::is_iterable);
+    environment.add_test("sequence", |value: Jinja| numbers::is_sequence(&value));
+    environment.add_test("number", |value: Jinja| numbers::is_number(&value));
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", |format: String| clock::now(&format));
     environment.add_global(ONE, 1);

@@ -1,55 +1,85 @@
 //! The engine's filters and functions, each behind a charge for what it touches ([`super::bounds`]).
 
-use minijinja::value::{Kwargs, Rest, Value};
-use minijinja::{Environment, Error, State, filters, functions};
+use std::cmp::Ordering;
 
-use super::{bounds, python};
+use minijinja::value::{Kwargs, Rest, Value};
+use minijinja::{Environment, Error, ErrorKind, State, filters, functions};
+
+use super::arguments::Arguments;
+use super::{bounds, format, numbers, python, strings, texts};
+
+type Filter = fn(&Value, &Arguments) -> Result<Value, Error>;
+
+/// Filters that are ours, with the names of their arguments.
+const OWN: [(&str, &[&str], Filter); 20] = [
+    ("center", &["width"], texts::center),
+    (
+        "dictsort",
+        &["case_sensitive", "by", "reverse"],
+        numbers::dict_sort,
+    ),
+    ("e", &[], |value, _| texts::escape(value)),
+    ("escape", &[], |value, _| texts::escape(value)),
+    ("float", &["default"], numbers::float),
+    ("forceescape", &[], |value, _| texts::escape(value)),
+    ("indent", &["width", "first", "blank"], texts::indent),
+    ("int", &["default", "base"], numbers::int),
+    ("join", &["d", "attribute"], numbers::join),
+    ("max", &["case_sensitive", "attribute"], |value, given| {
+        numbers::extreme(value, given, Ordering::Greater)
+    }),
+    ("min", &["case_sensitive", "attribute"], |value, given| {
+        numbers::extreme(value, given, Ordering::Less)
+    }),
+    ("pprint", &["verbose"], |value, _| texts::pretty(value)),
+    ("replace", &["old", "new", "count"], |value, given| {
+        strings::replace(&python::text(value)?, given)
+    }),
+    ("round", &["precision", "method"], numbers::round),
+    ("sum", &["attribute", "start"], numbers::sum),
+    (
+        "truncate",
+        &["length", "killwords", "end", "leeway"],
+        texts::truncate,
+    ),
+    ("urlencode", &[], |value, _| texts::url_encode(value)),
+    ("wordcount", &[], |value, _| texts::word_count(value)),
+    ("capitalize", &[], |value, _| {
+        python::capitalize(&python::text(value)?).map(Value::from)
+    }),
+    ("title", &[], |value, _| {
+        Ok(python::title(&python::text(value)?).into())
+    }),
+];
 
 /// Adds filters and functions.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
-    let plain: [(&'static str, Value); 42] = [
+    let plain: [(&'static str, Value); 28] = [
         ("abs", Value::from_function(filters::abs)),
         ("attr", Value::from_function(filters::attr)),
         ("batch", Value::from_function(filters::batch)),
         ("bool", Value::from_function(filters::bool)),
-        ("capitalize", Value::from_function(filters::capitalize)),
         ("chain", Value::from_function(filters::chain)),
         ("count", Value::from_function(python::length)),
         ("d", Value::from_function(filters::default)),
         ("default", Value::from_function(filters::default)),
-        ("dictsort", Value::from_function(filters::dictsort)),
         ("first", Value::from_function(filters::first)),
-        ("float", Value::from_function(filters::float)),
-        ("format", Value::from_function(filters::format)),
         ("groupby", Value::from_function(filters::groupby)),
-        ("indent", Value::from_function(filters::indent)),
-        ("int", Value::from_function(filters::int)),
         ("items", Value::from_function(filters::items)),
-        ("join", Value::from_function(filters::join)),
         ("last", Value::from_function(filters::last)),
         ("length", Value::from_function(python::length)),
         ("lines", Value::from_function(filters::lines)),
         ("list", Value::from_function(filters::list)),
         ("lower", Value::from_function(filters::lower)),
         ("map", Value::from_function(filters::map)),
-        ("max", Value::from_function(filters::max)),
-        ("min", Value::from_function(filters::min)),
-        ("pprint", Value::from_function(filters::pprint)),
         ("reject", Value::from_function(filters::reject)),
         ("rejectattr", Value::from_function(filters::rejectattr)),
-        ("replace", Value::from_function(filters::replace)),
         ("reverse", Value::from_function(filters::reverse)),
-        ("round", Value::from_function(filters::round)),
         ("select", Value::from_function(filters::select)),
         ("selectattr", Value::from_function(filters::selectattr)),
         ("slice", Value::from_function(filters::slice)),
         ("sort", Value::from_function(filters::sort)),
         ("split", Value::from_function(filters::split)),
-        ("sum", Value::from_function(filters::sum)),
-        (
-            "title",
-            Value::from_function(|text: String| python::title(&text)),
-        ),
         ("trim", Value::from_function(python::trim)),
         ("upper", Value::from_function(filters::upper)),
         ("zip", Value::from_function(filters::zip)),
@@ -61,6 +91,19 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
             bounds::made(filter.call(state, &arguments)?)
         });
     }
+    for (name, names, filter) in OWN {
+        environment.add_filter(name, move |_: &State, arguments: Rest<Value>| {
+            charge(name, &arguments)?;
+            let (value, given) = arguments.split_first().ok_or(ErrorKind::MissingArgument)?;
+            bounds::made(filter(value, &Arguments::new(names, given)?)?)
+        });
+    }
+    environment.add_filter("format", |text: Value, arguments: Rest<Value>| {
+        let (names, values): (Vec<Value>, Vec<Value>) =
+            arguments.0.into_iter().partition(Value::is_kwargs);
+        values.iter().chain(&names).try_for_each(bounds::walk)?;
+        format::percent(&python::text(&text)?, &values, names.first())
+    });
     // These charge for what they write.
     environment.add_filter("tojson", python::to_json);
     environment.add_filter("string", |value: Value| python::text(&value));
@@ -115,36 +158,15 @@ pub(super) fn charge(name: &str, arguments: &[Value]) -> Result<(), Error> {
 /// Charges for texts that become longer than all that goes in.
 fn charge_growth(name: &str, value: &Value, others: &[Value]) -> Result<(), Error> {
     let text = value.as_str().unwrap_or_default();
-    let given = |index: usize| others.get(index).and_then(Value::as_str);
     match name {
-        "indent" => {
-            let widths = named(others, &["width"])?;
-            let widest = widths.iter().map(bounds::check_width);
-            let widest = widest.collect::<Result<Vec<_>, _>>()?;
-            let widest = widest.into_iter().max().unwrap_or(0).unsigned_abs() as usize;
-            let prefixes = widths.iter().filter_map(Value::as_str).map(str::len);
-            let lines = text.matches(['\n', '\r']).count() + 1;
-            bounds::charge_times(lines, widest.max(prefixes.max().unwrap_or(0)).max(4))
-        }
         "batch" | "slice" => {
             let counts = named(others, &["count", "slices", "linecount"])?;
             let mut counts = counts.iter().map(bounds::check_width);
             counts.try_for_each(|count| count.map(|_| ()))
         }
-        "replace" => {
-            let matches = text.matches(given(0).unwrap_or_default()).count();
-            bounds::charge_times(matches, given(1).unwrap_or_default().len())
-        }
-        "join" => {
-            let separators = named(others, &["d"])?;
-            let length = separators.iter().filter_map(Value::as_str).map(str::len);
-            let length = length.max().unwrap_or(0);
-            let items = value.len().unwrap_or(0).max(text.len());
-            bounds::charge_times(items, length)
-        }
         "format" => {
             others.iter().try_for_each(bounds::walk)?;
-            check_format(text)
+            format::check(text)
         }
         _ => Ok(()),
     }
@@ -162,23 +184,4 @@ fn named(others: &[Value], names: &[&str]) -> Result<Vec<Value>, Error> {
         }
     }
     Ok(found)
-}
-
-/// Refuses widths and precisions of five digits or more in a format, each of which would be written out.
-fn check_format(text: &str) -> Result<(), Error> {
-    let mut digits = 0;
-    for character in text.chars() {
-        digits = if character.is_ascii_digit() {
-            digits + 1
-        } else {
-            0
-        };
-        if digits > 4 && text.contains(['%', '{']) {
-            return Err(bounds::refused(
-                "a number of five digits or more in a format: write it in the text around it",
-            ));
-        }
-    }
-    // Each part may be as wide as four digits say.
-    bounds::charge_times(text.matches(['%', '{']).count(), 10_000)
 }

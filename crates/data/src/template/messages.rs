@@ -3,7 +3,7 @@
 //! Source: `apply_chat_template` of `transformers` 5, which leaves out what is null and gives the reasoning under each name that
 //! templates read.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::record::{Content, Message};
 
@@ -50,6 +50,57 @@ pub(super) fn joined(messages: &[Message]) -> Option<Vec<Message>> {
     messages.iter().map(join).collect()
 }
 
+/// The messages with texts as lists of one part, for templates that read nothing else: all, and all but the system's.
+pub(super) fn in_parts(messages: &[Message]) -> impl Iterator<Item = Vec<Message>> {
+    let texts = |message: &Message| matches!(message.content, Content::Text(_));
+    let both = messages.iter().any(texts).then_some([true, false]);
+    both.into_iter().flatten().map(|all| {
+        let wrap = |message: &Message| match &message.content {
+            Content::Text(text) if all || message.role != "system" => Message {
+                content: Content::Parts(vec![json!({"type": "text", "text": text})]),
+                ..message.clone()
+            },
+            _ => message.clone(),
+        };
+        messages.iter().map(wrap).collect()
+    })
+}
+
+/// Whether a rendering shows the text of a message: it has it as it is, or `same` says that it is no longer the same when the text
+/// changes. A blank text is shown.
+pub(crate) fn shows_text(
+    rendered: &str,
+    messages: &[Message],
+    turn: usize,
+    same: &mut dyn FnMut(&[Message]) -> bool,
+) -> bool {
+    let text = messages[turn].text();
+    if rendered.contains(text.trim()) {
+        return true;
+    }
+    let mut changed = messages.to_vec();
+    let change = |text: &str| format!("x{text}x");
+    match &mut changed[turn].content {
+        Content::Text(text) => *text = change(text),
+        Content::Parts(parts) => {
+            for part in parts {
+                if let Some(Value::String(text)) = part.get_mut("text") {
+                    *text = change(text);
+                }
+            }
+        }
+        Content::Absent | Content::Null => return true,
+    }
+    !same(&changed)
+}
+
+/// A message's reasoning that is no blank, and the name under which it comes.
+pub(crate) fn reasoning(message: &Message) -> Option<(&'static str, &str)> {
+    let named = |name: &'static str| Some((name, message.rest.get(name)?.as_str()?));
+    let mut found = REASONING.into_iter().filter_map(named);
+    found.find(|(_, text)| !text.trim().is_empty())
+}
+
 /// The messages with contents of none in place of those that are absent, if there are any.
 pub(super) fn with_nulls(messages: &[Message]) -> Option<Vec<Message>> {
     let absent = |message: &&Message| message.content == Content::Absent;
@@ -74,8 +125,13 @@ pub(crate) fn prints_parts(rendered: &str, messages: &[Message]) -> bool {
         _ => Vec::new(),
     };
     messages.iter().flat_map(kinds).any(|kind| {
-        let value = format!("{{'type': '{kind}'");
-        rendered.contains(&value) && !messages.iter().any(|other| other.text().contains(&value))
+        let values = [
+            format!("{{'type': '{kind}'"),
+            format!("{{\"type\": \"{kind}\""),
+        ];
+        values.iter().any(|value| {
+            rendered.contains(value) && !messages.iter().any(|other| other.text().contains(value))
+        })
     })
 }
 
@@ -101,7 +157,6 @@ pub(super) fn with_empty_texts(messages: &[Message]) -> Vec<Message> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn seen(message: Value) -> Value {
         value(&serde_json::from_value(message).unwrap())
@@ -136,6 +191,19 @@ mod tests {
         assert_eq!(joined(&[Message::user("a")]), None);
         let thinking = message(json!([{"type": "thinking", "thinking": "a"}]));
         assert_eq!(joined(&thinking), None);
+    }
+
+    #[test]
+    fn texts_become_parts() {
+        let messages = [Message::system("s"), Message::user("u")];
+        let [all, but_system]: [Vec<Message>; 2] =
+            in_parts(&messages).collect::<Vec<_>>().try_into().unwrap();
+        let part = |text: &str| json!([{"type": "text", "text": text}]);
+        assert_eq!(value(&all[0])["content"], part("s"));
+        assert_eq!(value(&but_system[0])["content"], "s");
+        assert_eq!(value(&but_system[1])["content"], part("u"));
+        assert_eq!(in_parts(&[]).count(), 0);
+        assert!(prints_parts(r#"a [{"type": "text", "text": "u"}]"#, &all));
     }
 
     #[test]

@@ -5,23 +5,30 @@
 //! does are limited.
 //! Left out: includes and imports, and time zones (`strftime_now` gives UTC).
 
+mod arguments;
 mod bounds;
 mod builtin;
 mod clock;
 mod continuation;
 mod conversation;
 mod engine;
+mod escapes;
 mod filters;
+mod format;
 mod generation;
 pub(crate) mod messages;
+mod numbers;
 mod operators;
 mod program;
 mod python;
 mod slices;
+mod strings;
 #[cfg(test)]
 mod tests;
+mod texts;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
@@ -70,7 +77,9 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] with the line when the template is malformed.
     pub fn new(source: &str) -> Result<Self> {
-        let (program, marks_generation) = generation::rewrite(source);
+        // Jinja reads every end of a line as a line feed.
+        let lines = source.replace("\r\n", "\n").replace('\r', "\n");
+        let (program, marks_generation) = generation::rewrite(&lines);
         Ok(Self {
             source: source.into(),
             program: engine::check(&program)?,
@@ -95,8 +104,7 @@ impl ChatTemplate {
     /// than [`OUTPUT_LIMIT`]; when a final message is to be continued but the template does not show it.
     pub fn render(&self, conversation: &Conversation) -> Result<Rendered> {
         if !conversation.continue_final_message {
-            let messages = self.understood(conversation);
-            return self.render_messages(conversation, &messages);
+            return self.understood(conversation).1;
         }
         if conversation.add_generation_prompt {
             return Err(Error::Template(
@@ -107,26 +115,52 @@ impl ChatTemplate {
         continuation::cut_at_mark(self.render_messages(conversation, &messages)?)
     }
 
-    /// Messages as the template understands them. Contents that are absent are none where the template fails without them (DeepSeek's
-    /// ask for that), parts of contents are joined where it fails at lists or writes them as values.
-    pub(crate) fn understood<'a>(&self, conversation: &Conversation<'a>) -> Cow<'a, [Message]> {
+    /// Messages as the template understands them, and what it renders of them. Contents that are absent are none where the template
+    /// fails without them (DeepSeek's ask for that), parts of contents are joined where it fails at lists or writes them as values,
+    /// and texts become lists of one part where it reads nothing but lists (SmolVLM's).
+    pub(crate) fn understood<'a>(
+        &self,
+        conversation: &Conversation<'a>,
+    ) -> (Cow<'a, [Message]>, Result<Rendered>) {
         let given = conversation.messages;
+        let whole = |messages: &[Message]| {
+            let rendered = self.render_messages(conversation, messages);
+            let plain = self.writes_texts(conversation, messages, &rendered);
+            let shown = plain && self.reads_texts(conversation, messages, &rendered);
+            (rendered, plain, shown)
+        };
+        let (rendered, plain, shown) = whole(given);
+        if shown {
+            return (Cow::Borrowed(given), rendered);
+        }
+        // What is written as it should be, though some text is not shown, comes second.
+        let (mut best, mut is_plain) = ((Cow::Borrowed(given), rendered), plain);
         let joined = messages::joined(given);
         let nulls = messages::with_nulls(given);
         let both = joined.as_deref().and_then(messages::with_nulls);
-        if joined.is_none() && nulls.is_none() || self.understands(conversation, given) {
-            return Cow::Borrowed(given);
-        }
         let others = [joined, nulls, both].into_iter().flatten();
-        let understood = others
-            .into_iter()
-            .find(|messages| self.understands(conversation, messages));
-        understood.map_or(Cow::Borrowed(given), Cow::Owned)
+        let others = others.map(|messages| (messages, true));
+        let in_parts = messages::in_parts(given).map(|messages| (messages, false));
+        for (messages, may_be_second) in others.chain(in_parts) {
+            let (rendered, plain, shown) = whole(&messages);
+            if shown {
+                return (Cow::Owned(messages), rendered);
+            }
+            if plain && may_be_second && !is_plain {
+                (best, is_plain) = ((Cow::Owned(messages), rendered), true);
+            }
+        }
+        best
     }
 
     /// Whether the template takes the messages, and writes no value where there should be a text.
-    fn understands(&self, conversation: &Conversation, messages: &[Message]) -> bool {
-        let Ok(rendered) = self.render_messages(conversation, messages) else {
+    fn writes_texts(
+        &self,
+        conversation: &Conversation,
+        messages: &[Message],
+        rendered: &Result<Rendered>,
+    ) -> bool {
+        let Ok(rendered) = rendered else {
             return false;
         };
         let nulls = messages
@@ -138,6 +172,31 @@ impl ChatTemplate {
             empty.is_ok_and(|empty| messages::prints_nulls(&rendered.text, &empty.text))
         };
         !(messages::prints_parts(&rendered.text, messages) || nulls && prints_nulls())
+    }
+
+    /// Whether the template shows the last text of each role; beside calls of tools, many leave it out.
+    fn reads_texts(
+        &self,
+        conversation: &Conversation,
+        messages: &[Message],
+        rendered: &Result<Rendered>,
+    ) -> bool {
+        let Ok(rendered) = rendered else {
+            return false;
+        };
+        let mut same = |changed: &[Message]| {
+            let other = self.render_messages(conversation, changed);
+            other.is_ok_and(|other| other.text == rendered.text)
+        };
+        let mut last: BTreeMap<&str, usize> = BTreeMap::new();
+        let calling = |message: &Message| message.rest.contains_key("tool_calls");
+        for (turn, message) in messages.iter().enumerate() {
+            if !calling(message) {
+                last.insert(&message.role, turn);
+            }
+        }
+        last.into_values()
+            .all(|turn| messages::shows_text(&rendered.text, messages, turn, &mut same))
     }
 
     /// Renders these messages in place of the conversation's, as they are.

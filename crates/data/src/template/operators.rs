@@ -1,5 +1,9 @@
 //! The operators of a program, as functions that charge for what they touch ([`super::bounds`]), with Python's results.
 
+mod division;
+
+use std::cmp::Ordering;
+
 use minijinja::value::{Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
 
@@ -8,7 +12,12 @@ use super::{bounds, python, slices};
 /// Names that no template can write, so that none can replace the functions.
 pub(super) mod names {
     pub const ADD: &str = "operator +";
+    pub const SUBTRACT: &str = "operator -";
     pub const MULTIPLY: &str = "operator *";
+    pub const DIVIDE: &str = "operator /";
+    pub const DIVIDE_WHOLE: &str = "operator //";
+    pub const REMAINDER: &str = "operator %";
+    pub const POWER: &str = "operator **";
     pub const CONCAT: &str = "operator ~";
     pub const SLICE: &str = "operator [:]";
     pub const ITEM: &str = "operator []";
@@ -28,16 +37,28 @@ pub(super) mod names {
     pub const LOOK: &str = "operator for";
     /// A value is about to be compared.
     pub const WALK: &str = "operator walk";
+    /// Escaping by itself is about to begin or end.
+    pub const ESCAPE: &str = "operator autoescape";
     /// A place for a value between two instructions.
     pub const KEPT: &str = "operator kept";
 }
 
-type Comparison = fn(&Value, &Value) -> bool;
+/// Whether two values are in an order that an operator asks for.
+type Comparison = fn(Ordering) -> bool;
 
 /// Adds the operators.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_function(names::ADD, add);
     environment.add_function(names::MULTIPLY, multiply);
+    environment.add_function(names::SUBTRACT, |left: Value, right: Value| {
+        arithmetic("-", &left, &right, i128::checked_sub, |left, right| {
+            left - right
+        })
+    });
+    environment.add_function(names::DIVIDE, division::divide);
+    environment.add_function(names::DIVIDE_WHOLE, division::divide_whole);
+    environment.add_function(names::REMAINDER, division::remainder);
+    environment.add_function(names::POWER, division::power);
     environment.add_function(names::CONCAT, concat);
     environment.add_function(names::ITEM, item);
     environment.add_function(
@@ -53,19 +74,30 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
             is_in(state, value, container).map(|found| !found)
         },
     );
-    let comparisons: [(&str, Comparison); 6] = [
-        (names::EQUAL, |left, right| left == right),
-        (names::UNEQUAL, |left, right| left != right),
-        (names::LESS, |left, right| left < right),
-        (names::LESS_OR_EQUAL, |left, right| left <= right),
-        (names::GREATER, |left, right| left > right),
-        (names::GREATER_OR_EQUAL, |left, right| left >= right),
+    environment.add_function(names::EQUAL, |left: Value, right: Value| {
+        comparable(&left, &right).map(|()| left == right)
+    });
+    environment.add_function(names::UNEQUAL, |left: Value, right: Value| {
+        comparable(&left, &right).map(|()| left != right)
+    });
+    let comparisons: [(&str, Comparison); 4] = [
+        (names::LESS, Ordering::is_lt),
+        (names::LESS_OR_EQUAL, Ordering::is_le),
+        (names::GREATER, Ordering::is_gt),
+        (names::GREATER_OR_EQUAL, Ordering::is_ge),
     ];
-    for (name, compare) in comparisons {
+    for (name, holds) in comparisons {
         environment.add_function(name, move |left: Value, right: Value| {
-            comparable(&left, &right).map(|()| compare(&left, &right))
+            comparable(&left, &right)?;
+            order(&left, &right).map(|ordering| ordering.is_some_and(holds))
         });
     }
+    environment.add_function(names::ESCAPE, |value: Value| match value.is_true() {
+        true => Err(bounds::refused(
+            "`autoescape` is not supported; write `escape` where a text is to be escaped",
+        )),
+        false => Ok(value),
+    });
     environment.add_function(names::MADE, bounds::made);
     environment.add_function(names::NEST, || bounds::nest().map(|()| Value::UNDEFINED));
     environment.add_function(names::LOOK, |value: Value| {
@@ -87,11 +119,44 @@ pub(super) fn comparable(left: &Value, right: &Value) -> Result<(), Error> {
     }
 }
 
-fn is_list(value: &Value) -> bool {
+/// The order of two values; nothing where one is no number.
+///
+/// # Errors
+/// When values of their kinds have no order, as a text and a number.
+pub(super) fn order(left: &Value, right: &Value) -> Result<Option<Ordering>, Error> {
+    let is_number = |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool);
+    if is_number(left) && is_number(right) {
+        let is_whole = |value: &Value| value.is_integer() || value.kind() == ValueKind::Bool;
+        let whole = |value: &Value| i128::try_from(value.clone()).ok();
+        let both = whole(left).zip(whole(right));
+        return match both.filter(|_| is_whole(left) && is_whole(right)) {
+            Some((left, right)) => Ok(Some(left.cmp(&right))),
+            None => Ok(float(left)?.partial_cmp(&float(right)?)),
+        };
+    }
+    if let (Some(left), Some(right)) = (left.as_str(), right.as_str()) {
+        return Ok(Some(left.cmp(right)));
+    }
+    if is_list(left) && is_list(right) {
+        for (left, right) in left.try_iter()?.zip(right.try_iter()?) {
+            if left != right {
+                return order(&left, &right);
+            }
+        }
+        return Ok(Some(left.len().cmp(&right.len())));
+    }
+    Err(bounds::refused(&format!(
+        "a {} and a {} cannot be ordered",
+        left.kind(),
+        right.kind()
+    )))
+}
+
+pub(super) fn is_list(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
 }
 
-fn add(left: Value, right: Value) -> Result<Value, Error> {
+pub(super) fn add(left: Value, right: Value) -> Result<Value, Error> {
     if let (Some(first), Some(second)) = (left.as_str(), right.as_str()) {
         bounds::charge(first.len() + second.len())?;
         return Ok([first, second].concat().into());
@@ -157,11 +222,15 @@ fn arithmetic(
         })?;
         return Ok(i64::try_from(number).map_or_else(|_| number.into(), Value::from));
     }
-    let float = |value: &Value| match is_whole(value) {
+    Ok(real(float(left)?, float(right)?).into())
+}
+
+/// A number as a real one; truth values are 0 and 1.
+fn float(value: &Value) -> Result<f64, Error> {
+    match value.is_integer() || value.kind() == ValueKind::Bool {
         true => i128::try_from(value.clone()).map(|number| number as f64),
         false => f64::try_from(value.clone()),
-    };
-    Ok(real(float(left)?, float(right)?).into())
+    }
 }
 
 fn unsupported(operator: &str, left: &Value, right: &Value) -> Error {

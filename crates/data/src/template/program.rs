@@ -7,6 +7,7 @@ use minijinja::machinery::{get_compiled_template, tokenize};
 use minijinja::value::Value;
 use std::collections::BTreeMap;
 
+use super::escapes;
 use super::operators::names;
 use crate::{Error, Result};
 
@@ -45,7 +46,7 @@ impl<'source> Program<'source> {
     }
 }
 
-/// A source with the factor [`ONE`] in its products.
+/// A source with the factor [`ONE`] in its products, and with its literals in the engine's escapes.
 ///
 /// # Errors
 /// [`Error::Template`] with the line, when it is nested too deeply for the engine, or too long.
@@ -73,6 +74,15 @@ pub(super) fn prepare(source: &str) -> Result<String> {
                 "line {}: operators, brackets or branches are nested deeper than {DEEPEST_PROGRAM} levels",
                 span.start_line
             )));
+        }
+        if let Token::String(_) = token {
+            let (start, end) = (span.start_offset as usize, span.end_offset as usize);
+            let literal = source.get(start..end).and_then(escapes::rewritten);
+            if let Some(literal) = literal {
+                prepared.push_str(source.get(copied..start).unwrap_or_default());
+                prepared.push_str(&literal);
+                copied = end;
+            }
         }
         let unpacks = matches!(before, Some(Token::ParenOpen | Token::Comma));
         if matches!(token, Token::Mul) && !unpacks {
@@ -216,7 +226,13 @@ fn expand<'source>(instruction: &Instruction<'source>) -> Vec<Instruction<'sourc
             ]
         }
         Instruction::Add => binary(names::ADD),
+        Instruction::Sub => binary(names::SUBTRACT),
         Instruction::Mul => binary(names::MULTIPLY),
+        Instruction::Div => binary(names::DIVIDE),
+        Instruction::IntDiv => binary(names::DIVIDE_WHOLE),
+        Instruction::Rem => binary(names::REMAINDER),
+        Instruction::Pow => binary(names::POWER),
+        Instruction::PushAutoEscape => vec![checked(names::ESCAPE), this()],
         Instruction::StringConcat => binary(names::CONCAT),
         Instruction::GetItem => binary(names::ITEM),
         Instruction::Slice => vec![Instruction::CallFunction(names::SLICE, Some(4))],

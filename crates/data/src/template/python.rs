@@ -3,7 +3,7 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State};
 
-use super::{bounds, filters};
+use super::{bounds, filters, strings};
 
 /// Deeper values are refused rather than overflow the stack.
 pub(super) const DEEPEST: usize = 128;
@@ -23,6 +23,11 @@ pub(super) fn text(value: &Value) -> Result<String, Error> {
         Some(text) => bounds::charge(text.len()).map(|()| text.to_string()),
         None => repr(value, 0),
     }
+}
+
+/// Python's `repr`: texts in quotes.
+pub(super) fn quoted(value: &Value) -> Result<String, Error> {
+    repr(value, 0)
 }
 
 fn repr(value: &Value, depth: usize) -> Result<String, Error> {
@@ -121,7 +126,7 @@ pub(super) fn trim(value: Value, characters: Option<String>) -> Result<Value, Er
     bounds::charge_times(text.len(), each)?;
     let trimmed = match &characters {
         Some(characters) => text.trim_matches(|character| characters.contains(character)),
-        None => text.trim(),
+        None => strings::trimmed(&text),
     };
     Ok(trimmed.into())
 }
@@ -141,6 +146,15 @@ pub(super) fn length(value: Value) -> Result<usize, Error> {
 /// The test `iterable` of Jinja: what is undefined is, none is not.
 pub(super) fn is_iterable(value: Value) -> bool {
     !value.is_none() && value.try_iter().is_ok()
+}
+
+/// The filter `capitalize`: a large letter and small ones.
+pub(super) fn capitalize(text: &str) -> Result<String, Error> {
+    let mut characters = text.chars();
+    let first = characters.next().into_iter().flat_map(char::to_uppercase);
+    Ok(first
+        .chain(characters.as_str().to_lowercase().chars())
+        .collect())
 }
 
 /// Python's `title` filter of Jinja: words begin after white space, a hyphen or an opening bracket.
@@ -167,23 +181,21 @@ pub(super) fn method(
 ) -> Result<Value, Error> {
     let called: Vec<Value> = std::iter::once(value).chain(arguments).cloned().collect();
     filters::charge(name, &called)?;
-    match (
-        value.as_str(),
-        name,
-        arguments.first().and_then(Value::as_str),
-    ) {
-        (Some(text), "removeprefix", Some(part)) => {
-            Ok(text.strip_prefix(part).unwrap_or(text).into())
-        }
-        (Some(text), "removesuffix", Some(part)) => {
-            Ok(text.strip_suffix(part).unwrap_or(text).into())
-        }
-        _ => {
-            let found =
-                minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments);
-            bounds::made(found?)
-        }
+    let own = value
+        .as_str()
+        .and_then(|text| strings::method(text, name, arguments));
+    if let Some(result) = own {
+        return result;
     }
+    if name == "index" && matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+        let wanted = arguments.first().ok_or(ErrorKind::MissingArgument)?;
+        let place = value.try_iter()?.position(|item| item == *wanted);
+        return place
+            .map(Value::from)
+            .ok_or_else(|| bounds::refused("the list has no such item"));
+    }
+    let found = minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments);
+    bounds::made(found?)
 }
 
 /// Format of [`to_json`].

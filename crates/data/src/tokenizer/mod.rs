@@ -14,6 +14,7 @@ mod files;
 mod growth;
 mod older_files;
 mod parts;
+mod patterns;
 mod rwkv_world;
 mod sentencepiece;
 mod special;
@@ -91,6 +92,9 @@ struct Companion {
 /// The name of the template that is used when none is asked for.
 const DEFAULT_TEMPLATE: &str = "default";
 
+/// The name of the template for conversations with tools.
+const TOOL_TEMPLATE: &str = "tool_use";
+
 impl Tokenizer {
     /// Reads the text of a `tokenizer.json`. It names no special tokens and no template: see [`Tokenizer::with_special`] and
     /// [`Tokenizer::with_template`].
@@ -98,12 +102,15 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the text is not a tokenizer that the library knows.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        let translated = patterns::translated(bytes);
         let library = caught("tokenizer.json has a part that cannot be read", || {
-            tokenizers::Tokenizer::from_bytes(bytes)
+            tokenizers::Tokenizer::from_bytes(translated.as_deref().unwrap_or(bytes))
         })?;
-        Self::from_library(
-            library.map_err(|reason| Error::Tokenizer(format!("tokenizer.json: {reason}")))?,
-        )
+        let refused = |reason| {
+            patterns::refused(bytes)
+                .unwrap_or_else(|| Error::Tokenizer(format!("tokenizer.json: {reason}")))
+        };
+        Self::from_library(library.map_err(refused)?)
     }
 
     fn from_library(mut library: tokenizers::Tokenizer) -> Result<Self> {
@@ -289,12 +296,24 @@ impl Tokenizer {
         self.companion.templates.get(name)
     }
 
-    /// The same tokenizer with another default template.
+    /// The chat template of a conversation, with or without tools on offer: the one named `tool_use` where there is one for tools, as
+    /// `transformers` chooses.
+    pub fn template_for(&self, tools: bool) -> Option<&ChatTemplate> {
+        let of_tools = self.template_named(TOOL_TEMPLATE).filter(|_| tools);
+        of_tools.or_else(|| self.template())
+    }
+
+    /// The names of the chat templates, in order.
+    pub fn template_names(&self) -> impl Iterator<Item = &str> {
+        self.companion.templates.keys().map(String::as_str)
+    }
+
+    /// The same tokenizer with another default template, which is then that of conversations with tools too.
     #[must_use]
     pub fn with_template(mut self, template: ChatTemplate) -> Self {
-        Arc::make_mut(&mut self.companion)
-            .templates
-            .insert(DEFAULT_TEMPLATE.into(), template);
+        let templates = &mut Arc::make_mut(&mut self.companion).templates;
+        templates.remove(TOOL_TEMPLATE);
+        templates.insert(DEFAULT_TEMPLATE.into(), template);
         self
     }
 

@@ -45,7 +45,7 @@ pub(super) fn read_templates(
     sources.into_iter().map(parse).collect()
 }
 
-/// One template, or a list of `{name, template}`.
+/// One template, a list of `{name, template}`, or templates by name.
 fn config_templates(value: &Value) -> BTreeMap<String, String> {
     let named = |entry: &Value| {
         let field = |key| Some(entry.get(key)?.as_str()?.to_string());
@@ -54,6 +54,10 @@ fn config_templates(value: &Value) -> BTreeMap<String, String> {
     match value {
         Value::String(source) => BTreeMap::from([(DEFAULT_TEMPLATE.into(), source.clone())]),
         Value::Array(list) => list.iter().filter_map(named).collect(),
+        Value::Object(by_name) => by_name
+            .iter()
+            .filter_map(|(name, source)| Some((name.clone(), source.as_str()?.to_string())))
+            .collect(),
         _ => BTreeMap::new(),
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::nearest::suggestion;
 use crate::random::{Random, fnv, mix};
-use crate::record::{Message, Record};
+use crate::record::{Label, Message, Record};
 use crate::{Error, Result};
 
 pub mod addition;
@@ -24,6 +24,7 @@ pub mod facts;
 pub mod instructions;
 pub mod lists;
 pub mod memory;
+pub mod noise;
 pub mod pairs;
 pub mod preferences;
 pub mod recall;
@@ -31,6 +32,7 @@ pub mod sentences;
 mod slips;
 pub mod slots;
 pub mod sorting;
+pub mod steps;
 pub mod stories;
 pub mod symbols;
 pub mod topics;
@@ -185,6 +187,18 @@ impl Item {
     /// The text for language modelling as a record.
     pub fn record_text(&self) -> Record {
         Record::Text { text: self.text() }
+    }
+
+    /// The question, or where there is none the text, with the short answer as its label.
+    pub fn record_label(&self) -> Record {
+        let text = match self.prompt.is_empty() {
+            true => &self.solution,
+            false => &self.prompt,
+        };
+        Record::Labelled {
+            text: text.clone(),
+            label: Label::Name(self.answer.clone()),
+        }
     }
 
     /// The item as a line of a data file, the task's own fields last.

@@ -56,6 +56,7 @@ pub fn preference(task: &str, split: Split, index: u64, seed: u64) -> Result<Rec
         prompt: vec![Message::user(item.prompt)],
         chosen: Message::assistant(item.solution),
         rejected: Message::assistant(rejected),
+        margin: None,
         tools: None,
     })
 }

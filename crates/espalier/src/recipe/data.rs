@@ -42,6 +42,9 @@ pub struct DataOptions {
     /// Share of a world's demonstrations that carry a natural mistake.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub mistakes: f64,
+    /// Share of words of random letters among those of a world's plain texts.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
+    pub noise: f64,
     /// Most records that are read; of a world, 1000 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
@@ -71,6 +74,10 @@ pub enum WorldShape {
     Chat,
     /// A question, its answer, and a worse one.
     Preference,
+    /// The question, or the text where there is none, with the short answer as its label.
+    Label,
+    /// A question and the steps of an answer, of which the last may be wrong, each with its label.
+    Steps,
 }
 
 impl Default for DataOptions {
@@ -86,6 +93,7 @@ impl Default for DataOptions {
             split: "train".into(),
             seed: None,
             mistakes: 0.0,
+            noise: 0.0,
             limit: None,
         }
     }
@@ -112,6 +120,17 @@ impl DataOptions {
                 "`mistakes`: {} is outside 0 to 1",
                 self.mistakes
             )));
+        }
+        if !(0.0..1.0).contains(&self.noise) {
+            return Err(Error::usage(format!(
+                "`noise`: {} is outside 0 to below 1",
+                self.noise
+            )));
+        }
+        if self.noise > 0.0 && self.shape != WorldShape::Text {
+            return Err(Error::usage(
+                "`noise` stands between the words of plain texts; set `as = \"text\"`",
+            ));
         }
         let items = self.limit.filter(|_| self.world.is_some());
         if let Some(limit) = items.filter(|limit| *limit > MOST_ITEMS) {
@@ -159,6 +178,7 @@ impl DataOptions {
                 ("split", self.split != usual.split),
                 ("seed", self.seed.is_some()),
                 ("mistakes", self.mistakes != usual.mistakes),
+                ("noise", self.noise != usual.noise),
             ]),
         }
     }

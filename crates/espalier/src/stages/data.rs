@@ -9,12 +9,12 @@ use espalier_data::{
     readers::{self, Source, Wanted},
     record::{Message, Record},
     tokenizer::Tokenizer,
-    worlds::{self, Split, preferences},
+    worlds::{self, Split, noise::with_noise, preferences, steps},
 };
 use espalier_train::batch::Sample;
 use rayon::prelude::*;
 
-use super::Voice;
+use super::{Voice, classes::Classes};
 use crate::{
     Error, Result,
     recipe::{DataOptions, WorldShape},
@@ -30,6 +30,12 @@ pub struct Sourced {
 }
 
 impl Sourced {
+    /// Where the record stands, for the beginning of a message; nothing for a world's items.
+    pub fn words(&self) -> String {
+        let place = self.shown_place();
+        place.map_or(String::new(), |place| format!("{place}: "))
+    }
+
     /// Encodes the record.
     ///
     /// # Errors
@@ -50,7 +56,7 @@ impl Sourced {
     }
 }
 
-/// Records of all sources, in order. What was left out is counted and said.
+/// Records of all sources, in order; `wanted` says what is read of records that hold several things. What was left out is counted and said.
 ///
 /// # Errors
 /// When a file cannot be read, a record is malformed, or a world is unknown.
@@ -91,6 +97,13 @@ fn of_file(source: &DataOptions, wanted: Wanted, voice: &mut dyn Voice) -> Resul
             loaded.skipped.len()
         ));
     }
+    if !loaded.unread.is_empty() {
+        voice.say(&format!(
+            "{}: columns that are not read: {}",
+            path.display(),
+            loaded.unread.join(", ")
+        ));
+    }
     let path: Arc<Path> = path.into();
     let records = loaded.records.into_iter().zip(loaded.lines);
     let records = records.map(|(record, line)| Sourced {
@@ -107,6 +120,7 @@ fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
     let split: Split = source.split.parse()?;
     let record = |index: usize| match source.shape {
         WorldShape::Chat => demonstration(source, task, split, index as u64),
+        WorldShape::Text if source.noise > 0.0 => noisy(source, task, split, index as u64),
         shape => of_item(shape, task, split, index as u64, seed(source)),
     };
     in_order(
@@ -114,6 +128,14 @@ fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
             .into_par_iter()
             .map(record),
     )
+}
+
+/// A plain text with words between its own that mean nothing.
+fn noisy(source: &DataOptions, task: &str, split: Split, index: u64) -> Result<Record> {
+    let text = worlds::item(task, split, index, seed(source))?.text();
+    let name = format!("noise|{task}|{split}|{index}|{}", seed(source));
+    let text = with_noise(&text, source.noise, &mut Random::named(&name));
+    Ok(Record::Text { text })
 }
 
 /// The world's seed; the recipe's first where it says nothing.
@@ -140,6 +162,8 @@ pub fn of_item(
     let item = || worlds::item(task, split, index, seed);
     Ok(match shape {
         WorldShape::Preference => preferences::preference(task, split, index, seed)?,
+        WorldShape::Label => item()?.record_label(),
+        WorldShape::Steps => steps::steps(task, split, index, seed)?,
         WorldShape::Text => item()?.record_text(),
         WorldShape::Answer => Record::Text {
             text: item()?.solution,
@@ -183,6 +207,11 @@ pub fn text_of(record: &Record) -> String {
         Record::Unpaired { prompt, answer, .. } => {
             format!("{}\n{}", contents(prompt), answer.text())
         }
+        Record::Labelled { text, .. } => text.clone(),
+        Record::Tagged { words, .. } => words.join(" "),
+        Record::Steps { prompt, steps, .. } => {
+            format!("{}\n{}", contents(prompt), steps.join("\n"))
+        }
     }
 }
 
@@ -196,8 +225,21 @@ pub fn encode(
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
+    encode_within(tokenizer, records, length, Truncation::default(), voice)
+}
+
+/// As [`encode`], with what is too long treated as `truncation` says.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_within(
+    tokenizer: &Tokenizer,
+    records: &[Sourced],
+    length: usize,
+    mut truncation: Truncation,
+    voice: &mut dyn Voice,
+) -> Result<Vec<Encoded>> {
     let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
-    let mut truncation = Truncation::default();
     let mut dropped: BTreeMap<String, Vec<&Sourced>> = BTreeMap::new();
     let mut failed = Vec::new();
     let mut kept = Vec::with_capacity(records.len());
@@ -239,8 +281,21 @@ pub fn encode(
         None => {}
     }
     if kept.is_empty() && !records.is_empty() {
-        return Err(Error::work(
-            "no record is left to learn from; raise `options.length` or check the data",
+        let why = match (truncation.records, dropped.keys().next()) {
+            (0, Some(reason)) => reason.as_str(),
+            _ => "raise `options.length` or check the data",
+        };
+        return Err(Error::work(format!(
+            "no record is left to learn from; {why}"
+        )));
+    }
+    let hidden = records
+        .par_iter()
+        .filter(|sourced| encoder.hides_reasoning(&sourced.record));
+    let hidden = hidden.count();
+    if hidden > 0 {
+        voice.say(&format!(
+            "{hidden} of {total} records have reasoning in turns before the last one that the template does not show, so that it is not learned"
         ));
     }
     Ok(kept)
@@ -250,7 +305,9 @@ pub fn encode(
 pub fn unpaired(encoded: Vec<Encoded>) -> Vec<Encoded> {
     let answer = |example, desirable| Encoded::Unpaired { example, desirable };
     let parts = |encoded| match encoded {
-        Encoded::Pair(Pair { chosen, rejected }) => {
+        Encoded::Pair(Pair {
+            chosen, rejected, ..
+        }) => {
             vec![answer(chosen, true), answer(rejected, false)]
         }
         other => vec![other],
@@ -258,14 +315,27 @@ pub fn unpaired(encoded: Vec<Encoded>) -> Vec<Encoded> {
     encoded.into_iter().flat_map(parts).collect()
 }
 
-/// Samples of the trainer, packed into rows where a way is given.
-pub fn samples(encoded: Vec<Encoded>, packing: Option<Strategy>, length: usize) -> Vec<Sample> {
+/// Samples of the trainer, packed into rows where a way is given; `classes` say what labels mean.
+///
+/// # Errors
+/// When a label means nothing.
+pub fn samples(
+    encoded: Vec<Encoded>,
+    packing: Option<Strategy>,
+    length: usize,
+    classes: Option<&Classes>,
+) -> Result<Vec<Sample>> {
     let mut examples = Vec::new();
     let mut samples = Vec::new();
     for encoded in encoded {
         match encoded {
             Encoded::Example(example) => examples.push(example),
             Encoded::Pair(pair) => samples.push(Sample::pair(&pair)),
+            Encoded::Labelled(labelled) => {
+                let values =
+                    classes.map_or(Ok(Vec::new()), |classes| classes.values(&labelled.labels))?;
+                samples.push(Sample::labelled(&labelled.ids, &labelled.places, &values));
+            }
             Encoded::Unpaired { example, desirable } => {
                 samples.push(Sample::judged(&example, desirable));
             }
@@ -280,7 +350,7 @@ pub fn samples(encoded: Vec<Encoded>, packing: Option<Strategy>, length: usize) 
         ),
         None => samples.extend(examples.iter().map(Sample::example)),
     }
-    samples
+    Ok(samples)
 }
 
 #[cfg(test)]
@@ -331,8 +401,8 @@ mod tests {
             ..DataOptions::default()
         };
         let read = |wanted| {
-            let found =
-                records(std::slice::from_ref(&source), wanted, &mut Said(Vec::new())).unwrap();
+            let source = std::slice::from_ref(&source);
+            let found = records(source, wanted, &mut Said(Vec::new())).unwrap();
             found[0].record.clone()
         };
         assert_eq!(
@@ -341,6 +411,7 @@ mod tests {
                 prompt: vec![Message::user("q")],
                 chosen: Message::assistant("good"),
                 rejected: Message::assistant("bad"),
+                margin: None,
                 tools: None,
             }
         );

@@ -110,7 +110,7 @@ fn end_of(encoded: &Encoded, tokenizer: &Tokenizer, known: &dyn Fn(u32) -> bool)
         Encoded::Example(example) => example,
         Encoded::Pair(pair) => &pair.chosen,
         Encoded::Unpaired { example, .. } => example,
-        Encoded::Dropped { .. } => return None,
+        Encoded::Labelled(_) | Encoded::Dropped { .. } => return None,
     };
     let learned: Vec<u32> = example
         .ids

@@ -16,17 +16,24 @@ use espalier_engine::{
     text::{TextModel, TextOptions},
 };
 use espalier_evaluate::{
-    ngram::NgramModel, perplexity, preference::preference_accuracy, report::Section,
-    retrieval::nearest_neighbour, statistics::Accuracy, world,
+    ngram::NgramModel,
+    perplexity,
+    preference::{preference_accuracy, reward_accuracy},
+    report::Section,
+    retrieval::nearest_neighbour,
+    statistics::Accuracy,
+    world,
 };
 use espalier_models::{model::LanguageModel, pooling::Pooling};
-use espalier_train::quantise::QuantiseOptions;
+use espalier_train::{evaluation, objectives::classification::Classify, quantise::QuantiseOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Voice, data,
+    Voice, best_of,
+    classes::Classes,
+    data,
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model, report,
 };
@@ -36,10 +43,13 @@ use crate::{
 };
 
 /// Rows that are scored or decoded at once.
-const BATCH: usize = 16;
+pub(super) const BATCH: usize = 16;
 
 /// Longest answer to an item of a world.
-const MAX_ANSWER: usize = 160;
+pub(super) const MAX_ANSWER: usize = 160;
+
+/// Most answers to an item among which a reward model chooses.
+const MOST_ANSWERS: usize = 1024;
 
 /// Evaluation: perplexity on data, accuracy on worlds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -75,7 +85,7 @@ pub struct EvaluateStage {
     )]
     #[schemars(schema_with = "shorthand::one_or_many_schema")]
     pub baseline: Vec<DataOptions>,
-    /// Preference pairs: how often is the better answer the likelier one?
+    /// Preference pairs: how often is the better answer the likelier one, or of a reward model the one with the larger score?
     #[serde(
         default,
         deserialize_with = "shorthand::one_or_many",
@@ -83,12 +93,27 @@ pub struct EvaluateStage {
     )]
     #[schemars(schema_with = "shorthand::one_or_many_schema")]
     pub preferences: Vec<DataOptions>,
+    /// Data with labels: how often does a classifier choose the right one?
+    #[serde(
+        default,
+        deserialize_with = "shorthand::one_or_many",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    #[schemars(schema_with = "shorthand::one_or_many_schema")]
+    pub labels: Vec<DataOptions>,
     /// Tasks of generated worlds whose accuracy is measured with greedy answers.
     #[serde(default)]
     pub worlds: Vec<String>,
     /// Tasks of generated worlds whose accuracy is measured with answers sampled at temperature 1.
     #[serde(default)]
     pub sampled_worlds: Vec<String>,
+    /// A reward model that chooses among several answers to each item of `sampled_worlds`: a folder, or the name of an earlier stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward: Option<String>,
+    /// Answers among which the reward model chooses.
+    #[serde(default = "default_best_of")]
+    #[schemars(range(min = 1, max = MOST_ANSWERS))]
+    pub best_of: usize,
     /// A model over the same tokens, or the name of an earlier stage: how far is the model from it? The mean log-ratio of the answers to
     /// `sampled_worlds`, in nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,6 +143,10 @@ pub struct EvaluateStage {
     pub length: usize,
 }
 
+fn default_best_of() -> usize {
+    8
+}
+
 fn default_items() -> usize {
     200
 }
@@ -139,6 +168,17 @@ impl StageKind for EvaluateStage {
                 self.items
             )));
         }
+        if !(1..=MOST_ANSWERS).contains(&self.best_of) {
+            return Err(Error::usage(format!(
+                "`best_of`: {} is outside 1 to {MOST_ANSWERS}",
+                self.best_of
+            )));
+        }
+        if self.reward.is_some() && self.sampled_worlds.is_empty() {
+            return Err(Error::usage(
+                "`reward` chooses among answers to `sampled_worlds`, of which there is none",
+            ));
+        }
         if !self.baseline.is_empty() && self.data.is_empty() {
             return Err(Error::usage(
                 "`baseline` stands beside the perplexity of `data`, of which there is none",
@@ -146,9 +186,10 @@ impl StageKind for EvaluateStage {
         }
         let tasks = self.worlds.iter().chain(&self.sampled_worlds);
         let nothing = tasks.clone().chain(&self.retrieval).next().is_none();
-        if nothing && self.data.is_empty() && self.preferences.is_empty() {
+        if nothing && self.data.is_empty() && self.preferences.is_empty() && self.labels.is_empty()
+        {
             return Err(Error::usage(
-                "the stage measures nothing; give one of `data`, `preferences`, `worlds`, `sampled_worlds`, `retrieval`",
+                "the stage measures nothing; give one of `data`, `preferences`, `labels`, `worlds`, `sampled_worlds`, `retrieval`",
             ));
         }
         if self.divergence_from.is_some() && self.sampled_worlds.is_empty() {
@@ -165,10 +206,12 @@ impl StageKind for EvaluateStage {
 
     fn inputs(&mut self) -> Vec<Input<'_>> {
         let data = self.data.iter_mut().chain(&mut self.baseline);
-        let data = data.chain(&mut self.preferences).map(Input::Data);
+        let data = data.chain(&mut self.preferences).chain(&mut self.labels);
+        let data = data.map(Input::Data);
         let template = self.template.iter_mut().map(Input::Template);
-        let other = self.divergence_from.iter_mut().map(Input::Model);
-        let model = [Input::Model(&mut self.model)].into_iter().chain(other);
+        let reward = self.reward.iter_mut().chain(&mut self.divergence_from);
+        let others = reward.map(Input::Model);
+        let model = [Input::Model(&mut self.model)].into_iter().chain(others);
         model.chain(data).chain(template).collect()
     }
 
@@ -213,6 +256,7 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     for remark in &start.loaded.remarks {
         voice.say(&format!("   {remark}"));
     }
+    let classes = Classes::of(&start.loaded);
     let mut language_model = start.loaded.model;
     language_model.merge_what_can_be();
     let model = TextModel {
@@ -225,6 +269,9 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     }
     if !stage.preferences.is_empty() {
         result.insert("preferences".into(), preferences(&model, stage, voice)?);
+    }
+    if !stage.labels.is_empty() {
+        result.insert("labels".into(), labels(&model, &classes?, stage, voice)?);
     }
     let mut figures = Map::new();
     for task in &stage.retrieval {
@@ -258,6 +305,10 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
         if !figures.is_empty() {
             result.insert(key.into(), Value::Object(figures));
         }
+    }
+    if let Some(reward) = &stage.reward {
+        let found = best_of::best_of(&model, Path::new(reward), stage, device, voice)?;
+        result.insert("best_of".into(), found);
     }
     Ok(Value::Object(result))
 }
@@ -349,7 +400,7 @@ fn retrieval(
     Ok(figures(&accuracy))
 }
 
-/// How often the better answer of a pair is the likelier one.
+/// How often the better answer of a pair is the likelier one, or has the larger score.
 fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) -> Result<Value> {
     let encoded = load(
         model,
@@ -370,12 +421,38 @@ fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) 
             "`preferences` holds no pair of a better and a worse answer",
         ));
     }
-    let accuracy = preference_accuracy(&model.model, &pairs, BATCH)?;
+    let accuracy = match model.model.spec().classifier {
+        Some(_) => reward_accuracy(&model.model, &pairs, BATCH)?,
+        None => preference_accuracy(&model.model, &pairs, BATCH)?,
+    };
     voice.say(&format!("   preferences: {accuracy}"));
     Ok(figures(&accuracy))
 }
 
-fn figures(accuracy: &Accuracy) -> Value {
+/// Loss and accuracy of a classifier on data with labels.
+fn labels(
+    model: &TextModel,
+    classes: &Classes,
+    stage: &EvaluateStage,
+    voice: &mut dyn Voice,
+) -> Result<Value> {
+    let records = data::records(&stage.labels, Wanted::Labels, voice)?;
+    records
+        .iter()
+        .try_for_each(|sourced| classes.check(sourced))?;
+    let encoded = data::encode(&model.tokenizer, &records, stage.length, voice)?;
+    let samples = data::samples(encoded, None, stage.length, Some(classes))?;
+    let mut objective = Classify { name: "classify" };
+    let (loss, metrics) = evaluation::evaluate(&model.model, &mut objective, &samples, BATCH)?;
+    let mut figures = json!({ "loss": loss, "items": samples.len() });
+    for (name, value) in metrics {
+        voice.say(&format!("   {name} {:.1} %", 100.0 * value));
+        figures[name] = value.into();
+    }
+    Ok(figures)
+}
+
+pub(super) fn figures(accuracy: &Accuracy) -> Value {
     let (low, high) = accuracy.interval();
     json!({"accuracy": accuracy.value(), "low": low, "high": high, "items": accuracy.total})
 }
@@ -456,7 +533,7 @@ pub fn examples(encoded: Vec<Encoded>) -> Vec<Example> {
         Encoded::Example(example) => Some(example),
         Encoded::Pair(pair) => Some(pair.chosen),
         Encoded::Unpaired { example, .. } => Some(example),
-        Encoded::Dropped { .. } => None,
+        Encoded::Labelled(_) | Encoded::Dropped { .. } => None,
     };
     encoded.into_iter().filter_map(example).collect()
 }

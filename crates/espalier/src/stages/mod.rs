@@ -4,7 +4,9 @@
 //! went into it and of everything that it left; a stage of which both are still the same is not run again.
 
 pub mod artifacts;
+pub mod best_of;
 mod claim;
+pub mod classes;
 pub mod data;
 pub mod ends;
 pub mod evaluate;

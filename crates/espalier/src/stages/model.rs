@@ -15,6 +15,7 @@ use espalier_models::{
     checkpoint::Dtype,
     families,
     folder::{self, LoadedModel},
+    fresh_classifier,
     model::LanguageModel,
     spec::{BlockSpec, MixerSpec, ModelSpec},
 };
@@ -284,6 +285,9 @@ pub fn save(
             let adapter = adapter.clone().based_on(absolute(origin.base));
             let family = families::by_name(&model.spec().family)?;
             folder::save_other_ends(model, origin.base, folder)?;
+            if model.spec().classifier.is_some() {
+                fresh_classifier::save_names(origin.config, folder)?;
+            }
             Ok(adapter.save(model, family, folder)?)
         }
     }

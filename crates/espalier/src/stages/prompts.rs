@@ -124,7 +124,8 @@ fn question(record: &Record) -> Option<(&[Message], Option<&Value>)> {
         Record::Preference { prompt, tools, .. } | Record::Unpaired { prompt, tools, .. } => {
             Some((prompt, tools.as_ref()))
         }
-        Record::Text { .. } => None,
+        Record::Steps { prompt, .. } => Some((prompt, None)),
+        Record::Text { .. } | Record::Labelled { .. } | Record::Tagged { .. } => None,
     }
 }
 

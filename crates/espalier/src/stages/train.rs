@@ -4,6 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use espalier_data::{
+    encode::Truncation,
     packing::Strategy,
     readers::{self, Wanted},
 };
@@ -20,7 +21,7 @@ use espalier_train::{
     adapters::AdapterOptions,
     batch::Sample,
     freeze::FreezeOptions,
-    objectives::{ObjectiveOptions, PackedRows, registry::Registered},
+    objectives::{ObjectiveOptions, PackedRows, language::Turns, registry::Registered},
     options::TrainOptions,
     plan::{Plan, check_lengths, plan},
     quantise::QuantiseOptions,
@@ -34,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Voice,
+    Voice, classes,
     data::{self, Sourced},
     ends,
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
@@ -68,7 +69,8 @@ pub struct TrainStage {
     /// A fresh model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new: Option<NewModel>,
-    /// What a step minimises: `pretrain`, `sft`, `dpo`, `kto`, `orpo`, `cpo`, `grpo`, `rloo`, `online_dpo`, `ppo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
+    /// What a step minimises: `pretrain`, `sft`, `dpo`, `kto`, `orpo`, `cpo`, `reward`, `process_reward`, `classify`, `distill`,
+    /// `selective`, `grpo`, `rloo`, `online_dpo`, `ppo`, `mlm`, `mntp`, `seq2seq`, `span_corruption`, `infilling`, `simcse`, or a
     /// table with options such as `{ dpo = { beta = 0.1 } }`.
     #[serde(deserialize_with = "shorthand::name_or_table")]
     #[schemars(schema_with = "shorthand::name_or_table_schema::<ObjectiveOptions>")]
@@ -301,7 +303,15 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         }
         (Some(options), None) => {
             let seed = stage.options.seed;
+            if stage.objective.registered().classifies && !stage.add_tokens.is_empty() {
+                return Err(Error::usage(
+                    "`add_tokens` with an adapter trains embedding and head, and a classifier has no head; add the tokens in a stage of its own",
+                ));
+            }
             Some(match stage.add_tokens.is_empty() {
+                true if stage.objective.registered().classifies => {
+                    options.attach_with_classifier(&mut model, family, seed)?
+                }
                 true => options.attach(&mut model, family, seed)?,
                 false if keeps_added => {
                     if added.is_empty() {
@@ -420,10 +430,20 @@ fn prepare(
     workplace: &mut Workplace,
     stage: &TrainStage,
 ) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
-    let wanted = stage.objective.registered().wanted;
+    let Registered {
+        wanted,
+        whole_pairs,
+        prompts: asks,
+        ..
+    } = stage.objective.registered();
     let mut records = data::records(&stage.data, wanted, workplace.voice)?;
     let mut held_out = data::records(&stage.validation, wanted, workplace.voice)?;
-    let asks = stage.objective.registered().prompts;
+    if let ObjectiveOptions::Sft(options) = &stage.objective
+        && options.turns == Turns::Last
+    {
+        let all = records.iter_mut().chain(&mut held_out);
+        all.for_each(|sourced| sourced.record.learn_last_turn());
+    }
     let origins_of = |sources: &[DataOptions], records: &[Sourced]| match asks {
         true => prompts::origins(sources, records),
         false => Ok(Vec::new()),
@@ -463,6 +483,14 @@ fn prepare(
         let validation = prepare(&held_out, &held_out_origins)?;
         return Ok((start, training, validation));
     }
+    let said = [records.as_slice(), held_out.as_slice()];
+    let classes = classes::settle(
+        &mut start.loaded,
+        &stage.objective,
+        &said,
+        options.seed,
+        workplace.voice,
+    )?;
     // Of a document every part is worth learning; of an answer the beginning, which stands behind its question.
     let packing = options.packing.then_some(match &stage.objective {
         ObjectiveOptions::Pretrain(_) => Strategy::BestFitSplit,
@@ -473,12 +501,22 @@ fn prepare(
         _ => options.length,
     };
     let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
-        let encoded = data::encode(&start.tokenizer, records, longest, workplace.voice)?;
+        let truncation = Truncation {
+            whole_pairs,
+            ..Truncation::default()
+        };
+        let encoded = data::encode_within(
+            &start.tokenizer,
+            records,
+            longest,
+            truncation,
+            workplace.voice,
+        )?;
         let encoded = match wanted {
             Wanted::Verdicts => data::unpaired(encoded),
-            Wanted::Texts | Wanted::Pairs | Wanted::Prompts => encoded,
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts | Wanted::Labels => encoded,
         };
-        Ok(data::samples(encoded, packing, options.length))
+        data::samples(encoded, packing, options.length, classes.as_ref())
     };
     let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
     Ok((start, training, validation))

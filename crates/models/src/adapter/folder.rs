@@ -10,6 +10,7 @@ use super::{Adapter, CONFIGURATION};
 use crate::{
     Error, Result,
     folder::{self, LoadedModel},
+    fresh_classifier,
 };
 
 /// Loads an adapter folder and its base, see [`base_folder`]. `changes` replace keys of the base's `config.json`, and `quantise` says
@@ -35,6 +36,7 @@ pub fn load(
         });
     }
     let mut loaded = folder::load_quantised(&base, changes, quantise, device)?;
+    fresh_classifier::for_adapter(&mut loaded, &adapter, folder)?;
     let family = loaded.family()?;
     let known = loaded.model.spec().vocabulary;
     let rows = adapter.rows_needed(&loaded.model, family)?;

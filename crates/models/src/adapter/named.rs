@@ -258,6 +258,11 @@ impl Adapter {
         Ok(adapter)
     }
 
+    /// The weights of a folder, under the names that they have there.
+    pub(crate) fn weights(&self, folder: &Path) -> Result<AdapterFile> {
+        self.kind.open(folder)
+    }
+
     /// The weights of a folder, and this adapter with what that file says beyond the configuration.
     fn open(
         &self,

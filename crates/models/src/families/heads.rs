@@ -2,7 +2,7 @@
 //! nothing.
 
 use super::{Family, config::Config};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pooling::Pooling;
 use crate::spec::{
     ClassifierDenseSpec, ClassifierSpec, HeadTransformSpec, ModelSpec, Problem, Subject,
@@ -197,6 +197,45 @@ fn read_problem(config: &Config, subject: Subject, labels: usize) -> Result<Prob
             Err(config.error(KEY, format!("unknown kind `{kind}`; known are {known}")))
         }
     }
+}
+
+/// `config` with classes of texts, or of tokens, in place of what it says that stands on the model.
+///
+/// # Errors
+/// When the family has no such architecture.
+pub fn classifying(
+    config: &Map<String, Value>,
+    family: &Family,
+    of_tokens: bool,
+    names: &[String],
+) -> Result<Map<String, Value>> {
+    let task = if of_tokens { Task::Tokens } else { Task::Texts };
+    let refusal = || {
+        Error::Invalid(format!(
+            "the family `{}` has no classifier; take a decoder or an encoder that has one",
+            family.model_type
+        ))
+    };
+    let architecture = task.architecture(family).ok_or_else(refusal)?;
+    let mut map = config.clone();
+    map.remove("num_labels");
+    map.insert("architectures".into(), json!([architecture]));
+    let named = names.iter().enumerate();
+    let names = named.map(|(number, name)| (number.to_string(), json!(name)));
+    map.insert("id2label".into(), Value::Object(names.clone().collect()));
+    let numbers = named_numbers(names);
+    map.insert("label2id".into(), Value::Object(numbers));
+    let read = (family.read)(&Config::from_map("config.json".as_ref(), map.clone()))?;
+    read.classifier.map(|_| map).ok_or_else(refusal)
+}
+
+/// The numbers of classes by their names.
+fn named_numbers(names: impl Iterator<Item = (String, Value)>) -> Map<String, Value> {
+    let number = |(number, name): (String, Value)| {
+        let name = name.as_str()?.to_owned();
+        Some((name, json!(number.parse::<usize>().ok()?)))
+    };
+    names.filter_map(number).collect()
 }
 
 /// The keys that name the architecture and its classes.

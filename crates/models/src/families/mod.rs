@@ -79,6 +79,7 @@ pub mod t5;
 mod tensor_table;
 
 pub use config::{Config, is_unset};
+pub use heads::classifying;
 pub use module_names::ModuleNames;
 pub use rwkv::bare;
 pub use tensor_table::TensorEntry;

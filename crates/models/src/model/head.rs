@@ -113,7 +113,7 @@ impl LanguageModel {
     }
 
     /// Hidden states for the head's product: transformed, and scaled, since the factor on the logits may as well stand here.
-    fn before_head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+    pub(super) fn before_head<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
         let hidden = match &self.head_transform {
             Some(transform) => transform.forward(hidden),
             None => hidden,
@@ -146,7 +146,7 @@ impl LanguageModel {
     }
 
     /// The head's weight and bias, where they are all there is to the head.
-    fn plain_head(&self) -> Option<(Weight<2>, Option<Tensor<1>>)> {
+    pub(super) fn plain_head(&self) -> Option<(Weight<2>, Option<Tensor<1>>)> {
         let bias = || self.head_bias.as_ref().map(flat);
         match &self.head {
             Some(head) if head.is_adapted() => None,
@@ -155,6 +155,14 @@ impl LanguageModel {
                 Some((head.weight.weight(), own.or_else(bias)))
             }
             None => Some((self.embedding.table(), bias())),
+        }
+    }
+
+    /// Whether the weight of a plain head, or an adapter on the table that it is, is trained.
+    pub(super) fn trains_plain_head(&self) -> bool {
+        match &self.head {
+            Some(head) => head.weight.is_trainable(),
+            None => self.embedding.weight.is_trainable() || self.embedding.adapters.is_active(),
         }
     }
 

@@ -18,7 +18,7 @@ use espalier_models::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Tuning;
+use super::{Tuning, Whole};
 use crate::{Error, Result};
 
 /// As wide as the widest models, where the addition is no longer of a low rank.
@@ -255,7 +255,7 @@ impl Tuning for LoraOptions {
         Ok(Adapter::new(config))
     }
 
-    fn with_modules(&self, modules: Vec<String>) -> Result<Adapter> {
+    fn with_modules(&self, modules: Vec<String>, whole: Whole) -> Result<Adapter> {
         let mut options = self.clone();
         for module in modules {
             // A module may be named by its last parts.
@@ -266,7 +266,7 @@ impl Tuning for LoraOptions {
             }
         }
         // New tokens are read and predicted by the same rows where the model has one table for both.
-        options.ensure_weight_tying = true;
+        options.ensure_weight_tying |= whole == Whole::Vocabulary;
         options.adapter()
     }
 

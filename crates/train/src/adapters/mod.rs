@@ -11,6 +11,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+/// What is trained whole beside an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whole {
+    /// Embedding and head, whose new rows would stay as they begin.
+    Vocabulary,
+    /// A classifier, which would stay as it begins.
+    Classifier,
+}
+
 /// A way to tune: options of a recipe that become an adapter.
 pub trait Tuning {
     /// The adapter that these options describe, not yet on a model.
@@ -19,11 +28,11 @@ pub trait Tuning {
     /// When an option makes no sense.
     fn adapter(&self) -> Result<Adapter>;
 
-    /// The adapter of these options with these modules of the base trained whole besides.
+    /// The adapter of these options with these modules of the base trained whole besides. Tables of tokens stay tied where they are.
     ///
     /// # Errors
     /// When this way to tune trains no modules of the base.
-    fn with_modules(&self, modules: Vec<String>) -> Result<Adapter>;
+    fn with_modules(&self, modules: Vec<String>, whole: Whole) -> Result<Adapter>;
 
     /// Whether of tokens that are added to the model's vocabulary the rows alone are trained, and kept in the adapter.
     fn keeps_added_tokens(&self) -> bool {
@@ -36,7 +45,7 @@ pub trait Tuning {
     /// # Errors
     /// When this way to tune trains no rows.
     fn with_added_tokens(&self, _added: &[u32], _modules: [Option<String>; 2]) -> Result<Adapter> {
-        self.with_modules(Vec::new())
+        self.with_modules(Vec::new(), Whole::Vocabulary)
     }
 
     /// Whether the options make sense for a model, before anything is put on it.
@@ -140,6 +149,21 @@ impl AdapterOptions {
         self.attach_as(adapter, model, family, seed)
     }
 
+    /// As [`AdapterOptions::attach`], with the model's classifier trained whole besides, as PEFT has it (`modules_to_save`).
+    ///
+    /// # Errors
+    /// As [`AdapterOptions::attach`], and when this way to tune trains no modules of the base.
+    pub fn attach_with_classifier(
+        &self,
+        model: &mut LanguageModel,
+        family: &Family,
+        seed: u64,
+    ) -> Result<Adapter> {
+        let modules = modules_of(model, family, &|part| part.starts_with("classifier."));
+        let adapter = self.tuning().with_modules(modules, Whole::Classifier)?;
+        self.attach_as(adapter, model, family, seed)
+    }
+
     /// Whether of tokens that are added the rows alone are trained, and kept in the adapter.
     pub fn keeps_added_tokens(&self) -> bool {
         self.tuning().keeps_added_tokens()
@@ -176,19 +200,9 @@ impl AdapterOptions {
     }
 
     fn with_vocabulary(&self, model: &LanguageModel, family: &Family) -> Result<Adapter> {
-        let entries = family.in_memory(model.spec());
         let holds = |part: &str| ["embedding.weight", "head.weight"].contains(&part);
-        let of_vocabulary = entries
-            .iter()
-            .filter(|entry| entry.parts.iter().any(|part| holds(part)));
-        let modules = of_vocabulary.map(|entry| {
-            entry
-                .name
-                .rsplit_once('.')
-                .map_or(entry.name.as_str(), |(module, _)| module)
-                .to_owned()
-        });
-        let adapter = self.tuning().with_modules(modules.collect())?;
+        let modules = modules_of(model, family, &holds);
+        let adapter = self.tuning().with_modules(modules, Whole::Vocabulary)?;
         Ok(adapter.to_be_merged())
     }
 
@@ -197,6 +211,20 @@ impl AdapterOptions {
         let one = |(name, help): &(&str, &str)| format!("`{name}`: {}", help.trim());
         KINDS.iter().map(one).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// The modules of transformers that hold parameters of ours which `holds` accepts, each once.
+fn modules_of(model: &LanguageModel, family: &Family, holds: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let entries = family.in_memory(model.spec()).into_iter();
+    let held = entries.filter(|entry| entry.parts.iter().any(|part| holds(part)));
+    let module = |name: &str| {
+        name.rsplit_once('.')
+            .map_or(name, |(module, _)| module)
+            .to_owned()
+    };
+    let mut modules: Vec<String> = held.map(|entry| module(&entry.name)).collect();
+    modules.dedup();
+    modules
 }
 
 #[cfg(test)]

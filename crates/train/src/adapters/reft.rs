@@ -13,7 +13,7 @@ use espalier_models::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Tuning;
+use super::{Tuning, Whole};
 use crate::{Error, Result};
 
 /// As wide as the widest models, where an edit is no longer of a low rank.
@@ -144,10 +144,16 @@ impl Tuning for ReftOptions {
         Ok(Adapter::new(self.config()?))
     }
 
-    fn with_modules(&self, _: Vec<String>) -> Result<Adapter> {
+    fn with_modules(&self, _: Vec<String>, whole: Whole) -> Result<Adapter> {
+        let reason = match whole {
+            Whole::Vocabulary => "edits of hidden states cannot be merged into a model that grew",
+            Whole::Classifier => {
+                "a folder of edits of hidden states does not say that its base has a classifier"
+            }
+        };
         Err(Error::Option {
             key: "adapter",
-            reason: "edits of hidden states cannot be merged into a model that grew; tune with `lora`, or without an adapter".into(),
+            reason: format!("{reason}; tune with `lora`, or without an adapter"),
         })
     }
 

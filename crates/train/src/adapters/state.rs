@@ -7,7 +7,7 @@
 use espalier_models::adapter::{Adapter, FirstStateConfig};
 use serde::{Deserialize, Serialize};
 
-use super::Tuning;
+use super::{Tuning, Whole};
 use crate::{Error, Result};
 
 /// The options of state tuning; there are none yet.
@@ -20,10 +20,16 @@ impl Tuning for StateOptions {
         Ok(Adapter::new(FirstStateConfig {}))
     }
 
-    fn with_modules(&self, _: Vec<String>) -> Result<Adapter> {
+    fn with_modules(&self, _: Vec<String>, whole: Whole) -> Result<Adapter> {
+        let fresh = match whole {
+            Whole::Vocabulary => "rows of new tokens",
+            Whole::Classifier => "a classifier",
+        };
         Err(Error::Option {
             key: "adapter",
-            reason: "state tuning trains no weights, so rows of new tokens would stay as they begin; tune with `lora`, or without an adapter".into(),
+            reason: format!(
+                "state tuning trains no weights, so {fresh} would stay as they begin; tune with `lora`, or without an adapter"
+            ),
         })
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use espalier_data::{random::Random, readers::Wanted};
+use espalier_data::random::Random;
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
@@ -64,14 +64,13 @@ impl InfillingOptions {
 
 /// The objective's registration.
 pub const ENTRY: Entry<InfillingOptions> = Entry {
-    metrics: &[ACCURACY, EXACT_MATCH],
-    packed_rows: PackedRows::Refused,
-    wanted: Wanted::Texts,
-    prompts: false,
-    reads: |_| Vec::new(),
     special_tokens: fresh_mask,
-    check: InfillingOptions::check,
-    build: |options, symbols| Ok(Box::new(Infilling::new(options.clone(), symbols)?)),
+    ..Entry::new(
+        &[ACCURACY, EXACT_MATCH],
+        PackedRows::Refused,
+        InfillingOptions::check,
+        |options, symbols| Ok(Box::new(Infilling::new(options.clone(), symbols)?)),
+    )
 };
 
 /// The objective.

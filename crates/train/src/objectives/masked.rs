@@ -5,7 +5,7 @@
 //! stay. The loss asks for the chosen ones: from their own position, or, as decoders are used to, from the one before.
 //! Recipes: `bert.toml`, `llm2vec.toml`.
 
-use espalier_data::{packing::Row, random::Random, readers::Wanted};
+use espalier_data::{packing::Row, random::Random};
 use espalier_models::model::LanguageModel;
 use serde::{Deserialize, Serialize};
 
@@ -68,14 +68,13 @@ impl MaskingOptions {
 
 /// Masked language modelling's registration.
 pub const MLM: Entry<MaskingOptions> = Entry {
-    metrics: &[ACCURACY, EXACT_MATCH],
-    packed_rows: PackedRows::Apart,
-    wanted: Wanted::Texts,
-    prompts: false,
-    reads: |_| Vec::new(),
     special_tokens: fresh_mask,
-    check: MaskingOptions::check,
-    build: |options, symbols| Ok(Box::new(Masked::new("mlm", options.clone(), symbols, 0)?)),
+    ..Entry::new(
+        &[ACCURACY, EXACT_MATCH],
+        PackedRows::Apart,
+        MaskingOptions::check,
+        |options, symbols| Ok(Box::new(Masked::new("mlm", options.clone(), symbols, 0)?)),
+    )
 };
 
 /// Masked next-token prediction's registration.

@@ -4,13 +4,18 @@
 //! units a batch has before the forward pass, so that accumulation divides by the units of the whole step. It may own
 //! parameters, make its batches from the policy's own rollouts, be notified of every step, and keep state between steps.
 
+pub mod classification;
+pub mod distillation;
 pub mod infilling;
 pub mod language;
 pub mod masked;
 pub mod online;
 pub mod preference;
+pub mod process_reward;
 pub mod reference;
 pub mod registry;
+pub mod reward;
+pub mod selective;
 pub mod seq2seq;
 pub mod simcse;
 pub mod span_corruption;

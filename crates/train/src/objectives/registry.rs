@@ -4,10 +4,10 @@ use espalier_data::readers::Wanted;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Objective, PackedRows, infilling, language, masked,
+    Objective, PackedRows, classification, distillation, infilling, language, masked,
     online::{grpo, online_dpo, ppo, rloo},
     preference::{cpo, dpo, kto, orpo},
-    seq2seq, simcse, span_corruption,
+    process_reward, reward, selective, seq2seq, simcse, span_corruption,
     symbols::Symbols,
 };
 use crate::{Result, metrics::MetricDescription, rewards::Read};
@@ -20,6 +20,10 @@ pub struct Entry<O> {
     pub packed_rows: PackedRows,
     /// What records it learns from.
     pub wanted: Wanted,
+    /// Whether answers that are too long are left out with their pair instead of being cut.
+    pub whole_pairs: bool,
+    /// Whether the model has to give classes of texts or tokens; it gets a fresh classifier where it does not.
+    pub classifies: bool,
     /// Whether it asks for prompts alone, which the policy answers.
     pub prompts: bool,
     /// What its options name besides the recipe, which belongs to what a run is made of.
@@ -44,6 +48,8 @@ impl<O> Entry<O> {
             metrics,
             packed_rows,
             wanted: Wanted::Texts,
+            whole_pairs: false,
+            classifies: false,
             prompts: false,
             reads: |_| Vec::new(),
             special_tokens: Vec::new,
@@ -84,6 +90,21 @@ impl<O> Entry<O> {
         Self { reads, ..self }
     }
 
+    /// An objective of a model that classifies texts or tokens; it takes a row for one text.
+    pub const fn of_classes(
+        metrics: &'static [MetricDescription],
+        wanted: Wanted,
+        check: fn(&O) -> Result<()>,
+        build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
+    ) -> Self {
+        Self {
+            wanted,
+            whole_pairs: true,
+            classifies: true,
+            ..Self::new(metrics, PackedRows::Refused, check, build)
+        }
+    }
+
     /// An objective that learns from the policy's own answers to prompts, a row for each.
     pub const fn of_prompts(
         metrics: &'static [MetricDescription],
@@ -106,6 +127,8 @@ impl<O> Entry<O> {
             metrics: self.metrics,
             packed_rows: self.packed_rows,
             wanted: self.wanted,
+            whole_pairs: self.whole_pairs,
+            classifies: self.classifies,
             prompts: self.prompts,
             special_tokens: self.special_tokens,
         }
@@ -125,6 +148,10 @@ pub struct Registered {
     pub packed_rows: PackedRows,
     /// What records it learns from.
     pub wanted: Wanted,
+    /// Whether answers that are too long are left out with their pair instead of being cut.
+    pub whole_pairs: bool,
+    /// Whether the model has to give classes of texts or tokens.
+    pub classifies: bool,
     /// Whether it asks for prompts alone, which the policy answers.
     pub prompts: bool,
     /// Special tokens that a fresh vocabulary needs for it.
@@ -169,7 +196,7 @@ macro_rules! objectives {
                 }
             }
 
-            /// What its rewards read besides the recipe.
+            /// What the options name besides the recipe.
             pub fn reads(&mut self) -> Vec<Read<'_>> {
                 match self {
                     $(Self::$variant(options) => ($entry.reads)(options)),+
@@ -193,7 +220,7 @@ objectives! {
     /// Every token of every document.
     Pretrain("pretrain", language::NextTokenOptions) = language::PRETRAIN,
     /// The assistant's tokens.
-    Sft("sft", language::NextTokenOptions) = language::SFT,
+    Sft("sft", language::SftOptions) = language::SFT,
     /// Better against worse answers.
     Dpo("dpo", dpo::DpoOptions) = dpo::ENTRY,
     /// Good and bad answers, each by itself (KTO).
@@ -202,6 +229,16 @@ objectives! {
     Orpo("orpo", orpo::OrpoOptions) = orpo::ENTRY,
     /// Better against worse answers without a reference (CPO, SimPO).
     Cpo("cpo", cpo::CpoOptions) = cpo::ENTRY,
+    /// The better answer's score is the larger one: a reward model (Bradley-Terry).
+    Reward("reward", reward::RewardOptions) = reward::ENTRY,
+    /// Whether each step of an answer is right: a process reward model.
+    ProcessReward("process_reward", process_reward::ProcessRewardOptions) = process_reward::ENTRY,
+    /// Classes of texts or of words.
+    Classify("classify", classification::ClassifyOptions) = classification::ENTRY,
+    /// A teacher's distributions in place of labels: knowledge distillation.
+    Distill("distill", distillation::DistillOptions) = distillation::ENTRY,
+    /// The tokens of which a reference says that they are worth learning (Rho-1).
+    Selective("selective", selective::SelectiveOptions) = selective::ENTRY,
     /// The policy's own answers, each against the others to its prompt (GRPO).
     Grpo("grpo", grpo::GrpoOptions) = grpo::ENTRY,
     /// The policy's own answers, each against the mean of the others (RLOO).

@@ -3,7 +3,7 @@
 //!
 //! Recipe: `t5.toml`.
 
-use espalier_data::{random::Random, readers::Wanted};
+use espalier_data::random::Random;
 use espalier_models::{model::LanguageModel, taps::Unobserved};
 use serde::{Deserialize, Serialize};
 
@@ -66,14 +66,13 @@ const SPAN_MATCH: MetricDescription = MetricDescription::share(
 
 /// The objective's registration.
 pub const ENTRY: Entry<SpanOptions> = Entry {
-    metrics: &[ACCURACY, EXACT_MATCH, SPAN_MATCH],
-    packed_rows: PackedRows::Refused,
-    wanted: Wanted::Texts,
-    prompts: false,
-    reads: |_| Vec::new(),
     special_tokens: fresh_sentinels,
-    check: SpanOptions::check,
-    build: |options, symbols| Ok(Box::new(SpanCorruption::new(options.clone(), symbols)?)),
+    ..Entry::new(
+        &[ACCURACY, EXACT_MATCH, SPAN_MATCH],
+        PackedRows::Refused,
+        SpanOptions::check,
+        |options, symbols| Ok(Box::new(SpanCorruption::new(options.clone(), symbols)?)),
+    )
 };
 
 /// The objective.

@@ -213,6 +213,7 @@ pub fn dpo(args: &DpoArgs, context: &Context) -> Result<()> {
         Example::new(row.clone(), targets)
     };
     let pair = |both: &[Vec<u32>]| Pair {
+        margin: 0.0,
         chosen: example(&both[0]),
         rejected: example(&both[1]),
     };

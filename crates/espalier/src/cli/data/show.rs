@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use espalier_data::{
-    encode::{Encoded, Encoder, Example},
+    encode::{Encoded, Encoder, Example, Labelled},
     readers::{self, Form, Source, Wanted, to_json},
-    record::{Message, Record},
+    record::{Label, Message, Record},
     tokenizer::Tokenizer,
     worlds::{self, Split},
 };
@@ -46,7 +46,7 @@ pub struct ShowArgs {
     /// How many records
     #[arg(long, value_name = "COUNT", default_value_t = 3)]
     pub count: usize,
-    /// The file's form (alpaca, sharegpt, messages, preference, completion, text), or a world's (chat, text, preference)
+    /// The file's form (alpaca, sharegpt, messages, preference, completion, text), or a world's (chat, text, preference, label, steps)
     #[arg(long, value_name = "FORM")]
     pub form: Option<String>,
     /// Read what `label` or `kto_tag` say of a file's answers, as the objective `kto` does
@@ -59,7 +59,7 @@ pub struct ShowArgs {
 /// # Errors
 /// When the data or the tokenizer cannot be read, or a record cannot be encoded.
 pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
-    let records = records(args)?;
+    let records = records(args, context)?;
     let encoder = args
         .tokenizer
         .as_ref()
@@ -83,7 +83,7 @@ pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn records(args: &ShowArgs) -> Result<Vec<Sourced>> {
+fn records(args: &ShowArgs, context: &Context) -> Result<Vec<Sourced>> {
     let path = Path::new(&args.data);
     if path.exists() {
         let form = args
@@ -107,6 +107,12 @@ fn records(args: &ShowArgs) -> Result<Vec<Sourced>> {
                 record: record?,
                 place: Some((path.clone(), reader.line())),
             });
+        }
+        let unread: Vec<&str> = reader.unread().collect();
+        if !unread.is_empty() {
+            let columns = unread.join(", ");
+            let note = format!("columns that are not read: {columns}");
+            context.terminal.note(&harmless(&note));
         }
         return Ok(records);
     }
@@ -140,7 +146,7 @@ fn world_form(name: Option<&str>) -> Result<WorldShape> {
     };
     WorldShape::from_str(name, true).map_err(|_| {
         Error::Usage(format!(
-            "`--form {name}`: a world's is `chat`, `text`, `answer` or `preference`"
+            "`--form {name}`: a world's is `chat`, `text`, `answer`, `preference`, `label` or `steps`"
         ))
     })
 }
@@ -194,12 +200,36 @@ fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()
             prompt,
             chosen,
             rejected,
+            margin,
             tools: offered,
         } => {
             heading(index, &format!("preference{}", tools(offered)), context)?;
             turns(prompt)?;
             line("chosen", &chosen.text())?;
             line("rejected", &rejected.text())?;
+            if let Some(margin) = margin {
+                line("margin", &margin.to_string())?;
+            }
+        }
+        Record::Labelled { text, label } => {
+            heading(index, "text with a label", context)?;
+            line("text", text)?;
+            line("label", &said(label))?;
+        }
+        Record::Tagged { words, labels } => {
+            heading(index, "words with labels", context)?;
+            let mut all = words.iter().zip(labels);
+            all.try_for_each(|(word, label)| line(&said(label), word))?;
+        }
+        Record::Steps {
+            prompt,
+            steps,
+            labels,
+        } => {
+            heading(index, "steps with labels", context)?;
+            turns(prompt)?;
+            let mut all = steps.iter().zip(labels);
+            all.try_for_each(|(step, label)| line(&said(label), step))?;
         }
         Record::Unpaired {
             prompt,
@@ -213,6 +243,11 @@ fn show_structure(index: usize, record: &Record, context: &Context) -> Result<()
         }
     }
     terminal.line("")
+}
+
+/// A label as a file says it.
+fn said(label: &Label) -> String {
+    serde_json::to_string(label).unwrap_or_default()
 }
 
 /// A verdict in a word.
@@ -268,9 +303,21 @@ fn show_encoded(
             heading(index, &title, context)?;
             show(&example)?;
         }
+        Encoded::Labelled(labelled) => {
+            let example = unlearned(&labelled);
+            let labels = labelled.labels.len();
+            let words = format!("{} tokens, {labels} labels", example.ids.len());
+            heading(index, &words, context)?;
+            show(&example)?;
+        }
         Encoded::Dropped { reason } => heading(index, &format!("left out: {reason}"), context)?,
     }
     terminal.line("")
+}
+
+/// The tokens of a labelled text, none of which is predicted.
+fn unlearned(labelled: &Labelled) -> Example {
+    Example::new(labelled.ids.clone(), vec![false; labelled.ids.len()])
 }
 
 /// The example's text without control characters other than the colours.
@@ -299,6 +346,12 @@ fn encoded_json(encoder: &Encoder, encoded: Encoded) -> Result<Value> {
         Encoded::Example(one) => example(&one)?,
         Encoded::Pair(pair) => {
             json!({"chosen": example(&pair.chosen)?, "rejected": example(&pair.rejected)?})
+        }
+        Encoded::Labelled(labelled) => {
+            let mut shown = example(&unlearned(&labelled))?;
+            shown["places"] = json!(labelled.places);
+            shown["labels"] = json!(labelled.labels);
+            shown
         }
         Encoded::Unpaired {
             example: one,

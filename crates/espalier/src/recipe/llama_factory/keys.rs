@@ -87,7 +87,6 @@ fn without_counterpart() -> Vec<(&'static str, Vec<Value>)> {
         ("infer_backend", vec![json!("huggingface")]),
         ("init_special_tokens", vec![]),
         ("interleave_probs", vec![]),
-        ("mask_history", no()),
         ("media_dir", vec![]),
         ("mix_strategy", vec![json!("concat")]),
         ("mixture_of_depths", vec![]),
@@ -110,7 +109,6 @@ fn without_counterpart() -> Vec<(&'static str, Vec<Value>)> {
         ("use_apollo", no()),
         ("use_asft_loss", no()),
         ("use_badam", no()),
-        ("use_dft_loss", no()),
         ("use_eaft_loss", no()),
         ("use_swanlab", no()),
         ("create_new_adapter", no()),
@@ -206,6 +204,7 @@ fn model(reading: &mut Reading, train: &mut Table) -> Result<()> {
 
 fn objective(reading: &mut Reading, train: &mut Table) -> Result<()> {
     let stage = reading.text("stage")?;
+    let sft = of_sft(reading, stage.as_deref())?;
     let objective = match stage.as_deref() {
         Some("dpo") => Toml::Table(preferences::of_dpo(reading)?),
         Some("kto") => Toml::Table(preferences::of_kto(reading)?),
@@ -213,11 +212,13 @@ fn objective(reading: &mut Reading, train: &mut Table) -> Result<()> {
             preferences::take(reading)?;
             match other {
                 Some("pt") => Toml::from("pretrain"),
-                None | Some("sft") => Toml::from("sft"),
+                None | Some("sft") => sft,
+                // Their heads start as those of TRL do.
+                Some("rm") => Toml::from("reward"),
                 Some(_) => {
                     reading.refuse(
                         "stage",
-                        "has no counterpart here; `pt`, `sft`, `dpo` and `kto` have",
+                        "has no counterpart here; `pt`, `sft`, `rm`, `dpo` and `kto` have",
                     );
                     return Ok(());
                 }
@@ -226,6 +227,25 @@ fn objective(reading: &mut Reading, train: &mut Table) -> Result<()> {
     };
     set(train, "objective", Some(objective));
     Ok(())
+}
+
+/// Supervised fine-tuning with the keys that are its own.
+fn of_sft(reading: &mut Reading, stage: Option<&str>) -> Result<Toml> {
+    let mut options = Table::new();
+    for (key, option, value) in [
+        ("mask_history", "turns", "last"),
+        ("use_dft_loss", "loss", "dft"),
+    ] {
+        let wanted = reading.flag(key)?;
+        if wanted && !matches!(stage, None | Some("sft")) {
+            reading.refuse(key, "belongs to the stage `sft`");
+        }
+        set(&mut options, option, wanted.then_some(value));
+    }
+    Ok(match options.is_empty() {
+        true => Toml::from("sft"),
+        false => Toml::Table(Table::from_iter([("sft".to_owned(), Toml::Table(options))])),
+    })
 }
 
 fn adapter(reading: &mut Reading, train: &mut Table) -> Result<()> {

@@ -268,6 +268,22 @@ fn preferences() {
 }
 
 #[test]
+fn reward_models_and_what_is_learned_of_conversations() {
+    let of = |lines: &str| {
+        let text = format!("model_name_or_path: m\ndataset: pairs\ndataset_dir: DATA\n{lines}\n");
+        value(&text)["objective"].clone()
+    };
+    assert_eq!(of("stage: rm").as_str(), Some("reward"));
+    let sft = of("stage: sft\nmask_history: true\nuse_dft_loss: true");
+    assert_eq!(sft["sft"]["turns"].as_str(), Some("last"));
+    assert_eq!(sft["sft"]["loss"].as_str(), Some("dft"));
+    let refused = refusal(
+        "model_name_or_path: m\ndataset: web\ndataset_dir: DATA\nstage: pt\nuse_dft_loss: true\n",
+    );
+    assert!(refused.contains("belongs to the stage `sft`"), "{refused}");
+}
+
+#[test]
 fn what_changed_its_name_is_mapped() {
     let with = |keys: &str| value(&format!("{EXAMPLE}{keys}"));
     let held_out = with("val_size: 100\n");

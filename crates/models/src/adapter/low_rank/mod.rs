@@ -41,9 +41,11 @@ use crate::{
     Error, Result,
     checkpoint::{PeftConfig, peft_config::TrainedBiases},
     families::{Family, config::Config},
+    fresh_classifier::TASKS,
     layout::{self, Module, StoredTensor},
     model::LanguageModel,
     parameter::Parameter,
+    spec::Subject,
 };
 
 /// LoRA's line in the list of kinds.
@@ -234,10 +236,15 @@ impl LinearAdapter for LowRank {
 /// Why `B` with a bias is not merged into a layer without one.
 const NO_BIAS: &str = "`lora_bias` adds a bias, and a layer that it adds to has none to take it; keep the adapter apart, or train it without";
 
-/// What PEFT calls the use of a model: it has a name for what predicts next tokens and for what has no head, and none for what predicts
-/// masked ones.
+/// What PEFT calls the use of a model: it has a name for what predicts next tokens, for what classifies and for what has no head, and none
+/// for what predicts masked ones.
 fn task_type(model: &LanguageModel) -> Option<String> {
     let spec = model.spec();
+    if let Some(classifier) = spec.classifier {
+        let of_tokens = classifier.subject == Subject::Tokens;
+        let known = TASKS.into_iter().find(|(_, tokens)| *tokens == of_tokens);
+        return known.map(|(name, _)| name.to_owned());
+    }
     let name = match (spec.headless, spec.encoder.is_some(), spec.head_transform) {
         (true, _, _) => "FEATURE_EXTRACTION",
         (false, true, _) => "SEQ_2_SEQ_LM",

@@ -1,0 +1,178 @@
+//! Best of n: a reward model chooses among several answers of a model, a checker says how well it chose.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use espalier_data::{
+    encode::{Encoded, Encoder},
+    record::{Message, Record},
+    worlds::Split,
+};
+use espalier_engine::{
+    sampler::SamplerOptions,
+    score::rewards,
+    text::{TextModel, TextOptions},
+};
+use espalier_evaluate::{
+    statistics::Accuracy,
+    world::{self, Answer},
+};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Voice,
+    evaluate::{BATCH, EvaluateStage, MAX_ANSWER, figures},
+    model,
+};
+use crate::{Error, Result};
+
+/// For each sampled task how often the answer with the largest reward is right, one at random, and any at all (the oracle).
+///
+/// # Errors
+/// When the reward model is none, or an answer does not fit it.
+pub fn best_of(
+    policy: &TextModel,
+    reward: &Path,
+    stage: &EvaluateStage,
+    device: &Device,
+    voice: &mut dyn Voice,
+) -> Result<Value> {
+    let template = stage.template.as_deref();
+    let start = model::open(reward, &Map::new(), None, template, device)?;
+    let mut judge = start.loaded.model;
+    judge.merge_what_can_be();
+    if judge.spec().classifier.is_none_or(|head| head.labels != 1) {
+        return Err(Error::usage(format!(
+            "`reward`: {} is no reward model (`...ForSequenceClassification` with one label)",
+            reward.display()
+        )));
+    }
+    let encoder = Encoder::new(start.tokenizer, stage.length);
+    let mut all = Map::new();
+    for task in &stage.sampled_worlds {
+        let answers = answers(policy, task, stage, voice)?;
+        let scores: Vec<Vec<f64>> = answers
+            .iter()
+            .map(|answers| scores(&judge, &encoder, answers))
+            .collect::<Result<_>>()?;
+        let found = figures_of(&answers, &scores);
+        voice.say(&format!(
+            "   {task}, best of {}: {}; one at random {:.1} %, any {:.1} %",
+            stage.best_of,
+            found.chosen,
+            100.0 * found.random,
+            100.0 * found.any.value()
+        ));
+        let mut of_task = figures(&found.chosen);
+        of_task["random"] = json!(found.random);
+        of_task["any"] = json!(found.any.value());
+        all.insert(task.clone(), of_task);
+    }
+    Ok(Value::Object(all))
+}
+
+/// What came of the choices.
+struct Found {
+    chosen: Accuracy,
+    random: f64,
+    any: Accuracy,
+}
+
+/// `[answers][items]` each.
+fn figures_of(answers: &[Vec<Answer>], scores: &[Vec<f64>]) -> Found {
+    let items = answers.first().map_or(0, Vec::len);
+    let right = |draw: usize, item: usize| answers[draw][item].right;
+    let best = |item: usize| {
+        let of = |draw: &usize| scores[*draw][item];
+        let larger = |a: usize, b: usize| if of(&b) > of(&a) { b } else { a };
+        (0..answers.len()).reduce(larger).unwrap_or(0)
+    };
+    let rights = answers.iter().flatten().filter(|answer| answer.right);
+    Found {
+        chosen: (0..items).map(|item| right(best(item), item)).collect(),
+        random: rights.count() as f64 / (items * answers.len()).max(1) as f64,
+        any: (0..items)
+            .map(|item| (0..answers.len()).any(|draw| right(draw, item)))
+            .collect(),
+    }
+}
+
+/// As many answers to each item as are asked for, each draw with a seed of its own.
+fn answers(
+    policy: &TextModel,
+    task: &str,
+    stage: &EvaluateStage,
+    voice: &mut dyn Voice,
+) -> Result<Vec<Vec<Answer>>> {
+    let items = world::items(task, Split::Test, stage.items, 0)?;
+    let mut draws = Vec::with_capacity(stage.best_of);
+    for draw in 0..stage.best_of {
+        // Batches of a draw add the number of their first item.
+        let step = (stage.items as u64).wrapping_add(BATCH as u64);
+        let options = TextOptions {
+            max_new_tokens: MAX_ANSWER,
+            sampler: SamplerOptions {
+                seed: stage
+                    .seed
+                    .wrapping_add((draw as u64 + 1).wrapping_mul(step)),
+                ..SamplerOptions::default()
+            },
+            stops: Vec::new(),
+        };
+        let label = format!("   {task}, draw {}", draw + 1);
+        let mut progress = |done: usize| voice.progress(&label, done, stage.items, "");
+        draws.push(world::answer(
+            policy,
+            &items,
+            &options,
+            BATCH,
+            &mut progress,
+        )?);
+    }
+    Ok(draws)
+}
+
+fn scores(
+    judge: &espalier_models::model::LanguageModel,
+    encoder: &Encoder,
+    answers: &[Answer],
+) -> Result<Vec<f64>> {
+    let ids = |answer: &Answer| -> Result<Vec<u32>> {
+        let mut messages = answer.item.question();
+        messages.push(Message::assistant(&answer.text));
+        let record = Record::Chat {
+            messages,
+            tools: None,
+        };
+        Ok(match encoder.encode(&record)? {
+            Encoded::Example(example) => example.ids,
+            _ => Vec::new(),
+        })
+    };
+    let texts = answers.iter().map(ids).collect::<Result<Vec<_>>>()?;
+    Ok(rewards(judge, &texts, BATCH)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_score_chooses_and_the_first_of_equal_ones() {
+        let item = world::items("g1/1", Split::Test, 2, 0).unwrap();
+        let answer = |number: usize, right: bool| Answer {
+            item: item[number].clone(),
+            text: String::new(),
+            right,
+        };
+        let answers = [
+            vec![answer(0, false), answer(1, true)],
+            vec![answer(0, true), answer(1, false)],
+        ];
+        let found = figures_of(&answers, &[vec![0.0, 1.0], vec![2.0, 1.0]]);
+        assert_eq!(found.chosen.value(), 1.0);
+        assert_eq!((found.random, found.any.value()), (0.5, 1.0));
+        let found = figures_of(&answers, &[vec![1.0, 0.0], vec![0.0, 1.0]]);
+        assert_eq!(found.chosen.value(), 0.0);
+    }
+}
