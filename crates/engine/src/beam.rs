@@ -15,7 +15,8 @@ use espalier_models::{
 use crate::{
     Error, Result,
     decode::{check_prompts, source},
-    sampler::penalise,
+    rules::{Place, Rules},
+    sampler::{nothing_left, penalise},
 };
 
 /// Width, length and end of a beam search.
@@ -31,6 +32,10 @@ pub struct BeamOptions {
     pub end: Vec<u32>,
     /// Above 1 tokens that occurred before become less likely, those of a decoder's prompt included; 1 does nothing.
     pub repetition_penalty: f32,
+    /// What may not come, and what must.
+    pub rules: Rules,
+    /// Whether the search ends as soon as there are `beams` finished continuations, though a longer one might be better.
+    pub early_stopping: bool,
 }
 
 impl Default for BeamOptions {
@@ -42,6 +47,8 @@ impl Default for BeamOptions {
             length_penalty: 1.0,
             end: Vec::new(),
             repetition_penalty: 1.0,
+            rules: Rules::default(),
+            early_stopping: false,
         }
     }
 }
@@ -76,7 +83,8 @@ struct Beam {
 /// ```
 ///
 /// # Errors
-/// When the prompt is empty or too long, a token id is outside the vocabulary, the model does not generate, or `ends` fails.
+/// When the prompt is empty or too long, a token id is outside the vocabulary, the model does not generate, `ends` fails, or every
+/// token is forbidden.
 pub fn beam_search(
     model: &LanguageModel,
     prompt: &[u32],
@@ -112,15 +120,30 @@ pub fn beam_search(
     let mut finished: Vec<Hypothesis> = Vec::new();
     for step in 0..longest {
         let mut rows = log_probabilities(model, &input, &mut state)?;
+        let mut forced = None;
         for (beam, row) in beams.iter().zip(&mut rows) {
             let history = [start.as_slice(), &beam.ids].concat();
             penalise(row, &history, options.repetition_penalty);
+            let place = Place {
+                history: &history,
+                prompt: start.len(),
+                longest,
+                end: &options.end,
+            };
+            // Depends on the step alone, which all of them share.
+            forced = options.rules.forced(model.spec().encoder.as_ref(), &place);
+            for id in options.rules.forbidden(&place) {
+                if let Some(value) = row.get_mut(id as usize) {
+                    *value = f32::NEG_INFINITY;
+                }
+            }
         }
         let mut next: Vec<(usize, Beam)> = Vec::with_capacity(options.beams);
-        let forced = forced(model, step, longest);
         let count = 2 * options.beams;
         for (rank, (row, beam)) in candidates(&beams, &rows, count, forced).enumerate() {
-            let ended = beam.ids.last().is_some_and(|id| options.end.contains(id));
+            // Where no more tokens may come, everything ends, and is compared with what ended before.
+            let full = step + 1 == longest;
+            let ended = full || beam.ids.last().is_some_and(|id| options.end.contains(id));
             if ended || ends(&beam.ids)? {
                 if rank < options.beams {
                     finished.push(beam.scored(options));
@@ -153,6 +176,9 @@ pub fn beam_search(
         finished.extend(beams.iter().map(|beam| beam.scored(options)));
         keep_best(&mut finished, options.beams);
     }
+    if finished.is_empty() {
+        return Err(nothing_left());
+    }
     Ok(finished)
 }
 
@@ -172,22 +198,15 @@ fn keep_best(hypotheses: &mut Vec<Hypothesis>, count: usize) {
     hypotheses.truncate(count);
 }
 
-/// Whether the best beam, as it stands, is worse than all finished ones, of which there are enough.
+/// Whether there are enough finished ones, and the best beam, as it stands, is worse than all of them or not asked for.
 fn is_settled(finished: &[Hypothesis], beams: &[Beam], options: &BeamOptions) -> bool {
     let worst = finished
         .last()
         .filter(|_| finished.len() >= options.beams)
         .map(|last| last.score);
-    worst.is_some_and(|worst| beams.iter().all(|beam| beam.scored(options).score <= worst))
-}
-
-/// The token that an encoder-decoder's configuration puts first or last.
-fn forced(model: &LanguageModel, step: usize, longest: usize) -> Option<u32> {
-    let encoder = model.spec().encoder.as_ref()?;
-    encoder
-        .forced_last
-        .filter(|_| step + 1 == longest)
-        .or(encoder.forced_first.filter(|_| step == 0))
+    worst.is_some_and(|worst| {
+        options.early_stopping || beams.iter().all(|beam| beam.scored(options).score <= worst)
+    })
 }
 
 /// The `count` likeliest beams of one more token, best first, each with the row that it extends.
@@ -205,6 +224,8 @@ fn candidates(
             None => all.extend(
                 (0..)
                     .zip(log_probabilities)
+                    // What is forbidden is no candidate.
+                    .filter(|(_, p)| **p > f32::NEG_INFINITY)
                     .map(|(id, p)| (row, id, beam.log_probability + f64::from(*p))),
             ),
         }
@@ -303,6 +324,44 @@ mod tests {
                 "{name}: {} against {score}",
                 found[0].score
             );
+        }
+    }
+
+    #[test]
+    fn an_early_end_asks_for_no_better_continuation() {
+        let path = format!("{}/../../tests/fixtures/llama", env!("CARGO_MANIFEST_DIR"));
+        let model = folder::load(path.as_ref(), &Device::flex()).unwrap().model;
+        // By transformers, as below, with `length_penalty` and `early_stopping`.
+        for (length_penalty, end, early_stopping, ids, score) in [
+            (
+                1.0,
+                59,
+                false,
+                vec![57, 57, 57, 29, 29, 29, 29, 29],
+                -2.673693,
+            ),
+            (1.0, 59, true, vec![57, 57, 29, 59], -2.770545),
+            (
+                2.0,
+                29,
+                false,
+                vec![57, 57, 57, 59, 33, 59, 59, 29],
+                -0.349032,
+            ),
+            (2.0, 29, true, vec![57, 57, 29], -0.893186),
+        ] {
+            let options = BeamOptions {
+                beams: 4,
+                max_new_tokens: 8,
+                length_penalty,
+                end: if end == 59 { vec![59, 8] } else { vec![end] },
+                early_stopping,
+                ..BeamOptions::default()
+            };
+            let prompt = [5, 9, 31, 7, 40, 12];
+            let found = beam_search(&model, &prompt, &options, &mut |_| Ok(false)).unwrap();
+            assert_eq!(found[0].ids, ids, "{length_penalty}, {early_stopping}");
+            assert!((found[0].score - score).abs() < 1e-4, "{}", found[0].score);
         }
     }
 

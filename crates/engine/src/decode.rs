@@ -16,6 +16,7 @@ use espalier_models::{
 
 use crate::{
     Error, Result,
+    rules::Place,
     sampler::{Sampler, SamplerOptions},
 };
 
@@ -310,13 +311,7 @@ impl Row {
         on_token: &mut dyn FnMut(usize, u32) -> bool,
     ) -> Result<u32> {
         if self.finish.is_none() {
-            let token = match self.forced(spec, options) {
-                Some(token) => token,
-                None => {
-                    self.sampler
-                        .sample(&mut logits.to_vec(), &self.history, &options.forbidden)?
-                }
-            };
+            let token = self.next(logits, spec, options)?;
             self.history.push(token);
             let go_on = on_token(index, token);
             self.finish = match () {
@@ -331,13 +326,21 @@ impl Row {
         Ok(self.history[self.history.len() - 1])
     }
 
-    /// The token that the model's configuration puts here, first or last.
-    fn forced(&self, spec: &ModelSpec, options: &DecodeOptions) -> Option<u32> {
-        let (encoder, produced) = (spec.encoder.as_ref()?, self.history.len() - self.prompt);
-        let last = encoder
-            .forced_last
-            .filter(|_| produced + 1 == options.max_new_tokens);
-        last.or(encoder.forced_first.filter(|_| produced == 0))
+    /// The token that must come here, or else one that may.
+    fn next(&mut self, logits: &[f32], spec: &ModelSpec, options: &DecodeOptions) -> Result<u32> {
+        let rules = &options.sampler.rules;
+        let place = Place {
+            history: &self.history,
+            prompt: self.prompt,
+            longest: options.max_new_tokens,
+            end: &options.end,
+        };
+        if let Some(token) = rules.forced(spec.encoder.as_ref(), &place) {
+            return Ok(token);
+        }
+        let forbidden = [options.forbidden.as_slice(), &rules.forbidden(&place)].concat();
+        self.sampler
+            .sample(&mut logits.to_vec(), &self.history, &forbidden)
     }
 
     /// Position of the newest token.

@@ -7,6 +7,7 @@ pub mod beam;
 pub mod decode;
 pub mod embed;
 pub mod error;
+pub mod rules;
 pub mod sampler;
 pub mod score;
 pub mod sentence_transformers;

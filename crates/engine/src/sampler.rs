@@ -5,6 +5,8 @@
 //! comes before the cuts because published settings of models are meant that way; llama.cpp applies it last, which keeps other
 //! tokens at the same settings.
 //!
+//! What the makers of a model forbid or force is in [`crate::rules`]; decoding passes it to [`Sampler::sample`].
+//!
 //! Left out: frequency and presence penalties, typical and mirostat sampling. Beam search is in [`crate::beam`].
 
 use std::cmp::Ordering;
@@ -13,7 +15,7 @@ use std::collections::BTreeSet;
 use espalier_data::random::Random;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, rules::Rules};
 
 /// Options of sampling.
 ///
@@ -38,6 +40,8 @@ pub struct SamplerOptions {
     pub repetition_penalty: f32,
     /// Seed of the draws.
     pub seed: u64,
+    /// What may not come, and what must.
+    pub rules: Rules,
 }
 
 impl Default for SamplerOptions {
@@ -50,6 +54,7 @@ impl Default for SamplerOptions {
             min_p: 0.0,
             repetition_penalty: 1.0,
             seed: 0,
+            rules: Rules::default(),
         }
     }
 }
@@ -223,7 +228,7 @@ fn largest(logits: &[f32]) -> Result<usize> {
     best.ok_or_else(nothing_left)
 }
 
-fn nothing_left() -> Error {
+pub(crate) fn nothing_left() -> Error {
     Error::Sampling("no token can be chosen: every one is forbidden or has the logit -inf".into())
 }
 

@@ -141,7 +141,7 @@ impl TextModel {
     }
 
     /// The best continuation of a prompt by beam search, which end tokens and stop strings end; of the options of sampling only
-    /// the repetition penalty has a meaning there.
+    /// the repetition penalty and the rules have a meaning there. See [`BeamOptions`].
     ///
     /// # Errors
     /// As [`TextModel::generate`].
@@ -151,6 +151,7 @@ impl TextModel {
         options: &TextOptions,
         beams: usize,
         length_penalty: f64,
+        early_stopping: bool,
     ) -> Result<GeneratedText> {
         let beams = BeamOptions {
             beams,
@@ -158,6 +159,8 @@ impl TextModel {
             length_penalty,
             end: self.end_tokens(),
             repetition_penalty: options.sampler.repetition_penalty,
+            rules: options.sampler.rules.clone(),
+            early_stopping,
         };
         let stops = options.stops.iter().filter(|stop| !stop.is_empty());
         let stops: Vec<&String> = stops.collect();

@@ -6,7 +6,7 @@
 //! | 1 | the work failed: a file, a model, the data |
 //! | 2 | the command was wrong: an argument, a recipe's key, an override |
 //! | 101 | a bug of this program |
-//! | 130, 143 | it was asked to stop, by SIGINT (Ctrl-C) or SIGTERM |
+//! | 129, 130, 143 | it was asked to stop, by SIGHUP (a lost terminal), SIGINT (Ctrl-C) or SIGTERM |
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};

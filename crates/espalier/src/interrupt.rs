@@ -1,9 +1,11 @@
-//! Signals that ask the program to stop (SIGINT, as by Ctrl-C, and SIGTERM).
+//! Signals that ask the program to stop: SIGINT, as by Ctrl-C, SIGTERM, and SIGHUP, as when a connection breaks; where that one was
+//! ignored from the start, as under `nohup`, it stays so.
 //!
 //! Usually the first one ends the program at once, after its [`last_words`] where there are some. Who has work to save is
 //! [`attentive`] meanwhile: then the first one is kept for [`requested`], and the second ends the program.
 
 use std::{
+    fs,
     io::{self, Write},
     process,
     sync::{
@@ -15,7 +17,7 @@ use std::{
 };
 
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM},
     flag,
 };
 
@@ -47,7 +49,8 @@ pub fn listen() -> io::Result<()> {
         attentive: AtomicBool::new(false),
         speaking: AtomicBool::new(false),
     });
-    for signal in [SIGINT, SIGTERM] {
+    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    for signal in [SIGINT, SIGTERM].into_iter().chain(hangup) {
         let status = exit_code(signal as usize);
         // In this order: the first signal is not the second one.
         flag::register_conditional_shutdown(signal, status.into(), Arc::clone(&signals.at_once))?;
@@ -55,6 +58,15 @@ pub fn listen() -> io::Result<()> {
         flag::register_usize(signal, Arc::clone(&signals.received), signal as usize)?;
     }
     Ok(())
+}
+
+/// Whether the process was started with this signal ignored. Where the system does not tell, it counts as ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let ignored = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_none_or(|mask| mask & 1 << (signal - 1) != 0)
 }
 
 /// As long as it lives, the first signal is kept for [`requested`].
@@ -125,9 +137,9 @@ pub fn requested() -> bool {
     received() != 0
 }
 
-/// Whether a SIGTERM came, which asks for the end of the program and not of an answer alone.
+/// Whether a SIGTERM or SIGHUP came, which ask for the end of the program and not of an answer alone.
 pub fn is_termination() -> bool {
-    received() == SIGTERM as usize
+    [SIGTERM, SIGHUP].contains(&(received() as i32))
 }
 
 /// Takes what was requested as done.
@@ -137,7 +149,7 @@ pub fn forget() {
     }
 }
 
-/// The exit code of a program that the last signal ended: 130 for SIGINT, 143 for SIGTERM.
+/// The exit code of a program that the last signal ended: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM.
 pub fn code() -> u8 {
     exit_code(received())
 }

@@ -659,3 +659,219 @@ fn a_plan_tells_of_truncation_and_padding() {
     };
     assert!(share(&grouped) < share(&shuffled), "{grouped} {shuffled}");
 }
+
+/// A copy of the tiny model with this `generation_config.json`.
+fn generating(text: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(model()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
+    folder
+}
+
+#[test]
+fn a_model_generates_as_its_makers_say() {
+    let tokenizer = Tokenizer::load(Path::new(model())).unwrap();
+    let letter = tokenizer.id("t").unwrap();
+    let others: Vec<u32> = (0..tokenizer.vocabulary_size() as u32)
+        .filter(|id| *id != letter)
+        .collect();
+    let generate = |folder: &tempfile::TempDir, more: &[&str]| {
+        let path = folder.path().to_str().unwrap();
+        let mut arguments = vec![
+            "generate",
+            path,
+            "the sum",
+            "--json",
+            "--max-new-tokens",
+            "3",
+        ];
+        arguments.extend(more);
+        espalier(&arguments)
+    };
+    let one = generating(&format!(
+        "{{\"suppress_tokens\": {others:?}, \"typical_p\": 0.5}}"
+    ));
+    for more in [&[][..], &["--beams", "2"]] {
+        let output = generate(&one, more);
+        assert_eq!(json(&output)["text"], "ttt", "{}", err(&output));
+        let named = err(&output).matches("left out: `typical_p`").count();
+        assert_eq!(named, 1, "{}", err(&output));
+        assert_eq!(err(&generate(&one, &[more, &["--quiet"]].concat())), "");
+    }
+    // Beams are followed unless somebody says how to draw.
+    let beams = generating(r#"{"num_beams": 3}"#);
+    let own = generate(&beams, &[]);
+    let asked = generate(&beams, &["--beams", "3"]);
+    assert_eq!(json(&own)["text"], json(&asked)["text"]);
+    assert!(err(&own).contains("follows 3 beams"), "{}", err(&own));
+    let drawn = generate(&beams, &["--temperature", "0.5"]);
+    assert!(drawn.status.success());
+    for output in [&asked, &drawn] {
+        assert!(!err(output).contains("follows"), "{}", err(output));
+    }
+    let wrong = generating(r#"{"eos_token_id": "2"}"#);
+    let output = espalier(&["generate", wrong.path().to_str().unwrap(), "a"]);
+    assert!(
+        err(&output).contains("generation_config.json: key `eos_token_id`"),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn options_that_make_no_sense_exit_with_two() {
+    for (more, message) in [
+        (
+            &["--length-penalty=nan"][..],
+            "--length-penalty NaN: expected a number from -100",
+        ),
+        (
+            &["--length-penalty=-1e300"],
+            "expected a number from -100 to 100",
+        ),
+        (&["--stop", ""], "--stop '': every text has an empty one"),
+        (
+            &["--top-k", "-5"],
+            "invalid value '-5' for '--top-k <COUNT>'",
+        ),
+        (
+            &["--max-new-tokens", "-5"],
+            "invalid value '-5' for '--max-new-tokens",
+        ),
+    ] {
+        let output = espalier(&[&["generate", model(), "a"], more].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", err(&output));
+        assert!(err(&output).contains(message), "{}", err(&output));
+        assert!(!err(&output).contains("'-- -5'"), "{}", err(&output));
+    }
+    let world = espalier(&["eval", model(), "--world", "zzz"]);
+    assert_eq!(world.status.code(), Some(2), "{}", err(&world));
+    let threads = command(&["generate", model(), "a"])
+        .env("RAYON_NUM_THREADS", "100000")
+        .output()
+        .unwrap();
+    assert_eq!(threads.status.code(), Some(2));
+    assert!(err(&threads).contains("RAYON_NUM_THREADS=100000: expected a number up to"));
+}
+
+#[test]
+fn texts_beyond_the_context_are_told_of_once() {
+    let said = |arguments: &[&str]| err(&espalier(arguments));
+    let long = "word ".repeat(80);
+    let remark = "go beyond the context of 64 that the model was made for";
+    for more in [&[][..], &["--beams", "2"], &["--json"], &["another"]] {
+        let arguments = [&["generate", model(), &long, "--max-new-tokens", "2"], more].concat();
+        assert_eq!(said(&arguments).matches(remark).count(), 1);
+    }
+    assert_eq!(said(&["embed", model(), &long]).matches(remark).count(), 1);
+    assert!(!said(&["generate", model(), "a", "--max-new-tokens", "2"]).contains(remark));
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data.jsonl");
+    std::fs::write(&data, serde_json::json!({ "text": long }).to_string()).unwrap();
+    let evaluated = said(&["eval", model(), "--data", data.to_str().unwrap()]);
+    assert_eq!(evaluated.matches(remark).count(), 1, "{evaluated}");
+}
+
+#[test]
+fn one_line_that_is_too_long_does_not_end_a_chat() {
+    let mut child = command(&["chat", model(), "--max-new-tokens", "2"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = format!("hello\n{}\nstill here?\n", "word ".repeat(80));
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(lines.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    assert!(out(&output).lines().count() >= 2, "{}", out(&output));
+    assert!(
+        err(&output).contains("the model's context 64; shorten it")
+            && err(&output).contains("without an answer: 1 of the lines, the first of them line 2"),
+        "{}",
+        err(&output)
+    );
+    // Nothing that was said before is forgotten for it.
+    let before = err(&output);
+    let before = before.split("shorten it").next().unwrap();
+    assert!(!before.contains("left out"), "{before}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn help_that_nobody_gets_is_a_failure() {
+    for flag in ["--help", "--version"] {
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let output = command(&[flag]).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+        assert!(err(&output).contains("No space left"), "{}", err(&output));
+    }
+}
+
+/// What is read twice must be a file: a pipe gives its data once.
+#[cfg(unix)]
+#[test]
+fn pipes_are_no_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("data.jsonl");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let (pipe, output) = (pipe.to_str().unwrap(), folder.path().join("run"));
+    let output = output.to_str().unwrap();
+    let train = [
+        "train",
+        "--model",
+        model(),
+        "--data",
+        pipe,
+        "--output",
+        output,
+    ];
+    for arguments in [
+        &train[..],
+        &["eval", model(), "--data", pipe],
+        &["data", "show", pipe],
+    ] {
+        let output = espalier(arguments);
+        assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+        assert!(
+            err(&output).contains("write it to a file first"),
+            "{}",
+            err(&output)
+        );
+    }
+}
+
+#[test]
+fn files_of_other_programs_above_a_model_are_not_read() {
+    let above = generating("{}");
+    let folder = above.path().join("model");
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(model()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    let elsewhere = r#"[{"path": "other", "type": "sentence_transformers.models.Transformer"}]"#;
+    for text in [r#"{"name": "my web app"}"#, "no json", "[3]", elsewhere] {
+        std::fs::write(above.path().join("modules.json"), text).unwrap();
+        let output = espalier(&["embed", folder.to_str().unwrap(), "hi"]);
+        assert_eq!(output.status.code(), Some(0), "{text}: {}", err(&output));
+    }
+    // A list that names this folder counts, and what is wrong with it is said.
+    let own = r#"[{"path": "model", "type": "sentence_transformers.models.Transformer"}, {"path": "x", "type": "x.Unknown"}]"#;
+    std::fs::write(above.path().join("modules.json"), own).unwrap();
+    let output = espalier(&["embed", folder.to_str().unwrap(), "hi"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("modules.json"), "{}", err(&output));
+}

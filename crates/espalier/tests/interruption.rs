@@ -82,7 +82,7 @@ fn weights(folder: &Path) -> Vec<u8> {
 fn a_run_that_is_asked_to_stop_goes_on_to_the_same_weights() {
     let (whole, stopped) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     assert!(command(whole.path()).output().unwrap().status.success());
-    for (name, code) in [("-INT", 130), ("-TERM", 143)] {
+    for (name, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         let child = under_way(stopped.path());
         signal(&child, name);
         let output = child.wait_with_output().unwrap();

@@ -114,3 +114,38 @@ fn adapters_are_combined_taken_out_and_extracted() {
         );
     }
 }
+
+#[test]
+fn what_cannot_be_merged_is_named_as_the_user_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path());
+    let adapters = ["one", "two"].map(|part| {
+        let place = folder.path().join(part);
+        fs::create_dir(&place).unwrap();
+        let adapter = "adapter = { lora = { rank = 2, modules_to_save = [\"norm\"] } }";
+        run(
+            &place,
+            &recipe(adapter, &base.to_string_lossy(), "steps = 1\nbatch = 4"),
+        );
+        place.join("run/01-tuned/model")
+    });
+    let text = format!(
+        "output = \"run\"\n[[stage]]\nname = \"made\"\n[stage.merge]\nadapters = [{:?}, {:?}]\n",
+        adapters[0], adapters[1]
+    );
+    fs::write(folder.path().join("recipe.toml"), text).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_espalier"))
+        .current_dir(folder.path())
+        .args(["run", "recipe.toml"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    let names = adapters.map(|path| path.to_string_lossy().into_owned());
+    assert!(
+        names.iter().all(|name| said.contains(name)) && said.contains("`model."),
+        "{said}"
+    );
+    let inside = ["adapter-2", "`default`", "blocks.", "final_norm"];
+    assert!(!inside.iter().any(|word| said.contains(word)), "{said}");
+}

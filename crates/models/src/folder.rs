@@ -206,9 +206,8 @@ impl Description {
             config = config.with(key, value.clone());
         }
         let generation = generation(folder)?;
-        // Its end-of-sequence list is the one that counts when generating.
-        if let Some(eos) = generation.get("eos_token_id").filter(|eos| !eos.is_null()) {
-            config = config.with("eos_token_id", eos.clone());
+        for (key, value) in generation_tokens(&generation)? {
+            config = config.with(key, value);
         }
         let config = bitsandbytes::unpacked(config)?;
         let family = families::family(&config)?;
@@ -223,7 +222,7 @@ impl Description {
             family,
             spec,
             checkpoint,
-            generation,
+            generation: generation.map().clone(),
             remarks: head.remark.clone().into_iter().collect(),
             head,
         })
@@ -231,12 +230,30 @@ impl Description {
 }
 
 /// What the folder's `generation_config.json` says; nothing where it has none.
-fn generation(folder: &Path) -> Result<Map<String, Value>> {
+fn generation(folder: &Path) -> Result<Config> {
     let path = folder.join(GENERATION);
     match path.is_file() {
-        true => Ok(Config::load(&path)?.map().clone()),
-        false => Ok(Map::new()),
+        true => Config::load(&path),
+        false => Ok(Config::from_map(&path, Map::new())),
     }
+}
+
+/// The tokens of `generation_config.json` that count when generating, in the place of those of `config.json`. A family takes from them
+/// what it has.
+fn generation_tokens(generation: &Config) -> Result<Vec<(&'static str, Value)>> {
+    // Looked at here, where an error names the file that is wrong.
+    generation.tokens("eos_token_id")?;
+    let mut keys = vec!["eos_token_id"];
+    for key in ["decoder_start_token_id", "forced_bos_token_id"] {
+        generation.token(key)?;
+        keys.push(key);
+    }
+    // Of several, generation chooses; the configuration has room for one.
+    if generation.tokens("forced_eos_token_id")?.len() == 1 {
+        keys.push("forced_eos_token_id");
+    }
+    let said = |key: &'static str| Some((key, generation.get(key)?.clone()));
+    Ok(keys.into_iter().filter_map(said).collect())
 }
 
 /// The folder's `config.json`; where it has none, what the weights say of themselves.

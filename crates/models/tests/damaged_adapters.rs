@@ -140,3 +140,66 @@ fn names_that_mean_no_module_are_refused() {
         "{saved}"
     );
 }
+
+#[test]
+fn a_base_that_is_not_named_is_asked_for() {
+    for name in ["", " "] {
+        let empty = copied(
+            |config| drop(config.insert("base_model_name_or_path".into(), name.into())),
+            |_| false,
+        );
+        let said = complaint(empty.path());
+        assert!(
+            said.contains("`base_model_name_or_path` is missing or empty; write the folder"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_grown_vocabulary_is_named() {
+    let source = tempfile::tempdir().unwrap();
+    let base = fixture("llama");
+    let mut loaded = folder::load(&base, &Device::flex()).unwrap();
+    let family = loaded.family().unwrap();
+    let mut config = PeftConfig::new(2, 4.0, Targets::List(vec!["q_proj".into()]));
+    config.modules_to_save = vec!["embed_tokens".into(), "lm_head".into()];
+    let adapter = Adapter::new(config).based_on(base.to_string_lossy());
+    adapter.attach(&mut loaded.model, family, 0).unwrap();
+    adapter.save(&loaded.model, family, source.path()).unwrap();
+    let path = source.path().join("adapter_model.safetensors");
+    let file = TensorFile::open(&path).unwrap();
+    let names: Vec<&str> = file.names().collect();
+    let shape = |name: &str| {
+        let mut shape = file.info(name).unwrap().shape.clone();
+        if !name.contains("lora") {
+            shape[0] += 1;
+        }
+        shape
+    };
+    let plan = |name: &&str| TensorPlan {
+        name: (*name).into(),
+        dtype: Dtype::F32,
+        shape: shape(name),
+    };
+    let grown = source.path().join("grown.safetensors");
+    TensorWriter::new(names.iter().map(plan).collect())
+        .unwrap()
+        .write_file(&grown, |name| {
+            let mut values = file.read_f32(name, None)?;
+            values.resize(shape(name).iter().product(), 0.5);
+            Ok(values)
+        })
+        .unwrap();
+    fs::rename(grown, path).unwrap();
+    let said = complaint(source.path());
+    let tokens = loaded.model.spec().vocabulary;
+    let sizes = format!(
+        "has rows for {} tokens, but the base has {tokens}:",
+        tokens + 1
+    );
+    assert!(
+        said.contains(&sizes) && said.contains("`resize_token_embeddings`"),
+        "{said}"
+    );
+}

@@ -20,7 +20,7 @@ use espalier_models::{
     adapter::Adapter,
     checkpoint::{
         Checkpoint, Dtype, PeftConfig, TensorFile,
-        peft_config::{Initialisation, Targets},
+        peft_config::{Initialisation, Pattern, Targets},
     },
     folder,
     model::{Input, LanguageModel},
@@ -388,6 +388,74 @@ fn what_needs_a_layer_of_its_own_is_refused_for_experts_and_bare_routers() {
                 "{name}: {error}"
             );
             assert!(loaded.model.adapters().is_empty());
+        }
+    }
+}
+
+/// PEFT takes `layers_to_transform` and `layers_pattern` beside a list of names alone, and the pattern beside layers alone.
+#[test]
+fn a_choice_of_layers_is_saved_as_peft_opens_it() {
+    let plain = PeftConfig::new(2, 4.0, Targets::AllLinear);
+    let pattern = |text| Pattern::whole(text).unwrap();
+    let layer = |text| vec![Pattern::layer(text).unwrap()];
+    let of_layers = PeftConfig {
+        layers_to_transform: Some(vec![1]),
+        ..plain.clone()
+    };
+    let kinds = [
+        ("layers", of_layers.clone()),
+        (
+            "layers and pattern",
+            PeftConfig {
+                layers_pattern: layer("layers|h"),
+                ..of_layers.clone()
+            },
+        ),
+        (
+            "pattern alone",
+            PeftConfig {
+                layers_pattern: layer("layers|h"),
+                ..plain.clone()
+            },
+        ),
+        (
+            "expression and layers",
+            PeftConfig {
+                target_modules: Targets::Regex(pattern(r".*(up_proj|c_fc|gate_up_proj|q_proj)")),
+                ..of_layers.clone()
+            },
+        ),
+        (
+            "excluded",
+            PeftConfig {
+                exclude_modules: Some(Targets::Regex(pattern(r".*(down_proj|c_proj)"))),
+                ..of_layers
+            },
+        ),
+    ];
+    for name in ["llama", "gpt2", "phi3"] {
+        for (kind, config) in &kinds {
+            let mut loaded = load(&fixture(name));
+            let family = loaded.family().unwrap();
+            let adapter = Adapter::new(config.clone()).based_on(fixture(name).to_string_lossy());
+            adapter.attach(&mut loaded.model, family, 5).unwrap();
+            disturb(&mut loaded.model);
+            let folder = tempfile::tempdir().unwrap();
+            adapter.save(&loaded.model, family, folder.path()).unwrap();
+            let written = configuration(folder.path());
+            let is_set = |key: &str| !written[key].is_null();
+            let chooses = is_set("layers_to_transform") || is_set("layers_pattern");
+            assert!(
+                !chooses || written["target_modules"].is_array(),
+                "{name}, {kind}: {written:?}"
+            );
+            assert!(
+                !is_set("layers_pattern") || is_set("layers_to_transform"),
+                "{name}, {kind}: {written:?}"
+            );
+            let again = load(folder.path());
+            let difference = outputs::gap(&logits(&again.model), &logits(&loaded.model));
+            assert!(difference < 1e-6, "{name}, {kind}: {difference}");
         }
     }
 }

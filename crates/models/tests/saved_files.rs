@@ -69,3 +69,56 @@ fn numbers_keep_their_form() {
     );
     assert_eq!(config["rope_parameters"]["rope_theta"].to_string(), "10000");
 }
+
+#[test]
+fn tokens_of_generation_come_before_those_of_the_configuration() {
+    let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures"));
+    let read = |name: &str, config: Value, generation: Value| {
+        let (source, folder) = (source.join(name), tempfile::tempdir().unwrap());
+        let mut map = object(&source.join("config.json"));
+        map.extend(config.as_object().unwrap().clone());
+        map.retain(|_, value| !value.is_null());
+        fs::write(
+            folder.path().join("config.json"),
+            Value::Object(map).to_string(),
+        )
+        .unwrap();
+        let path = folder.path().join("generation_config.json");
+        fs::write(path, generation.to_string()).unwrap();
+        let weights = "model.safetensors";
+        fs::copy(source.join(weights), folder.path().join(weights)).unwrap();
+        folder::Description::read(folder.path()).map(|read| read.spec)
+    };
+    let nothing = json!({"decoder_start_token_id": null, "forced_eos_token_id": null});
+    let said =
+        json!({"decoder_start_token_id": 9, "forced_bos_token_id": 44, "forced_eos_token_id": 7});
+    for name in ["bart", "t5"] {
+        for config in [&nothing, &json!({})] {
+            let spec = read(name, config.clone(), said.clone()).unwrap();
+            let encoder = spec.encoder.unwrap();
+            assert_eq!(
+                (
+                    encoder.decoder_start,
+                    encoder.forced_first,
+                    encoder.forced_last
+                ),
+                (9, Some(44), Some(7)),
+                "{name}"
+            );
+        }
+    }
+    // A model without an encoder has no use for them, and is read all the same.
+    assert!(read("llama", json!({}), said).unwrap().encoder.is_none());
+    for key in [
+        "eos_token_id",
+        "forced_bos_token_id",
+        "decoder_start_token_id",
+    ] {
+        let error = read("bart", json!({}), json!({ key: "2" })).unwrap_err();
+        let said = error.to_string();
+        assert!(
+            said.contains("generation_config.json") && said.contains(key),
+            "{said}"
+        );
+    }
+}

@@ -105,7 +105,8 @@ pub fn write(
         let _ = fs::remove_dir_all(&partial);
     }
     written?;
-    if name.exists() {
+    // A link that leads nowhere has the name too.
+    if name.symlink_metadata().is_ok() {
         remove(&replaced)?;
         disk::rename(&name, &replaced).map_err(Error::file(&name))?;
     }

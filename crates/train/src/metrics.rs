@@ -191,14 +191,16 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens the log as it was when it had so many bytes: what was written after that is written again. One that is shorter stays
-    /// as it is.
+    /// Opens the log as it was when it had so many bytes: what was written after that is written again. One that lost some of them,
+    /// as when the power failed, keeps the whole lines before the first that is torn.
     ///
     /// # Errors
     /// When the file cannot be read or written.
     pub fn open(path: &Path, bytes: u64) -> Result<Self> {
         let file = Log::open(path).map_err(Error::file(path))?;
         file.cut(bytes).map_err(Error::file(path))?;
+        let whole = whole_lines(&fs::read(path).map_err(Error::file(path))?);
+        file.cut(whole as u64).map_err(Error::file(path))?;
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -211,6 +213,14 @@ impl MetricsLog {
     /// When the file cannot be read.
     pub fn bytes(&self) -> Result<u64> {
         self.file.bytes().map_err(Error::file(&self.path))
+    }
+
+    /// Lets the disk have what was written, so that no checkpoint survives it.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync().map_err(Error::file(&self.path))
     }
 
     /// Appends lines that say something else, each an object, with the step as their first key.
@@ -257,6 +267,15 @@ impl MetricsLog {
             false => Err(io::Error::other("another file has taken its place")),
         }
     }
+}
+
+/// Bytes of the lines that are whole, up to the first that is not.
+fn whole_lines(log: &[u8]) -> usize {
+    let is_whole = |line: &&[u8]| {
+        line.ends_with(b"\n") && serde_json::from_slice::<Map<String, Value>>(line).is_ok()
+    };
+    let lines = log.split_inclusive(|byte| *byte == b'\n');
+    lines.take_while(is_whole).map(<[u8]>::len).sum()
 }
 
 #[cfg(test)]
@@ -313,5 +332,24 @@ mod tests {
         log.write(3, &[("loss".into(), 0.25)]).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text, format!("{two}{{\"step\":3,\"loss\":0.25}}\n"));
+    }
+
+    #[test]
+    fn a_log_that_was_damaged_before_the_checkpoint_keeps_its_whole_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let (one, two) = ("{\"step\":1}\n", "{\"step\":2}\n");
+        for damaged in [
+            format!("{one}{{\"ste"),
+            format!("{one}{}", "\0".repeat(two.len())),
+            format!("{one}{{\"step\":\n{two}"),
+            format!("{one}{}", two.trim_end()),
+        ] {
+            fs::write(&path, &damaged).unwrap();
+            let mut log = MetricsLog::open(&path, damaged.len() as u64).unwrap();
+            log.write(3, &[]).unwrap();
+            let text = fs::read_to_string(&path).unwrap();
+            assert_eq!(text, format!("{one}{{\"step\":3}}\n"), "{damaged:?}");
+        }
     }
 }

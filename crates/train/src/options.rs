@@ -199,7 +199,12 @@ impl TrainOptions {
         at_most("batch", self.batch, MOST_ROWS)?;
         at_most("accumulation", self.accumulation, MOST_ROWS)?;
         at_most("length", self.length, LONGEST)?;
-        positive("length", self.length.saturating_sub(1))?;
+        if self.length < 2 {
+            return Err(Error::Option {
+                key: "length",
+                reason: "must be at least 2: a token, and the one that it predicts".into(),
+            });
+        }
         positive("steps", self.steps.unwrap_or(1))?;
         positive("log_every", self.log_every)?;
         positive("keep_checkpoints", self.keep_checkpoints)?;

@@ -3,7 +3,7 @@
 //! Tokens are counted on the run's own batches, all of them in a short run; answers of the policy count as long as they may be. Memory counts weights, gradients, the optimiser's
 //! state and the activations of one batch; time counts six operations a parameter and token (four where only an adapter is
 //! trained), padding included, at the speed of a matrix product of the model's size on this machine. Both are estimates to be
-//! compared with what the run then used.
+//! compared with what the run then used. Samples count as what they take; reading them is over when the plan is made.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -43,6 +43,8 @@ pub struct Plan {
     pub memory: u64,
     /// The part of it that grows with the rows of a batch.
     pub activations: u64,
+    /// Bytes of the samples, which are in memory already.
+    pub data: u64,
     /// Rows of the largest batch, and tokens of the longest sample.
     pub largest_batch: [usize; 2],
     /// Estimated seconds.
@@ -124,9 +126,19 @@ pub fn plan(
         tokens,
         memory,
         activations,
+        data: samples.iter().map(sample_bytes).sum(),
         largest_batch: [rows, longest],
         seconds,
     })
+}
+
+/// Bytes that a sample's rows take, without its columns.
+fn sample_bytes(sample: &Sample) -> u64 {
+    let row = |row: &Row| {
+        let numbers = row.ids.capacity() + row.positions.capacity() + row.segments.capacity();
+        size_of::<Row>() + size_of::<u32>() * numbers + row.targets.capacity()
+    };
+    (size_of::<Sample>() + sample.rows.iter().map(row).sum::<usize>()) as u64
 }
 
 /// Bytes of the gradients that exist at once.

@@ -150,7 +150,8 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     let path = run.folder.join("metrics.jsonl");
     let log = MetricsLog::open(&path, progress.log)?;
     if log.bytes()? < progress.log {
-        let remark = "is shorter than at the last checkpoint; its earlier lines are lost";
+        let remark =
+            "was damaged since the last checkpoint; the lines from the damage to there are lost";
         events(&Event::Remark(format!("{} {remark}", path.display())));
     }
     let samples = open_samples(&run.folder, progress.samples)?;
@@ -518,6 +519,7 @@ impl State<'_> {
         trained::visit(&self.run.model, self.run.objective, &mut |key, p| {
             weights.push(NamedTensor::parameter(key, p));
         });
+        self.log.sync()?;
         self.progress.log = self.log.bytes()?;
         self.progress.samples = self.samples.as_ref().map_or(Ok(0), MetricsLog::bytes)?;
         let objective = self.run.objective.state();

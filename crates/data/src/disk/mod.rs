@@ -42,16 +42,19 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
     missing_is_fine(fs::remove_file(path))
 }
 
-/// Removes a folder with all that is in it, if it is there.
+/// Removes a folder with all that is in it, or the file or link that has its name, if there is one.
 ///
 /// # Errors
 /// When the disk fails or forbids it; part of it may be gone then.
 pub fn remove_folder(path: &Path) -> io::Result<()> {
-    if !path.exists() {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(());
-    }
+    };
     fault::point()?;
-    missing_is_fine(fs::remove_dir_all(path))
+    missing_is_fine(match metadata.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    })
 }
 
 fn missing_is_fine(removed: io::Result<()>) -> io::Result<()> {
@@ -106,6 +109,15 @@ impl Log {
         }
         fault::point()?;
         self.0.0.set_len(bytes)
+    }
+
+    /// Lets the disk have all of it.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn sync(&self) -> io::Result<()> {
+        fault::point()?;
+        self.0.0.sync_data()
     }
 
     /// Adds `bytes` at the end.

@@ -148,6 +148,7 @@ impl From<String> for Problem {
 /// When it cannot be read, its kind is not known, a column name is not one of ours or a plain text is to have columns. Malformed records are errors of the
 /// iterator.
 pub fn open(source: &Source) -> Result<Reader> {
+    check_regular(&source.path)?;
     let plain = is_plain(&source.path)?;
     if plain && source.form.is_some_and(|form| form != Form::Text) {
         let reason = "a plain text file has only the form `text`; the other forms are read from .json and .jsonl";
@@ -228,6 +229,17 @@ pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
     Ok(loaded)
 }
 
+/// Refuses pipes and devices: data is read more than once, and what came through them is gone the second time.
+fn check_regular(path: &Path) -> Result<()> {
+    let metadata = std::fs::metadata(path).map_err(|error| Error::file(path, error))?;
+    let kind = match () {
+        () if metadata.is_file() => return Ok(()),
+        () if metadata.is_dir() => "a folder; give a file in it",
+        () => "a pipe or a device; data is read more than once, so write it to a file first",
+    };
+    Err(Error::Invalid(format!("{}: {kind}", path.display())))
+}
+
 /// The objects of a file of records as they are, by the line that each begins at, from 1; what is no object is left out.
 ///
 /// # Errors
@@ -272,15 +284,35 @@ fn is_plain(path: &Path) -> Result<bool> {
 fn without_mark(file: File) -> std::io::Result<Box<dyn BufRead + Send>> {
     let mut input = BufReader::new(file);
     let mut head = Vec::new();
-    (&mut input).take(3).read_to_end(&mut head)?;
-    if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
+    (&mut input).take(4).read_to_end(&mut head)?;
+    if is_utf_16(&head) {
         let reason = "the file is UTF-16; save it as UTF-8";
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, reason));
     }
-    if head == b"\xef\xbb\xbf" {
-        head.clear();
+    if head.starts_with(b"\xef\xbb\xbf") {
+        head.drain(..3);
     }
     Ok(Box::new(std::io::Cursor::new(head).chain(input)))
+}
+
+/// Whether a text that begins so is UTF-16: by its byte order mark, or by zeros in every other place of the first two characters, as of
+/// Latin letters and punctuation.
+///
+/// ```
+/// use espalier_data::readers::is_utf_16;
+/// assert!(is_utf_16(b"\xff\xfe{\0") && is_utf_16(b"{\0\"\0") && is_utf_16(b"\0{\0\""));
+/// assert!(!is_utf_16(b"{\"te") && !is_utf_16(b""));
+/// ```
+pub fn is_utf_16(head: &[u8]) -> bool {
+    let marked = head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff");
+    let zeros = head
+        .get(..4)
+        .map(|head| [head[0], head[1], head[2], head[3]].map(|byte| byte == 0));
+    marked
+        || matches!(
+            zeros,
+            Some([false, true, false, true] | [true, false, true, false])
+        )
 }
 
 impl Reader {
@@ -563,14 +595,25 @@ mod tests {
     fn utf_16_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.jsonl");
-        std::fs::write(&path, b"\xff\xfe{\0").unwrap();
-        let error = read_all(&Source::new(&path), true).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .ends_with("the file is UTF-16; save it as UTF-8"),
-            "{error}"
-        );
+        for bytes in [&b"\xff\xfe{\0"[..], b"{\0\"\0t\0", b"\0{\0\"\0t"] {
+            std::fs::write(&path, bytes).unwrap();
+            let error = read_all(&Source::new(&path), true).unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .ends_with("the file is UTF-16; save it as UTF-8"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn folders_and_devices_are_no_data() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = |path: &Path| read_all(&Source::new(path), true).unwrap_err().to_string();
+        assert!(said(folder.path()).ends_with("a folder; give a file in it"));
+        #[cfg(unix)]
+        assert!(said(Path::new("/dev/null")).ends_with("write it to a file first"));
     }
 
     #[test]

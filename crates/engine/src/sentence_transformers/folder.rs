@@ -119,14 +119,26 @@ impl SentenceTransformer {
 
 /// The folder whose `modules.json` has this folder as its transformer.
 fn home(transformer: &Path) -> Result<Option<PathBuf>> {
-    let candidates = [Some(transformer), transformer.parent()];
-    for folder in candidates.into_iter().flatten() {
+    let parent = transformer
+        .parent()
+        .filter(|parent| names(parent, transformer));
+    for folder in [Some(transformer), parent].into_iter().flatten() {
         let own = SentenceTransformer::transformer_folder(folder)?;
         if own.is_some_and(|own| same(&own, transformer)) {
             return Ok(Some(folder.to_path_buf()));
         }
     }
     Ok(None)
+}
+
+/// Whether the `modules.json` of a folder is a list of modules, one of which lies at `child`. Other programs have files of this name too.
+fn names(folder: &Path, child: &Path) -> bool {
+    let text = fs::read_to_string(folder.join(MODULES)).unwrap_or_default();
+    let list: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
+    let mut paths = list
+        .iter()
+        .filter_map(|module| module.get("path")?.as_str());
+    paths.any(|path| !path.is_empty() && same(&folder.join(path), child))
 }
 
 fn same(a: &Path, b: &Path) -> bool {

@@ -62,11 +62,15 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
             "{folder}: the model has no chat template, so it cannot converse; {fix}"
         )));
     }
-    let sampler = args.sampling.options(&opened.base)?;
+    let settings = args.sampling.settings(&opened.base)?;
+    settings
+        .remarks
+        .iter()
+        .for_each(|remark| context.terminal.note(remark));
     let options = TextOptions {
         max_new_tokens: args.sampling.max_new_tokens,
-        sampler,
-        stops: Vec::new(),
+        sampler: settings.sampler,
+        stops: settings.stops,
     };
     let mut chat = Chat {
         model: opened.text,
@@ -142,6 +146,7 @@ impl Chat<'_> {
             self.greet(name);
         }
         let mut bytes = Vec::new();
+        let mut unanswered = Vec::new();
         for number in 1.. {
             if interactive {
                 write!(io::stderr(), "{} ", self.context.terminal.bold_remark(">"))?;
@@ -164,22 +169,28 @@ impl Chat<'_> {
             };
             match self.act(&Line::parse(line)) {
                 Ok(true) => {}
-                Ok(false) => return Ok(()),
-                // At a terminal the conversation goes on after an error.
-                Err(error)
-                    if interactive
-                        && !matches!(error, Error::Stream(_))
-                        && !error.is_interruption() =>
-                {
-                    writeln!(io::stderr(), "error: {error}")?;
+                Ok(false) => break,
+                Err(error) if matches!(error, Error::Stream(_)) || error.is_interruption() => {
+                    return Err(error);
                 }
-                Err(error) => return Err(error),
+                // One line without an answer is no reason to lose the conversation.
+                Err(error) => {
+                    writeln!(io::stderr(), "error: {error}")?;
+                    unanswered.push(number);
+                }
             }
         }
         if interactive {
             writeln!(io::stderr())?;
         }
-        Ok(())
+        // The exit code of a pipe says whether everything was answered.
+        match unanswered[..] {
+            [first, ..] if !interactive => Err(Error::Work(format!(
+                "without an answer: {} of the lines, the first of them line {first}",
+                unanswered.len()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn greet(&self, name: &str) {
@@ -227,6 +238,7 @@ impl Chat<'_> {
 
     /// Answers a message; one that cannot be answered is forgotten.
     fn answer(&mut self, text: &str) -> Result<()> {
+        self.check_room(text)?;
         self.messages.push(Message::user(text));
         let answered = self.generate();
         match &answered {
@@ -234,6 +246,21 @@ impl Chat<'_> {
             Err(_) => _ = self.messages.pop(),
         }
         answered.map(|_| ())
+    }
+
+    /// Whether a message fits the context alone, behind the system message: else nothing needs to be forgotten for it.
+    fn check_room(&self, text: &str) -> Result<()> {
+        let system = self.messages.first();
+        let system = system.filter(|message| message.role == "system").cloned();
+        let alone: Vec<Message> = system.into_iter().chain([Message::user(text)]).collect();
+        let tokens = self.model.chat_prompt(&alone)?.len();
+        let window = self.model.model.spec().context;
+        match tokens < window {
+            true => Ok(()),
+            false => Err(Error::Work(format!(
+                "the message has {tokens} tokens but the model's context {window}; shorten it"
+            ))),
+        }
     }
 
     fn generate(&mut self) -> Result<GeneratedText> {
@@ -301,20 +328,8 @@ impl Chat<'_> {
         let window = self.model.model.spec().context;
         loop {
             let prompt = self.model.chat_prompt(&self.messages)?;
-            let full = prompt.len() >= window;
-            if !full && prompt.len() + window / 8 < window {
+            if prompt.len() + window / 8 < window || !self.forget_oldest() {
                 return Ok(prompt);
-            }
-            if !self.forget_oldest() {
-                let tokens = prompt.len();
-                let reason = format!(
-                    "the message has {tokens} tokens but the model's context {window}; shorten it"
-                );
-                return if full {
-                    Err(Error::Work(reason))
-                } else {
-                    Ok(prompt)
-                };
             }
             self.context
                 .terminal

@@ -13,6 +13,7 @@ use super::{Context, lines::Texts};
 use crate::{
     Error, Result,
     model_path::{self, OpenedModel},
+    stages::model::beyond_context,
 };
 
 /// Texts that are computed together.
@@ -69,6 +70,10 @@ pub fn run(args: &EmbedArgs, context: &Context) -> Result<()> {
         )),
         other => other,
     })?;
+    let longest = vectors.iter().map(|(_, tokens)| *tokens).max();
+    if let Some(remark) = beyond_context(opened.text.model.spec(), longest.unwrap_or(0)) {
+        context.terminal.note(&remark);
+    }
     for (text, (vector, tokens)) in texts.iter().zip(vectors) {
         if context.json {
             context

@@ -16,9 +16,10 @@ use super::{
     Context,
     inspect::describe::{cache_per_token, state_size},
     lines::Texts,
+    published::{Beams, FILE, LENGTH_PENALTY, is_length_penalty},
     sampling::SamplingArgs,
 };
-use crate::{Error, Result, memory, model_path, units};
+use crate::{Error, Result, memory, model_path, stages::model::beyond_context, units};
 
 /// Prompts that are computed together.
 const BATCH: usize = 16;
@@ -48,12 +49,12 @@ pub struct GenerateArgs {
     /// End a text before this string; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
-    /// Follow this many continuations side by side instead of drawing tokens
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub beams: usize,
-    /// With `--beams`: above 1 favours long texts, below 1 short ones
-    #[arg(long, default_value_t = 1.0)]
-    pub length_penalty: f64,
+    /// Follow this many continuations side by side instead of drawing tokens [default: the model's own, else 1]
+    #[arg(long, value_name = "N")]
+    pub beams: Option<usize>,
+    /// With several beams: above 1 favours long texts, below 1 short ones [default: the model's own, else 1]
+    #[arg(long, value_name = "NUMBER")]
+    pub length_penalty: Option<f64>,
     /// Read the prompt, write what the model remembers of it to FILE, and generate nothing
     #[arg(long, value_name = "FILE", conflicts_with_all = ["chat", "beams", "from_state"])]
     pub save_state: Option<PathBuf>,
@@ -75,17 +76,20 @@ pub struct GenerateArgs {
 pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let given = prompts(args)?;
     let prompts = &given.all;
-    if args.beams != 1 {
-        args.check_beams()?;
-    }
+    args.check()?;
     let opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
     super::say_remarks(&opened.remarks);
-    let sampler = args.sampling.options(&opened.base)?;
+    let settings = args.sampling.settings(&opened.base)?;
+    settings
+        .remarks
+        .iter()
+        .for_each(|remark| context.terminal.note(remark));
+    let beams = args.beams(&settings.beams, context);
     let options = TextOptions {
         max_new_tokens: args.sampling.max_new_tokens,
-        sampler,
-        stops: args.stop.clone(),
+        sampler: settings.sampler,
+        stops: [settings.stops, args.stop.clone()].concat(),
     };
     let encoded = prompts
         .iter()
@@ -102,28 +106,75 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     }
     if let Some(path) = &args.from_state {
         let prefix = Prefix::load(&opened.text.model, path)?;
-        return go_on(&opened.text, &prefix, prompts, &encoded, &options, context);
+        let longest = go_on(&opened.text, &prefix, prompts, &encoded, &options, context)?;
+        say_context(&opened.text, longest, context);
+        return Ok(());
     }
-    if args.beams > 1 {
-        return search(&opened.text, prompts, &encoded, &options, args, context);
-    }
-    match (&prompts[..], context.json) {
+    let longest = match (&prompts[..], context.json) {
+        _ if beams.count > 1 => search(&opened.text, prompts, &encoded, &options, beams, context),
         ([_], false) => stream(&opened.text, &encoded[0], &options, context),
         _ => generate_all(&opened.text, prompts, &encoded, &options, context),
+    }?;
+    say_context(&opened.text, longest, context);
+    Ok(())
+}
+
+/// Tells once of a text that became longer than what the model was made for.
+fn say_context(text: &TextModel, longest: usize, context: &Context) {
+    if let Some(remark) = beyond_context(text.model.spec(), longest) {
+        context.terminal.note(&remark);
+    }
+}
+
+/// Tokens of the longest text that the model had before it: prompt and continuation, which an encoder-decoder has apart.
+fn extent(text: &TextModel, prompt: usize, generated: &GeneratedText) -> usize {
+    match text.model.spec().encoder {
+        Some(_) => prompt.max(generated.tokens),
+        None => prompt + generated.tokens,
     }
 }
 
 impl GenerateArgs {
-    /// Beams follow the likeliest continuations, so that nothing is drawn.
-    fn check_beams(&self) -> Result<()> {
-        if self.beams == 0 {
-            return Err(Error::usage("--beams 0: expected at least 1"));
+    /// What is wrong whatever the model is.
+    fn check(&self) -> Result<()> {
+        if self.stop.iter().any(String::is_empty) {
+            return Err(Error::usage(
+                "--stop '': every text has an empty one; give the text to stop at, or leave it out",
+            ));
         }
-        match self.sampling.drawing() {
-            Some(option) => Err(Error::usage(format!(
-                "{option} says how tokens are drawn, and --beams draws none; leave one of them out"
-            ))),
-            None => Ok(()),
+        if let Some(penalty) = self.length_penalty.filter(|p| !is_length_penalty(*p)) {
+            return Err(Error::usage(format!(
+                "--length-penalty {penalty}: expected {LENGTH_PENALTY}"
+            )));
+        }
+        match self.beams {
+            None | Some(1) => Ok(()),
+            Some(0) => Err(Error::usage("--beams 0: expected at least 1")),
+            // Beams follow the likeliest continuations, so that nothing is drawn.
+            Some(_) => match self.sampling.drawing() {
+                Some(option) => Err(Error::usage(format!(
+                    "{option} says how tokens are drawn, and --beams draws none; leave one of them out"
+                ))),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// The beams that were asked for, or else the model's own, which give way to options that say how tokens are drawn.
+    fn beams(&self, own: &Beams, context: &Context) -> Beams {
+        let alone = self.sampling.drawing().is_some()
+            || self.save_state.is_some()
+            || self.from_state.is_some();
+        let count = self.beams.unwrap_or(if alone { 1 } else { own.count });
+        if self.beams.is_none() && count > 1 {
+            context.terminal.note(&format!(
+                "(follows {count} beams, as the model's {FILE} says; `--beams 1` follows one)"
+            ));
+        }
+        Beams {
+            count,
+            length_penalty: self.length_penalty.unwrap_or(own.length_penalty),
+            ..*own
         }
     }
 }
@@ -188,7 +239,7 @@ fn save_state(
     ))
 }
 
-/// Each prompt behind a text that was read before.
+/// Each prompt behind a text that was read before. As all that follow, returns the tokens of the longest text.
 fn go_on(
     text: &TextModel,
     prefix: &Prefix,
@@ -196,10 +247,12 @@ fn go_on(
     encoded: &[Vec<u32>],
     options: &TextOptions,
     context: &Context,
-) -> Result<()> {
+) -> Result<usize> {
+    let mut longest = 0;
     for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
         let started = Instant::now();
         let generated = text.generate_after(Some(prefix), ids, options, &mut |_| true)?;
+        longest = longest.max(extent(text, prefix.ids.len() + ids.len(), &generated));
         show(
             index,
             prompt,
@@ -209,7 +262,7 @@ fn go_on(
             context,
         )?;
     }
-    Ok(())
+    Ok(longest)
 }
 
 /// One text, shown while it is made.
@@ -218,7 +271,7 @@ fn stream(
     prompt: &[u32],
     options: &TextOptions,
     context: &Context,
-) -> Result<()> {
+) -> Result<usize> {
     let (start, mut unwritten) = (Instant::now(), None);
     let generated = model.generate(prompt, options, &mut |piece| {
         if unwritten.is_none() {
@@ -235,7 +288,7 @@ fn stream(
     context.terminal.note(&format!(
         "({tokens} tokens, {rate} a second; ended by {finish})"
     ));
-    Ok(())
+    Ok(extent(model, prompt.len(), &generated))
 }
 
 /// Many texts, a batch at a time; what a prompt gets does not depend on how they fall into batches.
@@ -245,10 +298,10 @@ fn generate_all(
     encoded: &[Vec<u32>],
     options: &TextOptions,
     context: &Context,
-) -> Result<()> {
+) -> Result<usize> {
     let progress = context.terminal.progress(prompts.len() as u64, "generate");
     let start = Instant::now();
-    let mut tokens = 0;
+    let (mut tokens, mut longest) = (0, 0);
     for first in (0..prompts.len()).step_by(BATCH) {
         let last = prompts.len().min(first + BATCH);
         let mut options = options.clone();
@@ -258,6 +311,7 @@ fn generate_all(
         let seconds = batch_start.elapsed().as_secs_f64();
         tokens += generated.iter().map(|text| text.tokens).sum::<usize>();
         for (index, text) in (first..last).zip(&generated) {
+            longest = longest.max(extent(model, encoded[index].len(), text));
             progress.suspend(|| {
                 show(
                     index,
@@ -273,7 +327,7 @@ fn generate_all(
     }
     let rate = units::rate(tokens as f64 / start.elapsed().as_secs_f64());
     progress.finish(&format!("{tokens} tokens, {rate} a second"));
-    Ok(())
+    Ok(longest)
 }
 
 /// Whether there can be so many continuations, and room for what each remembers of the prompt and for its logits.
@@ -303,13 +357,20 @@ fn search(
     prompts: &[String],
     encoded: &[Vec<u32>],
     options: &TextOptions,
-    args: &GenerateArgs,
+    beams: Beams,
     context: &Context,
-) -> Result<()> {
-    check_room(text, encoded, args.beams, context)?;
+) -> Result<usize> {
+    check_room(text, encoded, beams.count, context)?;
+    let Beams {
+        count,
+        length_penalty,
+        early_stopping,
+    } = beams;
+    let mut longest = 0;
     for (index, (prompt, ids)) in prompts.iter().zip(encoded).enumerate() {
         let started = Instant::now();
-        let generated = text.search(ids, options, args.beams, args.length_penalty)?;
+        let generated = text.search(ids, options, count, length_penalty, early_stopping)?;
+        longest = longest.max(extent(text, ids.len(), &generated));
         show(
             index,
             prompt,
@@ -319,7 +380,7 @@ fn search(
             context,
         )?;
     }
-    Ok(())
+    Ok(longest)
 }
 
 fn show(

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use espalier_data::readers::is_utf_16;
+
 use crate::{Error, Result};
 
 /// Texts in order, with where each was given.
@@ -45,9 +47,18 @@ impl Texts {
 /// The lines of a file, blank ones too, so that the n-th result is the n-th line's. A byte order mark at the start is no text.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// When the file cannot be read, or is not UTF-8.
 fn read(path: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(path).map_err(Error::file(path))?;
+    let bytes = fs::read(path).map_err(Error::file(path))?;
+    let not_text = |reason: String| Error::work(format!("{}: {reason}", path.display()));
+    if is_utf_16(&bytes) {
+        return Err(not_text("the file is UTF-16; save it as UTF-8".into()));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        not_text(format!("line {line} is not UTF-8; save the file as UTF-8"))
+    })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     Ok(text.lines().map(str::to_owned).collect())
 }
@@ -66,5 +77,19 @@ mod tests {
         assert_eq!(texts.all[2], "");
         assert_eq!(texts.place(2), format!("{}:2", path.display()));
         assert_eq!(texts.place(0), "argument 1 of 1");
+    }
+
+    #[test]
+    fn other_encodings_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("texts");
+        let said = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            read(&path).unwrap_err().to_string()
+        };
+        for bytes in [&b"\xff\xfea\0"[..], b"a\0b\0"] {
+            assert!(said(bytes).ends_with("the file is UTF-16; save it as UTF-8"));
+        }
+        assert!(said(b"one\ntw\xe9\n").contains("line 2 is not UTF-8"));
     }
 }

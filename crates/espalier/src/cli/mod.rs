@@ -10,6 +10,7 @@ pub mod families;
 pub mod generate;
 pub mod inspect;
 pub mod lines;
+pub mod published;
 pub mod quickstart;
 pub mod run;
 pub mod sampling;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::Device;
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use espalier_kernels::{allocator, memory_map, simd};
 
 use crate::{Error, Result, device, interrupt, memory, terminal::Terminal};
@@ -107,7 +108,8 @@ impl Verb {
 
 /// Runs the command of the process's arguments and gives its exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let matches = forgiving(Cli::command()).try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
@@ -122,8 +124,42 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The command with options that take negative numbers for what they are: wrong values, mostly, and not unknown options.
+fn forgiving(command: Command) -> Command {
+    let option = |argument: Arg| {
+        let takes = argument.get_action().takes_values() && !argument.is_positional();
+        match takes {
+            true => argument.allow_negative_numbers(true),
+            false => argument,
+        }
+    };
+    command.mut_args(option).mut_subcommands(forgiving)
+}
+
+/// The variable by which the user bounds the threads.
+const THREADS: &str = "RAYON_NUM_THREADS";
+
+/// Most threads for each processor core: more of them only wait for each other.
+const MOST_THREADS: usize = 8;
+
+/// Refuses numbers of threads that no machine of this size can start in time.
+fn check_threads() -> Result<()> {
+    let Ok(text) = std::env::var(THREADS) else {
+        return Ok(());
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let most = (MOST_THREADS * cores).max(64);
+    match text.trim().parse::<usize>() {
+        Ok(threads) if threads <= most => Ok(()),
+        _ => Err(Error::usage(format!(
+            "{THREADS}={text}: expected a number up to {most}, for this machine has {cores} cores; 0 takes as many as there are"
+        ))),
+    }
+}
+
 fn execute(cli: &Cli) -> Result<()> {
     interrupt::listen()?;
+    check_threads()?;
     memory_map::explain_lost_pages()?;
     simd::asked_level().map_err(|error| Error::usage(error.to_string()))?;
     if let Some(bytes) = cli.memory_limit {
@@ -153,8 +189,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let json = std::env::args_os().any(|argument| argument == "--json");
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let _ = error.print();
-            ExitCode::SUCCESS
+            let printed = error.print().and_then(|()| std::io::stdout().flush());
+            printed.map_or_else(|error| report(&error.into(), json), |()| ExitCode::SUCCESS)
         }
         _ if json => report(&Error::Usage(first_paragraph(&error.to_string())), true),
         _ => {
@@ -232,11 +268,10 @@ fn report_bug(what: &str, json: bool) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_sound() {
-        Cli::command().debug_assert();
+        forgiving(Cli::command()).debug_assert();
     }
 
     #[test]

@@ -6,8 +6,8 @@
 use std::path::Path;
 
 use espalier_engine::sampler::SamplerOptions;
-use espalier_models::families::Config;
 
+use super::published::{FILE, Published};
 use crate::{Error, Result};
 
 /// How tokens are drawn.
@@ -38,24 +38,25 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// The options, with those of the model folder `base` where none were given.
+    /// What the model folder `base` says, with the options that were given in the place of its own.
     ///
     /// # Errors
     /// When an option is out of range, or `generation_config.json` is malformed.
-    pub fn options(&self, base: &Path) -> Result<SamplerOptions> {
-        let path = base.join("generation_config.json");
-        let options = self.over(&published(&path)?);
+    pub fn settings(&self, base: &Path) -> Result<Published> {
+        let mut settings = Published::read(base)?;
+        let options = self.over(&settings.sampler);
         options.validate().map_err(|error| {
             // What is wrong without the file is wrong on the command line.
-            match self.over(&USUAL).validate() {
+            match self.over(&Published::usual().sampler).validate() {
                 Ok(()) => Error::Work(format!(
                     "{}: {error}; mend the file, or set the option on the command line",
-                    path.display()
+                    base.join(FILE).display()
                 )),
                 Err(_) => Error::Usage(error.to_string()),
             }
         })?;
-        Ok(options)
+        settings.sampler = options;
+        Ok(settings)
     }
 
     /// The options, with those of `own` where none were given.
@@ -67,6 +68,7 @@ impl SamplingArgs {
             min_p: self.min_p.unwrap_or(own.min_p),
             repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
             seed: self.seed,
+            rules: own.rules.clone(),
         }
     }
 
@@ -82,40 +84,6 @@ impl SamplingArgs {
             .into_iter()
             .find_map(|(given, option)| given.then_some(option))
     }
-}
-
-/// Where neither the command line nor the model says anything.
-const USUAL: SamplerOptions = SamplerOptions {
-    temperature: 0.7,
-    top_p: 0.95,
-    top_k: 0,
-    min_p: 0.0,
-    repetition_penalty: 1.0,
-    seed: 0,
-};
-
-/// What the makers of a model recommend.
-fn published(path: &Path) -> Result<SamplerOptions> {
-    let usual = USUAL;
-    if !path.is_file() {
-        return Ok(usual);
-    }
-    let config = Config::load(path)?;
-    let number = |key, usual: f32| -> Result<f32> {
-        Ok(config.optional_number(key)?.map_or(usual, |own| own as f32))
-    };
-    let temperature = match config.flag_or("do_sample", true)? {
-        true => number("temperature", usual.temperature)?,
-        false => 0.0,
-    };
-    Ok(SamplerOptions {
-        temperature,
-        top_p: number("top_p", usual.top_p)?,
-        top_k: number("top_k", 0.0)? as usize,
-        min_p: number("min_p", usual.min_p)?,
-        repetition_penalty: number("repetition_penalty", usual.repetition_penalty)?,
-        seed: 0,
-    })
 }
 
 #[cfg(test)]
@@ -135,15 +103,14 @@ mod tests {
     #[test]
     fn the_command_line_wins_over_the_models_own() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(NONE.options(folder.path()).unwrap().temperature, 0.7);
+        let settings = |args: SamplingArgs| args.settings(folder.path()).unwrap().sampler;
+        assert_eq!(settings(NONE).temperature, 0.7);
         let text = r#"{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.9}"#;
         std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
-        let options = SamplingArgs {
+        let options = settings(SamplingArgs {
             top_p: Some(0.5),
             ..NONE
-        }
-        .options(folder.path())
-        .unwrap();
+        });
         assert_eq!(
             (
                 options.temperature,
@@ -158,7 +125,7 @@ mod tests {
             r#"{"do_sample": false}"#,
         )
         .unwrap();
-        assert_eq!(NONE.options(folder.path()).unwrap().temperature, 0.0);
+        assert_eq!(settings(NONE).temperature, 0.0);
     }
 
     #[test]
@@ -166,7 +133,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("generation_config.json");
         std::fs::write(&path, r#"{"top_p": 0}"#).unwrap();
-        let error = NONE.options(folder.path()).unwrap_err();
+        let error = NONE.settings(folder.path()).unwrap_err();
         let (said, path) = (error.to_string(), path.display());
         assert!(
             said.starts_with(&format!("{path}: top_p = 0: expected")),
@@ -177,7 +144,7 @@ mod tests {
             top_p: Some(0.9),
             ..NONE
         };
-        assert_eq!(given.options(folder.path()).unwrap().top_p, 0.9);
+        assert_eq!(given.settings(folder.path()).unwrap().sampler.top_p, 0.9);
     }
 
     #[test]
@@ -186,7 +153,7 @@ mod tests {
             top_p: Some(1.5),
             ..NONE
         }
-        .options(Path::new("nowhere"))
+        .settings(Path::new("nowhere"))
         .unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -198,7 +198,8 @@ impl StageKind for EvaluateStage {
             ));
         }
         for task in tasks.chain(&self.retrieval) {
-            worlds::item(task, Split::Test, 0, 0)?;
+            worlds::item(task, Split::Test, 0, 0)
+                .map_err(|error| Error::usage(error.to_string()))?;
         }
         Ok(())
     }
@@ -323,6 +324,9 @@ fn load(
     let records = data::records(data, wanted, voice)?;
     let encoded = data::encode(&model.tokenizer, &records, length, voice)?;
     let longest = encoded.iter().map(Encoded::longest).max().unwrap_or(0);
+    if let Some(remark) = model::beyond_context(model.model.spec(), longest) {
+        voice.say(&format!("   {remark}"));
+    }
     match model.model.spec().prompt_positions() {
         Some(limit) if longest > limit => Err(Error::work(format!(
             "the longest text has {longest} tokens, but the model has learned {limit} positions; `length` = {limit} keeps the \

@@ -1,7 +1,8 @@
 //! Hashes of what stages read and leave (XXH3, 128 bits), each file read once.
 //!
-//! A file whose size and time of modification are those of the last reading has the hash that was found then; these are
-//! kept in `hashes.json` in the run's folder. A damaged or foreign one is started anew.
+//! A file whose size, times and inode are those of the last reading has the hash that was found then; these are kept in
+//! `hashes.json` in the run's folder, by the place that links lead to. A damaged or foreign one is started anew. The time of the last
+//! change of the inode, which nobody can set, tells of contents that were changed under an old time of modification.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use super::{model, write_whole};
 use crate::{Error, Result, model_path};
 
 /// The version of `hashes.json`.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A file that was changed so short a time ago may be changed again without another time of modification, so its hash is not kept.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -66,6 +67,8 @@ pub struct FileHashes {
     path: PathBuf,
     known: BTreeMap<String, Known>,
     changed: bool,
+    /// How old a file must be for its hash to be kept.
+    settled: Duration,
 }
 
 /// `hashes.json`.
@@ -79,10 +82,56 @@ struct Kept {
 /// A file as it was when it was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
+    state: State,
+    hash: String,
+}
+
+/// What changes with a file's contents. Where the system has no inodes, sizes and times of modification must do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
     size: u64,
     /// Nanoseconds since 1970.
-    modified: u128,
-    hash: String,
+    modified: i128,
+    /// When the inode was changed: by every writing and renaming, and by setting the other time.
+    changed: i128,
+    inode: u64,
+    device: u64,
+}
+
+impl State {
+    #[cfg(unix)]
+    fn of(metadata: &Metadata) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let nanoseconds =
+            |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        Some(Self {
+            size: metadata.len(),
+            modified: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            changed: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+            inode: metadata.ino(),
+            device: metadata.dev(),
+        })
+    }
+
+    #[cfg(not(unix))]
+    fn of(metadata: &Metadata) -> Option<Self> {
+        let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+        let modified = i128::try_from(modified.as_nanos()).ok()?;
+        Some(Self {
+            size: metadata.len(),
+            modified,
+            changed: modified,
+            inode: 0,
+            device: 0,
+        })
+    }
+
+    /// Whether the last change is so long ago.
+    fn is_settled(&self, after: Duration) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let last = self.modified.max(self.changed);
+        now.is_ok_and(|now| last.saturating_add_unsigned(after.as_nanos()) < now.as_nanos() as i128)
+    }
 }
 
 impl FileHashes {
@@ -96,6 +145,7 @@ impl FileHashes {
             path,
             known: kept.map(|kept| kept.files).unwrap_or_default(),
             changed: false,
+            settled: SETTLED,
         }
     }
 
@@ -123,23 +173,25 @@ impl FileHashes {
     /// When it cannot be read.
     pub fn of_file(&mut self, path: &Path) -> Result<String> {
         let metadata = fs::metadata(path).map_err(Error::file(path))?;
-        let whole = std::path::absolute(path).map_err(Error::file(path))?;
-        let (size, modified) = (metadata.len(), modified(&metadata));
-        let place = whole.to_str().filter(|_| modified.is_some());
-        let (Some(place), Some(modified)) = (place, modified) else {
+        if !metadata.is_file() {
+            return Err(Error::work(format!(
+                "{}: a pipe, device or folder; a run reads its files more than once, so write it to a file first",
+                path.display()
+            )));
+        }
+        let whole = fs::canonicalize(path).map_err(Error::file(path))?;
+        let (Some(place), Some(state)) = (whole.to_str(), State::of(&metadata)) else {
             return read_hash(path);
         };
         if let Some(known) = self.known.get(place)
-            && (known.size, known.modified) == (size, modified.as_nanos())
+            && known.state == state
         {
             return Ok(known.hash.clone());
         }
         let hash = read_hash(path)?;
-        if is_settled(modified) {
-            let modified = modified.as_nanos();
+        if state.is_settled(self.settled) {
             let known = Known {
-                size,
-                modified,
+                state,
                 hash: hash.clone(),
             };
             self.known.insert(place.to_owned(), known);
@@ -217,15 +269,6 @@ impl FileHashes {
     }
 }
 
-fn modified(metadata: &Metadata) -> Option<Duration> {
-    metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()
-}
-
-fn is_settled(modified: Duration) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.is_ok_and(|now| modified + SETTLED < now)
-}
-
 fn read_hash(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::file(path))?;
     let mut buffer = vec![0; 1 << 20];
@@ -280,23 +323,71 @@ mod tests {
             .unwrap();
     }
 
+    /// Hashes of files that count as settled at once: no test waits.
+    fn open(folder: &Path) -> FileHashes {
+        FileHashes {
+            settled: Duration::ZERO,
+            ..FileHashes::open(folder)
+        }
+    }
+
     #[test]
     fn unchanged_files_are_not_read_again() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("weights");
+        let (path, kept) = (
+            folder.path().join("weights"),
+            folder.path().join("hashes.json"),
+        );
         write(&path, "one", 1000);
-        let mut hashes = FileHashes::open(folder.path());
+        let mut hashes = open(folder.path());
         let one = hashes.of_file(&path).unwrap();
         hashes.save().unwrap();
-        // Another text of the same size and time is not seen: the file was not read.
-        write(&path, "two", 1000);
-        let mut hashes = FileHashes::open(folder.path());
-        assert_eq!(hashes.of_file(&path).unwrap(), one);
-        write(&path, "two", 1001);
-        let two = hashes.of_file(&path).unwrap();
-        assert_ne!(two, one);
-        write(&path, "three", 1001);
-        assert_ne!(hashes.of_file(&path).unwrap(), two);
+        // The hash that is kept is believed: the file was not read.
+        let text = fs::read_to_string(&kept).unwrap();
+        fs::write(&kept, text.replace(&one, "another")).unwrap();
+        assert_eq!(open(folder.path()).of_file(&path).unwrap(), "another");
+        write(&path, "one", 1001);
+        assert_eq!(open(folder.path()).of_file(&path).unwrap(), one);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn other_contents_of_the_same_size_and_time_are_seen() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let [path, other, link] = ["data", "other", "link"].map(|name| folder.path().join(name));
+        write(&path, "one", 1000);
+        write(&other, "two", 1000);
+        symlink(&path, &link).unwrap();
+        let mut hashes = open(folder.path());
+        let [one, two] = [&path, &other].map(|path| hashes.of_file(path).unwrap());
+        assert_ne!(one, two);
+        assert_eq!(hashes.of_file(&link).unwrap(), one);
+        // A link that leads elsewhere.
+        fs::remove_file(&link).unwrap();
+        symlink(&other, &link).unwrap();
+        assert_eq!(hashes.of_file(&link).unwrap(), two);
+        // Another file in the place.
+        let third = folder.path().join("third");
+        write(&third, "six", 1000);
+        fs::rename(&third, &other).unwrap();
+        let six = hashes.of_file(&other).unwrap();
+        assert!(six != two && hashes.of_file(&link).unwrap() == six);
+        // Other bytes in the same file. The clock of files may stand still for some milliseconds.
+        std::thread::sleep(Duration::from_millis(20));
+        write(&path, "ten", 1000);
+        assert_ne!(hashes.of_file(&path).unwrap(), one);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_read_once_only_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = FileHashes::open(folder.path())
+            .of_file(Path::new("/dev/null"))
+            .unwrap_err()
+            .to_string();
+        assert!(said.contains("write it to a file first"), "{said}");
     }
 
     #[test]
@@ -318,16 +409,16 @@ mod tests {
             folder.path().join("hashes.json"),
         );
         write(&path, "one", 1000);
-        let mut hashes = FileHashes::open(folder.path());
+        let mut hashes = open(folder.path());
         let one = hashes.of_file(&path).unwrap();
         hashes.save().unwrap();
         let text = fs::read_to_string(&kept).unwrap();
         let foreign = text
             .replace(&one, "wrong")
-            .replace("\"format\": 1", "\"format\": 0");
+            .replace("\"format\": 2", "\"format\": 0");
         for damaged in [&text[..text.len() / 2], "", "[]", &foreign] {
             fs::write(&kept, damaged).unwrap();
-            assert_eq!(FileHashes::open(folder.path()).of_file(&path).unwrap(), one);
+            assert_eq!(open(folder.path()).of_file(&path).unwrap(), one);
         }
     }
 

@@ -1,10 +1,16 @@
 //! The stage that merges adapters: into the weights of their base, or into one adapter.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
-use espalier_models::adapter::{
-    Adapter, DEFAULT_NAME, base_folder,
-    low_rank::arithmetic::{Combination, combine},
+use espalier_models::{
+    adapter::{
+        Adapter, DEFAULT_NAME, base_folder,
+        low_rank::arithmetic::{Combination, combine},
+    },
+    folder::LoadedModel,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -119,23 +125,23 @@ impl StageKind for MergeStage {
     }
 
     fn run(&self, workplace: &mut Workplace) -> Result<Value> {
-        let (mut start, names) = load(self, workplace)?;
+        let folders = self.adapters.iter().map(|path| adapter_folder(path));
+        let folders = folders.collect::<Result<Vec<PathBuf>>>()?;
+        let (mut start, names) = load(self, &folders, workplace)?;
+        let words = Words::of(&start.loaded, &folders)?;
+        let wrong = |error| words.told(error);
         let model = &mut start.loaded.model;
         let weighted = names.iter().enumerate();
         let weighted: Vec<(&str, f64)> = weighted
             .map(|(i, name)| (name.as_str(), self.weight(i)))
             .collect();
         let adapter = match self.combination() {
-            Some(combination) => {
-                Some(combine(model, &weighted, combination).map_err(Error::of_request)?)
-            }
+            Some(combination) => Some(combine(model, &weighted, combination).map_err(wrong)?),
             None => {
                 for (name, weight) in weighted {
-                    model
-                        .weigh_adapter(name, weight)
-                        .map_err(Error::of_request)?;
+                    model.weigh_adapter(name, weight).map_err(wrong)?;
                 }
-                model.merge_adapters().map_err(Error::of_request)?;
+                model.merge_adapters().map_err(wrong)?;
                 None
             }
         };
@@ -167,10 +173,12 @@ impl StageKind for MergeStage {
     }
 }
 
-/// The base with all adapters, and their names.
-fn load(stage: &MergeStage, workplace: &mut Workplace) -> Result<(Start, Vec<String>)> {
-    let folders = stage.adapters.iter().map(|path| adapter_folder(path));
-    let folders = folders.collect::<Result<Vec<PathBuf>>>()?;
+/// The base with all adapters, which lie in `folders`, and their names.
+fn load(
+    stage: &MergeStage,
+    folders: &[PathBuf],
+    workplace: &mut Workplace,
+) -> Result<(Start, Vec<String>)> {
     let first = match &stage.model {
         Some(model) => Path::new(model),
         None => &folders[0],
@@ -192,11 +200,60 @@ fn load(stage: &MergeStage, workplace: &mut Workplace) -> Result<(Start, Vec<Str
         if stage.model.is_none() {
             check_base(&start.loaded.base, folder, &adapter)?;
         }
-        let adapter = adapter.named(&format!("adapter-{}", number + 1))?;
+        let adapter = adapter.named(&name_of(number))?;
+        let words = Words::of(&start.loaded, folders)?;
         let model = &mut start.loaded.model;
-        names.push(adapter.load(model, family, folder)?.name().to_owned());
+        let loaded = adapter.load(model, family, folder);
+        names.push(loaded.map_err(|error| words.told(error))?.name().to_owned());
     }
     Ok((start, names))
+}
+
+/// What an adapter is called on the model, by its place in the list.
+fn name_of(number: usize) -> String {
+    format!("adapter-{}", number + 1)
+}
+
+/// What the user calls what errors name as it is called inside: adapters by their folders, parameters as the model's files do.
+struct Words(HashMap<String, String>);
+
+impl Words {
+    fn of(loaded: &LoadedModel, folders: &[PathBuf]) -> Result<Self> {
+        let mut words = HashMap::new();
+        for entry in (loaded.family()?.tensors)(loaded.model.spec()) {
+            for part in &entry.parts {
+                let maps = [part, &entry.name].map(|name| name.strip_suffix(".weight"));
+                if let [Some(ours), Some(theirs)] = maps {
+                    words.insert(ours.to_owned(), theirs.to_owned());
+                }
+                words.insert(part.clone(), entry.name.clone());
+            }
+        }
+        for (number, folder) in folders.iter().enumerate() {
+            words.insert(name_of(number), folder.display().to_string());
+        }
+        if loaded.adapter.is_some()
+            && let Some(first) = folders.first()
+        {
+            words.insert(DEFAULT_NAME.to_owned(), first.display().to_string());
+        }
+        Ok(Self(words))
+    }
+
+    /// An error in these words. What the adapters are to each other is the request's fault.
+    fn told(&self, error: espalier_models::Error) -> Error {
+        let text = error.to_string();
+        // What is quoted stands between the odd and the even marks.
+        let parts = text.split('`').enumerate().map(|(place, part)| {
+            let known = self.0.get(part).filter(|_| place % 2 == 1);
+            known.map_or(part, String::as_str)
+        });
+        let text = parts.collect::<Vec<_>>().join("`");
+        match error {
+            espalier_models::Error::Invalid(_) => Error::Usage(text),
+            _ => Error::Work(text),
+        }
+    }
 }
 
 /// The folder of an adapter.

@@ -5,6 +5,7 @@
 
 pub mod artifacts;
 pub mod best_of;
+mod claim;
 pub mod classes;
 pub mod data;
 pub mod ends;
@@ -76,6 +77,7 @@ impl Voice for Silent {
 /// When a stage fails; finished stages stay finished, and the same call goes on where this one stopped.
 pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
     check(recipe)?;
+    claim::check(recipe)?;
     let _words = interrupt::last_words(
         "stopped; what is finished stays, and the same command goes on from there",
     );
@@ -83,7 +85,13 @@ pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Va
     let _lock = Lock::take(&recipe.output)?;
     // Whoever holds the lock is the only one who writes here.
     disk::clear_partial_files(&recipe.output).map_err(Error::file(&recipe.output))?;
-    write_recipe(recipe)?;
+    if !claim::write_copy(recipe)? {
+        let own = recipe.output.join("recipe.toml");
+        voice.say(&format!(
+            "{}: no copy of a run, so it stays as it is",
+            own.display()
+        ));
+    }
     let mut hashes = FileHashes::open(&recipe.output);
     match recipe.seeds.is_empty() {
         true => run_once(recipe, device, &mut hashes, voice),
@@ -162,11 +170,6 @@ fn check_names(stages: &[Stage]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn write_recipe(recipe: &Recipe) -> Result<()> {
-    let text = toml::to_string(recipe).map_err(|error| Error::work(format!("recipe: {error}")))?;
-    write_whole(&recipe.output.join("recipe.toml"), text.as_bytes())
 }
 
 /// Writes beside the name and renames.

@@ -17,6 +17,7 @@ use espalier_models::{
     folder::{self, LoadedModel},
     fresh_classifier,
     model::LanguageModel,
+    spec::{BlockSpec, MixerSpec, ModelSpec},
 };
 use espalier_train::{objectives::symbols::Symbols, quantise::QuantiseOptions};
 use serde_json::{Map, Value};
@@ -125,6 +126,17 @@ fn known_tokens(tokenizer: &Tokenizer, tokens: &[String]) -> Vec<String> {
         })
     };
     tokens.iter().filter_map(known).collect()
+}
+
+/// Tells of texts that are longer than what the model was made for, where it reads them all the same: positions that it never saw mean
+/// little to it. A memory of one size has no positions.
+pub fn beyond_context(spec: &ModelSpec, longest: usize) -> Option<String> {
+    let recurrent = |block: &BlockSpec| matches!(block.mixer, MixerSpec::Recurrent(_));
+    let context = spec.context;
+    let beyond = longest > context && !spec.blocks.iter().all(recurrent);
+    beyond.then(|| {
+        format!("texts of up to {longest} tokens go beyond the context of {context} that the model was made for")
+    })
 }
 
 /// There is no model at a path.

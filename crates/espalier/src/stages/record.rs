@@ -15,7 +15,8 @@ use crate::{Error, Result, recipe::Stage};
 /// The version of the record; records of others are not understood.
 const FORMAT: u32 = 2;
 
-const NAME: &str = "stage.json";
+/// The record's name.
+pub const NAME: &str = "stage.json";
 
 /// What is kept of a finished stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

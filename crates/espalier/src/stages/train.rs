@@ -15,6 +15,7 @@ use espalier_models::{
     model::LanguageModel,
     parameter::Parameters,
     quantised::quantised_weights,
+    spec::ModelSpec,
 };
 use espalier_train::{
     adapters::AdapterOptions,
@@ -387,7 +388,7 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
     let planned = plan(&model, objective.as_ref(), &training, &stage.options)?;
     check_memory(&planned, &model, &stage.options, workplace.device)?;
     say_plan(&planned, &stage.options, workplace.voice);
-    say_context(&training, model.spec().context, workplace.voice);
+    say_context(&training, model.spec(), workplace.voice);
     let run = Run {
         model,
         objective: objective.as_mut(),
@@ -599,7 +600,7 @@ fn say_plan(plan: &Plan, options: &TrainOptions, voice: &mut dyn Voice) {
         plan.samples,
         plan.steps,
         tokens(&plan.tokens),
-        bytes(plan.memory),
+        bytes(plan.memory + plan.data),
         duration(plan.seconds),
     ));
     // A batch of one has none, and packed rows are full but for the last.
@@ -623,14 +624,13 @@ fn tokens(tokens: &TokenCount) -> String {
 }
 
 /// Tells of texts that are longer than what the model was made for, where it reads them all the same.
-fn say_context(samples: &[Sample], context: usize, voice: &mut dyn Voice) {
+fn say_context(samples: &[Sample], spec: &ModelSpec, voice: &mut dyn Voice) {
     let positions = samples.iter().flat_map(|sample| &sample.rows);
-    let longest = positions.flat_map(|row| row.positions.iter().max()).max();
-    if let Some(last) = longest.filter(|last| **last as usize >= context) {
-        voice.say(&format!(
-            "   texts of up to {} tokens go beyond the context of {context} that the model was made for; `length = {context}` cuts them",
-            last + 1
-        ));
+    let last = positions.flat_map(|row| row.positions.iter().max()).max();
+    let longest = last.map_or(0, |last| *last as usize + 1);
+    if let Some(remark) = model::beyond_context(spec, longest) {
+        let context = spec.context;
+        voice.say(&format!("   {remark}; `length = {context}` cuts them"));
     }
 }
 

@@ -61,6 +61,8 @@ pub struct AdapterFile {
     /// Where the tensors are, by the names under which they are asked for.
     places: BTreeMap<String, StoredPlace>,
     unread: BTreeSet<String>,
+    /// Tokens of the base's vocabulary, once it is known.
+    vocabulary: Option<usize>,
 }
 
 /// One of the files, and a tensor's name there.
@@ -100,7 +102,13 @@ impl AdapterFile {
             files,
             places,
             unread,
+            vocabulary: None,
         })
+    }
+
+    /// Says how many tokens the base knows, by which a vocabulary of another size is recognised.
+    pub fn set_vocabulary(&mut self, tokens: usize) {
+        self.vocabulary = Some(tokens);
     }
 
     /// Reads the names as `tensors`, those that transformers has for the base's: an adapter of a base model leaves out the family's
@@ -201,9 +209,23 @@ impl AdapterFile {
                 self.unread.remove(name);
                 values
             }
+            (_, Some(found)) if self.is_of_other_vocabulary(found, shape) => {
+                let (own, base) = (found[0], shape[0]);
+                let fix = "give the grown base the adapter was trained on: save the base after `resize_token_embeddings`, with its tokenizer, and name that folder in `base_model_name_or_path`";
+                Err(self.error(format!(
+                    "tensor `{name}` has rows for {own} tokens, but the base has {base}: its vocabulary was resized before training; {fix}"
+                )))
+            }
             (_, Some(found)) => wrong(self, format!("{found:?}")),
             (_, None) => wrong(self, "missing".into()),
         }
+    }
+
+    /// Whether a tensor of `found` shape has a row for each token of another vocabulary than the base's, whose is `expected`.
+    fn is_of_other_vocabulary(&self, found: &[usize], expected: &[usize]) -> bool {
+        expected.first().copied() == self.vocabulary
+            && found.len() == expected.len()
+            && found[1..] == expected[1..]
     }
 
     /// The values of the parameters that make up these tensors, by the parameters' names.

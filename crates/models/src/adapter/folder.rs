@@ -80,9 +80,13 @@ pub fn base_folder(folder: &Path, adapter: &Adapter) -> Result<PathBuf> {
         path: folder.join(CONFIGURATION),
         reason,
     };
-    let name = adapter
-        .base_model()
-        .ok_or_else(|| missing("`base_model_name_or_path` is missing".into()))?;
+    let name = adapter.base_model().filter(|name| !name.trim().is_empty());
+    let name = name.ok_or_else(|| {
+        let fix = "write the folder of the model that the adapter was trained on there";
+        missing(format!(
+            "`base_model_name_or_path` is missing or empty; {fix}"
+        ))
+    })?;
     let beside = folder.join(name);
     let is_there = |path: &PathBuf| path.is_dir() || folder::is_bare(path);
     let mut named = [beside.clone(), PathBuf::from(name)].into_iter();

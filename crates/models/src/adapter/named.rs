@@ -271,6 +271,7 @@ impl Adapter {
         folder: &Path,
     ) -> Result<(Self, AdapterFile)> {
         let mut file = self.kind.open(folder)?;
+        file.set_vocabulary(model.spec().vocabulary);
         let mut tensors = layout::tensors_in_memory(model, family);
         let head = ties::head(model, family);
         let repeated = head.as_ref().map(|head| head.name.clone());

@@ -61,7 +61,7 @@ impl SavedModules {
         for replaced in self.replaced.iter().filter(|r| choose(&r.adapter)) {
             if let Some(other) = owners.insert(&replaced.parameter, &replaced.adapter) {
                 return Err(Error::Invalid(format!(
-                    "the adapters `{other}` and `{}` both replace `{}`; switch one of them off",
+                    "the adapters `{other}` and `{}` both replace `{}`, of which there is one; leave one of them out",
                     replaced.adapter, replaced.parameter
                 )));
             }

@@ -30,6 +30,8 @@ const HARMLESS: &[&str] = &[
     "eos_token_id",
     "finetuning_task",
     "flash_attn",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
     "gradient_checkpointing",
     "id2label",
     "init_std",

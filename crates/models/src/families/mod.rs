@@ -78,7 +78,7 @@ mod state_spaces;
 pub mod t5;
 mod tensor_table;
 
-pub use config::Config;
+pub use config::{Config, is_unset};
 pub use heads::classifying;
 pub use module_names::ModuleNames;
 pub use rwkv::bare;

@@ -27,6 +27,7 @@ fn planned(memory: u64, activations: u64) -> Plan {
         },
         memory,
         activations,
+        data: 0,
         largest_batch: [64, 300],
         seconds: 1.0,
     }

@@ -218,6 +218,18 @@ impl PeftConfig {
         Some(self.rank_and_scale(first).1)
     }
 
+    /// Whether PEFT opens a configuration with these targets and layers: it takes layers beside a list of names alone, and a pattern of
+    /// layers beside layers alone.
+    fn opens_in_peft(&self) -> bool {
+        let chooses = self.layers_to_transform.is_some() || !self.layers_pattern.is_empty();
+        match &self.target_modules {
+            Targets::List(_) => {
+                self.layers_pattern.is_empty() || self.layers_to_transform.is_some()
+            }
+            Targets::AllLinear | Targets::Regex(_) => !chooses,
+        }
+    }
+
     /// Names what has an adapter as PEFT does: linear layers, and an `embedding` that has one, as modules, by the names of transformers, stacks of experts and routers by
     /// their parameters. The targets stay as they are where PEFT reads the same from them.
     pub(super) fn name_modules(
@@ -236,7 +248,7 @@ impl PeftConfig {
         let differs = |module: &&Module| self.targets_in_peft(module) != has(module);
         let mut others = modules.iter().filter(|module| !is_module(module));
         let names_another = others.any(|module| module.names().any(|name| self.matches(name)));
-        if names_another || layers.iter().any(differs) {
+        if names_another || !self.opens_in_peft() || layers.iter().any(differs) {
             let chosen: HashSet<&str> = layers
                 .iter()
                 .filter(|m| has(m))
