@@ -373,7 +373,7 @@ mod tests {
         let ids: Vec<u32> = (0..10).collect();
         let document = || vec![Encoded::Example(Example::new(ids.clone(), vec![true; 10]))];
         let read = |strategy| -> Vec<u32> {
-            let samples = samples(document(), strategy, 4);
+            let samples = samples(document(), strategy, 4, None).unwrap();
             let rows = samples.iter().flat_map(|sample| &sample.rows);
             rows.flat_map(|row| row.ids.clone()).collect()
         };
@@ -470,6 +470,7 @@ mod tests {
                 chosen: Message::assistant(if rejected.len() > 1 { "ab" } else { "a" }),
                 rejected: Message::assistant(rejected),
                 tools: None,
+                margin: None,
             },
             place: Some((path.clone(), index + 1)),
         };
