@@ -140,6 +140,7 @@ fn answers_of_pairs_must_be_shown_too() {
         chosen,
         rejected: Message::assistant("b"),
         tools,
+        margin: None,
     };
     let error = encoder.encode(&pair(chosen, None)).unwrap_err();
     assert!(

@@ -8,7 +8,7 @@
 
 mod tuned;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use espalier::models::checkpoint::TensorFile;
 use serde_json::Value;

@@ -31,7 +31,7 @@ use espalier_train::{
     adapters::{AdapterOptions, lora::LoraOptions},
     averaging::Average,
     batch::{Sample, TokenBatch},
-    objectives::{ObjectiveOptions, language::NextTokenOptions, symbols::Symbols},
+    objectives::{ObjectiveOptions, language::SftOptions, symbols::Symbols},
     options::TrainOptions,
     trainer::{Event, Outcome, Run, train},
 };
@@ -121,7 +121,7 @@ fn trained_with(
         ..TrainOptions::default()
     };
     change(&mut options);
-    let mut objective = ObjectiveOptions::Sft(NextTokenOptions::default())
+    let mut objective = ObjectiveOptions::Sft(SftOptions::default())
         .build(&Symbols::default())
         .unwrap();
     let run = Run {

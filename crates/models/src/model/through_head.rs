@@ -158,7 +158,12 @@ impl Head {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{model::Input, parameter::Parameters, source::Seed, spec::ModelSpec};
+    use crate::{
+        model::Input,
+        parameter::{Parameter, Parameters},
+        source::Seed,
+        spec::ModelSpec,
+    };
     use burn::tensor::Device;
 
     /// Half the sum of the squares of all logits, whose gradient they are.
