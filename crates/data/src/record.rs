@@ -126,10 +126,6 @@ mod weight {
 
 /// One example of a data set.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the largest kind is as common as the others"
-)]
 pub enum Record {
     /// Plain text, learned whole.
     Text {

@@ -511,7 +511,8 @@ fn parameters_that_the_model_has_not_are_told_unless_nothing_is_meant() {
 #[test]
 fn what_peft_adapts_as_a_parameter_has_neither_dropout_nor_dora() {
     let part = "a layer that PEFT takes for a part of an expert";
-    let cases: [(&str, fn(&Module) -> bool, &str); 4] = [
+    type Chosen = fn(&Module) -> bool;
+    let cases: [(&str, Chosen, &str); 4] = [
         ("deepseek-v3", |m| m.name.ends_with(".mlp.up_proj"), part),
         (
             "deepseek-v3",

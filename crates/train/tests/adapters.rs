@@ -310,10 +310,12 @@ fn experts_have_no_dropout_of_their_own() {
             target_modules,
             ..LoraOptions::default()
         };
-        AdapterOptions::Lora(options).attach(&mut model, family, 0)
+        let adapter = AdapterOptions::Lora(options).attach(&mut model, family, 0)?;
+        adapter.check_kept(&model, family)?;
+        Ok::<(), espalier_train::Error>(())
     };
     assert!(attach(0.0, None).is_ok());
     assert!(attach(0.1, Some(vec!["q_proj".into()])).is_ok());
     let error = attach(0.1, None).unwrap_err().to_string();
-    assert!(error.contains("experts of a stack have none"), "{error}");
+    assert!(error.contains("is an expert of a stack"), "{error}");
 }

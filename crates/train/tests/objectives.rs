@@ -102,7 +102,7 @@ fn samples(objective: &str) -> Vec<Sample> {
             chosen: example(i, 11),
             rejected: example(i, 12),
         }),
-        "kto" => Sample::judged(&example(i, 11), i % 2 == 0),
+        "kto" => Sample::judged(&example(i, 11), i.is_multiple_of(2)),
         "classify" => Sample::labelled(&[5 + i, 6, 7], &[], &[f64::from(i % 3)]),
         "process_reward" => Sample::labelled(&[5 + i, 6, 7], &[0, 2], &[1.0, f64::from(i % 2)]),
         _ => Sample::example(&example(i, 10)),

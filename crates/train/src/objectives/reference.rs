@@ -143,6 +143,9 @@ pub struct Reference {
     kept: Option<Kept>,
 }
 
+/// The log-probabilities of all rows of some samples under a model, row after row.
+type Score<'a> = dyn Fn(&LanguageModel, &[&Sample]) -> Result<Vec<f64>> + 'a;
+
 impl Reference {
     /// The reference that the options describe.
     pub fn new(options: ReferenceOptions) -> Self {
@@ -234,7 +237,7 @@ impl Reference {
         &self,
         policy: &LanguageModel,
         samples: &mut [Sample],
-        score: &dyn Fn(&LanguageModel, &[&Sample]) -> Result<Vec<f64>>,
+        score: &Score<'_>,
     ) -> Result<()> {
         let Some(model) = self.fixed(policy)? else {
             return Ok(());

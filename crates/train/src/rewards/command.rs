@@ -309,6 +309,7 @@ fn keep_lines(output: ChildStderr, kept: &Mutex<VecDeque<String>>) {
 }
 
 #[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 mod tests {
     use super::*;
     use espalier_data::record::Message;

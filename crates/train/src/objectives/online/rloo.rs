@@ -83,7 +83,8 @@ impl RlooOptions {
         not_negative("beta", self.beta)?;
         not_negative("epsilon", self.epsilon)?;
         not_negative("epsilon_high", self.epsilon_high.unwrap_or(0.0))?;
-        if let Some([low, high]) = self.reward_clip_range.filter(|[low, high]| !(low < high)) {
+        let is_range = |[low, high]: &[f64; 2]| low < high;
+        if let Some([low, high]) = self.reward_clip_range.filter(|range| !is_range(range)) {
             return Err(Error::Option {
                 key: "reward_clip_range",
                 reason: format!("{low} is not below {high}"),

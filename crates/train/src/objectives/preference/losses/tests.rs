@@ -58,7 +58,7 @@ fn one_pair() {
     for (loss, divergence, expected) in [
         ("'sigmoid'", usual, [0.620957, -0.046257, 0.046257]),
         ("'hinge'", usual, [0.85, -0.1, 0.1]),
-        ("'ipo'", usual, [22.760851, -1.590278, 1.192708]),
+        ("'ipo'", usual, [22.760_85, -1.590278, 1.192708]),
         ("'ipo_raw'", usual, [12.25, -7.0, 7.0]),
         ("'robust'", usual, [0.602207, -0.058757, 0.058757]),
         ("'cdpo'", usual, [0.635957, -0.036257, 0.036257]),
@@ -175,7 +175,7 @@ fn the_mean_of_all_rewards_shifts_what_is_good() {
     };
     let shifted = of_one(&PairLoss::Bco.into(), Divergence::ReverseKl, constants);
     // Twice -ls(0.075).
-    near(&shifted, &[1.312700, -0.048126, 0.048126], "bco");
+    near(&shifted, &[1.312_7, -0.048126, 0.048126], "bco");
 }
 
 #[test]
