@@ -135,7 +135,8 @@ fn source(reading: &mut Reading, folder: &Path, name: &str, entry: &Map<String, 
         }
     }
     // Pre-training texts are alpaca records of a prompt alone.
-    if ours == "alpaca" && columns.len() == 1 && columns.contains_key("instruction") {
+    let is_alone = given.is_some_and(|given| given.len() == 1) && !is_ranking;
+    if ours == "alpaca" && is_alone && columns.contains_key("instruction") {
         let text = columns.remove("instruction");
         source.insert("form".into(), Toml::from("text"));
         if let Some(text) = text.filter(|text| text.as_str() != Some("text")) {

@@ -16,6 +16,9 @@ fn translated(text: &str) -> Result<Translated> {
             "columns": { "messages": "conversations", "chosen": "chosen", "rejected": "rejected" } },
         "verdicts": { "file_name": "kto.json", "formatting": "sharegpt",
             "columns": { "messages": "conversations", "kto_tag": "kto_tag" } },
+        "ours": { "file_name": "q.jsonl", "columns": { "prompt": "question", "response": "output" } },
+        "ranked": { "file_name": "r.jsonl", "ranking": true,
+            "columns": { "prompt": "prompt", "chosen": "chosen", "rejected": "rejected" } },
         "web": { "file_name": "web.jsonl", "columns": { "prompt": "content" } },
         "hub": { "hf_hub_url": "someone/something" },
         "odd": { "file_name": "odd.json", "formatting": "sharegpt", "tags": { "user_tag": "prompter" } },
@@ -133,6 +136,12 @@ fn forms_and_columns_are_ours() {
     assert_eq!(data("openai")["form"].as_str(), Some("messages"));
     assert!(data("openai").get("columns").is_none());
     assert_eq!(data("pairs")["form"].as_str(), Some("sharegpt"));
+    assert_eq!(data("ours")["form"].as_str(), Some("alpaca"));
+    assert_eq!(
+        data("ours")["columns"]["instruction"].as_str(),
+        Some("question")
+    );
+    assert_eq!(data("ranked")["form"].as_str(), Some("alpaca"));
     assert_eq!(data("web")["form"].as_str(), Some("text"));
     assert_eq!(data("web")["columns"]["text"].as_str(), Some("content"));
 }

@@ -141,7 +141,17 @@ impl PeftConfig {
         let targeted: Vec<&Module> = all.iter().filter(|module| self.targets(module)).collect();
         // Parameters alone may be targeted.
         let vocabulary = Vocabulary::of(model, family);
-        let has_embedding = vocabulary.is_some_and(|own| self.targets_embedding(&own));
+        let has_embedding = vocabulary
+            .as_ref()
+            .is_some_and(|own| self.targets_embedding(own));
+        let embedding = vocabulary.filter(|own| self.names_any(&own.embedding));
+        let names = embedding.iter().flat_map(|own| &own.embedding);
+        let mut saved = names.filter(|name| saved_itself(name, &self.modules_to_save));
+        if let Some(name) = saved.next() {
+            return Err(Error::Invalid(format!(
+                "`{name}` is one of the `target_modules` and one of the `modules_to_save`, of which PEFT would use one alone; name it in one of them"
+            )));
+        }
         let wants_modules = self.target_modules != Targets::List(Vec::new());
         if targeted.is_empty() && !has_embedding && (planned.is_empty() || wants_modules) {
             target_modules(model, family, &|_| false)?;

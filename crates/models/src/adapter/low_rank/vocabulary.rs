@@ -96,7 +96,8 @@ fn means(key: &str, names: &[String]) -> bool {
 }
 
 impl PeftConfig {
-    fn names_any(&self, names: &[String]) -> bool {
+    /// Whether the targets mean one of these names.
+    pub(super) fn names_any(&self, names: &[String]) -> bool {
         names.iter().any(|name| self.names(name))
     }
 
