@@ -1,13 +1,12 @@
 //! The training stage: model, data, plan, run, model folder.
 
+mod samples;
+mod telling;
+mod trained;
+
 use std::path::Path;
 
 use burn::tensor::Device;
-use espalier_data::{
-    encode::Truncation,
-    packing::Strategy,
-    readers::{self, Wanted},
-};
 use espalier_evaluate::report::Section;
 use espalier_models::{
     families,
@@ -15,46 +14,34 @@ use espalier_models::{
     model::LanguageModel,
     parameter::Parameters,
     quantised::quantised_weights,
-    spec::ModelSpec,
 };
 use espalier_train::{
     adapters::AdapterOptions,
-    batch::Sample,
     freeze::FreezeOptions,
-    objectives::{ObjectiveOptions, PackedRows, language::Turns, registry::Registered},
+    objectives::{ObjectiveOptions, PackedRows, registry::Registered},
     options::TrainOptions,
     plan::{Plan, check_lengths, plan},
     quantise::QuantiseOptions,
     rates,
     rewards::Read,
-    token_count::TokenCount,
-    trainer::{self, Event, Outcome, Run},
+    trainer::{self, Outcome, Run},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Voice, classes,
-    data::{self, Sourced},
-    ends,
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model::{self, Origin, Start},
     new_model::{self, NewModel},
-    prompts, report,
+    report,
 };
 use crate::{
     Error, Result, interrupt,
     memory::{self, peak_bytes},
     recipe::{DataOptions, shorthand},
-    units::{bytes, count, duration},
+    units::count,
 };
-
-/// Share of padding from which it is said.
-const WASTE: f64 = 0.05;
-
-/// Share of padding from which a remedy is named.
-const MUCH_WASTE: f64 = 0.25;
 
 /// The file in which the held-out share of the data is left.
 const VALIDATION: &str = "validation.jsonl";
@@ -262,13 +249,12 @@ impl StageKind for TrainStage {
 
 /// Trains and leaves `model/` in the stage's folder.
 fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
-    let (start, training, validation) = prepare(workplace, stage)?;
+    let (start, training, validation) = samples::prepare(workplace, stage)?;
     let Start {
         loaded,
         tokenizer,
         added,
     } = start;
-    let keeps_added = stage.keeps_added_tokens();
     let LoadedModel {
         mut model,
         config,
@@ -288,89 +274,10 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         }
     }
     let rounded = quantised_weights(&model);
-    let adapter = match (&stage.adapter, earlier) {
-        (None, None) if rounded > 0 => {
-            return Err(Error::usage(
-                "the model is quantised, and rounded weights cannot be trained; train an adapter on them (`adapter = \"lora\"`), or the full-precision model",
-            ));
-        }
-        (None, None) => {
-            match &stage.freeze {
-                Some(freeze) => freeze.apply(&mut model, family)?,
-                None => model.set_trainable(|_| true),
-            }
-            None
-        }
-        (Some(options), None) => {
-            let seed = stage.options.seed;
-            if stage.objective.registered().classifies && !stage.add_tokens.is_empty() {
-                return Err(Error::usage(
-                    "`add_tokens` with an adapter trains embedding and head, and a classifier has no head; add the tokens in a stage of its own",
-                ));
-            }
-            Some(match stage.add_tokens.is_empty() {
-                true if stage.objective.registered().classifies => {
-                    options.attach_with_classifier(&mut model, family, seed)?
-                }
-                true => options.attach(&mut model, family, seed)?,
-                false if keeps_added => {
-                    if added.is_empty() {
-                        return Err(Error::usage(
-                            "`added_tokens`: the vocabulary has all of the `add_tokens` already; name them by their ids in `trainable_tokens`",
-                        ));
-                    }
-                    options.attach_with_tokens(&added, &mut model, family, seed)?
-                }
-                false => options.attach_with_vocabulary(&mut model, family, seed)?,
-            })
-        }
-        (None, Some(_)) if stage.freeze.is_some() => {
-            return Err(Error::usage(
-                "the model is an adapter, which alone is trained; leave `freeze` out, or merge it into its base first",
-            ));
-        }
-        (None, Some(earlier)) => {
-            earlier.mark_trainable(&mut model);
-            Some(earlier)
-        }
-        (Some(_), Some(_)) => {
-            return Err(Error::usage(
-                "the model is an adapter already: leave `adapter` out to train it on, or give the model that it stands on for a fresh one",
-            ));
-        }
-    };
-    // An adapter's folder cannot say that its base was changed, so the adapter is merged.
-    let merges = !stage.config.is_empty() || !stage.add_tokens.is_empty() && !keeps_added;
-    let refusal = adapter.as_ref().and_then(|adapter| adapter.merge_refusal());
-    if let Some(reason) = refusal.filter(|_| merges) {
-        let fix = "change the base in a stage of its own";
-        return Err(Error::usage(format!(
-            "the adapter cannot be merged into a base that `config` or `add_tokens` changes: {reason}; {fix}"
-        )));
-    }
-    if let Some(adapter) = adapter.as_ref().filter(|_| !merges) {
-        adapter.check_kept(&model, family)?;
-        if stage.new.is_some() {
-            return Err(Error::usage(
-                "an adapter's folder names its base, and a `new` model has no folder yet; make it in a stage of its own, whose name is then the `model` of this one",
-            ));
-        }
-    }
-    if rounded > 0 && merges {
-        return Err(Error::usage(
-            "the adapter cannot be merged into a quantised base, which `config` or `add_tokens` asks for; change the full-precision base in a stage of its own",
-        ));
-    }
-    if quantised_weights(&model) < rounded {
-        return Err(Error::usage(
-            "the adapter would change or train weights of the quantised base themselves; leave their modules out of `modules_to_save`, start from a plain `lora`, or do not quantise",
-        ));
-    }
-    if adapter.is_some() && keeps_added {
-        workplace.voice.say("   of embedding and head the rows of the added tokens alone are trained, and kept in the adapter");
-    } else if adapter.is_some() && !stage.add_tokens.is_empty() {
-        workplace.voice.say("   embedding and head have new rows: they are trained too, and the whole model is left instead of an adapter");
-    }
+    let adapter = trained::choose(stage, &mut model, family, earlier, &added)?;
+    trained::check_kept(stage, &model, family, adapter.as_ref(), rounded)?;
+    trained::say_added(stage, adapter.as_ref(), workplace.voice);
+    let merges = trained::merges(stage);
     rates::set_rates(&mut model, family, &stage.options.learning_rates)?;
     for read in stage.objective.clone().reads() {
         if let Read::Peer(path) = read {
@@ -387,8 +294,8 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
     }
     let planned = plan(&model, objective.as_ref(), &training, &stage.options)?;
     check_memory(&planned, &model, &stage.options, workplace.device)?;
-    say_plan(&planned, &stage.options, workplace.voice);
-    say_context(&training, model.spec(), workplace.voice);
+    telling::say_plan(&planned, &stage.options, workplace.voice);
+    telling::say_context(&training, model.spec(), workplace.voice);
     let run = Run {
         model,
         objective: objective.as_mut(),
@@ -401,7 +308,9 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
     };
     let attentive = interrupt::attentive();
     let (voice, registered) = (&mut *workplace.voice, stage.objective.registered());
-    let mut outcome = trainer::train(run, &mut |event| say_event(event, registered, voice))?;
+    let mut outcome = trainer::train(run, &mut |event| {
+        telling::say_event(event, registered, voice)
+    })?;
     drop(attentive);
     let adapter = match merges {
         false => adapter,
@@ -421,136 +330,8 @@ fn train(stage: &TrainStage, workplace: &mut Workplace) -> Result<Value> {
         adapter.as_ref(),
         &tokenizer,
     )?;
-    say_outcome(&outcome, &planned, workplace.voice);
+    telling::say_outcome(&outcome, &planned, workplace.voice);
     Ok(summary(&outcome, &planned))
-}
-
-/// The model to start from, and training and held-out samples.
-fn prepare(
-    workplace: &mut Workplace,
-    stage: &TrainStage,
-) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
-    let Registered {
-        wanted,
-        whole_pairs,
-        prompts: asks,
-        ..
-    } = stage.objective.registered();
-    let mut records = data::records(&stage.data, wanted, workplace.voice)?;
-    let mut held_out = data::records(&stage.validation, wanted, workplace.voice)?;
-    if let ObjectiveOptions::Sft(options) = &stage.objective
-        && options.turns == Turns::Last
-    {
-        let all = records.iter_mut().chain(&mut held_out);
-        all.for_each(|sourced| sourced.record.learn_last_turn());
-    }
-    let origins_of = |sources: &[DataOptions], records: &[Sourced]| match asks {
-        true => prompts::origins(sources, records),
-        false => Ok(Vec::new()),
-    };
-    let mut origins = origins_of(&stage.data, &records)?;
-    let mut held_out_origins = origins_of(&stage.validation, &held_out)?;
-    if stage.splits() {
-        let share = (records.len() as f64 * stage.validation_share).ceil() as usize;
-        held_out = hold_out(&mut records, share.max(stage.validation_count));
-        held_out_origins = origins.split_off(records.len().min(origins.len()));
-        let path = workplace.folder.join(VALIDATION);
-        readers::write_jsonl(
-            &path,
-            held_out.iter().map(|held| readers::to_json(&held.record)),
-        )?;
-    }
-    let mut start = start(stage, &records, workplace)?;
-    ends::settle(
-        &mut start.loaded.model,
-        &start.tokenizer,
-        &records,
-        &stage.objective,
-        workplace.voice,
-    )?;
-    let options = &stage.options;
-    if asks {
-        let mut prepare = |records: &[Sourced], origins: &[Value]| {
-            prompts::samples(
-                &start.tokenizer,
-                records,
-                origins,
-                options.length,
-                workplace.voice,
-            )
-        };
-        let training = prepare(&records, &origins)?;
-        let validation = prepare(&held_out, &held_out_origins)?;
-        return Ok((start, training, validation));
-    }
-    let said = [records.as_slice(), held_out.as_slice()];
-    let classes = classes::settle(
-        &mut start.loaded,
-        &stage.objective,
-        &said,
-        options.seed,
-        workplace.voice,
-    )?;
-    // Of a document every part is worth learning; of an answer the beginning, which stands behind its question.
-    let packing = options.packing.then_some(match &stage.objective {
-        ObjectiveOptions::Pretrain(_) => Strategy::BestFitSplit,
-        _ => Strategy::BestFit,
-    });
-    let longest = match packing {
-        Some(Strategy::BestFitSplit) => usize::MAX,
-        _ => options.length,
-    };
-    let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
-        let truncation = Truncation {
-            whole_pairs,
-            ..Truncation::default()
-        };
-        let encoded = data::encode_within(
-            &start.tokenizer,
-            records,
-            longest,
-            truncation,
-            workplace.voice,
-        )?;
-        let encoded = match wanted {
-            Wanted::Verdicts => data::unpaired(encoded),
-            Wanted::Texts | Wanted::Pairs | Wanted::Prompts | Wanted::Labels => encoded,
-        };
-        data::samples(encoded, packing, options.length, classes.as_ref())
-    };
-    let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
-    Ok((start, training, validation))
-}
-
-/// Takes the last records away, so many as there are beside one.
-fn hold_out(records: &mut Vec<Sourced>, count: usize) -> Vec<Sourced> {
-    let most = records.len().saturating_sub(1);
-    records.split_off(records.len() - count.min(most))
-}
-
-/// The model that the stage names or describes.
-fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> Result<Start> {
-    let template = stage.template.as_deref();
-    match (&stage.model, &stage.new) {
-        (Some(path), None) => {
-            let start = model::open(
-                Path::new(path),
-                &stage.config,
-                stage.quantise,
-                template,
-                workplace.device,
-            )?;
-            model::grow(start, &stage.add_tokens, workplace.voice)
-        }
-        (None, Some(new)) => {
-            let more = data::records(&new.tokenizer_data, Wanted::Texts, workplace.voice)?;
-            let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
-            let special = (stage.objective.registered().special_tokens)();
-            let seed = stage.options.seed;
-            new_model::create(new, texts, &special, template, seed, workplace.device)
-        }
-        _ => Err(Error::usage("a train stage needs one of `model` and `new`")),
-    }
 }
 
 /// Whether what is trained has room: what is frozen may stay in its file.
@@ -589,103 +370,6 @@ fn check_memory(
         ),
     };
     memory::check(asked, needed as f64, fix, device)
-}
-
-fn say_plan(plan: &Plan, options: &TrainOptions, voice: &mut dyn Voice) {
-    let share = 100.0 * plan.trainable as f64 / plan.parameters.max(1) as f64;
-    voice.say(&format!(
-        "   plan: {} parameters, {} trained ({share:.1} %); {} samples, {} steps, {}; about {} and {}",
-        count(plan.parameters),
-        count(plan.trainable),
-        plan.samples,
-        plan.steps,
-        tokens(&plan.tokens),
-        bytes(plan.memory + plan.data),
-        duration(plan.seconds),
-    ));
-    // A batch of one has none, and packed rows are full but for the last.
-    let helps = options.batch > 1 && !options.packing && !options.group_by_length;
-    if plan.tokens.padding_share() > MUCH_WASTE && helps {
-        voice.say("   `group_by_length = true` puts samples of like length into a batch, which spares padding");
-    }
-}
-
-/// Tokens in words; padding where it is a share worth sparing.
-fn tokens(tokens: &TokenCount) -> String {
-    let padding = match tokens.padding_share() {
-        share if share < WASTE => String::new(),
-        share => format!(" and {:.0} % padding", 100.0 * share),
-    };
-    format!(
-        "{} tokens ({} learned){padding}",
-        count(tokens.real),
-        count(tokens.learned)
-    )
-}
-
-/// Tells of texts that are longer than what the model was made for, where it reads them all the same.
-fn say_context(samples: &[Sample], spec: &ModelSpec, voice: &mut dyn Voice) {
-    let positions = samples.iter().flat_map(|sample| &sample.rows);
-    let last = positions.flat_map(|row| row.positions.iter().max()).max();
-    let longest = last.map_or(0, |last| *last as usize + 1);
-    if let Some(remark) = model::beyond_context(spec, longest) {
-        let context = spec.context;
-        voice.say(&format!("   {remark}; `length = {context}` cuts them"));
-    }
-}
-
-fn say_event(event: &Event, objective: Registered, voice: &mut dyn Voice) {
-    match event {
-        Event::Remark(remark) => voice.say(&format!("   {remark}")),
-        Event::Resumed(step) => voice.say(&format!("   goes on after step {step}")),
-        Event::Step {
-            step,
-            total,
-            loss,
-            speed: (tokens, elapsed),
-        } => {
-            let rate = *tokens as f64 / elapsed.max(1e-9);
-            voice.progress(
-                "   train",
-                *step,
-                *total,
-                &format!("loss {loss:.4}  {rate:.0} tokens/s"),
-            );
-        }
-        Event::Evaluated {
-            step,
-            loss,
-            metrics,
-        } => {
-            let share = |(name, value): &(String, f64)| format!(", {name} {:.1} %", 100.0 * value);
-            let is_share = |(name, _): &&(String, f64)| {
-                let mut known = objective.metrics.iter();
-                known.any(|metric| metric.share && metric.name == name)
-            };
-            let shares: String = metrics.iter().filter(is_share).map(share).collect();
-            voice.say(&format!(
-                "   step {step}: held-out loss {loss:.4}{}",
-                shares.replace('_', " ")
-            ));
-        }
-    }
-}
-
-fn say_outcome(outcome: &Outcome, plan: &Plan, voice: &mut dyn Voice) {
-    let peak = peak_bytes().map(|peak| {
-        format!(
-            ", peak memory {} (planned {})",
-            bytes(peak),
-            bytes(plan.memory)
-        )
-    });
-    voice.say(&format!(
-        "   used: {} for {} (planned {}){}",
-        duration(outcome.seconds),
-        tokens(&outcome.tokens),
-        duration(plan.seconds),
-        peak.unwrap_or_default()
-    ));
 }
 
 fn summary(outcome: &Outcome, plan: &Plan) -> Value {

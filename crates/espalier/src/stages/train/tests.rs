@@ -1,8 +1,10 @@
 //! What a plan says, and what it refuses.
 
 use espalier_models::{source::Seed, spec::ModelSpec};
+use espalier_train::token_count::TokenCount;
 
-use super::*;
+use super::{telling::say_plan, *};
+use crate::stages::Voice;
 
 struct Said(Vec<String>);
 

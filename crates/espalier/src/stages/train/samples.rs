@@ -1,0 +1,156 @@
+//! What a training stage starts from: the model, and its data as samples.
+
+use std::path::Path;
+
+use espalier_data::{
+    encode::Truncation,
+    packing::Strategy,
+    readers::{self, Wanted},
+};
+use espalier_train::{
+    batch::Sample,
+    objectives::{ObjectiveOptions, language::Turns, registry::Registered},
+};
+use serde_json::Value;
+
+use super::{TrainStage, VALIDATION};
+use crate::{
+    Error, Result,
+    recipe::DataOptions,
+    stages::{
+        classes,
+        data::{self, Sourced},
+        ends,
+        kinds::Workplace,
+        model::{self, Start},
+        new_model, prompts,
+    },
+};
+
+/// The model to start from, and training and held-out samples.
+pub(super) fn prepare(
+    workplace: &mut Workplace,
+    stage: &TrainStage,
+) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
+    let Registered {
+        wanted,
+        whole_pairs,
+        prompts: asks,
+        ..
+    } = stage.objective.registered();
+    let mut records = data::records(&stage.data, wanted, workplace.voice)?;
+    let mut held_out = data::records(&stage.validation, wanted, workplace.voice)?;
+    if let ObjectiveOptions::Sft(options) = &stage.objective
+        && options.turns == Turns::Last
+    {
+        let all = records.iter_mut().chain(&mut held_out);
+        all.for_each(|sourced| sourced.record.learn_last_turn());
+    }
+    let origins_of = |sources: &[DataOptions], records: &[Sourced]| match asks {
+        true => prompts::origins(sources, records),
+        false => Ok(Vec::new()),
+    };
+    let mut origins = origins_of(&stage.data, &records)?;
+    let mut held_out_origins = origins_of(&stage.validation, &held_out)?;
+    if stage.splits() {
+        let share = (records.len() as f64 * stage.validation_share).ceil() as usize;
+        held_out = hold_out(&mut records, share.max(stage.validation_count));
+        held_out_origins = origins.split_off(records.len().min(origins.len()));
+        let path = workplace.folder.join(VALIDATION);
+        readers::write_jsonl(
+            &path,
+            held_out.iter().map(|held| readers::to_json(&held.record)),
+        )?;
+    }
+    let mut start = start(stage, &records, workplace)?;
+    ends::settle(
+        &mut start.loaded.model,
+        &start.tokenizer,
+        &records,
+        &stage.objective,
+        workplace.voice,
+    )?;
+    let options = &stage.options;
+    if asks {
+        let mut prepare = |records: &[Sourced], origins: &[Value]| {
+            prompts::samples(
+                &start.tokenizer,
+                records,
+                origins,
+                options.length,
+                workplace.voice,
+            )
+        };
+        let training = prepare(&records, &origins)?;
+        let validation = prepare(&held_out, &held_out_origins)?;
+        return Ok((start, training, validation));
+    }
+    let said = [records.as_slice(), held_out.as_slice()];
+    let classes = classes::settle(
+        &mut start.loaded,
+        &stage.objective,
+        &said,
+        options.seed,
+        workplace.voice,
+    )?;
+    // Of a document every part is worth learning; of an answer the beginning, which stands behind its question.
+    let packing = options.packing.then_some(match &stage.objective {
+        ObjectiveOptions::Pretrain(_) => Strategy::BestFitSplit,
+        _ => Strategy::BestFit,
+    });
+    let longest = match packing {
+        Some(Strategy::BestFitSplit) => usize::MAX,
+        _ => options.length,
+    };
+    let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
+        let truncation = Truncation {
+            whole_pairs,
+            ..Truncation::default()
+        };
+        let encoded = data::encode_within(
+            &start.tokenizer,
+            records,
+            longest,
+            truncation,
+            workplace.voice,
+        )?;
+        let encoded = match wanted {
+            Wanted::Verdicts => data::unpaired(encoded),
+            Wanted::Texts | Wanted::Pairs | Wanted::Prompts | Wanted::Labels => encoded,
+        };
+        data::samples(encoded, packing, options.length, classes.as_ref())
+    };
+    let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
+    Ok((start, training, validation))
+}
+
+/// Takes the last records away, so many as there are beside one.
+fn hold_out(records: &mut Vec<Sourced>, count: usize) -> Vec<Sourced> {
+    let most = records.len().saturating_sub(1);
+    records.split_off(records.len() - count.min(most))
+}
+
+/// The model that the stage names or describes.
+fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> Result<Start> {
+    let template = stage.template.as_deref();
+    match (&stage.model, &stage.new) {
+        (Some(path), None) => {
+            let start = model::open(
+                Path::new(path),
+                &stage.config,
+                stage.quantise,
+                template,
+                workplace.device,
+            )?;
+            model::grow(start, &stage.add_tokens, workplace.voice)
+        }
+        (None, Some(new)) => {
+            let more = data::records(&new.tokenizer_data, Wanted::Texts, workplace.voice)?;
+            let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
+            let special = (stage.objective.registered().special_tokens)();
+            let seed = stage.options.seed;
+            new_model::create(new, texts, &special, template, seed, workplace.device)
+        }
+        _ => Err(Error::usage("a train stage needs one of `model` and `new`")),
+    }
+}
