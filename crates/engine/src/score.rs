@@ -2,7 +2,10 @@
 
 use espalier_data::{encode::Example, packing::Row};
 use espalier_kernels::{embedding::embedding, readback::ReadFloats};
-use espalier_models::model::{Input, LanguageModel};
+use espalier_models::{
+    model::{Input, LanguageModel},
+    target_scores::TargetScore,
+};
 
 use crate::{Error, Result};
 
@@ -72,7 +75,45 @@ pub fn rewards(model: &LanguageModel, texts: &[Vec<u32>], batch: usize) -> Resul
     Ok(rewards)
 }
 
+/// The natural log-probability of each token of a text from token `first` on, by all tokens before it; the first token of all has
+/// none.
+///
+/// # Errors
+/// When a token id is outside the vocabulary, or the model sees what it would predict.
+pub fn token_log_probabilities(
+    model: &LanguageModel,
+    ids: &[u32],
+    first: usize,
+) -> Result<Vec<f64>> {
+    if model.spec().bidirectional {
+        return Err(Error::NoLikelihood);
+    }
+    let targets = (0..ids.len()).map(|place| place >= first.max(1));
+    let example = Example::new(ids.to_vec(), targets.collect());
+    if example.target_count() == 0 {
+        return Ok(Vec::new());
+    }
+    let (_, scores) = target_scores(model, &[&example])?;
+    let log_probability = |score: TargetScore| f64::from(score.log_probability);
+    Ok(scores.into_iter().map(log_probability).collect())
+}
+
 fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {
+    let (owners, found) = target_scores(model, rows)?;
+    let mut scores = vec![Score::default(); rows.len()];
+    for (r, target) in owners.iter().zip(found) {
+        scores[*r].log_probability += f64::from(target.log_probability);
+        scores[*r].targets += 1;
+        scores[*r].first_choices += usize::from(target.first_choice);
+    }
+    Ok(scores)
+}
+
+/// The score of every target, and the row that each belongs to.
+fn target_scores(
+    model: &LanguageModel,
+    rows: &[&Example],
+) -> Result<(Vec<usize>, Vec<TargetScore>)> {
     let rows: Vec<Row> = rows.iter().map(|example| Row::from(*example)).collect();
     let input = Input::packed(&rows.iter().collect::<Vec<_>>());
     let time = input.time();
@@ -87,12 +128,5 @@ fn score_rows(model: &LanguageModel, rows: &[&Example]) -> Result<Vec<Score>> {
     let hidden = model.hidden(&input, None)?;
     let [_, _, width] = hidden.dims();
     let predicting = embedding(hidden.reshape([rows.len() * time, width]), &predictors);
-    let found = model.target_scores(predicting, &targets)?;
-    let mut scores = vec![Score::default(); rows.len()];
-    for (r, target) in owners.iter().zip(found) {
-        scores[*r].log_probability += f64::from(target.log_probability);
-        scores[*r].targets += 1;
-        scores[*r].first_choices += usize::from(target.first_choice);
-    }
-    Ok(scores)
+    Ok((owners, model.target_scores(predicting, &targets)?))
 }

@@ -19,6 +19,12 @@ pub enum Error {
     /// The report page.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
+    /// VaL probing.
+    #[error("VaL probing: {0}")]
+    Val(String),
+    /// A task of RULER.
+    #[error("RULER: {0}")]
+    Ruler(String),
     /// The metrics log.
     #[error(transparent)]
     Metrics(#[from] crate::curves::MetricsError),

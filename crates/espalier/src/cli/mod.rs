@@ -10,6 +10,7 @@ pub mod families;
 pub mod generate;
 pub mod inspect;
 pub mod lines;
+pub mod probe;
 pub mod published;
 pub mod quickstart;
 pub mod run;
@@ -78,6 +79,7 @@ enum Verb {
     Generate(generate::GenerateArgs),
     Embed(embed::EmbedArgs),
     Eval(eval::EvalArgs),
+    Probe(probe::ProbeArgs),
     Data(data::DataArgs),
     Families(families::FamiliesArgs),
     Inspect(inspect::InspectArgs),
@@ -96,6 +98,7 @@ impl Verb {
             Self::Generate(args) => generate::run(args, context),
             Self::Embed(args) => embed::run(args, context),
             Self::Eval(args) => eval::run(args, context),
+            Self::Probe(args) => probe::run(args, context),
             Self::Data(args) => data::run(args, context),
             Self::Families(args) => families::run(args, context),
             Self::Inspect(args) => inspect::run(args, context),

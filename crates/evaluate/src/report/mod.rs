@@ -7,6 +7,7 @@
 //! Left out: interaction (zoom, hover), which would need scripts.
 
 mod chart;
+mod heat_map;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use espalier_data::disk;
 
 pub use chart::{Chart, Series};
+pub use heat_map::HeatMap;
 pub use table::Table;
 
 /// The page's style sheet.
@@ -70,6 +72,8 @@ pub struct Report {
 pub enum Section {
     /// Curves.
     Chart(Chart),
+    /// A grid of scores.
+    HeatMap(HeatMap),
     /// Rows and columns.
     Table(Table),
     /// Samples of a model, under one heading.
@@ -153,6 +157,7 @@ impl Section {
     fn html(&self) -> Result<String> {
         Ok(match self {
             Self::Chart(chart) => chart.html()?,
+            Self::HeatMap(map) => map.html(),
             Self::Table(table) => table.html(),
             Self::Conversations(conversations) => {
                 let all: String = conversations.iter().map(Conversation::html).collect();
