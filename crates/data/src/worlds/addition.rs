@@ -15,6 +15,7 @@ pub const WORLD: World = World {
     name: "addition",
     description: "sums of two numbers of two digits, least significant digit first",
     tasks: &["addition"],
+    dials: &[],
     generate,
     check: |item: &Item, output: &str| output.trim() == item.answer,
 };

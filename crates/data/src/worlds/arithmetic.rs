@@ -15,6 +15,7 @@ pub const WORLD: World = World {
     name: "g1",
     description: "arithmetic word problems of one to five steps, with the work shown",
     tasks: &["g1/1", "g1/2", "g1/3", "g1/4"],
+    dials: &[],
     generate,
     check,
 };

@@ -5,6 +5,7 @@
 
 use serde_json::Map;
 
+use super::dials::{Dial, base, dial};
 use super::{Draft, Item, Split, World};
 use crate::random::Random;
 
@@ -13,6 +14,11 @@ pub const WORLD: World = World {
     name: "g4",
     description: "balanced brackets: strings of them, whether one is balanced, what closes one",
     tasks: &["g4/lm", "g4/judge", "g4/close"],
+    dials: &[
+        Dial::new("pairs", "pairs of brackets", 4, 28),
+        Dial::new("depth", "the deepest nesting", 2, 28),
+        Dial::new("kinds", "kinds of brackets", 1, 4),
+    ],
     generate,
     check,
 };
@@ -20,7 +26,7 @@ pub const WORLD: World = World {
 const OPENING: &[char] = &['(', '[', '{', '<'];
 const CLOSING: &[char] = &[')', ']', '}', '>'];
 
-/// The language of the tasks.
+/// The language of the tasks without dials.
 const LANGUAGE: Language = Language {
     kinds: 2,
     depth: 6,
@@ -36,6 +42,15 @@ struct Language {
 }
 
 impl Language {
+    /// The language of a task.
+    fn of(task: &str) -> Self {
+        Self {
+            kinds: dial(task, "kinds", LANGUAGE.kinds),
+            depth: dial(task, "depth", LANGUAGE.depth),
+            length: 2 * dial(task, "pairs", LANGUAGE.length / 2),
+        }
+    }
+
     /// `counts[remaining][depth]`: in how many ways a string of that depth can be completed by that many brackets.
     fn counts(&self) -> Vec<Vec<u128>> {
         let mut counts = vec![vec![0; self.depth + 2]; self.length + 1];
@@ -110,18 +125,19 @@ fn open_brackets(text: &[char]) -> Option<Vec<usize>> {
 }
 
 fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
-    let text = LANGUAGE.draw(random);
-    let (prompt, answer, key) = match task {
+    let language = Language::of(task);
+    let text = language.draw(random);
+    let (prompt, answer, key) = match base(task) {
         "g4/judge" => {
             let (text, verdict) = match random.chance(0.5) {
-                true => (LANGUAGE.corrupt(&text, random), "no"),
+                true => (language.corrupt(&text, random), "no"),
                 false => (text, "yes"),
             };
             let text = String::from_iter(text);
             (format!("{text} balanced?"), verdict.to_owned(), text)
         }
         "g4/close" => {
-            let length = LANGUAGE.length as i64;
+            let length = language.length as i64;
             let cut = random.range(length / 4, length - 1) as usize;
             let open = open_brackets(&text[..cut]).unwrap_or_default();
             let closing = open.iter().rev().map(|kind| CLOSING[*kind]).collect();
@@ -144,14 +160,15 @@ fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
 
 fn check(item: &Item, output: &str) -> bool {
     let output = output.trim();
-    if item.task != "g4/lm" {
+    if base(&item.task) != "g4/lm" {
         return output == item.answer;
     }
     let text: Vec<char> = output.chars().collect();
+    let depth = Language::of(&item.task).depth;
     let balanced = open_brackets(&text).is_some_and(|open| open.is_empty());
     let deep = |end: usize| {
         let open = open_brackets(&text[..end]);
-        open.is_none_or(|open| open.len() > LANGUAGE.depth)
+        open.is_none_or(|open| open.len() > depth)
     };
     !text.is_empty() && balanced && !(0..text.len()).any(deep)
 }

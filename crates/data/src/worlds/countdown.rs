@@ -14,6 +14,7 @@ pub const WORLD: World = World {
     name: "g2",
     description: "reach a target with all given numbers and the four operations",
     tasks: &["g2/3", "g2/4", "g2/3-targets", "g2/4-targets"],
+    dials: &[],
     generate,
     check,
 };

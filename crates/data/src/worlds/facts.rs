@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::dials::{Dial, base, dial};
 use super::lists::{CITIES, COLORS, JOBS, NAMES, PETS, fill};
 use super::{Draft, Item, Split, World};
 use crate::random::Random;
@@ -14,6 +15,11 @@ pub const WORLD: World = World {
     name: "g6",
     description: "facts about a few people and a question of one to three hops",
     tasks: &["g6/1", "g6/2", "g6/3"],
+    dials: &[
+        Dial::new("people", "people", 2, 24),
+        Dial::new("hops", "facts that the answer needs", 1, 6),
+        Dial::new("left_out", "percent of the facts that are left out", 0, 50),
+    ],
     generate,
     check,
 };
@@ -127,12 +133,14 @@ impl Person {
 }
 
 fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
-    let (hops, drop) = match task {
-        "g6/1" => (1, 0.15),
-        "g6/2" => (2, 0.15),
-        _ => (3, 0.0),
+    let (hops, left_out) = match base(task) {
+        "g6/1" => (1, 15),
+        "g6/2" => (2, 15),
+        _ => (3, 0),
     };
-    let names = random.sample(NAMES, 4);
+    let hops = dial(task, "hops", hops);
+    let drop = dial(task, "left_out", left_out) as f64 / 100.0;
+    let names = random.sample(NAMES, dial(task, "people", 4));
     let mut people: Vec<Person> = names
         .iter()
         .map(|&name| Person::draw(name, &names, random))

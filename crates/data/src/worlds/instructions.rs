@@ -6,6 +6,7 @@
 use super::constraints::{
     Constraint, Relation, count_sentences, has_word, of, strict, to_fields, words,
 };
+use super::dials::{Dial, dial};
 use super::lists::{END_PHRASES, OBJECTS, PLACES};
 use super::stories::{Story, sentences};
 use super::{Draft, Item, Split, World};
@@ -16,6 +17,12 @@ pub const WORLD: World = World {
     name: "g7",
     description: "stories under two to four checkable constraints, in the form of IFEval",
     tasks: &["g7/2"],
+    dials: &[Dial::new(
+        "constraints",
+        "constraints besides layout and case",
+        1,
+        6,
+    )],
     generate,
     check,
 };
@@ -52,11 +59,12 @@ struct Plan {
 }
 
 impl Plan {
-    fn draw(random: &mut Random) -> Self {
+    fn draw(constraints: usize, random: &mut Random) -> Self {
         use Kind::{End, Existence, Forbidden, NoComma, Sentences, Words};
         let layout = *random.pick(&[Layout::Plain, Layout::Bullets, Layout::Quote]);
         let case = *random.pick(&[Case::Mixed, Case::Mixed, Case::Lower, Case::Upper]);
-        let kinds = random.sample(&[Words, Sentences, Existence, Forbidden, NoComma, End], 2);
+        let kinds = [Words, Sentences, Existence, Forbidden, NoComma, End];
+        let kinds = random.sample(&kinds, constraints);
         Self {
             layout,
             case,
@@ -105,9 +113,9 @@ impl Plan {
     }
 }
 
-fn generate(_: &str, _: Split, random: &mut Random) -> Draft {
+fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
     let story = Story::draw(random);
-    let plan = Plan::draw(random);
+    let plan = Plan::draw(dial(task, "constraints", 2), random);
     let (lines, phrase) = plan.sentences(&story, random);
     let answer = plan.lay_out(&lines);
     let mut constraints: Vec<Constraint> = plan

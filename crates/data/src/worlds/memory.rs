@@ -25,6 +25,7 @@ pub const WORLD: World = World {
         "memory/copying/32",
         "memory/copying/64",
     ],
+    dials: &[],
     generate,
     check: |item: &Item, output: &str| output.trim() == item.answer,
 };

@@ -20,6 +20,7 @@ pub mod arithmetic;
 pub mod brackets;
 pub mod constraints;
 pub mod countdown;
+pub mod dials;
 pub mod facts;
 pub mod instructions;
 pub mod lists;
@@ -37,6 +38,8 @@ pub mod stories;
 pub mod symbols;
 pub mod topics;
 pub mod tracking;
+
+use dials::{Dial, base};
 
 /// Every world. A new one is one file and one line here.
 pub const WORLDS: &[World] = &[
@@ -267,6 +270,8 @@ pub struct World {
     pub description: &'static str,
     /// The tasks, such as `g1/1`.
     pub tasks: &'static [&'static str],
+    /// Numbers that make its tasks easier or harder, as in `g3/8:pairs=32`.
+    pub dials: &'static [Dial],
     generate: fn(task: &str, split: Split, random: &mut Random) -> Draft,
     check: fn(item: &Item, output: &str) -> bool,
 }
@@ -278,8 +283,8 @@ pub struct World {
 pub fn world(name: &str) -> Result<&'static World> {
     let found = WORLDS
         .iter()
-        .find(|world| world.name == name || world.tasks.contains(&name));
-    found.ok_or_else(|| unknown_task(name))
+        .find(|world| world.name == name || world.tasks.contains(&base(name)));
+    found.ok_or_else(|| unknown_task(base(name)))
 }
 
 /// Every task of every world.
@@ -303,8 +308,9 @@ fn unknown_task(name: &str) -> Error {
 pub fn item(task: &str, split: Split, index: u64, seed: u64) -> Result<Item> {
     let world = WORLDS
         .iter()
-        .find(|world| world.tasks.contains(&task))
-        .ok_or_else(|| unknown_task(task))?;
+        .find(|world| world.tasks.contains(&base(task)))
+        .ok_or_else(|| unknown_task(base(task)))?;
+    dials::check(task, world.dials)?;
     let draft = (0..MOST_ATTEMPTS)
         .map(|attempt| {
             (world.generate)(
@@ -342,9 +348,9 @@ pub fn check(item: &Item, output: &str) -> Result<bool> {
     Ok((world(&item.task)?.check)(item, output))
 }
 
-/// The split of a key: a hash of task and key, so that it depends on nothing else.
+/// The split of a key: a hash of task and key, so that it depends on nothing else; not on the task's dials.
 pub fn split_of(task: &str, key: &str) -> Split {
-    match mix(fnv(&format!("{task}|{key}"))) % 100 {
+    match mix(fnv(&format!("{}|{key}", base(task)))) % 100 {
         0..90 => Split::Train,
         90..95 => Split::Validation,
         _ => Split::Test,

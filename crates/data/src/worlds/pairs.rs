@@ -13,6 +13,7 @@ pub const WORLD: World = World {
     name: "pairs",
     description: "facts without a rule: two of 48 symbols name a third one",
     tasks: &["pairs/48"],
+    dials: &[],
     generate,
     check,
 };

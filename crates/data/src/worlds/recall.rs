@@ -5,6 +5,8 @@
 
 use serde_json::Map;
 
+use super::dials::{Dial, base, dial};
+use super::lists::ITEMS;
 use super::{Draft, Item, Split, World};
 use crate::random::Random;
 
@@ -13,21 +15,53 @@ pub const WORLD: World = World {
     name: "g3",
     description: "pairs of keys and values, and a question about some of the keys",
     tasks: &["g3/8", "g3/16"],
+    dials: &[
+        Dial::new("pairs", "keys with a value", 4, 64),
+        Dial::new("queries", "keys that are asked for", 1, 4),
+        Dial::new(
+            "overwritten",
+            "percent of the keys that are written twice",
+            0,
+            100,
+        ),
+        Dial::new("filler", "words between two pairs", 0, 64),
+    ],
     generate,
     check,
 };
 
-/// Share of the keys of `g3/16` that are written twice.
-const OVERWRITTEN: f64 = 0.25;
+/// Percent of the keys of `g3/16` that are written twice.
+const OVERWRITTEN: usize = 25;
 
 fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
-    match task {
-        "g3/16" => pairs(16, 2, OVERWRITTEN, random),
-        _ => pairs(8, 1, 0.0, random),
-    }
+    let (count, asked, overwritten) = match base(task) {
+        "g3/16" => (16, 2, OVERWRITTEN),
+        _ => (8, 1, 0),
+    };
+    let setting = Setting {
+        count: dial(task, "pairs", count),
+        asked: dial(task, "queries", asked),
+        overwritten: dial(task, "overwritten", overwritten) as f64 / 100.0,
+        filler: dial(task, "filler", 0),
+    };
+    pairs(&setting, random)
 }
 
-fn pairs(count: usize, asked: usize, overwritten: f64, random: &mut Random) -> Draft {
+/// What an item is made of.
+struct Setting {
+    count: usize,
+    asked: usize,
+    overwritten: f64,
+    filler: usize,
+}
+
+fn pairs(setting: &Setting, random: &mut Random) -> Draft {
+    let Setting {
+        count,
+        asked,
+        overwritten,
+        filler,
+    } = *setting;
     let mut keys: Vec<String> = Vec::with_capacity(count);
     while keys.len() < count {
         let key: String = (0..2)
@@ -61,13 +95,29 @@ fn pairs(count: usize, asked: usize, overwritten: f64, random: &mut Random) -> D
         let pair = |(key, value): &(String, String)| format!("{key}{separator}{value}");
         written.iter().map(pair).collect::<Vec<_>>().join(" ")
     };
+    let prompt = format!("{} ? {} =", listed(":"), queries.join(" "));
     Draft {
-        prompt: format!("{} ? {} =", listed(":"), queries.join(" ")),
+        prompt: match filler {
+            0 => prompt,
+            _ => filled(&prompt, written.len(), filler, random),
+        },
         solution: answer.clone(),
         answer: answer.clone(),
         key: format!("{}?{}", listed(""), queries.join(",")),
         fields: Map::new(),
     }
+}
+
+/// With words that mean nothing between the pairs.
+fn filled(prompt: &str, pairs: usize, filler: usize, random: &mut Random) -> String {
+    let mut words = Vec::new();
+    for (place, word) in prompt.split(' ').enumerate() {
+        if (1..pairs).contains(&place) {
+            words.extend((0..filler).map(|_| *random.pick(ITEMS)));
+        }
+        words.push(word);
+    }
+    words.join(" ")
 }
 
 fn value(random: &mut Random) -> String {

@@ -18,6 +18,7 @@ pub const WORLD: World = World {
     name: "sentence",
     description: "one sentence under one to three checkable constraints",
     tasks: &["sentence/1", "sentence/2", "sentence/3"],
+    dials: &[],
     generate,
     check,
 };

@@ -14,6 +14,7 @@ pub const WORLD: World = World {
     name: "slots",
     description: "a chain of symbols, each behind a marker, among filler",
     tasks: &["slots/10"],
+    dials: &[],
     generate,
     check,
 };

@@ -2,6 +2,7 @@
 
 use serde_json::Map;
 
+use super::dials::{Dial, base, dial};
 use super::{Draft, Item, Split, World};
 use crate::random::Random;
 
@@ -10,18 +11,21 @@ pub const WORLD: World = World {
     name: "g5",
     description: "numbers to be sorted upwards, downwards or without repetitions",
     tasks: &["g5/asc", "g5/desc", "g5/uniq"],
+    dials: &[Dial::new("numbers", "numbers to be sorted", 2, 64)],
     generate,
     check,
 };
 
-/// Numbers of an item.
+/// Numbers of an item without a dial.
 const COUNT: usize = 8;
 
 fn generate(task: &str, _: Split, random: &mut Random) -> Draft {
-    let numbers: Vec<usize> = (0..COUNT).map(|_| random.below(100)).collect();
+    let numbers: Vec<usize> = (0..dial(task, "numbers", COUNT))
+        .map(|_| random.below(100))
+        .collect();
     let mut sorted = numbers.clone();
     sorted.sort_unstable();
-    let (mode, order) = match task {
+    let (mode, order) = match base(task) {
         "g5/desc" => {
             sorted.reverse();
             ("desc", "sort down")

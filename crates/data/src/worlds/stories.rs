@@ -22,6 +22,7 @@ pub const WORLD: World = World {
     name: "g8",
     description: "short stories from a small grammar; the checker tests their consistency",
     tasks: &["g8", "g8/titled"],
+    dials: &[],
     generate: |task, _, random| Story::draw(random).draft(task == "g8/titled"),
     check,
 };

@@ -27,6 +27,7 @@ pub const WORLD: World = World {
         "symbols/markov/256",
         "symbols/markov/512",
     ],
+    dials: &[],
     generate,
     check: |item, output| output.trim() == item.answer,
 };

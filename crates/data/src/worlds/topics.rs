@@ -13,6 +13,7 @@ pub const WORLD: World = World {
     name: "topics",
     description: "sentences on eight topics; the answer is the topic",
     tasks: &["topics/8"],
+    dials: &[],
     generate: |_, _, random| draw(random),
     check: |item, output| {
         [&item.answer, &item.solution]

@@ -23,6 +23,7 @@ pub const WORLD: World = World {
         "tracking/resets/32",
         "tracking/resets/64",
     ],
+    dials: &[],
     generate,
     check: |item: &Item, output: &str| output.trim() == item.answer,
 };

@@ -120,7 +120,7 @@ fn turn(world: &str, index: u64) -> Result<(&str, u64)> {
 /// The tasks that a name means: one task, or all of a world.
 fn tasks(name: &str) -> Result<Vec<&str>> {
     let world = worlds::world(name).map_err(|error| Error::Usage(error.to_string()))?;
-    Ok(if world.tasks.contains(&name) {
+    Ok(if name != world.name || world.tasks.contains(&name) {
         vec![name]
     } else {
         world.tasks.to_vec()

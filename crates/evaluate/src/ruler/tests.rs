@@ -49,6 +49,7 @@ fn prompts_are_those_of_the_authors_generators() {
             ..Options::new(run.length, run.rows.len())
         };
         let ours = samples(task(&run.task).unwrap(), &options, &sources, &count).unwrap();
+        assert_eq!(ours.len(), run.rows.len());
         for (ours, theirs) in ours.iter().zip(&run.rows) {
             let named = format!("{} at {}, {}", run.task, run.length, ours.index);
             assert_eq!(ours.outputs, theirs.outputs, "{named}");

@@ -1,6 +1,6 @@
 //! `espalier data worlds`: the catalogue of generated worlds.
 
-use espalier_data::worlds::{self, Item, Split, WORLDS, World};
+use espalier_data::worlds::{self, Item, Split, WORLDS, World, dials::Dial};
 use serde_json::{Value, json};
 
 use super::super::Context;
@@ -25,10 +25,17 @@ fn sample(task: &str) -> Result<Item> {
 }
 
 fn json() -> Result<Value> {
-    let task = |task: &&str| Ok(json!({ "task": task, "sample": sample(task)?.to_json() }));
+    let task = |task: &&str| {
+        let hash = format!("{:016x}", worlds::golden_hash(task)?);
+        Ok(json!({ "task": task, "hash": hash, "sample": sample(task)?.to_json() }))
+    };
+    let dial = |dial: &Dial| json!({ "dial": dial.name, "description": dial.description, "lowest": dial.lowest, "highest": dial.highest });
     let world = |world: &World| {
         let tasks = world.tasks.iter().map(task).collect::<Result<Vec<_>>>()?;
-        Ok(json!({ "world": world.name, "description": world.description, "tasks": tasks }))
+        let dials: Vec<Value> = world.dials.iter().map(dial).collect();
+        Ok(
+            json!({ "world": world.name, "description": world.description, "dials": dials, "tasks": tasks }),
+        )
     };
     let worlds = WORLDS.iter().map(world).collect::<Result<Vec<_>>>()?;
     Ok(json!({ "worlds": worlds }))
@@ -38,6 +45,12 @@ fn text() -> Result<String> {
     let mut lines = Vec::new();
     for world in WORLDS {
         lines.push(format!("{}: {}", world.name, world.description));
+        for dial in world.dials {
+            lines.push(format!(
+                "  dial {}: {}, {} to {}",
+                dial.name, dial.description, dial.lowest, dial.highest
+            ));
+        }
         for task in world.tasks {
             let item = sample(task)?;
             lines.push(format!("  {task}"));
@@ -49,7 +62,7 @@ fn text() -> Result<String> {
         lines.push(String::new());
     }
     lines.push(
-        "No question is in two of the splits train, val and test; every answer has a checker."
+        "No question is in two of the splits train, val and test; every answer has a checker. Dials stand behind a task: g3/8:pairs=32,queries=2"
             .to_owned(),
     );
     Ok(lines.join("\n"))
