@@ -95,7 +95,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         (Some(model), Some(data), Some(output)) if !args.keys => {
             let text = recipe(args, model, data, output);
             let recipe = Recipe::parse(&text, "command line", &args.overrides)?;
-            perform(&recipe, context)
+            perform(&recipe, &[], context)
         }
         _ => context.terminal.line(keys::of_kind("train").trim_end()),
     }
@@ -123,7 +123,7 @@ fn translated(path: &Path, args: &TrainArgs, context: &Context) -> Result<()> {
     for remark in remarks {
         voice.say(&format!("   {remark}"));
     }
-    perform(&recipe, context)
+    perform(&recipe, &[], context)
 }
 
 /// The recipe with what there is to say about it as comments; where keys were given besides, with these and all its defaults.

@@ -190,3 +190,54 @@ fn what_an_evaluation_needs_is_opened_before_it_measures() {
         assert!(said.contains(words), "{said}");
     }
 }
+
+#[test]
+fn a_stage_is_run_with_what_it_reads_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let stage = |name: &str, of: &str| {
+        format!(
+            "[[stage]]\nname = \"{name}\"\nevaluate = {{ model = {of:?}, worlds = [\"g1/1\"], items = 1 }}\n"
+        )
+    };
+    let data = file(folder.path(), "chat.jsonl", CHAT);
+    let tuned = format!(
+        "[[stage]]\nname = \"tune\"\ntrain = {{ model = {:?}, objective = \"sft\", data = {data:?}, options = {{ steps = 1 }} }}\n",
+        model()
+    );
+    let text = [
+        "output = \"run\"\n",
+        &stage("before", model()),
+        &tuned,
+        &stage("other", "tune"),
+        &stage("after", "tune"),
+    ]
+    .concat();
+    let recipe = folder.path().join("recipe.toml");
+    fs::write(&recipe, text).unwrap();
+    let run = folder.path().join("run");
+    let output = format!("output={}", run.display());
+    let only = |more: &[&str]| {
+        let given = ["run", recipe.to_str().unwrap(), &output];
+        espalier(&[&given[..], more].concat())
+    };
+    let found = only(&["--only", "after"]);
+    assert!(found.status.success(), "{}", err(&found));
+    let is_done = |name: &str| run.join(name).join("stage.json").is_file();
+    let done = ["01-before", "02-tune", "03-other", "04-after"].map(is_done);
+    assert_eq!(done, [false, true, false, true]);
+    assert!(!run.join("report.html").exists());
+    let found = only(&[]);
+    assert!(
+        err(&found).contains("02 tune: done before"),
+        "{}",
+        err(&found)
+    );
+    assert!(is_done("03-other") && run.join("report.html").is_file());
+    let found = only(&["--only", "aftr"]);
+    assert_eq!(found.status.code(), Some(2));
+    assert!(
+        err(&found).contains("did you mean `after`?"),
+        "{}",
+        err(&found)
+    );
+}

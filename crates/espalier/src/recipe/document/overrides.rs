@@ -22,6 +22,16 @@ type Value<'a> = Spanned<DeValue<'a>>;
 /// Keys of the root that may be set though the document does not have them.
 const OF_THE_ROOT: &[&str] = &["defaults", "seeds"];
 
+/// Keys whose text is the path of data, for which a table can stand.
+const OF_DATA: &[&str] = &[
+    "baseline",
+    "data",
+    "labels",
+    "preferences",
+    "tokenizer_data",
+    "validation",
+];
+
 /// The most keys in one path; recursion below is as deep as a path.
 const LONGEST_PATH: usize = 32;
 
@@ -281,6 +291,12 @@ fn set<'a>(
         if choice.is_some() && place.get_ref().as_str() == Some(key) {
             *place = named_choice(key, span);
         }
+        let is_source = path[..depth]
+            .last()
+            .is_some_and(|above| OF_DATA.contains(&above.as_str()));
+        if is_source && place.get_ref().is_str() {
+            *place = source_of_path(place.clone(), span);
+        }
         place = match place.get_mut() {
             DeValue::Table(table) => table
                 .entry(Spanned::new(span.clone(), Cow::Owned(key.clone())))
@@ -319,6 +335,13 @@ fn named_choice<'a>(name: &str, span: &Range<usize>) -> Value<'a> {
     let key = Spanned::new(span.clone(), Cow::Owned(name.to_owned()));
     let options = spanned(DeValue::Table(DeTable::new()));
     spanned(DeValue::Table(DeTable::from_iter([(key, options)])))
+}
+
+/// Data that were given by their path alone, as a table in which other keys can stand.
+fn source_of_path<'a>(path: Value<'a>, span: &Range<usize>) -> Value<'a> {
+    let key = Spanned::new(span.clone(), Cow::Borrowed("path"));
+    let table = DeTable::from_iter([(key, path)]);
+    Spanned::new(span.clone(), DeValue::Table(table))
 }
 
 /// Whether an element of a list is a table with this name.

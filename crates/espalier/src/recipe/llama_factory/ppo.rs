@@ -37,6 +37,8 @@ pub(super) struct Keys {
     top_p: f64,
     top_k: i64,
     longest: i64,
+    /// Rounds over a batch, and optimiser steps of a round.
+    reuse: [i64; 2],
     reference: Option<Toml>,
 }
 
@@ -65,6 +67,7 @@ impl Keys {
             top_p: reading.number("top_p")?.unwrap_or(0.7),
             top_k: reading.integer("top_k")?.unwrap_or(50),
             longest: reading.integer("max_new_tokens")?.unwrap_or(1024),
+            reuse: rounds(reading)?,
             reference: reference(reading)?,
         })
     }
@@ -75,7 +78,7 @@ impl Keys {
             reading.refuse("ppo_score_norm", "has no counterpart here");
         }
         let rewards = self.rewards(reading);
-        let [rounds, parts] = rounds(reading)?;
+        let [rounds, parts] = self.reuse;
         let mut rollout = Table::new();
         set(&mut rollout, "rewards", rewards.map(|model| vec![model]));
         set(&mut rollout, "reference", self.reference);
