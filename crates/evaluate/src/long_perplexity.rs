@@ -214,4 +214,39 @@ mod tests {
         assert_eq!((found.key.tokens, found.all.tokens), (tokens, 49));
         assert!(key_spans(&model, "short", &options).unwrap().is_empty());
     }
+
+    #[test]
+    fn figures_are_those_of_the_authors_program() {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
+        let file =
+            |name: &str| std::fs::read(format!("{fixtures}/long-perplexity/{name}")).unwrap();
+        let reader = |model: &str, tokenizer: &str| {
+            let folder = format!("{fixtures}/{model}");
+            let loaded = espalier_models::folder::load(folder.as_ref(), &Device::flex()).unwrap();
+            TextModel {
+                model: loaded.model,
+                tokenizer: Tokenizer::from_json(&file(tokenizer)).unwrap(),
+            }
+        };
+        let expected: serde_json::Value = serde_json::from_slice(&file("expected.json")).unwrap();
+        let number = |name: &str| expected[name].as_f64().unwrap();
+        let text = expected["text"].as_str().unwrap();
+        let options = KeyOptions {
+            short: number("trunc_len") as usize,
+            window: number("sliding_window") as usize,
+            gain: number("alpha"),
+            loss: -number("beta"),
+        };
+        let spans = key_spans(&reader("llama", "letters.json"), text, &options).unwrap();
+        let theirs: Vec<[usize; 2]> = serde_json::from_value(expected["spans"].clone()).unwrap();
+        let ours: Vec<[usize; 2]> = spans.iter().map(|span| [span.start, span.end]).collect();
+        assert_eq!(ours, theirs);
+        let found = long_perplexity(&reader("gpt2", "pairs.json"), text, &spans).unwrap();
+        assert_eq!(found.key.tokens as f64, number("n_key_token"));
+        assert_eq!(found.all.tokens as f64 + 1.0, number("n_token"));
+        for (ours, theirs) in [(found.key, "longppl"), (found.all, "ppl")] {
+            let ratio = ours.per_token() / number(theirs);
+            assert!((ratio - 1.0).abs() < 1e-5, "{theirs}: {ratio}");
+        }
+    }
 }

@@ -22,15 +22,21 @@ mod chat;
 mod data;
 mod generation;
 mod models;
+mod probe;
 mod training;
 
-const VERBS: [&[&str]; 12] = [
+const VERBS: [&[&str]; 17] = [
     &["quickstart"],
     &["run"],
     &["train"],
     &["chat"],
     &["generate"],
     &["eval"],
+    &["probe"],
+    &["probe", "ruler"],
+    &["probe", "needles"],
+    &["probe", "val"],
+    &["probe", "longppl"],
     &["data"],
     &["data", "generate"],
     &["data", "show"],

@@ -39,7 +39,7 @@ impl Asked {
             return Err(Error::usage("`--batch` must be at least 1"));
         }
         let opened = open_text_model(&asking.model, &context.device)?;
-        super::super::say_remarks(&opened.remarks);
+        context.terminal.notes(&opened.remarks);
         let template = match asking.chat {
             true => around(&opened.text)?,
             false => Default::default(),

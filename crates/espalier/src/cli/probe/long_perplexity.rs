@@ -47,7 +47,7 @@ pub fn run(args: &LongPerplexityArgs, context: &Context) -> Result<()> {
     }
     let open = |path: &Path| -> Result<TextModel> {
         let opened = open_text_model(path, &context.device)?;
-        super::super::say_remarks(&opened.remarks);
+        context.terminal.notes(&opened.remarks);
         Ok(opened.text)
     };
     let model = open(&args.model)?;
