@@ -176,6 +176,17 @@ impl AdapterFile {
         Ok(left_out)
     }
 
+    /// The shape of a module's own tensor, by its name in the base, whether or not the file has the adapter's name in it, as a state dict
+    /// does, or what PEFT puts there where it wraps the module; before [`AdapterFile::name_as`].
+    pub(crate) fn shape_of_base(&self, tensor: &str) -> Option<&[usize]> {
+        let is_it = |name: &&String| {
+            let bare = name.strip_prefix(PEFT_PREFIX).unwrap_or(name);
+            let (own, _) = without_adapter(bare);
+            !bare.contains(ORIGINAL) && own.replace(BASE_LAYER, ".") == tensor
+        };
+        self.shape(self.places.keys().find(is_it)?)
+    }
+
     /// Leaves a tensor unread that changes nothing.
     pub fn skip(&mut self, name: &str) {
         self.unread.remove(name);

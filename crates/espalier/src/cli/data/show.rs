@@ -106,6 +106,7 @@ fn records(args: &ShowArgs, context: &Context) -> Result<Vec<Sourced>> {
             records.push(Sourced {
                 record: record?,
                 place: Some((path.clone(), reader.line())),
+                origin: Value::Null,
             });
         }
         let unread: Vec<&str> = reader.unread().collect();
@@ -135,6 +136,7 @@ fn records(args: &ShowArgs, context: &Context) -> Result<Vec<Sourced>> {
             Ok(Sourced {
                 record,
                 place: None,
+                origin: Value::Null,
             })
         })
         .collect()
