@@ -15,7 +15,6 @@ use espalier_models::{
     checkpoint::{Dtype, PeftConfig, TensorFile, TensorPlan, TensorWriter, peft_config::Targets},
     folder::LoadedModel,
     fresh_classifier::{FreshClassifier, save_names},
-    parameter::Parameters,
 };
 use fixture_lists::{
     adapter_folders::{configuration, gap, load, names},
