@@ -81,7 +81,7 @@ pub fn run(args: &EvalArgs, context: &Context) -> Result<()> {
         preferences: Vec::new(),
         labels: Vec::new(),
         reward: None,
-        best_of: 1,
+        best_of: None,
         worlds,
         sampled_worlds,
         divergence_from: None,
