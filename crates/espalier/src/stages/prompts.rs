@@ -24,13 +24,9 @@ pub fn samples(
 ) -> Result<Vec<Sample>> {
     let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
     let sample = |sourced: &Sourced| -> Result<Option<Sample>> {
-        let Some((messages, tools)) = question(&sourced.record) else {
-            return Ok(None);
-        };
-        let ids = encoder
-            .prompt(messages, tools)
-            .map_err(|error| Error::work(format!("{}{error}", sourced.words())))?;
-        Ok(Some(rollout::prompt(ids, messages, &sourced.origin)))
+        let messages = question(&sourced.record).map(|(messages, _)| messages);
+        let asked = of_record(&encoder, sourced)?.zip(messages);
+        Ok(asked.map(|(ids, messages)| rollout::prompt(ids, messages, &sourced.origin)))
     };
     let asked: Vec<Result<Option<Sample>>> = records.par_iter().map(sample).collect();
     let (mut kept, mut silent, mut long) = (Vec::with_capacity(records.len()), 0, 0);
@@ -64,13 +60,13 @@ pub fn samples(
 ///
 /// # Errors
 /// When the template refuses the conversation, with the record's place.
-pub fn of_record(tokenizer: &Tokenizer, sourced: &Sourced) -> Result<Option<Vec<u32>>> {
+pub fn of_record(encoder: &Encoder, sourced: &Sourced) -> Result<Option<Vec<u32>>> {
     let Some((messages, tools)) = question(&sourced.record) else {
         return Ok(None);
     };
-    let ids = encoded(tokenizer, messages, tools);
+    let ids = encoder.prompt(messages, tools);
     ids.map(Some)
-        .map_err(|error| Error::work(placed(sourced, &error)))
+        .map_err(|error| Error::work(format!("{}{error}", sourced.words())))
 }
 
 /// The conversation up to the last answer, and the tools on offer.

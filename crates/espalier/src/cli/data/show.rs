@@ -116,7 +116,7 @@ pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
 fn encoded(sourced: &Sourced, encoder: &Encoder, wanted: Wanted) -> Result<Vec<Encoded>> {
     let whole = || sourced.encoded(encoder);
     Ok(match wanted {
-        Wanted::Prompts => vec![match prompts::of_record(&encoder.tokenizer, sourced)? {
+        Wanted::Prompts => vec![match prompts::of_record(encoder, sourced)? {
             Some(ids) => Encoded::Example(Example::new(ids.clone(), vec![false; ids.len()])),
             None => Encoded::Dropped {
                 reason: "it asks for no answer".into(),
