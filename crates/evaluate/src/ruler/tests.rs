@@ -146,3 +146,21 @@ fn long_lists_have_words_enough() {
     );
     assert!(samples.unwrap()[0].length > 130_000);
 }
+
+#[test]
+fn an_example_of_many_tokens_is_as_small_as_it_can_be() {
+    let letters = |text: &str| Ok(text.chars().count());
+    let task = task("vt").unwrap();
+    let found = samples(
+        task,
+        &Options::new(4096, 2),
+        &Sources::generated(),
+        &letters,
+    )
+    .unwrap();
+    for sample in found {
+        assert!(sample.length <= 4096);
+        let answer = readers::perfect(task, &sample.prompt());
+        assert_eq!(task.metric.score(&answer, &sample.outputs), 1.0);
+    }
+}

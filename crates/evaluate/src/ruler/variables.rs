@@ -6,7 +6,7 @@ use super::fit::{Draw, Drawn, Search, fitted, numbered, three_times};
 use super::needles::NOISE;
 use super::python_random::{NumpyRandom, PythonRandom};
 use super::{Count, Options, Sample, Task, fill};
-use crate::Result;
+use crate::{Error, Result};
 
 const TEMPLATE: &str = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\nQuestion: Find all variables that are assigned the value {query} in the text above.";
 const PREFIX: &str = " Answer: According to the chain(s) of variable assignment in the text above, {num_v} variables are assigned the value {query}, they are: ";
@@ -16,7 +16,7 @@ const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 /// The value of the example, until it gets one of its own.
 const EXAMPLE_VALUE: &str = "12345";
 
-/// Tokens of the example.
+/// Most tokens of the example, where the smallest is not longer.
 const EXAMPLE_LENGTH: usize = 500;
 
 /// The two streams of random numbers, of letters and places, and of values.
@@ -62,7 +62,15 @@ pub(super) fn samples(
         samples: 1,
         ..options.clone()
     };
-    let drawn = fitted(task, &mut chain, &search(5, 0, 0), &example, count)?;
+    let drawn = match fitted(task, &mut chain, &search(5, 0, 0), &example, count) {
+        // The published program would try for ever where so small a vocabulary makes the smallest example longer.
+        Err(Error::Ruler(_)) => chain
+            .draw(5, 0)
+            .map(|drawn| (drawn, 0))
+            .into_iter()
+            .collect(),
+        drawn => drawn?,
+    };
     let solved = |(drawn, _): &(Drawn, usize)| {
         let names = drawn.outputs.join(" ");
         format!("{}{} {names}\n", drawn.input, drawn.prefix)
