@@ -118,3 +118,28 @@ fn next_place(state: &mut [u32], i: usize) -> usize {
     state[0] = state[N - 1];
     1
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Drawn by Python 3.11.
+    #[test]
+    fn draws_are_pythons() {
+        let mut random = PythonRandom::new(1234);
+        assert_eq!(
+            random.sample(7473, 8),
+            [6374, 3610, 957, 61, 742, 7462, 6610, 4769]
+        );
+        assert_eq!(
+            random.sample(7473, 8),
+            [286, 5501, 5677, 687, 806, 6279, 2905, 1939]
+        );
+        assert_eq!(random.next_u32(), 74_852_898);
+        let mut random = PythonRandom::new(0);
+        assert_eq!(random.sample(30, 5), [27, 12, 24, 28, 13]);
+        assert_eq!(random.sample(30, 5), [1, 8, 16, 15, 12]);
+        let mut random = PythonRandom::new((1 << 40) + 5);
+        assert_eq!(random.sample(500, 6), [258, 264, 137, 339, 474, 14]);
+    }
+}
