@@ -83,6 +83,13 @@ impl Terminal {
         }
     }
 
+    /// What the user should know of what was read, a remark each.
+    pub fn notes<'a>(&self, remarks: impl IntoIterator<Item = &'a String>) {
+        for remark in remarks {
+            self.note(&format!("note: {}", harmless(remark)));
+        }
+    }
+
     /// A line of results.
     ///
     /// # Errors

@@ -138,7 +138,12 @@ fn the_commands_file_is_part_of_what_a_stage_is_made_of() {
     assert!(run().contains("report: "));
     assert!(run().contains("02 reinforce: done before"));
     by_script(folder.path(), &format!("{script} # other"), 30.0);
-    assert!(!run().contains("02 reinforce: done before"));
+    let again = run();
+    assert!(again.contains("01 grow: done before"), "{again}");
+    assert!(
+        again.contains("report: ") && !again.contains("02 reinforce: done before"),
+        "{again}"
+    );
 }
 
 #[test]
@@ -188,6 +193,8 @@ fn prompts_of_a_file_bring_their_columns() {
         .unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let samples = fs::read_to_string(folder.path().join("run/02-reinforce/samples.jsonl")).unwrap();
+    // Two answers to a prompt of the only logged step.
+    assert_eq!(samples.lines().count(), 2, "{samples}");
     for line in samples.lines() {
         let line: Value = serde_json::from_str(line).unwrap();
         let gold = line["reward"].as_f64().unwrap();

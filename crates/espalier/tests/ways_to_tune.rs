@@ -49,6 +49,20 @@ const fn lora(keys: &'static str) -> Way {
     }
 }
 
+/// Rows of some tokens besides.
+const OF_TOKENS: Way = lora(
+    "adapter = { lora = { rank = 2, target_modules = ['q_proj'], trainable_tokens = [40, 9, 57, 30] } }",
+);
+
+/// The last norm whole besides.
+const WITH_NORM: Way = lora("adapter = { lora = { rank = 2, modules_to_save = ['norm'] } }");
+
+/// Some modules of the last block, and the last norm.
+const FROZEN: Way = Way {
+    leaves: Leaves::Whole,
+    ..lora("freeze = { layers = 1, modules = ['mlp'], extra_modules = ['norm'] }")
+};
+
 /// Ways to tune a decoder of attention.
 const WAYS: &[Way] = &[
     lora("adapter = { lora = { rank = 4 } }"),
@@ -72,10 +86,8 @@ const WAYS: &[Way] = &[
     lora(
         "adapter = { lora = { rank = 2, target_modules = ['v_proj', 'embed_tokens'], ensure_weight_tying = true, rslora = true } }",
     ),
-    lora(
-        "adapter = { lora = { rank = 2, target_modules = ['q_proj'], trainable_tokens = [40, 9, 57, 30] } }",
-    ),
-    lora("adapter = { lora = { rank = 2, modules_to_save = ['norm'] } }"),
+    OF_TOKENS,
+    WITH_NORM,
     Way {
         leaves: Leaves::Apart,
         ..lora("adapter = { lora = { rank = 2, lora_bias = true } }")
@@ -90,10 +102,7 @@ const WAYS: &[Way] = &[
             "quantise = 'fp4'\nadapter = { lora = { rank = 4, target_modules = ['q_proj'], trainable_tokens = [40, 9] } }",
         )
     },
-    Way {
-        leaves: Leaves::Whole,
-        ..lora("freeze = { layers = 1, modules = ['mlp'], extra_modules = ['norm'] }")
-    },
+    FROZEN,
     Way {
         leaves: Leaves::Whole,
         ..lora("")
@@ -408,9 +417,9 @@ fn what_is_frozen_stays_as_it_was() {
     let bench = Bench::new();
     let base = TensorFile::open(&bench.attention.join("model.safetensors")).unwrap();
     for (keys, trained) in [
-        (WAYS[14].keys, &["layers.1.mlp", "model.norm"][..]),
-        (WAYS[9].keys, &["q_proj", "embed_tokens"]),
-        (WAYS[10].keys, &["_proj", "norm"]),
+        (FROZEN.keys, &["layers.1.mlp", "model.norm"][..]),
+        (OF_TOKENS.keys, &["q_proj", "embed_tokens"]),
+        (WITH_NORM.keys, &["_proj", "norm"]),
     ] {
         let way = lora(keys);
         let options = "steps = 3\nbatch = 4\nlearning_rate = 2e-3";

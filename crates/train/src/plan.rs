@@ -2,7 +2,7 @@
 //!
 //! Tokens are counted on the run's own batches, all of them in a short run; answers of the policy count as long as they may be. Memory counts weights, gradients, the optimiser's
 //! state and the activations of one batch; time counts six operations a parameter and token (four where only an adapter is
-//! trained), padding included, at the speed of a matrix product of the model's size on this machine. Both are estimates to be
+//! trained), padding included, and the passes of references besides, at the speed of a matrix product of the model's size on this machine. Both are estimates to be
 //! compared with what the run then used. Samples count as what they take; reading them is over when the plan is made.
 
 use std::{collections::BTreeMap, time::Instant};
@@ -116,8 +116,11 @@ pub fn plan(
         options.precision,
         [(longest * rows).clamp(1, 2048), model.spec().width],
     );
-    let seconds = passes * model.spec().active_parameter_count() * tokens.read() as f64
-        / (speed * STEP_EFFICIENCY);
+    let operations = passes * model.spec().active_parameter_count() * tokens.read() as f64;
+    let others = objective.other_passes(model);
+    let all: usize = samples.iter().map(Sample::tokens).sum();
+    let besides = others.once * all as f64 + others.each * tokens.read() as f64;
+    let seconds = (operations + besides) / (speed * STEP_EFFICIENCY);
     Ok(Plan {
         parameters,
         trainable,

@@ -118,6 +118,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     run.model.set_training(true);
     check(&run.model, run.objective, &run.samples, &run.options)?;
     check_rows(run.objective, run.validation.iter())?;
+    let started = Instant::now();
     run.objective.start(&run.model, run.options.seed)?;
     run.objective.prepare(&run.model, &mut run.samples)?;
     run.objective.prepare(&run.model, &mut run.validation)?;
@@ -156,7 +157,6 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
     }
     let samples = open_samples(&run.folder, progress.samples)?;
     let order = Order::of(&run.samples, &run.options);
-    let started = Instant::now();
     let read_before = progress.tokens.real;
     let mut state = State {
         run,

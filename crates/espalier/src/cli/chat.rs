@@ -15,7 +15,7 @@ use espalier_engine::{
 use espalier_train::quantise::QuantiseOptions;
 use serde_json::json;
 
-use super::{Context, generate::finish_name, sampling::SamplingArgs};
+use super::{Context, generate::finish_name, published::FILE, sampling::SamplingArgs};
 use crate::{Error, Result, interrupt, model_path, units};
 
 const HELP: &str = "/reset forgets the conversation, /system TEXT sets the system message, /quit or Ctrl-D ends; \
@@ -54,7 +54,6 @@ pub struct ChatArgs {
 pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     let opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
-    super::say_remarks(&opened.remarks);
     if opened.text.tokenizer.template().is_none() {
         let fix = "complete text with `espalier generate`, or tune it on conversations first";
         let folder = opened.folder.display();
@@ -63,10 +62,16 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
         )));
     }
     let settings = args.sampling.settings(&opened.base)?;
-    settings
-        .remarks
-        .iter()
-        .for_each(|remark| context.terminal.note(remark));
+    context
+        .terminal
+        .notes(opened.remarks.iter().chain(&settings.remarks));
+    if settings.beams.count > 1 {
+        context.terminal.note(&format!(
+            "note: {}: `num_beams` = {} counts for `espalier generate`; in a conversation one token is drawn at a time",
+            opened.base.join(FILE).display(),
+            settings.beams.count
+        ));
+    }
     let options = TextOptions {
         max_new_tokens: args.sampling.max_new_tokens,
         sampler: settings.sampler,

@@ -62,7 +62,7 @@ pub fn run(args: &EmbedArgs, context: &Context) -> Result<()> {
         ));
     }
     let opened = model_path::open_text_model(&args.model, &context.device)?;
-    super::say_remarks(&opened.remarks);
+    context.terminal.notes(&opened.remarks);
     let vectors = vectors(args, &opened, texts).map_err(|error| match error {
         Error::Engine(espalier_engine::Error::EmptyText { number }) => Error::Work(format!(
             "{}: the text is empty, and this model puts no token of its own around a text, so there is nothing to embed",

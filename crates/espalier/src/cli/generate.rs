@@ -79,12 +79,10 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     args.check()?;
     let opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
-    super::say_remarks(&opened.remarks);
     let settings = args.sampling.settings(&opened.base)?;
-    settings
-        .remarks
-        .iter()
-        .for_each(|remark| context.terminal.note(remark));
+    context
+        .terminal
+        .notes(opened.remarks.iter().chain(&settings.remarks));
     let beams = args.beams(&settings.beams, context);
     let options = TextOptions {
         max_new_tokens: args.sampling.max_new_tokens,

@@ -243,13 +243,6 @@ fn record_panics() -> Arc<Mutex<String>> {
     last
 }
 
-/// Says what the user should know of how a model was read, on the standard error, where it mixes with no output.
-fn say_remarks(remarks: &[String]) {
-    for remark in remarks {
-        let _ = writeln!(std::io::stderr(), "note: {remark}");
-    }
-}
-
 fn report_bug(what: &str, json: bool) -> ExitCode {
     let message = format!(
         "this is a bug of espalier ({what}); please report it with the command that shows it"

@@ -24,6 +24,9 @@ pub struct RunArgs {
     /// Recipe keys to set, such as `learning_rate=1e-4` or `stage.tune.train.options.batch=4`.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// Run this stage, and those whose results it reads, and leave the others; may be given several times.
+    #[arg(long, value_name = "STAGE")]
+    pub only: Vec<String>,
     /// Write the JSON schema of recipes, for editors, and run nothing.
     #[arg(long, conflicts_with_all = ["recipe", "keys"])]
     pub schema: bool,
@@ -38,7 +41,7 @@ pub struct RunArgs {
 /// When the recipe is wrong or a stage fails.
 pub fn run(args: &RunArgs, context: &Context) -> Result<()> {
     match &args.recipe {
-        Some(path) => perform(&Recipe::load(path, &args.overrides)?, context),
+        Some(path) => perform(&Recipe::load(path, &args.overrides)?, &args.only, context),
         None if args.schema => {
             let text = serde_json::to_string_pretty(&schema::schema());
             context.terminal.line(&text.unwrap_or_default())
@@ -47,13 +50,13 @@ pub fn run(args: &RunArgs, context: &Context) -> Result<()> {
     }
 }
 
-/// Runs a recipe and writes its figures with `--json`, else mean and spread where there are several seeds.
+/// Runs a recipe, or of its stages `only` some, and writes its figures with `--json`, else mean and spread where there are several seeds.
 ///
 /// # Errors
 /// When a stage fails.
-pub fn perform(recipe: &Recipe, context: &Context) -> Result<()> {
+pub fn perform(recipe: &Recipe, only: &[String], context: &Context) -> Result<()> {
     let mut voice = TerminalVoice::new(context.terminal);
-    let results = stages::run(recipe, &context.device, &mut voice)?;
+    let results = stages::run_only(recipe, only, &context.device, &mut voice)?;
     if context.json {
         return context.terminal.json(&results);
     }

@@ -73,7 +73,7 @@ type Written = (String, Vec<usize>, Dtype, Vec<f32>);
 /// When a file is missing or damaged, or an id is outside the vocabulary.
 pub fn run(args: &TraceArgs, context: &Context) -> Result<()> {
     let mut loaded = folder::load(&args.model, &context.device)?;
-    super::say_remarks(&loaded.remarks);
+    context.terminal.notes(&loaded.remarks);
     let mut request = Request::read(&args.input)?;
     if loaded.model.spec().headless && args.generate.is_some() {
         let reason = "--generate: this model has no head over a vocabulary and does not generate";

@@ -34,8 +34,8 @@ pub struct TrainArgs {
     #[arg(long, required_unless_present_any = ["keys", "from_llamafactory"])]
     pub data: Option<String>,
     /// What is learned.
-    #[arg(long, default_value = "sft", help = objectives())]
-    pub objective: String,
+    #[arg(long, help = objectives())]
+    pub objective: Option<String>,
     /// What is trained instead of all weights.
     #[arg(long, help = adapter_help())]
     pub adapter: Option<String>,
@@ -72,13 +72,13 @@ fn objectives() -> String {
     };
     let lines: String = OBJECTIVES.iter().map(line).collect();
     format!(
-        "What is learned:{lines}\nWith options as KEY=VALUE: 'objective={{ dpo = {{ beta = 0.2 }} }}'"
+        "What is learned, `sft` when absent:{lines}\nWith options as KEY=VALUE: objective.dpo.beta=0.2"
     )
 }
 
 fn adapter_help() -> String {
     format!(
-        "Train an adapter instead of all weights. {}",
+        "Train an adapter instead of all weights. {} With options as KEY=VALUE: adapter.lora.rank=16",
         AdapterOptions::help()
     )
 }
@@ -95,7 +95,7 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
         (Some(model), Some(data), Some(output)) if !args.keys => {
             let text = recipe(args, model, data, output);
             let recipe = Recipe::parse(&text, "command line", &args.overrides)?;
-            perform(&recipe, context)
+            perform(&recipe, &[], context)
         }
         _ => context.terminal.line(keys::of_kind("train").trim_end()),
     }
@@ -123,7 +123,7 @@ fn translated(path: &Path, args: &TrainArgs, context: &Context) -> Result<()> {
     for remark in remarks {
         voice.say(&format!("   {remark}"));
     }
-    perform(&recipe, context)
+    perform(&recipe, &[], context)
 }
 
 /// The recipe with what there is to say about it as comments; where keys were given besides, with these and all its defaults.
@@ -140,15 +140,23 @@ fn printed(text: &str, recipe: &Recipe, remarks: &[String], changed: bool) -> Re
 fn recipe(args: &TrainArgs, model: &str, data: &str, output: &str) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let mut text = format!("output = {}\n[[stage]]\nname = \"train\"\n", quoted(output));
+    // Where options of an objective are set and none is named, theirs is meant.
+    let sets_objective = |text: &String| text.starts_with("objective.");
+    let usual = match args.overrides.iter().any(sets_objective) {
+        true => None,
+        false => Some("sft"),
+    };
     let given = [
-        ("model", model),
-        ("data", data),
-        ("objective", &args.objective),
+        ("model", Some(model)),
+        ("data", Some(data)),
+        ("objective", args.objective.as_deref().or(usual)),
+        ("adapter", args.adapter.as_deref()),
     ];
-    let adapter = args.adapter.as_deref().map(|adapter| ("adapter", adapter));
     text.push_str("[stage.train]\n");
-    for (key, value) in given.into_iter().chain(adapter) {
-        text.push_str(&format!("{key} = {}\n", quoted(value)));
+    for (key, value) in given {
+        if let Some(value) = value {
+            text.push_str(&format!("{key} = {}\n", quoted(value)));
+        }
     }
     if !args.add_tokens.is_empty() {
         let tokens: Vec<String> = args.add_tokens.iter().map(|token| quoted(token)).collect();

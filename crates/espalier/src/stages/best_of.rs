@@ -17,58 +17,89 @@ use espalier_evaluate::{
     statistics::Accuracy,
     world::{self, Answer},
 };
+use espalier_models::model::LanguageModel;
 use serde_json::{Map, Value, json};
 
 use super::{
     Voice,
-    evaluate::{BATCH, EvaluateStage, MAX_ANSWER, figures},
+    evaluate::{BATCH, EvaluateStage, MAX_ANSWER, USUAL_ANSWERS, figures},
     model,
 };
 use crate::{Error, Result};
 
-/// For each sampled task how often the answer with the largest reward is right, one at random, and any at all (the oracle).
-///
-/// # Errors
-/// When the reward model is none, or an answer does not fit it.
-pub fn best_of(
-    policy: &TextModel,
-    reward: &Path,
-    stage: &EvaluateStage,
-    device: &Device,
-    voice: &mut dyn Voice,
-) -> Result<Value> {
-    let template = stage.template.as_deref();
-    let start = model::open(reward, &Map::new(), None, template, device)?;
-    let mut judge = start.loaded.model;
-    judge.merge_what_can_be();
-    if judge.spec().classifier.is_none_or(|head| head.labels != 1) {
-        return Err(Error::usage(format!(
-            "`reward`: {} is no reward model (`...ForSequenceClassification` with one label)",
-            reward.display()
-        )));
+/// A reward model with its tokenizer.
+pub struct Judge {
+    model: LanguageModel,
+    encoder: Encoder,
+}
+
+impl Judge {
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// When it cannot be read, or gives no one score of a text.
+    pub fn open(path: &Path, stage: &EvaluateStage, device: &Device) -> Result<Self> {
+        let template = stage.template.as_deref();
+        let start = model::open(path, &Map::new(), None, template, device)?;
+        let mut model = start.loaded.model;
+        model.merge_what_can_be();
+        if model.spec().classifier.is_none_or(|head| head.labels != 1) {
+            return Err(Error::usage(format!(
+                "`reward`: {} is no reward model (`...ForSequenceClassification` with one label)",
+                path.display()
+            )));
+        }
+        let encoder = Encoder::new(start.tokenizer, stage.length);
+        Ok(Self { model, encoder })
     }
-    let encoder = Encoder::new(start.tokenizer, stage.length);
-    let mut all = Map::new();
-    for task in &stage.sampled_worlds {
-        let answers = answers(policy, task, stage, voice)?;
-        let scores: Vec<Vec<f64>> = answers
-            .iter()
-            .map(|answers| scores(&judge, &encoder, answers))
-            .collect::<Result<_>>()?;
-        let found = figures_of(&answers, &scores);
-        voice.say(&format!(
-            "   {task}, best of {}: {}; one at random {:.1} %, any {:.1} %",
-            stage.best_of,
-            found.chosen,
-            100.0 * found.random,
-            100.0 * found.any.value()
-        ));
-        let mut of_task = figures(&found.chosen);
-        of_task["random"] = json!(found.random);
-        of_task["any"] = json!(found.any.value());
-        all.insert(task.clone(), of_task);
+
+    /// For each sampled task how often the answer with the largest reward is right, one at random, and any at all (the oracle).
+    ///
+    /// # Errors
+    /// When an answer does not fit the model.
+    pub fn best_of(
+        &self,
+        policy: &TextModel,
+        stage: &EvaluateStage,
+        voice: &mut dyn Voice,
+    ) -> Result<Value> {
+        let mut all = Map::new();
+        for task in &stage.sampled_worlds {
+            let answers = answers(policy, task, stage, voice)?;
+            let scores = answers.iter().map(|answers| self.scores(answers));
+            let scores: Vec<Vec<f64>> = scores.collect::<Result<_>>()?;
+            let found = figures_of(&answers, &scores);
+            voice.say(&format!(
+                "   {task}, best of {}: {}; one at random {:.1} %, any {:.1} %",
+                answers.len(),
+                found.chosen,
+                100.0 * found.random,
+                100.0 * found.any.value()
+            ));
+            let mut of_task = figures(&found.chosen);
+            of_task["random"] = json!(found.random);
+            of_task["any"] = json!(found.any.value());
+            all.insert(task.clone(), of_task);
+        }
+        Ok(Value::Object(all))
     }
-    Ok(Value::Object(all))
+
+    fn scores(&self, answers: &[Answer]) -> Result<Vec<f64>> {
+        let ids = |answer: &Answer| -> Result<Vec<u32>> {
+            let mut messages = answer.item.question();
+            messages.push(Message::assistant(&answer.text));
+            let record = Record::Chat {
+                messages,
+                tools: None,
+            };
+            Ok(match self.encoder.encode(&record)? {
+                Encoded::Example(example) => example.ids,
+                _ => Vec::new(),
+            })
+        };
+        let texts = answers.iter().map(ids).collect::<Result<Vec<_>>>()?;
+        Ok(rewards(&self.model, &texts, BATCH)?)
+    }
 }
 
 /// What came of the choices.
@@ -105,8 +136,9 @@ fn answers(
     voice: &mut dyn Voice,
 ) -> Result<Vec<Vec<Answer>>> {
     let items = world::items(task, Split::Test, stage.items, 0)?;
-    let mut draws = Vec::with_capacity(stage.best_of);
-    for draw in 0..stage.best_of {
+    let count = stage.best_of.unwrap_or(USUAL_ANSWERS);
+    let mut draws = Vec::with_capacity(count);
+    for draw in 0..count {
         // Batches of a draw add the number of their first item.
         let step = (stage.items as u64).wrapping_add(BATCH as u64);
         let options = TextOptions {
@@ -130,27 +162,6 @@ fn answers(
         )?);
     }
     Ok(draws)
-}
-
-fn scores(
-    judge: &espalier_models::model::LanguageModel,
-    encoder: &Encoder,
-    answers: &[Answer],
-) -> Result<Vec<f64>> {
-    let ids = |answer: &Answer| -> Result<Vec<u32>> {
-        let mut messages = answer.item.question();
-        messages.push(Message::assistant(&answer.text));
-        let record = Record::Chat {
-            messages,
-            tools: None,
-        };
-        Ok(match encoder.encode(&record)? {
-            Encoded::Example(example) => example.ids,
-            _ => Vec::new(),
-        })
-    };
-    let texts = answers.iter().map(ids).collect::<Result<Vec<_>>>()?;
-    Ok(rewards(judge, &texts, BATCH)?)
 }
 
 #[cfg(test)]

@@ -32,9 +32,11 @@ pub fn check(recipe: &Recipe) -> Result<()> {
             folder.display()
         )));
     }
-    let Some(Copy::Ours(earlier)) = copy(folder) else {
+    let Some(Copy::Ours(mut earlier)) = copy(folder) else {
         return Ok(());
     };
+    // A folder that was copied or moved says where it was written.
+    earlier.output.clone_from(folder);
     let finished = finished(&earlier);
     let has = |name: &&str| recipe.stage.iter().any(|stage| stage.name == *name);
     if finished.is_empty() || finished.iter().any(has) {
@@ -161,6 +163,27 @@ mod tests {
         fs::write(stage.join(record::NAME), "{}").unwrap();
         check(&one).unwrap();
         let said = check(&other).unwrap_err().to_string();
+        assert!(said.contains("with the stages a; give another"), "{said}");
+    }
+
+    #[test]
+    fn a_copied_folder_is_judged_by_what_lies_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, copied] = ["first", "copied"].map(|name| folder.path().join(name));
+        let finish = |run: &Path| {
+            let stage = stage_folder(run, 1, "a");
+            fs::create_dir_all(&stage).unwrap();
+            fs::write(stage.join(record::NAME), "{}").unwrap();
+        };
+        finish(&first);
+        write_copy(&recipe(&first, "a")).unwrap();
+        fs::create_dir(&copied).unwrap();
+        fs::copy(first.join(COPY), copied.join(COPY)).unwrap();
+        // What is finished where it was copied from is not finished here.
+        check(&recipe(&copied, "b")).unwrap();
+        finish(&copied);
+        fs::remove_dir_all(&first).unwrap();
+        let said = check(&recipe(&copied, "b")).unwrap_err().to_string();
         assert!(said.contains("with the stages a; give another"), "{said}");
     }
 

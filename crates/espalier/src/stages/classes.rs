@@ -31,11 +31,27 @@ pub struct Classes {
 }
 
 /// What the labels of a data set ask for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Asked {
     of_tokens: bool,
     names: Vec<String>,
     problem: Option<&'static str>,
+    /// Whether whole numbers were taken for classes.
+    numbered: bool,
+    /// The label of all records, where classes are asked for and there is one alone.
+    only: Option<String>,
+}
+
+impl Asked {
+    /// Whether a fresh classifier would have anything to choose.
+    fn check_choice(&self) -> Result<()> {
+        match &self.only {
+            None => Ok(()),
+            Some(label) => Err(Error::work(format!(
+                "`data`: every label is {label}, and a classifier learns to tell two classes at least; give data with others too"
+            ))),
+        }
+    }
 }
 
 /// Makes sure that the model has the classes that the objective learns, and that the labels of all records are among them. A model
@@ -58,17 +74,18 @@ pub fn settle(
         ObjectiveOptions::Reward(_) => Asked {
             of_tokens: false,
             names: names(1),
-            problem: None,
+            ..Asked::default()
         },
         ObjectiveOptions::ProcessReward(_) => Asked {
             of_tokens: true,
             names: ["wrong", "right"].map(str::to_owned).into(),
-            problem: None,
+            ..Asked::default()
         },
-        _ => asked(all())?,
+        _ => seen(all())?.asked(loaded.config.get(PROBLEM).and_then(Value::as_str))?,
     };
     check_kinds(objective, all())?;
     if loaded.model.spec().classifier.is_none() {
+        asked.check_choice()?;
         let deviation = match objective {
             ObjectiveOptions::Reward(options) => {
                 options.head.deviation(loaded.model.spec().hidden_width())
@@ -95,6 +112,11 @@ pub fn settle(
             "   a fresh head takes the place of what stood on the model: {} for {of}",
             said(&asked.names)
         ));
+        if asked.numbered {
+            voice.say(
+                "   labels that are whole numbers are taken for classes; with `config = { problem_type = \"regression\" }` they are amounts",
+            );
+        }
     }
     let classes = Classes::of(loaded)?;
     let is_of_tokens = classes.spec.subject == Subject::Tokens;
@@ -112,7 +134,9 @@ pub fn settle(
     Ok(Some(classes))
 }
 
+/// The key of a configuration that says what scores mean, and its value for numbers.
 const PROBLEM: &str = "problem_type";
+const REGRESSION: &str = "regression";
 
 /// `1 score`, or how many classes, with their names where these are few.
 fn said(names: &[String]) -> String {
@@ -152,51 +176,55 @@ fn check_kinds<'a>(
     }
 }
 
-/// The classes that labelled records name.
-fn asked<'a>(records: impl Iterator<Item = &'a Sourced>) -> Result<Asked> {
-    let (mut texts, mut tokens) = (false, false);
+/// The labels of all records.
+fn seen<'a>(records: impl Iterator<Item = &'a Sourced>) -> Result<Seen> {
     let mut seen = Seen::default();
     for sourced in records {
         match &sourced.record {
             Record::Labelled { label, .. } => {
-                texts = true;
+                seen.of_texts = true;
                 seen.see(label);
             }
             Record::Tagged { labels, .. } => {
-                tokens = true;
+                seen.of_tokens = true;
                 labels.iter().for_each(|label| seen.see(label));
             }
             _ => {}
         }
-        if texts && tokens {
+        if seen.of_texts && seen.of_tokens {
             return Err(Error::work(format!(
                 "{}the data hold classes of texts and of words; train on one of them",
                 sourced.words()
             )));
         }
     }
-    seen.asked(tokens)
+    Ok(seen)
 }
 
 /// What the labels of a data set are.
 #[derive(Debug, Default)]
 struct Seen {
+    of_texts: bool,
+    of_tokens: bool,
     names: BTreeSet<String>,
-    largest: Option<f64>,
+    /// The smallest and the largest number; of tokens, one that is negative asks for nothing.
+    numbers: Option<[f64; 2]>,
     fractions: bool,
     many: bool,
-    flags: bool,
+    flags: [bool; 2],
     longest: usize,
 }
 
 impl Seen {
     fn see(&mut self, label: &Label) {
         match label {
-            Label::Flag(_) => self.flags = true,
+            Label::Flag(flag) => self.flags[usize::from(*flag)] = true,
             Label::Name(name) => _ = self.names.insert(name.clone()),
+            Label::Number(number) if *number < 0.0 && self.of_tokens => {}
             Label::Number(number) => {
                 self.fractions |= number.fract() != 0.0;
-                self.largest = Some(self.largest.map_or(*number, |most| most.max(*number)));
+                let [least, most] = self.numbers.unwrap_or([*number; 2]);
+                self.numbers = Some([least.min(*number), most.max(*number)]);
             }
             Label::Many(labels) => {
                 self.many = true;
@@ -206,33 +234,61 @@ impl Seen {
         }
     }
 
-    fn asked(self, of_tokens: bool) -> Result<Asked> {
+    /// What a fresh classifier needs; `problem` is what the model's configuration says that scores mean.
+    fn asked(self, problem: Option<&str>) -> Result<Asked> {
         let asked = |names, problem| Asked {
-            of_tokens,
+            of_tokens: self.of_tokens,
             names,
             problem,
+            ..Asked::default()
+        };
+        let is_regression = match problem {
+            Some(problem) => problem == REGRESSION,
+            None => self.fractions && !self.many,
         };
         let several = self.many.then_some("multi_label_classification");
-        Ok(match (self.names.is_empty(), self.largest) {
-            (false, _) => asked(self.names.into_iter().collect(), several),
-            (true, None) if self.flags => asked(["false", "true"].map(str::to_owned).into(), None),
+        let only = self.only();
+        Ok(match (self.names.is_empty(), self.numbers) {
+            (true, Some(_)) if is_regression => asked(names(self.longest.max(1)), Some(REGRESSION)),
+            (true, Some(_)) if self.many => asked(names(self.longest), several),
+            (true, Some([_, most])) if most < MOST_CLASSES as f64 => Asked {
+                numbered: true,
+                only,
+                // A single class would say nothing.
+                ..asked(names((most.max(1.0) as usize) + 1), None)
+            },
+            (true, Some([_, most])) => {
+                return Err(Error::work(format!(
+                    "label {most}: more than {MOST_CLASSES} classes; for numbers set `config = {{ problem_type = \"regression\" }}`"
+                )));
+            }
+            (true, None) if self.flags.contains(&true) => Asked {
+                only,
+                ..asked(["false", "true"].map(str::to_owned).into(), None)
+            },
             (true, None) => {
                 return Err(Error::work(
                     "the data hold no label; give `text` and `label`, or `tokens` and `labels`",
                 ));
             }
-            (true, Some(_)) if self.many => asked(names(self.longest), several),
-            (true, Some(_)) if self.fractions => asked(names(1), Some("regression")),
-            (true, Some(most)) if most < MOST_CLASSES as f64 => {
-                // A single class would say nothing.
-                asked(names((most.max(1.0) as usize) + 1), None)
-            }
-            (true, Some(most)) => {
-                return Err(Error::work(format!(
-                    "label {most}: more than {MOST_CLASSES} classes; for numbers set `config = {{ problem_type = \"regression\" }}`"
-                )));
-            }
+            (false, _) => Asked {
+                only,
+                ..asked(self.names.into_iter().collect(), several)
+            },
         })
+    }
+
+    /// The label that all records have, where there is no other.
+    fn only(&self) -> Option<String> {
+        let names = self.names.iter().map(|name| format!("`{name}`"));
+        let flags = [false, true].into_iter().zip(self.flags);
+        let flags = flags.filter_map(|(flag, seen)| seen.then(|| format!("`{flag}`")));
+        let mut numbers = self.numbers.map_or(Vec::new(), Vec::from);
+        numbers.dedup();
+        let numbers = numbers.iter().map(|number| format!("`{number}`"));
+        let mut all = names.chain(flags).chain(numbers);
+        let first = all.next().filter(|_| !self.many);
+        first.filter(|_| all.next().is_none())
     }
 }
 
@@ -242,7 +298,11 @@ impl Classes {
     /// # Errors
     /// When it has no classifier.
     pub fn of(loaded: &LoadedModel) -> Result<Self> {
-        let missing = || Error::work("the model has no classifier");
+        let missing = || {
+            Error::usage(
+                "`labels`: the model has no classifier (`...ForSequenceClassification`, `...ForTokenClassification`)",
+            )
+        };
         let spec = loaded.model.spec().classifier.ok_or_else(missing)?;
         let named = |number: usize| {
             let name = loaded.config.get("id2label")?.get(number.to_string())?;
@@ -255,6 +315,31 @@ impl Classes {
                 .collect(),
             spec,
         })
+    }
+
+    /// Whether all records have labels of what the model classifies, each of which means something.
+    ///
+    /// # Errors
+    /// The first that has not, with its place.
+    pub fn check_all(&self, records: &[Sourced]) -> Result<()> {
+        let of_tokens = self.spec.subject == Subject::Tokens;
+        let (suits, needs): (fn(&Record) -> bool, &str) = match of_tokens {
+            true => (
+                |record| matches!(record, Record::Tagged { .. } | Record::Steps { .. }),
+                "tokens, so that a record needs `tokens` and `labels`, or `completions` and `labels`",
+            ),
+            false => (
+                |record| matches!(record, Record::Labelled { .. }),
+                "texts, so that a record needs `text` and `label`",
+            ),
+        };
+        if let Some(other) = records.iter().find(|sourced| !suits(&sourced.record)) {
+            return Err(Error::work(format!(
+                "{}`labels`: the model classifies {needs}",
+                other.words()
+            )));
+        }
+        records.iter().try_for_each(|sourced| self.check(sourced))
     }
 
     /// Whether every label of a record means something.
@@ -394,7 +479,7 @@ mod tests {
     fn the_data_say_which_classes_there_are() {
         let found = |labels: Vec<Label>| {
             let records: Vec<Sourced> = labels.into_iter().map(labelled).collect();
-            let asked = asked(records.iter()).unwrap();
+            let asked = seen(records.iter()).unwrap().asked(None).unwrap();
             (asked.names.len(), asked.problem, asked.names[0].clone())
         };
         let named = ["b", "a", "b"].map(|name| Label::Name(name.into()));
@@ -406,14 +491,33 @@ mod tests {
             found(fractions.into()),
             (1, Some("regression"), "LABEL_0".into())
         );
-        assert_eq!(found(vec![Label::Flag(true)]), (2, None, "false".into()));
+        let flags = [true, false].map(Label::Flag);
+        assert_eq!(found(flags.into()), (2, None, "false".into()));
         let several = Label::Many(vec![Label::Name("x".into()), Label::Name("y".into())]);
         let multi = Some("multi_label_classification");
         assert_eq!(
             found(vec![several, Label::Many(Vec::new())]),
             (2, multi, "x".into())
         );
-        assert!(asked([].iter()).is_err());
+        assert!(seen([].iter()).unwrap().asked(None).is_err());
+    }
+
+    #[test]
+    fn whole_numbers_are_amounts_where_the_model_says_so() {
+        let asked = |labels: &[f64], problem| {
+            let records = labels.iter().map(|n| labelled(Label::Number(*n)));
+            let records: Vec<Sourced> = records.collect();
+            seen(records.iter()).unwrap().asked(problem).unwrap()
+        };
+        let classes = asked(&[1.0, 4.0], None);
+        assert_eq!((classes.names.len(), classes.numbered), (5, true));
+        let numbers = asked(&[1.0, 4.0], Some(REGRESSION));
+        assert_eq!((numbers.names.len(), numbers.numbered), (1, false));
+        // Labels that are all the same are amounts, and no classes to choose from.
+        assert!(asked(&[2.0, 2.0], Some(REGRESSION)).check_choice().is_ok());
+        let said = asked(&[2.0, 2.0], None).check_choice().unwrap_err();
+        assert!(said.to_string().contains("every label is `2`"), "{said}");
+        assert!(classes.check_choice().is_ok());
     }
 
     #[test]

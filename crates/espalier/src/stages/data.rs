@@ -225,10 +225,17 @@ pub fn encode(
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
-    encode_within(tokenizer, records, length, Truncation::default(), voice)
+    encode_within(
+        tokenizer,
+        records,
+        length,
+        Truncation::default(),
+        false,
+        voice,
+    )
 }
 
-/// As [`encode`], with what is too long treated as `truncation` says.
+/// As [`encode`], with what is too long treated as `truncation` says; documents are left whole where they will be cut into pieces.
 ///
 /// # Errors
 /// As [`encode`].
@@ -237,8 +244,13 @@ pub fn encode_within(
     records: &[Sourced],
     length: usize,
     mut truncation: Truncation,
+    whole_documents: bool,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
+    let room = |record: &Record| match record {
+        Record::Text { .. } if whole_documents => usize::MAX,
+        _ => length,
+    };
     let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
     let mut dropped: BTreeMap<String, Vec<&Sourced>> = BTreeMap::new();
     let mut failed = Vec::new();
@@ -246,7 +258,7 @@ pub fn encode_within(
     let encode = |sourced: &Sourced| sourced.encoded(&encoder);
     let encoded: Vec<Result<Encoded>> = records.par_iter().map(encode).collect();
     for (sourced, encoded) in records.iter().zip(encoded) {
-        match encoded.map(|encoded| truncation.cut(encoded, length)) {
+        match encoded.map(|encoded| truncation.cut(encoded, room(&sourced.record))) {
             Ok(Encoded::Dropped { reason }) => dropped.entry(reason).or_default().push(sourced),
             Ok(encoded) => kept.push(encoded),
             Err(reason) => failed.push(reason),
@@ -381,6 +393,49 @@ mod tests {
         whole.sort_unstable();
         assert_eq!(whole, ids);
         assert_eq!(read(Some(Strategy::BestFit)), ids[..4]);
+    }
+
+    #[test]
+    fn of_a_document_every_part_is_packed_and_of_an_answer_the_beginning() {
+        let options = BpeOptions {
+            vocabulary: 259,
+            ..BpeOptions::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &options).unwrap();
+        let source = "{% for m in messages %}{{ m.content }}{% endfor %}";
+        let tokenizer = tokenizer.with_template(ChatTemplate::new(source).unwrap());
+        let sourced = |record| Sourced {
+            record,
+            place: None,
+        };
+        let text = "abcdefgh".to_owned();
+        let records = [
+            sourced(Record::Chat {
+                messages: vec![Message::user("q"), Message::assistant(&text)],
+                tools: None,
+            }),
+            sourced(Record::Text { text }),
+        ];
+        let encoded = encode_within(
+            &tokenizer,
+            &records,
+            4,
+            Truncation::default(),
+            true,
+            &mut Said(Vec::new()),
+        );
+        let packed = samples(encoded.unwrap(), Some(Strategy::BestFitSplit), 4, None).unwrap();
+        let rows = packed.iter().map(|sample| sample.rows[0].ids.as_slice());
+        let texts: Vec<String> = rows
+            .map(|ids| tokenizer.decode(ids, true).unwrap())
+            .collect();
+        assert!(
+            texts.iter().any(|text| text.starts_with("qabc")),
+            "{texts:?}"
+        );
+        let all = texts.concat();
+        assert_eq!(all.matches("abc").count(), 2, "{texts:?}");
+        assert_eq!(all.matches('h').count(), 1, "{texts:?}");
     }
 
     #[test]

@@ -38,10 +38,10 @@ pub fn settle(
     objective: &ObjectiveOptions,
     voice: &mut dyn Voice,
 ) -> Result<()> {
-    use ObjectiveOptions::{Cpo, Dpo, Kto, Orpo, Seq2seq, Sft};
+    use ObjectiveOptions::{Cpo, Distill, Dpo, Kto, Orpo, Seq2seq, Sft};
     if !matches!(
         objective,
-        Sft(_) | Dpo(_) | Kto(_) | Orpo(_) | Cpo(_) | Seq2seq(_)
+        Sft(_) | Distill(_) | Dpo(_) | Kto(_) | Orpo(_) | Cpo(_) | Seq2seq(_)
     ) {
         return Ok(());
     }

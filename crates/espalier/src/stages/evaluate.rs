@@ -31,9 +31,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Voice, best_of,
+    Voice,
+    best_of::Judge,
     classes::Classes,
-    data,
+    data::{self, Sourced},
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model, report,
 };
@@ -47,6 +48,9 @@ pub(super) const BATCH: usize = 16;
 
 /// Longest answer to an item of a world.
 pub(super) const MAX_ANSWER: usize = 160;
+
+/// Answers to an item among which a reward model chooses where nothing else is said.
+pub(super) const USUAL_ANSWERS: usize = 8;
 
 /// Most answers to an item among which a reward model chooses.
 const MOST_ANSWERS: usize = 1024;
@@ -110,10 +114,10 @@ pub struct EvaluateStage {
     /// A reward model that chooses among several answers to each item of `sampled_worlds`: a folder, or the name of an earlier stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward: Option<String>,
-    /// Answers among which the reward model chooses.
-    #[serde(default = "default_best_of")]
+    /// Answers among which the reward model chooses; 8 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MOST_ANSWERS))]
-    pub best_of: usize,
+    pub best_of: Option<usize>,
     /// A model over the same tokens, or the name of an earlier stage: how far is the model from it? The mean log-ratio of the answers to
     /// `sampled_worlds`, in nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,10 +147,6 @@ pub struct EvaluateStage {
     pub length: usize,
 }
 
-fn default_best_of() -> usize {
-    8
-}
-
 fn default_items() -> usize {
     200
 }
@@ -168,11 +168,17 @@ impl StageKind for EvaluateStage {
                 self.items
             )));
         }
-        if !(1..=MOST_ANSWERS).contains(&self.best_of) {
-            return Err(Error::usage(format!(
-                "`best_of`: {} is outside 1 to {MOST_ANSWERS}",
-                self.best_of
-            )));
+        if let Some(count) = self.best_of {
+            if !(1..=MOST_ANSWERS).contains(&count) {
+                return Err(Error::usage(format!(
+                    "`best_of`: {count} is outside 1 to {MOST_ANSWERS}"
+                )));
+            }
+            if self.reward.is_none() {
+                return Err(Error::usage(
+                    "`best_of` says among how many answers a reward model chooses; name one as `reward`, or leave it out",
+                ));
+            }
         }
         if self.reward.is_some() && self.sampled_worlds.is_empty() {
             return Err(Error::usage(
@@ -256,13 +262,28 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     for remark in &start.loaded.remarks {
         voice.say(&format!("   {remark}"));
     }
-    let classes = Classes::of(&start.loaded);
+    let labelled = match stage.labels.is_empty() {
+        true => None,
+        false => {
+            let classes = Classes::of(&start.loaded)?;
+            let records = data::records(&stage.labels, Wanted::Labels, voice)?;
+            classes.check_all(&records)?;
+            Some((classes, records))
+        }
+    };
     let mut language_model = start.loaded.model;
     language_model.merge_what_can_be();
     let model = TextModel {
         model: language_model,
         tokenizer: start.tokenizer,
     };
+    // What else is read is opened before anything is computed: a mistake there should not cost what was measured.
+    let reference = stage.divergence_from.as_deref();
+    let reference = reference.map(|path| reference_model(path, &model, device));
+    let reference = reference.transpose()?;
+    let judge = stage.reward.as_deref();
+    let judge = judge.map(|path| Judge::open(Path::new(path), stage, device));
+    let judge = judge.transpose()?;
     let mut result = Map::from_iter([("kind".to_owned(), "evaluate".into())]);
     if !stage.data.is_empty() {
         result.insert("perplexity".into(), likelihood(&model, stage, voice)?);
@@ -270,8 +291,9 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     if !stage.preferences.is_empty() {
         result.insert("preferences".into(), preferences(&model, stage, voice)?);
     }
-    if !stage.labels.is_empty() {
-        result.insert("labels".into(), labels(&model, &classes?, stage, voice)?);
+    if let Some((classes, records)) = labelled {
+        let found = labels(&model, &classes, &records, stage, voice)?;
+        result.insert("labels".into(), found);
     }
     let mut figures = Map::new();
     for task in &stage.retrieval {
@@ -280,16 +302,6 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     if !figures.is_empty() {
         result.insert("retrieval".into(), Value::Object(figures));
     }
-    let reference = match &stage.divergence_from {
-        None => None,
-        Some(path) => {
-            let path = Path::new(path);
-            model::check_same_tokens(path, &model.tokenizer)?;
-            let mut start = model::open(path, &Map::new(), None, None, device)?;
-            start.loaded.model.merge_what_can_be();
-            Some(start.loaded.model)
-        }
-    };
     for (key, tasks, temperature) in [
         ("worlds", &stage.worlds, 0.0),
         ("sampled_worlds", &stage.sampled_worlds, 1.0),
@@ -306,11 +318,20 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
             result.insert(key.into(), Value::Object(figures));
         }
     }
-    if let Some(reward) = &stage.reward {
-        let found = best_of::best_of(&model, Path::new(reward), stage, device, voice)?;
+    if let Some(judge) = judge {
+        let found = judge.best_of(&model, stage, voice)?;
         result.insert("best_of".into(), found);
     }
     Ok(Value::Object(result))
+}
+
+/// The model from which a distance is measured, over the same tokens.
+fn reference_model(path: &str, model: &TextModel, device: &Device) -> Result<LanguageModel> {
+    let path = Path::new(path);
+    model::check_same_tokens(path, &model.tokenizer)?;
+    let mut start = model::open(path, &Map::new(), None, None, device)?;
+    start.loaded.model.merge_what_can_be();
+    Ok(start.loaded.model)
 }
 
 /// Encoded records, none of which goes beyond the model's learned positions.
@@ -433,14 +454,11 @@ fn preferences(model: &TextModel, stage: &EvaluateStage, voice: &mut dyn Voice) 
 fn labels(
     model: &TextModel,
     classes: &Classes,
+    records: &[Sourced],
     stage: &EvaluateStage,
     voice: &mut dyn Voice,
 ) -> Result<Value> {
-    let records = data::records(&stage.labels, Wanted::Labels, voice)?;
-    records
-        .iter()
-        .try_for_each(|sourced| classes.check(sourced))?;
-    let encoded = data::encode(&model.tokenizer, &records, stage.length, voice)?;
+    let encoded = data::encode(&model.tokenizer, records, stage.length, voice)?;
     let samples = data::samples(encoded, None, stage.length, Some(classes))?;
     let mut objective = Classify { name: "classify" };
     let (loss, metrics) = evaluation::evaluate(&model.model, &mut objective, &samples, BATCH)?;

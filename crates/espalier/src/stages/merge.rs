@@ -127,8 +127,11 @@ impl StageKind for MergeStage {
     fn run(&self, workplace: &mut Workplace) -> Result<Value> {
         let folders = self.adapters.iter().map(|path| adapter_folder(path));
         let folders = folders.collect::<Result<Vec<PathBuf>>>()?;
-        let (mut start, names) = load(self, &folders, workplace)?;
-        let words = Words::of(&start.loaded, &folders)?;
+        let Loaded {
+            mut start,
+            names,
+            words,
+        } = load(self, &folders, workplace)?;
         let wrong = |error| words.told(error);
         let model = &mut start.loaded.model;
         let weighted = names.iter().enumerate();
@@ -173,12 +176,16 @@ impl StageKind for MergeStage {
     }
 }
 
-/// The base with all adapters, which lie in `folders`, and their names.
-fn load(
-    stage: &MergeStage,
-    folders: &[PathBuf],
-    workplace: &mut Workplace,
-) -> Result<(Start, Vec<String>)> {
+/// The base with all adapters.
+struct Loaded {
+    start: Start,
+    /// What the adapters are called on it.
+    names: Vec<String>,
+    words: Words,
+}
+
+/// The base with all adapters, which lie in `folders`.
+fn load(stage: &MergeStage, folders: &[PathBuf], workplace: &mut Workplace) -> Result<Loaded> {
     let first = match &stage.model {
         Some(model) => Path::new(model),
         None => &folders[0],
@@ -190,6 +197,7 @@ fn load(
         ));
     }
     let family = start.loaded.family()?;
+    let words = Words::of(&start.loaded, folders)?;
     let mut names = Vec::new();
     for (number, folder) in folders.iter().enumerate() {
         if number == 0 && start.loaded.adapter.is_some() {
@@ -201,12 +209,15 @@ fn load(
             check_base(&start.loaded.base, folder, &adapter)?;
         }
         let adapter = adapter.named(&name_of(number))?;
-        let words = Words::of(&start.loaded, folders)?;
         let model = &mut start.loaded.model;
         let loaded = adapter.load(model, family, folder);
         names.push(loaded.map_err(|error| words.told(error))?.name().to_owned());
     }
-    Ok((start, names))
+    Ok(Loaded {
+        start,
+        names,
+        words,
+    })
 }
 
 /// What an adapter is called on the model, by its place in the list.

@@ -27,12 +27,13 @@ pub mod train;
 pub mod upcycle;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use burn::tensor::Device;
-use espalier_data::disk;
+use espalier_data::{disk, nearest::suggestion};
 use serde_json::{Map, Value};
 
 use self::{
@@ -76,7 +77,22 @@ impl Voice for Silent {
 /// # Errors
 /// When a stage fails; finished stages stay finished, and the same call goes on where this one stopped.
 pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
+    run_only(recipe, &[], device, voice)
+}
+
+/// As [`run`], for the stages of these names and those whose results they read; all where none is named. A part of the stages leaves the
+/// report as it was.
+///
+/// # Errors
+/// As [`run`], and when there is no stage of a name.
+pub fn run_only(
+    recipe: &Recipe,
+    only: &[String],
+    device: &Device,
+    voice: &mut dyn Voice,
+) -> Result<Value> {
     check(recipe)?;
+    let chosen = chosen(recipe, only)?;
     claim::check(recipe)?;
     let _words = interrupt::last_words(
         "stopped; what is finished stays, and the same command goes on from there",
@@ -94,9 +110,39 @@ pub fn run(recipe: &Recipe, device: &Device, voice: &mut dyn Voice) -> Result<Va
     }
     let mut hashes = FileHashes::open(&recipe.output);
     match recipe.seeds.is_empty() {
-        true => run_once(recipe, device, &mut hashes, voice),
-        false => seeds::run(recipe, device, &mut hashes, voice),
+        true => run_once(recipe, &chosen, device, &mut hashes, voice),
+        false => seeds::run(recipe, &chosen, device, &mut hashes, voice),
     }
+}
+
+/// The places of the named stages and of those whose results they read; of all where none is named.
+fn chosen(recipe: &Recipe, only: &[String]) -> Result<BTreeSet<usize>> {
+    let names = || recipe.stage.iter().map(|stage| stage.name.as_str());
+    if let Some(strange) = only
+        .iter()
+        .find(|name| !names().any(|known| known == *name))
+    {
+        let hint = suggestion(strange, names());
+        return Err(Error::usage(format!(
+            "the recipe has no stage `{strange}`{hint}"
+        )));
+    }
+    let mut wanted: BTreeSet<String> = only.iter().cloned().collect();
+    let mut chosen = BTreeSet::new();
+    for (place, stage) in recipe.stage.iter().enumerate().rev() {
+        if !only.is_empty() && !wanted.contains(&stage.name) {
+            continue;
+        }
+        chosen.insert(place);
+        let mut stage = stage.clone();
+        let inputs = stage.kind.work_mut().inputs().into_iter();
+        let read = inputs.filter_map(|input| input.reference().cloned());
+        wanted.extend(read.map(|name| match name.split_once('.') {
+            Some((head, _)) => head.to_owned(),
+            None => name,
+        }));
+    }
+    Ok(chosen)
 }
 
 /// What can be told before any stage has run.
@@ -120,6 +166,7 @@ fn check(recipe: &Recipe) -> Result<()> {
 /// Runs a recipe without regard to its seeds.
 fn run_once(
     recipe: &Recipe,
+    chosen: &BTreeSet<usize>,
     device: &Device,
     hashes: &mut FileHashes,
     voice: &mut dyn Voice,
@@ -132,7 +179,8 @@ fn run_once(
         voice,
     };
     let mut results = Map::new();
-    for (i, stage) in recipe.stage.iter().enumerate() {
+    let stages = recipe.stage.iter().enumerate();
+    for (i, stage) in stages.filter(|(place, _)| chosen.contains(place)) {
         if interrupt::requested() {
             return Err(Error::Interrupted(format!(
                 "stopped before stage `{}`; the same command goes on from there",
@@ -141,9 +189,11 @@ fn run_once(
         }
         results.insert(stage.name.clone(), run.stage(i + 1, stage)?);
     }
-    report::write(recipe, &results)?;
-    let report = recipe.output.join("report.html");
-    run.voice.say(&format!("report: {}", report.display()));
+    if chosen.len() == recipe.stage.len() {
+        report::write(recipe, &results)?;
+        let report = recipe.output.join("report.html");
+        run.voice.say(&format!("report: {}", report.display()));
+    }
     Ok(Value::Object(results))
 }
 

@@ -112,6 +112,19 @@ pub fn samples(
     }
 }
 
+/// The tokens of the prompt that a record asks with; nothing where it asks for no answer.
+///
+/// # Errors
+/// When the template refuses the conversation, with the record's place.
+pub fn of_record(tokenizer: &Tokenizer, sourced: &Sourced) -> Result<Option<Vec<u32>>> {
+    let Some((messages, tools)) = question(&sourced.record) else {
+        return Ok(None);
+    };
+    let ids = encoded(tokenizer, messages, tools);
+    ids.map(Some)
+        .map_err(|error| Error::work(placed(sourced, &error)))
+}
+
 /// The conversation up to the last answer, and the tools on offer.
 fn question(record: &Record) -> Option<(&[Message], Option<&Value>)> {
     match record {

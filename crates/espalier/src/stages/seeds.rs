@@ -2,6 +2,8 @@
 //!
 //! Each seed's run lies in `seed-N/` and is a run like any other: finished stages are skipped, an interrupted one goes on.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::Device;
 use espalier_evaluate::report::{Report, Section, Table};
 use serde_json::{Map, Value, json};
@@ -75,6 +77,7 @@ pub type Spreads = Vec<(String, Vec<(String, Spread)>)>;
 /// Returns `{"seeds": {SEED: figures}, "summary": {STAGE: {FIGURE: {mean, ...}}}}`.
 pub(super) fn run(
     recipe: &Recipe,
+    chosen: &BTreeSet<usize>,
     device: &Device,
     hashes: &mut FileHashes,
     voice: &mut dyn Voice,
@@ -82,13 +85,15 @@ pub(super) fn run(
     let mut results = Map::new();
     for seed in &recipe.seeds {
         voice.say(&format!("seed {seed}"));
-        let result = run_once(&recipe.of_seed(*seed), device, hashes, voice)?;
+        let result = run_once(&recipe.of_seed(*seed), chosen, device, hashes, voice)?;
         results.insert(seed.to_string(), result);
     }
     let spreads = spreads(recipe, &results);
-    write_report(recipe, &spreads)?;
-    let report = recipe.output.join("report.html");
-    voice.say(&format!("report of all seeds: {}", report.display()));
+    if chosen.len() == recipe.stage.len() {
+        write_report(recipe, &spreads)?;
+        let report = recipe.output.join("report.html");
+        voice.say(&format!("report of all seeds: {}", report.display()));
+    }
     let of_stage = |(name, figures): &(String, Vec<(String, Spread)>)| {
         let figures = figures
             .iter()
@@ -130,7 +135,8 @@ pub fn tables(spreads: &Spreads) -> Vec<Table> {
             .map(|(key, spread)| spread.row(key))
             .collect(),
     };
-    spreads.iter().map(table).collect()
+    let measured = spreads.iter().filter(|(_, figures)| !figures.is_empty());
+    measured.map(table).collect()
 }
 
 fn write_report(recipe: &Recipe, spreads: &Spreads) -> Result<()> {

@@ -179,10 +179,20 @@ impl StageKind for TrainStage {
                 "`quantise` rounds a base that stays as it is, and a new model has to be trained; leave one of them out",
             ));
         }
-        if self.validation_share > 0.0 && self.validation_count > 0 {
-            return Err(Error::usage(
-                "the stage has both `validation_share` and `validation_count`; give one",
-            ));
+        let shares = [
+            ("validation", !self.validation.is_empty()),
+            ("validation_share", self.validation_share > 0.0),
+            ("validation_count", self.validation_count > 0),
+        ];
+        let given: Vec<&str> = shares
+            .iter()
+            .filter(|(_, given)| *given)
+            .map(|(key, _)| *key)
+            .collect();
+        if let [one, other, ..] = given[..] {
+            return Err(Error::usage(format!(
+                "the stage has both `{one}` and `{other}`, which say what is held out; give one"
+            )));
         }
         match (0.0..1.0).contains(&self.validation_share) {
             true => self.new.as_ref().map_or(Ok(()), new_model::check),

@@ -6,6 +6,7 @@
 //!
 //! Left out: interaction (zoom, hover), which would need scripts.
 
+mod axis;
 mod bars;
 mod chart;
 mod table;

@@ -171,7 +171,43 @@ impl LoraOptions {
         }
     }
 
+    /// Whether an empty list of modules leaves anything to train.
+    fn check_any(&self) -> Result<()> {
+        let chooses_none = self.target_modules.as_ref().is_some_and(Vec::is_empty);
+        let others = [
+            self.target_parameters.is_empty(),
+            self.trainable_tokens.is_empty(),
+            !self.added_tokens,
+        ];
+        match chooses_none && others == [true; 3] {
+            false => Ok(()),
+            true => Err(wrong(
+                "target_modules",
+                "the list is empty; leave the key out for all linear maps, or name some, as in [\"q_proj\", \"v_proj\"]".into(),
+            )),
+        }
+    }
+
+    /// Whether the model has the blocks that are named; names of layers that a pattern finds may be numbered otherwise.
+    fn check_layers(&self, model: &LanguageModel) -> Result<()> {
+        let blocks = model.stacks().map(|stack| stack.sites());
+        let blocks = blocks.max().unwrap_or(0);
+        let layers = self.layers_to_transform.iter().flatten().copied();
+        let mut layers = layers.filter(|_| self.layers_pattern.is_empty());
+        match layers.find(|layer| *layer >= blocks) {
+            None => Ok(()),
+            Some(layer) => Err(wrong(
+                "layers_to_transform",
+                format!(
+                    "{layer} is no block of this model, which has 0 to {}",
+                    blocks.saturating_sub(1)
+                ),
+            )),
+        }
+    }
+
     fn config(&self) -> Result<PeftConfig> {
+        self.check_any()?;
         check_rank("rank", self.rank)?;
         let alpha = self.alpha.unwrap_or(2.0 * self.rank as f64);
         check_positive("alpha", alpha)?;
@@ -270,8 +306,10 @@ impl Tuning for LoraOptions {
         options.adapter()
     }
 
-    /// A rank beyond the widest map adds nothing that a smaller one does not, and takes memory with every map.
+    /// A block that is not there would be passed over. A rank beyond the widest map adds nothing that a smaller one does not, and takes
+    /// memory with every map.
     fn check_model(&self, model: &LanguageModel) -> Result<()> {
+        self.check_layers(model)?;
         let mut widest = 0;
         model.visit_linears(&mut |map| widest = widest.max(map.inputs).max(map.rows.len()));
         let ranks = self.rank_pattern.values().chain([&self.rank]);
@@ -366,6 +404,23 @@ mod tests {
     }
 
     #[test]
+    fn blocks_that_the_model_lacks_are_named() {
+        let spec = ModelSpec::llama(64, 16, 3, 2, 1, 32, 32);
+        let mut model = LanguageModel::build(spec, &mut Seed(0), &Device::flex()).unwrap();
+        let family = families::by_name("llama").unwrap();
+        let mut attach = |layer: usize| {
+            let options = options(json!({ "layers_to_transform": [0, layer] }));
+            options.attach(&mut model, family, 0).map(drop)
+        };
+        let error = attach(3).unwrap_err().to_string();
+        assert!(
+            error.contains("3 is no block of this model, which has 0 to 2"),
+            "{error}"
+        );
+        attach(2).unwrap();
+    }
+
+    #[test]
     fn options_that_make_no_sense_are_named() {
         for (lora, key) in [
             (json!({ "init": "olora" }), "init"),
@@ -378,6 +433,10 @@ mod tests {
             (json!({ "lora_bias": true, "dora": true }), "lora_bias"),
             (json!({ "lora_bias": true, "init": "pissa" }), "lora_bias"),
             (json!({ "trainable_tokens": [4, 4] }), "trainable_tokens"),
+            (
+                json!({ "target_modules": [] }),
+                "`target_modules`: the list is empty",
+            ),
         ] {
             let error = options(lora).check().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");

@@ -176,6 +176,15 @@ pub struct Growth {
     pub tokens: usize,
 }
 
+/// Forward passes of other models, or of the policy as it was: operations for each token.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct OtherPasses {
+    /// Over all samples, before the first step.
+    pub once: f64,
+    /// Over what every step learns from.
+    pub each: f64,
+}
+
 /// What a training step minimises.
 ///
 /// A reference, a teacher, a buffer of rollouts are fields of the objective. Only the methods without a body must be written.
@@ -234,6 +243,12 @@ pub trait Objective {
     fn kept_bytes(&self, model: &LanguageModel) -> u64 {
         let _ = model;
         0
+    }
+
+    /// What is computed besides the policy's own passes, such as a reference's, where the policy is `model`.
+    fn other_passes(&self, model: &LanguageModel) -> OtherPasses {
+        let _ = model;
+        OtherPasses::default()
     }
 
     /// Called with the starting model before the first step, in a resumed run too: builds the objective's own parameters, keeps

@@ -15,7 +15,7 @@ use espalier_models::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Batch;
+use super::{Batch, OtherPasses};
 use crate::{
     Error, Result,
     batch::Sample,
@@ -213,6 +213,18 @@ impl Reference {
             }
         });
         bytes
+    }
+
+    /// What it computes, a forward pass of a model as large as the policy: once of each sample, or in every step where it moves or is
+    /// `always` asked.
+    pub fn passes(&self, policy: &LanguageModel, always: bool) -> OtherPasses {
+        let pass = 2.0 * policy.spec().active_parameter_count();
+        let (once, each) = match (&self.options, always) {
+            (ReferenceOptions::None, _) => (0.0, 0.0),
+            (ReferenceOptions::Moving(_), _) | (_, true) => (0.0, pass),
+            (_, false) => (pass, 0.0),
+        };
+        OtherPasses { once, each }
     }
 
     /// The model that a reference which stays is asked of.
@@ -478,6 +490,21 @@ mod tests {
             .map(|t| t.shape.iter().product::<usize>())
             .sum();
         assert_eq!(reference.kept_bytes(&policy, false), 4 * numbers as u64);
+    }
+
+    #[test]
+    fn passes_are_counted_where_they_are_made() {
+        let model = model(1);
+        let pass = 2.0 * model.spec().active_parameter_count();
+        let counted = |options: ReferenceOptions, always| {
+            let OtherPasses { once, each } = Reference::new(options).passes(&model, always);
+            [once, each]
+        };
+        let moving = ReferenceOptions::Moving(MovingOptions::default());
+        assert_eq!(counted(ReferenceOptions::None, false), [0.0, 0.0]);
+        assert_eq!(counted(ReferenceOptions::Start, false), [pass, 0.0]);
+        assert_eq!(counted(ReferenceOptions::Start, true), [0.0, pass]);
+        assert_eq!(counted(moving, false), [0.0, pass]);
     }
 
     #[test]

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use espalier_data::{
     encode::{Encoded, Encoder, Example, Labelled},
+    nearest::suggestion,
     readers::{self, Form, Source, Wanted, to_json},
     record::{Label, Message, Record},
     tokenizer::Tokenizer,
     worlds::{self, Split},
 };
 use espalier_models::adapter::{self, Adapter};
+use espalier_train::objectives::registry::{OBJECTIVES, Registered};
 use serde_json::{Value, json};
 
 use super::world_record;
@@ -19,7 +21,11 @@ use crate::cli::Context;
 use crate::{
     Error, Result, model_path,
     recipe::{WorldShape, data::MOST_ITEMS},
-    stages::{data::Sourced, model::with_template},
+    stages::{
+        data::{Sourced, unpaired},
+        model::with_template,
+        prompts,
+    },
     terminal::harmless,
 };
 
@@ -27,6 +33,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   espalier data show conversations.jsonl --tokenizer MODEL --count 2
+  espalier data show pairs.json --tokenizer MODEL --objective dpo
   espalier data show g1/2 --tokenizer MODEL --template chatml
 
 With a tokenizer, what the loss asks for is green, or between ⟦ and ⟧ where there are no colours.")]
@@ -49,9 +56,28 @@ pub struct ShowArgs {
     /// The file's form (alpaca, sharegpt, messages, preference, completion, text), or a world's (chat, text, preference, label, steps)
     #[arg(long, value_name = "FORM")]
     pub form: Option<String>,
-    /// Read what `label` or `kto_tag` say of a file's answers, as the objective `kto` does
-    #[arg(long)]
-    pub verdicts: bool,
+    /// What this objective of training would learn of the data: `sft` answers, `dpo` and `reward` pairs, `kto` answers with verdicts,
+    /// `grpo` prompts, `classify` labels [default: all that a record says, as `sft` reads it]
+    #[arg(long, value_name = "NAME")]
+    pub objective: Option<String>,
+}
+
+impl ShowArgs {
+    /// The objective that was named.
+    fn objective(&self) -> Result<Option<&'static Registered>> {
+        let Some(name) = &self.objective else {
+            return Ok(None);
+        };
+        let known = OBJECTIVES.iter().find(|known| known.name == name);
+        known.map(Some).ok_or_else(|| {
+            let names: Vec<&str> = OBJECTIVES.iter().map(|known| known.name).collect();
+            let hint = suggestion(name, names.iter().copied());
+            Error::Usage(format!(
+                "`--objective {name}`: there is none of this name{hint}; there are {}",
+                names.join(", ")
+            ))
+        })
+    }
 }
 
 /// Shows the first records.
@@ -59,7 +85,9 @@ pub struct ShowArgs {
 /// # Errors
 /// When the data or the tokenizer cannot be read, or a record cannot be encoded.
 pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
-    let records = records(args, context)?;
+    let objective = args.objective()?;
+    let wanted = objective.map_or(Wanted::Texts, |objective| objective.wanted);
+    let records = records(args, wanted, context)?;
     let encoder = args
         .tokenizer
         .as_ref()
@@ -74,16 +102,32 @@ pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
             }
             continue;
         };
-        let encoded = sourced.encoded(encoder)?;
-        match context.json {
-            true => context.terminal.json(&encoded_json(encoder, encoded)?)?,
-            false => show_encoded(index, encoder, encoded, context)?,
+        for encoded in encoded(sourced, encoder, wanted)? {
+            match context.json {
+                true => context.terminal.json(&encoded_json(encoder, encoded)?)?,
+                false => show_encoded(index, encoder, encoded, context)?,
+            }
         }
     }
     Ok(())
 }
 
-fn records(args: &ShowArgs, context: &Context) -> Result<Vec<Sourced>> {
+/// What is learned of a record: of prompts nothing, for their answers are yet to be written.
+fn encoded(sourced: &Sourced, encoder: &Encoder, wanted: Wanted) -> Result<Vec<Encoded>> {
+    let whole = || sourced.encoded(encoder);
+    Ok(match wanted {
+        Wanted::Prompts => vec![match prompts::of_record(&encoder.tokenizer, sourced)? {
+            Some(ids) => Encoded::Example(Example::new(ids.clone(), vec![false; ids.len()])),
+            None => Encoded::Dropped {
+                reason: "it asks for no answer".into(),
+            },
+        }],
+        Wanted::Verdicts => unpaired(vec![whole()?]),
+        Wanted::Texts | Wanted::Pairs | Wanted::Labels => vec![whole()?],
+    })
+}
+
+fn records(args: &ShowArgs, wanted: Wanted, context: &Context) -> Result<Vec<Sourced>> {
     let path = Path::new(&args.data);
     if path.exists() {
         let form = args
@@ -94,10 +138,7 @@ fn records(args: &ShowArgs, context: &Context) -> Result<Vec<Sourced>> {
             .map_err(usage)?;
         let mut reader = readers::open(&Source {
             form,
-            wanted: match args.verdicts {
-                true => Wanted::Verdicts,
-                false => Wanted::Texts,
-            },
+            wanted,
             ..Source::new(path)
         })?;
         let path: Arc<Path> = path.into();
@@ -122,7 +163,7 @@ fn records(args: &ShowArgs, context: &Context) -> Result<Vec<Sourced>> {
             args.data
         )));
     }
-    let form = world_form(args.form.as_deref())?;
+    let form = world_form(args.form.as_deref(), wanted)?;
     if args.count > MOST_ITEMS {
         return Err(Error::usage(format!(
             "`--count`: {} items of a world are more than {MOST_ITEMS}",
@@ -140,9 +181,13 @@ fn records(args: &ShowArgs, context: &Context) -> Result<Vec<Sourced>> {
         .collect()
 }
 
-fn world_form(name: Option<&str>) -> Result<WorldShape> {
+fn world_form(name: Option<&str>, wanted: Wanted) -> Result<WorldShape> {
     let Some(name) = name else {
-        return Ok(WorldShape::Chat);
+        return Ok(match wanted {
+            Wanted::Pairs | Wanted::Verdicts => WorldShape::Preference,
+            Wanted::Labels => WorldShape::Label,
+            Wanted::Texts | Wanted::Prompts => WorldShape::Chat,
+        });
     };
     WorldShape::from_str(name, true).map_err(|_| {
         Error::Usage(format!(

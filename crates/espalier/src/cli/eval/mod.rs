@@ -26,7 +26,7 @@ use crate::{
 /// Measure a model: tasks (multiple choice, likelihoods, generated answers), perplexity on data, retrieval.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  espalier eval runs/quickstart sentence/2 --limit 200          a generated world\n  espalier eval path/to/model gsm8k --data folder --limit 50    gsm8k_train.jsonl and gsm8k_test.jsonl in folder\n  espalier eval path/to/model arc_easy.yaml --data folder       a task file of lm-evaluation-harness\n  espalier eval path/to/model mmlu --include lm_eval/tasks/mmlu --data folder\n  espalier eval other/model arc_easy.yaml --data folder --against runs/eval/model\n  espalier eval http://localhost:8000/v1 gsm8k --endpoint-model name --data folder\n  espalier eval path/to/model --data held-out.jsonl             perplexity of a file"
+    after_help = "Example:\n  espalier eval runs/quickstart sentence/2 --limit 200          a generated world\n  espalier eval path/to/model gsm8k --data folder --limit 50    gsm8k_train.jsonl and gsm8k_test.jsonl in folder\n  espalier eval path/to/model arc_easy.yaml --data folder       a task file of lm-evaluation-harness\n  espalier eval path/to/model mmlu --include lm_eval/tasks/mmlu --data folder\n  espalier eval other/model arc_easy.yaml --data folder --against runs/eval/model\n  espalier eval http://localhost:8000/v1 gsm8k --endpoint-model name --data folder\n  espalier eval path/to/model --data held-out.jsonl             perplexity of a file"
 )]
 pub struct EvalArgs {
     /// A model folder, an adapter folder, a run, or the address of an endpoint (`http://host/v1`).
@@ -197,7 +197,7 @@ fn measure(args: &EvalArgs, context: &Context) -> Result<Value> {
         preferences: Vec::new(),
         labels: Vec::new(),
         reward: None,
-        best_of: 1,
+        best_of: None,
         worlds: Vec::new(),
         sampled_worlds: Vec::new(),
         divergence_from: None,

@@ -31,7 +31,7 @@ pub(in crate::recipe) const CHOICES: &[&str] = &[
 const ALTERNATIVES: &[&[&str]] = &[
     &["model", "new"],
     &["adapter", "freeze"],
-    &["validation_share", "validation_count"],
+    &["validation", "validation_share", "validation_count"],
     SOURCES,
 ];
 

@@ -1,8 +1,9 @@
 //! Overrides: `key=value` texts set in a parsed document.
 //!
 //! A key is a path from the root, or the end of one path that is in the document, or such an end and further keys below
-//! it; a stage is known by its number from 0 or by its name. What is in none of them goes to the table of the only stage. Every value set here carries a span of the caller's,
-//! so that a later complaint can name the override.
+//! it; a stage is known by its number from 0 or by its name. What a stage has as a key or an option of its own is meant before what
+//! stands deeper in it, and what is nowhere goes to the table of the only stage. Every value set here carries a span of the caller's, so
+//! that a later complaint can name the override.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,13 +11,26 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::recipe::schema;
+use crate::{
+    recipe::{document::inheritance::CHOICES, schema},
+    stages::kinds::Kind,
+};
 
 /// A value of the document with its place in the text.
 type Value<'a> = Spanned<DeValue<'a>>;
 
 /// Keys of the root that may be set though the document does not have them.
 const OF_THE_ROOT: &[&str] = &["defaults", "seeds"];
+
+/// Keys whose text is the path of data, for which a table can stand.
+const OF_DATA: &[&str] = &[
+    "baseline",
+    "data",
+    "labels",
+    "preferences",
+    "tokenizer_data",
+    "validation",
+];
 
 /// The most keys in one path; recursion below is as deep as a path.
 const LONGEST_PATH: usize = 32;
@@ -96,24 +110,49 @@ fn resolve(
     let mut known = Vec::new();
     collect_paths(document, &mut Vec::new(), &mut known);
     for length in (1..=keys.len()).rev() {
-        let whole = |path: &Vec<String>| {
-            path.iter()
-                .cloned()
-                .chain(given().skip(length))
-                .collect::<Vec<_>>()
+        let fitting = known.iter().filter(|path| ends_with(path, &keys[..length]));
+        let (own, deeper): (Vec<_>, Vec<_>) = fitting.partition(|path| is_own(path));
+        let places = match own.is_empty() {
+            false => own,
+            true if keys.len() == 1 && is_option(document, keys[0]) => Vec::new(),
+            true => deeper,
         };
-        let places: Vec<Vec<String>> = known
-            .iter()
-            .filter(|path| ends_with(path, &keys[..length]))
-            .map(whole)
-            .collect();
+        let whole = |path: &Vec<String>| path.iter().cloned().chain(given().skip(length)).collect();
         match places.as_slice() {
             [] => {}
-            [place] => return Ok(place.clone()),
-            _ => return Err(ambiguous(keys, &places)),
+            [place] => return Ok(whole(place)),
+            _ => {
+                let places: Vec<Vec<String>> = places.into_iter().map(whole).collect();
+                return Err(ambiguous(keys, &places));
+            }
         }
     }
     in_only_stage(document, keys, below_options)
+}
+
+/// Whether a key stands in the table of a stage, or of the defaults of a kind, or in the options there, and not deeper.
+fn is_own(path: &[String]) -> bool {
+    let above = path.split_last().map_or(path, |(_, above)| above);
+    let table = match above {
+        [table @ .., last] if last == "options" => table,
+        table => table,
+    };
+    matches!(table, [.., before, kind] if Kind::NAMES.contains(&kind.as_str())
+        && (before == "defaults" || before.parse::<usize>().is_ok()))
+}
+
+/// Whether a kind of stage that the document has knows the key as one of its own.
+fn is_option(document: &DeValue<'_>, key: &str) -> bool {
+    let stages = document
+        .get("stage")
+        .and_then(|stage| stage.get_ref().as_array());
+    let tables = stages
+        .into_iter()
+        .flatten()
+        .flat_map(|stage| children(stage.get_ref()));
+    tables
+        .into_iter()
+        .any(|(kind, _)| schema::place_of_key(&kind, key).is_some())
 }
 
 /// The path of a stage of a repetition that is called by its name, as one outside is.
@@ -246,6 +285,18 @@ fn set<'a>(
     let mut place = document;
     for (depth, key) in path.iter().enumerate() {
         let parent = path[..depth].join(".");
+        let choice = path[..depth]
+            .last()
+            .filter(|above| CHOICES.contains(&above.as_str()));
+        if choice.is_some() && place.get_ref().as_str() == Some(key) {
+            *place = named_choice(key, span);
+        }
+        let is_source = path[..depth]
+            .last()
+            .is_some_and(|above| OF_DATA.contains(&above.as_str()));
+        if is_source && place.get_ref().is_str() {
+            *place = source_of_path(place.clone(), span);
+        }
         place = match place.get_mut() {
             DeValue::Table(table) => table
                 .entry(Spanned::new(span.clone(), Cow::Owned(key.clone())))
@@ -261,6 +312,11 @@ fn set<'a>(
                     .and_then(|index: usize| array.get_mut(index))
                     .ok_or(reason)?
             }
+            DeValue::String(name) if let Some(choice) = choice => {
+                return Err(format!(
+                    "`{parent}` is `{name}`, whose options are set below its name, as `{choice}.{name}.OPTION=VALUE`; it has no key `{key}`"
+                ));
+            }
             other => {
                 return Err(format!(
                     "`{parent}` is a {}, so it has no key `{key}`",
@@ -271,6 +327,21 @@ fn set<'a>(
     }
     *place = new;
     Ok(())
+}
+
+/// A choice that was given by its name alone, as a table in which its options can stand.
+fn named_choice<'a>(name: &str, span: &Range<usize>) -> Value<'a> {
+    let spanned = |value| Spanned::new(span.clone(), value);
+    let key = Spanned::new(span.clone(), Cow::Owned(name.to_owned()));
+    let options = spanned(DeValue::Table(DeTable::new()));
+    spanned(DeValue::Table(DeTable::from_iter([(key, options)])))
+}
+
+/// Data that were given by their path alone, as a table in which other keys can stand.
+fn source_of_path<'a>(path: Value<'a>, span: &Range<usize>) -> Value<'a> {
+    let key = Spanned::new(span.clone(), Cow::Borrowed("path"));
+    let table = DeTable::from_iter([(key, path)]);
+    Spanned::new(span.clone(), DeValue::Table(table))
 }
 
 /// Whether an element of a list is a table with this name.

@@ -271,6 +271,42 @@ fn overrides_with_several_places_list_them() {
 }
 
 #[test]
+fn options_of_a_choice_stand_beside_its_bare_name() {
+    let text = "[[stage]]\ntrain = { model = \"m\", objective = \"sft\", adapter = \"lora\" }\n";
+    for change in ["adapter.lora.rank=4", "train.adapter.lora.rank=4"] {
+        assert_eq!(
+            train(text, &[change]).adapter,
+            Some(Adapter::Lora { rank: 4 })
+        );
+    }
+    assert_eq!(
+        override_complaint(text, "adapter.rank=4"),
+        "override `adapter.rank=4`: `stage.0.train.adapter` is `lora`, whose options are set below its name, \
+         as `adapter.lora.OPTION=VALUE`; it has no key `rank`"
+    );
+}
+
+#[test]
+fn what_a_stage_has_of_its_own_is_meant_before_what_stands_deeper() {
+    const TABLES: &str = "[[stage]]\n[stage.train]\nmodel = \"m\"\nobjective = { grpo = { rewards = [{ length = { target = 4 } }] } }\n";
+    let read = |text: &str, change: &str| {
+        parse::<toml::Table>(text, "recipe.toml", &[change.to_owned()]).unwrap()["stage"][0]["train"]
+            .clone()
+    };
+    let given = format!("{TABLES}[stage.train.options]\nlength = 64\n");
+    let train = read(&given, "length=96");
+    assert_eq!(train["options"]["length"].as_integer(), Some(96));
+    let reward = |train: &toml::Value| train["objective"]["grpo"]["rewards"][0]["length"].clone();
+    assert_eq!(reward(&train)["target"].as_integer(), Some(4));
+    // An option that the recipe does not give yet is meant too, and what no stage has is still found deeper.
+    let train = read(TABLES, "length=96");
+    assert_eq!(train["length"].as_integer(), Some(96));
+    assert_eq!(reward(&train)["target"].as_integer(), Some(4));
+    let train = read(TABLES, "target=8");
+    assert_eq!(reward(&train)["target"].as_integer(), Some(8));
+}
+
+#[test]
 fn override_values_are_toml_or_text() {
     assert_eq!(train(INLINE, &["shuffle=true"]).shuffle, Some(true));
     assert_eq!(train(INLINE, &["layers=[1, 2]"]).layers, Some(vec![1, 2]));

@@ -54,7 +54,11 @@ pub(super) fn sources(
         let Some(Value::Object(entry)) = info.get(name) else {
             let known = info.keys().map(String::as_str);
             let hint = suggestion(name, known);
-            return Err(wrong(&format!("there is no data set `{name}`{hint}")));
+            reading.refused.push(format!(
+                "{}: there is no data set `{name}`{hint}",
+                path.display()
+            ));
+            continue;
         };
         let mut source = source(reading, folder, name, entry);
         set(&mut source, "limit", limit);

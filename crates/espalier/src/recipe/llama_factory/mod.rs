@@ -1,11 +1,13 @@
 //! LLaMA-Factory's training files (arXiv 2403.13372), read as recipes of one stage.
 //!
 //! `keys.rs` has a line for every key: what it becomes here, or that it changes nothing of what is computed. A key that means something and
-//! has no counterpart is an error that names it, with all others of its kind, and nothing is run. `preferences.rs` has those of preferences;
-//! `data_sets.rs` reads `dataset_info.json`.
+//! has no counterpart is an error that names it, with all others of its kind, and nothing is run. `options.rs` has those of training,
+//! `preferences.rs` those of preferences, `ppo.rs` those of answers that are rewarded; `data_sets.rs` reads `dataset_info.json`.
 
 mod data_sets;
 mod keys;
+mod options;
+mod ppo;
 mod preferences;
 
 use std::path::{Path, PathBuf};
@@ -175,7 +177,7 @@ impl Reading {
         match self.refused.is_empty() {
             true => Ok(()),
             false => Err(self.error(&format!(
-                "these keys have no counterpart: {}; take them out, or write a recipe of our own",
+                "what has no counterpart here: {}; take it out, or write a recipe of our own",
                 self.refused.join("; ")
             ))),
         }

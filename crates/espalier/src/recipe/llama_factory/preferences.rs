@@ -23,13 +23,7 @@ impl Preferences {
         let number = |reading: &mut Reading, key, usual: f64| {
             reading.number(key).map(|number| number.unwrap_or(usual))
         };
-        let folder = reading.text("ref_model")?;
-        // An adapter that is trained on has its base as the reference, and a fresh one adds nothing yet.
-        let goes_on = !reading.list("adapter_name_or_path")?.is_empty();
-        let reference = match folder {
-            Some(folder) => Some(Toml::Table(table("folder", folder))),
-            None => goes_on.then(|| "without_adapter".into()),
-        };
+        let reference = reference(reading)?;
         Ok(Self {
             loss: reading.text("pref_loss")?.unwrap_or("sigmoid".into()),
             beta: number(reading, "pref_beta", 0.1)?,
@@ -81,7 +75,18 @@ impl Preferences {
     }
 }
 
-fn table(key: &str, value: impl Into<Toml>) -> Table {
+/// What a policy is measured against, where it is not the model as it starts.
+pub(super) fn reference(reading: &mut Reading) -> Result<Option<Toml>> {
+    let folder = reading.text("ref_model")?;
+    // An adapter that is trained on has its base as the reference, and a fresh one adds nothing yet.
+    let goes_on = !reading.list("adapter_name_or_path")?.is_empty();
+    Ok(match folder {
+        Some(folder) => Some(Toml::Table(table("folder", folder))),
+        None => goes_on.then(|| "without_adapter".into()),
+    })
+}
+
+pub(super) fn table(key: &str, value: impl Into<Toml>) -> Table {
     Table::from_iter([(key.to_owned(), value.into())])
 }
 

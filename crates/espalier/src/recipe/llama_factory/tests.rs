@@ -159,7 +159,21 @@ fn what_has_no_counterpart_is_named_and_all_of_it() {
     }
     assert!(more("max_samples_: 3\n").contains("max_samples_"));
     let stage = |stage: &str| refusal(&EXAMPLE.replace("stage: sft", stage));
-    assert!(stage("stage: ppo").contains("`stage: \"ppo\"`"));
+    assert!(stage("stage: grpo").contains("`stage: \"grpo\"`"));
+    let all = EXAMPLE.replace("identity,calls", "identiti");
+    let all = refusal(&format!("{all}use_badam: true\n"));
+    assert!(
+        all.contains("`use_badam: true`") && all.contains("`identity`?"),
+        "{all}"
+    );
+    let first = refusal("model: m\ntrain_dataset: data/v1_sft_demo.yaml\n");
+    assert!(first.contains("for its version 1"), "{first}");
+    let first = refusal("model_name_or_path: m\neval_dataset: identity\ndo_predict: true\n");
+    assert!(
+        first.contains("`dataset` is missing") && first.contains("`do_predict: true`"),
+        "{first}"
+    );
+    assert!(!first.contains("no key that is known"), "{first}");
     let data = |name: &str| refusal(&EXAMPLE.replace("identity,calls", name));
     assert!(data("hub").contains("`hf_hub_url` of the data set `hub`"));
     assert!(data("odd").contains("neither sharegpt's nor OpenAI's"));
@@ -320,6 +334,52 @@ fn what_changed_its_name_is_mapped() {
     assert!(expanded.contains("`use_llama_pro: true`"), "{expanded}");
     let hub = EXAMPLE.replace("dataset_dir: DATA", "dataset_dir: REMOTE:a/b");
     assert!(refusal(&hub).contains("`dataset_dir: \"REMOTE:a/b\"`"));
+}
+
+#[test]
+fn rewarded_answers() {
+    let keys = "stage: ppo\nreward_model: runs/reward\nreward_model_type: full\nref_model: null\nppo_buffer_size: 2\nppo_epochs: 3\n\
+        ppo_target: 5\nppo_whiten_rewards: true\nmax_new_tokens: 128\ntop_k: 0\ntop_p: 0.9\nlength_penalty: 1\nmax_steps: 10\nwarmup_steps: 2";
+    let train = value(&EXAMPLE.replace("stage: sft", keys));
+    let expected = "o = { ppo = { rollout = { rewards = [{ model = { path = 'runs/reward' } }], max_completion_length = 128, temperature = 0.95, \
+        top_p = 0.9, top_k = 0 }, num_ppo_epochs = 3, num_mini_batches = 2, kl_coef = 0.2, kl_target = 5.0, kl_horizon = 10000.0, \
+        whiten_rewards = true } }";
+    assert_eq!(train["objective"], expected.parse::<Table>().unwrap()["o"]);
+    let options = &train["options"];
+    // One of theirs a forward pass, eight of these a step, two steps a round: a batch of answers is sixteen.
+    assert_eq!(
+        ["batch", "accumulation", "steps", "checkpoint_every"].map(|key| options[key].as_integer()),
+        [Some(2), Some(8), Some(60), Some(3000)]
+    );
+    assert_eq!(options["warmup"].as_float(), Some(12.0));
+    for (keys, refused) in [
+        ("stage: ppo", "`reward_model` is missing"),
+        (
+            "stage: ppo\nreward_model: http://localhost\nreward_model_type: api",
+            "`reward_model_type: \"api\"`",
+        ),
+        (
+            "stage: ppo\nreward_model: m\nppo_score_norm: true",
+            "`ppo_score_norm: true`",
+        ),
+        (
+            "stage: ppo\nreward_model: m\nnum_beams: 4",
+            "`num_beams: 4`",
+        ),
+        (
+            "stage: ppo\nreward_model: m\nreward_model_quantization_bit: 4",
+            "`reward_model_quantization_bit: 4`",
+        ),
+    ] {
+        let error = refusal(&EXAMPLE.replace("stage: sft", keys));
+        assert!(error.contains(refused), "{keys}: {error}");
+    }
+    // In other stages these keys mean nothing, as there.
+    let others = "reward_model: m\nreward_model_type: api\nppo_epochs: 3\nnum_beams: 4\nmax_new_tokens: 12\n";
+    assert_eq!(
+        value(&format!("{EXAMPLE}{others}"))["objective"].as_str(),
+        Some("sft")
+    );
 }
 
 /// The project's own examples of LoRA, full tuning, QLoRA and extras by what they say besides the first: recipes, or refused with

@@ -94,14 +94,7 @@ pub(super) fn prepare(
         workplace.voice,
     )?;
     // Of a document every part is worth learning; of an answer the beginning, which stands behind its question.
-    let packing = options.packing.then_some(match &stage.objective {
-        ObjectiveOptions::Pretrain(_) => Strategy::BestFitSplit,
-        _ => Strategy::BestFit,
-    });
-    let longest = match packing {
-        Some(Strategy::BestFitSplit) => usize::MAX,
-        _ => options.length,
-    };
+    let packing = options.packing.then_some(Strategy::BestFitSplit);
     let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
         let truncation = Truncation {
             whole_pairs,
@@ -110,8 +103,9 @@ pub(super) fn prepare(
         let encoded = data::encode_within(
             &start.tokenizer,
             records,
-            longest,
+            options.length,
             truncation,
+            options.packing,
             workplace.voice,
         )?;
         let encoded = match wanted {

@@ -107,7 +107,7 @@ pub(super) fn say_outcome(outcome: &Outcome, plan: &Plan, voice: &mut dyn Voice)
         format!(
             ", peak memory {} (planned {})",
             bytes(peak),
-            bytes(plan.memory)
+            bytes(plan.memory + plan.data)
         )
     });
     voice.say(&format!(

@@ -28,7 +28,9 @@ use self::{
     policy_loss::LogProbabilities,
     rollout::{Actor, ENDED, EQUAL, REFERENCE, REWARD, RolloutOptions, SPREAD, Written},
 };
-use super::{Batch, Growth, Loss, Metric, Objective, ObjectiveState, PackedRows, check_causal};
+use super::{
+    Batch, Growth, Loss, Metric, Objective, ObjectiveState, OtherPasses, PackedRows, check_causal,
+};
 use crate::{
     Error, Result, batch::Sample, metrics::MetricDescription, named_tensors::SavedTensors,
     options::TrainOptions,
@@ -194,6 +196,10 @@ impl<M: Method> Objective for Online<M> {
             0
         };
         self.actor.reference().kept_bytes(model, true) + CRITIC_BYTES * critic
+    }
+
+    fn other_passes(&self, model: &LanguageModel) -> OtherPasses {
+        self.actor.reference().passes(model, true)
     }
 
     fn equip(&mut self, tokenizer: &Tokenizer, device: &Device) -> Result<()> {

@@ -35,7 +35,7 @@ use crate::{
     error::within,
     named_tensors::SavedTensors,
     objectives::{
-        Batch, Loss, Metric, Objective, ObjectiveState, PackedRows, check_causal,
+        Batch, Loss, Metric, Objective, ObjectiveState, OtherPasses, PackedRows, check_causal,
         reference::{self, Reference, ReferenceOptions},
         registry::Entry,
     },
@@ -264,6 +264,10 @@ impl Objective for Dpo {
 
     fn kept_bytes(&self, model: &LanguageModel) -> u64 {
         self.reference.kept_bytes(model, false)
+    }
+
+    fn other_passes(&self, model: &LanguageModel) -> OtherPasses {
+        self.reference.passes(model, false)
     }
 
     fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {

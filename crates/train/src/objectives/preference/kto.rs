@@ -26,7 +26,7 @@ use crate::{
     metrics::MetricDescription,
     named_tensors::SavedTensors,
     objectives::{
-        Batch, Loss, Metric, Objective, ObjectiveState, PackedRows, check_causal,
+        Batch, Loss, Metric, Objective, ObjectiveState, OtherPasses, PackedRows, check_causal,
         reference::{self, Reference, ReferenceOptions},
         registry::Entry,
         rows,
@@ -236,6 +236,10 @@ impl Objective for Kto {
     fn kept_bytes(&self, model: &LanguageModel) -> u64 {
         self.reference
             .kept_bytes(model, self.options.loss == KtoLoss::Kto)
+    }
+
+    fn other_passes(&self, model: &LanguageModel) -> OtherPasses {
+        self.reference.passes(model, false)
     }
 
     fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
