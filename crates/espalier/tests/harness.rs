@@ -364,3 +364,54 @@ fn what_is_not_supported_is_named() {
     assert_eq!(missing.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&missing.stdout).contains("did you mean `arc_easy`"));
 }
+
+/// A model with a checker that never has exactly one right gives no trust; the verdicts are those of both orders.
+#[test]
+fn a_judge_compares_texts_in_both_orders() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+    let short = ["--max-tokens", "8", "--shots", "0"];
+    done(on_task(
+        &model("gpt2", folder.path()),
+        "gsm8k",
+        &one,
+        &short,
+    ));
+    let llama = model("llama", folder.path());
+    let judge = model("mamba", folder.path());
+    let question = folder.path().join("question.txt");
+    fs::write(&question, "{question} a {first} b {second} which?").unwrap();
+    let judged = [
+        "--against",
+        one.to_str().unwrap(),
+        "--judge",
+        &judge,
+        "--judge-question",
+        question.to_str().unwrap(),
+    ];
+    let output = done(on_task(
+        &llama,
+        "gsm8k",
+        &other,
+        &[&short[..], &judged].concat(),
+    ));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let verdicts = &found["judge"];
+    assert_eq!(verdicts["pairs"], 12, "{found:#}");
+    let outcomes: Vec<u64> = verdicts["outcomes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|count| count.as_u64().unwrap())
+        .collect();
+    assert_eq!(outcomes.iter().sum::<u64>(), 12);
+    let rate = (outcomes[0] as f64 + outcomes[1] as f64 / 2.0) / 12.0;
+    assert!((verdicts["win_rate"].as_f64().unwrap() - rate).abs() < 1e-12);
+    assert!(
+        fs::read_to_string(other.join("report.html"))
+            .unwrap()
+            .contains("verdicts")
+    );
+    let alone = on_task(&llama, "gsm8k", &other, &["--judge", &judge]);
+    assert_eq!(alone.status.code(), Some(2));
+}

@@ -5,6 +5,7 @@ pub mod code;
 pub mod curves;
 pub mod endpoint;
 pub mod error;
+pub mod judge;
 pub mod likelihood;
 pub mod ngram;
 pub mod perplexity;

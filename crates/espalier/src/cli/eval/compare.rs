@@ -50,8 +50,8 @@ impl Earlier {
         })
     }
 
-    /// Marks of a task's items, by a digest of what was asked.
-    fn samples(&self, task: &str) -> Result<Option<HashMap<String, Value>>> {
+    /// A task's samples, by what makes items the same.
+    pub fn whole_samples(&self, task: &str) -> Result<Option<HashMap<String, Value>>> {
         let path = self.folder.join(super::output::samples_name(task));
         if !path.is_file() {
             return Ok(None);
@@ -62,14 +62,14 @@ impl Earlier {
             let sample: Value = serde_json::from_str(line).map_err(|error| {
                 Error::work(format!("{}: line {}: {error}", path.display(), number + 1))
             })?;
-            found.insert(identity(&sample), sample["marks"].clone());
+            found.insert(identity(&sample), sample);
         }
         Ok(Some(found))
     }
 }
 
 /// What makes items of two evaluations the same: the record and its number, whatever template renders it.
-fn identity(sample: &Value) -> String {
+pub(super) fn identity(sample: &Value) -> String {
     format!("{} {}", sample["doc_id"], sample["doc"])
 }
 
@@ -81,7 +81,7 @@ pub(super) fn compared(
 ) -> Result<Vec<Compared>> {
     let mut all = Vec::new();
     for (task, samples) in tasks.iter().zip(samples) {
-        let Some(others) = earlier.samples(&task.name)? else {
+        let Some(others) = earlier.whole_samples(&task.name)? else {
             continue;
         };
         let marks = samples
@@ -92,7 +92,8 @@ pub(super) fn compared(
             .unwrap_or_default();
         for figure in figures {
             let pair = |sample: &Value| {
-                let other = others.get(&identity(sample))?.get(&figure)?.as_f64()?;
+                let other = others.get(&identity(sample))?;
+                let other = other["marks"].get(&figure)?.as_f64()?;
                 Some((other, sample["marks"].get(&figure)?.as_f64()?))
             };
             let pairs: Vec<(f64, f64)> = samples.iter().filter_map(pair).collect();

@@ -1,6 +1,7 @@
 //! `espalier eval`: a model on tasks, perplexity on data, retrieval.
 
 mod compare;
+mod judge;
 mod output;
 mod tasks;
 
@@ -72,6 +73,15 @@ pub struct EvalArgs {
     /// The folder of an earlier evaluation, of another model: compare the two item by item.
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
+    /// With `--against`: a model folder, or the address of an endpoint, that judges which of the two models' texts is better, in both orders.
+    #[arg(long, value_name = "MODEL", requires = "against")]
+    pub judge: Option<PathBuf>,
+    /// The model that a judge's endpoint is asked for.
+    #[arg(long, value_name = "NAME", requires = "judge")]
+    pub judge_model: Option<String>,
+    /// A file with the question to the judge, with {question}, {first} and {second} where they belong; it answers A or B.
+    #[arg(long, value_name = "FILE", requires = "judge")]
+    pub judge_question: Option<PathBuf>,
     /// Run the programs that a model writes, for tasks that mark them so (HumanEval).
     #[arg(long)]
     pub allow_code: bool,

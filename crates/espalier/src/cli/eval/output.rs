@@ -4,6 +4,7 @@ use std::path::Path;
 
 use espalier_data::disk::write_whole;
 use espalier_evaluate::{
+    judge::Verdicts,
     report::{Bar, Bars, Conversation, Report, Section, Table},
     results::{Figure, GroupResult, TaskResult},
     tasks::Task,
@@ -29,6 +30,7 @@ pub(super) struct Found<'a> {
     pub samples: &'a [Vec<Value>],
     pub comparisons: Vec<Compared>,
     pub against: Option<String>,
+    pub verdicts: Option<Verdicts>,
 }
 
 impl Found<'_> {
@@ -71,6 +73,7 @@ impl Found<'_> {
             "groups": self.groups,
             "against": self.against,
             "comparisons": self.comparisons,
+            "judge": self.verdicts,
         })
     }
 
@@ -156,6 +159,65 @@ impl Found<'_> {
         })
     }
 
+    /// What the judge says, and how far it can be trusted.
+    fn judged(&self) -> Option<Table> {
+        let found = self.verdicts.as_ref()?;
+        let share = |value: f64, [low, high]: [f64; 2]| {
+            format!(
+                "{:.1} % ({:.1}-{:.1})",
+                100.0 * value,
+                100.0 * low,
+                100.0 * high
+            )
+        };
+        let [won, tied, lost] = found.outcomes;
+        let mut rows = vec![
+            ("pairs judged".to_owned(), found.pairs.to_string()),
+            (
+                "won / tied / lost".into(),
+                format!("{won} / {tied} / {lost}"),
+            ),
+            ("win rate".into(), share(found.win_rate, found.win_interval)),
+            (
+                "win rate of answers of one length".into(),
+                share(found.length_controlled, found.length_interval),
+            ),
+            (
+                "first answer preferred".into(),
+                format!("{:.1} %", 100.0 * found.first_place),
+            ),
+        ];
+        if found.without_opinion > 0 {
+            rows.push((
+                "pairs without an opinion".into(),
+                found.without_opinion.to_string(),
+            ));
+        }
+        if let Some(trust) = &found.trust {
+            rows.extend([
+                (
+                    "agreement with the checker".to_owned(),
+                    share(trust.agreement, trust.agreement_interval),
+                ),
+                ("Cohen's kappa".into(), format!("{:.3}", trust.kappa)),
+                ("Brier score".into(), format!("{:.3}", trust.brier)),
+                (
+                    "calibration error".into(),
+                    format!("{:.3}", trust.calibration_error),
+                ),
+            ]);
+        }
+        Some(Table {
+            title: "The judge's verdicts".into(),
+            note: "A win is a preference in both orders; a tie counts half.".into(),
+            columns: vec!["figure".into(), "value".into()],
+            rows: rows
+                .into_iter()
+                .map(|(name, value)| vec![name, value])
+                .collect(),
+        })
+    }
+
     /// Shares as bars.
     fn bars(&self) -> Option<Bars> {
         let own = self
@@ -189,6 +251,7 @@ impl Found<'_> {
         let mut sections = vec![Section::Table(self.table())];
         sections.extend(self.bars().map(Section::Bars));
         sections.extend(self.comparison().map(Section::Table));
+        sections.extend(self.judged().map(Section::Table));
         for (task, samples) in self.tasks.iter().zip(self.samples) {
             let shown = conversations(task, samples);
             if !shown.is_empty() {
@@ -361,7 +424,7 @@ pub(super) fn say(found: &Found<'_>, folder: &Path, context: &Context) -> Result
     if context.json {
         return Ok(());
     }
-    for table in [Some(found.table()), found.comparison()]
+    for table in [Some(found.table()), found.comparison(), found.judged()]
         .into_iter()
         .flatten()
     {

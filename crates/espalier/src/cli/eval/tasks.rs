@@ -18,10 +18,10 @@ use espalier_evaluate::{
 use espalier_models::spec::MixerSpec;
 use serde_json::{Value, json};
 
-use super::{EvalArgs, compare, output};
+use super::{EvalArgs, compare, judge, output};
 use crate::{
     Error, Result,
-    cli::{Context, say_remarks},
+    cli::Context,
     model_path::{OpenedModel, open_quantised_text_model},
     recipe::data::MOST_ITEMS,
     stages::{Voice, hashes::FileHashes},
@@ -63,7 +63,8 @@ pub(super) fn run(args: &EvalArgs, context: &Context) -> Result<Value> {
     }
 }
 
-fn output_folder(args: &EvalArgs) -> PathBuf {
+/// Where everything goes.
+pub(super) fn output_folder(args: &EvalArgs) -> PathBuf {
     let usual = || {
         let name = args
             .model
@@ -130,7 +131,7 @@ fn of_model(
         remarks,
         ..
     } = open_quantised_text_model(&args.model, args.quantise, &context.device)?;
-    say_remarks(&remarks);
+    context.terminal.notes(&remarks);
     text.model.set_precision(args.precision);
     let spec = text.model.spec();
     let recurrent = spec
@@ -267,6 +268,17 @@ fn all(
         results.push(task_result(task, &answered));
         logged.push(samples(task, &answered));
     }
+    let verdicts = match (&args.judge, earlier) {
+        (Some(path), Some(earlier)) => Some(judge::judged(
+            path,
+            args,
+            context,
+            earlier,
+            (tasks, &logged),
+            &mut log,
+        )?),
+        _ => None,
+    };
     let pairs: Vec<(&Task, &TaskResult)> = tasks.iter().zip(&results).collect();
     let found = output::Found {
         subject,
@@ -279,6 +291,7 @@ fn all(
         tasks,
         results: &results,
         samples: &logged,
+        verdicts,
         against: earlier.map(|earlier| earlier.name.clone()),
     };
     output::write(&found, folder)?;
