@@ -99,12 +99,15 @@ fn ends(model: &Path) -> Value {
 #[test]
 fn a_mark_that_is_one_token_becomes_an_end() {
     let place = Workplace::new(false);
-    let (said, model) = place.trained("mark", &[]);
-    assert!(
-        said.contains("answers end with `<|im_end|>` (2), which was no end token"),
-        "{said}"
-    );
-    assert_eq!(ends(&model), serde_json::json!([0, 2]));
+    let distilled = ["--objective", "distill", "objective.distill.teacher=model"];
+    for objective in [&[][..], &distilled] {
+        let (said, model) = place.trained("mark", objective);
+        assert!(
+            said.contains("answers end with `<|im_end|>` (2), which was no end token"),
+            "{said}"
+        );
+        assert_eq!(ends(&model), serde_json::json!([0, 2]));
+    }
 }
 
 #[test]

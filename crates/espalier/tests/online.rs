@@ -193,8 +193,8 @@ fn prompts_of_a_file_bring_their_columns() {
         .unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let samples = fs::read_to_string(folder.path().join("run/02-reinforce/samples.jsonl")).unwrap();
-    // Two answers to a prompt of the only logged step.
-    assert_eq!(samples.lines().count(), 2, "{samples}");
+    // Two answers to a prompt of each logged step, of which the last is one.
+    assert_eq!(samples.lines().count(), 4, "{samples}");
     for line in samples.lines() {
         let line: Value = serde_json::from_str(line).unwrap();
         let gold = line["reward"].as_f64().unwrap();

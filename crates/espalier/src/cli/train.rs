@@ -30,9 +30,9 @@ pub struct TrainArgs {
     /// A model folder in Hugging Face form, or an adapter folder to train on.
     #[arg(long, required_unless_present_any = ["keys", "from_llamafactory"])]
     pub model: Option<String>,
-    /// Training data: jsonl or json in alpaca, sharegpt, messages, preference, completion or text form.
+    /// Training data: jsonl or json in alpaca, sharegpt, messages, preference, completion or text form; may be given several times.
     #[arg(long, required_unless_present_any = ["keys", "from_llamafactory"])]
-    pub data: Option<String>,
+    pub data: Vec<String>,
     /// What is learned.
     #[arg(long, help = objectives())]
     pub objective: Option<String>,
@@ -78,7 +78,7 @@ fn objectives() -> String {
 
 fn adapter_help() -> String {
     format!(
-        "Train an adapter instead of all weights. {} With options as KEY=VALUE: adapter.lora.rank=16",
+        "Train an adapter instead of all weights. {} With options as KEY=VALUE: adapter.lora.rank=16; quantise=nf4 rounds the base besides (QLoRA), and freeze.layers=2 without an adapter trains the last two blocks",
         AdapterOptions::help()
     )
 }
@@ -91,9 +91,9 @@ pub fn run(args: &TrainArgs, context: &Context) -> Result<()> {
     if let Some(path) = &args.from_llamafactory {
         return translated(path, args, context);
     }
-    match (&args.model, &args.data, &args.output) {
-        (Some(model), Some(data), Some(output)) if !args.keys => {
-            let text = recipe(args, model, data, output);
+    match (&args.model, &args.output) {
+        (Some(model), Some(output)) if !args.keys => {
+            let text = recipe(args, model, output);
             let recipe = Recipe::parse(&text, "command line", &args.overrides)?;
             perform(&recipe, &[], context)
         }
@@ -137,8 +137,12 @@ fn printed(text: &str, recipe: &Recipe, remarks: &[String], changed: bool) -> Re
 }
 
 /// The recipe of one stage that the arguments describe.
-fn recipe(args: &TrainArgs, model: &str, data: &str, output: &str) -> String {
+fn recipe(args: &TrainArgs, model: &str, output: &str) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    let list = |texts: &[String]| {
+        let texts: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
+        format!("[{}]", texts.join(", "))
+    };
     let mut text = format!("output = {}\n[[stage]]\nname = \"train\"\n", quoted(output));
     // Where options of an objective are set and none is named, theirs is meant.
     let sets_objective = |text: &String| text.starts_with("objective.");
@@ -148,7 +152,6 @@ fn recipe(args: &TrainArgs, model: &str, data: &str, output: &str) -> String {
     };
     let given = [
         ("model", Some(model)),
-        ("data", Some(data)),
         ("objective", args.objective.as_deref().or(usual)),
         ("adapter", args.adapter.as_deref()),
     ];
@@ -158,9 +161,13 @@ fn recipe(args: &TrainArgs, model: &str, data: &str, output: &str) -> String {
             text.push_str(&format!("{key} = {}\n", quoted(value)));
         }
     }
+    let data = match &args.data[..] {
+        [file] => quoted(file),
+        files => list(files),
+    };
+    text.push_str(&format!("data = {data}\n"));
     if !args.add_tokens.is_empty() {
-        let tokens: Vec<String> = args.add_tokens.iter().map(|token| quoted(token)).collect();
-        text.push_str(&format!("add_tokens = [{}]\n", tokens.join(", ")));
+        text.push_str(&format!("add_tokens = {}\n", list(&args.add_tokens)));
     }
     text.push_str("[stage.train.options]\n");
     text

@@ -56,6 +56,11 @@ fn options_stand_beside_the_choice_that_they_belong_to() {
         assert!(output.status.success(), "{}", err(&output));
         assert!(fs::read_to_string(&recipe).unwrap().contains("beta = 0.25"));
     }
+    let output = train(folder.path(), &chat, &["data.limit=1", "data.form=alpaca"]);
+    assert!(output.status.success(), "{}", err(&output));
+    assert!(fs::read_to_string(&recipe).unwrap().contains("limit = 1"));
+    let output = train(folder.path(), &chat, &["--data", &chat]);
+    assert!(err(&output).contains("2 samples"), "{}", err(&output));
     let other = train(
         folder.path(),
         &chat,

@@ -177,7 +177,7 @@ impl Reading {
         match self.refused.is_empty() {
             true => Ok(()),
             false => Err(self.error(&format!(
-                "what has no counterpart here: {}; take it out, or write a recipe of our own",
+                "what cannot become a recipe: {}; change it, or write a recipe of our own",
                 self.refused.join("; ")
             ))),
         }
