@@ -172,6 +172,19 @@ impl Encoder {
         }
     }
 
+    /// The ids of a conversation up to where the assistant begins to speak.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode`].
+    pub fn prompt(&self, messages: &[Message], tools: Option<&Value>) -> Result<Vec<u32>> {
+        let prompted = Conversation {
+            add_generation_prompt: true,
+            ..self.conversation(messages, tools)
+        };
+        let text = self.template(tools)?.render(&prompted)?.text;
+        self.tokenizer.encode_ids(&text, false)
+    }
+
     /// A text with its end; every token is learned. Without an end-of-sequence token on the tokenizer, no end is added.
     fn text(&self, text: &str) -> Result<Example> {
         let mut ids = self.tokenizer.encode_ids(text, true)?;
@@ -249,13 +262,8 @@ impl Encoder {
         answers: [&Message; N],
         tools: Option<&Value>,
     ) -> Result<[Example; N]> {
-        let prompted = Conversation {
-            add_generation_prompt: true,
-            ..self.conversation(prompt, tools)
-        };
         let template = self.template(tools)?;
-        let text = template.render(&prompted)?.text;
-        let start = self.tokenizer.encode_ids(&text, false)?;
+        let start = self.prompt(prompt, tools)?;
         // Nothing but the answer is learned.
         let given = |message: &Message| Message {
             learned: false,

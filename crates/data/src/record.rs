@@ -87,6 +87,12 @@ impl Message {
         self.content.text()
     }
 
+    /// Whether it calls tools: `tool_calls` that are null or an empty list call none.
+    pub fn has_calls(&self) -> bool {
+        let calls = self.rest.get("tool_calls").and_then(Value::as_array);
+        calls.is_some_and(|calls| !calls.is_empty())
+    }
+
     /// A user's message.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new("user", content)

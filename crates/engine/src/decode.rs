@@ -29,8 +29,6 @@ pub struct DecodeOptions {
     pub sampler: SamplerOptions,
     /// Tokens that end a row; the row keeps them.
     pub end: Vec<u32>,
-    /// Tokens that may not be drawn.
-    pub forbidden: Vec<u32>,
 }
 
 /// Why a row ended.
@@ -71,7 +69,7 @@ struct Row {
 /// use espalier_models::{model::LanguageModel, source::Seed, spec::ModelSpec};
 /// let model = LanguageModel::build(ModelSpec::llama(64, 16, 2, 2, 1, 32, 32), &mut Seed(0), &Device::flex())?;
 /// let sampler = SamplerOptions { temperature: 0.0, ..Default::default() };
-/// let options = DecodeOptions { max_new_tokens: 4, sampler, end: vec![], forbidden: vec![] };
+/// let options = DecodeOptions { max_new_tokens: 4, sampler, end: vec![] };
 /// let generated = decode(&model, &[vec![1, 2], vec![3]], &options, &mut |_, _| true)?;
 /// assert_eq!(generated[0].ids.len(), 4);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -338,7 +336,7 @@ impl Row {
         if let Some(token) = rules.forced(spec.encoder.as_ref(), &place) {
             return Ok(token);
         }
-        let forbidden = [options.forbidden.as_slice(), &rules.forbidden(&place)].concat();
+        let forbidden = rules.forbidden(&place);
         self.sampler
             .sample(&mut logits.to_vec(), &self.history, &forbidden)
     }

@@ -58,6 +58,14 @@ impl Place<'_> {
 }
 
 impl Rules {
+    /// That these tokens never come.
+    pub fn without(tokens: &[u32]) -> Self {
+        Self {
+            suppress_tokens: tokens.to_vec(),
+            ..Self::default()
+        }
+    }
+
     /// The token that must come here, by these rules or by an encoder-decoder's configuration.
     pub fn forced(&self, encoder: Option<&EncoderSpec>, place: &Place) -> Option<u32> {
         let last = self.forced_eos_token_id.iter().min().copied();
@@ -420,7 +428,6 @@ mod tests {
                     max_new_tokens: 8,
                     sampler,
                     end: end.to_vec(),
-                    forbidden: vec![],
                 };
                 let found = decode(&model, &[prompt], &options, &mut |_, _| true).unwrap();
                 assert_eq!(found[0].ids, *ids, "{said}");

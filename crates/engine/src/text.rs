@@ -1,8 +1,8 @@
 //! Text in, text out: the decoding loop with a tokenizer, a chat template and stop strings.
 
 use espalier_data::{
+    encode::Encoder,
     record::Message,
-    template::Conversation,
     tokenizer::{TextStream, Tokenizer},
 };
 use espalier_models::{model::LanguageModel, state_file::Prefix};
@@ -65,20 +65,8 @@ impl TextModel {
     /// # Errors
     /// When the tokenizer has no chat template, or the template refuses the conversation.
     pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let template = self.tokenizer.template().ok_or_else(|| {
-            espalier_data::Error::Template(
-                "the tokenizer has none; tune the model on conversations first".into(),
-            )
-        })?;
-        let rendered = template.render(&Conversation {
-            messages,
-            tools: None,
-            add_generation_prompt: true,
-            continue_final_message: false,
-            special: self.tokenizer.special(),
-            variables: serde_json::Map::new(),
-        })?;
-        Ok(self.tokenizer.encode(&rendered.text, false)?.ids)
+        let encoder = Encoder::new(self.tokenizer.clone(), usize::MAX);
+        Ok(encoder.prompt(messages, None)?)
     }
 
     /// Generates one text; `on_text` is called after every token, with the piece of text that became certain or with nothing, and
@@ -191,7 +179,6 @@ impl TextModel {
             max_new_tokens: options.max_new_tokens,
             sampler: options.sampler.clone(),
             end: self.end_tokens(),
-            forbidden: Vec::new(),
         }
     }
 }

@@ -116,6 +116,32 @@ fn adapters_are_combined_taken_out_and_extracted() {
 }
 
 #[test]
+fn an_adapter_of_a_whole_tuning_does_what_the_tuning_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path());
+    let options = "steps = 6\nbatch = 4\nlearning_rate = 5e-3";
+    let name = base.to_string_lossy();
+    run(folder.path(), &recipe("", &name, options));
+    let tuned = folder.path().join("run/01-tuned/model");
+    let extracted = |more: &str| {
+        let place = tempfile::tempdir().unwrap();
+        let stage = format!("[stage.extract]\nmodel = {tuned:?}\nbase = {base:?}\nrank = 64\n");
+        let text = format!("output = \"run\"\n[[stage]]\nname = \"made\"\n{stage}{more}");
+        run(place.path(), &text);
+        let found = logits(&place.path().join("run/01-made/model"));
+        let record = fs::read_to_string(place.path().join("run/01-made/stage.json")).unwrap();
+        let record: Value = serde_json::from_str(&record).unwrap();
+        let left = record["result"]["left"].as_u64().unwrap();
+        (gap(&found, &logits(&tuned)), left)
+    };
+    // The table of tokens, which is the head too, and the norms are kept whole.
+    let (whole, left) = extracted("");
+    assert!(whole < 1e-4 && left == 0, "{whole} {left}");
+    let (without, left) = extracted("modules_to_save = []\n");
+    assert!(without > 1e-2 && left > 0, "{without} {left}");
+}
+
+#[test]
 fn what_cannot_be_merged_is_named_as_the_user_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let base = base(folder.path());

@@ -97,7 +97,9 @@ pub fn load_quantised(
     if folder.join(adapter::CONFIGURATION).is_file() {
         let mut loaded = adapter::load(folder, changes, quantise, device)?;
         // What was learned on a base may end elsewhere than its texts do.
-        if let Some(ends) = generation_ends(folder)? {
+        if let Some(ends) = generation_ends(folder)?
+            && !changes.contains_key("eos_token_id")
+        {
             loaded.model.set_end_tokens(ends);
         }
         return Ok(loaded);
@@ -206,7 +208,9 @@ impl Description {
             config = config.with(key, value.clone());
         }
         let generation = generation(folder)?;
-        for (key, value) in generation_tokens(&generation)? {
+        // What is changed by hand wins over both files.
+        let tokens = generation_tokens(&generation)?.into_iter();
+        for (key, value) in tokens.filter(|(key, _)| !changes.contains_key(*key)) {
             config = config.with(key, value);
         }
         let config = bitsandbytes::unpacked(config)?;

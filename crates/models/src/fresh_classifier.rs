@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     Error, Result,
-    adapter::{Adapter, PEFT_PREFIX},
+    adapter::Adapter,
     families::{Config, Family, TensorEntry, classifying},
     folder::{LoadedModel, write_json},
     model::LanguageModel,
@@ -175,12 +175,7 @@ pub(crate) fn for_adapter(
     let entries = family.in_memory(&spec).into_iter();
     let scores = |entry: &TensorEntry| entry.parts.iter().any(|part| part == SCORES);
     let weights = adapter.weights(folder)?;
-    let shape = |entry: TensorEntry| {
-        let name = format!("{PEFT_PREFIX}{}", entry.name);
-        weights
-            .shape(&name)
-            .and_then(|shape| shape.first().copied())
-    };
+    let shape = |entry: TensorEntry| weights.shape_of_base(&entry.name)?.first().copied();
     let Some(labels) = entries.filter(scores).find_map(shape) else {
         return Ok(());
     };
@@ -206,11 +201,9 @@ pub fn save_names(config: &Map<String, Value>, folder: &Path) -> Result<()> {
     let Some(Value::Object(said)) = config.get("id2label") else {
         return Ok(());
     };
-    let usual = names(said.len());
-    let is_usual = |(_, name): (&String, &Value)| {
-        let name = name.as_str();
-        usual.iter().any(|usual| Some(usual.as_str()) == name)
-    };
+    // Each under its own number: the same names in another order are other names.
+    let is_usual =
+        |(number, name): (&String, &Value)| name.as_str() == Some(&format!("LABEL_{number}"));
     match said.iter().all(is_usual) {
         true => Ok(()),
         false => write_json(&folder.join(CLASSES), &Value::Object(said.clone())),

@@ -13,6 +13,8 @@ use std::{collections::BTreeSet, fs, path::Path};
 use espalier_models::{
     adapter::Adapter,
     checkpoint::{Dtype, PeftConfig, TensorFile, TensorPlan, TensorWriter, peft_config::Targets},
+    folder::LoadedModel,
+    fresh_classifier::{FreshClassifier, save_names},
 };
 use fixture_lists::{
     adapter_folders::{configuration, gap, load, names},
@@ -357,4 +359,97 @@ fn what_peft_takes_for_experts_is_known_by_its_parameter() {
         );
         assert!(parameters.contains("gate_proj.weight"), "{parameters}");
     }
+}
+
+#[test]
+fn a_classifier_under_the_names_of_a_state_dict_is_read() {
+    let base = fixture("llama");
+    let mut loaded = load(&base);
+    let names: Vec<String> = ["LABEL_2", "LABEL_0", "LABEL_1"].map(str::to_owned).into();
+    let fresh = FreshClassifier {
+        of_tokens: false,
+        names: &names,
+        problem: None,
+        deviation: Some(0.5),
+        seed: 3,
+    };
+    fresh.put_on(&mut loaded).unwrap();
+    let family = loaded.family().unwrap();
+    let mut config = PeftConfig::new(2, 4.0, Targets::List(vec!["q_proj".into()]));
+    config.modules_to_save = vec!["score".into()];
+    let adapter = Adapter::new(config).based_on(base.to_string_lossy());
+    adapter.attach(&mut loaded.model, family, 0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    adapter.save(&loaded.model, family, folder.path()).unwrap();
+    save_names(&loaded.config, folder.path()).unwrap();
+    let scores = |loaded: &LoadedModel| {
+        let parameters = loaded.model.parameters();
+        let mut all = parameters.iter().map(|p| (p.name(), p.to_vec()));
+        let found = all.find(|(name, _)| *name == "classifier.output.weight");
+        assert_eq!(loaded.model.spec().classifier.unwrap().labels, 3);
+        found.unwrap().1
+    };
+    let expected = scores(&loaded);
+    let plain = load(folder.path());
+    assert_eq!(scores(&plain), expected);
+    // The same names in another order are names of their own.
+    assert_eq!(plain.config["id2label"]["0"], "LABEL_2");
+    let file = TensorFile::open(&folder.path().join("adapter_model.safetensors")).unwrap();
+    let renamed = file.names().map(|name| {
+        let (module, weight) = name.rsplit_once('.').unwrap();
+        let between = match module.ends_with(".score") {
+            true => ".modules_to_save.default.",
+            false => ".default.",
+        };
+        let shape = file.info(name).unwrap().shape.clone();
+        let values = file.read_f32(name, None).unwrap();
+        (format!("{module}{between}{weight}"), shape, values)
+    });
+    let renamed: Vec<_> = renamed.collect();
+    assert!(
+        renamed
+            .iter()
+            .any(|(name, ..)| name.contains("score.modules_to_save.default"))
+    );
+    drop(file);
+    write(folder.path(), renamed);
+    assert_eq!(scores(&load(folder.path())), expected);
+}
+
+#[test]
+fn a_vocabulary_that_grew_under_an_adapted_embedding_is_read() {
+    let base = fixture("llama");
+    let mut loaded = load(&base);
+    let known = loaded.model.spec().vocabulary;
+    loaded.model = loaded.model.grown(known, known + 2).unwrap();
+    let family = loaded.family().unwrap();
+    let targets = ["q_proj", "embed_tokens"].map(str::to_owned);
+    let config = PeftConfig::new(2, 4.0, Targets::List(targets.into()));
+    let adapter = Adapter::new(config).based_on(base.to_string_lossy());
+    adapter.attach(&mut loaded.model, family, 0).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    adapter.save(&loaded.model, family, folder.path()).unwrap();
+    let refused = espalier_models::folder::load(folder.path(), &burn::tensor::Device::flex());
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("resized before training"), "{refused}");
+    // PEFT writes the tables besides.
+    let path = folder.path().join("adapter_model.safetensors");
+    let file = TensorFile::open(&path).unwrap();
+    let own = |name: &str| {
+        let shape = file.info(name).unwrap().shape.clone();
+        (name.to_owned(), shape, file.read_f32(name, None).unwrap())
+    };
+    let mut tensors: Vec<_> = file.names().map(own).collect();
+    let width = loaded.model.spec().width;
+    let table: Vec<f32> = (0..(known + 2) * width).map(|i| (i % 7) as f32).collect();
+    for name in ["model.embed_tokens.base_layer.weight", "lm_head.weight"] {
+        let name = format!("base_model.model.{name}");
+        tensors.push((name, vec![known + 2, width], table.clone()));
+    }
+    drop(file);
+    write(folder.path(), tensors);
+    let read = load(folder.path());
+    assert_eq!(read.model.spec().vocabulary, known + 2);
+    assert_eq!(read.model.embedding().weight.to_vec(), table);
+    assert!(read.remarks.iter().any(|r| r.contains("2 more tokens")));
 }

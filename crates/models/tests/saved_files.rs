@@ -122,3 +122,24 @@ fn tokens_of_generation_come_before_those_of_the_configuration() {
         );
     }
 }
+
+#[test]
+fn what_is_changed_by_hand_wins_over_both_files() {
+    let source = Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/fixtures/llama"
+    ));
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(source.join(file), folder.path().join(file)).unwrap();
+    }
+    let said = json!({"eos_token_id": [2, 5]}).to_string();
+    fs::write(folder.path().join("generation_config.json"), said).unwrap();
+    let ends = |changes: Value| {
+        let changes = changes.as_object().unwrap();
+        let loaded = folder::load_changed(folder.path(), changes, &Device::flex()).unwrap();
+        loaded.model.spec().eos.clone()
+    };
+    assert_eq!(ends(json!({})), [2, 5]);
+    assert_eq!(ends(json!({"eos_token_id": 7})), [7]);
+}

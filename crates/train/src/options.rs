@@ -44,7 +44,8 @@ pub struct TrainOptions {
     pub length: usize,
     /// Fill rows with several examples that cannot see each other; long documents (`pretrain`) then become several pieces.
     pub packing: bool,
-    /// Put examples of like length into a batch, which spares padding; the longest come first in every 50 steps.
+    /// Put examples of like length, of 50 steps at a time, into a batch, which spares padding; the batch with the longest comes first, the
+    /// others in any order.
     pub group_by_length: bool,
     /// Arithmetic of the matrix products: `f32`, or `bf16` with f32 weights, sums and optimiser state.
     pub precision: Precision,

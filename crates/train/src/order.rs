@@ -68,27 +68,35 @@ impl Order {
         self.shuffled = (0..self.lengths.len()).collect();
         Random::new(fnv(&format!("order|{}|{epoch}", self.seed))).shuffle(&mut self.shuffled);
         if self.grouped {
-            self.group();
+            self.group(epoch);
         }
         self.epoch = Some(epoch);
     }
 
-    /// Sorts windows of the shuffled samples by length, the longest first, and begins with the longest of all, so that a run
-    /// that needs too much memory fails at once: the rule of transformers' `group_by_length`.
-    fn group(&mut self) {
+    /// Sorts windows of the shuffled samples by length and shuffles the batches that this makes. The batch with the longest sample of all
+    /// comes first, so that a run that needs too much memory fails at once.
+    ///
+    /// transformers leaves the batches of a window as they are, from the longest to the shortest. Then the gradients of fifty steps lean one
+    /// way before they lean the other, and what was learned of long texts is unlearned again (docs/log.md).
+    fn group(&mut self, epoch: usize) {
         let per_step = self.batch * self.accumulation;
         let steps = (self.lengths.len() / (4 * per_step)).clamp(1, GROUPED_STEPS);
-        let window = steps * per_step;
-        for window in self.shuffled.chunks_mut(window) {
+        let mut random = Random::new(fnv(&format!("batches|{}|{epoch}", self.seed)));
+        let mut batches: Vec<Vec<usize>> = Vec::new();
+        for window in self.shuffled.chunks_mut(steps * per_step) {
             window.sort_by_key(|sample| std::cmp::Reverse(self.lengths[*sample]));
+            let first = batches.len();
+            batches.extend(window.chunks(self.batch).map(<[usize]>::to_vec));
+            // A batch that is not full stays the last of all.
+            let full = first + window.len() / self.batch;
+            random.shuffle(&mut batches[first..full]);
         }
-        let firsts = (0..self.shuffled.len()).step_by(window);
-        let longest = firsts
-            .rev()
-            .max_by_key(|first| self.lengths[self.shuffled[*first]]);
-        if let Some(longest) = longest {
-            self.shuffled.swap(0, longest);
+        let full = self.shuffled.len() / self.batch;
+        let longest = |batch: &usize| batches[*batch].first().map(|s| self.lengths[*s]);
+        if let Some(longest) = (0..full).rev().max_by_key(longest) {
+            batches.swap(0, longest);
         }
+        self.shuffled = batches.concat();
     }
 }
 
@@ -156,5 +164,19 @@ mod tests {
         });
         assert_eq!(first, 63);
         assert!(3 * grouped < shuffled, "{grouped} against {shuffled}");
+    }
+
+    #[test]
+    fn batches_of_like_length_come_in_no_order_of_lengths() {
+        let lengths: Vec<usize> = (0..1600).map(|i| (i * 37) % 64).collect();
+        let options = TrainOptions {
+            group_by_length: true,
+            ..options(4, 1)
+        };
+        let mut order = Order::new(lengths.clone(), &options);
+        let first = |step: usize| lengths[order.step(step)[0][0]];
+        let firsts: Vec<usize> = (0..400).map(first).collect();
+        let falls = firsts.windows(2).filter(|pair| pair[1] <= pair[0]).count();
+        assert!((150..250).contains(&falls), "{falls}");
     }
 }

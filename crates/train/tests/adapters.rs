@@ -236,7 +236,6 @@ fn continued(model: &LanguageModel) -> Vec<(Vec<u32>, Vec<u32>)> {
         max_new_tokens: NEW_TOKENS,
         sampler,
         end: vec![],
-        forbidden: vec![],
     };
     let prompts = [vec![5, 9, 2, 7, 7], vec![3], vec![8, 8, 4]];
     let generated = decode(model, &prompts, &options, &mut |_, _| true).unwrap();

@@ -133,7 +133,6 @@ fn rollouts(policy: &LanguageModel, of: &[&Sample], random: &mut Random) -> Resu
             ..Default::default()
         },
         end: vec![],
-        forbidden: vec![],
     };
     let written = decode(&policy.frozen(), &prompts, &options, &mut |_, _| true)?;
     let texts = prompts.into_iter().zip(written);

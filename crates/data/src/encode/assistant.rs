@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::assistants;
 use super::marks::{Marked, Placing, Unmarked};
-use super::unread::{has_calls, refuse_unread};
+use super::unread::refuse_unread;
 use crate::record::Message;
 use crate::template::{ChatTemplate, Conversation, Rendered};
 use crate::{Error, Result};
@@ -172,7 +172,7 @@ impl<'a> Search<'a> {
             let (start, end) = span
                 .filter(|span| last_end <= span.0 && self.holds(turn, *span))
                 .ok_or(turn)?;
-            let says = !message.text().trim().is_empty() || has_calls(message);
+            let says = !message.text().trim().is_empty() || message.has_calls();
             if start == end && says && message.learned {
                 return Err(turn);
             }
@@ -378,10 +378,14 @@ impl<'a> Search<'a> {
         let rendered = self.template.render_messages(&part, messages).ok()?.text;
         self.rendered.set(self.rendered.get() + rendered.len());
         let part = self.marked.unmark(&rendered);
-        let whole_has = |index: usize| {
-            let (mark, place) = part.marks[index];
-            let marks = part.marks[..=index].iter();
-            let count = marks.filter(|(other, _)| *other == mark).count();
+        let mut counts: HashMap<char, usize> = HashMap::new();
+        let count = |(mark, place): &(char, usize)| {
+            let count = counts.entry(*mark).or_default();
+            *count += 1;
+            (*mark, *place, *count)
+        };
+        let counted: Vec<(char, usize, usize)> = part.marks.iter().map(count).collect();
+        let whole_has = |(mark, place, count): (char, usize, usize)| {
             let there = self.places.get(&mark)?.len() >= count;
             there.then(|| Ending {
                 mark: Some(mark),
@@ -389,7 +393,7 @@ impl<'a> Search<'a> {
                 tail: part.text[place..].to_string(),
             })
         };
-        let known = (0..part.marks.len()).rev().find_map(whole_has);
+        let known = counted.into_iter().rev().find_map(whole_has);
         (self.rendered.get() <= MOST_RENDERED).then(|| {
             known.unwrap_or(Ending {
                 mark: None,

@@ -3,7 +3,6 @@
 
 use super::{Encoded, Encoder, dropped};
 use crate::record::{Label, Message};
-use crate::template::Conversation;
 use crate::{Error, Result};
 
 /// What ends a step.
@@ -84,12 +83,7 @@ impl Encoder {
         steps: &[String],
         labels: &[Label],
     ) -> Result<Encoded> {
-        let prompted = Conversation {
-            add_generation_prompt: true,
-            ..self.conversation(prompt, None)
-        };
-        let text = self.template(None)?.render(&prompted)?.text;
-        let mut ids = self.tokenizer.encode_ids(&text, false)?;
+        let mut ids = self.prompt(prompt, None)?;
         let mut places = Vec::with_capacity(steps.len());
         for step in steps {
             let step = format!("{step}{STEP_END}");

@@ -1,8 +1,6 @@
 //! What a conversation brings and its template does not show: refused where it would have been learned, or where what is learned rests on
 //! it; told of where templates leave it out by design, as they do with the reasoning of earlier turns.
 
-use serde_json::Value;
-
 use super::assistants;
 use crate::record::{Message, Record};
 use crate::template::messages::{prints_parts, reasoning, shows_text};
@@ -46,7 +44,7 @@ pub(super) fn refuse_unread(
                 .into(),
         ));
     }
-    let calling = assistants(messages).find(|(_, message)| message.learned && has_calls(message));
+    let calling = assistants(messages).find(|(_, message)| message.learned && message.has_calls());
     if let Some((turn, _)) = calling
         && without(&|_, key| key == "tool_calls")
     {
@@ -68,7 +66,7 @@ pub(super) fn refuse_unread(
             answer + 1
         )));
     }
-    let shown = has_calls(last)
+    let shown = last.has_calls()
         || shows_text(text, messages, answer, &mut |changed| {
             same(conversation, changed)
         });
@@ -90,19 +88,17 @@ pub(super) fn hides_reasoning(
     let Record::Chat { messages, .. } = record else {
         return false;
     };
-    let (Some((_, earlier)), Some(mark)) = (
-        messages.split_last(),
-        template.absent_characters(conversation).next(),
-    ) else {
-        return false;
-    };
-    let count = earlier
-        .iter()
-        .filter(|message| reasoning(message).is_some())
-        .count();
+    let earlier = messages
+        .split_last()
+        .map_or(&[][..], |(_, earlier)| earlier);
+    let reasons = |message: &&Message| reasoning(message).is_some();
+    let count = earlier.iter().filter(reasons).count();
     if count == 0 {
         return false;
     }
+    let Some(mark) = template.absent_characters(conversation).next() else {
+        return false;
+    };
     let mut marked = messages.clone();
     for message in &mut marked[..earlier.len()] {
         if let Some((name, text)) = reasoning(message).map(|(name, text)| (name, text.to_owned())) {
@@ -122,10 +118,4 @@ pub(super) fn hides_reasoning(
 fn last_learned(messages: &[Message]) -> Option<(usize, &Message)> {
     let (answer, last) = assistants(messages).last()?;
     (answer + 1 == messages.len() && last.learned).then_some((answer, last))
-}
-
-/// Whether a message calls tools.
-pub(super) fn has_calls(message: &Message) -> bool {
-    let calls = message.rest.get("tool_calls").and_then(Value::as_array);
-    calls.is_some_and(|calls| !calls.is_empty())
 }

@@ -111,6 +111,8 @@ pub struct Reader {
     plain: bool,
     failed: bool,
     line: usize,
+    /// All that the last record's object says, where prompts are wanted.
+    origin: Map<String, Value>,
     /// Columns that are given a name of ours and that no record had so far.
     unseen: BTreeMap<String, String>,
     /// Columns that are not read, by their names, with how they are told of.
@@ -124,6 +126,8 @@ pub struct Loaded {
     pub records: Vec<Record>,
     /// The line of the file that each record begins at, from 1.
     pub lines: Vec<usize>,
+    /// All that each record's object says, under the file's own names, where prompts are wanted; otherwise empty objects.
+    pub origins: Vec<Map<String, Value>>,
     /// The malformed records that were left out.
     pub skipped: Vec<Error>,
     /// Columns of the file that say something and are not read, in quotes, with what was probably meant.
@@ -179,6 +183,7 @@ pub fn open(source: &Source) -> Result<Reader> {
         plain,
         failed: false,
         line: 0,
+        origin: Map::new(),
         unseen: source.columns.clone(),
         unread: BTreeMap::new(),
     })
@@ -193,6 +198,7 @@ pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
     let mut loaded = Loaded {
         records: Vec::new(),
         lines: Vec::new(),
+        origins: Vec::new(),
         skipped: Vec::new(),
         unread: Vec::new(),
     };
@@ -202,6 +208,7 @@ pub fn read_all(source: &Source, skip_malformed: bool) -> Result<Loaded> {
             Ok(record) => {
                 loaded.records.push(record);
                 loaded.lines.push(reader.line);
+                loaded.origins.push(std::mem::take(&mut reader.origin));
             }
             Err(error @ Error::Record { .. }) if skip_malformed => loaded.skipped.push(error),
             Err(error) => return Err(error),
@@ -238,27 +245,6 @@ fn check_regular(path: &Path) -> Result<()> {
         () => "a pipe or a device; data is read more than once, so write it to a file first",
     };
     Err(Error::Invalid(format!("{}: {kind}", path.display())))
-}
-
-/// The objects of a file of records as they are, by the line that each begins at, from 1; what is no object is left out.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn objects(path: &Path) -> Result<BTreeMap<usize, Map<String, Value>>> {
-    if is_plain(path)? {
-        return Ok(BTreeMap::new());
-    }
-    let file = File::open(path).map_err(|error| Error::file(path, error))?;
-    let input = without_mark(file).map_err(|error| Error::file(path, error))?;
-    let mut objects = BTreeMap::new();
-    for element in elements::split(input, path, false)? {
-        let Ok(element) = element else { continue };
-        let text = std::str::from_utf8(&element.bytes).ok();
-        if let Some(Ok(object)) = text.map(object) {
-            objects.insert(element.line, object);
-        }
-    }
-    Ok(objects)
 }
 
 /// Whether a file is plain text (or JSON), by its ending.
@@ -349,6 +335,9 @@ impl Reader {
             });
         }
         let map = object(text)?;
+        if self.wanted == Wanted::Prompts {
+            self.origin = map.clone();
+        }
         let lacking = self.lacking(&map);
         let read = self.read_object(map);
         Ok(read.map_err(|reason| reason + &lacking)?)
@@ -367,7 +356,8 @@ impl Reader {
         let fields = Fields::new(form, map);
         let record = form.read(&fields)?;
         // What stands beside a prompt is for whoever scores its answers.
-        let unread = fields.unread().filter(|_| form != Form::Prompt);
+        let told = self.wanted != Wanted::Prompts && form != Form::Prompt;
+        let unread = fields.unread().filter(|_| told);
         for (key, _) in unread {
             if !self.unread.contains_key(key) && self.unread.len() < MOST_UNREAD {
                 self.unread.insert(key.to_owned(), fields.unread_name(key));
@@ -383,11 +373,11 @@ impl Reader {
     fn lacking(&self, map: &Map<String, Value>) -> String {
         let lacks = |(ours, theirs): (&String, &String)| {
             let hint = suggestion(theirs, map.keys().map(String::as_str));
-            let named =
-                format!("; `columns.{ours}` names the column `{theirs}`, which it lacks{hint}");
-            (!map.contains_key(theirs)).then_some(named)
+            format!("; `columns.{ours}` names the column `{theirs}`, which it lacks{hint}")
         };
-        self.columns.iter().filter_map(lacks).collect()
+        let columns = self.columns.iter();
+        let absent = columns.filter(|(_, theirs)| !map.contains_key(*theirs));
+        absent.map(lacks).collect()
     }
 
     /// Our names for the file's columns. A column that has one of these names itself is not read in place of the one that is named.

@@ -74,6 +74,29 @@ const OF_RECORDS: [(&str, &str); 18] = [
     ),
 ];
 
+/// Keys beside a prompt that would change what is asked, and that nobody reads; the others are for whoever scores the answers.
+const OF_PROMPTS: [(&str, &str); 6] = [
+    (
+        "chat_template_kwargs",
+        "write what it says into the chat template",
+    ),
+    (
+        "enable_thinking",
+        "write what it says into the chat template",
+    ),
+    ("documents", "write them into the prompt"),
+    ("functions", "write them as `tools`"),
+    ("history", "write `prompt` as a list of messages"),
+    ("system_prompt", "name it `system`"),
+];
+
+/// Keys of which a record has one, whatever its name.
+const ONE_OF: [(Form, &[&str]); 3] = [
+    (Form::Labelled, &["label", "labels"]),
+    (Form::Tagged, &["tokens", "words"]),
+    (Form::Tagged, &["labels", "ner_tags", "tags"]),
+];
+
 /// Keys of a question that nobody reads, but that the answer may rest on.
 const OF_QUESTIONS: [(&str, &str); 5] = [
     ("input", "join it to the question"),
@@ -139,10 +162,11 @@ pub(super) fn refuse_turn_keys(turn: &Map<String, Value>) -> Result<(), String> 
 
 /// Refuses keys of a record that would be ignored.
 pub(super) fn refuse_record_keys(form: Form, fields: &Fields) -> Result<(), String> {
-    let conversation = form != Form::Text;
+    refuse_two_names(form, fields)?;
+    let conversation = !matches!(form, Form::Text | Form::Labelled | Form::Tagged);
     for (key, value) in fields.unread() {
         if form == Form::Prompt {
-            refuse(key, &[])?;
+            refuse(key, &[&OF_PROMPTS])?;
             continue;
         }
         if key == "label" && conversation && verdict::meaning(value).is_some() {
@@ -158,8 +182,21 @@ pub(super) fn refuse_record_keys(form: Form, fields: &Fields) -> Result<(), Stri
             Form::Alpaca | Form::Completion => refuse(key, &[&OF_RECORDS, &OF_QUESTIONS])?,
             _ => refuse(key, &[&OF_RECORDS])?,
         }
-        if conversation && matches!(key, "system" | "tools") {
+        if form != Form::Text && matches!(key, "system" | "tools") {
             return Err(format!("{form} records have no `{key}`"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses two keys of which one alone would be read.
+fn refuse_two_names(form: Form, fields: &Fields) -> Result<(), String> {
+    for (_, names) in ONE_OF.iter().filter(|(of, _)| *of == form) {
+        let mut there = names.iter().filter(|name| fields.has(name));
+        if let (Some(first), Some(second)) = (there.next(), there.next()) {
+            return Err(format!(
+                "`{first}` and `{second}` are both there; keep one of them"
+            ));
         }
     }
     Ok(())
@@ -181,7 +218,7 @@ fn refuse(key: &str, lists: &[&[(&str, &str)]]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::super::fields::Fields;
-    use super::super::forms::Form;
+    use super::super::{Wanted, forms::Form};
     use crate::record::Record;
     use serde_json::{Value, json};
 
@@ -291,6 +328,43 @@ mod tests {
         );
         assert!(read(json!({"prompt": "q", "completion": "a", "label": "history"})).is_ok());
         assert!(read(json!({"text": "a", "label": true})).is_ok());
+    }
+
+    fn wanted(value: Value, wanted: Wanted) -> Result<Record, String> {
+        let Value::Object(map) = value else {
+            panic!("no object")
+        };
+        let form = Form::detect(&map, wanted)?;
+        form.read(&Fields::new(form, map))
+    }
+
+    #[test]
+    fn labels_have_one_name() {
+        let labelled = |value| wanted(value, Wanted::Labels);
+        let error = labelled(json!({"text": "a", "label": 1, "labels": 0})).unwrap_err();
+        assert!(
+            error.starts_with("`label` and `labels` are both there; keep one"),
+            "{error}"
+        );
+        let error = labelled(json!({"tokens": ["a"], "tags": [1], "ner_tags": [0]})).unwrap_err();
+        assert!(error.starts_with("`ner_tags` and `tags`"), "{error}");
+        let error = labelled(json!({"tokens": ["a"], "words": ["b"], "tags": [1]})).unwrap_err();
+        assert!(error.starts_with("`tokens` and `words`"), "{error}");
+        assert!(labelled(json!({"text": "a", "label": 1, "labels": null})).is_ok());
+        // The label of a whole text says nothing of its words.
+        assert!(labelled(json!({"tokens": ["a"], "tags": [1], "label": 1})).is_ok());
+    }
+
+    #[test]
+    fn what_would_change_a_prompt_is_refused_and_what_rewards_read_is_not() {
+        let prompt = |key: &str| wanted(json!({"prompt": "q", key: "x"}), Wanted::Prompts);
+        for key in ["documents", "history", "system_prompt", "enable_thinking"] {
+            let error = prompt(key).unwrap_err();
+            assert!(error.starts_with(&format!("`{key}`")), "{error}");
+        }
+        for key in ["label", "weight", "gold", "answer"] {
+            assert!(prompt(key).is_ok(), "{key}");
+        }
     }
 
     #[test]

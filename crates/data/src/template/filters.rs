@@ -135,6 +135,11 @@ pub(super) fn charge(name: &str, arguments: &[Value]) -> Result<(), Error> {
     let others = arguments.get(1..).unwrap_or_default();
     bounds::charge(bounds::CALL)?;
     match name {
+        // Methods of lists that compare each item; the filter `count` takes nothing else.
+        "index" | "count" if value.as_str().is_none() && !others.is_empty() => {
+            bounds::walk(value)?;
+            others.iter().try_for_each(bounds::look)?;
+        }
         "length" | "count" | "first" | "d" | "default" | "attr" | "get"
             if value.as_str().is_none() =>
         {
@@ -157,18 +162,27 @@ pub(super) fn charge(name: &str, arguments: &[Value]) -> Result<(), Error> {
 
 /// Charges for texts that become longer than all that goes in.
 fn charge_growth(name: &str, value: &Value, others: &[Value]) -> Result<(), Error> {
-    let text = value.as_str().unwrap_or_default();
     match name {
         "batch" | "slice" => {
             let counts = named(others, &["count", "slices", "linecount"])?;
             let mut counts = counts.iter().map(bounds::check_width);
             counts.try_for_each(|count| count.map(|_| ()))
         }
-        "format" => {
-            others.iter().try_for_each(bounds::walk)?;
-            format::check(text)
-        }
+        "range" => arguments_within(others).and(arguments_within(std::slice::from_ref(value))),
         _ => Ok(()),
+    }
+}
+
+/// Refuses bounds of a range from which its length could not be counted.
+fn arguments_within(given: &[Value]) -> Result<(), Error> {
+    const MOST: u64 = 1 << 60;
+    let is_far = |bound: &&Value| {
+        let number = bound.as_i64().map(i64::unsigned_abs);
+        bound.is_integer() && number.is_none_or(|number| number > MOST)
+    };
+    match given.iter().find(is_far) {
+        None => Ok(()),
+        Some(far) => Err(bounds::refused(&format!("{far} is too large for a range"))),
     }
 }
 

@@ -3,10 +3,10 @@
 use minijinja::Error;
 use minijinja::value::{Kwargs, Value, ValueKind};
 
-use super::{bounds, python};
+use super::{bounds, numbers, python};
 
 /// Refuses widths and precisions of five digits or more in a format, each of which would be written out.
-pub(super) fn check(text: &str) -> Result<(), Error> {
+fn check(text: &str) -> Result<(), Error> {
     let mut digits = 0;
     for character in text.chars() {
         digits = if character.is_ascii_digit() {
@@ -20,9 +20,11 @@ pub(super) fn check(text: &str) -> Result<(), Error> {
             ));
         }
     }
-    // Each part may be as wide as four digits say.
-    bounds::charge_times(text.matches(['%', '{']).count(), 10_000)
+    Ok(())
 }
+
+/// Bytes charged for a field beside its width and its digits: a number has up to so many before its point.
+const FIELD: usize = 400;
 
 /// How a value is to be written: `[[fill]align][sign][#][0][width][grouping][.precision][type]`.
 #[derive(Debug, Clone, Default)]
@@ -90,6 +92,11 @@ impl Spec {
             .transpose()
             .map_err(|_| bad())?;
         Ok(spec)
+    }
+
+    /// Charges for what a field may take that is not in its value.
+    fn charge(&self) -> Result<(), Error> {
+        bounds::charge(FIELD + self.width + self.precision.unwrap_or(0))
     }
 
     /// A value as the specification writes it.
@@ -303,8 +310,8 @@ pub(super) fn percent(
             (Some(_), None) => return Err(bounds::refused("the format requires a mapping")),
             (None, _) => values.next().ok_or_else(missing)?.clone(),
         };
+        spec.charge()?;
         written.push_str(&converted(&spec, &value)?);
-        bounds::charge(spec.width)?;
     }
     if names.is_none() && values.next().is_some() {
         return Err(bounds::refused(
@@ -406,7 +413,7 @@ fn converted(spec: &Spec, value: &Value) -> Result<String, Error> {
         Some(kind @ ('d' | 'i' | 'u' | 'x' | 'X' | 'o' | 'c')) => {
             let cut = matches!(kind, 'd' | 'i' | 'u') && value.kind() == ValueKind::Number;
             let whole = match cut && !value.is_integer() {
-                true => Value::from(real(value)?.trunc() as i128),
+                true => Value::from(numbers::whole_part(real(value)?)?),
                 false => value.clone(),
             };
             spec.kind = Some(if matches!(kind, 'i' | 'u') { 'd' } else { kind });
@@ -493,7 +500,7 @@ impl Values {
         let spec = self.write(spec, depth + 1)?;
         check(&format!("{{{spec}"))?;
         let spec = Spec::parse(&spec)?;
-        bounds::charge(spec.width)?;
+        spec.charge()?;
         spec.write(&value)
     }
 

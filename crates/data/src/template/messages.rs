@@ -3,6 +3,8 @@
 //! Source: `apply_chat_template` of `transformers` 5, which leaves out what is null and gives the reasoning under each name that
 //! templates read.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use crate::record::{Content, Message};
@@ -117,14 +119,14 @@ pub(super) fn with_nulls(messages: &[Message]) -> Option<Vec<Message>> {
 
 /// Whether a rendered text shows parts as values, as `{{ message.content }}` writes a list, which no model was tuned on.
 pub(crate) fn prints_parts(rendered: &str, messages: &[Message]) -> bool {
-    let kinds = |message: &Message| match &message.content {
-        Content::Parts(parts) => parts
-            .iter()
-            .filter_map(|part| Some(part.get("type")?.as_str()?.to_owned()))
-            .collect(),
-        _ => Vec::new(),
-    };
-    messages.iter().flat_map(kinds).any(|kind| {
+    let parts = messages.iter().flat_map(|message| match &message.content {
+        Content::Parts(parts) => parts.as_slice(),
+        _ => &[],
+    });
+    let kinds: BTreeSet<&str> = parts
+        .filter_map(|part| part.get("type")?.as_str())
+        .collect();
+    kinds.into_iter().any(|kind| {
         let values = [
             format!("{{'type': '{kind}'"),
             format!("{{\"type\": \"{kind}\""),

@@ -189,9 +189,8 @@ impl ChatTemplate {
             other.is_ok_and(|other| other.text == rendered.text)
         };
         let mut last: BTreeMap<&str, usize> = BTreeMap::new();
-        let calling = |message: &Message| message.rest.contains_key("tool_calls");
         for (turn, message) in messages.iter().enumerate() {
-            if !calling(message) {
+            if !message.has_calls() {
                 last.insert(&message.role, turn);
             }
         }

@@ -17,12 +17,16 @@ pub(super) fn round(value: &Value, given: &Arguments) -> Result<Value, Error> {
     let method = given.text(1)?.unwrap_or_else(|| "common".into());
     let scale = |number: f64, round: fn(f64) -> f64| {
         let power = 10f64.powi(precision as i32);
-        Value::from(round(number * power) / power)
+        let scaled = number * power;
+        match scaled.is_finite() && power > 0.0 {
+            true => Ok(Value::from(round(scaled) / power)),
+            false => Err(bounds::refused("a number that cannot be rounded so")),
+        }
     };
     match method.as_str() {
         "common" => {}
-        "ceil" => return Ok(scale(real(value)?, f64::ceil)),
-        "floor" => return Ok(scale(real(value)?, f64::floor)),
+        "ceil" => return scale(real(value)?, f64::ceil),
+        "floor" => return scale(real(value)?, f64::floor),
         _ => return Err(bounds::refused("`method` must be common, ceil or floor")),
     }
     let is_truth = value.kind() == ValueKind::Bool;
@@ -33,7 +37,7 @@ pub(super) fn round(value: &Value, given: &Arguments) -> Result<Value, Error> {
                 None => number.into(),
                 Some(zeros) => match 10i128.checked_pow(zeros) {
                     None => 0.into(),
-                    Some(unit) => nearest_multiple(number, unit).into(),
+                    Some(unit) => nearest_multiple(number, unit)?.into(),
                 },
             },
         );
@@ -58,14 +62,20 @@ pub(super) fn round(value: &Value, given: &Arguments) -> Result<Value, Error> {
     .into())
 }
 
-fn nearest_multiple(number: i128, unit: i128) -> i128 {
+fn nearest_multiple(number: i128, unit: i128) -> Result<i128, Error> {
     let (below, rest) = (number.div_euclid(unit), number.rem_euclid(unit));
-    let up = match (rest * 2).cmp(&unit) {
+    let up = match rest.cmp(&(unit - rest)) {
         Ordering::Less => false,
         Ordering::Equal => below % 2 != 0,
         Ordering::Greater => true,
     };
-    (below + i128::from(up)) * unit
+    let multiple = (below + i128::from(up)).checked_mul(unit);
+    multiple.ok_or_else(|| beyond(&number.to_string()))
+}
+
+fn beyond(number: &str) -> Error {
+    let shown: String = number.chars().take(40).collect();
+    bounds::refused(&format!("{shown} is beyond 128 bits"))
 }
 
 /// `int`: whole, and the default where there is none to be read.
@@ -74,14 +84,19 @@ pub(super) fn int(value: &Value, given: &Arguments) -> Result<Value, Error> {
     let default = given.value(0).cloned().unwrap_or_else(|| 0.into());
     let base = given.whole(1)?.unwrap_or(10);
     if let Some(text) = value.as_str() {
-        let whole = parse_whole(text, base);
-        let cut = || parse_real(text).and_then(whole_part);
-        return Ok(whole.or_else(cut).map_or(default, Value::from));
+        if let Some(whole) = parse_whole(text, base)? {
+            return Ok(whole.into());
+        }
+        let real = parse_real(text).filter(|number| number.is_finite());
+        return real.map_or(Ok(default), |number| whole_part(number).map(Value::from));
     }
     match value.kind() {
         ValueKind::Bool | ValueKind::Number if value.is_integer() => Ok(value.clone()),
         ValueKind::Bool => whole(value).map(Value::from),
-        ValueKind::Number => Ok(whole_part(real(value)?).map_or(default, Value::from)),
+        ValueKind::Number => match real(value)? {
+            number if number.is_nan() => Ok(default),
+            number => whole_part(number).map(Value::from),
+        },
         _ => Ok(default),
     }
 }
@@ -106,9 +121,13 @@ fn defined(value: &Value) -> Result<(), Error> {
     }
 }
 
-fn whole_part(number: f64) -> Option<i128> {
+/// A number without what stands behind its point.
+pub(super) fn whole_part(number: f64) -> Result<i128, Error> {
     let number = number.trunc();
-    (number.abs() < 2f64.powi(126)).then_some(number as i128)
+    match number.abs() < 2f64.powi(127) {
+        true => Ok(number as i128),
+        false => Err(beyond(&number.to_string())),
+    }
 }
 
 /// A text without the underscores between its digits; nothing where they stand elsewhere.
@@ -127,8 +146,11 @@ fn without_underscores(text: &str) -> Option<String> {
     well.then(|| text.replace('_', ""))
 }
 
-fn parse_whole(text: &str, base: i64) -> Option<i128> {
-    let text = without_underscores(trimmed(text))?;
+/// The whole number that a text says; nothing where it says none.
+fn parse_whole(text: &str, base: i64) -> Result<Option<i128>, Error> {
+    let Some(text) = without_underscores(trimmed(text)) else {
+        return Ok(None);
+    };
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
         None => (false, text.strip_prefix('+').unwrap_or(&text)),
@@ -141,14 +163,15 @@ fn parse_whole(text: &str, base: i64) -> Option<i128> {
         _ => "",
     };
     let digits = lower.strip_prefix(prefix).unwrap_or(&lower);
-    let radix = u32::try_from(base)
-        .ok()
-        .filter(|base| (2..=36).contains(base))?;
-    if !digits.starts_with(|digit: char| digit.is_digit(radix)) {
-        return None;
+    let radix = u32::try_from(base).ok();
+    let Some(radix) = radix.filter(|base| (2..=36).contains(base)) else {
+        return Ok(None);
+    };
+    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
+        return Ok(None);
     }
-    let number = i128::from_str_radix(digits, radix).ok()?;
-    Some(if negative { -number } else { number })
+    let number = i128::from_str_radix(digits, radix).map_err(|_| beyond(digits))?;
+    Ok(Some(if negative { -number } else { number }))
 }
 
 fn parse_real(text: &str) -> Option<f64> {

@@ -3,6 +3,7 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State};
 
+use super::arguments::Arguments;
 use super::{bounds, filters, strings};
 
 /// Deeper values are refused rather than overflow the stack.
@@ -188,14 +189,34 @@ pub(super) fn method(
         return result;
     }
     if name == "index" && matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
-        let wanted = arguments.first().ok_or(ErrorKind::MissingArgument)?;
-        let place = value.try_iter()?.position(|item| item == *wanted);
-        return place
-            .map(Value::from)
-            .ok_or_else(|| bounds::refused("the list has no such item"));
+        return index(value, arguments).map(Value::from);
     }
     let found = minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments);
     bounds::made(found?)
+}
+
+/// The method `index` of lists: the place of an item from the second argument up to the third.
+fn index(list: &Value, arguments: &[Value]) -> Result<usize, Error> {
+    let given = Arguments::new(&["value", "start", "stop"], arguments)?;
+    let wanted = arguments.first().ok_or(ErrorKind::MissingArgument)?;
+    let length = list.len().unwrap_or(0);
+    let bound = |place: usize, missing: usize| {
+        Ok::<usize, Error>(match given.whole(place)? {
+            None => missing,
+            Some(from_end) if from_end < 0 => {
+                let behind = usize::try_from(from_end.unsigned_abs()).unwrap_or(usize::MAX);
+                length.saturating_sub(behind)
+            }
+            Some(from_start) => usize::try_from(from_start).unwrap_or(usize::MAX),
+        })
+    };
+    let (start, stop) = (bound(1, 0)?, bound(2, usize::MAX)?);
+    let items = list.try_iter()?.enumerate();
+    let mut inside = items.skip(start).take_while(|(place, _)| *place < stop);
+    let found = inside.find(|(_, item)| item == wanted);
+    found
+        .map(|(place, _)| place)
+        .ok_or_else(|| bounds::refused("the list has no such item"))
 }
 
 /// Format of [`to_json`].

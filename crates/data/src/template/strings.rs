@@ -95,6 +95,7 @@ fn call(text: &str, name: &str, given: &Arguments) -> Result<Value, Error> {
             let width = given.width(0)?.unwrap_or(0);
             let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
             let zeros = width.saturating_sub(text.chars().count());
+            bounds::charge(zeros)?;
             Ok([sign, &"0".repeat(zeros), digits].concat().into())
         }
         "expandtabs" => expand_tabs(text, given.width(0)?.unwrap_or(8)).map(Value::from),

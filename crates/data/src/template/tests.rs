@@ -5,6 +5,8 @@ use serde_json::Value;
 use super::*;
 use crate::tokenizer::SpecialTokens;
 
+mod arithmetic;
+
 #[derive(serde::Deserialize)]
 struct Case {
     name: String,
@@ -536,4 +538,17 @@ fn errors_name_the_line() {
     let lines = "{% if true %}\n{{ 'é' * 2 }}\n";
     assert!(refusal(&format!("{lines}{{{{ 'a' + 1 }}}}{{% endif %}}")).contains(":3"));
     assert!(refusal(&format!("{lines}{{{{ {}1 }}}}", "-".repeat(999))).contains("line 3"));
+}
+
+#[test]
+fn a_turn_with_an_empty_list_of_calls_says_what_it_says() {
+    // Reads nothing but lists of parts, as SmolVLM's.
+    let source = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}|{% endfor %}";
+    for calls in [serde_json::json!([]), Value::Null] {
+        let mut answer = Message::assistant("Hello!");
+        answer.rest.insert("tool_calls".into(), calls);
+        assert!(!answer.has_calls());
+        let rendered = render(source, &[Message::user("Hi"), answer]).unwrap();
+        assert_eq!(rendered.text, "Hi|Hello!|");
+    }
 }

@@ -17,6 +17,7 @@ mod parts;
 mod patterns;
 mod rwkv_world;
 mod sentencepiece;
+mod shared;
 mod special;
 mod stream;
 mod template_files;
@@ -102,6 +103,14 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] when the text is not a tokenizer that the library knows.
     pub fn from_json(bytes: &[u8]) -> Result<Self> {
+        let pipeline = shared::pipeline(bytes, || Self::parsed(bytes).map(|made| made.pipeline))?;
+        Ok(Self {
+            pipeline,
+            companion: Arc::default(),
+        })
+    }
+
+    fn parsed(bytes: &[u8]) -> Result<Self> {
         let translated = patterns::translated(bytes);
         let library = caught("tokenizer.json has a part that cannot be read", || {
             tokenizers::Tokenizer::from_bytes(translated.as_deref().unwrap_or(bytes))

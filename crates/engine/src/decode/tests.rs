@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::beam::{BeamOptions, beam_search};
+use crate::rules::Rules;
 use burn::tensor::Device;
 use espalier_models::{
     adapter::{Adapter, FirstStateConfig},
@@ -27,7 +28,6 @@ fn options(temperature: f32) -> DecodeOptions {
         max_new_tokens: 12,
         sampler,
         end: vec![],
-        forbidden: vec![],
     }
 }
 
@@ -240,10 +240,8 @@ fn end_tokens_end_and_forbidden_tokens_never_come() {
         (generated[0].ids.as_slice(), generated[0].finish),
         ([first].as_slice(), Finish::End)
     );
-    let forbidding = DecodeOptions {
-        forbidden: vec![first],
-        ..options(0.0)
-    };
+    let mut forbidding = options(0.0);
+    forbidding.sampler.rules = Rules::without(&[first]);
     let generated = decode(&model, &[vec![5]], &forbidding, &mut |_, _| true).unwrap();
     assert!(!generated[0].ids.contains(&first));
 }

@@ -8,6 +8,7 @@ use burn::tensor::{Gradients, Tensor};
 use clap::builder::RangedU64ValueParser;
 use espalier_engine::{
     decode::{DecodeOptions, decode},
+    rules::Rules,
     sampler::SamplerOptions,
 };
 use espalier_kernels::embedding::embedding;
@@ -316,10 +317,10 @@ fn generated(loaded: &LoadedModel, request: &Request, count: usize) -> Result<Wr
         max_new_tokens: count,
         sampler: SamplerOptions {
             temperature: 0.0,
+            rules: Rules::without(&loaded.model.spec().eos),
             ..SamplerOptions::default()
         },
         end: Vec::new(),
-        forbidden: loaded.model.spec().eos.clone(),
     };
     let model = loaded.model.frozen();
     let new = decode(

@@ -78,7 +78,7 @@ pub fn settle(
         },
         ObjectiveOptions::ProcessReward(_) => Asked {
             of_tokens: true,
-            names: ["wrong", "right"].map(str::to_owned).into(),
+            names: STEPS.map(str::to_owned).into(),
             ..Asked::default()
         },
         _ => seen(all())?.asked(loaded.config.get(PROBLEM).and_then(Value::as_str))?,
@@ -137,6 +137,12 @@ pub fn settle(
 /// The key of a configuration that says what scores mean, and its value for numbers.
 const PROBLEM: &str = "problem_type";
 const REGRESSION: &str = "regression";
+
+/// What classes of truth values are called: of what is false, of what is true.
+const FLAGS: [[&str; 2]; 2] = [["false", "true"], STEPS];
+
+/// What classes of steps are called.
+const STEPS: [&str; 2] = ["wrong", "right"];
 
 /// `1 score`, or how many classes, with their names where these are few.
 fn said(names: &[String]) -> String {
@@ -378,7 +384,7 @@ impl Classes {
     fn class(&self, label: &Label) -> Result<f64> {
         let unasked = self.spec.subject == Subject::Tokens;
         match label {
-            Label::Flag(flag) if self.spec.labels == 2 => Ok(f64::from(u8::from(*flag))),
+            Label::Flag(flag) if self.spec.labels == 2 => Ok(self.flag(*flag)),
             Label::Name(name) => self.position(name).map(|place| place as f64),
             Label::Number(number) if *number < 0.0 && unasked => Ok(*number),
             Label::Number(number)
@@ -388,6 +394,19 @@ impl Classes {
             }
             other => Err(self.wrong(other)),
         }
+    }
+
+    /// The number of the class that a truth value is: by its name where the classes are called so, and else 0 for what is false.
+    fn flag(&self, flag: bool) -> f64 {
+        let called = FLAGS.iter().find(|pair| {
+            let mut names = pair.iter();
+            names.all(|name| self.names.iter().any(|own| own == name))
+        });
+        let place = called.and_then(|pair| {
+            let name = pair[usize::from(flag)];
+            self.names.iter().position(|own| own == name)
+        });
+        place.unwrap_or(usize::from(flag)) as f64
     }
 
     /// A number for each class, 1 for those that hold.
@@ -459,6 +478,7 @@ mod tests {
                 label,
             },
             place: None,
+            origin: serde_json::Value::Null,
         }
     }
 
@@ -473,6 +493,19 @@ mod tests {
                 problem,
             },
         }
+    }
+
+    #[test]
+    fn truth_values_follow_the_models_names() {
+        let value = |names: [&str; 2], flag: bool| {
+            let classes = classes(&names, Problem::OneClass);
+            classes.values(&[Label::Flag(flag)]).unwrap()
+        };
+        assert_eq!(value(["wrong", "right"], true), [1.0]);
+        assert_eq!(value(["right", "wrong"], true), [0.0]);
+        assert_eq!(value(["right", "wrong"], false), [1.0]);
+        assert_eq!(value(["true", "false"], true), [0.0]);
+        assert_eq!(value(["LABEL_0", "LABEL_1"], true), [1.0]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use espalier_data::{
 };
 use espalier_train::batch::Sample;
 use rayon::prelude::*;
+use serde_json::Value;
 
 use super::{Voice, classes::Classes};
 use crate::{
@@ -27,6 +28,8 @@ pub struct Sourced {
     pub record: Record,
     /// The file and its line, from 1; nothing for a world's items.
     pub place: Option<(Arc<Path>, usize)>,
+    /// All that its item, or its object in the file, says, where prompts are wanted, for what scores their answers; otherwise null.
+    pub origin: Value,
 }
 
 impl Sourced {
@@ -69,10 +72,7 @@ pub fn records(
     for source in sources {
         source.check()?;
         match &source.world {
-            Some(task) => all.extend(of_world(source, task)?.into_iter().map(|record| Sourced {
-                record,
-                place: None,
-            })),
+            Some(task) => all.extend(of_world(source, task, wanted)?),
             None => all.extend(of_file(source, wanted, voice)?),
         }
     }
@@ -106,27 +106,40 @@ fn of_file(source: &DataOptions, wanted: Wanted, voice: &mut dyn Voice) -> Resul
     }
     let path: Arc<Path> = path.into();
     let records = loaded.records.into_iter().zip(loaded.lines);
-    let records = records.map(|(record, line)| Sourced {
+    let records = records.zip(loaded.origins);
+    let records = records.map(|((record, line), origin)| Sourced {
         record,
         place: Some((path.clone(), line)),
+        origin: origin.into(),
     });
     Ok(records.take(source.limit.unwrap_or(usize::MAX)).collect())
 }
 
 /// Items of a world when a recipe does not say how many.
-pub(super) const DEFAULT_ITEMS: usize = 1000;
+const DEFAULT_ITEMS: usize = 1000;
 
-fn of_world(source: &DataOptions, task: &str) -> Result<Vec<Record>> {
+fn of_world(source: &DataOptions, task: &str, wanted: Wanted) -> Result<Vec<Sourced>> {
     let split: Split = source.split.parse()?;
-    let record = |index: usize| match source.shape {
-        WorldShape::Chat => demonstration(source, task, split, index as u64),
-        WorldShape::Text if source.noise > 0.0 => noisy(source, task, split, index as u64),
-        shape => of_item(shape, task, split, index as u64, seed(source)),
+    let record = |index: u64| match source.shape {
+        WorldShape::Chat => demonstration(source, task, split, index),
+        WorldShape::Text if source.noise > 0.0 => noisy(source, task, split, index),
+        shape => of_item(shape, task, split, index, seed(source)),
+    };
+    let origin = |index: u64| match wanted {
+        Wanted::Prompts => Ok(worlds::item(task, split, index, seed(source))?.to_json()),
+        _ => Ok::<Value, Error>(Value::Null),
+    };
+    let sourced = |index: usize| {
+        Ok(Sourced {
+            record: record(index as u64)?,
+            place: None,
+            origin: origin(index as u64)?,
+        })
     };
     in_order(
         (0..source.limit.unwrap_or(DEFAULT_ITEMS))
             .into_par_iter()
-            .map(record),
+            .map(sourced),
     )
 }
 
@@ -215,25 +228,24 @@ pub fn text_of(record: &Record) -> String {
     }
 }
 
-/// Encodes records; those with nothing to learn, and those that cannot be encoded, are counted and said.
+/// Encodes records; those with nothing to learn, those with labels where none are wanted, and those that cannot be encoded, are counted and
+/// said.
 ///
 /// # Errors
 /// When nothing is left.
 pub fn encode(
     tokenizer: &Tokenizer,
     records: &[Sourced],
+    wanted: Wanted,
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
-    encode_within(
-        tokenizer,
-        records,
-        length,
-        Truncation::default(),
-        false,
-        voice,
-    )
+    let truncation = Truncation::default();
+    encode_within(tokenizer, records, wanted, length, truncation, false, voice)
 }
+
+/// Why a record is left out that says nothing but labels.
+const LABELS_ALONE: &str = "`labels` judge them, and nothing else of them is learned; `classify` and `process_reward` learn from labels";
 
 /// As [`encode`], with what is too long treated as `truncation` says; documents are left whole where they will be cut into pieces.
 ///
@@ -242,6 +254,7 @@ pub fn encode(
 pub fn encode_within(
     tokenizer: &Tokenizer,
     records: &[Sourced],
+    wanted: Wanted,
     length: usize,
     mut truncation: Truncation,
     whole_documents: bool,
@@ -259,6 +272,10 @@ pub fn encode_within(
     let encoded: Vec<Result<Encoded>> = records.par_iter().map(encode).collect();
     for (sourced, encoded) in records.iter().zip(encoded) {
         match encoded.map(|encoded| truncation.cut(encoded, room(&sourced.record))) {
+            Ok(Encoded::Labelled(_)) if wanted != Wanted::Labels => {
+                let left_out = dropped.entry(LABELS_ALONE.into());
+                left_out.or_default().push(sourced);
+            }
             Ok(Encoded::Dropped { reason }) => dropped.entry(reason).or_default().push(sourced),
             Ok(encoded) => kept.push(encoded),
             Err(reason) => failed.push(reason),
@@ -344,8 +361,8 @@ pub fn samples(
             Encoded::Example(example) => examples.push(example),
             Encoded::Pair(pair) => samples.push(Sample::pair(&pair)),
             Encoded::Labelled(labelled) => {
-                let values =
-                    classes.map_or(Ok(Vec::new()), |classes| classes.values(&labelled.labels))?;
+                let classes = classes.ok_or_else(|| Error::work(LABELS_ALONE))?;
+                let values = classes.values(&labelled.labels)?;
                 samples.push(Sample::labelled(&labelled.ids, &labelled.places, &values));
             }
             Encoded::Unpaired { example, desirable } => {
@@ -368,7 +385,9 @@ pub fn samples(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use espalier_data::{encode::Example, template::ChatTemplate, tokenizer::BpeOptions};
+    use espalier_data::{
+        encode::Example, record::Label, template::ChatTemplate, tokenizer::BpeOptions,
+    };
 
     struct Said(Vec<String>);
 
@@ -407,6 +426,7 @@ mod tests {
         let sourced = |record| Sourced {
             record,
             place: None,
+            origin: Value::Null,
         };
         let text = "abcdefgh".to_owned();
         let records = [
@@ -419,6 +439,7 @@ mod tests {
         let encoded = encode_within(
             &tokenizer,
             &records,
+            Wanted::Texts,
             4,
             Truncation::default(),
             true,
@@ -492,20 +513,19 @@ mod tests {
                     tools: None,
                 },
                 place: Some((path.clone(), index + 1)),
+                origin: Value::Null,
             })
             .collect();
         let mut said = Said(Vec::new());
-        assert_eq!(
-            encode(&tokenizer, &records, 100, &mut said).unwrap().len(),
-            2
-        );
+        let mut encode = |records| encode(&tokenizer, records, Wanted::Texts, 100, &mut said);
+        assert_eq!(encode(&records).unwrap().len(), 2);
+        let error = encode(&records[1..2]).unwrap_err();
+        assert!(error.to_string().contains("chats.jsonl:2: "), "{error}");
         assert!(
             said.0[0].starts_with("1 of 3 records left out that cannot be encoded; the first: chats.jsonl:2: chat template: "),
             "{:?}",
             said.0
         );
-        let error = encode(&tokenizer, &records[1..2], 100, &mut said).unwrap_err();
-        assert!(error.to_string().contains("chats.jsonl:2: "), "{error}");
     }
 
     #[test]
@@ -528,10 +548,11 @@ mod tests {
                 margin: None,
             },
             place: Some((path.clone(), index + 1)),
+            origin: Value::Null,
         };
         let records: Vec<Sourced> = rejected.into_iter().enumerate().map(pair).collect();
         let mut said = Said(Vec::new());
-        let kept = encode(&tokenizer, &records, 3, &mut said).unwrap();
+        let kept = encode(&tokenizer, &records, Wanted::Pairs, 3, &mut said).unwrap();
         assert_eq!(kept.len(), 1);
         assert_eq!(
             said.0[1..],
@@ -540,5 +561,36 @@ mod tests {
                 "2 of 5 records left out: `chosen` and `rejected` are the same, so that neither is better; the first: pairs.jsonl:2",
             ]
         );
+    }
+    #[test]
+    fn records_with_labels_are_counted_where_none_are_wanted() {
+        let options = BpeOptions {
+            vocabulary: 259,
+            ..BpeOptions::default()
+        };
+        let tokenizer = Tokenizer::train_byte_level_bpe(std::iter::empty(), &options).unwrap();
+        let path: Arc<Path> = Path::new("mixed.jsonl").into();
+        let sourced = |line: usize, record: Record| Sourced {
+            record,
+            place: Some((path.clone(), line)),
+            origin: Value::Null,
+        };
+        let text = || "a text".to_owned();
+        let labelled = Record::Labelled {
+            text: text(),
+            label: Label::Flag(true),
+        };
+        let records = [
+            sourced(1, Record::Text { text: text() }),
+            sourced(2, labelled),
+        ];
+        let mut said = Said(Vec::new());
+        let mut encode = |records, wanted| encode(&tokenizer, records, wanted, 100, &mut said);
+        assert_eq!(encode(&records, Wanted::Texts).unwrap().len(), 1);
+        assert_eq!(encode(&records, Wanted::Labels).unwrap().len(), 2);
+        let error = encode(&records[1..], Wanted::Texts).unwrap_err();
+        assert!(error.to_string().contains(LABELS_ALONE), "{error}");
+        let told = format!("1 of 2 records left out: {LABELS_ALONE}; the first: mixed.jsonl:2");
+        assert_eq!(said.0[0], told);
     }
 }

@@ -343,7 +343,7 @@ fn load(
     voice: &mut dyn Voice,
 ) -> Result<Vec<Encoded>> {
     let records = data::records(data, wanted, voice)?;
-    let encoded = data::encode(&model.tokenizer, &records, length, voice)?;
+    let encoded = data::encode(&model.tokenizer, &records, wanted, length, voice)?;
     let longest = encoded.iter().map(Encoded::longest).max().unwrap_or(0);
     if let Some(remark) = model::beyond_context(model.model.spec(), longest) {
         voice.say(&format!("   {remark}"));
@@ -458,7 +458,8 @@ fn labels(
     stage: &EvaluateStage,
     voice: &mut dyn Voice,
 ) -> Result<Value> {
-    let encoded = data::encode(&model.tokenizer, records, stage.length, voice)?;
+    let (tokenizer, wanted) = (&model.tokenizer, Wanted::Labels);
+    let encoded = data::encode(tokenizer, records, wanted, stage.length, voice)?;
     let samples = data::samples(encoded, None, stage.length, Some(classes))?;
     let mut objective = Classify { name: "classify" };
     let (loss, metrics) = evaluation::evaluate(&model.model, &mut objective, &samples, BATCH)?;

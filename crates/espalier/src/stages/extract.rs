@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use espalier_models::{
-    adapter::low_rank::arithmetic::{Extracted, extract},
+    adapter::low_rank::arithmetic::{Extracted, changed_modules, extract},
     checkpoint::{PeftConfig, peft_config::Targets},
 };
 use schemars::JsonSchema;
@@ -34,9 +34,10 @@ pub struct ExtractStage {
     /// Names of modules, as those of a LoRA; every linear layer but the head when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_modules: Option<Vec<String>>,
-    /// Modules that the adapter holds whole, such as `lm_head`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub modules_to_save: Vec<String>,
+    /// Modules that the adapter holds whole, such as `lm_head`; when absent, all that tuning changed and of which no low rank is taken,
+    /// such as the table of tokens and norms. An empty list leaves these as the base has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modules_to_save: Option<Vec<String>>,
 }
 
 fn default_rank() -> usize {
@@ -94,9 +95,18 @@ impl StageKind for ExtractStage {
             None => Targets::AllLinear,
         };
         let mut config = PeftConfig::new(self.rank, self.rank as f64, targets);
-        config.modules_to_save = self.modules_to_save.clone();
         let family = base.loaded.family()?;
         let model = &mut base.loaded.model;
+        config.modules_to_save = match &self.modules_to_save {
+            Some(modules) => modules.clone(),
+            None => changed_modules(model, &tuned.loaded.model, family, &config)
+                .map_err(Error::of_request)?,
+        };
+        // What was one in the tuned model stays one.
+        let spec = model.spec();
+        config.ensure_weight_tying =
+            spec.tied_head && !spec.headless && !config.modules_to_save.is_empty();
+        let whole = config.modules_to_save.clone();
         let found =
             extract(model, &tuned.loaded.model, family, &config).map_err(Error::of_request)?;
         model::save(
@@ -110,19 +120,26 @@ impl StageKind for ExtractStage {
             Some(&found.adapter),
             &tuned.tokenizer,
         )?;
-        say(&found, self.rank, workplace);
-        Ok(json!({"kind": "extract", "share": found.share, "left": found.left.len()}))
+        say(&found, self.rank, &whole, workplace);
+        let (share, left) = (found.share, found.left.len());
+        Ok(json!({"kind": "extract", "share": share, "whole": whole, "left": left}))
     }
 }
 
-fn say(found: &Extracted, rank: usize, workplace: &mut Workplace) {
+fn say(found: &Extracted, rank: usize, whole: &[String], workplace: &mut Workplace) {
     workplace.voice.say(&format!(
         "   rank {rank} has {:.1} % of the change of the adapted weights",
         100.0 * found.share
     ));
+    if let Some(first) = whole.first() {
+        workplace.voice.say(&format!(
+            "   {} modules are kept whole, such as `{first}`",
+            whole.len()
+        ));
+    }
     if let Some(first) = found.left.first() {
         workplace.voice.say(&format!(
-            "   {} changed parameters are left out, such as `{first}`: name their modules in `modules_to_save` to have them whole",
+            "   {} parameters that tuning changed are left as the base has them, such as `{first}`, and what they learned is lost: leave `modules_to_save` out, or name their modules there",
             found.left.len()
         ));
     }

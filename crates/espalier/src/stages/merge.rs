@@ -7,7 +7,7 @@ use std::{
 
 use espalier_models::{
     adapter::{
-        Adapter, DEFAULT_NAME, base_folder,
+        Adapter, DEFAULT_NAME, base_folder, fit_base,
         low_rank::arithmetic::{Combination, combine},
     },
     folder::LoadedModel,
@@ -209,6 +209,11 @@ fn load(stage: &MergeStage, folders: &[PathBuf], workplace: &mut Workplace) -> R
             check_base(&start.loaded.base, folder, &adapter)?;
         }
         let adapter = adapter.named(&name_of(number))?;
+        let told = start.loaded.remarks.len();
+        fit_base(&mut start.loaded, &adapter, folder).map_err(Error::of_request)?;
+        for remark in &start.loaded.remarks[told..] {
+            workplace.voice.say(&format!("   {remark}"));
+        }
         let model = &mut start.loaded.model;
         let loaded = adapter.load(model, family, folder);
         names.push(loaded.map_err(|error| words.told(error))?.name().to_owned());

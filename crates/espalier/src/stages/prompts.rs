@@ -1,66 +1,16 @@
 //! Prompts for objectives that learn from the policy's own answers, each with everything that its item or line says, for the rewards.
 
-use std::{collections::BTreeMap, path::Path};
-
 use espalier_data::{
-    readers,
+    encode::Encoder,
     record::{Message, Record},
-    template::Conversation,
     tokenizer::Tokenizer,
-    worlds::{self, Split},
 };
 use espalier_train::{batch::Sample, objectives::online::rollout};
 use rayon::prelude::*;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{
-    Voice,
-    data::{self, Sourced},
-};
-use crate::{Error, Result, recipe::DataOptions};
-
-/// What the item or the line of each record says, in the order of [`data::records`].
-///
-/// # Errors
-/// When a file cannot be read again.
-pub fn origins(sources: &[DataOptions], records: &[Sourced]) -> Result<Vec<Value>> {
-    let mut all = Vec::with_capacity(records.len());
-    let mut lines: BTreeMap<&Path, BTreeMap<usize, Map<String, Value>>> = BTreeMap::new();
-    let mut sources = sources.iter().filter(|source| source.world.is_some());
-    let mut of_world = Vec::new().into_iter();
-    for record in records {
-        let origin = match &record.place {
-            Some((path, line)) => {
-                if !lines.contains_key(&**path) {
-                    lines.insert(path, readers::objects(path)?);
-                }
-                let object = lines.get_mut(&**path).and_then(|lines| lines.remove(line));
-                object.map_or(Value::Null, Value::Object)
-            }
-            None => {
-                if of_world.as_slice().is_empty() {
-                    of_world = sources.next().map_or(Ok(Vec::new()), items)?.into_iter();
-                }
-                of_world.next().unwrap_or_default()
-            }
-        };
-        all.push(origin);
-    }
-    Ok(all)
-}
-
-/// The items of a world's source.
-fn items(source: &DataOptions) -> Result<Vec<Value>> {
-    let split: Split = source.split.parse()?;
-    let task = source.world.as_deref().unwrap_or_default();
-    let item = |index: usize| -> Result<Value> {
-        Ok(worlds::item(task, split, index as u64, source.seed.unwrap_or(0))?.to_json())
-    };
-    (0..source.limit.unwrap_or(data::DEFAULT_ITEMS))
-        .into_par_iter()
-        .map(item)
-        .collect()
-}
+use super::{Voice, data::Sourced};
+use crate::{Error, Result};
 
 /// Samples that ask for an answer; records that ask for none, and prompts of more than `length` tokens, are counted and said.
 ///
@@ -69,22 +19,16 @@ fn items(source: &DataOptions) -> Result<Vec<Value>> {
 pub fn samples(
     tokenizer: &Tokenizer,
     records: &[Sourced],
-    origins: &[Value],
     length: usize,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Sample>> {
-    let asked: Vec<Result<Option<Sample>>> = records
-        .par_iter()
-        .zip(origins)
-        .map(|(sourced, origin)| {
-            let Some((messages, tools)) = question(&sourced.record) else {
-                return Ok(None);
-            };
-            let ids = encoded(tokenizer, messages, tools)
-                .map_err(|error| Error::work(placed(sourced, &error)))?;
-            Ok(Some(rollout::prompt(ids, messages, origin)))
-        })
-        .collect();
+    let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
+    let sample = |sourced: &Sourced| -> Result<Option<Sample>> {
+        let messages = question(&sourced.record).map(|(messages, _)| messages);
+        let asked = of_record(&encoder, sourced)?.zip(messages);
+        Ok(asked.map(|(ids, messages)| rollout::prompt(ids, messages, &sourced.origin)))
+    };
+    let asked: Vec<Result<Option<Sample>>> = records.par_iter().map(sample).collect();
     let (mut kept, mut silent, mut long) = (Vec::with_capacity(records.len()), 0, 0);
     for sample in asked {
         match sample? {
@@ -116,13 +60,13 @@ pub fn samples(
 ///
 /// # Errors
 /// When the template refuses the conversation, with the record's place.
-pub fn of_record(tokenizer: &Tokenizer, sourced: &Sourced) -> Result<Option<Vec<u32>>> {
+pub fn of_record(encoder: &Encoder, sourced: &Sourced) -> Result<Option<Vec<u32>>> {
     let Some((messages, tools)) = question(&sourced.record) else {
         return Ok(None);
     };
-    let ids = encoded(tokenizer, messages, tools);
+    let ids = encoder.prompt(messages, tools);
     ids.map(Some)
-        .map_err(|error| Error::work(placed(sourced, &error)))
+        .map_err(|error| Error::work(format!("{}{error}", sourced.words())))
 }
 
 /// The conversation up to the last answer, and the tools on offer.
@@ -142,35 +86,13 @@ fn question(record: &Record) -> Option<(&[Message], Option<&Value>)> {
     }
 }
 
-fn encoded(
-    tokenizer: &Tokenizer,
-    messages: &[Message],
-    tools: Option<&Value>,
-) -> espalier_data::Result<Vec<u32>> {
-    let template = tokenizer.template().ok_or_else(|| {
-        espalier_data::Error::Template(
-            "the tokenizer has none, and prompts need one; choose one, such as template = \"chatml\"".into(),
-        )
-    })?;
-    let conversation = Conversation {
-        tools,
-        add_generation_prompt: true,
-        ..Conversation::new(messages, tokenizer.special())
-    };
-    tokenizer.encode_ids(&template.render(&conversation)?.text, false)
-}
-
-fn placed(sourced: &Sourced, error: &espalier_data::Error) -> String {
-    match &sourced.place {
-        Some((path, line)) => format!("{}:{line}: {error}", path.display()),
-        None => error.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stages::Silent;
+    use crate::{
+        recipe::DataOptions,
+        stages::{Silent, data},
+    };
     use espalier_data::{readers::Wanted, template::ChatTemplate, tokenizer::BpeOptions};
 
     fn tokenizer() -> Tokenizer {
@@ -206,9 +128,9 @@ mod tests {
         };
         let sources = [world(2), file, world(1)];
         let records = data::records(&sources, Wanted::Prompts, &mut Silent).unwrap();
-        let origins = origins(&sources, &records).unwrap();
         let key = |key: &str| -> Vec<Value> {
-            origins.iter().map(|origin| origin[key].clone()).collect()
+            let origins = records.iter().map(|sourced| sourced.origin[key].clone());
+            origins.collect()
         };
         assert_eq!(key("gold")[2..5], [1, 2, 3]);
         assert_eq!(
@@ -222,7 +144,7 @@ mod tests {
                 0.into()
             ]
         );
-        let asked = samples(&tokenizer(), &records, &origins, 7, &mut Silent).unwrap();
+        let asked = samples(&tokenizer(), &records, 7, &mut Silent).unwrap();
         // The longest is left out.
         assert_eq!(asked.len(), 5);
         let prompt = |sample: &Sample| tokenizer().decode(&sample.rows[0].ids, true).unwrap();
@@ -231,5 +153,51 @@ mod tests {
             prompt(&asked[0]),
             format!("{}>", key("prompt")[0].as_str().unwrap())
         );
+    }
+
+    #[test]
+    fn records_of_one_line_and_of_a_file_that_is_named_twice_keep_what_is_theirs() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("asked.json");
+        let element = |gold: usize| format!(r#"{{"prompt": "q{gold}", "gold": {gold}}}"#);
+        let line = (1..=3).map(element).collect::<Vec<_>>().join(", ");
+        std::fs::write(&path, format!("[{line}]")).unwrap();
+        let source = DataOptions {
+            path: Some(path),
+            ..DataOptions::default()
+        };
+        let sources = [source.clone(), source];
+        let read = |wanted| data::records(&sources, wanted, &mut Silent).unwrap();
+        let records = read(Wanted::Prompts);
+        let golds: Vec<&Value> = records.iter().map(|one| &one.origin["gold"]).collect();
+        assert_eq!(golds, [1, 2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_prompt_with_tools_is_written_by_the_template_for_tools() {
+        let folder = tempfile::tempdir().unwrap();
+        tokenizer().save(folder.path()).unwrap();
+        let template = |name: &str| format!(r#"{{"name": "{name}", "template": "{name}>"}}"#);
+        let templates = [template("default"), template("tool_use")].join(", ");
+        let configuration = format!(r#"{{"chat_template": [{templates}]}}"#);
+        std::fs::write(folder.path().join("tokenizer_config.json"), configuration).unwrap();
+        let _ = std::fs::remove_file(folder.path().join("chat_template.jinja"));
+        let tokenizer = Tokenizer::load(folder.path()).unwrap();
+        let asked = |tools: Option<Value>| {
+            let record = Record::Chat {
+                messages: vec![Message::user("q")],
+                tools,
+            };
+            let sourced = Sourced {
+                record,
+                place: None,
+                origin: Value::Null,
+            };
+            let samples = samples(&tokenizer, &[sourced], 99, &mut Silent).unwrap();
+            tokenizer.decode(&samples[0].rows[0].ids, true).unwrap()
+        };
+        assert_eq!(asked(None), "default>");
+        let tools = serde_json::json!([{"type": "function", "function": {"name": "f"}}]);
+        assert_eq!(asked(Some(tools)), "tool_use>");
     }
 }

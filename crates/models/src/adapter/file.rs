@@ -176,6 +176,17 @@ impl AdapterFile {
         Ok(left_out)
     }
 
+    /// The shape of a module's own tensor, by its name in the base, whether or not the file has the adapter's name in it, as a state dict
+    /// does, or what PEFT puts there where it wraps the module; before [`AdapterFile::name_as`].
+    pub(crate) fn shape_of_base(&self, tensor: &str) -> Option<&[usize]> {
+        let is_it = |name: &&String| {
+            let bare = name.strip_prefix(PEFT_PREFIX).unwrap_or(name);
+            let (own, _) = without_adapter(bare);
+            !bare.contains(ORIGINAL) && own.replace(BASE_LAYER, ".") == tensor
+        };
+        self.shape(self.places.keys().find(is_it)?)
+    }
+
     /// Leaves a tensor unread that changes nothing.
     pub fn skip(&mut self, name: &str) {
         self.unread.remove(name);
@@ -209,8 +220,9 @@ impl AdapterFile {
                 self.unread.remove(name);
                 values
             }
-            (_, Some(found)) if self.is_of_other_vocabulary(found, shape) => {
-                let (own, base) = (found[0], shape[0]);
+            (_, Some(found)) if self.other_vocabulary(found, shape).is_some() => {
+                let own = self.other_vocabulary(found, shape).unwrap_or_default();
+                let base = self.vocabulary.unwrap_or_default();
                 let fix = "give the grown base the adapter was trained on: save the base after `resize_token_embeddings`, with its tokenizer, and name that folder in `base_model_name_or_path`";
                 Err(self.error(format!(
                     "tensor `{name}` has rows for {own} tokens, but the base has {base}: its vocabulary was resized before training; {fix}"
@@ -221,11 +233,14 @@ impl AdapterFile {
         }
     }
 
-    /// Whether a tensor of `found` shape has a row for each token of another vocabulary than the base's, whose is `expected`.
-    fn is_of_other_vocabulary(&self, found: &[usize], expected: &[usize]) -> bool {
-        expected.first().copied() == self.vocabulary
-            && found.len() == expected.len()
-            && found[1..] == expected[1..]
+    /// The tokens of another vocabulary than the base's, where a tensor of `found` shape differs from `expected` in having an entry for each
+    /// of them.
+    fn other_vocabulary(&self, found: &[usize], expected: &[usize]) -> Option<usize> {
+        let axes = found.iter().zip(expected);
+        let mut other = axes.filter(|(found, expected)| found != expected);
+        let (own, base) = other.next()?;
+        let alone = found.len() == expected.len() && other.next().is_none();
+        (alone && Some(*base) == self.vocabulary).then_some(*own)
     }
 
     /// The values of the parameters that make up these tensors, by the parameters' names.

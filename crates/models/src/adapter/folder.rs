@@ -9,8 +9,11 @@ use serde_json::{Map, Value};
 use super::{Adapter, CONFIGURATION};
 use crate::{
     Error, Result,
+    families::Family,
     folder::{self, LoadedModel},
     fresh_classifier,
+    model::LanguageModel,
+    tied_head::{EMBEDDING, HEAD, tensor_in_memory},
 };
 
 /// Loads an adapter folder and its base, see [`base_folder`]. `changes` replace keys of the base's `config.json`, and `quantise` says
@@ -36,21 +39,8 @@ pub fn load(
         });
     }
     let mut loaded = folder::load_quantised(&base, changes, quantise, device)?;
-    fresh_classifier::for_adapter(&mut loaded, &adapter, folder)?;
+    fit_base(&mut loaded, &adapter, folder)?;
     let family = loaded.family()?;
-    let known = loaded.model.spec().vocabulary;
-    let rows = adapter.rows_needed(&loaded.model, family)?;
-    if rows > known {
-        loaded.model = loaded.model.grown(known, rows)?;
-        loaded.remarks.push(format!(
-            "{}: the adapter has rows for {} more tokens than its base; in PEFT, resize the base first (`resize_token_embeddings({rows})`)",
-            folder.display(),
-            rows - known
-        ));
-    }
-    loaded
-        .remarks
-        .extend(adapter.remarks(&loaded.model, family));
     if let Some(named) = adapter
         .base_model()
         .filter(|named| is_elsewhere(&base, named))
@@ -63,6 +53,51 @@ pub fn load(
     }
     loaded.adapter = Some(adapter.load(&mut loaded.model, family, folder)?);
     Ok(loaded)
+}
+
+/// Gives the base what the adapter in `folder` needs before it can stand on it: a classifier as large as the adapter's, and rows for its
+/// tokens. What the user should know is added to the remarks.
+///
+/// # Errors
+/// When the folder cannot be read, the family has no classifier, or another adapter is attached that would have to be changed.
+pub fn fit_base(loaded: &mut LoadedModel, adapter: &Adapter, folder: &Path) -> Result<()> {
+    fresh_classifier::for_adapter(loaded, adapter, folder)?;
+    let family = loaded.family()?;
+    let known = loaded.model.spec().vocabulary;
+    let rows = adapter.rows_needed(&loaded.model, family)?;
+    let rows = rows.max(whole_rows(&loaded.model, family, adapter, folder)?);
+    if rows > known {
+        loaded.model = loaded.model.grown(known, rows)?;
+        loaded.remarks.push(format!(
+            "{}: the adapter has rows for {} more tokens than its base; in PEFT, resize the base first (`resize_token_embeddings({rows})`)",
+            folder.display(),
+            rows - known
+        ));
+    }
+    let remarks = adapter.remarks(&loaded.model, family);
+    loaded.remarks.extend(remarks);
+    Ok(())
+}
+
+/// The rows of the tables of tokens that the adapter's file holds whole, as PEFT writes them where the vocabulary was resized before
+/// training and the embedding is adapted; 0 where it does not hold all that new tokens need.
+fn whole_rows(
+    model: &LanguageModel,
+    family: &Family,
+    adapter: &Adapter,
+    folder: &Path,
+) -> Result<usize> {
+    let spec = model.spec();
+    let weights = adapter.weights(folder)?;
+    let rows = |ours: &str| {
+        let name = tensor_in_memory(ours, family, spec)?;
+        weights.shape_of_base(&name)?.first().copied()
+    };
+    let embedding = rows(EMBEDDING);
+    let head_is_there = spec.tied_head || spec.headless || rows(HEAD) == embedding;
+    Ok(embedding
+        .filter(|_| head_is_there && !spec.head_bias)
+        .unwrap_or(0))
 }
 
 /// Whether a base was found elsewhere than at its absolute path.

@@ -28,7 +28,7 @@ use serde_json::Value;
 pub use self::{
     file::AdapterFile,
     first_state::FirstStateConfig,
-    folder::{base_folder, load},
+    folder::{base_folder, fit_base, load},
     intervention::Intervention,
     linear_adapter::LinearAdapter,
     modules::{each_linear, linear_parts, no_linear_map, no_module, target_modules},

@@ -36,6 +36,14 @@ impl TableAdapter {
         }
     }
 
+    /// The logits `[rows, vocabulary]` that a head gives of `states` `[rows, width]`, as the adapter changes them at a head that is the table.
+    pub fn logits(&self, logits: Tensor<2>, states: &Tensor<2>, precision: Precision) -> Tensor<2> {
+        match self {
+            Self::LowRank(own) => logits + own.added_logits(states),
+            Self::Rows(own) => logits.clone() + own.difference(states.clone(), logits, precision),
+        }
+    }
+
     /// Multiplies what it adds by a weight; says whether it can.
     pub fn weigh(&mut self, weight: f64) -> bool {
         match self {
@@ -95,6 +103,15 @@ impl LowRankTable {
     }
 }
 
+impl LowRankTable {
+    /// What is added to the logits of `states` `[rows, width]`, `[rows, vocabulary]`.
+    fn added_logits(&self, states: &Tensor<2>) -> Tensor<2> {
+        let up = self.up.value::<2>().transpose();
+        let narrow = linear(states.clone(), up, None, Precision::F32) * self.scale;
+        linear(narrow, self.down.value::<2>(), None, Precision::F32)
+    }
+}
+
 /// Rows of some tokens, in place of the base's. At the table they are looked up, at a head of its own they are multiplied by.
 #[derive(Debug, Clone)]
 pub struct TokenRows {
@@ -128,26 +145,27 @@ impl TokenRows {
     }
 }
 
-impl LinearAdapter for TokenRows {
-    /// The logits of its tokens are others, `[rows, vocabulary]`.
-    fn addition(&self, pass: &LinearPass<'_>) -> Tensor<2> {
-        let [count, vocabulary] = pass.product.dims();
-        let own = linear(
-            pass.input.clone(),
-            self.rows.value::<2>(),
-            None,
-            pass.precision,
-        );
+impl TokenRows {
+    /// What its tokens' logits of `states` `[rows, width]` have more than those of the base, `product` `[rows, vocabulary]`.
+    fn difference(&self, states: Tensor<2>, product: Tensor<2>, precision: Precision) -> Tensor<2> {
+        let [count, vocabulary] = product.dims();
+        let own = linear(states, self.rows.value::<2>(), None, precision);
         let all: Vec<u32> = (0..vocabulary as u32).collect();
-        let (_, is_own) = self.places(&all);
-        let device = pass.product.device();
+        let (places, is_own) = self.places(&all);
+        let device = product.device();
         let is_own =
             Tensor::<2, Bool>::from_data(TensorData::new(is_own, [1, vocabulary]), &device);
         // Each token's logits as a row, so that they are looked up as rows of a table are.
-        let (places, _) = self.places(&all);
         let spread = embedding(own.transpose(), &places).transpose();
-        let difference = spread - pass.product.clone();
+        let difference = spread - product;
         difference.mask_fill(is_own.bool_not().expand([count, vocabulary]), 0.0)
+    }
+}
+
+impl LinearAdapter for TokenRows {
+    /// The logits of its tokens are others, `[rows, vocabulary]`.
+    fn addition(&self, pass: &LinearPass<'_>) -> Tensor<2> {
+        self.difference(pass.input.clone(), pass.product.clone(), pass.precision)
     }
 
     fn merge(&self, base: &LinearWeights) -> Result<LinearWeights> {
@@ -227,6 +245,27 @@ mod tests {
         assert_eq!(floats(table.rows(&[0, 1])), [2.5, 4.0, 3.0, 4.0]);
         table.merge();
         assert_eq!(table.weight.to_vec(), [2.5, 4.0, 3.0, 4.0, 8.0, 10.0]);
+    }
+
+    #[test]
+    fn logits_are_those_of_the_changed_table() {
+        let low_rank = LowRankTable {
+            down: parameter("a", [3, 1], &[1.0, 0.0, 2.0]),
+            up: parameter("b", [2, 1], &[3.0, 4.0]),
+            scale: 0.5,
+        };
+        let mut table = table();
+        for (name, own) in [
+            ("first", TableAdapter::LowRank(Box::new(low_rank))),
+            ("second", TableAdapter::Rows(Box::new(rows()))),
+        ] {
+            table.adapters.attach(name, own);
+            let x = Tensor::<3>::from_floats([[[1.0, 1.0]], [[0.5, -2.0]]], &Device::flex());
+            let logits = table.logits(x.clone(), Precision::F32);
+            assert_eq!(logits.dims(), [2, 1, 3]);
+            let expected = linear(x, table.table(), None, Precision::F32);
+            assert_eq!(logits.into_data(), expected.into_data(), "{name}");
+        }
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! The table of tokens, `[vocabulary, width]`, and what adapters do to it.
 
 use burn::tensor::Tensor;
-use espalier_kernels::{embedding::embedding, weight::Weight};
+use espalier_kernels::{
+    embedding::embedding,
+    linear::{Precision, linear},
+    weight::Weight,
+};
 
 use crate::{
     adapter::{attachments::Attachments, table::TableAdapter},
@@ -50,6 +54,22 @@ impl Embedding {
         Weight::Tensor(adapters.fold(self.weight.value(), |rows, adapter| {
             adapter.changed(rows, &ids)
         }))
+    }
+
+    /// What the table gives as a head, `[.., width]` to `[.., vocabulary]`: the product with the table as the active adapters change it,
+    /// which is not made, for a token that is decoded needs no more than a row of it.
+    pub fn logits<const D: usize>(&self, hidden: Tensor<D>, precision: Precision) -> Tensor<D> {
+        if !self.adapters.is_active() {
+            return linear(hidden, self.weight.weight(), None, precision);
+        }
+        let (mut shape, width) = (hidden.dims(), self.width());
+        let count = shape.iter().product::<usize>() / width.max(1);
+        let states = hidden.reshape([count, width]);
+        let product = linear(states.clone(), self.weight.weight::<2>(), None, precision);
+        let change = |logits, adapter: &TableAdapter| adapter.logits(logits, &states, precision);
+        let logits = self.adapters.active().fold(product, change);
+        shape[D - 1] = self.weight.shape()[0];
+        logits.reshape(shape)
     }
 
     /// Puts what the active adapters do into the table, in f32, and removes them.

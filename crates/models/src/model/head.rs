@@ -6,7 +6,6 @@ use espalier_kernels::{
         HeadOptions, Regularisation, cross_entropy, linear_cross_entropy, linear_log_probabilities,
         log_probabilities,
     },
-    linear::linear,
     weight::Weight,
 };
 
@@ -19,7 +18,7 @@ impl LanguageModel {
         let hidden = self.before_head(hidden);
         let logits = match &self.head {
             Some(head) => head.forward(hidden),
-            None => linear(hidden, self.embedding.table(), None, self.precision),
+            None => self.embedding.logits(hidden, self.precision),
         };
         let logits = match &self.head_bias {
             Some(bias) => logits + flat(bias).unsqueeze(),

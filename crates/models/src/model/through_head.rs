@@ -95,6 +95,14 @@ fn add<const D: usize>(sum: &mut Option<Tensor<D>>, more: Tensor<D>) {
     });
 }
 
+/// A matrix whose rows lie side by side, as products read them: one copy for all chunks, and not one for each.
+fn laid_out(matrix: Tensor<2>) -> Tensor<2> {
+    let shape = matrix.dims();
+    matrix
+        .reshape([shape.iter().product::<usize>()])
+        .reshape(shape)
+}
+
 /// A head that is a linear map, with a cap on its logits where the model has one.
 struct Head {
     /// `[vocabulary, width]`, tracked, where it is trained.
@@ -116,7 +124,7 @@ impl Head {
         let weight = tracked.clone().inner();
         Some(Self {
             trained: model.trains_plain_head().then_some(tracked),
-            transposed: weight.clone().transpose(),
+            transposed: laid_out(weight.clone().transpose()),
             weight,
             bias,
             softcap: model.spec().logit_softcap,

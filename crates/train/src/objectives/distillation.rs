@@ -152,7 +152,6 @@ impl Distill {
                 ..SamplerOptions::default()
             },
             end: policy.spec().eos.clone(),
-            forbidden: Vec::new(),
         };
         let answers = decode(&policy.frozen(), &prompts, &options, &mut |_, _| true)?;
         let row = |(prompt, answer): (Vec<u32>, Vec<u32>)| {

@@ -11,12 +11,8 @@ use espalier_data::{
     record::{Message, Record},
     tokenizer::Tokenizer,
 };
-use espalier_kernels::readback::ReadFloats;
-use espalier_models::{
-    folder,
-    model::{Input, LanguageModel},
-    spec::Subject,
-};
+use espalier_engine::score::rewards;
+use espalier_models::{folder, model::LanguageModel, spec::Subject};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -85,24 +81,14 @@ impl ModelReward {
             }
         }
     }
-
-    fn scores(&self, texts: &[Vec<u32>]) -> Result<Vec<f32>> {
-        let input = Input::padded(texts);
-        let hidden = self.model.hidden(&input, None)?;
-        Ok(self.model.class_scores(hidden, &input)?.floats())
-    }
 }
 
 impl Reward for ModelReward {
     fn score(&mut self, answers: &[Asked<'_>]) -> Result<Vec<Option<f64>>> {
         let texts = answers.iter().map(|asked| self.text(asked));
         let texts = texts.collect::<Result<Vec<_>>>()?;
-        let mut all = Vec::with_capacity(texts.len());
-        for chunk in texts.chunks(BATCH) {
-            let scores = self.scores(chunk)?;
-            all.extend(scores.into_iter().map(|score| Some(f64::from(score))));
-        }
-        Ok(all)
+        let scores = rewards(&self.model, &texts, BATCH)?;
+        Ok(scores.into_iter().map(Some).collect())
     }
 }
 
@@ -135,7 +121,9 @@ mod tests {
         template::{ChatTemplate, PLAIN},
         tokenizer::BpeOptions,
     };
+    use espalier_kernels::readback::ReadFloats;
     use espalier_models::{
+        model::Input,
         pooling::Pooling,
         source::Seed,
         spec::{ClassifierSpec, ModelSpec, Problem},

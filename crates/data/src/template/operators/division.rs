@@ -17,7 +17,15 @@ pub(super) fn divide_whole(left: Value, right: Value) -> Result<Value, Error> {
     let (_, second) = numbers("//", &left, &right)?;
     not_zero(second)?;
     arithmetic("//", &left, &right, floor_divided, |left, right| {
-        (left / right).floor()
+        let quotient = (left - modulo(left, right)) / right;
+        // What is nearly whole was whole before the division rounded it.
+        let floor = quotient.floor();
+        let whole = floor + f64::from(u8::from(quotient - floor > 0.5));
+        if whole == 0.0 {
+            0f64.copysign(left / right)
+        } else {
+            whole
+        }
     })
 }
 
@@ -35,13 +43,22 @@ pub(super) fn remainder(left: Value, right: Value) -> Result<Value, Error> {
     let (_, second) = numbers("%", &left, &right)?;
     not_zero(second)?;
     let whole = |left: i128, right: i128| {
-        floor_divided(left, right).map(|quotient| left - quotient * right)
+        // The one remainder that has no quotient of 128 bits is 0.
+        let rest = left.checked_rem(right).unwrap_or(0);
+        let other_sign = rest != 0 && (rest < 0) != (right < 0);
+        Some(if other_sign { rest + right } else { rest })
     };
-    arithmetic("%", &left, &right, whole, |left, right| {
-        let rest = left % right;
-        let other_sign = rest != 0.0 && (rest < 0.0) != (right < 0.0);
-        if other_sign { rest + right } else { rest }
-    })
+    arithmetic("%", &left, &right, whole, modulo)
+}
+
+/// What is left of a real number, with the divisor's sign; of zero, too.
+fn modulo(left: f64, right: f64) -> f64 {
+    let rest = left % right;
+    match rest {
+        0.0 => 0f64.copysign(right),
+        _ if (rest < 0.0) != (right < 0.0) => rest + right,
+        _ => rest,
+    }
 }
 
 /// The engine makes lists of tuples, so that a list is one value where the format has one place and the list not one item.
@@ -64,13 +81,24 @@ fn formatted(text: &Value, values: &Value) -> Result<Value, Error> {
 pub(super) fn power(left: Value, right: Value) -> Result<Value, Error> {
     let (first, second) = numbers("**", &left, &right)?;
     if second < 0.0 {
-        return Ok(not_zero(first)?.powf(second).into());
+        return finite(not_zero(first)?.powf(second)).map(Value::from);
     }
     if first < 0.0 && second.fract() != 0.0 {
         return Err(bounds::refused("a root of a number below zero"));
     }
     let whole = |base: i128, exponent: i128| base.checked_pow(u32::try_from(exponent).ok()?);
-    arithmetic("**", &left, &right, whole, f64::powf)
+    let power = arithmetic("**", &left, &right, whole, f64::powf)?;
+    if first.is_finite() && second.is_finite() {
+        finite(float(&power)?)?;
+    }
+    Ok(power)
+}
+
+fn finite(number: f64) -> Result<f64, Error> {
+    match number.is_finite() {
+        true => Ok(number),
+        false => Err(bounds::refused("a power beyond the largest number")),
+    }
 }
 
 fn numbers(operator: &str, left: &Value, right: &Value) -> Result<(f64, f64), Error> {

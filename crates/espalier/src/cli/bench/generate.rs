@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use espalier_engine::{
     decode::{DecodeOptions, decode},
+    rules::Rules,
     sampler::SamplerOptions,
 };
 use espalier_models::model::LanguageModel;
@@ -89,10 +90,10 @@ fn generate(model: &LanguageModel, prompts: &[Vec<u32>], new_tokens: usize) -> R
         max_new_tokens: new_tokens,
         sampler: SamplerOptions {
             temperature: 0.0,
+            rules: Rules::without(&model.spec().eos),
             ..SamplerOptions::default()
         },
         end: Vec::new(),
-        forbidden: model.spec().eos.clone(),
     };
     let (start, mut first, mut count) = (Instant::now(), None, 0);
     decode(model, prompts, &options, &mut |_, _| {

@@ -116,7 +116,7 @@ pub fn run(args: &ShowArgs, context: &Context) -> Result<()> {
 fn encoded(sourced: &Sourced, encoder: &Encoder, wanted: Wanted) -> Result<Vec<Encoded>> {
     let whole = || sourced.encoded(encoder);
     Ok(match wanted {
-        Wanted::Prompts => vec![match prompts::of_record(&encoder.tokenizer, sourced)? {
+        Wanted::Prompts => vec![match prompts::of_record(encoder, sourced)? {
             Some(ids) => Encoded::Example(Example::new(ids.clone(), vec![false; ids.len()])),
             None => Encoded::Dropped {
                 reason: "it asks for no answer".into(),
@@ -147,6 +147,7 @@ fn records(args: &ShowArgs, wanted: Wanted, context: &Context) -> Result<Vec<Sou
             records.push(Sourced {
                 record: record?,
                 place: Some((path.clone(), reader.line())),
+                origin: Value::Null,
             });
         }
         let unread: Vec<&str> = reader.unread().collect();
@@ -176,6 +177,7 @@ fn records(args: &ShowArgs, wanted: Wanted, context: &Context) -> Result<Vec<Sou
             Ok(Sourced {
                 record,
                 place: None,
+                origin: Value::Null,
             })
         })
         .collect()

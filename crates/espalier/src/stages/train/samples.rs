@@ -11,12 +11,10 @@ use espalier_train::{
     batch::Sample,
     objectives::{ObjectiveOptions, language::Turns, registry::Registered},
 };
-use serde_json::Value;
 
 use super::{TrainStage, VALIDATION};
 use crate::{
     Error, Result,
-    recipe::DataOptions,
     stages::{
         classes,
         data::{self, Sourced},
@@ -46,16 +44,9 @@ pub(super) fn prepare(
         let all = records.iter_mut().chain(&mut held_out);
         all.for_each(|sourced| sourced.record.learn_last_turn());
     }
-    let origins_of = |sources: &[DataOptions], records: &[Sourced]| match asks {
-        true => prompts::origins(sources, records),
-        false => Ok(Vec::new()),
-    };
-    let mut origins = origins_of(&stage.data, &records)?;
-    let mut held_out_origins = origins_of(&stage.validation, &held_out)?;
     if stage.splits() {
         let share = (records.len() as f64 * stage.validation_share).ceil() as usize;
         held_out = hold_out(&mut records, share.max(stage.validation_count));
-        held_out_origins = origins.split_off(records.len().min(origins.len()));
         let path = workplace.folder.join(VALIDATION);
         readers::write_jsonl(
             &path,
@@ -72,17 +63,11 @@ pub(super) fn prepare(
     )?;
     let options = &stage.options;
     if asks {
-        let mut prepare = |records: &[Sourced], origins: &[Value]| {
-            prompts::samples(
-                &start.tokenizer,
-                records,
-                origins,
-                options.length,
-                workplace.voice,
-            )
+        let tokenizer = &start.tokenizer;
+        let mut prepare = |records: &[Sourced]| {
+            prompts::samples(tokenizer, records, options.length, workplace.voice)
         };
-        let training = prepare(&records, &origins)?;
-        let validation = prepare(&held_out, &held_out_origins)?;
+        let (training, validation) = (prepare(&records)?, prepare(&held_out)?);
         return Ok((start, training, validation));
     }
     let said = [records.as_slice(), held_out.as_slice()];
@@ -103,6 +88,7 @@ pub(super) fn prepare(
         let encoded = data::encode_within(
             &start.tokenizer,
             records,
+            wanted,
             options.length,
             truncation,
             options.packing,

@@ -1,6 +1,6 @@
 //! Sums of low-rank adapters as one, in PEFT's three ways (`add_weighted_adapter`), and the adapter that is nearest to what tuning did.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use burn::tensor::{Tensor, TensorData};
 use espalier_kernels::decomposition::{Search, truncated_svd};
@@ -9,9 +9,12 @@ use espalier_kernels::readback::ReadFloats;
 use super::{Factors, LowRank, start::weights_of};
 use crate::{
     Error, Result,
-    adapter::{Adapter, each_linear},
+    adapter::{
+        Adapter, each_linear,
+        saved_modules::{is_unread, module_of},
+    },
     checkpoint::{PeftConfig, peft_config::Targets},
-    families::Family,
+    families::{Family, TensorEntry},
     model::LanguageModel,
     parameter::{Parameter, Parameters},
 };
@@ -192,6 +195,57 @@ pub struct Extracted {
     pub left: Vec<String>,
 }
 
+/// The modules that tuning changed and of which `config` takes no low rank, such as the table of tokens and norms: kept whole, they make the
+/// adapter all of what tuning did but for what the rank leaves out.
+///
+/// # Errors
+/// As [`extract`].
+pub fn changed_modules(
+    base: &LanguageModel,
+    tuned: &LanguageModel,
+    family: &Family,
+    config: &PeftConfig,
+) -> Result<Vec<String>> {
+    check_alike(base, tuned)?;
+    let planned = config.planned(base, family, false)?;
+    let mut adapted = HashSet::new();
+    base.visit_linears(&mut |map| {
+        if planned.contains_key(&map.name) {
+            adapted.insert(map.weight.to_owned());
+        }
+    });
+    let changed: HashSet<String> = changed(base, tuned).into_iter().collect();
+    let entries = family.in_memory(base.spec());
+    let modules_with = |parameters: &HashSet<String>| -> BTreeSet<String> {
+        let has = |entry: &&TensorEntry| entry.parts.iter().any(|part| parameters.contains(part));
+        let found = entries.iter().filter(has);
+        found
+            .map(|entry| module_of(&entry.name).to_owned())
+            .collect()
+    };
+    let whole = &modules_with(&changed) - &modules_with(&adapted);
+    let whole = whole.into_iter();
+    Ok(whole.filter(|module| !is_unread(module, family)).collect())
+}
+
+/// Refuses models that are no whole ones of one shape.
+fn check_alike(base: &LanguageModel, tuned: &LanguageModel) -> Result<()> {
+    let shapes = |model: &LanguageModel| -> Vec<(String, Vec<usize>)> {
+        let parameters = model.parameters().into_iter();
+        parameters
+            .map(|p| (p.name().to_owned(), p.shape().to_vec()))
+            .collect()
+    };
+    let whole = tuned.adapters().is_empty() && base.adapters().is_empty();
+    match whole && shapes(base) == shapes(tuned) {
+        true => Ok(()),
+        false => Err(Error::Invalid(
+            "the tuned model and its base must be whole models of one shape; merge adapters first"
+                .into(),
+        )),
+    }
+}
+
 /// Puts the adapter on `base` that is nearest to what it takes to be `tuned`: ranks, modules, and those that are kept whole are
 /// `config`'s.
 ///
@@ -203,19 +257,7 @@ pub fn extract(
     family: &Family,
     config: &PeftConfig,
 ) -> Result<Extracted> {
-    let shapes = |model: &LanguageModel| -> Vec<(String, Vec<usize>)> {
-        let parameters = model.parameters().into_iter();
-        parameters
-            .map(|p| (p.name().to_owned(), p.shape().to_vec()))
-            .collect()
-    };
-    if shapes(base) != shapes(tuned) || !tuned.adapters().is_empty() || !base.adapters().is_empty()
-    {
-        return Err(Error::Invalid(
-            "the tuned model and its base must be whole models of one shape; merge adapters first"
-                .into(),
-        ));
-    }
+    check_alike(base, tuned)?;
     let mut left = changed(base, tuned);
     let planned = config.planned(base, family, false)?;
     let mut tuned = tuned.clone();

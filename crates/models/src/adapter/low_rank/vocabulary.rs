@@ -90,9 +90,44 @@ impl Vocabulary {
     }
 }
 
-/// Whether a key of `trainable_token_indices` means a module of these names.
-fn means(key: &str, names: &[String]) -> bool {
-    names.iter().any(|name| name.ends_with(key))
+/// What `trainable_token_indices` mean.
+#[derive(Default)]
+struct Meant<'a> {
+    embedding: Option<&'a Vec<u32>>,
+    head: Option<&'a Vec<u32>>,
+    /// A key that means neither.
+    nothing: Option<&'a str>,
+    /// A key that means what another one does, with another list.
+    twice: Option<&'a str>,
+}
+
+impl TrainedTokens {
+    /// Of which of the two modules, each by its names, rows are trained: a key is the end of a name.
+    fn meant<'a>(&'a self, embedding: &[&str], head: &[&str]) -> Meant<'a> {
+        let mut meant = Meant::default();
+        let modules = match self {
+            Self::OfEmbedding(ids) => {
+                meant.embedding = Some(ids);
+                return meant;
+            }
+            Self::ByModule(modules) => modules,
+        };
+        for (key, ids) in modules {
+            let means = |names: &[&str]| names.iter().any(|name| name.ends_with(key));
+            let place = match (means(embedding), means(head)) {
+                (true, _) => &mut meant.embedding,
+                (false, true) => &mut meant.head,
+                (false, false) => {
+                    meant.nothing = Some(key);
+                    continue;
+                }
+            };
+            if place.replace(ids).is_some_and(|other| other != ids) {
+                meant.twice = Some(key);
+            }
+        }
+        meant
+    }
 }
 
 impl PeftConfig {
@@ -126,18 +161,10 @@ impl PeftConfig {
 
     /// Whether rows of a head that is the embedding are trained apart from the embedding's.
     pub(super) fn rows_part(&self, embedding: &[&str], head: &[&str]) -> bool {
-        let Some(TrainedTokens::ByModule(modules)) = &self.tokens else {
-            return false;
-        };
-        let of = |names: &[&str]| {
-            let meant = |key: &str| names.iter().any(|name| name.ends_with(key));
-            modules
-                .iter()
-                .find(|(key, _)| meant(key))
-                .map(|(_, ids)| ids)
-        };
-        let head = of(head);
-        head.is_some() && head != of(embedding)
+        self.tokens.as_ref().is_some_and(|tokens| {
+            let meant = tokens.meant(embedding, head);
+            meant.head.is_some() && meant.head != meant.embedding
+        })
     }
 
     /// Where rows are trained.
@@ -146,23 +173,22 @@ impl PeftConfig {
         else {
             return Ok(Rows::default());
         };
-        let mut rows = Rows::default();
-        match tokens {
-            TrainedTokens::OfEmbedding(ids) => rows.embedding = Some(ids.clone()),
-            TrainedTokens::ByModule(modules) => {
-                for (key, ids) in modules {
-                    let head = vocabulary.head.as_ref();
-                    if means(key, &vocabulary.embedding) {
-                        rows.embedding = Some(ids.clone());
-                    } else if head.is_some_and(|head| means(key, head)) {
-                        rows.head = Some(ids.clone());
-                    } else {
-                        return Err(no_module("trainable_token_indices", key, model, family));
-                    }
-                }
-            }
+        let embedding = vocabulary.embedding.each_ref().map(String::as_str);
+        let head = vocabulary.head.iter().flatten();
+        let head: Vec<&str> = head.map(String::as_str).collect();
+        let meant = tokens.meant(&embedding, &head);
+        if let Some(key) = meant.nothing {
+            return Err(no_module("trainable_token_indices", key, model, family));
         }
-        Ok(rows)
+        if let Some(key) = meant.twice {
+            return Err(Error::Invalid(format!(
+                "`trainable_token_indices`: `{key}` and another key mean one module, with other lists; keep one of them"
+            )));
+        }
+        Ok(Rows {
+            embedding: meant.embedding.cloned(),
+            head: meant.head.cloned(),
+        })
     }
 
     /// How many rows embedding and head need. Those that the base lacks must all be trained ones.

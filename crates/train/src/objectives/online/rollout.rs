@@ -342,7 +342,6 @@ impl Actor {
             max_new_tokens: self.options.max_completion_length,
             sampler: self.options.sampler(random.next_u64()),
             end: ends(policy, tokenizer),
-            forbidden: Vec::new(),
         };
         Ok(decode(policy, &prompts, &options, &mut |_, _| true)?)
     }
