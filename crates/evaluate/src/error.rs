@@ -16,10 +16,20 @@ pub enum Error {
     /// Generation or scoring.
     #[error(transparent)]
     Engine(#[from] espalier_engine::Error),
+    /// A task: its file, its data or its options; the text names what and how to mend it.
+    #[error("{0}")]
+    Task(String),
     /// The report page.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
     /// The metrics log.
     #[error(transparent)]
     Metrics(#[from] crate::curves::MetricsError),
+}
+
+impl Error {
+    /// A [`Error::Task`].
+    pub fn task(text: impl Into<String>) -> Self {
+        Self::Task(text.into())
+    }
 }

@@ -8,7 +8,7 @@ use std::thread;
 
 use minijinja::machinery::{Vm, make_string_output};
 use minijinja::value::Value as Jinja;
-use minijinja::{AutoEscape, Environment, ErrorKind};
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 use serde_json::{Map, Value};
 
 use super::bounds::Limits;
@@ -50,6 +50,25 @@ pub(super) fn render(
         environment.add_filter(generation::FILTER, wrap);
         environment.set_fuel(Some(limits.instructions));
         let text = run(&environment, program, variables).map_err(|error| template_error(&error))?;
+        if text.len() <= OUTPUT_LIMIT {
+            return Ok(text);
+        }
+        Err(Error::Template(format!(
+            "the template renders more than {OUTPUT_LIMIT} bytes"
+        )))
+    })
+}
+
+/// Renders a text template ([`super::render_text`]).
+pub(super) fn render_text(source: &str, variables: &Map<String, Value>) -> Result<String> {
+    let texts = variables.values().map(length).sum();
+    let limits = Limits::new(0, texts);
+    on_a_deep_stack(limits, || {
+        let program = prepare(source)?;
+        let mut environment = TEXTS.clone();
+        environment.set_fuel(Some(limits.instructions));
+        let text =
+            run(&environment, &program, variables).map_err(|error| template_error(&error))?;
         if text.len() <= OUTPUT_LIMIT {
             return Ok(text);
         }
@@ -131,6 +150,33 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     environment.add_filter(generation::FILTER, |body: String| body);
     environment
 });
+
+/// The same engine as `lm-evaluation-harness` sets it up.
+static TEXTS: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut environment = ENVIRONMENT.clone();
+    environment.set_trim_blocks(false);
+    environment.set_lstrip_blocks(false);
+    environment.set_keep_trailing_newline(true);
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    environment.add_filter("regex_replace", regex_replace);
+    environment
+});
+
+fn regex_replace(
+    text: String,
+    pattern: String,
+    to: String,
+    count: Option<usize>,
+) -> Result<String, minijinja::Error> {
+    let regex = regex::Regex::new(&pattern);
+    let regex = regex.map_err(|error| {
+        minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            format!("regex_replace: {error}"),
+        )
+    })?;
+    Ok(regex.replacen(&text, count.unwrap_or(0), to).into_owned())
+}
 
 fn raise_exception(message: String) -> Result<Jinja, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))

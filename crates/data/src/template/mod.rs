@@ -62,6 +62,23 @@ pub struct ChatTemplate {
     marks_generation: bool,
 }
 
+/// Renders a text template, as task files of lm-evaluation-harness have them: no line is trimmed, an undefined variable is an error, and there
+/// is the filter `regex_replace`.
+///
+/// ```
+/// use espalier_data::template::render_text;
+/// let variables = serde_json::from_str(r#"{"words": ["a", "b"]}"#)?;
+/// assert_eq!(render_text("{{ words[:-1]|join(' ') }}: {{ words }}", &variables)?, "a: ['a', 'b']");
+/// assert!(render_text("{{ word }}", &variables).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Template`] when the template is malformed, fails, or renders more than [`OUTPUT_LIMIT`].
+pub fn render_text(source: &str, variables: &Map<String, Value>) -> Result<String> {
+    engine::render_text(source, variables)
+}
+
 /// A rendered conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rendered {

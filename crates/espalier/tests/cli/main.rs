@@ -263,7 +263,7 @@ fn options_that_make_no_sense_exit_with_two() {
         assert!(err(&output).contains(message), "{}", err(&output));
         assert!(!err(&output).contains("'-- -5'"), "{}", err(&output));
     }
-    let world = espalier(&["eval", model(), "--world", "zzz"]);
+    let world = espalier(&["eval", model(), "zzz"]);
     assert_eq!(world.status.code(), Some(2), "{}", err(&world));
     let threads = command(&["generate", model(), "a"])
         .env("RAYON_NUM_THREADS", "100000")

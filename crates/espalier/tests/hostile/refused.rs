@@ -79,8 +79,8 @@ fn what_cannot_have_room_is_refused_with_its_option() {
             "`--batch` 999999999999999 of `--prompt` 8 tokens takes about",
         ),
         (
-            &["eval", &llama, "--world", "g1/1", "--items", "999999999"],
-            "`items`: 999999999 is more than",
+            &["eval", &llama, "g1/1", "--limit", "999999999"],
+            "`--limit`: 999999999 is more than",
         ),
     ] {
         refused(&espalier(arguments), 2, part);

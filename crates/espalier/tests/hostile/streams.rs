@@ -339,7 +339,7 @@ fn paths_that_are_no_text_are_refused_or_answered_in_json() {
         ("embed @ hi", 0),
         ("embed @ --file @/data.jsonl", 0),
         ("chat @ --prompt hi --max-new-tokens 2", 0),
-        ("eval @ --world g1/1 --items 1", 2),
+        ("eval @ g1/1 --limit 1", 0),
         ("data generate g1/1 --count 1 --output @/items.jsonl", 0),
         ("data show @/data.jsonl --tokenizer @", 2),
         ("bench generate @ --prompt 2 --new 2", 0),

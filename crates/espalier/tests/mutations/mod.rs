@@ -254,7 +254,7 @@ const COMMAND_LINES: &[&str] = &[
     "chat run/02-tune/model --prompt Hi --max-new-tokens 3 --system Be",
     "embed run/01-grow/model one two --pooling last --raw --json",
     "eval run/01-grow/model --data data.jsonl --length 64 --json",
-    "eval run/01-grow/model --world g1/1 --items 2 --sample --seed 1",
+    "eval run/01-grow/model g1/1 --limit 2 --sample --seed 1",
     "inspect run/01-grow/model --json",
     "data generate g1/2 --count 3 --seed 1 --output new.jsonl",
     "data show data.jsonl --tokenizer run/01-grow/model --max-length 32 --count 2 --form messages --template chatml",

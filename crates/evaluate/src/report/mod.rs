@@ -7,6 +7,7 @@
 //! Left out: interaction (zoom, hover), which would need scripts.
 
 mod axis;
+mod bars;
 mod chart;
 mod table;
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use espalier_data::disk;
 
+pub use bars::{Bar, Bars};
 pub use chart::{Chart, Series};
 pub use table::Table;
 
@@ -73,6 +75,15 @@ pub enum Section {
     Chart(Chart),
     /// Rows and columns.
     Table(Table),
+    /// Shares with their intervals.
+    Bars(Bars),
+    /// Text as it stands, folded away under its heading.
+    Folded {
+        /// The heading.
+        title: String,
+        /// The text.
+        body: String,
+    },
     /// Samples of a model, under one heading.
     Conversations(Vec<Conversation>),
     /// Paragraphs, separated by blank lines.
@@ -155,6 +166,12 @@ impl Section {
         Ok(match self {
             Self::Chart(chart) => chart.html()?,
             Self::Table(table) => table.html(),
+            Self::Bars(bars) => bars.html(),
+            Self::Folded { title, body } => format!(
+                "<section>\n<details><summary>{}</summary>\n<pre>{}</pre></details>\n</section>\n",
+                escape(title),
+                escape(body)
+            ),
             Self::Conversations(conversations) => {
                 let all: String = conversations.iter().map(Conversation::html).collect();
                 format!("<section class=\"conversations\">\n{all}</section>\n")

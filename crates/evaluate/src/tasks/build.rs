@@ -1,0 +1,810 @@
+//! From a task's file and its records to its items: the prompt of each, with labelled examples before it, and what is asked.
+
+use std::path::Path;
+
+use espalier_data::template::render_text;
+use serde_json::{Map, Value};
+use twox_hash::xxhash3_128;
+
+use super::{
+    Generation, Group, Item, Metric, Pipeline, Prompting, Request, Task,
+    data::{self, Places},
+    file::{OutputType, TaskFile},
+    filter::Filter,
+    functions::{self, ChangeDocs, MakeText},
+    literal::literal,
+    metric::{Aggregation, ExactMatch, Measure, words},
+    prompt::{Question, Turn, joined, plain_text, prompt},
+    sampling::PythonRandom,
+};
+use crate::{Error, Result};
+
+/// A task's file, and what surrounds it.
+#[derive(Debug, Clone)]
+pub struct Definition {
+    /// Its keys.
+    pub file: TaskFile,
+    /// Where it is; functions are known by the name of its folder.
+    pub path: std::path::PathBuf,
+    /// The groups it was called by.
+    pub groups: Vec<Group>,
+    /// A digest of its keys.
+    pub digest: String,
+}
+
+/// Which items are asked.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limit(pub Option<f64>);
+
+impl Limit {
+    /// So many of `count` items: the first ones, or a share where it is below 1.
+    pub fn of(self, count: usize) -> usize {
+        match self.0 {
+            None => count,
+            Some(share) if share < 1.0 => (count as f64 * share).ceil() as usize,
+            Some(number) => (number as usize).min(count),
+        }
+    }
+}
+
+/// Builds a task.
+///
+/// # Errors
+/// When records are missing, a template fails, or a key asks for what is not supported.
+pub fn task(
+    definition: &Definition,
+    data: Option<&Path>,
+    prompting: &Prompting<'_>,
+    limit: Limit,
+) -> Result<Task> {
+    let context = |error: Error| match error {
+        Error::Task(reason) => Error::task(format!(
+            "{}: task `{}`: {reason}",
+            definition.path.display(),
+            definition.file.task
+        )),
+        other => other,
+    };
+    Builder::new(definition, data, prompting)
+        .and_then(|builder| builder.task(limit))
+        .map_err(context)
+}
+
+/// Where a text or a value comes from.
+#[derive(Debug, Clone)]
+enum Field {
+    /// The same for all records.
+    Fixed(Value),
+    /// A field of the record, or a template.
+    Template(String),
+    /// A known function.
+    Function(MakeText),
+    /// Nothing.
+    Absent,
+}
+
+impl Field {
+    fn parse(key: &str, value: &Value, folder: &str) -> Result<Self> {
+        if let Some(name) = functions::name(value) {
+            return MakeText::named(key, folder, name).map(Self::Function);
+        }
+        Ok(match value {
+            Value::Null => Self::Absent,
+            Value::String(text) => Self::Template(text.clone()),
+            Value::Object(map) => Self::Fixed(map.values().cloned().collect()),
+            other => Self::Fixed(other.clone()),
+        })
+    }
+
+    /// The value for a record, and whether a template made it.
+    fn value(&self, doc: &Value) -> Result<(Value, bool)> {
+        Ok(match self {
+            Self::Fixed(value) => (value.clone(), false),
+            Self::Function(function) => (function.apply(doc).into(), false),
+            Self::Template(text) => match doc.get(text) {
+                Some(value) => (value.clone(), false),
+                None => (render(text, doc)?.into(), true),
+            },
+            Self::Absent => (Value::Null, false),
+        })
+    }
+
+    fn text(&self, doc: &Value) -> Result<String> {
+        Ok(match self.value(doc)?.0 {
+            Value::Null => String::new(),
+            value => plain_text(&value),
+        })
+    }
+
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+
+    /// This one, or another where it is absent.
+    fn or(self, other: &Self) -> Self {
+        match self {
+            Self::Absent => other.clone(),
+            own => own,
+        }
+    }
+}
+
+fn render(template: &str, doc: &Value) -> Result<String> {
+    if !template.contains(['{', '}']) {
+        return Ok(template.to_owned());
+    }
+    let nothing = Map::new();
+    Ok(render_text(template, doc.as_object().unwrap_or(&nothing))?)
+}
+
+/// The question, the answer and the choices of a record.
+#[derive(Debug, Clone)]
+struct Fields {
+    text: Field,
+    target: Field,
+    choices: Field,
+    prefix: Field,
+}
+
+/// A right answer.
+#[derive(Debug, Clone, PartialEq)]
+enum Target {
+    Number(i64),
+    Text(String),
+    List(Vec<Value>),
+}
+
+impl Fields {
+    fn choices(&self, doc: &Value) -> Result<Option<Vec<String>>> {
+        if self.choices.is_absent() {
+            return Ok(None);
+        }
+        let (value, made) = self.choices.value(doc)?;
+        let value = match (made, &value) {
+            (true, Value::String(text)) => literal(text).unwrap_or(value),
+            _ => value,
+        };
+        match value {
+            Value::Array(choices) => Ok(Some(choices.iter().map(plain_text).collect())),
+            other => Err(Error::task(format!(
+                "`doc_to_choice` gives {other}, which is no list"
+            ))),
+        }
+    }
+
+    fn target(&self, doc: &Value) -> Result<Target> {
+        let (value, made) = self.target.value(doc)?;
+        Ok(match value {
+            Value::Bool(flag) => Target::Number(i64::from(flag)),
+            Value::Number(number) => match number.as_i64() {
+                Some(whole) => Target::Number(whole),
+                None => Target::Text(number.to_string()),
+            },
+            Value::Array(list) => Target::List(list),
+            Value::String(text) if made => self.target_of_template(text),
+            Value::String(text) => Target::Text(text),
+            Value::Null => Target::Text(String::new()),
+            other => Target::Text(other.to_string()),
+        })
+    }
+
+    fn target_of_template(&self, text: String) -> Target {
+        let digits = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+        if let (true, false, Ok(number)) = (digits, self.choices.is_absent(), text.parse()) {
+            return Target::Number(number);
+        }
+        let listed = text.len() >= 2 && text.starts_with('[') && text.ends_with(']');
+        match listed.then(|| literal(&text)).flatten() {
+            Some(Value::Array(list)) => Target::List(list),
+            _ => Target::Text(text),
+        }
+    }
+
+    /// The answer of a labelled example.
+    fn answer(&self, doc: &Value) -> Result<String> {
+        let choices = self.choices(doc)?;
+        Ok(match self.target(doc)? {
+            Target::Text(text) => text,
+            Target::List(list) => list.first().map(plain_text).unwrap_or_default(),
+            Target::Number(number) => match choices {
+                Some(choices) => chosen(&choices, number)?.to_owned(),
+                None => number.to_string(),
+            },
+        })
+    }
+}
+
+fn chosen(choices: &[String], number: i64) -> Result<&str> {
+    let choice = usize::try_from(number)
+        .ok()
+        .and_then(|number| choices.get(number));
+    choice.map(String::as_str).ok_or_else(|| {
+        Error::task(format!(
+            "`doc_to_target` gives {number}, and there are {} choices",
+            choices.len()
+        ))
+    })
+}
+
+/// Labelled examples to choose from.
+struct Pool {
+    docs: Vec<Value>,
+    /// Each of them as turns, once it was needed.
+    turns: Vec<Option<Vec<Turn>>>,
+    random: PythonRandom,
+    first: bool,
+    /// Whether the record that is asked may be among them.
+    excludes: bool,
+}
+
+impl Pool {
+    /// Places of examples before a record.
+    fn choose(&mut self, count: usize, doc: &Value) -> Result<Vec<usize>> {
+        let other = |place: &usize| !self.excludes || self.docs[*place] != *doc;
+        let chosen: Vec<usize> = match self.first {
+            true => (0..self.docs.len()).filter(other).take(count).collect(),
+            false => {
+                let wanted = count + usize::from(self.excludes);
+                if wanted > self.docs.len() {
+                    return Err(self.too_few(count));
+                }
+                let drawn = self.random.sample(self.docs.len(), wanted);
+                drawn.into_iter().filter(other).take(count).collect()
+            }
+        };
+        match chosen.len() == count {
+            true => Ok(chosen),
+            false => Err(self.too_few(count)),
+        }
+    }
+
+    fn too_few(&self, count: usize) -> Error {
+        Error::task(format!(
+            "{count} labelled examples are wanted, and there are {} to choose from; give a smaller `--num-fewshot`",
+            self.docs.len()
+        ))
+    }
+}
+
+struct Builder<'a> {
+    definition: &'a Definition,
+    file: &'a TaskFile,
+    folder: String,
+    prompting: &'a Prompting<'a>,
+    places: Places<'a>,
+    own: Fields,
+    example: Fields,
+    description: Field,
+    change: Option<ChangeDocs>,
+    /// Whether words and bytes are counted of the page as it stands in the data.
+    counts_page: bool,
+    metrics: Vec<Metric>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(
+        definition: &'a Definition,
+        data: Option<&'a Path>,
+        prompting: &'a Prompting<'a>,
+    ) -> Result<Self> {
+        let file = &definition.file;
+        let beside = definition.path.parent().unwrap_or(Path::new(""));
+        let folder = beside
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let field = |key: &str, value: &Value| Field::parse(key, value, folder);
+        let prefix =
+            |prefix: &Option<String>| prefix.clone().map_or(Field::Absent, Field::Template);
+        let own = Fields {
+            text: field("doc_to_text", &file.doc_to_text)?,
+            target: field("doc_to_target", &file.doc_to_target)?,
+            choices: field("doc_to_choice", &file.doc_to_choice)?,
+            prefix: prefix(&file.gen_prefix),
+        };
+        let shots = file.fewshot_config.clone().unwrap_or_default();
+        let example = Fields {
+            text: field("doc_to_text", &shots.doc_to_text)?.or(&own.text),
+            target: field("doc_to_target", &shots.doc_to_target)?.or(&own.target),
+            choices: field("doc_to_choice", &shots.doc_to_choice)?.or(&own.choices),
+            prefix: prefix(&shots.gen_prefix).or(&own.prefix),
+        };
+        let changed = functions::name(&file.process_docs);
+        let counted = functions::name(&file.process_results);
+        Ok(Self {
+            definition,
+            file,
+            prompting,
+            places: Places {
+                given: data,
+                beside,
+            },
+            own,
+            example,
+            description: field("description", &file.description)?,
+            change: changed
+                .map(|name| ChangeDocs::named(folder, name))
+                .transpose()?,
+            counts_page: match counted {
+                Some(name) => functions::counts_original(folder, name)?,
+                None => false,
+            },
+            metrics: metrics(file, folder)?,
+            folder: folder.to_owned(),
+        })
+    }
+
+    fn records(&self, split: &str, change: bool) -> Result<Vec<Value>> {
+        let records = data::records(self.file, split, self.places)?;
+        Ok(match self.change.filter(|_| change) {
+            Some(change) => records.into_iter().map(|doc| change.apply(doc)).collect(),
+            None => records,
+        })
+    }
+
+    fn task(&self, limit: Limit) -> Result<Task> {
+        let file = self.file;
+        let split = file.test_split.as_ref().or(file.validation_split.as_ref());
+        let split = split
+            .ok_or_else(|| Error::task("there is neither `test_split` nor `validation_split`"))?;
+        let docs = self.records(split, true)?;
+        // What a task sets to none stays none.
+        let shots = match (file.num_fewshot, self.prompting.shots) {
+            (Some(0), _) | (None, None) => 0,
+            (_, Some(given)) => given,
+            (Some(own), None) => own,
+        };
+        let mut pool = if shots > 0 { Some(self.pool()?) } else { None };
+        let count = limit.of(docs.len());
+        let mut items = Vec::with_capacity(count);
+        let several = docs.first().map(|doc| self.own.target(doc)).transpose()?;
+        let several = matches!(several, Some(Target::List(_)));
+        for (number, doc) in docs.into_iter().take(count).enumerate() {
+            let located = |error: Error| match error {
+                Error::Task(reason) => Error::task(format!("record {number}: {reason}")),
+                Error::Data(error) => Error::task(format!("record {number}: {error}")),
+                other => other,
+            };
+            let request = self
+                .request(&doc, pool.as_mut(), shots, several)
+                .map_err(located)?;
+            items.push(Item {
+                number,
+                doc,
+                request,
+            });
+        }
+        let version = file.metadata.get("version").map(plain_text);
+        Ok(Task {
+            name: file.task.clone(),
+            alias: file.task_alias.clone().unwrap_or_else(|| file.task.clone()),
+            groups: self.definition.groups.clone(),
+            version: version.unwrap_or_default(),
+            shots,
+            items,
+            generation: generation(file)?,
+            repeats: file.repeats.unwrap_or(1).max(1),
+            filters: filters(file, &self.folder)?,
+            metrics: self.metrics.clone(),
+            definition: self.definition.digest.clone(),
+        })
+    }
+
+    /// The labelled examples that may be chosen.
+    fn pool(&self) -> Result<Pool> {
+        let file = self.file;
+        let config = file.fewshot_config.clone().unwrap_or_default();
+        let split = config.split.as_ref().or(file.fewshot_split.as_ref());
+        let mut docs = match (split, &config.samples) {
+            (Some(split), _) => {
+                if let Some(name) = functions::name(&config.process_docs) {
+                    return Err(functions::unknown("process_docs", &self.folder, name));
+                }
+                self.records(split, true)?
+            }
+            (None, Value::Array(samples)) => samples.clone(),
+            (None, samples) => {
+                if let Some(name) = functions::name(samples) {
+                    return Err(functions::unknown("samples", &self.folder, name));
+                }
+                let others = [
+                    &file.training_split,
+                    &file.validation_split,
+                    &file.test_split,
+                ];
+                let split = others.into_iter().flatten().next();
+                let split = split.ok_or_else(|| Error::task("no split has examples"))?;
+                self.records(split, true)?
+            }
+        };
+        if let Some(places) = &config.fewshot_indices {
+            let chosen: Option<Vec<Value>> = places
+                .iter()
+                .map(|place| docs.get(*place).cloned())
+                .collect();
+            docs = chosen.ok_or_else(|| {
+                Error::task(format!(
+                    "`fewshot_indices` goes beyond the {} records",
+                    docs.len()
+                ))
+            })?;
+        }
+        let first = match config.sampler.as_deref() {
+            None | Some("default") => false,
+            Some("first_n") => true,
+            Some(other) => {
+                return Err(Error::task(format!(
+                    "`sampler`: {other} is not supported; expected default or first_n"
+                )));
+            }
+        };
+        Ok(Pool {
+            turns: vec![None; docs.len()],
+            docs,
+            random: PythonRandom::new(self.prompting.seed),
+            first,
+            excludes: split == file.test_split.as_ref(),
+        })
+    }
+
+    fn turns(&self, doc: &Value, pool: Option<&mut Pool>, shots: usize) -> Result<Vec<Turn>> {
+        let file = self.file;
+        let description = self.description.text(doc)?;
+        let system = joined(
+            self.prompting.system,
+            Some(&description),
+            &file.fewshot_delimiter,
+        );
+        let mut turns = Vec::new();
+        if !system.is_empty() {
+            turns.push(Turn::new("system", system, ""));
+        }
+        if let Some(pool) = pool {
+            for place in pool.choose(shots, doc)? {
+                let known = pool.turns[place].take();
+                let example = known.map_or_else(|| self.example(&pool.docs[place]), Ok)?;
+                turns.extend(example.clone());
+                pool.turns[place] = Some(example);
+            }
+        }
+        let prefix = self.own.prefix.text(doc)?;
+        let question = Question {
+            text: self.question(&self.own, doc)?,
+            answer: None,
+            prefix: Some(prefix),
+            target_delimiter: &file.target_delimiter,
+            shot_delimiter: "",
+        };
+        turns.extend(question.turns());
+        Ok(turns)
+    }
+
+    fn question(&self, fields: &Fields, doc: &Value) -> Result<String> {
+        let text = fields.text.text(doc)?;
+        let digits = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+        match digits && !fields.choices.is_absent() {
+            true => Err(Error::task(
+                "`doc_to_text` gives a number: questions with a context for each choice are not supported",
+            )),
+            false => Ok(text),
+        }
+    }
+
+    fn example(&self, doc: &Value) -> Result<Vec<Turn>> {
+        let config = self.file.fewshot_config.clone().unwrap_or_default();
+        let question = Question {
+            text: self.question(&self.example, doc)?,
+            answer: Some(self.example.answer(doc)?),
+            prefix: Some(self.example.prefix.text(doc)?),
+            target_delimiter: config
+                .target_delimiter
+                .as_ref()
+                .unwrap_or(&self.file.target_delimiter),
+            shot_delimiter: config
+                .fewshot_delimiter
+                .as_ref()
+                .unwrap_or(&self.file.fewshot_delimiter),
+        };
+        Ok(question.turns())
+    }
+
+    fn request(
+        &self,
+        doc: &Value,
+        pool: Option<&mut Pool>,
+        shots: usize,
+        several: bool,
+    ) -> Result<Request> {
+        if self.file.output_type == OutputType::LoglikelihoodRolling {
+            let text = self.own.target.text(doc)?;
+            let page = doc
+                .get("page")
+                .and_then(Value::as_str)
+                .filter(|_| self.counts_page);
+            let counted = page.unwrap_or(&text);
+            return Ok(Request::Rolling {
+                words: words(counted),
+                bytes: counted.len(),
+                text,
+            });
+        }
+        let prompt = prompt(&self.turns(doc, pool, shots)?, self.prompting)?;
+        let target = self.own.target(doc)?;
+        Ok(match self.file.output_type {
+            OutputType::Loglikelihood => Request::Likelihood {
+                prompt,
+                target: as_text(&target),
+            },
+            OutputType::MultipleChoice => {
+                let choices = self.own.choices(doc)?;
+                let choices = choices.ok_or_else(|| Error::task("`doc_to_choice` is missing"))?;
+                let delimiter = self.choice_delimiter();
+                let named = self
+                    .metrics
+                    .iter()
+                    .any(|metric| metric.name == "acc_mutual_info");
+                Request::Choice {
+                    continuations: choices
+                        .iter()
+                        .map(|choice| format!("{delimiter}{choice}"))
+                        .collect(),
+                    gold: right(&choices, &target),
+                    prompt,
+                    choices,
+                    alone: named,
+                }
+            }
+            _ => Request::Generate {
+                prompt,
+                gold: self.right_texts(doc, target, several)?,
+            },
+        })
+    }
+
+    /// What stands between prompt and choice: nothing where a template ends the prompt.
+    fn choice_delimiter(&self) -> &str {
+        let open = self.file.gen_prefix.as_deref().unwrap_or("");
+        let delimited = !open.is_empty() && !open.ends_with(char::is_whitespace);
+        match self.prompting.chat.is_none() || delimited {
+            true => &self.file.target_delimiter,
+            false => "",
+        }
+    }
+
+    fn right_texts(&self, doc: &Value, target: Target, several: bool) -> Result<Vec<String>> {
+        let choices = self.own.choices(doc)?;
+        Ok(match (target, choices) {
+            (Target::Number(number), Some(choices)) => vec![chosen(&choices, number)?.to_owned()],
+            (Target::List(list), _) if several => list.iter().map(plain_text).collect(),
+            (target, _) => vec![as_text(&target)],
+        })
+    }
+}
+
+fn as_text(target: &Target) -> String {
+    match target {
+        Target::Number(number) => number.to_string(),
+        Target::Text(text) => text.clone(),
+        Target::List(list) => Value::Array(list.clone()).to_string(),
+    }
+}
+
+/// Numbers of the right choices; those that are none are left out.
+fn right(choices: &[String], target: &Target) -> Vec<usize> {
+    let place = |number: i64| {
+        usize::try_from(number)
+            .ok()
+            .filter(|place| *place < choices.len())
+    };
+    match target {
+        Target::Number(number) => place(*number).into_iter().collect(),
+        Target::Text(text) => choices
+            .iter()
+            .position(|choice| choice == text)
+            .into_iter()
+            .collect(),
+        Target::List(list) => list
+            .iter()
+            .filter_map(Value::as_i64)
+            .filter_map(place)
+            .collect(),
+    }
+}
+
+fn metrics(file: &TaskFile, folder: &str) -> Result<Vec<Metric>> {
+    let Some(list) = &file.metric_list else {
+        let usual: &[&str] = match file.output_type {
+            OutputType::Loglikelihood => &["perplexity", "acc"],
+            OutputType::LoglikelihoodRolling => {
+                &["word_perplexity", "byte_perplexity", "bits_per_byte"]
+            }
+            OutputType::MultipleChoice => &["acc", "acc_norm"],
+            OutputType::GenerateUntil => &["exact_match"],
+        };
+        return usual.iter().map(|name| Metric::named(name)).collect();
+    };
+    let mut metrics = Vec::new();
+    for entry in list {
+        metrics.extend(metric(entry, folder)?);
+    }
+    for metric in &metrics {
+        if !fits(&metric.measure, file.output_type) {
+            return Err(Error::task(format!(
+                "metric `{}` does not fit `output_type` of the task",
+                metric.name
+            )));
+        }
+    }
+    Ok(metrics)
+}
+
+fn metric(entry: &Map<String, Value>, folder: &str) -> Result<Vec<Metric>> {
+    let mut rest = entry.clone();
+    let name = rest
+        .remove("metric")
+        .ok_or_else(|| Error::task("an entry of `metric_list` has no `metric`"))?;
+    let aggregation = rest.remove("aggregation");
+    let higher = rest.remove("higher_is_better");
+    rest.remove("hf_evaluate");
+    let mut found = match functions::name(&name) {
+        Some(function) => {
+            functions::runs_programs(folder, function)?;
+            let counts = rest.remove("k").unwrap_or(1.into());
+            let counts = match counts {
+                Value::Array(counts) => counts,
+                one => vec![one],
+            };
+            counts
+                .iter()
+                .map(|k| Metric::named(&format!("pass@{k}")))
+                .collect::<Result<Vec<_>>>()?
+        }
+        None => vec![Metric::named(&plain_text(&name))?],
+    };
+    for metric in &mut found {
+        if matches!(metric.measure, Measure::ExactMatch(_)) {
+            metric.measure = Measure::ExactMatch(ExactMatch::parse(&rest)?);
+        } else if let Some(key) = rest.keys().next() {
+            return Err(Error::task(format!(
+                "metric `{}` has no option `{key}`",
+                metric.name
+            )));
+        }
+        if let Some(aggregation) = &aggregation {
+            metric.aggregation = aggregated(aggregation)?;
+        }
+        if let Some(higher) = higher.as_ref().and_then(Value::as_bool) {
+            metric.higher_is_better = higher;
+        }
+    }
+    Ok(found)
+}
+
+fn aggregated(name: &Value) -> Result<Aggregation> {
+    Ok(match name.as_str().unwrap_or_default() {
+        "mean" | "nanmean" | "brier_score" | "bypass" => Aggregation::Mean,
+        "perplexity" => Aggregation::Perplexity,
+        "weighted_perplexity" => Aggregation::WeightedPerplexity,
+        "bits_per_byte" => Aggregation::BitsPerByte,
+        other => {
+            return Err(Error::task(format!(
+                "aggregation `{other}` is not supported; supported are mean, perplexity, weighted_perplexity, bits_per_byte"
+            )));
+        }
+    })
+}
+
+fn fits(measure: &Measure, kind: OutputType) -> bool {
+    use Measure as M;
+    match kind {
+        OutputType::Loglikelihood => matches!(measure, M::Accuracy | M::LogLikelihood | M::Nothing),
+        OutputType::LoglikelihoodRolling => matches!(measure, M::ByWords | M::ByBytes | M::Nothing),
+        OutputType::MultipleChoice => matches!(
+            measure,
+            M::Accuracy
+                | M::AccuracyByCharacters
+                | M::AccuracyByBytes
+                | M::AccuracyByInformation
+                | M::Brier
+                | M::LogLikelihood
+                | M::ExactMatch(_)
+                | M::Nothing
+        ),
+        OutputType::GenerateUntil => matches!(
+            measure,
+            M::ExactMatch(_)
+                | M::F1
+                | M::Rouge(_)
+                | M::RougeL
+                | M::Pass(_)
+                | M::ContainsAll
+                | M::ContainsAny
+                | M::Checked(_)
+                | M::Nothing
+        ),
+    }
+}
+
+fn filters(file: &TaskFile, folder: &str) -> Result<Vec<Pipeline>> {
+    let Some(list) = &file.filter_list else {
+        return Ok(vec![Pipeline::none()]);
+    };
+    let pipeline = |entry: &super::file::FilterEntry| {
+        let steps = entry
+            .filter
+            .iter()
+            .map(|filter| Filter::parse(filter, folder));
+        Ok(Pipeline {
+            name: entry.name.clone(),
+            steps: steps.collect::<Result<_>>()?,
+        })
+    };
+    list.iter().map(pipeline).collect()
+}
+
+fn generation(file: &TaskFile) -> Result<Generation> {
+    let mut generation = Generation {
+        until: vec![file.fewshot_delimiter.clone()],
+        ..Generation::default()
+    };
+    let Some(options) = &file.generation_kwargs else {
+        return Ok(generation);
+    };
+    let mut samples = None;
+    for (key, value) in options {
+        let wrong = || {
+            Error::task(format!(
+                "`generation_kwargs`: `{key}`: {value} makes no sense"
+            ))
+        };
+        let number = || {
+            value
+                .as_f64()
+                .or_else(|| value.as_str()?.parse().ok())
+                .ok_or_else(wrong)
+        };
+        let count = || {
+            value
+                .as_u64()
+                .and_then(|count| usize::try_from(count).ok())
+                .ok_or_else(wrong)
+        };
+        match key.as_str() {
+            "until" => {
+                generation.until = match value {
+                    Value::Null => Vec::new(),
+                    Value::String(text) => vec![text.clone()],
+                    Value::Array(texts) => texts.iter().map(plain_text).collect(),
+                    _ => return Err(wrong()),
+                };
+            }
+            "max_gen_toks" | "max_new_tokens" | "max_tokens" | "max_completion_tokens" => {
+                generation.max_tokens = count()?;
+            }
+            "temperature" => generation.temperature = number()? as f32,
+            "top_p" => generation.top_p = number()? as f32,
+            "top_k" => generation.top_k = count()?,
+            "do_sample" => samples = Some(value.as_bool().ok_or_else(wrong)?),
+            other => {
+                return Err(Error::task(format!(
+                    "`generation_kwargs`: `{other}` is not supported; supported are until, max_gen_toks, temperature, top_p, top_k, do_sample"
+                )));
+            }
+        }
+    }
+    match samples {
+        Some(false) => generation.temperature = 0.0,
+        Some(true) if generation.temperature == 0.0 => generation.temperature = 1.0,
+        _ => {}
+    }
+    // An empty text would end every answer at once.
+    generation.until.retain(|text| !text.is_empty());
+    Ok(generation)
+}
+
+/// A digest of what has a text.
+pub fn digest(text: &str) -> String {
+    let mut hasher = xxhash3_128::Hasher::new();
+    hasher.write(text.as_bytes());
+    format!("{:032x}", hasher.finish_128())
+}
