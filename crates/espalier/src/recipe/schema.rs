@@ -54,6 +54,22 @@ pub(super) fn place_of_key(kind: &str, key: &str) -> Option<&'static str> {
     options.contains_key(key).then_some("options.")
 }
 
+/// Whether a choice by this name, such as `dpo` of `objective`, has an option `key`; `place` is the path of the choice in the table of a kind.
+pub(super) fn choice_has(kind: &str, place: &[&str], name: &str, key: &str) -> bool {
+    let schema = whole();
+    let resolved = |value: &Value| match reference(value) {
+        Some(name) => schema["$defs"][name].clone(),
+        None => value.clone(),
+    };
+    let mut table = resolved(&schema["$defs"]["StageTable"]["properties"][kind]);
+    for step in place {
+        table = resolved(&table["properties"][*step]);
+    }
+    let variants = table["oneOf"].as_array().into_iter().flatten();
+    let mut options = variants.filter_map(|variant| variant["properties"].get(name));
+    options.any(|options| resolved(options)["properties"].get(key).is_some())
+}
+
 /// A type's schema as recipes write it: TOML has no null, so an optional key is one that may be absent.
 fn of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::draft2020_12()

@@ -50,8 +50,11 @@ fn options_stand_beside_the_choice_that_they_belong_to() {
     let adapter = folder.path().join("run/01-train/model/adapter_config.json");
     assert!(fs::read_to_string(adapter).unwrap().contains("\"r\": 3"));
     let recipe = folder.path().join("run/recipe.toml");
-    for named in [&["--objective", "dpo"][..], &[]] {
-        let options = [named, &["objective.dpo.beta=0.25"]].concat();
+    for options in [
+        ["--objective=dpo", "objective.dpo.beta=0.25"],
+        ["--objective=dpo", "beta=0.25"],
+        ["objective.dpo.beta=0.25", "batch=1"],
+    ] {
         let output = train(folder.path(), &pair, &options);
         assert!(output.status.success(), "{}", err(&output));
         assert!(fs::read_to_string(&recipe).unwrap().contains("beta = 0.25"));

@@ -125,8 +125,20 @@ pub fn load(path: &str, policy: &LanguageModel) -> Result<LanguageModel> {
 /// The column of log-probabilities of a reference that stays: of every sample as many as it has rows.
 const COLUMN: &str = "reference_log_probability";
 
-/// Samples that are scored by the reference at once.
+/// Samples that are scored by the reference at once, and about so many tokens of them: a pass before training should not take more memory
+/// than training.
 const AT_ONCE: usize = 16;
+const TOKENS_AT_ONCE: usize = 2048;
+
+/// How many of the first samples are scored together: at least one.
+fn at_once(samples: &[Sample]) -> usize {
+    let mut tokens = 0;
+    let fits = |sample: &&Sample| {
+        tokens += sample.tokens();
+        tokens <= TOKENS_AT_ONCE
+    };
+    samples.iter().take(AT_ONCE).take_while(fits).count().max(1)
+}
 
 /// A model that is asked in every step.
 #[derive(Debug, Clone)]
@@ -254,7 +266,10 @@ impl Reference {
         let Some(model) = self.fixed(policy)? else {
             return Ok(());
         };
-        for chunk in samples.chunks_mut(AT_ONCE) {
+        let mut rest = samples;
+        while !rest.is_empty() {
+            let (chunk, others) = rest.split_at_mut(at_once(rest));
+            rest = others;
             let scores = score(&model, &chunk.iter().collect::<Vec<_>>())?;
             let mut scores = scores.into_iter();
             for sample in chunk {
@@ -490,6 +505,16 @@ mod tests {
             .map(|t| t.shape.iter().product::<usize>())
             .sum();
         assert_eq!(reference.kept_bytes(&policy, false), 4 * numbers as u64);
+    }
+
+    #[test]
+    fn long_samples_are_scored_few_at_once() {
+        let sample = |tokens: usize| {
+            let example = espalier_data::encode::Example::new(vec![0; tokens], vec![true; tokens]);
+            Sample::example(&example)
+        };
+        let count = |tokens: usize| at_once(&vec![sample(tokens); 40]);
+        assert_eq!([10, 1000, 5000].map(count), [16, 2, 1]);
     }
 
     #[test]

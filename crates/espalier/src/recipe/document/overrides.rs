@@ -2,7 +2,7 @@
 //!
 //! A key is a path from the root, or the end of one path that is in the document, or such an end and further keys below
 //! it; a stage is known by its number from 0 or by its name. What a stage has as a key or an option of its own is meant before what
-//! stands deeper in it, and what is nowhere goes to the table of the only stage. Every value set here carries a span of the caller's, so
+//! stands deeper in it, and what is nowhere goes to the table of the only stage, or to the choice there that has such an option. Every value set here carries a span of the caller's, so
 //! that a later complaint can name the override.
 
 use std::borrow::Cow;
@@ -252,6 +252,11 @@ fn in_only_stage(
             whole_path(stages, &key)
         ));
     };
+    if let [key] = keys
+        && let Some(place) = in_choice(stage.get_ref(), table, key)
+    {
+        return Ok(place);
+    }
     let options = below_options.then_some("options");
     Ok(["stage", "0", table]
         .into_iter()
@@ -259,6 +264,40 @@ fn in_only_stage(
         .chain(keys.iter().copied())
         .map(str::to_owned)
         .collect())
+}
+
+/// The path of a key that is no option of the only stage, but of one of the choices that it makes, and of no other: `beta` where the
+/// objective is `dpo`.
+fn in_choice(stage: &DeValue<'_>, table: &str, key: &str) -> Option<Vec<String>> {
+    if schema::place_of_key(table, key).is_some() {
+        return None;
+    }
+    let chosen = |place: &[&str]| {
+        let mut value = stage.get(table)?;
+        for step in place {
+            value = value.get_ref().get(*step)?;
+        }
+        let name = match value.get_ref() {
+            DeValue::String(name) => name.to_string(),
+            DeValue::Table(choice) => choice.keys().next()?.get_ref().to_string(),
+            _ => return None,
+        };
+        let has = schema::choice_has(table, place, &name, key);
+        let path = ["stage", "0", table]
+            .into_iter()
+            .chain(place.iter().copied());
+        has.then(|| {
+            path.chain([name.as_str(), key])
+                .map(str::to_owned)
+                .collect()
+        })
+    };
+    let places = CHOICES
+        .iter()
+        .flat_map(|choice| [vec![*choice], vec!["options", *choice]]);
+    let mut found = places.filter_map(|place| chosen(&place));
+    let first = found.next();
+    first.filter(|_| found.next().is_none())
 }
 
 /// Where a key can stand in one of the stages: in its table, or in the options of its table.
