@@ -23,7 +23,7 @@ fn ruler_is_asked_scored_and_kept() {
         "ruler",
         model(),
         "--lengths",
-        "900,1500",
+        "2500,3000",
         "--tasks",
         "niah_single_1,vt",
         "--samples",
@@ -36,7 +36,7 @@ fn ruler_is_asked_scored_and_kept() {
     ];
     let output = espalier(&arguments);
     let figures = json(&output);
-    assert_eq!(figures["tasks"]["vt"]["1500"], 0.0, "{figures}");
+    assert_eq!(figures["tasks"]["vt"]["3000"], 0.0, "{figures}");
     assert_eq!(figures["effective_length"], Value::Null);
     assert_eq!(figures["scores"].as_array().unwrap().len(), 2);
     assert!(
@@ -46,9 +46,9 @@ fn ruler_is_asked_scored_and_kept() {
     );
     let page = fs::read_to_string(page).unwrap();
     assert!(page.contains("niah_single_1") && page.contains("<svg"));
-    for line in lines(&answers.join("1500/vt.jsonl")) {
+    for line in lines(&answers.join("3000/vt.jsonl")) {
         let length = line["length"].as_u64().unwrap();
-        assert!((1200..=1500).contains(&length), "{length}");
+        assert!((2400..=3000).contains(&length), "{length}");
         assert!(line["pred"].is_string() && line["outputs"].as_array().unwrap().len() == 5);
     }
 }
