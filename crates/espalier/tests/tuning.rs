@@ -1,4 +1,4 @@
-//! Blocks that are added and trained alone, and adapters that are combined, taken out and extracted, through the real binary.
+//! Blocks that are added and trained alone, or left out, and adapters that are combined, taken out and extracted, through the real binary.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -12,7 +12,7 @@ use std::{fs, path::Path, process::Command};
 
 use espalier::models::checkpoint::TensorFile;
 use serde_json::Value;
-use tuned::{base, gap, logits, recipe, run};
+use tuned::{base, espalier, gap, logits, recipe, run};
 
 #[test]
 fn models_get_blocks_that_are_trained_alone() {
@@ -36,6 +36,74 @@ fn models_get_blocks_that_are_trained_alone() {
             .iter()
             .any(|part| name.contains(part));
         assert_ne!(same, is_new, "{name}");
+    }
+}
+
+#[test]
+fn blocks_that_compute_nothing_are_pruned_and_nobody_misses_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path());
+    let text = format!(
+        "output = \"run\"\n[[stage]]\nname = \"wide\"\n[stage.expand]\nmodel = {base:?}\nblocks = 2\n\
+         [[stage]]\nname = \"pruned\"\n[stage.prune]\nmodel = \"wide\"\nremove = 2\nby = \"influence\"\n\
+         data = {{ world = \"g8\", as = \"text\", limit = 8 }}\n\
+         [[stage]]\nname = \"first\"\ndepth = {{ model = \"wide\", blocks = [[0, 1]] }}\n\
+         [[stage]]\nname = \"twice\"\ndepth = {{ model = \"wide\", blocks = [[0, 1], [1, 2], [1, 4]] }}\n"
+    );
+    run(folder.path(), &text);
+    let model = |name: &str| folder.path().join("run").join(name).join("model");
+    let pruned = model("02-pruned");
+    assert_eq!(logits(&pruned), logits(&base));
+    let blocks = |folder: &Path| -> u64 {
+        let config = fs::read(folder.join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        config["num_hidden_layers"].as_u64().unwrap()
+    };
+    assert_eq!((blocks(&pruned), blocks(&model("03-first"))), (2, 1));
+    // A block that computes nothing may stand twice.
+    assert_eq!(blocks(&model("04-twice")), 5);
+    assert_eq!(logits(&model("04-twice")), logits(&base));
+    let stage = fs::read(folder.path().join("run/02-pruned/stage.json")).unwrap();
+    let stage: Value = serde_json::from_slice(&stage).unwrap();
+    assert!(stage.to_string().contains("\"removed\":[1,3]"), "{stage}");
+    let report = fs::read_to_string(folder.path().join("run/report.html")).unwrap();
+    assert!(report.contains("half turn"));
+}
+
+#[test]
+fn depths_that_cannot_be_are_told_before_anything_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path());
+    for (stage, part) in [
+        (
+            "prune = { model = MODEL, remove = 2, by = \"deepest\" }",
+            "`remove`: 2 of 2 blocks leaves none",
+        ),
+        ("prune = { model = MODEL, remove = 1 }", "`data` is missing"),
+        (
+            "depth = { model = MODEL, blocks = [[1, 1]] }",
+            "[1, 1] holds no block",
+        ),
+        (
+            "depth = { model = MODEL, blocks = [[0, 9]] }",
+            "the model has 2 blocks, counted from 0; there is no block 2",
+        ),
+        (
+            "depth = { model = MODEL, blocks = [] }",
+            "`blocks` is empty",
+        ),
+    ] {
+        let stage = stage.replace("MODEL", &format!("{base:?}"));
+        let text = format!("output = \"wrong\"\n[[stage]]\nname = \"made\"\n{stage}\n");
+        let path = folder.path().join("wrong.toml");
+        fs::write(&path, text).unwrap();
+        let output = espalier(folder.path(), &["--quiet", "run", &path.to_string_lossy()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(part), "{said}");
+        assert!(!folder.path().join("wrong/01-made/model").exists());
     }
 }
 

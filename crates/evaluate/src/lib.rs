@@ -1,6 +1,7 @@
 //! Evaluation: RULER and probes of long contexts, tasks (multiple choice, likelihoods, generated answers), perplexity with n-gram baselines, accuracy on the generated worlds, preference accuracy, retrieval,
 //! confidence intervals, and report pages.
 
+pub mod block_distance;
 pub mod code;
 pub mod curves;
 pub mod endpoint;

@@ -3,14 +3,12 @@
 //! The blocks are cut into as many groups as there shall be new ones; after each group comes a copy of its last block, whose
 //! mixers' output projections are zero, so that the stream passes it unchanged. Recipe: the stage `expand`, then `freeze` with `expanded`.
 
-use std::collections::HashMap;
-
 use burn::tensor::Tensor;
 
 use crate::{
     Error, Result,
+    depth::{CopiedBlocks, block_of},
     model::{Input, LanguageModel},
-    parameter::{Parameter, Parameters},
     source::{Initial, ParameterSource, Values},
     spec::ModelSpec,
 };
@@ -47,11 +45,13 @@ pub fn expanded(base: &LanguageModel, added: usize) -> Result<LanguageModel> {
             .collect(),
         ..base.spec().clone()
     };
-    let mut old = HashMap::new();
-    base.visit(&mut |parameter: &Parameter| {
-        old.insert(parameter.name().to_owned(), parameter.clone());
-    });
-    let mut source = Expanded { old, size };
+    let blocks: Vec<usize> = (0..blocks + added)
+        .map(|block| block / (size + 1) * size + (block % (size + 1)).min(size - 1))
+        .collect();
+    let mut source = Expanded {
+        copied: CopiedBlocks::of(base, &blocks),
+        size,
+    };
     let model = LanguageModel::build(spec, &mut source, base.device())?;
     check(base, &model)?;
     Ok(model)
@@ -79,37 +79,18 @@ fn check(base: &LanguageModel, expanded: &LanguageModel) -> Result<()> {
 }
 
 /// The weights of a model with a new block after every `size`.
-struct Expanded {
-    old: HashMap<String, Parameter>,
+struct Expanded<'a> {
+    copied: CopiedBlocks<'a>,
     size: usize,
 }
 
-impl ParameterSource for Expanded {
-    fn parameter(&mut self, name: &str, shape: &[usize], _: Initial) -> Result<Values> {
-        let (own, is_new) = self.place(name);
-        let Some(old) = self.old.get(&own) else {
-            return Err(Error::Invalid(format!(
-                "the model has no weight `{own}` for its new blocks"
-            )));
-        };
-        Ok(match is_new && closes(name) {
-            true => vec![0.0; shape.iter().product()].into(),
-            false => old.values(),
-        })
-    }
-}
-
-impl Expanded {
-    /// The base's name of a parameter, and whether it is one of a new block.
-    fn place(&self, name: &str) -> (String, bool) {
-        let of_block = || {
-            let (number, rest) = name.strip_prefix("blocks.")?.split_once('.')?;
-            let number: usize = number.parse().ok()?;
-            let (group, within) = (number / (self.size + 1), number % (self.size + 1));
-            let own = group * self.size + within.min(self.size - 1);
-            Some((format!("blocks.{own}.{rest}"), within == self.size))
-        };
-        of_block().unwrap_or_else(|| (name.to_owned(), false))
+impl ParameterSource for Expanded<'_> {
+    fn parameter(&mut self, name: &str, shape: &[usize], initial: Initial) -> Result<Values> {
+        let is_new = block_of(name).is_some_and(|(block, _)| block % (self.size + 1) == self.size);
+        match is_new && closes(name) {
+            true => Ok(vec![0.0; shape.iter().product()].into()),
+            false => self.copied.parameter(name, shape, initial),
+        }
     }
 }
 
@@ -132,7 +113,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::source::Seed;
+    use crate::{parameter::Parameters, source::Seed};
 
     #[test]
     fn new_blocks_close_each_group_and_change_no_bit() {

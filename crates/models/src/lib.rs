@@ -9,6 +9,7 @@ pub mod auxiliary_losses;
 pub mod checkpoint;
 mod classification;
 mod context;
+pub mod depth;
 pub mod embedding_noise;
 pub mod error;
 pub mod expansion;

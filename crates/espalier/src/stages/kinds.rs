@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Voice, evaluate::EvaluateStage, expand::ExpandStage, extract::ExtractStage, merge::MergeStage,
-    report, train::TrainStage, upcycle::UpcycleStage,
+    Voice, depth::DepthStage, evaluate::EvaluateStage, expand::ExpandStage, extract::ExtractStage,
+    merge::MergeStage, prune::PruneStage, report, train::TrainStage, upcycle::UpcycleStage,
 };
 use crate::{
     Error, Result,
@@ -282,6 +282,10 @@ stage_kinds! {
     upcycle: Upcycle(UpcycleStage),
     /// Give a model further blocks that leave its stream as it is.
     expand: Expand(ExpandStage),
+    /// Leave out the blocks that change the stream least.
+    prune: Prune(PruneStage),
+    /// Make a model of ranges of another's blocks.
+    depth: Depth(DepthStage),
     /// Merge adapters into their base, or into one adapter.
     merge: Merge(MergeStage),
     /// Make the difference of a tuned model from its base an adapter.
