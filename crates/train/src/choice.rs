@@ -131,9 +131,10 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NameOrTable<T> {
         let unit = serde_json::Value::String(name.to_owned());
         let table = serde_json::json!({ name: {} });
         let as_table = || T::deserialize(table);
-        T::deserialize(unit)
-            .or_else(|plain| as_table().map_err(|_| plain))
-            .map_err(E::custom)
+        let said = |plain: serde_json::Error| {
+            as_table().map_err(|full| needed(name, &full.to_string()).unwrap_or(plain.to_string()))
+        };
+        T::deserialize(unit).or_else(said).map_err(E::custom)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<T, A::Error> {
@@ -155,6 +156,14 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NameOrTable<T> {
             ))),
         }
     }
+}
+
+/// What is to be said of a bare name whose options cannot all be left out, by the error of its empty table.
+fn needed(name: &str, error: &str) -> Option<String> {
+    let option = error.strip_prefix("missing field `")?.strip_suffix('`')?;
+    Some(format!(
+        "`{name}` needs `{option}`; give a table such as {{ {name} = {{ {option} = ... }} }}"
+    ))
 }
 
 /// A table that knows whether it has any entry: of an empty one, an enumeration only says that it expected another type.

@@ -338,6 +338,7 @@ fn parsed(value: &Value) -> Option<Option<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objectives::online::rollout::RolloutOptions;
 
     fn options(text: &str) -> RewardOptions {
         serde_json::from_str(text).unwrap()
@@ -415,6 +416,22 @@ mod tests {
             error.to_string().starts_with("the reward `model`"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_bare_name_that_needs_options_says_which() {
+        let read = |text: &str| serde_json::from_str::<RolloutOptions>(text);
+        let world = read(r#"{"rewards": ["world"]}"#).unwrap();
+        assert_eq!(world.rewards, [RewardOptions::World(WorldOptions {})]);
+        let error = read(r#"{"rewards": ["command"]}"#).unwrap_err().to_string();
+        assert!(
+            error.contains(
+                "`command` needs `run`; give a table such as { command = { run = ... } }"
+            ),
+            "{error}"
+        );
+        let error = read(r#"{"rewards": ["odd"]}"#).unwrap_err().to_string();
+        assert!(error.contains("unknown variant `odd`"), "{error}");
     }
 
     #[test]
