@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::{
     Voice, depth::DepthStage, evaluate::EvaluateStage, expand::ExpandStage, extract::ExtractStage,
-    merge::MergeStage, prune::PruneStage, report, train::TrainStage, upcycle::UpcycleStage,
+    merge::MergeStage, prune::PruneStage, rank::RankStage, report, train::TrainStage,
+    upcycle::UpcycleStage,
 };
 use crate::{
     Error, Result,
@@ -290,6 +291,8 @@ stage_kinds! {
     merge: Merge(MergeStage),
     /// Make the difference of a tuned model from its base an adapter.
     extract: Extract(ExtractStage),
+    /// Sort preferences from easy to hard, by how sure a model is of them.
+    rank: Rank(RankStage),
 }
 
 impl Kind {

@@ -22,6 +22,7 @@ pub mod model;
 pub mod new_model;
 pub mod prompts;
 pub mod prune;
+pub mod rank;
 pub mod record;
 pub mod report;
 pub mod seeds;
