@@ -97,7 +97,7 @@ fn depths_that_cannot_be_are_told_before_anything_runs() {
         let text = format!("output = \"wrong\"\n[[stage]]\nname = \"made\"\n{stage}\n");
         let path = folder.path().join("wrong.toml");
         fs::write(&path, text).unwrap();
-        let output = espalier(folder.path(), &["--quiet", "run", &path.to_string_lossy()])
+        let output = espalier(folder.path(), &["run", &path.to_string_lossy()])
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr);

@@ -43,6 +43,10 @@ impl Average {
     /// When it does not.
     pub fn check(&self) -> Result<()> {
         match self {
+            Self::Moving { decay: 1.0 } => Err(Error::Option {
+                key: "decay",
+                reason: "1 would leave the average at the first weights; choose less".into(),
+            }),
             Self::Moving { decay } => within("decay", *decay, 0.0, 1.0),
             Self::Last { count, every } if *count == 0 || *every == 0 => Err(Error::Option {
                 key: "average",

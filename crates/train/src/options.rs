@@ -234,6 +234,68 @@ impl TrainOptions {
         self.check_release()
     }
 
+    /// What is set and changes nothing in a run of `total` steps, a sentence each.
+    pub fn unread(&self, total: usize) -> Vec<String> {
+        let usual = Self::default();
+        let mut remarks = Vec::new();
+        let schedule = self.schedule;
+        let restarts = schedule == Schedule::CosineRestarts;
+        let ends = !matches!(schedule, Schedule::Constant | Schedule::InverseSquareRoot);
+        for (key, is_set, is_read, whose) in [
+            (
+                "cycles",
+                self.cycles != usual.cycles,
+                restarts,
+                "cosine_restarts",
+            ),
+            (
+                "decay",
+                self.decay != usual.decay,
+                schedule == Schedule::WarmupStableDecay,
+                "warmup_stable_decay",
+            ),
+            (
+                "final_learning_rate",
+                self.final_learning_rate != usual.final_learning_rate,
+                ends,
+                "those that come to an end",
+            ),
+        ] {
+            if is_set && !is_read {
+                remarks.push(format!(
+                    "`{key}` changes nothing: of the schedules {whose} alone read it"
+                ));
+            }
+        }
+        for (key, value, usual) in [
+            ("beta1", self.beta1, usual.beta1),
+            ("beta2", self.beta2, usual.beta2),
+            ("epsilon", self.epsilon, usual.epsilon),
+        ] {
+            if value != usual && !self.optimiser.reads_adams_options() {
+                remarks.push(format!(
+                    "`{key}` beside the learning rate changes nothing: the optimiser does not read it; `optimiser` has options of its own"
+                ));
+            }
+        }
+        if self.warmup >= total as f64 && self.warmup >= 1.0 {
+            remarks.push(format!(
+                "`warmup` = {} reaches beyond the {total} steps: the learning rate comes to {:.1e} and not to {}",
+                self.warmup,
+                self.learning_rate_at(total.saturating_sub(1), total),
+                self.learning_rate
+            ));
+        }
+        if let Some(Average::Last { every, .. }) = &self.average
+            && *every > total
+        {
+            remarks.push(format!(
+                "`average` has nothing to take a mean of: `every` = {every}, and there are {total} steps"
+            ));
+        }
+        remarks
+    }
+
     /// Whether gradients that are released are not needed later.
     fn check_release(&self) -> Result<()> {
         let reason = match self {

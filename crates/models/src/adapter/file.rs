@@ -216,9 +216,14 @@ impl AdapterFile {
         };
         match (self.places.get(name), self.shape(name)) {
             (Some(place), Some(found)) if found == shape => {
-                let values = self.files[place.file].read_f32(&place.name, None);
+                let values = self.files[place.file].read_f32(&place.name, None)?;
+                if let Some(broken) = values.iter().find(|value| !value.is_finite()) {
+                    return Err(self.error(format!(
+                        "tensor `{name}` holds {broken}; the file is damaged, or the training that wrote it had diverged"
+                    )));
+                }
                 self.unread.remove(name);
-                values
+                Ok(values)
             }
             (_, Some(found)) if self.other_vocabulary(found, shape).is_some() => {
                 let own = self.other_vocabulary(found, shape).unwrap_or_default();

@@ -315,7 +315,7 @@ impl PeftConfig {
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
-    fn has_layer(&self, module: &str) -> bool {
+    pub(crate) fn has_layer(&self, module: &str) -> bool {
         let Some(layers) = self
             .layers_to_transform
             .as_ref()

@@ -183,6 +183,10 @@ impl LoraOptions {
 
     /// Whether the model has the blocks that are named; names of layers that a pattern finds may be numbered otherwise.
     fn check_layers(&self, model: &LanguageModel) -> Result<()> {
+        if self.layers_to_transform.as_ref().is_some_and(Vec::is_empty) {
+            let reason = "the list is empty; leave the key out for all blocks, or name some";
+            return Err(wrong("layers_to_transform", reason.into()));
+        }
         let blocks = model.stacks().map(|stack| stack.sites());
         let blocks = blocks.max().unwrap_or(0);
         let layers = self.layers_to_transform.iter().flatten().copied();

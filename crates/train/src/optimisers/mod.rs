@@ -127,6 +127,13 @@ impl Default for OptimiserOptions {
     }
 }
 
+impl OptimiserOptions {
+    /// Whether `beta1`, `beta2` and `epsilon` beside the learning rate are read.
+    pub fn reads_adams_options(&self) -> bool {
+        !matches!(self, Self::Lion(_) | Self::Adafactor(_) | Self::Sgd(_))
+    }
+}
+
 /// Decay of a parameter: matrices have the option's, vectors none.
 fn decay(parameter: &Parameter, weight_decay: f64) -> f64 {
     match parameter.decays() {

@@ -70,6 +70,8 @@ pub(super) fn sources(
 /// One data set; what of it has no counterpart is refused by name.
 fn source(reading: &mut Reading, folder: &Path, name: &str, entry: &Map<String, Value>) -> Table {
     let mut source = Table::new();
+    let stage = reading.keys.get("stage").and_then(Value::as_str);
+    let takes_pairs = !matches!(stage.unwrap_or("sft"), "pt" | "sft" | "kto" | "ppo");
     let mut refuse = |key: &str, reason: &str| {
         reading
             .refused
@@ -92,6 +94,12 @@ fn source(reading: &mut Reading, folder: &Path, name: &str, entry: &Map<String, 
         given.unwrap_or(usual).to_owned()
     };
     let is_ranking = entry.get("ranking").and_then(Value::as_bool) == Some(true);
+    if is_ranking && !takes_pairs {
+        refuse(
+            "ranking",
+            "says that it holds pairs, which the stages `rm` and `dpo` alone take",
+        );
+    }
     // As OpenAI has them, whose form is read by its own name.
     let roles = [
         tag("role_tag", "from"),

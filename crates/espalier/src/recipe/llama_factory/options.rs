@@ -54,6 +54,12 @@ pub(super) fn options(reading: &mut Reading) -> Result<Table> {
         set(&mut options, "precision", Some("bf16"));
     }
     let packs = reading.take("packing").and_then(|packs| packs.as_bool());
+    let neat = reading.keys.get("neat_packing") == Some(&json!(true));
+    if packs == Some(true) && !neat {
+        let remark =
+            "`packing`: texts of a packed row do not see each other, as with `neat_packing`";
+        reading.remarks.push(remark.into());
+    }
     let pretrains = reading.keys.get("stage") == Some(&json!("pt"));
     set(
         &mut options,
@@ -74,7 +80,16 @@ pub(super) fn options(reading: &mut Reading) -> Result<Table> {
             let steps = reading.integer("eval_steps")?;
             set(&mut options, "evaluate_every", Some(steps.unwrap_or(500)));
         }
+        Some("epoch") => {
+            let reason = "is `epoch`, which has no counterpart; give `steps` with `eval_steps`";
+            reading.refuse("eval_strategy", reason);
+        }
         _ => _ = reading.take("eval_steps"),
+    }
+    if let Some(other) = reading.text("save_strategy")?.filter(|own| own != "steps") {
+        reading.remarks.push(format!(
+            "`save_strategy: {other}`: checkpoints are written every `checkpoint_every` steps, and the model in the end"
+        ));
     }
     schedule(reading, &mut options)?;
     optimiser(reading, &mut options)?;
@@ -104,6 +119,20 @@ fn schedule(reading: &mut Reading, options: &mut Table) -> Result<()> {
         }
     };
     set(options, "schedule", Some(ours));
+    if ours == "warmup_stable_decay" && !own.contains_key("num_decay_steps") {
+        // Two thirds of what warm-up leaves.
+        let number = |key: &str| {
+            let value = options.get(key)?;
+            value.as_float().or(value.as_integer().map(|n| n as f64))
+        };
+        let warmup = number("warmup").unwrap_or(0.0);
+        let decay = match number("steps") {
+            Some(steps) if warmup >= 1.0 => ((steps - warmup) * 2.0 / 3.0).ceil().max(1.0),
+            _ if warmup >= 1.0 => 2.0 / 3.0,
+            _ => (1.0 - warmup) * 2.0 / 3.0,
+        };
+        set(options, "decay", Some(decay));
+    }
     for (key, value) in own {
         match (key.as_str(), value.as_f64()) {
             ("num_cycles", Some(cycles)) if ours == "cosine_restarts" => {
@@ -147,6 +176,10 @@ fn optimiser(reading: &mut Reading, options: &mut Table) -> Result<()> {
             reading.remarks.push(remark.into());
         }
         return Ok(());
+    }
+    if let Some(paged) = name.as_deref().filter(|name| name.starts_with("paged_")) {
+        let remark = format!("`optim: {paged}`: the state of the optimiser is not paged");
+        reading.remarks.push(remark);
     }
     let ours = match name.as_deref() {
         _ if muon => Some("muon"),

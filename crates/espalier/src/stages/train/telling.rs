@@ -34,6 +34,9 @@ pub(super) fn say_plan(plan: &Plan, options: &TrainOptions, voice: &mut dyn Voic
         bytes(plan.memory + plan.data),
         duration(plan.seconds),
     ));
+    for remark in options.unread(plan.steps) {
+        voice.say(&format!("   {remark}"));
+    }
     // A batch of one has none, and packed rows are full but for the last.
     let helps = options.batch > 1 && !options.packing && !options.group_by_length;
     if plan.tokens.padding_share() > MUCH_WASTE && helps {

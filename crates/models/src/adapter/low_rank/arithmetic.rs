@@ -237,13 +237,24 @@ fn check_alike(base: &LanguageModel, tuned: &LanguageModel) -> Result<()> {
             .collect()
     };
     let whole = tuned.adapters().is_empty() && base.adapters().is_empty();
-    match whole && shapes(base) == shapes(tuned) {
-        true => Ok(()),
-        false => Err(Error::Invalid(
-            "the tuned model and its base must be whole models of one shape; merge adapters first"
-                .into(),
-        )),
-    }
+    let [own, other] = [base, tuned].map(shapes);
+    let parted = base.spec().tied_head != tuned.spec().tied_head;
+    let reason = match other.iter().zip(&own).find(|(other, own)| other != own) {
+        _ if !whole => "an adapter is attached to one of them; merge it first".to_owned(),
+        _ if parted => {
+            "one has a head of its own, and the head of the other is its table of tokens; tune with the head as the base has it, \
+             or extract from a base that was saved with `tie_word_embeddings = false` and a head of its own"
+                .to_owned()
+        }
+        None if own.len() == other.len() => return Ok(()),
+        None => format!("one has {} weights, the other {}", other.len(), own.len()),
+        Some(((name, shape), (other, expected))) => {
+            format!("`{name}` of {shape:?} stands where the base has `{other}` of {expected:?}")
+        }
+    };
+    Err(Error::Invalid(format!(
+        "the tuned model and its base must be whole models of one shape: {reason}"
+    )))
 }
 
 /// Puts the adapter on `base` that is nearest to what it takes to be `tuned`: ranks, modules, and those that are kept whole are
