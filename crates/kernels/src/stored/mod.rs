@@ -10,6 +10,7 @@ mod f16;
 mod f32;
 mod four_bit;
 mod mxfp4;
+pub(crate) mod ternary;
 
 use std::{fmt::Debug, ops::Range, sync::Arc};
 
@@ -20,6 +21,7 @@ pub use self::{
     f32::F32,
     four_bit::{Code, Constants, FourBit},
     mxfp4::Mxfp4,
+    ternary::Ternary,
 };
 use crate::{
     matmul::Matrix,
