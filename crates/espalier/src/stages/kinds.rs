@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     Voice, evaluate::EvaluateStage, expand::ExpandStage, extract::ExtractStage, merge::MergeStage,
-    pack::PackStage, report, train::TrainStage, upcycle::UpcycleStage,
+    pack::PackStage, rank::RankStage, report, train::TrainStage, upcycle::UpcycleStage,
 };
 use crate::{
     Error, Result,
@@ -288,6 +288,8 @@ stage_kinds! {
     extract: Extract(ExtractStage),
     /// Keep weights of three or two values in two bits each.
     pack: Pack(PackStage),
+    /// Sort preferences from easy to hard, by how sure a model is of them.
+    rank: Rank(RankStage),
 }
 
 impl Kind {

@@ -21,6 +21,7 @@ pub mod model;
 pub mod new_model;
 pub mod pack;
 pub mod prompts;
+pub mod rank;
 pub mod record;
 pub mod report;
 pub mod seeds;

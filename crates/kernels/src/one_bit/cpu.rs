@@ -13,7 +13,7 @@ use crate::{
     parallel::{chunk, for_chunks, fresh},
     recomputable::Remake,
     stored::{
-        Format, Stored,
+        Stored,
         ternary::{self, HEAD},
     },
 };
