@@ -35,6 +35,18 @@ impl Fields {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
+    /// A field that stays.
+    pub fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name)
+    }
+
+    /// Gives a field the name that another interface has for it.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        if let Some(value) = self.map.remove(from) {
+            self.map.insert(to.to_owned(), value);
+        }
+    }
+
     /// A field that must be there.
     pub fn need(&mut self, name: &str) -> Checked<Value> {
         self.take(name)

@@ -2,11 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use espalier_engine::{
-    answer::AnswerText,
-    sampler::SamplerOptions,
-    scheduler::{Adjustments, Request},
-};
+use espalier_engine::{answer::AnswerText, sampler::SamplerOptions, scheduler::Request};
 use serde_json::Value;
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -39,7 +35,6 @@ pub(crate) const HARMLESS: &[&str] = &[
 #[derive(Debug, Clone)]
 pub(crate) struct Sampling {
     pub sampler: SamplerOptions,
-    pub adjustments: Adjustments,
     pub stops: Vec<String>,
     pub choices: usize,
     pub priority: i32,
@@ -79,12 +74,13 @@ pub(crate) fn sampling(
         sampler.repetition_penalty = penalty as f32;
     }
     sampler.seed = seed(fields)?;
-    let penalty = |value: Option<f64>| value.unwrap_or(0.0) as f32;
-    let adjustments = Adjustments {
-        bias: bias(fields, model)?,
-        presence: penalty(fields.number("presence_penalty", -2.0..=2.0)?),
-        frequency: penalty(fields.number("frequency_penalty", -2.0..=2.0)?),
-    };
+    sampler.logit_bias.extend(bias(fields, model)?);
+    if let Some(penalty) = fields.number("presence_penalty", -2.0..=2.0)? {
+        sampler.presence_penalty = penalty as f32;
+    }
+    if let Some(penalty) = fields.number("frequency_penalty", -2.0..=2.0)? {
+        sampler.frequency_penalty = penalty as f32;
+    }
     let mut stops = model.stops.clone();
     for stop in fields.texts("stop", MOST_STOPS)? {
         match stop.is_empty() {
@@ -96,7 +92,6 @@ pub(crate) fn sampling(
     let priority = fields.number("priority", -1000.0..=1000.0)?;
     Ok(Sampling {
         sampler,
-        adjustments,
         stops,
         choices,
         priority: priority.unwrap_or(0.0) as i32,
@@ -248,7 +243,6 @@ pub(crate) fn begin(
             let mut sampler = sampling.sampler.clone();
             sampler.seed = sampler.seed.wrapping_add(number as u64);
             let request = Request {
-                adjustments: sampling.adjustments.clone(),
                 end: model.end.clone(),
                 logprobs,
                 priority: sampling.priority,

@@ -17,8 +17,8 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{
-    app::App, chat, completions, embeddings, error::Refusal, page, stream::json as json_response,
-    tokens,
+    app::App, chat, completions, embeddings, error::Refusal, messages, page, responses,
+    stream::json as json_response, tokens,
 };
 
 /// All paths lead to one function, which knows them: so every answer, and every refusal, is made and counted in one place.
@@ -27,13 +27,15 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 }
 
 /// Paths, each with its method.
-const PATHS: [(&str, Method); 10] = [
+const PATHS: [(&str, Method); 12] = [
     ("/", Method::GET),
     ("/health", Method::GET),
     ("/metrics", Method::GET),
     ("/v1/models", Method::GET),
     ("/v1/chat/completions", Method::POST),
     ("/v1/completions", Method::POST),
+    ("/v1/responses", Method::POST),
+    ("/v1/messages", Method::POST),
     ("/v1/embeddings", Method::POST),
     ("/tokenize", Method::POST),
     ("/detokenize", Method::POST),
@@ -109,6 +111,8 @@ async fn route(
     match path {
         "/v1/chat/completions" => chat::chat(app, &body, client).await,
         "/v1/completions" => completions::complete(app, &body, client).await,
+        "/v1/responses" => responses::answer(app, &body, client).await,
+        "/v1/messages" => messages::answer(app, &body, client).await,
         "/v1/embeddings" => embeddings::vectors(app, &body).await,
         "/tokenize" => tokens::tokenize(app, &body),
         _ => tokens::detokenize(app, &body),

@@ -2,7 +2,7 @@
 //!
 //! Two sides meet in a channel. One thread, the one that calls [`Server::run`], computes: it owns the models and their schedulers
 //! (`host.rs`) and makes text of tokens (`speech.rs`). A second one listens: paths and keys (`http.rs`), the interfaces (`chat.rs`,
-//! `completions.rs`, `embeddings.rs`, `tokens.rs`), each of which reads its fields (`fields.rs`), asks for answers (`generation.rs`) and
+//! `completions.rs`, `responses.rs`, Anthropic's `messages.rs`, `embeddings.rs`, `tokens.rs`), each of which reads its fields (`fields.rs`), asks for answers (`generation.rs`) and
 //! sends them whole or as events (`stream.rs`). A client that leaves drops its response, and with it the work.
 //!
 //! What a field asks for and is not there is refused by name. Left out: pictures and sound, `tool_choice` that forces a call, `echo`,
@@ -19,8 +19,10 @@ mod fields;
 mod generation;
 mod host;
 mod http;
+mod messages;
 mod metrics;
 mod page;
+mod responses;
 mod speech;
 mod stream;
 mod tokens;

@@ -203,13 +203,14 @@ fn load(argument: &str, args: &ServeArgs, context: &Context) -> Result<Model> {
 /// What requests leave open: the model's own settings, and else OpenAI's, which are the model's own distribution.
 fn sampler(base: &std::path::Path, published: SamplerOptions) -> Result<SamplerOptions> {
     let path = base.join(FILE);
-    let said = |config: &ModelConfig, key| config.get(key).is_some_and(|value| !value.is_null());
     let config = match path.is_file() {
         true => Some(ModelConfig::load(&path)?),
         false => None,
     };
     let says = |keys: &[&str]| {
         let config = config.as_ref();
+        let said =
+            |config: &ModelConfig, key: &str| config.get(key).is_some_and(|value| !value.is_null());
         config.is_some_and(|config| keys.iter().any(|key| said(config, key)))
     };
     let usual = SamplerOptions::default();
