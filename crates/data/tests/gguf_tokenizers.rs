@@ -180,3 +180,55 @@ fn what_is_missing_or_unknown_is_named() {
         assert!(error.contains(expected), "{expected}: {error}");
     }
 }
+
+/// Every tokenizer of the fixtures that can be written cuts the same texts the same afterwards.
+#[test]
+fn written_tokenizers_cut_the_same() {
+    const TEXTS: [&str; 8] = [
+        "the cat sat on the mat",
+        " Two  spaces,\tand\n\nlines",
+        "I'm 12345 years old; you're not.",
+        "Größe, naïve, 東京, 🦀!",
+        "a",
+        "",
+        "<s>not a mark</s>",
+        "x = [1, 2.5]; // code_with_names",
+    ];
+    let folder = format!("{FIXTURES}/../tokenizers");
+    let mut written = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(tokenizer) = Tokenizer::load(&path) else {
+            continue;
+        };
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let rows = tokenizer.vocabulary_size() + 3;
+        let metadata = match tokenizer.to_gguf(rows) {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                assert!(
+                    error.to_string().contains("cannot be written as GGUF"),
+                    "{name}: {error}"
+                );
+                continue;
+            }
+        };
+        let again =
+            Tokenizer::from_gguf(&metadata).unwrap_or_else(|error| panic!("{name}: {error}"));
+        for text in TEXTS {
+            for special in [false, true] {
+                let ids = |tokenizer: &Tokenizer| tokenizer.encode_ids(text, special).unwrap();
+                assert_eq!(ids(&again), ids(&tokenizer), "{name}: {text:?}");
+            }
+        }
+        // BERT's texts end with its separator, which llama.cpp calls their end.
+        if let Some(end) = &tokenizer.special().eos {
+            assert_eq!(again.special().eos.as_ref(), Some(end), "{name}");
+        }
+        assert_eq!(again.vocabulary_size(), rows, "{name}");
+        written.push(name);
+    }
+    written.sort();
+    println!("{written:?}");
+    assert!(written.len() >= 3, "{written:?}");
+}

@@ -321,6 +321,11 @@ impl CheckpointSource<'_> {
         if let Some(whole) = bitsandbytes::read(self.checkpoint, &tensor)? {
             return self.rounded(whole, &tensor, place, shape);
         }
+        let upright = Place {
+            transposed: place.transposed && !self.checkpoint.is_upright(&tensor),
+            ..place.clone()
+        };
+        let place = &upright;
         let found = self
             .checkpoint
             .info(&tensor)

@@ -61,7 +61,7 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
             "{folder}: the model has no chat template, so it cannot converse; {fix}"
         )));
     }
-    let settings = args.sampling.settings(&opened.base)?;
+    let settings = args.sampling.settings_of(&opened)?;
     context
         .terminal
         .notes(opened.remarks.iter().chain(&settings.remarks));

@@ -79,7 +79,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     args.check()?;
     let opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
-    let settings = args.sampling.settings(&opened.base)?;
+    let settings = args.sampling.settings_of(&opened)?;
     context
         .terminal
         .notes(opened.remarks.iter().chain(&settings.remarks));

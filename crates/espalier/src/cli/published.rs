@@ -40,7 +40,6 @@ const UNSUPPORTED: &[(&str, f64)] = &[
     ("sequence_bias", 0.0),
     ("token_healing", 0.0),
     ("top_h", 0.0),
-    ("typical_p", 1.0),
     ("watermarking_config", 0.0),
 ];
 
@@ -136,8 +135,9 @@ fn sampler(config: &Config) -> Result<SamplerOptions> {
         top_k: config.count_or("top_k", 0, COUNT_LIMIT)?,
         min_p: number("min_p", usual.min_p)?,
         repetition_penalty: number("repetition_penalty", usual.repetition_penalty)?,
-        seed: 0,
+        typical_p: number("typical_p", 1.0)?,
         rules: rules(config)?,
+        ..SamplerOptions::default()
     })
 }
 
@@ -280,7 +280,7 @@ mod tests {
         );
         let said = said.unwrap().remarks;
         assert_eq!(said.len(), 1);
-        let end = "not supported, and left out: `sequence_bias`, `typical_p`, `early_stopping` = \"never\"";
+        let end = "not supported, and left out: `sequence_bias`, `early_stopping` = \"never\"";
         assert!(said[0].ends_with(end), "{said:?}");
         assert!(published("{}").unwrap().remarks.is_empty());
     }

@@ -7,8 +7,11 @@ use std::path::Path;
 
 use espalier_engine::sampler::SamplerOptions;
 
-use super::published::{FILE, Published};
-use crate::{Error, Result};
+use super::{
+    published::{FILE, Published},
+    sampling_more::{MoreSamplingArgs, with_breakers},
+};
+use crate::{Error, Result, model_path::OpenedModel};
 
 /// How tokens are drawn.
 #[derive(Debug, Clone, clap::Args)]
@@ -35,9 +38,22 @@ pub struct SamplingArgs {
     /// Most tokens of one text
     #[arg(long, value_name = "COUNT", default_value_t = 512)]
     pub max_new_tokens: usize,
+    /// The less usual ones.
+    #[command(flatten)]
+    pub more: MoreSamplingArgs,
 }
 
 impl SamplingArgs {
+    /// As [`SamplingArgs::settings`] of an opened model, whose tokens say where repetitions end.
+    ///
+    /// # Errors
+    /// As [`SamplingArgs::settings`].
+    pub fn settings_of(&self, opened: &OpenedModel) -> Result<Published> {
+        let mut settings = self.settings(&opened.base)?;
+        with_breakers(&mut settings.sampler, &opened.text.tokenizer);
+        Ok(settings)
+    }
+
     /// What the model folder `base` says, with the options that were given in the place of its own.
     ///
     /// # Errors
@@ -61,7 +77,7 @@ impl SamplingArgs {
 
     /// The options, with those of `own` where none were given.
     fn over(&self, own: &SamplerOptions) -> SamplerOptions {
-        SamplerOptions {
+        let options = SamplerOptions {
             temperature: self.temperature.unwrap_or(own.temperature),
             top_p: self.top_p.unwrap_or(own.top_p),
             top_k: self.top_k.unwrap_or(own.top_k),
@@ -69,7 +85,9 @@ impl SamplingArgs {
             repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
             seed: self.seed,
             rules: own.rules.clone(),
-        }
+            ..SamplerOptions::default()
+        };
+        self.more.over(options, own)
     }
 
     /// An option that was given, and has a meaning only where tokens are drawn.
@@ -83,6 +101,7 @@ impl SamplingArgs {
         given
             .into_iter()
             .find_map(|(given, option)| given.then_some(option))
+            .or_else(|| self.more.drawing())
     }
 }
 
@@ -98,6 +117,7 @@ mod tests {
         repetition_penalty: None,
         seed: 3,
         max_new_tokens: 1,
+        more: MoreSamplingArgs::NONE,
     };
 
     #[test]

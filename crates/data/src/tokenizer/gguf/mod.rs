@@ -10,6 +10,7 @@
 mod pieces;
 mod word_piece;
 mod words;
+mod write;
 
 use std::{
     collections::BTreeMap,

@@ -82,7 +82,9 @@ impl Kind {
     /// The type that writes this format.
     pub fn of_format(format: &dyn Format) -> Option<Self> {
         let mut kinds = KINDS.iter();
-        kinds.find(|kind| kind.format.name() == format.name()).copied()
+        kinds
+            .find(|kind| kind.format.name() == format.name())
+            .copied()
     }
 
     /// The type of an element where elements stand alone; bytes for blocks.

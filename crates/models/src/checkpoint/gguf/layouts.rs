@@ -45,23 +45,53 @@ const LLAMA_NORM: &[(&str, &str)] = &[(
 )];
 
 const GEMMA_NORMS: &[(&str, &str)] = &[
-    ("blk.{}.post_attention_norm", "model.layers.{}.post_attention_layernorm"),
-    ("blk.{}.ffn_norm", "model.layers.{}.pre_feedforward_layernorm"),
-    ("blk.{}.post_ffw_norm", "model.layers.{}.post_feedforward_layernorm"),
+    (
+        "blk.{}.post_attention_norm",
+        "model.layers.{}.post_attention_layernorm",
+    ),
+    (
+        "blk.{}.ffn_norm",
+        "model.layers.{}.pre_feedforward_layernorm",
+    ),
+    (
+        "blk.{}.post_ffw_norm",
+        "model.layers.{}.post_feedforward_layernorm",
+    ),
 ];
 
 const MIXTRAL: &[(&str, &str)] = &[
-    ("blk.{}.ffn_gate_inp", "model.layers.{}.block_sparse_moe.gate"),
-    ("blk.{}.ffn_gate_exps", "model.layers.{}.block_sparse_moe.experts.{}.w1"),
-    ("blk.{}.ffn_down_exps", "model.layers.{}.block_sparse_moe.experts.{}.w2"),
-    ("blk.{}.ffn_up_exps", "model.layers.{}.block_sparse_moe.experts.{}.w3"),
+    (
+        "blk.{}.ffn_gate_inp",
+        "model.layers.{}.block_sparse_moe.gate",
+    ),
+    (
+        "blk.{}.ffn_gate_exps",
+        "model.layers.{}.block_sparse_moe.experts.{}.w1",
+    ),
+    (
+        "blk.{}.ffn_down_exps",
+        "model.layers.{}.block_sparse_moe.experts.{}.w2",
+    ),
+    (
+        "blk.{}.ffn_up_exps",
+        "model.layers.{}.block_sparse_moe.experts.{}.w3",
+    ),
 ];
 
 const QWEN_EXPERTS: &[(&str, &str)] = &[
     ("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.gate"),
-    ("blk.{}.ffn_gate_exps", "model.layers.{}.mlp.experts.{}.gate_proj"),
-    ("blk.{}.ffn_down_exps", "model.layers.{}.mlp.experts.{}.down_proj"),
-    ("blk.{}.ffn_up_exps", "model.layers.{}.mlp.experts.{}.up_proj"),
+    (
+        "blk.{}.ffn_gate_exps",
+        "model.layers.{}.mlp.experts.{}.gate_proj",
+    ),
+    (
+        "blk.{}.ffn_down_exps",
+        "model.layers.{}.mlp.experts.{}.down_proj",
+    ),
+    (
+        "blk.{}.ffn_up_exps",
+        "model.layers.{}.mlp.experts.{}.up_proj",
+    ),
 ];
 
 const PHI3: &[(&str, &str)] = &[
@@ -107,18 +137,80 @@ const PLAIN: Layout = Layout {
 
 /// What is read and written. The files of Mistral and Mixtral call themselves `llama`.
 pub const LAYOUTS: &[Layout] = &[
-    Layout { architecture: "llama", family: "llama", rotary: true, ..PLAIN },
-    Layout { architecture: "llama", family: "mistral", rotary: true, ..PLAIN },
-    Layout { architecture: "llama", family: "mixtral", rotary: true, names: &[MIXTRAL, LLAMA_NORM, LLAMA], ..PLAIN },
-    Layout { architecture: "qwen2", family: "qwen2", ..PLAIN },
-    Layout { architecture: "qwen3", family: "qwen3", ..PLAIN },
-    Layout { architecture: "qwen3moe", family: "qwen3_moe", names: &[QWEN_EXPERTS, LLAMA_NORM, LLAMA], ..PLAIN },
-    Layout { architecture: "gemma", family: "gemma", norms_from_one: true, ..PLAIN },
-    Layout { architecture: "gemma2", family: "gemma2", norms_from_one: true, names: &[GEMMA_NORMS, LLAMA], ..PLAIN },
-    Layout { architecture: "gemma3", family: "gemma3_text", norms_from_one: true, names: &[GEMMA_NORMS, LLAMA], ..PLAIN },
-    Layout { architecture: "phi3", family: "phi3", names: &[PHI3, LLAMA_NORM, LLAMA], ..PLAIN },
-    Layout { architecture: "gpt2", family: "gpt2", names: &[GPT2], upright: true, ..PLAIN },
-    Layout { architecture: "mamba", family: "mamba", names: &[MAMBA], ..PLAIN },
+    Layout {
+        architecture: "llama",
+        family: "llama",
+        rotary: true,
+        ..PLAIN
+    },
+    Layout {
+        architecture: "llama",
+        family: "mistral",
+        rotary: true,
+        ..PLAIN
+    },
+    Layout {
+        architecture: "llama",
+        family: "mixtral",
+        rotary: true,
+        names: &[MIXTRAL, LLAMA_NORM, LLAMA],
+        ..PLAIN
+    },
+    Layout {
+        architecture: "qwen2",
+        family: "qwen2",
+        ..PLAIN
+    },
+    Layout {
+        architecture: "qwen3",
+        family: "qwen3",
+        ..PLAIN
+    },
+    Layout {
+        architecture: "qwen3moe",
+        family: "qwen3_moe",
+        names: &[QWEN_EXPERTS, LLAMA_NORM, LLAMA],
+        ..PLAIN
+    },
+    Layout {
+        architecture: "gemma",
+        family: "gemma",
+        norms_from_one: true,
+        ..PLAIN
+    },
+    Layout {
+        architecture: "gemma2",
+        family: "gemma2",
+        norms_from_one: true,
+        names: &[GEMMA_NORMS, LLAMA],
+        ..PLAIN
+    },
+    Layout {
+        architecture: "gemma3",
+        family: "gemma3_text",
+        norms_from_one: true,
+        names: &[GEMMA_NORMS, LLAMA],
+        ..PLAIN
+    },
+    Layout {
+        architecture: "phi3",
+        family: "phi3",
+        names: &[PHI3, LLAMA_NORM, LLAMA],
+        ..PLAIN
+    },
+    Layout {
+        architecture: "gpt2",
+        family: "gpt2",
+        names: &[GPT2],
+        upright: true,
+        ..PLAIN
+    },
+    Layout {
+        architecture: "mamba",
+        family: "mamba",
+        names: &[MAMBA],
+        ..PLAIN
+    },
 ];
 
 /// Tensors that say something of rotary positions and are no weights.
@@ -180,7 +272,9 @@ impl Layout {
 
 /// `blk.3.x` as `blk.{}.x` and `3`.
 fn with_block(name: &str) -> (String, Option<&str>) {
-    let parts = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    let parts = name
+        .strip_prefix("blk.")
+        .and_then(|rest| rest.split_once('.'));
     match parts {
         Some((block, rest)) if block.bytes().all(|byte| byte.is_ascii_digit()) => {
             (format!("blk.{{}}.{rest}"), Some(block))
@@ -190,7 +284,9 @@ fn with_block(name: &str) -> (String, Option<&str>) {
 }
 
 fn split_end(name: &str) -> (&str, &str) {
-    let end = [".weight", ".bias"].into_iter().find(|end| name.ends_with(end));
+    let end = [".weight", ".bias"]
+        .into_iter()
+        .find(|end| name.ends_with(end));
     name.split_at(name.len() - end.map_or(0, str::len))
 }
 
@@ -220,19 +316,31 @@ mod tests {
         let layout = Layout::of_family("mixtral").unwrap();
         for (ours, theirs) in [
             ("token_embd.weight", "model.embed_tokens.weight"),
-            ("blk.12.attn_q.bias", "model.layers.12.self_attn.q_proj.bias"),
-            ("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
+            (
+                "blk.12.attn_q.bias",
+                "model.layers.12.self_attn.q_proj.bias",
+            ),
+            (
+                "blk.0.ffn_norm.weight",
+                "model.layers.0.post_attention_layernorm.weight",
+            ),
         ] {
             assert_eq!(layout.theirs(ours).as_deref(), Some(theirs));
             assert_eq!(layout.ours(theirs), Some((ours.to_owned(), None)));
         }
         let expert = "model.layers.3.block_sparse_moe.experts.5.w2.weight";
-        assert_eq!(layout.ours(expert), Some(("blk.3.ffn_down_exps.weight".into(), Some(5))));
+        assert_eq!(
+            layout.ours(expert),
+            Some(("blk.3.ffn_down_exps.weight".into(), Some(5)))
+        );
         let stack = layout.theirs("blk.3.ffn_down_exps.weight").unwrap();
         assert_eq!(stack.replace("{}", "5"), expert);
         assert_eq!(layout.theirs("blk.3.nothing.weight"), None);
         assert_eq!(layout.ours("model.layers.x.mlp.gate_proj.weight"), None);
         let mamba = Layout::of_family("mamba").unwrap();
-        assert_eq!(mamba.theirs("blk.1.ssm_a").as_deref(), Some("backbone.layers.1.mixer.A_log"));
+        assert_eq!(
+            mamba.theirs("blk.1.ssm_a").as_deref(),
+            Some("backbone.layers.1.mixer.A_log")
+        );
     }
 }

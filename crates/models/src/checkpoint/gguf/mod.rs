@@ -21,8 +21,7 @@ use serde_json::Map;
 pub use self::{
     kinds::{KINDS, Kind},
     layouts::Layout,
-    metadata::{model_metadata, tokenizer_metadata},
-    write::{GgufTensor, write},
+    write::{Importance, Mixture, no_tokenizer, write},
 };
 use super::safetensors::{Place, TensorInfo};
 
@@ -194,7 +193,12 @@ fn place(
 ) -> Result<(Kind, Vec<usize>, Range<usize>), String> {
     let kind = Kind::of(entry.kind)?;
     let size = |axis: &u64| usize::try_from(*axis).map_err(|_| format!("is {axis} long"));
-    let mut shape = entry.axes.iter().rev().map(size).collect::<Result<Vec<_>, _>>()?;
+    let mut shape = entry
+        .axes
+        .iter()
+        .rev()
+        .map(size)
+        .collect::<Result<Vec<_>, _>>()?;
     if shape.is_empty() {
         shape.push(1);
     }
@@ -208,7 +212,9 @@ fn place(
         )
     })?;
     let outside = || {
-        format!("lies outside the file of {length} bytes; it is cut short or damaged: download it again")
+        format!(
+            "lies outside the file of {length} bytes; it is cut short or damaged: download it again"
+        )
     };
     let bytes = row.checked_mul(rows).ok_or_else(outside)?;
     let start = usize::try_from(header.data.checked_add(entry.offset).ok_or_else(outside)?)
@@ -222,11 +228,19 @@ fn place(
 
 impl Contents {
     /// The `config.json` that the file stands for.
-    pub fn configuration(&self, map: &Mmap, has: &dyn Fn(&str) -> Option<Vec<usize>>) -> Result<Map<String, serde_json::Value>, String> {
+    pub fn configuration(
+        &self,
+        map: &Mmap,
+        has: &dyn Fn(&str) -> Option<Vec<usize>>,
+    ) -> Result<Map<String, serde_json::Value>, String> {
         let factors = |name: &str| -> Option<Vec<f64>> {
             let bytes = map.get(self.factors.get(name)?.clone())?;
             let floats = bytes.as_chunks::<4>().0.iter();
-            Some(floats.map(|bytes| f32::from_le_bytes(*bytes).into()).collect())
+            Some(
+                floats
+                    .map(|bytes| f32::from_le_bytes(*bytes).into())
+                    .collect(),
+            )
         };
         configuration::configuration(&self.header, &factors, has)
     }
@@ -241,10 +255,12 @@ impl Contents {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let end = format!("-00001-of-{count:05}.gguf");
         match (number("split.no").unwrap_or(0), name.strip_suffix(&end)) {
-            (0, Some(stem)) if count < 1 << 16 => {
-                Ok((2..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}.gguf")).collect())
-            }
-            _ => Err(format!("is one of {count} parts of a model; give the first, whose name ends in `{end}`")),
+            (0, Some(stem)) if count < 1 << 16 => Ok((2..=count)
+                .map(|i| format!("{stem}-{i:05}-of-{count:05}.gguf"))
+                .collect()),
+            _ => Err(format!(
+                "is one of {count} parts of a model; give the first, whose name ends in `{end}`"
+            )),
         }
     }
 }

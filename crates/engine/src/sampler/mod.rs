@@ -1,21 +1,91 @@
 //! From logits to the next token.
 //!
-//! The steps and their order are those of Hugging Face's `transformers`: repetition penalty and forbidden tokens,
-//! temperature, top-k, top-p (Holtzman et al., arXiv 1904.09751), min-p (Nguyen et al., arXiv 2407.01082), draw. Temperature
-//! comes before the cuts because published settings of models are meant that way; llama.cpp applies it last, which keeps other
-//! tokens at the same settings.
+//! First logits change: a bias of tokens, the penalties (`penalties.rs`), DRY (`dry.rs`), and forbidden tokens become impossible. Then come the
+//! steps of [`SamplerOptions::order`], by default those of Hugging Face's `transformers` in their order: temperature, top-k, top-p (Holtzman et
+//! al., arXiv 1904.09751), min-p (Nguyen et al., arXiv 2407.01082), typical (`typical.rs`), XTC (`xtc.rs`). Temperature
+//! comes before the cuts because published settings of models are meant that way; llama.cpp's order is `top_k,typical,top_p,min_p,xtc,temperature`,
+//! which keeps other tokens at the same settings. With Mirostat (`mirostat.rs`) the temperature is the only one of them.
 //!
 //! What the makers of a model forbid or force is in [`crate::rules`]; decoding passes it to [`Sampler::sample`].
 //!
-//! Left out: frequency and presence penalties, typical and mirostat sampling. Beam search is in [`crate::beam`].
+//! Beam search is in [`crate::beam`].
+
+mod dry;
+mod mirostat;
+mod penalties;
+mod typical;
+mod xtc;
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::{fmt, str::FromStr};
 
 use espalier_data::random::Random;
 use serde::{Deserialize, Serialize};
 
+pub use self::{dry::Dry, mirostat::Mirostat, xtc::Xtc};
+pub(crate) use penalties::repetition as penalise;
+
 use crate::{Error, Result, rules::Rules};
+
+/// A step from the model's distribution to the one that is drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Divides the logits.
+    Temperature,
+    /// Keeps some of the likeliest.
+    TopK,
+    /// Keeps the likeliest that hold a share of the mass.
+    TopP,
+    /// Keeps what is not much less likely than the likeliest.
+    MinP,
+    /// Keeps what is about as surprising as is expected.
+    Typical,
+    /// Leaves the likeliest out now and then.
+    Xtc,
+}
+
+impl Step {
+    /// All, in the usual order.
+    pub const ALL: [Self; 6] = [
+        Self::Temperature,
+        Self::TopK,
+        Self::TopP,
+        Self::MinP,
+        Self::Typical,
+        Self::Xtc,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Temperature => "temperature",
+            Self::TopK => "top_k",
+            Self::TopP => "top_p",
+            Self::MinP => "min_p",
+            Self::Typical => "typical",
+            Self::Xtc => "xtc",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Step {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|step| step.name() == name);
+        found.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("expected one of {names}")
+        })
+    }
+}
 
 /// Options of sampling.
 ///
@@ -38,6 +108,22 @@ pub struct SamplerOptions {
     pub min_p: f32,
     /// Makes tokens of the history less likely: positive logits are divided by it, negative ones multiplied; 1 does nothing.
     pub repetition_penalty: f32,
+    /// Subtracted from the logit of a token for every time that it was generated; 0 does nothing.
+    pub frequency_penalty: f32,
+    /// Subtracted from the logit of a token that was generated; 0 does nothing.
+    pub presence_penalty: f32,
+    /// Added to the logits of tokens.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// Keep the most typical tokens until their probabilities sum to this; 1 keeps all.
+    pub typical_p: f32,
+    /// Makes repetitions less likely the longer they are.
+    pub dry: Option<Dry>,
+    /// Leaves out the likeliest tokens now and then.
+    pub xtc: Option<Xtc>,
+    /// Keeps the surprise near a target, in place of all cuts.
+    pub mirostat: Option<Mirostat>,
+    /// The steps, each once, in the order in which they are taken; one that is left out is not taken.
+    pub order: Vec<Step>,
     /// Seed of the draws.
     pub seed: u64,
     /// What may not come, and what must.
@@ -53,6 +139,14 @@ impl Default for SamplerOptions {
             top_p: 1.0,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            typical_p: 1.0,
+            dry: None,
+            xtc: None,
+            mirostat: None,
+            order: Step::ALL.to_vec(),
             seed: 0,
             rules: Rules::default(),
         }
@@ -99,7 +193,69 @@ impl SamplerOptions {
             penalty,
             finite(penalty) && penalty > 0.0,
             "more than 0; 1 is off",
-        )
+        )?;
+        check(
+            "typical_p",
+            self.typical_p,
+            self.typical_p > 0.0 && self.typical_p <= 1.0,
+            "more than 0, at most 1 (off)",
+        )?;
+        for (key, value) in [
+            ("frequency_penalty", self.frequency_penalty),
+            ("presence_penalty", self.presence_penalty),
+        ] {
+            check(key, value, finite(value), "a number; 0 is off")?;
+        }
+        for (token, bias) in &self.logit_bias {
+            let key = format!("logit_bias of token {token}");
+            check(
+                &key,
+                *bias,
+                !bias.is_nan() && *bias != f32::INFINITY,
+                "a number, or -inf",
+            )?;
+        }
+        if let Some(dry) = &self.dry {
+            let good = finite(dry.multiplier) && dry.multiplier >= 0.0;
+            check("dry.multiplier", dry.multiplier, good, "0 (off) or more")?;
+            let good = finite(dry.base) && dry.base >= 1.0;
+            check("dry.base", dry.base, good, "1 or more")?;
+        }
+        if let Some(xtc) = self.xtc {
+            let share = |value: f32| (0.0..=1.0).contains(&value);
+            check(
+                "xtc.probability",
+                xtc.probability,
+                share(xtc.probability),
+                "0 (off) to 1",
+            )?;
+            check(
+                "xtc.threshold",
+                xtc.threshold,
+                share(xtc.threshold),
+                "0 to 1",
+            )?;
+        }
+        if let Some(mirostat) = self.mirostat {
+            let good = |value: f32| finite(value) && value > 0.0;
+            check(
+                "mirostat.tau",
+                mirostat.tau,
+                good(mirostat.tau),
+                "more than 0",
+            )?;
+            check(
+                "mirostat.eta",
+                mirostat.eta,
+                good(mirostat.eta),
+                "more than 0",
+            )?;
+        }
+        let twice = |(place, step): (usize, &Step)| self.order[..place].contains(step);
+        match self.order.iter().enumerate().find(|entry| twice(*entry)) {
+            Some((_, step)) => Err(Error::Sampling(format!("order has {step} twice"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -125,6 +281,10 @@ pub struct Candidate {
 pub struct Sampler {
     options: SamplerOptions,
     random: Random,
+    /// Tokens of the history that were not generated.
+    prompt: usize,
+    /// The bound of Mirostat.
+    bound: f64,
 }
 
 impl Sampler {
@@ -135,27 +295,49 @@ impl Sampler {
     pub fn new(options: SamplerOptions) -> Result<Self> {
         options.validate()?;
         let random = Random::new(options.seed);
-        Ok(Self { options, random })
+        let bound = options.mirostat.map_or(0.0, Mirostat::start);
+        Ok(Self {
+            options,
+            random,
+            prompt: 0,
+            bound,
+        })
+    }
+
+    /// The same sampler behind a prompt of so many tokens, which frequency and presence penalties leave out.
+    #[must_use]
+    pub fn behind(self, prompt: usize) -> Self {
+        Self { prompt, ..self }
     }
 
     /// Chooses the next token. `logits` (`[vocabulary]`) are changed in place by the penalty and by `forbid`, tokens that must
-    /// not come; `history` are the tokens before. Each call takes one random number, greedy choice none; of equally likely
-    /// tokens the lowest id is the likeliest.
+    /// not come; `history` are the tokens before. Each call takes one random number, one more with XTC, greedy choice none; of
+    /// equally likely tokens the lowest id is the likeliest.
     ///
     /// # Errors
     /// [`Error::Sampling`] for a logit that is NaN or +inf, and when nothing is left to choose from.
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32], forbid: &[u32]) -> Result<u32> {
-        let candidates = self.candidates(logits, history, forbid)?;
+        let excluded = match self.options.xtc {
+            Some(_) if self.options.temperature != 0.0 => self.random.f(),
+            _ => 1.0,
+        };
+        let candidates = self.candidates_at(logits, history, forbid, excluded)?;
         if self.options.temperature == 0.0 {
             return candidates
                 .first()
                 .map(|candidate| candidate.id)
                 .ok_or_else(nothing_left);
         }
-        draw(&candidates, self.random.f())
+        let token = draw(&candidates, self.random.f())?;
+        if let Some(mirostat) = self.options.mirostat {
+            let mut drawn = candidates.iter().filter(|candidate| candidate.id == token);
+            let probability = drawn.next().map_or(1.0, |drawn| drawn.probability);
+            self.bound = mirostat.next(self.bound, mirostat::surprise(probability, 1.0));
+        }
+        Ok(token)
     }
 
-    /// The tokens that [`Sampler::sample`] would draw from, with their probabilities, which sum to 1.
+    /// The tokens that [`Sampler::sample`] would draw from where XTC does not act, with their probabilities, which sum to 1.
     ///
     /// # Errors
     /// As [`Sampler::sample`].
@@ -165,7 +347,34 @@ impl Sampler {
         history: &[u32],
         forbid: &[u32],
     ) -> Result<Vec<Candidate>> {
-        penalise(logits, history, self.options.repetition_penalty);
+        self.candidates_at(logits, history, forbid, 1.0)
+    }
+
+    /// As [`Sampler::candidates`], with the random number of XTC.
+    fn candidates_at(
+        &self,
+        logits: &mut [f32],
+        history: &[u32],
+        forbid: &[u32],
+        excluded: f64,
+    ) -> Result<Vec<Candidate>> {
+        let options = &self.options;
+        for (token, bias) in &options.logit_bias {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit += bias;
+            }
+        }
+        penalise(logits, history, options.repetition_penalty);
+        let generated = &history[self.prompt.min(history.len())..];
+        penalties::occurrence(
+            logits,
+            generated,
+            options.frequency_penalty,
+            options.presence_penalty,
+        );
+        if let Some(dry) = &options.dry {
+            dry.apply(logits, history);
+        }
         forbid.iter().for_each(|id| {
             if let Some(logit) = logits.get_mut(*id as usize) {
                 *logit = f32::NEG_INFINITY;
@@ -178,37 +387,50 @@ impl Sampler {
                 probability: 1.0,
             }]);
         }
-        let mut candidates = weights(logits, logits[largest], self.options.temperature);
-        self.cut(&mut candidates);
+        // Where the temperature comes first, the weights are computed with it.
+        let first = options.mirostat.is_some() || options.order.first() == Some(&Step::Temperature);
+        let temperature = if first { options.temperature } else { 1.0 };
+        let mut candidates = weights(logits, logits[largest], temperature);
+        match options.mirostat {
+            Some(_) => Mirostat::keep(&mut candidates, self.bound),
+            None => {
+                let steps = options.order.iter().skip(usize::from(first));
+                steps.for_each(|step| self.take(*step, &mut candidates, excluded));
+            }
+        }
         Ok(normalised(candidates))
     }
 
-    fn cut(&self, candidates: &mut Vec<Candidate>) {
-        if self.options.top_k > 0 && self.options.top_k < candidates.len() {
-            sort_largest(candidates, self.options.top_k);
-            candidates.truncate(self.options.top_k);
+    /// One step of the order.
+    fn take(&self, step: Step, candidates: &mut Vec<Candidate>, excluded: f64) {
+        let options = &self.options;
+        let most = candidates
+            .iter()
+            .fold(0f32, |most, one| most.max(one.probability));
+        match step {
+            Step::Temperature => candidates.iter_mut().for_each(|candidate| {
+                let logit = (candidate.probability / most).ln();
+                candidate.probability = (logit / options.temperature).exp();
+            }),
+            Step::TopK if options.top_k > 0 && options.top_k < candidates.len() => {
+                sort_largest(candidates, options.top_k);
+                candidates.truncate(options.top_k);
+            }
+            Step::TopP if options.top_p < 1.0 => keep_mass(candidates, f64::from(options.top_p)),
+            Step::MinP => {
+                candidates.retain(|candidate| candidate.probability >= options.min_p * most)
+            }
+            Step::Typical if options.typical_p < 1.0 => {
+                typical::keep(candidates, f64::from(options.typical_p));
+            }
+            Step::Xtc => {
+                if let Some(xtc) = options.xtc {
+                    xtc.apply(candidates, excluded);
+                }
+            }
+            Step::TopK | Step::TopP | Step::Typical => {}
         }
-        if self.options.top_p < 1.0 {
-            keep_mass(candidates, f64::from(self.options.top_p));
-        }
-        // The likeliest candidate's weight is 1.
-        candidates.retain(|candidate| candidate.probability >= self.options.min_p);
-    }
-}
-
-/// Lowers the logits of the tokens in the history, each once however often it occurs.
-pub(crate) fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
-    if penalty == 1.0 {
-        return;
-    }
-    for id in history.iter().collect::<BTreeSet<_>>() {
-        if let Some(logit) = logits.get_mut(*id as usize) {
-            *logit = if *logit > 0.0 {
-                *logit / penalty
-            } else {
-                *logit * penalty
-            };
-        }
+        candidates.retain(|candidate| candidate.probability > 0.0);
     }
 }
 
@@ -417,10 +639,73 @@ mod tests {
     }
 
     #[test]
-    fn repetition_is_penalised_once_a_token() {
-        let mut logits = [2.0, -1.0, 3.0];
-        penalise(&mut logits, &[0, 1, 0, 0, 99], 2.0);
-        assert_eq!(logits, [1.0, -2.0, 3.0]);
+    fn the_order_decides_what_is_kept() {
+        let llama_cpp = vec![
+            Step::TopK,
+            Step::Typical,
+            Step::TopP,
+            Step::MinP,
+            Step::Xtc,
+            Step::Temperature,
+        ];
+        let options = SamplerOptions {
+            temperature: 0.5,
+            top_p: 0.6,
+            order: llama_cpp,
+            ..Default::default()
+        };
+        assert_eq!(kept(options.clone()), [1, 3]);
+        // Without the step the temperature is not applied.
+        let sampler = Sampler::new(SamplerOptions {
+            order: vec![Step::TopP],
+            ..options
+        })
+        .unwrap();
+        let candidates = sampler.candidates(&mut logits(), &[], &[]).unwrap();
+        assert!((candidates[0].probability - 0.625).abs() < 1e-6);
+        let twice = SamplerOptions {
+            order: vec![Step::TopP, Step::TopP],
+            ..Default::default()
+        };
+        assert!(
+            twice
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("top_p twice")
+        );
+    }
+
+    #[test]
+    fn a_bias_moves_tokens() {
+        let bias = |token, bias| SamplerOptions {
+            logit_bias: BTreeMap::from([(token, bias)]),
+            temperature: 0.0,
+            ..Default::default()
+        };
+        let greedy = |options| {
+            Sampler::new(options)
+                .unwrap()
+                .sample(&mut logits(), &[], &[])
+                .unwrap()
+        };
+        assert_eq!(
+            (greedy(bias(2, 10.0)), greedy(bias(1, f32::NEG_INFINITY))),
+            (2, 3)
+        );
+        assert!(bias(2, f32::NAN).validate().is_err());
+    }
+
+    #[test]
+    fn penalties_of_occurrence_leave_the_prompt_out() {
+        let options = SamplerOptions {
+            temperature: 0.0,
+            presence_penalty: 5.0,
+            ..Default::default()
+        };
+        let mut sampler = Sampler::new(options).unwrap().behind(1);
+        assert_eq!(sampler.sample(&mut logits(), &[1], &[]).unwrap(), 1);
+        assert_eq!(sampler.sample(&mut logits(), &[1, 1], &[]).unwrap(), 3);
     }
 
     #[test]
