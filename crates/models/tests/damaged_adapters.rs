@@ -156,8 +156,8 @@ fn a_base_that_is_not_named_is_asked_for() {
     }
 }
 
-#[test]
-fn a_grown_vocabulary_is_named() {
+/// An adapter on the llama fixture whose whole tables that `grown` accepts have one row more than their base's.
+fn with_grown_tables(grown_table: impl Fn(&str) -> bool) -> tempfile::TempDir {
     let source = tempfile::tempdir().unwrap();
     let base = fixture("llama");
     let mut loaded = folder::load(&base, &Device::flex()).unwrap();
@@ -172,7 +172,7 @@ fn a_grown_vocabulary_is_named() {
     let names: Vec<&str> = file.names().collect();
     let shape = |name: &str| {
         let mut shape = file.info(name).unwrap().shape.clone();
-        if !name.contains("lora") {
+        if !name.contains("lora") && grown_table(name) {
             shape[0] += 1;
         }
         shape
@@ -192,8 +192,27 @@ fn a_grown_vocabulary_is_named() {
         })
         .unwrap();
     fs::rename(grown, path).unwrap();
+    source
+}
+
+#[test]
+fn a_base_grows_with_the_tables_of_its_adapter() {
+    let source = with_grown_tables(|_| true);
+    let loaded = folder::load(source.path(), &Device::flex()).unwrap();
+    let base = folder::load(&fixture("llama"), &Device::flex()).unwrap();
+    let tokens = base.model.spec().vocabulary + 1;
+    assert_eq!(loaded.model.spec().vocabulary, tokens);
+    let advice = format!("`resize_token_embeddings({tokens})`");
+    let told = loaded.remarks.iter().any(|remark| remark.contains(&advice));
+    assert!(told, "{:?}", loaded.remarks);
+}
+
+#[test]
+fn a_table_that_grew_alone_is_named() {
+    let source = with_grown_tables(|name| name.contains("embed_tokens"));
     let said = complaint(source.path());
-    let tokens = loaded.model.spec().vocabulary;
+    let base = folder::load(&fixture("llama"), &Device::flex()).unwrap();
+    let tokens = base.model.spec().vocabulary;
     let sizes = format!(
         "has rows for {} tokens, but the base has {tokens}:",
         tokens + 1

@@ -11,6 +11,7 @@ const KINDS: &[&str] = &[
     "abcdefghijklmnopqrstuvwxyz",
     "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
     "()[]",
+    "{}<>",
     "+-*/",
 ];
 

@@ -288,7 +288,9 @@ impl Seen {
     fn only(&self) -> Option<String> {
         let names = self.names.iter().map(|name| format!("`{name}`"));
         let flags = [false, true].into_iter().zip(self.flags);
-        let flags = flags.filter_map(|(flag, seen)| seen.then(|| format!("`{flag}`")));
+        let flags = flags
+            .filter(|(_, seen)| *seen)
+            .map(|(flag, _)| format!("`{flag}`"));
         let mut numbers = self.numbers.map_or(Vec::new(), Vec::from);
         numbers.dedup();
         let numbers = numbers.iter().map(|number| format!("`{number}`"));

@@ -169,7 +169,7 @@ pub enum Content {
     /// A task.
     Task(Box<TaskFile>),
     /// A group of tasks.
-    Group(GroupFile),
+    Group(Box<GroupFile>),
 }
 
 /// A group as its file describes it.
@@ -273,7 +273,7 @@ pub fn content(path: &Path, mut keys: Map<String, Value>) -> Result<Content> {
     keys.retain(|_, value| !value.is_null());
     let value = Value::Object(keys);
     match is_group {
-        true => serde_json::from_value(value).map(Content::Group),
+        true => serde_json::from_value(value).map(|group| Content::Group(Box::new(group))),
         false => serde_json::from_value(value).map(|file| Content::Task(Box::new(file))),
     }
     .map_err(|error| wrong(error.to_string()))

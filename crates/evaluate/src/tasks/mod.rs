@@ -1,6 +1,6 @@
 //! Tasks: items with one request each, how answers are filtered, and what is measured of them.
 //!
-//! A [`Task`] is data. Whoever can list items has a task: a task file of lm-evaluation-harness ([`file`]), a generated world
+//! A [`Task`] is data. Whoever can list items has a task: a task file of lm-evaluation-harness ([`file`](mod@file)), a generated world
 //! ([`world`]), or a benchmark with a generator of its own. [`run`](crate::run) asks a model; nothing here knows one.
 //!
 //! Terms and conventions are lm-evaluation-harness' (EleutherAI, MIT), so that figures can be compared with published ones.

@@ -51,6 +51,12 @@ pub(super) fn world_items(limit: Option<f64>) -> usize {
 
 /// Asks all tasks, writes what was found, and says it.
 pub(super) fn run(args: &EvalArgs, context: &Context) -> Result<Value> {
+    let items = world_items(args.limit);
+    if items > MOST_ITEMS && args.tasks.iter().any(|name| world::is_world(name)) {
+        return Err(Error::usage(format!(
+            "`--limit`: {items} is more than {MOST_ITEMS}"
+        )));
+    }
     let folder = output_folder(args);
     let earlier = args
         .against
@@ -210,11 +216,6 @@ fn tasks(args: &EvalArgs, prompting: &Prompting<'_>) -> Result<Vec<Task>> {
     for name in &args.tasks {
         if world::is_world(name) {
             let items = world_items(args.limit);
-            if items > MOST_ITEMS {
-                return Err(Error::usage(format!(
-                    "`--limit`: {items} is more than {MOST_ITEMS}"
-                )));
-            }
             let temperature = if args.sample { 1.0 } else { 0.0 };
             all.push(world::task(name, items, temperature, prompting)?);
             continue;

@@ -18,13 +18,15 @@ const KL_COEFFICIENT: f64 = 0.2;
 const KL_HORIZON: f64 = 10_000.0;
 
 /// Keys of generation that mean something which answers have not here, unless they have the value beside them.
-const OF_GENERATION: &[(&str, fn() -> Value)] = &[
-    ("do_sample", || json!(true)),
-    ("num_beams", || json!(1)),
-    ("repetition_penalty", || json!(1.0)),
-    ("length_penalty", || json!(1.0)),
-    ("skip_special_tokens", || json!(true)),
-];
+fn of_generation() -> [(&'static str, Value); 5] {
+    [
+        ("do_sample", json!(true)),
+        ("num_beams", json!(1)),
+        ("repetition_penalty", json!(1.0)),
+        ("length_penalty", json!(1.0)),
+        ("skip_special_tokens", json!(true)),
+    ]
+}
 
 /// The keys of the stage; in other stages they mean nothing.
 pub(super) struct Keys {
@@ -46,8 +48,7 @@ impl Keys {
     pub(super) fn read(reading: &mut Reading) -> Result<Self> {
         // Answers are written in this stage, and else in prediction alone, which is refused.
         let writes = reading.keys.get("stage") == Some(&json!("ppo"));
-        for (key, usual) in OF_GENERATION {
-            let usual = usual();
+        for (key, usual) in of_generation() {
             let is_usual = |value: &Value| {
                 *value == usual || value.as_f64().is_some_and(|n| usual.as_f64() == Some(n))
             };

@@ -86,7 +86,7 @@ fn most_frequent<'a>(words: impl Iterator<Item = &'a str>, count: usize) -> Stri
     let mut frequencies: HashMap<&str, usize> = HashMap::new();
     words.for_each(|word| *frequencies.entry(word).or_default() += 1);
     let mut sorted: Vec<(&str, usize)> = frequencies.into_iter().collect();
-    sorted.sort_by(|a, b| b.1.cmp(&a.1));
+    sorted.sort_by_key(|b| std::cmp::Reverse(b.1));
     let first = sorted.iter().take(count).map(|(word, _)| *word);
     first.collect::<Vec<_>>().join(" ")
 }
