@@ -52,10 +52,9 @@ impl Source {
         let mut loaded = model_path::load_model(&folder, device)?;
         loaded.model.merge_what_can_be();
         let home = model_path::tokenizer_folder(&folder, &loaded.base);
-        let tokenizer = match Tokenizer::file_in(&home) {
-            Some(_) => optional(Tokenizer::load(&home))?,
-            None => None,
-        };
+        let tokenizer = Tokenizer::file_in(&home)
+            .map(|_| Tokenizer::load(&home))
+            .transpose()?;
         Ok(Self {
             loaded,
             tokenizer,
@@ -91,19 +90,6 @@ impl Source {
             )),
             _ => Ok(ids),
         }
-    }
-}
-
-/// A GGUF file may say that it has no tokenizer.
-fn optional(tokenizer: espalier_data::Result<Tokenizer>) -> Result<Option<Tokenizer>> {
-    match tokenizer {
-        Ok(tokenizer) => Ok(Some(tokenizer)),
-        Err(espalier_data::Error::Tokenizer(reason))
-            if reason.contains("the file has no tokenizer") =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
     }
 }
 

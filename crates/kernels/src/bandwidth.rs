@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Numbers that are read, more than any cache holds.
-const NUMBERS: usize = 1 << 27;
+const NUMBERS: usize = 1 << 26;
 /// Numbers of a task.
 const CHUNK: usize = 1 << 16;
 /// Passes, of which the fastest counts.
@@ -20,7 +20,7 @@ vectorised! {
     }
 }
 
-/// Bytes a second that all threads read together, the best of some passes over half a gigabyte.
+/// Bytes a second that all threads read together, the best of some passes over a quarter of a gigabyte.
 pub fn memory_bandwidth() -> f64 {
     let [numbers] = fresh([(NUMBERS, CHUNK)], |_, [out]| out.fill(1.0));
     let pass = || {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     Error, Result,
     adapter::{self, Adapter},
-    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, bitsandbytes},
+    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, bitsandbytes, gptq},
     families::{self, Family, config::Config},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
@@ -133,7 +133,7 @@ pub fn load_quantised(
         config,
         base: folder.to_owned(),
         dtype: match checkpoint.dtype() {
-            Dtype::U8 => Dtype::BF16,
+            Dtype::U8 | Dtype::I32 => Dtype::BF16,
             dtype => dtype,
         },
         adapter: None,
@@ -217,7 +217,7 @@ impl Description {
         for (key, value) in tokens.filter(|(key, _)| !changes.contains_key(*key)) {
             config = config.with(key, value);
         }
-        let config = bitsandbytes::unpacked(config)?;
+        let config = gptq::unpacked(bitsandbytes::unpacked(config)?)?;
         let family = families::family(&config)?;
         let mut spec = (family.read)(&config)?;
         config.refuse_unread()?;
@@ -317,6 +317,8 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, spec: &ModelSpec) -> Re
     // A tied head that the file repeats.
     let head = tied_head::tensor_of(tied_head::HEAD, family, spec);
     let known = |name: &str| {
+        let packed = gptq::weight_of(checkpoint, name);
+        let name = packed.as_deref().unwrap_or(name);
         let full = format!("{}{name}", family.prefix);
         let derived = tied_head::is_derived(name, family, spec)
             || families::deepseek::is_of_further_tokens(spec, name);

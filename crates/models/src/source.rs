@@ -7,7 +7,7 @@ use espalier_kernels::stored::{Mxfp4, Stored};
 
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoint, bitsandbytes},
+    checkpoint::{Checkpoint, bitsandbytes, gptq},
     families::{Family, TensorEntry},
     layout::row_shape,
     spec::ModelSpec,
@@ -315,6 +315,9 @@ impl CheckpointSource<'_> {
     fn read(&self, place: &Place, shape: &[usize]) -> Result<Stored> {
         if let Some(packed) = self.packed(place, shape)? {
             return Ok(packed);
+        }
+        if let Some(whole) = gptq::read(self.checkpoint, self.prefix, &place.tensor)? {
+            return self.rounded(whole, &place.tensor, place, shape);
         }
         let tensor = stored_name(self.checkpoint, self.prefix, &place.tensor)
             .ok_or_else(|| self.missing(&place.tensor))?;

@@ -76,8 +76,8 @@ fn files_compute_what_their_folders_do() {
         let (found, expected) = (logits(&from_file), logits(&from_folder));
         let gaps = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
         let gap = gaps.fold(0f32, f32::max);
-        // One that was added to a norm, and a logarithm of an exponential, cost a bit.
-        let rounded = name.starts_with("gemma") || name == "mamba";
+        // One that was added to a norm, a logarithm of an exponential, and rotary factors in f32 cost a bit.
+        let rounded = name.starts_with("gemma") || ["mamba", "llama3-rope"].contains(&name);
         assert!(gap <= if rounded { 1e-5 } else { 0.0 }, "{name}: {gap}");
         let ends = |loaded: &LoadedModel| loaded.model.spec().eos.clone();
         assert_eq!(ends(&from_file), ends(&from_folder), "{name}");
@@ -213,7 +213,10 @@ fn hostile_files_are_told_what_is_wrong() {
             tensor(|tensor| tensor.name = "blk.0.attn_bogus.weight".into()),
             "`blk.0.attn_bogus.weight` is none of the architecture",
         ),
-        (changed(|_, tensors| _ = tensors.remove(1)), "missing"),
+        (
+            changed(|_, tensors| _ = tensors.remove(1)),
+            "has no tensor `token_embd.weight`",
+        ),
     ];
     for (bytes, expected) in cases {
         let found = error(&bytes);
@@ -330,7 +333,7 @@ fn what_is_written_computes_the_same() {
                 .map(|(a, b)| (a - b).abs());
             gaps.fold(0f32, f32::max)
         };
-        let rounded = name.starts_with("gemma") || name == "mamba";
+        let rounded = name.starts_with("gemma") || ["mamba", "llama3-rope"].contains(&name);
         assert!(
             gap(&found) <= if rounded { 1e-5 } else { 0.0 },
             "{name}: {}",

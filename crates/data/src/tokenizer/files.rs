@@ -81,7 +81,7 @@ impl Tokenizer {
     /// The file of `folder` that its ids come from: `tokenizer.json`, an RWKV table or one of the older files; nothing where it has
     /// no tokenizer.
     pub fn file_in(folder: &Path) -> Option<PathBuf> {
-        own_file(folder).or_else(|| gguf::file_in(folder))
+        own_file(folder).or_else(|| gguf::file_with_tokenizer_in(folder))
     }
 
     /// Writes `tokenizer.json` (or the table of an RWKV world tokenizer) and `tokenizer_config.json` into a folder, which is

@@ -12,6 +12,7 @@ use espalier_engine::{
     decode::Finish,
     text::{GeneratedText, TextModel, TextOptions},
 };
+use espalier_kernels::linear::Precision;
 use espalier_train::quantise::QuantiseOptions;
 use serde_json::json;
 
@@ -42,6 +43,9 @@ pub struct ChatArgs {
     /// Round the linear maps of the (base) model's blocks to four bits: nf4 or fp4
     #[arg(long, value_name = "NAME")]
     pub quantise: Option<QuantiseOptions>,
+    /// The arithmetic of products with many rows: f32 or bf16, which is faster where the processor multiplies it
+    #[arg(long, value_name = "NAME", default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -52,8 +56,9 @@ pub struct ChatArgs {
 /// # Errors
 /// When the model cannot be loaded or has no chat template; when it cannot answer a line of a pipe.
 pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
-    let opened =
+    let mut opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
+    opened.text.model.set_precision(args.precision);
     if opened.text.tokenizer.template().is_none() {
         let fix = "complete text with `espalier generate`, or tune it on conversations first";
         let folder = opened.folder.display();

@@ -8,6 +8,7 @@ use espalier_engine::{
     decode::Finish,
     text::{GeneratedText, TextModel, TextOptions},
 };
+use espalier_kernels::linear::Precision;
 use espalier_models::state_file::Prefix;
 use espalier_train::quantise::QuantiseOptions;
 use serde_json::json;
@@ -64,6 +65,9 @@ pub struct GenerateArgs {
     /// Round the linear maps of the (base) model's blocks to four bits: nf4 or fp4
     #[arg(long, value_name = "NAME")]
     pub quantise: Option<QuantiseOptions>,
+    /// The arithmetic of products with many rows: f32 or bf16, which is faster where the processor multiplies it
+    #[arg(long, value_name = "NAME", default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -77,8 +81,9 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let given = prompts(args)?;
     let prompts = &given.all;
     args.check()?;
-    let opened =
+    let mut opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
+    opened.text.model.set_precision(args.precision);
     let settings = args.sampling.settings_of(&opened)?;
     context
         .terminal

@@ -18,6 +18,9 @@ const COLUMNS: usize = 64;
 /// Rows of bytes that are asked for before they are read.
 const AHEAD: usize = 3;
 
+/// Rows of a coarse format that are multiplied in one call.
+const TOGETHER: usize = 8;
+
 /// Where the result goes.
 #[derive(Clone, Copy)]
 struct Output {
@@ -114,11 +117,12 @@ fn rounded_columns(
     dot: RoundedDot,
     out: &mut [&mut [f32]],
 ) {
-    for i in 0..out[0].len() {
-        stored.prefetch(first + i + AHEAD);
-        let row = stored.row(first + i);
+    let columns = out[0].len();
+    for start in (0..columns).step_by(TOGETHER) {
+        let part = start..(start + TOGETHER).min(columns);
+        let (rows, size) = stored.some(first + part.start..first + part.end);
         for (number, out) in out.iter_mut().enumerate() {
-            out[i] += dot(left.row(number), row);
+            dot(left.row(number), rows, size, &mut out[part.clone()]);
         }
     }
 }

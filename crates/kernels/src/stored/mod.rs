@@ -10,6 +10,7 @@ mod bytes;
 mod f16;
 mod f32;
 mod four_bit;
+mod grouped;
 mod k_blocks;
 mod mxfp4;
 mod q4_0;
@@ -31,6 +32,7 @@ pub use self::{
     f16::F16,
     f32::F32,
     four_bit::{Code, Constants, FourBit},
+    grouped::{Grouped, GroupedParts},
     mxfp4::Mxfp4,
     q4_0::Q4_0,
     q4_1::Q4_1,
@@ -272,6 +274,14 @@ impl<'a> StoredRows<'a> {
     /// The bytes of a row.
     pub fn row(&self, row: usize) -> &'a [u8] {
         &self.bytes[row * self.row_bytes..(row + 1) * self.row_bytes]
+    }
+
+    /// The bytes of some rows, and of one.
+    pub fn some(&self, rows: Range<usize>) -> (&'a [u8], usize) {
+        (
+            &self.bytes[rows.start * self.row_bytes..rows.end * self.row_bytes],
+            self.row_bytes,
+        )
     }
 
     /// Asks for the bytes of a row before they are read: the processor itself looks ahead no further than the end of a page, and a

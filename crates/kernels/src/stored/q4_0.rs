@@ -110,33 +110,28 @@ fn portable(left: RoundedRow<'_>, row: &[u8]) -> f32 {
 }
 
 rounded_dot! {
-    /// The product of a row: each of eight sums begins with minus the sum of the left factor, which makes `q - 8` of `q`.
-    fn products(left, row) = portable;
+    /// Products of rows: each of eight sums begins with minus the sum of the left factor, which makes `q - 8` of `q`.
+    fn products(left, rows: [_; ROWS]) = portable;
     with sums {
         use std::arch::x86_64::*;
-        let blocks = row.as_chunks::<BYTES>().0;
+        let (blocks, count) = x86::blocks::<ROWS, BYTES>(rows);
         let quants = left.quants.as_chunks::<NUMBERS>().0;
-        let count = blocks.len().min(quants.len()).min(left.scales.len()).min(left.sums.len());
         let low = _mm256_set1_epi8(15);
-        let mut total = [_mm256_setzero_ps(); 2];
-        // Two chains of additions, so that one need not wait for the other.
-        for pair in 0..count.div_ceil(2) {
-            for chain in 0..2 {
-                let i = 2 * pair + chain;
-                if i == count {
-                    break;
-                }
-                let block = &blocks[i];
+        let mut total = [_mm256_setzero_ps(); ROWS];
+        for i in 0..count.min(quants.len()).min(left.scales.len()).min(left.sums.len()) {
+            let (x, begin) = (x86::signed_bytes(&quants[i]), _mm256_set1_epi32(-left.sums[i]));
+            for row in 0..ROWS {
+                let block = &blocks[row][i];
+                x86::ask_ahead(block);
                 #[allow(unsafe_code)]
                 // SAFETY: sixteen bytes stand behind the scale.
                 let packed = unsafe { _mm_loadu_si128(block.as_ptr().add(2).cast()) };
                 let halves = _mm256_set_m128i(_mm_srli_epi16::<4>(packed), packed);
-                let begin = _mm256_set1_epi32(-left.sums[i]);
-                let products = sums(begin, _mm256_and_si256(halves, low), x86::signed_bytes(&quants[i]));
+                let products = sums(begin, _mm256_and_si256(halves, low), x);
                 let scale = x86::wide([block[0], block[1]]) * left.scales[i];
-                total[chain] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), _mm256_set1_ps(scale), total[chain]);
+                total[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), _mm256_set1_ps(scale), total[row]);
             }
         }
-        x86::total(_mm256_add_ps(total[0], total[1]))
+        x86::totals(total)
     }
 }

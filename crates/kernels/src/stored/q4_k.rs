@@ -151,37 +151,41 @@ fn portable(left: RoundedRow<'_>, row: &[u8]) -> f32 {
 }
 
 rounded_dot! {
-    /// The product of a row; the offsets are multiplied by the sums of the left factor.
-    fn products(left, row) = portable;
+    /// Products of rows; the offsets are multiplied by the sums of the left factor.
+    fn products(left, rows: [_; ROWS]) = portable;
     with sums {
         use std::arch::x86_64::*;
-        let blocks = row.as_chunks::<BYTES>().0;
+        let (blocks, count) = x86::blocks::<ROWS, BYTES>(rows);
         let quants = left.quants.as_chunks::<NUMBERS>().0;
         let scales_of = left.scales.as_chunks::<PARTS>().0;
         let totals_of = left.totals.as_chunks::<PARTS>().0;
-        let count = blocks.len().min(quants.len()).min(scales_of.len()).min(totals_of.len());
+        let count = count.min(quants.len()).min(scales_of.len()).min(totals_of.len());
         let low = _mm256_set1_epi8(15);
-        let mut total = [_mm256_setzero_ps(); 2];
-        let mut offset = _mm256_setzero_ps();
+        let mut total = [_mm256_setzero_ps(); ROWS];
         for i in 0..count {
-            let block = &blocks[i];
-            let [scales, offsets] = super::q4_k::x86_head(block);
-            offset = _mm256_fmadd_ps(offsets, x86::eight(&totals_of[i]), offset);
-            let factors = x86::array(_mm256_mul_ps(scales, x86::eight(&scales_of[i])));
-            let halves = block[HEAD..].as_chunks::<PART>().0;
+            let (own, sums_of) = (x86::eight(&scales_of[i]), x86::eight(&totals_of[i]));
             let parts = quants[i].as_chunks::<PART>().0;
-            for group in 0..PARTS / 2 {
-                let packed = x86::bytes(&halves[group]);
-                let numbers = [_mm256_and_si256(packed, low), _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low)];
-                for half in 0..2 {
-                    let part = 2 * group + half;
-                    let products = sums(_mm256_setzero_si256(), numbers[half], x86::signed_bytes(&parts[part]));
-                    let factor = _mm256_set1_ps(factors[part]);
-                    total[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factor, total[half]);
+            for row in 0..ROWS {
+                let block = &blocks[row][i];
+                x86::ask_ahead(block);
+                let [scales, offsets] = super::q4_k::x86_head(block);
+                total[row] = _mm256_fnmadd_ps(offsets, sums_of, total[row]);
+                let factors = x86::array(_mm256_mul_ps(scales, own));
+                let halves = block[HEAD..].as_chunks::<PART>().0;
+                for group in 0..PARTS / 2 {
+                    let packed = x86::bytes(&halves[group]);
+                    let numbers = [_mm256_and_si256(packed, low), _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low)];
+                    for half in 0..2 {
+                        let part = 2 * group + half;
+                        let number = numbers[half];
+                        let products = sums(_mm256_setzero_si256(), number, x86::signed_bytes(&parts[part]));
+                        let factor = _mm256_set1_ps(factors[part]);
+                        total[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factor, total[row]);
+                    }
                 }
             }
         }
-        x86::total(_mm256_sub_ps(_mm256_add_ps(total[0], total[1]), offset))
+        x86::totals(total)
     }
 }
 

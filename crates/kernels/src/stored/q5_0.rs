@@ -113,25 +113,22 @@ fn portable(left: RoundedRow<'_>, row: &[u8]) -> f32 {
 }
 
 rounded_dot! {
-    /// The product of a row: each of eight sums begins with minus twice the sum of the left factor, which makes `q - 16` of `q`.
-    fn products(left, row) = portable;
+    /// Products of rows: each of eight sums begins with minus twice the sum of the left factor, which makes `q - 16` of `q`.
+    fn products(left, rows: [_; ROWS]) = portable;
     with sums {
         use std::arch::x86_64::*;
-        let blocks = row.as_chunks::<BYTES>().0;
+        let (blocks, count) = x86::blocks::<ROWS, BYTES>(rows);
         let quants = left.quants.as_chunks::<NUMBERS>().0;
-        let count = blocks.len().min(quants.len()).min(left.scales.len()).min(left.sums.len());
         let (low, fifth) = (_mm256_set1_epi8(15), _mm256_set1_epi8(16));
         // Byte `i` of the spread bits is the one that has the bit of number `i`.
         let spread = _mm256_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202, 0x0101_0101_0101_0101, 0);
         let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201u64 as i64);
-        let mut total = [_mm256_setzero_ps(); 2];
-        for pair in 0..count.div_ceil(2) {
-            for chain in 0..2 {
-                let i = 2 * pair + chain;
-                if i == count {
-                    break;
-                }
-                let block = &blocks[i];
+        let mut total = [_mm256_setzero_ps(); ROWS];
+        for i in 0..count.min(quants.len()).min(left.scales.len()).min(left.sums.len()) {
+            let (x, begin) = (x86::signed_bytes(&quants[i]), _mm256_set1_epi32(-2 * left.sums[i]));
+            for row in 0..ROWS {
+                let block = &blocks[row][i];
+                x86::ask_ahead(block);
                 #[allow(unsafe_code)]
                 // SAFETY: sixteen bytes stand behind the bits.
                 let packed = unsafe { _mm_loadu_si128(block.as_ptr().add(HALVES).cast()) };
@@ -139,12 +136,11 @@ rounded_dot! {
                 let bits = i32::from_le_bytes([block[2], block[3], block[4], block[5]]);
                 let bits = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread), bit);
                 let number = _mm256_or_si256(halves, _mm256_and_si256(_mm256_cmpeq_epi8(bits, bit), fifth));
-                let begin = _mm256_set1_epi32(-2 * left.sums[i]);
-                let products = sums(begin, number, x86::signed_bytes(&quants[i]));
+                let products = sums(begin, number, x);
                 let scale = x86::wide([block[0], block[1]]) * left.scales[i];
-                total[chain] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), _mm256_set1_ps(scale), total[chain]);
+                total[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), _mm256_set1_ps(scale), total[row]);
             }
         }
-        x86::total(_mm256_add_ps(total[0], total[1]))
+        x86::totals(total)
     }
 }

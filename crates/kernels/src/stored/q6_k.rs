@@ -197,43 +197,46 @@ fn portable(left: RoundedRow<'_>, row: &[u8]) -> f32 {
 }
 
 rounded_dot! {
-    /// The product of a row. Of eight sums the first four have one scale and the others the next.
-    fn products(left, row) = portable;
+    /// Products of rows. Of eight sums the first four have one scale and the others the next.
+    fn products(left, rows: [_; ROWS]) = portable;
     with sums {
         use std::arch::x86_64::*;
-        let blocks = row.as_chunks::<BYTES>().0;
+        let (blocks, count) = x86::blocks::<ROWS, BYTES>(rows);
         let quants = left.quants.as_chunks::<NUMBERS>().0;
         let scales_of = left.scales.as_chunks::<8>().0;
-        let count = blocks.len().min(quants.len()).min(scales_of.len());
+        let count = count.min(quants.len()).min(scales_of.len());
         let (low, pair, middle) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30), _mm256_set1_epi8(32));
-        let mut total = [_mm256_setzero_ps(); 2];
+        let mut total = [_mm256_setzero_ps(); ROWS];
         for i in 0..count {
-            let block = &blocks[i];
-            let constant = x86::wide([block[CONSTANT], block[CONSTANT + 1]]);
             let lefts = quants[i].as_chunks::<ROUNDED_BLOCK>().0;
-            let halves = block[..PAIRS].as_chunks::<32>().0;
-            let pairs = block[PAIRS..SCALES].as_chunks::<32>().0;
-            for half in 0..2 {
-                let (a, b, c) = (x86::bytes(&halves[2 * half]), x86::bytes(&halves[2 * half + 1]), x86::bytes(&pairs[half]));
-                let numbers = [
-                    _mm256_or_si256(_mm256_and_si256(a, low), _mm256_and_si256(_mm256_slli_epi16::<4>(c), pair)),
-                    _mm256_or_si256(_mm256_and_si256(b, low), _mm256_and_si256(_mm256_slli_epi16::<2>(c), pair)),
-                    _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(a), low), _mm256_and_si256(c, pair)),
-                    _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(b), low), _mm256_and_si256(_mm256_srli_epi16::<2>(c), pair)),
-                ];
-                for quarter in 0..4 {
-                    let eighth = 4 * half + quarter;
-                    let right = _mm256_sub_epi8(numbers[quarter], middle);
-                    let x = x86::signed_bytes(&lefts[eighth]);
-                    let products = sums(_mm256_setzero_si256(), _mm256_abs_epi8(right), _mm256_sign_epi8(x, right));
-                    let factor = constant * scales_of[i][eighth];
-                    let first = factor * f32::from(block[SCALES + 2 * eighth] as i8);
-                    let second = factor * f32::from(block[SCALES + 2 * eighth + 1] as i8);
-                    let factor = _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first));
-                    total[quarter % 2] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factor, total[quarter % 2]);
+            for row in 0..ROWS {
+                let block = &blocks[row][i];
+                x86::ask_ahead(block);
+                let constant = x86::wide([block[CONSTANT], block[CONSTANT + 1]]);
+                let halves = block[..PAIRS].as_chunks::<32>().0;
+                let pairs = block[PAIRS..SCALES].as_chunks::<32>().0;
+                for half in 0..2 {
+                    let (a, b, c) = (x86::bytes(&halves[2 * half]), x86::bytes(&halves[2 * half + 1]), x86::bytes(&pairs[half]));
+                    let numbers = [
+                        _mm256_or_si256(_mm256_and_si256(a, low), _mm256_and_si256(_mm256_slli_epi16::<4>(c), pair)),
+                        _mm256_or_si256(_mm256_and_si256(b, low), _mm256_and_si256(_mm256_slli_epi16::<2>(c), pair)),
+                        _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(a), low), _mm256_and_si256(c, pair)),
+                        _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(b), low), _mm256_and_si256(_mm256_srli_epi16::<2>(c), pair)),
+                    ];
+                    for quarter in 0..4 {
+                        let eighth = 4 * half + quarter;
+                        let right = _mm256_sub_epi8(numbers[quarter], middle);
+                        let x = x86::signed_bytes(&lefts[eighth]);
+                        let products = sums(_mm256_setzero_si256(), _mm256_abs_epi8(right), _mm256_sign_epi8(x, right));
+                        let factor = constant * scales_of[i][eighth];
+                        let first = factor * f32::from(block[SCALES + 2 * eighth] as i8);
+                        let second = factor * f32::from(block[SCALES + 2 * eighth + 1] as i8);
+                        let factor = _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(first));
+                        total[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factor, total[row]);
+                    }
                 }
             }
         }
-        x86::total(_mm256_add_ps(total[0], total[1]))
+        x86::totals(total)
     }
 }

@@ -101,29 +101,25 @@ fn portable(left: RoundedRow<'_>, row: &[u8]) -> f32 {
 }
 
 rounded_dot! {
-    /// The product of a row; signs go to the left factor, whose bytes are at least -127.
-    fn products(left, row) = portable;
+    /// Products of rows; signs go to the left factor, whose bytes are at least -127.
+    fn products(left, rows: [_; ROWS]) = portable;
     with sums {
         use std::arch::x86_64::*;
-        let blocks = row.as_chunks::<BYTES>().0;
+        let (blocks, count) = x86::blocks::<ROWS, BYTES>(rows);
         let quants = left.quants.as_chunks::<NUMBERS>().0;
-        let count = blocks.len().min(quants.len()).min(left.scales.len());
-        let mut total = [_mm256_setzero_ps(); 2];
-        // Two chains of additions, so that one need not wait for the other.
-        for pair in 0..count.div_ceil(2) {
-            for chain in 0..2 {
-                let i = 2 * pair + chain;
-                if i == count {
-                    break;
-                }
-                let block = &blocks[i];
+        let mut total = [_mm256_setzero_ps(); ROWS];
+        for i in 0..count.min(quants.len()).min(left.scales.len()) {
+            let x = x86::signed_bytes(&quants[i]);
+            for row in 0..ROWS {
+                let block = &blocks[row][i];
+                x86::ask_ahead(block);
                 let Some(numbers) = block[2..].first_chunk::<NUMBERS>() else { break };
-                let (right, x) = (x86::bytes(numbers), x86::signed_bytes(&quants[i]));
+                let right = x86::bytes(numbers);
                 let products = sums(_mm256_setzero_si256(), _mm256_abs_epi8(right), _mm256_sign_epi8(x, right));
                 let scale = x86::wide([block[0], block[1]]) * left.scales[i];
-                total[chain] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), _mm256_set1_ps(scale), total[chain]);
+                total[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), _mm256_set1_ps(scale), total[row]);
             }
         }
-        x86::total(_mm256_add_ps(total[0], total[1]))
+        x86::totals(total)
     }
 }

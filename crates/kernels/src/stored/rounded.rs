@@ -16,7 +16,9 @@ pub const ROUNDED_BLOCK: usize = 32;
 /// let weight = quantised(&Q8_0, &[1, 32], &[2.0; 32], None).ok_or("one block")?;
 /// let left = Rounded::of(&[1.0; 32], 32);
 /// let dot = Q8_0.rounded_dot().ok_or("its products are rounded")?;
-/// assert!((dot(left.row(0), weight.bytes()) - 64.0).abs() < 0.1);
+/// let mut out = [0.0];
+/// dot(left.row(0), weight.bytes(), 34, &mut out);
+/// assert!((out[0] - 64.0).abs() < 0.1);
 /// # Ok::<(), &str>(())
 /// ```
 #[derive(Debug)]
@@ -41,8 +43,12 @@ pub struct RoundedRow<'a> {
     pub totals: &'a [f32],
 }
 
-/// The dot product of a rounded row with a row in a format.
-pub type RoundedDot = fn(RoundedRow<'_>, &[u8]) -> f32;
+/// Adds the dot products of a rounded row with rows in a format, each of so many bytes, to as many numbers.
+pub type RoundedDot = fn(RoundedRow<'_>, &[u8], usize, &mut [f32]);
+
+/// Rows that are multiplied side by side: they share the left factor's registers, and additions of one need not wait for another's.
+#[cfg(target_arch = "x86_64")]
+pub(super) const SIDE_BY_SIDE: usize = 4;
 
 impl Rounded {
     /// Rounds rows of `width` numbers, a multiple of [`ROUNDED_BLOCK`].
@@ -175,6 +181,45 @@ pub(super) mod x86 {
         _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)))
     }
 
+    /// The sums of eight numbers of several rows.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn totals<const ROWS: usize>(sums: [__m256; ROWS]) -> [f32; ROWS] {
+        let mut out = [0.0; ROWS];
+        for row in 0..ROWS {
+            out[row] = total(sums[row]);
+        }
+        out
+    }
+
+    /// Bytes by which memory is asked for before it is read: a page, for the processor itself looks no further than the end of one, and a
+    /// mapped file has small ones.
+    const AHEAD: usize = 4096;
+
+    /// Asks for the bytes a page behind a block of so many. They may be nobody's, which such a request does not mind.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub fn ask_ahead<const BYTES: usize>(block: &[u8; BYTES]) {
+        const LINE: usize = 64;
+        for line in (0..BYTES).step_by(LINE) {
+            #[allow(unsafe_code)]
+            // SAFETY: the request reads nothing, and an address that is nobody's is no harm.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(AHEAD + line).cast());
+            }
+        }
+    }
+
+    /// Rows as blocks of so many bytes, and the least number of blocks of one.
+    #[inline(always)]
+    pub fn blocks<const ROWS: usize, const BYTES: usize>(
+        rows: [&[u8]; ROWS],
+    ) -> ([&[[u8; BYTES]]; ROWS], usize) {
+        let blocks = rows.map(|row| row.as_chunks::<BYTES>().0);
+        let count = blocks.iter().map(|blocks| blocks.len()).min();
+        (blocks, count.unwrap_or(0))
+    }
+
     /// 32 bytes from here on.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -222,40 +267,79 @@ pub(super) mod x86 {
     }
 }
 
-/// Defines `fn $name(left, row) -> f32` over a body in AVX2 instructions, compiled with and without VNNI, and a portable definition.
-/// In the body, `$sums` is [`x86::sums_avx2`] or its like.
+/// Defines a [`RoundedDot`] over a body in AVX2 instructions, compiled with and without VNNI, and a portable definition of one row. The body is
+/// given `$rows`, an array of `$count` rows, and leaves their products; in it `$sums` is [`x86::sums_avx2`] or its like.
 macro_rules! rounded_dot {
     (
         $(#[$meta:meta])*
-        fn $name:ident($left:ident, $row:ident) = $portable:path;
+        fn $name:ident($left:ident, $rows:ident: [_; $count:ident]) = $portable:path;
         with $sums:ident $body:block
     ) => {
         $(#[$meta])*
-        fn $name($left: $crate::stored::RoundedRow<'_>, $row: &[u8]) -> f32 {
+        fn $name(left: $crate::stored::RoundedRow<'_>, rows: &[u8], size: usize, out: &mut [f32]) {
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::stored::rounded::x86;
+                use $crate::stored::rounded::{SIDE_BY_SIDE, x86};
+
+                #[inline]
                 #[target_feature(enable = "avx2,fma,f16c")]
-                fn avx2($left: $crate::stored::RoundedRow<'_>, $row: &[u8]) -> f32 {
+                fn avx2<const $count: usize>($left: $crate::stored::RoundedRow<'_>, $rows: [&[u8]; $count]) -> [f32; $count] {
                     use $crate::stored::rounded::x86::sums_avx2 as $sums;
                     $body
                 }
+                #[inline]
                 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")]
-                fn vnni($left: $crate::stored::RoundedRow<'_>, $row: &[u8]) -> f32 {
+                fn vnni<const $count: usize>($left: $crate::stored::RoundedRow<'_>, $rows: [&[u8]; $count]) -> [f32; $count] {
                     use $crate::stored::rounded::x86::sums_vnni as $sums;
                     $body
+                }
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn all_avx2(left: $crate::stored::RoundedRow<'_>, rows: &[u8], size: usize, out: &mut [f32]) {
+                    let (groups, rest) = out.as_chunks_mut::<SIDE_BY_SIDE>();
+                    let row = |i: usize| &rows[i * size..(i + 1) * size];
+                    let alone = SIDE_BY_SIDE * groups.len();
+                    for (i, out) in groups.iter_mut().enumerate() {
+                        let first = SIDE_BY_SIDE * i;
+                        let found = avx2(left, [row(first), row(first + 1), row(first + 2), row(first + 3)]);
+                        for (out, found) in out.iter_mut().zip(found) {
+                            *out += found;
+                        }
+                    }
+                    for (i, out) in rest.iter_mut().enumerate() {
+                        let [found] = avx2(left, [row(alone + i)]);
+                        *out += found;
+                    }
+                }
+                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512vnni")]
+                fn all_vnni(left: $crate::stored::RoundedRow<'_>, rows: &[u8], size: usize, out: &mut [f32]) {
+                    let (groups, rest) = out.as_chunks_mut::<SIDE_BY_SIDE>();
+                    let row = |i: usize| &rows[i * size..(i + 1) * size];
+                    let alone = SIDE_BY_SIDE * groups.len();
+                    for (i, out) in groups.iter_mut().enumerate() {
+                        let first = SIDE_BY_SIDE * i;
+                        let found = vnni(left, [row(first), row(first + 1), row(first + 2), row(first + 3)]);
+                        for (out, found) in out.iter_mut().zip(found) {
+                            *out += found;
+                        }
+                    }
+                    for (i, out) in rest.iter_mut().enumerate() {
+                        let [found] = vnni(left, [row(alone + i)]);
+                        *out += found;
+                    }
                 }
                 match x86::instructions() {
                     #[allow(unsafe_code)]
                     // SAFETY: the processor was seen to have the instructions.
-                    Some(x86::Instructions::Vnni) => return unsafe { vnni($left, $row) },
+                    Some(x86::Instructions::Vnni) => return unsafe { all_vnni(left, rows, size, out) },
                     #[allow(unsafe_code)]
                     // SAFETY: as above.
-                    Some(x86::Instructions::Avx2) => return unsafe { avx2($left, $row) },
+                    Some(x86::Instructions::Avx2) => return unsafe { all_avx2(left, rows, size, out) },
                     None => {}
                 }
             }
-            $portable($left, $row)
+            for (out, row) in out.iter_mut().zip(rows.chunks_exact(size.max(1))) {
+                *out += $portable(left, row);
+            }
         }
     };
 }

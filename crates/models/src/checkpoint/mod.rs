@@ -3,6 +3,7 @@
 pub(crate) mod bitsandbytes;
 pub mod folder;
 pub mod gguf;
+pub(crate) mod gptq;
 pub mod peft_config;
 mod peft_initialisation;
 mod peft_targets;

@@ -49,11 +49,8 @@ pub(super) fn file_in(path: &Path) -> Option<PathBuf> {
     found.next().filter(|_| found.next().is_none())
 }
 
-/// Reads the tokenizer of a file.
-///
-/// # Errors
-/// When the file is damaged, has no tokenizer, or one of a kind that is not read.
-pub(super) fn load(path: &Path) -> Result<Tokenizer> {
+/// The metadata of a file.
+fn metadata(path: &Path) -> Result<Metadata> {
     let file = File::open(path).map_err(|source| Error::file(path, source))?;
     let length = file
         .metadata()
@@ -63,7 +60,30 @@ pub(super) fn load(path: &Path) -> Result<Tokenizer> {
         ReadError::Io(source) => Error::file(path, source),
         ReadError::Broken(reason) => Error::Tokenizer(format!("{}: {reason}", path.display())),
     })?;
-    Tokenizer::from_gguf(&header.metadata).map_err(|error| in_folder(path, error))
+    Ok(header.metadata)
+}
+
+/// As [`file_in`], where the file says that it has a tokenizer, or is damaged.
+pub(super) fn file_with_tokenizer_in(path: &Path) -> Option<PathBuf> {
+    let has_one =
+        |path: &PathBuf| metadata(path).map_or(true, |metadata| model(&metadata).is_some());
+    file_in(path).filter(has_one)
+}
+
+/// The kind of the tokenizer in a file's metadata, where it has one.
+fn model(metadata: &Metadata) -> Option<&str> {
+    let model = metadata
+        .get("tokenizer.ggml.model")
+        .and_then(Value::as_text);
+    model.filter(|model| !["none", "no_vocab"].contains(model))
+}
+
+/// Reads the tokenizer of a file.
+///
+/// # Errors
+/// When the file is damaged, has no tokenizer, or one of a kind that is not read.
+pub(super) fn load(path: &Path) -> Result<Tokenizer> {
+    Tokenizer::from_gguf(&metadata(path)?).map_err(|error| in_folder(path, error))
 }
 
 impl Tokenizer {
@@ -124,16 +144,10 @@ struct Vocabulary<'a> {
 
 impl<'a> Vocabulary<'a> {
     fn read(metadata: &'a Metadata) -> Result<Self> {
-        let model = metadata
-            .get("tokenizer.ggml.model")
-            .and_then(Value::as_text);
         let tokens = metadata
             .get("tokenizer.ggml.tokens")
             .and_then(Value::as_list);
-        let (Some(model), Some(tokens)) = (
-            model.filter(|model| !["none", "no_vocab"].contains(model)),
-            tokens,
-        ) else {
+        let (Some(model), Some(tokens)) = (model(metadata), tokens) else {
             return Err(Error::Tokenizer(
                 "the file has no tokenizer; put the model's tokenizer.json beside it".into(),
             ));
@@ -246,10 +260,16 @@ impl<'a> Vocabulary<'a> {
     /// What a `tokenizer_config.json` would say.
     fn config(&self) -> Map<String, Json> {
         let [begin, end] = self.marks();
-        Map::from_iter([
-            ("add_bos_token".to_owned(), json!(begin)),
-            ("add_eos_token".to_owned(), json!(end)),
-        ])
+        let flags = [
+            ("add_bos_token", Some(begin)),
+            ("add_eos_token", Some(end)),
+            ("do_lower_case", self.flag("normalizer.lowercase")),
+            ("strip_accents", self.flag("normalizer.strip_accents")),
+        ];
+        let given = flags
+            .into_iter()
+            .filter_map(|(key, flag)| Some((key.to_owned(), json!(flag?))));
+        given.collect()
     }
 
     /// Tokens that are found before a text is cut: marks are special, what users defined is not.

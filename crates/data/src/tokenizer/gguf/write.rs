@@ -1,7 +1,7 @@
 //! A tokenizer as the metadata of a GGUF file, from which llama.cpp and this crate cut texts the same.
 //!
 //! Merges of a SentencePiece vocabulary become scores, the first merge that makes a piece the highest; words of byte-level BPE must be among
-//! those that llama.cpp has a name for.
+//! those that llama.cpp has a name for. A pipeline that llama.cpp's rules do not say in full is written as its whole `tokenizer.json` besides.
 
 use std::collections::HashMap;
 
@@ -18,6 +18,18 @@ use crate::{
 const NORMAL: u64 = 1;
 const UNUSED: u64 = 5;
 const BYTE: u64 = 6;
+
+/// Texts that pipelines cut differently which are alike elsewhere.
+const PROBES: [&str; 8] = [
+    "a",
+    " a",
+    "  a b",
+    "a  b ",
+    "\n a\tb",
+    "A1234 é e\u{301}",
+    "<s> a</s> b",
+    "it's 東京. \r\n",
+];
 
 impl Tokenizer {
     /// The metadata for a model with so many rows, at least as many as there are tokens. Rows without a token get names of their own.
@@ -57,6 +69,11 @@ impl Tokenizer {
             }
             (Some("WordPiece"), _) => {
                 set("ggml.model", Value::Text("bert".into()));
+                for key in ["lowercase", "strip_accents"] {
+                    if let Some(flag) = file["normalizer"][key].as_bool() {
+                        set(&format!("ggml.normalizer.{key}"), Value::Bool(flag));
+                    }
+                }
                 tokens = tokens
                     .into_iter()
                     .map(|token| word_piece(self, token))
@@ -81,6 +98,15 @@ impl Tokenizer {
                 name => format!("chat_template.{name}"),
             };
             set(&key, Value::Text(template.source().to_owned()));
+        }
+        // What llama.cpp's rules cannot say is said to those who read the whole file.
+        let again = Self::from_gguf(&metadata)?;
+        for text in PROBES {
+            if again.encode_ids(text, true)? != self.encode_ids(text, true)? {
+                let file = Value::Text(self.main_file()?);
+                metadata.insert("tokenizer.huggingface.json".into(), file);
+                break;
+            }
         }
         Ok(metadata)
     }

@@ -14,7 +14,7 @@ use espalier_engine::{
     rules::Rules,
     sampler::SamplerOptions,
 };
-use espalier_kernels::bandwidth::memory_bandwidth;
+use espalier_kernels::{bandwidth::memory_bandwidth, linear::Precision};
 use espalier_models::{model::LanguageModel, parameter::Parameters, spec::ChannelSpec};
 
 use super::{Figures, median, random_tokens};
@@ -38,6 +38,9 @@ pub struct GenerateArgs {
     /// Prompts computed together
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     pub batch: usize,
+    /// The arithmetic of products with many rows: f32 or bf16, which is faster where the processor multiplies it
+    #[arg(long, value_name = "NAME", default_value_t = Precision::F32)]
+    pub precision: Precision,
 }
 
 /// Measures and prints.
@@ -52,6 +55,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     }
     let mut loaded = model_path::load_model(&args.model, &context.device)?;
     loaded.model.merge_what_can_be();
+    loaded.model.set_precision(args.precision);
     let model = loaded.model.frozen();
     check_room(&model, args, context)?;
     let prompts = random_tokens(model.spec().vocabulary, args.batch, args.prompt);
@@ -177,7 +181,7 @@ fn show(
         ("batch", args.batch.into()),
         ("prompt", args.prompt.into()),
         ("new", args.new.into()),
-        ("precision", "f32".into()),
+        ("precision", args.precision.to_string().into()),
         ("weights", format.into()),
     ];
     let measured = vec![
