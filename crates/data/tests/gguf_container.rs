@@ -1,4 +1,10 @@
 //! The container of GGUF files: what is written reads the same, and hostile files are clear errors.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use espalier_data::gguf::{Metadata, TensorEntry, Value, header_bytes, read_header};
 use proptest::prelude::*;

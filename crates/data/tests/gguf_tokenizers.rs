@@ -1,4 +1,10 @@
 //! Tokenizers of GGUF files, on the inputs by which llama.cpp tests its own (`models/ggml-vocab-*` of its source).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,10 @@
 //! GGUF's block formats against the vectors of the `gguf` package (`tests/fixtures/gguf/blocks.txt`), and what must hold of any numbers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use espalier_kernels::stored::{
     Bf16, F16, Format, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quantise, Rounded, RoundedDot,

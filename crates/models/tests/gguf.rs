@@ -1,4 +1,10 @@
 //! GGUF files that the `gguf` package wrote of the fixtures (`tests/fixtures/make/gguf_models.py`): they compute what the folders do.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may fail loudly"
+)]
 
 use std::path::{Path, PathBuf};
 

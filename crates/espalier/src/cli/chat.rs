@@ -13,6 +13,7 @@ use espalier_engine::{
     text::{GeneratedText, TextModel, TextOptions},
 };
 use espalier_kernels::linear::Precision;
+use espalier_models::rounded_cache::CacheFormat;
 use espalier_train::quantise::QuantiseOptions;
 use serde_json::json;
 
@@ -46,6 +47,9 @@ pub struct ChatArgs {
     /// The arithmetic of products with many rows: f32 or bf16, which is faster where the processor multiplies it
     #[arg(long, value_name = "NAME", default_value_t = Precision::F32)]
     pub precision: Precision,
+    /// How keys and values are remembered: f32, bf16 or q8_0
+    #[arg(long, value_name = "FORMAT", default_value_t = CacheFormat::F32)]
+    pub cache: CacheFormat,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -59,6 +63,7 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
     let mut opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
     opened.text.model.set_precision(args.precision);
+    opened.text.model.set_cache_format(args.cache)?;
     if opened.text.tokenizer.template().is_none() {
         let fix = "complete text with `espalier generate`, or tune it on conversations first";
         let folder = opened.folder.display();

@@ -9,6 +9,7 @@ use espalier_engine::{
     text::{GeneratedText, TextModel, TextOptions},
 };
 use espalier_kernels::linear::Precision;
+use espalier_models::rounded_cache::CacheFormat;
 use espalier_models::state_file::Prefix;
 use espalier_train::quantise::QuantiseOptions;
 use serde_json::json;
@@ -68,6 +69,9 @@ pub struct GenerateArgs {
     /// The arithmetic of products with many rows: f32 or bf16, which is faster where the processor multiplies it
     #[arg(long, value_name = "NAME", default_value_t = Precision::F32)]
     pub precision: Precision,
+    /// How keys and values are remembered: f32, bf16 or q8_0
+    #[arg(long, value_name = "FORMAT", default_value_t = CacheFormat::F32)]
+    pub cache: CacheFormat,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -84,6 +88,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let mut opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
     opened.text.model.set_precision(args.precision);
+    opened.text.model.set_cache_format(args.cache)?;
     let settings = args.sampling.settings_of(&opened)?;
     context
         .terminal

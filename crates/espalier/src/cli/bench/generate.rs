@@ -15,7 +15,9 @@ use espalier_engine::{
     sampler::SamplerOptions,
 };
 use espalier_kernels::{bandwidth::memory_bandwidth, linear::Precision};
-use espalier_models::{model::LanguageModel, parameter::Parameters, spec::ChannelSpec};
+use espalier_models::{
+    model::LanguageModel, parameter::Parameters, rounded_cache::CacheFormat, spec::ChannelSpec,
+};
 
 use super::{Figures, median, random_tokens};
 use crate::cli::{Context, inspect::describe::cache_per_token};
@@ -41,6 +43,9 @@ pub struct GenerateArgs {
     /// The arithmetic of products with many rows: f32 or bf16, which is faster where the processor multiplies it
     #[arg(long, value_name = "NAME", default_value_t = Precision::F32)]
     pub precision: Precision,
+    /// How keys and values are remembered: f32, bf16 or q8_0
+    #[arg(long, value_name = "FORMAT", default_value_t = CacheFormat::F32)]
+    pub cache: CacheFormat,
 }
 
 /// Measures and prints.
@@ -56,6 +61,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let mut loaded = model_path::load_model(&args.model, &context.device)?;
     loaded.model.merge_what_can_be();
     loaded.model.set_precision(args.precision);
+    loaded.model.set_cache_format(args.cache)?;
     let model = loaded.model.frozen();
     check_room(&model, args, context)?;
     let prompts = random_tokens(model.spec().vocabulary, args.batch, args.prompt);
@@ -183,6 +189,7 @@ fn show(
         ("new", args.new.into()),
         ("precision", args.precision.to_string().into()),
         ("weights", format.into()),
+        ("cache", args.cache.to_string().into()),
     ];
     let measured = vec![
         (
