@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! XTC, "exclude top choices" (p-e-w, text-generation-webui 6335): now and then all tokens that are likely enough are left out, but for the least
 //! likely of them.
 //!
@@ -7,14 +8,29 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Candidate, likelier_first, mass};
+=======
+//! XTC ("exclude top choices"): now and then all likely tokens but the least likely of them are left out, so that a text leaves the beaten
+//! track where there is another way on. As llama.cpp has it; there is no paper.
+
+use espalier_data::random::Random;
+use serde::{Deserialize, Serialize};
+
+use super::candidates::{Candidates, likelier_first};
+>>>>>>> main
 
 /// Options of XTC.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Xtc {
+<<<<<<< HEAD
     /// How often it acts.
     pub probability: f32,
     /// Which tokens are likely; above a half there are never two.
+=======
+    /// How often it happens.
+    pub probability: f32,
+    /// From which probability on a token is likely.
+>>>>>>> main
     pub threshold: f32,
 }
 
@@ -27,6 +43,7 @@ impl Default for Xtc {
     }
 }
 
+<<<<<<< HEAD
 impl Xtc {
     /// Leaves out the top choices where `uniform`, a number in `[0, 1)`, says so.
     pub(super) fn apply(self, candidates: &mut Vec<Candidate>, uniform: f64) {
@@ -43,12 +60,26 @@ impl Xtc {
             candidates.drain(..likely - 1);
         }
     }
+=======
+/// Takes one random number.
+pub(super) fn exclude(candidates: &mut Candidates, options: Xtc, random: &mut Random) {
+    if random.f() >= f64::from(options.probability) {
+        return;
+    }
+    let least = f64::from(options.threshold) * candidates.mass();
+    let is_likely = |weight: f32| f64::from(weight) >= least;
+    candidates.list.sort_unstable_by(likelier_first);
+    let likely = candidates.list.iter();
+    let likely = likely.take_while(|one| is_likely(one.probability)).count();
+    candidates.list.drain(..likely.saturating_sub(1));
+>>>>>>> main
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+<<<<<<< HEAD
     #[test]
     fn the_least_likely_of_the_likely_stays() {
         let xtc = Xtc {
@@ -66,5 +97,27 @@ mod tests {
         assert_eq!(left(0.2, 0.5), [0, 1, 2, 3]);
         assert_eq!(left(0.4, 0.0), [1, 3, 0, 2]);
         assert_eq!(left(0.1, 0.0), [0, 2]);
+=======
+    fn kept(probability: f32, threshold: f32) -> Vec<u32> {
+        let logits: Vec<f32> = [0.15f32, 0.5, 0.05, 0.3].iter().map(|p| p.ln()).collect();
+        let mut candidates = Candidates::new(&logits, 1, 1.0);
+        let options = Xtc {
+            probability,
+            threshold,
+        };
+        exclude(&mut candidates, options, &mut Random::new(1));
+        let mut ids: Vec<u32> = candidates.list.iter().map(|one| one.id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    #[test]
+    fn the_least_likely_of_the_likely_stays() {
+        assert_eq!(kept(1.0, 0.1), [0, 2]);
+        assert_eq!(kept(1.0, 0.2), [0, 2, 3]);
+        assert_eq!(kept(1.0, 0.4), [0, 1, 2, 3]);
+        assert_eq!(kept(1.0, 0.9), [0, 1, 2, 3]);
+        assert_eq!(kept(0.0, 0.1), [0, 1, 2, 3]);
+>>>>>>> main
     }
 }

@@ -16,7 +16,6 @@ use serde_json::json;
 
 use super::{
     Context,
-    inspect::describe::{cache_per_token, state_size},
     lines::Texts,
     published::{Beams, FILE, LENGTH_PENALTY, is_length_penalty},
     sampling::SamplingArgs,
@@ -87,9 +86,15 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     args.check()?;
     let mut opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
+<<<<<<< HEAD
     opened.text.model.set_precision(args.precision);
     opened.text.model.set_cache_format(args.cache)?;
     let settings = args.sampling.settings_of(&opened)?;
+=======
+    let mut settings = args.sampling.settings(&opened.base)?;
+    args.sampling
+        .fit(&mut settings.sampler, &opened.text.tokenizer)?;
+>>>>>>> main
     context
         .terminal
         .notes(opened.remarks.iter().chain(&settings.remarks));
@@ -163,7 +168,12 @@ impl GenerateArgs {
                 Some(option) => Err(Error::usage(format!(
                     "{option} says how tokens are drawn, and --beams draws none; leave one of them out"
                 ))),
-                None => Ok(()),
+                None => match self.sampling.one_by_one() {
+                    Some(option) => Err(Error::usage(format!(
+                        "{option} is not there for --beams; leave one of them out"
+                    ))),
+                    None => Ok(()),
+                },
             },
         }
     }
@@ -171,6 +181,7 @@ impl GenerateArgs {
     /// The beams that were asked for, or else the model's own, which give way to options that say how tokens are drawn.
     fn beams(&self, own: &Beams, context: &Context) -> Beams {
         let alone = self.sampling.drawing().is_some()
+            || self.sampling.one_by_one().is_some()
             || self.save_state.is_some()
             || self.from_state.is_some();
         let count = self.beams.unwrap_or(if alone { 1 } else { own.count });
@@ -353,7 +364,7 @@ fn check_room(
         )));
     }
     let longest = encoded.iter().map(Vec::len).max().unwrap_or(0);
-    let remembered = longest as f64 * cache_per_token(spec) as f64 + state_size(spec) as f64;
+    let remembered = longest as f64 * spec.cache_per_token() as f64 + spec.state_size() as f64;
     let bytes = beams as f64 * (remembered + 8.0 * spec.vocabulary as f64);
     let asked = format!("--beams {beams}: to follow so many continuations");
     memory::check(asked, bytes, "choose fewer", &context.device)
