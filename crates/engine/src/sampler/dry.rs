@@ -1,35 +1,13 @@
-<<<<<<< HEAD
-//! DRY, "don't repeat yourself" (p-e-w, text-generation-webui 5677): a token that would make a repetition longer is made less likely, the more
-//! so the longer what it repeats already is.
-//!
-//! Where the last `n` tokens of the text have occurred before, and `t` came after them there, the logit of `t` loses
-//! `multiplier base^(n - allowed)` for `n >= allowed`, `n` as long as possible. A repetition does not reach over tokens that break one,
-//! such as the end of a line.
-=======
 //! DRY ("don't repeat yourself"): a token that would carry on a repetition becomes less likely, the more so the longer the repetition is.
 //!
 //! For a token that followed an earlier occurrence of the last `m` tokens of the text, the longest such `m` counts: where it is at
 //! least `allowed_length`, `multiplier base^(m - allowed_length)` is subtracted from the logit. Repetitions do not reach over a breaker, such
 //! as the end of a line, and breakers themselves are not penalised. As llama.cpp has it; there is no paper.
->>>>>>> main
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-<<<<<<< HEAD
-/// Options of DRY.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Dry {
-    /// What the shortest repetition that counts costs.
-    pub multiplier: f32,
-    /// The factor for each token more.
-    pub base: f32,
-    /// The shortest repetition that counts, in tokens.
-    pub allowed_length: usize,
-    /// Tokens that break a repetition.
-=======
 /// Beyond it powers are no numbers any more.
 const MOST: f64 = 1e30;
 
@@ -54,7 +32,6 @@ pub struct Dry {
     /// How many of the last tokens are looked at; 0 looks at all.
     pub window: usize,
     /// Tokens that no repetition reaches over.
->>>>>>> main
     pub breakers: Vec<u32>,
 }
 
@@ -64,63 +41,12 @@ impl Default for Dry {
             multiplier: 0.8,
             base: 1.75,
             allowed_length: 2,
-<<<<<<< HEAD
-=======
             window: 0,
->>>>>>> main
             breakers: Vec::new(),
         }
     }
 }
 
-<<<<<<< HEAD
-/// Longer repetitions cost no more, for a logit has lost everything by then.
-const LONGEST: usize = 64;
-
-impl Dry {
-    /// Lowers the logits of tokens that would go on repeating.
-    pub(super) fn apply(&self, logits: &mut [f32], history: &[u32]) {
-        for (token, length) in self.repetitions(history) {
-            if length >= self.allowed_length
-                && let Some(logit) = logits.get_mut(token as usize)
-            {
-                let power = (length - self.allowed_length) as f32;
-                *logit -= self.multiplier * self.base.powf(power);
-            }
-        }
-    }
-
-    /// For each token that came after an earlier occurrence of the text's end: the longest such end.
-    fn repetitions(&self, history: &[u32]) -> BTreeMap<u32, usize> {
-        let mut longest = BTreeMap::new();
-        let Some(last) = history.last() else {
-            return longest;
-        };
-        if self.breakers.contains(last) {
-            return longest;
-        }
-        for place in 0..history.len() - 1 {
-            // The token at `place` would be repeated after the end at `place - 1`.
-            let next = history[place + 1];
-            if history[place] != *last || self.breakers.contains(&next) {
-                continue;
-            }
-            let mut length = 1;
-            while length <= place
-                && length < LONGEST
-                && history[place - length] == history[history.len() - 1 - length]
-                && !self.breakers.contains(&history[place - length])
-            {
-                length += 1;
-            }
-            let entry = longest.entry(next).or_insert(0);
-            *entry = (*entry).max(length);
-        }
-        longest
-    }
-}
-
-=======
 /// Subtracts the penalties from `logits` (`[vocabulary]`).
 pub fn penalise(logits: &mut [f32], history: &[u32], options: &Dry) {
     for (id, length) in repetitions(history, options) {
@@ -176,36 +102,10 @@ fn common_prefixes(tokens: &[u32]) -> Vec<usize> {
     lengths
 }
 
->>>>>>> main
 #[cfg(test)]
 mod tests {
     use super::*;
 
-<<<<<<< HEAD
-    #[test]
-    fn a_worked_example() {
-        let dry = Dry {
-            multiplier: 1.0,
-            base: 2.0,
-            allowed_length: 2,
-            breakers: vec![9],
-        };
-        // `1 2 3` has occurred, and `1 2` stands at the end: 3 would go on; `2 5` is too short.
-        let history = [1, 2, 3, 2, 5, 0, 1, 2];
-        let mut logits = [0.0; 6];
-        dry.apply(&mut logits, &history);
-        assert_eq!(logits, [0.0, 0.0, 0.0, -1.0, 0.0, 0.0]);
-        // One token more doubles it.
-        let mut logits = [0.0; 6];
-        dry.apply(&mut logits, &[0, 1, 2, 3, 5, 0, 1, 2]);
-        assert_eq!(logits[3], -2.0);
-        // A breaker ends what counts.
-        let mut logits = [0.0; 6];
-        dry.apply(&mut logits, &[1, 9, 2, 3, 5, 1, 9, 2]);
-        assert_eq!(logits, [0.0; 6]);
-        dry.apply(&mut logits, &[]);
-        assert_eq!(logits, [0.0; 6]);
-=======
     fn found(history: &[u32], options: &Dry) -> Vec<(u32, usize)> {
         repetitions(history, options).into_iter().collect()
     }
@@ -260,6 +160,5 @@ mod tests {
         let mut logits = [0.0; 2];
         penalise(&mut logits, &[1; 5000], &Dry::default());
         assert!(logits[1].is_finite() && logits[1] < -1e29);
->>>>>>> main
     }
 }

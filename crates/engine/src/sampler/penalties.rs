@@ -1,14 +1,3 @@
-<<<<<<< HEAD
-//! Penalties on tokens that have occurred: repetition (Keskar et al., arXiv 1909.05858), frequency and presence (OpenAI's interface).
-//!
-//! Repetition divides a positive logit by its factor and multiplies a negative one, once for each token, prompt included. Frequency subtracts
-//! its number for every occurrence and presence its own once; both count what was generated, and not the prompt.
-
-use std::collections::{BTreeMap, BTreeSet};
-
-/// Lowers the logits of the tokens in the history, each once however often it occurs.
-pub(crate) fn repetition(logits: &mut [f32], history: &[u32], penalty: f32) {
-=======
 //! What has occurred becomes less likely, and what a user favours likelier.
 //!
 //! The repetition penalty (Keskar et al., arXiv 1909.05858, section 4.1, as `transformers` has it) looks at prompt and answer; frequency and presence penalties
@@ -42,7 +31,6 @@ pub(super) fn apply(logits: &mut [f32], history: &[u32], prompt: usize, options:
 /// Lowers the logits of the tokens in the history, each once however often it occurs: positive ones are divided, negative ones
 /// multiplied.
 pub(crate) fn repeated(logits: &mut [f32], history: &[u32], penalty: f32) {
->>>>>>> main
     if penalty == 1.0 {
         return;
     }
@@ -57,31 +45,18 @@ pub(crate) fn repeated(logits: &mut [f32], history: &[u32], penalty: f32) {
     }
 }
 
-<<<<<<< HEAD
-/// Subtracts `frequency` for every occurrence of a token in what was generated, and `presence` for the first.
-pub(super) fn occurrence(logits: &mut [f32], generated: &[u32], frequency: f32, presence: f32) {
-    if frequency == 0.0 && presence == 0.0 {
-        return;
-    }
-    let mut counts: BTreeMap<u32, f32> = BTreeMap::new();
-=======
 /// Subtracts `frequency` for each time that a token was generated, and `presence` once.
 fn counted(logits: &mut [f32], generated: &[u32], frequency: f32, presence: f32) {
     if frequency == 0.0 && presence == 0.0 {
         return;
     }
     let mut counts = BTreeMap::<u32, f32>::new();
->>>>>>> main
     for id in generated {
         *counts.entry(*id).or_default() += 1.0;
     }
     for (id, count) in counts {
         if let Some(logit) = logits.get_mut(id as usize) {
-<<<<<<< HEAD
-            *logit -= frequency * count + presence;
-=======
             *logit -= count * frequency + presence;
->>>>>>> main
         }
     }
 }
@@ -93,23 +68,11 @@ mod tests {
     #[test]
     fn repetition_is_penalised_once_a_token() {
         let mut logits = [2.0, -1.0, 3.0];
-<<<<<<< HEAD
-        repetition(&mut logits, &[0, 1, 0, 0, 99], 2.0);
-=======
         repeated(&mut logits, &[0, 1, 0, 0, 99], 2.0);
->>>>>>> main
         assert_eq!(logits, [1.0, -2.0, 3.0]);
     }
 
     #[test]
-<<<<<<< HEAD
-    fn occurrences_are_counted() {
-        let mut logits = [2.0, -1.0, 3.0];
-        occurrence(&mut logits, &[0, 1, 0, 0, 99], 0.5, 0.25);
-        assert_eq!(logits, [2.0 - 1.5 - 0.25, -1.0 - 0.5 - 0.25, 3.0]);
-        occurrence(&mut logits, &[0], 0.0, 0.0);
-        assert_eq!(logits[0], 0.25);
-=======
     fn frequency_counts_and_presence_does_not_and_the_prompt_is_free() {
         let options = SamplerOptions {
             frequency_penalty: 0.5,
@@ -143,6 +106,5 @@ mod tests {
         let mut logits = [-1.0, 0.0];
         apply(&mut logits, &[0], 0, &options);
         assert_eq!(logits, [1.0, -100.0]);
->>>>>>> main
     }
 }

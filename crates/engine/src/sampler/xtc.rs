@@ -1,14 +1,3 @@
-<<<<<<< HEAD
-//! XTC, "exclude top choices" (p-e-w, text-generation-webui 6335): now and then all tokens that are likely enough are left out, but for the least
-//! likely of them.
-//!
-//! With the chance `probability`, and where at least two tokens have a probability of `threshold`, those above the least likely of them go. What
-//! remains still fits, and is not what always comes.
-
-use serde::{Deserialize, Serialize};
-
-use super::{Candidate, likelier_first, mass};
-=======
 //! XTC ("exclude top choices"): now and then all likely tokens but the least likely of them are left out, so that a text leaves the beaten
 //! track where there is another way on. As llama.cpp has it; there is no paper.
 
@@ -16,21 +5,14 @@ use espalier_data::random::Random;
 use serde::{Deserialize, Serialize};
 
 use super::candidates::{Candidates, likelier_first};
->>>>>>> main
 
 /// Options of XTC.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Xtc {
-<<<<<<< HEAD
-    /// How often it acts.
-    pub probability: f32,
-    /// Which tokens are likely; above a half there are never two.
-=======
     /// How often it happens.
     pub probability: f32,
     /// From which probability on a token is likely.
->>>>>>> main
     pub threshold: f32,
 }
 
@@ -43,24 +25,6 @@ impl Default for Xtc {
     }
 }
 
-<<<<<<< HEAD
-impl Xtc {
-    /// Leaves out the top choices where `uniform`, a number in `[0, 1)`, says so.
-    pub(super) fn apply(self, candidates: &mut Vec<Candidate>, uniform: f64) {
-        if uniform >= f64::from(self.probability) {
-            return;
-        }
-        candidates.sort_by(likelier_first);
-        let wanted = f64::from(self.threshold) * mass(candidates);
-        let likely = candidates
-            .iter()
-            .take_while(|candidate| f64::from(candidate.probability) >= wanted)
-            .count();
-        if likely > 1 {
-            candidates.drain(..likely - 1);
-        }
-    }
-=======
 /// Takes one random number.
 pub(super) fn exclude(candidates: &mut Candidates, options: Xtc, random: &mut Random) {
     if random.f() >= f64::from(options.probability) {
@@ -72,32 +36,12 @@ pub(super) fn exclude(candidates: &mut Candidates, options: Xtc, random: &mut Ra
     let likely = candidates.list.iter();
     let likely = likely.take_while(|one| is_likely(one.probability)).count();
     candidates.list.drain(..likely.saturating_sub(1));
->>>>>>> main
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-<<<<<<< HEAD
-    #[test]
-    fn the_least_likely_of_the_likely_stays() {
-        let xtc = Xtc {
-            probability: 0.5,
-            threshold: 0.2,
-        };
-        let left = |threshold, uniform| {
-            let mut all: Vec<Candidate> = [(0, 0.15), (1, 0.5), (2, 0.05), (3, 0.3)]
-                .map(|(id, probability)| Candidate { id, probability })
-                .into();
-            Xtc { threshold, ..xtc }.apply(&mut all, uniform);
-            all.iter().map(|candidate| candidate.id).collect::<Vec<_>>()
-        };
-        assert_eq!(left(0.2, 0.4), [3, 0, 2]);
-        assert_eq!(left(0.2, 0.5), [0, 1, 2, 3]);
-        assert_eq!(left(0.4, 0.0), [1, 3, 0, 2]);
-        assert_eq!(left(0.1, 0.0), [0, 2]);
-=======
     fn kept(probability: f32, threshold: f32) -> Vec<u32> {
         let logits: Vec<f32> = [0.15f32, 0.5, 0.05, 0.3].iter().map(|p| p.ln()).collect();
         let mut candidates = Candidates::new(&logits, 1, 1.0);
@@ -118,6 +62,5 @@ mod tests {
         assert_eq!(kept(1.0, 0.4), [0, 1, 2, 3]);
         assert_eq!(kept(1.0, 0.9), [0, 1, 2, 3]);
         assert_eq!(kept(0.0, 0.1), [0, 1, 2, 3]);
->>>>>>> main
     }
 }

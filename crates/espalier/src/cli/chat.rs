@@ -71,13 +71,9 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
             "{folder}: the model has no chat template, so it cannot converse; {fix}"
         )));
     }
-<<<<<<< HEAD
-    let settings = args.sampling.settings_of(&opened)?;
-=======
     let mut settings = args.sampling.settings(&opened.base)?;
     args.sampling
         .fit(&mut settings.sampler, &opened.text.tokenizer)?;
->>>>>>> main
     context
         .terminal
         .notes(opened.remarks.iter().chain(&settings.remarks));

@@ -86,15 +86,11 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     args.check()?;
     let mut opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
-<<<<<<< HEAD
     opened.text.model.set_precision(args.precision);
     opened.text.model.set_cache_format(args.cache)?;
-    let settings = args.sampling.settings_of(&opened)?;
-=======
     let mut settings = args.sampling.settings(&opened.base)?;
     args.sampling
         .fit(&mut settings.sampler, &opened.text.tokenizer)?;
->>>>>>> main
     context
         .terminal
         .notes(opened.remarks.iter().chain(&settings.remarks));

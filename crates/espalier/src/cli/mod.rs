@@ -17,7 +17,6 @@ pub mod quantize;
 pub mod quickstart;
 pub mod run;
 pub mod sampling;
-pub mod sampling_more;
 pub mod trace;
 pub mod train;
 pub mod verify;

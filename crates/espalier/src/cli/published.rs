@@ -136,14 +136,8 @@ fn sampler(config: &Config) -> Result<SamplerOptions> {
         epsilon_cutoff: number("epsilon_cutoff", usual.epsilon_cutoff)?,
         eta_cutoff: number("eta_cutoff", usual.eta_cutoff)?,
         repetition_penalty: number("repetition_penalty", usual.repetition_penalty)?,
-<<<<<<< HEAD
-        typical_p: number("typical_p", 1.0)?,
-        rules: rules(config)?,
-        ..SamplerOptions::default()
-=======
         rules: rules(config)?,
         ..usual
->>>>>>> main
     })
 }
 
@@ -288,12 +282,8 @@ mod tests {
         assert_eq!(read.sampler.typical_p, 0.5);
         let said = read.remarks;
         assert_eq!(said.len(), 1);
-<<<<<<< HEAD
-        let end = "not supported, and left out: `sequence_bias`, `early_stopping` = \"never\"";
-=======
         let end =
             "not supported, and left out: `sequence_bias`, `top_h`, `early_stopping` = \"never\"";
->>>>>>> main
         assert!(said[0].ends_with(end), "{said:?}");
         assert!(published("{}").unwrap().remarks.is_empty());
     }

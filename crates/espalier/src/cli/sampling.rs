@@ -12,17 +12,9 @@ use espalier_engine::sampler::{
     SamplerOptions, Step, dry::Dry, mirostat::MirostatOptions, xtc::Xtc,
 };
 
-<<<<<<< HEAD
-use super::{
-    published::{FILE, Published},
-    sampling_more::{MoreSamplingArgs, with_breakers},
-};
-use crate::{Error, Result, model_path::OpenedModel};
-=======
 use self::values::{bias, dry, mirostat, order, xtc};
 use super::published::{FILE, Published};
 use crate::{Error, Result};
->>>>>>> main
 
 /// What repetitions do not reach over, as in llama.cpp.
 const BREAKERS: &[char] = &['\n', ':', '"', '*'];
@@ -97,22 +89,9 @@ pub struct SamplingArgs {
     /// Most tokens of one text
     #[arg(long, value_name = "COUNT", default_value_t = 512)]
     pub max_new_tokens: usize,
-    /// The less usual ones.
-    #[command(flatten)]
-    pub more: MoreSamplingArgs,
 }
 
 impl SamplingArgs {
-    /// As [`SamplingArgs::settings`] of an opened model, whose tokens say where repetitions end.
-    ///
-    /// # Errors
-    /// As [`SamplingArgs::settings`].
-    pub fn settings_of(&self, opened: &OpenedModel) -> Result<Published> {
-        let mut settings = self.settings(&opened.base)?;
-        with_breakers(&mut settings.sampler, &opened.text.tokenizer);
-        Ok(settings)
-    }
-
     /// What the model folder `base` says, with the options that were given in the place of its own.
     ///
     /// # Errors
@@ -154,16 +133,12 @@ impl SamplingArgs {
 
     /// The options, with those of `own` where none were given. Mirostat makes its own cut, so that the model's are left out beside it.
     fn over(&self, own: &SamplerOptions) -> SamplerOptions {
-<<<<<<< HEAD
-        let options = SamplerOptions {
-=======
         let off = SamplerOptions::default();
         let cuts = match self.mirostat {
             Some(_) => &off,
             None => own,
         };
         SamplerOptions {
->>>>>>> main
             temperature: self.temperature.unwrap_or(own.temperature),
             top_p: self.top_p.unwrap_or(cuts.top_p),
             top_k: self.top_k.unwrap_or(cuts.top_k),
@@ -183,9 +158,7 @@ impl SamplingArgs {
             order: self.order.clone().unwrap_or_default().0,
             seed: self.seed,
             rules: own.rules.clone(),
-            ..SamplerOptions::default()
-        };
-        self.more.over(options, own)
+        }
     }
 
     /// An option that was given, and that beams do not know.
@@ -218,7 +191,6 @@ impl SamplingArgs {
         given
             .into_iter()
             .find_map(|(given, option)| given.then_some(option))
-            .or_else(|| self.more.drawing())
     }
 }
 
@@ -244,7 +216,6 @@ mod tests {
         order: None,
         seed: 3,
         max_new_tokens: 1,
-        more: MoreSamplingArgs::NONE,
     };
 
     #[test]
