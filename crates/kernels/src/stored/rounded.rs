@@ -202,11 +202,7 @@ pub(super) mod x86 {
     pub fn ask_ahead<const BYTES: usize>(block: &[u8; BYTES]) {
         const LINE: usize = 64;
         for line in (0..BYTES).step_by(LINE) {
-            #[allow(unsafe_code)]
-            // SAFETY: the request reads nothing, and an address that is nobody's is no harm.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(AHEAD + line).cast());
-            }
+            _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(AHEAD + line).cast());
         }
     }
 
