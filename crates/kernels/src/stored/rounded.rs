@@ -192,11 +192,11 @@ pub(super) mod x86 {
         out
     }
 
-    /// Bytes by which memory is asked for before it is read: a page, for the processor itself looks no further than the end of one, and a
-    /// mapped file has small ones.
-    const AHEAD: usize = 4096;
+    /// Bytes by which memory is asked for before it is read, more than the rows side by side take up mostly: the processor itself looks no
+    /// further than the end of a page, and a mapped file has small ones.
+    const AHEAD: usize = 8192;
 
-    /// Asks for the bytes a page behind a block of so many. They may be nobody's, which such a request does not mind.
+    /// Asks for the bytes so far behind a block. They may be nobody's, which such a request does not mind.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub fn ask_ahead<const BYTES: usize>(block: &[u8; BYTES]) {
