@@ -116,6 +116,7 @@ pub(super) fn quantise_row<const NUMBERS: usize, const BYTES: usize>(
 }
 
 /// The entry of the largest size, the first of equals, with its sign.
+#[inline(always)]
 pub(super) fn signed_largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0f32, |largest, value| {
         if value.abs() > largest.abs() {
@@ -127,11 +128,13 @@ pub(super) fn signed_largest(values: &[f32]) -> f32 {
 }
 
 /// `1 / x`, and zero of zero.
+#[inline(always)]
 pub(super) fn inverse(x: f32) -> f32 {
     if x == 0.0 { 0.0 } else { 1.0 / x }
 }
 
 /// The nearest integer within bounds, halves to even.
+#[inline(always)]
 pub(super) fn nearest(x: f32, least: i32, most: i32) -> i32 {
     (x.round_ties_even() as i32).clamp(least, most)
 }

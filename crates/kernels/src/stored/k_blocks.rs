@@ -6,6 +6,7 @@
 //! are rounded, the best scale and offset for them follow from two linear equations, and the best of all steps is kept.
 
 use super::blocks::nearest;
+use crate::simd::vectorised;
 
 /// Numbers of a block.
 pub(super) const NUMBERS: usize = 256;
@@ -55,6 +56,7 @@ pub(super) struct Search {
 }
 
 /// How much the squares of errors count: by the size of the numbers, and their importance where it is known.
+#[inline(always)]
 fn weights(values: &[f32; PART], importance: Option<&[f32]>, square: f32) -> [f32; PART] {
     match importance {
         Some(importance) => {
@@ -68,6 +70,7 @@ fn weights(values: &[f32; PART], importance: Option<&[f32]>, square: f32) -> [f3
 }
 
 /// Scale and offset (at most zero) of a part, so that `x` is near `scale q + offset`.
+#[inline(always)]
 pub(super) fn scale_and_offset(
     values: &[f32; PART],
     weights: &[f32; PART],
@@ -105,14 +108,17 @@ pub(super) fn scale_and_offset(
 }
 
 /// The scale and the offset of the least weighted square error; an offset above zero becomes zero.
+#[inline(always)]
 fn fitted(values: &[f32; PART], weights: &[f32; PART], quants: &[f32; PART]) -> Option<[f32; 2]> {
-    let sum = |of: &dyn Fn(usize) -> f32| (0..PART).map(|i| weights[i] * of(i)).sum::<f32>();
-    let [all, q, qq] = [
-        sum(&|_| 1.0),
-        sum(&|i| quants[i]),
-        sum(&|i| quants[i] * quants[i]),
-    ];
-    let [x, qx] = [sum(&|i| values[i]), sum(&|i| quants[i] * values[i])];
+    let [mut all, mut q, mut qq, mut x, mut qx] = [0f32; 5];
+    for i in 0..PART {
+        let (w, quant) = (weights[i], quants[i]);
+        all += w;
+        q += w * quant;
+        qq += w * quant * quant;
+        x += w * values[i];
+        qx += w * quant * values[i];
+    }
     let determinant = all * qq - q * q;
     if determinant <= 0.0 {
         return None;
@@ -137,8 +143,15 @@ pub(super) struct Rounded {
     pub quants: [u8; NUMBERS],
 }
 
-/// Rounds a block of Q4_K or Q5_K.
-pub(super) fn round(
+vectorised! {
+    /// Rounds a block of Q4_K or Q5_K.
+    pub(super) fn round(values: &[f32; NUMBERS], importance: Option<&[f32; NUMBERS]>, search: Search) -> Rounded {
+        rounded(values, importance, search)
+    }
+}
+
+#[inline(always)]
+fn rounded(
     values: &[f32; NUMBERS],
     importance: Option<&[f32; NUMBERS]>,
     search: Search,

@@ -69,7 +69,14 @@ impl Quantise for Q6K {
     }
 }
 
-fn round(values: &[f32; NUMBERS], importance: Option<&[f32; NUMBERS]>, block: &mut [u8; BYTES]) {
+vectorised! {
+    fn round(values: &[f32; NUMBERS], importance: Option<&[f32; NUMBERS]>, block: &mut [u8; BYTES]) {
+        rounded(values, importance, block)
+    }
+}
+
+#[inline(always)]
+fn rounded(values: &[f32; NUMBERS], importance: Option<&[f32; NUMBERS]>, block: &mut [u8; BYTES]) {
     let parts = values.as_chunks::<PART>().0;
     let weight = |part: usize, i: usize| match importance {
         Some(importance) => importance[part * PART + i],
@@ -113,6 +120,7 @@ fn write(block: &mut [u8; BYTES], quants: &[u8; NUMBERS]) {
 
 /// The scale of a part of the least weighted square error: numbers are rounded by `-32 / max` and by steps of a tenth around it, and the
 /// best scale for them is `sum(w x q) / sum(w q^2)`, which leaves the less the larger `sum(w x q)^2 / sum(w q^2)` is.
+#[inline(always)]
 fn scale(values: &[f32; PART], weights: &[f32; PART]) -> f32 {
     const MOST: f32 = 32.0;
     const STEPS: i32 = 9;
