@@ -231,7 +231,14 @@ fn written_tokenizers_cut_the_same() {
         if let Some(end) = &tokenizer.special().eos {
             assert_eq!(again.special().eos.as_ref(), Some(end), "{name}");
         }
-        assert_eq!(again.vocabulary_size(), rows, "{name}");
+        // Rows without a token have names, but in the whole file of a pipeline that llama.cpp does not have.
+        let whole = metadata.contains_key("tokenizer.huggingface.json");
+        let expected = if whole {
+            tokenizer.vocabulary_size()
+        } else {
+            rows
+        };
+        assert_eq!(again.vocabulary_size(), expected, "{name}");
         written.push(name);
     }
     written.sort();

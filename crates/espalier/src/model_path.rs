@@ -324,8 +324,8 @@ mod tests {
                 .unwrap_err()
                 .to_string()
         };
-        assert!(message("").contains("it holds a.gguf"));
-        assert!(message("a.gguf").contains("not a whole safetensors file"));
+        assert!(message("").contains("does not begin as a GGUF file does"));
+        assert!(message("a.gguf").contains("does not begin as a GGUF file does"));
         assert!(message("b.gguf").contains("did you mean `a.gguf`?"));
         let hub = resolve_model(Path::new("some-org/model-7b"))
             .unwrap_err()

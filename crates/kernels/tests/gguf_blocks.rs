@@ -7,8 +7,8 @@
 )]
 
 use espalier_kernels::stored::{
-    Bf16, F16, Format, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quantise, Rounded, RoundedDot,
-    RoundedRow, Stored, quantised_as,
+    Bf16, F16, Format, Grouped, GroupedParts, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
+    Quantise, Rounded, RoundedDot, RoundedRow, Stored, quantised_as,
 };
 use proptest::prelude::*;
 
@@ -191,6 +191,34 @@ proptest! {
             let (found, expected) = (f64::from(one(dot, row, stored.bytes())), product(&meant, &expanded));
             prop_assert!((found - expected).abs() <= 1e-5 * size + 1e-12, "{}: {found} {expected}", format.name());
         }
+    }
+
+    /// The same of numbers in groups, as GPTQ and AWQ leave them.
+    #[test]
+    fn products_of_groups_are_exact_but_for_the_rounding(
+        numbers in proptest::collection::vec(0u8..16, 192),
+        zeros in proptest::collection::vec(0u8..17, 3),
+        scales in proptest::collection::vec(1u16..0x3000, 3),
+        left in weights(192),
+    ) {
+        let format = Grouped::of(64).unwrap();
+        let parts = GroupedParts { numbers: &numbers, scales: &scales, zeros: &zeros };
+        let stored = format.packed([1, 192], &parts).unwrap();
+        let expanded = stored.expanded();
+        for (i, found) in expanded.iter().enumerate() {
+            let scale = half::f16::from_bits(scales[i / 64]).to_f32();
+            prop_assert_eq!(*found, scale * (f32::from(numbers[i]) - f32::from(zeros[i / 64])));
+        }
+        let rounded = Rounded::of(&left, 192);
+        let row = rounded.row(0);
+        let meant: Vec<f32> = row.quants.iter().enumerate().map(|(i, q)| f32::from(*q) * row.scales[i / 32]).collect();
+        let size: f64 = meant.iter().zip(&expanded).map(|(a, b)| f64::from(a * b).abs()).sum();
+        let dot = format.rounded_dot().unwrap();
+        let (found, expected) = (f64::from(one(dot, row, stored.bytes())), product(&meant, &expanded));
+        prop_assert!((found - expected).abs() <= 1e-5 * size + 1e-12, "{found} {expected}");
+        let mut some = [0.0; 40];
+        Format::expand(format, stored.bytes(), 50, &mut some);
+        prop_assert_eq!(&some[..], &expanded[50..90]);
     }
 
     #[test]

@@ -54,11 +54,11 @@ fn groups_in_order_stay_in_four_bits() {
             "{name}: {}",
             gap(&found, &expected)
         );
-        // Few rows are rounded to eight bits.
+        // Few rows are rounded to eight bits, fourteen times; that the products themselves are exact is the kernels' test.
         let (expected, found) = (logits(&plain, 4), logits(&packed, 4));
         let size = expected.iter().fold(0f32, |all, x| all.max(x.abs()));
         let gap = gap(&found, &expected);
-        assert!(gap > 0.0 && gap < 0.05 * size, "{name}: {gap} of {size}");
+        assert!(gap > 0.0 && gap < 0.08 * size, "{name}: {gap} of {size}");
     }
 }
 

@@ -128,6 +128,9 @@ impl TensorFile {
                     tensors
                 })
             }
+            false if path.extension().is_some_and(|ending| ending == "gguf") => {
+                Err("does not begin as a GGUF file does; download it again".into())
+            }
             false => parse_header(&map),
         };
         let tensors = tensors.map_err(|reason| Error::checkpoint(path, reason))?;

@@ -119,7 +119,7 @@ fn bytes_a_token(model: &LanguageModel, args: &GenerateArgs) -> f64 {
         };
     });
     let remembered = args.prompt as f64 + args.new as f64 / 2.0;
-    weights / args.batch as f64 + remembered * cache_per_token(spec) as f64
+    weights / args.batch as f64 + remembered * spec.cache_per_token() as f64
 }
 
 /// The format that most numbers of the weights have.
