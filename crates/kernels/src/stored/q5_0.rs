@@ -82,8 +82,8 @@ fn quant(block: &[u8; BYTES], i: usize) -> i32 {
 #[inline(always)]
 fn block(bytes: &[u8; BYTES], out: &mut [f32; NUMBERS]) {
     let scale = wide(u16::from_le_bytes([bytes[0], bytes[1]]));
-    for i in 0..NUMBERS {
-        out[i] = scale * quant(bytes, i) as f32;
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = scale * quant(bytes, i) as f32;
     }
 }
 

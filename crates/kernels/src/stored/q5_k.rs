@@ -91,9 +91,8 @@ fn block(bytes: &[u8; BYTES], out: &mut [f32; NUMBERS]) {
     let parts = out.as_chunks_mut::<PART>().0;
     for part in 0..PARTS {
         let (scale, offset) = (scales[part], offsets[part]);
-        let out = &mut parts[part];
-        for i in 0..PART {
-            out[i] = scale * f32::from(quant(bytes, part, i)) - offset;
+        for (i, out) in parts[part].iter_mut().enumerate() {
+            *out = scale * f32::from(quant(bytes, part, i)) - offset;
         }
     }
 }

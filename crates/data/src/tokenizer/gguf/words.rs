@@ -35,8 +35,6 @@ struct Words {
     expressions: Vec<String>,
     /// Whether a whole word that is a token needs no merges.
     whole_words: bool,
-    /// Whether a beginning stands before a text where the file does not say.
-    begins: bool,
     /// Whether texts are composed first.
     composed: bool,
 }
@@ -170,7 +168,6 @@ fn words(name: &str) -> Option<Words> {
     Some(Words {
         expressions,
         whole_words: matches!(first, "llama-bpe" | "tekken" | "glm4"),
-        begins: begin(name),
         composed: first == "qwen2",
     })
 }
@@ -204,7 +201,6 @@ pub(super) fn tokenizer(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer> {
     let [begin, end] = vocabulary.marks();
     let mark = |role: &str, asked: bool| vocabulary.role(role).filter(|_| asked);
     let (bos, eos) = (mark("bos", begin), mark("eos", end));
-    debug_assert!(!words.begins || begin || vocabulary.flag("add_bos_token").is_some());
     let parts = Parts {
         normalizer: match words.composed {
             true => json!({ "type": "NFC" }),

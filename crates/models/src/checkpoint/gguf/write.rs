@@ -14,13 +14,12 @@ use espalier_kernels::stored::{
     Bf16, F16, F32, Q4_0, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Quantise, quantised_as,
 };
 
-use super::{Change, Kind, Layout, halves_of_turns, metadata};
+use super::{Change, Kind, halves_of_turns, metadata};
 use crate::{
     Error, Result,
     families::{self, attention},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
-    tied_head,
 };
 
 /// How a file's matrices are written.
@@ -231,7 +230,6 @@ fn plans(model: &LanguageModel, mixture: Mixture) -> Result<Vec<Plan<'_>>> {
             width,
             is_head,
             spec.blocks.len(),
-            layout,
         )?;
         plans.push(Plan {
             name,
@@ -242,7 +240,6 @@ fn plans(model: &LanguageModel, mixture: Mixture) -> Result<Vec<Plan<'_>>> {
             transposed: turned,
         });
     }
-    debug_assert!(tied_head::HEAD.starts_with("head"));
     Ok(plans)
 }
 
@@ -254,15 +251,16 @@ fn kind(
     width: usize,
     is_head: bool,
     blocks: usize,
-    layout: &Layout,
 ) -> Result<Kind> {
-    const WHOLE: [&str; 5] = ["_norm", "ffn_gate_inp", "position_embd", "ssm_", "rope_"];
-    let stays =
-        rank < 2 || !name.ends_with(".weight") || WHOLE.iter().any(|part| name.contains(part));
-    let stays = stays
-        && !(name.contains("ssm_in")
-            || name.contains("ssm_out")
-            || name.contains("ssm_x.") && mixture.is_quantised());
+    const WHOLE: [&str; 5] = [
+        "_norm",
+        "ffn_gate_inp",
+        "position_embd",
+        "ssm_conv1d",
+        "ssm_dt",
+    ];
+    let is_vector = rank < 2 || !name.ends_with(".weight");
+    let stays = is_vector || WHOLE.iter().any(|part| name.contains(part));
     let wanted: &'static dyn Quantise = match mixture {
         _ if stays => &F32,
         mixture if !mixture.is_quantised() => mixture.format(),
@@ -270,7 +268,7 @@ fn kind(
         // Six bits, or eight where rows are no whole blocks of them.
         _ if is_head => &Q6K,
         Mixture::Q4KM if name.contains("attn_qkv") => &Q5K,
-        Mixture::Q4KM | Mixture::Q5KM if matters(name, blocks, layout) => &Q6K,
+        Mixture::Q4KM | Mixture::Q5KM if matters(name, blocks) => &Q6K,
         mixture => mixture.format(),
     };
     let fits = |format: &dyn Quantise| format.row_bytes(width).is_some();
@@ -286,7 +284,7 @@ fn kind(
 }
 
 /// Whether a matrix is one of the half that gets more bits: the first and the last eighth of the layers, and every third between.
-fn matters(name: &str, blocks: usize, _: &Layout) -> bool {
+fn matters(name: &str, blocks: usize) -> bool {
     let block = name
         .strip_prefix("blk.")
         .and_then(|rest| rest.split_once('.'));
