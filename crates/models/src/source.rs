@@ -10,7 +10,7 @@ use crate::{
     checkpoint::{
         Checkpoint,
         bitnet::{self, ScaleForm},
-        bitsandbytes,
+        bitsandbytes, gptq,
     },
     families::{Family, TensorEntry},
     layout::row_shape,
@@ -327,6 +327,9 @@ impl CheckpointSource<'_> {
         if let Some(packed) = self.packed(place, shape)? {
             return Ok(packed);
         }
+        if let Some(whole) = gptq::read(self.checkpoint, self.prefix, &place.tensor)? {
+            return self.rounded(whole, &place.tensor, place, shape);
+        }
         let tensor = stored_name(self.checkpoint, self.prefix, &place.tensor)
             .ok_or_else(|| self.missing(&place.tensor))?;
         if let Some(whole) = bitsandbytes::read(self.checkpoint, &tensor)? {
@@ -335,6 +338,11 @@ impl CheckpointSource<'_> {
         if let Some(whole) = bitnet::read(self.checkpoint, &tensor, self.scales)? {
             return self.rounded(whole, &tensor, place, shape);
         }
+        let upright = Place {
+            transposed: place.transposed && !self.checkpoint.is_upright(&tensor),
+            ..place.clone()
+        };
+        let place = &upright;
         let found = self
             .checkpoint
             .info(&tensor)
