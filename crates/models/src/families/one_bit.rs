@@ -121,6 +121,13 @@ fn scale_of(packing: &Config) -> Result<ScaleForm> {
 /// # Errors
 /// When it is not understood.
 pub(crate) fn scale_form(config: &Config) -> Result<Option<ScaleForm>> {
+    // Families have packings of their own, which they read themselves.
+    let said = config
+        .get(PACKING)
+        .and_then(|said| said.get("quant_method"));
+    if said.and_then(Value::as_str) != Some("bitnet") {
+        return Ok(None);
+    }
     packing(config)?
         .map(|packing| scale_of(&packing))
         .transpose()
