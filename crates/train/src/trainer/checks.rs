@@ -13,7 +13,7 @@ use crate::{
 /// Whether model, samples and options suit the objective.
 ///
 /// # Errors
-/// When they do not; [`train`] refuses them alike, but a plan was made by then.
+/// When they do not; [`super::train`] refuses them alike, but a plan was made by then.
 pub fn check(
     model: &LanguageModel,
     objective: &dyn Objective,
