@@ -12,6 +12,7 @@ pub mod activation;
 pub mod allocator;
 pub mod attention;
 pub mod backward;
+pub mod bandwidth;
 mod bf16;
 pub mod checkpoint;
 pub mod cross_entropy;

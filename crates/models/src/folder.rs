@@ -1,4 +1,5 @@
-//! Models as Hugging Face folders: `config.json`, safetensors, `generation_config.json`; adapter folders on top of them.
+//! Models as Hugging Face folders: `config.json`, safetensors, `generation_config.json`; adapter folders on top of them; and as files that
+//! explain themselves (GGUF, RWKV's).
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     Error, Result,
     adapter::{self, Adapter},
-    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, bitsandbytes},
+    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, bitsandbytes, gptq},
     families::{self, Family, config::Config},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
@@ -59,7 +60,7 @@ const GENERATION: &str = "generation_config.json";
 /// Largest weight file that is written; larger models are sharded.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Loads a model folder, an adapter folder together with its base, or a file of weights that explains itself (RWKV's).
+/// Loads a model folder, an adapter folder together with its base, or a file of weights that explains itself (GGUF, RWKV's).
 ///
 /// # Errors
 /// When a file is missing, damaged or does not fit the others.
@@ -132,7 +133,7 @@ pub fn load_quantised(
         config,
         base: folder.to_owned(),
         dtype: match checkpoint.dtype() {
-            Dtype::U8 => Dtype::BF16,
+            Dtype::U8 | Dtype::I32 => Dtype::BF16,
             dtype => dtype,
         },
         adapter: None,
@@ -169,9 +170,12 @@ pub fn save_other_ends(model: &LanguageModel, base: &Path, folder: &Path) -> Res
     )
 }
 
-/// Whether a folder or file without a `config.json` is a model all the same, by the names of its tensors.
+/// Whether a folder or file without a `config.json` is a model all the same, by its metadata or the names of its tensors.
 pub fn is_bare(path: &Path) -> bool {
-    let bare = |checkpoint: Checkpoint| !matches!(families::bare(&checkpoint), Ok(None));
+    let bare = |checkpoint: Checkpoint| {
+        !matches!(checkpoint.configuration(), Ok(None))
+            || !matches!(families::bare(&checkpoint), Ok(None))
+    };
     !path.join("config.json").is_file() && Checkpoint::open(path).is_ok_and(bare)
 }
 
@@ -213,7 +217,7 @@ impl Description {
         for (key, value) in tokens.filter(|(key, _)| !changes.contains_key(*key)) {
             config = config.with(key, value);
         }
-        let config = bitsandbytes::unpacked(config)?;
+        let config = gptq::unpacked(bitsandbytes::unpacked(config)?)?;
         let family = families::family(&config)?;
         let mut spec = (family.read)(&config)?;
         config.refuse_unread()?;
@@ -263,9 +267,17 @@ fn generation_tokens(generation: &Config) -> Result<Vec<(&'static str, Value)>> 
 /// The folder's `config.json`; where it has none, what the weights say of themselves.
 fn read_config(path: &Path) -> Result<Config> {
     let file = path.join("config.json");
+    let checkpoint = || match path.is_file() {
+        // What is wrong with a file that is all there is has to be said.
+        true => Checkpoint::open(path).map(Some),
+        false => Ok(Checkpoint::open(path).ok()),
+    };
     if !file.is_file()
-        && let Ok(checkpoint) = Checkpoint::open(path)
+        && let Some(checkpoint) = checkpoint()?
     {
+        if let Some(map) = checkpoint.configuration()? {
+            return Ok(Config::from_map(path, map));
+        }
         if let Some(map) = families::bare(&checkpoint)? {
             return Ok(Config::from_map(path, map));
         }
@@ -305,6 +317,8 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, spec: &ModelSpec) -> Re
     // A tied head that the file repeats.
     let head = tied_head::tensor_of(tied_head::HEAD, family, spec);
     let known = |name: &str| {
+        let packed = gptq::weight_of(checkpoint, name);
+        let name = packed.as_deref().unwrap_or(name);
         let full = format!("{}{name}", family.prefix);
         let derived = tied_head::is_derived(name, family, spec)
             || families::deepseek::is_of_further_tokens(spec, name);
@@ -362,6 +376,21 @@ pub fn save_from(
     generation: &Map<String, Value>,
     dtype: Dtype,
 ) -> Result<()> {
+    save_sharded(model, folder, config, generation, dtype, MAX_SHARD_BYTES)
+}
+
+/// As [`save_from`], in files of at most so many bytes, or of one tensor.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_sharded(
+    model: &LanguageModel,
+    folder: &Path,
+    config: Option<&Map<String, Value>>,
+    generation: &Map<String, Value>,
+    dtype: Dtype,
+    shard: u64,
+) -> Result<()> {
     let family = families::by_name(&model.spec().family)?;
     disk::create_folder(folder).map_err(Error::file(folder))?;
     write_json(
@@ -371,7 +400,7 @@ pub fn save_from(
     let generation = generation_of(model.spec(), generation);
     write_json(&folder.join(GENERATION), &generation)?;
     // The weights come last: a folder without them is no model.
-    write_weights(model, family, folder, dtype)
+    write_weights(model, family, folder, dtype, shard)
 }
 
 fn write_weights(
@@ -379,11 +408,11 @@ fn write_weights(
     family: &Family,
     folder: &Path,
     dtype: Dtype,
+    shard: u64,
 ) -> Result<()> {
     let mut tensors = stored_tensors(model, family);
     tensors.extend(tied_head::repeated_tables(model, family));
-    writer(&tensors, dtype)?
-        .write_sharded(folder, MAX_SHARD_BYTES, |name| values(&tensors, name))?;
+    writer(&tensors, dtype)?.write_sharded(folder, shard, |name| values(&tensors, name))?;
     Ok(())
 }
 

@@ -27,6 +27,7 @@ pub mod quantised;
 pub mod recurrent;
 mod relative_position_bias;
 mod rotary_frequencies;
+pub mod rounded_cache;
 mod saved_configuration;
 pub mod source;
 pub mod spec;

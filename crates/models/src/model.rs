@@ -22,6 +22,7 @@ use crate::{
     },
     parameter::{Parameter, Parameters, parameters},
     recurrent::Recurrent,
+    rounded_cache::CacheFormat,
     source::{Initial, ParameterSource},
     spec::ModelSpec,
     stack::{Forward, Memory, Mode, Stack},
@@ -56,6 +57,7 @@ pub struct LanguageModel {
     /// The bias of a head that is the embedding, or was when it was built, or of one that its file stores as no row.
     head_bias: Option<Parameter>,
     precision: Precision,
+    cache: CacheFormat,
     gradient_checkpointing: bool,
     label_smoothing: f64,
     training: bool,
@@ -159,6 +161,7 @@ impl LanguageModel {
             head,
             head_bias,
             precision: Precision::F32,
+            cache: CacheFormat::F32,
             gradient_checkpointing: false,
             label_smoothing: 0.0,
             training: false,
@@ -331,6 +334,21 @@ impl LanguageModel {
     /// The arithmetic of the model's matrix products, f32 unless it was set.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// The state before the first token, which remembers keys and values as was asked.
+    pub fn fresh_state(&self) -> SequenceState {
+        SequenceState::new(&self.spec).in_format(self.cache)
+    }
+
+    /// Lets fresh states remember keys and values in this format.
+    ///
+    /// # Errors
+    /// When the model's cannot be remembered so.
+    pub fn set_cache_format(&mut self, format: CacheFormat) -> Result<()> {
+        format.check(&self.spec)?;
+        self.cache = format;
+        Ok(())
     }
 
     /// Sets the arithmetic of all matrix products, forward and backward. Weights, sums and everything else stay f32.

@@ -7,7 +7,7 @@ use espalier_kernels::stored::{Mxfp4, Stored};
 
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoint, bitsandbytes},
+    checkpoint::{Checkpoint, bitsandbytes, gptq},
     families::{Family, TensorEntry},
     layout::row_shape,
     spec::ModelSpec,
@@ -316,11 +316,19 @@ impl CheckpointSource<'_> {
         if let Some(packed) = self.packed(place, shape)? {
             return Ok(packed);
         }
+        if let Some(whole) = gptq::read(self.checkpoint, self.prefix, &place.tensor)? {
+            return self.rounded(whole, &place.tensor, place, shape);
+        }
         let tensor = stored_name(self.checkpoint, self.prefix, &place.tensor)
             .ok_or_else(|| self.missing(&place.tensor))?;
         if let Some(whole) = bitsandbytes::read(self.checkpoint, &tensor)? {
             return self.rounded(whole, &tensor, place, shape);
         }
+        let upright = Place {
+            transposed: place.transposed && !self.checkpoint.is_upright(&tensor),
+            ..place.clone()
+        };
+        let place = &upright;
         let found = self
             .checkpoint
             .info(&tensor)

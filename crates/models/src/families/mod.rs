@@ -330,7 +330,7 @@ fn whole(number: f64) -> Value {
 }
 
 /// The attention of a block, if that is its mixer.
-fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
+pub(crate) fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
     match &block.mixer {
         MixerSpec::Attention(attention) => Some(attention),
         MixerSpec::AttentionExperts(_)
@@ -340,7 +340,7 @@ fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
 }
 
 /// The sizes of a block's feed-forward layer, or of one expert, where there is one.
-fn mlp(block: &BlockSpec) -> Option<&MlpSpec> {
+pub(crate) fn mlp(block: &BlockSpec) -> Option<&MlpSpec> {
     match &block.channel {
         ChannelSpec::Mlp(mlp) | ChannelSpec::GatedMlp(mlp) => Some(mlp),
         ChannelSpec::SparseExperts(experts) => Some(&experts.expert),

@@ -8,7 +8,7 @@ use espalier_kernels::{
     recomputable::Recomputable,
 };
 
-use super::Builder;
+use super::{Builder, input_statistics};
 use crate::{
     Error, Result,
     adapter::{
@@ -333,6 +333,9 @@ impl Linear {
         group: Group,
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
+        if input_statistics::are_recorded() {
+            input_statistics::record(&self.name, x.clone().into_tensor());
+        }
         let weight = self.weight.weight::<2>();
         let y = match self.fused() {
             Some(adapter) => {

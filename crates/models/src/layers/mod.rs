@@ -13,6 +13,7 @@ pub mod expert_linear;
 pub mod experts;
 pub mod head_norm;
 pub mod head_transform;
+pub mod input_statistics;
 pub mod latent_attention;
 pub mod linear;
 pub mod multi_head_experts;
