@@ -25,6 +25,7 @@ pub mod linear;
 mod matmul;
 pub mod memory_map;
 pub mod norm;
+pub mod one_bit;
 pub mod optimiser;
 mod parallel;
 pub mod readback;

@@ -11,11 +11,13 @@ use serde_json::{Map, Value, json};
 use crate::{
     Error, Result,
     adapter::{self, Adapter},
-    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, bitsandbytes, gptq},
-    families::{self, Family, config::Config},
+    checkpoint::{
+        Checkpoint, Dtype, Elements, TensorPlan, TensorWriter, bitnet, bitsandbytes, gptq,
+    },
+    families::{self, Family, config::Config, one_bit},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
-    positions,
+    packing, positions,
     quantised::Quantising,
     saved_configuration::configuration,
     source::{self, CheckpointSource, ParameterSource},
@@ -115,7 +117,13 @@ pub fn load_quantised(
         head,
     } = Description::read_changed(folder, changes)?;
     check_names(&checkpoint, family, &spec)?;
-    let mut source = CheckpointSource::new(&checkpoint, family, &spec);
+    if quantise.is_some() && spec.bits.is_some() {
+        let reason = "its weights are rounded to fewer bits than four by themselves; leave the quantisation out";
+        return Err(Error::checkpoint(folder, reason));
+    }
+    let said = Config::from_map(&folder.join("config.json"), config.clone());
+    let scales = one_bit::scale_form(&said)?;
+    let mut source = CheckpointSource::new(&checkpoint, family, &spec).with_scales(scales);
     if let Some(tensor) = head.embedding {
         source.read_from(EMBEDDING, tensor);
     }
@@ -393,10 +401,12 @@ pub fn save_sharded(
 ) -> Result<()> {
     let family = families::by_name(&model.spec().family)?;
     disk::create_folder(folder).map_err(Error::file(folder))?;
-    write_json(
-        &folder.join("config.json"),
-        &Value::Object(configuration(model.spec(), config, dtype)?),
-    )?;
+    let mut written = configuration(model.spec(), config, dtype)?;
+    if packing::is_packed(model) {
+        packing::check_savable(model, family)?;
+        one_bit::say_packed(&mut written);
+    }
+    write_json(&folder.join("config.json"), &Value::Object(written))?;
     let generation = generation_of(model.spec(), generation);
     write_json(&folder.join(GENERATION), &generation)?;
     // The weights come last: a folder without them is no model.
@@ -412,7 +422,7 @@ fn write_weights(
 ) -> Result<()> {
     let mut tensors = stored_tensors(model, family);
     tensors.extend(tied_head::repeated_tables(model, family));
-    writer(&tensors, dtype)?.write_sharded(folder, shard, |name| values(&tensors, name))?;
+    writer(&tensors, dtype)?.write_sharded(folder, shard, |name| elements(&tensors, name))?;
     Ok(())
 }
 
@@ -422,12 +432,24 @@ pub(crate) fn write_tensors(tensors: &[StoredTensor<'_>], path: &Path) -> Result
 }
 
 fn writer(tensors: &[StoredTensor<'_>], dtype: Dtype) -> Result<TensorWriter> {
-    let plan = |t: &StoredTensor<'_>| TensorPlan {
-        name: t.name.clone(),
-        dtype,
-        shape: t.shape.clone(),
+    let plan = |t: &StoredTensor<'_>| match t.packed() {
+        Some(_) => packing::plans(&t.name, &t.shape),
+        None => vec![TensorPlan {
+            name: t.name.clone(),
+            dtype,
+            shape: t.shape.clone(),
+        }],
     };
-    TensorWriter::new(tensors.iter().map(plan).collect())
+    TensorWriter::new(tensors.iter().flat_map(plan).collect())
+}
+
+/// What the file holds under a name: numbers, or a packed weight's bytes or scale.
+fn elements(tensors: &[StoredTensor<'_>], name: &str) -> Result<Elements<'static>> {
+    let mut packed = tensors.iter().filter_map(|t| Some((t, t.packed()?)));
+    match packed.find(|(t, _)| t.name == bitnet::weight_of(name)) {
+        Some((t, weight)) => packing::elements(weight, t.name == name),
+        None => Ok(values(tensors, name)?.into()),
+    }
 }
 
 fn values(tensors: &[StoredTensor<'_>], name: &str) -> Result<Vec<f32>> {

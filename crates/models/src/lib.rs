@@ -20,6 +20,7 @@ pub mod input;
 pub mod layers;
 pub mod layout;
 pub mod model;
+pub mod packing;
 pub mod parameter;
 pub mod pooling;
 mod positions;

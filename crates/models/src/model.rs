@@ -16,6 +16,7 @@ use crate::{
     adapter::saved_modules::SavedModules,
     auxiliary_losses::{AuxiliaryLosses, SideOutput, auxiliary_losses},
     context::real_tokens,
+    families::one_bit,
     layers::{
         Builder, classifier::Classifier, embedding::Embedding, head_transform::HeadTransform,
         linear::Linear,
@@ -76,6 +77,7 @@ impl LanguageModel {
         source: &mut dyn ParameterSource,
         device: &Device,
     ) -> Result<Self> {
+        one_bit::check(&spec)?;
         let deviation = spec.initializer_range;
         let residual_deviation = deviation / (2.0 * spec.blocks.len().max(1) as f64).sqrt();
         let device = device.clone().inner();
@@ -87,6 +89,7 @@ impl LanguageModel {
             residual_deviation,
             layer,
             layers,
+            bits: None,
         };
         let (width, outer, normal) = (
             spec.width,

@@ -22,6 +22,7 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod rounded;
+pub(crate) mod ternary;
 
 use std::{fmt::Debug, ops::Range, sync::Arc};
 
@@ -43,6 +44,7 @@ pub use self::{
     q6_k::Q6K,
     q8_0::Q8_0,
     rounded::{ROUNDED_BLOCK, Rounded, RoundedDot, RoundedRow},
+    ternary::Ternary,
 };
 use crate::{
     matmul::Matrix,

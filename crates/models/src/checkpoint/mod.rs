@@ -1,5 +1,6 @@
 //! Checkpoints in and out: safetensors files, PyTorch's files, GGUF files, folders of shards, and the configuration of adapters.
 
+pub(crate) mod bitnet;
 pub(crate) mod bitsandbytes;
 pub mod folder;
 pub mod gguf;

@@ -6,6 +6,7 @@ pub mod albert;
 pub mod bart;
 pub mod bert;
 pub mod bigs;
+pub mod bitnet;
 pub mod bloom;
 pub mod cohere;
 pub mod cohere2;
@@ -52,6 +53,7 @@ pub mod nomic_bert;
 pub mod olmo;
 pub mod olmo2;
 pub mod olmo3;
+pub(crate) mod one_bit;
 pub mod openelm;
 pub mod opt;
 pub mod palm;
@@ -119,6 +121,7 @@ pub const FAMILIES: &[Family] = &[
     bart::FAMILY,
     bert::FAMILY,
     bigs::FAMILY,
+    bitnet::FAMILY,
     bloom::FAMILY,
     cohere2::FAMILY,
     cohere::FAMILY,

@@ -29,6 +29,11 @@ pub struct Described {
 /// # Errors
 /// When llama.cpp has no architecture for the family, or none of its files can say what the specification does.
 pub fn model_metadata(spec: &ModelSpec, name: &str, file_type: u32) -> Result<Described> {
+    if let Some(bits) = spec.bits {
+        return Err(Error::Invalid(format!(
+            "weights of this model are rounded to {bits} values when they multiply, which llama.cpp would not do; save it as a folder"
+        )));
+    }
     let layout = layout(spec)?;
     let mut writer = Writer {
         architecture: layout.architecture,
