@@ -223,7 +223,8 @@ rounded_dot! {
         let mut total = [_mm256_setzero_ps(); ROWS];
         for number in 0..ROWS {
             let row = parts(rows[number]);
-            for i in 0..row.blocks.len().min(quants.len()).min(left.scales.len()).min(left.sums.len()) {
+            let count = row.blocks.len().min(left.scales.len()).min(left.sums.len());
+            for (i, x) in quants.iter().enumerate().take(count) {
                 let group = i * BLOCK / row.group;
                 x86::ask_ahead(&row.blocks[i]);
                 #[allow(unsafe_code)]
@@ -231,7 +232,7 @@ rounded_dot! {
                 let packed = unsafe { _mm_loadu_si128(row.blocks[i].as_ptr().cast()) };
                 let halves = _mm256_set_m128i(_mm_srli_epi16::<4>(packed), packed);
                 let begin = _mm256_set_epi32(0, 0, 0, 0, 0, 0, 0, -i32::from(row.zeros[group]) * left.sums[i]);
-                let products = sums(begin, _mm256_and_si256(halves, low), x86::signed_bytes(&quants[i]));
+                let products = sums(begin, _mm256_and_si256(halves, low), x86::signed_bytes(x));
                 let scale = x86::wide(row.scales[group]) * left.scales[i];
                 total[number] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), _mm256_set1_ps(scale), total[number]);
             }

@@ -172,12 +172,11 @@ rounded_dot! {
                 total[row] = _mm256_fnmadd_ps(offsets, sums_of, total[row]);
                 let factors = x86::array(_mm256_mul_ps(scales, own));
                 let halves = block[HEAD..].as_chunks::<PART>().0;
-                for group in 0..PARTS / 2 {
-                    let packed = x86::bytes(&halves[group]);
+                for (group, bytes) in halves.iter().enumerate().take(PARTS / 2) {
+                    let packed = x86::bytes(bytes);
                     let numbers = [_mm256_and_si256(packed, low), _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low)];
-                    for half in 0..2 {
+                    for (half, number) in numbers.into_iter().enumerate() {
                         let part = 2 * group + half;
-                        let number = numbers[half];
                         let products = sums(_mm256_setzero_si256(), number, x86::signed_bytes(&parts[part]));
                         let factor = _mm256_set1_ps(factors[part]);
                         total[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factor, total[row]);

@@ -149,14 +149,14 @@ rounded_dot! {
                 let Some(bits) = block[BITS..].first_chunk::<PART>() else { break };
                 let bits = x86::bytes(bits);
                 let halves = block[HALVES..].as_chunks::<PART>().0;
-                for group in 0..PARTS / 2 {
-                    let packed = x86::bytes(&halves[group]);
+                for (group, bytes) in halves.iter().enumerate().take(PARTS / 2) {
+                    let packed = x86::bytes(bytes);
                     let numbers = [_mm256_and_si256(packed, low), _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low)];
-                    for half in 0..2 {
+                    for (half, number) in numbers.into_iter().enumerate() {
                         let part = 2 * group + half;
                         let bit = _mm256_set1_epi8((1u8 << part) as i8);
                         let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bits, bit), bit);
-                        let number = _mm256_or_si256(numbers[half], _mm256_and_si256(is_set, fifth));
+                        let number = _mm256_or_si256(number, _mm256_and_si256(is_set, fifth));
                         let products = sums(_mm256_setzero_si256(), number, x86::signed_bytes(&parts[part]));
                         let factor = _mm256_set1_ps(factors[part]);
                         total[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factor, total[row]);

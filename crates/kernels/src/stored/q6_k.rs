@@ -231,9 +231,9 @@ rounded_dot! {
                         _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(a), low), _mm256_and_si256(c, pair)),
                         _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(b), low), _mm256_and_si256(_mm256_srli_epi16::<2>(c), pair)),
                     ];
-                    for quarter in 0..4 {
+                    for (quarter, number) in numbers.into_iter().enumerate() {
                         let eighth = 4 * half + quarter;
-                        let right = _mm256_sub_epi8(numbers[quarter], middle);
+                        let right = _mm256_sub_epi8(number, middle);
                         let x = x86::signed_bytes(&lefts[eighth]);
                         let products = sums(_mm256_setzero_si256(), _mm256_abs_epi8(right), _mm256_sign_epi8(x, right));
                         let factor = constant * scales_of[i][eighth];

@@ -364,7 +364,7 @@ fn gemma(
                 .get(layer as usize)
                 .and_then(Meta::as_bool)
                 .unwrap_or(true),
-            None => (layer + 1) % every != 0,
+            None => !(layer + 1).is_multiple_of(every),
         };
         let kind = |layer| {
             if slides(layer) {
