@@ -4,6 +4,7 @@
 pub mod block_distance;
 pub mod code;
 pub mod curves;
+pub mod divergence;
 pub mod endpoint;
 pub mod error;
 pub mod judge;

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod chat;
+pub mod convert;
 pub mod data;
 pub mod doctor;
 pub mod embed;
@@ -12,11 +13,14 @@ pub mod inspect;
 pub mod lines;
 pub mod probe;
 pub mod published;
+pub mod quantize;
 pub mod quickstart;
 pub mod run;
 pub mod sampling;
+pub mod serve;
 pub mod trace;
 pub mod train;
+pub mod verify;
 
 use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
@@ -78,12 +82,16 @@ enum Verb {
     Chat(chat::ChatArgs),
     Generate(generate::GenerateArgs),
     Embed(embed::EmbedArgs),
+    Serve(serve::ServeArgs),
     Eval(eval::EvalArgs),
     Probe(probe::ProbeArgs),
     Data(data::DataArgs),
     Families(families::FamiliesArgs),
     Inspect(inspect::InspectArgs),
     Trace(trace::TraceArgs),
+    Quantize(quantize::QuantizeArgs),
+    Convert(convert::ConvertArgs),
+    Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -97,12 +105,16 @@ impl Verb {
             Self::Chat(args) => chat::run(args, context),
             Self::Generate(args) => generate::run(args, context),
             Self::Embed(args) => embed::run(args, context),
+            Self::Serve(args) => serve::run(args, context),
             Self::Eval(args) => eval::run(args, context),
             Self::Probe(args) => probe::run(args, context),
             Self::Data(args) => data::run(args, context),
             Self::Families(args) => families::run(args, context),
             Self::Inspect(args) => inspect::run(args, context),
             Self::Trace(args) => trace::run(args, context),
+            Self::Quantize(args) => quantize::run(args, context),
+            Self::Convert(args) => convert::run(args, context),
+            Self::Verify(args) => verify::run(args, context),
             Self::Bench(args) => bench::run(args, context),
             Self::Doctor(args) => doctor::run(args, context),
         }

@@ -14,8 +14,8 @@ use serde_json::Value;
 
 use super::{
     Voice, depth::DepthStage, evaluate::EvaluateStage, expand::ExpandStage, extract::ExtractStage,
-    merge::MergeStage, prune::PruneStage, rank::RankStage, report, train::TrainStage,
-    upcycle::UpcycleStage,
+    merge::MergeStage, pack::PackStage, prune::PruneStage, rank::RankStage, report,
+    train::TrainStage, upcycle::UpcycleStage,
 };
 use crate::{
     Error, Result,
@@ -291,6 +291,8 @@ stage_kinds! {
     merge: Merge(MergeStage),
     /// Make the difference of a tuned model from its base an adapter.
     extract: Extract(ExtractStage),
+    /// Keep weights of three or two values in two bits each.
+    pack: Pack(PackStage),
     /// Sort preferences from easy to hard, by how sure a model is of them.
     rank: Rank(RankStage),
 }

@@ -20,6 +20,7 @@ mod lock;
 pub mod merge;
 pub mod model;
 pub mod new_model;
+pub mod pack;
 pub mod prompts;
 pub mod prune;
 pub mod rank;
