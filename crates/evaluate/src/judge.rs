@@ -98,7 +98,11 @@ fn request(text: &str, chat: Option<ChatTemplate<'_>>, writes: bool) -> Result<R
         Some(chat) => (chat(&messages, false)?, ""),
         None => (text.to_owned(), " "),
     };
-    let prompt = Prompt { text, messages };
+    let prompt = Prompt {
+        text,
+        messages,
+        marked: false,
+    };
     Ok(match writes {
         true => Request::Generate {
             prompt,

@@ -195,6 +195,9 @@ impl LocalModel<'_> {
 
     /// The tokens of a prompt that is answered.
     fn write(&self, prompt: &Prompt, generation: &Generation) -> Result<Vec<u32>> {
+        if prompt.marked {
+            return Ok(self.text.tokenizer.encode_ids(&prompt.text, false)?);
+        }
         if !generation.cuts_prompt {
             return self.encode(&prompt.text);
         }

@@ -23,6 +23,7 @@ pub mod prompts;
 pub mod record;
 pub mod report;
 pub mod seeds;
+pub mod summary;
 pub mod train;
 pub mod upcycle;
 

@@ -1,6 +1,6 @@
 //! From a task's file and its records to its items: the prompt of each, with labelled examples before it, and what is asked.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use espalier_data::template::render_text;
 use serde_json::{Map, Value};
@@ -25,7 +25,7 @@ pub struct Definition {
     /// Its keys.
     pub file: TaskFile,
     /// Where it is; functions are known by the name of its folder.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// The groups it was called by.
     pub groups: Vec<Group>,
     /// A digest of its keys.
@@ -68,6 +68,34 @@ pub fn task(
     Builder::new(definition, data, prompting)
         .and_then(|builder| builder.task(limit))
         .map_err(context)
+}
+
+/// The files of records that a task reads, with labelled examples where it has some.
+///
+/// # Errors
+/// When one is not there, naming where it is looked for.
+pub fn files(definition: &Definition, data: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let file = &definition.file;
+    let places = Places {
+        given: data,
+        beside: definition.path.parent().unwrap_or(Path::new("")),
+    };
+    let asked = file.test_split.as_ref().or(file.validation_split.as_ref());
+    let of_examples = file.fewshot_config.clone().unwrap_or_default().split;
+    let examples = of_examples.as_ref().or(file.fewshot_split.as_ref());
+    let others = file.training_split.as_ref().or(file.validation_split.as_ref());
+    let examples = examples.or(others);
+    let mut all = Vec::new();
+    if let Some(split) = asked {
+        all.extend(data::files(file, split, places)?);
+    }
+    // Where there are no examples, and some are needed, building the task says so.
+    if let Some(split) = examples {
+        all.extend(data::files(file, split, places).unwrap_or_default());
+    }
+    all.sort();
+    all.dedup();
+    Ok(all)
 }
 
 /// Where a text or a value comes from.

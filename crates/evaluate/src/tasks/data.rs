@@ -24,12 +24,8 @@ pub struct Places<'a> {
 /// # Errors
 /// When no file is there, naming where it is looked for; when a file is damaged.
 pub fn records(task: &TaskFile, split: &str, places: Places<'_>) -> Result<Vec<Value>> {
-    let files = match task.dataset_path.as_str() {
-        "json" | "csv" | "parquet" => named_files(task, split, places)?,
-        _ => found_files(task, split, places)?,
-    };
     let mut all = Vec::new();
-    for file in &files {
+    for file in &files(task, split, places)? {
         all.extend(read(file)?);
     }
     match all.is_empty() {
@@ -38,6 +34,17 @@ pub fn records(task: &TaskFile, split: &str, places: Places<'_>) -> Result<Vec<V
             task.task
         ))),
         false => Ok(all),
+    }
+}
+
+/// The files of a split.
+///
+/// # Errors
+/// When no file is there, naming where it is looked for.
+pub fn files(task: &TaskFile, split: &str, places: Places<'_>) -> Result<Vec<PathBuf>> {
+    match task.dataset_path.as_str() {
+        "json" | "csv" | "parquet" => named_files(task, split, places),
+        _ => found_files(task, split, places),
     }
 }
 
