@@ -52,6 +52,38 @@ pub enum Error {
         /// The positions.
         limit: usize,
     },
+    /// An encoder-decoder among models that continue texts.
+    #[error(
+        "this model is an encoder-decoder, and requests of those cannot be computed as they come; use `espalier generate`"
+    )]
+    EncoderDecoder,
+    /// A prompt and an answer that are longer than texts may be.
+    #[error(
+        "the prompt has {prompt} tokens and the answer may have {new}, but the context is {limit} tokens; shorten the prompt or the answer"
+    )]
+    BeyondContext {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Most tokens of the answer.
+        new: usize,
+        /// Most tokens of both.
+        limit: usize,
+    },
+    /// A text that the memory for keys and values cannot hold.
+    #[error(
+        "a text of {tokens} tokens takes {needed} bytes of keys and values, but the budget is {budget}; shorten it, or raise the budget"
+    )]
+    BeyondMemory {
+        /// Its tokens.
+        tokens: usize,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that there are.
+        budget: u64,
+    },
+    /// What ended all requests of a batch.
+    #[error("{0}")]
+    Together(String),
     /// A prompt without tokens.
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,

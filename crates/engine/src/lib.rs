@@ -3,12 +3,14 @@
 //!
 //! The decoding loop works on token ids alone; [`text`] adds the tokenizer, stop strings and streaming.
 
+pub mod answer;
 pub mod beam;
 pub mod decode;
 pub mod embed;
 pub mod error;
 pub mod rules;
 pub mod sampler;
+pub mod scheduler;
 pub mod score;
 pub mod sentence_transformers;
 pub mod stop;

@@ -1,18 +1,14 @@
 //! Text in, text out: the decoding loop with a tokenizer, a chat template and stop strings.
 
-use espalier_data::{
-    encode::Encoder,
-    record::Message,
-    tokenizer::{TextStream, Tokenizer},
-};
+use espalier_data::{encode::Encoder, record::Message, tokenizer::Tokenizer};
 use espalier_models::{model::LanguageModel, state_file::Prefix};
 
 use crate::{
     Error, Result,
+    answer::AnswerText,
     beam::{BeamOptions, beam_search},
     decode::{DecodeOptions, Finish, Generated, decode, decode_after},
     sampler::SamplerOptions,
-    stop::{StopMatcher, Stopped},
 };
 
 /// A model that speaks: its weights and its tokenizer.
@@ -183,23 +179,18 @@ impl TextModel {
     }
 }
 
-/// A text that is being made of tokens, up to a stop string.
+/// A text that is being made of tokens, and who listens to it.
 struct Answer {
-    stream: TextStream,
-    stops: StopMatcher,
+    stream: AnswerText,
     text: String,
-    /// Whether a stop string or the listener ended it.
-    stopped: bool,
     failure: Option<Error>,
 }
 
 impl Answer {
     fn new(model: &TextModel, prompt: &[u32], options: &TextOptions) -> Self {
         Self {
-            stream: model.tokenizer.stream_after(prompt),
-            stops: StopMatcher::new(options.stops.clone()),
+            stream: AnswerText::new(&model.tokenizer, prompt, options.stops.clone()),
             text: String::new(),
-            stopped: false,
             failure: None,
         }
     }
@@ -209,20 +200,16 @@ impl Answer {
         if end.contains(&token) {
             return true;
         }
-        let piece = match self.stream.push(token) {
-            Ok(piece) => piece.unwrap_or_default(),
-            Err(error) => {
-                self.failure = Some(error.into());
-                return false;
+        match self.stream.push(token) {
+            Ok(piece) => {
+                let goes_on = self.emit(&piece.text, on_text);
+                goes_on && !piece.stopped
             }
-        };
-        let (piece, stopped) = match self.stops.push(&piece) {
-            Stopped::Emit(piece) => (piece, false),
-            Stopped::Stop(piece) => (piece, true),
-        };
-        self.stopped = stopped;
-        let goes_on = self.emit(&piece, on_text);
-        goes_on && !stopped
+            Err(error) => {
+                self.failure = Some(error);
+                false
+            }
+        }
     }
 
     fn emit(&mut self, piece: &str, on_text: &mut dyn FnMut(&str) -> bool) -> bool {
@@ -239,22 +226,16 @@ impl Answer {
         if let Some(error) = self.failure.take() {
             return Err(error);
         }
-        if !self.stopped {
-            let rest = self.stream.finish()?.unwrap_or_default();
-            let (piece, stopped) = match self.stops.push(&rest) {
-                Stopped::Emit(piece) => (piece + &self.stops.finish(), false),
-                Stopped::Stop(piece) => (piece, true),
-            };
-            self.stopped = stopped;
-            self.emit(&piece, on_text);
+        if !self.stream.is_stopped() {
+            let piece = self.stream.finish()?;
+            self.emit(&piece.text, on_text);
         }
         Ok(GeneratedText {
             text: self.text,
             tokens: generated.ids.len(),
-            finish: if self.stopped {
-                Finish::Stopped
-            } else {
-                generated.finish
+            finish: match self.stream.is_stopped() {
+                true => Finish::Stopped,
+                false => generated.finish,
             },
         })
     }

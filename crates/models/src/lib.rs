@@ -33,6 +33,7 @@ pub mod spec;
 mod spec_embedding;
 mod spec_heads;
 mod spec_latent;
+mod spec_memory;
 mod spec_parameters;
 mod spec_routing;
 mod spec_stack;

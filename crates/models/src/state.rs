@@ -1,6 +1,10 @@
 //! The memory of a sequence between decoding steps: key-value caches and recurrent states, one kind for each kind of mixer.
 
+mod rows;
+
 use burn::tensor::{Tensor, s};
+
+pub use rows::RowPart;
 
 use crate::{
     Result,

@@ -14,7 +14,6 @@ use serde_json::json;
 
 use super::{
     Context,
-    inspect::describe::{cache_per_token, state_size},
     lines::Texts,
     published::{Beams, FILE, LENGTH_PENALTY, is_length_penalty},
     sampling::SamplingArgs,
@@ -343,7 +342,7 @@ fn check_room(
         )));
     }
     let longest = encoded.iter().map(Vec::len).max().unwrap_or(0);
-    let remembered = longest as f64 * cache_per_token(spec) as f64 + state_size(spec) as f64;
+    let remembered = longest as f64 * spec.cache_per_token() as f64 + spec.state_size() as f64;
     let bytes = beams as f64 * (remembered + 8.0 * spec.vocabulary as f64);
     let asked = format!("--beams {beams}: to follow so many continuations");
     memory::check(asked, bytes, "choose fewer", &context.device)

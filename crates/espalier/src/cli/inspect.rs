@@ -206,8 +206,8 @@ impl Inspected {
         let trained = spec.parameter_count().saturating_mul(4);
         Memory {
             load,
-            cache_per_token: describe::cache_per_token(spec),
-            state: describe::state_size(spec),
+            cache_per_token: spec.cache_per_token(),
+            state: spec.state_size(),
             // Weights, gradients and AdamW's two moments.
             train: trained.saturating_mul(4),
             tune: load.saturating_add(describe::low_rank_parameters(spec, RANK).saturating_mul(16)),

@@ -14,7 +14,7 @@ use espalier_engine::{
 use espalier_models::model::LanguageModel;
 
 use super::{Figures, median, random_tokens};
-use crate::cli::{Context, inspect::describe::cache_per_token};
+use crate::cli::Context;
 use crate::{Error, Result, memory, model_path};
 
 /// Runs that are counted.
@@ -70,7 +70,7 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
 fn check_room(model: &LanguageModel, args: &GenerateArgs, context: &Context) -> Result<()> {
     let (needed, spec) = (args.prompt.saturating_add(args.new), model.spec());
     let tokens = args.batch as f64 * needed as f64;
-    let bytes = tokens * (cache_per_token(spec) as f64 + 4.0 * 4.0 * spec.width as f64);
+    let bytes = tokens * (spec.cache_per_token() as f64 + 4.0 * 4.0 * spec.width as f64);
     let asked = format!(
         "`--batch` {} of `--prompt` {} tokens",
         args.batch, args.prompt

@@ -81,48 +81,6 @@ pub fn per_block(spec: &ModelSpec) -> Vec<u64> {
     counts
 }
 
-/// Bytes of keys and values in f32 that a token leaves behind.
-pub fn cache_per_token(spec: &ModelSpec) -> u64 {
-    let numbers = |block: &BlockSpec| match &block.mixer {
-        MixerSpec::Attention(attention) => {
-            2 * attention.kv_heads as u64 * attention.remembered_width() as u64
-        }
-        MixerSpec::AttentionExperts(attention) => {
-            2 * attention.kv_heads as u64 * attention.head_dim as u64
-        }
-        MixerSpec::LatentAttention(attention) => attention.remembered() as u64,
-        MixerSpec::Recurrent(_) => 0,
-    };
-    spec.blocks
-        .iter()
-        .map(numbers)
-        .fold(0, u64::saturating_add)
-        .saturating_mul(4)
-}
-
-/// Bytes in f32 that a sequence leaves behind however long it is.
-pub fn state_size(spec: &ModelSpec) -> u64 {
-    let mixer = |block: &BlockSpec| match &block.mixer {
-        MixerSpec::Recurrent(recurrent) => recurrent.state_size(spec.width),
-        MixerSpec::Attention(_)
-        | MixerSpec::AttentionExperts(_)
-        | MixerSpec::LatentAttention(_) => 0,
-    };
-    let shifted = |block: &BlockSpec| {
-        if matches!(block.channel, ChannelSpec::Rwkv(_)) {
-            spec.width
-        } else {
-            0
-        }
-    };
-    let numbers = |block: &BlockSpec| (mixer(block) + shifted(block)) as u64;
-    spec.blocks
-        .iter()
-        .map(numbers)
-        .fold(0, u64::saturating_add)
-        .saturating_mul(4)
-}
-
 /// Parameters of adapters of this rank on every matrix of the blocks.
 pub fn low_rank_parameters(spec: &ModelSpec, rank: u64) -> u64 {
     let gated = |block: &BlockSpec| match &block.channel {
@@ -301,7 +259,7 @@ mod tests {
             spec.parameter_count()
         );
         // Two blocks, keys and values, one head of 4, four bytes.
-        assert_eq!(cache_per_token(&spec), 2 * 2 * 4 * 4);
+        assert_eq!(spec.cache_per_token(), 2 * 2 * 4 * 4);
         // Per block: (8 + 8) twice, (4 + 8) twice, (8 + 16) three times.
         assert_eq!(low_rank_parameters(&spec, 3), 3 * 2 * (32 + 24 + 72));
     }
