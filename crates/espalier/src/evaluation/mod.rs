@@ -10,13 +10,14 @@ use espalier_engine::text::TextModel;
 use espalier_evaluate::{
     respondent::{LocalModel, Respondent},
     results::{TaskResult, samples, task_result},
+    ruler::Count,
     run::{ResponseLog, run as ask},
     tasks::{
         Prompting, Task,
         build::{self, Definition, Limit},
         prompt::ChatTemplate,
         registry::Registry,
-        world,
+        ruler, world,
     },
 };
 use espalier_models::spec::MixerSpec;
@@ -97,6 +98,12 @@ impl Choice<'_> {
                 self.check_world(name)?;
                 continue;
             }
+            if ruler::is_ruler(name) {
+                ruler::named(name).map_err(wrong)?;
+                let folder = self.data.map(|data| data.join(ruler::FOLDER));
+                files.extend(folder.iter().flat_map(|folder| files_in(folder)));
+                continue;
+            }
             for definition in registry.find(name).map_err(wrong)? {
                 files.extend(build::files(&definition, self.data)?);
                 digests.push(definition.digest);
@@ -117,11 +124,16 @@ impl Choice<'_> {
             .map_err(|error| Error::usage(error.to_string()))
     }
 
-    /// The tasks, with their prompts made. `template` renders conversations, where the model has one.
+    /// The tasks, with their prompts made. `template` renders conversations, where the model has one; `tokens` counts its tokens, where
+    /// they are known.
     ///
     /// # Errors
     /// When a task or its data are not there, or a task runs programs and may not.
-    pub fn tasks(&self, template: Option<ChatTemplate<'_>>) -> Result<Vec<Task>> {
+    pub fn tasks(
+        &self,
+        template: Option<ChatTemplate<'_>>,
+        tokens: Option<Count>,
+    ) -> Result<Vec<Task>> {
         let of_worlds = Prompting {
             shots: self.shots,
             seed: self.shots_seed,
@@ -140,10 +152,21 @@ impl Choice<'_> {
                 self.check_world(name)?;
                 let temperature = if self.sample { 1.0 } else { 0.0 };
                 let items = world_items(self.limit);
-                add(
-                    &mut all,
-                    world::task(name, items, temperature, &of_worlds)?,
-                );
+                add(&mut all, world::task(name, items, temperature, &of_worlds)?);
+                continue;
+            }
+            if ruler::is_ruler(name) {
+                let tokens = tokens.ok_or_else(|| {
+                    Error::usage(format!(
+                        "`{name}`: prompts are made to a length in the model's own tokens, which an endpoint does not tell"
+                    ))
+                })?;
+                let prompts = self
+                    .limit
+                    .map_or(ruler::USUAL_PROMPTS, |limit| (limit as usize).max(1));
+                for task in ruler::tasks(name, prompts, tokens, of_files.chat, self.data)? {
+                    add(&mut all, task);
+                }
                 continue;
             }
             let found = registry
@@ -174,12 +197,24 @@ impl Choice<'_> {
     /// # Errors
     /// As [`Choice::tasks`].
     pub fn tasks_of(&self, text: &TextModel) -> Result<Vec<Task>> {
-        let render = |messages: &[Message], continues: bool| {
-            LocalModel::chat(text, messages, continues)
-        };
+        let render =
+            |messages: &[Message], continues: bool| LocalModel::chat(text, messages, continues);
         let renders = text.tokenizer.template().is_some() || self.chat;
-        self.tasks(renders.then_some(&render as ChatTemplate<'_>))
+        let tokens = |words: &str| Ok(text.tokenizer.encode_ids(words, false)?.len());
+        self.tasks(
+            renders.then_some(&render as ChatTemplate<'_>),
+            Some(&tokens),
+        )
     }
+}
+
+/// The files in a folder; none where there is no such folder.
+fn files_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file())
+        .collect()
 }
 
 fn add(all: &mut Vec<Task>, task: Task) {

@@ -10,10 +10,7 @@ use espalier_data::{
     readers::Wanted,
     worlds::{self, Item, Split},
 };
-use espalier_engine::{
-    embed::embed,
-    text::TextModel,
-};
+use espalier_engine::{embed::embed, text::TextModel};
 use espalier_evaluate::{
     ngram::NgramModel,
     perplexity,

@@ -49,7 +49,10 @@ pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
         curves.extend(charts.by_ref().take(MAIN_CHARTS));
         let more: Vec<Section> = charts.collect();
         if !more.is_empty() {
-            folded.push(details(&format!("More curves of {name}"), vec![grid("", more)]));
+            folded.push(details(
+                &format!("More curves of {name}"),
+                vec![grid("", more)],
+            ));
         }
         if !others.is_empty() {
             folded.push(details(&format!("Answers while {name} learned"), others));
@@ -66,12 +69,10 @@ pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
     let title = recipe.output.file_name().unwrap_or_default();
     let report = Report {
         title: title.to_string_lossy().into_owned(),
-        subtitle: format!(
-            "{}, espalier {}",
-            number_of(recipe.stage.len(), "stage"),
-            env!("CARGO_PKG_VERSION")
-        ),
-        facts: facts(results),
+        subtitle: [vec![number_of(recipe.stage.len(), "stage")], facts(results)]
+            .concat()
+            .join(" · "),
+        facts: Vec::new(),
         sections,
     };
     Ok(report
@@ -109,22 +110,29 @@ fn number_of(count: usize, what: &str) -> String {
     }
 }
 
-/// What the run took and made: the last model's size, tokens of training, time, memory.
-fn facts(results: &Map<String, Value>) -> Vec<(String, String)> {
-    let all = |key: &'static str| results.values().filter_map(move |figures| figures[key].as_f64());
-    let parameters = all("parameters").last().map(|n| units::count(n as u64));
+/// What the run took and made: the last model's size, tokens of training, time, memory, and which program it was.
+fn facts(results: &Map<String, Value>) -> Vec<String> {
+    let all = |key: &'static str| {
+        results
+            .values()
+            .filter_map(move |figures| figures[key].as_f64())
+    };
+    let parameters = all("parameters").last().unwrap_or(0.0);
     let tokens: f64 = all("tokens").sum();
     let seconds: f64 = all("stage_seconds").sum();
     let memory = all("peak_bytes").fold(0.0, f64::max);
     let shown = |value: f64, text: String| (value > 0.0).then_some(text);
+    let count =
+        |value: f64, what: &str| shown(value, format!("{} {what}", units::count(value as u64)));
     [
-        ("parameters", parameters),
-        ("tokens trained on", shown(tokens, units::count(tokens as u64))),
-        ("time", shown(seconds, units::duration(seconds))),
-        ("most memory", shown(memory, units::bytes(memory as u64))),
+        count(parameters, "parameters"),
+        count(tokens, "tokens of training"),
+        shown(seconds, units::duration(seconds)),
+        shown(memory, format!("{} of memory", units::bytes(memory as u64))),
+        Some(format!("espalier {}", env!("CARGO_PKG_VERSION"))),
     ]
     .into_iter()
-    .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+    .flatten()
     .collect()
 }
 
@@ -137,13 +145,30 @@ fn comparisons(recipe: &Recipe, results: &Map<String, Value>) -> Option<Table> {
             let number = |key: &str| compared[key].as_f64().unwrap_or(f64::NAN);
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             let only = compared["only"].as_array();
-            let only = only.map(|only| only.iter().map(Value::to_string).collect::<Vec<_>>().join(" / "));
+            let only = only.map(|only| {
+                only.iter()
+                    .map(Value::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" / ")
+            });
             rows.push(vec![
                 format!("{} against {}", stage.name, text(&found["evaluation"])),
-                format!("{}: {}", text(&compared["task"]), text(&compared["figure"]).trim_end_matches(",none")),
-                format!("{:+.3} ({:+.3} to {:+.3})", number("difference"), number("low"), number("high")),
+                format!(
+                    "{}: {}",
+                    text(&compared["task"]),
+                    text(&compared["figure"]).trim_end_matches(",none")
+                ),
+                format!(
+                    "{:+.3} ({:+.3} to {:+.3})",
+                    number("difference"),
+                    number("low"),
+                    number("high")
+                ),
                 only.unwrap_or_default(),
-                compared["p"].as_f64().map(|p| format!("{p:.4}")).unwrap_or_default(),
+                compared["p"]
+                    .as_f64()
+                    .map(|p| format!("{p:.4}"))
+                    .unwrap_or_default(),
             ]);
         }
     }
@@ -167,8 +192,17 @@ pub fn charts(name: &str, objective: Registered, log: &Path) -> Result<Vec<Secti
     for metric in metrics::descriptions(objective.metrics) {
         let title = format!("{name}: {}", metric.chart);
         for key in [metric.name.to_owned(), format!("eval_{}", metric.name)] {
-            let Some(series) = logged.get(&key).cloned() else {
+            let Some(series) = logged.get(&key) else {
                 continue;
+            };
+            let held_out = if key.starts_with("eval_") {
+                ", held-out"
+            } else {
+                ""
+            };
+            let series = Series {
+                name: format!("{}{held_out}", metric.name.replace('_', " ")),
+                points: series.points.clone(),
             };
             match charts.iter_mut().find(|chart| chart.title == title) {
                 Some(chart) => chart.series.push(series),

@@ -5,11 +5,7 @@
 use espalier_evaluate::report::{Bar, Bars, Highlight, Section, Table};
 use serde_json::{Map, Value};
 
-use crate::{
-    evaluation::shown,
-    recipe::Recipe,
-    stages::kinds::Kind,
-};
+use crate::{evaluation::shown, recipe::Recipe, stages::kinds::Kind};
 
 /// Columns beyond which evaluations become rows.
 const MOST_COLUMNS: usize = 4;
@@ -66,12 +62,22 @@ pub fn summary(recipe: &Recipe, results: &Map<String, Value>) -> Summary {
         if !matches!(stage.kind, Kind::Evaluate(_)) {
             continue;
         }
-        let prefix = PREFIXES.iter().find_map(|prefix| stage.name.strip_prefix(prefix));
-        summary.columns.push(prefix.unwrap_or(&stage.name).to_owned());
-        Reading { summary: &mut summary }.all(figures);
+        let prefix = PREFIXES
+            .iter()
+            .find_map(|prefix| stage.name.strip_prefix(prefix));
+        summary
+            .columns
+            .push(prefix.unwrap_or(&stage.name).to_owned());
+        Reading {
+            summary: &mut summary,
+        }
+        .all(figures);
     }
     let width = summary.columns.len();
-    summary.rows.iter_mut().for_each(|row| row.cells.resize(width, None));
+    summary
+        .rows
+        .iter_mut()
+        .for_each(|row| row.cells.resize(width, None));
     summary
 }
 
@@ -106,11 +112,21 @@ impl Reading<'_> {
     fn all(&mut self, figures: &Value) {
         let perplexity = &figures["perplexity"];
         self.add("perplexity", perplexity["per_token"].as_f64(), None, LOSS);
-        for (key, name) in [("5-gram", "  of a 5-gram model"), ("unigram", "  of a unigram model")] {
-            let beside = Nature { baseline: true, ..LOSS };
+        for (key, name) in [
+            ("5-gram", "  of a 5-gram model"),
+            ("unigram", "  of a unigram model"),
+        ] {
+            let beside = Nature {
+                baseline: true,
+                ..LOSS
+            };
             self.add(name, perplexity[key].as_f64(), None, beside);
         }
-        for (key, suffix) in [("groups", ""), ("tasks", ""), ("sampled_worlds", ", sampled")] {
+        for (key, suffix) in [
+            ("groups", ""),
+            ("tasks", ""),
+            ("sampled_worlds", ", sampled"),
+        ] {
             for (task, figures) in entries(&figures[key]) {
                 self.task(&format!("{task}{suffix}"), figures);
             }
@@ -123,8 +139,16 @@ impl Reading<'_> {
         for (task, figures) in entries(&figures["best_of"]) {
             self.accuracy(&format!("{task}, best by reward"), figures);
             for (key, name) in [("random", "  one at random"), ("any", "  any of them")] {
-                let beside = Nature { baseline: true, ..SHARE };
-                self.add(&format!("{name}, {task}"), figures[key].as_f64(), None, beside);
+                let beside = Nature {
+                    baseline: true,
+                    ..SHARE
+                };
+                self.add(
+                    &format!("{name}, {task}"),
+                    figures[key].as_f64(),
+                    None,
+                    beside,
+                );
             }
         }
     }
@@ -140,8 +164,16 @@ impl Reading<'_> {
             self.add(&name, figure["value"].as_f64(), interval(figure), nature);
         }
         if let Some(nats) = figures["divergence"].as_f64() {
-            let nature = Nature { higher_is_better: None, ..LOSS };
-            self.add(&format!("{task}: nats from the reference"), Some(nats), None, nature);
+            let nature = Nature {
+                higher_is_better: None,
+                ..LOSS
+            };
+            self.add(
+                &format!("{task}: nats from the reference"),
+                Some(nats),
+                None,
+                nature,
+            );
         }
     }
 
@@ -153,16 +185,19 @@ impl Reading<'_> {
         let Some(value) = value else { return };
         let column = self.summary.columns.len() - 1;
         let rows = &mut self.summary.rows;
-        let place = rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
-            rows.push(Row {
-                name: name.to_owned(),
-                share: nature.share,
-                higher_is_better: nature.higher_is_better,
-                baseline: nature.baseline,
-                cells: Vec::new(),
+        let place = rows
+            .iter()
+            .position(|row| row.name == name)
+            .unwrap_or_else(|| {
+                rows.push(Row {
+                    name: name.to_owned(),
+                    share: nature.share,
+                    higher_is_better: nature.higher_is_better,
+                    baseline: nature.baseline,
+                    cells: Vec::new(),
+                });
+                rows.len() - 1
             });
-            rows.len() - 1
-        });
         rows[place].cells.resize(column, None);
         rows[place].cells.push(Some(Measured { value, interval }));
     }
@@ -185,14 +220,19 @@ impl Row {
         match (self.share, interval) {
             (true, Some([low, high])) => shown::share(value, low, high),
             (true, None) => format!("{:.1} %", 100.0 * value),
-            (false, Some([low, high])) => format!("{value:.3} ({low:.3}-{high:.3})"),
-            (false, None) => format!("{value:.3}"),
+            (false, Some([low, high])) => {
+                format!("{} ({}-{})", digits(value), digits(low), digits(high))
+            }
+            (false, None) => digits(value),
         }
     }
 
     /// The figure alone.
     fn short(&self, cell: Measured) -> String {
-        self.text(Some(Measured { interval: None, ..cell }))
+        self.text(Some(Measured {
+            interval: None,
+            ..cell
+        }))
     }
 
     /// The cells that are there, with their columns.
@@ -215,7 +255,13 @@ impl Summary {
         };
         let (columns, rows) = match self.columns.len() > MOST_COLUMNS {
             false => (self.columns.clone(), self.by_figure()),
-            true => (self.rows.iter().map(|row| row.name.trim().to_owned()).collect(), self.by_column()),
+            true => (
+                self.rows
+                    .iter()
+                    .map(|row| row.name.trim().to_owned())
+                    .collect(),
+                self.by_column(),
+            ),
         };
         Some(Table {
             title: "What was measured, on held-out items".into(),
@@ -244,24 +290,32 @@ impl Summary {
     /// The last figure of each row, large, with the first one below.
     pub fn cards(&self) -> Option<Section> {
         let own = self.rows.iter().filter(|row| !row.baseline);
-        let cards: Vec<Highlight> = own.filter_map(|row| self.card(row)).take(MOST_CARDS).collect();
-        (!cards.is_empty() && self.columns.len() <= MOST_COLUMNS).then_some(Section::Highlights(cards))
+        let cards: Vec<Highlight> = own
+            .filter_map(|row| self.card(row))
+            .take(MOST_CARDS)
+            .collect();
+        (!cards.is_empty() && self.columns.len() <= MOST_COLUMNS)
+            .then_some(Section::Highlights(cards))
     }
 
     fn card(&self, row: &Row) -> Option<Highlight> {
         let (first, before) = row.measured().next()?;
         let (last, after) = row.measured().next_back()?;
-        let range = after.interval.filter(|_| row.share).map(|[low, high]| {
-            format!("95% interval {:.1} to {:.1} %", 100.0 * low, 100.0 * high)
-        });
+        let range = after
+            .interval
+            .filter(|_| row.share)
+            .map(|[low, high]| format!("95% interval {:.1} to {:.1} %", 100.0 * low, 100.0 * high));
         let label = &self.columns[last];
-        let earlier = (first < last).then(|| format!("{} {}", self.columns[first], row.short(before)));
+        let earlier =
+            (first < last).then(|| format!("{} {}", self.columns[first], row.short(before)));
         let words = [Some(label.clone()), earlier, range].into_iter().flatten();
         Some(Highlight {
             name: row.name.clone(),
             value: row.short(after),
             note: words.collect::<Vec<_>>().join(" · "),
-            better: (first < last).then(|| became_better(row, before, after)).flatten(),
+            better: (first < last)
+                .then(|| became_better(row, before, after))
+                .flatten(),
         })
     }
 
@@ -274,7 +328,10 @@ impl Summary {
             while let Some(beside) = rows.next_if(|next| next.baseline) {
                 bars.extend(self.bars_of(beside, Some(beside.name.trim())));
             }
-            let largest = bars.iter().map(|bar| bar.high.max(bar.value)).fold(0.0, f64::max);
+            let largest = bars
+                .iter()
+                .map(|bar| bar.high.max(bar.value))
+                .fold(0.0, f64::max);
             if bars.len() < 2 && !row.share || largest <= 0.0 {
                 continue;
             }
@@ -315,6 +372,16 @@ impl Summary {
             }
         };
         row.measured().map(bar).collect()
+    }
+}
+
+/// A number with four digits that mean something, and never more than three behind the point.
+fn digits(value: f64) -> String {
+    match value.abs() {
+        1000.0.. => format!("{value:.0}"),
+        100.0.. => format!("{value:.1}"),
+        10.0.. => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
     }
 }
 
@@ -380,11 +447,16 @@ mod tests {
     #[test]
     fn many_evaluations_become_rows_and_missing_figures_a_dash() {
         let names = ["a", "b", "c", "d", "e"];
-        let mut stages: Vec<(&str, Value)> =
-            names.iter().map(|name| (*name, task(0.5, 0.4, 0.6))).collect();
+        let mut stages: Vec<(&str, Value)> = names
+            .iter()
+            .map(|name| (*name, task(0.5, 0.4, 0.6)))
+            .collect();
         stages[4].1 = json!({"perplexity": {"per_token": 3.5, "unigram": 7.0}});
         let table = of(&stages).table().unwrap();
-        assert_eq!(table.columns, ["", "g1/1: accuracy", "perplexity", "of a unigram model"]);
+        assert_eq!(
+            table.columns,
+            ["", "g1/1: accuracy", "perplexity", "of a unigram model"]
+        );
         assert_eq!(table.rows[4], ["e", "-", "3.500", "7.000"]);
         assert_eq!(table.rows[0][2], "-");
         let bars = of(&stages).bars();

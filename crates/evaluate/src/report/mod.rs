@@ -210,7 +210,9 @@ impl Section {
             } => {
                 let (title, note) = (element("h2", "", title), element("p", "note", note));
                 let inner = all_html(sections)?;
-                format!("<section>\n{title}{note}<div class=\"grid\">\n{inner}</div>\n</section>\n")
+                format!(
+                    "<section>\n{title}{note}<div class=\"columns\">\n{inner}</div>\n</section>\n"
+                )
             }
             Self::Samples {
                 title,

@@ -44,8 +44,14 @@ impl Sample {
 impl Answered {
     fn html(&self) -> String {
         let (class, mark) = match self.right {
-            Some(true) => ("turn model is-right", "<span class=\"verdict right\">✓ right</span>"),
-            Some(false) => ("turn model is-wrong", "<span class=\"verdict wrong\">✗ wrong</span>"),
+            Some(true) => (
+                "turn model is-right",
+                "<span class=\"verdict right\">✓ right</span>",
+            ),
+            Some(false) => (
+                "turn model is-wrong",
+                "<span class=\"verdict wrong\">✗ wrong</span>",
+            ),
             None => ("turn model", ""),
         };
         let text = match self.text.trim().is_empty() {

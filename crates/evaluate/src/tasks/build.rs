@@ -89,7 +89,10 @@ pub fn files(definition: &Definition, data: Option<&Path>) -> Result<Vec<PathBuf
     let asked = file.test_split.as_ref().or(file.validation_split.as_ref());
     let of_examples = file.fewshot_config.clone().unwrap_or_default().split;
     let examples = of_examples.as_ref().or(file.fewshot_split.as_ref());
-    let others = file.training_split.as_ref().or(file.validation_split.as_ref());
+    let others = file
+        .training_split
+        .as_ref()
+        .or(file.validation_split.as_ref());
     let examples = examples.or(others);
     let mut all = Vec::new();
     if let Some(split) = asked {

@@ -14,6 +14,7 @@ pub mod literal;
 pub mod metric;
 pub mod prompt;
 pub mod registry;
+pub mod ruler;
 pub mod sampling;
 pub mod world;
 

@@ -78,7 +78,7 @@ fn of_endpoint(
     let base = args.model.to_string_lossy().into_owned();
     let key = std::env::var("OPENAI_API_KEY").ok();
     // Prompts are conversations that the server renders.
-    let tasks = choice.tasks(None)?;
+    let tasks = choice.tasks(None, None)?;
     let chat = args.chat || args.tasks.iter().all(|name| world::is_world(name));
     let mut endpoint = Endpoint::new(&base, &model, key, chat, args.batch, args.seed)?;
     let subject = Subject {

@@ -40,7 +40,11 @@ pub fn section(
     });
     for ((place, stage), by) in evaluations.zip(columns) {
         let folder = stage_folder(&recipe.output, place + 1, &stage.name);
-        for task in results[&stage.name]["tasks"].as_object().into_iter().flat_map(Map::keys) {
+        for task in results[&stage.name]["tasks"]
+            .as_object()
+            .into_iter()
+            .flat_map(Map::keys)
+        {
             let path = folder.join(samples_name(task));
             if !path.is_file() {
                 continue;
@@ -65,7 +69,9 @@ pub fn section(
         .collect();
     Ok((!samples.is_empty()).then(|| Section::Samples {
         title: "The same questions to each model".into(),
-        note: "Questions on which the models differ come first; all items lie in the stages' folders.".into(),
+        note:
+            "Questions on which the models differ come first; all items lie in the stages' folders."
+                .into(),
         samples,
     }))
 }
@@ -73,30 +79,36 @@ pub fn section(
 fn items(path: &Path) -> Result<Vec<Value>> {
     let text = fs::read_to_string(path).map_err(Error::file(path))?;
     let item = |(number, line): (usize, &str)| {
-        serde_json::from_str(line)
-            .map_err(|error| Error::work(format!("{}: line {}: {error}", path.display(), number + 1)))
+        serde_json::from_str(line).map_err(|error| {
+            Error::work(format!("{}: line {}: {error}", path.display(), number + 1))
+        })
     };
     text.lines().enumerate().map(item).collect()
 }
 
 /// Questions on which the first and the last model differ, then what the last has wrong, then right.
 fn of_task(task: &str, asked: &[Asked]) -> Vec<Sample> {
-    let count = asked.iter().map(|asked| asked.items.len()).min().unwrap_or(0);
+    let count = asked
+        .iter()
+        .map(|asked| asked.items.len())
+        .min()
+        .unwrap_or(0);
     let (Some(first), Some(last)) = (asked.first(), asked.last()) else {
         return Vec::new();
     };
-    let rank = |place: &usize| {
-        match (right(&first.items[*place]), right(&last.items[*place])) {
-            (Some(false), Some(true)) => 0,
-            (Some(true), Some(false)) => 1,
-            (_, Some(false)) => 2,
-            _ => 3,
-        }
+    let rank = |place: &usize| match (right(&first.items[*place]), right(&last.items[*place])) {
+        (Some(false), Some(true)) => 0,
+        (Some(true), Some(false)) => 1,
+        (_, Some(false)) => 2,
+        _ => 3,
     };
     let mut chosen = Vec::new();
     for (kind, most) in [(0, 3), (1, 1), (2, 2), (3, 1), (0, QUESTIONS)] {
         let places = (0..count).filter(|place| rank(place) == kind);
-        let new: Vec<usize> = places.filter(|place| !chosen.contains(place)).take(most).collect();
+        let new: Vec<usize> = places
+            .filter(|place| !chosen.contains(place))
+            .take(most)
+            .collect();
         chosen.extend(new);
     }
     chosen.truncate(QUESTIONS);
@@ -123,6 +135,8 @@ fn sample(task: &str, place: usize, asked: &[Asked]) -> Sample {
 /// Whether any of the marks that are 0 or 1 says that an item is right; none where no mark is one.
 fn right(item: &Value) -> Option<bool> {
     let marks = item["marks"].as_object()?.values();
-    let verdicts = marks.filter_map(Value::as_f64).filter(|mark| *mark == 0.0 || *mark == 1.0);
+    let verdicts = marks
+        .filter_map(Value::as_f64)
+        .filter(|mark| *mark == 0.0 || *mark == 1.0);
     verdicts.reduce(f64::max).map(|mark| mark == 1.0)
 }
