@@ -16,7 +16,7 @@ use crate::{
     Error, Result,
     decode::{check_prompts, source},
     rules::{Place, Rules},
-    sampler::{nothing_left, penalise},
+    sampler::{nothing_left, repeated},
 };
 
 /// Width, length and end of a beam search.
@@ -123,7 +123,7 @@ pub fn beam_search(
         let mut forced = None;
         for (beam, row) in beams.iter().zip(&mut rows) {
             let history = [start.as_slice(), &beam.ids].concat();
-            penalise(row, &history, options.repetition_penalty);
+            repeated(row, &history, options.repetition_penalty);
             let place = Place {
                 history: &history,
                 prompt: start.len(),

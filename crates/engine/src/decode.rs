@@ -293,8 +293,8 @@ impl Row {
         let history = [before, prompt].concat();
         Ok(Self {
             prompt: history.len(),
+            sampler: sampler.behind(history.len()),
             history,
-            sampler,
             finish: None,
         })
     }

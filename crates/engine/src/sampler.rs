@@ -1,107 +1,32 @@
 //! From logits to the next token.
 //!
-//! The steps and their order are those of Hugging Face's `transformers`: repetition penalty and forbidden tokens,
-//! temperature, top-k, top-p (Holtzman et al., arXiv 1904.09751), min-p (Nguyen et al., arXiv 2407.01082), draw. Temperature
-//! comes before the cuts because published settings of models are meant that way; llama.cpp applies it last, which keeps other
-//! tokens at the same settings.
+//! What changes logits comes first: logit bias, penalties for what has occurred, DRY, forbidden tokens. Then temperature and the cuts
+//! follow in an order that may be chosen ([`SamplerOptions::order`]); the usual one is that of Hugging Face's `transformers`:
+//! temperature, top-n-sigma, top-k, top-p, min-p, typical, epsilon and eta cut-off, XTC, and then the draw. Temperature comes before the cuts because
+//! published settings of models are meant that way; llama.cpp applies it last, which keeps other tokens at the same settings
+//! ([`Step::LLAMA_CPP`]). Mirostat chooses its own cut, and stands in the place of all others.
 //!
 //! What the makers of a model forbid or force is in [`crate::rules`]; decoding passes it to [`Sampler::sample`].
-//!
-//! Left out: frequency and presence penalties, typical and mirostat sampling. Beam search is in [`crate::beam`].
+//! Beam search is in [`crate::beam`].
 
-use std::cmp::Ordering;
-use std::collections::BTreeSet;
+mod candidates;
+mod cuts;
+pub mod dry;
+pub mod mirostat;
+mod options;
+mod order;
+mod penalties;
+pub mod xtc;
 
 use espalier_data::random::Random;
-use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, rules::Rules};
-
-/// Options of sampling.
-///
-/// ```
-/// use espalier_engine::sampler::SamplerOptions;
-/// let greedy = SamplerOptions { temperature: 0.0, ..Default::default() };
-/// assert!(greedy.validate().is_ok());
-/// assert!(SamplerOptions { top_p: 1.5, ..greedy }.validate().is_err());
-/// ```
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SamplerOptions {
-    /// Logits are divided by it; 0 takes the likeliest token.
-    pub temperature: f32,
-    /// Keep this many of the likeliest tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Keep the likeliest tokens until their probabilities sum to this; 1 keeps all.
-    pub top_p: f32,
-    /// Keep tokens at least this many times as likely as the likeliest; 0 keeps all.
-    pub min_p: f32,
-    /// Makes tokens of the history less likely: positive logits are divided by it, negative ones multiplied; 1 does nothing.
-    pub repetition_penalty: f32,
-    /// Seed of the draws.
-    pub seed: u64,
-    /// What may not come, and what must.
-    pub rules: Rules,
-}
-
-impl Default for SamplerOptions {
-    /// The model's own distribution.
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            seed: 0,
-            rules: Rules::default(),
-        }
-    }
-}
-
-impl SamplerOptions {
-    /// Checks every value.
-    ///
-    /// # Errors
-    /// [`Error::Sampling`] names the key and what it may be.
-    pub fn validate(&self) -> Result<()> {
-        let check = |key: &str, value: f32, good: bool, expected: &str| {
-            if good {
-                Ok(())
-            } else {
-                Err(Error::Sampling(format!(
-                    "{key} = {value}: expected {expected}"
-                )))
-            }
-        };
-        let finite = |value: f32| value.is_finite();
-        check(
-            "temperature",
-            self.temperature,
-            finite(self.temperature) && self.temperature >= 0.0,
-            "0 (greedy) or more",
-        )?;
-        check(
-            "top_p",
-            self.top_p,
-            self.top_p > 0.0 && self.top_p <= 1.0,
-            "more than 0, at most 1 (off)",
-        )?;
-        check(
-            "min_p",
-            self.min_p,
-            (0.0..=1.0).contains(&self.min_p),
-            "0 (off) to 1",
-        )?;
-        let penalty = self.repetition_penalty;
-        check(
-            "repetition_penalty",
-            penalty,
-            finite(penalty) && penalty > 0.0,
-            "more than 0; 1 is off",
-        )
-    }
-}
+pub(crate) use self::{candidates::nothing_left, penalties::repeated};
+use self::{
+    candidates::{Candidates, draw, largest},
+    mirostat::Mirostat,
+};
+pub use self::{options::SamplerOptions, order::Step};
+use crate::Result;
 
 /// A token that can be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -124,7 +49,11 @@ pub struct Candidate {
 #[derive(Debug, Clone)]
 pub struct Sampler {
     options: SamplerOptions,
+    order: Vec<Step>,
     random: Random,
+    mirostat: Option<Mirostat>,
+    /// Tokens of the history that were not chosen here.
+    prompt: usize,
 }
 
 impl Sampler {
@@ -134,16 +63,27 @@ impl Sampler {
     /// As [`SamplerOptions::validate`].
     pub fn new(options: SamplerOptions) -> Result<Self> {
         options.validate()?;
-        let random = Random::new(options.seed);
-        Ok(Self { options, random })
+        Ok(Self {
+            random: Random::new(options.seed),
+            mirostat: options.mirostat.map(Mirostat::new),
+            order: options.steps(),
+            prompt: 0,
+            options,
+        })
     }
 
-    /// Chooses the next token. `logits` (`[vocabulary]`) are changed in place by the penalty and by `forbid`, tokens that must
-    /// not come; `history` are the tokens before. Each call takes one random number, greedy choice none; of equally likely
-    /// tokens the lowest id is the likeliest.
+    /// The same sampler behind a prompt of so many tokens, which frequency and presence penalties do not count.
+    #[must_use]
+    pub fn behind(self, prompt: usize) -> Self {
+        Self { prompt, ..self }
+    }
+
+    /// Chooses the next token. `logits` (`[vocabulary]`) are changed in place by bias, penalties and `forbid`, tokens that must
+    /// not come; `history` are the tokens before, the prompt's too. Each call takes one random number, one more where XTC is on; greedy
+    /// choice none. Of equally likely tokens the lowest id is the likeliest.
     ///
     /// # Errors
-    /// [`Error::Sampling`] for a logit that is NaN or +inf, and when nothing is left to choose from.
+    /// [`crate::Error::Sampling`] for a logit that is NaN or +inf, and when nothing is left to choose from.
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32], forbid: &[u32]) -> Result<u32> {
         let candidates = self.candidates(logits, history, forbid)?;
         if self.options.temperature == 0.0 {
@@ -152,20 +92,27 @@ impl Sampler {
                 .map(|candidate| candidate.id)
                 .ok_or_else(nothing_left);
         }
-        draw(&candidates, self.random.f())
+        let chosen = draw(&candidates, self.random.f())?;
+        if let Some(mirostat) = &mut self.mirostat {
+            mirostat.learn(chosen.probability);
+        }
+        Ok(chosen.id)
     }
 
-    /// The tokens that [`Sampler::sample`] would draw from, with their probabilities, which sum to 1.
+    /// The tokens that [`Sampler::sample`] would draw from, with their probabilities, which sum to 1. It takes a random number where XTC is on.
     ///
     /// # Errors
     /// As [`Sampler::sample`].
     pub fn candidates(
-        &self,
+        &mut self,
         logits: &mut [f32],
         history: &[u32],
         forbid: &[u32],
     ) -> Result<Vec<Candidate>> {
-        penalise(logits, history, self.options.repetition_penalty);
+        penalties::apply(logits, history, self.prompt, &self.options);
+        if let Some(options) = &self.options.dry {
+            dry::penalise(logits, history, options);
+        }
         forbid.iter().for_each(|id| {
             if let Some(logit) = logits.get_mut(*id as usize) {
                 *logit = f32::NEG_INFINITY;
@@ -178,134 +125,20 @@ impl Sampler {
                 probability: 1.0,
             }]);
         }
-        let mut candidates = weights(logits, logits[largest], self.options.temperature);
-        self.cut(&mut candidates);
-        Ok(normalised(candidates))
-    }
-
-    fn cut(&self, candidates: &mut Vec<Candidate>) {
-        if self.options.top_k > 0 && self.options.top_k < candidates.len() {
-            sort_largest(candidates, self.options.top_k);
-            candidates.truncate(self.options.top_k);
+        // Where temperature comes first, as it mostly does, weights are made once.
+        let (temperature, cuts) = match self.order.split_first() {
+            Some((Step::Temperature, rest)) => (self.options.temperature, rest),
+            _ => (1.0, &self.order[..]),
+        };
+        let mut candidates = Candidates::new(logits, largest, temperature);
+        for step in cuts {
+            step.apply(&mut candidates, &self.options, &mut self.random);
         }
-        if self.options.top_p < 1.0 {
-            keep_mass(candidates, f64::from(self.options.top_p));
+        if let Some(mirostat) = &self.mirostat {
+            mirostat.cut(&mut candidates);
         }
-        // The likeliest candidate's weight is 1.
-        candidates.retain(|candidate| candidate.probability >= self.options.min_p);
+        Ok(candidates.normalised())
     }
-}
-
-/// Lowers the logits of the tokens in the history, each once however often it occurs.
-pub(crate) fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) {
-    if penalty == 1.0 {
-        return;
-    }
-    for id in history.iter().collect::<BTreeSet<_>>() {
-        if let Some(logit) = logits.get_mut(*id as usize) {
-            *logit = if *logit > 0.0 {
-                *logit / penalty
-            } else {
-                *logit * penalty
-            };
-        }
-    }
-}
-
-/// Place of the largest logit, the first of equals.
-fn largest(logits: &[f32]) -> Result<usize> {
-    let mut best: Option<usize> = None;
-    for (token, value) in logits.iter().copied().enumerate() {
-        if value.is_nan() || value == f32::INFINITY {
-            return Err(Error::Sampling(format!(
-                "the logit of token {token} is {value}; the model's weights or its input are broken"
-            )));
-        }
-        if value > f32::NEG_INFINITY && best.is_none_or(|best| value > logits[best]) {
-            best = Some(token);
-        }
-    }
-    best.ok_or_else(nothing_left)
-}
-
-pub(crate) fn nothing_left() -> Error {
-    Error::Sampling("no token can be chosen: every one is forbidden or has the logit -inf".into())
-}
-
-/// Probabilities up to a common factor, the largest being 1, by id; impossible tokens are left out.
-fn weights(logits: &[f32], largest: f32, temperature: f32) -> Vec<Candidate> {
-    let weight = |logit: f32| ((logit - largest) / temperature).exp();
-    let all = logits.iter().enumerate().map(|(id, logit)| Candidate {
-        id: id as u32,
-        probability: weight(*logit),
-    });
-    all.filter(|candidate| candidate.probability > 0.0)
-        .collect()
-}
-
-fn likelier_first(left: &Candidate, right: &Candidate) -> Ordering {
-    right
-        .probability
-        .total_cmp(&left.probability)
-        .then(left.id.cmp(&right.id))
-}
-
-/// Brings the `count` likeliest to the front, in order, without sorting the rest.
-fn sort_largest(candidates: &mut [Candidate], count: usize) {
-    if count < candidates.len() {
-        candidates.select_nth_unstable_by(count, likelier_first);
-    }
-    let count = count.min(candidates.len());
-    candidates[..count].sort_unstable_by(likelier_first);
-}
-
-/// Keeps the smallest set of likeliest candidates that holds this share of the mass.
-fn keep_mass(candidates: &mut Vec<Candidate>, share: f64) {
-    let wanted = share * mass(candidates);
-    // A few tokens mostly hold all of the mass that counts, so the whole vocabulary is rarely sorted.
-    let mut sorted = 256;
-    loop {
-        sort_largest(candidates, sorted);
-        let mut sum = 0.0;
-        let crossing = candidates.iter().take(sorted).position(|candidate| {
-            sum += f64::from(candidate.probability);
-            sum >= wanted
-        });
-        match crossing {
-            Some(place) => return candidates.truncate(place + 1),
-            None if sorted >= candidates.len() => return,
-            None => sorted *= 8,
-        }
-    }
-}
-
-fn mass(candidates: &[Candidate]) -> f64 {
-    candidates
-        .iter()
-        .map(|candidate| f64::from(candidate.probability))
-        .sum()
-}
-
-fn normalised(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
-    let mass = mass(&candidates);
-    candidates.iter_mut().for_each(|candidate| {
-        candidate.probability = (f64::from(candidate.probability) / mass) as f32
-    });
-    candidates
-}
-
-/// The candidate at which the running sum of probabilities passes `uniform`, a number in `[0, 1)`.
-fn draw(candidates: &[Candidate], uniform: f64) -> Result<u32> {
-    let mut sum = 0.0;
-    let wanted = uniform * mass(candidates);
-    let passing = candidates.iter().find(|candidate| {
-        sum += f64::from(candidate.probability);
-        sum > wanted
-    });
-    passing
-        .or(candidates.last())
-        .map(|candidate| candidate.id)
-        .ok_or_else(nothing_left)
 }
 
 #[cfg(test)]
@@ -322,9 +155,9 @@ mod tests {
     }
 
     fn kept(options: SamplerOptions) -> Vec<u32> {
-        let sampler = Sampler::new(options).unwrap();
+        let mut sampler = Sampler::new(options).unwrap();
         let candidates = sampler.candidates(&mut logits(), &[], &[]).unwrap();
-        assert!((mass(&candidates) - 1.0).abs() < 1e-6);
+        assert!((candidates::mass(&candidates) - 1.0).abs() < 1e-6);
         let mut ids: Vec<u32> = candidates.iter().map(|candidate| candidate.id).collect();
         ids.sort_unstable();
         ids
@@ -402,7 +235,7 @@ mod tests {
     #[test]
     fn large_vocabularies_are_cut_the_same() {
         let mut logits = vec![0.0; 5000];
-        let sampler = Sampler::new(SamplerOptions {
+        let mut sampler = Sampler::new(SamplerOptions {
             top_p: 0.5,
             ..Default::default()
         })
@@ -414,13 +247,6 @@ mod tests {
             .map(|one| one.id)
             .collect();
         assert_eq!(ids, (0..2500).collect::<Vec<u32>>());
-    }
-
-    #[test]
-    fn repetition_is_penalised_once_a_token() {
-        let mut logits = [2.0, -1.0, 3.0];
-        penalise(&mut logits, &[0, 1, 0, 0, 99], 2.0);
-        assert_eq!(logits, [1.0, -2.0, 3.0]);
     }
 
     #[test]
@@ -530,12 +356,71 @@ mod tests {
                 repetition_penalty: 0.0,
                 ..Default::default()
             },
+            SamplerOptions {
+                typical_p: 0.0,
+                ..Default::default()
+            },
+            SamplerOptions {
+                presence_penalty: f32::NAN,
+                ..Default::default()
+            },
+            SamplerOptions {
+                logit_bias: [(3, f32::INFINITY)].into(),
+                ..Default::default()
+            },
         ];
-        for (options, key) in
-            bad.iter()
-                .zip(["temperature", "top_p", "min_p", "repetition_penalty"])
-        {
+        let keys = [
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "typical_p",
+            "presence_penalty",
+            "logit_bias of token 3",
+        ];
+        for (options, key) in bad.iter().zip(keys) {
             assert!(options.validate().unwrap_err().to_string().starts_with(key));
         }
+    }
+
+    #[test]
+    fn the_order_decides_what_is_kept() {
+        // At temperature 0.5 the likeliest has 0.685 of the mass, before it 0.5.
+        let options = |order: &[Step]| SamplerOptions {
+            temperature: 0.5,
+            top_p: 0.6,
+            order: order.to_vec(),
+            ..Default::default()
+        };
+        assert_eq!(kept(options(&[])), [1]);
+        assert_eq!(kept(options(&Step::LLAMA_CPP)), [1, 3]);
+        assert_eq!(kept(options(&[Step::TopP, Step::Temperature])), [1, 3]);
+        let said = |order: &[Step]| options(order).validate().unwrap_err().to_string();
+        assert!(said(&[Step::Temperature]).contains("`top_p` is on"));
+        assert!(said(&[Step::TopP, Step::TopP]).contains("twice"));
+    }
+
+    #[test]
+    fn mirostat_stands_alone() {
+        let options = SamplerOptions {
+            mirostat: Some(mirostat::MirostatOptions::default()),
+            min_p: 0.1,
+            ..Default::default()
+        };
+        let said = options.validate().unwrap_err().to_string();
+        assert!(said.contains("`min_p` is set too"), "{said}");
+    }
+
+    #[test]
+    fn what_was_generated_is_counted_behind_the_prompt() {
+        let mut sampler = Sampler::new(SamplerOptions {
+            temperature: 0.0,
+            presence_penalty: 1.0,
+            ..Default::default()
+        })
+        .unwrap()
+        .behind(1);
+        assert_eq!(sampler.sample(&mut [1.5, 1.0], &[0], &[]).unwrap(), 0);
+        assert_eq!(sampler.sample(&mut [1.5, 1.0], &[0, 0], &[]).unwrap(), 1);
     }
 }

@@ -25,18 +25,18 @@ impl Job {
     pub fn new(
         mut request: Request,
         number: u64,
-    ) -> std::result::Result<Self, (Request, crate::Error)> {
+    ) -> std::result::Result<Self, Box<(Request, crate::Error)>> {
         let sampler = match Sampler::new(request.sampler.clone()) {
             Ok(sampler) => sampler,
-            Err(error) => return Err((request, error)),
+            Err(error) => return Err(Box::new((request, error))),
         };
         let history = std::mem::take(&mut request.prompt);
         Ok(Self {
             prompt: history.len(),
+            sampler: sampler.behind(history.len()),
             history,
             cached: 0,
             number,
-            sampler,
             request,
         })
     }

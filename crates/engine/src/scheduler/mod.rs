@@ -170,7 +170,7 @@ impl Scheduler {
                 return self.queue.push(job, priority, client, false);
             }
             (Some(error), Ok(job)) => (job.request, error),
-            (_, Err(failed)) => failed,
+            (_, Err(failed)) => *failed,
         };
         request.listener.end(Err(error));
     }

@@ -61,7 +61,9 @@ pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
             "{folder}: the model has no chat template, so it cannot converse; {fix}"
         )));
     }
-    let settings = args.sampling.settings(&opened.base)?;
+    let mut settings = args.sampling.settings(&opened.base)?;
+    args.sampling
+        .fit(&mut settings.sampler, &opened.text.tokenizer)?;
     context
         .terminal
         .notes(opened.remarks.iter().chain(&settings.remarks));

@@ -78,7 +78,9 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     args.check()?;
     let opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
-    let settings = args.sampling.settings(&opened.base)?;
+    let mut settings = args.sampling.settings(&opened.base)?;
+    args.sampling
+        .fit(&mut settings.sampler, &opened.text.tokenizer)?;
     context
         .terminal
         .notes(opened.remarks.iter().chain(&settings.remarks));
@@ -152,7 +154,12 @@ impl GenerateArgs {
                 Some(option) => Err(Error::usage(format!(
                     "{option} says how tokens are drawn, and --beams draws none; leave one of them out"
                 ))),
-                None => Ok(()),
+                None => match self.sampling.one_by_one() {
+                    Some(option) => Err(Error::usage(format!(
+                        "{option} is not there for --beams; leave one of them out"
+                    ))),
+                    None => Ok(()),
+                },
             },
         }
     }
@@ -160,6 +167,7 @@ impl GenerateArgs {
     /// The beams that were asked for, or else the model's own, which give way to options that say how tokens are drawn.
     fn beams(&self, own: &Beams, context: &Context) -> Beams {
         let alone = self.sampling.drawing().is_some()
+            || self.sampling.one_by_one().is_some()
             || self.save_state.is_some()
             || self.from_state.is_some();
         let count = self.beams.unwrap_or(if alone { 1 } else { own.count });

@@ -29,8 +29,6 @@ const UNSUPPORTED: &[(&str, f64)] = &[
     ("dola_layers", 0.0),
     ("encoder_no_repeat_ngram_size", 0.0),
     ("encoder_repetition_penalty", 1.0),
-    ("epsilon_cutoff", 0.0),
-    ("eta_cutoff", 0.0),
     ("exponential_decay_length_penalty", 0.0),
     ("force_words_ids", 0.0),
     ("forced_decoder_ids", 0.0),
@@ -40,7 +38,6 @@ const UNSUPPORTED: &[(&str, f64)] = &[
     ("sequence_bias", 0.0),
     ("token_healing", 0.0),
     ("top_h", 0.0),
-    ("typical_p", 1.0),
     ("watermarking_config", 0.0),
 ];
 
@@ -135,9 +132,12 @@ fn sampler(config: &Config) -> Result<SamplerOptions> {
         top_p: number("top_p", usual.top_p)?,
         top_k: config.count_or("top_k", 0, COUNT_LIMIT)?,
         min_p: number("min_p", usual.min_p)?,
+        typical_p: number("typical_p", usual.typical_p)?,
+        epsilon_cutoff: number("epsilon_cutoff", usual.epsilon_cutoff)?,
+        eta_cutoff: number("eta_cutoff", usual.eta_cutoff)?,
         repetition_penalty: number("repetition_penalty", usual.repetition_penalty)?,
-        seed: 0,
         rules: rules(config)?,
+        ..usual
     })
 }
 
@@ -275,12 +275,15 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named_once() {
         let said = published(
-            r#"{"typical_p": 0.5, "guidance_scale": 1.0, "diversity_penalty": 0, "early_stopping": "never", "sequence_bias": [[[3], -1.0]],
+            r#"{"typical_p": 0.5, "top_h": 0.5, "guidance_scale": 1.0, "diversity_penalty": 0, "early_stopping": "never", "sequence_bias": [[[3], -1.0]],
             "token_healing": false, "use_cache": true, "encoder_repetition_penalty": 1}"#,
         );
-        let said = said.unwrap().remarks;
+        let read = said.unwrap();
+        assert_eq!(read.sampler.typical_p, 0.5);
+        let said = read.remarks;
         assert_eq!(said.len(), 1);
-        let end = "not supported, and left out: `sequence_bias`, `typical_p`, `early_stopping` = \"never\"";
+        let end =
+            "not supported, and left out: `sequence_bias`, `top_h`, `early_stopping` = \"never\"";
         assert!(said[0].ends_with(end), "{said:?}");
         assert!(published("{}").unwrap().remarks.is_empty());
     }
