@@ -45,9 +45,9 @@ pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
         let (charts, others): (Vec<_>, Vec<_>) = own
             .into_iter()
             .partition(|section| matches!(section, Section::Chart(_)));
-        let mut charts = charts.into_iter();
-        curves.extend(charts.by_ref().take(MAIN_CHARTS));
-        let more: Vec<Section> = charts.collect();
+        let (mut charts, mut more): (Vec<_>, Vec<_>) = charts.into_iter().partition(is_curve);
+        more.splice(0..0, charts.drain(MAIN_CHARTS.min(charts.len())..));
+        curves.append(&mut charts);
         if !more.is_empty() {
             folded.push(details(
                 &format!("More curves of {name}"),
@@ -78,6 +78,12 @@ pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
     Ok(report
         .write(&recipe.output.join("report.html"))
         .map_err(espalier_evaluate::Error::from)?)
+}
+
+/// Whether a chart has more to show than single points.
+fn is_curve(section: &Section) -> bool {
+    let long = |series: &Series| series.points.len() > 1;
+    matches!(section, Section::Chart(chart) if chart.series.iter().any(long))
 }
 
 fn grid(title: &str, sections: Vec<Section>) -> Section {
