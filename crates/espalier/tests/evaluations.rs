@@ -20,7 +20,7 @@ output = "run"
 [defaults.train]
 objective = "pretrain"
 data = { world = "g8", as = "text", limit = 16 }
-options = { steps = 1, batch = 2, length = 32, learning_rate = 1e-3 }
+options = { steps = 3, log_every = 1, batch = 2, length = 32, learning_rate = 1e-3 }
 [defaults.train.new]
 vocabulary = 300
 width = 16

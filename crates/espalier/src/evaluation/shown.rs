@@ -1,7 +1,7 @@
 //! How figures and answers are shown: in words, as bars, as samples with right and wrong marked.
 
 use espalier_evaluate::{
-    report::{Bar, Bars, Conversation},
+    report::{Bar, Bars, Conversation, Highlight},
     results::{Figure, GroupResult, TaskResult},
     tasks::Task,
 };
@@ -40,6 +40,37 @@ pub fn figure_name(figure: &Figure) -> String {
         "none" => figure.metric.clone(),
         filter => format!("{},{filter}", figure.metric),
     }
+}
+
+/// Cards above the table.
+const MOST_CARDS: usize = 6;
+
+/// The first figure of each group and task, large; groups take the place of their tasks where there are many.
+pub fn cards(results: &[TaskResult], groups: &[GroupResult]) -> Vec<Highlight> {
+    let own = results.iter().map(|result| {
+        let note = format!("{} items", result.items);
+        (&result.alias, result.figures.first(), note)
+    });
+    let groups = groups.iter().map(|group| {
+        let note = format!("{} tasks", group.tasks.len());
+        (&group.group, group.figures.first(), note)
+    });
+    let found = groups.chain(own).filter_map(|(name, first, note)| {
+        let first = first?;
+        let value = match first.is_share {
+            true => format!("{:.1} %", 100.0 * first.value),
+            false => format!("{:.4}", first.value),
+        };
+        let words = figure(first);
+        let range = words.split_once('(').map_or("", |(_, range)| range);
+        Some(Highlight {
+            name: format!("{name}: {}", figure_name(first).replace(',', ", ")),
+            value,
+            note: format!("95% interval {}, {note}", range.trim_end_matches(')')),
+            better: None,
+        })
+    });
+    found.take(MOST_CARDS).collect()
 }
 
 /// Shares as bars, groups before their tasks.

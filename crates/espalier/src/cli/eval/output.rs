@@ -212,7 +212,8 @@ impl Found<'_> {
     }
 
     fn page(&self) -> Report {
-        let mut sections = vec![Section::Table(self.table())];
+        let cards = shown::cards(&self.answers.results, &self.groups);
+        let mut sections = vec![Section::Highlights(cards), Section::Table(self.table())];
         sections.extend(shown::bars(&self.answers.results, &self.groups).map(Section::Bars));
         sections.extend(self.comparison().map(Section::Table));
         sections.extend(self.judged().map(Section::Table));
@@ -230,11 +231,12 @@ impl Found<'_> {
         let items: usize = self.answers.results.iter().map(|result| result.items).sum();
         Report {
             title: format!("Evaluation of {}", self.subject.name),
-            subtitle: String::new(),
-            facts: vec![
-                ("tasks".into(), self.answers.results.len().to_string()),
-                ("items".into(), items.to_string()),
-            ],
+            subtitle: format!(
+                "{} tasks · {items} items · espalier {}",
+                self.answers.results.len(),
+                env!("CARGO_PKG_VERSION")
+            ),
+            facts: Vec::new(),
             sections,
         }
     }
