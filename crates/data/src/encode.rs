@@ -45,6 +45,17 @@ impl Example {
         Self { ids, targets }
     }
 
+    /// A prompt of `prompt` tokens with its answer, of which every token is a target.
+    ///
+    /// ```
+    /// use espalier_data::encode::Example;
+    /// assert_eq!(Example::answered(vec![5, 6, 7], 1).targets, [false, true, true]);
+    /// ```
+    pub fn answered(ids: Vec<u32>, prompt: usize) -> Self {
+        let targets = (0..ids.len()).map(|place| place >= prompt).collect();
+        Self::new(ids, targets)
+    }
+
     /// Number of tokens that the loss asks for. The first token has nothing before it and never counts.
     pub fn target_count(&self) -> usize {
         predicted(&self.targets).count()
@@ -282,7 +293,7 @@ impl Encoder {
             prompt_length = prompt_length.min(common_prefix(&start, ids));
         }
         Ok(all.map(|ids| {
-            let targets = (0..ids.len()).map(|place| place >= prompt_length).collect();
+            let Example { ids, targets } = Example::answered(ids, prompt_length);
             self.truncated(ids, targets)
         }))
     }

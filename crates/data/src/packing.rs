@@ -62,6 +62,11 @@ impl Row {
         prompts
     }
 
+    /// How many tokens of the row's first text stand before its first target; all of them where it has none.
+    pub fn prompt_length(&self) -> usize {
+        self.prompts().first().map_or(0, |prompt| *prompt as usize)
+    }
+
     fn push(&mut self, ids: &[u32], targets: &[bool]) {
         let segment = self.segments.last().map_or(1, |last| last + 1);
         let positions = 0..ids.len() as u32;

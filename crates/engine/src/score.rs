@@ -88,8 +88,7 @@ pub fn token_log_probabilities(
     if model.spec().bidirectional {
         return Err(Error::NoLikelihood);
     }
-    let targets = (0..ids.len()).map(|place| place >= first.max(1));
-    let example = Example::new(ids.to_vec(), targets.collect());
+    let example = Example::answered(ids.to_vec(), first.max(1));
     if example.target_count() == 0 {
         return Ok(Vec::new());
     }

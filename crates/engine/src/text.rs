@@ -42,18 +42,19 @@ pub struct GeneratedText {
     pub finish: Finish,
 }
 
+/// The tokens that end a text or a turn: the model's end-of-sequence tokens, and the tokenizer's.
+pub fn end_tokens(model: &LanguageModel, tokenizer: &Tokenizer) -> Vec<u32> {
+    let mut ends = model.spec().eos.clone();
+    let own = tokenizer.special().eos.as_deref();
+    let own = own.and_then(|token| tokenizer.id(token));
+    ends.extend(own.filter(|id| !ends.contains(id)));
+    ends
+}
+
 impl TextModel {
-    /// The tokens that end a turn: the model's end-of-sequence tokens, and the tokenizer's where the model names none.
+    /// The tokens that end a turn.
     pub fn end_tokens(&self) -> Vec<u32> {
-        let mut end = self.model.spec().eos.clone();
-        let eos = self
-            .tokenizer
-            .special()
-            .eos
-            .as_deref()
-            .and_then(|token| self.tokenizer.id(token));
-        end.extend(eos.filter(|id| !end.contains(id)));
-        end
+        end_tokens(&self.model, &self.tokenizer)
     }
 
     /// Token ids of a conversation up to the assistant's turn.

@@ -29,6 +29,9 @@ const WAYS: [(&str, &str); 4] = [
     ),
 ];
 
+/// What adapters drop, as it stands among their keys.
+const DROPOUT: &str = ", dropout = 0.1";
+
 /// A column of the table: an objective and its data.
 struct Column {
     objective: &'static str,
@@ -112,6 +115,18 @@ columns! {
         LIKELIHOOD,
         false
     ),
+    rloo: (
+        "{ rloo = { num_generations = 2, num_iterations = 2, rollout = { rewards = ['world'], max_completion_length = 6 } } }",
+        SUMS,
+        LIKELIHOOD,
+        false
+    ),
+    online_dpo: (
+        "{ online_dpo = { rollout = { rewards = ['world', { length = { target = 3 } }], max_completion_length = 6 } } }",
+        SUMS,
+        LIKELIHOOD,
+        false
+    ),
     ppo: (
         "{ ppo = { rollout = { rewards = ['world'], max_completion_length = 6 } } }",
         SUMS,
@@ -140,6 +155,11 @@ new = { vocabulary = 290, width = 64, layers = 2, heads = 2, kv_heads = 1, inner
 "#
     .to_owned();
     for (way, keys) in WAYS {
+        // Who compares the policy with the one that wrote the answers takes none.
+        let keys = match column.data == SUMS {
+            true => keys.replace(DROPOUT, ""),
+            false => keys.to_owned(),
+        };
         let Column {
             objective,
             data,

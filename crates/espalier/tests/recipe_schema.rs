@@ -137,7 +137,8 @@ fn the_schema_accepts_all_recipes_and_no_unknown_key() {
         document::load::<Recipe>(&path, &[]).unwrap();
     }
     let more = "output = 'o'\nseeds = [0, 1]\n[[stage]]\nname = 'r'\n[stage.repeat]\ntimes = 2\nfirst = { a = 'm' }\n\
-        [[stage.repeat.stage]]\nname = 'a'\ntrain = { model = 'previous.a', objective = 'dpo', adapter = 'lora', data = ['d', { from = 'x' }] }\n";
+        [[stage.repeat.stage]]\nname = 'a'\ntrain = { model = 'previous.a', objective = 'dpo', adapter = 'lora', data = ['d', { from = 'x' }] }\n\
+        [[stage]]\nname = 'g'\n[stage.train]\nmodel = 'm'\ndata = 'd'\nobjective.grpo.rollout.rewards = ['world', { length = { target = 3 } }]\n";
     assert_eq!(check(more), None);
     for (old, new) in [
         ("objective = 'dpo'", "objectiv = 'dpo'"),
@@ -149,6 +150,10 @@ fn the_schema_accepts_all_recipes_and_no_unknown_key() {
         ("seeds = [0, 1]", "sed = 1"),
         ("from = 'x'", "form = 'x'"),
         ("adapter = 'lora'", "options = { batch = 0 }"),
+        // A bare name of what cannot do without options.
+        ("['world'", "['command'"),
+        ("['world'", "['model'"),
+        ("['world'", "['worlds'"),
     ] {
         assert!(more.contains(old));
         assert!(check(&more.replace(old, new)).is_some(), "{new}");

@@ -406,8 +406,7 @@ mod tests {
             let mut ids = [question.context.clone(), continuation.clone()].concat();
             let ids = ids.split_off(ids.len().saturating_sub(longest + 1));
             let first = ids.len() - continuation.len();
-            let targets = (0..ids.len()).map(|place| place >= first).collect();
-            score(model, &[Example::new(ids, targets)], 1).unwrap()[0].log_probability
+            score(model, &[Example::answered(ids, first)], 1).unwrap()[0].log_probability
         };
         question.continuations.iter().map(one).collect()
     }

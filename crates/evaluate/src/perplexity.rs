@@ -105,8 +105,7 @@ mod tests {
             let mut ids = tokenizer.encode_ids(text, false).unwrap();
             ids.extend(tokenizer.id("<|im_end|>"));
             ids.truncate(length);
-            let targets = (0..ids.len()).map(|place| place >= from).collect();
-            scored_bytes(&tokenizer, &[Example::new(ids, targets)]).unwrap()
+            scored_bytes(&tokenizer, &[Example::answered(ids, from)]).unwrap()
         };
         // One token a byte; the first is never scored, the end has no text.
         assert_eq!(bytes("a tree", 0, 100), 5);

@@ -105,6 +105,16 @@ pub struct AuxiliaryLosses {
 }
 
 impl AuxiliaryLosses {
+    /// The same for the log alone: nothing is added to any loss, and no gradient comes from them.
+    #[must_use]
+    pub fn untrained(mut self) -> Self {
+        for loss in &mut self.losses {
+            loss.value = loss.value.clone().detach();
+            loss.weight = 0.0;
+        }
+        self
+    }
+
     /// The weighted sum of all losses, `[1]`, where there are any.
     pub fn total(&self) -> Option<Tensor<1>> {
         self.losses

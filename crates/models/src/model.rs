@@ -396,6 +396,23 @@ impl LanguageModel {
         }
     }
 
+    /// The largest share that an active adapter drops in training of its inputs, or of what it makes of hidden states.
+    pub fn adapter_dropout(&self) -> f64 {
+        let mut largest = 0.0f64;
+        self.visit_linears(&mut |map| {
+            for part in map.adapters.active() {
+                largest = largest.max(part.dropout());
+            }
+        });
+        let stacks = self.stacks().map(|stack| stack.interventions().dropout());
+        stacks.fold(largest, f64::max)
+    }
+
+    /// Whether each block's inner values are computed again in the backward.
+    pub fn has_gradient_checkpointing(&self) -> bool {
+        self.gradient_checkpointing
+    }
+
     /// Gives the model a head of its own where it was tied to the embedding, and returns the head.
     pub fn untied_head(&mut self) -> &mut Linear {
         Arc::make_mut(&mut self.spec).tied_head = false;

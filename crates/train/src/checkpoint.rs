@@ -43,6 +43,9 @@ pub struct Progress {
     /// Bytes of the log of samples so far.
     #[serde(default)]
     pub samples: u64,
+    /// Whether the evaluation after the last step is still to be done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub evaluation_due: bool,
     /// Sums of the metrics since the last line of the log, as bits.
     pub metrics: BTreeMap<String, [u64; 2]>,
     /// The objective's state beside its tensors.
@@ -59,6 +62,7 @@ impl Progress {
             tokens: TokenCount::default(),
             log: 0,
             samples: 0,
+            evaluation_due: false,
             metrics: BTreeMap::new(),
             objective: Value::Null,
         }

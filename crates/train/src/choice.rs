@@ -9,15 +9,22 @@ use serde::{
 };
 use serde_json::{Value, json};
 
-/// The schema of [`name_or_table`]: that of the choice itself, and the bare names of choices that have options, all of which may be left
-/// out; a choice that is given with one text has none.
+/// The schema of [`name_or_table`]: that of the choice itself, and the bare names of choices whose options may all be left out; one that
+/// is given with a text, or cannot do without some option, has none.
 pub fn name_or_table_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = T::json_schema(generator);
     let variants = schema.get("oneOf").and_then(Value::as_array);
     let named = |variant: &Value| {
         let name = variant.get("required")?.get(0)?.clone();
         let options = variant.get("properties")?.get(name.as_str()?)?;
-        if options.get("type") == Some(&json!("string")) {
+        let defined = options
+            .get("$ref")
+            .and_then(|path| path.as_str()?.rsplit('/').next())
+            .and_then(|name| generator.definitions().get(name));
+        let options = defined.unwrap_or(options);
+        let needed = options.get("required").and_then(Value::as_array);
+        let is_needed = needed.is_some_and(|needed| !needed.is_empty());
+        if is_needed || options.get("type") == Some(&json!("string")) {
             return None;
         }
         let description = variant.get("description").cloned().unwrap_or_default();
@@ -124,9 +131,10 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NameOrTable<T> {
         let unit = serde_json::Value::String(name.to_owned());
         let table = serde_json::json!({ name: {} });
         let as_table = || T::deserialize(table);
-        T::deserialize(unit)
-            .or_else(|plain| as_table().map_err(|_| plain))
-            .map_err(E::custom)
+        let said = |plain: serde_json::Error| {
+            as_table().map_err(|full| needed(name, &full.to_string()).unwrap_or(plain.to_string()))
+        };
+        T::deserialize(unit).or_else(said).map_err(E::custom)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<T, A::Error> {
@@ -148,6 +156,14 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NameOrTable<T> {
             ))),
         }
     }
+}
+
+/// What is to be said of a bare name whose options cannot all be left out, by the error of its empty table.
+fn needed(name: &str, error: &str) -> Option<String> {
+    let option = error.strip_prefix("missing field `")?.strip_suffix('`')?;
+    Some(format!(
+        "`{name}` needs `{option}`; give a table such as {{ {name} = {{ {option} = ... }} }}"
+    ))
 }
 
 /// A table that knows whether it has any entry: of an empty one, an enumeration only says that it expected another type.

@@ -102,6 +102,48 @@ impl Error {
     }
 }
 
+/// Whether an option is above 0.
+///
+/// # Errors
+/// When it is not.
+pub(crate) fn positive(key: &'static str, value: f64) -> Result<()> {
+    match value > 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(Error::Option {
+            key,
+            reason: format!("{value} is not a positive number"),
+        }),
+    }
+}
+
+/// Whether an option is at least 0.
+///
+/// # Errors
+/// When it is not.
+pub(crate) fn not_negative(key: &'static str, value: f64) -> Result<()> {
+    match value >= 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(Error::Option {
+            key,
+            reason: format!("{value} is negative or no number"),
+        }),
+    }
+}
+
+/// Whether a count is at least `least`.
+///
+/// # Errors
+/// When it is not.
+pub(crate) fn at_least(key: &'static str, value: usize, least: usize) -> Result<()> {
+    match value >= least {
+        true => Ok(()),
+        false => Err(Error::Option {
+            key,
+            reason: format!("must be at least {least}"),
+        }),
+    }
+}
+
 /// Whether an option's value is within its range.
 ///
 /// # Errors

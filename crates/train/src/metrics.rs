@@ -11,7 +11,7 @@ use std::{
 use espalier_data::disk::Log;
 use serde_json::{Map, Value};
 
-use crate::{Error, Result, objectives::Metric};
+use crate::{Error, Result, objectives::Metric, rewards};
 
 /// Description of a metric, for logs, reports and terminals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,22 +62,6 @@ pub const EXACT_MATCH: MetricDescription = MetricDescription::share(
 /// The loss itself.
 const LOSS: MetricDescription =
     MetricDescription::number("loss", "loss", "mean over the units of a step");
-
-const fn of_reward(name: &'static str) -> MetricDescription {
-    let chart = "reward by source";
-    MetricDescription::number(name, chart, "reward of this source, mean over answers")
-}
-
-/// Metrics of the sources of rewards.
-const OF_REWARDS: &[MetricDescription] = &[
-    of_reward("rewards/world/mean"),
-    of_reward("rewards/command/mean"),
-    of_reward("rewards/endpoint/mean"),
-    of_reward("rewards/model/mean"),
-    of_reward("rewards/judge/mean"),
-    of_reward("rewards/length/mean"),
-    of_reward("rewards/regex/mean"),
-];
 
 /// Metrics of the model's routers and their auxiliary losses, independent of the objective.
 const OF_MODELS: &[MetricDescription] = &[
@@ -139,7 +123,7 @@ pub fn descriptions(
     [&LOSS]
         .into_iter()
         .chain(objective)
-        .chain(OF_REWARDS)
+        .chain(rewards::METRICS)
         .chain(OF_MODELS)
         .chain(OF_STEPS)
 }

@@ -6,7 +6,11 @@ use espalier_kernels::linear::Precision;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result, averaging::Average, choice, error::within, optimisers::OptimiserOptions,
+    Error, Result,
+    averaging::Average,
+    choice,
+    error::{at_least, within},
+    optimisers::OptimiserOptions,
     schedule::Schedule,
 };
 
@@ -183,13 +187,7 @@ impl TrainOptions {
     /// # Errors
     /// The first that is not.
     pub fn check(&self) -> Result<()> {
-        let positive = |key, value: usize| match value {
-            0 => Err(Error::Option {
-                key,
-                reason: "must be at least 1".into(),
-            }),
-            _ => Ok(()),
-        };
+        let positive = |key, value: usize| at_least(key, value, 1);
         let at_most = |key, value: usize, most: usize| match value <= most {
             true => positive(key, value),
             false => Err(Error::Option {

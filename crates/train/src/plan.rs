@@ -84,7 +84,12 @@ pub fn plan(
     // No batch reaches into the next pass.
     let rows = options.batch.min(samples.len());
     let (rows, longest) = match objective.growth() {
-        Some(growth) => (rows * growth.rows, longest + growth.tokens),
+        Some(growth) => {
+            let prompts = samples.iter().map(prompt_length).max().unwrap_or(0);
+            let as_they_are = if growth.share < 1.0 { longest } else { 0 };
+            let grown = prompts + growth.tokens;
+            (rows * growth.rows, grown.max(as_they_are))
+        }
         None => (rows, longest),
     };
     let activations =
@@ -217,13 +222,20 @@ fn count_tokens(
     for step in 0..counted {
         for (micro, numbers) in order.step(step).iter().enumerate() {
             let of_batch: Vec<&Sample> = numbers.iter().map(|i| &samples[*i]).collect();
-            if let Some(growth) = objective.growth() {
-                tokens += answered(&of_batch, growth);
-                continue;
+            let as_they_are = || -> Result<TokenCount> {
+                let mut random = random_of_batch(options, step, micro);
+                let batch = objective.collate(model, &of_batch, &mut random)?;
+                Ok(batch.tokens.count())
+            };
+            match objective.growth() {
+                None => tokens += as_they_are()?,
+                Some(growth) => {
+                    tokens += answered(&of_batch, growth).scaled(growth.share);
+                    if growth.share < 1.0 {
+                        tokens += as_they_are()?.scaled(1.0 - growth.share);
+                    }
+                }
             }
-            let mut random = random_of_batch(options, step, micro);
-            let batch = objective.collate(model, &of_batch, &mut random)?;
-            tokens += batch.tokens.count();
         }
     }
     Ok(match counted == steps {
@@ -235,7 +247,7 @@ fn count_tokens(
 /// The tokens of prompts with the longest answers; that answers are shorter, nobody can know before.
 fn answered(prompts: &[&Sample], growth: Growth) -> TokenCount {
     let written = (prompts.len() * growth.rows * growth.tokens) as u64;
-    let read: usize = prompts.iter().map(|prompt| prompt.tokens()).sum();
+    let read: usize = prompts.iter().map(|prompt| prompt_length(prompt)).sum();
     TokenCount {
         real: (read * growth.rows) as u64 + written,
         learned: written,
@@ -243,7 +255,12 @@ fn answered(prompts: &[&Sample], growth: Growth) -> TokenCount {
     }
 }
 
-/// Whether every sample lies within the positions that the model has learned.
+/// Tokens of a sample's prompt, which the policy answers: all of it where nothing else is said.
+fn prompt_length(sample: &Sample) -> usize {
+    sample.rows.iter().map(Row::prompt_length).sum()
+}
+
+/// Whether every sample lies within the positions that the model has learned, with the longest answer where the policy answers it.
 ///
 /// # Errors
 /// When some are longer; the error says how many, and the length that fits.
@@ -262,8 +279,11 @@ pub fn check_lengths(
     let Some(shortest) = own.into_iter().chain(of_source).min() else {
         return Ok(());
     };
-    if objective.growth().is_some() {
-        // Prompts with their answers are the objective's own matter (`Objective::check`).
+    let growth = objective.growth();
+    if let Some(growth) = growth {
+        check_grown(samples, growth, shortest)?;
+    }
+    if growth.is_some_and(|growth| growth.share == 1.0) {
         return Ok(());
     }
     let beyond = |sample: &Sample| -> Result<bool> {
@@ -294,6 +314,27 @@ pub fn check_lengths(
                  tokens; set `length = {shortest}`, which keeps their beginning, or shorten them",
                 long.len(),
                 samples.len(),
+            ),
+        }),
+    }
+}
+
+/// Whether every prompt with the longest answer has no more than `limit` tokens.
+fn check_grown(samples: &[Sample], growth: Growth, limit: usize) -> Result<()> {
+    let lengths = samples
+        .iter()
+        .map(|sample| prompt_length(sample) + growth.tokens);
+    let long: Vec<usize> = lengths.filter(|length| *length > limit).collect();
+    match long.iter().max() {
+        None => Ok(()),
+        Some(longest) => Err(Error::Option {
+            key: growth.key,
+            reason: format!(
+                "{} of {} prompts go with an answer of {} tokens beyond the {limit} positions that the model has learned, the longest \
+                 to {longest}; lower it, or `length`",
+                long.len(),
+                samples.len(),
+                growth.tokens,
             ),
         }),
     }

@@ -169,6 +169,7 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         samples,
         order,
     };
+    state.evaluate_if_due(events)?;
     while state.progress.step < total {
         let loss = state.step()?;
         let speed = (
@@ -311,10 +312,10 @@ impl State<'_> {
     /// One optimiser step; returns its loss.
     fn step(&mut self) -> Result<f64> {
         let number = self.progress.step + 1;
+        // What is done is kept, for whatever failed, such as a source of rewards, may work the next time.
         let mut batches = match self.batches() {
-            // What is done is kept until the source of rewards works again.
-            Err(error @ Error::Reward { .. }) => return Err(self.saved_before(error)),
-            batches => batches?,
+            Ok(batches) => batches,
+            Err(error) => return Err(self.saved_before(error)),
         };
         let units = Batch::of_step(&mut batches);
         let mut gradients = Collected::default();
@@ -346,7 +347,7 @@ impl State<'_> {
         Ok(loss)
     }
 
-    /// The error of a step that came to nothing, after a checkpoint of those before it.
+    /// The error of a step or an evaluation that came to nothing, after a checkpoint of the steps before it.
     fn saved_before(&mut self, error: Error) -> Error {
         if self.progress.step == 0 {
             return error;
@@ -481,9 +482,8 @@ impl State<'_> {
             self.log.write(step, &values)?;
             self.show(step)?;
         }
-        if due(self.run.options.evaluate_every) && !last {
-            self.evaluate(events)?;
-        }
+        self.progress.evaluation_due = due(self.run.options.evaluate_every) && !last;
+        self.evaluate_if_due(events)?;
         let interrupted = !last && (self.run.interrupted)();
         if (due(self.run.options.checkpoint_every) && !last) || interrupted {
             self.checkpoint(checkpoints, self.run.options.keep_checkpoints)?;
@@ -495,6 +495,17 @@ impl State<'_> {
             }),
             false => Ok(()),
         }
+    }
+
+    /// Evaluates after a step where that is due, in a run that goes on too: one that failed left its step in a checkpoint.
+    fn evaluate_if_due(&mut self, events: &mut dyn FnMut(&Event)) -> Result<()> {
+        if self.progress.evaluation_due {
+            if let Err(error) = self.evaluate(events) {
+                return Err(self.saved_before(error));
+            }
+            self.progress.evaluation_due = false;
+        }
+        Ok(())
     }
 
     /// Writes what the objective shows of a step.
@@ -520,6 +531,7 @@ impl State<'_> {
             weights.push(NamedTensor::parameter(key, p));
         });
         self.log.sync()?;
+        self.samples.as_ref().map_or(Ok(()), MetricsLog::sync)?;
         self.progress.log = self.log.bytes()?;
         self.progress.samples = self.samples.as_ref().map_or(Ok(0), MetricsLog::bytes)?;
         let objective = self.run.objective.state();

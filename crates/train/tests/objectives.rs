@@ -7,6 +7,7 @@ use burn::tensor::Device;
 use espalier_data::{
     encode::{Example, Pair},
     packing::{Strategy, pack},
+    readers::Wanted,
     tokenizer::{BpeOptions, Tokenizer},
 };
 use espalier_models::{
@@ -84,7 +85,7 @@ fn spec(objective: &str) -> ModelSpec {
 fn asks(objective: &str) -> bool {
     OBJECTIVES
         .iter()
-        .any(|known| known.name == objective && known.prompts)
+        .any(|known| known.name == objective && known.wanted == Wanted::Prompts)
 }
 
 fn samples(objective: &str) -> Vec<Sample> {
@@ -332,6 +333,74 @@ fn packed_rows_have_the_loss_of_their_texts_or_are_refused() {
             }
         }
     }
+}
+
+/// A teacher is in memory as long as the run, and asked of every token; a reference that stays is gone before the first step.
+#[test]
+fn teachers_and_references_are_planned() {
+    let planned = |name: &str, options: Value| {
+        let (objective, model) = built(name, options);
+        let options = TrainOptions::default();
+        let planned = plan(&model, objective.as_ref(), &samples(name), &options).unwrap();
+        (planned, objective, model)
+    };
+    let (alone, _, model) = planned("sft", json!({}));
+    let (taught, distill, _) = planned("distill", needed("distill"));
+    let own: usize = model.parameters().iter().map(|p| p.bytes()).sum();
+    assert_eq!(distill.kept_bytes(&model), own as u64);
+    assert_eq!(taught.memory, alone.memory + own as u64);
+    let pass = 2.0 * model.spec().active_parameter_count();
+    assert_eq!(distill.other_passes(&model).each, pass);
+    let (_, selective, _) = planned("selective", needed("selective"));
+    assert_eq!(selective.kept_bytes(&model), 0);
+    let passes = selective.other_passes(&model);
+    assert_eq!([passes.once, passes.each], [pass, 0.0]);
+    let (_, blind, _) = planned("selective", json!({ "select": "high_loss" }));
+    assert_eq!(blind.other_passes(&model).once, 0.0);
+}
+
+#[test]
+fn what_a_student_writes_is_planned_and_has_room() {
+    let options = |share: f64| {
+        let mut options = needed("distill");
+        options["on_policy"] = json!(share);
+        options["max_new_tokens"] = json!(9);
+        options
+    };
+    let counted = |share: f64| {
+        let (objective, model) = built("distill", options(share));
+        let plan = plan(
+            &model,
+            objective.as_ref(),
+            &samples("distill"),
+            &TrainOptions::default(),
+        );
+        plan.unwrap().tokens
+    };
+    // Six texts of six tokens, three of them the prompt.
+    let [never, half, always] = [0.0, 0.5, 1.0].map(counted);
+    assert_eq!([never.real, never.learned], [36, 18]);
+    assert_eq!([half.real, half.learned], [54, 36]);
+    assert_eq!([always.real, always.learned], [72, 54]);
+    let text = json!({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": VOCABULARY, "n_embd": 8, "n_layer": 1,
+        "n_head": 2, "n_positions": 11
+    });
+    let config = Config::parse("config.json".as_ref(), &text.to_string()).unwrap();
+    let spec = (families::family(&config).unwrap().read)(&config).unwrap();
+    let model = LanguageModel::build(spec, &mut Seed(1), &Device::flex()).unwrap();
+    let checked = |share: f64| {
+        let (objective, _) = built("distill", options(share));
+        check_lengths(&model, objective.as_ref(), &samples("distill"))
+    };
+    checked(0.0).unwrap();
+    let error = checked(0.5).unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "`max_new_tokens`: 6 of 6 prompts go with an answer of 9 tokens beyond the 11 positions"
+        ),
+        "{error}"
+    );
 }
 
 #[test]

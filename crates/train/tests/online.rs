@@ -12,12 +12,20 @@ use espalier_data::{
     record::Message,
     tokenizer::{BpeOptions, Tokenizer},
 };
-use espalier_models::{model::LanguageModel, source::Seed, spec::ModelSpec};
+use espalier_models::{
+    adapter::Adapter,
+    checkpoint::{PeftConfig, peft_config::Targets},
+    families::{self, Config},
+    model::LanguageModel,
+    source::Seed,
+    spec::ModelSpec,
+};
 use espalier_train::{
     Result,
     batch::Sample,
     objectives::{Objective, ObjectiveOptions, online::rollout, symbols::Symbols},
     options::TrainOptions,
+    plan::check_lengths,
     trainer::{self, Event, Outcome, Run},
 };
 use serde_json::{Map, Value, json};
@@ -94,8 +102,18 @@ fn run(
     options: TrainOptions,
     events: &mut dyn FnMut(&Event),
 ) -> Result<Outcome> {
+    run_of(model(), folder, objective, options, events)
+}
+
+fn run_of(
+    model: LanguageModel,
+    folder: &Path,
+    objective: &mut dyn Objective,
+    options: TrainOptions,
+    events: &mut dyn FnMut(&Event),
+) -> Result<Outcome> {
     let run = Run {
-        model: model(),
+        model,
         objective,
         samples: prompts(),
         validation: prompts()[..2].to_vec(),
@@ -266,6 +284,159 @@ fn every_objective_finds_what_is_rewarded() {
         let kl = log[9]["objective/kl"].as_f64().unwrap();
         assert!(kl > 0.1, "{name}: {kl}");
     }
+}
+
+/// A reward that fails once, after so many answers, and works when it is started again.
+fn breaks_once(folder: &Path, after: usize) -> Value {
+    let marker = folder.join("broke");
+    let program = format!(
+        "n=0; while read -r line; do n=$((n+1)); \
+         if [ $n -gt {after} ] && [ ! -e \"$0\" ]; then touch \"$0\"; echo 'no memory left' >&2; exit 1; fi; \
+         case \"$line\" in *'\"completion\":\"'[a-m]*) echo 1;; *) echo 0;; esac; done"
+    );
+    json!({ "command": { "run": ["sh", "-c", program, marker.to_string_lossy()] } })
+}
+
+/// Runs to the end, again where a reward fails; gives the error and the step after which it went on.
+fn end_after_failure(
+    folder: &Path,
+    name: &str,
+    of: &Value,
+) -> (String, Option<usize>, Vec<Vec<f32>>, [String; 2]) {
+    let mut objective = built(name, of);
+    let failed = run(folder, objective.as_mut(), options(), &mut |_| {});
+    let error = failed.unwrap_err().to_string();
+    let (mut objective, mut resumed) = (built(name, of), None);
+    let outcome = run(folder, objective.as_mut(), options(), &mut |event| {
+        if let Event::Resumed(step) = event {
+            resumed = Some(*step);
+        }
+    });
+    let logs = ["metrics.jsonl", "samples.jsonl"];
+    let logs = logs.map(|log| fs::read_to_string(folder.join(log)).unwrap());
+    (error, resumed, vectors(&outcome.unwrap().model), logs)
+}
+
+#[test]
+fn a_reward_that_failed_and_is_asked_again_changes_nothing() {
+    let ppo = |reward: Value| {
+        let rollout = json!({ "rewards": [reward], "max_completion_length": 4 });
+        json!({ "rollout": rollout, "num_ppo_epochs": 1, "kl_target": 0.5, "kl_horizon": 4.0 })
+    };
+    // In the second batch of the third step, whose first has been answered: 8 answers a step, the last of a pass 2, and
+    // 2 of the evaluation after the fourth; then in that evaluation.
+    for (after, step) in [(8 + 2 + 4, 2), (8 + 2 + 8 + 2, 4)] {
+        let [broken, whole] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let reward = breaks_once(broken.path(), after);
+        let (error, resumed, weights, logs) = end_after_failure(broken.path(), "ppo", &ppo(reward));
+        assert!(error.ends_with("no memory left"), "{error}");
+        assert_eq!(resumed, Some(step));
+        let (expected, _, expected_logs) = end(
+            whole.path(),
+            "ppo",
+            &ppo(breaks_once(whole.path(), usize::MAX >> 1)),
+        );
+        assert!(weights == expected, "after {after} answers");
+        assert_eq!(logs, expected_logs);
+    }
+}
+
+#[test]
+fn a_critic_that_warms_up_trains_nothing_of_the_policy() {
+    let vocabulary = tokenizer().vocabulary_size();
+    let text = json!({
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "vocab_size": vocabulary, "hidden_size": 16,
+        "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": true, "router_aux_loss_coef": 0.5,
+        "max_position_embeddings": 32
+    });
+    let config = Config::parse("config.json".as_ref(), &text.to_string()).unwrap();
+    let spec = (families::family(&config).unwrap().read)(&config).unwrap();
+    let fresh = || {
+        let mut model = LanguageModel::build(spec.clone(), &mut Seed(3), &Device::flex()).unwrap();
+        model.set_trainable(|_| true);
+        model
+    };
+    let rollout = json!({ "rewards": [{ "length": { "target": 2 } }], "max_completion_length": 4 });
+    for critic in ["head", "model"] {
+        for (warmup, still) in [(3, true), (2, false)] {
+            let of = json!({ "rollout": rollout, "num_ppo_epochs": 1, "critic": critic, "critic_warmup": warmup });
+            let three = TrainOptions {
+                steps: Some(3),
+                ..options()
+            };
+            let (folder, mut objective) = (tempfile::tempdir().unwrap(), built("ppo", &of));
+            let trained = run_of(
+                fresh(),
+                folder.path(),
+                objective.as_mut(),
+                three,
+                &mut |_| {},
+            );
+            let moved = vectors(&trained.unwrap().model) != vectors(&fresh());
+            assert_eq!(moved, !still, "{critic}, {warmup} steps");
+            let log = fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+            assert!(log.contains("\"aux_loss\""), "{log}");
+        }
+    }
+}
+
+#[test]
+fn what_disturbs_the_policy_is_refused() {
+    let rollout = json!({ "rewards": [{ "length": { "target": 2 } }], "max_completion_length": 4 });
+    let refused = |model: &LanguageModel, options: &TrainOptions| {
+        let objective = built("grpo", &json!({ "rollout": rollout }));
+        let checked = trainer::check(model, objective.as_ref(), &prompts(), options);
+        checked.map_or_else(|error| error.to_string(), |()| String::new())
+    };
+    assert_eq!(refused(&model(), &options()), "");
+    let dropout = TrainOptions {
+        dropout: 0.1,
+        ..options()
+    };
+    assert!(refused(&model(), &dropout).starts_with("`dropout`: `grpo` compares"));
+    let noise = TrainOptions {
+        embedding_noise: 5.0,
+        ..options()
+    };
+    assert!(refused(&model(), &noise).starts_with("`embedding_noise`: `grpo` compares"));
+    let adapted = |share: f64| {
+        let mut model = model();
+        let config = PeftConfig {
+            dropout: share,
+            ..PeftConfig::new(2, 4.0, Targets::AllLinear)
+        };
+        let family = families::by_name("llama").unwrap();
+        Adapter::new(config).attach(&mut model, family, 0).unwrap();
+        model
+    };
+    assert_eq!(refused(&adapted(0.0), &options()), "");
+    assert!(refused(&adapted(0.1), &options()).starts_with("`dropout`: `grpo` compares"));
+}
+
+#[test]
+fn prompts_whose_answers_go_beyond_the_learned_positions_are_found() {
+    let text = json!({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": tokenizer().vocabulary_size(), "n_embd": 8,
+        "n_layer": 1, "n_head": 2, "n_positions": 6
+    });
+    let config = Config::parse("config.json".as_ref(), &text.to_string()).unwrap();
+    let spec = (families::family(&config).unwrap().read)(&config).unwrap();
+    let model = LanguageModel::build(spec, &mut Seed(1), &Device::flex()).unwrap();
+    let checked = |longest: usize| {
+        let rollout =
+            json!({ "rewards": [{ "length": { "target": 2 } }], "max_completion_length": longest });
+        let objective = built("rloo", &json!({ "rollout": rollout }));
+        let checked = check_lengths(&model, objective.as_ref(), &prompts());
+        checked.map_or_else(|error| error.to_string(), |()| String::new())
+    };
+    // Prompts have one token or two.
+    assert_eq!(checked(4), "");
+    assert_eq!(
+        checked(5),
+        "`max_completion_length`: 5 of 10 prompts go with an answer of 5 tokens beyond the 6 positions that the model has learned, \
+         the longest to 7; lower it, or `length`"
+    );
 }
 
 #[test]

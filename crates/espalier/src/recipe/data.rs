@@ -45,6 +45,9 @@ pub struct DataOptions {
     /// Share of words of random letters among those of a world's plain texts.
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub noise: f64,
+    /// Share of the preferences, drawn at random, whose better and worse answer change places: noise, to learn how much of it a loss bears.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub flip: f64,
     /// Most records that are read; of a world, 1000 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
@@ -78,6 +81,8 @@ pub enum WorldShape {
     Label,
     /// A question and the steps of an answer, of which the last may be wrong, each with its label.
     Steps,
+    /// What the reward `judge` asks of a question and an answer that is right or wrong, and the score.
+    Rating,
 }
 
 impl Default for DataOptions {
@@ -94,6 +99,7 @@ impl Default for DataOptions {
             seed: None,
             mistakes: 0.0,
             noise: 0.0,
+            flip: 0.0,
             limit: None,
         }
     }
@@ -126,6 +132,17 @@ impl DataOptions {
                 "`noise`: {} is outside 0 to below 1",
                 self.noise
             )));
+        }
+        if !(0.0..=1.0).contains(&self.flip) {
+            return Err(Error::usage(format!(
+                "`flip`: {} is outside 0 to 1",
+                self.flip
+            )));
+        }
+        if self.flip > 0.0 && self.world.is_some() && self.shape != WorldShape::Preference {
+            return Err(Error::usage(
+                "`flip` turns preferences around; set `as = \"preference\"`",
+            ));
         }
         if self.noise > 0.0 && self.shape != WorldShape::Text {
             return Err(Error::usage(

@@ -9,9 +9,9 @@ use espalier_data::{
     readers::{self, Source, Wanted},
     record::{Message, Record},
     tokenizer::Tokenizer,
-    worlds::{self, Split, noise::with_noise, preferences, steps},
+    worlds::{self, Item, Split, noise::with_noise, preferences, steps},
 };
-use espalier_train::batch::Sample;
+use espalier_train::{batch::Sample, rewards::judge};
 use rayon::prelude::*;
 use serde_json::Value;
 
@@ -71,12 +71,46 @@ pub fn records(
     let mut all = Vec::new();
     for source in sources {
         source.check()?;
-        match &source.world {
-            Some(task) => all.extend(of_world(source, task, wanted)?),
-            None => all.extend(of_file(source, wanted, voice)?),
+        let mut records = match &source.world {
+            Some(task) => of_world(source, task, wanted)?,
+            None => of_file(source, wanted, voice)?,
+        };
+        if source.flip > 0.0 {
+            flip(source, &mut records, voice)?;
         }
+        all.extend(records);
     }
     Ok(all)
+}
+
+/// Lets the better and the worse answer of some preferences change places: each with the source's probability, by its number, so that a
+/// source has the same ones wherever it is read.
+fn flip(source: &DataOptions, records: &mut [Sourced], voice: &mut dyn Voice) -> Result<()> {
+    let (mut pairs, mut flipped) = (0, 0);
+    for (number, sourced) in records.iter_mut().enumerate() {
+        let Record::Preference {
+            chosen, rejected, ..
+        } = &mut sourced.record
+        else {
+            continue;
+        };
+        pairs += 1;
+        let mut random = Random::named(&format!("flip|{number}|{}", seed(source)));
+        if random.chance(source.flip) {
+            std::mem::swap(chosen, rejected);
+            flipped += 1;
+        }
+    }
+    if pairs == 0 {
+        return Err(Error::usage(
+            "`flip` turns preferences around, and the source has none; leave it out",
+        ));
+    }
+    voice.say(&format!(
+        "   {flipped} of {pairs} preferences are flipped (`flip` = {})",
+        source.flip
+    ));
+    Ok(())
 }
 
 fn of_file(source: &DataOptions, wanted: Wanted, voice: &mut dyn Voice) -> Result<Vec<Sourced>> {
@@ -181,8 +215,29 @@ pub fn of_item(
         WorldShape::Answer => Record::Text {
             text: item()?.solution,
         },
+        WorldShape::Rating => rating(&item()?, index, seed),
         WorldShape::Chat => item()?.record_chat(),
     })
+}
+
+/// A judge's question of an answer that is right, or in one of two cases wrong where one can be made, and its reply.
+fn rating(item: &Item, index: u64, seed: u64) -> Record {
+    let mut random = Random::named(&format!("rating|{}|{index}|{seed}", item.task));
+    let wrong = random
+        .chance(0.5)
+        .then(|| preferences::corrupt(item, &mut random))
+        .flatten();
+    let score = if wrong.is_some() {
+        "Score: 0"
+    } else {
+        "Score: 10"
+    };
+    let answer = wrong.as_deref().unwrap_or(&item.solution);
+    let asked = judge::question(judge::USUAL_PROMPT, &item.prompt, answer);
+    Record::Chat {
+        messages: vec![Message::user(asked), Message::assistant(score)],
+        tools: None,
+    }
 }
 
 /// A question and its answer; with the source's probability, an answer with a natural mistake.
@@ -412,6 +467,62 @@ mod tests {
         whole.sort_unstable();
         assert_eq!(whole, ids);
         assert_eq!(read(Some(Strategy::BestFit)), ids[..4]);
+    }
+
+    #[test]
+    fn half_of_the_answers_that_are_rated_are_wrong() {
+        let mut scores = [0, 0];
+        for index in 0..200 {
+            let record = |shape| of_item(shape, "addition", Split::Train, index, 0).unwrap();
+            let messages = |record| match record {
+                Record::Chat { messages, .. } => {
+                    [0, 1].map(|at: usize| messages[at].text().into_owned())
+                }
+                other => panic!("{other:?}"),
+            };
+            let [asked, reply] = messages(record(WorldShape::Rating));
+            let [prompt, right] = messages(record(WorldShape::Chat));
+            let of_right = judge::question(judge::USUAL_PROMPT, &prompt, &right);
+            assert_eq!(asked == of_right, reply == "Score: 10", "{asked}: {reply}");
+            scores[usize::from(reply == "Score: 10")] += 1;
+        }
+        assert!(scores[0] > 70 && scores[1] > 70, "{scores:?}");
+    }
+
+    #[test]
+    fn some_preferences_are_flipped_and_counted() {
+        let source = |flip: f64, as_what: WorldShape| DataOptions {
+            world: Some("addition".into()),
+            shape: as_what,
+            flip,
+            limit: Some(200),
+            ..DataOptions::default()
+        };
+        let mut voice = Said(Vec::new());
+        let mut read = |flip: f64| -> Vec<(String, String)> {
+            let sources = [source(flip, WorldShape::Preference)];
+            let found = records(&sources, Wanted::Pairs, &mut voice).unwrap();
+            let texts = |sourced: Sourced| match sourced.record {
+                Record::Preference {
+                    chosen, rejected, ..
+                } => (chosen.text().into_owned(), rejected.text().into_owned()),
+                other => panic!("{other:?}"),
+            };
+            found.into_iter().map(texts).collect()
+        };
+        let (plain, some, all) = (read(0.0), read(0.2), read(1.0));
+        let turned = |(better, worse): &(String, String)| (worse.clone(), better.clone());
+        assert_eq!(all, plain.iter().map(turned).collect::<Vec<_>>());
+        assert_eq!(some, read(0.2));
+        let flipped = some.iter().zip(&plain).filter(|(a, b)| a != b).count();
+        assert!((25..56).contains(&flipped), "{flipped}");
+        assert_eq!(
+            voice.0[0],
+            format!("   {flipped} of 200 preferences are flipped (`flip` = 0.2)")
+        );
+        let chat = source(0.2, WorldShape::Chat).check().unwrap_err();
+        assert!(chat.to_string().contains("as = \"preference\""), "{chat}");
+        assert!(source(1.5, WorldShape::Preference).check().is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use espalier_data::{
     record::Record,
     tokenizer::Tokenizer,
 };
+use espalier_engine::text::end_tokens;
 use espalier_models::model::LanguageModel;
 use espalier_train::objectives::ObjectiveOptions;
 
@@ -71,14 +72,8 @@ pub fn settle(
 /// What most of the conversations end with; nothing where there are none to learn from.
 fn usual_end(model: &LanguageModel, tokenizer: &Tokenizer, records: &[Sourced]) -> Option<End> {
     let encoder = Encoder::new(tokenizer.clone(), usize::MAX);
-    let known = |id: u32| {
-        let own = tokenizer
-            .special()
-            .eos
-            .as_deref()
-            .and_then(|token| tokenizer.id(token));
-        model.spec().eos.contains(&id) || own == Some(id)
-    };
+    let ends = end_tokens(model, tokenizer);
+    let known = |id: u32| ends.contains(&id);
     let conversations = records
         .iter()
         .map(|sourced| &sourced.record)

@@ -20,6 +20,7 @@ pub mod merge;
 pub mod model;
 pub mod new_model;
 pub mod prompts;
+pub mod rank;
 pub mod record;
 pub mod report;
 pub mod seeds;

@@ -4,16 +4,18 @@ mod samples;
 
 use std::{fs, path::Path};
 
+use espalier_data::readers::Wanted;
 use espalier_evaluate::{
     curves::{Metrics, read_metrics},
     report::{Chart, Conversation, Report, Section, Series, Table},
 };
 use espalier_train::{
-    metrics,
+    metrics::{self, MetricDescription},
     objectives::{
         online::{DIVERGENCE, MEAN_REWARD},
         registry::Registered,
     },
+    rewards,
 };
 use serde_json::{Map, Value};
 
@@ -195,7 +197,14 @@ fn comparisons(recipe: &Recipe, results: &Map<String, Value>) -> Option<Table> {
 pub fn charts(name: &str, objective: Registered, log: &Path) -> Result<Vec<Section>> {
     let logged = read_metrics(log).map_err(espalier_evaluate::Error::from)?;
     let mut charts: Vec<Chart> = Vec::new();
-    for metric in metrics::descriptions(objective.metrics) {
+    let numbered = logged.series.iter();
+    let numbered: Vec<MetricDescription> = numbered
+        .filter_map(|series| rewards::numbered(&series.name))
+        .collect();
+    for metric in metrics::descriptions(objective.metrics)
+        .copied()
+        .chain(numbered)
+    {
         let title = format!("{name}: {}", metric.chart);
         for key in [metric.name.to_owned(), format!("eval_{}", metric.name)] {
             let Some(series) = logged.get(&key) else {
@@ -222,8 +231,7 @@ pub fn charts(name: &str, objective: Registered, log: &Path) -> Result<Vec<Secti
             }
         }
     }
-    let asks = objective
-        .prompts
+    let asks = (objective.wanted == Wanted::Prompts)
         .then(|| against_reward(name, &logged))
         .flatten();
     Ok(asks.into_iter().chain(charts).map(Section::Chart).collect())

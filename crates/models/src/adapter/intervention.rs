@@ -55,6 +55,11 @@ pub trait Intervention: CloneIntervention + Debug + Send + Sync {
 
     /// Draws anew what it drops in training, where it says that something is; nothing is dropped when absent.
     fn set_dropout(&mut self, _seed: Option<u64>) {}
+
+    /// Share of what it makes that it drops in training.
+    fn dropout(&self) -> f64 {
+        0.0
+    }
 }
 
 /// Copies an intervention of any kind; every [`Intervention`] that is [`Clone`] has it.
@@ -118,6 +123,12 @@ impl Interventions {
                 part.set_dropout(seed.map(|seed| seed ^ place));
             }
         }
+    }
+
+    /// The largest share that an active one drops in training.
+    pub fn dropout(&self) -> f64 {
+        let active = self.sites.iter().flat_map(|here| here.attached.active());
+        active.map(|part| part.dropout()).fold(0.0, f64::max)
     }
 
     /// Whether any is active.

@@ -33,6 +33,11 @@ pub trait LinearAdapter: CloneLinearAdapter + Debug + Send + Sync {
     /// Draws anew which of its inputs are dropped in training, where it says that some are; none are when absent.
     fn set_dropout(&mut self, _seed: Option<u64>) {}
 
+    /// Share of its inputs that it drops in training.
+    fn dropout(&self) -> f64 {
+        0.0
+    }
+
     /// Multiplies what it adds by a weight; says whether it can.
     fn weigh(&mut self, weight: f64) -> bool {
         weight == 1.0

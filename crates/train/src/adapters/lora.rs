@@ -19,7 +19,7 @@ use espalier_models::{
 use serde::{Deserialize, Serialize};
 
 use super::{Tuning, Whole};
-use crate::{Error, Result};
+use crate::{Error, Result, error::positive};
 
 /// As wide as the widest models, where the addition is no longer of a low rank.
 const LARGEST_RANK: usize = 1 << 16;
@@ -131,13 +131,6 @@ fn check_rank(key: &'static str, rank: usize) -> Result<()> {
     }
 }
 
-fn check_positive(key: &'static str, number: f64) -> Result<()> {
-    match number > 0.0 && number.is_finite() {
-        true => Ok(()),
-        false => Err(wrong(key, format!("{number} is not a positive number"))),
-    }
-}
-
 /// The expressions of a table, with what they mean, each checked.
 fn patterns<T: Copy>(
     key: &'static str,
@@ -210,9 +203,9 @@ impl LoraOptions {
         self.check_any()?;
         check_rank("rank", self.rank)?;
         let alpha = self.alpha.unwrap_or(2.0 * self.rank as f64);
-        check_positive("alpha", alpha)?;
+        positive("alpha", alpha)?;
         self.plus_ratio
-            .map_or(Ok(()), |ratio| check_positive("plus_ratio", ratio))?;
+            .map_or(Ok(()), |ratio| positive("plus_ratio", ratio))?;
         if !(0.0..1.0).contains(&self.dropout) {
             let reason = format!("{} is outside 0 to below 1", self.dropout);
             return Err(wrong("dropout", reason));
@@ -228,7 +221,7 @@ impl LoraOptions {
         config.initialisation = self.initialisation()?;
         config.dropout = self.dropout;
         config.rank_pattern = patterns("rank_pattern", &self.rank_pattern, check_rank)?;
-        config.alpha_pattern = patterns("alpha_pattern", &self.alpha_pattern, check_positive)?;
+        config.alpha_pattern = patterns("alpha_pattern", &self.alpha_pattern, positive)?;
         config.layers_to_transform = self.layers_to_transform.clone();
         config.layers_pattern = self
             .layers_pattern

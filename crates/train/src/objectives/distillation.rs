@@ -4,28 +4,32 @@
 //! With the student's `p` and the teacher's `q`, both of logits divided by `temperature`, at every target:
 //! `beta = 0`: `KL(q || p)` (forward); `beta = 1`: `KL(p || q)` (reverse); between them, with `m = (1 - beta) p + beta q`,
 //! `beta KL(q || m) + (1 - beta) KL(p || m)`, all as in TRL. A mean over targets; `cross_entropy` is the share of the labels' own loss in
-//! it. With the probability `on_policy` a batch's answers are the student's own, written now. Recipe: `distillation.toml`.
+//! it. With the probability `on_policy` a batch's answers are the student's own, written now. The teacher is asked in every step, for its
+//! distributions take too much room to be kept: its memory and its passes are part of the plan. Recipe: `distillation.toml`.
 
-use burn::tensor::{Tensor, activation::log_softmax};
-use espalier_data::{encode::Example, packing::Row, random::Random};
+use burn::tensor::{Device, Tensor, activation::log_softmax};
+use espalier_data::{encode::Example, packing::Row, random::Random, tokenizer::Tokenizer};
 use espalier_engine::{
     decode::{DecodeOptions, decode},
     sampler::SamplerOptions,
+    text::end_tokens,
 };
 use espalier_kernels::readback::ReadFloats;
 use espalier_models::{
     model::{LanguageModel, Rated},
+    parameter::Parameters,
     taps::Unobserved,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Batch, Loss, Metric, Objective, PackedRows, check_causal, reference, registry::Entry, rows,
+    Batch, Growth, Loss, Metric, Objective, OtherPasses, PackedRows, check_causal, reference,
+    registry::Entry, rows,
 };
 use crate::{
     Error, Result,
     batch::{Sample, TokenBatch, share},
-    error::within,
+    error::{at_least, positive, within},
     metrics::{ACCURACY, MetricDescription},
     options::TrainOptions,
     rewards::Read,
@@ -69,25 +73,17 @@ impl Default for DistillOptions {
 
 impl DistillOptions {
     fn check(&self) -> Result<()> {
-        let wrong = |key, reason: &str| {
-            Err(Error::Option {
-                key,
-                reason: reason.into(),
-            })
-        };
         if self.teacher.is_empty() {
-            return wrong("teacher", "name a model folder or an earlier stage");
+            return Err(Error::Option {
+                key: "teacher",
+                reason: "name a model folder or an earlier stage".into(),
+            });
         }
         within("beta", self.beta, 0.0, 1.0)?;
         within("cross_entropy", self.cross_entropy, 0.0, 1.0)?;
         within("on_policy", self.on_policy, 0.0, 1.0)?;
-        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            return wrong("temperature", "must be a positive number");
-        }
-        match self.max_new_tokens {
-            0 => wrong("max_new_tokens", "must be at least 1"),
-            _ => Ok(()),
-        }
+        positive("temperature", self.temperature)?;
+        at_least("max_new_tokens", self.max_new_tokens, 1)
     }
 }
 
@@ -116,23 +112,26 @@ pub const ENTRY: Entry<DistillOptions> = Entry::new(
 #[derive(Debug)]
 pub struct Distill {
     options: DistillOptions,
-    /// The teacher, once the run has started.
+    /// The teacher, once it was read.
     teacher: Option<LanguageModel>,
+    /// The tokenizer, which knows at which token a text ends where the model does not.
+    tokenizer: Option<Tokenizer>,
 }
 
 impl Distill {
-    /// Without its teacher, which is read when a run starts.
+    /// Without its teacher, which is read when a run is prepared.
     pub fn new(options: DistillOptions) -> Self {
         Self {
             options,
             teacher: None,
+            tokenizer: None,
         }
     }
 
     fn teacher(&self) -> Result<&LanguageModel> {
         self.teacher.as_ref().ok_or_else(|| Error::Option {
             key: "teacher",
-            reason: "is read when a run starts".into(),
+            reason: "was not read; call `equip` or `start` first".into(),
         })
     }
 
@@ -143,7 +142,12 @@ impl Distill {
         rows: &[&Row],
         random: &mut Random,
     ) -> Result<Vec<Row>> {
-        let prompts: Vec<Vec<u32>> = rows.iter().map(|row| prompt(row)).collect();
+        let prompt = |row: &&Row| row.ids[..row.prompt_length()].to_vec();
+        let prompts: Vec<Vec<u32>> = rows.iter().map(prompt).collect();
+        let end = match &self.tokenizer {
+            Some(tokenizer) => end_tokens(policy, tokenizer),
+            None => policy.spec().eos.clone(),
+        };
         let options = DecodeOptions {
             max_new_tokens: self.options.max_new_tokens,
             sampler: SamplerOptions {
@@ -151,27 +155,16 @@ impl Distill {
                 seed: random.next_u64(),
                 ..SamplerOptions::default()
             },
-            end: policy.spec().eos.clone(),
+            end,
         };
         let answers = decode(&policy.frozen(), &prompts, &options, &mut |_, _| true)?;
         let row = |(prompt, answer): (Vec<u32>, Vec<u32>)| {
             let start = prompt.len();
-            let ids = [prompt, answer].concat();
-            let targets = (0..ids.len()).map(|place| place >= start).collect();
-            Row::from(&Example::new(ids, targets))
+            Row::from(&Example::answered([prompt, answer].concat(), start))
         };
         let answers = answers.into_iter().map(|answer| answer.ids);
         Ok(prompts.into_iter().zip(answers).map(row).collect())
     }
-}
-
-/// What stands before a row's first target.
-fn prompt(row: &Row) -> Vec<u32> {
-    let before = row
-        .predictions()
-        .next()
-        .map_or(row.ids.len(), |(place, _)| place + 1);
-    row.ids[..before].to_vec()
 }
 
 impl Objective for Distill {
@@ -183,6 +176,40 @@ impl Objective for Distill {
         ENTRY.packed_rows
     }
 
+    fn growth(&self) -> Option<Growth> {
+        (self.options.on_policy > 0.0).then_some(Growth {
+            rows: 1,
+            tokens: self.options.max_new_tokens,
+            share: self.options.on_policy,
+            key: "max_new_tokens",
+        })
+    }
+
+    /// What the teacher takes; a base that it shares with the student is counted again, for it is a file of its own.
+    fn kept_bytes(&self, _: &LanguageModel) -> u64 {
+        let mut bytes = 0;
+        if let Some(teacher) = &self.teacher {
+            teacher.visit(&mut |p| bytes += p.bytes() as u64);
+        }
+        bytes
+    }
+
+    /// A pass of the teacher's, and where the student writes one of its own besides.
+    fn other_passes(&self, model: &LanguageModel) -> OtherPasses {
+        let pass = |model: &LanguageModel| 2.0 * model.spec().active_parameter_count();
+        let teacher = self.teacher.as_ref().map_or(0.0, pass);
+        OtherPasses {
+            once: 0.0,
+            each: teacher + self.options.on_policy * pass(model),
+        }
+    }
+
+    fn equip(&mut self, tokenizer: &Tokenizer, device: &Device) -> Result<()> {
+        self.tokenizer = Some(tokenizer.clone());
+        self.teacher = Some(reference::open(&self.options.teacher, device)?);
+        Ok(())
+    }
+
     fn check(
         &self,
         model: &LanguageModel,
@@ -190,6 +217,9 @@ impl Objective for Distill {
         options: &TrainOptions,
     ) -> Result<()> {
         check_causal(self.name(), model)?;
+        if let Some(teacher) = &self.teacher {
+            reference::check_tokens(&self.options.teacher, teacher, model)?;
+        }
         if options.label_smoothing > 0.0 && self.options.cross_entropy == 0.0 {
             return Err(Error::Option {
                 key: "label_smoothing",
@@ -207,7 +237,14 @@ impl Objective for Distill {
     }
 
     fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
-        self.teacher = Some(reference::load(&self.options.teacher, model)?);
+        let path = &self.options.teacher;
+        match &mut self.teacher {
+            Some(teacher) => {
+                reference::check_tokens(path, teacher, model)?;
+                teacher.set_precision(model.precision());
+            }
+            None => self.teacher = Some(reference::load(path, model)?),
+        }
         Ok(())
     }
 
@@ -410,7 +447,7 @@ mod tests {
             vec![5, 6, 7, 8],
             vec![false, false, true, true],
         ));
-        assert_eq!(prompt(&row), [5, 6]);
+        assert_eq!(row.ids[..row.prompt_length()], [5, 6]);
     }
 
     #[test]

@@ -168,12 +168,16 @@ pub enum PackedRows {
 }
 
 /// What becomes of a prompt that the policy answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Growth {
     /// Rows of each prompt.
     pub rows: usize,
     /// Most tokens of an answer.
     pub tokens: usize,
+    /// Share of the batches that the policy answers; the others are learned from as they are.
+    pub share: f64,
+    /// The option that says how long an answer may be.
+    pub key: &'static str,
 }
 
 /// Forward passes of other models, or of the policy as it was: operations for each token.
@@ -210,7 +214,7 @@ pub trait Objective {
         true
     }
 
-    /// What becomes of a sample where it is a prompt that the policy answers: a plan counts on it, and makes no batches.
+    /// What becomes of a sample whose prompt the policy answers: a plan counts on it, and writes no answers.
     fn growth(&self) -> Option<Growth> {
         None
     }

@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use espalier_models::{
     folder,
     model::LanguageModel,
@@ -109,17 +109,32 @@ fn wrong(reason: impl Into<String>) -> Error {
 /// # Errors
 /// When it cannot be read, or has another vocabulary.
 pub fn load(path: &str, policy: &LanguageModel) -> Result<LanguageModel> {
-    let mut model = folder::load(Path::new(path), policy.device())?
-        .model
-        .frozen();
-    let [own, other] = [policy, &model].map(|model| model.spec().vocabulary);
-    if own != other {
-        return Err(wrong(format!(
-            "`{path}` has {other} tokens and the model {own}; only models over the same vocabulary can be compared"
-        )));
-    }
+    let mut model = open(path, policy.device())?;
+    check_tokens(path, &model, policy)?;
     model.set_precision(policy.precision());
     Ok(model)
+}
+
+/// A model of a folder, frozen.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn open(path: &str, device: &Device) -> Result<LanguageModel> {
+    Ok(folder::load(Path::new(path), device)?.model.frozen())
+}
+
+/// Whether the model that was read from `path` has as many tokens as the policy.
+///
+/// # Errors
+/// When it has not.
+pub fn check_tokens(path: &str, model: &LanguageModel, policy: &LanguageModel) -> Result<()> {
+    let [own, other] = [policy, model].map(|model| model.spec().vocabulary);
+    match own == other {
+        true => Ok(()),
+        false => Err(wrong(format!(
+            "`{path}` has {other} tokens and the model {own}; only models over the same vocabulary can be compared"
+        ))),
+    }
 }
 
 /// The column of log-probabilities of a reference that stays: of every sample as many as it has rows.
@@ -138,6 +153,23 @@ fn at_once(samples: &[Sample]) -> usize {
         tokens <= TOKENS_AT_ONCE
     };
     samples.iter().take(AT_ONCE).take_while(fits).count().max(1)
+}
+
+/// Shows samples to `score`, few at a time.
+///
+/// # Errors
+/// The first of `score`.
+pub(super) fn in_turn(
+    samples: &mut [Sample],
+    score: &mut dyn FnMut(&mut [Sample]) -> Result<()>,
+) -> Result<()> {
+    let mut rest = samples;
+    while !rest.is_empty() {
+        let (chunk, others) = rest.split_at_mut(at_once(rest));
+        rest = others;
+        score(chunk)?;
+    }
+    Ok(())
 }
 
 /// A model that is asked in every step.
@@ -266,18 +298,15 @@ impl Reference {
         let Some(model) = self.fixed(policy)? else {
             return Ok(());
         };
-        let mut rest = samples;
-        while !rest.is_empty() {
-            let (chunk, others) = rest.split_at_mut(at_once(rest));
-            rest = others;
+        in_turn(samples, &mut |chunk| {
             let scores = score(&model, &chunk.iter().collect::<Vec<_>>())?;
             let mut scores = scores.into_iter();
             for sample in chunk {
                 let of_sample = scores.by_ref().take(sample.rows.len()).collect();
                 sample.columns.set_numbers(COLUMN, of_sample);
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// The model that is asked in every step, where there is one.
@@ -420,7 +449,6 @@ fn mix(own: &mut Parameter, other: &Parameter, share: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
     use espalier_models::{
         adapter::Adapter,
         checkpoint::{PeftConfig, peft_config::Targets},

@@ -20,12 +20,9 @@ pub struct Entry<O> {
     pub packed_rows: PackedRows,
     /// What records it learns from.
     pub wanted: Wanted,
-    /// Whether answers that are too long are left out with their pair instead of being cut.
-    pub whole_pairs: bool,
-    /// Whether the model has to give classes of texts or tokens; it gets a fresh classifier where it does not.
+    /// Whether the model has to give classes of texts or tokens; it gets a fresh classifier where it does not. Answers that are too
+    /// long are then left out with their pair instead of being cut.
     pub classifies: bool,
-    /// Whether it asks for prompts alone, which the policy answers.
-    pub prompts: bool,
     /// What its options name besides the recipe, which belongs to what a run is made of.
     pub reads: fn(&mut O) -> Vec<Read<'_>>,
     /// Special tokens that a fresh vocabulary needs for it.
@@ -48,9 +45,7 @@ impl<O> Entry<O> {
             metrics,
             packed_rows,
             wanted: Wanted::Texts,
-            whole_pairs: false,
             classifies: false,
-            prompts: false,
             reads: |_| Vec::new(),
             special_tokens: Vec::new,
             check,
@@ -99,7 +94,6 @@ impl<O> Entry<O> {
     ) -> Self {
         Self {
             wanted,
-            whole_pairs: true,
             classifies: true,
             ..Self::new(metrics, PackedRows::Refused, check, build)
         }
@@ -113,7 +107,6 @@ impl<O> Entry<O> {
         build: fn(&O, &Symbols) -> Result<Box<dyn Objective>>,
     ) -> Self {
         Self {
-            prompts: true,
             wanted: Wanted::Prompts,
             reads,
             ..Self::new(metrics, PackedRows::Refused, check, build)
@@ -127,9 +120,7 @@ impl<O> Entry<O> {
             metrics: self.metrics,
             packed_rows: self.packed_rows,
             wanted: self.wanted,
-            whole_pairs: self.whole_pairs,
             classifies: self.classifies,
-            prompts: self.prompts,
             special_tokens: self.special_tokens,
         }
     }
@@ -148,12 +139,8 @@ pub struct Registered {
     pub packed_rows: PackedRows,
     /// What records it learns from.
     pub wanted: Wanted,
-    /// Whether answers that are too long are left out with their pair instead of being cut.
-    pub whole_pairs: bool,
-    /// Whether the model has to give classes of texts or tokens.
+    /// Whether the model has to give classes of texts or tokens; pairs that are too long are then left out, not cut.
     pub classifies: bool,
-    /// Whether it asks for prompts alone, which the policy answers.
-    pub prompts: bool,
     /// Special tokens that a fresh vocabulary needs for it.
     pub special_tokens: fn() -> Vec<String>,
 }

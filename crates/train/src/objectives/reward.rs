@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Result,
     batch::{MARGIN, Sample, TokenBatch},
-    error::within,
+    error::not_negative,
     metrics::MetricDescription,
     options::TrainOptions,
 };
@@ -100,13 +100,11 @@ impl HeadStart {
 
 impl RewardOptions {
     fn check(&self) -> Result<()> {
-        within(
+        not_negative(
             "center_rewards_coefficient",
             self.center_rewards_coefficient,
-            0.0,
-            f64::MAX,
         )?;
-        within("barrier", self.barrier, 0.0, f64::MAX)
+        not_negative("barrier", self.barrier)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Selective language modelling (Rho-1, arXiv 2404.07965): a reference says which tokens are worth learning.
 //!
-//! With the reference's loss `L_ref` of every target, computed once, and the model's own `L` of this pass, the targets of the largest
+//! With the reference's loss `L_ref` of every target, computed once before training, when the reference is gone again, and the model's own `L` of this pass, the targets of the largest
 //! excess `L - L_ref` are kept, `K = floor(ratio N)` of `N`, and `loss = sum of their L / K`. All tokens are read; no gradient flows through
 //! the choice. Held-out losses are those of all targets, as without it. Recipe: `rho-1.toml`.
 
@@ -11,7 +11,8 @@ use espalier_models::{model::LanguageModel, taps::Unobserved};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Batch, Loss, Metric, Objective, PackedRows, check_causal, reference, registry::Entry, rows,
+    Batch, Loss, Metric, Objective, OtherPasses, PackedRows, check_causal, reference,
+    registry::Entry, rows,
 };
 use crate::{
     Error, Result,
@@ -142,24 +143,16 @@ const REFERENCE: &str = "reference_loss";
 /// The column of what is drawn for each target of a batch.
 const DRAWN: &str = "drawn";
 
-/// Samples that are scored by the reference at once.
-const AT_ONCE: usize = 16;
-
 /// The objective.
 #[derive(Debug)]
 pub struct Selective {
     options: SelectiveOptions,
-    /// The reference, once the run has started.
-    reference: Option<LanguageModel>,
 }
 
 impl Selective {
-    /// Without its reference, which is read when a run starts.
+    /// The reference is read where samples are prepared.
     pub fn new(options: SelectiveOptions) -> Self {
-        Self {
-            options,
-            reference: None,
-        }
+        Self { options }
     }
 
     /// How many targets are learned of so many in each of some groups.
@@ -238,18 +231,22 @@ impl Objective for Selective {
         }
     }
 
-    fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
-        if self.options.select.needs_reference() {
-            self.reference = Some(reference::load(&self.options.reference, model)?);
+    /// A pass over all samples of a reference that is taken to be as large as the model.
+    fn other_passes(&self, model: &LanguageModel) -> OtherPasses {
+        let pass = 2.0 * model.spec().active_parameter_count();
+        let asked = f64::from(u8::from(self.options.select.needs_reference()));
+        OtherPasses {
+            once: asked * pass,
+            each: 0.0,
         }
-        Ok(())
     }
 
-    fn prepare(&self, _: &LanguageModel, samples: &mut [Sample]) -> Result<()> {
-        let Some(reference) = &self.reference else {
+    fn prepare(&self, model: &LanguageModel, samples: &mut [Sample]) -> Result<()> {
+        if !self.options.select.needs_reference() {
             return Ok(());
-        };
-        for chunk in samples.chunks_mut(AT_ONCE) {
+        }
+        let reference = &reference::load(&self.options.reference, model)?;
+        reference::in_turn(samples, &mut |chunk| {
             let all: Vec<&Sample> = chunk.iter().collect();
             let tokens = TokenBatch::new(&rows(self.name(), &all)?);
             let (states, _) = tokens.predicting(reference, &mut Unobserved)?;
@@ -261,8 +258,8 @@ impl Objective for Selective {
             for (sample, losses) in chunk.iter_mut().zip(of_rows) {
                 sample.columns.set_numbers(REFERENCE, losses);
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn collate(

@@ -1,8 +1,11 @@
 //! A reward by a program of one's own: it is started once and asked in JSON lines.
 //!
-//! For each answer it gets one line, `{"prompt": ..., "messages": [...], "completion": ..., "record": {...}}`, and prints one: a number,
-//! `null` where it has no opinion, or `{"reward": ...}`. The lines of a batch are sent without waiting, the answers are expected in
+//! For each answer it gets one line, `{"id": ..., "prompt": ..., "messages": [...], "completion": ..., "record": {...}}`, and prints one: a
+//! number, `null` where it has no opinion, or `{"reward": ...}`. The lines of a batch are sent without waiting, the answers are expected in
 //! the same order. Output must be flushed line by line. What the program writes to its standard error is kept for messages.
+//!
+//! A line too many would give every later answer the reward of another one, so that it is waited for behind each batch, for as long as an
+//! answer has taken. A program that repeats the id, `{"id": ..., "reward": ...}`, proves whose reward it is, and is not waited for.
 
 use std::{
     collections::VecDeque,
@@ -13,13 +16,15 @@ use std::{
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use burn::tensor::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::{Asked, Reward, failed, parsed, shortened};
+use super::{Asked, Read as Named, Reward, Source, failed, parsed, shortened};
 use crate::{Error, Result};
 
 /// The options of a command.
@@ -38,10 +43,16 @@ fn usual_timeout() -> f64 {
     60.0
 }
 
-impl CommandOptions {
-    /// # Errors
-    /// When there is no program, or no time to answer.
-    pub(super) fn check(&self) -> Result<()> {
+impl Source for CommandOptions {
+    fn reads(&mut self) -> Vec<Named<'_>> {
+        self.run.iter().map(|word| Named::File(word)).collect()
+    }
+
+    fn build(&self, _: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(CommandReward::new(self.clone())?))
+    }
+
+    fn check(&self) -> Result<()> {
         if self.run.first().is_none_or(String::is_empty) {
             return Err(Error::Option {
                 key: "run",
@@ -71,6 +82,9 @@ const KEPT_LINES: usize = 8;
 
 /// How long a program that closed its output may take to end, before its end is not waited for.
 const LAST_MOMENTS: Duration = Duration::from_millis(500);
+
+/// How long at least a line too many is waited for.
+const LAST_LINE: Duration = Duration::from_millis(20);
 
 /// The program, started when it is first asked.
 #[derive(Debug)]
@@ -108,22 +122,18 @@ impl Reward for CommandReward {
                 ))
             })?,
         };
-        let lines = answers.iter().map(|asked| format!("{}\n", asked.to_json()));
-        running.send(lines.collect());
         let wait = Duration::from_secs_f64(self.options.timeout);
-        let mut scores = Vec::with_capacity(answers.len());
-        for number in 1..=answers.len() {
-            match running.score(wait) {
-                Ok(score) => scores.push(score),
-                Err(fault) => {
-                    let place = format!("answer {number} of {}", answers.len());
-                    let reason = running.explain(&fault, &place, self.options.timeout);
-                    return Err(self.failed(reason));
-                }
+        match running.ask(answers, wait) {
+            Ok(scores) => {
+                self.running = Some(running);
+                Ok(scores)
+            }
+            Err((number, fault)) => {
+                let place = format!("answer {number} of {}", answers.len());
+                let reason = running.explain(&fault, &place, self.options.timeout);
+                Err(self.failed(reason))
             }
         }
-        self.running = Some(running);
-        Ok(scores)
     }
 }
 
@@ -135,6 +145,8 @@ enum Fault {
     Silent,
     /// What came is no number.
     Wrong(String),
+    /// What came is of another question, or of none.
+    Shifted(String),
 }
 
 /// A program under way. Its pipes have threads of their own, so that neither side ever waits for the other to read.
@@ -144,6 +156,8 @@ struct Running {
     questions: Option<Sender<String>>,
     lines: Receiver<String>,
     errors: Arc<Mutex<VecDeque<String>>>,
+    /// Questions that were asked.
+    asked: u64,
 }
 
 impl Running {
@@ -177,6 +191,7 @@ impl Running {
             questions: Some(questions),
             lines,
             errors,
+            asked: 0,
         })
     }
 
@@ -187,25 +202,71 @@ impl Running {
         }
     }
 
-    fn score(&self, wait: Duration) -> Result<Option<f64>, Fault> {
+    /// The rewards of some answers; what went wrong at which of them, from 1.
+    fn ask(
+        &mut self,
+        answers: &[Asked<'_>],
+        wait: Duration,
+    ) -> Result<Vec<Option<f64>>, (usize, Fault)> {
+        if let Ok(line) = self.lines.try_recv() {
+            return Err((1, Fault::Shifted(line)));
+        }
+        let first = self.asked;
+        self.asked += answers.len() as u64;
+        let line = |(id, asked): (u64, &Asked<'_>)| {
+            let mut question = asked.to_json();
+            question["id"] = id.into();
+            format!("{question}\n")
+        };
+        self.send((first..).zip(answers).map(line).collect());
+        let mut scores = Vec::with_capacity(answers.len());
+        let (mut longest, mut proven) = (LAST_LINE, true);
+        for (id, number) in (first..self.asked).zip(1..) {
+            let started = Instant::now();
+            let (score, repeats) = self.score(id, wait).map_err(|fault| (number, fault))?;
+            longest = longest.max(started.elapsed());
+            proven &= repeats;
+            scores.push(score);
+        }
+        match proven {
+            true => Ok(scores),
+            false => match self.lines.recv_timeout(longest.min(wait)) {
+                Ok(line) => Err((answers.len(), Fault::Shifted(line))),
+                Err(_) => Ok(scores),
+            },
+        }
+    }
+
+    /// The reward of the question `id`, and whether the line says that it is.
+    fn score(&self, id: u64, wait: Duration) -> Result<(Option<f64>, bool), Fault> {
         let line = self.lines.recv_timeout(wait).map_err(|error| match error {
             RecvTimeoutError::Timeout => Fault::Silent,
             RecvTimeoutError::Disconnected => Fault::Ended,
         })?;
-        let value = serde_json::from_str(&line).ok();
-        value
-            .and_then(|value| parsed(&value))
-            .ok_or(Fault::Wrong(line))
+        let value: Option<Value> = serde_json::from_str(&line).ok();
+        let Some((value, score)) = value.and_then(|value| Some((parsed(&value)?, value))) else {
+            return Err(Fault::Wrong(line));
+        };
+        match score.get("id") {
+            None => Ok((value, false)),
+            Some(repeated) if *repeated == id => Ok((value, true)),
+            Some(_) => Err(Fault::Shifted(line)),
+        }
     }
 
     /// What went wrong, with the program's end and its last words.
     fn explain(&mut self, fault: &Fault, place: &str, timeout: f64) -> String {
         let reason = match fault {
             Fault::Silent => format!(
-                "gave no reward for {place} within {timeout} seconds; check that it answers every line and flushes its output, or raise `timeout`"
+                "gave no reward for {place} within {timeout} seconds; check that it prints a line for every question and flushes its output, or raise `timeout`"
             ),
             Fault::Wrong(line) => format!(
                 "printed {:?} for {place} where a number, null or {{\"reward\": number}} is expected; print anything else to the standard error",
+                shortened(line)
+            ),
+            Fault::Shifted(line) => format!(
+                "printed {:?} at {place}, which is a line too many or of another question, so that rewards would go to other answers; \
+                 print one line for each question, in order, and anything else to the standard error",
                 shortened(line)
             ),
             Fault::Ended => match self.end() {
@@ -392,6 +453,55 @@ mod tests {
             missing.contains("`no-such-program-here` cannot be started"),
             "{missing}"
         );
+    }
+
+    #[test]
+    fn rewards_never_shift() {
+        for program in [
+            // A greeting, a line too many for each question, one long after the last answer of a batch.
+            "echo 0; while read -r line; do echo 1; done",
+            "while read -r line; do echo 1; sleep 0.1; echo 2; done",
+            "while read -r line; do sleep 0.05; echo 1; echo 2; done",
+            "read -r line; read -r line; echo 1; sleep 0.3; echo 2; sleep 0.2; echo 3; sleep 9",
+        ] {
+            let error = complaint(program, 20.0);
+            assert!(error.contains("a line too many"), "{program}: {error}");
+        }
+        // A line too few.
+        let error = complaint(
+            "read -r line; while read -r line; do echo 1; done; sleep 9",
+            0.4,
+        );
+        assert!(error.contains("no reward for answer 2 of 2"), "{error}");
+        // What comes between two batches is of no question.
+        let program =
+            "read -r line; echo 1; (sleep 0.2; echo 5) & while read -r line; do echo 2; done";
+        let run = ["sh", "-c", program].map(str::to_owned).to_vec();
+        let options = CommandOptions { run, timeout: 20.0 };
+        let mut reward = CommandReward::new(options).unwrap();
+        assert_eq!(score(&mut reward, &["a"]).unwrap(), [Some(1.0)]);
+        thread::sleep(Duration::from_millis(400));
+        let error = score(&mut reward, &["b"]).unwrap_err().to_string();
+        assert!(error.contains("printed \"5\" at answer 1 of 1"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_repeats_ids_is_held_to_them() {
+        let of = |number: &str| {
+            format!(
+                r#"while read -r line; do id=${{line#*'"id":'}}; id=${{id%%[!0-9]*}}; echo "{{\"id\": $(({number})), \"reward\": $id}}"; done"#
+            )
+        };
+        let run = ["sh", "-c", &of("id")].map(str::to_owned).to_vec();
+        let options = CommandOptions { run, timeout: 20.0 };
+        let mut reward = CommandReward::new(options).unwrap();
+        assert_eq!(
+            score(&mut reward, &["a", "b"]).unwrap(),
+            [Some(0.0), Some(1.0)]
+        );
+        assert_eq!(score(&mut reward, &["c"]).unwrap(), [Some(2.0)]);
+        let error = complaint(&of("id + 1"), 20.0);
+        assert!(error.contains("of another question"), "{error}");
     }
 
     #[test]

@@ -1,18 +1,26 @@
-//! A reward by a server: the answers of a batch are sent in one HTTP request.
+//! A reward by a server: the answers of a batch are sent in one HTTP request, or in several at once.
 //!
 //! The request is a POST of `{"answers": [{"prompt": ..., "messages": [...], "completion": ..., "record": {...}}, ...]}` in JSON, the
 //! response `{"rewards": [...]}` or the list alone, with a number, `null` or `{"reward": ...}` for each answer, in order. A request that
 //! fails on its way, or that the server cannot serve at the moment (429, 5xx), is repeated after a growing pause; one that it
 //! refuses is not.
 
-use std::{thread, time::Duration};
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
+use burn::tensor::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Asked, Reward, command::check_timeout, failed, parsed, shortened};
-use crate::{Error, Result};
+use super::{Asked, Reward, Source, command::check_timeout, failed, parsed, shortened};
+use crate::{Error, Result, error::at_least};
 
 /// The options of an endpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +36,14 @@ pub struct EndpointOptions {
     #[serde(default = "usual_retries")]
     #[schemars(range(max = 20))]
     pub retries: usize,
+    /// Most answers of a request; all of a batch when absent. A judge is asked for one at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub answers: Option<usize>,
+    /// Most requests at a time.
+    #[serde(default = "usual_concurrency")]
+    #[schemars(range(min = 1, max = 256))]
+    pub concurrency: usize,
 }
 
 fn usual_timeout() -> f64 {
@@ -38,6 +54,13 @@ fn usual_retries() -> usize {
     3
 }
 
+fn usual_concurrency() -> usize {
+    8
+}
+
+/// Most requests at a time: each has a thread.
+const MOST_REQUESTS: usize = 256;
+
 /// Most repetitions of a request; the last pause is then over a day long.
 const MOST_RETRIES: usize = 20;
 
@@ -47,10 +70,12 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Most bytes of a response.
 const LARGEST_RESPONSE: u64 = 64 << 20;
 
-impl EndpointOptions {
-    /// # Errors
-    /// When the address is none, or the waits make no sense.
-    pub(super) fn check(&self) -> Result<()> {
+impl Source for EndpointOptions {
+    fn build(&self, _: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(EndpointReward::new(self.clone())?))
+    }
+
+    fn check(&self) -> Result<()> {
         if !["http://", "https://"]
             .iter()
             .any(|scheme| self.url.starts_with(scheme))
@@ -68,6 +93,13 @@ impl EndpointOptions {
                 reason,
             });
         }
+        if !(1..=MOST_REQUESTS).contains(&self.concurrency) {
+            return Err(Error::Option {
+                key: "concurrency",
+                reason: format!("{} is outside 1 to {MOST_REQUESTS}", self.concurrency),
+            });
+        }
+        at_least("answers", self.answers.unwrap_or(1), 1)?;
         check_timeout(self.timeout)
     }
 }
@@ -86,16 +118,29 @@ impl EndpointReward {
 
 impl Reward for EndpointReward {
     fn score(&mut self, answers: &[Asked<'_>]) -> Result<Vec<Option<f64>>> {
-        let all: Vec<Value> = answers.iter().map(|asked| asked.to_json()).collect();
-        let response = self.0.post(&json!({"answers": all}))?;
-        let list = response.get("rewards").unwrap_or(&response).as_array();
+        let most = self.0.options.answers.unwrap_or(answers.len()).max(1);
+        let body = |answers: &[Asked<'_>]| {
+            let all: Vec<Value> = answers.iter().map(|asked| asked.to_json()).collect();
+            json!({"answers": all})
+        };
+        let bodies: Vec<Value> = answers.chunks(most).map(body).collect();
+        let responses = self.0.post_all(&bodies)?;
+        let rewards = responses.iter().zip(answers.chunks(most));
+        let rewards = rewards.map(|(response, answers)| self.rewards(response, answers.len()));
+        Ok(rewards.collect::<Result<Vec<_>>>()?.concat())
+    }
+}
+
+impl EndpointReward {
+    /// The rewards of a response to a request with `count` answers.
+    fn rewards(&self, response: &Value, count: usize) -> Result<Vec<Option<f64>>> {
+        let list = response.get("rewards").unwrap_or(response).as_array();
         let rewards = list.and_then(|list| list.iter().map(parsed).collect::<Option<Vec<_>>>());
         match rewards {
-            Some(rewards) if rewards.len() == answers.len() => Ok(rewards),
+            Some(rewards) if rewards.len() == count => Ok(rewards),
             Some(rewards) => Err(self.0.failed(format!(
-                "gave {} rewards for {} answers; there must be one for each, in order",
+                "gave {} rewards for {count} answers; there must be one for each, in order",
                 rewards.len(),
-                answers.len()
             ))),
             None => Err(self.0.failed(format!(
                 "answered {} where {{\"rewards\": [...]}} with a number or null for each answer is expected",
@@ -140,11 +185,47 @@ impl Endpoint {
         })
     }
 
+    /// Sends requests, as many at a time as the options allow; the responses are in the order of the requests.
+    ///
+    /// # Errors
+    /// When one of them fails; those that were not sent by then are not.
+    pub(super) fn post_all(&self, bodies: &[Value]) -> Result<Vec<Value>> {
+        let next = AtomicUsize::new(0);
+        let responses = Mutex::new(Vec::with_capacity(bodies.len()));
+        let take = || {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            bodies.get(number).map(|body| (number, body))
+        };
+        let work = || {
+            while let Some((number, body)) = take() {
+                let response = self.post(body);
+                if response.is_err() {
+                    next.store(bodies.len(), Ordering::Relaxed);
+                }
+                let mut all = responses.lock().unwrap_or_else(PoisonError::into_inner);
+                all.push((number, response));
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..self.options.concurrency.min(bodies.len()) {
+                scope.spawn(work);
+            }
+        });
+        let mut responses = responses
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        responses.sort_by_key(|(number, _)| *number);
+        responses
+            .into_iter()
+            .map(|(_, response)| response)
+            .collect()
+    }
+
     /// Sends a request and repeats it where that may help.
     ///
     /// # Errors
     /// When there is no response, or it is no JSON.
-    pub(super) fn post(&self, body: &Value) -> Result<Value> {
+    fn post(&self, body: &Value) -> Result<Value> {
         let body = body.to_string();
         let (mut pause, mut attempt) = (FIRST_PAUSE, 1);
         loop {
@@ -247,6 +328,8 @@ mod tests {
             url: url.to_owned(),
             timeout: 20.0,
             retries,
+            answers: None,
+            concurrency: 8,
         };
         let (messages, record) = ([Message::user("?")], json!({"gold": 1}));
         let asked = |answer| Asked {
@@ -265,6 +348,69 @@ mod tests {
         let sent: Value = serde_json::from_str(&sent.recv().unwrap()).unwrap();
         assert_eq!(sent["answers"][1]["completion"], "b");
         assert_eq!(sent["answers"][0]["record"]["gold"], 1);
+    }
+
+    /// A server whose every request waits until `together` are there, and gets its answers' lengths as rewards.
+    fn patient(together: usize) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/score", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            let mut waiting = Vec::new();
+            while let Ok((stream, _)) = listener.accept() {
+                let mut reader = BufReader::new(stream);
+                let (mut length, mut line) = (0, String::from("-"));
+                while !line.trim().is_empty() {
+                    line.clear();
+                    reader.read_line(&mut line).unwrap();
+                    if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap();
+                    }
+                }
+                let mut sent = vec![0; length];
+                reader.read_exact(&mut sent).unwrap();
+                waiting.push((reader.into_inner(), sent));
+                if waiting.len() < together {
+                    continue;
+                }
+                for (mut stream, sent) in waiting.drain(..) {
+                    let sent: Value = serde_json::from_slice(&sent).unwrap();
+                    let answers = sent["answers"].as_array().unwrap();
+                    let length = |answer: &Value| answer["completion"].as_str().unwrap().len();
+                    let body = json!(answers.iter().map(length).collect::<Vec<_>>()).to_string();
+                    let head = format!("HTTP/1.1 200 X\r\ncontent-length: {}", body.len());
+                    let response = format!("{head}\r\nconnection: close\r\n\r\n{body}");
+                    stream.write_all(response.as_bytes()).unwrap();
+                }
+            }
+        });
+        url
+    }
+
+    #[test]
+    fn requests_go_out_together_and_come_back_in_order() {
+        let options = |concurrency: usize| EndpointOptions {
+            url: patient(3),
+            timeout: 2.0,
+            retries: 0,
+            answers: Some(2),
+            concurrency,
+        };
+        let texts: Vec<String> = (0..12).map(|length| "x".repeat(length)).collect();
+        let messages = [Message::user("?")];
+        let asked = |answer| Asked {
+            messages: &messages,
+            answer,
+            tokens: 1,
+            record: &Value::Null,
+        };
+        let answers: Vec<Asked<'_>> = texts.iter().map(String::as_str).map(asked).collect();
+        let mut reward = EndpointReward::new(options(3)).unwrap();
+        let expected: Vec<_> = (0..12).map(|length| Some(f64::from(length))).collect();
+        assert_eq!(reward.score(&answers).unwrap(), expected);
+        // Two at a time never are three.
+        let mut reward = EndpointReward::new(options(2)).unwrap();
+        assert!(reward.score(&answers).is_err());
+        assert!(EndpointReward::new(options(0)).is_err());
     }
 
     #[test]

@@ -15,13 +15,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Asked, Reward,
+    Asked, Read, Reward, Source,
     endpoint::{Endpoint, EndpointOptions},
     failed, model,
     rules::compiled,
     shortened,
 };
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    error::{at_least, positive},
+};
 
 /// The options of a judge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,8 +36,8 @@ pub struct JudgeOptions {
     /// A server of OpenAI's chat completions; absent where `model` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<EndpointOptions>,
-    /// The model that the endpoint is asked for.
-    #[serde(default)]
+    /// The model that the endpoint is asked for, by its name there; given with `endpoint` alone.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub endpoint_model: String,
     /// What the judge is asked; `{prompt}` and `{answer}` stand for what it judges.
     #[serde(default = "usual_prompt")]
@@ -52,8 +55,11 @@ pub struct JudgeOptions {
     pub max_new_tokens: usize,
 }
 
+/// What a judge is asked where nothing else is said.
+pub const USUAL_PROMPT: &str = "Rate the answer to the question from 0 (useless) to 10 (perfect). Question: {prompt}\nAnswer: {answer}\nReply with `Score: ` and the number.";
+
 fn usual_prompt() -> String {
-    "Rate the answer to the question from 0 (useless) to 10 (perfect). Question: {prompt}\nAnswer: {answer}\nReply with `Score: ` and the number.".into()
+    USUAL_PROMPT.into()
 }
 
 fn usual_pattern() -> String {
@@ -68,10 +74,16 @@ fn usual_length() -> usize {
     64
 }
 
-impl JudgeOptions {
-    /// # Errors
-    /// When there is not one judge, its question lacks the answer, or the pattern lacks a group.
-    pub(super) fn check(&self) -> Result<()> {
+impl Source for JudgeOptions {
+    fn reads(&mut self) -> Vec<Read<'_>> {
+        self.model.iter_mut().map(Read::Model).collect()
+    }
+
+    fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(JudgeReward::load(self.clone(), device)?))
+    }
+
+    fn check(&self) -> Result<()> {
         let wrong = |key, reason: &str| {
             Err(Error::Option {
                 key,
@@ -81,51 +93,62 @@ impl JudgeOptions {
         if self.model.is_some() == self.endpoint.is_some() {
             return wrong("judge", "give one of `model` and `endpoint`");
         }
+        match (&self.endpoint, self.endpoint_model.is_empty()) {
+            (Some(_), true) => {
+                let reason = "the endpoint is asked for a model by its name; give it";
+                return wrong("endpoint_model", reason);
+            }
+            (None, false) => {
+                let reason = "is asked of an endpoint, and the judge is a folder; leave it out";
+                return wrong("endpoint_model", reason);
+            }
+            _ => {}
+        }
+        if self.endpoint.as_ref().is_some_and(|e| e.answers.is_some()) {
+            return wrong(
+                "answers",
+                "a judge is asked for one answer at a time; leave it out",
+            );
+        }
         if !self.prompt.contains("{answer}") {
             return wrong(
                 "prompt",
                 "the judge never sees the answer; put {answer} where it belongs",
             );
         }
-        if !(self.scale > 0.0 && self.scale.is_finite()) {
-            return wrong("scale", "must be a positive number");
-        }
-        if self.max_new_tokens == 0 {
-            return wrong("max_new_tokens", "a reply has at least one token");
-        }
+        positive("scale", self.scale)?;
+        at_least("max_new_tokens", self.max_new_tokens, 1)?;
         if compiled(&self.pattern)?.captures_len() < 2 {
             return wrong("pattern", "has no group; put parentheses around the number");
         }
-        self.endpoint
-            .as_ref()
-            .map_or(Ok(()), EndpointOptions::check)
+        self.endpoint.as_ref().map_or(Ok(()), Source::check)
     }
+}
 
+impl JudgeOptions {
     fn question(&self, asked: &Asked<'_>) -> Vec<Message> {
-        // In one pass, so that an answer that says {prompt} stays as it is.
-        let mut text = String::new();
-        let mut rest = self.prompt.as_str();
-        while let Some(at) = rest.find('{') {
-            text.push_str(&rest[..at]);
-            rest = &rest[at..];
-            let known = [
-                ("{prompt}", asked.prompt()),
-                ("{answer}", asked.answer.to_owned()),
-            ];
-            match known.into_iter().find(|(name, _)| rest.starts_with(name)) {
-                Some((name, value)) => {
-                    text.push_str(&value);
-                    rest = &rest[name.len()..];
-                }
-                None => {
-                    text.push('{');
-                    rest = &rest[1..];
-                }
-            }
-        }
-        text.push_str(rest);
+        let text = question(&self.prompt, &asked.prompt(), asked.answer);
         vec![Message::user(text)]
     }
+}
+
+/// What a judge is asked, with prompt and answer in the places of `{prompt}` and `{answer}`.
+pub fn question(asked: &str, prompt: &str, answer: &str) -> String {
+    // In one pass, so that an answer that says {prompt} stays as it is.
+    let (mut text, mut rest) = (String::new(), asked);
+    while let Some(at) = rest.find('{') {
+        text.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let known = [("{prompt}", prompt), ("{answer}", answer)];
+        let (name, value) = known
+            .into_iter()
+            .find(|(name, _)| rest.starts_with(name))
+            .unwrap_or(("{", "{"));
+        text.push_str(value);
+        rest = &rest[name.len()..];
+    }
+    text.push_str(rest);
+    text
 }
 
 /// Who judges.
@@ -170,8 +193,10 @@ impl JudgeReward {
         match &self.judge {
             Judge::Model(model) => self.of_model(model, questions),
             Judge::Endpoint(endpoint) => {
-                let reply = |question: &Vec<Message>| self.of_endpoint(endpoint, question);
-                questions.iter().map(reply).collect()
+                let bodies: Vec<Value> = questions.iter().map(|q| self.body(q)).collect();
+                let responses = endpoint.post_all(&bodies)?;
+                let reply = |response: &Value| reply_of(endpoint, response);
+                responses.iter().map(reply).collect()
             }
         }
     }
@@ -195,21 +220,13 @@ impl JudgeReward {
         Ok(replies)
     }
 
-    fn of_endpoint(&self, endpoint: &Endpoint, question: &[Message]) -> Result<String> {
-        let response = endpoint.post(&json!({
+    /// What an endpoint is sent.
+    fn body(&self, question: &[Message]) -> Value {
+        json!({
             "model": self.options.endpoint_model,
             "messages": question,
             "max_tokens": self.options.max_new_tokens,
             "temperature": 0,
-        }))?;
-        let text = response
-            .pointer("/choices/0/message/content")
-            .and_then(Value::as_str);
-        text.map(str::to_owned).ok_or_else(|| {
-            let response = shortened(&response.to_string());
-            endpoint.failed(format!(
-                "answered {response} where `choices` with a message's `content` is expected"
-            ))
         })
     }
 
@@ -218,6 +235,19 @@ impl JudgeReward {
         let number: f64 = number.parse().ok()?;
         Some(number / self.options.scale)
     }
+}
+
+/// The text of an endpoint's response.
+fn reply_of(endpoint: &Endpoint, response: &Value) -> Result<String> {
+    let text = response
+        .pointer("/choices/0/message/content")
+        .and_then(Value::as_str);
+    text.map(str::to_owned).ok_or_else(|| {
+        let response = shortened(&response.to_string());
+        endpoint.failed(format!(
+            "answered {response} where `choices` with a message's `content` is expected"
+        ))
+    })
 }
 
 impl Reward for JudgeReward {
@@ -271,7 +301,8 @@ mod tests {
 
     #[test]
     fn scores_are_found_and_scaled() {
-        let options = options(r#"{"endpoint": {"url": "http://localhost/"}}"#);
+        let options =
+            options(r#"{"endpoint": {"url": "http://localhost/"}, "endpoint_model": "m"}"#);
         let judge = JudgeReward::load(options, &Device::flex()).unwrap();
         assert_eq!(judge.found("I think. Score: 7.5"), Some(0.75));
         assert_eq!(judge.found("score:10"), Some(1.0));
@@ -309,6 +340,18 @@ mod tests {
     fn senseless_judges_are_refused() {
         for (text, words) in [
             ("{}", "one of `model` and `endpoint`"),
+            (
+                r#"{"endpoint": {"url": "http://localhost/"}}"#,
+                "`endpoint_model`: the endpoint is asked for a model",
+            ),
+            (
+                r#"{"model": "m", "endpoint_model": "n"}"#,
+                "`endpoint_model`: is asked of an endpoint",
+            ),
+            (
+                r#"{"endpoint": {"url": "http://localhost/", "answers": 2}, "endpoint_model": "m"}"#,
+                "one answer at a time",
+            ),
             (
                 r#"{"model": "m", "prompt": "well?"}"#,
                 "never sees the answer",

@@ -28,7 +28,7 @@ use self::{
     rules::{LengthOptions, RegexOptions},
     world::WorldOptions,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, metrics::MetricDescription};
 
 /// An answer that is to be scored.
 #[derive(Debug, Clone, Copy)]
@@ -81,81 +81,108 @@ pub enum Read<'a> {
     File(&'a str),
 }
 
-/// Where a reward comes from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum RewardOptions {
-    /// The checker of the generated world that the prompt is from: 1 for a right answer, else 0.
-    World(WorldOptions),
-    /// A program that is asked in JSON lines.
-    Command(CommandOptions),
-    /// A server that is asked by HTTP.
-    Endpoint(EndpointOptions),
-    /// A reward model: a classifier of texts with one label.
-    Model(ModelOptions),
-    /// A model that is asked in words for a score.
-    Judge(JudgeOptions),
-    /// How near an answer comes to a length.
-    Length(LengthOptions),
-    /// Whether an answer matches a regular expression: 1 or 0.
-    Regex(RegexOptions),
-}
+/// What the options of a source can do.
+trait Source {
+    /// Whether they make sense, as far as can be told before anything runs.
+    fn check(&self) -> Result<()>;
 
-impl RewardOptions {
-    /// The source's name in metrics.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::World(_) => "world",
-            Self::Command(_) => "command",
-            Self::Endpoint(_) => "endpoint",
-            Self::Model(_) => "model",
-            Self::Judge(_) => "judge",
-            Self::Length(_) => "length",
-            Self::Regex(_) => "regex",
-        }
-    }
-
-    /// Whether the options make sense, as far as can be told before anything runs.
-    ///
-    /// # Errors
-    /// The first option that does not.
-    pub fn check(&self) -> Result<()> {
-        match self {
-            Self::World(_) => Ok(()),
-            Self::Command(options) => options.check(),
-            Self::Endpoint(options) => options.check(),
-            Self::Model(options) => options.check(),
-            Self::Judge(options) => options.check(),
-            Self::Length(options) => options.check(),
-            Self::Regex(options) => options.check(),
-        }
-    }
-
-    /// What the source reads besides the recipe.
-    pub fn reads(&mut self) -> Vec<Read<'_>> {
-        match self {
-            Self::Model(options) => vec![Read::Model(&mut options.path)],
-            Self::Judge(options) => options.model.iter_mut().map(Read::Model).collect(),
-            Self::Command(options) => options.run.iter().map(|word| Read::File(word)).collect(),
-            Self::World(_) | Self::Endpoint(_) | Self::Length(_) | Self::Regex(_) => Vec::new(),
-        }
+    /// What they name besides the recipe.
+    fn reads(&mut self) -> Vec<Read<'_>> {
+        Vec::new()
     }
 
     /// The source itself.
-    ///
-    /// # Errors
-    /// When an option makes no sense, or a model cannot be loaded.
-    pub fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
-        Ok(match self {
-            Self::World(_) => Box::new(world::WorldReward),
-            Self::Command(options) => Box::new(command::CommandReward::new(options.clone())?),
-            Self::Endpoint(options) => Box::new(endpoint::EndpointReward::new(options.clone())?),
-            Self::Model(options) => Box::new(model::ModelReward::load(options, device)?),
-            Self::Judge(options) => Box::new(judge::JudgeReward::load(options.clone(), device)?),
-            Self::Length(options) => Box::new(rules::LengthReward::new(*options)?),
-            Self::Regex(options) => Box::new(rules::RegexReward::new(options)?),
-        })
-    }
+    fn build(&self, device: &Device) -> Result<Box<dyn Reward>>;
+}
+
+/// Registers sources: help, variant, name in recipes and metrics, and options, which are a [`Source`].
+macro_rules! sources {
+    ($(#[doc = $help:literal] $variant:ident($name:literal, $options:ty)),+ $(,)?) => {
+        /// Where a reward comes from.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+        pub enum RewardOptions {
+            $(#[doc = $help] #[serde(rename = $name)] $variant($options)),+
+        }
+
+        /// The metric of the first source of each kind; [`numbered`] has those of others.
+        pub const METRICS: &[MetricDescription] = &[$(of_source(concat!("rewards/", $name, "/mean"))),+];
+
+        impl RewardOptions {
+            /// The source's name in metrics.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name),+
+                }
+            }
+
+            /// Whether the options make sense, as far as can be told before anything runs.
+            ///
+            /// # Errors
+            /// The first option that does not.
+            pub fn check(&self) -> Result<()> {
+                match self {
+                    $(Self::$variant(options) => Source::check(options)),+
+                }
+            }
+
+            /// What the source reads besides the recipe.
+            pub fn reads(&mut self) -> Vec<Read<'_>> {
+                match self {
+                    $(Self::$variant(options) => Source::reads(options)),+
+                }
+            }
+
+            /// The source itself.
+            ///
+            /// # Errors
+            /// When an option makes no sense, or a model cannot be loaded.
+            pub fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
+                match self {
+                    $(Self::$variant(options) => Source::build(options, device)),+
+                }
+            }
+        }
+    };
+}
+
+sources! {
+    /// The checker of the generated world that the prompt is from: 1 for a right answer, else 0.
+    World("world", WorldOptions),
+    /// A program that is asked in JSON lines.
+    Command("command", CommandOptions),
+    /// A server that is asked by HTTP.
+    Endpoint("endpoint", EndpointOptions),
+    /// A reward model: a classifier of texts with one label.
+    Model("model", ModelOptions),
+    /// A model that is asked in words for a score.
+    Judge("judge", JudgeOptions),
+    /// How near an answer comes to a length.
+    Length("length", LengthOptions),
+    /// Whether an answer matches a regular expression: 1 or 0.
+    Regex("regex", RegexOptions),
+}
+
+const fn of_source(name: &'static str) -> MetricDescription {
+    let chart = "reward by source";
+    MetricDescription::number(name, chart, "reward of this source, mean over answers")
+}
+
+/// The name of a source's metric.
+pub fn source_metric(source: &str) -> String {
+    format!("rewards/{source}/mean")
+}
+
+/// The description of the metric of a source that is not the first of its kind, such as `rewards/command-2/mean`.
+pub fn numbered(name: &str) -> Option<MetricDescription> {
+    let source = name.strip_prefix("rewards/")?.strip_suffix("/mean")?;
+    let (kind, number) = source.rsplit_once('-')?;
+    number.parse::<usize>().ok()?;
+    let first = source_metric(kind);
+    let first = METRICS.iter().find(|metric| metric.name == first)?;
+    Some(MetricDescription {
+        name: interned(name.to_owned()),
+        ..*first
+    })
 }
 
 /// Several sources, added with weights.
@@ -188,7 +215,8 @@ impl Rewards {
                 1 => option.name(),
                 _ => interned(format!("{}-{number}", option.name())),
             };
-            Ok((name, weight, option.build(device)?))
+            let built = option.build(device).map_err(|error| named(name, error))?;
+            Ok((name, weight, built))
         };
         let sources = options.iter().enumerate().map(source);
         Ok(Self {
@@ -199,14 +227,14 @@ impl Rewards {
     /// Asks every source for every answer.
     ///
     /// # Errors
-    /// When a source fails, or gives a number that is not finite.
+    /// [`Error::Reward`] with the source's name, when it fails or gives a number that is not finite.
     pub fn score(&mut self, answers: &[Asked<'_>]) -> Result<Scores> {
         let mut scores = Scores {
             by_source: Vec::with_capacity(self.sources.len()),
             total: vec![None; answers.len()],
         };
         for (name, weight, source) in &mut self.sources {
-            let given = source.score(answers)?;
+            let given = source.score(answers).map_err(|error| named(name, error))?;
             if given.len() != answers.len() {
                 let (found, wanted) = (given.len(), answers.len());
                 let reason = format!("gave {found} numbers for {wanted} answers");
@@ -275,6 +303,15 @@ fn failed(name: &str, reason: impl Into<String>) -> Error {
     }
 }
 
+/// An error under the name of the source that it came from; what is wrong with an option is told of by the option's.
+fn named(name: &str, error: Error) -> Error {
+    match error {
+        Error::Reward { reason, .. } => failed(name, reason),
+        error @ Error::Option { .. } => error,
+        error => failed(name, error.to_string()),
+    }
+}
+
 /// A text that fits into a message.
 fn shortened(text: &str) -> String {
     const MOST: usize = 200;
@@ -301,6 +338,7 @@ fn parsed(value: &Value) -> Option<Option<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objectives::online::rollout::RolloutOptions;
 
     fn options(text: &str) -> RewardOptions {
         serde_json::from_str(text).unwrap()
@@ -329,6 +367,71 @@ mod tests {
         assert_eq!(scores.total, [Some(-1.0), Some(0.75), Some(-0.5)]);
         let names: Vec<&str> = scores.by_source.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["regex", "length", "regex-2"]);
+    }
+
+    #[test]
+    fn every_source_has_a_metric_however_often_it_stands_there() {
+        let known = |name: &str| METRICS.iter().any(|metric| metric.name == name);
+        for name in ["world", "command", "endpoint", "model", "judge", "length"] {
+            assert!(known(&source_metric(name)), "{name}");
+        }
+        let second = numbered("rewards/regex-2/mean").unwrap();
+        assert_eq!(second.name, "rewards/regex-2/mean");
+        assert_eq!(second.chart, METRICS[0].chart);
+        for other in [
+            "rewards/regex/mean",
+            "rewards/odd-2/mean",
+            "rewards/margins",
+        ] {
+            assert_eq!(numbered(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn whatever_fails_is_told_of_by_the_sources_name() {
+        // The record is no item of a world, and the second of its kind says so.
+        let world = || options(r#"{"world": {}}"#);
+        let regex = options(r#"{"regex": {"pattern": "a"}}"#);
+        let mut rewards = Rewards::build(&[regex, world()], &[], &Device::flex()).unwrap();
+        let messages = [Message::user("?")];
+        let error = rewards.score(&[asked(&messages, "a")]).unwrap_err();
+        assert!(matches!(error, Error::Reward { .. }), "{error:?}");
+        // An item that no checker knows is an error of the data, not of the reward's own.
+        let record = json!({"task": "no-such-world", "split": "train", "index": 0, "prompt": "", "solution": "", "answer": "", "key": ""});
+        let odd = Asked {
+            record: &record,
+            ..asked(&messages, "a")
+        };
+        let error = Rewards::build(&[world()], &[], &Device::flex())
+            .unwrap()
+            .score(&[odd])
+            .unwrap_err();
+        assert!(
+            error.to_string().starts_with("the reward `world`"),
+            "{error}"
+        );
+        let missing = options(r#"{"model": {"path": "no/such/folder"}}"#);
+        let error = Rewards::build(&[missing], &[], &Device::flex()).unwrap_err();
+        assert!(
+            error.to_string().starts_with("the reward `model`"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_bare_name_that_needs_options_says_which() {
+        let read = |text: &str| serde_json::from_str::<RolloutOptions>(text);
+        let world = read(r#"{"rewards": ["world"]}"#).unwrap();
+        assert_eq!(world.rewards, [RewardOptions::World(WorldOptions {})]);
+        let error = read(r#"{"rewards": ["command"]}"#).unwrap_err().to_string();
+        assert!(
+            error.contains(
+                "`command` needs `run`; give a table such as { command = { run = ... } }"
+            ),
+            "{error}"
+        );
+        let error = read(r#"{"rewards": ["odd"]}"#).unwrap_err().to_string();
+        assert!(error.contains("unknown variant `odd`"), "{error}");
     }
 
     #[test]

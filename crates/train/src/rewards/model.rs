@@ -16,7 +16,7 @@ use espalier_models::{folder, model::LanguageModel, spec::Subject};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Reward, failed};
+use super::{Asked, Read, Reward, Source, failed};
 use crate::{Error, Result};
 
 /// The options of a reward model.
@@ -27,10 +27,8 @@ pub struct ModelOptions {
     pub path: String,
 }
 
-impl ModelOptions {
-    /// # Errors
-    /// When there is no folder.
-    pub(super) fn check(&self) -> Result<()> {
+impl Source for ModelOptions {
+    fn check(&self) -> Result<()> {
         match self.path.is_empty() {
             true => Err(Error::Option {
                 key: "path",
@@ -38,6 +36,14 @@ impl ModelOptions {
             }),
             false => Ok(()),
         }
+    }
+
+    fn reads(&mut self) -> Vec<Read<'_>> {
+        vec![Read::Model(&mut self.path)]
+    }
+
+    fn build(&self, device: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(ModelReward::load(self, device)?))
     }
 }
 

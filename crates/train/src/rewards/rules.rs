@@ -1,11 +1,12 @@
 //! Two plain rules: how near an answer comes to a length, and whether it matches a regular expression.
 
+use burn::tensor::Device;
 use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Reward};
-use crate::{Error, Result};
+use super::{Asked, Reward, Source};
+use crate::{Error, Result, error::at_least};
 
 /// The options of the reward for a length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,17 +17,13 @@ pub struct LengthOptions {
     pub target: usize,
 }
 
-impl LengthOptions {
-    /// # Errors
-    /// When the target is 0.
-    pub(super) fn check(&self) -> Result<()> {
-        match self.target {
-            0 => Err(Error::Option {
-                key: "target",
-                reason: "an answer has at least one token; give 1 or more".into(),
-            }),
-            _ => Ok(()),
-        }
+impl Source for LengthOptions {
+    fn check(&self) -> Result<()> {
+        at_least("target", self.target, 1)
+    }
+
+    fn build(&self, _: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(LengthReward::new(*self)?))
     }
 }
 
@@ -59,11 +56,13 @@ pub struct RegexOptions {
     pub pattern: String,
 }
 
-impl RegexOptions {
-    /// # Errors
-    /// When the pattern is none.
-    pub(super) fn check(&self) -> Result<()> {
+impl Source for RegexOptions {
+    fn check(&self) -> Result<()> {
         compiled(&self.pattern).map(drop)
+    }
+
+    fn build(&self, _: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(RegexReward::new(self)?))
     }
 }
 

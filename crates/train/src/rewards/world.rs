@@ -1,16 +1,27 @@
 //! The reward of a generated world: its checker's verdict, 1 or 0.
 
+use burn::tensor::Device;
 use espalier_data::worlds::{self, Item};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Reward, failed, shortened};
+use super::{Asked, Reward, Source, failed, shortened};
 use crate::Result;
 
 /// The options of a world's reward: none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorldOptions {}
+
+impl Source for WorldOptions {
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn build(&self, _: &Device) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(WorldReward))
+    }
+}
 
 /// The checker of the world that a prompt is from.
 #[derive(Debug, Clone, Copy)]

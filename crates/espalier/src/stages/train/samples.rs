@@ -31,10 +31,7 @@ pub(super) fn prepare(
     stage: &TrainStage,
 ) -> Result<(Start, Vec<Sample>, Vec<Sample>)> {
     let Registered {
-        wanted,
-        whole_pairs,
-        prompts: asks,
-        ..
+        wanted, classifies, ..
     } = stage.objective.registered();
     let mut records = data::records(&stage.data, wanted, workplace.voice)?;
     let mut held_out = data::records(&stage.validation, wanted, workplace.voice)?;
@@ -62,7 +59,7 @@ pub(super) fn prepare(
         workplace.voice,
     )?;
     let options = &stage.options;
-    if asks {
+    if wanted == Wanted::Prompts {
         let tokenizer = &start.tokenizer;
         let mut prepare = |records: &[Sourced]| {
             prompts::samples(tokenizer, records, options.length, workplace.voice)
@@ -82,7 +79,7 @@ pub(super) fn prepare(
     let packing = options.packing.then_some(Strategy::BestFitSplit);
     let mut prepare = |records: &[Sourced]| -> Result<Vec<Sample>> {
         let truncation = Truncation {
-            whole_pairs,
+            whole_pairs: classifies,
             ..Truncation::default()
         };
         let encoded = data::encode_within(

@@ -220,6 +220,10 @@ impl LinearAdapter for LowRank {
         self.dropped = seed.map(|seed| Dropout { probability, seed });
     }
 
+    fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
     fn weigh(&mut self, weight: f64) -> bool {
         let is_sum = self.magnitude.is_none();
         if is_sum {

@@ -135,6 +135,11 @@ impl Intervention for Edits {
             edit.dropped = seed.map(|seed| Dropout { probability, seed }.of(number as u64));
         }
     }
+
+    fn dropout(&self) -> f64 {
+        let shares = self.edits.iter().map(|(_, edit)| edit.dropout);
+        shares.fold(0.0, f64::max)
+    }
 }
 
 impl ReftConfig {

@@ -1,8 +1,11 @@
 //! Sums over the tokens of answers, and answers' numbers for each of their tokens, as differentiable operations.
 
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::batch::integers;
+use crate::{
+    batch::integers,
+    objectives::preference::scores::{lengths, row_sums},
+};
 
 /// Which answer each token belongs to. Tokens are the targets of a batch, all answers' one after the other.
 #[derive(Debug)]
@@ -15,13 +18,9 @@ pub struct Answers<'a> {
 impl<'a> Answers<'a> {
     /// `rows`: the answer of each token; `count`: the answers.
     pub fn new(rows: &'a [usize], count: usize, device: &Device) -> Self {
-        let mut lengths = vec![0.0; count];
-        for row in rows {
-            lengths[*row] += 1.0;
-        }
         Self {
             rows,
-            lengths,
+            lengths: lengths(rows, count).into_iter().map(f64::from).collect(),
             device: device.clone().inner(),
         }
     }
@@ -33,8 +32,7 @@ impl<'a> Answers<'a> {
 
     /// Of `[tokens]` the sum over each answer, `[answers]`.
     pub fn sums(&self, tokens: Tensor<1>) -> Tensor<1> {
-        let zeros = Tensor::<1>::zeros([self.lengths.len()], &self.device);
-        zeros.select_assign(0, self.indices(), tokens, IndexingUpdateOp::Add)
+        row_sums(tokens, self.rows, self.lengths.len())
     }
 
     /// Of `[tokens]` the mean over each answer, `[answers]`.

@@ -2,9 +2,9 @@
 //!
 //! A step makes its batches one after the other; each has a place here. In the first of `parts * rounds` steps the answers are
 //! written, in the others they are taken from here; what comes between two such cycles is nothing. The parts of a round are
-//! shuffled; one part is all answers in their order.
+//! shuffled and cut as evenly as can be, so that none is empty where there are answers enough; one part is all answers in their order.
 
-use espalier_data::{packing::Row, random::Random};
+use espalier_data::{encode::Example, packing::Row, random::Random};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -98,6 +98,12 @@ impl Buffer {
         held.part(self.phase, self.parts)
     }
 
+    /// All answers that were written for the present step; none where it learns from earlier ones.
+    pub fn written(&self) -> Vec<&Sample> {
+        let fresh: &[Held] = if self.phase == 0 { &self.held } else { &[] };
+        fresh.iter().flat_map(|held| &held.answers).collect()
+    }
+
     /// What the last step's first batch shows to readers.
     pub fn shown(&self) -> &[Value] {
         self.held.first().map_or(&[], |held| &held.shown)
@@ -144,9 +150,9 @@ impl Held {
             let round = phase / parts;
             Random::named(&format!("part|{}|{round}", self.seed)).shuffle(&mut order);
         }
-        let size = order.len().div_ceil(parts).max(1);
-        let part = order.chunks(size).nth(phase % parts);
-        part.map(<[&Sample]>::to_vec).unwrap_or_default()
+        let (part, count) = (phase % parts, order.len());
+        let [start, end] = [part, part + 1].map(|cut| cut * count / parts);
+        order[start..end].to_vec()
     }
 
     fn kept(&self) -> KeptBatch {
@@ -189,8 +195,7 @@ impl From<Kept> for Sample {
     fn from(kept: Kept) -> Self {
         let row = |KeptRow { ids, answer }: KeptRow| {
             let prompt = ids.len().saturating_sub(answer);
-            let targets = (0..ids.len()).map(|place| place >= prompt).collect();
-            Row::from(&espalier_data::encode::Example::new(ids, targets))
+            Row::from(&Example::answered(ids, prompt))
         };
         let mut columns = Columns::default();
         for (name, bits) in kept.columns {
@@ -206,7 +211,6 @@ impl From<Kept> for Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use espalier_data::encode::Example;
 
     fn answer(number: u32) -> Sample {
         let mut sample = Sample::example(&Example::new(
@@ -244,6 +248,28 @@ mod tests {
         }
         assert_ne!(rounds[..2], rounds[2..4]);
         assert!(buffer.is_due());
+    }
+
+    #[test]
+    fn parts_are_as_even_as_can_be() {
+        for (count, parts, expected) in [
+            (9, 4, vec![2, 2, 2, 3]),
+            (5, 4, vec![1, 1, 1, 2]),
+            (8, 2, vec![4, 4]),
+            // Fewer answers than parts: of a pass's last batch, or where rewards are missing.
+            (1, 2, vec![0, 1]),
+        ] {
+            let mut buffer = Buffer::new(parts, 1);
+            buffer.put((0..count).map(answer).collect(), vec![], 1);
+            let mut sizes = Vec::new();
+            for phase in 0..parts {
+                let written = if phase == 0 { count as usize } else { 0 };
+                assert_eq!(buffer.written().len(), written);
+                sizes.push(buffer.take().len());
+                buffer.after_step();
+            }
+            assert_eq!(sizes, expected);
+        }
     }
 
     #[test]

@@ -46,7 +46,10 @@ impl Critic {
     }
 
     /// Starts as the policy does.
-    pub fn start(&mut self, policy: &LanguageModel) {
+    ///
+    /// # Errors
+    /// When the policy's blocks cannot be computed again, which it asks for.
+    pub fn start(&mut self, policy: &LanguageModel) -> Result<()> {
         let width = policy.spec().hidden_width();
         let zeros = |name: &str, shape: Vec<usize>| {
             let count: usize = shape.iter().product();
@@ -57,8 +60,9 @@ impl Critic {
         self.head = vec![zeros("weight", vec![width, 1]), zeros("bias", vec![1])];
         self.model = match self.kind {
             CriticKind::Head => Vec::new(),
-            CriticKind::Model => vec![trained_alike(policy)],
+            CriticKind::Model => vec![trained_alike(policy)?],
         };
+        Ok(())
     }
 
     /// Its parameters by the name of the part.
@@ -92,15 +96,13 @@ impl Critic {
         }
     }
 
-    /// As [`Critic::values`] as numbers, outside autodiff.
+    /// As [`Critic::values`] as numbers, outside autodiff. The policy is asked for its states where the critic reads these alone.
     ///
     /// # Errors
     /// When a token id is outside the vocabulary.
-    pub fn measured(&self, batch: &TokenBatch, hidden: Tensor<2>) -> Result<Vec<f32>> {
-        let hidden = match self.model.first() {
-            Some(model) => batch.predicting(&model.frozen(), &mut Unobserved)?.0,
-            None => hidden,
-        };
+    pub fn measured(&self, batch: &TokenBatch, policy: &LanguageModel) -> Result<Vec<f32>> {
+        let model = self.model.first().unwrap_or(policy).frozen();
+        let (hidden, _) = batch.predicting(&model, &mut Unobserved)?;
         Ok(self.read(hidden.inner()).floats())
     }
 
@@ -113,11 +115,60 @@ impl Critic {
     }
 }
 
-/// A copy of which the same parameters are trained, apart from the policy's.
-fn trained_alike(policy: &LanguageModel) -> LanguageModel {
+/// A copy of which the same parameters are trained, apart from the policy's, with as little memory.
+///
+/// # Errors
+/// When the policy's blocks cannot be computed again one by one; it has refused that itself by then.
+fn trained_alike(policy: &LanguageModel) -> Result<LanguageModel> {
     let mut copy = policy.frozen();
     let trained = policy.parameters().into_iter().map(Parameter::is_trainable);
     let mut trained = trained.collect::<Vec<_>>().into_iter();
     copy.visit_mut(&mut |p| p.set_trainable(trained.next().unwrap_or(false)));
-    copy
+    copy.set_gradient_checkpointing(policy.has_gradient_checkpointing())?;
+    Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+    use espalier_data::{encode::Example, packing::Row};
+    use espalier_models::{source::Seed, spec::ModelSpec};
+
+    fn policy(seed: u64) -> LanguageModel {
+        let spec = ModelSpec::llama(16, 8, 2, 2, 1, 16, 32);
+        let mut model = LanguageModel::build(spec, &mut Seed(seed), &Device::flex()).unwrap();
+        model.set_trainable(|p| p.name().contains("blocks.1"));
+        model
+    }
+
+    #[test]
+    fn a_critic_is_trained_as_the_policy_and_spares_memory_as_it_does() {
+        for spares in [false, true] {
+            let mut policy = policy(1);
+            policy.set_gradient_checkpointing(spares).unwrap();
+            let mut critic = Critic::new(CriticKind::Model);
+            critic.start(&policy).unwrap();
+            let copy = &critic.model[0];
+            assert_eq!(copy.has_gradient_checkpointing(), spares);
+            for (own, other) in copy.parameters().iter().zip(policy.parameters()) {
+                assert_eq!(own.is_trainable(), other.is_trainable(), "{}", own.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_critic_with_a_model_asks_the_policy_for_nothing() {
+        let row = Row::from(&Example::answered(vec![1, 2, 3, 4], 1));
+        let batch = TokenBatch::new(&[&row]);
+        let [own, other] = [policy(1), policy(2)];
+        for (kind, alike) in [(CriticKind::Model, true), (CriticKind::Head, false)] {
+            let mut critic = Critic::new(kind);
+            critic.start(&own).unwrap();
+            critic.head[0].update(|flat| flat + 1.0);
+            let of_own = critic.measured(&batch, &own).unwrap();
+            assert_eq!(of_own.len(), 3);
+            assert_eq!(of_own == critic.measured(&batch, &other).unwrap(), alike);
+        }
+    }
 }

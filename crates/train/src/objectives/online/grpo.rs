@@ -19,15 +19,15 @@ use super::{
     COMMON, Method, Online,
     advantages::{self, Scale},
     answers::Answers,
-    at_least, column, common_metrics, log_probabilities, not_negative,
+    column, common_metrics, log_probabilities,
     policy_loss::{Clip, ImportanceLevel, LossType, TokenLosses, clipped_shares, k3, token_losses},
-    positive,
     rollout::{ADVANTAGE, Actor, ENDED, RolloutOptions, Written, batch_of},
     with_common,
 };
 use crate::{
     Error, Result,
     batch::Sample,
+    error::{at_least, not_negative, positive},
     metrics::MetricDescription,
     objectives::{Batch, Loss, Metric, registry::Entry},
 };
@@ -53,15 +53,17 @@ pub struct GrpoOptions {
     pub importance_sampling_level: ImportanceLevel,
     /// What advantages are divided by.
     pub scale_rewards: Scale,
-    /// How far below 1 a ratio counts.
-    #[schemars(range(min = 0.0))]
-    pub epsilon: f64,
-    /// How far above 1 a ratio counts; as `epsilon` when absent. Of `cispo` the largest weight itself, 5 when absent.
+    /// How far below 1 a ratio counts, 0.2 when absent; not of `cispo` and `sapo`, which have no such bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
+    pub epsilon: Option<f64>,
+    /// How far above 1 a ratio counts; as `epsilon` when absent. Of `cispo` the largest weight itself, 5 when absent; not of `sapo`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub epsilon_high: Option<f64>,
-    /// The largest ratio that counts where the advantage is negative; none when absent.
+    /// The largest ratio that counts where the advantage is negative, none when absent; not of `cispo` and `sapo`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 1.0))]
     pub delta: Option<f64>,
     /// Weight of the divergence from the reference.
     #[schemars(range(min = 0.0))]
@@ -82,7 +84,7 @@ impl Default for GrpoOptions {
             loss_type: LossType::default(),
             importance_sampling_level: ImportanceLevel::default(),
             scale_rewards: Scale::default(),
-            epsilon: 0.2,
+            epsilon: None,
             epsilon_high: None,
             delta: None,
             beta: 0.0,
@@ -91,6 +93,9 @@ impl Default for GrpoOptions {
         }
     }
 }
+
+/// How far from 1 a ratio counts where nothing else is said.
+const USUAL_RANGE: f64 = 0.2;
 
 /// The largest weight of CISPO where nothing else is said.
 const USUAL_WEIGHT: f64 = 5.0;
@@ -103,27 +108,63 @@ impl GrpoOptions {
         at_least("num_iterations", self.num_iterations, 1)?;
         at_least("steps_per_generation", self.steps_per_generation, 1)?;
         not_negative("beta", self.beta)?;
-        not_negative("epsilon", self.epsilon)?;
-        self.epsilon_high
-            .map_or(Ok(()), |high| positive("epsilon_high", high))?;
-        if let Some(delta) = self.delta.filter(|delta| *delta <= 1.0 + self.epsilon) {
-            return Err(Error::Option {
+        not_negative("epsilon", self.epsilon.unwrap_or(USUAL_RANGE))?;
+        positive("epsilon_high", self.epsilon_high.unwrap_or(1.0))?;
+        self.check_unread()?;
+        let bound = 1.0 + self.clip().high;
+        // What is no number is not above either.
+        let above = |delta: f64| delta > bound && delta.is_finite();
+        match self.delta {
+            Some(delta) if !above(delta) => Err(Error::Option {
                 key: "delta",
                 reason: format!(
-                    "{delta} must be above 1 + `epsilon`, where it bounds what clipping leaves free"
+                    "{delta} must be above 1 + `epsilon_high` = {bound}, where it bounds what clipping leaves free"
                 ),
-            });
+            }),
+            _ => self.rollout.check(),
         }
-        self.rollout.check()
+    }
+
+    /// Whether every option that is given is one that the loss reads.
+    fn check_unread(&self) -> Result<()> {
+        let (softened, weighted) = (
+            self.loss_type == LossType::Sapo,
+            self.loss_type == LossType::Cispo,
+        );
+        let unclipped = softened || weighted;
+        let loss = "`loss_type` does not clip ratios by it; leave it out, or choose another loss";
+        let divergence = "there is no divergence while `beta` is 0; leave it out, or set `beta`";
+        let unread = [
+            ("epsilon", self.epsilon.is_some() && unclipped, loss),
+            (
+                "epsilon_high",
+                self.epsilon_high.is_some() && softened,
+                loss,
+            ),
+            ("delta", self.delta.is_some() && unclipped, loss),
+            (
+                "use_bias_correction_kl",
+                !self.use_bias_correction_kl && self.beta == 0.0,
+                divergence,
+            ),
+        ];
+        match unread.into_iter().find(|(_, given, _)| *given) {
+            Some((key, _, reason)) => Err(Error::Option {
+                key,
+                reason: reason.into(),
+            }),
+            None => Ok(()),
+        }
     }
 
     fn clip(&self) -> Clip {
+        let range = self.epsilon.unwrap_or(USUAL_RANGE);
         let usual = match self.loss_type {
             LossType::Cispo => USUAL_WEIGHT,
-            _ => self.epsilon,
+            _ => range,
         };
         Clip {
-            low: self.epsilon,
+            low: range,
             high: self.epsilon_high.unwrap_or(usual),
             delta: self.delta,
         }
@@ -293,14 +334,50 @@ mod tests {
         for (option, words) in [
             (
                 r#""num_generations": 1"#,
-                "`num_generations`: 1 is less than 2",
+                "`num_generations`: must be at least 2",
             ),
             (r#""num_iterations": 0"#, "`num_iterations`"),
             (r#""beta": -1"#, "`beta`"),
-            (r#""delta": 1.1"#, "`delta`"),
+            (r#""delta": 1.1"#, "`delta`: 1.1 must be above"),
+            (
+                r#""delta": 1.25, "epsilon_high": 0.28"#,
+                "above 1 + `epsilon_high` = 1.28",
+            ),
+            (
+                r#""epsilon_high": 0"#,
+                "`epsilon_high`: 0 is not a positive",
+            ),
+            (
+                r#""loss_type": "sapo", "epsilon": 0.2"#,
+                "`epsilon`: `loss_type`",
+            ),
+            (
+                r#""loss_type": "cispo", "epsilon": 0.2"#,
+                "`epsilon`: `loss_type`",
+            ),
+            (
+                r#""loss_type": "sapo", "epsilon_high": 0.3"#,
+                "`epsilon_high`: `loss_type`",
+            ),
+            (
+                r#""loss_type": "cispo", "delta": 9"#,
+                "`delta`: `loss_type`",
+            ),
+            (r#""loss_type": "sapo", "delta": 9"#, "`delta`: `loss_type`"),
+            (
+                r#""use_bias_correction_kl": false"#,
+                "`use_bias_correction_kl`: there is no divergence",
+            ),
         ] {
             let said = complaint(&format!("{{{option}, {rewards}}}"));
             assert!(said.contains(words), "{said}");
+        }
+        for fine in [
+            r#""loss_type": "cispo", "epsilon_high": 3"#,
+            r#""beta": 0.1, "use_bias_correction_kl": false"#,
+            r#""epsilon": 0, "delta": 2"#,
+        ] {
+            assert_eq!(complaint(&format!("{{{fine}, {rewards}}}")), "");
         }
         assert!(complaint("{}").contains("`rewards`: nothing says"));
         let cold = complaint(r#"{"rollout": {"rewards": "world", "temperature": 0}}"#);

@@ -85,11 +85,6 @@ pub trait Method: std::fmt::Debug {
     fn judge(&self, actor: &Actor, policy: &LanguageModel, written: Written)
     -> Result<Vec<Sample>>;
 
-    /// Told of what training learns from next, before the first step on it.
-    fn learn(&mut self, judged: &[Sample]) {
-        let _ = judged;
-    }
-
     /// A batch of what was judged.
     ///
     /// # Errors
@@ -102,8 +97,11 @@ pub trait Method: std::fmt::Debug {
     /// When a token id is outside the vocabulary.
     fn loss(&self, actor: &Actor, model: &LanguageModel, batch: &Batch) -> Result<Loss>;
 
-    /// Told of the end of an optimiser step.
-    fn after_step(&mut self) {}
+    /// Told of the end of an optimiser step, and of all answers that were written for it: none where it learned from earlier ones. A step
+    /// that fails on its way does not come here, so that what it would have changed is changed once when it is taken again.
+    fn after_step(&mut self, written: &[&Sample]) {
+        let _ = written;
+    }
 
     /// Numbers that a resumed run needs, by their bits.
     fn state(&self) -> Vec<u64> {
@@ -184,6 +182,8 @@ impl<M: Method> Objective for Online<M> {
         Some(Growth {
             rows: self.method.answers(),
             tokens: self.actor.options().max_completion_length,
+            share: 1.0,
+            key: "max_completion_length",
         })
     }
 
@@ -206,7 +206,7 @@ impl<M: Method> Objective for Online<M> {
         self.actor.equip(tokenizer, device)
     }
 
-    fn check(&self, model: &LanguageModel, samples: &[Sample], o: &TrainOptions) -> Result<()> {
+    fn check(&self, model: &LanguageModel, _: &[Sample], o: &TrainOptions) -> Result<()> {
         check_causal(self.name(), model)?;
         let [parts, _] = self.method.reuse();
         let answers = o.batch * self.method.answers();
@@ -216,16 +216,19 @@ impl<M: Method> Objective for Online<M> {
                 reason: format!("{answers} answers cannot be cut into {parts} parts; raise it"),
             });
         }
-        if o.dropout > 0.0 {
-            return Err(Error::Option {
-                key: "dropout",
-                reason: format!(
-                    "`{}` compares the policy with itself; leave dropout out",
-                    self.name()
-                ),
-            });
+        let name = self.name();
+        let reason = format!(
+            "`{name}` compares the policy with the one that wrote the answers, which nothing disturbed; leave it 0"
+        );
+        let noises = [
+            ("dropout", o.dropout),
+            ("embedding_noise", o.embedding_noise),
+            ("dropout", model.adapter_dropout()),
+        ];
+        if let Some((key, _)) = noises.into_iter().find(|(_, noise)| *noise > 0.0) {
+            return Err(Error::Option { key, reason });
         }
-        self.actor.check(model, samples)
+        self.actor.reference().check(model)
     }
 
     fn start(&mut self, model: &LanguageModel, seed: u64) -> Result<()> {
@@ -249,7 +252,6 @@ impl<M: Method> Objective for Online<M> {
     fn batch(&mut self, policy: &LanguageModel, of: &[&Sample], r: &mut Random) -> Result<Batch> {
         if self.buffer.is_due() {
             let (judged, shown) = self.rollout(policy, of, r)?;
-            self.method.learn(&judged);
             self.buffer.put(judged, shown, r.next_u64());
         }
         self.method.batch(&self.buffer.take())
@@ -261,8 +263,8 @@ impl<M: Method> Objective for Online<M> {
 
     fn after_step(&mut self, model: &LanguageModel, step: usize) -> Result<()> {
         self.actor.reference_mut().after_step(model, step)?;
+        self.method.after_step(&self.buffer.written());
         self.buffer.after_step();
-        self.method.after_step();
         Ok(())
     }
 
@@ -294,48 +296,6 @@ fn unreadable(what: &str) -> Error {
     super::wrong(format!(
         "the checkpoint's state cannot be read ({what}); give another output folder"
     ))
-}
-
-/// Whether an option is above 0.
-///
-/// # Errors
-/// When it is not.
-fn positive(key: &'static str, value: f64) -> Result<()> {
-    match value > 0.0 && value.is_finite() {
-        true => Ok(()),
-        false => Err(Error::Option {
-            key,
-            reason: format!("{value} is not a positive number"),
-        }),
-    }
-}
-
-/// Whether an option is at least 0.
-///
-/// # Errors
-/// When it is not.
-fn not_negative(key: &'static str, value: f64) -> Result<()> {
-    match value >= 0.0 && value.is_finite() {
-        true => Ok(()),
-        false => Err(Error::Option {
-            key,
-            reason: format!("{value} is negative or no number"),
-        }),
-    }
-}
-
-/// Whether a count is at least `least`.
-///
-/// # Errors
-/// When it is not.
-fn at_least(key: &'static str, value: usize, least: usize) -> Result<()> {
-    match value >= least {
-        true => Ok(()),
-        false => Err(Error::Option {
-            key,
-            reason: format!("{value} is less than {least}"),
-        }),
-    }
 }
 
 /// The mean distance of an answer from the reference, which reports set against the reward.

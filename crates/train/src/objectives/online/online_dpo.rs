@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     COMMON, Method, Online,
     answers::{Answers, constant},
-    common_metrics, log_probabilities, positive,
+    common_metrics, log_probabilities,
     rollout::{Actor, RolloutOptions, Written},
     with_common,
 };
@@ -22,6 +22,7 @@ use crate::{
     Result,
     batch::{Sample, TokenBatch},
     columns::Columns,
+    error::positive,
     metrics::MetricDescription,
     objectives::{Batch, Loss, Metric, registry::Entry},
 };

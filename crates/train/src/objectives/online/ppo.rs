@@ -19,18 +19,17 @@ use serde::{Deserialize, Serialize};
 use super::{
     COMMON, Method, Online,
     advantages::{self, KlEstimator, generalised, steered, whitened},
-    at_least, column, common_metrics,
+    column, common_metrics,
     critic::{Critic, CriticKind},
-    log_probabilities, not_negative,
+    log_probabilities,
     policy_loss::{Clip, clipped},
-    positive,
     rollout::{ADVANTAGE, Actor, ENDED, OLD, REFERENCE, RolloutOptions, Written, batch_of},
     unreadable, with_common,
 };
 use crate::{
     Result,
     batch::{Sample, TokenBatch},
-    error::within,
+    error::{at_least, not_negative, positive, within},
     metrics::MetricDescription,
     objectives::{Batch, Loss, Metric, registry::Entry},
 };
@@ -290,8 +289,7 @@ impl Method for Ppo {
     }
 
     fn start(&mut self, model: &LanguageModel, _: u64) -> Result<()> {
-        self.critic.start(model);
-        Ok(())
+        self.critic.start(model)
     }
 
     fn parameters(&self) -> Vec<(&'static str, &dyn Parameters)> {
@@ -303,12 +301,7 @@ impl Method for Ppo {
     }
 
     /// Answers with a reward, and with values, advantages and returns for each token.
-    fn judge(
-        &self,
-        actor: &Actor,
-        policy: &LanguageModel,
-        written: Written,
-    ) -> Result<Vec<Sample>> {
+    fn judge(&self, _: &Actor, policy: &LanguageModel, written: Written) -> Result<Vec<Sample>> {
         let Written {
             answers, rewards, ..
         } = written;
@@ -325,9 +318,7 @@ impl Method for Ppo {
             rewards = apart(&whitened(&rewards.concat(), true), &rewards);
         }
         let rows: Vec<&Row> = answers.iter().flat_map(|answer| &answer.rows).collect();
-        let batch = TokenBatch::new(&rows);
-        let (hidden, ..) = actor.scores(policy, &batch)?;
-        let values = self.critic.measured(&batch, hidden)?;
+        let values = self.critic.measured(&TokenBatch::new(&rows), policy)?;
         let values: Vec<f64> = values.into_iter().map(f64::from).collect();
         let values = apart(&values, &rewards);
         let PpoOptions { gamma, lam, .. } = self.options;
@@ -344,8 +335,11 @@ impl Method for Ppo {
         Ok(answers)
     }
 
-    fn learn(&mut self, judged: &[Sample]) {
-        let Some(target) = self.options.kl_target else {
+    /// Steers the penalty by the answers that were written for this step, before others are.
+    fn after_step(&mut self, written: &[&Sample]) {
+        self.steps += 1;
+        let target = self.options.kl_target.filter(|_| !written.is_empty());
+        let Some(target) = target else {
             return;
         };
         let sum = |answer: &Sample, name: &str| -> f64 {
@@ -353,9 +347,9 @@ impl Method for Ppo {
             let found = columns.filter(|(known, _)| *known == name);
             found.flat_map(|(_, values)| values).sum()
         };
-        let distance = |answer: &Sample| sum(answer, OLD) - sum(answer, REFERENCE);
-        let distances: Vec<f64> = judged.iter().map(distance).collect();
-        let (kl, episodes) = (advantages::mean(&distances), judged.len() as f64);
+        let distance = |answer: &&Sample| sum(answer, OLD) - sum(answer, REFERENCE);
+        let distances: Vec<f64> = written.iter().map(distance).collect();
+        let (kl, episodes) = (advantages::mean(&distances), written.len() as f64);
         self.kl_coef = steered(self.kl_coef, kl, target, episodes, self.options.kl_horizon);
     }
 
@@ -398,13 +392,14 @@ impl Method for Ppo {
             Some(total) => sum + total * batch.units,
             None => sum,
         };
+        let auxiliary = match self.warms_up() {
+            // Nothing of the policy learns yet, its routers neither.
+            true => auxiliary.untrained(),
+            false => auxiliary,
+        };
         let mut loss = Loss::new(sum, batch.units, auxiliary);
         loss.metrics.extend(metrics);
         Ok(loss)
-    }
-
-    fn after_step(&mut self) {
-        self.steps += 1;
     }
 
     fn state(&self) -> Vec<u64> {

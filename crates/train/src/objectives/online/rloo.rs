@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     COMMON, Method, Online, advantages,
     answers::Answers,
-    at_least, column, common_metrics, log_probabilities, not_negative,
+    column, common_metrics, log_probabilities,
     policy_loss::{Clip, LogProbabilities, clipped, clipped_shares},
     rollout::{ADVANTAGE, Actor, OLD, REFERENCE, RolloutOptions, Written, batch_of},
     with_common,
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     Error, Result,
     batch::Sample,
+    error::{at_least, not_negative, positive},
     metrics::MetricDescription,
     objectives::{Batch, Loss, Metric, registry::Entry},
 };
@@ -48,7 +49,7 @@ pub struct RlooOptions {
     pub epsilon: f64,
     /// How far above 1 a ratio counts; as `epsilon` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0))]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub epsilon_high: Option<f64>,
     /// Bring the advantages of a batch to mean 0 and deviation 1.
     pub normalize_advantages: bool,
@@ -82,7 +83,7 @@ impl RlooOptions {
         at_least("steps_per_generation", self.steps_per_generation, 1)?;
         not_negative("beta", self.beta)?;
         not_negative("epsilon", self.epsilon)?;
-        not_negative("epsilon_high", self.epsilon_high.unwrap_or(0.0))?;
+        positive("epsilon_high", self.epsilon_high.unwrap_or(1.0))?;
         let is_range = |[low, high]: &[f64; 2]| low < high;
         if let Some([low, high]) = self.reward_clip_range.filter(|range| !is_range(range)) {
             return Err(Error::Option {

@@ -13,6 +13,7 @@ use espalier_data::{
 use espalier_engine::{
     decode::{DecodeOptions, Finish, Generated, decode},
     sampler::SamplerOptions,
+    text::end_tokens,
 };
 use espalier_kernels::readback::ReadFloats;
 use espalier_models::{auxiliary_losses::AuxiliaryLosses, model::LanguageModel, taps::Unobserved};
@@ -25,6 +26,7 @@ use crate::{
     Error, Result,
     batch::{Sample, TokenBatch},
     choice,
+    error::at_least,
     objectives::{
         Batch,
         reference::{self, Reference, ReferenceOptions},
@@ -85,12 +87,7 @@ impl RolloutOptions {
     /// The first that does not.
     pub fn check(&self) -> Result<()> {
         let wrong = |key, reason: String| Err(Error::Option { key, reason });
-        if self.max_completion_length == 0 {
-            return wrong(
-                "max_completion_length",
-                "an answer has at least one token".into(),
-            );
-        }
+        at_least("max_completion_length", self.max_completion_length, 1)?;
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             let reason = "must be a positive number: greedy answers to a prompt are all the same";
             return wrong("temperature", reason.into());
@@ -165,7 +162,7 @@ impl Question {
             let reason = "learns from prompts, not from preference pairs";
             return Err(super::super::wrong(reason));
         };
-        let length = row.prompts().first().map_or(0, |length| *length as usize);
+        let length = row.prompt_length();
         let parsed = |name: &str| -> Result<Value> {
             let text = &sample.columns.texts(name, 1)?[0];
             serde_json::from_str(text).map_err(|error| unreadable(name, &error))
@@ -261,28 +258,6 @@ impl Actor {
         &mut self.reference
     }
 
-    /// Whether the model has positions enough for every prompt and the longest answer.
-    ///
-    /// # Errors
-    /// When it has not, or cannot have such a reference.
-    pub fn check(&self, model: &LanguageModel, samples: &[Sample]) -> Result<()> {
-        self.reference.check(model)?;
-        let rows = samples.iter().flat_map(|sample| &sample.rows);
-        let longest = rows.map(|row| row.ids.len()).max().unwrap_or(0);
-        let wanted = longest + self.options.max_completion_length;
-        match model.spec().learned_positions() {
-            Some(limit) if wanted > limit => Err(Error::Option {
-                key: "max_completion_length",
-                reason: format!(
-                    "the longest prompt has {longest} tokens, and with an answer of {} it goes beyond the {limit} positions that \
-                     the model has learned; lower it, or `length`",
-                    self.options.max_completion_length
-                ),
-            }),
-            _ => Ok(()),
-        }
-    }
-
     /// Lets the policy answer each prompt `group` times; `with_old` adds the policy's own log-probabilities.
     ///
     /// # Errors
@@ -341,7 +316,7 @@ impl Actor {
         let options = DecodeOptions {
             max_new_tokens: self.options.max_completion_length,
             sampler: self.options.sampler(random.next_u64()),
-            end: ends(policy, tokenizer),
+            end: end_tokens(policy, tokenizer),
         };
         Ok(decode(policy, &prompts, &options, &mut |_, _| true)?)
     }
@@ -399,22 +374,10 @@ impl Tools {
     }
 }
 
-/// The tokens that end an answer.
-fn ends(policy: &LanguageModel, tokenizer: &Tokenizer) -> Vec<u32> {
-    let mut ends = policy.spec().eos.clone();
-    let own = tokenizer.special().eos.as_deref();
-    let own = own.and_then(|token| tokenizer.id(token));
-    ends.extend(own.filter(|id| !ends.contains(id)));
-    ends
-}
-
 /// A row of prompt and answer.
 fn answer(question: &Question, generated: &Generated) -> Sample {
     let ids = [question.ids.as_slice(), &generated.ids].concat();
-    let targets = (0..ids.len())
-        .map(|place| place >= question.ids.len())
-        .collect();
-    let mut sample = Sample::example(&Example::new(ids, targets));
+    let mut sample = Sample::example(&Example::answered(ids, question.ids.len()));
     let ended = f64::from(u8::from(generated.finish == Finish::End));
     sample.columns.set_numbers(ENDED, vec![ended]);
     sample
@@ -457,7 +420,10 @@ impl Written {
             set(SPREAD, spreads[of_group]);
             set(EQUAL, f64::from(u8::from(equal[of_group])));
             for (name, given) in &scores.by_source {
-                set(&source_metric(name), given[number].unwrap_or(f64::NAN));
+                set(
+                    &rewards::source_metric(name),
+                    given[number].unwrap_or(f64::NAN),
+                );
             }
         }
     }
@@ -468,11 +434,6 @@ impl Written {
             answer.columns.set_numbers(name, vec![*value]);
         }
     }
-}
-
-/// The metric of a source of rewards.
-pub fn source_metric(name: &str) -> String {
-    format!("rewards/{name}/mean")
 }
 
 /// A batch of answers with their columns; its units are its tokens.

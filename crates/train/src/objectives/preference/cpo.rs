@@ -13,9 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ACCURACIES, CHOSEN, LOGPS_CHOSEN, LOGPS_REJECTED, MARGINS, NLL_LOSS, REJECTED, better_tokens,
-    collate_pairs,
-    dpo::positive,
-    halves,
+    collate_pairs, halves,
     losses::difference::{hinge, ipo, smoothed},
     metrics_of_pairs,
     scores::{Scores, lengths, vector},
@@ -23,7 +21,7 @@ use super::{
 use crate::{
     Error, Result,
     batch::Sample,
-    error::within,
+    error::{not_negative, positive, within},
     objectives::{Batch, Loss, Metric, Objective, PackedRows, check_causal, registry::Entry},
     options::TrainOptions,
 };
@@ -100,8 +98,8 @@ impl CpoOptions {
     /// When a number is out of its range, or an option says something that the loss does not read.
     fn check(&self) -> Result<()> {
         positive("beta", self.beta)?;
-        within("cpo_alpha", self.likelihood(), 0.0, f64::MAX)?;
-        within("simpo_gamma", self.gamma(), 0.0, f64::MAX)?;
+        not_negative("cpo_alpha", self.likelihood())?;
+        not_negative("simpo_gamma", self.gamma())?;
         within("alpha", self.alpha, -10.0, 10.0)?;
         let unread = |key, reason: &str| {
             Err(Error::Option {

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     Error, Result,
     batch::{Sample, TokenBatch},
-    error::within,
+    error::{positive, within},
     named_tensors::SavedTensors,
     objectives::{
         Batch, Loss, Metric, Objective, ObjectiveState, OtherPasses, PackedRows, check_causal,
@@ -98,17 +98,6 @@ fn wrong(key: &'static str, reason: impl Into<String>) -> Error {
     Error::Option {
         key,
         reason: reason.into(),
-    }
-}
-
-/// Whether a number is above 0.
-///
-/// # Errors
-/// When it is not.
-pub(super) fn positive(key: &'static str, value: f64) -> Result<()> {
-    match value > 0.0 && value.is_finite() {
-        true => Ok(()),
-        false => Err(wrong(key, format!("{value} is not a positive number"))),
     }
 }
 

@@ -15,14 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CHOSEN, LOGPS_CHOSEN, LOGPS_REJECTED, MARGINS, REJECTED,
-    dpo::positive,
     scores::{Scores, vector},
     sum,
 };
 use crate::{
     Error, Result,
     batch::{DESIRABLE, Sample, TokenBatch},
-    error::within,
+    error::{not_negative, positive},
     metrics::MetricDescription,
     named_tensors::SavedTensors,
     objectives::{
@@ -93,8 +92,8 @@ impl KtoOptions {
     /// When a number is out of its range, or there is nothing to measure against.
     fn check(&self) -> Result<()> {
         positive("beta", self.beta)?;
-        within("desirable_weight", self.desirable_weight, 0.0, f64::MAX)?;
-        within("undesirable_weight", self.undesirable_weight, 0.0, f64::MAX)?;
+        not_negative("desirable_weight", self.desirable_weight)?;
+        not_negative("undesirable_weight", self.undesirable_weight)?;
         self.reference.check()?;
         match (self.loss, &self.reference) {
             (KtoLoss::Kto, ReferenceOptions::None) => Err(wrong(
@@ -187,15 +186,13 @@ fn log_probabilities(model: &LanguageModel, tokens: &TokenBatch) -> Result<Vec<f
 /// Every row's prompt with the answer of the row before, the first one's with that of the last; none where there is one row.
 fn mismatched(rows: &[&Row]) -> Option<TokenBatch> {
     let longest = rows.iter().map(|row| row.ids.len()).max()?;
-    let prompt = |row: &Row| row.prompts().first().map_or(0, |prompt| *prompt as usize);
     let before = rows.iter().cycle().skip(rows.len() - 1);
     let joined = |(row, before): (&&Row, &&Row)| {
-        let (start, end) = (prompt(row), prompt(before));
+        let (start, end) = (row.prompt_length(), before.prompt_length());
         let answer = &before.ids[end..];
         let mut ids = [&row.ids[..start], answer].concat();
         ids.truncate(longest);
-        let targets = (0..ids.len()).map(|place| place >= start).collect();
-        Row::from(&Example::new(ids, targets))
+        Row::from(&Example::answered(ids, start))
     };
     let joined: Vec<Row> = rows.iter().zip(before).map(joined).collect();
     (rows.len() > 1).then(|| TokenBatch::new(&joined.iter().collect::<Vec<_>>()))
@@ -381,10 +378,7 @@ mod tests {
 
     #[test]
     fn prompts_get_the_answers_of_the_rows_before() {
-        let row = |ids: &[u32], prompt: usize| {
-            let targets = (0..ids.len()).map(|t| t >= prompt).collect();
-            Row::from(&Example::new(ids.to_vec(), targets))
-        };
+        let row = |ids: &[u32], prompt: usize| Row::from(&Example::answered(ids.to_vec(), prompt));
         let rows = [
             row(&[1, 2, 3], 2),
             row(&[4, 5, 6, 7], 1),

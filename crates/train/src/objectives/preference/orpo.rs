@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ACCURACIES, CHOSEN, LOGPS_CHOSEN, LOGPS_REJECTED, MARGINS, NLL_LOSS, REJECTED, collate_pairs,
-    dpo::positive,
     halves, metrics_of_pairs, odds,
     scores::{Scores, lengths, row_sums, vector},
 };
 use crate::{
     Result,
     batch::Sample,
+    error::positive,
     metrics::MetricDescription,
     objectives::{Batch, Loss, Metric, Objective, PackedRows, check_causal, registry::Entry},
     options::TrainOptions,

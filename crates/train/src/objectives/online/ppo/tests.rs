@@ -93,9 +93,11 @@ fn the_penalty_follows_its_target_and_survives_a_checkpoint() {
     let mut answer = Sample::default();
     answer.columns.set_numbers(OLD, vec![-1.0, -1.0]);
     answer.columns.set_numbers(REFERENCE, vec![-10.0, -4.0]);
-    ppo.learn(&[answer.clone(), answer]);
+    ppo.after_step(&[&answer, &answer]);
     assert!((ppo.kl_coef - 0.05 * 1.04).abs() < 1e-12, "{}", ppo.kl_coef);
-    ppo.after_step();
+    // A step on answers of an earlier one steers nothing.
+    ppo.after_step(&[]);
+    assert!((ppo.kl_coef - 0.05 * 1.04).abs() < 1e-12, "{}", ppo.kl_coef);
     let mut other = Ppo::new(options);
     other.restore(&ppo.state()).unwrap();
     assert_eq!(other.state(), ppo.state());
