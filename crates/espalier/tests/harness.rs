@@ -327,7 +327,7 @@ fn what_is_not_supported_is_named() {
         ),
         (
             "metric_list:\n  - metric: bleurt\n",
-            "metric `bleurt` is not supported; did you mean `bleu`?",
+            "metric `bleurt` is not supported",
         ),
         (
             "metric_list:\n  - metric: acc\n",
