@@ -44,20 +44,26 @@ impl HeatMap {
         }
         let label = |class: &str, text: &str| element("div", &format!("axis {class}"), text);
         format!(
-            "<section>\n{title}<figure>\n{}{}{}</figure>\n</section>\n",
+            "<section>\n{title}<figure style=\"max-width:{}px\">\n{}{}{}</figure>\n</section>\n",
+            self.left() + CELL.0 * self.columns.len(),
             label("vertical", &self.y_label),
             self.svg(),
             label("horizontal", &self.x_label)
         )
     }
 
-    fn svg(&self) -> String {
+    /// Room for the rows' labels.
+    fn left(&self) -> usize {
         let longest = self.rows.iter().map(|name| name.chars().count()).max();
-        let left = LEFT.0.max(20 + LEFT.1 * longest.unwrap_or(0));
+        LEFT.0.max(20 + LEFT.1 * longest.unwrap_or(0))
+    }
+
+    fn svg(&self) -> String {
+        let left = self.left();
         let width = left + CELL.0 * self.columns.len();
         let height = BELOW + CELL.1 * self.rows.len();
         let mut svg = format!(
-            "<svg role=\"img\" aria-label=\"{}\" style=\"max-width:{width}px\" viewBox=\"0 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">\n",
+            "<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">\n",
             escape(&self.title)
         );
         for (row, name) in self.rows.iter().enumerate() {

@@ -254,7 +254,10 @@ fn cards(
         card(
             "effective length",
             effective.map_or_else(|| "none".to_owned(), grouped),
-            format!("tokens; the longest with a mean above {}", args.threshold),
+            match effective {
+                Some(_) => format!("tokens; the longest with a mean above {}", args.threshold),
+                None => format!("no length has a mean above {}", args.threshold),
+            },
         ),
         card(
             "mean of all lengths",
