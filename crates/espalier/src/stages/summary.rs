@@ -301,18 +301,16 @@ impl Summary {
     fn card(&self, row: &Row) -> Option<Highlight> {
         let (first, before) = row.measured().next()?;
         let (last, after) = row.measured().next_back()?;
-        let range = after
-            .interval
-            .filter(|_| row.share)
-            .map(|[low, high]| format!("95% interval {:.1} to {:.1} %", 100.0 * low, 100.0 * high));
-        let label = &self.columns[last];
+        let range = after.interval.filter(|_| row.share);
+        let range =
+            range.map(|[low, high]| format!(", {:.1} to {:.1} %", 100.0 * low, 100.0 * high));
         let earlier =
-            (first < last).then(|| format!("{} {}", self.columns[first], row.short(before)));
-        let words = [Some(label.clone()), earlier, range].into_iter().flatten();
+            (first < last).then(|| format!("; {} {}", self.columns[first], row.short(before)));
+        let (range, earlier) = (range.unwrap_or_default(), earlier.unwrap_or_default());
         Some(Highlight {
             name: row.name.clone(),
             value: row.short(after),
-            note: words.collect::<Vec<_>>().join(" · "),
+            note: format!("{}{range}{earlier}", self.columns[last]),
             better: (first < last)
                 .then(|| became_better(row, before, after))
                 .flatten(),
