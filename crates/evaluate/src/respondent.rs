@@ -122,14 +122,14 @@ impl LocalModel<'_> {
                 windows(&self.encode(text)?, self.start()?.0, self.longest)
             }
             Request::Choice {
-                prompt,
                 continuations,
                 alone,
                 ..
             } => {
                 let behind = continuations
                     .iter()
-                    .map(|text| self.pair(&prompt.text, text));
+                    .enumerate()
+                    .map(|(choice, text)| self.pair(&request.context(choice), text));
                 let mut all = behind.collect::<Result<Vec<_>>>()?;
                 if *alone {
                     for text in continuations {

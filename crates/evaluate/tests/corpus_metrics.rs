@@ -142,6 +142,7 @@ fn classes_have_a_correlation() {
         let choices: Vec<String> = ["no", "yes"].map(str::to_owned).to_vec();
         let request = Request::Choice {
             prompt: Prompt::plain("q"),
+            contexts: Vec::new(),
             continuations: choices.clone(),
             choices,
             gold: vec![gold],

@@ -16,14 +16,13 @@ use crate::{
 impl Endpoint {
     /// How likely the texts of an item are.
     pub(super) fn score(&self, item: &Item) -> Result<Response> {
-        let (prompt, texts): (_, Vec<&str>) = match &item.request {
-            Request::Likelihood { prompt, target } => (prompt, vec![target]),
+        let texts: Vec<&str> = match &item.request {
+            Request::Likelihood { target, .. } => vec![target],
             Request::Choice {
-                prompt,
                 continuations,
                 alone: false,
                 ..
-            } => (prompt, continuations.iter().map(String::as_str).collect()),
+            } => continuations.iter().map(String::as_str).collect(),
             _ => {
                 return Err(Error::task(
                     "an endpoint gives no likelihood of a text without a context, as whole texts and `acc_mutual_info` need it",
@@ -35,7 +34,10 @@ impl Endpoint {
                 "the chat interface of an endpoint gives no likelihoods; leave `--chat` out",
             ));
         }
-        let found = texts.iter().map(|text| self.likelihood(&prompt.text, text));
+        let found = texts
+            .iter()
+            .enumerate()
+            .map(|(choice, text)| self.likelihood(&item.request.context(choice), text));
         Ok(Response::Likelihoods(found.collect::<Result<_>>()?))
     }
 

@@ -15,7 +15,7 @@ use self::{
     pool::Pool,
 };
 use super::{
-    Group, Item, Metric, Prompting, Request, Task,
+    Group, Item, Metric, Prompt, Prompting, Request, Task,
     data::{self, Places},
     file::{OutputType, TaskFile},
     functions::{self, ChangeDocs},
@@ -310,7 +310,10 @@ impl<'a> Builder<'a> {
         }
         let prefix = self.own.prefix.text(doc)?;
         let question = Question {
-            text: self.question(&self.own, doc)?,
+            text: match self.own.right_context(doc)? {
+                None => self.own.text.text(doc)?,
+                Some(_) => String::new(),
+            },
             answer: None,
             prefix: Some(prefix),
             target_delimiter: &file.target_delimiter,
@@ -320,14 +323,11 @@ impl<'a> Builder<'a> {
         Ok(turns)
     }
 
+    /// The question of a labelled example; of one whose choices are contexts, the right one.
     fn question(&self, fields: &Fields, doc: &Value) -> Result<String> {
-        let text = fields.text.text(doc)?;
-        let digits = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
-        match digits && !fields.choices.is_absent() {
-            true => Err(Error::task(
-                "`doc_to_text` gives a number: questions with a context for each choice are not supported",
-            )),
-            false => Ok(text),
+        match (fields.right_context(doc)?, fields.choices(doc)?) {
+            (Some(number), Some(contexts)) => Ok(chosen(&contexts, number)?.to_owned()),
+            _ => fields.text.text(doc),
         }
     }
 
@@ -384,7 +384,11 @@ impl<'a> Builder<'a> {
                     .metrics
                     .iter()
                     .any(|metric| metric.name == "acc_mutual_info");
+                if let Some(number) = self.own.right_context(doc)? {
+                    return self.of_contexts(prompt, choices, number, &as_text(&target), named);
+                }
                 Request::Choice {
+                    contexts: Vec::new(),
                     continuations: choices
                         .iter()
                         .map(|choice| format!("{delimiter}{choice}"))
@@ -399,6 +403,32 @@ impl<'a> Builder<'a> {
                 prompt,
                 gold: self.right_texts(doc, target, several)?,
             },
+        })
+    }
+
+    /// One answer behind several contexts, of which one is right.
+    fn of_contexts(
+        &self,
+        prompt: Prompt,
+        contexts: Vec<String>,
+        right: i64,
+        answer: &str,
+        alone: bool,
+    ) -> Result<Request> {
+        chosen(&contexts, right)?;
+        if alone || self.prompting.chat.is_some() {
+            return Err(Error::task(
+                "choices that are contexts have neither `acc_mutual_info` nor a chat template; leave out the metric and `--chat`",
+            ));
+        }
+        let answer = format!("{}{answer}", self.file.target_delimiter);
+        Ok(Request::Choice {
+            prompt,
+            continuations: vec![answer; contexts.len()],
+            choices: contexts.clone(),
+            contexts,
+            gold: usize::try_from(right).into_iter().collect(),
+            alone: false,
         })
     }
 

@@ -453,6 +453,7 @@ mod tests {
             doc: Value::Null,
             request: Request::Choice {
                 prompt: Prompt::plain("q"),
+                contexts: Vec::new(),
                 continuations: choices.iter().map(|choice| format!(" {choice}")).collect(),
                 choices: choices.iter().map(|choice| (*choice).to_owned()).collect(),
                 gold: gold.to_vec(),
