@@ -47,8 +47,9 @@ pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
         let (charts, others): (Vec<_>, Vec<_>) = own
             .into_iter()
             .partition(|section| matches!(section, Section::Chart(_)));
-        let (mut charts, mut more): (Vec<_>, Vec<_>) = charts.into_iter().partition(is_curve);
-        more.splice(0..0, charts.drain(MAIN_CHARTS.min(charts.len())..));
+        let (mut charts, mut dots): (Vec<_>, Vec<_>) = charts.into_iter().partition(is_curve);
+        let mut more = charts.split_off(MAIN_CHARTS.min(charts.len()));
+        more.append(&mut dots);
         curves.append(&mut charts);
         if !more.is_empty() {
             folded.push(details(
