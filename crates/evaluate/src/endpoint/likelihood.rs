@@ -90,17 +90,15 @@ fn tokens(logprobs: &Value) -> Option<Vec<Token<'_>>> {
     let list = |key: &str| logprobs[key].as_array();
     let (texts, values) = (list("tokens")?, list("token_logprobs")?);
     let (tops, offsets) = (list("top_logprobs")?, list("text_offset")?);
-    let each = texts.iter().zip(values).zip(tops).zip(offsets);
-    let token = |(((text, value), top), offset): (((&_, &Value), &_), &Value)| {
-        let (text, top): (&Value, &Value) = (text, top);
+    let token = |at: usize| {
         Some(Token {
-            text: text.as_str()?,
-            offset: usize::try_from(offset.as_u64()?).ok()?,
-            log_probability: value.as_f64(),
-            likeliest: likeliest(top),
+            text: texts[at].as_str()?,
+            offset: usize::try_from(offsets.get(at)?.as_u64()?).ok()?,
+            log_probability: values.get(at)?.as_f64(),
+            likeliest: tops.get(at).and_then(likeliest),
         })
     };
-    each.map(token).collect()
+    (0..texts.len()).map(token).collect()
 }
 
 fn likeliest(top: &Value) -> Option<&str> {
