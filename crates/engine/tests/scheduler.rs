@@ -398,3 +398,53 @@ fn log_probabilities_are_those_of_the_model() {
         );
     }
 }
+
+/// Requests of all sizes that come, end and leave in any order, in memory that is always too small.
+#[test]
+fn any_order_of_coming_and_leaving_gives_the_same_tokens() {
+    for name in ["llama", "jamba"] {
+        let model = model(name);
+        let spec = model.spec();
+        let options = Options {
+            memory: 1500 * spec.cache_per_token() + 20 * spec.state_size(),
+            rows: 8,
+            chunk: 32,
+            ..Options::default()
+        };
+        let mut random = espalier_data::random::Random::new(5);
+        let mut trial = Trial::new(model.clone(), options);
+        let mut asked = Vec::new();
+        let mut leaving = Vec::new();
+        for number in 0..300 {
+            let length = 1 + random.below(60);
+            let shared = random.below(4) as u32;
+            let text: Vec<u32> = (0..length as u32)
+                .map(|place| 4 + (shared + place * 3) % 50)
+                .collect();
+            let leaves = random.below(5) == 0;
+            let new = if leaves { 90 } else { 1 + random.below(30) };
+            let request = trial.request(text.clone(), new, number);
+            if leaves {
+                leaving.push(request.cancelled.clone());
+            } else {
+                asked.push((number as usize, text, new, number));
+            }
+            trial.scheduler.submit(request);
+            for _ in 0..random.below(6) {
+                trial.scheduler.step();
+            }
+            if random.below(3) == 0 && !leaving.is_empty() {
+                leaving.remove(random.below(leaving.len())).cancel();
+            }
+        }
+        leaving.iter().for_each(Cancellation::cancel);
+        trial.finish();
+        for (number, text, new, seed) in &asked {
+            let expected = alone(&model, text, *new, *seed);
+            assert_eq!(trial.tokens[*number], expected, "{name}, request {number}");
+        }
+        let status = trial.scheduler.status();
+        // A hybrid's few keys fit all the same.
+        assert!(status.preemptions > 0 || name == "jamba", "{status:?}");
+    }
+}

@@ -3,7 +3,7 @@
 use espalier_models::spec::ModelSpec;
 
 use super::{
-    adjust::logprobs,
+    logprobs::logprobs,
     request::{Ending, Request, Token},
 };
 use crate::{Result, decode::Finish, rules::Place, sampler::Sampler};
@@ -74,8 +74,6 @@ impl Job {
             end: &self.request.end,
         };
         let mut changed = logits.to_vec();
-        let generated = &self.history[self.prompt..];
-        self.request.adjustments.apply(&mut changed, generated);
         if let Some(constraint) = &mut self.request.constraint {
             constraint.forbid(&mut changed)?;
         }

@@ -13,9 +13,9 @@
 //! rows move into another rectangle both are there. Prompts are read one by one, beside the decoding steps and not within them.
 //! Left out: 8-bit keys and values, drafts, encoder-decoders.
 
-mod adjust;
 mod batch;
 mod job;
+mod logprobs;
 mod memory;
 mod prefix;
 mod queue;
@@ -28,7 +28,6 @@ use espalier_models::{
     state::SequenceState,
 };
 
-pub use adjust::Adjustments;
 pub use request::{Cancellation, Constraint, Ending, Listener, Logprobs, Request, Token};
 
 use self::{

@@ -5,7 +5,6 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use super::adjust::Adjustments;
 use crate::{Error, Result, decode::Finish, sampler::SamplerOptions};
 
 /// A prompt to be continued. Its tokens depend on the prompt, the options and the seed, not on what else is computed.
@@ -16,8 +15,6 @@ pub struct Request {
     pub max_new_tokens: usize,
     /// Options of sampling.
     pub sampler: SamplerOptions,
-    /// What the client changes of the logits.
-    pub adjustments: Adjustments,
     /// What may come next by a grammar.
     pub constraint: Option<Box<dyn Constraint>>,
     /// Tokens that end the text; the last of them is told of as a token too.
@@ -46,7 +43,6 @@ impl Request {
             prompt,
             max_new_tokens,
             sampler,
-            adjustments: Adjustments::default(),
             constraint: None,
             end: Vec::new(),
             logprobs: None,

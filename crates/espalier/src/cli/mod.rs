@@ -15,6 +15,7 @@ pub mod published;
 pub mod quickstart;
 pub mod run;
 pub mod sampling;
+pub mod serve;
 pub mod trace;
 pub mod train;
 
@@ -79,6 +80,7 @@ enum Verb {
     Chat(chat::ChatArgs),
     Generate(generate::GenerateArgs),
     Embed(embed::EmbedArgs),
+    Serve(serve::ServeArgs),
     Eval(eval::EvalArgs),
     Probe(probe::ProbeArgs),
     Data(data::DataArgs),
@@ -98,6 +100,7 @@ impl Verb {
             Self::Chat(args) => chat::run(args, context),
             Self::Generate(args) => generate::run(args, context),
             Self::Embed(args) => embed::run(args, context),
+            Self::Serve(args) => serve::run(args, context),
             Self::Eval(args) => eval::run(args, context),
             Self::Probe(args) => probe::run(args, context),
             Self::Data(args) => data::run(args, context),

@@ -25,12 +25,13 @@ mod models;
 mod probe;
 mod training;
 
-const VERBS: [&[&str]; 17] = [
+const VERBS: [&[&str]; 18] = [
     &["quickstart"],
     &["run"],
     &["train"],
     &["chat"],
     &["generate"],
+    &["serve"],
     &["eval"],
     &["probe"],
     &["probe", "ruler"],

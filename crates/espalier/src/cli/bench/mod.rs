@@ -4,6 +4,7 @@
 
 mod generate;
 mod operators;
+mod serve;
 mod training;
 mod turns;
 
@@ -22,6 +23,7 @@ use crate::{Result, memory, units};
   espalier bench train MODEL --batch 8 --length 256
   espalier bench train MODEL --against OTHER
   espalier bench generate MODEL --prompt 512 --new 128 --json
+  espalier bench serve MODEL --clients 1,8,32
   espalier bench matmul")]
 pub struct BenchArgs {
     #[command(subcommand)]
@@ -38,6 +40,8 @@ enum Job {
     Dpo(training::DpoArgs),
     /// Prefill and decoding
     Generate(generate::GenerateArgs),
+    /// The server under clients that ask at once
+    Serve(serve::ServeArgs),
     /// Attention, forward and backward
     Attention(operators::AttentionArgs),
     /// Matrix products of the shapes of training
@@ -61,6 +65,7 @@ pub fn run(args: &BenchArgs, context: &Context) -> Result<()> {
         Job::Lora(args) => training::lora(args, context),
         Job::Dpo(args) => training::dpo(args, context),
         Job::Generate(args) => generate::run(args, context),
+        Job::Serve(args) => serve::run(args, context),
         Job::Attention(args) => operators::run_attention(args, context),
         Job::Matmul(args) => operators::run_matmul(args, context),
     }
