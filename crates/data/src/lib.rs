@@ -5,6 +5,7 @@
 pub mod disk;
 pub mod encode;
 pub mod error;
+pub mod gguf;
 pub mod nearest;
 pub mod packing;
 pub mod random;

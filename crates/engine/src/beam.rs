@@ -108,7 +108,7 @@ pub fn beam_search(
         .learned_positions()
         .map_or(usize::MAX, |count| count.saturating_sub(start.len()) + 1);
     let longest = options.max_new_tokens.min(limit);
-    let mut state = SequenceState::new(model.spec());
+    let mut state = model.fresh_state();
     let mut input = Input {
         source: source(model, &[prompt.to_vec()]),
         ..Input::rows(std::slice::from_ref(&start))?
@@ -166,7 +166,7 @@ pub fn beam_search(
         };
         state = match stale {
             // Frequencies of another length: all keys are computed anew.
-            true => SequenceState::new(model.spec()),
+            true => model.fresh_state(),
             false => state.selected(&chosen),
         };
         input = Input::rows(&beams.iter().map(unread).collect::<Vec<_>>())?;

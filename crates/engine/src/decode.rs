@@ -91,7 +91,7 @@ pub fn decode(
             .map(|number| prompts[*number].clone())
             .collect();
         let batch = Batch {
-            state: SequenceState::new(model.spec()),
+            state: model.fresh_state(),
             before: &[],
             prompts: &batch,
             numbers: &numbers,
@@ -230,7 +230,7 @@ impl Batch<'_> {
                 let histories: Vec<Vec<u32>> = rows.iter().map(|row| row.history.clone()).collect();
                 let longest = histories.iter().map(Vec::len).max().unwrap_or(0);
                 let prompts = rows.iter().map(|row| row.prompt as u32);
-                state = SequenceState::new(model.spec());
+                state = model.fresh_state();
                 input = Input {
                     prompts: Some(
                         prompts

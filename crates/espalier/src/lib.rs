@@ -14,6 +14,7 @@ pub mod cli;
 pub mod device;
 pub mod error;
 pub mod evaluation;
+pub mod export;
 pub mod interrupt;
 pub mod memory;
 pub mod model_path;

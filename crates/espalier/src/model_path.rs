@@ -1,7 +1,7 @@
 //! From what a user calls a model to the model: a model folder (sentence-transformers' too), an adapter folder, or what a run left
 //! behind.
 //!
-//! Left out: GGUF files and models of hubs, which are named in the error instead.
+//! Left out: models of hubs, which are named in the error instead.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -33,7 +33,7 @@ pub struct OpenedModel {
 }
 
 /// The model or adapter folder that `path` means: itself, its `model/`, or the `model/` of its last stage (`NN-*/model`). A
-/// file of weights that explains itself (RWKV's) is a model too.
+/// file of weights that explains itself (GGUF, RWKV's) is a model too.
 ///
 /// ```
 /// let error = espalier::model_path::resolve_model("some-org/some-model".as_ref()).unwrap_err();
@@ -78,7 +78,7 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
         Error::Work(_) => Ok(()),
         other => Err(other),
     })?;
-    let expected = "has neither config.json nor adapter_config.json nor RWKV's weights, and no finished run's model/";
+    let expected = "has neither config.json nor adapter_config.json nor a lone GGUF file or RWKV's weights, and no finished run's model/";
     Err(Error::Work(format!(
         "{}: {expected}; it holds {}",
         path.display(),
@@ -111,7 +111,7 @@ fn check_access(path: &Path) -> Result<()> {
 /// A damaged file of weights says what is wrong with it.
 fn check_weights(file: &Path) -> Result<()> {
     let ending = file.extension().and_then(|ending| ending.to_str());
-    if ending.is_some_and(|ending| ["safetensors", "pth", "pt"].contains(&ending)) {
+    if ending.is_some_and(|ending| ["safetensors", "pth", "pt", "gguf"].contains(&ending)) {
         Checkpoint::open(file)?;
     }
     Ok(())
@@ -184,11 +184,13 @@ pub fn open_quantised_text_model(
     })
 }
 
-/// Where the tokenizer is: in the adapter's folder where it has one, else in the base model's; beside a model that is a file.
+/// Where the tokenizer is: in the adapter's folder where it has one, else in the base model's; in a GGUF file itself, and beside any other
+/// model that is a file.
 pub fn tokenizer_folder(folder: &Path, base: &Path) -> PathBuf {
     let own = Tokenizer::file_in(folder).is_some();
     let home = if own { folder } else { base };
-    match home.is_file() {
+    let has_its_own = Tokenizer::file_in(home).is_some();
+    match home.is_file() && !has_its_own {
         true => home
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty())
@@ -279,7 +281,6 @@ fn is_hub_name(path: &Path) -> bool {
 
 fn no_folder(path: &Path) -> String {
     let fix = match path.extension().and_then(|ending| ending.to_str()) {
-        Some("gguf") => "GGUF files cannot be read yet: give the folder of the safetensors",
         Some("safetensors" | "pth" | "pt" | "bin" | "json") => "give the folder that it is in",
         Some("toml") => "it looks like a recipe: `espalier run` takes those",
         _ => "expected a folder with config.json and safetensors",
@@ -323,8 +324,8 @@ mod tests {
                 .unwrap_err()
                 .to_string()
         };
-        assert!(message("").contains("it holds a.gguf"));
-        assert!(message("a.gguf").contains("GGUF files cannot be read yet"));
+        assert!(message("").contains("does not begin as a GGUF file does"));
+        assert!(message("a.gguf").contains("does not begin as a GGUF file does"));
         assert!(message("b.gguf").contains("did you mean `a.gguf`?"));
         let hub = resolve_model(Path::new("some-org/model-7b"))
             .unwrap_err()

@@ -149,7 +149,7 @@ fn the_commands_file_is_part_of_what_a_stage_is_made_of() {
 #[test]
 fn answers_and_rewards_are_kept_and_shown() {
     let folder = tempfile::tempdir().unwrap();
-    let objective = grpo("\"world\", { length = { target = 4 } }");
+    let objective = grpo("\"world\", { length = { target = 4 } }, { length = { target = 9 } }");
     let output = command(folder.path(), &objective, 4).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let samples = folder.path().join("run/02-reinforce/samples.jsonl");
@@ -162,9 +162,10 @@ fn answers_and_rewards_are_kept_and_shown() {
     let steps: Vec<&Value> = lines.iter().map(|line| &line["step"]).collect();
     assert_eq!(steps, [2, 2, 4, 4]);
     for line in &lines {
-        let [world, length] =
-            ["world", "length"].map(|name| line["rewards"][name].as_f64().unwrap());
-        assert_eq!(line["reward"].as_f64().unwrap(), world + length);
+        let sources = ["world", "length", "length-2"];
+        let of_source = |name: &str| line["rewards"][name].as_f64().unwrap();
+        let sum: f64 = sources.into_iter().map(of_source).sum();
+        assert_eq!(line["reward"].as_f64().unwrap(), sum);
         assert!(line["prompt"].as_str().unwrap().ends_with('='));
     }
     let report = fs::read_to_string(folder.path().join("run/report.html")).unwrap();
@@ -172,6 +173,7 @@ fn answers_and_rewards_are_kept_and_shown() {
         "reinforce, step 2: reward",
         "reward against distance from the reference",
         "reward by source",
+        "rewards/length-2/mean",
     ] {
         assert!(report.contains(words), "{words}");
     }

@@ -3,6 +3,7 @@
 
 pub mod code;
 pub mod curves;
+pub mod divergence;
 pub mod endpoint;
 pub mod error;
 pub mod judge;

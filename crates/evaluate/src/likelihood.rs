@@ -246,7 +246,7 @@ impl<'a> Scorer<'a> {
 
     /// The state after rows of one length.
     fn read(&self, state: Option<SequenceState>, rows: &[Vec<u32>]) -> Result<SequenceState> {
-        let mut state = state.unwrap_or_else(|| SequenceState::new(self.model.spec()));
+        let mut state = state.unwrap_or_else(|| self.model.fresh_state());
         self.model.hidden(&Input::rows(rows)?, Some(&mut state))?;
         Ok(state)
     }

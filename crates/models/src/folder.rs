@@ -1,4 +1,5 @@
-//! Models as Hugging Face folders: `config.json`, safetensors, `generation_config.json`; adapter folders on top of them.
+//! Models as Hugging Face folders: `config.json`, safetensors, `generation_config.json`; adapter folders on top of them; and as files that
+//! explain themselves (GGUF, RWKV's).
 
 use std::path::{Path, PathBuf};
 
@@ -10,11 +11,13 @@ use serde_json::{Map, Value, json};
 use crate::{
     Error, Result,
     adapter::{self, Adapter},
-    checkpoint::{Checkpoint, Dtype, TensorPlan, TensorWriter, bitsandbytes},
-    families::{self, Family, config::Config},
+    checkpoint::{
+        Checkpoint, Dtype, Elements, TensorPlan, TensorWriter, bitnet, bitsandbytes, gptq,
+    },
+    families::{self, Family, config::Config, one_bit},
     layout::{StoredTensor, stored_tensors},
     model::LanguageModel,
-    positions,
+    packing, positions,
     quantised::Quantising,
     saved_configuration::configuration,
     source::{self, CheckpointSource, ParameterSource},
@@ -59,7 +62,7 @@ const GENERATION: &str = "generation_config.json";
 /// Largest weight file that is written; larger models are sharded.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Loads a model folder, an adapter folder together with its base, or a file of weights that explains itself (RWKV's).
+/// Loads a model folder, an adapter folder together with its base, or a file of weights that explains itself (GGUF, RWKV's).
 ///
 /// # Errors
 /// When a file is missing, damaged or does not fit the others.
@@ -114,7 +117,13 @@ pub fn load_quantised(
         head,
     } = Description::read_changed(folder, changes)?;
     check_names(&checkpoint, family, &spec)?;
-    let mut source = CheckpointSource::new(&checkpoint, family, &spec);
+    if quantise.is_some() && spec.bits.is_some() {
+        let reason = "its weights are rounded to fewer bits than four by themselves; leave the quantisation out";
+        return Err(Error::checkpoint(folder, reason));
+    }
+    let said = Config::from_map(&folder.join("config.json"), config.clone());
+    let scales = one_bit::scale_form(&said)?;
+    let mut source = CheckpointSource::new(&checkpoint, family, &spec).with_scales(scales);
     if let Some(tensor) = head.embedding {
         source.read_from(EMBEDDING, tensor);
     }
@@ -132,7 +141,7 @@ pub fn load_quantised(
         config,
         base: folder.to_owned(),
         dtype: match checkpoint.dtype() {
-            Dtype::U8 => Dtype::BF16,
+            Dtype::U8 | Dtype::I32 => Dtype::BF16,
             dtype => dtype,
         },
         adapter: None,
@@ -169,9 +178,12 @@ pub fn save_other_ends(model: &LanguageModel, base: &Path, folder: &Path) -> Res
     )
 }
 
-/// Whether a folder or file without a `config.json` is a model all the same, by the names of its tensors.
+/// Whether a folder or file without a `config.json` is a model all the same, by its metadata or the names of its tensors.
 pub fn is_bare(path: &Path) -> bool {
-    let bare = |checkpoint: Checkpoint| !matches!(families::bare(&checkpoint), Ok(None));
+    let bare = |checkpoint: Checkpoint| {
+        !matches!(checkpoint.configuration(), Ok(None))
+            || !matches!(families::bare(&checkpoint), Ok(None))
+    };
     !path.join("config.json").is_file() && Checkpoint::open(path).is_ok_and(bare)
 }
 
@@ -213,7 +225,7 @@ impl Description {
         for (key, value) in tokens.filter(|(key, _)| !changes.contains_key(*key)) {
             config = config.with(key, value);
         }
-        let config = bitsandbytes::unpacked(config)?;
+        let config = gptq::unpacked(bitsandbytes::unpacked(config)?)?;
         let family = families::family(&config)?;
         let mut spec = (family.read)(&config)?;
         config.refuse_unread()?;
@@ -263,9 +275,17 @@ fn generation_tokens(generation: &Config) -> Result<Vec<(&'static str, Value)>> 
 /// The folder's `config.json`; where it has none, what the weights say of themselves.
 fn read_config(path: &Path) -> Result<Config> {
     let file = path.join("config.json");
+    let checkpoint = || match path.is_file() {
+        // What is wrong with a file that is all there is has to be said.
+        true => Checkpoint::open(path).map(Some),
+        false => Ok(Checkpoint::open(path).ok()),
+    };
     if !file.is_file()
-        && let Ok(checkpoint) = Checkpoint::open(path)
+        && let Some(checkpoint) = checkpoint()?
     {
+        if let Some(map) = checkpoint.configuration()? {
+            return Ok(Config::from_map(path, map));
+        }
         if let Some(map) = families::bare(&checkpoint)? {
             return Ok(Config::from_map(path, map));
         }
@@ -305,6 +325,8 @@ fn check_names(checkpoint: &Checkpoint, family: &Family, spec: &ModelSpec) -> Re
     // A tied head that the file repeats.
     let head = tied_head::tensor_of(tied_head::HEAD, family, spec);
     let known = |name: &str| {
+        let packed = gptq::weight_of(checkpoint, name);
+        let name = packed.as_deref().unwrap_or(name);
         let full = format!("{}{name}", family.prefix);
         let derived = tied_head::is_derived(name, family, spec)
             || families::deepseek::is_of_further_tokens(spec, name);
@@ -362,16 +384,33 @@ pub fn save_from(
     generation: &Map<String, Value>,
     dtype: Dtype,
 ) -> Result<()> {
+    save_sharded(model, folder, config, generation, dtype, MAX_SHARD_BYTES)
+}
+
+/// As [`save_from`], in files of at most so many bytes, or of one tensor.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_sharded(
+    model: &LanguageModel,
+    folder: &Path,
+    config: Option<&Map<String, Value>>,
+    generation: &Map<String, Value>,
+    dtype: Dtype,
+    shard: u64,
+) -> Result<()> {
     let family = families::by_name(&model.spec().family)?;
     disk::create_folder(folder).map_err(Error::file(folder))?;
-    write_json(
-        &folder.join("config.json"),
-        &Value::Object(configuration(model.spec(), config, dtype)?),
-    )?;
+    let mut written = configuration(model.spec(), config, dtype)?;
+    if packing::is_packed(model) {
+        packing::check_savable(model, family)?;
+        one_bit::say_packed(&mut written);
+    }
+    write_json(&folder.join("config.json"), &Value::Object(written))?;
     let generation = generation_of(model.spec(), generation);
     write_json(&folder.join(GENERATION), &generation)?;
     // The weights come last: a folder without them is no model.
-    write_weights(model, family, folder, dtype)
+    write_weights(model, family, folder, dtype, shard)
 }
 
 fn write_weights(
@@ -379,11 +418,11 @@ fn write_weights(
     family: &Family,
     folder: &Path,
     dtype: Dtype,
+    shard: u64,
 ) -> Result<()> {
     let mut tensors = stored_tensors(model, family);
     tensors.extend(tied_head::repeated_tables(model, family));
-    writer(&tensors, dtype)?
-        .write_sharded(folder, MAX_SHARD_BYTES, |name| values(&tensors, name))?;
+    writer(&tensors, dtype)?.write_sharded(folder, shard, |name| elements(&tensors, name))?;
     Ok(())
 }
 
@@ -393,12 +432,24 @@ pub(crate) fn write_tensors(tensors: &[StoredTensor<'_>], path: &Path) -> Result
 }
 
 fn writer(tensors: &[StoredTensor<'_>], dtype: Dtype) -> Result<TensorWriter> {
-    let plan = |t: &StoredTensor<'_>| TensorPlan {
-        name: t.name.clone(),
-        dtype,
-        shape: t.shape.clone(),
+    let plan = |t: &StoredTensor<'_>| match t.packed() {
+        Some(_) => packing::plans(&t.name, &t.shape),
+        None => vec![TensorPlan {
+            name: t.name.clone(),
+            dtype,
+            shape: t.shape.clone(),
+        }],
     };
-    TensorWriter::new(tensors.iter().map(plan).collect())
+    TensorWriter::new(tensors.iter().flat_map(plan).collect())
+}
+
+/// What the file holds under a name: numbers, or a packed weight's bytes or scale.
+fn elements(tensors: &[StoredTensor<'_>], name: &str) -> Result<Elements<'static>> {
+    let mut packed = tensors.iter().filter_map(|t| Some((t, t.packed()?)));
+    match packed.find(|(t, _)| t.name == bitnet::weight_of(name)) {
+        Some((t, weight)) => packing::elements(weight, t.name == name),
+        None => Ok(values(tensors, name)?.into()),
+    }
 }
 
 fn values(tensors: &[StoredTensor<'_>], name: &str) -> Result<Vec<f32>> {

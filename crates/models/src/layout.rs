@@ -6,7 +6,10 @@ mod modules;
 pub use expert_factors::{ExpertFactors, Factor, PartSize};
 pub use modules::{ExpertModule, Module, modules, modules_of_file};
 
-use espalier_kernels::readback::ReadFloats;
+use espalier_kernels::{
+    readback::ReadFloats,
+    stored::{Stored, Ternary},
+};
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Range,
@@ -64,6 +67,14 @@ impl<'a> StoredTensor<'a> {
             groups: 1,
             elements: None,
             assembly: Assembly::Rows,
+        }
+    }
+
+    /// The parameter's rows, where it is one whole parameter of two bits a number.
+    pub(crate) fn packed(&self) -> Option<&'a Stored> {
+        match (&self.parts[..], &self.assembly, &self.elements) {
+            ([part], Assembly::Rows, None) => part.as_stored().filter(|rows| Ternary::is_of(rows)),
+            _ => None,
         }
     }
 

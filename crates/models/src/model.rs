@@ -16,12 +16,14 @@ use crate::{
     adapter::saved_modules::SavedModules,
     auxiliary_losses::{AuxiliaryLosses, SideOutput, auxiliary_losses},
     context::real_tokens,
+    families::one_bit,
     layers::{
         Builder, classifier::Classifier, embedding::Embedding, head_transform::HeadTransform,
         linear::Linear,
     },
     parameter::{Parameter, Parameters, parameters},
     recurrent::Recurrent,
+    rounded_cache::CacheFormat,
     source::{Initial, ParameterSource},
     spec::ModelSpec,
     stack::{Forward, Memory, Mode, Stack},
@@ -56,6 +58,7 @@ pub struct LanguageModel {
     /// The bias of a head that is the embedding, or was when it was built, or of one that its file stores as no row.
     head_bias: Option<Parameter>,
     precision: Precision,
+    cache: CacheFormat,
     gradient_checkpointing: bool,
     label_smoothing: f64,
     training: bool,
@@ -74,6 +77,7 @@ impl LanguageModel {
         source: &mut dyn ParameterSource,
         device: &Device,
     ) -> Result<Self> {
+        one_bit::check(&spec)?;
         let deviation = spec.initializer_range;
         let residual_deviation = deviation / (2.0 * spec.blocks.len().max(1) as f64).sqrt();
         let device = device.clone().inner();
@@ -85,6 +89,7 @@ impl LanguageModel {
             residual_deviation,
             layer,
             layers,
+            bits: None,
         };
         let (width, outer, normal) = (
             spec.width,
@@ -159,6 +164,7 @@ impl LanguageModel {
             head,
             head_bias,
             precision: Precision::F32,
+            cache: CacheFormat::F32,
             gradient_checkpointing: false,
             label_smoothing: 0.0,
             training: false,
@@ -331,6 +337,21 @@ impl LanguageModel {
     /// The arithmetic of the model's matrix products, f32 unless it was set.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// The state before the first token, which remembers keys and values as was asked.
+    pub fn fresh_state(&self) -> SequenceState {
+        SequenceState::new(&self.spec).in_format(self.cache)
+    }
+
+    /// Lets fresh states remember keys and values in this format.
+    ///
+    /// # Errors
+    /// When the model's cannot be remembered so.
+    pub fn set_cache_format(&mut self, format: CacheFormat) -> Result<()> {
+        format.check(&self.spec)?;
+        self.cache = format;
+        Ok(())
     }
 
     /// Sets the arithmetic of all matrix products, forward and backward. Weights, sums and everything else stay f32.

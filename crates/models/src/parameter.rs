@@ -4,11 +4,18 @@
 //! that is not trained may stay as its file holds it. Layers ask for the shape they need. Copies share memory until one of them is
 //! changed, which makes snapshots free.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use espalier_kernels::{
-    decomposition::orthonormal, readback::ReadFloats, stored::Stored, weight::Weight,
+    decomposition::orthonormal,
+    one_bit::WeightBits,
+    readback::ReadFloats,
+    stored::{Stored, Ternary},
+    weight::Weight,
 };
 
 use crate::source::Values;
@@ -33,6 +40,8 @@ pub struct Parameter {
     learning_rate: f64,
     orthonormal: bool,
     adapter: Option<Arc<str>>,
+    /// What the weight is rounded to, kept until it changes; copies share it as they share the weight.
+    packed: Arc<OnceLock<Option<Stored>>>,
 }
 
 impl Parameter {
@@ -59,6 +68,7 @@ impl Parameter {
             learning_rate: 1.0,
             orthonormal: false,
             adapter: None,
+            packed: Arc::default(),
         }
     }
 
@@ -227,9 +237,40 @@ impl Parameter {
         }
     }
 
+    /// A matrix rounded to these values and packed, two bits a number; made once, and again when the weight has changed. Nothing of
+    /// what is no matrix, or not on the host.
+    pub fn packed(&self, bits: WeightBits) -> Option<&Stored> {
+        if let Some(stored) = self.as_stored().filter(|stored| Ternary::is_of(stored)) {
+            return Some(stored);
+        }
+        let [rows, width] = self.shape[..] else {
+            return None;
+        };
+        if self.device().inner() != Device::flex() {
+            return None;
+        }
+        let pack = || {
+            let packed = bits.packed([rows, width], &self.to_vec());
+            if let Some(stored) = self.as_stored() {
+                stored.bytes().release();
+            }
+            packed
+        };
+        self.packed.get_or_init(pack).as_ref()
+    }
+
+    /// Takes rows of the same shape in place of the elements. The weight is not trained from then on.
+    pub(crate) fn set_stored(&mut self, stored: Stored) {
+        debug_assert_eq!(stored.shape(), self.shape);
+        self.trainable = false;
+        self.packed = Arc::default();
+        self.weight = Weight::Stored(stored);
+    }
+
     /// Replaces the elements (`[len]`); a trained weight becomes a new leaf.
     pub fn set_flat(&mut self, flat: Tensor<1>) {
         let flat = flat.inner();
+        self.packed = Arc::default();
         self.weight = Weight::Tensor(if self.trainable {
             flat.autodiff().require_grad()
         } else {
@@ -307,6 +348,7 @@ impl Parameter {
     /// Takes the values of another parameter of the same shape, whose memory both share from then on.
     pub fn set_values_of(&mut self, other: &Self) {
         self.weight = other.weight.clone();
+        self.packed = other.packed.clone();
         self.set_trainable(self.trainable);
     }
 

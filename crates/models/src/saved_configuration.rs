@@ -7,7 +7,10 @@ use serde_json::{Map, Value};
 use crate::{
     Error, Result,
     checkpoint::Dtype,
-    families::{self, Config},
+    families::{
+        self, Config,
+        one_bit::{BITS, PACKING},
+    },
     spec::ModelSpec,
 };
 
@@ -36,6 +39,9 @@ pub(crate) fn configuration(
     let mut map = config.cloned().unwrap_or_default();
     let mut written = families::write_config(spec)?;
     keep_labels(&map, &mut written);
+    // What is saved is packed as the model is, not as it was.
+    map.remove(PACKING);
+    map.remove(BITS);
     // A list with a word for each layer, which the model may have more or fewer of now.
     if !written.contains_key("layer_types") {
         map.remove("layer_types");
@@ -53,8 +59,6 @@ pub(crate) fn configuration(
         _ => "float32",
     };
     map.remove("torch_dtype");
-    // What is saved is not packed.
-    map.remove("quantization_config");
     map.insert("dtype".into(), name.into());
     let again = Config::from_map(Path::new("config.json"), map.clone());
     match families::is_of(&again, spec)? {

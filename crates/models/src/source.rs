@@ -7,7 +7,11 @@ use espalier_kernels::stored::{Mxfp4, Stored};
 
 use crate::{
     Error, Result,
-    checkpoint::{Checkpoint, bitsandbytes},
+    checkpoint::{
+        Checkpoint,
+        bitnet::{self, ScaleForm},
+        bitsandbytes, gptq,
+    },
     families::{Family, TensorEntry},
     layout::row_shape,
     spec::ModelSpec,
@@ -138,6 +142,7 @@ pub struct CheckpointSource<'a> {
     checkpoint: &'a Checkpoint,
     prefix: &'static str,
     places: HashMap<String, Vec<Place>>,
+    scales: Option<ScaleForm>,
 }
 
 /// Where one of our parameters, or some rows of it, lies in a checkpoint.
@@ -174,7 +179,13 @@ impl<'a> CheckpointSource<'a> {
             checkpoint,
             prefix: family.prefix,
             places,
+            scales: None,
         }
+    }
+
+    /// The same, where the configuration says what the scales beside packed weights are.
+    pub(crate) fn with_scales(self, scales: Option<ScaleForm>) -> Self {
+        Self { scales, ..self }
     }
 
     /// Reads one of our parameters from this tensor of the file and not from its usual one.
@@ -207,7 +218,7 @@ const PACKED: [&str; 2] = ["_blocks", "_scales"];
 /// The name of the parameter that a tensor of this name holds, or holds a part of.
 pub(crate) fn unpacked_name(name: &str) -> &str {
     let bare = PACKED.iter().find_map(|end| name.strip_suffix(end));
-    bitsandbytes::weight_of(bare.unwrap_or(name))
+    bitnet::weight_of(bitsandbytes::weight_of(bare.unwrap_or(name)))
 }
 
 /// The name that newer files give to what this one calls `name`.
@@ -316,11 +327,22 @@ impl CheckpointSource<'_> {
         if let Some(packed) = self.packed(place, shape)? {
             return Ok(packed);
         }
+        if let Some(whole) = gptq::read(self.checkpoint, self.prefix, &place.tensor)? {
+            return self.rounded(whole, &place.tensor, place, shape);
+        }
         let tensor = stored_name(self.checkpoint, self.prefix, &place.tensor)
             .ok_or_else(|| self.missing(&place.tensor))?;
         if let Some(whole) = bitsandbytes::read(self.checkpoint, &tensor)? {
             return self.rounded(whole, &tensor, place, shape);
         }
+        if let Some(whole) = bitnet::read(self.checkpoint, &tensor, self.scales)? {
+            return self.rounded(whole, &tensor, place, shape);
+        }
+        let upright = Place {
+            transposed: place.transposed && !self.checkpoint.is_upright(&tensor),
+            ..place.clone()
+        };
+        let place = &upright;
         let found = self
             .checkpoint
             .info(&tensor)

@@ -17,6 +17,7 @@ pub use crate::spec_routing::{
     RouterSpec, SharedExpertSpec,
 };
 pub use espalier_kernels::activation::Activation;
+pub use espalier_kernels::one_bit::WeightBits;
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides a model's shape and arithmetic.
@@ -79,6 +80,9 @@ pub struct ModelSpec {
     pub logit_scale: f64,
     /// Logits `z` become `softcap * tanh(z / softcap)`, after the factor.
     pub logit_softcap: Option<f64>,
+    /// What the weights of the blocks' linear maps are rounded to when they multiply, and their inputs to eight bits; nothing is when absent.
+    #[serde(default)]
+    pub bits: Option<WeightBits>,
     /// Losses of the blocks' routers, where they have any.
     pub router_losses: Option<RouterLosses>,
     /// In training, this times `(log Z)^2` is added to every token's loss, `Z` the sum of the logits' exponentials (PaLM).
@@ -274,6 +278,9 @@ pub struct AttentionSpec {
     pub qk_norm_extent: NormExtent,
     /// Whether each head has a score of its own that takes its share of the softmax and adds no value (gpt-oss).
     pub sinks: bool,
+    /// A norm over all heads' mixed values together, which the output projection reads (BitNet).
+    #[serde(default)]
+    pub sub_norm: Option<NormSpec>,
 }
 
 /// What a norm of queries or keys runs over.
@@ -306,6 +313,7 @@ impl AttentionSpec {
             qk_norm: None,
             qk_norm_extent: NormExtent::Head,
             sinks: false,
+            sub_norm: None,
         }
     }
 
@@ -439,6 +447,9 @@ pub struct MlpSpec {
     pub activation: Activation,
     /// Biases on all projections.
     pub bias: bool,
+    /// A norm over the inner width, which the last projection reads (BitNet).
+    #[serde(default)]
+    pub sub_norm: Option<NormSpec>,
 }
 
 /// A norm over the width.

@@ -41,6 +41,7 @@ impl ModelSpec {
             inner,
             activation: Activation::Silu,
             bias: false,
+            sub_norm: None,
         });
         let block = BlockSpec::sequential(MixerSpec::Attention(attention), channel, norm);
         Self {
@@ -69,6 +70,7 @@ impl ModelSpec {
             next_sentence: false,
             logit_scale: 1.0,
             logit_softcap: None,
+            bits: None,
             router_losses: None,
             z_loss: 0.0,
             initializer_range: 0.02,
@@ -367,6 +369,9 @@ fn attention_parameters(
         queries,
         attention.output_bias,
     );
+    if let Some(kind) = attention.sub_norm {
+        norm(list, &format!("{path}.sub_norm"), kind, queries);
+    }
     if attention.sinks {
         list.push((format!("{path}.sinks"), vec![attention.heads]));
     }
@@ -390,6 +395,9 @@ fn attention_parameters(
 fn mlp_parameters(list: &mut Parameters, path: &str, mlp: &MlpSpec, width: usize) {
     linear(list, &format!("{path}.up"), mlp.inner, width, mlp.bias);
     linear(list, &format!("{path}.down"), width, mlp.inner, mlp.bias);
+    if let Some(kind) = mlp.sub_norm {
+        norm(list, &format!("{path}.sub_norm"), kind, mlp.inner);
+    }
 }
 
 fn linear(list: &mut Parameters, path: &str, rows: usize, columns: usize, bias: bool) {

@@ -155,9 +155,11 @@ impl Stack {
             .enumerate()
             .map(|(i, block)| {
                 (builder.layer, builder.layers) = (i, stack.blocks.len());
+                builder.bits = spec.bits;
                 Block::build(builder, &format!("{prefix}blocks.{i}"), width, block)
             })
             .collect::<Result<_>>()?;
+        builder.bits = None;
         let final_norm = norm(builder, "final_norm", width, stack.final_norm)?;
         let output_projection = stack
             .leads_back()

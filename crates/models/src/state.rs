@@ -11,6 +11,7 @@ use crate::{
     layers::cross_attention::SourceKeys,
     model::Input,
     recurrent::RecurrentState,
+    rounded_cache::{CacheFormat, RoundedRows},
     spec::{BlockSpec, MixerSpec, ModelSpec},
 };
 
@@ -139,6 +140,21 @@ impl SequenceState {
         }
     }
 
+    /// The same state, which remembers keys and values in this format from here on; nothing may have been remembered yet.
+    #[must_use]
+    pub fn in_format(mut self, format: CacheFormat) -> Self {
+        for block in &mut self.blocks {
+            let mixer = match &mut block.mixer {
+                MixerState::Routed(routed) => &mut routed.empty.mixer,
+                mixer => mixer,
+            };
+            if let Some(cache) = mixer.key_values() {
+                cache.format = format;
+            }
+        }
+        self
+    }
+
     /// The state whose row `i` is this one's row `rows[i]`, for beams.
     #[must_use]
     pub fn selected(&self, rows: &[usize]) -> Self {
@@ -254,6 +270,9 @@ impl SequenceState {
 pub struct KeyValues {
     key: Option<Tensor<4>>,
     value: Option<Tensor<4>>,
+    /// Keys and values in fewer bits, in the place of the two.
+    rounded: Option<[RoundedRows; 2]>,
+    format: CacheFormat,
     length: usize,
 }
 
@@ -273,12 +292,20 @@ impl KeyValues {
         Self {
             key: pick(&self.key),
             value: pick(&self.value),
+            rounded: self
+                .rounded
+                .as_ref()
+                .map(|parts| parts.each_ref().map(|part| part.selected(rows))),
+            format: self.format,
             length: self.length,
         }
     }
 
     /// The keys and values of all positions so far, as far as there are any, with their names.
     pub(crate) fn seen(&self) -> Vec<(&'static str, Tensor<4>)> {
+        if let Some([keys, values]) = &self.rounded {
+            return vec![("keys", keys.expanded()), ("values", values.expanded())];
+        }
         let view = |buffer: &Option<Tensor<4>>| Some(buffer.clone()?.slice(s![.., 0..self.length]));
         let named = [("keys", view(&self.key)), ("values", view(&self.value))];
         let held = named.into_iter();
@@ -323,6 +350,14 @@ impl KeyValues {
     /// Adds new positions and returns all of them; both tensors are `[batch, time, kv_heads, width]`.
     pub fn append(&mut self, key: Tensor<4>, value: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let total = self.length + key.dims()[1];
+        if let Some(format) = self.format.rounding() {
+            let fresh = [&key, &value].map(|like| RoundedRows::empty(format, like));
+            let [keys, values] = self.rounded.get_or_insert(fresh);
+            keys.append(key, self.length);
+            values.append(value, self.length);
+            self.length = total;
+            return (keys.expanded(), values.expanded());
+        }
         let keys = append(&mut self.key, key, self.length, total);
         let values = append(&mut self.value, value, self.length, total);
         self.length = total;

@@ -47,6 +47,7 @@ fn experts(router: RouterSpec) -> ExpertsSpec {
         inner: INNER,
         activation: Activation::Silu,
         bias: false,
+        sub_norm: None,
     };
     ExpertsSpec {
         router,
@@ -428,6 +429,7 @@ fn a_linear_expert_for_parts_is_block_diagonal() {
         inner: 2 * part,
         activation: Activation::Relu,
         bias: false,
+        sub_norm: None,
     };
     let linear = ExpertsSpec {
         router: router(1, 1),
@@ -496,6 +498,7 @@ fn a_linear_expert_for_parts_is_block_diagonal() {
         inner: 2 * WIDTH,
         activation: Activation::Relu,
         bias: false,
+        sub_norm: None,
     };
     spec.blocks
         .iter_mut()

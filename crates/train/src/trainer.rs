@@ -3,6 +3,9 @@
 //! It owns data order, accumulation, clipping, the schedule, evaluation, checkpoints, metrics and what objectives show to readers. Interrupted at any
 //! moment, the same call goes on from the newest checkpoint and ends with the same weights, bit for bit in f32.
 
+mod checks;
+mod resumption;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -10,10 +13,15 @@ use std::{
 };
 
 use burn::tensor::Tensor;
-use espalier_data::{disk, packing::Row, random::Random};
+use espalier_data::{disk, random::Random};
 use espalier_kernels::{backward::backward, linear::Precision, release::Release};
 use espalier_models::{model::LanguageModel, parameter::Parameter};
 
+pub use self::checks::check;
+use self::{
+    checks::check_rows,
+    resumption::{SAMPLES, open_samples, restore},
+};
 use crate::{
     Error, Result,
     averaging::Averager,
@@ -21,8 +29,8 @@ use crate::{
     checkpoint::{self, Progress, Tensors, Whole},
     evaluation::{Evaluation, evaluate},
     metrics::{MetricsLog, Window},
-    named_tensors::{NamedTensor, SavedTensors},
-    objectives::{Batch, Metric, Objective, PackedRows},
+    named_tensors::NamedTensor,
+    objectives::{Batch, Metric, Objective},
     optimisers::{Optimiser, Step},
     options::TrainOptions,
     order::Order,
@@ -185,99 +193,6 @@ pub fn train(mut run: Run<'_>, events: &mut dyn FnMut(&Event)) -> Result<Outcome
         state.after_step(&checkpoints, events)?;
     }
     state.finish(started, events)
-}
-
-/// The log of what an objective shows to readers.
-const SAMPLES: &str = "samples.jsonl";
-
-/// That log as it was when it had so many bytes; none before there is something to show.
-fn open_samples(folder: &Path, bytes: u64) -> Result<Option<MetricsLog>> {
-    let path = folder.join(SAMPLES);
-    match path.exists() || bytes > 0 {
-        true => MetricsLog::open(&path, bytes).map(Some),
-        false => Ok(None),
-    }
-}
-
-/// Whether model, samples and options suit the objective.
-///
-/// # Errors
-/// When they do not; [`train`] refuses them alike, but a plan was made by then.
-pub fn check(
-    model: &LanguageModel,
-    objective: &dyn Objective,
-    samples: &[Sample],
-    options: &TrainOptions,
-) -> Result<()> {
-    check_objective(objective, options)?;
-    check_rows(objective, samples.iter())?;
-    objective.check(model, samples, options)?;
-    match objective.needs_head() {
-        true => Ok(model.check_head()?),
-        false => Ok(()),
-    }
-}
-
-/// Whether the options suit the objective.
-fn check_objective(objective: &dyn Objective, options: &TrainOptions) -> Result<()> {
-    let name = objective.name();
-    if options.label_smoothing > 0.0 && !objective.predicts_tokens() {
-        let reason = format!("`{name}` has no target tokens to smooth; leave it 0");
-        return Err(Error::Option {
-            key: "label_smoothing",
-            reason,
-        });
-    }
-    if objective.needs_dropout() && options.dropout == 0.0 {
-        let reason =
-            format!("`{name}` compares passes under different dropout; set it, for example to 0.1");
-        return Err(Error::Option {
-            key: "dropout",
-            reason,
-        });
-    }
-    Ok(())
-}
-
-/// Whether the objective takes the rows as they are.
-fn check_rows<'a>(
-    objective: &dyn Objective,
-    mut samples: impl Iterator<Item = &'a Sample>,
-) -> Result<()> {
-    let is_packed = |row: &Row| row.segments.iter().any(|segment| *segment > 1);
-    let apart = objective.packed_rows() == PackedRows::Apart;
-    match apart || !samples.any(|sample| sample.rows.iter().any(is_packed)) {
-        true => Ok(()),
-        false => Err(Error::packing(objective.name())),
-    }
-}
-
-/// Puts a checkpoint into model, objective and optimiser. All that it holds must be theirs, and all that they need in it.
-fn restore(
-    run: &mut Run<'_>,
-    optimiser: &mut dyn Optimiser,
-    mut averager: Option<&mut Averager>,
-    progress: &Progress,
-    saved: &Tensors<SavedTensors>,
-) -> Result<()> {
-    let mut restored = Ok(());
-    trained::visit_mut(&mut run.model, run.objective, &mut |key, parameter| {
-        if restored.is_ok() {
-            restored = saved
-                .weights
-                .restore_parameter(key, parameter)
-                .and_then(|()| optimiser.restore(key, parameter, &saved.optimiser));
-        }
-        if let (Ok(()), Some(averager)) = (&restored, &mut averager) {
-            restored = averager.restore(key, parameter, &saved.optimiser, progress.step);
-        }
-    });
-    restored?;
-    run.objective
-        .restore(&saved.objective, &progress.objective)?;
-    saved.weights.refuse_unread()?;
-    saved.optimiser.refuse_unread()?;
-    saved.objective.refuse_unread()
 }
 
 /// What a batch of a step (from 0) draws from: a function of seed, step and batch, so that a run that was interrupted draws it

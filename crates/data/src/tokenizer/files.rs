@@ -13,7 +13,7 @@ use super::added_tokens::{Added, Sources};
 use super::class;
 use super::rwkv_world::{self, World};
 use super::template_files::{TEMPLATE, named_list, read_templates};
-use super::{Companion, Kind, SpecialTokens, Tokenizer, older_files, sentencepiece};
+use super::{Companion, Kind, SpecialTokens, Tokenizer, gguf, older_files, sentencepiece};
 use crate::disk;
 use crate::{Error, Result};
 
@@ -28,7 +28,8 @@ const GENERATION: &str = "generation_config.json";
 const LARGEST_FILE: u64 = 512 << 20;
 
 impl Tokenizer {
-    /// Reads a model folder.
+    /// Reads a model folder; or the metadata of a GGUF file where `folder` is one, or has one and no tokenizer. A GGUF file without a
+    /// tokenizer that is read has that of the folder around it.
     ///
     /// The chat template is that of `chat_template.jinja`, else of `tokenizer_config.json`; special tokens are those of
     /// `tokenizer_config.json`, then of `special_tokens_map.json`, then of the class that reads older files, then the added tokens whose
@@ -38,6 +39,17 @@ impl Tokenizer {
     /// [`Error::File`] when a file cannot be read, [`Error::Tokenizer`] or [`Error::Record`] when the folder has no tokenizer
     /// or a malformed one, [`Error::Template`] when a chat template is malformed.
     pub fn load(folder: &Path) -> Result<Self> {
+        match gguf::file_in(folder) {
+            Some(file) if folder.is_file() => {
+                let around = file.parent().filter(|around| own_file(around).is_some());
+                return match (gguf::load(&file), around) {
+                    (Err(_), Some(around)) => Self::load(around),
+                    (loaded, _) => loaded,
+                };
+            }
+            Some(file) if own_file(folder).is_none() => return gguf::load(&file),
+            _ => {}
+        }
         let small = SmallFiles::read(folder)?;
         let mut special = SpecialTokens::default();
         special.fill_from(&small.config);
@@ -69,15 +81,7 @@ impl Tokenizer {
     /// The file of `folder` that its ids come from: `tokenizer.json`, an RWKV table or one of the older files; nothing where it has
     /// no tokenizer.
     pub fn file_in(folder: &Path) -> Option<PathBuf> {
-        let config = read_object(&folder.join(CONFIG)).unwrap_or_default();
-        let table = table_name(&config);
-        let names = [TOKENIZER, table.as_str(), "vocab.json"];
-        names
-            .into_iter()
-            .chain(sentencepiece::FILES)
-            .chain(["vocab.txt"])
-            .map(|name| folder.join(name))
-            .find(|path| path.is_file())
+        own_file(folder).or_else(|| gguf::file_with_tokenizer_in(folder))
     }
 
     /// Writes `tokenizer.json` (or the table of an RWKV world tokenizer) and `tokenizer_config.json` into a folder, which is
@@ -136,6 +140,19 @@ impl Tokenizer {
         }
         config
     }
+}
+
+/// See [`Tokenizer::file_in`]; GGUF files left out.
+fn own_file(folder: &Path) -> Option<PathBuf> {
+    let config = read_object(&folder.join(CONFIG)).unwrap_or_default();
+    let table = table_name(&config);
+    let names = [TOKENIZER, table.as_str(), "vocab.json"];
+    names
+        .into_iter()
+        .chain(sentencepiece::FILES)
+        .chain(["vocab.txt"])
+        .map(|name| folder.join(name))
+        .find(|path| path.is_file())
 }
 
 /// The small files beside a vocabulary, empty where they are missing.

@@ -11,6 +11,7 @@
 mod added_tokens;
 mod class;
 mod files;
+mod gguf;
 mod growth;
 mod older_files;
 mod parts;

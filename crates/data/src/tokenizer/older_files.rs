@@ -254,7 +254,20 @@ pub(super) struct Marks<'a> {
     id: &'a dyn Fn(&str) -> Option<u32>,
 }
 
-impl Marks<'_> {
+impl<'a> Marks<'a> {
+    /// Those of a configuration, of roles, and of what gives the ids of tokens.
+    pub(super) fn new(
+        config: &'a Map<String, Value>,
+        special: &'a SpecialTokens,
+        id: &'a dyn Fn(&str) -> Option<u32>,
+    ) -> Self {
+        Self {
+            config,
+            special,
+            id,
+        }
+    }
+
     /// A switch of the configuration.
     pub(super) fn switch(&self, key: &str) -> Option<bool> {
         self.config.get(key)?.as_bool()
@@ -342,7 +355,11 @@ fn byte_level(
     })
 }
 
-fn word_piece(form: Form, ids: &HashMap<String, u32>, marks: &Marks<'_>) -> Result<Parts> {
+pub(super) fn word_piece(
+    form: Form,
+    ids: &HashMap<String, u32>,
+    marks: &Marks<'_>,
+) -> Result<Parts> {
     let post_processor = match form {
         Form::MpNet => marks.roberta(true, false)?,
         _ => {

@@ -12,6 +12,8 @@ use espalier_engine::{
     decode::Finish,
     text::{GeneratedText, TextModel, TextOptions},
 };
+use espalier_kernels::linear::Precision;
+use espalier_models::rounded_cache::CacheFormat;
 use espalier_train::quantise::QuantiseOptions;
 use serde_json::json;
 
@@ -42,6 +44,12 @@ pub struct ChatArgs {
     /// Round the linear maps of the (base) model's blocks to four bits: nf4 or fp4
     #[arg(long, value_name = "NAME")]
     pub quantise: Option<QuantiseOptions>,
+    /// The arithmetic of products with many rows: f32 or bf16, which is faster where the processor multiplies it
+    #[arg(long, value_name = "NAME", default_value_t = Precision::F32)]
+    pub precision: Precision,
+    /// How keys and values are remembered: f32, bf16 or q8_0
+    #[arg(long, value_name = "FORMAT", default_value_t = CacheFormat::F32)]
+    pub cache: CacheFormat,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -52,8 +60,10 @@ pub struct ChatArgs {
 /// # Errors
 /// When the model cannot be loaded or has no chat template; when it cannot answer a line of a pipe.
 pub fn run(args: &ChatArgs, context: &Context) -> Result<()> {
-    let opened =
+    let mut opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
+    opened.text.model.set_precision(args.precision);
+    opened.text.model.set_cache_format(args.cache)?;
     if opened.text.tokenizer.template().is_none() {
         let fix = "complete text with `espalier generate`, or tune it on conversations first";
         let folder = opened.folder.display();

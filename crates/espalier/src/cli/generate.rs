@@ -8,6 +8,8 @@ use espalier_engine::{
     decode::Finish,
     text::{GeneratedText, TextModel, TextOptions},
 };
+use espalier_kernels::linear::Precision;
+use espalier_models::rounded_cache::CacheFormat;
 use espalier_models::state_file::Prefix;
 use espalier_train::quantise::QuantiseOptions;
 use serde_json::json;
@@ -63,6 +65,12 @@ pub struct GenerateArgs {
     /// Round the linear maps of the (base) model's blocks to four bits: nf4 or fp4
     #[arg(long, value_name = "NAME")]
     pub quantise: Option<QuantiseOptions>,
+    /// The arithmetic of products with many rows: f32 or bf16, which is faster where the processor multiplies it
+    #[arg(long, value_name = "NAME", default_value_t = Precision::F32)]
+    pub precision: Precision,
+    /// How keys and values are remembered: f32, bf16 or q8_0
+    #[arg(long, value_name = "FORMAT", default_value_t = CacheFormat::F32)]
+    pub cache: CacheFormat,
     /// How tokens are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -76,8 +84,10 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     let given = prompts(args)?;
     let prompts = &given.all;
     args.check()?;
-    let opened =
+    let mut opened =
         model_path::open_quantised_text_model(&args.model, args.quantise, &context.device)?;
+    opened.text.model.set_precision(args.precision);
+    opened.text.model.set_cache_format(args.cache)?;
     let mut settings = args.sampling.settings(&opened.base)?;
     args.sampling
         .fit(&mut settings.sampler, &opened.text.tokenizer)?;

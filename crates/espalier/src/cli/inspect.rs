@@ -90,7 +90,7 @@ impl Inspected {
             adapter,
             architecture: family.architecture,
             spec,
-            dtype: format!("{:?}", checkpoint.dtype()).to_lowercase(),
+            dtype: checkpoint.format_name(),
             file_bytes: checkpoint.total_bytes(),
             weights: Weights::of(&folder::load(folder, &Device::flex())?.model),
             tokenizer,

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod chat;
+pub mod convert;
 pub mod data;
 pub mod doctor;
 pub mod embed;
@@ -12,12 +13,14 @@ pub mod inspect;
 pub mod lines;
 pub mod probe;
 pub mod published;
+pub mod quantize;
 pub mod quickstart;
 pub mod run;
 pub mod sampling;
 pub mod serve;
 pub mod trace;
 pub mod train;
+pub mod verify;
 
 use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
@@ -87,6 +90,9 @@ enum Verb {
     Families(families::FamiliesArgs),
     Inspect(inspect::InspectArgs),
     Trace(trace::TraceArgs),
+    Quantize(quantize::QuantizeArgs),
+    Convert(convert::ConvertArgs),
+    Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -107,6 +113,9 @@ impl Verb {
             Self::Families(args) => families::run(args, context),
             Self::Inspect(args) => inspect::run(args, context),
             Self::Trace(args) => trace::run(args, context),
+            Self::Quantize(args) => quantize::run(args, context),
+            Self::Convert(args) => convert::run(args, context),
+            Self::Verify(args) => verify::run(args, context),
             Self::Bench(args) => bench::run(args, context),
             Self::Doctor(args) => doctor::run(args, context),
         }

@@ -81,7 +81,7 @@ pub enum WorldShape {
     Label,
     /// A question and the steps of an answer, of which the last may be wrong, each with its label.
     Steps,
-    /// What the reward `judge` asks of a question and an answer that is right or wrong, and the score.
+    /// What the reward `judge` asks of a question and an answer that is right or wrong; the reply is the right answer and the score.
     Rating,
 }
 

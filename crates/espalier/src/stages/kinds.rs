@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     Voice, evaluate::EvaluateStage, expand::ExpandStage, extract::ExtractStage, merge::MergeStage,
-    rank::RankStage, report, train::TrainStage, upcycle::UpcycleStage,
+    pack::PackStage, rank::RankStage, report, train::TrainStage, upcycle::UpcycleStage,
 };
 use crate::{
     Error, Result,
@@ -288,6 +288,8 @@ stage_kinds! {
     merge: Merge(MergeStage),
     /// Make the difference of a tuned model from its base an adapter.
     extract: Extract(ExtractStage),
+    /// Keep weights of three or two values in two bits each.
+    pack: Pack(PackStage),
     /// Sort preferences from easy to hard, by how sure a model is of them.
     rank: Rank(RankStage),
 }

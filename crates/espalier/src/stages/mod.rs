@@ -19,6 +19,7 @@ mod lock;
 pub mod merge;
 pub mod model;
 pub mod new_model;
+pub mod pack;
 pub mod prompts;
 pub mod rank;
 pub mod record;

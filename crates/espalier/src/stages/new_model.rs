@@ -19,7 +19,7 @@ use espalier_models::{
     folder::LoadedModel,
     model::LanguageModel,
     source::Seed,
-    spec::ModelSpec,
+    spec::{ModelSpec, WeightBits},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -96,6 +96,15 @@ impl Default for NewModel {
     }
 }
 
+/// What the stage says of its fresh model beside `new`.
+#[derive(Debug, Clone, Copy)]
+pub struct Fresh {
+    /// What weights are rounded to when they multiply.
+    pub bits: Option<WeightBits>,
+    /// The seed of the weights.
+    pub seed: u64,
+}
+
 /// A fresh model and, unless the recipe names one, a tokenizer trained on all of `records`.
 ///
 /// # Errors
@@ -105,7 +114,7 @@ pub fn create<'a>(
     records: impl Iterator<Item = &'a Record> + Send,
     special: &[String],
     template: Option<&str>,
-    seed: u64,
+    fresh: Fresh,
     device: &Device,
 ) -> Result<Start> {
     let tokenizer = match &new.tokenizer {
@@ -130,13 +139,15 @@ pub fn create<'a>(
         (None, None) => tokenizer.with_template(ChatTemplate::new(CHATML)?),
         _ => with_template(tokenizer, template)?,
     };
-    let spec = match new.config.is_empty() {
+    let mut spec = match new.config.is_empty() {
         true => specification(new, &tokenizer)?,
         false => configured(new, &tokenizer)?,
     };
+    spec.bits = fresh.bits.or(spec.bits);
     check_memory(new, &spec, device)?;
     let base = PathBuf::new();
-    let model = LanguageModel::build(spec, &mut Seed(seed), device)?;
+    let model =
+        LanguageModel::build(spec, &mut Seed(fresh.seed), device).map_err(Error::of_request)?;
     let config = families::write_config(model.spec())?;
     Ok(Start {
         loaded: LoadedModel {

@@ -14,6 +14,7 @@ use espalier_models::{
     model::LanguageModel,
     parameter::Parameters,
     quantised::quantised_weights,
+    spec::WeightBits,
 };
 use espalier_train::{
     adapters::AdapterOptions,
@@ -104,6 +105,11 @@ pub struct TrainStage {
     /// Keys of the model's `config.json` that change before it is trained, such as `bidirectional` or `rope_parameters`.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
+    /// Round the weights of the blocks' linear maps whenever they multiply, to three values (`ternary`: BitNet b1.58) or two (`binary`:
+    /// BitNet), and their inputs to eight bits. What is trained and saved are the weights before they are rounded; `pack` makes a small model
+    /// of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<WeightBits>,
     /// A chat template: `chatml`, `plain`, or a path to a Jinja file. The tokenizer's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
@@ -177,6 +183,11 @@ impl StageKind for TrainStage {
         if self.quantise.is_some() && self.new.is_some() {
             return Err(Error::usage(
                 "`quantise` rounds a base that stays as it is, and a new model has to be trained; leave one of them out",
+            ));
+        }
+        if self.bits.is_some() && (self.quantise.is_some() || self.adapter.is_some()) {
+            return Err(Error::usage(
+                "`bits` rounds weights that are trained, and the stage has `adapter` or `quantise`, which leave the base as it is; train the base with `bits` in a stage of its own",
             ));
         }
         let shares = [

@@ -1,11 +1,12 @@
 //! Products with few rows on the left, as in decoding: the right factor is read once, where it lies, in f32 throughout. Rows in a
-//! format of their own are read as bytes and never leave the first cache as numbers.
+//! format of their own are read as bytes and never leave the first cache as numbers. Where the format is a coarse one, the rows on the left
+//! are rounded to eight bits and multiplied in integers ([`Rounded`]).
 
 use super::{How, Matrix, Source, Threads, scratch};
 use crate::{
     parallel::for_each,
     simd::{dot, vectorised},
-    stored::StoredRows,
+    stored::{ROUNDED_BLOCK, Rounded, RoundedDot, StoredRows},
 };
 
 /// Rows up to which packing the right factor costs more than it saves.
@@ -16,6 +17,9 @@ const COLUMNS: usize = 64;
 
 /// Rows of bytes that are asked for before they are read.
 const AHEAD: usize = 3;
+
+/// Rows of a coarse format that are multiplied in one call.
+const TOGETHER: usize = 8;
 
 /// Where the result goes.
 #[derive(Clone, Copy)]
@@ -61,36 +65,66 @@ pub(super) unsafe fn product(
         start: out,
         stride: right.columns,
     };
-    left.in_memory(|left, left_values| match right.source {
-        // SAFETY: by the caller's promise.
-        Source::Stored(stored, start) => unsafe {
-            each_task(
-                output,
-                (left, left_values),
-                right.columns,
-                add,
-                how,
-                |first, left, rows| {
-                    stored_columns(stored, start, right.is_transposed(), first, left, rows);
-                },
-            );
-        },
-        _ => right.in_memory(|right, right_values| {
+    let size = [left.rows, left.columns];
+    let left = left.in_memory(gathered);
+    match right.source {
+        Source::Stored(stored, start) => {
+            let transposed = right.is_transposed();
+            let rounded = rounded_dot(stored, start, transposed, size[1])
+                .map(|dot| (Rounded::of(&left, size[1]), dot));
+            let task = |first: usize, left: &[f32], out: &mut [&mut [f32]]| match &rounded {
+                Some((left, dot)) => rounded_columns(stored, start[0] + first, left, *dot, out),
+                None => stored_columns(stored, start, transposed, first, left, out),
+            };
             // SAFETY: by the caller's promise.
-            unsafe {
-                each_task(
-                    output,
-                    (left, left_values),
-                    right.columns,
-                    add,
-                    how,
-                    |first, left, rows| {
-                        columns(right, right_values, first, left, rows);
-                    },
-                );
-            }
+            unsafe { each_task(output, (size, &left), right.columns, add, how, task) };
+        }
+        _ => right.in_memory(|right, right_values| {
+            let task = |first: usize, left: &[f32], out: &mut [&mut [f32]]| {
+                columns(right, right_values, first, left, out);
+            };
+            // SAFETY: by the caller's promise.
+            unsafe { each_task(output, (size, &left), right.columns, add, how, task) };
         }),
-    });
+    }
+}
+
+/// The elements, row by row.
+fn gathered(matrix: Matrix<'_>, values: &[f32]) -> Vec<f32> {
+    let at = |i: usize, k: usize| values[i * matrix.row_stride + k * matrix.column_stride];
+    (0..matrix.rows)
+        .flat_map(|i| (0..matrix.columns).map(move |k| at(i, k)))
+        .collect()
+}
+
+/// How columns that are whole rows of a coarse format are multiplied; nothing where they are others.
+fn rounded_dot(
+    stored: StoredRows<'_>,
+    [_, column]: [usize; 2],
+    transposed: bool,
+    depth: usize,
+) -> Option<RoundedDot> {
+    let is_whole = column == 0 && stored.format.row_bytes(depth) == Some(stored.row(0).len());
+    let rounds = transposed && is_whole && depth.is_multiple_of(ROUNDED_BLOCK);
+    stored.format.rounded_dot().filter(|_| rounds)
+}
+
+/// Adds the products of rounded rows with some rows of a right factor in a coarse format.
+fn rounded_columns(
+    stored: StoredRows<'_>,
+    first: usize,
+    left: &Rounded,
+    dot: RoundedDot,
+    out: &mut [&mut [f32]],
+) {
+    let columns = out[0].len();
+    for start in (0..columns).step_by(TOGETHER) {
+        let part = start..(start + TOGETHER).min(columns);
+        let (rows, size) = stored.some(first + part.start..first + part.end);
+        for (number, out) in out.iter_mut().enumerate() {
+            dot(left.row(number), rows, size, &mut out[part.clone()]);
+        }
+    }
 }
 
 /// Calls `task` with every range of columns: its first column, the depth and elements of the left factor's rows, and the range in
@@ -101,21 +135,16 @@ pub(super) unsafe fn product(
 #[allow(unsafe_code)]
 unsafe fn each_task(
     output: Output,
-    (left, left_values): (Matrix<'_>, &[f32]),
+    ([rows, _], gathered): ([usize; 2], &[f32]),
     columns: usize,
     add: bool,
     how: How,
     task: impl Fn(usize, &[f32], &mut [&mut [f32]]) + Sync,
 ) {
-    let (rows, depth) = (left.rows, left.columns);
     if !add {
         // SAFETY: `out` has room for this many elements, and zero is a valid one.
         unsafe { output.start.write_bytes(0, rows * columns) };
     }
-    let at = |i: usize, k: usize| left_values[i * left.row_stride + k * left.column_stride];
-    let gathered: Vec<f32> = (0..rows)
-        .flat_map(|i| (0..depth).map(move |k| at(i, k)))
-        .collect();
     let task = |first: usize| {
         let part = first..(first + COLUMNS).min(columns);
         let out = |row| {
@@ -126,7 +155,7 @@ unsafe fn each_task(
             }
         };
         let mut out: Vec<&mut [f32]> = (0..rows).map(out).collect();
-        task(first, &gathered, &mut out);
+        task(first, gathered, &mut out);
     };
     match how.threads {
         Threads::One => (0..columns).step_by(COLUMNS).for_each(task),

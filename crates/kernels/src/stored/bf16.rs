@@ -1,6 +1,6 @@
 //! Numbers of two bytes with the range of f32: its upper half.
 
-use super::{Format, dot_of_pairs};
+use super::{Format, Quantise, dot_of_pairs};
 use crate::{bf16::wide, simd::vectorised};
 
 /// bf16, little-endian.
@@ -22,6 +22,14 @@ impl Format for Bf16 {
 
     fn dot(&self, left: &[f32], row: &[u8]) -> f32 {
         dot(left, row)
+    }
+}
+
+impl Quantise for Bf16 {
+    fn quantise_row(&self, values: &[f32], _: Option<&[f32]>, row: &mut [u8]) {
+        for (bytes, value) in row.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+            *bytes = half::bf16::from_f32(*value).to_le_bytes();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Processors with F16C turn eight at once into f32; elsewhere the bits are moved and a multiplication corrects the exponent, which
 //! makes subnormal numbers right as well.
 
-use super::{Format, dot_of_pairs};
+use super::{Format, Quantise, dot_of_pairs};
 use crate::simd::vectorised;
 
 /// f16, little-endian.
@@ -44,9 +44,17 @@ impl Format for F16 {
     }
 }
 
+impl Quantise for F16 {
+    fn quantise_row(&self, values: &[f32], _: Option<&[f32]>, row: &mut [u8]) {
+        for (bytes, value) in row.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+            *bytes = half::f16::from_f32(*value).to_le_bytes();
+        }
+    }
+}
+
 /// The number in f32.
 #[inline(always)]
-fn wide(half: u16) -> f32 {
+pub(super) fn wide(half: u16) -> f32 {
     /// The distance of the two formats' exponents.
     const EXPONENT: f32 = f32::from_bits((127 + 112) << 23);
     let half = u32::from(half);

@@ -1,6 +1,6 @@
 //! Numbers of four bytes, little-endian.
 
-use super::Format;
+use super::{Format, Quantise};
 use crate::simd::{LANES, fold, vectorised};
 
 /// f32 as it is. Products read it where it lies, unless a file begins it at an odd place.
@@ -33,6 +33,14 @@ impl Format for F32 {
         let (before, floats, after) = unsafe { bytes.align_to::<f32>() };
         let whole = before.is_empty() && after.is_empty();
         (whole && cfg!(target_endian = "little")).then_some(floats)
+    }
+}
+
+impl Quantise for F32 {
+    fn quantise_row(&self, values: &[f32], _: Option<&[f32]>, row: &mut [u8]) {
+        for (bytes, value) in row.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+            *bytes = value.to_le_bytes();
+        }
     }
 }
 

@@ -5,21 +5,46 @@
 //! the input axis, and what is cut out of a weight is whole rows.
 
 mod bf16;
+mod blocks;
 mod bytes;
 mod f16;
 mod f32;
 mod four_bit;
+mod grouped;
+mod k_blocks;
 mod mxfp4;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+mod rounded;
+pub(crate) mod ternary;
 
 use std::{fmt::Debug, ops::Range, sync::Arc};
 
 pub use self::{
     bf16::Bf16,
+    blocks::{Quantise, quantised, quantised_as},
     bytes::StoredBytes,
     f16::F16,
     f32::F32,
     four_bit::{Code, Constants, FourBit},
+    grouped::{Grouped, GroupedParts},
     mxfp4::Mxfp4,
+    q4_0::Q4_0,
+    q4_1::Q4_1,
+    q4_k::Q4K,
+    q5_0::Q5_0,
+    q5_1::Q5_1,
+    q5_k::Q5K,
+    q6_k::Q6K,
+    q8_0::Q8_0,
+    rounded::{ROUNDED_BLOCK, Rounded, RoundedDot, RoundedRow},
+    ternary::Ternary,
 };
 use crate::{
     matmul::Matrix,
@@ -39,6 +64,12 @@ pub trait Format: Debug + Send + Sync + 'static {
 
     /// The dot product of `left` with `row`, of as many numbers: the bits of the sum over the expanded row.
     fn dot(&self, left: &[f32], row: &[u8]) -> f32;
+
+    /// The dot product with a left factor in eight bits, where the format is so coarse that products with few rows on the left round
+    /// that too.
+    fn rounded_dot(&self) -> Option<RoundedDot> {
+        None
+    }
 
     /// The bytes as the f32 numbers that they are, where they are that and lie so that they can be read.
     fn floats<'a>(&self, _bytes: &'a [u8]) -> Option<&'a [f32]> {
@@ -167,6 +198,21 @@ impl Stored {
         Self::new(self.format, vec![columns.len(), rows], bytes.into())
     }
 
+    /// The same matrix with its rows in another order, in memory of their own: row `i` becomes the one that `order` gives for it. Nothing
+    /// where there is no such row.
+    pub fn reordered(&self, order: impl Fn(usize) -> usize + Sync) -> Option<Self> {
+        let (rows, size) = (self.rows(), self.format.row_bytes(self.width())?);
+        if (0..rows).any(|row| order(row) >= rows) {
+            return None;
+        }
+        let [bytes] = fresh([(rows * size, size.max(1))], |row, [out]| {
+            let start = order(row) * size;
+            out.copy_from_slice(&self.bytes[start..start + size]);
+        });
+        self.bytes.release();
+        Self::new(self.format, self.shape.to_vec(), bytes.into())
+    }
+
     /// All numbers, row by row.
     pub fn expanded(&self) -> Vec<f32> {
         self.expanded_rows(0..self.rows())
@@ -230,6 +276,14 @@ impl<'a> StoredRows<'a> {
     /// The bytes of a row.
     pub fn row(&self, row: usize) -> &'a [u8] {
         &self.bytes[row * self.row_bytes..(row + 1) * self.row_bytes]
+    }
+
+    /// The bytes of some rows, and of one.
+    pub fn some(&self, rows: Range<usize>) -> (&'a [u8], usize) {
+        (
+            &self.bytes[rows.start * self.row_bytes..rows.end * self.row_bytes],
+            self.row_bytes,
+        )
     }
 
     /// Asks for the bytes of a row before they are read: the processor itself looks ahead no further than the end of a page, and a

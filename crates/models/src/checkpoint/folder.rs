@@ -1,5 +1,5 @@
 //! The weights of a model: `model.safetensors` of its folder, the shards that `model.safetensors.index.json` lists, the same
-//! two of PyTorch, or a single file of either kind under any name.
+//! two of PyTorch, a single file of either kind under any name, or a GGUF file with the parts that it is spread over.
 //!
 //! The index decides which tensors count: each must be in the shard it names, and a tensor that only a shard knows is
 //! not part of the model.
@@ -7,6 +7,7 @@
 use super::safetensors::{Dtype, TensorFile, TensorInfo};
 use crate::error::{Error, Result};
 use espalier_kernels::stored::Stored;
+use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,7 +23,7 @@ const INDEX_LIMIT: u64 = 64 << 20;
 const SINGLE_PICKLE: &str = "pytorch_model.bin";
 const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
 /// Ends of the names of weight files.
-const ENDINGS: [&str; 3] = ["safetensors", "pth", "pt"];
+const ENDINGS: [&str; 4] = ["safetensors", "pth", "pt", "gguf"];
 
 /// The tensors of a model, over however many files.
 ///
@@ -60,13 +61,35 @@ impl Checkpoint {
         if file.extension().is_some_and(|ending| ending == "json") {
             return Self::open_shards(path, &file);
         }
-        let file = TensorFile::open(&file)?;
-        let places = file.names().map(|name| (name.to_owned(), 0)).collect();
+        let files = with_parts(TensorFile::open(&file)?)?;
+        let mut places = BTreeMap::new();
+        for (number, file) in files.iter().enumerate() {
+            places.extend(file.names().map(|name| (name.to_owned(), number)));
+        }
         Ok(Self {
             folder: path.to_path_buf(),
-            files: vec![file],
+            files,
             places,
         })
+    }
+
+    /// The `config.json` that the metadata of a GGUF file stands for; nothing of other files.
+    ///
+    /// # Errors
+    /// When something is missing there, or says what no family has.
+    pub fn configuration(&self) -> Result<Option<Map<String, Value>>> {
+        let Some((file, contents)) = self
+            .files
+            .first()
+            .and_then(|file| Some((file, file.gguf()?)))
+        else {
+            return Ok(None);
+        };
+        let shape = |name: &str| self.info(name).map(|info| info.shape.clone());
+        contents
+            .configuration(file.map(), &shape)
+            .map(Some)
+            .map_err(|reason| Error::checkpoint(file.path(), reason))
     }
 
     /// The file of `folder` with its weights or their index; in a folder without a `config.json` where none has a usual name, the
@@ -164,15 +187,31 @@ impl Checkpoint {
             .map_or(Dtype::F32, |(dtype, _)| dtype)
     }
 
+    /// The name of the format that most of the elements have.
+    pub fn format_name(&self) -> String {
+        let mut elements: BTreeMap<String, usize> = BTreeMap::new();
+        for (name, number) in &self.places {
+            let file = &self.files[*number];
+            if let (Some(format), Some(info)) = (file.format_name(name), file.info(name)) {
+                *elements.entry(format).or_default() += info.elements();
+            }
+        }
+        let most = elements.into_iter().max_by_key(|(_, count)| *count);
+        most.map_or("f32".into(), |(format, _)| format)
+    }
+
+    /// Whether a matrix lies with its outputs as rows even where the family's files have it transposed.
+    pub(crate) fn is_upright(&self, name: &str) -> bool {
+        self.file(name).is_ok_and(|file| file.is_upright(name))
+    }
+
     /// Bytes of all tensors together, headers left out.
     pub fn total_bytes(&self) -> u64 {
-        let bytes = |info: &TensorInfo| {
-            (info.elements() as u64).saturating_mul(info.dtype.bitsize() as u64) / 8
-        };
-        self.names()
-            .filter_map(|name| self.info(name))
-            .map(bytes)
-            .sum()
+        let sizes = self
+            .places
+            .iter()
+            .map(|(name, number)| self.files[*number].size(name));
+        sizes.sum()
     }
 
     /// The file that holds the tensor `name`; the folder where none does.
@@ -192,6 +231,28 @@ impl Checkpoint {
             )
         })
     }
+}
+
+/// A file with the others that a GGUF file is spread over.
+fn with_parts(first: TensorFile) -> Result<Vec<TensorFile>> {
+    let path = first.path().to_path_buf();
+    let parts = first
+        .gguf()
+        .map_or(Ok(Vec::new()), |contents| contents.shards(&path));
+    let parts = parts.map_err(|reason| Error::checkpoint(&path, reason))?;
+    let mut files = vec![first];
+    for part in parts {
+        let part = path.with_file_name(part);
+        if !part.is_file() {
+            let reason = format!(
+                "its part {} is missing; download it into this folder",
+                part.display()
+            );
+            return Err(Error::checkpoint(&path, reason));
+        }
+        files.push(TensorFile::open_part(&part, files.first())?);
+    }
+    Ok(files)
 }
 
 /// The `weight_map` of the index at `path`: tensor to shard.

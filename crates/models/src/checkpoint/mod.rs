@@ -1,7 +1,10 @@
-//! Checkpoints in and out: safetensors files, PyTorch's files, folders of shards, and the configuration of adapters.
+//! Checkpoints in and out: safetensors files, PyTorch's files, GGUF files, folders of shards, and the configuration of adapters.
 
+pub(crate) mod bitnet;
 pub(crate) mod bitsandbytes;
 pub mod folder;
+pub mod gguf;
+pub(crate) mod gptq;
 pub mod peft_config;
 mod peft_initialisation;
 mod peft_targets;

@@ -112,6 +112,7 @@ fn placed(view: &View, storage: &Range<usize>) -> Result<Place, &'static str> {
         },
         bytes,
         strided,
+        encoding: None,
     })
 }
 

@@ -1,12 +1,13 @@
-//! Reads one file of tensors through a memory map: safetensors, or a checkpoint of PyTorch (see `pth.rs`).
+//! Reads one file of tensors through a memory map: safetensors, a checkpoint of PyTorch (see `pth.rs`), or a GGUF file (see `gguf/`).
 //!
 //! The format of safetensors is that of huggingface/safetensors: a `u64` header length, a JSON header, then the tensors' bytes. The
 //! header comes from outside, so nothing in it is believed: the `safetensors` crate checks its length, its JSON, and
 //! that shapes, types and offsets cover the buffer without overlap or hole; this file adds duplicate names and a bound on their
 //! number. Nothing is allocated by a size that the file only claims. Left out: 8-bit and 4-bit floats, which have readers of their own.
 
-use super::pth;
+use super::{gguf, pth};
 use crate::error::{Error, Result};
+use crate::source::Values;
 use espalier_kernels::{
     memory_map,
     stored::{Bf16, F16, F32, Format, Stored, StoredBytes},
@@ -60,6 +61,8 @@ pub struct TensorFile {
     path: PathBuf,
     map: Arc<Mmap>,
     tensors: BTreeMap<String, Place>,
+    /// What a GGUF file says besides.
+    gguf: Option<gguf::Contents>,
 }
 
 /// Where a tensor lies in the map.
@@ -69,6 +72,8 @@ pub(super) struct Place {
     pub bytes: Range<usize>,
     /// How its elements are reached where they do not lie row by row.
     pub strided: Option<Strided>,
+    /// How its numbers are written, in a GGUF file.
+    pub encoding: Option<gguf::Encoding>,
 }
 
 /// Elements that are spread over the bytes of a tensor, all of which lie within them.
@@ -106,9 +111,26 @@ impl TensorFile {
     /// # Errors
     /// When the file cannot be read, or its header breaks the format in any way.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_part(path, None)
+    }
+
+    /// As [`TensorFile::open`], of a part of a GGUF file whose first part is given.
+    pub(super) fn open_part(path: &Path, first: Option<&Self>) -> Result<Self> {
         let map = memory_map::map_file(path).map_err(Error::file(path))?;
+        let mut gguf = None;
         let tensors = match pth::is_pytorch(&map) {
             true => pth::parse(&map),
+            false if gguf::is_gguf(&map) => {
+                let first = first.and_then(|first| first.gguf.as_ref());
+                gguf::parse(&map, first.map(|first| &first.header)).map(|mut contents| {
+                    let tensors = std::mem::take(&mut contents.tensors);
+                    gguf = Some(contents);
+                    tensors
+                })
+            }
+            false if path.extension().is_some_and(|ending| ending == "gguf") => {
+                Err("does not begin as a GGUF file does; download it again".into())
+            }
             false => parse_header(&map),
         };
         let tensors = tensors.map_err(|reason| Error::checkpoint(path, reason))?;
@@ -116,7 +138,44 @@ impl TensorFile {
             path: path.to_path_buf(),
             map: Arc::new(map),
             tensors,
+            gguf,
         })
+    }
+
+    /// What a GGUF file says besides its tensors.
+    pub(super) fn gguf(&self) -> Option<&gguf::Contents> {
+        self.gguf.as_ref()
+    }
+
+    /// The bytes of the file.
+    pub(super) fn map(&self) -> &Mmap {
+        &self.map
+    }
+
+    /// The name of the format of the tensor `name`, if the file has it.
+    pub fn format_name(&self, name: &str) -> Option<String> {
+        let place = self.tensors.get(name)?;
+        Some(match &place.encoding {
+            Some(encoding) => encoding.format.name().to_owned(),
+            None => format!("{:?}", place.info.dtype).to_lowercase(),
+        })
+    }
+
+    /// Bytes of the tensor `name`; none where the file lacks it.
+    pub fn size(&self, name: &str) -> u64 {
+        let place = self.tensors.get(name);
+        place.map_or(0, |place| match place.strided {
+            None => place.bytes.len() as u64,
+            Some(_) => {
+                (place.info.elements() as u64).saturating_mul(place.info.dtype.bitsize() as u64) / 8
+            }
+        })
+    }
+
+    /// Whether a matrix lies with its outputs as rows even where the family's files have it transposed.
+    pub(crate) fn is_upright(&self, name: &str) -> bool {
+        let encoding = self.tensors.get(name).and_then(|place| place.encoding);
+        encoding.is_some_and(|encoding| encoding.upright)
     }
 
     /// Where the file is.
@@ -154,6 +213,9 @@ impl TensorFile {
     /// When the file lacks the tensor or the rows, or the tensor is not F32, F16, BF16 or F64.
     pub fn read_f32(&self, name: &str, rows: Option<Range<usize>>) -> Result<Vec<f32>> {
         let info = &self.place(name)?.info;
+        if self.place(name)?.encoding.is_some() {
+            return self.read_encoded(name, rows);
+        }
         let whole = self.bytes(name)?;
         let mut bytes = &whole[..];
         if let Some(rows) = rows {
@@ -167,6 +229,25 @@ impl TensorFile {
         values
     }
 
+    /// As [`TensorFile::read_f32`], of a tensor of a GGUF file.
+    fn read_encoded(&self, name: &str, rows: Option<Range<usize>>) -> Result<Vec<f32>> {
+        let info = &self.place(name)?.info;
+        let stored = self.stored(name)?;
+        let Some(rows) = rows else {
+            return Ok(Values::Stored(stored).into_floats());
+        };
+        let count = info.shape.first().copied().unwrap_or(1);
+        if rows.start > rows.end || rows.end > count {
+            return Err(self.missing_rows(name, info, &rows));
+        }
+        // Of a single axis the elements are the rows.
+        if info.shape.len() < 2 {
+            return Ok(stored.expanded()[rows].to_vec());
+        }
+        let each = stored.rows().checked_div(count).unwrap_or(0);
+        Ok(stored.expanded_rows(rows.start * each..rows.end * each))
+    }
+
     /// The tensor `name` as the file holds it, mapped and not yet read. F64 is rounded to f32, and elements that do not lie row by row
     /// are put in order, both in memory of their own.
     ///
@@ -177,7 +258,19 @@ impl TensorFile {
             info,
             bytes,
             strided,
+            encoding,
         } = self.place(name)?;
+        if let Some(encoding) = encoding {
+            let stored = StoredBytes::mapped(self.map.clone(), bytes.clone());
+            return stored
+                .and_then(|bytes| encoding.stored(&info.shape, bytes))
+                .ok_or_else(|| {
+                    self.error(format!(
+                        "tensor `{name}` of shape {:?} does not divide into the heads that the file says",
+                        info.shape
+                    ))
+                });
+        }
         let format: &'static dyn Format = match info.dtype {
             Dtype::F32 | Dtype::F64 => &F32,
             Dtype::F16 => &F16,
@@ -284,6 +377,7 @@ fn parse_header(file: &[u8]) -> std::result::Result<BTreeMap<String, Place>, Str
                 info,
                 bytes: start + begin..start + end,
                 strided: None,
+                encoding: None,
             },
         )
     };

@@ -115,11 +115,11 @@ impl TensorWriter {
     ///
     /// # Errors
     /// As [`TensorWriter::write_file`]; no file gets its name before all have been written.
-    pub fn write_sharded(
+    pub fn write_sharded<'a, E: Into<Elements<'a>>>(
         &self,
         folder: &Path,
         max_shard_bytes: u64,
-        mut numbers: impl FnMut(&str) -> Result<Vec<f32>>,
+        mut numbers: impl FnMut(&str) -> Result<E>,
     ) -> Result<Vec<PathBuf>> {
         let shards = split(&self.tensors, max_shard_bytes)?;
         let names: Vec<String> = (1..=shards.len())

@@ -100,6 +100,7 @@ pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Res
             inner,
             activation,
             bias: true,
+            sub_norm: None,
         });
         let cross = (side == "decoder").then(|| CrossSpec {
             attention: attention.clone(),

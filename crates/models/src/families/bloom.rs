@@ -58,6 +58,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         inner: 4 * width,
         activation: Activation::GeluTanh,
         bias: true,
+        sub_norm: None,
     });
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let block = match config.flag_or(NORMED_STREAM, false)? {

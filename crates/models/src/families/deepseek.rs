@@ -218,6 +218,7 @@ fn read(
         inner: config.size("intermediate_size", INNER_LIMIT)?,
         activation: config.activation_or("hidden_act", Activation::Silu)?,
         bias: mlp_bias,
+        sub_norm: None,
     };
     let experts = read_experts(config, defaults, router, &dense)?;
     let first_dense =

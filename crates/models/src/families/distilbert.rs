@@ -48,6 +48,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         inner: config.size("hidden_dim", INNER_LIMIT)?,
         activation,
         bias: true,
+        sub_norm: None,
     });
     let context = config
         .optional_size("max_position_embeddings", CONTEXT_LIMIT)?

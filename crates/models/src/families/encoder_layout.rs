@@ -123,6 +123,7 @@ fn channel(config: &Config, activation: Activation) -> Result<ChannelSpec> {
         inner: config.size("intermediate_size", INNER_LIMIT)?,
         activation,
         bias: true,
+        sub_norm: None,
     }))
 }
 

@@ -48,6 +48,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             .unwrap_or(4 * width),
         activation: config.activation_or("activation", Activation::Gelu)?,
         bias,
+        sub_norm: None,
     });
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let new = config.flag_or("new_decoder_architecture", false)?;

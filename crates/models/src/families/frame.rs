@@ -3,7 +3,7 @@
 use super::{
     Family,
     config::{Config, VOCABULARY_LIMIT},
-    heads,
+    heads, one_bit,
 };
 use crate::error::Result;
 use crate::spec::{BlockSpec, MixerSpec, ModelSpec, NormSpec};
@@ -51,7 +51,7 @@ impl Frame {
 
     /// The same of an encoder-decoder, whose encoder the family adds, or of an encoder.
     pub(super) fn read_decoder(self, config: &Config, family: &Family) -> Result<ModelSpec> {
-        config.refuse("quantization_config")?;
+        let bits = one_bit::read(config, &self.blocks)?;
         Ok(ModelSpec {
             family: family.model_type.into(),
             vocabulary: config.size("vocab_size", VOCABULARY_LIMIT)?,
@@ -78,6 +78,7 @@ impl Frame {
             next_sentence: false,
             logit_scale: 1.0,
             logit_softcap: None,
+            bits,
             router_losses: None,
             z_loss: 0.0,
             initializer_range: config.positive_or("initializer_range", 0.02)?,
@@ -111,6 +112,7 @@ pub(super) fn write_frame(spec: &ModelSpec, family: &Family) -> Map<String, Valu
         .map(|(key, value)| (key.to_owned(), value)),
     );
     heads::write(spec, family, &mut map);
+    one_bit::write(spec, &mut map);
     if spec.bidirectional && !family.is_masked() {
         map.insert(BIDIRECTIONAL.into(), json!(true));
     }

@@ -42,6 +42,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             .unwrap_or(4 * width),
         activation: config.activation_or("activation_function", Activation::GeluTanh)?,
         bias: true,
+        sub_norm: None,
     });
     let attention = read_attention(config, width)?;
     let by_layer = config.flag_or("scale_attn_by_inverse_layer_idx", false)?;

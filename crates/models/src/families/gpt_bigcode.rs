@@ -72,6 +72,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             .unwrap_or(4 * width),
         activation: config.activation_or("activation_function", Activation::GeluTanh)?,
         bias: true,
+        sub_norm: None,
     });
     let block = BlockSpec::sequential(mixer, channel, norm);
     let spec = Frame {

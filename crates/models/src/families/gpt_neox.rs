@@ -49,6 +49,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         inner: config.size("intermediate_size", INNER_LIMIT)?,
         activation: config.activation_or("hidden_act", Activation::Gelu)?,
         bias: true,
+        sub_norm: None,
     });
     let residual = match config.flag_or("use_parallel_residual", true)? {
         true => Residual::Parallel,

@@ -56,6 +56,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             .unwrap_or(4 * width),
         activation: config.activation_or("activation_function", Activation::GeluTanh)?,
         bias: true,
+        sub_norm: None,
     });
     let norm = NormSpec::layer(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let blocks =

@@ -50,6 +50,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         inner,
         activation: Activation::Silu,
         bias: false,
+        sub_norm: None,
     };
     let experts = read_router(config)?.map(|router| {
         ChannelSpec::SparseExperts(ExpertsSpec {

@@ -80,6 +80,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         inner: config.size("intermediate_size", INNER_LIMIT)?,
         activation: config.activation_or("activation_function", Activation::Silu)?,
         bias: false,
+        sub_norm: None,
     };
     let channel = ChannelSpec::SparseExperts(ExpertsSpec {
         router,

@@ -90,6 +90,7 @@ pub(super) fn read(config: &Config, family: &Family, switches: &Switches) -> Res
         inner: config.size("intermediate_size", INNER_LIMIT)?,
         activation,
         bias: switches.mlp_bias,
+        sub_norm: None,
     };
     let channel = match switches.gated {
         true => ChannelSpec::GatedMlp(mlp),

@@ -6,6 +6,7 @@ pub mod albert;
 pub mod bart;
 pub mod bert;
 pub mod bigs;
+pub mod bitnet;
 pub mod bloom;
 pub mod cohere;
 pub mod cohere2;
@@ -52,6 +53,7 @@ pub mod nomic_bert;
 pub mod olmo;
 pub mod olmo2;
 pub mod olmo3;
+pub(crate) mod one_bit;
 pub mod openelm;
 pub mod opt;
 pub mod palm;
@@ -119,6 +121,7 @@ pub const FAMILIES: &[Family] = &[
     bart::FAMILY,
     bert::FAMILY,
     bigs::FAMILY,
+    bitnet::FAMILY,
     bloom::FAMILY,
     cohere2::FAMILY,
     cohere::FAMILY,
@@ -330,7 +333,7 @@ fn whole(number: f64) -> Value {
 }
 
 /// The attention of a block, if that is its mixer.
-fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
+pub(crate) fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
     match &block.mixer {
         MixerSpec::Attention(attention) => Some(attention),
         MixerSpec::AttentionExperts(_)
@@ -340,7 +343,7 @@ fn attention(block: &BlockSpec) -> Option<&AttentionSpec> {
 }
 
 /// The sizes of a block's feed-forward layer, or of one expert, where there is one.
-fn mlp(block: &BlockSpec) -> Option<&MlpSpec> {
+pub(crate) fn mlp(block: &BlockSpec) -> Option<&MlpSpec> {
     match &block.channel {
         ChannelSpec::Mlp(mlp) | ChannelSpec::GatedMlp(mlp) => Some(mlp),
         ChannelSpec::SparseExperts(experts) => Some(&experts.expert),

@@ -140,6 +140,7 @@ fn blocks(config: &Config, width: usize, context: usize, norm: NormSpec) -> Resu
         inner: config.size("intermediate_size", INNER_LIMIT)?,
         activation: config.activation_or("hidden_activation", Activation::Gelu)?,
         bias: config.flag_or("mlp_bias", false)?,
+        sub_norm: None,
     });
     let block = |(layer, is_local): (usize, bool)| {
         let mixer = if is_local { &local } else { &global };

@@ -82,6 +82,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         inner: 4 * width,
         activation: Activation::Gelu,
         bias: false,
+        sub_norm: None,
     });
     let norm = NormSpec::layer_without_bias(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let blocks =

@@ -63,6 +63,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         inner: config.size("intermediate_size", INNER_LIMIT)?,
         activation,
         bias: false,
+        sub_norm: None,
     });
     let block = BlockSpec::post_norm(mixer(config, width, context)?, channel, norm);
     let frame = Frame {

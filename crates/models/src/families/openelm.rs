@@ -75,6 +75,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
                 inner,
                 activation,
                 bias: false,
+                sub_norm: None,
             }),
             norm,
         )

@@ -60,6 +60,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         inner: config.size("ffn_dim", INNER_LIMIT)?,
         activation: config.activation_or("activation_function", Activation::Relu)?,
         bias,
+        sub_norm: None,
     });
     let block = match before {
         true => BlockSpec::sequential(mixer, channel, norm),

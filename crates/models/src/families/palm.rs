@@ -50,6 +50,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
             .unwrap_or(4 * width),
         activation: config.activation_or("hidden_act", Activation::Silu)?,
         bias: false,
+        sub_norm: None,
     });
     let norm = NormSpec::layer_without_bias(config.positive_or("layer_norm_epsilon", 1e-5)?);
     let blocks = vec![

@@ -56,6 +56,7 @@ fn read(config: &Config) -> Result<ModelSpec> {
         inner: branches / 2,
         activation,
         bias: true,
+        sub_norm: None,
     });
     let kinds = read_kinds(config)?;
     let block = |i: usize| {

@@ -198,6 +198,7 @@ fn channel(config: &Config, default: &str) -> Result<ChannelSpec> {
         inner,
         activation,
         bias: false,
+        sub_norm: None,
     };
     Ok(if gated {
         ChannelSpec::GatedMlp(mlp)

@@ -6,7 +6,7 @@ use espalier_kernels::{
     recomputable::Recomputable,
 };
 
-use super::{Builder, head_norm::HeadNorm, linear::Linear};
+use super::{Builder, head_norm::HeadNorm, linear::Linear, norm::Norm};
 use crate::{
     Result,
     parameter::{Parameter, parameters},
@@ -24,15 +24,16 @@ pub struct Attention {
     key: Linear,
     value: Linear,
     output: Linear,
+    sub_norm: Option<Norm>,
     query_norm: Option<HeadNorm>,
     key_norm: Option<HeadNorm>,
     sinks: Option<Parameter>,
 }
 
-parameters!(Attention: query, key, value, output, sinks, query_norm, key_norm);
+parameters!(Attention: query, key, value, output, sub_norm, sinks, query_norm, key_norm);
 
 impl Attention {
-    /// Builds `{name}.query`, `key`, `value`, `output` and, where the spec has them, `sinks` `[heads]`, `query_norm` and `key_norm`.
+    /// Builds `{name}.query`, `key`, `value`, `output` and, where the spec has them, `sub_norm`, `sinks` `[heads]`, `query_norm` and `key_norm`.
     ///
     /// # Errors
     /// When the source lacks a weight.
@@ -53,6 +54,10 @@ impl Attention {
         let key = project("key", [keys, width], spec.qkv_bias, deviation)?;
         let value = project("value", [keys, width], spec.qkv_bias, deviation)?;
         let output = project("output", [width, queries], spec.output_bias, residual)?;
+        let sub_norm = spec
+            .sub_norm
+            .map(|kind| Norm::build(builder, &format!("{name}.sub_norm"), queries, kind))
+            .transpose()?;
         let sinks = match spec.sinks {
             true => {
                 let (name, shape) = (format!("{name}.sinks"), vec![spec.heads]);
@@ -74,6 +79,7 @@ impl Attention {
             key,
             value,
             output,
+            sub_norm,
             query_norm,
             key_norm,
             sinks,
@@ -123,8 +129,11 @@ impl Attention {
         } else {
             mixed
         };
-        self.output
-            .forward(mixed.reshape([batch, time, self.spec.heads * self.spec.head_dim]))
+        let mixed = mixed.reshape([batch, time, self.spec.heads * self.spec.head_dim]);
+        self.output.forward(match &self.sub_norm {
+            Some(norm) => norm.forward(mixed),
+            None => mixed,
+        })
     }
 
     /// `[batch, time, heads * head_dim]` to `[batch, time, heads, head_dim]`.

@@ -2,11 +2,13 @@
 
 use burn::tensor::Tensor;
 use espalier_kernels::{
-    activation::{Activation, activate, gated},
+    activation::{Activation, Precision, activate, gated},
     recomputable::Recomputable,
 };
 
-use super::{Builder, experts::Experts, linear::Linear, multi_head_experts::MultiHeadExperts};
+use super::{
+    Builder, experts::Experts, linear::Linear, multi_head_experts::MultiHeadExperts, norm::Norm,
+};
 use crate::{
     Result,
     auxiliary_losses::{SideSpec, Sides},
@@ -97,12 +99,13 @@ pub struct FeedForward {
     gate: Option<Linear>,
     up: Linear,
     down: Linear,
+    sub_norm: Option<Norm>,
 }
 
-parameters!(FeedForward: gate, up, down);
+parameters!(FeedForward: gate, up, down, sub_norm);
 
 impl FeedForward {
-    /// Builds `{name}.gate` (if gated), `{name}.up` and `{name}.down`.
+    /// Builds `{name}.gate` (if gated), `{name}.up`, `{name}.down` and, where the spec has it, `{name}.sub_norm`.
     ///
     /// # Errors
     /// When the source lacks a weight.
@@ -133,25 +136,40 @@ impl FeedForward {
             mlp.bias,
             residual,
         )?;
+        let sub_norm = mlp
+            .sub_norm
+            .map(|kind| Norm::build(builder, &format!("{name}.sub_norm"), mlp.inner, kind))
+            .transpose()?;
         Ok(Self {
             activation: mlp.activation,
             gate,
             up,
             down,
+            sub_norm,
         })
     }
 
     /// `x`: `[batch, time, width]`; the same shape comes back.
     pub fn forward(&self, x: Recomputable<3>) -> Tensor<3> {
-        match &self.gate {
+        let inner = match &self.gate {
             Some(gate) => {
                 let [gate, up] = Linear::forward_all([gate, &self.up], x);
-                self.down
-                    .forward(gated(self.activation, gate, up, self.down.precision))
+                let precision = self.gate_precision();
+                gated(self.activation, gate, up, precision)
             }
-            None => self
-                .down
-                .forward(activate(self.activation, self.up.forward(x))),
+            None => activate(self.activation, self.up.forward(x)).into(),
+        };
+        self.down.forward(match &self.sub_norm {
+            Some(norm) => norm.forward(inner.into_tensor()).into(),
+            None => inner,
+        })
+    }
+
+    /// A gate is rounded to what the map behind it reads; a map that rounds by itself reads it as it is, and so does a norm.
+    fn gate_precision(&self) -> Precision {
+        match self.down.bits.is_some() || self.sub_norm.is_some() {
+            true => Precision::F32,
+            false => self.down.precision,
         }
     }
 }

@@ -216,6 +216,7 @@ impl Parameters for ExpertLinear {
     fn visit_linears_mut(&mut self, visitor: &mut dyn FnMut(LinearMapMut<'_>)) {
         for map in 0..self.adapters.len() {
             visitor(LinearMapMut {
+                bits: None,
                 name: format!("{}.{map}", self.name),
                 rows: self.rows(map),
                 expert: Some(map / self.parts),

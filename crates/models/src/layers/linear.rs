@@ -5,10 +5,13 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use espalier_kernels::{
     linear::{Group, Precision, linear},
+    one_bit::{WeightBits, bit_linear, packed_linear},
     recomputable::Recomputable,
+    stored::Stored,
+    weight::Weight,
 };
 
-use super::Builder;
+use super::{Builder, input_statistics};
 use crate::{
     Error, Result,
     adapter::{
@@ -22,6 +25,9 @@ use crate::{
 /// Why an adapter is not merged into a rounded weight.
 const QUANTISED: &str = "the base is quantised, and rounding would change what an adapter adds to it; merge it into the full-precision base: load that without quantising it";
 
+/// Why an adapter is not merged into a weight that is rounded when it multiplies.
+const ROUNDED: &str = "the base's weights are rounded to one bit or 1.58 when they multiply, and what an adapter adds would be rounded away with them; keep the adapter beside the base";
+
 /// `y = x W^T + b`, plus what the active adapters add.
 #[derive(Debug, Clone)]
 pub struct Linear {
@@ -34,6 +40,8 @@ pub struct Linear {
     pub adapters: LinearAdapters,
     /// The arithmetic of the layer's products.
     pub precision: Precision,
+    /// What the weight is rounded to when it multiplies, and the input to eight bits; nothing is when absent.
+    pub bits: Option<WeightBits>,
 }
 
 /// A linear map as adapters see it: a layer, or a part of one expert's matrix in a stack.
@@ -71,6 +79,8 @@ pub struct LinearMapMut<'a> {
     pub(crate) adapters: &'a mut LinearAdapters,
     /// The arithmetic of its products.
     pub precision: &'a mut Precision,
+    /// What the weight is rounded to when it multiplies.
+    pub(super) bits: Option<WeightBits>,
     /// The weight that holds it.
     pub(super) weight: &'a mut Parameter,
     /// Its rows of the weight.
@@ -123,6 +133,16 @@ impl LinearMapMut<'_> {
         Ok(())
     }
 
+    /// Keeps the weight packed, two bits a number, in place of the one that is rounded when it multiplies. Whether it has been.
+    pub(crate) fn pack(&mut self) -> bool {
+        let packed = self.bits.and_then(|bits| self.weight.packed(bits).cloned());
+        let found = packed.is_some();
+        if let Some(packed) = packed {
+            self.weight.set_stored(packed);
+        }
+        found
+    }
+
     /// Adds the active adapters into weight and bias, in f32, and removes them.
     ///
     /// # Errors
@@ -130,6 +150,9 @@ impl LinearMapMut<'_> {
     pub fn merge(mut self) -> Result<()> {
         if self.weight.is_quantised() && self.adapters.is_active() {
             return Err(Error::Invalid(QUANTISED.into()));
+        }
+        if self.bits.is_some() && self.adapters.is_active() {
+            return Err(Error::Invalid(ROUNDED.into()));
         }
         let [outputs, inputs] = self.size();
         let place = self.place();
@@ -177,6 +200,7 @@ impl Linear {
         };
         Ok(Self {
             bias,
+            bits: builder.bits,
             ..Self::from_weight(name, weight, Precision::F32)
         })
     }
@@ -196,6 +220,7 @@ impl Linear {
         let bias = Some(builder.parameter(format!("{name}.bias"), vec![size[0]], bias)?);
         Ok(Self {
             bias,
+            bits: builder.bits,
             ..Self::from_weight(name, weight, Precision::F32)
         })
     }
@@ -208,6 +233,7 @@ impl Linear {
             bias: None,
             adapters: LinearAdapters::default(),
             precision,
+            bits: None,
         }
     }
 
@@ -283,7 +309,10 @@ impl Linear {
 
     /// The weight with what the active adapters add to it, `[out, in]`, where they add no bias.
     pub fn adapted_weight(&self) -> Tensor<2> {
-        let weight = self.weight.value::<2>();
+        let weight = match self.bits {
+            Some(_) => self.effective().into_tensor(&self.weight.device()),
+            None => self.weight.value::<2>(),
+        };
         let product = |own: &&LowRank| own.is_product();
         let active = self.adapters.active();
         let products: Option<Vec<_>> = active.map(|one| one.low_rank().filter(product)).collect();
@@ -315,16 +344,42 @@ impl Linear {
     fn fused(&self) -> Option<&LowRank> {
         let mut active = self.adapters.active();
         match (active.next(), active.next()) {
-            (Some(one), None) if !self.weight.is_trainable() => {
+            (Some(one), None) if !self.weight.is_trainable() && self.bits.is_none() => {
                 one.low_rank().filter(|adapter| adapter.is_plain())
             }
             _ => None,
         }
     }
 
-    /// Whether the product has a group of its own, because adapters see it.
+    /// Whether the product has a group of its own, because adapters see it, or its input is rounded.
     pub(super) fn is_apart(&self) -> bool {
-        self.is_adapted() && self.fused().is_none()
+        self.bits.is_some() || self.is_adapted() && self.fused().is_none()
+    }
+
+    /// The weight as it multiplies: as it is, or what it is rounded to. No gradient passes the rounding here.
+    fn effective(&self) -> Weight<2> {
+        let rounded = self.bits.and_then(|bits| self.weight.packed(bits));
+        rounded.map_or_else(
+            || self.weight.weight(),
+            |packed| Weight::Stored(packed.clone()),
+        )
+    }
+
+    /// The packed weight, where it is rounded and not trained.
+    fn packed(&self, bits: WeightBits) -> Option<&Stored> {
+        let frozen = !self.weight.is_trainable();
+        frozen.then(|| self.weight.packed(bits)).flatten()
+    }
+
+    /// The product with the base's weight alone.
+    fn product<const D: usize>(&self, x: Recomputable<D>) -> Tensor<D> {
+        let Some(bits) = self.bits else {
+            return linear(x, self.weight.weight::<2>(), None, self.precision);
+        };
+        match self.packed(bits) {
+            Some(packed) => packed_linear(x, packed, self.precision),
+            None => bit_linear(x, self.weight.value(), bits, self.precision),
+        }
     }
 
     fn forward_in<const D: usize>(
@@ -333,14 +388,18 @@ impl Linear {
         group: Group,
         bias: Option<Tensor<1>>,
     ) -> Tensor<D> {
-        let weight = self.weight.weight::<2>();
+        if input_statistics::are_recorded() {
+            input_statistics::record(&self.name, x.clone().into_tensor());
+        }
+        let weight = || self.weight.weight::<2>();
         let y = match self.fused() {
             Some(adapter) => {
                 let factors = adapter.factors();
-                group.low_rank_linear(x, weight, factors, adapter.scale, self.precision)
+                group.low_rank_linear(x, weight(), factors, adapter.scale, self.precision)
             }
             None if self.is_adapted() => self.adapted(x),
-            None => return group.linear(x, weight, bias, self.precision),
+            None if self.bits.is_some() => self.product(x),
+            None => return group.linear(x, weight(), bias, self.precision),
         };
         match bias {
             Some(bias) => y + bias.unsqueeze(),
@@ -350,7 +409,7 @@ impl Linear {
 
     /// The product with what the active adapters add, without the bias.
     fn adapted<const D: usize>(&self, x: Recomputable<D>) -> Tensor<D> {
-        let product = linear(x.clone(), self.weight.weight::<2>(), None, self.precision);
+        let product = self.product(x.clone());
         let (shape, rows) = (
             product.dims(),
             product.dims().iter().rev().skip(1).product(),
@@ -361,7 +420,7 @@ impl Linear {
             input: flat(x.into_tensor(), inputs),
             product: flat(product.clone(), outputs),
             bias: self.bias(),
-            weight: &|| self.weight.weight(),
+            weight: &|| self.effective(),
             precision: self.precision,
         };
         match self.adapters.addition(&pass) {
@@ -392,6 +451,7 @@ impl Parameters for Linear {
             bias: self.bias.as_mut(),
             adapters: &mut self.adapters,
             precision: &mut self.precision,
+            bits: self.bits,
             weight: &mut self.weight,
         });
     }

@@ -13,6 +13,7 @@ pub mod expert_linear;
 pub mod experts;
 pub mod head_norm;
 pub mod head_transform;
+pub mod input_statistics;
 pub mod latent_attention;
 pub mod linear;
 pub mod multi_head_experts;
@@ -25,6 +26,7 @@ use crate::{
     Result,
     parameter::Parameter,
     source::{Initial, ParameterSource, Values},
+    spec::WeightBits,
 };
 
 /// Builds layers from a source of weights.
@@ -41,6 +43,8 @@ pub struct Builder<'a> {
     pub layer: usize,
     /// Blocks of the stack.
     pub layers: usize,
+    /// What weights of linear maps are rounded to when they multiply, inside the blocks.
+    pub bits: Option<WeightBits>,
 }
 
 impl Builder<'_> {

@@ -211,6 +211,8 @@ fn gathered_cache(
         key: gather(|cache| cache.key.as_ref()),
         value: gather(|cache| cache.value.as_ref()),
         length,
+        // States that rows join and leave remember in f32.
+        ..KeyValues::default()
     }
 }
 

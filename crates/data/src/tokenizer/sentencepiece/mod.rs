@@ -17,7 +17,7 @@ use super::class::Form;
 use super::older_files::Marks;
 use super::parts::{Parts, around, metaspace, replace, replace_all, sequence};
 use crate::{Error, Result};
-use model_file::{Algorithm, ModelFile, PieceKind};
+pub(super) use model_file::{Algorithm, Ids, ModelFile, Piece, PieceKind};
 
 /// The names of such files.
 pub(super) const FILES: [&str; 4] = [
@@ -102,7 +102,11 @@ fn in_order(form: Form, model: &ModelFile, sentinels: &[String]) -> Vec<(String,
 impl Pieces {
     /// Reads a model; the class decides where its pieces stand. T5 adds `extra` sentinels.
     pub(super) fn read(path: &Path, bytes: &[u8], form: Form, extra: u32) -> Result<Self> {
-        let model = ModelFile::parse(path, bytes)?;
+        Ok(Self::of(ModelFile::parse(path, bytes)?, form, extra))
+    }
+
+    /// The pieces of a model; the class decides where they stand. T5 adds `extra` sentinels.
+    pub(super) fn of(model: ModelFile, form: Form, extra: u32) -> Self {
         let sentinels = sentinels(form, extra);
         let entries = in_order(form, &model, &sentinels);
         let unknown = match form {
@@ -117,13 +121,13 @@ impl Pieces {
             .zip(0..)
             .map(|((text, _), id)| (text.clone(), id))
             .collect();
-        Ok(Self {
+        Self {
             model,
             entries,
             ids,
             unknown,
             sentinels,
-        })
+        }
     }
 
     /// The id of a piece.

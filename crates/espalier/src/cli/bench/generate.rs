@@ -2,6 +2,9 @@
 //!
 //! Prefill ends with the first token of every row, decoding takes from there to the last. Medians of three runs after one
 //! that is not counted; end-of-sequence tokens are forbidden, so that every run makes the same number of tokens.
+//!
+//! Decoding reads every weight once for a token, so that the memory bounds it. Bytes a token are those of all weights but the table of tokens,
+//! of which a row is read, and of half of what the text leaves in the cache; of experts those that a token passes through.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -11,7 +14,10 @@ use espalier_engine::{
     rules::Rules,
     sampler::SamplerOptions,
 };
-use espalier_models::model::LanguageModel;
+use espalier_kernels::{bandwidth::memory_bandwidth, linear::Precision};
+use espalier_models::{
+    model::LanguageModel, parameter::Parameters, rounded_cache::CacheFormat, spec::ChannelSpec,
+};
 
 use super::{Figures, median, random_tokens};
 use crate::cli::Context;
@@ -34,6 +40,12 @@ pub struct GenerateArgs {
     /// Prompts computed together
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     pub batch: usize,
+    /// The arithmetic of products with many rows: f32 or bf16, which is faster where the processor multiplies it
+    #[arg(long, value_name = "NAME", default_value_t = Precision::F32)]
+    pub precision: Precision,
+    /// How keys and values are remembered: f32, bf16 or q8_0
+    #[arg(long, value_name = "FORMAT", default_value_t = CacheFormat::F32)]
+    pub cache: CacheFormat,
 }
 
 /// Measures and prints.
@@ -48,6 +60,8 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
     }
     let mut loaded = model_path::load_model(&args.model, &context.device)?;
     loaded.model.merge_what_can_be();
+    loaded.model.set_precision(args.precision);
+    loaded.model.set_cache_format(args.cache)?;
     let model = loaded.model.frozen();
     check_room(&model, args, context)?;
     let prompts = random_tokens(model.spec().vocabulary, args.batch, args.prompt);
@@ -64,7 +78,61 @@ pub fn run(args: &GenerateArgs, context: &Context) -> Result<()> {
         progress.set(run as u64 + 1, "");
     }
     progress.finish(&format!("{RUNS} runs, after one to warm up"));
-    show(args, seconds.map(|all| median(&all)), context)
+    let format = format(&model);
+    let traffic = Traffic {
+        token: bytes_a_token(&model, args),
+        memory: memory_bandwidth(),
+    };
+    show(
+        args,
+        seconds.map(|all| median(&all)),
+        &format,
+        traffic,
+        context,
+    )
+}
+
+/// What decoding reads, in bytes.
+struct Traffic {
+    /// For a token.
+    token: f64,
+    /// That the memory gives in a second.
+    memory: f64,
+}
+
+fn bytes_a_token(model: &LanguageModel, args: &GenerateArgs) -> f64 {
+    let spec = model.spec();
+    let share = spec.blocks.iter().find_map(|block| match &block.channel {
+        ChannelSpec::SparseExperts(experts) => {
+            let router = &experts.router;
+            Some(router.active as f64 / router.experts.max(1) as f64)
+        }
+        _ => None,
+    });
+    let mut weights = 0.0;
+    model.visit(&mut |parameter| {
+        let is_table = parameter.name() == "embedding.weight" && !spec.tied_head;
+        let is_stack = parameter.shape().len() == 3;
+        weights += match (is_table, share.filter(|_| is_stack)) {
+            (true, _) => 0.0,
+            (false, share) => parameter.bytes() as f64 * share.unwrap_or(1.0),
+        };
+    });
+    let remembered = args.prompt as f64 + args.new as f64 / 2.0;
+    weights / args.batch as f64 + remembered * spec.cache_per_token() as f64
+}
+
+/// The format that most numbers of the weights have.
+fn format(model: &LanguageModel) -> String {
+    let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+    model.visit(&mut |parameter| {
+        let name = parameter
+            .as_stored()
+            .map_or("f32", |stored| stored.format().name());
+        *counts.entry(name).or_default() += parameter.len();
+    });
+    let most = counts.into_iter().max_by_key(|(_, count)| *count);
+    most.map_or("f32", |(name, _)| name).to_owned()
 }
 
 fn check_room(model: &LanguageModel, args: &GenerateArgs, context: &Context) -> Result<()> {
@@ -107,12 +175,21 @@ fn generate(model: &LanguageModel, prompts: &[Vec<u32>], new_tokens: usize) -> R
     Ok([prefill, whole - prefill])
 }
 
-fn show(args: &GenerateArgs, [prefill, decoding]: [f64; 2], context: &Context) -> Result<()> {
+fn show(
+    args: &GenerateArgs,
+    [prefill, decoding]: [f64; 2],
+    format: &str,
+    traffic: Traffic,
+    context: &Context,
+) -> Result<()> {
+    let rate = (args.new - 1) as f64 / decoding.max(1e-9);
     let sizes = vec![
         ("batch", args.batch.into()),
         ("prompt", args.prompt.into()),
         ("new", args.new.into()),
-        ("precision", "f32".into()),
+        ("precision", args.precision.to_string().into()),
+        ("weights", format.into()),
+        ("cache", args.cache.to_string().into()),
     ];
     let measured = vec![
         (
@@ -120,10 +197,13 @@ fn show(args: &GenerateArgs, [prefill, decoding]: [f64; 2], context: &Context) -
             "",
             (args.batch * args.prompt) as f64 / prefill,
         ),
+        ("decode_tokens_per_second", "", args.batch as f64 * rate),
+        ("mib_a_token", "", traffic.token / f64::from(1 << 20)),
+        ("memory_gb_per_second", "", traffic.memory / 1e9),
         (
-            "decode_tokens_per_second",
+            "share_of_memory_bandwidth",
             "",
-            (args.batch * (args.new - 1)) as f64 / decoding.max(1e-9),
+            args.batch as f64 * rate * traffic.token / traffic.memory,
         ),
     ];
     Figures {

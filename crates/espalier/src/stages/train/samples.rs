@@ -21,7 +21,8 @@ use crate::{
         ends,
         kinds::Workplace,
         model::{self, Start},
-        new_model, prompts,
+        new_model::{self, Fresh},
+        prompts,
     },
 };
 
@@ -112,9 +113,13 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
     let template = stage.template.as_deref();
     match (&stage.model, &stage.new) {
         (Some(path), None) => {
+            let mut changes = stage.config.clone();
+            if let Some(bits) = stage.bits {
+                changes.insert("bits".into(), bits.to_string().into());
+            }
             let start = model::open(
                 Path::new(path),
-                &stage.config,
+                &changes,
                 stage.quantise,
                 template,
                 workplace.device,
@@ -126,7 +131,11 @@ fn start(stage: &TrainStage, records: &[Sourced], workplace: &mut Workplace) -> 
             let texts = records.iter().chain(&more).map(|sourced| &sourced.record);
             let special = (stage.objective.registered().special_tokens)();
             let seed = stage.options.seed;
-            new_model::create(new, texts, &special, template, seed, workplace.device)
+            let fresh = Fresh {
+                bits: stage.bits,
+                seed,
+            };
+            new_model::create(new, texts, &special, template, fresh, workplace.device)
         }
         _ => Err(Error::usage("a train stage needs one of `model` and `new`")),
     }

@@ -95,6 +95,18 @@ pub fn whitened(values: &[f64], keep_mean: bool) -> Vec<f64> {
     values.iter().map(white).collect()
 }
 
+/// Cuts `joined` into parts as long as those of `like`.
+pub fn apart(joined: &[f64], like: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let mut rest = joined;
+    like.iter()
+        .map(|part| {
+            let (first, behind) = rest.split_at(part.len().min(rest.len()));
+            rest = behind;
+            first.to_vec()
+        })
+        .collect()
+}
+
 /// What a token costs for leaving the reference, at the given log-probabilities of policy and reference.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

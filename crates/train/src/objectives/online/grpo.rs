@@ -29,7 +29,7 @@ use crate::{
     batch::Sample,
     error::{at_least, not_negative, positive},
     metrics::MetricDescription,
-    objectives::{Batch, Loss, Metric, registry::Entry},
+    objectives::{Batch, Loss, Metric, preference::scores::lengths, registry::Entry},
 };
 
 /// The options of GRPO.
@@ -305,12 +305,8 @@ impl Grpo {
         let kept: Vec<bool> = ended
             .map(|ended| *ended > 0.0 || !self.0.mask_truncated_completions)
             .collect();
-        let mut lengths = vec![0.0; count];
-        batch
-            .tokens
-            .rows
-            .iter()
-            .for_each(|row| lengths[*row] += 1.0);
+        let lengths = lengths(&batch.tokens.rows, count);
+        let lengths: Vec<f64> = lengths.into_iter().map(f64::from).collect();
         let longest = self.0.rollout.max_completion_length;
         Ok(self.0.loss_type.weights(&lengths, &kept, longest))
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     COMMON, Method, Online,
-    advantages::{self, KlEstimator, generalised, steered, whitened},
+    advantages::{self, KlEstimator, apart, generalised, steered, whitened},
     column, common_metrics,
     critic::{Critic, CriticKind},
     log_probabilities,
@@ -483,18 +483,6 @@ fn value_losses(values: Tensor<1>, old: Tensor<1>, returns: Tensor<1>, range: f6
     let free = (values - returns.clone()).powi_scalar(2);
     let bounded = (near - returns).powi_scalar(2);
     free.max_pair(bounded) * 0.5
-}
-
-/// Cuts `joined` into parts as long as those of `like`.
-fn apart(joined: &[f64], like: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    let mut rest = joined;
-    like.iter()
-        .map(|part| {
-            let (first, behind) = rest.split_at(part.len().min(rest.len()));
-            rest = behind;
-            first.to_vec()
-        })
-        .collect()
 }
 
 #[cfg(test)]
