@@ -11,6 +11,7 @@ pub mod packing;
 pub mod random;
 pub mod readers;
 pub mod record;
+pub mod tables;
 pub mod template;
 pub mod tokenizer;
 pub mod worlds;

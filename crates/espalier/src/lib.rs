@@ -13,6 +13,7 @@ pub use espalier_train as train;
 pub mod cli;
 pub mod device;
 pub mod error;
+pub mod evaluation;
 pub mod export;
 pub mod interrupt;
 pub mod memory;

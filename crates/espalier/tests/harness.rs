@@ -326,8 +326,8 @@ fn what_is_not_supported_is_named() {
             "`process_docs: !function utils.process_docs`",
         ),
         (
-            "metric_list:\n  - metric: bleu\n",
-            "metric `bleu` is not supported",
+            "metric_list:\n  - metric: bleurt\n",
+            "metric `bleurt` is not supported",
         ),
         (
             "metric_list:\n  - metric: acc\n",

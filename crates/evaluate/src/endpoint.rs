@@ -1,7 +1,10 @@
-//! An endpoint that speaks OpenAI's interface answers tasks that ask for texts: `/chat/completions`, or `/completions` for bare prompts.
+//! An endpoint that speaks OpenAI's interface answers tasks: texts by `/chat/completions`, or `/completions` for bare prompts, likelihoods by
+//! `/completions` alone.
 //!
 //! Requests go out side by side, as many as a batch has. One that fails on its way, or that the server cannot serve at the moment (429,
-//! 5xx), is repeated after a growing pause. Left out: likelihoods, which the chat interface does not give.
+//! 5xx), is repeated after a growing pause.
+
+mod likelihood;
 
 use std::{thread, time::Duration};
 
@@ -77,6 +80,14 @@ impl Endpoint {
             seed,
             agent,
         })
+    }
+
+    fn response(&self, item: &Item, generation: &Generation, repeats: usize) -> Result<Response> {
+        let Request::Generate { prompt, .. } = &item.request else {
+            return self.score(item);
+        };
+        let texts = (0..repeats).map(|repeat| self.ask(item, prompt, generation, repeat));
+        Ok(Response::Texts(texts.collect::<Result<_>>()?))
     }
 
     fn ask(
@@ -190,24 +201,14 @@ impl Respondent for Endpoint {
     ) -> Result<()> {
         let mut asked = Vec::with_capacity(items.len());
         for (place, item) in items.iter().enumerate() {
-            let Request::Generate { prompt, .. } = &item.request else {
-                return Err(Error::task(
-                    "an endpoint answers tasks that ask for texts (`output_type: generate_until`) alone; it gives no likelihoods",
-                ));
-            };
-            asked.push((place, *item, prompt));
+            asked.push((place, *item));
         }
         for chunk in asked.chunks(self.batch) {
             let own = &*self;
-            let answers: Vec<Result<Vec<String>>> = thread::scope(|scope| {
+            let answers: Vec<Result<Response>> = thread::scope(|scope| {
                 let started: Vec<_> = chunk
                     .iter()
-                    .map(|(_, item, prompt)| {
-                        scope.spawn(move || {
-                            let ask = |repeat| own.ask(item, prompt, generation, repeat);
-                            (0..repeats).map(ask).collect()
-                        })
-                    })
+                    .map(|(_, item)| scope.spawn(move || own.response(item, generation, repeats)))
                     .collect();
                 let failed = |_| Err(Error::task("a request failed without words"));
                 started
@@ -215,8 +216,8 @@ impl Respondent for Endpoint {
                     .map(|thread| thread.join().unwrap_or_else(failed))
                     .collect()
             });
-            for ((place, _, _), texts) in chunk.iter().zip(answers) {
-                sink(*place, Response::Texts(texts?))?;
+            for ((place, _), response) in chunk.iter().zip(answers) {
+                sink(*place, response?)?;
             }
         }
         Ok(())

@@ -98,7 +98,11 @@ fn request(text: &str, chat: Option<ChatTemplate<'_>>, writes: bool) -> Result<R
         Some(chat) => (chat(&messages, false)?, ""),
         None => (text.to_owned(), " "),
     };
-    let prompt = Prompt { text, messages };
+    let prompt = Prompt {
+        text,
+        messages,
+        marked: false,
+    };
     Ok(match writes {
         true => Request::Generate {
             prompt,
@@ -106,6 +110,7 @@ fn request(text: &str, chat: Option<ChatTemplate<'_>>, writes: bool) -> Result<R
         },
         false => Request::Choice {
             prompt,
+            contexts: Vec::new(),
             continuations: ["A", "B"].map(|letter| format!("{space}{letter}")).to_vec(),
             choices: ["A", "B"].map(str::to_owned).to_vec(),
             gold: Vec::new(),

@@ -122,14 +122,14 @@ impl LocalModel<'_> {
                 windows(&self.encode(text)?, self.start()?.0, self.longest)
             }
             Request::Choice {
-                prompt,
                 continuations,
                 alone,
                 ..
             } => {
                 let behind = continuations
                     .iter()
-                    .map(|text| self.pair(&prompt.text, text));
+                    .enumerate()
+                    .map(|(choice, text)| self.pair(&request.context(choice), text));
                 let mut all = behind.collect::<Result<Vec<_>>>()?;
                 if *alone {
                     for text in continuations {
@@ -195,6 +195,9 @@ impl LocalModel<'_> {
 
     /// The tokens of a prompt that is answered.
     fn write(&self, prompt: &Prompt, generation: &Generation) -> Result<Vec<u32>> {
+        if prompt.marked {
+            return Ok(self.text.tokenizer.encode_ids(&prompt.text, false)?);
+        }
         if !generation.cuts_prompt {
             return self.encode(&prompt.text);
         }

@@ -184,12 +184,14 @@ pub fn asked(request: &Request) -> Value {
         Request::Rolling { text, .. } => json!(["rolling", text]),
         Request::Choice {
             prompt,
+            contexts,
             continuations,
             alone,
             ..
-        } => {
-            json!(["choice", prompt.text, continuations, alone])
-        }
+        } => match contexts.is_empty() {
+            true => json!(["choice", prompt.text, continuations, alone]),
+            false => json!(["choice", prompt.text, contexts, continuations]),
+        },
         Request::Generate { prompt, .. } => json!(["generate", prompt.text]),
     }
 }

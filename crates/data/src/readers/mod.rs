@@ -2,7 +2,8 @@
 //!
 //! A file is never held in memory: jsonl is read by lines, a JSON array element by element, plain text by paragraphs. The
 //! form is detected from the keys of the first record or given by name; columns can be renamed. A malformed record is an
-//! error with its line, and reading goes on after it. Not read: Parquet, CSV, compressed files.
+//! error with its line, and reading goes on after it. Rows of CSV and Parquet files are records too ([`crate::tables`]), of a CSV file held in
+//! memory. Not read: compressed files.
 //!
 //! | form | keys |
 //! |---|---|
@@ -30,6 +31,7 @@ use serde_json::{Map, Value};
 
 use crate::nearest::suggestion;
 use crate::record::Record;
+use crate::tables::{self, Cells};
 use crate::{Error, Result};
 use elements::{Element, Elements};
 use fields::{Fields, kind};
@@ -63,7 +65,7 @@ mod write;
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Source {
-    /// The file: `.json`, `.jsonl`, `.ndjson`, `.txt`, `.text` or `.md`.
+    /// The file: `.json`, `.jsonl`, `.ndjson`, `.csv`, `.parquet`, `.txt`, `.text` or `.md`.
     pub path: PathBuf,
     /// The form of its records; detected when absent.
     pub form: Option<Form>,
@@ -171,9 +173,15 @@ pub fn open(source: &Source) -> Result<Reader> {
         .columns
         .keys()
         .try_for_each(|name| forms::check_column(name))?;
-    let file = File::open(&source.path).map_err(|error| Error::file(&source.path, error))?;
-    let input = without_mark(file).map_err(|error| Error::file(&source.path, error))?;
-    let elements = elements::split(input, &source.path, plain)?;
+    let elements = match tables::is_table(&source.path) {
+        true => of_table(source)?,
+        false => {
+            let file =
+                File::open(&source.path).map_err(|error| Error::file(&source.path, error))?;
+            let input = without_mark(file).map_err(|error| Error::file(&source.path, error))?;
+            elements::split(input, &source.path, plain)?
+        }
+    };
     Ok(Reader {
         path: source.path.clone(),
         elements,
@@ -187,6 +195,27 @@ pub fn open(source: &Source) -> Result<Reader> {
         unseen: source.columns.clone(),
         unread: BTreeMap::new(),
     })
+}
+
+/// Columns of a CSV file, by our names, that say numbers, true or false; in all others a number is a text.
+const SCALARS: [&str; 5] = ["label", "labels", "margin", "weight", "kto_tag"];
+
+/// The rows of a table, each as an element.
+fn of_table(source: &Source) -> Result<Elements> {
+    let theirs = |ours: &str| {
+        source
+            .columns
+            .get(ours)
+            .map_or(ours, String::as_str)
+            .to_owned()
+    };
+    let cells = Cells::Texts(SCALARS.into_iter().map(theirs).collect());
+    let rows = tables::rows(&source.path, &cells)?;
+    Ok(Box::new(rows.map(|row| {
+        let (line, row) = row?;
+        let bytes = Value::Object(row).to_string().into_bytes();
+        Ok(Element { line, bytes })
+    })))
 }
 
 /// Reads a whole file.
@@ -255,11 +284,11 @@ fn is_plain(path: &Path) -> Result<bool> {
         .unwrap_or_default()
         .to_ascii_lowercase();
     match ending.as_str() {
-        "json" | "jsonl" | "ndjson" => Ok(false),
+        "json" | "jsonl" | "ndjson" | "csv" | "parquet" => Ok(false),
         "txt" | "text" | "md" => Ok(true),
         _ => {
             let reason = format!(
-                "cannot read a data file that ends in `{ending}`: expected .jsonl, .json or .txt"
+                "cannot read a data file that ends in `{ending}`: expected .jsonl, .json, .csv, .parquet or .txt"
             );
             Err(Error::Invalid(format!("{}: {reason}", path.display())))
         }

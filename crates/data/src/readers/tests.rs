@@ -250,7 +250,9 @@ fn empty_sets_and_unknown_files_are_errors() {
         ("b.json", " [ ] ", "no records"),
         ("c.txt", " \n", "no records"),
         ("d.jsonl", "{}", "the first malformed one"),
-        ("e.parquet", "PAR1", "ends in `parquet`: expected .jsonl"),
+        ("e.parquet", "PAR1", "e.parquet: "),
+        ("f.csv", "text\n", "no records"),
+        ("g.xlsx", "PK", "ends in `xlsx`: expected .jsonl"),
     ] {
         let path = folder.path().join(name);
         std::fs::write(&path, content).unwrap();

@@ -24,6 +24,7 @@ pub mod verify;
 
 use std::io::Write;
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -271,6 +272,26 @@ fn report_bug(what: &str, json: bool) -> ExitCode {
         false => writeln!(std::io::stderr(), "error: {message}"),
     };
     ExitCode::from(101)
+}
+
+/// Opens a page in the user's browser.
+///
+/// # Errors
+/// When no program opens pages; the message says where it is.
+pub(crate) fn open_page(page: &Path) -> Result<()> {
+    let opener = if cfg!(target_os = "macos") {
+        "open"
+    } else {
+        "xdg-open"
+    };
+    let started = std::process::Command::new(opener).arg(page).status();
+    match started {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err(Error::work(format!(
+            "`{opener}` cannot open the page; it is {}",
+            page.display()
+        ))),
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use espalier_evaluate::report::{Report, Section};
 
-use super::Context;
+use super::{Context, open_page};
 use crate::{Error, Result};
 
 /// Measure how far a model reads: its effective length, and what it finds at which place.
@@ -51,6 +51,9 @@ pub struct Asking {
     /// Write a page with the table and the picture
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// Open the page when done
+    #[arg(long, requires = "report")]
+    pub open: bool,
 }
 
 /// Runs the command.
@@ -77,7 +80,11 @@ fn write_report(asking: &Asking, title: &str, sections: Vec<Section>) -> Result<
         facts: Vec::new(),
         sections,
     };
-    Ok(report.write(path).map_err(espalier_evaluate::Error::from)?)
+    report.write(path).map_err(espalier_evaluate::Error::from)?;
+    match asking.open {
+        true => open_page(path),
+        false => Ok(()),
+    }
 }
 
 /// Refuses a list without lengths, or a number of none.

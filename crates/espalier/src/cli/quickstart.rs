@@ -4,11 +4,10 @@ mod size;
 
 use std::{path::PathBuf, time::Instant};
 
-use espalier_evaluate::report::Table;
 use serde_json::Value;
 
 use self::size::{Choice, SHORT_STEPS, Size, Speed, holds_more_than_short};
-use super::Context;
+use super::{Context, open_page, run::say_summary};
 use crate::{
     Error, Result,
     recipe::{Recipe, document},
@@ -38,6 +37,9 @@ pub struct QuickstartArgs {
     /// A few steps of each stage: shows that everything works, teaches nothing.
     #[arg(long)]
     pub short: bool,
+    /// Open the report when done.
+    #[arg(long)]
+    pub open: bool,
 }
 
 /// Runs the command.
@@ -55,18 +57,20 @@ pub fn run(args: &QuickstartArgs, context: &Context) -> Result<()> {
     let mut voice = TerminalVoice::new(context.terminal);
     let recipe = recipe(args, choice(args, context, &mut voice))?;
     let results = stages::run(&recipe, &context.device, &mut voice)?;
-    let table = table(&results);
     if context.json {
         return context.terminal.json(&results);
     }
-    context.terminal.line(&table.text())?;
+    say_summary(&recipe, &results, context)?;
     for line in times(&recipe, &results, started.elapsed().as_secs_f64()) {
         context.terminal.line(&line)?;
     }
     for line in farewell(args, &results) {
         context.terminal.line(&line)?;
     }
-    Ok(())
+    match args.open {
+        true => open_page(&args.output.join("report.html")),
+        false => Ok(()),
+    }
 }
 
 /// The size and arithmetic of a run that was begun before, else those that this machine's speed asks for.
@@ -109,7 +113,7 @@ fn recipe(args: &QuickstartArgs, choice: Choice) -> Result<Recipe> {
         if let Kind::Evaluate(evaluate) = &mut stage.kind {
             evaluate.seed = args.seed;
             if args.short {
-                evaluate.items = 8;
+                evaluate.limit = Some(8.0);
                 let sources = [
                     &mut evaluate.data,
                     &mut evaluate.baseline,
@@ -127,53 +131,6 @@ fn recipe(args: &QuickstartArgs, choice: Choice) -> Result<Recipe> {
 
 /// The task on which instruction following is measured.
 const TASK: &str = "sentence/2";
-
-fn table(results: &Value) -> Table {
-    let stages = ["evaluate-pretrained", "evaluate-tuned", "evaluate-aligned"];
-    let figure = |stage: &str, path: &[&str], share: bool| {
-        let value = path
-            .iter()
-            .fold(&results[stage], |value, key| &value[*key])
-            .as_f64();
-        match value {
-            Some(value) if share => format!("{:.1} %", 100.0 * value),
-            Some(value) => format!("{value:.3}"),
-            None => "-".into(),
-        }
-    };
-    let row = |name: &str, path: &[&str], share: bool| {
-        std::iter::once(name.to_owned())
-            .chain(stages.iter().map(|stage| figure(stage, path, share)))
-            .collect()
-    };
-    Table {
-        title: "What each step did, on held-out items".into(),
-        note: "perplexity on stories; instructions: every constraint of the prompt met".into(),
-        columns: ["", "pre-trained", "tuned", "aligned"]
-            .map(str::to_owned)
-            .to_vec(),
-        rows: vec![
-            row("perplexity", &["perplexity", "per_token"], false),
-            row("  of a 5-gram model", &["perplexity", "5-gram"], false),
-            row("  of a unigram model", &["perplexity", "unigram"], false),
-            row(
-                "instructions followed, greedy",
-                &["worlds", TASK, "accuracy"],
-                true,
-            ),
-            row(
-                "instructions followed, sampled",
-                &["sampled_worlds", TASK, "accuracy"],
-                true,
-            ),
-            row(
-                "better answer preferred",
-                &["preferences", "accuracy"],
-                true,
-            ),
-        ],
-    }
-}
 
 /// How long each stage took; of a stage that was done before, how long it took then.
 fn times(recipe: &Recipe, results: &Value, total: f64) -> Vec<String> {
@@ -195,7 +152,7 @@ fn times(recipe: &Recipe, results: &Value, total: f64) -> Vec<String> {
 /// Sample conversations, and what to do next.
 fn farewell(args: &QuickstartArgs, results: &Value) -> Vec<String> {
     let mut lines = vec![String::new()];
-    let samples = results["evaluate-aligned"]["worlds"][TASK]["samples"].as_array();
+    let samples = results["evaluate-aligned"]["tasks"][TASK]["samples"].as_array();
     for sample in samples.into_iter().flatten().take(2) {
         lines.push(format!(
             "user       {}",

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::Context;
+use super::{Context, open_page};
 use crate::{
     Result,
     recipe::{Recipe, keys, schema},
-    stages::{self, seeds},
+    stages::{self, seeds, summary},
     voice::TerminalVoice,
 };
 
@@ -33,6 +33,9 @@ pub struct RunArgs {
     /// Write what every key of a recipe means, as Markdown, and run nothing.
     #[arg(long, conflicts_with = "recipe")]
     pub keys: bool,
+    /// Open the report when done.
+    #[arg(long, conflicts_with_all = ["schema", "keys", "only"])]
+    pub open: bool,
 }
 
 /// Runs the command.
@@ -41,7 +44,14 @@ pub struct RunArgs {
 /// When the recipe is wrong or a stage fails.
 pub fn run(args: &RunArgs, context: &Context) -> Result<()> {
     match &args.recipe {
-        Some(path) => perform(&Recipe::load(path, &args.overrides)?, &args.only, context),
+        Some(path) => {
+            let recipe = Recipe::load(path, &args.overrides)?;
+            perform(&recipe, &args.only, context)?;
+            match args.open {
+                true => open_page(&recipe.output.join("report.html")),
+                false => Ok(()),
+            }
+        }
         None if args.schema => {
             let text = serde_json::to_string_pretty(&schema::schema());
             context.terminal.line(&text.unwrap_or_default())
@@ -50,7 +60,8 @@ pub fn run(args: &RunArgs, context: &Context) -> Result<()> {
     }
 }
 
-/// Runs a recipe, or of its stages `only` some, and writes its figures with `--json`, else mean and spread where there are several seeds.
+/// Runs a recipe, or of its stages `only` some, and writes its figures: with `--json` all of them, else what was measured, or mean and spread
+/// where there are several seeds.
 ///
 /// # Errors
 /// When a stage fails.
@@ -65,6 +76,21 @@ pub fn perform(recipe: &Recipe, only: &[String], context: &Context) -> Result<()
         for table in seeds::tables(&seeds::spreads(recipe, of_seeds)) {
             context.terminal.line(&table.text())?;
         }
+        return Ok(());
     }
-    Ok(())
+    say_summary(recipe, &results, context)
+}
+
+/// The table of what a run measured, where it measured something.
+///
+/// # Errors
+/// When the terminal is gone.
+pub fn say_summary(recipe: &Recipe, results: &Value, context: &Context) -> Result<()> {
+    let summary = results
+        .as_object()
+        .map(|results| summary::summary(recipe, results));
+    match summary.and_then(|summary| summary.table()) {
+        Some(table) => context.terminal.line(table.text().trim_end()),
+        None => Ok(()),
+    }
 }

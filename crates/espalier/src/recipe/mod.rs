@@ -49,14 +49,14 @@ use crate::stages::{
 /// let text = "
 ///     output = 'runs/example'
 ///     [defaults.evaluate]
-///     worlds = ['g1/1']
+///     tasks = ['g1/1']
 ///     [[stage]]
 ///     name = 'first'
 ///     evaluate = { model = 'path/to/model' }
 ///     [[stage]]
 ///     name = 'more'
 ///     like = 'first'
-///     evaluate = { items = 500 }
+///     evaluate = { limit = 500 }
 /// ";
 /// let recipe: Recipe = parse(text, "example.toml", &[])?;
 /// assert_eq!(recipe.stage[1].name, "more");

@@ -76,7 +76,7 @@ impl Artifacts {
     fn resolve(&self, input: Input<'_>) {
         match input {
             Input::Model(name) => *name = self.model_path(name).to_string_lossy().into_owned(),
-            Input::Tokenizer(name) => {
+            Input::Tokenizer(name) | Input::Evaluation(name) => {
                 if let Some(artifact) = self.all.get(name) {
                     *name = artifact.path.to_string_lossy().into_owned();
                 }
@@ -134,6 +134,10 @@ impl Artifacts {
                     (None, None) => Ok(String::new()),
                 }
             }
+            Input::Evaluation(name) => match self.all.get(name) {
+                Some(artifact) => Ok(artifact.hash.clone()),
+                None => hashes.of_file(&Path::new(name).join("results.json")),
+            },
             Input::Template(name) if BUILT_IN_TEMPLATES.contains(&name.as_str()) => {
                 Ok(String::new())
             }
@@ -167,6 +171,7 @@ fn check_input(input: Input<'_>, index: usize, stages: &[Stage]) -> Result<(), S
     let expected = match &input {
         Input::Model(_) | Input::Tokenizer(_) => ArtifactKind::Model,
         Input::Data(_) => ArtifactKind::Data,
+        Input::Evaluation(_) => ArtifactKind::Report,
         Input::Template(_) | Input::Word(_) => return Ok(()),
     };
     if let Input::Data(data) = &input {

@@ -6,23 +6,16 @@ use burn::tensor::Device;
 use espalier_data::{
     encode::{Encoded, Encoder},
     record::{Message, Record},
-    worlds::Split,
+    worlds::{self, Item, Split},
 };
-use espalier_engine::{
-    sampler::SamplerOptions,
-    score::rewards,
-    text::{TextModel, TextOptions},
-};
-use espalier_evaluate::{
-    statistics::Accuracy,
-    world::{self, Answer},
-};
+use espalier_engine::{score::rewards, text::TextModel};
+use espalier_evaluate::{statistics::Accuracy, world};
 use espalier_models::model::LanguageModel;
 use serde_json::{Map, Value, json};
 
 use super::{
     Voice,
-    evaluate::{BATCH, EvaluateStage, MAX_ANSWER, USUAL_ANSWERS, figures},
+    evaluate::{BATCH, EvaluateStage, Keeping, USUAL_ANSWERS, figures},
     model,
 };
 use crate::{Error, Result};
@@ -61,11 +54,12 @@ impl Judge {
         &self,
         policy: &TextModel,
         stage: &EvaluateStage,
+        keeping: &mut Keeping,
         voice: &mut dyn Voice,
     ) -> Result<Value> {
         let mut all = Map::new();
         for task in &stage.sampled_worlds {
-            let answers = answers(policy, task, stage, voice)?;
+            let answers = answers(policy, task, stage, keeping, voice)?;
             let scores = answers.iter().map(|answers| self.scores(answers));
             let scores: Vec<Vec<f64>> = scores.collect::<Result<_>>()?;
             let found = figures_of(&answers, &scores);
@@ -102,6 +96,15 @@ impl Judge {
     }
 }
 
+/// One answered item.
+#[derive(Debug, Clone)]
+struct Answer {
+    item: Item,
+    text: String,
+    /// The checker's verdict.
+    right: bool,
+}
+
 /// What came of the choices.
 struct Found {
     chosen: Accuracy,
@@ -128,40 +131,35 @@ fn figures_of(answers: &[Vec<Answer>], scores: &[Vec<f64>]) -> Found {
     }
 }
 
-/// As many answers to each item as are asked for, each draw with a seed of its own.
+/// As many answers to each item as are asked for, each drawn by itself: `[answers][items]`.
 fn answers(
     policy: &TextModel,
-    task: &str,
+    name: &str,
     stage: &EvaluateStage,
+    keeping: &mut Keeping,
     voice: &mut dyn Voice,
 ) -> Result<Vec<Vec<Answer>>> {
-    let items = world::items(task, Split::Test, stage.items, 0)?;
     let count = stage.best_of.unwrap_or(USUAL_ANSWERS);
-    let mut draws = Vec::with_capacity(count);
-    for draw in 0..count {
-        // Batches of a draw add the number of their first item.
-        let step = (stage.items as u64).wrapping_add(BATCH as u64);
-        let options = TextOptions {
-            max_new_tokens: MAX_ANSWER,
-            sampler: SamplerOptions {
-                seed: stage
-                    .seed
-                    .wrapping_add((draw as u64 + 1).wrapping_mul(step)),
-                ..SamplerOptions::default()
-            },
-            stops: Vec::new(),
-        };
-        let label = format!("   {task}, draw {}", draw + 1);
-        let mut progress = |done: usize| voice.progress(&label, done, stage.items, "");
-        draws.push(world::answer(
-            policy,
-            &items,
-            &options,
-            BATCH,
-            &mut progress,
-        )?);
+    let names = [name.to_owned()];
+    let mut tasks = stage.sampled(&names).tasks_of(policy)?;
+    for task in &mut tasks {
+        task.repeats = count;
+        task.name = format!("{name} best of {count}");
     }
-    Ok(draws)
+    let found = keeping.ask(&tasks, policy, stage.seed, voice)?;
+    let samples = found.samples.concat();
+    let items = world::items(name, Split::Test, samples.len(), 0)?;
+    let draw = |draw: usize| {
+        let answer = |(item, sample): (&Item, &Value)| {
+            let text = sample["response"]["texts"][draw].as_str();
+            let text = text.unwrap_or_default().to_owned();
+            let right = worlds::check(item, &text)?;
+            let item = item.clone();
+            Ok(Answer { item, text, right })
+        };
+        items.iter().zip(&samples).map(answer).collect()
+    };
+    (0..count).map(draw).collect()
 }
 
 #[cfg(test)]

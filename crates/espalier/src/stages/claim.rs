@@ -121,7 +121,7 @@ mod tests {
 
     fn recipe(output: &Path, stage: &str) -> Recipe {
         let text = format!(
-            "output = {}\n[[stage]]\nname = \"{stage}\"\nevaluate = {{ model = \"m\", worlds = [\"g1/1\"] }}\n",
+            "output = {}\n[[stage]]\nname = \"{stage}\"\nevaluate = {{ model = \"m\", tasks = [\"g1/1\"] }}\n",
             toml::Value::String(output.display().to_string())
         );
         document::parse(&text, "recipe.toml", &[]).unwrap()

@@ -1,27 +1,22 @@
-//! The evaluation stage: perplexity on data, accuracy on worlds.
+//! The evaluation stage: tasks, perplexity on data, preferences, labels, retrieval.
 
-use std::path::Path;
+mod tasks;
+
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use espalier_data::{
-    encode::{Encoded, Encoder, Example},
+    encode::{Encoded, Example},
     readers::Wanted,
-    record::{Message, Record},
     worlds::{self, Item, Split},
 };
-use espalier_engine::{
-    embed::embed,
-    sampler::SamplerOptions,
-    score::{Score, score},
-    text::{TextModel, TextOptions},
-};
+use espalier_engine::{embed::embed, text::TextModel};
 use espalier_evaluate::{
     ngram::NgramModel,
     perplexity,
     preference::{preference_accuracy, reward_accuracy},
-    report::Section,
     retrieval::nearest_neighbour,
-    statistics::Accuracy,
+    statistics::{Accuracy, wilson},
     world,
 };
 use espalier_models::{model::LanguageModel, pooling::Pooling};
@@ -30,24 +25,24 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+pub use self::tasks::Keeping;
 use super::{
     Voice,
     best_of::Judge,
     classes::Classes,
     data::{self, Sourced},
+    hashes::FileHashes,
     kinds::{ArtifactKind, Input, Output, StageKind, Workplace, keys},
     model, report,
 };
 use crate::{
     Error, Result,
-    recipe::{DataOptions, data::MOST_ITEMS, shorthand},
+    evaluation::{Choice, shown::share, world_items},
+    recipe::{DataOptions, shorthand},
 };
 
 /// Rows that are scored or decoded at once.
 pub(super) const BATCH: usize = 16;
-
-/// Longest answer to an item of a world.
-pub(super) const MAX_ANSWER: usize = 160;
 
 /// Answers to an item among which a reward model chooses where nothing else is said.
 pub(super) const USUAL_ANSWERS: usize = 8;
@@ -55,7 +50,7 @@ pub(super) const USUAL_ANSWERS: usize = 8;
 /// Most answers to an item among which a reward model chooses.
 const MOST_ANSWERS: usize = 1024;
 
-/// Evaluation: perplexity on data, accuracy on worlds.
+/// Evaluation: tasks, perplexity on data, preferences, labels, retrieval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluateStage {
@@ -105,9 +100,45 @@ pub struct EvaluateStage {
     )]
     #[schemars(schema_with = "shorthand::one_or_many_schema")]
     pub labels: Vec<DataOptions>,
-    /// Tasks of generated worlds whose accuracy is measured with greedy answers.
+    /// Tasks, as `espalier eval` takes them: generated worlds such as `sentence/2`, `gsm8k`, task files of lm-evaluation-harness, or names of
+    /// tasks, groups and tags in `include`.
     #[serde(default)]
-    pub worlds: Vec<String>,
+    pub tasks: Vec<String>,
+    /// Folders of task files, searched with the folders in them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<PathBuf>,
+    /// The folder in which the tasks' data sets are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_data: Option<PathBuf>,
+    /// The first items of each task alone, a share of them when below 1; of worlds 200 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub limit: Option<f64>,
+    /// Labelled examples before each item of a task file; each task's own number when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shots: Option<usize>,
+    /// Seed by which labelled examples are chosen.
+    #[serde(default = "default_shots_seed")]
+    pub shots_seed: u64,
+    /// Apply the chat template to prompts of task files; those of worlds have it where there is one.
+    #[serde(default)]
+    pub chat: bool,
+    /// With `chat`: labelled examples are turns of their own.
+    #[serde(default)]
+    pub multiturn: bool,
+    /// What a system message says before a task's description.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// Most tokens of a generated answer; each task's own number when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<usize>,
+    /// Run the programs that the model writes, for tasks that mark them so.
+    #[serde(default)]
+    pub allow_code: bool,
+    /// An earlier evaluation, a stage or the folder of `espalier eval`: compare the two models on the tasks, item by item.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
     /// Tasks of generated worlds whose accuracy is measured with answers sampled at temperature 1.
     #[serde(default)]
     pub sampled_worlds: Vec<String>,
@@ -137,18 +168,14 @@ pub struct EvaluateStage {
     /// Seed of the sampled answers.
     #[serde(default)]
     pub seed: u64,
-    /// Items of each task.
-    #[serde(default = "default_items")]
-    #[schemars(range(min = 1, max = MOST_ITEMS))]
-    pub items: usize,
     /// Longest example in tokens.
     #[serde(default = "default_length")]
     #[schemars(range(min = 2))]
     pub length: usize,
 }
 
-fn default_items() -> usize {
-    200
+fn default_shots_seed() -> u64 {
+    1234
 }
 
 fn default_length() -> usize {
@@ -157,16 +184,10 @@ fn default_length() -> usize {
 
 impl StageKind for EvaluateStage {
     fn check(&self) -> Result<()> {
-        if self.items == 0 || self.length < 2 {
+        if self.length < 2 || self.max_tokens == Some(0) {
             return Err(Error::usage(
-                "`items` must be at least 1 and `length` at least 2",
+                "`length` must be at least 2, and `max_tokens` at least 1",
             ));
-        }
-        if self.items > MOST_ITEMS {
-            return Err(Error::usage(format!(
-                "`items`: {} is more than {MOST_ITEMS}",
-                self.items
-            )));
         }
         if let Some(count) = self.best_of {
             if !(1..=MOST_ANSWERS).contains(&count) {
@@ -190,12 +211,17 @@ impl StageKind for EvaluateStage {
                 "`baseline` stands beside the perplexity of `data`, of which there is none",
             ));
         }
-        let tasks = self.worlds.iter().chain(&self.sampled_worlds);
-        let nothing = tasks.clone().chain(&self.retrieval).next().is_none();
+        let tasks = self.tasks.iter().chain(&self.sampled_worlds);
+        let nothing = tasks.chain(&self.retrieval).next().is_none();
         if nothing && self.data.is_empty() && self.preferences.is_empty() && self.labels.is_empty()
         {
             return Err(Error::usage(
-                "the stage measures nothing; give one of `data`, `preferences`, `labels`, `worlds`, `sampled_worlds`, `retrieval`",
+                "the stage measures nothing; give one of `tasks`, `data`, `preferences`, `labels`, `sampled_worlds`, `retrieval`",
+            ));
+        }
+        if self.against.is_some() && self.tasks.is_empty() && self.sampled_worlds.is_empty() {
+            return Err(Error::usage(
+                "`against` compares answers to `tasks` or `sampled_worlds`, of which there are none",
             ));
         }
         if self.divergence_from.is_some() && self.sampled_worlds.is_empty() {
@@ -203,11 +229,11 @@ impl StageKind for EvaluateStage {
                 "`divergence_from` is measured on the answers to `sampled_worlds`, of which there are none",
             ));
         }
-        for task in tasks.chain(&self.retrieval) {
+        for task in self.sampled_worlds.iter().chain(&self.retrieval) {
             worlds::item(task, Split::Test, 0, 0)
                 .map_err(|error| Error::usage(error.to_string()))?;
         }
-        Ok(())
+        self.choice().check()
     }
 
     fn inputs(&mut self) -> Vec<Input<'_>> {
@@ -218,7 +244,8 @@ impl StageKind for EvaluateStage {
         let reward = self.reward.iter_mut().chain(&mut self.divergence_from);
         let others = reward.map(Input::Model);
         let model = [Input::Model(&mut self.model)].into_iter().chain(others);
-        model.chain(data).chain(template).collect()
+        let against = self.against.iter_mut().map(Input::Evaluation);
+        model.chain(data).chain(template).chain(against).collect()
     }
 
     fn outputs(&self) -> Vec<Output> {
@@ -234,15 +261,102 @@ impl StageKind for EvaluateStage {
     }
 
     fn deciding_keys(&self) -> Result<Value> {
-        keys(self)
+        let mut keys = keys(self)?;
+        let (definitions, files) = self.choice().files()?;
+        if !definitions.is_empty() {
+            let mut hashes = FileHashes::open(Path::new(""));
+            let files = files.iter().map(|file| hashes.of_file(file));
+            keys["definitions"] = definitions.into();
+            keys["records"] = files.collect::<Result<Vec<_>>>()?.into();
+        }
+        Ok(keys)
+    }
+
+    fn figures(&self, figures: &Value) -> Vec<(String, f64)> {
+        // Bounds and counts of items stand beside the figures, not among them.
+        let beside = ["low", "high", "items", "shots"];
+        let own = report::numbers(figures).into_iter().filter(|(key, _)| {
+            let last = key.rsplit('.').next().unwrap_or(key);
+            !beside.contains(&last)
+        });
+        own.map(|(key, value)| (key.trim_end_matches(".value").to_owned(), value))
+            .collect()
     }
 
     fn run(&self, workplace: &mut Workplace) -> Result<Value> {
-        evaluate(self, workplace.device, workplace.voice)
+        let mut keeping = Keeping::of(&workplace.folder, &workplace.fingerprint)?;
+        let result = evaluate(self, &mut keeping, workplace.device, workplace.voice)?;
+        keeping.done()?;
+        Ok(result)
+    }
+}
+
+impl EvaluateStage {
+    /// A stage that measures nothing of a model yet.
+    pub fn of_model(model: &str) -> Self {
+        Self {
+            model: model.to_owned(),
+            config: Map::new(),
+            quantise: None,
+            data: Vec::new(),
+            baseline: Vec::new(),
+            preferences: Vec::new(),
+            labels: Vec::new(),
+            tasks: Vec::new(),
+            include: Vec::new(),
+            task_data: None,
+            limit: None,
+            shots: None,
+            shots_seed: default_shots_seed(),
+            chat: false,
+            multiturn: false,
+            system: None,
+            max_tokens: None,
+            allow_code: false,
+            against: None,
+            sampled_worlds: Vec::new(),
+            reward: None,
+            best_of: None,
+            divergence_from: None,
+            retrieval: Vec::new(),
+            pooling: Pooling::default(),
+            from: 0,
+            template: None,
+            seed: 0,
+            length: default_length(),
+        }
     }
 
-    fn sections(&self, name: &str, _: &Path, figures: &Value) -> Result<Vec<Section>> {
-        Ok(report::conversations(name, figures).into_iter().collect())
+    /// The tasks of files and of worlds, answered greedily.
+    fn choice(&self) -> Choice<'_> {
+        Choice {
+            names: &self.tasks,
+            include: &self.include,
+            data: self.task_data.as_deref(),
+            limit: self.limit,
+            shots: self.shots,
+            shots_seed: self.shots_seed,
+            chat: self.chat,
+            multiturn: self.multiturn,
+            system: self.system.as_deref(),
+            max_tokens: self.max_tokens,
+            allow_code: self.allow_code,
+            sample: false,
+        }
+    }
+
+    /// Tasks of worlds, with answers sampled at temperature 1.
+    pub(super) fn sampled<'a>(&'a self, names: &'a [String]) -> Choice<'a> {
+        Choice {
+            names,
+            sample: true,
+            ..self.choice()
+        }
+    }
+
+    /// Items of a world's task.
+    pub(super) fn items(&self) -> usize {
+        world_items(self.limit)
     }
 }
 
@@ -250,7 +364,12 @@ impl StageKind for EvaluateStage {
 ///
 /// # Errors
 /// When model or data do not fit.
-pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -> Result<Value> {
+pub fn evaluate(
+    stage: &EvaluateStage,
+    keeping: &mut Keeping,
+    device: &Device,
+    voice: &mut dyn Voice,
+) -> Result<Value> {
     let template = stage.template.as_deref();
     let start = model::open(
         Path::new(&stage.model),
@@ -302,24 +421,15 @@ pub fn evaluate(stage: &EvaluateStage, device: &Device, voice: &mut dyn Voice) -
     if !figures.is_empty() {
         result.insert("retrieval".into(), Value::Object(figures));
     }
-    for (key, tasks, temperature) in [
-        ("worlds", &stage.worlds, 0.0),
-        ("sampled_worlds", &stage.sampled_worlds, 1.0),
-    ] {
-        let mut figures = Map::new();
-        let reference = reference.as_ref().filter(|_| temperature > 0.0);
-        for task in tasks {
-            figures.insert(
-                task.clone(),
-                accuracy(&model, task, stage, temperature, reference, voice)?,
-            );
-        }
-        if !figures.is_empty() {
-            result.insert(key.into(), Value::Object(figures));
-        }
-    }
+    result.extend(tasks::measure(
+        &model,
+        stage,
+        reference.as_ref(),
+        keeping,
+        voice,
+    )?);
     if let Some(judge) = judge {
-        let found = judge.best_of(&model, stage, voice)?;
+        let found = judge.best_of(&model, stage, keeping, voice)?;
         result.insert("best_of".into(), found);
     }
     Ok(Value::Object(result))
@@ -408,7 +518,7 @@ fn retrieval(
     stage: &EvaluateStage,
     voice: &mut dyn Voice,
 ) -> Result<Value> {
-    let items = world::items(task, Split::Test, stage.items, 0)?;
+    let items = world::items(task, Split::Test, stage.items(), 0)?;
     let encode = |item: &Item| model.tokenizer.encode_ids(&item.text(), true);
     let texts = items
         .iter()
@@ -465,7 +575,15 @@ fn labels(
     let (loss, metrics) = evaluation::evaluate(&model.model, &mut objective, &samples, BATCH)?;
     let mut figures = json!({ "loss": loss, "items": samples.len() });
     for (name, value) in metrics {
-        voice.say(&format!("   {name} {:.1} %", 100.0 * value));
+        match name == "accuracy" {
+            true => {
+                let correct = (value * samples.len() as f64).round() as u64;
+                let (low, high) = wilson(correct, samples.len() as u64);
+                voice.say(&format!("   labels: {}", share(value, low, high)));
+                (figures["low"], figures["high"]) = (low.into(), high.into());
+            }
+            false => voice.say(&format!("   {name} {:.1} %", 100.0 * value)),
+        }
         figures[name] = value.into();
     }
     Ok(figures)
@@ -474,76 +592,6 @@ fn labels(
 pub(super) fn figures(accuracy: &Accuracy) -> Value {
     let (low, high) = accuracy.interval();
     json!({"accuracy": accuracy.value(), "low": low, "high": high, "items": accuracy.total})
-}
-
-fn accuracy(
-    model: &TextModel,
-    task: &str,
-    stage: &EvaluateStage,
-    temperature: f32,
-    reference: Option<&LanguageModel>,
-    voice: &mut dyn Voice,
-) -> Result<Value> {
-    let items = world::items(task, Split::Test, stage.items, 0)?;
-    let sampler = SamplerOptions {
-        temperature,
-        seed: stage.seed,
-        ..SamplerOptions::default()
-    };
-    let options = TextOptions {
-        max_new_tokens: MAX_ANSWER,
-        sampler,
-        stops: Vec::new(),
-    };
-    let mut progress = |done: usize| voice.progress(&format!("   {task}"), done, stage.items, "");
-    let answers = world::answer(model, &items, &options, BATCH, &mut progress)?;
-    let accuracy = world::accuracy(&answers);
-    let sample = |answer: &world::Answer| json!({"prompt": answer.item.prompt, "answer": answer.text, "right": answer.right});
-    let kind = if temperature == 0.0 {
-        "greedy"
-    } else {
-        "sampled"
-    };
-    let mut figures = figures(&accuracy);
-    let mut distance = String::new();
-    if let Some(reference) = reference {
-        let (divergence, tokens) = divergence(model, reference, &answers)?;
-        distance = format!(", {divergence:.3} nats from the reference");
-        figures["divergence"] = divergence.into();
-        figures["tokens"] = tokens.into();
-    }
-    voice.say(&format!("   {task}, {kind}: {accuracy}{distance}"));
-    figures["samples"] = answers.iter().take(5).map(sample).collect();
-    Ok(figures)
-}
-
-/// How far a model is from another one on its own answers, the mean of their log-ratios, and the mean of their tokens.
-fn divergence(
-    model: &TextModel,
-    reference: &LanguageModel,
-    answers: &[world::Answer],
-) -> Result<(f64, f64)> {
-    let encoder = Encoder::new(model.tokenizer.clone(), usize::MAX);
-    let mut examples = Vec::with_capacity(answers.len());
-    for answer in answers {
-        let record = Record::Unpaired {
-            prompt: answer.item.question(),
-            answer: Message::assistant(&answer.text),
-            desirable: answer.right,
-            tools: None,
-        };
-        if let Encoded::Unpaired { example, .. } = encoder.encode(&record)? {
-            examples.push(example);
-        }
-    }
-    let scores = [&model.model, reference].map(|model| score(model, &examples, BATCH));
-    let [own, other] = scores;
-    let (own, other) = (own?, other?);
-    let ratio = |(own, other): (&Score, &Score)| own.log_probability - other.log_probability;
-    let sum: f64 = own.iter().zip(&other).map(ratio).sum();
-    let tokens: usize = examples.iter().map(Example::target_count).sum();
-    let count = examples.len().max(1) as f64;
-    Ok((sum / count, tokens as f64 / count))
 }
 
 /// The examples whose perplexity is measured; a pair counts as its better answer.

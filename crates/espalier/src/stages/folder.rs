@@ -96,7 +96,9 @@ fn paths(stage: &Stage) -> Vec<PathBuf> {
     for input in stage.clone().kind.work_mut().inputs() {
         match input {
             Input::Model(name) => with_bases(Path::new(name), &mut paths),
-            Input::Tokenizer(name) | Input::Template(name) => paths.push(PathBuf::from(&*name)),
+            Input::Tokenizer(name) | Input::Template(name) | Input::Evaluation(name) => {
+                paths.push(PathBuf::from(&*name));
+            }
             Input::Word(word) => paths.push(PathBuf::from(word)),
             Input::Data(data) => paths.extend(data.path.clone()),
         }

@@ -95,13 +95,15 @@ pub enum Input<'a> {
     Template(&'a mut String),
     /// A word of a command, which may be a file.
     Word(&'a str),
+    /// What an earlier stage measured, by its name, or the folder of `espalier eval`.
+    Evaluation(&'a mut String),
 }
 
 impl<'a> Input<'a> {
     /// The text that may name what an earlier stage left.
     pub fn reference(self) -> Option<&'a mut String> {
         match self {
-            Self::Model(name) | Self::Tokenizer(name) => Some(name),
+            Self::Model(name) | Self::Tokenizer(name) | Self::Evaluation(name) => Some(name),
             Self::Data(data) => data.from.as_mut(),
             Self::Template(_) | Self::Word(_) => None,
         }

@@ -27,6 +27,7 @@ pub mod rank;
 pub mod record;
 pub mod report;
 pub mod seeds;
+pub mod summary;
 pub mod train;
 pub mod upcycle;
 

@@ -1,4 +1,6 @@
-//! The report of a run: curves of its training stages, tables of its figures, samples.
+//! The report of a run: what it found, curves of its training stages, samples, and all figures folded away.
+
+mod samples;
 
 use std::{fs, path::Path};
 
@@ -17,39 +19,176 @@ use espalier_train::{
 };
 use serde_json::{Map, Value};
 
-use super::stage_folder;
-use crate::{Error, Result, recipe::Recipe};
+use super::{stage_folder, summary::summary};
+use crate::{Error, Result, recipe::Recipe, units};
 
-/// Writes `report.html` into the run's folder.
+/// Charts of a stage that stand among all stages' curves; the others are folded away.
+const MAIN_CHARTS: usize = 2;
+
+/// Writes `report.html` into the run's folder: what was found, curves, samples, and folded away all the rest.
 ///
 /// # Errors
 /// When a metrics log cannot be read or the disk is full.
 pub fn write(recipe: &Recipe, results: &Map<String, Value>) -> Result<()> {
-    let mut sections = Vec::new();
+    let summary = summary(recipe, results);
+    let mut sections: Vec<Section> = summary.cards().into_iter().collect();
+    sections.extend(summary.table().map(Section::Table));
+    let bars = summary.bars();
+    if !bars.is_empty() {
+        sections.push(grid("Side by side", bars));
+    }
+    sections.extend(comparisons(recipe, results).map(Section::Table));
+    let (mut curves, mut folded) = (Vec::new(), Vec::new());
     for (i, stage) in recipe.stage.iter().enumerate() {
         let figures = results.get(&stage.name).cloned().unwrap_or_default();
         let (work, name) = (stage.kind.work(), stage.name.as_str());
         let folder = stage_folder(&recipe.output, i + 1, name);
-        sections.push(Section::Table(table(name, work.figures(&figures))));
-        sections.extend(work.sections(name, &folder, &figures)?);
+        let own = work.sections(name, &folder, &figures)?;
+        let (charts, others): (Vec<_>, Vec<_>) = own
+            .into_iter()
+            .partition(|section| matches!(section, Section::Chart(_)));
+        let (mut charts, mut dots): (Vec<_>, Vec<_>) = charts.into_iter().partition(is_curve);
+        let mut more = charts.split_off(MAIN_CHARTS.min(charts.len()));
+        more.append(&mut dots);
+        curves.append(&mut charts);
+        if !more.is_empty() {
+            folded.push(details(
+                &format!("More curves of {name}"),
+                vec![grid("", more)],
+            ));
+        }
+        if !others.is_empty() {
+            folded.push(details(&format!("Answers while {name} learned"), others));
+        }
+        let figures = Section::Table(table(work.figures(&figures)));
+        folded.push(details(&format!("All figures of {name}"), vec![figures]));
     }
+    if !curves.is_empty() {
+        sections.push(grid("Curves", curves));
+    }
+    sections.extend(samples::section(recipe, results, &summary.columns)?);
+    sections.append(&mut folded);
+    sections.extend(written(&recipe.output.join("recipe.toml")));
+    let title = recipe.output.file_name().unwrap_or_default();
     let report = Report {
-        title: recipe
-            .output
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default(),
-        subtitle: format!(
-            "{} stages, espalier {}",
-            recipe.stage.len(),
-            env!("CARGO_PKG_VERSION")
-        ),
+        title: title.to_string_lossy().into_owned(),
+        subtitle: [vec![number_of(recipe.stage.len(), "stage")], facts(results)]
+            .concat()
+            .join(" · "),
         facts: Vec::new(),
         sections,
     };
     Ok(report
         .write(&recipe.output.join("report.html"))
         .map_err(espalier_evaluate::Error::from)?)
+}
+
+/// Whether a chart has more to show than single points.
+fn is_curve(section: &Section) -> bool {
+    let long = |series: &Series| series.points.len() > 1;
+    matches!(section, Section::Chart(chart) if chart.series.iter().any(long))
+}
+
+fn grid(title: &str, sections: Vec<Section>) -> Section {
+    Section::Grid {
+        title: title.to_owned(),
+        note: String::new(),
+        sections,
+    }
+}
+
+fn details(title: &str, sections: Vec<Section>) -> Section {
+    Section::Details {
+        title: title.to_owned(),
+        sections,
+    }
+}
+
+/// The recipe as it was run.
+fn written(path: &Path) -> Option<Section> {
+    Some(Section::Folded {
+        title: "The recipe".into(),
+        body: fs::read_to_string(path).ok()?,
+    })
+}
+
+fn number_of(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
+/// What the run took and made: the last model's size, tokens of training, time, memory, and which program it was.
+fn facts(results: &Map<String, Value>) -> Vec<String> {
+    let all = |key: &'static str| {
+        results
+            .values()
+            .filter_map(move |figures| figures[key].as_f64())
+    };
+    let parameters = all("parameters").last().unwrap_or(0.0);
+    let tokens: f64 = all("tokens").sum();
+    let seconds: f64 = all("stage_seconds").sum();
+    let memory = all("peak_bytes").fold(0.0, f64::max);
+    let shown = |value: f64, text: String| (value > 0.0).then_some(text);
+    let count =
+        |value: f64, what: &str| shown(value, format!("{} {what}", units::count(value as u64)));
+    [
+        count(parameters, "parameters"),
+        count(tokens, "tokens of training"),
+        shown(seconds, units::duration(seconds)),
+        shown(memory, format!("{} of memory", units::bytes(memory as u64))),
+        Some(format!("espalier {}", env!("CARGO_PKG_VERSION"))),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// The paired comparisons of all evaluations.
+fn comparisons(recipe: &Recipe, results: &Map<String, Value>) -> Option<Table> {
+    let mut rows = Vec::new();
+    for stage in &recipe.stage {
+        let found = &results.get(&stage.name)?["against"];
+        for compared in found["comparisons"].as_array().into_iter().flatten() {
+            let number = |key: &str| compared[key].as_f64().unwrap_or(f64::NAN);
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let only = compared["only"].as_array();
+            let only = only.map(|only| {
+                only.iter()
+                    .map(Value::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" / ")
+            });
+            rows.push(vec![
+                format!("{} against {}", stage.name, text(&found["evaluation"])),
+                format!(
+                    "{}: {}",
+                    text(&compared["task"]),
+                    text(&compared["figure"]).trim_end_matches(",none")
+                ),
+                format!(
+                    "{:+.3} ({:+.3} to {:+.3})",
+                    number("difference"),
+                    number("low"),
+                    number("high")
+                ),
+                only.unwrap_or_default(),
+                compared["p"]
+                    .as_f64()
+                    .map(|p| format!("{p:.4}"))
+                    .unwrap_or_default(),
+            ]);
+        }
+    }
+    (!rows.is_empty()).then(|| Table {
+        title: "Item by item".into(),
+        note: "Mean difference with its 95% bootstrap interval; items that only this model or only the other has right; the chance of a \
+               difference as large by luck (McNemar's exact test)."
+            .into(),
+        columns: ["", "figure", "difference", "only one right", "p"].map(str::to_owned).to_vec(),
+        rows,
+    })
 }
 
 /// The curves of a training stage: the loss, the objective's metrics, what the model says of itself, and the steps'.
@@ -69,8 +208,17 @@ pub fn charts(name: &str, objective: Registered, log: &Path) -> Result<Vec<Secti
     {
         let title = format!("{name}: {}", metric.chart);
         for key in [metric.name.to_owned(), format!("eval_{}", metric.name)] {
-            let Some(series) = logged.get(&key).cloned() else {
+            let Some(series) = logged.get(&key) else {
                 continue;
+            };
+            let held_out = if key.starts_with("eval_") {
+                ", held-out"
+            } else {
+                ""
+            };
+            let series = Series {
+                name: format!("{}{held_out}", metric.name.replace('_', " ")),
+                points: series.points.clone(),
             };
             match charts.iter_mut().find(|chart| chart.title == title) {
                 Some(chart) => chart.series.push(series),
@@ -150,13 +298,29 @@ fn rollout(name: &str, line: &Value) -> Conversation {
     }
 }
 
-fn table(name: &str, figures: Vec<(String, f64)>) -> Table {
-    let row = |(key, value): (String, f64)| vec![key, plain(value)];
+fn table(figures: Vec<(String, f64)>) -> Table {
+    let row = |(key, value): (String, f64)| {
+        let text = human(&key, value);
+        vec![key, text]
+    };
     Table {
-        title: name.to_owned(),
+        title: String::new(),
         note: String::new(),
         columns: vec!["figure".into(), "value".into()],
         rows: figures.into_iter().map(row).collect(),
+    }
+}
+
+/// A figure in the unit that its key tells: bytes, a span of time, a count.
+pub fn human(key: &str, value: f64) -> String {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    let has = |word: &str| last == word || last.ends_with(&format!("_{word}"));
+    let whole = value >= 0.0 && value.fract() == 0.0;
+    match () {
+        () if whole && has("bytes") => units::bytes(value as u64),
+        () if value >= 0.0 && has("seconds") => units::duration(value),
+        () if whole && value >= 10_000.0 => units::count(value as u64),
+        () => plain(value),
     }
 }
 
@@ -192,32 +356,4 @@ pub fn plain(value: f64) -> String {
         true => format!("{value:.0}"),
         false => format!("{value:.4}"),
     }
-}
-
-/// The sampled answers among the figures of an evaluation.
-pub fn conversations(name: &str, result: &Value) -> Option<Section> {
-    let mut all = Vec::new();
-    for (task, figures) in result.get("worlds")?.as_object()? {
-        let samples = figures
-            .get("samples")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten();
-        let text = |sample: &Value, key: &str| {
-            sample
-                .get(key)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
-        };
-        all.extend(samples.map(|sample| Conversation {
-            title: format!("{name}: {task}"),
-            turns: vec![
-                ("user".into(), text(sample, "prompt")),
-                ("assistant".into(), text(sample, "answer")),
-            ],
-            verdict: sample.get("right").and_then(Value::as_bool),
-        }));
-    }
-    Some(Section::Conversations(all))
 }

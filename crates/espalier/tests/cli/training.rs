@@ -173,7 +173,7 @@ fn refused(folder: &Path, keys: &str) -> String {
     let output = format!("output={}", output.display());
     let found = espalier(&["run", recipe.to_str().unwrap(), &output]);
     assert!(!found.status.success(), "{}{}", out(&found), err(&found));
-    assert!(!err(&found).contains("greedy"), "{}", err(&found));
+    assert!(!err(&found).contains("accuracy"), "{}", err(&found));
     err(&found)
 }
 
@@ -185,7 +185,7 @@ fn what_an_evaluation_needs_is_opened_before_it_measures() {
         "labels.jsonl",
         &[r#"{"text": "two", "label": 1}"#],
     );
-    let tasks = "worlds = [\"g1/1\"]\nsampled_worlds = [\"g1/1\"]\n";
+    let tasks = "tasks = [\"g1/1\"]\nsampled_worlds = [\"g1/1\"]\n";
     for (keys, words) in [
         (format!("reward = {:?}", model()), "is no reward model"),
         ("best_of = 4".to_owned(), "name one as `reward`"),
@@ -204,7 +204,7 @@ fn a_stage_is_run_with_what_it_reads_and_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let stage = |name: &str, of: &str| {
         format!(
-            "[[stage]]\nname = \"{name}\"\nevaluate = {{ model = {of:?}, worlds = [\"g1/1\"], items = 1 }}\n"
+            "[[stage]]\nname = \"{name}\"\nevaluate = {{ model = {of:?}, tasks = [\"g1/1\"], limit = 1 }}\n"
         )
     };
     let data = file(folder.path(), "chat.jsonl", CHAT);

@@ -267,7 +267,7 @@ fn references_are_checked_before_anything_runs() {
     let message = complaint(
         here,
         &two_stages(),
-        &["defaults.evaluate.worlds=[\"sentense/2\"]"],
+        &["defaults.evaluate.tasks=[\"sentense/2\"]"],
     );
     assert!(message.contains("did you mean `sentence/2`?") && !here.join("run").exists());
     let near = format!(

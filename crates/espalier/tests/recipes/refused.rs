@@ -220,7 +220,7 @@ fn overrides_find_stages_of_repetitions_and_say_where_keys_stand() {
     );
     for (key, place) in [
         ("beta2", "stage.2.train.options.beta2"),
-        ("items", "stage.0.evaluate.items"),
+        ("shots", "stage.0.evaluate.shots"),
     ] {
         let error = document::parse::<Recipe>(text, "recipe.toml", &[format!("{key}=1")]);
         let error = error.unwrap_err().to_string();

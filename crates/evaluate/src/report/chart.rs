@@ -92,7 +92,9 @@ impl Chart {
             label("vertical", &self.y_label),
             label("horizontal", &self.x_label),
         );
-        Ok(format!("<figure>\n{above}{svg}{below}</figure>\n"))
+        Ok(format!(
+            "<figure class=\"chart\">\n{above}{svg}{below}</figure>\n"
+        ))
     }
 
     /// The points that can be drawn, on a linear scale.

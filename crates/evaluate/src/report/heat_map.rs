@@ -10,8 +10,11 @@ use super::{element, escape};
 /// Size of a cell in the drawing's own units.
 const CELL: (usize, usize) = (80, 40);
 
-/// Room for the rows' labels on the left, and for the columns' below.
-const MARGIN: (usize, usize) = (90, 34);
+/// Room for the columns' labels below.
+const BELOW: usize = 34;
+
+/// Room for the rows' labels on the left: at least so much, and so much for each letter.
+const LEFT: (usize, usize) = (90, 9);
 
 /// A grid of scores.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -41,39 +44,47 @@ impl HeatMap {
         }
         let label = |class: &str, text: &str| element("div", &format!("axis {class}"), text);
         format!(
-            "<section>\n{title}<figure>\n{}{}{}</figure>\n</section>\n",
+            "<section>\n{title}<figure style=\"max-width:{}px\">\n{}{}{}</figure>\n</section>\n",
+            self.left() + CELL.0 * self.columns.len(),
             label("vertical", &self.y_label),
             self.svg(),
             label("horizontal", &self.x_label)
         )
     }
 
+    /// Room for the rows' labels.
+    fn left(&self) -> usize {
+        let longest = self.rows.iter().map(|name| name.chars().count()).max();
+        LEFT.0.max(20 + LEFT.1 * longest.unwrap_or(0))
+    }
+
     fn svg(&self) -> String {
-        let width = MARGIN.0 + CELL.0 * self.columns.len();
-        let height = MARGIN.1 + CELL.1 * self.rows.len();
+        let left = self.left();
+        let width = left + CELL.0 * self.columns.len();
+        let height = BELOW + CELL.1 * self.rows.len();
         let mut svg = format!(
             "<svg role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">\n",
             escape(&self.title)
         );
         for (row, name) in self.rows.iter().enumerate() {
             let y = row * CELL.1 + CELL.1 / 2;
-            text(&mut svg, (MARGIN.0 - 10, y), "end", "ink fill", name);
+            text(&mut svg, (left - 10, y), "end", "ink fill", name);
             for column in 0..self.columns.len() {
                 let score = self.scores.get(row).and_then(|scores| scores.get(column));
-                cell(&mut svg, (column, row), score.copied().unwrap_or(f64::NAN));
+                let corner = (left + column * CELL.0, row * CELL.1);
+                cell(&mut svg, corner, score.copied().unwrap_or(f64::NAN));
             }
         }
         for (column, name) in self.columns.iter().enumerate() {
-            let x = MARGIN.0 + column * CELL.0 + CELL.0 / 2;
-            let y = height - MARGIN.1 / 2;
+            let x = left + column * CELL.0 + CELL.0 / 2;
+            let y = height - BELOW / 2;
             text(&mut svg, (x, y), "middle", "ink fill", name);
         }
         svg + "</svg>\n"
     }
 }
 
-fn cell(svg: &mut String, (column, row): (usize, usize), score: f64) {
-    let (x, y) = (MARGIN.0 + column * CELL.0, row * CELL.1);
+fn cell(svg: &mut String, (x, y): (usize, usize), score: f64) {
     let rectangle = |class: &str, opacity: f64| {
         format!(
             "<rect class=\"{class} fill\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"4\" fill-opacity=\"{opacity:.2}\"/>\n",

@@ -10,6 +10,8 @@ mod axis;
 mod bars;
 mod chart;
 mod heat_map;
+mod highlight;
+mod sample;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +21,8 @@ use espalier_data::disk;
 pub use bars::{Bar, Bars};
 pub use chart::{Chart, Series};
 pub use heat_map::HeatMap;
+pub use highlight::Highlight;
+pub use sample::{Answered, Sample};
 pub use table::Table;
 
 /// The page's style sheet.
@@ -81,6 +85,33 @@ pub enum Section {
     Table(Table),
     /// Shares with their intervals.
     Bars(Bars),
+    /// The figures that a reader should see first.
+    Highlights(Vec<Highlight>),
+    /// Charts and bars side by side, as many as fit, under one heading.
+    Grid {
+        /// The heading; may be empty.
+        title: String,
+        /// A remark below the heading; may be empty.
+        note: String,
+        /// What stands in it.
+        sections: Vec<Section>,
+    },
+    /// Questions with the answers of one or several models.
+    Samples {
+        /// The heading; may be empty.
+        title: String,
+        /// A remark below the heading; may be empty.
+        note: String,
+        /// The samples, in order.
+        samples: Vec<Sample>,
+    },
+    /// Sections that are folded away under their heading.
+    Details {
+        /// The heading.
+        title: String,
+        /// What is folded away.
+        sections: Vec<Section>,
+    },
     /// Text as it stands, folded away under its heading.
     Folded {
         /// The heading.
@@ -116,11 +147,7 @@ impl Report {
     /// # Errors
     /// [`ReportError::Chart`] when the drawing library refuses a chart.
     pub fn html(&self) -> Result<String> {
-        let sections: String = self
-            .sections
-            .iter()
-            .map(Section::html)
-            .collect::<Result<_>>()?;
+        let sections = all_html(&self.sections)?;
         let title = escape(&self.title);
         Ok(format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -172,8 +199,37 @@ impl Section {
             Self::HeatMap(map) => map.html(),
             Self::Table(table) => table.html(),
             Self::Bars(bars) => bars.html(),
+            Self::Highlights(highlights) => {
+                let cards: String = highlights.iter().map(Highlight::html).collect();
+                format!("<section class=\"cards\">\n{cards}</section>\n")
+            }
+            Self::Grid {
+                title,
+                note,
+                sections,
+            } => {
+                let (title, note) = (element("h2", "", title), element("p", "note", note));
+                let inner = all_html(sections)?;
+                format!(
+                    "<section>\n{title}{note}<div class=\"columns\">\n{inner}</div>\n</section>\n"
+                )
+            }
+            Self::Samples {
+                title,
+                note,
+                samples,
+            } => {
+                let (title, note) = (element("h2", "", title), element("p", "note", note));
+                let inner: String = samples.iter().map(Sample::html).collect();
+                format!("<section class=\"conversations\">\n{title}{note}{inner}</section>\n")
+            }
+            Self::Details { title, sections } => format!(
+                "<section class=\"folded\">\n<details><summary>{}</summary>\n{}</details>\n</section>\n",
+                escape(title),
+                all_html(sections)?
+            ),
             Self::Folded { title, body } => format!(
-                "<section>\n<details><summary>{}</summary>\n<pre>{}</pre></details>\n</section>\n",
+                "<section class=\"folded\">\n<details><summary>{}</summary>\n<pre>{}</pre></details>\n</section>\n",
                 escape(title),
                 escape(body)
             ),
@@ -193,6 +249,10 @@ impl Section {
             }
         })
     }
+}
+
+fn all_html(sections: &[Section]) -> Result<String> {
+    sections.iter().map(Section::html).collect()
 }
 
 impl Conversation {

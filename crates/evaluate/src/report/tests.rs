@@ -34,6 +34,42 @@ fn hostile() -> Report {
             Section::Chart(chart),
             Section::Table(table),
             Section::Conversations(vec![conversation]),
+            Section::Highlights(vec![Highlight {
+                name: text(),
+                value: text(),
+                note: text(),
+                better: Some(true),
+            }]),
+            Section::Samples {
+                title: text(),
+                note: text(),
+                samples: vec![Sample {
+                    title: text(),
+                    question: text(),
+                    expected: text(),
+                    answers: vec![Answered {
+                        by: text(),
+                        text: text(),
+                        right: Some(false),
+                    }],
+                }],
+            },
+            Section::Details {
+                title: text(),
+                sections: vec![Section::Grid {
+                    title: text(),
+                    note: text(),
+                    sections: vec![Section::Bars(Bars {
+                        title: text(),
+                        note: text(),
+                        bars: vec![Bar {
+                            name: text(),
+                            text: text(),
+                            ..Bar::default()
+                        }],
+                    })],
+                }],
+            },
             Section::Text {
                 title: text(),
                 body: format!("{ATTACK}\n\n{ATTACK}"),
@@ -50,7 +86,7 @@ fn all_text_is_escaped() {
     let places = html
         .matches("&lt;script&gt;alert(&quot;1&quot; + &#39;2&#39;)&lt;/script&gt; &amp; ")
         .count();
-    assert!(places >= 17, "{places}");
+    assert!(places >= 34, "{places}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod fields;
 mod keys;
 mod pool;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use twox_hash::xxhash3_128;
@@ -15,7 +15,7 @@ use self::{
     pool::Pool,
 };
 use super::{
-    Group, Item, Metric, Prompting, Request, Task,
+    Group, Item, Metric, Prompt, Prompting, Request, Task,
     data::{self, Places},
     file::{OutputType, TaskFile},
     functions::{self, ChangeDocs},
@@ -31,7 +31,7 @@ pub struct Definition {
     /// Its keys.
     pub file: TaskFile,
     /// Where it is; functions are known by the name of its folder.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
     /// The groups it was called by.
     pub groups: Vec<Group>,
     /// A digest of its keys.
@@ -74,6 +74,37 @@ pub fn task(
     Builder::new(definition, data, prompting)
         .and_then(|builder| builder.task(limit))
         .map_err(context)
+}
+
+/// The files of records that a task reads, with labelled examples where it has some.
+///
+/// # Errors
+/// When one is not there, naming where it is looked for.
+pub fn files(definition: &Definition, data: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let file = &definition.file;
+    let places = Places {
+        given: data,
+        beside: definition.path.parent().unwrap_or(Path::new("")),
+    };
+    let asked = file.test_split.as_ref().or(file.validation_split.as_ref());
+    let of_examples = file.fewshot_config.clone().unwrap_or_default().split;
+    let examples = of_examples.as_ref().or(file.fewshot_split.as_ref());
+    let others = file
+        .training_split
+        .as_ref()
+        .or(file.validation_split.as_ref());
+    let examples = examples.or(others);
+    let mut all = Vec::new();
+    if let Some(split) = asked {
+        all.extend(data::files(file, split, places)?);
+    }
+    // Where there are no examples, and some are needed, building the task says so.
+    if let Some(split) = examples {
+        all.extend(data::files(file, split, places).unwrap_or_default());
+    }
+    all.sort();
+    all.dedup();
+    Ok(all)
 }
 
 struct Builder<'a> {
@@ -279,7 +310,10 @@ impl<'a> Builder<'a> {
         }
         let prefix = self.own.prefix.text(doc)?;
         let question = Question {
-            text: self.question(&self.own, doc)?,
+            text: match self.own.right_context(doc)? {
+                None => self.own.text.text(doc)?,
+                Some(_) => String::new(),
+            },
             answer: None,
             prefix: Some(prefix),
             target_delimiter: &file.target_delimiter,
@@ -289,14 +323,11 @@ impl<'a> Builder<'a> {
         Ok(turns)
     }
 
+    /// The question of a labelled example; of one whose choices are contexts, the right one.
     fn question(&self, fields: &Fields, doc: &Value) -> Result<String> {
-        let text = fields.text.text(doc)?;
-        let digits = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
-        match digits && !fields.choices.is_absent() {
-            true => Err(Error::task(
-                "`doc_to_text` gives a number: questions with a context for each choice are not supported",
-            )),
-            false => Ok(text),
+        match (fields.right_context(doc)?, fields.choices(doc)?) {
+            (Some(number), Some(contexts)) => Ok(chosen(&contexts, number)?.to_owned()),
+            _ => fields.text.text(doc),
         }
     }
 
@@ -353,7 +384,11 @@ impl<'a> Builder<'a> {
                     .metrics
                     .iter()
                     .any(|metric| metric.name == "acc_mutual_info");
+                if let Some(number) = self.own.right_context(doc)? {
+                    return self.of_contexts(prompt, choices, number, &as_text(&target), named);
+                }
                 Request::Choice {
+                    contexts: Vec::new(),
                     continuations: choices
                         .iter()
                         .map(|choice| format!("{delimiter}{choice}"))
@@ -368,6 +403,32 @@ impl<'a> Builder<'a> {
                 prompt,
                 gold: self.right_texts(doc, target, several)?,
             },
+        })
+    }
+
+    /// One answer behind several contexts, of which one is right.
+    fn of_contexts(
+        &self,
+        prompt: Prompt,
+        contexts: Vec<String>,
+        right: i64,
+        answer: &str,
+        alone: bool,
+    ) -> Result<Request> {
+        chosen(&contexts, right)?;
+        if alone || self.prompting.chat.is_some() {
+            return Err(Error::task(
+                "choices that are contexts have neither `acc_mutual_info` nor a chat template; leave out the metric and `--chat`",
+            ));
+        }
+        let answer = format!("{}{answer}", self.file.target_delimiter);
+        Ok(Request::Choice {
+            prompt,
+            continuations: vec![answer; contexts.len()],
+            choices: contexts.clone(),
+            contexts,
+            gold: usize::try_from(right).into_iter().collect(),
+            alone: false,
         })
     }
 

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use espalier_data::tables::{self, Cells, Row};
+use serde_json::Value;
 
 use super::file::TaskFile;
 use crate::{Error, Result};
@@ -24,12 +25,8 @@ pub struct Places<'a> {
 /// # Errors
 /// When no file is there, naming where it is looked for; when a file is damaged.
 pub fn records(task: &TaskFile, split: &str, places: Places<'_>) -> Result<Vec<Value>> {
-    let files = match task.dataset_path.as_str() {
-        "json" | "csv" | "parquet" => named_files(task, split, places)?,
-        _ => found_files(task, split, places)?,
-    };
     let mut all = Vec::new();
-    for file in &files {
+    for file in &files(task, split, places)? {
         all.extend(read(file)?);
     }
     match all.is_empty() {
@@ -38,6 +35,17 @@ pub fn records(task: &TaskFile, split: &str, places: Places<'_>) -> Result<Vec<V
             task.task
         ))),
         false => Ok(all),
+    }
+}
+
+/// The files of a split.
+///
+/// # Errors
+/// When no file is there, naming where it is looked for.
+pub fn files(task: &TaskFile, split: &str, places: Places<'_>) -> Result<Vec<PathBuf>> {
+    match task.dataset_path.as_str() {
+        "json" | "csv" | "parquet" => named_files(task, split, places),
+        _ => found_files(task, split, places),
     }
 }
 
@@ -151,13 +159,13 @@ fn split_files(folder: &Path, split: &str) -> Vec<PathBuf> {
 /// # Errors
 /// When it cannot be read or has another format.
 pub fn read(path: &Path) -> Result<Vec<Value>> {
+    if tables::is_table(path) {
+        let rows = tables::rows(path, &Cells::Numbers)?;
+        let row = |row: espalier_data::Result<Row>| Ok(Value::Object(row?.1));
+        return rows.map(row).collect();
+    }
     let ending = path.extension().and_then(|ending| ending.to_str());
     match ending.unwrap_or_default() {
-        "csv" => csv_records(path),
-        "parquet" => Err(Error::task(format!(
-            "{}: Parquet files are not read; convert it, for example with Python: pandas.read_parquet(FILE).to_json(\"FILE.jsonl\", orient=\"records\", lines=True)",
-            path.display()
-        ))),
         "jsonl" | "json" | "ndjson" => json_records(path),
         other => Err(Error::task(format!(
             "{}: cannot read records of a file that ends in `{other}`; expected {}",
@@ -186,60 +194,6 @@ fn json_records(path: &Path) -> Result<Vec<Value>> {
         }
     };
     filled.map(record).collect()
-}
-
-fn csv_records(path: &Path) -> Result<Vec<Value>> {
-    let wrong = |error: csv::Error| Error::task(format!("{}: {error}", path.display()));
-    let mut reader = csv::Reader::from_path(path).map_err(wrong)?;
-    let heads = reader.headers().map_err(wrong)?.clone();
-    let rows = reader
-        .records()
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(wrong)?;
-    let kinds: Vec<Kind> = (0..heads.len())
-        .map(|column| Kind::of(&rows, column))
-        .collect();
-    let row = |row: &csv::StringRecord| {
-        let cells = heads.iter().zip(row.iter()).enumerate();
-        let cells =
-            cells.map(|(column, (head, cell))| (head.to_owned(), kinds[column].value(cell)));
-        Value::Object(cells.collect::<Map<String, Value>>())
-    };
-    Ok(rows.iter().map(row).collect())
-}
-
-/// What a column of a CSV file holds: a column of numbers alone is numbers.
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Whole,
-    Number,
-    Text,
-}
-
-impl Kind {
-    fn of(rows: &[csv::StringRecord], column: usize) -> Self {
-        let cells = || {
-            rows.iter()
-                .filter_map(|row| row.get(column))
-                .filter(|cell| !cell.is_empty())
-        };
-        if cells().all(|cell| cell.parse::<i64>().is_ok()) {
-            Self::Whole
-        } else if cells().all(|cell| cell.parse::<f64>().is_ok_and(f64::is_finite)) {
-            Self::Number
-        } else {
-            Self::Text
-        }
-    }
-
-    fn value(self, cell: &str) -> Value {
-        match self {
-            _ if cell.is_empty() => Value::Null,
-            Self::Whole => cell.parse::<i64>().map_or(Value::Null, Value::from),
-            Self::Number => cell.parse::<f64>().map_or(Value::Null, Value::from),
-            Self::Text => cell.into(),
-        }
-    }
 }
 
 #[cfg(test)]

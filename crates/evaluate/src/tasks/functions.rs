@@ -85,6 +85,12 @@ fn hellaswag(text: &str) -> String {
 pub enum MakeText {
     /// WikiText's: words and punctuation as they were before they were taken apart.
     Wikitext,
+    /// Winogrande's: the number of the right option.
+    WinograndeNumber,
+    /// Winogrande's: the sentence behind its gap.
+    WinograndeRest,
+    /// Winogrande's: the sentence up to its gap with each option in it.
+    WinograndeOptions,
 }
 
 impl MakeText {
@@ -95,14 +101,32 @@ impl MakeText {
     pub fn named(key: &str, folder: &str, name: &str) -> Result<Self> {
         match (folder, name) {
             ("wikitext", "preprocess_wikitext.wikitext_detokenizer") => Ok(Self::Wikitext),
+            ("winogrande", "preprocess_winogrande.doc_to_text") => Ok(Self::WinograndeNumber),
+            ("winogrande", "preprocess_winogrande.doc_to_target") => Ok(Self::WinograndeRest),
+            ("winogrande", "preprocess_winogrande.doc_to_choice") => Ok(Self::WinograndeOptions),
             _ => Err(unknown(key, folder, name)),
         }
     }
 
-    /// The text.
-    pub fn apply(self, doc: &Value) -> String {
-        let page = doc.get("page").map(plain_text).unwrap_or_default();
-        wikitext(&page)
+    /// The text, or what else takes its place; nothing where the record has not what it is made of.
+    pub fn apply(self, doc: &Value) -> Value {
+        let text = |key: &str| doc.get(key).map(plain_text).unwrap_or_default();
+        let sentence = text("sentence");
+        let gap = sentence.split_once('_');
+        match (self, gap) {
+            (Self::Wikitext, _) => wikitext(&text("page")).into(),
+            (Self::WinograndeNumber, _) => match text("answer").as_str() {
+                "1" => 0.into(),
+                "2" => 1.into(),
+                _ => Value::Null,
+            },
+            (Self::WinograndeRest, Some((_, rest))) => rest.trim().into(),
+            (Self::WinograndeOptions, Some((before, _))) => {
+                let options = ["option1", "option2"].map(|key| format!("{before}{}", text(key)));
+                json!(options)
+            }
+            (_, None) => Value::Null,
+        }
     }
 }
 

@@ -3,12 +3,18 @@
 //! Names and conventions are lm-evaluation-harness' where it has them: `acc`, `acc_norm` (by characters), `acc_bytes`,
 //! `acc_mutual_info`, `exact_match`, `brier_score`, `perplexity`, `word_perplexity`, `byte_perplexity`, `bits_per_byte`, `bypass`. Beside
 //! them `f1` and `rouge1`, `rouge2`, `rougeL` compare words ([`overlap`]), `pass@k` runs programs ([`crate::code`]), and
-//! `string_match_all`, `string_match_part` look for the right answers within a text, as RULER does.
+//! `string_match_all`, `string_match_part` look for the right answers within a text, as RULER does. `bleu`, `chrf` and `ter` are sacrebleu's
+//! ([`corpus`]), `mcc` and, of choices, `f1` scikit-learn's ([`classes`]); these are figures of all items together.
 //!
-//! Left out: `mcc`, `bleu`, `chrf`, `ter`, `f1` of classes, and metrics in Python.
+//! Left out: metrics in Python.
 
+mod bleu;
+mod chrf;
+pub mod classes;
+pub mod corpus;
 mod exact;
 pub mod overlap;
+mod ter;
 
 use std::{fmt, sync::Arc};
 
@@ -16,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Item, Request};
 use crate::{Error, Result, code};
+use corpus::{COUNTS, Corpus, Counts};
 pub use exact::ExactMatch;
 
 /// The metrics that can be named.
@@ -39,6 +46,10 @@ pub const METRICS: &[&str] = &[
     "byte_perplexity",
     "bits_per_byte",
     "bypass",
+    "bleu",
+    "chrf",
+    "ter",
+    "mcc",
 ];
 
 /// A function that marks an answer, from 0 to 1.
@@ -67,6 +78,10 @@ pub enum Measure {
     Rouge(usize),
     /// Longest common sequence of words.
     RougeL,
+    /// Counts from which a figure of the whole corpus is made.
+    Corpus(Corpus),
+    /// The right choice and the one that was made.
+    Classes,
     /// Does one of `k` programs pass?
     Pass(usize),
     /// Share of the right answers that occur in the text.
@@ -94,6 +109,12 @@ pub enum Aggregation {
     WeightedPerplexity,
     /// The negative quotient of sums, in bits.
     BitsPerByte,
+    /// A figure of sums of counts.
+    Corpus(Corpus),
+    /// Matthews' correlation of right and chosen classes.
+    Matthews,
+    /// F1 of the class 1.
+    F1OfOne,
 }
 
 /// What is measured, and how it is summed up.
@@ -139,6 +160,10 @@ impl Metric {
             "word_perplexity" => M::ByWords,
             "byte_perplexity" | "bits_per_byte" => M::ByBytes,
             "bypass" => M::Nothing,
+            "bleu" => M::Corpus(Corpus::Bleu),
+            "chrf" => M::Corpus(Corpus::ChrF),
+            "ter" => M::Corpus(Corpus::Ter),
+            "mcc" => M::Classes,
             other => match other.strip_prefix("pass@").map(str::parse) {
                 Some(Ok(k)) if k > 0 => M::Pass(k),
                 _ => return Err(unknown(other)),
@@ -148,6 +173,10 @@ impl Metric {
             "perplexity" => Aggregation::Perplexity,
             "word_perplexity" | "byte_perplexity" => Aggregation::WeightedPerplexity,
             "bits_per_byte" => Aggregation::BitsPerByte,
+            "bleu" => Aggregation::Corpus(Corpus::Bleu),
+            "chrf" => Aggregation::Corpus(Corpus::ChrF),
+            "ter" => Aggregation::Corpus(Corpus::Ter),
+            "mcc" => Aggregation::Matthews,
             _ => Aggregation::Mean,
         };
         let lower = [
@@ -156,6 +185,7 @@ impl Metric {
             "word_perplexity",
             "byte_perplexity",
             "bits_per_byte",
+            "ter",
         ];
         Ok(Self {
             name: name.to_owned(),
@@ -205,14 +235,23 @@ impl Metric {
                     _ => return Err(misfit()),
                 };
                 Score {
-                    value: found.log_probability,
                     weight: weight as f64,
+                    ..Score::of(found.log_probability)
                 }
+            }
+            (Request::Choice { choices, gold, .. }, Answer::Likelihoods(found))
+                if matches!(self.measure, Measure::Classes) =>
+            {
+                Score::of_classes(gold, found.get(..choices.len()).ok_or_else(misfit)?)
             }
             (Request::Choice { choices, gold, .. }, Answer::Likelihoods(found)) => {
                 Score::of(self.of_choices(choices, gold, found).ok_or_else(misfit)?)
             }
             (Request::Generate { gold, .. }, Answer::Texts(texts)) => {
+                let text = texts.first().map_or("", String::as_str);
+                if let Measure::Corpus(corpus) = self.measure {
+                    return Ok(Some(corpus.mark(text, gold)));
+                }
                 Score::of(self.of_texts(item, gold, texts)?.ok_or_else(misfit)?)
             }
             _ => return Err(misfit()),
@@ -289,6 +328,9 @@ impl Metric {
             Aggregation::Perplexity => (-mean).exp(),
             Aggregation::WeightedPerplexity => (-sum / weight).exp(),
             Aggregation::BitsPerByte => -sum / weight / std::f64::consts::LN_2,
+            Aggregation::Corpus(corpus) => corpus.figure(scores),
+            Aggregation::Matthews => classes::matthews(&pairs(scores)),
+            Aggregation::F1OfOne => classes::f1_of_one(&pairs(scores)),
         })
     }
 
@@ -300,6 +342,7 @@ impl Metric {
                 | Measure::LogLikelihood
                 | Measure::ByWords
                 | Measure::ByBytes
+                | Measure::Corpus(_)
                 | Measure::Nothing
         )
     }
@@ -314,19 +357,41 @@ fn unknown(name: &str) -> Error {
 }
 
 /// The mark of an item.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Score {
     /// The mark, or a sum of log-likelihoods.
     pub value: f64,
     /// What it is divided by, where sums are: words or bytes.
     pub weight: f64,
+    /// What figures of a whole corpus are made of; zeros where there are none.
+    pub counts: Counts,
 }
 
 impl Score {
     /// A mark that counts as much as any other.
     pub fn of(value: f64) -> Self {
-        Self { value, weight: 1.0 }
+        Self {
+            value,
+            weight: 1.0,
+            counts: [0.0; COUNTS],
+        }
     }
+
+    /// Whether the likeliest choice is a right one, and which the first right one and that are.
+    fn of_classes(gold: &[usize], found: &[Likelihood]) -> Self {
+        let scores: Vec<f64> = found.iter().map(|found| found.log_probability).collect();
+        let chosen = largest(&scores);
+        let mut score = Self::of(f64::from(u8::from(gold.contains(&chosen))));
+        score.counts[0] = gold.first().copied().unwrap_or(0) as f64;
+        score.counts[1] = chosen as f64;
+        score
+    }
+}
+
+/// The right class and the chosen one of each mark.
+fn pairs(scores: &[Score]) -> Vec<(usize, usize)> {
+    let pair = |score: &Score| (score.counts[0] as usize, score.counts[1] as usize);
+    scores.iter().map(pair).collect()
 }
 
 /// How likely a text is.
@@ -388,6 +453,7 @@ mod tests {
             doc: Value::Null,
             request: Request::Choice {
                 prompt: Prompt::plain("q"),
+                contexts: Vec::new(),
                 continuations: choices.iter().map(|choice| format!(" {choice}")).collect(),
                 choices: choices.iter().map(|choice| (*choice).to_owned()).collect(),
                 gold: gold.to_vec(),
@@ -446,12 +512,12 @@ mod tests {
     fn sums_come_before_quotients() {
         let scores = [
             Score {
-                value: -10.0,
                 weight: 2.0,
+                ..Score::of(-10.0)
             },
             Score {
-                value: -2.0,
                 weight: 4.0,
+                ..Score::of(-2.0)
             },
         ];
         let figure = |name: &str| Metric::named(name).unwrap().aggregate(&scores).unwrap();

@@ -14,6 +14,7 @@ pub mod literal;
 pub mod metric;
 pub mod prompt;
 pub mod registry;
+pub mod ruler;
 pub mod sampling;
 pub mod world;
 
@@ -96,6 +97,8 @@ pub enum Request {
     Choice {
         /// What comes before them.
         prompt: Prompt,
+        /// What stands between the prompt and each of them, where they differ by that; else empty.
+        contexts: Vec<String>,
         /// The texts, as they are scored behind the prompt: with what separates them from it.
         continuations: Vec<String>,
         /// The texts by themselves, whose length normalises.
@@ -123,6 +126,15 @@ impl Request {
             | Self::Generate { prompt, .. } => &prompt.text,
             Self::Rolling { .. } => "",
         }
+    }
+
+    /// The prompt with what stands before choice number `choice`.
+    pub fn context(&self, choice: usize) -> String {
+        let context = match self {
+            Self::Choice { contexts, .. } => contexts.get(choice),
+            _ => None,
+        };
+        format!("{}{}", self.prompt(), context.map_or("", String::as_str))
     }
 
     /// The right answers as texts.

@@ -12,6 +12,8 @@ pub struct Prompt {
     pub text: String,
     /// The conversation, for those who take no text.
     pub messages: Vec<Message>,
+    /// Whether the template wrote all marks, as in training, so that the tokenizer adds none of its own.
+    pub marked: bool,
 }
 
 impl Prompt {
@@ -20,6 +22,7 @@ impl Prompt {
         let text = text.into();
         Self {
             messages: vec![Message::user(&text)],
+            marked: false,
             text,
         }
     }
@@ -119,7 +122,11 @@ pub(super) fn prompt(turns: &[Turn], prompting: &Prompting<'_>) -> Result<Prompt
         Some(chat) => chat(&messages, continues)?,
         None => text(turns),
     };
-    Ok(Prompt { text, messages })
+    Ok(Prompt {
+        text,
+        messages,
+        marked: false,
+    })
 }
 
 fn text(turns: &[Turn]) -> String {

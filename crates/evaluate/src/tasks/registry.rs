@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use espalier_data::worlds;
 use serde_json::{Map, Value};
 
 use super::{
@@ -81,10 +82,11 @@ impl Registry {
             .chain(index.tags.keys())
             .cloned()
             .chain(own)
+            .chain(worlds::tasks().map(str::to_owned))
             .collect();
         let hint = espalier_data::nearest::suggestion(name, known.iter().map(String::as_str));
         Error::task(format!(
-            "no task `{name}`{hint}; give a task file (.yaml), a world's task such as g1/1, or the folder of task files with `--tasks`"
+            "no task `{name}`{hint}; give a task file (.yaml), a world's task such as g1/1, or the folder of task files as `include`"
         ))
     }
 
@@ -181,7 +183,7 @@ impl Registry {
         let wrong = |reason: String| Error::task(format!("{}: {reason}", path.display()));
         let missing = |name: &str| {
             wrong(format!(
-                "`task`: there is no task, group or tag `{name}` in the folders of task files; give its folder with `--tasks`"
+                "`task`: there is no task, group or tag `{name}` in the folders of task files; give its folder as `include`"
             ))
         };
         match member {

@@ -12,11 +12,9 @@ use crate::{Result, world};
 /// Longest answer to an item of a world.
 pub const LONGEST_ANSWER: usize = 160;
 
-/// Whether a name is that of a world's task.
+/// Whether a name is that of a world or of its task, with dials or without.
 pub fn is_world(name: &str) -> bool {
-    worlds::WORLDS
-        .iter()
-        .any(|world| world.tasks.contains(&name))
+    worlds::world(name).is_ok()
 }
 
 /// The first `count` held-out items of a world's task; without a template the question stands as it is.
@@ -64,7 +62,11 @@ fn asked(number: usize, item: &WorldItem, chat: Option<ChatTemplate<'_>>) -> Res
         number,
         doc,
         request: Request::Generate {
-            prompt: Prompt { text, messages },
+            prompt: Prompt {
+                text,
+                messages,
+                marked: chat.is_some(),
+            },
             gold: vec![item.answer.clone()],
         },
     })

@@ -12,10 +12,11 @@ use espalier_evaluate::{
 };
 use serde_json::{Value, json};
 
-use super::{EvalArgs, compare::Earlier};
+use super::EvalArgs;
 use crate::{
     Error, Result,
     cli::Context,
+    evaluation::compare::{Earlier, identity},
     model_path::{OpenedModel, open_text_model},
     stages::{Voice, hashes::FileHashes},
     voice::TerminalVoice,
@@ -41,7 +42,7 @@ fn pairs(earlier: &Earlier, tasks: &[Task], samples: &[Vec<Value>]) -> Result<Ve
         };
         let text = |sample: &Value| Some(sample.pointer("/response/texts/0")?.as_str()?.to_owned());
         let pair = |sample: &Value| {
-            let other = others.get(&super::compare::identity(sample))?;
+            let other = others.get(&identity(sample))?;
             Some(Pair {
                 question: sample["prompt"].as_str()?.to_owned(),
                 answers: [text(sample)?, text(other)?],

@@ -1,6 +1,5 @@
 //! `espalier eval`: a model on tasks, perplexity on data, retrieval.
 
-mod compare;
 mod judge;
 mod output;
 mod tasks;
@@ -15,10 +14,11 @@ use serde_json::Value;
 use super::Context;
 use crate::{
     Error, Result,
+    evaluation::Choice,
     model_path::{as_text, resolve_model},
     recipe::DataOptions,
     stages::{
-        evaluate::{EvaluateStage, evaluate},
+        evaluate::{EvaluateStage, Keeping, evaluate},
         kinds::StageKind,
     },
     voice::TerminalVoice,
@@ -133,6 +133,23 @@ impl EvalArgs {
         }
     }
 
+    fn choice(&self) -> Result<Choice<'_>> {
+        Ok(Choice {
+            names: &self.tasks,
+            include: &self.include,
+            data: self.folder()?.map(PathBuf::as_path),
+            limit: self.limit,
+            shots: self.shots,
+            shots_seed: self.shots_seed,
+            chat: self.chat,
+            multiturn: self.multiturn,
+            system: self.system.as_deref(),
+            max_tokens: self.max_tokens,
+            allow_code: self.allow_code,
+            sample: self.sample,
+        })
+    }
+
     fn is_endpoint(&self) -> bool {
         let text = self.model.to_string_lossy();
         text.starts_with("http://") || text.starts_with("https://")
@@ -201,27 +218,16 @@ fn measure(args: &EvalArgs, context: &Context) -> Result<Value> {
         ..DataOptions::default()
     };
     let stage = EvaluateStage {
-        model: as_text(&resolve_model(&args.model)?)?.to_owned(),
         data: args.texts().map(source).collect(),
-        baseline: Vec::new(),
-        preferences: Vec::new(),
-        labels: Vec::new(),
-        reward: None,
-        best_of: None,
-        worlds: Vec::new(),
-        sampled_worlds: Vec::new(),
-        divergence_from: None,
-        config: Default::default(),
         quantise: args.quantise,
         retrieval: args.retrieval.clone(),
         pooling: args.pooling,
-        from: 0,
-        template: None,
         seed: args.seed,
-        items: tasks::world_items(args.limit),
+        limit: args.limit,
         length: args.length,
+        ..EvaluateStage::of_model(as_text(&resolve_model(&args.model)?)?)
     };
     stage.check()?;
     let mut voice = TerminalVoice::new(context.terminal);
-    evaluate(&stage, &context.device, &mut voice)
+    evaluate(&stage, &mut Keeping::nowhere(), &context.device, &mut voice)
 }

@@ -5,29 +5,26 @@ use std::path::Path;
 use espalier_data::disk::write_whole;
 use espalier_evaluate::{
     judge::Verdicts,
-    report::{Bar, Bars, Conversation, Report, Section, Table},
+    report::{Report, Section, Table},
     results::{Figure, GroupResult, TaskResult},
     tasks::Task,
 };
 use serde_json::{Map, Value, json};
 
-use super::{EvalArgs, compare::Compared, tasks::Subject};
-use crate::{Error, Result, cli::Context};
-
-/// Wrong answers of each task on the page, and right ones.
-const SHOWN: [usize; 2] = [20, 5];
-
-/// Longest text of a sample on the page, in characters.
-const LONGEST_SHOWN: usize = 2000;
+use super::{EvalArgs, tasks::Subject};
+use crate::{
+    Error, Result,
+    cli::Context,
+    evaluation::{Answers, compare::Compared, shown},
+};
 
 /// All that was found.
 pub(super) struct Found<'a> {
     pub subject: &'a Subject,
     pub args: &'a EvalArgs,
     pub tasks: &'a [Task],
-    pub results: &'a [TaskResult],
+    pub answers: &'a Answers,
     pub groups: Vec<GroupResult>,
-    pub samples: &'a [Vec<Value>],
     pub comparisons: Vec<Compared>,
     pub against: Option<String>,
     pub verdicts: Option<Verdicts>,
@@ -38,6 +35,7 @@ impl Found<'_> {
     pub fn to_json(&self) -> Value {
         let mut results = Map::new();
         let tasks = self
+            .answers
             .results
             .iter()
             .map(|result| (&result.task, &result.figures));
@@ -69,7 +67,7 @@ impl Found<'_> {
             "limit": self.args.limit,
             "versions": {"espalier": env!("CARGO_PKG_VERSION")},
             "results": results,
-            "tasks": self.results,
+            "tasks": self.answers.results,
             "groups": self.groups,
             "against": self.against,
             "comparisons": self.comparisons,
@@ -86,7 +84,7 @@ impl Found<'_> {
             vec![
                 name.to_owned(),
                 format!("{}{filter}", figure.metric),
-                shown(figure),
+                shown::figure(figure),
                 items.to_string(),
                 shots.to_string(),
             ]
@@ -95,12 +93,14 @@ impl Found<'_> {
         for group in self.groups.iter().filter(|group| !group.figures.is_empty()) {
             let own = |result: &&TaskResult| group.tasks.contains(&result.task);
             let items = self
+                .answers
                 .results
                 .iter()
                 .filter(own)
                 .map(|result| result.items)
                 .sum();
             let shots = self
+                .answers
                 .results
                 .iter()
                 .find(own)
@@ -112,7 +112,7 @@ impl Found<'_> {
                     .map(|figure| row(&group.group, items, shots, figure)),
             );
         }
-        for result in self.results {
+        for result in &self.answers.results {
             rows.extend(
                 result
                     .figures
@@ -162,14 +162,7 @@ impl Found<'_> {
     /// What the judge says, and how far it can be trusted.
     fn judged(&self) -> Option<Table> {
         let found = self.verdicts.as_ref()?;
-        let share = |value: f64, [low, high]: [f64; 2]| {
-            format!(
-                "{:.1} % ({:.1}-{:.1})",
-                100.0 * value,
-                100.0 * low,
-                100.0 * high
-            )
-        };
+        let share = |value: f64, [low, high]: [f64; 2]| shown::share(value, low, high);
         let [won, tied, lost] = found.outcomes;
         let mut rows = vec![
             ("pairs judged".to_owned(), found.pairs.to_string()),
@@ -218,198 +211,40 @@ impl Found<'_> {
         })
     }
 
-    /// Shares as bars.
-    fn bars(&self) -> Option<Bars> {
-        let own = self
-            .results
-            .iter()
-            .map(|result| (&result.alias, &result.figures));
-        let groups = self
-            .groups
-            .iter()
-            .map(|group| (&group.group, &group.figures));
-        let shares = groups.chain(own).flat_map(|(name, figures)| {
-            let shares = figures.iter().filter(|figure| figure.is_share);
-            shares.map(move |figure| (name, figure))
-        });
-        let bar = |(name, figure): (&String, &Figure)| Bar {
-            name: format!("{name}: {} {}", figure.metric, figure.filter).replace(" none", ""),
-            value: figure.value,
-            low: figure.low,
-            high: figure.high,
-            text: shown(figure),
-            series: 0,
-        };
-        let bars: Vec<Bar> = shares.map(bar).collect();
-        (!bars.is_empty()).then(|| Bars {
-            title: "Shares with their 95% intervals".into(),
-            bars,
-        })
-    }
-
     fn page(&self) -> Report {
-        let mut sections = vec![Section::Table(self.table())];
-        sections.extend(self.bars().map(Section::Bars));
+        let cards = shown::cards(&self.answers.results, &self.groups);
+        let mut sections = vec![Section::Highlights(cards), Section::Table(self.table())];
+        sections.extend(shown::bars(&self.answers.results, &self.groups).map(Section::Bars));
         sections.extend(self.comparison().map(Section::Table));
         sections.extend(self.judged().map(Section::Table));
-        for (task, samples) in self.tasks.iter().zip(self.samples) {
-            let shown = conversations(task, samples);
+        for (task, samples) in self.tasks.iter().zip(&self.answers.samples) {
+            let shown = shown::conversations(task, samples);
             if !shown.is_empty() {
                 sections.push(Section::Conversations(shown));
             }
         }
-        let settings = json!({"revision": self.subject.revision, "settings": self.subject.settings, "prompts": self.results.iter().map(|result| (result.task.clone(), result.prompts.clone().into())).collect::<Map<String, Value>>()});
+        let settings = json!({"revision": self.subject.revision, "settings": self.subject.settings, "prompts": self.answers.results.iter().map(|result| (result.task.clone(), result.prompts.clone().into())).collect::<Map<String, Value>>()});
         sections.push(Section::Folded {
             title: "Settings and digests of prompts".into(),
             body: serde_json::to_string_pretty(&settings).unwrap_or_default(),
         });
-        let items: usize = self.results.iter().map(|result| result.items).sum();
+        let items: usize = self.answers.results.iter().map(|result| result.items).sum();
         Report {
             title: format!("Evaluation of {}", self.subject.name),
-            subtitle: String::new(),
-            facts: vec![
-                ("tasks".into(), self.results.len().to_string()),
-                ("items".into(), items.to_string()),
-            ],
+            subtitle: format!(
+                "{} tasks · {items} items · espalier {}",
+                self.answers.results.len(),
+                env!("CARGO_PKG_VERSION")
+            ),
+            facts: Vec::new(),
             sections,
         }
     }
 }
 
-/// A figure for readers: shares in per cent.
-fn shown(figure: &Figure) -> String {
-    let Figure {
-        value, low, high, ..
-    } = figure;
-    match figure.is_share {
-        true => format!(
-            "{:.1} % ({:.1}-{:.1})",
-            100.0 * value,
-            100.0 * low,
-            100.0 * high
-        ),
-        false => format!("{value:.4} ({low:.4}-{high:.4})"),
-    }
-}
-
-/// Wrong answers to look at, then some right ones.
-fn conversations(task: &Task, samples: &[Value]) -> Vec<Conversation> {
-    let Some(metric) = task.metrics.iter().find(|metric| metric.is_verdict()) else {
-        return Vec::new();
-    };
-    let prefix = format!("{},", metric.name);
-    // Several ways of reading: right where one of them finds it so.
-    let verdict = |sample: &Value| {
-        let marks = sample["marks"].as_object()?;
-        let own = marks.iter().filter(|(key, _)| key.starts_with(&prefix));
-        own.filter_map(|(_, mark)| mark.as_f64())
-            .reduce(f64::max)
-            .map(|mark| mark >= 0.5)
-    };
-    let mut all = Vec::new();
-    for (right, count) in [false, true].into_iter().zip(SHOWN) {
-        let chosen = samples
-            .iter()
-            .filter(|sample| verdict(sample) == Some(right))
-            .take(count);
-        all.extend(chosen.map(|sample| conversation(task, sample, right)));
-    }
-    all
-}
-
-fn conversation(task: &Task, sample: &Value, right: bool) -> Conversation {
-    let text = |value: &Value| cut(value.as_str().unwrap_or_default());
-    let target: Vec<String> = sample["target"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(text)
-        .collect();
-    let number = &sample["doc_id"];
-    let mut turns = vec![("prompt".to_owned(), text(&sample["prompt"]))];
-    turns.push(("assistant".to_owned(), answer(sample)));
-    let read: Vec<String> = sample["filtered"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|texts| texts.get(0).map(text))
-        .collect();
-    if !read.is_empty() {
-        turns.push(("read as".to_owned(), read.join(" | ")));
-    }
-    turns.push(("expected".to_owned(), target.join(" | ")));
-    Conversation {
-        title: format!("{}: item {number}", task.alias),
-        turns,
-        verdict: Some(right),
-    }
-}
-
-/// What the model said: its first text, or the texts by likelihood.
-fn answer(sample: &Value) -> String {
-    if let Some(text) = sample.pointer("/response/texts/0").and_then(Value::as_str) {
-        return cut(text);
-    }
-    let scores = sample
-        .pointer("/response/likelihoods")
-        .and_then(Value::as_array);
-    let scores = scores
-        .into_iter()
-        .flatten()
-        .filter_map(|score| score["log_probability"].as_f64());
-    let texts = sample.pointer("/arguments/2").cloned().unwrap_or_default();
-    let name = |number: usize| {
-        texts
-            .get(number)
-            .or(Some(&texts))
-            .and_then(Value::as_str)
-            .unwrap_or("")
-            .to_owned()
-    };
-    let mut ranked: Vec<(f64, String)> = scores
-        .enumerate()
-        .map(|(number, score)| (score, name(number)))
-        .collect();
-    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let lines: Vec<String> = ranked
-        .iter()
-        .map(|(score, text)| format!("{score:.3}  {}", cut(text)))
-        .collect();
-    lines.join("\n")
-}
-
-fn cut(text: &str) -> String {
-    let count = text.chars().count();
-    if count <= LONGEST_SHOWN {
-        return text.to_owned();
-    }
-    // The end of a prompt is what is asked.
-    let end: String = text.chars().skip(count - LONGEST_SHOWN).collect();
-    format!("… {end}")
-}
-
-/// The file of a task's samples.
-pub(super) fn samples_name(task: &str) -> String {
-    let plain = |c: char| {
-        if c.is_alphanumeric() || "-_.".contains(c) {
-            c
-        } else {
-            '-'
-        }
-    };
-    format!(
-        "samples_{}.jsonl",
-        task.chars().map(plain).collect::<String>()
-    )
-}
-
 /// Writes all files.
 pub(super) fn write(found: &Found<'_>, folder: &Path) -> Result<()> {
-    for (task, samples) in found.tasks.iter().zip(found.samples) {
-        let lines: String = samples.iter().map(|sample| format!("{sample}\n")).collect();
-        let path = folder.join(samples_name(&task.name));
-        write_whole(&path, lines.as_bytes()).map_err(Error::file(&path))?;
-    }
+    found.answers.write(found.tasks, folder)?;
     found
         .page()
         .write(&folder.join("report.html"))
@@ -436,21 +271,4 @@ pub(super) fn say(found: &Found<'_>, folder: &Path, context: &Context) -> Result
         .terminal
         .note(&format!("   {}", folder.join("report.html").display()));
     Ok(())
-}
-
-/// Opens a page in the user's browser.
-pub(super) fn open(page: &Path) -> Result<()> {
-    let opener = if cfg!(target_os = "macos") {
-        "open"
-    } else {
-        "xdg-open"
-    };
-    let started = std::process::Command::new(opener).arg(page).status();
-    match started {
-        Ok(status) if status.success() => Ok(()),
-        _ => Err(Error::work(format!(
-            "`{opener}` cannot open the page; it is {}",
-            page.display()
-        ))),
-    }
 }

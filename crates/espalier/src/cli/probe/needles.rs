@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use espalier_evaluate::{
-    report::{HeatMap, Section, Table},
+    report::{HeatMap, Highlight, Section, Table},
     ruler::{self, Kind, Options, Sample, Task, sources::Sources},
 };
 use serde_json::json;
@@ -147,6 +147,7 @@ fn tell(args: &NeedlesArgs, scores: Vec<Vec<f64>>, context: &Context) -> Result<
             context.terminal.line(table.text().trim_end())?;
         }
     }
+    let cards = cards(args, &scores, &columns);
     let map = HeatMap {
         title: "Needles found, in percent".to_owned(),
         x_label: "length of the text in tokens".to_owned(),
@@ -158,6 +159,36 @@ fn tell(args: &NeedlesArgs, scores: Vec<Vec<f64>>, context: &Context) -> Result<
     write_report(
         &args.asking,
         "Needles in a haystack",
-        vec![Section::HeatMap(map)],
+        vec![Section::Highlights(cards), Section::HeatMap(map)],
     )
+}
+
+/// What a reader asks first: how many needles are found, and where they are lost.
+fn cards(args: &NeedlesArgs, scores: &[Vec<f64>], lengths: &[String]) -> Vec<Highlight> {
+    let places = scores.iter().zip(&args.depths).flat_map(|(row, depth)| {
+        let cells = row.iter().zip(lengths);
+        cells.map(move |(score, length)| (*score, *depth, length))
+    });
+    let places: Vec<(f64, f64, &String)> = places.collect();
+    let mean = places.iter().map(|(score, ..)| score).sum::<f64>() / places.len().max(1) as f64;
+    let card = |name: &str, value: String, note: String| Highlight {
+        name: name.to_owned(),
+        value,
+        note,
+        better: None,
+    };
+    let all = card(
+        "needles found",
+        format!("{:.1} %", 100.0 * mean),
+        format!("{} in each of {} places", args.samples, places.len()),
+    );
+    let worst = places.iter().min_by(|a, b| a.0.total_cmp(&b.0));
+    let worst = worst.map(|(score, depth, length)| {
+        card(
+            "worst place",
+            format!("{:.0} %", 100.0 * score),
+            format!("at {length} tokens, depth {depth} %"),
+        )
+    });
+    [Some(all), worst].into_iter().flatten().collect()
 }

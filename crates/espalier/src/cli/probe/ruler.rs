@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use espalier_data::tokenizer::Tokenizer;
 use espalier_evaluate::{
-    report::{Chart, Section, Series, Table},
+    report::{Chart, HeatMap, Highlight, Section, Series, Table},
     ruler::{
         self, Options, Sample, TASKS, Task, score,
         sources::Sources,
@@ -203,6 +203,7 @@ fn tell(args: &RulerArgs, tasks: &[&Task], scores: &[Vec<f64>], context: &Contex
             "data": args.sources().name(),
         }))?;
     }
+    let cards = cards(args, tasks, &summary, effective);
     let table = table(args, tasks, scores, &summary, effective);
     if !context.json {
         context.terminal.line(table.text().trim_end())?;
@@ -224,8 +225,68 @@ fn tell(args: &RulerArgs, tasks: &[&Task], scores: &[Vec<f64>], context: &Contex
     write_report(
         &args.asking,
         "RULER",
-        vec![Section::Table(table), Section::Chart(chart)],
+        vec![
+            Section::Highlights(cards),
+            Section::HeatMap(picture(args, tasks, scores)),
+            Section::Chart(chart),
+            Section::Details {
+                title: "All scores".to_owned(),
+                sections: vec![Section::Table(table)],
+            },
+        ],
     )
+}
+
+/// What a reader asks first: how far the model reads, and how well.
+fn cards(
+    args: &RulerArgs,
+    tasks: &[&Task],
+    summary: &Summary,
+    effective: Option<usize>,
+) -> Vec<Highlight> {
+    let card = |name: &str, value: String, note: String| Highlight {
+        name: name.to_owned(),
+        value,
+        note,
+        better: None,
+    };
+    vec![
+        card(
+            "effective length",
+            effective.map_or_else(|| "none".to_owned(), grouped),
+            match effective {
+                Some(_) => format!("tokens; the longest with a mean above {}", args.threshold),
+                None => format!("no length has a mean above {}", args.threshold),
+            },
+        ),
+        card(
+            "mean of all lengths",
+            format!("{:.1}", summary.mean()),
+            format!(
+                "longer texts counting more {:.1}, shorter ones {:.1}",
+                summary.increasing(),
+                summary.decreasing()
+            ),
+        ),
+        card(
+            "prompts",
+            grouped(args.samples * tasks.len() * args.lengths.len()),
+            format!("{} tasks, {} lengths", tasks.len(), args.lengths.len()),
+        ),
+    ]
+}
+
+/// The scores by task and length.
+fn picture(args: &RulerArgs, tasks: &[&Task], scores: &[Vec<f64>]) -> HeatMap {
+    let share = |row: &Vec<f64>| row.iter().map(|score| score / 100.0).collect();
+    HeatMap {
+        title: "Scores by task and length, in percent".to_owned(),
+        x_label: "tokens of prompt and answer".to_owned(),
+        y_label: "task".to_owned(),
+        columns: args.lengths.iter().map(|length| grouped(*length)).collect(),
+        rows: tasks.iter().map(|task| task.name.to_owned()).collect(),
+        scores: scores.iter().map(share).collect(),
+    }
 }
 
 fn table(

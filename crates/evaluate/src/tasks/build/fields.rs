@@ -40,7 +40,7 @@ impl Field {
     fn value(&self, doc: &Value) -> Result<(Value, bool)> {
         Ok(match self {
             Self::Fixed(value) => (value.clone(), false),
-            Self::Function(function) => (function.apply(doc).into(), false),
+            Self::Function(function) => (function.apply(doc), false),
             Self::Template(text) => match doc.get(text) {
                 Some(value) => (value.clone(), false),
                 None => (render(text, doc)?.into(), true),
@@ -110,6 +110,20 @@ impl Fields {
                 "`doc_to_choice` gives {other}, which is no list"
             ))),
         }
+    }
+
+    /// The number of the right choice, where the question is one: the choices are contexts of one answer then.
+    pub(super) fn right_context(&self, doc: &Value) -> Result<Option<i64>> {
+        if self.choices.is_absent() {
+            return Ok(None);
+        }
+        let (value, made) = self.text.value(doc)?;
+        let digits = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+        Ok(match value {
+            Value::Number(number) => number.as_i64(),
+            Value::String(text) if made && digits(&text) => text.parse().ok(),
+            _ => None,
+        })
     }
 
     pub(super) fn target(&self, doc: &Value) -> Result<Target> {

@@ -26,7 +26,7 @@ pub(super) fn metrics(file: &TaskFile, folder: &str) -> Result<Vec<Metric>> {
     };
     let mut metrics = Vec::new();
     for entry in list {
-        metrics.extend(metric(entry, folder)?);
+        metrics.extend(metric(entry, file.output_type, folder)?);
     }
     for metric in &metrics {
         if !fits(&metric.measure, file.output_type) {
@@ -39,7 +39,7 @@ pub(super) fn metrics(file: &TaskFile, folder: &str) -> Result<Vec<Metric>> {
     Ok(metrics)
 }
 
-fn metric(entry: &Map<String, Value>, folder: &str) -> Result<Vec<Metric>> {
+fn metric(entry: &Map<String, Value>, kind: OutputType, folder: &str) -> Result<Vec<Metric>> {
     let mut rest = entry.clone();
     let name = rest
         .remove("metric")
@@ -60,6 +60,11 @@ fn metric(entry: &Map<String, Value>, folder: &str) -> Result<Vec<Metric>> {
                 .map(|k| Metric::named(&format!("pass@{k}")))
                 .collect::<Result<Vec<_>>>()?
         }
+        None if name == "f1" && kind == OutputType::MultipleChoice => vec![Metric {
+            measure: Measure::Classes,
+            aggregation: Aggregation::F1OfOne,
+            ..Metric::named("f1")?
+        }],
         None => vec![Metric::named(&plain_text(&name))?],
     };
     for metric in &mut found {
@@ -72,7 +77,7 @@ fn metric(entry: &Map<String, Value>, folder: &str) -> Result<Vec<Metric>> {
             )));
         }
         if let Some(aggregation) = &aggregation {
-            metric.aggregation = aggregated(aggregation)?;
+            metric.aggregation = aggregated(aggregation, metric)?;
         }
         if let Some(higher) = higher.as_ref().and_then(Value::as_bool) {
             metric.higher_is_better = higher;
@@ -81,8 +86,31 @@ fn metric(entry: &Map<String, Value>, folder: &str) -> Result<Vec<Metric>> {
     Ok(found)
 }
 
-fn aggregated(name: &Value) -> Result<Aggregation> {
-    Ok(match name.as_str().unwrap_or_default() {
+fn aggregated(name: &Value, metric: &Metric) -> Result<Aggregation> {
+    let own = metric.aggregation;
+    let is_of_corpus = !matches!(
+        own,
+        Aggregation::Mean
+            | Aggregation::Perplexity
+            | Aggregation::WeightedPerplexity
+            | Aggregation::BitsPerByte
+    );
+    let name = name.as_str().unwrap_or_default();
+    if is_of_corpus {
+        let known = match own {
+            Aggregation::Matthews => "mcc",
+            Aggregation::F1OfOne => "f1",
+            _ => &metric.name,
+        };
+        return match name == known || own == Aggregation::Matthews && name == "matthews_corrcoef" {
+            true => Ok(own),
+            false => Err(Error::task(format!(
+                "metric `{}`: aggregation `{name}` is not supported; it is `{known}`",
+                metric.name
+            ))),
+        };
+    }
+    Ok(match name {
         "mean" | "nanmean" | "brier_score" | "bypass" => Aggregation::Mean,
         "perplexity" => Aggregation::Perplexity,
         "weighted_perplexity" => Aggregation::WeightedPerplexity,
@@ -109,6 +137,7 @@ fn fits(measure: &Measure, kind: OutputType) -> bool {
                 | M::Brier
                 | M::LogLikelihood
                 | M::ExactMatch(_)
+                | M::Classes
                 | M::Nothing
         ),
         OutputType::GenerateUntil => matches!(
@@ -117,6 +146,7 @@ fn fits(measure: &Measure, kind: OutputType) -> bool {
                 | M::F1
                 | M::Rouge(_)
                 | M::RougeL
+                | M::Corpus(_)
                 | M::Pass(_)
                 | M::ContainsAll
                 | M::ContainsAny

@@ -15,7 +15,8 @@ use serde_json::Value;
 use crate::{Error, Result};
 
 /// An earlier evaluation.
-pub(super) struct Earlier {
+#[derive(Debug)]
+pub struct Earlier {
     /// The model's name.
     pub name: String,
     folder: PathBuf,
@@ -23,7 +24,7 @@ pub(super) struct Earlier {
 
 /// A figure of both models.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Compared {
+pub struct Compared {
     /// The task.
     pub task: String,
     /// Metric and way of reading, as in results.
@@ -34,7 +35,10 @@ pub(super) struct Compared {
 }
 
 impl Earlier {
-    /// The evaluation in a folder.
+    /// The evaluation in a folder, with the name that its results give.
+    ///
+    /// # Errors
+    /// When there is none.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("results.json");
         let text = std::fs::read_to_string(&path).map_err(Error::file(&path))?;
@@ -50,9 +54,22 @@ impl Earlier {
         })
     }
 
-    /// A task's samples, by what makes items the same.
+    /// The evaluation in a stage's folder, `03-measure` for example.
+    pub fn of_stage(folder: &Path) -> Self {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let stage = name.split_once('-').map_or(&*name, |(_, stage)| stage);
+        Self {
+            name: stage.to_owned(),
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// A task's samples, by what makes items the same; nothing where it was not asked.
+    ///
+    /// # Errors
+    /// When its file is damaged.
     pub fn whole_samples(&self, task: &str) -> Result<Option<HashMap<String, Value>>> {
-        let path = self.folder.join(super::output::samples_name(task));
+        let path = self.folder.join(super::samples_name(task));
         if !path.is_file() {
             return Ok(None);
         }
@@ -69,12 +86,15 @@ impl Earlier {
 }
 
 /// What makes items of two evaluations the same: the record and its number, whatever template renders it.
-pub(super) fn identity(sample: &Value) -> String {
+pub fn identity(sample: &Value) -> String {
     format!("{} {}", sample["doc_id"], sample["doc"])
 }
 
 /// All figures that both have, of the items that both were asked.
-pub(super) fn compared(
+///
+/// # Errors
+/// When there is no such item, or a file is damaged.
+pub fn compared(
     earlier: &Earlier,
     tasks: &[Task],
     samples: &[Vec<Value>],
@@ -109,7 +129,7 @@ pub(super) fn compared(
     match all.is_empty() {
         false => Ok(all),
         true => Err(Error::usage(format!(
-            "`--against {}`: it has no item of these tasks; evaluate the other model on the same ones first",
+            "`against` {}: it has no item of these tasks; evaluate the other model on the same ones first",
             earlier.folder.display()
         ))),
     }
