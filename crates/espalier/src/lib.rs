@@ -8,6 +8,7 @@ pub use espalier_engine as engine;
 pub use espalier_evaluate as evaluate;
 pub use espalier_kernels as kernels;
 pub use espalier_models as models;
+pub use espalier_surgery as surgery;
 pub use espalier_train as train;
 
 pub mod cli;

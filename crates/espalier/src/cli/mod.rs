@@ -11,6 +11,7 @@ pub mod families;
 pub mod generate;
 pub mod inspect;
 pub mod lines;
+pub mod merge;
 pub mod probe;
 pub mod published;
 pub mod quantize;
@@ -86,6 +87,7 @@ enum Verb {
     Serve(serve::ServeArgs),
     Eval(eval::EvalArgs),
     Probe(probe::ProbeArgs),
+    Merge(merge::MergeArgs),
     Data(data::DataArgs),
     Families(families::FamiliesArgs),
     Inspect(inspect::InspectArgs),
@@ -109,6 +111,7 @@ impl Verb {
             Self::Serve(args) => serve::run(args, context),
             Self::Eval(args) => eval::run(args, context),
             Self::Probe(args) => probe::run(args, context),
+            Self::Merge(args) => merge::run(args, context),
             Self::Data(args) => data::run(args, context),
             Self::Families(args) => families::run(args, context),
             Self::Inspect(args) => inspect::run(args, context),
