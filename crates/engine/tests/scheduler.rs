@@ -371,7 +371,8 @@ fn what_can_never_be_served_is_refused_alone() {
 #[test]
 fn log_probabilities_are_those_of_the_model() {
     let model = model("llama");
-    struct Sum(Sender<(u32, f32, Vec<(u32, f32)>)>);
+    type Told = (u32, f32, Vec<(u32, f32)>);
+    struct Sum(Sender<Told>);
     impl Listener for Sum {
         fn token(&mut self, token: &Token) -> bool {
             let told = token.logprobs.clone().unwrap();

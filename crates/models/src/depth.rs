@@ -111,7 +111,7 @@ mod tests {
         LanguageModel::build(spec, &mut Seed(1), &Device::flex()).unwrap()
     }
 
-    fn input() -> Input<'static> {
+    fn input() -> Input {
         Input::rows(&[vec![5, 9, 2, 7, 1]]).unwrap()
     }
 

@@ -113,7 +113,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::{parameter::Parameters, source::Seed};
+    use crate::source::Seed;
 
     #[test]
     fn new_blocks_close_each_group_and_change_no_bit() {

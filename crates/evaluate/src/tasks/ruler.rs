@@ -124,7 +124,7 @@ fn of_samples(
         request: Request::Generate {
             prompt: Prompt {
                 text: sample.prompt(),
-                messages: vec![Message::user(&sample.prompt())],
+                messages: vec![Message::user(sample.prompt())],
                 marked,
             },
             gold: sample.outputs,

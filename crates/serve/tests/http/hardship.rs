@@ -167,7 +167,7 @@ fn torment(server: &super::client::Running, number: usize, until: Instant) -> us
                 let new = 1 + turn % 30;
                 let text = "two and ".repeat(turn % 12);
                 let request = json!({
-                    "model": "tiny", "messages": user(&text), "max_tokens": new, "seed": turn, "stream": turn % 3 == 0,
+                    "model": "tiny", "messages": user(&text), "max_tokens": new, "seed": turn, "stream": turn.is_multiple_of(3),
                 });
                 let reply = server.post("/v1/chat/completions", &request);
                 assert_eq!(reply.status, 200, "{}", reply.text());
@@ -188,7 +188,7 @@ fn torment(server: &super::client::Running, number: usize, until: Instant) -> us
                     }
                 };
                 // Now and then the answer is compared with the engine's own.
-                if turn % 5 == 0 {
+                if turn.is_multiple_of(5) {
                     assert_eq!(said, engine(&text, new, drawn(turn as u64), &[]).text);
                 }
                 answers += 1;

@@ -43,6 +43,8 @@ fn merge(operands: Operands) -> Result<Vec<f32>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::f32::consts::{FRAC_1_SQRT_2, SQRT_2};
+
     use super::super::testing::{merged, near};
     use super::*;
 
@@ -57,11 +59,11 @@ mod tests {
         );
         near(
             &slerp(&[1.0, 0.0], &[0.0, 2.0], 0.5),
-            &[0.707_106_8, 1.414_213_6],
+            &[FRAC_1_SQRT_2, SQRT_2],
         );
         let third = slerp(&[1.0, 2.0, 3.0], &[3.0, 1.0, -1.0], 0.3);
         near(&third, &[2.091_92, 2.105_653, 2.119_386]);
         near(&slerp(&[1.0, 0.0], &[2.0, 0.0], 0.5), &[1.5, 0.0]);
-        near(&slerp(&[0.0, 0.0], &[2.0, 0.0], 0.5), &[1.414_213_6, 0.0]);
+        near(&slerp(&[0.0, 0.0], &[2.0, 0.0], 0.5), &[SQRT_2, 0.0]);
     }
 }
