@@ -99,7 +99,7 @@ mod tests {
         let mut order = Vec::new();
         while let Some(place) = queue.next(&under_way) {
             let name = queue.take(place).unwrap();
-            let client = if name.starts_with('b') { 2 } else { 1 };
+            let client = if name == "b1" { 2 } else { 1 };
             *under_way.entry(client).or_default() += 1;
             order.push(name);
         }

@@ -80,7 +80,7 @@ fn what_cannot_have_room_is_refused_with_its_option() {
         ),
         (
             &["eval", &llama, "g1/1", "--limit", "999999999"],
-            "`--limit`: 999999999 is more than",
+            "limit`: 999999999 is more than",
         ),
     ] {
         refused(&espalier(arguments), 2, part);

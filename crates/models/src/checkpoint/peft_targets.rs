@@ -91,7 +91,7 @@ impl Pattern {
     }
 
     /// The number of the layer that `module` is in, for an expression of [`Pattern::layer`].
-    pub(crate) fn layer_of(&self, module: &str) -> Option<usize> {
+    pub(super) fn layer_of(&self, module: &str) -> Option<usize> {
         self.regex
             .captures(module)?
             .name("layer")?

@@ -130,12 +130,22 @@ fn learning_rates_that_python_takes_for_texts_are_numbers() {
 #[test]
 fn forms_and_columns_are_ours() {
     let data = |name: &str| {
-        let text = EXAMPLE.replace("identity,calls", name);
+        let mut text = EXAMPLE.replace("identity,calls", name);
+        if name == "ranked" {
+            text = text.replace("stage: sft", "stage: rm");
+        }
         value(&text)["data"][0].clone()
     };
     assert_eq!(data("openai")["form"].as_str(), Some("messages"));
     assert!(data("openai").get("columns").is_none());
-    assert_eq!(data("pairs")["form"].as_str(), Some("sharegpt"));
+    let pairs = "model_name_or_path: m\ndataset: pairs\ndataset_dir: DATA\nstage: rm\n";
+    let form = value(pairs)["data"][0]["form"].clone();
+    assert_eq!(form.as_str(), Some("sharegpt"));
+    let refused = refusal(&EXAMPLE.replace("identity,calls", "pairs"));
+    assert!(
+        refused.contains("`ranking` of the data set `pairs`"),
+        "{refused}"
+    );
     assert_eq!(data("ours")["form"].as_str(), Some("alpaca"));
     assert_eq!(
         data("ours")["columns"]["instruction"].as_str(),
@@ -292,12 +302,15 @@ fn preferences() {
 
 #[test]
 fn reward_models_and_what_is_learned_of_conversations() {
-    let of = |lines: &str| {
-        let text = format!("model_name_or_path: m\ndataset: pairs\ndataset_dir: DATA\n{lines}\n");
+    let of = |data: &str, lines: &str| {
+        let text = format!("model_name_or_path: m\ndataset: {data}\ndataset_dir: DATA\n{lines}\n");
         value(&text)["objective"].clone()
     };
-    assert_eq!(of("stage: rm").as_str(), Some("reward"));
-    let sft = of("stage: sft\nmask_history: true\nuse_dft_loss: true");
+    assert_eq!(of("pairs", "stage: rm").as_str(), Some("reward"));
+    let sft = of(
+        "identity",
+        "stage: sft\nmask_history: true\nuse_dft_loss: true",
+    );
     assert_eq!(sft["sft"]["turns"].as_str(), Some("last"));
     assert_eq!(sft["sft"]["loss"].as_str(), Some("dft"));
     let refused = refusal(

@@ -13,7 +13,7 @@ use crate::{
     },
     checkpoint::{
         PeftConfig,
-        peft_config::{Initialisation, Pattern, Targets, is_named},
+        peft_config::{Initialisation, Targets, is_named},
     },
     families::Family,
     layout::{self, Module},
@@ -186,61 +186,7 @@ impl PeftConfig {
             }
         }
         self.check_matrices(&all, &planned)?;
-        if !is_read {
-            self.check_patterns(&all, &stacks)?;
-        }
         Ok(planned)
-    }
-
-    /// Refuses patterns that would be passed over, for no module that has an adapter has such a name: what is written for a fresh adapter
-    /// is meant.
-    fn check_patterns(&self, modules: &[Module], stacks: &[ExpertParameter]) -> Result<()> {
-        let targeted = modules.iter().filter(|module| self.targets(module));
-        let mut names: Vec<String> = targeted.flat_map(names_of).collect();
-        let targeted = stacks
-            .iter()
-            .filter(|stack| self.matches_parameter(&stack.name));
-        names.extend(targeted.map(|stack| stack.name.clone()));
-        let refuse = |key: &str, entry: &str, of: &str| {
-            Err(Error::Invalid(format!(
-                "`{key}`: `{entry}` is the name of no module {of}; the names are like `{}`",
-                names.first().map_or("", String::as_str)
-            )))
-        };
-        let adapted = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name));
-        let ranks = self
-            .rank_pattern
-            .iter()
-            .map(|(pattern, _)| ("rank_pattern", pattern));
-        let alphas = self
-            .alpha_pattern
-            .iter()
-            .map(|(pattern, _)| ("alpha_pattern", pattern));
-        if let Some((key, pattern)) = ranks.chain(alphas).find(|(_, own)| !adapted(own)) {
-            return refuse(key, pattern.source(), "that has an adapter");
-        }
-        let mut all = modules.iter().flat_map(names_of);
-        let layers = &self.layers_pattern;
-        if let Some(pattern) = layers.first()
-            && !all.any(|name| layers.iter().any(|own| own.layer_of(&name).is_some()))
-        {
-            return refuse(
-                "layers_pattern",
-                pattern.source(),
-                "before a layer's number",
-            );
-        }
-        let Some(Targets::List(excluded)) = &self.exclude_modules else {
-            return Ok(());
-        };
-        let known = |entry: &String| {
-            let mut all = modules.iter().flat_map(names_of);
-            all.any(|name| is_named(&name, entry))
-        };
-        match excluded.iter().find(|entry| !known(entry)) {
-            Some(entry) => refuse("exclude_modules", entry, "of the model"),
-            None => Ok(()),
-        }
     }
 
     /// Refuses entries of `target_modules` that mean nothing.
