@@ -172,12 +172,12 @@ fn a_model_generates_as_its_makers_say() {
         espalier(&arguments)
     };
     let one = generating(&format!(
-        "{{\"suppress_tokens\": {others:?}, \"typical_p\": 0.5}}"
+        "{{\"suppress_tokens\": {others:?}, \"top_h\": 0.5}}"
     ));
     for more in [&[][..], &["--beams", "2"]] {
         let output = generate(&one, more);
         assert_eq!(json(&output)["text"], "ttt", "{}", err(&output));
-        let named = err(&output).matches("left out: `typical_p`").count();
+        let named = err(&output).matches("left out: `top_h`").count();
         assert_eq!(named, 1, "{}", err(&output));
         assert_eq!(err(&generate(&one, &[more, &["--quiet"]].concat())), "");
     }

@@ -164,7 +164,7 @@ fn held_out_data_is_said_once() {
 /// What an evaluation says that is refused; nothing must have been measured.
 fn refused(folder: &Path, keys: &str) -> String {
     let text = format!(
-        "output = \"run\"\n[[stage]]\nname = \"measure\"\n[stage.evaluate]\nmodel = {:?}\nitems = 2\n{keys}\n",
+        "output = \"run\"\n[[stage]]\nname = \"measure\"\n[stage.evaluate]\nmodel = {:?}\nlimit = 2\n{keys}\n",
         model()
     );
     let recipe = folder.join("recipe.toml");

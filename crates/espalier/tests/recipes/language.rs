@@ -110,8 +110,8 @@ fn what_is_wrong_is_shown_with_its_line() {
             "3:1: unknown key `learning_rte`, did you mean `learning_rate`?",
         ),
         (
-            format!("[defaults.evaluate]\nitms = 1\n{stage}"),
-            "3:1: unknown key `itms`, did you mean `items`?",
+            format!("[defaults.evaluate]\nlimt = 1\n{stage}"),
+            "3:1: unknown key `limt`, did you mean `limit`?",
         ),
         (
             format!("[defaults.trian]\n{stage}"),

@@ -162,7 +162,7 @@ fn stages_that_do_nothing() {
     let evaluate = "output = 'run'\n[[stage]]\nname = 'e'\nevaluate = { model = 'm' }\n";
     let message = complaint(here, evaluate, &[]);
     assert!(
-        message.contains("stage `e`: the stage measures nothing; give one of `data`"),
+        message.contains("stage `e`: the stage measures nothing; give one of `tasks`, `data`"),
         "{message}"
     );
     let like = format!(
