@@ -43,7 +43,7 @@ fn merge(operands: Operands) -> Result<Vec<f32>, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::f32::consts::{FRAC_1_SQRT_2, SQRT_2};
+    use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
 
     use super::super::testing::{merged, near};
     use super::*;
