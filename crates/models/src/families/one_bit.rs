@@ -215,7 +215,8 @@ mod tests {
             assert!(found.contains(part), "{found}");
         }
         for model in ["mixtral", "jamba"] {
-            let found = error(model, json!({ BITS: "ternary" }));
+            let spec = changed(model, json!({ BITS: "ternary" })).unwrap();
+            let found = check(&spec).unwrap_err().to_string();
             assert!(found.contains("softmax attention"), "{found}");
         }
     }
