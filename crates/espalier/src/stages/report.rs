@@ -126,7 +126,7 @@ fn facts(results: &Map<String, Value>) -> Vec<String> {
             .values()
             .filter_map(move |figures| figures[key].as_f64())
     };
-    let parameters = all("parameters").last().unwrap_or(0.0);
+    let parameters = all("parameters").next_back().unwrap_or(0.0);
     let tokens: f64 = all("tokens").sum();
     let seconds: f64 = all("stage_seconds").sum();
     let memory = all("peak_bytes").fold(0.0, f64::max);

@@ -1,6 +1,6 @@
 //! BitNet b1.58 2B4T (arXiv 2504.12285): LLaMA with squared ReLU in its gate, and norms before the last map of attention and
 //! feed-forward layer, so that what is rounded to eight bits is of one size. Whether weights are rounded at all, `quantization_config`
-//! says, see [`super::one_bit`].
+//! says, see `one_bit.rs`.
 
 use super::llama_layout::{self, IGNORED, NAMES, PREFIX, Switches};
 use super::{Config, Family, ModuleNames, TensorEntry, table};

@@ -1,5 +1,5 @@
 //! GGUF files, the format of llama.cpp, as checkpoints of Hugging Face: tensors have the names and the order that the families know, and
-//! the metadata becomes a `config.json` ([`configuration`]).
+//! the metadata becomes a `config.json` (`configuration.rs`).
 //!
 //! Rows stay in the file, in its format; a tensor whose rows the converters have reordered (LLaMA's queries and keys) is put in order in
 //! memory of its own, in that format too. Nothing in a file is believed: see [`espalier_data::gguf`] for its header; here each tensor's
