@@ -84,7 +84,7 @@ const KEPT_LINES: usize = 8;
 const LAST_MOMENTS: Duration = Duration::from_millis(500);
 
 /// How long at least a line too many is waited for.
-const LAST_LINE: Duration = Duration::from_millis(20);
+const LAST_LINE: Duration = Duration::from_millis(200);
 
 /// The program, started when it is first asked.
 #[derive(Debug)]
