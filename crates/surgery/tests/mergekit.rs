@@ -1,4 +1,4 @@
-//! Every merge of the fixtures beside mergekit's: tensors to 1e-6, configurations exactly. `tests/fixtures/merges` was made by mergekit 0.1.4.
+//! Every merge of the fixtures beside mergekit's: tensors to 1e-6, configurations exactly. `tests/fixtures/merges` was made by mergekit 0.1.5.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -151,10 +151,10 @@ impl Model {
         }
     }
 
-    /// Whether a tensor's numbers are all finite.
+    /// The numbers of a tensor by its name in the file.
     ///
     /// # Errors
-    /// The first tensor with a number that is not, or that cannot be read.
+    /// When it cannot be read, or one of them is not finite.
     pub fn read(&self, stored: &str) -> Result<Vec<f32>> {
         let numbers = self.checkpoint.read_f32(stored, None)?;
         match numbers.iter().position(|number| !number.is_finite()) {

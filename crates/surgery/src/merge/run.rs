@@ -272,7 +272,7 @@ fn one(
     })
 }
 
-/// Bytes that a tensor takes while it is merged: its inputs, and two more of its size for what a method needs beside them.
+/// Bytes that a tensor takes while it is merged: its inputs and the result, in f32.
 fn bytes(tensor: &PlannedTensor) -> u64 {
     4 * (tensor.elements() * (tensor.inputs.len() + 1)) as u64
 }
